@@ -1,0 +1,1 @@
+"""Invoke and Nox tasks that build, prove and run multi-architecture container images."""

@@ -1,0 +1,240 @@
+"""The seam to other programs: run an argv list, or say what would be run.
+
+Each child leads its own session, so that one signal reaches it and all that it started; it has a
+deadline, then TERM, then KILL. Nothing ever passes through a shell, and whatever is echoed or kept
+is redacted first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol
+
+from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
+
+__all__ = ["Commands", "Completed", "Runner", "redact"]
+
+_GRACE = 10.0  # seconds between a polite signal and KILL: buildx needs some to cancel its solve
+_TAIL = 200  # lines of a streamed child's output that are kept for messages
+
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
+    (re.compile(r"(?i)(authorization:\s*(?:bearer\s+|basic\s+)?)\S+"), r"\1***"),
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{16,}"), r"\1***"),
+)
+
+
+def redact(text: str) -> str:
+    """The text without user information in URLs and without authorization headers."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A command that has ended; ``returncode`` is negative for a signal, as in subprocess."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str = ""
+    stderr: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with status 0."""
+        return self.returncode == 0
+
+    @property
+    def reason(self) -> str:
+        """The last line that it wrote to standard error, or its status in words."""
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"{self.argv[0]} ended with status {self.returncode}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """How a command is to run: added environment, standard input, deadline in seconds, folder."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes | None = None
+    timeout: float | None = None
+    cwd: Path | None = None
+
+
+_PLAIN = Call()
+
+
+class Runner(Protocol):
+    """What a service may do to the world. Tests pass a scripted one."""
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether commands that change something are shown instead of run."""
+
+    def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
+        """Run a command to its end and capture what it writes."""
+
+    def stream(self, argv: Sequence[str], call: Call = _PLAIN) -> Completed:
+        """Run a changing command whose output the user watches."""
+
+    def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
+        """Start a daemon that outlives this process; gives its pid."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write to a kernel file such as binfmt_misc's ``register``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commands:
+    """The real runner. ``echo`` is where a dry run prints; ``live`` where streamed output goes."""
+
+    dry_run: bool = False
+    echo: IO[str] = field(default_factory=lambda: sys.stdout)
+    live: IO[str] = field(default_factory=lambda: sys.stderr)
+
+    def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
+        """Run ``argv`` to its end and give status and output, whatever the status is.
+
+        With ``mutates`` a dry run prints the command and reports success. Raises
+        :class:`EngineError` for a program that does not exist and :class:`DeadlineExceeded`
+        past the call's time-out, when the whole process group has been ended.
+        """
+        if mutates and self.dry_run:
+            return self._show(argv, call)
+        child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with _supervised(child, call.timeout):
+            stdout, stderr = child.communicate(call.stdin)
+        return Completed(
+            argv=tuple(argv),
+            returncode=child.returncode,
+            stdout=stdout.decode(errors="replace"),
+            stderr=redact(stderr.decode(errors="replace")),
+        )
+
+    def stream(self, argv: Sequence[str], call: Call = _PLAIN) -> Completed:
+        """Run ``argv`` with its output on the terminal, unharmed; nothing reaches our stdout.
+
+        On a terminal the child has it to itself, colours and moving cursor included. Elsewhere
+        its lines are redacted, passed on, and the last of them kept in ``stderr``.
+        """
+        if self.dry_run:
+            return self._show(argv, call)
+        if _is_terminal(self.live):
+            child = _popen(argv, call, stdout=self.live, stderr=self.live)
+            with _supervised(child, call.timeout):
+                child.wait()
+            return Completed(argv=tuple(argv), returncode=child.returncode)
+        child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        tail: deque[str] = deque(maxlen=_TAIL)
+        with _supervised(child, call.timeout):
+            self._pass_on(child, tail)
+        return Completed(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
+
+    def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
+        """Start a daemon that outlives this process, its output appended to ``log``."""
+        if self.dry_run:
+            self._show(argv, call)
+            return 0
+        with log.open("ab") as output:
+            return _popen(argv, call, stdout=output, stderr=output).pid
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write ``data`` in one system call, as binfmt_misc wants it; a dry run prints it."""
+        if self.dry_run:
+            shown = shlex.quote(data.decode("latin-1"))
+            print(f"printf %s {shown} > {path}", file=self.echo, flush=True)
+            return
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+    def _show(self, argv: Sequence[str], call: Call) -> Completed:
+        added = [f"{name}={shlex.quote(value)}" for name, value in call.env.items()]
+        print(redact(" ".join([*added, shlex.join(argv)])), file=self.echo, flush=True)
+        return Completed(argv=tuple(argv), returncode=0)
+
+    def _pass_on(self, child: subprocess.Popen[bytes], tail: deque[str]) -> None:
+        assert child.stdout is not None  # noqa: S101 - for the type checker; _popen made the pipe
+        for raw in child.stdout:
+            line = redact(raw.decode(errors="replace"))
+            tail.append(line)
+            self.live.write(line)
+            self.live.flush()
+        child.wait()
+
+
+def _is_terminal(stream: IO[str]) -> bool:
+    try:
+        return os.isatty(stream.fileno())
+    except (OSError, ValueError):  # a captured stream has no descriptor
+        return False
+
+
+def _popen(
+    argv: Sequence[str], call: Call, *, stdout: int | IO[str] | IO[bytes], stderr: int | IO[str] | IO[bytes]
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL if call.stdin is None else subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, **call.env},
+            cwd=call.cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        missing = call.cwd if call.cwd is not None and not call.cwd.is_dir() else argv[0]
+        raise EngineError(f"{str(missing)!r} does not exist here", hint="inv doctor") from error
+
+
+@contextlib.contextmanager
+def _supervised(child: subprocess.Popen[bytes], timeout: float | None) -> Iterator[None]:
+    """End the child's group when the deadline passes or when this process is interrupted."""
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _end(child, signal.SIGTERM, grace=2.0)
+
+    timer = threading.Timer(timeout, expire) if timeout is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end(child, signal.SIGINT, grace=_GRACE)
+        raise Interrupted(f"interrupted; {child.args[0]} was ended") from None
+    except BaseException:
+        _end(child, signal.SIGTERM, grace=2.0)
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if expired.is_set():
+        raise DeadlineExceeded(f"{shlex.join(child.args)} took longer than {timeout:g} s and was ended")
+
+
+def _end(child: subprocess.Popen[bytes], polite: int, grace: float) -> None:
+    """Send ``polite`` to the child's group, wait, then KILL whatever is left of the group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, polite)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(grace)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,244 @@
+"""The edge between Invoke and the services: options that every task has, errors, exit codes.
+
+Invoke has no optional positional argument, takes no underscored names and ends every usage error
+with 1; what is needed beyond it stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from invoke import Collection, Context, Exit, Task
+from invoke.parser import Argument
+from invoke.parser.parser import ParseMachine
+
+from buildkit_tasks.errors import BuildkitTasksError, Interrupted
+
+if TYPE_CHECKING:
+    from buildkit_tasks.line import Line
+
+__all__ = ["Edge", "Job", "Option", "collection", "job"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option of tasks, declared once: ``setting`` is the key of the settings that it sets.
+
+    ``default`` also tells Invoke what it is: text, False for a flag, an empty tuple for a list.
+    """
+
+    name: str
+    help: str
+    default: str | bool | tuple[()] = ""
+    setting: str = ""
+    short: str = ""
+    positional: bool = False
+
+
+_COMMON = (
+    Option(
+        name="json",
+        default=False,
+        help="print one JSON document on standard output, everything else on standard error",
+    ),
+    Option(name="dry_run", default=False, help="print the exact commands and change nothing"),
+    Option(name="debug", default=False, help="show the traceback of an error"),
+)
+
+
+@dataclass(kw_only=True)
+class Edge:
+    """One task's invocation: what it was given, and how it speaks to the user."""
+
+    context: Context
+    options: Mapping[str, Any]
+    flags: Mapping[str, Any]
+    code: int = field(default=0, init=False)
+
+    @property
+    def json(self) -> bool:
+        """Whether standard output is for one JSON document."""
+        return bool(self.options["json"])
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The report files asked for."""
+        return tuple(self.options.get("report") or ())
+
+    @cached_property
+    def line(self) -> Line:
+        """The line of services, under the settings that hold for this invocation."""
+        from buildkit_tasks.commands import Commands  # noqa: PLC0415 - nothing is imported for a listing
+        from buildkit_tasks.line import Line  # noqa: PLC0415
+        from buildkit_tasks.settings import load  # noqa: PLC0415
+
+        settings = load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
+        dry = bool(self.options["dry_run"] or self.context.config.run.dry)
+        echo = sys.stderr if self.json else sys.stdout
+        return Line(settings=settings, run=Commands(dry_run=dry, echo=echo), tell=self.tell)
+
+    @staticmethod
+    def tell(message: str) -> None:
+        """Say what goes on, on standard error."""
+        from buildkit_tasks.commands import redact  # noqa: PLC0415
+
+        print(redact(message), file=sys.stderr, flush=True)
+
+    def show(self, report: Any, code: int = 1) -> None:
+        """Show a report in every form asked for; ``code`` is the exit code if it is not ok."""
+        from buildkit_tasks import report as render  # noqa: PLC0415
+
+        if self.json:
+            sys.stdout.write(render.to_json(report))
+        else:
+            render.print_table(report, sys.stdout, colour=render.wants_colour(sys.stdout, os.environ))
+        sys.stdout.flush()
+        render.write_reports(report, self.reports)
+        render.announce_in_github(report, os.environ)
+        self.code = 0 if report.ok else code
+
+    def say(self, document: Mapping[str, Any], text: str) -> None:
+        """Show a result that is no report: a document with ``--json``, else a line of text."""
+        print(json.dumps(document) if self.json else text, flush=True)
+
+    def fail(self, error: BuildkitTasksError) -> int:
+        """Show an error once, redacted, and give its exit code."""
+        if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
+            traceback.print_exception(error)
+        if self.json:
+            print(json.dumps({"ok": False, "error": str(error), "exit_code": error.exit_code}), flush=True)
+        self.tell(f"error: {error}")
+        return error.exit_code
+
+
+def job(*options: Option) -> Callable[[Callable[[Edge], None]], Job]:
+    """Make an Invoke task of a function that takes an :class:`Edge`, with these options.
+
+    Every task also has ``--json``, ``--dry-run`` and ``--debug``.
+    """
+    return lambda body: Job(body, (*options, *_COMMON))
+
+
+class Job(Task[Any]):
+    """An Invoke task made of declared options; a positional one may be left out."""
+
+    def __init__(self, body: Callable[[Edge], None], options: tuple[Option, ...]) -> None:
+        self.options = {option.name: option for option in options}
+        super().__init__(
+            _wrapped(body, options),
+            iterable=[option.name for option in options if option.default == ()],
+            positional=[],
+            auto_shortflags=False,
+            help={option.name: option.help for option in options},
+        )
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """The arguments, with their short names and the optional positional."""
+        arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
+        for argument in arguments:
+            option = self.options[str(argument.name)]
+            if option.positional:
+                argument.__class__ = _OptionalPositional
+            if option.short:
+                argument.names = (*argument.names, option.short)
+        return arguments
+
+
+class _OptionalPositional(Argument):
+    """An option that also takes the first word that is neither an option nor a task."""
+
+
+def _wrapped(body: Callable[[Edge], None], options: tuple[Option, ...]) -> Callable[..., None]:
+    first = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
+    own = (
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default or type(option.default)())
+        for option in options
+    )
+    signature = inspect.Signature([first, *own])
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        flags = {option.setting: given[option.name] for option in options if option.setting}
+        edge = Edge(context=given.pop("c"), options=given, flags=flags)
+        code = _run(edge, body)
+        if code:
+            raise Exit(code=code)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
+    return call
+
+
+def _run(edge: Edge, body: Callable[[Edge], None]) -> int:
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if edge.reports:
+            from buildkit_tasks.report import check_report_paths  # noqa: PLC0415 - before any work is done
+
+            check_report_paths(edge.reports)
+        body(edge)
+    except KeyboardInterrupt:
+        return edge.fail(Interrupted("interrupted"))
+    except BuildkitTasksError as error:
+        return edge.fail(error)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return edge.code
+
+
+def _interrupt(*_: object) -> None:
+    """TERM is answered like Ctrl-C: children are ended, files and containers removed."""
+    raise KeyboardInterrupt
+
+
+def collection(*jobs: Job) -> Collection:
+    """The tasks as a namespace, its settings known to Invoke (so that it shows and merges them)."""
+    from buildkit_tasks.settings import KEYS  # noqa: PLC0415
+
+    namespace = Collection(*jobs)
+    # None, not the defaults: Invoke cannot read a list from the environment, and None is "not given".
+    namespace.configure({"buildkit": dict.fromkeys(KEYS)})
+    return namespace
+
+
+_stock_handle = ParseMachine.handle
+
+
+def _handle(machine: ParseMachine, token: str) -> None:
+    """Invoke's own, with underscored names and with the first plain word as the positional."""
+    flags = machine.context.flags if machine.context else {}
+    dashed = token if machine.waiting_for_flag_value else _dashed(token, (*flags, *machine.contexts))
+    argument = _open_positional(machine, dashed)
+    if argument is not None:
+        argument.value = dashed
+    else:
+        _stock_handle(machine, dashed)
+
+
+def _dashed(token: str, known: Iterable[str]) -> str:
+    candidate = token.replace("_", "-")
+    return candidate if candidate != token and token not in known and candidate in known else token
+
+
+def _open_positional(machine: ParseMachine, token: str) -> Argument | None:
+    """The positional that this word would be, if it is neither a flag, nor a value, nor a task."""
+    context = machine.context
+    if context is None or machine.waiting_for_flag_value or token.startswith("-") or token in machine.contexts:
+        return None
+    arguments = (each for each in context.args.values() if isinstance(each, _OptionalPositional))
+    return next((each for each in arguments if each.raw_value is None), None)
+
+
+ParseMachine.handle = _handle  # type: ignore[method-assign]

@@ -1,0 +1,1 @@
+"""Run a platform's image and tell how it ended."""

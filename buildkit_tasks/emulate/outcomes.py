@@ -1,0 +1,90 @@
+"""What is asked of a run, and what its end means."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.results import Outcome
+
+__all__ = ["Ending", "Expectation", "judge"]
+
+_SIGILL = 132  # 128 + SIGILL, as a shell and an init report a fatal signal
+_KILLED = 137
+_FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
+# What QEMU itself says when it is at fault: a guest's own fatal signal reads "uncaught target signal".
+_QEMU_FAULT = re.compile(
+    r"QEMU internal SIG\w+|qemu[\w-]*: (?:fatal|internal error|unhandled)|qemu[\w/.-]*:[^\n]*Assertion|"
+    r"\*\*\s*\n?ERROR:[^\n]*(?:tcg|accel|linux-user)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """The exit status and the regular expression that a guest's standard output must meet.
+
+    In the expression ``{goarch}``, ``{platform}`` and ``{machine}`` stand for what Go calls the
+    architecture, the platform's name, and any name that ``uname -m`` has for it.
+    """
+
+    pattern: str = ""
+    exit_code: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self._filled("x", "x", "x"))
+        except re.error as error:
+            raise UsageError(f"--expect {self.pattern!r} is no regular expression: {error}") from error
+
+    def regex(self, platform: Platform) -> str:
+        """The expression for one platform."""
+        machine = "|".join(map(re.escape, platform.machine.uname))
+        return self._filled(re.escape(platform.architecture), re.escape(str(platform)), f"(?:{machine})")
+
+    def _filled(self, goarch: str, platform: str, machine: str) -> str:
+        values = {"{goarch}": goarch, "{platform}": platform, "{machine}": machine}
+        text = self.pattern
+        for name, value in values.items():
+            text = text.replace(name, value)
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What was seen when a guest ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    emulated: bool
+    out_of_memory: bool = False
+
+
+def judge(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str]:
+    """The outcome and, where it did not pass, the reason in words.
+
+    An emulator's own crash is told from the guest's, and both from a program that ran and failed.
+    """
+    if ending.out_of_memory:
+        return Outcome.FAILED, "the guest was killed: it went over its memory limit"
+    if _FORMAT_ERROR.search(ending.stderr) and ending.exit_code in (1, 126, 127, 255):
+        return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
+    if ending.emulated and ending.exit_code > 128 and _QEMU_FAULT.search(ending.stderr):  # noqa: PLR2004
+        return Outcome.EMULATOR_CRASH, f"the emulator crashed: {_last_line(ending.stderr)}"
+    if ending.exit_code == _SIGILL and expectation.exit_code != _SIGILL:
+        return Outcome.ILLEGAL_INSTRUCTION, f"an instruction that this CPU does not have: {_last_line(ending.stderr)}"
+    if ending.exit_code != expectation.exit_code:
+        said = f": {_last_line(ending.stderr)}" if ending.stderr.strip() else ""
+        return Outcome.FAILED, f"exit status {ending.exit_code}, expected {expectation.exit_code}{said}"
+    wanted = expectation.regex(platform)
+    if not re.search(wanted, ending.stdout, re.MULTILINE):
+        return Outcome.FAILED, f"its output does not match {wanted!r}"
+    return Outcome.PASSED, ""
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,222 @@
+"""QEMU and its handlers: find out what runs here, register what is missing, prove it by running.
+
+The probe decides. Whatever an installer's status or the handler table may say, a platform runs here
+when its tiny program has been run and has ended with the status that only it can end with.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from buildkit_tasks.binaries.elf import interpreter as loader_of
+from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
+from buildkit_tasks.binfmt import Binfmt, Handler
+from buildkit_tasks.commands import Call, Runner
+from buildkit_tasks.debian import Packages, Tell, provision
+from buildkit_tasks.engine.daemon import Engine
+from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
+from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError, EngineError
+from buildkit_tasks.platforms import Machine, Platform
+from buildkit_tasks.results import PlatformSetup
+from buildkit_tasks.settings import Settings, cache_folder
+
+__all__ = ["Emulators", "qemu_version", "require_emulators"]
+
+_PROBE_SECONDS = 10.0
+_VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulators:
+    """What is needed to look after the emulators of one engine."""
+
+    engine: Engine
+    settings: Settings
+    run: Runner
+    tell: Tell
+
+    @cached_property
+    def table(self) -> Binfmt:
+        """The kernel's handlers, with the ledger of those that we added."""
+        return Binfmt(run=self.run, ledger=cache_folder(self.settings) / "binfmt.json")
+
+    def inspect(self, platforms: Sequence[Platform]) -> tuple[PlatformSetup, ...]:
+        """Run every platform's probe and say how it runs; changes nothing on a local engine."""
+        if not self.engine.local:
+            failures = runs_in_containers(self.engine, platforms, self.run)
+            return tuple(self._remote_row(platform, words) for platform, words in failures.items())
+        failures_here = probe({platform.machine.architecture: platform.machine for platform in platforms}, self)
+        return tuple(self._row(platform, failures_here[platform.architecture]) for platform in platforms)
+
+    def ensure(self, platforms: Sequence[Platform], *, recreate: bool = False) -> tuple[PlatformSetup, ...]:
+        """Register what is missing, then :meth:`inspect`; a row's ``runs`` is False if it still fails.
+
+        Handlers that work are kept. One that is there and does not work is somebody else's: it is
+        replaced only with ``recreate``.
+        """
+        rows = self.inspect(platforms)
+        broken = [Platform.parse(row.platform) for row in rows if not row.runs]
+        if not broken or self.settings.emulators == "none":
+            return rows
+        if self.engine.local:
+            self._register(broken, recreate=recreate)
+        else:
+            self._install_image(broken)
+        return self.inspect(platforms)
+
+    def _register(self, broken: Sequence[Platform], *, recreate: bool) -> None:
+        self.table.mount()
+        machines = {platform.architecture: platform.machine for platform in broken}
+        for machine in machines.values():
+            handlers = [each for each in self.table.handlers() if each.matches(machine)]
+            if handlers and not recreate:
+                continue
+            for handler in handlers:
+                self.tell(f"removing handler {handler.name}, which does not work")
+                self.table.remove(handler)
+            self._add(machine)
+
+    def _add(self, machine: Machine) -> None:
+        """Register one architecture from the best source there is."""
+        program = None if self.settings.emulators == "image" else self._qemu(machine)
+        if program is None:
+            self._install_image([Platform("linux", machine.architecture)])
+            return
+        self.tell(f"registering {program} for linux/{machine.architecture}")
+        self.table.register(machine, program)
+
+    def _qemu(self, machine: Machine) -> Path | None:
+        """A static QEMU for this architecture: the host's, else Debian's in the private prefix."""
+        return _host_qemu(machine) or self._debian_qemu(machine)
+
+    def _debian_qemu(self, machine: Machine) -> Path | None:
+        prefix = cache_folder(self.settings) / "debian" / "qemu"
+        try:
+            provision(prefix, [Packages(names=("qemu-user",))], self.run, self.tell)
+        except EngineError as error:
+            if self.settings.emulators == "host":
+                raise EmulatorError(error.message, hint=error.hint) from error
+            self.tell(error.message)
+            return None
+        program = prefix / "usr/bin" / f"qemu-{machine.qemu}"
+        return program if program.exists() or self.run.dry_run else None
+
+    def _install_image(self, platforms: Sequence[Platform]) -> None:
+        self.tell("registering emulators with the tonistiigi/binfmt image")
+        complaint = install_with_image(self.engine, platforms, self.run)
+        if complaint:
+            self.tell(f"tonistiigi/binfmt: {complaint}")
+
+    def _remote_row(self, platform: Platform, failure: str) -> PlatformSetup:
+        native = platform == self.engine.native
+        return PlatformSetup(platform=str(platform), native=native, runs=not failure, message=failure)
+
+    def _row(self, platform: Platform, failure: str) -> PlatformSetup:
+        handler = self.table.winner(platform.machine)
+        if handler is None:
+            message = f"no emulator is registered for it ({failure})" if failure else ""
+            return PlatformSetup(platform=str(platform), native=not failure, runs=not failure, message=message)
+        message = _fault(handler, failure)
+        return PlatformSetup(
+            platform=str(platform),
+            native=False,
+            handler=handler.name,
+            interpreter=handler.interpreter,
+            flags=handler.flags,
+            runs=not message,
+            message=message,
+        )
+
+
+def require_emulators(rows: Iterable[PlatformSetup]) -> None:
+    """Raise :class:`EmulatorError` if a platform does not run, with each one's cause."""
+    broken = [row for row in rows if not row.runs]
+    if not broken:
+        return
+    others = "".join(f"\n{row.platform}: {row.message}" for row in broken[1:])
+    stubborn = any(row.handler for row in broken)
+    hint = "inv setup-builder --recreate (replaces handlers that do not work)" if stubborn else "sudo inv setup-builder"
+    raise EmulatorError(broken[0].message + others, platform=broken[0].platform, hint=hint)
+
+
+def probe(machines: dict[str, Machine], emulators: Emulators) -> dict[str, str]:
+    """For each architecture the words why its program does not run; empty where it does."""
+    folder = cache_folder(emulators.settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not in /tmp, which may be mounted noexec.
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder) as place, ThreadPoolExecutor(4) as pool:
+        programs = {name: _written(Path(place) / name, machine) for name, machine in machines.items()}
+        # All files are closed before the first is run: a child holding one open gives ETXTBSY.
+        found = pool.map(lambda path: _run_probe(path, emulators.run), programs.values())
+        return dict(zip(programs, found, strict=True))
+
+
+def _written(path: Path, machine: Machine) -> Path:
+    path.write_bytes(probe_program(machine))
+    path.chmod(0o700)
+    return path
+
+
+def _run_probe(program: Path, run: Runner) -> str:
+    try:
+        done = run.run([str(program)], Call(timeout=_PROBE_SECONDS))
+    except DeadlineExceeded:
+        return f"its probe did not end within {_PROBE_SECONDS:.0f} s"
+    except BuildkitTasksError as error:
+        return error.message
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if done.returncode == PROBE_STATUS else f"its probe failed: {done.reason}"
+
+
+def _fault(handler: Handler, failure: str) -> str:
+    """Why a handler does not serve, or nothing. Without F it serves the host, but no container."""
+    present = Path(handler.interpreter).exists()
+    if not handler.enabled:
+        return f"handler {handler.name} is disabled"
+    if not present and failure:
+        return f"handler {handler.name} names the interpreter {handler.interpreter}, which does not exist"
+    if failure:
+        return f"handler {handler.name} with {handler.interpreter}: {failure}"
+    if "F" not in handler.flags:
+        return (
+            f"handler {handler.name} has flags {handler.flags or 'none'!r} without F: "
+            f"{handler.interpreter} cannot be found inside a container"
+        )
+    return ""
+
+
+def _host_qemu(machine: Machine) -> Path | None:
+    """The host's QEMU if it is static: a dynamic one cannot find its libraries in a container."""
+    for name in (f"qemu-{machine.qemu}-static", f"qemu-{machine.qemu}"):
+        found = shutil.which(name)
+        if found is None:
+            continue
+        with open(found, "rb") as stream:  # noqa: PTH123 - shutil.which gives text
+            if loader_of(stream) is None:
+                return Path(found)
+    return None
+
+
+def with_versions(rows: Sequence[PlatformSetup], run: Runner) -> tuple[PlatformSetup, ...]:
+    """The same rows with the version that each interpreter prints of itself."""
+    programs = {row.interpreter for row in rows if row.interpreter and Path(row.interpreter).exists()}
+    versions = {program: qemu_version(program, run) for program in programs}
+    return tuple(replace(row, version=versions.get(row.interpreter, "")) for row in rows)
+
+
+def qemu_version(program: str, run: Runner) -> str:
+    """The version that a QEMU binary prints, such as 11.1.2; empty where it does not say."""
+    try:
+        done = run.run([program, "--version"], Call(timeout=_PROBE_SECONDS))
+    except BuildkitTasksError:
+        return ""
+    found = _VERSION.search(done.stdout)
+    return found[1] if found else ""

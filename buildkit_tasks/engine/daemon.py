@@ -1,0 +1,202 @@
+"""A running Docker engine: find it, ask what it can do, and call its tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from buildkit_tasks.commands import Call, Runner
+from buildkit_tasks.debian import Packages, Tell, provision
+from buildkit_tasks.errors import EngineError, SettingsError
+from buildkit_tasks.platforms import Platform, platform_of_uname
+from buildkit_tasks.results import EngineSummary
+from buildkit_tasks.settings import Settings, cache_folder
+
+__all__ = ["DEFAULT_ENDPOINT", "Engine", "Tools", "describe_engine", "docker_tools", "find_system_engine", "listens"]
+
+_ANSWER_SECONDS = 30.0  # row 55: an engine that says nothing for this long has stopped answering
+DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The client programs: argv prefixes of ``docker`` and of buildx."""
+
+    docker: tuple[str, ...]
+    buildx: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A Docker engine that answered.
+
+    ``store`` is ``containerd`` or ``graph`` (the classic image store); ``local`` tells whether its
+    kernel is this one, so that binfmt_misc here is the one that its containers see; ``context`` is
+    docker's context, after which buildx names the engine's own builder.
+    """
+
+    kind: str
+    endpoint: str
+    version: str
+    store: str
+    native: Platform
+    local: bool
+    tools: Tools
+    context: str = "default"
+    mirrors: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> bool:
+        """Whether it is only what a dry run would start."""
+        return not self.version
+
+    @property
+    def summary(self) -> EngineSummary:
+        """What reports say of it."""
+        return EngineSummary(
+            kind=self.kind, endpoint=self.endpoint, version=self.version, store=self.store
+        )
+
+    def call(self, **options: Any) -> Call:
+        """How to run a client of this engine."""
+        return Call(env={**self.env, **options.pop("env", {})}, **options)
+
+
+def find_system_engine(settings: Settings, run: Runner, tell: Tell) -> Engine | str:
+    """The engine that the user's environment names, or the words why there is none."""
+    endpoint = _endpoint()
+    if not listens(endpoint):
+        return f"no Docker daemon answers at {endpoint}"
+    tools = docker_tools(settings, run, tell)
+    try:
+        return replace(describe_engine("system", endpoint, tools, {}, run), context=_context())
+    except EngineError as error:
+        return error.message
+
+
+def describe_engine(
+    kind: str, endpoint: str, tools: Tools, env: Mapping[str, str], run: Runner
+) -> Engine:
+    """Ask a daemon what it is. Raises :class:`EngineError` with its client's words if it is down."""
+    argv = [*tools.docker, "info", "--format={{json .}}"]
+    done = run.run(argv, Call(env=env, timeout=_ANSWER_SECONDS))
+    info = _parsed(done.stdout)
+    if not info.get("ServerVersion"):
+        words = (info.get("ServerErrors") or [done.reason])[0]
+        raise EngineError(f"the Docker daemon at {endpoint} does not answer: {words}")
+    return Engine(
+        kind=kind,
+        endpoint=endpoint,
+        version=info["ServerVersion"],
+        store=_store(info),
+        native=platform_of_uname(info["Architecture"]),
+        local=endpoint.startswith("unix:") and info.get("KernelVersion") == os.uname().release,
+        tools=tools,
+        mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
+        env=env,
+    )
+
+
+def docker_tools(settings: Settings, run: Runner, tell: Tell) -> Tools:
+    """The user's docker and buildx; whichever is missing comes from Debian, for us alone."""
+    docker = shutil.which("docker")
+    if docker is not None and _has_buildx_plugin():
+        return Tools(docker=(docker,), buildx=(docker, "buildx"))
+    prefix = provision(
+        cache_folder(settings) / "debian" / "tools",
+        [Packages(names=("docker-cli", "docker-buildx"))],
+        run,
+        tell,
+    )
+    # buildx also runs by itself, without docker's plugin folders or anybody's config.json.
+    buildx = prefix / "usr/libexec/docker/cli-plugins/docker-buildx"
+    return Tools(docker=(docker or str(prefix / "usr/bin/docker"),), buildx=(str(buildx),))
+
+
+def _has_buildx_plugin() -> bool:
+    """Whether docker would find buildx, in the folders where docker's CLI looks for plugins."""
+    folders = (
+        _docker_config_folder() / "cli-plugins",
+        *(Path(str(folder)) for folder in _docker_config().get("cliPluginsExtraDirs", ())),
+        *(Path(root) / "docker/cli-plugins" for root in _PLUGIN_ROOTS),
+    )
+    return any(os.access(folder / "docker-buildx", os.X_OK) for folder in folders)
+
+
+_PLUGIN_ROOTS = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
+
+
+def _docker_config_folder() -> Path:
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+
+
+def _docker_config() -> dict[str, Any]:
+    """The user's config.json, read only. Raises :class:`SettingsError` if it is malformed."""
+    path = _docker_config_folder() / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: {error}", hint="mend or remove that file") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}: not a JSON object", hint="mend or remove that file")
+    return found
+
+
+def _endpoint() -> str:
+    """Where docker's CLI would connect: DOCKER_HOST, then the context, then the default."""
+    if os.environ.get("DOCKER_HOST"):
+        return os.environ["DOCKER_HOST"]
+    context = _context()
+    return DEFAULT_ENDPOINT if context == "default" else _context_endpoint(context)
+
+
+def _context() -> str:
+    if os.environ.get("DOCKER_HOST"):
+        return "default"
+    return os.environ.get("DOCKER_CONTEXT") or str(_docker_config().get("currentContext", "default"))
+
+
+def _context_endpoint(name: str) -> str:
+    """The host of a docker context, from its metadata file (named by docker after sha256 of name)."""
+    for meta in (_docker_config_folder() / "contexts/meta").glob("*/meta.json"):
+        found = _parsed(meta.read_text(encoding="utf-8"))
+        if found.get("Name") == name:
+            return str(found.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT))
+    raise SettingsError(f"docker context {name!r} does not exist", hint="docker context ls")
+
+
+def listens(endpoint: str) -> bool:
+    """Whether something accepts connections at a unix socket; other endpoints are for docker to try."""
+    parts = urlsplit(endpoint)
+    if parts.scheme != "unix":
+        return True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(parts.path)
+        except OSError:
+            return False
+    return True
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _store(info: Mapping[str, Any]) -> str:
+    rows = [tuple(row) for row in info.get("DriverStatus") or ()]
+    containerd = ("driver-type", "io.containerd.snapshotter.v1") in rows
+    return "containerd" if containerd else "graph"

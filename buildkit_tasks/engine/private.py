@@ -1,0 +1,290 @@
+"""A private Docker engine: Debian's packages under the user's cache folder, started when needed.
+
+Its daemon has its own data, its own socket (mode 0600, in a folder that only its owner may enter)
+and its own pid file; nothing of it is installed into the system. What it is and when it started is
+kept in ``state.json``, so that no other process is ever taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildkit_tasks.commands import Call, Runner
+from buildkit_tasks.debian import Packages, Tell, provision
+from buildkit_tasks.engine.daemon import DEFAULT_ENDPOINT, Engine, Tools, describe_engine, docker_tools, listens
+from buildkit_tasks.engine.network import iptables_program, remove_bridge
+from buildkit_tasks.errors import EngineError
+from buildkit_tasks.platforms import native_platform
+from buildkit_tasks.processes import Process, processes_naming
+from buildkit_tasks.settings import Settings, cache_folder
+
+__all__ = ["PrivatePaths", "ensure_private_engine", "stop_private_engine"]
+
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+
+_ENGINE_PACKAGES = (
+    Packages(names=("containerd", "docker.io")),
+    # Testing's runc wants a newer libc than a stable host has: the host's own release serves.
+    Packages(names=("runc", "iptables", "tini"), suite="host", dependencies=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivatePaths:
+    """Where one private engine keeps its things; ``name`` tells several engines apart."""
+
+    cache: Path
+    name: str = "engine"
+
+    @property
+    def home(self) -> Path:
+        """Configuration, state and log."""
+        return self.cache / self.name
+
+    @property
+    def prefix(self) -> Path:
+        """The unpacked packages."""
+        return self.cache / "debian" / "engine"
+
+    @property
+    def runtime(self) -> Path:
+        """Sockets and mounts: short, since a socket's path may have 107 bytes, and gone at reboot."""
+        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
+        return Path("/run/buildkit-tasks") / digest
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's only listener."""
+        return self.runtime / "docker.sock"
+
+    @property
+    def endpoint(self) -> str:
+        """The socket as docker's clients write it."""
+        return f"unix://{self.socket}"
+
+    @property
+    def data(self) -> Path:
+        """Images, containers and build cache."""
+        return self.home / "data"
+
+    @property
+    def state(self) -> Path:
+        """Which process is the daemon."""
+        return self.home / "state.json"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon says."""
+        return self.home / "dockerd.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """The daemon's process, and whether docker0 was made for it."""
+
+    process: Process
+    made_bridge: bool = False
+
+
+def ensure_private_engine(
+    settings: Settings, run: Runner, tell: Tell, *, store: str = "containerd", name: str = "engine"
+) -> Engine:
+    """The private engine, provisioned and started if it is not running.
+
+    Raises :class:`EngineError` where it cannot be: not root, no apt, no NAT in the kernel, or a
+    daemon that does not come up (with the end of its log).
+    """
+    paths = PrivatePaths(cache_folder(settings), name)
+    tools = docker_tools(settings, run, tell)
+    env = {"DOCKER_HOST": paths.endpoint, "BUILDX_CONFIG": str(paths.home / "buildx")}
+    with contextlib.suppress(EngineError):
+        if _running(paths):
+            return describe_engine("private", paths.endpoint, tools, env, run)
+    if os.geteuid() != 0:
+        raise EngineError(
+            "no Docker daemon answers, and a private one can be started by root only",
+            hint="sudo inv setup-builder, or install and start Docker with buildx",
+        )
+    with _locked(paths, run):
+        if not _running(paths):
+            provision(paths.prefix, _ENGINE_PACKAGES, run, tell)
+            _start(paths, store, run, tell)
+        if run.dry_run:
+            return _planned(paths, tools, env)
+        _await_ready(paths)
+    return describe_engine("private", paths.endpoint, tools, env, run)
+
+
+def stop_private_engine(
+    settings: Settings, run: Runner, tell: Tell, *, keep_state: bool = False, name: str = "engine"
+) -> bool:
+    """End the private engine, that process alone, and remove what it kept unless told not to.
+
+    Gives whether one was running. The downloaded packages stay: they are a cache.
+    """
+    paths = PrivatePaths(cache_folder(settings), name)
+    state = _recorded(paths)
+    running = state is not None and state.process.alive
+    if run.dry_run:
+        tell(f"would end {state.process.pid if running and state else 'nothing'} and remove {paths.home}")
+        return running
+    if state is not None:
+        state.process.end(_STOP_SECONDS)
+    # A daemon that was killed leaves its containerd and shims: they name our runtime folder.
+    for orphan in processes_naming(paths.runtime):
+        orphan.end(_STOP_SECONDS)
+    if state is not None and state.made_bridge:
+        remove_bridge("docker0")
+    paths.state.unlink(missing_ok=True)
+    shutil.rmtree(paths.runtime, ignore_errors=True)
+    if not keep_state:
+        shutil.rmtree(paths.home, ignore_errors=True)
+    return running
+
+
+def _recorded(paths: PrivatePaths) -> _State | None:
+    """What was noted at the last start; anything that cannot be read is no note."""
+    try:
+        found = json.loads(paths.state.read_text(encoding="utf-8"))
+        process = Process(pid=int(found["pid"]), started=int(found["started"]))
+        return _State(process=process, made_bridge=bool(found["made_bridge"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _running(paths: PrivatePaths) -> bool:
+    state = _recorded(paths)
+    return state is not None and state.process.alive
+
+
+@contextlib.contextmanager
+def _locked(paths: PrivatePaths, run: Runner) -> Iterator[None]:
+    """One starter at a time: sixteen first runs make one daemon."""
+    if run.dry_run:
+        yield
+        return
+    import filelock  # noqa: PLC0415 - only a start needs it
+
+    paths.home.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(paths.cache / f".{paths.name}.lock"):
+        yield
+
+
+def _start(paths: PrivatePaths, store: str, run: Runner, tell: Tell) -> None:
+    shared = _another_daemon_answers(paths)
+    env = _daemon_environment(paths)
+    if not run.dry_run:
+        _prepare(paths, run, env)
+        _write_configuration(paths, store, shared=shared)
+    tell(f"starting a private Docker engine at {paths.endpoint}")
+    # A bridge that a dead private daemon left is still ours to remove.
+    inherited = _recorded(paths)
+    fresh = not shared and not Path("/sys/class/net/docker0").exists()
+    dockerd = str(paths.prefix / "usr/sbin/dockerd")
+    pid = run.start([dockerd, f"--config-file={paths.home / 'daemon.json'}"], paths.log, Call(env=env))
+    if not run.dry_run:
+        made = fresh or (inherited is not None and inherited.made_bridge)
+        _record(paths, pid, made_bridge=made)
+
+
+def _another_daemon_answers(paths: PrivatePaths) -> bool:
+    sockets = paths.runtime.parent.glob("*/docker.sock")
+    others = [DEFAULT_ENDPOINT, *(f"unix://{each}" for each in sockets if each != paths.socket)]
+    return any(map(listens, others))
+
+
+def _record(paths: PrivatePaths, pid: int, *, made_bridge: bool) -> None:
+    try:
+        process = Process.of(pid)
+    except ProcessLookupError:
+        raise _died(paths) from None
+    noted = {"pid": process.pid, "started": process.started, "made_bridge": made_bridge}
+    paths.state.write_text(json.dumps(noted), encoding="utf-8")
+
+
+def _prepare(paths: PrivatePaths, run: Runner, env: dict[str, str]) -> None:
+    """Folders, and the programs under the names by which dockerd looks for them."""
+    for folder in (paths.home, paths.runtime):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    links = paths.home / "bin"
+    shutil.rmtree(links, ignore_errors=True)
+    links.mkdir()
+    binaries = paths.prefix / "usr"
+    # Without docker-init every `--init` run and every docker-container builder fails.
+    (links / "docker-init").symlink_to(binaries / "bin/tini-static")
+    # Debian's alternatives would make these two; a private prefix has none.
+    iptables = iptables_program(binaries / "sbin", run, env)
+    for name in ("iptables", "ip6tables"):
+        (links / name).symlink_to(iptables)
+
+
+def _daemon_environment(paths: PrivatePaths) -> dict[str, str]:
+    prefix = paths.prefix
+    libraries = [*prefix.glob("usr/lib/*-linux-*"), *prefix.glob("lib/*-linux-*")]
+    programs = [paths.home / "bin", *(prefix / each for each in ("usr/sbin", "usr/bin", "sbin", "bin"))]
+    extensions = [folder / "xtables" for folder in libraries if (folder / "xtables").is_dir()]
+    return {
+        "PATH": os.pathsep.join([*map(str, programs), os.environ.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
+        "XTABLES_LIBDIR": os.pathsep.join(map(str, extensions)),
+    }
+
+
+def _write_configuration(paths: PrivatePaths, store: str, *, shared: bool) -> None:
+    configuration: dict[str, object] = {
+        "data-root": str(paths.data),
+        "exec-root": str(paths.runtime / "exec"),
+        "pidfile": str(paths.runtime / "docker.pid"),
+        "hosts": [paths.endpoint],
+        "features": {"containerd-snapshotter": store == "containerd"},
+    }
+    if shared:
+        # Two daemons cannot share docker0 and its firewall chains: the other one keeps them.
+        configuration |= {"bridge": "none", "iptables": False, "ip6tables": False}
+    text = json.dumps(configuration, indent=2)
+    (paths.home / "daemon.json").write_text(text, encoding="utf-8")
+
+
+def _await_ready(paths: PrivatePaths) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        if listens(paths.endpoint):
+            paths.socket.chmod(0o600)
+            return
+        if not _running(paths):
+            raise _died(paths)
+        time.sleep(0.05)
+    raise EngineError(f"the private engine was not ready after {_READY_SECONDS:.0f} s; see {paths.log}")
+
+
+def _died(paths: PrivatePaths) -> EngineError:
+    lines = paths.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    words = next((line for line in reversed(lines) if line.startswith("failed to")), "")
+    return EngineError(
+        f"the private engine did not start: {words or (lines or ['it said nothing'])[-1]}",
+        hint=f"look into {paths.log}",
+    )
+
+
+def _planned(paths: PrivatePaths, tools: Tools, env: dict[str, str]) -> Engine:
+    """What a dry run goes on with: the engine that the commands just shown would start."""
+    return Engine(
+        kind="private",
+        endpoint=paths.endpoint,
+        version="",
+        store="containerd",
+        native=native_platform(),
+        local=True,
+        tools=tools,
+        env=env,
+    )

@@ -1,0 +1,189 @@
+"""The line from settings to reports: one method for each arrow, frozen values between them.
+
+``Settings -> Engine -> Builder -> BuildResult -> Image -> VerifyReport -> RunReport``: each step takes
+what the earlier ones gave, and none reaches back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
+from buildkit_tasks.build import Build, check_capabilities
+from buildkit_tasks.builder import ensure_builder, remove_builder
+from buildkit_tasks.commands import Runner
+from buildkit_tasks.debian import Tell
+from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
+from buildkit_tasks.engine import Engine, ensure_engine
+from buildkit_tasks.errors import BuildkitTasksError, UsageError
+from buildkit_tasks.outputs import OutputSpec, archive_name
+from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.reach import registry_answers
+from buildkit_tasks.request import BuildRequest, check_request, read_request_bases
+from buildkit_tasks.results import BuilderSummary, BuildResult, MatrixReport, Output, RunReport, SetupReport, VerifyReport
+from buildkit_tasks.settings import Settings, cache_folder
+
+__all__ = ["Line"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One invocation: settings, the runner, and where to tell the user what goes on."""
+
+    settings: Settings
+    run: Runner
+    tell: Tell
+
+    @cached_property
+    def platforms(self) -> tuple[Platform, ...]:
+        """The platforms asked for. Raises :class:`UsageError` with the nearest name for a typo."""
+        return parse_platforms(self.settings.platforms)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine, started if need be."""
+        return ensure_engine(self.settings, self.run, self.tell)
+
+    @cached_property
+    def emulators(self) -> Emulators:
+        """The emulators of that engine."""
+        return Emulators(engine=self.engine, settings=self.settings, run=self.run, tell=self.tell)
+
+    def setup(self, *, recreate: bool = False) -> SetupReport:
+        """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
+        platforms = self.platforms
+        rows = self.emulators.ensure(platforms, recreate=recreate)
+        builder = self._builder(platforms, lambda: registry_answers(self.engine.mirrors), recreate=recreate)
+        node = builder.nodes[0].name if builder.nodes else ""
+        named = tuple(replace(row, node=node) for row in with_versions(rows, self.run))
+        return SetupReport(engine=self.engine.summary, builder=builder, platforms=named)
+
+    def build(self, request: BuildRequest) -> BuildResult:
+        """Build on what is there, or is made ready; remembers the image for the next steps."""
+        check_request(request)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            # Asked while the probes run: the answer may take seconds.
+            answers = pool.submit(registry_answers, self.engine.mirrors).result
+            rows = self.emulators.ensure(request.platforms)
+            if not self.run.dry_run:
+                require_emulators(rows)
+            builder = self._builder(request.platforms, answers)
+            check_capabilities(request, self.engine, builder)
+            plan = self._plan_bases(request, builder, answers)
+        job = Build(request=request, engine=self.engine, builder=builder, plan=plan, run=self.run, tell=self.tell)
+        result = job.result()
+        if not self.run.dry_run:
+            self._remember(result)
+        return result
+
+    def request(self, **options: Any) -> BuildRequest:
+        """A build request from the settings and more options; with no output, an archive in ``dist``."""
+        settings = self.settings
+        request = BuildRequest(
+            platforms=self.platforms,
+            context=settings.context,
+            file=settings.file,
+            tags=settings.tags,
+            target=settings.target,
+            build_args=settings.build_args,
+            progress=settings.progress,
+            **options,
+        )
+        if request.outputs or request.load:
+            return request
+        dest = f"dist/{archive_name(request.tags, request.context)}"
+        return replace(request, outputs=(OutputSpec(type="oci", attributes=(("dest", dest),)),))
+
+    def verify(self, image: str, expected: Sequence[Platform]) -> VerifyReport:
+        """Prove that the image's platforms are the expected ones, and are what they say."""
+        from buildkit_tasks.oci.source import open_image  # noqa: PLC0415 - msgspec, isal: not for a build
+        from buildkit_tasks.verify import verify  # noqa: PLC0415
+
+        name = image or self.last_image
+        with open_image(name) as source:
+            return verify(source, expected, name)
+
+    def emulate(self, image: str, platforms: tuple[Platform, ...] = ()) -> RunReport:
+        """Run the image on each platform and check what it prints, as the settings say."""
+        from buildkit_tasks.emulate.outcomes import Expectation  # noqa: PLC0415 - the Docker SDK
+        from buildkit_tasks.emulate.service import RunRequest, run_emulated  # noqa: PLC0415
+
+        settings = self.settings
+        request = RunRequest(
+            image=image or self.last_image,
+            platforms=platforms,
+            command=settings.command,
+            expectation=Expectation(pattern=settings.expect, exit_code=settings.expect_exit),
+            timeout=settings.timeout,
+            jobs=settings.jobs,
+        )
+        return run_emulated(request, self.emulators)
+
+    def matrix(self, request: BuildRequest) -> tuple[MatrixReport, BuildkitTasksError | None]:
+        """All four steps. One that cannot go on ends the line: what was reached, and the error."""
+        report = MatrixReport()
+        try:
+            setup = self.setup()
+            report = replace(report, setup=setup)
+            require_emulators(setup.platforms)
+            report = replace(report, build=self.build(request))
+            report = replace(report, verify=self.verify("", request.platforms))
+            report = replace(report, run=self.emulate("", request.platforms))
+        except BuildkitTasksError as error:
+            return replace(report, error=str(error)), error
+        return report, None
+
+    def remove(self, *, keep_state: bool) -> list[str]:
+        """Remove the builder by the settings' name and the handlers that we added; gives their names."""
+        removed = [f"handler {name}" for name in self.emulators.table.remove_ours()]
+        if remove_builder(self.settings.name, self.engine, self.run, keep_state=keep_state):
+            removed.append(f"builder {self.settings.name}")
+        return removed
+
+    @property
+    def last_image(self) -> str:
+        """What was built last in this folder, as an image name."""
+        try:
+            return self._record.read_text(encoding="utf-8")
+        except OSError:
+            raise UsageError("nothing was built here yet", hint="inv build-multiarch, or name an image") from None
+
+    @property
+    def _record(self) -> Path:
+        key = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:16]
+        return cache_folder(self.settings) / "last" / key
+
+    def _remember(self, result: BuildResult) -> None:
+        names = [name for name in map(_image_name, result.outputs) if name]
+        if names:
+            self._record.parent.mkdir(parents=True, exist_ok=True)
+            self._record.write_text(names[0], encoding="utf-8")
+
+    def _builder(
+        self, platforms: Sequence[Platform], answers: Callable[[], bool], *, recreate: bool = False
+    ) -> BuilderSummary:
+        return ensure_builder(
+            self.engine, platforms, self.settings, self.run, self.tell, reachable=answers, recreate=recreate
+        )
+
+    def _plan_bases(self, request: BuildRequest, builder: BuilderSummary, answers: Callable[[], bool]) -> BasePlan:
+        stand_ins = StandIns(
+            engine=self.engine, builder=builder.name, settings=self.settings, run=self.run, tell=self.tell
+        )
+        bases = read_request_bases(request)
+        return plan_bases(bases, self.settings.bases, answers, stand_ins, request.platforms)
+
+
+def _image_name(output: Output) -> str:
+    """An output as the image name by which the next steps find it; empty where they cannot."""
+    if output.type == "oci" and output.dest:
+        return f"oci-archive:{Path(output.dest).absolute()}"
+    if output.type == "docker" and output.ref:
+        return f"docker-daemon:{output.ref}"
+    return ""

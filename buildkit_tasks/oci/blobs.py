@@ -1,0 +1,92 @@
+"""The two-method interface to an image's bytes, and the one place where digests are checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import BinaryIO, Protocol
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.model import Descriptor
+
+__all__ = ["Source", "open_verified", "read_blob"]
+
+
+class Source(Protocol):
+    """Somewhere an image lies: a layout, an archive, a registry.
+
+    Neither method checks content; everything is read through :func:`read_blob` and
+    :func:`open_verified`, which do.
+    """
+
+    def root(self) -> Descriptor:
+        """The descriptor of the image: an index, or a single manifest."""
+        ...
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        """The bytes that are stored under this digest; :class:`MalformedImage` if none are."""
+        ...
+
+
+def read_blob(source: Source, descriptor: Descriptor, limit: int) -> bytes:
+    """The whole blob, once its size and digest hold.
+
+    Raises :class:`LimitExceeded` before reading anything if it claims more than ``limit`` bytes,
+    :class:`MalformedImage` if it is not what the descriptor says.
+    """
+    if descriptor.size > limit:
+        claim = f"{descriptor.digest} claims {descriptor.size} bytes; at most {limit} are read"
+        raise LimitExceeded(claim)
+    with open_verified(source, descriptor) as stream:
+        return stream.read(descriptor.size + 1)
+
+
+def open_verified(source: Source, descriptor: Descriptor, buffer_size: int = 1 << 18) -> BinaryIO:
+    """Stream the blob; only a stream that was read to its end has been checked.
+
+    Raises :class:`MalformedImage` there unless size and digest hold, and as soon as it is too long.
+    """
+    return io.BufferedReader(_Verified(source.open(descriptor), descriptor), buffer_size)
+
+
+class _Verified(io.RawIOBase):
+    """Counts and hashes what passes through it."""
+
+    def __init__(self, inner: BinaryIO, descriptor: Descriptor) -> None:
+        super().__init__()
+        self._inner = inner
+        self._descriptor = descriptor
+        self._hash = hashlib.new(descriptor.digest.algorithm)
+        self._size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        self._hash.update(data)
+        self._size += len(data)
+        if self._size > self._descriptor.size or not data:
+            self._check()
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._inner.read(size)
+        except OSError as error:
+            cause = error.strerror or error
+            raise MalformedImage(f"{self._descriptor.digest} cannot be read: {cause}") from error
+
+    def _check(self) -> None:
+        stated, digest = self._descriptor, self._descriptor.digest
+        if self._size > stated.size:
+            raise MalformedImage(f"{digest} is longer than the {stated.size} bytes that are stated")
+        if self._size < stated.size:
+            raise MalformedImage(f"{digest} has {self._size} bytes; {stated.size} are stated")
+        if self._hash.hexdigest() != digest.hex:
+            raise MalformedImage(f"{digest} holds other bytes: they hash to {self._hash.hexdigest()}")
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()

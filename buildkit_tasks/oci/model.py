@@ -1,0 +1,305 @@
+"""The documents of an image as values: bytes in, values out.
+
+OCI image specification v1.1 ("Image Index", "Image Manifest", "Image Configuration", "Content
+Descriptors") and Docker's image manifest version 2, schema 2. Every problem is a
+:class:`MalformedImage` that says what is wrong with which document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.strict_json import load_object
+from buildkit_tasks.platforms import Platform
+
+__all__ = [
+    "CONFIG_TYPES",
+    "EMPTY_CONFIG",
+    "INDEX_TYPES",
+    "MANIFEST_TYPES",
+    "OCI_CONFIG",
+    "OCI_INDEX",
+    "OCI_MANIFEST",
+    "Descriptor",
+    "Digest",
+    "ImageConfig",
+    "Index",
+    "Manifest",
+    "parse_config",
+    "parse_index",
+    "parse_manifest",
+]
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
+INDEX_TYPES = frozenset({OCI_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
+MANIFEST_TYPES = frozenset({OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
+CONFIG_TYPES = frozenset({OCI_CONFIG, "application/vnd.docker.container.image.v1+json"})
+
+_REFERENCE_TYPE = "vnd.docker.reference.type"
+_SCHEMA_VERSION = 2
+
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A content digest, ``sha256:`` or ``sha512:`` and lower-case hex; no other text can be one.
+
+    OCI image specification, "Digests". File names are made of it, so the match is exact: no path
+    separator, no trailing newline.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not _DIGEST.fullmatch(self.text):
+            raise MalformedImage(f"{self.text[:160]!r} is no digest (sha256: and 64 hex digits)")
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def algorithm(self) -> str:
+        """The hash function's name."""
+        return self.text.partition(":")[0]
+
+    @property
+    def hex(self) -> str:
+        """The digest without its algorithm: a safe file name."""
+        return self.text.partition(":")[2]
+
+    @classmethod
+    def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
+        """The digest of these bytes."""
+        return cls(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """What a document says about another blob: media type, digest, size, platform."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    platform: Platform | None = None
+    os_version: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str = ""
+
+    @property
+    def is_attestation(self) -> bool:
+        """Whether the entry is about an image instead of being one.
+
+        BuildKit marks provenance and SBOMs by an annotation, by platform unknown/unknown, or as
+        OCI artifacts. An entry that names a real platform is never one, whatever it claims: an
+        engine chooses by platform alone and would run it.
+        """
+        if self.platform is not None:
+            return (self.platform.os, self.platform.architecture) == ("unknown", "unknown")
+        return bool(self.artifact_type) or self.annotations.get(_REFERENCE_TYPE) == "attestation-manifest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """An image index (Docker: manifest list): one descriptor per platform, and attestations."""
+
+    media_type: str
+    manifests: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One platform's image: its configuration and its layers, lowest first."""
+
+    media_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str = ""
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it carries something else than an image (OCI artifacts: the config is empty)."""
+        return self.config.media_type not in CONFIG_TYPES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """What an image says about itself, and what it starts."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    diff_ids: tuple[Digest, ...] = ()
+
+    @property
+    def platform(self) -> Platform:
+        """The stated platform, its spelling normalised."""
+        return Platform.normalised(self.os, self.architecture, self.variant)
+
+
+def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
+    """Read an image index that its descriptor calls ``media_type``."""
+    document = load_object(data, "the image index")
+    raw = _typed(document, _Index, "the image index")
+    _check_kind(document, raw, media_type, ("layers", "config", "fsLayers", "history"), "the image index")
+    manifests = tuple(_descriptor(item) for item in raw.manifests)
+    return Index(media_type=media_type, manifests=manifests, annotations=raw.annotations or {})
+
+
+def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
+    """Read an image manifest that its descriptor calls ``media_type``."""
+    document = load_object(data, "the image manifest")
+    raw = _typed(document, _Manifest, "the image manifest")
+    _check_kind(document, raw, media_type, ("manifests", "fsLayers", "history"), "the image manifest")
+    if len(raw.layers) > LIMITS.layers:
+        raise MalformedImage(f"the image manifest has {len(raw.layers)} layers; {LIMITS.layers} are allowed")
+    return Manifest(
+        media_type=media_type,
+        config=_descriptor(raw.config),
+        layers=tuple(_descriptor(item) for item in raw.layers),
+        annotations=raw.annotations or {},
+        artifact_type=raw.artifact_type or "",
+    )
+
+
+def parse_config(data: bytes) -> ImageConfig:
+    """Read an image configuration; a ``null`` list is an empty one, as Docker writes it."""
+    raw = _typed(load_object(data, "the image config"), _Config, "the image config")
+    start = raw.config or _Execution()
+    return ImageConfig(
+        os=raw.os,
+        architecture=raw.architecture,
+        variant=raw.variant or "",
+        entrypoint=tuple(start.entrypoint or ()),
+        cmd=tuple(start.cmd or ()),
+        env=tuple(start.env or ()),
+        working_dir=start.working_dir or "",
+        user=start.user or "",
+        diff_ids=tuple(Digest(text) for text in raw.rootfs.diff_ids or ()),
+    )
+
+
+# The documents as they are written; msgspec checks the types.
+
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class _Platform(msgspec.Struct, frozen=True, kw_only=True):
+    os: _Name
+    architecture: _Name
+    variant: str | None = None
+    os_version: str | None = msgspec.field(default=None, name="os.version")
+
+
+class _Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    media_type: _Name
+    digest: str
+    size: _Size
+    platform: _Platform | None = None
+    annotations: dict[str, str] | None = None
+    artifact_type: str | None = None
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    schema_version: int
+    media_type: str | None = None
+    annotations: dict[str, str] | None = None
+    artifact_type: str | None = None
+
+
+class _Index(_Document, frozen=True, kw_only=True, rename="camel"):
+    manifests: list[_Descriptor]
+
+
+class _Manifest(_Document, frozen=True, kw_only=True, rename="camel"):
+    config: _Descriptor
+    layers: list[_Descriptor]
+
+
+class _Execution(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    env: list[str] | None = None
+    working_dir: str | None = None
+    user: str | None = None
+
+
+class _Rootfs(msgspec.Struct, frozen=True, kw_only=True):
+    diff_ids: list[str] | None = None
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    os: _Name
+    architecture: _Name
+    rootfs: _Rootfs
+    variant: str | None = None
+    config: _Execution | None = None
+
+
+_Raw = TypeVar("_Raw", bound=msgspec.Struct)
+
+
+def _typed(document: dict[str, Any], kind: type[_Raw], what: str) -> _Raw:
+    _refuse_case(document, kind, what)
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise MalformedImage(f"{what} is malformed: {error}") from None
+
+
+def _refuse_case(document: dict[str, Any], kind: type[_Raw], what: str) -> None:
+    """Go's JSON reader takes ``Layers`` for ``layers``; here it would be an unknown key."""
+    known = {name.lower(): name for name in kind.__struct_encode_fields__}
+    for key in document:
+        if known.get(key.lower(), key) != key:
+            right = known[key.lower()]
+            raise MalformedImage(f"{what} has the key {key!r}, which is {right!r} in other letters")
+
+
+def _check_kind(
+    document: dict[str, Any], raw: _Document, media_type: str, foreign: tuple[str, ...], what: str
+) -> None:
+    """One document is one thing: CVE-2021-41190, GHSA-77vh-xpmg-72qh."""
+    if raw.schema_version != _SCHEMA_VERSION:
+        raise MalformedImage(f"{what} has schemaVersion {raw.schema_version}, not {_SCHEMA_VERSION}")
+    lowered = {key.lower(): key for key in document}
+    both = [lowered[name.lower()] for name in foreign if name.lower() in lowered]
+    if both:
+        raise MalformedImage(f"{what} also has {both[0]!r}: it is an index and a manifest at once")
+    if raw.media_type is not None and raw.media_type != media_type:
+        raise MalformedImage(f"{what} calls itself {raw.media_type!r}; its descriptor says {media_type!r}")
+
+
+def _descriptor(raw: _Descriptor) -> Descriptor:
+    stated, platform = raw.platform, None
+    if stated is not None:
+        platform = Platform.normalised(stated.os, stated.architecture, stated.variant or "")
+    return Descriptor(
+        media_type=raw.media_type,
+        digest=Digest(raw.digest),
+        size=raw.size,
+        platform=platform,
+        os_version=(stated and stated.os_version) or "",
+        annotations=raw.annotations or {},
+        artifact_type=raw.artifact_type or "",
+    )

@@ -1,0 +1,87 @@
+"""JSON as an image may carry it: one meaning or none.
+
+RFC 8259 leaves duplicate keys, huge numbers and deep nesting to the reader, and readers differ;
+an image that means one thing to a checker and another to an engine is refused here instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from buildkit_tasks.errors import MalformedImage
+
+__all__ = ["load_object"]
+
+MAX_DEPTH = 64
+_MAX_DIGITS = 19  # of a 64-bit integer; Python alone would take thousands, in quadratic time
+
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_STEP = {"{": 1, "[": 1, "}": -1, "]": -1}
+
+
+def load_object(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in ``data``; ``what`` names the document in messages.
+
+    Raises :class:`MalformedImage` for anything that is not exactly one object in UTF-8, has a key
+    twice, NaN or Infinity, an integer past 64 bits, a lone surrogate, or more than 64 levels.
+    """
+    try:
+        return _load(data)
+    except UnicodeError:
+        raise MalformedImage(f"{what} is not UTF-8") from None
+    except ValueError as error:
+        raise MalformedImage(f"{what} is not the JSON of an image: {error}") from None
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    text = data.decode("utf-8")
+    _refuse_depth(text)
+    document = json.loads(
+        text,
+        object_pairs_hook=_unique,
+        parse_constant=_refuse_constant,
+        parse_int=_bounded_int,
+        parse_float=_finite_float,
+    )
+    if not isinstance(document, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - load_object turns it into MalformedImage
+    # An escaped lone surrogate parses, and then no report could be written.
+    json.dumps(document, ensure_ascii=False).encode("utf-8")
+    return document
+
+
+def _refuse_depth(text: str) -> None:
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        depth += _STEP.get(match[0], 0)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it nests more than {MAX_DEPTH} levels deep")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} appears twice")
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits.lstrip("-")) > _MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:20]} is past every limit")
+    return value

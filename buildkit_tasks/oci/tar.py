@@ -1,0 +1,226 @@
+"""A forward-only reader of tar streams that nobody can make slow, large or wrong.
+
+POSIX.1-1988 ustar, POSIX.1-2001 pax extended headers, GNU long names and base-256 numbers, with
+the meaning that Go's archive/tar gives them, since engines read layers with that: global pax
+headers change nothing, links and folders have no data, one zero block alone is no end. Sparse
+files are refused. Memory is constant: one header and one metadata record at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from typing import BinaryIO, NamedTuple
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.limits import LIMITS
+
+__all__ = ["BLOCK", "DIRECTORY", "HARD_LINK", "REGULAR", "SYMLINK", "Entry", "TarReader"]
+
+BLOCK = 512
+REGULAR, HARD_LINK, SYMLINK, DIRECTORY = "0", "1", "2", "5"
+
+_ZERO = bytes(BLOCK)
+_HEADER = struct.Struct("100s8s16x12s12x8sc100s8s80x155s12x")
+_SIGNED = struct.Struct("148b8x356b")
+_ADLER = 65521
+_BASE_256 = 0x80  # GNU: the top bit says that the number is binary
+_OCTAL = re.compile(rb" *([0-7]*)(?:[ \0].*)?", re.DOTALL)
+_MAX_SIZE = 1 << 50  # a pebibyte: past it the number is an attack on whoever adds to it
+_MAX_PAX = 1 << 20
+_MAX_PATH = 4096
+_MAX_RECORDS = 1024
+_CHUNK = 1 << 20
+# Links, devices, folders, FIFOs: their size field means nothing.
+_NO_DATA = frozenset([b"1", b"2", b"3", b"4", b"5", b"6"])
+_METADATA = frozenset("xgLK")
+_RECORD = re.compile(rb"([0-9]{1,7}) ")
+
+
+class Entry(NamedTuple):
+    """One member: ``type`` is the header's type flag, ``offset`` where its data begin."""
+
+    name: str
+    type: str
+    size: int
+    linkname: str
+    mode: int
+    offset: int
+
+
+class TarReader:
+    """Iterates over the entries of a stream; :meth:`read` gives the data of the current one.
+
+    Raises :class:`MalformedImage` with the offset for anything that is not a well-formed archive
+    and :class:`LimitExceeded` past the cap on entries.
+    """
+
+    def __init__(self, stream: BinaryIO, *, max_entries: int = LIMITS.entries) -> None:
+        self._stream = stream
+        self._seekable = stream.seekable()
+        self._left = max_entries
+        self._position = 0  # where the stream is
+        self._next = 0  # where the next header is
+        self._end = 0  # where the current member's data end
+
+    def __iter__(self) -> TarReader:
+        return self
+
+    def __next__(self) -> Entry:
+        overrides: dict[str, str] = {}
+        while True:
+            self._skip()
+            header = self._block()
+            if header is None:
+                self._refuse_dangling(overrides)
+                raise StopIteration
+            entry = self._parse(header)
+            if entry.type not in _METADATA:
+                return self._finished(entry, overrides) if overrides else entry
+            overrides |= self._metadata(entry)
+
+    def _refuse_dangling(self, overrides: dict[str, str]) -> None:
+        if overrides:
+            raise self._broken("the archive ends after a name, before its entry")
+
+    def read(self, limit: int) -> bytes:
+        """At most ``limit`` bytes of the current entry's data, from where the last call ended."""
+        wanted = min(limit, self._end - self._position)
+        data = self._stream.read(wanted)
+        self._position += len(data)
+        if len(data) != wanted:
+            raise MalformedImage(f"the archive ends in the middle of a file, at byte {self._position}")
+        return data
+
+    def _block(self) -> bytes | None:
+        """The next header, or None at the end: two zero blocks, or nothing more."""
+        block = self._raw_block()
+        if block != _ZERO:
+            return block
+        if self._raw_block() not in (_ZERO, None):
+            raise self._broken("one zero block and then more")
+        self._next = self._position
+        return None
+
+    def _raw_block(self) -> bytes | None:
+        block = self._stream.read(BLOCK)
+        self._position += len(block)
+        if len(block) not in (0, BLOCK):
+            raise self._broken("the archive ends in the middle of a header")
+        return block or None
+
+    def _parse(self, header: bytes) -> Entry:
+        name, mode, digits, checksum, flag, link, magic, prefix = _HEADER.unpack(header)
+        self._left -= 1
+        if self._left < 0:
+            raise LimitExceeded("the archive has too many entries")
+        self._check(header, checksum)
+        name = name.partition(b"\0")[0]
+        if magic == b"ustar\x0000" and prefix[0]:
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        size = 0 if flag in _NO_DATA else self._number(digits)
+        self._span(size)
+        kind, linkname = self._kind(flag, name), _text(link.partition(b"\0")[0])
+        return Entry(_text(name), kind, size, linkname, self._number(mode), self._position)
+
+    def _kind(self, flag: bytes, name: bytes) -> str:
+        if flag == b"\0":  # before POSIX a folder was an empty file whose name ends in a slash
+            return DIRECTORY if name.endswith(b"/") else REGULAR
+        if flag == b"S":
+            raise self._broken("sparse files are not supported")
+        return flag.decode("latin-1")
+
+    def _check(self, header: bytes, field: bytes) -> None:
+        """Compare the header's sum of bytes, counted with its checksum field as blanks.
+
+        The low half of Adler-32 is that sum modulo 65521, at C speed: exact for one that was not
+        forged, and a checksum does not protect against forgery. Some writers summed signed bytes.
+        """
+        stated = self._number(field)
+        total = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF)
+        if (total + 256 - stated) % _ADLER and sum(_SIGNED.unpack(header)) + 256 != stated:
+            raise self._broken("the header's checksum does not hold")
+
+    def _number(self, field: bytes) -> int:
+        if field[0] & _BASE_256:
+            value = int.from_bytes(field, "big", signed=True)
+            return value + (1 << (len(field) * 8 - 1)) if value < 0 and field[0] == _BASE_256 else value
+        match = _OCTAL.fullmatch(field)
+        if match is None:
+            raise self._broken(f"{field!r} is no octal number")
+        return int(match[1] or b"0", 8)
+
+    def _span(self, size: int) -> None:
+        if not 0 <= size <= _MAX_SIZE:
+            raise self._broken(f"a size of {size} bytes")
+        self._end = self._position + size
+        self._next = self._end + -size % BLOCK
+
+    def _metadata(self, entry: Entry) -> dict[str, str]:
+        """What a pax header or a GNU long name says about the entry that follows."""
+        limit = _MAX_PAX if entry.type in "xg" else _MAX_PATH + 1
+        if entry.size > limit:
+            raise self._broken(f"a metadata record of {entry.size} bytes; {limit} are allowed")
+        data = self.read(entry.size)
+        if entry.type == "g":
+            return {}
+        if entry.type == "x":
+            return self._pax(data)
+        return {"path" if entry.type == "L" else "linkpath": _text(data.partition(b"\0")[0])}
+
+    def _pax(self, data: bytes) -> dict[str, str]:
+        """The path, linkpath and size of records ``LENGTH KEY=VALUE`` with a newline at their end."""
+        found: dict[str, str] = {}
+        at = records = 0
+        while at < len(data):
+            match, records = _RECORD.match(data, at), records + 1
+            end = at + int(match[1]) if match else 0
+            record = data[match.end() : end] if match else b""
+            key, equals, value = record[:-1].partition(b"=")
+            if not equals or record[-1:] != b"\n" or end > len(data) or records > _MAX_RECORDS:
+                raise self._broken("a malformed pax record")
+            if key in (b"path", b"linkpath", b"size"):
+                found[key.decode()] = self._pax_value(value)
+            elif key.startswith(b"GNU.sparse."):
+                raise self._broken("sparse files are not supported")
+            at = end
+        return found
+
+    def _pax_value(self, value: bytes) -> str:
+        if len(value) > _MAX_PATH or b"\0" in value:
+            raise self._broken("a pax path that is too long or holds a NUL")
+        return _text(value)
+
+    def _finished(self, entry: Entry, overrides: dict[str, str]) -> Entry:
+        """The entry with its metadata; an empty value takes none of them back."""
+        name = overrides.get("path") or entry.name
+        size, digits = entry.size, overrides.get("size", "")
+        if digits and entry.type.encode("latin-1") not in _NO_DATA:
+            if not re.fullmatch("[0-9]{1,18}", digits):
+                raise self._broken(f"a size of {digits[:40]!r} bytes")
+            size = int(digits)
+            self._span(size)
+        linkname = overrides.get("linkpath") or entry.linkname
+        return entry._replace(name=name, size=size, linkname=linkname)
+
+    def _skip(self) -> None:
+        """Go to the next header, by seeking where the stream can.
+
+        Seeking stops one byte before it: reading that byte proves that the data were there.
+        """
+        if self._seekable and self._next > self._position + 1:
+            self._stream.seek(self._next - 1 - self._position, 1)
+            self._position = self._next - 1
+        while self._position < self._next:
+            data = self._stream.read(min(self._next - self._position, _CHUNK))
+            self._position += len(data)
+            if not data:
+                raise self._broken("the archive ends in the middle of a file")
+
+    def _broken(self, cause: str) -> MalformedImage:
+        return MalformedImage(f"tar archive, before byte {self._position}: {cause}")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,0 +1,79 @@
+"""Every option of the tasks, declared once; the names for building are those of docker buildx."""
+
+from __future__ import annotations
+
+from buildkit_tasks.edge import Option
+
+__all__ = ["BUILD", "CACHE_STATE", "ENVIRONMENT", "IMAGE", "PLATFORM", "RECREATE", "REPORT", "RUN", "SETUP"]
+
+
+def _list(name: str, text: str, *, setting: str = "", short: str = "") -> Option:
+    return Option(name=name, help=f"{text}; repeatable", default=(), setting=setting, short=short)
+
+
+def _flag(name: str, text: str) -> Option:
+    return Option(name=name, help=text, default=False)
+
+
+def _text(name: str, text: str, *, setting: str = "", short: str = "") -> Option:
+    return Option(name=name, help=text, setting=setting, short=short)
+
+
+IMAGE = Option(
+    name="image",
+    help="oci-archive:FILE, oci:DIR, docker-daemon:REF or a path (default: what was built last here)",
+    positional=True,
+)
+PLATFORM = _list("platform", "a platform such as linux/arm/v7, or several with commas", setting="platforms")
+REPORT = _list("report", "write the report to a file: .json, .xml (JUnit) or .md")
+RECREATE = _flag("recreate", "make the builder anew, and replace handlers that do not work")
+CACHE_STATE = _flag("keep_state", "keep images and build cache")
+
+ENVIRONMENT = (
+    _text("engine", "auto, system (only a daemon that is there) or private", setting="engine"),
+    _text("emulators", "auto, host (QEMU from here or Debian), image (tonistiigi/binfmt) or none", setting="emulators"),
+)
+
+SETUP = (
+    _text("name", "the builder's name (default multi-platform-builder)", setting="name"),
+    _text("driver", "auto, docker-container or docker", setting="driver"),
+    _list("driver_opt", "an option of the builder's driver, NAME=VALUE", setting="driver_opt"),
+    PLATFORM,
+    *ENVIRONMENT,
+)
+
+BUILD = (
+    _text("context", "the build context: a folder or a URL (default: this folder)", setting="context"),
+    _text("file", "the Dockerfile (default: Dockerfile in the context)", setting="file", short="f"),
+    _list("tag", "a name for the image, REGISTRY/NAME:TAG, or several with commas", setting="tags", short="t"),
+    _list("output", "where it goes, as for buildx: type=oci,dest=FILE (default: an OCI archive in dist/)", short="o"),
+    _flag("push", "push it to the registries of its tags"),
+    _flag("load", "load it into the engine's image store"),
+    _text("target", "the stage to build", setting="target"),
+    _list("build_arg", "NAME=VALUE for an ARG", setting="build_args"),
+    _list("build_context", "another context, NAME=PLACE"),
+    _list("cache_from", "where cache is imported from"),
+    _list("cache_to", "where cache is exported to"),
+    _list("secret", "for RUN --mount=type=secret: id=NAME,env=VARIABLE or id=NAME,src=FILE"),
+    _list("ssh", "an agent or key for RUN --mount=type=ssh"),
+    _list("label", "NAME=VALUE in the image's configuration"),
+    _list("annotation", "NAME=VALUE in the image's manifests"),
+    _list("attest", "an attestation, such as type=sbom"),
+    _text("provenance", "false, true or mode=max"),
+    _text("sbom", "false or true"),
+    _flag("no_cache", "build every step anew"),
+    _flag("pull", "look for newer bases in their registries"),
+    _text("progress", "auto, plain, tty, quiet or rawjson", setting="progress"),
+    _text("metadata_file", "also write buildx's metadata to this file"),
+    _text("builder", "the builder to use", setting="name"),
+    _text("bases", "auto, registry (never stand-ins) or standin", setting="bases"),
+)
+
+RUN = (
+    _text("command", "run this instead of the image's CMD", setting="command"),
+    _text("expect", "a regular expression for what it prints; {goarch}, {platform}, {machine} are filled in", setting="expect"),
+    _text("expect_exit", "its exit status (default 0)", setting="expect_exit"),
+    _text("timeout", "seconds that one platform may take (default 60)", setting="timeout"),
+    _text("jobs", "how many run at once (default: one for each processor, two at least)", setting="jobs", short="j"),
+)
+

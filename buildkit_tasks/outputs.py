@@ -1,0 +1,142 @@
+"""The outputs of a build: read ``-o``, check them before building, write files safely.
+
+See the reference of ``docker buildx build --output`` for the six types. A file output is written
+beside its place and renamed when the build has succeeded: a failed build would destroy the old one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from buildkit_tasks.errors import UsageError
+
+__all__ = ["TYPES", "OutputSpec", "archive_name", "check_outputs"]
+
+TYPES = ("local", "tar", "oci", "docker", "image", "registry")
+_FILE_TYPES = ("tar", "oci", "docker")
+_TRUE = ("true", "1", "t", "True", "TRUE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """One ``-o``: its type and its other attributes, in order."""
+
+    type: str
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> OutputSpec:
+        """Read ``type=oci,dest=x.tar`` (CSV), or a bare path, which means a local folder."""
+        fields = next(csv.reader(io.StringIO(text)), [])
+        if len(fields) == 1 and "=" not in fields[0]:
+            return cls(type="tar" if fields[0] == "-" else "local", attributes=(("dest", fields[0]),))
+        pairs = [tuple(each.strip() for each in item.split("=", 1)) for item in fields]
+        if not all(len(pair) == 2 for pair in pairs):  # noqa: PLR2004 - a name and a value
+            raise UsageError(f"output {text!r} is not type=TYPE,name=value,...")
+        values = [(pair[0].lower(), pair[1]) for pair in pairs]
+        kind = dict(values).get("type", "")
+        if kind not in TYPES:
+            raise UsageError(f"output {text!r} has no type among {', '.join(TYPES)}")
+        return cls(type=kind, attributes=tuple(pair for pair in values if pair[0] != "type"))
+
+    def __str__(self) -> str:
+        buffer = io.StringIO()
+        items = [f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)]
+        csv.writer(buffer, lineterminator="").writerow(items)
+        return buffer.getvalue()
+
+    def get(self, name: str) -> str:
+        """The value of an attribute, or an empty string."""
+        return dict(self.attributes).get(name, "")
+
+    def with_(self, name: str, value: str) -> OutputSpec:
+        """The same output with one attribute set."""
+        others = tuple(pair for pair in self.attributes if pair[0] != name)
+        return replace(self, attributes=(*others, (name, value)))
+
+    @property
+    def dest(self) -> Path | None:
+        """The file or folder that it writes; None for standard output and for images."""
+        text = self.get("dest")
+        return Path(text) if text and text != "-" else None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether ``dest`` is one file."""
+        unpacked = self.get("tar").lower() == "false"
+        return self.dest is not None and self.type in _FILE_TYPES and not unpacked
+
+    @property
+    def pushes(self) -> bool:
+        """Whether it sends to a registry."""
+        return self.type == "registry" or (self.type == "image" and self.get("push") in _TRUE)
+
+    @property
+    def loads(self) -> bool:
+        """Whether it puts the image into the engine's store."""
+        return self.type == "docker" and not self.get("dest")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The image references that it names by itself."""
+        return tuple(name for name in self.get("name").split(",") if name)
+
+
+def archive_name(tags: Sequence[str], context: str) -> str:
+    """The default file in ``dist/``: after the first tag's last part, else after the folder."""
+    source = tags[0].rpartition("/")[2] if tags else Path(context).resolve().name
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.partition("@")[0]).strip("-.")
+    return f"{stem or 'image'}.tar"
+
+
+def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
+    """Raise :class:`UsageError` for an output that would destroy something or go nowhere."""
+    for output in outputs:
+        if output.pushes and not (tags or output.names):
+            raise UsageError(f"output {output} pushes, and no image is named", hint="add -t REGISTRY/NAME:TAG")
+        if output.get("dest") == "-":
+            raise UsageError(f"output {output} goes to standard output, which is kept for reports")
+        if output.type in ("local", "tar") and output.dest is None:
+            raise UsageError(f"output {output} names no place", hint=f"-o type={output.type},dest=dist/out")
+        if output.dest is not None:
+            _check_place(output, output.dest)
+
+
+def _check_place(output: OutputSpec, dest: Path) -> None:
+    if dest.is_symlink():
+        raise UsageError(f"output {dest} is a symbolic link; name the place itself")
+    place = dest.resolve()
+    if place in (Path("/"), Path.home()):
+        raise UsageError(f"output {dest} is {place}; name a folder inside it")
+    if output.is_file and place.is_dir():
+        raise UsageError(f"output {dest} is a folder, and type {output.type} writes a file")
+
+
+def beside(dest: Path) -> Path:
+    """The temporary name of a file output: in the same folder, so that a rename is atomic."""
+    return dest.with_name(f".{dest.name}.{os.getpid()}.partial")
+
+
+def reap_partials(dest: Path) -> None:
+    """Remove what a killed build left beside an output."""
+    for leftover in dest.parent.glob(f".{dest.name}.*.partial"):
+        pid = leftover.name.removesuffix(".partial").rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            leftover.unlink(missing_ok=True)
+
+
+def settle(moves: Mapping[Path, Path]) -> None:
+    """Put finished files in their places, each safely on disk first."""
+    for temporary, place in moves.items():
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(place)

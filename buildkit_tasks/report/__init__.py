@@ -1,0 +1,50 @@
+"""One report value as a table, JSON, JUnit XML, Markdown, or a word to GitHub Actions.
+
+Takes any value of :data:`buildkit_tasks.results.Report`. Everything an image printed is made
+harmless for the place that it is shown in, and every format shows a failure in full or says
+what it left out. A renderer is imported when it is first asked for (PEP 562): most commands end
+without one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.report.files import check_report_paths, to_json, write_reports
+    from buildkit_tasks.report.github import announce_in_github
+    from buildkit_tasks.report.junit import to_junit
+    from buildkit_tasks.report.markdown import to_markdown
+    from buildkit_tasks.report.table import print_table, wants_colour
+
+__all__ = [
+    "announce_in_github",
+    "check_report_paths",
+    "print_table",
+    "to_json",
+    "to_junit",
+    "to_markdown",
+    "wants_colour",
+    "write_reports",
+]
+
+_ROOMS = {
+    "announce_in_github": "github",
+    "check_report_paths": "files",
+    "print_table": "table",
+    "to_json": "files",
+    "to_junit": "junit",
+    "to_markdown": "markdown",
+    "wants_colour": "table",
+    "write_reports": "files",
+}
+
+
+if not TYPE_CHECKING:  # a checker would take any name to be here
+
+    def __getattr__(name: str) -> object:
+        """Import the renderer that is asked for."""
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)

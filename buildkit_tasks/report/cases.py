@@ -1,0 +1,230 @@
+"""Any report as steps, cases and problems: what every renderer shows in its own way.
+
+A step (setup, build, verify, run) has one case per platform. A report that does not hold always
+has a case with a problem, so that no renderer can show a failure as nothing at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.results import (
+    BuildResult,
+    Check,
+    MatrixReport,
+    Outcome,
+    PlatformSetup,
+    PlatformVerdict,
+    Report,
+    RunReport,
+    RunResult,
+    SetupReport,
+    VerifyReport,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["STEPS", "Case", "Problem", "Step", "check_message", "describe", "failing", "name_of", "steps_of"]
+
+STEPS = ("setup", "build", "verify", "run")
+
+_NONE = "(none)"  # what stands for an empty value where its absence matters
+
+# The image is not to blame: nothing ran it, or what ran it broke.
+_ENVIRONMENT = (Outcome.NOT_REGISTERED, Outcome.EMULATOR_CRASH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that does not hold; ``facts`` are named details, in the order to show them.
+
+    ``environment`` tells a place that cannot do the work from an image that is wrong.
+    """
+
+    kind: str
+    message: str
+    facts: tuple[tuple[str, str], ...] = ()
+    environment: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One platform in one step; ``platform`` is empty where a problem is about the whole step."""
+
+    platform: str
+    problems: tuple[Problem, ...] = ()
+    seconds: float = 0.0
+    stdout: str = ""
+    stderr: str = ""
+    skipped: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether this was reached and nothing was wrong."""
+        return not self.problems and not self.skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The cases of one step; ``seconds`` is what the step says it took."""
+
+    name: str
+    cases: tuple[Case, ...]
+    seconds: float = 0.0
+
+
+def name_of(report: Report) -> str:
+    """Give a report the name of the task or step that it comes from."""
+    if isinstance(report, MatrixReport):
+        return "arch-matrix"
+    names = {SetupReport: "setup", BuildResult: "build", VerifyReport: "verify", RunReport: "run"}
+    return names[type(report)]
+
+
+def steps_of(report: Report) -> tuple[Step, ...]:
+    """Give the steps of a report: one, or for a matrix all four and where the line stopped."""
+    if isinstance(report, MatrixReport):
+        return tuple(_matrix(report))
+    return (_step(report),)
+
+
+def failing(report: Report) -> Iterator[tuple[str, Case]]:
+    """Give every case that has a problem, with its step's name."""
+    for step in steps_of(report):
+        yield from ((step.name, case) for case in step.cases if case.problems)
+
+
+def describe(problem: Problem) -> str:
+    """Give the whole message of a problem: what it says, then each fact on a line of its own."""
+    facts = (f"{name}: {value}" for name, value in problem.facts if value)
+    return "\n".join([problem.message, *facts])
+
+
+def check_message(check: Check) -> str:
+    """Give what a failing check says, or what can be said of it when it says nothing."""
+    return check.message or f"expected {check.expected or _NONE}, found {check.actual or _NONE}"
+
+
+def _step(report: SetupReport | BuildResult | VerifyReport | RunReport) -> Step:
+    match report:
+        case SetupReport():
+            return Step(name="setup", cases=tuple(_setup(row) for row in report.platforms))
+        case BuildResult():
+            return Step(name="build", cases=_build(report), seconds=report.seconds)
+        case VerifyReport():
+            cases = tuple(_verdict(verdict) for verdict in report.platforms)
+            return Step(name="verify", cases=cases or (_nothing_in(report.subject),))
+        case RunReport():
+            cases = tuple(_run(result) for result in report.results)
+            seconds = sum(case.seconds for case in cases)
+            return Step(name="run", cases=cases or (_nothing_in(report.subject),), seconds=seconds)
+
+
+def _setup(row: PlatformSetup) -> Case:
+    if row.runs:
+        return Case(platform=row.platform)
+    registered = row.native or row.handler
+    problem = Problem(
+        kind="does-not-run" if registered else "not-registered",
+        message=row.message or f"programs for {row.platform} do not run here",
+        facts=(
+            ("handler", row.handler),
+            ("interpreter", row.interpreter),
+            ("flags", row.flags),
+            ("version", row.version),
+            ("node", row.node),
+        ),
+        environment=True,
+    )
+    return Case(platform=row.platform, problems=(problem,))
+
+
+def _build(result: BuildResult) -> tuple[Case, ...]:
+    failed = Problem(kind="build", message="the build failed", facts=(("builder", result.builder),))
+    problems = () if result.ok else (failed,)
+    platforms = [built.platform for built in result.platforms] or [""]
+    return tuple(Case(platform=platform, problems=problems) for platform in platforms)
+
+
+def _verdict(verdict: PlatformVerdict) -> Case:
+    problems = (_of_check(check, verdict.digest) for check in verdict.checks if not check.ok)
+    return Case(platform=verdict.platform, problems=tuple(problems))
+
+
+def _of_check(check: Check, digest: str) -> Problem:
+    compared = bool(check.expected or check.actual)
+    facts = (
+        ("expected", check.expected or _NONE * compared),
+        ("actual", check.actual or _NONE * compared),
+        ("path", check.path),
+        ("layer", check.layer),
+        ("manifest", digest),
+    )
+    return Problem(kind=check.name, message=check_message(check), facts=facts)
+
+
+def _nothing_in(subject: str) -> Case:
+    problem = Problem(kind="no-platforms", message=f"no platform was looked at in {subject}")
+    return Case(platform="", problems=(problem,))
+
+
+def _run(result: RunResult) -> Case:
+    return Case(
+        platform=result.platform,
+        problems=() if result.ok else (_of_run(result),),
+        seconds=result.seconds,
+        stdout=result.stdout,
+        stderr=result.stderr,
+    )
+
+
+def _of_run(result: RunResult) -> Problem:
+    emulator = result.emulator
+    said = (emulator.path, emulator.version, emulator.cpu) if emulator else ()
+    return Problem(
+        kind=result.outcome.value,
+        message=result.message or f"the run on {result.platform} ended as {result.outcome.value}",
+        facts=(
+            ("exit code", "" if result.exit_code is None else str(result.exit_code)),
+            ("runner", result.runner),
+            ("emulator", " ".join(part for part in said if part)),
+            ("manifest", result.digest),
+        ),
+        environment=result.outcome in _ENVIRONMENT,
+    )
+
+
+def _matrix(report: MatrixReport) -> Iterator[Step]:
+    values = (report.setup, report.build, report.verify, report.run)
+    reached = {name: _step(value) for name, value in zip(STEPS, values, strict=True) if value is not None}
+    platforms = _platforms(reached.values())
+    for name in STEPS:
+        yield _filled(reached.get(name, Step(name=name, cases=())), platforms)
+    missing = [name for name in STEPS if name not in reached]
+    if report.error or missing:
+        yield Step(name="arch-matrix", cases=(_stopped(report.error, missing),))
+
+
+def _platforms(steps: Iterable[Step]) -> list[str]:
+    """Every platform that any step names, in the order in which they first came up."""
+    return list(dict.fromkeys(case.platform for step in steps for case in step.cases if case.platform))
+
+
+def _filled(step: Step, platforms: list[str]) -> Step:
+    """Add a case for each platform that this step was not reached for."""
+    known = {case.platform for case in step.cases}
+    absent = (Case(platform=name, skipped="not reached") for name in platforms if name not in known)
+    return replace(step, cases=(*step.cases, *absent))
+
+
+def _stopped(error: str, missing: list[str]) -> Case:
+    where = f"before {missing[0]}" if missing else "after run"
+    problem = Problem(
+        kind="stopped",
+        message=error or "no error was given",
+        facts=(("stopped", where),),
+        environment=True,
+    )
+    return Case(platform="", problems=(problem,))

@@ -1,0 +1,81 @@
+"""Report files: one kind for each file name ending, whole or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import LimitExceeded, UsageError
+from buildkit_tasks.report.junit import to_junit
+from buildkit_tasks.report.markdown import to_markdown
+from buildkit_tasks.results import Report, document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["check_report_paths", "to_json", "write_reports"]
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def to_json(report: Report) -> str:
+    """Write a report as one JSON document, its keys in the interface's order.
+
+    A lone surrogate, which is how Python keeps a byte that is no UTF-8, becomes U+FFFD: RFC 8259
+    has no encoding for it. In ``##[`` one sign is written as an escape, which reads the same,
+    because GitHub's runner obeys ``##[...]`` wherever it stands in a line of a log.
+    """
+    text = json.dumps(document(report), indent=2, ensure_ascii=False, allow_nan=False)
+    return _SURROGATES.sub("\ufffd", text).replace("##[", "#\\u0023[") + "\n"
+
+
+_WRITERS: dict[str, Callable[[Report], str]] = {".json": to_json, ".xml": to_junit, ".md": to_markdown}
+
+
+def check_report_paths(paths: Iterable[str | Path]) -> tuple[Path, ...]:
+    """Give the paths, or raise :class:`UsageError` for one that no report can be written to."""
+    return tuple(_checked(Path(path)) for path in paths)
+
+
+def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
+    """Write a report to every path, in the format of its ending.
+
+    Folders are made. Each file is written beside its place and renamed over it, so that a reader
+    sees the old one or the whole new one. Raises :class:`UsageError` before anything is written
+    for an ending that is not known.
+    """
+    for path in check_report_paths(paths):
+        text = _WRITERS[path.suffix.lower()](report)
+        try:
+            _replace(path, text)
+        except OSError as error:
+            raise _explained(path, error) from error
+
+
+def _checked(path: Path) -> Path:
+    if path.suffix.lower() not in _WRITERS:
+        known = ", ".join(_WRITERS)
+        raise UsageError(f"no report can be written to {path}", hint=f"end its name in one of {known}")
+    if path.is_dir():
+        raise UsageError(f"no report can be written to {path}: it is a folder")
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _explained(path: Path, error: OSError) -> UsageError | LimitExceeded:
+    message = f"the report {path} was not written: {error.strerror}"
+    return LimitExceeded(message) if error.errno in _FULL else UsageError(message)

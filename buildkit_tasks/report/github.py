@@ -1,0 +1,78 @@
+"""A report told to GitHub Actions: the step's summary, and an annotation for each failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from buildkit_tasks.report.cases import describe, failing
+from buildkit_tasks.report.markdown import to_markdown, to_short_markdown
+from buildkit_tasks.report.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from buildkit_tasks.results import Report
+
+__all__ = ["announce_in_github"]
+
+# GitHub drops a summary of more than 1 MiB per step (docs.github.com, "Workflow commands for
+# GitHub Actions", step isolation and limits): better a short one than none.
+_SUMMARY_LIMIT = 1 << 20
+_LEFT_OUT = "\nThe failures are too long for a step summary of 1 MiB; the step's log has them.\n"
+
+_IN_DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_IN_PROPERTY = {**_IN_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
+
+
+def announce_in_github(
+    report: Report,
+    environ: Mapping[str, str],
+    stream: TextIO | None = None,
+) -> tuple[str, ...]:
+    """Append the report to the step's summary and print an annotation for each failure.
+
+    Gives the workflow commands that went to ``stream`` (stderr unless given). Does nothing
+    outside GitHub Actions. A summary that cannot be written is a warning, never an error: the
+    work is done by then.
+    """
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return ()
+    commands = (*_summarised(report, environ.get("GITHUB_STEP_SUMMARY", "")), *_annotations(report))
+    for command in commands:
+        print(command, file=stream or sys.stderr)
+    return commands
+
+
+def _summarised(report: Report, path: str) -> Iterator[str]:
+    """Append to the summary, and give a command that warns where this did not work."""
+    if not path:
+        return
+    try:
+        _append(report, Path(path))
+    except OSError as error:
+        yield _command("warning", "step summary", f"not written to {path}: {error.strerror}")
+
+
+def _append(report: Report, path: Path) -> None:
+    with path.open("ab") as summary:
+        left = _SUMMARY_LIMIT - os.fstat(summary.fileno()).st_size
+        text = f"\n{to_markdown(report)}".encode()
+        if len(text) > left:
+            text = f"\n{to_short_markdown(report)}{_LEFT_OUT}".encode()
+        summary.write(text)
+
+
+def _annotations(report: Report) -> Iterator[str]:
+    for step, case in failing(report):
+        for problem in case.problems:
+            title = " ".join(part for part in (step, case.platform, problem.kind) if part)
+            yield _command("error", title, describe(problem))
+
+
+def _command(name: str, title: str, message: str) -> str:
+    """Write a workflow command as actions/toolkit does (packages/core/src/command.ts)."""
+    titled = printable(title).translate(_IN_PROPERTY)
+    return f"::{name} title={titled}::{printable(message).translate(_IN_DATA)}"

@@ -1,0 +1,132 @@
+"""A report as a table for people, drawn by rich, which is imported only to draw."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING, TextIO
+
+from buildkit_tasks.report.cases import Case, describe, failing
+from buildkit_tasks.report.rows import Cell, Table, table_of
+from buildkit_tasks.report.text import one_line, printable, tail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from buildkit_tasks.results import Report
+
+__all__ = ["print_table", "wants_colour"]
+
+_UNBROKEN = 10_000  # columns: wider than any row, since every cell is cut to a length
+_OUTPUT_LINES = 40  # of each stream of a failing run; report files have all of it
+_STYLES = {True: "green", False: "bold red", None: ""}
+
+
+def wants_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
+    """Tell whether to colour: on a terminal, outside CI, and unless NO_COLOR (no-color.org) is set."""
+    return file.isatty() and not environ.get("CI") and not environ.get("NO_COLOR")
+
+
+def print_table(report: Report, file: TextIO, *, colour: bool, width: int | None = None) -> None:
+    """Print a report's table, its notes and closing line, and all that failed in full.
+
+    ``width`` is in columns. Without one a terminal's own is taken; in CI, or where the file is
+    no terminal, rows are as wide as their words and never broken.
+    """
+    page = io.StringIO()
+    console = _console(page, colour=colour, width=width or _width(file))
+    _draw(table_of(report), console, plain=not _has_unicode(file))
+    for step, case in failing(report):
+        _explain(step, case, console)
+    _write(page.getvalue(), file)
+
+
+def _width(file: TextIO) -> int:
+    """Give a terminal's width in columns, and no limit to a place that has none of its own."""
+    if os.environ.get("CI") or not file.isatty():
+        return _UNBROKEN
+    try:
+        return os.get_terminal_size(file.fileno()).columns or _UNBROKEN
+    except OSError:
+        return _UNBROKEN
+
+
+def _has_unicode(file: TextIO) -> bool:
+    return (file.encoding or "utf-8").lower().startswith("utf")
+
+
+def _write(text: str, file: TextIO) -> None:
+    """Write text to a file whose encoding may not have every character of it."""
+    encoding = file.encoding or "utf-8"
+    file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    file.flush()
+
+
+def _console(page: TextIO, *, colour: bool, width: int) -> Console:
+    from rich.console import Console  # noqa: PLC0415 - rich is slow to import: only a table is worth it
+
+    return Console(
+        file=page,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        legacy_windows=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def _draw(table: Table, console: Console, *, plain: bool) -> None:
+    console.print(_rich_table(table, plain=plain))
+    # Lines of text are not wrapped: a path or a command to copy stays in one piece.
+    for note in table.notes:
+        console.print(f"  {note}", soft_wrap=True)
+    console.print(f"  {table.closing}", style=_STYLES[table.ok], soft_wrap=True)
+
+
+def _rich_table(table: Table, *, plain: bool) -> RichTable:
+    from rich import box  # noqa: PLC0415 - as in _console
+    from rich.table import Table as RichTable  # noqa: PLC0415 - as in _console
+
+    # A drawn left edge: GitHub's runner obeys a line whose first word begins with `::`, even
+    # after spaces, and a platform's name is whatever the image's index says.
+    drawn = RichTable(box=box.ASCII2 if plain else box.ROUNDED, header_style="")
+    for name in table.columns:
+        drawn.add_column(
+            name,
+            no_wrap=name in ("Platform", "Seconds"),
+            overflow="fold",
+            justify="right" if name == "Seconds" else "left",
+        )
+    for row in table.rows:
+        drawn.add_row(*(_text(cell) for cell in row))
+    return drawn
+
+
+def _text(cell: Cell) -> Text:
+    from rich.text import Text  # noqa: PLC0415 - as in _console
+
+    return Text(cell.text, style=_STYLES[cell.ok])
+
+
+def _explain(step: str, case: Case, console: Console) -> None:
+    for problem in case.problems:
+        head = " ".join(part for part in (step, case.platform, problem.kind) if part)
+        console.print(f"\nFAILED {one_line(head)}", style=_STYLES[False], soft_wrap=True)
+        for line in printable(describe(problem)).split("\n"):
+            console.print(f"  | {line}", soft_wrap=True)
+    for line in _output(case):
+        console.print(f"  | {line}", soft_wrap=True)
+
+
+def _output(case: Case) -> Iterator[str]:
+    for name, text in (("stdout", case.stdout), ("stderr", case.stderr)):
+        if text:
+            yield f"{name}:"
+            yield from (f"  {line}" for line in tail(text, _OUTPUT_LINES))

@@ -1,0 +1,55 @@
+"""Text from images and tools, made safe to show.
+
+What a guest prints is chosen by whoever wrote its image. Shown as it is, it could move the
+cursor, reverse the reading order, or be taken for a command by the log that it is printed to.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["last_line", "one_line", "printable", "shortened", "tail", "visible"]
+
+# Control characters but tab and newline; what turns the reading order (Unicode UAX #9) or
+# separates lines for some readers; lone surrogates; and the second `#` of `##[`, which GitHub's
+# runner takes for a command wherever it stands in a line (ActionCommand.TryParse).
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+    r"|(?<=#)#(?=\[)",
+)
+
+
+def visible(match: re.Match[str]) -> str:
+    r"""Write the matched character as Python does: ``\x1b``, ``\udc80``."""
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
+
+
+def printable(text: str) -> str:
+    """Keep tabs and newlines, make every other character that is not for reading visible."""
+    return _UNPRINTABLE.sub(visible, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    r"""Make text printable in one line; its own line ends show as ``\n``."""
+    return printable(text).strip().replace("\n", "\\n").replace("\t", " ")
+
+
+def last_line(text: str) -> str:
+    """Give the last line that has something on it, or nothing."""
+    lines = (line.strip() for line in reversed(printable(text).split("\n")))
+    return next((line for line in lines if line), "")
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut one line to at most ``width`` characters, and say so with three dots."""
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def tail(text: str, lines: int) -> list[str]:
+    """Give the last ``lines`` lines, led by a note of how many were left out."""
+    every = printable(text).rstrip("\n").split("\n")
+    left_out = len(every) - lines
+    if left_out <= 0:
+        return every
+    return [f"({left_out} lines before these: a --report file has them all)", *every[left_out:]]

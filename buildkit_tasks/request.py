@@ -1,0 +1,147 @@
+"""A build request: what to build and where it goes, checked before any program is started."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildkit_tasks.dockerfile import Bases, read_bases
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.outputs import OutputSpec, check_outputs
+from buildkit_tasks.platforms import Platform
+
+__all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases"]
+
+# The grammar of github.com/distribution/reference, without a digest: a tag names what is built.
+_TAG = re.compile(
+    r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+    r"(?::\w[\w.-]{0,127})?\Z",
+    re.ASCII,
+)
+_SECRET_WORDS = {"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIAL", "CREDENTIALS"}
+_SECRET_PAIRS = ("API_KEY", "PRIVATE_KEY", "ACCESS_KEY", "SECRET_KEY")
+_REMOTE = re.compile(r"(?:https?|git|ssh)://|git@")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """What to build and where it goes; the names are those of buildx's options."""
+
+    platforms: tuple[Platform, ...]
+    context: str = "."
+    file: str = ""
+    tags: tuple[str, ...] = ()
+    outputs: tuple[OutputSpec, ...] = ()
+    load: bool = False
+    target: str = ""
+    build_args: tuple[str, ...] = ()
+    build_contexts: tuple[str, ...] = ()
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    ssh: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
+    attest: tuple[str, ...] = ()
+    provenance: str = ""
+    sbom: str = ""
+    no_cache: bool = False
+    pull: bool = False
+    progress: str = "auto"
+    metadata_file: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the context is a URL, which BuildKit fetches by itself."""
+        return bool(_REMOTE.match(self.context))
+
+    @property
+    def dockerfile(self) -> Path:
+        """The Dockerfile on this disk: ``file``, or ``Dockerfile`` in the context."""
+        return Path(self.file) if self.file else Path(self.context) / "Dockerfile"
+
+
+def check_request(request: BuildRequest) -> None:
+    """Refuse what cannot be built, before any program is started. Raises :class:`UsageError`."""
+    if not request.platforms:
+        raise UsageError("no platform to build for", hint="--platform linux/amd64,linux/arm64")
+    for tag in request.tags:
+        if not _TAG.match(tag):
+            raise UsageError(f"{tag!r} is no image name", hint="write it as registry/name:tag, in lower case")
+    for argument in request.build_args:
+        _check_build_argument(argument)
+    check_outputs(request.outputs, request.tags)
+    if request.load and not request.tags:
+        raise UsageError("--load needs a name for the image", hint="add -t NAME:TAG")
+    if not request.remote:
+        _check_files(request)
+
+
+def _check_files(request: BuildRequest) -> None:
+    if not Path(request.context).is_dir():
+        raise UsageError(f"the build context {request.context!r} is not a folder", hint="--context FOLDER")
+    if not request.dockerfile.is_file():
+        raise UsageError(f"there is no {request.dockerfile}", hint="-f FILE names another Dockerfile")
+
+
+def _check_build_argument(argument: str) -> None:
+    name = argument.partition("=")[0]
+    words = name.upper().replace("-", "_")
+    if _SECRET_WORDS & set(words.split("_")) or any(pair in words for pair in _SECRET_PAIRS):
+        raise UsageError(
+            f"build argument {name} looks like a secret, and build arguments are kept in the image",
+            hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
+        )
+
+
+def read_request_bases(request: BuildRequest) -> Bases:
+    """The base images of the request's Dockerfile; none are known for a remote context."""
+    if request.remote:
+        return Bases(images=())
+    text = request.dockerfile.read_text(encoding="utf-8", errors="replace")
+    pairs = (argument.partition("=") for argument in request.build_args)
+    return read_bases(text, {name: value or os.environ.get(name, "") for name, _, value in pairs})
+
+
+def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list[str]:
+    """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``."""
+    repeated = {
+        "tag": request.tags,
+        "output": request.outputs,
+        "build-arg": request.build_args,
+        "build-context": request.build_contexts,
+        "cache-from": request.cache_from,
+        "cache-to": request.cache_to,
+        "secret": request.secrets,
+        "ssh": request.ssh,
+        "label": request.labels,
+        "annotation": request.annotations,
+        "attest": request.attest,
+    }
+    single = {
+        "file": request.file,
+        "target": request.target,
+        "provenance": request.provenance,
+        "sbom": request.sbom,
+        "no-cache": "true" if request.no_cache else "",
+        "pull": "true" if request.pull else "",
+        "progress": _progress(request.progress),
+    }
+    return [
+        "build",
+        f"--builder={builder}",
+        f"--platform={','.join(map(str, request.platforms))}",
+        *(f"--{name}={value}" for name, value in single.items() if value),
+        *(f"--{name}={value}" for name, values in repeated.items() for value in values),
+        f"--metadata-file={metadata}",
+        "--",
+        request.context,
+    ]
+
+
+def _progress(asked: str) -> str:
+    """Plain in CI, where a moving display makes unreadable logs; else as buildx decides."""
+    return "plain" if asked == "auto" and os.environ.get("CI") else asked.replace("auto", "")

@@ -1,0 +1,261 @@
+"""What each step of the line gives: frozen values, with the stable keys that programs read.
+
+:func:`document` turns any of them into the JSON document of the interface; tables, JUnit and
+Markdown are made from the same values in ``report.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "BuildResult",
+    "BuilderSummary",
+    "BuiltPlatform",
+    "Check",
+    "EmulatorSummary",
+    "EngineSummary",
+    "MatrixReport",
+    "NodeSummary",
+    "Outcome",
+    "Output",
+    "PlatformSetup",
+    "PlatformVerdict",
+    "Report",
+    "RunReport",
+    "RunResult",
+    "SetupReport",
+    "VerifyReport",
+    "document",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was compared: what was expected, what was found, and where."""
+
+    name: str
+    ok: bool
+    expected: str = ""
+    actual: str = ""
+    path: str = ""
+    layer: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformVerdict:
+    """All checks of one platform of an image; ``digest`` is its manifest's."""
+
+    platform: str
+    digest: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """The verdict on an image: every platform that was expected or found."""
+
+    subject: str
+    digest: str
+    platforms: tuple[PlatformVerdict, ...]
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.platforms) and all(verdict.ok for verdict in self.platforms)
+
+
+class Outcome(enum.StrEnum):
+    """How one platform's run ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    WRONG_ARCH = "wrong-arch"
+    NOT_REGISTERED = "not-registered"
+    EMULATOR_CRASH = "emulator-crash"
+    ILLEGAL_INSTRUCTION = "illegal-instruction"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulatorSummary:
+    """The emulator that ran a guest: interpreter path, version, CPU model."""
+
+    path: str
+    version: str = ""
+    cpu: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What one platform's image did; ``seconds`` is wall time from start to exit."""
+
+    platform: str
+    outcome: Outcome
+    exit_code: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+    seconds: float = 0.0
+    runner: str = "docker"
+    emulated: bool = False
+    emulator: EmulatorSummary | None = None
+    digest: str = ""
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is Outcome.PASSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The runs of an image on every platform asked for."""
+
+    subject: str
+    results: tuple[RunResult, ...]
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.results) and all(result.ok for result in self.results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSummary:
+    """The Docker engine in use; ``kind`` is system or private, ``store`` containerd or graph."""
+
+    kind: str
+    endpoint: str
+    version: str
+    store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSummary:
+    """One node of a builder and the platforms that it says it builds."""
+
+    name: str
+    endpoint: str
+    platforms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderSummary:
+    """The buildx builder in use, and in ``reason`` why its driver was chosen."""
+
+    name: str
+    driver: str
+    nodes: tuple[NodeSummary, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformSetup:
+    """How one platform's programs run here: natively or through a binfmt_misc handler."""
+
+    platform: str
+    native: bool
+    node: str = ""
+    handler: str = ""
+    interpreter: str = ""
+    flags: str = ""
+    version: str = ""
+    runs: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupReport:
+    """Engine, builder and emulators, ready or not."""
+
+    engine: EngineSummary
+    builder: BuilderSummary
+    platforms: tuple[PlatformSetup, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(row.runs for row in self.platforms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where a build went: a file or folder (``dest``) or an image reference (``ref``)."""
+
+    type: str
+    dest: str | None = None
+    ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltPlatform:
+    """One platform of a build and the digest of its manifest, where the output has one."""
+
+    platform: str
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What a build made; ``bases`` is registry or standin, ``seconds`` wall time."""
+
+    digest: str
+    outputs: tuple[Output, ...]
+    platforms: tuple[BuiltPlatform, ...]
+    builder: str
+    bases: str
+    seconds: float
+    ok: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixReport:
+    """The whole line, as far as it got; a step that was not reached is None."""
+
+    setup: SetupReport | None = None
+    build: BuildResult | None = None
+    verify: VerifyReport | None = None
+    run: RunReport | None = None
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all four steps held, each for the same platforms."""
+        steps = (self.setup, self.build, self.verify)
+        if self.error or self.run is None or not all(step is not None and step.ok for step in steps):
+            return False
+        sets = {frozenset(row.platform for row in step.platforms) for step in steps if step is not None}
+        return self.run.ok and sets == {frozenset(row.platform for row in self.run.results)}
+
+
+Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport
+
+
+def document(report: Any) -> Any:
+    """The JSON-ready form of a report: its fields, ``ok``, and no key that holds nothing new.
+
+    Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one.
+    """
+    if isinstance(report, enum.Enum):
+        return report.value
+    if isinstance(report, tuple):
+        return [document(item) for item in report]
+    if not dataclasses.is_dataclass(report):
+        return report
+    return dict(_keys(report))
+
+
+def _keys(report: Any) -> Iterator[tuple[str, Any]]:
+    if hasattr(type(report), "ok") and isinstance(type(report).ok, property):
+        yield "ok", report.ok
+    for each in dataclasses.fields(report):
+        value = getattr(report, each.name)
+        if value is None and each.name in ("dest", "ref"):
+            continue
+        yield each.name, document(value)

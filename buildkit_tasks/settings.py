@@ -1,0 +1,193 @@
+"""Settings: what a repository, an environment and a command line ask for, merged.
+
+Rank: flag, then environment (``INVOKE_BUILDKIT_*``, then the field's own variables), then Invoke's
+configuration ``buildkit.*``, then ``[tool.buildkit-tasks]`` in pyproject.toml, then the default. An
+unknown key or a bad value is a :class:`SettingsError` that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from buildkit_tasks.errors import SettingsError
+
+__all__ = ["Origin", "Settings", "cache_folder", "find_pyproject", "load"]
+
+_ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
+_FIELD_VARIABLES = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
+_CHOICES = {
+    "driver": ("auto", "docker-container", "docker"),
+    "engine": ("auto", "system", "private"),
+    "emulators": ("auto", "host", "image", "none"),
+    "bases": ("auto", "registry", "standin"),
+    "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
+}
+
+
+class Origin(enum.IntEnum):
+    """Where a value came from; the higher wins."""
+
+    DEFAULT = 0
+    PYPROJECT = 1
+    INVOKE = 2
+    ENVIRONMENT = 3
+    FLAG = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that a repository can settle once; each name is also a key of the settings.
+
+    ``timeout`` is the seconds that one guest may run, ``jobs`` how many run at once (0: one for
+    each processor, at least two), ``cache`` the folder for the private engine, packages and bases.
+    """
+
+    platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
+    name: str = "multi-platform-builder"
+    driver: str = "auto"
+    driver_opt: tuple[str, ...] = ()
+    engine: str = "auto"
+    emulators: str = "auto"
+    bases: str = "auto"
+    context: str = "."
+    file: str = ""
+    tags: tuple[str, ...] = ()
+    target: str = ""
+    build_args: tuple[str, ...] = ()
+    progress: str = "auto"
+    command: str = ""
+    expect: str = ""
+    expect_exit: int = 0
+    timeout: float = 60.0
+    jobs: int = 0
+    cache: str = ""
+    origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+
+    def given(self, name: str) -> bool:
+        """Whether somebody chose this value, so that a default may not overrule it."""
+        return self.origins.get(name, Origin.DEFAULT) is not Origin.DEFAULT
+
+
+_DEFAULTS = Settings()
+KEYS = tuple(each.name for each in dataclasses.fields(Settings) if each.name != "origins")
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    invoke: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Settings:
+    """Merge all sources; in ``flags`` a None, an empty string or an empty list is "not given"."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for origin, label, found in _sources(flags, invoke, environ, folder or Path.cwd()):
+        for key, raw in found.items():
+            values[key] = _value(key, raw, label)
+            origins[key] = origin
+    return dataclasses.replace(_DEFAULTS, **values, origins=origins)
+
+
+def _sources(
+    flags: Mapping[str, Any] | None,
+    invoke: Mapping[str, Any] | None,
+    environ: Mapping[str, str],
+    folder: Path,
+) -> Iterator[tuple[Origin, str, dict[str, Any]]]:
+    """Every source, the weakest first, with the words that name it in an error."""
+    pyproject = find_pyproject(folder)
+    if pyproject is not None:
+        label = f"{pyproject}: [tool.buildkit-tasks]"
+        yield Origin.PYPROJECT, label, _checked(_pyproject_table(pyproject), label)
+    label = "Invoke's configuration: buildkit"
+    yield Origin.INVOKE, label, _checked(invoke or {}, label)
+    for variable, key in _FIELD_VARIABLES.items():
+        if environ.get(variable):
+            yield Origin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
+    for variable, text in environ.items():
+        if variable.startswith(_ENVIRONMENT_PREFIX) and text:
+            key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+            yield Origin.ENVIRONMENT, f"environment {variable}", _checked({key: text}, "environment")
+    given = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
+    yield Origin.FLAG, "command line", given
+
+
+def find_pyproject(folder: Path) -> Path | None:
+    """The nearest pyproject.toml, here or above."""
+    candidates = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _pyproject_table(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    table = document.get("tool", {}).get("buildkit-tasks", {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path}: [tool.buildkit-tasks] is not a table")
+    return table
+
+
+def _checked(found: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The values under their Python names; None is "not given", an unknown key an error."""
+    known: dict[str, Any] = {}
+    for raw, value in found.items():
+        key = raw.replace("-", "_")
+        if key not in KEYS:
+            close = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {close[0].replace('_', '-')!r}?" if close else f"known are {', '.join(KEYS)}"
+            raise SettingsError(f"{label}: unknown key {raw!r}", hint=hint)
+        if value is not None:
+            known[key] = value
+    return known
+
+
+def _value(key: str, raw: Any, label: str) -> Any:
+    """The raw value as the type of the key's default, or an error that names where it stands."""
+    default = getattr(_DEFAULTS, key)
+    try:
+        value = _converted(raw, default)
+    except (TypeError, ValueError):
+        kind = "a list" if isinstance(default, tuple) else f"a {type(default).__name__}"
+        raise SettingsError(f"{label}: {key} = {raw!r} is not {kind}") from None
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
+    return value
+
+
+def _converted(raw: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        return _listed(raw)
+    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+        raise TypeError
+    if isinstance(default, str) and not isinstance(raw, str):
+        raise TypeError
+    return type(default)(raw)
+
+
+def _listed(raw: Any) -> tuple[str, ...]:
+    """A list from a list or from text with commas."""
+    items = raw.split(",") if isinstance(raw, str) else raw
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise TypeError
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where the private engine, its packages and the stand-in bases live, for this user."""
+    if settings.cache:
+        return Path(settings.cache).expanduser().absolute()
+    import platformdirs  # noqa: PLC0415 - 40 ms that `inv --list` need not pay
+
+    return Path(platformdirs.user_cache_dir("buildkit-tasks"))

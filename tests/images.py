@@ -1,0 +1,202 @@
+"""Small images made from nothing, sound ones and ones with a planted fault.
+
+An image here is a :class:`Memory`: blobs by digest, and a root. It is a source itself, and can be
+written as a layout folder or an archive.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from buildkit_tasks.binaries.probe import probe_program
+from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.oci.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
+from buildkit_tasks.platforms import Platform
+
+LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
+LAYER_GZIP = f"{LAYER_TAR}+gzip"
+LAYER_ZSTD = f"{LAYER_TAR}+zstd"
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Memory:
+    """A source in memory; ``blobs`` may be changed behind its digests' backs."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    top: Descriptor | None = None
+    opened: list[str] = field(default_factory=list)
+
+    def root(self) -> Descriptor:
+        assert self.top is not None
+        return self.top
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        self.opened.append(str(descriptor.digest))
+        if str(descriptor.digest) not in self.blobs:
+            raise MalformedImage(f"{descriptor.digest} is missing")
+        return io.BytesIO(self.blobs[str(descriptor.digest)])
+
+    def put(self, data: bytes | Json, media_type: str, **more: object) -> Json:
+        """Store a blob and give its descriptor as JSON."""
+        raw = json.dumps(data).encode() if isinstance(data, dict) else data
+        digest = str(Digest.of(raw))
+        self.blobs[digest] = raw
+        return {"mediaType": media_type, "digest": digest, "size": len(raw), **more}
+
+    def point(self, entry: Json) -> Memory:
+        """Make a stored document the root."""
+        self.top = descriptor(entry)
+        return self
+
+    def index(self, entries: Sequence[Json], **more: object) -> Memory:
+        """Make an index of these entries the root."""
+        return self.point(self.put(index_json(entries, **more), OCI_INDEX))
+
+
+def index_json(entries: Sequence[Json], **more: object) -> Json:
+    return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries), **more}
+
+
+def descriptor(entry: Json) -> Descriptor:
+    stated = entry.get("platform")
+    platform = stated and Platform(stated["os"], stated["architecture"], stated.get("variant", ""))
+    return Descriptor(
+        media_type=entry["mediaType"], digest=Digest(entry["digest"]), size=entry["size"], platform=platform
+    )
+
+
+def platform_json(platform: str) -> Json:
+    parts = platform.split("/")
+    return dict(zip(("os", "architecture", "variant"), parts, strict=False))
+
+
+def probe(platform: str) -> bytes:
+    """A real executable of that platform."""
+    return probe_program(Platform.parse(platform).machine)
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, *, mode: int = 0o755, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.linkname = kind, mode, link
+    return info
+
+
+def symlink(name: str, target: str) -> tarfile.TarInfo:
+    return member(name, tarfile.SYMTYPE, link=target)
+
+
+def hard_link(name: str, target: str) -> tarfile.TarInfo:
+    return member(name, tarfile.LNKTYPE, link=target)
+
+
+def folder(name: str) -> tarfile.TarInfo:
+    return member(name, tarfile.DIRTYPE)
+
+
+def make_tar(
+    files: Mapping[str, bytes], others: Iterable[tarfile.TarInfo] = (), form: int = tarfile.PAX_FORMAT
+) -> bytes:
+    """A tar archive of regular files (mode 0755) and then other members, by the standard library."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, data in files.items():
+            info = member(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for info in others:
+            archive.addfile(info)
+    return buffer.getvalue()
+
+
+def put_manifest(memory: Memory, config: Json, layers: Sequence[Json], **more: object) -> Json:
+    """Store config and manifest; gives the manifest's entry without a platform."""
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": memory.put(config, OCI_CONFIG),
+        "layers": list(layers),
+        **more,
+    }
+    return memory.put(manifest, OCI_MANIFEST)
+
+
+def add_platform(
+    memory: Memory,
+    platform: str,
+    tars: Sequence[bytes],
+    *,
+    says: str | None = None,
+    diff_ids: Sequence[str] | None = None,
+    **start: object,
+) -> Json:
+    """Store one platform's image, its layers gzipped; gives its index entry.
+
+    ``says`` is the platform in the config where that differs; ``start`` fills the config's
+    ``config`` (``Entrypoint``, ``Cmd``, ``Env``...).
+    """
+    layers = [memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP) for tar in tars]
+    stated = list(diff_ids) if diff_ids is not None else [str(Digest.of(tar)) for tar in tars]
+    config = {
+        **platform_json(says or platform),
+        "config": start,
+        "rootfs": {"type": "layers", "diff_ids": stated},
+    }
+    return {**put_manifest(memory, config, layers), "platform": platform_json(platform)}
+
+
+def hello(platforms: Sequence[str] = ("linux/amd64", "linux/arm64", "linux/arm/v7")) -> Memory:
+    """A sound image: one layer with ``/usr/bin/main`` for each platform."""
+    memory = Memory()
+    entries = [
+        add_platform(memory, name, [make_tar({"usr/bin/main": probe(name)})], Entrypoint=["/usr/bin/main"])
+        for name in platforms
+    ]
+    return memory.index(entries)
+
+
+def one(tars: Sequence[bytes], platform: str = "linux/amd64", **start: object) -> Memory:
+    """An image of one platform."""
+    memory = Memory()
+    return memory.index([add_platform(memory, platform, tars, **start)])
+
+
+def flip(data: bytes, at: int = -20) -> bytes:
+    """The same bytes with one bit changed."""
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def layout_files(memory: Memory, **annotations: str) -> dict[str, bytes]:
+    """The files of a layout, as buildx writes them: an index.json that names one index."""
+    root = memory.root()
+    entry = {
+        "mediaType": root.media_type,
+        "digest": str(root.digest),
+        "size": root.size,
+        "annotations": {"org.opencontainers.image.created": "2026-01-01T00:00:00Z", **annotations},
+    }
+    blobs = {f"blobs/{digest.replace(':', '/')}": data for digest, data in memory.blobs.items()}
+    top = json.dumps(index_json([entry])).encode()
+    return {**blobs, "index.json": top, "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+
+
+def write_folder(memory: Memory, path: Path, **annotations: str) -> Path:
+    for name, data in layout_files(memory, **annotations).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def write_archive(memory: Memory, path: Path, **annotations: str) -> Path:
+    path.write_bytes(make_tar(layout_files(memory, **annotations), form=tarfile.USTAR_FORMAT))
+    return path

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from buildkit_tasks.report import to_junit
+from buildkit_tasks.results import Outcome, Report
+from tests.unit.samples import bad_check, bad_run, run, stopped, verdict, verify
+
+# Every code point there is, the ones that no UTF-8 has among them, and what XML treats apart.
+SPECIAL = st.sampled_from("\x00\x1b\r\n\t<>&\"']\udc80\uffff")
+ANY_TEXT = st.text(st.characters(exclude_categories=()) | SPECIAL)
+
+
+def legal(character: str) -> bool:
+    """Tell what production Char of XML 1.0, section 2.2, allows."""
+    code = ord(character)
+    return (
+        code in (0x9, 0xA, 0xD)
+        or 0x20 <= code <= 0xD7FF
+        or 0xE000 <= code <= 0xFFFD
+        or 0x10000 <= code <= 0x10FFFF
+    )
+
+
+def expected(text: str) -> str:
+    return "".join(each if legal(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def only_case(report: Report) -> ET.Element:
+    # As bytes: a document with a lone surrogate could not even be written to a file.
+    root = ET.fromstring(to_junit(report).encode())  # noqa: S314 - a document made here
+    return next(root.iter("testcase"))
+
+
+@given(ANY_TEXT, ANY_TEXT)
+@example("]]>", "a\r\nb\rc\x85\u2028")
+@example("\ud83d\ude00", "\ufffe\U0001ffff")
+def test_whatever_a_run_prints_is_read_back_from_the_document(stdout: str, stderr: str) -> None:
+    case = only_case(run(bad_run("linux/arm64", Outcome.FAILED, stdout=stdout, stderr=stderr)))
+    assert (case.findtext("system-out") or "") == expected(stdout)
+    assert (case.findtext("system-err") or "") == expected(stderr)
+
+
+@given(ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool))
+def test_whatever_a_check_says_is_read_back_from_the_document(
+    platform: str, name: str, message: str, path: str
+) -> None:
+    case = only_case(verify(verdict(platform, bad_check(name=name, message=message, path=path))))
+    assert case.attrib["name"] == expected(platform)
+    failure = case[0]
+    assert failure.attrib == {"message": expected(message), "type": expected(name)}
+    assert f"\npath: {expected(path)}\n" in (failure.text or "")
+
+
+@given(ANY_TEXT.filter(bool))
+def test_whatever_stopped_the_line_is_read_back_from_the_document(error: str) -> None:
+    root = ET.fromstring(to_junit(stopped(error)).encode())  # noqa: S314 - a document made here
+    found = root.find("testsuite[@name='arch-matrix']/testcase/error")
+    assert found is not None
+    assert found.attrib["message"] == expected(error)

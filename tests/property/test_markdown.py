@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from buildkit_tasks.report import to_markdown
+from buildkit_tasks.report.text import last_line, one_line, printable, shortened
+from tests.unit.samples import bad_check, bad_run, run, verdict, verify
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+
+MARKS = st.sampled_from(
+    ["|", "`", "```", "~~~", "\n", "\\", "<b>", "<!--", "&lt;", "*", "_", "[x](y)", "# ", "- ", "    "]
+)
+ANY_TEXT = st.lists(MARKS | st.text(st.characters(exclude_categories=()))).map("".join)
+
+
+def parsed(text: str) -> list[Token]:
+    """Read Markdown as GitHub does: CommonMark with tables, HTML let through."""
+    text.encode()  # a lone surrogate could not be written to the summary
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+
+
+def cells(tokens: list[Token]) -> list[str]:
+    """Give the text of each cell, and fail on a cell that is anything but text."""
+    inside = [tokens[at + 1] for at, token in enumerate(tokens) if token.type == "td_open"]
+    children = [child for token in inside for child in token.children or []]
+    assert {child.type for child in children} <= {"text", "text_special"}
+    return ["".join(child.content for child in token.children or []) for token in inside]
+
+
+@given(ANY_TEXT.filter(str.strip), ANY_TEXT)
+@example("|", "a | b")
+@example("x\\", "\\")
+@example("`", "`<script>`")
+def test_no_text_breaks_out_of_its_cell_or_its_block(platform: str, stdout: str) -> None:
+    tokens = parsed(to_markdown(run(bad_run(platform, stdout=stdout, message="m"))))
+    name = shortened(one_line(platform), 80)
+    said = last_line(stdout) or "m"
+    ran = shortened(f"FAILED {one_line(f'failed: {said}')}", 48)
+    assert cells(tokens)[0].strip() == name
+    assert cells(tokens)[2] == ran
+    assert len(cells(tokens)) == 4
+    assert [token.type for token in tokens if token.type.startswith("html")] == []
+    fences = [token.content for token in tokens if token.type == "fence"]
+    assert len(fences) == 1
+    assert fences[0].endswith(f"stdout:\n{printable(stdout)}\n" if stdout else "max\n")
+
+
+@given(ANY_TEXT.filter(str.strip))
+def test_no_message_of_a_check_adds_to_the_documents_structure(message: str) -> None:
+    plain = parsed(to_markdown(verify(verdict("linux/arm64", bad_check(message="m")))))
+    tokens = parsed(to_markdown(verify(verdict("linux/arm64", bad_check(message=message)))))
+    assert [token.type for token in tokens] == [token.type for token in plain]

@@ -1,0 +1,222 @@
+"""Report values for tests: ones that hold, and the parts to make ones that do not."""
+
+from __future__ import annotations
+
+import hashlib
+
+from buildkit_tasks.results import (
+    BuilderSummary,
+    BuildResult,
+    BuiltPlatform,
+    Check,
+    EmulatorSummary,
+    EngineSummary,
+    MatrixReport,
+    NodeSummary,
+    Outcome,
+    Output,
+    PlatformSetup,
+    PlatformVerdict,
+    Report,
+    RunReport,
+    RunResult,
+    SetupReport,
+    VerifyReport,
+)
+
+TEN = (
+    "linux/amd64",
+    "linux/arm64",
+    "linux/arm/v7",
+    "linux/arm/v6",
+    "linux/386",
+    "linux/ppc64le",
+    "linux/s390x",
+    "linux/riscv64",
+    "linux/mips64le",
+    "linux/loong64",
+)
+TWO = TEN[:2]
+IMAGE = "oci-archive:dist/hello.tar"
+
+_QEMU = {"arm64": "aarch64", "386": "i386", "mips64le": "mips64el", "loong64": "loongarch64"}
+
+
+def digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def architecture_of(platform: str) -> str:
+    """Give the middle of a platform's name, and of any other text the whole."""
+    return platform.split("/")[1] if platform.startswith("linux/") else platform
+
+
+def qemu(platform: str) -> str:
+    architecture = architecture_of(platform)
+    return f"qemu-{_QEMU.get(architecture, architecture)}"
+
+
+def platform_setup(platform: str) -> PlatformSetup:
+    if platform == "linux/amd64":
+        return PlatformSetup(platform=platform, native=True, node="hello0", runs=True)
+    name = qemu(platform)
+    return PlatformSetup(
+        platform=platform,
+        native=False,
+        node="hello0",
+        handler=name,
+        interpreter=f"/usr/bin/{name}",
+        flags="OCF",
+        version="10.0.2",
+        runs=True,
+    )
+
+
+def setup(*rows: PlatformSetup) -> SetupReport:
+    node = NodeSummary(name="hello0", endpoint="unix:///run/docker.sock", platforms=TWO)
+    return SetupReport(
+        engine=EngineSummary(
+            kind="private",
+            endpoint="unix:///run/docker.sock",
+            version="28.5.2",
+            store="containerd",
+        ),
+        builder=BuilderSummary(
+            name="multi-platform-builder",
+            driver="docker",
+            nodes=(node,),
+            reason="the engine has the containerd store",
+        ),
+        platforms=rows or tuple(map(platform_setup, TWO)),
+    )
+
+
+def build(*platforms: str, ok: bool = True) -> BuildResult:
+    built = (BuiltPlatform(platform=name, digest=digest(name)) for name in platforms or TWO)
+    return BuildResult(
+        digest=digest("index"),
+        outputs=(Output(type="oci", dest="dist/hello.tar"), Output(type="image", ref="hello:latest")),
+        platforms=tuple(built),
+        builder="multi-platform-builder",
+        bases="standin",
+        seconds=41.25,
+        ok=ok,
+    )
+
+
+def good_check(name: str = "config-platform") -> Check:
+    return Check(name=name, ok=True, expected="linux/arm64", actual="linux/arm64")
+
+
+def bad_check(**changes: str) -> Check:
+    values = {
+        "name": "binary-machine",
+        "expected": "arm64",
+        "actual": "amd64",
+        "path": "/hello",
+        "layer": digest("layer"),
+        "message": "the entry point is for amd64, and its image says arm64",
+    }
+    return Check(**{**values, **changes}, ok=False)
+
+
+def verdict(platform: str, *checks: Check) -> PlatformVerdict:
+    every = checks or (good_check(), good_check("binary-machine"))
+    return PlatformVerdict(platform=platform, digest=digest(platform), checks=every)
+
+
+def verify(*verdicts: PlatformVerdict) -> VerifyReport:
+    return VerifyReport(
+        subject=IMAGE,
+        digest=digest("index"),
+        platforms=verdicts or tuple(map(verdict, TWO)),
+    )
+
+
+def good_run(platform: str, stdout: str | None = None, seconds: float = 0.25) -> RunResult:
+    architecture = architecture_of(platform)
+    native = platform == "linux/amd64"
+    path = f"/usr/bin/{qemu(platform)}"
+    return RunResult(
+        platform=platform,
+        outcome=Outcome.PASSED,
+        exit_code=0,
+        stdout=f"Hello from {architecture}\n" if stdout is None else stdout,
+        seconds=seconds,
+        emulated=not native,
+        emulator=None if native else EmulatorSummary(path=path, version="10.0.2", cpu="max"),
+        digest=digest(platform),
+    )
+
+
+def bad_run(
+    platform: str,
+    outcome: Outcome = Outcome.FAILED,
+    *,
+    stdout: str = "",
+    stderr: str = "",
+    message: str = "it printed something else",
+) -> RunResult:
+    return RunResult(
+        platform=platform,
+        outcome=outcome,
+        exit_code=1,
+        stdout=stdout,
+        stderr=stderr,
+        seconds=0.5,
+        emulated=True,
+        emulator=EmulatorSummary(path=f"/usr/bin/{qemu(platform)}", version="10.0.2", cpu="max"),
+        message=message,
+    )
+
+
+def run(*results: RunResult) -> RunReport:
+    return RunReport(subject=IMAGE, results=results or tuple(map(good_run, TWO)))
+
+
+def matrix(*platforms: str) -> MatrixReport:
+    """Give a line that holds from end to end, on two platforms unless others are named."""
+    names = platforms or TWO
+    return MatrixReport(
+        setup=setup(*map(platform_setup, names)),
+        build=build(*names),
+        verify=verify(*map(verdict, names)),
+        run=run(*map(good_run, names)),
+    )
+
+
+def stopped(error: str = "the registry refused: 401") -> MatrixReport:
+    """Give a line that ended after the build."""
+    return MatrixReport(setup=setup(), build=build(), error=error)
+
+
+def every_good_report() -> list[Report]:
+    return [setup(), build(), verify(), run(), matrix()]
+
+
+def every_bad_report() -> list[Report]:
+    """Give each way that a report can fail, some with nothing in it to point at."""
+    unready = PlatformSetup(platform="linux/arm64", native=False, message="no handler is registered")
+    failed = MatrixReport(
+        setup=setup(),
+        build=build(),
+        verify=verify(verdict("linux/amd64"), verdict("linux/arm64", bad_check())),
+        run=run(good_run("linux/amd64"), bad_run("linux/arm64", Outcome.WRONG_ARCH)),
+    )
+    empty_run = RunReport(subject=IMAGE, results=())
+    return [
+        setup(platform_setup("linux/amd64"), unready),
+        build(ok=False),
+        BuildResult(digest="", outputs=(), platforms=(), builder="b", bases="", seconds=0, ok=False),
+        verify(verdict("linux/amd64", good_check(), bad_check())),
+        VerifyReport(subject=IMAGE, digest="", platforms=()),
+        *(run(bad_run("linux/arm64", each)) for each in Outcome if each is not Outcome.PASSED),
+        empty_run,
+        failed,
+        stopped(),
+        stopped(error=""),
+        MatrixReport(),
+        MatrixReport(error="no engine answers"),
+        MatrixReport(setup=setup(), build=build(), verify=verify(), run=run(), error="late"),
+        MatrixReport(setup=setup(), build=build(), verify=verify(), run=empty_run),
+    ]

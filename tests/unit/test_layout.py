@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.layout import Layout, write_layout
+from buildkit_tasks.oci.model import OCI_INDEX, Digest
+from buildkit_tasks.oci.source import platform_manifests, read_blob
+from buildkit_tasks.verify import verify
+from tests.images import Json, Memory, flip, hello, index_json, write_folder
+
+REF = "org.opencontainers.image.ref.name"
+
+
+def entry_of(memory: Memory, **annotations: str) -> Json:
+    root = memory.root()
+    stated = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
+    return {**stated, "annotations": annotations}
+
+
+def write_index(path: Path, *entries: Json) -> bytes:
+    data = json.dumps(index_json(entries)).encode()
+    (path / "index.json").write_bytes(data)
+    return data
+
+
+def blob(path: Path, memory: Memory) -> Path:
+    return path / "blobs" / "sha256" / memory.root().digest.hex
+
+
+def test_the_one_entry_of_a_layout_is_the_image(tmp_path: Path) -> None:
+    memory = hello()
+    layout = Layout(write_folder(memory, tmp_path))
+    assert layout.root() == memory.root()
+    assert read_blob(layout, layout.root(), 1 << 20) == memory.blobs[str(memory.root().digest)]
+
+
+def test_several_names_of_one_image_are_one_image(tmp_path: Path) -> None:
+    memory = hello()
+    write_folder(memory, tmp_path)
+    write_index(tmp_path, entry_of(memory, **{REF: "a"}), entry_of(memory, **{REF: "b"}))
+    assert Layout(tmp_path).root().digest == memory.root().digest
+
+
+def test_several_images_need_a_name(tmp_path: Path) -> None:
+    one, other = hello(["linux/amd64"]), hello(["linux/arm64"])
+    write_folder(one, write_folder(other, tmp_path))
+    write_index(tmp_path, entry_of(one, **{REF: "one"}), entry_of(other, **{"io.containerd.image.name": "r/o:1"}))
+    assert Layout(tmp_path, "one").root().digest == one.root().digest
+    assert Layout(tmp_path, "r/o:1").root().digest == other.root().digest
+    for name, cause in ((None, "holds 2 images"), ("two", "holds no image named 'two'")):
+        with pytest.raises(UsageError, match=cause) as caught:
+            Layout(tmp_path, name).root()
+        assert "one, r/o:1" in str(caught.value.hint)
+
+
+def test_an_index_json_of_platforms_is_the_index_itself(tmp_path: Path) -> None:
+    memory = hello()
+    write_folder(memory, tmp_path)
+    entries = json.loads(memory.blobs[str(memory.root().digest)])["manifests"]
+    data = write_index(tmp_path, *entries)
+    layout = Layout(tmp_path)
+    assert layout.root().digest == Digest.of(data)
+    assert len(platform_manifests(layout)) == 3
+    assert verify(layout, [], "x").ok
+
+
+def test_a_folder_that_is_no_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no OCI image layout"):
+        Layout(tmp_path).root()
+
+
+def test_a_layout_without_an_image_is_refused(tmp_path: Path) -> None:
+    write_folder(hello(), tmp_path)
+    write_index(tmp_path)
+    with pytest.raises(MalformedImage, match="lists no image"):
+        Layout(tmp_path).root()
+
+
+@pytest.mark.parametrize("text", ['{"imageLayoutVersion": "2.0.0"}', "{}", "", "[]"])
+def test_a_layout_of_another_version_is_refused(text: str, tmp_path: Path) -> None:
+    (write_folder(hello(), tmp_path) / "oci-layout").write_text(text)
+    with pytest.raises(MalformedImage, match="oci-layout"):
+        Layout(tmp_path).root()
+
+
+def test_a_layout_without_its_version_file_is_refused(tmp_path: Path) -> None:
+    (write_folder(hello(), tmp_path) / "oci-layout").unlink()
+    with pytest.raises(MalformedImage, match="oci-layout is missing"):
+        Layout(tmp_path).root()
+
+
+def test_an_index_json_past_the_cap_is_not_read(tmp_path: Path) -> None:
+    os.truncate(write_folder(hello(), tmp_path) / "index.json", (4 << 20) + 1)
+    with pytest.raises(LimitExceeded, match="more than 4194304 bytes"):
+        Layout(tmp_path).root()
+
+
+def test_a_missing_blob_is_named(tmp_path: Path) -> None:
+    memory = hello()
+    blob(write_folder(memory, tmp_path), memory).unlink()
+    layout = Layout(tmp_path)
+    with pytest.raises(MalformedImage, match=f"{memory.root().digest} is missing"):
+        layout.open(layout.root())
+
+
+def test_row_38_a_blob_that_is_a_symlink_is_refused_even_to_the_right_bytes(tmp_path: Path) -> None:
+    memory = hello()
+    path = blob(write_folder(memory, tmp_path), memory)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    layout = Layout(tmp_path)
+    with pytest.raises(MalformedImage, match="symbolic link"):
+        layout.open(layout.root())
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_row_38_a_blob_that_is_no_regular_file_is_refused_at_once(make: type[None], tmp_path: Path) -> None:
+    memory = hello()
+    path = blob(write_folder(memory, tmp_path), memory)
+    path.unlink()
+    make(path)
+    layout = Layout(tmp_path)
+    with pytest.raises(MalformedImage, match="no regular file"):
+        layout.open(layout.root())
+
+
+def test_row_38_the_layouts_own_files_may_be_no_links_either(tmp_path: Path) -> None:
+    path = write_folder(hello(), tmp_path) / "index.json"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to("elsewhere")
+    with pytest.raises(MalformedImage, match="symbolic link"):
+        Layout(tmp_path).root()
+
+
+def test_an_image_is_kept_as_a_layout_with_all_that_it_reaches(tmp_path: Path) -> None:
+    memory = hello()
+    memory.put(b"unrelated", "x/y")
+    assert write_layout(memory, tmp_path / "new" / "kept") == memory.root()
+    kept = Layout(tmp_path / "new" / "kept")
+    assert kept.root() == memory.root()
+    assert verify(kept, [], "kept").ok
+    stored = {f"sha256:{path.name}" for path in (tmp_path / "new/kept/blobs/sha256").iterdir()}
+    assert stored == set(memory.blobs) - {str(Digest.of(b"unrelated"))}
+
+
+def test_a_kept_single_manifest_keeps_its_platform(tmp_path: Path) -> None:
+    memory = hello(["linux/arm/v7"])
+    entry = json.loads(memory.blobs[str(memory.root().digest)])["manifests"][0]
+    write_layout(memory.point(entry), tmp_path / "kept")
+    assert Layout(tmp_path / "kept").root() == memory.root()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(UsageError, match="already there"):
+        write_layout(hello(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_damaged_image_leaves_nothing_behind(tmp_path: Path) -> None:
+    memory = hello()
+    for digest in memory.blobs:
+        whole = memory.blobs[digest]
+        memory.blobs[digest] = flip(whole)
+        with pytest.raises(MalformedImage):
+            write_layout(memory, tmp_path / "kept")
+        assert list(tmp_path.iterdir()) == []
+        memory.blobs[digest] = whole
+
+
+def test_a_kept_layout_is_its_owners_alone(tmp_path: Path) -> None:
+    write_layout(hello(), tmp_path / "kept")
+    assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
+
+
+def test_an_index_of_indexes_is_kept_whole(tmp_path: Path) -> None:
+    memory = hello()
+    memory.point(memory.put(index_json([entry_of(memory)]), OCI_INDEX))
+    write_layout(memory, tmp_path / "kept")
+    assert len(platform_manifests(Layout(tmp_path / "kept"))) == 3
