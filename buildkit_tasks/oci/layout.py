@@ -78,11 +78,10 @@ def _open_regular(path: Path, what: str) -> BinaryIO:
     except OSError as error:
         cause = "it is a symbolic link" if path.is_symlink() else error.strerror
         raise MalformedImage(f"{what} cannot be read: {cause}") from error
-    file = os.fdopen(number, "rb", buffering=0)
     if not stat.S_ISREG(os.fstat(number).st_mode):
-        file.close()
+        os.close(number)
         raise MalformedImage(f"{what} is no regular file")
-    return file
+    return os.fdopen(number, "rb", buffering=0)
 
 
 def check_layout_version(data: bytes) -> None:

@@ -26,7 +26,7 @@ def test_an_image_in_an_archive_is_read_in_place(form: int, prefix: str, tmp_pat
     files = {f"{prefix}{name}": data for name, data in layout_files(memory).items()}
     data = make_tar(files, [folder("blobs"), folder("blobs/sha256")], form)
     with Archive(put(tmp_path / "a.tar", data)) as archive:
-        assert archive.root() == memory.root()
+        assert archive.root().digest == memory.root().digest
         assert verify(archive, [], "a").ok
 
 
