@@ -12,17 +12,20 @@ import hashlib
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from buildkit_tasks.commands import Call, Runner
-from buildkit_tasks.debian import Packages, Tell, fetch_newest, staged
-from buildkit_tasks.dockerfile import Bases, read_bases
-from buildkit_tasks.engine.daemon import Engine
-from buildkit_tasks.errors import BuildkitTasksError, EngineError, RegistryError
-from buildkit_tasks.platforms import Platform
+from buildkit_tasks.debian import Tell, fetch_newest, staged
+from buildkit_tasks.errors import EngineError, RegistryError
 from buildkit_tasks.settings import Settings, cache_folder
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.dockerfile import Bases
+    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["BasePlan", "StandIns", "plan_bases"]
 
@@ -76,7 +79,11 @@ def stand_in_for(image: str) -> str:
 
 
 def plan_bases(
-    dockerfile: Bases, mode: str, reachable: Callable[[], bool], stand_ins: StandIns, platforms: Sequence[Platform]
+    dockerfile: Bases,
+    mode: str,
+    reachable: Callable[[], bool],
+    stand_ins: StandIns,
+    platforms: Sequence[Platform],
 ) -> BasePlan:
     """Decide where the bases come from, and make the stand-ins that are needed.
 
@@ -92,7 +99,9 @@ def plan_bases(
         )
     why = "asked for" if mode == "standin" else "Docker Hub does not answer"
     for image, kind in replaceable.items():
-        stand_ins.tell(f"base {image}: a stand-in made from {_SOURCES[kind]} ({why}; --bases=registry forbids it)")
+        stand_ins.tell(
+            f"base {image}: a stand-in made from {_SOURCES[kind]} ({why}; --bases=registry forbids it)"
+        )
     contexts = tuple((image, stand_ins.layout(kind, platforms)) for image, kind in replaceable.items())
     return BasePlan(mode="standin", contexts=contexts)
 
@@ -122,7 +131,8 @@ class StandIns:
         if not (place / "digest").exists():
             make = self._golang if kind == "golang" else self._alpine
             staged(place, lambda folder: make(folder, wanted), dry_run=self.run.dry_run)
-        digest = "sha256:DIGEST" if self.run.dry_run else (place / "digest").read_text(encoding="ascii")
+        made = place / "digest"
+        digest = made.read_text(encoding="ascii") if made.exists() else "sha256:DIGEST"  # of a dry run
         return f"oci-layout://{place / 'layout'}@{digest}"
 
     def _alpine(self, folder: Path, platforms: Sequence[Platform]) -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.errors import EmulatorError
-from buildkit_tasks.platforms import Machine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Machine
 
 __all__ = ["Binfmt", "Handler"]
 
@@ -39,8 +42,13 @@ class Handler:
         """Whether the kernel would hand this architecture's executables to it."""
         header = machine.magic[self.offset : self.offset + len(self.magic)]
         mask = self.mask or b"\xff" * len(self.magic)
-        return bool(self.magic) and len(header) == len(self.magic) and all(
-            (byte ^ wanted) & bits == 0 for byte, wanted, bits in zip(header, self.magic, mask, strict=True)
+        return (
+            bool(self.magic)
+            and len(header) == len(self.magic)
+            and all(
+                (byte ^ wanted) & bits == 0
+                for byte, wanted, bits in zip(header, self.magic, mask, strict=True)
+            )
         )
 
     @classmethod
@@ -103,7 +111,9 @@ class Binfmt:
         try:
             self.run.write(self.folder / "register", line.encode("latin-1"))
         except OSError as error:
-            raise EmulatorError(_refusal(name, interpreter, error), platform=f"linux/{machine.architecture}") from error
+            raise EmulatorError(
+                _refusal(name, interpreter, error), platform=f"linux/{machine.architecture}"
+            ) from error
         if not self.run.dry_run:
             self._remember(name)
 

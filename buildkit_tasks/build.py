@@ -7,20 +7,22 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-from buildkit_tasks.bases import BasePlan
-from buildkit_tasks.commands import Completed, Runner
-from buildkit_tasks.debian import Tell
-from buildkit_tasks.engine.daemon import Engine
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
 from buildkit_tasks.outputs import OutputSpec, beside, reap_partials, settle
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.request import BuildRequest, build_arguments
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
+
+if TYPE_CHECKING:
+    from buildkit_tasks.bases import BasePlan
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.commands import Completed, Runner
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Build"]
 
@@ -57,7 +59,8 @@ class Build:
             digest=digest,
             outputs=(*_destinations(outputs, self.request.tags), *loaded),
             platforms=tuple(
-                BuiltPlatform(platform=str(each), digest=digests.get(each, "")) for each in self.request.platforms
+                BuiltPlatform(platform=str(each), digest=digests.get(each, ""))
+                for each in self.request.platforms
             ),
             builder=self.builder.name,
             bases=self.plan.mode,
@@ -93,7 +96,9 @@ class Build:
 
     def _load_one_by_one(self) -> tuple[Output, ...]:
         """Load each platform under a tag of its own: a classic store keeps one for each tag."""
-        self.tell("this engine's image store keeps one platform for each tag: loading one tag for each platform")
+        self.tell(
+            "this engine's image store keeps one platform for each tag: loading one tag for each platform"
+        )
         loaded: list[Output] = []
         for platform in self.request.platforms:
             tags = tuple(_platform_tag(tag, platform) for tag in self.request.tags)
@@ -133,7 +138,11 @@ class Build:
         if not done.ok:
             raise RegistryError(f"{repository}@{digest} was pushed and cannot be read back: {done.reason}")
         entries = parse_index(done.stdout.encode()).manifests
-        return {entry.platform: str(entry.digest) for entry in entries if entry.platform and not entry.is_attestation}
+        return {
+            entry.platform: str(entry.digest)
+            for entry in entries
+            if entry.platform and not entry.is_attestation
+        }
 
 
 def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSummary) -> None:
@@ -160,7 +169,9 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
 
 def _failure(done: Completed) -> BuildFailed | LimitExceeded:
     if _FULL_DISK.search(done.stderr):
-        return LimitExceeded(f"the disk is full: {_cause(done)}", hint="docker buildx prune, or free some space")
+        return LimitExceeded(
+            f"the disk is full: {_cause(done)}", hint="docker buildx prune, or free some space"
+        )
     return BuildFailed(_cause(done), exit_code=done.returncode if done.returncode > 0 else 1)
 
 
@@ -180,7 +191,8 @@ def _staging(
     moves = {beside(place): place for place in places}
     temporary = {place: str(name) for name, place in moves.items()}
     staged = tuple(
-        output.with_("dest", temporary[output.dest]) if output.dest in temporary else output for output in outputs
+        output.with_("dest", temporary[output.dest]) if output.dest in temporary else output
+        for output in outputs
     )
     if not dry_run:
         for output in outputs:

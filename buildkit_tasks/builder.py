@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from buildkit_tasks.commands import Completed, Runner
-from buildkit_tasks.debian import Tell
-from buildkit_tasks.engine.daemon import Engine
+from buildkit_tasks.engine.daemon import Engine, docker_config_folder
 from buildkit_tasks.errors import BuilderError, UsageError
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import BuilderSummary, NodeSummary
-from buildkit_tasks.settings import Settings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.commands import Completed, Runner
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["ensure_builder", "find_builder", "remove_builder"]
 
@@ -56,7 +61,7 @@ def ensure_builder(
         return _healed(found, platforms, engine, run, tell)
     choice = _choose(engine, settings, run, reachable)
     if choice.driver == "docker":
-        return _engines_own(engine, run, choice.reason)
+        return _engines_own(engine, choice.reason)
     return _create(engine, settings, run, choice.reason)
 
 
@@ -64,6 +69,8 @@ def find_builder(name: str, engine: Engine, run: Runner) -> BuilderSummary | Non
     """The builder of that name as buildx describes it, or None."""
     if not _NAME.match(name):
         raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
+    if name not in ("default", engine.context) and not _is_stored(name, engine):
+        return None
     argv = [*engine.tools.buildx, "inspect", name]
     done = run.run(argv, engine.call(timeout=_INSPECT_SECONDS))
     if not done.ok and "no builder" in done.stderr:
@@ -71,6 +78,13 @@ def find_builder(name: str, engine: Engine, run: Runner) -> BuilderSummary | Non
     if not done.ok:
         raise BuilderError(f"buildx cannot read builder {name!r}: {done.reason}", hint="docker buildx ls")
     return _parse(done.stdout)
+
+
+def _is_stored(name: str, engine: Engine) -> bool:
+    """Whether buildx's store has a builder of that name: a look that saves starting buildx."""
+    folder = engine.env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
+    place = Path(folder) if folder else docker_config_folder() / "buildx"
+    return (place / "instances" / name).exists()
 
 
 def remove_builder(name: str, engine: Engine, run: Runner, *, keep_state: bool = False) -> bool:
@@ -87,7 +101,9 @@ def _remove(name: str, engine: Engine, run: Runner, *, keep_state: bool = False)
     argv = [*engine.tools.buildx, "rm", "--force", *options, name]
     done = run.run(argv, engine.call(timeout=_BOOTSTRAP_SECONDS), mutates=True)
     if not run.dry_run and find_builder(name, engine, run) is not None:
-        raise BuilderError(f"builder {name!r} could not be removed: {done.reason}", hint=f"docker buildx rm {name}")
+        raise BuilderError(
+            f"builder {name!r} could not be removed: {done.reason}", hint=f"docker buildx rm {name}"
+        )
 
 
 def _parse(text: str) -> BuilderSummary:
@@ -134,7 +150,9 @@ def _choose(engine: Engine, settings: Settings, run: Runner, reachable: Callable
             f"the builder image {image} cannot be had, and this engine's image store cannot build for several platforms",
             hint='--engine=private, or set "features": {"containerd-snapshotter": true} in daemon.json',
         )
-    why = "asked for" if settings.driver == "docker" else f"{image} is not here and Docker Hub does not answer"
+    why = (
+        "asked for" if settings.driver == "docker" else f"{image} is not here and Docker Hub does not answer"
+    )
     return _Choice(driver="docker", reason=why)
 
 
@@ -148,12 +166,14 @@ def _has_image(image: str, engine: Engine, run: Runner) -> bool:
     return run.run(argv, engine.call(timeout=_INSPECT_SECONDS)).ok
 
 
-def _engines_own(engine: Engine, run: Runner, reason: str) -> BuilderSummary:
+def _engines_own(engine: Engine, reason: str) -> BuilderSummary:
     """The builder inside the engine: buildx names it after the docker context."""
-    found = find_builder(engine.context, engine, run)
-    if found is None:
-        return BuilderSummary(name=engine.context, driver="docker", reason=reason)
-    return BuilderSummary(name=found.name, driver=found.driver, nodes=found.nodes, reason=reason)
+    return BuilderSummary(
+        name=engine.context,
+        driver="docker",
+        nodes=(NodeSummary(name=engine.context, endpoint=engine.endpoint),),
+        reason=reason,
+    )
 
 
 def _create(engine: Engine, settings: Settings, run: Runner, reason: str) -> BuilderSummary:

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TYPE_CHECKING
 
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Commands", "Completed", "Runner", "redact"]
 
@@ -114,7 +116,7 @@ class Commands:
         if mutates and self.dry_run:
             return self._show(argv, call)
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        with _supervised(child, call.timeout):
+        with _supervised(child, argv, call.timeout):
             stdout, stderr = child.communicate(call.stdin)
         return Completed(
             argv=tuple(argv),
@@ -133,12 +135,12 @@ class Commands:
             return self._show(argv, call)
         if _is_terminal(self.live):
             child = _popen(argv, call, stdout=self.live, stderr=self.live)
-            with _supervised(child, call.timeout):
+            with _supervised(child, argv, call.timeout):
                 child.wait()
             return Completed(argv=tuple(argv), returncode=child.returncode)
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         tail: deque[str] = deque(maxlen=_TAIL)
-        with _supervised(child, call.timeout):
+        with _supervised(child, argv, call.timeout):
             self._pass_on(child, tail)
         return Completed(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
@@ -203,7 +205,7 @@ def _popen(
 
 
 @contextlib.contextmanager
-def _supervised(child: subprocess.Popen[bytes], timeout: float | None) -> Iterator[None]:
+def _supervised(child: subprocess.Popen[bytes], argv: Sequence[str], timeout: float | None) -> Iterator[None]:
     """End the child's group when the deadline passes or when this process is interrupted."""
     expired = threading.Event()
 
@@ -219,7 +221,7 @@ def _supervised(child: subprocess.Popen[bytes], timeout: float | None) -> Iterat
         yield
     except KeyboardInterrupt:
         _end(child, signal.SIGINT, grace=_GRACE)
-        raise Interrupted(f"interrupted; {child.args[0]} was ended") from None
+        raise Interrupted("interrupted; the command that ran was ended") from None
     except BaseException:
         _end(child, signal.SIGTERM, grace=2.0)
         raise
@@ -227,7 +229,7 @@ def _supervised(child: subprocess.Popen[bytes], timeout: float | None) -> Iterat
         if timer is not None:
             timer.cancel()
     if expired.is_set():
-        raise DeadlineExceeded(f"{shlex.join(child.args)} took longer than {timeout:g} s and was ended")
+        raise DeadlineExceeded(f"{shlex.join(argv)} took longer than {timeout:g} s and was ended")
 
 
 def _end(child: subprocess.Popen[bytes], polite: int, grace: float) -> None:

@@ -68,7 +68,9 @@ def find_archive(run: Runner) -> Archive:
     rows = (line.split(" ", 2) for line in listing.stdout.splitlines())
     uris = [row[2] for row in rows if row[:2] == ["Packages", codename]]
     if not uris:
-        raise EngineError(f"apt's sources name no mirror for Debian {codename}", hint="look into /etc/apt/sources.list")
+        raise EngineError(
+            f"apt's sources name no mirror for Debian {codename}", hint="look into /etc/apt/sources.list"
+        )
     architecture = run.run(["dpkg", "--print-architecture"]).stdout.strip()
     return Archive(uri=uris[0], release=codename, architecture=architecture)
 
@@ -102,7 +104,9 @@ def provision(prefix: Path, wanted: Sequence[Packages], run: Runner, tell: Tell)
     return staged(prefix, fill, dry_run=run.dry_run)
 
 
-def fetch_newest(name: str, architectures: Iterable[str], folder: Path, run: Runner, tell: Tell) -> dict[str, Path]:
+def fetch_newest(
+    name: str, architectures: Iterable[str], folder: Path, run: Runner, tell: Tell
+) -> dict[str, Path]:
     """Unpack a package for each architecture from the newest suite that has it.
 
     Gives the prefix of each architecture under ``folder``. Raises :class:`EngineError` naming an
@@ -236,7 +240,9 @@ class _AptRoot:
             "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
         }
         lines = [f'{key} "{value}";' for key, value in values.items()]
-        return "\n".join(["#clear APT::Architectures;", f"APT::Architectures {{ {architectures} }};", *lines, ""])
+        return "\n".join(
+            ["#clear APT::Architectures;", f"APT::Architectures {{ {architectures} }};", *lines, ""]
+        )
 
     def _argv(self, arguments: Iterable[str]) -> list[str]:
         return ["apt-get", "-q", "-c", str(self.folder / "apt.conf"), *arguments]

@@ -7,8 +7,11 @@ to know the bases; BuildKit remains the judge of everything else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Bases", "read_bases"]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from buildkit_tasks.builder import find_builder
 from buildkit_tasks.emulators import Emulators
-from buildkit_tasks.engine.daemon import Engine
-from buildkit_tasks.errors import BuildkitTasksError
-from buildkit_tasks.line import Line
+from buildkit_tasks.engine import Engine, existing_engine
 from buildkit_tasks.reach import registry_answers
+
+if TYPE_CHECKING:
+    from buildkit_tasks.line import Line
+    from collections.abc import Iterator
 
 __all__ = ["Diagnosis", "Finding", "examine"]
 
@@ -51,11 +50,56 @@ class Diagnosis:
     def text(self) -> str:
         """As lines."""
         width = max(len(finding.name) for finding in self.findings)
-        rows = (f"{'ok     ' if each.ok else 'MISSING'}  {each.name:{width}}  {each.message}" for each in self.findings)
+        rows = (
+            f"{'ok     ' if each.ok else 'MISSING'}  {each.name:{width}}  {each.message}"
+            for each in self.findings
+        )
         return "\n".join((*rows, f"next: {self.next}"))
 
 
 def examine(line: Line) -> Diagnosis:
-    """Look at engine, builder, emulators and registry."""
-    engine = _existing_engine(line)
-    return Diagnosis(findings=tuple(_findings(line, engine)))
+    """Look at the engine, its builder, the emulators and Docker Hub; nothing is fetched or started."""
+    engine = existing_engine(line.settings, line.run)
+    if not isinstance(engine, Engine):
+        missing = Finding(name="engine", ok=False, message=engine, next="inv setup-builder")
+        return Diagnosis(
+            findings=(missing, *_emulators(line, Emulators.here(line.settings, line.run, line.tell)))
+        )
+    found = Finding(name="engine", ok=True, message=_words(engine))
+    emulators = Emulators(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
+    return Diagnosis(
+        findings=(found, _builder(line, engine), *_emulators(line, emulators), _registry(engine))
+    )
+
+
+def _words(engine: Engine) -> str:
+    return f"{engine.kind} {engine.version} at {engine.endpoint}, {engine.store} image store"
+
+
+def _builder(line: Line, engine: Engine) -> Finding:
+    name = line.settings.name
+    found = find_builder(name, engine, line.run)
+    if found is not None:
+        return Finding(name="builder", ok=True, message=f"{name} ({found.driver})")
+    if engine.store == "containerd":
+        return Finding(name="builder", ok=True, message=f"no {name}; the engine's own builder serves")
+    return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")
+
+
+def _emulators(line: Line, emulators: Emulators) -> Iterator[Finding]:
+    for row in emulators.inspect(line.platforms):
+        through = "native" if row.native else f"{row.handler} ({row.interpreter}, {row.flags})"
+        mend = "inv setup-builder --recreate" if row.handler else "inv setup-builder"
+        yield Finding(
+            name=row.platform, ok=row.runs, message=row.message or through, next="" if row.runs else mend
+        )
+
+
+def _registry(engine: Engine) -> Finding:
+    answers = registry_answers(engine.mirrors)
+    message = (
+        "Docker Hub answers"
+        if answers
+        else "Docker Hub does not answer: stand-ins serve for alpine and golang"
+    )
+    return Finding(name="registry", ok=True, message=message)

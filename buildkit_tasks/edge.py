@@ -13,18 +13,22 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from invoke import Collection, Context, Exit, Task
-from invoke.parser import Argument
+from invoke.collection import Collection
+from invoke.exceptions import Exit
+from invoke.parser.argument import Argument
 from invoke.parser.parser import ParseMachine
+from invoke.tasks import Task
 
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from invoke.context import Context
+
     from buildkit_tasks.line import Line
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]
@@ -161,18 +165,22 @@ class _OptionalPositional(Argument):
 def _wrapped(body: Callable[[Edge], None], options: tuple[Option, ...]) -> Callable[..., None]:
     first = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
     own = (
-        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default or type(option.default)())
+        # None for a list: Invoke takes the type of any other default for that of one value.
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default if option.default != () else None,
+        )
         for option in options
     )
     signature = inspect.Signature([first, *own])
 
-    def call(*args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(*args, **kwargs)
+    def call(c: Context, **kwargs: Any) -> None:
+        bound = signature.bind(c, **kwargs)
         bound.apply_defaults()
-        given = dict(bound.arguments)
+        given = {name: () if value is None else value for name, value in bound.kwargs.items()}
         flags = {option.setting: given[option.name] for option in options if option.setting}
-        edge = Edge(context=given.pop("c"), options=given, flags=flags)
-        code = _run(edge, body)
+        code = _run(Edge(context=c, options=given, flags=flags), body)
         if code:
             raise Exit(code=code)
 
@@ -216,15 +224,15 @@ def collection(*jobs: Job) -> Collection:
 _stock_handle = ParseMachine.handle
 
 
-def _handle(machine: ParseMachine, token: str) -> None:
+def _handle(self: ParseMachine, token: str) -> None:
     """Invoke's own, with underscored names and with the first plain word as the positional."""
-    flags = machine.context.flags if machine.context else {}
-    dashed = token if machine.waiting_for_flag_value else _dashed(token, (*flags, *machine.contexts))
-    argument = _open_positional(machine, dashed)
+    flags = self.context.flags if self.context else {}
+    dashed = token if self.waiting_for_flag_value else _dashed(token, (*flags, *self.contexts))
+    argument = _open_positional(self, dashed)
     if argument is not None:
         argument.value = dashed
     else:
-        _stock_handle(machine, dashed)
+        _stock_handle(self, dashed)
 
 
 def _dashed(token: str, known: Iterable[str]) -> str:
@@ -235,7 +243,12 @@ def _dashed(token: str, known: Iterable[str]) -> str:
 def _open_positional(machine: ParseMachine, token: str) -> Argument | None:
     """The positional that this word would be, if it is neither a flag, nor a value, nor a task."""
     context = machine.context
-    if context is None or machine.waiting_for_flag_value or token.startswith("-") or token in machine.contexts:
+    if (
+        context is None
+        or machine.waiting_for_flag_value
+        or token.startswith("-")
+        or token in machine.contexts
+    ):
         return None
     arguments = (each for each in context.args.values() if isinstance(each, _OptionalPositional))
     return next((each for each in arguments if each.raw_value is None), None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,14 +19,18 @@ from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.binfmt import Binfmt, Handler
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
-from buildkit_tasks.engine.daemon import Engine
 from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError, EngineError
 from buildkit_tasks.platforms import Machine, Platform
 from buildkit_tasks.results import PlatformSetup
 from buildkit_tasks.settings import Settings, cache_folder
+from typing import TYPE_CHECKING
 
-__all__ = ["Emulators", "qemu_version", "require_emulators"]
+if TYPE_CHECKING:
+    from buildkit_tasks.engine.daemon import Engine
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Emulators", "probe", "qemu_version", "require_emulators", "with_versions"]
 
 _PROBE_SECONDS = 10.0
 _VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
@@ -37,10 +40,20 @@ _VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
 class Emulators:
     """What is needed to look after the emulators of one engine."""
 
-    engine: Engine
+    engine: Engine | None
     settings: Settings
     run: Runner
     tell: Tell
+
+    @classmethod
+    def here(cls, settings: Settings, run: Runner, tell: Tell) -> Emulators:
+        """The emulators of this very kernel, whether or not an engine runs on it."""
+        return cls(engine=None, settings=settings, run=run, tell=tell)
+
+    @property
+    def _remote(self) -> Engine | None:
+        """The engine, if its kernel is another one."""
+        return self.engine if self.engine is not None and not self.engine.local else None
 
     @cached_property
     def table(self) -> Binfmt:
@@ -49,10 +62,11 @@ class Emulators:
 
     def inspect(self, platforms: Sequence[Platform]) -> tuple[PlatformSetup, ...]:
         """Run every platform's probe and say how it runs; changes nothing on a local engine."""
-        if not self.engine.local:
-            failures = runs_in_containers(self.engine, platforms, self.run)
-            return tuple(self._remote_row(platform, words) for platform, words in failures.items())
-        failures_here = probe({platform.machine.architecture: platform.machine for platform in platforms}, self)
+        if self._remote is not None:
+            failures = runs_in_containers(self._remote, platforms, self.run)
+            native = self._remote.native
+            return tuple(_remote_row(platform, native, words) for platform, words in failures.items())
+        failures_here = probe((platform.machine for platform in platforms), self.settings, self.run)
         return tuple(self._row(platform, failures_here[platform.architecture]) for platform in platforms)
 
     def ensure(self, platforms: Sequence[Platform], *, recreate: bool = False) -> tuple[PlatformSetup, ...]:
@@ -65,7 +79,7 @@ class Emulators:
         broken = [Platform.parse(row.platform) for row in rows if not row.runs]
         if not broken or self.settings.emulators == "none":
             return rows
-        if self.engine.local:
+        if self._remote is None:
             self._register(broken, recreate=recreate)
         else:
             self._install_image(broken)
@@ -109,20 +123,20 @@ class Emulators:
         return program if program.exists() or self.run.dry_run else None
 
     def _install_image(self, platforms: Sequence[Platform]) -> None:
+        if self.engine is None:
+            return
         self.tell("registering emulators with the tonistiigi/binfmt image")
         complaint = install_with_image(self.engine, platforms, self.run)
         if complaint:
             self.tell(f"tonistiigi/binfmt: {complaint}")
 
-    def _remote_row(self, platform: Platform, failure: str) -> PlatformSetup:
-        native = platform == self.engine.native
-        return PlatformSetup(platform=str(platform), native=native, runs=not failure, message=failure)
-
     def _row(self, platform: Platform, failure: str) -> PlatformSetup:
         handler = self.table.winner(platform.machine)
         if handler is None:
             message = f"no emulator is registered for it ({failure})" if failure else ""
-            return PlatformSetup(platform=str(platform), native=not failure, runs=not failure, message=message)
+            return PlatformSetup(
+                platform=str(platform), native=not failure, runs=not failure, message=message
+            )
         message = _fault(handler, failure)
         return PlatformSetup(
             platform=str(platform),
@@ -135,6 +149,10 @@ class Emulators:
         )
 
 
+def _remote_row(platform: Platform, native: Platform, failure: str) -> PlatformSetup:
+    return PlatformSetup(platform=str(platform), native=platform == native, runs=not failure, message=failure)
+
+
 def require_emulators(rows: Iterable[PlatformSetup]) -> None:
     """Raise :class:`EmulatorError` if a platform does not run, with each one's cause."""
     broken = [row for row in rows if not row.runs]
@@ -142,20 +160,25 @@ def require_emulators(rows: Iterable[PlatformSetup]) -> None:
         return
     others = "".join(f"\n{row.platform}: {row.message}" for row in broken[1:])
     stubborn = any(row.handler for row in broken)
-    hint = "inv setup-builder --recreate (replaces handlers that do not work)" if stubborn else "sudo inv setup-builder"
+    hint = (
+        "inv setup-builder --recreate (replaces handlers that do not work)"
+        if stubborn
+        else "sudo inv setup-builder"
+    )
     raise EmulatorError(broken[0].message + others, platform=broken[0].platform, hint=hint)
 
 
-def probe(machines: dict[str, Machine], emulators: Emulators) -> dict[str, str]:
+def probe(machines: Iterable[Machine], settings: Settings, run: Runner) -> dict[str, str]:
     """For each architecture the words why its program does not run; empty where it does."""
-    folder = cache_folder(emulators.settings)
+    wanted = {machine.architecture: machine for machine in machines}
+    folder = cache_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     # Not in /tmp, which may be mounted noexec.
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder) as place, ThreadPoolExecutor(4) as pool:
-        programs = {name: _written(Path(place) / name, machine) for name, machine in machines.items()}
+        programs = [_written(Path(place) / name, machine) for name, machine in wanted.items()]
         # All files are closed before the first is run: a child holding one open gives ETXTBSY.
-        found = pool.map(lambda path: _run_probe(path, emulators.run), programs.values())
-        return dict(zip(programs, found, strict=True))
+        found = pool.map(lambda path: _run_probe(path, run), programs)
+        return dict(zip(wanted, found, strict=True))
 
 
 def _written(path: Path, machine: Machine) -> Path:

@@ -7,18 +7,15 @@ what the earlier ones gave, and none reaches back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.build import Build, check_capabilities
 from buildkit_tasks.builder import ensure_builder, remove_builder
-from buildkit_tasks.commands import Runner
-from buildkit_tasks.debian import Tell
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.engine import Engine, ensure_engine
 from buildkit_tasks.errors import BuildkitTasksError, UsageError
@@ -26,8 +23,21 @@ from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.reach import registry_answers
 from buildkit_tasks.request import BuildRequest, check_request, read_request_bases
-from buildkit_tasks.results import BuilderSummary, BuildResult, MatrixReport, Output, RunReport, SetupReport, VerifyReport
+from buildkit_tasks.results import (
+    BuilderSummary,
+    BuildResult,
+    MatrixReport,
+    Output,
+    RunReport,
+    SetupReport,
+    VerifyReport,
+)
 from buildkit_tasks.settings import Settings, cache_folder
+
+if TYPE_CHECKING:
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.commands import Runner
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Line"]
 
@@ -76,7 +86,9 @@ class Line:
             builder = self._builder(request.platforms, answers)
             check_capabilities(request, self.engine, builder)
             plan = self._plan_bases(request, builder, answers)
-        job = Build(request=request, engine=self.engine, builder=builder, plan=plan, run=self.run, tell=self.tell)
+        job = Build(
+            request=request, engine=self.engine, builder=builder, plan=plan, run=self.run, tell=self.tell
+        )
         result = job.result()
         if not self.run.dry_run:
             self._remember(result)
@@ -123,7 +135,7 @@ class Line:
             timeout=settings.timeout,
             jobs=settings.jobs,
         )
-        return run_emulated(request, self.emulators)
+        return run_emulated(request, self.engine, self.emulators)
 
     def matrix(self, request: BuildRequest) -> tuple[MatrixReport, BuildkitTasksError | None]:
         """All four steps. One that cannot go on ends the line: what was reached, and the error."""
@@ -152,7 +164,9 @@ class Line:
         try:
             return self._record.read_text(encoding="utf-8")
         except OSError:
-            raise UsageError("nothing was built here yet", hint="inv build-multiarch, or name an image") from None
+            raise UsageError(
+                "nothing was built here yet", hint="inv build-multiarch, or name an image"
+            ) from None
 
     @property
     def _record(self) -> Path:
@@ -172,7 +186,9 @@ class Line:
             self.engine, platforms, self.settings, self.run, self.tell, reachable=answers, recreate=recreate
         )
 
-    def _plan_bases(self, request: BuildRequest, builder: BuilderSummary, answers: Callable[[], bool]) -> BasePlan:
+    def _plan_bases(
+        self, request: BuildRequest, builder: BuilderSummary, answers: Callable[[], bool]
+    ) -> BasePlan:
         stand_ins = StandIns(
             engine=self.engine, builder=builder.name, settings=self.settings, run=self.run, tell=self.tell
         )

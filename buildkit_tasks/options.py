@@ -31,7 +31,11 @@ CACHE_STATE = _flag("keep_state", "keep images and build cache")
 
 ENVIRONMENT = (
     _text("engine", "auto, system (only a daemon that is there) or private", setting="engine"),
-    _text("emulators", "auto, host (QEMU from here or Debian), image (tonistiigi/binfmt) or none", setting="emulators"),
+    _text(
+        "emulators",
+        "auto, host (QEMU from here or Debian), image (tonistiigi/binfmt) or none",
+        setting="emulators",
+    ),
 )
 
 SETUP = (
@@ -45,8 +49,14 @@ SETUP = (
 BUILD = (
     _text("context", "the build context: a folder or a URL (default: this folder)", setting="context"),
     _text("file", "the Dockerfile (default: Dockerfile in the context)", setting="file", short="f"),
-    _list("tag", "a name for the image, REGISTRY/NAME:TAG, or several with commas", setting="tags", short="t"),
-    _list("output", "where it goes, as for buildx: type=oci,dest=FILE (default: an OCI archive in dist/)", short="o"),
+    _list(
+        "tag", "a name for the image, REGISTRY/NAME:TAG, or several with commas", setting="tags", short="t"
+    ),
+    _list(
+        "output",
+        "where it goes, as for buildx: type=oci,dest=FILE (default: an OCI archive in dist/)",
+        short="o",
+    ),
     _flag("push", "push it to the registries of its tags"),
     _flag("load", "load it into the engine's image store"),
     _text("target", "the stage to build", setting="target"),
@@ -71,9 +81,12 @@ BUILD = (
 
 RUN = (
     _text("command", "run this instead of the image's CMD", setting="command"),
-    _text("expect", "a regular expression for what it prints; {goarch}, {platform}, {machine} are filled in", setting="expect"),
+    _text(
+        "expect",
+        "a regular expression for what it prints; {goarch}, {platform}, {machine} are filled in",
+        setting="expect",
+    ),
     _text("expect_exit", "its exit status (default 0)", setting="expect_exit"),
     _text("timeout", "seconds that one platform may take (default 60)", setting="timeout"),
-    _text("jobs", "how many run at once (default: one for each processor, two at least)", setting="jobs", short="j"),
+    _text("jobs", "how many run at once (default: two for each processor)", setting="jobs", short="j"),
 )
-

@@ -10,11 +10,14 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from buildkit_tasks.errors import UsageError
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["TYPES", "OutputSpec", "archive_name", "check_outputs"]
 
@@ -99,7 +102,9 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
     """Raise :class:`UsageError` for an output that would destroy something or go nowhere."""
     for output in outputs:
         if output.pushes and not (tags or output.names):
-            raise UsageError(f"output {output} pushes, and no image is named", hint="add -t REGISTRY/NAME:TAG")
+            raise UsageError(
+                f"output {output} pushes, and no image is named", hint="add -t REGISTRY/NAME:TAG"
+            )
         if output.get("dest") == "-":
             raise UsageError(f"output {output} goes to standard output, which is kept for reports")
         if output.type in ("local", "tar") and output.dest is None:

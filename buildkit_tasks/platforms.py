@@ -11,11 +11,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from buildkit_tasks.errors import UsageError
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "MACHINES",
@@ -356,6 +359,10 @@ def platform_of_uname(name: str) -> Platform:
 def machine_of_elf(elf_class: int, elf_data: int, elf_machine: int) -> Machine | None:
     """The row whose executables carry these EI_CLASS, EI_DATA and e_machine, if there is one."""
     for row in MACHINES:
-        if (_ELF_CLASS[row.bits], _ELF_DATA[row.order], row.elf_machine) == (elf_class, elf_data, elf_machine):
+        if (_ELF_CLASS[row.bits], _ELF_DATA[row.order], row.elf_machine) == (
+            elf_class,
+            elf_data,
+            elf_machine,
+        ):
             return row
     return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["DOCKER_HUB", "registry_answers", "within"]
 
@@ -21,7 +25,7 @@ def registry_answers(mirrors: Sequence[str] = (), *, seconds: float = 3.0) -> bo
     resolve, a refused or silent connection and a TLS failure do not.
     """
     bases = [mirror.rstrip("/") for mirror in mirrors] + [DOCKER_HUB]
-    return any(within(seconds / len(bases), lambda base=base: _answers(base, seconds)) for base in bases)
+    return any(within(seconds / len(bases), functools.partial(_answers, base, seconds)) for base in bases)
 
 
 def within(seconds: float, question: Callable[[], bool]) -> bool:

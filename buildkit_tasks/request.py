@@ -10,7 +10,10 @@ from pathlib import Path
 from buildkit_tasks.dockerfile import Bases, read_bases
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.outputs import OutputSpec, check_outputs
-from buildkit_tasks.platforms import Platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases"]
 

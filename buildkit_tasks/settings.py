@@ -12,12 +12,14 @@ import difflib
 import enum
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from buildkit_tasks.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Origin", "Settings", "cache_folder", "find_pyproject", "load"]
 
@@ -46,8 +48,8 @@ class Origin(enum.IntEnum):
 class Settings:
     """Everything that a repository can settle once; each name is also a key of the settings.
 
-    ``timeout`` is the seconds that one guest may run, ``jobs`` how many run at once (0: one for
-    each processor, at least two), ``cache`` the folder for the private engine, packages and bases.
+    ``timeout`` is the seconds that one guest may run, ``jobs`` how many run at once (0: two for
+    each processor), ``cache`` the folder for the private engine, packages and bases.
     """
 
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
@@ -146,7 +148,9 @@ def _checked(found: Mapping[str, Any], label: str) -> dict[str, Any]:
         key = raw.replace("-", "_")
         if key not in KEYS:
             close = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {close[0].replace('_', '-')!r}?" if close else f"known are {', '.join(KEYS)}"
+            hint = (
+                f"did you mean {close[0].replace('_', '-')!r}?" if close else f"known are {', '.join(KEYS)}"
+            )
             raise SettingsError(f"{label}: unknown key {raw!r}", hint=hint)
         if value is not None:
             known[key] = value

@@ -119,7 +119,9 @@ def _request(edge: Edge) -> BuildRequest:
             ("attest", "attest"),
         )
     }
-    plain = {name: given[name] for name in ("load", "provenance", "sbom", "no_cache", "pull", "metadata_file")}
+    plain = {
+        name: given[name] for name in ("load", "provenance", "sbom", "no_cache", "pull", "metadata_file")
+    }
     return edge.line.request(outputs=tuple(outputs), **lists, **plain)
 
 

@@ -8,18 +8,21 @@ the way is what its digest promises. All problems are collected; none ends the o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from buildkit_tasks.binaries.elf import ELF_MAGIC, EXECUTABLE_TYPES, read_elf
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers import LayerScans, check_diff_id, check_layer_count, flatten
-from buildkit_tasks.oci.model import Descriptor, ImageConfig, Manifest
 from buildkit_tasks.oci.programs import Program, programs_of
-from buildkit_tasks.oci.rootfs import Found
 from buildkit_tasks.oci.source import Source, config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.oci.rootfs import Found
+    from buildkit_tasks.oci.model import Descriptor, ImageConfig, Manifest
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["program_checks", "verify"]
 
@@ -142,9 +145,7 @@ def _config_platform(platform: Platform, entry: Descriptor, config: ImageConfig)
     elif not ok:
         why = f": {_variants(platform, stated)}" if _same_machine(platform, stated) else ""
         message = f"the index says {platform}, the config says {stated}{why}"
-    return Check(
-        name="config-platform", ok=ok, expected=str(platform), actual=str(stated), message=message
-    )
+    return Check(name="config-platform", ok=ok, expected=str(platform), actual=str(stated), message=message)
 
 
 def _same_machine(one: Platform, other: Platform) -> bool:

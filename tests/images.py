@@ -166,7 +166,7 @@ def hello(platforms: Sequence[str] = ("linux/amd64", "linux/arm64", "linux/arm/v
 def one(tars: Sequence[bytes], platform: str = "linux/amd64", **start: object) -> Memory:
     """An image of one platform."""
     memory = Memory()
-    return memory.index([add_platform(memory, platform, tars, **start)])
+    return memory.index([add_platform(memory, platform, tars, says=None, diff_ids=None, **start)])
 
 
 def flip(data: bytes, at: int = -20) -> bytes:

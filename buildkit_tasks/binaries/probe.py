@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import struct
 
-from buildkit_tasks.platforms import Machine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Machine
 
 __all__ = ["PROBE_STATUS", "probe_program"]
 

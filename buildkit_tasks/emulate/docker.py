@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate.loading import Loaded
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.emulate.peek import wrong_program
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.processes import Process
 from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
 
 if TYPE_CHECKING:
+    from buildkit_tasks.emulate.loading import Loaded
+    from buildkit_tasks.platforms import Platform
+    from collections.abc import Iterator, Mapping
     from docker import DockerClient
 
 __all__ = ["LABEL", "Guest", "reap", "run_guest"]
 
 LABEL = "io.buildkit-tasks.owner"
 _OUTPUT_CAP = 1 << 20
-_CONFINED = {
+_CONFINED: dict[str, Any] = {
     # A fatal signal is not delivered to PID 1, and QEMU then hangs: an init passes it on.
     "init": True,
     "network_mode": "none",
@@ -83,7 +84,9 @@ def run_guest(client: DockerClient, guest: Guest) -> RunResult:
             return _look_and_run(client, guest, container)
     except APIError as error:
         if "exec format error" in str(error):
-            return guest.result(Outcome.NOT_REGISTERED, f"the kernel has no handler for {guest.platform}: {error.explanation}")
+            return guest.result(
+                Outcome.NOT_REGISTERED, f"the kernel has no handler for {guest.platform}: {error.explanation}"
+            )
         return guest.result(Outcome.FAILED, f"the engine could not start it: {error.explanation}")
     except (DockerException, RequestException) as error:
         raise EngineError(
@@ -116,7 +119,9 @@ def _container(client: DockerClient, guest: Guest) -> Iterator[Mapping[str, Any]
 def _look_and_run(client: DockerClient, guest: Guest, container: Mapping[str, Any]) -> RunResult:
     proof = (container.get("ImageManifestDescriptor") or {}).get("digest", guest.image.digest)
     if proof != guest.image.digest:
-        return guest.result(Outcome.WRONG_ARCH, f"the engine chose manifest {proof}, not {guest.image.digest}")
+        return guest.result(
+            Outcome.WRONG_ARCH, f"the engine chose manifest {proof}, not {guest.image.digest}"
+        )
     wrong = wrong_program(client.api, container, guest.platform)
     if wrong:
         return guest.result(Outcome.WRONG_ARCH, wrong)
@@ -133,7 +138,7 @@ def _ended(client: DockerClient, container: str, timeout: float) -> bool:
     from requests.exceptions import ReadTimeout  # noqa: PLC0415
 
     try:
-        client.api.wait(container, timeout=timeout)
+        client.api.wait(container, timeout=max(1, math.ceil(timeout)))
     except (ReadTimeout, Disconnected):
         # Both mean "not yet"; that the engine still answers is proved by the next call.
         if client.api.inspect_container(container)["State"]["Running"]:
@@ -142,7 +147,9 @@ def _ended(client: DockerClient, container: str, timeout: float) -> bool:
     return True
 
 
-def _result(client: DockerClient, guest: Guest, container: str, seconds: float, *, timed_out: bool) -> RunResult:
+def _result(
+    client: DockerClient, guest: Guest, container: str, seconds: float, *, timed_out: bool
+) -> RunResult:
     state = client.api.inspect_container(container)["State"]
     stdout, stderr = (_captured(client, container, **{name: True}) for name in ("stdout", "stderr"))
     ending = Ending(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.engine.daemon import Engine
 from buildkit_tasks.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
 from buildkit_tasks.oci.pack import pack
 from buildkit_tasks.oci.source import Source, manifest_of, open_image, platform_manifests
-from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.platforms import Platform
+    from collections.abc import Iterator, Sequence
     from docker import DockerClient
 
 __all__ = ["Loaded", "image_in_engine"]
@@ -54,7 +54,9 @@ def image_in_engine(
 def _stored(reference: str, client: DockerClient) -> dict[Platform, Loaded]:
     found = inspect_image(client, reference)
     if found is None:
-        raise UsageError(f"the engine has no image {reference!r}", hint="inv build-multiarch --load -t NAME:TAG")
+        raise UsageError(
+            f"the engine has no image {reference!r}", hint="inv build-multiarch --load -t NAME:TAG"
+        )
     manifests = stored_manifests(found)
     if manifests:
         return {platform: Loaded(image=found["Id"], digest=digest) for platform, digest in manifests.items()}
@@ -62,7 +64,9 @@ def _stored(reference: str, client: DockerClient) -> dict[Platform, Loaded]:
     return {platform_of(stated): Loaded(image=found["Id"], digest="")}
 
 
-def _load_whole(source: Source, client: DockerClient, cleanup: contextlib.ExitStack) -> dict[Platform, Loaded]:
+def _load_whole(
+    source: Source, client: DockerClient, cleanup: contextlib.ExitStack
+) -> dict[Platform, Loaded]:
     root = source.root()
     _load(client, str(root.digest), pack(source, root), cleanup)
     return {
@@ -88,9 +92,12 @@ def _load_each(
 def _load(client: DockerClient, image: str, archive: Iterator[bytes], cleanup: contextlib.ExitStack) -> None:
     if inspect_image(client, image) is not None:
         return
-    messages: list[Any] = list(client.api.load_image(archive))
+    api: Any = client.api  # load_image has no types
+    messages = list(api.load_image(archive))
     if inspect_image(client, image) is None:
-        said = "; ".join(str(message.get("error") or message.get("stream", "")).strip() for message in messages)
+        said = "; ".join(
+            str(message.get("error") or message.get("stream", "")).strip() for message in messages
+        )
         raise EngineError(f"the engine did not take the image {image}: {said}")
     cleanup.callback(_remove, client, image)
 
@@ -103,4 +110,6 @@ def _remove(client: DockerClient, image: str) -> None:
     except APIError as error:
         # Somebody tagged it or runs it meanwhile: then it is no longer ours to remove.
         if not error.is_client_error():
-            raise CheckFailed(f"the image {image} that was loaded for the run could not be removed: {error}") from error
+            raise CheckFailed(
+                f"the image {image} that was loaded for the run could not be removed: {error}"
+            ) from error

@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import Outcome
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["Ending", "Expectation", "judge"]
 
@@ -75,7 +78,10 @@ def judge(ending: Ending, expectation: Expectation, platform: Platform) -> tuple
     if ending.emulated and ending.exit_code > 128 and _QEMU_FAULT.search(ending.stderr):  # noqa: PLR2004
         return Outcome.EMULATOR_CRASH, f"the emulator crashed: {_last_line(ending.stderr)}"
     if ending.exit_code == _SIGILL and expectation.exit_code != _SIGILL:
-        return Outcome.ILLEGAL_INSTRUCTION, f"an instruction that this CPU does not have: {_last_line(ending.stderr)}"
+        return (
+            Outcome.ILLEGAL_INSTRUCTION,
+            f"an instruction that this CPU does not have: {_last_line(ending.stderr)}",
+        )
     if ending.exit_code != expectation.exit_code:
         said = f": {_last_line(ending.stderr)}" if ending.stderr.strip() else ""
         return Outcome.FAILED, f"exit status {ending.exit_code}, expected {expectation.exit_code}{said}"

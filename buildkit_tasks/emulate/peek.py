@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.oci.model import ImageConfig
 from buildkit_tasks.oci.programs import programs_of
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found, Node, NodeType
 from buildkit_tasks.oci.tar import TarReader
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.verify import program_checks
 
 if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Platform
+    from collections.abc import Iterator, Mapping
     from docker.api import APIClient
 
 __all__ = ["wrong_program"]
@@ -61,7 +61,9 @@ class _ContainerFiles:
         """The file that starting ``name`` would run."""
         if "/" in name:
             return self._file(name if name.startswith("/") else f"{working_dir}/{name}")
-        candidates = (self._file(f"{folder}/{name}") for folder in path_env.split(":") if folder.startswith("/"))
+        candidates = (
+            self._file(f"{folder}/{name}") for folder in path_env.split(":") if folder.startswith("/")
+        )
         return next((found for found in candidates if found is not None and found.node.mode & 0o111), None)
 
     def _file(self, path: str, links: int = 1) -> Found | None:

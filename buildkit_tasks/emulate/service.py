@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,8 +13,13 @@ from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.emulators import Emulators, with_versions
 from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import Outcome, PlatformSetup, RunReport, RunResult
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.engine.daemon import Engine
+    from collections.abc import Sequence
 
 __all__ = ["RunRequest", "run_emulated"]
 
@@ -40,15 +44,15 @@ class RunRequest:
             raise UsageError(f"--command {self.command!r} cannot be split into words: {error}") from error
 
 
-def run_emulated(request: RunRequest, emulators: Emulators) -> RunReport:
-    """Run the image on each platform, at most ``jobs`` at once (0: one for each processor, two at least).
+def run_emulated(request: RunRequest, engine: Engine, emulators: Emulators) -> RunReport:
+    """Run the image on each platform, at most ``jobs`` at once (0: two for each processor).
 
     One platform's failure does not stop the others; results are in the order asked for.
     """
     words = request.words
-    client = connect(emulators.engine)
+    client = connect(engine)
     reap(client)
-    with image_in_engine(request.image, request.platforms, emulators.engine, client) as images:
+    with image_in_engine(request.image, request.platforms, engine, client) as images:
         wanted = request.platforms or tuple(images)
         setups = with_versions(emulators.ensure(wanted), emulators.run)
 
@@ -64,9 +68,13 @@ def run_emulated(request: RunRequest, emulators: Emulators) -> RunReport:
                 expectation=request.expectation,
                 timeout=request.timeout,
             )
-            return run_guest(client, guest) if setup.runs else guest.result(Outcome.NOT_REGISTERED, setup.message)
+            return (
+                run_guest(client, guest)
+                if setup.runs
+                else guest.result(Outcome.NOT_REGISTERED, setup.message)
+            )
 
-        with ThreadPoolExecutor(max_workers=request.jobs or max(2, os.cpu_count() or 2)) as pool:
+        with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
             results = tuple(pool.map(one, wanted, setups))
     return RunReport(subject=request.image, results=results)
 
@@ -74,5 +82,7 @@ def run_emulated(request: RunRequest, emulators: Emulators) -> RunReport:
 def _missing(platform: Platform, images: dict[Platform, Loaded] | Sequence[Platform]) -> RunResult:
     held = ", ".join(map(str, images)) or "no platform"
     return RunResult(
-        platform=str(platform), outcome=Outcome.FAILED, message=f"{platform} is not in the image, which holds {held}"
+        platform=str(platform),
+        outcome=Outcome.FAILED,
+        message=f"{platform} is not in the image, which holds {held}",
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from buildkit_tasks.commands import Runner
-from buildkit_tasks.debian import Tell
-from buildkit_tasks.engine.daemon import Engine, find_system_engine
+from buildkit_tasks.engine.daemon import Engine, docker_tools, find_system_engine, installed_tools
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.settings import Settings
+from typing import TYPE_CHECKING
 
-__all__ = ["Engine", "ensure_engine"]
+if TYPE_CHECKING:
+    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.commands import Runner
+
+__all__ = ["Engine", "ensure_engine", "existing_engine"]
 
 
 def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
@@ -18,7 +21,7 @@ def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
     answers, unless ``engine=system`` forbids it. Raises :class:`EngineError` (exit 3) otherwise.
     """
     if settings.engine != "private":
-        found = find_system_engine(settings, run, tell)
+        found = find_system_engine(lambda: docker_tools(settings, run, tell), run)
         if isinstance(found, Engine):
             return found
         if settings.engine == "system":
@@ -27,3 +30,18 @@ def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
     from buildkit_tasks.engine.private import ensure_private_engine  # noqa: PLC0415 - often not needed
 
     return ensure_private_engine(settings, run, tell)
+
+
+def existing_engine(settings: Settings, run: Runner) -> Engine | str:
+    """The engine that would be used if nothing may be fetched or started, or why there is none."""
+    from buildkit_tasks.engine.private import running_private_engine  # noqa: PLC0415 - often not needed
+
+    tools = installed_tools(settings)
+    if tools is None:
+        return "there is no docker with buildx here"
+    found: Engine | str = "no Docker daemon is asked for"
+    if settings.engine != "private":
+        found = find_system_engine(lambda: tools, run)
+    if isinstance(found, Engine) or settings.engine == "system":
+        return found
+    return running_private_engine(settings, tools, run) or f"{found}, and no private engine runs"

@@ -6,10 +6,9 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from buildkit_tasks.commands import Call, Runner
@@ -19,7 +18,20 @@ from buildkit_tasks.platforms import Platform, platform_of_uname
 from buildkit_tasks.results import EngineSummary
 from buildkit_tasks.settings import Settings, cache_folder
 
-__all__ = ["DEFAULT_ENDPOINT", "Engine", "Tools", "describe_engine", "docker_tools", "find_system_engine", "listens"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = [
+    "DEFAULT_ENDPOINT",
+    "Engine",
+    "Tools",
+    "describe_engine",
+    "docker_config_folder",
+    "docker_tools",
+    "find_system_engine",
+    "installed_tools",
+    "listens",
+]
 
 _ANSWER_SECONDS = 30.0  # row 55: an engine that says nothing for this long has stopped answering
 DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
@@ -61,30 +73,28 @@ class Engine:
     @property
     def summary(self) -> EngineSummary:
         """What reports say of it."""
-        return EngineSummary(
-            kind=self.kind, endpoint=self.endpoint, version=self.version, store=self.store
-        )
+        return EngineSummary(kind=self.kind, endpoint=self.endpoint, version=self.version, store=self.store)
 
     def call(self, **options: Any) -> Call:
         """How to run a client of this engine."""
         return Call(env={**self.env, **options.pop("env", {})}, **options)
 
 
-def find_system_engine(settings: Settings, run: Runner, tell: Tell) -> Engine | str:
-    """The engine that the user's environment names, or the words why there is none."""
+def find_system_engine(tools: Callable[[], Tools], run: Runner) -> Engine | str:
+    """The engine that the user's environment names, or the words why there is none.
+
+    ``tools`` is asked only when something answers: it may have to fetch them.
+    """
     endpoint = _endpoint()
     if not listens(endpoint):
         return f"no Docker daemon answers at {endpoint}"
-    tools = docker_tools(settings, run, tell)
     try:
-        return replace(describe_engine("system", endpoint, tools, {}, run), context=_context())
+        return replace(describe_engine("system", endpoint, tools(), {}, run), context=_context())
     except EngineError as error:
         return error.message
 
 
-def describe_engine(
-    kind: str, endpoint: str, tools: Tools, env: Mapping[str, str], run: Runner
-) -> Engine:
+def describe_engine(kind: str, endpoint: str, tools: Tools, env: Mapping[str, str], run: Runner) -> Engine:
     """Ask a daemon what it is. Raises :class:`EngineError` with its client's words if it is down."""
     argv = [*tools.docker, "info", "--format={{json .}}"]
     done = run.run(argv, Call(env=env, timeout=_ANSWER_SECONDS))
@@ -107,24 +117,36 @@ def describe_engine(
 
 def docker_tools(settings: Settings, run: Runner, tell: Tell) -> Tools:
     """The user's docker and buildx; whichever is missing comes from Debian, for us alone."""
+    found = installed_tools(settings)
+    if found is not None:
+        return found
+    prefix = provision(_tools_prefix(settings), [Packages(names=("docker-cli", "docker-buildx"))], run, tell)
+    return _provisioned_tools(prefix)
+
+
+def installed_tools(settings: Settings) -> Tools | None:
+    """The client programs that are here already, the user's own before those from Debian."""
     docker = shutil.which("docker")
     if docker is not None and _has_buildx_plugin():
         return Tools(docker=(docker,), buildx=(docker, "buildx"))
-    prefix = provision(
-        cache_folder(settings) / "debian" / "tools",
-        [Packages(names=("docker-cli", "docker-buildx"))],
-        run,
-        tell,
-    )
+    prefix = _tools_prefix(settings)
+    return _provisioned_tools(prefix) if prefix.is_dir() else None
+
+
+def _tools_prefix(settings: Settings) -> Path:
+    return cache_folder(settings) / "debian" / "tools"
+
+
+def _provisioned_tools(prefix: Path) -> Tools:
+    docker = shutil.which("docker") or str(prefix / "usr/bin/docker")
     # buildx also runs by itself, without docker's plugin folders or anybody's config.json.
-    buildx = prefix / "usr/libexec/docker/cli-plugins/docker-buildx"
-    return Tools(docker=(docker or str(prefix / "usr/bin/docker"),), buildx=(str(buildx),))
+    return Tools(docker=(docker,), buildx=(str(prefix / "usr/libexec/docker/cli-plugins/docker-buildx"),))
 
 
 def _has_buildx_plugin() -> bool:
     """Whether docker would find buildx, in the folders where docker's CLI looks for plugins."""
     folders = (
-        _docker_config_folder() / "cli-plugins",
+        docker_config_folder() / "cli-plugins",
         *(Path(str(folder)) for folder in _docker_config().get("cliPluginsExtraDirs", ())),
         *(Path(root) / "docker/cli-plugins" for root in _PLUGIN_ROOTS),
     )
@@ -134,13 +156,14 @@ def _has_buildx_plugin() -> bool:
 _PLUGIN_ROOTS = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
 
 
-def _docker_config_folder() -> Path:
+def docker_config_folder() -> Path:
+    """Where docker's CLI keeps its configuration."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
 
 
 def _docker_config() -> dict[str, Any]:
     """The user's config.json, read only. Raises :class:`SettingsError` if it is malformed."""
-    path = _docker_config_folder() / "config.json"
+    path = docker_config_folder() / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -168,7 +191,7 @@ def _context() -> str:
 
 def _context_endpoint(name: str) -> str:
     """The host of a docker context, from its metadata file (named by docker after sha256 of name)."""
-    for meta in (_docker_config_folder() / "contexts/meta").glob("*/meta.json"):
+    for meta in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
         found = _parsed(meta.read_text(encoding="utf-8"))
         if found.get("Name") == name:
             return str(found.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT))

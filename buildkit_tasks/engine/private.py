@@ -13,20 +13,30 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
-from buildkit_tasks.engine.daemon import DEFAULT_ENDPOINT, Engine, Tools, describe_engine, docker_tools, listens
+from buildkit_tasks.engine.daemon import (
+    DEFAULT_ENDPOINT,
+    Engine,
+    Tools,
+    describe_engine,
+    docker_tools,
+    listens,
+)
 from buildkit_tasks.engine.network import iptables_program, remove_bridge
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.processes import Process, processes_naming
 from buildkit_tasks.settings import Settings, cache_folder
+from typing import TYPE_CHECKING
 
-__all__ = ["PrivatePaths", "ensure_private_engine", "stop_private_engine"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -95,6 +105,19 @@ class _State:
     made_bridge: bool = False
 
 
+def running_private_engine(
+    settings: Settings, tools: Tools, run: Runner, *, name: str = "engine"
+) -> Engine | None:
+    """The private engine if it runs and answers."""
+    paths = PrivatePaths(cache_folder(settings), name)
+    if not _running(paths):
+        return None
+    try:
+        return describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
+    except EngineError:
+        return None
+
+
 def ensure_private_engine(
     settings: Settings, run: Runner, tell: Tell, *, store: str = "containerd", name: str = "engine"
 ) -> Engine:
@@ -105,10 +128,9 @@ def ensure_private_engine(
     """
     paths = PrivatePaths(cache_folder(settings), name)
     tools = docker_tools(settings, run, tell)
-    env = {"DOCKER_HOST": paths.endpoint, "BUILDX_CONFIG": str(paths.home / "buildx")}
-    with contextlib.suppress(EngineError):
-        if _running(paths):
-            return describe_engine("private", paths.endpoint, tools, env, run)
+    found = running_private_engine(settings, tools, run, name=name)
+    if found is not None:
+        return found
     if os.geteuid() != 0:
         raise EngineError(
             "no Docker daemon answers, and a private one can be started by root only",
@@ -119,9 +141,9 @@ def ensure_private_engine(
             provision(paths.prefix, _ENGINE_PACKAGES, run, tell)
             _start(paths, store, run, tell)
         if run.dry_run:
-            return _planned(paths, tools, env)
+            return _planned(paths, tools)
         _await_ready(paths)
-    return describe_engine("private", paths.endpoint, tools, env, run)
+    return describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
 
 
 def stop_private_engine(
@@ -276,7 +298,15 @@ def _died(paths: PrivatePaths) -> EngineError:
     )
 
 
-def _planned(paths: PrivatePaths, tools: Tools, env: dict[str, str]) -> Engine:
+def _client_environment(paths: PrivatePaths) -> dict[str, str]:
+    """Clients talk to the private socket, and keep their builders apart from the user's."""
+    environment = {"DOCKER_HOST": paths.endpoint}
+    if not os.environ.get("BUILDX_CONFIG"):
+        environment["BUILDX_CONFIG"] = str(paths.home / "buildx")
+    return environment
+
+
+def _planned(paths: PrivatePaths, tools: Tools) -> Engine:
     """What a dry run goes on with: the engine that the commands just shown would start."""
     return Engine(
         kind="private",
@@ -286,5 +316,5 @@ def _planned(paths: PrivatePaths, tools: Tools, env: dict[str, str]) -> Engine:
         native=native_platform(),
         local=True,
         tools=tools,
-        env=env,
+        env=_client_environment(paths),
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
-from buildkit_tasks.commands import Runner
-from buildkit_tasks.engine.daemon import Engine
 from buildkit_tasks.errors import DeadlineExceeded
-from buildkit_tasks.platforms import Platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.commands import Runner
+    from collections.abc import Iterable
 
 __all__ = ["install_with_image", "runs_in_containers"]
 

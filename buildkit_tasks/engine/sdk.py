@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.engine.daemon import Engine
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
+    from buildkit_tasks.engine.daemon import Engine
     from docker import DockerClient
 
 __all__ = ["API_SECONDS", "connect", "inspect_image", "stored_manifests"]
@@ -35,10 +35,10 @@ def inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
     """The engine's description of an image with its manifests (API 1.48), or None."""
     from docker.errors import ImageNotFound  # noqa: PLC0415
 
-    api = client.api
+    api: Any = client.api  # the SDK has no `manifests` argument yet: its own helpers, one floor down
     try:
-        url = api._url("/images/{0}/json", name)  # noqa: SLF001 - the SDK has no `manifests` argument yet
-        found: dict[str, Any] = api._result(api._get(url, params={"manifests": "1"}), json=True)  # noqa: SLF001
+        url = api._url("/images/{0}/json", name)  # noqa: SLF001 - see above
+        found: dict[str, Any] = api._result(api._get(url, params={"manifests": "1"}), json=True)  # noqa: SLF001 - see above
     except ImageNotFound:
         return None
     return found
@@ -46,7 +46,9 @@ def inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
 
 def stored_manifests(image: dict[str, Any]) -> dict[Platform, str]:
     """Each platform of an image in a containerd store that is there whole, and its manifest's digest."""
-    rows = (row for row in image.get("Manifests") or () if row.get("Kind") == "image" and row.get("Available"))
+    rows = (
+        row for row in image.get("Manifests") or () if row.get("Kind") == "image" and row.get("Available")
+    )
     pairs = ((row["ImageData"]["Platform"], row["ID"]) for row in rows)
     return {platform_of(stated): digest for stated, digest in pairs}
 

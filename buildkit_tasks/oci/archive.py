@@ -10,14 +10,16 @@ import io
 import os
 import re
 import stat
-from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.layout import check_layout_version, choose_root
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import Descriptor, Digest
 from buildkit_tasks.oci.tar import REGULAR, TarReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Archive"]
 

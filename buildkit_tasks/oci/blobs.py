@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.model import Descriptor
+
+if TYPE_CHECKING:
+    from buildkit_tasks.oci.model import Descriptor
 
 __all__ = ["Source", "open_verified", "read_blob"]
 

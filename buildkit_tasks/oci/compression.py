@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import Callable
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast, TYPE_CHECKING
 
 from isal import igzip_lib
 
@@ -14,6 +13,9 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.blobs import Source, open_verified
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -10,9 +10,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.blobs import Source, open_verified, read_blob
@@ -28,6 +27,9 @@ from buildkit_tasks.oci.model import (
     parse_manifest,
 )
 from buildkit_tasks.oci.strict_json import load_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Layout", "check_layout_version", "choose_root", "write_layout"]
 
@@ -161,17 +163,29 @@ def _fill(source: Source, staging: Path) -> Descriptor:
     return root
 
 
-def reachable(source: Source, descriptor: Descriptor, depth: int = 4) -> Iterator[Descriptor]:
-    """The descriptor and what it leads to; a blob of another media type leads nowhere."""
-    yield descriptor
-    if descriptor.media_type in INDEX_TYPES and depth > 0:
-        index = parse_index(read_blob(source, descriptor, LIMITS.document), descriptor.media_type)
-        for entry in index.manifests:
-            yield from reachable(source, entry, depth - 1)
-    elif descriptor.media_type in MANIFEST_TYPES:
-        manifest = parse_manifest(read_blob(source, descriptor, LIMITS.document), descriptor.media_type)
-        yield manifest.config
-        yield from manifest.layers
+def reachable(source: Source, root: Descriptor) -> Iterator[Descriptor]:
+    """The descriptor and what it leads to; a blob of another media type leads nowhere.
+
+    Each document is read once, however many entries name it: indexes that fan out stay small.
+    """
+    todo, seen = [root], set()
+    while todo:
+        here = todo.pop()
+        if (here.digest, here.media_type) not in seen:
+            seen.add((here.digest, here.media_type))
+            yield here
+            todo += reversed(_children(source, here))
+
+
+def _children(source: Source, descriptor: Descriptor) -> tuple[Descriptor, ...]:
+    if descriptor.media_type in INDEX_TYPES:
+        data = read_blob(source, descriptor, LIMITS.document)
+        return parse_index(data, descriptor.media_type).manifests
+    if descriptor.media_type in MANIFEST_TYPES:
+        data = read_blob(source, descriptor, LIMITS.document)
+        manifest = parse_manifest(data, descriptor.media_type)
+        return (manifest.config, *manifest.layers)
+    return ()
 
 
 def _copy_blob(source: Source, descriptor: Descriptor, staging: Path) -> None:

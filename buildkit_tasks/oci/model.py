@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +18,9 @@ from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.platforms import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "CONFIG_TYPES",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from buildkit_tasks.oci.layout import entry_of, reachable
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor
 from buildkit_tasks.oci.source import Source, manifest_of, open_verified
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["pack"]
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TYPE_CHECKING
 
-from buildkit_tasks.oci.model import ImageConfig
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found
+
+if TYPE_CHECKING:
+    from buildkit_tasks.oci.model import ImageConfig
+    from collections.abc import Iterator
 
 __all__ = ["Files", "Program", "programs_of"]
 

@@ -132,9 +132,7 @@ class RootFs:
         """Where an absolute path leads, following symbolic links inside the root."""
         return walk(self.root, path)
 
-    def find_command(
-        self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
-    ) -> Found | None:
+    def find_command(self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/") -> Found | None:
         """Find the file that starting ``name`` would run.
 
         With a slash it is that path, else the first executable of that name in ``path_env``.

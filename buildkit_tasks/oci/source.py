@@ -6,7 +6,6 @@ an image has, their manifests and configurations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +25,11 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
-from buildkit_tasks.platforms import Platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.platforms import Platform
+    from collections.abc import Iterator
 
 __all__ = [
     "Source",

@@ -78,7 +78,9 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
         Archive(put(tmp_path / "a.tar", data))
 
 
-@pytest.mark.parametrize(("magic", "tool"), [(gzip.compress(b"x"), "gunzip"), (b"\x28\xb5\x2f\xfd..", "unzstd")])
+@pytest.mark.parametrize(
+    ("magic", "tool"), [(gzip.compress(b"x"), "gunzip"), (b"\x28\xb5\x2f\xfd..", "unzstd")]
+)
 def test_a_compressed_archive_is_refused_with_what_to_do(magic: bytes, tool: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is compressed") as caught:
         Archive(put(tmp_path / "a.tar.gz", magic))

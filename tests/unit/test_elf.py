@@ -37,7 +37,9 @@ def test_every_architectures_program_is_told_by_its_header(row: Machine) -> None
 
 
 def test_a_header_says_in_words_what_it_is() -> None:
-    assert read_elf(probe_program(machine("amd64"))).describe() == "ELF 64-bit little-endian, machine 62 (amd64)"
+    assert (
+        read_elf(probe_program(machine("amd64"))).describe() == "ELF 64-bit little-endian, machine 62 (amd64)"
+    )
     assert read_elf(probe_program(machine("s390x"))).describe() == "ELF 64-bit big-endian, machine 22 (s390x)"
 
 

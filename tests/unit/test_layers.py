@@ -6,6 +6,7 @@ import os
 import sys
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
@@ -115,8 +116,12 @@ def test_row_34_a_layer_of_another_size_is_refused() -> None:
             scan_layer(memory, descriptor({**entry, "size": entry["size"] + change}))
 
 
-@pytest.mark.parametrize("pack", [(LAYER_GZIP, gzip.compress), (LAYER_ZSTD, zstd.compress)], ids=["gzip", "zstd"])
-def test_row_41_a_bomb_is_stopped_by_its_size_and_by_its_ratio(pack: tuple[str, type[bytes]]) -> None:
+@pytest.mark.parametrize(
+    "pack", [(LAYER_GZIP, gzip.compress), (LAYER_ZSTD, zstd.compress)], ids=["gzip", "zstd"]
+)
+def test_row_41_a_bomb_is_stopped_by_its_size_and_by_its_ratio(
+    pack: tuple[str, Callable[[bytes], bytes]],
+) -> None:
     media_type, compress = pack
     memory = Memory()
     bomb = descriptor(memory.put(compress(make_tar({"zeros": bytes(48 << 20)})), media_type))
@@ -133,7 +138,10 @@ def test_row_41_a_bomb_is_stopped_by_its_size_and_by_its_ratio(pack: tuple[str, 
 
 
 def test_row_41_a_zstd_window_past_the_cap_is_refused() -> None:
-    options = {int(zstd.CompressionParameter.window_log): 27, int(zstd.CompressionParameter.content_size_flag): 0}
+    options = {
+        int(zstd.CompressionParameter.window_log): 27,
+        int(zstd.CompressionParameter.content_size_flag): 0,
+    }
     packer = zstd.ZstdCompressor(options=options)
     data = packer.compress(TAR) + packer.flush()
     memory = Memory()
@@ -191,7 +199,9 @@ def test_folders_merge_and_anything_else_replaces() -> None:
 def test_a_scan_that_is_shared_is_read_once_and_stays_as_it_is() -> None:
     memory = Memory()
     base, add, drop = make_tar({"d/a": b"1"}), make_tar({"d/b": b""}), make_tar({"d/.wh.a": b""})
-    memory.index([add_platform(memory, p, [base, t]) for p, t in (("linux/amd64", add), ("linux/arm64", drop))])
+    memory.index(
+        [add_platform(memory, p, [base, t]) for p, t in (("linux/amd64", add), ("linux/arm64", drop))]
+    )
     scans = LayerScans(memory)
     found = [flatten(memory, manifest_of(memory, e), scans) for _, e in platform_manifests(memory)]
     assert [names(each, "/d") for each in found] == [["a", "b"], []]

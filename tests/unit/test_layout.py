@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def test_several_names_of_one_image_are_one_image(tmp_path: Path) -> None:
 def test_several_images_need_a_name(tmp_path: Path) -> None:
     one, other = hello(["linux/amd64"]), hello(["linux/arm64"])
     write_folder(one, write_folder(other, tmp_path))
-    write_index(tmp_path, entry_of(one, **{REF: "one"}), entry_of(other, **{"io.containerd.image.name": "r/o:1"}))
+    write_index(
+        tmp_path, entry_of(one, **{REF: "one"}), entry_of(other, **{"io.containerd.image.name": "r/o:1"})
+    )
     assert Layout(tmp_path, "one").root().digest == one.root().digest
     assert Layout(tmp_path, "r/o:1").root().digest == other.root().digest
     for name, cause in ((None, "holds 2 images"), ("two", "holds no image named 'two'")):
@@ -121,7 +124,9 @@ def test_row_38_a_blob_that_is_a_symlink_is_refused_even_to_the_right_bytes(tmp_
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_row_38_a_blob_that_is_no_regular_file_is_refused_at_once(make: type[None], tmp_path: Path) -> None:
+def test_row_38_a_blob_that_is_no_regular_file_is_refused_at_once(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
     memory = hello()
     path = blob(write_folder(memory, tmp_path), memory)
     path.unlink()
@@ -178,6 +183,15 @@ def test_a_damaged_image_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_kept_layout_is_its_owners_alone(tmp_path: Path) -> None:
     write_layout(hello(), tmp_path / "kept")
     assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
+
+
+def test_row_39_indexes_that_fan_out_are_each_read_once(tmp_path: Path) -> None:
+    memory = hello(["linux/amd64"])
+    entry = entry_of(memory)
+    for _ in range(3):
+        entry = memory.put(index_json([entry] * 500), OCI_INDEX)
+    write_layout(memory.point(entry), tmp_path / "kept")
+    assert len(memory.opened) < 20
 
 
 def test_an_index_of_indexes_is_kept_whole(tmp_path: Path) -> None:

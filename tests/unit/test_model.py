@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -152,8 +154,19 @@ def test_a_config_without_a_platform_is_refused(document: dict[str, Any]) -> Non
         parse_config(json.dumps(document).encode())
 
 
-def described(**more: Any) -> Descriptor:
-    return Descriptor(media_type=OCI_MANIFEST, digest=Digest(DIGEST), size=1, **more)
+def described(
+    platform: Platform | None = None,
+    annotations: Mapping[str, str] = MappingProxyType({}),
+    artifact_type: str = "",
+) -> Descriptor:
+    return Descriptor(
+        media_type=OCI_MANIFEST,
+        digest=Digest(DIGEST),
+        size=1,
+        platform=platform,
+        annotations=annotations,
+        artifact_type=artifact_type,
+    )
 
 
 def test_attestations_are_recognised_in_each_of_their_forms() -> None:

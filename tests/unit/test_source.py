@@ -162,7 +162,8 @@ def test_what_is_no_manifest_or_config_is_refused_by_name() -> None:
     entry = image(memory)
     manifest = manifest_of(memory, descriptor(entry))
     assert config_of(memory, manifest).entrypoint == ("/main",)
-    other = manifest_of(memory, descriptor(put_manifest(memory, {}, [], config=memory.put({}, "text/plain"))))
+    document = {"schemaVersion": 2, "config": memory.put({}, "text/plain"), "layers": []}
+    other = manifest_of(memory, descriptor(memory.put(document, OCI_MANIFEST)))
     with pytest.raises(MalformedImage, match="no image config"):
         config_of(memory, other)
 
@@ -219,7 +220,10 @@ def test_an_empty_name_is_refused(name: str) -> None:
 
 def test_the_wrong_transport_is_refused_with_the_right_one(tmp_path: Path) -> None:
     file = write_archive(hello(), tmp_path / "image.tar")
-    for name, right in ((f"oci-archive:{tmp_path}", f"oci:{tmp_path}"), (f"oci:{file}", f"oci-archive:{file}")):
+    for name, right in (
+        (f"oci-archive:{tmp_path}", f"oci:{tmp_path}"),
+        (f"oci:{file}", f"oci-archive:{file}"),
+    ):
         with pytest.raises(UsageError) as caught, open_image(name):
             pass
         assert right in str(caught.value.hint)

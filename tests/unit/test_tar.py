@@ -28,7 +28,9 @@ def entries(data: bytes, **options: int) -> list[Entry]:
     return seeking
 
 
-def header(name: bytes = b"a", size: bytes = b"0", kind: bytes = b"0", magic: bytes = b"ustar\x0000") -> bytes:
+def header(
+    name: bytes = b"a", size: bytes = b"0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
+) -> bytes:
     """A header written field by field, with a right checksum whatever is in it."""
     raw = bytearray(BLOCK)
     raw[0 : len(name)] = name
@@ -64,7 +66,9 @@ END = bytes(2 * BLOCK)
 
 
 def test_entries_have_name_type_size_link_and_mode() -> None:
-    data = make_tar({"a": b"x" * 700}, [folder("d"), symlink("s", "a"), hard_link("h", "a"), member("f", b"6")])
+    data = make_tar(
+        {"a": b"x" * 700}, [folder("d"), symlink("s", "a"), hard_link("h", "a"), member("f", b"6")]
+    )
     found = entries(data)
     assert [(e.name, e.type, e.size, e.linkname) for e in found] == [
         ("a", REGULAR, 700, ""),

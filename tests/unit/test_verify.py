@@ -96,7 +96,10 @@ def test_an_extra_platform_is_named_and_checked_too() -> None:
 
 def test_an_image_with_nothing_in_it_lacks_every_expected_platform() -> None:
     found = failures(run(Memory().index([]), AMD64, ARM64))
-    assert {platform: checks[0].name for platform, checks in found.items()} == {AMD64: "present", ARM64: "present"}
+    assert {platform: checks[0].name for platform, checks in found.items()} == {
+        AMD64: "present",
+        ARM64: "present",
+    }
 
 
 def test_a_platform_that_is_there_twice_fails_in_each_place() -> None:
@@ -112,7 +115,9 @@ def test_a_platform_that_is_there_twice_fails_in_each_place() -> None:
 def test_versions_of_windows_are_no_duplicates() -> None:
     memory = Memory()
     entry = add_platform(memory, "windows/amd64", [make_tar({})])
-    versions = [{**entry, "platform": {**entry["platform"], "os.version": text}} for text in ("10.0.1", "10.0.2")]
+    versions = [
+        {**entry, "platform": {**entry["platform"], "os.version": text}} for text in ("10.0.1", "10.0.2")
+    ]
     report = run(memory.index(versions))
     assert all(check.ok for row in report.platforms for check in row.checks if check.name == "present")
 
@@ -179,7 +184,9 @@ def test_an_image_that_starts_nothing_says_that_nothing_was_checked() -> None:
     assert arch_checks(report)[0].message == "no ENTRYPOINT or CMD: nothing to check"
 
 
-@pytest.mark.parametrize("text", ["/root/main", "exec /root/main -v", "A=1 B=2 /root/main; true", "/root/main&&ls"])
+@pytest.mark.parametrize(
+    "text", ["/root/main", "exec /root/main -v", "A=1 B=2 /root/main; true", "/root/main&&ls"]
+)
 def test_a_shell_form_is_checked_at_the_shell_and_at_its_command(text: str) -> None:
     files = {"bin/sh": probe(ARM64), "root/main": probe(AMD64)}
     report = starts(files, Cmd=["/bin/sh", "-c", text])
@@ -209,7 +216,11 @@ def test_a_script_is_followed_to_its_interpreter() -> None:
 
 
 def test_a_script_run_by_env_is_followed_to_the_command() -> None:
-    files = {"run": b"#!/usr/bin/env -S A=1 python3 -u\n", "usr/bin/env": probe(ARM64), "bin/python3": probe(AMD64)}
+    files = {
+        "run": b"#!/usr/bin/env -S A=1 python3 -u\n",
+        "usr/bin/env": probe(ARM64),
+        "bin/python3": probe(AMD64),
+    }
     report = starts(files, Entrypoint=["run"], Env=["PATH=/:/bin"])
     assert [check.path for check in arch_checks(report)] == ["/usr/bin/env", "/bin/python3"]
     assert the_failure(report).path == "/bin/python3"
@@ -319,7 +330,9 @@ def test_row_47_another_number_of_diff_ids_is_a_failing_check() -> None:
     ("data", "cause"),
     [(b"{}", "schemaVersion"), (b"", "JSON"), (json.dumps(index_json([], layers=[])).encode(), "at once")],
 )
-def test_an_index_that_cannot_be_read_is_a_failing_check_of_what_was_expected(data: bytes, cause: str) -> None:
+def test_an_index_that_cannot_be_read_is_a_failing_check_of_what_was_expected(
+    data: bytes, cause: str
+) -> None:
     memory = Memory()
     memory.point(memory.put(data, OCI_INDEX))
     assert cause in failures(run(memory))["unknown"][0].message
@@ -342,7 +355,8 @@ def test_a_layer_that_platforms_share_is_read_once() -> None:
     tar = make_tar({"share": b"x" * 10_000})
     names = [AMD64, ARM64, "linux/s390x"]
     entries = [
-        add_platform(memory, name, [tar, make_tar({"main": probe(name)})], Entrypoint=["/main"]) for name in names
+        add_platform(memory, name, [tar, make_tar({"main": probe(name)})], Entrypoint=["/main"])
+        for name in names
     ]
     shared = str(Digest.of(gzip.compress(tar, mtime=0)))
     assert run(memory.index(entries)).ok

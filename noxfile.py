@@ -1,0 +1,46 @@
+"""This repository's sessions; README's test command runs ``tests``."""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+from buildkit_tasks.nox_sessions import arch_matrix
+
+nox.options.sessions = ["lint", "tests"]
+_GROUPS = nox.project.load_toml("pyproject.toml")
+
+arch_matrix()
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests against the built wheel's dependencies; in CI a missing engine is a failure."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
+    strict = ["--require-engine"] if os.environ.get("CI") else []
+    session.run("pytest", *strict, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check types, style and the floors."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure both sides of every promise in one run."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "docs"))
+    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")

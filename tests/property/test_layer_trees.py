@@ -1,0 +1,59 @@
+"""Laying layers over one another against the plainest model: a set of paths per layer."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.layers import flatten, scan_layer
+from buildkit_tasks.oci.rootfs import Node, NodeType
+from buildkit_tasks.oci.source import manifest_of, platform_manifests
+from tests.images import LAYER_GZIP, Memory, descriptor, make_tar, one
+
+folders = st.sampled_from(["a", "b", "a/c", "a/c/d"])
+files = st.tuples(folders, st.sampled_from(["x", "y"])).map("/".join)
+whiteouts = st.tuples(folders, st.sampled_from([".wh.x", ".wh.c", ".wh..wh..opq"])).map("/".join)
+layers = st.lists(st.lists(files | whiteouts, max_size=8, unique=True), min_size=1, max_size=4)
+
+
+def model(stack: list[list[str]]) -> set[str]:
+    paths: set[str] = set()
+    for layer in stack:
+        for name in layer:
+            folder, _, base = name.rpartition("/")
+            if base == ".wh..wh..opq":
+                paths = {path for path in paths if not path.startswith(f"{folder}/")}
+            elif base.startswith(".wh."):
+                gone = f"{folder}/{base.removeprefix('.wh.')}"
+                paths = {path for path in paths if path != gone and not path.startswith(f"{gone}/")}
+        paths |= {name for name in layer if "/.wh." not in name}
+    return paths
+
+
+def flat(node: Node, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for name, child in node.children.items():
+        path = f"{prefix}{name}"
+        found |= flat(child, f"{path}/") if child.type is NodeType.FOLDER else {path}
+    return found
+
+
+@given(layers)
+def test_whiteouts_and_layers_give_what_the_plain_model_gives(stack: list[list[str]]) -> None:
+    memory = one([make_tar(dict.fromkeys(layer, b"")) for layer in stack])
+    rootfs = flatten(memory, manifest_of(memory, platform_manifests(memory)[0][1]))
+    assert flat(rootfs.root) == model(stack)
+
+
+@given(st.binary(max_size=1200), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=5))
+def test_any_damage_to_a_layer_is_read_or_refused(data: bytes, damage: list[tuple[int, int]]) -> None:
+    packed = bytearray(gzip.compress(make_tar({"a/b": data})) + gzip.compress(data))
+    for at, byte in damage:
+        packed[at % len(packed)] = byte
+    memory = Memory()
+    with contextlib.suppress(MalformedImage, LimitExceeded):
+        scan_layer(memory, descriptor(memory.put(bytes(packed), LAYER_GZIP)))
