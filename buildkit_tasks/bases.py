@@ -13,24 +13,30 @@ import shutil
 import sys
 import zipfile
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Tell, fetch_newest, staged
 from buildkit_tasks.errors import EngineError, RegistryError
 from buildkit_tasks.settings import Settings, cache_folder
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from buildkit_tasks.dockerfile import Bases
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.dockerfile import Bases
-    from pathlib import Path
-    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["BasePlan", "StandIns", "plan_bases"]
 
 _BUILD_SECONDS = 1800.0
 _CLASSIC_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_INSTALL = (
+    "cd / && /bin/busybox mkdir -p sbin usr/bin usr/sbin usr/local/bin root tmp proc sys dev var/tmp"
+    " && /bin/busybox chmod 1777 tmp var/tmp && /bin/busybox --install -s"
+)
 
 # BuildKit gives ${TARGETARCH}${TARGETVARIANT}; the RUN is itself a proof that emulation works.
 _ALPINE = f"""\
@@ -40,7 +46,7 @@ COPY busybox-${{TARGETARCH}}${{TARGETVARIANT}} /bin/busybox
 COPY etc /etc
 ENV PATH={_CLASSIC_PATH}
 LABEL io.buildkit-tasks.stand-in=alpine
-RUN ["/bin/busybox", "sh", "-c", "cd / && /bin/busybox mkdir -p sbin usr/bin usr/sbin usr/local/bin root tmp proc sys dev var/tmp && /bin/busybox chmod 1777 tmp var/tmp && /bin/busybox --install -s"]
+RUN ["/bin/busybox", "sh", "-c", "{_INSTALL}"]
 CMD ["/bin/sh"]
 """
 

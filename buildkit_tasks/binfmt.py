@@ -11,10 +11,10 @@ import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.errors import EmulatorError
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine

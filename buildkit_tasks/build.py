@@ -9,20 +9,22 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
+from buildkit_tasks.builder import require_index
+from buildkit_tasks.errors import BuildFailed, LimitExceeded, RegistryError, UsageError
 from buildkit_tasks.outputs import OutputSpec, beside, reap_partials, settle
 from buildkit_tasks.request import BuildRequest, build_arguments
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
 if TYPE_CHECKING:
-    from buildkit_tasks.bases import BasePlan
-    from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.engine.daemon import Engine
-    from buildkit_tasks.debian import Tell
-    from buildkit_tasks.commands import Completed, Runner
     from collections.abc import Iterator, Sequence
+
+    from buildkit_tasks.bases import BasePlan
+    from buildkit_tasks.commands import Completed, Runner
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["Build"]
 
@@ -157,14 +159,12 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
             raise UsageError("the docker archive format holds one platform only", hint=ways)
         if engine.store != "containerd":
             raise UsageError(
-                "type=docker with several platforms needs the containerd image store, and this engine has the graph store",
+                "type=docker with several platforms needs the containerd image store; "
+                "this engine has the graph store",
                 hint="--load (one tag for each platform), or --engine=private (containerd image store)",
             )
-    if request.outputs and builder.driver == "docker" and engine.store != "containerd":
-        raise BuilderError(
-            "this engine's own builder makes one platform at a time: its image store is not containerd's",
-            hint='--engine=private, or set "features": {"containerd-snapshotter": true} in daemon.json',
-        )
+    if request.outputs:
+        require_index(builder, engine)
 
 
 def _failure(done: Completed) -> BuildFailed | LimitExceeded:

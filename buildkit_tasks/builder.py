@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.engine.daemon import Engine, docker_config_folder
 from buildkit_tasks.errors import BuilderError, UsageError
+from buildkit_tasks.locks import only_one
 from buildkit_tasks.results import BuilderSummary, NodeSummary
-from typing import TYPE_CHECKING
+from buildkit_tasks.settings import cache_folder
 
 if TYPE_CHECKING:
-    from buildkit_tasks.settings import Settings
-    from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.debian import Tell
-    from buildkit_tasks.commands import Completed, Runner
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["ensure_builder", "find_builder", "remove_builder"]
+    from buildkit_tasks.commands import Completed, Runner
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["Builders", "require_index"]
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar for builder names
 _IMAGE = "moby/buildkit:buildx-stable-1"
@@ -28,81 +31,149 @@ _BOOTSTRAP_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Choice:
-    """A driver and why it was chosen."""
+class Builders:
+    """The buildx builders of one engine."""
 
-    driver: str
-    reason: str
+    engine: Engine
+    settings: Settings
+    run: Runner
+    tell: Tell
+
+    def ensure(
+        self, platforms: Sequence[Platform], answers: Callable[[], bool], *, recreate: bool = False
+    ) -> BuilderSummary:
+        """The builder by the settings' name, or the engine's own where no builder image can be had.
+
+        ``answers`` tells whether a registry can be reached. Raises :class:`BuilderError` when a
+        builder of that name has another driver (``recreate`` mends it) or cannot be made.
+        """
+        if self.engine.planned:
+            return self._engines_own("the engine is not running yet")
+        found = self.find(self.settings.name)
+        if found is not None and recreate and found.driver == "docker-container":
+            self.remove(found.name)
+            found = None
+        if found is None:
+            return self._new(answers)
+        self._compare(found)
+        return self._healed(found, platforms)
+
+    def find(self, name: str) -> BuilderSummary | None:
+        """The builder of that name as buildx describes it, or None."""
+        if not _NAME.match(name):
+            raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
+        if name not in ("default", self.engine.context) and not self._is_stored(name):
+            return None
+        done = self._buildx("inspect", name, timeout=_INSPECT_SECONDS, mutates=False)
+        if not done.ok and "no builder" in done.stderr:
+            return None
+        if not done.ok:
+            raise BuilderError(f"buildx cannot read builder {name!r}: {done.reason}", hint="docker buildx ls")
+        return _parse(done.stdout)
+
+    def remove(self, name: str, *, keep_state: bool = False) -> bool:
+        """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
+        found = self.find(name)
+        if found is None or found.driver == "docker":
+            return False
+        options = ["--keep-state"] if keep_state else []
+        done = self._buildx("rm", "--force", *options, name)
+        if not self.run.dry_run and self.find(name) is not None:
+            raise BuilderError(
+                f"builder {name!r} could not be removed: {done.reason}", hint=f"docker buildx rm {name}"
+            )
+        return True
+
+    def _buildx(
+        self, *arguments: str, timeout: float = _BOOTSTRAP_SECONDS, mutates: bool = True
+    ) -> Completed:
+        argv = [*self.engine.tools.buildx, *arguments]
+        return self.run.run(argv, self.engine.call(timeout=timeout), mutates=mutates)
+
+    def _is_stored(self, name: str) -> bool:
+        """Whether buildx's store has a builder of that name: a look that saves starting buildx."""
+        folder = self.engine.env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
+        place = Path(folder) if folder else docker_config_folder() / "buildx"
+        return (place / "instances" / name).exists()
+
+    def _compare(self, found: BuilderSummary) -> None:
+        if self.settings.driver not in ("auto", found.driver):
+            raise BuilderError(
+                f"builder {found.name!r} has driver {found.driver}, and {self.settings.driver} is asked for",
+                hint="inv setup-builder --recreate",
+            )
+
+    def _healed(self, found: BuilderSummary, platforms: Sequence[Platform]) -> BuilderSummary:
+        """A running BuildKit learns of new emulators only when it is started again."""
+        offered = {name for node in found.nodes for name in node.platforms}
+        missing = [str(platform) for platform in platforms if str(platform) not in offered]
+        if found.driver != "docker-container" or not missing:
+            return found
+        self.tell(f"starting builder {found.name} again, so that it sees {', '.join(missing)}")
+        self._buildx("stop", found.name)
+        self._buildx("inspect", "--bootstrap", found.name)
+        return self.find(found.name) or found
+
+    def _new(self, answers: Callable[[], bool]) -> BuilderSummary:
+        driver, image = self.settings.driver, self._image
+        if driver == "docker-container":
+            return self._create("asked for")
+        if driver == "docker":
+            return self._engines_own("asked for")
+        if self._has_image(image):
+            return self._create(f"its image {image} is here")
+        if answers():
+            return self._create(f"its image {image} can be pulled")
+        return self._engines_own(f"{image} is not here and Docker Hub does not answer")
+
+    @property
+    def _image(self) -> str:
+        options = dict(option.split("=", 1) for option in self.settings.driver_opt if "=" in option)
+        return options.get("image", _IMAGE)
+
+    def _has_image(self, image: str) -> bool:
+        argv = [*self.engine.tools.docker, "image", "inspect", "--format=ok", "--", image]
+        return self.run.run(argv, self.engine.call(timeout=_INSPECT_SECONDS)).ok
+
+    def _engines_own(self, reason: str) -> BuilderSummary:
+        """The builder inside the engine: buildx names it after the docker context."""
+        name = self.engine.context
+        node = NodeSummary(name=name, endpoint=self.engine.endpoint)
+        return BuilderSummary(name=name, driver="docker", nodes=(node,), reason=reason)
+
+    def _create(self, reason: str) -> BuilderSummary:
+        """Make the builder, once: of many at the same time, one makes it and the others find it."""
+        name = self.settings.name
+        with only_one(cache_folder(self.settings) / f".builder-{name}.lock", dry_run=self.run.dry_run):
+            found = self.find(name)
+            if found is None:
+                options = [f"--driver-opt={option}" for option in self.settings.driver_opt]
+                arguments = [f"--name={name}", "--driver=docker-container", *options, "--bootstrap"]
+                done = self._buildx("create", *arguments)
+                found = self._made(done)
+        return replace(found, reason=reason)
+
+    def _made(self, done: Completed) -> BuilderSummary:
+        name = self.settings.name
+        if self.run.dry_run:
+            return BuilderSummary(name=name, driver="docker-container")
+        found = self.find(name)
+        if found is None or not done.ok:
+            self.remove(name)
+            raise BuilderError(
+                f"builder {name!r} could not be made: {done.reason}",
+                hint="--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
+            )
+        return found
 
 
-def ensure_builder(
-    engine: Engine,
-    platforms: Sequence[Platform],
-    settings: Settings,
-    run: Runner,
-    tell: Tell,
-    *,
-    reachable: Callable[[], bool],
-    recreate: bool = False,
-) -> BuilderSummary:
-    """The builder by the settings' name, or the engine's own where no builder image can be had.
-
-    Raises :class:`BuilderError` when one of that name has another driver (``recreate`` mends it),
-    or when neither driver can build for several platforms here.
-    """
-    if engine.planned:
-        return BuilderSummary(name=engine.context, driver="docker", reason="the engine is not running yet")
-    found = find_builder(settings.name, engine, run)
-    if found is not None and recreate and found.driver == "docker-container":
-        _remove(found.name, engine, run)
-        found = None
-    if found is not None:
-        _compare(found, settings)
-        return _healed(found, platforms, engine, run, tell)
-    choice = _choose(engine, settings, run, reachable)
-    if choice.driver == "docker":
-        return _engines_own(engine, choice.reason)
-    return _create(engine, settings, run, choice.reason)
-
-
-def find_builder(name: str, engine: Engine, run: Runner) -> BuilderSummary | None:
-    """The builder of that name as buildx describes it, or None."""
-    if not _NAME.match(name):
-        raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
-    if name not in ("default", engine.context) and not _is_stored(name, engine):
-        return None
-    argv = [*engine.tools.buildx, "inspect", name]
-    done = run.run(argv, engine.call(timeout=_INSPECT_SECONDS))
-    if not done.ok and "no builder" in done.stderr:
-        return None
-    if not done.ok:
-        raise BuilderError(f"buildx cannot read builder {name!r}: {done.reason}", hint="docker buildx ls")
-    return _parse(done.stdout)
-
-
-def _is_stored(name: str, engine: Engine) -> bool:
-    """Whether buildx's store has a builder of that name: a look that saves starting buildx."""
-    folder = engine.env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
-    place = Path(folder) if folder else docker_config_folder() / "buildx"
-    return (place / "instances" / name).exists()
-
-
-def remove_builder(name: str, engine: Engine, run: Runner, *, keep_state: bool = False) -> bool:
-    """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
-    found = find_builder(name, engine, run)
-    if found is None or found.driver == "docker":
-        return False
-    _remove(name, engine, run, keep_state=keep_state)
-    return True
-
-
-def _remove(name: str, engine: Engine, run: Runner, *, keep_state: bool = False) -> None:
-    options = ["--keep-state"] if keep_state else []
-    argv = [*engine.tools.buildx, "rm", "--force", *options, name]
-    done = run.run(argv, engine.call(timeout=_BOOTSTRAP_SECONDS), mutates=True)
-    if not run.dry_run and find_builder(name, engine, run) is not None:
+def require_index(builder: BuilderSummary, engine: Engine) -> None:
+    """Raise :class:`BuilderError` if this builder cannot make one image of several platforms."""
+    if builder.driver == "docker" and engine.store != "containerd":
         raise BuilderError(
-            f"builder {name!r} could not be removed: {done.reason}", hint=f"docker buildx rm {name}"
+            "this engine's own builder makes one platform at a time (its image store is not containerd's), "
+            f"and no other can be had: {builder.reason}",
+            hint='--engine=private, or set "features": {"containerd-snapshotter": true} in daemon.json',
         )
 
 
@@ -128,82 +199,3 @@ def _node(values: Mapping[str, str]) -> NodeSummary:
         endpoint=values.get("Endpoint", ""),
         platforms=tuple(name for name in names if name),
     )
-
-
-def _compare(found: BuilderSummary, settings: Settings) -> None:
-    if settings.driver in ("auto", found.driver):
-        return
-    raise BuilderError(
-        f"builder {found.name!r} has driver {found.driver}, and {settings.driver} is asked for",
-        hint="inv setup-builder --recreate",
-    )
-
-
-def _choose(engine: Engine, settings: Settings, run: Runner, reachable: Callable[[], bool]) -> _Choice:
-    image = _image(settings)
-    if settings.driver == "docker-container":
-        return _Choice(driver="docker-container", reason="asked for")
-    if settings.driver == "auto" and (_has_image(image, engine, run) or reachable()):
-        return _Choice(driver="docker-container", reason=f"its image {image} can be had")
-    if engine.store != "containerd":
-        raise BuilderError(
-            f"the builder image {image} cannot be had, and this engine's image store cannot build for several platforms",
-            hint='--engine=private, or set "features": {"containerd-snapshotter": true} in daemon.json',
-        )
-    why = (
-        "asked for" if settings.driver == "docker" else f"{image} is not here and Docker Hub does not answer"
-    )
-    return _Choice(driver="docker", reason=why)
-
-
-def _image(settings: Settings) -> str:
-    options = dict(option.split("=", 1) for option in settings.driver_opt if "=" in option)
-    return options.get("image", _IMAGE)
-
-
-def _has_image(image: str, engine: Engine, run: Runner) -> bool:
-    argv = [*engine.tools.docker, "image", "inspect", "--format=ok", "--", image]
-    return run.run(argv, engine.call(timeout=_INSPECT_SECONDS)).ok
-
-
-def _engines_own(engine: Engine, reason: str) -> BuilderSummary:
-    """The builder inside the engine: buildx names it after the docker context."""
-    return BuilderSummary(
-        name=engine.context,
-        driver="docker",
-        nodes=(NodeSummary(name=engine.context, endpoint=engine.endpoint),),
-        reason=reason,
-    )
-
-
-def _create(engine: Engine, settings: Settings, run: Runner, reason: str) -> BuilderSummary:
-    options = [f"--driver-opt={option}" for option in settings.driver_opt]
-    argv = [*engine.tools.buildx, "create", f"--name={settings.name}", "--driver=docker-container", *options]
-    done = run.run([*argv, "--bootstrap"], engine.call(timeout=_BOOTSTRAP_SECONDS), mutates=True)
-    if run.dry_run:
-        return BuilderSummary(name=settings.name, driver="docker-container", reason=reason)
-    found = find_builder(settings.name, engine, run)
-    if found is None or not done.ok:
-        raise _not_made(settings.name, done)
-    return BuilderSummary(name=found.name, driver=found.driver, nodes=found.nodes, reason=reason)
-
-
-def _not_made(name: str, done: Completed) -> BuilderError:
-    return BuilderError(
-        f"builder {name!r} could not be made: {done.reason}",
-        hint="--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
-    )
-
-
-def _healed(
-    found: BuilderSummary, platforms: Sequence[Platform], engine: Engine, run: Runner, tell: Tell
-) -> BuilderSummary:
-    """A running BuildKit learns of new emulators only when it is started again."""
-    offered = {name for node in found.nodes for name in node.platforms}
-    missing = [str(platform) for platform in platforms if str(platform) not in offered]
-    if found.driver != "docker-container" or not missing:
-        return found
-    tell(f"starting builder {found.name} again, so that it sees {', '.join(missing)}")
-    for arguments in (["stop", found.name], ["inspect", "--bootstrap", found.name]):
-        run.run([*engine.tools.buildx, *arguments], engine.call(timeout=_BOOTSTRAP_SECONDS), mutates=True)
-    return find_builder(found.name, engine, run) or found

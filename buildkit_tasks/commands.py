@@ -17,13 +17,13 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import IO, Protocol, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 __all__ = ["Commands", "Completed", "Runner", "redact"]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from buildkit_tasks.commands import Call, Completed, Runner
 from buildkit_tasks.errors import EngineError, LimitExceeded
+from buildkit_tasks.locks import only_one
 
 __all__ = ["Archive", "Packages", "Tell", "fetch_newest", "find_archive", "provision", "staged"]
 
@@ -146,14 +147,11 @@ def staged(place: Path, fill: Callable[[Path], None], *, dry_run: bool = False) 
 
     Whatever an earlier process left half done is removed first, under the same lock.
     """
-    import filelock  # noqa: PLC0415 - only a first run needs it
-
     if dry_run:
         fill(place)
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
     staging = place.with_name(f".{place.name}.staging")
-    with filelock.FileLock(place.with_name(f".{place.name}.lock")):
+    with only_one(place.with_name(f".{place.name}.lock")):
         if (place / _COMPLETE).exists():
             return place
         for leftover in (staging, place):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import find_builder
+from buildkit_tasks.builder import Builders
 from buildkit_tasks.emulators import Emulators
 from buildkit_tasks.engine import Engine, existing_engine
 from buildkit_tasks.reach import registry_answers
 
 if TYPE_CHECKING:
-    from buildkit_tasks.line import Line
     from collections.abc import Iterator
+
+    from buildkit_tasks.line import Line
 
 __all__ = ["Diagnosis", "Finding", "examine"]
 
@@ -78,7 +79,7 @@ def _words(engine: Engine) -> str:
 
 def _builder(line: Line, engine: Engine) -> Finding:
     name = line.settings.name
-    found = find_builder(name, engine, line.run)
+    found = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell).find(name)
     if found is not None:
         return Finding(name="builder", ok=True, message=f"{name} ({found.driver})")
     if engine.store == "containerd":

@@ -27,6 +27,7 @@ from buildkit_tasks.errors import BuildkitTasksError, Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
     from invoke.context import Context
 
     from buildkit_tasks.line import Line
@@ -75,6 +76,11 @@ class Edge:
         return bool(self.options["json"])
 
     @property
+    def dry_run(self) -> bool:
+        """Whether to show the commands instead of running them: our option, or Invoke's ``--dry``."""
+        return bool(self.options["dry_run"] or self.context.config.run.dry)
+
+    @property
     def reports(self) -> tuple[str, ...]:
         """The report files asked for."""
         return tuple(self.options.get("report") or ())
@@ -87,9 +93,8 @@ class Edge:
         from buildkit_tasks.settings import load  # noqa: PLC0415
 
         settings = load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
-        dry = bool(self.options["dry_run"] or self.context.config.run.dry)
         echo = sys.stderr if self.json else sys.stdout
-        return Line(settings=settings, run=Commands(dry_run=dry, echo=echo), tell=self.tell)
+        return Line(settings=settings, run=Commands(dry_run=self.dry_run, echo=echo), tell=self.tell)
 
     @staticmethod
     def tell(message: str) -> None:
@@ -98,8 +103,15 @@ class Edge:
 
         print(redact(message), file=sys.stderr, flush=True)
 
-    def show(self, report: Any, code: int = 1) -> None:
-        """Show a report in every form asked for; ``code`` is the exit code if it is not ok."""
+    def show(self, report: Any, code: int = 1, *, always: bool = False) -> None:
+        """Show a report in every form asked for; ``code`` is the exit code if it is not ok.
+
+        A dry run that would have changed something has nothing to report.
+        """
+        if self.dry_run and not always:
+            if self.json:
+                self.say({"ok": True, "dry_run": True}, "")
+            return
         from buildkit_tasks import report as render  # noqa: PLC0415
 
         if self.json:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.binaries.elf import interpreter as loader_of
 from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
@@ -21,14 +22,15 @@ from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
 from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError, EngineError
+from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import Machine, Platform
 from buildkit_tasks.results import PlatformSetup
 from buildkit_tasks.settings import Settings, cache_folder
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.engine.daemon import Engine
     from collections.abc import Iterable, Sequence
+
+    from buildkit_tasks.engine.daemon import Engine
 
 __all__ = ["Emulators", "probe", "qemu_version", "require_emulators", "with_versions"]
 
@@ -86,7 +88,12 @@ class Emulators:
         return self.inspect(platforms)
 
     def _register(self, broken: Sequence[Platform], *, recreate: bool) -> None:
-        self.table.mount()
+        lock = cache_folder(self.settings) / ".binfmt.lock"
+        with only_one(lock, dry_run=self.run.dry_run):
+            self.table.mount()
+            self._register_each(broken, recreate=recreate)
+
+    def _register_each(self, broken: Sequence[Platform], *, recreate: bool) -> None:
         machines = {platform.architecture: platform.machine for platform in broken}
         for machine in machines.values():
             handlers = [each for each in self.table.handlers() if each.matches(machine)]

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.build import Build, check_capabilities
-from buildkit_tasks.builder import ensure_builder, remove_builder
+from buildkit_tasks.builder import Builders, require_index
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.engine import Engine, ensure_engine
 from buildkit_tasks.errors import BuildkitTasksError, UsageError
@@ -35,9 +35,10 @@ from buildkit_tasks.results import (
 from buildkit_tasks.settings import Settings, cache_folder
 
 if TYPE_CHECKING:
-    from buildkit_tasks.debian import Tell
-    from buildkit_tasks.commands import Runner
     from collections.abc import Callable, Sequence
+
+    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.debian import Tell
 
 __all__ = ["Line"]
 
@@ -69,7 +70,11 @@ class Line:
         """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
         platforms = self.platforms
         rows = self.emulators.ensure(platforms, recreate=recreate)
-        builder = self._builder(platforms, lambda: registry_answers(self.engine.mirrors), recreate=recreate)
+        builder = self.builders.ensure(
+            platforms, lambda: registry_answers(self.engine.mirrors), recreate=recreate
+        )
+        if len(platforms) > 1:
+            require_index(builder, self.engine)
         node = builder.nodes[0].name if builder.nodes else ""
         named = tuple(replace(row, node=node) for row in with_versions(rows, self.run))
         return SetupReport(engine=self.engine.summary, builder=builder, platforms=named)
@@ -83,7 +88,7 @@ class Line:
             rows = self.emulators.ensure(request.platforms)
             if not self.run.dry_run:
                 require_emulators(rows)
-            builder = self._builder(request.platforms, answers)
+            builder = self.builders.ensure(request.platforms, answers)
             check_capabilities(request, self.engine, builder)
             plan = self._plan_bases(request, builder, answers)
         job = Build(
@@ -143,8 +148,11 @@ class Line:
         try:
             setup = self.setup()
             report = replace(report, setup=setup)
-            require_emulators(setup.platforms)
+            if not self.run.dry_run:
+                require_emulators(setup.platforms)
             report = replace(report, build=self.build(request))
+            if self.run.dry_run:
+                return report, None  # there is no image to verify and to run
             report = replace(report, verify=self.verify("", request.platforms))
             report = replace(report, run=self.emulate("", request.platforms))
         except BuildkitTasksError as error:
@@ -154,7 +162,7 @@ class Line:
     def remove(self, *, keep_state: bool) -> list[str]:
         """Remove the builder by the settings' name and the handlers that we added; gives their names."""
         removed = [f"handler {name}" for name in self.emulators.table.remove_ours()]
-        if remove_builder(self.settings.name, self.engine, self.run, keep_state=keep_state):
+        if self.builders.remove(self.settings.name, keep_state=keep_state):
             removed.append(f"builder {self.settings.name}")
         return removed
 
@@ -179,12 +187,10 @@ class Line:
             self._record.parent.mkdir(parents=True, exist_ok=True)
             self._record.write_text(names[0], encoding="utf-8")
 
-    def _builder(
-        self, platforms: Sequence[Platform], answers: Callable[[], bool], *, recreate: bool = False
-    ) -> BuilderSummary:
-        return ensure_builder(
-            self.engine, platforms, self.settings, self.run, self.tell, reachable=answers, recreate=recreate
-        )
+    @cached_property
+    def builders(self) -> Builders:
+        """The builders of that engine."""
+        return Builders(engine=self.engine, settings=self.settings, run=self.run, tell=self.tell)
 
     def _plan_bases(
         self, request: BuildRequest, builder: BuilderSummary, answers: Callable[[], bool]

@@ -13,9 +13,9 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -332,10 +332,13 @@ def _all_platforms() -> Iterator[Platform]:
 
 
 def _nearest(text: str) -> str:
-    names = [str(platform) for platform in known_platforms()]
-    wanted = text.lower() if text.lower().startswith("linux/") else f"linux/{text.lower()}"
-    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
+    """The known platform whose name after ``linux/`` is most like this one."""
+    names = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
+    wanted = text.strip().lower().removeprefix("linux/")
+    close = difflib.get_close_matches(wanted, [*names, *_ALIASES], n=1, cutoff=0.5)
+    if not close:
+        return f"known are {', '.join(map(str, names.values()))}"
+    return f"did you mean {names.get(close[0]) or Platform.parse(close[0])}?"
 
 
 def parse_platforms(values: Iterable[str]) -> tuple[Platform, ...]:

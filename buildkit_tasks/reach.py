@@ -1,4 +1,4 @@
-"""The seam to the network's one question: does the registry answer, soon enough to be used?"""
+"""The seam to the network's one question: whether the registry answers, soon enough to be used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import os
 import socket
 import threading
-from urllib.parse import urlsplit
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,11 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.dockerfile import Bases, read_bases
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.outputs import OutputSpec, check_outputs
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform

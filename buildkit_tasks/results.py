@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,8 @@ class PlatformVerdict:
 
     @property
     def ok(self) -> bool:
-        return all(check.ok for check in self.checks)
+        """Whether every check held."""
+        return bool(self.checks) and all(check.ok for check in self.checks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """Whether every platform held, and there was one."""
         return bool(self.platforms) and all(verdict.ok for verdict in self.platforms)
 
 
@@ -114,6 +116,7 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
+        """Whether it did what was expected."""
         return self.outcome is Outcome.PASSED
 
 
@@ -126,6 +129,7 @@ class RunReport:
 
     @property
     def ok(self) -> bool:
+        """Whether every run passed, and there was one."""
         return bool(self.results) and all(result.ok for result in self.results)
 
 
@@ -183,7 +187,8 @@ class SetupReport:
 
     @property
     def ok(self) -> bool:
-        return all(row.runs for row in self.platforms)
+        """Whether every platform runs, and there was one."""
+        return bool(self.platforms) and all(row.runs for row in self.platforms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ def build_multiarch(edge: Edge) -> None:
 def verify_arch(edge: Edge) -> None:
     """Prove that every platform in an image is what it says."""
     expected = edge.line.platforms if edge.line.settings.given("platforms") else ()
-    edge.show(edge.line.verify(edge.options["image"], expected))
+    edge.show(edge.line.verify(edge.options["image"], expected), always=True)
 
 
 @job(IMAGE, PLATFORM, *RUN, *ENVIRONMENT, REPORT)

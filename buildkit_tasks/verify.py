@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.binaries.elf import ELF_MAGIC, EXECUTABLE_TYPES, read_elf
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
@@ -17,12 +18,12 @@ from buildkit_tasks.oci.programs import Program, programs_of
 from buildkit_tasks.oci.source import Source, config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.oci.rootfs import Found
-    from buildkit_tasks.oci.model import Descriptor, ImageConfig, Manifest
     from collections.abc import Iterable, Iterator, Sequence
+
+    from buildkit_tasks.oci.model import Descriptor, ImageConfig, Manifest
+    from buildkit_tasks.oci.rootfs import Found
 
 __all__ = ["program_checks", "verify"]
 

@@ -1,0 +1,1 @@
+"""Reading and making executables: bytes in, values out."""

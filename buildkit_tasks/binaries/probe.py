@@ -8,7 +8,6 @@ a handful of machine instructions from the architecture table.
 from __future__ import annotations
 
 import struct
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,8 +27,9 @@ def probe_program(machine: Machine, status: int = PROBE_STATUS) -> bytes:
     ``status`` is 0 to 127. Layout: System V gABI, chapters 4 (ELF header) and 5 (program header).
     """
     order = "<" if machine.order == "little" else ">"
+    wide = machine.bits == 64  # noqa: PLR2004 - ELF has two classes
     code = _instructions(machine.exit_code, status)
-    if machine.bits == 64:
+    if wide:
         header, segment = struct.Struct(f"{order}HHIQQQIHHHHHH"), struct.Struct(f"{order}IIQQQQQQ")
     else:
         header, segment = struct.Struct(f"{order}HHIIIIIHHHHHH"), struct.Struct(f"{order}IIIIIIII")
@@ -40,7 +40,7 @@ def probe_program(machine: Machine, status: int = PROBE_STATUS) -> bytes:
         _ET_EXEC, machine.elf_machine, 1, _BASE + start, 16 + header.size, 0, machine.elf_flags,
         16 + header.size, segment.size, 1, 0, 0, 0,
     )  # fmt: skip
-    if machine.bits == 64:
+    if wide:
         load = segment.pack(_PT_LOAD, _R_X, 0, _BASE, _BASE, size, size, 0x1000)
     else:
         load = segment.pack(_PT_LOAD, 0, _BASE, _BASE, size, size, _R_X, 0x1000)
@@ -48,15 +48,18 @@ def probe_program(machine: Machine, status: int = PROBE_STATUS) -> bytes:
 
 
 def _instructions(recipe: str, status: int) -> bytes:
-    """Assemble a recipe: hex bytes, ``SS`` for the status byte, ``I<shift>:<word>`` for a
-    little-endian instruction word that takes the status as an immediate at that bit."""
-    return b"".join(_instruction(token, status) for token in recipe.split())
+    """Assemble a recipe of hex bytes.
+
+    ``SS`` is the status byte, ``I<shift>:<word>`` a little-endian instruction word that takes the
+    status as an immediate at that bit.
+    """
+    return b"".join(_instruction(part, status) for part in recipe.split())
 
 
-def _instruction(token: str, status: int) -> bytes:
-    if token == "SS":
+def _instruction(part: str, status: int) -> bytes:
+    if part == "SS":
         return bytes([status])
-    if token.startswith("I"):
-        shift, word = token[1:].split(":")
+    if part.startswith("I"):
+        shift, word = part[1:].split(":")
         return (int(word, 16) | status << int(shift)).to_bytes(4, "little")
-    return bytes.fromhex(token)
+    return bytes.fromhex(part)

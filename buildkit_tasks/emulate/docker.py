@@ -16,12 +16,14 @@ from buildkit_tasks.processes import Process
 from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
 
 if TYPE_CHECKING:
-    from buildkit_tasks.emulate.loading import Loaded
-    from buildkit_tasks.platforms import Platform
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
     from docker import DockerClient
 
-__all__ = ["LABEL", "Guest", "reap", "run_guest"]
+    from buildkit_tasks.emulate.loading import Loaded
+    from buildkit_tasks.platforms import Platform
+
+__all__ = ["LABEL", "Guest", "as_command", "reap", "run_guest"]
 
 LABEL = "io.buildkit-tasks.owner"
 _OUTPUT_CAP = 1 << 20
@@ -69,6 +71,22 @@ class Guest:
             emulator=self.emulator,
             **more,
         )
+
+
+def as_command(platform: Platform, image: str, command: Sequence[str]) -> list[str]:
+    """The arguments of ``docker run`` that do the same, for a dry run."""
+    flags = {
+        "network": _CONFINED["network_mode"],
+        "cap-drop": _CONFINED["cap_drop"][0],
+        "security-opt": _CONFINED["security_opt"][0],
+        "pids-limit": _CONFINED["pids_limit"],
+        "memory": _CONFINED["mem_limit"],
+        "cpus": _CONFINED["nano_cpus"] // 1_000_000_000,
+        "tmpfs": "/tmp:size=64m",  # noqa: S108 - the guest's own
+        "platform": platform,
+    }
+    bound = [f"--{name}={value}" for name, value in flags.items()]
+    return ["run", "--rm", "--init", "--read-only", *bound, "--", image, *command]
 
 
 def run_guest(client: DockerClient, guest: Guest) -> RunResult:

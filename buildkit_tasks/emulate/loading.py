@@ -12,10 +12,12 @@ from buildkit_tasks.oci.pack import pack
 from buildkit_tasks.oci.source import Source, manifest_of, open_image, platform_manifests
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from docker import DockerClient
+
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-    from collections.abc import Iterator, Sequence
-    from docker import DockerClient
 
 __all__ = ["Loaded", "image_in_engine"]
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.results import Outcome
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["Ending", "Expectation", "judge"]
 
-_SIGILL = 132  # 128 + SIGILL, as a shell and an init report a fatal signal
-_KILLED = 137
+_SIGNALLED = 128  # plus the signal's number, as a shell and an init report a fatal signal
+_SIGILL = _SIGNALLED + 4
+_CANNOT_START = (1, 126, 127, 255)  # of shells, inits and the runtime
 _FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
 # What QEMU itself says when it is at fault: a guest's own fatal signal reads "uncaught target signal".
 _QEMU_FAULT = re.compile(
@@ -71,17 +72,24 @@ def judge(ending: Ending, expectation: Expectation, platform: Platform) -> tuple
 
     An emulator's own crash is told from the guest's, and both from a program that ran and failed.
     """
+    return _broken_off(ending, expectation, platform) or _compared(ending, expectation, platform)
+
+
+def _broken_off(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str] | None:
+    """What ended the guest before it could do its work, if anything did."""
+    said = _last_line(ending.stderr)
     if ending.out_of_memory:
         return Outcome.FAILED, "the guest was killed: it went over its memory limit"
-    if _FORMAT_ERROR.search(ending.stderr) and ending.exit_code in (1, 126, 127, 255):
+    if _FORMAT_ERROR.search(ending.stderr) and ending.exit_code in _CANNOT_START:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
-    if ending.emulated and ending.exit_code > 128 and _QEMU_FAULT.search(ending.stderr):  # noqa: PLR2004
-        return Outcome.EMULATOR_CRASH, f"the emulator crashed: {_last_line(ending.stderr)}"
-    if ending.exit_code == _SIGILL and expectation.exit_code != _SIGILL:
-        return (
-            Outcome.ILLEGAL_INSTRUCTION,
-            f"an instruction that this CPU does not have: {_last_line(ending.stderr)}",
-        )
+    if ending.emulated and ending.exit_code > _SIGNALLED and _QEMU_FAULT.search(ending.stderr):
+        return Outcome.EMULATOR_CRASH, f"the emulator crashed: {said}"
+    if ending.exit_code == _SIGILL != expectation.exit_code:
+        return Outcome.ILLEGAL_INSTRUCTION, f"an instruction that this CPU does not have: {said}"
+    return None
+
+
+def _compared(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str]:
     if ending.exit_code != expectation.exit_code:
         said = f": {_last_line(ending.stderr)}" if ending.stderr.strip() else ""
         return Outcome.FAILED, f"exit status {ending.exit_code}, expected {expectation.exit_code}{said}"

@@ -1,4 +1,4 @@
-"""Look into a container that was made and not yet started: is its program for this platform?"""
+"""Look into a container that was not started yet, whether its program is for the platform."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from buildkit_tasks.oci.tar import TarReader
 from buildkit_tasks.verify import program_checks
 
 if TYPE_CHECKING:
-    from buildkit_tasks.platforms import Platform
     from collections.abc import Iterator, Mapping
+
     from docker.api import APIClient
+
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["wrong_program"]
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.docker import Guest, reap, run_guest
+from buildkit_tasks.emulate.docker import Guest, as_command, reap, run_guest
 from buildkit_tasks.emulate.loading import Loaded, image_in_engine
 from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.emulators import Emulators, with_versions
 from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.results import Outcome, PlatformSetup, RunReport, RunResult
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.engine.daemon import Engine
     from collections.abc import Sequence
+
+    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["RunRequest", "run_emulated"]
 
@@ -31,7 +33,7 @@ class RunRequest:
     image: str
     platforms: tuple[Platform, ...] = ()
     command: str = ""
-    expectation: Expectation = Expectation()
+    expectation: Expectation = field(default_factory=Expectation)
     timeout: float = 60.0
     jobs: int = 0
 
@@ -43,12 +45,25 @@ class RunRequest:
         except ValueError as error:
             raise UsageError(f"--command {self.command!r} cannot be split into words: {error}") from error
 
+    def guest(self, platform: Platform, image: Loaded, setup: PlatformSetup, words: tuple[str, ...]) -> Guest:
+        """What to run on one platform."""
+        return Guest(
+            platform=platform,
+            image=image,
+            setup=setup,
+            command=words,
+            expectation=self.expectation,
+            timeout=self.timeout,
+        )
+
 
 def run_emulated(request: RunRequest, engine: Engine, emulators: Emulators) -> RunReport:
     """Run the image on each platform, at most ``jobs`` at once (0: two for each processor).
 
     One platform's failure does not stop the others; results are in the order asked for.
     """
+    if emulators.run.dry_run:
+        return _shown(request, engine, emulators.run)
     words = request.words
     client = connect(engine)
     reap(client)
@@ -57,26 +72,28 @@ def run_emulated(request: RunRequest, engine: Engine, emulators: Emulators) -> R
         setups = with_versions(emulators.ensure(wanted), emulators.run)
 
         def one(platform: Platform, setup: PlatformSetup) -> RunResult:
-            image = images.get(platform)
-            if image is None:
+            if platform not in images:
                 return _missing(platform, images)
-            guest = Guest(
-                platform=platform,
-                image=image,
-                setup=setup,
-                command=words,
-                expectation=request.expectation,
-                timeout=request.timeout,
-            )
-            return (
-                run_guest(client, guest)
-                if setup.runs
-                else guest.result(Outcome.NOT_REGISTERED, setup.message)
-            )
+            guest = request.guest(platform, images[platform], setup, words)
+            if not setup.runs:
+                return guest.result(Outcome.NOT_REGISTERED, setup.message)
+            return run_guest(client, guest)
 
         with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
             results = tuple(pool.map(one, wanted, setups))
     return RunReport(subject=request.image, results=results)
+
+
+def _shown(request: RunRequest, engine: Engine, run: Runner) -> RunReport:
+    """Print the commands that do the same by hand; the image is loaded without a name, and so is IMAGE."""
+    transport, _, place = request.image.partition(":")
+    image = place if transport == "docker-daemon" else "IMAGE"
+    if image == "IMAGE":
+        run.run([*engine.tools.docker, "load", f"--input={place}"], engine.call(), mutates=True)
+    for platform in request.platforms:
+        argv = [*engine.tools.docker, *as_command(platform, image, request.words)]
+        run.run(argv, engine.call(), mutates=True)
+    return RunReport(subject=request.image, results=())
 
 
 def _missing(platform: Platform, images: dict[Platform, Loaded] | Sequence[Platform]) -> RunResult:

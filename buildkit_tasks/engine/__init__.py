@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from buildkit_tasks.engine.daemon import Engine, docker_tools, find_system_engine, installed_tools
-from buildkit_tasks.errors import EngineError
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.engine.daemon import Engine, docker_tools, find_system_engine, installed_tools
+from buildkit_tasks.errors import EngineError
+
 if TYPE_CHECKING:
-    from buildkit_tasks.settings import Settings
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.commands import Runner
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.settings import Settings
 
 __all__ = ["Engine", "ensure_engine", "existing_engine"]
 

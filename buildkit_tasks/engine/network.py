@@ -6,14 +6,14 @@ import contextlib
 import fcntl
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.errors import EngineError
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["iptables_program", "remove_bridge"]
 

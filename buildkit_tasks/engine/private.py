@@ -7,7 +7,6 @@ kept in ``state.json``, so that no other process is ever taken for it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -28,13 +27,10 @@ from buildkit_tasks.engine.daemon import (
 )
 from buildkit_tasks.engine.network import iptables_program, remove_bridge
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.processes import Process, processes_naming
 from buildkit_tasks.settings import Settings, cache_folder
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
 
@@ -136,7 +132,7 @@ def ensure_private_engine(
             "no Docker daemon answers, and a private one can be started by root only",
             hint="sudo inv setup-builder, or install and start Docker with buildx",
         )
-    with _locked(paths, run):
+    with only_one(paths.cache / f".{paths.name}.lock", dry_run=run.dry_run):
         if not _running(paths):
             provision(paths.prefix, _ENGINE_PACKAGES, run, tell)
             _start(paths, store, run, tell)
@@ -186,19 +182,6 @@ def _recorded(paths: PrivatePaths) -> _State | None:
 def _running(paths: PrivatePaths) -> bool:
     state = _recorded(paths)
     return state is not None and state.process.alive
-
-
-@contextlib.contextmanager
-def _locked(paths: PrivatePaths, run: Runner) -> Iterator[None]:
-    """One starter at a time: sixteen first runs make one daemon."""
-    if run.dry_run:
-        yield
-        return
-    import filelock  # noqa: PLC0415 - only a start needs it
-
-    paths.home.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(paths.cache / f".{paths.name}.lock"):
-        yield
 
 
 def _start(paths: PrivatePaths, store: str, run: Runner, tell: Tell) -> None:

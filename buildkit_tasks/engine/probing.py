@@ -6,16 +6,17 @@ import io
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.errors import DeadlineExceeded
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.engine.daemon import Engine
-    from buildkit_tasks.commands import Runner
     from collections.abc import Iterable
+
+    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["install_with_image", "runs_in_containers"]
 

@@ -9,8 +9,9 @@ from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
-    from buildkit_tasks.engine.daemon import Engine
     from docker import DockerClient
+
+    from buildkit_tasks.engine.daemon import Engine
 
 __all__ = ["API_SECONDS", "connect", "inspect_image", "stored_manifests"]
 

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from typing import BinaryIO, Self, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.layout import check_layout_version, choose_root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import BinaryIO, Protocol, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 

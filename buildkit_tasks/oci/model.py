@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar, TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.strict_json import load_object
+from buildkit_tasks.oci.strict_json import load_object, refuse_other_letters
 from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
@@ -262,20 +262,11 @@ _Raw = TypeVar("_Raw", bound=msgspec.Struct)
 
 
 def _typed(document: dict[str, Any], kind: type[_Raw], what: str) -> _Raw:
-    _refuse_case(document, kind, what)
+    refuse_other_letters(document, kind.__struct_encode_fields__, what)
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise MalformedImage(f"{what} is malformed: {error}") from None
-
-
-def _refuse_case(document: dict[str, Any], kind: type[_Raw], what: str) -> None:
-    """Go's JSON reader takes ``Layers`` for ``layers``; here it would be an unknown key."""
-    known = {name.lower(): name for name in kind.__struct_encode_fields__}
-    for key in document:
-        if known.get(key.lower(), key) != key:
-            right = known[key.lower()]
-            raise MalformedImage(f"{what} has the key {key!r}, which is {right!r} in other letters")
 
 
 def _check_kind(

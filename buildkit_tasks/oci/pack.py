@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.oci.layout import entry_of, reachable
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Protocol, TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found
 
 if TYPE_CHECKING:
-    from buildkit_tasks.oci.model import ImageConfig
     from collections.abc import Iterator
+
+    from buildkit_tasks.oci.model import ImageConfig
 
 __all__ = ["Files", "Program", "programs_of"]
 

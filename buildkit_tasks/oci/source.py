@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.archive import Archive
@@ -25,11 +26,11 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.platforms import Platform
     from collections.abc import Iterator
+
+    from buildkit_tasks.platforms import Platform
 
 __all__ = [
     "Source",

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from buildkit_tasks.errors import MalformedImage
 
-__all__ = ["load_object"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["load_object", "refuse_other_letters"]
 
 MAX_DEPTH = 64
 _MAX_DIGITS = 19  # of a 64-bit integer; Python alone would take thousands, in quadratic time
@@ -34,6 +37,15 @@ def load_object(data: bytes, what: str) -> dict[str, Any]:
         raise MalformedImage(f"{what} is not UTF-8") from None
     except ValueError as error:
         raise MalformedImage(f"{what} is not the JSON of an image: {error}") from None
+
+
+def refuse_other_letters(document: Iterable[str], names: Iterable[str], what: str) -> None:
+    """Refuse ``Layers`` where ``layers`` is known: Go's JSON reader takes one for the other."""
+    known = {name.lower(): name for name in names}
+    for key in document:
+        right = known.get(key.lower(), key)
+        if right != key:
+            raise MalformedImage(f"{what} has the key {key!r}, which is {right!r} in other letters")
 
 
 def _load(data: bytes) -> dict[str, Any]:

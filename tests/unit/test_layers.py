@@ -213,6 +213,11 @@ def test_a_hard_link_is_the_file_that_it_names() -> None:
     assert rootfs.root.children["bin"].children["sh"].head.startswith(b"\x7fELF")
 
 
+def test_a_hard_link_to_a_symbolic_link_is_that_link() -> None:
+    rootfs = tree(make_tar({"f": b""}, [symlink("s", "f"), symlink("gone", "x"), hard_link("h", "gone")]))
+    assert (rootfs.root.children["h"].type, rootfs.root.children["h"].target) == (NodeType.SYMLINK, "x")
+
+
 @pytest.mark.parametrize("target", ["missing", "../../etc/passwd", "d"])
 def test_a_hard_link_to_no_file_of_its_layer_is_refused(target: str) -> None:
     with pytest.raises(MalformedImage, match="hard link"):
@@ -238,6 +243,20 @@ def test_row_40_links_that_lead_out_stay_inside() -> None:
 def test_an_entry_below_a_file_is_refused() -> None:
     with pytest.raises(MalformedImage, match="below something that is no folder"):
         tree(make_tar({"f": b"", "f/x": b""}))
+
+
+def test_links_lead_from_their_own_folder_or_from_the_root() -> None:
+    links = [symlink("a/b/near", "x"), symlink("a/b/root", "/x"), symlink("a/b/up", "../x")]
+    rootfs = tree(make_tar({"x": b"", "a/x": b"", "a/b/x": b""}, links))
+    found = [rootfs.resolve(f"/a/b/{name}") for name in ("near", "root", "up")]
+    assert [each.path for each in found if each] == ["/a/b/x", "/x", "/a/x"]
+
+
+def test_row_41_layers_that_are_too_large_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buildkit_tasks.oci.layers.LIMITS", Limits(image=2 * len(TAR) - 1))
+    assert names(tree(TAR)) == ["a", "b"]
+    with pytest.raises(LimitExceeded, match="the image is larger than"):
+        tree(TAR, TAR)
 
 
 def test_row_46_link_cycles_lead_nowhere() -> None:

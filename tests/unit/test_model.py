@@ -198,6 +198,7 @@ def test_an_entry_with_a_real_platform_cannot_hide_as_an_attestation() -> None:
         (b'{"a": -Infinity}', "-Infinity"),
         (b'{"a": 1e999}', "past every limit"),
         (b'{"a": ' + b"9" * 5000 + b"}", "5000 digits"),
+        (b'{"a": -' + b"9" * 20 + b"}", "21 digits"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "nests more than 64"),
         (b"[" * 1_000_000, "nests more than 64"),
         (b'{"a": "\\ud800"}', "not UTF-8"),

@@ -89,6 +89,14 @@ def test_data_are_read_as_far_as_wanted_and_the_next_entry_is_found() -> None:
     assert reader.read(100) == b"xyz"
 
 
+def test_data_that_are_cut_off_are_noticed_while_they_are_read() -> None:
+    reader = TarReader(Pipe(make_tar({"a": b"x" * 2000})[:1000]))
+    next(reader)
+    assert reader.read(400) == b"x" * 400
+    with pytest.raises(MalformedImage, match="middle of a file"):
+        reader.read(2000)
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_and_links_are_whole(form: int) -> None:
     name, target = "ordner/" * 40 + "übung", "../" * 60 + "ziel"
@@ -113,7 +121,7 @@ def test_a_pax_size_counts_instead_of_the_headers() -> None:
 
 def test_a_global_pax_header_changes_nothing_as_in_go() -> None:
     data = extended(pax(b"path", b"evil"), b"g") + header(b"good") + END
-    assert [e.name for e in entries(data)] == ["good"]
+    assert [(e.name, e.linkname) for e in entries(data)] == [("good", "")]
 
 
 def test_a_folder_of_old_is_an_empty_file_with_a_slash() -> None:
