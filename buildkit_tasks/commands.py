@@ -150,7 +150,9 @@ class Commands:
             self._show(argv, call)
             return 0
         with log.open("ab") as output:
-            return _popen(argv, call, stdout=output, stderr=output).pid
+            child = _popen(argv, call, stdout=output, stderr=output)
+        child.returncode = 0  # it outlives us: Python need not warn that nobody waited for it
+        return child.pid
 
     def write(self, path: Path, data: bytes) -> None:
         """Write ``data`` in one system call, as binfmt_misc wants it; a dry run prints it."""
@@ -228,15 +230,20 @@ def _supervised(child: subprocess.Popen[bytes], argv: Sequence[str], timeout: fl
     finally:
         if timer is not None:
             timer.cancel()
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
     if expired.is_set():
-        raise DeadlineExceeded(f"{shlex.join(argv)} took longer than {timeout:g} s and was ended")
+        raise DeadlineExceeded(f"{redact(shlex.join(argv))} took longer than {timeout:g} s and was ended")
 
 
 def _end(child: subprocess.Popen[bytes], polite: int, grace: float) -> None:
     """Send ``polite`` to the child's group, wait, then KILL whatever is left of the group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, polite)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(grace)
-        os.killpg(child.pid, signal.SIGKILL)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(grace)
+        finally:  # a second Ctrl-C waits no longer
+            os.killpg(child.pid, signal.SIGKILL)
     child.wait()

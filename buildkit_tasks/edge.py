@@ -129,10 +129,13 @@ class Edge:
 
     def fail(self, error: BuildkitTasksError) -> int:
         """Show an error once, redacted, and give its exit code."""
+        from buildkit_tasks.commands import redact  # noqa: PLC0415
+
         if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
-            traceback.print_exception(error)
+            self.tell("".join(traceback.format_exception(error)))
         if self.json:
-            print(json.dumps({"ok": False, "error": str(error), "exit_code": error.exit_code}), flush=True)
+            told = {"ok": False, "error": redact(str(error)), "exit_code": error.exit_code}
+            print(json.dumps(told), flush=True)
         self.tell(f"error: {error}")
         return error.exit_code
 

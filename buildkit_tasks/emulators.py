@@ -179,9 +179,11 @@ def probe(machines: Iterable[Machine], settings: Settings, run: Runner) -> dict[
     """For each architecture the words why its program does not run; empty where it does."""
     wanted = {machine.architecture: machine for machine in machines}
     folder = cache_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Not in /tmp, which may be mounted noexec.
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder) as place, ThreadPoolExecutor(4) as pool:
+    if not run.dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+    # Not in /tmp, which may be mounted noexec, if there is another place.
+    parent = folder if folder.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as place, ThreadPoolExecutor(4) as pool:
         programs = [_written(Path(place) / name, machine) for name, machine in wanted.items()]
         # All files are closed before the first is run: a child holding one open gives ETXTBSY.
         found = pool.map(lambda path: _run_probe(path, run), programs)

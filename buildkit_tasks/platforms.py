@@ -9,6 +9,7 @@ A platform is written ``os/architecture[/variant]`` as in the OCI image index sp
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -335,7 +336,8 @@ def _nearest(text: str) -> str:
     """The known platform whose name after ``linux/`` is most like this one."""
     names = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
     wanted = text.strip().lower().removeprefix("linux/")
-    close = difflib.get_close_matches(wanted, [*names, *_ALIASES], n=1, cutoff=0.5)
+    nearest = functools.partial(difflib.get_close_matches, wanted, n=1, cutoff=0.5)
+    close = nearest(list(names)) or nearest(list(_ALIASES))
     if not close:
         return f"known are {', '.join(map(str, names.values()))}"
     return f"did you mean {names.get(close[0]) or Platform.parse(close[0])}?"

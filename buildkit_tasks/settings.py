@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ _CHOICES = {
     "bases": ("auto", "registry", "standin"),
     "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
 }
+_KINDS = {tuple: "a list", str: "text", int: "a whole number, 0 or more", float: "a number, 0 or more"}
 
 
 class Origin(enum.IntEnum):
@@ -119,7 +121,8 @@ def _sources(
     for variable, text in environ.items():
         if variable.startswith(_ENVIRONMENT_PREFIX) and text:
             key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
-            yield Origin.ENVIRONMENT, f"environment {variable}", _checked({key: text}, "environment")
+            label = f"environment {variable}"
+            yield Origin.ENVIRONMENT, label, _checked({key: text}, label)
     given = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
     yield Origin.FLAG, "command line", given
 
@@ -135,7 +138,8 @@ def _pyproject_table(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from error
-    table = document.get("tool", {}).get("buildkit-tasks", {})
+    tools = document.get("tool", {})
+    table = tools.get("buildkit-tasks", {}) if isinstance(tools, dict) else tools
     if not isinstance(table, dict):
         raise SettingsError(f"{path}: [tool.buildkit-tasks] is not a table")
     return table
@@ -163,8 +167,7 @@ def _value(key: str, raw: Any, label: str) -> Any:
     try:
         value = _converted(raw, default)
     except (TypeError, ValueError):
-        kind = "a list" if isinstance(default, tuple) else f"a {type(default).__name__}"
-        raise SettingsError(f"{label}: {key} = {raw!r} is not {kind}") from None
+        raise SettingsError(f"{label}: {key} = {raw!r} is not {_KINDS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
     return value
@@ -175,9 +178,16 @@ def _converted(raw: Any, default: Any) -> Any:
         return _listed(raw)
     if isinstance(raw, bool) or not isinstance(raw, str | int | float):
         raise TypeError
-    if isinstance(default, str) and not isinstance(raw, str):
+    if isinstance(default, str):
+        if not isinstance(raw, str):
+            raise TypeError
+        return raw
+    if isinstance(default, int) and isinstance(raw, float):
         raise TypeError
-    return type(default)(raw)
+    number = type(default)(raw)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
 
 
 def _listed(raw: Any) -> tuple[str, ...]:

@@ -1,0 +1,173 @@
+"""A runner that knows only the commands it was told of, and fails the test on any other."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from buildkit_tasks.commands import Call, Completed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Effect = Callable[[list[str], Call], None]
+_PLAIN = Call()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """A command that was asked for: how (run, stream, start), its words and its call."""
+
+    kind: str
+    argv: tuple[str, ...]
+    call: Call
+    mutates: bool
+
+    @property
+    def line(self) -> str:
+        return shlex.join(self.argv)
+
+
+@dataclass(kw_only=True)
+class _Told:
+    pattern: str
+    answer: Completed
+    effect: Effect | None
+    error: BaseException | None
+    left: int | None
+
+
+@dataclass(kw_only=True)
+class Scripted:
+    """Answers commands by patterns over their words joined by blanks; the latest told comes first.
+
+    A dry run answers what changes something with success, as the real runner does, and keeps it in
+    ``shown``.
+    """
+
+    dry_run: bool = False
+    calls: list[Ran] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    written: list[tuple[Path, bytes]] = field(default_factory=list)
+    refusal: OSError | None = None
+    _told: list[_Told] = field(default_factory=list)
+
+    def tell(
+        self,
+        pattern: str,
+        *,
+        returncode: int = 0,
+        stdout: str = "",
+        stderr: str = "",
+        effect: Effect | None = None,
+        error: BaseException | None = None,
+        times: int | None = None,
+    ) -> Scripted:
+        """Say how a command that matches ``pattern`` (as a shell matches names) will end."""
+        answer = Completed(argv=(), returncode=returncode, stdout=stdout, stderr=stderr)
+        self._told.insert(0, _Told(pattern=pattern, answer=answer, effect=effect, error=error, left=times))
+        return self
+
+    @property
+    def lines(self) -> list[str]:
+        """Every command that was asked for, in order."""
+        return [each.line for each in self.calls]
+
+    def asked(self, pattern: str) -> list[Ran]:
+        """The commands that match a pattern."""
+        return [each for each in self.calls if fnmatch.fnmatchcase(" ".join(each.argv), pattern)]
+
+    def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
+        return self._answer("run", argv, call, mutates=mutates)
+
+    def stream(self, argv: Sequence[str], call: Call = _PLAIN) -> Completed:
+        return self._answer("stream", argv, call, mutates=True)
+
+    def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
+        self._answer("start", argv, call, mutates=True)
+        return 0 if self.dry_run else int(log.read_text(encoding="utf-8"))
+
+    def write(self, path: Path, data: bytes) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.written.append((path, data))
+
+    def _answer(self, kind: str, argv: Sequence[str], call: Call, *, mutates: bool) -> Completed:
+        words = tuple(argv)
+        assert all(type(word) is str for word in words), f"not a list of text: {words}"
+        self.calls.append(Ran(kind=kind, argv=words, call=call, mutates=mutates))
+        if mutates and self.dry_run:
+            self.shown.append(shlex.join(words))
+            return Completed(argv=words, returncode=0)
+        for told in self._told:
+            if told.left != 0 and fnmatch.fnmatchcase(" ".join(words), told.pattern):
+                return _given(told, words, call)
+        pytest.fail(f"a command that nobody told of: {shlex.join(words)}")
+
+
+def _given(told: _Told, words: tuple[str, ...], call: Call) -> Completed:
+    if told.left is not None:
+        told.left -= 1
+    if told.effect is not None:
+        told.effect(list(words), call)
+    if told.error is not None:
+        raise told.error
+    answer = told.answer
+    return Completed(argv=words, returncode=answer.returncode, stdout=answer.stdout, stderr=answer.stderr)
+
+
+class Entry(NamedTuple):
+    """A handler of binfmt_misc."""
+
+    name: str
+    interpreter: str
+    flags: str
+    magic: bytes
+    mask: bytes
+    enabled: bool = True
+
+
+@dataclass(kw_only=True)
+class Kernel(Scripted):
+    """A scripted runner whose writes do to ``folder`` what the kernel does to binfmt_misc."""
+
+    folder: Path
+    clock: int = 0
+
+    def mount(self) -> Kernel:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "register").touch()
+        (self.folder / "status").write_text("enabled\n", encoding="utf-8")
+        return self
+
+    def write(self, path: Path, data: bytes) -> None:
+        super().write(path, data)
+        if self.dry_run:
+            return
+        if data == b"-1":
+            path.unlink()
+            return
+        assert path == self.folder / "register"
+        _, name, kind, offset, magic, mask, interpreter, flags = data.decode("latin-1").split(":")
+        assert (kind, offset) == ("M", "")
+        self.add(
+            name, interpreter, flags, *(bytes.fromhex(each.replace("\\x", "")) for each in (magic, mask))
+        )
+
+    def add(self, new: Entry) -> None:
+        """Put an entry into the table, later than all before it."""
+        entry = self.folder / new.name
+        if entry.exists():
+            raise FileExistsError(17, "File exists")
+        state = "enabled" if new.enabled else "disabled"
+        lines = [state, f"interpreter {new.interpreter}", f"flags: {new.flags}"]
+        lines += ["offset 0", f"magic {new.magic.hex()}", f"mask {new.mask.hex()}", ""]
+        entry.write_text("\n".join(lines), encoding="utf-8")
+        self.clock += 1
+        os.utime(entry, (self.clock, self.clock))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from buildkit_tasks.errors import SettingsError
+from buildkit_tasks.settings import KEYS, Origin, Settings, cache_folder, find_pyproject, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A repository without settings, so that none above it is found."""
+    (tmp_path / "pyproject.toml").touch()
+    return tmp_path
+
+
+def pyproject(folder: Path, text: str) -> Path:
+    path = folder / "pyproject.toml"
+    path.write_text(f"[tool.buildkit-tasks]\n{text}\n", encoding="utf-8")
+    return path
+
+
+# The weakest first; each gives the same key a value by which it is known again.
+SOURCES = ("pyproject", "invoke", "field", "prefixed", "flag")
+ORIGINS = (Origin.PYPROJECT, Origin.INVOKE, Origin.ENVIRONMENT, Origin.ENVIRONMENT, Origin.FLAG)
+
+
+def loaded(here: Path, *sources: str) -> Settings:
+    environ: dict[str, str] = {}
+    if "pyproject" in sources:
+        pyproject(here, 'name = "pyproject"')
+    if "field" in sources:
+        environ["BUILDX_BUILDER"] = "field"
+    if "prefixed" in sources:
+        environ["INVOKE_BUILDKIT_NAME"] = "prefixed"
+    invoke = {"name": "invoke" if "invoke" in sources else None}
+    flags = {"name": "flag" if "flag" in sources else ""}
+    return load(flags, invoke=invoke, environ=environ, folder=here)
+
+
+@pytest.mark.parametrize(("weak", "strong"), list(combinations(range(5), 2)))
+def test_of_two_sources_the_stronger_wins(here: Path, weak: int, strong: int) -> None:
+    settings = loaded(here, SOURCES[weak], SOURCES[strong])
+    assert settings.name == SOURCES[strong]
+    assert settings.origins["name"] is ORIGINS[strong]
+
+
+@pytest.mark.parametrize(("source", "origin"), list(zip(SOURCES, ORIGINS, strict=True)))
+def test_any_source_is_stronger_than_the_default(here: Path, source: str, origin: Origin) -> None:
+    settings = loaded(here, source)
+    assert (settings.name, settings.origins["name"], settings.given("name")) == (source, origin, True)
+    assert not settings.given("driver")
+
+
+def test_without_any_source_the_defaults_hold(here: Path) -> None:
+    settings = load(environ={}, folder=here)
+    assert settings == Settings()
+    assert not any(map(settings.given, KEYS))
+
+
+def test_the_weaker_sources_still_give_what_the_stronger_leave_out(here: Path) -> None:
+    pyproject(here, 'name = "mine"\nengine = "private"')
+    settings = load({"name": "flag"}, environ={"INVOKE_BUILDKIT_JOBS": "3"}, folder=here)
+    assert (settings.name, settings.engine, settings.jobs) == ("flag", "private", 3)
+
+
+def test_an_empty_flag_or_variable_is_not_given(here: Path) -> None:
+    pyproject(here, 'tags = ["kept:1"]\nname = "kept"')
+    environ = {"INVOKE_BUILDKIT_NAME": "", "BUILDX_BUILDER": "", "DOCKER_DEFAULT_PLATFORM": ""}
+    settings = load({"tags": [], "name": "", "file": None}, environ=environ, folder=here)
+    assert (settings.tags, settings.name, settings.file) == (("kept:1",), "kept", "")
+    assert not settings.given("platforms")
+
+
+@pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
+def test_a_list_from_the_environment_is_split_at_commas(here: Path, variable: str) -> None:
+    settings = load(environ={variable: "linux/arm64, linux/386,"}, folder=here)
+    assert settings.platforms == ("linux/arm64", "linux/386")
+    assert settings.given("platforms")
+
+
+def test_buildx_builder_names_the_builder(here: Path) -> None:
+    assert load(environ={"BUILDX_BUILDER": "theirs"}, folder=here).name == "theirs"
+
+
+def test_numbers_come_as_text_from_the_environment(here: Path) -> None:
+    environ = {"INVOKE_BUILDKIT_TIMEOUT": "1.5", "INVOKE_BUILDKIT_EXPECT_EXIT": "3"}
+    settings = load(environ=environ, folder=here)
+    assert (settings.timeout, settings.expect_exit) == (1.5, 3)
+
+
+def test_a_whole_number_of_seconds_is_a_time(here: Path) -> None:
+    pyproject(here, "timeout = 90")
+    assert load(environ={}, folder=here).timeout == 90.0
+
+
+def test_keys_may_be_written_with_dashes(here: Path) -> None:
+    pyproject(here, 'build-args = ["A=1"]\nexpect-exit = 4')
+    settings = load(environ={}, folder=here)
+    assert (settings.build_args, settings.expect_exit) == (("A=1",), 4)
+
+
+def test_the_process_environment_and_folder_are_taken_where_none_are_given(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyproject(here, 'engine = "system"')
+    (here / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(here / "deep" / "er")
+    monkeypatch.setenv("INVOKE_BUILDKIT_NAME", "from-here")
+    settings = load()
+    assert (settings.engine, settings.name) == ("system", "from-here")
+
+
+def test_the_nearest_pyproject_is_taken(here: Path) -> None:
+    (here / "near").mkdir()
+    near = pyproject(here / "near", 'name = "near"')
+    far = pyproject(here, 'name = "far"')
+    assert find_pyproject(here / "near") == near
+    (here / "other").mkdir()
+    assert find_pyproject(here / "other") == far
+    assert load(environ={}, folder=here / "near").name == "near"
+
+
+UNKNOWN: list[tuple[dict[str, Any], str]] = [
+    ({"pyproject": 'platfroms = ["linux/amd64"]'}, "pyproject.toml: [tool.buildkit-tasks]"),
+    ({"invoke": {"platfroms": "x"}}, "Invoke's configuration: buildkit"),
+    ({"environ": {"INVOKE_BUILDKIT_PLATFROMS": "x"}}, "environment INVOKE_BUILDKIT_PLATFROMS"),
+]
+
+
+def failing(here: Path, source: dict[str, Any]) -> SettingsError:
+    if "pyproject" in source:
+        pyproject(here, source["pyproject"])
+    with pytest.raises(SettingsError) as caught:
+        load(source.get("flags"), invoke=source.get("invoke"), environ=source.get("environ", {}), folder=here)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+@pytest.mark.parametrize(("source", "place"), UNKNOWN)
+def test_an_unknown_key_is_an_error_that_names_place_and_key_and_the_nearest(
+    here: Path, source: dict[str, Any], place: str
+) -> None:
+    error = failing(here, source)
+    assert error.message.endswith(f"{place}: unknown key 'platfroms'")
+    assert error.hint == "did you mean 'platforms'?"
+
+
+def test_a_key_that_is_like_none_gets_the_list(here: Path) -> None:
+    error = failing(here, {"pyproject": "zzz = 1"})
+    assert error.hint == f"known are {', '.join(KEYS)}"
+
+
+BAD: list[tuple[str, str]] = [
+    ('timeout = "soon"', "timeout = 'soon' is not a number, 0 or more"),
+    ("timeout = true", "timeout = True is not a number, 0 or more"),
+    ("timeout = nan", "timeout = nan is not a number, 0 or more"),
+    ("timeout = inf", "timeout = inf is not a number, 0 or more"),
+    ("timeout = -1", "timeout = -1 is not a number, 0 or more"),
+    ('jobs = "many"', "jobs = 'many' is not a whole number, 0 or more"),
+    ("jobs = -2", "jobs = -2 is not a whole number, 0 or more"),
+    ("jobs = 1.5", "jobs = 1.5 is not a whole number, 0 or more"),
+    ("name = 7", "name = 7 is not text"),
+    ("platforms = 3", "platforms = 3 is not a list"),
+    ("platforms = [3]", "platforms = [3] is not a list"),
+    ("tags = {a = 1}", "tags = {'a': 1} is not a list"),
+    ('engine = "privat"', "engine = 'privat' is none of auto, system, private"),
+    ('driver = "Docker"', "driver = 'Docker' is none of auto, docker-container, docker"),
+]
+
+
+@pytest.mark.parametrize(("text", "complaint"), BAD)
+def test_a_bad_value_is_an_error_that_names_file_key_and_value(here: Path, text: str, complaint: str) -> None:
+    error = failing(here, {"pyproject": text})
+    assert error.message == f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: {complaint}"
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ({"environ": {"INVOKE_BUILDKIT_JOBS": "x"}}, "environment INVOKE_BUILDKIT_JOBS"),
+        ({"invoke": {"jobs": "x"}}, "Invoke's configuration: buildkit"),
+        ({"flags": {"jobs": "x"}}, "command line"),
+    ],
+)
+def test_a_bad_values_source_is_named_wherever_it_stands(
+    here: Path, source: dict[str, Any], place: str
+) -> None:
+    assert failing(here, source).message == f"{place}: jobs = 'x' is not a whole number, 0 or more"
+
+
+@pytest.mark.parametrize(
+    "text", ["[tool", "[tool]\nbuildkit-tasks = 3", "tool = 3", "[[tool.buildkit-tasks]]\n"]
+)
+def test_a_file_that_cannot_be_read_is_named(here: Path, text: str) -> None:
+    path = here / "pyproject.toml"
+    path.write_text(text, encoding="utf-8")
+    assert failing(here, {}).message.startswith(f"{path}: ")
+
+
+def test_the_cache_is_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder(Settings()) == tmp_path / "xdg" / "buildkit-tasks"
+    assert cache_folder(Settings(cache="~/mine")) == tmp_path / "mine"
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder(Settings(cache="near")) == tmp_path / "near"
