@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One case for each platform, with ids such as ``arm-v7``."""
-    if "platform" in metafunc.fixturenames:
+    if "platform" in metafunc.fixturenames and not _has_its_own(metafunc):
         found = _platforms(metafunc.config, _marked(metafunc.definition))
         metafunc.parametrize("platform", found, ids=[each.slug for each in found], scope="session")
 
@@ -101,6 +101,13 @@ def run_on_platform(line: Line, multiarch_image: str, platform: Platform) -> Cal
         return services.emulate(multiarch_image, (platform,)).results[0]
 
     return run
+
+
+def _has_its_own(metafunc: pytest.Metafunc) -> bool:
+    """Whether a test's ``platform`` is a parameter or a fixture of somebody else's: a common name."""
+    marks = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
+    names = {name.strip() for each in marks for name in (each.split(",") if isinstance(each, str) else each)}
+    return "platform" in names or bool(metafunc._arg2fixturedefs.get("platform"))  # noqa: SLF001 - no public way
 
 
 def _tell(message: str) -> None:

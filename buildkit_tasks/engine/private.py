@@ -12,13 +12,12 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
 from buildkit_tasks.engine.daemon import (
-    DEFAULT_ENDPOINT,
     Engine,
     Tools,
     describe_engine,
@@ -29,7 +28,7 @@ from buildkit_tasks.engine.network import iptables_program, remove_bridge
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import native_platform
-from buildkit_tasks.processes import Process, processes_naming
+from buildkit_tasks.processes import Process, neighbours, processes_naming
 from buildkit_tasks.settings import Settings, cache_folder
 
 __all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
@@ -109,7 +108,7 @@ def running_private_engine(
     if not _running(paths):
         return None
     try:
-        return describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
+        return _described(paths, tools, run)
     except EngineError:
         return None
 
@@ -139,7 +138,7 @@ def ensure_private_engine(
         if run.dry_run:
             return _planned(paths, tools)
         _await_ready(paths)
-    return describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
+    return _described(paths, tools, run)
 
 
 def stop_private_engine(
@@ -169,6 +168,12 @@ def stop_private_engine(
     return running
 
 
+def _described(paths: PrivatePaths, tools: Tools, run: Runner) -> Engine:
+    found = describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
+    configuration = json.loads((paths.home / "daemon.json").read_text(encoding="utf-8"))
+    return replace(found, bridged=configuration.get("bridge") != "none")
+
+
 def _recorded(paths: PrivatePaths) -> _State | None:
     """What was noted at the last start; anything that cannot be read is no note."""
     try:
@@ -185,7 +190,7 @@ def _running(paths: PrivatePaths) -> bool:
 
 
 def _start(paths: PrivatePaths, store: str, run: Runner, tell: Tell) -> None:
-    shared = _another_daemon_answers(paths)
+    shared = bool(neighbours("dockerd"))
     env = _daemon_environment(paths)
     if not run.dry_run:
         _prepare(paths, run, env)
@@ -199,12 +204,6 @@ def _start(paths: PrivatePaths, store: str, run: Runner, tell: Tell) -> None:
     if not run.dry_run:
         made = fresh or (inherited is not None and inherited.made_bridge)
         _record(paths, pid, made_bridge=made)
-
-
-def _another_daemon_answers(paths: PrivatePaths) -> bool:
-    sockets = paths.runtime.parent.glob("*/docker.sock")
-    others = [DEFAULT_ENDPOINT, *(f"unix://{each}" for each in sockets if each != paths.socket)]
-    return any(map(listens, others))
 
 
 def _record(paths: PrivatePaths, pid: int, *, made_bridge: bool) -> None:

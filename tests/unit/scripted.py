@@ -58,7 +58,7 @@ class Scripted:
     refusal: OSError | None = None
     _told: list[_Told] = field(default_factory=list)
 
-    def tell(
+    def tell(  # noqa: PLR0913 - each is a keyword with a default
         self,
         pattern: str,
         *,
@@ -156,9 +156,8 @@ class Kernel(Scripted):
         assert path == self.folder / "register"
         _, name, kind, offset, magic, mask, interpreter, flags = data.decode("latin-1").split(":")
         assert (kind, offset) == ("M", "")
-        self.add(
-            name, interpreter, flags, *(bytes.fromhex(each.replace("\\x", "")) for each in (magic, mask))
-        )
+        value, bits = (bytes.fromhex(each.replace("\\x", "")) for each in (magic, mask))
+        self.add(Entry(name, interpreter, flags, value, bits))
 
     def add(self, new: Entry) -> None:
         """Put an entry into the table, later than all before it."""

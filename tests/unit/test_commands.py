@@ -259,7 +259,7 @@ def test_a_daemon_is_started_in_a_session_of_its_own_and_writes_to_its_log(tmp_p
     assert sorted(log.read_text(encoding="utf-8").splitlines()) == ["before", "err", "out True"]
 
 
-SECRET = "hunter2-hunter2-hunter2"
+SECRET = "hunter2-hunter2-hunter2"  # noqa: S105 - nobody's
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> Non
         "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
     )
     argv = child(code, str(go))
-    with open(reader, encoding="utf-8") as shown, open(writer, "w", encoding="utf-8") as live:
+    with os.fdopen(reader, encoding="utf-8") as shown, os.fdopen(writer, "w", encoding="utf-8") as live:
         ours = subprocess.Popen([PYTHON, "-c", STREAMS, *argv], stdout=live)
         try:
             assert shown.readline() == "early\n"
@@ -342,7 +342,7 @@ def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> Non
 def test_on_a_terminal_the_child_has_it_to_itself() -> None:
     ours, theirs = pty.openpty()
     try:
-        with open(theirs, "w", encoding="utf-8") as live:
+        with os.fdopen(theirs, "w", encoding="utf-8") as live:
             code = (
                 "import sys; print('seen'); sys.exit(5 if sys.stdout.isatty() and sys.stderr.isatty() else 9)"
             )

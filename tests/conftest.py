@@ -1,0 +1,115 @@
+"""What the tests on real parts share: an engine got as the product gets it, and users' repositories."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.engine import Engine, existing_engine
+from buildkit_tasks.engine.private import PrivatePaths, stop_private_engine
+from buildkit_tasks.line import Line
+from buildkit_tasks.settings import cache_folder, load
+from tests import census
+from tests.project import Project
+
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parent.parent
+TEN = (
+    "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386",
+    "linux/ppc64le", "linux/s390x", "linux/riscv64", "linux/mips64le", "linux/loong64",
+)  # fmt: skip
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 - pytest shows it with a failing test
+
+
+@pytest.fixture(scope="session")
+def _handlers_as_before() -> Iterator[None]:
+    """The binfmt_misc table is left byte for byte as it was found, and unmounted if it was not mounted."""
+    ledger = cache_folder(load()) / "binfmt.json"
+    noted = ledger.read_bytes() if ledger.exists() else None
+    mounted = (census.BINFMT / "register").exists()
+    before = census.handlers()
+    yield
+    known = {name for name, _ in before}
+    for name, _ in census.handlers():
+        if name not in known:
+            (census.BINFMT / name).write_bytes(b"-1")
+    if noted is None:
+        ledger.unlink(missing_ok=True)
+    else:
+        ledger.write_bytes(noted)
+    assert census.handlers() == before
+    if not mounted and (census.BINFMT / "register").exists():
+        subprocess.run(["umount", str(census.BINFMT)], check=True)
+
+
+@pytest.fixture(scope="session")
+def _engine_as_before() -> Iterator[None]:
+    """A private engine that was not there before is ended; what it kept goes unless it was there."""
+    settings, run = load(), Commands(echo=sys.stderr)
+    found = existing_engine(settings, run)
+    kept = PrivatePaths(cache_folder(settings)).home.exists()
+    yield
+    if not isinstance(found, Engine):
+        stop_private_engine(settings, run, _tell, keep_state=kept)
+
+
+@pytest.fixture(scope="session")
+def engine(_handlers_as_before: None, _engine_as_before: None, line: Line) -> Engine:
+    """The engine that the product finds or starts, with emulators for the ten platforms."""
+    assert not [row.message for row in line.emulators.ensure(line.platforms) if not row.runs]
+    return line.engine
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty repository whose settings ask for no registry, and a folder for temporary files."""
+    for name in ("repo", "tmp"):
+        (tmp_path / name).mkdir()
+    env = {"TMPDIR": str(tmp_path / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
+    return Project(folder=tmp_path / "repo", env=env)
+
+
+@pytest.fixture(scope="session")
+def hello(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """This repository's example in a repository of its own, for ten platforms."""
+    assert engine.version
+    folder = tmp_path_factory.mktemp("hello")
+    shutil.copytree(ROOT / "examples/hello", folder / "repo")
+    (folder / "tmp").mkdir()
+    table = [
+        "[tool.buildkit-tasks]",
+        'tags = ["hello:latest"]',
+        r"expect = '\[{goarch}\]'",
+        f"platforms = {list(TEN)}",
+    ]
+    env = {"TMPDIR": str(folder / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
+    return Project(folder=folder / "repo", env=env).write({"pyproject.toml": "\n".join(table)})
+
+
+Unchanged = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture
+def unchanged(request: pytest.FixtureRequest, tmp_path: Path) -> Unchanged:
+    """``with unchanged():`` nothing of ours is left behind; with the engine's things where there is one."""
+    engine = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
+
+    @contextlib.contextmanager
+    def compare() -> Iterator[None]:
+        before = census.take(engine, tmp_path)
+        yield
+        assert before.differences(census.take(engine, tmp_path)) == {}
+
+    return compare

@@ -1,0 +1,97 @@
+"""A user's repository in a temporary folder, and the tasks run in it as the user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from buildkit_tasks.binaries.probe import probe_program
+from buildkit_tasks.platforms import Platform
+
+MARK = "BUILDKIT_TASKS_TESTED"  # in the environment of every process that a test starts
+TASKS = (sys.executable, "-m", "buildkit_tasks")
+HOPELESS = "00 00 00 00"  # arm64's udf and riscv64's defined-illegal word: SIGILL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def document(self) -> Any:
+        """The JSON document that is all of standard output."""
+        return json.loads(self.stdout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A folder with files in it, and the environment that commands get there."""
+
+    folder: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def with_env(self, **env: str) -> Project:
+        return replace(self, env={**self.env, **env})
+
+    def write(self, files: Mapping[str, str | bytes]) -> Project:
+        for name, data in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data.encode() if isinstance(data, str) else data)
+            path.chmod(0o755)
+        return self
+
+    def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
+        """Start any command here, in a session of its own."""
+        return subprocess.Popen(
+            argv,
+            cwd=self.folder,
+            env={**os.environ, MARK: "yes", **self.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def command(self, *argv: str, timeout: float = 300) -> Done:
+        """Run any command here to its end."""
+        started = time.monotonic()
+        with self.start(argv) as child:
+            try:
+                stdout, stderr = child.communicate(timeout=timeout)
+            except BaseException:
+                child.terminate()
+                raise
+        seconds = time.monotonic() - started
+        return Done(code=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
+
+    def task(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> Done:
+        """Run a task, which must end with the status that is expected and without a traceback."""
+        done = self.command(*TASKS, name, *options, timeout=timeout)
+        said = f"{name} ended with {done.code}, not {expect}:\n{done.stdout}\n{done.stderr}"
+        assert done.code == expect, said
+        assert "Traceback" not in done.stdout + done.stderr, said
+        return done
+
+    def json(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> Any:
+        """Run a task with ``--json`` and give its document."""
+        return self.task(name, "--json", *options, expect=expect, timeout=timeout).document
+
+
+def program(platform: str, status: int = 0, *, code: str | None = None) -> bytes:
+    """A tiny real program of that platform: it ends with ``status``, or does what ``code`` says."""
+    machine = Platform.parse(platform).machine
+    return probe_program(machine if code is None else replace(machine, exit_code=code), status)
