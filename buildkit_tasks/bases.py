@@ -167,6 +167,7 @@ class StandIns:
         archive = folder / "image.tar"
         argv = [
             *self.engine.tools.buildx, "build", f"--builder={self.builder}", "--provenance=false",
+            "--network=none",
             f"--platform={','.join(map(str, platforms))}",
             # A base is read here and nowhere else: packing 200 MB of Go would only take time.
             f"--output=type=oci,dest={archive},compression=uncompressed",

@@ -94,10 +94,7 @@ class Binfmt:
 
     def handlers(self) -> list[Handler]:
         """Every handler, the one that the kernel tries first at the front (the last registered)."""
-        if not self.mounted:
-            return []
-        files = [each for each in self.folder.iterdir() if each.name not in ("register", "status")]
-        return sorted(map(_read, files), key=lambda handler: handler.age, reverse=True)
+        return sorted(map(_read, self._entries()), key=lambda handler: handler.age, reverse=True)
 
     def winner(self, machine: Machine) -> Handler | None:
         """The handler that runs this architecture's programs: enabled ones before disabled."""
@@ -124,21 +121,27 @@ class Binfmt:
     def remove_ours(self) -> list[str]:
         """Remove the handlers that we added, if they still are what we added; gives their names."""
         removed = []
-        for name, text in self._remembered().items():
-            entry = self.folder / name
-            if entry.exists() and entry.read_text(encoding="utf-8") == text:
+        remembered = self._remembered()
+        for entry in sorted(self._entries()):
+            if entry.read_text(encoding="utf-8") == remembered.get(entry.name):
                 self.run.write(entry, b"-1")
-                removed.append(name)
+                removed.append(entry.name)
         if not self.run.dry_run:
             self.ledger.unlink(missing_ok=True)
         return removed
 
+    def _entries(self) -> list[Path]:
+        """The files of handlers; -1 written to one of the two others would remove everybody's."""
+        if not self.mounted:
+            return []
+        return [each for each in self.folder.iterdir() if each.name not in ("register", "status")]
+
     def _remembered(self) -> dict[str, str]:
         try:
-            found: dict[str, str] = json.loads(self.ledger.read_text(encoding="utf-8"))
+            found = json.loads(self.ledger.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found
+        return found if isinstance(found, dict) else {}
 
     def _remember(self, name: str) -> None:
         text = (self.folder / name).read_text(encoding="utf-8")

@@ -186,6 +186,8 @@ class _AptRoot:
         tell(f"fetching {names} from Debian {self._suite}")
         self._apt(run, ["update"], _UPDATE_SECONDS)
         self._apt(run, self._download(), _DOWNLOAD_SECONDS, cwd=debs)
+        if not run.dry_run and not any(debs.glob("*.deb")):
+            raise EngineError(f"could not fetch {names}: apt-get says it did, and nothing is there")
         return debs
 
     def try_fetch(self, run: Runner) -> Path | None:

@@ -21,7 +21,13 @@ from buildkit_tasks.binfmt import Binfmt, Handler
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
 from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
-from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError, EngineError
+from buildkit_tasks.errors import (
+    BuildkitTasksError,
+    DeadlineExceeded,
+    EmulatorError,
+    EngineError,
+    MalformedImage,
+)
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import Machine, Platform
 from buildkit_tasks.results import PlatformSetup
@@ -99,14 +105,15 @@ class Emulators:
             handlers = [each for each in self.table.handlers() if each.matches(machine)]
             if handlers and not recreate:
                 continue
+            # Had before anything is removed: a handler without F still serves the host itself.
+            program = None if self.settings.emulators == "image" else self._qemu(machine)
             for handler in handlers:
                 self.tell(f"removing handler {handler.name}, which does not work")
                 self.table.remove(handler)
-            self._add(machine)
+            self._add(machine, program)
 
-    def _add(self, machine: Machine) -> None:
-        """Register one architecture from the best source there is."""
-        program = None if self.settings.emulators == "image" else self._qemu(machine)
+    def _add(self, machine: Machine, program: Path | None) -> None:
+        """Register one architecture, with the binfmt image where there is no program for it."""
         if program is None:
             self._install_image([Platform("linux", machine.architecture)])
             return
@@ -139,7 +146,7 @@ class Emulators:
 
     def _row(self, platform: Platform, failure: str) -> PlatformSetup:
         handler = self.table.winner(platform.machine)
-        if handler is None:
+        if handler is None or not (handler.enabled or failure):
             message = f"no emulator is registered for it ({failure})" if failure else ""
             return PlatformSetup(
                 platform=str(platform), native=not failure, runs=not failure, message=message
@@ -229,12 +236,17 @@ def _host_qemu(machine: Machine) -> Path | None:
     """The host's QEMU if it is static: a dynamic one cannot find its libraries in a container."""
     for name in (f"qemu-{machine.qemu}-static", f"qemu-{machine.qemu}"):
         found = shutil.which(name)
-        if found is None:
-            continue
-        with open(found, "rb") as stream:  # noqa: PTH123 - shutil.which gives text
-            if loader_of(stream) is None:
-                return Path(found)
+        if found is not None and _is_static(Path(found)):
+            return Path(found)
     return None
+
+
+def _is_static(program: Path) -> bool:
+    try:
+        with program.open("rb") as stream:
+            return loader_of(stream) is None
+    except (OSError, MalformedImage):  # a script, for one
+        return False
 
 
 def with_versions(rows: Sequence[PlatformSetup], run: Runner) -> tuple[PlatformSetup, ...]:

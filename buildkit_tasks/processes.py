@@ -11,7 +11,7 @@ from pathlib import Path
 
 from buildkit_tasks.errors import EngineError
 
-__all__ = ["Process", "neighbours", "processes_naming"]
+__all__ = ["Process", "processes_naming"]
 
 _KILL_SECONDS = 5.0
 
@@ -68,17 +68,6 @@ def processes_naming(path: Path) -> list[Process]:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if os.fsencode(path) in entry.read_bytes():
-                found.append(Process.of(int(entry.parent.name)))
-    return found
-
-
-def neighbours(name: str) -> list[Process]:
-    """Every process of that name in this network namespace: what shares bridges and firewall."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            same = (entry.parent / "ns/net").readlink() == Path("/proc/self/ns/net").readlink()
-            if same and entry.read_text(encoding="utf-8").strip() == name:
                 found.append(Process.of(int(entry.parent.name)))
     return found
 

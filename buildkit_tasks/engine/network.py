@@ -1,47 +1,154 @@
-"""What the private engine needs of the host's network: a working iptables, and docker0 gone after."""
+"""The private engine's own network: a bridge, an address on it, and three firewall rules.
+
+dockerd is told to leave the firewall alone and to use this bridge. Left to itself it would take
+``docker0`` and docker's firewall chains, which belong to any other dockerd of this host (and with
+``bridge: none`` it deletes ``docker0``). What is made here is removed by name, and nothing else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import socket
 import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Call, Runner
+from buildkit_tasks.commands import Call
 from buildkit_tasks.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["iptables_program", "remove_bridge"]
+    from buildkit_tasks.commands import Runner
 
-# linux/sockios.h
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCBRDELBR = 0x8913, 0x8914, 0x89A1
+__all__ = ["Network"]
+
+# linux/sockios.h, linux/if.h
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_SIOCGIFADDR, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8915, 0x8916, 0x891C
+_SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _IFF_UP = 1
+_POOL = ipaddress.IPv4Network("172.29.0.0/16")
+_SUBNET_BITS = 24
 
 
-def iptables_program(folder: Path, run: Runner, env: Mapping[str, str]) -> Path:
-    """Debian's iptables for the back end that this kernel has: nf_tables, else the legacy one."""
-    words = ""
-    for name in ("xtables-nft-multi", "xtables-legacy-multi"):
-        program = folder / name
-        done = run.run([str(program), "iptables", "--wait", "-t", "nat", "-S"], Call(env=env, timeout=30))
-        if done.ok:
-            return program
-        words = done.reason
-    raise EngineError(
-        f"this kernel lets nobody make NAT rules, which containers need for their network: {words}",
-        hint="run on a host or in a privileged container",
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A bridge by name, and how iptables is called; ``programs`` is where Debian's iptables lies."""
+
+    bridge: str
+    programs: Path
+    env: Mapping[str, str]
+    run: Runner
+
+    def make(self) -> None:
+        """Make what is not there yet: bridge, address, rules. Raises :class:`EngineError`."""
+        iptables = self._iptables()
+        try:
+            self._make_bridge()
+        except OSError as error:
+            raise EngineError(
+                f"the bridge {self.bridge} cannot be made: {error.strerror}",
+                hint="run on a host or in a privileged container",
+            ) from error
+        for table, chain, rule in self._rules():
+            argv = [*iptables, "--wait", "-t", table]
+            if not self._do([*argv, "-C", chain, *rule]):
+                self._do([*argv, "-I", chain, *rule], must=True)
+
+    def remove(self) -> None:
+        """Remove rules and bridge; what is gone already is fine."""
+        if not (Path("/sys/class/net") / self.bridge).exists():
+            return
+        iptables = self._iptables()
+        for table, chain, rule in self._rules():
+            self._do([*iptables, "--wait", "-t", table, "-D", chain, *rule])
+        with _control() as control, contextlib.suppress(OSError):
+            _set_up(control, self.bridge, up=False)
+            fcntl.ioctl(control, _SIOCBRDELBR, _name(self.bridge))
+
+    def _make_bridge(self) -> None:
+        with _control() as control:
+            if not (Path("/sys/class/net") / self.bridge).exists():
+                fcntl.ioctl(control, _SIOCBRADDBR, _name(self.bridge))
+                subnet = _free_subnet()
+                fcntl.ioctl(control, _SIOCSIFADDR, _request(self.bridge, subnet[1]))
+                fcntl.ioctl(control, _SIOCSIFNETMASK, _request(self.bridge, subnet.netmask))
+            _set_up(control, self.bridge, up=True)
+
+    def _rules(self) -> Iterator[tuple[str, str, list[str]]]:
+        """Guests reach out under this host's address; only answers come in."""
+        ours = ["-m", "comment", "--comment", "buildkit-tasks"]
+        source = str(self._subnet())
+        yield "nat", "POSTROUTING", ["-s", source, "!", "-o", self.bridge, *ours, "-j", "MASQUERADE"]
+        yield "filter", "FORWARD", ["-i", self.bridge, *ours, "-j", "ACCEPT"]
+        answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
+        yield "filter", "FORWARD", ["-o", self.bridge, *answers, *ours, "-j", "ACCEPT"]
+
+    def _subnet(self) -> ipaddress.IPv4Network:
+        with _control() as control:
+            answer = fcntl.ioctl(control, _SIOCGIFADDR, _request(self.bridge, ipaddress.IPv4Address(0)))
+        address = ipaddress.IPv4Address(answer[20:24])
+        return ipaddress.IPv4Network((address, _SUBNET_BITS), strict=False)
+
+    def _iptables(self) -> list[str]:
+        """Debian's iptables for the back end that this kernel has: nf_tables, else the legacy one."""
+        words = ""
+        for name in ("xtables-nft-multi", "xtables-legacy-multi"):
+            argv = [str(self.programs / name), "iptables"]
+            done = self.run.run([*argv, "--wait", "-t", "nat", "-S"], Call(env=self.env, timeout=30))
+            if done.ok:
+                return argv
+            words = done.reason
+        raise EngineError(
+            f"this kernel lets nobody make NAT rules, which containers need for their network: {words}",
+            hint="run on a host or in a privileged container",
+        )
+
+    def _do(self, argv: list[str], *, must: bool = False) -> bool:
+        done = self.run.run(argv, Call(env=self.env, timeout=30))
+        if must and not done.ok:
+            raise EngineError(f"a firewall rule cannot be made: {done.reason}")
+        return done.ok
 
 
-def remove_bridge(name: str) -> None:
-    """Take down and delete a bridge device (the ioctls of ``brctl``); one that is gone is fine."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle, contextlib.suppress(OSError):
-        request = struct.pack("16sH14x", name.encode(), 0)
-        flags = struct.unpack("16sH14x", fcntl.ioctl(handle, _SIOCGIFFLAGS, request))[1]
-        request = struct.pack("16sH14x", name.encode(), flags & ~_IFF_UP)
-        fcntl.ioctl(handle, _SIOCSIFFLAGS, request)
-        fcntl.ioctl(handle, _SIOCBRDELBR, name.encode() + b"\0")
+def _control() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _name(bridge: str) -> bytes:
+    return bridge.encode().ljust(16, b"\0")
+
+
+def _request(bridge: str, address: ipaddress.IPv4Address) -> bytes:
+    """A struct ifreq with a struct sockaddr_in in it."""
+    return struct.pack("16sHH4s16x", bridge.encode(), socket.AF_INET, 0, address.packed)
+
+
+def _set_up(control: socket.socket, bridge: str, *, up: bool) -> None:
+    request = struct.pack("16sH22x", bridge.encode(), 0)
+    flags = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, request), 16)[0]
+    flags = flags | _IFF_UP if up else flags & ~_IFF_UP
+    fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", bridge.encode(), flags))
+
+
+def _free_subnet() -> ipaddress.IPv4Network:
+    """A subnet of the pool that no route of this host meets."""
+    lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
+    routes = [_route(line.split()) for line in lines]
+    used = [route for route in routes if route.prefixlen]
+    for subnet in _POOL.subnets(new_prefix=_SUBNET_BITS):
+        if not any(subnet.overlaps(route) for route in used):
+            return subnet
+    raise EngineError(f"no free subnet in {_POOL} for the private engine's bridge")
+
+
+def _route(fields: list[str]) -> ipaddress.IPv4Network:
+    """Destination and mask of a line of /proc/net/route: hexadecimal words in the host's byte order."""
+    words = (int(fields[at], 16).to_bytes(4, sys.byteorder) for at in (1, 7))
+    destination, mask = map(ipaddress.IPv4Address, words)
+    return ipaddress.IPv4Network((destination, str(mask)), strict=False)

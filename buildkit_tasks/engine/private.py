@@ -2,7 +2,7 @@
 
 Its daemon has its own data, its own socket (mode 0600, in a folder that only its owner may enter)
 and its own pid file; nothing of it is installed into the system. What it is and when it started is
-kept in ``state.json``, so that no other process is ever taken for it.
+kept in ``process``, so that no other process is ever taken for it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from buildkit_tasks.engine.daemon import (
     docker_tools,
     listens,
 )
-from buildkit_tasks.engine.network import iptables_program, remove_bridge
+from buildkit_tasks.engine.network import Network
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import native_platform
-from buildkit_tasks.processes import Process, neighbours, processes_naming
+from buildkit_tasks.processes import Process, processes_naming
 from buildkit_tasks.settings import Settings, cache_folder
 
 __all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
@@ -67,6 +67,11 @@ class PrivatePaths:
         return Path("/run/buildkit-tasks") / digest
 
     @property
+    def bridge(self) -> str:
+        """The network device of its containers (15 characters at most)."""
+        return f"bkt-{self.runtime.name}"
+
+    @property
     def socket(self) -> Path:
         """The daemon's only listener."""
         return self.runtime / "docker.sock"
@@ -83,21 +88,13 @@ class PrivatePaths:
 
     @property
     def state(self) -> Path:
-        """Which process is the daemon."""
-        return self.home / "state.json"
+        """Which process is the daemon, and when it started."""
+        return self.home / "process"
 
     @property
     def log(self) -> Path:
         """What the daemon says."""
         return self.home / "dockerd.log"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
-    """The daemon's process, and whether docker0 was made for it."""
-
-    process: Process
-    made_bridge: bool = False
 
 
 def running_private_engine(
@@ -149,18 +146,18 @@ def stop_private_engine(
     Gives whether one was running. The downloaded packages stay: they are a cache.
     """
     paths = PrivatePaths(cache_folder(settings), name)
-    state = _recorded(paths)
-    running = state is not None and state.process.alive
+    process = _recorded(paths)
+    running = process is not None and process.alive
     if run.dry_run:
-        tell(f"would end {state.process.pid if running and state else 'nothing'} and remove {paths.home}")
+        tell(f"would end process {process.pid if process else 'none'} and remove {paths.home}")
         return running
-    if state is not None:
-        state.process.end(_STOP_SECONDS)
+    if process is not None:
+        process.end(_STOP_SECONDS)
     # A daemon that was killed leaves its containerd and shims: they name our runtime folder.
     for orphan in processes_naming(paths.runtime):
         orphan.end(_STOP_SECONDS)
-    if state is not None and state.made_bridge:
-        remove_bridge("docker0")
+    if paths.prefix.is_dir():
+        _network(paths, run).remove()
     paths.state.unlink(missing_ok=True)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     if not keep_state:
@@ -174,62 +171,54 @@ def _described(paths: PrivatePaths, tools: Tools, run: Runner) -> Engine:
     return replace(found, bridged=configuration.get("bridge") != "none")
 
 
-def _recorded(paths: PrivatePaths) -> _State | None:
-    """What was noted at the last start; anything that cannot be read is no note."""
+def _recorded(paths: PrivatePaths) -> Process | None:
+    """The process noted at the last start; anything that cannot be read is no note."""
     try:
-        found = json.loads(paths.state.read_text(encoding="utf-8"))
-        process = Process(pid=int(found["pid"]), started=int(found["started"]))
-        return _State(process=process, made_bridge=bool(found["made_bridge"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        return Process.parse(paths.state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 
 def _running(paths: PrivatePaths) -> bool:
-    state = _recorded(paths)
-    return state is not None and state.process.alive
+    process = _recorded(paths)
+    return process is not None and process.alive
 
 
 def _start(paths: PrivatePaths, store: str, run: Runner, tell: Tell) -> None:
-    shared = bool(neighbours("dockerd"))
-    env = _daemon_environment(paths)
     if not run.dry_run:
-        _prepare(paths, run, env)
-        _write_configuration(paths, store, shared=shared)
+        _prepare(paths)
+        _write_configuration(paths, store)
+        _network(paths, run).make()
     tell(f"starting a private Docker engine at {paths.endpoint}")
-    # A bridge that a dead private daemon left is still ours to remove.
-    inherited = _recorded(paths)
-    fresh = not shared and not Path("/sys/class/net/docker0").exists()
     dockerd = str(paths.prefix / "usr/sbin/dockerd")
-    pid = run.start([dockerd, f"--config-file={paths.home / 'daemon.json'}"], paths.log, Call(env=env))
+    call = Call(env=_daemon_environment(paths))
+    pid = run.start([dockerd, f"--config-file={paths.home / 'daemon.json'}"], paths.log, call)
     if not run.dry_run:
-        made = fresh or (inherited is not None and inherited.made_bridge)
-        _record(paths, pid, made_bridge=made)
+        _record(paths, pid)
 
 
-def _record(paths: PrivatePaths, pid: int, *, made_bridge: bool) -> None:
+def _network(paths: PrivatePaths, run: Runner) -> Network:
+    programs = paths.prefix / "usr/sbin"
+    return Network(bridge=paths.bridge, programs=programs, env=_daemon_environment(paths), run=run)
+
+
+def _record(paths: PrivatePaths, pid: int) -> None:
     try:
-        process = Process.of(pid)
+        paths.state.write_text(str(Process.of(pid)), encoding="utf-8")
     except ProcessLookupError:
         raise _died(paths) from None
-    noted = {"pid": process.pid, "started": process.started, "made_bridge": made_bridge}
-    paths.state.write_text(json.dumps(noted), encoding="utf-8")
 
 
-def _prepare(paths: PrivatePaths, run: Runner, env: dict[str, str]) -> None:
-    """Folders, and the programs under the names by which dockerd looks for them."""
+def _prepare(paths: PrivatePaths) -> None:
+    """Folders, and an init under the name by which dockerd looks for it."""
     for folder in (paths.home, paths.runtime):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     links = paths.home / "bin"
     shutil.rmtree(links, ignore_errors=True)
     links.mkdir()
-    binaries = paths.prefix / "usr"
     # Without docker-init every `--init` run and every docker-container builder fails.
-    (links / "docker-init").symlink_to(binaries / "bin/tini-static")
-    # Debian's alternatives would make these two; a private prefix has none.
-    iptables = iptables_program(binaries / "sbin", run, env)
-    for name in ("iptables", "ip6tables"):
-        (links / name).symlink_to(iptables)
+    (links / "docker-init").symlink_to(paths.prefix / "usr/bin/tini-static")
 
 
 def _daemon_environment(paths: PrivatePaths) -> dict[str, str]:
@@ -244,17 +233,18 @@ def _daemon_environment(paths: PrivatePaths) -> dict[str, str]:
     }
 
 
-def _write_configuration(paths: PrivatePaths, store: str, *, shared: bool) -> None:
-    configuration: dict[str, object] = {
+def _write_configuration(paths: PrivatePaths, store: str) -> None:
+    configuration = {
         "data-root": str(paths.data),
         "exec-root": str(paths.runtime / "exec"),
         "pidfile": str(paths.runtime / "docker.pid"),
         "hosts": [paths.endpoint],
         "features": {"containerd-snapshotter": store == "containerd"},
+        "bridge": paths.bridge,
+        "iptables": False,
+        "ip6tables": False,
+        "userland-proxy": False,
     }
-    if shared:
-        # Two daemons cannot share docker0 and its firewall chains: the other one keeps them.
-        configuration |= {"bridge": "none", "iptables": False, "ip6tables": False}
     text = json.dumps(configuration, indent=2)
     (paths.home / "daemon.json").write_text(text, encoding="utf-8")
 
