@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Binfmt", "Handler"]
 
 _MOUNT_POINT = Path("/proc/sys/fs/binfmt_misc")
+_MOUNTED = "/mounted"  # no handler can have a slash in its name
 _FLAGS = "OPF"
 
 
@@ -87,6 +88,8 @@ class Binfmt:
             return
         argv = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(self.folder)]
         done = self.run.run(argv, Call(timeout=10), mutates=True)
+        if done.ok and not self.run.dry_run:
+            self._remember(_MOUNTED, "by us")
         if not done.ok:
             raise EmulatorError(
                 f"binfmt_misc cannot be mounted: {done.reason}", hint="sudo modprobe binfmt_misc"
@@ -112,20 +115,26 @@ class Binfmt:
                 _refusal(name, interpreter, error), platform=f"linux/{machine.architecture}"
             ) from error
         if not self.run.dry_run:
-            self._remember(name)
+            self._remember(name, (self.folder / name).read_text(encoding="utf-8"))
 
     def remove(self, handler: Handler) -> None:
         """Take a handler out of the table."""
         self.run.write(self.folder / handler.name, b"-1")
 
     def remove_ours(self) -> list[str]:
-        """Remove the handlers that we added, if they still are what we added; gives their names."""
+        """Remove the handlers that we added, if they still are what we added; gives their names.
+
+        A table that we mounted is unmounted again, unless there are handlers of others in it.
+        """
         removed = []
         remembered = self._remembered()
         for entry in sorted(self._entries()):
             if entry.read_text(encoding="utf-8") == remembered.get(entry.name):
                 self.run.write(entry, b"-1")
                 removed.append(entry.name)
+        others = {entry.name for entry in self._entries()} - set(removed)
+        if _MOUNTED in remembered and self.mounted and not others:
+            self.run.run(["umount", str(self.folder)], Call(timeout=10), mutates=True)
         if not self.run.dry_run:
             self.ledger.unlink(missing_ok=True)
         return removed
@@ -143,8 +152,7 @@ class Binfmt:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _remember(self, name: str) -> None:
-        text = (self.folder / name).read_text(encoding="utf-8")
+    def _remember(self, name: str, text: str) -> None:
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
         self.ledger.write_text(json.dumps(self._remembered() | {name: text}), encoding="utf-8")
 

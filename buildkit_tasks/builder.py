@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,13 +64,17 @@ class Builders:
         """The builder of that name as buildx describes it, or None."""
         if not _NAME.match(name):
             raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
-        if name not in ("default", self.engine.context) and not self._is_stored(name):
+        record = self._record(name)
+        # A look into buildx's store saves starting buildx.
+        if name not in ("default", self.engine.context) and not record.exists():
             return None
         done = self._buildx("inspect", name, timeout=_INSPECT_SECONDS, mutates=False)
         if not done.ok and "no builder" in done.stderr:
             return None
         if not done.ok:
-            raise BuilderError(f"buildx cannot read builder {name!r}: {done.reason}", hint="docker buildx ls")
+            raise BuilderError(
+                f"buildx cannot read builder {name!r}: {done.reason}", hint=f"look into {record}"
+            )
         return _parse(done.stdout)
 
     def remove(self, name: str, *, keep_state: bool = False) -> bool:
@@ -90,16 +96,23 @@ class Builders:
         argv = [*self.engine.tools.buildx, *arguments]
         return self.run.run(argv, self.engine.call(timeout=timeout), mutates=mutates)
 
-    def _is_stored(self, name: str) -> bool:
-        """Whether buildx's store has a builder of that name: a look that saves starting buildx."""
+    def _record(self, name: str) -> Path:
+        """The file in which buildx keeps a builder of that name."""
         folder = self.engine.env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
         place = Path(folder) if folder else docker_config_folder() / "buildx"
-        return (place / "instances" / name).exists()
+        return place / "instances" / name
 
     def _compare(self, found: BuilderSummary) -> None:
         if self.settings.driver not in ("auto", found.driver):
             raise BuilderError(
                 f"builder {found.name!r} has driver {found.driver}, and {self.settings.driver} is asked for",
+                hint="inv setup-builder --recreate",
+            )
+        held = sorted({option for node in found.nodes for option in node.driver_opt})
+        if found.driver == "docker-container" and not set(self._options) <= set(held):
+            raise BuilderError(
+                f"builder {found.name!r} has the driver options {', '.join(held) or 'none'}, "
+                f"and {', '.join(self._options)} are asked for",
                 hint="inv setup-builder --recreate",
             )
 
@@ -127,8 +140,13 @@ class Builders:
         return self._engines_own(f"{image} is not here and Docker Hub does not answer")
 
     @property
+    def _options(self) -> list[str]:
+        """The driver's options one by one: buildx takes several in one, as CSV."""
+        return [option for row in csv.reader(self.settings.driver_opt) for option in row]
+
+    @property
     def _image(self) -> str:
-        options = dict(option.split("=", 1) for option in self.settings.driver_opt if "=" in option)
+        options = dict(option.split("=", 1) for option in self._options if "=" in option)
         return options.get("image", _IMAGE)
 
     def _has_image(self, image: str) -> bool:
@@ -145,7 +163,8 @@ class Builders:
         """Make the builder, once: of many at the same time, one makes it and the others find it."""
         name = self.settings.name
         with only_one(cache_folder(self.settings) / f".builder-{name}.lock", dry_run=self.run.dry_run):
-            found = self.find(name)
+            # A dry run shows how it is made, though the one to be made anew is still there.
+            found = None if self.run.dry_run else self.find(name)
             if found is None:
                 options = [f"--driver-opt={option}" for option in self.settings.driver_opt]
                 arguments = [f"--name={name}", "--driver=docker-container", *options, "--bootstrap"]
@@ -198,4 +217,5 @@ def _node(values: Mapping[str, str]) -> NodeSummary:
         name=values.get("Name", ""),
         endpoint=values.get("Endpoint", ""),
         platforms=tuple(name for name in names if name),
+        driver_opt=tuple(shlex.split(values.get("Driver Options", ""))),
     )

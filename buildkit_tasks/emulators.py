@@ -6,6 +6,8 @@ when its tiny program has been run and has ended with the status that only it ca
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -29,7 +31,7 @@ from buildkit_tasks.errors import (
     MalformedImage,
 )
 from buildkit_tasks.locks import only_one
-from buildkit_tasks.platforms import Machine, Platform
+from buildkit_tasks.platforms import Machine, Platform, native_platform
 from buildkit_tasks.results import PlatformSetup
 from buildkit_tasks.settings import Settings, cache_folder
 
@@ -83,6 +85,8 @@ class Emulators:
         Handlers that work are kept. One that is there and does not work is somebody else's: it is
         replaced only with ``recreate``.
         """
+        if self._remote is None and self.settings.emulators != "none":
+            self._show_table()
         rows = self.inspect(platforms)
         broken = [Platform.parse(row.platform) for row in rows if not row.runs]
         if not broken or self.settings.emulators == "none":
@@ -92,6 +96,12 @@ class Emulators:
         else:
             self._install_image(broken)
         return self.inspect(platforms)
+
+    def _show_table(self) -> None:
+        """Mount the table: handlers work unseen, and what runs a program could not be told."""
+        if not self.table.mounted and os.geteuid() == 0:
+            with contextlib.suppress(EmulatorError):  # it matters only if a platform does not run
+                self.table.mount()
 
     def _register(self, broken: Sequence[Platform], *, recreate: bool) -> None:
         lock = cache_folder(self.settings) / ".binfmt.lock"
@@ -147,9 +157,11 @@ class Emulators:
     def _row(self, platform: Platform, failure: str) -> PlatformSetup:
         handler = self.table.winner(platform.machine)
         if handler is None or not (handler.enabled or failure):
+            # Unseen handlers may be at work for any machine but this one.
+            native = self.table.mounted or platform.machine is native_platform().machine
             message = f"no emulator is registered for it ({failure})" if failure else ""
             return PlatformSetup(
-                platform=str(platform), native=not failure, runs=not failure, message=message
+                platform=str(platform), native=native and not failure, runs=not failure, message=message
             )
         message = _fault(handler, failure)
         return PlatformSetup(

@@ -145,11 +145,12 @@ class EngineSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSummary:
-    """One node of a builder and the platforms that it says it builds."""
+    """One node of a builder, the platforms that it says it builds, and its driver's options."""
 
     name: str
     endpoint: str
     platforms: tuple[str, ...] = ()
+    driver_opt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ _CHOICES = {
     "bases": ("auto", "registry", "standin"),
     "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
 }
+_SPLIT = ("platforms", "tags")  # whose items never hold a comma: each may be several
 _KINDS = {tuple: "a list", str: "text", int: "a whole number, 0 or more", float: "a number, 0 or more"}
 
 
@@ -166,6 +167,8 @@ def _value(key: str, raw: Any, label: str) -> Any:
     default = getattr(_DEFAULTS, key)
     try:
         value = _converted(raw, default)
+        if key in _SPLIT:
+            value = _listed(",".join(value))
     except (TypeError, ValueError):
         raise SettingsError(f"{label}: {key} = {raw!r} is not {_KINDS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
