@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Call, Runner
+from buildkit_tasks.commands import Runner
 from buildkit_tasks.errors import EmulatorError
 
 if TYPE_CHECKING:
@@ -86,14 +86,13 @@ class Binfmt:
         """Mount the table where it is not. Raises :class:`EmulatorError` if that is refused."""
         if self.mounted:
             return
-        argv = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(self.folder)]
-        done = self.run.run(argv, Call(timeout=10), mutates=True)
-        if done.ok and not self.run.dry_run:
+        try:
+            self.run.attach("binfmt_misc", self.folder)
+        except OSError as error:
+            words = f"binfmt_misc cannot be mounted: {error.strerror}"
+            raise EmulatorError(words, hint="sudo modprobe binfmt_misc") from error
+        if not self.run.dry_run:
             self._remember(_MOUNTED, "by us")
-        if not done.ok:
-            raise EmulatorError(
-                f"binfmt_misc cannot be mounted: {done.reason}", hint="sudo modprobe binfmt_misc"
-            )
 
     def handlers(self) -> list[Handler]:
         """Every handler, the one that the kernel tries first at the front (the last registered)."""
@@ -134,7 +133,7 @@ class Binfmt:
                 removed.append(entry.name)
         others = {entry.name for entry in self._entries()} - set(removed)
         if _MOUNTED in remembered and self.mounted and not others:
-            self.run.run(["umount", str(self.folder)], Call(timeout=10), mutates=True)
+            self.run.detach(self.folder)
         if not self.run.dry_run:
             self.ledger.unlink(missing_ok=True)
         return removed

@@ -95,8 +95,11 @@ class Build:
                 raise _failure(done)
             if self.run.dry_run:
                 return {}
-            settle(moves)
             found = _read_metadata(metadata)
+            for temporary, place in moves.items():
+                if not temporary.is_file():
+                    raise BuildFailed(f"buildx says that it succeeded, and did not write {place}")
+            settle(moves)
         if request.metadata_file:
             _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
@@ -221,9 +224,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     """What buildx says it made. A success without it is none: exit status *and* a result."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise BuildFailed(f"buildx wrote metadata that cannot be read: {error}") from error
     return found
 

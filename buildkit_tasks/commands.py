@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -97,6 +98,12 @@ class Runner(Protocol):
     def write(self, path: Path, data: bytes) -> None:
         """Write to a kernel file such as binfmt_misc's ``register``."""
 
+    def attach(self, kind: str, place: Path) -> None:
+        """Mount a file system of the kernel's own."""
+
+    def detach(self, place: Path) -> None:
+        """Unmount it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commands:
@@ -166,6 +173,24 @@ class Commands:
         finally:
             os.close(descriptor)
 
+    def attach(self, kind: str, place: Path) -> None:
+        """Mount a file system that the kernel makes up; raises :class:`OSError`.
+
+        By system call: a small machine may have no ``mount`` program.
+        """
+        if self.dry_run:
+            self._show(["mount", "-t", kind, kind, str(place)], _PLAIN)
+            return
+        name = kind.encode()
+        _checked(_libc().mount(name, os.fsencode(place), name, 0, None), place)
+
+    def detach(self, place: Path) -> None:
+        """Unmount a file system; raises :class:`OSError`."""
+        if self.dry_run:
+            self._show(["umount", str(place)], _PLAIN)
+            return
+        _checked(_libc().umount2(os.fsencode(place), 0), place)
+
     def _show(self, argv: Sequence[str], call: Call) -> Completed:
         added = [f"{name}={shlex.quote(value)}" for name, value in call.env.items()]
         print(redact(" ".join([*added, shlex.join(argv)])), file=self.echo, flush=True)
@@ -179,6 +204,20 @@ class Commands:
             self.live.write(line)
             self.live.flush()
         child.wait()
+
+
+def _libc() -> ctypes.CDLL:
+    import ctypes  # noqa: PLC0415 - for one mount in a machine's life
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(status: int, place: Path) -> None:
+    import ctypes  # noqa: PLC0415 - see above
+
+    if status != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(place))
 
 
 def _is_terminal(stream: IO[str]) -> bool:

@@ -36,13 +36,13 @@ class OutputSpec:
     @classmethod
     def parse(cls, text: str) -> OutputSpec:
         """Read ``type=oci,dest=x.tar`` (CSV), or a bare path, which means a local folder."""
-        fields = next(csv.reader(io.StringIO(text)), [])
+        fields = _fields(text)
         if len(fields) == 1 and "=" not in fields[0]:
             return cls(type="tar" if fields[0] == "-" else "local", attributes=(("dest", fields[0]),))
-        pairs = [tuple(each.strip() for each in item.split("=", 1)) for item in fields]
+        pairs = [item.split("=", 1) for item in fields]
         if not all(len(pair) == 2 for pair in pairs):  # noqa: PLR2004 - a name and a value
             raise UsageError(f"output {text!r} is not type=TYPE,name=value,...")
-        values = [(pair[0].lower(), pair[1]) for pair in pairs]
+        values = [(name.strip().lower(), value) for name, value in pairs]
         kind = dict(values).get("type", "")
         if kind not in TYPES:
             raise UsageError(f"output {text!r} has no type among {', '.join(TYPES)}")
@@ -51,8 +51,9 @@ class OutputSpec:
     def __str__(self) -> str:
         buffer = io.StringIO()
         items = [f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)]
-        csv.writer(buffer, lineterminator="").writerow(items)
-        return buffer.getvalue()
+        # The writer quotes the characters of its line's end: without one, line breaks stood bare.
+        csv.writer(buffer, lineterminator="\r\n").writerow(items)
+        return buffer.getvalue().removesuffix("\r\n")
 
     def get(self, name: str) -> str:
         """The value of an attribute, or an empty string."""
@@ -89,6 +90,17 @@ class OutputSpec:
     def names(self) -> tuple[str, ...]:
         """The image references that it names by itself."""
         return tuple(name for name in self.get("name").split(",") if name)
+
+
+def _fields(text: str) -> list[str]:
+    """The one row of CSV. Raises :class:`UsageError` where buildx would drop what follows it."""
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise UsageError(f"output {text!r} is no CSV: {error}") from error
+    if len(rows) > 1:
+        raise UsageError(f"output {text!r} has more than one line")
+    return rows[0] if rows else []
 
 
 def archive_name(tags: Sequence[str], context: str) -> str:

@@ -74,6 +74,14 @@ class Scripted:
         self._told.insert(0, _Told(pattern=pattern, answer=answer, effect=effect, error=error, left=times))
         return self
 
+    def attach(self, kind: str, place: Path) -> None:
+        done = self.run(["mount", "-t", kind, kind, str(place)], mutates=True)
+        if not done.ok:
+            raise OSError(done.returncode, done.reason)
+
+    def detach(self, place: Path) -> None:
+        self.run(["umount", str(place)], mutates=True)
+
     @property
     def lines(self) -> list[str]:
         """Every command that was asked for, in order."""
