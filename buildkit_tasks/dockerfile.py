@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Bases", "read_bases"]
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<bare>\w+))")
-_SYNTAX = re.compile(r"#\s*syntax\s*=\s*(\S+)", re.IGNORECASE)
+_DIRECTIVE = re.compile(r"#\s*(\w+)\s*=\s*(\S+)")
 _FROM_OPTION = re.compile(r"--from=(\S+)", re.IGNORECASE)
 _MOUNT_FROM = re.compile(r"--mount=\S*?\bfrom=([^\s,]+)", re.IGNORECASE)
 
@@ -31,11 +32,11 @@ class Bases:
 
 def read_bases(text: str, build_args: Mapping[str, str]) -> Bases:
     """The images of FROM, COPY --from and RUN --mount=from, without stages and ``scratch``."""
-    syntax = _SYNTAX.match(text)
+    directives = _directives(text)
     stages: set[str] = {"scratch", "context"}
     images: dict[str, None] = {}
     arguments: dict[str, str] = {}
-    for word, rest in _instructions(text):
+    for word, rest in _instructions(text, directives.get("escape", "\\")):
         if word == "ARG" and not images:
             arguments |= _declared(rest, build_args)
         elif word == "FROM":
@@ -45,13 +46,19 @@ def read_bases(text: str, build_args: Mapping[str, str]) -> Bases:
             stages.add(stage.lower())
         elif word in ("COPY", "ADD", "RUN"):
             images |= dict.fromkeys(name for name in _sources(rest) if name.lower() not in stages)
-    return Bases(images=tuple(images), syntax=syntax[1] if syntax else "")
+    return Bases(images=tuple(images), syntax=directives.get("syntax", ""))
 
 
-def _instructions(text: str) -> Iterator[tuple[str, str]]:
+def _directives(text: str) -> dict[str, str]:
+    """The parser directives: comments NAME=VALUE before anything else."""
+    matches = map(_DIRECTIVE.match, text.removeprefix("\ufeff").splitlines())
+    return {match[1].lower(): match[2] for match in takewhile(bool, matches) if match}
+
+
+def _instructions(text: str, escape: str) -> Iterator[tuple[str, str]]:
     """Each instruction with its arguments on one line; comments and blank lines left out."""
     lines = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    whole = re.sub(r"[\\`][ \t]*\n", " ", "\n".join(lines))
+    whole = re.sub(re.escape(escape) + r"[ \t]*\n", " ", "\n".join(lines))
     for line in whole.splitlines():
         word, _, rest = line.strip().partition(" ")
         yield word.upper(), rest.strip()

@@ -112,10 +112,7 @@ class Line:
             progress=settings.progress,
             **options,
         )
-        if request.outputs or request.load:
-            return request
-        dest = f"dist/{archive_name(request.tags, request.context)}"
-        return replace(request, outputs=(OutputSpec(type="oci", attributes=(("dest", dest),)),))
+        return request if request.outputs or request.load else _archived(request)
 
     def verify(self, image: str, expected: Sequence[Platform]) -> VerifyReport:
         """Prove that the image's platforms are the expected ones, and are what they say."""
@@ -145,6 +142,8 @@ class Line:
     def matrix(self, request: BuildRequest) -> tuple[MatrixReport, BuildkitTasksError | None]:
         """All four steps. One that cannot go on ends the line: what was reached, and the error."""
         report = MatrixReport()
+        if not any(output.type == "oci" and output.is_file for output in request.outputs):
+            request = _archived(request)  # the next steps read it
         try:
             setup = self.setup()
             report = replace(report, setup=setup)
@@ -182,7 +181,9 @@ class Line:
         return cache_folder(self.settings) / "last" / key
 
     def _remember(self, result: BuildResult) -> None:
-        names = [name for name in map(_image_name, result.outputs) if name]
+        # An archive first: it can be verified as well as run.
+        outputs = sorted(result.outputs, key=lambda output: output.type != "oci")
+        names = [name for name in map(_image_name, outputs) if name]
         if names:
             self._record.parent.mkdir(parents=True, exist_ok=True)
             self._record.write_text(names[0], encoding="utf-8")
@@ -200,6 +201,13 @@ class Line:
         )
         bases = read_request_bases(request)
         return plan_bases(bases, self.settings.bases, answers, stand_ins, request.platforms)
+
+
+def _archived(request: BuildRequest) -> BuildRequest:
+    """The request with an OCI archive in ``dist`` as one more output."""
+    dest = f"dist/{archive_name(request.tags, request.context)}"
+    archive = OutputSpec(type="oci", attributes=(("dest", dest),))
+    return replace(request, outputs=(archive, *request.outputs))
 
 
 def _image_name(output: Output) -> str:

@@ -119,7 +119,7 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
             )
         if output.get("dest") == "-":
             raise UsageError(f"output {output} goes to standard output, which is kept for reports")
-        if output.type in ("local", "tar") and output.dest is None:
+        if output.type in ("local", "tar", "oci") and output.dest is None:
             raise UsageError(f"output {output} names no place", hint=f"-o type={output.type},dest=dist/out")
         if output.dest is not None:
             _check_place(output, output.dest)

@@ -57,10 +57,10 @@ def _answers(base: str, seconds: float) -> bool:
 
 
 def _connects(base: str, seconds: float) -> bool:
-    parts = urlsplit(base)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
+        parts = urlsplit(base)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
-    except OSError:
+    except (OSError, ValueError):  # a mirror may be written as anything
         return False
     return True

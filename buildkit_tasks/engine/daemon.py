@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
-from buildkit_tasks.errors import EngineError, SettingsError
+from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
 from buildkit_tasks.platforms import Platform, platform_of_uname
 from buildkit_tasks.results import EngineSummary
 from buildkit_tasks.settings import Settings, cache_folder
@@ -104,7 +104,12 @@ def find_system_engine(tools: Callable[[], Tools], run: Runner) -> Engine | str:
 def describe_engine(kind: str, endpoint: str, tools: Tools, env: Mapping[str, str], run: Runner) -> Engine:
     """Ask a daemon what it is. Raises :class:`EngineError` with its client's words if it is down."""
     argv = [*tools.docker, "info", "--format={{json .}}"]
-    done = run.run(argv, Call(env=env, timeout=_ANSWER_SECONDS))
+    try:
+        done = run.run(argv, Call(env=env, timeout=_ANSWER_SECONDS))
+    except DeadlineExceeded as error:
+        raise EngineError(
+            f"the Docker daemon at {endpoint} said nothing for {_ANSWER_SECONDS:.0f} s"
+        ) from error
     info = _parsed(done.stdout)
     if not info.get("ServerVersion"):
         words = (info.get("ServerErrors") or [done.reason])[0]

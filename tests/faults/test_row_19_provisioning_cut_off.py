@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.engine import Engine
+from tests.conftest import Unchanged
+from tests.project import Project
+
+# What the product does for its engine, with one small package.
+PROVISION = """\
+import sys
+from pathlib import Path
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.debian import Packages, provision
+names = [Packages(names=("tini",), suite="host", dependencies=True)]
+provision(Path(sys.argv[1]), names, Commands(echo=sys.stderr), lambda _: None)
+"""
+
+
+@pytest.fixture
+def place(engine: Engine, project: Project) -> Path:
+    if engine.kind != "private":
+        pytest.skip("no private engine is made here")
+    return project.folder.parent / "cache/tini"
+
+
+def _argv(place: Path) -> list[str]:
+    return [sys.executable, "-c", PROVISION, str(place)]
+
+
+def test_what_was_cut_off_is_made_again(place: Path, project: Project, unchanged: Unchanged) -> None:
+    place.parent.mkdir()
+    with unchanged():
+        child = project.start(_argv(place))
+        staging = place.with_name(".tini.staging")
+        while not any(staging.glob(".apt0/lists/*")):
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        for pipe in (child.stdout, child.stderr):
+            assert pipe is not None
+            pipe.close()
+        assert not place.exists()
+        assert staging.exists()
+        done = project.command(*_argv(place))
+        assert done.code == 0, done.stderr
+    assert (place / "usr/bin/tini").exists()
+    assert (place / ".complete").exists()
+
+
+def test_dpkgs_lock_is_none_of_our_business(place: Path, project: Project, unchanged: Unchanged) -> None:
+    place.parent.mkdir()
+    locks = [Path("/var/lib/dpkg") / name for name in ("lock", "lock-frontend")]
+    if os.geteuid() != 0 or not all(lock.exists() for lock in locks):
+        pytest.skip("only root can hold dpkg's lock")
+    with unchanged(), locks[0].open("r+b") as lock, locks[1].open("r+b") as frontend:
+        for each in (lock, frontend):
+            fcntl.lockf(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done = project.command(*_argv(place))
+        assert done.code == 0, done.stderr
+    assert (place / "usr/bin/tini").exists()

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import time
+
+from buildkit_tasks.engine import Engine
+from tests.conftest import Unchanged
+from tests.project import Project
+
+DOCKERFILE = """\
+FROM alpine:latest
+CMD ["sh", "-c", "case $(uname -m) in aarch64) trap '' TERM INT HUP; echo deaf; while :; do sleep 1; done;; esac; echo done"]
+"""
+PLATFORMS = "linux/amd64,linux/arm64,linux/arm/v6"
+
+
+def test_a_guest_that_ignores_term_is_killed_and_removed_and_the_others_finish(
+    engine: Engine, project: Project, unchanged: Unchanged
+) -> None:
+    assert engine.version
+    project.write({"Dockerfile": DOCKERFILE})
+    project.task("build-multiarch", "--platform", PLATFORMS)
+    with unchanged():
+        started = time.monotonic()
+        report = project.json("run-emulated", "--timeout=3", "--expect=done", expect=124)
+        seconds = time.monotonic() - started
+    outcomes = {row["platform"]: row["outcome"] for row in report["results"]}
+    assert outcomes == {"linux/amd64": "passed", "linux/arm64": "timeout", "linux/arm/v6": "passed"}
+    hung = report["results"][1]
+    assert hung["stdout"] == "deaf\n"
+    assert "more than 3 s" in hung["message"]
+    assert seconds < 20

@@ -1,0 +1,28 @@
+"""No text makes the reader of Dockerfiles fail: BuildKit is the judge of what is one."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildkit_tasks.dockerfile import read_bases
+
+WORDS = st.sampled_from(
+    ["FROM", "ARG", "COPY", "RUN", "AS", "scratch", "--from=", "--mount=from=", "$A", "${A:-", "}", "=",
+     "\\", "`", "\n", " ", '"', "'", "#", "syntax", "escape=`", "alpine:3", "\ufeff", "\r", "\t", "\x85"]
+)  # fmt: skip
+TEXTS = st.one_of(st.text(), st.lists(WORDS, max_size=40).map("".join))
+
+
+@given(TEXTS, st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=3))
+def test_the_reader_never_fails_and_names_no_base_twice(text: str, build_args: dict[str, str]) -> None:
+    found = read_bases(text, build_args)
+    assert len(set(found.images)) == len(found.images)
+    assert "scratch" not in found.images
+
+
+@given(st.text(alphabet="abc:/.-_0123456789", min_size=1).filter(lambda name: name.lower() != "scratch"))
+def test_any_plain_name_after_from_is_a_base(name: str) -> None:
+    assert read_bases(f"FROM --platform=$BUILDPLATFORM {name} AS stage\n", {}).images == (
+        () if name.startswith("--") else (name,)
+    )

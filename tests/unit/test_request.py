@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.outputs import OutputSpec
+from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.request import BuildRequest, build_arguments, check_request, read_request_bases
+
+PLATFORMS = parse_platforms(["linux/amd64,linux/arm/v7"])
+
+
+@pytest.fixture(autouse=True)
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a request is made in, with a Dockerfile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CI", raising=False)
+    (tmp_path / "Dockerfile").write_text("FROM alpine:3\n", encoding="utf-8")
+    return tmp_path
+
+
+def request(**options: Any) -> BuildRequest:
+    return BuildRequest(platforms=options.pop("platforms", PLATFORMS), **options)
+
+
+def refused(**options: Any) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        check_request(request(**options))
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "hello",
+        "hello:0.1",
+        "hello:Tag_1.x-Y",
+        "team/hello",
+        "localhost:5000/team/hello:1",
+        "Registry.Example.org/hello",
+        "[2001:db8::1]:5000/hello",
+        "a__b/c--d/e.f",
+        "hello:" + "x" * 128,
+    ],
+)
+def test_every_name_of_the_reference_grammar_is_taken(tag: str) -> None:
+    check_request(request(tags=(tag,)))
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "--privileged",
+        "-x",
+        "",
+        " hello",
+        "hello ",
+        "hello\n",
+        "hello:1\n",
+        "Hello",
+        "hello:",
+        "hello:-x",
+        "hello:" + "x" * 129,
+        "hello//x",
+        "/hello",
+        "hello/",
+        "a___b",
+        "a,b",
+        "hello:a:b",
+        "h\u00e9llo",
+        "hello:\u0661",
+        "https://example.org/hello",
+        "hello@sha256:" + "0" * 64,
+        "$(id)",
+    ],
+)
+def test_row_56_what_is_no_name_is_refused_before_anything_runs(tag: str) -> None:
+    error = refused(tags=("good:1", tag))
+    assert error.message == f"{tag!r} is no image name"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "PASSWORD=x", "db_password=x", "GITHUB_TOKEN=x", "NPM-TOKEN=x", "AWS_SECRET_ACCESS_KEY=x",
+        "API_KEY=x", "my_apikey=x", "SSH_PRIVATE_KEY=x", "CREDENTIALS", "TOKEN",
+    ],
+)  # fmt: skip
+def test_a_secret_in_a_build_argument_is_refused_with_the_way_to_do_it(argument: str) -> None:
+    error = refused(build_args=(argument,))
+    name = argument.partition("=")[0]
+    assert name in error.message
+    assert error.hint == f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}"
+
+
+def test_a_refused_secrets_value_is_not_repeated() -> None:
+    assert "hunter2" not in str(refused(build_args=("PASSWORD=hunter2",)))
+
+
+@pytest.mark.parametrize(
+    "argument", ["VERSION=1", "TOKENIZER=bpe", "KEYBOARD=de", "A=PASSWORD", "MONKEY=1", "X"]
+)
+def test_other_build_arguments_are_taken(argument: str) -> None:
+    check_request(request(build_args=(argument,)))
+
+
+def test_a_missing_context_is_named() -> None:
+    error = refused(context="nowhere")
+    assert (error.message, error.hint) == (
+        "the build context 'nowhere' is not a folder",
+        "--context FOLDER",
+    )
+
+
+def test_a_missing_dockerfile_is_named(context: Path) -> None:
+    (context / "Dockerfile").unlink()
+    assert refused().message == "there is no Dockerfile"
+    (context / "sub").mkdir()
+    assert refused(context="sub").message == "there is no sub/Dockerfile"
+    assert refused(file="Other").message == "there is no Other"
+    (context / "Other").touch()
+    check_request(request(file="Other"))
+
+
+def test_no_platform_nothing_to_build() -> None:
+    assert "no platform" in refused(platforms=()).message
+
+
+def test_load_needs_a_name() -> None:
+    assert refused(load=True).hint == "add -t NAME:TAG"
+    check_request(request(load=True, tags=("a",)))
+
+
+def test_outputs_are_checked_too() -> None:
+    assert "no image is named" in refused(outputs=(OutputSpec(type="registry"),)).message
+
+
+@pytest.mark.parametrize("url", ["https://example.org/x.git", "git@example.org:x", "ssh://x/y", "git://x/y"])
+def test_a_remote_context_is_left_to_buildkit(url: str) -> None:
+    check_request(request(context=url))
+    assert read_request_bases(request(context=url)).images == ()
+
+
+@pytest.mark.parametrize("path", ["./git@x", "httpsx", "sub"])
+def test_a_folder_is_no_remote_context(path: str, context: Path) -> None:
+    (context / path).mkdir()
+    assert not request(context=path).remote
+
+
+def test_the_arguments_of_a_plain_build_are_exactly_these() -> None:
+    output = OutputSpec(type="oci", attributes=(("dest", "a,b.tar"),))
+    argv = build_arguments(request(outputs=(output,), tags=("a:1", "b:2")), ["--builder=x"], Path("/m.json"))
+    assert argv == [
+        "build",
+        "--builder=x",
+        "--platform=linux/amd64,linux/arm/v7",
+        "--tag=a:1",
+        "--tag=b:2",
+        '--output=type=oci,"dest=a,b.tar"',
+        "--metadata-file=/m.json",
+        "--",
+        ".",
+    ]
+
+
+def test_every_option_reaches_buildx_bound_to_its_flag() -> None:
+    argv = build_arguments(
+        request(
+            context="--help",
+            file="D f",
+            target="--t",
+            build_args=("A=1,2", "B"),
+            build_contexts=("alpine=oci-layout://x",),
+            cache_from=("type=local,src=c",),
+            cache_to=("type=inline",),
+            secrets=("id=a,env=B",),
+            ssh=("default",),
+            labels=("l=1",),
+            annotations=("index:a=1",),
+            attest=("type=sbom",),
+            provenance="false",
+            sbom="true",
+            no_cache=True,
+            pull=True,
+            progress="plain",
+        ),
+        [],
+        Path("m"),
+    )
+    assert argv == [
+        "build",
+        "--platform=linux/amd64,linux/arm/v7",
+        "--file=D f",
+        "--target=--t",
+        "--provenance=false",
+        "--sbom=true",
+        "--no-cache=true",
+        "--pull=true",
+        "--progress=plain",
+        "--build-arg=A=1,2",
+        "--build-arg=B",
+        "--build-context=alpine=oci-layout://x",
+        "--cache-from=type=local,src=c",
+        "--cache-to=type=inline",
+        "--secret=id=a,env=B",
+        "--ssh=default",
+        "--label=l=1",
+        "--annotation=index:a=1",
+        "--attest=type=sbom",
+        "--metadata-file=m",
+        "--",
+        "--help",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "ci", "given"),
+    [("auto", "", []), ("auto", "true", ["--progress=plain"]), ("tty", "true", ["--progress=tty"])],
+)
+def test_progress_is_plain_in_ci_unless_somebody_asks(
+    monkeypatch: pytest.MonkeyPatch, asked: str, ci: str, given: list[str]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    argv = build_arguments(request(progress=asked), [], Path("m"))
+    assert [word for word in argv if word.startswith("--progress")] == given
+
+
+def test_bases_are_read_with_the_build_arguments_and_their_environment(
+    context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "ARG GO=1.20\nARG BASE\nFROM golang:$GO\nFROM $BASE\n"
+    (context / "Dockerfile").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("BASE", "busybox:1")
+    assert read_request_bases(request(build_args=("GO=1.27", "BASE"))).images == ("golang:1.27", "busybox:1")
