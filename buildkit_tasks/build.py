@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Build"]
 
 _REGISTRY_SECONDS = 60.0
+# How buildx shows the step that failed: ` > [linux/arm/v6 2/3] RUN ...`, `[linux/amd64->arm64 build 4/5]`.
+_FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
@@ -180,7 +182,12 @@ def _failure(done: Completed) -> BuildFailed | LimitExceeded:
         return LimitExceeded(
             f"the disk is full: {_cause(done)}", hint="docker buildx prune, or free some space"
         )
-    return BuildFailed(_cause(done), exit_code=done.returncode if done.returncode > 0 else 1)
+    step = _FAILED_STEP.search(done.stderr)
+    return BuildFailed(
+        _cause(done),
+        exit_code=done.returncode if done.returncode > 0 else 1,
+        platform=step["platform"] if step else None,
+    )
 
 
 def _cause(done: Completed) -> str:

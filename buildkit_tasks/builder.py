@@ -14,7 +14,7 @@ from buildkit_tasks.engine.daemon import Engine, docker_config_folder
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.results import BuilderSummary, NodeSummary
-from buildkit_tasks.settings import cache_folder
+from buildkit_tasks.settings import BUILDER_NAME, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Builders", "require_index"]
 
-_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar for builder names
 _IMAGE = "moby/buildkit:buildx-stable-1"
 _INSPECT_SECONDS = 30.0
 _BOOTSTRAP_SECONDS = 300.0
@@ -62,7 +61,7 @@ class Builders:
 
     def find(self, name: str) -> BuilderSummary | None:
         """The builder of that name as buildx describes it, or None."""
-        if not _NAME.match(name):
+        if not BUILDER_NAME.match(name):
             raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
         record = self._record(name)
         # A look into buildx's store saves starting buildx.

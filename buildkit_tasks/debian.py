@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -150,13 +151,13 @@ def staged(place: Path, fill: Callable[[Path], None], *, dry_run: bool = False) 
     if dry_run:
         fill(place)
         return place
-    staging = place.with_name(f".{place.name}.staging")
     with only_one(place.with_name(f".{place.name}.lock")):
         if (place / _COMPLETE).exists():
             return place
-        for leftover in (staging, place):
+        for leftover in (*place.parent.glob(f".{place.name}.*.staging"), place):
             shutil.rmtree(leftover, ignore_errors=True)
-        staging.mkdir(mode=0o700)
+        # A name of its own: the apt of a process that was killed may still write into the last one.
+        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".staging", dir=place.parent))
         try:
             fill(staging)
             (staging / _COMPLETE).touch()

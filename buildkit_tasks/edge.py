@@ -6,6 +6,7 @@ with 1; what is needed beyond it stands here and nowhere else.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -23,7 +24,7 @@ from invoke.parser.argument import Argument
 from invoke.parser.parser import ParseMachine
 from invoke.tasks import Task
 
-from buildkit_tasks.errors import BuildkitTasksError, Interrupted
+from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -114,13 +115,14 @@ class Edge:
             return
         from buildkit_tasks import report as render  # noqa: PLC0415
 
-        if self.json:
-            sys.stdout.write(render.to_json(report))
-        else:
+        if not self.json:
             render.print_table(report, sys.stdout, colour=render.wants_colour(sys.stdout, os.environ))
-        sys.stdout.flush()
+            sys.stdout.flush()
         render.write_reports(report, self.reports)
         render.announce_in_github(report, os.environ)
+        if self.json:  # last: had a report file failed, its error would be the one document
+            sys.stdout.write(render.to_json(report))
+            sys.stdout.flush()
         self.code = 0 if report.ok else code
 
     def say(self, document: Mapping[str, Any], text: str) -> None:
@@ -166,14 +168,17 @@ class Job(Task[Any]):
         arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
         for argument in arguments:
             option = self.options[str(argument.name)]
-            if option.positional:
-                argument.__class__ = _OptionalPositional
+            argument.__class__ = _OptionalPositional if option.positional else _OwnArgument
             if option.short:
                 argument.names = (*argument.names, option.short)
         return arguments
 
 
-class _OptionalPositional(Argument):
+class _OwnArgument(Argument):
+    """An option of one of these tasks, by which its usage errors are told from other tasks'."""
+
+
+class _OptionalPositional(_OwnArgument):
     """An option that also takes the first word that is neither an option nor a task."""
 
 
@@ -216,9 +221,20 @@ def _run(edge: Edge, body: Callable[[Edge], None]) -> int:
         return edge.fail(Interrupted("interrupted"))
     except BuildkitTasksError as error:
         return edge.fail(error)
+    except OSError as error:
+        return edge.fail(_worded(error))
     finally:
         signal.signal(signal.SIGTERM, previous)
     return edge.code
+
+
+def _worded(error: OSError) -> BuildkitTasksError:
+    """A file that cannot be read or written, in words; a full disk is a limit."""
+    kind = LimitExceeded if error.errno in (errno.ENOSPC, errno.EDQUOT) else BuildkitTasksError
+    where = f"{error.filename}: " if error.filename is not None else ""
+    worded = kind(f"{where}{error.strerror or error}")
+    worded.__cause__ = error
+    return worded
 
 
 def _interrupt(*_: object) -> None:
@@ -269,4 +285,17 @@ def _open_positional(machine: ParseMachine, token: str) -> Argument | None:
     return next((each for each in arguments if each.raw_value is None), None)
 
 
+_stock_error = ParseMachine.error
+
+
+def _error(self: ParseMachine, msg: str) -> None:
+    """Invoke's own, but a usage error in one of these tasks ends with 2."""
+    if self.context is not None and any(
+        isinstance(each, _OwnArgument) for each in self.context.args.values()
+    ):
+        raise Exit(msg, code=UsageError.exit_code)
+    _stock_error(self, msg)
+
+
 ParseMachine.handle = _handle  # type: ignore[method-assign]
+ParseMachine.error = _error  # type: ignore[method-assign]

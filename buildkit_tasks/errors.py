@@ -48,8 +48,10 @@ class CheckFailed(BuildkitTasksError):
 class BuildFailed(BuildkitTasksError):
     """``docker buildx build`` failed; its own exit status is passed on."""
 
-    def __init__(self, message: str, *, exit_code: int = 1, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self, message: str, *, exit_code: int = 1, platform: object = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, platform=platform, hint=hint)
         self.exit_code = exit_code
 
 

@@ -145,6 +145,7 @@ class Line:
         if not any(output.type == "oci" and output.is_file for output in request.outputs):
             request = _archived(request)  # the next steps read it
         try:
+            check_request(request)
             setup = self.setup()
             report = replace(report, setup=setup)
             if not self.run.dry_run:

@@ -45,6 +45,14 @@ class Process:
         """Whether that very process still runs; one that is dead and not yet reaped does not."""
         return _start_time(self.pid) == self.started
 
+    @property
+    def program(self) -> Path:
+        """The file that it runs; of one that is gone, or may not be asked, a path that nothing has."""
+        try:
+            return Path(f"/proc/{self.pid}/exe").readlink()
+        except OSError:
+            return Path()
+
     def end(self, patience: float) -> None:
         """TERM, then after ``patience`` seconds KILL, each only while it is still that process.
 

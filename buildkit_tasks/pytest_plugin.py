@@ -58,7 +58,9 @@ def line(request: pytest.FixtureRequest) -> Line:
     from buildkit_tasks.line import Line  # noqa: PLC0415
     from buildkit_tasks.settings import load  # noqa: PLC0415
 
-    services = Line(settings=load(folder=request.config.rootpath), run=Commands(echo=sys.stderr), tell=_tell)
+    asked = {"platforms": request.config.getoption("--platform")}
+    settings = load(asked, folder=request.config.rootpath)
+    services = Line(settings=settings, run=Commands(echo=sys.stderr), tell=_tell)
     try:
         services.engine  # noqa: B018 - connects
     except EngineError as error:

@@ -12,6 +12,7 @@ import difflib
 import enum
 import math
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,11 @@ from buildkit_tasks.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Origin", "Settings", "cache_folder", "find_pyproject", "load"]
+__all__ = ["BUILDER_NAME", "Origin", "Settings", "cache_folder", "find_pyproject", "load"]
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
 _FIELD_VARIABLES = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
+BUILDER_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar
 _CHOICES = {
     "driver": ("auto", "docker-container", "docker"),
     "engine": ("auto", "system", "private"),
@@ -173,6 +175,9 @@ def _value(key: str, raw: Any, label: str) -> Any:
         raise SettingsError(f"{label}: {key} = {raw!r} is not {_KINDS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
+    if key == "name" and not BUILDER_NAME.match(value):
+        rule = "letters, digits, '.', '_' and '-'"
+        raise SettingsError(f"{label}: {value!r} is no builder name", hint=rule)
     return value
 
 

@@ -34,7 +34,7 @@ def serve(folder: Path) -> Iterator[str]:
     configuration = folder / "config.yml"
     configuration.write_text(_CONFIGURATION.format(folder=folder / "data", port=port), encoding="utf-8")
     with (folder / "log").open("wb") as log:
-        argv = [prefix / "usr/bin/docker-registry", "serve", configuration]
+        argv = [str(prefix / "usr/bin/docker-registry"), "serve", str(configuration)]
         child = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
             _await(port, child)

@@ -7,6 +7,7 @@ kept in ``process``, so that no other process is ever taken for it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -153,11 +154,13 @@ def stop_private_engine(
         return running
     if process is not None:
         process.end(_STOP_SECONDS)
-    # A daemon that was killed leaves its containerd and shims: they name our runtime folder.
-    for orphan in processes_naming(paths.runtime):
+    for orphan in _orphans(paths):
         orphan.end(_STOP_SECONDS)
     if paths.prefix.is_dir():
         _network(paths, run).remove()
+    for place in _mounts_below(paths.home, paths.runtime):
+        with contextlib.suppress(OSError):
+            run.detach(place)
     paths.state.unlink(missing_ok=True)
     shutil.rmtree(paths.runtime, ignore_errors=True)
     if not keep_state:
@@ -177,6 +180,24 @@ def _recorded(paths: PrivatePaths) -> Process | None:
         return Process.parse(paths.state.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _orphans(paths: PrivatePaths) -> list[Process]:
+    """What a daemon that was killed leaves: its containerd and shims, which name our runtime folder.
+
+    Somebody who reads a log in that folder names it too: only our own programs count.
+    """
+    programs = paths.prefix.resolve()
+    return [each for each in processes_naming(paths.runtime) if each.program.is_relative_to(programs)]
+
+
+def _mounts_below(*folders: Path) -> list[Path]:
+    """What a daemon that was killed has left mounted in our folders, the innermost first."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    # Field 5, its blanks as octal escapes: proc(5).
+    places = (line.split(" ")[4].replace("\\040", " ") for line in lines)
+    found = [Path(place) for place in places if any(Path(place).is_relative_to(each) for each in folders)]
+    return found[::-1]
 
 
 def _running(paths: PrivatePaths) -> bool:
@@ -214,6 +235,10 @@ def _prepare(paths: PrivatePaths) -> None:
     for folder in (paths.home, paths.runtime):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
+    # dockerd takes any process that has its last pid now for itself, and does not start.
+    (paths.runtime / "docker.pid").unlink(missing_ok=True)
+    if not _orphans(paths):
+        (paths.runtime / "exec/containerd/containerd.pid").unlink(missing_ok=True)
     links = paths.home / "bin"
     shutil.rmtree(links, ignore_errors=True)
     links.mkdir()

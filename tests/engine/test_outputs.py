@@ -27,7 +27,9 @@ def tiny(engine: Engine, project: Project) -> Project:
     """An image of two platforms that needs neither a base nor a step that runs."""
     assert engine.version
     files = {f"hello-{name.rpartition('/')[2]}": program(name) for name in TWO}
-    return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(INVOKE_BUILDKIT_PLATFORMS=",".join(TWO))
+    return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(
+        INVOKE_BUILDKIT_PLATFORMS=",".join(TWO)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,9 @@ def test_local_writes_a_folder_for_each_platform(tiny: Project) -> None:
 def test_tar_writes_both_into_one_file(tiny: Project) -> None:
     tiny.json("build-multiarch", "-o", "type=tar,dest=out.tar")
     with tarfile.open(tiny.folder / "out.tar") as archive:
-        assert {"linux_amd64/hello", "linux_arm64/hello"} <= {name.lstrip("./") for name in archive.getnames()}
+        assert {"linux_amd64/hello", "linux_arm64/hello"} <= {
+            name.lstrip("./") for name in archive.getnames()
+        }
 
 
 def test_oci_goes_where_it_is_told(tiny: Project) -> None:
@@ -116,7 +120,7 @@ def test_a_push_puts_the_index_into_the_registry(tiny: Project, registry_host: s
     name = f"{registry_host}/team/tiny:1"
     built = tiny.json("build-multiarch", how, "-t", name)
     assert [row["platform"] for row in built["platforms"]] == list(TWO)
-    request = urllib.request.Request(  # noqa: S310 - our own registry on the loopback interface
+    request = urllib.request.Request(
         f"http://{registry_host}/v2/team/tiny/manifests/1", headers={"Accept": INDEX}
     )
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
@@ -127,7 +131,15 @@ def test_a_push_puts_the_index_into_the_registry(tiny: Project, registry_host: s
 
 
 def test_several_outputs_at_once_hold_the_same_image(tiny: Project, registry_host: str) -> None:
-    outputs = ("-o", "type=oci,dest=a.tar", "-o", "type=local,dest=out", "-o", "type=tar,dest=b.tar", "--push")
+    outputs = (
+        "-o",
+        "type=oci,dest=a.tar",
+        "-o",
+        "type=local,dest=out",
+        "-o",
+        "type=tar,dest=b.tar",
+        "--push",
+    )
     built = tiny.json("build-multiarch", *outputs, "-t", f"{registry_host}/team/several:1")
     assert [output["type"] for output in built["outputs"]] == ["oci", "local", "tar", "registry"]
     assert tiny.json("verify-arch", "a.tar", "--platform", ",".join(TWO))["digest"] == built["digest"]

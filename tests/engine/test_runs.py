@@ -45,7 +45,9 @@ def test_each_failure_has_its_own_outcome(engine: Engine, project: Project, unch
 
 def test_an_expected_status_other_than_nothing_passes(engine: Engine, project: Project) -> None:
     assert engine.version
-    name = image(project, ("linux/amd64", program("linux/amd64", 7)), ("linux/arm64", program("linux/arm64", 7)))
+    name = image(
+        project, ("linux/amd64", program("linux/amd64", 7)), ("linux/arm64", program("linux/arm64", 7))
+    )
     report = project.json("run-emulated", name, "--expect-exit=7")
     assert [row["exit_code"] for row in report["results"]] == [7, 7]
 

@@ -46,9 +46,7 @@ def test_doctor_is_content_after_a_setup(engine: Engine, project: Project, uncha
         "stop-engine",
     ],
 )
-def test_a_dry_run_changes_nothing(
-    engine: Engine, project: Project, unchanged: Unchanged, task: str
-) -> None:
+def test_a_dry_run_changes_nothing(engine: Engine, project: Project, unchanged: Unchanged, task: str) -> None:
     assert engine.version
     write_archive(hello(), project.folder / "image.tar")
     project.write({"Dockerfile": "FROM alpine:latest\nRUN true\n"})

@@ -24,8 +24,9 @@ def installer(engine: Engine, project: Project, request: pytest.FixtureRequest) 
         client.close()
         pytest.skip(f"{INSTALLER} is in this engine already")
     status: int = request.param
-    files = {"install": program("linux/amd64", status), "Dockerfile": 'FROM scratch\nCOPY install /\nENTRYPOINT ["/install"]\n'}
-    project.write(files).task("build-multiarch", "--load", "-t", f"{INSTALLER}:latest", "--platform=linux/amd64")
+    dockerfile = 'FROM scratch\nCOPY install /\nENTRYPOINT ["/install"]\n'
+    project.write({"install": program("linux/amd64", status), "Dockerfile": dockerfile})
+    project.task("build-multiarch", "--load", f"--tag={INSTALLER}:latest", "--platform=linux/amd64")
     yield status
     client.api.remove_image(INSTALLER, force=True)
     client.close()

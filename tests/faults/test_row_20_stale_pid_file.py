@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.processes import Process
 from buildkit_tasks.settings import cache_folder, load
 from tests.conftest import Unchanged
 from tests.project import Project
@@ -29,8 +29,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 def _leave_state(paths: PrivatePaths, pid: int) -> None:
     paths.home.mkdir(parents=True)
     paths.runtime.mkdir(parents=True, exist_ok=True)
-    state = {"pid": pid, "started": 1, "made_bridge": False}
-    paths.state.write_text(json.dumps(state), encoding="utf-8")
+    paths.state.write_text(str(Process(pid=pid, started=1)), encoding="utf-8")
     (paths.runtime / "docker.pid").write_text(str(pid), encoding="ascii")
 
 

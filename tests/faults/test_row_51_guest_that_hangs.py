@@ -6,9 +6,19 @@ from buildkit_tasks.engine import Engine
 from tests.conftest import Unchanged
 from tests.project import Project
 
+GUEST = """\
+#!/bin/sh
+if [ "$(uname -m)" = aarch64 ]; then
+  trap '' TERM INT HUP
+  echo deaf
+  while :; do sleep 1; done
+fi
+echo done
+"""
 DOCKERFILE = """\
 FROM alpine:latest
-CMD ["sh", "-c", "case $(uname -m) in aarch64) trap '' TERM INT HUP; echo deaf; while :; do sleep 1; done;; esac; echo done"]
+COPY guest /guest
+CMD ["/guest"]
 """
 PLATFORMS = "linux/amd64,linux/arm64,linux/arm/v6"
 
@@ -17,7 +27,7 @@ def test_a_guest_that_ignores_term_is_killed_and_removed_and_the_others_finish(
     engine: Engine, project: Project, unchanged: Unchanged
 ) -> None:
     assert engine.version
-    project.write({"Dockerfile": DOCKERFILE})
+    project.write({"Dockerfile": DOCKERFILE, "guest": GUEST})
     project.task("build-multiarch", "--platform", PLATFORMS)
     with unchanged():
         started = time.monotonic()

@@ -27,7 +27,7 @@ runpy.run_module("buildkit_tasks", run_name="__main__")
         ("build-multiarch", "--tag=name:1\n--push"),
         ("build-multiarch", "--platform=--privileged"),
         ("build-multiarch", "--platform=linux/arm64,--push"),
-        ("build-multiarch", "--name=--privileged", "--tag=x:1"),
+        ("build-multiarch", "--builder=--privileged"),
         ("setup-builder", "--platform=--privileged"),
         ("setup-builder", "--name=--privileged"),
         ("run-emulated", "x.tar", "--platform=--privileged"),
@@ -43,7 +43,6 @@ def test_it_is_refused_before_any_command_is_started(
 ) -> None:
     project.write({"Dockerfile": "FROM scratch\n", "x.tar": b""})
     log = project.folder.parent / "commands"
-    words = tuple(word.replace("--name=", "--builder=") if words[0].startswith("build") else word for word in words)
     with unchanged():
         done = project.command(sys.executable, "-c", WATCHED, str(log), *words)
     assert done.code in ((1, 2) if words[-1] == "--privileged" else (2,)), done.stderr

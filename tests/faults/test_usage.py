@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from buildkit_tasks.engine import Engine
 from tests.conftest import Unchanged
 from tests.project import TASKS, Project
 
+INVOKE = (sys.executable, "-m", "invoke")
+
 
 @pytest.mark.parametrize(
     ("typo", "nearest"),
-    [("linux/amr64", "linux/arm64"), ("linux/arm/v9", "linux/arm/v"), ("s390", "linux/s390x")],
+    [("linux/amr64", "linux/arm64"), ("linux/mips64", "linux/mips64le"), ("s390", "linux/s390x")],
 )
 def test_a_typo_in_a_platform_gets_the_nearest_name(
     project: Project, unchanged: Unchanged, typo: str, nearest: str
@@ -40,7 +44,6 @@ def test_a_missing_context_is_named(project: Project, unchanged: Unchanged) -> N
     ("files", "env", "named"),
     [
         ({"pyproject.toml": "[tool.buildkit-tasks]\nplatform = ['linux/amd64']\n"}, {}, "pyproject.toml"),
-        ({"tasks.yaml": "", "invoke.yaml": "buildkit: {platfroms: [linux/amd64]}\n"}, {}, "platfroms"),
         ({}, {"INVOKE_BUILDKIT_PLATFORM": "linux/amd64"}, "environment"),
     ],
 )
@@ -54,17 +57,27 @@ def test_an_unknown_settings_key_is_named_with_its_place(
     assert "did you mean 'platforms'?" in done.stderr
 
 
+def test_an_unknown_key_in_invokes_configuration_is_named(project: Project, unchanged: Unchanged) -> None:
+    tasks = "from buildkit_tasks.tasks import ns\n"
+    project.write({"tasks.py": tasks, "invoke.yaml": "buildkit: {platfroms: [linux/amd64]}\n"})
+    with unchanged():
+        done = project.command(*INVOKE, "build-multiarch")
+    assert done.code == 2, done.stderr
+    assert "unknown key 'platfroms'" in done.stderr
+    assert "did you mean 'platforms'?" in done.stderr
+
+
 def test_a_step_that_fails_passes_its_status_on_and_names_the_platform(
     engine: Engine, project: Project, unchanged: Unchanged
 ) -> None:
     assert engine.version
     dockerfile = 'FROM alpine:latest\nRUN test "$(uname -m)" != armv7l || exit 9\n'
     project.write({"Dockerfile": dockerfile})
-    project.task("build-multiarch", "--platform=linux/arm64")  # so that the base is there
     with unchanged():
-        done = project.task("build-multiarch", "--platform=linux/arm/v6", expect=1)
-    assert "exit code: 9" in done.stderr.rpartition("error:")[2]
-    assert "linux/arm/v6" in done.stderr
+        done = project.task("build-multiarch", "--platform=linux/arm64,linux/arm/v6", expect=1)
+    error = done.stderr.rpartition("error: ")[2]
+    assert error.startswith("linux/arm/v6: docker buildx build failed with status 1: ")
+    assert "exit code: 9" in error
 
 
 def test_a_traceback_is_shown_only_when_asked(project: Project) -> None:

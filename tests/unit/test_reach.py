@@ -58,6 +58,8 @@ def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "DOCKER_HUB", "http://127.0.0.1:9")
     for name in (*reach._PROXIES, "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+    # urllib keeps the proxies of its first call.
+    monkeypatch.setattr("urllib.request._opener", None)
 
 
 @pytest.mark.parametrize(

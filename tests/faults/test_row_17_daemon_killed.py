@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.engine import Engine
+from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.processes import Process, processes_naming
+from buildkit_tasks.settings import cache_folder, load
+from tests.conftest import Unchanged
+
+NAME = "killed"
+
+Start = Callable[[], tuple[Engine, Process]]
+
+
+@pytest.fixture
+def paths() -> PrivatePaths:
+    return PrivatePaths(cache_folder(load()), NAME)
+
+
+@pytest.fixture
+def start(engine: Engine, paths: PrivatePaths) -> Iterator[Start]:
+    """Starts one more private engine, whose daemon a test may kill."""
+    if engine.kind != "private":
+        pytest.skip("no private engine is made here")
+    settings, run = load(), Commands(echo=sys.stderr)
+
+    def ensure() -> tuple[Engine, Process]:
+        found = ensure_private_engine(settings, run, lambda _: None, name=NAME)
+        (daemon,) = processes_naming(paths.home / "daemon.json")
+        return found, daemon
+
+    yield ensure
+    stop_private_engine(settings, run, lambda _: None, name=NAME)
+
+
+def _kill(process: Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+
+
+def test_a_daemon_that_was_killed_is_healed_by_the_next_run(start: Start) -> None:
+    _, first = start()
+    _kill(first)
+    engine, second = start()
+    assert engine.version
+    assert second != first
+
+
+def test_what_a_killed_daemon_leaves_is_removed_by_stop_engine(
+    start: Start, paths: PrivatePaths, unchanged: Unchanged
+) -> None:
+    with unchanged():
+        _, daemon = start()
+        _kill(daemon)
+        stop_private_engine(load(), Commands(echo=sys.stderr), lambda _: None, name=NAME)
+    assert processes_naming(paths.runtime) == []
+    assert not paths.home.exists()
+    assert not paths.runtime.exists()
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    assert str(paths.home) not in mounts
+    assert str(paths.runtime) not in mounts
