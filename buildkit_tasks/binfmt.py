@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Runner
 from buildkit_tasks.errors import EmulatorError
 
 if TYPE_CHECKING:
+    from buildkit_tasks.commands import Runner
     from buildkit_tasks.platforms import Machine
 
 __all__ = ["Binfmt", "Handler"]

@@ -66,10 +66,14 @@ def _engine_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def engine(_handlers_as_before: None, _engine_as_before: None, line: Line) -> Engine:
-    """The engine that the product finds or starts, with emulators for the ten platforms."""
-    assert not [row.message for row in line.emulators.ensure(line.platforms) if not row.runs]
-    return line.engine
+def engine(_handlers_as_before: None, _engine_as_before: None, line: Line) -> Iterator[Engine]:
+    """The engine that the product finds or starts, set up for the ten platforms as the product does it."""
+    name = line.settings.name
+    found = line.builders.find(name)
+    assert [row.message for row in line.setup().platforms if not row.runs] == []
+    yield line.engine
+    if found is None:
+        line.builders.remove(name)
 
 
 @pytest.fixture

@@ -74,14 +74,16 @@ def test_a_tasks_file_of_one_line_is_enough(repo: Project, programs: Path) -> No
 
 
 def test_the_program_needs_no_tasks_file(repo: Project, programs: Path) -> None:
-    done = repo.command(str(programs / "buildkit-tasks"), "build-multiarch", "--json", "--platform=linux/arm64")
+    argv = (str(programs / "buildkit-tasks"), "build-multiarch", "--json", "--platform=linux/arm64")
+    done = repo.command(*argv)
     assert done.code == 0, done.stderr
     assert done.document["outputs"] == [{"type": "oci", "dest": "dist/repo.tar"}]
 
 
 def test_the_wheel_and_not_the_checkout_is_used(programs: Path) -> None:
-    code = "import buildkit_tasks, importlib.metadata as m; print(buildkit_tasks.__file__)"
-    found = subprocess.run([programs / "python", "-I", "-c", code], capture_output=True, text=True, check=True)
+    code = "import buildkit_tasks; print(buildkit_tasks.__file__)"
+    argv = [str(programs / "python"), "-I", "-c", code]
+    found = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(programs.parent)
     types = Path(found.stdout.strip()).parent / "py.typed"
     assert types.is_file()

@@ -46,7 +46,7 @@ def host() -> Scripted:
 def downloads(*names: str) -> Scripted:
     """A host whose private apt downloads these and whose dpkg unpacks a file for each."""
 
-    def download(argv: list[str], call: Call) -> None:
+    def download(_: list[str], call: Call) -> None:
         assert call.cwd is not None
         for name in names:
             (call.cwd / f"{name}_1.0_amd64.deb").touch()

@@ -67,7 +67,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     monkeypatch.setattr(reach, "DOCKER_HUB", "http://127.0.0.1:9")
     monkeypatch.setattr(emulators, "Binfmt", functools.partial(Binfmt, folder=tmp_path / "binfmt_misc"))
     with socket.socket(socket.AF_UNIX) as listener:
@@ -75,8 +74,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         monkeypatch.chdir(tmp_path)
         listener.bind("docker.sock")
         listener.listen()
-        monkeypatch.setenv("DOCKER_HOST", "unix://docker.sock")
-        monkeypatch.setattr("buildkit_tasks.engine.daemon._endpoint", lambda: "unix:docker.sock")
+        monkeypatch.setenv("DOCKER_HOST", "unix:docker.sock")
         yield Bench(tmp_path)
 
 
@@ -138,7 +136,7 @@ def test_a_graph_store_needs_a_builder(bench: Bench) -> None:
 def test_without_a_daemon_the_private_engine_is_the_next_step(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildkit_tasks.engine.daemon._endpoint", lambda: "unix:nothing.sock")
+    monkeypatch.setenv("DOCKER_HOST", "unix:nothing.sock")
     diagnosis = bench.diagnosis()
     engine = diagnosis.findings[0]
     assert (engine.name, engine.ok, engine.next) == ("engine", False, "inv setup-builder")

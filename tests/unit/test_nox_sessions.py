@@ -15,7 +15,8 @@ here = pathlib.Path(__file__).parent
 with (here / "log").open("a") as log:
     print(json.dumps(sys.argv[1:]), file=log)
 if "build-multiarch" in sys.argv:
-    print(json.dumps({{"outputs": [{{"type": "docker", "ref": "x"}}, {{"type": "oci", "dest": "dist/x.tar"}}]}}))
+    archive = {{"type": "oci", "dest": "dist/x.tar"}}
+    print(json.dumps({{"outputs": [{{"type": "docker", "ref": "x"}}, archive]}}))
 sys.exit(any(word in sys.argv for word in os.environ.get("FAILING", "").split()))
 """
 
@@ -40,7 +41,8 @@ class Nox:
     def __call__(self, arguments: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "noxfile.py").write_text(NOXFILE.format(arguments=arguments), encoding="utf-8")
         argv = [sys.executable, "-m", "nox", "--no-venv", *words]
-        env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), **environ}
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        env = {**kept, "HOME": str(self.folder), **environ}
         return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
 
     @property
@@ -82,7 +84,8 @@ def test_the_image_is_built_once_for_all_and_tested_on_each(nox: Nox) -> None:
     assert done.returncode == 0, done.stderr
     (build,) = nox.builds
     assert build == [
-        "-m", "buildkit_tasks", "build-multiarch", "--json", "--platform=linux/arm/v7", "--platform=linux/amd64",
+        "-m", "buildkit_tasks", "build-multiarch", "--json",
+        "--platform=linux/arm/v7", "--platform=linux/amd64",
     ]  # fmt: skip
     image = f"--image=oci-archive:{nox.folder / 'dist/x.tar'}"
     assert nox.tests == [
@@ -101,9 +104,7 @@ def test_one_session_can_be_asked_for_and_words_reach_pytest(nox: Nox) -> None:
 
 
 def test_a_platform_that_fails_does_not_stop_the_others(nox: Nox) -> None:
-    done = nox(f'{TWO}, tests=["t"]', FAILING="--platform=linux/arm/v7\x20nothing") if False else nox(
-        TWO, FAILING="no:cacheprovider"
-    )
+    done = nox(TWO, FAILING="no:cacheprovider")
     assert done.returncode == 1
     assert len(nox.tests) == 2
     assert len(nox.builds) == 1

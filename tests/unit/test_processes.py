@@ -92,8 +92,8 @@ def test_a_process_that_is_gone_is_not_alive_and_cannot_be_looked_up() -> None:
 
 def test_the_start_time_is_read_past_a_name_with_blanks_and_parentheses(tmp_path: Path) -> None:
     program = tmp_path / "a) S 1 (b"
-    program.symlink_to("/bin/sleep")
-    with subprocess.Popen([str(program), "60"]) as child:
+    program.symlink_to(Path(sys.executable).resolve())
+    with subprocess.Popen([str(program), "-I", "-c", "import time; time.sleep(60)"]) as child:
         plain = int(
             Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
         )

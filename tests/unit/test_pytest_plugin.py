@@ -17,7 +17,8 @@ def outcomes(folder: Path, text: str, *options: str) -> tuple[int, str]:
     if not (folder / "pyproject.toml").exists():
         (folder / "pyproject.toml").touch()
     argv = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options, "test_it.py"]
-    env = {name: os.environ[name] for name in ("PATH",)} | {
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    env = kept | {
         "HOME": str(folder),
         "DOCKER_CONFIG": str(folder),
         "DOCKER_HOST": f"unix://{folder}/no.sock",
