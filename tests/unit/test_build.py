@@ -322,6 +322,16 @@ def test_load_beside_another_output_keeps_both(here: Path) -> None:
     assert (here / "x.tar").exists()
 
 
+def test_metadata_of_platforms_loaded_one_by_one_does_not_replace_the_builds(here: Path) -> None:
+    bench = Bench(
+        "type=oci,dest=x.tar", store="graph", driver="docker-container", tags=("a:1",), load=True,
+        metadata_file="m.json",
+    ).succeeds()  # fmt: skip
+    bench.run.tell("*--output=type=docker *", effect=buildx("sha256:other"))
+    bench.result()
+    assert json.loads((here / "m.json").read_text(encoding="utf-8")) == {"containerimage.digest": ROOT}
+
+
 PUSHED = json.dumps(json.loads(IMAGE.blobs[ROOT]))
 
 

@@ -63,12 +63,20 @@ def test_input_environment_and_folder_are_the_calls(tmp_path: Path, monkeypatch:
     code = "import os, sys; print(sys.stdin.read(), os.environ['ADDED'], os.environ['KEPT'], os.getcwd())"
     done = Commands().run(child(code), Call(stdin=b"in", env={"ADDED": "added"}, cwd=tmp_path))
     assert done.stdout.split() == ["in", "added", "kept", str(tmp_path)]
+    done = Commands().run(child(code), Call(stdin=b"in", env={"ADDED": "x", "KEPT": "replaced"}))
+    assert done.stdout.split()[:3] == ["in", "x", "replaced"]
 
 
-def test_without_input_a_child_reads_nothing_and_does_not_wait() -> None:
-    assert (
-        Commands().run(child("import sys; print(repr(sys.stdin.read()))"), Call(timeout=20)).stdout == "''\n"
-    )
+READS = """
+import sys
+from buildkit_tasks.commands import Commands
+print(Commands().run([sys.executable, "-I", "-c", "import sys; print(repr(sys.stdin.read()))"]).stdout)
+"""
+
+
+def test_without_input_a_child_reads_nothing_of_ours() -> None:
+    done = subprocess.run([PYTHON, "-c", READS], input="ours", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "''"
 
 
 def test_bytes_that_are_no_text_do_no_harm() -> None:
@@ -329,7 +337,8 @@ def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> Non
     )
     argv = child(code, str(go))
     with os.fdopen(reader, encoding="utf-8") as shown, os.fdopen(writer, "w", encoding="utf-8") as live:
-        ours = subprocess.Popen([PYTHON, "-c", STREAMS, *argv], stdout=live)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        ours = subprocess.Popen([PYTHON, "-c", STREAMS, *argv], stdout=live, env=buffered)
         try:
             assert shown.readline() == "early\n"
             go.touch()

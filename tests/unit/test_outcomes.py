@@ -65,6 +65,7 @@ def test_only_standard_output_is_looked_at() -> None:
         (r"^{platform}$", AMD64, "linux/amd64", "linux/amd64x"),
         (r"^{machine}$", ARM, "armv7l", "aarch64"),
         (r"^{machine}$", ARM, "armv8l", "armv8lx"),
+        (r"^{machine}$", ARM, "armv6l", "armv7lx"),
         (r"^{machine}$", AMD64, "x86_64", "i686"),
         (r"x{2,3}", AMD64, "xxx", "x"),
     ],

@@ -57,6 +57,16 @@ def test_any_source_is_stronger_than_the_default(here: Path, source: str, origin
     assert not settings.given("driver")
 
 
+def test_every_origin_has_a_rank_of_its_own() -> None:
+    assert [origin.name for origin in sorted(Origin)] == [
+        "DEFAULT",
+        "PYPROJECT",
+        "INVOKE",
+        "ENVIRONMENT",
+        "FLAG",
+    ]
+
+
 def test_without_any_source_the_defaults_hold(here: Path) -> None:
     settings = load(environ={}, folder=here)
     assert settings == Settings()
