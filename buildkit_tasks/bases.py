@@ -61,6 +61,11 @@ LABEL io.buildkit-tasks.stand-in=golang
 WORKDIR /go
 """
 
+_DOCKERFILES = {"alpine": _ALPINE, "golang": _GOLANG}
+# alpine's layers go into every archive; golang's are read here and nowhere else, and packing 200 MB
+# would only take time.
+_COMPRESSION = {"alpine": "gzip,force-compression=true", "golang": "uncompressed"}
+
 _ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nnobody:x:65534:\n",
@@ -152,16 +157,16 @@ class StandIns:
             for platform in platforms:
                 program = _busybox(prefixes[platform.debian])
                 shutil.copy2(program, context / f"busybox-{platform.architecture}{platform.variant}")
-        self._build(folder, _ALPINE, platforms, {})
+        self._build("alpine", folder, platforms, {})
 
     def _golang(self, folder: Path, platforms: Sequence[Platform]) -> None:
         alpine = self.layout("alpine", platforms)
         if not self.run.dry_run:
             fetch_go(folder / "context", self.run)
-        self._build(folder, _GOLANG, platforms, {"alpine-standin": alpine})
+        self._build("golang", folder, platforms, {"alpine-standin": alpine})
 
     def _build(
-        self, folder: Path, dockerfile: str, platforms: Sequence[Platform], contexts: Mapping[str, str]
+        self, kind: str, folder: Path, platforms: Sequence[Platform], contexts: Mapping[str, str]
     ) -> None:
         """Build a stand-in into ``folder/layout`` and note its digest."""
         archive = folder / "image.tar"
@@ -169,12 +174,11 @@ class StandIns:
             *self.engine.tools.buildx, "build", f"--builder={self.builder}", "--provenance=false",
             "--network=none",
             f"--platform={','.join(map(str, platforms))}",
-            # A base is read here and nowhere else: packing 200 MB of Go would only take time.
-            f"--output=type=oci,dest={archive},compression=uncompressed",
+            f"--output=type=oci,dest={archive},compression={_COMPRESSION[kind]}",
             *(f"--build-context={name}={value}" for name, value in contexts.items()),
             "--file=-", str(folder / "context"),
         ]  # fmt: skip
-        call = self.engine.call(stdin=dockerfile.encode(), timeout=_BUILD_SECONDS)
+        call = self.engine.call(stdin=_DOCKERFILES[kind].encode(), timeout=_BUILD_SECONDS)
         done = self.run.run(argv, call, mutates=True)
         if not done.ok:
             raise EngineError(f"a stand-in base could not be built: {done.reason}")

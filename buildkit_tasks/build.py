@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +94,8 @@ class Build:
             contexts = (*(f"{name}={value}" for name, value in self.plan.contexts), *request.build_contexts)
             ready = replace(request, outputs=staged, build_contexts=contexts)
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self._builder_options, metadata)]
-            done = self.run.stream(argv, self.engine.call())
+            with _reading_ahead():
+                done = self.run.stream(argv, self.engine.call())
             if not done.ok:
                 raise _failure(done)
             if self.run.dry_run:
@@ -155,6 +158,18 @@ class Build:
             for entry in entries
             if entry.platform and not entry.is_attestation
         }
+
+
+@contextlib.contextmanager
+def _reading_ahead() -> Iterator[None]:
+    """Import, while buildx works and this process waits, what reads and shows its result."""
+    names = ("buildkit_tasks.oci.source", "rich.table", "rich.console")
+    thread = threading.Thread(target=lambda: [importlib.import_module(name) for name in names])
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSummary) -> None:

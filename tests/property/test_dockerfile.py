@@ -21,8 +21,6 @@ def test_the_reader_never_fails_and_names_no_base_twice(text: str, build_args: d
     assert "scratch" not in found.images
 
 
-@given(st.text(alphabet="abc:/.-_0123456789", min_size=1).filter(lambda name: name.lower() != "scratch"))
+@given(st.from_regex(r"[a-c0-9][abc:/._0-9-]*", fullmatch=True))
 def test_any_plain_name_after_from_is_a_base(name: str) -> None:
-    assert read_bases(f"FROM --platform=$BUILDPLATFORM {name} AS stage\n", {}).images == (
-        () if name.startswith("--") else (name,)
-    )
+    assert read_bases(f"FROM --platform=$BUILDPLATFORM {name} AS stage\n", {}).images == (name,)

@@ -328,6 +328,7 @@ Commands(live=sys.stdout).stream(sys.argv[1:])
 """
 
 
+@pytest.mark.timeout(30)
 def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     go = tmp_path / "go"
