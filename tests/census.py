@@ -73,9 +73,11 @@ def handlers() -> tuple[tuple[str, bytes], ...]:
 
 def _processes() -> Iterator[str]:
     """Those that a test has started, however far down: they inherit its mark."""
+    ((name, value),) = MARK.items()
+    mark = f"{name}={value}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"{MARK}=yes".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 if words:  # a zombie has none
                     yield f"{entry.name} {words.strip()}"

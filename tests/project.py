@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 from buildkit_tasks.binaries.probe import probe_program
 from buildkit_tasks.platforms import Platform
 
-MARK = "BUILDKIT_TASKS_TESTED"  # in the environment of every process that a test starts
+# In the environment of every process that this test session starts, and of no other session's.
+MARK = {"BUILDKIT_TASKS_TESTED_BY": uuid.uuid4().hex}
 TASKS = (sys.executable, "-m", "buildkit_tasks")
 HOPELESS = "00 00 00 00"  # arm64's udf and riscv64's defined-illegal word: SIGILL
 
@@ -58,7 +60,7 @@ class Project:
         return subprocess.Popen(
             argv,
             cwd=self.folder,
-            env={**os.environ, MARK: "yes", **self.env},
+            env={**os.environ, **MARK, **self.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
