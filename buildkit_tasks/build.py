@@ -74,11 +74,6 @@ class Build:
         )
 
     @property
-    def _builder_options(self) -> tuple[str, ...]:
-        network = self.engine.build_options if self.builder.driver == "docker" else ()
-        return (f"--builder={self.builder.name}", *network)
-
-    @property
     def _one_by_one(self) -> bool:
         several = len(self.request.platforms) > 1
         return self.request.load and several and self.engine.store != "containerd"
@@ -93,7 +88,7 @@ class Build:
         with _staging(outputs, dry_run=self.run.dry_run) as (staged, moves), _scratch_file() as metadata:
             contexts = (*(f"{name}={value}" for name, value in self.plan.contexts), *request.build_contexts)
             ready = replace(request, outputs=staged, build_contexts=contexts)
-            argv = [*self.engine.tools.buildx, *build_arguments(ready, self._builder_options, metadata)]
+            argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
             with _reading_ahead():
                 done = self.run.stream(argv, self.engine.call())
             if not done.ok:

@@ -88,9 +88,11 @@ class Emulators:
         if self._remote is None and self.settings.emulators != "none":
             self._show_table()
         rows = self.inspect(platforms)
-        broken = [Platform.parse(row.platform) for row in rows if not row.runs]
-        if not broken or self.settings.emulators == "none":
+        failing = [row for row in rows if not row.runs]
+        hopeless = not recreate and all(row.handler for row in failing)
+        if hopeless or self.settings.emulators == "none":
             return rows
+        broken = [Platform.parse(row.platform) for row in failing]
         if self._remote is None:
             self._register(broken, recreate=recreate)
         else:
@@ -124,11 +126,11 @@ class Emulators:
 
     def _add(self, machine: Machine, program: Path | None) -> None:
         """Register one architecture, with the binfmt image where there is no program for it."""
-        if program is None:
+        if program is not None:
+            self.tell(f"registering {program} for linux/{machine.architecture}")
+            self.table.register(machine, program)
+        elif self.settings.emulators != "host":
             self._install_image([Platform("linux", machine.architecture)])
-            return
-        self.tell(f"registering {program} for linux/{machine.architecture}")
-        self.table.register(machine, program)
 
     def _qemu(self, machine: Machine) -> Path | None:
         """A static QEMU for this architecture: the host's, else Debian's in the private prefix."""

@@ -17,7 +17,7 @@ from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.build import Build, check_capabilities
 from buildkit_tasks.builder import Builders, require_index
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
-from buildkit_tasks.engine import Engine, ensure_engine
+from buildkit_tasks.engine import Engine, ensure_engine, existing_engine
 from buildkit_tasks.errors import BuildkitTasksError, UsageError
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
@@ -160,10 +160,17 @@ class Line:
         return report, None
 
     def remove(self, *, keep_state: bool) -> list[str]:
-        """Remove the builder by the settings' name and the handlers that we added; gives their names."""
-        removed = [f"handler {name}" for name in self.emulators.table.remove_ours()]
-        if self.builders.remove(self.settings.name, keep_state=keep_state):
-            removed.append(f"builder {self.settings.name}")
+        """Remove the builder by the settings' name and the handlers that we added; gives their names.
+
+        No engine is started for it: a builder that is not reached now was not made on one that runs.
+        """
+        here = Emulators.here(self.settings, self.run, self.tell)
+        removed = [f"handler {name}" for name in here.table.remove_ours()]
+        engine = existing_engine(self.settings, self.run)
+        if isinstance(engine, Engine):
+            builders = Builders(engine=engine, settings=self.settings, run=self.run, tell=self.tell)
+            if builders.remove(self.settings.name, keep_state=keep_state):
+                removed.append(f"builder {self.settings.name}")
         return removed
 
     @property

@@ -21,7 +21,7 @@ def _text(name: str, text: str, *, setting: str = "", short: str = "") -> Option
 
 IMAGE = Option(
     name="image",
-    help="oci-archive:FILE, oci:DIR, docker-daemon:REF or a path (default: what was built last here)",
+    help="oci-archive:FILE, oci:DIR or a path, and to run also docker-daemon:REF (default: built last here)",
     positional=True,
 )
 PLATFORM = _list("platform", "a platform such as linux/arm/v7, or several with commas", setting="platforms")

@@ -13,8 +13,6 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.outputs import OutputSpec, check_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases"]
@@ -111,11 +109,8 @@ def read_request_bases(request: BuildRequest) -> Bases:
     return read_bases(text, {name: value or os.environ.get(name, "") for name, _, value in pairs})
 
 
-def build_arguments(request: BuildRequest, builder: Sequence[str], metadata: Path) -> list[str]:
-    """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``.
-
-    ``builder`` is the options that choose the builder and suit it.
-    """
+def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list[str]:
+    """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``."""
     repeated = {
         "tag": request.tags,
         "output": request.outputs,
@@ -140,7 +135,7 @@ def build_arguments(request: BuildRequest, builder: Sequence[str], metadata: Pat
     }
     return [
         "build",
-        *builder,
+        f"--builder={builder}",
         f"--platform={','.join(map(str, request.platforms))}",
         *(f"--{name}={value}" for name, value in single.items() if value),
         *(f"--{name}={value}" for name, values in repeated.items() for value in values),

@@ -69,6 +69,8 @@ def arch_matrix(edge: Edge) -> None:
     report, error = edge.line.matrix(_request(edge))
     code = 1 if report.run is None else _run_code(report.run)
     edge.show(report, code=error.exit_code if error else code)
+    if error:
+        edge.tell(f"error: {error}")
 
 
 @job(PLATFORM, *ENVIRONMENT)

@@ -51,8 +51,7 @@ class Engine:
 
     ``store`` is ``containerd`` or ``graph`` (the classic image store); ``local`` tells whether its
     kernel is this one, so that binfmt_misc here is the one that its containers see; ``context`` is
-    docker's context, after which buildx names the engine's own builder; ``bridged`` tells whether it
-    has a network of its own for the steps of a build.
+    docker's context, after which buildx names the engine's own builder.
     """
 
     kind: str
@@ -64,18 +63,12 @@ class Engine:
     tools: Tools
     context: str = "default"
     mirrors: tuple[str, ...] = ()
-    bridged: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def planned(self) -> bool:
         """Whether it is only what a dry run would start."""
         return not self.version
-
-    @property
-    def build_options(self) -> tuple[str, ...]:
-        """What its own builder needs to run a step: without a bridge, that is the host's network."""
-        return () if self.bridged else ("--network=host",)
 
     @property
     def summary(self) -> EngineSummary:

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from buildkit_tasks.commands import Call, Runner
@@ -115,9 +114,7 @@ def stop_private_engine(
 
 
 def _described(paths: PrivatePaths, tools: Tools, run: Runner) -> Engine:
-    found = describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
-    configuration = json.loads((paths.home / "daemon.json").read_text(encoding="utf-8"))
-    return replace(found, bridged=configuration.get("bridge") != "none")
+    return describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
 
 
 def _recorded(paths: PrivatePaths) -> Process | None:

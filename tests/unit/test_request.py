@@ -153,7 +153,7 @@ def test_a_folder_is_no_remote_context(path: str, context: Path) -> None:
 
 def test_the_arguments_of_a_plain_build_are_exactly_these() -> None:
     output = OutputSpec(type="oci", attributes=(("dest", "a,b.tar"),))
-    argv = build_arguments(request(outputs=(output,), tags=("a:1", "b:2")), ["--builder=x"], Path("/m.json"))
+    argv = build_arguments(request(outputs=(output,), tags=("a:1", "b:2")), "x", Path("/m.json"))
     assert argv == [
         "build",
         "--builder=x",
@@ -188,11 +188,12 @@ def test_every_option_reaches_buildx_bound_to_its_flag() -> None:
             pull=True,
             progress="plain",
         ),
-        [],
+        "x",
         Path("m"),
     )
     assert argv == [
         "build",
+        "--builder=x",
         "--platform=linux/amd64,linux/arm/v7",
         "--file=D f",
         "--target=--t",
@@ -225,7 +226,7 @@ def test_progress_is_plain_in_ci_unless_somebody_asks(
     monkeypatch: pytest.MonkeyPatch, asked: str, ci: str, given: list[str]
 ) -> None:
     monkeypatch.setenv("CI", ci)
-    argv = build_arguments(request(progress=asked), [], Path("m"))
+    argv = build_arguments(request(progress=asked), "x", Path("m"))
     assert [word for word in argv if word.startswith("--progress")] == given
 
 
