@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sphinx.util import logging
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tables
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
 project = "buildkit_tasks"
 author = "the buildkit_tasks contributors"
 project_copyright = author
@@ -12,3 +25,16 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = "buildkit_tasks"
+
+
+def setup(app: Sphinx) -> None:
+    """Compare the tables with the code."""
+    app.connect("builder-inited", _compare)
+
+
+def _compare(app: Sphinx) -> None:
+    for page in tables.PAGES:
+        path = Path(app.srcdir) / page
+        if tables.fresh(page) != path.read_text(encoding="utf-8"):
+            warning = "its tables are not what the code says: python docs/tables.py"
+            logging.getLogger(__name__).warning(warning, location=path.stem)

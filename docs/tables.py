@@ -1,0 +1,105 @@
+"""The tables of ``tasks.md`` and ``settings.md``, made from the code that they describe.
+
+``python docs/tables.py`` writes them anew. ``conf.py`` compares them at every build, and one that
+does not say what the code says is a warning; with ``-W`` that is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.edge import Job, Option
+from buildkit_tasks.settings import KEYS, Settings
+from buildkit_tasks.tasks import ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["PAGES", "fresh"]
+
+_FOLDER = Path(__file__).parent
+_EVERY_TASK = "Options of every task"
+_KINDS = {tuple: "list", str: "text", int: "whole number", float: "number"}
+
+
+def fresh(name: str) -> str:
+    """The page as it has to be: each section's first table as the code has it, all else as it is."""
+    return PAGES[name]((_FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _tasks(text: str) -> str:
+    jobs = {name: job for name, job in ns.tasks.items() if isinstance(job, Job)}
+    every = [option.name for option in next(iter(jobs.values())).options.values() if _is_common(option, jobs)]
+    text = _replaced(text, _EVERY_TASK, _option_table(jobs["doctor"], lambda option: option.name in every))
+    for name, job in jobs.items():
+        text = _replaced(text, name, _option_table(job, lambda option: option.name not in every))
+    return text
+
+
+def _is_common(option: Option, jobs: dict[str, Job]) -> bool:
+    return all(option.name in job.options for job in jobs.values())
+
+
+def _option_table(job: Job, chosen: Callable[[Option], bool]) -> Iterator[str]:
+    yield "| option | kind | what it is | setting |"
+    yield "| --- | --- | --- | --- |"
+    for option in filter(chosen, job.options.values()):
+        kind = {(): "list", False: "flag"}.get(option.default, "text")
+        words = option.help.removesuffix("; repeatable").replace("|", "\\|")
+        setting = f"`{_dashed(option.setting)}`" if option.setting else ""
+        yield f"| {_written(option)} | {kind} | {words} | {setting} |"
+
+
+def _written(option: Option) -> str:
+    name = f"`--{_dashed(option.name)}`"
+    if option.positional:
+        return f"`[{option.name.upper()}]`, {name}"
+    return f"`-{option.short}`, {name}" if option.short else name
+
+
+def _settings(text: str) -> str:
+    """Keys, kinds and defaults are the code's; what a key is stays as it is written there."""
+    words = dict(re.findall(r"^\| `([a-z-]+)` \|[^|]*\|[^|]*\| (.*) \|$", text, re.MULTILINE))
+    return _replaced(text, "Keys", _key_table(words))
+
+
+def _key_table(words: dict[str, str]) -> Iterator[str]:
+    yield "| key | kind | default | what it is |"
+    yield "| --- | --- | --- | --- |"
+    defaults = {each.name: each.default for each in fields(Settings) if each.name in KEYS}
+    for name, default in defaults.items():
+        key = _dashed(name)
+        said = words.get(key, "(nobody has said yet)")
+        yield f"| `{key}` | {_KINDS[type(default)]} |{_shown(default)} | {said} |"
+
+
+def _shown(default: object) -> str:
+    items = default if isinstance(default, tuple) else (default,)
+    texts = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+    shown = ", ".join(f"`{text}`" for text in texts if text)
+    return shown and f" {shown}"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _replaced(text: str, heading: str, rows: Iterable[str]) -> str:
+    """The page with the first table under a heading replaced. Raises :class:`LookupError`."""
+    pattern = rf"(^## {re.escape(heading)}\n(?:(?!## |\|).*\n)*)(?:\|.*\n)+"
+    table = "".join(f"{row}\n" for row in rows)
+    found, count = re.subn(pattern, lambda match: match[1] + table, text, count=1, flags=re.MULTILINE)
+    if not count:
+        raise LookupError(f"no table under '## {heading}'")
+    return found
+
+
+PAGES: dict[str, Callable[[str], str]] = {"tasks.md": _tasks, "settings.md": _settings}
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        (_FOLDER / page).write_text(fresh(page), encoding="utf-8")
