@@ -7,6 +7,7 @@ what the earlier ones gave, and none reaches back.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -125,6 +126,9 @@ class Line:
 
     def emulate(self, image: str, platforms: tuple[Platform, ...] = ()) -> RunReport:
         """Run the image on each platform and check what it prints, as the settings say."""
+        with ThreadPoolExecutor(max_workers=1) as aside:
+            aside.submit(importlib.import_module, "docker")  # 120 ms, while the engine is asked
+            self.engine  # noqa: B018 - connects
         from buildkit_tasks.emulate.outcomes import Expectation  # noqa: PLC0415 - the Docker SDK
         from buildkit_tasks.emulate.service import RunRequest, run_emulated  # noqa: PLC0415
 

@@ -117,7 +117,7 @@ def _sources(
         label = f"{pyproject}: [tool.buildkit-tasks]"
         yield Origin.PYPROJECT, label, _checked(_pyproject_table(pyproject), label)
     label = "Invoke's configuration: buildkit"
-    yield Origin.INVOKE, label, _checked(invoke or {}, label)
+    yield Origin.INVOKE, label, _checked(_without_environment(invoke or {}, environ), label)
     for variable, key in _FIELD_VARIABLES.items():
         if environ.get(variable):
             yield Origin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
@@ -128,6 +128,13 @@ def _sources(
             yield Origin.ENVIRONMENT, label, _checked({key: text}, label)
     given = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
     yield Origin.FLAG, "command line", given
+
+
+def _without_environment(invoke: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Invoke has merged the environment into its configuration: a bad value there is not the file's."""
+    return {
+        key: value for key, value in invoke.items() if f"{_ENVIRONMENT_PREFIX}{key.upper()}" not in environ
+    }
 
 
 def find_pyproject(folder: Path) -> Path | None:

@@ -87,7 +87,8 @@ def doctor(edge: Edge) -> None:
 def remove_builder(edge: Edge) -> None:
     """Remove the builder and the binfmt_misc handlers that were added here, and nothing else."""
     removed = edge.line.remove(keep_state=edge.options["keep_state"])
-    edge.say({"ok": True, "removed": removed}, f"removed: {', '.join(removed) or 'nothing was there'}")
+    done = "would remove" if edge.dry_run else "removed"
+    edge.say({"ok": True, "removed": removed}, f"{done}: {', '.join(removed) or 'nothing is there'}")
 
 
 @job(CACHE_STATE)
@@ -97,7 +98,8 @@ def stop_engine(edge: Edge) -> None:
 
     line = edge.line
     stopped = stop_private_engine(line.settings, line.run, line.tell, keep_state=edge.options["keep_state"])
-    edge.say({"ok": True, "stopped": stopped}, "stopped" if stopped else "no private engine was running")
+    done = "it would be stopped" if edge.dry_run else "stopped"
+    edge.say({"ok": True, "stopped": stopped}, done if stopped else "no private engine was running")
 
 
 def _request(edge: Edge) -> BuildRequest:

@@ -14,6 +14,7 @@ from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.emulators import Emulators, with_versions
 from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import Outcome, PlatformSetup, RunReport, RunResult
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.commands import Runner
     from buildkit_tasks.engine.daemon import Engine
-    from buildkit_tasks.platforms import Platform
 
 __all__ = ["RunRequest", "run_emulated"]
 
@@ -65,23 +65,30 @@ def run_emulated(request: RunRequest, engine: Engine, emulators: Emulators) -> R
     if emulators.run.dry_run:
         return _shown(request, engine, emulators.run)
     words = request.words
-    client = connect(engine)
-    reap(client)
-    with image_in_engine(request.image, request.platforms, engine, client) as images:
-        wanted = request.platforms or tuple(images)
-        setups = with_versions(emulators.ensure(wanted), emulators.run)
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        # Platforms are probed while the image is found or loaded: neither needs the other.
+        early = aside.submit(_setups, request.platforms, emulators)
+        client = connect(engine)
+        reap(client)
+        with image_in_engine(request.image, request.platforms, engine, client) as images:
+            setups = early.result() if request.platforms else _setups(tuple(images), emulators)
 
-        def one(platform: Platform, setup: PlatformSetup) -> RunResult:
-            if platform not in images:
-                return _missing(platform, images)
-            guest = request.guest(platform, images[platform], setup, words)
-            if not setup.runs:
-                return guest.result(Outcome.NOT_REGISTERED, setup.message)
-            return run_guest(client, guest)
+            def one(setup: PlatformSetup) -> RunResult:
+                platform = Platform.parse(setup.platform)
+                if platform not in images:
+                    return _missing(platform, images)
+                guest = request.guest(platform, images[platform], setup, words)
+                if not setup.runs:
+                    return guest.result(Outcome.NOT_REGISTERED, setup.message)
+                return run_guest(client, guest)
 
-        with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
-            results = tuple(pool.map(one, wanted, setups))
+            with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
+                results = tuple(pool.map(one, setups))
     return RunReport(subject=request.image, results=results)
+
+
+def _setups(platforms: Sequence[Platform], emulators: Emulators) -> tuple[PlatformSetup, ...]:
+    return with_versions(emulators.ensure(platforms), emulators.run) if platforms else ()
 
 
 def _shown(request: RunRequest, engine: Engine, run: Runner) -> RunReport:
