@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -22,6 +23,13 @@ from buildkit_tasks.debian import Packages, provision
 names = [Packages(names=("tini",), suite="host", dependencies=True)]
 provision(Path(sys.argv[1]), names, Commands(echo=sys.stderr), lambda _: None)
 """
+
+LOCKS = [
+    Path("/var/lib/dpkg/lock"),
+    Path("/var/lib/dpkg/lock-frontend"),
+    Path("/var/lib/apt/lists/lock"),
+    Path("/var/cache/apt/archives/lock"),
+]
 
 
 @pytest.fixture
@@ -55,14 +63,16 @@ def test_what_was_cut_off_is_made_again(place: Path, project: Project, unchanged
     assert (place / ".complete").exists()
 
 
-def test_dpkgs_lock_is_none_of_our_business(place: Path, project: Project, unchanged: Unchanged) -> None:
+def test_the_locks_of_dpkg_and_apt_are_none_of_our_business(
+    place: Path, project: Project, unchanged: Unchanged
+) -> None:
     place.parent.mkdir()
-    locks = [Path("/var/lib/dpkg") / name for name in ("lock", "lock-frontend")]
-    if os.geteuid() != 0 or not all(lock.exists() for lock in locks):
+    if os.geteuid() != 0 or not LOCKS[0].exists():
         pytest.skip("only root can hold dpkg's lock")
-    with unchanged(), locks[0].open("r+b") as lock, locks[1].open("r+b") as frontend:
-        for each in (lock, frontend):
-            fcntl.lockf(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with unchanged(), contextlib.ExitStack() as held:
+        for lock in LOCKS:
+            if lock.exists():  # apt makes its own at the first update
+                fcntl.lockf(held.enter_context(lock.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         done = project.command(*_argv(place))
         assert done.code == 0, done.stderr
     assert (place / "usr/bin/tini").exists()
