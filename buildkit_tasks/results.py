@@ -38,10 +38,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was compared: what was expected, what was found, and where."""
+    """One thing that was compared: what was expected, what was found, and where.
+
+    One that holds may still be a ``warning``: something that is worth a look and proves nothing.
+    """
 
     name: str
     ok: bool
+    warning: bool = False
     expected: str = ""
     actual: str = ""
     path: str = ""
@@ -61,6 +65,11 @@ class PlatformVerdict:
     def ok(self) -> bool:
         """Whether every check held."""
         return bool(self.checks) and all(check.ok for check in self.checks)
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """The checks that hold and are worth a look all the same."""
+        return tuple(check for check in self.checks if check.ok and check.warning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +257,8 @@ Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport
 def document(report: Any) -> Any:
     """The JSON-ready form of a report: its fields, ``ok``, and no key that holds nothing new.
 
-    Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one.
+    Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one, and only
+    a warning says that it is one.
     """
     if isinstance(report, enum.Enum):
         return report.value
@@ -264,6 +274,6 @@ def _keys(report: Any) -> Iterator[tuple[str, Any]]:
         yield "ok", report.ok
     for each in dataclasses.fields(report):
         value = getattr(report, each.name)
-        if value is None and each.name in ("dest", "ref"):
+        if (value is None and each.name in ("dest", "ref")) or (value is False and each.name == "warning"):
             continue
         yield each.name, document(value)
