@@ -1,0 +1,159 @@
+"""Image references: ``[HOST[:PORT]/]PATH[:TAG][@DIGEST]``, as every tool of the field reads them.
+
+The grammar and the short forms of github.com/distribution/reference: ``alpine`` means
+``docker.io/library/alpine:latest``. The text is parted at its separators first, and each small part is
+matched whole, so that no text, however hostile, takes more than linear time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from buildkit_tasks.errors import MalformedImage, UsageError
+from buildkit_tasks.oci.model import Digest
+
+__all__ = ["DOCKER_IO", "Reference"]
+
+DOCKER_IO = "docker.io"
+_INDEX_DOCKER_IO = "index.docker.io"  # what docker.io was called once
+_MAX_TEXT = 1024  # more than the longest host, path, tag and digest together
+_MAX_PATH = 255
+_MAX_PORT = 65535
+_SHOWN = 160
+
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", re.ASCII)
+_LABEL = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?", re.ASCII)
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_HEX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_WRITTEN = "write it as registry/name:tag or registry/name@sha256:..."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Which image: the registry's host (and port), the repository in it, and a tag, a digest or both.
+
+    Where there is a digest it alone says what is meant; the tag is a remark.
+    """
+
+    host: str
+    repository: str
+    tag: str = ""
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read a reference, short forms included; :class:`UsageError` says what is wrong with one."""
+        if not text or len(text) > _MAX_TEXT:
+            raise _error(text, "it is empty" if not text else f"it is longer than {_MAX_TEXT} characters")
+        if "://" in text:
+            raise UsageError(f"{_shown(text)} is a URL, not an image reference", hint=_WRITTEN)
+        rest, at, digest = text.partition("@")
+        name, tag = _split_tag(rest)
+        host, repository = _split_host(name, text)
+        if tag is not None and not _TAG.fullmatch(tag):
+            raise _error(
+                text, f"{_shown(tag)} is no tag: letters, digits, '_', '.', '-', at most 128 of them"
+            )
+        found = _digest(digest, rest) if at else None
+        return cls(host=host, repository=repository, tag=tag or ("" if found else "latest"), digest=found)
+
+    @property
+    def identifier(self) -> str:
+        """What the registry is asked for: the digest, or the tag."""
+        return self.tag if self.digest is None else str(self.digest)
+
+    @property
+    def name(self) -> str:
+        """Host and repository, without tag and digest."""
+        return f"{self.host}/{self.repository}"
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.name}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def _split_tag(rest: str) -> tuple[str, str | None]:
+    """Part a name from its tag: a colon before the last slash is a port's."""
+    name, colon, tag = rest.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (rest, None)
+
+
+def _split_host(name: str, text: str) -> tuple[str, str]:
+    """The registry and the repository in it.
+
+    The first component is a host if nothing else could be meant: it has a dot, a colon or an
+    upper-case letter, or is ``localhost``.
+    """
+    first, slash, rest = name.partition("/")
+    is_host = slash and (first == "localhost" or first != first.lower() or "." in first or ":" in first)
+    host, path = (first, rest) if is_host else (DOCKER_IO, name)
+    if host == _INDEX_DOCKER_IO:
+        host = DOCKER_IO
+    if host == DOCKER_IO and "/" not in path:
+        if _HEX_ID.fullmatch(path):
+            raise _error(text, "64 hex digits are an image's id, which no registry knows")
+        path = f"library/{path}"
+    _check_host(host, text)
+    _check_path(path, text)
+    return host, path
+
+
+def _check_path(path: str, text: str) -> None:
+    if len(path) > _MAX_PATH:
+        raise _error(text, f"its repository is longer than {_MAX_PATH} characters")
+    for component in path.split("/"):
+        if not _COMPONENT.fullmatch(component):
+            _refuse_component(component, text)
+
+
+def _refuse_component(component: str, text: str) -> None:
+    if component != component.lower() and _COMPONENT.fullmatch(component.lower()):
+        raise UsageError(
+            f"{_shown(text)} is no image reference: repositories are written in lower case",
+            hint=f"write {component.lower()} instead of {component}",
+        )
+    said = f"{_shown(component)} is no part of a repository's name" if component else "a part of it is empty"
+    raise _error(text, f"{said}: lower-case letters and digits, parted by one '.', '_', '__' or by '-'")
+
+
+def _check_host(host: str, text: str) -> None:
+    if host.startswith("["):
+        address, _, rest = host[1:].partition("]")
+        good = _is_ipv6(address) and (not rest or (rest.startswith(":") and _is_port(rest[1:])))
+    else:
+        labels, colon, port = host.partition(":")
+        good = all(_LABEL.fullmatch(label) for label in labels.split(".")) and (not colon or _is_port(port))
+    if not good:
+        raise _error(text, f"{_shown(host)} is no registry's host and port")
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return "%" not in address and bool(ipaddress.IPv6Address(address))
+    except ValueError:
+        return False
+
+
+def _is_port(text: str) -> bool:
+    return (
+        text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_PORT)) and 0 < int(text) <= _MAX_PORT
+    )
+
+
+def _digest(text: str, rest: str) -> Digest:
+    try:
+        return Digest(text)
+    except MalformedImage as error:
+        right = text.replace("=", ":", 1)
+        hint = f"a digest is written with a colon: {rest}@{right}" if right != text else _WRITTEN
+        raise UsageError(error.message, hint=hint[:_MAX_TEXT]) from None
+
+
+def _error(text: str, why: str) -> UsageError:
+    return UsageError(f"{_shown(text)} is no image reference: {why}", hint=_WRITTEN)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
