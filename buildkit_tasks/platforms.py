@@ -25,6 +25,7 @@ __all__ = [
     "MACHINES",
     "Machine",
     "Platform",
+    "foreign_machine",
     "known_platforms",
     "machine_of_elf",
     "native_platform",
@@ -32,6 +33,7 @@ __all__ = [
     "platform_of_uname",
 ]
 
+_FOREIGN: dict[tuple[int, str, int], str] = {}
 _ELF_CLASS = {32: 1, 64: 2}
 _ELF_DATA = {"little": 1, "big": 2}
 _ET_EXEC = 2
@@ -371,3 +373,8 @@ def machine_of_elf(elf_class: int, elf_data: int, elf_machine: int) -> Machine |
         ):
             return row
     return None
+
+
+def foreign_machine(bits: int, order: str, elf_machine: int) -> str:
+    """What the world calls a machine that is not in the table; ``unknown`` if nobody does."""
+    return _FOREIGN.get((bits, order, elf_machine), "unknown")

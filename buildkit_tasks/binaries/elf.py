@@ -1,20 +1,37 @@
-"""The header of an ELF file: which machine a program was made for, and who loads it.
+"""What an ELF file says about itself: the machine it was made for, who loads it, what it needs.
 
-System V gABI, chapter 4 ("ELF Header") and chapter 5 ("Program Header"). Only what tells
-architectures apart is read; every problem is a :class:`MalformedImage`.
+System V gABI, chapter 4 ("ELF Header", "Sections") and chapter 5 ("Program Header", "Dynamic
+Section"). A header that is wrong is a :class:`MalformedImage`; damage further on is collected, as a
+loader may never look there. Files are hostile: every count is capped, and offsets that lead nowhere
+give no bytes.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from buildkit_tasks.binaries.evidence import gather
+from buildkit_tasks.binaries.layout import FORMS, PT_DYNAMIC, PT_INTERP, Layout, forms
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms import Machine, machine_of_elf
+from buildkit_tasks.platforms import Machine, foreign_machine, machine_of_elf
 
-__all__ = ["ELF_MAGIC", "EXECUTABLE_TYPES", "ElfHeader", "interpreter", "read_elf"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from buildkit_tasks.binaries.isa import Evidence
+    from buildkit_tasks.binaries.view import View
+
+__all__ = [
+    "ELF_MAGIC",
+    "EXECUTABLE_TYPES",
+    "Binary",
+    "ElfHeader",
+    "inspect",
+    "interpreter",
+    "read_elf",
+]
 
 ELF_MAGIC = b"\x7fELF"
 EXECUTABLE_TYPES = frozenset({2, 3})  # ET_EXEC, ET_DYN: what a kernel starts
@@ -24,10 +41,16 @@ _IDENT = 16
 _PT_INTERP = 3
 _MAX_INTERPRETER = 4096  # PATH_MAX, which the kernel allows at most
 
-# e_type to e_phnum, then one program header with its fields in the order they have.
-_HEADER = {32: "HHIIIIIHHH", 64: "HHIQQQIHHH"}
-_SEGMENT = {32: "IIIIIIII", 64: "IIQQQQQQ"}
+# e_type to e_shstrndx.
+_HEADER_FORMS = forms("HHIIIIIHHHHHH", "HHIQQQIHHHHHH")
+_DYNAMIC_FORMS = forms("II", "QQ")
 _OFFSET, _FILE_SIZE = {32: 1, 64: 2}, {32: 4, 64: 5}
+
+_NULL, _NEEDED, _STRTAB, _STRSZ, _SONAME, _RPATH, _RUNPATH = 0, 1, 5, 10, 14, 15, 29
+_WANTED = frozenset({_NEEDED, _STRTAB, _STRSZ, _SONAME, _RPATH, _RUNPATH})
+_MAX_DYNAMIC = 1 << 18  # bytes; the longest sections have some hundred entries
+_MAX_STRINGS = 2048  # libraries and paths that one file may name
+_MAX_STRING = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +67,25 @@ class ElfHeader:
     phoff: int
     phentsize: int
     phnum: int
+    shoff: int
+    shentsize: int
+    shnum: int
+    shstrndx: int
 
     @property
     def row(self) -> Machine | None:
         """The architecture table's row, or None for a machine that is not in it."""
-        elf_class = next(key for key, bits in _BITS.items() if bits == self.bits)
-        elf_data = next(key for key, order in _ORDER.items() if order == self.order)
-        return machine_of_elf(elf_class, elf_data, self.machine)
+        return machine_of_elf(1 if self.bits == 32 else 2, 1 if self.order == "little" else 2, self.machine)  # noqa: PLR2004
+
+    @property
+    def name(self) -> str:
+        """The machine's name: the architecture table's, or what the world calls a foreign one."""
+        row = self.row
+        return row.architecture if row else foreign_machine(self.bits, self.order, self.machine)
 
     def describe(self) -> str:
         """Say it in words: ``ELF 64-bit little-endian, machine 62 (amd64)``."""
-        name = self.row.architecture if self.row else "unknown"
-        return f"ELF {self.bits}-bit {self.order}-endian, machine {self.machine} ({name})"
+        return f"ELF {self.bits}-bit {self.order}-endian, machine {self.machine} ({self.name})"
 
 
 def read_elf(data: bytes) -> ElfHeader:
@@ -67,19 +97,123 @@ def read_elf(data: bytes) -> ElfHeader:
     bits, order = _BITS.get(data[4]), _ORDER.get(data[5])
     if bits is None or order is None or data[6] != 1:
         raise MalformedImage(f"an ELF header of class {data[4]}, byte order {data[5]}, version {data[6]}")
-    fields = _unpack(_HEADER[bits], order, data[_IDENT:])
-    kind, machine, _, entry, phoff, _, flags, _, phentsize, phnum = fields
+    form = _HEADER_FORMS[bits, order]
+    if len(data) < _IDENT + form.size:
+        raise MalformedImage("a truncated ELF header")
+    (
+        kind, machine, _, entry, phoff, shoff, flags, _, phentsize, phnum, shentsize, shnum, shstrndx,
+    ) = form.unpack_from(data, _IDENT)  # fmt: skip
     return ElfHeader(
         bits=bits, order=order, abi=data[7], type=kind, machine=machine, flags=flags,
         entry=entry, phoff=phoff, phentsize=phentsize, phnum=phnum,
+        shoff=shoff, shentsize=shentsize, shnum=shnum, shstrndx=shstrndx,
     )  # fmt: skip
 
 
-def _unpack(layout: str, order: str, data: bytes) -> tuple[int, ...]:
-    form = struct.Struct(("<" if order == "little" else ">") + layout)
-    if len(data) < form.size:
-        raise MalformedImage("a truncated ELF header")
-    return form.unpack(data[: form.size])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """An ELF file in what matters for starting it.
+
+    ``interpreter`` is PT_INTERP's path or empty; ``dynamic`` whether it has a dynamic section;
+    ``needed``, ``soname``, ``rpath`` and ``runpath`` are that section's, the paths split at colons.
+    ``evidence`` is all that was found about the instruction set and the ABI. ``problems`` names
+    what is damaged, ``unread`` what may be sound but was not kept of a large file.
+    """
+
+    header: ElfHeader
+    interpreter: str = ""
+    dynamic: bool = False
+    needed: tuple[str, ...] = ()
+    soname: str = ""
+    rpath: tuple[str, ...] = ()
+    runpath: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    problems: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+def inspect(view: View) -> Binary:
+    """Read a whole ELF file. Raises :class:`MalformedImage` only if its header is malformed."""
+    header = read_elf(view.at(0, 64))
+    layout = Layout(view, header)
+    names = _dynamic(layout)
+    return Binary(
+        header=header,
+        interpreter=_loader(layout),
+        dynamic=names is not None,
+        needed=tuple(names[_NEEDED]) if names else (),
+        soname=next(iter(names[_SONAME]), "") if names else "",
+        rpath=_paths(names[_RPATH]) if names else (),
+        runpath=_paths(names[_RUNPATH]) if names else (),
+        evidence=tuple(gather(layout)),
+        problems=tuple(layout.problems),
+        unread=tuple(layout.unread),
+    )
+
+
+def _loader(layout: Layout) -> str:
+    segment = layout.of_kind(PT_INTERP)
+    if segment is None:
+        return ""
+    if not 1 < segment.size <= _MAX_INTERPRETER:
+        layout.problems.append(f"an interpreter path of {segment.size} bytes")
+        return ""
+    raw = layout.read("the interpreter's path", segment.offset, segment.size)
+    if len(raw) == segment.size and raw[-1] != 0:
+        layout.problems.append("an interpreter path without its end")
+        return ""
+    return _text(raw)
+
+
+def _paths(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(part for value in values for part in value.split(":"))
+
+
+def _dynamic(layout: Layout) -> dict[int, list[str]] | None:
+    """The strings of the dynamic section by their tags, or None where there is no such section."""
+    segment = layout.of_kind(PT_DYNAMIC)
+    if segment is None:
+        return None
+    form = _DYNAMIC_FORMS[layout.header.bits, layout.header.order]
+    data = layout.read("the dynamic section", segment.offset, min(segment.size, _MAX_DYNAMIC))
+    tags, table, size = [], 0, 0
+    for tag, value in form.iter_unpack(data[: len(data) // form.size * form.size]):
+        if tag == _NULL:
+            break
+        if tag == _STRTAB:
+            table = value
+        elif tag == _STRSZ:
+            size = value
+        elif tag in _WANTED:
+            tags.append((tag, value))
+    return _strings(layout, tags, table, size)
+
+
+def _strings(layout: Layout, tags: list[tuple[int, int]], table: int, size: int) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {_NEEDED: [], _SONAME: [], _RPATH: [], _RUNPATH: []}
+    if not tags:
+        return found
+    if len(tags) > _MAX_STRINGS:
+        layout.problems.append(f"{len(tags)} names in the dynamic section: only {_MAX_STRINGS} were read")
+    place = layout.where(table)
+    if place is None:
+        layout.problems.append(f"the dynamic section's strings are at {table:#x}, which is not loaded")
+        return found
+    for tag, offset in tags[:_MAX_STRINGS]:
+        room = min(size - offset, place[1] - offset, _MAX_STRING)
+        raw = layout.view.at(place[0] + offset, room) if room > 0 else b""
+        text, end, _ = raw.partition(b"\0")
+        if end:
+            found[tag].append(text.decode("utf-8", "surrogateescape"))
+        elif room > 0 and len(raw) < room:
+            layout.missing("strings of the dynamic section", place[0] + offset, room)
+        else:
+            layout.problems.append(f"a name in the dynamic section has no end within {max(room, 0)} bytes")
+    return found
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def interpreter(program: bytes | BinaryIO) -> str | None:
@@ -87,13 +221,16 @@ def interpreter(program: bytes | BinaryIO) -> str | None:
     stream = io.BytesIO(program) if isinstance(program, bytes) else program
     stream.seek(0)
     header = read_elf(stream.read(64))
-    form = _SEGMENT[header.bits]
-    if header.phnum and header.phentsize != struct.calcsize("=" + form):
+    form = FORMS[header.bits, header.order]
+    if header.phnum and header.phentsize != form.size:
         raise MalformedImage(f"ELF program headers of {header.phentsize} bytes each")
     for number in range(header.phnum):
-        segment = _unpack(form, header.order, _at(stream, header.phoff + number * header.phentsize, 56))
-        if segment[0] == _PT_INTERP:
-            return _path(stream, segment[_OFFSET[header.bits]], segment[_FILE_SIZE[header.bits]])
+        segment = _at(stream, header.phoff + number * header.phentsize, form.size)
+        if len(segment) < form.size:
+            raise MalformedImage("a truncated ELF header")
+        fields = form.unpack(segment)
+        if fields[0] == _PT_INTERP:
+            return _path(stream, fields[_OFFSET[header.bits]], fields[_FILE_SIZE[header.bits]])
     return None
 
 
@@ -103,7 +240,7 @@ def _path(stream: BinaryIO, offset: int, size: int) -> str:
     raw = _at(stream, offset, size)
     if len(raw) != size or raw[-1] != 0:
         raise MalformedImage("an ELF interpreter path without its end")
-    return raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return _text(raw)
 
 
 def _at(stream: BinaryIO, offset: int, size: int) -> bytes:
