@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = [
+    "DEVICES",
     "MACHINES",
     "Machine",
     "Platform",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _FOREIGN: dict[tuple[int, str, int], str] = {}
+DEVICES = {190: "CUDA", 224: "AMD GPU", 247: "BPF"}
 _ELF_CLASS = {32: 1, 64: 2}
 _ELF_DATA = {"little": 1, "big": 2}
 _ET_EXEC = 2

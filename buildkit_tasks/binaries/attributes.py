@@ -8,7 +8,6 @@ tag and a number (ULEB128) or a text (ended by a NUL byte).
 
 from __future__ import annotations
 
-
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage

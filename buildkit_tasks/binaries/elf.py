@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.binaries.evidence import gather
+from buildkit_tasks.binaries.isa import STREAM_MAGICS, STREAM_WINDOW
 from buildkit_tasks.binaries.layout import FORMS, PT_DYNAMIC, PT_INTERP, Layout, forms
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms import Machine, foreign_machine, machine_of_elf
+from buildkit_tasks.platforms import DEVICES, Machine, foreign_machine, machine_of_elf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ELF_MAGIC",
     "EXECUTABLE_TYPES",
+    "STREAM_MAGICS",
+    "STREAM_WINDOW",
     "Binary",
     "ElfHeader",
     "inspect",
@@ -82,6 +85,11 @@ class ElfHeader:
         """The machine's name: the architecture table's, or what the world calls a foreign one."""
         row = self.row
         return row.architecture if row else foreign_machine(self.bits, self.order, self.machine)
+
+    @property
+    def is_device_code(self) -> bool:
+        """Whether a program carries this for another processor: a GPU's kernels, a BPF object, firmware."""
+        return self.machine in DEVICES
 
     def describe(self) -> str:
         """Say it in words: ``ELF 64-bit little-endian, machine 62 (amd64)``."""
