@@ -1,0 +1,173 @@
+"""Platforms as they are written and read.
+
+A platform is written ``os/architecture[/variant]`` as in the OCI image index specification
+(section "Image Index Property Descriptions", ``platform``); names are normalised as containerd's
+``platforms`` package does (``aarch64`` is ``arm64``, ``arm`` alone is ``arm/v7``, ``arm64/v8`` is
+``arm64``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms.table import MACHINES, Level, Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Platform", "known_platforms", "native_platform", "parse_platforms", "platform_of_uname"]
+
+_BY_ARCHITECTURE = {machine.architecture: machine for machine in MACHINES}
+
+# Other spellings, as containerd's platforms.Normalize and `uname -m` have them.
+_ALIASES = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "armv5": ("arm", "v5"),
+    "armv6": ("arm", "v6"),
+    "armv6l": ("arm", "v6"),
+    "armv7": ("arm", "v7"),
+    "armv7l": ("arm", "v7"),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+    "ppc64el": ("ppc64le", ""),
+    "mips64el": ("mips64le", ""),
+    "loongarch64": ("loong64", ""),
+}
+
+# Variants that some tools write without their letter; containerd takes these.
+_NUMBERED = {"arm": ("5", "6", "7", "8"), "arm64": ("8",)}
+
+_GRAMMAR = re.compile(r"[a-z0-9_-]+(?:/[a-z0-9_.-]+){0,2}\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Platform:
+    """An operating system, an architecture and a variant; ``str()`` gives its usual spelling."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    @property
+    def slug(self) -> str:
+        """The name in test ids and tags, without the operating system: ``arm-v7``."""
+        return "-".join(part for part in (self.architecture, self.variant) if part)
+
+    @property
+    def machine(self) -> Machine:
+        """This platform's row of the architecture table."""
+        return _BY_ARCHITECTURE[self.architecture]
+
+    @property
+    def debian(self) -> str:
+        """Debian's name for the architecture whose packages run on this platform."""
+        return self._variant_row().debian or self.machine.debian
+
+    @property
+    def cpu(self) -> str:
+        """The oldest QEMU CPU model that this platform's name promises."""
+        return self._variant_row().cpu or self.machine.cpu
+
+    @property
+    def promise(self) -> Level | None:
+        """The level of the instruction set that this platform's name promises.
+
+        None where there is nothing to tell: an architecture that has no levels or is not in the table.
+        """
+        row = _BY_ARCHITECTURE.get(self.architecture)
+        return row.promised(self.variant) if row else None
+
+    def _variant_row(self) -> Level:
+        rows = (row for row in self.machine.variants if row.name == self.variant)
+        return next(rows, Level(name="", title=""))
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """Read ``linux/arm/v7``, ``arm64`` or another usual spelling, normalised.
+
+        Raises :class:`UsageError` with the nearest known platform for anything that the table
+        does not have: buildx itself would build ``linux/zz`` and exit 0.
+        """
+        name = text.strip().lower()
+        if not _GRAMMAR.match(name):
+            raise UsageError(f"{text!r} is no platform", hint="write it as linux/arm64")
+        parts = name.split("/")
+        if parts[0] not in ("linux", "windows", "darwin", "freebsd", "wasip1"):
+            parts.insert(0, "linux")
+        return _known(text, *parts)
+
+    @classmethod
+    def normalised(cls, os_name: str, architecture: str, variant: str = "") -> Platform:
+        """The platform that an image states, its spelling normalised but nothing refused."""
+        architecture, implied = _ALIASES.get(architecture, (architecture, ""))
+        variant = variant or implied
+        if architecture in _NUMBERED and variant in _NUMBERED[architecture]:
+            variant = f"v{variant}"
+        machine = _BY_ARCHITECTURE.get(architecture)
+        if machine is not None:
+            variant = variant or machine.default_variant
+            variant = "" if variant == machine.implied_variant else variant
+        return cls(os_name, architecture, variant)
+
+
+def _known(text: str, os_name: str, architecture: str = "", variant: str = "") -> Platform:
+    platform = Platform.normalised(os_name, architecture, variant)
+    if platform not in known_platforms():
+        raise UsageError(f"unknown platform {text!r}", hint=_nearest(text))
+    return platform
+
+
+def known_platforms() -> list[Platform]:
+    """Every platform that the table can name, plain ones before their variants."""
+    return list(_all_platforms())
+
+
+def _all_platforms() -> Iterator[Platform]:
+    for machine in MACHINES:
+        if not machine.default_variant:
+            yield Platform("linux", machine.architecture)
+        for row in machine.variants:
+            if row.name != machine.implied_variant:
+                yield Platform("linux", machine.architecture, row.name)
+
+
+def _nearest(text: str) -> str:
+    """The known platform whose name after ``linux/`` is most like this one."""
+    names = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
+    wanted = text.strip().lower().removeprefix("linux/")
+    nearest = functools.partial(difflib.get_close_matches, wanted, n=1, cutoff=0.5)
+    close = nearest(list(names)) or nearest(list(_ALIASES))
+    if not close:
+        return f"known are {', '.join(map(str, names.values()))}"
+    return f"did you mean {names.get(close[0]) or Platform.parse(close[0])}?"
+
+
+def parse_platforms(values: Iterable[str]) -> tuple[Platform, ...]:
+    """Read platforms given one by one or separated by commas, in order, each once."""
+    texts = (part for value in values for part in value.split(",") if part.strip())
+    return tuple(dict.fromkeys(Platform.parse(text) for text in texts))
+
+
+def native_platform() -> Platform:
+    """The platform of the running kernel, from ``uname -m``."""
+    return platform_of_uname(os.uname().machine)
+
+
+def platform_of_uname(name: str) -> Platform:
+    """The platform of a kernel whose ``uname -m`` is ``name``."""
+    rows = (machine.architecture for machine in MACHINES if name in machine.uname)
+    architecture, variant = _ALIASES.get(name) or (next(rows, name), "")
+    return Platform.normalised("linux", architecture, variant)

@@ -1,0 +1,458 @@
+"""The one table of architectures: each under all the names that the field has for it.
+
+No other file spells an architecture list. What a platform's name promises of the instruction set is
+here too: the sources are OCI's image index specification ("Platform Variants"), Go's "Minimum
+Requirements" (go.dev/wiki/MinimumRequirements) and the psABI of each architecture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["DEVICES", "MACHINES", "Level", "Machine", "foreign_machine", "machine_of_elf"]
+
+_ELF_CLASS = {32: 1, 64: 2}
+_ELF_DATA = {"little": 1, "big": 2}
+_ET_EXEC = 2
+_ET_EXEC_OR_DYN_MASK = 0xFE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A level of an architecture's instruction set: what runs on it runs on every later one.
+
+    ``name`` is OCI's variant where it has one; ``title`` is what people call it; ``go`` the value of
+    the machine's Go setting; ``said`` what other evidence calls this level or one below it that has
+    no row (see :mod:`buildkit_tasks.binaries.evidence`); ``option`` makes GCC and Clang keep to it;
+    ``extensions`` are those that RISC-V's profile adds to the one before. Where they differ from the
+    machine's: ``debian`` is Debian's name, ``cpu`` the oldest QEMU model.
+    """
+
+    name: str
+    title: str
+    go: str = ""
+    said: tuple[str, ...] = ()
+    option: str = ""
+    extensions: str = ""
+    debian: str = ""
+    cpu: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """One architecture under all the names that the field has for it.
+
+    ``architecture`` is OCI's name and Go's GOARCH; ``uname`` what ``uname -m`` prints; ``qemu`` the
+    suffix of QEMU's user-mode binary; ``bits``, ``order`` and ``elf_machine`` the ELF header's
+    EI_CLASS, EI_DATA and e_machine (System V gABI, chapter 4); ``elf_flags`` the e_flags of a
+    program made for it (psABI supplements); ``cpu`` the oldest QEMU CPU model that the plain
+    name promises; ``default_variant`` the variant that is meant when none is written.
+
+    ``variants`` are the levels that platforms name, oldest first; ``levels`` those that none is
+    named after, of which the first is promised where there are no variants. ``go_setting`` is the
+    environment variable that chooses among them. ``loaders`` are the paths of glibc's and then
+    musl's dynamic loaders, ``multiarch`` Debian's names of the library folders.
+
+    ``exit_code`` is machine code that ends a process with the status in its low byte
+    (see :mod:`buildkit_tasks.binaries.probe`).
+    """
+
+    architecture: str
+    uname: tuple[str, ...]
+    qemu: str
+    bits: int
+    order: str
+    elf_machine: int
+    debian: str = ""
+    elf_flags: int = 0
+    cpu: str = ""
+    default_variant: str = ""
+    implied_variant: str = ""
+    variants: tuple[Level, ...] = ()
+    levels: tuple[Level, ...] = ()
+    go_setting: str = ""
+    loaders: tuple[str, ...] = ()
+    multiarch: tuple[str, ...] = ()
+    exit_code: str = ""
+
+    @cached_property
+    def magic(self) -> bytes:
+        """The first 20 bytes of this architecture's executables, as binfmt_misc matches them.
+
+        See the kernel's Documentation/admin-guide/binfmt-misc.rst.
+        """
+        ident = b"\x7fELF" + bytes([_ELF_CLASS[self.bits], _ELF_DATA[self.order], 1])
+        return ident.ljust(16, b"\0") + self._half(_ET_EXEC) + self._half(self.elf_machine)
+
+    @cached_property
+    def mask(self) -> bytes:
+        """Which bits of :attr:`magic` count: all but the OS ABI; ET_DYN matches like ET_EXEC."""
+        ident = b"\xff" * 7 + b"\0" * 2 + b"\xff" * 7
+        return ident + self._half(0xFF00 | _ET_EXEC_OR_DYN_MASK) + b"\xff\xff"
+
+    def _half(self, value: int) -> bytes:
+        return value.to_bytes(2, "little" if self.order == "little" else "big")
+
+    @cached_property
+    def ladder(self) -> tuple[Level, ...]:
+        """Every level, oldest first."""
+        return self.variants + self.levels
+
+    def promised(self, variant: str) -> Level | None:
+        """The level that a platform of this variant promises: the oldest for a variant nobody knows."""
+        named = variant or self.implied_variant or self.default_variant
+        rows = (level for level in self.ladder if level.name == named)
+        return next(rows, self.ladder[0] if self.ladder else None)
+
+
+MACHINES: tuple[Machine, ...] = (
+    Machine(
+        architecture="amd64",
+        uname=("x86_64",),
+        qemu="x86_64",
+        bits=64,
+        order="little",
+        elf_machine=62,
+        debian="amd64",
+        cpu="qemu64",
+        implied_variant="v1",
+        # x86-64 psABI, section "Processor Architecture" (micro-architecture levels).
+        go_setting="GOAMD64",
+        variants=(
+            Level(
+                name="v1",
+                title="x86-64 (baseline)",
+                go="v1",
+                said=("x86-64 baseline",),
+                option="-march=x86-64",
+                cpu="qemu64",
+            ),
+            Level(
+                name="v2",
+                title="x86-64-v2",
+                go="v2",
+                said=("x86-64-v2",),
+                option="-march=x86-64-v2",
+                cpu="Nehalem",
+            ),
+            Level(
+                name="v3",
+                title="x86-64-v3",
+                go="v3",
+                said=("x86-64-v3",),
+                option="-march=x86-64-v3",
+                cpu="Haswell",
+            ),
+            Level(
+                name="v4",
+                title="x86-64-v4",
+                go="v4",
+                said=("x86-64-v4",),
+                option="-march=x86-64-v4",
+                cpu="Skylake-Server",
+            ),
+        ),
+        loaders=("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"),
+        multiarch=("x86_64-linux-gnu",),
+        # mov edi, STATUS; mov eax, 60 (exit); syscall
+        exit_code="bf SS 00 00 00  b8 3c 00 00 00  0f 05",
+    ),
+    Machine(
+        architecture="arm64",
+        uname=("aarch64", "arm64"),
+        qemu="aarch64",
+        bits=64,
+        order="little",
+        elf_machine=183,
+        debian="arm64",
+        cpu="cortex-a53",
+        implied_variant="v8",
+        # OCI's v8 is Armv8.0-A. Levels between have names too (v8.1 to v9.5): see binaries/isa.py.
+        go_setting="GOARM64",
+        variants=(
+            Level(name="v8", title="Armv8.0-A", go="v8.0", option="-march=armv8-a"),
+            Level(name="v9", title="Armv9.0-A", go="v9.0", option="-march=armv9-a", cpu="max"),
+        ),
+        loaders=("/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-aarch64.so.1"),
+        multiarch=("aarch64-linux-gnu",),
+        # movz x0, #STATUS (bits 5..20: see probe.py); movz x8, #93 (exit); svc #0
+        exit_code="I5:d2800000  a8 0b 80 d2  01 00 00 d4",
+    ),
+    Machine(
+        architecture="arm",
+        uname=("armv7l", "armv6l", "armv5tel", "armv8l"),
+        qemu="arm",
+        bits=32,
+        order="little",
+        elf_machine=40,
+        elf_flags=0x05000000,
+        debian="armhf",
+        cpu="cortex-a8",
+        default_variant="v7",
+        # "Build Attributes" of the Arm ABI, Tag_CPU_arch. The ARM1176 of the first Raspberry Pi is a
+        # v6KZ; v6T2 has the Thumb-2 that it lacks, and v7 has all of it.
+        go_setting="GOARM",
+        variants=(
+            Level(
+                name="v5",
+                title="ARMv5",
+                go="5",
+                said=("Pre-v4", "v4", "v4T", "v5T", "v5TE", "v5TEJ"),
+                option="-march=armv5te",
+                debian="armel",
+                cpu="arm926",
+            ),
+            Level(
+                name="v6",
+                title="ARMv6",
+                go="6",
+                said=("v6", "v6K", "v6KZ"),
+                option="-march=armv6",
+                debian="armel",
+                cpu="arm1176",
+            ),
+            Level(
+                name="v7",
+                title="ARMv7",
+                go="7",
+                said=("v6T2", "v6-M", "v6S-M", "v7", "v7E-M"),
+                option="-march=armv7-a",
+                debian="armhf",
+                cpu="cortex-a8",
+            ),
+        ),
+        levels=(
+            Level(
+                name="v8",
+                title="ARMv8",
+                option="-march=armv8-a",
+                said=(
+                    "v8",
+                    "v8-R",
+                    "v8-M.baseline",
+                    "v8-M.mainline",
+                    "v8.1",
+                    "v8.2",
+                    "v8.3",
+                    "v8.1-M.mainline",
+                ),
+            ),
+            Level(name="v9", title="ARMv9", said=("v9",)),
+        ),
+        loaders=(
+            "/lib/ld-linux-armhf.so.3",
+            "/lib/ld-linux.so.3",
+            "/lib/ld-musl-armhf.so.1",
+            "/lib/ld-musl-arm.so.1",
+        ),
+        multiarch=("arm-linux-gnueabihf", "arm-linux-gnueabi"),
+        # mov r0, #STATUS; mov r7, #1 (exit); svc #0
+        exit_code="SS 00 a0 e3  01 70 a0 e3  00 00 00 ef",
+    ),
+    Machine(
+        architecture="386",
+        uname=("i686", "i386", "i586", "i486"),
+        qemu="i386",
+        bits=32,
+        order="little",
+        elf_machine=3,
+        debian="i386",
+        cpu="qemu32",
+        # Go's default has been SSE2 since 1.16, and all that it needs is in every x86-64.
+        go_setting="GO386",
+        levels=(
+            Level(
+                name="sse2",
+                title="x86 with SSE2",
+                go="sse2",
+                said=("softfloat", "387", "x86-64 baseline"),
+                option="-march=pentium4",
+            ),
+            Level(name="x86-64-v2", title="x86-64-v2", said=("x86-64-v2",)),
+            Level(name="x86-64-v3", title="x86-64-v3", said=("x86-64-v3",)),
+            Level(name="x86-64-v4", title="x86-64-v4", said=("x86-64-v4",)),
+        ),
+        loaders=("/lib/ld-linux.so.2", "/lib/ld-musl-i386.so.1"),
+        multiarch=("i386-linux-gnu",),
+        # mov ebx, STATUS; mov eax, 1 (exit); int 0x80
+        exit_code="bb SS 00 00 00  b8 01 00 00 00  cd 80",
+    ),
+    Machine(
+        architecture="ppc64le",
+        uname=("ppc64le",),
+        qemu="ppc64le",
+        bits=64,
+        order="little",
+        elf_machine=21,
+        elf_flags=2,
+        debian="ppc64el",
+        cpu="power8",
+        # 64-bit PowerPC ELF V2 ABI: little-endian Linux starts at POWER8.
+        go_setting="GOPPC64",
+        levels=(
+            Level(name="power8", title="POWER8", go="power8", option="-mcpu=power8"),
+            Level(name="power9", title="POWER9", go="power9", option="-mcpu=power9"),
+            Level(name="power10", title="POWER10", go="power10", option="-mcpu=power10"),
+        ),
+        loaders=("/lib64/ld64.so.2", "/lib/ld-musl-powerpc64le.so.1"),
+        multiarch=("powerpc64le-linux-gnu",),
+        # li r3, STATUS; li r0, 1 (exit); sc
+        exit_code="SS 00 60 38  01 00 00 38  02 00 00 44",
+    ),
+    Machine(
+        architecture="s390x",
+        uname=("s390x",),
+        qemu="s390x",
+        bits=64,
+        order="big",
+        elf_machine=22,
+        debian="s390x",
+        cpu="qemu",
+        loaders=("/lib/ld64.so.1", "/lib/ld-musl-s390x.so.1"),
+        multiarch=("s390x-linux-gnu",),
+        # lghi %r2, STATUS; svc 1 (exit)
+        exit_code="a7 29 00 SS  0a 01",
+    ),
+    Machine(
+        architecture="riscv64",
+        uname=("riscv64",),
+        qemu="riscv64",
+        bits=64,
+        order="little",
+        elf_machine=243,
+        elf_flags=5,
+        debian="riscv64",
+        cpu="sifive-u54",
+        # RISC-V Profiles: RVA20U64 is rv64gc and what it implies. The counters (zihpm) and fence.i are
+        # options of it that every Linux machine has.
+        go_setting="GORISCV64",
+        levels=(
+            Level(
+                name="rva20u64",
+                title="RVA20U64 (rv64gc)",
+                go="rva20u64",
+                option="-march=rv64gc",
+                extensions="i m a f d c zicsr zifencei zicntr zihpm ziccif ziccrse ziccamoa za128rs zicclsm"
+                " zmmul zaamo zalrsc zca zcd",
+            ),
+            Level(
+                name="rva22u64",
+                title="RVA22U64",
+                go="rva22u64",
+                option="-march=rva22u64",
+                extensions="b zba zbb zbs zic64b zicbom zicbop zicboz zfhmin zkt za64rs zihintpause",
+            ),
+            Level(
+                name="rva23u64",
+                title="RVA23U64",
+                go="rva23u64",
+                option="-march=rva23u64",
+                extensions="v zvfhmin zvbb zvkb zvkt zihintntl zicond zimop zcmop zcb zfa zawrs supm"
+                " zve32x zve32f zve64x zve64f zve64d zvl32b zvl64b zvl128b",
+            ),
+        ),
+        loaders=("/lib/ld-linux-riscv64-lp64d.so.1", "/lib/ld-musl-riscv64.so.1"),
+        multiarch=("riscv64-linux-gnu",),
+        # addi a0, zero, STATUS (bits 20..31); addi a7, zero, 93 (exit); ecall
+        exit_code="I20:00000513  93 08 d0 05  73 00 00 00",
+    ),
+    Machine(
+        architecture="mips64le",
+        uname=("mips64",),
+        qemu="mips64el",
+        bits=64,
+        order="little",
+        elf_machine=8,
+        elf_flags=0x80000006,
+        debian="mips64el",
+        cpu="MIPS64R2-generic",
+        # MIPS release 6 took instructions away: neither it nor release 2 runs the other's programs.
+        levels=(
+            Level(
+                name="mips64r2",
+                title="MIPS64 release 2",
+                option="-march=mips64r2",
+                said=(
+                    "mips1",
+                    "mips2",
+                    "mips3",
+                    "mips4",
+                    "mips5",
+                    "mips32",
+                    "mips64",
+                    "mips32r2",
+                    "mips64r2",
+                ),
+            ),
+            Level(name="mips64r6", title="MIPS64 release 6", said=("mips32r6", "mips64r6")),
+        ),
+        loaders=("/lib64/ld.so.1", "/lib/ld-musl-mips64el.so.1"),
+        multiarch=("mips64el-linux-gnuabi64",),
+        # addiu $a0, $zero, STATUS; addiu $v0, $zero, 5058 (n64 exit); syscall
+        exit_code="SS 00 04 24  c2 13 02 24  0c 00 00 00",
+    ),
+    Machine(
+        architecture="loong64",
+        uname=("loongarch64",),
+        qemu="loongarch64",
+        bits=64,
+        order="little",
+        elf_machine=258,
+        elf_flags=0x43,
+        debian="loong64",
+        cpu="la464",
+        loaders=("/lib64/ld-linux-loongarch-lp64d.so.1", "/lib/ld-musl-loongarch64.so.1"),
+        multiarch=("loongarch64-linux-gnu",),
+        # ori $a0, $zero, STATUS (bits 10..21); ori $a7, $zero, 93 (exit); syscall 0
+        exit_code="I10:03800004  0b 74 81 03  00 00 2b 00",
+    ),
+)
+
+# What else may lie in an image: named so that a message can say what a file was made for.
+_FOREIGN = {
+    (32, "big", 2): "sparc",
+    (32, "big", 18): "sparc",
+    (64, "big", 43): "sparc64",
+    (32, "big", 4): "m68k",
+    (32, "big", 8): "mips, big-endian",
+    (32, "little", 8): "mipsle",
+    (64, "big", 8): "mips64, big-endian",
+    (32, "big", 15): "hppa",
+    (32, "big", 20): "powerpc, 32-bit",
+    (64, "big", 21): "ppc64, big-endian",
+    (32, "big", 22): "s390, 31-bit",
+    (32, "big", 40): "arm, big-endian",
+    (32, "little", 42): "sh4",
+    (64, "little", 50): "ia64",
+    (32, "little", 62): "x32, ILP32 on x86-64",
+    (32, "big", 92): "OpenRISC",
+    (32, "little", 93): "ARC",
+    (32, "little", 113): "Nios II",
+    (32, "little", 183): "arm64 ILP32",
+    (64, "big", 183): "arm64, big-endian",
+    (32, "little", 195): "ARC",
+    (32, "little", 243): "riscv32",
+    (32, "little", 252): "C-SKY",
+    (32, "little", 258): "loong32",
+    (64, "little", 0x9026): "alpha",
+}
+
+DEVICES = {
+    83: "AVR", 94: "Xtensa", 105: "MSP430", 140: "TI C6000", 141: "TI C2000", 142: "TI C5500",
+    164: "Hexagon", 165: "8051", 190: "CUDA", 205: "Intel GPU", 224: "AMD GPU", 247: "BPF",
+}  # fmt: skip
+"""e_machine of code that a program loads into a GPU, a controller or the kernel's BPF machine."""
+
+
+_BY_ELF = {(_ELF_CLASS[row.bits], _ELF_DATA[row.order], row.elf_machine): row for row in MACHINES}
+
+
+def machine_of_elf(elf_class: int, elf_data: int, elf_machine: int) -> Machine | None:
+    """The row whose executables carry these EI_CLASS, EI_DATA and e_machine, if there is one."""
+    return _BY_ELF.get((elf_class, elf_data, elf_machine))
+
+
+def foreign_machine(bits: int, order: str, elf_machine: int) -> str:
+    """What the world calls a machine that is not in the table; ``unknown`` if nobody does."""
+    return _FOREIGN.get((bits, order, elf_machine)) or DEVICES.get(elf_machine, "unknown")
