@@ -1,0 +1,82 @@
+"""Whom TLS believes: the system's authorities, and those that Docker was given for a registry.
+
+Docker's documentation, "Verify repository client with certificates": in
+``/etc/docker/certs.d/HOST[:PORT]/`` each ``*.crt`` is an authority and each ``*.cert`` with its
+``*.key`` a client certificate. Verification cannot be turned off.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from buildkit_tasks.oci.access import Access
+    from buildkit_tasks.oci.places import Place
+
+__all__ = ["certificate_folders", "make_context"]
+
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
+_SAFE = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*", re.ASCII)
+
+
+def certificate_folders(netloc: str, access: Access) -> Iterator[Path]:
+    """The folders with certificates for a host (and port), those that are there."""
+    if _SAFE.fullmatch(netloc):  # it becomes a part of a path
+        yield from (folder / netloc for folder in access.certificates if (folder / netloc).is_dir())
+
+
+def make_context(home: Place, place: Place, access: Access) -> ssl.SSLContext:
+    """What is believed of the server at ``place`` when it is asked for the registry at ``home``.
+
+    The registry's own authorities count for its token server and its blob store as well, as they
+    do in Docker; a client certificate is shown only to the host that it was put there for.
+    """
+    context = ssl.create_default_context()
+    for variable, path in _bundles(access.environ):
+        _load(context, path, f"environment {variable}: {path}")
+    if not context.cert_store_stats()["x509_ca"]:
+        import certifi  # noqa: PLC0415 - a machine without certificates of its own
+
+        context.load_verify_locations(certifi.where())
+    own = set(certificate_folders(place.netloc, access))
+    for folder in sorted({*own, *certificate_folders(home.netloc, access)}):
+        for path in sorted(folder.glob("*.crt")):
+            _load(context, path, str(path))
+    for path in sorted(certificate for folder in own for certificate in folder.glob("*.cert")):
+        _show(context, path)
+    return context
+
+
+def _bundles(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """Files and folders that the environment names; those of OpenSSL's own may be missing."""
+    for variable in (*_BUNDLES, _FILE, _FOLDER):
+        path = Path(environ.get(variable) or "")
+        if environ.get(variable) and (variable in _BUNDLES or path.exists()):
+            yield variable, path
+
+
+def _load(context: ssl.SSLContext, path: Path, name: str) -> None:
+    try:
+        if path.is_dir():
+            context.load_verify_locations(capath=path)
+        else:
+            context.load_verify_locations(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(f"{name} holds no certificates: {error.strerror or error}") from None
+
+
+def _show(context: ssl.SSLContext, certificate: Path) -> None:
+    key = certificate.with_suffix(".key")
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        why = error.strerror or error
+        raise SettingsError(f"{certificate} and {key.name} are no client certificate: {why}") from None

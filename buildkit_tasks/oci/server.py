@@ -1,0 +1,150 @@
+"""One server that speaks the registry's API, and what it holds of one repository."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from buildkit_tasks.errors import BuildkitTasksError, MalformedImage, RegistryError
+from buildkit_tasks.oci.blob_stream import BlobStream
+from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
+from buildkit_tasks.oci.strict_json import load_object
+from buildkit_tasks.oci.tokens import Authorizer
+from buildkit_tasks.oci.transport import Answer, Transport
+from buildkit_tasks.oci.troubles import Interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildkit_tasks.oci.access import Access
+    from buildkit_tasks.oci.credentials import CredentialStore
+    from buildkit_tasks.oci.places import Place
+    from buildkit_tasks.oci.reference import Reference
+
+__all__ = ["Server"]
+
+_DOCUMENTS = INDEX_TYPES | MANIFEST_TYPES
+_ACCEPT = ", ".join(sorted(_DOCUMENTS))
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # json or prettyjws
+_OK, _PARTIAL = 200, 206
+_BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
+_ATTEMPTS = 3  # at a document whose connection breaks
+_SORRY = 4096  # bytes of an error's body that are looked at
+
+
+class Server:
+    """A registry or a mirror of one; ``host`` is the name under which its credentials are kept."""
+
+    def __init__(
+        self, host: str, place: Place, reference: Reference, store: CredentialStore, access: Access
+    ) -> None:
+        self._host = host
+        self._reference = reference
+        self._store = store
+        self._access = access
+        self._connect(place)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._transport.close()
+
+    def manifest(self) -> tuple[Descriptor, bytes]:
+        """What the reference names, checked against the digests that are stated for it."""
+        reference = self._reference
+        unknown = RegistryError(
+            f"{self._host} has no {reference}: the repository or the tag is unknown",
+            hint=f"look at the spelling; a private repository may need: docker login {self._host}",
+        )
+        for left in reversed(range(_ATTEMPTS)):
+            answer = self._get(f"manifests/{reference.identifier}", {"Accept": _ACCEPT}, unknown)
+            try:
+                data = answer.document(LIMITS.document, f"the manifest of {reference}")
+                break
+            except Interruption:
+                if not left:
+                    raise
+        media_type = _media_type(answer, data, str(reference))
+        digest = self._digest(answer, data)
+        return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        """Stream what is stored under a digest; :class:`MalformedImage` if nothing is."""
+        digest = descriptor.digest
+        is_document = descriptor.media_type in _DOCUMENTS
+        path = f"manifests/{digest}" if is_document else f"blobs/{digest}"
+        headers = {"Accept": descriptor.media_type if is_document else "*/*"}
+        missing = MalformedImage(f"{digest} is missing from {self._host}/{self._reference.repository}")
+
+        def ask(offset: int) -> Answer:
+            ranged = {"Range": f"bytes={offset}-"} if offset else {}
+            return self._get(path, {**headers, **ranged}, missing)
+
+        return cast("BinaryIO", BlobStream(ask, descriptor))
+
+    def _connect(self, place: Place) -> None:
+        self._place = place
+        self._transport = Transport(place, self._access)
+        self._authorizer = Authorizer(
+            self._host,
+            place,
+            self._reference.repository,
+            store=self._store,
+            transport=self._transport,
+            access=self._access,
+        )
+
+    def _get(self, path: str, headers: Mapping[str, str], unknown: BuildkitTasksError) -> Answer:
+        """The good answer to a request, with whatever login it takes; ``unknown`` is raised for a 404."""
+        answer = self._authorized(f"/v2/{self._reference.repository}/{path}", headers)
+        if answer.status == _OK or (answer.status == _PARTIAL and "Range" in headers):
+            return answer
+        answer.discard()
+        if answer.status == _NOT_FOUND:
+            raise unknown
+        if answer.status in (_UNAUTHORIZED, _FORBIDDEN) and answer.place.origin == self._place.origin:
+            raise self._authorizer.refusal(answer.status)
+        raise RegistryError(
+            f"{answer.place.origin} answers {answer.status} for {self._reference.name}/{path}"
+        )
+
+    def _authorized(self, target: str, headers: Mapping[str, str]) -> Answer:
+        """Ask; where a login is wanted, or a token has run out, get one and ask once more."""
+        answer = self._transport.get(self._place.at(target), headers, self._authorizer.header)
+        if answer.status == _BAD_REQUEST and self._place.scheme == "http" and b"HTTPS" in answer.read(_SORRY):
+            # What Go's and nginx's servers answer: a registry on the loopback interface that has TLS.
+            self.close()
+            self._connect(dataclasses.replace(self._place, scheme="https"))
+            answer = self._transport.get(self._place.at(target), headers)
+        if answer.status != _UNAUTHORIZED or answer.place.origin != self._place.origin:
+            return answer
+        answer.discard()
+        self._authorizer.answer(answer.header("WWW-Authenticate"))
+        return self._transport.get(self._place.at(target), headers, self._authorizer.header)
+
+    def _digest(self, answer: Answer, data: bytes) -> Digest:
+        """The document's digest, as it was asked for, or else as the registry states it."""
+        asked, stated = self._reference.digest, answer.header("Docker-Content-Digest")
+        for wanted in (asked, Digest(stated) if stated else None):
+            if wanted is not None and Digest.of(data, wanted.algorithm) != wanted:
+                found = Digest.of(data, wanted.algorithm)
+                raise MalformedImage(f"{self._host} states {wanted} for {self._reference} and gives {found}")
+        return asked or Digest.of(data)
+
+
+def _media_type(answer: Answer, data: bytes, name: str) -> str:
+    """The type of a document: its header and its own word have to agree (CVE-2021-41190)."""
+    media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
+    if media_type.startswith(_SCHEMA_1):
+        raise MalformedImage(
+            f"{name} is in Docker's schema 1, which had no platforms and which engines no longer read",
+            hint=f"build it anew: docker buildx build --push -t {name}",
+        )
+    if media_type not in _DOCUMENTS:
+        said = repr(media_type[:160]) if media_type else "nothing"
+        raise MalformedImage(f"{answer.place.origin} calls {name} {said}: that is no index and no manifest")
+    own = load_object(data, f"the manifest of {name}").get("mediaType", media_type)
+    if own != media_type:
+        stated = repr(own)[:160]
+        raise MalformedImage(f"{name} calls itself {stated}; {answer.place.origin} says {media_type!r}")
+    return media_type

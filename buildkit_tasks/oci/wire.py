@@ -1,0 +1,119 @@
+"""HTTP connections that cannot be held up: bytes and seconds of every response are counted.
+
+A socket's time-out bounds one silence. A server that drips a byte now and then, in headers, in a body
+or in trailers, would never meet it; here it may not be slower than :data:`SLOWEST` on the whole.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING, Any
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+    from urllib3 import PoolManager
+
+__all__ = ["SLOWEST", "Adapter", "Meter"]
+
+SLOWEST = 4096  # bytes in a second, after one whole time-out
+_HEADERS = 1 << 20  # bytes before anybody has asked for the body
+_BUFFER = 1 << 16
+_OVERHEAD = 8  # a chunked body of one-byte chunks has five more for each
+
+
+class Meter(io.RawIOBase):
+    """A socket's file that counts; ``grace`` is the socket's time-out in seconds."""
+
+    def __init__(self, inner: io.RawIOBase, grace: float) -> None:
+        super().__init__()
+        self._inner = inner
+        self._grace = grace
+        self._waited = 0.0
+        self._received = 0
+        self._allowed = _HEADERS
+
+    def allow(self, size: int) -> None:
+        """Let so many bytes of a body come in."""
+        self._allowed = max(self._allowed, self._received + size * _OVERHEAD + _HEADERS)
+
+    def readable(self) -> bool:
+        """It is for reading alone."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
+        """Read what is there; raises TimeoutError for a drip, OSError for a flood."""
+        started = time.monotonic()
+        size = self._inner.readinto(buffer)
+        self._waited += time.monotonic() - started  # the reader's own time does not count
+        self._received += size or 0
+        if self._waited > self._grace + self._received / SLOWEST:
+            raise TimeoutError("the server drips")
+        if self._received > self._allowed:
+            raise OSError("the server sends more than it was asked for")
+        return size
+
+    def close(self) -> None:
+        """Close the socket's file with it."""
+        self._inner.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """A response whose socket is read through a meter."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        buffered: Any = self.fp
+        self.meter = Meter(buffered.detach(), sock.gettimeout() or float("inf"))
+        self.fp = io.BufferedReader(self.meter, _BUFFER)
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+
+class _TLSConnection(HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+_POOLS = {"http": _Pool, "https": _TLSPool}
+
+
+class Adapter(HTTPAdapter):
+    """Requests to one server, over connections that are kept, by one TLS context."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
+        super().__init__()
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
+        """As requests does, with our TLS context and metered connections."""
+        super().init_poolmanager(connections, maxsize, block=block, **more, **self._tls)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **more: Any) -> PoolManager:
+        """As requests does, with our TLS context and metered connections."""
+        manager: PoolManager = super().proxy_manager_for(proxy, **more, **self._tls)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+    def cert_verify(self, conn: Any, url: str, verify: object, cert: object) -> None:
+        """Requests would add its own bundle to the context's authorities."""
+        del url, verify, cert
+        conn.cert_reqs = "CERT_REQUIRED"
