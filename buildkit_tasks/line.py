@@ -36,7 +36,7 @@ from buildkit_tasks.results import (
 from buildkit_tasks.settings import Settings, cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildkit_tasks.commands import Runner
     from buildkit_tasks.debian import Tell
@@ -115,14 +115,26 @@ class Line:
         )
         return request if request.outputs or request.load else _archived(request)
 
-    def verify(self, image: str, expected: Sequence[Platform]) -> VerifyReport:
-        """Prove that the image's platforms are the expected ones, and are what they say."""
-        from buildkit_tasks.oci.source import open_image  # noqa: PLC0415 - msgspec, isal: not for a build
-        from buildkit_tasks.verify import verify  # noqa: PLC0415
+    def verify(
+        self, image: str, expected: Sequence[Platform], hosts: Mapping[Platform, int] | None = None
+    ) -> VerifyReport:
+        """Prove that the image's platforms are the expected ones, and are what they say.
 
-        name = image or self.last_image
+        With ``hosts``, only that it would start on each of them.
+        """
+        from buildkit_tasks.oci.source import open_image  # noqa: PLC0415 - msgspec, isal: not for a build
+        from buildkit_tasks.verify import Rules, verify  # noqa: PLC0415
+
+        name, settings = image or self.last_image, self.settings
+        rules = Rules(allow_foreign=settings.allow_foreign, parity=settings.parity, hosts=hosts or {})
         with open_image(name) as source:
-            return verify(source, expected, name)
+            return verify(source, expected, name, rules)
+
+    def hosts(self, names: Sequence[str], nodes: str) -> dict[Platform, int]:
+        """The platforms to start on: those named, and those of a cluster with their number of nodes."""
+        from buildkit_tasks.verify.fit import read_nodes  # noqa: PLC0415 - as above
+
+        return {**dict.fromkeys(parse_platforms(names), 0), **(read_nodes(Path(nodes)) if nodes else {})}
 
     def emulate(self, image: str, platforms: tuple[Platform, ...] = ()) -> RunReport:
         """Run the image on each platform and check what it prints, as the settings say."""

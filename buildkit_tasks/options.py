@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from buildkit_tasks.edge import Option
 
-__all__ = ["BUILD", "CACHE_STATE", "ENVIRONMENT", "IMAGE", "PLATFORM", "RECREATE", "REPORT", "RUN", "SETUP"]
+__all__ = [
+    "BUILD",
+    "CACHE_STATE",
+    "ENVIRONMENT",
+    "HOSTS",
+    "IMAGE",
+    "PLATFORM",
+    "RECREATE",
+    "REPORT",
+    "RUN",
+    "SETUP",
+    "VERIFY",
+]
 
 
 def _list(name: str, text: str, *, setting: str = "", short: str = "") -> Option:
@@ -21,13 +33,28 @@ def _text(name: str, text: str, *, setting: str = "", short: str = "") -> Option
 
 IMAGE = Option(
     name="image",
-    help="oci-archive:FILE, oci:DIR or a path, and to run also docker-daemon:REF (default: built last here)",
+    help="REF or docker://REF (a registry), docker-daemon:REF, oci:DIR, oci-archive:FILE, "
+    "docker-archive:FILE, dir:DIR or a path (default: built last here)",
     positional=True,
 )
 PLATFORM = _list("platform", "a platform such as linux/arm/v7, or several with commas", setting="platforms")
-REPORT = _list("report", "write the report to a file: .json, .xml (JUnit) or .md")
+REPORT = _list("report", "write the report to a file: .json, .xml (JUnit), .md, .html or .svg")
 RECREATE = _flag("recreate", "make the builder anew, and replace handlers that do not work")
 CACHE_STATE = _flag("keep_state", "keep images and build cache")
+
+VERIFY = (
+    _list(
+        "allow_foreign",
+        "a glob of paths that may hold binaries of another machine or a larger instruction set",
+        setting="allow_foreign",
+    ),
+    _text("parity", "what a difference between platforms is: warn, fail or off", setting="parity"),
+)
+# `for` is a word of Python's own; Invoke takes the underscore off.
+HOSTS = (
+    _list("for_", "say only whether the image would start on this platform, and if not, why"),
+    _text("for_nodes", "the same for a cluster: what `kubectl get nodes -o json` prints, in a file"),
+)
 
 ENVIRONMENT = (
     _text("engine", "auto, system (only a daemon that is there) or private", setting="engine"),

@@ -33,6 +33,7 @@ _CHOICES = {
     "engine": ("auto", "system", "private"),
     "emulators": ("auto", "host", "image", "none"),
     "bases": ("auto", "registry", "standin"),
+    "parity": ("warn", "fail", "off"),
     "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
 }
 _SPLIT = ("platforms", "tags")  # whose items never hold a comma: each may be several
@@ -71,6 +72,9 @@ class Settings:
     build_args: tuple[str, ...] = ()
     progress: str = "auto"
     command: str = ""
+    allow_foreign: tuple[str, ...] = ()
+    parity: str = "warn"
+    mirrors: tuple[str, ...] = ()
     expect: str = ""
     expect_exit: int = 0
     timeout: float = 60.0

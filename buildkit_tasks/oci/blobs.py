@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.hashing import Hasher
 
 if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor
 
-__all__ = ["Source", "open_verified", "read_blob"]
+__all__ = ["Source", "Verified", "open_verified", "read_blob"]
 
 
 class Source(Protocol):
@@ -48,32 +48,37 @@ def open_verified(source: Source, descriptor: Descriptor, buffer_size: int = 1 <
 
     Raises :class:`MalformedImage` there unless size and digest hold, and as soon as it is too long.
     """
-    return io.BufferedReader(_Verified(source.open(descriptor), descriptor), buffer_size)
+    return io.BufferedReader(_Raw(Verified(source, descriptor)), buffer_size)
 
 
-class _Verified(io.RawIOBase):
-    """Counts and hashes what passes through it."""
+class Verified:
+    """A blob in pieces, counted and hashed as they go by; the hashing runs beside the reader."""
 
-    def __init__(self, inner: BinaryIO, descriptor: Descriptor) -> None:
-        super().__init__()
-        self._inner = inner
+    def __init__(self, source: Source, descriptor: Descriptor) -> None:
+        self._inner = source.open(descriptor)
         self._descriptor = descriptor
-        self._hash = hashlib.new(descriptor.digest.algorithm)
+        self._hash = Hasher(descriptor.digest.algorithm)
         self._size = 0
+        self._checked = False
 
-    def readable(self) -> bool:
-        return True
+    def read(self, size: int) -> bytes:
+        """At most ``size`` of the next bytes; none at the end, where everything has been checked.
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
+        Raises :class:`MalformedImage` as :func:`open_verified` says.
+        """
+        data = self._some(size)
         self._hash.update(data)
         self._size += len(data)
         if self._size > self._descriptor.size or not data:
             self._check()
-        return len(data)
+        return data
 
-    def _read(self, size: int) -> bytes:
+    def close(self) -> None:
+        """Close the source's stream."""
+        self._hash.close()
+        self._inner.close()
+
+    def _some(self, size: int) -> bytes:
         try:
             return self._inner.read(size)
         except OSError as error:
@@ -81,13 +86,33 @@ class _Verified(io.RawIOBase):
             raise MalformedImage(f"{self._descriptor.digest} cannot be read: {cause}") from error
 
     def _check(self) -> None:
+        if self._checked:
+            return
         stated, digest = self._descriptor, self._descriptor.digest
         if self._size > stated.size:
             raise MalformedImage(f"{digest} is longer than the {stated.size} bytes that are stated")
         if self._size < stated.size:
             raise MalformedImage(f"{digest} has {self._size} bytes; {stated.size} are stated")
-        if self._hash.hexdigest() != digest.hex:
-            raise MalformedImage(f"{digest} holds other bytes: they hash to {self._hash.hexdigest()}")
+        found = self._hash.hexdigest()
+        if found != digest.hex:
+            raise MalformedImage(f"{digest} holds other bytes: they hash to {found}")
+        self._checked = True
+
+
+class _Raw(io.RawIOBase):
+    """The same as one of Python's own streams."""
+
+    def __init__(self, inner: Verified) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self._inner.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         self._inner.close()

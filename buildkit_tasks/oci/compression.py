@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import sys
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from isal import igzip_lib
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.blobs import Source, open_verified
+from buildkit_tasks.oci.blobs import Source, Verified
+from buildkit_tasks.oci.hashing import Hasher
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest
 
@@ -41,8 +41,9 @@ _SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: a frame that holds no
 _SKIPPABLE_HIGH = 0x50
 # isal's type stubs call its exception class an exception.
 _DAMAGE: tuple[type[Exception], ...] = (cast("type[Exception]", igzip_lib.IsalError), zstd.ZstdError)
-_INPUT = 1 << 16  # small: each of many tiny gzip members hands the rest of it back
-_BUFFER = 1 << 20
+_BLOCK = 1 << 20  # bytes that are read at once
+_INPUT = 1 << 16  # and that are fed at once: each of many tiny gzip members hands the rest of it back
+_OUTPUT = 1 << 20
 
 
 class _Decompressor(Protocol):
@@ -72,68 +73,106 @@ def open_layer(
     form = _FORMS.get(layer.media_type)
     if form is None:
         raise MalformedImage(f"layer {layer.digest} is {layer.media_type!r}, which is no known kind of layer")
-    return LayerStream(_Uncompressed(open_verified(source, layer, _INPUT), form, algorithm, limits), _BUFFER)
+    return LayerStream(Verified(source, layer), form, algorithm, limits)
 
 
-class LayerStream(io.BufferedReader):
-    """An uncompressed layer; :meth:`finish` reads what is left and gives its diff_id."""
+class LayerStream:
+    """An uncompressed layer, forward only; :meth:`finish` reads what is left and gives its diff_id."""
 
-    raw: _Uncompressed
+    def __init__(self, inner: Verified, form: str, algorithm: str, limits: Limits) -> None:
+        self._unpacked = _Unpacked(inner, form, limits)
+        self._algorithm = algorithm
+        self._hash = Hasher(algorithm)
+        self._piece = b""
+        self._at = 0
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hash.close()
+        self._unpacked.close()
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes; fewer only at the end."""
+        start, end = self._at, self._at + size
+        if end <= len(self._piece):
+            self._at = end
+            return self._piece[start:end]
+        parts = [self._piece[start:]]
+        missing = size - len(parts[0])
+        while missing and self._next():
+            self._at = min(missing, len(self._piece))
+            parts.append(self._piece[: self._at])
+            missing -= self._at
+        return b"".join(parts)
+
+    def seekable(self) -> bool:
+        """Forward it is, which is all that a reader of archives asks for."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_CUR) -> int:
+        """Skip ``offset`` bytes; a stream that ends before is at its end then."""
+        if whence != io.SEEK_CUR or offset < 0:
+            raise io.UnsupportedOperation("a layer is read forward only")
+        left = offset - (len(self._piece) - self._at)
+        while left > 0 and self._next():
+            left -= len(self._piece)
+        self._at = len(self._piece) + min(left, 0)
+        return self.size - (len(self._piece) - self._at)
 
     def finish(self) -> Digest:
         """Read to the end, so that everything has been checked; the digest of the tar archive."""
-        while self.read(_BUFFER):
+        while self._next():
             pass
-        return self.raw.diff_id
+        return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
 
     def check_blob(self) -> None:
         """Read the compressed rest: raises if the blob itself is not what its digest says."""
-        self.raw.check_blob()
+        self._unpacked.check_blob()
+
+    def _next(self) -> bool:
+        """Go to the next piece, if there is one."""
+        self._piece, self._at = self._unpacked.piece(), 0
+        self.size += len(self._piece)
+        self._hash.update(self._piece)
+        return bool(self._piece)
 
 
-class _Uncompressed(io.RawIOBase):
-    def __init__(self, inner: BinaryIO, form: str, algorithm: str, limits: Limits) -> None:
-        super().__init__()
+class _Unpacked:
+    """The pieces of a layer's archive, as the decompressor gives them, within the caps."""
+
+    def __init__(self, inner: Verified, form: str, limits: Limits) -> None:
         self._inner = inner
         self._form = form
         self._limits = limits
-        self._algorithm = algorithm
-        self._hash = hashlib.new(algorithm)
         self._new = _maker(form, limits)
         self._current: _Decompressor | None = None
+        self._block, self._fed = memoryview(b""), 0
         self._pending = b""
         self._started = False
         self._read_in = 0
         self._size = 0
 
-    @property
-    def diff_id(self) -> Digest:
-        """The digest of what has been read; of the whole layer once it was read to its end."""
-        return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
-
-    @property
-    def size(self) -> int:
-        """How many uncompressed bytes have been read."""
-        return self._size
+    def piece(self) -> bytes:
+        """At least one byte, or none at the end."""
+        if not self._started:
+            self._start()
+        try:
+            data = self._inflate(self._new) if self._new else self._taken()
+        except _DAMAGE as error:
+            raise MalformedImage(f"the layer's {self._form} data are damaged: {error}") from None
+        self._size += len(data)
+        self._check_caps()
+        return data
 
     def check_blob(self) -> None:
-        while self._inner.read(_BUFFER):
+        while self._inner.read(_BLOCK):
             pass
-
-    def readable(self) -> bool:
-        return True
 
     def close(self) -> None:
         self._inner.close()
-        super().close()
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._some(len(buffer))
-        self._hash.update(data)
-        self._size += len(data)
-        self._check_caps()
-        buffer[: len(data)] = data
-        return len(data)
 
     def _check_caps(self) -> None:
         limits = self._limits
@@ -143,17 +182,6 @@ class _Uncompressed(io.RawIOBase):
             ratio = self._size // max(self._read_in, 1)
             raise LimitExceeded(f"the layer is a decompression bomb: {ratio} times its compressed size")
 
-    def _some(self, wanted: int) -> bytes:
-        """At least one byte, or none at the end."""
-        if not self._started:
-            self._start()
-        if self._new is None:
-            return self._pending_or_input(wanted)
-        try:
-            return self._inflate(self._new, wanted)
-        except _DAMAGE as error:
-            raise MalformedImage(f"the layer's {self._form} data are damaged: {error}") from None
-
     def _start(self) -> None:
         self._started = True
         self._pending = self._input()
@@ -162,16 +190,19 @@ class _Uncompressed(io.RawIOBase):
             raise MalformedImage(f"the layer's media type says {self._form}; its bytes are {found}")
 
     def _input(self) -> bytes:
-        data = self._inner.read(_INPUT)
+        """The next few bytes of the blob, which is read in larger blocks."""
+        if self._fed >= len(self._block):
+            self._block, self._fed = memoryview(self._inner.read(_BLOCK)), 0
+        data = bytes(self._block[self._fed : self._fed + _INPUT])
+        self._fed += len(data)
         self._read_in += len(data)
         return data
 
-    def _pending_or_input(self, wanted: int) -> bytes:
-        data = self._pending or self._input()
-        self._pending = data[wanted:]
-        return data[:wanted]
+    def _taken(self) -> bytes:
+        data, self._pending = self._pending or self._input(), b""
+        return data
 
-    def _inflate(self, new: Callable[[], _Decompressor], wanted: int) -> bytes:
+    def _inflate(self, new: Callable[[], _Decompressor]) -> bytes:
         """Data of this member, or of the next one that has any: a layer may have several."""
         while True:
             if self._current is None or self._current.eof:
@@ -185,7 +216,7 @@ class _Uncompressed(io.RawIOBase):
                 self._pending = self._input()
                 if not self._pending:
                     raise MalformedImage(f"the layer's {self._form} data end too early")
-            data, self._pending = self._current.decompress(self._pending, wanted), b""
+            data, self._pending = self._current.decompress(self._pending, _OUTPUT), b""
             if data:
                 return data
 

@@ -12,13 +12,15 @@ class Limits:
     """The caps; sizes are bytes.
 
     ``document`` bounds a manifest, an index and a config; ``layer`` and ``image`` are uncompressed
-    sizes; ``ratio`` is uncompressed to compressed and counts past ``ratio_free`` bytes only.
+    sizes; ``ratio`` is uncompressed to compressed and counts past ``ratio_free`` bytes only. Of a
+    layer's ``entries`` at most ``nodes`` may be anything but plain files.
     """
 
     document: int = 4 << 20
     layers: int = 512
     manifests: int = 1000
     entries: int = 5_000_000
+    nodes: int = 1_000_000
     layer: int = 20 << 30
     image: int = 50 << 30
     ratio: int = 1100

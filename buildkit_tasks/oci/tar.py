@@ -8,13 +8,17 @@ files are refused. Memory is constant: one header and one metadata record at a t
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
-import zlib
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from zlib import adler32 as _adler32
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = ["BLOCK", "DIRECTORY", "HARD_LINK", "REGULAR", "SYMLINK", "Entry", "TarReader"]
 
@@ -24,7 +28,6 @@ REGULAR, HARD_LINK, SYMLINK, DIRECTORY = "0", "1", "2", "5"
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s8s16x12s12x8sc100s8s80x155s12x")
 _SIGNED = struct.Struct("148b8x356b")
-_ADLER = 65521
 _BASE_256 = 0x80  # GNU: the top bit says that the number is binary
 _OCTAL = re.compile(rb" *([0-7]*)(?:[ \0].*)?", re.DOTALL)
 _MAX_SIZE = 1 << 50  # a pebibyte: past it the number is an attack on whoever adds to it
@@ -36,6 +39,18 @@ _CHUNK = 1 << 20
 _NO_DATA = frozenset([b"1", b"2", b"3", b"4", b"5", b"6"])
 _METADATA = frozenset("xgLK")
 _RECORD = re.compile(rb"([0-9]{1,7}) ")
+# Type flags as they come and as text, for the kinds that most entries have.
+_USUAL_FLAGS = {b"0": REGULAR, b"1": HARD_LINK, b"2": SYMLINK, b"5": DIRECTORY}
+
+
+class Stream(Protocol):
+    """What is read from: a file, or a layer that is unpacked on the way."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next ``size`` bytes; fewer only at the end."""
+
+    def seekable(self) -> bool:
+        """Whether it has a ``seek``, by which data can be gone past without reading them."""
 
 
 class Entry(NamedTuple):
@@ -56,33 +71,20 @@ class TarReader:
     and :class:`LimitExceeded` past the cap on entries.
     """
 
-    def __init__(self, stream: BinaryIO, *, max_entries: int = LIMITS.entries) -> None:
+    def __init__(self, stream: Stream, *, max_entries: int = LIMITS.entries) -> None:
         self._stream = stream
-        self._seekable = stream.seekable()
+        self._seek: Callable[[int, int], int] | None = getattr(stream, "seek") if stream.seekable() else None  # noqa: B009
         self._left = max_entries
         self._position = 0  # where the stream is
         self._next = 0  # where the next header is
         self._end = 0  # where the current member's data end
+        self._entries = self._walk()
 
-    def __iter__(self) -> TarReader:
-        return self
+    def __iter__(self) -> Iterator[Entry]:
+        return self._entries
 
     def __next__(self) -> Entry:
-        overrides: dict[str, str] = {}
-        while True:
-            self._skip()
-            header = self._block()
-            if header is None:
-                self._refuse_dangling(overrides)
-                raise StopIteration
-            entry = self._parse(header)
-            if entry.type not in _METADATA:
-                return self._finished(entry, overrides) if overrides else entry
-            overrides |= self._metadata(entry)
-
-    def _refuse_dangling(self, overrides: dict[str, str]) -> None:
-        if overrides:
-            raise self._broken("the archive ends after a name, before its entry")
+        return next(self._entries)
 
     def read(self, limit: int) -> bytes:
         """At most ``limit`` bytes of the current entry's data, from where the last call ended."""
@@ -93,36 +95,58 @@ class TarReader:
             raise MalformedImage(f"the archive ends in the middle of a file, at byte {self._position}")
         return data
 
-    def _block(self) -> bytes | None:
-        """The next header, or None at the end: two zero blocks, or nothing more."""
-        block = self._raw_block()
-        if block != _ZERO:
-            return block
-        if self._raw_block() not in (_ZERO, None):
-            raise self._broken("one zero block and then more")
-        self._next = self._position
-        return None
+    def _walk(self) -> Iterator[Entry]:
+        overrides: dict[str, str] = {}
+        read = self._stream.read
+        while True:
+            if self._position != self._next:
+                self._skip()
+            header = read(BLOCK)
+            self._position += len(header)
+            if len(header) != BLOCK or header == _ZERO:
+                self._check_end(header)
+                break
+            entry = self._parse(header)
+            if entry.type in _METADATA:
+                overrides |= self._metadata(entry)
+                continue
+            yield self._finished(entry, overrides) if overrides else entry
+            if overrides:
+                overrides = {}
+        if overrides:
+            raise self._broken("the archive ends after a name, before its entry")
 
-    def _raw_block(self) -> bytes | None:
-        block = self._stream.read(BLOCK)
-        self._position += len(block)
-        if len(block) not in (0, BLOCK):
+    def _check_end(self, block: bytes) -> None:
+        """An archive ends with two zero blocks, or with nothing more."""
+        if len(block) == BLOCK:
+            block = self._stream.read(BLOCK)
+            self._position += len(block)
+            if block not in (_ZERO, b""):
+                raise self._broken("one zero block and then more")
+        elif block:
             raise self._broken("the archive ends in the middle of a header")
-        return block or None
+        self._next = self._position
 
     def _parse(self, header: bytes) -> Entry:
         name, mode, digits, checksum, flag, link, magic, prefix = _HEADER.unpack(header)
         self._left -= 1
         if self._left < 0:
             raise LimitExceeded("the archive has too many entries")
-        self._check(header, checksum)
+        try:
+            _check(header, checksum)
+            size, permissions = 0 if flag in _NO_DATA else _number(digits), _number(mode)
+        except ValueError as error:
+            raise self._broken(str(error)) from None
         name = name.partition(b"\0")[0]
-        if magic == b"ustar\x0000" and prefix[0]:
+        if prefix[0] and magic == b"ustar\x0000":
             name = prefix.partition(b"\0")[0] + b"/" + name
-        size = 0 if flag in _NO_DATA else self._number(digits)
-        self._span(size)
-        kind, linkname = self._kind(flag, name), _text(link.partition(b"\0")[0])
-        return Entry(_text(name), kind, size, linkname, self._number(mode), self._position)
+        kind = _USUAL_FLAGS.get(flag) or self._kind(flag, name)
+        self._end = self._next = position = self._position
+        if size:
+            self._span(size)
+        linkname = _text(link.partition(b"\0")[0]) if link[0] else ""
+        # What NamedTuple's own constructor does, at half its price: there may be millions.
+        return tuple.__new__(Entry, (_text(name), kind, size, linkname, permissions, position))
 
     def _kind(self, flag: bytes, name: bytes) -> str:
         if flag == b"\0":  # before POSIX a folder was an empty file whose name ends in a slash
@@ -130,26 +154,6 @@ class TarReader:
         if flag == b"S":
             raise self._broken("sparse files are not supported")
         return flag.decode("latin-1")
-
-    def _check(self, header: bytes, field: bytes) -> None:
-        """Compare the header's sum of bytes, counted with its checksum field as blanks.
-
-        The low half of Adler-32 is that sum modulo 65521, at C speed: exact for one that was not
-        forged, and a checksum does not protect against forgery. Some writers summed signed bytes.
-        """
-        stated = self._number(field)
-        total = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF)
-        if (total + 256 - stated) % _ADLER and sum(_SIGNED.unpack(header)) + 256 != stated:
-            raise self._broken("the header's checksum does not hold")
-
-    def _number(self, field: bytes) -> int:
-        if field[0] & _BASE_256:
-            value = int.from_bytes(field, "big", signed=True)
-            return value + (1 << (len(field) * 8 - 1)) if value < 0 and field[0] == _BASE_256 else value
-        match = _OCTAL.fullmatch(field)
-        if match is None:
-            raise self._broken(f"{field!r} is no octal number")
-        return int(match[1] or b"0", 8)
 
     def _span(self, size: int) -> None:
         if not 0 <= size <= _MAX_SIZE:
@@ -209,8 +213,8 @@ class TarReader:
 
         Seeking stops one byte before it: reading that byte proves that the data were there.
         """
-        if self._seekable and self._next > self._position + 1:
-            self._stream.seek(self._next - 1 - self._position, 1)
+        if self._seek is not None and self._next > self._position + 1:
+            self._seek(self._next - 1 - self._position, 1)
             self._position = self._next - 1
         while self._position < self._next:
             data = self._stream.read(min(self._next - self._position, _CHUNK))
@@ -220,6 +224,34 @@ class TarReader:
 
     def _broken(self, cause: str) -> MalformedImage:
         return MalformedImage(f"tar archive, before byte {self._position}: {cause}")
+
+
+def _check(header: bytes, field: bytes) -> None:
+    """Compare the header's sum of bytes, counted with its checksum field as blanks.
+
+    The low half of Adler-32 is that sum modulo 65521, at C speed; only where it does not fit the
+    bytes are added up. Some writers summed signed bytes.
+    """
+    stated = _number(field)
+    if (_adler32(header) - _adler32(field) + 256 - stated) & 0xFFFF:
+        sums = (sum(header) - sum(field) + 256, sum(_SIGNED.unpack(header)) + 256)
+        if stated not in sums:
+            raise ValueError("the header's checksum does not hold")
+
+
+@functools.lru_cache(maxsize=4096)
+def _number(field: bytes) -> int:
+    """A number of a header; most are the same few. Raises :class:`ValueError`."""
+    digits = field.rstrip(b"\0 ")
+    if digits.isdigit() and b"8" not in digits and b"9" not in digits:
+        return int(digits, 8)
+    if field[0] & _BASE_256:
+        value = int.from_bytes(field, "big", signed=True)
+        return value + (1 << (len(field) * 8 - 1)) if value < 0 and field[0] == _BASE_256 else value
+    match = _OCTAL.fullmatch(field)
+    if match is None:
+        raise ValueError(f"{field!r} is no octal number")
+    return int(match[1] or b"0", 8)
 
 
 def _text(raw: bytes) -> str:

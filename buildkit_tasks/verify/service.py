@@ -1,0 +1,170 @@
+"""Verify an image: read it once, then judge each of its platforms."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
+from buildkit_tasks.oci.layers import LayerScans, check_diff_id, check_layer_count, flatten
+from buildkit_tasks.oci.rootfs import RootFs
+from buildkit_tasks.oci.source import Source, config_of, manifest_of, platform_manifests
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
+from buildkit_tasks.verify.contents import Contents, Rules
+from buildkit_tasks.verify.fit import fit_check
+from buildkit_tasks.verify.index import expected_check, missing_check, present_check, stated_check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from buildkit_tasks.oci.model import Descriptor, Digest, ImageConfig, Manifest
+    from buildkit_tasks.verify.index import Found
+
+__all__ = ["Rules", "verify"]
+
+_PROBLEMS = (MalformedImage, LimitExceeded)
+
+
+def verify(
+    source: Source, expected: Sequence[Platform], subject: str, rules: Rules | None = None
+) -> VerifyReport:
+    """Check the image against the exact platforms ``expected``; if empty, against what it names.
+
+    Whatever is wrong with the image is a failing check in the report, under the platform that it
+    is about (``unknown`` when the image cannot be read that far, ``none`` when it has none).
+    Errors of reaching the image, such as a registry's, are raised.
+    """
+    digest = ""
+    try:
+        digest = str(source.root().digest)
+        found = platform_manifests(source)
+    except _PROBLEMS as error:
+        names = [str(platform) for platform in expected] or ["unknown"]
+        verdicts = [PlatformVerdict(platform=name, digest="", checks=(_broken(error),)) for name in names]
+        return VerifyReport(subject=subject, digest=digest, platforms=tuple(verdicts))
+    run = _Run(source, tuple(expected), found, subject, rules or Rules())
+    return VerifyReport(subject=subject, digest=digest, platforms=tuple(run.verdicts()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    """The manifest and the configuration of one platform."""
+
+    manifest: Manifest
+    config: ImageConfig
+
+
+class _Run:
+    """One verification: what platforms share is read once in it."""
+
+    def __init__(
+        self,
+        source: Source,
+        expected: tuple[Platform, ...],
+        found: Sequence[Found],
+        subject: str,
+        rules: Rules,
+    ) -> None:
+        self.source = source
+        self.expected = expected
+        self.found = found
+        self.subject = subject
+        self.rules = rules
+        self.scans = LayerScans(source)
+        self.documents: dict[Descriptor, _Documents | Check] = {}
+        self.contents = Contents(rules)
+
+    def verdicts(self) -> Iterator[PlatformVerdict]:
+        """Expected platforms in their order, then the ones that nobody expected; or one for each host."""
+        wanted = self._fits() if self.rules.hosts else self._wanted()
+        rows = list(wanted)
+        self._read(entry for _, entry, _ in rows if entry is not None)
+        for platform, entry, checks in rows:
+            digest = str(entry.digest) if entry else ""
+            more = self._checks(platform, entry) if entry else ()
+            yield PlatformVerdict(platform=str(platform), digest=digest, checks=(*checks, *more))
+
+    def _wanted(self) -> Iterator[_Row]:
+        present = [platform for platform, _ in self.found]
+        if not present and not self.expected:
+            check = Check(name="present", ok=False, message="the image holds no platform at all")
+            yield "none", None, (check,)
+        for wanted in dict.fromkeys((*self.expected, *present)):
+            entries = [entry for platform, entry in self.found if platform == wanted]
+            if not entries:
+                yield wanted, None, (missing_check(wanted, self.found),)
+            for entry in entries:
+                checks = (present_check(wanted, self.found), expected_check(wanted, self.expected))
+                yield wanted, entry, checks
+
+    def _fits(self) -> Iterator[_Row]:
+        held = [platform for platform, _ in self.found]
+        for host, nodes in self.rules.hosts.items():
+            chosen, check = fit_check(host, held, self.subject, nodes)
+            entries = [entry for platform, entry in self.found if platform == chosen]
+            yield host, entries[0] if entries else None, (check,)
+
+    def _read(self, entries: Iterable[Descriptor]) -> None:
+        """Read every document, then every layer once, in the order in which the source has them."""
+        for entry in entries:
+            self.documents[entry] = self._documents(entry)
+        sound = [each for each in self.documents.values() if isinstance(each, _Documents)]
+        position = getattr(self.source, "position", lambda _: 0)
+        pairs = [pair for each in sound for pair in _layers(each)]
+        for layer, diff_id in sorted(pairs, key=lambda pair: position(pair[0])):
+            with contextlib.suppress(*_PROBLEMS):  # asked for again, and told, for each platform
+                self.scans.get(layer, diff_id.algorithm)
+
+    def _documents(self, entry: Descriptor) -> _Documents | Check:
+        try:
+            manifest = manifest_of(self.source, entry)
+            config = config_of(self.source, manifest)
+            check_layer_count(manifest, config.diff_ids)
+        except _PROBLEMS as error:
+            return _broken(error)
+        return _Documents(manifest, config)
+
+    def _checks(self, platform: Platform | str, entry: Descriptor) -> Iterator[Check]:
+        assert isinstance(platform, Platform)  # noqa: S101 - for the type checker: it has an entry
+        documents = self.documents[entry]
+        if isinstance(documents, Check):
+            yield documents
+            return
+        if not self.rules.hosts:
+            yield stated_check(platform, entry, documents.config)
+        rootfs = self._rootfs(documents)
+        if not isinstance(rootfs, RootFs):
+            yield from rootfs
+            return
+        count = len(documents.manifest.layers)
+        yield Check(name="integrity", ok=True, message=f"{count} layers: digests, sizes and diff_ids hold")
+        yield from self.contents.checks(platform, documents.config, rootfs)
+
+    def _rootfs(self, documents: _Documents) -> RootFs | list[Check]:
+        """The flattened file system, or a failing check for each layer that is broken."""
+        broken = []
+        for layer, diff_id in _layers(documents):
+            try:
+                check_diff_id(self.scans.get(layer, diff_id.algorithm), diff_id)
+            except _PROBLEMS as error:
+                broken.append(_broken(error, str(layer.digest)))
+        if broken:
+            return broken
+        try:
+            return flatten(self.source, documents.manifest, self.scans)
+        except _PROBLEMS as error:
+            return [_broken(error)]
+
+
+_Row = tuple["Platform | str", "Descriptor | None", tuple[Check, ...]]
+
+
+def _broken(error: BuildkitTasksError, layer: str = "") -> Check:
+    name = "limit" if isinstance(error, LimitExceeded) else "integrity"
+    return Check(name=name, ok=False, layer=layer, message=error.message)
+
+
+def _layers(documents: _Documents) -> list[tuple[Descriptor, Digest]]:
+    return list(zip(documents.manifest.layers, documents.config.diff_ids, strict=True))
