@@ -121,7 +121,7 @@ def load_credentials(environ: Mapping[str, str], run: Runner) -> CredentialStore
             host: _helper(path, f"credHelpers: {host}", name)
             for host, name in _table(path, document, "credHelpers").items()
         },
-        helper=_helper(path, "credsStore", document.get("credsStore") or ""),
+        helper=_helper(path, "credsStore", document.get("credsStore")),
     )
 
 
@@ -142,7 +142,9 @@ def _settings_error(path: Path, why: str) -> SettingsError:
 
 
 def _table(path: Path, document: dict[str, Any], key: str) -> dict[str, Any]:
-    table = document.get(key) or {}
+    table = document.get(key)
+    if table is None:
+        return {}
     if not isinstance(table, dict):
         raise _settings_error(path, f"is malformed: {key} is no object")
     return table
@@ -150,7 +152,7 @@ def _table(path: Path, document: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _helper(path: Path, key: str, name: object) -> str:
     """A helper's name becomes a program's name: it is matched whole."""
-    if name == "" and key == "credsStore":
+    if name in (None, "") and key == "credsStore":
         return ""
     if not isinstance(name, str) or not _HELPER_NAME.fullmatch(name):
         raise _settings_error(path, f"is malformed: {key} is no helper's name")
@@ -159,7 +161,9 @@ def _helper(path: Path, key: str, name: object) -> str:
 
 def _entry(path: Path, host: str, raw: object) -> Credential:
     def text(key: str) -> str:
-        value = raw.get(key) or "" if isinstance(raw, dict) else None
+        value = raw.get(key) if isinstance(raw, dict) else 0
+        if value is None:
+            return ""
         if not isinstance(value, str):
             raise _settings_error(path, f"is malformed: auths: {host} holds something else than text")
         return value

@@ -120,8 +120,12 @@ def _refuse_component(component: str, text: str) -> None:
 
 def _check_host(host: str, text: str) -> None:
     if host.startswith("["):
-        address, _, rest = host[1:].partition("]")
-        good = _is_ipv6(address) and (not rest or (rest.startswith(":") and _is_port(rest[1:])))
+        address, bracket, rest = host[1:].partition("]")
+        good = (
+            bool(bracket)
+            and _is_ipv6(address)
+            and (not rest or (rest.startswith(":") and _is_port(rest[1:])))
+        )
     else:
         labels, colon, port = host.partition(":")
         good = all(_LABEL.fullmatch(label) for label in labels.split(".")) and (not colon or _is_port(port))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from buildkit_tasks.errors import RegistryError
+from buildkit_tasks.oci.challenge import Challenge, parse_challenges
+
+HUB = (
+    'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",'
+    'scope="repository:library/alpine:pull,push"'
+)
+
+
+def test_docker_hubs_challenge_is_read() -> None:
+    assert parse_challenges(HUB) == (
+        Challenge(
+            scheme="bearer",
+            parameters={
+                "realm": "https://auth.docker.io/token",
+                "service": "registry.docker.io",
+                "scope": "repository:library/alpine:pull,push",
+            },
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" , ,\t", []),
+        ("Basic", [("basic", {})]),
+        ("Basic realm=simple", [("basic", {"realm": "simple"})]),
+        ('BASIC Realm="a, b"', [("basic", {"realm": "a, b"})]),
+        (r'Basic realm="a \"b\" \\ c"', [("basic", {"realm": r'a "b" \ c'})]),
+        ('Basic realm=""', [("basic", {"realm": ""})]),
+        ('Basic realm = "x" , charset\t=\t"UTF-8"', [("basic", {"realm": "x", "charset": "UTF-8"})]),
+        ('Newauth realm="apps", type=1, title="x", Basic realm="simple"',
+         [("newauth", {"realm": "apps", "type": "1", "title": "x"}), ("basic", {"realm": "simple"})]),
+        ("Negotiate, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ("Negotiate YWJjZA==, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ("Negotiate a/b+c", [("negotiate", {})]),
+        (",Bearer realm=x,,Basic realm=y,", [("bearer", {"realm": "x"}), ("basic", {"realm": "y"})]),
+        ('Bearer realm="x",error="y"', [("bearer", {"realm": "x", "error": "y"})]),
+    ],
+)  # fmt: skip
+def test_challenges_are_read_by_rfc_9110(text: str, expected: list[tuple[str, dict[str, str]]]) -> None:
+    assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('Bearer realm="never closed', "is no value"),
+        ('Bearer realm="x" service="y"', "where a comma should"),
+        ("realm=x", "belongs to no scheme"),
+        ("Bearer realm=x, realm=y", "there twice"),
+        ("Bearer Realm=x, realm=y", "there twice"),
+        ("Negotiate YWJj=, realm=x", "belongs to no scheme"),
+        ("Bearer realm=,x=y", "belongs to no scheme"),
+        ("Bearer a=b,realm=,x=y", "is no value"),
+        ("Bearer {}", "follows a scheme"),
+        ("Basic Bearer realm=x", "follows a scheme"),
+        ("\u00e4", "should"),
+        ('Bearer realm="a\nb"', "is no value"),
+        ('Bearer realm="\x00"', "is no value"),
+        ("," * 16385, "are read"),
+        ("x," * 17, "more than 16 challenges"),
+        ("x " + ",".join(f"p{number}=1" for number in range(33)), "more than 32 parameters"),
+    ],
+)
+def test_rubbish_is_refused_as_the_registrys(text: str, why: str) -> None:
+    with pytest.raises(RegistryError, match=why):
+        parse_challenges(text)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.oci.reference import Reference
+
+HEX = "0123456789abcdef" * 4
+SHA = f"sha256:{HEX}"
+SHA_512 = f"sha512:{HEX}{HEX}"
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("alpine", "docker.io/library/alpine:latest"),
+        ("alpine:3.20", "docker.io/library/alpine:3.20"),
+        ("team/app", "docker.io/team/app:latest"),
+        ("docker.io/alpine", "docker.io/library/alpine:latest"),
+        ("index.docker.io/alpine", "docker.io/library/alpine:latest"),
+        ("docker.io/team/app:1", "docker.io/team/app:1"),
+        ("quay.io", "docker.io/library/quay.io:latest"),
+        ("quay.io/team/app", "quay.io/team/app:latest"),
+        ("localhost/app", "localhost/app:latest"),
+        ("localhost:5000", "docker.io/library/localhost:5000"),
+        ("localhost:5000/app:v1", "localhost:5000/app:v1"),
+        ("127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000/a/b/c:v1"),
+        ("[::1]:5000/app", "[::1]:5000/app:latest"),
+        ("[2001:db8::1]/app:x", "[2001:db8::1]/app:x"),
+        ("Registry/app", "Registry/app:latest"),
+        ("REG.Example.com/app", "REG.Example.com/app:latest"),
+        (f"alpine@{SHA}", f"docker.io/library/alpine@{SHA}"),
+        (f"alpine:3@{SHA}", f"docker.io/library/alpine:3@{SHA}"),
+        (f"localhost:5000/app@{SHA_512}", f"localhost:5000/app@{SHA_512}"),
+        ("x/a.b_c__d-e---f", "docker.io/x/a.b_c__d-e---f:latest"),
+        ("app:V1_x.y-z", "docker.io/library/app:V1_x.y-z"),
+        (f"x/{HEX}", f"docker.io/x/{HEX}:latest"),
+        (f"app:{'t' * 128}", f"docker.io/library/app:{'t' * 128}"),
+        (f"example.com/{'a' * 255}", f"example.com/{'a' * 255}:latest"),
+    ],
+)
+def test_a_reference_is_read_as_every_tool_reads_it(text: str, whole: str) -> None:
+    assert str(Reference.parse(text)) == whole
+    assert Reference.parse(whole) == Reference.parse(text)
+
+
+def test_a_digest_says_alone_what_is_meant() -> None:
+    both = Reference.parse(f"alpine:3@{SHA}")
+    assert (both.tag, str(both.digest), both.identifier) == ("3", SHA, SHA)
+    assert Reference.parse("alpine:3").identifier == "3"
+    assert Reference.parse("alpine").identifier == "latest"
+    assert Reference.parse(f"alpine@{SHA}").tag == ""
+    assert both.name == "docker.io/library/alpine"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it is empty"),
+        ("a" * 1025, "longer than 1024"),
+        (":tag", "a part of it is empty"),
+        ("/app", "a part of it is empty"),
+        ("team//app", "a part of it is empty"),
+        ("team/app/", "a part of it is empty"),
+        ("app:", "no tag"),
+        ("app:-x", "no tag"),
+        (f"app:{'t' * 129}", "no tag"),
+        ("app:tag:tag", "no part of a repository's name"),
+        ("-app", "no part"),
+        ("app-", "no part"),
+        ("a..b/", "no registry's host"),
+        ("team/a..b", "no part"),
+        ("team/a___b", "no part"),
+        ("team/a._b", "no part"),
+        ("team/\u00e4", "no part"),
+        ("team/app\n", "no part"),
+        ("team/app:1\n", "no tag"),
+        ("team/app:\u0663", "no tag"),
+        ("../../etc/passwd", "no registry's host"),
+        ("--privileged", "no part"),
+        ("-x.io/app", "no registry's host"),
+        ("x-.io/app", "no registry's host"),
+        ("a.b_c/x", "no registry's host"),
+        ("host:0/app", "no registry's host"),
+        ("host:65536/app", "no registry's host"),
+        ("host:5x/app", "no registry's host"),
+        ("host:\u0665/app", "no registry's host"),
+        ("[::1/app", "no registry's host"),
+        ("[::1]x/app", "no registry's host"),
+        ("[::1%25lo]:5/app", "no registry's host"),
+        ("[:::::]/app", "no registry's host"),
+        ("user@host.io/app", "no digest"),
+        ("host.io:5:5/app", "no registry's host"),
+        (HEX, "an image's id"),
+        (f"example.com/{'a' * 256}", "longer than 255"),
+        (f"app@{SHA}x", "no digest"),
+        (f"app@{SHA}\n", "no digest"),
+        (f"app@{SHA}@{SHA}", "no digest"),
+        ("app@sha256:abc", "no digest"),
+        (f"app@sha256:{HEX.upper()}", "no digest"),
+        (f"app@md5:{HEX}", "no digest"),
+        ("app@", "no digest"),
+        ("https://example.com/app", "is a URL"),
+        ("docker://alpine", "is a URL"),
+    ],
+)
+def test_what_is_no_reference_is_refused_with_the_reason(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why) as caught:
+        Reference.parse(text)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    assert len(str(caught.value)) < 2000
+
+
+def test_an_equals_sign_in_a_digest_is_explained() -> None:
+    with pytest.raises(UsageError) as caught:
+        Reference.parse(f"alpine@sha256={HEX}")
+    assert caught.value.hint == f"a digest is written with a colon: alpine@{SHA}"
+
+
+def test_upper_case_is_refused_with_the_right_spelling() -> None:
+    with pytest.raises(UsageError, match="lower case") as caught:
+        Reference.parse("quay.io/Team/app")
+    assert caught.value.hint == "write team instead of Team"
+    with pytest.raises(UsageError, match="lower case"):
+        Reference.parse("Alpine")
