@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms import Platform, best_match
 from buildkit_tasks.results import Check
 from buildkit_tasks.verify.index import names_of
 
@@ -50,8 +50,6 @@ def fit_check(
     host: Platform, found: Sequence[Platform], subject: str, nodes: int = 0
 ) -> tuple[Platform | None, Check]:
     """Which of an image's platforms a host takes, and the check ``for`` that says so."""
-    from buildkit_tasks.platforms import best_match
-
     chosen = best_match(host, found)
     where = f"{nodes} {host} node{'s' if nodes != 1 else ''}" if nodes else str(host)
     held = names_of(found) or "no platform"

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
 
-__all__ = ["expected_check", "missing_check", "names_of", "present_check", "stated_check", "variants_text"]
+__all__ = ["absent_check", "expected_check", "missing_check", "names_of", "present_check", "stated_check"]
+    "absent_check",
+    "expected_check",
+    "missing_check",
+    "names_of",
+    "present_check",
+    "stated_check",
+    "_variants_text",
+]
 
 _ROWS = {machine.architecture: machine for machine in MACHINES}
 
@@ -24,9 +32,19 @@ def missing_check(wanted: Platform, found: Sequence[Found]) -> Check:
     """The failing check of a platform that the image does not have."""
     held = names_of(platform for platform, _ in found) or "no platform"
     near = [p for p, _ in found if _same_machine(p, wanted)]
-    why = f"; {variants_text(wanted, near[0])}" if near else ""
+    why = f"; {_variants_text(wanted, near[0])}" if near else ""
     message = f"{wanted} is not in the image, which holds {held}{why}"
     return Check(name="present", ok=False, expected=str(wanted), actual=held, message=message)
+
+
+def absent_check(platform: Platform, subject: str, *, asked: bool) -> Check:
+    """The check of a platform whose content an engine does not have: a failure if it was asked for."""
+    reference = subject.removeprefix("docker-daemon:")
+    message = (
+        f"{platform} is in the index, but its content is not in this engine\n"
+        f"next: docker pull --platform {platform} {reference}"
+    )
+    return Check(name="present", ok=not asked, warning=not asked, expected=str(platform), message=message)
 
 
 def present_check(platform: Platform, found: Sequence[Found]) -> Check:
@@ -55,7 +73,7 @@ def stated_check(platform: Platform, entry: Descriptor, config: ImageConfig) -> 
         # The specification lets a config leave its variant out: that contradicts nothing.
         ok, message = True, f"the index says {platform}; the config states no variant"
     elif not ok:
-        why = f": {variants_text(platform, stated)}" if _same_machine(platform, stated) else ""
+        why = f": {_variants_text(platform, stated)}" if _same_machine(platform, stated) else ""
         message = f"the index says {platform}, the config says {stated}{why}"
     return Check(name="config-platform", ok=ok, expected=str(platform), actual=str(stated), message=message)
 
@@ -64,7 +82,7 @@ def _same_machine(one: Platform, other: Platform) -> bool:
     return (one.os, one.architecture) == (other.os, other.architecture)
 
 
-def variants_text(one: Platform, other: Platform) -> str:
+def _variants_text(one: Platform, other: Platform) -> str:
     """Say how two variants of one architecture differ; the table lists them oldest first."""
     names = [row.name for row in _ROWS[one.architecture].variants] if one.architecture in _ROWS else []
     pair = [_variant(platform) for platform in (one, other)]

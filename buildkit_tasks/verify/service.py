@@ -9,12 +9,28 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers import LayerScans, check_diff_id, check_layer_count, flatten
 from buildkit_tasks.oci.rootfs import RootFs
-from buildkit_tasks.oci.source import Source, config_of, manifest_of, platform_manifests
+from buildkit_tasks.oci.source import (
+    IndexEntry,
+    Kind,
+    Source,
+    config_of,
+    index_entries,
+    lacks,
+    manifest_of,
+    position,
+)
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
+from buildkit_tasks.verify.attestations import read_attestations
 from buildkit_tasks.verify.contents import Contents, Rules
 from buildkit_tasks.verify.fit import fit_check
-from buildkit_tasks.verify.index import expected_check, missing_check, present_check, stated_check
+from buildkit_tasks.verify.index import (
+    absent_check,
+    expected_check,
+    missing_check,
+    present_check,
+    stated_check,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -39,12 +55,12 @@ def verify(
     digest = ""
     try:
         digest = str(source.root().digest)
-        found = platform_manifests(source)
+        entries = index_entries(source)
     except _PROBLEMS as error:
         names = [str(platform) for platform in expected] or ["unknown"]
         verdicts = [PlatformVerdict(platform=name, digest="", checks=(_broken(error),)) for name in names]
         return VerifyReport(subject=subject, digest=digest, platforms=tuple(verdicts))
-    run = _Run(source, tuple(expected), found, subject, rules or Rules())
+    run = _Run(source, tuple(expected), entries, subject, rules or Rules())
     return VerifyReport(subject=subject, digest=digest, platforms=tuple(run.verdicts()))
 
 
@@ -63,13 +79,18 @@ class _Run:
         self,
         source: Source,
         expected: tuple[Platform, ...],
-        found: Sequence[Found],
+        entries: Sequence[IndexEntry],
         subject: str,
         rules: Rules,
     ) -> None:
         self.source = source
         self.expected = expected
-        self.found = found
+        self.entries = entries
+        self.found: list[Found] = [
+            (entry.platform, entry.descriptor)
+            for entry in entries
+            if entry.kind is Kind.IMAGE and entry.platform is not None
+        ]
         self.subject = subject
         self.rules = rules
         self.scans = LayerScans(source)
@@ -78,13 +99,14 @@ class _Run:
 
     def verdicts(self) -> Iterator[PlatformVerdict]:
         """Expected platforms in their order, then the ones that nobody expected; or one for each host."""
-        wanted = self._fits() if self.rules.hosts else self._wanted()
-        rows = list(wanted)
+        rows = list(self._fits() if self.rules.hosts else self._wanted())
         self._read(entry for _, entry, _ in rows if entry is not None)
+        attestations = read_attestations(self.source, () if self.rules.hosts else self.entries)
         for platform, entry, checks in rows:
             digest = str(entry.digest) if entry else ""
-            more = self._checks(platform, entry) if entry else ()
+            more = (*self._checks(platform, entry), *attestations.of.get(entry.digest, ())) if entry else ()
             yield PlatformVerdict(platform=str(platform), digest=digest, checks=(*checks, *more))
+        yield from attestations.homeless
 
     def _wanted(self) -> Iterator[_Row]:
         present = [platform for platform, _ in self.found]
@@ -96,6 +118,10 @@ class _Run:
             if not entries:
                 yield wanted, None, (missing_check(wanted, self.found),)
             for entry in entries:
+                if lacks(self.source, entry):
+                    check = absent_check(wanted, self.subject, asked=wanted in self.expected)
+                    yield wanted, None, (check,)
+                    continue
                 checks = (present_check(wanted, self.found), expected_check(wanted, self.expected))
                 yield wanted, entry, checks
 
@@ -111,9 +137,8 @@ class _Run:
         for entry in entries:
             self.documents[entry] = self._documents(entry)
         sound = [each for each in self.documents.values() if isinstance(each, _Documents)]
-        position = getattr(self.source, "position", lambda _: 0)
         pairs = [pair for each in sound for pair in _layers(each)]
-        for layer, diff_id in sorted(pairs, key=lambda pair: position(pair[0])):
+        for layer, diff_id in sorted(pairs, key=lambda pair: position(self.source, pair[0])):
             with contextlib.suppress(*_PROBLEMS):  # asked for again, and told, for each platform
                 self.scans.get(layer, diff_id.algorithm)
 
