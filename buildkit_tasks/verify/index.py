@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
 
 __all__ = ["absent_check", "expected_check", "missing_check", "names_of", "present_check", "stated_check"]
-    "absent_check",
-    "expected_check",
-    "missing_check",
-    "names_of",
-    "present_check",
-    "stated_check",
-    "_variants_text",
-]
 
 _ROWS = {machine.architecture: machine for machine in MACHINES}
 
