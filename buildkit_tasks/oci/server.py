@@ -64,8 +64,9 @@ class Server:
             except Interruption:
                 if not left:
                     raise
-        media_type = _media_type(answer, data, str(reference))
-        digest = self._digest(answer, data)
+        media_type = _media_type(answer, str(reference))
+        digest = self._digest(answer, data)  # before it is parsed
+        _check_own_word(answer, data, media_type, str(reference))
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
@@ -113,6 +114,7 @@ class Server:
         answer = self._transport.get(self._place.at(target), headers, self._authorizer.header)
         if answer.status == _BAD_REQUEST and self._place.scheme == "http" and b"HTTPS" in answer.read(_SORRY):
             # What Go's and nginx's servers answer: a registry on the loopback interface that has TLS.
+            answer.close()
             self.close()
             self._connect(dataclasses.replace(self._place, scheme="https"))
             answer = self._transport.get(self._place.at(target), headers)
@@ -132,8 +134,8 @@ class Server:
         return asked or Digest.of(data)
 
 
-def _media_type(answer: Answer, data: bytes, name: str) -> str:
-    """The type of a document: its header and its own word have to agree (CVE-2021-41190)."""
+def _media_type(answer: Answer, name: str) -> str:
+    """What the registry says that a document is."""
     media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
     if media_type.startswith(_SCHEMA_1):
         raise MalformedImage(
@@ -143,8 +145,12 @@ def _media_type(answer: Answer, data: bytes, name: str) -> str:
     if media_type not in _DOCUMENTS:
         said = repr(media_type[:160]) if media_type else "nothing"
         raise MalformedImage(f"{answer.place.origin} calls {name} {said}: that is no index and no manifest")
+    return media_type
+
+
+def _check_own_word(answer: Answer, data: bytes, media_type: str, name: str) -> None:
+    """A document is for everybody what it is for us (CVE-2021-41190)."""
     own = load_object(data, f"the manifest of {name}").get("mediaType", media_type)
     if own != media_type:
         stated = repr(own)[:160]
         raise MalformedImage(f"{name} calls itself {stated}; {answer.place.origin} says {media_type!r}")
-    return media_type

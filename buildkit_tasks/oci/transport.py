@@ -78,12 +78,14 @@ class Answer:
         """The whole body; :class:`LimitExceeded` past ``limit`` bytes."""
         parts: list[bytes] = []
         size = 0
-        while data := self.read(min(limit + 1 - size, _PIECE)):
-            parts.append(data)
-            size += len(data)
-            if size > limit:
-                raise LimitExceeded(f"{what} from {self.place.origin} has more than {limit} bytes")
-        self.close()
+        try:
+            while data := self.read(min(limit + 1 - size, _PIECE)):
+                parts.append(data)
+                size += len(data)
+                if size > limit:
+                    raise LimitExceeded(f"{what} from {self.place.origin} has more than {limit} bytes")
+        finally:
+            self.close()
         return b"".join(parts)
 
     def discard(self) -> None:
