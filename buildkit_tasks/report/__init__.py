@@ -1,4 +1,4 @@
-"""One report value as a table, JSON, JUnit XML, Markdown, or a word to GitHub Actions.
+"""One report value as a table, JSON, JUnit XML, Markdown, HTML, an SVG picture, or a word to GitHub Actions.
 
 Takes any value of :data:`buildkit_tasks.results.Report`. Everything an image printed is made
 harmless for the place that it is shown in, and every format shows a failure in full or says
@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from buildkit_tasks.report.files import check_report_paths, to_json, write_reports
     from buildkit_tasks.report.github import announce_in_github
+    from buildkit_tasks.report.hypertext import to_html
     from buildkit_tasks.report.junit import to_junit
     from buildkit_tasks.report.markdown import to_markdown
+    from buildkit_tasks.report.picture import to_svg
     from buildkit_tasks.report.table import print_table, wants_colour
 
 __all__ = [
     "announce_in_github",
     "check_report_paths",
     "print_table",
+    "to_html",
     "to_json",
     "to_junit",
     "to_markdown",
+    "to_svg",
     "wants_colour",
     "write_reports",
 ]
@@ -33,9 +37,11 @@ _ROOMS = {
     "announce_in_github": "github",
     "check_report_paths": "files",
     "print_table": "table",
+    "to_html": "hypertext",
     "to_json": "files",
     "to_junit": "junit",
     "to_markdown": "markdown",
+    "to_svg": "picture",
     "wants_colour": "table",
     "write_reports": "files",
 }

@@ -1,7 +1,8 @@
 """Any report as steps, cases and problems: what every renderer shows in its own way.
 
 A step (setup, build, verify, run) has one case per platform. A report that does not hold always
-has a case with a problem, so that no renderer can show a failure as nothing at all.
+has a case with a problem, so that no renderer can show a failure as nothing at all. A warning is
+told like a problem, and makes nothing fail.
 """
 
 from __future__ import annotations
@@ -26,9 +27,28 @@ from buildkit_tasks.results import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["STEPS", "Case", "Problem", "Step", "check_message", "describe", "failing", "name_of", "steps_of"]
+__all__ = [
+    "LEFT_OUT",
+    "STEPS",
+    "Case",
+    "Problem",
+    "Step",
+    "check_message",
+    "describe",
+    "failing",
+    "name_of",
+    "platforms_of",
+    "shown",
+    "steps_of",
+    "verdict_message",
+    "warned",
+]
 
 STEPS = ("setup", "build", "verify", "run")
+
+LEFT_OUT = "left-out"  # the kind of problem of a platform that a step should have had and has not
+
+_MOST = 20  # problems of one platform that a place of little room shows
 
 _NONE = "(none)"  # what stands for an empty value where its absence matters
 
@@ -38,9 +58,10 @@ _ENVIRONMENT = (Outcome.NOT_REGISTERED, Outcome.EMULATOR_CRASH)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that does not hold; ``facts`` are named details, in the order to show them.
+    """One thing that does not hold, or as a warning holds and is worth a look.
 
-    ``environment`` tells a place that cannot do the work from an image that is wrong.
+    ``facts`` are named details, in the order to show them. ``environment`` tells a place that
+    cannot do the work from an image that is wrong.
     """
 
     kind: str
@@ -55,6 +76,7 @@ class Case:
 
     platform: str
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
     seconds: float = 0.0
     stdout: str = ""
     stderr: str = ""
@@ -96,6 +118,25 @@ def failing(report: Report) -> Iterator[tuple[str, Case]]:
         yield from ((step.name, case) for case in step.cases if case.problems)
 
 
+def warned(report: Report) -> Iterator[tuple[str, Case]]:
+    """Give every case that has a warning, with its step's name."""
+    for step in steps_of(report):
+        yield from ((step.name, case) for case in step.cases if case.warnings)
+
+
+def shown(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], int]:
+    """Give as many problems as a screen has room for, and how many those leave out.
+
+    An image can have one wrong binary or a thousand.
+    """
+    return problems[:_MOST], max(0, len(problems) - _MOST)
+
+
+def platforms_of(steps: Iterable[Step]) -> list[str]:
+    """Every platform that any step names, in the order in which they first came up."""
+    return list(dict.fromkeys(case.platform for step in steps for case in step.cases if case.platform))
+
+
 def describe(problem: Problem) -> str:
     """Give the whole message of a problem: what it says, then each fact on a line of its own."""
     facts = (f"{name}: {value}" for name, value in problem.facts if value)
@@ -103,14 +144,23 @@ def describe(problem: Problem) -> str:
 
 
 def check_message(check: Check) -> str:
-    """Give what a failing check says, or what can be said of it when it says nothing."""
+    """Give what a check says, or what can be said of it when it says nothing."""
     return check.message or f"expected {check.expected or _NONE}, found {check.actual or _NONE}"
+
+
+def verdict_message(verdict: PlatformVerdict) -> str:
+    """Give what the first failing check of a platform says, and nothing if the platform holds."""
+    if not verdict.checks:
+        return f"nothing was checked for {verdict.platform}"
+    bad = (check_message(check) for check in verdict.checks if not check.ok)
+    return next(bad, "")
 
 
 def _step(report: SetupReport | BuildResult | VerifyReport | RunReport) -> Step:
     match report:
         case SetupReport():
-            return Step(name="setup", cases=tuple(_setup(row) for row in report.platforms))
+            ready = tuple(_setup(row) for row in report.platforms)
+            return Step(name="setup", cases=ready or (_nothing_in(report.builder.name),))
         case BuildResult():
             return Step(name="build", cases=_build(report), seconds=report.seconds)
         case VerifyReport():
@@ -149,8 +199,11 @@ def _build(result: BuildResult) -> tuple[Case, ...]:
 
 
 def _verdict(verdict: PlatformVerdict) -> Case:
-    problems = (_of_check(check, verdict.digest) for check in verdict.checks if not check.ok)
-    return Case(platform=verdict.platform, problems=tuple(problems))
+    bad = tuple(_of_check(check, verdict.digest) for check in verdict.checks if not check.ok)
+    if not verdict.checks:
+        bad = (Problem(kind="no-checks", message=verdict_message(verdict)),)
+    warnings = tuple(_of_check(check, verdict.digest) for check in verdict.warnings)
+    return Case(platform=verdict.platform, problems=bad, warnings=warnings)
 
 
 def _of_check(check: Check, digest: str) -> Problem:
@@ -199,24 +252,35 @@ def _of_run(result: RunResult) -> Problem:
 def _matrix(report: MatrixReport) -> Iterator[Step]:
     values = (report.setup, report.build, report.verify, report.run)
     reached = {name: _step(value) for name, value in zip(STEPS, values, strict=True) if value is not None}
-    platforms = _platforms(reached.values())
+    platforms = platforms_of(reached.values())
+    bad = {case.platform for step in reached.values() for case in step.cases if case.problems}
     for name in STEPS:
-        yield _filled(reached.get(name, Step(name=name, cases=())), platforms)
+        yield _filled(reached.get(name, Step(name=name, cases=())), platforms, bad)
     missing = [name for name in STEPS if name not in reached]
     if report.error or missing:
         yield Step(name="arch-matrix", cases=(_stopped(report.error, missing),))
 
 
-def _platforms(steps: Iterable[Step]) -> list[str]:
-    """Every platform that any step names, in the order in which they first came up."""
-    return list(dict.fromkeys(case.platform for step in steps for case in step.cases if case.platform))
+def _filled(step: Step, platforms: list[str], bad: set[str]) -> Step:
+    """Add a case for each platform that this step has none for.
 
-
-def _filled(step: Step, platforms: list[str]) -> Step:
-    """Add a case for each platform that this step was not reached for."""
+    A step that was reached and passed over a platform of which nothing else says why has a
+    problem there: without one, a matrix that does not hold would look as if it did.
+    """
     known = {case.platform for case in step.cases}
-    absent = (Case(platform=name, skipped="not reached") for name in platforms if name not in known)
-    return replace(step, cases=(*step.cases, *absent))
+    absent = (name for name in platforms if name not in known)
+    passed_over = bool(known - {""})
+    added = (_left_out(step, name) if passed_over and name not in bad else _skipped(name) for name in absent)
+    return replace(step, cases=(*step.cases, *added))
+
+
+def _skipped(platform: str) -> Case:
+    return Case(platform=platform, skipped="not reached")
+
+
+def _left_out(step: Step, platform: str) -> Case:
+    problem = Problem(kind=LEFT_OUT, message=f"{platform} was left out of {step.name}")
+    return Case(platform=platform, problems=(problem,))
 
 
 def _stopped(error: str, missing: list[str]) -> Case:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
+from buildkit_tasks.report.hypertext import to_html
 from buildkit_tasks.report.junit import to_junit
 from buildkit_tasks.report.markdown import to_markdown
+from buildkit_tasks.report.picture import to_svg
 from buildkit_tasks.results import Report, document
 
 if TYPE_CHECKING:
@@ -34,7 +36,13 @@ def to_json(report: Report) -> str:
     return _SURROGATES.sub("\ufffd", text).replace("##[", "#\\u0023[") + "\n"
 
 
-_WRITERS: dict[str, Callable[[Report], str]] = {".json": to_json, ".xml": to_junit, ".md": to_markdown}
+_WRITERS: dict[str, Callable[[Report], str]] = {
+    ".json": to_json,
+    ".xml": to_junit,
+    ".md": to_markdown,
+    ".html": to_html,
+    ".svg": to_svg,
+}
 
 
 def check_report_paths(paths: Iterable[str | Path]) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""A report told to GitHub Actions: the step's summary, and an annotation for each failure."""
+"""A report told to GitHub Actions: a step's summary, and annotations of failures and warnings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.cases import describe, failing
+from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
 from buildkit_tasks.report.markdown import to_markdown, to_short_markdown
 from buildkit_tasks.report.text import printable
 
@@ -21,7 +21,10 @@ __all__ = ["announce_in_github"]
 # GitHub drops a summary of more than 1 MiB per step (docs.github.com, "Workflow commands for
 # GitHub Actions", step isolation and limits): better a short one than none.
 _SUMMARY_LIMIT = 1 << 20
-_LEFT_OUT = "\nThe failures are too long for a step summary of 1 MiB; the step's log has them.\n"
+_LEFT_OUT = (
+    "\nThe failures and warnings are too long for a step summary of 1 MiB; "
+    "the step's log has the first of them, a --report file all.\n"
+)
 
 _IN_DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _IN_PROPERTY = {**_IN_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
@@ -32,7 +35,7 @@ def announce_in_github(
     environ: Mapping[str, str],
     stream: TextIO | None = None,
 ) -> tuple[str, ...]:
-    """Append the report to the step's summary and print an annotation for each failure.
+    """Append the report to the step's summary and print an annotation for each failure and warning.
 
     Gives the workflow commands that went to ``stream`` (stderr unless given). Does nothing
     outside GitHub Actions. A summary that cannot be written is a warning, never an error: the
@@ -67,9 +70,20 @@ def _append(report: Report, path: Path) -> None:
 
 def _annotations(report: Report) -> Iterator[str]:
     for step, case in failing(report):
-        for problem in case.problems:
-            title = " ".join(part for part in (step, case.platform, problem.kind) if part)
-            yield _command("error", title, describe(problem))
+        yield from _told("error", step, case, case.problems)
+    for step, case in warned(report):
+        yield from _told("warning", step, case, case.warnings)
+
+
+def _told(name: str, step: str, case: Case, problems: tuple[Problem, ...]) -> Iterator[str]:
+    """Give a command for each problem, and one that counts those for which there are too many."""
+    some, left_out = shown(problems)
+    for problem in some:
+        title = " ".join(part for part in (step, case.platform, problem.kind) if part)
+        yield _command(name, title, describe(problem))
+    if left_out:
+        title = " ".join(part for part in (step, case.platform) if part)
+        yield _command(name, title, f"{left_out} more: a --report file has them all")
 
 
 def _command(name: str, title: str, message: str) -> str:

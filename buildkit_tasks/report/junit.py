@@ -72,10 +72,16 @@ def _case(step: str, case: Case) -> Iterator[str]:
         yield f"      <skipped{_attributes(message=case.skipped)}/>"
     if case.problems:
         yield _problems("error" if _is_error(case) else "failure", case.problems)
-    for tag, text in (("system-out", case.stdout), ("system-err", case.stderr)):
+    for tag, text in (("system-out", _warnings(case) + case.stdout), ("system-err", case.stderr)):
         if text:
             yield f"      <{tag}>{_text(text)}</{tag}>"
     yield "    </testcase>"
+
+
+def _warnings(case: Case) -> str:
+    """Write warnings as output: the format has no word for them, and what holds has passed."""
+    told = (f"warning: {warning.kind}: {describe(warning)}\n\n" for warning in case.warnings)
+    return "".join(told)
 
 
 def _problems(tag: str, problems: tuple[Problem, ...]) -> str:

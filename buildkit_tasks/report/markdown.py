@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import Case, describe, failing
+from buildkit_tasks.report.cases import Case, Problem, describe, failing, warned
 from buildkit_tasks.report.rows import Table, table_of
 from buildkit_tasks.report.text import one_line, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from buildkit_tasks.results import Report
 
@@ -23,17 +23,20 @@ _BACKTICKS = re.compile("`+")
 
 
 def to_markdown(report: Report) -> str:
-    """Write a report as a table, a closing line, and every failure in full with its output."""
-    problems = [_explained(step, case) for step, case in failing(report)]
-    heading = ["### What failed\n"] if problems else []
-    return "\n".join([to_short_markdown(report), *heading, *problems])
+    """Write a report as a table, a closing line, and every failure and warning in full."""
+    failed = [_section(step, case, [*_said(case.problems), *_output(case)]) for step, case in failing(report)]
+    worth_a_look = [_section(step, case, _said(case.warnings)) for step, case in warned(report)]
+    parts = [to_short_markdown(report)]
+    parts += ["### What failed\n", *failed] if failed else []
+    parts += ["### Warnings\n", *worth_a_look] if worth_a_look else []
+    return "\n".join(parts)
 
 
 def to_short_markdown(report: Report) -> str:
     """Write only the table, the notes and the closing line, whose lengths are bounded."""
     table = table_of(report)
     notes = [f"- {_escaped(note)}" for note in table.notes]
-    heading = f"## {table.name}: {'ok' if table.ok else 'FAILED'}"
+    heading = f"## {table.name}: {table.verdict}"
     parts = [heading, "\n".join(_table(table)), "\n".join(notes), f"**{_escaped(table.closing)}**"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -54,12 +57,18 @@ def _escaped(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))
 
 
-def _explained(step: str, case: Case) -> str:
+def _section(step: str, case: Case, said: Iterable[str]) -> str:
     head = _escaped(f"{step} {case.platform}".strip())
-    said = [f"{problem.kind}: {describe(problem)}" for problem in case.problems]
-    streams = (("stdout", case.stdout), ("stderr", case.stderr))
-    said += [f"{name}:\n{text}" for name, text in streams if text]
     return f"**{head}**\n\n{_fenced(chr(10).join(said))}\n"
+
+
+def _said(problems: Iterable[Problem]) -> Iterator[str]:
+    return (f"{problem.kind}: {describe(problem)}" for problem in problems)
+
+
+def _output(case: Case) -> Iterator[str]:
+    streams = (("stdout", case.stdout), ("stderr", case.stderr))
+    return (f"{name}:\n{text}" for name, text in streams if text)
 
 
 def _fenced(text: str) -> str:

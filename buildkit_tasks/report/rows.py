@@ -1,11 +1,13 @@
-"""Any report as one small table of words, which the terminal and Markdown draw."""
+"""Any report as one small table of words, which every format for people draws in its own way."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from buildkit_tasks.report.cases import STEPS, Case, Step, check_message, name_of, steps_of
+from buildkit_tasks.report.cases import name_of, platforms_of, steps_of, verdict_message
+from buildkit_tasks.report.closing import closing_of, counted, warnings_in
 from buildkit_tasks.report.text import last_line, one_line, shortened
 from buildkit_tasks.results import (
     BuildResult,
@@ -22,22 +24,30 @@ from buildkit_tasks.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["Cell", "Table", "table_of"]
+__all__ = ["Cell", "Table", "Tone", "table_of"]
 
 _CELL = 48  # characters; the whole of what is cut here stands below the table or in a report file
-_SENTENCE = 200  # likewise
 _LONGEST = 80  # characters of a name: a whole sha256 digest fits
 _HEX = 12  # as many digits of a digest as `docker images` shows
 
 
+class Tone(enum.StrEnum):
+    """What words tell of, for a place that can show it: in colour, with a sign."""
+
+    PLAIN = "plain"
+    GOOD = "good"
+    WARNING = "warning"
+    BAD = "bad"
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell's words, in one line, and whether they tell of something good, bad or neither."""
+    """A cell's words, in one line, and what they tell of."""
 
     text: str
-    ok: bool | None = None
+    tone: Tone = Tone.PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +60,20 @@ class Table:
     notes: tuple[str, ...]
     closing: str
     ok: bool
+    warnings: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """The whole report in a word or two."""
+        words = "ok" if self.ok else "FAILED"
+        return f"{words}, {counted(self.warnings)}" if self.ok and self.warnings else words
+
+    @property
+    def tone(self) -> Tone:
+        """What the report as a whole tells of."""
+        if not self.ok:
+            return Tone.BAD
+        return Tone.WARNING if self.warnings else Tone.GOOD
 
 
 def table_of(report: Report) -> Table:
@@ -60,10 +84,13 @@ def table_of(report: Report) -> Table:
         columns=columns,
         rows=tuple(rows),
         notes=tuple(one_line(note) for note in _notes(report)),
-        closing=one_line(_closing(report)),
+        closing=one_line(closing_of(report)),
         ok=report.ok,
+        warnings=warnings_in(steps_of(report)),
     )
 
+
+_GOOD = Cell("ok", Tone.GOOD)
 
 _Rows = list[tuple[Cell, ...]]
 
@@ -85,16 +112,16 @@ def _body(report: Report) -> tuple[tuple[str, ...], _Rows]:
         case RunReport():
             return _RUN, [_run_row(result) for result in report.results]
         case MatrixReport():
-            return _MATRIX, [_matrix_row(report, name) for name in _names(steps_of(report))]
+            return _MATRIX, [_matrix_row(report, name) for name in platforms_of(steps_of(report))]
 
 
 def _setup_row(row: PlatformSetup) -> tuple[Cell, ...]:
-    ready = Cell("ok", ok=True) if row.runs else _failed(row.message or "does not run")
+    ready = _GOOD if row.runs else _failed(row.message or "does not run")
     return (_plain(row.platform), _plain(_handler(row)), _plain(row.flags), _plain(row.node), ready)
 
 
 def _built_row(result: BuildResult, row: BuiltPlatform) -> tuple[Cell, ...]:
-    built = Cell("ok", ok=True) if result.ok else _failed("build")
+    built = _GOOD if result.ok else _failed("build")
     return _plain(row.platform), _plain(row.digest), built
 
 
@@ -143,7 +170,7 @@ def _plain(text: str) -> Cell:
 
 
 def _failed(why: str) -> Cell:
-    return Cell(shortened(f"FAILED {one_line(why)}", _CELL), ok=False)
+    return Cell(shortened(f"FAILED {one_line(why)}", _CELL), Tone.BAD)
 
 
 def _through(setup: PlatformSetup | None, result: RunResult | None) -> Cell:
@@ -169,7 +196,7 @@ def _emulator(result: RunResult) -> str:
 def _built(build: BuildResult | None, row: BuiltPlatform | None) -> Cell:
     if build is None or row is None:
         return Cell("-")
-    return Cell(_short(row.digest) or "ok", ok=True) if build.ok else _failed("build")
+    return Cell(_short(row.digest) or "ok", Tone.GOOD) if build.ok else _failed("build")
 
 
 def _short(digest: str) -> str:
@@ -177,15 +204,18 @@ def _short(digest: str) -> str:
 
 
 def _verified(verdict: PlatformVerdict) -> Cell:
-    bad = [check for check in verdict.checks if not check.ok]
-    return _failed(check_message(bad[0])) if bad else Cell("ok", ok=True)
+    wrong = verdict_message(verdict)
+    if wrong:
+        return _failed(wrong)
+    number = len(verdict.warnings)
+    return Cell(f"ok, {counted(number)}", Tone.WARNING) if number else _GOOD
 
 
 def _ran(result: RunResult) -> Cell:
     said = last_line(result.stdout) or last_line(result.stderr)
     if not result.ok:
         return _failed(f"{result.outcome.value}: {said or result.message}")
-    return Cell(shortened(f"ok: {one_line(said)}" if said else "ok", _CELL), ok=True)
+    return Cell(shortened(f"ok: {one_line(said)}" if said else "ok", _CELL), Tone.GOOD)
 
 
 def _seconds(result: RunResult) -> str:
@@ -225,59 +255,3 @@ def _of_build(result: BuildResult) -> list[str]:
 def _output(output: Output) -> str:
     where = output.dest or output.ref
     return f"{output.type}:{where}" if where else output.type
-
-
-_DONE = {"setup": "are ready", "build": "built", "verify": "verified", "run": "ran as expected"}
-
-
-def _closing(report: Report) -> str:
-    steps = steps_of(report)
-    names = _names(steps)
-    holding = [name for name in names if all(case.held for case in _of(steps, name))]
-    matrix = isinstance(report, MatrixReport)
-    done = "hold" if matrix else _DONE[name_of(report)]
-    counted = f"{len(holding)} of {len(names)} platforms {done}"
-    if report.ok and holding == names:
-        return f"{counted}: built, verified and run." if matrix else f"{counted}."
-    return f"{counted}.{_gaps(steps, names)}{_stop(steps)}"
-
-
-def _names(steps: Iterable[Step]) -> list[str]:
-    """Every platform, in the order of the first step that names it."""
-    return list(dict.fromkeys(case.platform for step in steps for case in step.cases if case.platform))
-
-
-def _of(steps: Iterable[Step], platform: str) -> list[Case]:
-    return [case for step in steps for case in step.cases if case.platform == platform]
-
-
-def _gaps(steps: Sequence[Step], names: list[str]) -> str:
-    """Say which platforms failed, where they first did, and which were left out of a step."""
-    texts = [_first_gap(steps, name) for name in ["", *names]]
-    found = ", ".join(text for text in texts if text)
-    return f" FAILED: {found}." if found else ""
-
-
-def _first_gap(steps: Sequence[Step], platform: str) -> str:
-    for step in steps:
-        if step.name not in STEPS:
-            continue
-        mine = [case for case in step.cases if case.platform == platform]
-        if any(case.problems for case in mine):
-            return f"{platform} ({step.name})" if platform else step.name
-        if any(case.skipped for case in mine) and _was_reached(step):
-            return f"{platform} (left out of {step.name})"
-    return ""
-
-
-def _was_reached(step: Step) -> bool:
-    return any(not case.skipped for case in step.cases)
-
-
-def _stop(steps: Sequence[Step]) -> str:
-    """Say where the line stopped, with the first line of its error; the rest stands below."""
-    stops = [case.problems[0] for step in steps if step.name not in STEPS for case in step.cases]
-    if not stops:
-        return ""
-    first = shortened(stops[0].message.partition("\n")[0], _SENTENCE)
-    return f" Stopped {dict(stops[0].facts)['stopped']}: {first}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.cases import Case, describe, failing
-from buildkit_tasks.report.rows import Cell, Table, table_of
+from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
+from buildkit_tasks.report.rows import Cell, Table, Tone, table_of
 from buildkit_tasks.report.text import one_line, printable, tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -23,7 +24,8 @@ __all__ = ["print_table", "wants_colour"]
 
 _UNBROKEN = 10_000  # columns: wider than any row, since every cell is cut to a length
 _OUTPUT_LINES = 40  # of each stream of a failing run; report files have all of it
-_STYLES = {True: "green", False: "bold red", None: ""}
+_MESSAGE_LINES = 10  # of one warning
+_STYLES = {Tone.GOOD: "green", Tone.WARNING: "yellow", Tone.BAD: "bold red", Tone.PLAIN: ""}
 
 
 def wants_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
@@ -32,8 +34,9 @@ def wants_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
 
 
 def print_table(report: Report, file: TextIO, *, colour: bool, width: int | None = None) -> None:
-    """Print a report's table, its notes and closing line, and all that failed in full.
+    """Print a report's table, its notes and closing line, what failed, and what is worth a look.
 
+    Of the problems of one platform the first ones are shown, and it is said how many are not.
     ``width`` is in columns. Without one a terminal's own is taken; in CI, or where the file is
     no terminal, rows are as wide as their words and never broken.
     """
@@ -42,6 +45,8 @@ def print_table(report: Report, file: TextIO, *, colour: bool, width: int | None
     _draw(table_of(report), console, plain=not _has_unicode(file))
     for step, case in failing(report):
         _explain(step, case, console)
+    for step, case in warned(report):
+        _warn(step, case, console)
     _write(page.getvalue(), file)
 
 
@@ -87,7 +92,7 @@ def _draw(table: Table, console: Console, *, plain: bool) -> None:
     # Lines of text are not wrapped: a path or a command to copy stays in one piece.
     for note in table.notes:
         console.print(f"  {note}", soft_wrap=True)
-    console.print(f"  {table.closing}", style=_STYLES[table.ok], soft_wrap=True)
+    console.print(f"  {table.closing}", style=_STYLES[table.tone], soft_wrap=True)
 
 
 def _rich_table(table: Table, *, plain: bool) -> RichTable:
@@ -112,17 +117,50 @@ def _rich_table(table: Table, *, plain: bool) -> RichTable:
 def _text(cell: Cell) -> Text:
     from rich.text import Text  # noqa: PLC0415 - as in _console
 
-    return Text(cell.text, style=_STYLES[cell.ok])
+    return Text(cell.text, style=_STYLES[cell.tone])
 
 
 def _explain(step: str, case: Case, console: Console) -> None:
-    for problem in case.problems:
-        head = " ".join(part for part in (step, case.platform, problem.kind) if part)
-        console.print(f"\nFAILED {one_line(head)}", style=_STYLES[False], soft_wrap=True)
-        for line in printable(describe(problem)).split("\n"):
-            console.print(f"  | {line}", soft_wrap=True)
-    for line in _output(case):
+    problems, left_out = shown(case.problems)
+    for problem in problems:
+        _head(Tone.BAD, step, case, problem.kind, console)
+        _lines(printable(describe(problem)).split("\n"), console)
+    _more(left_out, f"problems of {step} {case.platform}", console)
+    _lines(_output(case), console)
+
+
+def _warn(step: str, case: Case, console: Console) -> None:
+    """Print what warnings say, those of one kind under one head; report files have their facts too."""
+    warnings, left_out = shown(case.warnings)
+    for kind, same in itertools.groupby(warnings, key=lambda warning: warning.kind):
+        _head(Tone.WARNING, step, case, kind, console)
+        for warning in same:
+            _lines(_beginning(warning), console)
+    _more(left_out, f"warnings of {step} {case.platform}", console)
+
+
+def _head(tone: Tone, step: str, case: Case, kind: str, console: Console) -> None:
+    word = "FAILED" if tone is Tone.BAD else "WARNING"
+    head = " ".join(part for part in (step, case.platform, kind) if part)
+    console.print(f"\n{word} {one_line(head)}", style=_STYLES[tone], soft_wrap=True)
+
+
+def _lines(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
         console.print(f"  | {line}", soft_wrap=True)
+
+
+def _more(left_out: int, of_what: str, console: Console) -> None:
+    if left_out:
+        _lines([f"({left_out} more {one_line(of_what)}: a --report file has them all)"], console)
+
+
+def _beginning(warning: Problem) -> list[str]:
+    lines = printable(warning.message).split("\n")
+    left_out = len(lines) - _MESSAGE_LINES
+    if left_out <= 0:
+        return lines
+    return [*lines[:_MESSAGE_LINES], f"({left_out} more lines: a --report file has them all)"]
 
 
 def _output(case: Case) -> Iterator[str]:

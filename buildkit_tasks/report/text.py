@@ -6,9 +6,10 @@ cursor, reverse the reading order, or be taken for a command by the log that it 
 
 from __future__ import annotations
 
+import html
 import re
 
-__all__ = ["last_line", "one_line", "printable", "shortened", "tail", "visible"]
+__all__ = ["last_line", "markup", "one_line", "printable", "shortened", "tail", "visible"]
 
 # Control characters but tab and newline; what turns the reading order (Unicode UAX #9) or
 # separates lines for some readers; lone surrogates; and the second `#` of `##[`, which GitHub's
@@ -33,6 +34,14 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Make text printable in one line; its own line ends show as ``\n``."""
     return printable(text).strip().replace("\n", "\\n").replace("\t", " ")
+
+
+def markup(text: str) -> str:
+    """Make text printable and escape it for HTML and XML, in an element and in an attribute.
+
+    What is printable is within the production Char of XML 1.0, section 2.2.
+    """
+    return html.escape(printable(text))
 
 
 def last_line(text: str) -> str:

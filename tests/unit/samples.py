@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from typing import Any
 
 from buildkit_tasks.results import (
     BuilderSummary,
@@ -109,7 +111,7 @@ def good_check(name: str = "config-platform") -> Check:
 
 
 def bad_check(**changes: str) -> Check:
-    values = {
+    values: dict[str, Any] = {
         "name": "binary-machine",
         "expected": "arm64",
         "actual": "amd64",
@@ -118,6 +120,11 @@ def bad_check(**changes: str) -> Check:
         "message": "the entry point is for amd64, and its image says arm64",
     }
     return Check(**{**values, **changes}, ok=False)
+
+
+def warning(message: str = "linux/arm64 lacks /usr/bin/foo that linux/amd64 has") -> Check:
+    path, layer = "/usr/bin/foo", digest("layer")
+    return Check(name="parity", ok=True, warning=True, path=path, layer=layer, message=message)
 
 
 def verdict(platform: str, *checks: Check) -> PlatformVerdict:
@@ -194,6 +201,13 @@ def every_good_report() -> list[Report]:
     return [setup(), build(), verify(), run(), matrix()]
 
 
+def every_warning_report() -> list[Report]:
+    """Give reports that hold, each with two warnings."""
+    warned = verify(verdict("linux/amd64"), verdict("linux/arm64", good_check(), warning(), warning("other")))
+    spread = verify(*(verdict(name, good_check(), warning()) for name in TWO))
+    return [warned, spread, replace(matrix(), verify=warned)]
+
+
 def every_bad_report() -> list[Report]:
     """Give each way that a report can fail, some with nothing in it to point at."""
     unready = PlatformSetup(platform="linux/arm64", native=False, message="no handler is registered")
@@ -206,9 +220,12 @@ def every_bad_report() -> list[Report]:
     empty_run = RunReport(subject=IMAGE, results=())
     return [
         setup(platform_setup("linux/amd64"), unready),
+        replace(setup(), platforms=()),
         build(ok=False),
         BuildResult(digest="", outputs=(), platforms=(), builder="b", bases="", seconds=0, ok=False),
         verify(verdict("linux/amd64", good_check(), bad_check())),
+        verify(verdict("linux/amd64"), verdict("linux/arm64", warning(), bad_check())),
+        verify(PlatformVerdict(platform="linux/arm64", digest="", checks=())),
         VerifyReport(subject=IMAGE, digest="", platforms=()),
         *(run(bad_run("linux/arm64", each)) for each in Outcome if each is not Outcome.PASSED),
         empty_run,
@@ -219,4 +236,7 @@ def every_bad_report() -> list[Report]:
         MatrixReport(error="no engine answers"),
         MatrixReport(setup=setup(), build=build(), verify=verify(), run=run(), error="late"),
         MatrixReport(setup=setup(), build=build(), verify=verify(), run=empty_run),
+        replace(matrix(), run=run(good_run("linux/amd64"))),
+        replace(matrix(), setup=setup(platform_setup("linux/amd64"))),
+        replace(matrix(), verify=verify(*map(verdict, (*TWO, "linux/s390x")))),
     ]

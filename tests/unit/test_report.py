@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from tests.unit.samples import (
     digest,
     every_bad_report,
     every_good_report,
+    every_warning_report,
     good_check,
     good_run,
     matrix,
@@ -50,6 +52,7 @@ from tests.unit.samples import (
     stopped,
     verdict,
     verify,
+    warning,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +65,9 @@ def drawn(report: Report, *, colour: bool = False, width: int | None = None) -> 
     return page.getvalue()
 
 
-RENDERERS = [drawn, faces.to_json, faces.to_junit, faces.to_markdown]
+RENDERERS = [drawn, faces.to_json, faces.to_junit, faces.to_markdown, faces.to_html, faces.to_svg]
+WITHOUT_BOUNDS = [faces.to_json, faces.to_junit, faces.to_markdown, faces.to_html]
+FOR_PEOPLE = [drawn, faces.to_markdown, faces.to_html, faces.to_svg]
 HOSTILE = "\x1b[2J\u202e::error::x ##[add-mask]y <b>|`*z*` @me\ud800"
 
 
@@ -106,17 +111,28 @@ def test_a_report_that_does_not_hold_has_a_problem_to_show(report: Report) -> No
 def test_a_failure_is_readable_in_words_without_colour(report: Report) -> None:
     assert "\nFAILED " in drawn(report)
     assert ": FAILED\n" in faces.to_markdown(report)
+    assert "<h2>What failed</h2>\n<details" in faces.to_html(report)
+    assert ">FAILED " in faces.to_svg(report)
+
+
+@pytest.mark.parametrize("report", [*every_good_report(), *every_bad_report(), *every_warning_report()])
+def test_a_report_holds_if_and_only_if_it_has_no_problem(report: Report) -> None:
+    assert report.ok is not any(case.problems for step in steps_of(report) for case in step.cases)
 
 
 @pytest.mark.parametrize("report", every_good_report())
 def test_a_report_that_holds_has_no_word_of_failure(report: Report) -> None:
     assert not any(case.problems for step in steps_of(report) for case in step.cases)
-    for text in (drawn(report), faces.to_markdown(report)):
+    for render in FOR_PEOPLE:
+        text = render(report)
         assert "FAILED" not in text
+        assert not {"WARNING", "warning", "Warnings"} & set(
+            re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL).split()
+        )
         assert "2 of 2 platforms" in text
 
 
-@pytest.mark.parametrize("render", [drawn, faces.to_markdown, faces.to_junit])
+@pytest.mark.parametrize("render", [drawn, faces.to_markdown, faces.to_junit, faces.to_html])
 def test_each_fact_of_a_failing_check_is_shown_whole(render: Callable[[Report], str]) -> None:
     check = bad_check(message="m" * 500, expected="e" * 200, actual="a" * 200, path="/p" * 100)
     text = render(verify(verdict("linux/arm64", check)))
@@ -124,7 +140,7 @@ def test_each_fact_of_a_failing_check_is_shown_whole(render: Callable[[Report], 
         assert fact in text
 
 
-@pytest.mark.parametrize("render", [drawn, faces.to_markdown, faces.to_junit])
+@pytest.mark.parametrize("render", RENDERERS)
 def test_of_several_failing_checks_each_is_shown(render: Callable[[Report], str]) -> None:
     text = render(verify(verdict("linux/arm64", bad_check(message="first"), bad_check(message="second"))))
     assert "first" in text
@@ -145,13 +161,154 @@ def test_a_check_that_found_nothing_says_so(render: Callable[[Report], str]) -> 
     assert "actual: (none)" in text
 
 
-@pytest.mark.parametrize("render", [drawn, faces.to_json, faces.to_markdown])
+@pytest.mark.parametrize("render", [drawn, faces.to_json, faces.to_markdown, faces.to_html, faces.to_svg])
 def test_no_text_of_an_image_commands_a_terminal_or_a_runner(render: Callable[[Report], str]) -> None:
     text = render(run(bad_run(HOSTILE, stdout=f"::add-mask::x\n{HOSTILE}", stderr=HOSTILE, message=HOSTILE)))
     assert not {"\x1b", "\ud800"} & set(text)
     assert "##[" not in text
     if render is not faces.to_json:
         assert "\u202e" not in text
+
+
+# Warnings
+
+
+@pytest.mark.parametrize("report", every_warning_report())
+def test_a_report_with_warnings_holds_and_says_how_many_there_are(report: Report) -> None:
+    assert report.ok
+    assert not any(case.problems for step in steps_of(report) for case in step.cases)
+    for render in FOR_PEOPLE:
+        assert "2 warnings." in render(report)
+        assert "FAILED" not in render(report)
+
+
+@pytest.mark.parametrize("render", RENDERERS)
+@pytest.mark.parametrize("report", every_warning_report())
+def test_every_renderer_shows_what_a_warning_says(render: Callable[[Report], str], report: Report) -> None:
+    assert "linux/arm64 lacks /usr/bin/foo that linux/amd64 has" in render(report)
+
+
+def test_a_cell_counts_warnings_and_a_block_below_the_table_has_their_words() -> None:
+    report = verify(
+        verdict("linux/amd64", warning("one")), verdict("linux/arm64", warning("a\nb"), warning("c"))
+    )
+    text = drawn(report)
+    assert "│ ok, 1 warning " in rows(text)[0]
+    assert "│ ok, 2 warnings │" in rows(text)[1]
+    assert "  2 of 2 platforms verified, 3 warnings.\n" in text
+    assert "\nWARNING verify linux/amd64 parity\n  | one\n" in text
+    assert text.endswith("\nWARNING verify linux/arm64 parity\n  | a\n  | b\n  | c\n")
+
+
+def test_warnings_are_of_a_third_colour() -> None:
+    report = verify(verdict("linux/amd64"), verdict("linux/arm64", warning()))
+    text = drawn(report, colour=True)
+    for said in (
+        "ok, 1 warning",
+        "  2 of 2 platforms verified, 1 warning.",
+        "WARNING verify linux/arm64 parity",
+    ):
+        assert f"\x1b[33m{said}" in text
+    assert "\x1b[32mok " in text
+    for text in (faces.to_html(report), faces.to_svg(report)):
+        assert 'warning">ok, 1 warning<' in text
+        assert 'good">ok<' in text
+
+
+def test_a_failing_platform_is_shown_as_failing_and_its_warnings_below() -> None:
+    report = verify(verdict("linux/amd64", warning(), bad_check(message="wrong")), verdict("linux/arm64"))
+    text = drawn(report)
+    assert "│ FAILED wrong │" in rows(text)[0]
+    assert "1 of 2 platforms verified, 1 warning. FAILED: linux/amd64 (verify)." in text
+    assert text.index("\nFAILED verify linux/amd64") < text.index("\nWARNING verify linux/amd64 parity")
+    assert faces.to_markdown(report).startswith("## verify: FAILED\n")
+
+
+def test_a_matrix_says_with_how_many_warnings_its_platforms_hold() -> None:
+    report = replace(matrix(), verify=verify(*(verdict(name, warning()) for name in TWO)))
+    assert "  2 of 2 platforms hold: built, verified and run, with 2 warnings.\n" in drawn(report)
+    assert faces.to_markdown(report).startswith("## arch-matrix: ok, 2 warnings\n")
+
+
+def test_a_warning_of_many_lines_is_cut_on_a_terminal_and_whole_in_the_files() -> None:
+    report = verify(verdict("linux/arm64", warning("\n".join(f"line {n}." for n in range(100)))))
+    text = drawn(report)
+    assert "line 9." in text
+    assert "line 10." not in text
+    assert "(90 more lines: a --report file has them all)" in text
+    for render in WITHOUT_BOUNDS:
+        assert "line 99." in render(report)
+
+
+def test_junit_keeps_a_case_with_a_warning_passed_and_puts_it_into_its_output() -> None:
+    report = verify(
+        verdict("linux/amd64"), verdict("linux/arm64", warning("look ]]> here"), warning("again"))
+    )
+    _, case = suites(report)["verify"]
+    assert [element.tag for element in case] == ["system-out"]
+    said = case.findtext("system-out") or ""
+    assert said.startswith("warning: parity: look ]]> here\npath: /usr/bin/foo\n")
+    assert "\n\nwarning: parity: again\n" in said
+    assert suites(report)["verify"].attrib["failures"] == "0"
+
+
+# Very many problems: an image can have a thousand wrong binaries
+
+
+def thousand_wrong() -> VerifyReport:
+    checks = [bad_check(name="binary", path=f"/bin/{n}.", message=f"wrong {n}.") for n in range(500)]
+    warnings = [warning(f"odd {n}.") for n in range(500)]
+    return verify(verdict("linux/amd64"), verdict("linux/arm64", *checks, *warnings))
+
+
+@pytest.mark.parametrize("render", [drawn, faces.to_svg])
+def test_a_screen_shows_the_first_twenty_problems_of_a_platform_and_counts_the_others(
+    render: Callable[[Report], str],
+) -> None:
+    text = render(thousand_wrong())
+    for word in ("wrong", "odd"):
+        assert f"{word} 19." in text
+        assert f"{word} 20." not in text
+    assert len(re.findall(r"\(480 more.*a --report file.* has them all\)", text)) == 2
+    assert "1 of 2 platforms verified, 500 warnings. FAILED: linux/arm64 (verify)." in text
+
+
+@pytest.mark.parametrize("render", WITHOUT_BOUNDS)
+def test_every_other_report_file_has_all_problems(render: Callable[[Report], str]) -> None:
+    text = render(thousand_wrong())
+    assert all(f"wrong {n}." in text and f"/bin/{n}." in text and f"odd {n}." in text for n in range(500))
+
+
+def test_github_gets_twenty_annotations_of_a_kind_and_one_that_counts_the_others() -> None:
+    commands = faces.announce_in_github(thousand_wrong(), {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    for name in ("error", "warning"):
+        mine = [command for command in commands if command.startswith(f"::{name} ")]
+        assert len(mine) == 21
+        assert mine[-1] == f"::{name} title=verify linux/arm64::480 more: a --report file has them all"
+
+
+# What a matrix must not pass over in silence
+
+
+def test_a_platform_that_a_step_left_out_is_a_failure_in_junit() -> None:
+    report = replace(matrix(), run=run(good_run("linux/amd64")))
+    _, absent = suites(report)["run"]
+    assert [element.tag for element in absent] == ["failure"]
+    assert absent[0].attrib == {"message": "linux/arm64 was left out of run", "type": "left-out"}
+
+
+def test_a_platform_that_failed_is_not_said_to_be_left_out_as_well() -> None:
+    extra = verdict("linux/s390x", bad_check(name="expected", message="not expected"))
+    report = replace(matrix(), verify=verify(*map(verdict, TWO), extra))
+    problems = [problem.kind for step in steps_of(report) for case in step.cases for problem in case.problems]
+    assert problems == ["expected"]
+    assert "2 of 3 platforms hold. FAILED: linux/s390x (verify)." in drawn(report)
+
+
+def test_a_platform_of_which_nothing_was_checked_has_not_been_verified() -> None:
+    report = verify(verdict("linux/amd64"), replace(verdict("linux/arm64"), checks=()))
+    assert "│ FAILED nothing was checked for linux/arm64 │" in rows(drawn(report))[1]
+    assert "1 of 2 platforms verified. FAILED: linux/arm64 (verify)." in drawn(report)
 
 
 # The table
@@ -420,15 +577,21 @@ def test_junit_gives_the_time_of_a_build_to_its_suite() -> None:
 
 
 def test_each_ending_gets_its_format(tmp_path: Path) -> None:
-    paths = [tmp_path / "a.json", tmp_path / "new" / "folders" / "b.XML", tmp_path / "c.md"]
-    faces.write_reports(matrix(), paths)
-    texts = [path.read_text() for path in paths]
-    assert texts == [faces.to_json(matrix()), faces.to_junit(matrix()), faces.to_markdown(matrix())]
+    writers = {
+        "a.json": faces.to_json,
+        "new/folders/b.XML": faces.to_junit,
+        "c.md": faces.to_markdown,
+        "d.html": faces.to_html,
+        "e.svg": faces.to_svg,
+    }
+    faces.write_reports(matrix(), [tmp_path / name for name in writers])
+    for name, writer in writers.items():
+        assert (tmp_path / name).read_text() == writer(matrix())
 
 
-@pytest.mark.parametrize("name", ["r.html", "r.svg", "r.txt", "r", "json", ".json"])
+@pytest.mark.parametrize("name", ["r.htm", "r.png", "r.txt", "r", "json", ".json", "html", ".svg"])
 def test_an_ending_that_is_not_known_is_refused_before_any_file_is_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"\.json, \.xml, \.md") as caught:
+    with pytest.raises(UsageError, match=r"\.json, \.xml, \.md, \.html, \.svg") as caught:
         faces.write_reports(matrix(), [tmp_path / "good.json", tmp_path / name])
     assert name in str(caught.value)
     assert caught.value.exit_code == 2
@@ -437,8 +600,8 @@ def test_an_ending_that_is_not_known_is_refused_before_any_file_is_written(tmp_p
 
 def test_paths_can_be_checked_before_there_is_a_report(tmp_path: Path) -> None:
     assert faces.check_report_paths(["new/a.json", Path("b.md")]) == (Path("new/a.json"), Path("b.md"))
-    with pytest.raises(UsageError, match=r"b\.html"):
-        faces.check_report_paths(["a.json", "b.html"])
+    with pytest.raises(UsageError, match=r"b\.pdf"):
+        faces.check_report_paths(["a.json", "b.pdf"])
     (tmp_path / "folder.md").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         faces.check_report_paths([tmp_path / "folder.md"])
@@ -507,6 +670,12 @@ def test_each_failure_becomes_an_annotation(tmp_path: Path) -> None:
     assert first.startswith("::error title=verify linux/arm64 binary-machine::the entry point is for amd64")
     assert "%0Aexpected: arm64%0Aactual: amd64%0Apath: /hello%0A" in first
     assert second.startswith("::error title=run linux/arm64 failed::it printed something else%0A")
+
+
+def test_each_warning_becomes_an_annotation_of_its_own_kind() -> None:
+    report = verify(verdict("linux/amd64"), verdict("linux/arm64", warning("a\nb")))
+    (command,) = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    assert command.startswith("::warning title=verify linux/arm64 parity::a%0Ab%0Apath: /usr/bin/foo%0A")
 
 
 def test_an_annotation_is_escaped_as_github_reads_it() -> None:
@@ -583,8 +752,8 @@ def test_importing_every_renderer_leaves_rich_for_when_a_table_is_drawn() -> Non
 
 def test_every_public_name_is_there_and_no_other() -> None:
     assert all(callable(getattr(faces, name)) for name in faces.__all__)
-    with pytest.raises(AttributeError, match="to_html"):
-        _ = faces.to_html  # type: ignore[attr-defined]  # that is the point
+    with pytest.raises(AttributeError, match="to_pdf"):
+        _ = faces.to_pdf  # type: ignore[attr-defined]  # that is the point
 
 
 def test_a_table_of_a_report_without_anything_still_says_what_is_wrong() -> None:

@@ -1,0 +1,88 @@
+"""The one sentence that closes a report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.report.cases import LEFT_OUT, STEPS, Case, Step, name_of, platforms_of, steps_of
+from buildkit_tasks.report.text import shortened
+from buildkit_tasks.results import MatrixReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from buildkit_tasks.results import Report
+
+__all__ = ["closing_of", "counted", "warnings_in"]
+
+_SENTENCE = 200  # characters; the whole of what is cut here stands below the table or in a report file
+
+_DONE = {"setup": "are ready", "build": "built", "verify": "verified", "run": "ran as expected"}
+
+
+def closing_of(report: Report) -> str:
+    """Say how many platforms hold, with how many warnings, which do not, and where it stopped."""
+    steps = steps_of(report)
+    names = platforms_of(steps)
+    holding = [name for name in names if all(case.held for case in _of(steps, name))]
+    matrix = isinstance(report, MatrixReport)
+    done = "hold" if matrix else _DONE[name_of(report)]
+    number = warnings_in(steps)
+    warned = f", {'with ' if matrix else ''}{counted(number)}" if number else ""
+    held = f"{len(holding)} of {len(names)} platforms {done}"
+    if report.ok and holding == names:
+        return f"{held}: built, verified and run{warned}." if matrix else f"{held}{warned}."
+    return f"{held}{warned}.{_gaps(steps, names)}{_stop(steps)}"
+
+
+def counted(warnings: int) -> str:
+    """Count warnings in words."""
+    return f"{warnings} warning{'' if warnings == 1 else 's'}"
+
+
+def warnings_in(steps: Iterable[Step]) -> int:
+    """Give how many warnings there are, of all platforms together."""
+    return sum(len(case.warnings) for step in steps for case in step.cases)
+
+
+def _of(steps: Iterable[Step], platform: str) -> list[Case]:
+    return [case for step in steps for case in step.cases if case.platform == platform]
+
+
+def _gaps(steps: Sequence[Step], names: list[str]) -> str:
+    """Say which platforms failed, where they first did, and which were left out of a step."""
+    texts = [_first_gap(steps, name) for name in ["", *names]]
+    found = ", ".join(text for text in texts if text)
+    return f" FAILED: {found}." if found else ""
+
+
+def _first_gap(steps: Sequence[Step], platform: str) -> str:
+    """Where a platform first failed; failing that, what it was left out of."""
+    mine = [
+        (step, case)
+        for step in steps
+        for case in step.cases
+        if case.platform == platform and step.name in STEPS
+    ]
+    failed = [step.name for step, case in mine if _fails(case)]
+    if failed:
+        return f"{platform} ({failed[0]})" if platform else failed[0]
+    absent = [step.name for step, case in mine if not case.held and _was_reached(step)]
+    return f"{platform} (left out of {absent[0]})" if absent else ""
+
+
+def _fails(case: Case) -> bool:
+    return any(problem.kind != LEFT_OUT for problem in case.problems)
+
+
+def _was_reached(step: Step) -> bool:
+    return any(not case.skipped for case in step.cases)
+
+
+def _stop(steps: Sequence[Step]) -> str:
+    """Say where the line stopped, with the first line of its error; the rest stands below."""
+    stops = [case.problems[0] for step in steps if step.name not in STEPS for case in step.cases]
+    if not stops:
+        return ""
+    first = shortened(stops[0].message.partition("\n")[0], _SENTENCE)
+    return f" Stopped {dict(stops[0].facts)['stopped']}: {first}"

@@ -1,0 +1,149 @@
+"""A report as one HTML file: no script, nothing fetched, for light and dark.
+
+The document is well-formed XML too, so that a test can tell that no text in it breaks out, and its
+Content-Security-Policy keeps a browser from running or fetching anything if one ever did.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.report.cases import Case, Problem, failing, warned
+from buildkit_tasks.report.rows import Cell, Table, Tone, table_of
+from buildkit_tasks.report.text import markup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from buildkit_tasks.results import Report
+
+__all__ = ["to_html"]
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f8fa; --card: #ffffff; --line: #d1d9e0; --text: #1f2328;
+  --quiet: #59636e; --good: #1a7f37; --warning: #9a6700; --bad: #cf222e; --code: #f6f8fa; }
+@media (prefers-color-scheme: dark) { :root { --page: #010409; --card: #0d1117; --line: #3d444d;
+  --text: #f0f6fc; --quiet: #9198a1; --good: #3fb950; --warning: #d29922; --bad: #f85149; --code: #151b23; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; }
+main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+header { display: flex; align-items: center; gap: .75rem; }
+h1 { font-size: 1.6rem; margin: 0; }
+h2 { font-size: 1.2rem; margin: 2.25rem 0 .75rem; }
+h3 { font-size: .95rem; margin: 0; }
+.badge { border: 1px solid currentColor; border-radius: 2rem; padding: .05rem .75rem; font-weight: 600; }
+.good { color: var(--good); } .warning { color: var(--warning); } .bad { color: var(--bad); }
+.closing { font-weight: 600; margin: .5rem 0 1.5rem; overflow-wrap: anywhere; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .5rem .9rem; white-space: nowrap; }
+thead th { color: var(--quiet); font-size: .85rem; font-weight: 600; }
+tbody tr { border-top: 1px solid var(--line); }
+tbody th, td, .text, dd { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
+  monospace; font-size: .85rem; }
+tbody th { font-weight: 600; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.good::before { content: "\\2713\\00a0"; } td.warning::before { content: "!\\00a0"; }
+td.bad::before { content: "\\2717\\00a0"; } td.bad { font-weight: 600; white-space: normal;
+  min-width: 16rem; }
+.notes { color: var(--quiet); list-style: none; margin: 1rem 0 0; padding: 0; overflow-wrap: anywhere;
+  font-size: .9rem; }
+details { margin: .75rem 0; }
+.card.fail { border-left: .3rem solid var(--bad); }
+.card.warn { border-left: .3rem solid var(--warning); }
+summary { cursor: pointer; padding: .7rem 1rem; font-weight: 600; }
+summary span { color: var(--quiet); font-weight: 400; margin-left: .5rem; }
+article { border-top: 1px solid var(--line); padding: .8rem 1rem; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
+.output { background: var(--code); border-radius: .4rem; padding: .6rem .8rem; max-height: 40rem;
+  overflow: auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0 0; }
+dt { color: var(--quiet); font-size: .85rem; }
+dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media print { details { break-inside: avoid; } .output { max-height: none; } }
+"""
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def to_html(report: Report) -> str:
+    """Write a report as a page with the table, its notes, and every failure and warning in full."""
+    table = table_of(report)
+    lines = [*_head(table), *_summary(table)]
+    failed = [_section("fail", step, case, case.problems, _output(case)) for step, case in failing(report)]
+    lines += _titled("What failed", failed)
+    worth_a_look = [_section("warn", step, case, case.warnings, ()) for step, case in warned(report)]
+    lines += _titled("Warnings", worth_a_look)
+    return "\n".join([*lines, "</main>", "</body>", "</html>", ""])
+
+
+def _head(table: Table) -> Iterator[str]:
+    yield "<!DOCTYPE html>"
+    yield '<html lang="en">'
+    yield "<head>"
+    yield '<meta charset="utf-8"/>'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
+    yield f"<title>{markup(f'{table.name}: {table.verdict}')}</title>"
+    yield f"<style>{_STYLE}</style>"
+    yield "</head>"
+
+
+def _summary(table: Table) -> Iterator[str]:
+    yield "<body>"
+    yield "<main>"
+    badge = f'<span class="badge {table.tone}">{markup(table.verdict)}</span>'
+    yield f"<header><h1>{markup(table.name)}</h1>{badge}</header>"
+    yield f'<p class="closing {table.tone}">{markup(table.closing)}</p>'
+    yield '<div class="card scroll"><table>'
+    heads = (f'<th scope="col"{_number(name)}>{markup(name)}</th>' for name in table.columns)
+    yield f"<thead><tr>{''.join(heads)}</tr></thead>"
+    yield "<tbody>"
+    yield from (_row(table.columns, row) for row in table.rows)
+    yield "</tbody>"
+    yield "</table></div>"
+    notes = (f"<li>{markup(note)}</li>" for note in table.notes)
+    yield f'<ul class="notes">{"".join(notes)}</ul>'
+
+
+def _row(columns: tuple[str, ...], row: tuple[Cell, ...]) -> str:
+    first, *others = row
+    cells = (_cell(name, cell) for name, cell in zip(columns[1:], others, strict=True))
+    return f'<tr><th scope="row">{markup(first.text)}</th>{"".join(cells)}</tr>'
+
+
+def _cell(column: str, cell: Cell) -> str:
+    kind = _number(column) if cell.tone is Tone.PLAIN else f' class="{cell.tone}"'
+    return f"<td{kind}>{markup(cell.text)}</td>"
+
+
+def _number(column: str) -> str:
+    return ' class="number"' if column == "Seconds" else ""
+
+
+def _titled(title: str, sections: list[str]) -> list[str]:
+    return [f"<h2>{title}</h2>", *sections] if sections else []
+
+
+def _section(kind: str, step: str, case: Case, problems: tuple[Problem, ...], more: Iterable[str]) -> str:
+    """Write one platform's problems in one step, open: what is folded away is easily overlooked."""
+    head = markup(f"{step} {case.platform}".strip())
+    count = f"<span>{len(problems)}</span>" if len(problems) > 1 else ""
+    opening = f'<details class="card {kind}" open="open"><summary>{head}{count}</summary>'
+    return "\n".join([opening, *map(_problem, problems), *more, "</details>"])
+
+
+def _problem(problem: Problem) -> str:
+    facts = (f"<dt>{markup(name)}</dt><dd>{markup(value)}</dd>" for name, value in problem.facts if value)
+    known = "".join(facts)
+    listed = f"<dl>{known}</dl>" if known else ""
+    said = f'<h3>{markup(problem.kind)}</h3><div class="text">{markup(problem.message)}</div>'
+    return f"<article>{said}{listed}</article>"
+
+
+def _output(case: Case) -> Iterator[str]:
+    for name, text in (("stdout", case.stdout), ("stderr", case.stderr)):
+        if text:
+            yield f'<article><h3>{name}</h3><div class="text output">{markup(text)}</div></article>'

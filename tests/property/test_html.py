@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from buildkit_tasks.report import to_html
+from buildkit_tasks.report.text import printable
+from buildkit_tasks.results import Report
+from tests.unit.samples import bad_check, bad_run, good_check, run, stopped, verdict, verify, warning
+
+# What HTML and XML treat apart, and every code point there is.
+MARKS = st.sampled_from(["<", ">", "&", '"', "'", "</div>", "<script>", "<!--", "-->", "]]>", "&lt;", "&#0;"])
+SPECIAL = st.sampled_from("\x00\x1b\r\n\t\udc80\uffff\u202e")
+ANY_TEXT = st.lists(MARKS | SPECIAL | st.text(st.characters(exclude_categories=()))).map("".join)
+
+
+class Reader(HTMLParser):
+    """Reads as a browser does: the elements with their attributes, and the texts in them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[tuple[str, str | None], ...]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"a comment: {data}")
+
+
+def texts(report: Report) -> list[str]:
+    """Give the texts of a page, read as XML: strictly."""
+    root = ET.fromstring(to_html(report).encode())  # noqa: S314 - a document made here
+    return [element.text or "" for element in root.iter()]
+
+
+@given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
+@example("</div><script>x</script>", "<!--", "\ud83d\ude00\x00")
+def test_whatever_a_run_prints_is_read_back_from_the_page(stdout: str, stderr: str, platform: str) -> None:
+    found = texts(run(bad_run(platform, stdout=stdout, stderr=stderr)))
+    for said in (stdout, stderr):
+        assert not said or printable(said) in found
+
+
+@given(ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool))
+def test_whatever_a_check_or_a_warning_says_is_read_back_from_the_page(
+    message: str, name: str, path: str, warned: str
+) -> None:
+    checks = (good_check(), bad_check(message=message, name=name, path=path), warning(warned))
+    found = texts(verify(verdict("linux/arm64", *checks)))
+    assert {printable(text) for text in (message, name, path, warned)} <= set(found)
+
+
+@given(ANY_TEXT.filter(str.strip), ANY_TEXT.filter(bool))
+@example("<script>", '" onload="x')
+def test_no_text_adds_an_element_or_an_attribute(platform: str, message: str) -> None:
+    def page(platform: str, message: str) -> Reader:
+        both = (bad_check(message=message, path=message), warning(message))
+        return Reader(to_html(verify(verdict(platform, *both))))
+
+    assert page(platform, message).tags == page("linux/arm64", "m").tags
+
+
+@given(ANY_TEXT.filter(bool))
+def test_whatever_stopped_the_line_is_read_back_from_the_page(error: str) -> None:
+    assert printable(error) in texts(stopped(error))
