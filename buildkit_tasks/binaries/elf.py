@@ -161,7 +161,7 @@ def inspect(view: View) -> Binary:
 
 def _loader(layout: Layout) -> str:
     segment = layout.of_kind(PT_INTERP)
-    if segment is None:
+    if segment is None or not segment.size:  # a file of debugging symbols has emptied segments
         return ""
     if not 1 < segment.size <= _MAX_INTERPRETER:
         layout.problems.append(f"an interpreter path of {segment.size} bytes")

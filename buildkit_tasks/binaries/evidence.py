@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.binaries.attributes import MAX_ATTRIBUTES, read_attributes
 from buildkit_tasks.binaries.gobuild import find_go, read_go
-from buildkit_tasks.binaries.isa import Evidence
+from buildkit_tasks.binaries.isa import CHOICE, Evidence, riscv_extensions
 from buildkit_tasks.binaries.layout import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, Layout
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,10 @@ __all__ = ["gather"]
 _FLAGS, _GO, _X86 = "ELF flags", "Go build info", "x86 ISA note"
 _MAX_DATA = 1 << 26  # of a data segment that is searched for Go's magic
 _MAX_NOTE = 1 << 16
+_MAX_SEARCH = 1 << 23  # of strings; more are data
+
+# How a program asks which extensions the machine has: glibc's call, the kernel's files, RISC-V's call.
+_QUESTIONS = (b"getauxval", b"/proc/cpuinfo", b"/proc/self/auxv", b"riscv_hwprobe")
 
 # EI_OSABI of systems whose programs no Linux kernel can serve.
 _SYSTEMS = {2: "NetBSD", 6: "Solaris", 9: "FreeBSD", 12: "OpenBSD"}
@@ -112,6 +117,21 @@ def _arm_attributes(layout: Layout) -> Iterator[Evidence]:
         value = found.get(tag, 0)
         if isinstance(value, int) and (tag in found or tag == 28):  # noqa: PLR2004 - absent means 0, soft
             yield Evidence(source, name, values[value] if value < len(values) else f"unknown ({value})")
+    # Plain ARMv7 without NEON is a compiler's word: nobody writes that by hand, for a choice.
+    if found.get(12) or found.get(6) not in (None, 0, 1, 2, 3, 4, 5, 10):
+        yield from _choice(layout)
+
+
+def _choice(layout: Layout) -> Iterator[Evidence]:
+    """A sign that the binary looks at the machine before it uses all that its attributes name."""
+    places = [layout.section(name) for name in (b".dynstr", b".rodata")]
+    whole = (0, layout.view.size)
+    for offset, size in [place for place in places if place] or [whole]:
+        text = layout.view.at(offset, min(size, _MAX_SEARCH))
+        for question in _QUESTIONS:
+            if question in text:
+                yield Evidence("strings", CHOICE, question.decode())
+                return
 
 
 def _letter(value: int | str) -> str:
@@ -197,6 +217,7 @@ def _mips_abiflags(layout: Layout) -> Iterator[Evidence]:
         yield Evidence(".MIPS.abiflags", "float ABI", _MIPS_FP[fp] if fp < len(_MIPS_FP) else str(fp))
     if ases & 0x200:
         yield Evidence(".MIPS.abiflags", "ASE", "MSA")
+        yield from _choice(layout)
 
 
 def _riscv_flags(layout: Layout) -> Iterator[Evidence]:
@@ -208,10 +229,16 @@ def _riscv_flags(layout: Layout) -> Iterator[Evidence]:
         yield Evidence(_FLAGS, "RVE", "yes")
 
 
+_PLAIN_RISCV = frozenset(Platform("linux", "riscv64").machine.ladder[0].extensions.split())
+
+
 def _riscv_attributes(layout: Layout) -> Iterator[Evidence]:
     arch = _attributes(layout, b".riscv.attributes", "riscv").get(5)
-    if arch:
-        yield Evidence(".riscv.attributes", "arch", str(arch))
+    if not arch:
+        return
+    yield Evidence(".riscv.attributes", "arch", str(arch))
+    if riscv_extensions(str(arch)) - _PLAIN_RISCV:
+        yield from _choice(layout)
 
 
 def _ppc64_flags(layout: Layout) -> Iterator[Evidence]:

@@ -1,15 +1,33 @@
-"""Judge what a binary needs against what its platform's name promises."""
+"""Judge what a binary needs against what its platform's name promises.
+
+A platform promises a level of its architecture's instruction set (:attr:`Platform.promise`); a binary
+that says that it needs a later one may end with an illegal instruction, or be refused by its loader.
+One that needs less passes. A binary that says nothing proves nothing: see :func:`silence`.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.binaries.elf import Binary
-    from buildkit_tasks.platforms import Platform
+    from collections.abc import Callable
 
-__all__ = ["STREAM_MAGICS", "STREAM_WINDOW", "Evidence", "float_abi", "isa_problems"]
+    from buildkit_tasks.binaries.elf import Binary
+    from buildkit_tasks.platforms import Machine, Platform
+
+__all__ = [
+    "CHOICE",
+    "STREAM_MAGICS",
+    "STREAM_WINDOW",
+    "Evidence",
+    "float_abi",
+    "isa_doubts",
+    "isa_problems",
+    "riscv_extensions",
+    "silence",
+]
 
 STREAM_MAGICS: tuple[bytes, ...] = (b"\xff Go buildinf:", b"aeabi\0")
 """What to look for in a file that is too large to keep: Go build info and Arm's build attributes.
@@ -27,14 +45,250 @@ class Evidence:
     name: str
     value: str
 
+    def __str__(self) -> str:
+        return f"{self.source}: {self.name}{'=' if self.source == _GO else ' '}{self.value}"
+
+
+_GO = "Go build info"
+CHOICE = "asks the machine"
+# Sources that are merged from all object files of a binary, hand-written ones included.
+_OF_ALL_CODE = frozenset({".ARM.attributes", ".riscv.attributes", ".MIPS.abiflags"})
+
 
 def isa_problems(platform: Platform, binary: Binary) -> tuple[str, ...]:
-    """Why the binary needs more than the platform promises, in words; nothing if it does not."""
-    del platform, binary
-    return ()
+    """Why the binary needs more than the platform promises, in words; nothing if it does not.
+
+    Only for binaries of the platform's own machine; one for another machine has worse problems.
+    """
+    return _words(platform, binary, doubted=False)
+
+
+def isa_doubts(platform: Platform, binary: Binary) -> tuple[str, ...]:
+    """What the binary has beyond the platform's promise, and seems to use only where the machine has it.
+
+    Build attributes are of the whole file. A library that chooses among several forms of a function
+    when it runs has the attributes of the latest one: Debian's libgcrypt for ARMv7 says ARMv8.
+    """
+    return _words(platform, binary, doubted=True)
+
+
+def _words(platform: Platform, binary: Binary, *, doubted: bool) -> tuple[str, ...]:
+    row = binary.header.row
+    if row is None or row.architecture != platform.architecture:
+        return ()
+    choice = next((item.value for item in binary.evidence if item.name == CHOICE), "")
+    found = []
+    for item in binary.evidence:
+        chosen = bool(choice) and item.source in _OF_ALL_CODE
+        need = _need(platform, row, item) if chosen == doubted else ""
+        if need and doubted:
+            found.append(
+                f"has code for {need} ({item}) and asks the machine when it runs ({choice}): "
+                f"taken as a choice; {_promise(platform)}"
+            )
+        elif need:
+            found.append(f"needs {need} ({item}); {_promise(platform)}{_remedy(platform, row, item)}")
+    return tuple(dict.fromkeys(found))
+
+
+def _need(platform: Platform, row: Machine, item: Evidence) -> str:
+    """What the item says is needed beyond the platform's promise."""
+    judge = _JUDGES.get((item.source, item.name))
+    return judge(platform, item.value) if judge else _level(platform, row, item)
+
+
+def _promise(platform: Platform) -> str:
+    level = platform.promise
+    return f"{platform} promises {level.title if level else 'no more than every such machine has'}"
+
+
+def _remedy(platform: Platform, row: Machine, item: Evidence) -> str:
+    level = platform.promise
+    if level is None or item.name in ("OS ABI", "GOOS"):
+        return ""
+    if item.name == row.go_setting:
+        return f": build it with {row.go_setting}={level.go}" if level.go else ""
+    return f": build it with {level.option}" if level.option else ""
+
+
+def _level(platform: Platform, row: Machine, item: Evidence) -> str:
+    """The title of the level that is needed, if the platform's is below it."""
+    if item.source == _GO and item.name != row.go_setting:
+        return ""
+    if (item.source, item.name) not in _LADDERS and item.source != _GO:
+        return ""
+    value = item.value.partition(",")[0]
+    for number, level in enumerate(row.ladder):
+        if value == level.go or value in level.said:
+            promised = platform.promise
+            return level.title if promised in row.ladder[:number] else ""
+    return ""
+
+
+# Evidence whose values are names of levels in the architecture table.
+_LADDERS = frozenset({
+    (".ARM.attributes", "CPU architecture"),
+    ("x86 ISA note", "needed"),
+    ("ELF flags", "MIPS architecture"),
+})  # fmt: skip
+
+
+_ARM64 = re.compile(r"v([89])\.([0-9])((?:,(?:lse|crypto))*)\Z", re.ASCII)
+
+
+def _goarm64(platform: Platform, value: str) -> str:
+    """GOARM64 is a level and options: ``v8.0``, ``v9.2``, ``v8.0,lse,crypto``.
+
+    Armv9.N has all of Armv8.(N+5); LSE (atomics) is part of Armv8.1; crypto is promised by none.
+    """
+    match = _ARM64.match(value)
+    if match is None:
+        return ""
+    promised_v9, promised = _arm64_rank(platform.variant or "v8")
+    needed_v9, needed = _arm64_rank(f"v{match[1]}.{match[2]}")
+    needs = []
+    if needed_v9 > promised_v9 or needed > promised:
+        needs.append(f"Armv{match[1]}.{match[2]}-A")
+    if "lse" in match[3] and not promised and not needed:
+        needs.append("LSE atomics (Armv8.1-A)")
+    if "crypto" in match[3]:
+        needs.append("the cryptography extension")
+    return " and ".join(needs)
+
+
+def _arm64_rank(level: str) -> tuple[bool, int]:
+    major, _, minor = level.removeprefix("v").partition(".")
+    number = int(minor) if minor.isdecimal() else 0
+    return (True, number + 5) if major == "9" else (False, number)
+
+
+def _goarm(platform: Platform, value: str) -> str:
+    """GOARM may also choose floating point: ``6,softfloat``, ``5,hardfloat``."""
+    level, _, floats = value.partition(",")
+    promised = platform.variant or "v7"
+    if level == "5" and floats == "hardfloat" and promised == "v5":
+        return "a floating-point unit (VFP)"
+    title = {"6": "ARMv6", "7": "ARMv7"}.get(level, "")
+    return title if f"v{level}" > promised else ""
+
+
+def _goos(platform: Platform, value: str) -> str:
+    # Android's Go programs are Linux programs that look for Android's loader, if for any.
+    theirs = value in (platform.os, "") or (value == "android" and platform.os == "linux")
+    return "" if theirs else value
+
+
+def _os_abi(platform: Platform, value: str) -> str:
+    return value if platform.os == "linux" else ""
+
+
+def _riscv_arch(platform: Platform, value: str) -> str:
+    """The extensions beyond the promised profile, by name."""
+    more = riscv_extensions(value) - _promised_extensions(platform)
+    if "v" in more:
+        more = {name for name in more if not name.startswith(("zve", "zvl"))}
+    return f"the RISC-V extensions {', '.join(sorted(more, key=_canonical))}" if more else ""
+
+
+def _canonical(name: str) -> tuple[bool, str]:
+    return len(name) > 1, name
+
+
+def _promised_extensions(platform: Platform) -> frozenset[str]:
+    names: list[str] = []
+    for level in platform.machine.ladder:
+        names += level.extensions.split()
+        if level == platform.promise:
+            break
+    return frozenset(names)
+
+
+_BASE = re.compile(r"rv(?:32|64|128)([a-z].*)\Z", re.ASCII)
+_SINGLE = re.compile(r"([a-wy])(?:[0-9]+p[0-9]+)?", re.ASCII)
+_VERSION = re.compile(r"[0-9]+p[0-9]+\Z", re.ASCII)
+
+
+def riscv_extensions(arch: str) -> set[str]:
+    """The extensions in an ISA string such as ``rv64i2p1_m2p0_zicsr2p0`` or ``rv64gc``, without versions.
+
+    RISC-V Unprivileged ISA, "ISA Extension Naming Conventions". Supervisor extensions are left out:
+    they do not concern programs.
+    """
+    match = _BASE.match(arch.lower()[:4096])
+    if match is None:
+        return set()
+    found: set[str] = set()
+    for part in match[1].split("_"):
+        if part.startswith(("z", "x")):
+            found.add(_VERSION.sub("", part))
+        elif not part.startswith("s"):
+            found.update(_SINGLE.findall(part))
+    if "g" in found:
+        found |= {"i", "m", "a", "f", "d", "zicsr", "zifencei"}
+    return found - {"g"}
+
+
+def _riscv_rve(platform: Platform, value: str) -> str:
+    del platform, value
+    return "the RV64E calling convention"
+
+
+def _ppc64_abi(platform: Platform, value: str) -> str:
+    return f"ELF ABI {value}, where little-endian Linux has v2" if platform and value != "v2" else ""
+
+
+def _mips_nan(platform: Platform, value: str) -> str:
+    """The kernel refuses a program of the other NaN encoding unless it emulates (mips/kernel/elf.c)."""
+    return f"NaN as in IEEE 754-{value}" if platform.variant == "" else ""
+
+
+def _mips_ase(platform: Platform, value: str) -> str:
+    del platform
+    return f"the {value} extension"
+
+
+_JUDGES: dict[tuple[str, str], Callable[[Platform, str], str]] = {
+    (_GO, "GOARM"): _goarm,
+    (_GO, "GOARM64"): _goarm64,
+    (_GO, "GOOS"): _goos,
+    ("ELF header", "OS ABI"): _os_abi,
+    (".riscv.attributes", "arch"): _riscv_arch,
+    ("ELF flags", "RVE"): _riscv_rve,
+    ("ELF flags", "NaN"): _mips_nan,
+    ("ELF flags", "PPC64 ABI"): _ppc64_abi,
+    (".MIPS.abiflags", "ASE"): _mips_ase,
+}
 
 
 def float_abi(binary: Binary) -> str:
-    """How an ARM binary passes floating point numbers: ``hard``, ``soft``, or nothing if it is not said."""
+    """How an ARM binary passes floating-point numbers: ``hard``, ``soft``, or nothing if it is not said."""
+    if binary.header.row is None or binary.header.row.architecture != "arm":
+        return ""
     said = [item.value for item in binary.evidence if item.name == "float ABI"]
     return next((value for value in said if value in ("hard", "soft")), "")
+
+
+_NOTHING = {
+    "s390x": "s390x files record no level of the instruction set",
+    "arm64": "arm64 files record no level of the instruction set, except Go's",
+    "ppc64le": "ppc64le files record no level of the instruction set, except Go's",
+    "loong64": "loong64 files record no level of the instruction set",
+}
+
+
+def silence(binary: Binary) -> str:
+    """Why nothing can be said of the instruction set that a binary needs; nothing where it says something."""
+    row = binary.header.row
+    if row is None:
+        return "a machine that is not known here"
+    if any(
+        (item.source, item.name) in _LADDERS
+        or _JUDGES.get((item.source, item.name)) in _LEVELS
+        or item.name == row.go_setting
+        for item in binary.evidence
+    ):
+        return ""
+    return _NOTHING.get(row.architecture, "the file records no level of the instruction set")
+
+
+_LEVELS = frozenset({_riscv_arch, _goarm, _goarm64})
