@@ -110,8 +110,9 @@ def test_a_long_line_is_folded_and_keeps_all_its_words() -> None:
     message = " ".join(words)
     found = lines(verify(verdict("linux/arm64", bad_check(message=message))))
     assert message in "".join(found)
-    folded = [line for line in found if not line.endswith("...")]  # but for the cell, which is cut
-    assert all(word in words for line in folded for word in re.findall(r"word\d+", line))
+    folded = [line for line in found if "word" in line and not line.endswith("...")]  # not the cell
+    assert len(folded) > 10
+    assert all(set(line.split()) <= set(words) for line in folded)
     assert max(map(len, found)) <= 100
 
 
