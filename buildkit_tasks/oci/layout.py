@@ -31,12 +31,20 @@ from buildkit_tasks.oci.strict_json import load_object
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Layout", "check_layout_version", "choose_root", "write_layout"]
+__all__ = [
+    "Layout",
+    "check_layout_version",
+    "choose_root",
+    "entry_names",
+    "not_here",
+    "write_layout",
+]
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
 _VERSION = {"imageLayoutVersion": "1.0.0"}
 _VERSION_LIMIT = 4096
+_FOREIGN = (".nondistributable.", ".foreign.")
 
 
 class Layout:
@@ -61,6 +69,8 @@ class Layout:
         path = self._path / "blobs" / digest.algorithm / digest.hex
         if self._index and not path.exists() and Digest.of(self._index, digest.algorithm) == digest:
             path = self._path / "index.json"
+        if not os.path.lexists(path):
+            raise not_here(descriptor, str(digest), "the layout")
         return _open_regular(path, str(digest))
 
     def _read(self, name: str, limit: int) -> bytes:
@@ -86,6 +96,17 @@ def _open_regular(path: Path, what: str) -> BinaryIO:
     return os.fdopen(number, "rb", buffering=0)
 
 
+def not_here(descriptor: Descriptor, name: str, where: str) -> MalformedImage:
+    """What to say of a blob that is missing: foreign layers may be.
+
+    OCI image specification, "Non-Distributable Layers": their content lies at the descriptor's
+    ``urls``, which are never followed here.
+    """
+    if descriptor.urls or any(word in descriptor.media_type for word in _FOREIGN):
+        return MalformedImage(f"{descriptor.digest} is a foreign layer, which this image does not carry")
+    return MalformedImage(f"{name} is missing from {where}")
+
+
 def check_layout_version(data: bytes) -> None:
     """Refuse an ``oci-layout`` file of another version than the only one there is, 1.0.0."""
     version = load_object(data, "oci-layout").get("imageLayoutVersion")
@@ -108,25 +129,26 @@ def choose_root(data: bytes, name: str | None) -> Descriptor:
         raise MalformedImage("index.json lists no image")
     if len(entries) == 1:
         return next(iter(entries.values()))
-    if any(entry.media_type in INDEX_TYPES or _names(entry) for entry in entries.values()):
+    if any(entry.media_type in INDEX_TYPES or entry_names(entry) for entry in entries.values()):
         raise UsageError(f"the layout holds {len(entries)} images", hint=_choices(index))
     return Descriptor(media_type=OCI_INDEX, digest=Digest.of(data), size=len(data))
 
 
 def _named(index: Index, name: str) -> Descriptor:
-    found = {entry.digest: entry for entry in index.manifests if name in _names(entry)}
+    found = {entry.digest: entry for entry in index.manifests if name in entry_names(entry)}
     if len(found) != 1:
         count = "no image" if not found else f"{len(found)} images"
         raise UsageError(f"the layout holds {count} named {name!r}", hint=_choices(index))
     return next(iter(found.values()))
 
 
-def _names(entry: Descriptor) -> set[str]:
+def entry_names(entry: Descriptor) -> set[str]:
+    """The names that an entry of an ``index.json`` has."""
     return {entry.annotations[key] for key in (_REF_NAME, _IMAGE_NAME) if key in entry.annotations}
 
 
 def _choices(index: Index) -> str:
-    names = sorted({name for entry in index.manifests for name in _names(entry)})
+    names = sorted({name for entry in index.manifests for name in entry_names(entry)})
     return f"add one of these after a colon: {', '.join(names)}" if names else "none of them has a name"
 
 

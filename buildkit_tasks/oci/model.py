@@ -99,6 +99,7 @@ class Descriptor:
     os_version: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     artifact_type: str = ""
+    urls: tuple[str, ...] = ()
 
     @property
     def is_attestation(self) -> bool:
@@ -131,6 +132,7 @@ class Manifest:
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     artifact_type: str = ""
+    subject: Descriptor | None = None
 
     @property
     def is_artifact(self) -> bool:
@@ -180,6 +182,7 @@ def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
         layers=tuple(_descriptor(item) for item in raw.layers),
         annotations=raw.annotations or {},
         artifact_type=raw.artifact_type or "",
+        subject=_descriptor(raw.subject) if raw.subject else None,
     )
 
 
@@ -220,6 +223,7 @@ class _Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     platform: _Platform | None = None
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
+    urls: list[str] | None = None
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -236,6 +240,7 @@ class _Index(_Document, frozen=True, kw_only=True, rename="camel"):
 class _Manifest(_Document, frozen=True, kw_only=True, rename="camel"):
     config: _Descriptor
     layers: list[_Descriptor]
+    subject: _Descriptor | None = None
 
 
 class _Execution(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -295,4 +300,5 @@ def _descriptor(raw: _Descriptor) -> Descriptor:
         os_version=(stated and stated.os_version) or "",
         annotations=raw.annotations or {},
         artifact_type=raw.artifact_type or "",
+        urls=tuple(raw.urls or ()),
     )

@@ -1,24 +1,22 @@
-"""An image by its name, and what follows from a source's two methods.
+"""What follows from a source's two methods, whichever source it is.
 
-Names are those of containers-transports(5). The functions hold for every source: which platforms
-an image has, their manifests and configurations.
+Which platforms an image has, their manifests and configurations, and what else its index lists.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.archive import Archive
+from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.blobs import Source, open_verified, read_blob
-from buildkit_tasks.oci.layout import Layout
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     Descriptor,
+    Digest,
     ImageConfig,
     Index,
     Manifest,
@@ -26,6 +24,7 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
+from buildkit_tasks.oci.opening import local_folder, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,25 +32,25 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
 
 __all__ = [
+    "IndexEntry",
+    "Kind",
     "Source",
+    "attested",
     "config_of",
+    "index_entries",
     "index_of",
+    "lacks",
+    "local_folder",
     "manifest_of",
     "open_image",
     "open_verified",
     "platform_manifests",
+    "position",
     "read_blob",
 ]
 
 _DEPTH = 3  # an index in an index.json, and one more: deeper ones are nobody's image
-_BUILD = "build one that can be read with: inv build-multiarch -o type=oci,dest=dist/image.tar"
-_ELSEWHERE = {
-    "docker": "a registry",
-    "docker-daemon": "a Docker engine",
-    "docker-archive": "a `docker save` archive",
-    "dir": "a local output folder",
-    "containers-storage": "containers-storage",
-}
+_REFERENCE_DIGEST = "vnd.docker.reference.digest"
 
 
 def index_of(source: Source) -> Index:
@@ -76,94 +75,122 @@ def config_of(source: Source, manifest: Manifest) -> ImageConfig:
     return parse_config(read_blob(source, manifest.config, LIMITS.document))
 
 
+class Kind(enum.Enum):
+    """What an entry of an index is."""
+
+    IMAGE = "image"
+    ATTESTATION = "attestation"
+    ARTIFACT = "artifact"
+    INDEX = "index"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """An entry of the image's index, or of one that is nested in it.
+
+    ``index`` is the digest of the index that lists it. ``platform`` is that of an image without
+    one in its entry, too: its configuration states it.
+    """
+
+    descriptor: Descriptor
+    kind: Kind
+    index: Digest
+    platform: Platform | None = None
+
+
+def index_entries(source: Source) -> tuple[IndexEntry, ...]:
+    """Everything that the image's index lists, in its order, a nested index before what is in it.
+
+    A nested index that the source :func:`lacks` is not gone into.
+    """
+    root = source.root()
+    found: list[IndexEntry] = []
+    for count, (index, entry) in enumerate(_entries(source, root.digest, index_of(source), _DEPTH)):
+        if count >= LIMITS.manifests:
+            raise LimitExceeded(f"the image index has more than {LIMITS.manifests} entries")
+        kind, platform = _kind(source, entry)
+        found.append(IndexEntry(descriptor=entry, kind=kind, index=index, platform=platform))
+    return tuple(found)
+
+
 def platform_manifests(source: Source) -> tuple[tuple[Platform, Descriptor], ...]:
     """Every platform that the image names, with its manifest's descriptor, in the index's order.
 
     Attestations and artifacts are no platforms. A platform that is there twice is there twice in
     the answer. An entry without a platform has the one that its configuration states.
     """
-    found: list[tuple[Platform, Descriptor]] = []
-    for count, entry in enumerate(_entries(source, index_of(source), _DEPTH)):
-        if count >= LIMITS.manifests:
-            raise LimitExceeded(f"the image index has more than {LIMITS.manifests} entries")
-        found += _pairs(source, entry)
+    return tuple(
+        (entry.platform, entry.descriptor)
+        for entry in index_entries(source)
+        if entry.kind is Kind.IMAGE and entry.platform is not None
+    )
+
+
+def attested(source: Source, entry: Descriptor) -> tuple[Digest, ...]:
+    """The images that an attestation says it is about: one, unless it contradicts itself, or none.
+
+    BuildKit's two forms: an annotation of the index entry, and the ``subject`` of an OCI artifact.
+    Raises :class:`MalformedImage` if its manifest cannot be read or names something that is no digest.
+    """
+    found: dict[Digest, None] = {}
+    if _REFERENCE_DIGEST in entry.annotations:
+        found[Digest(entry.annotations[_REFERENCE_DIGEST])] = None
+    if entry.media_type in MANIFEST_TYPES:
+        subject = manifest_of(source, entry).subject
+        if subject is not None:
+            found[subject.digest] = None
     return tuple(found)
 
 
-def _entries(source: Source, index: Index, depth: int) -> Iterator[Descriptor]:
+def _entries(source: Source, here: Digest, index: Index, depth: int) -> Iterator[tuple[Digest, Descriptor]]:
     """Every entry, an index before what is in it, so that counting them bounds the reading."""
     for entry in index.manifests:
-        yield entry
+        yield here, entry
         if entry.media_type in INDEX_TYPES:
             if depth == 1:
                 raise MalformedImage(f"{entry.digest}: indexes are nested more than {_DEPTH} deep")
+            if lacks(source, entry):
+                continue
             nested = parse_index(read_blob(source, entry, LIMITS.document), entry.media_type)
-            yield from _entries(source, nested, depth - 1)
+            yield from _entries(source, entry.digest, nested, depth - 1)
 
 
-def _pairs(source: Source, entry: Descriptor) -> Iterator[tuple[Platform, Descriptor]]:
-    if entry.media_type not in MANIFEST_TYPES or entry.is_attestation:
-        return
+def _kind(source: Source, entry: Descriptor) -> tuple[Kind, Platform | None]:
+    if entry.media_type in INDEX_TYPES:
+        return Kind.INDEX, None
+    if entry.is_attestation:
+        return Kind.ATTESTATION, None
+    if entry.media_type not in MANIFEST_TYPES:
+        return Kind.ARTIFACT, None
     if entry.platform is not None:
-        yield entry.platform, entry
-        return
+        return Kind.IMAGE, entry.platform
     manifest = manifest_of(source, entry)
-    if not manifest.is_artifact:
-        yield config_of(source, manifest).platform, entry
+    if manifest.is_artifact:
+        return Kind.ARTIFACT, None
+    return Kind.IMAGE, config_of(source, manifest).platform
 
 
-@contextmanager
-def open_image(name: str) -> Iterator[Source]:
-    """Open ``oci:DIR[:NAME]``, ``oci-archive:FILE[:NAME]`` or a path, which is looked into.
+# What some sources can do besides.
 
-    NAME chooses among several images of one layout. Raises :class:`UsageError` for a path that
-    does not exist and for images that lie elsewhere: in a registry, in an engine.
+
+@runtime_checkable
+class _Partial(Protocol):
+    def lacks(self, descriptor: Descriptor) -> bool: ...
+
+
+@runtime_checkable
+class _Ordered(Protocol):
+    def position(self, descriptor: Descriptor) -> int: ...
+
+
+def lacks(source: Source, descriptor: Descriptor) -> bool:
+    """Whether the source is known to have only a part of the image, and not this entry's content.
+
+    So it is with an engine that pulled one platform of an image. Elsewhere what is missing is a fault.
     """
-    transport, colon, rest = name.partition(":")
-    if colon and transport in ("oci", "oci-archive"):
-        path, chosen = _split(rest)
-    elif colon and transport in _ELSEWHERE:
-        raise UsageError(f"{name}: verify-arch cannot read from {_ELSEWHERE[transport]} yet", hint=_BUILD)
-    else:
-        path, chosen = _existing(name), None
-    with _opened(path, transport if colon else "", chosen) as source:
-        yield source
+    return isinstance(source, _Partial) and source.lacks(descriptor)
 
 
-@contextmanager
-def _opened(path: Path, transport: str, chosen: str | None) -> Iterator[Source]:
-    if not path.exists():
-        raise UsageError(f"{path} does not exist", hint=_BUILD)
-    if path.is_dir():
-        if transport == "oci-archive":
-            raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
-        yield Layout(path, chosen)
-        return
-    if transport == "oci":
-        raise UsageError(f"{path} is no folder", hint=f"write it as oci-archive:{path}")
-    with Archive(path, chosen) as archive:
-        yield archive
-
-
-def _split(rest: str) -> tuple[Path, str | None]:
-    """Part ``PATH:NAME``; a path that exists as a whole may have colons itself."""
-    path, colon, chosen = rest.rpartition(":")
-    if not rest:
-        raise UsageError("the image has no path", hint="write it as oci:DIR or oci-archive:FILE")
-    if not colon or Path(rest).exists():
-        return Path(rest), None
-    return Path(path), chosen
-
-
-def _existing(name: str) -> Path:
-    """Take the path, or say that a registry reference cannot be read."""
-    if not name:
-        raise UsageError("no image is named", hint=_BUILD)
-    path = Path(name)
-    if path.exists():
-        return path
-    if name.startswith((".", "/", "~")) or path.suffix in (".tar", ".oci"):
-        raise UsageError(f"{name} does not exist", hint=_BUILD)
-    raise UsageError(
-        f"{name}: no such path, and verify-arch cannot read from {_ELSEWHERE['docker']} yet", hint=_BUILD
-    )
+def position(source: Source, descriptor: Descriptor) -> int:
+    """Where the blob lies in its source: reading in this order is fastest; 0 where any order is."""
+    return source.position(descriptor) if isinstance(source, _Ordered) else 0

@@ -1,23 +1,35 @@
 from __future__ import annotations
 
+import contextlib
+import gzip
+import io
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST
+from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
 from buildkit_tasks.oci.source import (
+    attested,
     config_of,
+    index_entries,
     index_of,
+    lacks,
+    local_folder,
     manifest_of,
     open_image,
     open_verified,
     platform_manifests,
+    position,
     read_blob,
 )
 from tests.images import (
+    LAYER_GZIP,
     Json,
     Memory,
     add_platform,
@@ -25,6 +37,7 @@ from tests.images import (
     flip,
     hello,
     index_json,
+    layout_files,
     make_tar,
     probe,
     put_manifest,
@@ -32,6 +45,12 @@ from tests.images import (
     write_folder,
 )
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 
 
@@ -191,18 +210,242 @@ def test_a_name_after_the_path_chooses_and_a_colon_in_the_path_is_allowed(tmp_pa
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("docker://alpine:3", "a registry"),
         ("docker-daemon:alpine:3", "a Docker engine"),
-        ("docker-archive:x.tar", "docker save"),
+        ("docker-archive:x.tar", "x.tar does not exist"),
         ("dir:out", "local output"),
-        ("alpine:latest", "a registry"),
-        ("localhost:5000/hello:v1", "a registry"),
     ],
 )
 def test_an_image_elsewhere_is_refused_with_what_to_type_instead(name: str, where: str) -> None:
     with pytest.raises(UsageError, match=where) as caught, open_image(name):
         pass
     assert "type=oci,dest=" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("docker://alpine:3", "alpine:3"),
+        ("alpine:latest", "alpine:latest"),
+        ("alpine", "alpine"),
+        ("docker:27", "docker:27"),
+        ("localhost:5000/hello:v1", "localhost:5000/hello:v1"),
+        ("a/b@sha256:" + "0" * 64, "a/b@sha256:" + "0" * 64),
+    ],
+)
+def test_what_is_no_path_is_a_registry_reference(
+    name: str, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    memory, asked = hello(), []
+
+    def registry(text: str) -> AbstractContextManager[Memory]:
+        asked.append(text)
+        return nullcontext(memory)
+
+    with open_image(name, registry=registry) as source:
+        assert source is memory
+    assert asked == [reference]
+
+
+def test_the_usual_registry_client_is_asked_by_default() -> None:
+    with pytest.raises(UsageError, match="is no tag"), open_image("docker://x:!"):
+        pass
+
+
+def test_a_path_wins_over_a_reference_and_a_prefix_over_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    memory = hello()
+    write_folder(memory, tmp_path / "alpine")
+    with open_image("alpine", registry=refuse) as source:
+        assert source.root().digest == memory.root().digest
+    with (
+        pytest.raises(AssertionError, match="asked for alpine"),
+        open_image("docker://alpine", registry=refuse),
+    ):
+        pass
+
+
+def refuse(text: str) -> NoReturn:
+    raise AssertionError(f"asked for {text}")
+
+
+def test_an_image_in_an_engine_is_read_through_the_callers_function() -> None:
+    memory, asked = hello(), []
+
+    def export(reference: str) -> BinaryIO:
+        asked.append(reference)
+        return io.BytesIO(make_tar(layout_files(memory)))
+
+    with open_image("docker-daemon:a/b:1", export=export) as source:
+        assert source.root().digest == memory.root().digest
+    assert asked == ["a/b:1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "hint"),
+    [
+        ("oci-layout://dist/x", "no image is read from 'oci-layout'", "oci-archive:"),
+        ("https://example.org/x", "no image is read from 'https'", "docker://"),
+        ("containers-storage:x", "from containers-storage", "skopeo copy"),
+        ("docker-daemon:", "no image is named", "docker-daemon:NAME:TAG"),
+        ("dir:", "has no path", "dir:DIR"),
+    ],
+)
+def test_words_that_name_no_source_are_refused(name: str, cause: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=cause) as caught, open_image(name, registry=refuse):
+        pass
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "é" * 300])
+def test_a_text_that_can_be_no_path_is_none(name: str) -> None:
+    with pytest.raises(AssertionError, match="asked for"), open_image(name, registry=refuse):
+        pass
+    assert local_folder(name) is None
+    with pytest.raises(UsageError, match="does not exist"), open_image(f"oci:{name}"):
+        pass
+
+
+def test_compressed_archives_and_saved_ones_are_told_by_looking(tmp_path: Path) -> None:
+    memory = hello()
+    data = make_tar(layout_files(memory))
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "odd").write_bytes(zstd.compress(data))
+    for name in ("a.tar.gz", "odd"):
+        for prefix in ("", "oci-archive:", "docker-archive:"):
+            with open_image(f"{prefix}{tmp_path / name}") as source:
+                assert source.root().digest == memory.root().digest
+    (tmp_path / "files.tar").write_bytes(make_tar({"etc/passwd": b""}))
+    with (
+        pytest.raises(UsageError, match="is no image: it has neither"),
+        open_image(str(tmp_path / "files.tar")),
+    ):
+        pass
+
+
+def test_nothing_stays_open_when_a_file_is_no_image(tmp_path: Path) -> None:
+    sound, other = make_tar(layout_files(hello())), make_tar({"x": b""})
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for data in (
+        sound,
+        gzip.compress(sound),
+        other,
+        gzip.compress(other),
+        b"junk" * 500,
+        gzip.compress(b"junk"),
+    ):
+        (tmp_path / "x.tar").write_bytes(data)
+        for prefix in ("", "oci-archive:", "docker-archive:"):
+            with (
+                contextlib.suppress(UsageError, MalformedImage),
+                open_image(f"{prefix}{tmp_path}/x.tar") as source,
+            ):
+                source.root()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_local_output_is_told_from_a_layout(tmp_path: Path) -> None:
+    write_folder(hello(), tmp_path / "layout")
+    (tmp_path / "out/linux_amd64").mkdir(parents=True)
+    out, layout = tmp_path / "out", tmp_path / "layout"
+    assert local_folder(str(out)) == local_folder(f"dir:{out}") == out
+    assert local_folder(f"dir:{layout}") == layout  # who says so is believed
+    for name in (str(layout), f"oci:{layout}", "", "alpine", "docker://alpine"):
+        assert local_folder(name) is None
+    with pytest.raises(UsageError, match="local output folder"), open_image(str(out)):
+        pass
+    with pytest.raises(UsageError, match="no folder"):
+        local_folder("dir:nowhere")
+
+
+def kinds(memory: Memory) -> list[str]:
+    return [entry.kind.value for entry in index_entries(memory)]
+
+
+def attestation(memory: Memory, about: str, *, subject: str | None = None) -> Json:
+    """An entry of BuildKit's first form, or of its second with a subject."""
+    notes = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
+    if subject is None:
+        return {**put_manifest(memory, {}, []), "platform": UNKNOWN, "annotations": notes}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": "application/vnd.docker.attestation.manifest.v1+json",
+        "config": memory.put({}, EMPTY_CONFIG),
+        "layers": [],
+        "subject": {"mediaType": OCI_MANIFEST, "digest": subject, "size": 1},
+    }
+    return {**memory.put(document, OCI_MANIFEST), "platform": UNKNOWN}
+
+
+def test_every_entry_of_an_index_is_given_with_its_kind() -> None:
+    memory = Memory()
+    entry = image(memory)
+    bare = {key: value for key, value in image(memory, "linux/arm64").items() if key != "platform"}
+    empty = memory.put(
+        {"schemaVersion": 2, "config": memory.put({}, EMPTY_CONFIG), "layers": []}, OCI_MANIFEST
+    )
+    inner = memory.put(index_json([bare, empty]), OCI_INDEX)
+    other = memory.put(b"text", "text/plain")
+    memory.index([entry, attestation(memory, entry["digest"]), inner, other])
+    assert kinds(memory) == ["image", "attestation", "index", "image", "artifact", "artifact"]
+    entries = index_entries(memory)
+    assert [str(each.index) == inner["digest"] for each in entries] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert [str(each.platform) for each in entries if each.platform] == ["linux/amd64", "linux/arm64"]
+
+
+def test_both_forms_of_attestation_say_what_they_are_about() -> None:
+    memory = Memory()
+    one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    both = {**attestation(memory, one, subject=two), "annotations": {"vnd.docker.reference.digest": one}}
+    entries = [attestation(memory, one), attestation(memory, "", subject=two), both]
+    memory.index(entries)
+    assert kinds(memory) == ["attestation"] * 3
+    stated = [attested(memory, entry.descriptor) for entry in index_entries(memory)]
+    assert [[str(digest) for digest in each] for each in stated] == [[one], [two], [one, two]]
+
+
+def test_an_attestation_about_no_digest_is_refused() -> None:
+    memory = Memory()
+    memory.index([attestation(memory, "sha256:../../x")])
+    with pytest.raises(MalformedImage, match="is no digest"):
+        attested(memory, index_entries(memory)[0].descriptor)
+
+
+def test_sources_lack_nothing_and_have_no_order_unless_they_say_so(tmp_path: Path) -> None:
+    memory = hello()
+    entry = memory.root()
+    assert (lacks(memory, entry), position(memory, entry)) == (False, 0)
+    with open_image(str(write_archive(memory, tmp_path / "a.tar"))) as source:
+        source.root()
+        assert (lacks(source, entry), position(source, entry) > 0) == (False, True)
+
+
+def test_a_foreign_layer_is_told_from_one_that_is_missing(tmp_path: Path) -> None:
+    memory = Memory()
+    tar = make_tar({"main": probe("linux/amd64")})
+    plain, foreign, elsewhere = (
+        {"mediaType": kind, "digest": str(Digest.of(kind.encode() + more)), "size": len(tar)}
+        for kind, more in ((LAYER_GZIP, b""), (FOREIGN, b""), (LAYER_GZIP, b"urls"))
+    )
+    elsewhere["urls"] = ["https://example.org/layer"]
+    memory.index([put_manifest(memory, {}, [plain, foreign, elsewhere])])
+    with open_image(str(write_folder(memory, tmp_path / "a"))) as source:
+        layers = manifest_of(source, index_of(source).manifests[0]).layers
+        for layer, cause in zip(
+            layers, ("is missing", "is a foreign layer", "is a foreign layer"), strict=True
+        ):
+            with pytest.raises(MalformedImage, match=cause):
+                source.open(layer)
 
 
 @pytest.mark.parametrize("form", ["oci:{}", "oci-archive:{}", "{}"])
