@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from invoke.context import Context
 
+    from buildkit_tasks.commands import Commands
     from buildkit_tasks.line import Line
+    from buildkit_tasks.settings import Settings
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]
 
@@ -87,15 +89,25 @@ class Edge:
         return tuple(self.options.get("report") or ())
 
     @cached_property
-    def line(self) -> Line:
-        """The line of services, under the settings that hold for this invocation."""
-        from buildkit_tasks.commands import Commands  # noqa: PLC0415 - nothing is imported for a listing
-        from buildkit_tasks.line import Line  # noqa: PLC0415
-        from buildkit_tasks.settings import load  # noqa: PLC0415
+    def settings(self) -> Settings:
+        """The settings that hold for this invocation."""
+        from buildkit_tasks.settings import load  # noqa: PLC0415 - nothing is imported for a listing
 
-        settings = load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
-        echo = sys.stderr if self.json else sys.stdout
-        return Line(settings=settings, run=Commands(dry_run=self.dry_run, echo=echo), tell=self.tell)
+        return load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
+
+    @cached_property
+    def run(self) -> Commands:
+        """The seam to other programs; a dry run goes to where the table would."""
+        from buildkit_tasks.commands import Commands  # noqa: PLC0415
+
+        return Commands(dry_run=self.dry_run, echo=sys.stderr if self.json else sys.stdout)
+
+    @cached_property
+    def line(self) -> Line:
+        """The line of services."""
+        from buildkit_tasks.line import Line  # noqa: PLC0415
+
+        return Line(settings=self.settings, run=self.run, tell=self.tell)
 
     @staticmethod
     def tell(message: str) -> None:

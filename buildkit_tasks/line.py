@@ -6,12 +6,10 @@ what the earlier ones gave, and none reaches back.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
@@ -19,7 +17,8 @@ from buildkit_tasks.build import Build, check_capabilities
 from buildkit_tasks.builder import Builders, require_index
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.engine import Engine, ensure_engine, existing_engine
-from buildkit_tasks.errors import BuildkitTasksError, UsageError
+from buildkit_tasks.errors import BuildkitTasksError
+from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.reach import registry_answers
@@ -28,18 +27,16 @@ from buildkit_tasks.results import (
     BuilderSummary,
     BuildResult,
     MatrixReport,
-    Output,
     RunReport,
     SetupReport,
-    VerifyReport,
 )
-from buildkit_tasks.settings import Settings, cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from buildkit_tasks.commands import Runner
     from buildkit_tasks.debian import Tell
+    from buildkit_tasks.settings import Settings
 
 __all__ = ["Line"]
 
@@ -97,7 +94,7 @@ class Line:
         )
         result = job.result()
         if not self.run.dry_run:
-            self._remember(result)
+            self.images.remember(result)
         return result
 
     def request(self, **options: Any) -> BuildRequest:
@@ -115,27 +112,6 @@ class Line:
         )
         return request if request.outputs or request.load else _archived(request)
 
-    def verify(
-        self, image: str, expected: Sequence[Platform], hosts: Mapping[Platform, int] | None = None
-    ) -> VerifyReport:
-        """Prove that the image's platforms are the expected ones, and are what they say.
-
-        With ``hosts``, only that it would start on each of them.
-        """
-        from buildkit_tasks.oci.source import open_image  # noqa: PLC0415 - msgspec, isal: not for a build
-        from buildkit_tasks.verify import Rules, verify  # noqa: PLC0415
-
-        name, settings = image or self.last_image, self.settings
-        rules = Rules(allow_foreign=settings.allow_foreign, parity=settings.parity, hosts=hosts or {})
-        with open_image(name) as source:
-            return verify(source, expected, name, rules)
-
-    def hosts(self, names: Sequence[str], nodes: str) -> dict[Platform, int]:
-        """The platforms to start on: those named, and those of a cluster with their number of nodes."""
-        from buildkit_tasks.verify.fit import read_nodes  # noqa: PLC0415 - as above
-
-        return {**dict.fromkeys(parse_platforms(names), 0), **(read_nodes(Path(nodes)) if nodes else {})}
-
     def emulate(self, image: str, platforms: tuple[Platform, ...] = ()) -> RunReport:
         """Run the image on each platform and check what it prints, as the settings say."""
         with ThreadPoolExecutor(max_workers=1) as aside:
@@ -146,14 +122,14 @@ class Line:
 
         settings = self.settings
         request = RunRequest(
-            image=image or self.last_image,
+            image=self.images.name(image),
             platforms=platforms,
             command=settings.command,
             expectation=Expectation(pattern=settings.expect, exit_code=settings.expect_exit),
             timeout=settings.timeout,
             jobs=settings.jobs,
         )
-        return run_emulated(request, self.engine, self.emulators)
+        return run_emulated(request, self.engine, self.emulators, self.images.open)
 
     def matrix(self, request: BuildRequest) -> tuple[MatrixReport, BuildkitTasksError | None]:
         """All four steps. One that cannot go on ends the line: what was reached, and the error."""
@@ -169,7 +145,7 @@ class Line:
             report = replace(report, build=self.build(request))
             if self.run.dry_run:
                 return report, None  # there is no image to verify and to run
-            report = replace(report, verify=self.verify("", request.platforms))
+            report = replace(report, verify=self.images.verify("", request.platforms))
             report = replace(report, run=self.emulate("", request.platforms))
         except BuildkitTasksError as error:
             return replace(report, error=str(error)), error
@@ -189,28 +165,10 @@ class Line:
                 removed.append(f"builder {self.settings.name}")
         return removed
 
-    @property
-    def last_image(self) -> str:
-        """What was built last in this folder, as an image name."""
-        try:
-            return self._record.read_text(encoding="utf-8")
-        except OSError:
-            raise UsageError(
-                "nothing was built here yet", hint="inv build-multiarch, or name an image"
-            ) from None
-
-    @property
-    def _record(self) -> Path:
-        key = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:16]
-        return cache_folder(self.settings) / "last" / key
-
-    def _remember(self, result: BuildResult) -> None:
-        # An archive first: it can be verified as well as run.
-        outputs = sorted(result.outputs, key=lambda output: output.type != "oci")
-        names = [name for name in map(_image_name, outputs) if name]
-        if names:
-            self._record.parent.mkdir(parents=True, exist_ok=True)
-            self._record.write_text(names[0], encoding="utf-8")
+    @cached_property
+    def images(self) -> Images:
+        """The images that can be named here."""
+        return Images(settings=self.settings, run=self.run)
 
     @cached_property
     def builders(self) -> Builders:
@@ -232,12 +190,3 @@ def _archived(request: BuildRequest) -> BuildRequest:
     dest = f"dist/{archive_name(request.tags, request.context)}"
     archive = OutputSpec(type="oci", attributes=(("dest", dest),))
     return replace(request, outputs=(archive, *request.outputs))
-
-
-def _image_name(output: Output) -> str:
-    """An output as the image name by which the next steps find it; empty where they cannot."""
-    if output.type == "oci" and output.dest:
-        return f"oci-archive:{Path(output.dest).absolute()}"
-    if output.type == "docker" and output.ref:
-        return f"docker-daemon:{output.ref}"
-    return ""

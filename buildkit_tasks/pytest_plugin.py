@@ -77,7 +77,7 @@ def multiarch_image(request: pytest.FixtureRequest, line: Line) -> str:
     if given:
         return given
     line.build(line.request())
-    return line.last_image
+    return line.images.last
 
 
 @pytest.fixture

@@ -53,10 +53,15 @@ def build_multiarch(edge: Edge) -> None:
 @job(IMAGE, PLATFORM, *VERIFY, *HOSTS, REPORT)
 def verify_arch(edge: Edge) -> None:
     """Prove that every platform in an image is what it says, or that it would start somewhere."""
-    line, options = edge.line, edge.options
-    hosts = line.hosts(options["for_"], options["for_nodes"])
-    expected = line.platforms if line.settings.given("platforms") and not hosts else ()
-    report = line.verify(options["image"], expected, hosts)
+    from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
+    from buildkit_tasks.verify.fit import hosts_of  # noqa: PLC0415
+
+    settings, options = edge.settings, edge.options
+    hosts = hosts_of(options["for_"], options["for_nodes"])
+    named = settings.given("platforms") and not hosts
+    expected = parse_platforms(settings.platforms) if named else ()
+    report = Images(settings=settings, run=edge.run).verify(options["image"], expected, hosts)
     edge.show(report, code=_verify_code(report), always=True)
 
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
 from buildkit_tasks.oci.pack import pack
-from buildkit_tasks.oci.source import Source, manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.source import Source, manifest_of, platform_manifests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from docker import DockerClient
 
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
+
+    OpenImage = Callable[[str], contextlib.AbstractContextManager[Source]]
 
 __all__ = ["Loaded", "image_in_engine"]
 
@@ -35,11 +37,11 @@ class Loaded:
 
 @contextlib.contextmanager
 def image_in_engine(
-    name: str, platforms: Sequence[Platform], engine: Engine, client: DockerClient
+    name: str, platforms: Sequence[Platform], engine: Engine, client: DockerClient, open_image: OpenImage
 ) -> Iterator[dict[Platform, Loaded]]:
     """Each platform of an image, ready to be run; what was loaded for it is removed afterwards.
 
-    ``name`` is ``docker-daemon:REF`` for an image that is there, else whatever ``open_image`` reads.
+    ``name`` is ``docker-daemon:REF`` for an image that is there, else what ``open_image`` reads.
     An image that the engine had already is neither loaded nor removed. ``platforms`` limits what
     is loaded where platforms are loaded one by one; empty means all.
     """

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from buildkit_tasks.commands import Runner
+    from buildkit_tasks.emulate.loading import OpenImage
     from buildkit_tasks.engine.daemon import Engine
 
 __all__ = ["RunRequest", "run_emulated"]
@@ -57,8 +58,12 @@ class RunRequest:
         )
 
 
-def run_emulated(request: RunRequest, engine: Engine, emulators: Emulators) -> RunReport:
+def run_emulated(
+    request: RunRequest, engine: Engine, emulators: Emulators, open_image: OpenImage
+) -> RunReport:
     """Run the image on each platform, at most ``jobs`` at once (0: two for each processor).
+
+    ``open_image`` opens one that is not in the engine.
 
     One platform's failure does not stop the others; results are in the order asked for.
     """
@@ -70,7 +75,7 @@ def run_emulated(request: RunRequest, engine: Engine, emulators: Emulators) -> R
         early = aside.submit(_setups, request.platforms, emulators)
         client = connect(engine)
         reap(client)
-        with image_in_engine(request.image, request.platforms, engine, client) as images:
+        with image_in_engine(request.image, request.platforms, engine, client, open_image) as images:
             setups = early.result() if request.platforms else _setups(tuple(images), emulators)
 
             def one(setup: PlatformSetup) -> RunResult:

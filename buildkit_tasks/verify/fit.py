@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform, best_match
+from buildkit_tasks.platforms import Platform, best_match, parse_platforms
 from buildkit_tasks.results import Check
 from buildkit_tasks.verify.index import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-__all__ = ["fit_check", "read_nodes"]
+__all__ = ["fit_check", "hosts_of", "read_nodes"]
 
 _NODES = "kubectl get nodes -o json > nodes.json"
 _MAX_NODES = 64 << 20  # bytes: a cluster of 5,000 nodes prints some 50 MB
+
+
+def hosts_of(names: Sequence[str], nodes: str) -> dict[Platform, int]:
+    """The platforms to start on: those named, and those of a cluster with their number of nodes."""
+    return {**dict.fromkeys(parse_platforms(names), 0), **(read_nodes(Path(nodes)) if nodes else {})}
 
 
 def read_nodes(path: Path) -> dict[Platform, int]:

@@ -20,10 +20,10 @@ _ROWS = {machine.architecture: machine for machine in MACHINES}
 Found = tuple[Platform, "Descriptor"]
 
 
-def missing_check(wanted: Platform, found: Sequence[Found]) -> Check:
-    """The failing check of a platform that the image does not have."""
-    held = names_of(platform for platform, _ in found) or "no platform"
-    near = [p for p, _ in found if _same_machine(p, wanted)]
+def missing_check(wanted: Platform, found: Sequence[Platform]) -> Check:
+    """The failing check of a platform that the image, which has those ``found``, does not have."""
+    held = names_of(found) or "no platform"
+    near = [platform for platform in found if _same_machine(platform, wanted)]
     why = f"; {_variants_text(wanted, near[0])}" if near else ""
     message = f"{wanted} is not in the image, which holds {held}{why}"
     return Check(name="present", ok=False, expected=str(wanted), actual=held, message=message)

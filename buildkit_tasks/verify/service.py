@@ -116,7 +116,7 @@ class _Run:
         for wanted in dict.fromkeys((*self.expected, *present)):
             entries = [entry for platform, entry in self.found if platform == wanted]
             if not entries:
-                yield wanted, None, (missing_check(wanted, self.found),)
+                yield wanted, None, (missing_check(wanted, present),)
             for entry in entries:
                 if lacks(self.source, entry):
                     check = absent_check(wanted, self.subject, asked=wanted in self.expected)
