@@ -104,6 +104,31 @@ def _arm_flags(layout: Layout) -> Iterator[Evidence]:
         yield Evidence(_FLAGS, "float ABI", "hard" if flags & 0x400 else "soft")
 
 
+def _arm_entry(layout: Layout) -> Iterator[Evidence]:
+    """Thumb-2 where a program starts: a proof of ARMv7 (or v6T2), whatever it chooses later.
+
+    An odd entry point is Thumb code. Its 32-bit instructions are Thumb-2's, except for BL and BLX
+    (Arm Architecture Reference Manual, "Thumb instruction set encoding"). Only the first ones are
+    looked at: data follow soon.
+    """
+    entry = layout.header.entry
+    if not entry & 1:
+        return
+    code = layout.at_address(entry - 1, 8)
+    order = "little" if layout.header.order == "little" else "big"
+    halves = [int.from_bytes(code[at : at + 2], order) for at in range(0, len(code), 2)]
+    at = 0
+    while at + 1 < len(halves):
+        first, second = halves[at] >> 11, halves[at + 1] >> 11
+        if first < 0b11101:  # noqa: PLR2004 - a 16-bit instruction
+            at += 1
+        elif first == 0b11110 and second in (0b11101, 0b11111):  # noqa: PLR2004 - BLX and BL
+            at += 2
+        else:
+            yield Evidence("entry point", "instructions", "Thumb-2")
+            return
+
+
 def _arm_attributes(layout: Layout) -> Iterator[Evidence]:
     found = _attributes(layout, b".ARM.attributes", "aeabi")
     if not found:
@@ -257,7 +282,7 @@ _BY_MACHINE: dict[int, tuple[Callable[[Layout], Iterator[Evidence]], ...]] = {
     3: (_x86_notes,),
     8: (_mips_flags, _mips_abiflags),
     21: (_ppc64_flags,),
-    40: (_arm_flags, _arm_attributes),
+    40: (_arm_flags, _arm_entry, _arm_attributes),
     62: (_x86_notes,),
     243: (_riscv_flags, _riscv_attributes),
     258: (_loongarch_flags,),

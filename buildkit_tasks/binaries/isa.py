@@ -94,46 +94,45 @@ def _words(platform: Platform, binary: Binary, *, doubted: bool) -> tuple[str, .
 def _need(platform: Platform, row: Machine, item: Evidence) -> str:
     """What the item says is needed beyond the platform's promise."""
     judge = _JUDGES.get((item.source, item.name))
-    return judge(platform, item.value) if judge else _level(platform, row, item)
+    if judge:
+        return judge(platform, item.value)
+    named = (item.source, item.name) in _LADDERS or item.name == row.go_setting
+    return _level(platform, row, item.value) if named else ""
+
+
+def _level(platform: Platform, row: Machine, value: str) -> str:
+    """The title of a level that the architecture table knows by this value, if the promise is below it."""
+    for number, level in enumerate(row.ladder):
+        if value == level.go or value in level.said:
+            return level.title if platform.promise in row.ladder[:number] else ""
+    return f"{value}, a level that is not known here" if row.ladder else ""
 
 
 def _promise(platform: Platform) -> str:
     level = platform.promise
-    return f"{platform} promises {level.title if level else 'no more than every such machine has'}"
+    return f"{platform} promises {level.title}" if level else f"{platform} promises nothing of the kind"
 
 
 def _remedy(platform: Platform, row: Machine, item: Evidence) -> str:
     level = platform.promise
     if level is None or item.name in ("OS ABI", "GOOS"):
         return ""
-    if item.name == row.go_setting:
-        return f": build it with {row.go_setting}={level.go}" if level.go else ""
-    return f": build it with {level.option}" if level.option else ""
-
-
-def _level(platform: Platform, row: Machine, item: Evidence) -> str:
-    """The title of the level that is needed, if the platform's is below it."""
-    if item.source == _GO and item.name != row.go_setting:
-        return ""
-    if (item.source, item.name) not in _LADDERS and item.source != _GO:
-        return ""
-    value = item.value.partition(",")[0]
-    for number, level in enumerate(row.ladder):
-        if value == level.go or value in level.said:
-            promised = platform.promise
-            return level.title if promised in row.ladder[:number] else ""
-    return ""
+    setting = f"{row.go_setting}={level.go}" if level.go else ""
+    way = setting if item.source == _GO else level.option
+    return f": build it with {way}" if way else ""
 
 
 # Evidence whose values are names of levels in the architecture table.
-_LADDERS = frozenset({
-    (".ARM.attributes", "CPU architecture"),
-    ("x86 ISA note", "needed"),
-    ("ELF flags", "MIPS architecture"),
-})  # fmt: skip
+_LADDERS = frozenset(
+    {
+        (".ARM.attributes", "CPU architecture"),
+        ("entry point", "instructions"),
+        ("x86 ISA note", "needed"),
+        ("ELF flags", "MIPS architecture"),
+    }
+)
 
-
-_ARM64 = re.compile(r"v([89])\.([0-9])((?:,(?:lse|crypto))*)\Z", re.ASCII)
+_ARM64 = re.compile(r"v([89]\.[0-9])((?:,(?:lse|crypto))*)\Z", re.ASCII)
 
 
 def _goarm64(platform: Platform, value: str) -> str:
@@ -143,38 +142,36 @@ def _goarm64(platform: Platform, value: str) -> str:
     """
     match = _ARM64.match(value)
     if match is None:
-        return ""
+        return _level(platform, platform.machine, value)
     promised_v9, promised = _arm64_rank(platform.variant or "v8")
-    needed_v9, needed = _arm64_rank(f"v{match[1]}.{match[2]}")
+    needed_v9, needed = _arm64_rank(f"v{match[1]}")
     needs = []
     if needed_v9 > promised_v9 or needed > promised:
-        needs.append(f"Armv{match[1]}.{match[2]}-A")
-    if "lse" in match[3] and not promised and not needed:
-        needs.append("LSE atomics (Armv8.1-A)")
-    if "crypto" in match[3]:
+        needs.append(f"Armv{match[1]}-A")
+    if "lse" in match[2] and not promised and not needed:
+        needs.append("the atomics of Armv8.1-A (LSE)")
+    if "crypto" in match[2]:
         needs.append("the cryptography extension")
     return " and ".join(needs)
 
 
 def _arm64_rank(level: str) -> tuple[bool, int]:
+    """Whether it is Armv9, and the number of the Armv8 level that it has all of."""
     major, _, minor = level.removeprefix("v").partition(".")
-    number = int(minor) if minor.isdecimal() else 0
+    number = int(minor) if minor.isdecimal() and minor.isascii() and len(minor) == 1 else 0
     return (True, number + 5) if major == "9" else (False, number)
 
 
 def _goarm(platform: Platform, value: str) -> str:
-    """GOARM may also choose floating point: ``6,softfloat``, ``5,hardfloat``."""
-    level, _, floats = value.partition(",")
-    promised = platform.variant or "v7"
-    if level == "5" and floats == "hardfloat" and promised == "v5":
+    """GOARM may also choose floating point: ``6,softfloat``, ``5,hardfloat``; 5 alone has none."""
+    if value == "5,hardfloat" and platform.variant == "v5":
         return "a floating-point unit (VFP)"
-    title = {"6": "ARMv6", "7": "ARMv7"}.get(level, "")
-    return title if f"v{level}" > promised else ""
+    return _level(platform, platform.machine, value.partition(",")[0])
 
 
 def _goos(platform: Platform, value: str) -> str:
     # Android's Go programs are Linux programs that look for Android's loader, if for any.
-    theirs = value in (platform.os, "") or (value == "android" and platform.os == "linux")
+    theirs = value == platform.os or (value == "android" and platform.os == "linux")
     return "" if theirs else value
 
 
@@ -185,9 +182,10 @@ def _os_abi(platform: Platform, value: str) -> str:
 def _riscv_arch(platform: Platform, value: str) -> str:
     """The extensions beyond the promised profile, by name."""
     more = riscv_extensions(value) - _promised_extensions(platform)
-    if "v" in more:
+    if "v" in more:  # which implies these
         more = {name for name in more if not name.startswith(("zve", "zvl"))}
-    return f"the RISC-V extensions {', '.join(sorted(more, key=_canonical))}" if more else ""
+    kind = "extension" if len(more) == 1 else "extensions"
+    return f"the RISC-V {kind} {', '.join(sorted(more, key=_canonical))}" if more else ""
 
 
 def _canonical(name: str) -> tuple[bool, str]:
@@ -228,22 +226,20 @@ def riscv_extensions(arch: str) -> set[str]:
     return found - {"g"}
 
 
-def _riscv_rve(platform: Platform, value: str) -> str:
-    del platform, value
+def _riscv_rve(_: Platform, __: str) -> str:
     return "the RV64E calling convention"
 
 
-def _ppc64_abi(platform: Platform, value: str) -> str:
-    return f"ELF ABI {value}, where little-endian Linux has v2" if platform and value != "v2" else ""
+def _ppc64_abi(_: Platform, value: str) -> str:
+    return "" if value == "v2" else f"ELF ABI {value}, and little-endian Linux has v2"
 
 
-def _mips_nan(platform: Platform, value: str) -> str:
-    """The kernel refuses a program of the other NaN encoding unless it emulates (mips/kernel/elf.c)."""
-    return f"NaN as in IEEE 754-{value}" if platform.variant == "" else ""
+def _mips_nan(_: Platform, value: str) -> str:
+    """The kernel refuses programs of the encoding that the FPU does not have (arch/mips/kernel/elf.c)."""
+    return f"NaN as in IEEE 754-{value}"
 
 
-def _mips_ase(platform: Platform, value: str) -> str:
-    del platform
+def _mips_ase(_: Platform, value: str) -> str:
     return f"the {value} extension"
 
 
@@ -268,27 +264,20 @@ def float_abi(binary: Binary) -> str:
     return next((value for value in said if value in ("hard", "soft")), "")
 
 
-_NOTHING = {
-    "s390x": "s390x files record no level of the instruction set",
-    "arm64": "arm64 files record no level of the instruction set, except Go's",
-    "ppc64le": "ppc64le files record no level of the instruction set, except Go's",
-    "loong64": "loong64 files record no level of the instruction set",
-}
-
-
 def silence(binary: Binary) -> str:
-    """Why nothing can be said of the instruction set that a binary needs; nothing where it says something."""
+    """Why nothing is known of the instruction set that a binary needs; nothing where it names a level."""
     row = binary.header.row
     if row is None:
-        return "a machine that is not known here"
-    if any(
-        (item.source, item.name) in _LADDERS
-        or _JUDGES.get((item.source, item.name)) in _LEVELS
-        or item.name == row.go_setting
-        for item in binary.evidence
-    ):
+        return "its machine is not known here"
+    named = {row.go_setting, "CPU architecture", "needed", "MIPS architecture", "arch"}
+    if any(item.name in named for item in binary.evidence):
         return ""
-    return _NOTHING.get(row.architecture, "the file records no level of the instruction set")
+    if row.architecture in _NO_RECORD:
+        return (
+            f"{row.architecture} files record no level of the instruction set{_NO_RECORD[row.architecture]}"
+        )
+    return "the file records no level of the instruction set"
 
 
-_LEVELS = frozenset({_riscv_arch, _goarm, _goarm64})
+# Architectures whose ABI has no place for it.
+_NO_RECORD = {"arm64": ", except Go's", "ppc64le": ", except Go's", "s390x": "", "loong64": ""}

@@ -216,7 +216,7 @@ MACHINES: tuple[Machine, ...] = (
                 name="v7",
                 title="ARMv7",
                 go="7",
-                said=("v6T2", "v6-M", "v6S-M", "v7", "v7E-M"),
+                said=("Thumb-2", "v6T2", "v6-M", "v6S-M", "v7", "v7E-M"),
                 option="-march=armv7-a",
                 debian="armhf",
                 cpu="cortex-a8",
