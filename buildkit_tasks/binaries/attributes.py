@@ -15,6 +15,8 @@ from buildkit_tasks.errors import MalformedImage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from buildkit_tasks.binaries.view import Order
+
 __all__ = ["MAX_ATTRIBUTES", "read_attributes"]
 
 MAX_ATTRIBUTES = 1 << 16
@@ -28,7 +30,7 @@ _MAX_TEXT = 4096
 _MAX_COUNT = 1024
 
 
-def read_attributes(data: bytes, vendor: str, order: str) -> dict[int, int | str]:
+def read_attributes(data: bytes, vendor: str, order: Order) -> dict[int, int | str]:
     """The attributes of the whole file from one vendor (``aeabi`` or ``riscv``), by their tags.
 
     Raises :class:`MalformedImage` for a section that contradicts itself.
@@ -46,12 +48,12 @@ def read_attributes(data: bytes, vendor: str, order: str) -> dict[int, int | str
     return found
 
 
-def _blocks(data: bytes, at: int, order: str, before: int) -> Iterator[bytes]:
+def _blocks(data: bytes, at: int, order: Order, before: int) -> Iterator[bytes]:
     """Pieces that start with their own length in 4 bytes, ``before`` bytes into the piece."""
     count = 0
     while at < len(data):
         raw = data[at + before : at + before + 4]
-        size = int.from_bytes(raw, "big" if order == "big" else "little")
+        size = int.from_bytes(raw, order)
         count += 1
         if len(raw) < 4 or size < before + 4 or at + size > len(data) or count > _MAX_COUNT:  # noqa: PLR2004
             raise MalformedImage(f"a block of build attributes of {size} bytes at {at}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from buildkit_tasks.binaries.isa import Evidence
-    from buildkit_tasks.binaries.view import View
+    from buildkit_tasks.binaries.view import Order, View
 
 __all__ = [
     "ELF_MAGIC",
@@ -39,7 +39,7 @@ __all__ = [
 ELF_MAGIC = b"\x7fELF"
 EXECUTABLE_TYPES = frozenset({2, 3})  # ET_EXEC, ET_DYN: what a kernel starts
 _BITS = {1: 32, 2: 64}
-_ORDER = {1: "little", 2: "big"}
+_ORDER: dict[int, Order] = {1: "little", 2: "big"}
 _IDENT = 16
 _PT_INTERP = 3
 _MAX_INTERPRETER = 4096  # PATH_MAX, which the kernel allows at most
@@ -61,7 +61,7 @@ class ElfHeader:
     """The fields of an ELF header by their meaning; ``type`` is e_type, ``abi`` EI_OSABI."""
 
     bits: int
-    order: str
+    order: Order
     abi: int
     type: int
     machine: int

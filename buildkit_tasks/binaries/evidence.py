@@ -115,8 +115,7 @@ def _arm_entry(layout: Layout) -> Iterator[Evidence]:
     if not entry & 1:
         return
     code = layout.at_address(entry - 1, 8)
-    order = "little" if layout.header.order == "little" else "big"
-    halves = [int.from_bytes(code[at : at + 2], order) for at in range(0, len(code), 2)]
+    halves = [int.from_bytes(code[at : at + 2], layout.header.order) for at in range(0, len(code), 2)]
     at = 0
     while at + 1 < len(halves):
         first, second = halves[at] >> 11, halves[at + 1] >> 11
@@ -237,7 +236,7 @@ def _mips_abiflags(layout: Layout) -> Iterator[Evidence]:
     data = layout.read(".MIPS.abiflags", segment.offset, 24)
     if len(data) < 24 or data[0:2] != b"\0\0":  # noqa: PLR2004 - Elf_Internal_ABIFlags_v0
         return
-    fp, ases = data[7], int.from_bytes(data[12:16], "little" if layout.header.order == "little" else "big")
+    fp, ases = data[7], int.from_bytes(data[12:16], layout.header.order)
     if fp:
         yield Evidence(".MIPS.abiflags", "float ABI", _MIPS_FP[fp] if fp < len(_MIPS_FP) else str(fp))
     if ases & 0x200:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from buildkit_tasks.binaries.view import Order
 from buildkit_tasks.errors import MalformedImage
 
 __all__ = ["GO_MAGIC", "GoBuild", "find_go", "read_go"]
@@ -57,7 +58,7 @@ def read_go(offset: int, read: Read, read_address: Read) -> GoBuild | None:
         version, after = _varint_string(read, offset + _HEADER, _MAX_VERSION)
         modules, _ = _varint_string(read, after, _MAX_MODULES)
     else:
-        order = "big" if head[15] & _BIG_ENDIAN else "little"
+        order: Order = "big" if head[15] & _BIG_ENDIAN else "little"
         pointers = _Pointers(head[14], order, read_address)
         version = pointers.string(pointers.value(head[16:]), _MAX_VERSION)
         modules = pointers.string(pointers.value(head[16 + head[14] :]), _MAX_MODULES)
@@ -91,13 +92,13 @@ class _Pointers:
     """The form before Go 1.18: addresses of string headers, each an address and a length."""
 
     size: int
-    order: str
+    order: Order
     read: Read
 
     def value(self, data: bytes) -> int:
         if self.size not in (4, 8):
             raise MalformedImage(f"Go build info with pointers of {self.size} bytes")
-        return int.from_bytes(data[: self.size], "big" if self.order == "big" else "little")
+        return int.from_bytes(data[: self.size], self.order)
 
     def string(self, address: int, most: int) -> bytes:
         if address == 0:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Bytes", "View", "Windows"]
+__all__ = ["Bytes", "Order", "View", "Windows"]
+
+Order = Literal["little", "big"]
+"""A byte order, as ``int.from_bytes`` names it."""
 
 
 class View(Protocol):
