@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EntryKind", "FolderEntry", "local_platforms", "walk_folder"]
 
 _MAX_DEPTH = 256  # each level holds a file descriptor
+_SYSTEMS = ("linux", "windows", "darwin", "freebsd")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -153,12 +154,14 @@ def _own_prefix(path: Path) -> str:
 
 def _platform_of(name: str) -> Platform | None:
     """The platform that a folder's name says: ``linux_arm_v7``."""
-    parts = name.split("_")
+    system, _, rest = name.partition("_")
+    if system not in _SYSTEMS or not rest:
+        return None
     try:
-        platform = Platform.parse("/".join(parts))
+        known = Platform.parse("/".join(["linux", *rest.split("_")]))  # an architecture that there is
     except UsageError:
         return None
-    return platform if len(parts) > 1 and platform.os == parts[0] else None
+    return Platform.normalised(system, known.architecture, known.variant)
 
 
 def _sorted_names(folder: int, root: Path) -> list[str]:

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci import folder
+from buildkit_tasks.oci.folder import EntryKind, FolderEntry, local_platforms, walk_folder
+from buildkit_tasks.oci.limits import Limits
+
+
+def entries(path: Path) -> dict[str, FolderEntry]:
+    return {entry.name: entry for entry in walk_folder(path)}
+
+
+def make(path: Path, *names: str) -> Path:
+    for name in names:
+        (path / name).mkdir(parents=True)
+    return path
+
+
+def opened_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_folder_for_each_platform_is_told_by_its_name(tmp_path: Path) -> None:
+    make(tmp_path, "linux_arm_v7", "linux_amd64", "windows_amd64")
+    (tmp_path / "provenance.linux_amd64.json").write_text("{}")
+    found = [(str(platform), path.name) for platform, path in local_platforms(tmp_path)]
+    assert found == [
+        ("linux/amd64", "linux_amd64"), ("linux/arm/v7", "linux_arm_v7"), ("windows/amd64", "windows_amd64"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["usr", "arm_v7", "amd64", "x86_64", "linux", "linux_zz", "linux_arm_v7_x", "a_b"]
+)
+def test_a_folder_without_such_is_one_platforms_own(name: str, tmp_path: Path) -> None:
+    assert local_platforms(make(tmp_path, name)) == ((None, tmp_path),)
+
+
+def test_one_platforms_folder_may_be_named_itself(tmp_path: Path) -> None:
+    path = make(tmp_path, "linux_arm64/usr") / "linux_arm64"
+    assert [(str(platform), found) for platform, found in local_platforms(path)] == [("linux/arm64", path)]
+
+
+@pytest.mark.parametrize("make_one", [Path.mkdir, Path.touch, lambda path: path.symlink_to("linux_amd64")])
+def test_a_mixture_of_two_builds_is_refused(make_one: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path, "linux_amd64")
+    make_one(tmp_path / "usr")
+    with pytest.raises(UsageError, match="platform folders linux_amd64 and also usr") as caught:
+        local_platforms(tmp_path)
+    assert caught.value.hint == f"name one platform's: dir:{tmp_path}/linux_amd64"
+
+
+def test_a_link_named_like_a_platform_is_no_platform(tmp_path: Path) -> None:
+    make(tmp_path, "real")
+    (tmp_path / "linux_amd64").symlink_to("/etc")
+    assert local_platforms(tmp_path) == ((None, tmp_path),)
+
+
+def test_everything_is_given_in_order_with_its_kind(tmp_path: Path) -> None:
+    make(tmp_path, "b/c")
+    (tmp_path / "b/c/file").write_bytes(b"data")
+    (tmp_path / "b/c/file").chmod(0o4755)
+    (tmp_path / "a").symlink_to("b/c/file")
+    found = entries(tmp_path)
+    assert [(entry.name, entry.kind) for entry in found.values()] == [
+        ("a", EntryKind.SYMLINK), ("b", EntryKind.FOLDER), ("b/c", EntryKind.FOLDER),
+        ("b/c/file", EntryKind.FILE),
+    ]  # fmt: skip
+    file = found["b/c/file"]
+    assert (file.size, file.mode, found["a"].target) == (4, 0o4755, "b/c/file")
+    with file.open() as stream:
+        assert stream.read() == b"data"
+
+
+def test_links_are_told_and_never_followed(tmp_path: Path) -> None:
+    outside = make(tmp_path, "outside/deep") / "outside"
+    (outside / "secret").write_text("x")
+    inside = make(tmp_path, "inside") / "inside"
+    (inside / "up").symlink_to("../outside")
+    (inside / "loop").symlink_to(".")
+    found = entries(inside)
+    assert {name: entry.target for name, entry in found.items()} == {"up": "../outside", "loop": "."}
+    with pytest.raises(MalformedImage, match="up is no regular file"):
+        found["up"].open()
+
+
+@pytest.mark.timeout(10)
+def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        found = entries(tmp_path)
+    assert [entry.kind for entry in found.values()] == [EntryKind.OTHER, EntryKind.OTHER]
+    for entry in found.values():
+        with pytest.raises(MalformedImage, match="no regular file"):
+            entry.open()
+
+
+def test_hard_links_share_their_inode(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    (tmp_path / "c").write_text("x")
+    found = {name: (entry.device, entry.inode) for name, entry in entries(tmp_path).items()}
+    assert found["a"] == found["b"] != found["c"]
+
+
+def test_links_that_buildx_rewrote_have_their_own_target_again(tmp_path: Path) -> None:
+    path = make(tmp_path, "linux_arm64") / "linux_arm64"
+    targets = {
+        "/linux_arm64/usr/bin/x": "/usr/bin/x", "/linux_arm64": "/", "/linux_arm64x/y": "/linux_arm64x/y",
+        "linux_arm64/x": "linux_arm64/x", "../x": "../x", "/linux_amd64/x": "/linux_amd64/x",
+    }  # fmt: skip
+    for number, target in enumerate(targets):
+        (path / str(number)).symlink_to(target)
+    assert [entry.target for entry in entries(path).values()] == list(targets.values())
+    plain = path.rename(tmp_path / "rootfs")
+    assert [entry.target for entry in entries(plain).values()] == list(targets)
+
+
+def test_a_folder_named_by_a_dot_is_told_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make(tmp_path, "linux_arm64") / "linux_arm64")
+    assert [str(platform) for platform, _ in local_platforms(Path())] == ["linux/arm64"]
+
+
+@pytest.mark.parametrize("what", ["file", "parent"])
+def test_a_file_that_is_swapped_after_it_was_seen_is_not_read(what: str, tmp_path: Path) -> None:
+    path = make(tmp_path, "root/sub") / "root"
+    (path / "sub/file").write_text("x")
+    (make(tmp_path, "evil") / "evil/file").write_text("secret")
+    entry = entries(path)["sub/file"]
+    if what == "file":
+        (path / "sub/file").unlink()
+        (path / "sub/file").symlink_to(tmp_path / "evil/file")
+    else:
+        (path / "sub").rename(path / "old")
+        (path / "sub").symlink_to(tmp_path / "evil")
+    before = opened_files()
+    with pytest.raises(MalformedImage, match="sub/file has changed while the folder was read"):
+        entry.open()
+    assert opened_files() == before
+
+
+def test_another_file_in_its_place_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    entry = entries(tmp_path)["file"]
+    (tmp_path / "new").write_text("y")
+    (tmp_path / "new").rename(tmp_path / "file")
+    before = opened_files()
+    with pytest.raises(MalformedImage, match="has changed"):
+        entry.open()
+    assert opened_files() == before
+
+
+def test_a_walk_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
+    make(tmp_path, "a/b/c/d")
+    before = opened_files()
+    walk = walk_folder(tmp_path)
+    assert [next(walk).name for _ in range(4)][-1] == "a/b/c/d"
+    walk.close()  # type: ignore[attr-defined]
+    assert opened_files() == before
+
+
+def test_depth_and_number_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a/b/c/d")
+    monkeypatch.setattr(folder, "_MAX_DEPTH", 3)
+    with pytest.raises(LimitExceeded, match="more than 3 folders deep"):
+        entries(tmp_path)
+    monkeypatch.setattr(folder, "LIMITS", Limits(entries=2))
+    with pytest.raises(LimitExceeded, match="more than 2 files"):
+        entries(tmp_path)
+    (tmp_path / "e").touch()
+    monkeypatch.setattr(folder, "LIMITS", Limits(nodes=1))
+    with pytest.raises(LimitExceeded, match=r"a folder in .* holds more than 1 files"):
+        entries(tmp_path)
+
+
+def test_names_in_no_encoding_are_names(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n")).write_bytes(b"x")
+    (entry,) = walk_folder(tmp_path)
+    assert os.fsencode(entry.name) == b"\xff\n"
+    with entry.open() as stream:
+        assert stream.read() == b"x"
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "missing"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            entries(path)
+        with pytest.raises(UsageError, match="cannot be read"):
+            local_platforms(path)
