@@ -110,8 +110,11 @@ class Elf:
         names += b".shstrtab\0"
         rows.append((at, self._put(body, ".shstrtab", bytes(names)), len(names)))
         form = sign + ("IIQQQQIIQQ" if wide else "IIIIIIIIII")
+        shentsize = struct.calcsize(form)
         table = b"".join(
             struct.pack(form, name, 1, 2, BASE + offset, offset, size, 0, 0, 1, 0)
+            if name
+            else bytes(shentsize)
             for name, offset, size in rows
         )
         return self._put(body, "section headers", table), len(rows)

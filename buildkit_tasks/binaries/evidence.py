@@ -56,7 +56,16 @@ def _sound(read: Callable[[Layout], Iterator[Evidence]], layout: Layout) -> list
 
 def _go(layout: Layout) -> Iterator[Evidence]:
     at = _go_header(layout)
-    build = read_go(at, layout.view.at, layout.at_address) if at >= 0 else None
+    if at < 0:
+        return
+    try:
+        build = read_go(at, layout.view.at, layout.at_address)
+    except MalformedImage:
+        # Its strings may lie in a piece of a large file that was not kept.
+        if layout.is_whole:
+            raise
+        layout.missing("Go build info", at, 0)
+        return
     if build is None:
         return
     yield Evidence(_GO, "version", build.version)
@@ -77,8 +86,7 @@ def _go_header(layout: Layout) -> int:
     segment = None if layout.has_sections else layout.data_segment()
     if segment is None:
         return -1
-    found = find_go(layout.view.at(segment.offset, min(segment.size, _MAX_DATA)))
-    return -1 if found < 0 else segment.offset + found
+    return find_go(layout.view, segment.offset, segment.offset + min(segment.size, _MAX_DATA))
 
 
 _ARM_ARCHITECTURES = (
@@ -151,9 +159,9 @@ def _choice(layout: Layout) -> Iterator[Evidence]:
     places = [layout.section(name) for name in (b".dynstr", b".rodata")]
     whole = (0, layout.view.size)
     for offset, size in [place for place in places if place] or [whole]:
-        text = layout.view.at(offset, min(size, _MAX_SEARCH))
+        end = offset + min(size, _MAX_SEARCH)
         for question in _QUESTIONS:
-            if question in text:
+            if layout.view.find(question, offset, end) >= 0:
                 yield Evidence("strings", CHOICE, question.decode())
                 return
 

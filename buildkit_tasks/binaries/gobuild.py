@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.view import Order
 from buildkit_tasks.errors import MalformedImage
+
+if TYPE_CHECKING:
+    from buildkit_tasks.binaries.view import Order, View
 
 __all__ = ["GO_MAGIC", "GoBuild", "find_go", "read_go"]
 
@@ -37,11 +40,11 @@ class GoBuild:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-def find_go(data: bytes) -> int:
-    """Where the header lies in these bytes of the data segment, or -1; it is aligned to 16 bytes."""
-    at = data.find(GO_MAGIC)
+def find_go(view: View, start: int, end: int) -> int:
+    """Where the header lies between these offsets of the data segment, or -1; it is aligned to 16 bytes."""
+    at = view.find(GO_MAGIC, start, end)
     while at > 0 and at % _ALIGN:
-        at = data.find(GO_MAGIC, at + 1)
+        at = view.find(GO_MAGIC, at + 1, end)
     return at
 
 

@@ -77,7 +77,12 @@ class Layout:
         if offset + size > self.view.size:
             self.problems.append(f"{what} at byte {offset} goes past the file's {self.view.size} bytes")
         else:
-            self.unread.append(f"{what} at {_place(offset)} were not kept")
+            self.unread.append(f"{what} at {_place(offset)}: that part of the file was not kept")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte of the file is at hand."""
+        return len(self.view.at(0, self.view.size)) == self.view.size
 
     def _read_segments(self) -> list[Segment]:
         header, form = self.header, FORMS[self.header.bits, self.header.order]

@@ -24,6 +24,9 @@ class View(Protocol):
     def at(self, offset: int, size: int) -> bytes:
         """What is kept of those bytes: fewer or none past the end or where the file was not kept."""
 
+    def find(self, needle: bytes, start: int, end: int) -> int:
+        """The offset of the first occurrence in what is kept between two offsets, or -1."""
+
 
 class Bytes:
     """A file that is kept whole."""
@@ -37,6 +40,10 @@ class Bytes:
     def at(self, offset: int, size: int) -> bytes:
         """See :meth:`View.at`."""
         return self._data[offset : offset + size]
+
+    def find(self, needle: bytes, start: int, end: int) -> int:
+        """See :meth:`View.find`."""
+        return self._data.find(needle, start, end)
 
 
 class Windows:
@@ -58,6 +65,15 @@ class Windows:
                 break
             found += more
         return bytes(found)
+
+    def find(self, needle: bytes, start: int, end: int) -> int:
+        """See :meth:`View.find`; an occurrence lies in one piece."""
+        for first, data in self._pieces:
+            if first < end and start < first + len(data):
+                at = data.find(needle, max(start - first, 0), end - first)
+                if at >= 0:
+                    return first + at
+        return -1
 
     def _from(self, offset: int, size: int) -> bytes:
         """The bytes that one piece has from there on: the last that starts early enough, or an earlier."""
