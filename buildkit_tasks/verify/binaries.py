@@ -160,7 +160,8 @@ class _Survey:
 
 def _needing(platform: Platform, path: str, node: Node, problem: str) -> Check:
     return Check(
-        name="instruction-set", ok=False, expected=str(platform), path=path, layer=node.layer,
+        name="instruction-set", ok=False, expected=str(platform), actual=problem.partition(";")[0],
+        path=path, layer=node.layer,
         message=f"{platform}: {path} {problem}",
     )  # fmt: skip
 

@@ -52,36 +52,42 @@ class Parity:
             return
         first = self._reference
         differences = [*_settings(first, config), *_files(first.paths, paths, str(first.platform))]
-        for difference in differences:
-            message = f"{platform} {difference}"
-            yield Check(name="parity", ok=not self._fails, warning=not self._fails, message=message)
+        for theirs, ours, difference in differences:
+            yield Check(
+                name="parity", ok=not self._fails, warning=not self._fails, expected=theirs, actual=ours,
+                message=f"{platform} {difference}",
+            )  # fmt: skip
         if not differences:
             yield Check(
                 name="parity", ok=True, message=f"starts the same and has the files of {first.platform}"
             )
 
 
-def _settings(first: _Reference, config: ImageConfig | None) -> Iterator[str]:
+_Difference = tuple[str, str, str]  # what the first platform has, what this one has, the words
+
+
+def _settings(first: _Reference, config: ImageConfig | None) -> Iterator[_Difference]:
     if first.config is None or config is None:
         return
     for name, label in _FIELDS.items():
         theirs, ours = getattr(first.config, name), getattr(config, name)
         if theirs != ours:
-            yield f"has {label} {_shown(ours)}; {first.platform} has {_shown(theirs)}"
+            pair = _shown(theirs), _shown(ours)
+            yield *pair, f"has {label} {pair[1]}; {first.platform} has {pair[0]}"
 
 
 def _shown(value: str | tuple[str, ...]) -> str:
     return repr(list(value)) if isinstance(value, tuple) else repr(value)
 
 
-def _files(theirs: dict[str, None], ours: dict[str, None], first: str) -> Iterator[str]:
+def _files(theirs: dict[str, None], ours: dict[str, None], first: str) -> Iterator[_Difference]:
     if max(len(theirs), len(ours)) > _MAX_PATHS:
-        yield f"has more than {_MAX_PATHS} files, as {first} may have: their names were not compared"
+        yield "", "", f"or {first} has more than {_MAX_PATHS} files: their names were not compared"
         return
     if missing := theirs.keys() - ours.keys():
-        yield f"lacks {_some(missing)}, which {first} has"
+        yield _some(missing), "missing", f"lacks {_some(missing)}, which {first} has"
     if extra := ours.keys() - theirs.keys():
-        yield f"has {_some(extra)}, which {first} lacks"
+        yield "missing", _some(extra), f"has {_some(extra)}, which {first} lacks"
 
 
 def _some(paths: set[str]) -> str:

@@ -45,17 +45,17 @@ def start_checks(
     problems = tuple(closure.problems())
     checks = tuple(
         Check(
-            name="starts", ok=False, expected=wanted, path=at.path, layer=at.node.layer,
+            name="starts", ok=False, expected=wanted, actual=actual, path=at.path, layer=at.node.layer,
             message=f"{platform}: {message}",
         )
-        for at, wanted, message in problems
+        for at, wanted, actual, message in problems
     )  # fmt: skip
     if not checks:
         checks = (Check(name="starts", ok=True, path=program.path, message=closure.summary()),)
     return checks, tuple(closure.loaded)
 
 
-Problem = tuple[Found, str, str]
+Problem = tuple[Found, str, str, str]
 
 
 @dataclass(kw_only=True)
@@ -81,7 +81,7 @@ class Closure:
         return match[1] if match else ""
 
     def problems(self) -> Iterator[Problem]:
-        """Each thing that is missing: what needs it, its name, and the words."""
+        """Each thing that is missing: what needs it, its name, what is there instead, and the words."""
         self.loaded.append(self.program)
         if self.binary.interpreter:
             yield from self._loader()
@@ -99,12 +99,12 @@ class Closure:
     def _loader(self) -> Iterator[Problem]:
         name = self.binary.interpreter
         found = self.rootfs.resolve(name)
-        problem = f"its loader {name} is not in the image{self._other_libc(name)}"
+        problem, actual = f"its loader {name} is not in the image{self._other_libc(name)}", "missing"
         if found is not None and found.node.type is NodeType.FILE:
             self.loaded.append(found)
-            problem = self._unfit(found, "loader")
+            problem = actual = self._unfit(found, "loader")
         if problem:
-            yield self.program, name, f"{self.program.path} cannot start: {problem}"
+            yield self.program, name, actual, f"{self.program.path} cannot start: {problem}"
 
     def _unfit(self, found: Found, what: str) -> str:
         binary = found.node.binary
@@ -147,7 +147,8 @@ class Closure:
                 known.add(name)
                 found, wrong = self._find(name, user, rpaths)
                 if found is None:
-                    yield user, name, f"{user.path} needs {name}, which {wrong or 'is not in the image'}"
+                    message = f"{user.path} needs {name}, which {wrong or 'is not in the image'}"
+                    yield user, name, wrong or "missing", message
                 elif all(found.node is not each.node for each in self.loaded):
                     self.loaded.append(found)
                     todo.append((found, self._rpath_of(found, rpaths)))
