@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.isa import float_abi, isa_problems
+from buildkit_tasks.binaries.isa import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.oci.rootfs import files_of, printable_path
 from buildkit_tasks.results import Check
 from buildkit_tasks.verify.programs import machine_of, mismatch
@@ -76,6 +76,7 @@ class _Survey:
     broken: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[tuple[str, Node]] = field(default_factory=list)
     needing: list[tuple[str, Node, str]] = field(default_factory=list)
+    doubtful: list[tuple[str, Node, str]] = field(default_factory=list)
     floats: dict[str, list[tuple[str, Node]]] = field(default_factory=dict)
 
     def add(self, path: str, node: Node, *, allowed: Callable[[str], bool]) -> None:
@@ -93,12 +94,14 @@ class _Survey:
             self.wrong.append((path, node))
 
     def _add_right(self, path: str, node: Node, binary: Binary, *, allowed: Callable[[str], bool]) -> None:
-        sources = {evidence.source for evidence in binary.evidence}
-        self.stated.update(sources)
-        self.silent += not sources
-        problems = isa_problems(self.platform, binary)
-        if problems and not allowed(path):
+        if silence(binary):
+            self.silent += 1
+        else:
+            self.stated.update({evidence.source for evidence in binary.evidence})
+        problems, doubts = isa_problems(self.platform, binary), isa_doubts(self.platform, binary)
+        if (problems or doubts) and not allowed(path):
             self.needing += [(path, node, problem) for problem in problems]
+            self.doubtful += [(path, node, doubt) for doubt in doubts]
         if binary.dynamic and (abi := float_abi(binary)):
             self.floats.setdefault(abi, []).append((path, node))
 
@@ -133,6 +136,8 @@ class _Survey:
     def _instruction_checks(self) -> Iterator[Check]:
         promise = str(self.platform)
         yield from (_needing(self.platform, *found) for found in self.needing[:_MOST])
+        for found in self.doubtful[:_MOST]:
+            yield replace(_needing(self.platform, *found), ok=True, warning=True)
         yield from _rest("instruction-set", len(self.needing), f"binaries need more than {promise} promises")
         if not self.needing and self.count:
             yield Check(name="instruction-set", ok=True, expected=promise, message=self._evidence())
