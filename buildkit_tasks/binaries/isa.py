@@ -93,10 +93,12 @@ def _words(platform: Platform, binary: Binary, *, doubted: bool) -> tuple[str, .
 
 def _need(platform: Platform, row: Machine, item: Evidence) -> str:
     """What the item says is needed beyond the platform's promise."""
+    if item.source == _GO and item.name not in ("GOOS", row.go_setting):
+        return ""  # another machine's setting, which chose nothing here
     judge = _JUDGES.get((item.source, item.name))
     if judge:
         return judge(platform, item.value)
-    named = (item.source, item.name) in _LADDERS or item.name == row.go_setting
+    named = item.source == _GO or (item.source, item.name) in _LADDERS
     return _level(platform, row, item.value) if named else ""
 
 

@@ -5,10 +5,12 @@ import struct
 
 import pytest
 
-from buildkit_tasks.binaries.elf import interpreter, read_elf
+from buildkit_tasks.binaries.elf import Binary, inspect, interpreter, read_elf
 from buildkit_tasks.binaries.probe import probe_program
+from buildkit_tasks.binaries.view import Bytes, Windows
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
+from tests.binaries import BASE, NEEDED, PT_INTERP, RPATH, RUNPATH, SONAME, Elf, go_info
 
 
 def machine(name: str) -> Machine:
@@ -103,3 +105,153 @@ def test_row_45_program_headers_of_another_size_are_refused() -> None:
     struct.pack_into("<H", program, 54, 1)
     with pytest.raises(MalformedImage, match="1 bytes each"):
         interpreter(bytes(program))
+
+
+def seen(elf: Elf) -> Binary:
+    return inspect(Bytes(elf.build()))
+
+
+TEN_MACHINES = [row.architecture for row in MACHINES]
+
+
+@pytest.mark.parametrize("name", TEN_MACHINES)
+def test_what_a_dynamic_file_needs_is_read_in_every_class_and_byte_order(name: str) -> None:
+    dynamic = [
+        (NEEDED, "libm.so.6"), (NEEDED, "libc.so.6"), (SONAME, "libme.so.1"),
+        (RPATH, "/opt/a:/opt/b"), (RUNPATH, "$ORIGIN/../lib"),
+    ]  # fmt: skip
+    binary = seen(Elf(machine=name, segments=[(PT_INTERP, b"/lib/ld.so\0")], dynamic=dynamic))
+    assert binary.header.row is machine(name)
+    assert binary.interpreter == "/lib/ld.so"
+    assert binary.dynamic
+    assert binary.needed == ("libm.so.6", "libc.so.6")
+    assert (binary.soname, binary.rpath) == ("libme.so.1", ("/opt/a", "/opt/b"))
+    assert binary.runpath == ("$ORIGIN/../lib",)
+    assert (binary.problems, binary.unread) == ((), ())
+
+
+def test_a_static_program_needs_nothing() -> None:
+    binary = inspect(Bytes(probe_program(machine("amd64"))))
+    assert (binary.interpreter, binary.dynamic, binary.needed, binary.problems) == ("", False, (), ())
+
+
+def test_a_static_pie_is_dynamic_and_needs_nothing() -> None:
+    binary = seen(Elf(dynamic=[]))
+    assert (binary.dynamic, binary.needed, binary.problems) == (True, (), ())
+
+
+def test_only_a_malformed_header_is_refused() -> None:
+    with pytest.raises(MalformedImage, match="truncated"):
+        inspect(Bytes(Elf().build()[:60]))
+
+
+def test_emptied_segments_of_a_debugging_file_are_no_damage() -> None:
+    assert seen(Elf(segments=[(PT_INTERP, b"")])).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [(b"/lib/ld.so", "without its end"), (b"\0", "path of 1 bytes"), (b"/a".ljust(4097, b"\0"), "4097")],
+)
+def test_row_45_a_damaged_loader_path_is_a_problem_and_no_path(path: bytes, cause: str) -> None:
+    binary = seen(Elf(segments=[(PT_INTERP, path)], dynamic=[(NEEDED, "libc.so.6")]))
+    assert binary.interpreter == ""
+    assert len(binary.problems) == 1
+    assert cause in binary.problems[0]
+    assert binary.needed == ("libc.so.6",)
+
+
+def test_row_45_a_name_beyond_the_string_table_is_a_problem() -> None:
+    binary = seen(Elf(dynamic=[(NEEDED, "libc.so.6"), (NEEDED, 1 << 60)]))
+    assert binary.needed == ("libc.so.6",)
+    assert binary.problems == ("a name in the dynamic section has no end within 0 bytes",)
+
+
+def test_row_45_a_name_longer_than_a_path_may_be_is_a_problem() -> None:
+    binary = seen(Elf(dynamic=[(NEEDED, "x" * 5000)]))
+    assert binary.needed == ()
+    assert binary.problems == ("a name in the dynamic section has no end within 4096 bytes",)
+
+
+def test_row_45_a_string_table_that_is_not_loaded_is_a_problem() -> None:
+    elf = Elf(dynamic=[(NEEDED, "libc.so.6")])
+    program = bytearray(elf.build())
+    at = program.index(struct.pack("<QQ", 5, BASE + elf.places["strings"]))
+    struct.pack_into("<Q", program, at + 8, (1 << 64) - 1)
+    binary = inspect(Bytes(bytes(program)))
+    assert (binary.dynamic, binary.needed) == (True, ())
+    assert binary.problems == (
+        "the dynamic section's strings are at 0xffffffffffffffff, which is not loaded",
+    )
+
+
+def test_row_45_a_hundred_thousand_names_are_read_up_to_the_cap() -> None:
+    binary = seen(Elf(dynamic=[(NEEDED, "x"), *[(NEEDED, 1)] * 15_000]))
+    assert len(binary.needed) == 2048
+    assert binary.problems == ("15001 names in the dynamic section: only 2048 were read",)
+
+
+def test_row_45_more_program_headers_than_any_kernel_loads_are_not_read() -> None:
+    program = bytearray(Elf(dynamic=[(NEEDED, "libc.so.6")]).build().ljust(1 << 17, b"\0"))
+    struct.pack_into("<H", program, 56, 1171)
+    binary = inspect(Bytes(bytes(program)))
+    assert binary.problems == ("1171 program headers: no kernel loads that many",)
+    assert binary.needed == ("libc.so.6",)
+
+
+@pytest.mark.parametrize(
+    ("form", "at", "value", "problem"),
+    [
+        ("<H", 54, 32, "program headers of 32 bytes each"),
+        ("<H", 58, 40, "section headers of 40 bytes each"),
+        ("<H", 62, 9, "section names in section 9 of 3"),
+        ("<Q", 32, 1 << 63, "program headers at byte 9223372036854775808 goes past"),
+        ("<Q", 40, 1 << 63, "section headers at byte 9223372036854775808 goes past"),
+        ("<H", 60, 900, "section headers at byte"),
+    ],
+)
+def test_row_45_tables_that_lead_nowhere_are_problems(form: str, at: int, value: int, problem: str) -> None:
+    program = bytearray(Elf(sections={".text": b"x"}).build())
+    struct.pack_into(form, program, at, value)
+    problems = inspect(Bytes(bytes(program))).problems
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
+
+
+def test_what_was_not_kept_of_a_large_file_is_no_problem_of_the_file() -> None:
+    whole = Elf(sections={".text": bytes(5000)}, dynamic=[(NEEDED, "libc.so.6")]).build()
+    binary = inspect(Windows(len(whole), [(0, whole[:4096])]))
+    assert (binary.problems, binary.needed) == ((), ("libc.so.6",))
+    start = read_elf(whole).shoff
+    assert binary.unread == (f"section headers at byte {start}: that part of the file was not kept",)
+
+
+def test_two_kept_ends_are_enough_for_a_large_file() -> None:
+    info = go_info("go1.24.0", "build\tGOAMD64=v3\n")
+    elf = Elf(sections={".filler": bytes(1 << 20), ".go.buildinfo": info}, dynamic=[(NEEDED, "libc.so.6")])
+    whole = elf.build()
+    ends = Windows(len(whole), [(0, whole[:4096]), (len(whole) - 8192, whole[-8192:])])
+    assert inspect(ends) == inspect(Bytes(whole))
+    assert [item.name for item in inspect(ends).evidence] == ["version", "GOAMD64"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "number", "said"),
+    [
+        ("s390x", 64, 43, "sparc64"),
+        ("s390x", 64, 21, "ppc64, big-endian"),
+        ("386", 32, 62, "x32, ILP32 on x86-64"),
+        ("386", 32, 8, "mipsle"),
+        ("amd64", 64, 50, "ia64"),
+        ("amd64", 64, 247, "BPF"),
+        ("arm", 32, 183, "arm64 ILP32"),
+    ],
+)
+def test_a_foreign_machine_is_called_by_its_name(name: str, bits: int, number: int, said: str) -> None:
+    row = machine(name)
+    program = bytearray(probe_program(row))
+    struct.pack_into("<H" if row.order == "little" else ">H", program, 18, number)
+    header = read_elf(bytes(program))
+    assert (header.bits, header.row, header.name) == (bits, None, said)
+    assert header.describe().endswith(f"machine {number} ({said})")
+    assert header.is_device_code == (number == 247)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+
+from buildkit_tasks.binaries.elf import inspect
+from buildkit_tasks.binaries.gobuild import GO_MAGIC, GoBuild, find_go, read_go
+from buildkit_tasks.binaries.view import Bytes, Windows
+from buildkit_tasks.errors import MalformedImage
+from tests.binaries import BASE, Elf, go_info
+
+MODULES = (
+    "path\texample.org/hello\nmod\texample.org/hello\t(devel)\t\ndep\texample.org/x\tv1.2.3\th1:abc=\n"
+    'build\t-compiler=gc\nbuild\t-ldflags="-X a=b"\nbuild\tGOARCH=arm\nbuild\tGOARM=6,softfloat\n'
+)
+
+
+def read(data: bytes, at: int = 0) -> GoBuild | None:
+    view = Bytes(data)
+    return read_go(at, view.at, lambda address, size: view.at(address - BASE, size))
+
+
+def test_the_inline_form_since_go_1_18_is_read() -> None:
+    build = read(go_info("go1.26.8", MODULES))
+    assert build is not None
+    assert (build.version, build.path) == ("go1.26.8", "example.org/hello")
+    assert build.settings["GOARM"] == "6,softfloat"
+    assert build.settings["-ldflags"] == "-X a=b"
+
+
+def pointers(size: int, order: str, version: bytes, modules: bytes) -> bytes:
+    """The form before Go 1.18: two addresses of string headers."""
+    end = "big" if order == "big" else "little"
+    body = bytearray(64 + 4 * size)
+    at = [64, 64 + 2 * size]
+    text = [len(body), len(body) + len(version)]
+    body += version + modules
+    body[:16] = GO_MAGIC + bytes([size, 1 if order == "big" else 0])
+
+    def put(place: int, value: int) -> None:
+        body[place : place + size] = value.to_bytes(size, "big" if end == "big" else "little")
+
+    for number, data in enumerate((version, modules)):
+        put(16 + number * size, BASE + at[number])
+        put(at[number], BASE + text[number])
+        put(at[number] + size, len(data))
+    return bytes(body)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_the_pointer_form_before_go_1_18_is_read(size: int, order: str) -> None:
+    build = read(pointers(size, order, b"go1.17.13", b"0" * 16 + b"path\tx\n" + b"1" * 16))
+    assert build == GoBuild(version="go1.17.13", path="x")
+
+
+def test_a_program_without_modules_has_a_version_only() -> None:
+    assert read(pointers(8, "little", b"go1.13", b"")) == GoBuild(version="go1.13")
+    assert read(go_info("go1.20", "")) == GoBuild(version="go1.20")
+
+
+def test_without_the_magic_there_is_nothing() -> None:
+    assert read(b"no build info".ljust(64)) is None
+    assert read(GO_MAGIC) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (go_info("go1.26", MODULES)[:-5], "cut off"),
+        (go_info("go1.26", "")[:32] + b"\xff" * 10, "no end"),
+        (go_info("go1.26", "")[:32] + b"\xff" * 8 + b"\x01", "string of"),
+        (go_info("g" * 300, ""), "string of 300 bytes"),
+        (go_info("go1.26", "")[:32], "no end"),
+        (GO_MAGIC + b"\3\0" + pointers(8, "little", b"", b"")[16:], "of 3 bytes"),
+        (pointers(8, "little", b"go1.17", b"x")[:90], "cut off"),
+    ],
+)  # fmt: skip
+def test_row_45_build_info_that_leads_nowhere_is_malformed(data: bytes, cause: str) -> None:
+    with pytest.raises(MalformedImage, match=cause):
+        read(data)
+
+
+def test_the_section_is_found_by_its_name() -> None:
+    binary = inspect(Bytes(Elf(sections={".go.buildinfo": go_info("go1.26.8", MODULES)}).build()))
+    said = {item.name: item.value for item in binary.evidence}
+    assert said == {
+        "version": "go1.26.8", "path": "example.org/hello", "GOARCH": "arm", "GOARM": "6,softfloat",
+    }  # fmt: skip
+    assert {item.source for item in binary.evidence} == {"Go build info"}
+
+
+def test_without_sections_the_writable_segment_is_searched() -> None:
+    info = go_info("go1.26.8", MODULES)
+    packed = Elf(segments=[(0x60000000, info)], load_flags=6)
+    assert [item.value for item in inspect(Bytes(packed.build())).evidence][:1] == ["go1.26.8"]
+    read_only = Elf(segments=[(0x60000000, info)], load_flags=4)
+    assert inspect(Bytes(read_only.build())).evidence == ()
+
+
+def test_a_file_with_sections_is_not_searched() -> None:
+    info = go_info("go1.26.8", MODULES)
+    assert inspect(Bytes(Elf(sections={".data": info}, load_flags=6).build())).evidence == ()
+
+
+def test_the_header_is_aligned() -> None:
+    data = b"x" * 8 + go_info("go1.1", "") + b"x" * 6
+    assert find_go(Bytes(data), 0, len(data)) == -1
+    assert find_go(Bytes(data + bytes(-len(data) % 16) + GO_MAGIC), 0, 1 << 20) == len(data) + -len(data) % 16
+
+
+def test_build_info_of_a_large_file_that_was_not_kept_is_unread() -> None:
+    elf = Elf(sections={".go.buildinfo": go_info("go1.26.8", MODULES), ".text": bytes(1 << 12)})
+    whole = elf.build()
+    at = elf.places[".go.buildinfo"]
+    tail = (len(whole) - 2048, whole[-2048:])
+    for kept in (at, at + 80):
+        binary = inspect(Windows(len(whole), [(0, whole[:kept]), tail]))
+        assert binary.problems == ()
+        assert binary.unread == (f"Go build info at byte {at}: that part of the file was not kept",)
+
+
+def test_row_45_damaged_build_info_is_a_problem_of_the_binary() -> None:
+    damaged = go_info("go1.26.8", MODULES)[:32] + b"\xff" * 12
+    assert inspect(Bytes(Elf(sections={".go.buildinfo": damaged}).build())).problems == (
+        "Go build info with a length that has no end",
+    )
