@@ -10,7 +10,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from buildkit_tasks.engine.sdk import connect, inspect_image
+from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.oci.reference import Reference
 
@@ -24,44 +24,58 @@ if TYPE_CHECKING:
 __all__ = ["export_image"]
 
 _ID = re.compile(r"(?:sha256:)?[0-9a-f]{6,64}", re.ASCII)
+_HEX = 64
 _SECONDS = 300  # a classic store collects the whole archive before its first byte
 
 
 def export_image(engine: Engine, reference: str) -> BinaryIO:
     """A fresh stream of the image's save archive; ``reference`` is a name or an id.
 
-    Raises :class:`UsageError` for an image that the engine does not have and for what cannot be
-    one's name, :class:`EngineError` for an engine that stops answering.
+    Raises :class:`UsageError` for an image that the engine does not have, or has in a part that it
+    cannot export, and for what cannot be one's name; :class:`EngineError` for an engine that stops
+    answering.
     """
     # What is no image's id has to be a reference: it becomes a part of a URL.
     if not _ID.fullmatch(reference):
         Reference.parse(reference)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _answering(reference):
         client = connect(engine)
         stack.callback(client.close)
-        response = _ask(client, _exact(client, reference))
+        name, image = _find(client, reference)
+        response = _ask(client, name, image, engine)
         stack.callback(response.close)
         return io.BufferedReader(_Body(response, reference, stack.pop_all()), 1 << 20)
 
 
-def _ask(client: DockerClient, name: str) -> Any:
-    api: Any = client.api  # its `get_image` gives pieces that cannot be closed: its helpers, one floor down
-    with _answering(name):
-        url = api._url("/images/{0}/get", name)  # noqa: SLF001 - see above
-        response = api._get(url, stream=True, timeout=_SECONDS)  # noqa: SLF001 - see above
-        api._raise_for_status(response)  # noqa: SLF001 - see above
-    return response
-
-
-def _exact(client: DockerClient, reference: str) -> str:
+def _find(client: DockerClient, reference: str) -> tuple[str, dict[str, Any]]:
     """The name of one image: without a tag the engine would export all of a repository's tags."""
+    if _ID.fullmatch(reference) and len(reference) == _HEX:
+        reference = f"sha256:{reference}"  # alone, a whole id is no name to the engine
     last = reference.rpartition("/")[2]
-    names = [reference] if ":" in last or "@" in last else [f"{reference}:latest", reference]
-    with _answering(reference):
-        for name in names:
-            if inspect_image(client, name) is not None:
-                return name
+    for name in [reference] if ":" in last or "@" in last else [f"{reference}:latest", reference]:
+        found = inspect_image(client, name)
+        if found is not None:
+            return name, found
     raise UsageError(f"the engine has no image {reference!r}", hint=f"docker pull {reference}")
+
+
+def _ask(client: DockerClient, name: str, image: dict[str, Any], engine: Engine) -> Any:
+    from docker.errors import NotFound  # noqa: PLC0415 - see _answering
+
+    api: Any = client.api  # its `get_image` gives pieces that cannot be closed: its helpers, one floor down
+    url = api._url("/images/{0}/get", name)  # noqa: SLF001 - see above
+    response = api._get(url, stream=True, timeout=_SECONDS)  # noqa: SLF001 - see above
+    try:
+        api._raise_for_status(response)  # noqa: SLF001 - see above
+    except NotFound as error:
+        # A containerd store exports an image of which platforms are missing, but not its own.
+        response.close()
+        held = ", ".join(str(platform) for platform in stored_manifests(image)) or "nothing"
+        raise UsageError(
+            f"of {name} the engine has {held}, which it cannot export without {engine.native}: {error}",
+            hint=f"docker pull --platform {engine.native} {name}",
+        ) from error
+    return response
 
 
 class _Body(io.RawIOBase):
