@@ -38,7 +38,7 @@ class Reply:
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
     length: int | None = None
     cut: int | None = None
     reset: bool = False
@@ -70,8 +70,8 @@ class Hostile:
     asked: list[Asked] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True
-    _told: list[tuple[str, list[Reply]]] = field(default_factory=list)
-    _images: dict[str, tuple[Memory, str]] = field(default_factory=dict)
+    _told: list[tuple[str, list[Reply]]] = field(default_factory=list, repr=False)
+    _images: dict[str, tuple[Memory, str]] = field(default_factory=dict, repr=False)
 
     @property
     def port(self) -> int:

@@ -78,16 +78,20 @@ class Place:
     target: str = field(default="/", repr=False)
 
     @classmethod
-    def parse(cls, text: str, base: Place | None = None) -> Place:
-        """Read a URL, relative to ``base`` where there is one; user information in it is dropped."""
+    def parse(cls, text: str, base: Place | None = None, *, by: str = "") -> Place:
+        """Read a URL, relative to ``base`` where there is one; user information in it is dropped.
+
+        ``by`` is who gave it, for the :class:`RegistryError`.
+        """
+        who = by or (base.netloc if base else "a registry")
         if len(text) > _MAX_URL or any(ord(letter) <= ord(" ") or letter == "\x7f" for letter in text):
-            raise RegistryError("an address that a registry gave is no URL")
+            raise RegistryError(f"an address that {who} gave is no URL")
         try:
             parts = urlsplit(urljoin(base.url, text) if base else text)
             scheme, host = parts.scheme.lower(), _host(parts.hostname or "")
             port = parts.port or _PORTS[scheme]
         except (ValueError, KeyError):
-            raise RegistryError("an address that a registry gave is no http or https URL") from None
+            raise RegistryError(f"an address that {who} gave is no http or https URL") from None
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(scheme=scheme, host=host, port=port, target=target)
 

@@ -89,7 +89,7 @@ class Authorizer:
             return Credential()
 
     def _bearer(self, challenge: Challenge) -> str:
-        realm = Place.parse(challenge.parameters.get("realm", ""))
+        realm = Place.parse(challenge.parameters.get("realm", ""), by=self._host)
         check_hop(self._home, self._home, realm, self._access.look_up)
         credential = self._credential
         if credential != Credential() and not trusts(self._home, realm):

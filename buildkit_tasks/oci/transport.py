@@ -48,16 +48,13 @@ class Answer:
         self.place = place
         self._headers = response.headers
         self._raw: urllib3.HTTPResponse = response.raw
+        # Whether its end is marked: then an early end of the connection is noticed.
+        self.framed = self._raw.chunked or self._raw.length_remaining is not None
         self._idle = idle
 
     def header(self, name: str) -> str:
         """A header's value, or nothing."""
         return self._headers.get(name, "")
-
-    @property
-    def framed(self) -> bool:
-        """Whether its end is marked: then an early end of the connection is noticed."""
-        return "Content-Length" in self._headers or self.header("Transfer-Encoding").lower() == "chunked"
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes of the body as they were sent; none at its end.
@@ -68,11 +65,14 @@ class Answer:
         if meter is not None:
             meter.allow(size)
         try:
-            return self._raw.read(size, decode_content=False)
+            data = self._raw.read(size, decode_content=False)
         except ReadTimeoutError:
             raise silence(self.place, self._idle) from None
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, ValueError) as error:  # and a chunk of size -2 for a ValueError
             raise Interruption(f"{self.place.origin} broke off: {reason_of(error)}", hint=LATER) from None
+        if len(data) > size:  # http.client takes a chunk of size -1 for "all there is"
+            raise Interruption(f"{self.place.origin} broke off: its chunks make no sense", hint=LATER)
+        return data
 
     def document(self, limit: int, what: str) -> bytes:
         """The whole body; :class:`LimitExceeded` past ``limit`` bytes."""
