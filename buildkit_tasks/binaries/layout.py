@@ -48,6 +48,7 @@ class Segment(NamedTuple):
     offset: int
     address: int
     size: int
+    memory: int
     align: int
 
 
@@ -98,8 +99,8 @@ class Layout:
         data = self.read("program headers", header.phoff, size)
         rows = form.iter_unpack(data[: len(data) // form.size * form.size])
         if header.bits == 64:  # noqa: PLR2004 - ELF has two classes
-            return [Segment(r[0], r[1], r[2], r[3], r[5], r[7]) for r in rows if r[0] in _KEPT]
-        return [Segment(r[0], r[6], r[1], r[2], r[4], r[7]) for r in rows if r[0] in _KEPT]
+            return [Segment(r[0], r[1], r[2], r[3], r[5], r[6], r[7]) for r in rows if r[0] in _KEPT]
+        return [Segment(r[0], r[6], r[1], r[2], r[4], r[5], r[7]) for r in rows if r[0] in _KEPT]
 
     def of_kind(self, kind: int) -> Segment | None:
         """The first segment of a kind."""
@@ -114,9 +115,15 @@ class Layout:
         return None
 
     def at_address(self, address: int, size: int) -> bytes:
-        """What is loaded at an address, as far as it is in the file."""
-        place = self.where(address)
-        return self.view.at(place[0], min(size, place[1])) if place else b""
+        """What is loaded at an address; a segment's end that is not in the file is zeros (``.bss``)."""
+        for segment in self.loads:
+            into = address - segment.address
+            if 0 <= into < max(segment.size, segment.memory):
+                filed = max(0, min(size, segment.size - into))
+                data = self.view.at(segment.offset + into, filed)
+                zeros = min(size, segment.memory - into) - filed
+                return data + bytes(max(0, zeros)) if len(data) == filed else data
+        return b""
 
     def data_segment(self) -> Segment | None:
         """The first segment that is writable and not executable."""

@@ -124,3 +124,19 @@ def test_row_45_damaged_build_info_is_a_problem_of_the_binary() -> None:
     assert inspect(Bytes(Elf(sections={".go.buildinfo": damaged}).build())).problems == (
         "Go build info with a length that has no end",
     )
+
+
+def test_a_module_text_that_lies_in_zeroed_memory_is_empty() -> None:
+    # Go 1.15's programs that were built without modules point into .bss.
+    elf = Elf(sections={".go.buildinfo": bytes(64)})
+    end = BASE + len(elf.build()) + 32
+    version = b"go1.15.9"
+    info = bytearray(GO_MAGIC + bytes([8, 0])).ljust(48, b"\0") + version
+    at = BASE + elf.places[".go.buildinfo"]
+    info[16:32] = (at + 32).to_bytes(8, "little") + end.to_bytes(8, "little")
+    info[32:48] = (at + 48).to_bytes(8, "little") + len(version).to_bytes(8, "little")
+    program = bytearray(Elf(sections={".go.buildinfo": bytes(info).ljust(64, b"\0")}).build())
+    assert inspect(Bytes(bytes(program))).problems
+    program[64 + 40 : 64 + 48] = (1 << 20).to_bytes(8, "little")  # p_memsz of the segment that is loaded
+    binary = inspect(Bytes(bytes(program)))
+    assert ([item.value for item in binary.evidence], binary.problems) == (["go1.15.9"], ())
