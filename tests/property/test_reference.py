@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import re
+import time
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.reference import Reference
+
+# The grammar as github.com/distribution/reference states it, in one piece and only for these tests.
+_PART = r"[a-z0-9]+(?:(?:[._]|__|[-]+)[a-z0-9]+)*"
+_HOST = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_WHOLE = re.compile(
+    rf"(?:(?:{_HOST}(?:\.{_HOST})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?/)?{_PART}(?:/{_PART})*"
+    r"(?::[\w][\w.-]{0,127})?(?:@sha(?:256:[0-9a-f]{64}|512:[0-9a-f]{128}))?",
+    re.ASCII,
+)
+
+components = st.from_regex(r"\A[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}\Z")
+hosts = st.sampled_from(
+    ["docker.io", "localhost", "quay.io", "127.0.0.1:5000", "[::1]:5000", "Reg", "a-b.c:443"]
+)
+tags = st.from_regex(re.compile(r"\A\w[\w.-]{0,20}\Z", re.ASCII))
+digests = st.binary(max_size=4).flatmap(
+    lambda data: st.sampled_from([Digest.of(data), Digest.of(data, "sha512")])
+)
+odd_hosts = st.sampled_from(
+    [
+        *(
+            "a",
+            "a.b",
+            "A",
+            "a:1",
+            "a:65535",
+            "a:65536",
+            "a:0",
+            "a:00080",
+            "a:",
+            "a:x",
+            "a..b",
+            ".a",
+            "a.",
+            "-a.b",
+        ),
+        *(
+            "a-.b",
+            "a--b.c",
+            "a_b.c",
+            "[::1]",
+            "[::1]:5",
+            "[::1]:",
+            "[::1]x",
+            "[:::::]",
+            "[::1",
+            "[1::2]:99999",
+        ),
+        *("localhost", "localhost:5", "1.2.3.4", "1.2.3.4:5", "\u00e4.b", "a.b:\u0661", "x@a.b"),
+    ]
+)
+near = st.text(alphabet="aZ09._-/:@[]%= \n\u00e4", max_size=60)
+
+
+@given(hosts, st.lists(components, min_size=1, max_size=3), st.none() | tags, st.none() | digests)
+def test_what_is_put_together_is_read_back(
+    host: str, path: list[str], tag: str | None, digest: Digest | None
+) -> None:
+    repository = "/".join(path)
+    text = f"{host}/{repository}" + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
+    found = Reference.parse(text)
+    official = host == "docker.io" and len(path) == 1
+    assert (found.host, found.repository) == (host, f"library/{repository}" if official else repository)
+    assert (found.tag, found.digest) == (tag or ("" if digest else "latest"), digest)
+    assert Reference.parse(str(found)) == found
+
+
+@given(near | st.text(max_size=80))
+@example("a" * 1024)
+@example("a-" * 512)
+@example("a/" * 512)
+@example("a" + "-" * 1000 + "!")
+@example("a." * 500 + "/!")
+@example(":" * 1000)
+@example("@" * 1000)
+def test_any_text_is_a_reference_or_a_usage_error_at_once(text: str) -> None:
+    started = time.monotonic()
+    try:
+        found = Reference.parse(text)
+    except UsageError as error:
+        told = str(error)
+        assert "next: " in told
+        assert len(told) < 3000
+    else:
+        assert _WHOLE.fullmatch(text)
+        assert Reference.parse(str(found)) == found
+        assert not set(found.host + found.repository + found.identifier) & set(" \n%@\\?#")
+        assert ".." not in found.repository.split("/")
+    assert time.monotonic() - started < 0.2
+
+
+@given(odd_hosts, st.lists(components, min_size=1, max_size=3), st.sampled_from(["", ":1", ":Tag.x_-"]))
+def test_what_the_grammar_allows_is_read_unless_no_such_host_can_be(
+    host: str, path: list[str], tag: str
+) -> None:
+    text = f"{host}/{'/'.join(path)}{tag}"
+    try:
+        found = Reference.parse(text)
+    except UsageError:
+        allowed = False
+    else:
+        allowed = True
+        assert found.repository.endswith("/".join(path))
+    port = host.rpartition(":")[2] if re.search(r":[0-9]+\Z", host) and not host.endswith("::1") else "1"
+    # Stricter than the grammar in two things: a port has to be one, and brackets hold an address.
+    expected = _WHOLE.fullmatch(text) and 0 < int(port) < 65536 and "[:::" not in host
+    assert allowed == bool(expected)
