@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,186 +11,45 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import Row, command, compare
-from buildkit_tasks.bases import fetch_go
-from buildkit_tasks.commands import Commands
-from buildkit_tasks.line import Line
-from buildkit_tasks.settings import load
+from benchmarks import building, verifying
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
-    from buildkit_tasks.platforms import Platform
+    from benchmarks.timing import Row
 
-_ROOT = Path(__file__).parent.parent
-_EXAMPLE = _ROOT / "examples" / "hello"
-_CLASSIC = _ROOT / "tests" / "fixtures" / "classic"
-_TASKS = [sys.executable, "-m", "buildkit_tasks"]
+_GROUPS = {"building": building.measure, "verifying": verifying.measure}
 
 
-# Invoke lists no file without a task.
-_EMPTY = """from invoke import task
+def _measure(groups: Sequence[str], rounds: int) -> Iterator[Row]:
+    for group in groups:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            for row in _GROUPS[group](Path(folder), rounds):
+                print(f"{row.promise}: {row.measure:.3f}", file=sys.stderr, flush=True)
+                yield row
 
 
-@task
-def nothing(c):
-    \"\"\"Do nothing.\"\"\"
-"""
-
-
-class Bench:
-    """A scratch repository with the example in it, and a line of services on the real engine."""
-
-    def __init__(self, place: Path, rounds: int) -> None:
-        self.place = place
-        self.rounds = rounds
-        self.example = place / "hello"
-        shutil.copytree(_EXAMPLE, self.example)
-        shutil.copy(_ROOT / "pyproject.toml", place)
-        self.line = Line(settings=load(folder=_ROOT), run=Commands(echo=sys.stderr), tell=_tell)
-        self.engine = self.line.engine
-        self.env = {**os.environ, **self.engine.env}
-        self.options = ["--context=hello", "--tag=hello:bench"]
-        self.edits = 0
-
-    def tasks(self, *arguments: str) -> list[str]:
-        """The argv of one of our tasks."""
-        return [*_TASKS, *arguments]
-
-    def edit(self, source: Path | None = None) -> None:
-        """Change the program, so that nothing compiled before is of use."""
-        self.edits += 1
-        path = (source or self.example) / "main.go"
-        text = path.read_text(encoding="utf-8").split("// edit")[0]
-        path.write_text(f"{text}// edit {os.getpid()} {self.edits}\n", encoding="utf-8")
-
-    def raw_build(self) -> list[str]:
-        """The very buildx command that ours runs, from its own dry run."""
-        argv = self.tasks("build-multiarch", "--dry-run", *self.options)
-        done = subprocess.run(argv, cwd=self.place, capture_output=True, text=True, check=True)
-        words = shlex.split(done.stdout.splitlines()[-1])
-        return [word for word in words if not word.startswith(("DOCKER_", "BUILDX_", "--metadata-file="))]
-
-    def unchanged(self) -> Row:
-        """Nothing changed: ours against raw ``docker buildx build`` with the same flags."""
-        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.place)
-        ours()
-        raw = command(self.raw_build(), cwd=self.place, env=self.env)
-        times = compare(ours, raw, rounds=self.rounds)
-        return _row("nothing changed: build-multiarch / raw buildx", times, 1.35, self.rounds)
-
-    def edited(self) -> Iterator[Row]:
-        """An edit of main.go: ours against a bare ``go build`` loop, and the classic way against ours."""
-        go = self._go_loop()
-        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.place)
-        ours()
-        go()
-        times = compare(ours, go, rounds=self.rounds, before=self.edit)
-        yield _row("edit of main.go: build-multiarch / bare go build loop", times, 3.0, self.rounds)
-        classic = self.place / "classic"
-        shutil.copytree(_CLASSIC, classic)
-        argv = self.tasks("build-multiarch", "--context=classic", "--tag=classic:bench")
-        command(argv, cwd=self.place)()
-        slow = compare(command(argv, cwd=self.place), rounds=1, before=lambda: self.edit(classic))
-        yield _row("edit of main.go: build-multiarch / classic Dockerfile", [times[0], slow[0]], 0.1, 1)
-
-    def _go_loop(self) -> Callable[[], None]:
-        """The limit: the compiler on the host, one target after the other, its cache kept."""
-        go = fetch_go(self.place / "toolchain", self.line.run) / "bin/go"
-        targets = [_go_environment(platform) for platform in self.line.platforms]
-        cache = {
-            "GOCACHE": str(self.place / "gocache"),
-            "CGO_ENABLED": "0",
-            "GOOS": "linux",
-            "GOTOOLCHAIN": "local",
-        }
-
-        def loop() -> None:
-            for number, target in enumerate(targets):
-                argv = [
-                    str(go),
-                    "build",
-                    "-trimpath",
-                    "-ldflags=-s -w",
-                    "-o",
-                    f"{self.place}/out{number}",
-                    "main.go",
-                ]
-                command(argv, cwd=self.example, env={**os.environ, **cache, **target})()
-
-        return loop
-
-    def emulated(self) -> Row:
-        """Ten runs with Docker: ours against ``docker run``, one after the other."""
-        command(self.tasks("build-multiarch", *self.options, "--load"), cwd=self.place)()
-        docker = self.engine.tools.docker
-
-        def loop() -> None:
-            for platform in self.line.platforms:
-                command([*docker, "run", "--rm", f"--platform={platform}", "hello:bench"], env=self.env)()
-
-        ours = command(self.tasks("run-emulated", "docker-daemon:hello:bench"), cwd=self.place)
-        times = compare(ours, loop, rounds=self.rounds)
-        return _row("ten platforms: run-emulated / docker run loop", times, 0.7, self.rounds)
-
-    def listing(self) -> Row:
-        """``inv --list`` with our tasks against Invoke with an empty tasks file."""
-        folders = {"ours": "from buildkit_tasks.tasks import ns\n", "empty": _EMPTY}
-        sides = []
-        for name, text in folders.items():
-            folder = self.place / name
-            folder.mkdir()
-            (folder / "tasks.py").write_text(text, encoding="utf-8")
-            sides.append(command([str(Path(sys.executable).with_name("inv")), "--list"], cwd=folder))
-        rounds = 5 * self.rounds
-        times = compare(*sides, rounds=rounds)
-        return _row("inv --list: ours - an empty tasks file (s)", times, 0.06, rounds, absolute=True)
-
-
-def _go_environment(platform: Platform) -> dict[str, str]:
-    variant = {"GOARM": platform.variant.removeprefix("v")} if platform.architecture == "arm" else {}
-    return {"GOARCH": platform.architecture, **variant}
-
-
-def _row(promise: str, times: list[float], limit: float, rounds: int, *, absolute: bool = False) -> Row:
-    ours, theirs = times
-    return Row(promise=promise, ours=ours, theirs=theirs, limit=limit, rounds=rounds, absolute=absolute)
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
-def _measure(rounds: int) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        bench = Bench(Path(folder), rounds)
-        yield bench.listing()
-        yield bench.unchanged()
-        yield bench.emulated()
-        yield from bench.edited()
-
-
-def _show(rows: list[Row]) -> None:
+def _show(rows: Sequence[Row]) -> None:
     table = Table("Promise", "Ours", "Theirs", "Measured", "Limit", "Rounds", "Holds")
     for row in rows:
-        numbers = (
-            f"{row.ours:.3f} s",
-            f"{row.theirs:.3f} s",
-            f"{row.measure:.3f}",
-            f"{row.limit:g}",
-            f"{row.rounds}",
-        )
-        table.add_row(row.promise, *numbers, "yes" if row.holds else "NO")
-    Console(width=120).print(table)
+        sides = (f"{side:.3f} {row.unit}" if side is not None else "" for side in (row.ours, row.theirs))
+        limit, holds = ("", "") if row.limit is None else (f"{row.limit:.3g}", "yes" if row.holds else "NO")
+        table.add_row(row.promise, *sides, f"{row.measure:.3f}", limit, f"{row.rounds}", holds)
+    Console(width=140).print(table)
 
 
 def main() -> int:
-    """Run the benchmark."""
+    """Run the groups named, or all of them."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"any of {', '.join(_GROUPS)}")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (medians are shown)")
-    rows = list(_measure(parser.parse_args().rounds))
+    given = parser.parse_args()
+    if not set(given.groups) <= set(_GROUPS):
+        parser.error(f"known groups are {', '.join(_GROUPS)}")
+    rows = list(_measure(given.groups or list(_GROUPS), given.rounds))
     _show(rows)
     return 0 if all(row.holds for row in rows) else 1
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

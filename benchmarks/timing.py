@@ -1,4 +1,4 @@
-"""Time two or more ways to do the same, taking turns, so that a noisy machine hits all alike."""
+"""Measure two or more ways to do the same, taking turns, so that a noisy machine hits all alike."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ __all__ = ["Row", "command", "compare"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One promise: the median seconds of both sides, and what their ratio must not pass."""
+    """One promise: the medians of both sides in ``unit``, and what their ratio must not pass.
+
+    Without ``theirs`` the limit is for ours alone; without a ``limit`` the row only informs.
+    """
 
     promise: str
     ours: float
-    theirs: float
-    limit: float
+    theirs: float | None = None
+    limit: float | None = None
     rounds: int
     absolute: bool = False
+    unit: str = "s"
 
     @property
     def measure(self) -> float:
-        """The ratio of ours to theirs, or for an absolute promise the difference in seconds."""
+        """The ratio of ours to theirs, for an absolute promise the difference, else ours alone."""
+        if self.theirs is None:
+            return self.ours
         return self.ours - self.theirs if self.absolute else self.ours / self.theirs
 
     @property
     def holds(self) -> bool:
         """Whether the promise was kept in this run."""
-        return self.measure <= self.limit
+        return self.limit is None or self.measure <= self.limit
 
 
 def command(
@@ -45,7 +51,8 @@ def command(
     def side() -> None:
         done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"{' '.join(argv)} failed with {done.returncode}:\n{done.stderr[-2000:]}")
+            said = done.stderr[-2000:] or done.stdout[-2000:]
+            raise SystemExit(f"{' '.join(argv)} failed with {done.returncode}:\n{said}")
 
     return side
 

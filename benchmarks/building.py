@@ -1,0 +1,171 @@
+"""Promises about building and running: against raw buildx, the bare compiler, and docker run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.timing import Row, command, compare
+from buildkit_tasks.bases import fetch_go
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.line import Line
+from buildkit_tasks.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from buildkit_tasks.platforms import Platform
+
+__all__ = ["Bench", "measure"]
+
+_ROOT = Path(__file__).parent.parent
+_EXAMPLE = _ROOT / "examples" / "hello"
+_CLASSIC = _ROOT / "tests" / "fixtures" / "classic"
+_TASKS = [sys.executable, "-m", "buildkit_tasks"]
+
+
+# Invoke lists no file without a task.
+_EMPTY = """from invoke import task
+
+
+@task
+def nothing(c):
+    \"\"\"Do nothing.\"\"\"
+"""
+
+
+class Bench:
+    """A scratch repository with the example in it, and a line of services on the real engine."""
+
+    def __init__(self, place: Path, rounds: int) -> None:
+        self.place = place
+        self.rounds = rounds
+        self.example = place / "hello"
+        shutil.copytree(_EXAMPLE, self.example)
+        shutil.copy(_ROOT / "pyproject.toml", place)
+        self.line = Line(settings=load(folder=_ROOT), run=Commands(echo=sys.stderr), tell=_tell)
+        self.engine = self.line.engine
+        self.env = {**os.environ, **self.engine.env}
+        self.options = ["--context=hello", "--tag=hello:bench"]
+        self.edits = 0
+
+    def tasks(self, *arguments: str) -> list[str]:
+        """The argv of one of our tasks."""
+        return [*_TASKS, *arguments]
+
+    def edit(self, source: Path | None = None) -> None:
+        """Change the program, so that nothing compiled before is of use."""
+        self.edits += 1
+        path = (source or self.example) / "main.go"
+        text = path.read_text(encoding="utf-8").split("// edit")[0]
+        path.write_text(f"{text}// edit {os.getpid()} {self.edits}\n", encoding="utf-8")
+
+    def raw_build(self) -> list[str]:
+        """The very buildx command that ours runs, from its own dry run."""
+        argv = self.tasks("build-multiarch", "--dry-run", *self.options)
+        done = subprocess.run(argv, cwd=self.place, capture_output=True, text=True, check=True)
+        words = shlex.split(done.stdout.splitlines()[-1])
+        return [word for word in words if not word.startswith(("DOCKER_", "BUILDX_", "--metadata-file="))]
+
+    def unchanged(self) -> Row:
+        """Nothing changed: ours against raw ``docker buildx build`` with the same flags."""
+        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.place)
+        ours()
+        raw = command(self.raw_build(), cwd=self.place, env=self.env)
+        times = compare(ours, raw, rounds=self.rounds)
+        return _row("nothing changed: build-multiarch / raw buildx", times, 1.35, self.rounds)
+
+    def edited(self) -> Iterator[Row]:
+        """An edit of main.go: ours against a bare ``go build`` loop, and the classic way against ours."""
+        go = self._go_loop()
+        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.place)
+        ours()
+        go()
+        times = compare(ours, go, rounds=self.rounds, before=self.edit)
+        yield _row("edit of main.go: build-multiarch / bare go build loop", times, 3.0, self.rounds)
+        classic = self.place / "classic"
+        shutil.copytree(_CLASSIC, classic)
+        argv = self.tasks("build-multiarch", "--context=classic", "--tag=classic:bench")
+        command(argv, cwd=self.place)()
+        slow = compare(command(argv, cwd=self.place), rounds=1, before=lambda: self.edit(classic))
+        yield _row("edit of main.go: build-multiarch / classic Dockerfile", [times[0], slow[0]], 0.1, 1)
+
+    def _go_loop(self) -> Callable[[], None]:
+        """The limit: the compiler on the host, one target after the other, its cache kept."""
+        go = fetch_go(self.place / "toolchain", self.line.run) / "bin/go"
+        targets = [_go_environment(platform) for platform in self.line.platforms]
+        cache = {
+            "GOCACHE": str(self.place / "gocache"),
+            "CGO_ENABLED": "0",
+            "GOOS": "linux",
+            "GOTOOLCHAIN": "local",
+        }
+
+        def loop() -> None:
+            for number, target in enumerate(targets):
+                argv = [
+                    str(go),
+                    "build",
+                    "-trimpath",
+                    "-ldflags=-s -w",
+                    "-o",
+                    f"{self.place}/out{number}",
+                    "main.go",
+                ]
+                command(argv, cwd=self.example, env={**os.environ, **cache, **target})()
+
+        return loop
+
+    def emulated(self) -> Row:
+        """Ten runs with Docker: ours against ``docker run``, one after the other."""
+        command(self.tasks("build-multiarch", *self.options, "--load"), cwd=self.place)()
+        docker = self.engine.tools.docker
+
+        def loop() -> None:
+            for platform in self.line.platforms:
+                command([*docker, "run", "--rm", f"--platform={platform}", "hello:bench"], env=self.env)()
+
+        ours = command(self.tasks("run-emulated", "docker-daemon:hello:bench"), cwd=self.place)
+        times = compare(ours, loop, rounds=self.rounds)
+        return _row("ten platforms: run-emulated / docker run loop", times, 0.7, self.rounds)
+
+    def listing(self) -> Row:
+        """``inv --list`` with our tasks against Invoke with an empty tasks file."""
+        folders = {"ours": "from buildkit_tasks.tasks import ns\n", "empty": _EMPTY}
+        sides = []
+        for name, text in folders.items():
+            folder = self.place / name
+            folder.mkdir()
+            (folder / "tasks.py").write_text(text, encoding="utf-8")
+            sides.append(command([str(Path(sys.executable).with_name("inv")), "--list"], cwd=folder))
+        rounds = 5 * self.rounds
+        times = compare(*sides, rounds=rounds)
+        return _row("inv --list: ours - an empty tasks file (s)", times, 0.06, rounds, absolute=True)
+
+
+def _go_environment(platform: Platform) -> dict[str, str]:
+    variant = {"GOARM": platform.variant.removeprefix("v")} if platform.architecture == "arm" else {}
+    return {"GOARCH": platform.architecture, **variant}
+
+
+def _row(promise: str, times: list[float], limit: float, rounds: int, *, absolute: bool = False) -> Row:
+    ours, theirs = times
+    return Row(promise=promise, ours=ours, theirs=theirs, limit=limit, rounds=rounds, absolute=absolute)
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def measure(place: Path, rounds: int) -> Iterator[Row]:
+    """Measure every promise of this group, in a folder of its own."""
+    bench = Bench(place, rounds)
+    yield bench.listing()
+    yield bench.unchanged()
+    yield bench.emulated()
+    yield from bench.edited()

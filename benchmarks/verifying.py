@@ -1,0 +1,264 @@
+"""Promises about verify-arch: against the check by hand, the bare decompressor, and fixed limits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from benchmarks.building import Bench
+from benchmarks.images import (
+    Layer,
+    archive_of,
+    data_of_usr,
+    files_of_usr,
+    image,
+    layer_of_entries,
+    memory_of,
+    noise,
+    write_layer,
+)
+from benchmarks.timing import Row, command, compare
+from buildkit_tasks.debian import Packages, provision
+from buildkit_tasks.oci.opening import open_image
+from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.verify import verify
+from tests.registry import push, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from buildkit_tasks.platforms import Platform
+
+__all__ = ["measure"]
+
+_ROOT = Path(__file__).parent.parent
+_PROGRAM = "usr/local/bin/hello"  # of the example: what a user would look at
+_KINDS = {
+    "plain files": (tarfile.REGTYPE, 0o644, ""),
+    "files of mode 0755": (tarfile.REGTYPE, 0o755, ""),
+    "symlinks": (tarfile.SYMTYPE, 0o777, "../d000/f000"),
+}
+_MB = 1_000_000
+
+
+def measure(place: Path, rounds: int) -> Iterator[Row]:
+    """Measure every promise of this group, in a folder of its own that is emptied after each."""
+    for group in (_hello, _usr, _million, _large, _sharing):
+        folder = place / group.__name__
+        folder.mkdir()
+        yield from group(folder, rounds)
+        shutil.rmtree(folder)
+
+
+def _hello(place: Path, rounds: int) -> Iterator[Row]:
+    """The ten-platform example as a process, against what people do by hand for each platform."""
+    bench = Bench(place, rounds)
+    command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)()
+    (archive,) = (bench.place / "dist").glob("*.tar")
+    layout = place / "layout"
+    with tarfile.open(archive) as packed:
+        packed.extractall(layout, filter="data")
+    hands = _Hands.fetched(bench)
+    registry = place / "registry"
+    registry.mkdir()
+    with serve(registry) as host:
+        push(host, memory_of(layout), "hello")
+        for where, name in (
+            ("archive", f"oci-archive:{archive}"),
+            ("registry", f"docker://{host}/hello:latest"),
+        ):
+            ours = command(bench.tasks("verify-arch", name, "--json"), cwd=bench.place)
+            theirs = hands.check(name, bench.line.platforms, place / "by-hand")
+            times = compare(ours, theirs, rounds=rounds)
+            promise = f"ten platforms, {where}: verify-arch / skopeo + umoci + file"
+            yield Row(promise=promise, ours=times[0], theirs=times[1], limit=1 / 3, rounds=rounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hands:
+    """The three programs of the usual check, from Debian's packages under a prefix of their own."""
+
+    prefix: Path
+    env: dict[str, str]
+
+    @classmethod
+    def fetched(cls, bench: Bench) -> _Hands:
+        """Fetch them once; later runs find them in the cache folder."""
+        wanted = Packages(names=("skopeo", "umoci", "file"), suite="host", dependencies=True)
+        prefix = cache_folder(bench.line.settings) / "debian/by-hand"
+        provision(prefix, [wanted], bench.line.run, bench.line.tell)
+        libraries = ":".join(str(path) for path in (prefix / "usr/lib").glob("*-linux-gnu*"))
+        magic = prefix / "usr/lib/file/magic.mgc"
+        found = {"MAGIC": str(magic)} if magic.exists() else {}
+        return cls(prefix=prefix, env={**os.environ, "LD_LIBRARY_PATH": libraries, **found})
+
+    def check(self, name: str, platforms: Sequence[Platform], place: Path) -> Callable[[], None]:
+        """Copy, unpack and look, for one platform after the other."""
+        steps = [step for platform in platforms for step in self._steps(name, platform, place)]
+
+        def side() -> None:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            for step in steps:
+                step()
+
+        return side
+
+    def _steps(self, name: str, platform: Platform, place: Path) -> Iterator[Callable[[], None]]:
+        layout = place / str(platform).replace("/", "-")
+        chosen = [f"--override-os={platform.os}", f"--override-arch={platform.architecture}"]
+        if platform.variant:
+            chosen.append(f"--override-variant={platform.variant}")
+        policy = ["--insecure-policy", *chosen, "copy", "--quiet"]
+        plain = ["--src-tls-verify=false"] if name.startswith("docker:") else []
+        yield self._call("skopeo", *policy, *plain, name, f"oci:{layout}:checked")
+        unpacked = f"{layout}-unpacked"
+        yield self._call("umoci", "unpack", "--rootless", f"--image={layout}:checked", unpacked)
+        yield self._call("file", "--brief", f"{unpacked}/rootfs/{_PROGRAM}")
+
+    def _call(self, program: str, *arguments: str) -> Callable[[], None]:
+        return command([str(self.prefix / "usr/bin" / program), *arguments], env=self.env)
+
+
+def _usr(place: Path, rounds: int) -> Iterator[Row]:
+    """One layer made of /usr: all checks and both hashes, against decompression and against tarfile."""
+    chosen = files_of_usr(16_000, 800 * _MB)
+    layer = write_layer(place, chosen.write)
+    name = image(place, layer, ["linux/amd64"], "/usr/bin/env")
+    what = f"{len(chosen.files):,} files of /usr, {layer.size / _MB:.0f} MB gzip"
+    sides = (lambda: _verified(name), lambda: _decompressed(layer), lambda: _listed(layer))
+    ours, bare, listed = compare(*sides, rounds=rounds)
+    yield Row(promise=f"{what}: verify / bare isal", ours=ours, theirs=bare, limit=1.6, rounds=rounds)
+    promise = f"{what}: verify / tarfile r:gz, headers only"
+    yield Row(promise=promise, ours=ours, theirs=listed, limit=1 / 1.7, rounds=rounds)
+
+
+def _verified(name: str) -> None:
+    with open_image(name) as source:
+        report = verify(source, (), name)
+    if not report.ok:
+        bad = (check.message for verdict in report.platforms for check in verdict.checks if not check.ok)
+        raise SystemExit("\n".join([f"{name} does not hold:", *itertools.islice(bad, 10)]))
+
+
+def _decompressed(layer: Layer) -> None:
+    """The limit: nothing done with what comes out; 64 KiB at a time was the fastest step."""
+    inflate = isal_zlib.decompressobj(wbits=31)
+    with layer.path.open("rb") as file:
+        while data := file.read(1 << 16):
+            inflate.decompress(data)
+
+
+def _listed(layer: Layer) -> None:
+    with tarfile.open(layer.path, "r:gz") as archive:
+        for _ in archive:
+            pass
+
+
+def _million(place: Path, rounds: int) -> Iterator[Row]:
+    """A million entries: seconds and memory of a process of its own.
+
+    An image may be refused for them; that has to be as quick and as small, and the row says it.
+    """
+    for number, (what, (kind, mode, link)) in enumerate(_KINDS.items()):
+        folder = place / str(number)
+        layer = write_layer(folder, layer_of_entries(kind, mode, link), level=1)
+        taken = _Taken.by_child(image(folder, layer, ["linux/amd64"]), rounds)
+        refused = "".join(f" (refused: {problem})" for problem in taken.problems)
+        whole = f"a million {what}, {layer.size / _MB:.0f} MB gzip{refused}"
+        yield Row(promise=f"{whole}: seconds", ours=taken.seconds, limit=5, rounds=rounds)
+        yield Row(promise=f"{whole}: memory", ours=taken.megabytes, limit=100, rounds=rounds, unit="MB")
+
+
+def _large(place: Path, rounds: int) -> Iterator[Row]:
+    """A layer of 1 GB, compressed as well: memory of a process of its own."""
+    rounds = min(rounds, 3)
+    layout = place / "layout"
+    layer = write_layer(layout, noise(1000 * _MB), level=1)
+    image(layout, layer, ["linux/amd64"])
+    registry = place / "registry"
+    registry.mkdir()
+    with serve(registry) as host:
+        push(host, memory_of(layout), "large")
+        names = {
+            "an archive": archive_of(layout, place / "large.tar"),
+            "a registry": f"docker://{host}/large:latest",
+        }
+        for where, name in names.items():
+            taken = _Taken.by_child(name, rounds).holding()
+            whole = f"a layer of {layer.size / _MB:.0f} MB from {where}"
+            yield Row(promise=f"{whole}: seconds", ours=taken.seconds, rounds=rounds)
+            yield Row(promise=f"{whole}: memory", ours=taken.megabytes, limit=150, rounds=rounds, unit="MB")
+
+
+def _sharing(place: Path, rounds: int) -> Iterator[Row]:
+    """Platforms that share a big layer: it is read once, however many they are."""
+    chosen = data_of_usr(530 * _MB)
+    layer = write_layer(place / "layer", chosen.write)
+    platforms = [str(platform) for platform in _platforms()]
+    names = {}
+    for count in (1, 2, 5, 10):
+        folder = place / str(count)
+        (folder / "blobs/sha256").mkdir(parents=True)
+        os.link(layer.path, folder / "blobs/sha256" / layer.path.name)
+        names[count] = image(folder, layer, platforms[:count])
+    sides = [_verifying(name) for name in names.values()]
+    times = dict(zip(names, compare(*sides, rounds=rounds), strict=True))
+    what = f"sharing a layer of {len(chosen.files):,} files, {layer.size / _MB:.0f} MB gzip"
+    for count, seconds in times.items():
+        plural = "platform" if count == 1 else "platforms"
+        yield Row(promise=f"{count} {plural} {what}: seconds", ours=seconds, rounds=rounds)
+    yield Row(
+        promise=f"10 platforms / 1 platform {what}", ours=times[10], theirs=times[1], limit=1.3, rounds=rounds
+    )
+
+
+def _verifying(name: str) -> Callable[[], None]:
+    return lambda: _verified(name)
+
+
+def _platforms() -> tuple[Platform, ...]:
+    return parse_platforms(load(folder=_ROOT).platforms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """What a verification took in a process of its own: its median seconds, and its most memory."""
+
+    seconds: float
+    megabytes: float
+    problems: tuple[str, ...]
+
+    @classmethod
+    def by_child(cls, name: str, rounds: int) -> _Taken:
+        """Verify that many times, each in a new process."""
+        argv = [sys.executable, "-m", "benchmarks.child", name]
+        runs = []
+        for _ in range(rounds):
+            done = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(argv)} failed:\n{done.stderr[-2000:]}")
+            runs.append(json.loads(done.stdout))
+        return cls(
+            seconds=statistics.median(run["seconds"] for run in runs),
+            megabytes=max(run["peak"] for run in runs) / _MB,
+            problems=tuple(runs[-1]["problems"]),
+        )
+
+    def holding(self) -> _Taken:
+        """Give this, of an image that has to hold: what ends early is no measurement."""
+        if self.problems:
+            raise SystemExit("\n".join(["an image that was to be measured does not hold:", *self.problems]))
+        return self
