@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.engine import Engine
+from tests.images import write_archive
+from tests.lies import table
+from tests.lies.bases import Parts
+from tests.lies.catalogue import ALL, LIES, TRUTHS
+from tests.lies.planting import Lie, judge
+from tests.project import Project
+
+
+@pytest.fixture(scope="session")
+def parts(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    assert engine.version
+    return Parts(folder=tmp_path_factory.mktemp("lies"))
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_every_lie_is_caught_where_it_was_planted_and_nothing_else_is_said(one: Lie, parts: Parts) -> None:
+    assert judge(one, parts).surprises == []
+
+
+@pytest.mark.parametrize("one", [one for one in LIES if one.task is not None], ids=lambda one: one.name)
+def test_the_task_tells_a_lie_by_its_exit_status_and_in_words(
+    one: Lie, parts: Parts, project: Project, tmp_path: Path
+) -> None:
+    assert one.task is not None
+    planted = one.plant(parts)
+    path = write_archive(planted.image, tmp_path / "image.tar")
+    options = planted.question.options(tmp_path)
+    report = project.json("verify-arch", f"oci-archive:{path}", *options, expect=one.task)
+    said = "\n".join(check["message"] for row in report["platforms"] for check in row["checks"])
+    assert report["ok"] == (one.task == 0)
+    assert all(words in said for words in one.says), said
+    sound = write_archive(planted.control, tmp_path / "control.tar")
+    project.json("verify-arch", f"oci-archive:{sound}", *options, expect=0)
+
+
+def test_there_are_more_lies_than_were_promised() -> None:
+    assert len(LIES) >= 45
+    assert len(TRUTHS) >= 6
+
+
+def test_the_table_in_the_documentation_has_every_lie_and_its_catcher() -> None:
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert table.stable_cells(text) == [table.declared_cells(number, one) for number, one in table.numbered()]
