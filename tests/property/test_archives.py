@@ -1,0 +1,147 @@
+"""Archives with anything in them: read as the standard library reads them, or refused by name."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.inflate import Inflated
+from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.rewind import Rewindable
+from buildkit_tasks.oci.source import index_entries, open_image
+from buildkit_tasks.verify import verify
+from tests.images import hello, layout_files, make_tar, platform_json, symlink
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+DECLARED = (MalformedImage, LimitExceeded, UsageError)
+DIFF_ID = str(Digest.of(b""))
+CONFIG = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [DIFF_ID]}}).encode()
+NEW = {**layout_files(hello(["linux/amd64"])), "manifest.json": b"[]"}
+SAVED = {"manifest.json": json.dumps([{"Config": "c", "Layers": ["l"]}]).encode(), "c": CONFIG, "l": b""}
+PACKS = [bytes, gzip.compress, zstd.compress]
+
+packs = st.sampled_from(PACKS)
+names = st.sampled_from(
+    ["c", "l", "a/b", "c/l", "manifest.json", "index.json", "oci-layout", "../x", "", "."]
+)
+scalars = st.none() | st.booleans() | st.integers() | names | st.just(DIFF_ID)
+trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
+entries = st.dictionaries(
+    st.sampled_from(["Config", "RepoTags", "Layers", "LayerSources", "layers", "x"]),
+    names | trees,
+    max_size=5,
+)
+origins = st.fixed_dictionaries({"mediaType": scalars, "digest": scalars, "size": scalars})
+
+
+def look(data: bytes, reference: str = "") -> None:
+    """Open it in every way and verify it: nothing undeclared, and nothing that stays open."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.tar"
+        path.write_bytes(data)
+        for prefix in ("", "oci-archive:", "docker-archive:"):
+            name = f"{prefix}{path}" + (f":{reference}" if prefix and reference else "")
+            with contextlib.suppress(*DECLARED), open_image(name) as source:
+                verify(source, [], "x")
+        assert [each.name for each in Path(folder).iterdir()] == ["image.tar"]
+
+
+@settings(max_examples=150, deadline=2000)
+@given(pack=packs, at=st.integers(min_value=0), bit=st.integers(0, 7), files=st.sampled_from([NEW, SAVED]))
+def test_any_changed_bit_is_survived(pack: Any, at: int, bit: int, files: dict[str, bytes]) -> None:
+    data = bytearray(pack(make_tar(files)))
+    data[at % len(data)] ^= 1 << bit
+    look(bytes(data))
+
+
+@settings(max_examples=100, deadline=2000)
+@given(pack=packs, junk=st.binary(max_size=2000))
+def test_any_junk_is_survived(pack: Any, junk: bytes) -> None:
+    look(pack(junk))
+    look(junk + pack(make_tar(NEW)))
+    look(pack(make_tar(NEW)) + junk)
+
+
+@settings(max_examples=200, deadline=2000)
+@given(images=trees | st.lists(entries, max_size=3), reference=st.sampled_from(["", "@0", "@9", "c:1", "!"]))
+def test_any_manifest_of_a_saved_archive_is_read_or_refused(images: Any, reference: str) -> None:
+    document = json.dumps(images).encode()
+    look(make_tar({**SAVED, "manifest.json": document}), reference)
+    look(make_tar({**NEW, "manifest.json": document}), reference)
+
+
+@settings(max_examples=100, deadline=2000)
+@given(sources=st.dictionaries(st.just(DIFF_ID) | names, origins | trees, max_size=2), there=st.booleans())
+def test_any_origin_of_a_layer_is_read_or_refused(sources: Any, there: bool) -> None:
+    image = {"Config": "c", "Layers": ["l" if there else "gone"], "LayerSources": sources}
+    look(make_tar({**SAVED, "manifest.json": json.dumps([image]).encode()}))
+
+
+@settings(max_examples=100, deadline=2000)
+@given(links=st.lists(st.tuples(names, names | st.text(max_size=5)), max_size=5))
+def test_any_links_in_a_saved_archive_are_followed_or_refused(links: list[tuple[str, str]]) -> None:
+    others = [symlink(name or "x", target.replace("\0", "")) for name, target in links]
+    files = {name: data for name, data in SAVED.items() if name not in dict(links)}
+    with contextlib.suppress(UnicodeEncodeError):  # of the standard library, which writes the archive
+        look(make_tar(files, others))
+
+
+@settings(max_examples=100, deadline=2000)
+@given(
+    pack=packs,
+    files=st.dictionaries(st.text("abc/", min_size=1, max_size=9), st.binary(max_size=3000), max_size=6),
+    order=st.lists(st.integers(0, 5), max_size=12),
+    small=st.sampled_from([0, 500, 1 << 20]),
+)
+def test_members_of_a_rewindable_archive_are_what_they_are_in_any_order(
+    pack: Any, files: dict[str, bytes], order: list[int], small: int
+) -> None:
+    members = {f"m{number}": data for number, data in enumerate(files.values())}
+    packed = pack(make_tar(members))
+    archive = Rewindable(lambda: io.BytesIO(packed), "x")
+    kept = archive._kept
+    for name in [name for name, data in kept.items() if len(data) > small]:
+        del kept[name]  # as if it had been too large to keep
+    for number in order:
+        name = f"m{number}"
+        if name in members:
+            with archive.open(name) as stream:
+                assert stream.read() == members[name]
+    archive.close()
+
+
+@settings(max_examples=100, deadline=2000)
+@given(
+    parts=st.lists(st.binary(max_size=5000), min_size=1, max_size=5),
+    sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=5),
+    pack=st.sampled_from(PACKS[1:]),
+)
+def test_several_members_or_frames_are_one_stream(parts: list[bytes], sizes: list[int], pack: Any) -> None:
+    stream = Inflated(io.BytesIO(b"".join(pack(part) for part in parts)), "x")
+    whole, found = b"".join(parts), b""
+    while data := stream.read(sizes[len(found) % len(sizes)]):
+        found += data
+    assert found == whole
+    assert stream.size == len(whole)
+
+
+def test_the_archives_that_are_changed_here_are_sound_to_begin_with(tmp_path: Path) -> None:
+    for files, good in ((SAVED, 1), ({**NEW, "manifest.json": b""}, 1)):
+        used = {name: data for name, data in files.items() if data or name == "l"}
+        (tmp_path / "image.tar").write_bytes(make_tar(used))
+        with open_image(f"docker-archive:{tmp_path}/image.tar") as source:
+            assert len(index_entries(source)) == good
