@@ -49,7 +49,9 @@ class Campaign:
         )
         if self.ok:
             return line
-        return f"{line}\n{self.output[-_TAIL:]}\nstatus {self.code}; the case that fails:\n{self.reproducer}"
+        told = self.output.partition("REPRODUCER")[0][-_TAIL:]
+        again = f'nox -s fuzz -- {self.target} --case "$(cat FILE)", where FILE holds:\n{self.reproducer}'
+        return f"{line}\n{told}\nstatus {self.code}; to see it again: {again}"
 
 
 def fuzz(

@@ -149,7 +149,7 @@ def _with_field(member: bytes, chance: random.Random) -> bytes:
     header = bytearray(member[:512])
     start, width, values = chance.choice((
         (0, 100, _NAMES), (157, 100, _NAMES), (124, 12, _SIZES), (345, 155, _NAMES), (100, 8, _SIZES),
-        (257, 8, (b"ustar\x0000", b"ustar  \0", b"")),
+        (257, 8, (b"ustar\x0000", b"ustar  \0", b"", b"ustar\0xx", b"ustar\0 \0")), (508, 4, (b"tar\0",)),
     ))  # fmt: skip
     if chance.random() < 0.3:
         header[156] = chance.choice(_FLAGS)

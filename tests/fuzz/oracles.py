@@ -77,8 +77,8 @@ def _data(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     return held
 
 
-_NUMBERS = ((100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345))
-_PLAIN = re.compile(rb"[0-7]*[ \0]*")
+NUMBERS = ((100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345))
+PLAIN = re.compile(rb"[0-7]*[ \0]*")
 _EMPTY_VALUE = re.compile(rb"[0-9] (?:path|linkpath|size)=\n")
 _EXTENDED = (b"x", b"L", b"K")
 
@@ -99,10 +99,13 @@ _EXCUSES: dict[str, Callable[[bytes, bytes, bytes], bool]] = {
         lambda header, _, __: header[345] != 0 and header[257:265] != b"ustar\x0000"
     ),
     "a number that is no plain octal one: tarfile asks Python's int, Go does not": (
-        lambda header, _, __: any(not _PLAIN.fullmatch(header[a:b]) for a, b in _NUMBERS)
+        lambda header, _, __: any(not PLAIN.fullmatch(header[a:b]) for a, b in NUMBERS)
     ),
     "bytes behind the end of a name": (
         lambda header, _, __: b"\0" in header[:100].rstrip(b"\0") or b"\0" in header[157:257].rstrip(b"\0")
+    ),
+    "an old file or folder: tarfile asks the cut name which it is, Go the whole one": (
+        lambda header, _, before: before in _EXTENDED and header[156:157] == b"\0"
     ),
     "an empty pax value: in Go the header's own one holds then": (
         lambda header, held, _: header[156:157] == b"x" and bool(_EMPTY_VALUE.search(held))

@@ -246,8 +246,9 @@ def _check_loader(data: bytes, binary: Binary) -> None:
     """The two readers of PT_INTERP agree wherever nothing is damaged."""
     try:
         alone = interpreter(data)
-    except MalformedImage:
-        assert binary.problems
+    except MalformedImage as error:
+        # A file of debugging symbols has an emptied segment; as a program it would be broken.
+        assert binary.problems or error.message.endswith(" of 0 bytes")
         return
     assert (alone or "") == binary.interpreter or binary.problems
 

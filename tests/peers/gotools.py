@@ -125,3 +125,12 @@ def _compile(tool: GoTool, version: str, folder: Path) -> None:
     done = _RUN.run(argv, Call(env=environment, timeout=_INSTALL_SECONDS, cwd=_home()))
     if not done.ok:
         raise BuildkitTasksError(done.reason)
+
+
+def compile_here(source: Path, folder: Path) -> Path:
+    """A program of one file that imports nothing but the standard library."""
+    program = folder / source.parent.name
+    argv = [str(go_program()), "build", "-trimpath", "-o", str(program), str(source)]
+    done = _RUN.run(argv, Call(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=folder))
+    assert done.ok, done.stderr  # our own program compiles wherever there is Go
+    return program
