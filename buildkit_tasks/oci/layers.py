@@ -7,24 +7,33 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.blobs import Source, read_blob
 from buildkit_tasks.oci.compression import open_layer
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest, parse_config
-from buildkit_tasks.oci.rootfs import Node, RootFs, lay_over
+from buildkit_tasks.oci.overlay import overlay, relink
+from buildkit_tasks.oci.rootfs import Node, RootFs
 from buildkit_tasks.oci.scan import TreeBuilder
 from buildkit_tasks.oci.tar import TarReader
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = ["LayerScan", "LayerScans", "check_diff_id", "flatten", "scan_layer"]
+
+
+_MAX_STACKS = 8  # that are kept: platforms differ in their last few layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerScan:
     """A layer that was read to its end: its diff_id, its uncompressed size, its tree of names.
 
-    ``links`` are its hard links to files of lower layers, each with its target.
+    ``links`` are its hard links to files of lower layers, each with its target; ``whiteouts`` tells
+    whether it removes anything of theirs.
     """
 
     digest: Digest
@@ -32,15 +41,20 @@ class LayerScan:
     size: int
     root: Node
     links: tuple[tuple[str, str], ...] = ()
+    whiteouts: bool = False
 
 
 class LayerScans:
-    """Scans of one source's layers, each made once, sound or not: platforms share layers."""
+    """Scans of one source's layers, each made once, sound or not: platforms share layers.
+
+    So they do with what some layers make together: :meth:`stacked`.
+    """
 
     def __init__(self, source: Source, limits: Limits = LIMITS) -> None:
         self._source = source
         self._limits = limits
         self._scans: dict[tuple[Descriptor, str], LayerScan | BuildkitTasksError] = {}
+        self._stacks: dict[tuple[Digest, ...], Node] = {(): Node.folder()}
 
     def get(self, layer: Descriptor, algorithm: str = "sha256") -> LayerScan:
         """The scan of this layer; fails as :func:`scan_layer` does, however often it is asked for."""
@@ -51,6 +65,21 @@ class LayerScans:
         if isinstance(found, LayerScan):
             return found
         raise found
+
+    def stacked(self, scans: Sequence[LayerScan]) -> Node:
+        """The tree of these layers laid over one another, lowest first."""
+        digests = tuple(scan.digest for scan in scans)
+        known = max(count for count in range(len(digests) + 1) if digests[:count] in self._stacks)
+        tree = self._stacks[digests[:known]]
+        for count, scan in enumerate(scans[known:], known + 1):
+            if count > 1 or scan.whiteouts:
+                tree = overlay(tree, scan.root, whiteouts=scan.whiteouts)
+            else:
+                tree = scan.root
+            tree = self._stacks[digests[:count]] = relink(tree, scan.links)
+            if len(self._stacks) > _MAX_STACKS:
+                del self._stacks[next(key for key in self._stacks if key)]
+        return tree
 
     def _scan(self, layer: Descriptor, algorithm: str) -> LayerScan | BuildkitTasksError:
         try:
@@ -77,8 +106,9 @@ def scan_layer(
             stream.check_blob()
             raise MalformedImage(f"layer {layer.digest}: {error.message}") from error
     return LayerScan(
-        digest=layer.digest, diff_id=diff_id, size=stream.size, root=tree.root, links=tuple(tree.links)
-    )
+        digest=layer.digest, diff_id=diff_id, size=stream.size, root=tree.root, links=tuple(tree.links),
+        whiteouts=tree.whiteouts,
+    )  # fmt: skip
 
 
 def check_diff_id(scan: LayerScan, stated: Digest) -> None:
@@ -98,16 +128,15 @@ def flatten(source: Source, manifest: Manifest, scans: LayerScans | None = None)
     scans = scans or LayerScans(source)
     diff_ids = parse_config(read_blob(source, manifest.config, LIMITS.document)).diff_ids
     check_layer_count(manifest, diff_ids)
-    rootfs, size = RootFs(), 0
+    found, size = [], 0
     for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
         scan = scans.get(layer, diff_id.algorithm)
         check_diff_id(scan, diff_id)
         size += scan.size
         if size > LIMITS.image:
             raise LimitExceeded(f"the image is larger than {LIMITS.image} bytes uncompressed")
-        lay_over(rootfs.root, scan.root)
-        rootfs.link(scan.links)
-    return rootfs
+        found.append(scan)
+    return RootFs(scans.stacked(found))
 
 
 def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:

@@ -1,43 +1,33 @@
-"""A root file system as a tree of names: what layers hold, and where a command leads.
-
-Overlaying follows the OCI image specification, "Image Layer Filesystem Changeset": each layer is a
-tree of its own, laid over the ones below as overlayfs would.
-"""
+"""A root file system as a tree of names: what layers hold, and where a command leads."""
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from buildkit_tasks.errors import MalformedImage
-
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Iterator
 
     from buildkit_tasks.binaries.elf import Binary
+    from buildkit_tasks.oci.names import Names
 
 __all__ = [
     "DEFAULT_PATH",
+    "WHITEOUT",
     "Found",
-    "Names",
     "Node",
     "NodeType",
     "RootFs",
     "files_of",
-    "lay_over",
-    "paths_of",
+    "names_in",
     "printable_path",
     "walk",
 ]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as Docker sets it
 _MAX_LINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
-_MODES = [b"%03o" % mode for mode in range(0o1000)]
-_DIGITS = 3
+WHITEOUT = ".wh."
 
 
 class NodeType(enum.Enum):
@@ -50,53 +40,14 @@ class NodeType(enum.Enum):
     OTHER = "other"
 
 
-class Names:
-    """The names in one folder of files that are no program, packed: a layer may have millions.
-
-    A record is three octal digits of the mode, the name, and a NUL.
-    """
-
-    __slots__ = ("_packed",)
-
-    def __init__(self, packed: bytes = b"") -> None:
-        self._packed = bytearray(packed)
-
-    def add(self, name: str, mode: int) -> None:
-        """Add a file's name and its permissions."""
-        self._packed += b"%b%b\0" % (_MODES[mode & 0o777], name.encode("utf-8", "surrogateescape"))
-
-    def mode(self, name: str) -> int | None:
-        """The permissions of the file of that name, or None if there is none."""
-        wanted, at = name.encode("utf-8", "surrogateescape") + b"\0", -1
-        while (at := self._packed.find(wanted, at + 1)) >= 0:
-            if at == _DIGITS or (at > _DIGITS and self._packed[at - _DIGITS - 1] == 0):
-                return int(self._packed[at - _DIGITS : at], 8)
-        return None
-
-    def __iter__(self) -> Iterator[str]:
-        for record in self._packed.split(b"\0")[:-1]:
-            yield record[_DIGITS:].decode("utf-8", "surrogateescape")
-
-    def __len__(self) -> int:
-        return self._packed.count(0)
-
-    def without(self, names: Container[str]) -> Names:
-        """The others."""
-        kept = (
-            record
-            for record in self._packed.split(b"\0")[:-1]
-            if record[_DIGITS:].decode("utf-8", "surrogateescape") not in names
-        )
-        return Names(b"".join(record + b"\0" for record in kept))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One name of a root file system.
 
     ``head`` is the start of a script or of another file that may be run, ``binary`` what an ELF file
     says of itself, ``flaw`` why it cannot be read. In a folder ``children`` are the names about which
-    more is known than that they are files, and ``plain`` the others, as each layer brought them.
+    more is known than that they are files or links, and ``plain`` the others, as each layer brought
+    them; a name that is among both is the child.
     """
 
     type: NodeType
@@ -162,60 +113,21 @@ def printable_path(path: str) -> str:
 
 
 def _child(folder: Node, name: str, *, make: bool) -> Node | None:
-    child = folder.children.get(name) or _plain_file(folder, name)
+    child = folder.children.get(name) or _plain(folder, name)
     if child is None and make:
         child = folder.children[name] = Node.folder(folder.layer)
     return child
 
 
-def _plain_file(folder: Node, name: str) -> Node | None:
-    modes = (names.mode(name) for names in reversed(folder.plain))
-    mode = next((mode for mode in modes if mode is not None), None)
-    return None if mode is None else Node(type=NodeType.FILE, mode=mode)
-
-
-def lay_over(lower: Node, upper: Node) -> None:
-    """Lay the tree of one layer over ``lower``, which is changed; ``upper`` stays as it is.
-
-    A whiteout ``.wh.NAME`` removes the name below and an opaque folder everything below in it;
-    neither touches what its own layer adds. Folders merge, everything else replaces.
-    """
-    todo = [(lower, upper)]
-    while todo:
-        below, above = todo.pop()
-        _whiten(below, above)
-        if below.children:
-            for names in above.plain:
-                for name in names:
-                    below.children.pop(name, None)
-        below.plain.extend(above.plain)
-        for name, node in above.children.items():
-            if name.startswith(_WHITEOUT):
-                continue
-            if node.type is NodeType.FOLDER:
-                merged = _merged(below.children.get(name), node)
-                todo.append((merged, node))
-                below.children[name] = merged
-            else:
-                below.children[name] = node
-
-
-def _whiten(below: Node, above: Node) -> None:
-    if _OPAQUE in above.children:
-        below.children.clear()
-        below.plain.clear()
-    gone = {name.removeprefix(_WHITEOUT) for name in above.children if name.startswith(_WHITEOUT)}
-    for name in gone:
-        below.children.pop(name, None)
-    if gone and below.plain:
-        below.plain[:] = [names.without(gone) for names in below.plain]
-
-
-def _merged(old: Node | None, folder: Node) -> Node:
-    """The upper folder with what the lower one holds, if that is one."""
-    if old is None or old.type is not NodeType.FOLDER:
-        return dataclasses.replace(folder, children={}, plain=[])
-    return dataclasses.replace(folder, children=old.children, plain=old.plain)
+def _plain(folder: Node, name: str) -> Node | None:
+    """A file or a link of which only that is kept: the uppermost layer's."""
+    found = (names.find(name) for names in reversed(folder.plain))
+    known = next((each for each in found if each is not None), None)
+    if known is None:
+        return None
+    if known.target is None:
+        return Node(type=NodeType.FILE, mode=known.mode)
+    return Node(type=NodeType.SYMLINK, mode=known.mode, target=known.target)
 
 
 def files_of(root: Node) -> Iterator[tuple[str, Node]]:
@@ -229,40 +141,18 @@ def files_of(root: Node) -> Iterator[tuple[str, Node]]:
                 todo.append((f"{prefix}/{name}", node))
 
 
-def paths_of(root: Node) -> Iterator[str]:
-    """The path of everything in a file system, plain files included, each at least once."""
-    todo = [("", root)]
-    while todo:
-        prefix, folder = todo.pop()
-        for names in folder.plain:
-            yield from (f"{prefix}/{name}" for name in names)
-        for name, node in folder.children.items():
-            yield f"{prefix}/{name}"
-            if node.type is NodeType.FOLDER:
-                todo.append((f"{prefix}/{name}", node))
+def names_in(folder: Node) -> Iterator[tuple[str, Node | None]]:
+    """Every name in a folder, each at least once, with what is known of it beyond being there."""
+    for names in folder.plain:
+        yield from ((name, None) for name in names)
+    yield from folder.children.items()
 
 
 class RootFs:
     """What a container of the image would see as its root, as far as names and heads go."""
 
-    def __init__(self) -> None:
-        self.root = Node.folder()
-
-    def link(self, links: Iterable[tuple[str, str]]) -> None:
-        """Put the files of lower layers where a layer has only hard links to them.
-
-        Engines link in the file system as it is by then, whatever layer brought the file. Raises
-        :class:`MalformedImage` for a target that is not there, or is a folder.
-        """
-        for path, target in links:
-            found, place = walk(self.root, target, follow=False), walk(self.root, path, follow=False)
-            if place is None or place.node.type is not NodeType.HARD_LINK:
-                continue  # its own layer put something else there
-            if found is None or found.node.type in (NodeType.FOLDER, NodeType.HARD_LINK):
-                raise MalformedImage(f"{path!r} is a hard link to {target!r}, which is no file here")
-            folder = walk(self.root, path.rstrip("/").rpartition("/")[0])
-            if folder is not None:
-                folder.node.children[path.rstrip("/").rpartition("/")[2]] = found.node
+    def __init__(self, root: Node) -> None:
+        self.root = root
 
     def resolve(self, path: str) -> Found | None:
         """Where an absolute path leads, following symbolic links inside the root."""

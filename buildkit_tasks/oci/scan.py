@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from buildkit_tasks.binaries.elf import ELF_MAGIC, STREAM_MAGICS, STREAM_WINDOW, inspect
 from buildkit_tasks.binaries.view import Bytes, View, Windows
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.rootfs import Names, Node, NodeType, walk
+from buildkit_tasks.oci.names import Names
+from buildkit_tasks.oci.rootfs import WHITEOUT, Node, NodeType, walk
 from buildkit_tasks.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Entry
 
 if TYPE_CHECKING:
@@ -22,9 +23,8 @@ __all__ = ["Entries", "TreeBuilder", "keep_windows"]
 _HEAD = 256  # an ELF header and its first program headers, or a `#!` line (BINPRM_BUF_SIZE)
 _SHORT = 16  # what is kept of any other file that may be run: enough to say what it is not
 _RUN = 0o111
-_MAX_HEADS = 100_000  # files that may be run of which so much is kept
+_MAX_HEADS = 20_000  # files that may be run of which so much is kept
 _FILES = frozenset([REGULAR, "7"])
-_TYPES = {DIRECTORY: NodeType.FOLDER, SYMLINK: NodeType.SYMLINK}
 # What a dynamic loader reads, and where the libraries are named that are looked for.
 _LOADER_SETTINGS = re.compile(r"(?:\./)?etc/(?:ld\.so\.conf(?:\.d/[^/]+\.conf)?|ld-musl-[^/]+\.path)")
 _MAX_SETTINGS = 64 << 10
@@ -48,11 +48,15 @@ class Entries(Protocol):
 
 
 class TreeBuilder:
-    """The tree of one layer, entry by entry; ``links`` are hard links to files that it does not hold."""
+    """The tree of one layer, entry by entry.
+
+    ``links`` are hard links to files that it does not hold, ``whiteouts`` whether it removes any.
+    """
 
     def __init__(self, reader: Entries, layer: str, limits: Limits) -> None:
         self.root = Node.folder(layer)
         self.links: list[tuple[str, str]] = []
+        self.whiteouts = False
         self._reader = reader
         self._layer = layer
         self._left = limits.nodes
@@ -79,9 +83,13 @@ class TreeBuilder:
 
     def _add(self, entry: Entry, name: str) -> None:
         old = self._parent.children.get(name)
-        node = self._file(entry, name) if entry.type in _FILES else self._other(entry, old)
+        if name.startswith(WHITEOUT):
+            self.whiteouts = True
+            node: Node | None = self._node(entry)
+        else:
+            node = self._file(entry) if entry.type in _FILES else self._other(entry, old)
         if node is None:
-            self._add_plain(name, entry.mode)
+            self._add_plain(name, entry)
         else:
             self._left -= 1
             if self._left < 0:
@@ -90,13 +98,14 @@ class TreeBuilder:
         if old is not None:
             self._folder = _NOWHERE  # it may have been a folder, or have led to one
 
-    def _add_plain(self, name: str, mode: int) -> None:
+    def _add_plain(self, name: str, entry: Entry) -> None:
         self._parent.children.pop(name, None)
         if not self._parent.plain:
             self._parent.plain.append(Names())
-        self._parent.plain[0].add(name, mode)
+        target = entry.linkname if entry.type == SYMLINK else None
+        self._parent.plain[0].add(name, entry.mode, target)
 
-    def _file(self, entry: Entry, name: str) -> Node | None:
+    def _file(self, entry: Entry) -> Node | None:
         """What is kept of a file; None for one of which its name is enough."""
         head = self._reader.read(_HEAD) if entry.size else b""
         if head.startswith(ELF_MAGIC):
@@ -106,11 +115,11 @@ class TreeBuilder:
         if entry.mode & _RUN and self._heads < _MAX_HEADS:
             self._heads += 1
             return self._node(entry, head if head.startswith(b"#!") else head[:_SHORT])
-        return self._node(entry) if name.startswith(".wh.") else None
+        return None
 
-    def _node(self, entry: Entry, head: bytes = b"", kind: NodeType = NodeType.FILE) -> Node:
+    def _node(self, entry: Entry, head: bytes = b"") -> Node:
         mode = entry.mode & 0o7777
-        return Node(type=kind, mode=mode, size=entry.size, head=head, layer=self._layer)
+        return Node(type=NodeType.FILE, mode=mode, size=entry.size, head=head, layer=self._layer)
 
     def _program(self, entry: Entry, head: bytes) -> Node:
         binary, flaw = None, ""
@@ -128,15 +137,17 @@ class TreeBuilder:
             return Bytes(head + self._reader.read(entry.size - len(head)))
         return keep_windows(self._reader, entry.size, head)
 
-    def _other(self, entry: Entry, old: Node | None) -> Node:
+    def _other(self, entry: Entry, old: Node | None) -> Node | None:
+        """What is kept of anything else; None for a symbolic link, whose name and target are enough."""
+        if entry.type == SYMLINK:
+            return None
         if entry.type == HARD_LINK:
             return self._linked(entry)
-        kind = _TYPES.get(entry.type, NodeType.OTHER)
-        if kind is NodeType.FOLDER:
-            same = old is not None and old.type is kind
-            return old if old is not None and same else Node.folder(self._layer, entry.mode & 0o7777)
-        target = entry.linkname if kind is NodeType.SYMLINK else ""
-        return Node(type=kind, mode=entry.mode & 0o7777, target=target, layer=self._layer)
+        if entry.type != DIRECTORY:
+            return Node(type=NodeType.OTHER, mode=entry.mode & 0o7777, layer=self._layer)
+        if old is not None and old.type is NodeType.FOLDER:
+            return old
+        return Node.folder(self._layer, entry.mode & 0o7777)
 
     def _linked(self, entry: Entry) -> Node:
         """The file that a hard link names, which may be one of a lower layer."""

@@ -64,15 +64,12 @@ def _found(path: Path, expected: Sequence[Platform]) -> list[tuple[Platform, Pat
 
 
 def _checks(place: Path, contents: Contents, platform: Platform) -> tuple[Check, ...]:
-    rootfs = RootFs()
+    tree = TreeBuilder(_FolderReader(place), str(place), LIMITS)
     try:
-        tree = TreeBuilder(_FolderReader(place), str(place), LIMITS)
         tree.fill()
-        rootfs.root.children.update(tree.root.children)
-        rootfs.root.plain.extend(tree.root.plain)
     except (MalformedImage, LimitExceeded) as error:
         return (Check(name="integrity", ok=False, message=error.message),)
-    return tuple(contents.checks(platform, None, rootfs))
+    return tuple(contents.checks(platform, None, RootFs(tree.root)))
 
 
 class _FolderReader:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.rootfs import paths_of, printable_path
+from buildkit_tasks.oci.rootfs import Node, NodeType, names_in, printable_path
 from buildkit_tasks.platforms import MACHINES
 from buildkit_tasks.results import Check
 
@@ -22,36 +21,29 @@ if TYPE_CHECKING:
 __all__ = ["Parity"]
 
 _FIELDS = {"entrypoint": "ENTRYPOINT", "cmd": "CMD", "user": "USER", "working_dir": "WORKDIR", "env": "ENV"}
-_MAX_PATHS = 300_000  # of one platform, compared by name
+_MAX_NAMES = 200_000  # in one folder, compared by name
 _EXAMPLES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    platform: Platform
-    config: ImageConfig | None
-    paths: dict[str, None]
-
-
 class Parity:
-    """Compares each platform with the first one; only that one's paths are kept.
+    """Compares each platform with the first one.
 
-    A path in which one architecture's name stands, such as ``/lib/ld-musl-x86_64.so.1``, is compared
-    with the name taken out. ``fails`` makes a difference a failure instead of a warning.
+    A name that holds an architecture's, such as ``ld-musl-x86_64.so.1``, is compared without it.
+    Folders that platforms have from common layers are not gone through. ``fails`` makes a difference a
+    failure instead of a warning.
     """
 
     def __init__(self, *, fails: bool) -> None:
         self._fails = fails
-        self._reference: _Reference | None = None
+        self._first: _Side | None = None
 
     def checks(self, platform: Platform, config: ImageConfig | None, rootfs: RootFs) -> Iterator[Check]:
         """The check ``parity`` of one more platform; none for the first."""
-        paths = dict.fromkeys(islice(_neutral_paths(rootfs, platform), _MAX_PATHS + 1))
-        if self._reference is None:
-            self._reference = _Reference(platform, config, paths)
+        this = _Side(platform, config, rootfs.root)
+        if self._first is None:
+            self._first = this
             return
-        first = self._reference
-        differences = [*_settings(first, config), *_files(first.paths, paths, str(first.platform))]
+        differences = [*_settings(self._first, this), *_files(self._first, this)]
         for theirs, ours, difference in differences:
             yield Check(
                 name="parity", ok=not self._fails, warning=not self._fails, expected=theirs, actual=ours,
@@ -59,18 +51,34 @@ class Parity:
             )  # fmt: skip
         if not differences:
             yield Check(
-                name="parity", ok=True, message=f"starts the same and has the files of {first.platform}"
+                name="parity",
+                ok=True,
+                message=f"it starts the same and has the files of {self._first.platform}",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One platform: what it starts, and its files."""
+
+    platform: Platform
+    config: ImageConfig | None
+    root: Node
+
+    def names(self, folder: Node) -> dict[str, Node | None]:
+        """The names in one of its folders, without the architecture's."""
+        own = _names_of(self.platform.architecture)
+        return {own.sub("{arch}", name): node for name, node in names_in(folder)}
 
 
 _Difference = tuple[str, str, str]  # what the first platform has, what this one has, the words
 
 
-def _settings(first: _Reference, config: ImageConfig | None) -> Iterator[_Difference]:
-    if first.config is None or config is None:
+def _settings(first: _Side, this: _Side) -> Iterator[_Difference]:
+    if first.config is None or this.config is None:
         return
     for name, label in _FIELDS.items():
-        theirs, ours = getattr(first.config, name), getattr(config, name)
+        theirs, ours = getattr(first.config, name), getattr(this.config, name)
         if theirs != ours:
             pair = _shown(theirs), _shown(ours)
             yield *pair, f"has {label} {pair[1]}; {first.platform} has {pair[0]}"
@@ -80,36 +88,55 @@ def _shown(value: str | tuple[str, ...]) -> str:
     return repr(list(value)) if isinstance(value, tuple) else repr(value)
 
 
-def _files(theirs: dict[str, None], ours: dict[str, None], first: str) -> Iterator[_Difference]:
-    if max(len(theirs), len(ours)) > _MAX_PATHS:
-        yield "", "", f"or {first} has more than {_MAX_PATHS} files: their names were not compared"
-        return
-    if missing := theirs.keys() - ours.keys():
-        yield _some(missing), "missing", f"lacks {_some(missing)}, which {first} has"
-    if extra := ours.keys() - theirs.keys():
-        yield "missing", _some(extra), f"has {_some(extra)}, which {first} lacks"
+def _files(first: _Side, this: _Side) -> Iterator[_Difference]:
+    missing, extra, large = _compared(first, this)
+    if missing:
+        yield _some(missing), "missing", f"lacks {_some(missing)}, which {first.platform} has"
+    if extra:
+        yield "missing", _some(extra), f"has {_some(extra)}, which {first.platform} lacks"
+    if large:
+        what = f"or {first.platform} has more than {_MAX_NAMES} files in {_some(large)}"
+        yield "", "", f"{what}: they were not compared by name"
 
 
-def _some(paths: set[str]) -> str:
+def _compared(first: _Side, this: _Side) -> tuple[list[str], list[str], list[str]]:
+    """Paths that only the first has, that only this one has, and folders too large to tell."""
+    missing, extra, large = [], [], []
+    todo = [("/", first.root, this.root)]
+    while todo:
+        path, theirs, ours = todo.pop()
+        if theirs is ours:
+            continue
+        if max(_size(theirs), _size(ours)) > _MAX_NAMES:
+            large.append(path)
+            continue
+        there, here = first.names(theirs), this.names(ours)
+        missing += [path + name for name in there.keys() - here.keys()]
+        extra += [path + name for name in here.keys() - there.keys()]
+        for name in there.keys() & here.keys():
+            one, other = there[name], here[name]
+            if one is not None and other is not None and one.type is other.type is NodeType.FOLDER:
+                todo.append((f"{path}{name}/", one, other))
+    return missing, extra, large
+
+
+def _size(folder: Node) -> int:
+    return len(folder.children) + sum(len(names) for names in folder.plain)
+
+
+def _some(paths: list[str]) -> str:
     names = ", ".join(map(printable_path, sorted(paths)[:_EXAMPLES]))
     return f"{names} and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else names
 
 
-def _neutral_paths(rootfs: RootFs, platform: Platform) -> Iterator[str]:
-    names = _names_in_paths(platform.architecture)
-    for path in paths_of(rootfs.root):
-        yield names.sub("{arch}", path)
-
-
 @cache
-def _names_in_paths(architecture: str) -> re.Pattern[str]:
-    """Every name that the architecture has in paths, the longest first."""
+def _names_of(architecture: str) -> re.Pattern[str]:
+    """Every name that the architecture has in file names, the longest first."""
     row = next((each for each in MACHINES if each.architecture == architecture), None)
-    loaders = [path.rpartition("/")[2] for path in row.loaders] if row else []
-    found = {*row.multiarch, *row.uname, row.debian, row.qemu, *_debian(row), *loaders} if row else set()
-    words = sorted({architecture, *found} - {""}, key=len, reverse=True)
+    found = {architecture}
+    if row is not None:
+        loaders = [path.rpartition("/")[2] for path in row.loaders]
+        debian = [row.debian, *(level.debian for level in row.ladder)]
+        found.update((*row.multiarch, *row.uname, *debian, row.qemu, *loaders))
+    words = sorted(found - {""}, key=len, reverse=True)
     return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, words))})(?![A-Za-z0-9])")
-
-
-def _debian(row: object) -> set[str]:
-    return {variant.debian for variant in getattr(row, "variants", ())}

@@ -15,7 +15,7 @@ from buildkit_tasks.oci.compression import open_layer
 from buildkit_tasks.oci.layers import LayerScans, flatten, scan_layer
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.rootfs import NodeType, RootFs
+from buildkit_tasks.oci.rootfs import NodeType, RootFs, names_in
 from buildkit_tasks.oci.source import manifest_of, platform_manifests
 from tests.images import (
     LAYER_GZIP,
@@ -51,7 +51,7 @@ def tree(*tars: bytes) -> RootFs:
 def names(rootfs: RootFs, path: str = "/") -> list[str]:
     found = rootfs.resolve(path)
     assert found is not None
-    return sorted(found.node.children)
+    return sorted({name for name, _ in names_in(found.node)})
 
 
 @pytest.mark.parametrize(
