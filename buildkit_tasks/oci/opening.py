@@ -174,7 +174,7 @@ def _split(rest: str, form: str) -> tuple[Path, str | None]:
         path = Path(":".join(parts[:count]))
         if parts[0] and _exists(path):
             return path, ":".join(parts[count:]) or None
-    raise UsageError(f"{parts[0]} does not exist", hint=_BUILD)
+    raise UsageError(f"{parts[0] or rest} does not exist", hint=_BUILD)
 
 
 def _path_of(rest: str, form: str) -> Path:

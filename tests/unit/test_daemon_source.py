@@ -10,6 +10,7 @@ import pytest
 from buildkit_tasks.errors import EngineError, MalformedImage, UsageError
 from buildkit_tasks.oci import rewind
 from buildkit_tasks.oci.daemon import DaemonImage
+from buildkit_tasks.oci.model import OCI_INDEX
 from buildkit_tasks.oci.source import (
     index_entries,
     index_of,
@@ -21,7 +22,7 @@ from buildkit_tasks.oci.source import (
     read_blob,
 )
 from buildkit_tasks.verify import verify
-from tests.images import Memory, flip, hello, layout_files, make_tar
+from tests.images import Memory, flip, hello, index_json, layout_files, make_tar
 
 
 class Engine:
@@ -80,6 +81,17 @@ def test_a_platform_that_was_not_pulled_is_told_apart_from_a_fault() -> None:
         assert verify(source, [], "x").platforms[0].ok
         with pytest.raises(MalformedImage, match="is missing from docker-daemon:a/b:1"):
             manifest_of(source, arm64)
+
+
+def test_a_nested_index_that_was_not_pulled_is_lacking() -> None:
+    memory = hello(["linux/amd64"])
+    (entry,) = json.loads(memory.blobs[str(memory.root().digest)])["manifests"]
+    inner = memory.put(index_json([]), OCI_INDEX)
+    memory.index([entry, inner])
+    absent = inner["digest"].partition(":")[2]
+    with DaemonImage("a/b:1", Engine(memory, without=[absent])) as source:
+        assert [lacks(source, each.descriptor) for each in index_entries(source)] == [False, True]
+        assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
 
 
 def test_a_config_that_is_not_there_is_lacking_too() -> None:

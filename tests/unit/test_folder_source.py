@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,7 +133,7 @@ def test_a_folder_named_by_a_dot_is_told_by_its_own_name(
     assert [str(platform) for platform, _ in local_platforms(Path())] == ["linux/arm64"]
 
 
-@pytest.mark.parametrize("what", ["file", "parent"])
+@pytest.mark.parametrize("what", ["file", "parent", "parent's link to itself"])
 def test_a_file_that_is_swapped_after_it_was_seen_is_not_read(what: str, tmp_path: Path) -> None:
     path = make(tmp_path, "root/sub") / "root"
     (path / "sub/file").write_text("x")
@@ -142,7 +144,7 @@ def test_a_file_that_is_swapped_after_it_was_seen_is_not_read(what: str, tmp_pat
         (path / "sub/file").symlink_to(tmp_path / "evil/file")
     else:
         (path / "sub").rename(path / "old")
-        (path / "sub").symlink_to(tmp_path / "evil")
+        (path / "sub").symlink_to(tmp_path / "evil" if what == "parent" else "old")
     before = opened_files()
     with pytest.raises(MalformedImage, match="sub/file has changed while the folder was read"):
         entry.open()
@@ -167,6 +169,21 @@ def test_a_walk_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
     assert [next(walk).name for _ in range(4)][-1] == "a/b/c/d"
     walk.close()  # type: ignore[attr-defined]
     assert opened_files() == before
+
+
+def test_a_file_system_that_is_mounted_in_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "mounted/secret")
+    look = folder._look
+
+    def other_device(*arguments: Any) -> FolderEntry:
+        entry = look(*arguments)
+        return dataclasses.replace(entry, device=entry.device + 1)
+
+    monkeypatch.setattr(folder, "_look", other_device)
+    with pytest.raises(MalformedImage, match="mounted is a file system of its own"):
+        entries(tmp_path)
 
 
 def test_depth_and_number_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

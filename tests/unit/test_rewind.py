@@ -117,6 +117,9 @@ def test_an_archive_that_changes_between_two_walks_is_found_out(archive: Rewinda
     assert read(archive, "a") == FILES["a"]  # by its name, wherever it lies now
     with pytest.raises(MalformedImage, match=r"has changed while it was read: b is no longer there"):
         read(archive, "b")
+    opener.data = make_tar({**FILES, "a": b"short"})
+    with pytest.raises(MalformedImage, match="a is no longer there"):
+        read(archive, "a")
     opener.data = make_tar(FILES)[:-200_000]
     with pytest.raises(MalformedImage, match="ends in the middle"):
         read(archive, "d")

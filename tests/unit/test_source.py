@@ -203,6 +203,11 @@ def test_a_name_after_the_path_chooses_and_a_colon_in_the_path_is_allowed(tmp_pa
     for name in (f"oci:{folder}", f"oci:{folder}:v1"):
         with open_image(name) as source:
             assert len(platform_manifests(source)) == 3
+    write_folder(hello(["linux/amd64"]), tmp_path / "with", **named)  # the longer path is meant all the same
+    with open_image(f"oci:{folder}") as source:
+        assert len(platform_manifests(source)) == 3
+    (tmp_path / "with/index.json").unlink()
+    (tmp_path / "with").rename(tmp_path / "gone")
     with pytest.raises(UsageError, match="no image named 'v2'"), open_image(f"oci:{folder}:v2") as source:
         source.root()
 
@@ -291,6 +296,7 @@ def test_an_image_in_an_engine_is_read_through_the_callers_function() -> None:
         ("containers-storage:x", "from containers-storage", "skopeo copy"),
         ("docker-daemon:", "no image is named", "docker-daemon:NAME:TAG"),
         ("dir:", "has no path", "dir:DIR"),
+        ("oci::x", ":x does not exist", "type=oci,dest="),
     ],
 )
 def test_words_that_name_no_source_are_refused(name: str, cause: str, hint: str) -> None:
