@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.oci.inflate import compression_of
+from buildkit_tasks.oci.inflate import PLAIN, compression_of
 from buildkit_tasks.oci.layout import check_layout_version, choose_root, not_here
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.members import InPlace, Members, open_file, read_member
@@ -102,7 +102,7 @@ def open_members(path: Path) -> Members:
     Raises :class:`UsageError` for what cannot be read or is no regular file.
     """
     number = open_file(path)
-    if compression_of(os.pread(number, 4, 0)):
+    if compression_of(os.pread(number, 4, 0)) != PLAIN:
         os.close(number)
         return Rewindable(lambda: os.fdopen(open_file(path), "rb", buffering=0), str(path))
     return InPlace(number, str(path))

@@ -21,7 +21,7 @@ import msgspec
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.archive import ArchivedLayout, open_members
 from buildkit_tasks.oci.blobs import read_blob
-from buildkit_tasks.oci.inflate import compression_of
+from buildkit_tasks.oci.inflate import GZIP, PLAIN, ZSTD, compression_of
 from buildkit_tasks.oci.layout import choose_root, entry_names, not_here
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.members import Members, Table, plain_name, read_member
@@ -48,7 +48,7 @@ __all__ = ["DockerArchive", "SavedLayout", "image_in", "open_docker_archive"]
 
 _MANIFEST = "manifest.json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
-_LAYERS = {"": _LAYER, "gzip": f"{_LAYER}+gzip", "zstd": f"{_LAYER}+zstd"}
+_LAYERS = {PLAIN: _LAYER, GZIP: f"{_LAYER}+gzip", ZSTD: f"{_LAYER}+zstd"}
 _NUMBERED = re.compile(r"@([0-9]{1,6})", re.ASCII)
 # The names that say what a config's bytes hash to: docker's old and new ones, and crane's.
 _HASHED = re.compile(r"(?:blobs/sha256/|sha256:)?([0-9a-f]{64})(?:\.json)?", re.ASCII)
@@ -213,7 +213,7 @@ class DockerArchive:
             return _entry(origin.media_type, Digest(origin.digest), origin.size)
         name = _resolve(self._table, layer)
         form = compression_of(self._members.head(name))
-        digest = self._hashed(name, diff_id.algorithm) if form else diff_id
+        digest = diff_id if form == PLAIN else self._hashed(name, diff_id.algorithm)
         if self._names.setdefault(digest, name) != name and self._hashed(name, digest.algorithm) != digest:
             raise MalformedImage(f"{layer} holds other bytes than {self._names[digest]}; both are {digest}")
         return _entry(_LAYERS[form], digest, self._table.files[name].size)

@@ -93,7 +93,10 @@ class Rewindable:
                 hint="uncompress it first, then name the .tar file",
             )
         self._walks += 1
-        return _Walk(Inflated(self._opener(), self.table.what, self._limits), self.table.what)
+        return _Walk(
+            Inflated(self._opener(), self.table.what, cap=self._limits.image, limits=self._limits),
+            self.table.what,
+        )
 
     def _borrow(self, member: Member) -> _Walk:
         with self._lock:
