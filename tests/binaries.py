@@ -177,7 +177,18 @@ class GoBuilder:
         name = "-".join([platform.replace("/", "-"), *settings.values()]).replace(",", "-")
         target = self.folder / f"{name}{len(flags) or ''}"
         os_name, architecture = platform.split("/")[:2]
-        self.run("build", *flags, "-o", str(target), ".", GOOS=os_name, GOARCH=architecture, **settings)
+        # Unoptimised code is compiled sooner, and nobody runs it.
+        self.run(
+            "build",
+            "-gcflags=all=-N -l",
+            *flags,
+            "-o",
+            str(target),
+            ".",
+            GOOS=os_name,
+            GOARCH=architecture,
+            **settings,
+        )
         return target
 
     def run(self, *arguments: str, **settings: str) -> str:

@@ -183,7 +183,8 @@ def _dynamic(layout: Layout) -> dict[int, list[str]] | None:
     if segment is None:
         return None
     form = _DYNAMIC_FORMS[layout.header.bits, layout.header.order]
-    data = layout.read("the dynamic section", segment.offset, min(segment.size, _MAX_DYNAMIC))
+    wanted = min(segment.size, _MAX_DYNAMIC)
+    data = layout.read("the dynamic section", segment.offset, wanted)
     tags, table, size = [], 0, 0
     for tag, value in form.iter_unpack(data[: len(data) // form.size * form.size]):
         if tag == _NULL:
@@ -194,6 +195,8 @@ def _dynamic(layout: Layout) -> dict[int, list[str]] | None:
             size = value
         elif tag in _WANTED:
             tags.append((tag, value))
+    if len(data) < wanted and not (table and size):
+        tags = []  # where the names are is in the part that is missing, and that was said
     return _strings(layout, tags, table, size)
 
 
