@@ -121,11 +121,24 @@ def excuse(data: bytes, entries: list[tuple[Entry, bytes]]) -> str:
             if holds(header, held, before):
                 return reason
         before = header[156:157]
+    if _rubbish(data):
+        return "tarfile reads pax records beyond their size, up to the block's end"
     if before in _EXTENDED:
         return "an extended header with nothing behind it"
     if any(entry.name.endswith("//") or not entry.name for entry, _ in entries):
         return "tarfile strips slashes at other moments"
     return ""
+
+
+def _rubbish(data: bytes) -> bool:
+    """Whether something follows the records of a pax header in its last block."""
+    at = 0
+    for header, held in members(data):
+        end = at + 512 + -(-len(held) // 512) * 512
+        if header[156:157] == b"x" and data[at + 512 + len(held) : end].strip(b"\0"):
+            return True
+        at = end
+    return False
 
 
 def members(data: bytes) -> Iterator[tuple[bytes, bytes]]:
