@@ -17,7 +17,7 @@ class Certificate:
 
 
 def make_certificate(folder: Path, name: str = "tests") -> Certificate:
-    """A new authority and a certificate of it for 127.0.0.1, ::1 and localhost (and for clients)."""
+    """A new authority and a certificate of it for 127.0.0.1, 127.0.0.2, ::1, localhost (and clients)."""
     folder.mkdir(parents=True, exist_ok=True)
     authority, authority_key = folder / "ca.crt", folder / "ca.key"
     certificate, key = folder / "server.crt", folder / "server.key"
@@ -34,7 +34,10 @@ def make_certificate(folder: Path, name: str = "tests") -> Certificate:
     ]
     _openssl(*new, "-subj", f"/CN={name} authority", "-keyout", str(authority_key), "-out", str(authority))
     signed = ["-CA", str(authority), "-CAkey", str(authority_key)]
-    extensions = ["subjectAltName=IP:127.0.0.1,IP:::1,DNS:localhost", "basicConstraints=critical,CA:FALSE"]
+    extensions = [
+        "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,IP:::1,DNS:localhost",
+        "basicConstraints=critical,CA:FALSE",
+    ]
     added = [word for extension in extensions for word in ("-addext", extension)]
     _openssl(*new, *signed, *added, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(certificate))
     return Certificate(certificate=certificate, key=key, authority=authority)

@@ -153,13 +153,18 @@ def token(text: str = "t0ken") -> Reply:
 
 
 @contextlib.contextmanager
-def hostile(address: str = "127.0.0.1", *, tls: Certificate | None = None) -> Iterator[Hostile]:
-    """Serve on a free port of a loopback address."""
+def hostile(
+    address: str = "127.0.0.1", *, tls: Certificate | None = None, clients: bool = False
+) -> Iterator[Hostile]:
+    """Serve on a free port of a loopback address; with ``clients`` to those with a certificate alone."""
     server = _Server((address, 0), _Handler)
     server.told = Hostile(host=f"{address}:{server.server_address[1]}")
     if tls is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(tls.certificate, tls.key)
+        if clients:
+            context.load_verify_locations(tls.authority)
+            context.verify_mode = ssl.CERT_REQUIRED
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

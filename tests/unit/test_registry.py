@@ -86,6 +86,7 @@ def test_documents_and_blobs_are_asked_for_where_they_are(server: Hostile, acces
     assert kinds == ["manifests", "manifests", "blobs", "blobs"]
     first = server.asked[0].headers
     assert set(first["Accept"].split(", ")) == {OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST}
+    assert first["Accept-Encoding"] == "identity"  # digests are of what is stored
     assert first["User-Agent"].startswith("buildkit-tasks/")
     assert server.asked[1].headers["Accept"] == OCI_MANIFEST
 
