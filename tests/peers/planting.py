@@ -552,10 +552,7 @@ class Case:
 def cases(seed: int, sound: int, each: int) -> list[Case]:
     """So many sound images, and for each fault so many with it."""
     wanted = ["none"] * sound + [name for name in FAULTS for _ in range(each)]
-    return [
-        _case(f"image-{number:03}", name, random.Random(f"{seed}-{number}"))
-        for number, name in enumerate(wanted)
-    ]
+    return [_case(seed, number, name) for number, name in enumerate(wanted)]
 
 
 def _case(seed: int, number: int, fault_name: str) -> Case:
