@@ -76,10 +76,35 @@ def test_programs_and_plain_files_are_compared_by_name() -> None:
         ("opt/app-amd64", "opt/app-arm64"),
         ("var/lib/dpkg/info/libc6:amd64.list", "var/lib/dpkg/info/libc6:arm64.list"),
         ("usr/bin/qemu-x86_64", "usr/bin/qemu-aarch64"),
+        ("lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-aarch64.so.1"),
     ],
 )
 def test_a_name_that_holds_the_architectures_is_the_same_name(amd64: str, arm64: str) -> None:
     assert the_words(parity({amd64: b""}, {arm64: b""})).endswith("has the files of linux/amd64")
+
+
+@pytest.mark.parametrize(
+    ("i386", "armv6"),
+    [
+        ("lib/i386-linux-gnu/a", "lib/arm-linux-gnueabi/a"),
+        ("opt/app-i686", "opt/app-armv6l"),
+        ("opt/libc6:i386.list", "opt/libc6:armel.list"),
+        ("opt/libc6:i386.list", "opt/libc6:armhf.list"),
+        ("opt/386", "opt/arm"),
+    ],
+)
+def test_every_name_of_an_architecture_is_known(i386: str, armv6: str) -> None:
+    names = {"linux/386": i386, "linux/arm/v6": armv6}
+    memory = Memory()
+    entries = [add_platform(memory, name, [make_tar({path: b""})]) for name, path in names.items()]
+    report = verify(memory.index(entries), (), "the image")
+    checks = [check for check in report.platforms[1].checks if check.name == "parity"]
+    assert [check.warning for check in checks] == [False]
+
+
+def test_a_file_where_another_platform_has_a_folder_is_compared_without_harm() -> None:
+    for one, other in (({"x": b""}, {"x/y": b""}), ({"x": b"#!/a"}, {"x/y": b""})):
+        assert all(check.ok for check in (*parity(one, other), *parity(other, one)))
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def test_a_library_that_is_missing_is_told_with_what_needs_it() -> None:
     files = {"bin/app": app("liba.so"), f"{TRIPLET}/liba.so": elf(AMD64, needed=["libgone.so"])}
     check = starts(files)
     assert missing(check) == "libgone.so"
+    assert check.actual == "missing"
     assert check.path == f"/{TRIPLET}/liba.so"
     assert check.message == f"{AMD64}: /{TRIPLET}/liba.so needs libgone.so, which is not in the image"
 
@@ -160,6 +161,7 @@ def test_every_library_that_is_missing_is_told_once() -> None:
 def test_a_library_that_is_something_else_does_not_count(data: bytes, words: str) -> None:
     check = starts({"bin/app": app("liba.so"), "usr/lib/liba.so": data})
     assert missing(check) == "liba.so"
+    assert words in check.actual
     assert "/usr/lib/liba.so" in check.message
     assert words in check.message
 
@@ -198,9 +200,12 @@ def test_other_folders_are_not(folder: str) -> None:
     assert missing(starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY})) == "liba.so"
 
 
-def test_a_name_with_a_slash_is_a_path() -> None:
-    files = {"bin/app": app("/opt/liba.so"), "opt/liba.so": LIBRARY}
-    assert starts(files).ok
+@pytest.mark.parametrize("name", ["/opt/liba.so", "opt/liba.so", "$ORIGIN/../opt/liba.so"])
+def test_a_name_with_a_slash_is_a_path(name: str) -> None:
+    assert starts({"bin/app": app(name), "opt/liba.so": LIBRARY}).ok
+
+
+def test_a_name_with_a_slash_is_looked_for_nowhere_else() -> None:
     assert missing(starts({"bin/app": app("/opt/liba.so"), "lib/liba.so": LIBRARY})) == "/opt/liba.so"
 
 
@@ -249,6 +254,16 @@ def test_musl_lets_a_runpath_hold_for_what_libraries_need() -> None:
 def test_an_rpath_beside_a_runpath_does_not_count() -> None:
     program = app("liba.so", rpath="/opt", runpath="/gone")
     assert missing(starts({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
+
+
+def test_an_rpath_beside_a_runpath_does_not_count_for_libraries_either() -> None:
+    files = {**_chain("runpath"), "bin/app": app("liba.so", rpath="/more", runpath="/opt")}
+    assert missing(starts({**files, "more/libb.so": LIBRARY})) == "libb.so"
+
+
+def test_a_library_with_a_runpath_does_not_inherit_the_programs_rpath() -> None:
+    files = {**_chain("rpath"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
+    assert missing(starts(files)) == "libb.so"
 
 
 def test_the_environment_leads_to_libraries_of_libraries_too() -> None:
@@ -338,3 +353,12 @@ def test_a_library_that_needs_more_than_the_host_has_is_found_for_that_host_alon
     failing = [check for check in report.platforms[0].checks if not check.ok]
     assert [(check.name, check.path) for check in failing] == [("instruction-set", "/lib/liba.so")]
     assert "needs x86-64-v3 (x86 ISA note: needed x86-64-v3)" in failing[0].message
+
+
+def test_a_script_starts_on_a_host_where_its_interpreter_does() -> None:
+    files = {"bin/app": b"#!/bin/sh\n", "bin/sh": app(), GLIBC[1:]: LIBRARY}
+    image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
+    rules = Rules(hosts={Platform.parse(AMD64): 0})
+    row = verify(image, (), "the image", rules).platforms[0]
+    assert row.ok
+    assert [check.path for check in row.checks if check.name == "starts"] == ["/bin/sh"]
