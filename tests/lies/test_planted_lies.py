@@ -6,11 +6,11 @@ import pytest
 
 from buildkit_tasks.engine import Engine
 from tests.conftest import TEN
-from tests.images import write_archive
+from tests.images import Memory, hello, write_archive
 from tests.lies import table
 from tests.lies.bases import Parts
 from tests.lies.catalogue import ALL, LIES, TRUTHS
-from tests.lies.planting import Lie, judge
+from tests.lies.planting import Catch, Lie, Planted, Question, judge
 from tests.project import Project
 
 
@@ -43,6 +43,23 @@ def test_the_task_says_that_a_sound_image_holds(parts: Parts, project: Project, 
     path = write_archive(parts.hello, tmp_path / "image.tar")
     report = project.json("verify-arch", f"oci-archive:{path}", f"--platform={','.join(TEN)}")
     assert [row["platform"] for row in report["platforms"] if row["ok"]] == list(TEN)
+
+
+def _asked(image: Memory, control: Memory, *catches: Catch, says: str = "") -> list[str]:
+    """What is not as declared of a lie that is told without an engine."""
+    planted = Planted(image=image, control=control, question=Question(platforms=["linux/amd64"]))
+    one = Lie(name="x", text="x", plant=lambda _: planted, catches=catches, says=(says,) if says else ())
+    return judge(one, Parts(folder=Path())).surprises
+
+
+def test_a_lie_that_is_not_caught_or_not_alone_or_has_no_sound_control_is_told() -> None:
+    sound, wrong = hello(["linux/amd64"]), hello(["linux/arm64"])
+    present, extra = Catch("present", "linux/amd64"), Catch("expected", "linux/arm64")
+    assert _asked(wrong, sound, present, extra, says="is not in the image") == []
+    assert _asked(sound, sound, present) == [f"not caught: {present}"]
+    assert _asked(wrong, sound, present)[0].startswith(f"caught as well: {extra}")
+    assert _asked(wrong, wrong, present, extra)[0].startswith("the control fails: linux/amd64 is not in")
+    assert _asked(wrong, sound, present, extra, says="other words")[0].startswith("not said: 'other words'")
 
 
 def test_there_are_more_lies_than_were_promised() -> None:
