@@ -204,6 +204,6 @@ def _retry_after(answer: Answer) -> float | None:
     """Seconds that the server asks us to wait (RFC 9110, section 10.2.3: a number or a date)."""
     stated = answer.header("Retry-After")
     try:
-        return urllib3.Retry(retry_after_max=1 << 31).parse_retry_after(stated) if stated else None
-    except (InvalidHeader, ValueError, OverflowError, TypeError):
+        return urllib3.Retry().parse_retry_after(stated) if stated else None
+    except (InvalidHeader, ValueError, OverflowError):
         return None
