@@ -167,7 +167,9 @@ def _loader(layout: Layout) -> str:
         layout.problems.append(f"an interpreter path of {segment.size} bytes")
         return ""
     raw = layout.read("the interpreter's path", segment.offset, segment.size)
-    if len(raw) == segment.size and raw[-1] != 0:
+    if len(raw) < segment.size:
+        return ""
+    if raw[-1] != 0:
         layout.problems.append("an interpreter path without its end")
         return ""
     return _text(raw)

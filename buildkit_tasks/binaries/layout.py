@@ -163,7 +163,7 @@ class Layout:
             self.problems.append(f"{count} sections: only {_MAX_SECTIONS} of them were read")
             count = _MAX_SECTIONS
         data = self.read("section headers", header.shoff, count * form.size)
-        return list(form.iter_unpack(data[: len(data) // form.size * form.size]))
+        return list(form.iter_unpack(data)) if len(data) == count * form.size else []
 
     def _section_count(self, form: struct.Struct) -> int:
         """The count of a file with so many sections that the header has no room for it."""

@@ -69,13 +69,18 @@ def test_any_bytes_after_the_magic_are_read_or_malformed(data: bytes) -> None:
 
 def full(row: Machine) -> bytes:
     """A program with something in every place that is looked at."""
+    riscv = attributes("riscv", [(4, 16), (5, "rv64gc_v1p0")])
     sections = {
         ".go.buildinfo": go_info("go1.26.8", "path\tx\nbuild\tGOARM=7\n"),
         ".ARM.attributes": attributes("aeabi", [(5, "7-A"), (6, 10), (12, 1), (28, 1)]),
-        ".riscv.attributes": attributes("riscv", [(4, 16), (5, "rv64gc_v1p0")]),
+        ".riscv.attributes": riscv,
         ".dynstr": b"getauxval\0",
     }
-    segments = [(PT_INTERP, b"/lib/ld.so\0"), (PT_NOTE, x86_note(3)), (0x70000003, bytes(24))]
+    segments = [
+        (PT_INTERP, b"/lib/ld.so\0"),
+        (PT_NOTE, x86_note(3)),
+        (0x70000003, riscv if row.architecture == "riscv64" else bytes(24)),
+    ]
     dynamic: list[tuple[int, str | int]] = [
         (NEEDED, "libc.so.6"),
         (SONAME, "libx.so"),
@@ -122,7 +127,7 @@ def test_pieces_of_a_file_never_say_more_than_the_whole(row: Machine, spans: lis
 
 
 def test_row_45_the_worst_file_of_four_megabytes_takes_less_than_a_second() -> None:
-    names = [(NEEDED, "n" * 4000), *[(NEEDED, 1)] * 15_000]
+    names: list[tuple[int, str | int]] = [(NEEDED, "n" * 4000), *[(NEEDED, 1)] * 15_000]
     loads = [(1, b"")] * 1100
     notes = (PT_NOTE, bytes(1 << 16))
     program = bytearray(
