@@ -53,12 +53,14 @@ class Images:
         With ``hosts``, only that it would start on each of them.
         """
         from buildkit_tasks.oci.opening import local_folder  # noqa: PLC0415 - as above
-        from buildkit_tasks.verify import Rules, verify, verify_folder  # noqa: PLC0415
+        from buildkit_tasks.verify import Rules, verify  # noqa: PLC0415
 
         name, settings = self.name(image), self.settings
         rules = Rules(allow_foreign=settings.allow_foreign, parity=settings.parity, hosts=hosts or {})
         folder = local_folder(name)
         if folder is not None:
+            from buildkit_tasks.verify.folder import verify_folder  # noqa: PLC0415 - for these alone
+
             return verify_folder(folder, expected, name, rules)
         with self.open(name) as source:
             return verify(source, expected, name, rules)

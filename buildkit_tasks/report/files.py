@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -10,10 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
-from buildkit_tasks.report.hypertext import to_html
-from buildkit_tasks.report.junit import to_junit
-from buildkit_tasks.report.markdown import to_markdown
-from buildkit_tasks.report.picture import to_svg
 from buildkit_tasks.results import Report, document
 
 if TYPE_CHECKING:
@@ -36,12 +33,13 @@ def to_json(report: Report) -> str:
     return _SURROGATES.sub("\ufffd", text).replace("##[", "#\\u0023[") + "\n"
 
 
-_WRITERS: dict[str, Callable[[Report], str]] = {
-    ".json": to_json,
-    ".xml": to_junit,
-    ".md": to_markdown,
-    ".html": to_html,
-    ".svg": to_svg,
+# The renderers by name: the package imports the one that is asked for.
+_WRITERS = {
+    ".json": "to_json",
+    ".xml": "to_junit",
+    ".md": "to_markdown",
+    ".html": "to_html",
+    ".svg": "to_svg",
 }
 
 
@@ -58,11 +56,17 @@ def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
     for an ending that is not known.
     """
     for path in check_report_paths(paths):
-        text = _WRITERS[path.suffix.lower()](report)
+        text = _writer(path)(report)
         try:
             _replace(path, text)
         except OSError as error:
             raise _explained(path, error) from error
+
+
+def _writer(path: Path) -> Callable[[Report], str]:
+    renderers = importlib.import_module("buildkit_tasks.report")
+    writer: Callable[[Report], str] = getattr(renderers, _WRITERS[path.suffix.lower()])
+    return writer
 
 
 def _checked(path: Path) -> Path:

@@ -6,8 +6,7 @@ problems are collected; none ends the others' checks.
 """
 
 from buildkit_tasks.verify.contents import Rules
-from buildkit_tasks.verify.folder import verify_folder
 from buildkit_tasks.verify.programs import program_checks
 from buildkit_tasks.verify.service import verify
 
-__all__ = ["Rules", "program_checks", "verify", "verify_folder"]
+__all__ = ["Rules", "program_checks", "verify"]

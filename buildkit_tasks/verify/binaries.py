@@ -12,6 +12,7 @@ from buildkit_tasks.binaries.isa import float_abi, isa_doubts, isa_problems, sil
 from buildkit_tasks.oci.rootfs import files_of, printable_path
 from buildkit_tasks.results import Check
 from buildkit_tasks.verify.programs import machine_of, mismatch
+from buildkit_tasks.verify.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,12 +124,13 @@ class _Survey:
             text = f"{path} starts like an ELF file and cannot be read as one: {flaw}"
             yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
         if not self.wrong:
-            yield Check(name="binaries", ok=True, message=f"{self.count} binaries{self._exceptions()}")
+            held = counted(self.count, "binary", "binaries")
+            yield Check(name="binaries", ok=True, message=f"{held}{self._exceptions()}")
 
     def _exceptions(self) -> str:
         parts = [
             f"{len(paths)} {words} (such as {paths[0]})"
-            for paths, words in ((self.allowed, "foreign ones allowed"), (self.other, "for other processors"))
+            for paths, words in ((self.allowed, "foreign and allowed"), (self.other, "for other processors"))
             if paths
         ]
         return "".join(f", {part}" for part in parts)
@@ -145,7 +147,7 @@ class _Survey:
     def _evidence(self) -> str:
         """What the files say of themselves; what says nothing proves nothing."""
         said = ", ".join(f"{source} in {count}" for source, count in sorted(self.stated.items()))
-        silent = f"{self.silent} of {self.count} binaries record none, which proves nothing"
+        silent = f"none in {self.silent} of {self.count}, which proves nothing"
         return "; ".join(part for part in (said, silent if self.silent else "") if part)
 
     def _float_checks(self) -> Iterator[Check]:

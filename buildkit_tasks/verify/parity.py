@@ -66,9 +66,9 @@ class _Side:
     root: Node
 
     def names(self, folder: Node) -> dict[str, Node | None]:
-        """The names in one of its folders, without the architecture's."""
+        """The names in one of its folders, without the architecture's; a folder's ends in a slash."""
         own = _names_of(self.platform.architecture)
-        return {own.sub("{arch}", name): node for name, node in names_in(folder)}
+        return {own.sub("{arch}", name) + _slash(node): node for name, node in names_in(folder)}
 
 
 _Difference = tuple[str, str, str]  # what the first platform has, what this one has, the words
@@ -115,9 +115,13 @@ def _compared(first: _Side, this: _Side) -> tuple[list[str], list[str], list[str
         extra += [path + name for name in here.keys() - there.keys()]
         for name in there.keys() & here.keys():
             one, other = there[name], here[name]
-            if one is not None and other is not None and one.type is other.type is NodeType.FOLDER:
-                todo.append((f"{path}{name}/", one, other))
+            if name.endswith("/") and one is not None and other is not None:
+                todo.append((f"{path}{name}", one, other))
     return missing, extra, large
+
+
+def _slash(node: Node | None) -> str:
+    return "/" if node is not None and node.type is NodeType.FOLDER else ""
 
 
 def _size(folder: Node) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.oci.rootfs import Found, NodeType, RootFs
 from buildkit_tasks.results import Check
 from buildkit_tasks.verify.programs import machine_of
+from buildkit_tasks.verify.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -93,8 +94,8 @@ class Closure:
         if not self.binary.interpreter:
             return f"{self.program.path} is static: it needs no loader"
         count = len(self.loaded) - 2
-        libraries = f"{count} librar{'y' if count == 1 else 'ies'}" if count > 0 else "no libraries"
-        return f"{self.program.path}: {self.binary.interpreter} and {libraries} are there"
+        libraries = counted(count, "library", "libraries") if count > 0 else "no library"
+        return f"{self.program.path} finds its loader {self.binary.interpreter} and {libraries}"
 
     def _loader(self) -> Iterator[Problem]:
         name = self.binary.interpreter
@@ -171,10 +172,8 @@ class Closure:
             problem = self._unfit(found, "library")
             if not problem:
                 return found, ""
-            wrong = (
-                wrong
-                or f"is there only as {found.path}: {problem.removeprefix(f'its library {found.path} ')}"
-            )
+            words = problem.removeprefix(f"its library {found.path} ")
+            wrong = wrong or f"is there only as {found.path}, and that {words}"
         return None, wrong
 
     def _candidates(self, name: str, user: Found, rpaths: tuple[str, ...]) -> Iterator[str]:

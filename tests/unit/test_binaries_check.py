@@ -75,7 +75,7 @@ def test_every_foreign_file_up_to_a_hundred_is_told_and_the_others_counted() -> 
 def test_code_for_devices_is_no_program_of_another_machine(code: int) -> None:
     shape = Shape(bits=64, order="little", machine=code)
     check = the("binaries", checks({"kernel.o": elf(shape, kind=1), "a": probe(AMD64)}))
-    assert (check.ok, check.message) == (True, "1 binaries, 1 for other processors (such as /kernel.o)")
+    assert (check.ok, check.message) == (True, "1 binary, 1 for other processors (such as /kernel.o)")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_foreign_files_may_be_allowed_by_globs(pattern: str) -> None:
     check = the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
     assert (check.ok, check.message) == (
         True,
-        "0 binaries, 1 foreign ones allowed (such as /opt/tools/arm64)",
+        "0 binaries, 1 foreign and allowed (such as /opt/tools/arm64)",
     )
 
 
@@ -158,13 +158,13 @@ def test_what_a_note_needs_is_measured_by_the_platforms_promise(bits: int, platf
 
 def test_what_a_note_says_to_be_used_is_not_needed() -> None:
     check = the("instruction-set", checks({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
-    assert (check.ok, check.message) == (True, "1 of 1 binaries record none, which proves nothing")
+    assert (check.ok, check.message) == (True, "none in 1 of 1, which proves nothing")
 
 
 def test_silence_is_told_and_proves_nothing() -> None:
     files = {"a": elf(AMD64), "b": elf(AMD64), "c": elf(AMD64, isa=[(ISA_NEEDED, 1)])}
     assert the("instruction-set", checks(files)).message == (
-        "x86 ISA note in 1; 2 of 3 binaries record none, which proves nothing"
+        "x86 ISA note in 1; none in 2 of 3, which proves nothing"
     )
 
 

@@ -56,6 +56,13 @@ def test_both_directions_are_told() -> None:
     ]
 
 
+def test_a_file_where_the_other_has_a_folder_is_a_difference() -> None:
+    assert [check.message for check in parity({"x/y": b""}, {"x": b""})] == [
+        "linux/arm64 lacks /x/, which linux/amd64 has",
+        "linux/arm64 has /x, which linux/amd64 lacks",
+    ]
+
+
 def test_five_files_are_named_and_the_others_counted() -> None:
     many = {f"f{number}": b"" for number in range(9)}
     assert the_words(parity(many, {})) == (

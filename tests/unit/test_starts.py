@@ -71,11 +71,11 @@ def test_what_was_found_is_counted() -> None:
     }
     check = starts(files)
     assert (check.ok, check.path) == (True, "/bin/app")
-    assert check.message == f"/bin/app: {GLIBC} and 2 libraries are there"
+    assert check.message == f"/bin/app finds its loader {GLIBC} and 2 libraries"
 
 
 def test_a_loader_alone_is_told_without_libraries() -> None:
-    assert starts({"bin/app": app()}).message == f"/bin/app: {GLIBC} and no libraries are there"
+    assert starts({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
 
 
 def test_a_loader_that_is_not_there_is_named() -> None:
@@ -181,13 +181,13 @@ def test_libraries_that_need_each_other_end() -> None:
         "lib/liba.so": elf(AMD64, needed=["libb.so"]),
         "lib/libb.so": elf(AMD64, needed=["liba.so", "libb.so"]),
     }
-    assert "and 2 libraries are there" in starts(files).message
+    assert "and 2 libraries" in starts(files).message
 
 
 def test_one_file_under_two_names_is_counted_once() -> None:
     files = {"bin/app": app("liba.so", "liba.so.1"), "lib/liba.so.1.0": LIBRARY}
     links = [symlink("lib/liba.so", "liba.so.1.0"), symlink("lib/liba.so.1", "liba.so")]
-    assert "and 1 library are there" in starts(files, links).message
+    assert "and 1 library" in starts(files, links).message
 
 
 @pytest.mark.parametrize("folder", ["lib64", "usr/lib64", TRIPLET, f"usr/{TRIPLET}", "lib", "usr/lib"])
