@@ -123,6 +123,8 @@ def excuse(data: bytes, entries: list[tuple[Entry, bytes]]) -> str:
         before = header[156:157]
     if _rubbish(data):
         return "tarfile reads pax records beyond their size, up to the block's end"
+    if len(data) % 512:
+        return "tarfile wants the padding of the last file, which umoci leaves out"
     if before in _EXTENDED:
         return "an extended header with nothing behind it"
     if any(entry.name.endswith("//") or not entry.name for entry, _ in entries):

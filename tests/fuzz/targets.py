@@ -15,7 +15,6 @@ from buildkit_tasks.binaries.gobuild import GO_MAGIC, GoBuild, find_go, read_go
 from buildkit_tasks.binaries.isa import float_abi, isa_problems
 from buildkit_tasks.binaries.view import Bytes, Windows
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, UsageError
-from buildkit_tasks.oci.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.layers import LayerScan, scan_layer
 from buildkit_tasks.oci.model import (
     OCI_CONFIG,
@@ -31,6 +30,7 @@ from buildkit_tasks.oci.model import (
     parse_manifest,
 )
 from buildkit_tasks.oci.reference import Reference
+from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.oci.tar import Entry, TarReader
 from buildkit_tasks.platforms import Platform, known_platforms

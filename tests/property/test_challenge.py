@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.challenge import Challenge, parse_challenges
+from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 
 tokens = st.from_regex(re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]{1,12}\Z"))
 texts = st.text(alphabet=[chr(code) for code in (9, *range(32, 127), *range(160, 256))], max_size=30)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.challenge import Challenge, parse_challenges
+from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 
 HUB = (
     'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",'

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError, SettingsError
-from buildkit_tasks.oci.access import Access
-from buildkit_tasks.oci.certificates import certificate_folders
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.oci.registry import open_registry
+from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry.certificates import certificate_folders
 from tests.certificates import Certificate, make_certificate
 from tests.hostile_registry import bearer, hostile, token
 from tests.images import hello

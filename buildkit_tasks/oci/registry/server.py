@@ -6,21 +6,21 @@ import dataclasses
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from buildkit_tasks.errors import BuildkitTasksError, MalformedImage, RegistryError
-from buildkit_tasks.oci.blob_stream import BlobStream
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
+from buildkit_tasks.oci.registry.blob_stream import BlobStream
+from buildkit_tasks.oci.registry.tokens import Authorizer
+from buildkit_tasks.oci.registry.transport import Answer, Transport
+from buildkit_tasks.oci.registry.troubles import Interruption
 from buildkit_tasks.oci.strict_json import load_object
-from buildkit_tasks.oci.tokens import Authorizer
-from buildkit_tasks.oci.transport import Answer, Transport
-from buildkit_tasks.oci.troubles import Interruption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildkit_tasks.oci.access import Access
-    from buildkit_tasks.oci.credentials import CredentialStore
-    from buildkit_tasks.oci.places import Place
     from buildkit_tasks.oci.reference import Reference
+    from buildkit_tasks.oci.registry.access import Access
+    from buildkit_tasks.oci.registry.credentials import CredentialStore
+    from buildkit_tasks.oci.registry.places import Place
 
 __all__ = ["Server"]
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from buildkit_tasks.commands import redact
 from buildkit_tasks.errors import MalformedImage, RegistryError, UsageError
-from buildkit_tasks.oci.access import Access
-from buildkit_tasks.oci.certificates import certificate_folders
-from buildkit_tasks.oci.credentials import load_credentials
-from buildkit_tasks.oci.places import Place, is_loopback
 from buildkit_tasks.oci.reference import DOCKER_IO, Reference
+from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry.certificates import certificate_folders
+from buildkit_tasks.oci.registry.credentials import load_credentials
+from buildkit_tasks.oci.registry.places import Place, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from buildkit_tasks.oci.model import Descriptor
-    from buildkit_tasks.oci.server import Server
+    from buildkit_tasks.oci.registry.server import Server
 
 __all__ = ["Registry", "open_registry"]
 
@@ -45,7 +45,7 @@ def open_registry(
     access = Access() if access is None else access
     store = load_credentials(access.environ, access.run)
     places = [*_mirrors(reference, mirrors), (reference.host, _registry(reference, access))]
-    from buildkit_tasks.oci.server import Server  # noqa: PLC0415 - requests takes its time to import
+    from buildkit_tasks.oci.registry.server import Server  # noqa: PLC0415 - requests takes its time to import
 
     with ExitStack() as stack:
         servers = [Server(host, place, reference, store, access) for host, place in places]

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from buildkit_tasks.errors import MalformedImage, RegistryError
-from buildkit_tasks.oci.challenge import Challenge, parse_challenges
-from buildkit_tasks.oci.credentials import Credential
-from buildkit_tasks.oci.places import Place, check_hop, trusts
 from buildkit_tasks.oci.reference import DOCKER_IO
+from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
+from buildkit_tasks.oci.registry.credentials import Credential
+from buildkit_tasks.oci.registry.places import Place, check_hop, trusts
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
-    from buildkit_tasks.oci.access import Access
-    from buildkit_tasks.oci.credentials import CredentialStore
-    from buildkit_tasks.oci.transport import Answer, Transport
+    from buildkit_tasks.oci.registry.access import Access
+    from buildkit_tasks.oci.registry.credentials import CredentialStore
+    from buildkit_tasks.oci.registry.transport import Answer, Transport
 
 __all__ = ["Authorizer"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.commands import Commands
-from buildkit_tasks.oci.places import addresses_of
+from buildkit_tasks.oci.registry.places import addresses_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

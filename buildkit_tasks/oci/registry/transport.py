@@ -18,16 +18,16 @@ from requests.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, ReadTimeoutError
 
 from buildkit_tasks.errors import LimitExceeded, RegistryError
-from buildkit_tasks.oci.certificates import make_context
-from buildkit_tasks.oci.places import Place, check_hop, is_loopback
-from buildkit_tasks.oci.troubles import LATER, Interruption, busy, problem_of, reason_of, silence
-from buildkit_tasks.oci.wire import Adapter
+from buildkit_tasks.oci.registry.certificates import make_context
+from buildkit_tasks.oci.registry.places import Place, check_hop, is_loopback
+from buildkit_tasks.oci.registry.troubles import LATER, Interruption, busy, problem_of, reason_of, silence
+from buildkit_tasks.oci.registry.wire import Adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildkit_tasks.oci.access import Access
-    from buildkit_tasks.oci.wire import Meter
+    from buildkit_tasks.oci.registry.access import Access
+    from buildkit_tasks.oci.registry.wire import Meter
 
 __all__ = ["Answer", "Transport"]
 
