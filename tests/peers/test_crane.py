@@ -20,6 +20,8 @@ from tests.peers.serving import Shelf, serve
 
 SEED, SOUND, EACH = 20260101, 60, 4
 
+pytestmark = pytest.mark.timeout(1800)  # on a new machine crane is compiled first
+
 # Where the two may differ: what was planted, and why crane passes what is refused here.
 STRICTER = {
     "other blanks in tagged document": "of a tag, crane does not compare the registry's digest header",
