@@ -255,3 +255,21 @@ def test_a_foreign_machine_is_called_by_its_name(name: str, bits: int, number: i
     assert (header.bits, header.row, header.name) == (bits, None, said)
     assert header.describe().endswith(f"machine {number} ({said})")
     assert header.is_device_code == (number == 247)
+
+
+def test_a_dynamic_section_that_was_kept_in_part_is_no_problem_of_the_file() -> None:
+    elf = Elf(dynamic=[(NEEDED, "libc.so.6"), (NEEDED, "libm.so.6")])
+    whole = elf.build()
+    at = elf.places[0]
+    binary = inspect(Windows(len(whole), [(0, whole[: at + 24])]))
+    assert (binary.dynamic, binary.needed, binary.problems) == (True, (), ())
+    assert binary.unread == (f"the dynamic section at byte {at}: that part of the file was not kept",)
+
+
+def test_a_loader_path_that_was_kept_in_part_is_no_path() -> None:
+    elf = Elf(segments=[(PT_INTERP, b"/lib/ld.so\0")])
+    whole = elf.build()
+    at = elf.places[0]
+    binary = inspect(Windows(len(whole), [(0, whole[: at + 4])]))
+    assert (binary.interpreter, binary.problems) == ("", ())
+    assert binary.unread == (f"the interpreter's path at byte {at}: that part of the file was not kept",)

@@ -193,7 +193,7 @@ def test_other_machines_have_no_arm_float_abi() -> None:
         (bytes.fromhex("38b5 4ff0000b 0000"), 1, "needs ARMv7"),
         (bytes.fromhex("38b5 fff7feff 38b5"), 1, ""),
         (bytes.fromhex("38b5 38b5 38b5 38b5"), 1, ""),
-        (bytes.fromhex("4ff0000b 4ff0000e"), 0, ""),
+        (bytes.fromhex("00 4ff0000b 4ff0000e"), 2, ""),  # ARM code is at even addresses
     ],
 )
 def test_a_program_that_starts_in_thumb_2_needs_armv7(code: bytes, odd: int, need: str) -> None:
