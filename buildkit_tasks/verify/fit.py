@@ -15,7 +15,7 @@ from buildkit_tasks.verify.index import names_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["fit_check", "hosts_of", "read_nodes"]
+__all__ = ["fit_check", "hosts_of", "promised_to", "read_nodes"]
 
 _NODES = "kubectl get nodes -o json > nodes.json"
 _MAX_NODES = 64 << 20  # bytes: a cluster of 5,000 nodes prints some 50 MB
@@ -71,6 +71,15 @@ def fit_check(
     return chosen, Check(
         name="for", ok=chosen is not None, expected=str(host), actual=str(chosen or held), message=message
     )
+
+
+def promised_to(host: Platform, chosen: Platform | None) -> Platform | None:
+    """The platform as which a host's choice is judged: its own, if that is of the same architecture.
+
+    What is built for a later level than the image says still starts on a host of that level.
+    """
+    same = chosen is not None and chosen.architecture == host.architecture
+    return host if same else chosen
 
 
 def _next(host: Platform, found: Sequence[Platform]) -> str:

@@ -12,7 +12,7 @@ from buildkit_tasks.oci.scan import TreeBuilder
 from buildkit_tasks.oci.tar import DIRECTORY, REGULAR, SYMLINK, Entry
 from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.contents import Contents, Rules
-from buildkit_tasks.verify.fit import fit_check
+from buildkit_tasks.verify.fit import fit_check, promised_to
 from buildkit_tasks.verify.index import expected_check, missing_check
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def verify_folder(
         for host, nodes in rules.hosts.items():
             chosen, check = fit_check(host, held, subject, nodes)
             places = [place for platform, place in found if platform == chosen]
-            more = _checks(places[0], contents, chosen) if chosen is not None else ()
+            judged = promised_to(host, chosen)
+            more = _checks(places[0], contents, judged) if judged is not None else ()
             verdicts.append(PlatformVerdict(platform=str(host), digest="", checks=(check, *more)))
         return VerifyReport(subject=subject, digest="", platforms=tuple(verdicts))
     for wanted in dict.fromkeys((*expected, *held)):

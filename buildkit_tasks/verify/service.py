@@ -19,11 +19,10 @@ from buildkit_tasks.oci.source import (
     manifest_of,
     position,
 )
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.attestations import read_attestations
 from buildkit_tasks.verify.contents import Contents, Rules
-from buildkit_tasks.verify.fit import fit_check
+from buildkit_tasks.verify.fit import fit_check, promised_to
 from buildkit_tasks.verify.index import (
     absent_check,
     expected_check,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from buildkit_tasks.oci.model import Descriptor, Digest, ImageConfig, Manifest
+    from buildkit_tasks.platforms import Platform
     from buildkit_tasks.verify.index import Found
 
 __all__ = ["Rules", "verify"]
@@ -72,6 +72,16 @@ class _Documents:
     config: ImageConfig
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A verdict to be: its name, what is known before reading, and the manifest to judge as a platform's."""
+
+    name: str
+    checks: tuple[Check, ...]
+    platform: Platform | None = None
+    entry: Descriptor | None = None
+
+
 class _Run:
     """One verification: what platforms share is read once in it."""
 
@@ -100,37 +110,40 @@ class _Run:
     def verdicts(self) -> Iterator[PlatformVerdict]:
         """Expected platforms in their order, then the ones that nobody expected; or one for each host."""
         rows = list(self._fits() if self.rules.hosts else self._wanted())
-        self._read(entry for _, entry, _ in rows if entry is not None)
+        self._read(row.entry for row in rows if row.entry is not None)
         attestations = read_attestations(self.source, () if self.rules.hosts else self.entries)
-        for platform, entry, checks in rows:
-            digest = str(entry.digest) if entry else ""
-            more = (*self._checks(platform, entry), *attestations.of.get(entry.digest, ())) if entry else ()
-            yield PlatformVerdict(platform=str(platform), digest=digest, checks=(*checks, *more))
+        for row in rows:
+            checks, digest = list(row.checks), ""
+            if row.entry is not None and row.platform is not None:
+                digest = str(row.entry.digest)
+                checks += self._checks(row.platform, row.entry)
+                checks += attestations.of.get(row.entry.digest, ())
+            yield PlatformVerdict(platform=row.name, digest=digest, checks=tuple(checks))
         yield from attestations.homeless
 
     def _wanted(self) -> Iterator[_Row]:
         present = [platform for platform, _ in self.found]
         if not present and not self.expected:
             check = Check(name="present", ok=False, message="the image holds no platform at all")
-            yield "none", None, (check,)
+            yield _Row("none", (check,))
         for wanted in dict.fromkeys((*self.expected, *present)):
             entries = [entry for platform, entry in self.found if platform == wanted]
             if not entries:
-                yield wanted, None, (missing_check(wanted, present),)
+                yield _Row(str(wanted), (missing_check(wanted, present),))
             for entry in entries:
                 if lacks(self.source, entry):
                     check = absent_check(wanted, self.subject, asked=wanted in self.expected)
-                    yield wanted, None, (check,)
+                    yield _Row(str(wanted), (check,))
                     continue
                 checks = (present_check(wanted, self.found), expected_check(wanted, self.expected))
-                yield wanted, entry, checks
+                yield _Row(str(wanted), checks, wanted, entry)
 
     def _fits(self) -> Iterator[_Row]:
         held = [platform for platform, _ in self.found]
         for host, nodes in self.rules.hosts.items():
             chosen, check = fit_check(host, held, self.subject, nodes)
-            entries = [entry for platform, entry in self.found if platform == chosen]
-            yield host, entries[0] if entries else None, (check,)
+            entry = next((entry for platform, entry in self.found if platform == chosen), None)
+            yield _Row(str(host), (check,), promised_to(host, chosen), entry)
 
     def _read(self, entries: Iterable[Descriptor]) -> None:
         """Read every document, then every layer once, in the order in which the source has them."""
@@ -151,8 +164,7 @@ class _Run:
             return _broken(error)
         return _Documents(manifest, config)
 
-    def _checks(self, platform: Platform | str, entry: Descriptor) -> Iterator[Check]:
-        assert isinstance(platform, Platform)  # noqa: S101 - for the type checker: it has an entry
+    def _checks(self, platform: Platform, entry: Descriptor) -> Iterator[Check]:
         documents = self.documents[entry]
         if isinstance(documents, Check):
             yield documents
@@ -181,9 +193,6 @@ class _Run:
             return flatten(self.source, documents.manifest, self.scans)
         except _PROBLEMS as error:
             return [_broken(error)]
-
-
-_Row = tuple["Platform | str", "Descriptor | None", tuple[Check, ...]]
 
 
 def _broken(error: BuildkitTasksError, layer: str = "") -> Check:

@@ -11,7 +11,8 @@ from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.results import Check, VerifyReport
 from buildkit_tasks.verify import Rules, verify
 from buildkit_tasks.verify.fit import fit_check, hosts_of, read_nodes
-from tests.images import hello
+from tests.elves import ISA_NEEDED, elf
+from tests.images import Memory, add_platform, hello, make_tar
 
 
 def platform(text: str) -> Platform:
@@ -169,3 +170,21 @@ def test_a_host_is_judged_by_the_image_that_it_takes() -> None:
     row = asked("linux/arm64/v9").platforms[0]
     assert (row.platform, row.ok) == ("linux/arm64/v9", True)
     assert row.digest == asked("linux/arm64").platforms[0].digest
+
+
+def test_what_a_host_takes_of_another_architecture_is_judged_as_that() -> None:
+    hosts = {platform("linux/amd64"): 0}
+    report = verify(hello(["linux/386"]), (), "app:1", Rules(hosts=hosts))
+    assert (report.ok, report.platforms[0].platform) == (True, "linux/amd64")
+
+
+def test_what_needs_more_than_the_image_says_starts_where_the_host_has_it() -> None:
+    memory = Memory()
+    v2 = elf("linux/amd64", isa=[(ISA_NEEDED, 2)])
+    memory.index([add_platform(memory, "linux/amd64", [make_tar({"a": v2})], Entrypoint=["/a"])])
+    hosts = {platform("linux/amd64"): 0, platform("linux/amd64/v3"): 0}
+    report = verify(memory, (), "app:1", Rules(hosts=hosts))
+    assert [(row.platform, row.ok) for row in report.platforms] == [
+        ("linux/amd64", False),
+        ("linux/amd64/v3", True),
+    ]
