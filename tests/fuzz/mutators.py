@@ -180,3 +180,16 @@ def _summed(member: bytes) -> bytes:
     header = member[:512]
     checksum = sum(header[:148]) + sum(header[156:]) + 256
     return header[:148] + b"%06o\0 " % checksum + member[156:]
+
+
+_PLATFORM_WORDS = (
+    "linux", "windows", "darwin", "Linux", "amd64", "x86_64", "arm64", "aarch64", "arm", "armhf", "armv7l", "386",
+    "i686", "s390x", "ppc64le", "ppc64el", "riscv64", "mips64le", "loong64", "v5", "v6", "v7", "v8", "v9", "v1",
+    "v3", "", " ", "zz", "..", "v8.2",
+)  # fmt: skip
+
+
+def join_platform_words(data: bytes, chance: random.Random) -> bytes:
+    """Words that are or were parts of platforms, in any number and order; the bytes do not count."""
+    del data
+    return "/".join(chance.choices(_PLATFORM_WORDS, k=chance.choice((1, 2, 2, 3, 3, 4)))).encode()

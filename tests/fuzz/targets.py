@@ -393,6 +393,7 @@ TARGETS = {
             name="platform",
             read=_read_platform,
             check=_check_platform,
+            change=mutators.join_platform_words,
             allowed=(UsageError,),
             max_len=200,
             seeds=lambda: [
