@@ -183,9 +183,9 @@ def _summed(member: bytes) -> bytes:
 
 
 _PLATFORM_WORDS = (
-    "linux", "windows", "darwin", "Linux", "amd64", "x86_64", "arm64", "aarch64", "arm", "armhf", "armv7l", "386",
-    "i686", "s390x", "ppc64le", "ppc64el", "riscv64", "mips64le", "loong64", "v5", "v6", "v7", "v8", "v9", "v1",
-    "v3", "", " ", "zz", "..", "v8.2",
+    "linux", "windows", "darwin", "Linux", "amd64", "x86_64", "arm64", "aarch64", "arm", "armhf", "armv7l",
+    "386", "i686", "s390x", "ppc64le", "ppc64el", "riscv64", "mips64le", "loong64", "v5", "v6", "v7", "v8",
+    "v9", "v1", "v3", "", " ", "zz", "..", "v8.2",
 )  # fmt: skip
 
 
