@@ -111,7 +111,9 @@ class Descriptor:
         """
         if self.platform is not None:
             return (self.platform.os, self.platform.architecture) == ("unknown", "unknown")
-        return bool(self.artifact_type) or self.annotations.get(_REFERENCE_TYPE) == "attestation-manifest"
+        # crane writes the type of an image's config here.
+        is_artifact = bool(self.artifact_type) and self.artifact_type not in CONFIG_TYPES
+        return is_artifact or self.annotations.get(_REFERENCE_TYPE) == "attestation-manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ _CHUNK = 1 << 20
 # Links, devices, folders, FIFOs: their size field means nothing.
 _NO_DATA = frozenset([b"1", b"2", b"3", b"4", b"5", b"6"])
 _METADATA = frozenset("xgLK")
+_OLD = "\0"  # before POSIX: a file, or a folder if its name, whole, ends in a slash
 _RECORD = re.compile(rb"([0-9]{1,7}) ")
 # Type flags as they come and as text, for the kinds that most entries have.
 _USUAL_FLAGS = {b"0": REGULAR, b"1": HARD_LINK, b"2": SYMLINK, b"5": DIRECTORY}
@@ -108,9 +109,9 @@ class TarReader:
                 break
             entry = self._parse(header)
             if entry.type in _METADATA:
-                overrides |= self._metadata(entry)
+                overrides = self._metadata(entry, overrides)
                 continue
-            yield self._finished(entry, overrides) if overrides else entry
+            yield self._finished(entry, overrides) if overrides or entry.type == _OLD else entry
             if overrides:
                 overrides = {}
         if overrides:
@@ -138,9 +139,9 @@ class TarReader:
         except ValueError as error:
             raise self._broken(str(error)) from None
         name = name.partition(b"\0")[0]
-        if prefix[0] and magic == b"ustar\x0000":
-            name = prefix.partition(b"\0")[0] + b"/" + name
-        kind = _USUAL_FLAGS.get(flag) or self._kind(flag, name)
+        if prefix[0] and magic.startswith(b"ustar"):
+            name = self._prefix(header, prefix, magic) + name
+        kind = _USUAL_FLAGS.get(flag) or self._kind(flag)
         self._end = self._next = position = self._position
         if size:
             self._span(size)
@@ -148,9 +149,16 @@ class TarReader:
         # What NamedTuple's own constructor does, at half its price: there may be millions.
         return tuple.__new__(Entry, (_text(name), kind, size, linkname, permissions, position))
 
-    def _kind(self, flag: bytes, name: bytes) -> str:
-        if flag == b"\0":  # before POSIX a folder was an empty file whose name ends in a slash
-            return DIRECTORY if name.endswith(b"/") else REGULAR
+    def _prefix(self, header: bytes, prefix: bytes, magic: bytes) -> bytes:
+        """What stands before the name, with its slash. GNU's headers have times there instead."""
+        if magic[:6] == b"ustar\0":  # the version does not count
+            short = prefix[:131] if header[508:] == b"tar\0" else prefix  # star has times behind it
+            return short.partition(b"\0")[0] + b"/"
+        if magic == b"ustar  \0" and any(map(_is_damaged, (prefix[:12], prefix[12:24]))):
+            raise self._broken("a GNU header with damaged times, which Go takes for a part of the name")
+        return b""
+
+    def _kind(self, flag: bytes) -> str:
         if flag == b"S":
             raise self._broken("sparse files are not supported")
         return flag.decode("latin-1")
@@ -161,8 +169,11 @@ class TarReader:
         self._end = self._position + size
         self._next = self._end + -size % BLOCK
 
-    def _metadata(self, entry: Entry) -> dict[str, str]:
-        """What a pax header or a GNU long name says about the entry that follows."""
+    def _metadata(self, entry: Entry, before: dict[str, str]) -> dict[str, str]:
+        """What is said about the entry that follows: pax headers by their keys, GNU's by their types.
+
+        As in Go, of several pax headers the last counts alone; a global one drops what was said.
+        """
         limit = _MAX_PAX if entry.type in "xg" else _MAX_PATH + 1
         if entry.size > limit:
             raise self._broken(f"a metadata record of {entry.size} bytes; {limit} are allowed")
@@ -170,8 +181,8 @@ class TarReader:
         if entry.type == "g":
             return {}
         if entry.type == "x":
-            return self._pax(data)
-        return {"path" if entry.type == "L" else "linkpath": _text(data.partition(b"\0")[0])}
+            return {kind: text for kind, text in before.items() if kind in "LK"} | self._pax(data)
+        return before | {entry.type: _text(data.partition(b"\0")[0])}
 
     def _pax(self, data: bytes) -> dict[str, str]:
         """The path, linkpath and size of records ``LENGTH KEY=VALUE`` with a newline at their end."""
@@ -198,29 +209,36 @@ class TarReader:
 
     def _finished(self, entry: Entry, overrides: dict[str, str]) -> Entry:
         """The entry with its metadata; an empty value takes none of them back."""
-        name = overrides.get("path") or entry.name
+        name = overrides.get("L") or overrides.get("path") or entry.name
+        kind = entry.type
+        if kind == _OLD:
+            kind = DIRECTORY if name.endswith("/") else REGULAR
         size, digits = entry.size, overrides.get("size", "")
-        if digits and entry.type.encode("latin-1") not in _NO_DATA:
+        if kind == DIRECTORY and size:  # an old one: a folder has no data
+            size, self._end, self._next = 0, self._position, self._position
+        if digits and kind.encode("latin-1") not in _NO_DATA:
             if not re.fullmatch("[0-9]{1,18}", digits):
                 raise self._broken(f"a size of {digits[:40]!r} bytes")
             size = int(digits)
             self._span(size)
-        linkname = overrides.get("linkpath") or entry.linkname
-        return entry._replace(name=name, size=size, linkname=linkname)
+        linkname = overrides.get("K") or overrides.get("linkpath") or entry.linkname
+        return entry._replace(name=name, type=kind, size=size, linkname=linkname)
 
     def _skip(self) -> None:
         """Go to the next header, by seeking where the stream can.
 
         Seeking stops one byte before it: reading that byte proves that the data were there.
         """
-        if self._seek is not None and self._next > self._position + 1:
-            self._seek(self._next - 1 - self._position, 1)
-            self._position = self._next - 1
+        if self._seek is not None and self._end > self._position + 1:
+            self._seek(self._end - 1 - self._position, 1)
+            self._position = self._end - 1
         while self._position < self._next:
             data = self._stream.read(min(self._next - self._position, _CHUNK))
             self._position += len(data)
-            if not data:
+            if not data and self._position < self._end:
                 raise self._broken("the archive ends in the middle of a file")
+            if not data:
+                self._next = self._position  # the last file's padding may be missing: umoci writes none
 
     def _broken(self, cause: str) -> MalformedImage:
         return MalformedImage(f"tar archive, before byte {self._position}: {cause}")
@@ -237,6 +255,16 @@ def _check(header: bytes, field: bytes) -> None:
         sums = (sum(header) - sum(field) + 256, sum(_SIGNED.unpack(header)) + 256)
         if stated not in sums:
             raise ValueError("the header's checksum does not hold")
+
+
+def _is_damaged(field: bytes) -> bool:
+    if not field[0]:
+        return False
+    try:
+        _number(field)
+    except ValueError:
+        return True
+    return False
 
 
 @functools.lru_cache(maxsize=4096)

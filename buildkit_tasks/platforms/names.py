@@ -107,6 +107,8 @@ class Platform:
         parts = name.split("/")
         if parts[0] not in ("linux", "windows", "darwin", "freebsd", "wasip1"):
             parts.insert(0, "linux")
+        if len(parts) > 3:  # noqa: PLR2004 - os, architecture, variant
+            raise UsageError(f"unknown platform {text!r}", hint=_nearest(text))
         return _known(text, *parts)
 
     @classmethod

@@ -182,6 +182,10 @@ def test_an_artifact_is_recognised_by_its_empty_config() -> None:
     assert parse_manifest(json.dumps(document).encode()).is_artifact
 
 
+def test_the_type_of_an_images_config_makes_no_artifact_as_crane_writes_it() -> None:
+    assert not described(artifact_type="application/vnd.docker.container.image.v1+json").is_attestation
+
+
 def test_an_entry_with_a_real_platform_cannot_hide_as_an_attestation() -> None:
     real = Platform("linux", "arm64")
     assert not described(platform=real).is_attestation

@@ -222,3 +222,9 @@ def test_a_foreign_machine_has_a_name_and_no_row() -> None:
     assert foreign_machine(64, "little", 50) == "ia64"
     assert foreign_machine(32, "big", 0xFFFF) == "unknown"
     assert foreign_machine(64, "little", 190) == "CUDA"
+
+
+@pytest.mark.parametrize("text", ["lin/v/amd64", "a/b/c", "x/linux/amd64"])
+def test_three_parts_without_a_system_that_is_known_are_no_platform(text: str) -> None:
+    with pytest.raises(UsageError, match="unknown platform"):
+        Platform.parse(text)

@@ -129,6 +129,43 @@ def test_a_folder_of_old_is_an_empty_file_with_a_slash() -> None:
     assert entries(header(b"f", kind=b"\0") + END)[0].type == REGULAR
 
 
+def test_a_folder_of_old_has_no_data_whatever_its_size_says_and_is_told_by_its_whole_name() -> None:
+    data = header(b"d/", size=b"1000", kind=b"\0") + header(b"b") + END
+    assert [(e.name, e.type, e.size) for e in entries(data)] == [("d/", DIRECTORY, 0), ("b", REGULAR, 0)]
+    renamed = extended(pax(b"path", b"long/")) + header(b"long", kind=b"\0") + END
+    assert [(e.name, e.type) for e in entries(renamed)] == [("long/", DIRECTORY)]
+
+
+def test_of_several_pax_headers_the_last_counts_alone_as_in_go() -> None:
+    data = extended(pax(b"path", b"one")) + extended(pax(b"linkpath", b"two")) + header(b"a", kind=b"2") + END
+    assert [(e.name, e.linkname) for e in entries(data)] == [("a", "two")]
+
+
+def test_a_global_pax_header_drops_what_was_said_before_it_as_in_go() -> None:
+    data = extended(pax(b"path", b"one")) + extended(pax(b"comment", b"x"), b"g") + header(b"a") + END
+    assert [e.name for e in entries(data)] == ["a"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gnu_name_counts_more_than_a_pax_one_as_in_go(first: bool) -> None:
+    headers = [extended(b"gnu\0", b"L"), extended(pax(b"path", b"pax"))]
+    data = b"".join(headers if first else headers[::-1]) + header(b"a") + END
+    assert [e.name for e in entries(data)] == ["gnu"]
+
+
+def test_a_prefix_is_read_whatever_the_version_says_as_in_go() -> None:
+    raw = bytearray(header(b"a", magic=b"ustar\x0099"))
+    raw[345:348] = b"dir"
+    assert [e.name for e in entries(signed(raw) + END)] == ["dir/a"]
+
+
+def test_the_padding_after_the_last_file_may_be_missing() -> None:
+    data = header(size=b"3") + b"xyz"
+    assert [e.size for e in entries(data)] == [3]
+    with pytest.raises(MalformedImage, match="middle of a file"):
+        entries(data[:-1])
+
+
 def test_a_checksum_of_signed_bytes_holds_too() -> None:
     raw = bytearray(header("ü".encode()))
     raw[148:156] = b" " * 8
