@@ -257,8 +257,8 @@ Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport
 def document(report: Any) -> Any:
     """The JSON-ready form of a report: its fields, ``ok``, and no key that holds nothing new.
 
-    Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one, and only
-    a warning says that it is one.
+    Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one, and the
+    message of a warning says that it is one.
     """
     if isinstance(report, enum.Enum):
         return report.value
@@ -274,6 +274,7 @@ def _keys(report: Any) -> Iterator[tuple[str, Any]]:
         yield "ok", report.ok
     for each in dataclasses.fields(report):
         value = getattr(report, each.name)
-        if (value is None and each.name in ("dest", "ref")) or (value is False and each.name == "warning"):
+        if each.name == "warning" or (value is None and each.name in ("dest", "ref")):
             continue
-        yield each.name, document(value)
+        warns = each.name == "message" and isinstance(report, Check) and report.warning
+        yield each.name, f"warning: {value}" if warns else document(value)

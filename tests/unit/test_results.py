@@ -86,6 +86,13 @@ def test_a_verify_document_has_the_keys_of_the_interface() -> None:
     assert set(made["platforms"][0]["checks"][0]) == keys
 
 
+def test_a_warning_has_the_same_keys_and_says_in_its_message_what_it_is() -> None:
+    check = replace(good_check("parity"), warning=True, message="linux/arm64 lacks /a")
+    made = document(verify(verdict("linux/arm64", check, good_check())))["platforms"][0]["checks"]
+    assert [each["message"] for each in made] == ["warning: linux/arm64 lacks /a", ""]
+    assert set(made[0]) == set(made[1]) == {"name", "ok", "expected", "actual", "path", "layer", "message"}
+
+
 def test_a_run_document_has_the_keys_of_the_interface() -> None:
     made = document(run(good_run("linux/arm64")))
     assert set(made) == {"ok", "subject", "results"}
