@@ -13,10 +13,7 @@ import io
 import json
 import posixpath
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Self
-
-import msgspec
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.archive import ArchivedLayout, open_members
@@ -24,7 +21,7 @@ from buildkit_tasks.oci.blobs import read_blob
 from buildkit_tasks.oci.inflate import GZIP, PLAIN, ZSTD, compression_of
 from buildkit_tasks.oci.layout import choose_root, entry_names, not_here
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.members import Members, Table, plain_name, read_member
+from buildkit_tasks.oci.members import Members, Table, read_member
 from buildkit_tasks.oci.model import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -37,19 +34,24 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
-from buildkit_tasks.oci.reference import Reference
-from buildkit_tasks.oci.strict_json import load_object, refuse_other_letters
+from buildkit_tasks.oci.saved import (
+    MANIFEST,
+    Origin,
+    Saved,
+    choices,
+    chosen_image,
+    chosen_number,
+    saved_images,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["DockerArchive", "SavedLayout", "image_in", "open_docker_archive"]
 
-_MANIFEST = "manifest.json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _LAYERS = {PLAIN: _LAYER, GZIP: f"{_LAYER}+gzip", ZSTD: f"{_LAYER}+zstd"}
-_NUMBERED = re.compile(r"@([0-9]{1,6})", re.ASCII)
 # The names that say what a config's bytes hash to: docker's old and new ones, and crane's.
 _HASHED = re.compile(r"(?:blobs/sha256/|sha256:)?([0-9a-f]{64})(?:\.json)?", re.ASCII)
 _MAX_LINKS = 8
@@ -73,11 +75,11 @@ def image_in(members: Members, reference: str | None = None) -> SavedLayout | Do
     table = members.table
     if "index.json" in table.files:
         return SavedLayout(members, reference)
-    if _MANIFEST in table.files:
+    if MANIFEST in table.files:
         return DockerArchive(members, reference)
-    cause = f"it has neither {_MANIFEST} nor index.json"
+    cause = f"it has neither {MANIFEST} nor index.json"
     if "repositories" in table.files:
-        cause = f"it has no {_MANIFEST}, as before docker 1.10"
+        cause = f"it has no {MANIFEST}, as before docker 1.10"
     raise UsageError(f"{table.what} is no `docker save` archive: {cause}")
 
 
@@ -86,7 +88,7 @@ class SavedLayout(ArchivedLayout):
 
     def __init__(self, members: Members, reference: str | None = None) -> None:
         super().__init__(members, functools.partial(_choose_entry, reference=reference))
-        self._agreed = _MANIFEST not in members.table.files
+        self._agreed = MANIFEST not in members.table.files
 
     def root(self) -> Descriptor:
         """The chosen image. Raises :class:`MalformedImage` if ``manifest.json`` names others.
@@ -107,15 +109,15 @@ class SavedLayout(ArchivedLayout):
                 known[manifest.config.digest.hex] = tuple(layer.digest for layer in manifest.layers)
         except (MalformedImage, LimitExceeded):
             return  # what is wrong with a document is said where it is read for its own sake
-        for image in _saved_images(read_member(self._members, _MANIFEST, LIMITS.document)):
+        for image in saved_images(read_member(self._members, MANIFEST, LIMITS.document)):
             match = _HASHED.fullmatch(image.config)
             if match is None or match[1] not in known:
                 raise MalformedImage(
-                    f"{_MANIFEST} names the config {image.config}, which no image of index.json has"
+                    f"{MANIFEST} names the config {image.config}, which no image of index.json has"
                 )
             stated = [f"blobs/{digest.algorithm}/{digest.hex}" for digest in known[match[1]]]
             if all(layer.startswith("blobs/") for layer in image.layers) and list(image.layers) != stated:
-                raise MalformedImage(f"{_MANIFEST} gives {image.config} other layers than index.json")
+                raise MalformedImage(f"{MANIFEST} gives {image.config} other layers than index.json")
 
     def _manifests(self) -> Iterator[Manifest]:
         """Every manifest that is here, of every image in the layout; each document is read once."""
@@ -137,11 +139,11 @@ def _choose_entry(data: bytes, reference: str | None) -> Descriptor:
     entries = list({entry.digest: entry for entry in parse_index(data).manifests}.values())
     names = [sorted(entry_names(entry)) for entry in entries]
     if reference is not None:
-        return entries[_chosen(names, reference)]
+        return entries[chosen_number(names, reference)]
     try:
         return choose_root(data, None)
     except UsageError as error:
-        raise UsageError(error.message, hint=_choices(names)) from None
+        raise UsageError(error.message, hint=choices(names)) from None
 
 
 class DockerArchive:
@@ -170,8 +172,8 @@ class DockerArchive:
     def root(self) -> Descriptor:
         """The chosen image's manifest: its config by its hash, its plain layers by their diff_ids."""
         if not self._manifest:
-            images = _saved_images(read_member(self._members, _MANIFEST, LIMITS.document))
-            self._manifest = json.dumps(self._made_for(_chosen_image(images, self._reference))).encode()
+            images = saved_images(read_member(self._members, MANIFEST, LIMITS.document))
+            self._manifest = json.dumps(self._made_for(chosen_image(images, self._reference))).encode()
         digest = Digest.of(self._manifest)
         return Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(self._manifest))
 
@@ -188,7 +190,7 @@ class DockerArchive:
         member = self._table.files.get(self._names.get(descriptor.digest, ""))
         return member.offset if member else 0
 
-    def _made_for(self, image: _Saved) -> dict[str, Any]:
+    def _made_for(self, image: Saved) -> dict[str, Any]:
         name = _resolve(self._table, image.config)
         data = read_member(self._members, name, LIMITS.document)
         match = _HASHED.fullmatch(image.config)
@@ -199,14 +201,14 @@ class DockerArchive:
         diff_ids = parse_config(data).diff_ids
         if len(diff_ids) != len(image.layers):
             raise MalformedImage(
-                f"{_MANIFEST} lists {len(image.layers)} layers, the config {len(diff_ids)} diff_ids"
+                f"{MANIFEST} lists {len(image.layers)} layers, the config {len(diff_ids)} diff_ids"
             )
         pairs = zip(image.layers, diff_ids, strict=True)
         layers = [self._layer(layer, diff_id, image.sources.get(str(diff_id))) for layer, diff_id in pairs]
         config = _entry(OCI_CONFIG, digest, len(data))
         return {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
 
-    def _layer(self, layer: str, diff_id: Digest, origin: _Origin | None) -> dict[str, Any]:
+    def _layer(self, layer: str, diff_id: Digest, origin: Origin | None) -> dict[str, Any]:
         """A layer's descriptor. What is compressed is hashed, since its diff_id says nothing of it."""
         here = layer in self._table.files or layer in self._table.links
         if not here and origin is not None:  # Windows' foreign layers are not saved
@@ -247,98 +249,3 @@ def _resolve(table: Table, name: str) -> str:
         target = table.links[name]
         raise MalformedImage(f"{name} is a link to {target!r}, which leads to no file in the archive")
     raise MalformedImage(f"{name} is missing from {table.what}")
-
-
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-
-
-class _Origin(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where a layer came from, as docker notes it in ``LayerSources`` by its diff_id."""
-
-    media_type: _Name
-    digest: _Name
-    size: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Raw(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    config: _Name
-    repo_tags: list[_Name] | None = None
-    layers: list[_Name] | None = None
-    layer_sources: dict[str, _Origin] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Saved:
-    """An image of ``manifest.json``: the names of its config and of its layers, lowest first."""
-
-    config: str
-    names: tuple[str, ...]
-    layers: tuple[str, ...]
-    sources: Mapping[str, _Origin] = field(default_factory=dict, hash=False)
-
-
-def _saved_images(data: bytes) -> tuple[_Saved, ...]:
-    """Read ``manifest.json``: a list of images."""
-    # The strict reader takes objects only. An object whose only key is ours held just one value.
-    document = load_object(b'{"images":' + data + b"}", _MANIFEST)
-    images = document["images"]
-    if len(document) != 1 or not isinstance(images, list) or len(images) > LIMITS.manifests:
-        raise MalformedImage(f"{_MANIFEST} is no list of at most {LIMITS.manifests} images")
-    if not images:
-        raise MalformedImage(f"{_MANIFEST} lists no image")
-    return tuple(_saved(image) for image in images)
-
-
-def _saved(image: Any) -> _Saved:
-    if isinstance(image, dict):
-        refuse_other_letters(image, _Raw.__struct_encode_fields__, _MANIFEST)
-    try:
-        raw = msgspec.convert(image, _Raw)
-    except msgspec.ValidationError as error:
-        raise MalformedImage(f"{_MANIFEST} is malformed: {error}") from None
-    layers = tuple(plain_name(layer) for layer in raw.layers or ())
-    if len(layers) > LIMITS.layers:
-        raise MalformedImage(f"{_MANIFEST} lists {len(layers)} layers; {LIMITS.layers} are allowed")
-    return _Saved(
-        config=plain_name(raw.config),
-        names=tuple(raw.repo_tags or ()),
-        layers=layers,
-        sources=raw.layer_sources or {},
-    )
-
-
-def _chosen_image(images: Sequence[_Saved], reference: str | None) -> _Saved:
-    names = [image.names for image in images]
-    if reference is not None:
-        return images[_chosen(names, reference)]
-    if len({(image.config, image.layers) for image in images}) > 1:
-        raise UsageError(f"the archive holds {len(images)} images", hint=_choices(names))
-    return images[0]
-
-
-def _chosen(names: Sequence[Sequence[str]], reference: str) -> int:
-    """The number of the image that a name or ``@N`` means."""
-    match = _NUMBERED.fullmatch(reference)
-    if match:
-        found = [int(match[1])] if int(match[1]) < len(names) else []
-    else:
-        wanted = _whole_name(reference)
-        found = [at for at, own in enumerate(names) if wanted in {_whole_name(name) for name in own}]
-    if len(found) != 1:
-        count = f"{len(found)} images" if found else "no image"
-        raise UsageError(f"the archive holds {count} named {reference!r}", hint=_choices(names))
-    return found[0]
-
-
-def _whole_name(name: str) -> str:
-    """``alpine`` and ``docker.io/library/alpine:latest`` are one; what is no reference is itself."""
-    try:
-        return str(Reference.parse(name))
-    except (UsageError, MalformedImage):
-        return name
-
-
-def _choices(names: Sequence[Sequence[str]]) -> str:
-    lines = [f"@{at}" + (f" ({', '.join(own)})" if own else "") for at, own in enumerate(names[:20])]
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""  # noqa: PLR2004 - as many as above
-    return f"add a name or a number after a colon: {', '.join(lines)}{more}"
