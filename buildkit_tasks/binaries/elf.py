@@ -122,7 +122,8 @@ def read_elf(data: bytes) -> ElfHeader:
 class Binary:
     """An ELF file in what matters for starting it.
 
-    ``interpreter`` is PT_INTERP's path or empty; ``dynamic`` whether it has a dynamic section;
+    ``interpreter`` is PT_INTERP's path or empty, ``refused`` why a kernel would not start it for its
+    sake (fs/binfmt_elf.c); ``dynamic`` whether it has a dynamic section;
     ``needed``, ``soname``, ``rpath`` and ``runpath`` are that section's, the paths split at colons.
     ``evidence`` is all that was found about the instruction set and the ABI. ``problems`` names
     what is damaged, ``unread`` what may be sound but was not kept of a large file.
@@ -130,6 +131,7 @@ class Binary:
 
     header: ElfHeader
     interpreter: str = ""
+    refused: str = ""
     dynamic: bool = False
     needed: tuple[str, ...] = ()
     soname: str = ""
@@ -145,9 +147,11 @@ def inspect(view: View) -> Binary:
     header = read_elf(view.at(0, 64))
     layout = Layout(view, header)
     names = _dynamic(layout)
+    loader, refused = _loader(layout)
     return Binary(
         header=header,
-        interpreter=_loader(layout),
+        interpreter=loader,
+        refused=refused,
         dynamic=names is not None,
         needed=tuple(names[_NEEDED]) if names else (),
         soname=next(iter(names[_SONAME]), "") if names else "",
@@ -159,20 +163,19 @@ def inspect(view: View) -> Binary:
     )
 
 
-def _loader(layout: Layout) -> str:
+def _loader(layout: Layout) -> tuple[str, str]:
+    """The loader's path, and what is wrong with it."""
     segment = layout.of_kind(PT_INTERP)
     if segment is None or not segment.size:  # a file of debugging symbols has emptied segments
-        return ""
+        return "", ""
     if not 1 < segment.size <= _MAX_INTERPRETER:
-        layout.problems.append(f"an interpreter path of {segment.size} bytes")
-        return ""
+        return "", f"an interpreter path of {segment.size} bytes"
     raw = layout.read("the interpreter's path", segment.offset, segment.size)
     if len(raw) < segment.size:
-        return ""
+        return "", ""  # which the layout has noted
     if raw[-1] != 0:
-        layout.problems.append("an interpreter path without its end")
-        return ""
-    return _text(raw)
+        return "", "an interpreter path without its end"
+    return _text(raw), "" if raw[0] else "an empty interpreter path"
 
 
 def _paths(values: Iterable[str]) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ class _Survey:
     allowed: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[tuple[str, Node]] = field(default_factory=list)
     needing: list[tuple[str, Node, str]] = field(default_factory=list)
     doubtful: list[tuple[str, Node, str]] = field(default_factory=list)
@@ -95,6 +96,7 @@ class _Survey:
             self.wrong.append((path, node))
 
     def _add_right(self, path: str, node: Node, binary: Binary, *, allowed: Callable[[str], bool]) -> None:
+        self.damaged += [(path, flaw) for flaw in (binary.refused, *binary.problems, *binary.unread) if flaw]
         if silence(binary):
             self.silent += 1
         else:
@@ -122,6 +124,9 @@ class _Survey:
         yield from _rest("binaries", len(self.wrong), f"files are not made for {self.machine.architecture}")
         for path, flaw in self.broken[:_MOST]:
             text = f"{path} starts like an ELF file and cannot be read as one: {flaw}"
+            yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
+        for path, flaw in self.damaged[:_MOST]:
+            text = f"{path} is not sound, or was not read whole: {flaw}"
             yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
         if not self.wrong:
             held = counted(self.count, "binary", "binaries")

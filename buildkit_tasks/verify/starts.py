@@ -84,6 +84,8 @@ class Closure:
     def problems(self) -> Iterator[Problem]:
         """Each thing that is missing: what needs it, its name, what is there instead, and the words."""
         self.loaded.append(self.program)
+        if self.binary.refused:
+            yield self.program, "", "", f"{self.program.path} cannot start: it has {self.binary.refused}"
         if self.binary.interpreter:
             yield from self._loader()
         if self.binary.needed:

@@ -78,6 +78,14 @@ def test_a_loader_alone_is_told_without_libraries() -> None:
     assert starts({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
 
 
+def test_a_program_that_a_kernel_refuses_for_its_loaders_path_does_not_start() -> None:
+    empty = app(interpreter="\0")
+    check = starts({"bin/app": empty})
+    assert (check.ok, check.message) == (
+        False, "linux/amd64: /bin/app cannot start: it has an empty interpreter path",
+    )  # fmt: skip
+
+
 def test_a_loader_that_is_not_there_is_named() -> None:
     check = starts({"bin/app": app()}, loader="")
     assert (check.ok, check.expected, check.path) == (False, GLIBC, "/bin/app")
