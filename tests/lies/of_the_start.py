@@ -66,7 +66,7 @@ def library_missing(parts: Parts) -> Planted:
     "a library is there only for another architecture",
     Catch("starts", AMD64, NEEDS_PCRE),
     Catch("binaries", AMD64, f"/{PCRE}"),
-    says="which is there only as /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0: is made for arm64",
+    says="which is there only as /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0, and that is made for arm64",
 )
 def library_only_for_another_architecture(parts: Parts) -> Planted:
     wrong = parts.library("arm64", "libpcre2-8.so.0.*")
