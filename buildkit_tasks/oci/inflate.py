@@ -27,8 +27,7 @@ _SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: a frame of zstd that 
 _SKIPPABLE_HIGH = 0x50
 # isal's type stubs call its exception class an exception.
 _DAMAGE: tuple[type[Exception], ...] = (cast("type[Exception]", igzip_lib.IsalError), zstd.ZstdError)
-_BLOCK = 1 << 20  # bytes that are read at once
-_INPUT = 1 << 16  # and that are fed at once: each of many tiny gzip members hands the rest of it back
+_INPUT = 1 << 16  # bytes fed at once: each of many tiny gzip members hands the rest of it back
 _OUTPUT = 1 << 20
 
 
@@ -82,7 +81,6 @@ class Inflated:
         self._limits = limits
         self._new: Callable[[], _Decompressor] | None = None
         self._current: _Decompressor | None = None
-        self._block, self._fed = memoryview(b""), 0
         self._pending, self._piece, self._at = b"", b"", 0
         self._started = False
         self._read_in = 0
@@ -101,6 +99,12 @@ class Inflated:
             parts.append(self._piece[: self._at])
             missing -= self._at
         return b"".join(parts)
+
+    def peek(self, size: int) -> bytes:
+        """The same bytes, which are given again."""
+        if self._at + size > len(self._piece):
+            self._piece, self._at = self.read(size) + self._piece[self._at :], 0
+        return self._piece[self._at : self._at + size]
 
     def seekable(self) -> bool:
         """Forward it is, which is all that a reader of archives asks for."""
@@ -142,19 +146,12 @@ class Inflated:
         self._form, self._new = found, _maker(found, self._limits)
 
     def _input(self) -> bytes:
-        """The next few bytes of the stream, which is read in larger blocks."""
-        if self._fed >= len(self._block):
-            self._block, self._fed = memoryview(self._fetched()), 0
-        data = bytes(self._block[self._fed : self._fed + _INPUT])
-        self._fed += len(data)
-        self._read_in += len(data)
-        return data
-
-    def _fetched(self) -> bytes:
         try:
-            return self._inner.read(_BLOCK)
+            data = self._inner.read(_INPUT)
         except OSError as error:
             raise MalformedImage(f"{self._what} cannot be read: {error.strerror or error}") from error
+        self._read_in += len(data)
+        return data
 
     def _taken(self) -> bytes:
         data, self._pending = self._pending or self._input(), b""

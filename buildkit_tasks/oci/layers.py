@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.blobs import Source, read_blob
-from buildkit_tasks.oci.compression import open_layer
+from buildkit_tasks.oci.compression import LayerStream, open_layer
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest, parse_config
 from buildkit_tasks.oci.overlay import overlay, relink
 from buildkit_tasks.oci.rootfs import Node, RootFs
 from buildkit_tasks.oci.scan import TreeBuilder
-from buildkit_tasks.oci.tar import TarReader
+from buildkit_tasks.oci.tar import TarReader, cut_off
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,7 @@ def scan_layer(
     """
     with open_layer(source, layer, algorithm=algorithm, limits=limits) as stream:
         try:
-            reader = TarReader(stream, max_entries=limits.entries)
+            reader = _LayerReader(stream, limits)
             tree = TreeBuilder(reader, str(layer.digest), limits)
             tree.fill()
             diff_id = stream.finish()
@@ -109,6 +109,21 @@ def scan_layer(
         digest=layer.digest, diff_id=diff_id, size=stream.size, root=tree.root, links=tuple(tree.links),
         whiteouts=tree.whiteouts,
     )  # fmt: skip
+
+
+class _LayerReader(TarReader):
+    """The entries of a layer, whose data can be looked at before they are read."""
+
+    def __init__(self, stream: LayerStream, limits: Limits) -> None:
+        super().__init__(stream, max_entries=limits.entries)
+        self._layer = stream
+
+    def peek(self, limit: int) -> bytes:
+        wanted = min(limit, self.left)
+        data = self._layer.peek(wanted)
+        if len(data) != wanted:
+            raise cut_off(self._layer.size)
+        return data
 
 
 def check_diff_id(scan: LayerScan, stated: Digest) -> None:

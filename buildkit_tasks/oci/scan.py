@@ -46,6 +46,9 @@ class Entries(Protocol):
     def read(self, limit: int) -> bytes:
         """The next bytes of the current entry's data."""
 
+    def peek(self, limit: int) -> bytes:
+        """The same bytes, which are given again."""
+
 
 class TreeBuilder:
     """The tree of one layer, entry by entry.
@@ -107,11 +110,11 @@ class TreeBuilder:
 
     def _file(self, entry: Entry) -> Node | None:
         """What is kept of a file; None for one of which its name is enough."""
-        head = self._reader.read(_HEAD) if entry.size else b""
+        head = self._reader.peek(_HEAD) if entry.size else b""
         if head.startswith(ELF_MAGIC):
             return self._program(entry, head)
         if entry.name.endswith((".conf", ".path")) and _LOADER_SETTINGS.fullmatch(entry.name):
-            return self._node(entry, head + self._reader.read(_MAX_SETTINGS))
+            return self._node(entry, self._reader.read(_MAX_SETTINGS))
         if entry.mode & _RUN and self._heads < _MAX_HEADS:
             self._heads += 1
             return self._node(entry, head if head.startswith(b"#!") else head[:_SHORT])
@@ -124,7 +127,7 @@ class TreeBuilder:
     def _program(self, entry: Entry, head: bytes) -> Node:
         binary, flaw = None, ""
         try:
-            binary = inspect(self._view(entry, head))
+            binary = inspect(self._view(entry))
         except MalformedImage as error:
             flaw = error.message
         return Node(
@@ -132,10 +135,10 @@ class TreeBuilder:
             binary=binary, flaw=flaw,
         )  # fmt: skip
 
-    def _view(self, entry: Entry, head: bytes) -> View:
+    def _view(self, entry: Entry) -> View:
         if entry.size <= _FRONT + _BACK:
-            return Bytes(head + self._reader.read(entry.size - len(head)))
-        return keep_windows(self._reader, entry.size, head)
+            return Bytes(self._reader.read(entry.size))
+        return keep_windows(self._reader, entry.size)
 
     def _other(self, entry: Entry, old: Node | None) -> Node | None:
         """What is kept of anything else; None for a symbolic link, whose name and target are enough."""
@@ -160,9 +163,9 @@ class TreeBuilder:
         return found.node
 
 
-def keep_windows(reader: Entries, size: int, head: bytes) -> Windows:
+def keep_windows(reader: Entries, size: int) -> Windows:
     """What is worth keeping of a large program that is read on: both ends, and what stands at a magic."""
-    front = head + reader.read(_FRONT - len(head))
+    front = reader.read(_FRONT)
     hits: list[tuple[int, bytes]] = []
     tail: deque[bytes] = deque(maxlen=_BACK // _PIECE + 1)
     at, before, piece = _FRONT, front[-_LEAD:], reader.read(_PIECE)

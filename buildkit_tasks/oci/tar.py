@@ -20,7 +20,7 @@ from buildkit_tasks.oci.limits import LIMITS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["BLOCK", "DIRECTORY", "HARD_LINK", "REGULAR", "SYMLINK", "Entry", "TarReader"]
+__all__ = ["BLOCK", "DIRECTORY", "HARD_LINK", "REGULAR", "SYMLINK", "Entry", "TarReader", "cut_off"]
 
 BLOCK = 512
 REGULAR, HARD_LINK, SYMLINK, DIRECTORY = "0", "1", "2", "5"
@@ -87,13 +87,18 @@ class TarReader:
     def __next__(self) -> Entry:
         return next(self._entries)
 
+    @property
+    def left(self) -> int:
+        """How many bytes of the current entry's data were not read."""
+        return self._end - self._position
+
     def read(self, limit: int) -> bytes:
         """At most ``limit`` bytes of the current entry's data, from where the last call ended."""
         wanted = min(limit, self._end - self._position)
         data = self._stream.read(wanted)
         self._position += len(data)
         if len(data) != wanted:
-            raise MalformedImage(f"the archive ends in the middle of a file, at byte {self._position}")
+            raise cut_off(self._position)
         return data
 
     def _walk(self) -> Iterator[Entry]:
@@ -255,6 +260,11 @@ def _check(header: bytes, field: bytes) -> None:
         sums = (sum(header) - sum(field) + 256, sum(_SIGNED.unpack(header)) + 256)
         if stated not in sums:
             raise ValueError("the header's checksum does not hold")
+
+
+def cut_off(position: int) -> MalformedImage:
+    """What is wrong with an archive that ends where data should be."""
+    return MalformedImage(f"the archive ends in the middle of a file, at byte {position}")
 
 
 def _is_damaged(field: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
@@ -93,7 +94,17 @@ class _FolderReader:
 
     def read(self, limit: int) -> bytes:
         """The next bytes of the current file."""
+        return self._opened().read(limit)
+
+    def peek(self, limit: int) -> bytes:
+        """The same bytes, which are given again."""
+        file = self._opened()
+        data = file.read(limit)
+        file.seek(-len(data), os.SEEK_CUR)
+        return data
+
+    def _opened(self) -> BinaryIO:
         if self._file is None:
             assert self._current is not None  # noqa: S101 - for the type checker: an entry was given
             self._file = self._current.open()
-        return self._file.read(limit)
+        return self._file
