@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Names", "Packed"]
 
-_MODES = [b"%03o" % mode for mode in range(0o1000)]
+_MODES = [f"{mode:03o}" for mode in range(0o1000)]
 _DIGITS = 3
 _PATIENCE = 64 << 20  # bytes gone through by look-ups before an index is made
 _MAX_INDEX = 1_000_000
@@ -44,12 +44,11 @@ class Names:
 
     def add(self, name: str, mode: int, target: str | None = None) -> None:
         """Add a file, or with a ``target`` a symbolic link."""
-        raw = name.encode("utf-8", "surrogateescape")
         if self._index is not None:
-            self._index[raw] = len(self._packed)
+            self._index[name.encode("utf-8", "surrogateescape")] = len(self._packed)
         if target is not None:
-            raw += b"/" + target.encode("utf-8", "surrogateescape")
-        self._packed += b"%b%b\0" % (_MODES[mode & 0o777], raw)
+            name = f"{name}/{target}"
+        self._packed += f"{_MODES[mode & 0o777]}{name}\0".encode("utf-8", "surrogateescape")
 
     def find(self, name: str) -> Packed | None:
         """What is known of that name, or None if it is not among these."""

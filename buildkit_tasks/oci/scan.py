@@ -69,7 +69,9 @@ class TreeBuilder:
     def fill(self) -> None:
         """Read the archive. Raises :class:`MalformedImage` and :class:`LimitExceeded`."""
         for entry in self._reader:
-            folder, _, name = entry.name.rstrip("/").rpartition("/")
+            folder, _, name = entry.name.rpartition("/")
+            if not name:  # a folder's name may end in a slash
+                folder, _, name = entry.name.rstrip("/").rpartition("/")
             if name in ("", "."):
                 continue  # the root itself
             if folder != self._folder or name == "..":
@@ -85,28 +87,25 @@ class TreeBuilder:
         self._folder, self._parent = folder, parent.node
 
     def _add(self, entry: Entry, name: str) -> None:
-        old = self._parent.children.get(name)
+        children = self._parent.children
+        old = children.get(name)
         if name.startswith(WHITEOUT):
             self.whiteouts = True
             node: Node | None = self._node(entry)
         else:
             node = self._file(entry) if entry.type in _FILES else self._other(entry, old)
+        if old is not None:
+            del children[name]
+            self._folder = _NOWHERE  # it may have been a folder, or have led to one
         if node is None:
-            self._add_plain(name, entry)
+            if not self._parent.plain:
+                self._parent.plain.append(Names())
+            self._parent.plain[0].add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
         else:
             self._left -= 1
             if self._left < 0:
-                raise LimitExceeded("the layer has too many programs, links and folders")
-            self._parent.children[name] = node
-        if old is not None:
-            self._folder = _NOWHERE  # it may have been a folder, or have led to one
-
-    def _add_plain(self, name: str, entry: Entry) -> None:
-        self._parent.children.pop(name, None)
-        if not self._parent.plain:
-            self._parent.plain.append(Names())
-        target = entry.linkname if entry.type == SYMLINK else None
-        self._parent.plain[0].add(name, entry.mode, target)
+                raise LimitExceeded("the layer has too many programs and folders")
+            children[name] = node
 
     def _file(self, entry: Entry) -> Node | None:
         """What is kept of a file; None for one of which its name is enough."""

@@ -115,10 +115,11 @@ class TarReader:
             entry = self._parse(header)
             if entry.type in _METADATA:
                 overrides = self._metadata(entry, overrides)
-                continue
-            yield self._finished(entry, overrides) if overrides or entry.type == _OLD else entry
-            if overrides:
+            elif overrides or entry.type == _OLD:
+                yield self._finished(entry, overrides)
                 overrides = {}
+            else:
+                yield entry
         if overrides:
             raise self._broken("the archive ends after a name, before its entry")
 
@@ -139,7 +140,8 @@ class TarReader:
         if self._left < 0:
             raise LimitExceeded("the archive has too many entries")
         try:
-            _check(header, checksum)
+            if (_adler32(header) - _sum_with(checksum)) & 0xFFFF:
+                _check(header, checksum)
             size, permissions = 0 if flag in _NO_DATA else _number(digits), _number(mode)
         except ValueError as error:
             raise self._broken(str(error)) from None
@@ -252,14 +254,21 @@ class TarReader:
 def _check(header: bytes, field: bytes) -> None:
     """Compare the header's sum of bytes, counted with its checksum field as blanks.
 
-    The low half of Adler-32 is that sum modulo 65521, at C speed; only where it does not fit the
-    bytes are added up. Some writers summed signed bytes.
+    Some writers summed signed bytes.
     """
-    stated = _number(field)
-    if (_adler32(header) - _adler32(field) + 256 - stated) & 0xFFFF:
-        sums = (sum(header) - sum(field) + 256, sum(_SIGNED.unpack(header)) + 256)
-        if stated not in sums:
-            raise ValueError("the header's checksum does not hold")
+    sums = (sum(header) - sum(field) + 256, sum(_SIGNED.unpack(header)) + 256)
+    if _number(field) not in sums:
+        raise ValueError("the header's checksum does not hold")
+
+
+@functools.lru_cache(maxsize=4096)
+def _sum_with(field: bytes) -> int:
+    """The low half of the Adler-32 of a header with this checksum, if the checksum holds.
+
+    That half is one more than the sum of the bytes, modulo 65521, at C speed. A header for which it
+    is not this is added up byte by byte.
+    """
+    return 1 + _number(field) - 256 + sum(field)
 
 
 def cut_off(position: int) -> MalformedImage:
