@@ -250,7 +250,7 @@ def _check_loader(data: bytes, binary: Binary) -> None:
     except MalformedImage as error:
         # A file of debugging symbols has an emptied segment; as a program it would be broken.
         alone = "" if error.message.endswith(" of 0 bytes") else "damaged"
-    assert alone == binary.interpreter or binary.problems
+    assert alone == binary.interpreter or binary.problems or binary.refused
 
 
 def _read_go(data: bytes) -> GoBuild | None:
