@@ -69,14 +69,18 @@ class TreeBuilder:
     def fill(self) -> None:
         """Read the archive. Raises :class:`MalformedImage` and :class:`LimitExceeded`."""
         for entry in self._reader:
-            folder, _, name = entry.name.rpartition("/")
+            path, kind, size, _, mode, _ = entry  # by their names each would cost as much as a step below
+            folder, _, name = path.rpartition("/")
             if not name:  # a folder's name may end in a slash
-                folder, _, name = entry.name.rstrip("/").rpartition("/")
+                folder, _, name = path.rstrip("/").rpartition("/")
             if name in ("", "."):
                 continue  # the root itself
             if folder != self._folder or name == "..":
                 self._enter(folder, entry)
-            self._add(entry, name)
+            if size or mode & _RUN or kind != REGULAR or name in self._parent.children or name[0] == ".":
+                self._add(entry, name)
+            else:  # an empty file that nothing is hidden by
+                self._plain().add(name, mode)
 
     def _enter(self, folder: str, entry: Entry) -> None:
         if ".." in entry.name.split("/"):
@@ -98,14 +102,18 @@ class TreeBuilder:
             del children[name]
             self._folder = _NOWHERE  # it may have been a folder, or have led to one
         if node is None:
-            if not self._parent.plain:
-                self._parent.plain.append(Names())
-            self._parent.plain[0].add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
+            self._plain().add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
         else:
             self._left -= 1
             if self._left < 0:
                 raise LimitExceeded("the layer has too many programs and folders")
             children[name] = node
+
+    def _plain(self) -> Names:
+        """The names in this folder of which nothing more is kept."""
+        if not self._parent.plain:
+            self._parent.plain.append(Names())
+        return self._parent.plain[0]
 
     def _file(self, entry: Entry) -> Node | None:
         """What is kept of a file; None for one of which its name is enough."""
