@@ -33,6 +33,8 @@ __all__ = ["Build"]
 _REGISTRY_SECONDS = 60.0
 # How buildx shows the step that failed: ` > [linux/arm/v6 2/3] RUN ...`, `[linux/amd64->arm64 build 4/5]`.
 _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
+_LOCKED = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
+_RETRIES = 2
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
@@ -90,7 +92,7 @@ class Build:
             ready = replace(request, outputs=staged, build_contexts=contexts)
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
             with _reading_ahead():
-                done = self.run.stream(argv, self.engine.call())
+                done = self._streamed(argv)
             if not done.ok:
                 raise _failure(done)
             if self.run.dry_run:
@@ -103,6 +105,20 @@ class Build:
         if request.metadata_file:
             _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
+
+    def _streamed(self, argv: Sequence[str]) -> Completed:
+        """Run buildx; once or twice more if BuildKit stood in its own way.
+
+        Platforms with an equal layer pack it at the same time, and the engine's store lets one of them
+        write: the others fail. What was packed by then is found the next time.
+        """
+        done = self.run.stream(argv, self.engine.call())
+        for _ in range(_RETRIES):
+            if done.ok or not _LOCKED.search(done.stderr):
+                break
+            self.tell("two platforms packed an equal layer at once, which BuildKit cannot do: trying again")
+            done = self.run.stream(argv, self.engine.call())
+        return done
 
     def _load_one_by_one(self) -> tuple[Output, ...]:
         """Load each platform under a tag of its own: a classic store keeps one for each tag."""

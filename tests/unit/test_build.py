@@ -373,3 +373,25 @@ def test_a_place_that_cannot_be_made_is_found_before_anything_is_built(here: Pat
         bench.result()
     assert os.fspath(here / "file") in str(Path(str(caught.value.filename)).absolute())
     assert bench.run.calls == []
+
+
+LOCKED = (
+    "ERROR: failed to build: failed to solve: mount callback failed on /x: failed to open writer: "
+    "ref moby/1/uo27 locked for 7.080101ms (since 2026-11-25 02:07:40 UTC m=+281.3): unavailable\n"
+)
+
+
+def test_a_build_that_stood_in_its_own_way_is_tried_again() -> None:
+    bench = Bench("type=oci,dest=hello.tar").succeeds()
+    bench.run.tell("docker buildx build *", returncode=1, stderr=LOCKED, effect=scribbles, times=2)
+    assert bench.result().ok
+    assert len(bench.run.asked("docker buildx build *")) == 3
+    assert len(bench.told) == 2
+
+
+def test_it_is_not_tried_for_ever_and_nothing_else_is_tried_again() -> None:
+    for stderr, times in ((LOCKED, 3), ("ERROR: it failed\n", 1)):
+        bench = Bench("type=oci,dest=hello.tar").fails(stderr=stderr)
+        with pytest.raises(BuildFailed):
+            bench.result()
+        assert len(bench.run.asked("docker buildx build *")) == times
