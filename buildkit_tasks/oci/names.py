@@ -45,14 +45,14 @@ class Names:
     def add(self, name: str, mode: int, target: str | None = None) -> None:
         """Add a file, or with a ``target`` a symbolic link."""
         if self._index is not None:
-            self._index[name.encode("utf-8", "surrogateescape")] = len(self._packed)
+            self._index[_raw(name)] = len(self._packed)
         if target is not None:
             name = f"{name}/{target}"
-        self._packed += f"{_MODES[mode & 0o777]}{name}\0".encode("utf-8", "surrogateescape")
+        self._packed += _raw(f"{_MODES[mode & 0o777]}{name}\0")
 
     def find(self, name: str) -> Packed | None:
         """What is known of that name, or None if it is not among these."""
-        raw = name.encode("utf-8", "surrogateescape")
+        raw = _raw(name)
         at = self._indexed(raw) if self._passed > _PATIENCE else self._search(raw)
         if at < 0:
             return None
@@ -98,6 +98,10 @@ class Names:
         for record in self._packed.split(b"\0")[:-1]:
             yield bytes(record[_DIGITS:].partition(b"/")[0]), at
             at += len(record) + 1
+
+
+def _raw(name: str) -> bytes:
+    return name.encode() if name.isascii() else name.encode("utf-8", "surrogateescape")
 
 
 def _text(raw: bytes | bytearray) -> str:

@@ -69,7 +69,7 @@ class TreeBuilder:
     def fill(self) -> None:
         """Read the archive. Raises :class:`MalformedImage` and :class:`LimitExceeded`."""
         for entry in self._reader:
-            path, kind, size, _, mode, _ = entry  # by their names each would cost as much as a step below
+            path, kind, size, link, mode, _ = entry  # by their names each would cost as much as a step below
             folder, _, name = path.rpartition("/")
             if not name:  # a folder's name may end in a slash
                 folder, _, name = path.rstrip("/").rpartition("/")
@@ -77,9 +77,13 @@ class TreeBuilder:
                 continue  # the root itself
             if folder != self._folder or name == "..":
                 self._enter(folder, entry)
-            if size or mode & _RUN or kind != REGULAR or name in self._parent.children or name[0] == ".":
+            if name in self._parent.children or name[0] == ".":
                 self._add(entry, name)
-            else:  # an empty file that nothing is hidden by
+            elif kind == SYMLINK:
+                self._plain().add(name, mode, link)
+            elif size or kind != REGULAR or (mode & _RUN and self._heads < _MAX_HEADS):
+                self._add(entry, name)
+            else:
                 self._plain().add(name, mode)
 
     def _enter(self, folder: str, entry: Entry) -> None:

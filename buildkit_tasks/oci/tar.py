@@ -8,11 +8,11 @@ files are refused. Memory is constant: one header and one metadata record at a t
 
 from __future__ import annotations
 
-import functools
 import re
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
-from zlib import adler32 as _adler32
+
+from isal.isal_zlib import adler32 as _adler32
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
@@ -35,6 +35,8 @@ _MAX_PAX = 1 << 20
 _MAX_PATH = 4096
 _MAX_RECORDS = 1024
 _CHUNK = 1 << 20
+_MAX_KNOWN = 4096
+_made = tuple.__new__
 # Links, devices, folders, FIFOs: their size field means nothing.
 _NO_DATA = frozenset([b"1", b"2", b"3", b"4", b"5", b"6"])
 _METADATA = frozenset("xgLK")
@@ -140,9 +142,9 @@ class TarReader:
         if self._left < 0:
             raise LimitExceeded("the archive has too many entries")
         try:
-            if (_adler32(header) - _sum_with(checksum)) & 0xFFFF:
+            if (_adler32(header) - _SUMS[checksum]) & 0xFFFF:
                 _check(header, checksum)
-            size, permissions = 0 if flag in _NO_DATA else _number(digits), _number(mode)
+            size, permissions = 0 if flag in _NO_DATA else _NUMBERS[digits], _NUMBERS[mode]
         except ValueError as error:
             raise self._broken(str(error)) from None
         name = name.partition(b"\0")[0]
@@ -154,7 +156,7 @@ class TarReader:
             self._span(size)
         linkname = _text(link.partition(b"\0")[0]) if link[0] else ""
         # What NamedTuple's own constructor does, at half its price: there may be millions.
-        return tuple.__new__(Entry, (_text(name), kind, size, linkname, permissions, position))
+        return _made(Entry, (_text(name), kind, size, linkname, permissions, position))
 
     def _prefix(self, header: bytes, prefix: bytes, magic: bytes) -> bytes:
         """What stands before the name, with its slash. GNU's headers have times there instead."""
@@ -261,7 +263,6 @@ def _check(header: bytes, field: bytes) -> None:
         raise ValueError("the header's checksum does not hold")
 
 
-@functools.lru_cache(maxsize=4096)
 def _sum_with(field: bytes) -> int:
     """The low half of the Adler-32 of a header with this checksum, if the checksum holds.
 
@@ -286,9 +287,8 @@ def _is_damaged(field: bytes) -> bool:
     return False
 
 
-@functools.lru_cache(maxsize=4096)
 def _number(field: bytes) -> int:
-    """A number of a header; most are the same few. Raises :class:`ValueError`."""
+    """A number of a header. Raises :class:`ValueError`."""
     digits = field.rstrip(b"\0 ")
     if digits.isdigit() and b"8" not in digits and b"9" not in digits:
         return int(digits, 8)
@@ -302,4 +302,21 @@ def _number(field: bytes) -> int:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
+    return raw.decode() if raw.isascii() else raw.decode("utf-8", "surrogateescape")  # twice as fast
+
+
+class _Known(dict[bytes, int]):
+    """What fields mean, of which most are the same few: a look-up costs a quarter of ``lru_cache``'s."""
+
+    def __init__(self, meaning: Callable[[bytes], int]) -> None:
+        self._meaning = meaning
+
+    def __missing__(self, field: bytes) -> int:
+        if len(self) >= _MAX_KNOWN:
+            self.clear()
+        value = self[field] = self._meaning(field)
+        return value
+
+
+_NUMBERS = _Known(_number)
+_SUMS = _Known(_sum_with)
