@@ -114,6 +114,12 @@ RUN = (
         setting="expect",
     ),
     _text("expect_exit", "its exit status (default 0)", setting="expect_exit"),
+    _text("runner", "auto, docker, or sandbox (without an engine)", setting="runner"),
+    _text(
+        "cpu",
+        "max, floor (the oldest CPU that the platform's name promises), both, or a model of QEMU's",
+        setting="cpu",
+    ),
     _text("timeout", "seconds that one platform may take (default 60)", setting="timeout"),
     _text("jobs", "how many run at once (default: two for each processor)", setting="jobs", short="j"),
 )

@@ -109,7 +109,11 @@ class EmulatorSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What one platform's image did; ``seconds`` is wall time from start to exit."""
+    """What one platform's image did; ``seconds`` is wall time from start to exit.
+
+    ``command`` is what was run, as it was written, and empty for what the image says. ``limited``
+    tells that a cap on processes, memory or output ended it.
+    """
 
     platform: str
     outcome: Outcome
@@ -121,6 +125,8 @@ class RunResult:
     emulated: bool = False
     emulator: EmulatorSummary | None = None
     digest: str = ""
+    command: str = ""
+    limited: bool = False
     message: str = ""
 
     @property
@@ -254,11 +260,14 @@ class MatrixReport:
 Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport
 
 
+_UNTOLD = ("warning", "limited")  # fields that are no keys: the message says the same in words
+
+
 def document(report: Any) -> Any:
     """The JSON-ready form of a report: its fields, ``ok``, and no key that holds nothing new.
 
     Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one, and the
-    message of a warning says that it is one.
+    message of a warning says that it is one, as that of a run says which limit ended it.
     """
     if isinstance(report, enum.Enum):
         return report.value
@@ -274,7 +283,7 @@ def _keys(report: Any) -> Iterator[tuple[str, Any]]:
         yield "ok", report.ok
     for each in dataclasses.fields(report):
         value = getattr(report, each.name)
-        if each.name == "warning" or (value is None and each.name in ("dest", "ref")):
+        if each.name in _UNTOLD or (value is None and each.name in ("dest", "ref")):
             continue
         warns = each.name == "message" and isinstance(report, Check) and report.warning
         yield each.name, f"warning: {value}" if warns else document(value)

@@ -2,7 +2,8 @@
 
 Rank: flag, then environment (``INVOKE_BUILDKIT_*``, then the field's own variables), then Invoke's
 configuration ``buildkit.*``, then ``[tool.buildkit-tasks]`` in pyproject.toml, then the default. An
-unknown key or a bad value is a :class:`SettingsError` that names the file and the key.
+unknown key or a bad value is a :class:`SettingsError` that names the file and the key. The checks of
+a run are tables of their own, which only a file has room for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from buildkit_tasks.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BUILDER_NAME", "Origin", "Settings", "cache_folder", "find_pyproject", "load"]
+__all__ = ["BUILDER_NAME", "Origin", "Settings", "SmokeCheck", "cache_folder", "find_pyproject", "load"]
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
 _FIELD_VARIABLES = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
@@ -35,6 +36,16 @@ _CHOICES = {
     "bases": ("auto", "registry", "standin"),
     "parity": ("warn", "fail", "off"),
     "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
+    "runner": ("auto", "docker", "sandbox"),
+}
+_GRAMMARS = {
+    "name": (BUILDER_NAME, "builder name", "letters, digits, '.', '_' and '-'"),
+    # QEMU's: a model's name, and features of it after commas.
+    "cpu": (
+        re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.,=+-]*)?\Z"),
+        "CPU",
+        "max, floor, both, or a model that `qemu-ARCHITECTURE -cpu help` lists",
+    ),
 }
 _SPLIT = ("platforms", "tags")  # whose items never hold a comma: each may be several
 _KINDS = {tuple: "a list", str: "text", int: "a whole number, 0 or more", float: "a number, 0 or more"}
@@ -51,11 +62,26 @@ class Origin(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SmokeCheck:
+    """One thing to run in an image and what it must do: a table of ``[[tool.buildkit-tasks.check]]``.
+
+    Without ``platforms`` it holds for all; a ``timeout`` of 0 is the one of the settings.
+    """
+
+    command: str = ""
+    expect: str = ""
+    expect_exit: int = 0
+    platforms: tuple[str, ...] = ()
+    timeout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that a repository can settle once; each name is also a key of the settings.
 
     ``timeout`` is the seconds that one guest may run, ``jobs`` how many run at once (0: two for
-    each processor), ``cache`` the folder for the private engine, packages and bases.
+    each processor), ``cache`` the folder for the private engine, packages, bases and unpacked
+    roots, of which ``root_cache`` megabytes are kept. ``cpu`` is max, floor, both or a model.
     """
 
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
@@ -79,6 +105,10 @@ class Settings:
     expect_exit: int = 0
     timeout: float = 60.0
     jobs: int = 0
+    runner: str = "auto"
+    cpu: str = "max"
+    checks: tuple[SmokeCheck, ...] = ()
+    root_cache: int = 2048
     cache: str = ""
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
 
@@ -88,7 +118,13 @@ class Settings:
 
 
 _DEFAULTS = Settings()
-KEYS = tuple(each.name for each in dataclasses.fields(Settings) if each.name != "origins")
+_CHECK = SmokeCheck()
+_FIELDS = {"check": "checks"}  # an array of tables is written as each of them is
+_WRITTEN = {field: key for key, field in _FIELDS.items()}
+KEYS = tuple(
+    _WRITTEN.get(each.name, each.name) for each in dataclasses.fields(Settings) if each.name != "origins"
+)
+_CHECK_KEYS = tuple(each.name for each in dataclasses.fields(SmokeCheck))
 
 
 def load(
@@ -104,8 +140,9 @@ def load(
     origins: dict[str, Origin] = {}
     for origin, label, found in _sources(flags, invoke, environ, folder or Path.cwd()):
         for key, raw in found.items():
-            values[key] = _value(key, raw, label)
-            origins[key] = origin
+            name = _FIELDS.get(key, key)
+            values[name] = _checks(raw, label) if key == "check" else _value(key, raw, label)
+            origins[name] = origin
     return dataclasses.replace(_DEFAULTS, **values, origins=origins)
 
 
@@ -129,6 +166,9 @@ def _sources(
         if variable.startswith(_ENVIRONMENT_PREFIX) and text:
             key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
             label = f"environment {variable}"
+            if key in (*_FIELDS, *_WRITTEN):
+                hint = "write them as [[tool.buildkit-tasks.check]] in pyproject.toml"
+                raise SettingsError(f"{label}: checks cannot come from the environment", hint=hint)
             yield Origin.ENVIRONMENT, label, _checked({key: text}, label)
     given = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
     yield Origin.FLAG, "command line", given
@@ -159,15 +199,15 @@ def _pyproject_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def _checked(found: Mapping[str, Any], label: str) -> dict[str, Any]:
+def _checked(found: Mapping[str, Any], label: str, keys: tuple[str, ...] = KEYS) -> dict[str, Any]:
     """The values under their Python names; None is "not given", an unknown key an error."""
     known: dict[str, Any] = {}
     for raw, value in found.items():
         key = raw.replace("-", "_")
-        if key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
             hint = (
-                f"did you mean {close[0].replace('_', '-')!r}?" if close else f"known are {', '.join(KEYS)}"
+                f"did you mean {close[0].replace('_', '-')!r}?" if close else f"known are {', '.join(keys)}"
             )
             raise SettingsError(f"{label}: unknown key {raw!r}", hint=hint)
         if value is not None:
@@ -175,9 +215,29 @@ def _checked(found: Mapping[str, Any], label: str) -> dict[str, Any]:
     return known
 
 
-def _value(key: str, raw: Any, label: str) -> Any:
+def _checks(raw: Any, label: str) -> tuple[SmokeCheck, ...]:
+    """The checks of a list of tables, or an error that also says which table it is."""
+    if not isinstance(raw, list | tuple) or not all(isinstance(table, dict) for table in raw):
+        hint = "begin each with [[tool.buildkit-tasks.check]]"
+        raise SettingsError(f"{label}: check = {raw!r} is not a list of tables", hint=hint)
+    return tuple(_check(table, f"{label}: check {number}") for number, table in enumerate(raw, start=1))
+
+
+def _check(table: dict[str, Any], label: str) -> SmokeCheck:
+    known = _checked(table, label, _CHECK_KEYS)
+    check = SmokeCheck(**{key: _value(key, raw, label, _CHECK) for key, raw in known.items()})
+    try:
+        re.compile(check.expect)  # what stands in braces is filled in later, and makes no difference
+    except re.error as error:
+        raise SettingsError(
+            f"{label}: expect = {check.expect!r} is no regular expression: {error}"
+        ) from error
+    return check
+
+
+def _value(key: str, raw: Any, label: str, defaults: Settings | SmokeCheck = _DEFAULTS) -> Any:
     """The raw value as the type of the key's default, or an error that names where it stands."""
-    default = getattr(_DEFAULTS, key)
+    default = getattr(defaults, key)
     try:
         value = _converted(raw, default)
         if key in _SPLIT:
@@ -186,9 +246,10 @@ def _value(key: str, raw: Any, label: str) -> Any:
         raise SettingsError(f"{label}: {key} = {raw!r} is not {_KINDS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
-    if key == "name" and not BUILDER_NAME.match(value):
-        rule = "letters, digits, '.', '_' and '-'"
-        raise SettingsError(f"{label}: {value!r} is no builder name", hint=rule)
+    if key in _GRAMMARS:
+        grammar, what, hint = _GRAMMARS[key]
+        if not grammar.match(value):
+            raise SettingsError(f"{label}: {value!r} is no {what}", hint=hint)
     return value
 
 

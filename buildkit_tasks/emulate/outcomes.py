@@ -58,13 +58,26 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What was seen when a guest ended."""
+    """What was seen when a guest ended.
+
+    ``cpu`` is the CPU model that QEMU was told, empty for its default. ``limit`` says in words
+    which cap ended it (``more than 256 processes``). ``timed_out`` is the deadline in seconds for a
+    guest that was killed because of it, and 0 for one that ended before.
+    """
 
     exit_code: int
     stdout: str
     stderr: str
     emulated: bool
     out_of_memory: bool = False
+    cpu: str = ""
+    limit: str = ""
+    timed_out: float = 0.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether a cap ended it: what a result's ``limited`` is."""
+        return self.out_of_memory or bool(self.limit)
 
 
 def judge(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str]:
@@ -72,21 +85,47 @@ def judge(ending: Ending, expectation: Expectation, platform: Platform) -> tuple
 
     An emulator's own crash is told from the guest's, and both from a program that ran and failed.
     """
-    return _broken_off(ending, expectation, platform) or _compared(ending, expectation, platform)
+    return (
+        _stopped(ending)
+        or _broken_off(ending, expectation, platform)
+        or _compared(ending, expectation, platform)
+    )
+
+
+def _stopped(ending: Ending) -> tuple[Outcome, str] | None:
+    """What a cap or the deadline stopped, whatever it was doing."""
+    if ending.limit:
+        return Outcome.FAILED, f"the guest went over a limit: {ending.limit}"
+    if ending.out_of_memory:
+        return Outcome.FAILED, "the guest was killed: it went over its memory limit"
+    if ending.timed_out:
+        return Outcome.TIMEOUT, f"it ran for more than {ending.timed_out:g} s and was killed"
+    return None
 
 
 def _broken_off(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str] | None:
     """What ended the guest before it could do its work, if anything did."""
     said = _last_line(ending.stderr)
-    if ending.out_of_memory:
-        return Outcome.FAILED, "the guest was killed: it went over its memory limit"
     if _FORMAT_ERROR.search(ending.stderr) and ending.exit_code in _CANNOT_START:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
     if ending.emulated and ending.exit_code > _SIGNALLED and _QEMU_FAULT.search(ending.stderr):
         return Outcome.EMULATOR_CRASH, f"the emulator crashed: {said}"
     if ending.exit_code == _SIGILL != expectation.exit_code:
-        return Outcome.ILLEGAL_INSTRUCTION, f"an instruction that this CPU does not have: {said}"
+        return Outcome.ILLEGAL_INSTRUCTION, _lacking(ending, platform)
     return None
+
+
+def _lacking(ending: Ending, platform: Platform) -> str:
+    """Which CPU lacks an instruction, what the platform's name promises, and how to build for that."""
+    cpu = ending.cpu or ("the emulated CPU" if ending.emulated else "this CPU")
+    lacks = f"{platform}: an instruction that {cpu} does not have"
+    level, machine = platform.promise, platform.machine
+    if level is None:
+        return lacks
+    settings = [f"{machine.go_setting}={level.go} (Go)"] if machine.go_setting and level.go else []
+    settings += [f"{level.option} (C)"] if level.option else []
+    advice = f": build it with {' or '.join(settings)}" if settings else ""
+    return f"{lacks}; {platform} promises {level.title}{advice}"
 
 
 def _compared(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str]:

@@ -6,7 +6,7 @@ import pytest
 
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms import Platform, known_platforms
 from buildkit_tasks.results import Outcome
 
 ARM = Platform.parse("linux/arm/v7")
@@ -18,18 +18,29 @@ class End(TypedDict, total=False):
     err: str
     emulated: bool
     memory: bool
+    cpu: str
+    limit: str
+    timed_out: float
+    on: Platform
     expectation: Expectation
 
 
 def judged(code: int = 0, **end: Unpack[End]) -> tuple[Outcome, str]:
-    ending = Ending(
+    ending = ended(code, **end)
+    return judge(ending, end.get("expectation", Expectation()), end.get("on", ARM))
+
+
+def ended(code: int = 0, **end: Unpack[End]) -> Ending:
+    return Ending(
         exit_code=code,
         stdout=end.get("out", ""),
         stderr=end.get("err", ""),
         emulated=end.get("emulated", True),
         out_of_memory=end.get("memory", False),
+        cpu=end.get("cpu", ""),
+        limit=end.get("limit", ""),
+        timed_out=end.get("timed_out", 0.0),
     )
-    return judge(ending, end.get("expectation", Expectation()), ARM)
 
 
 def test_an_end_as_expected_passes_without_words() -> None:
@@ -94,6 +105,34 @@ def test_a_guest_out_of_memory_says_so() -> None:
     assert "memory limit" in message
 
 
+@pytest.mark.parametrize("code", [0, 1, 132, 137])
+def test_a_guest_that_went_over_a_limit_says_over_which(code: int) -> None:
+    end = End(limit="more than 256 processes", err="QEMU internal SIGSEGV\n")
+    assert judged(code, **end) == (
+        Outcome.FAILED,
+        "the guest went over a limit: more than 256 processes",
+    )
+
+
+def test_a_guest_that_was_killed_at_its_deadline_is_a_time_out_whatever_its_status() -> None:
+    for code in (0, 132, 137):
+        wanted = (Outcome.TIMEOUT, "it ran for more than 1.5 s and was killed")
+        assert judged(code, timed_out=1.5, err=FAULTS[0]) == wanted
+
+
+def test_a_limit_that_led_to_a_time_out_is_the_reason() -> None:
+    assert "256 processes" in judged(137, timed_out=2, limit="more than 256 processes")[1]
+    assert "memory limit" in judged(137, timed_out=2, memory=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("end", "limited"),
+    [(End(), False), (End(timed_out=1), False), (End(memory=True), True), (End(limit="x"), True)],
+)
+def test_a_limit_and_only_a_limit_makes_an_end_limited(end: End, limited: bool) -> None:
+    assert ended(137, **end).limited is limited
+
+
 @pytest.mark.parametrize("code", [1, 126, 127, 255])
 def test_a_kernel_without_a_handler_is_told_from_a_failing_program(code: int) -> None:
     outcome, message = judged(code, err="exec /hello: Exec format error\n")
@@ -135,12 +174,56 @@ def test_a_program_that_prints_an_emulators_words_and_ends_by_itself_did_not_cra
     assert judged(1, err=FAULTS[0])[0] is Outcome.FAILED
 
 
-def test_an_instruction_that_the_cpu_lacks_is_named() -> None:
+def test_an_instruction_that_the_cpu_lacks_is_named_with_the_promise_and_how_to_keep_it() -> None:
     said = "qemu: uncaught target signal 4 (Illegal instruction) - core dumped\n"
-    outcome, message = judged(132, err=said)
+    outcome, message = judged(132, err=said, cpu="arm1176", on=Platform.parse("linux/arm/v6"))
     assert outcome is Outcome.ILLEGAL_INSTRUCTION
-    assert message == f"an instruction that this CPU does not have: {said.strip()}"
-    assert judged(132)[1] == "an instruction that this CPU does not have: it said nothing"
+    assert message == (
+        "linux/arm/v6: an instruction that arm1176 does not have; linux/arm/v6 promises ARMv6: "
+        "build it with GOARM=6 (Go) or -march=armv6 (C)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "cpu"),
+    [
+        (End(), "the emulated CPU"),
+        (End(cpu="cortex-a8"), "cortex-a8"),
+        (End(emulated=False), "this CPU"),
+    ],
+)
+def test_the_cpu_that_lacks_an_instruction_is_the_one_that_ran_it(end: End, cpu: str) -> None:
+    assert judged(132, **end)[1].startswith(f"linux/arm/v7: an instruction that {cpu} does not have; ")
+
+
+PROMISES = [
+    ("linux/amd64", "x86-64 (baseline): build it with GOAMD64=v1 (Go) or -march=x86-64 (C)"),
+    ("linux/amd64/v3", "x86-64-v3: build it with GOAMD64=v3 (Go) or -march=x86-64-v3 (C)"),
+    ("linux/386", "x86 with SSE2: build it with GO386=sse2 (Go) or -march=pentium4 (C)"),
+    ("linux/mips64le", "MIPS64 release 2: build it with -march=mips64r2 (C)"),
+]
+
+
+@pytest.mark.parametrize(("name", "promise"), PROMISES)
+def test_the_advice_is_that_of_the_architecture_table(name: str, promise: str) -> None:
+    message = judged(132, on=Platform.parse(name))[1]
+    assert message == f"{name}: an instruction that the emulated CPU does not have; {name} promises {promise}"
+
+
+@pytest.mark.parametrize("name", ["linux/s390x", "linux/loong64"])
+def test_an_architecture_without_levels_gets_no_advice(name: str) -> None:
+    message = judged(132, cpu="qemu", on=Platform.parse(name))[1]
+    assert message == f"{name}: an instruction that qemu does not have"
+
+
+@pytest.mark.parametrize("platform", known_platforms(), ids=str)
+def test_every_platform_has_a_sentence_for_a_lacking_instruction(platform: Platform) -> None:
+    outcome, message = judged(132, on=platform)
+    assert outcome is Outcome.ILLEGAL_INSTRUCTION
+    assert message.startswith(f"{platform}: an instruction that ")
+    assert "=)" not in message
+    assert "= (" not in message
+    assert not message.endswith((" ", ":", "with"))
 
 
 def test_whoever_expects_an_illegal_instruction_gets_it() -> None:

@@ -137,3 +137,9 @@ def test_an_outcome_is_written_as_its_word() -> None:
 def test_a_native_run_has_a_null_emulator() -> None:
     assert document(good_run("linux/amd64"))["emulator"] is None
     assert document(EmulatorSummary(path="/q")) == {"path": "/q", "version": "", "cpu": ""}
+
+
+def test_a_run_says_what_was_run_and_keeps_its_limit_to_its_message() -> None:
+    made = document(replace(good_run("linux/arm64"), command="uname -m", limited=True))
+    assert made["command"] == "uname -m"
+    assert "limited" not in made

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks.errors import SettingsError
-from buildkit_tasks.settings import KEYS, Origin, Settings, cache_folder, find_pyproject, load
+from buildkit_tasks.settings import (
+    KEYS,
+    Origin,
+    Settings,
+    SmokeCheck,
+    cache_folder,
+    find_pyproject,
+    load,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +189,13 @@ BAD: list[tuple[str, str]] = [
     ("tags = {a = 1}", "tags = {'a': 1} is not a list"),
     ('engine = "privat"', "engine = 'privat' is none of auto, system, private"),
     ('driver = "Docker"', "driver = 'Docker' is none of auto, docker-container, docker"),
+    ('runner = "podman"', "runner = 'podman' is none of auto, docker, sandbox"),
+    ('root-cache = "much"', "root_cache = 'much' is not a whole number, 0 or more"),
+    ("cpu = 386", "cpu = 386 is not text"),
+    ('cpu = "-cpu"', "'-cpu' is no CPU"),
+    ('cpu = "max host"', "'max host' is no CPU"),
+    ('cpu = "max\\n"', "'max\\n' is no CPU"),
+    ('cpu = "a;b"', "'a;b' is no CPU"),
 ]
 
 
@@ -220,3 +235,90 @@ def test_the_cache_is_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch,
     assert cache_folder(Settings(cache="~/mine")) == tmp_path / "mine"
     monkeypatch.chdir(tmp_path)
     assert cache_folder(Settings(cache="near")) == tmp_path / "near"
+
+
+@pytest.mark.parametrize(
+    "cpu", ["max", "floor", "both", "arm1176", "Skylake-Server-v1,+avx2,pmu=off", "z14.2"]
+)
+def test_a_cpu_is_a_word_of_ours_or_a_model_of_qemus(here: Path, cpu: str) -> None:
+    assert load({"cpu": cpu}, environ={}, folder=here).cpu == cpu
+
+
+CHECKS = """
+[[tool.buildkit-tasks.check]]
+
+[[tool.buildkit-tasks.check]]
+command = "uname -m"
+expect = "^{machine}$"
+expect-exit = 3
+platforms = ["linux/arm64,linux/386", "arm"]
+timeout = 5
+"""
+
+
+def test_checks_are_tables_with_keys_of_their_own(here: Path) -> None:
+    pyproject(here, CHECKS)
+    settings = load(environ={}, folder=here)
+    given = SmokeCheck(
+        command="uname -m",
+        expect="^{machine}$",
+        expect_exit=3,
+        platforms=("linux/arm64", "linux/386", "arm"),
+        timeout=5.0,
+    )
+    assert settings.checks == (SmokeCheck(), given)
+    assert settings.given("checks")
+    assert not load(environ={}, folder=here / "nowhere").checks[0].platforms
+
+
+def test_invokes_checks_are_a_list_of_tables_and_win(here: Path) -> None:
+    pyproject(here, CHECKS)
+    settings = load(invoke={"check": [{"command": "true", "expect": None}]}, environ={}, folder=here)
+    assert settings.checks == (SmokeCheck(command="true"),)
+    assert settings.origins["checks"] is Origin.INVOKE
+
+
+BAD_CHECKS: list[tuple[str, str, str | None]] = [
+    ('exepct = "x"', "unknown key 'exepct'", "did you mean 'expect'?"),
+    ("expect_exti = 1", "unknown key 'expect_exti'", "did you mean 'expect-exit'?"),
+    ("zzz = 1", "unknown key 'zzz'", "known are command, expect, expect_exit, platforms, timeout"),
+    ("command = ['a']", "command = ['a'] is not text", None),
+    ("expect-exit = 'one'", "expect_exit = 'one' is not a whole number, 0 or more", None),
+    ("timeout = -1", "timeout = -1 is not a number, 0 or more", None),
+    ("platforms = 3", "platforms = 3 is not a list", None),
+    ("expect = '('", "expect = '(' is no regular expression: missing ), unterminated subpattern", None),
+]
+
+
+@pytest.mark.parametrize(("line", "complaint", "hint"), BAD_CHECKS)
+def test_a_bad_check_is_an_error_that_names_file_number_and_key(
+    here: Path, line: str, complaint: str, hint: str | None
+) -> None:
+    error = failing(here, {"pyproject": f"{CHECKS}\n[[tool.buildkit-tasks.check]]\n{line}"})
+    assert error.message.startswith(f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: check 3: {complaint}")
+    assert error.hint == hint
+
+
+@pytest.mark.parametrize("text", ["check = 'true'", "check = {command = 'a'}", "check = ['true']"])
+def test_checks_that_are_no_list_of_tables_are_refused_with_how_to_write_them(here: Path, text: str) -> None:
+    error = failing(here, {"pyproject": text})
+    assert error.message.endswith("is not a list of tables")
+    assert error.hint == "begin each with [[tool.buildkit-tasks.check]]"
+
+
+def test_a_bad_check_of_invokes_is_named_by_its_place(here: Path) -> None:
+    error = failing(here, {"invoke": {"check": [{}, {"timeout": "soon"}]}})
+    assert error.message.startswith("Invoke's configuration: buildkit: check 2: timeout = 'soon' is not")
+
+
+@pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_CHECK", "INVOKE_BUILDKIT_CHECKS"])
+def test_checks_do_not_come_from_the_environment(here: Path, variable: str) -> None:
+    error = failing(here, {"environ": {variable: "true"}})
+    assert error.message == f"environment {variable}: checks cannot come from the environment"
+    assert error.hint == "write them as [[tool.buildkit-tasks.check]] in pyproject.toml"
+
+
+def test_checks_is_no_key_but_check_is(here: Path) -> None:
+    assert failing(here, {"pyproject": "checks = []"}).hint == "did you mean 'check'?"
+    assert "check" in KEYS
+    assert "checks" not in KEYS
