@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,33 +15,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.elf import interpreter as loader_of
 from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.binfmt import Binfmt, Handler
 from buildkit_tasks.commands import Call, Runner
-from buildkit_tasks.debian import Packages, Tell, provision
 from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
 from buildkit_tasks.errors import (
     BuildkitTasksError,
     DeadlineExceeded,
     EmulatorError,
-    EngineError,
-    MalformedImage,
 )
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import Machine, Platform, native_platform
+from buildkit_tasks.qemu import find_qemu, qemu_version
 from buildkit_tasks.results import PlatformSetup
 from buildkit_tasks.settings import Settings, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from buildkit_tasks.debian import Tell
     from buildkit_tasks.engine.daemon import Engine
 
-__all__ = ["Emulators", "probe", "qemu_version", "require_emulators", "with_versions"]
+__all__ = ["Emulators", "probe", "require_emulators", "with_versions"]
 
 _PROBE_SECONDS = 10.0
-_VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +128,7 @@ class Emulators:
             self._install_image([Platform("linux", machine.architecture)])
 
     def _qemu(self, machine: Machine) -> Path | None:
-        """A static QEMU for this architecture: the host's, else Debian's in the private prefix."""
-        return _host_qemu(machine) or self._debian_qemu(machine)
-
-    def _debian_qemu(self, machine: Machine) -> Path | None:
-        prefix = cache_folder(self.settings) / "debian" / "qemu"
-        try:
-            provision(prefix, [Packages(names=("qemu-user",))], self.run, self.tell)
-        except EngineError as error:
-            if self.settings.emulators == "host":
-                raise EmulatorError(error.message, hint=error.hint) from error
-            self.tell(error.message)
-            return None
-        program = prefix / "usr/bin" / f"qemu-{machine.qemu}"
-        return program if program.exists() or self.run.dry_run else None
+        return find_qemu(machine, self.settings, self.run, self.tell)
 
     def _install_image(self, platforms: Sequence[Platform]) -> None:
         if self.engine is None:
@@ -246,35 +228,8 @@ def _fault(handler: Handler, failure: str) -> str:
     return ""
 
 
-def _host_qemu(machine: Machine) -> Path | None:
-    """The host's QEMU if it is static: a dynamic one cannot find its libraries in a container."""
-    for name in (f"qemu-{machine.qemu}-static", f"qemu-{machine.qemu}"):
-        found = shutil.which(name)
-        if found is not None and _is_static(Path(found)):
-            return Path(found)
-    return None
-
-
-def _is_static(program: Path) -> bool:
-    try:
-        with program.open("rb") as stream:
-            return loader_of(stream) is None
-    except (OSError, MalformedImage):  # a script, for one
-        return False
-
-
 def with_versions(rows: Sequence[PlatformSetup], run: Runner) -> tuple[PlatformSetup, ...]:
     """The same rows with the version that each interpreter prints of itself."""
     programs = {row.interpreter for row in rows if row.interpreter and Path(row.interpreter).exists()}
     versions = {program: qemu_version(program, run) for program in programs}
     return tuple(replace(row, version=versions.get(row.interpreter, "")) for row in rows)
-
-
-def qemu_version(program: str, run: Runner) -> str:
-    """The version that a QEMU binary prints, such as 11.1.2; empty where it does not say."""
-    try:
-        done = run.run([program, "--version"], Call(timeout=_PROBE_SECONDS))
-    except BuildkitTasksError:
-        return ""
-    found = _VERSION.search(done.stdout)
-    return found[1] if found else ""

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks import debian, emulators
+from buildkit_tasks import debian, qemu
 from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.binfmt import Binfmt
-from buildkit_tasks.emulators import Emulators, probe, qemu_version, require_emulators, with_versions
+from buildkit_tasks.emulators import Emulators, probe, require_emulators, with_versions
 from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import DeadlineExceeded, EmulatorError
 from buildkit_tasks.platforms import parse_platforms
@@ -209,9 +209,9 @@ def test_a_host_qemu_that_would_not_work_in_a_container_is_passed_over(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     executable(tmp_path / "bin" / "qemu-aarch64-static", data)
-    assert emulators._host_qemu(ARM64.machine) is None
+    assert qemu._of_host(ARM64.machine) is None
     better = static_qemu(tmp_path, "qemu-aarch64")
-    assert emulators._host_qemu(ARM64.machine) == better
+    assert qemu._of_host(ARM64.machine) == better
 
 
 def test_two_variants_of_one_architecture_are_registered_once(bench: Bench, tmp_path: Path) -> None:
@@ -345,5 +345,5 @@ def test_a_version_is_what_the_interpreter_says_of_itself(tmp_path: Path) -> Non
 
 def test_an_interpreter_that_does_not_say_its_version_is_no_fault() -> None:
     run = Scripted().tell("/q --version", error=DeadlineExceeded("slow"))
-    assert qemu_version("/q", run) == ""
-    assert qemu_version("/r", run.tell("/r --version", stdout="hello")) == ""
+    assert qemu.qemu_version("/q", run) == ""
+    assert qemu.qemu_version("/r", run.tell("/r --version", stdout="hello")) == ""
