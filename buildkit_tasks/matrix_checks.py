@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.pytest_plugin import skipped_without_engine
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import pytest
 
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
@@ -21,7 +23,19 @@ def test_the_image_is_what_it_says(line: Line, multiarch_image: str, platform: P
     assert not problems, "\n".join(problems)
 
 
-def test_the_image_runs(run_on_platform: Callable[[], RunResult]) -> None:
-    """Its program runs on this platform and does what the settings expect."""
-    result = run_on_platform()
-    assert result.ok, f"{result.outcome}: {result.message}\n{result.stdout}{result.stderr}"
+def test_the_image_runs(
+    request: pytest.FixtureRequest, line: Line, multiarch_image: str, platform: Platform
+) -> None:
+    """All that the settings run on this platform, on each CPU that they ask for, does what they expect."""
+    with skipped_without_engine(request.config):
+        report = line.emulate(multiarch_image, (platform,))
+    problems = [_told(result) for result in report.results if not result.ok]
+    assert report.results, f"nothing was run on {platform}"
+    assert not problems, "\n".join(problems)
+
+
+def _told(result: RunResult) -> str:
+    """How a run that did not pass ended, with what it printed."""
+    cpu = f" on {result.emulator.cpu}" if result.emulator and result.emulator.cpu else ""
+    what = f"{result.command or 'the image'}{cpu}"
+    return f"{what}: {result.outcome}: {result.message}\n{result.stdout}{result.stderr}"

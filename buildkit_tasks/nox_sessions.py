@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import nox
 
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.processes import Process
 from buildkit_tasks.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["arch_matrix"]
 
 _DEFAULT_TESTS = ("--pyargs", "buildkit_tasks.matrix_checks")
+# What a session may run beside, under `nox -j`: Nox knows it from 2026.8.10 on.
+_PARALLEL: dict[str, Any] = {
+    key: True for key in ("allow_parallel",) if key in inspect.signature(nox.session).parameters
+}
+_SCHEDULER = "BUILDKIT_TASKS_NOX"  # the process that read the noxfile first
 
 
 def arch_matrix(
@@ -29,24 +40,29 @@ def arch_matrix(
 
     ``platforms`` defaults to the settings', ``tests`` (pytest's arguments) to two checks that every
     image must pass: it is what it says, and it runs. The image is built once, by whichever session
-    comes first, for all platforms; what follows ``--`` on nox's command line goes to pytest.
+    comes first, for all platforms; under ``nox -j`` the others wait for it. Of what follows ``--`` on
+    nox's command line, options of ``run-emulated`` become settings of the session, and the rest goes
+    to pytest.
     The sessions run where Nox runs, since that is where this package and pytest are installed.
     """
     wanted = parse_platforms(platforms or load().platforms)
+    names = [str(each) for each in wanted]
+    scheduler = _scheduler()
     images: list[str] = []
 
-    @nox.session(name=name, venv_backend="none")
-    @nox.parametrize("platform", [str(each) for each in wanted], ids=[each.slug for each in wanted])
+    @nox.session(name=name, venv_backend="none", **_PARALLEL)
+    @nox.parametrize("platform", names, ids=[each.slug for each in wanted])
     def session(session: nox.Session, platform: str) -> None:
         """Build once; then verify and run on one platform."""
+        env, words = _sorted_out(session)
         if not images:
-            images.append(_built(session, [str(each) for each in wanted]))
+            images.append(_once(session, name, scheduler, lambda: _built(session, names, env)))
         if not images[0]:
             session.error("the image could not be built")
         chosen = [*(tests or _DEFAULT_TESTS), "-p", "no:cacheprovider"]
         python = [sys.executable, "-m", "pytest"]
         options = [f"--platform={platform}", f"--image={images[0]}", *_strictness()]
-        session.run(*python, *chosen, *options, *session.posargs, external=True)
+        session.run(*python, *chosen, *options, *words, env=env, external=True)
 
     return session
 
@@ -56,15 +72,98 @@ def _strictness() -> list[str]:
     return ["--require-engine"] if os.environ.get("CI") else []
 
 
-def _built(session: nox.Session, platforms: list[str]) -> str:
+def _built(session: nox.Session, platforms: list[str], env: Mapping[str, str]) -> str:
     """Build the image for all platforms in a process of its own; gives its name, or nothing."""
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **env})
     if done.returncode:
         session.warn(f"build-multiarch ended with status {done.returncode}")
         return ""
     outputs = json.loads(done.stdout)["outputs"]
     archives = [output["dest"] for output in outputs if output["type"] == "oci"]
     return f"oci-archive:{Path(archives[0]).absolute()}"
+
+
+def _scheduler() -> str:
+    """The Nox that started this one for a single session, as ``nox -j`` does; empty if none did.
+
+    Each session of ``nox -j`` is a child process of Nox that reads the noxfile again. The one that
+    read it first leaves its pid and start time in the environment.
+    """
+    first = os.environ.pop(_SCHEDULER, "")
+    with contextlib.suppress(ProcessLookupError):  # no /proc to look in: then each builds for itself
+        os.environ[_SCHEDULER] = str(Process.of(os.getpid()))
+        return first if first == str(Process.of(os.getppid())) else ""
+    return ""
+
+
+def _once(session: nox.Session, name: str, scheduler: str, build: Callable[[], str]) -> str:
+    """What ``build`` gives; under ``nox -j``, what it gave the first of this run's sessions."""
+    if not scheduler:
+        return build()
+    record = session.cache_dir / f"{quote(name, safe='')}.image.json"
+    with only_one(record.with_suffix(".lock")):
+        with contextlib.suppress(OSError, ValueError):  # none yet, or cut off by a kill
+            run, image = json.loads(record.read_bytes())
+            if run == scheduler:
+                return str(image)
+        image = build()
+        record.write_text(json.dumps([scheduler, image]), encoding="utf-8")
+        return image
+
+
+def _sorted_out(session: nox.Session) -> tuple[dict[str, str], list[str]]:
+    """The environment that sets what the words after ``--`` ask of a run, and the words for pytest.
+
+    A value that cannot be ends the session in the words of the settings.
+    """
+    from buildkit_tasks.emulate.outcomes import Expectation  # noqa: PLC0415 - not for a listing
+
+    try:
+        values, words = _parted(session.posargs)
+        Expectation(pattern=load(values).expect)  # which refuses what is no regular expression
+    except UsageError as error:
+        session.error(str(error))
+    return {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in values.items() if value}, words
+
+
+def _parted(posargs: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Settings by their keys, from the words that are options of ``run-emulated``; and the other words."""
+    settings = _settings_by_option()
+    values: dict[str, str] = {}
+    others: list[str] = []
+    words = iter(posargs)
+    for word in words:
+        option, value = _split(word)
+        if option not in settings:
+            others.append(word)
+            if word == "--":
+                return values, [*others, *words]
+            continue
+        if value is None and (value := next(words, None)) is None:
+            raise UsageError(f"{word} needs a value")
+        values[settings[option]] = value
+    return values, others
+
+
+def _split(word: str) -> tuple[str, str | None]:
+    """A word as an option, with dashes, and the value that is joined to it."""
+    if word.startswith("-j") and word[2:3].isdecimal():
+        return "-j", word[2:]
+    option, joined, value = word.partition("=")
+    return option.replace("_", "-"), value if joined else None
+
+
+def _settings_by_option() -> dict[str, str]:
+    """The options of a run that have one value, as typed, and the key of the settings that each sets."""
+    from buildkit_tasks.options import ENVIRONMENT, RUN  # noqa: PLC0415 - Invoke, not for a listing
+
+    found: dict[str, Any] = {}
+    for option in (*RUN, *ENVIRONMENT):
+        if option.setting and option.default == "" and option.name != "timeout":  # that one is pytest's
+            found[f"--{option.name.replace('_', '-')}"] = option.setting
+            if option.short:
+                found[f"-{option.short}"] = option.setting
+    return found

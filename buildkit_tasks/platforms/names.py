@@ -67,6 +67,11 @@ class Platform:
         return "-".join(part for part in (self.architecture, self.variant) if part)
 
     @property
+    def goarch(self) -> str:
+        """What Go calls the architecture, as ``go env GOARCH``: OCI took its names from there."""
+        return self.architecture
+
+    @property
     def machine(self) -> Machine:
         """This platform's row of the architecture table."""
         return _BY_ARCHITECTURE[self.architecture]
