@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.images import hello, write_archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,21 +83,26 @@ def test_somebody_elses_platform_is_left_alone(tmp_path: Path, text: str) -> Non
     assert "1 passed" in said
 
 
-NEEDS = "def test_two(line):\n    pass\n"
+NEEDS = "def test_two(multiarch_image):\n    pass\n"
 SYSTEM = '[tool.buildkit-tasks]\nengine = "system"\n'
 
 
+def engineless(folder: Path) -> Path:
+    """A repository that could be built, had it the engine that its settings are content with."""
+    (folder / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
+    (folder / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
+    return folder
+
+
 def test_without_an_engine_a_test_is_skipped_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
-    code, said = outcomes(tmp_path, NEEDS)
+    code, said = outcomes(engineless(tmp_path), NEEDS)
     assert code == 0
     assert "1 skipped" in said
     assert "no engine: no Docker daemon answers at unix://" in said
 
 
 def test_where_an_engine_is_required_its_absence_fails_the_test(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
-    code, said = outcomes(tmp_path, NEEDS, "--require-engine")
+    code, said = outcomes(engineless(tmp_path), NEEDS, "--require-engine")
     assert code == 1
     assert "no engine: no Docker daemon answers at unix://" in said
     assert "Traceback" not in said
@@ -113,3 +122,331 @@ def test_a_suite_that_uses_nothing_of_it_imports_nothing_heavy_of_it(tmp_path: P
     )
     code, said = outcomes(tmp_path, text)
     assert code == 0, said
+
+
+def test_the_services_are_there_without_an_engine(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
+    text = "def test_four(line):\n    assert line.settings.engine == 'system'\n"
+    code, said = outcomes(tmp_path, text, "--require-engine")
+    assert code == 0, said
+
+
+def test_an_archive_is_looked_into_without_an_engine(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
+    write_archive(hello(("linux/amd64", "linux/arm64")), tmp_path / "image.tar")
+    text = "from buildkit_tasks.matrix_checks import test_the_image_is_what_it_says\n"
+    options = ("--require-engine", f"--image=oci-archive:{tmp_path}/image.tar")
+    code, said = outcomes(tmp_path, text, *options, "--platform=linux/arm64,linux/amd64")
+    assert code == 0, said
+    assert "2 passed" in said
+    code, said = outcomes(tmp_path, text, *options, "--platform=linux/s390x")
+    assert code == 1
+    assert "linux/s390x is not in oci-archive:" in said
+
+
+BAD = [
+    pytest.param("--cpu=-cpu", "'-cpu' is no CPU", id="cpu"),
+    pytest.param("--runner=podman", "runner = 'podman' is none of auto, docker, sandbox", id="runner"),
+    pytest.param("--platform=linux/amd46", "did you mean linux/amd64?", id="platform"),
+]
+
+
+@pytest.mark.parametrize(("option", "words"), BAD)
+def test_an_options_bad_value_is_an_error_of_usage(tmp_path: Path, option: str, words: str) -> None:
+    code, said = outcomes(tmp_path, "def test_five():\n    pass\n", option)
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert words in said
+    assert "Traceback" not in said
+    assert "INTERNALERROR" not in said
+
+
+def test_a_bad_setting_is_told_in_words_where_it_is_needed_and_nowhere_else(tmp_path: Path) -> None:
+    text = "[tool.buildkit-tasks]\nrunner = 'podman'\n"
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    code, said = outcomes(tmp_path, "def test_five():\n    pass\n")
+    assert code == 0, said
+    for needs in (ONE, "def test_six(line):\n    pass\n"):
+        code, said = outcomes(tmp_path, needs)
+        assert code != 0
+        assert "pyproject.toml: [tool.buildkit-tasks]: runner = 'podman' is none of" in said
+        assert "SettingsError" not in said
+        assert "in load" not in said
+
+
+# What stands in for the services: it notes what it is asked, in the folder of the test.
+FAKES = """
+import dataclasses, json, pathlib, time
+import pytest
+from buildkit_tasks import errors
+from buildkit_tasks.line import Line
+from buildkit_tasks.results import BuildResult, EmulatorSummary, Outcome, Output, RunReport, RunResult
+
+HERE = pathlib.Path(__file__).parent
+
+
+def note(name, **what):
+    with (HERE / name).open("a") as log:
+        print(json.dumps(what), file=log)
+
+
+def build(self, request):
+    note("builds", platforms=list(map(str, request.platforms)))
+    time.sleep(1)
+    {build}
+    output = Output(type="oci", dest=str(HERE / "image.tar"))
+    result = BuildResult(digest="", outputs=(output,), platforms=(), builder="", bases="", seconds=1)
+    self.images.remember(result)
+    return result
+
+
+def emulate(self, image, platforms=()):
+    names = ("command", "expect", "expect_exit", "timeout", "cpu", "runner", "jobs")
+    settings = {{name: getattr(self.settings, name) for name in names}}
+    note("runs", image=image, checks=len(self.settings.checks), **settings)
+    {emulate}
+    emulator = EmulatorSummary(path="/qemu", cpu=self.settings.cpu)
+    results = [
+        RunResult(platform=str(platform), outcome=Outcome.PASSED, exit_code=0, stdout="said", seconds=0.5,
+                  runner="sandbox", emulated=True, emulator=emulator)
+        for platform in platforms
+    ]
+    return RunReport(subject=image, results=tuple(results))
+
+
+Line.build = build
+Line.emulate = emulate
+"""
+
+
+class Fakes:
+    """A test module in a folder of its own, whose builds and runs are stood in for."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.settings()
+
+    def settings(self, *lines: str) -> Fakes:
+        text = "\n".join(["[tool.buildkit-tasks]", f"cache = '{self.pytester.path}/cache'", *lines])
+        self.pytester.makepyprojecttoml(text)
+        return self
+
+    def run(self, text: str, *options: str, build: str = "", emulate: str = "") -> pytest.RunResult:
+        self.pytester.makeconftest(FAKES.format(build=build, emulate=emulate))
+        self.pytester.makepyfile(text)
+        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rA", *options, timeout=120)
+
+    def noted(self, name: str) -> list[dict[str, Any]]:
+        path = self.pytester.path / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def fakes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    for name in [
+        name for name in os.environ if name.startswith(("INVOKE_BUILDKIT_", "DOCKER_", "PYTEST_XDIST"))
+    ]:
+        monkeypatch.delenv(name)
+    return Fakes(pytester)
+
+
+RUNS = "def test_it(run_on_platform):\n    assert run_on_platform().ok\n"
+
+
+def test_a_run_gives_what_was_printed_the_exit_code_the_seconds_and_the_emulator(fakes: Fakes) -> None:
+    text = """
+        def test_it(run_on_platform, platform):
+            result = run_on_platform("uname -m", expect="x", expect_exit=3, timeout=7, cpu="floor")
+            assert (result.platform, result.stdout, result.exit_code) == (str(platform), "said", 0)
+            assert (result.seconds, result.runner, result.emulator.cpu) == (0.5, "sandbox", "floor")
+    """
+    done = fakes.run(text, "--image=oci-archive:x.tar", "--platform=s390x", "--runner=sandbox")
+    done.assert_outcomes(passed=1)
+    asked = {"command": "uname -m", "expect": "x", "expect_exit": 3, "timeout": 7, "cpu": "floor"}
+    (noted,) = fakes.noted("runs")
+    assert noted == asked | {"image": "oci-archive:x.tar", "checks": 0, "runner": "sandbox", "jobs": 0}
+    assert fakes.noted("builds") == []
+
+
+CHECK = "[[tool.buildkit-tasks.check]]\ncommand = 'true'"
+SUITE = ("command = 'one'", "expect = 'two'", "expect-exit = 3", "timeout = 4", "cpu = 'floor'", CHECK)
+
+
+def test_without_a_command_the_settings_hold_and_their_checks_are_not_run(fakes: Fakes) -> None:
+    done = fakes.settings(*SUITE).run(RUNS, "--image=x", "--platform=s390x")
+    done.assert_outcomes(passed=1)
+    (noted,) = fakes.noted("runs")
+    assert {
+        "command": "one",
+        "expect": "two",
+        "expect_exit": 3,
+        "timeout": 4,
+        "cpu": "floor",
+    }.items() <= noted.items()
+    assert noted["checks"] == 0
+
+
+def test_a_command_of_the_tests_is_held_to_what_the_test_expects(fakes: Fakes) -> None:
+    text = "def test_it(run_on_platform):\n    assert run_on_platform('three').ok\n"
+    done = fakes.settings(*SUITE).run(text, "--image=x", "--platform=s390x", "--cpu=max")
+    done.assert_outcomes(passed=1)
+    (noted,) = fakes.noted("runs")
+    assert {
+        "command": "three",
+        "expect": "",
+        "expect_exit": 0,
+        "timeout": 4,
+        "cpu": "max",
+    }.items() <= noted.items()
+
+
+def test_the_checks_of_a_repository_without_tests_run_all_that_the_settings_say(fakes: Fakes) -> None:
+    text = "from buildkit_tasks.matrix_checks import test_the_image_runs\n"
+    done = fakes.settings(*SUITE).run(text, "--image=x", "--platform=s390x", "--cpu=both")
+    done.assert_outcomes(passed=1)
+    (noted,) = fakes.noted("runs")
+    assert (noted["checks"], noted["cpu"]) == (1, "both")
+
+
+def test_what_did_not_pass_is_told_with_its_command_and_its_cpu(fakes: Fakes) -> None:
+    text = "from buildkit_tasks.matrix_checks import test_the_image_runs\n"
+    emulate = """
+    floor = EmulatorSummary(path="/qemu", cpu="arm1176")
+    kinds = [("one", Outcome.PASSED, None), ("two --three", Outcome.ILLEGAL_INSTRUCTION, floor)]
+    return RunReport(subject="", results=tuple(
+        RunResult(platform="linux/arm/v6", outcome=outcome, command=command, emulator=emulator,
+                  message="build it with GOARM=6") for command, outcome, emulator in kinds))
+    """
+    done = fakes.run(text, "--image=x", "--platform=arm/v6", emulate=emulate)
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*two --three on arm1176: illegal-instruction: build it with GOARM=6*"])
+    assert "one: passed" not in done.stdout.str()
+
+
+BOTH = [
+    pytest.param("cpu='both'", "--image=x", id="asked-for-by-the-test"),
+    pytest.param("", "--cpu=both", id="asked-for-by-the-option"),
+]
+
+
+@pytest.mark.parametrize(("argument", "option"), BOTH)
+def test_one_run_on_both_cpus_is_an_error_of_usage(fakes: Fakes, argument: str, option: str) -> None:
+    text = f"""
+        import pytest
+        from buildkit_tasks.errors import UsageError
+        def test_it(run_on_platform):
+            with pytest.raises(UsageError, match="one CPU, not on both"):
+                run_on_platform({argument})
+            assert run_on_platform(cpu="max").ok
+            assert run_on_platform(cpu="floor").ok
+    """
+    done = fakes.run(text, "--image=x", "--platform=s390x", option)
+    done.assert_outcomes(passed=1)
+    assert [noted["cpu"] for noted in fakes.noted("runs")] == ["max", "floor"]
+
+
+def test_a_value_that_cannot_be_is_refused_before_anything_runs(fakes: Fakes) -> None:
+    text = """
+        import pytest
+        from buildkit_tasks.errors import UsageError
+        @pytest.mark.parametrize("bad", [{"cpu": "--privileged"}, {"timeout": -1}, {"expect_exit": 1.5}])
+        def test_it(run_on_platform, bad):
+            with pytest.raises(UsageError, match="^run_on_platform: "):
+                run_on_platform(**bad)
+    """
+    fakes.run(text, "--image=x", "--platform=s390x").assert_outcomes(passed=3)
+    assert fakes.noted("runs") == []
+
+
+ABSENT = [
+    pytest.param("EngineError", "no engine: why", id="engine"),
+    pytest.param("EmulatorError", "no emulator: why", id="emulator"),
+]
+
+
+@pytest.mark.parametrize("checks", [RUNS, "from buildkit_tasks.matrix_checks import test_the_image_runs\n"])
+@pytest.mark.parametrize(("error", "words"), ABSENT)
+def test_a_run_for_which_the_engine_or_emulator_is_missing_is_skipped_or_fails(
+    fakes: Fakes, error: str, words: str, checks: str
+) -> None:
+    options, lacking = ("--image=x", "--platform=s390x"), f"raise errors.{error}('why')"
+    done = fakes.run(checks, *options, emulate=lacking)
+    done.assert_outcomes(skipped=1)
+    done.stdout.fnmatch_lines([f"SKIPPED*{words}"])
+    done = fakes.run(checks, *options, "--require-engine", emulate=lacking)
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines([words])
+
+
+MANY = """
+    def test_one(multiarch_image, platform):
+        assert multiarch_image.startswith("oci-archive:/") and multiarch_image.endswith("/image.tar")
+    def test_two(multiarch_image, platform):
+        pass
+"""
+TEN = (
+    "--platform=linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6,linux/386",
+    "--platform=linux/ppc64le,linux/s390x,linux/riscv64,linux/mips64le,linux/loong64",
+)
+
+
+def workers(said: str) -> set[str]:
+    return set(re.findall(r"^\[(gw\d+)\]", said, re.MULTILINE))
+
+
+def test_two_workers_share_one_build(fakes: Fakes) -> None:
+    done = fakes.run(MANY, "-n2", "-v", *TEN)
+    done.assert_outcomes(passed=20)
+    assert workers(done.stdout.str()) == {"gw0", "gw1"}
+    (build,) = fakes.noted("builds")
+    assert len(build["platforms"]) == 10
+
+
+def test_another_session_builds_anew(fakes: Fakes) -> None:
+    for _ in range(2):
+        fakes.run(MANY, "-n2", "--basetemp=base", "--platform=386,s390x").assert_outcomes(passed=4)
+    assert len(fakes.noted("builds")) == 2
+
+
+def test_a_build_that_fails_is_tried_once_and_fails_in_every_worker_in_words(fakes: Fakes) -> None:
+    broken = "raise errors.BuildFailed('exit status 7', hint='mend it')"
+    done = fakes.run(MANY, "-n2", "-v", *TEN, build=broken)
+    done.assert_outcomes(errors=20)
+    assert workers(done.stdout.str()) == {"gw0", "gw1"}
+    assert "the image could not be built: exit status 7" in done.stdout.str()
+    assert "Traceback" not in done.stdout.str()
+    assert len(fakes.noted("builds")) == 1
+
+
+def test_what_a_build_is_missing_skips_in_every_worker(fakes: Fakes) -> None:
+    done = fakes.run(MANY, "-n2", *TEN, build="raise errors.EngineError('why')")
+    done.assert_outcomes(skipped=20)
+    done.stdout.fnmatch_lines(["SKIPPED*no engine: why"])
+    assert len(fakes.noted("builds")) == 1
+
+
+def test_a_worker_that_is_killed_while_it_builds_leaves_the_build_to_another(fakes: Fakes) -> None:
+    killed = "import os\n    len((HERE / 'builds').read_text().splitlines()) > 1 or os.kill(os.getpid(), 9)"
+    done = fakes.run(MANY, "-n2", "-v", "--max-worker-restart=2", *TEN, build=killed)
+    assert "crashed" in done.stdout.str()
+    assert done.parseoutcomes()["passed"] == 19
+    assert len(fakes.noted("builds")) == 2
+
+
+def test_workers_look_into_one_archive_and_its_fault_is_found(fakes: Fakes) -> None:
+    platforms = ("linux/amd64", "linux/arm64", "linux/arm/v7")
+    write_archive(hello(platforms), fakes.pytester.path / "image.tar")
+    text = "from buildkit_tasks.matrix_checks import test_the_image_is_what_it_says\n"
+    options = ("-n2", "-v", "--platform=linux/amd64,linux/arm64,linux/arm/v7")
+    done = fakes.run(text, *options, "--image=oci-archive:image.tar")
+    done.assert_outcomes(passed=3)
+    done = fakes.run(text, *options, "--platform=linux/386", "--image=oci-archive:image.tar")
+    done.assert_outcomes(passed=3, failed=1)
+
+
+def test_tests_are_collected_in_the_order_of_the_platforms_for_every_worker(fakes: Fakes) -> None:
+    marked = "import pytest\n@pytest.mark.platforms('386', 's390x', 'arm64')\n" + ONE
+    done = fakes.run(marked, "-n2", "-v", "--platform=s390x,amd64,386", "--platform=arm64")
+    done.assert_outcomes(passed=3)
+    listed = fakes.run(marked, "--collect-only", "-q", "--platform=s390x,amd64,386", "--platform=arm64")
+    found = [line.partition("[")[2] for line in listed.outlines if "::test_one[" in line]
+    assert found == ["s390x]", "386]", "arm64]"]
