@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import time
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.emulate.answering import LABEL, answering, ask_to_remove, is_silence
+from buildkit_tasks.emulate.attached import PROCESSES_CAP, Followed, attached, follow
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.emulate.peek import wrong_program
-from buildkit_tasks.errors import EngineError
+from buildkit_tasks.emulate.qemu import STEERING, refused_model
 from buildkit_tasks.processes import Process
 from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
 
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LABEL", "Guest", "as_command", "reap", "run_guest"]
 
-LABEL = "io.buildkit-tasks.owner"
-_OUTPUT_CAP = 1 << 20
+_FORK_REFUSED = re.compile(
+    r"[^\n]*(?:fork|clone|thread|process)[^\n]{0,80}(?:Resource temporarily unavailable|errno=11\b)"
+)
 _CONFINED: dict[str, Any] = {
     # A fatal signal is not delivered to PID 1, and QEMU then hangs: an init passes it on.
     "init": True,
@@ -34,7 +37,7 @@ _CONFINED: dict[str, Any] = {
     "read_only": True,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
-    "pids_limit": 256,
+    "pids_limit": PROCESSES_CAP,
     "mem_limit": "1g",
     "nano_cpus": 1_000_000_000,
     "tmpfs": {"/tmp": "size=64m"},  # noqa: S108 - the guest's own
@@ -44,7 +47,11 @@ _CONFINED: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """What to run for one platform, and how it runs here."""
+    """What to run for one platform, and how it runs here.
+
+    ``command`` replaces CMD, ``written`` is how the user wrote it. ``cpu`` is the model that QEMU is
+    told to be, empty for its default. ``timeout`` is in seconds.
+    """
 
     platform: Platform
     image: Loaded
@@ -52,13 +59,15 @@ class Guest:
     command: tuple[str, ...]
     expectation: Expectation
     timeout: float
+    cpu: str = ""
+    written: str = ""
 
     @property
     def emulator(self) -> EmulatorSummary | None:
         """The emulator that the kernel starts for it; None where it runs natively."""
         if self.setup.native:
             return None
-        return EmulatorSummary(path=self.setup.interpreter, version=self.setup.version)
+        return EmulatorSummary(path=self.setup.interpreter, version=self.setup.version, cpu=self.cpu)
 
     def result(self, outcome: Outcome, message: str = "", **more: Any) -> RunResult:
         """A result of this guest."""
@@ -67,13 +76,14 @@ class Guest:
             outcome=outcome,
             message=message,
             digest=self.image.digest,
+            command=self.written,
             emulated=not self.setup.native,
             emulator=self.emulator,
             **more,
         )
 
 
-def as_command(platform: Platform, image: str, command: Sequence[str]) -> list[str]:
+def as_command(platform: Platform, image: str, command: Sequence[str], cpu: str = "") -> list[str]:
     """The arguments of ``docker run`` that do the same, for a dry run."""
     flags = {
         "network": _CONFINED["network_mode"],
@@ -84,21 +94,26 @@ def as_command(platform: Platform, image: str, command: Sequence[str]) -> list[s
         "cpus": _CONFINED["nano_cpus"] // 1_000_000_000,
         "tmpfs": "/tmp:size=64m",  # noqa: S108 - the guest's own
         "platform": platform,
+        **({"env": f"QEMU_CPU={cpu}"} if cpu else {}),
     }
     bound = [f"--{name}={value}" for name, value in flags.items()]
     return ["run", "--rm", "--init", "--read-only", *bound, "--", image, *command]
 
 
 def run_guest(client: DockerClient, guest: Guest) -> RunResult:
-    """Run one platform's image and tell how it ended; its container is always removed.
+    """Run one platform's image and tell how it ended; its container is removed whatever happens.
 
-    Raises :class:`EngineError` when the engine itself fails or stops answering.
+    Raises :class:`EngineError` when the engine stops answering, with what may be left.
     """
-    from docker.errors import APIError, DockerException  # noqa: PLC0415
-    from requests.exceptions import RequestException  # noqa: PLC0415
+    from docker.errors import APIError  # noqa: PLC0415
 
+    if guest.cpu and guest.setup.native:
+        return guest.result(Outcome.NOT_REGISTERED, _no_emulator(guest))
     try:
-        with _container(client, guest) as container:
+        with (
+            answering(client, "a container", platform=guest.platform),
+            _container(client, guest) as container,
+        ):
             return _look_and_run(client, guest, container)
     except APIError as error:
         if "exec format error" in str(error):
@@ -106,32 +121,58 @@ def run_guest(client: DockerClient, guest: Guest) -> RunResult:
                 Outcome.NOT_REGISTERED, f"the kernel has no handler for {guest.platform}: {error.explanation}"
             )
         return guest.result(Outcome.FAILED, f"the engine could not start it: {error.explanation}")
-    except (DockerException, RequestException) as error:
-        raise EngineError(
-            f"the engine stopped answering: {error}",
-            platform=guest.platform,
-            hint=f"docker ps -a --filter label={LABEL} lists what may be left",
-        ) from error
+
+
+def _no_emulator(guest: Guest) -> str:
+    return (
+        f"{guest.platform} runs natively in this engine, without QEMU: it cannot be run as CPU model"
+        f" {guest.cpu!r} there; --runner=sandbox can"
+    )
 
 
 @contextlib.contextmanager
 def _container(client: DockerClient, guest: Guest) -> Iterator[Mapping[str, Any]]:
-    from docker.errors import NotFound  # noqa: PLC0415
-
     api = client.api
     made = api.create_container(
         guest.image.image,
         list(guest.command) or None,
+        environment=_environment(guest),
         host_config=api.create_host_config(**_CONFINED),
         labels={LABEL: str(Process.of(os.getpid()))},
         # A classic store has one platform for each image, and older ones refuse to be asked.
         platform=str(guest.platform) if guest.image.digest else None,
     )
-    try:
+    with _removed_afterwards(client, made["Id"], guest.platform):
         yield api.inspect_container(made["Id"])
-    finally:
-        with contextlib.suppress(NotFound):
-            api.remove_container(made["Id"], force=True, v=True)
+
+
+def _environment(guest: Guest) -> list[str]:
+    """QEMU's own variables: which model, and none from the image; a name without a value takes it away."""
+    if guest.setup.native:
+        return []
+    chosen = [f"QEMU_CPU={guest.cpu}"] if guest.cpu else []
+    return chosen + [name for name in STEERING if not (chosen and name == "QEMU_CPU")]
+
+
+@contextlib.contextmanager
+def _removed_afterwards(client: DockerClient, container: str, platform: Platform) -> Iterator[None]:
+    with answering(client, f"the container {container[:12]}", platform=platform):
+        try:
+            yield
+        except BaseException as error:
+            if is_silence(error):  # it would not say that it removes it either
+                ask_to_remove(client, "containers", container, force=True, v=True)
+            else:
+                _remove(client, container)
+            raise
+        _remove(client, container)
+
+
+def _remove(client: DockerClient, container: str) -> None:
+    from docker.errors import NotFound  # noqa: PLC0415
+
+    with contextlib.suppress(NotFound):
+        client.api.remove_container(container, force=True, v=True)
 
 
 def _look_and_run(client: DockerClient, guest: Guest, container: Mapping[str, Any]) -> RunResult:
@@ -143,61 +184,57 @@ def _look_and_run(client: DockerClient, guest: Guest, container: Mapping[str, An
     wrong = wrong_program(client.api, container, guest.platform)
     if wrong:
         return guest.result(Outcome.WRONG_ARCH, wrong)
-    started = time.monotonic()
-    client.api.start(container["Id"])
-    timed_out = not _ended(client, container["Id"], guest.timeout)
-    seconds = round(time.monotonic() - started, 3)
-    return _result(client, guest, container["Id"], seconds, timed_out=timed_out)
+    with attached(client.api, container["Id"]) as stream:
+        client.api.start(container["Id"])
+        seen = follow(client.api, container["Id"], stream, guest.timeout)
+    return _result(guest, client.api.inspect_container(container["Id"])["State"], seen)
 
 
-def _ended(client: DockerClient, container: str, timeout: float) -> bool:
-    """Wait for the guest's end; past the deadline it is killed, since it may ignore TERM."""
-    from requests.exceptions import ConnectionError as Disconnected  # noqa: PLC0415
-    from requests.exceptions import ReadTimeout  # noqa: PLC0415
-
-    try:
-        client.api.wait(container, timeout=max(1, math.ceil(timeout)))
-    except (ReadTimeout, Disconnected):
-        # Both mean "not yet"; that the engine still answers is proved by the next call.
-        if client.api.inspect_container(container)["State"]["Running"]:
-            client.api.kill(container)
-            return False
-    return True
-
-
-def _result(
-    client: DockerClient, guest: Guest, container: str, seconds: float, *, timed_out: bool
-) -> RunResult:
-    state = client.api.inspect_container(container)["State"]
-    stdout, stderr = (_captured(client, container, **{name: True}) for name in ("stdout", "stderr"))
+def _result(guest: Guest, state: Mapping[str, Any], seen: Followed) -> RunResult:
+    """What the daemon's own state and the output say."""
+    failed = state["ExitCode"] != guest.expectation.exit_code
     ending = Ending(
         exit_code=state["ExitCode"],
-        stdout=stdout,
-        stderr=stderr,
+        stdout=seen.stdout,
+        stderr=seen.stderr,
         emulated=not guest.setup.native,
         out_of_memory=bool(state.get("OOMKilled")),
+        cpu=guest.cpu,
+        limit=seen.limit or (_refused_process(seen.stderr) if failed else ""),
+        timed_out=guest.timeout if seen.timed_out else 0.0,
     )
-    outcome, message = judge(ending, guest.expectation, guest.platform)
-    if timed_out:
-        outcome, message = Outcome.TIMEOUT, f"it ran for more than {guest.timeout:g} s and was killed"
+    outcome, message = _judged(guest, ending)
     return guest.result(
-        outcome, message, exit_code=ending.exit_code, stdout=stdout, stderr=stderr, seconds=seconds
+        outcome,
+        message,
+        exit_code=ending.exit_code,
+        stdout=ending.stdout,
+        stderr=ending.stderr,
+        seconds=seen.seconds,
+        limited=ending.limited,
     )
 
 
-def _captured(client: DockerClient, container: str, *, stdout: bool = False, stderr: bool = False) -> str:
-    found = bytearray()
-    for chunk in client.api.logs(container, stdout=stdout, stderr=stderr, stream=True):
-        found += chunk
-        if len(found) > _OUTPUT_CAP:
-            del found[_OUTPUT_CAP:]
-            break
-    return found.decode(errors="replace")
+def _judged(guest: Guest, ending: Ending) -> tuple[Outcome, str]:
+    refused = refused_model(ending, guest.platform, guest.setup.interpreter)
+    if refused:
+        return Outcome.NOT_REGISTERED, refused
+    outcome, message = judge(ending, guest.expectation, guest.platform)
+    if outcome is Outcome.EMULATOR_CRASH:
+        return outcome, f"{message} ({Path(guest.setup.interpreter).name or 'QEMU'} {guest.setup.version})"
+    return outcome, message
+
+
+def _refused_process(stderr: str) -> str:
+    """Words for a guest that came to its end too soon after its cap of processes to be seen at it."""
+    said = _FORK_REFUSED.search(stderr)
+    return f"it may have {PROCESSES_CAP} processes and says {said[0].strip()!r}" if said else ""
 
 
 def reap(client: DockerClient) -> None:
     """Remove the containers of runs whose process is gone (a killed task cannot tidy up)."""
-    for container in client.api.containers(all=True, filters={"label": LABEL}):
-        owner = Process.parse(container["Labels"][LABEL])
-        if owner is not None and not owner.alive:
-            client.api.remove_container(container["Id"], force=True, v=True)
+    with answering(client):
+        for container in client.api.containers(all=True, filters={"label": LABEL}):
+            owner = Process.parse(container["Labels"][LABEL])
+            if owner is not None and not owner.alive:
+                _remove(client, container["Id"])

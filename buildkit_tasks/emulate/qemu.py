@@ -1,0 +1,52 @@
+"""What QEMU's user-mode emulator takes from the environment, and what it says before a guest runs.
+
+The names are those that ``qemu-aarch64 --help`` lists as environment variables (QEMU 11.1), and those
+of the options that older versions had (5.2 and newer): QEMU reads them in the guest's own environment.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.emulate.outcomes import Ending
+    from buildkit_tasks.platforms import Platform
+
+__all__ = ["STEERING", "refused_model"]
+
+# An image that sets QEMU_VERSION is not run at all: QEMU prints its version and ends with 0. One that
+# sets QEMU_GDB waits for a debugger. Neither is a program's to choose.
+STEERING = tuple(
+    f"QEMU_{name}"
+    for name in (
+        "ARGV0", "CPU", "DFILTER", "GDB", "GUEST_BASE", "JITDUMP", "LD_PREFIX", "LOG", "LOG_FILENAME",
+        "ONE_INSN_PER_TB", "PAGESIZE", "PERFMAP", "PLUGIN", "RAND_SEED", "RESERVED_VA", "RTSIG_MAP",
+        "SET_ENV", "SINGLESTEP", "STACK_SIZE", "STRACE", "TB_SIZE", "TRACE", "UNAME", "UNSET_ENV",
+        "VERSION",
+    )
+)  # fmt: skip
+
+_REFUSED = 1  # QEMU's exit status where it does not even start the guest
+_REFUSAL = re.compile(
+    r"^qemu[\w-]*: (?:(?P<unknown>unable to find CPU model)|Some features requested in the CPU model|"
+    r"can't apply global|Property '|Expected key=value)|^ELF binary's NaN mode not supported by CPU",
+    re.MULTILINE,
+)
+_SAID_CHARS = 200  # s390x lists every feature that is missing
+
+
+def refused_model(ending: Ending, platform: Platform, emulator: str = "") -> str:
+    """The words why QEMU did not start a guest on the CPU model asked for; empty if it did.
+
+    ``emulator`` is the interpreter's path, where it is known: it lists the models that it has.
+    """
+    found = _REFUSAL.search(ending.stderr)
+    if not ending.cpu or ending.exit_code != _REFUSED or ending.stdout or found is None:
+        return ""
+    ask = f"{emulator or 'qemu-' + platform.machine.qemu} -cpu help"
+    if found["unknown"]:
+        return f"{platform}: QEMU has no CPU model {ending.cpu!r}; '{ask}' lists those that it has"
+    line = ending.stderr[found.start() :].partition("\n")[0]
+    said = line if len(line) <= _SAID_CHARS else f"{line[:_SAID_CHARS]}..."
+    return f"{platform}: QEMU does not run as CPU model {ending.cpu!r} ({said}); '{ask}' lists others"
