@@ -1,6 +1,7 @@
 """Any report as steps, cases and problems: what every renderer shows in its own way.
 
-A step (setup, build, verify, run) has one case per platform. A report that does not hold always
+A step (setup, build, verify, run) has one case per platform, and a run one for each CPU and command
+of a platform. A report that does not hold always
 has a case with a problem, so that no renderer can show a failure as nothing at all. A warning is
 told like a problem, and makes nothing fail.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.report.runs import names_of
 from buildkit_tasks.results import (
     BuildResult,
     Check,
@@ -38,6 +40,7 @@ __all__ = [
     "failing",
     "name_of",
     "platforms_of",
+    "runners_of",
     "shown",
     "steps_of",
     "verdict_message",
@@ -72,15 +75,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One platform in one step; ``platform`` is empty where a problem is about the whole step."""
+    """One platform in one step; ``platform`` is empty where a problem is about the whole step.
+
+    ``label`` tells it from the other cases of its platform, and is empty where there is none.
+    """
 
     platform: str
+    label: str = ""
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
     seconds: float = 0.0
     stdout: str = ""
     stderr: str = ""
     skipped: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it in its step."""
+        return self.label or self.platform
 
     @property
     def held(self) -> bool:
@@ -90,11 +102,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """The cases of one step; ``seconds`` is what the step says it took."""
+    """The cases of one step; ``seconds`` is what the step says it took.
+
+    ``facts`` are named details of the step as a whole.
+    """
 
     name: str
     cases: tuple[Case, ...]
     seconds: float = 0.0
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 def name_of(report: Report) -> str:
@@ -167,9 +183,7 @@ def _step(report: SetupReport | BuildResult | VerifyReport | RunReport) -> Step:
             cases = tuple(_verdict(verdict) for verdict in report.platforms)
             return Step(name="verify", cases=cases or (_nothing_in(report.subject),))
         case RunReport():
-            cases = tuple(_run(result) for result in report.results)
-            seconds = sum(case.seconds for case in cases)
-            return Step(name="run", cases=cases or (_nothing_in(report.subject),), seconds=seconds)
+            return _runs(report)
 
 
 def _setup(row: PlatformSetup) -> Case:
@@ -223,9 +237,26 @@ def _nothing_in(subject: str) -> Case:
     return Case(platform="", problems=(problem,))
 
 
-def _run(result: RunResult) -> Case:
+def _runs(report: RunReport) -> Step:
+    names = names_of(report.results)
+    cases = tuple(_run(result, name) for result, name in zip(report.results, names, strict=True))
+    return Step(
+        name="run",
+        cases=cases or (_nothing_in(report.subject),),
+        seconds=sum(case.seconds for case in cases),
+        facts=tuple(("runner", runner) for runner in runners_of(report)),
+    )
+
+
+def runners_of(report: RunReport) -> list[str]:
+    """Give what ran the image: one runner, unless it changed on the way."""
+    return list(dict.fromkeys(result.runner for result in report.results))
+
+
+def _run(result: RunResult, name: str) -> Case:
     return Case(
         platform=result.platform,
+        label="" if name == result.platform else name,
         problems=() if result.ok else (_of_run(result),),
         seconds=result.seconds,
         stdout=result.stdout,
@@ -240,6 +271,7 @@ def _of_run(result: RunResult) -> Problem:
         kind=result.outcome.value,
         message=result.message or f"the run on {result.platform} ended as {result.outcome.value}",
         facts=(
+            ("command", result.command),
             ("exit code", "" if result.exit_code is None else str(result.exit_code)),
             ("runner", result.runner),
             ("emulator", " ".join(part for part in said if part)),

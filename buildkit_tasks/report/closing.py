@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["closing_of", "counted", "warnings_in"]
 
+_PART = 60  # characters of what tells one run of a platform from another
 _SENTENCE = 200  # characters; the whole of what is cut here stands below the table or in a report file
 
 _DONE = {"setup": "are ready", "build": "built", "verify": "verified", "run": "ran as expected"}
@@ -64,11 +65,23 @@ def _first_gap(steps: Sequence[Step], platform: str) -> str:
         for case in step.cases
         if case.platform == platform and step.name in STEPS
     ]
-    failed = [step.name for step, case in mine if _fails(case)]
+    failed = [(step.name, case) for step, case in mine if _fails(case)]
     if failed:
-        return f"{platform} ({failed[0]})" if platform else failed[0]
+        first = failed[0][0]
+        which = _which([case for step, case in mine if step.name == first])
+        return f"{platform} ({first}{which})" if platform else first
     absent = [step.name for step, case in mine if not case.held and _was_reached(step)]
     return f"{platform} (left out of {absent[0]})" if absent else ""
+
+
+def _which(cases: Sequence[Case]) -> str:
+    """Of several cases of one platform: which of them failed, by what tells them apart."""
+    failed = [case for case in cases if _fails(case)]
+    if len(cases) == len(failed):
+        return ""
+    told = shortened(failed[0].label.removeprefix(failed[0].platform), _PART)
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"{told}{more}"
 
 
 def _fails(case: Case) -> bool:

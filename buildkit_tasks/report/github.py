@@ -79,10 +79,10 @@ def _told(name: str, step: str, case: Case, problems: tuple[Problem, ...]) -> It
     """Give a command for each problem, and one that counts those for which there are too many."""
     some, left_out = shown(problems)
     for problem in some:
-        title = " ".join(part for part in (step, case.platform, problem.kind) if part)
+        title = " ".join(part for part in (step, case.name, problem.kind) if part)
         yield _command(name, title, describe(problem))
     if left_out:
-        title = " ".join(part for part in (step, case.platform) if part)
+        title = " ".join(part for part in (step, case.name) if part)
         yield _command(name, title, f"{left_out} more: a --report file has them all")
 
 

@@ -128,8 +128,8 @@ def _titled(title: str, sections: list[str]) -> list[str]:
 
 
 def _section(kind: str, step: str, case: Case, problems: tuple[Problem, ...], more: Iterable[str]) -> str:
-    """Write one platform's problems in one step, open: what is folded away is easily overlooked."""
-    head = markup(f"{step} {case.platform}".strip())
+    """Write one case's problems, open: what is folded away is easily overlooked."""
+    head = markup(f"{step} {case.name}".strip())
     count = f"<span>{len(problems)}</span>" if len(problems) > 1 else ""
     opening = f'<details class="card {kind}" open="open"><summary>{head}{count}</summary>'
     return "\n".join([opening, *map(_problem, problems), *more, "</details>"])

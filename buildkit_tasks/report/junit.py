@@ -1,4 +1,4 @@
-"""A report as JUnit XML, with one testcase per platform in each step.
+"""A report as JUnit XML, with one testcase per platform in each step, and per CPU and command in a run.
 
 The format is what the Ant and Jenkins schemas share (github.com/jenkinsci/xunit-plugin,
 junit-10.xsd). Whatever an image prints, the document is well-formed XML 1.0.
@@ -43,6 +43,9 @@ def _suite(step: Step) -> Iterator[str]:
     yield f"  <testsuite{_attributes(name=step.name)}{_counts(step.cases, step.seconds)}>"
     for case in step.cases:
         yield from _case(step.name, case)
+    if step.facts:
+        facts = (f"<property{_attributes(name=name, value=value)}/>" for name, value in step.facts)
+        yield f"    <properties>{''.join(facts)}</properties>"
     yield "  </testsuite>"
 
 
@@ -64,7 +67,7 @@ def _is_error(case: Case) -> bool:
 def _case(step: str, case: Case) -> Iterator[str]:
     named = _attributes(
         classname=f"buildkit_tasks.{step}",
-        name=case.platform or f"{step} as a whole",
+        name=case.name or f"{step} as a whole",
         time=f"{case.seconds:.3f}",
     )
     yield f"    <testcase{named}>"

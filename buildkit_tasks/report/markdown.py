@@ -58,7 +58,7 @@ def _escaped(text: str) -> str:
 
 
 def _section(step: str, case: Case, said: Iterable[str]) -> str:
-    head = _escaped(f"{step} {case.platform}".strip())
+    head = _escaped(f"{step} {case.name}".strip())
     return f"**{head}**\n\n{_fenced(chr(10).join(said))}\n"
 
 

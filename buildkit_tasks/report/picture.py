@@ -188,7 +188,7 @@ def _draw_problems(canvas: _Canvas, tone: Tone, step: str, case: Case, problems:
     some, left_out = shown(problems)
     before = ""
     for problem in some:
-        head = " ".join(part for part in (_WORDS[tone], step, case.platform, problem.kind) if part)
+        head = " ".join(part for part in (_WORDS[tone], step, case.name, problem.kind) if part)
         if tone is Tone.BAD or head != before:  # warnings of one kind stand under one head
             canvas.skip(14)
             canvas.lines(_folded(head, canvas.columns), f"strong {tone}")

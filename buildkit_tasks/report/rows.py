@@ -6,8 +6,9 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from buildkit_tasks.report.cases import name_of, platforms_of, steps_of, verdict_message
+from buildkit_tasks.report.cases import name_of, platforms_of, runners_of, steps_of, verdict_message
 from buildkit_tasks.report.closing import closing_of, counted, warnings_in
+from buildkit_tasks.report.runs import command_of, cpu_of, differences, seconds_of, varies
 from buildkit_tasks.report.text import last_line, one_line, shortened
 from buildkit_tasks.results import (
     BuildResult,
@@ -24,7 +25,7 @@ from buildkit_tasks.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Cell", "Table", "Tone", "table_of"]
 
@@ -110,9 +111,26 @@ def _body(report: Report) -> tuple[tuple[str, ...], _Rows]:
         case VerifyReport():
             return _VERIFY, [_verdict_row(verdict) for verdict in report.platforms]
         case RunReport():
-            return _RUN, [_run_row(result) for result in report.results]
+            rows = [_run_row(result) for result in report.results]
+            return _told_apart(_RUN, rows, report.results)
         case MatrixReport():
-            return _MATRIX, [_matrix_row(report, name) for name in platforms_of(steps_of(report))]
+            names = platforms_of(steps_of(report))
+            ran = [result for name in names for result in _runs_on(report, name)]
+            rows = [row for name in names for row in _matrix_rows(report, name)]
+            return _told_apart(_MATRIX, rows, ran)
+
+
+def _told_apart(
+    columns: tuple[str, ...], rows: _Rows, ran: Sequence[RunResult | None]
+) -> tuple[tuple[str, ...], _Rows]:
+    """The table with CPU and command before ``Ran``, each if it tells anything; ``ran`` is each row's run."""
+    for name, of, usual in (("CPU", cpu_of, ("max",)), ("Command", command_of, ())):
+        if varies([*usual, *(of(result) for result in ran if result)]):
+            at = columns.index("Ran")
+            columns = (*columns[:at], name, *columns[at:])
+            cells = [_plain(of(result) if result else "") for result in ran]
+            rows = [(*row[:at], cell, *row[at:]) for row, cell in zip(rows, cells, strict=True)]
+    return columns, rows
 
 
 def _setup_row(row: PlatformSetup) -> tuple[Cell, ...]:
@@ -135,19 +153,22 @@ def _run_row(result: RunResult) -> tuple[Cell, ...]:
     return _plain(result.platform), _plain(_emulator(result)), _ran(result), Cell(_seconds(result))
 
 
-def _matrix_row(report: MatrixReport, name: str) -> tuple[Cell, ...]:
+def _matrix_rows(report: MatrixReport, name: str) -> Iterator[tuple[Cell, ...]]:
+    """A row for each run of a platform; what holds for all of them stands in the first."""
     setup = _pick(report.setup.platforms if report.setup else (), name)
     built = _pick(report.build.platforms if report.build else (), name)
     verdict = _pick(report.verify.platforms if report.verify else (), name)
-    result = _pick(report.run.results if report.run else (), name)
-    return (
-        _plain(name),
-        _through(setup, result),
-        _built(report.build, built),
-        _verified(verdict) if verdict else Cell("-"),
-        _ran(result) if result else Cell("-"),
-        Cell(_seconds(result)) if result else Cell("-"),
-    )
+    once = (_built(report.build, built), _verified(verdict) if verdict else Cell("-"))
+    for result in _runs_on(report, name):
+        ran = (_ran(result), Cell(_seconds(result))) if result else (Cell("-"), Cell("-"))
+        yield (_plain(name), _through(setup, result), *once, *ran)
+        once = (Cell(""), Cell(""))
+
+
+def _runs_on(report: MatrixReport, name: str) -> list[RunResult | None]:
+    """The runs of a platform, or one that is none."""
+    mine = [result for result in report.run.results if result.platform == name] if report.run else []
+    return [*mine] or [None]
 
 
 class _OfPlatform(Protocol):
@@ -176,7 +197,10 @@ def _failed(why: str) -> Cell:
 def _through(setup: PlatformSetup | None, result: RunResult | None) -> Cell:
     if setup is None:
         return _plain(_emulator(result) if result else "")
-    return _plain(_handler(setup)) if setup.runs else _failed(_handler(setup))
+    if not setup.runs:
+        return _failed(_handler(setup))
+    # On an old CPU the host's own programs go through an emulator too.
+    return _plain(_emulator(result) if result and result.emulator else _handler(setup))
 
 
 def _handler(row: PlatformSetup) -> str:
@@ -231,10 +255,17 @@ def _notes(report: Report) -> list[str]:
         case VerifyReport():
             return [f"image: {report.subject} {report.digest}"]
         case RunReport():
-            return [f"image: {report.subject}"]
+            return [f"image: {report.subject}", *_of_run(report)]
         case MatrixReport():
             setup = _of_setup(report.setup) if report.setup else []
-            return setup + (_of_build(report.build) if report.build else [])
+            built = _of_build(report.build) if report.build else []
+            return setup + built + (_of_run(report.run) if report.run else [])
+
+
+def _of_run(report: RunReport) -> list[str]:
+    """What ran it, how long each platform took, and what ran on one CPU only."""
+    runners = [f"run by: {', '.join(runners_of(report))}"] if report.results else []
+    return [*runners, *seconds_of(report.results), *differences(report.results)]
 
 
 def _of_setup(report: SetupReport) -> list[str]:

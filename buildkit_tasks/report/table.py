@@ -125,7 +125,7 @@ def _explain(step: str, case: Case, console: Console) -> None:
     for problem in problems:
         _head(Tone.BAD, step, case, problem.kind, console)
         _lines(printable(describe(problem)).split("\n"), console)
-    _more(left_out, f"problems of {step} {case.platform}", console)
+    _more(left_out, f"problems of {step} {case.name}", console)
     _lines(_output(case), console)
 
 
@@ -136,12 +136,12 @@ def _warn(step: str, case: Case, console: Console) -> None:
         _head(Tone.WARNING, step, case, kind, console)
         for warning in same:
             _lines(_beginning(warning), console)
-    _more(left_out, f"warnings of {step} {case.platform}", console)
+    _more(left_out, f"warnings of {step} {case.name}", console)
 
 
 def _head(tone: Tone, step: str, case: Case, kind: str, console: Console) -> None:
     word = "FAILED" if tone is Tone.BAD else "WARNING"
-    head = " ".join(part for part in (step, case.platform, kind) if part)
+    head = " ".join(part for part in (step, case.name, kind) if part)
     console.print(f"\n{word} {one_line(head)}", style=_STYLES[tone], soft_wrap=True)
 
 
