@@ -18,11 +18,22 @@ _SIGNALLED = 128  # plus the signal's number, as a shell and an init report a fa
 _SIGILL = _SIGNALLED + 4
 _CANNOT_START = (1, 126, 127, 255)  # of shells, inits and the runtime
 _FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
+# Guests choose what they print, and every repetition below is bounded. QEMU's own last words come last.
+_END = 1 << 16
+_WORDS = 300  # characters of a guest's last words in a message
 # What QEMU itself says when it is at fault: a guest's own fatal signal reads "uncaught target signal".
 _QEMU_FAULT = re.compile(
-    r"QEMU internal SIG\w+|qemu[\w-]*: (?:fatal|internal error|unhandled)|qemu[\w/.-]*:[^\n]*Assertion|"
-    r"\*\*\s*\n?ERROR:[^\n]*(?:tcg|accel|linux-user)",
+    r"QEMU internal SIG[A-Z]+|qemu[\w-]{0,40}: (?:fatal|internal error|unhandled)|"
+    r"qemu[\w/.-]{0,200}:[^\n]{0,400}Assertion|\*\*\s{0,9}ERROR:[^\n]{0,400}(?:tcg|accel|linux-user)",
     re.IGNORECASE,
+)
+# What a program says that looks at its CPU before it uses it, or catches the signal: Go's runtime
+# (asm_amd64.s, os_linux_arm.go, signal_unix.go) and glibc's loader.
+_REFUSAL = re.compile(
+    r"^(?:This program can only be run on AMD64 processors with v\d|SIGILL: illegal instruction|"
+    r"runtime: this CPU has no (?:VFPv3 )?floating point hardware|Fatal glibc error: CPU |"
+    r"[^\n]{0,400}: CPU ISA level is lower than required)",
+    re.MULTILINE,
 )
 
 
@@ -105,12 +116,13 @@ def _stopped(ending: Ending) -> tuple[Outcome, str] | None:
 
 def _broken_off(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str] | None:
     """What ended the guest before it could do its work, if anything did."""
-    said = _last_line(ending.stderr)
+    end = ending.stderr[-_END:]
     if _FORMAT_ERROR.search(ending.stderr) and ending.exit_code in _CANNOT_START:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
-    if ending.emulated and ending.exit_code > _SIGNALLED and _QEMU_FAULT.search(ending.stderr):
-        return Outcome.EMULATOR_CRASH, f"the emulator crashed: {said}"
-    if ending.exit_code == _SIGILL != expectation.exit_code:
+    if ending.emulated and ending.exit_code > _SIGNALLED and _QEMU_FAULT.search(end):
+        return Outcome.EMULATOR_CRASH, f"the emulator crashed: {_last_line(end)}"
+    refused = ending.exit_code != 0 and _REFUSAL.search(ending.stderr)
+    if ending.exit_code != expectation.exit_code and (ending.exit_code == _SIGILL or refused):
         return Outcome.ILLEGAL_INSTRUCTION, _lacking(ending, platform)
     return None
 
@@ -139,5 +151,7 @@ def _compared(ending: Ending, expectation: Expectation, platform: Platform) -> t
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    lines = [line.strip() for line in text[-_END:].splitlines() if line.strip()]
+    if not lines:
+        return "it said nothing"
+    return lines[-1] if len(lines[-1]) <= _WORDS else f"{lines[-1][:_WORDS]}..."

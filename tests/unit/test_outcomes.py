@@ -226,5 +226,45 @@ def test_every_platform_has_a_sentence_for_a_lacking_instruction(platform: Platf
     assert not message.endswith((" ", ":", "with"))
 
 
+REFUSALS = [
+    (1, "This program can only be run on AMD64 processors with v3 microarchitecture support.\n"),
+    (2, "SIGILL: illegal instruction\nPC=0x84690 m=0 sigcode=1\n\ngoroutine 1 [running]:\nmain.bad()\n"),
+    (1, "runtime: this CPU has no VFPv3 floating point hardware, so it cannot run\na binary compiled\n"),
+    (1, "runtime: this CPU has no floating point hardware, so it cannot run\na binary compiled\n"),
+    (127, "Fatal glibc error: CPU does not support x86-64-v2\n"),
+    (127, "hello: libx.so: CPU ISA level is lower than required\n"),
+]
+
+
+@pytest.mark.parametrize(("code", "said"), REFUSALS)
+def test_a_program_that_refuses_a_cpu_lacks_its_instructions(code: int, said: str) -> None:
+    outcome, message = judged(code, err=f"starting\n{said}", cpu="qemu64", on=AMD64)
+    assert outcome is Outcome.ILLEGAL_INSTRUCTION
+    assert message.startswith("linux/amd64: an instruction that qemu64 does not have; linux/amd64 promises")
+    assert "GOAMD64=v1" in message
+
+
+@pytest.mark.parametrize(("code", "said"), REFUSALS)
+def test_a_refusal_that_is_expected_or_survived_or_only_quoted_is_none(code: int, said: str) -> None:
+    assert judged(code, err=said, expectation=Expectation(exit_code=code))[0] is Outcome.PASSED
+    assert judged(0, err=said)[0] is Outcome.PASSED
+    assert judged(code, err=f"> {said.splitlines()[0].removesuffix('required')}")[0] is Outcome.FAILED
+
+
+BOMBS = ["qemu" * (1 << 18), "qemu:" * 200_000, "**ERROR:" * 130_000, "**" * (1 << 19), ": " * (1 << 19),
+         "\n" * (1 << 20), "QEMU internal SIG" * 60_000, "a: CPU ISA\n" * 100_000]  # fmt: skip
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: repr(bomb[:8]))
+def test_a_mebibyte_made_to_be_hard_to_search_is_judged_at_once(bomb: str) -> None:
+    assert judged(139, err=bomb)[0] in (Outcome.FAILED, Outcome.EMULATOR_CRASH)
+
+
+def test_the_last_words_of_a_guest_are_cut_in_a_message() -> None:
+    message = judged(1, err="x" * 1000)[1]
+    assert message == f"exit status 1, expected 0: {'x' * 300}..."
+
+
 def test_whoever_expects_an_illegal_instruction_gets_it() -> None:
     assert judged(132, expectation=Expectation(exit_code=132))[0] is Outcome.PASSED
