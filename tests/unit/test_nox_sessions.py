@@ -8,15 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks import nox_sessions
+from buildkit_tasks.processes import Process
+
 # Stands in for the interpreter that builds and tests: it notes its words, and fails where it is told to.
 FAKE = f"""#!{sys.executable} -I
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
+if "nox" in sys.argv[:3]:
+    os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 here = pathlib.Path(__file__).parent
+settings = {{key: value for key, value in os.environ.items() if key.startswith("INVOKE_BUILDKIT_")}}
 with (here / "log").open("a") as log:
-    print(json.dumps(sys.argv[1:]), file=log)
+    print(json.dumps([sys.argv[1:], settings]), file=log)
 if "build-multiarch" in sys.argv:
+    time.sleep(float(os.environ.get("BUILDING", "0")))
     archive = {{"type": "oci", "dest": "dist/x.tar"}}
     print(json.dumps({{"outputs": [{{"type": "docker", "ref": "x"}}, archive]}}))
+if "pytest" in sys.argv:
+    end, together = time.monotonic() + 30, int(os.environ.get("TOGETHER", "0"))
+    while (here / "log").read_text().count("pytest") < together:
+        time.monotonic() < end or sys.exit("nobody else came")
+        time.sleep(0.05)
 sys.exit(any(word in sys.argv for word in os.environ.get("FAILING", "").split()))
 """
 
@@ -46,16 +58,23 @@ class Nox:
         return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
 
     @property
-    def log(self) -> list[list[str]]:
-        return [json.loads(line) for line in (self.folder / "log").read_text(encoding="utf-8").splitlines()]
+    def log(self) -> list[tuple[list[str], dict[str, str]]]:
+        path = self.folder / "log"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [(words, settings) for words, settings in map(json.loads, lines)]
 
     @property
     def builds(self) -> list[list[str]]:
-        return [words for words in self.log if "build-multiarch" in words]
+        return [words for words, _ in self.log if "build-multiarch" in words]
 
     @property
     def tests(self) -> list[list[str]]:
-        return [words for words in self.log if "pytest" in words]
+        return [words for words, _ in self.log if "pytest" in words]
+
+    @property
+    def settings(self) -> list[dict[str, str]]:
+        """What each program was told by ``INVOKE_BUILDKIT_*``, the build first."""
+        return [settings for _, settings in self.log]
 
 
 @pytest.fixture
@@ -127,3 +146,124 @@ def test_an_unknown_platform_is_found_when_the_noxfile_is_read(nox: Nox) -> None
     done = nox('platforms=["linux/amd46"]', "-l")
     assert done.returncode != 0
     assert "did you mean linux/amd64?" in done.stderr
+
+
+ONE = 'platforms=["linux/s390x"]'
+
+
+def test_options_of_a_run_become_settings_and_the_rest_reaches_pytest(nox: Nox) -> None:
+    ours = ["--cpu=floor", "-j", "4", "--expect-exit", "3"]
+    others = ["-x", "--timeout=9", "-n2", "tests/a_test.py"]
+    done = nox(ONE, "-s", "arch_matrix", "--", "-k", "hello", *ours, *others)
+    assert done.returncode == 0, done.stderr
+    (tests,) = nox.tests
+    assert tests[-6:] == ["-k", "hello", *others]
+    told = {"INVOKE_BUILDKIT_CPU": "floor", "INVOKE_BUILDKIT_JOBS": "4", "INVOKE_BUILDKIT_EXPECT_EXIT": "3"}
+    assert nox.settings == [told, told]
+
+
+SPELT = [
+    ("--cpu=both", "CPU", "both"),
+    ("--cpu both", "CPU", "both"),
+    ("--runner sandbox", "RUNNER", "sandbox"),
+    ("--runner=docker", "RUNNER", "docker"),
+    ("-j 3", "JOBS", "3"),
+    ("-j3", "JOBS", "3"),
+    ("-j=3", "JOBS", "3"),
+    ("--jobs=3", "JOBS", "3"),
+    ("--jobs 3", "JOBS", "3"),
+    ("--command=true", "COMMAND", "true"),
+    ("--expect=a=b_c", "EXPECT", "a=b_c"),
+    ("--expect-exit=7", "EXPECT_EXIT", "7"),
+    ("--expect_exit 7", "EXPECT_EXIT", "7"),
+    ("--engine private", "ENGINE", "private"),
+    ("--emulators=host", "EMULATORS", "host"),
+]
+
+
+@pytest.mark.parametrize(("typed", "key", "value"), SPELT, ids=[each[0] for each in SPELT])
+def test_every_spelling_of_an_option_of_a_run_is_taken_out(typed: str, key: str, value: str) -> None:
+    values, others = nox_sessions._parted(["-v", *typed.split(), "-q"])
+    assert values == {key.lower(): value}
+    assert others == ["-v", "-q"]
+
+
+KEPT = ["--timeout=3", "--cpus=1", "-jx", "-n", "4", "--expect-exits", "j", "cpu=floor", "--platform=386"]
+
+
+def test_what_only_looks_like_an_option_of_a_run_is_pytests() -> None:
+    after = [*KEPT, "--", "--cpu=floor", "-j", "4"]
+    assert nox_sessions._parted(after) == ({}, after)
+
+
+BAD = [
+    pytest.param(["--cpu=-cpu"], "command line: '-cpu' is no CPU", id="cpu"),
+    pytest.param(["-j", "many"], "command line: jobs = 'many' is not a whole number", id="jobs"),
+    pytest.param(["--runner=podman"], "runner = 'podman' is none of auto, docker, sandbox", id="runner"),
+    pytest.param(["--expect=("], "--expect '(' is no regular expression", id="expect"),
+    pytest.param(["-x", "--cpu"], "--cpu needs a value", id="no-value"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD)
+def test_a_bad_value_ends_the_session_in_words_before_anything_is_built(
+    nox: Nox, words: list[str], said: str
+) -> None:
+    done = nox(ONE, "-s", "arch_matrix", "--", *words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert nox.log == []
+
+
+def test_an_empty_value_says_nothing(nox: Nox) -> None:
+    assert nox(ONE, "-s", "arch_matrix", "--", "--expect=", "--cpu", "").returncode == 0
+    assert nox.settings == [{}, {}]
+
+
+THREE = 'platforms=["linux/arm/v7", "linux/amd64", "linux/s390x"]'
+parallel = pytest.mark.skipif(not nox_sessions._PARALLEL, reason="this Nox has no parallel sessions")
+
+
+@parallel
+def test_sessions_that_run_at_once_share_one_build(nox: Nox) -> None:
+    done = nox(THREE, "-j", "3", "-s", "arch_matrix", "--", "-j", "2", BUILDING="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(nox.builds) == 1
+    platforms = {word for words in nox.tests for word in words if word.startswith("--platform=")}
+    assert platforms == {"--platform=linux/arm/v7", "--platform=linux/amd64", "--platform=linux/s390x"}
+    assert {words[-1] for words in nox.tests} == {f"--image=oci-archive:{nox.folder / 'dist/x.tar'}"}
+    assert [each["INVOKE_BUILDKIT_JOBS"] for each in nox.settings] == ["2"] * 4
+
+
+@parallel
+def test_sessions_do_run_at_once(nox: Nox) -> None:
+    """Each waits until it sees all three: had they run in turn, the first would have waited in vain."""
+    done = nox(THREE, "-j3", "-s", "arch_matrix", TOGETHER="3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(nox.tests) == 3
+
+
+@parallel
+def test_the_next_run_builds_anew(nox: Nox) -> None:
+    for _ in range(2):
+        assert nox(TWO, "-j2", "-s", "arch_matrix").returncode == 0
+    assert len(nox.builds) == 2
+
+
+@parallel
+def test_a_build_that_fails_is_tried_once_by_sessions_that_run_at_once(nox: Nox) -> None:
+    done = nox(THREE, "-j3", "-s", "arch_matrix", FAILING="build-multiarch", BUILDING="1")
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("the image could not be built") == 3
+    assert (len(nox.builds), nox.tests) == (1, [])
+
+
+def test_a_nox_that_a_session_starts_is_a_run_of_its_own(nox: Nox) -> None:
+    """What it finds in its environment is of a process that is not its parent."""
+    done = nox(ONE, "-s", "arch_matrix", BUILDKIT_TASKS_NOX=str(Process.of(os.getpid())))
+    assert done.returncode == 0
+    assert (nox.folder / ".nox/.cache/arch_matrix.image.json").exists()
+    done = nox(ONE, "-s", "arch_matrix", BUILDKIT_TASKS_NOX="1-1")
+    assert done.returncode == 0
+    assert len(nox.builds) == 2
