@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from docker.api import APIClient
@@ -166,6 +166,9 @@ class _Watch:
         """End the guest, which may ignore TERM; False if it has come to its end by itself."""
         from docker.errors import APIError  # noqa: PLC0415
 
+        # Nobody reads its output any more: without this the engine waits for us, and we for the engine.
+        with contextlib.suppress(OSError):
+            self.stream.shutdown(socket.SHUT_RDWR)
         try:
             self.api.kill(self.container)
         except APIError:

@@ -6,14 +6,13 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.emulate.answering import LABEL, answering, ask_to_remove, is_silence
 from buildkit_tasks.emulate.attached import PROCESSES_CAP, Followed, attached, follow
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.emulate.peek import wrong_program
-from buildkit_tasks.emulate.qemu import STEERING, refused_model
+from buildkit_tasks.emulate.steering import STEERING, refused_model
 from buildkit_tasks.processes import Process
 from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
 
@@ -39,9 +38,10 @@ _CONFINED: dict[str, Any] = {
     "security_opt": ["no-new-privileges"],
     "pids_limit": PROCESSES_CAP,
     "mem_limit": "1g",
+    "memswap_limit": "1g",  # memory and swap together: else a hog would go on in the host's swap
     "nano_cpus": 1_000_000_000,
     "tmpfs": {"/tmp": "size=64m"},  # noqa: S108 - the guest's own
-    "log_config": {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}},
+    "log_config": {"Type": "none"},  # its output is read as it comes, and kept nowhere else
 }
 
 
@@ -49,8 +49,8 @@ _CONFINED: dict[str, Any] = {
 class Guest:
     """What to run for one platform, and how it runs here.
 
-    ``command`` replaces CMD, ``written`` is how the user wrote it. ``cpu`` is the model that QEMU is
-    told to be, empty for its default. ``timeout`` is in seconds.
+    ``command`` replaces CMD. ``cpu`` is the model that QEMU is told to be, empty for its default.
+    ``timeout`` is in seconds.
     """
 
     platform: Platform
@@ -60,7 +60,6 @@ class Guest:
     expectation: Expectation
     timeout: float
     cpu: str = ""
-    written: str = ""
 
     @property
     def emulator(self) -> EmulatorSummary | None:
@@ -76,7 +75,6 @@ class Guest:
             outcome=outcome,
             message=message,
             digest=self.image.digest,
-            command=self.written,
             emulated=not self.setup.native,
             emulator=self.emulator,
             **more,
@@ -91,6 +89,7 @@ def as_command(platform: Platform, image: str, command: Sequence[str], cpu: str 
         "security-opt": _CONFINED["security_opt"][0],
         "pids-limit": _CONFINED["pids_limit"],
         "memory": _CONFINED["mem_limit"],
+        "memory-swap": _CONFINED["memswap_limit"],
         "cpus": _CONFINED["nano_cpus"] // 1_000_000_000,
         "tmpfs": "/tmp:size=64m",  # noqa: S108 - the guest's own
         "platform": platform,
@@ -221,7 +220,8 @@ def _judged(guest: Guest, ending: Ending) -> tuple[Outcome, str]:
         return Outcome.NOT_REGISTERED, refused
     outcome, message = judge(ending, guest.expectation, guest.platform)
     if outcome is Outcome.EMULATOR_CRASH:
-        return outcome, f"{message} ({Path(guest.setup.interpreter).name or 'QEMU'} {guest.setup.version})"
+        emulator = guest.setup.interpreter or "QEMU"
+        return outcome, f"{message} ({emulator}, version {guest.setup.version or 'unknown'})"
     return outcome, message
 
 
