@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from buildkit_tasks.report.github import announce_in_github
     from buildkit_tasks.report.hypertext import to_html
     from buildkit_tasks.report.junit import to_junit
+    from buildkit_tasks.report.live import LiveRuns, live_runs
     from buildkit_tasks.report.markdown import to_markdown
     from buildkit_tasks.report.picture import to_svg
     from buildkit_tasks.report.table import print_table, wants_colour
 
 __all__ = [
+    "LiveRuns",
     "announce_in_github",
     "check_report_paths",
+    "live_runs",
     "print_table",
     "to_html",
     "to_json",
@@ -35,7 +38,9 @@ __all__ = [
 
 _ROOMS = {
     "announce_in_github": "github",
+    "LiveRuns": "live",
     "check_report_paths": "files",
+    "live_runs": "live",
     "print_table": "table",
     "to_html": "hypertext",
     "to_json": "files",

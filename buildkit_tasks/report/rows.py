@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from buildkit_tasks.report.cases import name_of, platforms_of, runners_of, steps_of, verdict_message
 from buildkit_tasks.report.closing import closing_of, counted, warnings_in
-from buildkit_tasks.report.runs import command_of, cpu_of, differences, seconds_of, varies
+from buildkit_tasks.report.runs import DEFAULT_CPU, command_of, cpu_of, differences, seconds_of, varies
 from buildkit_tasks.report.text import last_line, one_line, shortened
 from buildkit_tasks.results import (
     BuildResult,
@@ -25,9 +25,9 @@ from buildkit_tasks.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Cell", "Table", "Tone", "table_of"]
+__all__ = ["Cell", "Table", "Tone", "ran_cell", "run_columns", "table_of"]
 
 _CELL = 48  # characters; the whole of what is cut here stands below the table or in a report file
 _LONGEST = 80  # characters of a name: a whole sha256 digest fits
@@ -120,16 +120,23 @@ def _body(report: Report) -> tuple[tuple[str, ...], _Rows]:
             return _told_apart(_MATRIX, rows, ran)
 
 
+def run_columns(cpus: Iterable[str], commands: Iterable[str]) -> tuple[str, ...]:
+    """The columns that tell runs apart: the CPU if any is not the default, the command if they differ."""
+    cpu = ("CPU",) if varies([DEFAULT_CPU, *cpus]) else ()
+    return (*cpu, "Command") if varies(commands) else cpu
+
+
 def _told_apart(
     columns: tuple[str, ...], rows: _Rows, ran: Sequence[RunResult | None]
 ) -> tuple[tuple[str, ...], _Rows]:
-    """The table with CPU and command before ``Ran``, each if it tells anything; ``ran`` is each row's run."""
-    for name, of, usual in (("CPU", cpu_of, ("max",)), ("Command", command_of, ())):
-        if varies([*usual, *(of(result) for result in ran if result)]):
-            at = columns.index("Ran")
-            columns = (*columns[:at], name, *columns[at:])
-            cells = [_plain(of(result) if result else "") for result in ran]
-            rows = [(*row[:at], cell, *row[at:]) for row, cell in zip(rows, cells, strict=True)]
+    """The table with those columns before ``Ran``; ``ran`` is the run of each row."""
+    results = [result for result in ran if result]
+    words = {"CPU": cpu_of, "Command": command_of}
+    for name in run_columns(map(cpu_of, results), map(command_of, results)):
+        at = columns.index("Ran")
+        columns = (*columns[:at], name, *columns[at:])
+        cells = [_plain(words[name](result) if result else "") for result in ran]
+        rows = [(*row[:at], cell, *row[at:]) for row, cell in zip(rows, cells, strict=True)]
     return columns, rows
 
 
@@ -150,7 +157,7 @@ def _verdict_row(verdict: PlatformVerdict) -> tuple[Cell, ...]:
 
 
 def _run_row(result: RunResult) -> tuple[Cell, ...]:
-    return _plain(result.platform), _plain(_emulator(result)), _ran(result), Cell(_seconds(result))
+    return _plain(result.platform), _plain(_emulator(result)), ran_cell(result), Cell(_seconds(result))
 
 
 def _matrix_rows(report: MatrixReport, name: str) -> Iterator[tuple[Cell, ...]]:
@@ -160,7 +167,7 @@ def _matrix_rows(report: MatrixReport, name: str) -> Iterator[tuple[Cell, ...]]:
     verdict = _pick(report.verify.platforms if report.verify else (), name)
     once = (_built(report.build, built), _verified(verdict) if verdict else Cell("-"))
     for result in _runs_on(report, name):
-        ran = (_ran(result), Cell(_seconds(result))) if result else (Cell("-"), Cell("-"))
+        ran = (ran_cell(result), Cell(_seconds(result))) if result else (Cell("-"), Cell("-"))
         yield (_plain(name), _through(setup, result), *once, *ran)
         once = (Cell(""), Cell(""))
 
@@ -235,7 +242,8 @@ def _verified(verdict: PlatformVerdict) -> Cell:
     return Cell(f"ok, {counted(number)}", Tone.WARNING) if number else _GOOD
 
 
-def _ran(result: RunResult) -> Cell:
+def ran_cell(result: RunResult) -> Cell:
+    """How a run ended, with the last thing that it said."""
     said = last_line(result.stdout) or last_line(result.stderr)
     if not result.ok:
         return _failed(f"{result.outcome.value}: {said or result.message}")

@@ -10,7 +10,20 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.results import RunResult
 
-__all__ = ["by_platform", "command_of", "cpu_of", "differences", "names_of", "seconds_of", "varies"]
+__all__ = [
+    "DEFAULT_CPU",
+    "OWN_COMMAND",
+    "by_platform",
+    "command_of",
+    "cpu_of",
+    "differences",
+    "names_of",
+    "seconds_of",
+    "varies",
+]
+
+DEFAULT_CPU = "max"  # of QEMU, or the host's own
+OWN_COMMAND = "(the image's own)"
 
 
 def by_platform(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
@@ -22,13 +35,13 @@ def by_platform(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def cpu_of(result: RunResult) -> str:
-    """Give the CPU that a run saw, as ``--cpu`` is told: ``max`` is QEMU's default, or the host's own."""
-    return (result.emulator.cpu if result.emulator else "") or "max"
+    """Give the CPU that a run saw, as ``--cpu`` is told."""
+    return (result.emulator.cpu if result.emulator else "") or DEFAULT_CPU
 
 
 def command_of(result: RunResult) -> str:
     """Give what was run, as it was written."""
-    return result.command or "(the image's own)"
+    return result.command or OWN_COMMAND
 
 
 def names_of(results: Sequence[RunResult]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.results import Report
 
-__all__ = ["print_table", "wants_colour"]
+__all__ = ["bare_table", "has_unicode", "print_table", "terminal", "text_of", "wants_colour"]
 
 _UNBROKEN = 10_000  # columns: wider than any row, since every cell is cut to a length
 _OUTPUT_LINES = 40  # of each stream of a failing run; report files have all of it
@@ -41,8 +41,8 @@ def print_table(report: Report, file: TextIO, *, colour: bool, width: int | None
     no terminal, rows are as wide as their words and never broken.
     """
     page = io.StringIO()
-    console = _console(page, colour=colour, width=width or _width(file))
-    _draw(table_of(report), console, plain=not _has_unicode(file))
+    console = _console(page, colour=colour, width=width or _width(file), force_terminal=colour)
+    _draw(table_of(report), console, plain=not has_unicode(file))
     for step, case in failing(report):
         _explain(step, case, console)
     for step, case in warned(report):
@@ -60,7 +60,8 @@ def _width(file: TextIO) -> int:
         return _UNBROKEN
 
 
-def _has_unicode(file: TextIO) -> bool:
+def has_unicode(file: TextIO) -> bool:
+    """Tell whether lines can be drawn there."""
     return (file.encoding or "utf-8").lower().startswith("utf")
 
 
@@ -71,13 +72,18 @@ def _write(text: str, file: TextIO) -> None:
     file.flush()
 
 
-def _console(page: TextIO, *, colour: bool, width: int) -> Console:
+def terminal(file: TextIO, *, colour: bool) -> Console:
+    """Give a terminal that can be drawn on, of its own size."""
+    return _console(file, colour=colour, force_terminal=True)
+
+
+def _console(file: TextIO, *, colour: bool, force_terminal: bool, width: int | None = None) -> Console:
     from rich.console import Console  # noqa: PLC0415 - rich is slow to import: only a table is worth it
 
     return Console(
-        file=page,
+        file=file,
         width=width,
-        force_terminal=colour,
+        force_terminal=force_terminal,
         color_system="standard" if colour else None,
         no_color=not colour,
         legacy_windows=False,
@@ -96,12 +102,7 @@ def _draw(table: Table, console: Console, *, plain: bool) -> None:
 
 
 def _rich_table(table: Table, *, plain: bool) -> RichTable:
-    from rich import box  # noqa: PLC0415 - as in _console
-    from rich.table import Table as RichTable  # noqa: PLC0415 - as in _console
-
-    # A drawn left edge: GitHub's runner obeys a line whose first word begins with `::`, even
-    # after spaces, and a platform's name is whatever the image's index says.
-    drawn = RichTable(box=box.ASCII2 if plain else box.ROUNDED, header_style="")
+    drawn = bare_table(plain=plain)
     for name in table.columns:
         drawn.add_column(
             name,
@@ -110,11 +111,22 @@ def _rich_table(table: Table, *, plain: bool) -> RichTable:
             justify="right" if name == "Seconds" else "left",
         )
     for row in table.rows:
-        drawn.add_row(*(_text(cell) for cell in row))
+        drawn.add_row(*(text_of(cell) for cell in row))
     return drawn
 
 
-def _text(cell: Cell) -> Text:
+def bare_table(*, plain: bool) -> RichTable:
+    """Give a table without columns and rows; ``plain`` if lines cannot be drawn."""
+    from rich import box  # noqa: PLC0415 - as in _console
+    from rich.table import Table as RichTable  # noqa: PLC0415 - as in _console
+
+    # A drawn left edge: GitHub's runner obeys a line whose first word begins with `::`, even
+    # after spaces, and a platform's name is whatever the image's index says.
+    return RichTable(box=box.ASCII2 if plain else box.ROUNDED, header_style="")
+
+
+def text_of(cell: Cell) -> Text:
+    """Give a cell's words in their colour."""
     from rich.text import Text  # noqa: PLC0415 - as in _console
 
     return Text(cell.text, style=_STYLES[cell.tone])
