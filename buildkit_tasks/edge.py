@@ -6,6 +6,7 @@ with 1; what is needed beyond it stands here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 import json
@@ -27,12 +28,13 @@ from invoke.tasks import Task
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from invoke.context import Context
 
     from buildkit_tasks.commands import Commands
     from buildkit_tasks.line import Line
+    from buildkit_tasks.report import LiveRuns
     from buildkit_tasks.settings import Settings
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]
@@ -136,6 +138,17 @@ class Edge:
             sys.stdout.write(render.to_json(report))
             sys.stdout.flush()
         self.code = 0 if report.ok else code
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[LiveRuns | None]:
+        """Give what shows runs as they end, where standard output is a terminal that nothing else needs."""
+        if self.json or self.dry_run:
+            yield None
+            return
+        from buildkit_tasks.report import live_runs  # noqa: PLC0415 - nothing is imported for a listing
+
+        with live_runs(sys.stdout, os.environ) as live:
+            yield live
 
     def say(self, document: Mapping[str, Any], text: str) -> None:
         """Show a result that is no report: a document with ``--json``, else a line of text."""

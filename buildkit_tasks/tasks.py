@@ -69,7 +69,8 @@ def verify_arch(edge: Edge) -> None:
 def run_emulated(edge: Edge) -> None:
     """Run every platform's image, under QEMU where need be, and check what it prints."""
     wanted = edge.line.platforms if edge.line.settings.given("platforms") else ()
-    report = edge.line.emulate(edge.options["image"], wanted)
+    with edge.watching() as watch:
+        report = edge.line.emulate(edge.options["image"], wanted, watch)
     edge.show(report, code=_run_code(report))
 
 
@@ -146,9 +147,10 @@ def _verify_code(report: VerifyReport) -> int:
 
 
 def _run_code(report: RunReport) -> int:
-    """124 if time-outs were all that failed, else 1."""
-    failed = {result.outcome for result in report.results if not result.ok}
-    return _TIMEOUT if {outcome.value for outcome in failed} == {"timeout"} else 1
+    """5 if limits were all that failed, 124 if time-outs were, else 1."""
+    failed = {"limit" if result.limited else result.outcome for result in report.results if not result.ok}
+    codes = {"limit": _LIMIT, "timeout": _TIMEOUT}
+    return codes.get(failed.pop(), 1) if len(failed) == 1 else 1
 
 
 ns = collection(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from invoke.program import Program
 
 from buildkit_tasks.edge import Edge, Option, collection, job
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
+from buildkit_tasks.line import Line
 from buildkit_tasks.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
-from buildkit_tasks.results import RunReport
+from buildkit_tasks.results import MatrixReport, Outcome, RunReport, RunResult
+from buildkit_tasks.settings import SmokeCheck
 from buildkit_tasks.tasks import ns
-from tests.unit.samples import good_run
+from tests.unit.samples import bad_run, good_run
 
 SECRET = "https://me:hunter2@example.org/x"  # noqa: S105 - nobody's
 seen: list[tuple[str, dict[str, Any]]] = []
@@ -390,6 +394,83 @@ def test_being_asked_to_end_is_answered_like_ctrl_c() -> None:
     done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 130, done.stderr
     assert json.loads(done.stdout) == {"ok": False, "error": "interrupted", "exit_code": 130}
+
+
+class Screen(io.StringIO):
+    """A terminal, as far as one can ask."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@job()
+def watch_it(edge: Edge) -> None:
+    """Note whether there is anybody to tell of runs."""
+    with edge.watching() as watch:
+        seen.append(("watch-it", {"watch": watch}))
+
+
+@pytest.mark.parametrize(
+    ("words", "terminal", "watched"),
+    [((), True, True), (("--json",), True, False), (("--dry-run",), True, False), ((), False, False)],
+)
+def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
+    words: tuple[str, ...], terminal: bool, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Screen() if terminal else io.StringIO())
+    assert inv("watch-it", *words, tasks=collection(watch_it, look_at)) == 0
+    ((_, options),) = seen
+    assert (options["watch"] is not None) is watched
+
+
+def ended_with(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:
+    """The exit status of a task whose runs ended so."""
+    report = RunReport(subject="x", results=results)
+    monkeypatch.setattr(Line, "emulate", lambda *_, **__: report)
+    monkeypatch.setattr(Line, "matrix", lambda *_, **__: (MatrixReport(run=report), None))
+    return inv(task, tasks=ns)
+
+
+PASSED = good_run("linux/amd64")
+LIMITED = replace(bad_run("linux/386"), limited=True)
+LATE = bad_run("linux/arm64", Outcome.TIMEOUT)
+WRONG = bad_run("linux/s390x")
+
+
+@pytest.mark.parametrize("task", ["run-emulated", "arch-matrix"])
+@pytest.mark.parametrize(
+    ("results", "code"),
+    [
+        ((PASSED, LIMITED, LIMITED), 5),
+        ((PASSED, LATE, LATE), 124),
+        ((PASSED, replace(LATE, limited=True)), 5),
+        ((PASSED, WRONG), 1),
+        ((LIMITED, LATE), 1),
+        ((LIMITED, WRONG), 1),
+        ((LATE, WRONG), 1),
+        ((), 1),
+    ],
+)
+def test_limits_alone_and_time_outs_alone_have_exit_codes_of_their_own(
+    task: str, results: tuple[RunResult, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ended_with(*results, monkeypatch=monkeypatch, task=task) == code
+
+
+def test_runs_that_passed_end_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ended_with(PASSED, monkeypatch=monkeypatch, task="run-emulated") == 0
+
+
+def test_checks_of_invokes_configuration_are_heeded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "buildkit:\n  check:\n  - {command: uname -m, expect-exit: 3}\n  - {expect: hello}\n"
+    (here / ".invoke.yaml").write_text(text, encoding="utf-8")
+    wanted = (SmokeCheck(command="uname -m", expect_exit=3), SmokeCheck(expect="hello"))
+    assert given("make-it")["settings"].checks == wanted
+    seen.clear()
+    (here / ".invoke.yaml").unlink()
+    monkeypatch.setenv("INVOKE_BUILDKIT_CHECK", "uname -m")
+    assert inv("make-it") == 2
 
 
 def test_without_json_a_report_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
