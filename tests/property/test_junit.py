@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from buildkit_tasks.report import to_junit
+from buildkit_tasks.report.runs import names_of
 from buildkit_tasks.results import Outcome, Report
-from tests.unit.samples import bad_check, bad_run, run, stopped, verdict, verify
+from tests.unit.samples import bad_check, bad_run, good_run, on_cpu, run, stopped, verdict, verify
 
 # Every code point there is, the ones that no UTF-8 has among them, and what XML treats apart.
 SPECIAL = st.sampled_from("\x00\x1b\r\n\t<>&\"']\udc80\uffff")
@@ -53,6 +55,28 @@ def test_whatever_a_check_says_is_read_back_from_the_document(
     failure = case[0]
     assert failure.attrib == {"message": expected(message), "type": expected(name)}
     assert f"\npath: {expected(path)}\n" in (failure.text or "")
+
+
+@given(st.lists(st.tuples(*[st.sampled_from("ab") | ANY_TEXT] * 3, st.booleans()), min_size=1))
+@example([("p", "", "", True), ("p", "", "", True), ("p (2)", "", "", True)])
+@example([("p", "x", "", True), ("p", "", "", True), ("p: x", "", "", True)])
+@example([("p", "x", "c", True), ("p", "y", "d", False), ("p", "x", "", False), ("p", "x", "d", True)])
+def test_each_run_has_a_name_of_its_own_that_begins_with_its_platform(
+    runs: list[tuple[str, str, str, bool]],
+) -> None:
+    results = [
+        on_cpu(cpu, replace(good_run(platform) if ok else bad_run(platform), command=command))
+        for platform, command, cpu, ok in runs
+    ]
+    names = names_of(results)
+    assert len(set(names)) == len(names)
+    for result, name in zip(results, names, strict=True):
+        assert name.startswith(result.platform)
+        alone = [each.platform for each in results].count(result.platform) == 1
+        assert name == result.platform or not alone
+    root = ET.fromstring(to_junit(run(*results)).encode())  # noqa: S314 - a document made here
+    shown = [case.attrib["name"] for case in root.iter("testcase")]
+    assert shown == [expected(name) or "run as a whole" for name in names]
 
 
 @given(ANY_TEXT.filter(bool))

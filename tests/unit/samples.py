@@ -177,6 +177,31 @@ def bad_run(
     )
 
 
+def on_cpu(cpu: str, result: RunResult) -> RunResult:
+    """Give the same run on a CPU model, for which even the host's own programs are emulated."""
+    path = f"/usr/bin/{qemu(result.platform)}"
+    emulator = EmulatorSummary(path=path, version="10.0.2", cpu=cpu)
+    return replace(result, emulated=True, emulator=emulator, runner="sandbox")
+
+
+def both_cpus(floor: Outcome = Outcome.PASSED) -> RunReport:
+    """Give the runs of two platforms on two CPUs each, of which the last ends as is said."""
+    results = (
+        replace(good_run("linux/amd64"), runner="sandbox"),
+        on_cpu("qemu64", good_run("linux/amd64")),
+        on_cpu("", good_run("linux/arm/v6")),
+        on_cpu("arm1176", bad_run("linux/arm/v6", floor, stderr="qemu: uncaught", message="no GOARM=6")),
+    )
+    passed = on_cpu("arm1176", good_run("linux/arm/v6"))
+    return run(*(results if floor is not Outcome.PASSED else (*results[:3], passed)))
+
+
+def three_commands(*last: RunResult) -> RunReport:
+    """Give the runs of three commands on two platforms, and more."""
+    commands = ("", "uname -m", "/bin/true -x")
+    return run(*(replace(good_run(name), command=each) for name in TWO for each in commands), *last)
+
+
 def run(*results: RunResult) -> RunReport:
     return RunReport(subject=IMAGE, results=results or tuple(map(good_run, TWO)))
 
@@ -198,7 +223,9 @@ def stopped(error: str = "the registry refused: 401") -> MatrixReport:
 
 
 def every_good_report() -> list[Report]:
-    return [setup(), build(), verify(), run(), matrix()]
+    two = ("linux/amd64", "linux/arm/v6")
+    several: list[Report] = [both_cpus(), three_commands(), replace(matrix(*two), run=both_cpus())]
+    return [setup(), build(), verify(), run(), matrix(), *several]
 
 
 def every_warning_report() -> list[Report]:
@@ -229,6 +256,9 @@ def every_bad_report() -> list[Report]:
         VerifyReport(subject=IMAGE, digest="", platforms=()),
         *(run(bad_run("linux/arm64", each)) for each in Outcome if each is not Outcome.PASSED),
         empty_run,
+        both_cpus(Outcome.ILLEGAL_INSTRUCTION),
+        three_commands(replace(bad_run("linux/arm64"), command="uname -m")),
+        replace(matrix("linux/amd64", "linux/arm/v6"), run=both_cpus(Outcome.ILLEGAL_INSTRUCTION)),
         failed,
         stopped(),
         stopped(error=""),

@@ -38,6 +38,7 @@ from tests.unit.samples import (
     TWO,
     bad_check,
     bad_run,
+    both_cpus,
     build,
     digest,
     every_bad_report,
@@ -46,10 +47,12 @@ from tests.unit.samples import (
     good_check,
     good_run,
     matrix,
+    on_cpu,
     platform_setup,
     run,
     setup,
     stopped,
+    three_commands,
     verdict,
     verify,
     warning,
@@ -292,6 +295,196 @@ def test_github_gets_twenty_annotations_of_a_kind_and_one_that_counts_the_others
         mine = [command for command in commands if command.startswith(f"::{name} ")]
         assert len(mine) == 21
         assert mine[-1] == f"::{name} title=verify linux/arm64::480 more: a --report file has them all"
+
+
+# Several runs of one platform: on two CPUs, with several commands
+
+LACKING = both_cpus(Outcome.ILLEGAL_INSTRUCTION)
+
+
+def table_rows(report: Report) -> list[list[str]]:
+    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows(drawn(report))]
+
+
+def test_one_run_of_a_platform_has_the_platforms_name_alone_whatever_it_ran_on() -> None:
+    report = run(*(replace(on_cpu("x1", good_run(name)), command=f"say {name}") for name in TEN))
+    assert [case.attrib["name"] for case in cases(report, "run")] == list(TEN)
+
+
+def test_runs_on_two_cpus_are_two_cases_named_by_them() -> None:
+    found = cases(LACKING, "run")
+    assert [(case.attrib["name"], [child.tag for child in case]) for case in found] == [
+        ("linux/amd64 on max", ["system-out"]),
+        ("linux/amd64 on qemu64", ["system-out"]),
+        ("linux/arm/v6 on max", ["system-out"]),
+        ("linux/arm/v6 on arm1176", ["failure", "system-err"]),
+    ]
+    assert [case.attrib["time"] for case in found] == ["0.250", "0.250", "0.250", "0.500"]
+
+
+def test_several_commands_are_cases_named_by_them_and_the_images_own_by_its_platform() -> None:
+    names = [case.attrib["name"] for case in cases(three_commands(), "run")]
+    assert names == [f"{name}{told}" for name in TWO for told in ("", ": uname -m", ": /bin/true -x")]
+
+
+def test_commands_on_two_cpus_are_named_by_both() -> None:
+    report = run(
+        *(
+            on_cpu(cpu, replace(good_run("linux/386"), command=each))
+            for each in ("", "a b")
+            for cpu in ("", "x1")
+        )
+    )
+    assert [case.attrib["name"] for case in cases(report, "run")] == [
+        "linux/386 on max", "linux/386 on x1", "linux/386 on max: a b", "linux/386 on x1: a b",
+    ]  # fmt: skip
+
+
+def test_runs_that_nothing_tells_apart_are_numbered() -> None:
+    report = run(
+        good_run("linux/386"), bad_run("linux/386"), good_run("linux/386"), good_run("linux/386 (2)")
+    )
+    assert [case.attrib["name"] for case in cases(report, "run")] == [
+        "linux/386", "linux/386 (3)", "linux/386 (4)", "linux/386 (2)",
+    ]  # fmt: skip
+
+
+def test_junit_names_the_runner_of_the_runs_and_of_nothing_else() -> None:
+    found = suites(replace(matrix("linux/amd64", "linux/arm/v6"), run=LACKING))
+    assert [child.attrib for child in found["run"].iter("property")] == [
+        {"name": "runner", "value": "sandbox"}
+    ]
+    assert not any(list(found[name].iter("property")) for name in ("setup", "build", "verify"))
+
+
+def test_the_table_has_a_row_for_each_cpu_and_says_which_it_is() -> None:
+    assert [row[:4] for row in table_rows(LACKING)] == [
+        ["linux/amd64", "native", "max", "ok: Hello from amd64"],
+        ["linux/amd64", "qemu-amd64 10.0.2", "qemu64", "ok: Hello from amd64"],
+        ["linux/arm/v6", "qemu-arm 10.0.2", "max", "ok: Hello from arm"],
+        ["linux/arm/v6", "qemu-arm 10.0.2", "arm1176", "FAILED illegal-instruction: qemu: uncaught"],
+    ]
+
+
+def test_the_table_has_a_row_for_each_command_and_says_which_it_is() -> None:
+    assert [row[2] for row in table_rows(three_commands())] == [
+        "(the image's own)", "uname -m", "/bin/true -x",
+    ] * 2  # fmt: skip
+    assert "CPU" not in drawn(three_commands())
+
+
+def test_one_old_cpu_is_named_and_one_command_for_all_is_not() -> None:
+    report = run(replace(on_cpu("arm1176", good_run("linux/arm/v6")), command="uname -m"))
+    assert table_rows(report)[0][2] == "arm1176"
+    assert "uname" not in drawn(report)
+    assert "CPU" not in drawn(run(replace(good_run("linux/arm/v6"), command="uname -m")))
+
+
+def test_a_matrix_row_for_each_run_says_once_what_was_built_and_verified() -> None:
+    report = replace(matrix("linux/amd64", "linux/arm/v6"), run=LACKING)
+    found = table_rows(report)
+    assert [(row[0], row[1], bool(row[2]), row[3], row[4]) for row in found] == [
+        ("linux/amd64", "native", True, "ok", "max"),
+        ("linux/amd64", "qemu-amd64 10.0.2", False, "", "qemu64"),
+        ("linux/arm/v6", "qemu-arm 10.0.2", True, "ok", "max"),
+        ("linux/arm/v6", "qemu-arm 10.0.2", False, "", "arm1176"),
+    ]
+
+
+def test_a_platform_that_was_not_run_has_dashes_among_several_runs() -> None:
+    report = replace(matrix("linux/amd64", "linux/arm/v6", "linux/386"), run=LACKING)
+    assert table_rows(report)[-1][4:] == ["-", "-", "-"]
+    assert "linux/386 (left out of run)" in drawn(report)
+
+
+@pytest.mark.parametrize("render", FOR_PEOPLE)
+@pytest.mark.parametrize("report", [LACKING, replace(matrix("linux/amd64", "linux/arm/v6"), run=LACKING)])
+def test_what_passed_on_one_cpu_and_not_on_the_other_is_said_plainly(
+    render: Callable[[Report], str], report: Report
+) -> None:
+    text = render(report)
+    assert "linux/arm/v6: passed on max, illegal-instruction on arm1176" in text
+    assert "linux/amd64: passed on" not in text
+    assert "run linux/arm/v6 on arm1176" in text
+    assert "FAILED: linux/arm/v6 (run on arm1176)." in text
+    assert "run by: sandbox" in text
+    assert "seconds for each platform: linux/amd64 0.50, linux/arm/v6 0.75" in text
+
+
+def test_a_run_that_fails_on_both_cpus_or_passes_on_both_is_no_difference() -> None:
+    both = [on_cpu(cpu, bad_run("linux/386")) for cpu in ("", "x1")]
+    for report in (both_cpus(), run(*both)):
+        assert ": passed on" not in drawn(report)
+        assert ": failed on" not in drawn(report)
+    assert "0 of 1 platforms ran as expected. FAILED: linux/386 (run)." in drawn(run(*both))
+
+
+def test_a_difference_names_its_command() -> None:
+    report = run(
+        *(replace(good_run("linux/386"), command=each) for each in ("a", "b")),
+        replace(on_cpu("x1", bad_run("linux/386")), command="b"),
+    )
+    assert "  linux/386: b: passed on max, failed on x1\n" in drawn(report)
+
+
+def test_the_closing_line_says_which_of_a_platforms_runs_failed() -> None:
+    bad = [replace(bad_run("linux/arm64"), command=each) for each in ("x", "y")]
+    assert "FAILED: linux/arm64 (run: x)." in drawn(three_commands(bad[0]))
+    assert "FAILED: linux/arm64 (run: x and 1 more)." in drawn(three_commands(*bad))
+    long = replace(bad[0], command="z" * 500)
+    assert f"FAILED: linux/arm64 (run: {'z' * 55}...)." in drawn(three_commands(long))
+
+
+@pytest.mark.parametrize("render", [*FOR_PEOPLE, faces.to_junit])
+def test_a_failing_runs_command_is_shown(render: Callable[[Report], str]) -> None:
+    assert "command: uname -m" in re.sub(
+        "</dt><dd>", ": ", render(run(replace(bad_run("linux/386"), command="uname -m")))
+    )
+
+
+def test_an_annotation_names_the_cpu_and_the_command() -> None:
+    report = run(*(on_cpu(cpu, replace(bad_run("linux/386"), command=f"a:b {cpu}")) for cpu in ("", "x1")))
+    commands = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    assert [command.split("::")[1] for command in commands] == [
+        "error title=run linux/386 on max%3A a%3Ab  failed",
+        "error title=run linux/386 on x1%3A a%3Ab x1 failed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("render", [drawn, faces.to_json, faces.to_markdown, faces.to_html, faces.to_svg])
+def test_neither_command_nor_cpu_nor_output_of_several_runs_commands_a_terminal_or_a_runner(
+    render: Callable[[Report], str],
+) -> None:
+    bad = bad_run(HOSTILE, stdout=HOSTILE, stderr=HOSTILE, message=HOSTILE)
+    good = good_run(HOSTILE, stdout=HOSTILE)
+    results = [
+        on_cpu(f"{HOSTILE}{n}", replace(each, command=f"{HOSTILE}{n}"))
+        for n in (1, 2)
+        for each in (bad, good)
+    ]
+    report = run(*(replace(result, runner=HOSTILE) for result in results))
+    for text in (render(report), render(replace(matrix(HOSTILE), run=report))):
+        assert not {"\x1b", "\ud800"} & set(text)
+        assert "##[" not in text
+        if render is not faces.to_json:
+            assert "\u202e" not in text
+        if render is faces.to_html:
+            assert "<b>" not in text
+        if render is faces.to_markdown:
+            assert not re.search(r"(?m)^\|.*[<`]", text)
+
+
+def test_no_annotation_of_several_runs_is_more_than_one_line() -> None:
+    report = run(
+        *(
+            on_cpu(f"{n}\n::error::x", replace(bad_run(HOSTILE, stdout=HOSTILE), command="\n::x"))
+            for n in (1, 2)
+        )
+    )
+    stream = io.StringIO()
+    commands = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, stream)
+    assert stream.getvalue().count("\n") == len(commands) == 2
+    assert not {"\x1b", "\u202e"} & set(stream.getvalue())
 
 
 # What a matrix must not pass over in silence

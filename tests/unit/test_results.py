@@ -17,6 +17,7 @@ from buildkit_tasks.results import (
 from tests.unit.samples import (
     bad_check,
     bad_run,
+    both_cpus,
     build,
     every_bad_report,
     every_good_report,
@@ -65,6 +66,15 @@ def test_no_outcome_but_passed_is_ok(outcome: Outcome) -> None:
 def test_a_line_without_one_of_its_steps_does_not_hold(step: str) -> None:
     without: dict[str, None] = {step: None}
     assert not replace(matrix(), **without).ok  # type: ignore[arg-type]  # one of four fields
+
+
+def test_several_runs_of_each_platform_are_one_set_of_platforms() -> None:
+    line = replace(matrix("linux/amd64", "linux/arm/v6"), run=both_cpus())
+    assert line.ok
+    assert not replace(line, run=both_cpus(Outcome.ILLEGAL_INSTRUCTION)).ok
+    for left_out in ("linux/amd64", "linux/arm/v6"):
+        some = [result for result in both_cpus().results if result.platform != left_out]
+        assert not replace(line, run=run(*some)).ok
 
 
 def test_a_line_that_reached_its_end_with_an_error_does_not_hold() -> None:
