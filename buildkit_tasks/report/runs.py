@@ -77,7 +77,7 @@ def differences(results: Iterable[RunResult]) -> Iterator[str]:
         for command in dict.fromkeys(result.command for result in runs):
             same = [result for result in runs if result.command == command]
             cpus = {cpu_of(result) for result in same if result.ok}
-            if cpus and any(not result.ok and cpu_of(result) not in cpus for result in same):
+            if cpus and any(cpu_of(result) not in cpus for result in same):
                 ends = ", ".join(f"{result.outcome.value} on {cpu_of(result)}" for result in same)
                 yield f"{platform}{f': {command}' if command else ''}: {ends}"
 
