@@ -18,9 +18,20 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["BLOCK", "DIRECTORY", "HARD_LINK", "REGULAR", "SYMLINK", "Entry", "TarReader", "cut_off"]
+__all__ = [
+    "BLOCK",
+    "DIRECTORY",
+    "HARD_LINK",
+    "REGULAR",
+    "SYMLINK",
+    "Entry",
+    "OwnedReader",
+    "Owner",
+    "TarReader",
+    "cut_off",
+]
 
 BLOCK = 512
 REGULAR, HARD_LINK, SYMLINK, DIRECTORY = "0", "1", "2", "5"
@@ -40,8 +51,14 @@ _made = tuple.__new__
 # Links, devices, folders, FIFOs: their size field means nothing.
 _NO_DATA = frozenset([b"1", b"2", b"3", b"4", b"5", b"6"])
 _METADATA = frozenset("xgLK")
+_OWNER = frozenset(["uid", "gid", "mtime"])  # what pax headers say besides names and sizes
 _OLD = "\0"  # before POSIX: a file, or a folder if its name, whole, ends in a slash
 _RECORD = re.compile(rb"([0-9]{1,7}) ")
+_WHOLE = re.compile("[+-]?[0-9]+", re.ASCII)
+_TIME = re.compile(r"([+-]?[0-9]+)(?:\.([0-9]*))?", re.ASCII)
+_INT64 = 1 << 63
+_SECOND = 1_000_000_000  # nanoseconds
+_MAX_TIME = _INT64 * _SECOND
 # Type flags as they come and as text, for the kinds that most entries have.
 _USUAL_FLAGS = {b"0": REGULAR, b"1": HARD_LINK, b"2": SYMLINK, b"5": DIRECTORY}
 
@@ -65,6 +82,14 @@ class Entry(NamedTuple):
     linkname: str
     mode: int
     offset: int
+
+
+class Owner(NamedTuple):
+    """Whose an entry is, by number, and when it was changed: nanoseconds since 1970."""
+
+    uid: int
+    gid: int
+    mtime: int
 
 
 class TarReader:
@@ -122,7 +147,7 @@ class TarReader:
                 overrides = {}
             else:
                 yield entry
-        if overrides:
+        if not overrides.keys() <= _OWNER:
             raise self._broken("the archive ends after a name, before its entry")
 
     def _check_end(self, block: bytes) -> None:
@@ -194,7 +219,7 @@ class TarReader:
         return before | {entry.type: _text(data.partition(b"\0")[0])}
 
     def _pax(self, data: bytes) -> dict[str, str]:
-        """The path, linkpath and size of records ``LENGTH KEY=VALUE`` with a newline at their end."""
+        """The path, linkpath, size and owner of records ``LENGTH KEY=VALUE`` with a newline at their end."""
         found: dict[str, str] = {}
         at = records = 0
         while at < len(data):
@@ -206,6 +231,8 @@ class TarReader:
                 raise self._broken("a malformed pax record")
             if key in (b"path", b"linkpath", b"size"):
                 found[key.decode()] = self._pax_value(value)
+            elif key in (b"mtime", b"uid", b"gid"):
+                found[key.decode()] = _text(value)
             elif key.startswith(b"GNU.sparse."):
                 raise self._broken("sparse files are not supported")
             at = end
@@ -251,6 +278,70 @@ class TarReader:
 
     def _broken(self, cause: str) -> MalformedImage:
         return MalformedImage(f"tar archive, before byte {self._position}: {cause}")
+
+
+class OwnedReader(TarReader):
+    """The same reader, which can tell whose the current entry is: who does not ask does not pay."""
+
+    _header = _ZERO
+    _said: Mapping[str, str] | None = None
+
+    def owner(self) -> Owner:
+        """Owner and time of the current entry, of its pax header where that has them.
+
+        Raises :class:`MalformedImage` for what Go's reader refuses: no number, or one past 64 bits.
+        """
+        header = self._header
+        try:
+            found = Owner(
+                _NUMBERS[header[108:116]], _NUMBERS[header[116:124]], _NUMBERS[header[136:148]] * _SECOND
+            )
+            if self._said:
+                found = _overridden(found, self._said)
+        except ValueError as error:
+            raise self._broken(str(error)) from None
+        if not -_MAX_TIME <= found.mtime < _MAX_TIME:
+            raise self._broken(f"a time of {found.mtime // _SECOND} seconds")
+        return found
+
+    def _parse(self, header: bytes) -> Entry:
+        self._header, self._said = header, None
+        return super()._parse(header)
+
+    def _finished(self, entry: Entry, overrides: dict[str, str]) -> Entry:
+        self._said = overrides
+        return super()._finished(entry, overrides)
+
+
+def _overridden(owner: Owner, said: Mapping[str, str]) -> Owner:
+    """What a pax header says instead; as in Go, an empty value says nothing.
+
+    Raises :class:`ValueError`.
+    """
+    uid, gid, mtime = owner
+    if said.get("uid"):
+        uid = _whole(said["uid"])
+    if said.get("gid"):
+        gid = _whole(said["gid"])
+    if said.get("mtime"):
+        mtime = _time(said["mtime"])
+    return Owner(uid, gid, mtime)
+
+
+def _whole(text: str) -> int:
+    """A decimal number of 64 bits: Go's ``strconv.ParseInt``."""
+    if not _WHOLE.fullmatch(text) or not -_INT64 <= int(text) < _INT64:
+        raise ValueError(f"{text[:40]!r} is no number of 64 bits")
+    return int(text)
+
+
+def _time(text: str) -> int:
+    """Seconds with a fraction as nanoseconds, finer ones dropped: Go's ``parsePAXTime``."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is no time")
+    fraction = int((match[2] or "")[:9].ljust(9, "0"))
+    return _whole(match[1]) * _SECOND + (-fraction if text[0] == "-" else fraction)
 
 
 def _check(header: bytes, field: bytes) -> None:
