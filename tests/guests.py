@@ -7,14 +7,17 @@ the ``sh`` of any base image, a stand-in as well: ``sh -c WORDS``.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from tests.project import program
+
+Guest = Callable[[str], bytes]  # of a platform
 
 # Words for `sh -c` on a base image with busybox or more.
 DEAF = "trap '' TERM INT HUP; echo deaf; while :; do sleep 1; done"
 FORK_BOMB = "bomb() { bomb | bomb & }; bomb; sleep 60"
-MEMORY_HOG = "tail /dev/zero"
-MEMORY_HOG_IN_A_CHILD = "tail /dev/zero; exit 0"
+MEMORY_HOG = "dd if=/dev/zero of=/dev/null bs=2000M count=1"
+MEMORY_HOG_IN_A_CHILD = f"{MEMORY_HOG}; exit 0"
 FLOOD = "yes"
 FLOOD_OF_ERRORS = "yes >&2"
 SUICIDE = "kill -SEGV $$"
