@@ -11,7 +11,7 @@ from buildkit_tasks.oci.opening import open_image
 from buildkit_tasks.verify import verify
 
 
-def _peak() -> int:
+def peak() -> int:
     """The most memory that this process had resident, in bytes.
 
     ``getrusage`` would not do: Linux counts into its ``ru_maxrss`` what the parent's memory was when
@@ -29,7 +29,7 @@ def main(name: str) -> None:
         report = verify(source, (), name)
     seconds = time.perf_counter() - started
     bad = [check.message for verdict in report.platforms for check in verdict.checks if not check.ok]
-    taken = {"seconds": seconds, "peak": _peak(), "ok": report.ok, "problems": bad[:10]}
+    taken = {"seconds": seconds, "peak": peak(), "ok": report.ok, "problems": bad[:10]}
     json.dump(taken, sys.stdout)
 
 

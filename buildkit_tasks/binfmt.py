@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.commands import Runner
     from buildkit_tasks.platforms import Machine
 
-__all__ = ["Binfmt", "Handler"]
+__all__ = ["Binfmt", "Handler", "handler_line"]
 
 _MOUNT_POINT = Path("/proc/sys/fs/binfmt_misc")
 _MOUNTED = "/mounted"  # no handler can have a slash in its name
@@ -106,7 +106,7 @@ class Binfmt:
     def register(self, machine: Machine, interpreter: Path) -> None:
         """Add a handler. Raises :class:`EmulatorError` when the kernel refuses or the name is taken."""
         name = f"qemu-{machine.qemu}"
-        line = f":{name}:M::{_escaped(machine.magic)}:{_escaped(machine.mask)}:{interpreter}:{_FLAGS}"
+        line = handler_line(machine, str(interpreter))
         try:
             self.run.write(self.folder / "register", line.encode("latin-1"))
         except OSError as error:
@@ -154,6 +154,12 @@ class Binfmt:
     def _remember(self, name: str, text: str) -> None:
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
         self.ledger.write_text(json.dumps(self._remembered() | {name: text}), encoding="utf-8")
+
+
+def handler_line(machine: Machine, interpreter: str) -> str:
+    """What is written to ``register`` for an architecture's emulator."""
+    magic, mask = _escaped(machine.magic), _escaped(machine.mask)
+    return f":qemu-{machine.qemu}:M::{magic}:{mask}:{interpreter}:{_FLAGS}"
 
 
 def _read(path: Path) -> Handler:

@@ -30,12 +30,16 @@ from buildkit_tasks.results import (
     RunReport,
     SetupReport,
 )
+from buildkit_tasks.runs import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from buildkit_tasks.commands import Runner
     from buildkit_tasks.debian import Tell
+    from buildkit_tasks.emulate.guests import Guests
+    from buildkit_tasks.runs import Watch
     from buildkit_tasks.settings import Settings
 
 __all__ = ["Line"]
@@ -112,24 +116,27 @@ class Line:
         )
         return request if request.outputs or request.load else _archived(request)
 
-    def emulate(self, image: str, platforms: tuple[Platform, ...] = ()) -> RunReport:
+    def emulate(
+        self, image: str, platforms: tuple[Platform, ...] = (), watch: Watch | None = None
+    ) -> RunReport:
         """Run the image on each platform and check what it prints, as the settings say."""
+        return self.runs.emulate(image, platforms, watch)
+
+    def containers(self, image: str, platforms: tuple[Platform, ...]) -> AbstractContextManager[Guests]:
+        """The image in the engine, ready to be run."""
         with ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(importlib.import_module, "docker")  # 120 ms, while the engine is asked
             self.engine  # noqa: B018 - connects
-        from buildkit_tasks.emulate.outcomes import Expectation  # noqa: PLC0415 - the Docker SDK
-        from buildkit_tasks.emulate.service import RunRequest, run_emulated  # noqa: PLC0415
+        from buildkit_tasks.emulate.containers import container_guests  # noqa: PLC0415 - the Docker SDK
 
-        settings = self.settings
-        request = RunRequest(
-            image=self.images.name(image),
-            platforms=platforms,
-            command=settings.command,
-            expectation=Expectation(pattern=settings.expect, exit_code=settings.expect_exit),
-            timeout=settings.timeout,
-            jobs=settings.jobs,
+        return container_guests(image, platforms, self.engine, self.emulators, self.images.open)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """What runs images here."""
+        return Runs(
+            settings=self.settings, run=self.run, tell=self.tell, images=self.images, line=lambda: self
         )
-        return run_emulated(request, self.engine, self.emulators, self.images.open)
 
     def matrix(self, request: BuildRequest) -> tuple[MatrixReport, BuildkitTasksError | None]:
         """All four steps. One that cannot go on ends the line: what was reached, and the error."""

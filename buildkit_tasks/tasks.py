@@ -68,9 +68,15 @@ def verify_arch(edge: Edge) -> None:
 @job(IMAGE, PLATFORM, *RUN, *ENVIRONMENT, REPORT)
 def run_emulated(edge: Edge) -> None:
     """Run every platform's image, under QEMU where need be, and check what it prints."""
-    wanted = edge.line.platforms if edge.line.settings.given("platforms") else ()
+    from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
+    from buildkit_tasks.runs import Runs  # noqa: PLC0415
+
+    settings, images = edge.settings, Images(settings=edge.settings, run=edge.run)
+    runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=lambda: edge.line)
+    wanted = parse_platforms(settings.platforms) if settings.given("platforms") else ()
     with edge.watching() as watch:
-        report = edge.line.emulate(edge.options["image"], wanted, watch)
+        report = runs.emulate(edge.options["image"], wanted, watch)
     edge.show(report, code=_run_code(report))
 
 

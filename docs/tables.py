@@ -1,4 +1,4 @@
-"""The tables of ``tasks.md`` and ``settings.md``, made from the code that they describe.
+"""The tables of ``tasks.md``, ``settings.md`` and ``running.md``, made from the code that they describe.
 
 ``python docs/tables.py`` writes them anew. ``conf.py`` compares them at every build, and one that
 does not say what the code says is a warning; with ``-W`` that is an error.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.edge import Job, Option
+from buildkit_tasks.platforms import known_platforms
 from buildkit_tasks.settings import KEYS, Settings
 from buildkit_tasks.tasks import ns
 
@@ -76,6 +77,18 @@ def _key_table(words: dict[str, str]) -> Iterator[str]:
         yield f"| `{key}` | {_KINDS[type(default)]} |{_shown(default)} | {said} |"
 
 
+def _running(text: str) -> str:
+    return _replaced(text, "The oldest CPU", _cpu_table())
+
+
+def _cpu_table() -> Iterator[str]:
+    yield "| platform | what its name promises | CPU |"
+    yield "| --- | --- | --- |"
+    for platform in known_platforms():
+        promise = platform.promise.title if platform.promise else ""
+        yield f"| `{platform}` | {promise} | `{platform.cpu}` |"
+
+
 def _shown(default: object) -> str:
     items = default if isinstance(default, tuple) else (default,)
     texts = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
@@ -97,7 +110,11 @@ def _replaced(text: str, heading: str, rows: Iterable[str]) -> str:
     return found
 
 
-PAGES: dict[str, Callable[[str], str]] = {"tasks.md": _tasks, "settings.md": _settings}
+PAGES: dict[str, Callable[[str], str]] = {
+    "tasks.md": _tasks,
+    "settings.md": _settings,
+    "running.md": _running,
+}
 
 
 if __name__ == "__main__":

@@ -1,117 +1,201 @@
-"""Run an image on every platform asked for, several at once."""
+"""Run an image on every platform asked for, several at once, in a sandbox or in an engine."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from buildkit_tasks.emulate.docker import Guest, as_command, reap, run_guest
-from buildkit_tasks.emulate.loading import Loaded, image_in_engine
+from buildkit_tasks.emulate.guests import Guests, GuestTask
 from buildkit_tasks.emulate.outcomes import Expectation
-from buildkit_tasks.emulators import Emulators, with_versions
-from buildkit_tasks.engine.sdk import connect
+from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform
-from buildkit_tasks.results import Outcome, PlatformSetup, RunReport, RunResult
+from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.results import Outcome, RunReport, RunResult
+from buildkit_tasks.settings import Origin, SmokeCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from buildkit_tasks.commands import Runner
-    from buildkit_tasks.emulate.loading import OpenImage
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.settings import Settings
 
-__all__ = ["RunRequest", "run_emulated"]
+    Opened = Callable[[], AbstractContextManager[Guests]]
+
+__all__ = ["RunRequest", "Runners", "Watch", "run_emulated", "takes_engine"]
+
+_DAEMON = "docker-daemon:"
+_BOTH = ("max", "floor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A check whose words were read; ``only`` are its platforms, none for all."""
+
+    command: str
+    words: tuple[str, ...]
+    expectation: Expectation
+    timeout: float
+    only: tuple[Platform, ...]
+
+    @classmethod
+    def of(cls, check: SmokeCheck, timeout: float) -> Plan:
+        """Read a check. Raises :class:`UsageError` for a command or an expectation that cannot be."""
+        return cls(
+            command=check.command,
+            words=_words(check.command),
+            expectation=Expectation(pattern=check.expect, exit_code=check.expect_exit),
+            timeout=check.timeout or timeout,
+            only=parse_platforms(check.platforms),
+        )
+
+    def task(self, platform: Platform, cpu: str) -> GuestTask:
+        """This check on one platform and CPU."""
+        return GuestTask(
+            platform=platform,
+            expectation=self.expectation,
+            timeout=self.timeout,
+            words=self.words,
+            command=self.command,
+            cpu=cpu,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """Which image to run, where, and what it must do; ``timeout`` in seconds for each platform."""
+    """Which image to run, where, on which CPU, and what it must do.
+
+    ``cpu`` is max, floor, both or a QEMU model; ``timeout`` in seconds for each check that has none;
+    ``jobs`` how many run at once (0: two for each processor).
+    """
 
     image: str
     platforms: tuple[Platform, ...] = ()
-    command: str = ""
-    expectation: Expectation = field(default_factory=Expectation)
+    checks: tuple[SmokeCheck, ...] = (SmokeCheck(),)
+    cpu: str = "max"
     timeout: float = 60.0
     jobs: int = 0
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The command as a list; it replaces CMD, as arguments of ``docker run`` do."""
-        try:
-            return tuple(shlex.split(self.command))
-        except ValueError as error:
-            raise UsageError(f"--command {self.command!r} cannot be split into words: {error}") from error
-
-    def guest(self, platform: Platform, image: Loaded, setup: PlatformSetup, words: tuple[str, ...]) -> Guest:
-        """What to run on one platform."""
-        return Guest(
-            platform=platform,
+    @classmethod
+    def of(cls, image: str, platforms: tuple[Platform, ...], settings: Settings) -> RunRequest:
+        """What the settings ask for: their checks, unless the command line says what to run or expect."""
+        single = SmokeCheck(
+            command=settings.command, expect=settings.expect, expect_exit=settings.expect_exit
+        )
+        asked = any(settings.origins.get(key) is Origin.FLAG for key in ("command", "expect", "expect_exit"))
+        return cls(
             image=image,
-            setup=setup,
-            command=words,
-            expectation=self.expectation,
-            timeout=self.timeout,
+            platforms=platforms,
+            checks=(single,) if asked or not settings.checks else settings.checks,
+            cpu=settings.cpu,
+            timeout=settings.timeout,
+            jobs=settings.jobs,
         )
 
+    @property
+    def plans(self) -> list[Plan]:
+        """The checks, read. Raises :class:`UsageError` for one that cannot be."""
+        return [Plan.of(check, self.timeout) for check in self.checks]
 
-def run_emulated(
-    request: RunRequest, engine: Engine, emulators: Emulators, open_image: OpenImage
-) -> RunReport:
-    """Run the image on each platform, at most ``jobs`` at once (0: two for each processor).
+    def tasks(self, plans: Sequence[Plan], held: Sequence[Platform]) -> list[GuestTask]:
+        """Everything to run, platform by platform; ``held`` are those of the image."""
+        return [
+            plan.task(platform, cpu)
+            for platform in self.platforms or held
+            for plan in plans
+            if not plan.only or platform in plan.only
+            for cpu in self._models(platform)
+        ]
 
-    ``open_image`` opens one that is not in the engine.
+    def _models(self, platform: Platform) -> list[str]:
+        known = {"max": "", "floor": platform.cpu}
+        return [known.get(each, each) for each in (_BOTH if self.cpu == "both" else (self.cpu,))]
 
-    One platform's failure does not stop the others; results are in the order asked for.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runners:
+    """The two ways to run the image of a request; ``choice`` is auto, docker or sandbox."""
+
+    choice: str
+    sandbox: Opened
+    docker: Opened
+    tell: Tell
+
+    @contextlib.contextmanager
+    def open(self, image: str) -> Iterator[Guests]:
+        """The one that was asked for; else the sandbox, where the kernel lets us have one."""
+        if takes_engine(self.choice, image):
+            with self.docker() as guests:
+                yield guests
+            return
+        with contextlib.ExitStack() as stack:
+            yield self._sandbox(stack) if self.choice == "sandbox" else self._either(stack)
+
+    def _sandbox(self, stack: contextlib.ExitStack) -> Guests:
+        return stack.enter_context(self.sandbox())
+
+    def _either(self, stack: contextlib.ExitStack) -> Guests:
+        try:
+            return self._sandbox(stack)
+        except SandboxClosed as closed:
+            self.tell(f"{closed.message}: running in Docker")
+        return stack.enter_context(self.docker())
+
+
+def takes_engine(choice: str, image: str) -> bool:
+    """Whether the Docker runner is meant: it was asked for, or the image is in an engine."""
+    return choice == "docker" or (choice == "auto" and image.startswith(_DAEMON))
+
+
+class Watch(Protocol):
+    """Who is told of runs, from several threads."""
+
+    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
+        """What will run: platform, command and CPU, the last two empty for the default."""
+
+    def __call__(self, result: RunResult) -> None:
+        """How one of them ended."""
+
+
+def run_emulated(request: RunRequest, runners: Runners, watch: Watch | None = None) -> RunReport:
+    """Run the image on each platform, and with each check and CPU asked for.
+
+    One failure does not stop the others; the report has results in the order asked for.
     """
-    if emulators.run.dry_run:
-        return _shown(request, engine, emulators.run)
-    words = request.words
-    with ThreadPoolExecutor(max_workers=1) as aside:
-        # Platforms are probed while the image is found or loaded: neither needs the other.
-        early = aside.submit(_setups, request.platforms, emulators)
-        client = connect(engine)
-        reap(client)
-        with image_in_engine(request.image, request.platforms, engine, client, open_image) as images:
-            setups = early.result() if request.platforms else _setups(tuple(images), emulators)
+    plans = request.plans
+    with runners.open(request.image) as guests:
 
-            def one(setup: PlatformSetup) -> RunResult:
-                platform = Platform.parse(setup.platform)
-                if platform not in images:
-                    return _missing(platform, images)
-                guest = request.guest(platform, images[platform], setup, words)
-                if not setup.runs:
-                    return guest.result(Outcome.NOT_REGISTERED, setup.message)
-                return run_guest(client, guest)
+        def one(task: GuestTask) -> RunResult:
+            result = guests.run(task) if task.platform in guests.platforms else _missing(task, guests)
+            if watch is not None:
+                watch(result)
+            return result
 
-            with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
-                results = tuple(pool.map(one, setups))
+        tasks = request.tasks(plans, guests.platforms)
+        if watch is not None:
+            watch.expect((str(task.platform), task.command, task.cpu) for task in tasks)
+        with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
+            try:
+                results = tuple(pool.map(one, tasks))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                guests.stop()
+                raise
     return RunReport(subject=request.image, results=results)
 
 
-def _setups(platforms: Sequence[Platform], emulators: Emulators) -> tuple[PlatformSetup, ...]:
-    return with_versions(emulators.ensure(platforms), emulators.run) if platforms else ()
+def _words(command: str) -> tuple[str, ...]:
+    """The command as a list."""
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:
+        raise UsageError(f"--command {command!r} cannot be split into words: {error}") from error
 
 
-def _shown(request: RunRequest, engine: Engine, run: Runner) -> RunReport:
-    """Print the commands that do the same by hand; the image is loaded without a name, and so is IMAGE."""
-    transport, _, place = request.image.partition(":")
-    image = place if transport == "docker-daemon" else "IMAGE"
-    if image == "IMAGE":
-        run.run([*engine.tools.docker, "load", f"--input={place}"], engine.call(), mutates=True)
-    for platform in request.platforms:
-        argv = [*engine.tools.docker, *as_command(platform, image, request.words)]
-        run.run(argv, engine.call(), mutates=True)
-    return RunReport(subject=request.image, results=())
-
-
-def _missing(platform: Platform, images: dict[Platform, Loaded] | Sequence[Platform]) -> RunResult:
-    held = ", ".join(map(str, images)) or "no platform"
-    return RunResult(
-        platform=str(platform),
-        outcome=Outcome.FAILED,
-        message=f"{platform} is not in the image, which holds {held}",
-    )
+def _missing(task: GuestTask, guests: Guests) -> RunResult:
+    held = ", ".join(map(str, guests.platforms)) or "no platform"
+    return task.result(Outcome.FAILED, f"{task.platform} is not in the image, which holds {held}")

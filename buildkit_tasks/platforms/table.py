@@ -12,6 +12,9 @@ from functools import cached_property
 
 __all__ = ["DEVICES", "MACHINES", "Level", "Machine", "foreign_machine", "machine_of_elf"]
 
+# qemu64 without what it has beyond the baseline of the x86-64 psABI.
+_BASELINE = "qemu64,-sse3,-cx16,-lahf-lm"
+
 _ELF_CLASS = {32: 1, 64: 2}
 _ELF_DATA = {"little": 1, "big": 2}
 _ET_EXEC = 2
@@ -115,7 +118,7 @@ MACHINES: tuple[Machine, ...] = (
         order="little",
         elf_machine=62,
         debian="amd64",
-        cpu="qemu64",
+        cpu=_BASELINE,
         implied_variant="v1",
         # x86-64 psABI, section "Processor Architecture" (micro-architecture levels).
         go_setting="GOAMD64",
@@ -126,7 +129,7 @@ MACHINES: tuple[Machine, ...] = (
                 go="v1",
                 said=("x86-64 baseline",),
                 option="-march=x86-64",
-                cpu="qemu64",
+                cpu=_BASELINE,
             ),
             Level(
                 name="v2",
@@ -142,7 +145,7 @@ MACHINES: tuple[Machine, ...] = (
                 go="v3",
                 said=("x86-64-v3",),
                 option="-march=x86-64-v3",
-                cpu="Haswell",
+                cpu="Haswell-noTSX",
             ),
             Level(
                 name="v4",
@@ -150,7 +153,7 @@ MACHINES: tuple[Machine, ...] = (
                 go="v4",
                 said=("x86-64-v4",),
                 option="-march=x86-64-v4",
-                cpu="Skylake-Server",
+                cpu="max",  # QEMU emulates no AVX-512
             ),
         ),
         loaders=("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"),
@@ -166,13 +169,13 @@ MACHINES: tuple[Machine, ...] = (
         order="little",
         elf_machine=183,
         debian="arm64",
-        cpu="cortex-a53",
+        cpu="cortex-a53",  # among the first of Armv8.0-A
         implied_variant="v8",
         # OCI's v8 is Armv8.0-A. Levels between have names too (v8.1 to v9.5): see binaries/isa.py.
         go_setting="GOARM64",
         variants=(
             Level(name="v8", title="Armv8.0-A", go="v8.0", option="-march=armv8-a"),
-            Level(name="v9", title="Armv9.0-A", go="v9.0", option="-march=armv9-a", cpu="max"),
+            Level(name="v9", title="Armv9.0-A", go="v9.0", option="-march=armv9-a", cpu="cortex-a710"),
         ),
         loaders=("/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-aarch64.so.1"),
         multiarch=("aarch64-linux-gnu",),
@@ -188,7 +191,7 @@ MACHINES: tuple[Machine, ...] = (
         elf_machine=40,
         elf_flags=0x05000000,
         debian="armhf",
-        cpu="cortex-a8",
+        cpu="cortex-a8",  # the first of ARMv7-A, without a divider
         default_variant="v7",
         # "Build Attributes" of the Arm ABI, Tag_CPU_arch. The ARM1176 of the first Raspberry Pi is a
         # v6KZ; v6T2 has the Thumb-2 that it lacks, and v7 has all of it.
@@ -201,7 +204,7 @@ MACHINES: tuple[Machine, ...] = (
                 said=("Pre-v4", "v4", "v4T", "v5T", "v5TE", "v5TEJ"),
                 option="-march=armv5te",
                 debian="armel",
-                cpu="arm926",
+                cpu="arm926",  # ARMv5TEJ, the last of its level that Linux still runs on
             ),
             Level(
                 name="v6",
@@ -210,7 +213,7 @@ MACHINES: tuple[Machine, ...] = (
                 said=("v6", "v6K", "v6KZ"),
                 option="-march=armv6",
                 debian="armel",
-                cpu="arm1176",
+                cpu="arm1176",  # ARMv6KZ, of the first Raspberry Pi and the Zero
             ),
             Level(
                 name="v7",
@@ -258,7 +261,7 @@ MACHINES: tuple[Machine, ...] = (
         order="little",
         elf_machine=3,
         debian="i386",
-        cpu="qemu32",
+        cpu="qemu32,-sse3",  # SSE2 and no more, as of the Pentium 4
         # Go's default has been SSE2 since 1.16, and all that it needs is in every x86-64.
         go_setting="GO386",
         levels=(
@@ -287,7 +290,7 @@ MACHINES: tuple[Machine, ...] = (
         elf_machine=21,
         elf_flags=2,
         debian="ppc64el",
-        cpu="power8",
+        cpu="power8",  # where little-endian Linux starts
         # 64-bit PowerPC ELF V2 ABI: little-endian Linux starts at POWER8.
         go_setting="GOPPC64",
         levels=(
@@ -308,7 +311,7 @@ MACHINES: tuple[Machine, ...] = (
         order="big",
         elf_machine=22,
         debian="s390x",
-        cpu="qemu",
+        cpu="qemu",  # named models, z13 too, need what TCG does not have and refuse to start
         loaders=("/lib/ld64.so.1", "/lib/ld-musl-s390x.so.1"),
         multiarch=("s390x-linux-gnu",),
         # lghi %r2, STATUS; svc 1 (exit)
@@ -323,7 +326,7 @@ MACHINES: tuple[Machine, ...] = (
         elf_machine=243,
         elf_flags=5,
         debian="riscv64",
-        cpu="sifive-u54",
+        cpu="sifive-u54",  # rv64gc and no more
         # RISC-V Profiles: RVA20U64 is rv64gc and what it implies. The counters (zihpm) and fence.i are
         # options of it that every Linux machine has.
         go_setting="GORISCV64",
@@ -366,7 +369,7 @@ MACHINES: tuple[Machine, ...] = (
         elf_machine=8,
         elf_flags=0x80000006,
         debian="mips64el",
-        cpu="MIPS64R2-generic",
+        cpu="MIPS64R2-generic",  # release 2, which Debian's and Go's ports are made for
         # MIPS release 6 took instructions away: neither it nor release 2 runs the other's programs.
         levels=(
             Level(
@@ -401,7 +404,7 @@ MACHINES: tuple[Machine, ...] = (
         elf_machine=258,
         elf_flags=0x43,
         debian="loong64",
-        cpu="la464",
+        cpu="la464",  # the first core of LoongArch
         loaders=("/lib64/ld-linux-loongarch-lp64d.so.1", "/lib/ld-musl-loongarch64.so.1"),
         multiarch=("loongarch64-linux-gnu",),
         # ori $a0, $zero, STATUS (bits 10..21); ori $a7, $zero, 93 (exit); syscall 0

@@ -5,8 +5,25 @@ inside them. Each is checked, and whether what it starts would find its loader a
 problems are collected; none ends the others' checks.
 """
 
-from buildkit_tasks.verify.contents import Rules
-from buildkit_tasks.verify.programs import program_checks
-from buildkit_tasks.verify.service import verify
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildkit_tasks.verify.contents import Rules
+    from buildkit_tasks.verify.programs import program_checks
+    from buildkit_tasks.verify.service import verify
 
 __all__ = ["Rules", "program_checks", "verify"]
+
+_ROOMS = {"Rules": "contents", "program_checks": "programs", "verify": "service"}
+
+
+if not TYPE_CHECKING:  # a checker would take any name to be here
+
+    def __getattr__(name: str) -> object:
+        """Import the room that is asked for (PEP 562): a run needs one small one."""
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -1,0 +1,29 @@
+"""A child that runs one platform of an image many times and says what that took: ``IMAGE PLATFORM RUNS``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+
+from benchmarks.child import peak
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.line import Line
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.settings import SmokeCheck, load
+
+
+def main(image: str, platform: str, runs: int) -> None:
+    """Run, two at once, and print seconds and bytes."""
+    settings = replace(load(), checks=(SmokeCheck(),) * runs, jobs=2, runner="sandbox")
+    line = Line(settings=settings, run=Commands(), tell=lambda said: print(said, file=sys.stderr))
+    started = time.perf_counter()
+    report = line.emulate(image, (Platform.parse(platform),))
+    if not report.ok:
+        raise SystemExit(next(result.message for result in report.results if not result.ok))
+    json.dump({"seconds": time.perf_counter() - started, "peak": peak()}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,142 @@
+"""Promises about running: the sandbox against ``docker run``, and against QEMU alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.timing import Row, command, compare
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.line import Line
+from buildkit_tasks.platforms import Platform, native_platform
+from buildkit_tasks.qemu import find_qemu
+from buildkit_tasks.settings import cache_folder, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["measure"]
+
+_ROOT = Path(__file__).parent.parent
+_TASKS = [sys.executable, "-m", "buildkit_tasks"]
+_RUNS = 100
+_MANY = "linux/arm64"
+
+
+class Bench:
+    """The example built for ten platforms, as an archive and in the engine, and its bare programs."""
+
+    def __init__(self, place: Path, rounds: int) -> None:
+        self.place = place
+        self.rounds = rounds
+        shutil.copytree(_ROOT / "examples" / "hello", place / "hello")
+        shutil.copy(_ROOT / "pyproject.toml", place)
+        self.line = Line(settings=load(folder=_ROOT), run=Commands(echo=sys.stderr), tell=_tell)
+        self.engine = self.line.engine
+        self._build("--output=type=oci,dest=hello.tar")
+        self._build("--load", "--tag=hello:bench")
+        self._build("--output=type=local,dest=out")
+        self.image = f"oci-archive:{place}/hello.tar"
+
+    def sandbox(self, *options: str) -> Callable[[], None]:
+        """Our side."""
+        return command([*_TASKS, "run-emulated", self.image, "--runner=sandbox", *options], cwd=self.place)
+
+    def first(self) -> Iterator[Row]:
+        """Nothing unpacked yet: seconds, and against ``docker run``, one after the other."""
+        docker = self.engine.tools.docker
+        env = {**os.environ, **self.engine.env}
+
+        def loop() -> None:
+            for platform in self.line.platforms:
+                command([*docker, "run", "--rm", f"--platform={platform}", "hello:bench"], env=env)()
+
+        ours, theirs = compare(self.sandbox(), loop, rounds=self.rounds, before=self._forget)
+        what = "ten platforms, first run in the sandbox"
+        yield Row(promise=f"{what}: seconds", ours=ours, limit=1.0, rounds=self.rounds)
+        yield Row(
+            promise=f"{what} / docker run loop", ours=ours, theirs=theirs, limit=0.3, rounds=self.rounds
+        )
+
+    def again(self) -> Row:
+        """Roots kept: against QEMU directly on the ten programs, one after the other."""
+        bare = [command(self._bare(platform)) for platform in self.line.platforms]
+
+        def loop() -> None:
+            for each in bare:
+                each()
+
+        self.sandbox()()
+        ours, theirs = compare(self.sandbox(), loop, rounds=3 * self.rounds)
+        what = "ten platforms, run again in the sandbox / qemu on the ten programs"
+        return Row(promise=what, ours=ours, theirs=theirs, limit=1.3, rounds=3 * self.rounds)
+
+    def many(self) -> Row:
+        """A hundred runs of one platform, two at once: what each costs over bare QEMU, in milliseconds."""
+        bare = command(self._bare(Platform.parse(_MANY)))
+
+        def loop() -> None:
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                for _ in pool.map(lambda _: bare(), range(_RUNS)):
+                    pass
+
+        ours = command(self._suite(_RUNS), cwd=_ROOT)
+        ours()
+        each = [2 * 1000 * seconds / _RUNS for seconds in compare(ours, loop, rounds=self.rounds)]
+        what = f"{_RUNS} runs of {_MANY}, two at once: each - bare qemu"
+        return Row(
+            promise=what,
+            ours=each[0],
+            theirs=each[1],
+            limit=40,
+            rounds=self.rounds,
+            absolute=True,
+            unit="ms",
+        )
+
+    def growth(self) -> Row:
+        """A thousand runs in one process: its memory after all of them, and after a hundred."""
+        few, all_of_them = (self._megabytes(runs) for runs in (_RUNS, 10 * _RUNS))
+        what = f"memory of {10 * _RUNS} runs / of {_RUNS}"
+        return Row(promise=what, ours=all_of_them, theirs=few, rounds=1, unit="MB")
+
+    def _megabytes(self, runs: int) -> float:
+        done = subprocess.run(self._suite(runs), cwd=_ROOT, capture_output=True, check=True)
+        return float(json.loads(done.stdout)["peak"]) / 1_000_000
+
+    def _suite(self, runs: int) -> list[str]:
+        return [sys.executable, "-m", "benchmarks.many", self.image, _MANY, str(runs)]
+
+    def _bare(self, platform: Platform) -> list[str]:
+        """QEMU on the program, or the program alone where it runs natively."""
+        program = str(next((self.place / "out").glob(f"linux_{platform.slug.replace('-', '_')}/root/main")))
+        if platform.architecture == native_platform().architecture:
+            return [program]
+        qemu = find_qemu(platform.machine, self.line.settings, self.line.run, _tell)
+        return [str(qemu), program]
+
+    def _forget(self) -> None:
+        """Remove what was unpacked."""
+        shutil.rmtree(cache_folder(self.line.settings) / "roots", ignore_errors=True)
+
+    def _build(self, *options: str) -> None:
+        command([*_TASKS, "build-multiarch", "--context=hello", *options], cwd=self.place)()
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def measure(place: Path, rounds: int) -> Iterator[Row]:
+    """Measure every promise of this group, in a folder of its own."""
+    bench = Bench(place, rounds)
+    yield from bench.first()
+    yield bench.again()
+    yield bench.many()
+    yield bench.growth()

@@ -1,0 +1,75 @@
+"""What both runners take and give: one task for each platform, check and CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
+from buildkit_tasks.results import EmulatorSummary, Outcome, RunResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.platforms import Platform
+
+    OpenImage = Callable[[str], AbstractContextManager[Source]]
+
+__all__ = ["GuestTask", "Guests"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestTask:
+    """One thing to run on one platform; ``timeout`` in seconds.
+
+    ``words`` replace the image's CMD, as arguments of ``docker run`` do; ``command`` is how they were
+    written. ``cpu`` is the model that QEMU emulates, empty for its default, with which the host's own
+    programs run without it.
+    """
+
+    platform: Platform
+    expectation: Expectation
+    timeout: float
+    words: tuple[str, ...] = ()
+    command: str = ""
+    cpu: str = ""
+
+    def result(
+        self, outcome: Outcome, message: str = "", *, emulator: EmulatorSummary | None = None, **more: Any
+    ) -> RunResult:
+        """A result of this task."""
+        return RunResult(
+            platform=str(self.platform),
+            command=self.command,
+            outcome=outcome,
+            message=message,
+            emulated=emulator is not None,
+            emulator=emulator and replace(emulator, cpu=self.cpu),
+            **more,
+        )
+
+    def judged(self, ending: Ending, *, emulator: EmulatorSummary | None, **more: Any) -> RunResult:
+        """The result of a guest that has ended so."""
+        outcome, message = judge(ending, self.expectation, self.platform)
+        if outcome is Outcome.EMULATOR_CRASH and emulator is not None:
+            message = f"{message} ({emulator.path}, version {emulator.version or 'unknown'})"
+        return self.result(
+            outcome, message, emulator=emulator, exit_code=ending.exit_code, stdout=ending.stdout,
+            stderr=ending.stderr, limited=ending.limited, **more,
+        )  # fmt: skip
+
+
+class Guests(Protocol):
+    """One image, ready to be run."""
+
+    @property
+    def platforms(self) -> Sequence[Platform]:
+        """The platforms that the image holds."""
+
+    def run(self, task: GuestTask) -> RunResult:
+        """Run it and tell how it ended; may be called by several threads at once."""
+
+    def stop(self) -> None:
+        """End whatever runs: it was interrupted."""

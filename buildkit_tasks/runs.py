@@ -1,0 +1,68 @@
+"""Runs of images under the settings; an engine is asked only where one is needed.
+
+Imports little: an image in a file is run in the sandbox without a word about engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.emulate.service import Runners, RunRequest, Watch, run_emulated, takes_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.emulate.guests import Guests
+    from buildkit_tasks.images import Images
+    from buildkit_tasks.line import Line
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.results import RunReport
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["Runs", "Watch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Runs images; ``line`` gives the services for those that need an engine."""
+
+    settings: Settings
+    run: Runner
+    tell: Tell
+    images: Images
+    line: Callable[[], Line]
+
+    def emulate(
+        self, image: str, platforms: tuple[Platform, ...] = (), watch: Watch | None = None
+    ) -> RunReport:
+        """Run the image on each platform and check what it prints, as the settings say.
+
+        Empty ``platforms`` means all that it holds; ``watch`` is told of each run as it ends.
+        """
+        name = self.images.name(image)
+        request = RunRequest.of(name, platforms, self.settings)
+        if self.run.dry_run:
+            return self._show(request)
+        runners = Runners(
+            choice=self.settings.runner,
+            sandbox=lambda: self._sandbox(name),
+            docker=lambda: self.line().containers(name, platforms),
+            tell=self.tell,
+        )
+        return run_emulated(request, runners, watch)
+
+    def _sandbox(self, name: str) -> AbstractContextManager[Guests]:
+        from buildkit_tasks.emulate.sandbox.runner import sandbox_guests  # noqa: PLC0415 - not for an engine
+
+        return sandbox_guests(name, self.images.open, self.settings, self.run, self.tell)
+
+    def _show(self, request: RunRequest) -> RunReport:
+        from buildkit_tasks.emulate.shown import show_containers, show_sandbox  # noqa: PLC0415 - a dry run
+
+        if takes_engine(self.settings.runner, request.image):
+            return show_containers(request, self.line().engine, self.run)
+        return show_sandbox(request, self.images.open, self.run)

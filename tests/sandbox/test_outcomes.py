@@ -1,0 +1,177 @@
+"""Every way in which a guest can end, each by a real guest."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import crashers, guests
+from tests.conftest import Unchanged
+from tests.images import Memory, add_platform, make_tar, write_archive
+from tests.project import HOPELESS, Project, program
+from tests.sandbox.conftest import Busy
+
+EMULATED = "linux/arm64"
+
+
+def image(place: Path, platform: str, data: bytes, command: str = "/main") -> str:
+    """An archive with one program for one platform."""
+    memory = Memory()
+    memory.index([add_platform(memory, platform, [make_tar({"main": data})], Cmd=[command])])
+    return f"oci-archive:{write_archive(memory, place / 'image.tar')}"
+
+
+def run(project: Project, name: str, *options: str, expect: int = 1) -> dict[str, Any]:
+    """The only result of a run in the sandbox."""
+    report = project.json("run-emulated", name, "--runner=sandbox", *options, expect=expect)
+    (row,) = report["results"]
+    assert row["runner"] == "sandbox"
+    return dict(row)
+
+
+@pytest.mark.parametrize("platform", ["linux/amd64", EMULATED, "linux/s390x", "linux/mips64le"])
+def test_a_guest_that_does_what_is_expected_passes(project: Project, tmp_path: Path, platform: str) -> None:
+    row = run(project, image(tmp_path, platform, program(platform, 3)), "--expect-exit=3", expect=0)
+    assert (row["outcome"], row["exit_code"]) == ("passed", 3)
+    assert row["emulated"] == (platform != "linux/amd64")
+    if row["emulated"]:
+        assert row["emulator"]["path"].rpartition("/")[2].startswith("qemu-")
+        assert row["emulator"]["version"][0].isdigit()
+
+
+@pytest.mark.parametrize("platform", ["linux/amd64", EMULATED])
+def test_another_status_is_a_failure(project: Project, tmp_path: Path, platform: str) -> None:
+    row = run(project, image(tmp_path, platform, program(platform, 3)))
+    assert (row["outcome"], row["message"]) == ("failed", "exit status 3, expected 0")
+
+
+def test_other_output_is_a_failure(project: Project, busy: Busy) -> None:
+    row = run(project, busy(EMULATED, Cmd=["/bin/echo", "moin"]), "--expect=^hello$")
+    assert (row["outcome"], row["stdout"]) == ("failed", "moin\n")
+
+
+def test_a_program_of_another_machine_is_found_before_it_runs(project: Project, tmp_path: Path) -> None:
+    row = run(project, image(tmp_path, EMULATED, program("linux/amd64")))
+    assert (row["outcome"], row["exit_code"], row["seconds"]) == ("wrong-arch", None, 0)
+    assert "/main is made for amd64, not for arm64" in row["message"]
+
+
+def test_a_missing_program_is_found_before_it_runs(project: Project, tmp_path: Path) -> None:
+    row = run(project, image(tmp_path, EMULATED, program(EMULATED), "/other"))
+    assert row["outcome"] == "wrong-arch"
+    assert "'/other' is not in the image" in row["message"]
+
+
+def test_without_an_emulator_the_reason_is_told(project: Project, tmp_path: Path) -> None:
+    apart = project.with_env(INVOKE_BUILDKIT_CACHE=str(tmp_path / "cache"), PATH="/nowhere")
+    row = run(apart, image(tmp_path, EMULATED, program(EMULATED)), "--emulators=none")
+    assert row["outcome"] == "not-registered"
+    assert "qemu-aarch64" in row["message"]
+
+
+@pytest.mark.parametrize("platform", ["linux/amd64", EMULATED, "linux/arm/v7", "linux/ppc64le"])
+def test_the_emulators_own_crash_is_told_from_the_guests(
+    project: Project, tmp_path: Path, platform: str
+) -> None:
+    name = image(tmp_path, platform, crashers.internal_fault(platform))
+    row = run(project, name, "--cpu=floor")
+    assert (row["outcome"], row["exit_code"]) == ("emulator-crash", crashers.STATUS)
+    assert crashers.SAYS in row["message"]
+    assert f"version {row['emulator']['version']}" in row["message"]
+
+
+@pytest.mark.parametrize("platform", guests.ON_NEWER)
+def test_the_floor_cpu_finds_what_the_newest_hides(project: Project, tmp_path: Path, platform: str) -> None:
+    name = image(tmp_path, platform, guests.of_a_newer_cpu(platform))
+    assert run(project, name, "--cpu=max", expect=0)["outcome"] == "passed"
+    row = run(project, name, "--cpu=floor")
+    assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
+    assert row["emulator"]["cpu"] in row["message"]
+
+
+def test_both_cpus_are_two_results(project: Project, tmp_path: Path) -> None:
+    name = image(tmp_path, "linux/arm/v6", guests.of_a_newer_cpu("linux/arm/v6"))
+    report = project.json("run-emulated", name, "--runner=sandbox", "--cpu=both", expect=1)
+    found = [(row["emulator"]["cpu"], row["outcome"]) for row in report["results"]]
+    assert found == [("", "passed"), ("arm1176", "illegal-instruction")]
+    assert "GOARM=6" in report["results"][1]["message"]
+
+
+def test_a_cpu_that_the_emulator_does_not_know_is_told(project: Project, tmp_path: Path) -> None:
+    row = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--cpu=cortex-z99")
+    assert row["outcome"] == "failed"
+    assert "cortex-z99" in row["message"]
+    assert "-cpu help" in row["message"]
+
+
+@pytest.mark.parametrize("platform", guests.PLATFORMS)
+def test_a_guest_that_is_deaf_is_killed(
+    project: Project, tmp_path: Path, platform: str, unchanged: Unchanged
+) -> None:
+    name = image(tmp_path, platform, guests.deaf(platform))
+    with unchanged():
+        started = time.monotonic()
+        row = run(project, name, "--timeout=1", expect=124)
+        seconds = time.monotonic() - started
+    assert row["outcome"] == "timeout"
+    assert "more than 1 s" in row["message"]
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("platform", guests.PLATFORMS)
+def test_a_fatal_signal_of_the_first_process_ends_in_seconds(
+    project: Project, tmp_path: Path, platform: str
+) -> None:
+    row = run(project, image(tmp_path, platform, guests.crashing(platform)), "--timeout=20")
+    assert (row["outcome"], row["exit_code"]) == ("failed", 139)
+    assert row["seconds"] < 10
+
+
+def test_an_illegal_instruction_is_told(project: Project, tmp_path: Path) -> None:
+    row = run(project, image(tmp_path, EMULATED, program(EMULATED, code=HOPELESS)))
+    assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
+
+
+GREEDY: dict[str, tuple[Callable[[str], bytes], str]] = {
+    "fork bomb": (guests.fork_bomb, "more than 256 processes"),
+    "memory": (guests.memory_hog, "more than 1024 MiB of memory"),
+    "a child's memory": (
+        functools.partial(guests.memory_hog, in_a_child=True),
+        "more than 1024 MiB of memory",
+    ),
+    "output": (guests.flood, "more than 1024 KiB of output"),
+    "errors": (functools.partial(guests.flood, stream=2), "more than 1024 KiB of output"),
+}
+
+
+@pytest.mark.parametrize("platform", guests.PLATFORMS)
+@pytest.mark.parametrize("greed", list(GREEDY))
+def test_caps_end_a_guest_and_are_reported(
+    project: Project, tmp_path: Path, unchanged: Unchanged, platform: str, greed: str
+) -> None:
+    make, words = GREEDY[greed]
+    name = image(tmp_path, platform, make(platform))
+    with unchanged():
+        row = run(project, name, "--timeout=30", expect=5)
+    assert row["outcome"] == "failed"
+    assert words in row["message"]
+    assert len(row["stdout"]) <= 1 << 20
+
+
+def test_what_fails_does_not_stop_the_others(project: Project, tmp_path: Path) -> None:
+    memory = Memory()
+    bad, good = "linux/arm64", ("linux/amd64", "linux/riscv64", "linux/arm/v6")
+    programs = {good[0]: program(good[0]), bad: guests.deaf(bad)} | {each: program(each) for each in good[1:]}
+    tars = {each: [make_tar({"main": data})] for each, data in programs.items()}
+    memory.index([add_platform(memory, each, layers, Cmd=["/main"]) for each, layers in tars.items()])
+    name = f"oci-archive:{write_archive(memory, tmp_path / 'image.tar')}"
+    report = project.json("run-emulated", name, "--runner=sandbox", "--timeout=2", expect=124)
+    found = [(row["platform"], row["outcome"]) for row in report["results"]]
+    assert found == [
+        ("linux/amd64", "passed"), (bad, "timeout"), ("linux/riscv64", "passed"), ("linux/arm/v6", "passed")
+    ]  # fmt: skip
