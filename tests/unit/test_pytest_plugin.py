@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import uuid
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from buildkit_tasks import pytest_plugin
 from tests.images import hello, write_archive
 
 if TYPE_CHECKING:
@@ -405,6 +408,24 @@ def test_another_session_builds_anew(fakes: Fakes) -> None:
     for _ in range(2):
         fakes.run(MANY, "-n2", "--basetemp=base", "--platform=386,s390x").assert_outcomes(passed=4)
     assert len(fakes.noted("builds")) == 2
+
+
+def test_what_workers_of_another_session_left_in_their_folder_is_not_taken(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Workers on another machine have the folder that is there for all sessions."""
+    made: list[str] = []
+
+    def make() -> pytest_plugin._Built:
+        made.append("built")
+        return pytest_plugin._Built(image=f"image {len(made)}")
+
+    def once(session: str) -> str:
+        config: Any = SimpleNamespace(workerinput={"testrunuid": session})
+        return pytest_plugin._once(config, tmp_path_factory, make).image
+
+    first, second = uuid.uuid4().hex, uuid.uuid4().hex
+    assert [once(each) for each in (first, first, second)] == ["image 1", "image 1", "image 2"]
 
 
 def test_a_build_that_fails_is_tried_once_and_fails_in_every_worker_in_words(fakes: Fakes) -> None:
