@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveRuns", "live_runs"]
 
 _PATIENCE = 0.4  # seconds for which nothing is drawn: most images have run by then
-_PAUSE = 0.1  # seconds between two pictures
+_PAUSE = 0.2  # seconds between two pictures
 _AROUND = 6  # lines of the table, and below it, that are no rows
 _DUMB = ("dumb", "unknown")
 
