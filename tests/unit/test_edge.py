@@ -18,6 +18,7 @@ from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, Usage
 from buildkit_tasks.line import Line
 from buildkit_tasks.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
 from buildkit_tasks.results import MatrixReport, Outcome, RunReport, RunResult
+from buildkit_tasks.runs import Runs
 from buildkit_tasks.settings import SmokeCheck
 from buildkit_tasks.tasks import ns
 from tests.unit.samples import bad_run, good_run
@@ -427,7 +428,7 @@ def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
 def ended_with(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:
     """The exit status of a task whose runs ended so."""
     report = RunReport(subject="x", results=results)
-    monkeypatch.setattr(Line, "emulate", lambda *_, **__: report)
+    monkeypatch.setattr(Runs, "emulate", lambda *_, **__: report)
     monkeypatch.setattr(Line, "matrix", lambda *_, **__: (MatrixReport(run=report), None))
     return inv(task, tasks=ns)
 
