@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 __all__ = [
     "BuildResult",
@@ -32,7 +32,6 @@ __all__ = [
     "RunResult",
     "SetupReport",
     "VerifyReport",
-    "Watch",
     "document",
 ]
 
@@ -147,16 +146,6 @@ class RunReport:
     def ok(self) -> bool:
         """Whether every run passed, and there was one."""
         return bool(self.results) and all(result.ok for result in self.results)
-
-
-class Watch(Protocol):
-    """Who is told of runs as they end, by any thread, and before that what will run."""
-
-    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
-        """Take what will run: platform, command and CPU, the last two empty for the default."""
-
-    def __call__(self, result: RunResult) -> None:
-        """Take the result of a run that has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
