@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.platforms import parse_platforms
 from tests.conftest import ROOT
-from tests.project import Project
+from tests.images import Memory, add_platform, make_tar, write_archive
+from tests.project import Project, program
 
 DOCKERFILE = 'FROM alpine:latest\nCMD ["uname", "-m"]\n'
 TASKS = "from buildkit_tasks.tasks import ns\n"
@@ -133,6 +136,70 @@ def test_a_users_test_of_five_lines_runs_on_each_platform(repo: Project, program
     assert "test_the_machine_is_what_it_says[arm64] PASSED" in done.stdout
     assert "test_the_machine_is_what_it_says[arm-v7] PASSED" in done.stdout
     assert "2 passed" in done.stdout
+
+
+def test_readmes_five_lines_run_on_this_repositorys_example(repo: Project, programs: Path) -> None:
+    shutil.copytree(ROOT / "examples/hello", repo.folder, dirs_exist_ok=True)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        if "run_on" in block
+    )
+    assert len(lines.splitlines()) == 5
+    repo.write({"test_image.py": lines})
+    options = [f"--platform={name}" for name in PLATFORMS]
+    done = repo.command(str(programs / "pytest"), "-v", "-p", "no:cacheprovider", *options)
+    assert done.code == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    repo.write({"test_image.py": lines.replace('"[{', '"[no {')})
+    done = repo.command(str(programs / "pytest"), "-v", "-p", "no:cacheprovider", *options)
+    assert done.code == 1
+    assert "2 failed" in done.stdout
+
+
+ENDINGS = {"linux/amd64": 0, "linux/arm64": 3, "linux/arm/v7": 4, "linux/s390x": 5}
+ON_EACH = """\
+import pytest
+
+def test_it_ends_as_it_is_made_to(platform, run_on_platform, multiarch_image):
+    expected = ENDINGS[str(platform)]
+    result = run_on_platform(expect_exit=expected)
+    assert result.ok, result.message
+    assert (result.platform, result.exit_code, result.stdout) == (str(platform), expected, "")
+    assert result.runner in ("sandbox", "docker")
+    assert 0 < result.seconds < 60
+    assert result.emulated == (result.emulator is not None) == (expected != 0)
+    wrong = run_on_platform(expect_exit=expected + 1)
+    assert (wrong.ok, wrong.exit_code, wrong.outcome) == (False, expected, "failed")
+    assert wrong.message == f"exit status {expected}, expected {expected + 1}"
+"""
+
+
+def test_two_workers_of_xdist_run_an_archive_on_every_platform(engine: Engine, project: Project) -> None:
+    """Real programs, one for each platform, each of which ends with a status of its own."""
+    assert engine.version
+    image = Memory()
+    entries = [
+        add_platform(image, name, [make_tar({"main": program(name, status)})], Entrypoint=["/main"])
+        for name, status in ENDINGS.items()
+    ]
+    write_archive(image.index(entries), project.folder / "image.tar")
+    project.write({"pyproject.toml": "", "test_it.py": f"ENDINGS = {ENDINGS}\n{ON_EACH}"})
+    argv = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n2",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "--image=oci-archive:image.tar",
+    )
+    done = project.command(*argv, *(f"--platform={name}" for name in ENDINGS))
+    assert done.code == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+    assert set(re.findall(r"^\[(gw\d+)\]", done.stdout, re.MULTILINE)) == {"gw0", "gw1"}
 
 
 def test_a_missing_engine_skips_with_the_reason_and_fails_when_one_is_required(
