@@ -138,7 +138,9 @@ class Line:
             settings=self.settings, run=self.run, tell=self.tell, images=self.images, line=lambda: self
         )
 
-    def matrix(self, request: BuildRequest) -> tuple[MatrixReport, BuildkitTasksError | None]:
+    def matrix(
+        self, request: BuildRequest, watch: Watch | None = None
+    ) -> tuple[MatrixReport, BuildkitTasksError | None]:
         """All four steps. One that cannot go on ends the line: what was reached, and the error."""
         report = MatrixReport()
         if not any(output.type == "oci" and output.is_file for output in request.outputs):
@@ -153,7 +155,7 @@ class Line:
             if self.run.dry_run:
                 return report, None  # there is no image to verify and to run
             report = replace(report, verify=self.images.verify("", request.platforms))
-            report = replace(report, run=self.emulate("", request.platforms))
+            report = replace(report, run=self.emulate("", request.platforms, watch))
         except BuildkitTasksError as error:
             return replace(report, error=str(error)), error
         return report, None

@@ -83,7 +83,8 @@ def run_emulated(edge: Edge) -> None:
 @job(*SETUP, *(option for option in BUILD if option.name != "builder"), *VERIFY, *RUN, REPORT)
 def arch_matrix(edge: Edge) -> None:
     """Set up, build, verify and run for every platform: one row for each."""
-    report, error = edge.line.matrix(_request(edge))
+    with edge.watching() as watch:
+        report, error = edge.line.matrix(_request(edge), watch)
     code = 1 if report.run is None else _run_code(report.run)
     edge.show(report, code=error.exit_code if error else code)
     if error:

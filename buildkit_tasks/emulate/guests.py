@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
+from buildkit_tasks.emulate.steering import refused_model
 from buildkit_tasks.results import EmulatorSummary, Outcome, RunResult
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ class GuestTask:
 
     def judged(self, ending: Ending, *, emulator: EmulatorSummary | None, **more: Any) -> RunResult:
         """The result of a guest that has ended so."""
+        path = emulator.path if emulator else ""
+        refused = refused_model(ending, self.platform, path)
         outcome, message = judge(ending, self.expectation, self.platform)
-        if outcome is Outcome.EMULATOR_CRASH and emulator is not None:
-            message = f"{message} ({emulator.path}, version {emulator.version or 'unknown'})"
+        if refused:
+            outcome, message = Outcome.NOT_REGISTERED, refused
+        elif outcome is Outcome.EMULATOR_CRASH and emulator is not None:
+            message = f"{message} ({path or 'QEMU'}, version {emulator.version or 'unknown'})"
         return self.result(
             outcome, message, emulator=emulator, exit_code=ending.exit_code, stdout=ending.stdout,
             stderr=ending.stderr, limited=ending.limited, **more,

@@ -82,11 +82,12 @@ class RunRequest:
 
     @classmethod
     def of(cls, image: str, platforms: tuple[Platform, ...], settings: Settings) -> RunRequest:
-        """What the settings ask for: their checks, unless the command line says what to run or expect."""
+        """What the settings ask for: their checks, unless somebody says now what to run or expect."""
         single = SmokeCheck(
             command=settings.command, expect=settings.expect, expect_exit=settings.expect_exit
         )
-        asked = any(settings.origins.get(key) is Origin.FLAG for key in ("command", "expect", "expect_exit"))
+        ranks = (settings.origins.get(key, Origin.DEFAULT) for key in ("command", "expect", "expect_exit"))
+        asked = max(ranks) >= Origin.ENVIRONMENT  # those of the file stand beside the checks, and below them
         return cls(
             image=image,
             platforms=platforms,

@@ -50,9 +50,9 @@ def test_a_guest_is_refused(busy: Busy, project: Project, user: str, forbidden: 
 
 def test_a_guest_sees_itself_and_its_init_alone(busy: Busy, project: Project) -> None:
     lines = says(project, busy("linux/amd64"), "ls -d /proc/[0-9]*; ls /dev; hostname")
-    assert [line for line in lines if line.startswith("/proc/")] == ["/proc/1", "/proc/2", "/proc/3"]
+    assert [line for line in lines if line.startswith("/proc/")] == ["/proc/1", "/proc/2"]
     devices = {"fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"}
-    assert set(lines[3:-1]) == devices
+    assert set(lines[2:-1]) == devices
     assert lines[-1] == "guest"
 
 
@@ -110,7 +110,7 @@ def test_the_hosts_handlers_stay_byte_for_byte(busy: Busy, project: Project, unc
 
 def test_secrets_of_our_environment_stay_with_us(busy: Busy, project: Project) -> None:
     ours = project.with_env(A_THING_OF_OURS="hunter2")
-    lines = says(ours, busy("linux/amd64"), "env; cat /proc/1/environ 2>&1")
+    lines = says(ours, busy("linux/amd64"), "env; cat /proc/1/environ 2>&1 || true")
     assert "hunter2" not in "\n".join(lines)
     names = {line.partition("=")[0] for line in lines if "=" in line}
     assert names == {"PATH", "HOSTNAME", "HOME", "PWD", "SHLVL"}

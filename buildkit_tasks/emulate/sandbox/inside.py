@@ -56,6 +56,7 @@ _FLAGS_OF_INTERFACE, _SET_FLAGS_OF_INTERFACE, _UP = 0x8913, 0x8914, 1
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _STREAMS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
 _TABLE = "/proc/sys/fs/binfmt_misc"
+_EMULATORS = "/sys"  # nothing here needs what is there
 _EXEC_FAILED = 127
 _QUICK, _SLOW, _LOOKS = 0.005, 0.05, 100  # seconds between looks at the caps; how many are quick
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -123,6 +124,7 @@ def _enter(channel: socket.socket) -> None:
     place = _TABLE if os.path.isdir(_TABLE) else os.path.dirname(_TABLE)
     _mount("binfmt_misc", place, "binfmt_misc")
     os.chdir(place)
+    _mount("tmpfs", _EMULATORS, "tmpfs", _NO_SUID | _NO_DEVICES)
     _rehearse()
     _say(channel, ready=True)
 
@@ -167,14 +169,12 @@ def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(files)
 
 
-def _register(line: str, program: int) -> dict[str, object]:
-    """Add a handler. The kernel opens the interpreter at once (flag F), by the descriptor's own name."""
+def _register(handler: str, program: int) -> dict[str, object]:
+    """Add a handler. The kernel opens the interpreter at once (flag F), of which only the name stays."""
+    name = handler.split(":")[1]
     try:
-        register = os.open("register", os.O_WRONLY)
-        try:
-            os.write(register, line.replace("@", f"/proc/self/fd/{program}").encode())
-        finally:
-            os.close(register)
+        os.symlink(f"/proc/self/fd/{program}", f"{_EMULATORS}/{name}")
+        _write("register", handler.replace("@", f"{_EMULATORS}/{name}"))
     except OSError as error:
         return {"refused": "register the emulator", "errno": error.errno}
     return {"registered": True}
