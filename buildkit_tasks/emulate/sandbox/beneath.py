@@ -19,7 +19,7 @@ from buildkit_tasks.errors import EmulatorError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["READ", "Beneath", "Folder", "descend", "lookup", "remove"]
+__all__ = ["READ", "Beneath", "Folder", "chmod", "descend", "lookup", "remove"]
 
 _OPENAT2 = 437  # on every architecture: include/uapi/asm-generic/unistd.h
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10  # include/uapi/linux/openat2.h
@@ -137,6 +137,15 @@ def lookup(folder: int, name: bytes) -> os.stat_result | None:
         return None
 
 
+def chmod(folder: int, name: bytes, mode: int) -> None:
+    """Set the mode of what is no link: before Linux 6.6 the kernel has no call that follows none."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        Path(f"/proc/self/fd/{handle}").chmod(mode)
+    finally:
+        os.close(handle)
+
+
 def descend(
     folder: int, enter: Callable[[int], list[bytes]], leave: Callable[[int, bytes, int], None]
 ) -> None:
@@ -200,12 +209,7 @@ def _readable(folder: int, name: bytes) -> int:
     try:
         return os.open(name, READ, dir_fd=folder)
     except PermissionError:
-        handle = _handle(folder, name)
-        try:
-            # Linux 6.5 and older change no mode without following links but so: a handle is no link.
-            Path(f"/proc/self/fd/{handle}").chmod(_USABLE)
-        finally:
-            os.close(handle)
+        chmod(folder, name, _USABLE)
         return os.open(name, READ, dir_fd=folder)
 
 

@@ -14,7 +14,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Self
 
-from buildkit_tasks.emulate.sandbox.beneath import Beneath, Folder, descend, lookup, remove
+from buildkit_tasks.emulate.sandbox.beneath import Beneath, Folder, chmod, descend, lookup, remove
 from buildkit_tasks.emulate.sandbox.whiteouts import OPAQUE, WHITEOUT, Mine
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
@@ -126,10 +126,10 @@ class Tree:
         """Open the folder of an entry; False for what AUFS notes for itself, below a whiteout."""
         if folder == self._path:
             return True
-        if f"/{WHITEOUT}" in f"/{folder}":
-            return False
         if ".." in folder.split("/"):
             raise MalformedImage(f"an entry in {folder!r} leads out of its folder")
+        if f"/{WHITEOUT}" in f"/{folder}":
+            return False
         self._path, self._twins = None, {}
         self._here = self._beneath.folder(_raw(folder), make=make)
         self._path, self._noted = folder, self._mine.noted_in(self._here.number)
@@ -244,8 +244,9 @@ class Tree:
             os.link(target, name, src_dir_fd=above, dst_dir_fd=here, follow_symlinks=False)
 
     def _fifo(self, name: bytes, entry: Entry, reader: OwnedReader) -> None:
-        os.mkfifo(name, entry.mode & _FILE_BITS, dir_fd=self._here.descriptor)
+        os.mkfifo(name, _OURS, dir_fd=self._here.descriptor)
         self._finish(name, reader)
+        chmod(self._here.descriptor, name, entry.mode & _FILE_BITS)
 
     def _nothing(self, name: bytes, _entry: Entry, _reader: OwnedReader) -> None:
         """A device is not made; what stood there is gone nevertheless."""
