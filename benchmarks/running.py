@@ -15,7 +15,7 @@ from benchmarks.timing import Row, command, compare
 from buildkit_tasks.commands import Commands
 from buildkit_tasks.line import Line
 from buildkit_tasks.platforms import Platform, native_platform
-from buildkit_tasks.qemu import find_qemu
+from buildkit_tasks.qemu import Qemu
 from buildkit_tasks.settings import cache_folder, load
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Bench:
         program = str(next((self.place / "out").glob(f"linux_{platform.slug.replace('-', '_')}/root/main")))
         if platform.architecture == native_platform().architecture:
             return [program]
-        qemu = find_qemu(platform.machine, self.line.settings, self.line.run, _tell)
+        qemu = Qemu(settings=self.line.settings, run=self.line.run, tell=_tell).find(platform.machine)
         return [str(qemu), program]
 
     def _forget(self) -> None:

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,10 +146,15 @@ class Edge:
         if self.json or self.dry_run:
             yield None
             return
-        from buildkit_tasks.report import live_runs  # noqa: PLC0415 - nothing is imported for a listing
+        from buildkit_tasks.report import live_runs, render_ahead  # noqa: PLC0415 - nothing is imported for a listing
 
-        with live_runs(sys.stdout, os.environ) as live:
-            yield live
+        ahead = threading.Thread(target=render_ahead)  # what is imported for the table: guests take longer
+        ahead.start()
+        try:
+            with live_runs(sys.stdout, os.environ) as live:
+                yield live
+        finally:
+            ahead.join()
 
     def say(self, document: Mapping[str, Any], text: str) -> None:
         """Show a result that is no report: a document with ``--json``, else a line of text."""

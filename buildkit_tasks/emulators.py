@@ -26,7 +26,7 @@ from buildkit_tasks.errors import (
 )
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import Machine, Platform, native_platform
-from buildkit_tasks.qemu import find_qemu, qemu_version
+from buildkit_tasks.qemu import Qemu, qemu_version
 from buildkit_tasks.results import PlatformSetup
 from buildkit_tasks.settings import Settings, cache_folder
 
@@ -128,7 +128,7 @@ class Emulators:
             self._install_image([Platform("linux", machine.architecture)])
 
     def _qemu(self, machine: Machine) -> Path | None:
-        return find_qemu(machine, self.settings, self.run, self.tell)
+        return Qemu(settings=self.settings, run=self.run, tell=self.tell).find(machine)
 
     def _install_image(self, platforms: Sequence[Platform]) -> None:
         if self.engine is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,27 @@ if TYPE_CHECKING:
     from buildkit_tasks.debian import Tell
     from buildkit_tasks.platforms import Machine
 
-__all__ = ["find_qemu", "qemu_version"]
+__all__ = ["Qemu", "qemu_version"]
 
 _SECONDS = 10.0
 _VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
 
 
-def find_qemu(machine: Machine, settings: Settings, run: Runner, tell: Tell) -> Path | None:
-    """A static QEMU for this architecture: the host's, else Debian's, fetched if need be.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qemu:
+    """What is needed to find QEMU's programs under the settings."""
 
-    None where there is neither. With ``emulators = "host"`` raises :class:`EmulatorError` for what
-    is in the way of fetching it.
-    """
-    return _of_host(machine) or _of_debian(machine, settings, run, tell)
+    settings: Settings
+    run: Runner
+    tell: Tell
+
+    def find(self, machine: Machine) -> Path | None:
+        """A static QEMU for this architecture: the host's, else Debian's, fetched if need be.
+
+        None where there is neither. With ``emulators = "host"`` raises :class:`EmulatorError` for what
+        is in the way of fetching it, and with ``none`` nothing is fetched.
+        """
+        return _of_host(machine) or _of_debian(machine, self.settings, self.run, self.tell)
 
 
 def qemu_version(program: str, run: Runner) -> str:
@@ -64,6 +73,8 @@ def _of_debian(machine: Machine, settings: Settings, run: Runner, tell: Tell) ->
     program = prefix / "usr/bin" / f"qemu-{machine.qemu}"
     if program.exists():
         return program
+    if settings.emulators == "none":
+        return None
     from buildkit_tasks.debian import Packages, provision  # noqa: PLC0415 - once for each machine
 
     try:

@@ -5,14 +5,16 @@ Imports little: an image in a file is run in the sandbox without a word about en
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.emulate.service import Runners, RunRequest, Watch, run_emulated, takes_engine
+from buildkit_tasks.qemu import Qemu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from buildkit_tasks.commands import Runner
     from buildkit_tasks.debian import Tell
@@ -55,10 +57,17 @@ class Runs:
         )
         return run_emulated(request, runners, watch)
 
-    def _sandbox(self, name: str) -> AbstractContextManager[Guests]:
-        from buildkit_tasks.emulate.sandbox.runner import sandbox_guests  # noqa: PLC0415 - not for an engine
+    @contextmanager
+    def _sandbox(self, name: str) -> Iterator[Guests]:
+        from buildkit_tasks.emulate.sandbox.warden import Warden  # noqa: PLC0415 - not for an engine
 
-        return sandbox_guests(name, self.images.open, self.settings, self.run, self.tell)
+        with ThreadPoolExecutor(max_workers=1) as aside:
+            started = aside.submit(Warden)  # a process that starts while the rest is imported here
+            from buildkit_tasks.emulate.sandbox.runner import sandbox_guests  # noqa: PLC0415 - as above
+
+            qemu = Qemu(settings=self.settings, run=self.run, tell=self.tell)
+            with sandbox_guests(name, started, self.images.open, qemu) as guests:
+                yield guests
 
     def _show(self, request: RunRequest) -> RunReport:
         from buildkit_tasks.emulate.shown import show_containers, show_sandbox  # noqa: PLC0415 - a dry run

@@ -16,6 +16,7 @@ from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine, existing_engine
 from buildkit_tasks.engine.private import PrivatePaths, stop_private_engine
 from buildkit_tasks.line import Line
+from buildkit_tasks.pytest_plugin import skipped_without_engine
 from buildkit_tasks.settings import cache_folder, load
 from tests import census
 from tests.project import Project
@@ -68,10 +69,13 @@ def _engine_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def engine(_handlers_as_before: None, _engine_as_before: None, line: Line) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, _handlers_as_before: None, _engine_as_before: None, line: Line
+) -> Iterator[Engine]:
     """The engine that the product finds or starts, set up for the ten platforms as the product does it."""
     name = line.settings.name
-    found = line.builders.find(name)
+    with skipped_without_engine(request.config):
+        found = line.builders.find(name)
     assert [row.message for row in line.setup().platforms if not row.runs] == []
     yield line.engine
     if found is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
@@ -47,7 +47,7 @@ class GuestTask:
             outcome=outcome,
             message=message,
             emulated=emulator is not None,
-            emulator=emulator and replace(emulator, cpu=self.cpu),
+            emulator=emulator,
             **more,
         )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.report.live import LiveRuns, live_runs
     from buildkit_tasks.report.markdown import to_markdown
     from buildkit_tasks.report.picture import to_svg
-    from buildkit_tasks.report.table import print_table, wants_colour
+    from buildkit_tasks.report.table import print_table, render_ahead, wants_colour
 
 __all__ = [
     "LiveRuns",
@@ -27,6 +27,7 @@ __all__ = [
     "check_report_paths",
     "live_runs",
     "print_table",
+    "render_ahead",
     "to_html",
     "to_json",
     "to_junit",
@@ -42,6 +43,7 @@ _ROOMS = {
     "check_report_paths": "files",
     "live_runs": "live",
     "print_table": "table",
+    "render_ahead": "table",
     "to_html": "hypertext",
     "to_json": "files",
     "to_junit": "junit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.results import Report
 
-__all__ = ["bare_table", "has_unicode", "print_table", "terminal", "text_of", "wants_colour"]
+__all__ = ["bare_table", "has_unicode", "print_table", "render_ahead", "terminal", "text_of", "wants_colour"]
 
 _UNBROKEN = 10_000  # columns: wider than any row, since every cell is cut to a length
 _OUTPUT_LINES = 40  # of each stream of a failing run; report files have all of it
@@ -31,6 +32,12 @@ _STYLES = {Tone.GOOD: "green", Tone.WARNING: "yellow", Tone.BAD: "bold red", Ton
 def wants_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
     """Tell whether to colour: on a terminal, outside CI, and unless NO_COLOR (no-color.org) is set."""
     return file.isatty() and not environ.get("CI") and not environ.get("NO_COLOR")
+
+
+def render_ahead() -> None:
+    """Import what a table is drawn with, for a moment at which the processor waits."""
+    for name in ("rich.console", "rich.table", "rich.text"):
+        importlib.import_module(name)
 
 
 def print_table(report: Report, file: TextIO, *, colour: bool, width: int | None = None) -> None:

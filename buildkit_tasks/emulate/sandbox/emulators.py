@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.emulate.sandbox.warden import Warden
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.platforms import native_platform
-from buildkit_tasks.qemu import find_qemu, qemu_version
+from buildkit_tasks.qemu import Qemu, qemu_version
 from buildkit_tasks.results import EmulatorSummary
-from buildkit_tasks.settings import Settings, cache_folder
+from buildkit_tasks.settings import cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit_tasks.commands import Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.platforms import Machine
 
 __all__ = ["Wardens"]
@@ -35,23 +34,29 @@ class Wardens:
     natively.
     """
 
-    def __init__(self, first: Warden, settings: Settings, run: Runner, tell: Tell) -> None:
+    def __init__(self, first: Warden, qemu: Qemu) -> None:
         self._first = first
-        self._settings = settings
-        self._run = run
-        self._tell = tell
+        self._qemu = qemu
         self._native = native_platform().architecture
         self._lock = Lock()
-        self._known: dict[tuple[Machine, bool], tuple[Warden, EmulatorSummary | None]] = {}
-        self._versions: dict[Path, str] = {}
+        self._known: dict[tuple[Machine, bool], tuple[Warden, Path | None]] = {}
+        self._versions: dict[Path, Future[str]] = {}
+        self._aside = ThreadPoolExecutor(max_workers=1)
 
     def close(self) -> None:
         """End them all."""
         for warden in {self._first, *(warden for warden, _ in self._known.values())}:
             warden.close()
+        self._aside.shutdown()
 
-    def ready(self, machine: Machine, cpu: str) -> tuple[Warden, EmulatorSummary | None]:
-        """Where this machine's programs run on such a CPU, and through what; None for nothing.
+    def summary(self, program: Path | None, cpu: str) -> EmulatorSummary | None:
+        """What a program ran through."""
+        if program is None:
+            return None
+        return EmulatorSummary(path=str(program), version=self._versions[program.parent].result(), cpu=cpu)
+
+    def ready(self, machine: Machine, cpu: str) -> tuple[Warden, Path | None]:
+        """Where this machine's programs run on such a CPU, and through which program; None for natively.
 
         Raises :class:`EmulatorError` if there is no emulator.
         """
@@ -62,29 +67,25 @@ class Wardens:
                 self._known[key] = self._made(machine, emulated=foreign or bool(cpu))
             return self._known[key]
 
-    def _made(self, machine: Machine, *, emulated: bool) -> tuple[Warden, EmulatorSummary | None]:
+    def _made(self, machine: Machine, *, emulated: bool) -> tuple[Warden, Path | None]:
         if not emulated:
             return self._first, None
-        program = find_qemu(machine, self._settings, self._run, self._tell)
+        program = self._qemu.find(machine)
         if program is None:
             raise EmulatorError(
                 f"there is no static qemu-{machine.qemu} here",
                 platform=f"linux/{machine.architecture}",
                 hint="apt-get install qemu-user-static, or inv run-emulated --runner=docker",
             )
-        summary = EmulatorSummary(path=str(program), version=self._version(program))
-        warden = self._first
-        if machine.architecture == self._native:
-            warden, program = Warden(), _marked(program, cache_folder(self._settings) / "emulators")
-        warden.register(machine, program)
-        return warden, summary
-
-    def _version(self, program: Path) -> str:
-        """Programs of one folder are of one package, and have one version."""
-        folder = program.parent
-        if folder not in self._versions:
-            self._versions[folder] = qemu_version(str(program), self._run)
-        return self._versions[folder]
+        # Programs of one folder are of one package and have one version; it is asked for beside the runs.
+        if program.parent not in self._versions:
+            self._versions[program.parent] = self._aside.submit(qemu_version, str(program), self._qemu.run)
+        if machine.architecture != self._native:
+            self._first.register(machine, program)
+            return self._first, program
+        warden = Warden()
+        warden.register(machine, _marked(program, cache_folder(self._qemu.settings) / "emulators"))
+        return warden, program
 
 
 def _marked(program: Path, folder: Path) -> Path:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -24,18 +23,18 @@ from buildkit_tasks.oci.programs import programs_of
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH
 from buildkit_tasks.oci.source import platform_manifests
 from buildkit_tasks.results import Outcome
-from buildkit_tasks.settings import Settings, cache_folder
+from buildkit_tasks.settings import cache_folder
 from buildkit_tasks.verify.programs import program_checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
-    from buildkit_tasks.commands import Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.emulate.guests import GuestTask, OpenImage
     from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.qemu import Qemu
     from buildkit_tasks.results import RunResult
 
 __all__ = ["SandboxClosed", "sandbox_guests"]
@@ -45,30 +44,30 @@ _MEGABYTE = 1_000_000
 
 @contextlib.contextmanager
 def sandbox_guests(
-    name: str, open_image: OpenImage, settings: Settings, run: Runner, tell: Tell
+    name: str, started: Future[Warden], open_image: OpenImage, qemu: Qemu
 ) -> Iterator[SandboxGuests]:
     """An image that ``open_image`` reads, its platforms ready to be run without an engine.
 
-    Raises :class:`SandboxClosed` if the kernel does not let this user have a sandbox.
+    ``started`` is the warden, which is ended with it. Raises :class:`SandboxClosed` if the kernel does
+    not let this user have one.
     """
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(max_workers=1) as aside:
-        started = aside.submit(Warden)  # while the image is found
+    with contextlib.ExitStack() as stack:
+        stack.callback(_ended, started)
+        source = stack.enter_context(open_image(name))
+        manifests = dict(platform_manifests(source))
         try:
-            source = stack.enter_context(open_image(name))
-            manifests = dict(platform_manifests(source))
-        except BaseException:
-            with contextlib.suppress(Refused):
-                started.result().close()
-            raise
-        try:
-            first = started.result()
+            wardens = Wardens(started.result(), qemu)
         except Refused as refused:
             raise SandboxClosed(why_closed(refused)) from refused
-        wardens = Wardens(first, settings, run, tell)
         stack.callback(wardens.close)
-        folder = cache_folder(settings) / "roots"
-        roots = Roots(folder, settings.root_cache * _MEGABYTE, shift_of(os.geteuid()))
+        cap = qemu.settings.root_cache * _MEGABYTE
+        roots = Roots(cache_folder(qemu.settings) / "roots", cap, shift_of(os.geteuid()))
         yield SandboxGuests(source=source, manifests=manifests, wardens=wardens, roots=roots)
+
+
+def _ended(started: Future[Warden]) -> None:
+    with contextlib.suppress(Refused):
+        started.result().close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +109,16 @@ class SandboxGuests:
         self.wardens.close()
 
     def _run_in(self, root: Root, task: GuestTask) -> RunResult:
-        warden, emulator = self.wardens.ready(task.platform.machine, task.cpu)
         config = _with_words(root.config, task.words)
         wrong = _wrong_program(config, root, task.platform)
         if wrong:
-            return task.result(Outcome.WRONG_ARCH, wrong, emulator=emulator)
+            return task.result(Outcome.WRONG_ARCH, wrong)
+        warden, program = self.wardens.ready(task.platform.machine, task.cpu)
         try:
             ended = warden.run(self._guest(root, config, task), task.timeout)
         except Refused as refused:
-            return task.result(*_not_started(refused, task.platform), emulator=emulator)
+            return task.result(*_not_started(refused, task.platform))
+        emulator = self.wardens.summary(program, task.cpu)
         ending = Ending(
             exit_code=ended.exit_code,
             stdout=ended.stdout.decode(errors="replace"),
