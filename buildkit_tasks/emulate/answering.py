@@ -22,7 +22,9 @@ _LAST_WORD_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def answering(client: DockerClient, left: str = "", *, platform: object = None) -> Iterator[None]:
+def answering(
+    client: DockerClient, left: str = "", *, platform: object = None, engine: Engine | None = None
+) -> Iterator[None]:
     """Turn silence into :class:`EngineError`, which names in ``left`` what may be left.
 
     An answer that says no (``docker.errors.APIError``) is one: it passes.
@@ -33,7 +35,7 @@ def answering(client: DockerClient, left: str = "", *, platform: object = None) 
         if not is_silence(error):
             raise
         message = _silence(error, client.api.timeout) + (f"; {left} may be left" if left else "")
-        raise EngineError(message, platform=platform, hint=how_to_list()) from error
+        raise EngineError(message, platform=platform, hint=how_to_list(engine)) from error
 
 
 def is_silence(error: BaseException | None) -> bool:
@@ -57,8 +59,9 @@ def _silence(error: Exception, seconds: float) -> str:
 def ask_to_remove(client: DockerClient, kind: str, name: str, **params: bool) -> None:
     """Ask a silent engine to remove something, without waiting: one that only slept will do it."""
     api: Any = client.api  # the SDK's own methods have no time-out: its helpers, one floor down
+    seconds = min(_LAST_WORD_SECONDS, client.api.timeout)
     with contextlib.suppress(Exception):
-        api._delete(api._url(f"/{kind}/{{0}}", name), params=params, timeout=_LAST_WORD_SECONDS)  # noqa: SLF001
+        api._delete(api._url(f"/{kind}/{{0}}", name), params=params, timeout=seconds)  # noqa: SLF001
 
 
 def how_to_list(engine: Engine | None = None) -> str:

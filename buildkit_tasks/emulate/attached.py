@@ -40,14 +40,16 @@ class Followed:
 @contextlib.contextmanager
 def attached(api: APIClient, container: str) -> Iterator[socket.socket]:
     """The output of a container that is not started yet, so that nothing of it is missed."""
-    raw: Any = api.attach_socket(container, params={"stdout": 1, "stderr": 1, "stream": 1})
-    try:
+    sdk: Any = api  # its attach_socket waits for ever for an engine that is silent: its helpers do not
+    response = sdk._post(  # noqa: SLF001 - see above
+        sdk._url("/containers/{0}/attach", container),  # noqa: SLF001
+        params={"stdout": 1, "stderr": 1, "stream": 1},
+        headers={"Connection": "Upgrade", "Upgrade": "tcp"},
+        stream=True,
+    )
+    with contextlib.closing(response):  # and with it the connection
+        raw = sdk._get_raw_response_socket(response)  # noqa: SLF001
         yield getattr(raw, "_sock", raw)  # where the engine is local: a file of http.client's around it
-    finally:
-        # The SDK hangs the response on it, lest it be collected; that holds the connection.
-        for each in (getattr(raw, "_response", None), raw):
-            if each is not None:
-                each.close()
 
 
 def follow(api: APIClient, container: str, stream: socket.socket, timeout: float) -> Followed:

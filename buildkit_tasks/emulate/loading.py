@@ -74,7 +74,7 @@ def _given_back(engine: Engine, client: DockerClient) -> Iterator[list[str]]:
         ) from error.__cause__
     finally:
         for image in () if silent else loaded:
-            with answering(client, f"the image {image}"):
+            with answering(client, f"the image {image}", engine=engine):
                 _remove(client, image)
 
 
