@@ -33,7 +33,7 @@ def test_no_guest_is_started_for_a_program_of_another_architecture(
 ) -> None:
     name = image(project, ("linux/arm64", program("linux/amd64")))
     with unchanged(), _events(engine) as seen:
-        report = project.json("run-emulated", name, expect=1)
+        report = project.json("run-emulated", name, "--runner=docker", expect=1)
     (row,) = report["results"]
     assert row["outcome"] == "wrong-arch"
     assert row["message"].startswith("linux/arm64: /main is made for amd64, not for arm64")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from buildkit_tasks.engine import Engine
 from tests.conftest import Unchanged
 from tests.project import Project
@@ -23,15 +25,17 @@ CMD ["/guest"]
 PLATFORMS = "linux/amd64,linux/arm64,linux/arm/v6"
 
 
+@pytest.mark.parametrize("runner", ["docker", "sandbox"])
 def test_a_guest_that_ignores_term_is_killed_and_removed_and_the_others_finish(
-    engine: Engine, project: Project, unchanged: Unchanged
+    engine: Engine, project: Project, unchanged: Unchanged, runner: str
 ) -> None:
     assert engine.version
     project.write({"Dockerfile": DOCKERFILE, "guest": GUEST})
     project.task("build-multiarch", "--platform", PLATFORMS)
     with unchanged():
         started = time.monotonic()
-        report = project.json("run-emulated", "--timeout=3", "--expect=done", expect=124)
+        words = (f"--runner={runner}", "--timeout=3", "--expect=done")
+        report = project.json("run-emulated", *words, expect=124)
         seconds = time.monotonic() - started
     outcomes = {row["platform"]: row["outcome"] for row in report["results"]}
     assert outcomes == {"linux/amd64": "passed", "linux/arm64": "timeout", "linux/arm/v6": "passed"}

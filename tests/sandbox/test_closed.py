@@ -1,0 +1,80 @@
+"""Where the kernel gives no sandbox: the reason is told, and ``auto`` goes to Docker."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.emulate.sandbox.kernel import why_closed
+from buildkit_tasks.emulate.sandbox.warden import Refused
+from tests.engine.test_runs import image
+from tests.project import TASKS, Done, Project, program
+
+# A user namespace in which none can be made, as where an administrator has closed them.
+_CLOSED = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+
+
+def closed(project: Project, *words: str) -> Done:
+    argv = ("unshare", "--user", "--map-root-user", "sh", "-c", _CLOSED, "sh", *TASKS, *words)
+    done = project.command(*argv)
+    assert "unshare:" not in done.stderr, shlex.join(argv) + done.stderr
+    return done
+
+
+def test_a_sandbox_that_was_asked_for_and_cannot_be_had_ends_with_3(project: Project) -> None:
+    name = image(project, ("linux/arm64", program("linux/arm64")))
+    done = closed(project, "run-emulated", name, "--runner=sandbox")
+    assert done.code == 3
+    assert "sysctl user.max_user_namespaces is 0" in done.stderr
+    assert "--runner=docker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_auto_says_why_and_turns_to_an_engine(project: Project) -> None:
+    name = image(project, ("linux/arm64", program("linux/arm64")))
+    nowhere = project.with_env(DOCKER_HOST="unix:///nowhere/docker.sock")
+    done = closed(nowhere, "run-emulated", name, "--engine=system")
+    assert "sysctl user.max_user_namespaces is 0" in done.stderr
+    assert "running in Docker" in done.stderr
+    assert done.code == 3  # there is no engine at that socket
+    assert "/nowhere/docker.sock" in done.stderr
+
+
+REFUSED = Refused("unshare user namespace", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces is 0"),
+        ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone is 0"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor closes user namespaces"),
+    ],
+)
+def test_a_closed_setting_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(f"{value}\n", encoding="utf-8")
+    assert words in why_closed(REFUSED, tmp_path, "6.18.0")
+    (tmp_path / name).write_text("7\n", encoding="utf-8")
+    assert words not in why_closed(REFUSED, tmp_path, "6.18.0")
+
+
+def test_a_setting_that_binds_ordinary_users_is_no_reason_for_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n", encoding="utf-8")
+    assert "AppArmor" not in why_closed(REFUSED, tmp_path, "6.18.0")
+
+
+@pytest.mark.parametrize(("release", "old"), [("6.6.87-generic", True), ("5.15.0", True), ("6.7.0", False)])
+def test_a_kernel_with_one_table_for_all_is_named(tmp_path: Path, release: str, old: bool) -> None:
+    told = why_closed(Refused("mount binfmt_misc", 1), tmp_path, release)
+    assert (f"Linux {release} has one handler table for all" in told) == old
+    assert "Operation not permitted" in told
