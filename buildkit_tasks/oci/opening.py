@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.oci.archive import Archive, open_members
-from buildkit_tasks.oci.daemon import DaemonImage
-from buildkit_tasks.oci.docker_archive import image_in, open_docker_archive
-from buildkit_tasks.oci.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +80,8 @@ def _usual_registry(reference: str) -> AbstractContextManager[Source]:
 def _from_engine(reference: str, export: Export | None) -> AbstractContextManager[Source]:
     if not reference:
         raise UsageError("no image is named", hint="write it as docker-daemon:NAME:TAG")
+    from buildkit_tasks.oci.daemon import DaemonImage  # noqa: PLC0415 - each transport brings its own
+
     if export is None:
         where = f"docker-daemon:{reference} lies in a Docker engine"
         raise UsageError(f"{where}, which is not asked here", hint=_BUILD)
@@ -91,6 +89,8 @@ def _from_engine(reference: str, export: Export | None) -> AbstractContextManage
 
 
 def _oci(rest: str) -> AbstractContextManager[Source]:
+    from buildkit_tasks.oci.layout import Layout  # noqa: PLC0415 - as above
+
     path, chosen = _split(rest, "oci:DIR")
     if not path.is_dir():
         raise UsageError(f"{path} is no folder", hint=f"write it as oci-archive:{path}")
@@ -98,6 +98,8 @@ def _oci(rest: str) -> AbstractContextManager[Source]:
 
 
 def _oci_archive(rest: str) -> AbstractContextManager[Source]:
+    from buildkit_tasks.oci.archive import Archive  # noqa: PLC0415 - as above
+
     path, chosen = _split(rest, "oci-archive:FILE")
     if path.is_dir():
         raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
@@ -105,6 +107,8 @@ def _oci_archive(rest: str) -> AbstractContextManager[Source]:
 
 
 def _docker_archive(rest: str) -> AbstractContextManager[Source]:
+    from buildkit_tasks.oci.docker_archive import open_docker_archive  # noqa: PLC0415 - as above
+
     path, chosen = _split(rest, "docker-archive:FILE")
     if path.is_dir():
         raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
@@ -122,13 +126,14 @@ def _existing(name: str) -> AbstractContextManager[Source] | None:
         return None
     if not path.is_dir():
         return _file(path)
-    if not _is_layout(path):
-        return _no_source(name)
-    return contextlib.nullcontext(Layout(path))
+    return _oci(name) if _is_layout(path) else _no_source(name)
 
 
 def _file(path: Path) -> AbstractContextManager[Source]:
     """An OCI archive or one of `docker save`: both may have an ``index.json``."""
+    from buildkit_tasks.oci.archive import open_members  # noqa: PLC0415 - as above
+    from buildkit_tasks.oci.docker_archive import image_in  # noqa: PLC0415
+
     members = open_members(path)
     try:
         return image_in(members)
