@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LABEL", "Guest", "as_command", "reap", "run_guest"]
 
 _FORK_REFUSED = re.compile(
-    r"[^\n]*(?:fork|clone|thread|process)[^\n]{0,80}(?:Resource temporarily unavailable|errno=11\b)"
+    r"[^\n]*(?:fork|clone|thread|process)[^\n]{0,80}(?:Resource temporarily unavailable|errno=11\b)[^\n]*"
 )
 _CONFINED: dict[str, Any] = {
     # A fatal signal is not delivered to PID 1, and QEMU then hangs: an init passes it on.
