@@ -221,7 +221,7 @@ def listing(root: Path) -> dict[str, tuple[object, ...]]:
         name, about = str(path.relative_to(root)), path.lstat()
         mode = stat.S_IMODE(about.st_mode)
         if stat.S_ISLNK(about.st_mode):
-            found[name] = ("link", str(path.readlink()))
+            found[name] = ("link", os.readlink(path))  # noqa: PTH115 - as it is written
         elif stat.S_ISDIR(about.st_mode):
             found[name] = ("folder", mode)
         elif stat.S_ISFIFO(about.st_mode):

@@ -150,7 +150,11 @@ class Roots:
                 staging.mkdir(mode=0o700)
             except FileExistsError:
                 return None
-            return _lock_new(staging)
+            try:
+                return _lock_new(staging)
+            except OSError:
+                staging.rmdir()
+                raise
 
     def _wait(self, staging: Path) -> None:
         lock = _locked(staging, fcntl.LOCK_SH)

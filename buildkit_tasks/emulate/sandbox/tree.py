@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.names import Names
     from buildkit_tasks.oci.tar import Entry, OwnedReader, Owner
 
-__all__ = ["DiskFull", "Tree"]
+__all__ = ["FULL", "DiskFull", "Tree"]
 
 _CONTIGUOUS, _CHARACTERS, _BLOCKS, _FIFO = "7", "3", "4", "6"
 _NAME_MAX, _PATH_MAX = 255, 4095  # bytes without the NUL: include/uapi/linux/limits.h
@@ -40,7 +40,7 @@ _NODE = 1024  # bytes that a name takes besides its data, roughly
 _MAX_TWINS = 64  # kinds of symbolic links in one folder
 _HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost\n"
 _MOUNT_POINTS = {b"proc": _FOLDER_MODE, b"sys": _FOLDER_MODE, b"dev": _FOLDER_MODE, b"tmp": 0o1777}
-_FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
+FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 _TOO_MUCH = frozenset([errno.EFBIG, errno.EMLINK])
 # What a kernel answers to names that an image should not have.
 _BAD_NAME = frozenset(
@@ -338,7 +338,7 @@ def _copy(reader: OwnedReader, descriptor: int) -> None:
             try:
                 rest = rest[os.write(descriptor, rest) :]
             except OSError as error:
-                if error.errno in _FULL:
+                if error.errno in FULL:
                     raise DiskFull(len(rest) + reader.left) from error
                 raise
 
@@ -380,7 +380,7 @@ def _raw(name: str) -> bytes:
 
 def _refused(what: str, error: OSError) -> Exception:
     """What it means that a kernel would not do something that an image asks for."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return DiskFull(_NODE)
     if error.errno in _TOO_MUCH:
         return LimitExceeded(f"{what}: {error.strerror}")

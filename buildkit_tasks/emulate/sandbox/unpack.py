@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.emulate.sandbox.beneath import READ, remove
-from buildkit_tasks.emulate.sandbox.tree import DiskFull, Tree
+from buildkit_tasks.emulate.sandbox.tree import FULL, DiskFull, Tree
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.compression import open_layer
 from buildkit_tasks.oci.limits import LIMITS, Limits
@@ -67,16 +67,21 @@ def unpack_sized(
         except BaseException:
             _undo(place)
             raise
-    except DiskFull as full:
-        raise LimitExceeded(
-            f"the disk is full while unpacking {image}: at least {full.missing} bytes more are needed",
-            hint=f"df -h {place.parent}",
-        ) from full
-    except OSError as error:
-        raise EmulatorError(
-            f"{image} cannot be unpacked into {place.parent}: {error.strerror}", hint=f"ls -ld {place.parent}"
-        ) from error
+    except (DiskFull, OSError) as error:
+        raise _told(error, image, place) from error
     return Unpacked(config=config, size=tree.size)
+
+
+def _told(error: DiskFull | OSError, image: str, place: Path) -> Exception:
+    """What it means that the disk takes no more, or nothing."""
+    if isinstance(error, OSError) and error.errno not in FULL:
+        cause = f"{image} cannot be unpacked into {place.parent}: {error.strerror}"
+        return EmulatorError(cause, hint=f"ls -ld {place.parent}")
+    missing = error.missing if isinstance(error, DiskFull) else 1
+    return LimitExceeded(
+        f"the disk is full while unpacking {image}: at least {missing} bytes more are needed",
+        hint=f"df -h {place.parent}",
+    )
 
 
 def _check_layer_count(manifest: Manifest, config: ImageConfig) -> None:
