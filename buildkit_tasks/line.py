@@ -127,7 +127,7 @@ class Line:
         with ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(importlib.import_module, "docker")  # 120 ms, while the engine is asked
             self.engine  # noqa: B018 - connects
-        from buildkit_tasks.emulate.containers import container_guests  # noqa: PLC0415 - the Docker SDK
+        from buildkit_tasks.emulate.docker.runner import container_guests  # noqa: PLC0415 - the Docker SDK
 
         return container_guests(image, platforms, self.engine, self.emulators, self.images.open)
 

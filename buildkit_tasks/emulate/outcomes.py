@@ -16,6 +16,9 @@ __all__ = ["Ending", "Expectation", "judge"]
 
 _SIGNALLED = 128  # plus the signal's number, as a shell and an init report a fatal signal
 _SIGILL = _SIGNALLED + 4
+_FATAL = frozenset(_SIGNALLED + number for number in (6, 7, 8, 11))  # ABRT, BUS, FPE, SEGV of the host
+_TOLD = "uncaught target signal"
+_SILENT = " (QEMU says nothing of a fatal signal of the guest's: it may itself have crashed)"
 _CANNOT_START = (1, 126, 127, 255)  # of shells, inits and the runtime
 _FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
 # Guests choose what they print, and every repetition below is bounded. QEMU's own last words come last.
@@ -143,7 +146,11 @@ def _lacking(ending: Ending, platform: Platform) -> str:
 def _compared(ending: Ending, expectation: Expectation, platform: Platform) -> tuple[Outcome, str]:
     if ending.exit_code != expectation.exit_code:
         said = f": {_last_line(ending.stderr)}" if ending.stderr.strip() else ""
-        return Outcome.FAILED, f"exit status {ending.exit_code}, expected {expectation.exit_code}{said}"
+        silent = (
+            _SILENT if ending.emulated and ending.exit_code in _FATAL and _TOLD not in ending.stderr else ""
+        )
+        status = f"exit status {ending.exit_code}, expected {expectation.exit_code}{silent}"
+        return Outcome.FAILED, f"{status}{said}"
     wanted = expectation.regex(platform)
     if not re.search(wanted, ending.stdout, re.MULTILINE):
         return Outcome.FAILED, f"its output does not match {wanted!r}"

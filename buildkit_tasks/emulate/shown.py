@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.binfmt import handler_line
 from buildkit_tasks.commands import Call
-from buildkit_tasks.emulate.docker import as_command
+from buildkit_tasks.emulate.docker.container import as_command
 from buildkit_tasks.oci.source import config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.results import RunReport
@@ -32,7 +32,7 @@ def show_containers(request: RunRequest, engine: Engine, run: Runner) -> RunRepo
     if image == "IMAGE":
         run.run([*engine.tools.docker, "load", f"--input={place}"], engine.call(), mutates=True)
     for task in request.tasks(request.plans, request.platforms):
-        argv = [*engine.tools.docker, *as_command(task.platform, image, task.words)]
+        argv = [*engine.tools.docker, *as_command(task.platform, image, task.words, task.cpu)]
         run.run(argv, engine.call(), mutates=True)
     return RunReport(subject=request.image, results=())
 

@@ -16,9 +16,10 @@ from docker import DockerClient
 from docker.errors import ImageNotFound
 
 from buildkit_tasks.commands import Commands
-from buildkit_tasks.emulate.answering import LABEL
-from buildkit_tasks.emulate.docker import Guest, reap, run_guest
-from buildkit_tasks.emulate.loading import image_in_engine
+from buildkit_tasks.emulate.docker.answering import LABEL
+from buildkit_tasks.emulate.docker.container import Guest, reap, run_guest
+from buildkit_tasks.emulate.docker.loading import image_in_engine
+from buildkit_tasks.emulate.guests import GuestTask
 from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.daemon import Tools
@@ -62,11 +63,8 @@ def _run(client: DockerClient, engine: Engine, image: str | Memory, timeout: flo
     name, memory = (image, Memory()) if isinstance(image, str) else ("memory", image)
     setup = PlatformSetup(platform="linux/arm64", native=False, interpreter="/q/qemu-aarch64", runs=True)
     with image_in_engine(name, (ARM64,), engine, client, lambda _: contextlib.nullcontext(memory)) as images:
-        guest = Guest(
-            platform=ARM64, image=images[ARM64], setup=setup, command=(), expectation=Expectation(),
-            timeout=timeout,
-        )  # fmt: skip
-        return run_guest(client, guest)
+        task = GuestTask(platform=ARM64, expectation=Expectation(), timeout=timeout)
+        return run_guest(client, Guest(task=task, image=images[ARM64], setup=setup))
 
 
 def _have_patience(client: DockerClient, seconds: float) -> None:

@@ -12,11 +12,12 @@ from requests.exceptions import ConnectionError as Disconnected
 from requests.exceptions import ReadTimeout
 from urllib3.exceptions import ReadTimeoutError
 
-from buildkit_tasks.emulate import attached, docker
-from buildkit_tasks.emulate.answering import answering
-from buildkit_tasks.emulate.attached import OUTPUT_CAP, Followed, Output
-from buildkit_tasks.emulate.docker import Guest, as_command, run_guest
-from buildkit_tasks.emulate.loading import Loaded
+from buildkit_tasks.emulate.docker import attached, container
+from buildkit_tasks.emulate.docker.answering import answering
+from buildkit_tasks.emulate.docker.attached import OUTPUT_CAP, Followed, Output
+from buildkit_tasks.emulate.docker.container import Guest, as_command, run_guest
+from buildkit_tasks.emulate.docker.loading import Loaded
+from buildkit_tasks.emulate.guests import GuestTask
 from buildkit_tasks.emulate.outcomes import Ending, Expectation
 from buildkit_tasks.emulate.steering import STEERING, refused_model
 from buildkit_tasks.errors import EngineError
@@ -30,15 +31,8 @@ def guest(*, native: bool = False, cpu: str = "", status: int = 0) -> Guest:
     setup = PlatformSetup(
         platform="linux/arm64", native=native, interpreter="/q/qemu-aarch64", version="11.1.2", runs=True
     )
-    return Guest(
-        platform=ARM64,
-        image=Loaded(image="i", digest="d"),
-        setup=setup,
-        command=(),
-        expectation=Expectation(exit_code=status),
-        timeout=7,
-        cpu=cpu,
-    )
+    task = GuestTask(platform=ARM64, expectation=Expectation(exit_code=status), timeout=7, cpu=cpu)
+    return Guest(task=task, image=Loaded(image="i", digest="d"), setup=setup)
 
 
 def frame(stream: int, data: bytes) -> bytes:
@@ -115,18 +109,18 @@ def test_a_guest_that_says_the_same_is_none_of_qemus_refusals() -> None:
 
 def test_a_refused_model_is_not_the_images_failure() -> None:
     ending = Ending(exit_code=1, stdout="", stderr=UNKNOWN, emulated=True, cpu="nosuch")
-    outcome, message = docker._judged(guest(cpu="nosuch"), ending)
-    assert outcome is Outcome.NOT_REGISTERED
-    assert "'/q/qemu-aarch64 -cpu help'" in message
+    chosen = guest(cpu="nosuch")
+    result = chosen.task.judged(ending, emulator=chosen.emulator)
+    assert result.outcome is Outcome.NOT_REGISTERED
+    assert "'/q/qemu-aarch64 -cpu help'" in result.message
 
 
 def test_an_emulators_crash_is_told_with_its_version() -> None:
     said = "qemu-aarch64: QEMU internal SIGBUS {code=ADRERR, addr=0x20000}"
     ending = Ending(exit_code=135, stdout="", stderr=said, emulated=True)
-    assert docker._judged(guest(), ending) == (
-        Outcome.EMULATOR_CRASH,
-        f"the emulator crashed: {said} (/q/qemu-aarch64, version 11.1.2)",
-    )
+    result = guest().task.judged(ending, emulator=guest().emulator)
+    assert result.outcome is Outcome.EMULATOR_CRASH
+    assert result.message == f"the emulator crashed: {said} (/q/qemu-aarch64, version 11.1.2)"
 
 
 class Untouchable:
@@ -143,9 +137,9 @@ def test_a_native_guest_cannot_be_given_a_cpu_and_is_not_run() -> None:
 
 
 def test_the_environment_chooses_the_cpu_and_takes_qemus_other_variables_away() -> None:
-    assert docker._environment(guest(native=True)) == []
-    assert docker._environment(guest()) == list(STEERING)
-    chosen = docker._environment(guest(cpu="cortex-a53"))
+    assert container._environment(guest(native=True)) == []
+    assert container._environment(guest()) == list(STEERING)
+    chosen = container._environment(guest(cpu="cortex-a53"))
     assert chosen[0] == "QEMU_CPU=cortex-a53"
     assert sorted(name.partition("=")[0] for name in chosen) == sorted(STEERING)
     assert len(set(STEERING)) == len(STEERING)
@@ -172,18 +166,18 @@ def seen(stderr: str = "", **more: Any) -> Followed:
 )
 def test_a_guest_that_was_refused_a_process_and_ended_is_limited(said: str) -> None:
     state = {"ExitCode": 2, "OOMKilled": False}
-    result = docker._result(guest(), state, seen(f"first\n{said}\n"))
+    result = container._result(guest(), state, seen(f"first\n{said}\n"))
     assert (result.outcome, result.limited) == (Outcome.FAILED, True)
     assert result.message == f"the guest went over a limit: it may have 256 processes and says {said!r}"
     # One that copes with it, or fails for another reason, is not.
-    assert docker._result(guest(status=2), state, seen(said)).ok
-    assert not docker._result(guest(), state, seen("fork failed")).limited
+    assert container._result(guest(status=2), state, seen(said)).ok
+    assert not container._result(guest(), state, seen("fork failed")).limited
 
 
 def test_the_daemons_own_state_tells_of_memory_and_the_watch_of_the_deadline() -> None:
-    result = docker._result(guest(), {"ExitCode": 0, "OOMKilled": True}, seen())
+    result = container._result(guest(), {"ExitCode": 0, "OOMKilled": True}, seen())
     assert (result.outcome, result.limited) == (Outcome.FAILED, True)
-    late = docker._result(guest(), {"ExitCode": 137}, seen(timed_out=True))
+    late = container._result(guest(), {"ExitCode": 137}, seen(timed_out=True))
     assert (late.outcome, late.message) == (Outcome.TIMEOUT, "it ran for more than 7 s and was killed")
     assert not late.limited
 

@@ -268,3 +268,18 @@ def test_the_last_words_of_a_guest_are_cut_in_a_message() -> None:
 
 def test_whoever_expects_an_illegal_instruction_gets_it() -> None:
     assert judged(132, expectation=Expectation(exit_code=132))[0] is Outcome.PASSED
+
+
+@pytest.mark.parametrize(("code", "err", "doubted"), [
+    (135, "", True),
+    (139, "qemu: uncaught target signal 11 (Segmentation fault) - core dumped", False),
+    (3, "", False),
+    (143, "", False),
+])  # fmt: skip
+def test_a_fatal_signal_of_which_qemu_says_nothing_may_be_its_own(code: int, err: str, doubted: bool) -> None:
+    ending = Ending(exit_code=code, stdout="", stderr=err, emulated=True)
+    outcome, message = judge(ending, Expectation(), AMD64)
+    assert outcome is Outcome.FAILED
+    assert ("may itself have crashed" in message) == doubted
+    native = Ending(exit_code=code, stdout="", stderr=err, emulated=False)
+    assert "QEMU says nothing" not in judge(native, Expectation(), AMD64)[1]

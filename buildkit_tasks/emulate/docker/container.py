@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate.answering import LABEL, answering, ask_to_remove, is_silence
-from buildkit_tasks.emulate.attached import PROCESSES_CAP, Followed, attached, follow
-from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
-from buildkit_tasks.emulate.peek import wrong_program
-from buildkit_tasks.emulate.steering import STEERING, refused_model
+from buildkit_tasks.emulate.docker.answering import LABEL, answering, ask_to_remove, is_silence
+from buildkit_tasks.emulate.docker.attached import PROCESSES_CAP, Followed, attached, follow
+from buildkit_tasks.emulate.docker.peek import wrong_program
+from buildkit_tasks.emulate.outcomes import Ending
+from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.processes import Process
 from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-    from buildkit_tasks.emulate.loading import Loaded
+    from buildkit_tasks.emulate.docker.loading import Loaded
+    from buildkit_tasks.emulate.guests import GuestTask
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["LABEL", "Guest", "as_command", "reap", "run_guest"]
@@ -47,38 +48,22 @@ _CONFINED: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """What to run for one platform, and how it runs here.
+    """A task, the image to run for it, and how its platform runs here."""
 
-    ``command`` replaces CMD. ``cpu`` is the model that QEMU is told to be, empty for its default.
-    ``timeout`` is in seconds.
-    """
-
-    platform: Platform
+    task: GuestTask
     image: Loaded
     setup: PlatformSetup
-    command: tuple[str, ...]
-    expectation: Expectation
-    timeout: float
-    cpu: str = ""
 
     @property
     def emulator(self) -> EmulatorSummary | None:
         """The emulator that the kernel starts for it; None where it runs natively."""
         if self.setup.native:
             return None
-        return EmulatorSummary(path=self.setup.interpreter, version=self.setup.version, cpu=self.cpu)
+        return EmulatorSummary(path=self.setup.interpreter, version=self.setup.version, cpu=self.task.cpu)
 
-    def result(self, outcome: Outcome, message: str = "", **more: Any) -> RunResult:
-        """A result of this guest."""
-        return RunResult(
-            platform=str(self.platform),
-            outcome=outcome,
-            message=message,
-            digest=self.image.digest,
-            emulated=not self.setup.native,
-            emulator=self.emulator,
-            **more,
-        )
+    def result(self, outcome: Outcome, message: str = "") -> RunResult:
+        """A result of this guest, which was not run."""
+        return self.task.result(outcome, message, emulator=self.emulator, digest=self.image.digest)
 
 
 def as_command(platform: Platform, image: str, command: Sequence[str], cpu: str = "") -> list[str]:
@@ -106,26 +91,25 @@ def run_guest(client: DockerClient, guest: Guest) -> RunResult:
     """
     from docker.errors import APIError  # noqa: PLC0415
 
-    if guest.cpu and guest.setup.native:
+    if guest.task.cpu and guest.setup.native:
         return guest.result(Outcome.NOT_REGISTERED, _no_emulator(guest))
     try:
         with (
-            answering(client, "a container", platform=guest.platform),
+            answering(client, "a container", platform=guest.task.platform),
             _container(client, guest) as container,
         ):
             return _look_and_run(client, guest, container)
     except APIError as error:
         if "exec format error" in str(error):
-            return guest.result(
-                Outcome.NOT_REGISTERED, f"the kernel has no handler for {guest.platform}: {error.explanation}"
-            )
+            words = f"the kernel has no handler for {guest.task.platform}: {error.explanation}"
+            return guest.result(Outcome.NOT_REGISTERED, words)
         return guest.result(Outcome.FAILED, f"the engine could not start it: {error.explanation}")
 
 
 def _no_emulator(guest: Guest) -> str:
     return (
-        f"{guest.platform} runs natively in this engine, without QEMU: it cannot be run as CPU model"
-        f" {guest.cpu!r} there; --runner=sandbox can"
+        f"{guest.task.platform} runs natively in this engine, without QEMU: it cannot be run as CPU model"
+        f" {guest.task.cpu!r} there; --runner=sandbox can"
     )
 
 
@@ -134,14 +118,14 @@ def _container(client: DockerClient, guest: Guest) -> Iterator[Mapping[str, Any]
     api = client.api
     made = api.create_container(
         guest.image.image,
-        list(guest.command) or None,
+        list(guest.task.words) or None,
         environment=_environment(guest),
         host_config=api.create_host_config(**_CONFINED),
         labels={LABEL: str(Process.of(os.getpid()))},
         # A classic store has one platform for each image, and older ones refuse to be asked.
-        platform=str(guest.platform) if guest.image.digest else None,
+        platform=str(guest.task.platform) if guest.image.digest else None,
     )
-    with _removed_afterwards(client, made["Id"], guest.platform):
+    with _removed_afterwards(client, made["Id"], guest.task.platform):
         yield api.inspect_container(made["Id"])
 
 
@@ -149,7 +133,7 @@ def _environment(guest: Guest) -> list[str]:
     """QEMU's own variables: which model, and none from the image; a name without a value takes it away."""
     if guest.setup.native:
         return []
-    chosen = [f"QEMU_CPU={guest.cpu}"] if guest.cpu else []
+    chosen = [f"QEMU_CPU={guest.task.cpu}"] if guest.task.cpu else []
     return chosen + [name for name in STEERING if not (chosen and name == "QEMU_CPU")]
 
 
@@ -180,49 +164,29 @@ def _look_and_run(client: DockerClient, guest: Guest, container: Mapping[str, An
         return guest.result(
             Outcome.WRONG_ARCH, f"the engine chose manifest {proof}, not {guest.image.digest}"
         )
-    wrong = wrong_program(client.api, container, guest.platform)
+    wrong = wrong_program(client.api, container, guest.task.platform)
     if wrong:
         return guest.result(Outcome.WRONG_ARCH, wrong)
     with attached(client.api, container["Id"]) as stream:
         client.api.start(container["Id"])
-        seen = follow(client.api, container["Id"], stream, guest.timeout)
+        seen = follow(client.api, container["Id"], stream, guest.task.timeout)
     return _result(guest, client.api.inspect_container(container["Id"])["State"], seen)
 
 
 def _result(guest: Guest, state: Mapping[str, Any], seen: Followed) -> RunResult:
     """What the daemon's own state and the output say."""
-    failed = state["ExitCode"] != guest.expectation.exit_code
+    failed = state["ExitCode"] != guest.task.expectation.exit_code
     ending = Ending(
         exit_code=state["ExitCode"],
         stdout=seen.stdout,
         stderr=seen.stderr,
         emulated=not guest.setup.native,
         out_of_memory=bool(state.get("OOMKilled")),
-        cpu=guest.cpu,
+        cpu=guest.task.cpu,
         limit=seen.limit or (_refused_process(seen.stderr) if failed else ""),
-        timed_out=guest.timeout if seen.timed_out else 0.0,
+        timed_out=guest.task.timeout if seen.timed_out else 0.0,
     )
-    outcome, message = _judged(guest, ending)
-    return guest.result(
-        outcome,
-        message,
-        exit_code=ending.exit_code,
-        stdout=ending.stdout,
-        stderr=ending.stderr,
-        seconds=seen.seconds,
-        limited=ending.limited,
-    )
-
-
-def _judged(guest: Guest, ending: Ending) -> tuple[Outcome, str]:
-    refused = refused_model(ending, guest.platform, guest.setup.interpreter)
-    if refused:
-        return Outcome.NOT_REGISTERED, refused
-    outcome, message = judge(ending, guest.expectation, guest.platform)
-    if outcome is Outcome.EMULATOR_CRASH:
-        emulator = guest.setup.interpreter or "QEMU"
-        return outcome, f"{message} ({emulator}, version {guest.setup.version or 'unknown'})"
-    return outcome, message
+    return guest.task.judged(ending, emulator=guest.emulator, seconds=seen.seconds, digest=guest.image.digest)
 
 
 def _refused_process(stderr: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from docker.errors import APIError
 
-from buildkit_tasks.emulate.docker import LABEL, Guest, reap, run_guest
-from buildkit_tasks.emulate.loading import Loaded, image_in_engine
+from buildkit_tasks.emulate.docker.container import LABEL, Guest, reap, run_guest
+from buildkit_tasks.emulate.docker.loading import Loaded, image_in_engine
 from buildkit_tasks.emulators import Emulators, with_versions
 from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.processes import Process
@@ -65,11 +65,7 @@ class ContainerGuests:
         setup = next(row for row in self.setups if row.platform == str(task.platform))
         if not setup.runs:
             return task.result(Outcome.NOT_REGISTERED, setup.message)
-        guest = Guest(
-            platform=task.platform, image=self.images[task.platform], setup=setup, command=task.words,
-            expectation=task.expectation, timeout=task.timeout, cpu=task.cpu,
-        )  # fmt: skip
-        return replace(run_guest(self.client, guest), command=task.command)
+        return run_guest(self.client, Guest(task=task, image=self.images[task.platform], setup=setup))
 
     def stop(self) -> None:
         """Kill our containers; whoever runs them removes them."""

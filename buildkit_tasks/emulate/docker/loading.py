@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate.answering import answering, ask_to_remove, how_to_list, is_silence
+from buildkit_tasks.emulate.docker.answering import answering, ask_to_remove, how_to_list, is_silence
 from buildkit_tasks.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
 from buildkit_tasks.oci.pack import pack

@@ -1,0 +1,1 @@
+"""The Docker runner: an image brought into an engine, and each run a container of its own."""
