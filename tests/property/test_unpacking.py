@@ -129,6 +129,8 @@ class Model:
         elif info.type == tarfile.CHRTYPE:
             parent.children.pop(name, None)
         elif info.type == tarfile.SYMTYPE:
+            if not info.linkname:
+                raise Bad
             parent.children[name] = Link(info.linkname)
         elif info.type == tarfile.FIFOTYPE:
             parent.children[name] = Fifo(info.mode & 0o777)

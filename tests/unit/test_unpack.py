@@ -256,6 +256,15 @@ def test_equal_symbolic_links_share_an_inode_and_are_replaced_one_by_one(tmp_pat
     assert (root / "bin/d").lstat().st_nlink == 1
 
 
+def test_an_equal_link_in_another_folder_is_no_other_name_of_what_is_called_so_there(tmp_path: Path) -> None:
+    items = [a_link("one/a", "t"), a_file("two/a", b"file"), a_link("two/b", "t"), a_link("one/c", "t")]
+    root = unpacked(tmp_path, items, [a_link("two/d", "t")])
+    assert listing(root) == {
+        "one": "/", "one/a": "-> t", "one/c": "-> t",
+        "two": "/", "two/a": "file", "two/b": "-> t", "two/d": "-> t",
+    }  # fmt: skip
+
+
 def test_symbolic_links_are_alike_only_with_one_target_time_and_owner(tmp_path: Path) -> None:
     links = [
         a_link("a", "t"),

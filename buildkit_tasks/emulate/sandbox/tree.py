@@ -177,7 +177,6 @@ class Tree:
         found = lookup(self._here.descriptor, name)
         if found is None:
             return
-        self._twins = {}
         remove(self._here.descriptor, name)
         if not stat.S_ISREG(found.st_mode):
             self._moved()
