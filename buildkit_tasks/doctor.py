@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.builder import Builders
+from buildkit_tasks.emulate.sandbox.kernel import why_closed
+from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.emulators import Emulators
 from buildkit_tasks.engine import Engine, existing_engine
 from buildkit_tasks.reach import registry_answers
@@ -63,13 +65,12 @@ def examine(line: Line) -> Diagnosis:
     engine = existing_engine(line.settings, line.run)
     if not isinstance(engine, Engine):
         missing = Finding(name="engine", ok=False, message=engine, next="inv setup-builder")
-        return Diagnosis(
-            findings=(missing, *_emulators(line, Emulators.here(line.settings, line.run, line.tell)))
-        )
+        here = Emulators.here(line.settings, line.run, line.tell)
+        return Diagnosis(findings=(missing, *_emulators(line, here), _sandbox()))
     found = Finding(name="engine", ok=True, message=_words(engine))
     emulators = Emulators(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
     return Diagnosis(
-        findings=(found, _builder(line, engine), *_emulators(line, emulators), _registry(engine))
+        findings=(found, _builder(line, engine), *_emulators(line, emulators), _sandbox(), _registry(engine))
     )
 
 
@@ -94,6 +95,15 @@ def _emulators(line: Line, emulators: Emulators) -> Iterator[Finding]:
         yield Finding(
             name=row.platform, ok=row.runs, message=row.message or through, next="" if row.runs else mend
         )
+
+
+def _sandbox() -> Finding:
+    """Whether images run without an engine; where they do not, one serves."""
+    try:
+        Warden().close()
+    except Refused as refused:
+        return Finding(name="sandbox", ok=True, message=f"{why_closed(refused)}: images run in the engine")
+    return Finding(name="sandbox", ok=True, message="images run without an engine")
 
 
 def _registry(engine: Engine) -> Finding:

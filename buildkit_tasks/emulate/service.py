@@ -113,7 +113,7 @@ class RunRequest:
         ]
 
     def _models(self, platform: Platform) -> list[str]:
-        known = {"max": "", "floor": platform.cpu}
+        known = {"max": "", "floor": platform.cpu if platform.is_known else ""}
         return [known.get(each, each) for each in (_BOTH if self.cpu == "both" else (self.cpu,))]
 
 
@@ -171,7 +171,7 @@ def run_emulated(request: RunRequest, runners: Runners, watch: Watch | None = No
     with runners.open(request.image) as guests:
 
         def one(task: GuestTask) -> RunResult:
-            result = guests.run(task) if task.platform in guests.platforms else _missing(task, guests)
+            result = _impossible(task, guests) or guests.run(task)
             if watch is not None:
                 watch(result)
             return result
@@ -197,6 +197,12 @@ def _words(command: str) -> tuple[str, ...]:
         raise UsageError(f"--command {command!r} cannot be split into words: {error}") from error
 
 
-def _missing(task: GuestTask, guests: Guests) -> RunResult:
-    held = ", ".join(map(str, guests.platforms)) or "no platform"
-    return task.result(Outcome.FAILED, f"{task.platform} is not in the image, which holds {held}")
+def _impossible(task: GuestTask, guests: Guests) -> RunResult | None:
+    """The result of a task that nothing here can run."""
+    platform = task.platform
+    if platform not in guests.platforms:
+        held = ", ".join(map(str, guests.platforms)) or "no platform"
+        return task.result(Outcome.FAILED, f"{platform} is not in the image, which holds {held}")
+    if not platform.is_known:
+        return task.result(Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs")
+    return None

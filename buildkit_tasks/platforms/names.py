@@ -72,6 +72,11 @@ class Platform:
         return self.architecture
 
     @property
+    def is_known(self) -> bool:
+        """Whether it is Linux on an architecture of the table, whose programs can be run."""
+        return self.os == "linux" and self.architecture in _BY_ARCHITECTURE
+
+    @property
     def machine(self) -> Machine:
         """This platform's row of the architecture table."""
         return _BY_ARCHITECTURE[self.architecture]

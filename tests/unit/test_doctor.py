@@ -13,6 +13,7 @@ from buildkit_tasks import emulators, reach
 from buildkit_tasks.binaries.probe import PROBE_STATUS
 from buildkit_tasks.binfmt import Binfmt
 from buildkit_tasks.doctor import Diagnosis, Finding, examine
+from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.errors import SettingsError
 from buildkit_tasks.line import Line
 from buildkit_tasks.platforms import Platform
@@ -85,6 +86,7 @@ def test_a_machine_that_lacks_an_emulator_is_told_the_next_command(bench: Bench)
         ("builder", True),
         ("linux/amd64", True),
         ("linux/arm64", False),
+        ("sandbox", True),
         ("registry", True),
     ]
     assert (diagnosis.ok, diagnosis.next) == (False, "inv setup-builder")
@@ -141,8 +143,23 @@ def test_without_a_daemon_the_private_engine_is_the_next_step(
     engine = diagnosis.findings[0]
     assert (engine.name, engine.ok, engine.next) == ("engine", False, "inv setup-builder")
     assert "no Docker daemon answers at unix:nothing.sock" in engine.message
-    assert [each.name for each in diagnosis.findings[1:]] == ["linux/amd64", "linux/arm64"]
+    assert [each.name for each in diagnosis.findings[1:]] == ["linux/amd64", "linux/arm64", "sandbox"]
     assert bench.run.asked("*docker*") == []
+
+
+def test_where_there_is_no_sandbox_the_engine_is_said_to_serve(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.finding("sandbox").ok
+
+    def refuse(_: Warden) -> None:
+        raise Refused("unshare user namespace", 1)
+
+    monkeypatch.setattr(Warden, "__init__", refuse)
+    found = bench.finding("sandbox")
+    assert found.ok
+    assert found.message.startswith("no sandbox can be had: unshare user namespace: Operation not permitted")
+    assert found.message.endswith("images run in the engine")
 
 
 def test_without_docker_or_buildx_that_is_the_message(bench: Bench) -> None:

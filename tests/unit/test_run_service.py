@@ -147,6 +147,16 @@ def test_a_platform_that_the_image_lacks_is_a_failure_of_its_own() -> None:
     assert [task.platform for task in fakes.ran] == [AMD64]
 
 
+@pytest.mark.parametrize("platform", [Platform("windows", "amd64"), Platform("linux", "mips")], ids=str)
+@pytest.mark.parametrize("cpu", ["max", "both"])
+def test_a_platform_that_nothing_here_runs_is_told(platform: Platform, cpu: str) -> None:
+    fakes = Fakes(platforms=(platform, AMD64))
+    report = run_emulated(RunRequest(image=IMAGE, cpu=cpu), fakes.runners())
+    found = {result.platform: result.outcome for result in report.results}
+    assert found == {str(platform): Outcome.NOT_REGISTERED, "linux/amd64": Outcome.PASSED}
+    assert {task.platform for task in fakes.ran} == {AMD64}
+
+
 def test_every_check_runs_on_its_platforms() -> None:
     fakes = Fakes(platforms=(AMD64, SIX))
     checks = (

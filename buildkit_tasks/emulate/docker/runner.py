@@ -75,4 +75,5 @@ class ContainerGuests:
 
 
 def _setups(platforms: Sequence[Platform], emulators: Emulators) -> tuple[PlatformSetup, ...]:
-    return with_versions(emulators.ensure(platforms), emulators.run) if platforms else ()
+    known = [platform for platform in platforms if platform.is_known]
+    return with_versions(emulators.ensure(known), emulators.run) if known else ()
