@@ -169,7 +169,7 @@ class Model:
             if child in self.whole:
                 return
             self.hide(child)
-            if child.children:
+            if child.children or any(folder is child for folder, _ in self.mine):
                 return
         if (parent, name) not in self.mine:
             del parent.children[name]

@@ -337,9 +337,11 @@ def test_a_link_to_nothing_on_the_way_gets_its_folder(tmp_path: Path) -> None:
         [a_link("a", "a"), a_file("a/x")],
         [a_link("a", "a/b/c"), a_file("a/x")],
         [a_link("l0", "/gone"), *(a_link(f"l{n + 1}", f"l{n}") for n in range(50)), a_file("l50/x")],
+        [a_link("loop", "loop"), a_link("l", "gone/../loop"), a_file("l/x")],
     ],
-    ids=["pair", "self", "deeper self", "chain"],
+    ids=["pair", "self", "deeper self", "chain", "after a missing folder"],
 )
+@pytest.mark.timeout(60)
 def test_row_46_links_in_a_circle_are_refused(items: list[Item], tmp_path: Path) -> None:
     assert "symbolic links" in refused(tmp_path, items)
 
@@ -496,6 +498,16 @@ def test_a_folder_that_its_layer_has_itself_stays_though_all_in_it_is_hidden(
     assert [mode(root / "x"), mode(root / "x/s")] == [0o711, 0o700]
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("below", ["x/old", "x/s/old", "y"])
+def test_a_folder_in_which_its_layer_has_only_a_device_stays(
+    below: str, backwards: bool, tmp_path: Path
+) -> None:
+    above = [item("x/s/null", tarfile.CHRTYPE), a_file(".wh.x"), a_file("x/.wh.s"), a_file("x/.wh..wh..opq")]
+    root = unpacked(tmp_path, [a_file(below), a_file("y")], above[::-1] if backwards else above)
+    assert listing(root) == {"x": "/", "x/s": "/", "y": ""}
+
+
 def test_a_whiteout_in_the_lowest_layer_hides_nothing(tmp_path: Path) -> None:
     items = [a_file("x"), a_file(".wh.x"), a_file("y/z"), a_file("y/.wh..wh..opq")]
     assert listing(unpacked(tmp_path, items)) == {"x": "", "y": "/", "y/z": ""}
@@ -549,7 +561,8 @@ def test_very_many_whiteouts_of_one_layer_go_through_a_folder_once(
     monkeypatch.setattr(os, "scandir", noted)
     below = [a_file(f"x/s{number}/old") for number in range(20)]
     above = [a_file(f"x/s{number}/new") for number in range(20)]
-    opaque = [a_file(name) for _ in range(100) for name in ("x/.wh..wh..opq", ".wh.x", "x/s1/.wh..wh..opq")]
+    each = [f"x/s{number}/.wh..wh..opq" for number in range(20)]
+    opaque = [a_file(name) for _ in range(10) for name in ("x/.wh..wh..opq", ".wh.x", *each)]
     root = unpacked(tmp_path, below, [*above, *opaque])
     assert len(scanned) < 60  # twice: to hide, and to give modes in the end
     assert len(listing(root)) == 41

@@ -34,7 +34,7 @@ __all__ = ["Root", "Roots"]
 _LOCK, _NOTE, _FILES = "lock", "root.json", "root"  # what a kept root's folder holds
 _FORM = 1  # of the note, and of what unpacking makes: one of another release is made anew
 _ALONE = ".lock"  # held while folders get and lose their names
-_STAGING, _GONE = ".staging-", ".gone-"
+_STAGING, _GONE = _HALF = ".staging-", ".gone-"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _KEPT = re.compile(r"sha(?:256|512)-[0-9a-f]+-(?P<boot>[0-9a-f]+)-(?P<user>[0-9]+)(?:-[0-9]+)?", re.ASCII)
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,7 +89,7 @@ class Roots:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             boot = _BOOT.read_text(encoding="ascii").partition("-")[0]
             names = self._names()
-            if any(name.startswith((_STAGING, _GONE)) for name in names):
+            if any(name.startswith(_HALF) for name in names):
                 self._sweep()
             for name in names:
                 kept = _KEPT.fullmatch(name)
@@ -165,16 +165,23 @@ class Roots:
 
     def _sweep(self) -> None:
         """Remove what is half made or half removed, and nobody's: its lock can be had."""
-        found: list[tuple[int, Path]] = []
         with self._alone():
-            for name in self._names():
-                if name.startswith((_STAGING, _GONE)):
-                    with contextlib.suppress(OSError):  # in use, gone meanwhile, or somebody else's
-                        lock = _lock_new(self._folder / name)
-                        found.append((lock, self._renamed(self._folder / name)))
-        for lock, gone in found:
+            taken = [self._taken(self._folder / name) for name in self._names() if name.startswith(_HALF)]
+        for lock, gone in filter(None, taken):
             _remove(gone)
             _let_go(lock)
+
+    def _taken(self, place: Path) -> tuple[int, Path] | None:
+        """Lock a folder and take it out of the way; None if it is in use, gone, or somebody else's."""
+        try:
+            lock = _lock_new(place)
+        except OSError:
+            return None
+        try:
+            return lock, self._renamed(place)
+        except OSError:
+            _let_go(lock)
+            return None
 
     def _evict(self) -> None:
         """Remove the roots that were not used for the longest time, as many as are past the cap."""

@@ -56,7 +56,7 @@ class Mine:
         found = None if self.is_whole(folder.number) else lookup(folder.descriptor, raw)
         if found is None or self.is_whole(found.st_ino):
             return False
-        spared = self._has(folder.number, name)
+        spared = self._has(folder.number, name) or self._has_in(found.st_ino)
         if stat.S_ISDIR(found.st_mode):
             self._hide_in(folder.descriptor, raw)
             if not spared:
@@ -76,6 +76,10 @@ class Mine:
     def _has(self, folder: int, name: str) -> bool:
         names = self.names.get(folder)
         return names is not None and names.find(name) is not None
+
+    def _has_in(self, folder: int) -> bool:
+        """Whether the layer has an entry in that folder: also if it is a device, which is not made."""
+        return bool(self.names.get(folder))
 
     def _hide_in(self, above: int, name: bytes) -> None:
         descriptor = os.open(name, READ, dir_fd=above)
@@ -99,9 +103,10 @@ class Mine:
         return below
 
     def _hide_folder(self, above: int, name: bytes, here: int) -> None:
-        """Remove a folder that nothing is left in, unless the layer has an entry for it."""
-        self.add_whole(os.fstat(here).st_ino)
-        if not self._has(os.fstat(above).st_ino, _text(name)):
+        """Remove a folder that nothing is left in, unless the layer has an entry for it or in it."""
+        number = os.fstat(here).st_ino
+        self.add_whole(number)
+        if not self._has(os.fstat(above).st_ino, _text(name)) and not self._has_in(number):
             _remove_empty(above, name)
 
 
