@@ -425,8 +425,15 @@ def test_a_folder_that_is_replaced_leaves_its_mode_to_none_that_comes_after(tmp_
 
 
 def test_hard_links_reach_lower_layers_and_go_through_links_of_the_image(tmp_path: Path) -> None:
-    below = [a_file("usr/bin/x", b"1"), a_link("bin", "usr/bin"), a_link("usr/bin/s", "x")]
+    below = [
+        a_file("usr/bin/x", b"1"),
+        a_link("bin", "usr/bin"),
+        a_link("usr/bin/s", "x"),
+        a_link("n", "/no"),
+    ]
     above = [
+        a_hard_link("b", "bin"),
+        a_hard_link("m", "n"),
         a_hard_link("y", "bin/x"),
         a_hard_link("z", "/usr/../../bin/x"),
         a_hard_link("t", "usr/bin/s"),
@@ -435,7 +442,7 @@ def test_hard_links_reach_lower_layers_and_go_through_links_of_the_image(tmp_pat
     root = unpacked(tmp_path, below, above)
     assert all((root / name).samefile(root / "usr/bin/x") for name in "yzu")
     assert (root / "t").is_symlink()
-    assert (root / "t").readlink() == Path("x")
+    assert [str((root / name).readlink()) for name in "tbm"] == ["x", "usr/bin", "/no"]
 
 
 @pytest.mark.parametrize(
