@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["FULL", "DiskFull", "Tree"]
 
 _CONTIGUOUS, _CHARACTERS, _BLOCKS, _FIFO = "7", "3", "4", "6"
-_NAME_MAX, _PATH_MAX = 255, 4095  # bytes without the NUL: include/uapi/linux/limits.h
+_PATH_MAX = 4095  # bytes without the NUL: include/uapi/linux/limits.h
+_SHORT = _PATH_MAX // 4  # letters, which take no more than four bytes each
 _PIECE = 1 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OURS, _FOLDER_MODE, _FILE_BITS, _FOLDER_BITS = 0o700, 0o755, 0o777, 0o1777
@@ -154,9 +155,9 @@ class Tree:
         make = self._makers.get(entry.type)
         if make is None:
             raise MalformedImage(f"the entry {entry.name!r} is of the unknown kind {entry.type!r}")
-        raw, path = _raw(name), entry.name
-        if len(raw) > _NAME_MAX or (len(path) > _NAME_MAX and len(_raw(path)) > _PATH_MAX):
-            raise MalformedImage(f"the entry {entry.name!r} has a name longer than Linux takes")
+        if len(entry.name) > _SHORT and len(_raw(entry.name)) > _PATH_MAX:
+            raise MalformedImage(f"the entry {entry.name!r} has a path longer than Linux takes")
+        raw = _raw(name)
         self._count(entry.size + _NODE)
         try:
             make(raw, entry, reader)
