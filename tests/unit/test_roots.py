@@ -379,6 +379,43 @@ def test_who_waited_for_one_that_failed_tries_it_itself(folder: Path) -> None:
     assert kept(folder) == set()
 
 
+def test_who_waited_while_a_root_was_replaced_holds_the_new_one(folder: Path) -> None:
+    roots, source = Roots(folder, 9 * MEGABYTE, None), image("x")
+    place = use(roots, source).parent
+    ready, go = threading.Event(), threading.Event()
+
+    def waiting() -> None:
+        with roots.root(source, entry_of(source)) as root:
+            assert (root.path / "x").exists()
+            ready.set()
+            assert go.wait(20)
+            assert (root.path / "x").exists()
+
+    with (place / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as one does that removes it
+        thread = running(waiting)
+        time.sleep(0.2)
+        place.rename(folder / ".gone-x")
+        use(Roots(folder, 9 * MEGABYTE, None), source)
+    assert ready.wait(20)
+    use(Roots(folder, 0, None), image("y"))
+    assert names_in(folder) == {"x"}
+    go.set()
+    thread.join()
+    use(Roots(folder, 0, None), image("y"))
+    assert not any("sha256" in name for name in kept(folder))
+
+
+def test_many_that_find_a_root_damaged_make_one_anew(folder: Path) -> None:
+    source, found = image("x"), []
+    (use(Roots(folder, MEGABYTE, None), source).parent / "root.json").write_bytes(b"")
+    threads = [running(lambda: found.append(use(Roots(folder, MEGABYTE, None), source))) for _ in range(8)]
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(kept(folder)) == 1
+
+
 def test_different_images_are_unpacked_side_by_side(folder: Path) -> None:
     slow, fast = Slow(image("slow")), image("fast")
     roots = Roots(folder, MEGABYTE, None)

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ _STAGING, _GONE = _HALF = ".staging-", ".gone-"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _KEPT = re.compile(r"sha(?:256|512)-[0-9a-f]+-(?P<boot>[0-9a-f]+)-(?P<user>[0-9]+)(?:-[0-9]+)?", re.ASCII)
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_TRIES, _PAUSE = 50, 0.02  # seconds
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
 
 
@@ -112,8 +114,7 @@ class Roots:
                 os.utime(lock)
                 return lock, root
             _let_go(lock)
-            if not self._discard(place):
-                raise EmulatorError(f"{place} is damaged, and in use", hint=f"rm -rf {place}")
+            self._drop(place)
 
     def _make(self, place: Path, source: Source, entry: Descriptor) -> int | None:
         """Unpack it, or wait for who does; gives the lock on it, or None if it has to be looked for again."""
@@ -212,6 +213,14 @@ class Roots:
 
     def _names(self) -> list[str]:
         return [each.name for each in self._folder.iterdir()]
+
+    def _drop(self, place: Path) -> None:
+        """Remove a damaged root, which others may be about to find out too."""
+        for _ in range(_TRIES):
+            if self._discard(place) or not (place / _LOCK).exists():
+                return
+            time.sleep(_PAUSE)
+        raise EmulatorError(f"{place} is damaged, and in use", hint=f"rm -rf {place}")
 
     def _renamed(self, place: Path) -> Path:
         """Take a folder out of the way, so that its name is free while it is removed."""
