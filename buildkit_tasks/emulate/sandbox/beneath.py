@@ -19,10 +19,11 @@ from buildkit_tasks.errors import EmulatorError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["READ", "Beneath", "Folder", "chmod", "descend", "lookup", "remove"]
+__all__ = ["READ", "Beneath", "Folder", "chmod", "descend", "lookup", "open_file", "remove"]
 
 _OPENAT2 = 437  # on every architecture: include/uapi/asm-generic/unistd.h
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10  # include/uapi/linux/openat2.h
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _HANDLE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATIENCE = 10_000  # times that a rename elsewhere may come in between: openat2(2), EAGAIN
@@ -40,6 +41,7 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_How), ctypes.c_size_t)
 _IN_ROOT = _How(_HANDLE, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+_FILE_IN_ROOT = _How(_FILE, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
 
 
 class Folder(NamedTuple):
@@ -222,12 +224,20 @@ def _closed(old: int, new: int) -> int:
     return new
 
 
-def _open_in_root(root: int, path: bytes) -> int:
-    """A handle on the folder to which the path leads if ``root`` is the root."""
+def open_file(root: int, path: bytes) -> int:
+    """Open for reading what a path leads to if ``root`` is the root; a FIFO does not make it wait.
+
+    Raises :class:`OSError` as ``open`` does.
+    """
+    return _open_in_root(root, path, _FILE_IN_ROOT)
+
+
+def _open_in_root(root: int, path: bytes, how: _How = _IN_ROOT) -> int:
+    """A handle on the folder, or what ``how`` says, to which the path leads if ``root`` is the root."""
     if b"\0" in path:
         raise OSError(errno.EINVAL, "a path with a NUL")
     for _ in range(_PATIENCE):
-        descriptor: int = _syscall(_OPENAT2, root, path or b".", ctypes.byref(_IN_ROOT), ctypes.sizeof(_How))
+        descriptor: int = _syscall(_OPENAT2, root, path or b".", ctypes.byref(how), ctypes.sizeof(_How))
         if descriptor >= 0:
             return descriptor
         number = ctypes.get_errno()

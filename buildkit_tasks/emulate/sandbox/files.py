@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.emulate.sandbox.beneath import open_file
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found, Node, NodeType
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["RootFiles"]
 
 _HEAD = 256  # an ELF header, or a `#!` line
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +56,9 @@ class RootFiles:
             root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, root)
             try:
-                file = open_inside(root, path, _READ)
+                file = open_file(root, os.fsencode(path))
             except OSError:
                 yield None
                 return
             stack.callback(os.close, file)
             yield file if stat.S_ISREG(os.fstat(file).st_mode) else None
-
-
-def open_inside(root: int, path: str, flags: int) -> int:
-    import ctypes
-
-    from buildkit_tasks.emulate.sandbox import beneath
-
-    how = beneath._How(flags, 0, beneath._RESOLVE_IN_ROOT | beneath._RESOLVE_NO_MAGICLINKS)
-    result = beneath._syscall(beneath._OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int(result)
