@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.commands import Commands
     from buildkit_tasks.line import Line
     from buildkit_tasks.report import LiveRuns
+    from buildkit_tasks.results import RunResult
     from buildkit_tasks.settings import Settings
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]
@@ -141,20 +142,18 @@ class Edge:
         self.code = 0 if report.ok else code
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[LiveRuns | None]:
-        """Give what shows runs as they end, where standard output is a terminal that nothing else needs."""
+    def watching(self) -> Iterator[Watched | None]:
+        """Give what is told of runs, for a table; None where none will be shown."""
         if self.json or self.dry_run:
             yield None
             return
-        from buildkit_tasks.report import live_runs, render_ahead  # noqa: PLC0415 - nothing is imported for a listing
+        with contextlib.ExitStack() as stack:
+            live = None
+            if sys.stdout.isatty():
+                from buildkit_tasks.report import live_runs  # noqa: PLC0415 - nothing is imported for a listing
 
-        ahead = threading.Thread(target=render_ahead)  # what is imported for the table: guests take longer
-        ahead.start()
-        try:
-            with live_runs(sys.stdout, os.environ) as live:
-                yield live
-        finally:
-            ahead.join()
+                live = stack.enter_context(live_runs(sys.stdout, os.environ))
+            yield Watched(live=live)
 
     def say(self, document: Mapping[str, Any], text: str) -> None:
         """Show a result that is no report: a document with ``--json``, else a line of text."""
@@ -171,6 +170,30 @@ class Edge:
             print(json.dumps(told), flush=True)
         self.tell(f"error: {error}")
         return error.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Shows runs as they end, on a terminal; what draws the report is imported while guests run."""
+
+    live: LiveRuns | None
+
+    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
+        """What will run: platform, command and CPU."""
+        threading.Thread(target=_import_what_draws).start()
+        if self.live is not None:
+            self.live.expect(runs)
+
+    def __call__(self, result: RunResult) -> None:
+        """How one of them ended."""
+        if self.live is not None:
+            self.live(result)
+
+
+def _import_what_draws() -> None:
+    from buildkit_tasks.report import render_ahead  # noqa: PLC0415 - as it says
+
+    render_ahead()
 
 
 def job(*options: Option) -> Callable[[Callable[[Edge], None]], Job]:

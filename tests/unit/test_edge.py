@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from invoke.program import Program
 
-from buildkit_tasks.edge import Edge, Option, collection, job
+from buildkit_tasks.edge import Edge, Option, Watched, collection, job
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
 from buildkit_tasks.line import Line
 from buildkit_tasks.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
@@ -422,7 +423,17 @@ def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
     monkeypatch.setattr(sys, "stdout", Screen() if terminal else io.StringIO())
     assert inv("watch-it", *words, tasks=collection(watch_it, look_at)) == 0
     ((_, options),) = seen
-    assert (options["watch"] is not None) is watched
+    assert (options["watch"] is not None and options["watch"].live is not None) is watched
+
+
+def test_what_draws_the_report_is_imported_while_guests_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = threading.Event()
+    monkeypatch.setattr("buildkit_tasks.report.table.render_ahead", drawn.set)
+    watched = Watched(live=None)
+    assert not drawn.is_set()
+    watched.expect([])
+    watched(good_run("linux/amd64"))
+    assert drawn.wait(10)
 
 
 def ended_with(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:
