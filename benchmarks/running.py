@@ -115,7 +115,8 @@ class Bench:
 
     def _bare(self, platform: Platform) -> list[str]:
         """QEMU on the program, or the program alone where it runs natively."""
-        program = str(next((self.place / "out").glob(f"linux_{platform.slug.replace('-', '_')}/root/main")))
+        folder = f"linux_{platform.slug.replace('-', '_')}"
+        program = str(self.place / "out" / folder / "usr/local/bin/hello")
         if platform.architecture == native_platform().architecture:
             return [program]
         qemu = Qemu(settings=self.line.settings, run=self.line.run, tell=_tell).find(platform.machine)
