@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.emulate.sandbox.kernel import why_closed
-from buildkit_tasks.emulate.sandbox.warden import Refused
+from buildkit_tasks.emulate.sandbox.warden import SHIFT, Refused, shift_of
 from tests.engine.test_runs import image
 from tests.project import TASKS, Done, Project, program
 
@@ -40,6 +40,33 @@ def test_auto_says_why_and_turns_to_an_engine(project: Project) -> None:
     assert "running in Docker" in done.stderr
     assert done.code == 3  # there is no engine at that socket
     assert "/nowhere/docker.sock" in done.stderr
+
+
+def test_who_has_none_of_the_ids_for_guests_runs_them_under_its_own(project: Project) -> None:
+    """Such as the root of a rootless container."""
+    name = image(project, ("linux/arm64", program("linux/arm64")))
+    words = (*TASKS, "run-emulated", name, "--runner=sandbox", "--json")
+    done = project.command("unshare", "--user", "--map-root-user", *words)
+    assert done.code == 0, done.stderr
+    assert done.document["results"][0]["outcome"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("user", "ids", "shift"),
+    [
+        (0, "0 0 4294967295", SHIFT),
+        (0, f"0 1000 1\n1 {SHIFT} 65536", None),
+        (0, f"0 1000 1\n{SHIFT} 100000 65536", SHIFT),
+        (0, f"{SHIFT} 100000 65535", None),
+        (1000, "0 0 4294967295", None),
+    ],
+)
+def test_guests_have_ids_of_their_own_where_there_are_any(
+    tmp_path: Path, user: int, ids: str, shift: int | None
+) -> None:
+    for name in ("uid_map", "gid_map"):
+        (tmp_path / name).write_text(ids, encoding="ascii")
+    assert shift_of(user, tmp_path) == shift
 
 
 REFUSED = Refused("unshare user namespace", 1)

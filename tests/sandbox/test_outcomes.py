@@ -163,6 +163,27 @@ def test_caps_end_a_guest_and_are_reported(
     assert len(row["stdout"]) <= 1 << 20
 
 
+def test_a_guest_that_writes_and_writes_is_still_ended_in_time(project: Project, busy: Busy) -> None:
+    name = busy("linux/amd64", Cmd=["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"])
+    started = time.monotonic()
+    row = run(project, name, "--timeout=1", expect=124)
+    assert (row["outcome"], row["stdout"][:2]) == ("timeout", "x\n")
+    assert time.monotonic() - started < 10
+
+
+def test_a_word_that_no_program_can_be_given_is_told(project: Project, busy: Busy) -> None:
+    row = run(project, busy("linux/amd64", Cmd=["/bin/echo", "a\0b"]))
+    assert (row["outcome"], row["exit_code"]) == ("failed", None)
+    assert row["message"].startswith("could not start: ")
+
+
+def test_a_program_that_cannot_be_started_is_told(project: Project, busy: Busy) -> None:
+    script = {"run": b"#!/bin/sh\n"}
+    row = run(project, busy("linux/amd64", Cmd=["/run"], files=script, WorkingDir="/bin/sh"))
+    assert row["outcome"] == "failed"
+    assert "/bin/sh" in row["message"]
+
+
 def test_what_fails_does_not_stop_the_others(project: Project, tmp_path: Path) -> None:
     memory = Memory()
     bad, good = "linux/arm64", ("linux/amd64", "linux/riscv64", "linux/arm/v6")

@@ -158,7 +158,9 @@ def test_where_there_is_no_sandbox_the_engine_is_said_to_serve(
     monkeypatch.setattr(Warden, "__init__", refuse)
     found = bench.finding("sandbox")
     assert found.ok
-    assert found.message.startswith("no sandbox can be had: unshare user namespace: Operation not permitted")
+    assert found.message.startswith(
+        "no sandbox can be had: could not unshare user namespace: Operation not permitted"
+    )
     assert found.message.endswith("images run in the engine")
 
 

@@ -154,6 +154,15 @@ def _unshare_all() -> None:
     _call("unshare the guest's namespaces", "unshare", namespaces)
 
 
+def _words(error: Exception, stage: str) -> dict[str, object]:
+    """What went wrong, for who asked."""
+    if isinstance(error, _Refused):
+        return {"refused": error.stage, "errno": error.number}
+    if isinstance(error, OSError):
+        return {"refused": f"{stage} {error.filename or ''}".strip(), "errno": error.errno}
+    return {"refused": f"{stage}: {error}", "errno": errno.EINVAL}  # a NUL in a word, say
+
+
 def _say(channel: socket.socket, **words: object) -> None:
     channel.send(json.dumps(words).encode())
 
@@ -210,10 +219,8 @@ def _helper(spec: int, out: int, err: int, control: int) -> None:
             _follow_parent()
             with open(spec, "rb") as file:
                 _PidOne(json.load(file), out, err, answer).run()
-        except _Refused as refused:
-            _say(answer, refused=refused.stage, errno=refused.number)
-        except OSError as error:
-            _say(answer, refused=str(error.filename or "prepare the guest"), errno=error.errno)
+        except Exception as error:  # noqa: BLE001 - whatever it is: silence would be taken for a guest's end
+            _say(answer, **_words(error, "prepare the guest:"))
         finally:
             os._exit(0)
     for each in (spec, out, err):
@@ -409,12 +416,10 @@ def _be_guest(
         _cap(spec)
         _drop_capabilities()
         _start_program(spec)
-    except _Refused as refused:
-        failure = {"refused": refused.stage, "errno": refused.number}
-    except OSError as error:
-        failure = {"refused": f"start {error.filename or 'the guest'}", "errno": error.errno}
-    os.write(saying, json.dumps(failure).encode())
-    os._exit(_EXEC_FAILED)
+    except Exception as error:  # noqa: BLE001 - whatever it is, no guest runs
+        os.write(saying, json.dumps(_words(error, "start")).encode())
+    finally:
+        os._exit(_EXEC_FAILED)
 
 
 def _become(spec: dict[str, Any]) -> None:
@@ -462,7 +467,7 @@ def _start_program(spec: dict[str, Any]) -> None:
     """Replace this process; of several candidates (PATH) the first that can be started counts."""
     os.chdir(spec["folder"])
     os.umask(0o022)
-    for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     failure: OSError | None = None
     for path in spec["candidates"]:

@@ -186,4 +186,4 @@ def _not_started(refused: Refused, platform: Platform) -> tuple[Outcome, str]:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
     if refused.number == errno.ENOSPC:
         raise LimitExceeded(f"a namespace is refused: {refused}", platform=platform)
-    return Outcome.FAILED, f"it could not be started: {refused}"
+    return Outcome.FAILED, str(refused)

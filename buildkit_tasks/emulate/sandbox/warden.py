@@ -86,14 +86,26 @@ class Refused(Exception):
     """The kernel did not let us do something; ``number`` is its errno."""
 
     def __init__(self, stage: str, number: int) -> None:
-        super().__init__(f"{stage}: {os.strerror(number)}")
+        super().__init__(f"could not {stage}" + (f": {os.strerror(number)}" if number else ""))
         self.stage = stage
         self.number = number
 
 
-def shift_of(user: int) -> int | None:
-    """Where a guest's ids begin among the host's; None for an ordinary user, who has but one."""
-    return SHIFT if user == 0 else None
+def shift_of(user: int, own: Path = Path("/proc/self")) -> int | None:
+    """Where a guest's ids begin among the host's; None for who has but one.
+
+    That is an ordinary user, and a root that was given no such ids, as in a container.
+    """
+    has_all = user == 0 and all(
+        _has_ids((own / name).read_text(encoding="ascii")) for name in ("uid_map", "gid_map")
+    )
+    return SHIFT if has_all else None
+
+
+def _has_ids(ids: str) -> bool:
+    """Whether a map of user_namespaces(7) holds the guests' ids."""
+    rows = (map(int, line.split()) for line in ids.splitlines())
+    return any(first <= SHIFT and first + count >= SHIFT + _IDS for first, _, count in rows)
 
 
 class Warden:
@@ -246,7 +258,7 @@ def _followed(
             selector.register(pipe.reading, selectors.EVENT_READ, pipe)
         while selector.get_map():
             ready = selector.select(max(deadline - time.monotonic(), 0.0))
-            if not ready and not limit:
+            if time.monotonic() >= deadline:  # also of one that never stops writing
                 timed_out = True
                 break
             for key, _ in ready:
