@@ -9,9 +9,9 @@ from buildkit_tasks.oci.blobs import Source, Verified
 from buildkit_tasks.oci.hashing import Hasher
 from buildkit_tasks.oci.inflate import GZIP, PLAIN, ZSTD, Inflated
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.oci.model import Descriptor, Digest
+from buildkit_tasks.oci.model import Descriptor, Digest, Manifest
 
-__all__ = ["LayerStream", "open_layer"]
+__all__ = ["LayerStream", "check_diff_id", "check_layer_count", "open_layer"]
 
 _OCI = "application/vnd.oci.image.layer.v1.tar"
 _OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
@@ -38,6 +38,22 @@ def open_layer(
     if form is None:
         raise MalformedImage(f"layer {layer.digest} is {layer.media_type!r}, which is no known kind of layer")
     return LayerStream(Verified(source, layer), form, algorithm, limits)
+
+
+def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:
+    """Raise :class:`MalformedImage` unless there is one diff_id per layer."""
+    if len(diff_ids) != len(manifest.layers):
+        raise MalformedImage(
+            f"the manifest has {len(manifest.layers)} layers, the config {len(diff_ids)} diff_ids"
+        )
+
+
+def check_diff_id(layer: Descriptor, found: Digest, stated: Digest) -> None:
+    """Raise :class:`MalformedImage` unless the config states the diff_id that the layer has."""
+    if found != stated:
+        raise MalformedImage(
+            f"layer {layer.digest} has the diff_id {found} uncompressed; the config states {stated}"
+        )
 
 
 class LayerStream(Inflated):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.blobs import Source, read_blob
-from buildkit_tasks.oci.compression import LayerStream, open_layer
+from buildkit_tasks.oci.compression import LayerStream, check_diff_id, check_layer_count, open_layer
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest, parse_config
 from buildkit_tasks.oci.overlay import overlay, relink
@@ -22,7 +22,7 @@ from buildkit_tasks.oci.tar import TarReader, cut_off
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LayerScan", "LayerScans", "check_diff_id", "flatten", "scan_layer"]
+__all__ = ["LayerScan", "LayerScans", "flatten", "scan_layer"]
 
 
 _MAX_STACKS = 8  # that are kept: platforms differ in their last few layers
@@ -126,14 +126,6 @@ class _LayerReader(TarReader):
         return data
 
 
-def check_diff_id(scan: LayerScan, stated: Digest) -> None:
-    """Raise :class:`MalformedImage` unless the config states this layer's diff_id."""
-    if scan.diff_id != stated:
-        raise MalformedImage(
-            f"layer {scan.digest} has the diff_id {scan.diff_id} uncompressed; the config states {stated}"
-        )
-
-
 def flatten(source: Source, manifest: Manifest, scans: LayerScans | None = None) -> RootFs:
     """The root file system of one platform's image, its diff_ids checked.
 
@@ -146,17 +138,9 @@ def flatten(source: Source, manifest: Manifest, scans: LayerScans | None = None)
     found, size = [], 0
     for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
         scan = scans.get(layer, diff_id.algorithm)
-        check_diff_id(scan, diff_id)
+        check_diff_id(layer, scan.diff_id, diff_id)
         size += scan.size
         if size > LIMITS.image:
             raise LimitExceeded(f"the image is larger than {LIMITS.image} bytes uncompressed")
         found.append(scan)
     return RootFs(scans.stacked(found))
-
-
-def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:
-    """Raise :class:`MalformedImage` unless there is one diff_id per layer."""
-    if len(diff_ids) != len(manifest.layers):
-        raise MalformedImage(
-            f"the manifest has {len(manifest.layers)} layers, the config {len(diff_ids)} diff_ids"
-        )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers import LayerScans, check_diff_id, check_layer_count, flatten
+from buildkit_tasks.oci.compression import check_diff_id, check_layer_count
+from buildkit_tasks.oci.layers import LayerScans, flatten
 from buildkit_tasks.oci.rootfs import RootFs
 from buildkit_tasks.oci.source import (
     IndexEntry,
@@ -184,7 +185,7 @@ class _Run:
         broken = []
         for layer, diff_id in _layers(documents):
             try:
-                check_diff_id(self.scans.get(layer, diff_id.algorithm), diff_id)
+                check_diff_id(layer, self.scans.get(layer, diff_id.algorithm).diff_id, diff_id)
             except _PROBLEMS as error:
                 broken.append(_broken(error, str(layer.digest)))
         if broken:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.emulate.sandbox.beneath import READ, remove
 from buildkit_tasks.emulate.sandbox.tree import FULL, DiskFull, Tree
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.compression import open_layer
+from buildkit_tasks.oci.compression import check_diff_id, check_layer_count, open_layer
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.source import config_of, manifest_of
 from buildkit_tasks.oci.tar import OwnedReader
@@ -57,7 +57,7 @@ def unpack_sized(
     """The same, and how much was unpacked."""
     manifest = manifest_of(source, entry)
     config = config_of(source, manifest)
-    _check_layer_count(manifest, config)
+    check_layer_count(manifest, config.diff_ids)
     image = f"{entry.platform or config.platform} ({entry.digest})"
     try:
         place.mkdir(mode=0o700)
@@ -84,13 +84,6 @@ def _told(error: DiskFull | OSError, image: str, place: Path) -> Exception:
     )
 
 
-def _check_layer_count(manifest: Manifest, config: ImageConfig) -> None:
-    if len(config.diff_ids) != len(manifest.layers):
-        raise MalformedImage(
-            f"the manifest has {len(manifest.layers)} layers, the config {len(config.diff_ids)} diff_ids"
-        )
-
-
 def _fill(tree: Tree, source: Source, manifest: Manifest, config: ImageConfig, limits: Limits) -> None:
     left = limits.image
     for number, (layer, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True), 1):
@@ -114,10 +107,7 @@ def _apply(tree: Tree, source: Source, layer: Descriptor, diff_id: Digest, limit
         except MalformedImage as error:
             stream.check_blob()
             raise MalformedImage(f"layer {layer.digest}: {error.message}") from error
-    if found != diff_id:
-        raise MalformedImage(
-            f"layer {layer.digest} has the diff_id {found} uncompressed; the config states {diff_id}"
-        )
+    check_diff_id(layer, found, diff_id)
     return stream.size
 
 
