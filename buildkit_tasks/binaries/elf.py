@@ -12,8 +12,6 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from buildkit_tasks.binaries.evidence import gather
-from buildkit_tasks.binaries.isa import STREAM_MAGICS, STREAM_WINDOW
 from buildkit_tasks.binaries.layout import FORMS, PT_DYNAMIC, PT_INTERP, Layout, forms
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import DEVICES, Machine, foreign_machine, machine_of_elf
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ELF_MAGIC",
     "EXECUTABLE_TYPES",
-    "STREAM_MAGICS",
-    "STREAM_WINDOW",
     "Binary",
     "ElfHeader",
     "inspect",
@@ -144,6 +140,8 @@ class Binary:
 
 def inspect(view: View) -> Binary:
     """Read a whole ELF file. Raises :class:`MalformedImage` only if its header is malformed."""
+    from buildkit_tasks.binaries.evidence import gather  # noqa: PLC0415 - a header alone needs none of it
+
     header = read_elf(view.at(0, 64))
     layout = Layout(view, header)
     names = _dynamic(layout)

@@ -13,11 +13,7 @@ from buildkit_tasks.oci.limits import LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+    from types import ModuleType
 
 __all__ = ["GZIP", "PLAIN", "ZSTD", "Inflated", "compression_of"]
 
@@ -25,8 +21,6 @@ PLAIN, GZIP, ZSTD = "plain", "gzip", "zstd"
 _MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD}
 _SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: a frame of zstd that holds no data
 _SKIPPABLE_HIGH = 0x50
-# isal's type stubs call its exception class an exception.
-_DAMAGE: tuple[type[Exception], ...] = (cast("type[Exception]", igzip_lib.IsalError), zstd.ZstdError)
 _INPUT = 1 << 16  # bytes fed at once: each of many tiny gzip members hands the rest of it back
 _OUTPUT = 1 << 20
 
@@ -130,7 +124,7 @@ class Inflated:
             self._start()
         try:
             piece = self._inflate(self._new) if self._new else self._taken()
-        except _DAMAGE as error:
+        except _damage() as error:
             raise MalformedImage(f"{self._what}: the {self._form} data are damaged: {error}") from None
         self._piece, self._at = piece, 0
         self.size += len(piece)
@@ -184,10 +178,25 @@ class Inflated:
             raise LimitExceeded(f"{self._what} is a decompression bomb: {ratio} times its compressed size")
 
 
+def _zstd() -> ModuleType:
+    """The module for zstd, which most images do without."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd  # noqa: PLC0415 - as it says
+    else:
+        from backports import zstd  # noqa: PLC0415
+    return zstd
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What decompressors raise; isal's type stubs call its exception class an exception."""
+    return cast("type[Exception]", igzip_lib.IsalError), _zstd().ZstdError
+
+
 def _maker(form: str, limits: Limits) -> Callable[[], _Decompressor] | None:
     if form == GZIP:
         return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     if form == ZSTD:
+        zstd = _zstd()
         options = {int(zstd.DecompressionParameter.window_log_max): limits.zstd_window_log}
         return lambda: zstd.ZstdDecompressor(options=options)
     return None

@@ -6,7 +6,8 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from buildkit_tasks.binaries.elf import ELF_MAGIC, STREAM_MAGICS, STREAM_WINDOW, inspect
+from buildkit_tasks.binaries.elf import ELF_MAGIC, inspect
+from buildkit_tasks.binaries.isa import STREAM_MAGICS, STREAM_WINDOW
 from buildkit_tasks.binaries.view import Bytes, View, Windows
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.names import Names

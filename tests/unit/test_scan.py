@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from buildkit_tasks.binaries.elf import STREAM_MAGICS, STREAM_WINDOW
+from buildkit_tasks.binaries.isa import STREAM_MAGICS, STREAM_WINDOW
 from buildkit_tasks.oci.scan import keep_windows
 from buildkit_tasks.oci.tar import Entry
 
