@@ -15,6 +15,7 @@ from benchmarks.timing import Row, command, compare
 from buildkit_tasks.commands import Commands
 from buildkit_tasks.line import Line
 from buildkit_tasks.platforms import Platform, native_platform
+from buildkit_tasks.processes import processes_naming
 from buildkit_tasks.qemu import Qemu
 from buildkit_tasks.settings import cache_folder, load
 
@@ -25,6 +26,7 @@ __all__ = ["measure"]
 
 _ROOT = Path(__file__).parent.parent
 _TASKS = [sys.executable, "-m", "buildkit_tasks"]
+_INSIDE = _ROOT / "buildkit_tasks/emulate/sandbox/inside.py"
 _RUNS = 100
 _MANY = "linux/arm64"
 
@@ -102,13 +104,27 @@ class Bench:
 
     def growth(self) -> Row:
         """A thousand runs in one process: its memory after all of them, and after a hundred."""
+        before = self._census()
         few, all_of_them = (self._megabytes(runs) for runs in (_RUNS, 10 * _RUNS))
-        what = f"memory of {10 * _RUNS} runs / of {_RUNS}"
+        if self._census() != before:
+            raise SystemExit(f"{11 * _RUNS} runs have left something: {before} is now {self._census()}")
+        what = f"memory of {10 * _RUNS} runs / of {_RUNS}, nothing left behind"
         return Row(promise=what, ours=all_of_them, theirs=few, rounds=1, unit="MB")
 
     def _megabytes(self, runs: int) -> float:
         done = subprocess.run(self._suite(runs), cwd=_ROOT, capture_output=True, check=True)
         return float(json.loads(done.stdout)["peak"]) / 1_000_000
+
+    def _census(self) -> list[str]:
+        """What runs could leave: mounts, handlers, processes of ours, unpacked roots."""
+        handlers = Path("/proc/sys/fs/binfmt_misc").glob("qemu-*")
+        roots = cache_folder(self.line.settings) / "roots"
+        return [
+            Path("/proc/self/mounts").read_text(encoding="utf-8"),
+            *sorted(f"{path}: {path.read_text(encoding='utf-8')}" for path in handlers),
+            *(f"process {each}" for each in processes_naming(_INSIDE)),
+            *sorted(str(path) for path in roots.iterdir()),
+        ]
 
     def _suite(self, runs: int) -> list[str]:
         return [sys.executable, "-m", "benchmarks.many", self.image, _MANY, str(runs)]
