@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # typing alone would cost as much as everything above
     from typing import Any, NoReturn
 
 _MAX_MESSAGE = 1 << 16
+_WORDS = 300  # letters of a message
 _MAX_FILES = 4
 
 # sched.h, sys/mount.h, linux/mount.h, linux/prctl.h, linux/capability.h
@@ -155,12 +156,12 @@ def _unshare_all() -> None:
 
 
 def _words(error: Exception, stage: str) -> dict[str, object]:
-    """What went wrong, for who asked."""
+    """What went wrong, for who asked; not at such length as an image may name a file."""
     if isinstance(error, _Refused):
         return {"refused": error.stage, "errno": error.number}
     if isinstance(error, OSError):
-        return {"refused": f"{stage} {error.filename or ''}".strip(), "errno": error.errno}
-    return {"refused": f"{stage}: {error}", "errno": errno.EINVAL}  # a NUL in a word, say
+        return {"refused": f"{stage} {error.filename or ''}".strip()[:_WORDS], "errno": error.errno}
+    return {"refused": f"{stage}: {error}"[:_WORDS], "errno": errno.EINVAL}  # a NUL in a word, say
 
 
 def _say(channel: socket.socket, **words: object) -> None:
@@ -259,7 +260,7 @@ class _PidOne:
         _call("be private", "prctl", _DUMPABLE, 0)
         limit = self._watch(guest)
         ended = _status(os.waitpid(guest, os.WNOHANG)) if limit else _status(os.waitpid(guest, 0))
-        failure = os.read(said, 1000)
+        failure = os.read(said, _MAX_MESSAGE)
         message = {"seconds": time.monotonic() - started, "limit": limit, **ended}
         self._answer.send(failure or json.dumps(message).encode())
 
