@@ -100,6 +100,7 @@ def main() -> None:
         _say(channel, refused=refused.stage, errno=refused.number)
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a guest's helper
+    life = os.pipe()  # of which we alone hold the end to write to: it hangs up when we die
     while True:
         data, files = _receive(channel)
         if not data:
@@ -108,7 +109,7 @@ def main() -> None:
         if "handler" in message:
             _say(channel, **_register(message["handler"], files[0]))
         else:
-            _start(channel, files)
+            _start(channel, life, files)
         for each in files:
             os.close(each)
 
@@ -190,24 +191,26 @@ def _register(handler: str, program: int) -> dict[str, object]:
     return {"registered": True}
 
 
-def _start(channel: socket.socket, files: list[int]) -> None:
+def _start(channel: socket.socket, life: tuple[int, int], files: list[int]) -> None:
     """Fork a guest's helper; it leads nothing back here."""
     if os.fork():
         return
     try:
         channel.close()
+        os.close(life[1])
         _follow_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _helper(*files)
+        _helper(life[0], *files)
     finally:
         os._exit(1)
 
 
 def _follow_parent() -> None:
+    """Be ended with the parent. It may have died just before: what hangs up is looked at as well."""
     _call("be ended with the parent", "prctl", _DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _helper(spec: int, out: int, err: int, control: int) -> None:
+def _helper(life: int, spec: int, out: int, err: int, control: int) -> None:
     answer = socket.socket(fileno=control)
     try:
         _unshare_all()
@@ -219,7 +222,7 @@ def _helper(spec: int, out: int, err: int, control: int) -> None:
         try:
             _follow_parent()
             with open(spec, "rb") as file:
-                _PidOne(json.load(file), out, err, answer).run()
+                _PidOne(json.load(file), (out, err), (answer, life)).run()
         except Exception as error:  # noqa: BLE001 - whatever it is: silence would be taken for a guest's end
             _say(answer, **_words(error, "prepare the guest:"))
         finally:
@@ -236,10 +239,12 @@ def _helper(spec: int, out: int, err: int, control: int) -> None:
 class _PidOne:
     """Makes the guest's world, starts it, watches it, and says how it ended."""
 
-    def __init__(self, spec: dict[str, Any], out: int, err: int, answer: socket.socket) -> None:
+    def __init__(
+        self, spec: dict[str, Any], streams: tuple[int, int], outside: tuple[socket.socket, int]
+    ) -> None:
         self._spec = spec
-        self._streams = (out, err)
-        self._answer = answer
+        self._streams = streams
+        self._answer, self._life = outside
 
     def run(self) -> None:
         os.setsid()
@@ -288,12 +293,13 @@ class _PidOne:
         poll = select.poll()
         poll.register(ending, select.POLLIN)
         poll.register(self._answer, select.POLLHUP | select.POLLRDHUP)
+        poll.register(self._life, select.POLLHUP)
         looks = 0
         while True:
             pause = _QUICK if looks < _LOOKS else _SLOW
             looks += 1
             for descriptor, _ in poll.poll(pause * 1000):
-                if descriptor == self._answer.fileno():
+                if descriptor != ending:
                     os._exit(0)
                 return ""
             _collect_orphans(guest)
