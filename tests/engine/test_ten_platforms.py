@@ -21,7 +21,7 @@ VERIFY = {"ok", "subject", "digest", "platforms"}
 CHECK = {"name", "ok", "expected", "actual", "path", "layer", "message"}
 RUN_ROW = {
     "ok", "platform", "outcome", "exit_code", "stdout", "stderr", "seconds", "runner", "emulated",
-    "emulator", "digest", "message",
+    "emulator", "digest", "message", "command",
 }  # fmt: skip
 
 
