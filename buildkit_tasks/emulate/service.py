@@ -202,7 +202,8 @@ def _impossible(task: GuestTask, guests: Guests) -> RunResult | None:
     platform = task.platform
     if platform not in guests.platforms:
         held = ", ".join(map(str, guests.platforms)) or "no platform"
-        return task.result(Outcome.FAILED, f"{platform} is not in the image, which holds {held}")
+        words = f"{platform} is not in the image, which holds {held}"
+        return task.result(Outcome.FAILED, f"{words}\n  next: inv build-multiarch --platform={platform}")
     if not platform.is_known:
         return task.result(Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs")
     return None

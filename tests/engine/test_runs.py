@@ -80,7 +80,10 @@ def test_a_platform_that_the_image_has_not_is_a_failure(engine: Engine, project:
     name = image(project, ("linux/arm64", program("linux/arm64")))
     report = project.json("run-emulated", name, "--platform=linux/arm64,linux/s390x", expect=1)
     assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
-    assert report["results"][1]["message"] == "linux/s390x is not in the image, which holds linux/arm64"
+    assert report["results"][1]["message"] == (
+        "linux/s390x is not in the image, which holds linux/arm64\n"
+        "  next: inv build-multiarch --platform=linux/s390x"
+    )
 
 
 @pytest.mark.parametrize("name", ["missing.tar", "docker-daemon:no-such/image:1"])

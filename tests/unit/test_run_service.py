@@ -143,7 +143,9 @@ def test_a_platform_that_the_image_lacks_is_a_failure_of_its_own() -> None:
     fakes = Fakes(platforms=(AMD64,))
     report = run_emulated(RunRequest(image=IMAGE, platforms=(ARM64, AMD64)), fakes.runners())
     assert [result.outcome for result in report.results] == [Outcome.FAILED, Outcome.PASSED]
-    assert report.results[0].message == "linux/arm64 is not in the image, which holds linux/amd64"
+    message, _, then = report.results[0].message.partition("\n")
+    assert message == "linux/arm64 is not in the image, which holds linux/amd64"
+    assert then == "  next: inv build-multiarch --platform=linux/arm64"
     assert [task.platform for task in fakes.ran] == [AMD64]
 
 
