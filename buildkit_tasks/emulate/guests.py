@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.oci.model import ImageConfig
+    from buildkit_tasks.oci.programs import Files
     from buildkit_tasks.platforms import Platform
 
     OpenImage = Callable[[str], AbstractContextManager[Source]]
 
-__all__ = ["GuestTask", "Guests"]
+__all__ = ["GuestTask", "Guests", "wrong_program"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +68,22 @@ class GuestTask:
         )  # fmt: skip
 
 
+def wrong_program(config: ImageConfig, files: Files, platform: Platform) -> str:
+    """The words why what an image would start is not for the platform; empty if it is."""
+    from buildkit_tasks.oci.programs import programs_of  # noqa: PLC0415 - not for choosing a runner
+    from buildkit_tasks.verify import program_checks  # noqa: PLC0415 - as above
+
+    programs = programs_of(config, files)
+    checks = (check for program in programs for check in program_checks(platform, program))
+    return "; ".join(check.message for check in checks if not check.ok)
+
+
 class Guests(Protocol):
     """One image, ready to be run."""
+
+    @property
+    def runner(self) -> str:
+        """Which runner it is: docker or sandbox."""
 
     @property
     def platforms(self) -> Sequence[Platform]:

@@ -203,7 +203,10 @@ def _impossible(task: GuestTask, guests: Guests) -> RunResult | None:
     if platform not in guests.platforms:
         held = ", ".join(map(str, guests.platforms)) or "no platform"
         words = f"{platform} is not in the image, which holds {held}"
-        return task.result(Outcome.FAILED, f"{words}\n  next: inv build-multiarch --platform={platform}")
+        message = f"{words}\n  next: inv build-multiarch --platform={platform}"
+        return task.result(Outcome.FAILED, message, runner=guests.runner)
     if not platform.is_known:
-        return task.result(Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs")
+        return task.result(
+            Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs", runner=guests.runner
+        )
     return None

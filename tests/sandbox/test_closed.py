@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.emulate.sandbox import emulators
 from buildkit_tasks.emulate.sandbox.kernel import why_closed
-from buildkit_tasks.emulate.sandbox.warden import SHIFT, Refused, shift_of
+from buildkit_tasks.emulate.sandbox.warden import SHIFT, Refused, Warden, shift_of
+from buildkit_tasks.line import Line
+from buildkit_tasks.platforms import native_platform
+from buildkit_tasks.results import Outcome
+from buildkit_tasks.settings import load
 from tests.engine.test_runs import image
 from tests.project import TASKS, Done, Project, program
 
@@ -105,3 +112,30 @@ def test_a_kernel_with_one_table_for_all_is_named(tmp_path: Path, release: str, 
     told = why_closed(Refused("mount binfmt_misc", 1), tmp_path, release)
     assert (f"Linux {release} has one handler table for all" in told) == old
     assert "Operation not permitted" in told
+
+
+def test_a_cache_that_cannot_be_used_is_no_lack_of_an_emulator(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    name = image(project, ("linux/amd64", program("linux/amd64")))
+    apart = project.with_env(INVOKE_BUILDKIT_CACHE=str(tmp_path / "file"))
+    done = apart.task("run-emulated", name, "--runner=sandbox", "--json", expect=3)
+    assert "cannot be used to unpack images" in done.document["error"]
+
+
+def test_a_second_sandbox_that_is_refused_fails_its_platform_alone(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's own programs on another CPU have one of their own."""
+
+    def refuse() -> Warden:
+        raise Refused("unshare user namespace", errno.ENOSPC)
+
+    native = str(native_platform())
+    name = image(project, (native, program(native)), ("linux/s390x", program("linux/s390x")))
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(emulators, "Warden", refuse)
+    line = Line(settings=load({"runner": "sandbox", "cpu": "floor"}), run=Commands(), tell=print)
+    refused, passed = line.emulate(name).results
+    assert (refused.outcome, refused.limited) == (Outcome.FAILED, True)
+    assert "could not unshare user namespace" in refused.message
+    assert passed.outcome is Outcome.PASSED

@@ -31,6 +31,7 @@ class Fakes:
     slow: Platform | None = None
     stopped: bool = False
     interrupted: bool = False
+    runner: str = "fake"
 
     def __post_init__(self) -> None:
         self.others = threading.Event()
@@ -145,6 +146,7 @@ def test_a_platform_that_the_image_lacks_is_a_failure_of_its_own() -> None:
     assert [result.outcome for result in report.results] == [Outcome.FAILED, Outcome.PASSED]
     message, _, then = report.results[0].message.partition("\n")
     assert message == "linux/arm64 is not in the image, which holds linux/amd64"
+    assert report.results[0].runner == "fake"
     assert then == "  next: inv build-multiarch --platform=linux/arm64"
     assert [task.platform for task in fakes.ran] == [AMD64]
 

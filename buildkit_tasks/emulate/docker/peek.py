@@ -6,11 +6,10 @@ import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.emulate import guests
 from buildkit_tasks.oci.model import ImageConfig
-from buildkit_tasks.oci.programs import programs_of
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found, Node, NodeType
 from buildkit_tasks.oci.tar import TarReader
-from buildkit_tasks.verify import program_checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,9 +32,7 @@ def wrong_program(api: APIClient, container: Mapping[str, Any], platform: Platfo
     the guest will see, whatever store or source the image came from.
     """
     config = _config(container["Config"], platform)
-    programs = programs_of(config, _ContainerFiles(api, container["Id"]))
-    checks = (check for program in programs for check in program_checks(platform, program))
-    return "; ".join(check.message for check in checks if not check.ok)
+    return guests.wrong_program(config, _ContainerFiles(api, container["Id"]), platform)
 
 
 def _config(stated: Mapping[str, Any], platform: Platform) -> ImageConfig:

@@ -54,6 +54,7 @@ class ContainerGuests:
     client: DockerClient
     images: dict[Platform, Loaded]
     setups: Sequence[PlatformSetup]
+    runner: str = "docker"
 
     @property
     def platforms(self) -> Sequence[Platform]:

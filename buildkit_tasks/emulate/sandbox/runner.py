@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.emulate.guests import wrong_program
 from buildkit_tasks.emulate.outcomes import Ending
 from buildkit_tasks.emulate.sandbox.emulators import Wardens
 from buildkit_tasks.emulate.sandbox.files import RootFiles
@@ -19,12 +20,10 @@ from buildkit_tasks.emulate.sandbox.users import User, user_of
 from buildkit_tasks.emulate.sandbox.warden import Guest, Refused, Warden, shift_of
 from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.programs import programs_of
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH
 from buildkit_tasks.oci.source import platform_manifests
 from buildkit_tasks.results import Outcome
 from buildkit_tasks.settings import cache_folder
-from buildkit_tasks.verify.programs import program_checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,6 +79,7 @@ class SandboxGuests:
     roots: Roots
     _unpacking: Lock = field(default_factory=Lock)
     _turns: Iterator[int] = field(default_factory=itertools.count)
+    runner: str = "sandbox"
 
     @property
     def platforms(self) -> Sequence[Platform]:
@@ -89,7 +89,7 @@ class SandboxGuests:
     def run(self, task: GuestTask) -> RunResult:
         """Unpack the platform's image, if it is not kept, look at its program, and run it."""
         entry = self.manifests[task.platform]
-        return replace(self._tried(task, entry), runner="sandbox", digest=str(entry.digest))
+        return replace(self._tried(task, entry), runner=self.runner, digest=str(entry.digest))
 
     def _tried(self, task: GuestTask, entry: Descriptor) -> RunResult:
         try:
@@ -97,8 +97,6 @@ class SandboxGuests:
                 with self._unpacking:  # a stream has one reader; meanwhile others run
                     root = stack.enter_context(self.roots.root(self.source, entry))
                 return self._run_in(root, task)
-        except EmulatorError as error:
-            return task.result(Outcome.NOT_REGISTERED, str(error))
         except LimitExceeded as error:
             return task.result(Outcome.FAILED, str(error), limited=True)
         except (CheckFailed, MalformedImage) as error:
@@ -110,12 +108,14 @@ class SandboxGuests:
 
     def _run_in(self, root: Root, task: GuestTask) -> RunResult:
         config = _with_words(root.config, task.words)
-        wrong = _wrong_program(config, root, task.platform)
+        wrong = wrong_program(config, RootFiles(root.path), task.platform)
         if wrong:
             return task.result(Outcome.WRONG_ARCH, wrong)
-        warden, program = self.wardens.ready(task.platform.machine, task.cpu)
         try:
+            warden, program = self.wardens.ready(task.platform.machine, task.cpu)
             ended = warden.run(self._guest(root, config, task), task.timeout)
+        except EmulatorError as error:
+            return task.result(Outcome.NOT_REGISTERED, str(error))
         except Refused as refused:
             return task.result(*_not_started(refused, task.platform))
         emulator = self.wardens.summary(program, task.cpu)
@@ -158,13 +158,6 @@ def _with_words(config: ImageConfig, words: tuple[str, ...]) -> ImageConfig:
     if not changed.entrypoint + changed.cmd:
         raise CheckFailed("the image has no ENTRYPOINT and no CMD", hint="name a --command")
     return changed
-
-
-def _wrong_program(config: ImageConfig, root: Root, platform: Platform) -> str:
-    """The words why what would be started is not for the platform; empty if it is."""
-    programs = programs_of(config, RootFiles(root.path))
-    checks = (check for program in programs for check in program_checks(platform, program))
-    return "; ".join(check.message for check in checks if not check.ok)
 
 
 def _environment(config: ImageConfig, user: User, cpu: str) -> dict[str, str]:
