@@ -19,7 +19,7 @@ from buildkit_tasks.line import Line
 from buildkit_tasks.pytest_plugin import skipped_without_engine
 from buildkit_tasks.settings import cache_folder, load
 from tests import census
-from tests.project import Project
+from tests.project import Project, repository
 
 pytest_plugins = ["pytester"]
 
@@ -85,10 +85,8 @@ def engine(
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """An empty repository whose settings ask for no registry, and a folder for temporary files."""
-    for name in ("repo", "tmp"):
-        (tmp_path / name).mkdir()
-    env = {"TMPDIR": str(tmp_path / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
-    return Project(folder=tmp_path / "repo", env=env)
+    (tmp_path / "repo").mkdir()
+    return repository(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -97,15 +95,13 @@ def hello(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert engine.version
     folder = tmp_path_factory.mktemp("hello")
     shutil.copytree(ROOT / "examples/hello", folder / "repo")
-    (folder / "tmp").mkdir()
     table = [
         "[tool.buildkit-tasks]",
         'tags = ["hello:latest"]',
         r"expect = '\[{goarch}\]'",
         f"platforms = {list(TEN)}",
     ]
-    env = {"TMPDIR": str(folder / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
-    return Project(folder=folder / "repo", env=env).write({"pyproject.toml": "\n".join(table)})
+    return repository(folder).write({"pyproject.toml": "\n".join(table)})
 
 
 Unchanged = Callable[..., AbstractContextManager[None]]

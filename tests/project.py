@@ -93,6 +93,13 @@ class Project:
         return self.task(name, "--json", *options, expect=expect, timeout=timeout).document
 
 
+def repository(place: Path) -> Project:
+    """The repository in ``place/repo``: it asks for no registry, and its temporary files stay beside it."""
+    (place / "tmp").mkdir()
+    env = {"TMPDIR": str(place / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
+    return Project(folder=place / "repo", env=env)
+
+
 def program(platform: str, status: int = 0, *, code: str | None = None) -> bytes:
     """A tiny real program of that platform: it ends with ``status``, or does what ``code`` says."""
     machine = Platform.parse(platform).machine

@@ -55,7 +55,7 @@ def _blocks(data: bytes, at: int, order: Order, before: int) -> Iterator[bytes]:
         raw = data[at + before : at + before + 4]
         size = int.from_bytes(raw, order)
         count += 1
-        if len(raw) < 4 or size < before + 4 or at + size > len(data) or count > _MAX_COUNT:  # noqa: PLR2004
+        if len(raw) < 4 or size < before + 4 or at + size > len(data) or count > _MAX_COUNT:
             raise MalformedImage(f"a block of build attributes of {size} bytes at {at}")
         yield data[at : at + size]
         at += size
@@ -87,7 +87,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
     value = 0
     for count, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * count
-        if byte < 0x80:  # noqa: PLR2004 - the top bit says that more follows
+        if byte < 0x80:  # the top bit says that more follows
             return value, at + count + 1
     raise MalformedImage("a build attribute that is a number without end")
 

@@ -74,7 +74,7 @@ class ElfHeader:
     @property
     def row(self) -> Machine | None:
         """The architecture table's row, or None for a machine that is not in it."""
-        return machine_of_elf(1 if self.bits == 32 else 2, 1 if self.order == "little" else 2, self.machine)  # noqa: PLR2004
+        return machine_of_elf(1 if self.bits == 32 else 2, 1 if self.order == "little" else 2, self.machine)
 
     @property
     def name(self) -> str:

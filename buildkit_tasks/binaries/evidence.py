@@ -108,7 +108,7 @@ def _arm_flags(layout: Layout) -> Iterator[Evidence]:
     flags = layout.header.flags
     if flags >> 24:
         yield Evidence(_FLAGS, "EABI", str(flags >> 24))
-    if flags >> 24 == 5 and flags & 0x600:  # noqa: PLR2004 - the flags mean something else before EABI 5
+    if flags >> 24 == 5 and flags & 0x600:  # the flags mean something else before EABI 5
         yield Evidence(_FLAGS, "float ABI", "hard" if flags & 0x400 else "soft")
 
 
@@ -127,9 +127,9 @@ def _arm_entry(layout: Layout) -> Iterator[Evidence]:
     at = 0
     while at + 1 < len(halves):
         first, second = halves[at] >> 11, halves[at + 1] >> 11
-        if first < 0b11101:  # noqa: PLR2004 - a 16-bit instruction
+        if first < 0b11101:  # a 16-bit instruction
             at += 1
-        elif first == 0b11110 and second in (0b11101, 0b11111):  # noqa: PLR2004 - BLX and BL
+        elif first == 0b11110 and second in (0b11101, 0b11111):  # BLX and BL
             at += 2
         else:
             yield Evidence("entry point", "instructions", "Thumb-2")
@@ -147,7 +147,7 @@ def _arm_attributes(layout: Layout) -> Iterator[Evidence]:
         yield Evidence(source, "CPU profile", _letter(profile))
     for tag, name, values in _ARM_NUMBERS:
         value = found.get(tag, 0)
-        if isinstance(value, int) and (tag in found or tag == 28):  # noqa: PLR2004 - absent means 0, soft
+        if isinstance(value, int) and (tag in found or tag == 28):  # absent means 0, soft
             yield Evidence(source, name, values[value] if value < len(values) else f"unknown ({value})")
     # Plain ARMv7 without NEON is a compiler's word: nobody writes that by hand, for a choice.
     if found.get(12) or found.get(6) not in (None, 0, 1, 2, 3, 4, 5, 10):
@@ -167,7 +167,7 @@ def _choice(layout: Layout) -> Iterator[Evidence]:
 
 
 def _letter(value: int | str) -> str:
-    return chr(value) if isinstance(value, int) and 0x20 < value < 0x7F else str(value)  # noqa: PLR2004 - ASCII
+    return chr(value) if isinstance(value, int) and 0x20 < value < 0x7F else str(value)  # ASCII
 
 
 def _attributes(layout: Layout, name: bytes, vendor: str) -> dict[int, int | str]:
@@ -190,7 +190,7 @@ def _x86_notes(layout: Layout) -> Iterator[Evidence]:
     align = layout.header.bits // 8
     for segment in segments:
         data = layout.read("notes", segment.offset, min(segment.size, _MAX_NOTE))
-        for kind, owner, value in _notes(data, 4 if segment.align <= 4 else align):  # noqa: PLR2004
+        for kind, owner, value in _notes(data, 4 if segment.align <= 4 else align):
             if (kind, owner) == (_GNU_PROPERTIES, b"GNU\0"):
                 yield from _x86_levels(value, align)
 
@@ -199,7 +199,7 @@ def _x86_levels(data: bytes, align: int) -> Iterator[Evidence]:
     at = 0
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<II", data, at)
-        if kind in (_ISA_NEEDED, _ISA_USED) and size == 4 and at + 12 <= len(data):  # noqa: PLR2004
+        if kind in (_ISA_NEEDED, _ISA_USED) and size == 4 and at + 12 <= len(data):
             bits = int.from_bytes(data[at + 8 : at + 12], "little")
             if bits & 0xF:
                 level = (bits & 0xF).bit_length() - 1
@@ -230,7 +230,7 @@ def _mips_flags(layout: Layout) -> Iterator[Evidence]:
     level = flags >> 28
     name = _MIPS_LEVELS[level] if level < len(_MIPS_LEVELS) else f"unknown ({level})"
     yield Evidence(_FLAGS, "MIPS architecture", name)
-    plain = "n64" if layout.header.bits == 64 else "o32"  # noqa: PLR2004 - ELF has two classes
+    plain = "n64" if layout.header.bits == 64 else "o32"  # ELF has two classes
     yield Evidence(_FLAGS, "MIPS ABI", "n32" if flags & 0x20 else _MIPS_ABIS.get(flags & 0xF000, plain))
     if flags & 0x400:
         yield Evidence(_FLAGS, "NaN", "2008")
@@ -242,7 +242,7 @@ def _mips_abiflags(layout: Layout) -> Iterator[Evidence]:
     if segment is None:
         return
     data = layout.read(".MIPS.abiflags", segment.offset, 24)
-    if len(data) < 24 or data[0:2] != b"\0\0":  # noqa: PLR2004 - Elf_Internal_ABIFlags_v0
+    if len(data) < 24 or data[0:2] != b"\0\0":  # Elf_Internal_ABIFlags_v0
         return
     fp, ases = data[7], int.from_bytes(data[12:16], layout.header.order)
     if fp:

@@ -75,7 +75,7 @@ def _varint_string(read: Read, offset: int, most: int) -> tuple[bytes, int]:
     for byte in prefix:
         size |= (byte & 0x7F) << shift
         shift, used = shift + 7, used + 1
-        if byte < 0x80:  # noqa: PLR2004 - the top bit says that more follows
+        if byte < 0x80:  # the top bit says that more follows
             break
     else:
         raise MalformedImage("Go build info with a length that has no end")

@@ -98,7 +98,7 @@ class Layout:
             size = _MAX_SEGMENT_BYTES // form.size * form.size
         data = self.read("program headers", header.phoff, size)
         rows = form.iter_unpack(data[: len(data) // form.size * form.size])
-        if header.bits == 64:  # noqa: PLR2004 - ELF has two classes
+        if header.bits == 64:  # ELF has two classes
             return [Segment(r[0], r[1], r[2], r[3], r[5], r[6], r[7]) for r in rows if r[0] in _KEPT]
         return [Segment(r[0], r[6], r[1], r[2], r[4], r[5], r[7]) for r in rows if r[0] in _KEPT]
 
@@ -173,7 +173,7 @@ class Layout:
     def _names(self, rows: list[tuple[int, ...]]) -> bytes:
         if not rows:
             return b""
-        index = rows[0][6] if self.header.shstrndx == 0xFFFF else self.header.shstrndx  # noqa: PLR2004 - SHN_XINDEX
+        index = rows[0][6] if self.header.shstrndx == 0xFFFF else self.header.shstrndx  # SHN_XINDEX
         if index >= len(rows):
             self.problems.append(f"section names in section {index} of {len(rows)}")
             return b""

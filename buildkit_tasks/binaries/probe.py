@@ -27,7 +27,7 @@ def probe_program(machine: Machine, status: int = PROBE_STATUS) -> bytes:
     ``status`` is 0 to 127. Layout: System V gABI, chapters 4 (ELF header) and 5 (program header).
     """
     order = "<" if machine.order == "little" else ">"
-    wide = machine.bits == 64  # noqa: PLR2004 - ELF has two classes
+    wide = machine.bits == 64  # ELF has two classes
     code = _instructions(machine.exit_code, status)
     if wide:
         header, segment = struct.Struct(f"{order}HHIQQQIHHHHHH"), struct.Struct(f"{order}IIQQQQQQ")

@@ -11,7 +11,7 @@ import pytest
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.platforms import Platform
 from tests.conftest import ROOT, TEN
-from tests.project import Project
+from tests.project import Project, repository
 
 SIX = "linux/arm/v6"
 CLASSIC = (SIX, "linux/arm/v7", "linux/amd64", "linux/arm64")
@@ -23,9 +23,7 @@ def classic(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project
     assert engine.version
     folder = tmp_path_factory.mktemp("classic")
     shutil.copytree(ROOT / "tests/fixtures/classic", folder / "repo")
-    (folder / "tmp").mkdir()
-    env = {"TMPDIR": str(folder / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
-    project = Project(folder=folder / "repo", env=env)
+    project = repository(folder)
     project.task("build-multiarch", f"--platform={','.join(CLASSIC)}", timeout=600)
     return project
 
