@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from tests.images import Memory, add_platform, make_tar, member, write_archive
 from tests.project import Project
-from tests.sandbox.conftest import Busy, says
+from tests.sandbox.conftest import Busy, layer_of_busybox, says
 
 ORDINARY = os.geteuid() != 0
 
@@ -88,6 +89,12 @@ def test_a_command_is_looked_for_in_the_images_path(busy: Busy, project: Project
     assert report["results"][0]["stdout"] == "opt\n"
 
 
-def test_files_belong_to_whom_the_image_says(busy: Busy, project: Project) -> None:
-    lines = says(project, busy("linux/amd64"), "stat -c '%u:%g %a' /bin/busybox /tmp")
-    assert lines == ["0:0 755", "0:0 1777"] or (lines[0] == "0:0 755" and not ORDINARY)
+def test_files_belong_to_whom_the_image_says(project: Project) -> None:
+    memory, theirs = Memory(), member("srv/theirs")
+    theirs.uid, theirs.gid = 1000, 1001
+    layers = [layer_of_busybox("linux/amd64", {}), make_tar({}, [theirs])]
+    memory.index([add_platform(memory, "linux/amd64", layers, Cmd=["/bin/sh"])])
+    name = f"oci-archive:{write_archive(memory, project.folder / 'image.tar')}"
+    lines = says(project, name, "stat -c '%u:%g %a' /bin/busybox /srv/theirs")
+    assert lines[0] == "0:0 755"
+    assert lines[1] == ("0:0 755" if ORDINARY else "1000:1001 755")
