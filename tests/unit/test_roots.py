@@ -71,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 def _no_lock_is_left() -> object:
     before = descriptors()
     yield
-    assert descriptors() == before
+    assert descriptors() - before == set()  # another test's thread may end meanwhile, and close its own
 
 
 def test_a_root_is_unpacked_once_and_found_again_with_its_config(folder: Path) -> None:
