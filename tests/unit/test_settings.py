@@ -322,3 +322,102 @@ def test_checks_is_no_key_but_check_is(here: Path) -> None:
     assert failing(here, {"pyproject": "checks = []"}).hint == "did you mean 'check'?"
     assert "check" in KEYS
     assert "checks" not in KEYS
+
+
+IMAGES = """
+platforms = ["linux/arm64"]
+tags = ["all:1"]
+expect = "all"
+
+[[tool.buildkit-tasks.image]]
+name = "web"
+context = "web"
+tags = ["web:1", "web:2,web:3"]
+build-args = ["A=1"]
+
+[[tool.buildkit-tasks.image]]
+name = "worker.2"
+file = "worker/Dockerfile"
+target = "last"
+platforms = "linux/386,linux/amd64"
+expect = "^{goarch}$"
+command = "uname"
+"""
+
+
+def test_an_image_has_what_its_table_says_and_inherits_the_rest(here: Path) -> None:
+    pyproject(here, IMAGES)
+    settings = load(environ={}, folder=here)
+    assert [image.name for image in settings.images] == ["web", "worker.2"]
+    web, worker = map(settings.of, settings.images)
+    assert (web.context, web.tags, web.build_args) == ("web", ("web:1", "web:2", "web:3"), ("A=1",))
+    assert (web.platforms, web.expect) == (("linux/arm64",), "all")
+    assert (worker.file, worker.target, worker.tags) == ("worker/Dockerfile", "last", ("all:1",))
+    assert (worker.platforms, worker.expect, worker.command) == (
+        ("linux/386", "linux/amd64"),
+        "^{goarch}$",
+        "uname",
+    )
+    assert worker.given("target")
+    assert not web.given("target")
+    assert (web.images, web.name) == ((), "multi-platform-builder")
+
+
+@pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
+def test_what_is_stronger_than_a_file_is_stronger_than_an_image(here: Path, variable: str) -> None:
+    pyproject(here, IMAGES)
+    settings = load({"tags": ["flag:1"]}, environ={variable: "linux/s390x"}, folder=here)
+    for image in map(settings.of, settings.images):
+        assert (image.platforms, image.tags) == (("linux/s390x",), ("flag:1",))
+
+
+def test_an_image_that_says_what_to_expect_is_not_put_to_the_checks_of_all(here: Path) -> None:
+    pyproject(here, f'{IMAGES}\n[[tool.buildkit-tasks.check]]\ncommand = "id"')
+    settings = load(environ={}, folder=here)
+    web, worker = map(settings.of, settings.images)
+    assert web.checks == (SmokeCheck(command="id"),)
+    assert worker.checks == ()
+
+
+def test_images_may_stand_in_the_configuration_of_invoke(here: Path) -> None:
+    settings = load(invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=here)
+    assert settings.of(settings.images[0]).target == "x"
+    assert settings.of(settings.images[0]).origins["target"] is Origin.INVOKE
+
+
+def tables(*lines: str) -> str:
+    return "\n".join(f"[[tool.buildkit-tasks.image]]\n{line}" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (tables('context = "x"'), "image 1: it has no name"),
+        (tables("name = 5"), "image 1: name = 5 is no name of an image"),
+        (tables('name = "a"', 'name = "../b"'), "image 2: name = '../b' is no name of an image"),
+        (tables('name = "a\\n"'), r"image 1: name = 'a\n' is no name of an image"),
+        (tables('name = "-a"'), "image 1: name = '-a' is no name of an image"),
+        (tables('name = "a"', 'name = "b"', 'name = "A"'), "image 3: name = 'A' is that of image 1"),
+        (tables('name = "a"', 'name = "b"\ntag = "x:1"'), "image 2: unknown key 'tag'"),
+        (tables('name = "a"\nplatforms = 5'), "image 1: platforms = 5 is not a list"),
+        (tables('name = "a"\ncontext = ["x"]'), "image 1: context = ['x'] is not text"),
+        (tables('name = "a"\nexpect = "("'), "image 1: expect = '(' is no regular expression"),
+        ('image = "web"', "image = 'web' is not a list of tables"),
+        ("image = [1]", "image = [1] is not a list of tables"),
+    ],
+)
+def test_a_bad_image_is_an_error_that_names_file_table_and_key(here: Path, text: str, complaint: str) -> None:
+    path = pyproject(here, text)
+    with pytest.raises(SettingsError) as caught:
+        load(environ={}, folder=here)
+    assert f"{path}: [tool.buildkit-tasks]: {complaint}" in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_IMAGE", "INVOKE_BUILDKIT_IMAGES"])
+def test_no_variable_can_hold_images(here: Path, variable: str) -> None:
+    with pytest.raises(SettingsError, match=r"(?s)images cannot come .*\[\[tool\.buildkit-tasks\.image\]\]"):
+        load(environ={variable: "web"}, folder=here)
+
+
+def test_an_option_that_may_repeat_is_one_text_where_the_key_is(here: Path) -> None:
+    assert load({"target": ["a", "b"]}, environ={}, folder=here).target == "a,b"
