@@ -22,6 +22,7 @@ __all__ = [
     "EmulatorSummary",
     "EngineSummary",
     "MatrixReport",
+    "NamedTag",
     "NodeSummary",
     "Outcome",
     "Output",
@@ -235,6 +236,16 @@ class BuildResult:
     bases: str
     seconds: float
     ok: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedTag:
+    """A tag, the digest that it names now, and what it named before: "" for nothing."""
+
+    ref: str
+    digest: str
+    previous: str = ""
+    moved: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

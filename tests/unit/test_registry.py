@@ -384,7 +384,8 @@ def test_a_bad_token_is_told(server: Hostile, access: Access, reply: Reply, why:
     server.always("/token*", reply)
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
     found = refused(server.hold(hello()), access)
-    assert (type(found), found.exit_code) == (RegistryError, 4)
+    assert isinstance(found, RegistryError)
+    assert found.exit_code == 4
     assert why in str(found)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,8 @@ class Access:
     ``connect`` bounds a connection, ``idle`` a silence, ``patience`` the sum of all waits for a
     registry that asks for some (429, 503). ``certificates`` are folders with a folder for each
     ``HOST[:PORT]``, as Docker has them. ``environ`` says where credentials, proxies and
-    certificates are; credential helpers are run by ``run``.
+    certificates are; credential helpers are run by ``run``. Without a ``sleep`` of one's own, waits end
+    when the work is given up.
     """
 
     connect: float = 10.0
@@ -43,4 +43,4 @@ class Access:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     run: Runner = field(default_factory=lambda: Commands(echo=sys.stderr))
     look_up: Callable[[str], Sequence[str]] = addresses_of
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] | None = None

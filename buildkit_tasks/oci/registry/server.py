@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import threading
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from buildkit_tasks.errors import BuildkitTasksError, MalformedImage, RegistryError
@@ -11,11 +13,11 @@ from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Di
 from buildkit_tasks.oci.registry.blob_stream import BlobStream
 from buildkit_tasks.oci.registry.tokens import Authorizer
 from buildkit_tasks.oci.registry.transport import Answer, Transport
-from buildkit_tasks.oci.registry.troubles import Interruption
+from buildkit_tasks.oci.registry.troubles import Interruption, Refused
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.access import Access
@@ -29,17 +31,30 @@ _ACCEPT = ", ".join(sorted(_DOCUMENTS))
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # json or prettyjws
 _OK, _PARTIAL = 200, 206
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
+_CODE = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,64})"')
 _ATTEMPTS = 3  # at a document whose connection breaks
 _SORRY = 4096  # bytes of an error's body that are looked at
 
 
 class Server:
-    """A registry or a mirror of one; ``host`` is the name under which its credentials are kept."""
+    """A registry or a mirror of one; ``host`` is the name under which its credentials are kept.
 
-    def __init__(
-        self, host: str, place: Place, reference: Reference, store: CredentialStore, access: Access
+    ``actions`` are what a token is asked for. Once :meth:`greet` is over, several threads may use it.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a registry is, and who we are to it
+        self,
+        host: str,
+        place: Place,
+        reference: Reference,
+        store: CredentialStore,
+        access: Access,
+        *,
+        actions: str = "pull",
     ) -> None:
         self._host = host
+        self._actions = actions
+        self._lock = threading.Lock()
         self._reference = reference
         self._store = store
         self._access = access
@@ -47,7 +62,7 @@ class Server:
 
     def close(self) -> None:
         """Close its connections."""
-        self._transport.close()
+        self.transport.close()
 
     def manifest(self) -> tuple[Descriptor, bytes]:
         """What the reference names, checked against the digests that are stated for it."""
@@ -83,46 +98,101 @@ class Server:
 
         return cast("BinaryIO", BlobStream(ask, descriptor))
 
+    def greet(self) -> None:
+        """Find out how the registry is spoken to, and log in where it wants that, before all else."""
+        answer = self._authorized("/v2/", {})
+        answer.discard()
+        if answer.status in (_UNAUTHORIZED, _FORBIDDEN):
+            raise self.problem(answer, "")
+
+    def head(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """The answer to HEAD: whether something is there, and its headers. Refusals are raised."""
+        target = self._target(path)
+
+        def ask(authorization: str) -> Answer:
+            return self.transport.get(self.place.at(target), headers, authorization, method="HEAD")
+
+        answer = self.authorized(ask)
+        answer.discard()
+        if answer.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_home(answer):
+            raise self._authorizer.refusal(answer.status)
+        return answer
+
+    def authorized(self, ask: Callable[[str], Answer]) -> Answer:
+        """Ask with our Authorization header; where another is wanted, get it and ask once more."""
+        sent = self._authorizer.header
+        answer = ask(sent)
+        if answer.status != _UNAUTHORIZED or not self._is_home(answer):
+            return answer
+        answer.discard()
+        with self._lock:
+            if self._authorizer.header == sent:  # else another thread has got one meanwhile
+                self._authorizer.answer(answer.header("WWW-Authenticate"))
+            header = self._authorizer.header
+        return ask(header)
+
+    def problem(self, answer: Answer, path: str) -> Refused:
+        """What to say of an answer that is none of the good ones."""
+        code = _code_in(answer)
+        answer.discard()
+        if answer.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_home(answer):
+            return self._authorizer.refusal(answer.status)
+        said = f": {code}" if code else ""
+        where = f"{self._reference.name}/{path}" if path else "its API"
+        return Refused(f"{answer.place.origin} answers {answer.status} for {where}{said}")
+
+    def fetch(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """The answer to GET, good or not."""
+        return self._authorized(self._target(path), headers)
+
+    @property
+    def repository(self) -> str:
+        """The repository's path."""
+        return self._reference.repository
+
+    def _target(self, path: str) -> str:
+        return f"/v2/{self._reference.repository}/{path}"
+
+    def _is_home(self, answer: Answer) -> bool:
+        return answer.place.origin == self.place.origin
+
     def _connect(self, place: Place) -> None:
-        self._place = place
-        self._transport = Transport(place, self._access)
+        self.place = place
+        self.transport = Transport(place, self._access)
         self._authorizer = Authorizer(
             self._host,
             place,
             self._reference.repository,
             store=self._store,
-            transport=self._transport,
+            transport=self.transport,
             access=self._access,
+            actions=self._actions,
         )
 
     def _get(self, path: str, headers: Mapping[str, str], unknown: BuildkitTasksError) -> Answer:
         """The good answer to a request, with whatever login it takes; ``unknown`` is raised for a 404."""
-        answer = self._authorized(f"/v2/{self._reference.repository}/{path}", headers)
+        answer = self.fetch(path, headers)
         if answer.status == _OK or (answer.status == _PARTIAL and "Range" in headers):
             return answer
-        answer.discard()
         if answer.status == _NOT_FOUND:
+            answer.discard()
             raise unknown
-        if answer.status in (_UNAUTHORIZED, _FORBIDDEN) and answer.place.origin == self._place.origin:
-            raise self._authorizer.refusal(answer.status)
-        raise RegistryError(
-            f"{answer.place.origin} answers {answer.status} for {self._reference.name}/{path}"
-        )
+        raise self.problem(answer, path)
 
     def _authorized(self, target: str, headers: Mapping[str, str]) -> Answer:
-        """Ask; where a login is wanted, or a token has run out, get one and ask once more."""
-        answer = self._transport.get(self._place.at(target), headers, self._authorizer.header)
-        if answer.status == _BAD_REQUEST and self._place.scheme == "http" and b"HTTPS" in answer.read(_SORRY):
+        """GET; where a login is wanted, or a token has run out, get one and ask once more."""
+
+        def ask(authorization: str) -> Answer:
+            return self.transport.get(self.place.at(target), headers, authorization)
+
+        answer = self.authorized(ask)
+        if answer.status == _BAD_REQUEST and self.place.scheme == "http" and b"HTTPS" in answer.read(_SORRY):
             # What Go's and nginx's servers answer: a registry on the loopback interface that has TLS.
             answer.close()
             self.close()
-            self._connect(dataclasses.replace(self._place, scheme="https"))
-            answer = self._transport.get(self._place.at(target), headers)
-        if answer.status != _UNAUTHORIZED or answer.place.origin != self._place.origin:
-            return answer
-        answer.discard()
-        self._authorizer.answer(answer.header("WWW-Authenticate"))
-        return self._transport.get(self._place.at(target), headers, self._authorizer.header)
+            self._connect(dataclasses.replace(self.place, scheme="https"))
+            answer = self.authorized(ask)
+        return answer
 
     def _digest(self, answer: Answer, data: bytes) -> Digest:
         """The document's digest, as it was asked for, or else as the registry states it."""
@@ -132,6 +202,15 @@ class Server:
                 found = Digest.of(data, wanted.algorithm)
                 raise MalformedImage(f"{self._host} states {wanted} for {self._reference} and gives {found}")
         return asked or Digest.of(data)
+
+
+def _code_in(answer: Answer) -> str:
+    """The registry's own word for an error (OCI distribution specification, "Error Codes"), or nothing."""
+    try:
+        found = _CODE.search(answer.read(_SORRY))
+    except RegistryError:
+        return ""
+    return found[1].decode() if found else ""
 
 
 def _media_type(answer: Answer, name: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor
     from buildkit_tasks.oci.registry.server import Server
 
-__all__ = ["Registry", "open_registry"]
+__all__ = ["Registry", "home_of", "open_registry"]
 
 _HUB = "registry-1.docker.io"  # where docker.io's images really are
 
@@ -44,7 +44,7 @@ def open_registry(
     reference = Reference.parse(reference_text)
     access = Access() if access is None else access
     store = load_credentials(access.environ, access.run)
-    places = [*_mirrors(reference, mirrors), (reference.host, _registry(reference, access))]
+    places = [*_mirrors(reference, mirrors), (reference.host, home_of(reference, access))]
     from buildkit_tasks.oci.registry.server import Server  # noqa: PLC0415 - requests takes its time to import
 
     with ExitStack() as stack:
@@ -88,7 +88,7 @@ class Registry:
         return ask(registry)
 
 
-def _registry(reference: Reference, access: Access) -> Place:
+def home_of(reference: Reference, access: Access) -> Place:
     """Where the registry itself is: by https, but on the loopback interface without certificates."""
     netloc = _HUB if reference.host == DOCKER_IO else reference.host
     place = Place.parse(f"https://{netloc}")

@@ -17,6 +17,7 @@ from buildkit_tasks.oci.reference import DOCKER_IO
 from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.registry.credentials import Credential
 from buildkit_tasks.oci.registry.places import Place, check_hop, trusts
+from buildkit_tasks.oci.registry.troubles import Refused
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # it becomes a header
 
 
 class Authorizer:
-    """Who we are to one registry, for reading one repository. ``header`` is what is sent to it."""
+    """Who we are to one registry, for one repository and ``actions`` on it: pull, or pull and push.
+
+    ``header`` is what is sent to it.
+    """
 
     def __init__(  # noqa: PLR0913 - all of it is needed to answer a challenge
         self,
@@ -44,6 +48,7 @@ class Authorizer:
         store: CredentialStore,
         transport: Transport,
         access: Access,
+        actions: str = "pull",
     ) -> None:
         self.header = ""
         self._host = host
@@ -52,6 +57,7 @@ class Authorizer:
         self._store = store
         self._transport = transport
         self._access = access
+        self._actions = actions
         self._notes: list[str] = []
 
     def answer(self, challenge: str) -> None:
@@ -68,7 +74,7 @@ class Authorizer:
             known = ", ".join(challenges) or "no way"
             raise RegistryError(f"{self._host} wants a login by {known}; Bearer and Basic are known")
 
-    def refusal(self, status: int = 401) -> RegistryError:
+    def refusal(self, status: int = 401) -> Refused:
         """The registry's no, with what to do about it."""
         username = self._credential.username
         if self._credential == Credential():
@@ -77,7 +83,7 @@ class Authorizer:
             said = f"{self._host} refuses {self._repository} to us" + (f" ({username})" if username else "")
         login = "docker login" if self._host == DOCKER_IO else f"docker login {self._host}"
         notes = "".join(f"; {note}" for note in self._notes)
-        return RegistryError(f"{said}, or has no such repository ({status}){notes}", hint=login)
+        return Refused(f"{said}, or has no such repository ({status}){notes}", hint=login)
 
     @functools.cached_property
     def _credential(self) -> Credential:
@@ -98,13 +104,23 @@ class Authorizer:
             credential = Credential()
         if credential.registry_token:
             return _header(credential.registry_token)
-        scopes = challenge.parameters.get("scope", "").split() or [f"repository:{self._repository}:pull"]
+        scopes = self._scopes(challenge.parameters.get("scope", "").split())
         service = challenge.parameters.get("service", "")
         if credential.identity_token:
             answer = self._trade(realm, service, scopes, credential.identity_token)
         else:
             answer = self._ask(realm, service, scopes, credential)
         return _header(self._token(answer))
+
+    def _scopes(self, wanted: list[str]) -> list[str]:
+        """What the registry asks for, and all that we are going to do in the repository.
+
+        A registry that only looks whether a blob is there asks for a token for pulling.
+        """
+        here = f"repository:{self._repository}:"
+        if wanted and self._actions == "pull":
+            return wanted
+        return [f"{here}{self._actions}", *(scope for scope in wanted if not scope.startswith(here))]
 
     def _ask(self, realm: Place, service: str, scopes: list[str], credential: Credential) -> Answer:
         """GET a token, with name and password where we have them."""

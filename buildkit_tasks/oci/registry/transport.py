@@ -1,4 +1,4 @@
-"""GET and POST as a registry needs them: patient, bounded, and careful about who is asked.
+"""Requests as a registry needs them: patient, bounded, and careful about who is asked.
 
 Retries are counted by urllib3's Retry. What may not be retried is said at once: a host that does not
 answer, a certificate that does not hold, a refusal. Messages name hosts, never whole URLs: those of blob
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import threading
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -24,7 +26,7 @@ from buildkit_tasks.oci.registry.troubles import LATER, Interruption, busy, prob
 from buildkit_tasks.oci.registry.wire import Adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.oci.registry.wire import Meter
@@ -87,10 +89,10 @@ class Answer:
 
     def discard(self) -> None:
         """Be done with it, its connection kept for the next request where that is cheap."""
-        length = self.header("Content-Length")
+        length = self._raw.length_remaining  # 0 for what HEAD gets
         try:
-            if length.isascii() and length.isdigit() and len(length) < len(str(_SMALL)):
-                self.read(int(length) + 1)
+            if length is not None and length < _SMALL:
+                self.read(length + 1)
         except RegistryError:
             pass  # nobody wanted it
         finally:
@@ -102,21 +104,35 @@ class Answer:
 
 
 class Transport:
-    """Connections for the registry at ``home``, and its patience."""
+    """Connections for the registry at ``home``, and its patience. Several threads may use it at once."""
 
     def __init__(self, home: Place, access: Access) -> None:
         self._home = home
         self._access = access
         self._adapters: dict[str, Adapter] = {}
         self._patience = access.patience
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._until = 0.0
+        self._given_up = threading.Event()
 
     def close(self) -> None:
         """Close every connection."""
         for adapter in self._adapters.values():
             adapter.close()
 
-    def get(self, place: Place, headers: Mapping[str, str], authorization: str = "") -> Answer:
-        """Ask for ``place`` and follow its redirects.
+    def abort(self) -> None:
+        """Let every thread that uses it fail at once: nobody waits for the outcome any more."""
+        self._given_up.set()
+        with self._lock:
+            adapters = list(self._adapters.values())
+        for adapter in adapters:
+            adapter.abort()
+
+    def get(
+        self, place: Place, headers: Mapping[str, str], authorization: str = "", *, method: str = "GET"
+    ) -> Answer:
+        """Ask for ``place`` by GET or HEAD, and follow its redirects.
 
         ``authorization`` is sent to that scheme, host and port alone, and to nobody once a redirect
         has led away.
@@ -124,38 +140,43 @@ class Transport:
         origin = place.origin
         for _ in range(_MAX_REDIRECTS + 1):
             authorization = authorization if place.origin == origin else ""
-            sent = {**headers, "Authorization": authorization} if authorization else dict(headers)
-            answer = self._patient("GET", place, sent)
-            location = answer.header("Location")
-            if answer.status not in _REDIRECTS or not location:
+            ask = functools.partial(self.once, method, place, headers, authorization=authorization)
+            answer = self.patiently(method, place, ask)
+            if answer.status not in _REDIRECTS or not answer.header("Location"):
                 return answer
-            answer.discard()
-            following = Place.parse(location, place)
-            check_hop(self._home, place, following, self._access.look_up)
-            place = following
+            place = self.led_to(answer)
         raise RegistryError(f"{origin} redirects more than {_MAX_REDIRECTS} times")
+
+    def led_to(self, answer: Answer) -> Place:
+        """Where an answer's Location leads, if the registry may lead there; the answer is done with."""
+        location = answer.header("Location")
+        answer.discard()
+        if not location:
+            raise RegistryError(f"{answer.place.origin} does not say where to go on")
+        following = Place.parse(location, answer.place)
+        check_hop(self._home, answer.place, following, self._access.look_up)
+        return following
 
     def post(self, place: Place, form: Mapping[str, str]) -> Answer:
         """Send a form; a redirect is not followed."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return self._patient("POST", place, headers, urlencode(form).encode())
+        body = urlencode(form).encode()
+        return self.patiently("POST", place, lambda: self.once("POST", place, headers, body))
 
-    def _patient(
-        self, method: str, place: Place, headers: Mapping[str, str], body: bytes | None = None
-    ) -> Answer:
+    def patiently(self, method: str, place: Place, ask: Callable[[], Answer]) -> Answer:
         """Ask until there is an answer, as often and as long as that is allowed."""
         retry = urllib3.Retry(total=_RETRIES, backoff_factor=_BACKOFF)
         while True:
             asked: float | None = None
             try:
-                answer = self._send(method, place, headers, body)
+                answer = ask()
             except Interruption as error:
                 problem: RegistryError = error
             else:
                 if answer.status not in _TRANSIENT:
                     return answer
                 asked = _retry_after(answer)
-                problem = busy(place, answer.status, asked)
+                problem = busy(answer.place, answer.status, asked)
                 answer.discard()
             try:
                 retry = retry.increment(method, place.origin)
@@ -164,15 +185,40 @@ class Transport:
             self._wait(retry.get_backoff_time() if asked is None else asked, problem)
 
     def _wait(self, seconds: float, problem: RegistryError) -> None:
-        """Wait, unless that is longer than all patience that is left: then it is told at once."""
-        if seconds > self._patience:
-            raise problem
-        self._patience -= seconds
-        self._access.sleep(seconds)
+        """Wait, unless that is longer than all patience that is left: then it is told at once.
 
-    def _send(self, method: str, place: Place, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        Seconds in which another thread waits as well count once.
+        """
+        with self._lock:
+            now = time.monotonic()
+            more = seconds - max(self._until - now, 0) if self._waiting else seconds
+            if more > self._patience:
+                raise problem
+            self._patience -= max(more, 0)
+            self._until = max(self._until, now + seconds)
+            self._waiting += 1
+        try:
+            (self._access.sleep or self._given_up.wait)(seconds)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def once(
+        self,
+        method: str,
+        place: Place,
+        headers: Mapping[str, str],
+        body: bytes | Iterable[bytes] | None = None,
+        *,
+        authorization: str = "",
+    ) -> Answer:
+        """Ask once; a redirect is not followed. A ``body`` that is no bytes has a length all the same."""
         access = self._access
+        if self._given_up.is_set():
+            raise RegistryError(f"{place.origin} is no longer asked")
         sent = {"User-Agent": _user_agent(), "Accept-Encoding": "identity", **headers}
+        if authorization:
+            sent["Authorization"] = authorization
         try:
             request = requests.Request(method, place.url, headers=sent, data=body).prepare()
             response = self._adapter(place).send(
@@ -186,10 +232,11 @@ class Transport:
         return Answer(response, place, access.idle)
 
     def _adapter(self, place: Place) -> Adapter:
-        if place.origin not in self._adapters:
-            context = make_context(self._home, place, self._access) if place.scheme == "https" else None
-            self._adapters[place.origin] = Adapter(context)
-        return self._adapters[place.origin]
+        with self._lock:
+            if place.origin not in self._adapters:
+                context = make_context(self._home, place, self._access) if place.scheme == "https" else None
+                self._adapters[place.origin] = Adapter(context, self._access.idle)
+            return self._adapters[place.origin]
 
 
 @functools.cache

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.oci.registry.places import Place
 
-__all__ = ["LATER", "Interruption", "busy", "problem_of", "reason_of", "silence"]
+__all__ = ["LATER", "Interruption", "Refused", "busy", "problem_of", "reason_of", "silence"]
 
 LATER = "try again later"
 _TOO_MANY = 429
@@ -25,6 +25,10 @@ _TOO_MANY = 429
 
 class Interruption(RegistryError):
     """A connection broke; asking again may help."""
+
+
+class Refused(RegistryError):
+    """The registry has answered no: nothing was changed by what was asked."""
 
 
 def busy(place: Place, status: int, asked: float | None) -> RegistryError:
@@ -44,7 +48,7 @@ def problem_of(place: Place, error: Exception, access: Access) -> RegistryError:
         return RegistryError(
             f"{origin} does not answer: no connection within {access.connect:g} s", hint=hint
         )
-    if isinstance(error, requests.ReadTimeout):
+    if isinstance(error, requests.ReadTimeout) or _nobody_took(error):
         return silence(place, access.idle)
     if isinstance(error, requests.exceptions.SSLError):
         return _distrust(place, error, access)
@@ -61,6 +65,13 @@ def silence(place: Place, idle: float) -> RegistryError:
     """A server that takes a request and says nothing, or drips."""
     return RegistryError(
         f"{place.origin} does not answer: nothing, or next to nothing, within {idle:g} s", hint=LATER
+    )
+
+
+def _nobody_took(error: Exception) -> bool:
+    """Whether a body was sent and nobody read it for as long as that may take."""
+    return type(error) is requests.ConnectionError and any(
+        isinstance(each, TimeoutError) for each in _chain(error)
     )
 
 

@@ -1,13 +1,19 @@
-"""HTTP connections that cannot be held up: bytes and seconds of every response are counted.
+"""HTTP connections that cannot be held up, and can be given up: what comes in is counted.
 
 A socket's time-out bounds one silence. A server that drips a byte now and then, in headers, in a body
 or in trailers, would never meet it; here it may not be slower than :data:`SLOWEST` on the whole.
+What is sent goes out in pieces, none of which may take longer than one time-out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import socket
+import threading
 import time
+import weakref
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +22,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 if TYPE_CHECKING:
-    import socket
     import ssl
 
     from urllib3 import PoolManager
@@ -76,42 +81,95 @@ class _Response(HTTPResponse):
         self.fp = io.BufferedReader(self.meter, _BUFFER)
 
 
-class _Connection(HTTPConnection):
-    response_class = _Response
+class _Sending:
+    """A connection whose requests' bodies have the time for a silence, not that for connecting.
+
+    urllib3 sets the latter for all of a request; a registry may take its time over a layer.
+    """
+
+    response_class: Any = _Response
+    adapter: Adapter
+    sock: socket.socket | None
+
+    def endheaders(self, *args: Any, **more: Any) -> None:
+        """As usual, which connects; the body comes after it."""
+        super().endheaders(*args, **more)  # type: ignore[misc]
+        if self.sock is not None:
+            self.adapter.note(self.sock)
 
 
-class _TLSConnection(HTTPSConnection):
-    response_class = _Response
+class _Connection(_Sending, HTTPConnection):
+    """Without TLS."""
 
 
-class _Pool(HTTPConnectionPool):
+class _TLSConnection(_Sending, HTTPSConnection):
+    """With TLS."""
+
+
+class _Pooling:
+    """A pool whose connections know their adapter."""
+
+    def __init__(self, *args: Any, adapter: Adapter, **more: Any) -> None:
+        self._adapter = adapter
+        super().__init__(*args, **more)
+
+    def _new_conn(self) -> Any:
+        connection = super()._new_conn()  # type: ignore[misc]
+        connection.adapter = self._adapter
+        return connection
+
+
+class _Pool(_Pooling, HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _TLSPool(HTTPSConnectionPool):
+class _TLSPool(_Pooling, HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
-_POOLS = {"http": _Pool, "https": _TLSPool}
+_POOLS: dict[str, Any] = {"http": _Pool, "https": _TLSPool}
 
 
 class Adapter(HTTPAdapter):
-    """Requests to one server, over connections that are kept, by one TLS context."""
+    """Requests to one server, over connections that are kept, by one TLS context.
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    ``idle`` is how many seconds a piece of a body may take to be sent.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None, idle: float) -> None:
+        self._idle = idle
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._lock = threading.Lock()
         self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
         super().__init__()
+
+    def note(self, sock: socket.socket) -> None:
+        """A connection that is about to be sent a body, or to be read."""
+        with self._lock:
+            self._sockets.add(sock)
+        sock.settimeout(self._idle)
+
+    def abort(self) -> None:
+        """End every connection under the hands of whoever uses it, in whatever thread."""
+        with self._lock:
+            sockets = list(self._sockets)
+        for each in sockets:
+            with contextlib.suppress(OSError):  # closed by now
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # TLS would first stop encrypting
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
         """As requests does, with our TLS context and metered connections."""
         super().init_poolmanager(connections, maxsize, block=block, **more, **self._tls)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
+        self.poolmanager.pool_classes_by_scheme = self._pools()
 
     def proxy_manager_for(self, proxy: str, **more: Any) -> PoolManager:
         """As requests does, with our TLS context and metered connections."""
         manager: PoolManager = super().proxy_manager_for(proxy, **more, **self._tls)
-        manager.pool_classes_by_scheme = _POOLS
+        manager.pool_classes_by_scheme = self._pools()
         return manager
+
+    def _pools(self) -> Any:
+        return {name: functools.partial(pool, adapter=self) for name, pool in _POOLS.items()}
 
     def cert_verify(self, conn: Any, url: str, verify: object, cert: object) -> None:
         """Requests would add its own bundle to the context's authorities."""

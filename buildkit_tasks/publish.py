@@ -1,0 +1,160 @@
+"""Releases: an image's bytes put into a registry, and names for what is there.
+
+Nothing is named before everything that it reaches is stored: blobs first, then manifests by digest,
+then the index by digest, and only then the tags, by whoever has proved that digest.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import BuildkitTasksError, Interrupted, RegistryError, UsageError
+from buildkit_tasks.results import NamedTag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.oci.model import Descriptor
+    from buildkit_tasks.oci.reference import Reference
+    from buildkit_tasks.oci.registry.access import Access
+    from buildkit_tasks.oci.registry.uploads import Uploads
+
+__all__ = ["NamedTag", "name", "send"]
+
+_JOBS = 4  # uploads at once: as many as a registry gladly takes from one
+
+
+def send(
+    source: Source, destination: Reference, *, access: Access | None = None, jobs: int = _JOBS
+) -> Descriptor:
+    """Put everything that the source's root reaches into the destination's repository; gives the root.
+
+    The very bytes, attestations included; of foreign layers the descriptors alone. What is there is
+    not sent again. The root goes last, by its digest: no tag is touched, and ``destination``'s own is
+    not looked at. At most ``jobs`` blobs are sent at once. Raises :class:`RegistryError` for a registry
+    that cannot be reached or refuses, :class:`MalformedImage` for a source that is not sound.
+    """
+    from buildkit_tasks.oci.parts import everything  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415
+
+    blobs, *documents = everything(source)
+    with open_uploads(destination, access=access) as uploads:
+        _at_once(jobs, uploads, [partial(uploads.put_blob, source, blob) for blob in blobs])
+        for level in documents:  # an index after what it lists
+            _at_once(jobs, uploads, [partial(uploads.put_document, source, each) for each in level])
+    return source.root()
+
+
+def name(
+    at: Reference, tags: Sequence[Reference], *, access: Access | None = None, jobs: int = _JOBS
+) -> tuple[NamedTag, ...]:
+    """Let tags name what the registry has under the digest of ``at``, in their order.
+
+    A tag of another repository gets the whole image first, before any tag is moved. A tag that names
+    the digest already is left as it is. Each is looked at again afterwards. Raises
+    :class:`RegistryError` that says which tags moved and which did not.
+    """
+    from buildkit_tasks.oci.blobs import read_blob  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.limits import LIMITS  # noqa: PLC0415
+    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415
+
+    _check(at, tags)
+    plain = replace(at, tag="")
+    naming = _Naming(access=access, tags=tuple(tags))
+    try:
+        with open_registry(str(plain), access=access) as source:
+            naming.root = source.root()
+            naming.data = read_blob(source, naming.root, LIMITS.document)
+            for other in {(tag.host, tag.repository): tag for tag in tags if tag.name != at.name}.values():
+                send(source, other, access=access, jobs=jobs)
+        return tuple(naming.name(tag) for tag in tags)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {naming.account()}") from None
+    except UsageError:  # nothing was asked of a registry yet
+        raise
+    except BuildkitTasksError as error:
+        raise RegistryError(f"{error.message}; {naming.account()}", hint=error.hint) from error
+
+
+def _check(at: Reference, tags: Sequence[Reference]) -> None:
+    if at.digest is None:
+        raise UsageError(f"{at} has no digest to be named", hint="write it as REPOSITORY@sha256:...")
+    for tag in tags:
+        if tag.digest is not None or not tag.tag:
+            raise UsageError(f"{tag} is no tag", hint="write it as REGISTRY/NAME:TAG")
+
+
+@dataclass(kw_only=True)
+class _Naming:
+    """How far the naming of several tags has come."""
+
+    access: Access | None
+    tags: tuple[Reference, ...]
+    root: Descriptor | None = None
+    data: bytes = field(default=b"", repr=False)
+    moved: set[Reference] = field(default_factory=set)
+    unsure: set[Reference] = field(default_factory=set)
+
+    def name(self, tag: Reference) -> NamedTag:
+        """Move one tag, and look whether it has stayed where it was put."""
+        from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415 - as above
+
+        root = self.root
+        if root is None:
+            raise RuntimeError("nothing is there to be named")
+        with open_uploads(tag, access=self.access) as uploads:
+            before = uploads.digest_of(tag.tag)
+            if before != root.digest:
+                self._move(uploads, tag, root)
+        return NamedTag(
+            ref=str(tag), digest=str(root.digest), previous=str(before or ""), moved=before != root.digest
+        )
+
+    def _move(self, uploads: Uploads, tag: Reference, root: Descriptor) -> None:
+        from buildkit_tasks.oci.registry.troubles import Refused  # noqa: PLC0415 - requests: as above
+
+        self.unsure.add(tag)  # should we not hear the end of it
+        try:
+            uploads.put_manifest(self.data, root, tag.tag)
+        except Refused:
+            self.unsure.discard(tag)
+            raise
+        after = uploads.digest_of(tag.tag)
+        if after == root.digest:
+            self.moved.add(tag)
+        self.unsure.discard(tag)
+        if after != root.digest:
+            to = f"to {after}" if after else "away"
+            raise RegistryError(
+                f"a rival push moved {tag} {to}, after it was put at {root.digest}",
+                hint="find out who else pushes that tag, then push again",
+            )
+
+    def account(self) -> str:
+        """Which tags moved, and which did not."""
+        rest = [tag for tag in self.tags if tag not in self.moved | self.unsure]
+        parts = {
+            "moved": [tag for tag in self.tags if tag in self.moved],
+            "not known whether moved": [tag for tag in self.tags if tag in self.unsure],
+            "not moved": rest,
+        }
+        told = [f"{words}: {', '.join(map(str, tags))}" for words, tags in parts.items() if tags]
+        return "; ".join(told)
+
+
+def _at_once(jobs: int, uploads: Uploads, tasks: Sequence[Callable[[], object]]) -> None:
+    """Do them all, several at a time; the first failure, or Ctrl-C, ends the others at once."""
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            uploads.abort()
+            raise
