@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import re
 import tempfile
 import threading
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.builder import require_index
+from buildkit_tasks.cache import cache_notes, check_exporters, split_exports
 from buildkit_tasks.errors import BuildFailed, LimitExceeded, RegistryError, UsageError
 from buildkit_tasks.outputs import OutputSpec, beside, reap_partials, settle
+from buildkit_tasks.reproducible import check_rewriting
 from buildkit_tasks.request import BuildRequest, build_arguments
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
@@ -35,6 +38,9 @@ _REGISTRY_SECONDS = 60.0
 _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
 _LOCKED = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
 _RETRIES = 2
+_OTHER_SCANNER = (
+    "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
+)
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
@@ -58,8 +64,11 @@ class Build:
         """
         started = time.monotonic()
         check_capabilities(self.request, self.engine, self.builder)
+        for note in cache_notes(self.request.cache_to, os.environ):
+            self.tell(note)
         outputs = self._outputs()
         found = self._make(self.request, outputs) if outputs else {}
+        self._export_by_platform()
         loaded = self._load_one_by_one() if self._one_by_one else ()
         digest = str(found.get("containerimage.digest", ""))
         digests = self._manifest_digests(outputs, digest) if digest else {}
@@ -89,7 +98,7 @@ class Build:
         """Run buildx with its files beside their places, move them there, give its metadata."""
         with _staging(outputs, dry_run=self.run.dry_run) as (staged, moves), _scratch_file() as metadata:
             contexts = (*(f"{name}={value}" for name, value in self.plan.contexts), *request.build_contexts)
-            ready = replace(request, outputs=staged, build_contexts=contexts)
+            ready = replace(self._exporting_once(request), outputs=staged, build_contexts=contexts)
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
             with _reading_ahead():
                 done = self._streamed(argv)
@@ -105,6 +114,21 @@ class Build:
         if request.metadata_file:
             _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
+
+    def _exporting_once(self, request: BuildRequest) -> BuildRequest:
+        """The request without the caches that each of several nodes would write over the others'."""
+        if len(self.builder.nodes) < 2 or len(request.platforms) < 2:  # noqa: PLR2004 - several
+            return request
+        return replace(request, cache_to=split_exports(request.cache_to)[0])
+
+    def _export_by_platform(self) -> None:
+        """On several nodes: each platform's cache from the node that built it, where every step is cached."""
+        if self._exporting_once(self.request) is self.request:
+            return
+        bare = replace(self.request, tags=(), annotations=(), no_cache=False, pull=False, metadata_file="")
+        caches = split_exports(self.request.cache_to)[1]
+        for platform in self.request.platforms if caches else ():
+            self._make(replace(bare, platforms=(platform,), cache_to=caches), (OutputSpec(type="cacheonly"),))
 
     def _streamed(self, argv: Sequence[str]) -> Completed:
         """Run buildx; once or twice more if BuildKit stood in its own way.
@@ -185,6 +209,10 @@ def _reading_ahead() -> Iterator[None]:
 
 def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSummary) -> None:
     """What buildx would find out after the build, or say in words that do not help."""
+    check_exporters(request.cache_to, request.cache_from, builder.driver, engine.store)
+    if request.reproducible:
+        loaded = (OutputSpec(type="docker"),) if request.load else ()
+        check_rewriting((*request.outputs, *loaded), builder.driver)
     if len(request.platforms) == 1:
         return
     ways = "-o type=oci,dest=dist/image.tar, or --load"
@@ -211,6 +239,7 @@ def _failure(done: Completed) -> BuildFailed | LimitExceeded:
     step = _FAILED_STEP.search(done.stderr)
     return BuildFailed(
         _cause(done),
+        hint=_OTHER_SCANNER if "buildkit-syft-scanner" in _cause(done) else None,
         exit_code=done.returncode if done.returncode > 0 else 1,
         platform=step["platform"] if step else None,
     )

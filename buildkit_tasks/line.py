@@ -22,7 +22,7 @@ from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.reach import registry_answers
-from buildkit_tasks.request import BuildRequest, check_request, read_request_bases
+from buildkit_tasks.request import BuildRequest, check_request, read_request_bases, with_epoch
 from buildkit_tasks.results import (
     BuilderSummary,
     BuildResult,
@@ -84,6 +84,7 @@ class Line:
     def build(self, request: BuildRequest) -> BuildResult:
         """Build on what is there, or is made ready; remembers the image for the next steps."""
         check_request(request)
+        request = with_epoch(request, self.run, self.tell)
         with ThreadPoolExecutor(max_workers=1) as pool:
             # Asked while the probes run: the answer may take seconds.
             answers = pool.submit(registry_answers, self.engine.mirrors).result

@@ -6,14 +6,13 @@ beside its place and renamed when the build has succeeded: a failed build would 
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.csvrow import read_row, write_row
 from buildkit_tasks.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class OutputSpec:
     @classmethod
     def parse(cls, text: str) -> OutputSpec:
         """Read ``type=oci,dest=x.tar`` (CSV), or a bare path, which means a local folder."""
-        fields = _fields(text)
+        fields = read_row(text, f"output {text!r}")
         if len(fields) == 1 and "=" not in fields[0]:
             return cls(type="tar" if fields[0] == "-" else "local", attributes=(("dest", fields[0]),))
         pairs = [item.split("=", 1) for item in fields]
@@ -49,11 +48,7 @@ class OutputSpec:
         return cls(type=kind, attributes=tuple(pair for pair in values if pair[0] != "type"))
 
     def __str__(self) -> str:
-        buffer = io.StringIO()
-        items = [f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)]
-        # The writer quotes the characters of its line's end: without one, line breaks stood bare.
-        csv.writer(buffer, lineterminator="\r\n").writerow(items)
-        return buffer.getvalue().removesuffix("\r\n")
+        return write_row([f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)])
 
     def get(self, name: str) -> str:
         """The value of an attribute, or an empty string."""
@@ -92,17 +87,6 @@ class OutputSpec:
         return tuple(name for name in self.get("name").split(",") if name)
 
 
-def _fields(text: str) -> list[str]:
-    """The one row of CSV. Raises :class:`UsageError` where buildx would drop what follows it."""
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise UsageError(f"output {text!r} is no CSV: {error}") from error
-    if len(rows) > 1:
-        raise UsageError(f"output {text!r} has more than one line")
-    return rows[0] if rows else []
-
-
 def archive_name(tags: Sequence[str], context: str) -> str:
     """The default file in ``dist/``: after the first tag's last part, else after the folder."""
     source = tags[0].rpartition("/")[2] if tags else Path(context).resolve().name
@@ -122,17 +106,18 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
         if output.type in ("local", "tar", "oci") and output.dest is None:
             raise UsageError(f"output {output} names no place", hint=f"-o type={output.type},dest=dist/out")
         if output.dest is not None:
-            _check_place(output, output.dest)
+            check_place(f"output {output.dest}", output.dest)
+            if output.is_file and output.dest.is_dir():
+                raise UsageError(f"output {output.dest} is a folder, and type {output.type} writes a file")
 
 
-def _check_place(output: OutputSpec, dest: Path) -> None:
+def check_place(what: str, dest: Path) -> None:
+    """Refuse a place that somebody would miss: a link, the root folder, the home folder."""
     if dest.is_symlink():
-        raise UsageError(f"output {dest} is a symbolic link; name the place itself")
+        raise UsageError(f"{what} is a symbolic link; name the place itself")
     place = dest.resolve()
     if place in (Path("/"), Path.home()):
-        raise UsageError(f"output {dest} is {place}; name a folder inside it")
-    if output.is_file and place.is_dir():
-        raise UsageError(f"output {dest} is a folder, and type {output.type} writes a file")
+        raise UsageError(f"{what} is {place}; name a folder inside it")
 
 
 def beside(dest: Path) -> Path:

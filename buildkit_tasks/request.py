@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.cache import check_cache, exports, has_inline, imports
 from buildkit_tasks.dockerfile import Bases, read_bases
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.outputs import OutputSpec, check_outputs
+from buildkit_tasks.reproducible import EPOCH, Epoch, epoch_of, given_epoch, rewriting
+from buildkit_tasks.secrecy import check_build_argument, check_secrets, check_ssh, without_user
 
 if TYPE_CHECKING:
+    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.debian import Tell
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases"]
+__all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases", "with_epoch"]
 
 # The grammar of github.com/distribution/reference, without a digest: a tag names what is built.
 _TAG = re.compile(
@@ -24,14 +29,15 @@ _TAG = re.compile(
     r"(?::\w[\w.-]{0,127})?\Z",
     re.ASCII,
 )
-_SECRET_WORDS = {"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIAL", "CREDENTIALS"}
-_SECRET_PAIRS = ("API_KEY", "PRIVATE_KEY", "ACCESS_KEY", "SECRET_KEY")
 _REMOTE = re.compile(r"(?:https?|git|ssh)://|git@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """What to build and where it goes; the names are those of buildx's options."""
+    """What to build and where it goes; the names are those of buildx's options.
+
+    ``epoch`` is the time in seconds since 1970 that a reproducible build gives to everything.
+    """
 
     platforms: tuple[Platform, ...]
     context: str = "."
@@ -51,6 +57,9 @@ class BuildRequest:
     attest: tuple[str, ...] = ()
     provenance: str = ""
     sbom: str = ""
+    no_attest: bool = False
+    reproducible: bool = False
+    epoch: int | None = None
     no_cache: bool = False
     pull: bool = False
     progress: str = "auto"
@@ -60,6 +69,13 @@ class BuildRequest:
     def remote(self) -> bool:
         """Whether the context is a URL, which BuildKit fetches by itself."""
         return bool(_REMOTE.match(self.context))
+
+    @property
+    def attested(self) -> tuple[str, ...]:
+        """The options that ask for attestations."""
+        named = {"--provenance": self.provenance, "--sbom": self.sbom}
+        asked = tuple(flag for flag, value in named.items() if value not in ("", "false"))
+        return (*asked, "--attest") if self.attest else asked
 
     @property
     def dockerfile(self) -> Path:
@@ -73,9 +89,16 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError("no platform to build for", hint="--platform linux/amd64,linux/arm64")
     for tag in request.tags:
         if not _TAG.match(tag):
-            raise UsageError(f"{tag!r} is no image name", hint="write it as registry/name:tag, in lower case")
+            raise UsageError(
+                f"{without_user(tag)!r} is no image name", hint="write it as registry/name:tag, in lower case"
+            )
     for argument in request.build_args:
-        _check_build_argument(argument)
+        check_build_argument(argument)
+    check_secrets(request.secrets, os.environ)
+    check_ssh(request.ssh, os.environ)
+    check_cache(request.cache_to, request.cache_from)
+    given_epoch(request.build_args, os.environ)
+    _check_attestations(request)
     check_outputs(request.outputs, request.tags)
     if request.load and not request.tags:
         raise UsageError("--load needs a name for the image", hint="add -t NAME:TAG")
@@ -90,14 +113,26 @@ def _check_files(request: BuildRequest) -> None:
         raise UsageError(f"there is no {request.dockerfile}", hint="-f FILE names another Dockerfile")
 
 
-def _check_build_argument(argument: str) -> None:
-    name = argument.partition("=")[0]
-    words = name.upper().replace("-", "_")
-    if _SECRET_WORDS & set(words.split("_")) or any(pair in words for pair in _SECRET_PAIRS):
+def _check_attestations(request: BuildRequest) -> None:
+    if request.no_attest and request.attested:
         raise UsageError(
-            f"build argument {name} looks like a secret, and build arguments are kept in the image",
-            hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
+            f"--no-attest, and {', '.join(request.attested)} asked for", hint="leave one of them out"
         )
+
+
+def with_epoch(request: BuildRequest, run: Runner, tell: Tell) -> BuildRequest:
+    """The request with the time that a reproducible build may know, which is told; others as they are."""
+    if not request.reproducible:
+        return request
+    if request.remote:
+        given = given_epoch(request.build_args, os.environ)
+        epoch = given or Epoch(seconds=0, origin="the context is a URL")
+    else:
+        epoch = epoch_of(request.context, request.build_args, os.environ, run)
+    tell(f"{EPOCH}={epoch.seconds} ({epoch.origin})")
+    for what in (*request.attested, *(["--cache-to type=inline"] if has_inline(request.cache_to) else [])):
+        tell(f"{what} holds times: the index digest will differ at every build, --reproducible or not")
+    return replace(request, epoch=epoch.seconds)
 
 
 def read_request_bases(request: BuildRequest) -> Bases:
@@ -111,13 +146,19 @@ def read_request_bases(request: BuildRequest) -> Bases:
 
 def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list[str]:
     """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``."""
+    outputs, build_args, provenance = request.outputs, request.build_args, request.provenance
+    if request.epoch is not None:
+        others = (argument for argument in build_args if argument.partition("=")[0] != EPOCH)
+        outputs, build_args = rewriting(outputs), (*others, f"{EPOCH}={request.epoch}")
+    if request.no_attest or (request.reproducible and not request.attested):
+        provenance = "false"  # buildx's default is to attest
     repeated = {
         "tag": request.tags,
-        "output": request.outputs,
-        "build-arg": request.build_args,
+        "output": outputs,
+        "build-arg": build_args,
         "build-context": request.build_contexts,
-        "cache-from": request.cache_from,
-        "cache-to": request.cache_to,
+        "cache-from": imports(request.cache_from, request.platforms),
+        "cache-to": exports(request.cache_to, request.platforms),
         "secret": request.secrets,
         "ssh": request.ssh,
         "label": request.labels,
@@ -127,8 +168,8 @@ def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list
     single = {
         "file": request.file,
         "target": request.target,
-        "provenance": request.provenance,
-        "sbom": request.sbom,
+        "provenance": provenance,
+        "sbom": "false" if request.no_attest else request.sbom,
         "no-cache": "true" if request.no_cache else "",
         "pull": "true" if request.pull else "",
         "progress": _progress(request.progress),

@@ -142,7 +142,17 @@ def _request(edge: Edge) -> BuildRequest:
         )
     }
     plain = {
-        name: given[name] for name in ("load", "provenance", "sbom", "no_cache", "pull", "metadata_file")
+        name: given[name]
+        for name in (
+            "load",
+            "provenance",
+            "sbom",
+            "no_attest",
+            "reproducible",
+            "no_cache",
+            "pull",
+            "metadata_file",
+        )
     }
     return edge.line.request(outputs=tuple(outputs), **lists, **plain)
 

@@ -1,0 +1,247 @@
+"""Build caches outside the builder: read ``--cache-to`` and ``--cache-from``, one scope for each platform.
+
+A cache is exported as one manifest under one name (a registry's tag, a folder's ``index.json``, a scope
+of GitHub's), and whoever exports last under that name replaces it: two jobs that build one platform each
+would take turns in losing theirs. So each platform has a scope of its own, made from the name that was
+given, which is the *base*:
+
+======== ================= ======================================
+type     what names it     scope of linux/arm/v7
+======== ================= ======================================
+local    ``dest``, ``src`` the subfolder ``linux-arm-v7``
+registry ``ref``           the tag with ``-linux-arm-v7`` after it
+gha      ``scope``         the scope with ``-linux-arm-v7`` after it
+======== ================= ======================================
+
+What was found out by trying, and follows from it:
+
+- One solve of several platforms exports one manifest that holds the layers and the records of all of them.
+  Such a build exports to the base, once; what one platform has in common with another is sent once.
+- A build of one platform (a job of a fleet) exports to its platform's scope.
+- Both import from the base and from the scope of each platform that they build: a cache that was made by
+  buildx alone, or the inline cache of an image, lies at the base.
+- A builder of several nodes has a solve on each of them, with the same ``--cache-to``: the node that ends
+  last would replace what the others exported (github.com/docker/buildx/issues/1044). There each platform
+  is exported by itself after the build, to its own scope.
+- A cache that is not there is no error for BuildKit, which says so and builds. An importer that it does
+  not know is none either: that would be a cache that never helps, and is refused here.
+
+Inline caches lie in the image and need no scope. Other types (``s3``, ``azblob``) are passed on unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.csvrow import read_row, write_row
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.outputs import check_place
+from buildkit_tasks.secrecy import without_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from buildkit_tasks.platforms import Platform
+
+__all__ = [
+    "CacheSpec",
+    "cache_notes",
+    "check_cache",
+    "check_exporters",
+    "exports",
+    "has_inline",
+    "imports",
+    "read_caches",
+    "split_exports",
+]
+
+_PLACES = {"local": ("src", "dest"), "registry": ("ref",), "gha": ("scope",)}
+_GHA_SCOPE = "buildkit"  # BuildKit's own default
+_MAX_TAG = 128  # characters, by the grammar of references
+# Values that would stand in the process table: buildx and BuildKit read them from their environments.
+_CREDENTIALS = ("access_key_id", "secret_access_key", "session_token", "token", "account_key")
+# What dockerd's own BuildKit has; with the graph store it exports inline only.
+_OF_THE_ENGINE = ("inline", "local", "registry", "gha")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSpec:
+    """One cache: its type and its other attributes, in order."""
+
+    type: str
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return write_row([f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)])
+
+    def get(self, name: str) -> str:
+        """The value of an attribute, or an empty string."""
+        return dict(self.attributes).get(name, "")
+
+    @property
+    def split(self) -> bool:
+        """Whether it can have one scope for each platform."""
+        return self.type in _PLACES and not self.get("digest") and "@" not in self.get("ref")
+
+    def scoped(self, platform: Platform) -> CacheSpec:
+        """The scope of one platform. Raises :class:`UsageError` for a tag that grows too long."""
+        if not self.split:
+            return self
+        suffix = f"{platform.os}-{platform.slug}"
+        if self.type == "gha":
+            return self._with("scope", f"{self.get('scope') or _GHA_SCOPE}-{suffix}")
+        if self.type == "registry":
+            return self._with("ref", _tagged(self.get("ref"), suffix))
+        places = [(name, value) for name, value in self.attributes if name in _PLACES["local"]]
+        spec = self
+        for name, value in places:
+            spec = spec._with(name, str(Path(value) / suffix))
+        return spec
+
+    def _with(self, name: str, value: str) -> CacheSpec:
+        """The same cache with one attribute set, in its place if it was there."""
+        if any(key == name for key, _ in self.attributes):
+            pairs = tuple((key, value if key == name else old) for key, old in self.attributes)
+        else:
+            pairs = (*self.attributes, (name, value))
+        return replace(self, attributes=pairs)
+
+
+def read_caches(texts: Iterable[str], flag: str) -> tuple[CacheSpec, ...]:
+    """Read ``type=local,dest=x`` (CSV), or bare references, which mean a registry, as buildx does."""
+    return tuple(spec for text in texts for spec in _parse(text, flag))
+
+
+def _parse(text: str, flag: str) -> Iterator[CacheSpec]:
+    fields = read_row(text, f"{flag} {without_user(text)!r}")
+    if fields and not any("=" in item for item in fields):
+        for ref in fields:
+            yield CacheSpec(type="registry", attributes=(("ref", ref),))
+        return
+    pairs = [item.partition("=") for item in fields]
+    values = [(name.strip().lower(), value) for name, separator, value in pairs if separator]
+    kind = dict(values).get("type", "")
+    if len(values) != len(fields) or not kind:
+        raise UsageError(f"{flag} {without_user(text)!r} is neither type=TYPE,name=value,... nor a reference")
+    yield CacheSpec(type=kind, attributes=tuple(pair for pair in values if pair[0] != "type"))
+
+
+def check_cache(cache_to: Sequence[str], cache_from: Sequence[str]) -> None:
+    """Raise :class:`UsageError` for a cache that goes nowhere, destroys something or shows a secret."""
+    for flag, texts in (("--cache-to", cache_to), ("--cache-from", cache_from)):
+        for spec in read_caches(texts, flag):
+            _check_spec(spec, flag)
+
+
+def _check_spec(spec: CacheSpec, flag: str) -> None:
+    imported = flag == "--cache-from"
+    for name, _ in spec.attributes:
+        if name in _CREDENTIALS:
+            raise UsageError(
+                f"{flag} type={spec.type} is given {name}, which everybody on this machine could read",
+                hint="leave it out: buildx takes it from the environment (AWS_SECRET_ACCESS_KEY and others)",
+            )
+    if spec.type == "inline" and imported:
+        raise UsageError(
+            "--cache-from type=inline reads nothing: an inline cache lies in the image it was built into",
+            hint="--cache-from type=registry,ref=REGISTRY/NAME:TAG",
+        )
+    needed = {"registry": "ref", "local": "src" if imported else "dest"}.get(spec.type, "")
+    if needed and not spec.get(needed):
+        raise UsageError(f"{flag} type={spec.type} names no {needed}", hint=f"add {needed}=PLACE")
+    if spec.type == "registry":
+        _check_reference(spec.get("ref"), flag)
+    if spec.type == "local" and not imported:
+        dest = Path(spec.get("dest"))
+        check_place(f"--cache-to {dest}", dest)
+        if dest.exists() and not dest.is_dir():
+            raise UsageError(f"--cache-to {dest} is a file, and a cache is a folder")
+
+
+def _check_reference(ref: str, flag: str) -> None:
+    host = without_user(ref)
+    if host != ref:
+        login = f"docker login {host.rpartition('@')[2].partition('/')[0]}"
+        raise UsageError(f"{flag} {host} has a user's name in it", hint=login)
+    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - most builds have no cache elsewhere
+
+    Reference.parse(ref)
+
+
+def check_exporters(cache_to: Sequence[str], cache_from: Sequence[str], driver: str, store: str) -> None:
+    """Refuse what the engine's own builder cannot do: it would say so late, or not at all."""
+    if driver != "docker":
+        return
+    for flag, texts in (("--cache-to", cache_to), ("--cache-from", cache_from)):
+        for spec in read_caches(texts, flag):
+            if spec.type not in _OF_THE_ENGINE:
+                raise UsageError(
+                    f"{flag} type={spec.type}: the engine's own builder has {', '.join(_OF_THE_ENGINE)} only",
+                    hint="--driver=docker-container",
+                )
+            if flag == "--cache-to" and spec.type != "inline" and store != "containerd":
+                raise UsageError(
+                    f"--cache-to type={spec.type} needs the containerd image store; this engine has the "
+                    "graph store, which exports inline caches only",
+                    hint="--driver=docker-container, --cache-to type=inline, or --engine=private",
+                )
+
+
+def exports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:
+    """Where one solve of these platforms exports to: one platform's scope, or the base of several."""
+    specs = read_caches(texts, "--cache-to")
+    if len(platforms) == 1:
+        specs = tuple(spec.scoped(platforms[0]) for spec in specs)
+    return tuple(map(str, specs))
+
+
+def split_exports(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The exports of a build on several nodes: those of the build itself, those of each platform after it."""
+    specs = read_caches(texts, "--cache-to")
+    during = tuple(str(spec) for spec in specs if not spec.split)
+    return during, tuple(str(spec) for spec in specs if spec.split)
+
+
+def imports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:
+    """Where a build of these platforms imports from: the base, and the scope of each platform.
+
+    Of local folders only those that hold a cache, which spares a warning for each other one; where
+    none does the base is left, for buildx to say that nothing is there.
+    """
+    found: dict[str, None] = {}
+    for spec in read_caches(texts, "--cache-from"):
+        scopes = (spec, *(spec.scoped(platform) for platform in platforms))
+        there = [scope for scope in scopes if scope.type != "local" or _holds_cache(scope)]
+        found.update(dict.fromkeys(map(str, there or (spec,))))
+    return tuple(found)
+
+
+def _holds_cache(spec: CacheSpec) -> bool:
+    return (Path(spec.get("src")) / "index.json").is_file()
+
+
+def has_inline(texts: Iterable[str]) -> bool:
+    """Whether a cache goes into the image itself."""
+    return any(spec.type == "inline" for spec in read_caches(texts, "--cache-to"))
+
+
+def cache_notes(texts: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What buildx does with a cache without a word: it leaves GitHub's out where no runner is."""
+    there = "ACTIONS_RUNTIME_TOKEN" in environ
+    gha = [spec for spec in read_caches(texts, "--cache-to") if spec.type == "gha" and not spec.get("token")]
+    if gha and not there:
+        return ("cache type=gha: ACTIONS_RUNTIME_TOKEN is not set, so buildx leaves it out",)
+    return ()
+
+
+def _tagged(ref: str, suffix: str) -> str:
+    last = ref.rpartition("/")[2]
+    name = ref if ":" in last else f"{ref}:latest"
+    tag = f"{name.rpartition(':')[2]}-{suffix}"
+    if len(tag) > _MAX_TAG:
+        raise UsageError(
+            f"the cache's tag {tag!r} has more than {_MAX_TAG} characters", hint="give ref a shorter tag"
+        )
+    return f"{name}-{suffix}"

@@ -1,0 +1,104 @@
+"""The same bytes from the same source: the one time that a build may know, and who gives it.
+
+``SOURCE_DATE_EPOCH`` (reproducible-builds.org/specs/source-date-epoch) is in seconds since 1970. BuildKit
+takes it as a build argument for the times in configurations and histories; the times of files in layers
+are clamped to it only with the exporter option ``rewrite-timestamp``. buildx passes the variable on by
+itself; what it does not do is to set it, and to ask for the times of files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import EngineError, SettingsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.outputs import OutputSpec
+
+__all__ = ["EPOCH", "Epoch", "check_rewriting", "epoch_of", "given_epoch", "rewriting"]
+
+EPOCH = "SOURCE_DATE_EPOCH"
+_NUMBER = re.compile(r"[0-9]{1,12}\Z", re.ASCII)
+_LAST = 253402300799  # the last second of 9999, which is where JSON's times end
+_GIT_SECONDS = 10.0
+# Those whose layers may be rewritten. local and tar have no layers: BuildKit sets their files' times anyway.
+_REWRITTEN = ("image", "registry", "oci", "docker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """Seconds since 1970, and in words where they come from."""
+
+    seconds: int
+    origin: str
+
+
+def given_epoch(build_args: Iterable[str], environ: Mapping[str, str]) -> Epoch | None:
+    """The time that somebody gave: a build argument, else the environment; an empty one is none.
+
+    Raises :class:`UsageError` for a bad argument and :class:`SettingsError` for a bad variable.
+    """
+    for argument in build_args:
+        name, separator, value = argument.partition("=")
+        if name == EPOCH and separator:
+            return Epoch(seconds=_seconds(value, f"--build-arg {EPOCH}", UsageError), origin="--build-arg")
+    text = environ.get(EPOCH, "")
+    if not text:
+        return None
+    return Epoch(seconds=_seconds(text, f"environment {EPOCH}", SettingsError), origin="the environment")
+
+
+def _seconds(text: str, label: str, error: type[UsageError]) -> int:
+    if not _NUMBER.match(text) or int(text) > _LAST:
+        raise error(
+            f"{label}: {text!r} is no number of seconds since 1970",
+            hint=f"{EPOCH}=$(git log -1 --format=%ct)",
+        )
+    return int(text)
+
+
+def epoch_of(context: str, build_args: Iterable[str], environ: Mapping[str, str], run: Runner) -> Epoch:
+    """The time for a build of a folder: the one given, else that of its last git commit, else 0.
+
+    The commit is the one that is checked out, not the last that changed the folder: a shallow clone,
+    which is what CI has, knows of no other, and would give another time than a full one.
+    """
+    given = given_epoch(build_args, environ)
+    if given is not None:
+        return given
+    from buildkit_tasks.commands import Call  # noqa: PLC0415
+
+    try:
+        done = run.run(["git", "-C", context, "log", "-1", "--format=%ct"], Call(timeout=_GIT_SECONDS))
+    except EngineError:
+        return Epoch(seconds=0, origin="there is no git here")
+    text = done.stdout.strip()
+    if done.ok and _NUMBER.match(text):
+        return Epoch(seconds=int(text), origin="the last git commit")
+    return Epoch(seconds=0, origin=f"no git commit: {done.reason}")
+
+
+def rewriting(outputs: Iterable[OutputSpec]) -> tuple[OutputSpec, ...]:
+    """The outputs with the times in their layers rewritten, unless an output says otherwise."""
+    return tuple(
+        output.with_("rewrite-timestamp", "true")
+        if output.type in _REWRITTEN and not output.get("rewrite-timestamp")
+        else output
+        for output in outputs
+    )
+
+
+def check_rewriting(outputs: Iterable[OutputSpec], driver: str) -> None:
+    """Refuse what the engine's own builder cannot do: it unpacks what it stores."""
+    for output in outputs:
+        stored = output.type in _REWRITTEN and output.dest is None
+        if driver == "docker" and stored:
+            raise UsageError(
+                f"-o {output}: the engine's own builder cannot rewrite times in what it stores",
+                hint="-o type=oci,dest=dist/image.tar, or --driver=docker-container",
+            )

@@ -1,0 +1,120 @@
+"""Secrets of a build: ``--secret`` and ``--ssh`` are looked at before it, build arguments refused.
+
+buildx takes a secret's value from a file or from a variable, by name: no value is in an argument list.
+It says late that a file is missing, and of a variable that is not set it says nothing: the step then runs
+without the secret. No message here repeats more than names.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.csvrow import read_row
+from buildkit_tasks.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["check_build_argument", "check_secrets", "check_ssh", "without_user"]
+
+_KEYS = ("id", "type", "src", "source", "env")
+_HINT = "--secret id=NAME,env=VARIABLE or --secret id=NAME,src=FILE"
+_MAX_BYTES = 500 * 1024  # BuildKit's secretsprovider.MaxSecretSize
+_WORDS = {"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIAL", "CREDENTIALS"}
+_PAIRS = ("API_KEY", "PRIVATE_KEY", "ACCESS_KEY", "SECRET_KEY")
+_DIGEST = re.compile(r"[a-z0-9+._-]+:[0-9a-fA-F]{32,}\Z")
+
+
+def check_build_argument(argument: str) -> None:
+    """Raise :class:`UsageError` for a build argument that is named like a secret: it stays in the image."""
+    name = argument.partition("=")[0]
+    words = name.upper().replace("-", "_")
+    if _WORDS & set(words.split("_")) or any(pair in words for pair in _PAIRS):
+        raise UsageError(
+            f"build argument {name} looks like a secret, and build arguments are kept in the image",
+            hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
+        )
+
+
+def check_secrets(texts: Iterable[str], environ: Mapping[str, str]) -> None:
+    """Raise :class:`UsageError` for a secret without a name, a missing file or variable."""
+    for text in texts:
+        _check_secret(_secret_fields(text), environ)
+
+
+def _secret_fields(text: str) -> dict[str, str]:
+    try:
+        items = [item.partition("=") for item in read_row(text, "a --secret")]
+    except UsageError as error:
+        raise UsageError(error.message, hint=_HINT) from None
+    if not items or not all(separator for _, separator, _ in items):
+        raise UsageError("a --secret is not made of name=value pairs", hint=_HINT)
+    found = {name.lower(): value for name, _, value in items}
+    unknown = sorted(set(found) - set(_KEYS))
+    if unknown:
+        raise UsageError(f"a --secret has no key {', '.join(map(repr, unknown))}", hint=_HINT)
+    return found
+
+
+def _check_secret(found: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    name = found.get("id", "")
+    if not name:
+        raise UsageError("a --secret has no id, by which RUN --mount=type=secret names it", hint=_HINT)
+    kind = found.get("type", "")
+    if kind not in ("", "file", "env"):
+        raise UsageError(f"secret {name}: type={kind} is neither file nor env", hint=_HINT)
+    variable, file = found.get("env", ""), found.get("src", found.get("source", ""))
+    if kind == "env" and not variable:
+        variable, file = file, ""
+    if not variable and not file:  # by its own name: a variable, else a file
+        variable, file = (name, "") if name in environ else ("", name)
+    if file:
+        _check_file(f"secret {name}", file)
+        if Path(file).stat().st_size > _MAX_BYTES:
+            raise UsageError(f"secret {name}: {file} has more than {_MAX_BYTES} bytes, BuildKit's limit")
+    elif not environ.get(variable):
+        raise UsageError(
+            f"secret {name}: the variable {variable} is not set, and the build would go on without it",
+            hint=f"export {variable}, or --secret id={name},src=FILE",
+        )
+
+
+def check_ssh(texts: Iterable[str], environ: Mapping[str, str]) -> None:
+    """Raise :class:`UsageError` for ``default`` without an agent, and for a missing socket or key."""
+    for text in texts:
+        name, _, paths = text.partition("=")
+        if not name:
+            raise UsageError("an --ssh has no name", hint="--ssh default, or --ssh NAME=SOCKET_OR_KEY")
+        if paths:
+            for path in paths.split(","):
+                if path not in ("raw=true", "raw=false"):
+                    _check_exists(f"ssh {name}", path)
+        elif not environ.get("SSH_AUTH_SOCK"):
+            raise UsageError(
+                f"ssh {name}: no agent runs (SSH_AUTH_SOCK is not set)",
+                hint=f"eval $(ssh-agent); ssh-add, or --ssh {name}=KEY",
+            )
+        else:
+            _check_exists(f"ssh {name}: the agent's socket", environ["SSH_AUTH_SOCK"])
+
+
+def _check_file(what: str, path: str) -> None:
+    _check_exists(what, path)
+    if not Path(path).is_file():
+        raise UsageError(f"{what}: {path} is not a file")
+
+
+def _check_exists(what: str, path: str) -> None:
+    if not Path(path).exists():
+        raise UsageError(f"{what}: there is no {path}")
+
+
+def without_user(text: str) -> str:
+    """A reference, alone or in a row of CSV, without a user's name and password before its host."""
+    head, at, tail = text.rpartition("@")
+    if not at or _DIGEST.match(tail):
+        return text
+    start = max(head.rfind(character) for character in ",=") + 1
+    return f"{head[:start]}***@{tail}"
