@@ -18,7 +18,7 @@ from buildkit_tasks.engine.private import PrivatePaths, stop_private_engine
 from buildkit_tasks.line import Line
 from buildkit_tasks.pytest_plugin import skipped_without_engine
 from buildkit_tasks.settings import cache_folder, load
-from tests import census
+from tests import buildkit, census
 from tests.project import Project, repository
 
 pytest_plugins = ["pytester"]
@@ -80,6 +80,17 @@ def engine(
     yield line.engine
     if found is None:
         line.builders.remove(name)
+
+
+@pytest.fixture(scope="session")
+def buildkit_image(engine: Engine) -> Iterator[str]:
+    """A real BuildKit in the engine's store, for builders of the driver docker-container and for nodes."""
+    try:
+        name = buildkit.import_image(engine)
+    except buildkit.NotToBeHad as missing:
+        pytest.skip(str(missing))
+    yield name
+    buildkit.remove_image(engine, name)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,25 @@ def _compile(tool: GoTool, version: str, folder: Path) -> None:
     done = _RUN.run(argv, Call(env=environment, timeout=_INSTALL_SECONDS, cwd=_home()))
     if not done.ok:
         raise BuildkitTasksError(done.reason)
+
+
+def build_in_module(module: str, version: str, names: Sequence[str], folder: Path) -> None:
+    """Compile programs of a module (its ``cmd/NAME``) in the module's own folder.
+
+    For a module whose go.mod replaces or excludes others: ``go install`` does not take those. Raises
+    :class:`NotToBeHad`.
+    """
+    download = [str(go_program()), "mod", "download", "-json", f"{module}@{version}"]
+    found = _RUN.run(download, Call(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=_home()))
+    document = json.loads(found.stdout or "{}")
+    if not found.ok:
+        raise NotToBeHad(f"{module}@{version} cannot be had: {document.get('Error', found.reason)}")
+    for name in names:
+        output = ["-trimpath", "-ldflags=-s -w", "-o", str(folder / name), f"./cmd/{name}"]
+        call = Call(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=Path(document["Dir"]))
+        done = _RUN.run([str(go_program()), "build", *output], call)
+        if not done.ok:  # where the module can be had, this is a fault and no reason to skip
+            raise BuildkitTasksError(f"{module}@{version} cannot be compiled: {done.reason}")
 
 
 def compile_here(source: Path, folder: Path) -> Path:
