@@ -5,10 +5,17 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.errors import UsageError
+from buildkit_tasks.errors import SettingsError, UsageError
 from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.request import BuildRequest, build_arguments, check_request, read_request_bases
+from buildkit_tasks.request import (
+    BuildRequest,
+    build_arguments,
+    check_request,
+    read_request_bases,
+    with_epoch,
+)
+from tests.unit.scripted import Scripted
 
 PLATFORMS = parse_platforms(["linux/amd64,linux/arm/v7"])
 
@@ -177,8 +184,8 @@ def test_every_option_reaches_buildx_bound_to_its_flag() -> None:
             build_contexts=("alpine=oci-layout://x",),
             cache_from=("type=local,src=c",),
             cache_to=("type=inline",),
-            secrets=("id=a,env=B",),
-            ssh=("default",),
+            secrets=("id=a,src=key",),
+            ssh=("x=key",),
             labels=("l=1",),
             annotations=("index:a=1",),
             attest=("type=sbom",),
@@ -207,8 +214,8 @@ def test_every_option_reaches_buildx_bound_to_its_flag() -> None:
         "--build-context=alpine=oci-layout://x",
         "--cache-from=type=local,src=c",
         "--cache-to=type=inline",
-        "--secret=id=a,env=B",
-        "--ssh=default",
+        "--secret=id=a,src=key",
+        "--ssh=x=key",
         "--label=l=1",
         "--annotation=index:a=1",
         "--attest=type=sbom",
@@ -228,6 +235,110 @@ def test_progress_is_plain_in_ci_unless_somebody_asks(
     monkeypatch.setenv("CI", ci)
     argv = build_arguments(request(progress=asked), "x", Path("m"))
     assert [word for word in argv if word.startswith("--progress")] == given
+
+
+def given(name: str, **options: Any) -> list[str]:
+    """The values that buildx is given for an option."""
+    argv = build_arguments(request(**options), "x", Path("m"))
+    return [word.removeprefix(f"--{name}=") for word in argv if word.startswith(f"--{name}=")]
+
+
+def test_secrets_agents_and_caches_are_looked_at_before_a_build() -> None:
+    assert "no nowhere" in refused(secrets=("id=a,src=nowhere",)).message
+    assert "no nowhere" in refused(ssh=("a=nowhere",)).message
+    assert "names no dest" in refused(cache_to=("type=local",)).message
+    assert "names no src" in refused(cache_from=("type=local",)).message
+
+
+def test_a_users_name_in_a_tag_is_not_repeated() -> None:
+    assert refused(tags=("keeper:hunter2@example.org/x",)).message == "'***@example.org/x' is no image name"
+
+
+def test_a_bad_source_date_epoch_is_an_error_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    assert isinstance(refused(), SettingsError)
+    assert isinstance(refused(reproducible=True), SettingsError)
+
+
+def test_each_platform_built_by_itself_has_caches_of_its_own() -> None:
+    options = {"cache_to": ("x:c",), "cache_from": ("x:c",)}
+    scope = "type=registry,ref=x:c-linux-arm-v7"
+    assert given("cache-to", platforms=PLATFORMS[1:], **options) == [scope]
+    assert given("cache-from", platforms=PLATFORMS[1:], **options) == ["type=registry,ref=x:c", scope]
+    assert given("cache-to", **options) == ["type=registry,ref=x:c"]
+
+
+OCI = OutputSpec(type="oci", attributes=(("dest", "x.tar"),))
+
+
+def test_a_reproducible_build_has_one_time_everywhere_and_no_attestation() -> None:
+    options = {"reproducible": True, "epoch": 5, "outputs": (OCI,)}
+    assert given("build-arg", build_args=("SOURCE_DATE_EPOCH", "A=1"), **options) == [
+        "A=1",
+        "SOURCE_DATE_EPOCH=5",
+    ]
+    assert given("output", **options) == ["type=oci,dest=x.tar,rewrite-timestamp=true"]
+    assert given("provenance", **options) == ["false"]
+
+
+def test_other_builds_have_the_time_that_buildx_passes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "5")
+    assert given("build-arg", outputs=(OCI,)) == []
+    assert given("output", outputs=(OCI,)) == ["type=oci,dest=x.tar"]
+    assert given("provenance", outputs=(OCI,)) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [({"provenance": "mode=max"}, ["mode=max"]), ({"sbom": "true"}, []), ({"attest": ("type=sbom",)}, [])],
+)
+def test_attestations_that_are_asked_for_are_kept_and_told_of(asked: dict[str, Any], kept: list[str]) -> None:
+    told: list[str] = []
+    wanted = request(reproducible=True, build_args=("SOURCE_DATE_EPOCH=5",), **asked)
+    timed = with_epoch(wanted, Scripted(), told.append)
+    assert timed.epoch == 5
+    assert told[0] == "SOURCE_DATE_EPOCH=5 (--build-arg)"
+    assert "the index digest will differ at every build" in told[1]
+    assert given("provenance", reproducible=True, epoch=5, **asked) == kept
+
+
+def test_an_inline_cache_is_told_of_as_well() -> None:
+    told: list[str] = []
+    wanted = request(reproducible=True, build_args=("SOURCE_DATE_EPOCH=5",), cache_to=("type=inline",))
+    with_epoch(wanted, Scripted(), told.append)
+    assert [line.partition(" holds")[0] for line in told[1:]] == ["--cache-to type=inline"]
+
+
+def test_the_time_of_a_url_is_0_and_no_git_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    wanted = request(reproducible=True, context="https://example.org/x.git")
+    assert with_epoch(wanted, Scripted(), print).epoch == 0
+
+
+def test_a_build_that_need_not_be_reproducible_asks_for_no_time() -> None:
+    assert with_epoch(request(), Scripted(), print) == request()
+
+
+def test_no_attest_is_neither_provenance_nor_sbom() -> None:
+    assert given("provenance", no_attest=True) == ["false"]
+    assert given("sbom", no_attest=True) == ["false"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"attest": ("type=sbom",)}, "--attest"),
+        ({"provenance": "mode=max"}, "--provenance"),
+        ({"sbom": "true"}, "--sbom"),
+        ({"sbom": "true", "provenance": "true"}, "--provenance, --sbom"),
+    ],
+)
+def test_no_attest_contradicts_what_asks_for_an_attestation(asked: dict[str, Any], named: str) -> None:
+    assert refused(no_attest=True, **asked).message == f"--no-attest, and {named} asked for"
+
+
+def test_no_attest_agrees_with_what_says_the_same() -> None:
+    check_request(request(no_attest=True, provenance="false", sbom="false"))
 
 
 def test_bases_are_read_with_the_build_arguments_and_their_environment(

@@ -1,0 +1,39 @@
+"""Whatever a cache's values hold, buildx's reader of CSV gets them back; any text is a cache or an error."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildkit_tasks.cache import CacheSpec, check_cache, read_caches
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.secrecy import check_secrets, check_ssh
+
+NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True).filter(lambda name: name != "type")
+SPECS = st.builds(
+    CacheSpec,
+    type=st.sampled_from(("local", "registry", "inline", "gha", "s3")),
+    attributes=st.lists(
+        st.tuples(NAMES, st.one_of(st.text(alphabet=",\"\n\r'=; a", max_size=8), st.text(max_size=20)))
+    ).map(tuple),
+)
+ROWS = st.one_of(st.text(), st.text(alphabet='type=local,dst"\n@:/', max_size=40))
+
+
+@given(SPECS)
+def test_a_cache_that_is_written_is_read_again_unchanged(spec: CacheSpec) -> None:
+    assert read_caches([str(spec)], "--cache-to") == (spec,)
+
+
+@given(ROWS)
+def test_any_text_is_a_cache_a_secret_an_agent_or_a_usage_error(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        check_cache([text], [])
+    with contextlib.suppress(UsageError):
+        check_cache([], [text])
+    with contextlib.suppress(UsageError):
+        check_secrets([text], {})
+    with contextlib.suppress(UsageError):
+        check_ssh([text], {})

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from buildkit_tasks.errors import EngineError, SettingsError, UsageError
+from buildkit_tasks.outputs import OutputSpec
+from buildkit_tasks.reproducible import check_rewriting, epoch_of, given_epoch, rewriting
+from tests.unit.scripted import Scripted
+
+GIT = "git -C here log -1 --format=%ct"
+
+
+def test_the_environment_gives_the_time() -> None:
+    epoch = epoch_of("here", [], {"SOURCE_DATE_EPOCH": "1700000000"}, Scripted())
+    assert (epoch.seconds, epoch.origin) == (1700000000, "the environment")
+
+
+def test_a_build_argument_wins_over_the_environment() -> None:
+    epoch = given_epoch(["A=1", "SOURCE_DATE_EPOCH=5"], {"SOURCE_DATE_EPOCH": "7"})
+    assert epoch is not None
+    assert (epoch.seconds, epoch.origin) == (5, "--build-arg")
+
+
+def test_a_build_argument_without_a_value_is_taken_from_the_environment() -> None:
+    epoch = given_epoch(["SOURCE_DATE_EPOCH"], {"SOURCE_DATE_EPOCH": "7"})
+    assert epoch is not None
+    assert epoch.seconds == 7
+
+
+def test_else_the_last_commit_does() -> None:
+    epoch = epoch_of("here", [], {"SOURCE_DATE_EPOCH": ""}, Scripted().tell(GIT, stdout="1600000000\n"))
+    assert (epoch.seconds, epoch.origin) == (1600000000, "the last git commit")
+
+
+def test_else_it_is_0_with_the_reason() -> None:
+    no_commit = Scripted().tell(GIT, returncode=128, stderr="fatal: not a git repository\n")
+    assert epoch_of("here", [], {}, no_commit).origin == "no git commit: fatal: not a git repository"
+    assert epoch_of("here", [], {}, no_commit).seconds == 0
+    no_git = Scripted().tell(GIT, error=EngineError("'git' does not exist here"))
+    assert epoch_of("here", [], {}, no_git).origin == "there is no git here"
+
+
+@pytest.mark.parametrize(
+    "text", ["abc", "-5", "1.5", " 1", "1\n", "0x10", "\u0661", "253402300800", "1" * 13]
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="environment SOURCE_DATE_EPOCH") as caught:
+        given_epoch([], {"SOURCE_DATE_EPOCH": text})
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="--build-arg SOURCE_DATE_EPOCH"):
+        given_epoch([f"SOURCE_DATE_EPOCH={text}"], {})
+
+
+@pytest.mark.parametrize("text", ["0", "1700000000", "253402300799"])
+def test_every_time_that_json_can_hold_is_taken(text: str) -> None:
+    epoch = given_epoch([], {"SOURCE_DATE_EPOCH": text})
+    assert epoch is not None
+    assert epoch.seconds == int(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("type=oci,dest=x", "type=oci,dest=x,rewrite-timestamp=true"),
+        ("type=docker,dest=x", "type=docker,dest=x,rewrite-timestamp=true"),
+        ("type=image,push=true", "type=image,push=true,rewrite-timestamp=true"),
+        ("type=registry", "type=registry,rewrite-timestamp=true"),
+        ("type=local,dest=x", "type=local,dest=x"),
+        ("type=tar,dest=x", "type=tar,dest=x"),
+        ("type=oci,dest=x,rewrite-timestamp=false", "type=oci,dest=x,rewrite-timestamp=false"),
+    ],
+)
+def test_times_are_rewritten_in_every_output_that_has_layers(given: str, made: str) -> None:
+    assert [str(output) for output in rewriting([OutputSpec.parse(given)])] == [made]
+
+
+@pytest.mark.parametrize("text", ["type=registry", "type=image,name=x", "type=docker"])
+def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> None:
+    with pytest.raises(UsageError, match="cannot rewrite times"):
+        check_rewriting([OutputSpec.parse(text)], "docker")
+    check_rewriting([OutputSpec.parse(text)], "docker-container")
+
+
+@pytest.mark.parametrize(
+    "text", ["type=oci,dest=x", "type=docker,dest=x", "type=local,dest=x", "type=tar,dest=x"]
+)
+def test_it_can_in_what_it_sends(text: str) -> None:
+    check_rewriting([OutputSpec.parse(text)], "docker")
