@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from buildkit_tasks.oci.blobs import Source
-    from buildkit_tasks.oci.model import Descriptor
+    from buildkit_tasks.oci.model import Descriptor, Digest
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.oci.registry.uploads import Uploads
+    from buildkit_tasks.platforms import Platform
 
-__all__ = ["NamedTag", "name", "send"]
+__all__ = ["Joined", "NamedTag", "join", "merge", "name", "send"]
 
 _JOBS = 4  # uploads at once: as many as a registry gladly takes from one
 
@@ -78,6 +79,74 @@ def name(
         raise
     except BuildkitTasksError as error:
         raise RegistryError(f"{error.message}; {naming.account()}", hint=error.hint) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """An index that was made of parts: its descriptor, its bytes, and whose manifests it lists."""
+
+    root: Descriptor
+    data: bytes = field(repr=False)
+    platforms: tuple[tuple[Platform, Digest], ...]
+
+
+def join(
+    parts: Sequence[Reference], expected: Sequence[Platform] = (), *, access: Access | None = None
+) -> Joined:
+    """Make one index of parts, each an image of one platform by its digest; nothing is put anywhere.
+
+    A part is a manifest, or an index with the attestations of its one image. Raises
+    :class:`CheckFailed` that names a platform that is there twice, is missing or is not expected.
+    """
+    from buildkit_tasks.oci.merge import merged  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest  # noqa: PLC0415
+    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415
+    from buildkit_tasks.oci.single import read_part  # noqa: PLC0415
+
+    found = []
+    for part in parts:
+        _check_part(part)
+        with open_registry(str(replace(part, tag="")), access=access) as source:
+            found.append(read_part(source, str(part)))
+    data = merged(found, expected)
+    digests = {part.platform: Digest(part.image["digest"]) for part in found}
+    return Joined(
+        root=Descriptor(media_type=OCI_INDEX, digest=Digest.of(data), size=len(data)),
+        data=data,
+        platforms=tuple((platform, digests[platform]) for platform in expected or digests),
+    )
+
+
+def merge(
+    parts: Sequence[Reference],
+    into: Reference,
+    expected: Sequence[Platform] = (),
+    *,
+    access: Access | None = None,
+    jobs: int = _JOBS,
+) -> Joined:
+    """Put the index that :func:`join` makes of the parts into a repository, by its digest; never a tag.
+
+    Parts of other repositories are sent there first. ``into``'s own tag is not looked at.
+    """
+    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a listing
+    from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415
+
+    joined = join(parts, expected, access=access)
+    for part in parts:
+        if part.name != into.name:
+            with open_registry(str(replace(part, tag="")), access=access) as source:
+                send(source, into, access=access, jobs=jobs)
+    with open_uploads(into, access=access) as uploads:
+        uploads.put_manifest(joined.data, joined.root, str(joined.root.digest))
+    return joined
+
+
+def _check_part(part: Reference) -> None:
+    if part.digest is None:
+        raise UsageError(
+            f"the part {part} has no digest: what it names may change", hint="write it as REPO@sha256:..."
+        )
 
 
 def _check(at: Reference, tags: Sequence[Reference]) -> None:

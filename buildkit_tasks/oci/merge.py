@@ -1,0 +1,106 @@
+"""Images of one platform each, put together as one index: values in, bytes out.
+
+OCI image specification v1.1, "Image Index". What CI builds on one machine per platform, and pushes by
+digest, becomes one image; no byte of the parts changes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from buildkit_tasks.errors import CheckFailed, MalformedImage
+from buildkit_tasks.oci.model import OCI_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from buildkit_tasks.platforms import Platform
+
+__all__ = ["Part", "merged"]
+
+_REFERENCE_DIGEST = "vnd.docker.reference.digest"
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One platform's image: its index entry as JSON, and those of what is said about it.
+
+    ``name`` is how it is called in messages. ``annotations`` are those of the index that it came in.
+    """
+
+    name: str
+    platform: Platform
+    image: Entry
+    attestations: tuple[Entry, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+def merged(parts: Sequence[Part], expected: Sequence[Platform] = ()) -> bytes:
+    """The bytes of the index of these parts: images in the order of ``expected``, then attestations.
+
+    Without ``expected`` the order is that of the parts. What all parts' own indexes say of themselves
+    (annotations) this one says too. The same parts give the same bytes. Raises :class:`CheckFailed` for
+    a platform that is there twice, is missing or is not expected, :class:`MalformedImage` for an
+    attestation about something else.
+    """
+    _check_platforms(parts, expected)
+    for part in parts:
+        _check_attestations(part)
+    order = [*expected] or [part.platform for part in parts]
+    ordered = sorted(parts, key=lambda part: order.index(part.platform))
+    entries = [part.image for part in ordered]
+    entries += [attestation for part in ordered for attestation in part.attestations]
+    document: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    annotations = _agreed([part.annotations for part in parts])
+    if annotations:
+        document["annotations"] = annotations
+    return json.dumps(document, indent=2, ensure_ascii=False).encode()
+
+
+def _check_platforms(parts: Sequence[Part], expected: Sequence[Platform]) -> None:
+    if not parts:
+        raise CheckFailed("there is no part to be merged", hint="name parts with --part or --parts-file")
+    found: dict[Platform, Part] = {}
+    for part in parts:
+        if part.platform in found:
+            names = f"{found[part.platform].name} and {part.name}"
+            raise CheckFailed(f"two parts are for this platform: {names}", platform=part.platform)
+        found[part.platform] = part
+    wrong = list(_differences(found, expected)) if expected else []
+    if wrong:
+        raise CheckFailed(
+            f"the parts are not the {len(set(expected))} platforms that are expected: {'; '.join(wrong)}",
+            hint="build what is missing with --push-by-digest, or say what is expected with --platform",
+        )
+
+
+def _differences(found: Mapping[Platform, Part], expected: Sequence[Platform]) -> Iterator[str]:
+    yield from (f"no part is for {platform}" for platform in dict.fromkeys(expected) if platform not in found)
+    yield from (
+        f"{part.name} is for {platform}" for platform, part in found.items() if platform not in expected
+    )
+
+
+def _check_attestations(part: Part) -> None:
+    """BuildKit's attestations name the manifest that they are about (its attestation storage document)."""
+    for entry in part.attestations:
+        about = str((entry.get("annotations") or {}).get(_REFERENCE_DIGEST, part.image["digest"]))
+        if about != part.image["digest"]:
+            raise MalformedImage(
+                f"{part.name}: the attestation {entry['digest']} is about {about[:160]}, not about its image",
+                platform=part.platform,
+            )
+
+
+def _agreed(all_annotations: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What every part says alike, in the order of its keys."""
+    first = all_annotations[0]
+    return {
+        key: first[key]
+        for key in sorted(first)
+        if all(each.get(key) == first[key] for each in all_annotations)
+    }
