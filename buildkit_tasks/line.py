@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.build import Build, check_capabilities
-from buildkit_tasks.builder import Builders, require_index
+from buildkit_tasks.builder import ELSEWHERE, Builders, prove, require_index
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
-from buildkit_tasks.engine import Engine, ensure_engine, existing_engine
+from buildkit_tasks.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
@@ -64,22 +64,46 @@ class Line:
         return ensure_engine(self.settings, self.run, self.tell)
 
     @cached_property
+    def clients(self) -> Engine:
+        """The engine whose client programs drive the builder; none is needed for a BuildKit elsewhere."""
+        if self.settings.driver in ELSEWHERE:
+            return ensure_clients(self.settings, self.run, self.tell)
+        return self.engine
+
+    @cached_property
     def emulators(self) -> Emulators:
         """The emulators of that engine."""
         return Emulators(engine=self.engine, settings=self.settings, run=self.run, tell=self.tell)
 
-    def setup(self, *, recreate: bool = False) -> SetupReport:
+    def under(self, settings: Settings) -> Line:
+        """A line of the same engine, which is not asked again, for other settings."""
+        other = replace(self, settings=settings)
+        vars(other)["engine"] = self.engine
+        return other
+
+    def setup(self, *, recreate: bool = False, keep_state: bool = False) -> SetupReport:
         """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
         platforms = self.platforms
-        rows = self.emulators.ensure(platforms, recreate=recreate)
+        rows = () if self._elsewhere else self.emulators.ensure(platforms, recreate=recreate)
         builder = self.builders.ensure(
-            platforms, lambda: registry_answers(self.engine.mirrors), recreate=recreate
+            platforms,
+            lambda: registry_answers(self.clients.mirrors),
+            recreate=recreate,
+            keep_state=keep_state,
         )
         if len(platforms) > 1:
-            require_index(builder, self.engine)
-        node = builder.nodes[0].name if builder.nodes else ""
-        named = tuple(replace(row, node=node) for row in with_versions(rows, self.run))
-        return SetupReport(engine=self.engine.summary, builder=builder, platforms=named)
+            require_index(builder, self.clients)
+        if self._elsewhere or len(builder.nodes) > 1:
+            rows = prove(builder, platforms, self.clients, self.run)
+        else:
+            node = builder.nodes[0].name if builder.nodes else ""
+            rows = tuple(replace(row, node=node) for row in with_versions(rows, self.run))
+        return SetupReport(engine=self.clients.summary, builder=builder, platforms=rows)
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether the builder's emulators are other machines' affair."""
+        return self.settings.driver in ELSEWHERE
 
     def build(self, request: BuildRequest) -> BuildResult:
         """Build on what is there, or is made ready; remembers the image for the next steps."""
@@ -87,15 +111,16 @@ class Line:
         request = with_epoch(request, self.run, self.tell)
         with ThreadPoolExecutor(max_workers=1) as pool:
             # Asked while the probes run: the answer may take seconds.
-            answers = pool.submit(registry_answers, self.engine.mirrors).result
-            rows = self.emulators.ensure(request.platforms)
-            if not self.run.dry_run:
-                require_emulators(rows)
+            answers = pool.submit(registry_answers, self.clients.mirrors).result
+            if not self._elsewhere and not self.settings.nodes:
+                rows = self.emulators.ensure(request.platforms)
+                if not self.run.dry_run:
+                    require_emulators(rows)
             builder = self.builders.ensure(request.platforms, answers)
-            check_capabilities(request, self.engine, builder)
+            check_capabilities(request, self.clients, builder)
             plan = self._plan_bases(request, builder, answers)
         job = Build(
-            request=request, engine=self.engine, builder=builder, plan=plan, run=self.run, tell=self.tell
+            request=request, engine=self.clients, builder=builder, plan=plan, run=self.run, tell=self.tell
         )
         result = job.result()
         if not self.run.dry_run:
@@ -168,7 +193,7 @@ class Line:
         """
         here = Emulators.here(self.settings, self.run, self.tell)
         removed = [f"handler {name}" for name in here.table.remove_ours()]
-        engine = existing_engine(self.settings, self.run)
+        engine = self.clients if self._elsewhere else existing_engine(self.settings, self.run)
         if isinstance(engine, Engine):
             builders = Builders(engine=engine, settings=self.settings, run=self.run, tell=self.tell)
             if builders.remove(self.settings.name, keep_state=keep_state):
@@ -183,13 +208,13 @@ class Line:
     @cached_property
     def builders(self) -> Builders:
         """The builders of that engine."""
-        return Builders(engine=self.engine, settings=self.settings, run=self.run, tell=self.tell)
+        return Builders(engine=self.clients, settings=self.settings, run=self.run, tell=self.tell)
 
     def _plan_bases(
         self, request: BuildRequest, builder: BuilderSummary, answers: Callable[[], bool]
     ) -> BasePlan:
         stand_ins = StandIns(
-            engine=self.engine, builder=builder.name, settings=self.settings, run=self.run, tell=self.tell
+            engine=self.clients, builder=builder.name, settings=self.settings, run=self.run, tell=self.tell
         )
         bases = read_request_bases(request)
         return plan_bases(bases, self.settings.bases, answers, stand_ins, request.platforms)

@@ -5,16 +5,22 @@ from __future__ import annotations
 from buildkit_tasks.edge import Option
 
 __all__ = [
+    "ARCHIVE",
+    "BAKE",
     "BUILD",
     "CACHE_STATE",
     "ENVIRONMENT",
     "HOSTS",
     "IMAGE",
+    "IMAGES",
+    "NO_VERIFY",
+    "PARTS",
     "PLATFORM",
     "RECREATE",
     "REPORT",
     "RUN",
     "SETUP",
+    "TAG",
     "VERIFY",
 ]
 
@@ -37,6 +43,18 @@ IMAGE = Option(
     "docker-archive:FILE, dir:DIR or a path (default: built last here)",
     positional=True,
 )
+ARCHIVE = Option(
+    name="archive",
+    help="oci-archive:FILE, oci:DIR, any other image, or a path (default: built last here)",
+    positional=True,
+)
+PARTS = (
+    _list("part", "an image of one platform that was pushed by digest, REPO@sha256:..."),
+    _list("parts_file", "a file with one REPO@sha256:... a line, or what build-multiarch --json printed"),
+)
+NO_VERIFY = _flag("no_verify", "name it without proof: neither verified nor run before")
+IMAGES = _list("image", "build, verify and run only this image of the settings, by its name")
+BAKE = _text("bake", "build, verify and run the targets of this bake file: HCL, JSON or compose")
 PLATFORM = _list("platform", "a platform such as linux/arm/v7, or several with commas", setting="platforms")
 REPORT = _list("report", "write the report to a file: .json, .xml (JUnit), .md, .html or .svg")
 RECREATE = _flag("recreate", "make the builder anew, and replace handlers that do not work")
@@ -65,20 +83,34 @@ ENVIRONMENT = (
     ),
 )
 
+FALLBACK = _text(
+    "fallback", "emulate: other nodes take over from one that does not answer", setting="fallback"
+)
+
 SETUP = (
     _text("name", "the builder's name (default multi-platform-builder)", setting="name"),
-    _text("driver", "auto, docker-container or docker", setting="driver"),
+    _text("driver", "auto, docker-container, docker, remote or kubernetes", setting="driver"),
     _list("driver_opt", "an option of the builder's driver, NAME=VALUE", setting="driver_opt"),
+    _list(
+        "node",
+        "a node of the builder: name=NAME,endpoint=PLACE,platform=linux/arm64,ca=FILE,cert=FILE,key=FILE",
+        setting="nodes",
+    ),
+    FALLBACK,
+    _text("buildkitd_config", "a buildkitd.toml for the builder's BuildKit", setting="buildkitd_config"),
+    _list("mirror", "a mirror of Docker Hub, https://HOST", setting="mirrors"),
     PLATFORM,
     *ENVIRONMENT,
+)
+
+TAG = _list(
+    "tag", "a name for the image, REGISTRY/NAME:TAG, or several with commas", setting="tags", short="t"
 )
 
 BUILD = (
     _text("context", "the build context: a folder or a URL (default: this folder)", setting="context"),
     _text("file", "the Dockerfile (default: Dockerfile in the context)", setting="file", short="f"),
-    _list(
-        "tag", "a name for the image, REGISTRY/NAME:TAG, or several with commas", setting="tags", short="t"
-    ),
+    TAG,
     _list(
         "output",
         "where it goes, as for buildx: type=oci,dest=FILE (default: an OCI archive in dist/)",
@@ -86,7 +118,7 @@ BUILD = (
     ),
     _flag("push", "push it to the registries of its tags"),
     _flag("load", "load it into the engine's image store"),
-    _text("target", "the stage to build", setting="target"),
+    _list("target", "the stage to build; with --bake a target or group of the file", setting="target"),
     _list("build_arg", "NAME=VALUE for an ARG", setting="build_args"),
     _list("build_context", "another context, NAME=PLACE"),
     _list("cache_from", "where cache is imported from, each platform from a scope of its own as well"),
@@ -105,6 +137,7 @@ BUILD = (
     _text("progress", "auto, plain, tty, quiet or rawjson", setting="progress"),
     _text("metadata_file", "also write buildx's metadata to this file"),
     _text("builder", "the builder to use", setting="name"),
+    FALLBACK,
     _text("bases", "auto, registry (never stand-ins) or standin", setting="bases"),
 )
 

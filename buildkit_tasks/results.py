@@ -21,6 +21,8 @@ __all__ = [
     "Check",
     "EmulatorSummary",
     "EngineSummary",
+    "ImageReport",
+    "ImagesReport",
     "MatrixReport",
     "NamedTag",
     "NodeSummary",
@@ -28,6 +30,7 @@ __all__ = [
     "Output",
     "PlatformSetup",
     "PlatformVerdict",
+    "PushResult",
     "Report",
     "RunReport",
     "RunResult",
@@ -161,12 +164,21 @@ class EngineSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSummary:
-    """One node of a builder, the platforms that it says it builds, and its driver's options."""
+    """One node of a builder: the platforms that it builds, and its driver's options.
+
+    ``native`` is the platform of its machine, where that is known; ``fixed`` the platforms that are
+    built there and nowhere else; ``status`` and ``error`` are buildx's words.
+    """
 
     name: str
     endpoint: str
+    status: str = ""
+    version: str = ""
+    native: str = ""
     platforms: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     driver_opt: tuple[str, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +261,27 @@ class NamedTag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PushResult:
+    """What a push named, once its digest was proved; a proof that was not asked for is None.
+
+    ``seconds`` is wall time. Where a proof failed, no tag was named.
+    """
+
+    digest: str
+    tags: tuple[NamedTag, ...]
+    platforms: tuple[BuiltPlatform, ...]
+    verify: VerifyReport | None = None
+    run: RunReport | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every proof that was made held, and the digest has its names."""
+        proofs = (self.verify, self.run)
+        return bool(self.tags) and all(proof.ok for proof in proofs if proof is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixReport:
     """The whole line, as far as it got; a step that was not reached is None."""
 
@@ -268,7 +301,45 @@ class MatrixReport:
         return self.run.ok and sets == {frozenset(row.platform for row in self.run.results)}
 
 
-Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageReport:
+    """One of several images, as far as it got; a step that was not reached is None."""
+
+    name: str
+    build: BuildResult | None = None
+    verify: VerifyReport | None = None
+    run: RunReport | None = None
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was built, held and ran, each for the same platforms."""
+        if self.error or self.build is None or self.verify is None or self.run is None:
+            return False
+        sets = {frozenset(row.platform for row in step.platforms) for step in (self.build, self.verify)}
+        ran = frozenset(row.platform for row in self.run.results)
+        return self.build.ok and self.verify.ok and self.run.ok and sets == {ran}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesReport:
+    """Several images, each by itself; ``setup`` is None where it was not asked for.
+
+    With an ``error`` there was none to begin with.
+    """
+
+    setup: SetupReport | None = None
+    images: tuple[ImageReport, ...] = ()
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image holds, and there was one."""
+        ready = self.setup is None or self.setup.ok
+        return ready and not self.error and bool(self.images) and all(image.ok for image in self.images)
+
+
+Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport | ImagesReport | PushResult
 
 
 _UNTOLD = ("warning", "limited")  # fields that are no keys: the message says the same in words

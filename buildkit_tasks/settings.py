@@ -62,12 +62,21 @@ class Settings:
     ``timeout`` is the seconds that one guest may run, ``jobs`` how many run at once (0: two for
     each processor), ``cache`` the folder for the private engine, packages, bases and unpacked
     roots, of which ``root_cache`` megabytes are kept. ``cpu`` is max, floor, both or a model.
+    A builder's BuildKit does ``parallelism`` steps at once and keeps ``builder_cache`` megabytes (0:
+    its own default); ``allow`` are the entitlements that it may give to builds.
     """
 
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
     name: str = "multi-platform-builder"
     driver: str = "auto"
     driver_opt: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    fallback: str = "none"
+    buildkitd_config: str = ""
+    plain_http: tuple[str, ...] = ()
+    parallelism: int = 0
+    builder_cache: int = 0
+    allow: tuple[str, ...] = ()
     engine: str = "auto"
     emulators: str = "auto"
     bases: str = "auto"

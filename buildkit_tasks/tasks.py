@@ -6,28 +6,38 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.edge import Edge, collection, job
 from buildkit_tasks.options import (
+    ARCHIVE,
+    BAKE,
     BUILD,
     CACHE_STATE,
     ENVIRONMENT,
     HOSTS,
     IMAGE,
+    IMAGES,
+    NO_VERIFY,
+    PARTS,
     PLATFORM,
     RECREATE,
     REPORT,
     RUN,
     SETUP,
+    TAG,
     VERIFY,
 )
 
 if TYPE_CHECKING:
+    from buildkit_tasks.releases import Release, Releases
     from buildkit_tasks.request import BuildRequest
     from buildkit_tasks.results import RunReport, VerifyReport
+    from buildkit_tasks.wanted import Choice
 
 __all__ = [
     "arch_matrix",
     "build_multiarch",
     "doctor",
+    "merge_multiarch",
     "ns",
+    "push_multiarch",
     "remove_builder",
     "run_emulated",
     "setup_builder",
@@ -38,16 +48,23 @@ __all__ = [
 _ENVIRONMENT, _LIMIT, _TIMEOUT = 3, 5, 124
 
 
-@job(*SETUP, RECREATE, REPORT)
+@job(*SETUP, RECREATE, CACHE_STATE, REPORT)
 def setup_builder(edge: Edge) -> None:
     """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
-    edge.show(edge.line.setup(recreate=edge.options["recreate"]), code=_ENVIRONMENT)
+    recreate, keep_state = edge.options["recreate"], edge.options["keep_state"]
+    edge.show(edge.line.setup(recreate=recreate, keep_state=keep_state), code=_ENVIRONMENT)
 
 
-@job(*BUILD, PLATFORM, *ENVIRONMENT, REPORT)
+@job(*BUILD, IMAGES, BAKE, PLATFORM, *ENVIRONMENT, REPORT)
 def build_multiarch(edge: Edge) -> None:
-    """Build one image for many platforms; with no output named, as an OCI archive in dist/."""
-    edge.show(edge.line.build(_request(edge)))
+    """Build one image for many platforms; with no output named, as an OCI archive in dist/.
+
+    Several images, of the settings or of a bake file, are verified and run as well.
+    """
+    if _has_several(edge):
+        _show_several(edge)
+    else:
+        edge.show(edge.line.build(_request(edge)))
 
 
 @job(IMAGE, PLATFORM, *VERIFY, *HOSTS, REPORT)
@@ -80,15 +97,47 @@ def run_emulated(edge: Edge) -> None:
     edge.show(report, code=_run_code(report))
 
 
-@job(*SETUP, *(option for option in BUILD if option.name != "builder"), *VERIFY, *RUN, REPORT)
+@job(*SETUP, *(option for option in BUILD if option.name not in ("builder", "fallback")), IMAGES, BAKE, *VERIFY, *RUN, REPORT)
 def arch_matrix(edge: Edge) -> None:
     """Set up, build, verify and run for every platform: one row for each."""
+    if _has_several(edge):
+        _show_several(edge, setup=True)
+        return
     with edge.watching() as watch:
         report, error = edge.line.matrix(_request(edge), watch)
     code = 1 if report.run is None else _run_code(report.run)
     edge.show(report, code=error.exit_code if error else code)
     if error:
         edge.tell(f"error: {error}")
+
+
+@job(ARCHIVE, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
+def push_multiarch(edge: Edge) -> None:
+    """Send a built image to a registry, byte for byte: by digest first, its tags once it is proved."""
+    releases, release = _release(edge)
+    if edge.dry_run:
+        plan = releases.plan_push(edge.options["archive"], release)
+        edge.say(plan.document(), plan.text())
+        return
+    with edge.watching() as watch:
+        result = releases.push(edge.options["archive"], release, watch)
+    edge.show(result)
+
+
+@job(*PARTS, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
+def merge_multiarch(edge: Edge) -> None:
+    """Make one image of parts that were pushed by digest, and name it once it is proved."""
+    from buildkit_tasks.releases import read_parts  # noqa: PLC0415 - nothing is imported for a listing
+
+    releases, release = _release(edge)
+    parts = read_parts(edge.options["part"], edge.options["parts_file"])
+    if edge.dry_run:
+        plan = releases.plan_merge(parts, release)
+        edge.say(plan.document(), plan.text())
+        return
+    with edge.watching() as watch:
+        result = releases.merge(parts, release, watch)
+    edge.show(result)
 
 
 @job(PLATFORM, *ENVIRONMENT)
@@ -120,8 +169,58 @@ def stop_engine(edge: Edge) -> None:
     edge.say({"ok": True, "stopped": stopped}, done if stopped else "no private engine was running")
 
 
+def _has_several(edge: Edge) -> bool:
+    """Whether images are wanted by their names: those of the settings or of a bake file."""
+    return bool(edge.options["bake"] or edge.options["image"] or edge.settings.images)
+
+
+def _show_several(edge: Edge, *, setup: bool = False) -> None:
+    """Each image's build, verification and runs; the exit code is 1 if any check or build failed."""
+    from buildkit_tasks.several import several  # noqa: PLC0415 - nothing is imported for a listing
+
+    with several(edge.line, _choice(edge)) as images:
+        report, errors = images.report(setup=setup)
+    codes = {error.exit_code for error in errors}
+    codes |= {_verify_code(row.verify) for row in report.images if row.verify and not row.verify.ok}
+    codes |= {_run_code(row.run) for row in report.images if row.run and not row.run.ok}
+    edge.show(report, code=1 if 1 in codes else max(codes, default=1))
+
+
+def _choice(edge: Edge) -> Choice:
+    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
+    from buildkit_tasks.wanted import Choice  # noqa: PLC0415
+
+    bake = edge.options["bake"]
+    if bake and edge.options["image"]:
+        raise UsageError(
+            "--image is for the images of the settings", hint="--target names those of a bake file"
+        )
+    words = ",".join(edge.options["target" if bake else "image"])
+    names = tuple(word.strip() for word in words.split(",") if word.strip())
+    return Choice(names=names, bake=bake, options=_options(edge))
+
+
+def _release(edge: Edge) -> tuple[Releases, Release]:
+    """What releases, and the release that the settings and options describe."""
+    from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
+    from buildkit_tasks.releases import Release, Releases  # noqa: PLC0415
+    from buildkit_tasks.runs import Runs  # noqa: PLC0415
+
+    settings, images = edge.settings, Images(settings=edge.settings, run=edge.run)
+    runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=lambda: edge.line)
+    expected = parse_platforms(settings.platforms) if settings.given("platforms") else ()
+    release = Release.of(settings.tags, expected, proved=not edge.options["no_verify"])
+    return Releases(images=images, runs=runs), release
+
+
 def _request(edge: Edge) -> BuildRequest:
     """The build request: options that are no settings, joined with those that are."""
+    return edge.line.request(**_options(edge))
+
+
+def _options(edge: Edge) -> dict[str, Any]:
+    """The options of a build that are no settings, by the names of the request."""
     from buildkit_tasks.outputs import OutputSpec  # noqa: PLC0415
 
     given = edge.options
@@ -154,7 +253,7 @@ def _request(edge: Edge) -> BuildRequest:
             "metadata_file",
         )
     }
-    return edge.line.request(outputs=tuple(outputs), **lists, **plain)
+    return {"outputs": tuple(outputs), **lists, **plain}
 
 
 def _verify_code(report: VerifyReport) -> int:
@@ -176,6 +275,8 @@ ns = collection(
     verify_arch,
     run_emulated,
     arch_matrix,
+    push_multiarch,
+    merge_multiarch,
     doctor,
     remove_builder,
     stop_engine,

@@ -31,7 +31,8 @@ __all__ = [
 BUILDER_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar
 _IMAGE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # it is a file's name in dist/ as well
 _CHOICES = {
-    "driver": ("auto", "docker-container", "docker"),
+    "driver": ("auto", "docker-container", "docker", "remote", "kubernetes"),
+    "fallback": ("none", "emulate"),
     "engine": ("auto", "system", "private"),
     "emulators": ("auto", "host", "image", "none"),
     "bases": ("auto", "registry", "standin"),
@@ -49,6 +50,7 @@ _GRAMMARS = {
     ),
 }
 _SPLIT = ("platforms", "tags")  # whose items never hold a comma: each may be several
+_BLANKS = ("nodes",)  # whose items hold commas: where they are one text, blanks part them
 _KINDS = {tuple: "a list", str: "text", int: "a whole number, 0 or more", float: "a number, 0 or more"}
 
 
@@ -153,6 +155,8 @@ def _check_expectation(pattern: str, label: str) -> None:
 
 def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
     """The raw value as the type of the key's default, or an error that names where it stands."""
+    if key in _BLANKS and isinstance(raw, str):
+        raw = raw.split()
     try:
         value = _converted(raw, default)
         if key in _SPLIT:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.engine.daemon import Engine, docker_tools, find_system_engine, installed_tools
+from buildkit_tasks.engine.daemon import (
+    Engine,
+    docker_tools,
+    find_system_engine,
+    installed_tools,
+    tools_alone,
+)
 from buildkit_tasks.errors import EngineError
 
 if TYPE_CHECKING:
@@ -12,7 +18,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.debian import Tell
     from buildkit_tasks.settings import Settings
 
-__all__ = ["Engine", "ensure_engine", "existing_engine"]
+__all__ = ["Engine", "ensure_clients", "ensure_engine", "existing_engine"]
 
 
 def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
@@ -31,6 +37,12 @@ def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
     from buildkit_tasks.engine.private import ensure_private_engine  # noqa: PLC0415 - often not needed
 
     return ensure_private_engine(settings, run, tell)
+
+
+def ensure_clients(settings: Settings, run: Runner, tell: Tell) -> Engine:
+    """The user's engine, or its client programs alone: no daemon is started for a BuildKit elsewhere."""
+    found = find_system_engine(lambda: docker_tools(settings, run, tell), run)
+    return found if isinstance(found, Engine) else tools_alone(settings, run, tell)
 
 
 def existing_engine(settings: Settings, run: Runner) -> Engine | str:

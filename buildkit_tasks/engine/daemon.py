@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.debian import Packages, Tell, provision
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
-from buildkit_tasks.platforms import Platform, platform_of_uname
+from buildkit_tasks.platforms import Platform, native_platform, platform_of_uname
 from buildkit_tasks.results import EngineSummary
 from buildkit_tasks.settings import Settings, cache_folder
 
@@ -31,6 +31,7 @@ __all__ = [
     "find_system_engine",
     "installed_tools",
     "listens",
+    "tools_alone",
 ]
 
 _ANSWER_SECONDS = 30.0  # row 55: an engine that says nothing for this long has stopped answering
@@ -117,6 +118,19 @@ def describe_engine(kind: str, endpoint: str, tools: Tools, env: Mapping[str, st
         tools=tools,
         mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
         env=env,
+    )
+
+
+def tools_alone(settings: Settings, run: Runner, tell: Tell) -> Engine:
+    """The client programs without any daemon, for builders whose BuildKit runs elsewhere."""
+    return Engine(
+        kind="none",
+        endpoint="",
+        version="none",
+        store="none",
+        native=native_platform(),
+        local=False,
+        tools=docker_tools(settings, run, tell),
     )
 
 

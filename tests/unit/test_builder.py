@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.builder import Builders, _parse, require_index
+from buildkit_tasks.builder import Builders, require_index
+from buildkit_tasks.builder.found import parse_inspect
 from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
@@ -62,13 +64,28 @@ PLATFORMS = parse_platforms(["linux/amd64", "linux/arm64"])
 
 
 def described(
-    driver: str = "docker-container", platforms: str = "linux/amd64*, linux/arm64", **more: str
+    driver: str = "docker-container", platforms: str = "linux/amd64, linux/arm64", **more: str
 ) -> str:
     options = "".join(f"{key.replace('_', ' ').title()}: {value}\n" for key, value in more.items())
     return (
         f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: {NAME}0\nEndpoint: unix:///x\n"
-        f"{options}Platforms: {platforms}\n"
+        f"Status: running\n{options}Platforms: {platforms}\n"
     )
+
+
+def recorded(text: str) -> dict[str, Any]:
+    """What buildx's store has of a builder that it describes so; a starred platform is a fixed one."""
+    found = parse_inspect(text)
+    lines = [line for line in text.splitlines() if line.startswith("Platforms:")]
+    nodes = []
+    for node, line in zip(found.nodes, lines, strict=True):
+        fixed = [name.strip(" *") for name in line.partition(":")[2].split(",") if "*" in name]
+        keys = ("os", "architecture", "variant")
+        stated = [dict(zip(keys, name.split("/"), strict=False)) for name in fixed]
+        options = dict(option.split("=", 1) for option in node.driver_opt)
+        named = {"Name": node.name, "Endpoint": node.endpoint}
+        nodes.append({**named, "Platforms": stated, "DriverOpts": options})
+    return {"Name": found.name, "Driver": found.driver, "Nodes": nodes}
 
 
 class Bench:
@@ -96,7 +113,7 @@ class Bench:
 
     def holds(self, text: str, name: str = NAME) -> None:
         """Let buildx's store have a builder."""
-        (self.store / name).touch()
+        (self.store / name).write_text(json.dumps(recorded(text)), encoding="utf-8")
         self.run.tell(f"docker buildx inspect {name}", stdout=text)
 
     def makes(self, text: str, **answer: Any) -> None:
@@ -130,29 +147,35 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_a_builder_of_several_nodes_is_read_whole() -> None:
-    assert _parse(TWO_NODES) == BuilderSummary(
+    assert parse_inspect(TWO_NODES) == BuilderSummary(
         name="two",
         driver="docker-container",
         nodes=(
             NodeSummary(
                 name="n1",
                 endpoint="unix:///run/one/docker.sock",
+                status="inactive",
                 platforms=("linux/amd64", "linux/arm64"),
                 driver_opt=("image=my/buildkit:1", "network=host"),
             ),
-            NodeSummary(name="n2", endpoint="unix:///run/two/docker.sock", platforms=("linux/s390x",)),
+            NodeSummary(
+                name="n2",
+                endpoint="unix:///run/two/docker.sock",
+                status="inactive",
+                platforms=("linux/s390x",),
+            ),
         ),
     )
 
 
 def test_an_engines_own_builder_is_read_without_its_labels_and_policies() -> None:
-    found = _parse(ENGINES_OWN)
+    found = parse_inspect(ENGINES_OWN)
     assert (found.name, found.driver, len(found.nodes)) == ("default", "docker", 1)
     assert found.nodes[0].platforms[-2:] == ("linux/arm/v7", "linux/arm/v6")
 
 
 def test_a_builder_that_is_not_running_offers_nothing() -> None:
-    found = _parse("Name: x\nDriver: docker-container\n\nNodes:\nName: x0\nEndpoint: y\nPlatforms:\n")
+    found = parse_inspect("Name: x\nDriver: docker-container\n\nNodes:\nName: x0\nEndpoint: y\nPlatforms:\n")
     assert found.nodes == (NodeSummary(name="x0", endpoint="y"),)
 
 
@@ -200,7 +223,7 @@ def test_driver_options_reach_buildx_and_name_the_image(tmp_path: Path, options:
     bench.makes(described())
     assert bench.ensure().reason == "its image mine:1 is here"
     (made,) = bench.run.asked("* create *")
-    assert made.argv[5:-1] == tuple(f"--driver-opt={option}" for option in options)
+    assert made.argv[5:-1] == ("--driver-opt=image=mine:1", "--driver-opt=network=host")
 
 
 def test_what_is_there_and_fits_is_used_as_it_is(bench: Bench) -> None:
@@ -226,7 +249,7 @@ def test_row_13_other_driver_options_are_shown_with_what_mends_it(tmp_path: Path
         bench.ensure()
     assert caught.value.message == (
         f"builder '{NAME}' has the driver options image=a, network=host, "
-        "and network=host, image=b are asked for"
+        "and image=b, network=host are asked for"
     )
     assert caught.value.hint == "inv setup-builder --recreate"
 
@@ -255,7 +278,7 @@ def test_recreate_never_removes_the_engines_own(tmp_path: Path) -> None:
 
 
 def test_a_running_builder_is_started_again_when_it_lacks_a_platform(bench: Bench) -> None:
-    bench.holds(described(platforms="linux/amd64*"))
+    bench.holds(described(platforms="linux/amd64"))
     bench.run.tell("docker buildx stop *")
     bench.run.tell("docker buildx inspect --bootstrap *", effect=lambda *_: bench.holds(described()))
     found = bench.ensure()
@@ -301,19 +324,18 @@ def test_a_builder_that_the_store_does_not_have_is_not_asked_for(bench: Bench) -
 
 
 def test_a_builder_that_went_away_meanwhile_is_none(bench: Bench) -> None:
-    (bench.store / NAME).touch()
+    bench.holds(described())
     said = f'ERROR: no builder "{NAME}" found\n'
     bench.run.tell("docker buildx inspect *", returncode=1, stderr=said)
     assert bench.builders.find(NAME) is None
 
 
 def test_row_15_a_store_that_cannot_be_read_is_no_missing_builder(bench: Bench) -> None:
-    (bench.store / NAME).touch()
-    said = "ERROR: unexpected end of JSON input\n"
-    bench.run.tell("docker buildx inspect *", returncode=1, stderr=said)
-    with pytest.raises(BuilderError, match="unexpected end of JSON input") as caught:
+    (bench.store / NAME).write_text('{"Name": "x", "Nodes": [', encoding="utf-8")
+    with pytest.raises(BuilderError, match="cannot be read") as caught:
         bench.ensure()
-    assert str(bench.store / NAME) in str(caught.value)
+    assert str(bench.store / NAME) in caught.value.message
+    assert bench.run.calls == []
 
 
 @pytest.mark.parametrize("name", ["--privileged", "", "-x", "a b", "x\n", "a/b", "../x", "1x"])

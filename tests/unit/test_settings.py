@@ -188,7 +188,7 @@ BAD: list[tuple[str, str]] = [
     ("platforms = [3]", "platforms = [3] is not a list"),
     ("tags = {a = 1}", "tags = {'a': 1} is not a list"),
     ('engine = "privat"', "engine = 'privat' is none of auto, system, private"),
-    ('driver = "Docker"', "driver = 'Docker' is none of auto, docker-container, docker"),
+    ('driver = "Docker"', "driver = 'Docker' is none of auto, docker-container, docker, remote, kubernetes"),
     ('runner = "podman"', "runner = 'podman' is none of auto, docker, sandbox"),
     ('root-cache = "much"', "root_cache = 'much' is not a whole number, 0 or more"),
     ("cpu = 386", "cpu = 386 is not text"),

@@ -1,0 +1,10 @@
+"""buildx builders: what is asked for, what is there, and the way from one to the other."""
+
+from __future__ import annotations
+
+from buildkit_tasks.builder.assigning import assign
+from buildkit_tasks.builder.builders import Builders, require_index
+from buildkit_tasks.builder.proving import prove
+from buildkit_tasks.builder.wanted import ELSEWHERE
+
+__all__ = ["ELSEWHERE", "Builders", "assign", "prove", "require_index"]

@@ -1,0 +1,310 @@
+"""The buildx builder: make it, find it, compare it with what is asked, heal it, remove it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.builder.assigning import fixed_platforms, native_of
+from buildkit_tasks.builder.comparing import differences
+from buildkit_tasks.builder.creating import create_arguments, fix_arguments, leave_arguments
+from buildkit_tasks.builder.found import parse_inspect, read_record
+from buildkit_tasks.builder.natives import Natives
+from buildkit_tasks.builder.reaching import silent_nodes
+from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
+from buildkit_tasks.engine.daemon import Engine, docker_config_folder
+from buildkit_tasks.errors import BuilderError, DeadlineExceeded, UsageError
+from buildkit_tasks.locks import only_one
+from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.settings import BUILDER_NAME, cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from buildkit_tasks.commands import Completed, Runner
+    from buildkit_tasks.debian import Tell
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["Builders", "require_index"]
+
+_INSPECT_SECONDS = 30.0
+_BOOTSTRAP_SECONDS = 300.0
+_RECREATE = "inv setup-builder --recreate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builders:
+    """The buildx builders of one engine."""
+
+    engine: Engine
+    settings: Settings
+    run: Runner
+    tell: Tell
+
+    @cached_property
+    def wanted(self) -> WantedBuilder:
+        """What the settings ask for. Raises :class:`UsageError` for what cannot be."""
+        return WantedBuilder.of(self.settings)
+
+    @cached_property
+    def natives(self) -> Natives:
+        """What is known of the machines of the nodes."""
+        return Natives(folder=cache_folder(self.settings) / "builders")
+
+    def ensure(
+        self,
+        platforms: Sequence[Platform],
+        answers: Callable[[], bool],
+        *,
+        recreate: bool = False,
+        keep_state: bool = False,
+    ) -> BuilderSummary:
+        """The builder by the settings' name, or the engine's own where no builder image can be had.
+
+        ``answers`` tells whether a registry can be reached. Raises :class:`BuilderError` when a
+        builder of that name is not what is asked for (``recreate`` mends it, ``keep_state`` then keeps
+        its cache), when a node is silent, or when it cannot be made.
+        """
+        wanted = self.wanted
+        if self.engine.planned and wanted.driver not in ELSEWHERE:
+            return self._engines_own("the engine is not running yet")
+        self._check_reach(wanted.nodes)
+        found = self.find(wanted.name)
+        if found is not None and recreate and found.driver != "docker":
+            self.remove(found.name, keep_state=keep_state)
+            found = None
+        if found is None:
+            return self._new(answers)
+        return self._healed(self._compared(found), platforms)
+
+    def find(self, name: str) -> BuilderSummary | None:
+        """The builder of that name as buildx describes it, or None."""
+        if not BUILDER_NAME.match(name):
+            raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
+        record = read_record(self._record(name))
+        # A look into buildx's store saves starting buildx.
+        if name not in ("default", self.engine.context) and record is None:
+            return None
+        done = self._buildx("inspect", name, timeout=_INSPECT_SECONDS, mutates=False)
+        if not done.ok and "no builder" in done.stderr:
+            return None
+        if not done.ok:
+            raise BuilderError(
+                f"buildx cannot read builder {name!r}: {done.reason}", hint=f"look into {self._record(name)}"
+            )
+        found = parse_inspect(done.stdout)
+        fixed = {node.name: node.platforms for node in record.nodes} if record else {}
+        known = self.natives.of(name)
+        nodes = (replace(node, fixed=fixed.get(node.name, ())) for node in found.nodes)
+        # The engine's own builder runs where the engine does.
+        own = str(self.engine.native) if found.driver == "docker" else ""
+        named = (replace(node, native=own or known.get(node.name) or native_of(node)) for node in nodes)
+        return replace(found, nodes=tuple(named))
+
+    def remove(self, name: str, *, keep_state: bool = False) -> bool:
+        """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
+        found = self.find(name)
+        if found is None or found.driver == "docker":
+            return False
+        options = ["--keep-state"] if keep_state else []
+        try:
+            words = self._buildx("rm", "--force", *options, name).reason
+        except DeadlineExceeded as late:
+            words = late.message  # row 16: it may be gone all the same
+        if not self.run.dry_run:
+            if self.find(name) is not None:
+                raise BuilderError(
+                    f"builder {name!r} could not be removed: {words}", hint=f"docker buildx rm {name}"
+                )
+            self.natives.forget(name)
+        return True
+
+    def without(self, builder: BuilderSummary, names: Sequence[str]) -> BuilderSummary:
+        """The builder without some of its nodes, whose platforms others emulate from now on.
+
+        Raises :class:`BuilderError` if none is left. The next :meth:`ensure` takes them back in.
+        """
+        left = tuple(node for node in builder.nodes if node.name not in names)
+        if not left:
+            raise BuilderError(f"builder {builder.name!r} has no node that answers", hint="inv doctor")
+        for name in names:
+            self._buildx(*leave_arguments(builder.name, name))
+        return self._fixed(replace(builder, nodes=left))
+
+    def _check_reach(self, nodes: Sequence[WantedNode]) -> None:
+        """Row 29's manners for nodes: one that is silent is told of in seconds, not in buildx's 35."""
+        silent = silent_nodes(nodes)
+        if silent and self.settings.fallback == "emulate" and len(silent) < len(nodes):
+            for name, words in silent.items():
+                self.tell(f"node {name} is left out: {words}")
+            return
+        if silent:
+            raise BuilderError(
+                "; ".join(f"node {name}: {words}" for name, words in silent.items()),
+                hint="start BuildKit there, or let the other nodes emulate: --fallback=emulate",
+            )
+
+    def _compared(self, found: BuilderSummary) -> BuilderSummary:
+        """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
+        record = read_record(self._record(found.name))
+        told = differences(self.wanted, found, record)
+        if told:
+            raise BuilderError(f"builder {found.name!r} {'; '.join(told)}", hint=_RECREATE)
+        here = {node.name for node in found.nodes}
+        lost = [node for node in self.wanted.nodes if node.name not in here]
+        silent = silent_nodes(lost)
+        back = [node for node in lost if node.name not in silent]
+        if not back:
+            return found
+        self.tell(f"taking {', '.join(node.name for node in back)} into builder {found.name} again")
+        with self._configuration() as config:
+            for node in back:
+                self._append(node, found.driver, config)
+        return self._settled(found.name)
+
+    def _healed(self, found: BuilderSummary, platforms: Sequence[Platform]) -> BuilderSummary:
+        """A running BuildKit learns of new emulators only when it is started again."""
+        offered = {name for node in found.nodes for name in node.platforms}
+        missing = [str(platform) for platform in platforms if str(platform) not in offered]
+        if found.driver != "docker-container" or not missing:
+            return found
+        self.tell(f"starting builder {found.name} again, so that it sees {', '.join(missing)}")
+        self._buildx("stop", found.name)
+        return self._settled(found.name)
+
+    def _new(self, answers: Callable[[], bool]) -> BuilderSummary:
+        wanted = self.wanted
+        if wanted.driver == "docker":
+            return self._engines_own("asked for")
+        if wanted.driver != "auto":
+            return self._create(wanted.driver, "asked for")
+        if wanted.nodes:
+            return self._create("docker-container", "nodes are asked for")
+        if self._has_image(wanted.image):
+            return self._create("docker-container", f"its image {wanted.image} is here")
+        if answers():
+            return self._create("docker-container", f"its image {wanted.image} can be pulled")
+        return self._engines_own(f"{wanted.image} is not here and Docker Hub does not answer")
+
+    def _has_image(self, image: str) -> bool:
+        argv = [*self.engine.tools.docker, "image", "inspect", "--format=ok", "--", image]
+        return self.run.run(argv, self.engine.call(timeout=_INSPECT_SECONDS)).ok
+
+    def _engines_own(self, reason: str) -> BuilderSummary:
+        """The builder inside the engine: buildx names it after the docker context."""
+        name = self.engine.context
+        node = NodeSummary(name=name, endpoint=self.engine.endpoint, native=str(self.engine.native))
+        return BuilderSummary(name=name, driver="docker", nodes=(node,), reason=reason)
+
+    def _create(self, driver: str, reason: str) -> BuilderSummary:
+        """Make the builder, once: of many at the same time, one makes it and the others find it."""
+        name = self.wanted.name
+        with only_one(cache_folder(self.settings) / f".builder-{name}.lock", dry_run=self.run.dry_run):
+            # A dry run shows how it is made, though the one to be made anew is still there.
+            found = None if self.run.dry_run else self.find(name)
+            if found is None:
+                found = self._made(driver)
+        return replace(found, reason=reason)
+
+    def _made(self, driver: str) -> BuilderSummary:
+        name = self.wanted.name
+        silent = silent_nodes(self.wanted.nodes)
+        nodes = [node for node in self.wanted.each if node.name not in silent]
+        done = None
+        with self._configuration() as config:
+            for number, node in enumerate(nodes):
+                done = self._make_node(node, driver, config, first=number == 0)
+                if not done.ok:
+                    break
+        if self.run.dry_run:
+            return BuilderSummary(name=name, driver=driver)
+        found = self.find(name)
+        if found is None or done is None or not done.ok:
+            self.remove(name)
+            raise BuilderError(
+                f"builder {name!r} could not be made: {done.reason if done else 'no node answers'}",
+                hint="--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
+            )
+        try:
+            return self._settled(name) if self.wanted.nodes else found
+        except BuilderError:
+            self.remove(name)
+            raise
+
+    def _make_node(self, node: WantedNode, driver: str, config: str, *, first: bool) -> Completed:
+        return self._buildx(*create_arguments(self.wanted, node, driver, config, first=first))
+
+    def _append(self, node: WantedNode, driver: str, config: str) -> None:
+        done = self._make_node(node, driver, config, first=False)
+        if not done.ok:
+            raise BuilderError(f"node {node.name} cannot be added: {done.reason}", hint=_RECREATE)
+
+    def _settled(self, name: str) -> BuilderSummary:
+        """The builder with all nodes booted, their machines noted and their platforms fixed."""
+        self._buildx("inspect", "--bootstrap", name)
+        found = self.find(name)
+        if found is None:
+            raise BuilderError(f"builder {name!r} went away", hint="inv setup-builder")
+        lame = [node for node in found.nodes if node.status != "running"]
+        if lame and self.settings.fallback != "emulate":
+            words = "; ".join(
+                f"node {node.name} at {node.endpoint}: {node.error or node.status}" for node in lame
+            )
+            raise BuilderError(f"builder {name!r}: {words}", hint="docker buildx inspect --bootstrap " + name)
+        if lame:
+            return self.without(found, [node.name for node in lame])
+        self.natives.note(name, {node.name: node.native for node in found.nodes})
+        return self._fixed(found)
+
+    def _fixed(self, found: BuilderSummary) -> BuilderSummary:
+        """Fix each platform on a node, if there are several: see :mod:`buildkit_tasks.builder.assigning`."""
+        asked = {node.name: node.platforms for node in self.wanted.nodes}
+        if len(found.nodes) == 1 and not any(asked.values()) and not found.nodes[0].fixed:
+            return found
+        chosen = fixed_platforms(found.nodes, asked)
+        for node in found.nodes:
+            if chosen[node.name] != node.fixed:
+                self._buildx(*fix_arguments(found.name, node.name, node.endpoint, chosen[node.name]))
+        nodes = (replace(node, fixed=chosen[node.name]) for node in found.nodes)
+        return replace(found, nodes=tuple(nodes))
+
+    @contextlib.contextmanager
+    def _configuration(self) -> Iterator[str]:
+        """The name of a file with the asked buildkitd.toml, of which buildx keeps a copy; empty for none."""
+        if not self.wanted.config:
+            yield ""
+            return
+        with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
+            path = Path(folder) / "buildkitd.toml"
+            path.write_text(self.wanted.config, encoding="utf-8")
+            if self.run.dry_run:
+                self.tell(f"{path} would hold:\n{self.wanted.config}")
+            yield str(path)
+
+    def _buildx(
+        self, *arguments: str, timeout: float = _BOOTSTRAP_SECONDS, mutates: bool = True
+    ) -> Completed:
+        argv = [*self.engine.tools.buildx, *arguments]
+        return self.run.run(argv, self.engine.call(timeout=timeout), mutates=mutates)
+
+    def _record(self, name: str) -> Path:
+        """The file in which buildx keeps a builder of that name."""
+        folder = self.engine.env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
+        place = Path(folder) if folder else docker_config_folder() / "buildx"
+        return place / "instances" / name
+
+
+def require_index(builder: BuilderSummary, engine: Engine) -> None:
+    """Raise :class:`BuilderError` if this builder cannot make one image of several platforms."""
+    if builder.driver == "docker" and engine.store != "containerd":
+        raise BuilderError(
+            "this engine's own builder makes one platform at a time (its image store is not containerd's), "
+            f"and no other can be had: {builder.reason}",
+            hint='--engine=private, or set "features": {"containerd-snapshotter": true} in daemon.json',
+        )

@@ -1,0 +1,82 @@
+"""buildkitd.toml: the configuration of a builder's BuildKit, from a file or from settings.
+
+The keys are those of BuildKit's docs/buildkitd.toml.md. A mirror serves docker.io, as everywhere else
+in the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["buildkitd_toml"]
+
+_REGISTRY = re.compile(r"(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?\Z", re.ASCII)
+_MIRROR = re.compile(r"(?:(?P<scheme>https?)://)?(?P<place>[A-Za-z0-9.:\[\]-]+(?:/[\w./-]*)?)\Z", re.ASCII)
+
+
+def buildkitd_toml(settings: Settings) -> str:
+    """The text of the configuration; empty where nothing is asked for.
+
+    Raises :class:`SettingsError` for a file that cannot be read, for settings beside a file (which
+    would be lost), and for a registry or mirror that is none.
+    """
+    lines = list(_lines(settings))
+    if not settings.buildkitd_config:
+        return "\n".join([*lines, ""]) if lines else ""
+    own = [key for key in ("plain_http", "parallelism", "builder_cache") if settings.given(key)]
+    if own:
+        raise SettingsError(
+            f"{', '.join(own)} would be lost: {settings.buildkitd_config} is the builder's configuration",
+            hint="write them into that file",
+        )
+    try:
+        return Path(settings.buildkitd_config).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"buildkitd-config: {settings.buildkitd_config}: {error}") from error
+
+
+def _lines(settings: Settings) -> Iterator[str]:
+    if settings.parallelism or settings.builder_cache:
+        yield "[worker.oci]"
+    if settings.parallelism:
+        yield f"  max-parallelism = {settings.parallelism}"
+    if settings.builder_cache:
+        yield "  gc = true"
+        yield f'  maxUsedSpace = "{settings.builder_cache}MB"'
+    plain = {_registry(each) for each in settings.plain_http}
+    if settings.mirrors:
+        found = [_mirror(each) for each in settings.mirrors]
+        plain |= {place for scheme, place in found if scheme == "http"}
+        yield '[registry."docker.io"]'
+        yield f"  mirrors = {_list(tuple(place for _, place in found))}"
+    for registry in sorted(plain):
+        yield f"[registry.{json.dumps(registry)}]"
+        yield "  http = true"
+
+
+def _list(values: tuple[str, ...]) -> str:
+    """An array of strings: TOML writes them as JSON does."""
+    return json.dumps(list(values))
+
+
+def _registry(text: str) -> str:
+    if not _REGISTRY.match(text):
+        raise SettingsError(f"plain-http: {text!r} is no registry", hint="write it as HOST or HOST:PORT")
+    return text
+
+
+def _mirror(text: str) -> tuple[str, str]:
+    match = _MIRROR.match(text.rstrip("/"))
+    if match is None:
+        raise SettingsError(f"mirrors: {text!r} is no mirror", hint="write it as https://HOST[:PORT]")
+    return match["scheme"] or "https", match["place"]

@@ -1,0 +1,47 @@
+"""What is known of nodes' machines: the platform of each, noted when it was first seen.
+
+BuildKit names its machine's platform first; once platforms are fixed on a node, buildx puts those before
+it, and nobody can tell any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["Natives"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Natives:
+    """A folder of notes, one for each builder."""
+
+    folder: Path
+
+    def of(self, builder: str) -> dict[str, str]:
+        """The platform of each node's machine, by the node's name; what cannot be read is no note."""
+        try:
+            found = json.loads((self.folder / f"{builder}.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return (
+            {str(name): str(platform) for name, platform in found.items()} if isinstance(found, dict) else {}
+        )
+
+    def note(self, builder: str, machines: Mapping[str, str]) -> None:
+        """Keep what is known of a builder's nodes; nodes that were noted before stay."""
+        known = {name: platform for name, platform in machines.items() if platform}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**self.of(builder), **known}, indent=2)
+        (self.folder / f"{builder}.json").write_text(text, encoding="utf-8")
+
+    def forget(self, builder: str) -> None:
+        """Drop a builder's note."""
+        with contextlib.suppress(OSError):
+            (self.folder / f"{builder}.json").unlink()

@@ -1,0 +1,172 @@
+"""What is asked of a builder: its driver, its nodes, and the configuration of their BuildKit daemons.
+
+The names are those of ``docker buildx create``. Everything is matched whole against its grammar before
+a program sees it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.builder.config import buildkitd_toml
+from buildkit_tasks.csvrow import read_row
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.settings import BUILDER_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["ELSEWHERE", "IMAGE", "OWN_DAEMON", "WantedBuilder", "WantedNode"]
+
+IMAGE = "moby/buildkit:buildx-stable-1"
+ELSEWHERE = ("remote", "kubernetes")  # drivers whose BuildKit no Docker engine runs
+OWN_DAEMON = ("docker-container", "kubernetes")  # those that start it, and can configure it
+
+# A context's name, or a URL of a kind that buildx knows; nothing that looks like an option.
+_ENDPOINT = re.compile(
+    r"(?:[a-zA-Z0-9][a-zA-Z0-9_.+-]*|tcp://[^\s\"',/:]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}"
+    r"|(?:unix|ssh|npipe|docker-container|kube-pod)://[^\s\"',]+)\Z",
+    re.ASCII,
+)
+# Our names of TLS material, and the options of the driver `remote` that they are.
+_TLS = {"ca": "cacert", "cert": "cert", "key": "key"}
+_KEYS = ("name", "endpoint", "platform", "platforms", "driver-opt", "servername", *_TLS)
+_REPEATED = ("platform", "platforms", "driver-opt")
+_HINT = "--node name=NAME,endpoint=tcp://HOST:PORT,platform=linux/arm64,ca=FILE,cert=FILE,key=FILE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedNode:
+    """One node: where its daemon is, for which platforms (none: those that it runs natively), and how.
+
+    ``options`` are the driver's, one ``NAME=VALUE`` each, TLS material among them.
+    """
+
+    name: str = ""
+    endpoint: str = ""
+    platforms: tuple[Platform, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> WantedNode:
+        """Read ``--node``: CSV of ``name=``, ``endpoint=``, ``platform=``, TLS material and ``driver-opt=``.
+
+        Raises :class:`UsageError` for an unknown key, a bad value or a file that is not there.
+        """
+        pairs = list(_pairs(text))
+        single = {key: value for key, value in pairs if key not in _REPEATED}
+        if len(single) != sum(key not in _REPEATED for key, _ in pairs):
+            raise UsageError(f"node {text!r} says something twice", hint=_HINT)
+        name, endpoint = single.get("name", ""), single.get("endpoint", "")
+        if not BUILDER_NAME.match(name):
+            raise UsageError(f"node {text!r}: {name!r} is no node's name", hint=_HINT)
+        if endpoint and not _ENDPOINT.match(endpoint):
+            raise UsageError(f"node {name}: {endpoint!r} is no endpoint", hint=_HINT)
+        return cls(
+            name=name,
+            endpoint=endpoint,
+            platforms=parse_platforms(value for key, value in pairs if key.startswith("platform")),
+            options=(*_tls(name, single), *(value for key, value in pairs if key == "driver-opt")),
+        )
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of a tcp endpoint, which can be asked whether anybody listens."""
+        match = re.fullmatch(r"tcp://\[?([^\]]+?)\]?:([0-9]+)", self.endpoint)
+        return (match[1], int(match[2])) if match else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedBuilder:
+    """A builder as the settings ask for it; without nodes, one that buildx names itself.
+
+    ``driver`` may be ``auto``; ``options`` hold for every node; ``config`` is the text of buildkitd.toml.
+    """
+
+    name: str
+    driver: str
+    nodes: tuple[WantedNode, ...] = ()
+    options: tuple[str, ...] = ()
+    config: str = ""
+    allow: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> WantedBuilder:
+        """What the settings ask for. Raises :class:`UsageError` for what no driver can do."""
+        nodes = tuple(WantedNode.parse(text) for text in settings.nodes)
+        names = [node.name for node in nodes]
+        if len(set(names)) != len(names):
+            raise UsageError(f"two nodes have one name: {', '.join(names)}", hint="give each its own")
+        wanted = cls(
+            name=settings.name,
+            driver=settings.driver,
+            nodes=nodes,
+            options=split_options(settings.driver_opt),
+            config=buildkitd_toml(settings),
+            allow=settings.allow,
+        )
+        wanted.check()
+        return wanted
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` for a driver and nodes that do not go together."""
+        if self.driver == "docker" and (self.nodes or self.options or self.config):
+            raise UsageError(
+                "the engine's own builder (driver docker) takes no nodes, options or configuration",
+                hint="--driver=docker-container",
+            )
+        if self.driver == "remote":
+            if not self.nodes or not all(node.endpoint for node in self.nodes):
+                raise UsageError("the driver remote needs to be told where each BuildKit is", hint=_HINT)
+            if self.config:
+                raise UsageError(
+                    "a remote BuildKit has its own configuration, which buildx cannot give it",
+                    hint="put it into buildkitd.toml on that machine",
+                )
+
+    @property
+    def image(self) -> str:
+        """The image that a container of BuildKit is made from."""
+        named = dict(option.split("=", 1) for option in self.options if "=" in option)
+        return named.get("image", IMAGE)
+
+    def options_of(self, node: WantedNode) -> tuple[str, ...]:
+        """The driver's options for one node: those of the builder, then its own."""
+        return (*self.options, *node.options)
+
+    @property
+    def each(self) -> tuple[WantedNode, ...]:
+        """Its nodes: one that is asked nothing of where none is named."""
+        return self.nodes or (WantedNode(),)
+
+
+def split_options(texts: Iterable[str]) -> tuple[str, ...]:
+    """The driver's options one by one: buildx takes several in one, as CSV."""
+    return tuple(option for row in csv.reader(texts) for option in row)
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    for field in read_row(text, f"node {text!r}"):
+        key, equals, value = field.partition("=")
+        if not equals or key not in _KEYS:
+            raise UsageError(f"node {text!r}: {field!r} is none of {', '.join(_KEYS)}", hint=_HINT)
+        yield key, value
+
+
+def _tls(name: str, given: dict[str, str]) -> Iterator[str]:
+    """TLS material as options of the driver, absolute: buildx may be run anywhere."""
+    for key, option in _TLS.items():
+        if key in given:
+            path = Path(given[key]).expanduser().absolute()
+            if not path.is_file():
+                raise UsageError(f"node {name}: {key} names {path}, which is no file")
+            yield f"{option}={path}"
+    if "servername" in given:
+        yield f"servername={given['servername']}"
