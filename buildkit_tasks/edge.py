@@ -351,5 +351,17 @@ def _error(self: ParseMachine, msg: str) -> None:
     _stock_error(self, msg)
 
 
+_stock_complete_flag = ParseMachine.complete_flag
+
+
+def _complete_flag(self: ParseMachine) -> None:
+    """Invoke's own, which takes an option that may repeat and has no value for one that is not given."""
+    flag: Any = self.flag  # which Invoke itself declares to be None
+    if isinstance(flag, _OwnArgument) and flag.kind is list and not self.flag_got_value:
+        self.error(f"Flag {flag!r} needed value and was not given one!")
+    _stock_complete_flag(self)
+
+
+ParseMachine.complete_flag = _complete_flag  # type: ignore[method-assign]
 ParseMachine.handle = _handle  # type: ignore[method-assign]
 ParseMachine.error = _error  # type: ignore[method-assign]

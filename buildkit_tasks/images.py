@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import BuildResult, Output, VerifyReport
 
-__all__ = ["Images"]
+__all__ = ["Images", "image_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +77,10 @@ class Images:
 
     def remember(self, result: BuildResult) -> None:
         """Make a build's best output the one that is meant when none is named."""
-        names = [name for name in map(_image_name, sorted(result.outputs, key=_rank)) if name]
-        if names:
+        name = image_of(result)
+        if name:
             self._record.parent.mkdir(parents=True, exist_ok=True)
-            self._record.write_text(names[0], encoding="utf-8")
+            self._record.write_text(name, encoding="utf-8")
 
     @property
     def _record(self) -> Path:
@@ -108,6 +108,12 @@ class Images:
 _FILES = {"oci": "oci-archive", "docker": "docker-archive", "local": "dir"}
 _REFERENCES = {"docker": "docker-daemon:", "registry": "docker://"}
 _ORDER = ("oci", "docker", "registry", "local")
+
+
+def image_of(result: BuildResult) -> str:
+    """A build's best output as the image name by which the next steps find it; empty if it has none."""
+    names = (name for name in map(_image_name, sorted(result.outputs, key=_rank)) if name)
+    return next(names, "")
 
 
 def _rank(output: Output) -> int:

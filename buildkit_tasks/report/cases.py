@@ -15,10 +15,13 @@ from buildkit_tasks.report.runs import names_of
 from buildkit_tasks.results import (
     BuildResult,
     Check,
+    ImageReport,
+    ImagesReport,
     MatrixReport,
     Outcome,
     PlatformSetup,
     PlatformVerdict,
+    PushResult,
     Report,
     RunReport,
     RunResult,
@@ -27,7 +30,7 @@ from buildkit_tasks.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "LEFT_OUT",
@@ -38,6 +41,7 @@ __all__ = [
     "check_message",
     "describe",
     "failing",
+    "image_steps",
     "name_of",
     "platforms_of",
     "runners_of",
@@ -117,15 +121,31 @@ def name_of(report: Report) -> str:
     """Give a report the name of the task or step that it comes from."""
     if isinstance(report, MatrixReport):
         return "arch-matrix"
+    if isinstance(report, ImagesReport):
+        return "images"
+    if isinstance(report, PushResult):
+        return "push"
     names = {SetupReport: "setup", BuildResult: "build", VerifyReport: "verify", RunReport: "run"}
     return names[type(report)]
 
 
 def steps_of(report: Report) -> tuple[Step, ...]:
-    """Give the steps of a report: one, or for a matrix all four and where the line stopped."""
+    """Give the steps of a report: one, or for a matrix all four and where the line stopped.
+
+    With several images each has steps of its own, which its name begins.
+    """
     if isinstance(report, MatrixReport):
-        return tuple(_matrix(report))
+        return tuple(_line(report, STEPS, "arch-matrix"))
+    if isinstance(report, ImagesReport):
+        return tuple(_images(report))
+    if isinstance(report, PushResult):
+        return tuple(_push(report))
     return (_step(report),)
+
+
+def image_steps(image: ImageReport) -> tuple[Step, ...]:
+    """Give the steps of one of several images, and where it stopped."""
+    return tuple(_line(image, STEPS[1:], ""))
 
 
 def failing(report: Report) -> Iterator[tuple[str, Case]]:
@@ -281,16 +301,39 @@ def _of_run(result: RunResult) -> Problem:
     )
 
 
-def _matrix(report: MatrixReport) -> Iterator[Step]:
-    values = (report.setup, report.build, report.verify, report.run)
-    reached = {name: _step(value) for name, value in zip(STEPS, values, strict=True) if value is not None}
+def _images(report: ImagesReport) -> Iterator[Step]:
+    if report.setup:
+        yield _step(report.setup)
+    for image in report.images:
+        for step in image_steps(image):
+            yield replace(step, name=f"{image.name}: {step.name}" if step.name else image.name)
+    if report.error or not report.images:
+        yield Step(name="images", cases=(_stopped(report.error, ["build"]),))
+
+
+def _push(report: PushResult) -> Iterator[Step]:
+    """The proofs that were made, and the push itself: its case says where no tag was named."""
+    yield from (_step(proof) for proof in (report.verify, report.run) if proof is not None)
+    pushed = tuple(Case(platform=built.platform) for built in report.platforms)
+    if not report.ok:
+        facts = (("digest", report.digest),)
+        named = "tags were named all the same" if report.tags else "no tag was named"
+        problem = Problem(kind="not-named", message=f"{named}: what was pushed is not proved", facts=facts)
+        pushed = (Case(platform="", problems=(problem,)),)
+    yield Step(name="push", cases=pushed, seconds=report.seconds)
+
+
+def _line(report: MatrixReport | ImageReport, names: Sequence[str], whole: str) -> Iterator[Step]:
+    """The steps by these names, and under the name of the ``whole`` where the line stopped."""
+    values = {name: getattr(report, name) for name in names}
+    reached = {name: _step(value) for name, value in values.items() if value is not None}
     platforms = platforms_of(reached.values())
     bad = {case.platform for step in reached.values() for case in step.cases if case.problems}
-    for name in STEPS:
+    for name in names:
         yield _filled(reached.get(name, Step(name=name, cases=())), platforms, bad)
-    missing = [name for name in STEPS if name not in reached]
+    missing = [name for name in names if name not in reached]
     if report.error or missing:
-        yield Step(name="arch-matrix", cases=(_stopped(report.error, missing),))
+        yield Step(name=whole, cases=(_stopped(report.error, missing),))
 
 
 def _filled(step: Step, platforms: list[str], bad: set[str]) -> Step:

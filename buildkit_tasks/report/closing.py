@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import LEFT_OUT, STEPS, Case, Step, name_of, platforms_of, steps_of
+from buildkit_tasks.report.cases import (
+    LEFT_OUT,
+    STEPS,
+    Case,
+    Step,
+    image_steps,
+    name_of,
+    platforms_of,
+    steps_of,
+)
 from buildkit_tasks.report.text import shortened
-from buildkit_tasks.results import MatrixReport
+from buildkit_tasks.results import ImagesReport, MatrixReport, PushResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,10 +31,17 @@ _DONE = {"setup": "are ready", "build": "built", "verify": "verified", "run": "r
 
 
 def closing_of(report: Report) -> str:
-    """Say how many platforms hold, with how many warnings, which do not, and where it stopped."""
+    """Say how many platforms hold, with how many warnings, which do not, and where it stopped.
+
+    Of several images, how many of those.
+    """
+    if isinstance(report, ImagesReport):
+        return _of_images(report)
     steps = steps_of(report)
     names = platforms_of(steps)
     holding = [name for name in names if all(case.held for case in _of(steps, name))]
+    if isinstance(report, PushResult):
+        return _of_push(report, len(holding), len(names))
     matrix = isinstance(report, MatrixReport)
     done = "hold" if matrix else _DONE[name_of(report)]
     number = warnings_in(steps)
@@ -34,6 +50,33 @@ def closing_of(report: Report) -> str:
     if report.ok and holding == names:
         return f"{held}: built, verified and run{warned}." if matrix else f"{held}{warned}."
     return f"{held}{warned}.{_gaps(steps, names)}{_stop(steps)}"
+
+
+def _of_push(report: PushResult, holding: int, platforms: int) -> str:
+    """Say what was proved of what was pushed, and what names it now."""
+    steps = steps_of(report)
+    number = warnings_in(steps)
+    warned = f", with {counted(number)}" if number else ""
+    if not report.ok:
+        gaps = _gaps(steps, platforms_of(steps))
+        return f"{holding} of {platforms} platforms hold{warned}.{gaps} No tag was named."
+    done = "verified, run and named" if report.verify or report.run else "named without proof"
+    return f"{holding} of {platforms} platforms pushed{warned}: {done}."
+
+
+def _of_images(report: ImagesReport) -> str:
+    number = warnings_in(steps_of(report))
+    warned = f", with {counted(number)}" if number else ""
+    held = f"{sum(image.ok for image in report.images)} of {len(report.images)} images hold"
+    if report.ok:
+        return f"{held}: built, verified and run{warned}."
+    others = [step for step in steps_of(report) if step.name in ("setup", "images")]
+    told = [_gaps(others, platforms_of(others)) + _stop(others)]
+    for image in report.images:
+        steps = image_steps(image)
+        gaps = _gaps(steps, platforms_of(steps)) + _stop(steps)
+        told += [f" {image.name}:{gaps}"] if gaps else []
+    return f"{held}{warned}.{''.join(told)}"
 
 
 def counted(warnings: int) -> str:

@@ -6,17 +6,28 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from buildkit_tasks.report.cases import name_of, platforms_of, runners_of, steps_of, verdict_message
+from buildkit_tasks.report.cases import (
+    image_steps,
+    name_of,
+    platforms_of,
+    runners_of,
+    steps_of,
+    verdict_message,
+)
 from buildkit_tasks.report.closing import closing_of, counted, warnings_in
 from buildkit_tasks.report.runs import DEFAULT_CPU, command_of, cpu_of, differences, seconds_of, varies
 from buildkit_tasks.report.text import last_line, one_line, shortened
 from buildkit_tasks.results import (
     BuildResult,
     BuiltPlatform,
+    ImageReport,
+    ImagesReport,
     MatrixReport,
+    NamedTag,
     Output,
     PlatformSetup,
     PlatformVerdict,
+    PushResult,
     Report,
     RunReport,
     RunResult,
@@ -100,6 +111,8 @@ _BUILD = ("Platform", "Digest", "Built")
 _VERIFY = ("Platform", "Digest", "Checks", "Verified")
 _RUN = ("Platform", "Runs through", "Ran", "Seconds")
 _MATRIX = ("Platform", "Runs through", "Built", "Verified", "Ran", "Seconds")
+_IMAGES = ("Image", *_MATRIX)
+_PUSH = ("Platform", "Digest", "Verified", "Ran", "Seconds")
 
 
 def _body(report: Report) -> tuple[tuple[str, ...], _Rows]:
@@ -113,11 +126,36 @@ def _body(report: Report) -> tuple[tuple[str, ...], _Rows]:
         case RunReport():
             rows = [_run_row(result) for result in report.results]
             return _told_apart(_RUN, rows, report.results)
-        case MatrixReport():
-            names = platforms_of(steps_of(report))
-            ran = [result for name in names for result in _runs_on(report, name)]
-            rows = [row for name in names for row in _matrix_rows(report, name)]
-            return _told_apart(_MATRIX, rows, ran)
+        case MatrixReport() | PushResult():
+            return _line_body(report)
+        case ImagesReport():
+            return _images_body(report)
+
+
+def _line_body(report: MatrixReport | PushResult) -> tuple[tuple[str, ...], _Rows]:
+    """A row for each run of one image, or for each platform that was not run."""
+    names = platforms_of(steps_of(report))
+    ran = [result for name in names for result in _runs_on(report, name)]
+    if isinstance(report, PushResult):
+        return _told_apart(_PUSH, [row for name in names for row in _push_rows(report, name)], ran)
+    rows = [row for name in names for row in _matrix_rows(report, name, report.setup)]
+    return _told_apart(_MATRIX, rows, ran)
+
+
+def _images_body(report: ImagesReport) -> tuple[tuple[str, ...], _Rows]:
+    """A row for each run of each image, or for each platform that was not run."""
+    rows: _Rows = []
+    ran: list[RunResult | None] = []
+    for image in report.images:
+        names = platforms_of(image_steps(image))
+        for name in names:
+            rows += [(_plain(image.name), *row) for row in _matrix_rows(image, name, report.setup)]
+            ran += _runs_on(image, name)
+        if not names:
+            nothing = (Cell("-"), Cell("-"), _failed(image.error), Cell("-"), Cell("-"), Cell("-"))
+            rows.append((_plain(image.name), *nothing))
+            ran.append(None)
+    return _told_apart(_IMAGES, rows, ran)
 
 
 def run_columns(cpus: Iterable[str], commands: Iterable[str]) -> tuple[str, ...]:
@@ -160,9 +198,11 @@ def _run_row(result: RunResult) -> tuple[Cell, ...]:
     return _plain(result.platform), _plain(_emulator(result)), ran_cell(result), Cell(_seconds(result))
 
 
-def _matrix_rows(report: MatrixReport, name: str) -> Iterator[tuple[Cell, ...]]:
+def _matrix_rows(
+    report: MatrixReport | ImageReport, name: str, ready: SetupReport | None
+) -> Iterator[tuple[Cell, ...]]:
     """A row for each run of a platform; what holds for all of them stands in the first."""
-    setup = _pick(report.setup.platforms if report.setup else (), name)
+    setup = _pick(ready.platforms if ready else (), name)
     built = _pick(report.build.platforms if report.build else (), name)
     verdict = _pick(report.verify.platforms if report.verify else (), name)
     once = (_built(report.build, built), _verified(verdict) if verdict else Cell("-"))
@@ -172,7 +212,18 @@ def _matrix_rows(report: MatrixReport, name: str) -> Iterator[tuple[Cell, ...]]:
         once = (Cell(""), Cell(""))
 
 
-def _runs_on(report: MatrixReport, name: str) -> list[RunResult | None]:
+def _push_rows(report: PushResult, name: str) -> Iterator[tuple[Cell, ...]]:
+    """A row for each run of a platform, as in the matrix."""
+    built = _pick(report.platforms, name)
+    verdict = _pick(report.verify.platforms if report.verify else (), name)
+    once = (_plain(_short(built.digest) if built else ""), _verified(verdict) if verdict else Cell("-"))
+    for result in _runs_on(report, name):
+        ran = (ran_cell(result), Cell(_seconds(result))) if result else (Cell("-"), Cell("-"))
+        yield (_plain(name), *once, *ran)
+        once = (Cell(""), Cell(""))
+
+
+def _runs_on(report: MatrixReport | ImageReport | PushResult, name: str) -> list[RunResult | None]:
     """The runs of a platform, or one that is none."""
     mine = [result for result in report.run.results if result.platform == name] if report.run else []
     return [*mine] or [None]
@@ -214,7 +265,9 @@ def _handler(row: PlatformSetup) -> str:
     if row.native:
         return "native"
     name = row.handler or row.interpreter.rpartition("/")[2]
-    return f"{name} {row.version}" if name else "not registered"
+    if name:
+        return f"{name} {row.version}"
+    return "emulated there" if row.node and row.runs else "not registered"
 
 
 def _emulator(result: RunResult) -> str:
@@ -264,10 +317,36 @@ def _notes(report: Report) -> list[str]:
             return [f"image: {report.subject} {report.digest}"]
         case RunReport():
             return [f"image: {report.subject}", *_of_run(report)]
-        case MatrixReport():
+        case MatrixReport() | PushResult():
+            before = _of_push(report) if isinstance(report, PushResult) else _of_matrix(report)
+            return before + (_of_run(report.run) if report.run else [])
+        case ImagesReport():
             setup = _of_setup(report.setup) if report.setup else []
-            built = _of_build(report.build) if report.build else []
-            return setup + built + (_of_run(report.run) if report.run else [])
+            return [
+                *setup,
+                *(f"{image.name}: {note}" for image in report.images for note in _of_image(image)),
+            ]
+
+
+def _of_matrix(report: MatrixReport) -> list[str]:
+    setup = _of_setup(report.setup) if report.setup else []
+    return setup + (_of_build(report.build) if report.build else [])
+
+
+def _of_push(report: PushResult) -> list[str]:
+    tags = (f"{tag.ref}: {_moved(tag)}" for tag in report.tags)
+    return [f"pushed {report.digest} in {report.seconds:.1f} seconds", *tags]
+
+
+def _moved(tag: NamedTag) -> str:
+    if not tag.moved:
+        return "named it before"
+    return f"moved, from {tag.previous}" if tag.previous else "new"
+
+
+def _of_image(image: ImageReport) -> list[str]:
+    built = _of_build(image.build) if image.build else []
+    return built + (_of_run(image.run) if image.run else [])
 
 
 def _of_run(report: RunReport) -> list[str]:

@@ -295,7 +295,8 @@ def test_in_a_dry_run_there_is_one_document_too(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("word", "named"), [("--nonsense", "--nonsense"), ("--target", "target"), ("--push=yes", "yes")]
+    ("word", "named"),
+    [("--nonsense", "--nonsense"), ("--target", "target"), ("--context", "context"), ("--push=yes", "yes")],
 )
 def test_an_unknown_or_half_given_option_is_a_usage_error(
     word: str, named: str, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,148 @@
+"""Several images in one run: those of the settings, or the targets of a bake file.
+
+Each goes its own way from its request to its runs, and one that fails does not keep the others from
+theirs. What is built on another image gets it as an OCI layout: the very bytes that were built.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.bake.images import bake_images
+from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
+from buildkit_tasks.images import image_of
+from buildkit_tasks.request import BuildRequest, check_request
+from buildkit_tasks.results import BuildResult, ImageReport, ImagesReport
+from buildkit_tasks.wanted import Choice, Wanted, check_apart, with_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from buildkit_tasks.line import Line
+
+__all__ = ["Choice", "Several", "several"]
+
+
+@contextmanager
+def several(line: Line, choice: Choice) -> Iterator[Several]:
+    """The images that are asked for, checked before any of them is built.
+
+    Raises :class:`UsageError` for a name that is not there, a value that cannot be, and for two images
+    that would go to one place.
+    """
+    with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
+        scratch = Path(folder)
+        images = bake_images(line, choice, scratch) if choice.bake else _settled_images(line, choice)
+        for image in images:
+            _check(image)
+        check_apart([image for image in images if image.told])
+        yield Several(line=line, images=images, scratch=scratch)
+
+
+def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
+    """The images of the settings that are named, or all."""
+    tables = {table.name: table for table in line.settings.images}
+    unknown = [name for name in choice.names if name not in tables]
+    if unknown:
+        known = (
+            f"known are {', '.join(tables)}" if tables else "[[tool.buildkit-tasks.image]] in pyproject.toml"
+        )
+        raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=known)
+    images = []
+    for name, table in tables.items():
+        if choice.names and name not in choice.names:
+            continue
+        settings = line.settings.of(table)
+        outputs = with_archive(choice.options.get("outputs", ()), f"dist/{name}.tar")
+        # Not through `under`: no engine is started before all are known to be right.
+        request = replace(line, settings=settings).request(**{**choice.options, "outputs": outputs})
+        images.append(Wanted(name=name, settings=settings, request=request))
+    return tuple(images)
+
+
+def _check(image: Wanted) -> None:
+    try:
+        check_request(image.request)
+    except UsageError as error:
+        raise UsageError(f"{image.name}: {error.message}", hint=error.hint) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Several:
+    """Images in an order in which each comes after those that it is built on."""
+
+    line: Line
+    images: tuple[Wanted, ...]
+    scratch: Path
+    _made: dict[str, BuildResult] = field(default_factory=dict, init=False)
+
+    def report(self, *, setup: bool = False) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
+        """Build, verify and run each, after one setup if that is asked for; and what went wrong.
+
+        An interruption ends it: what comes after is not begun.
+        """
+        report = ImagesReport()
+        if setup:
+            try:
+                report = replace(report, setup=self._under_all().setup())
+            except BuildkitTasksError as error:
+                return replace(report, error=str(error)), (error,)
+        errors: list[BuildkitTasksError] = []
+        for image in self.images:
+            row, failure = self._one(image)
+            if image.told:
+                report = replace(report, images=(*report.images, row))
+            if failure is not None:
+                errors.append(failure)
+            if isinstance(failure, Interrupted):
+                break
+        return report, tuple(errors)
+
+    def _under_all(self) -> Line:
+        """The line for every platform that any of the images is for."""
+        names = (str(platform) for image in self.images for platform in image.request.platforms)
+        return self.line.under(replace(self.line.settings, platforms=tuple(dict.fromkeys(names))))
+
+    def _one(self, image: Wanted) -> tuple[ImageReport, BuildkitTasksError | None]:
+        """One image as far as it gets. Of a dry run there is nothing to verify and to run."""
+        report, platforms = ImageReport(name=image.name), image.request.platforms
+        line = self.line.under(image.settings)
+        line.tell(f"{image.name}: {', '.join(map(str, platforms))}")
+        try:
+            built = line.build(self._linked(image))
+            self._made[image.name] = built
+            report = replace(report, build=built)
+            if line.run.dry_run or not image.told:
+                return report, None
+            name = image_of(built)
+            report = replace(report, verify=line.images.verify(name, platforms))
+            report = replace(report, run=line.emulate(name, platforms))
+        except BuildkitTasksError as error:
+            line.tell(f"{image.name}: {error}")
+            return replace(report, error=str(error)), error
+        return report, None
+
+    def _linked(self, image: Wanted) -> BuildRequest:
+        """The image's request, with the images that it is built on as its contexts."""
+        contexts = (f"{context}={self._layout(name)}" for context, name in image.links)
+        return replace(image.request, build_contexts=(*image.request.build_contexts, *contexts))
+
+    def _layout(self, name: str) -> str:
+        """An image that was built, as a named context's value."""
+        built = self._made.get(name)
+        if built is None:
+            raise BuildFailed(f"{name}, on which it is built, could not be built")
+        place = self.scratch / "layouts" / name
+        if self.line.run.dry_run:
+            return f"oci-layout://{place}@sha256:DIGEST"
+        if not place.exists():
+            from buildkit_tasks.oci.archive import Archive  # noqa: PLC0415 - for these alone
+            from buildkit_tasks.oci.layout import write_layout  # noqa: PLC0415
+
+            archives = (output.dest for output in built.outputs if output.type == "oci" and output.dest)
+            write_layout(Archive(Path(next(archives))), place)
+        return f"oci-layout://{place}@{built.digest}"
