@@ -100,5 +100,5 @@ def check_rewriting(outputs: Iterable[OutputSpec], driver: str) -> None:
         if driver == "docker" and stored:
             raise UsageError(
                 f"-o {output}: the engine's own builder cannot rewrite times in what it stores",
-                hint="-o type=oci,dest=dist/image.tar, or --driver=docker-container",
+                hint="-o type=oci,dest=FILE and push-multiarch FILE, or --driver=docker-container",
             )
