@@ -1,12 +1,13 @@
 """A server on the loopback interface that does what a test tells it to, soundly or not.
 
-It serves any image, sound or broken, and plays scripted answers in front of it: errors, resets, short
-reads, other bytes, silence, redirects, token realms.
+It serves any image, sound or broken, takes what is pushed, and plays scripted answers in front of both:
+errors, resets, short reads, other bytes, silence, redirects, token realms.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import http.server
 import json
@@ -18,8 +19,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+from buildkit_tasks.oci.model import Digest
 from tests.certificates import Certificate
 from tests.images import Memory
 
@@ -33,7 +35,8 @@ class Reply:
     ``cut`` ends the connection after so many bytes of the body, ``reset`` by a TCP reset and before
     anything else is sent if there is no ``cut``; ``silent`` answers nothing until the test ends,
     after so many bytes if there is a ``cut``; ``drip`` waits so many seconds before each byte of the
-    body, ``drip_headers`` of the headers.
+    body, ``drip_headers`` of the headers. ``unread`` answers once that many bytes of the request's body
+    were read, and reads no more.
     """
 
     status: int = 200
@@ -45,6 +48,7 @@ class Reply:
     silent: bool = False
     drip: float = 0.0
     drip_headers: float = 0.0
+    unread: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,15 @@ class Asked:
 
 
 @dataclass(kw_only=True)
+class Kept:
+    """A repository that was pushed to: media type and bytes by digest, manifests by tag as well."""
+
+    found: dict[str, dict[str, tuple[str, bytes]]] = field(
+        default_factory=lambda: {"blobs": {}, "manifests": {}}
+    )
+
+
+@dataclass(kw_only=True)
 class Hostile:
     """The server: where it listens, what it was asked, what it is told to answer."""
 
@@ -70,6 +83,10 @@ class Hostile:
     asked: list[Asked] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True
+    states_digests: bool = True
+    sluggish: float = 0.0  # seconds before it reads a body
+    kept: dict[str, Kept] = field(default_factory=dict, repr=False)
+    moved: list[str] = field(default_factory=list)
     _told: list[tuple[str, list[Reply]]] = field(default_factory=list, repr=False)
     _images: dict[str, tuple[Memory, str]] = field(default_factory=dict, repr=False)
 
@@ -82,13 +99,14 @@ class Hostile:
         return len({each.connection for each in self.asked})
 
     def requests(self, pattern: str = "*") -> list[Asked]:
-        """The requests whose path (and query) matches."""
-        return [each for each in self.asked if fnmatch.fnmatchcase(each.path, pattern)]
+        """The requests whose path (and query) matches, or method and path as in ``PUT */manifests/*``."""
+        return [each for each in self.asked if _matches(each, pattern)]
 
     def tell(self, pattern: str, *replies: Reply) -> Hostile:
         """Answer paths that match: one reply after the other, the image after the last.
 
-        The latest told comes first. ``pattern`` is as a shell's, over path and query.
+        The latest told comes first. ``pattern`` is as a shell's, over path and query, or over those
+        after a method.
         """
         self._told.insert(0, (pattern, list(replies)))
         return self
@@ -102,15 +120,31 @@ class Hostile:
         self._images[name] = (memory, tag)
         return f"{self.host}/{name}:{tag}"
 
-    def answer(self, asked: Asked) -> Reply:
-        self.asked.append(asked)
+    def scripted(self, asked: Asked) -> Reply | None:
+        """What it was told to answer, before the body is read."""
         for pattern, replies in self._told:
-            if replies and fnmatch.fnmatchcase(asked.path, pattern):
+            if replies and _matches(asked, pattern):
                 return replies.pop(0)
-        return self._stored(asked)
+        return None
 
-    def _stored(self, asked: Asked) -> Reply:
+    def stored(self, asked: Asked) -> Reply:
+        """What a sound registry answers."""
         path = urlsplit(asked.path).path
+        if path == "/v2/":
+            return Reply(body=b"{}")
+        if asked.method in ("POST", "PUT"):
+            return self._take(asked, path)
+        return self._pushed(path) or self._held(asked, path)
+
+    def _pushed(self, path: str) -> Reply | None:
+        found = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
+        if found is None or found[3] not in self.keep(found[1]).found[found[2]]:
+            return None
+        media_type, data = self.keep(found[1]).found[found[2]][found[3]]
+        stated = {"Docker-Content-Digest": str(Digest.of(data))} if self.states_digests else {}
+        return Reply(headers={"Content-Type": media_type, **stated}, body=data)
+
+    def _held(self, asked: Asked, path: str) -> Reply:
         found = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
         if found is None or found[1] not in self._images:
             return Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}')
@@ -125,6 +159,37 @@ class Hostile:
             return Reply(headers=headers, body=data)
         return self._ranged(data, asked.headers.get("Range", ""))
 
+    def _take(self, asked: Asked, path: str) -> Reply:
+        """A push, as a sound registry takes it: in two requests for a blob, in one for a manifest."""
+        begun = re.fullmatch(r"/v2/(.+)/blobs/uploads/", path)
+        if begun is not None:
+            return Reply(status=202, headers={"Location": f"/upload/{begun[1]}?state=a%2Fb"})
+        digest = str(Digest.of(asked.body))
+        ended = re.fullmatch(r"/upload/(.+)", path)
+        if ended is not None:
+            if parse_qs(urlsplit(asked.path).query).get("digest") != [digest]:
+                return Reply(status=400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}')
+            self.keep(ended[1]).found["blobs"][digest] = ("application/octet-stream", asked.body)
+            return Reply(status=201)
+        named = re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path)
+        if named is None or asked.method != "PUT":
+            return Reply(status=404)
+        entry = (asked.headers["Content-Type"], asked.body)
+        self.keep(named[1]).found["manifests"] |= {named[2]: entry, digest: entry}
+        if named[2] != digest:
+            self.moved.append(f"{named[1]}:{named[2]}")
+        return Reply(status=201, headers={"Docker-Content-Digest": digest})
+
+    def keep(self, name: str) -> Kept:
+        """What was pushed into a repository."""
+        return self.kept.setdefault(name, Kept())
+
+    def named(self, name: str) -> str:
+        """The digest that a pushed ``REPOSITORY:TAG`` names now, or nothing."""
+        repository, _, tag = name.rpartition(":")
+        found = self.keep(repository).found["manifests"].get(tag)
+        return str(Digest.of(found[1])) if found else ""
+
     def _ranged(self, data: bytes, wanted: str) -> Reply:
         found = re.fullmatch(r"bytes=(\d+)-", wanted)
         if found is None or not self.ranges:
@@ -134,6 +199,13 @@ class Hostile:
             return Reply(status=416)
         headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
         return Reply(status=206, headers=headers, body=data[start:])
+
+
+def _matches(asked: Asked, pattern: str) -> bool:
+    method, blank, path = pattern.partition(" ")
+    if blank:
+        return method == asked.method and fnmatch.fnmatchcase(asked.path, path)
+    return fnmatch.fnmatchcase(asked.path, pattern)
 
 
 def redirect(url: str, status: int = 307) -> Reply:
@@ -215,16 +287,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._play()
 
+    def do_HEAD(self) -> None:
+        self._play()
+
+    def do_PUT(self) -> None:
+        self._play()
+
+    def do_PATCH(self) -> None:
+        self._play()
+
     def _play(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
         asked = Asked(
             method=self.command,
             path=self.path,
             headers=dict(self.headers.items()),
-            body=body,
+            body=b"",
             connection=self.client_address[1],
         )
-        reply = self.server.told.answer(asked)
+        told = self.server.told
+        reply = told.scripted(asked)
+        unread = None if reply is None else reply.unread
+        time.sleep(told.sluggish if length else 0)
+        wanted = length if unread is None else min(unread, length)
+        asked = dataclasses.replace(asked, body=self.rfile.read(wanted))
+        told.asked.append(asked)
+        if unread is not None:
+            self.close_connection = True
+        if len(asked.body) < length and unread is None:
+            self.close_connection = True  # the client broke off
+            return
+        reply = reply or told.stored(asked)
         if reply.cut is None and (reply.reset or reply.silent):
             self._end(reply)
             return
@@ -244,6 +337,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send("".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1"), reply.drip_headers)
 
     def _send_body(self, reply: Reply) -> None:
+        if self.command == "HEAD":
+            return
         self._send(reply.body[: reply.cut], reply.drip)
         if reply.cut is not None:
             self._end(reply)

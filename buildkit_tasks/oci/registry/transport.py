@@ -192,7 +192,7 @@ class Transport:
         with self._lock:
             now = time.monotonic()
             more = seconds - max(self._until - now, 0) if self._waiting else seconds
-            if more > self._patience:
+            if more > self._patience or self._given_up.is_set():
                 raise problem
             self._patience -= max(more, 0)
             self._until = max(self._until, now + seconds)
