@@ -9,6 +9,7 @@ from buildkit_tasks import publish
 from buildkit_tasks.errors import CheckFailed, Interrupted, MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.model import OCI_INDEX, Digest, parse_index
 from buildkit_tasks.oci.parts import everything
+from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import NamedTag
 from tests.faults.pushing import Push, push
@@ -108,7 +109,7 @@ def test_ctrl_c_between_two_tags_says_which_moved(push: Push, monkeypatch: pytes
     digest = push.send(hello())
     moved = publish._Naming.name
 
-    def interrupted(self: publish._Naming, tag: publish.Reference) -> NamedTag:
+    def interrupted(self: publish._Naming, tag: Reference) -> NamedTag:
         if tag.tag == "b":
             raise KeyboardInterrupt
         return moved(self, tag)

@@ -424,9 +424,10 @@ def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
             return cast("BinaryIO", self.stream) if descriptor.size == size else super().open(descriptor)
 
     memory = Large()
-    layer = {"mediaType": LAYER_GZIP, "digest": str(Digest.of(b"never mind")), "size": size}
+    digest = Digest.of(b"never mind")
+    layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
     memory.index([{**entry, "platform": platform_json("linux/amd64")}])
-    push.server.always(f"PUT /upload/*{layer['digest'][7:]}", Reply(status=413, unread=1 << 20))
+    push.server.always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
     push.refused(memory)
     assert 1 << 20 <= memory.stream.given < 128 << 20  # what the kernel takes is not much

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import MalformedImage, UsageError
+from buildkit_tasks.images import Images
+from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.reference import Reference
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.releases import Release, Releases, read_parts
+from buildkit_tasks.results import document
+from buildkit_tasks.runs import Runs
+from buildkit_tasks.settings import load
+from tests.faults.pushing import Push, push
+from tests.images import flip, hello, write_archive, write_folder
+from tests.unit.scripted import Scripted
+
+__all__ = ["push"]
+
+ONE, TWO = (f"example.org/app@{Digest.of(text)}" for text in (b"one", b"two"))
+
+
+@pytest.fixture
+def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Releases:
+    """Whatever starts a program fails here: an archive is pushed and verified without any."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", str(tmp_path / "cache"))
+    settings, run = load(), Scripted()
+    images = Images(settings=settings, run=run)
+
+    def line() -> None:
+        raise AssertionError("no engine is needed")
+
+    runs = Runs(settings=settings, run=run, tell=print, images=images, line=line)  # type: ignore[arg-type]
+    return Releases(images=images, runs=runs, access=push.access)
+
+
+def release(push: Push, *tags: str, proved: bool = False, platforms: tuple[str, ...] = ()) -> Release:
+    names = [f"{push.server.host}/{tag}" for tag in tags]
+    return Release.of(names, tuple(map(Platform.parse, platforms)), proved=proved)
+
+
+# An archive
+
+
+@pytest.mark.parametrize("form", ["oci-archive", "oci"])
+def test_an_archive_arrives_byte_for_byte_and_is_named(
+    push: Push, releases: Releases, tmp_path: Path, form: str
+) -> None:
+    memory = hello()
+    path = (write_folder if form == "oci" else write_archive)(memory, tmp_path / "image")
+    result = releases.push(f"{form}:{path}", release(push, "team/app:v1"))
+    found = push.server.keep("team/app").found
+    for digest, data in memory.blobs.items():
+        assert found["blobs"].get(digest, found["manifests"].get(digest, ("", b"")))[1] == data
+    assert push.server.named("team/app:v1") == str(memory.root().digest) == result.digest
+    assert result.ok
+    assert [row.platform for row in result.platforms] == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
+
+
+def test_the_document_of_a_push_has_the_keys_that_programs_read(
+    push: Push, releases: Releases, tmp_path: Path
+) -> None:
+    path = write_archive(hello(), tmp_path / "image.tar")
+    told = document(releases.push(str(path), release(push, "team/app:v1")))
+    assert list(told) == ["ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
+    assert (told["ok"], told["verify"], told["run"]) == (True, None, None)
+    assert list(told["tags"][0]) == ["ref", "digest", "previous", "moved"]
+    assert told["platforms"][0]["digest"].startswith("sha256:")
+
+
+def test_what_does_not_hold_where_it_was_pushed_gets_no_name(
+    push: Push, releases: Releases, tmp_path: Path
+) -> None:
+    path = write_archive(hello(["linux/amd64"]), tmp_path / "image.tar")
+    wanted = release(push, "team/app:v1", proved=True, platforms=("linux/amd64", "linux/arm64"))
+    result = releases.push(str(path), wanted)
+    assert not result.ok
+    assert result.verify is not None
+    assert not result.verify.ok
+    assert (result.tags, result.run) == ((), None)
+    assert push.server.moved == []
+
+
+def test_an_archive_with_a_flipped_byte_is_never_named(
+    push: Push, releases: Releases, tmp_path: Path
+) -> None:
+    memory = hello(["linux/amd64"])
+    layer = next(key for key, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
+    memory.blobs[layer] = flip(memory.blobs[layer])
+    path = write_archive(memory, tmp_path / "image.tar")
+    with pytest.raises(MalformedImage):
+        releases.push(str(path), release(push, "team/app:v1"))
+    assert push.server.moved == []
+
+
+def test_without_a_name_what_was_built_last_is_meant(push: Push, releases: Releases, tmp_path: Path) -> None:
+    path = write_archive(hello(), tmp_path / "image.tar")
+    remember(releases, f"oci-archive:{path}")
+    assert releases.push("", release(push, "team/app:v1")).ok
+
+
+@pytest.mark.parametrize("last", ["docker://example.org/app:v1", "docker-daemon:app:v1", "dir:/tmp/out"])
+def test_what_was_built_last_is_sent_from_a_file_alone(push: Push, releases: Releases, last: str) -> None:
+    remember(releases, last)
+    with pytest.raises(UsageError, match="no archive") as caught:
+        releases.push("", release(push, "team/app:v1"))
+    assert caught.value.hint == "inv push-multiarch ARCHIVE -t REF"
+    assert push.server.asked == []
+
+
+def remember(releases: Releases, name: str) -> None:
+    record = releases.images._record
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(name, encoding="utf-8")
+
+
+def test_a_plan_says_what_would_be_put_where_and_asks_nobody(
+    push: Push, releases: Releases, tmp_path: Path
+) -> None:
+    memory = hello(["linux/amd64"])
+    path = write_archive(memory, tmp_path / "image.tar")
+    plan = releases.plan_push(str(path), release(push, "team/app:v1", "other/app:v2", proved=True))
+    host, digest = push.server.host, memory.root().digest
+    size = sum(len(memory.blobs[key]) for key in list(memory.blobs)[:2])
+    assert plan.text().splitlines() == [
+        f"would put 2 blobs ({size} bytes) and 2 manifests as {host}/team/app@{digest}",
+        f"would verify and run docker://{host}/team/app@{digest} (linux/amd64)",
+        f"would name it {host}/team/app:v1",
+        f"would name it {host}/other/app:v2",
+    ]
+    assert plan.document()["digest"] == str(digest)
+    assert push.server.asked == []
+
+
+# Parts
+
+
+def test_parts_become_one_image_with_a_name(push: Push, releases: Releases) -> None:
+    names = ("linux/amd64", "linux/arm64")
+    parts = [push.at(f"parts/x@{push.send(hello([name]), 'parts/x')}") for name in names]
+    result = releases.merge(parts, release(push, "team/app:v1", platforms=names[::-1]))
+    assert push.server.named("team/app:v1") == result.digest
+    assert [row.platform for row in result.platforms] == ["linux/arm64", "linux/amd64"]
+
+
+def test_a_plan_of_a_merge_only_reads(push: Push, releases: Releases) -> None:
+    part = push.at(f"parts/x@{push.send(hello(['linux/amd64']), 'parts/x')}")
+    before = len(push.server.asked)
+    plan = releases.plan_merge([part], release(push, "team/app:v1"))
+    assert f"would put an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.text()
+    assert {each.method for each in push.server.asked[before:]} == {"GET"}
+
+
+# Words
+
+
+def test_a_push_without_a_tag_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="no tag says where it goes"):
+        Release.of((), (), proved=True)
+
+
+def test_a_digest_is_no_tag() -> None:
+    with pytest.raises(UsageError, match="is no tag"):
+        Release.of([ONE], (), proved=True)
+
+
+def test_a_tag_that_is_named_twice_is_named_once() -> None:
+    found = Release.of(["app", "docker.io/library/app:latest"], (), proved=True)
+    assert found.tags == (Reference.parse("app"),)
+
+
+def references(*texts: str) -> tuple[Reference, ...]:
+    return tuple(map(Reference.parse, texts))
+
+
+def test_parts_are_named_by_words_and_in_files(tmp_path: Path) -> None:
+    (tmp_path / "parts").write_text(f"# from CI\n\n{TWO}  # arm64\n", encoding="utf-8")
+    assert read_parts([f"{ONE},"], [str(tmp_path / "parts")]) == references(ONE, TWO)
+    assert read_parts([f"{ONE},{TWO}", ONE], []) == references(ONE, TWO)
+
+
+def test_reports_of_builds_name_parts_several_in_one_file_too(tmp_path: Path) -> None:
+    name, digest = TWO.split("@")
+    outputs = [{"type": "oci", "dest": "x"}, {"type": "registry", "ref": f"{name}:v1"}]
+    reports = [
+        {"ok": True, "digest": "", "outputs": [{"type": "registry", "ref": ONE}]},
+        {"ok": True, "digest": digest, "outputs": outputs},
+    ]
+    path = tmp_path / "all.json"
+    path.write_text("\n".join(json.dumps(each, indent=2) for each in reports), encoding="utf-8")
+    (second,) = references(f"{name}:v1@{digest}")
+    assert read_parts([], [str(path)]) == (*references(ONE), second)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"outputs": [], "digest": ""}', "names no image in a registry"),
+        ('{"outputs": [{"ref": "app:v1"}]}', "names no image in a registry"),
+        ('{"outputs": 7}', "names no image in a registry"),
+        ("{", "is no report of build-multiarch"),
+        ('{"outputs": [{"ref": "a@b"}]} []', "is no report of build-multiarch"),
+        ("UPPER@sha256:1", "is no image reference"),
+        ("", "no part is named"),
+        ("{" * 100_000, "is no report of build-multiarch"),
+    ],
+)
+def test_a_file_without_parts_is_a_usage_error(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "parts").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        read_parts([], [str(tmp_path / "parts")])
+
+
+def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_parts([], [str(tmp_path / "none")])
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="is no text"):
+        read_parts([], [str(tmp_path / "binary")])
