@@ -303,12 +303,16 @@ class MatrixReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReport:
-    """One of several images, as far as it got; a step that was not reached is None."""
+    """One of several images, as far as it got; a step that was not reached is None.
+
+    ``tags`` are the names that it was given in registries, once it held and ran there.
+    """
 
     name: str
     build: BuildResult | None = None
     verify: VerifyReport | None = None
     run: RunReport | None = None
+    tags: tuple[NamedTag, ...] = ()
     error: str = ""
 
     @property

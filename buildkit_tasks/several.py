@@ -60,7 +60,7 @@ def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
         outputs = with_archive(choice.options.get("outputs", ()), f"dist/{name}.tar")
         # Not through `under`: no engine is started before all are known to be right.
         request = replace(line, settings=settings).request(**{**choice.options, "outputs": outputs})
-        images.append(Wanted(name=name, settings=settings, request=request))
+        images.append(Wanted.of(name, request, settings))
     return tuple(images)
 
 
@@ -69,6 +69,15 @@ def _check(image: Wanted) -> None:
         check_request(image.request)
     except UsageError as error:
         raise UsageError(f"{image.name}: {error.message}", hint=error.hint) from error
+
+
+def _pushed(report: ImageReport, image: Wanted, name: str, line: Line) -> ImageReport:
+    """The report of an image that gets its names in a registry, once it held and ran there."""
+    from buildkit_tasks.releases import Release, Releases  # noqa: PLC0415 - requests: not for a file
+
+    release = Release.of(image.names, image.request.platforms, proved=True)
+    result = Releases(images=line.images, runs=line.runs).push(name, release)
+    return replace(report, verify=result.verify, run=result.run, tags=result.tags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +128,8 @@ class Several:
             if line.run.dry_run or not image.told:
                 return report, None
             name = image_of(built)
+            if image.names:
+                return _pushed(report, image, name, line), None
             report = replace(report, verify=line.images.verify(name, platforms))
             report = replace(report, run=line.emulate(name, platforms))
         except BuildkitTasksError as error:

@@ -84,13 +84,8 @@ class _Baking:
         request = _joined(request, self._options(told=told))
         place = Path("dist") if told else self.scratch
         archive = str(place / f"{target.name}.tar")
-        return Wanted(
-            name=target.name,
-            settings=self._settings(target),
-            request=replace(request, outputs=with_archive(request.outputs, archive)),
-            links=target.links,
-            told=told,
-        )
+        request = replace(request, outputs=with_archive(request.outputs, archive))
+        return Wanted.of(target.name, request, self._settings(target), links=target.links, told=told)
 
     def _platforms(self, target: BakeTarget) -> tuple[Platform, ...]:
         if not target.platforms or _flagged(self.line.settings, "platforms"):

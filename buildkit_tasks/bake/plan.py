@@ -14,7 +14,7 @@ from buildkit_tasks.bake.target import BakeTarget, TargetReader
 from buildkit_tasks.errors import BuilderError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
 __all__ = ["BakePlan", "read_plan"]
 
@@ -63,7 +63,7 @@ def read_plan(text: str, file: str, *, only_outputs: bool = False) -> BakePlan:
         found = json.loads(text)
         groups = {name: _texts(group["targets"]) for name, group in _object(found, "group").items()}
         targets = _object(found, "target")
-        wanted = _members(groups)
+        wanted = _members(groups, targets)
         raws = {name: targets[name] for name in (*wanted, *targets)}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BuilderError(f"buildx printed no bake plan for {file}: {error!r}") from error
@@ -91,7 +91,7 @@ def _texts(raw: Any) -> list[str]:
     return raw
 
 
-def _members(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _members(groups: Mapping[str, Sequence[str]], targets: Container[str]) -> tuple[str, ...]:
     """The targets that were asked for: those of the group ``default``, and of the groups in it."""
     wanted: dict[str, None] = {}
     seen = {"default"}
@@ -101,7 +101,7 @@ def _members(groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         if name in groups and name not in seen:  # a matrix is a group by its target's name
             seen.add(name)
             left = [*groups[name], *left]
-        else:
+        elif name in targets or name not in groups:
             wanted[name] = None
     return tuple(wanted)
 

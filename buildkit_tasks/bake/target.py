@@ -21,7 +21,7 @@ from buildkit_tasks.outputs import TYPES, OutputSpec
 from buildkit_tasks.request import BuildRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["TARGET_NAME", "BakeTarget", "TargetReader"]
 
@@ -69,6 +69,9 @@ class TargetReader:
         if not isinstance(raw, dict):
             raise self._refused("target", raw)
         given = {key: value for key, value in raw.items() if value not in (None, [], {}, "", False)}
+        for key, value in given.items():
+            if not all(map(_is_passable, _texts_in(value))):
+                raise self._refused(key, value)
         for key, value in given.items():
             if key not in _READ and key not in _UNTOLD and value not in _STANDARD.get(key, ()):
                 raise UsageError(
@@ -225,6 +228,23 @@ class TargetReader:
                 f"{self.where}: {key}: {path} is not in this folder",
                 hint=f"run this from a folder above, or allow it as for buildx: {_FREE}=0",
             )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from (name, *_texts_in(each))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts_in(each)
+
+
+def _is_passable(text: str) -> bool:
+    """Whether a program can be given it: no NUL, and UTF-8."""
+    return "\0" not in text and text.encode(errors="replace").decode() == text
 
 
 def _plain(text: str) -> str:

@@ -346,7 +346,8 @@ def _moved(tag: NamedTag) -> str:
 
 def _of_image(image: ImageReport) -> list[str]:
     built = _of_build(image.build) if image.build else []
-    return built + (_of_run(image.run) if image.run else [])
+    named = [f"named: {', '.join(tag.ref for tag in image.tags)}"] if image.tags else []
+    return built + (_of_run(image.run) if image.run else []) + named
 
 
 def _of_run(report: RunReport) -> list[str]:

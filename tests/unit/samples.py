@@ -13,6 +13,8 @@ from buildkit_tasks.results import (
     Check,
     EmulatorSummary,
     EngineSummary,
+    ImageReport,
+    ImagesReport,
     MatrixReport,
     NodeSummary,
     Outcome,
@@ -222,9 +224,21 @@ def stopped(error: str = "the registry refused: 401") -> MatrixReport:
     return MatrixReport(setup=setup(), build=build(), error=error)
 
 
+def image(name: str, *platforms: str) -> ImageReport:
+    """Give one of several images that holds, on two platforms unless others are named."""
+    line = matrix(*platforms)
+    return ImageReport(name=name, build=line.build, verify=line.verify, run=line.run)
+
+
+def images(*rows: ImageReport) -> ImagesReport:
+    """Give several images that hold, or these."""
+    return ImagesReport(images=rows or (image("web"), image("worker", "linux/arm64", "linux/386")))
+
+
 def every_good_report() -> list[Report]:
     two = ("linux/amd64", "linux/arm/v6")
     several: list[Report] = [both_cpus(), three_commands(), replace(matrix(*two), run=both_cpus())]
+    several += [images(), replace(images(), setup=setup())]
     return [setup(), build(), verify(), run(), matrix(), *several]
 
 
@@ -232,7 +246,8 @@ def every_warning_report() -> list[Report]:
     """Give reports that hold, each with two warnings."""
     warned = verify(verdict("linux/amd64"), verdict("linux/arm64", good_check(), warning(), warning("other")))
     spread = verify(*(verdict(name, good_check(), warning()) for name in TWO))
-    return [warned, spread, replace(matrix(), verify=warned)]
+    warned_image = replace(image("worker"), verify=warned)
+    return [warned, spread, replace(matrix(), verify=warned), images(image("web"), warned_image)]
 
 
 def every_bad_report() -> list[Report]:
@@ -269,4 +284,23 @@ def every_bad_report() -> list[Report]:
         replace(matrix(), run=run(good_run("linux/amd64"))),
         replace(matrix(), setup=setup(platform_setup("linux/amd64"))),
         replace(matrix(), verify=verify(*map(verdict, (*TWO, "linux/s390x")))),
+        *every_bad_images(failed),
+    ]
+
+
+def every_bad_images(failed: MatrixReport) -> list[Report]:
+    """Give each way that several images can fail; ``failed`` is a line of which a step does."""
+    bad = ImageReport(name="bad", build=failed.build, verify=failed.verify, run=failed.run)
+    unbuilt = ImageReport(name="unbuilt", error="the disk is full")
+    return [
+        images(image("web"), bad),
+        images(unbuilt, image("web")),
+        images(image("web"), ImageReport(name="empty")),
+        images(replace(image("web"), verify=None, run=None, error="the registry refused: 401")),
+        images(replace(image("web"), run=run(good_run("linux/amd64")))),
+        images(replace(image("web"), verify=verify(*map(verdict, (*TWO, "linux/s390x"))))),
+        ImagesReport(),
+        ImagesReport(error="no engine answers"),
+        ImagesReport(setup=setup(), error="no builder"),
+        replace(images(), setup=replace(setup(), platforms=())),
     ]

@@ -25,6 +25,7 @@ from buildkit_tasks.report.text import last_line, one_line, printable, tail
 from buildkit_tasks.results import (
     BuildResult,
     EmulatorSummary,
+    ImagesReport,
     MatrixReport,
     Outcome,
     PlatformSetup,
@@ -139,7 +140,7 @@ def test_a_report_that_holds_has_no_word_of_failure(report: Report) -> None:
         assert not {"WARNING", "warning", "Warnings"} & set(
             re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL).split()
         )
-        assert "2 of 2 platforms" in text
+        assert f"2 of 2 {'images' if isinstance(report, ImagesReport) else 'platforms'}" in text
 
 
 @pytest.mark.parametrize("render", [drawn, faces.to_markdown, faces.to_junit, faces.to_html])

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildkit_tasks.bake.plan import BakePlan, read_plan
+from buildkit_tasks.bake.target import TargetReader
+from buildkit_tasks.csvrow import read_row
+from buildkit_tasks.errors import BuilderError, UsageError
+from buildkit_tasks.outputs import OutputSpec
+
+TEXT = st.text(max_size=12) | st.text(alphabet="\0\ud800\udc80a/.=:-", max_size=4)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    [
+        "annotations", "args", "attest", "cache-from", "cache-to", "context", "contexts", "dockerfile",
+        "dockerfile-inline", "labels", "no-cache", "output", "platforms", "pull", "secret", "ssh", "tags",
+        "target", "network", "call", "description", "matrix",
+    ]
+)  # fmt: skip
+NAMES = st.sampled_from(["web", "base", "default", "tool"])
+TARGETS = st.dictionaries(NAMES | TEXT, st.dictionaries(KEYS | TEXT, VALUES, max_size=4) | VALUES, max_size=4)
+GROUPS = st.dictionaries(
+    NAMES | TEXT, st.fixed_dictionaries({"targets": st.lists(NAMES | TEXT, max_size=4)}) | VALUES, max_size=4
+)
+
+
+def read(document: Any) -> BakePlan | None:
+    try:
+        return read_plan(json.dumps(document), "x.hcl")
+    except (BuilderError, UsageError):
+        return None
+
+
+@given(VALUES | st.fixed_dictionaries({"group": GROUPS, "target": TARGETS}))
+def test_any_document_is_a_plan_or_an_error_of_ours(document: Any) -> None:
+    plan = read(document)
+    if plan is not None:
+        assert set(plan.wanted) <= set(plan.targets)
+        places = [target.name for target in plan.order]
+        for target in plan.order:
+            assert all(places.index(other) < places.index(target.name) for _, other in target.links)
+
+
+@given(TEXT)
+def test_any_text_is_a_plan_or_an_error_of_ours(text: str) -> None:
+    with pytest.raises((BuilderError, UsageError)):
+        read_plan(text, "x.hcl")
+
+
+@given(st.dictionaries(KEYS | TEXT, VALUES, max_size=4))
+def test_a_key_is_in_the_request_or_is_refused_by_its_name(raw: dict[str, Any]) -> None:
+    try:
+        target = TargetReader("x").target("web", raw)
+    except UsageError as error:
+        refusal = error.message
+    else:
+        refusal = ""
+    if refusal:
+        assert any(f"{key} = " in refusal or f" {key}: " in refusal for key in [*raw, "dockerfile"])
+        return
+    given = {key for key, value in raw.items() if value not in (None, [], {}, "", False)}
+    assert given <= {
+        "annotations", "args", "attest", "cache-from", "cache-to", "context", "contexts", "dockerfile",
+        "dockerfile-inline", "labels", "no-cache", "output", "platforms", "pull", "secret", "ssh", "tags",
+        "target", "network", "call", "description",
+    }  # fmt: skip
+    assert target.request.platforms == ()
+
+
+def escaped(text: str) -> str:
+    """As buildx prints a text: so that it can be read as a bake file again."""
+    return text.replace("${", "$${").replace("%{", "%%{")
+
+
+@given(st.text(alphabet="$%{}ab\n", max_size=30))
+def test_a_text_that_buildx_escaped_is_read_as_it_was(text: str) -> None:
+    target = TargetReader("x").target("web", {"args": {"A": escaped(text)}})
+    assert target.request.build_args == (f"A={text}",)
+
+
+PLAIN = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
+)
+
+
+@given(st.dictionaries(st.sampled_from(["ref", "mode", "scope"]), PLAIN, min_size=1))
+def test_an_entry_is_one_row_of_csv_whatever_is_in_it(entry: dict[str, str]) -> None:
+    raw = {"type": "registry", **entry}
+    request = TargetReader("x").target("web", {"cache-from": [raw], "attest": [raw]}).request
+    assert read_row(request.attest[0], "attest") == [f"{name}={value}" for name, value in raw.items()]
+    output = TargetReader("x").target("web", {"output": [raw]}).request.outputs[0]
+    if all(name == name.strip() for name in raw):
+        assert OutputSpec.parse(str(output)) == output
+    assert read_row(request.cache_from[0], "cache") == read_row(request.attest[0], "attest")

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.errors import (
+    BuildFailed,
+    BuildkitTasksError,
+    EngineError,
+    Interrupted,
+    LimitExceeded,
+    UsageError,
+)
+from buildkit_tasks.images import Images
+from buildkit_tasks.line import Line
+from buildkit_tasks.outputs import OutputSpec
+from buildkit_tasks.request import BuildRequest
+from buildkit_tasks.results import BuildResult, BuiltPlatform, ImagesReport, Output
+from buildkit_tasks.settings import Settings, load
+from buildkit_tasks.several import Choice, several
+from tests.unit import samples
+from tests.unit.scripted import Scripted
+from tests.unit.test_bake import ENGINE, plan
+
+TABLES = """
+[tool.buildkit-tasks]
+platforms = ["linux/amd64", "linux/arm64"]
+command = "all"
+
+[[tool.buildkit-tasks.image]]
+name = "web"
+context = "web"
+
+[[tool.buildkit-tasks.image]]
+name = "tool"
+context = "tool"
+platforms = ["linux/386"]
+command = "tool"
+"""
+
+
+class World:
+    """A line whose builds, verifications and runs are told instead of made."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.run = folder, Scripted()
+        self.requests: list[BuildRequest] = []
+        self.proved: list[tuple[str, str, str]] = []
+        self.failures: dict[str, BaseException] = {}
+        monkeypatch.chdir(folder)
+        told = {
+            (Line, "build"): lambda line, request: self._build(line, request),  # noqa: PLW0108 - bound twice
+            (Line, "setup"): lambda line: samples.setup(
+                *map(samples.platform_setup, line.settings.platforms)
+            ),
+            (Images, "verify"): lambda _, image, expected: self._verify(image, expected),
+            (Line, "emulate"): lambda line, *given: self._emulate(line, *given),  # noqa: PLW0108 - as above
+        }
+        for (owner, name), instead in told.items():
+            monkeypatch.setattr(owner, name, instead)
+
+    def write(self, files: Mapping[str, str]) -> World:
+        for name, text in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return self
+
+    def line(self, **flags: Any) -> Line:
+        line = Line(settings=load(flags, environ={}, folder=self.folder), run=self.run, tell=lambda _: None)
+        vars(line)["engine"] = ENGINE
+        return line
+
+    def report(
+        self, *, flags: Mapping[str, Any] | None = None, setup: bool = False, **choice: Any
+    ) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
+        with several(self.line(**(flags or {})), Choice(**choice)) as images:
+            return images.report(setup=setup)
+
+    def request(self, name: str) -> BuildRequest:
+        return next(each for each in self.requests if Path(str(each.outputs[0].dest)).stem == name)
+
+    def _build(self, line: Line, request: BuildRequest) -> BuildResult:
+        assert line.engine is ENGINE
+        self.requests.append(request)
+        name = Path(str(request.outputs[0].dest)).stem
+        if name in self.failures:
+            raise self.failures[name]
+        return BuildResult(
+            digest="sha256:" + "0" * 64,
+            outputs=(Output(type="oci", dest=str(request.outputs[0].dest)),),
+            platforms=tuple(BuiltPlatform(platform=str(each)) for each in request.platforms),
+            builder="b",
+            bases="registry",
+            seconds=1.0,
+        )
+
+    def _verify(self, image: str, expected: Any) -> Any:
+        self.proved.append(("verify", image, ",".join(map(str, expected))))
+        return samples.verify(*(samples.verdict(str(each)) for each in expected))
+
+    def _emulate(self, line: Line, image: str, platforms: Any) -> Any:
+        self.proved.append(("run", image, line.settings.command))
+        return samples.run(*(samples.good_run(str(each)) for each in platforms))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch).write(
+        {"pyproject.toml": TABLES, "web/Dockerfile": "FROM scratch\n", "tool/Dockerfile": "FROM scratch\n"}
+    )
+
+
+def names(report: ImagesReport) -> list[str]:
+    return [image.name for image in report.images]
+
+
+def test_each_image_is_built_into_its_own_archive_and_that_is_verified_and_run(world: World) -> None:
+    report, errors = world.report()
+    assert (names(report), report.ok, errors) == (["web", "tool"], True, ())
+    assert [[str(each) for each in request.outputs] for request in world.requests] == [
+        ["type=oci,dest=dist/web.tar"],
+        ["type=oci,dest=dist/tool.tar"],
+    ]
+    web, tool = (f"oci-archive:{world.folder}/dist/{name}.tar" for name in ("web", "tool"))
+    assert world.proved == [
+        ("verify", web, "linux/amd64,linux/arm64"),
+        ("run", web, "all"),
+        ("verify", tool, "linux/386"),
+        ("run", tool, "tool"),
+    ]
+
+
+def test_images_are_chosen_by_their_names(world: World) -> None:
+    assert names(world.report(names=("tool",))[0]) == ["tool"]
+    with pytest.raises(UsageError, match=r"(?s)no image 'nope' in the settings.*known are web, tool"):
+        world.report(names=("nope",))
+
+
+def test_without_any_image_in_the_settings_it_is_said_how_to_write_one(world: World) -> None:
+    world.write({"pyproject.toml": ""})
+    with pytest.raises(UsageError, match=r"\[\[tool\.buildkit-tasks\.image\]\]"):
+        world.report(names=("web",))
+
+
+def test_one_that_fails_does_not_keep_the_others_from_going_on(world: World) -> None:
+    world.failures["web"] = BuildFailed("it is broken", hint="mend it")
+    report, errors = world.report()
+    assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
+    assert report.images[0].error == "it is broken\n  next: mend it"
+    assert errors == (world.failures["web"],)
+
+
+def test_an_interruption_ends_it(world: World) -> None:
+    world.failures["web"] = Interrupted("interrupted")
+    report, errors = world.report()
+    assert (names(report), report.ok, errors[0].exit_code) == (["web"], False, 130)
+
+
+def test_there_is_one_setup_for_the_platforms_of_all(world: World) -> None:
+    report, _ = world.report(setup=True)
+    assert report.setup is not None
+    assert [row.platform for row in report.setup.platforms] == ["linux/amd64", "linux/arm64", "linux/386"]
+
+
+def test_a_setup_that_fails_is_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Line) -> None:
+        raise EngineError("no engine")
+
+    monkeypatch.setattr(Line, "setup", fails)
+    report, errors = world.report(setup=True)
+    assert (report.error, report.images, [error.exit_code for error in errors]) == ("no engine", (), [3])
+    assert world.requests == []
+
+
+def test_nothing_is_built_if_one_image_cannot_be(world: World) -> None:
+    (world.folder / "tool/Dockerfile").unlink()
+    with pytest.raises(UsageError, match=r"tool: there is no tool/Dockerfile"):
+        world.report()
+    assert world.requests == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "place"),
+    [
+        ({"tags": ["one:1"]}, {}, "tagged one:1"),
+        ({}, {"outputs": (OutputSpec.parse("type=oci,dest=x.tar"),)}, "written to .*/x.tar"),
+        ({}, {"outputs": (OutputSpec.parse("type=local,dest=x"),)}, "written to .*/x"),
+        (
+            {},
+            {"outputs": (OutputSpec.parse("type=registry,name=r.example.org/x"),)},
+            "tagged r.example.org/x",
+        ),
+        ({}, {"metadata_file": "m.json"}, "described in m.json"),
+    ],
+)
+def test_two_images_do_not_go_to_one_place(
+    world: World, flags: dict[str, Any], options: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(UsageError, match=f"web and tool would both be {place}"):
+        world.report(flags=flags, options=options)
+    assert world.requests == []
+    world.report(flags=flags, options={**options, "outputs": ()}, names=("web",))
+
+
+def test_in_a_dry_run_nothing_is_verified_or_run(world: World) -> None:
+    world.run = Scripted(dry_run=True)
+    report, errors = world.report()
+    assert (names(report), errors, world.proved) == (["web", "tool"], (), [])
+
+
+def test_an_output_that_pushes_is_no_output_of_the_build(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[str, list[str]]] = []
+
+    def push(_: object, archive: str, release: Any) -> Any:
+        pushed.append((archive, [str(tag) for tag in release.tags]))
+        return samples_push()
+
+    monkeypatch.setattr("buildkit_tasks.releases.Releases.push", push)
+    options = {"outputs": (OutputSpec(type="registry"),)}
+    report, _ = world.report(flags={"tags": ["r.example.org/a:1"]}, names=("web",), options=options)
+    assert [[str(each) for each in request.outputs] for request in world.requests] == [
+        ["type=oci,dest=dist/web.tar"]
+    ]
+    assert pushed == [(f"oci-archive:{world.folder}/dist/web.tar", ["r.example.org/a:1"])]
+    assert [tag.ref for tag in report.images[0].tags] == ["r.example.org/a:1"]
+    assert report.ok
+    assert world.proved == []
+
+
+def samples_push() -> Any:
+    from buildkit_tasks.results import NamedTag, PushResult  # noqa: PLC0415 - as late as the product
+
+    line = samples.matrix()
+    tag = NamedTag(ref="r.example.org/a:1", digest="sha256:1")
+    return PushResult(digest="sha256:1", tags=(tag,), platforms=(), verify=line.verify, run=line.run)
+
+
+def test_what_a_push_would_lose_is_refused(world: World) -> None:
+    output = OutputSpec.parse("type=image,push=true,name=r.example.org/x,push-by-digest=true")
+    with pytest.raises(UsageError, match="push-by-digest is lost"):
+        world.report(names=("web",), options={"outputs": (output,)})
+
+
+def bake(world: World, targets: Mapping[str, Any], default: list[str] | None = None) -> World:
+    world.write({"docker-bake.hcl": ""})
+    world.run.tell("buildx bake --print *", stdout=plan(targets, default))
+    return world
+
+
+BASE = {"base": {"platforms": ["linux/amd64", "linux/arm64"], "dockerfile-inline": "FROM alpine\n"}}
+ON_BASE = {"context": "web", "platforms": ["linux/arm64"], "contexts": {"base": "target:base"}}
+
+
+def test_a_bake_files_platforms_win_over_the_settings_and_lose_to_a_flag(world: World) -> None:
+    bake(world, {"web": {"context": "web", "platforms": ["linux/s390x"]}, "tool": {"context": "tool"}})
+    world.report(bake="docker-bake.hcl")
+    asked = {Path(str(each.outputs[0].dest)).stem: list(map(str, each.platforms)) for each in world.requests}
+    assert asked == {"web": ["linux/s390x"], "tool": ["linux/amd64", "linux/arm64"]}
+    world.requests.clear()
+    world.report(bake="docker-bake.hcl", flags={"platforms": ["linux/386"]})
+    assert [list(map(str, each.platforms)) for each in world.requests] == [["linux/386"], ["linux/386"]]
+
+
+@pytest.mark.parametrize("name", ["linux/zz", "local", "--privileged"])
+def test_a_platform_of_a_bake_file_that_is_none_is_named_with_its_target(world: World, name: str) -> None:
+    bake(world, {"web": {"context": "web", "platforms": [name]}})
+    with pytest.raises(UsageError, match=r"docker-bake\.hcl: target web: "):
+        world.report(bake="docker-bake.hcl")
+
+
+def test_the_settings_image_of_a_targets_name_says_what_to_run(world: World) -> None:
+    bake(world, {"tool": {"context": "web"}, "web": {"context": "web"}})
+    world.report(bake="docker-bake.hcl")
+    assert [
+        (image.rpartition("/")[2], command) for what, image, command in world.proved if what == "run"
+    ] == [
+        ("tool.tar", "tool"),
+        ("web.tar", "all"),
+    ]
+    assert [request.context for request in world.requests] == ["web", "web"]
+
+
+def test_the_command_line_adds_to_lists_and_replaces_outputs(world: World) -> None:
+    target = {"context": "web", "labels": {"a": "b"}, "args": {"A": "1"}, "no-cache": True}
+    bake(world, {"web": target})
+    options = {
+        "labels": ("c=d", "a=b"),
+        "outputs": (OutputSpec.parse("type=oci,dest=mine.tar"),),
+        "pull": True,
+    }
+    world.report(bake="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
+    (request,) = world.requests
+    assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
+    assert [str(each) for each in request.outputs] == ["type=oci,dest=mine.tar"]
+    assert (request.no_cache, request.pull) == (True, True)
+
+
+@pytest.mark.parametrize(("key", "flag"), [("context", "--context"), ("file", "--file"), ("tags", "--tag")])
+def test_options_that_describe_one_image_are_refused_with_a_bake_file(
+    world: World, key: str, flag: str
+) -> None:
+    bake(world, {"web": {"context": "web"}})
+    with pytest.raises(UsageError, match=f"{flag} is for one image"):
+        world.report(bake="docker-bake.hcl", flags={key: "x"})
+    assert world.run.calls == []
+
+
+def test_an_agent_is_given_only_by_the_command_line(world: World) -> None:
+    bake(world, {"web": {"context": "web", "ssh": [{"id": "default"}]}})
+    with pytest.raises(UsageError, match=r"(?s)target web asks for the SSH agent.*--ssh default"):
+        world.report(bake="docker-bake.hcl")
+
+
+def test_an_image_is_built_on_the_bytes_that_were_built(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts: list[tuple[str, str]] = []
+    monkeypatch.setattr("buildkit_tasks.oci.archive.Archive", str)
+    monkeypatch.setattr(
+        "buildkit_tasks.oci.layout.write_layout", lambda source, place: layouts.append((source, str(place)))
+    )
+    bake(world, {**BASE, "web": ON_BASE}, ["web"])
+    report, _ = world.report(bake="docker-bake.hcl")
+    base, web = world.requests
+    assert (names(report), report.ok) == (["web"], True)
+    assert base.outputs[0].dest is not None
+    assert not base.outputs[0].dest.is_relative_to(world.folder / "dist")
+    assert layouts[0][0] == str(base.outputs[0].dest)
+    assert web.build_contexts == (f"base=oci-layout://{layouts[0][1]}@sha256:{'0' * 64}",)
+    assert [image for what, image, _ in world.proved if what == "run"] == [
+        f"oci-archive:{world.folder}/dist/web.tar"
+    ]
+    assert not base.outputs[0].dest.parent.exists()
+
+
+def test_what_is_built_on_a_failure_is_not_built(world: World) -> None:
+    bake(world, {**BASE, "web": ON_BASE, "tool": {"context": "tool"}}, ["web", "tool"])
+    world.failures["base"] = LimitExceeded("the disk is full")
+    report, errors = world.report(bake="docker-bake.hcl")
+    assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
+    assert "base, on which it is built, could not be built" in report.images[0].error
+    assert [error.exit_code for error in errors] == [5, 1]
+
+
+def test_an_image_cannot_be_built_on_one_that_lacks_a_platform(world: World) -> None:
+    bake(world, {**BASE, "web": {**ON_BASE, "platforms": ["linux/arm64", "linux/386"]}}, ["web"])
+    with pytest.raises(UsageError, match="target web is built on base, which is not for linux/386"):
+        world.report(bake="docker-bake.hcl")
+
+
+def test_the_order_of_the_report_is_that_of_the_file_with_what_others_are_built_on_first(
+    world: World,
+) -> None:
+    world.run = Scripted(dry_run=True)
+    bake(world, {**BASE, "web": ON_BASE}, ["web", "base"])
+    report, _ = world.report(bake="docker-bake.hcl")
+    assert names(report) == ["base", "web"]
+    assert "@sha256:DIGEST" in world.request("web").build_contexts[0]
+
+
+def test_an_inline_dockerfile_is_a_file_while_it_is_built(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    build: Callable[..., BuildResult] = Line.build
+
+    def look(line: Line, request: BuildRequest) -> BuildResult:
+        seen.append(request.dockerfile.read_text(encoding="utf-8"))
+        return build(line, request)
+
+    monkeypatch.setattr(Line, "build", look)
+    bake(world, BASE)
+    world.report(bake="docker-bake.hcl")
+    assert seen == ["FROM alpine\n"]
+    assert not world.requests[0].dockerfile.exists()
+
+
+def test_a_line_for_other_settings_has_the_same_engine(world: World) -> None:
+    line = world.line()
+    other = line.under(replace(line.settings, platforms=("linux/386",)))
+    assert other.engine is line.engine
+    assert [str(each) for each in other.platforms] == ["linux/386"]
+    assert isinstance(other.settings, Settings)
+    assert json.dumps([str(each) for each in line.platforms]) == '["linux/amd64", "linux/arm64"]'
