@@ -94,11 +94,14 @@ def rewriting(outputs: Iterable[OutputSpec]) -> tuple[OutputSpec, ...]:
 
 
 def check_rewriting(outputs: Iterable[OutputSpec], driver: str) -> None:
-    """Refuse what the engine's own builder cannot do: it unpacks what it stores."""
+    """Refuse what the engine's own builder cannot do: it unpacks what it stores.
+
+    What it pushes goes through an archive, in which it can.
+    """
     for output in outputs:
-        stored = output.type in _REWRITTEN and output.dest is None
+        stored = output.type in _REWRITTEN and output.dest is None and not output.pushes
         if driver == "docker" and stored:
             raise UsageError(
                 f"-o {output}: the engine's own builder cannot rewrite times in what it stores",
-                hint="-o type=oci,dest=FILE and push-multiarch FILE, or --driver=docker-container",
+                hint="--push, -o type=oci,dest=dist/image.tar, or --driver=docker-container",
             )

@@ -13,7 +13,7 @@ from buildkit_tasks.dockerfile import Bases, read_bases
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.outputs import OutputSpec, check_outputs
 from buildkit_tasks.reproducible import EPOCH, Epoch, epoch_of, given_epoch, rewriting
-from buildkit_tasks.secrecy import check_build_argument, check_secrets, check_ssh, without_user
+from buildkit_tasks.secrecy import check_build_argument, check_context, check_secrets, check_ssh, without_user
 
 if TYPE_CHECKING:
     from buildkit_tasks.commands import Runner
@@ -36,7 +36,8 @@ _REMOTE = re.compile(r"(?:https?|git|ssh)://|git@")
 class BuildRequest:
     """What to build and where it goes; the names are those of buildx's options.
 
-    ``epoch`` is the time in seconds since 1970 that a reproducible build gives to everything.
+    ``epoch`` is the time in seconds since 1970 that a reproducible build gives to everything. What is
+    pushed is named once it is ``proved``; of a ``split`` build it stays without a name, to be merged.
     """
 
     platforms: tuple[Platform, ...]
@@ -64,6 +65,8 @@ class BuildRequest:
     pull: bool = False
     progress: str = "auto"
     metadata_file: str = ""
+    split: bool = False
+    proved: bool = True
 
     @property
     def remote(self) -> bool:
@@ -94,6 +97,9 @@ def check_request(request: BuildRequest) -> None:
             )
     for argument in request.build_args:
         check_build_argument(argument)
+    check_context("the build context", request.context)
+    for context in request.build_contexts:
+        check_context("the build context", context)
     check_secrets(request.secrets, os.environ)
     check_ssh(request.ssh, os.environ)
     check_cache(request.cache_to, request.cache_from)

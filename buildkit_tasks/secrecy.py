@@ -17,13 +17,16 @@ from buildkit_tasks.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["check_build_argument", "check_secrets", "check_ssh", "without_user"]
+__all__ = ["check_build_argument", "check_context", "check_secrets", "check_ssh", "without_user"]
 
 _KEYS = ("id", "type", "src", "source", "env")
 _HINT = "--secret id=NAME,env=VARIABLE or --secret id=NAME,src=FILE"
 _MAX_BYTES = 500 * 1024  # BuildKit's secretsprovider.MaxSecretSize
 _WORDS = {"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIAL", "CREDENTIALS"}
 _PAIRS = ("API_KEY", "PRIVATE_KEY", "ACCESS_KEY", "SECRET_KEY")
+# A user's name alone is a secret where it is a token: that is how https takes them.
+_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@|https?://[^/\s@]+@", re.IGNORECASE)
+_USER = re.compile(r"://[^/\s@]+@")
 _DIGEST = re.compile(r"[a-z0-9+._-]+:[0-9a-fA-F]{32,}\Z")
 
 
@@ -35,6 +38,24 @@ def check_build_argument(argument: str) -> None:
         raise UsageError(
             f"build argument {name} looks like a secret, and build arguments are kept in the image",
             hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
+        )
+    if _PASSWORD.search(argument):
+        raise UsageError(
+            f"build argument {name} holds a URL with a password, and build arguments are kept in the image",
+            hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
+        )
+
+
+def check_context(what: str, url: str) -> None:
+    """Raise :class:`UsageError` for a URL with a password or token.
+
+    It would stand in the process table and in the progress, and BuildKit writes it into a provenance of
+    ``mode=max``, as the attribute ``git.fullurl``: found by trying, and published with the image.
+    """
+    if _PASSWORD.search(url):
+        raise UsageError(
+            f"{what} {_USER.sub('://***@', url)} has a password or token in it, which a provenance repeats",
+            hint="leave it out and add --secret id=GIT_AUTH_TOKEN,env=GIT_AUTH_TOKEN",
         )
 
 

@@ -74,7 +74,7 @@ def test_times_are_rewritten_in_every_output_that_has_layers(given: str, made: s
     assert [str(output) for output in rewriting([OutputSpec.parse(given)])] == [made]
 
 
-@pytest.mark.parametrize("text", ["type=registry", "type=image,name=x", "type=docker"])
+@pytest.mark.parametrize("text", ["type=image,name=x", "type=docker"])
 def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> None:
     with pytest.raises(UsageError, match="cannot rewrite times"):
         check_rewriting([OutputSpec.parse(text)], "docker")
@@ -82,7 +82,15 @@ def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["type=oci,dest=x", "type=docker,dest=x", "type=local,dest=x", "type=tar,dest=x"]
+    "text",
+    [
+        "type=oci,dest=x",
+        "type=docker,dest=x",
+        "type=local,dest=x",
+        "type=tar,dest=x",
+        "type=registry",
+        "type=image,push=true",
+    ],
 )
 def test_it_can_in_what_it_sends(text: str) -> None:
     check_rewriting([OutputSpec.parse(text)], "docker")

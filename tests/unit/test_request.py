@@ -250,6 +250,33 @@ def test_secrets_agents_and_caches_are_looked_at_before_a_build() -> None:
     assert "names no src" in refused(cache_from=("type=local",)).message
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://keeper:hunter2@example.org/x.git",
+        "https://hunter2@example.org/x.git",
+        "HTTPS://hunter2@example.org/x.git",
+        "ssh://keeper:hunter2@example.org/x.git",
+        "https://:hunter2@example.org/x.git",
+    ],
+)
+def test_a_password_in_a_contexts_url_is_refused_and_not_repeated(url: str) -> None:
+    for error in (refused(context=url), refused(build_contexts=(f"src={url}",))):
+        assert "***@example.org" in error.message
+        assert "hunter2" not in str(error)
+        assert "GIT_AUTH_TOKEN" in str(error.hint)
+    argument = refused(build_args=(f"REPO={url}",))
+    assert "build argument REPO holds a URL with a password" in argument.message
+    assert "hunter2" not in str(argument)
+
+
+@pytest.mark.parametrize(
+    "url", ["ssh://git@example.org/x.git", "git@example.org:x.git", "https://example.org/@x"]
+)
+def test_a_user_without_a_password_is_no_secret(url: str) -> None:
+    check_request(request(context=url, build_contexts=(f"src={url}",), build_args=(f"REPO={url}",)))
+
+
 def test_a_users_name_in_a_tag_is_not_repeated() -> None:
     assert refused(tags=("keeper:hunter2@example.org/x",)).message == "'***@example.org/x' is no image name"
 
