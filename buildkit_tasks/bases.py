@@ -123,13 +123,17 @@ _SOURCES = {"alpine": "Debian's busybox", "golang": "Debian's busybox and the go
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandIns:
-    """Makes stand-in bases with one engine and builder, each once for a set of platforms."""
+    """Makes stand-in bases with one engine and builder, each once for a set of platforms.
+
+    ``apart`` tells that the builder has several nodes, which make one platform's archive each.
+    """
 
     engine: Engine
     builder: str
     settings: Settings
     run: Runner
     tell: Tell
+    apart: bool = False
 
     def layout(self, kind: str, platforms: Sequence[Platform]) -> str:
         """The stand-in as a named context's value: ``oci-layout://FOLDER@sha256:...``.
@@ -170,6 +174,40 @@ class StandIns:
     ) -> None:
         """Build a stand-in into ``folder/layout`` and note its digest."""
         archive = folder / "image.tar"
+        if not self.apart:
+            self._build_archive(kind, folder, archive, platforms, contexts)
+        else:
+            self._build_apart(kind, folder, archive, platforms, contexts)
+        if not self.run.dry_run:
+            _keep(archive, folder)
+
+    def _build_apart(
+        self,
+        kind: str,
+        folder: Path,
+        archive: Path,
+        platforms: Sequence[Platform],
+        contexts: Mapping[str, str],
+    ) -> None:
+        """One archive for each platform, joined: buildx does not do that for several nodes."""
+        parts = {platform: folder / f"{platform.slug}.tar" for platform in platforms}
+        for platform, part in parts.items():
+            self._build_archive(kind, folder, part, [platform], contexts)
+        if not self.run.dry_run:
+            from buildkit_tasks.oci.joined import join_archives  # noqa: PLC0415 - only when a base is made
+
+            join_archives(parts, (), archive)
+            for part in parts.values():
+                part.unlink()
+
+    def _build_archive(
+        self,
+        kind: str,
+        folder: Path,
+        archive: Path,
+        platforms: Sequence[Platform],
+        contexts: Mapping[str, str],
+    ) -> None:
         argv = [
             *self.engine.tools.buildx, "build", f"--builder={self.builder}", "--provenance=false",
             "--network=none",
@@ -182,8 +220,6 @@ class StandIns:
         done = self.run.run(argv, call, mutates=True)
         if not done.ok:
             raise EngineError(f"a stand-in base could not be built: {done.reason}")
-        if not self.run.dry_run:
-            _keep(archive, folder)
 
 
 def _keep(archive: Path, folder: Path) -> None:

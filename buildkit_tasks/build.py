@@ -14,10 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import require_index
-from buildkit_tasks.cache import cache_notes, check_exporters, split_exports
-from buildkit_tasks.errors import BuildFailed, LimitExceeded, RegistryError, UsageError
-from buildkit_tasks.outputs import OutputSpec, beside, reap_partials, settle
+from buildkit_tasks.builder import Assignment, assign, require_index
+from buildkit_tasks.cache import cache_notes, check_exporters
+from buildkit_tasks.errors import (
+    BuilderError,
+    BuildFailed,
+    BuildkitTasksError,
+    LimitExceeded,
+    RegistryError,
+    UsageError,
+)
+from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, named, reap_partials, settle
 from buildkit_tasks.reproducible import check_rewriting
 from buildkit_tasks.request import BuildRequest, build_arguments
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
@@ -33,13 +40,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Build"]
 
-_REGISTRY_SECONDS = 60.0
 # How buildx shows the step that failed: ` > [linux/arm/v6 2/3] RUN ...`, `[linux/amd64->arm64 build 4/5]`.
 _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
 _LOCKED = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
 _RETRIES = 2
 _OTHER_SCANNER = (
     "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
+)
+_REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
+# gRPC's words for a BuildKit that is no longer there.
+_LOST = re.compile(
+    r"Unavailable: |code = Unavailable|transport is closing|no active session|waiting for connection"
 )
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
@@ -56,10 +67,11 @@ class Build:
     tell: Tell
 
     def result(self) -> BuildResult:
-        """Build, and give the digests of what was made and where it lies.
+        """Build, and give the digests of what was made and where it lies; no tag is named by it.
 
-        Raises :class:`BuildFailed` with buildx's own exit status, :class:`LimitExceeded` on a full
-        disk, :class:`UsageError` for outputs that this engine and builder cannot make. A file that
+        Raises :class:`BuildFailed` with buildx's own exit status, :class:`BuilderError` for a builder
+        that went away, :class:`RegistryError` for a push that was refused, :class:`LimitExceeded` on a
+        full disk, :class:`UsageError` for outputs that this engine and builder cannot make. A file that
         was there before is replaced only when the build has succeeded.
         """
         started = time.monotonic()
@@ -67,22 +79,50 @@ class Build:
         for note in cache_notes(self.request.cache_to, os.environ):
             self.tell(note)
         outputs = self._outputs()
-        found = self._make(self.request, outputs) if outputs else {}
-        self._export_by_platform()
+        with self._pushes(outputs) as (made, archive):
+            found = self.make(self.request, made) if made else {}
+            if archive is not None and not self.run.dry_run:
+                send_archive(archive, self.repositories)
         loaded = self._load_one_by_one() if self._one_by_one else ()
         digest = str(found.get("containerimage.digest", ""))
-        digests = self._manifest_digests(outputs, digest) if digest else {}
+        digests = self.manifest_digests(outputs, digest) if digest else {}
         return BuildResult(
             digest=digest,
-            outputs=(*_destinations(outputs, self.request.tags), *loaded),
+            outputs=(*destinations(outputs, self.request.tags, digest), *loaded),
             platforms=tuple(
-                BuiltPlatform(platform=str(each), digest=digests.get(each, ""))
-                for each in self.request.platforms
+                self._built(each, digests.get(each.platform, ""))
+                for each in assign(self.request.platforms, self.builder)
             ),
             builder=self.builder.name,
             bases=self.plan.mode,
             seconds=round(time.monotonic() - started, 3),
         )
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """Where a push goes, without tags, each once."""
+        pushing = [output for output in self.request.outputs if output.pushes]
+        names = [name for output in pushing for name in output.names or self.request.tags]
+        return _repositories(names)
+
+    @contextlib.contextmanager
+    def _pushes(self, outputs: Sequence[OutputSpec]) -> Iterator[tuple[tuple[OutputSpec, ...], Path | None]]:
+        """The outputs as buildx is to make them: pushes by digest, and the others with their names.
+
+        The engine's own builder cannot push by digest: an archive is made, which we send ourselves.
+        """
+        if not self.repositories:
+            yield tuple(outputs), None
+            return
+        others = [named(output, self.request.tags) for output in outputs if not output.pushes]
+        if self.builder.driver != "docker":
+            pushed = [by_digest(output, self.repositories) for output in outputs if output.pushes]
+            yield (*others, *pushed), None
+            return
+        with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
+            archive = Path(folder) / "image.tar"
+            spare = next(output for output in outputs if output.pushes)
+            yield (*others, as_archive(spare, archive)), archive
 
     @property
     def _one_by_one(self) -> bool:
@@ -94,16 +134,23 @@ class Build:
         loads = self.request.load and not self._one_by_one
         return (*self.request.outputs, OutputSpec(type="docker")) if loads else self.request.outputs
 
-    def _make(self, request: BuildRequest, outputs: Sequence[OutputSpec]) -> dict[str, Any]:
-        """Run buildx with its files beside their places, move them there, give its metadata."""
+    def make(
+        self, request: BuildRequest, outputs: Sequence[OutputSpec], *, label: str = ""
+    ) -> dict[str, Any]:
+        """Run buildx with its files beside their places, move them there, give its metadata.
+
+        Its lines begin with ``label``, where several builds are watched at once.
+        """
         with _staging(outputs, dry_run=self.run.dry_run) as (staged, moves), _scratch_file() as metadata:
             contexts = (*(f"{name}={value}" for name, value in self.plan.contexts), *request.build_contexts)
-            ready = replace(self._exporting_once(request), outputs=staged, build_contexts=contexts)
+            # A push by digest refuses names from elsewhere: the other outputs have them already.
+            tags = () if self.repositories else request.tags
+            ready = replace(request, outputs=staged, build_contexts=contexts, tags=tags)
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
             with _reading_ahead():
-                done = self._streamed(argv)
+                done = self._streamed(argv, label)
             if not done.ok:
-                raise _failure(done)
+                raise failure(done, self.builder)
             if self.run.dry_run:
                 return {}
             found = _read_metadata(metadata)
@@ -115,33 +162,18 @@ class Build:
             _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
 
-    def _exporting_once(self, request: BuildRequest) -> BuildRequest:
-        """The request without the caches that each of several nodes would write over the others'."""
-        if len(self.builder.nodes) < 2 or len(request.platforms) < 2:  # noqa: PLR2004 - several
-            return request
-        return replace(request, cache_to=split_exports(request.cache_to)[0])
-
-    def _export_by_platform(self) -> None:
-        """On several nodes: each platform's cache from the node that built it, where every step is cached."""
-        if self._exporting_once(self.request) is self.request:
-            return
-        bare = replace(self.request, tags=(), annotations=(), no_cache=False, pull=False, metadata_file="")
-        caches = split_exports(self.request.cache_to)[1]
-        for platform in self.request.platforms if caches else ():
-            self._make(replace(bare, platforms=(platform,), cache_to=caches), (OutputSpec(type="cacheonly"),))
-
-    def _streamed(self, argv: Sequence[str]) -> Completed:
+    def _streamed(self, argv: Sequence[str], label: str) -> Completed:
         """Run buildx; once or twice more if BuildKit stood in its own way.
 
         Platforms with an equal layer pack it at the same time, and the engine's store lets one of them
         write: the others fail. What was packed by then is found the next time.
         """
-        done = self.run.stream(argv, self.engine.call())
+        done = self.run.stream(argv, self.engine.call(), label=label)
         for _ in range(_RETRIES):
             if done.ok or not _LOCKED.search(done.stderr):
                 break
             self.tell("two platforms packed an equal layer at once, which BuildKit cannot do: trying again")
-            done = self.run.stream(argv, self.engine.call())
+            done = self.run.stream(argv, self.engine.call(), label=label)
         return done
 
     def _load_one_by_one(self) -> tuple[Output, ...]:
@@ -153,12 +185,12 @@ class Build:
         for platform in self.request.platforms:
             tags = tuple(_platform_tag(tag, platform) for tag in self.request.tags)
             single = replace(self.request, platforms=(platform,), tags=tags, metadata_file="")
-            self._make(single, (OutputSpec(type="docker"),))
+            self.make(single, (OutputSpec(type="docker"),))
             self.tell(f"loaded {', '.join(tags)}")
             loaded.extend(Output(type="docker", ref=tag) for tag in tags)
         return tuple(loaded)
 
-    def _manifest_digests(self, outputs: Sequence[OutputSpec], digest: str) -> dict[Platform, str]:
+    def manifest_digests(self, outputs: Sequence[OutputSpec], digest: str) -> dict[Platform, str]:
         """The digest of each platform's manifest, from the first output that can be read back."""
         from buildkit_tasks.oci.source import open_image, platform_manifests  # noqa: PLC0415 - after the build
 
@@ -166,33 +198,41 @@ class Build:
         if archives:
             with open_image(f"oci-archive:{archives[0]}") as source:
                 return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
-        pushed = [name for output in outputs if output.pushes for name in (*self.request.tags, *output.names)]
-        if pushed:
-            return self._pushed_digests(pushed[0], digest)
+        if self.repositories:
+            return pushed_digests(self.repositories[0], digest)
         if any(output.loads for output in outputs):
             return self._stored_digests(self.request.tags[0])
         return {}
+
+    def _built(self, found: Assignment, digest: str) -> BuiltPlatform:
+        return BuiltPlatform(
+            platform=str(found.platform), digest=digest, node=found.node, native=found.native
+        )
 
     def _stored_digests(self, name: str) -> dict[Platform, str]:
         from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests  # noqa: PLC0415
 
         return stored_manifests(inspect_image(connect(self.engine), name) or {})
 
-    def _pushed_digests(self, name: str, digest: str) -> dict[Platform, str]:
-        """What lies in the registry under the digest that buildx says it pushed."""
-        from buildkit_tasks.oci.model import parse_index  # noqa: PLC0415
 
-        repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
-        argv = [*self.engine.tools.buildx, "imagetools", "inspect", "--raw", f"{repository}@{digest}"]
-        done = self.run.run(argv, self.engine.call(timeout=_REGISTRY_SECONDS))
-        if not done.ok:
-            raise RegistryError(f"{repository}@{digest} was pushed and cannot be read back: {done.reason}")
-        entries = parse_index(done.stdout.encode()).manifests
-        return {
-            entry.platform: str(entry.digest)
-            for entry in entries
-            if entry.platform and not entry.is_attestation
-        }
+def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
+    """What lies in the registry under the digest that was pushed."""
+    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a listing
+    from buildkit_tasks.oci.source import platform_manifests  # noqa: PLC0415
+
+    with open_registry(f"{repository}@{digest}") as source:
+        return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
+
+
+def send_archive(archive: Path, repositories: Sequence[str]) -> None:
+    """Put an OCI archive into registries, by its digest."""
+    from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415
+    from buildkit_tasks.publish import send  # noqa: PLC0415
+
+    with open_image(f"oci-archive:{archive}") as source:
+        for repository in repositories:
+            send(source, Reference.parse(repository))
 
 
 @contextlib.contextmanager
@@ -231,15 +271,23 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
         require_index(builder, engine)
 
 
-def _failure(done: Completed) -> BuildFailed | LimitExceeded:
+def failure(done: Completed, builder: BuilderSummary) -> BuildkitTasksError:
+    """What a failed buildx means, by its last error: disk, registry, builder, or the build itself."""
+    cause = _cause(done)
     if _FULL_DISK.search(done.stderr):
-        return LimitExceeded(
-            f"the disk is full: {_cause(done)}", hint="docker buildx prune, or free some space"
-        )
+        hint = f"docker buildx prune --builder={builder.name}, or free some space"
+        return LimitExceeded(f"the disk is full: {cause}", hint=hint)
+    if _REFUSED.search(cause):
+        loopback = builder.driver == "docker-container" and "connection refused" in cause
+        own = "the builder's container has a loopback of its own: --driver-opt=network=host"
+        return RegistryError(cause, hint=own if loopback else "docker login HOST, or look at the name")
+    if _LOST.search(cause):
+        hint = "the same command again, which starts it anew"
+        return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
     step = _FAILED_STEP.search(done.stderr)
     return BuildFailed(
-        _cause(done),
-        hint=_OTHER_SCANNER if "buildkit-syft-scanner" in _cause(done) else None,
+        cause,
+        hint=_OTHER_SCANNER if "buildkit-syft-scanner" in cause else None,
         exit_code=done.returncode if done.returncode > 0 else 1,
         platform=step["platform"] if step else None,
     )
@@ -305,9 +353,22 @@ def _platform_tag(tag: str, platform: Platform) -> str:
     return f"{name}-{platform.os}-{platform.slug}"
 
 
-def _destinations(outputs: Sequence[OutputSpec], tags: Sequence[str]) -> Iterator[Output]:
+def _repositories(names: Sequence[str]) -> tuple[str, ...]:
+    """The repositories of these names, each once."""
+    if not names:
+        return ()
+    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: for a push alone
+
+    return tuple(dict.fromkeys(Reference.parse(name).name for name in names))
+
+
+def destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str) -> Iterator[Output]:
+    """Where the outputs are; a push is told by its digest, until somebody names it."""
     for output in outputs:
         if output.dest is not None:
             yield Output(type=output.type, dest=str(output.dest))
+        elif output.pushes:
+            names = _repositories(output.names or tags)
+            yield from (Output(type="registry", ref=f"{name}@{digest}") for name in names)
         else:
             yield from (Output(type=output.type, ref=name) for name in (*tags, *output.names))

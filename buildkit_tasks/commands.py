@@ -89,8 +89,8 @@ class Runner(Protocol):
     def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
         """Run a command to its end and capture what it writes."""
 
-    def stream(self, argv: Sequence[str], call: Call = _PLAIN) -> Completed:
-        """Run a changing command whose output the user watches."""
+    def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
+        """Run a changing command whose output the user watches; with a label, beside others."""
 
     def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
         """Start a daemon that outlives this process; gives its pid."""
@@ -132,15 +132,16 @@ class Commands:
             stderr=redact(stderr.decode(errors="replace")),
         )
 
-    def stream(self, argv: Sequence[str], call: Call = _PLAIN) -> Completed:
+    def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
         """Run ``argv`` with its output on the terminal, unharmed; nothing reaches our stdout.
 
-        On a terminal the child has it to itself, colours and moving cursor included. Elsewhere
-        its lines are redacted, passed on, and the last of them kept in ``stderr``.
+        On a terminal the child has it to itself, colours and moving cursor included. Elsewhere,
+        and where several run at once and each line begins with a ``label``, its lines are
+        redacted, passed on, and the last of them kept in ``stderr``.
         """
         if self.dry_run:
             return self._show(argv, call)
-        if _is_terminal(self.live):
+        if _is_terminal(self.live) and not label:
             child = _popen(argv, call, stdout=self.live, stderr=self.live)
             with _supervised(child, argv, call.timeout):
                 child.wait()
@@ -148,7 +149,7 @@ class Commands:
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         tail: deque[str] = deque(maxlen=_TAIL)
         with _supervised(child, argv, call.timeout):
-            self._pass_on(child, tail)
+            self._pass_on(child, tail, f"{label} | " if label else "")
         return Completed(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
     def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
@@ -196,12 +197,12 @@ class Commands:
         print(redact(" ".join([*added, shlex.join(argv)])), file=self.echo, flush=True)
         return Completed(argv=tuple(argv), returncode=0)
 
-    def _pass_on(self, child: subprocess.Popen[bytes], tail: deque[str]) -> None:
+    def _pass_on(self, child: subprocess.Popen[bytes], tail: deque[str], before: str) -> None:
         assert child.stdout is not None  # noqa: S101 - for the type checker; _popen made the pipe
         for raw in child.stdout:
             line = redact(raw.decode(errors="replace"))
             tail.append(line)
-            self.live.write(line)
+            self.live.write(before + line)
             self.live.flush()
         child.wait()
 

@@ -7,6 +7,7 @@ what the earlier ones gave, and none reaches back.
 from __future__ import annotations
 
 import importlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from buildkit_tasks.builder import ELSEWHERE, Builders, prove, require_index
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.errors import BuildkitTasksError
+from buildkit_tasks.fleet import Fleet, needs_fleet
 from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
@@ -27,6 +29,7 @@ from buildkit_tasks.results import (
     BuilderSummary,
     BuildResult,
     MatrixReport,
+    Output,
     RunReport,
     SetupReport,
 )
@@ -119,13 +122,48 @@ class Line:
             builder = self.builders.ensure(request.platforms, answers)
             check_capabilities(request, self.clients, builder)
             plan = self._plan_bases(request, builder, answers)
-        job = Build(
-            request=request, engine=self.clients, builder=builder, plan=plan, run=self.run, tell=self.tell
-        )
-        result = job.result()
+        result = self._built(request, builder, plan)
         if not self.run.dry_run:
             self.images.remember(result)
         return result
+
+    def _built(self, request: BuildRequest, builder: BuilderSummary, plan: BasePlan) -> BuildResult:
+        job = Build(
+            request=request, engine=self.clients, builder=builder, plan=plan, run=self.run, tell=self.tell
+        )
+        if not needs_fleet(builder, request.platforms):
+            return job.result()
+        fallback = self.settings.fallback == "emulate"
+        return Fleet(build=job, without=self.builders.without, fallback=fallback).result()
+
+    def release(self, request: BuildRequest, result: BuildResult, watch: Watch | None = None) -> BuildResult:
+        """Prove what a build has pushed, where it lies and by its digest, and let its tags name it.
+
+        A split build's part is left without a name. Where a proof fails no tag moves.
+        """
+        from buildkit_tasks.oci.model import Digest  # noqa: PLC0415 - for a push alone
+        from buildkit_tasks.releases import Release, Releases  # noqa: PLC0415
+
+        pushing = [output for output in request.outputs if output.pushes]
+        tags = [name for output in pushing for name in output.names or request.tags]
+        if not tags or request.split:
+            return result
+        if self.run.dry_run:
+            proof = "once its digest is verified and has run" if request.proved else "without proof"
+            self.tell(f"would name it {', '.join(tags)}, {proof}")
+            return result
+        release = Release.of(tags, request.platforms, proved=request.proved)
+        releases = Releases(images=self.images, runs=self.runs)
+        pushed = releases.name(Digest(result.digest), result.platforms, release, time.monotonic(), watch)
+        named = (Output(type="registry", ref=tag.ref) for tag in pushed.tags)
+        outputs = tuple(output for output in result.outputs if output.type not in ("registry", "image"))
+        return replace(
+            result,
+            outputs=(*outputs, *named) if pushed.tags else result.outputs,
+            ok=pushed.ok,
+            pushed=pushed,
+            seconds=round(result.seconds + pushed.seconds, 3),
+        )
 
     def request(self, **options: Any) -> BuildRequest:
         """A build request from the settings and more options; with no output, an archive in ``dist``."""
@@ -214,7 +252,12 @@ class Line:
         self, request: BuildRequest, builder: BuilderSummary, answers: Callable[[], bool]
     ) -> BasePlan:
         stand_ins = StandIns(
-            engine=self.clients, builder=builder.name, settings=self.settings, run=self.run, tell=self.tell
+            engine=self.clients,
+            builder=builder.name,
+            settings=self.settings,
+            run=self.run,
+            tell=self.tell,
+            apart=len(builder.nodes) > 1,
         )
         bases = read_request_bases(request)
         return plan_bases(bases, self.settings.bases, answers, stand_ins, request.platforms)

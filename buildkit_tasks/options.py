@@ -20,6 +20,7 @@ __all__ = [
     "REPORT",
     "RUN",
     "SETUP",
+    "SPLIT",
     "TAG",
     "VERIFY",
 ]
@@ -53,6 +54,7 @@ PARTS = (
     _list("parts_file", "a file with one REPO@sha256:... a line, or what build-multiarch --json printed"),
 )
 NO_VERIFY = _flag("no_verify", "name it without proof: neither verified nor run before")
+SPLIT = _flag("split", "push by digest and name nothing: a part of one platform, for merge-multiarch")
 IMAGES = _list("image", "build, verify and run only this image of the settings, by its name")
 BAKE = _text("bake", "build, verify and run the targets of this bake file: HCL, JSON or compose")
 PLATFORM = _list("platform", "a platform such as linux/arm/v7, or several with commas", setting="platforms")

@@ -18,7 +18,7 @@ from buildkit_tasks.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["TYPES", "OutputSpec", "archive_name", "check_outputs"]
+__all__ = ["TYPES", "OutputSpec", "archive_name", "as_archive", "by_digest", "check_outputs", "named"]
 
 TYPES = ("local", "tar", "oci", "docker", "image", "registry")
 _FILE_TYPES = ("tar", "oci", "docker")
@@ -85,6 +85,29 @@ class OutputSpec:
     def names(self) -> tuple[str, ...]:
         """The image references that it names by itself."""
         return tuple(name for name in self.get("name").split(",") if name)
+
+
+def named(output: OutputSpec, tags: Sequence[str]) -> OutputSpec:
+    """The output with its names in it, for a build that has no ``--tag`` to give them."""
+    nameless = output.names or not tags or output.type not in ("oci", "docker", "image", "registry")
+    return output if nameless else output.with_("name", ",".join(tags))
+
+
+def by_digest(output: OutputSpec, repositories: Sequence[str]) -> OutputSpec:
+    """A push that names nothing: what it sends can be asked for by its digest alone.
+
+    BuildKit's image exporter: ``push-by-digest`` and ``name-canonical``.
+    """
+    others = (pair for pair in output.attributes if pair[0] not in ("name", "push"))
+    pushed = (("name", ",".join(repositories)), ("push", "true"))
+    digest = (("push-by-digest", "true"), ("name-canonical", "true"))
+    return OutputSpec(type="image", attributes=(*others, *pushed, *digest))
+
+
+def as_archive(output: OutputSpec, place: Path) -> OutputSpec:
+    """An OCI archive of what an output would push, packed in the same way."""
+    packed = tuple(pair for pair in output.attributes if pair[0] not in ("dest", "name", "push"))
+    return OutputSpec(type="oci", attributes=(("dest", str(place)), *packed))
 
 
 def archive_name(tags: Sequence[str], context: str) -> str:

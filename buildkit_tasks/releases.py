@@ -224,9 +224,7 @@ def _in_report(path: Path, document: dict[str, Any]) -> list[str]:
         if isinstance(text, str) and ("@" in text or digest)
     ]
     if not found:
-        raise UsageError(
-            f"{path} names no image in a registry", hint="build the part with --push-by-digest --json"
-        )
+        raise UsageError(f"{path} names no image in a registry", hint="build the part with --split --json")
     return found[:1]  # one image, however many names it has
 
 

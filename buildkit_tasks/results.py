@@ -231,23 +231,15 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltPlatform:
-    """One platform of a build and the digest of its manifest, where the output has one."""
+    """One platform of a build, the digest of its manifest where the output has one, and who built it.
+
+    ``native`` tells that it was the machine of that node's own platform, and not emulated.
+    """
 
     platform: str
     digest: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildResult:
-    """What a build made; ``bases`` is registry or standin, ``seconds`` wall time."""
-
-    digest: str
-    outputs: tuple[Output, ...]
-    platforms: tuple[BuiltPlatform, ...]
-    builder: str
-    bases: str
-    seconds: float
-    ok: bool = True
+    node: str = ""
+    native: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +271,23 @@ class PushResult:
         """Whether every proof that was made held, and the digest has its names."""
         proofs = (self.verify, self.run)
         return bool(self.tags) and all(proof.ok for proof in proofs if proof is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What a build made; ``bases`` is registry or standin, ``seconds`` wall time.
+
+    ``pushed`` is the proof and the naming of what it pushed, and None where it pushed nothing or a part.
+    """
+
+    digest: str
+    outputs: tuple[Output, ...]
+    platforms: tuple[BuiltPlatform, ...]
+    builder: str
+    bases: str
+    seconds: float
+    ok: bool = True
+    pushed: PushResult | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,7 +378,7 @@ def _keys(report: Any) -> Iterator[tuple[str, Any]]:
         yield "ok", report.ok
     for each in dataclasses.fields(report):
         value = getattr(report, each.name)
-        if each.name in _UNTOLD or (value is None and each.name in ("dest", "ref")):
+        if each.name in _UNTOLD or (value is None and each.name in ("dest", "ref", "pushed")):
             continue
         warns = each.name == "message" and isinstance(report, Check) and report.warning
         yield each.name, f"warning: {value}" if warns else document(value)

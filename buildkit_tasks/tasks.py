@@ -21,6 +21,7 @@ from buildkit_tasks.options import (
     REPORT,
     RUN,
     SETUP,
+    SPLIT,
     TAG,
     VERIFY,
 )
@@ -28,7 +29,7 @@ from buildkit_tasks.options import (
 if TYPE_CHECKING:
     from buildkit_tasks.releases import Release, Releases
     from buildkit_tasks.request import BuildRequest
-    from buildkit_tasks.results import RunReport, VerifyReport
+    from buildkit_tasks.results import PushResult, RunReport, VerifyReport
     from buildkit_tasks.wanted import Choice
 
 __all__ = [
@@ -55,16 +56,21 @@ def setup_builder(edge: Edge) -> None:
     edge.show(edge.line.setup(recreate=recreate, keep_state=keep_state), code=_ENVIRONMENT)
 
 
-@job(*BUILD, IMAGES, BAKE, PLATFORM, *ENVIRONMENT, REPORT)
+@job(*BUILD, NO_VERIFY, SPLIT, IMAGES, BAKE, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
 def build_multiarch(edge: Edge) -> None:
     """Build one image for many platforms; with no output named, as an OCI archive in dist/.
+
+    What is pushed is verified and run where it lies, by its digest, before a tag names it.
 
     Several images, of the settings or of a bake file, are verified and run as well.
     """
     if _has_several(edge):
         _show_several(edge)
     else:
-        edge.show(edge.line.build(_request(edge)))
+        request = _request(edge)
+        with edge.watching() as watch:
+            result = edge.line.release(request, edge.line.build(request), watch)
+        edge.show(result, code=_push_code(result.pushed))
 
 
 @job(IMAGE, PLATFORM, *VERIFY, *HOSTS, REPORT)
@@ -97,7 +103,17 @@ def run_emulated(edge: Edge) -> None:
     edge.show(report, code=_run_code(report))
 
 
-@job(*SETUP, *(option for option in BUILD if option.name not in ("builder", "fallback")), IMAGES, BAKE, *VERIFY, *RUN, REPORT)
+@job(
+    *SETUP,
+    *(option for option in BUILD if option.name not in ("builder", "fallback")),
+    NO_VERIFY,
+    SPLIT,
+    IMAGES,
+    BAKE,
+    *VERIFY,
+    *RUN,
+    REPORT,
+)
 def arch_matrix(edge: Edge) -> None:
     """Set up, build, verify and run for every platform: one row for each."""
     if _has_several(edge):
@@ -121,7 +137,7 @@ def push_multiarch(edge: Edge) -> None:
         return
     with edge.watching() as watch:
         result = releases.push(edge.options["archive"], release, watch)
-    edge.show(result)
+    edge.show(result, code=_push_code(result))
 
 
 @job(*PARTS, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
@@ -137,7 +153,7 @@ def merge_multiarch(edge: Edge) -> None:
         return
     with edge.watching() as watch:
         result = releases.merge(parts, release, watch)
-    edge.show(result)
+    edge.show(result, code=_push_code(result))
 
 
 @job(PLATFORM, *ENVIRONMENT)
@@ -225,7 +241,7 @@ def _options(edge: Edge) -> dict[str, Any]:
 
     given = edge.options
     outputs = [OutputSpec.parse(text) for text in given["output"]]
-    if given["push"]:
+    if given["push"] or given["split"]:
         outputs.append(OutputSpec(type="registry"))
     lists: dict[str, Any] = {
         field: tuple(given[name])
@@ -240,7 +256,7 @@ def _options(edge: Edge) -> dict[str, Any]:
             ("attest", "attest"),
         )
     }
-    plain = {
+    plain: dict[str, Any] = {
         name: given[name]
         for name in (
             "load",
@@ -253,7 +269,15 @@ def _options(edge: Edge) -> dict[str, Any]:
             "metadata_file",
         )
     }
+    plain |= {"split": given["split"], "proved": not given["no_verify"]}
     return {"outputs": tuple(outputs), **lists, **plain}
+
+
+def _push_code(pushed: PushResult | None) -> int:
+    """The exit code of a push whose proof failed."""
+    if pushed is None or pushed.verify is None:
+        return 1
+    return _verify_code(pushed.verify) if pushed.run is None else _run_code(pushed.run)
 
 
 def _verify_code(report: VerifyReport) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from buildkit_tasks.builder.assigning import assign
+from buildkit_tasks.builder.assigning import Assignment, assign
 from buildkit_tasks.builder.builders import Builders, require_index
 from buildkit_tasks.builder.proving import prove
 from buildkit_tasks.builder.wanted import ELSEWHERE
 
-__all__ = ["ELSEWHERE", "Builders", "assign", "prove", "require_index"]
+__all__ = ["ELSEWHERE", "Assignment", "Builders", "assign", "prove", "require_index"]

@@ -36,6 +36,10 @@ def assign(platforms: Iterable[Platform], builder: BuilderSummary) -> tuple[Assi
 
 
 def _assigned(platform: Platform, builder: BuilderSummary) -> Assignment:
+    if builder.driver == "docker" or not builder.nodes:  # the engine's own, or what a dry run would make
+        own = builder.nodes[0] if builder.nodes else None
+        native = own is not None and is_native(own, platform)
+        return Assignment(platform=platform, node=own.name if own else "", native=native)
     offering = [node for node in builder.nodes if str(platform) in node.platforms]
     fixed = [node for node in offering if str(platform) in node.fixed]
     if not offering:
@@ -65,18 +69,19 @@ def native_of(node: NodeSummary) -> str:
 
 
 def fixed_platforms(
-    nodes: Sequence[NodeSummary], asked: Mapping[str, Sequence[Platform]]
+    nodes: Sequence[NodeSummary], asked: Mapping[str, Sequence[object]]
 ) -> dict[str, tuple[str, ...]]:
     """The platforms to fix on each node, so that buildx chooses as :func:`assign` does.
 
     ``asked`` are those that somebody wants on a node: they are taken as they are. Of the others each
-    node gets its machine's own, and what is left goes to the first node that emulates it.
+    node for which nothing is asked gets its machine's own, and what is left goes to the first node
+    that emulates it.
     """
     chosen: dict[str, list[str]] = {node.name: list(map(str, asked.get(node.name, ()))) for node in nodes}
     taken = {name for names in chosen.values() for name in names}
     free = [node for node in nodes if not chosen[node.name]]
-    for wanted in (is_native, _offers):
-        for node in free:
+    for wanted, candidates in ((is_native, free), (_offers, free), (_offers, nodes)):
+        for node in candidates:
             for name in node.platforms:
                 if name not in taken and wanted(node, read_platform(name)):
                     chosen[node.name].append(name)

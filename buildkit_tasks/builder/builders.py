@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.builder.assigning import fixed_platforms, native_of
 from buildkit_tasks.builder.comparing import differences
 from buildkit_tasks.builder.creating import create_arguments, fix_arguments, leave_arguments
-from buildkit_tasks.builder.found import parse_inspect, read_record
+from buildkit_tasks.builder.found import Record, parse_inspect, read_record
 from buildkit_tasks.builder.natives import Natives
 from buildkit_tasks.builder.reaching import silent_nodes
 from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
@@ -74,14 +74,14 @@ class Builders:
         wanted = self.wanted
         if self.engine.planned and wanted.driver not in ELSEWHERE:
             return self._engines_own("the engine is not running yet")
-        self._check_reach(wanted.nodes)
+        lost = self._lost(read_record(self._record(wanted.name)))
         found = self.find(wanted.name)
         if found is not None and recreate and found.driver != "docker":
             self.remove(found.name, keep_state=keep_state)
             found = None
         if found is None:
             return self._new(answers)
-        return self._healed(self._compared(found), platforms)
+        return self._healed(self._fixed(self._compared(found)) if lost else self._compared(found), platforms)
 
     def find(self, name: str) -> BuilderSummary | None:
         """The builder of that name as buildx describes it, or None."""
@@ -128,7 +128,8 @@ class Builders:
     def without(self, builder: BuilderSummary, names: Sequence[str]) -> BuilderSummary:
         """The builder without some of its nodes, whose platforms others emulate from now on.
 
-        Raises :class:`BuilderError` if none is left. The next :meth:`ensure` takes them back in.
+        Raises :class:`BuilderError` if none is left. The next :meth:`ensure` takes them in again, if
+        the settings ask for them.
         """
         left = tuple(node for node in builder.nodes if node.name not in names)
         if not left:
@@ -137,18 +138,26 @@ class Builders:
             self._buildx(*leave_arguments(builder.name, name))
         return self._fixed(replace(builder, nodes=left))
 
-    def _check_reach(self, nodes: Sequence[WantedNode]) -> None:
-        """Row 29's manners for nodes: one that is silent is told of in seconds, not in buildx's 35."""
-        silent = silent_nodes(nodes)
-        if silent and self.settings.fallback == "emulate" and len(silent) < len(nodes):
-            for name, words in silent.items():
-                self.tell(f"node {name} is left out: {words}")
-            return
-        if silent:
+    def _lost(self, record: Record | None) -> list[str]:
+        """Take silent nodes out of the builder where others may take over; gives their names.
+
+        Row 29's manners for nodes: a silent one is told of in seconds, where buildx waits for 35.
+        Raises :class:`BuilderError` if they may not, or if no node is left.
+        """
+        there = record.nodes if record else ()
+        asked = self.wanted.nodes or [WantedNode(name=node.name, endpoint=node.endpoint) for node in there]
+        silent = silent_nodes(asked)
+        if silent and (self.settings.fallback != "emulate" or len(silent) == len(asked)):
             raise BuilderError(
                 "; ".join(f"node {name}: {words}" for name, words in silent.items()),
                 hint="start BuildKit there, or let the other nodes emulate: --fallback=emulate",
             )
+        for name, words in silent.items():
+            self.tell(f"node {name} is left out, others emulate: {words}")
+        lost = [node.name for node in there if node.name in silent]
+        for name in lost:
+            self._buildx(*leave_arguments(self.wanted.name, name))
+        return lost
 
     def _compared(self, found: BuilderSummary) -> BuilderSummary:
         """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
@@ -264,7 +273,8 @@ class Builders:
 
     def _fixed(self, found: BuilderSummary) -> BuilderSummary:
         """Fix each platform on a node, if there are several: see :mod:`buildkit_tasks.builder.assigning`."""
-        asked = {node.name: node.platforms for node in self.wanted.nodes}
+        asked: dict[str, Sequence[object]] = {node.name: node.fixed for node in found.nodes}
+        asked |= {node.name: node.platforms for node in self.wanted.nodes}
         if len(found.nodes) == 1 and not any(asked.values()) and not found.nodes[0].fixed:
             return found
         chosen = fixed_platforms(found.nodes, asked)

@@ -74,7 +74,7 @@ def _check_platforms(parts: Sequence[Part], expected: Sequence[Platform]) -> Non
     if wrong:
         raise CheckFailed(
             f"the parts are not the {len(set(expected))} platforms that are expected: {'; '.join(wrong)}",
-            hint="build what is missing with --push-by-digest, or say what is expected with --platform",
+            hint="build what is missing with --split, or say what is expected with --platform",
         )
 
 

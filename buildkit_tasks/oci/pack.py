@@ -1,7 +1,8 @@
-"""Pack an image as the archive that `docker load` takes, without a name.
+"""Pack an image as the archive that `docker load` takes.
 
-Without a name, so that loading it moves nobody's tag. For a classic image store, which holds one
-platform for each image, one manifest is packed together with docker's own ``manifest.json``.
+Without a name unless one is asked for: then loading it moves nobody's tag. For a classic image store,
+which holds one platform for each image, one manifest is packed together with docker's own
+``manifest.json``.
 """
 
 from __future__ import annotations
@@ -15,21 +16,26 @@ from buildkit_tasks.oci.model import OCI_INDEX, Descriptor
 from buildkit_tasks.oci.source import Source, manifest_of, open_verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["pack"]
 
 _CHUNK = 1 << 20
+_NAME = "io.containerd.image.name"
 _BLOCK = tarfile.BLOCKSIZE
 
 
-def pack(source: Source, root: Descriptor, *, classic: bool = False) -> Iterator[bytes]:
+def pack(
+    source: Source, root: Descriptor, *, classic: bool = False, names: Sequence[str] = ()
+) -> Iterator[bytes]:
     """The archive, piece by piece; digests are checked while the blobs go by.
+
+    ``names`` are what `docker load` will call the image.
 
     Raises :class:`MalformedImage` when a blob is not what its digest says: the archive then ends
     in the middle, which the engine refuses.
     """
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry_of(root)]}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": _entries(root, names)}
     yield from _file("oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
     yield from _file("index.json", json.dumps(index).encode())
     if classic:
@@ -41,6 +47,12 @@ def pack(source: Source, root: Descriptor, *, classic: bool = False) -> Iterator
                 yield chunk
         yield bytes(-descriptor.size % _BLOCK)
     yield bytes(2 * _BLOCK)
+
+
+def _entries(root: Descriptor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The image once for each of its names, as containerd reads them; without a name once."""
+    entry = entry_of(root)
+    return [{**entry, "annotations": {_NAME: name}} for name in names] or [entry]
 
 
 def _docker_manifest(source: Source, root: Descriptor) -> dict[str, Any]:

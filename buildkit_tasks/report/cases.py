@@ -140,6 +140,8 @@ def steps_of(report: Report) -> tuple[Step, ...]:
         return tuple(_images(report))
     if isinstance(report, PushResult):
         return tuple(_push(report))
+    if isinstance(report, BuildResult) and report.pushed is not None:
+        return (_step(replace(report, ok=True)), *_push(report.pushed))
     return (_step(report),)
 
 

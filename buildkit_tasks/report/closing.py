@@ -15,7 +15,7 @@ from buildkit_tasks.report.cases import (
     steps_of,
 )
 from buildkit_tasks.report.text import shortened
-from buildkit_tasks.results import ImagesReport, MatrixReport, PushResult
+from buildkit_tasks.results import BuildResult, ImagesReport, MatrixReport, PushResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,8 +40,9 @@ def closing_of(report: Report) -> str:
     steps = steps_of(report)
     names = platforms_of(steps)
     holding = [name for name in names if all(case.held for case in _of(steps, name))]
-    if isinstance(report, PushResult):
-        return _of_push(report, len(holding), len(names))
+    pushed = report.pushed if isinstance(report, BuildResult) else report
+    if isinstance(pushed, PushResult):
+        return _of_push(pushed, len(holding), len(names))
     matrix = isinstance(report, MatrixReport)
     done = "hold" if matrix else _DONE[name_of(report)]
     number = warnings_in(steps)

@@ -120,7 +120,7 @@ def _body(report: Report) -> tuple[tuple[str, ...], _Rows]:
         case SetupReport():
             return _SETUP, [_setup_row(row) for row in report.platforms]
         case BuildResult():
-            return _BUILD, [_built_row(report, row) for row in report.platforms]
+            return _line_body(report.pushed) if report.pushed else _built_body(report)
         case VerifyReport():
             return _VERIFY, [_verdict_row(verdict) for verdict in report.platforms]
         case RunReport():
@@ -181,6 +181,16 @@ def _told_apart(
 def _setup_row(row: PlatformSetup) -> tuple[Cell, ...]:
     ready = _GOOD if row.runs else _failed(row.message or "does not run")
     return (_plain(row.platform), _plain(_handler(row)), _plain(row.flags), _plain(row.node), ready)
+
+
+def _built_body(result: BuildResult) -> tuple[tuple[str, ...], _Rows]:
+    """A row for each platform; which node built it is told where there was more than one."""
+    rows = [_built_row(result, row) for row in result.platforms]
+    if len({row.node for row in result.platforms}) < 2:  # noqa: PLR2004 - several
+        return _BUILD, rows
+    first, *others = _BUILD
+    nodes = [_plain(f"{row.node}, {'native' if row.native else 'emulated'}") for row in result.platforms]
+    return (first, "Node", *others), [(row[0], node, *row[1:]) for row, node in zip(rows, nodes, strict=True)]
 
 
 def _built_row(result: BuildResult, row: BuiltPlatform) -> tuple[Cell, ...]:
@@ -312,7 +322,7 @@ def _notes(report: Report) -> list[str]:
         case SetupReport():
             return _of_setup(report)
         case BuildResult():
-            return _of_build(report)
+            return _of_build(report) + (_notes(report.pushed) if report.pushed else [])
         case VerifyReport():
             return [f"image: {report.subject} {report.digest}"]
         case RunReport():

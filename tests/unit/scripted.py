@@ -94,7 +94,8 @@ class Scripted:
     def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
         return self._answer("run", argv, call, mutates=mutates)
 
-    def stream(self, argv: Sequence[str], call: Call = _PLAIN) -> Completed:
+    def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
+        del label
         return self._answer("stream", argv, call, mutates=True)
 
     def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:

@@ -332,25 +332,58 @@ def test_metadata_of_platforms_loaded_one_by_one_does_not_replace_the_builds(her
     assert json.loads((here / "m.json").read_text(encoding="utf-8")) == {"containerimage.digest": ROOT}
 
 
-PUSHED = json.dumps(json.loads(IMAGE.blobs[ROOT]))
+NOWHERE = "127.0.0.1:1"  # a registry's address at which nobody listens
 
 
-@pytest.mark.parametrize("tag", ["r.example:5000/team/hello:1", "r.example:5000/team/hello"])
-def test_what_was_pushed_is_read_back_under_the_digest_that_was_pushed(tag: str) -> None:
-    bench = Bench("type=registry", tags=(tag, "second:1")).succeeds()
-    bench.run.tell("docker buildx imagetools inspect *", stdout=PUSHED)
-    result = bench.result()
-    assert bench.run.calls[1].argv[-1] == f"r.example:5000/team/hello@{ROOT}"
-    assert [bool(row.digest) for row in result.platforms] == [True, True]
-    assert result.outputs == (Output(type="registry", ref=tag), Output(type="registry", ref="second:1"))
-
-
-def test_a_push_that_cannot_be_read_back_is_a_registry_error() -> None:
-    bench = Bench("type=registry", tags=("a:1",)).succeeds()
-    bench.run.tell("docker buildx imagetools inspect *", returncode=1, stderr="ERROR: 404 not found")
-    with pytest.raises(RegistryError, match="cannot be read back: ERROR: 404 not found") as caught:
+def test_a_push_names_nothing_and_what_cannot_be_read_back_is_a_registry_error() -> None:
+    tags = (f"{NOWHERE}/team/a:1", f"{NOWHERE}/team/a:2", f"{NOWHERE}/b")
+    bench = Bench("type=registry,compression=zstd", tags=tags, driver="docker-container").succeeds()
+    with pytest.raises(RegistryError, match="Connection refused") as caught:
         bench.result()
     assert caught.value.exit_code == 4
+    argv = list(bench.run.calls[0].argv)
+    assert option(argv, "tag") == []
+    assert option(argv, "output") == [
+        f'type=image,compression=zstd,"name={NOWHERE}/team/a,{NOWHERE}/b",push=true,push-by-digest=true,name-canonical=true'
+    ]
+
+
+def test_beside_a_push_the_other_outputs_have_their_names_in_them(here: Path) -> None:
+    tags = (f"{NOWHERE}/a:1",)
+    bench = Bench("type=oci,dest=x.tar", "type=registry", tags=tags, driver="docker-container").succeeds()
+    found = bench.result()
+    assert f",name={NOWHERE}/a:1," in option(list(bench.run.calls[0].argv), "output")[0]
+    assert found.outputs == (
+        Output(type="oci", dest="x.tar"), Output(type="registry", ref=f"{NOWHERE}/a@{ROOT}"),
+    )  # fmt: skip
+    assert (here / "x.tar").exists()
+
+
+def test_for_an_engine_that_cannot_push_by_digest_an_archive_is_made_and_sent() -> None:
+    bench = Bench("type=registry,compression=zstd", tags=(f"{NOWHERE}/a:1",)).succeeds()
+    with pytest.raises(RegistryError, match="Connection refused"):
+        bench.result()
+    (output,) = option(list(bench.run.calls[0].argv), "output")
+    made = OutputSpec.parse(output)
+    assert (made.type, made.get("compression"), made.names) == ("oci", "zstd", ())
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "code"),
+    [
+        ("failed to solve: failed to push r.example/a: 401 Unauthorized", RegistryError, 4),
+        ("failed to solve: Unavailable: error reading from server: EOF", BuilderError, 3),
+        ("failed to receive status: rpc error: code = Unavailable desc = closing", BuilderError, 3),
+        ('failed to solve: process "/bin/sh -c false" did not complete', BuildFailed, 1),
+    ],
+)
+def test_what_ended_a_build_is_told_apart(said: str, kind: type[Exception], code: int) -> None:
+    bench = Bench("type=registry", tags=("r.example/a:1",), driver="docker-container")
+    bench.fails(1, f"#5 DONE\nERROR: failed to build: {said}\n")
+    with pytest.raises(kind) as caught:
+        bench.result()
+    assert getattr(caught.value, "exit_code", None) == code
+    assert said in str(caught.value)
 
 
 def test_a_dry_run_shows_the_exact_command_and_makes_nothing(here: Path) -> None:
