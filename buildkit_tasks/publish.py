@@ -6,7 +6,7 @@ then the index by digest, and only then the tags, by whoever has proved that dig
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -218,8 +218,9 @@ class _Naming:
 def _at_once(jobs: int, uploads: Uploads, tasks: Sequence[Callable[[], object]]) -> None:
     """Do them all, several at a time; the first failure, or Ctrl-C, ends the others at once."""
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        futures = [pool.submit(task) for task in tasks]
+        futures: list[Future[object]] = []
         try:
+            futures.extend(pool.submit(task) for task in tasks)
             for future in as_completed(futures):
                 future.result()
         except BaseException:

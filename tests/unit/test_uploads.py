@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from buildkit_tasks.errors import LimitExceeded, MalformedImage, SettingsError
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, SettingsError
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.parts import everything
 from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry.uploads import open_uploads
+from buildkit_tasks.oci.registry.wire import Adapter
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import Asked, Reply, bearer, hostile, token
 from tests.images import (
@@ -431,3 +434,20 @@ def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
     push.server.always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
     push.refused(memory)
     assert 1 << 20 <= memory.stream.given < 128 << 20  # what the kernel takes is not much
+
+
+def test_what_was_given_up_asks_nobody_any_more(push: Push) -> None:
+    with open_uploads(push.at("team/app"), access=push.access) as uploads:
+        before = len(push.server.asked)
+        uploads.abort()
+        with pytest.raises(RegistryError, match="is no longer asked"):
+            uploads.digest_of("v1")
+    assert len(push.server.asked) == before
+
+
+def test_a_connection_that_comes_too_late_is_not_used() -> None:
+    """It was made by another thread while the work was given up: nobody would ever end it."""
+    adapter = Adapter(None, 1.0)
+    adapter.abort()
+    with socket.socket() as late, pytest.raises(OSError, match="given up"):
+        adapter.note(late)

@@ -214,8 +214,6 @@ class Transport:
     ) -> Answer:
         """Ask once; a redirect is not followed. A ``body`` that is no bytes has a length all the same."""
         access = self._access
-        if self._given_up.is_set():
-            raise RegistryError(f"{place.origin} is no longer asked")
         sent = {"User-Agent": _user_agent(), "Accept-Encoding": "identity", **headers}
         if authorization:
             sent["Authorization"] = authorization
@@ -233,6 +231,8 @@ class Transport:
 
     def _adapter(self, place: Place) -> Adapter:
         with self._lock:
+            if self._given_up.is_set():
+                raise RegistryError(f"{place.origin} is no longer asked")
             if place.origin not in self._adapters:
                 context = make_context(self._home, place, self._access) if place.scheme == "https" else None
                 self._adapters[place.origin] = Adapter(context, self._access.idle)

@@ -140,18 +140,22 @@ class Adapter(HTTPAdapter):
         self._idle = idle
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._aborted = False
         self._tls: dict[str, Any] = {} if context is None else {"ssl_context": context}
         super().__init__()
 
     def note(self, sock: socket.socket) -> None:
-        """A connection that is about to be sent a body, or to be read."""
+        """A connection that is about to be sent a body, or to be read; OSError after :meth:`abort`."""
         with self._lock:
+            if self._aborted:
+                raise OSError("the work was given up")
             self._sockets.add(sock)
         sock.settimeout(self._idle)
 
     def abort(self) -> None:
         """End every connection under the hands of whoever uses it, in whatever thread."""
         with self._lock:
+            self._aborted = True
             sockets = list(self._sockets)
         for each in sockets:
             with contextlib.suppress(OSError):  # closed by now
