@@ -60,7 +60,7 @@ def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
         outputs = with_archive(choice.options.get("outputs", ()), f"dist/{name}.tar")
         # Not through `under`: no engine is started before all are known to be right.
         request = replace(line, settings=settings).request(**{**choice.options, "outputs": outputs})
-        images.append(Wanted.of(name, request, settings))
+        images.append(Wanted(name=name, settings=settings, request=request))
     return tuple(images)
 
 
@@ -71,13 +71,21 @@ def _check(image: Wanted) -> None:
         raise UsageError(f"{image.name}: {error.message}", hint=error.hint) from error
 
 
-def _pushed(report: ImageReport, image: Wanted, name: str, line: Line) -> ImageReport:
-    """The report of an image that gets its names in a registry, once it held and ran there."""
-    from buildkit_tasks.releases import Release, Releases  # noqa: PLC0415 - requests: not for a file
-
-    release = Release.of(image.names, image.request.platforms, proved=True)
-    result = Releases(images=line.images, runs=line.runs).push(name, release)
-    return replace(report, verify=result.verify, run=result.run, tags=result.tags)
+def _released(report: ImageReport, built: BuildResult) -> ImageReport:
+    """The report with what a push has proved and named, which stands in no second place."""
+    if built.pushed is None:
+        return report
+    pushed = built.pushed
+    build = replace(built, pushed=None)
+    unproved = pushed.verify is not None and pushed.run is None
+    return replace(
+        report,
+        build=build,
+        verify=pushed.verify,
+        run=pushed.run,
+        tags=pushed.tags,
+        error="what was verified did not hold: it was not run, and no tag names it" if unproved else "",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,16 +130,19 @@ class Several:
         line = self.line.under(image.settings)
         line.tell(f"{image.name}: {', '.join(map(str, platforms))}")
         try:
-            built = line.build(self._linked(image))
-            self._made[image.name] = built
+            request = self._linked(image)
+            built = self._made[image.name] = line.build(request)
             report = replace(report, build=built)
-            if line.run.dry_run or not image.told:
+            if not image.told:
                 return report, None
+            built = line.release(request, built)
+            if line.run.dry_run:
+                return report, None
+            report = _released(report, built)
             name = image_of(built)
-            if image.names:
-                return _pushed(report, image, name, line), None
-            report = replace(report, verify=line.images.verify(name, platforms))
-            report = replace(report, run=line.emulate(name, platforms))
+            if report.verify is None:  # else it was proved where it was pushed to
+                report = replace(report, verify=line.images.verify(name, platforms))
+                report = replace(report, run=line.emulate(name, platforms))
         except BuildkitTasksError as error:
             line.tell(f"{image.name}: {error}")
             return replace(report, error=str(error)), error

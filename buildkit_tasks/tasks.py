@@ -27,9 +27,12 @@ from buildkit_tasks.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from buildkit_tasks.errors import BuildkitTasksError
     from buildkit_tasks.releases import Release, Releases
     from buildkit_tasks.request import BuildRequest
-    from buildkit_tasks.results import PushResult, RunReport, VerifyReport
+    from buildkit_tasks.results import ImagesReport, PushResult, RunReport, VerifyReport
     from buildkit_tasks.wanted import Choice
 
 __all__ = [
@@ -46,7 +49,7 @@ __all__ = [
     "verify_arch",
 ]
 
-_ENVIRONMENT, _LIMIT, _TIMEOUT = 3, 5, 124
+_ENVIRONMENT, _LIMIT, _TIMEOUT, _INTERRUPTED = 3, 5, 124, 130
 
 
 @job(*SETUP, RECREATE, CACHE_STATE, REPORT)
@@ -191,15 +194,22 @@ def _has_several(edge: Edge) -> bool:
 
 
 def _show_several(edge: Edge, *, setup: bool = False) -> None:
-    """Each image's build, verification and runs; the exit code is 1 if any check or build failed."""
+    """Each image's build, verification and runs."""
     from buildkit_tasks.several import several  # noqa: PLC0415 - nothing is imported for a listing
 
     with several(edge.line, _choice(edge)) as images:
         report, errors = images.report(setup=setup)
+    edge.show(report, code=_images_code(report, errors))
+    if report.error:
+        edge.tell(f"error: {report.error}")
+
+
+def _images_code(report: ImagesReport, errors: Iterable[BuildkitTasksError]) -> int:
+    """130 if it was interrupted, 1 if any check, build or run failed; else the highest of the others."""
     codes = {error.exit_code for error in errors}
     codes |= {_verify_code(row.verify) for row in report.images if row.verify and not row.verify.ok}
     codes |= {_run_code(row.run) for row in report.images if row.run and not row.run.ok}
-    edge.show(report, code=1 if 1 in codes else max(codes, default=1))
+    return next((code for code in (_INTERRUPTED, 1) if code in codes), max(codes, default=1))
 
 
 def _choice(edge: Edge) -> Choice:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import OutputSpec, check_outputs
+from buildkit_tasks.outputs import OutputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,6 @@ class Choice:
 class Wanted:
     """One image: what to build under which settings, and on which others.
 
-    ``names`` are those that it gets in registries, once it is proved; the request itself pushes nothing.
     ``links`` are contexts that are other images: a context's name and the image's. One that is not
     ``told`` is there for others to be built on, and in no report.
     """
@@ -42,31 +41,8 @@ class Wanted:
     name: str
     settings: Settings
     request: BuildRequest
-    names: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     told: bool = True
-
-    @classmethod
-    def of(cls, name: str, request: BuildRequest, settings: Settings, **more: Any) -> Wanted:
-        """The image of a request, what it would push taken out of it. Raises :class:`UsageError`."""
-        check_outputs(request.outputs, request.tags)
-        pushing = [output for output in request.outputs if output.pushes]
-        for output in pushing:
-            lost = [key for key, _ in output.attributes if key not in ("push", "name")]
-            if lost:
-                raise UsageError(
-                    f"{name}: output {output}: {lost[0]} is lost when an image is proved before it is named",
-                    hint="--push, or -o type=registry",
-                )
-        names = (name for output in pushing for name in (*output.names, *request.tags))
-        others = tuple(output for output in request.outputs if not output.pushes)
-        return cls(
-            name=name,
-            settings=settings,
-            request=replace(request, outputs=others),
-            names=tuple(dict.fromkeys(names)),
-            **more,
-        )
 
 
 def with_archive(outputs: Sequence[OutputSpec], dest: str) -> tuple[OutputSpec, ...]:
@@ -80,7 +56,7 @@ def check_apart(images: Sequence[Wanted]) -> None:
     """Refuse two images of one tag or one file: the later would replace the earlier."""
     taken: dict[str, str] = {}
     for image in images:
-        for place in (*(f"tagged {name}" for name in image.names), *_places(image.request)):
+        for place in _places(image.request):
             other = taken.setdefault(place, image.name)
             if other != image.name:
                 raise UsageError(

@@ -85,7 +85,13 @@ class _Baking:
         place = Path("dist") if told else self.scratch
         archive = str(place / f"{target.name}.tar")
         request = replace(request, outputs=with_archive(request.outputs, archive))
-        return Wanted.of(target.name, request, self._settings(target), links=target.links, told=told)
+        return Wanted(
+            name=target.name,
+            settings=self._settings(target),
+            request=request,
+            links=target.links,
+            told=told,
+        )
 
     def _platforms(self, target: BakeTarget) -> tuple[Platform, ...]:
         if not target.platforms or _flagged(self.line.settings, "platforms"):

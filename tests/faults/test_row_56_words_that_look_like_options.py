@@ -28,12 +28,19 @@ runpy.run_module("buildkit_tasks", run_name="__main__")
         ("build-multiarch", "--platform=--privileged"),
         ("build-multiarch", "--platform=linux/arm64,--push"),
         ("build-multiarch", "--builder=--privileged"),
+        ("build-multiarch", "--bake=--privileged"),
+        ("build-multiarch", "--bake", "--privileged"),
+        ("build-multiarch", "--bake=x.hcl", "--target=--privileged"),
+        ("build-multiarch", "--bake=x.hcl", "--target=https://example.org/x.git"),
+        ("build-multiarch", "--bake=x.hcl", "--platform=--privileged"),
+        ("build-multiarch", "--image=--privileged"),
         ("setup-builder", "--platform=--privileged"),
         ("setup-builder", "--name=--privileged"),
         ("run-emulated", "x.tar", "--platform=--privileged"),
         ("verify-arch", "x.tar", "--platform=--privileged"),
         ("arch-matrix", "--tag=--privileged"),
         ("arch-matrix", "--platform=--privileged"),
+        ("arch-matrix", "--bake=--privileged"),
         ("remove-builder", "--name=--privileged"),
     ],
     ids=" ".join,
@@ -41,7 +48,7 @@ runpy.run_module("buildkit_tasks", run_name="__main__")
 def test_it_is_refused_before_any_command_is_started(
     project: Project, unchanged: Unchanged, words: tuple[str, ...]
 ) -> None:
-    project.write({"Dockerfile": "FROM scratch\n", "x.tar": b""})
+    project.write({"Dockerfile": "FROM scratch\n", "x.tar": b"", "x.hcl": "", "--privileged": ""})
     log = project.folder.parent / "commands"
     with unchanged():
         done = project.command(sys.executable, "-c", WATCHED, str(log), *words)

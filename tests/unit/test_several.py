@@ -20,9 +20,18 @@ from buildkit_tasks.images import Images
 from buildkit_tasks.line import Line
 from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.request import BuildRequest
-from buildkit_tasks.results import BuildResult, BuiltPlatform, ImagesReport, Output
+from buildkit_tasks.results import (
+    BuildResult,
+    BuiltPlatform,
+    ImagesReport,
+    NamedTag,
+    Outcome,
+    Output,
+    PushResult,
+)
 from buildkit_tasks.settings import Settings, load
 from buildkit_tasks.several import Choice, several
+from buildkit_tasks.tasks import _images_code
 from tests.unit import samples
 from tests.unit.scripted import Scripted
 from tests.unit.test_bake import ENGINE, plan
@@ -214,39 +223,29 @@ def test_in_a_dry_run_nothing_is_verified_or_run(world: World) -> None:
     assert (names(report), errors, world.proved) == (["web", "tool"], (), [])
 
 
-def test_an_output_that_pushes_is_no_output_of_the_build(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pushed: list[tuple[str, list[str]]] = []
-
-    def push(_: object, archive: str, release: Any) -> Any:
-        pushed.append((archive, [str(tag) for tag in release.tags]))
-        return samples_push()
-
-    monkeypatch.setattr("buildkit_tasks.releases.Releases.push", push)
+def test_what_is_pushed_is_proved_there_and_then_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, tag = samples.matrix(), NamedTag(ref="r.example.org/a:1", digest="sha256:1")
+    pushed = PushResult(digest="sha256:1", tags=(tag,), platforms=(), verify=line.verify, run=line.run)
+    monkeypatch.setattr(Line, "release", lambda *given: replace(given[2], pushed=pushed))
     options = {"outputs": (OutputSpec(type="registry"),)}
     report, _ = world.report(flags={"tags": ["r.example.org/a:1"]}, names=("web",), options=options)
     assert [[str(each) for each in request.outputs] for request in world.requests] == [
-        ["type=oci,dest=dist/web.tar"]
+        ["type=oci,dest=dist/web.tar", "type=registry"]
     ]
-    assert pushed == [(f"oci-archive:{world.folder}/dist/web.tar", ["r.example.org/a:1"])]
-    assert [tag.ref for tag in report.images[0].tags] == ["r.example.org/a:1"]
-    assert report.ok
+    (web,) = report.images
+    assert (web.tags, web.verify, web.run, web.ok) == ((tag,), line.verify, line.run, True)
+    assert web.build is not None
+    assert web.build.pushed is None
     assert world.proved == []
 
 
-def samples_push() -> Any:
-    from buildkit_tasks.results import NamedTag, PushResult  # noqa: PLC0415 - as late as the product
-
-    line = samples.matrix()
-    tag = NamedTag(ref="r.example.org/a:1", digest="sha256:1")
-    return PushResult(digest="sha256:1", tags=(tag,), platforms=(), verify=line.verify, run=line.run)
-
-
-def test_what_a_push_would_lose_is_refused(world: World) -> None:
-    output = OutputSpec.parse("type=image,push=true,name=r.example.org/x,push-by-digest=true")
-    with pytest.raises(UsageError, match="push-by-digest is lost"):
-        world.report(names=("web",), options={"outputs": (output,)})
+def test_what_is_pushed_without_proof_is_proved_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed = PushResult(digest="sha256:1", tags=(), platforms=())
+    monkeypatch.setattr(Line, "release", lambda *given: replace(given[2], pushed=pushed))
+    assert world.report(names=("web",))[0].ok
+    assert [what for what, *_ in world.proved] == ["verify", "run"]
 
 
 def bake(world: World, targets: Mapping[str, Any], default: list[str] | None = None) -> World:
@@ -390,3 +389,34 @@ def test_a_line_for_other_settings_has_the_same_engine(world: World) -> None:
     assert [str(each) for each in other.platforms] == ["linux/386"]
     assert isinstance(other.settings, Settings)
     assert json.dumps([str(each) for each in line.platforms]) == '["linux/amd64", "linux/arm64"]'
+
+
+LIMITED = replace(samples.bad_run("linux/arm64", Outcome.FAILED), limited=True)
+LATE = samples.bad_run("linux/arm64", Outcome.TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("steps", "errors", "code"),
+    [
+        ([{"verify": samples.verify(samples.verdict("linux/386", samples.bad_check()))}], [], 1),
+        ([{"run": samples.run(LATE)}], [], 124),
+        ([{"run": samples.run(LIMITED)}, {"run": samples.run(LATE)}], [], 124),
+        (
+            [{"run": samples.run(LATE)}, {"run": samples.run(samples.bad_run("linux/386", Outcome.FAILED))}],
+            [],
+            1,
+        ),
+        ([{"error": "x"}], [LimitExceeded("x")], 5),
+        ([{"error": "x"}, {}], [EngineError("x")], 3),
+        ([{"error": "x"}, {"error": "y"}], [EngineError("x"), BuildFailed("y")], 1),
+        ([{"error": "x"}, {"error": "y"}], [BuildFailed("x"), Interrupted("y")], 130),
+        ([{"error": "x"}], [BuildFailed("x", exit_code=102)], 102),
+        ([{"run": samples.run(samples.good_run("linux/amd64"))}], [], 1),
+    ],
+)
+def test_the_exit_code_is_1_if_a_check_failed_and_else_the_errors_own(
+    steps: list[dict[str, Any]], errors: list[BuildkitTasksError], code: int
+) -> None:
+    report = samples.images(*(replace(samples.image("web"), **step) for step in steps))
+    assert not report.ok
+    assert _images_code(report, errors) == code
