@@ -22,7 +22,7 @@ What was found out by trying, and follows from it:
   buildx alone, or the inline cache of an image, lies at the base.
 - A builder of several nodes has a solve on each of them, with the same ``--cache-to``: the node that ends
   last would replace what the others exported (github.com/docker/buildx/issues/1044). There each platform
-  is exported by itself after the build, to its own scope.
+  is a build of its own (:mod:`buildkit_tasks.fleet`), which exports to its own scope.
 - A cache that is not there is no error for BuildKit, which says so and builds. An importer that it does
   not know is none either: that would be a cache that never helps, and is refused here.
 
@@ -54,7 +54,6 @@ __all__ = [
     "has_inline",
     "imports",
     "read_caches",
-    "split_exports",
 ]
 
 _PLACES = {"local": ("src", "dest"), "registry": ("ref",), "gha": ("scope",)}
@@ -195,13 +194,6 @@ def exports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, .
     if len(platforms) == 1:
         specs = tuple(spec.scoped(platforms[0]) for spec in specs)
     return tuple(map(str, specs))
-
-
-def split_exports(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The exports of a build on several nodes: those of the build itself, those of each platform after it."""
-    specs = read_caches(texts, "--cache-to")
-    during = tuple(str(spec) for spec in specs if not spec.split)
-    return during, tuple(str(spec) for spec in specs if spec.split)
 
 
 def imports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.build import check_capabilities
-from buildkit_tasks.commands import Call
 from buildkit_tasks.errors import BuildFailed, UsageError
-from buildkit_tasks.results import NodeSummary
 from tests.unit.test_build import TWO, Bench, option
 
 BASE = "type=registry,ref=x:c"
-SCOPES = [f"{BASE}-linux-amd64", f"{BASE}-linux-arm-v7"]
-NODES = (NodeSummary(name="a", endpoint="unix:///a"), NodeSummary(name="b", endpoint="unix:///b"))
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ACTIONS_RUNTIME_TOKEN", raising=False)
-
-
-def exported(argv: list[str], _: Call) -> None:
-    """What a buildx that makes no image does: it says so in its metadata."""
-    (metadata,) = option(argv, "metadata-file")
-    Path(metadata).write_text("{}", encoding="utf-8")
-
-
-def on_two_nodes(bench: Bench) -> Bench:
-    builder = replace(bench.build.builder, nodes=NODES, driver="docker-container")
-    bench.build = replace(bench.build, builder=builder)
-    bench.run.tell("docker buildx build * --output=type=cacheonly *", effect=exported)
-    return bench
 
 
 def asked(bench: Bench, name: str) -> list[list[str]]:
@@ -46,40 +28,6 @@ def test_one_node_exports_once_while_it_builds() -> None:
     bench = Bench("type=oci,dest=a.tar", cache_to=("x:c",)).succeeds()
     bench.result()
     assert asked(bench, "cache-to") == [[BASE]]
-
-
-def test_several_nodes_would_overwrite_each_others_cache_so_each_platform_is_exported_after_the_build() -> (
-    None
-):
-    bench = on_two_nodes(
-        Bench(
-            "type=oci,dest=a.tar",
-            tags=("a:1",),
-            annotations=("a=1",),
-            metadata_file="m.json",
-            no_cache=True,
-            cache_to=("x:c", "type=inline"),
-        ).succeeds()
-    )
-    bench.result()
-    assert asked(bench, "cache-to") == [["type=inline"], [SCOPES[0]], [SCOPES[1]]]
-    assert asked(bench, "platform") == [["linux/amd64,linux/arm/v7"], ["linux/amd64"], ["linux/arm/v7"]]
-    assert asked(bench, "output")[1:] == [["type=cacheonly"]] * 2
-    assert asked(bench, "no-cache") == [["true"], [], []]  # what was just built is exported, not built anew
-    assert asked(bench, "tag")[1:] == asked(bench, "annotation")[1:] == [[], []]
-
-
-@pytest.mark.parametrize("caches", [(), ("type=inline",)])
-def test_several_nodes_without_such_a_cache_build_once(caches: tuple[str, ...]) -> None:
-    bench = on_two_nodes(Bench("type=oci,dest=a.tar", cache_to=caches).succeeds())
-    bench.result()
-    assert asked(bench, "cache-to") == [list(caches)]
-
-
-def test_one_platform_on_several_nodes_exports_to_its_scope_while_it_builds() -> None:
-    bench = on_two_nodes(Bench("type=oci,dest=a.tar", platforms=TWO[:1], cache_to=("x:c",)).succeeds())
-    bench.result()
-    assert asked(bench, "cache-to") == [SCOPES[:1]]
 
 
 def test_a_cache_that_buildx_leaves_out_is_told() -> None:

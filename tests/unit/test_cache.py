@@ -12,7 +12,6 @@ from buildkit_tasks.cache import (
     has_inline,
     imports,
     read_caches,
-    split_exports,
 )
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
@@ -93,12 +92,6 @@ def test_no_two_platforms_share_a_scope() -> None:
 @pytest.mark.parametrize("text", ["type=local,dest=c", "type=registry,ref=x:c", "type=gha,scope=web"])
 def test_one_solve_of_several_platforms_exports_once_to_the_base(text: str) -> None:
     assert exports([text], TWO) == (text,)
-
-
-def test_several_nodes_export_each_platform_after_the_build_and_inline_caches_during_it() -> None:
-    during, after = split_exports(["type=inline", "type=s3,bucket=b", "x:c", "type=local,dest=c"])
-    assert during == ("type=inline", "type=s3,bucket=b")
-    assert after == ("type=registry,ref=x:c", "type=local,dest=c")
 
 
 def test_a_build_imports_from_the_base_and_from_the_scope_of_each_of_its_platforms() -> None:
