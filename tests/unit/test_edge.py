@@ -345,6 +345,7 @@ def test_every_task_has_the_options_of_the_house_and_help_for_each(
 def test_the_collection_holds_the_tasks_of_the_interface() -> None:
     assert set(ns.task_names) == {
         "setup-builder", "build-multiarch", "verify-arch", "run-emulated", "arch-matrix", "doctor",
+        "push-multiarch", "merge-multiarch",
         "remove-builder", "stop-engine",
     }  # fmt: skip
 
