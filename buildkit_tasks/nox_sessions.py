@@ -74,6 +74,11 @@ def _strictness() -> list[str]:
 
 def _built(session: nox.Session, platforms: list[str], env: Mapping[str, str]) -> str:
     """Build the image for all platforms in a process of its own; gives its name, or nothing."""
+    if load().images:
+        session.error(
+            "these sessions test one image and the settings have several: build-multiarch makes and tests "
+            "them, and pytest takes one of them with --image"
+        )
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))

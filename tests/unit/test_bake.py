@@ -179,6 +179,10 @@ def test_a_key_that_changes_nothing_is_no_fault(keys: dict[str, Any]) -> None:
         {"ssh": [{"id": "a", "paths": ["k,l"]}]},
         {"ssh": [{"paths": ["k"]}]},
         {"no-cache": "yes"},
+        {"context": "a\0b"},
+        {"args": {"A": "\ud800"}},
+        {"labels": {"a\0": "b"}},
+        {"ssh": [{"id": "default", "paths": ["\0"]}]},
     ],
 )
 def test_a_value_that_cannot_be_read_is_refused_by_its_key(keys: dict[str, Any]) -> None:

@@ -137,6 +137,15 @@ def test_an_image_that_cannot_be_built_is_tried_once_and_fails_every_session(nox
     assert (len(nox.builds), nox.tests) == (1, [])
 
 
+def test_several_images_in_the_settings_are_too_many(nox: Nox) -> None:
+    table = '[[tool.buildkit-tasks.image]]\nname = "web"\n'
+    (nox.folder / "pyproject.toml").write_text(table, encoding="utf-8")
+    done = nox("['linux/amd64']")
+    assert done.returncode == 1
+    assert "these sessions test one image and the settings have several" in done.stderr
+    assert nox.builds == []
+
+
 def test_in_ci_an_engine_is_required(nox: Nox) -> None:
     assert nox(TWO, "-s", "arch_matrix(amd64)", CI="true").returncode == 0
     assert "--require-engine" in nox.tests[0]
