@@ -9,6 +9,7 @@ every ``dest`` is seen to be a place in it.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Printer", "check_bake"]
 
 _SECONDS = 60.0
+_NOWHERE = "--set=*.output="
 _OUTPUT = re.compile(r"\boutput\b")
 # `type=oci,dest=x.tar` in a text, `dest = "x.tar"` or `"dest": "x.tar"` in an object.
 _DEST = re.compile(r'\bdest\b\\?"?\s*[=:]\s*\\?"?([^",\]}\s]*)')
@@ -57,9 +59,14 @@ class Printer:
     def plan(self, *, outputs: bool) -> BakePlan:
         """The file as buildx reads it, with its ``output`` keys only if they are asked for.
 
-        Raises :class:`UsageError` with buildx's words if it refuses the file or a target.
+        A dry run without buildx shows the command, and gives a plan without targets. Raises
+        :class:`UsageError` with buildx's words if it refuses the file or a target.
         """
-        plan = read_plan(self._printed(self.file, "--set=*.output="), self.file)
+        if self.run.dry_run and shutil.which(self.engine.tools.buildx[0]) is None:
+            # It would be fetched first; what the file says is known after that.
+            self.run.run(self._argv(self.file, _NOWHERE), self.engine.call(), mutates=True)
+            return BakePlan(wanted=(), targets={})
+        plan = read_plan(self._printed(self.file, _NOWHERE), self.file)
         if not outputs or not _OUTPUT.search(self._text):
             return plan
         return plan.with_outputs_of(read_plan(self._printed_aside(), self.file, only_outputs=True))
@@ -83,9 +90,13 @@ class Printer:
             alone = ("--set=*.secrets=", "--set=*.ssh=")
             return self._printed(str(Path(self.file).absolute()), *alone, cwd=Path(folder))
 
+    def _argv(self, file: str, *overrides: str) -> list[str]:
+        words = [*self.engine.tools.buildx, "bake", "--print", f"--file={file}", *overrides]
+        return [*words, "--", *self.targets]
+
     def _printed(self, file: str, *overrides: str, cwd: Path | None = None) -> str:
-        argv = [*self.engine.tools.buildx, "bake", "--print", f"--file={file}", *overrides, "--"]
-        done = self.run.run([*argv, *self.targets], self.engine.call(timeout=_SECONDS, cwd=cwd))
+        argv = self._argv(file, *overrides)
+        done = self.run.run(argv, self.engine.call(timeout=_SECONDS, cwd=cwd))
         if not done.ok:
             words = done.reason.removeprefix("ERROR: ")
             raise UsageError(

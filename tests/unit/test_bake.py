@@ -388,3 +388,9 @@ def test_a_refusal_is_in_buildxs_words_with_the_next_command(tmp_path: Path) -> 
     assert str(caught.value) == (
         "x.hcl: failed to find target web\n  next: docker buildx bake --file=x.hcl --list=targets"
     )
+
+
+def test_a_dry_run_where_buildx_is_still_to_be_fetched_shows_the_command(tmp_path: Path) -> None:
+    run = Scripted(dry_run=True)
+    assert read(tmp_path, "", run).order == ()
+    assert run.shown == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from buildkit_tasks.engine.daemon import Tools
 from buildkit_tasks.errors import (
     BuildFailed,
     BuildkitTasksError,
@@ -58,6 +59,10 @@ class World:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.run = folder, Scripted()
+        buildx = folder / "bin" / "buildx"
+        buildx.parent.mkdir()
+        buildx.touch(mode=0o755)
+        self.engine = replace(ENGINE, tools=Tools(docker=("docker",), buildx=(str(buildx),)))
         self.requests: list[BuildRequest] = []
         self.proved: list[tuple[str, str, str]] = []
         self.failures: dict[str, BaseException] = {}
@@ -82,7 +87,7 @@ class World:
 
     def line(self, **flags: Any) -> Line:
         line = Line(settings=load(flags, environ={}, folder=self.folder), run=self.run, tell=lambda _: None)
-        vars(line)["engine"] = ENGINE
+        vars(line)["engine"] = self.engine
         return line
 
     def report(
@@ -95,7 +100,7 @@ class World:
         return next(each for each in self.requests if Path(str(each.outputs[0].dest)).stem == name)
 
     def _build(self, line: Line, request: BuildRequest) -> BuildResult:
-        assert line.engine is ENGINE
+        assert line.engine is self.engine
         self.requests.append(request)
         name = Path(str(request.outputs[0].dest)).stem
         if name in self.failures:
@@ -250,7 +255,7 @@ def test_what_is_pushed_without_proof_is_proved_all_the_same(
 
 def bake(world: World, targets: Mapping[str, Any], default: list[str] | None = None) -> World:
     world.write({"docker-bake.hcl": ""})
-    world.run.tell("buildx bake --print *", stdout=plan(targets, default))
+    world.run.tell("*/buildx bake --print *", stdout=plan(targets, default))
     return world
 
 
