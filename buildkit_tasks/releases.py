@@ -134,7 +134,7 @@ class Releases:
             result = replace(result, verify=self.images.verify(image, release.expected))
             if result.verify and result.verify.ok:
                 result = replace(result, run=self.runs.emulate(image, release.expected, watch))
-        if not release.proved or (result.run and result.run.ok):
+        if not release.proved or result.proved:
             result = replace(result, tags=publish.name(at, release.tags, access=self.access))
         return replace(result, seconds=round(time.monotonic() - started, 3))
 

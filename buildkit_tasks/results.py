@@ -267,10 +267,18 @@ class PushResult:
     seconds: float = 0.0
 
     @property
+    def proved(self) -> bool:
+        """Whether both proofs were made, of this digest and of each of its platforms, and held."""
+        if self.verify is None or self.run is None or self.verify.digest != self.digest:
+            return False
+        verified = {row.platform for row in self.verify.platforms}
+        both = verified & {row.platform for row in self.run.results}
+        return self.verify.ok and self.run.ok and both >= {row.platform for row in self.platforms}
+
+    @property
     def ok(self) -> bool:
-        """Whether every proof that was made held, and the digest has its names."""
-        proofs = (self.verify, self.run)
-        return bool(self.tags) and all(proof.ok for proof in proofs if proof is not None)
+        """Whether the digest has its names, and was proved if it was to be."""
+        return bool(self.tags) and (self.proved or (self.verify is None and self.run is None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -315,7 +315,9 @@ def _images(report: ImagesReport) -> Iterator[Step]:
 
 def _push(report: PushResult) -> Iterator[Step]:
     """The proofs that were made, and the push itself: its case says where no tag was named."""
-    yield from (_step(proof) for proof in (report.verify, report.run) if proof is not None)
+    proofs = [_step(proof) for proof in (report.verify, report.run) if proof is not None]
+    bad = {case.platform for step in proofs for case in step.cases if case.problems}
+    yield from (_filled(step, [built.platform for built in report.platforms], bad) for step in proofs)
     pushed = tuple(Case(platform=built.platform) for built in report.platforms)
     if not report.ok:
         facts = (("digest", report.digest),)

@@ -222,3 +222,11 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is no text"):
         read_parts([], [str(tmp_path / "binary")])
+
+
+@pytest.mark.parametrize(
+    "word", ["--privileged", "-t", "app:v1 --x", "https://example.org/app", "app:", "App"]
+)
+def test_a_word_that_is_no_tag_is_refused_before_anything_is_asked(word: str) -> None:
+    with pytest.raises(UsageError):
+        Release.of([word], (), proved=True)
