@@ -107,10 +107,18 @@ def test_a_time_alone_is_not_enough_because_of_the_times_of_files(tiny: Project)
     assert first != second
 
 
-def test_two_pushes_name_one_digest(tiny: Project, container: str, registry_host: str) -> None:
-    options = ("--reproducible", f"--builder={container}", "-o=type=registry")
-    first, second = twice(tiny, *options, "-t", f"{registry_host}/team/same:1")
+def test_two_pushes_name_one_digest(tiny: Project, builders: tuple[str, ...], registry_host: str) -> None:
+    name = f"{registry_host}/team/same:{len(builders)}"
+    first, second = twice(tiny, "--reproducible", "-o=type=registry", "-t", name, *builders)
     assert first == second
+
+
+def test_two_builds_on_two_nodes_have_one_digest(tiny: Project, engine: Engine, buildkit_image: str) -> None:
+    with container_builder(engine, buildkit_image, nodes=TWO) as name:
+        first, second = twice(tiny, "--reproducible", f"--builder={name}")
+        assert first == second
+        first, second = twice(tiny, "--no-attest", f"--builder={name}")
+        assert first != second
 
 
 def test_two_loads_by_a_builder_of_its_own_are_one_image(
