@@ -6,13 +6,14 @@ what a file has no word for, and the platforms where it names none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bake.printing import Printer, check_bake
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.request import BuildRequest
 from buildkit_tasks.settings import Origin
 from buildkit_tasks.wanted import Choice, Wanted, with_archive
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.bake.target import BakeTarget
     from buildkit_tasks.line import Line
-    from buildkit_tasks.request import BuildRequest
     from buildkit_tasks.settings import Settings
 
 __all__ = ["bake_images"]
@@ -138,11 +138,16 @@ class _Baking:
 
 
 def _joined(request: BuildRequest, options: Mapping[str, Any]) -> BuildRequest:
-    """The request with the command line's options: lists are added to, all else is replaced."""
+    """The request with the command line's options: lists are added to, what is given replaces all else."""
     lists: dict[str, Any] = {
         name: tuple(dict.fromkeys((*getattr(request, name), *value)))
         for name, value in options.items()
         if isinstance(value, tuple) and name != "outputs"
     }
-    plain = {name: value for name, value in options.items() if value and not isinstance(value, tuple)}
+    standard = {each.name: each.default for each in fields(BuildRequest)}
+    plain = {
+        name: value
+        for name, value in options.items()
+        if not isinstance(value, tuple) and value != standard[name]
+    }
     return replace(request, **lists, **plain, outputs=options.get("outputs") or request.outputs)

@@ -304,7 +304,13 @@ def test_the_command_line_adds_to_lists_and_replaces_outputs(world: World) -> No
     (request,) = world.requests
     assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
     assert [str(each) for each in request.outputs] == ["type=oci,dest=mine.tar"]
-    assert (request.no_cache, request.pull) == (True, True)
+    assert (request.no_cache, request.pull, request.proved) == (True, True, True)
+
+
+def test_a_flag_that_takes_something_away_reaches_a_bake_files_images(world: World) -> None:
+    bake(world, {"web": {"context": "web", "pull": True}})
+    world.report(bake="docker-bake.hcl", options={"proved": False, "pull": False, "provenance": ""})
+    assert (world.requests[0].proved, world.requests[0].pull) == (False, True)
 
 
 @pytest.mark.parametrize(("key", "flag"), [("context", "--context"), ("file", "--file"), ("tags", "--tag")])
