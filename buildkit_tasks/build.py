@@ -81,8 +81,8 @@ class Build:
         outputs = self._outputs()
         with self._pushes(outputs) as (made, archive):
             found = self.make(self.request, made) if made else {}
-            if archive is not None and not self.run.dry_run:
-                send_archive(archive, self.repositories)
+            if archive is not None:
+                self._send(archive)
         loaded = self._load_one_by_one() if self._one_by_one else ()
         digest = str(found.get("containerimage.digest", ""))
         digests = self.manifest_digests(outputs, digest) if digest else {}
@@ -97,6 +97,12 @@ class Build:
             bases=self.plan.mode,
             seconds=round(time.monotonic() - started, 3),
         )
+
+    def _send(self, archive: Path) -> None:
+        if self.run.dry_run:
+            self.tell(f"would put what {archive} holds into {', '.join(self.repositories)}, by its digest")
+        else:
+            send_archive(archive, self.repositories)
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -253,6 +259,7 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
     if request.reproducible:
         loaded = (OutputSpec(type="docker"),) if request.load else ()
         check_rewriting((*request.outputs, *loaded), builder.driver)
+    _check_loading(request, engine)
     if len(request.platforms) == 1:
         return
     ways = "-o type=oci,dest=dist/image.tar, or --load"
@@ -271,6 +278,16 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
         require_index(builder, engine)
 
 
+def _check_loading(request: BuildRequest, engine: Engine) -> None:
+    """A builder elsewhere needs no engine; an image that is loaded does."""
+    loads = request.load or any(output.loads for output in request.outputs)
+    if loads and engine.kind == "none":
+        raise UsageError(
+            "there is no Docker engine here to load the image into: its builder runs elsewhere",
+            hint="-o type=oci,dest=dist/image.tar, or DOCKER_HOST=ENDPOINT of the engine that is meant",
+        )
+
+
 def failure(done: Completed, builder: BuilderSummary) -> BuildkitTasksError:
     """What a failed buildx means, by its last error: disk, registry, builder, or the build itself."""
     cause = _cause(done)
@@ -278,9 +295,7 @@ def failure(done: Completed, builder: BuilderSummary) -> BuildkitTasksError:
         hint = f"docker buildx prune --builder={builder.name}, or free some space"
         return LimitExceeded(f"the disk is full: {cause}", hint=hint)
     if _REFUSED.search(cause):
-        loopback = builder.driver == "docker-container" and "connection refused" in cause
-        own = "the builder's container has a loopback of its own: --driver-opt=network=host"
-        return RegistryError(cause, hint=own if loopback else "docker login HOST, or look at the name")
+        return RegistryError(cause, hint=_refusal_hint(cause, builder))
     if _LOST.search(cause):
         hint = "the same command again, which starts it anew"
         return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
@@ -291,6 +306,13 @@ def failure(done: Completed, builder: BuilderSummary) -> BuildkitTasksError:
         exit_code=done.returncode if done.returncode > 0 else 1,
         platform=step["platform"] if step else None,
     )
+
+
+def _refusal_hint(cause: str, builder: BuilderSummary) -> str:
+    if builder.driver == "docker-container" and "connection refused" in cause:
+        return "the builder's container has a loopback of its own: --driver-opt=network=host"
+    denied = re.search(r"40[13]|denied|authoriz|insufficient_scope", cause)
+    return "docker login REGISTRY" if denied else "look at the registry's name, and whether it answers"
 
 
 def _cause(done: Completed) -> str:

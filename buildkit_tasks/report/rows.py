@@ -340,11 +340,13 @@ def _notes(report: Report) -> list[str]:
 
 def _of_matrix(report: MatrixReport) -> list[str]:
     setup = _of_setup(report.setup) if report.setup else []
-    return setup + (_of_build(report.build) if report.build else [])
+    pushed = report.build.pushed if report.build else None
+    built = _of_build(report.build) if report.build else []
+    return [*setup, *built, *(_of_push(pushed) if pushed else [])]
 
 
 def _of_push(report: PushResult) -> list[str]:
-    tags = (f"{tag.ref}: {_moved(tag)}" for tag in report.tags)
+    tags = [f"{tag.ref}: {_moved(tag)}" for tag in report.tags] or ["no tag was named"]
     return [f"pushed {report.digest} in {report.seconds:.1f} seconds", *tags]
 
 
