@@ -16,30 +16,33 @@ class Certificate:
     authority: Path
 
 
-def make_certificate(folder: Path, name: str = "tests") -> Certificate:
+LOOPBACK = "IP:127.0.0.1,IP:127.0.0.2,IP:::1,DNS:localhost"
+_NEW = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+
+
+def make_certificate(folder: Path, name: str = "tests", names: str = LOOPBACK) -> Certificate:
     """A new authority and a certificate of it for 127.0.0.1, 127.0.0.2, ::1, localhost (and clients)."""
     folder.mkdir(parents=True, exist_ok=True)
-    authority, authority_key = folder / "ca.crt", folder / "ca.key"
-    certificate, key = folder / "server.crt", folder / "server.key"
-    new = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    _openssl(*new, "-subj", f"/CN={name} authority", "-keyout", str(authority_key), "-out", str(authority))
-    signed = ["-CA", str(authority), "-CAkey", str(authority_key)]
-    extensions = [
-        "subjectAltName=IP:127.0.0.1,IP:127.0.0.2,IP:::1,DNS:localhost",
-        "basicConstraints=critical,CA:FALSE",
-    ]
+    authority, key = folder / "ca.crt", folder / "ca.key"
+    subject = f"/CN={name} authority"
+    _openssl(
+        "req", "-x509", *_NEW, "-days", "2", "-subj", subject, "-keyout", str(key), "-out", str(authority)
+    )
+    return sign(folder, authority, name, names)
+
+
+def sign(
+    folder: Path, authority: Path, name: str = "tests", names: str = LOOPBACK, *, days: int = 2
+) -> Certificate:
+    """One more certificate of an authority that was made here; with ``days`` below 0 it has expired."""
+    folder.mkdir(parents=True, exist_ok=True)
+    request, certificate, key = folder / "server.csr", folder / "server.crt", folder / "server.key"
+    extensions = [f"subjectAltName={names}", "basicConstraints=critical,CA:FALSE"]
     added = [word for extension in extensions for word in ("-addext", extension)]
-    _openssl(*new, *signed, *added, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(certificate))
+    _openssl("req", "-new", *_NEW, *added, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
+    signed = ["-CA", str(authority), "-CAkey", str(authority.with_suffix(".key")), "-copy_extensions=copy"]
+    words = ["-req", "-in", str(request), *signed, "-days", str(days)]
+    _openssl("x509", *words, "-out", str(certificate))
     return Certificate(certificate=certificate, key=key, authority=authority)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -86,7 +87,7 @@ def engine(
 def buildkit_image(engine: Engine) -> Iterator[str]:
     """A real BuildKit in the engine's store, for builders of the driver docker-container and for nodes."""
     try:
-        name = buildkit.import_image(engine)
+        name = buildkit.import_image(engine, f"{buildkit.IMAGE}-{uuid.uuid4().hex[:8]}")
     except buildkit.NotToBeHad as missing:
         pytest.skip(str(missing))
     yield name

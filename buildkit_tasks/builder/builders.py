@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.builder.assigning import fixed_platforms, native_of
 from buildkit_tasks.builder.comparing import differences
 from buildkit_tasks.builder.creating import create_arguments, fix_arguments, leave_arguments
-from buildkit_tasks.builder.found import Record, parse_inspect, read_record
+from buildkit_tasks.builder.found import Record, RecordedNode, parse_inspect, read_record
 from buildkit_tasks.builder.natives import Natives
 from buildkit_tasks.builder.reaching import silent_nodes
 from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
@@ -145,12 +145,12 @@ class Builders:
         Raises :class:`BuilderError` if they may not, or if no node is left.
         """
         there = record.nodes if record else ()
-        asked = self.wanted.nodes or [WantedNode(name=node.name, endpoint=node.endpoint) for node in there]
-        silent = silent_nodes(asked)
+        asked = self.wanted.nodes or list(map(_as_wanted, there))
+        silent = self._silent(asked)
         if silent and (self.settings.fallback != "emulate" or len(silent) == len(asked)):
             raise BuilderError(
                 "; ".join(f"node {name}: {words}" for name, words in silent.items()),
-                hint="start BuildKit there, or let the other nodes emulate: --fallback=emulate",
+                hint="look at that machine, or let the other nodes emulate: --fallback=emulate",
             )
         for name, words in silent.items():
             self.tell(f"node {name} is left out, others emulate: {words}")
@@ -158,6 +158,10 @@ class Builders:
         for name in lost:
             self._buildx(*leave_arguments(self.wanted.name, name))
         return lost
+
+    def _silent(self, nodes: Sequence[WantedNode]) -> dict[str, str]:
+        """The silent ones of these nodes, asked with the options that hold for each."""
+        return silent_nodes([replace(node, options=self.wanted.options_of(node)) for node in nodes])
 
     def _compared(self, found: BuilderSummary) -> BuilderSummary:
         """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
@@ -167,7 +171,7 @@ class Builders:
             raise BuilderError(f"builder {found.name!r} {'; '.join(told)}", hint=_RECREATE)
         here = {node.name for node in found.nodes}
         lost = [node for node in self.wanted.nodes if node.name not in here]
-        silent = silent_nodes(lost)
+        silent = self._silent(lost)
         back = [node for node in lost if node.name not in silent]
         if not back:
             return found
@@ -223,7 +227,7 @@ class Builders:
 
     def _made(self, driver: str) -> BuilderSummary:
         name = self.wanted.name
-        silent = silent_nodes(self.wanted.nodes)
+        silent = self._silent(self.wanted.nodes)
         nodes = [node for node in self.wanted.each if node.name not in silent]
         done = None
         with self._configuration() as config:
@@ -308,6 +312,12 @@ class Builders:
         folder = self.engine.env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
         place = Path(folder) if folder else docker_config_folder() / "buildx"
         return place / "instances" / name
+
+
+def _as_wanted(node: RecordedNode) -> WantedNode:
+    """A node that is there as if it were asked for."""
+    options = tuple(f"{name}={value}" for name, value in node.options.items())
+    return WantedNode(name=node.name, endpoint=node.endpoint, options=options)
 
 
 def require_index(builder: BuilderSummary, engine: Engine) -> None:

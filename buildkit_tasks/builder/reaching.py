@@ -1,23 +1,35 @@
-"""Whether the nodes' daemons are there at all, asked in seconds: buildx itself waits 20 for each."""
+"""Whether the nodes' daemons are there and let us in, asked in seconds: buildx itself waits 20 for each.
+
+A gRPC server greets whoever connects with its HTTP/2 settings (RFC 9113, section 3.4). One that hangs
+accepts a connection, which its kernel does, and says nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import ssl
+    from collections.abc import Iterator, Mapping, Sequence
 
     from buildkit_tasks.builder.wanted import WantedNode
 
 __all__ = ["silent_nodes"]
 
 _SECONDS = 5.0
+_FRAME_HEADER, _SETTINGS = 9, 4  # RFC 9113, sections 4.1 and 6.5
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+_TLS = ("cacert", "cert", "key", "servername")  # any of these options of buildx's driver means TLS
 
 
 def silent_nodes(nodes: Sequence[WantedNode]) -> dict[str, str]:
-    """The nodes at whose tcp endpoint nobody listens, each with the reason; others are buildx's to ask."""
+    """The nodes at whose tcp endpoint no BuildKit lets us in, each with the reason.
+
+    Other endpoints are buildx's to ask.
+    """
     asked = [node for node in nodes if node.address is not None]
     if not asked:
         return {}
@@ -27,12 +39,61 @@ def silent_nodes(nodes: Sequence[WantedNode]) -> dict[str, str]:
 
 
 def _silence(node: WantedNode) -> str:
+    where = node.endpoint
     if node.address is None:
         return ""
     try:
-        socket.create_connection(node.address, timeout=_SECONDS).close()
+        connection = socket.create_connection(node.address, timeout=_SECONDS)
     except TimeoutError:
-        return f"{node.endpoint} does not answer within {_SECONDS:g} s"
+        return f"{where} does not answer within {_SECONDS:g} s"
     except OSError as error:
-        return f"nobody listens at {node.endpoint}: {error.strerror or error}"
-    return ""
+        return f"nobody listens at {where}: {error.strerror or error}"
+    try:
+        with connection, _secured(connection, node) as stream:
+            return "" if _greets(stream) else f"{where} is no BuildKit's, or wants TLS"
+    except TimeoutError:
+        return f"{where} takes a connection and says nothing for {_SECONDS:g} s"
+    except OSError as error:  # ssl.SSLError is one
+        return f"{where} and we do not let each other in: {_words(error)}"
+
+
+@contextlib.contextmanager
+def _secured(connection: socket.socket, node: WantedNode) -> Iterator[socket.socket]:
+    """The connection, under TLS if the node's options have material for it."""
+    given = dict(option.split("=", 1) for option in node.options if "=" in option)
+    if not any(name in given for name in _TLS):
+        connection.sendall(_PREFACE)  # makes one that waits for TLS hang up at once
+        yield connection
+        return
+    host = given.get("servername") or (node.address or ("",))[0]
+    with _context(given).wrap_socket(connection, server_hostname=host) as stream:
+        # Nothing is sent first: the other side may still refuse our certificate, and its reason would
+        # be lost if it hung up on something unread.
+        yield stream
+
+
+def _context(given: Mapping[str, str]) -> ssl.SSLContext:
+    import ssl  # noqa: PLC0415 - for nodes with TLS alone
+
+    context = ssl.create_default_context(cafile=given.get("cacert"))
+    context.set_alpn_protocols(["h2"])  # without it gRPC hangs up
+    if "cert" in given:
+        context.load_cert_chain(given["cert"], given.get("key"))
+    return context
+
+
+def _greets(stream: socket.socket) -> bool:
+    """Whether the first frame is one of settings."""
+    start = b""
+    while len(start) < _FRAME_HEADER:
+        piece = stream.recv(_FRAME_HEADER - len(start))
+        if not piece:
+            return False
+        start += piece
+    return start[3] == _SETTINGS and start[0] == 0
+
+
+def _words(error: OSError) -> str:
+    """What TLS found: of the certificate that does not hold, or of the alert that the other side sent."""
+    found = getattr(error, "verify_message", "") or getattr(error, "reason", "") or error.strerror
+    return str(found or error).replace("_", " ").lower()
