@@ -8,6 +8,7 @@ import pytest
 
 from buildkit_tasks import publish
 from buildkit_tasks.errors import RegistryError
+from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from tests.faults.pushing import Push
 from tests.faults.pushing import push as _push
@@ -53,8 +54,9 @@ def test_a_registry_that_falls_silent_is_given_up(push: Push, step: str) -> None
 
 
 def test_a_registry_that_stops_reading_in_the_middle_is_given_up(push: Push) -> None:
-    push.server.always("PUT /upload/*", Reply(silent=True, unread=1000))
+    push.server.always(f"PUT /upload/*{Digest.of(LARGE).hex}", Reply(silent=True, unread=1000))
     assert "does not answer" in push.refused(large()).message
+    assert push.waits == []
 
 
 def test_reading_slowly_is_allowed_for_longer_than_connecting(push: Push) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import socket
@@ -340,6 +341,14 @@ def test_a_challenge_for_less_is_answered_for_all_that_is_needed(push: Push) -> 
     assert asked.path.count("scope=") == 2
     assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
     assert "scope=repository%3Ax%2Fy%3Apull" in asked.path
+
+
+def test_of_several_threads_that_want_a_token_one_gets_it_for_all(push: Push) -> None:
+    wants = dataclasses.replace(bearer(f"http://{push.server.host}/token"), drip_headers=0.003)
+    push.server.tell("HEAD */blobs/*", wants, wants, wants, wants)
+    push.server.tell("/token*", token())
+    push.send(hello())
+    assert len(push.server.requests("/token*")) == 1
 
 
 def test_a_token_that_runs_out_in_the_middle_is_renewed_and_the_blob_sent_anew(push: Push) -> None:
