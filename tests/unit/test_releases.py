@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,19 @@ from buildkit_tasks.results import document
 from buildkit_tasks.runs import Runs
 from buildkit_tasks.settings import load
 from tests.faults.pushing import Push, push
-from tests.images import flip, hello, write_archive, write_folder
+from tests.hostile_registry import hostile
+from tests.images import (
+    LAYER_GZIP,
+    Memory,
+    flip,
+    hello,
+    platform_json,
+    put_manifest,
+    write_archive,
+    write_folder,
+)
 from tests.unit.scripted import Scripted
+from tests.unit.test_docker_archive import one
 
 __all__ = ["push"]
 
@@ -230,3 +243,42 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
 def test_a_word_that_is_no_tag_is_refused_before_anything_is_asked(word: str) -> None:
     with pytest.raises(UsageError):
         Release.of([word], (), proved=True)
+
+
+# Other sources
+
+
+def test_a_compressed_archive_is_sent_from_several_threads(
+    push: Push, releases: Releases, tmp_path: Path
+) -> None:
+    memory = Memory()
+    noise = random.Random(5)  # noqa: S311 - bytes that do not get smaller
+    layers = [memory.put(noise.randbytes(1_500_000), LAYER_GZIP) for _ in range(6)]
+    entry = put_manifest(memory, platform_json("linux/amd64"), layers)
+    config = json.loads(memory.blobs[json.loads(memory.blobs[entry["digest"]])["config"]["digest"]])
+    config["rootfs"] = {"type": "layers", "diff_ids": [each["digest"] for each in layers]}
+    entry = put_manifest(memory, config, layers)
+    memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    path = write_archive(memory, tmp_path / "image.tar")
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    result = releases.push(str(path), release(push, "team/app:v1"))
+    found = push.server.keep("team/app").found["blobs"]
+    assert all(found[each["digest"]][1] == memory.blobs[each["digest"]] for each in layers)
+    assert push.server.named("team/app:v1") == result.digest
+
+
+def test_what_docker_save_wrote_is_sent_over_one_connection(
+    push: Push, releases: Releases, tmp_path: Path
+) -> None:
+    path = one().write(tmp_path / "saved.tar")
+    result = releases.push(f"docker-archive:{path}", release(push, "team/app:v1"))
+    assert result.ok
+    assert len({each.connection for each in push.server.requests("PUT /upload/*")}) == 1
+
+
+def test_an_image_is_copied_from_one_registry_to_another(push: Push, releases: Releases) -> None:
+    memory = hello()
+    with hostile() as other:
+        reference = other.hold(memory)
+        result = releases.push(f"docker://{reference}", release(push, "team/app:v1"))
+    assert result.digest == str(memory.root().digest) == push.server.named("team/app:v1")

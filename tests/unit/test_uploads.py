@@ -319,6 +319,15 @@ def test_an_upload_that_ends_before_it_began_is_an_error(push: Push) -> None:
     assert uploads(push) == []
 
 
+def test_a_registry_that_makes_no_repositories_is_told_from_one_that_is_gone(push: Push) -> None:
+    push.server.always("POST *", Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}'))
+    found = push.refused(one_layer())
+    assert found.message.endswith(
+        "answers 404 for 127.0.0.1:" + f"{push.server.port}/team/app/blobs/uploads/: NAME_UNKNOWN"
+    )
+    assert found.hint == "make the repository first: not every registry makes one at the first push"
+
+
 # Who we are
 
 

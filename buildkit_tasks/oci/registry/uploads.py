@@ -20,7 +20,7 @@ from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Digest
 from buildkit_tasks.oci.registry.access import Access
 from buildkit_tasks.oci.registry.credentials import load_credentials
 from buildkit_tasks.oci.registry.source import home_of
-from buildkit_tasks.oci.registry.troubles import Interruption
+from buildkit_tasks.oci.registry.troubles import Interruption, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,7 @@ _STORED = frozenset({_OK, _CREATED, _ACCEPTED})
 # Upload unknown, a digest that does not hold over there, a part out of order: begin anew.
 _LOST = frozenset({400, 404, 416})
 _ACCEPT = {"Accept": ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))}
+_NO_REPOSITORY = "make the repository first: not every registry makes one at the first push"
 _BINARY = {"Content-Type": "application/octet-stream"}
 
 
@@ -136,9 +137,10 @@ class Uploads:
         with contextlib.closing(Verified(source, descriptor)) as stream:
             start = server.place.at(f"/v2/{server.repository}/blobs/uploads/")
             begun = transport.once("POST", start, {}, b"", authorization=header)
+            if begun.status in _STORED - {_ACCEPTED} or begun.status == _NOT_FOUND:
+                problem = server.problem(begun, "blobs/uploads/")  # nobody has sent anything yet
+                raise Refused(problem.message, hint=problem.hint or _NO_REPOSITORY)
             if begun.status != _ACCEPTED:
-                if begun.status in _STORED:  # nobody has sent anything yet
-                    raise server.problem(begun, "blobs/uploads/")
                 return begun
             place = transport.led_to(begun)
             joint = "&" if "?" in place.target else "?"
