@@ -388,5 +388,7 @@ def _keys(report: Any) -> Iterator[tuple[str, Any]]:
         value = getattr(report, each.name)
         if each.name in _UNTOLD or (value is None and each.name in ("dest", "ref", "pushed")):
             continue
+        if each.name in ("node", "native") and isinstance(report, BuiltPlatform) and not report.node:
+            continue
         warns = each.name == "message" and isinstance(report, Check) and report.warning
         yield each.name, f"warning: {value}" if warns else document(value)

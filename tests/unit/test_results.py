@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from buildkit_tasks.results import (
+    BuiltPlatform,
     EmulatorSummary,
     MatrixReport,
     Outcome,
@@ -124,6 +125,10 @@ def test_a_build_document_has_the_keys_of_the_interface() -> None:
     made = document(build())
     assert set(made) == {"ok", "digest", "outputs", "platforms", "builder", "bases", "seconds"}
     assert set(made["platforms"][0]) == {"platform", "digest"}
+    built = BuiltPlatform(platform="linux/arm64", digest="sha256:1", node="b", native=True)
+    assert document(built) == {
+        "platform": "linux/arm64", "digest": "sha256:1", "node": "b", "native": True,
+    }  # fmt: skip
 
 
 def test_an_output_has_either_a_destination_or_a_reference() -> None:
