@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import Assignment, assign, require_index
+from buildkit_tasks.builder import Assignment, assign, require_index, watch_nodes
 from buildkit_tasks.cache import cache_notes, check_exporters
 from buildkit_tasks.errors import (
     BuilderError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from buildkit_tasks.bases import BasePlan
+    from buildkit_tasks.builder import Watch
     from buildkit_tasks.commands import Completed, Runner
     from buildkit_tasks.debian import Tell
     from buildkit_tasks.engine.daemon import Engine
@@ -154,7 +155,7 @@ class Build:
             ready = replace(request, outputs=staged, build_contexts=contexts, tags=tags)
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
             with _reading_ahead():
-                done = self._streamed(argv, label)
+                done = self._streamed(argv, label, watch_nodes(self.builder, request.platforms))
             if not done.ok:
                 raise failure(done, self.builder)
             if self.run.dry_run:
@@ -168,18 +169,18 @@ class Build:
             _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
 
-    def _streamed(self, argv: Sequence[str], label: str) -> Completed:
+    def _streamed(self, argv: Sequence[str], label: str, watch: Watch | None) -> Completed:
         """Run buildx; once or twice more if BuildKit stood in its own way.
 
         Platforms with an equal layer pack it at the same time, and the engine's store lets one of them
         write: the others fail. What was packed by then is found the next time.
         """
-        done = self.run.stream(argv, self.engine.call(), label=label)
+        done = self.run.stream(argv, self.engine.call(watch=watch), label=label)
         for _ in range(_RETRIES):
             if done.ok or not _LOCKED.search(done.stderr):
                 break
             self.tell("two platforms packed an equal layer at once, which BuildKit cannot do: trying again")
-            done = self.run.stream(argv, self.engine.call(), label=label)
+            done = self.run.stream(argv, self.engine.call(watch=watch), label=label)
         return done
 
     def _load_one_by_one(self) -> tuple[Output, ...]:

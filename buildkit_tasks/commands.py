@@ -19,16 +19,17 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Protocol
 
-from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
+from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EngineError, Interrupted
 
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Commands", "Completed", "Runner", "redact"]
 
 _GRACE = 10.0  # seconds between a polite signal and KILL: buildx needs some to cancel its solve
+_WATCH = 5.0  # seconds between two questions whether what a command works with is still there
 _TAIL = 200  # lines of a streamed child's output that are kept for messages
 
 _SECRETS = (
@@ -68,12 +69,17 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """How a command is to run: added environment, standard input, deadline in seconds, folder."""
+    """How a command is to run: added environment, standard input, deadline in seconds, folder.
+
+    ``watch`` is asked every five seconds while it runs: an error that it gives ends the command, and
+    is raised in its place.
+    """
 
     env: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes | None = None
     timeout: float | None = None
     cwd: Path | None = None
+    watch: Callable[[], BuildkitTasksError | None] | None = None
 
 
 _PLAIN = Call()
@@ -123,7 +129,7 @@ class Commands:
         if mutates and self.dry_run:
             return self._show(argv, call)
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        with _supervised(child, argv, call.timeout):
+        with _watched(child, call), _supervised(child, argv, call.timeout):
             stdout, stderr = child.communicate(call.stdin)
         return Completed(
             argv=tuple(argv),
@@ -143,12 +149,12 @@ class Commands:
             return self._show(argv, call)
         if _is_terminal(self.live) and not label:
             child = _popen(argv, call, stdout=self.live, stderr=self.live)
-            with _supervised(child, argv, call.timeout):
+            with _watched(child, call), _supervised(child, argv, call.timeout):
                 child.wait()
             return Completed(argv=tuple(argv), returncode=child.returncode)
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         tail: deque[str] = deque(maxlen=_TAIL)
-        with _supervised(child, argv, call.timeout):
+        with _watched(child, call), _supervised(child, argv, call.timeout):
             self._pass_on(child, tail, f"{label} | " if label else "")
         return Completed(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
@@ -275,6 +281,32 @@ def _supervised(child: subprocess.Popen[bytes], argv: Sequence[str], timeout: fl
                 pipe.close()
     if expired.is_set():
         raise DeadlineExceeded(f"{redact(shlex.join(argv))} took longer than {timeout:g} s and was ended")
+
+
+@contextlib.contextmanager
+def _watched(child: subprocess.Popen[bytes], call: Call) -> Iterator[None]:
+    """End the child's group when its watch has found that it waits for nothing; raises what it found."""
+    watch, ended = call.watch, threading.Event()
+    if watch is None:
+        yield
+        return
+    found: list[BuildkitTasksError] = []
+
+    def look() -> None:
+        while not found and not ended.wait(_WATCH):
+            error = watch()
+            if error is not None:
+                found.append(error)
+                _end(child, signal.SIGTERM, grace=2.0)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+    if found and child.returncode != 0:
+        raise found[0]
 
 
 def _end(child: subprocess.Popen[bytes], polite: int, grace: float) -> None:

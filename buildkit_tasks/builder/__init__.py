@@ -5,6 +5,16 @@ from __future__ import annotations
 from buildkit_tasks.builder.assigning import Assignment, assign
 from buildkit_tasks.builder.builders import Builders, require_index
 from buildkit_tasks.builder.proving import prove
+from buildkit_tasks.builder.reaching import Watch, watch_nodes
 from buildkit_tasks.builder.wanted import ELSEWHERE
 
-__all__ = ["ELSEWHERE", "Assignment", "Builders", "assign", "prove", "require_index"]
+__all__ = [
+    "ELSEWHERE",
+    "Assignment",
+    "Builders",
+    "Watch",
+    "assign",
+    "prove",
+    "require_index",
+    "watch_nodes",
+]

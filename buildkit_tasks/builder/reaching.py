@@ -11,15 +11,21 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.builder.assigning import assign
+from buildkit_tasks.builder.wanted import WantedNode
+from buildkit_tasks.errors import BuilderError
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Mapping, Sequence
 
-    from buildkit_tasks.builder.wanted import WantedNode
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.results import BuilderSummary
 
-__all__ = ["silent_nodes"]
+__all__ = ["Watch", "silent_nodes", "watch_nodes"]
 
 _SECONDS = 5.0
+_SILENCES = 3  # in a row, before a node that builds is given up: it may be busy
 _FRAME_HEADER, _SETTINGS = 9, 4  # RFC 9113, sections 4.1 and 6.5
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 _TLS = ("cacert", "cert", "key", "servername")  # any of these options of buildx's driver means TLS
@@ -36,6 +42,36 @@ def silent_nodes(nodes: Sequence[WantedNode]) -> dict[str, str]:
     with ThreadPoolExecutor(max_workers=len(asked)) as pool:
         answers = pool.map(_silence, asked)
         return {node.name: words for node, words in zip(asked, answers, strict=True) if words}
+
+
+class Watch:
+    """Asks the nodes of a build whether they are still there, each time that it is called.
+
+    buildx waits for ever for a node that hangs, or whose network went away: its connection is not closed.
+    """
+
+    def __init__(self, nodes: Sequence[WantedNode]) -> None:
+        self._nodes = nodes
+        self._missed: dict[str, int] = {}
+
+    def __call__(self) -> BuilderError | None:
+        """What ends the build: a node that was silent several times in a row."""
+        silent = silent_nodes(self._nodes)
+        self._missed = {name: self._missed.get(name, 0) + 1 for name in silent}
+        lost = [name for name, times in self._missed.items() if times >= _SILENCES]
+        return BuilderError("; ".join(f"node {name}: {silent[name]}" for name in lost)) if lost else None
+
+
+def watch_nodes(builder: BuilderSummary, platforms: Sequence[Platform]) -> Watch | None:
+    """The watch over the nodes that build these platforms; None if none of them can be asked."""
+    building = {each.node for each in assign(platforms, builder)}
+    nodes = [
+        WantedNode(name=node.name, endpoint=node.endpoint, options=node.driver_opt)
+        for node in builder.nodes
+        if node.name in building
+    ]
+    asked = [node for node in nodes if node.address is not None]
+    return Watch(asked) if asked else None
 
 
 def _silence(node: WantedNode) -> str:
