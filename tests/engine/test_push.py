@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from buildkit_tasks.engine import Engine
 from buildkit_tasks.oci.model import MANIFEST_TYPES, OCI_INDEX, Digest
 from tests import registry
 from tests.certificates import Certificate, make_certificate
@@ -241,3 +242,27 @@ def test_a_push_of_ten_platforms_takes_no_longer_than_its_requests(project: Proj
     started = time.monotonic()
     project.task("push-multiarch", str(archive), f"--tag={plain.host}/team/app:v1", "--no-verify")
     assert time.monotonic() - started < 6  # some 160 requests: 1 s where nothing else runs
+
+
+def test_parts_of_both_forms_that_buildx_pushed_become_one_image(
+    engine: Engine, project: Project, plain: Place
+) -> None:
+    assert engine.version
+    project = plain.prepared(project).write(
+        {
+            "Dockerfile": 'FROM scratch\nARG TARGETARCH\nCOPY main-$TARGETARCH /main\nCMD ["/main"]\n',
+            **{f"main-{name[6:]}": program(name) for name in TWO},
+        }
+    )
+    tag = f"--tag={plain.host}/team/app:v1"
+    for name, form in zip(TWO, ("--no-attest", "--provenance=mode=max"), strict=True):
+        done = project.task("build-multiarch", "--split", f"--platform={name}", tag, form, "--json")
+        (project.folder / f"{name[6:]}.json").write_text(done.stdout, encoding="utf-8")
+    assert plain.digest("team/app:v1") == ""
+    report = project.json(
+        "merge-multiarch", "--parts-file=amd64.json,arm64.json", tag, f"--platform={','.join(TWO)}"
+    )
+    assert plain.digest("team/app:v1") == report["digest"]
+    entries = plain.fetch("team/app/manifests/v1").json()["manifests"]
+    assert [entry["platform"]["architecture"] for entry in entries] == ["amd64", "arm64", "unknown"]
+    assert entries[2]["annotations"]["vnd.docker.reference.digest"] == entries[1]["digest"]
