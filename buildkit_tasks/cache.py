@@ -53,6 +53,7 @@ __all__ = [
     "exports",
     "has_inline",
     "imports",
+    "of_image",
     "read_caches",
 ]
 
@@ -86,9 +87,12 @@ class CacheSpec:
 
     def scoped(self, platform: Platform) -> CacheSpec:
         """The scope of one platform. Raises :class:`UsageError` for a tag that grows too long."""
+        return self.suffixed(f"{platform.os}-{platform.slug}")
+
+    def suffixed(self, suffix: str) -> CacheSpec:
+        """The same place with a name of its own in it: a subfolder, a tag or a scope."""
         if not self.split:
             return self
-        suffix = f"{platform.os}-{platform.slug}"
         if self.type == "gha":
             return self._with("scope", f"{self.get('scope') or _GHA_SCOPE}-{suffix}")
         if self.type == "registry":
@@ -194,6 +198,11 @@ def exports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, .
     if len(platforms) == 1:
         specs = tuple(spec.scoped(platforms[0]) for spec in specs)
     return tuple(map(str, specs))
+
+
+def of_image(texts: Sequence[str], flag: str, name: str) -> tuple[str, ...]:
+    """The caches of one of several images, which would replace each other's under one name."""
+    return tuple(str(spec.suffixed(name)) for spec in read_caches(texts, flag))
 
 
 def imports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:

@@ -176,6 +176,7 @@ class Line:
             target=settings.target,
             build_args=settings.build_args,
             progress=settings.progress,
+            allow=settings.allow,
             **options,
         )
         return request if request.outputs or request.load else _archived(request)

@@ -89,6 +89,8 @@ FALLBACK = _text(
     "fallback", "emulate: other nodes take over from one that does not answer", setting="fallback"
 )
 
+ALLOW = _list("allow", "an entitlement that builds may have: network.host", setting="allow")
+
 SETUP = (
     _text("name", "the builder's name (default multi-platform-builder)", setting="name"),
     _text("driver", "auto, docker-container, docker, remote or kubernetes", setting="driver"),
@@ -101,6 +103,7 @@ SETUP = (
     FALLBACK,
     _text("buildkitd_config", "a buildkitd.toml for the builder's BuildKit", setting="buildkitd_config"),
     _list("mirror", "a mirror of Docker Hub, https://HOST", setting="mirrors"),
+    ALLOW,
     PLATFORM,
     *ENVIRONMENT,
 )
@@ -140,6 +143,7 @@ BUILD = (
     _text("metadata_file", "also write buildx's metadata to this file"),
     _text("builder", "the builder to use", setting="name"),
     FALLBACK,
+    ALLOW,
     _text("bases", "auto, registry (never stand-ins) or standin", setting="bases"),
 )
 

@@ -65,6 +65,7 @@ class BuildRequest:
     pull: bool = False
     progress: str = "auto"
     metadata_file: str = ""
+    allow: tuple[str, ...] = ()
     split: bool = False
     proved: bool = True
 
@@ -170,6 +171,7 @@ def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list
         "label": request.labels,
         "annotation": request.annotations,
         "attest": request.attest,
+        "allow": request.allow,
     }
     single = {
         "file": request.file,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.bake.images import bake_images
+from buildkit_tasks.cache import of_image
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.images import image_of
 from buildkit_tasks.request import BuildRequest, check_request
@@ -59,7 +60,13 @@ def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
         settings = line.settings.of(table)
         outputs = with_archive(choice.options.get("outputs", ()), f"dist/{name}.tar")
         # Not through `under`: no engine is started before all are known to be right.
-        request = replace(line, settings=settings).request(**{**choice.options, "outputs": outputs})
+        imported = choice.options.get("cache_from", ())
+        caches = {
+            "cache_to": of_image(choice.options.get("cache_to", ()), "--cache-to", name),
+            # The place itself as well: there is what buildx alone has put, or an image's inline cache.
+            "cache_from": (*imported, *of_image(imported, "--cache-from", name)),
+        }
+        request = replace(line, settings=settings).request(**{**choice.options, "outputs": outputs, **caches})
         images.append(Wanted(name=name, settings=settings, request=request))
     return tuple(images)
 

@@ -108,7 +108,7 @@ def run_emulated(edge: Edge) -> None:
 
 @job(
     *SETUP,
-    *(option for option in BUILD if option.name not in ("builder", "fallback")),
+    *(option for option in BUILD if option.name not in ("builder", "fallback", "allow")),
     NO_VERIFY,
     SPLIT,
     IMAGES,

@@ -49,6 +49,14 @@ _GRAMMARS = {
         "max, floor, both, or a model that `qemu-ARCHITECTURE -cpu help` lists",
     ),
 }
+_EACH = {
+    # BuildKit's entitlements; a device has a name of its own.
+    "allow": (
+        re.compile(r"(?:network\.host|security\.insecure|device(?:=[\w./=-]+)?)\Z", re.ASCII),
+        "entitlement",
+        "network.host, security.insecure or device=NAME",
+    ),
+}
 _SPLIT = ("platforms", "tags")  # whose items never hold a comma: each may be several
 _BLANKS = ("nodes",)  # whose items hold commas: where they are one text, blanks part them
 _KINDS = {tuple: "a list", str: "text", int: "a whole number, 0 or more", float: "a number, 0 or more"}
@@ -165,10 +173,10 @@ def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
         raise SettingsError(f"{label}: {key} = {raw!r} is not {_KINDS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
-    if key in _GRAMMARS:
-        grammar, what, hint = _GRAMMARS[key]
-        if not grammar.match(value):
-            raise SettingsError(f"{label}: {value!r} is no {what}", hint=hint)
+    grammar, what, hint = _GRAMMARS.get(key) or _EACH.get(key) or (None, "", "")
+    for each in value if key in _EACH else (value,):
+        if grammar is not None and not grammar.match(each):
+            raise SettingsError(f"{label}: {each!r} is no {what}", hint=hint)
     return value
 
 

@@ -375,3 +375,10 @@ def test_bases_are_read_with_the_build_arguments_and_their_environment(
     (context / "Dockerfile").write_text(text, encoding="utf-8")
     monkeypatch.setenv("BASE", "busybox:1")
     assert read_request_bases(request(build_args=("GO=1.27", "BASE"))).images == ("golang:1.27", "busybox:1")
+
+
+def test_an_entitlement_is_given_only_where_it_is_asked_for() -> None:
+    plain = build_arguments(request(), "x", Path("m"))
+    asked = build_arguments(request(allow=("network.host",)), "x", Path("m"))
+    assert set(asked) - set(plain) == {"--allow=network.host"}
+    assert not [word for word in plain if word.startswith("--allow")]

@@ -196,7 +196,17 @@ BAD: list[tuple[str, str]] = [
     ('cpu = "max host"', "'max host' is no CPU"),
     ('cpu = "max\\n"', "'max\\n' is no CPU"),
     ('cpu = "a;b"', "'a;b' is no CPU"),
+    ('allow = ["network.host", "everything"]', "'everything' is no entitlement"),
+    ('allow = "network.host --debug"', "'network.host --debug' is no entitlement"),
+    ('fallback = "yes"', "fallback = 'yes' is none of none, emulate"),
 ]
+
+
+def test_nodes_hold_commas_so_that_blanks_part_those_of_the_environment(here: Path) -> None:
+    nodes = "name=a,endpoint=tcp://10.0.0.1:1 name=b,endpoint=tcp://10.0.0.2:1,platform=linux/arm64"
+    found = load(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
+    assert found == tuple(nodes.split())
+    assert load({"nodes": nodes.split()}, environ={}, folder=here).nodes == found
 
 
 @pytest.mark.parametrize(("text", "complaint"), BAD)

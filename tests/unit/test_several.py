@@ -431,3 +431,17 @@ def test_the_exit_code_is_1_if_a_check_failed_and_else_the_errors_own(
     report = samples.images(*(replace(samples.image("web"), **step) for step in steps))
     assert not report.ok
     assert _images_code(report, errors) == code
+
+
+def test_images_do_not_replace_each_others_caches(world: World) -> None:
+    options = {
+        "cache_to": ("type=registry,ref=r.example.org/x:cache", "type=inline"),
+        "cache_from": ("r.example.org/x:cache",),
+    }
+    world.report(options=options)
+    assert [request.cache_to for request in world.requests] == [
+        (f"type=registry,ref=r.example.org/x:cache-{name}", "type=inline") for name in ("web", "tool")
+    ]
+    assert world.requests[0].cache_from == (
+        "r.example.org/x:cache", "type=registry,ref=r.example.org/x:cache-web",
+    )  # fmt: skip
