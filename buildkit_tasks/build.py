@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import Assignment, assign, require_index, watch_nodes
+from buildkit_tasks.builder import Assignment, assign, parse_inspect, require_index, watch_nodes
 from buildkit_tasks.cache import cache_notes, check_exporters
 from buildkit_tasks.errors import (
     BuilderError,
@@ -45,6 +45,7 @@ __all__ = ["Build"]
 _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
 _LOCKED = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
 _RETRIES = 2
+_INSPECT_SECONDS = 30.0
 _OTHER_SCANNER = (
     "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
 )
@@ -157,7 +158,7 @@ class Build:
             with _reading_ahead():
                 done = self._streamed(argv, label, watch_nodes(self.builder, request.platforms))
             if not done.ok:
-                raise failure(done, self.builder)
+                raise failure(done, self.builder, lost=not done.stderr and self._lost())
             if self.run.dry_run:
                 return {}
             found = _read_metadata(metadata)
@@ -168,6 +169,14 @@ class Build:
         if request.metadata_file:
             _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
+
+    def _lost(self) -> bool:
+        """Whether a node of the builder no longer runs: on a terminal buildx's words are not ours to read."""
+        if self.builder.driver == "docker":
+            return False
+        argv = [*self.engine.tools.buildx, "inspect", self.builder.name]
+        done = self.run.run(argv, self.engine.call(timeout=_INSPECT_SECONDS))
+        return done.ok and any(node.status != "running" for node in parse_inspect(done.stdout).nodes)
 
     def _streamed(self, argv: Sequence[str], label: str, watch: Watch | None) -> Completed:
         """Run buildx; once or twice more if BuildKit stood in its own way.
@@ -289,15 +298,18 @@ def _check_loading(request: BuildRequest, engine: Engine) -> None:
         )
 
 
-def failure(done: Completed, builder: BuilderSummary) -> BuildkitTasksError:
-    """What a failed buildx means, by its last error: disk, registry, builder, or the build itself."""
+def failure(done: Completed, builder: BuilderSummary, *, lost: bool = False) -> BuildkitTasksError:
+    """What a failed buildx means, by its last error: disk, registry, builder, or the build itself.
+
+    ``lost`` tells that the builder was found not to run.
+    """
     cause = _cause(done)
     if _FULL_DISK.search(done.stderr):
         hint = f"docker buildx prune --builder={builder.name}, or free some space"
         return LimitExceeded(f"the disk is full: {cause}", hint=hint)
     if _REFUSED.search(cause):
         return RegistryError(cause, hint=_refusal_hint(cause, builder))
-    if _LOST.search(cause):
+    if lost or _LOST.search(cause):
         hint = "the same command again, which starts it anew"
         return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
     step = _FAILED_STEP.search(done.stderr)

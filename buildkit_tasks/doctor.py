@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import Builders
+from buildkit_tasks.builder import ELSEWHERE, Builders, silent_nodes
 from buildkit_tasks.emulate.sandbox.kernel import why_closed
 from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.emulators import Emulators
-from buildkit_tasks.engine import Engine, existing_engine
+from buildkit_tasks.engine import Engine, existing_clients, existing_engine
 from buildkit_tasks.reach import registry_answers
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Diagnosis:
 
 def examine(line: Line) -> Diagnosis:
     """Look at the engine, its builder, the emulators and Docker Hub; nothing is fetched or started."""
+    if line.settings.driver in ELSEWHERE:
+        return Diagnosis(findings=(_remote_builder(line), _sandbox()))
     engine = existing_engine(line.settings, line.run)
     if not isinstance(engine, Engine):
         missing = Finding(name="engine", ok=False, message=engine, next="inv setup-builder")
@@ -76,6 +78,24 @@ def examine(line: Line) -> Diagnosis:
 
 def _words(engine: Engine) -> str:
     return f"{engine.kind} {engine.version} at {engine.endpoint}, {engine.store} image store"
+
+
+def _remote_builder(line: Line) -> Finding:
+    """A builder whose BuildKit no engine here runs: its nodes, and whether each is there."""
+    engine = existing_clients(line.settings, line.run)
+    if not isinstance(engine, Engine):
+        return Finding(name="builder", ok=False, message=engine, next="inv setup-builder")
+    builders = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
+    silent = silent_nodes(builders.wanted.nodes)
+    if silent:
+        words = "; ".join(f"node {name}: {reason}" for name, reason in silent.items())
+        return Finding(name="builder", ok=False, message=words, next="start BuildKit there")
+    name = line.settings.name
+    found = builders.find(name)
+    if found is None:
+        return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")
+    nodes = ", ".join(f"{node.name} {node.status}" for node in found.nodes)
+    return Finding(name="builder", ok=True, message=f"{name} ({found.driver}): {nodes}")
 
 
 def _builder(line: Line, engine: Engine) -> Finding:

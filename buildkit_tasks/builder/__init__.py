@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from buildkit_tasks.builder.assigning import Assignment, assign
 from buildkit_tasks.builder.builders import Builders, require_index
+from buildkit_tasks.builder.found import parse_inspect
 from buildkit_tasks.builder.proving import prove
-from buildkit_tasks.builder.reaching import Watch, watch_nodes
+from buildkit_tasks.builder.reaching import Watch, silent_nodes, watch_nodes
 from buildkit_tasks.builder.wanted import ELSEWHERE
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "Builders",
     "Watch",
     "assign",
+    "parse_inspect",
     "prove",
     "require_index",
+    "silent_nodes",
     "watch_nodes",
 ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.debian import Tell
     from buildkit_tasks.settings import Settings
 
-__all__ = ["Engine", "ensure_clients", "ensure_engine", "existing_engine"]
+__all__ = ["Engine", "ensure_clients", "ensure_engine", "existing_clients", "existing_engine"]
 
 
 def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
@@ -42,7 +42,16 @@ def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
 def ensure_clients(settings: Settings, run: Runner, tell: Tell) -> Engine:
     """The user's engine, or its client programs alone: no daemon is started for a BuildKit elsewhere."""
     found = find_system_engine(lambda: docker_tools(settings, run, tell), run)
-    return found if isinstance(found, Engine) else tools_alone(settings, run, tell)
+    return found if isinstance(found, Engine) else tools_alone(docker_tools(settings, run, tell))
+
+
+def existing_clients(settings: Settings, run: Runner) -> Engine | str:
+    """What :func:`ensure_clients` gives if nothing may be fetched, or why there is nothing."""
+    tools = installed_tools(settings)
+    if tools is None:
+        return "there is no docker with buildx here"
+    found = find_system_engine(lambda: tools, run)
+    return found if isinstance(found, Engine) else tools_alone(tools)
 
 
 def existing_engine(settings: Settings, run: Runner) -> Engine | str:

@@ -121,7 +121,7 @@ def describe_engine(kind: str, endpoint: str, tools: Tools, env: Mapping[str, st
     )
 
 
-def tools_alone(settings: Settings, run: Runner, tell: Tell) -> Engine:
+def tools_alone(tools: Tools) -> Engine:
     """The client programs without any daemon, for builders whose BuildKit runs elsewhere."""
     return Engine(
         kind="none",
@@ -130,7 +130,7 @@ def tools_alone(settings: Settings, run: Runner, tell: Tell) -> Engine:
         store="none",
         native=native_platform(),
         local=False,
-        tools=docker_tools(settings, run, tell),
+        tools=tools,
     )
 
 

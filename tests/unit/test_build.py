@@ -386,6 +386,19 @@ def test_what_ended_a_build_is_told_apart(said: str, kind: type[Exception], code
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"), [("stopped", BuilderError), ("running", BuildFailed), ("", BuildFailed)]
+)
+def test_where_the_terminal_had_its_words_a_builder_is_asked_whether_it_still_runs(
+    status: str, kind: type[Exception]
+) -> None:
+    bench = Bench("type=oci,dest=x.tar", driver="docker-container").fails(1)
+    said = f"Name: mine\nDriver: docker-container\n\nNodes:\nName: mine0\nEndpoint: x\nStatus: {status}\n"
+    bench.run.tell("docker buildx inspect mine", stdout=said, returncode=0 if status else 1)
+    with pytest.raises(kind):
+        bench.result()
+
+
 def test_a_dry_run_shows_the_exact_command_and_makes_nothing(here: Path) -> None:
     bench = Bench("type=oci,dest=dist/x.tar", tags=("a:1",))
     bench.run.dry_run = True

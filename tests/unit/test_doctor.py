@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ class Bench:
         record.parent.mkdir(parents=True)
         node = {"Name": "x", "Endpoint": "y", "Platforms": None}
         record.write_text(json.dumps({"Name": NAME, "Driver": driver, "Nodes": [node]}), encoding="utf-8")
-        text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\n"
+        text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\nStatus: running\n"
         self.run.tell(f"*/docker buildx inspect {NAME}", stdout=text)
 
     def diagnosis(self) -> Diagnosis:
@@ -128,6 +129,21 @@ def test_the_builder_is_named_or_who_serves_instead(bench: Bench) -> None:
     assert bench.finding("builder").message == f"no {NAME}; the engine's own builder serves"
     bench.builder("docker-container")
     assert bench.finding("builder").message == f"{NAME} (docker-container)"
+
+
+def test_of_a_builder_elsewhere_the_nodes_are_looked_at_and_no_engine_is_missed(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        node = f"name=a,endpoint=tcp://127.0.0.1:{closed.getsockname()[1]}"
+    bench.settings = replace(bench.settings, driver="remote", nodes=(node,))
+    assert [(each.name, each.ok) for each in bench.diagnosis().findings] == [
+        ("builder", False),
+        ("sandbox", True),
+    ]
+    assert "node a: nobody listens at tcp://127.0.0.1:" in bench.finding("builder").message
+    bench.settings = replace(bench.settings, driver="kubernetes", nodes=())
+    assert bench.finding("builder").message == f"there is no {NAME}"
+    bench.builder("kubernetes")
+    assert bench.finding("builder").message == f"{NAME} (kubernetes): x running"
 
 
 def test_a_graph_store_needs_a_builder(bench: Bench) -> None:
