@@ -128,8 +128,9 @@ class Fleet:
 
 
 def _gone(each: Assignment, error: BuilderError) -> BuilderError:
+    own = f"node {each.node}: "
     return BuilderError(
-        f"node {each.node} went away in mid-build: {error.message}",
+        f"node {each.node} went away in mid-build: {error.message.removeprefix(own)}",
         platform=each.platform,
         hint="start it again, or let another node emulate: --fallback=emulate",
     )

@@ -7,17 +7,34 @@ host's network it sees the registries of the loopback interface.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import struct
+import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine
 from tests.certificates import Certificate
+from tests.project import TASKS, Done, Project, program
 
-__all__ = ["Node", "docker", "host_node", "settings_of", "several"]
+__all__ = [
+    "Going",
+    "Node",
+    "OwnBuilder",
+    "docker",
+    "host_node",
+    "own_builder",
+    "settings_of",
+    "several",
+    "sleeper",
+]
 
 _PORT = 1234
 _SECONDS = 60.0
@@ -48,6 +65,11 @@ class Node:
         """Ask its BuildKit from inside the container."""
         return docker(self.engine, "exec", self.container, "buildctl", f"--addr={self.endpoint}", *arguments)
 
+    @property
+    def runs(self) -> bool:
+        """Whether the container runs."""
+        return docker(self.engine, "inspect", "--format={{.State.Running}}", self.container) == "true"
+
     def do(self, verb: str) -> None:
         """Kill, pause, unpause, stop or start it; what is started listens again."""
         docker(self.engine, verb, self.container)
@@ -67,6 +89,53 @@ def settings_of(nodes: Sequence[str], platforms: Sequence[str], name: str = "fle
     values = [node.removeprefix("--node=") for node in nodes]
     lines = ['driver = "remote"', f'name = "{name}"', f"platforms = {list(platforms)}", f"nodes = {values}"]
     return "\n".join(["[tool.buildkit-tasks]", *lines, ""])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnBuilder:
+    """A builder of the driver docker-container that the product makes and that a test may break."""
+
+    engine: Engine
+    image: str
+    name: str
+
+    @property
+    def container(self) -> str:
+        """As buildx names the container of its first node."""
+        return f"buildx_buildkit_{self.name}0"
+
+    def settings(self, *lines: str, platforms: Sequence[str] = ("linux/amd64",)) -> str:
+        """A pyproject.toml that asks for it, with more lines."""
+        options = [f"image={self.image}", "network=host"]
+        own = [f'name = "{self.name}"', f"platforms = {list(platforms)}", f"driver_opt = {options}"]
+        return "\n".join(["[tool.buildkit-tasks]", 'driver = "docker-container"', *own, *lines, ""])
+
+    def containers(self) -> list[str]:
+        """Those that are there."""
+        return docker(
+            self.engine, "ps", "--all", f"--filter=name={self.container}", "--format={{.Names}}"
+        ).split()
+
+    def configuration(self, folder: Path) -> str:
+        """Its buildkitd.toml, copied into a folder."""
+        place = folder / "copied.toml"
+        docker(self.engine, "cp", f"{self.container}:/etc/buildkit/buildkitd.toml", str(place))
+        return place.read_text(encoding="utf-8")
+
+    def volumes(self) -> list[str]:
+        """Those that are there."""
+        return docker(self.engine, "volume", "ls", f"--filter=name={self.container}", "--quiet").split()
+
+
+@contextlib.contextmanager
+def own_builder(engine: Engine, image: str) -> Iterator[OwnBuilder]:
+    """A name for a builder, which is removed with all that it has."""
+    builder = OwnBuilder(engine=engine, image=image, name=f"tests-{uuid.uuid4().hex[:12]}")
+    yield builder
+    Commands().run(
+        [*engine.tools.buildx, "rm", "--force", builder.name], engine.call(timeout=_SECONDS), mutates=True
+    )
+    assert (builder.containers(), builder.volumes()) == ([], [])
 
 
 @contextlib.contextmanager
@@ -171,3 +240,50 @@ def _free_port(address: str) -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+class Going:
+    """A task that runs and can be looked at meanwhile; its stderr is read as it comes."""
+
+    def __init__(self, project: Project, *argv: str) -> None:
+        self._started = time.monotonic()
+        self._child = project.start((*TASKS, *argv))
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def until(self, words: str) -> None:
+        """Wait until a line has these words."""
+        deadline = time.monotonic() + _SECONDS
+        while not any(words in line for line in self._lines):
+            assert self._child.poll() is None, "".join(self._lines)
+            assert time.monotonic() < deadline, "".join(self._lines)
+            time.sleep(0.02)
+
+    def end(self, timeout: float = _SECONDS) -> Done:
+        """Wait for its end; one that takes longer is killed."""
+        try:
+            self._child.wait(timeout)
+        finally:
+            if self._child.poll() is None:
+                os.killpg(self._child.pid, signal.SIGKILL)
+                self._child.wait()
+        self._reader.join()
+        assert self._child.stdout is not None
+        stdout = self._child.stdout.read()
+        self._child.stdout.close()
+        seconds = time.monotonic() - self._started
+        return Done(code=self._child.returncode, stdout=stdout, stderr="".join(self._lines), seconds=seconds)
+
+    def _read(self) -> None:
+        assert self._child.stderr is not None
+        with self._child.stderr as lines:
+            self._lines.extend(lines)
+
+
+def sleeper(platform: str, seconds: int) -> bytes:
+    """A tiny program of linux/amd64 or linux/arm64 that sleeps and ends with 0."""
+    amd64 = "48 8d 3d 12 00 00 00  31 f6  b8 23 00 00 00  0f 05  31 ff  b8 3c 00 00 00  0f 05"
+    arm64 = "e0 00 00 10  01 00 80 d2  a8 0c 80 d2  01 00 00 d4  00 00 80 d2  a8 0b 80 d2  01 00 00 d4"
+    code = {"linux/amd64": amd64, "linux/arm64": arm64}[platform]
+    return program(platform, code=f"{code} {struct.pack('<qq', seconds, 0).hex()}")
