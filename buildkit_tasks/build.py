@@ -54,6 +54,12 @@ _REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|in
 _LOST = re.compile(
     r"Unavailable: |code = Unavailable|transport is closing|no active session|waiting for connection"
 )
+# What proves a push, half a second's worth of modules.
+_PROOF = (
+    "buildkit_tasks.oci.registry.uploads",
+    "buildkit_tasks.verify.service",
+    "buildkit_tasks.emulate.sandbox.runner",
+)
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
@@ -155,7 +161,7 @@ class Build:
             tags = () if self.repositories else request.tags
             ready = replace(request, outputs=staged, build_contexts=contexts, tags=tags)
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
-            with _reading_ahead():
+            with _reading_ahead(_PROOF if self.repositories else ()):
                 done = self._streamed(argv, label, watch_nodes(self.builder, request.platforms))
             if not done.ok:
                 raise failure(done, self.builder, lost=not done.stderr and self._lost())
@@ -252,9 +258,9 @@ def send_archive(archive: Path, repositories: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _reading_ahead() -> Iterator[None]:
-    """Import, while buildx works and this process waits, what reads and shows its result."""
-    names = ("buildkit_tasks.oci.source", "rich.table", "rich.console")
+def _reading_ahead(more: Sequence[str]) -> Iterator[None]:
+    """Import, while buildx works and this process waits, what reads and shows its result, and ``more``."""
+    names = ("buildkit_tasks.oci.source", "rich.table", "rich.console", *more)
     thread = threading.Thread(target=lambda: [importlib.import_module(name) for name in names])
     thread.start()
     try:

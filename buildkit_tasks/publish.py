@@ -42,12 +42,16 @@ def send(
     from buildkit_tasks.oci.parts import everything  # noqa: PLC0415 - msgspec: not for a listing
     from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415
 
+    root = source.root()
     blobs, *documents = everything(source)
     with open_uploads(destination, access=access) as uploads:
+        # A registry takes a document after what it lists, and keeps that as long (its collector too).
+        if uploads.digest_of(str(root.digest)) == root.digest:
+            return root
         _at_once(jobs, uploads, [partial(uploads.put_blob, source, blob) for blob in blobs])
         for level in documents:  # an index after what it lists
             _at_once(jobs, uploads, [partial(uploads.put_document, source, each) for each in level])
-    return source.root()
+    return root
 
 
 def name(
