@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import ELSEWHERE, Builders, silent_nodes
+from buildkit_tasks.builder import Builders, is_elsewhere, silent_nodes
 from buildkit_tasks.emulate.sandbox.kernel import why_closed
 from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.emulators import Emulators
@@ -62,7 +62,7 @@ class Diagnosis:
 
 def examine(line: Line) -> Diagnosis:
     """Look at the engine, its builder, the emulators and Docker Hub; nothing is fetched or started."""
-    if line.settings.driver in ELSEWHERE:
+    if is_elsewhere(line.settings):
         return Diagnosis(findings=(_remote_builder(line), _sandbox()))
     engine = existing_engine(line.settings, line.run)
     if not isinstance(engine, Engine):

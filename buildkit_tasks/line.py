@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.build import Build, check_capabilities
-from buildkit_tasks.builder import ELSEWHERE, Builders, prove, require_index
+from buildkit_tasks.builder import Builders, is_elsewhere, prove, require_index
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.errors import BuildkitTasksError
@@ -69,7 +69,7 @@ class Line:
     @cached_property
     def clients(self) -> Engine:
         """The engine whose client programs drive the builder; none is needed for a BuildKit elsewhere."""
-        if self.settings.driver in ELSEWHERE:
+        if self._elsewhere:
             return ensure_clients(self.settings, self.run, self.tell)
         return self.engine
 
@@ -103,10 +103,10 @@ class Line:
             rows = tuple(replace(row, node=node) for row in with_versions(rows, self.run))
         return SetupReport(engine=self.clients.summary, builder=builder, platforms=rows)
 
-    @property
+    @cached_property
     def _elsewhere(self) -> bool:
         """Whether the builder's emulators are other machines' affair."""
-        return self.settings.driver in ELSEWHERE
+        return is_elsewhere(self.settings)
 
     def build(self, request: BuildRequest) -> BuildResult:
         """Build on what is there, or is made ready; remembers the image for the next steps."""
