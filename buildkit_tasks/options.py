@@ -52,6 +52,7 @@ ARCHIVE = Option(
 PARTS = (
     _list("part", "an image of one platform that was pushed by digest, REPO@sha256:..."),
     _list("parts_file", "a file with one REPO@sha256:... a line, or what build-multiarch --json printed"),
+    _text("image", "the one of several images whose parts these are, by its name"),
 )
 NO_VERIFY = _flag("no_verify", "name it without proof: neither verified nor run before")
 SPLIT = _flag("split", "push by digest and name nothing: a part of one platform, for merge-multiarch")

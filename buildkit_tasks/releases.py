@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.runs import Runs
+    from buildkit_tasks.settings import Settings
 
-__all__ = ["Plan", "Release", "Releases", "read_parts"]
+__all__ = ["Plan", "Release", "Releases", "read_parts", "settings_of"]
 
 _MAX_PARTS_FILE = 4 << 20
 _SENDABLE = ("oci-archive:", "oci:", "docker-archive:")
@@ -166,24 +167,56 @@ class Releases:
         return last
 
 
-def read_parts(words: Iterable[str], files: Iterable[str]) -> tuple[Reference, ...]:
+def settings_of(settings: Settings, image: str) -> Settings:
+    """The settings of one of several images, and those of all where none is named or none has its own.
+
+    Raises :class:`UsageError` for a name that is not among the settings' images, if there are any.
+    """
+    tables = {table.name: table for table in settings.images}
+    if not image or not tables:
+        return settings
+    if image not in tables:
+        known = ", ".join(tables)
+        raise UsageError(f"there is no image {image!r} in the settings", hint=f"known are {known}")
+    return settings.of(tables[image])
+
+
+def read_parts(words: Iterable[str], files: Iterable[str], image: str = "") -> tuple[Reference, ...]:
     """The parts that are named on the command line, several with commas, and in files.
 
     A file holds one ``REPOSITORY@sha256:...`` a line (``#`` begins a remark), or what
-    ``build-multiarch --json`` printed, be it several such documents one after the other. Raises
-    :class:`UsageError` for anything else.
+    ``build-multiarch --json`` printed, be it several such documents one after the other. Where those
+    are of several images, ``image`` says of which. Raises :class:`UsageError` for anything else.
     """
     from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: not for a listing
 
     named = [each.strip() for word in words for each in word.split(",") if each.strip()]
-    listed = [part for file in files for name in file.split(",") if name for part in _in_file(Path(name))]
+    paths = [Path(name) for file in files for name in file.split(",") if name]
+    listed = _chosen([part for path in paths for part in _in_file(path, image)], image)
     found = tuple(dict.fromkeys(Reference.parse(text) for text in (*named, *listed)))
     if not found:
         raise UsageError("no part is named", hint="name each with --part REPO@sha256:..., or --parts-file")
     return found
 
 
-def _in_file(path: Path) -> list[str]:
+def _chosen(parts: Iterable[tuple[str, str]], image: str) -> list[str]:
+    """The parts of one image; of those that say of which image they are no two may differ."""
+    parts = list(parts)
+    names = list(dict.fromkeys(name for name, _ in parts if name))
+    if len(names) > 1 and not image:
+        raise UsageError(f"the parts are of several images: {', '.join(names)}", hint="--image says which")
+    if names and image and image not in names:
+        raise UsageError(f"no part is of {image!r}: they are of {', '.join(names)}")
+    return [part for name, part in parts if _is(name, image)]
+
+
+def _is(name: str, image: str) -> bool:
+    """Whether a part may be of the image that is meant: it is, or says of none, or none is meant."""
+    return not name or not image or name == image
+
+
+def _in_file(path: Path, image: str) -> list[tuple[str, str]]:
+    """Each part with the name of its image, or without any. Of other images than the one named: no part."""
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_PARTS_FILE).decode()
@@ -192,9 +225,10 @@ def _in_file(path: Path) -> list[str]:
     except UnicodeError:
         raise UsageError(f"{path} is no text") from None
     if text.lstrip().startswith("{"):
-        return [part for document in _documents(path, text) for part in _in_report(path, document)]
+        reports = [each for document in _documents(path, text) for each in _reports(document)]
+        return [(name, _pushed(path, name, report) if _is(name, image) else "") for name, report in reports]
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+    return [("", line) for line in lines if line]
 
 
 def _documents(path: Path, text: str) -> Iterator[dict[str, Any]]:
@@ -211,7 +245,16 @@ def _documents(path: Path, text: str) -> Iterator[dict[str, Any]]:
         at = len(text) - len(rest) + length
 
 
-def _in_report(path: Path, document: dict[str, Any]) -> list[str]:
+def _reports(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """A build's report, or those of several images with their names."""
+    rows = document.get("images")
+    if not isinstance(rows, list):
+        return [("", document)]
+    found = ((str(row.get("name", "")), row.get("build")) for row in rows if isinstance(row, dict))
+    return [(name, build if isinstance(build, dict) else {}) for name, build in found]
+
+
+def _pushed(path: Path, name: str, document: dict[str, Any]) -> str:
     """What a build's report says that it pushed: a reference with its digest, or the report's."""
     outputs = document.get("outputs")
     references = (
@@ -224,8 +267,9 @@ def _in_report(path: Path, document: dict[str, Any]) -> list[str]:
         if isinstance(text, str) and ("@" in text or digest)
     ]
     if not found:
-        raise UsageError(f"{path} names no image in a registry", hint="build the part with --split --json")
-    return found[:1]  # one image, however many names it has
+        where = f"{path}: {name}" if name else str(path)
+        raise UsageError(f"{where} names no image in a registry", hint="build the part with --split --json")
+    return found[0]  # one image, however many names it has
 
 
 def _platforms(source: Any) -> tuple[BuiltPlatform, ...]:

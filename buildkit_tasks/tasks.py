@@ -148,8 +148,9 @@ def merge_multiarch(edge: Edge) -> None:
     """Make one image of parts that were pushed by digest, and name it once it is proved."""
     from buildkit_tasks.releases import read_parts  # noqa: PLC0415 - nothing is imported for a listing
 
-    releases, release = _release(edge)
-    parts = read_parts(edge.options["part"], edge.options["parts_file"])
+    image = edge.options["image"]
+    releases, release = _release(edge, image)
+    parts = read_parts(edge.options["part"], edge.options["parts_file"], image)
     if edge.dry_run:
         plan = releases.plan_merge(parts, release)
         edge.say(plan.document(), plan.text())
@@ -226,15 +227,17 @@ def _choice(edge: Edge) -> Choice:
     return Choice(names=names, bake=bake, options=_options(edge))
 
 
-def _release(edge: Edge) -> tuple[Releases, Release]:
-    """What releases, and the release that the settings and options describe."""
+def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
+    """What releases, and the release that the settings and options describe: those of one image, if named."""
     from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
     from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
-    from buildkit_tasks.releases import Release, Releases  # noqa: PLC0415
+    from buildkit_tasks.releases import Release, Releases, settings_of  # noqa: PLC0415
     from buildkit_tasks.runs import Runs  # noqa: PLC0415
 
-    settings, images = edge.settings, Images(settings=edge.settings, run=edge.run)
-    runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=lambda: edge.line)
+    settings = settings_of(edge.settings, image)
+    images = Images(settings=settings, run=edge.run)
+    line = (lambda: edge.line.under(settings)) if image else (lambda: edge.line)
+    runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=line)
     expected = parse_platforms(settings.platforms) if settings.given("platforms") else ()
     release = Release.of(settings.tags, expected, proved=not edge.options["no_verify"])
     return Releases(images=images, runs=runs), release

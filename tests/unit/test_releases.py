@@ -12,7 +12,7 @@ from buildkit_tasks.images import Images
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.releases import Release, Releases, read_parts
+from buildkit_tasks.releases import Release, Releases, read_parts, settings_of
 from buildkit_tasks.results import document
 from buildkit_tasks.runs import Runs
 from buildkit_tasks.settings import load
@@ -210,9 +210,54 @@ def test_reports_of_builds_name_parts_several_in_one_file_too(tmp_path: Path) ->
     assert read_parts([], [str(path)]) == (*references(ONE), second)
 
 
+def of_images(**parts: str) -> str:
+    """What a build of several images tells; one without a part could not be built."""
+    builds = {name: {"outputs": [{"ref": part}]} if part else None for name, part in parts.items()}
+    return json.dumps({"images": [{"name": name, "build": build} for name, build in builds.items()]})
+
+
+def test_of_several_images_parts_are_those_of_the_one_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(of_images(web=ONE, tool=""), encoding="utf-8")
+    (tmp_path / "b").write_text(of_images(tool=ONE) + of_images(web=TWO), encoding="utf-8")
+    files = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert read_parts([], files, "web") == references(ONE, TWO)
+    with pytest.raises(UsageError, match="a: tool names no image in a registry"):
+        read_parts([], files, "tool")
+    with pytest.raises(UsageError, match="no part is of 'nope': they are of web, tool"):
+        read_parts([], files, "nope")
+
+
+def test_parts_of_two_images_are_never_taken_for_those_of_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(of_images(web=ONE), encoding="utf-8")
+    (tmp_path / "b").write_text(of_images(tool=TWO), encoding="utf-8")
+    assert read_parts([], [str(tmp_path / "a")]) == references(ONE)
+    with pytest.raises(UsageError, match="the parts are of several images: web, tool") as caught:
+        read_parts([], [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert caught.value.hint == "--image says which"
+
+
+def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = '[[tool.buildkit-tasks.image]]\nname = "web"\nexpect = "this is web"\ntags = ["app:web"]\n'
+    (tmp_path / "pyproject.toml").write_text(table, encoding="utf-8")
+    settings = load()
+    assert (settings_of(settings, "web").expect, settings_of(settings, "web").tags) == (
+        "this is web",
+        ("app:web",),
+    )
+    assert settings_of(settings, "") == settings
+    with pytest.raises(UsageError, match="there is no image 'nope' in the settings") as caught:
+        settings_of(settings, "nope")
+    assert caught.value.hint == "known are web"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('{"images": [{"name": "web", "build": 7}]}', "web names no image in a registry"),
+        ('{"images": [7]}', "no part is named"),
         ('{"outputs": [], "digest": ""}', "names no image in a registry"),
         ('{"outputs": [{"ref": "app:v1"}]}', "names no image in a registry"),
         ('{"outputs": 7}', "names no image in a registry"),
