@@ -311,8 +311,8 @@ def failure(done: Completed, builder: BuilderSummary, *, lost: bool = False) -> 
     """
     cause = _cause(done)
     if _FULL_DISK.search(done.stderr):
-        hint = f"docker buildx prune --builder={builder.name}, or free some space"
-        return LimitExceeded(f"the disk is full: {cause}", hint=hint)
+        prune = f"docker buildx prune --builder={builder.name}, which needs a little room itself"
+        return LimitExceeded(f"the disk is full: {cause}", hint=f"free some space, or {prune}")
     if _REFUSED.search(cause):
         return RegistryError(cause, hint=_refusal_hint(cause, builder))
     if lost or _LOST.search(cause):

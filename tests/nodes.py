@@ -7,6 +7,7 @@ host's network it sees the registries of the loopback interface.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -121,6 +122,17 @@ class OwnBuilder:
         place = folder / "copied.toml"
         docker(self.engine, "cp", f"{self.container}:/etc/buildkit/buildkitd.toml", str(place))
         return place.read_text(encoding="utf-8")
+
+    def arguments(self) -> list[str]:
+        """How its buildkitd was started."""
+        found: list[str] = json.loads(
+            docker(self.engine, "inspect", "--format={{json .Args}}", self.container)
+        )
+        return found
+
+    def buildctl(self, *arguments: str) -> str:
+        """Ask its BuildKit from inside the container."""
+        return docker(self.engine, "exec", self.container, "buildctl", *arguments)
 
     def volumes(self) -> list[str]:
         """Those that are there."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from buildkit_tasks.builder.creating import entitlement
+from buildkit_tasks.builder.wanted import OWN_DAEMON
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from buildkit_tasks.builder.found import Record, RecordedNode
     from buildkit_tasks.builder.wanted import WantedBuilder, WantedNode
     from buildkit_tasks.results import BuilderSummary
 
 __all__ = ["differences"]
+
+_CERTIFICATES = ("ca", "cert", "key", "keypair", "tlsconfigdir")  # of a registry: buildx moves these
 
 
 def differences(wanted: WantedBuilder, found: BuilderSummary, record: Record | None) -> list[str]:
@@ -38,6 +45,8 @@ def _of_nodes(wanted: WantedBuilder, record: Record) -> Iterator[str]:
     for node, there in pairs:
         if there is not None:
             yield from _of_node(wanted, node, there)
+            if record.driver in OWN_DAEMON:
+                yield from _of_daemon(wanted, there)
 
 
 def _of_node(wanted: WantedBuilder, node: WantedNode, there: RecordedNode) -> Iterator[str]:
@@ -51,9 +60,16 @@ def _of_node(wanted: WantedBuilder, node: WantedNode, there: RecordedNode) -> It
     fixed = {str(platform) for platform in node.platforms}
     if fixed and not fixed <= set(there.platforms):
         yield f"has {where}the platforms {_said(set(there.platforms))}, and {_said(fixed)} are asked for"
-    if wanted.config and wanted.config != there.config:
-        first = _first(wanted.config, there.config)
-        yield f"has {where}another buildkitd.toml than the one that is asked for: {first}"
+
+
+def _of_daemon(wanted: WantedBuilder, there: RecordedNode) -> Iterator[str]:
+    where = f"on node {there.name} " if wanted.nodes else ""
+    lacking = [each for each in wanted.allow if entitlement(each) not in there.flags]
+    if lacking:
+        yield f"has no right {where}to give builds the entitlements {', '.join(lacking)}"
+    other = _first(wanted.config, there.config) if wanted.config else ""
+    if other:
+        yield f"has {where}another buildkitd.toml than the one that is asked for: {other}"
 
 
 def _said(values: set[str]) -> str:
@@ -61,10 +77,26 @@ def _said(values: set[str]) -> str:
 
 
 def _first(asked: str, held: str) -> str:
-    """The first line that only one of two texts has."""
-    lines = held.splitlines()
-    missing = [line.strip() for line in asked.splitlines() if line not in lines]
-    if missing:
-        return f"it lacks {missing[0]!r}"
-    added = [line.strip() for line in lines if line not in asked.splitlines()]
-    return f"it also has {added[0]!r}" if added else "their lines are in another order"
+    """The first thing that only one of two configurations says, or says otherwise; empty if there is none.
+
+    buildx keeps what a file means, not how it was written, and puts certificates in places of its own.
+    """
+    new, old = dict(_said_by(tomllib.loads(asked))), dict(_said_by(tomllib.loads(held)))
+    for key in sorted(new.keys() | old.keys()):
+        if key not in old:
+            return f"it lacks {key} = {new[key]}"
+        if key not in new:
+            return f"it also has {key} = {old[key]}"
+        if new[key] != old[key]:
+            return f"it has {key} = {old[key]}, not {new[key]}"
+    return ""
+
+
+def _said_by(table: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a configuration, by its dotted key."""
+    for name, value in table.items():
+        key = f"{within}{name}"
+        if isinstance(value, dict):
+            yield from _said_by(value, f"{key}.")
+        elif not (key.startswith("registry.") and name in _CERTIFICATES):
+            yield key, json.dumps(value, default=str)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,11 @@ def buildkitd_toml(settings: Settings) -> str:
             hint="write them into that file",
         )
     try:
-        return Path(settings.buildkitd_config).expanduser().read_text(encoding="utf-8")
+        text = Path(settings.buildkitd_config).expanduser().read_text(encoding="utf-8")
+        tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise SettingsError(f"buildkitd-config: {settings.buildkitd_config}: {error}") from error
+    return text
 
 
 def _lines(settings: Settings) -> Iterator[str]:

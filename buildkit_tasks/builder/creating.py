@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.builder.wanted import WantedBuilder, WantedNode
 
-__all__ = ["create_arguments", "fix_arguments", "leave_arguments"]
+__all__ = ["create_arguments", "entitlement", "fix_arguments", "leave_arguments"]
 
 
 def create_arguments(
@@ -39,7 +39,12 @@ def _daemon(wanted: WantedBuilder, config: str) -> Iterator[str]:
     if config:
         yield f"--buildkitd-config={config}"
     if wanted.allow:
-        yield f"--buildkitd-flags={' '.join(f'--allow-insecure-entitlement={each}' for each in wanted.allow)}"
+        yield f"--buildkitd-flags={' '.join(map(entitlement, wanted.allow))}"
+
+
+def entitlement(name: str) -> str:
+    """The option of buildkitd that lets it give an entitlement to builds that ask for it."""
+    return f"--allow-insecure-entitlement={name}"
 
 
 def fix_arguments(builder: str, node: str, endpoint: str, platforms: Sequence[str]) -> list[str]:

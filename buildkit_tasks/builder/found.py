@@ -27,13 +27,14 @@ _CONFIG = "buildkitd.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedNode:
-    """A node as it was made: its driver's options by name, and its buildkitd.toml."""
+    """A node as it was made: its driver's options by name, its buildkitd.toml and buildkitd's options."""
 
     name: str
     endpoint: str
     platforms: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ def _recorded(node: Mapping[str, Any]) -> RecordedNode:
         platforms=tuple(stated),
         options=dict(node.get("DriverOpts") or {}),
         config=base64.b64decode(files.get(_CONFIG, "")).decode(errors="replace"),
+        flags=tuple(node.get("Flags") or ()),
     )
 
 
