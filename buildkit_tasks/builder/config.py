@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["buildkitd_toml"]
 
-_REGISTRY = re.compile(r"(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?\Z", re.ASCII)
-_MIRROR = re.compile(r"(?:(?P<scheme>https?)://)?(?P<place>[A-Za-z0-9.:\[\]-]+(?:/[\w./-]*)?)\Z", re.ASCII)
+_PLACE = r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
+_REGISTRY = re.compile(rf"{_PLACE}\Z", re.ASCII)
+_MIRROR = re.compile(rf"(?:(?P<scheme>https?)://)?(?P<place>{_PLACE}(?:/[\w.-]+)*)\Z", re.ASCII)
 
 
 def buildkitd_toml(settings: Settings) -> str:

@@ -1,0 +1,72 @@
+"""buildx's own record of a builder."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.builder.found import Record, RecordedNode, read_record
+from buildkit_tasks.errors import BuilderError
+
+# As buildx 0.29 writes it.
+NODE: dict[str, Any] = {
+    "Name": "a",
+    "Endpoint": "tcp://127.0.0.1:1234",
+    "Platforms": [
+        {"architecture": "arm64", "os": "linux"},
+        {"architecture": "arm", "os": "linux", "variant": "v7"},
+    ],
+    "DriverOpts": {"cacert": "/ca.pem"},
+    "Flags": ["--allow-insecure-entitlement=network.host"],
+    "Files": {"buildkitd.toml": base64.b64encode(b"debug = true\n").decode()},
+}
+BARE = {"Name": "b", "Endpoint": "x", "Platforms": None, "DriverOpts": None, "Flags": None, "Files": None}
+
+
+def write(path: Path, *nodes: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"Name": "m", "Driver": "remote", "Nodes": nodes}), encoding="utf-8")
+    return path
+
+
+def test_a_record_is_read_whole(tmp_path: Path) -> None:
+    record = read_record(write(tmp_path / "m", NODE, BARE))
+    assert record == Record(
+        driver="remote",
+        nodes=(
+            RecordedNode(
+                name="a",
+                endpoint="tcp://127.0.0.1:1234",
+                platforms=("linux/arm64", "linux/arm/v7"),
+                options={"cacert": "/ca.pem"},
+                config="debug = true\n",
+                flags=("--allow-insecure-entitlement=network.host",),
+            ),
+            RecordedNode(name="b", endpoint="x"),
+        ),
+    )
+    assert record.node("b") == RecordedNode(name="b", endpoint="x")
+    assert record.node("c") is None
+
+
+def test_where_there_is_none_there_is_no_builder(tmp_path: Path) -> None:
+    assert read_record(tmp_path / "m") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{}", '{"Driver": "x", "Nodes": [{}]}', '{"Driver": "x", "Nodes": 3}', "\0\0"]
+)
+def test_row_15_a_record_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m").write_text(text, encoding="utf-8")
+    with pytest.raises(BuilderError, match=str(tmp_path / "m")) as caught:
+        read_record(tmp_path / "m")
+    assert caught.value.hint
+
+
+def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    with pytest.raises(BuilderError, match=str(tmp_path / "m")):
+        read_record(tmp_path / "m")

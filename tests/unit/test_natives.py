@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.builder.natives import Natives
+
+
+def test_what_was_noted_is_known_and_what_is_new_is_added(tmp_path: Path) -> None:
+    natives = Natives(folder=tmp_path / "deep/er")
+    assert natives.of("m") == {}
+    natives.note("m", {"a": "linux/amd64", "b": ""})
+    natives.note("m", {"b": "linux/arm64"})
+    assert natives.of("m") == {"a": "linux/amd64", "b": "linux/arm64"}
+    assert natives.of("other") == {}
+
+
+def test_a_machine_of_which_nothing_is_seen_keeps_its_note(tmp_path: Path) -> None:
+    natives = Natives(folder=tmp_path)
+    natives.note("m", {"a": "linux/arm64"})
+    natives.note("m", {"a": ""})
+    assert natives.of("m") == {"a": "linux/arm64"}
+
+
+def test_what_is_forgotten_is_gone_and_may_be_forgotten_twice(tmp_path: Path) -> None:
+    natives = Natives(folder=tmp_path)
+    natives.note("m", {"a": "linux/arm64"})
+    natives.forget("m")
+    natives.forget("m")
+    assert natives.of("m") == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '"x"', "{"])
+def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.json").write_text(text, encoding="utf-8")
+    assert Natives(folder=tmp_path).of("m") == {}
