@@ -173,7 +173,7 @@ class Build:
                     raise BuildFailed(f"buildx says that it succeeded, and did not write {place}")
             settle(moves)
         if request.metadata_file:
-            _write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
+            write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
 
     def _lost(self) -> bool:
@@ -380,7 +380,8 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return found
 
 
-def _write_beside(path: Path, text: str) -> None:
+def write_beside(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     temporary.write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ a folder each. A node that goes away takes no other platform's part with it.
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build import check_capabilities
+from buildkit_tasks.build import check_capabilities, write_beside
 from buildkit_tasks.builder import assign
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
 from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, reap_partials, settle
@@ -63,6 +64,9 @@ class Fleet:
             parts = _Parts(outputs=outputs, folder=Path(folder), repositories=build.repositories)
             done = self._all(parts)
             digest = "" if build.run.dry_run else str(parts.join(done, request.tags, build))
+        if request.metadata_file and not build.run.dry_run:
+            found = {"containerimage.digest": digest, **_by_platform(done)}
+            write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         digests = build.manifest_digests(outputs, digest) if digest else {}
         return BuildResult(
             digest=digest,
@@ -125,6 +129,11 @@ class Fleet:
         done = {each.platform: value for each, value in found.items() if isinstance(value, dict)}
         failed = {each: value for each, value in found.items() if isinstance(value, BuildkitTasksError)}
         return done, failed
+
+
+def _by_platform(done: Mapping[Platform, Mapping[str, Any]]) -> dict[str, Any]:
+    """What buildx said of each part, as it writes of several nodes: ``KEY/linux/arm64``."""
+    return {f"{key}/{platform}": value for platform, found in done.items() for key, value in found.items()}
 
 
 def _gone(each: Assignment, error: BuilderError) -> BuilderError:

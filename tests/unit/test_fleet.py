@@ -161,6 +161,18 @@ def test_every_platform_is_a_build_of_its_own_and_the_parts_are_joined(here: Pat
     assert all("--builder=mine" in ran.argv and not values(list(ran.argv), "tag") for ran in bench.run.calls)
 
 
+def test_the_metadata_file_tells_of_the_whole_and_of_every_part(here: Path) -> None:
+    result = Bench("type=oci,dest=x.tar", metadata_file="deep/meta.json").result()
+    found = json.loads((here / "deep/meta.json").read_bytes())
+    assert found == {
+        "containerimage.digest": result.digest,
+        **{
+            f"containerimage.digest/{platform}": str(hello([str(platform)]).root().digest)
+            for platform in THREE
+        },
+    }
+
+
 def test_folders_are_named_as_buildkit_names_those_of_several_platforms(here: Path) -> None:
     result = Bench("type=local,dest=out").result()
     assert result.outputs == (Output(type="local", dest="out"),)
