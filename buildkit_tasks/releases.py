@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks import publish
-from buildkit_tasks.errors import UsageError
+from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.results import BuiltPlatform, PushResult
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Release", "Releases", "read_parts", "settings_of"]
 
-_MAX_PARTS_FILE = 4 << 20
+_MAX_PARTS_FILE = 64 << 20  # bytes; a report of 50 images of one platform has some 220,000
 _SENDABLE = ("oci-archive:", "oci:", "docker-archive:")
 _FORWARD_ONLY = ("docker-daemon:", "docker-archive:")  # several streams at once would be read anew
 
@@ -219,7 +219,10 @@ def _in_file(path: Path, image: str) -> list[tuple[str, str]]:
     """Each part with the name of its image, or without any. Of other images than the one named: no part."""
     try:
         with path.open("rb") as file:
-            text = file.read(_MAX_PARTS_FILE).decode()
+            data = file.read(_MAX_PARTS_FILE + 1)
+        if len(data) > _MAX_PARTS_FILE:
+            raise LimitExceeded(f"{path} is larger than {_MAX_PARTS_FILE >> 20} MiB: it holds no parts")
+        text = data.decode()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeError:

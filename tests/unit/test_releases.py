@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.errors import MalformedImage, UsageError
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.images import Images
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
@@ -277,6 +278,10 @@ def test_a_file_without_parts_is_a_usage_error(tmp_path: Path, text: str, said: 
 def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_parts([], [str(tmp_path / "none")])
+    (tmp_path / "zeros").touch()
+    os.truncate(tmp_path / "zeros", (64 << 20) + 1)
+    with pytest.raises(LimitExceeded, match="larger than 64 MiB"):
+        read_parts([], [str(tmp_path / "zeros")])
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is no text"):
         read_parts([], [str(tmp_path / "binary")])
