@@ -276,6 +276,7 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
         loaded = (OutputSpec(type="docker"),) if request.load else ()
         check_rewriting((*request.outputs, *loaded), builder.driver)
     _check_loading(request, engine)
+    _check_keeping(request, builder)
     if len(request.platforms) == 1:
         return
     ways = "-o type=oci,dest=dist/image.tar, or --load"
@@ -292,6 +293,17 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
             )
     if request.outputs:
         require_index(builder, engine)
+
+
+def _check_keeping(request: BuildRequest, builder: BuilderSummary) -> None:
+    """An image that a BuildKit of its own keeps is seen by nobody: its build would vanish."""
+    for output in request.outputs:
+        if output.type == "image" and not output.pushes and builder.driver != "docker":
+            raise UsageError(
+                f"output {output}: an image stays inside a builder of driver {builder.driver}, "
+                "where nothing can use it",
+                hint="--load, --push, or -o type=oci,dest=dist/image.tar",
+            )
 
 
 def _check_loading(request: BuildRequest, engine: Engine) -> None:
