@@ -372,7 +372,9 @@ def _of_setup(report: SetupReport) -> list[str]:
     engine, builder = report.engine, report.builder
     why = f": {builder.reason}" if builder.reason else ""
     return [
-        f"engine: {engine.kind} {engine.version} at {engine.endpoint}, {engine.store} store",
+        f"engine: {engine.kind} {engine.version} at {engine.endpoint}, {engine.store} store"
+        if engine.endpoint
+        else "engine: none is needed, BuildKit runs elsewhere",
         f"builder: {builder.name} ({builder.driver}){why}",
     ]
 
