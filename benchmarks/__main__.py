@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import building, running, verifying
+from benchmarks import building, releasing, running, verifying
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from benchmarks.timing import Row
 
-_GROUPS = {"building": building.measure, "running": running.measure, "verifying": verifying.measure}
+_GROUPS = {
+    "building": building.measure,
+    "running": running.measure,
+    "verifying": verifying.measure,
+    "releasing": releasing.measure,
+}
 
 
 def _measure(groups: Sequence[str], rounds: int) -> Iterator[Row]:

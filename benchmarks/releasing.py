@@ -1,0 +1,217 @@
+"""Promises about pushing with proof, caches for a cold builder, and nodes; and what other tools take."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.building import Bench
+from benchmarks.timing import Row, command, compare
+from tests.buildkit import NotToBeHad, import_image, remove_image
+from tests.nodes import several
+from tests.peers.gotools import KO, install
+from tests.registry import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from tests.nodes import Node
+
+__all__ = ["measure"]
+
+_PRICE_OF_PROOF = 1.5  # seconds, for the ten platforms of the hello image
+_FEW = "--platform=linux/amd64,linux/arm64"  # what a builder without anything compiles in a minute
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Releases:
+    """The example, an engine, and an empty registry."""
+
+    bench: Bench
+    registry: str
+
+    def proof(self, label: str, *options: str, builder: str) -> Row:
+        """What it costs to verify and run every platform by its digest before a tag is named."""
+        bench, numbers = self.bench, itertools.count()
+        tag = f"{self.registry}/hello"
+
+        def ours() -> None:
+            names = [f"--tag={tag}:ours-{next(numbers)}", "--push", *options]
+            command(bench.tasks("build-multiarch", "--context=hello", *names), cwd=bench.place)()
+
+        def raw() -> None:
+            name = f"{tag}:raw-{next(numbers)}"
+            build = [
+                word
+                for word in bench.raw_build()
+                if not word.startswith(("--output=", "--tag=", "--builder="))
+            ]
+            at = build.index("--")
+            argv = [*build[:at], f"--builder={builder}", f"--tag={name}", "--push", *build[at:]]
+            command(argv, cwd=bench.place, env=bench.env)()
+            inspect = [*bench.engine.tools.buildx, "imagetools", "inspect", name]
+            command(inspect, cwd=bench.place, env=bench.env)()
+
+        ours()
+        raw()
+        mine, theirs = compare(ours, raw, rounds=bench.rounds)
+        return Row(
+            promise=f"--push with proof - raw buildx --push and inspect ({label})",
+            ours=mine,
+            theirs=theirs,
+            limit=_PRICE_OF_PROOF,
+            rounds=bench.rounds,
+            absolute=True,
+        )
+
+    def caches(self, image: str) -> Iterator[Row]:
+        """A build on a builder that has nothing, through each kind of cache, against one without."""
+        tag = f"{self.registry}/inline:hello"
+        places = {
+            "local": ("type=local,dest=cache", "type=local,src=cache"),
+            "registry": (f"type=registry,ref={self.registry}/cache:hello",) * 2,
+            "inline": ("type=inline", f"type=registry,ref={tag}"),
+        }
+        exports = [f"--cache-to={export}" for export, _ in places.values()]
+        with self._cold(image) as build:
+            build(*exports, f"--tag={tag}", "--push", "--no-verify")()
+        without = self._timed(image)
+        for kind, (_, place) in places.items():
+            cached = self._timed(image, f"--cache-from={place}")
+            yield Row(
+                promise=f"cold builder with a {kind} cache / without", ours=cached, theirs=without, rounds=1
+            )
+
+    def _timed(self, image: str, *options: str) -> float:
+        with self._cold(image) as build:
+            (seconds,) = compare(build(*options, "--output=type=oci,dest=cold.tar"), rounds=1)
+        return seconds
+
+    @contextlib.contextmanager
+    def _cold(self, image: str) -> Iterator[Callable[..., Callable[[], None]]]:
+        """A new builder, and what builds the example on it."""
+        bench, name = self.bench, f"bench-{uuid.uuid4().hex[:8]}"
+        driver = ["--driver=docker-container", f"--driver-opt=image={image}", "--driver-opt=network=host"]
+        command(bench.tasks("setup-builder", f"--name={name}", *driver), cwd=bench.place)()
+        try:
+            yield lambda *options: command(
+                bench.tasks("build-multiarch", "--context=hello", f"--builder={name}", *options),
+                cwd=bench.place,
+            )
+        finally:
+            bench.line.builders.remove(name)
+
+    def nodes(self, image: str) -> Row:
+        """Every step anew for the ten platforms, split over two nodes against one; both on this machine."""
+        with several(self.bench.engine, image, ("a", "b")) as nodes, contextlib.ExitStack() as stack:
+            sides = [stack.enter_context(self._on_nodes(nodes[:count])) for count in (2, 1)]
+            for side in sides:
+                side()
+            mine, theirs = compare(*sides, rounds=self.bench.rounds)
+        return Row(
+            promise="every step anew: two nodes / one node (one machine)",
+            ours=mine,
+            theirs=theirs,
+            rounds=self.bench.rounds,
+        )
+
+    @contextlib.contextmanager
+    def _on_nodes(self, nodes: Sequence[Node]) -> Iterator[Callable[[], None]]:
+        """A build of every step on a builder of these nodes, the platforms dealt out to them."""
+        bench, name = self.bench, f"bench-{uuid.uuid4().hex[:8]}"
+        platforms = [str(platform) for platform in bench.line.platforms]
+        options = [
+            ",".join([node.option(), *(f"platform={each}" for each in platforms[number :: len(nodes)])])
+            for number, node in enumerate(nodes)
+        ]
+        command(
+            bench.tasks("setup-builder", f"--name={name}", "--driver=remote", *options), cwd=bench.place
+        )()
+        build = ["--context=hello", "--no-cache", "--output=type=oci,dest=nodes.tar", f"--builder={name}"]
+        yield command(bench.tasks("build-multiarch", *build), cwd=bench.place)
+        command(bench.tasks("remove-builder", f"--name={name}"), cwd=bench.place)()
+
+    def bake(self, builder: str) -> Row:
+        """``docker buildx bake`` of the same target, nothing changed."""
+        bench = self.bench
+        build = bench.raw_build()
+        contexts = [
+            word.removeprefix("--build-context=") for word in build if word.startswith("--build-context=")
+        ]
+        named = ", ".join(
+            f'"{name.removesuffix(":latest")}" = "{value}"'
+            for name, _, value in (each.partition("=") for each in contexts)
+        )
+        platforms = ", ".join(f'"{platform}"' for platform in bench.line.platforms)
+        lines = ['context = "hello"', f"contexts = {{ {named} }}", f"platforms = [{platforms}]"]
+        text = "\n  ".join(['target "default" {', *lines, 'output = ["type=oci,dest=bake.tar"]'])
+        (bench.place / "docker-bake.hcl").write_text(f"{text}\n}}\n", encoding="utf-8")
+        bake = [*bench.engine.tools.buildx, "bake", f"--builder={builder}", "--allow=fs=*"]
+        ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)
+        theirs = command(bake, cwd=bench.place, env=bench.env)
+        ours()
+        theirs()
+        mine, other = compare(ours, theirs, rounds=bench.rounds)
+        return Row(
+            promise="nothing changed: build-multiarch / buildx bake",
+            ours=mine,
+            theirs=other,
+            rounds=bench.rounds,
+        )
+
+    def ko(self) -> Row:
+        """ko, which builds Go programs alone and without an engine, for the same platforms."""
+        bench, source = self.bench, self.bench.place / "ko"
+        source.mkdir()
+        shutil.copy(bench.example / "main.go", source)
+        (source / "go.mod").write_text("module example.org/hello\n\ngo 1.22\n", encoding="utf-8")
+        # Without attestations and a base of its own: an index of the program alone.
+        platforms = ",".join(map(str, bench.line.platforms))
+        argv = [
+            str(install(KO)), "build", ".", f"--platform={platforms}", "--push=false", "--sbom=none",
+            "--oci-layout-path=out",
+        ]  # fmt: skip
+        env = {**bench.env, "KO_DEFAULTBASEIMAGE": "scratch", "KO_DOCKER_REPO": "ko.local"}
+        theirs = command(argv, cwd=source, env=env)
+        ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)
+        theirs()
+        ours()
+
+        def edit() -> None:
+            bench.edit()
+            shutil.copy(bench.example / "main.go", source)
+
+        mine, other = compare(ours, theirs, rounds=bench.rounds, before=edit)
+        return Row(
+            promise="edit of main.go: build-multiarch / ko", ours=mine, theirs=other, rounds=bench.rounds
+        )
+
+
+def measure(place: Path, rounds: int) -> Iterator[Row]:
+    """Measure every promise of this group, in a folder of its own."""
+    bench = Bench(place, rounds)
+    (place / "registry").mkdir()
+    with serve(place / "registry") as registry:
+        releases = _Releases(bench=bench, registry=registry)
+        yield releases.proof("docker", builder="default")
+        yield releases.bake("default")
+        try:
+            image = import_image(bench.engine)
+        except NotToBeHad as missing:
+            print(f"without a BuildKit image: {missing}", file=sys.stderr)
+            return
+        try:
+            yield from releases.caches(image)
+            yield releases.nodes(image)
+        finally:
+            remove_image(bench.engine, image)
+        try:
+            yield releases.ko()
+        except NotToBeHad as missing:
+            print(f"without ko: {missing}", file=sys.stderr)
