@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from buildkit_tasks.engine import Engine
-from tests import registry
-from tests.builders import container_builder
 from tests.project import Project, program
 
 TWO = ("linux/amd64", "linux/arm64")
@@ -41,26 +38,6 @@ def tiny(engine: Engine, project: Project) -> Project:
     return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(
         INVOKE_BUILDKIT_PLATFORMS=",".join(TWO)
     )
-
-
-@pytest.fixture(scope="module")
-def registry_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry.serve(tmp_path_factory.mktemp("registry")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def container(engine: Engine, buildkit_image: str) -> Iterator[str]:
-    with container_builder(engine, buildkit_image) as name:
-        yield name
-
-
-@pytest.fixture(params=["docker", "docker-container"])
-def builders(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The options that choose the engine's own builder, then one of another driver."""
-    if request.param == "docker":
-        return ()
-    return (f"--builder={request.getfixturevalue('container')}",)
 
 
 def attested(project: Project, *options: str) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.engine import Engine
-from tests import registry
 from tests.builders import container_builder, steps
 from tests.project import Project, program
 
@@ -36,12 +35,6 @@ def tiny(engine: Engine, project: Project) -> Project:
         architecture = name.rpartition("/")[2]
         project.write({f"hello-{architecture}": program(name), f"once-{architecture}": uuid.uuid4().hex})
     return project.with_env(INVOKE_BUILDKIT_PLATFORMS=",".join(TWO))
-
-
-@pytest.fixture(scope="module")
-def registry_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry.serve(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import pytest
 
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
-from tests import registry
 from tests.conftest import Unchanged
 from tests.nodes import Node, docker, host_node, settings_of, several
 from tests.project import Project, program, repository
@@ -210,12 +209,6 @@ def test_a_node_on_which_nothing_runs_is_found_out_by_running(
     rows = {row["platform"]: row for row in document["platforms"]}
     assert (rows[AMD64]["runs"], rows[ARM64]["runs"]) == (True, False)
     assert "its program does not run on node lame" in rows[ARM64]["message"]
-
-
-@pytest.fixture(scope="module")
-def registry_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry.serve(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 def test_a_push_of_several_nodes_is_one_image_named_at_the_end(

@@ -9,7 +9,6 @@ import pytest
 
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
-from tests import registry
 from tests.project import Project, program
 
 TWO = ("linux/amd64", "linux/arm64")
@@ -30,12 +29,6 @@ def tiny(engine: Engine, project: Project) -> Project:
     return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(
         INVOKE_BUILDKIT_PLATFORMS=",".join(TWO)
     )
-
-
-@pytest.fixture(scope="module")
-def registry_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry.serve(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 @pytest.fixture

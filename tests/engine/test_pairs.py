@@ -13,7 +13,6 @@ import pytest
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
 from buildkit_tasks.platforms import Platform
-from tests import registry
 from tests.conftest import ROOT
 from tests.nodes import docker, host_node, own_builder, settings_of
 from tests.project import Project, program, repository
@@ -70,12 +69,6 @@ def builders(
             "remote, one node": remote("one", x.option()),
             "remote, several nodes": remote("several", x.option(platform=TWO[0]), y.option(platform=TWO[1])),
         }
-
-
-@pytest.fixture(scope="module")
-def registry_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry.serve(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 @dataclass(frozen=True, kw_only=True)

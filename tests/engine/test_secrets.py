@@ -6,13 +6,11 @@ import gzip
 import hashlib
 import tarfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.engine import Engine
-from tests.builders import container_builder
 from tests.project import Done, Project
 
 DOCKERFILE = """\
@@ -33,20 +31,6 @@ def project_with_secret(engine: Engine, project: Project) -> Project:
     return project.write({"Dockerfile": DOCKERFILE}).with_env(
         INVOKE_BUILDKIT_PLATFORMS="linux/amd64,linux/arm64"
     )
-
-
-@pytest.fixture(scope="module")
-def container(engine: Engine, buildkit_image: str) -> Iterator[str]:
-    with container_builder(engine, buildkit_image) as name:
-        yield name
-
-
-@pytest.fixture(params=["docker", "docker-container"])
-def builders(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The options that choose the engine's own builder, then one of another driver."""
-    if request.param == "docker":
-        return ()
-    return (f"--builder={request.getfixturevalue('container')}",)
 
 
 def everything(folder: Path, done: Done) -> dict[str, bytes]:
