@@ -36,6 +36,11 @@ __all__ = ["Builders", "is_elsewhere", "require_index"]
 _INSPECT_SECONDS = 30.0
 _BOOTSTRAP_SECONDS = 300.0
 _RECREATE = "inv setup-builder --recreate"
+# What to do about a builder that could not be made, by its driver.
+_UNMADE = {
+    "docker-container": "--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
+    "kubernetes": "look at kubectl's configuration (KUBECONFIG) and at --driver-opt=namespace=NAME",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +247,7 @@ class Builders:
             self.remove(name)
             raise BuilderError(
                 f"builder {name!r} could not be made: {done.reason if done else 'no node answers'}",
-                hint="--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
+                hint=_UNMADE.get(driver, "look at its nodes' endpoints"),
             )
         try:
             return self._settled(name) if self.wanted.nodes else found
