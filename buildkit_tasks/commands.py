@@ -98,6 +98,9 @@ class Runner(Protocol):
     def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
         """Run a changing command whose output the user watches; with a label, beside others."""
 
+    def interrupt(self) -> None:
+        """End what other threads run, as Ctrl-C ends what this one does."""
+
     def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
         """Start a daemon that outlives this process; gives its pid."""
 
@@ -118,6 +121,7 @@ class Commands:
     dry_run: bool = False
     echo: IO[str] = field(default_factory=lambda: sys.stdout)
     live: IO[str] = field(default_factory=lambda: sys.stderr)
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
         """Run ``argv`` to its end and give status and output, whatever the status is.
@@ -129,7 +133,7 @@ class Commands:
         if mutates and self.dry_run:
             return self._show(argv, call)
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        with _watched(child, call), _supervised(child, argv, call.timeout):
+        with self._followed(child, argv, call):
             stdout, stderr = child.communicate(call.stdin)
         return Completed(
             argv=tuple(argv),
@@ -149,14 +153,33 @@ class Commands:
             return self._show(argv, call)
         if _is_terminal(self.live) and not label:
             child = _popen(argv, call, stdout=self.live, stderr=self.live)
-            with _watched(child, call), _supervised(child, argv, call.timeout):
+            with self._followed(child, argv, call):
                 child.wait()
             return Completed(argv=tuple(argv), returncode=child.returncode)
         child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         tail: deque[str] = deque(maxlen=_TAIL)
-        with _watched(child, call), _supervised(child, argv, call.timeout):
+        with self._followed(child, argv, call):
             self._pass_on(child, tail, f"{label} | " if label else "")
         return Completed(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
+
+    def interrupt(self) -> None:
+        """End the commands of all threads, politely first: Ctrl-C reaches the main thread alone."""
+        children = tuple(self._running)
+        ending = [threading.Thread(target=_end, args=(each, signal.SIGINT, _GRACE)) for each in children]
+        for thread in ending:
+            thread.start()
+        for thread in ending:
+            thread.join()
+
+    @contextlib.contextmanager
+    def _followed(self, child: subprocess.Popen[bytes], argv: Sequence[str], call: Call) -> Iterator[None]:
+        """Supervise the child and keep it among those that can be interrupted."""
+        self._running.add(child)
+        try:
+            with _watched(child, call), _supervised(child, argv, call.timeout):
+                yield
+        finally:
+            self._running.discard(child)
 
     def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
         """Start a daemon that outlives this process, its output appended to ``log``."""

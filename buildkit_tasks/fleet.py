@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.build import check_capabilities, write_beside
 from buildkit_tasks.builder import assign
-from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
+from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, reap_partials, settle
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
@@ -125,7 +125,12 @@ class Fleet:
                 return error
 
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-            found = dict(zip(assigned, pool.map(one, assigned), strict=True))
+            try:
+                found = dict(zip(assigned, pool.map(one, assigned), strict=True))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                build.run.interrupt()
+                raise Interrupted("interrupted; the builds that ran were ended") from None
         done = {each.platform: value for each, value in found.items() if isinstance(value, dict)}
         failed = {each: value for each, value in found.items() if isinstance(value, BuildkitTasksError)}
         return done, failed

@@ -272,6 +272,10 @@ class Going:
             assert time.monotonic() < deadline, "".join(self._lines)
             time.sleep(0.02)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C, which reaches the task alone: what it started has sessions of its own."""
+        self._child.send_signal(signal.SIGINT)
+
     def end(self, timeout: float = _SECONDS) -> Done:
         """Wait for its end; one that takes longer is killed."""
         try:

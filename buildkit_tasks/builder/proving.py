@@ -40,7 +40,12 @@ def prove(
             path = folder / platform.architecture
             path.write_bytes(probe_program(platform.machine, 0))
             path.chmod(0o755)
-        return tuple(pool.map(lambda each: _row(each, builder, folder, engine, run), platforms))
+        try:
+            return tuple(pool.map(lambda each: _row(each, builder, folder, engine, run), platforms))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            run.interrupt()
+            raise
 
 
 def _row(

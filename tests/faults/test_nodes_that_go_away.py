@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.engine import Engine
+from tests import census
 from tests.nodes import Going, Node, host_node, settings_of, sleeper
 from tests.project import Project, repository
 
@@ -69,6 +70,19 @@ def test_a_node_that_is_killed_in_mid_build_is_named_with_its_platform(fleet: Fl
     assert done.code == 3
     assert "error: linux/arm64: node b went away in mid-build" in done.stderr
     assert "--fallback=emulate" in done.stderr
+    assert not (fleet.project.folder / "dist").exists()
+
+
+def test_ctrl_c_ends_what_every_node_builds(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.project.write({"sleep-arm64": sleeper(ARM64, 300)})
+    before = census.take(None, tmp_path)
+    build = Going(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
+    build.until(STEP)
+    build.interrupt()
+    done = build.end(NOTICED)
+    assert (done.code, "error: interrupted" in done.stderr) == (130, True)
+    assert "went away" not in done.stderr
+    assert before.differences(census.take(None, tmp_path)) == {}
     assert not (fleet.project.folder / "dist").exists()
 
 

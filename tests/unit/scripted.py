@@ -56,6 +56,7 @@ class Scripted:
     shown: list[str] = field(default_factory=list)
     written: list[tuple[Path, bytes]] = field(default_factory=list)
     refusal: OSError | None = None
+    interrupted: int = 0
     _told: list[_Told] = field(default_factory=list)
 
     def tell(  # noqa: PLR0913 - each is a keyword with a default
@@ -97,6 +98,9 @@ class Scripted:
     def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
         del label
         return self._answer("stream", argv, call, mutates=True)
+
+    def interrupt(self) -> None:
+        self.interrupted += 1
 
     def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
         self._answer("start", argv, call, mutates=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -361,3 +362,16 @@ def test_on_a_terminal_the_child_has_it_to_itself() -> None:
         assert os.read(ours, 100) == b"seen\r\n"
     finally:
         os.close(ours)
+
+
+def test_what_other_threads_run_is_ended_by_an_interruption() -> None:
+    run = Commands(live=io.StringIO())
+    with ThreadPoolExecutor() as pool:
+        going = [pool.submit(run.stream, ["sleep", "600"], label=name) for name in ("a", "b")]
+        going.append(pool.submit(run.run, ["sleep", "600"]))
+        deadline = time.monotonic() + 20
+        while len(run._running) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.interrupt()
+        assert [each.result(timeout=20).returncode for each in going] == [-signal.SIGINT] * 3
+    assert run._running == set()
