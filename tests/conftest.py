@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.builder.natives import Natives
 from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine, existing_engine
 from buildkit_tasks.engine.private import PrivatePaths, stop_private_engine
@@ -84,7 +85,7 @@ def engine(
 
 
 @pytest.fixture(scope="session")
-def buildkit_image(engine: Engine) -> Iterator[str]:
+def buildkit_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real BuildKit in the engine's store, for builders of the driver docker-container and for nodes."""
     try:
         name = buildkit.import_image(engine, f"{buildkit.IMAGE}-{uuid.uuid4().hex[:8]}")
@@ -92,6 +93,9 @@ def buildkit_image(engine: Engine) -> Iterator[str]:
         pytest.skip(str(missing))
     yield name
     buildkit.remove_image(engine, name)
+    # What was noted of nodes in this session's own stores of buildx.
+    for store in tmp_path_factory.getbasetemp().rglob("instances"):
+        shutil.rmtree(Natives.beside(store, cache_folder(load())).folder, ignore_errors=True)
 
 
 @pytest.fixture

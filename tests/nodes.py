@@ -20,8 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from buildkit_tasks.builder import Builders
 from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine
+from buildkit_tasks.settings import load
 from tests.certificates import Certificate
 from tests.project import TASKS, Done, Project, program
 
@@ -100,6 +102,10 @@ class OwnBuilder:
     image: str
     name: str
 
+    def remove(self) -> None:
+        """As `remove-builder` does it, which would also remove this machine's handlers."""
+        Builders(engine=self.engine, settings=load(), run=Commands(), tell=lambda _: None).remove(self.name)
+
     @property
     def container(self) -> str:
         """As buildx names the container of its first node."""
@@ -144,9 +150,7 @@ def own_builder(engine: Engine, image: str) -> Iterator[OwnBuilder]:
     """A name for a builder, which is removed with all that it has."""
     builder = OwnBuilder(engine=engine, image=image, name=f"tests-{uuid.uuid4().hex[:12]}")
     yield builder
-    Commands().run(
-        [*engine.tools.buildx, "rm", "--force", builder.name], engine.call(timeout=_SECONDS), mutates=True
-    )
+    builder.remove()
     assert (builder.containers(), builder.volumes()) == ([], [])
 
 

@@ -60,7 +60,7 @@ class Builders:
     @cached_property
     def natives(self) -> Natives:
         """What is known of the machines of the nodes."""
-        return Natives(folder=cache_folder(self.settings) / "builders")
+        return Natives.beside(self._record(self.settings.name).parent, cache_folder(self.settings))
 
     def ensure(
         self,
@@ -232,6 +232,8 @@ class Builders:
 
     def _made(self, driver: str) -> BuilderSummary:
         name = self.wanted.name
+        if not self.run.dry_run:
+            self.natives.forget(name)  # of one that somebody else has removed
         silent = self._silent(self.wanted.nodes)
         nodes = [node for node in self.wanted.each if node.name not in silent]
         done = None

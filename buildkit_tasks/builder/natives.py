@@ -7,6 +7,7 @@ it, and nobody can tell any more.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,12 @@ class Natives:
     """A folder of notes, one for each builder."""
 
     folder: Path
+
+    @classmethod
+    def beside(cls, store: Path, cache: Path) -> Natives:
+        """The notes about the builders of one of buildx's stores: a name may mean another in each."""
+        key = hashlib.sha256(str(store).encode()).hexdigest()[:8]
+        return cls(folder=cache / "builders" / key)
 
     def of(self, builder: str) -> dict[str, str]:
         """The platform of each node's machine, by the node's name; what cannot be read is no note."""
@@ -45,3 +52,4 @@ class Natives:
         """Drop a builder's note."""
         with contextlib.suppress(OSError):
             (self.folder / f"{builder}.json").unlink()
+            self.folder.rmdir()  # if it was the last

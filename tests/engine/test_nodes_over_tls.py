@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.builder import watch_nodes
 from buildkit_tasks.engine import Engine
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.results import BuilderSummary, NodeSummary
 from tests.certificates import Certificate, make_certificate, sign
 from tests.nodes import Node, host_node, settings_of
 from tests.project import Done, Project, program
@@ -64,6 +67,22 @@ def test_with_the_right_certificate_it_builds(mine: Project, secured: Secured) -
     assert mine.json("setup-builder")["ok"]
     (row,) = mine.json("build-multiarch")["platforms"]
     assert (row["node"], row["native"]) == ("secured", True)
+
+
+def test_while_it_builds_it_is_asked_with_the_same_certificates(mine: Project, secured: Secured) -> None:
+    option = secured.node.option(**material(secured.certificate))
+    mine.write({"pyproject.toml": settings_of([option], [AMD64])})
+    (node,) = mine.json("setup-builder")["builder"]["nodes"]
+    summary = NodeSummary(
+        name=node["name"],
+        endpoint=node["endpoint"],
+        platforms=tuple(node["platforms"]),
+        driver_opt=tuple(node["driver_opt"]),
+    )
+    builder = BuilderSummary(name="fleet", driver="remote", nodes=(summary,))
+    watch = watch_nodes(builder, [Platform.parse(AMD64)])
+    assert watch is not None
+    assert [watch() for _ in range(4)] == [None] * 4
 
 
 def test_a_name_that_the_certificate_has_may_stand_for_the_address(

@@ -4,10 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.builder import Builders
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine
-from buildkit_tasks.settings import load
 from tests.builders import steps
 from tests.nodes import OwnBuilder, docker, own_builder
 from tests.project import Project, program
@@ -33,10 +30,7 @@ def test_it_is_made_again_with_its_cache_and_nothing_is_left_over(ours: OwnBuild
     assert all(steps(progress).values()), progress
     assert (ours.containers(), ours.volumes()) == (containers, volumes)
 
-    # As `remove-builder` does it, which would also remove this machine's handlers.
-    assert Builders(engine=ours.engine, settings=load(), run=Commands(), tell=lambda _: None).remove(
-        ours.name
-    )
+    ours.remove()
     assert (ours.containers(), ours.volumes()) == ([], [])
 
 

@@ -29,7 +29,14 @@ def test_what_is_forgotten_is_gone_and_may_be_forgotten_twice(tmp_path: Path) ->
     natives.forget("m")
     natives.forget("m")
     assert natives.of("m") == {}
-    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.exists()
+
+
+def test_two_stores_of_buildx_have_notes_of_their_own(tmp_path: Path) -> None:
+    one, two = (Natives.beside(tmp_path / name, tmp_path / "cache") for name in ("one", "two"))
+    one.note("m", {"a": "linux/arm64"})
+    assert two.of("m") == {}
+    assert Natives.beside(tmp_path / "one", tmp_path / "cache").of("m") == {"a": "linux/arm64"}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '"x"', "{"])
