@@ -87,9 +87,7 @@ def test_a_text_that_buildx_escaped_is_read_as_it_was(text: str) -> None:
     assert target.request.build_args == (f"A={text}",)
 
 
-PLAIN = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
-)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 
 
 @given(st.dictionaries(st.sampled_from(["ref", "mode", "scope"]), PLAIN, min_size=1))
