@@ -14,18 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import Assignment, assign, parse_inspect, require_index, watch_nodes
-from buildkit_tasks.cache import cache_notes, check_exporters
-from buildkit_tasks.errors import (
-    BuilderError,
-    BuildFailed,
-    BuildkitTasksError,
-    LimitExceeded,
-    RegistryError,
-    UsageError,
-)
+from buildkit_tasks.builder import Assignment, assign, parse_inspect, watch_nodes
+from buildkit_tasks.cache import cache_notes
+from buildkit_tasks.capable import check_capabilities
+from buildkit_tasks.errors import BuildFailed
+from buildkit_tasks.failing import failure
 from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, named, reap_partials, settle
-from buildkit_tasks.reproducible import check_rewriting
+from buildkit_tasks.places import (
+    destinations,
+    platform_tag,
+    pushed_digests,
+    repositories_of,
+    send_archive,
+)
 from buildkit_tasks.request import BuildRequest, build_arguments
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
@@ -41,26 +42,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Build"]
 
-# How buildx shows the step that failed: ` > [linux/arm/v6 2/3] RUN ...`, `[linux/amd64->arm64 build 4/5]`.
-_FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
 _LOCKED = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
 _RETRIES = 2
 _INSPECT_SECONDS = 30.0
-_OTHER_SCANNER = (
-    "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
-)
-_REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
-# gRPC's words for a BuildKit that is no longer there.
-_LOST = re.compile(
-    r"Unavailable: |code = Unavailable|transport is closing|no active session|waiting for connection"
-)
+
 # What proves a push, half a second's worth of modules.
 _PROOF = (
     "buildkit_tasks.oci.registry.uploads",
     "buildkit_tasks.verify.service",
     "buildkit_tasks.emulate.sandbox.runner",
 )
-_FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +108,7 @@ class Build:
         """Where a push goes, without tags, each once."""
         pushing = [output for output in self.request.outputs if output.pushes]
         names = [name for output in pushing for name in output.names or self.request.tags]
-        return _repositories(names)
+        return repositories_of(names)
 
     @contextlib.contextmanager
     def _pushes(self, outputs: Sequence[OutputSpec]) -> Iterator[tuple[tuple[OutputSpec, ...], Path | None]]:
@@ -205,7 +196,7 @@ class Build:
         )
         loaded: list[Output] = []
         for platform in self.request.platforms:
-            tags = tuple(_platform_tag(tag, platform) for tag in self.request.tags)
+            tags = tuple(platform_tag(tag, platform) for tag in self.request.tags)
             single = replace(self.request, platforms=(platform,), tags=tags, metadata_file="")
             self.make(single, (OutputSpec(type="docker"),))
             self.tell(f"loaded {', '.join(tags)}")
@@ -237,26 +228,6 @@ class Build:
         return stored_manifests(inspect_image(connect(self.engine), name) or {})
 
 
-def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
-    """What lies in the registry under the digest that was pushed."""
-    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a listing
-    from buildkit_tasks.oci.source import platform_manifests  # noqa: PLC0415
-
-    with open_registry(f"{repository}@{digest}") as source:
-        return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
-
-
-def send_archive(archive: Path, repositories: Sequence[str]) -> None:
-    """Put an OCI archive into registries, by its digest."""
-    from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415
-    from buildkit_tasks.publish import send  # noqa: PLC0415
-
-    with open_image(f"oci-archive:{archive}") as source:
-        for repository in repositories:
-            send(source, Reference.parse(repository))
-
-
 @contextlib.contextmanager
 def _reading_ahead(more: Sequence[str]) -> Iterator[None]:
     """Import, while buildx works and this process waits, what reads and shows its result, and ``more``."""
@@ -267,90 +238,6 @@ def _reading_ahead(more: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         thread.join()
-
-
-def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSummary) -> None:
-    """What buildx would find out after the build, or say in words that do not help."""
-    check_exporters(request.cache_to, request.cache_from, builder.driver, engine.store)
-    if request.reproducible:
-        loaded = (OutputSpec(type="docker"),) if request.load else ()
-        check_rewriting((*request.outputs, *loaded), builder.driver)
-    _check_loading(request, engine)
-    _check_keeping(request, builder)
-    if len(request.platforms) == 1:
-        return
-    ways = "-o type=oci,dest=dist/image.tar, or --load"
-    for output in request.outputs:
-        if output.type != "docker":
-            continue
-        if output.dest is not None:
-            raise UsageError("the docker archive format holds one platform only", hint=ways)
-        if engine.store != "containerd":
-            raise UsageError(
-                "type=docker with several platforms needs the containerd image store; "
-                "this engine has the graph store",
-                hint="--load (one tag for each platform), or --engine=private (containerd image store)",
-            )
-    if request.outputs:
-        require_index(builder, engine)
-
-
-def _check_keeping(request: BuildRequest, builder: BuilderSummary) -> None:
-    """An image that a BuildKit of its own keeps is seen by nobody: its build would vanish."""
-    for output in request.outputs:
-        if output.type == "image" and not output.pushes and builder.driver != "docker":
-            raise UsageError(
-                f"output {output}: an image stays inside a builder of driver {builder.driver}, "
-                "where nothing can use it",
-                hint="--load, --push, or -o type=oci,dest=dist/image.tar",
-            )
-
-
-def _check_loading(request: BuildRequest, engine: Engine) -> None:
-    """A builder elsewhere needs no engine; an image that is loaded does."""
-    loads = request.load or any(output.loads for output in request.outputs)
-    if loads and engine.kind == "none":
-        raise UsageError(
-            "there is no Docker engine here to load the image into: its builder runs elsewhere",
-            hint="-o type=oci,dest=dist/image.tar, or DOCKER_HOST=ENDPOINT of the engine that is meant",
-        )
-
-
-def failure(done: Completed, builder: BuilderSummary, *, lost: bool = False) -> BuildkitTasksError:
-    """What a failed buildx means, by its last error: disk, registry, builder, or the build itself.
-
-    ``lost`` tells that the builder was found not to run.
-    """
-    cause = _cause(done)
-    if _FULL_DISK.search(done.stderr):
-        prune = f"docker buildx prune --builder={builder.name}, which needs a little room itself"
-        return LimitExceeded(f"the disk is full: {cause}", hint=f"free some space, or {prune}")
-    if _REFUSED.search(cause):
-        return RegistryError(cause, hint=_refusal_hint(cause, builder))
-    if lost or _LOST.search(cause):
-        hint = "the same command again, which starts it anew"
-        return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
-    step = _FAILED_STEP.search(done.stderr)
-    return BuildFailed(
-        cause,
-        hint=_OTHER_SCANNER if "buildkit-syft-scanner" in cause else None,
-        exit_code=done.returncode if done.returncode > 0 else 1,
-        platform=step["platform"] if step else None,
-    )
-
-
-def _refusal_hint(cause: str, builder: BuilderSummary) -> str:
-    if builder.driver == "docker-container" and "connection refused" in cause:
-        return "the builder's container has a loopback of its own: --driver-opt=network=host"
-    denied = re.search(r"40[13]|denied|authoriz|insufficient_scope", cause)
-    return "docker login REGISTRY" if denied else "look at the registry's name, and whether it answers"
-
-
-def _cause(done: Completed) -> str:
-    """BuildKit's last error line; on a terminal buildx has shown it itself."""
-    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    words = errors[-1].removeprefix("ERROR: ") if errors else "see its messages above"
-    return f"docker buildx build failed with status {done.returncode}: {words}"
 
 
 @contextlib.contextmanager
@@ -398,31 +285,3 @@ def write_beside(path: Path, text: str) -> None:
     temporary = beside(path)
     temporary.write_text(text, encoding="utf-8")
     settle({temporary: path})
-
-
-def _platform_tag(tag: str, platform: Platform) -> str:
-    """``hello:0.1`` for linux/arm/v7 becomes ``hello:0.1-linux-arm-v7``."""
-    last = tag.rpartition("/")[2]
-    name = tag if ":" in last else f"{tag}:latest"
-    return f"{name}-{platform.os}-{platform.slug}"
-
-
-def _repositories(names: Sequence[str]) -> tuple[str, ...]:
-    """The repositories of these names, each once."""
-    if not names:
-        return ()
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: for a push alone
-
-    return tuple(dict.fromkeys(Reference.parse(name).name for name in names))
-
-
-def destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str) -> Iterator[Output]:
-    """Where the outputs are; a push is told by its digest, until somebody names it."""
-    for output in outputs:
-        if output.dest is not None:
-            yield Output(type=output.type, dest=str(output.dest))
-        elif output.pushes:
-            names = _repositories(output.names or tags)
-            yield from (Output(type="registry", ref=f"{name}@{digest}") for name in names)
-        else:
-            yield from (Output(type=output.type, ref=name) for name in (*tags, *output.names))

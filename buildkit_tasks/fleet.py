@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build import check_capabilities, write_beside
+from buildkit_tasks.build import write_beside
 from buildkit_tasks.builder import assign
+from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, reap_partials, settle
+from buildkit_tasks.places import destinations
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
 if TYPE_CHECKING:
@@ -196,8 +198,6 @@ class _Parts:
 
     def places(self, tags: Sequence[str], digest: str) -> Iterator[Output]:
         """Where the outputs are."""
-        from buildkit_tasks.build import destinations  # noqa: PLC0415
-
         yield from destinations(self.outputs, tags, digest)
 
 

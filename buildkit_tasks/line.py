@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
-from buildkit_tasks.build import Build, check_capabilities
+from buildkit_tasks.build import Build
 from buildkit_tasks.builder import Builders, is_elsewhere, prove, require_index
+from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.errors import BuildkitTasksError

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from buildkit_tasks.builder.assigning import Assignment, assign
-from buildkit_tasks.builder.builders import Builders, is_elsewhere, require_index
+from buildkit_tasks.builder.builders import Builders, require_index
 from buildkit_tasks.builder.found import parse_inspect
 from buildkit_tasks.builder.proving import prove
 from buildkit_tasks.builder.reaching import Watch, silent_nodes, watch_nodes
+from buildkit_tasks.builder.store import is_elsewhere
 
 __all__ = [
     "Assignment",

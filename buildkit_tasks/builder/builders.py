@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,22 +15,23 @@ from buildkit_tasks.builder.creating import create_arguments, fix_arguments, lea
 from buildkit_tasks.builder.found import Record, RecordedNode, parse_inspect, read_record
 from buildkit_tasks.builder.natives import Natives
 from buildkit_tasks.builder.reaching import silent_nodes
+from buildkit_tasks.builder.store import record_of
 from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
-from buildkit_tasks.engine.daemon import Engine, docker_config_folder
 from buildkit_tasks.errors import BuilderError, DeadlineExceeded, UsageError
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.results import BuilderSummary, NodeSummary
 from buildkit_tasks.settings import BUILDER_NAME, cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from buildkit_tasks.commands import Completed, Runner
     from buildkit_tasks.debian import Tell
+    from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.settings import Settings
 
-__all__ = ["Builders", "is_elsewhere", "require_index"]
+__all__ = ["Builders", "require_index"]
 
 _INSPECT_SECONDS = 30.0
 _BOOTSTRAP_SECONDS = 300.0
@@ -316,30 +316,13 @@ class Builders:
 
     def _record(self, name: str) -> Path:
         """The file in which buildx keeps a builder of that name."""
-        return _store(self.engine.env) / "instances" / name
+        return record_of(name, self.engine.env)
 
 
 def _as_wanted(node: RecordedNode) -> WantedNode:
     """A node that is there as if it were asked for."""
     options = tuple(f"{name}={value}" for name, value in node.options.items())
     return WantedNode(name=node.name, endpoint=node.endpoint, options=options)
-
-
-def is_elsewhere(settings: Settings) -> bool:
-    """Whether the builder's BuildKit runs where no Docker engine of ours is needed.
-
-    It is asked for so, or the user's own store has a builder of that name that is.
-    """
-    if settings.driver != "auto":
-        return settings.driver in ELSEWHERE
-    record = read_record(_store({}) / "instances" / settings.name)
-    return record is not None and record.driver in ELSEWHERE
-
-
-def _store(env: Mapping[str, str]) -> Path:
-    """Where buildx keeps its builders."""
-    folder = env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
-    return Path(folder) if folder else docker_config_folder() / "buildx"
 
 
 def require_index(builder: BuilderSummary, engine: Engine) -> None:

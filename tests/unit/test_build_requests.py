@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.build import check_capabilities
+from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed, UsageError
 from tests.unit.test_build import TWO, Bench, option
 

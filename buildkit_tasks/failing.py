@@ -1,0 +1,64 @@
+"""What a buildx that failed means: a full disk, a registry that refuses, a lost builder, or the build."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError
+
+if TYPE_CHECKING:
+    from buildkit_tasks.commands import Completed
+    from buildkit_tasks.errors import BuildkitTasksError
+    from buildkit_tasks.results import BuilderSummary
+
+__all__ = ["failure"]
+
+# How buildx shows the step that failed: ` > [linux/arm/v6 2/3] RUN ...`, `[linux/amd64->arm64 build 4/5]`.
+_FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
+_OTHER_SCANNER = (
+    "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
+)
+_REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
+# gRPC's words for a BuildKit that is no longer there.
+_LOST = re.compile(
+    r"Unavailable: |code = Unavailable|transport is closing|no active session|waiting for connection"
+)
+_FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+
+
+def failure(done: Completed, builder: BuilderSummary, *, lost: bool = False) -> BuildkitTasksError:
+    """What a failed buildx means, by its last error: disk, registry, builder, or the build itself.
+
+    ``lost`` tells that the builder was found not to run.
+    """
+    cause = _cause(done)
+    if _FULL_DISK.search(done.stderr):
+        prune = f"docker buildx prune --builder={builder.name}, which needs a little room itself"
+        return LimitExceeded(f"the disk is full: {cause}", hint=f"free some space, or {prune}")
+    if _REFUSED.search(cause):
+        return RegistryError(cause, hint=_refusal_hint(cause, builder))
+    if lost or _LOST.search(cause):
+        hint = "the same command again, which starts it anew"
+        return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
+    step = _FAILED_STEP.search(done.stderr)
+    return BuildFailed(
+        cause,
+        hint=_OTHER_SCANNER if "buildkit-syft-scanner" in cause else None,
+        exit_code=done.returncode if done.returncode > 0 else 1,
+        platform=step["platform"] if step else None,
+    )
+
+
+def _refusal_hint(cause: str, builder: BuilderSummary) -> str:
+    if builder.driver == "docker-container" and "connection refused" in cause:
+        return "the builder's container has a loopback of its own: --driver-opt=network=host"
+    denied = re.search(r"40[13]|denied|authoriz|insufficient_scope", cause)
+    return "docker login REGISTRY" if denied else "look at the registry's name, and whether it answers"
+
+
+def _cause(done: Completed) -> str:
+    """BuildKit's last error line; on a terminal buildx has shown it itself."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    words = errors[-1].removeprefix("ERROR: ") if errors else "see its messages above"
+    return f"docker buildx build failed with status {done.returncode}: {words}"

@@ -1,0 +1,64 @@
+"""Where a build's outputs lie: files and folders, an engine's store, and registries by digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.results import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from buildkit_tasks.outputs import OutputSpec
+    from buildkit_tasks.platforms import Platform
+
+__all__ = ["destinations", "platform_tag", "pushed_digests", "repositories_of", "send_archive"]
+
+
+def platform_tag(tag: str, platform: Platform) -> str:
+    """``hello:0.1`` for linux/arm/v7 becomes ``hello:0.1-linux-arm-v7``."""
+    last = tag.rpartition("/")[2]
+    name = tag if ":" in last else f"{tag}:latest"
+    return f"{name}-{platform.os}-{platform.slug}"
+
+
+def repositories_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The repositories of these names, each once."""
+    if not names:
+        return ()
+    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: for a push alone
+
+    return tuple(dict.fromkeys(Reference.parse(name).name for name in names))
+
+
+def destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str) -> Iterator[Output]:
+    """Where the outputs are; a push is told by its digest, until somebody names it."""
+    for output in outputs:
+        if output.dest is not None:
+            yield Output(type=output.type, dest=str(output.dest))
+        elif output.pushes:
+            names = repositories_of(output.names or tags)
+            yield from (Output(type="registry", ref=f"{name}@{digest}") for name in names)
+        else:
+            yield from (Output(type=output.type, ref=name) for name in (*tags, *output.names))
+
+
+def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
+    """What lies in the registry under the digest that was pushed."""
+    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a listing
+    from buildkit_tasks.oci.source import platform_manifests  # noqa: PLC0415
+
+    with open_registry(f"{repository}@{digest}") as source:
+        return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
+
+
+def send_archive(archive: Path, repositories: Sequence[str]) -> None:
+    """Put an OCI archive into registries, by its digest."""
+    from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415
+    from buildkit_tasks.publish import send  # noqa: PLC0415
+
+    with open_image(f"oci-archive:{archive}") as source:
+        for repository in repositories:
+            send(source, Reference.parse(repository))
