@@ -82,7 +82,8 @@ class Line:
     def under(self, settings: Settings) -> Line:
         """A line of the same engine, which is not asked again, for other settings."""
         other = replace(self, settings=settings)
-        vars(other)["engine"] = self.engine
+        self.clients  # noqa: B018 - connects
+        vars(other).update({name: vars(self)[name] for name in ("clients", "engine") if name in vars(self)})
         return other
 
     def setup(self, *, recreate: bool = False, keep_state: bool = False) -> SetupReport:

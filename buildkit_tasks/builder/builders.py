@@ -198,6 +198,7 @@ class Builders:
 
     def _new(self, answers: Callable[[], bool]) -> BuilderSummary:
         wanted = self.wanted
+        wanted.check_new()
         if wanted.driver == "docker":
             return self._engines_own("asked for")
         if wanted.driver != "auto":

@@ -29,8 +29,8 @@ def differences(wanted: WantedBuilder, found: BuilderSummary, record: Record | N
     if wanted.driver not in ("auto", found.driver):
         return [f"has driver {found.driver}, and {wanted.driver} is asked for"]
     if record is None:
-        asked = wanted.nodes or wanted.options or wanted.config
-        return ["is the engine's own, which takes no nodes, options or configuration"] if asked else []
+        words = "is the engine's own, which takes no nodes, options or configuration"
+        return [words] if wanted.demands else []
     return list(_of_nodes(wanted, record))
 
 

@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.settings import Settings
 
-__all__ = ["buildkitd_toml"]
+__all__ = ["buildkitd_toml", "is_configured"]
 
 _PLACE = r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
 _REGISTRY = re.compile(rf"{_PLACE}\Z", re.ASCII)
 _MIRROR = re.compile(rf"(?:(?P<scheme>https?)://)?(?P<place>{_PLACE}(?:/[\w.-]+)*)\Z", re.ASCII)
+
+
+def is_configured(settings: Settings) -> bool:
+    """Whether somebody asks for a configuration; mirrors alone are for our own reading too."""
+    own = (settings.buildkitd_config, settings.plain_http, settings.parallelism, settings.builder_cache)
+    return any(own)
 
 
 def buildkitd_toml(settings: Settings) -> str:

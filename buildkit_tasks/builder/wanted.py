@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.config import buildkitd_toml
+from buildkit_tasks.builder.config import buildkitd_toml, is_configured
 from buildkit_tasks.csvrow import read_row
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
@@ -39,6 +39,7 @@ _ENDPOINT = re.compile(
 _TLS = {"ca": "cacert", "cert": "cert", "key": "key"}
 _KEYS = ("name", "endpoint", "platform", "platforms", "driver-opt", "servername", *_TLS)
 _REPEATED = ("platform", "platforms", "driver-opt")
+_NOWHERE = "the driver remote needs to be told where each BuildKit is"
 _HINT = "--node name=NAME,endpoint=tcp://HOST:PORT,platform=linux/arm64,ca=FILE,cert=FILE,key=FILE"
 
 
@@ -87,7 +88,8 @@ class WantedNode:
 class WantedBuilder:
     """A builder as the settings ask for it; without nodes, one that buildx names itself.
 
-    ``driver`` may be ``auto``; ``options`` hold for every node; ``config`` is the text of buildkitd.toml.
+    ``driver`` may be ``auto``; ``options`` hold for every node; ``config`` is the text of buildkitd.toml,
+    and ``configured`` tells that somebody insists on it.
     """
 
     name: str
@@ -95,6 +97,7 @@ class WantedBuilder:
     nodes: tuple[WantedNode, ...] = ()
     options: tuple[str, ...] = ()
     config: str = ""
+    configured: bool = False
     allow: tuple[str, ...] = ()
 
     @classmethod
@@ -110,6 +113,7 @@ class WantedBuilder:
             nodes=nodes,
             options=split_options(settings.driver_opt),
             config=buildkitd_toml(settings),
+            configured=is_configured(settings),
             allow=settings.allow,
         )
         wanted.check()
@@ -117,19 +121,28 @@ class WantedBuilder:
 
     def check(self) -> None:
         """Raise :class:`UsageError` for a driver and nodes that do not go together."""
-        if self.driver == "docker" and (self.nodes or self.options or self.config):
+        if self.driver == "docker" and self.demands:
             raise UsageError(
                 "the engine's own builder (driver docker) takes no nodes, options or configuration",
                 hint="--driver=docker-container",
             )
-        if self.driver == "remote":
-            if not self.nodes or not all(node.endpoint for node in self.nodes):
-                raise UsageError("the driver remote needs to be told where each BuildKit is", hint=_HINT)
-            if self.config:
-                raise UsageError(
-                    "a remote BuildKit has its own configuration, which buildx cannot give it",
-                    hint="put it into buildkitd.toml on that machine",
-                )
+        if self.driver == "remote" and not all(node.endpoint for node in self.nodes):
+            raise UsageError(_NOWHERE, hint=_HINT)
+        if self.driver == "remote" and self.configured:
+            raise UsageError(
+                "a remote BuildKit has its own configuration, which buildx cannot give it",
+                hint="put it into buildkitd.toml on that machine",
+            )
+
+    def check_new(self) -> None:
+        """Raise :class:`UsageError` for what says too little to make a builder of."""
+        if self.driver == "remote" and not self.nodes:
+            raise UsageError(_NOWHERE, hint=_HINT)
+
+    @property
+    def demands(self) -> bool:
+        """Whether more is asked for than the engine's own builder can be given."""
+        return bool(self.nodes or self.options or self.configured)
 
     @property
     def image(self) -> str:

@@ -445,3 +445,12 @@ def test_images_do_not_replace_each_others_caches(world: World) -> None:
     assert world.requests[0].cache_from == (
         "r.example.org/x:cache", "type=registry,ref=r.example.org/x:cache-web",
     )  # fmt: skip
+
+
+def test_images_for_a_builder_elsewhere_start_no_engine(world: World) -> None:
+    line = world.line(driver="remote", nodes=["name=a,endpoint=tcp://127.0.0.1:1"])
+    vars(line)["clients"] = clients = replace(world.engine, kind="none")
+    del vars(line)["engine"]
+    other = line.under(line.settings)
+    assert other.clients is clients
+    assert "engine" not in vars(other)

@@ -116,7 +116,6 @@ def test_two_nodes_of_one_name_are_refused() -> None:
         {"driver": "docker", "nodes": (REMOTE,)},
         {"driver": "docker", "driver_opt": ("a=b",)},
         {"driver": "docker", "parallelism": 2},
-        {"driver": "remote"},
         {"driver": "remote", "nodes": ("name=a",)},
         {"driver": "remote", "nodes": (REMOTE, "name=b")},
         {"driver": "remote", "nodes": (REMOTE,), "parallelism": 2},
@@ -126,6 +125,20 @@ def test_a_driver_that_cannot_have_what_is_asked_is_refused(settings: dict[str, 
     with pytest.raises(UsageError) as caught:
         wanted(**settings)
     assert caught.value.hint
+
+
+def test_a_remote_builder_that_is_there_needs_no_nodes_and_a_new_one_does() -> None:
+    found = wanted(driver="remote")
+    with pytest.raises(UsageError, match="where each BuildKit is"):
+        found.check_new()
+    wanted(driver="remote", nodes=(REMOTE,)).check_new()
+
+
+@pytest.mark.parametrize("driver", ["docker", "remote"])
+def test_a_mirror_is_for_our_own_reading_too_and_no_demand_on_a_builder(driver: str) -> None:
+    mirrored = wanted(driver=driver, mirrors=("https://mirror.example.org",))
+    assert (mirrored.configured, mirrored.demands) == (False, False)
+    assert "mirror.example.org" in wanted(mirrors=("https://mirror.example.org",)).config
 
 
 def test_options_are_split_as_buildx_splits_them() -> None:
