@@ -60,5 +60,7 @@ def send_archive(archive: Path, repositories: Sequence[str]) -> None:
     from buildkit_tasks.publish import send  # noqa: PLC0415
 
     with open_image(f"oci-archive:{archive}") as source:
-        for repository in repositories:
-            send(source, Reference.parse(repository))
+        first, *others = map(Reference.parse, repositories)
+        send(source, first)
+        for other in others:
+            send(source, other, origin=first)

@@ -24,27 +24,33 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.registry.uploads import Uploads
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["Joined", "NamedTag", "join", "merge", "name", "send"]
+__all__ = ["JOBS", "Joined", "NamedTag", "join", "merge", "name", "send"]
 
-_JOBS = 4  # uploads at once: as many as a registry gladly takes from one
+JOBS = 4  # uploads at once: as many as a registry gladly takes from one
 
 
 def send(
-    source: Source, destination: Reference, *, access: Access | None = None, jobs: int = _JOBS
+    source: Source,
+    destination: Reference,
+    *,
+    origin: Reference | None = None,
+    access: Access | None = None,
+    jobs: int = JOBS,
 ) -> Descriptor:
     """Put everything that the source's root reaches into the destination's repository; gives the root.
 
     The very bytes, attestations included; of foreign layers the descriptors alone. What is there is
-    not sent again. The root goes last, by its digest: no tag is touched, and ``destination``'s own is
-    not looked at. At most ``jobs`` blobs are sent at once. Raises :class:`RegistryError` for a registry
-    that cannot be reached or refuses, :class:`MalformedImage` for a source that is not sound.
+    not sent again, nor what the registry has in the repository of ``origin``. The root goes last, by
+    its digest: no tag is touched, and ``destination``'s own is not looked at. At most ``jobs`` blobs
+    are sent at once. Raises :class:`RegistryError` for a registry that cannot be reached or refuses,
+    :class:`MalformedImage` for a source that is not sound.
     """
     from buildkit_tasks.oci.parts import everything  # noqa: PLC0415 - msgspec: not for a listing
     from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415
 
     root = source.root()
     blobs, *documents = everything(source)
-    with open_uploads(destination, access=access) as uploads:
+    with open_uploads(destination, access=access, origin=origin) as uploads:
         # A registry takes a document after what it lists, and keeps that as long (its collector too).
         if uploads.digest_of(str(root.digest)) == root.digest:
             return root
@@ -55,7 +61,7 @@ def send(
 
 
 def name(
-    at: Reference, tags: Sequence[Reference], *, access: Access | None = None, jobs: int = _JOBS
+    at: Reference, tags: Sequence[Reference], *, access: Access | None = None, jobs: int = JOBS
 ) -> tuple[NamedTag, ...]:
     """Let tags name what the registry has under the digest of ``at``, in their order.
 
@@ -75,7 +81,7 @@ def name(
             naming.root = source.root()
             naming.data = read_blob(source, naming.root, LIMITS.document)
             for other in {(tag.host, tag.repository): tag for tag in tags if tag.name != at.name}.values():
-                send(source, other, access=access, jobs=jobs)
+                send(source, other, origin=at, access=access, jobs=jobs)
         return tuple(naming.name(tag) for tag in tags)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {naming.account()}") from None
@@ -127,7 +133,7 @@ def merge(
     expected: Sequence[Platform] = (),
     *,
     access: Access | None = None,
-    jobs: int = _JOBS,
+    jobs: int = JOBS,
 ) -> Joined:
     """Put the index that :func:`join` makes of the parts into a repository, by its digest; never a tag.
 
@@ -140,7 +146,7 @@ def merge(
     for part in parts:
         if part.name != into.name:
             with open_registry(str(replace(part, tag="")), access=access) as source:
-                send(source, into, access=access, jobs=jobs)
+                send(source, into, origin=part, access=access, jobs=jobs)
     with open_uploads(into, access=access) as uploads:
         uploads.put_manifest(joined.data, joined.root, str(joined.root.digest))
     return joined

@@ -105,8 +105,8 @@ class Releases:
         started = time.monotonic()
         name = self._archive(archive)
         with self.images.open(name) as source:
-            jobs = {"jobs": 1} if name.startswith(_FORWARD_ONLY) else {}
-            root = publish.send(source, release.place, access=self.access, **jobs)
+            jobs = 1 if name.startswith(_FORWARD_ONLY) else publish.JOBS
+            root = publish.send(source, release.place, access=self.access, jobs=jobs)
             platforms = _platforms(source)
         return self.name(root.digest, platforms, release, started, watch)
 

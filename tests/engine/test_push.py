@@ -125,6 +125,22 @@ def test_an_archive_is_pushed_proved_and_named(project: Project, place: Place) -
         assert data in [found.content for found in kinds if found.ok]
 
 
+def test_what_one_repository_has_is_not_sent_to_another_of_its_registry(
+    project: Project, place: Place
+) -> None:
+    archive = write_archive(image(*TWO), project.folder / "image.tar")
+    place.prepared(project).task(
+        "push-multiarch", str(archive), f"-t{place.host}/team/app:v1,{place.host}/other/app:v2"
+    )
+    asked = [(method, path, status) for method, path, status in place.log() if "/other/app/blobs" in path]
+    posts = [(path, status) for method, path, status in asked if method == "POST"]
+    assert [status for path, status in posts if "mount=sha256" in path and "from=team%2Fapp" in path] == [
+        201
+    ] * 7
+    assert len(posts) == 7
+    assert [path for method, path, _ in asked if method == "PUT"] == []
+
+
 def test_the_registrys_log_shows_blobs_then_digests_then_proof_then_tags(
     project: Project, plain: Place
 ) -> None:

@@ -75,6 +75,14 @@ def test_another_repository_gets_the_whole_image_before_any_tag_moves(push: Push
     assert [path.rpartition("/")[2] for path in puts[-4:]] == [digest, "v1", "v1", "v2"]
 
 
+def test_a_registry_that_lends_no_blobs_is_asked_once(push: Push) -> None:
+    digest = push.send(hello())
+    publish.name(push.at(f"team/app@{digest}"), [push.at("other/app:v1")], access=push.access, jobs=1)
+    posts = [each for each in push.server.asked if each.method == "POST" and "/other/" in each.path]
+    assert ["mount=" in each.path for each in posts] == [True, *[False] * (len(posts) - 1)]
+    assert len(posts) > 2
+
+
 def test_another_registry_gets_it_as_well(push: Push) -> None:
     digest = push.send(hello())
     with hostile() as other:

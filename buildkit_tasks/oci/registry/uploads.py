@@ -1,8 +1,9 @@
 """What is put into a registry: blobs, manifests by their digests, and names for them.
 
-OCI distribution specification v1.1, "Pushing blobs" (POST, then PUT) and "Pushing manifests". The
-bytes come from a source and are checked as they go out: what is not what its descriptor says is
-never sent to its end. Where an upload breaks, or is refused in the middle, it is begun anew.
+OCI distribution specification v1.1, "Pushing blobs" (POST, then PUT), "Mounting a blob from another
+repository" and "Pushing manifests". The bytes come from a source and are checked as they go out: what
+is not what its descriptor says is never sent to its end. Where an upload breaks, or is refused in the
+middle, it is begun anew.
 """
 
 from __future__ import annotations
@@ -44,10 +45,13 @@ _BINARY = {"Content-Type": "application/octet-stream"}
 
 
 @contextmanager
-def open_uploads(at: Reference, *, access: Access | None = None) -> Iterator[Uploads]:
+def open_uploads(
+    at: Reference, *, access: Access | None = None, origin: Reference | None = None
+) -> Iterator[Uploads]:
     """A repository to put things into, logged in where that is asked for; connections end with it.
 
-    Raises :class:`RegistryError` for a registry that cannot be reached or refuses, and
+    What a repository ``origin`` of the same registry has need not be sent. Raises
+    :class:`RegistryError` for a registry that cannot be reached or refuses, and
     :class:`SettingsError` for a malformed docker config.json.
     """
     access = Access() if access is None else access
@@ -57,14 +61,19 @@ def open_uploads(at: Reference, *, access: Access | None = None) -> Iterator[Upl
     server = Server(at.host, home_of(at, access), at, store, access, actions="pull,push")
     with contextlib.closing(server):
         server.greet()
-        yield Uploads(server)
+        near = origin is not None and origin.host == at.host and origin.repository != at.repository
+        yield Uploads(server, origin.repository if near and origin else "")
 
 
 class Uploads:
-    """One repository, written to. Several threads may use it at once."""
+    """One repository, written to. Several threads may use it at once.
 
-    def __init__(self, server: Server) -> None:
+    ``origin`` is another repository of the registry, from which blobs may be had.
+    """
+
+    def __init__(self, server: Server, origin: str = "") -> None:
         self._server = server
+        self._origin = origin
 
     def abort(self) -> None:
         """Let every upload that is under way fail at once."""
@@ -76,8 +85,8 @@ class Uploads:
         return answer.status == _OK and answer.header("Content-Length") in ("", str(descriptor.size))
 
     def put_blob(self, source: Source, descriptor: Descriptor) -> bool:
-        """Send a blob, unless it is there; gives whether it was sent."""
-        if self.has_blob(descriptor):
+        """Send a blob, unless it is there or nearby; gives whether it was sent."""
+        if self.has_blob(descriptor) or self._mounts(descriptor):
             return False
         place = self._server.place
         answer = self._server.authorized(
@@ -87,6 +96,25 @@ class Uploads:
         )
         self._expect(answer, {_CREATED}, f"blobs/{descriptor.digest}", descriptor.digest)
         return True
+
+    def _mounts(self, descriptor: Descriptor) -> bool:
+        """Whether the registry takes the blob from the other repository; one that does not is asked once."""
+        if not self._origin:
+            return False
+        server = self._server
+        query = urlencode({"mount": str(descriptor.digest), "from": self._origin})
+        place = server.place.at(f"/v2/{server.repository}/blobs/uploads/?{query}")
+        try:
+            answer = server.authorized(
+                lambda header: server.transport.once("POST", place, {}, b"", authorization=header)
+            )
+        except RegistryError:
+            self._origin = ""
+            return False
+        answer.discard()
+        if answer.status != _CREATED:
+            self._origin = ""
+        return answer.status == _CREATED
 
     def put_document(self, source: Source, descriptor: Descriptor) -> bool:
         """Send a manifest or an index under its digest, unless it is there; gives whether it was sent."""
