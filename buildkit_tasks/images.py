@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -28,10 +28,11 @@ __all__ = ["Images", "image_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """The images that can be named in this folder."""
+    """The images that can be named in this folder; ``opened`` are those that are open already."""
 
     settings: Settings
     run: Runner
+    opened: Mapping[str, Source] = field(default_factory=dict)
 
     def name(self, image: str) -> str:
         """The name given, or that of what was built last here."""
@@ -40,10 +41,23 @@ class Images:
     @contextmanager
     def open(self, name: str) -> Iterator[Source]:
         """Open an image by its name; :func:`~buildkit_tasks.oci.opening.open_image` says which there are."""
+        if name in self.opened:
+            yield self.opened[name]
+            return
         from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec, isal: not for a build
 
         with open_image(name, export=self._export, registry=self._registry) as source:
             yield source
+
+    @contextmanager
+    def kept(self, name: str) -> Iterator[Images]:
+        """These images with one that is fetched once, however often it is read."""
+        from buildkit_tasks.oci.kept import keeping  # noqa: PLC0415 - for a proof alone
+
+        folder = cache_folder(self.settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.open(name) as source, keeping(source, folder) as kept:
+            yield replace(self, opened={**self.opened, name: kept})
 
     def verify(
         self, image: str, expected: Sequence[Platform], hosts: Mapping[Platform, int] | None = None

@@ -131,13 +131,19 @@ class Releases:
         at = replace(release.place, digest=digest)
         result = PushResult(digest=str(digest), tags=(), platforms=platforms)
         if release.proved:
-            image = f"docker://{at}"
-            result = replace(result, verify=self.images.verify(image, release.expected))
-            if result.verify and result.verify.ok:
-                result = replace(result, run=self.runs.emulate(image, release.expected, watch))
+            result = self._prove(result, f"docker://{at}", release, watch)
         if not release.proved or result.proved:
             result = replace(result, tags=publish.name(at, release.tags, access=self.access))
         return replace(result, seconds=round(time.monotonic() - started, 3))
+
+    def _prove(self, result: PushResult, image: str, release: Release, watch: Watch | None) -> PushResult:
+        """Verify and run what lies there, fetched once for both."""
+        with self.images.kept(image) as images:
+            verify = images.verify(image, release.expected)
+            if not verify.ok:
+                return replace(result, verify=verify)
+            runs = replace(self.runs, images=images)
+            return replace(result, verify=verify, run=runs.emulate(image, release.expected, watch))
 
     def plan_push(self, archive: str, release: Release) -> Plan:
         """What :meth:`push` would do; only the archive is read."""

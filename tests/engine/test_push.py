@@ -4,6 +4,7 @@ import json
 import re
 import time
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_the_registrys_log_shows_blobs_then_digests_then_proof_then_tags(
     log = plain.log()
     puts = [path.partition("?")[0] for method, path, status in log if method == "PUT" and status == 201]
     root = f"/v2/team/app/manifests/{memory.root().digest}"
+    fetched = Counter(path for method, path, status in log if method == "GET" and "/blobs/" in path)
+    assert set(fetched.values()) == {1}  # for both proofs together
     blobs, manifests = puts[:7], puts[7:12]  # the attestations share a config; four manifests and the index
     assert all("/blobs/uploads/" in path for path in blobs)
     assert all(path.startswith("/v2/team/app/manifests/sha256:") for path in manifests)
