@@ -19,7 +19,16 @@ from buildkit_tasks.cache import cache_notes
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed
 from buildkit_tasks.failing import failure
-from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, named, reap_partials, settle
+from buildkit_tasks.outputs import (
+    OutputSpec,
+    archive_of,
+    as_archive,
+    beside,
+    by_digest,
+    named,
+    reap_partials,
+    settle,
+)
 from buildkit_tasks.places import (
     destinations,
     platform_tag,
@@ -80,10 +89,9 @@ class Build:
         outputs = self._outputs()
         with self._pushes(outputs) as (made, archive):
             found = self.make(self.request, made) if made else {}
-            if archive is not None:
-                self._send(archive)
+            sent = self._send(archive) if archive is not None else ""
         loaded = self._load_one_by_one() if self._one_by_one else ()
-        digest = str(found.get("containerimage.digest", ""))
+        digest = sent or str(found.get("containerimage.digest", ""))
         digests = self.manifest_digests(outputs, digest) if digest else {}
         return BuildResult(
             digest=digest,
@@ -97,11 +105,11 @@ class Build:
             seconds=round(time.monotonic() - started, 3),
         )
 
-    def _send(self, archive: Path) -> None:
+    def _send(self, archive: Path) -> str:
         if self.run.dry_run:
             self.tell(f"would put what {archive} holds into {', '.join(self.repositories)}, by its digest")
-        else:
-            send_archive(archive, self.repositories)
+            return ""
+        return send_archive(archive, self.repositories)
 
     @property
     def repositories(self) -> tuple[str, ...]:
@@ -112,22 +120,26 @@ class Build:
 
     @contextlib.contextmanager
     def _pushes(self, outputs: Sequence[OutputSpec]) -> Iterator[tuple[tuple[OutputSpec, ...], Path | None]]:
-        """The outputs as buildx is to make them: pushes by digest, and the others with their names.
+        """The outputs as buildx is to make them, and the archive that we push ourselves, if there is one.
 
-        The engine's own builder cannot push by digest: an archive is made, which we send ourselves.
+        An archive that is made anyway is what is pushed: one build gives one image, where BuildKit
+        packs another for each output, with other attestations. Else BuildKit pushes by digest, which
+        the engine's own builder cannot: for that one an archive is made.
         """
-        if not self.repositories:
+        pushing = [output for output in outputs if output.pushes]
+        if not pushing:
             yield tuple(outputs), None
             return
         others = [named(output, self.request.tags) for output in outputs if not output.pushes]
-        if self.builder.driver != "docker":
-            pushed = [by_digest(output, self.repositories) for output in outputs if output.pushes]
-            yield (*others, *pushed), None
-            return
-        with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
-            archive = Path(folder) / "image.tar"
-            spare = next(output for output in outputs if output.pushes)
-            yield (*others, as_archive(spare, archive)), archive
+        archive = archive_of(outputs)
+        if archive is not None:
+            yield tuple(others), archive
+        elif self.builder.driver != "docker":
+            yield (*others, *(by_digest(output, self.repositories) for output in pushing)), None
+        else:
+            with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
+                archive = Path(folder) / "image.tar"
+                yield (*others, as_archive(pushing[0], archive, self.request.tags)), archive
 
     @property
     def _one_by_one(self) -> bool:

@@ -21,8 +21,16 @@ from buildkit_tasks.build import write_beside
 from buildkit_tasks.builder import assign
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
-from buildkit_tasks.outputs import OutputSpec, as_archive, beside, by_digest, reap_partials, settle
-from buildkit_tasks.places import destinations
+from buildkit_tasks.outputs import (
+    OutputSpec,
+    archive_of,
+    as_archive,
+    beside,
+    by_digest,
+    reap_partials,
+    settle,
+)
+from buildkit_tasks.places import destinations, send_archive
 from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
 if TYPE_CHECKING:
@@ -63,7 +71,13 @@ class Fleet:
         check_capabilities(request, build.engine, build.builder)
         outputs = _joinable((*request.outputs, *((OutputSpec(type="docker"),) if request.load else ())))
         with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
-            parts = _Parts(outputs=outputs, folder=Path(folder), repositories=build.repositories)
+            parts = _Parts(
+                outputs=outputs,
+                folder=Path(folder),
+                names=request.tags,
+                repositories=build.repositories,
+                archive=archive_of(outputs),
+            )
             done = self._all(parts)
             digest = "" if build.run.dry_run else str(parts.join(done, request.tags, build))
         if request.metadata_file and not build.run.dry_run:
@@ -158,18 +172,29 @@ class _Parts:
 
     outputs: tuple[OutputSpec, ...]
     folder: Path
+    names: tuple[str, ...]
     repositories: tuple[str, ...]
+    archive: Path | None
     assigned: tuple[Assignment, ...] = ()
 
     def outputs_of(self, platform: Platform) -> tuple[OutputSpec, ...]:
-        """The outputs of one platform's build."""
-        return tuple(self._part(number, output, platform) for number, output in enumerate(self.outputs))
+        """The outputs of one platform's build; a push last, since buildx tells the last one's digest.
+
+        Where an archive is made anyway, that one is pushed when it is whole.
+        """
+        wanted = [
+            (number, output)
+            for number, output in enumerate(self.outputs)
+            if not (output.pushes and self.archive is not None)
+        ]
+        parts = [self._part(number, output, platform) for number, output in wanted]
+        return tuple(sorted(parts, key=lambda part: part.pushes))
 
     def _part(self, number: int, output: OutputSpec, platform: Platform) -> OutputSpec:
         if output.pushes:
             return by_digest(output, self.repositories)
         if output.type in _JOINED:
-            return as_archive(output, self._archive(number, platform))
+            return as_archive(output, self._archive(number, platform), self.names)
         if output.dest is not None:  # as BuildKit names the folders of several platforms
             slug = str(platform).replace("/", "_")
             return output.with_("dest", str(output.dest / slug))
@@ -190,6 +215,8 @@ class _Parts:
                 digest = _joined(archives, [*output.names] or tags, place)
                 if output.type == "docker":
                     _load(place, build)
+        if self.archive is not None:
+            return send_archive(self.archive, self.repositories) if self.repositories else digest
         for repository in self.repositories:
             digest = _merged(
                 repository, {each: str(done[each]["containerimage.digest"]) for each in platforms}

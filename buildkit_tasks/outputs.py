@@ -18,7 +18,16 @@ from buildkit_tasks.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["TYPES", "OutputSpec", "archive_name", "as_archive", "by_digest", "check_outputs", "named"]
+__all__ = [
+    "TYPES",
+    "OutputSpec",
+    "archive_name",
+    "archive_of",
+    "as_archive",
+    "by_digest",
+    "check_outputs",
+    "named",
+]
 
 TYPES = ("local", "tar", "oci", "docker", "image", "registry")
 _FILE_TYPES = ("tar", "oci", "docker")
@@ -104,10 +113,22 @@ def by_digest(output: OutputSpec, repositories: Sequence[str]) -> OutputSpec:
     return OutputSpec(type="image", attributes=(*others, *pushed, *digest))
 
 
-def as_archive(output: OutputSpec, place: Path) -> OutputSpec:
-    """An OCI archive of what an output would push, packed in the same way."""
-    packed = tuple(pair for pair in output.attributes if pair[0] not in ("dest", "name", "push"))
-    return OutputSpec(type="oci", attributes=(("dest", str(place)), *packed))
+def archive_of(outputs: Sequence[OutputSpec]) -> Path | None:
+    """The OCI archive that a push can be made of, if one is made anyway and packed in the same way."""
+    archives = [output for output in outputs if output.type == "oci" and output.is_file]
+    packings = {_packing(output) for output in outputs if output.pushes}
+    fitting = (archive.dest for archive in archives if packings == {_packing(archive)})
+    return next(fitting, None)
+
+
+def _packing(output: OutputSpec) -> tuple[tuple[str, str], ...]:
+    """What an output says of how layers and documents are written."""
+    return tuple(sorted(pair for pair in output.attributes if pair[0] not in ("dest", "name", "push")))
+
+
+def as_archive(output: OutputSpec, place: Path, names: Sequence[str]) -> OutputSpec:
+    """An OCI archive of what an output would push or load, packed in the same way."""
+    return named(OutputSpec(type="oci", attributes=(("dest", str(place)), *_packing(output))), names)
 
 
 def archive_name(tags: Sequence[str], context: str) -> str:

@@ -53,14 +53,15 @@ def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
         return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
 
 
-def send_archive(archive: Path, repositories: Sequence[str]) -> None:
-    """Put an OCI archive into registries, by its digest."""
+def send_archive(archive: Path, repositories: Sequence[str]) -> str:
+    """Put an OCI archive into registries, by its digest; gives that."""
     from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec: not for a listing
     from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415
     from buildkit_tasks.publish import send  # noqa: PLC0415
 
     with open_image(f"oci-archive:{archive}") as source:
         first, *others = map(Reference.parse, repositories)
-        send(source, first)
+        root = send(source, first)
         for other in others:
             send(source, other, origin=first)
+    return str(root.digest)

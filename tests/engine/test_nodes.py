@@ -222,8 +222,9 @@ def test_a_push_of_several_nodes_is_one_image_named_at_the_end(
         options = (x.option(platform=AMD64), y.option(platform=ARM64))
         project.write({"pyproject.toml": settings_of(options, (AMD64, ARM64))})
         name = f"{registry_host}/team/nodes:1"
-        built = project.json("build-multiarch", "--push", "-t", name)
-    assert built["outputs"] == [{"type": "registry", "ref": name}]
+        built = project.json("build-multiarch", "--push", "-t", name, "--output=type=oci,dest=a.tar")
+    assert built["outputs"] == [{"type": "oci", "dest": "a.tar"}, {"type": "registry", "ref": name}]
+    assert project.json("verify-arch", "a.tar")["digest"] == built["digest"]
     assert [(row["platform"], row["node"]) for row in built["platforms"]] == [(AMD64, "x"), (ARM64, "y")]
     verified = project.json("verify-arch", f"docker://{name}", f"--platform={AMD64},{ARM64}")
     assert verified["digest"] == built["digest"]

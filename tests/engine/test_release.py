@@ -106,6 +106,15 @@ def test_what_does_not_run_is_never_named(project: Project, plain: Place, builde
     assert plain.digest("app:v1") == insisted["digest"] != good
 
 
+def test_an_archive_beside_a_push_is_the_very_image_that_is_pushed(
+    project: Project, plain: Place, builder: list[str]
+) -> None:
+    outputs = ["--output=type=oci,dest=a.tar", "--push", f"-t{plain.host}/app:v1"]
+    report = source(project).json("build-multiarch", *outputs, PLATFORMS, *builder)
+    assert plain.digest("app:v1") == report["digest"]
+    assert project.json("verify-arch", "a.tar")["digest"] == report["digest"]
+
+
 def test_the_wrong_architecture_is_found_before_it_is_run(
     project: Project, plain: Place, builder: list[str]
 ) -> None:

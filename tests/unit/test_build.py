@@ -348,11 +348,24 @@ def test_a_push_names_nothing_and_what_cannot_be_read_back_is_a_registry_error()
     ]
 
 
-def test_beside_a_push_the_other_outputs_have_their_names_in_them(here: Path) -> None:
-    tags = (f"{NOWHERE}/a:1",)
-    bench = Bench("type=oci,dest=x.tar", "type=registry", tags=tags, driver="docker-container").succeeds()
+@pytest.mark.parametrize("driver", ["docker", "docker-container"])
+def test_an_archive_that_is_made_anyway_is_what_is_pushed(here: Path, driver: str) -> None:
+    outputs = ("type=oci,dest=x.tar,compression=zstd", "type=registry,compression=zstd")
+    bench = Bench(*outputs, tags=(f"{NOWHERE}/a:1",), driver=driver).succeeds()
+    with pytest.raises(RegistryError, match="Connection refused"):
+        bench.result()
+    (made,) = map(OutputSpec.parse, option(list(bench.run.calls[0].argv), "output"))
+    assert (made.type, made.get("compression"), made.names) == ("oci", "zstd", (f"{NOWHERE}/a:1",))
+    assert (here / "x.tar").exists()
+
+
+def test_one_that_is_packed_in_another_way_is_not(here: Path) -> None:
+    outputs = ("type=oci,dest=x.tar", "type=registry,compression=zstd")
+    bench = Bench(*outputs, tags=(f"{NOWHERE}/a:1",), driver="docker-container").succeeds()
     found = bench.result()
-    assert f",name={NOWHERE}/a:1," in option(list(bench.run.calls[0].argv), "output")[0]
+    archive, pushed = map(OutputSpec.parse, option(list(bench.run.calls[0].argv), "output"))
+    assert (archive.type, archive.names) == ("oci", (f"{NOWHERE}/a:1",))
+    assert (pushed.type, pushed.get("push-by-digest"), pushed.get("compression")) == ("image", "true", "zstd")
     assert found.outputs == (
         Output(type="oci", dest="x.tar"), Output(type="registry", ref=f"{NOWHERE}/a@{ROOT}"),
     )  # fmt: skip
@@ -365,7 +378,7 @@ def test_for_an_engine_that_cannot_push_by_digest_an_archive_is_made_and_sent() 
         bench.result()
     (output,) = option(list(bench.run.calls[0].argv), "output")
     made = OutputSpec.parse(output)
-    assert (made.type, made.get("compression"), made.names) == ("oci", "zstd", ())
+    assert (made.type, made.get("compression"), made.names) == ("oci", "zstd", (f"{NOWHERE}/a:1",))
 
 
 @pytest.mark.parametrize(
