@@ -1,7 +1,9 @@
 """An image that is read twice and fetched once: its blobs are kept in one file without a name.
 
-Nothing of it is trusted for having been here: whoever reads a blob checks its digest, the second time
-as the first. The file is gone with the process that opened it, however that ends.
+An image of ten platforms has a hundred small blobs, whose answers would be waited for one by one: those
+are fetched several at once, ahead of who reads them. Nothing of it is trusted for having been here:
+whoever reads a blob checks its digest, the second time as the first. The file is gone with the process
+that opened it, however that ends.
 """
 
 from __future__ import annotations
@@ -11,10 +13,16 @@ import io
 import os
 import tempfile
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from buildkit_tasks.errors import BuildkitTasksError, MalformedImage
+from buildkit_tasks.oci.blobs import read_blob
+from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, parse_index, parse_manifest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from buildkit_tasks.oci.blobs import Source
@@ -23,13 +31,42 @@ if TYPE_CHECKING:
 __all__ = ["Kept", "keeping"]
 
 _MOST = 8 << 30  # bytes: what is beyond is fetched twice
+_SMALL = 4 << 20  # bytes: what is larger is better read while it comes
+_JOBS = 8
 
 
 @contextlib.contextmanager
 def keeping(source: Source, folder: Path) -> Iterator[Kept]:
-    """The source, its blobs kept in a file of that folder's disk until the end."""
+    """The source, its blobs kept in a file on that folder's disk; the small ones are on their way."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        yield Kept(source, file.fileno())
+        kept = Kept(source, file.fileno())
+        with ThreadPoolExecutor(_JOBS) as pool:
+            ahead = threading.Thread(target=_fetch_ahead, args=(kept, pool))
+            ahead.start()
+            try:
+                yield kept
+            finally:
+                kept.stopped = True
+                ahead.join()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetch_ahead(kept: Kept, pool: ThreadPoolExecutor) -> None:
+    """Fetch the manifests, then what they name, as far as that is small.
+
+    What is wrong with any of it is for its reader to find and to tell.
+    """
+    with contextlib.suppress(BuildkitTasksError, OSError):
+        root = kept.root()
+        if root.media_type not in INDEX_TYPES:
+            return
+        listed = parse_index(read_blob(kept, root, LIMITS.document), root.media_type).manifests
+        kept.fetch(listed, pool)
+        for each in listed:
+            if each.media_type in MANIFEST_TYPES and each.size <= _SMALL:
+                with contextlib.suppress(MalformedImage):
+                    manifest = parse_manifest(read_blob(kept, each, _SMALL), each.media_type)
+                    kept.fetch((manifest.config, *manifest.layers), pool)
 
 
 class Kept:
@@ -41,6 +78,8 @@ class Kept:
         self._lock = threading.Lock()
         self._end = 0
         self._whole: dict[Digest, tuple[int, int]] = {}
+        self._coming: dict[Digest, Future[object]] = {}
+        self.stopped = False
 
     def root(self) -> Descriptor:
         """The source's own."""
@@ -48,6 +87,25 @@ class Kept:
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """The blob from the file, or from the source and into the file."""
+        coming = self._coming.get(descriptor.digest)
+        if coming is not None:
+            wait([coming])
+        return self._open(descriptor)
+
+    def fetch(self, blobs: Iterable[Descriptor], pool: ThreadPoolExecutor) -> None:
+        """Begin to fetch those that are small, each once."""
+        for each in blobs:
+            if each.size <= _SMALL and each.digest not in self._coming and not each.urls:
+                self._coming[each.digest] = pool.submit(self._fetch, each)
+
+    def _fetch(self, descriptor: Descriptor) -> None:
+        if self.stopped:
+            return
+        with contextlib.closing(self._open(descriptor)) as stream:
+            while stream.read(_SMALL):
+                pass
+
+    def _open(self, descriptor: Descriptor) -> BinaryIO:
         known = self._whole.get(descriptor.digest)
         if known is not None:
             return cast("BinaryIO", io.BufferedReader(_Region(self._file, *known), 1 << 18))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from buildkit_tasks.oci import kept as room
 from buildkit_tasks.oci.blobs import open_verified, read_blob
 from buildkit_tasks.oci.kept import Kept, keeping
 from buildkit_tasks.oci.model import Descriptor
+from buildkit_tasks.oci.parts import everything
 from tests.images import LAYER_TAR, Memory, descriptor, hello
 
 
@@ -39,10 +42,10 @@ def source() -> Counted:
 
 
 @pytest.fixture
-def kept(source: Counted, tmp_path: Path) -> Iterator[Kept]:
-    with keeping(source, tmp_path) as found:
-        yield found
-        assert list(tmp_path.iterdir()) == []  # a file without a name is gone however we end
+def kept(source: Counted) -> Iterator[Kept]:
+    """One that fetches nothing ahead."""
+    with tempfile.TemporaryFile() as file:
+        yield Kept(source, file.fileno())
 
 
 def blob(source: Counted, data: bytes) -> Descriptor:
@@ -115,3 +118,54 @@ def test_many_threads_read_what_others_are_writing(source: Counted, kept: Kept) 
         found = list(pool.map(lambda each: read_blob(kept, each, 1 << 20), blobs * 10))
     assert found == [source.memory.blobs[str(each.digest)] for each in blobs * 10]
     assert sum(source.asked.values()) < 100
+
+
+class Slow(Counted):
+    """One that takes a while to answer, and notes how many are waiting at once."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.waiting = self.most = 0
+
+    def open(self, what: Descriptor) -> BinaryIO:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        time.sleep(0.02)
+        self.waiting -= 1
+        return super().open(what)
+
+
+def test_small_blobs_are_fetched_several_at_once_ahead_of_who_reads_them(tmp_path: Path) -> None:
+    source = Slow(hello(["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x"]))
+    with keeping(source, tmp_path) as kept:
+        time.sleep(0.5)
+        assert len(source.asked) == len(source.memory.blobs)
+        for each in (each for level in everything(kept) for each in level):
+            assert read_blob(kept, each, 1 << 20) == source.memory.blobs[str(each.digest)]
+        assert list(tmp_path.iterdir()) == []  # a file without a name is gone however we end
+    assert source.most > 2
+    assert set(source.asked.values()) == {1}
+
+
+def test_what_is_large_is_read_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_SMALL", 10)
+    source = Counted(hello())
+    with keeping(source, tmp_path):
+        time.sleep(0.1)
+    assert sum(source.asked.values()) <= 1  # the index
+
+
+def test_a_broken_image_is_its_readers_to_find(tmp_path: Path) -> None:
+    source = Counted(hello())
+    for digest in source.memory.blobs:
+        source.memory.blobs[digest] = b"{"
+    with keeping(source, tmp_path) as kept, pytest.raises(MalformedImage):
+        read_blob(kept, kept.root(), 1 << 20)
+
+
+def test_an_early_end_waits_for_little(tmp_path: Path) -> None:
+    source = Slow(hello(["linux/amd64", "linux/arm64"]))
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), keeping(source, tmp_path):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 5
