@@ -56,9 +56,10 @@ class Project:
         return self
 
     def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
-        """Start any command here, in a session of its own."""
+        """Start any command here, in a session of its own; it hears Ctrl-C even if we do not."""
         return subprocess.Popen(
-            argv,
+            # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+            ["env", "--default-signal=INT", *argv],
             cwd=self.folder,
             env={**os.environ, **MARK, **self.env},
             stdin=subprocess.DEVNULL,

@@ -49,7 +49,7 @@ def test_the_document_has_the_shape_that_programs_read(matrix: Json) -> None:
     assert all(set(row) == SETUP_ROW for row in setup["platforms"])
     assert set(build) == BUILD
     assert build["outputs"] == [{"type": "oci", "dest": "dist/hello-latest.tar"}]
-    assert all(set(row) == {"platform", "digest"} for row in build["platforms"])
+    assert all(set(row) == {"platform", "digest", "node", "native"} for row in build["platforms"])
     assert set(verify) == VERIFY
     assert all(set(row) == {"ok", "platform", "digest", "checks"} for row in verify["platforms"])
     assert all(set(check) == CHECK for row in verify["platforms"] for check in row["checks"])
