@@ -40,6 +40,9 @@ def keeping(source: Source, folder: Path) -> Iterator[Kept]:
     """The source, its blobs kept in a file on that folder's disk; the small ones are on their way."""
     with tempfile.TemporaryFile(dir=folder) as file:
         kept = Kept(source, file.fileno())
+        # By one thread: a registry's scheme and login are found out with the first answer.
+        with contextlib.suppress(BuildkitTasksError):
+            kept.root()
         with ThreadPoolExecutor(_JOBS) as pool:
             ahead = threading.Thread(target=_fetch_ahead, args=(kept, pool))
             ahead.start()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.commands import Commands
+from buildkit_tasks.engine import Engine
 from tests.certificates import Certificate, make_certificate
 from tests.engine.test_push import TWO, Place, place, plain
 from tests.project import Project, program
@@ -52,7 +54,10 @@ def builder(
     options = [f"--driver-opt=image={image},network=host", f"--buildkitd-config={config}"]
     project.task("setup-builder", f"--name={name}", "--driver=docker-container", *options, PLATFORMS)
     yield [f"--builder={name}"]
-    project.task("remove-builder", f"--name={name}")
+    # Not by the task, which takes the handlers away with it: others here need them.
+    engine: Engine = request.getfixturevalue("engine")
+    done = Commands().run([*engine.tools.buildx, "rm", "--force", name], engine.call(timeout=60))
+    assert done.ok, done.stderr
 
 
 def test_what_is_pushed_is_put_by_digest_proved_there_and_named_last(
