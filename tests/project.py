@@ -59,7 +59,7 @@ class Project:
         """Start any command here, in a session of its own; it hears Ctrl-C even if we do not."""
         return subprocess.Popen(
             # What a shell starts in the background ignores SIGINT, and so would all that it starts.
-            ["env", "--default-signal=INT", *argv],
+            ["/usr/bin/env", "--default-signal=INT", *argv],
             cwd=self.folder,
             env={**os.environ, **MARK, **self.env},
             stdin=subprocess.DEVNULL,
