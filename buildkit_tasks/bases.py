@@ -174,47 +174,36 @@ class StandIns:
     ) -> None:
         """Build a stand-in into ``folder/layout`` and note its digest."""
         archive = folder / "image.tar"
-        if not self.apart:
-            self._build_archive(kind, folder, archive, platforms, contexts)
-        else:
-            self._build_apart(kind, folder, archive, platforms, contexts)
-        if not self.run.dry_run:
-            _keep(archive, folder)
-
-    def _build_apart(
-        self,
-        kind: str,
-        folder: Path,
-        archive: Path,
-        platforms: Sequence[Platform],
-        contexts: Mapping[str, str],
-    ) -> None:
-        """One archive for each platform, joined: buildx does not do that for several nodes."""
-        parts = {platform: folder / f"{platform.slug}.tar" for platform in platforms}
-        for platform, part in parts.items():
-            self._build_archive(kind, folder, part, [platform], contexts)
-        if not self.run.dry_run:
+        # buildx does not make one archive on several nodes.
+        parts = {each: folder / f"{each.slug}.tar" for each in platforms} if self.apart else {}
+        for place, those in [(part, [each]) for each, part in parts.items()] or [(archive, list(platforms))]:
+            output = f"--output=type=oci,dest={place},compression={_COMPRESSION[kind]}"
+            self._solve(kind, folder / "context", those, output, contexts)
+        if self.run.dry_run:
+            return
+        if parts:
             from buildkit_tasks.oci.joined import join_archives  # noqa: PLC0415 - only when a base is made
 
             join_archives(parts, (), archive)
             for part in parts.values():
                 part.unlink()
+        _keep(archive, folder)
 
-    def _build_archive(
+    def _solve(
         self,
         kind: str,
-        folder: Path,
-        archive: Path,
+        context: Path,
         platforms: Sequence[Platform],
+        output: str,
         contexts: Mapping[str, str],
     ) -> None:
         argv = [
             *self.engine.tools.buildx, "build", f"--builder={self.builder}", "--provenance=false",
             "--network=none",
             f"--platform={','.join(map(str, platforms))}",
-            f"--output=type=oci,dest={archive},compression={_COMPRESSION[kind]}",
+            output,
             *(f"--build-context={name}={value}" for name, value in contexts.items()),
-            "--file=-", str(folder / "context"),
+            "--file=-", str(context),
         ]  # fmt: skip
         call = self.engine.call(stdin=_DOCKERFILES[kind].encode(), timeout=_BUILD_SECONDS)
         done = self.run.run(argv, call, mutates=True)

@@ -31,7 +31,7 @@ from buildkit_tasks.outputs import (
     settle,
 )
 from buildkit_tasks.places import destinations, send_archive
-from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
+from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +44,6 @@ __all__ = ["Fleet", "needs_fleet"]
 
 _AT_ONCE = 8  # builds: each is a process of buildx, and the nodes do the work
 _JOINED = ("oci", "docker")  # what several parts make one of
-_ALONE = ("tar",)
 
 
 def needs_fleet(builder: BuilderSummary, platforms: Sequence[Platform]) -> bool:
@@ -86,7 +85,7 @@ class Fleet:
         digests = build.manifest_digests(outputs, digest) if digest else {}
         return BuildResult(
             digest=digest,
-            outputs=tuple(parts.places(request.tags, digest)),
+            outputs=tuple(destinations(outputs, request.tags, digest)),
             platforms=tuple(
                 BuiltPlatform(
                     platform=str(each.platform),
@@ -223,16 +222,12 @@ class _Parts:
             )
         return digest
 
-    def places(self, tags: Sequence[str], digest: str) -> Iterator[Output]:
-        """Where the outputs are."""
-        yield from destinations(self.outputs, tags, digest)
-
 
 def _joinable(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
     for output in outputs:
-        if output.type in _ALONE:
+        if output.type == "tar":
             raise UsageError(
-                f"output {output}: the parts of several nodes do not make one {output.type} file",
+                f"output {output}: the parts of several nodes do not make one tar file",
                 hint="-o type=oci,dest=FILE, or -o type=local,dest=FOLDER",
             )
     return tuple(outputs)

@@ -98,8 +98,8 @@ class OutputSpec:
 
 def named(output: OutputSpec, tags: Sequence[str]) -> OutputSpec:
     """The output with its names in it, for a build that has no ``--tag`` to give them."""
-    nameless = output.names or not tags or output.type not in ("oci", "docker", "image", "registry")
-    return output if nameless else output.with_("name", ",".join(tags))
+    takes_names = output.type in ("oci", "docker", "image", "registry")
+    return output.with_("name", ",".join(tags)) if takes_names and tags and not output.names else output
 
 
 def by_digest(output: OutputSpec, repositories: Sequence[str]) -> OutputSpec:

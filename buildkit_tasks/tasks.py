@@ -29,7 +29,8 @@ from buildkit_tasks.options import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit_tasks.errors import BuildkitTasksError
+    from buildkit_tasks.edge import Option
+    from buildkit_tasks.errors import BuildkitTasksError, UsageError
     from buildkit_tasks.releases import Release, Releases
     from buildkit_tasks.request import BuildRequest
     from buildkit_tasks.results import ImagesReport, PushResult, RunReport, VerifyReport
@@ -56,6 +57,8 @@ _ENVIRONMENT, _LIMIT, _TIMEOUT, _INTERRUPTED = 3, 5, 124, 130
 def setup_builder(edge: Edge) -> None:
     """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
     recreate, keep_state = edge.options["recreate"], edge.options["keep_state"]
+    if keep_state and not recreate:
+        raise _usage("--keep-state is for a builder that is made anew", hint="add --recreate")
     edge.show(edge.line.setup(recreate=recreate, keep_state=keep_state), code=_ENVIRONMENT)
 
 
@@ -71,6 +74,7 @@ def build_multiarch(edge: Edge) -> None:
         _show_several(edge)
     else:
         request = _request(edge)
+        _check_proof(edge, request, (*VERIFY, *RUN))
         with edge.watching() as watch:
             result = edge.line.release(request, edge.line.build(request), watch)
         edge.show(result, code=_push_code(result.pushed))
@@ -122,8 +126,10 @@ def arch_matrix(edge: Edge) -> None:
     if _has_several(edge):
         _show_several(edge, setup=True)
         return
+    request = _request(edge)
+    _check_proof(edge, request)
     with edge.watching() as watch:
-        report, error = edge.line.matrix(_request(edge), watch)
+        report, error = edge.line.matrix(request, watch)
     code = 1 if report.run is None else _run_code(report.run)
     edge.show(report, code=error.exit_code if error else code)
     if error:
@@ -214,14 +220,11 @@ def _images_code(report: ImagesReport, errors: Iterable[BuildkitTasksError]) -> 
 
 
 def _choice(edge: Edge) -> Choice:
-    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
-    from buildkit_tasks.wanted import Choice  # noqa: PLC0415
+    from buildkit_tasks.wanted import Choice  # noqa: PLC0415 - nothing is imported for a listing
 
     bake = edge.options["bake"]
     if bake and edge.options["image"]:
-        raise UsageError(
-            "--image is for the images of the settings", hint="--target names those of a bake file"
-        )
+        raise _usage("--image is for the images of the settings", hint="--target names those of a bake file")
     words = ",".join(edge.options["target" if bake else "image"])
     names = tuple(word.strip() for word in words.split(",") if word.strip())
     return Choice(names=names, bake=bake, options=_options(edge))
@@ -241,6 +244,29 @@ def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
     expected = parse_platforms(settings.platforms) if settings.given("platforms") else ()
     release = Release.of(settings.tags, expected, proved=not edge.options["no_verify"])
     return Releases(images=images, runs=runs), release
+
+
+def _check_proof(edge: Edge, request: BuildRequest, proving: Iterable[Option] = ()) -> None:
+    """Refuse ``--no-verify``, and what says how to prove, for a build of which nothing is proved."""
+    from buildkit_tasks.settings import Origin  # noqa: PLC0415 - nothing is imported for a listing
+
+    if any(output.pushes for output in request.outputs) and not request.split:
+        return
+    origins = edge.settings.origins
+    given = [each.name for each in proving if origins.get(each.setting) is Origin.FLAG]
+    given += [] if request.proved else ["no_verify"]
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise _usage(
+            f"{words}: nothing is pushed, so that there is no release to be proved",
+            hint="add --push, or say it to inv verify-arch and inv run-emulated",
+        )
+
+
+def _usage(message: str, *, hint: str) -> UsageError:
+    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - nothing is imported for a listing
+
+    return UsageError(message, hint=hint)
 
 
 def _request(edge: Edge) -> BuildRequest:

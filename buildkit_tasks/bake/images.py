@@ -41,7 +41,7 @@ def bake_images(line: Line, choice: Choice, scratch: Path) -> tuple[Wanted, ...]
             raise UsageError(f"{flag} is for one image, and {choice.bake} describes its own")
     check_bake(choice.bake, choice.names)
     baking = _Baking(line=line, choice=choice, scratch=scratch, given=line.platforms)
-    printer = Printer(file=choice.bake, targets=choice.names, engine=line.engine, run=line.run)
+    printer = Printer(file=choice.bake, targets=choice.names, engine=line.clients, run=line.run)
     plan = printer.plan(outputs=not choice.options.get("outputs"))
     images = tuple(baking.image(target, told=target.name in plan.wanted) for target in plan.order)
     _check_links({image.name: image for image in images})

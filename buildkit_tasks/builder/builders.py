@@ -86,7 +86,8 @@ class Builders:
             found = None
         if found is None:
             return self._new(answers)
-        return self._healed(self._fixed(self._compared(found)) if lost else self._compared(found), platforms)
+        compared = self._compared(found)
+        return self._healed(self._fixed(compared) if lost else compared, platforms)
 
     def find(self, name: str) -> BuilderSummary | None:
         """The builder of that name as buildx describes it, or None."""

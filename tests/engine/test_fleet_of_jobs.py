@@ -326,12 +326,6 @@ def test_every_pipeline_of_the_documents_is_well_formed() -> None:
                 assert all(len({"uses", "run"} & step.keys()) == 1 for step in job["steps"])
 
 
-def test_a_yaml_parser_reads_the_same() -> None:
-    yaml = pytest.importorskip("yaml")
-    for text in (*blocks(PAGE, "yaml"), *blocks(ROOT / "docs/ci.md", "yaml")):
-        assert yaml.load(text, Loader=yaml.BaseLoader) == read(text)
-
-
 def test_no_login_has_its_password_in_an_argument() -> None:
     lines = [line for text in blocks(PAGE, "yaml") for line in text.splitlines() if LOGIN in line]
     assert len(lines) == 3
@@ -340,23 +334,3 @@ def test_no_login_has_its_password_in_an_argument() -> None:
         words = line.partition(LOGIN)[2].split()
         assert "--password-stdin" in words
         assert not {"-p", "--password"} & set(words)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: b\n  c: d\n",
-        "a: b\na: c\n",
-        "a: [b\n",
-        "a: 'b\n",
-        "a:\nb: c\n",
-        "a: b: c\n",
-        "- a\nb: c\n",
-        "\ta: b\n  - c\n",
-        "a: |\nb: c\n",
-        "a: @b\n",
-    ],
-)
-def test_what_is_not_well_formed_is_seen(text: str) -> None:
-    with pytest.raises(ValueError, match="line "):
-        read(text)

@@ -85,3 +85,23 @@ def test_a_traceback_is_shown_only_when_asked(project: Project) -> None:
     assert done.code == 2
     assert "Traceback" in done.stderr
     project.task("build-multiarch", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "hint"),
+    [
+        (("setup-builder", "--keep-state"), "--keep-state", "--recreate"),
+        (("build-multiarch", "--no-verify"), "--no-verify", "--push"),
+        (("build-multiarch", "--expect=x", "--cpu=floor"), "--expect, --cpu", "--push"),
+        (("build-multiarch", "--split", "-tr.example.org/x", "--parity=fail"), "--parity", "--push"),
+        (("arch-matrix", "--no-verify"), "--no-verify", "--push"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_told_of(
+    project: Project, unchanged: Unchanged, words: tuple[str, ...], option: str, hint: str
+) -> None:
+    project.write({"Dockerfile": "FROM scratch\n"})
+    with unchanged():
+        done = project.task(*words, expect=2)
+    assert option in done.stderr
+    assert hint in done.stderr.partition("next:")[2]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from buildkit_tasks.commands import Call
 from buildkit_tasks.dockerfile import Bases
 from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import EngineError, RegistryError
+from buildkit_tasks.oci.opening import open_image
+from buildkit_tasks.oci.source import platform_manifests
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.settings import Settings
 from tests.images import hello, write_archive
@@ -51,7 +54,8 @@ class Bench:
         files = (path for path in context.rglob("*") if path.is_file())
         self.contexts.append({str(path.relative_to(context)): path.read_bytes() for path in files})
         (output,) = [word for word in argv if word.startswith("--output=")]
-        write_archive(hello(), Path(output.partition("dest=")[2].partition(",")[0]))
+        (platforms,) = [word.partition("=")[2] for word in argv if word.startswith("--platform=")]
+        write_archive(hello(platforms.split(",")), Path(output.partition("dest=")[2].partition(",")[0]))
 
     def plan(self, *images: str, mode: str = "auto", answers: bool = False, syntax: str = "") -> BasePlan:
         bases = Bases(images=images, syntax=syntax)
@@ -91,6 +95,17 @@ def bench(tmp_path: Path) -> Bench:
 )
 def test_only_docker_hubs_own_images_have_stand_ins(image: str, kind: str) -> None:
     assert stand_in_for(image) == kind
+
+
+def test_on_several_nodes_a_stand_in_is_joined_of_one_for_each_platform(bench: Bench) -> None:
+    bench.stand_ins = replace(bench.stand_ins, apart=True)
+    ((_, context),) = bench.plan("alpine").contexts
+    assert [each.argv[6] for each in bench.run.calls] == [f"--platform={platform}" for platform in TWO]
+    layout, _, digest = context.removeprefix("oci-layout://").partition("@")
+    with open_image(f"oci:{layout}") as source:
+        assert str(source.root().digest) == digest
+        assert [platform for platform, _ in platform_manifests(source)] == list(TWO)
+    assert sorted(path.name for path in Path(layout).parent.iterdir()) == [".complete", "digest", "layout"]
 
 
 def test_where_the_registry_answers_nothing_stands_in(bench: Bench) -> None:
@@ -149,7 +164,7 @@ def test_a_base_is_built_from_each_platforms_own_program_and_kept_by_its_digest(
     (files,) = bench.contexts
     assert (files["busybox-amd64"], files["busybox-armv7"]) == (b"amd64", b"armhf")
     layout, _, digest = place.removeprefix("oci-layout://").partition("@")
-    assert digest == str(hello().root().digest)
+    assert digest == str(hello([str(platform) for platform in TWO]).root().digest)
     assert (Path(layout) / "blobs" / digest.replace(":", "/")).is_file()
     assert {path.name for path in Path(layout).parent.iterdir()} == {"layout", "digest", ".complete"}
 
