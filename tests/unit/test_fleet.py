@@ -23,6 +23,9 @@ from buildkit_tasks.results import BuilderSummary, BuildResult, NodeSummary, Out
 from buildkit_tasks.verify import verify
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
+from tests.unit.test_build import _no_temporary_file_is_left, here, option
+
+__all__ = ["_no_temporary_file_is_left", "here"]  # fixtures of every test here
 
 AMD64, ARM64, RISCV64 = THREE = parse_platforms(["linux/amd64", "linux/arm64", "linux/riscv64"])
 EVERYTHING = tuple(map(str, THREE))
@@ -48,38 +51,17 @@ TWO_NODES = builder(a=["linux/amd64"], b=["linux/arm64", "linux/riscv64"])
 ALONE = builder(a=EVERYTHING)
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to build in; temporary files go beside it."""
-    for name in ("work", "tmp"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    return tmp_path / "work"
-
-
-@pytest.fixture(autouse=True)
-def _no_temporary_file_is_left(tmp_path: Path, here: Path) -> Any:
-    yield
-    assert list((tmp_path / "tmp").iterdir()) == []
-    assert [path for path in here.rglob("*") if path.name.endswith(".partial")] == []
-
-
-def values(argv: list[str], name: str) -> list[str]:
-    return [word.removeprefix(f"--{name}=") for word in argv if word.startswith(f"--{name}=")]
-
-
 def builds(argv: list[str], _: Call) -> None:
     """What a buildx does that builds one platform."""
-    (platform,) = values(argv, "platform")
+    (platform,) = option(argv, "platform")
     image = hello([platform])
-    for spec in map(OutputSpec.parse, values(argv, "output")):
+    for spec in map(OutputSpec.parse, option(argv, "output")):
         if spec.is_file and spec.dest is not None:
             write_archive(image, spec.dest)
         elif spec.dest is not None:
             spec.dest.mkdir(parents=True)
             (spec.dest / "made-for").write_text(platform, encoding="utf-8")
-    (metadata,) = values(argv, "metadata-file")
+    (metadata,) = option(argv, "metadata-file")
     Path(metadata).write_text(
         json.dumps({"containerimage.digest": str(image.root().digest)}), encoding="utf-8"
     )
@@ -156,9 +138,9 @@ def test_every_platform_is_a_build_of_its_own_and_the_parts_are_joined(here: Pat
         report = verify(source, THREE, "it")
     assert report.ok
     assert [row.digest for row in report.platforms] == [row.digest for row in result.platforms]
-    asked = [values(list(ran.argv), "platform") for ran in bench.run.calls]
+    asked = [option(list(ran.argv), "platform") for ran in bench.run.calls]
     assert sorted(asked) == [["linux/amd64"], ["linux/arm64"], ["linux/riscv64"]]
-    assert all("--builder=mine" in ran.argv and not values(list(ran.argv), "tag") for ran in bench.run.calls)
+    assert all("--builder=mine" in ran.argv and not option(list(ran.argv), "tag") for ran in bench.run.calls)
 
 
 def test_the_metadata_file_tells_of_the_whole_and_of_every_part(here: Path) -> None:
