@@ -136,6 +136,22 @@ def check_cache(cache_to: Sequence[str], cache_from: Sequence[str]) -> None:
     for flag, texts in (("--cache-to", cache_to), ("--cache-from", cache_from)):
         for spec in read_caches(texts, flag):
             _check_spec(spec, flag)
+    _check_together(read_caches(cache_to, "--cache-to"))
+
+
+def _check_together(specs: Sequence[CacheSpec]) -> None:
+    """Refuse a local cache beside another.
+
+    BuildKit gives the client one manifest's digest for all of its exporters (``cache.manifest``), and buildx
+    writes that into the folder's ``index.json``, whichever it is: the cache is then there and never found.
+    """
+    of_their_own = [spec.type for spec in specs if spec.type != "inline"]
+    if len(of_their_own) > 1 and "local" in of_their_own:
+        raise UsageError(
+            "--cache-to type=local does not go together with another cache: buildx may name the other's"
+            " manifest in the folder, where nothing then finds it",
+            hint="give one --cache-to (an inline one may stand beside it), and build once more for the other",
+        )
 
 
 def _check_spec(spec: CacheSpec, flag: str) -> None:

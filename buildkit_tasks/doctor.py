@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import Builders, is_elsewhere, silent_nodes
+from buildkit_tasks.builder import Builders, is_elsewhere
 from buildkit_tasks.emulate.sandbox.kernel import why_closed
 from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.emulators import Emulators
@@ -86,7 +86,7 @@ def _remote_builder(line: Line) -> Finding:
     if not isinstance(engine, Engine):
         return Finding(name="builder", ok=False, message=engine, next="inv setup-builder")
     builders = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
-    silent = silent_nodes(builders.wanted.nodes)
+    silent = builders.silent(builders.wanted.nodes)
     if silent:
         words = "; ".join(f"node {name}: {reason}" for name, reason in silent.items())
         return Finding(name="builder", ok=False, message=words, next="start BuildKit there")

@@ -6,7 +6,7 @@ from buildkit_tasks.builder.assigning import Assignment, assign
 from buildkit_tasks.builder.builders import Builders, require_index
 from buildkit_tasks.builder.found import parse_inspect
 from buildkit_tasks.builder.proving import prove
-from buildkit_tasks.builder.reaching import Watch, silent_nodes, watch_nodes
+from buildkit_tasks.builder.reaching import Watch, watch_nodes
 from buildkit_tasks.builder.store import is_elsewhere
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "parse_inspect",
     "prove",
     "require_index",
-    "silent_nodes",
     "watch_nodes",
 ]

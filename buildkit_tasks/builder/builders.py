@@ -144,6 +144,13 @@ class Builders:
             self._buildx(*leave_arguments(builder.name, name))
         return self._fixed(replace(builder, nodes=left))
 
+    def silent(self, nodes: Sequence[WantedNode]) -> dict[str, str]:
+        """The silent ones of these nodes, each with the reason, asked with the options that hold for it."""
+        wanted = self.wanted
+        record = read_record(self._record(wanted.name)) if wanted.driver == "auto" else None
+        asked = [replace(node, options=wanted.options_of(node)) for node in nodes]
+        return silent_nodes(asked, record.driver if record else wanted.driver)
+
     def _lost(self, record: Record | None) -> list[str]:
         """Take silent nodes out of the builder where others may take over; gives their names.
 
@@ -152,7 +159,7 @@ class Builders:
         """
         there = record.nodes if record else ()
         asked = self.wanted.nodes or list(map(_as_wanted, there))
-        silent = self._silent(asked)
+        silent = self.silent(asked)
         if silent and (self.settings.fallback != "emulate" or len(silent) == len(asked)):
             raise BuilderError(
                 "; ".join(f"node {name}: {words}" for name, words in silent.items()),
@@ -165,10 +172,6 @@ class Builders:
             self._buildx(*leave_arguments(self.wanted.name, name))
         return lost
 
-    def _silent(self, nodes: Sequence[WantedNode]) -> dict[str, str]:
-        """The silent ones of these nodes, asked with the options that hold for each."""
-        return silent_nodes([replace(node, options=self.wanted.options_of(node)) for node in nodes])
-
     def _compared(self, found: BuilderSummary) -> BuilderSummary:
         """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
         record = read_record(self._record(found.name))
@@ -177,7 +180,7 @@ class Builders:
             raise BuilderError(f"builder {found.name!r} {'; '.join(told)}", hint=_RECREATE)
         here = {node.name for node in found.nodes}
         lost = [node for node in self.wanted.nodes if node.name not in here]
-        silent = self._silent(lost)
+        silent = self.silent(lost)
         back = [node for node in lost if node.name not in silent]
         if not back:
             return found
@@ -236,7 +239,7 @@ class Builders:
         name = self.wanted.name
         if not self.run.dry_run:
             self.natives.forget(name)  # of one that somebody else has removed
-        silent = self._silent(self.wanted.nodes)
+        silent = self.silent(self.wanted.nodes)
         nodes = [node for node in self.wanted.each if node.name not in silent]
         done = None
         with self._configuration() as config:

@@ -1,7 +1,8 @@
 """Whether the nodes' daemons are there and let us in, asked in seconds: buildx itself waits 20 for each.
 
-A gRPC server greets whoever connects with its HTTP/2 settings (RFC 9113, section 3.4). One that hangs
-accepts a connection, which its kernel does, and says nothing.
+A gRPC server greets whoever connects with its HTTP/2 settings (RFC 9113, section 3.4); a Docker engine, in
+which buildx runs BuildKit in a container, answers to a ping (its API's ``/_ping``). One that hangs accepts a
+connection, which its kernel does, and says nothing.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.builder.assigning import assign
-from buildkit_tasks.builder.wanted import WantedNode
+from buildkit_tasks.builder.wanted import TLS_OPTIONS, WantedNode
 from buildkit_tasks.errors import BuilderError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import BuilderSummary
@@ -28,19 +30,46 @@ _SECONDS = 5.0
 _SILENCES = 3  # in a row, before a node that builds is given up: it may be busy
 _FRAME_HEADER, _SETTINGS = 9, 4  # RFC 9113, sections 4.1 and 6.5
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
-_TLS = ("cacert", "cert", "key", "servername")  # any of these options of buildx's driver means TLS
+_STATUS_LINE = len("HTTP/1.1 200")
+_PING = b"GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n"
 
 
-def silent_nodes(nodes: Sequence[WantedNode]) -> dict[str, str]:
-    """The nodes at whose tcp endpoint no BuildKit lets us in, each with the reason.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Daemon:
+    """What listens at the endpoints of a driver, and how it makes itself known to who sends ``opening``."""
+
+    words: str
+    opening: bytes
+    length: int
+    known: Callable[[bytes], bool]
+
+
+_BUILDKIT = _Daemon(
+    words="no BuildKit's, or wants TLS",
+    opening=_PREFACE,
+    length=_FRAME_HEADER,
+    known=lambda start: start[3] == _SETTINGS and start[0] == 0,
+)
+# An engine behind TLS answers a request without it by 400.
+_ENGINE = _Daemon(
+    words="no Docker engine's, or wants TLS, which a docker context has: endpoint=CONTEXT",
+    opening=_PING,
+    length=_STATUS_LINE,
+    known=lambda start: start.startswith(b"HTTP/1.") and not start.endswith(b" 400"),
+)
+
+
+def silent_nodes(nodes: Sequence[WantedNode], driver: str) -> dict[str, str]:
+    """The nodes at whose tcp endpoint no daemon of the driver's kind lets us in, each with the reason.
 
     Other endpoints are buildx's to ask.
     """
     asked = [node for node in nodes if node.address is not None]
     if not asked:
         return {}
+    daemon = _BUILDKIT if driver == "remote" else _ENGINE
     with ThreadPoolExecutor(max_workers=len(asked)) as pool:
-        answers = pool.map(_silence, asked)
+        answers = pool.map(lambda node: _silence(node, daemon), asked)
         return {node.name: words for node, words in zip(asked, answers, strict=True) if words}
 
 
@@ -50,13 +79,13 @@ class Watch:
     buildx waits for ever for a node that hangs, or whose network went away: its connection is not closed.
     """
 
-    def __init__(self, nodes: Sequence[WantedNode]) -> None:
-        self._nodes = nodes
+    def __init__(self, nodes: Sequence[WantedNode], driver: str) -> None:
+        self._nodes, self._driver = nodes, driver
         self._missed: dict[str, int] = {}
 
     def __call__(self) -> BuilderError | None:
         """What ends the build: a node that was silent several times in a row."""
-        silent = silent_nodes(self._nodes)
+        silent = silent_nodes(self._nodes, self._driver)
         self._missed = {name: self._missed.get(name, 0) + 1 for name in silent}
         lost = [name for name, times in self._missed.items() if times >= _SILENCES]
         return BuilderError("; ".join(f"node {name}: {silent[name]}" for name in lost)) if lost else None
@@ -71,10 +100,10 @@ def watch_nodes(builder: BuilderSummary, platforms: Sequence[Platform]) -> Watch
         if node.name in building
     ]
     asked = [node for node in nodes if node.address is not None]
-    return Watch(asked) if asked else None
+    return Watch(asked, builder.driver) if asked else None
 
 
-def _silence(node: WantedNode) -> str:
+def _silence(node: WantedNode, daemon: _Daemon) -> str:
     where = node.endpoint
     if node.address is None:
         return ""
@@ -85,8 +114,8 @@ def _silence(node: WantedNode) -> str:
     except OSError as error:
         return f"nobody listens at {where}: {error.strerror or error}"
     try:
-        with connection, _secured(connection, node) as stream:
-            return "" if _greets(stream) else f"{where} is no BuildKit's, or wants TLS"
+        with connection, _secured(connection, node, daemon) as stream:
+            return "" if daemon.known(_start(stream, daemon.length)) else f"{where} is {daemon.words}"
     except TimeoutError:
         return f"{where} takes a connection and says nothing for {_SECONDS:g} s"
     except OSError as error:  # ssl.SSLError is one
@@ -94,11 +123,11 @@ def _silence(node: WantedNode) -> str:
 
 
 @contextlib.contextmanager
-def _secured(connection: socket.socket, node: WantedNode) -> Iterator[socket.socket]:
+def _secured(connection: socket.socket, node: WantedNode, daemon: _Daemon) -> Iterator[socket.socket]:
     """The connection, under TLS if the node's options have material for it."""
     given = dict(option.split("=", 1) for option in node.options if "=" in option)
-    if not any(name in given for name in _TLS):
-        connection.sendall(_PREFACE)  # makes one that waits for TLS hang up at once
+    if not any(name in given for name in TLS_OPTIONS):
+        connection.sendall(daemon.opening)  # makes one that waits for TLS hang up at once
         yield connection
         return
     host = given.get("servername") or (node.address or ("",))[0]
@@ -118,15 +147,15 @@ def _context(given: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
-def _greets(stream: socket.socket) -> bool:
-    """Whether the first frame is one of settings."""
+def _start(stream: socket.socket, length: int) -> bytes:
+    """The first bytes of an answer; zeros for those that did not come."""
     start = b""
-    while len(start) < _FRAME_HEADER:
-        piece = stream.recv(_FRAME_HEADER - len(start))
+    while len(start) < length:
+        piece = stream.recv(length - len(start))
         if not piece:
-            return False
+            break
         start += piece
-    return start[3] == _SETTINGS and start[0] == 0
+    return start.ljust(length, b"\0")
 
 
 def _words(error: OSError) -> str:

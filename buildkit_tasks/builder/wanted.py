@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.settings import Settings
 
-__all__ = ["ELSEWHERE", "IMAGE", "OWN_DAEMON", "WantedBuilder", "WantedNode"]
+__all__ = ["ELSEWHERE", "IMAGE", "OWN_DAEMON", "TLS_OPTIONS", "WantedBuilder", "WantedNode"]
 
 IMAGE = "moby/buildkit:buildx-stable-1"
 ELSEWHERE = ("remote", "kubernetes")  # drivers whose BuildKit no Docker engine runs
@@ -37,6 +37,7 @@ _ENDPOINT = re.compile(
 )
 # Our names of TLS material, and the options of the driver `remote` that they are.
 _TLS = {"ca": "cacert", "cert": "cert", "key": "key"}
+TLS_OPTIONS = (*_TLS.values(), "servername")  # any of them means TLS
 _KEYS = ("name", "endpoint", "platform", "platforms", "driver-opt", "servername", *_TLS)
 _REPEATED = ("platform", "platforms", "driver-opt")
 _NOWHERE = "the driver remote needs to be told where each BuildKit is"
@@ -126,6 +127,8 @@ class WantedBuilder:
                 "the engine's own builder (driver docker) takes no nodes, options or configuration",
                 hint="--driver=docker-container",
             )
+        if self.driver not in ("remote", "auto"):
+            self._check_no_tls()
         if self.driver == "remote" and not all(node.endpoint for node in self.nodes):
             raise UsageError(_NOWHERE, hint=_HINT)
         if self.driver == "remote" and self.configured:
@@ -138,6 +141,20 @@ class WantedBuilder:
         """Raise :class:`UsageError` for what says too little to make a builder of."""
         if self.driver == "remote" and not self.nodes:
             raise UsageError(_NOWHERE, hint=_HINT)
+        if self.driver == "auto":
+            self._check_no_tls()
+
+    def _check_no_tls(self) -> None:
+        """Raise for TLS material: a Docker engine's lies in a docker context, the cluster's with kubectl."""
+        for node in self.nodes:
+            if any(option.partition("=")[0] in TLS_OPTIONS for option in node.options):
+                raise UsageError(
+                    f"node {node.name}: its TLS material goes with --driver=remote, to a BuildKit; a Docker"
+                    " engine's lies in a docker context",
+                    hint=f"docker context create {node.name}"
+                    " --docker host=tcp://HOST:2376,ca=FILE,cert=FILE,key=FILE, then"
+                    f" --node name={node.name},endpoint={node.name}",
+                )
 
     @property
     def demands(self) -> bool:

@@ -130,6 +130,18 @@ def test_a_cache_that_is_named_twice_is_imported_once() -> None:
     assert imports(["x:c", "type=registry,ref=x:c"], ONE) == imports(["x:c"], ONE)
 
 
+@pytest.mark.parametrize("other", ["type=local,dest=d", "x:c", "type=gha"])
+def test_a_local_cache_beside_another_is_refused(other: str) -> None:
+    for texts in (("type=local,dest=c", other), (other, "type=local,dest=c", "type=inline")):
+        with pytest.raises(UsageError, match="does not go together with another cache"):
+            check_cache(texts, ())
+
+
+def test_caches_that_buildx_keeps_apart_may_stand_together() -> None:
+    check_cache(("type=local,dest=c", "type=inline"), ("type=local,src=c", "type=local,src=d", "x:c"))
+    check_cache(("x:c", "y:c", "type=gha", "type=inline"), ())
+
+
 def test_a_tag_that_a_scope_makes_too_long_is_refused() -> None:
     exports(["x:" + "c" * 115], ONE)
     with pytest.raises(UsageError, match="more than 128 characters"):

@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -88,16 +88,21 @@ def options(certificate: Certificate, **other: Path) -> tuple[str, ...]:
     return tuple(f"{name}={path}" for name, path in files.items())
 
 
+def silent(nodes: Sequence[WantedNode]) -> dict[str, str]:
+    """Those at which no BuildKit answers."""
+    return silent_nodes(nodes, "remote")
+
+
 def test_a_daemon_that_greets_is_there() -> None:
     with listening(greet) as endpoint:
-        assert silent_nodes([node(endpoint)]) == {}
+        assert silent([node(endpoint)]) == {}
 
 
 def test_where_nobody_listens_it_is_said_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     started = time.monotonic()
-    assert silent_nodes([node(f"tcp://127.0.0.1:{port}")]) == {
+    assert silent([node(f"tcp://127.0.0.1:{port}")]) == {
         "a": f"nobody listens at tcp://127.0.0.1:{port}: Connection refused"
     }
     assert time.monotonic() - started < SOON
@@ -105,7 +110,7 @@ def test_where_nobody_listens_it_is_said_at_once() -> None:
 
 def test_a_daemon_that_hangs_takes_a_connection_and_says_nothing() -> None:
     with listening(None) as endpoint:
-        assert silent_nodes([node(endpoint)]) == {
+        assert silent([node(endpoint)]) == {
             "a": f"{endpoint} takes a connection and says nothing for {SOON:g} s"
         }
 
@@ -119,38 +124,63 @@ def test_what_is_no_buildkit_is_told_from_one(words: bytes) -> None:
         stream.sendall(words)
 
     with listening(talk) as endpoint:
-        assert silent_nodes([node(endpoint)]) == {"a": f"{endpoint} is no BuildKit's, or wants TLS"}
+        assert silent([node(endpoint)]) == {"a": f"{endpoint} is no BuildKit's, or wants TLS"}
+
+
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\nOK", True),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", True),
+        (b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", False),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", False),
+        (b"HTTP", False),
+        (b"", False),
+    ],
+)
+def test_an_engine_of_a_container_answers_a_ping(words: bytes, *, there: bool) -> None:
+    asked = []
+
+    def talk(stream: socket.socket) -> None:
+        asked.append(stream.recv(100))
+        stream.sendall(words)
+
+    with listening(talk) as endpoint:
+        found = silent_nodes([node(endpoint)], "docker-container")
+        told = f"{endpoint} is no Docker engine's, or wants TLS, which a docker context has: endpoint=CONTEXT"
+    assert found == ({} if there else {"a": told})
+    assert asked[0].startswith(b"GET /_ping HTTP/1.1\r\n")
 
 
 def test_many_are_asked_at_once() -> None:
     with listening(greet) as good, listening(None) as bad:
         started = time.monotonic()
-        found = silent_nodes([node(good, "good"), *(node(bad, f"bad{number}") for number in range(8))])
+        found = silent([node(good, "good"), *(node(bad, f"bad{number}") for number in range(8))])
         assert time.monotonic() - started < 3 * SOON
     assert sorted(found) == [f"bad{number}" for number in range(8)]
 
 
 def test_endpoints_without_an_address_are_buildxs_to_ask() -> None:
-    assert silent_nodes([node("ssh://me@host"), node("unix:///nowhere"), node("")]) == {}
+    assert silent([node("ssh://me@host"), node("unix:///nowhere"), node("")]) == {}
 
 
 def test_a_name_that_nobody_knows_is_silent() -> None:
-    (words,) = silent_nodes([node("tcp://nowhere.invalid:1")]).values()
+    (words,) = silent([node("tcp://nowhere.invalid:1")]).values()
     assert "nobody listens at tcp://nowhere.invalid:1" in words
 
 
 def test_with_the_right_certificates_they_let_each_other_in(certificate: Certificate) -> None:
     with listening(greet, secured(certificate)) as endpoint:
-        assert silent_nodes([node(endpoint, options=options(certificate))]) == {}
+        assert silent([node(endpoint, options=options(certificate))]) == {}
 
 
 def test_a_server_by_another_name_is_known_by_the_one_that_is_given(tmp_path: Path) -> None:
     named = make_certificate(tmp_path, names="DNS:builder.example.org")
     with listening(greet, secured(named)) as endpoint:
-        (words,) = silent_nodes([node(endpoint, options=options(named))]).values()
+        (words,) = silent([node(endpoint, options=options(named))]).values()
         assert "ip address mismatch" in words
         given = (*options(named), "servername=builder.example.org")
-        assert silent_nodes([node(endpoint, options=given)]) == {}
+        assert silent([node(endpoint, options=given)]) == {}
 
 
 def test_every_wrong_certificate_is_told_by_its_fault(certificate: Certificate, tmp_path: Path) -> None:
@@ -159,7 +189,7 @@ def test_every_wrong_certificate_is_told_by_its_fault(certificate: Certificate, 
     with listening(greet, secured(certificate)) as endpoint:
 
         def words(*given: str) -> str:
-            (found,) = silent_nodes([node(endpoint, options=given)]).values()
+            (found,) = silent([node(endpoint, options=given)]).values()
             return found
 
         assert "certificate" in words(*options(certificate, cacert=other.authority))
@@ -171,13 +201,13 @@ def test_every_wrong_certificate_is_told_by_its_fault(certificate: Certificate, 
 def test_material_that_is_none_is_told(certificate: Certificate, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("no certificate", encoding="utf-8")
     with listening(greet, secured(certificate)) as endpoint:
-        assert silent_nodes([node(endpoint, options=options(certificate, cert=tmp_path / "x"))])
-        assert silent_nodes([node(endpoint, options=options(certificate, cacert=tmp_path / "none"))])
+        assert silent([node(endpoint, options=options(certificate, cert=tmp_path / "x"))])
+        assert silent([node(endpoint, options=options(certificate, cacert=tmp_path / "none"))])
 
 
 def test_a_node_is_given_up_after_several_silences_in_a_row() -> None:
     with listening(None) as hanging:
-        watch = Watch([node(hanging, "b")])
+        watch = Watch([node(hanging, "b")], "remote")
         assert watch() is None
         assert watch() is None
         error = watch()
@@ -193,7 +223,7 @@ def test_one_answer_among_them_counts_as_life() -> None:
             greet(stream)
 
     with listening(talk) as endpoint:
-        watch = Watch([node(endpoint)])
+        watch = Watch([node(endpoint)], "remote")
         assert [watch() is None for _ in range(6)] == [True] * 5 + [False]
 
 

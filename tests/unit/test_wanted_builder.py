@@ -127,6 +127,16 @@ def test_a_driver_that_cannot_have_what_is_asked_is_refused(settings: dict[str, 
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("driver", ["docker-container", "kubernetes", "auto"])
+def test_tls_material_of_an_engine_lies_in_a_docker_context(driver: str, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("x", encoding="utf-8")
+    node = f"name=a,endpoint=tcp://127.0.0.1:2376,ca={tmp_path}/ca.pem"
+    with pytest.raises(UsageError, match="node a: its TLS material goes with --driver=remote") as caught:
+        wanted(driver=driver, nodes=(node,)).check_new()
+    assert "docker context create a" in str(caught.value.hint)
+    wanted(driver="auto", nodes=(node,))  # of a remote builder that is there
+
+
 def test_a_remote_builder_that_is_there_needs_no_nodes_and_a_new_one_does() -> None:
     found = wanted(driver="remote")
     with pytest.raises(UsageError, match="where each BuildKit is"):
