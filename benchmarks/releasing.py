@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from benchmarks.building import Bench
 from benchmarks.timing import Row, command, compare
 from tests.buildkit import NotToBeHad, import_image, remove_image
+from tests.images import Memory, add_platform, make_tar
 from tests.nodes import several
 from tests.peers.gotools import KO, install
-from tests.registry import serve
+from tests.registry import push, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from buildkit_tasks.platforms import Platform
     from tests.nodes import Node
 
 __all__ = ["measure"]
@@ -170,13 +172,14 @@ class _Releases:
         source.mkdir()
         shutil.copy(bench.example / "main.go", source)
         (source / "go.mod").write_text("module example.org/hello\n\ngo 1.22\n", encoding="utf-8")
-        # Without attestations and a base of its own: an index of the program alone.
+        # Without attestations, and on an empty base: an index of the program alone.
         platforms = ",".join(map(str, bench.line.platforms))
         argv = [
             str(install(KO)), "build", ".", f"--platform={platforms}", "--push=false", "--sbom=none",
             "--oci-layout-path=out",
         ]  # fmt: skip
-        env = {**bench.env, "KO_DEFAULTBASEIMAGE": "scratch", "KO_DOCKER_REPO": "ko.local"}
+        push(self.registry, _empty(bench.line.platforms), "base")
+        env = {**bench.env, "KO_DEFAULTBASEIMAGE": f"{self.registry}/base", "KO_DOCKER_REPO": "ko.local"}
         theirs = command(argv, cwd=source, env=env)
         ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)
         theirs()
@@ -190,6 +193,12 @@ class _Releases:
         return Row(
             promise="edit of main.go: build-multiarch / ko", ours=mine, theirs=other, rounds=bench.rounds
         )
+
+
+def _empty(platforms: Iterable[Platform]) -> Memory:
+    """An image with nothing in it, for each platform."""
+    memory = Memory()
+    return memory.index([add_platform(memory, str(platform), [make_tar({})]) for platform in platforms])
 
 
 def measure(place: Path, rounds: int) -> Iterator[Row]:

@@ -84,7 +84,7 @@ class Build:
         """
         started = time.monotonic()
         check_capabilities(self.request, self.engine, self.builder)
-        for note in cache_notes(self.request.cache_to, os.environ):
+        for note in cache_notes(self.request.cache_to, self.request.cache_from, os.environ):
             self.tell(note)
         outputs = self._outputs()
         with self._pushes(outputs) as (made, archive):

@@ -244,13 +244,22 @@ def has_inline(texts: Iterable[str]) -> bool:
     return any(spec.type == "inline" for spec in read_caches(texts, "--cache-to"))
 
 
-def cache_notes(texts: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+def cache_notes(
+    cache_to: Iterable[str], cache_from: Iterable[str], environ: Mapping[str, str]
+) -> tuple[str, ...]:
     """What buildx does with a cache without a word: it leaves GitHub's out where no runner is."""
-    there = "ACTIONS_RUNTIME_TOKEN" in environ
-    gha = [spec for spec in read_caches(texts, "--cache-to") if spec.type == "gha" and not spec.get("token")]
-    if gha and not there:
-        return ("cache type=gha: ACTIONS_RUNTIME_TOKEN is not set, so buildx leaves it out",)
-    return ()
+    specs = (*read_caches(cache_to, "--cache-to"), *read_caches(cache_from, "--cache-from"))
+    missing = {_missing(spec, environ) for spec in specs if spec.type == "gha"} - {""}
+    return tuple(f"cache type=gha: {name} is not set, so buildx leaves it out" for name in sorted(missing))
+
+
+def _missing(spec: CacheSpec, environ: Mapping[str, str]) -> str:
+    """The first variable of a runner's that is needed for this cache and not there."""
+    if not environ.get("ACTIONS_RUNTIME_TOKEN"):
+        return "ACTIONS_RUNTIME_TOKEN"
+    places = ("ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL")  # of the service's two versions
+    known = spec.get("url") or spec.get("url_v2") or any(environ.get(name) for name in places)
+    return "" if known else places[0]
 
 
 def _tagged(ref: str, suffix: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.engine import Engine
+from tests import actions_cache
+from tests.actions_cache import ActionsCache
 from tests.builders import container_builder, steps
 from tests.project import Project, program
 
@@ -64,6 +66,13 @@ def builders(request: pytest.FixtureRequest) -> tuple[str, ...]:
     if request.param == "docker":
         return ()
     return (f"--builder={request.getfixturevalue('first')}",)
+
+
+@pytest.fixture
+def actions() -> Iterator[ActionsCache]:
+    """GitHub's cache service, empty."""
+    with actions_cache.serve() as cache:
+        yield cache
 
 
 def build(project: Project, *options: str, output: str = "type=oci,dest=out.tar") -> str:
@@ -152,6 +161,35 @@ def test_an_inline_cache_comes_with_the_image(
     name = f"{registry_host}/team/inline:{uuid.uuid4().hex}"
     build(tiny, f"--builder={first}", "--cache-to=type=inline", "-t", name, output="type=registry")
     assert all_cached(build(tiny, f"--builder={elsewhere}", f"--cache-from={name}"), 6)
+
+
+def test_a_second_build_elsewhere_finds_what_one_solve_exported_to_github(
+    tiny: Project, builders: tuple[str, ...], elsewhere: str, actions: ActionsCache
+) -> None:
+    step = tiny.with_env(**actions.env)
+    build(step, *builders, "--cache-to=type=gha,scope=web,mode=max")
+    assert actions.scopes == {"web"}
+    assert all_cached(build(step, f"--builder={elsewhere}", "--cache-from=type=gha,scope=web"), 6)
+
+
+def test_jobs_of_a_fleet_have_scopes_of_their_own_at_github(
+    tiny: Project, builders: tuple[str, ...], elsewhere: str, actions: ActionsCache
+) -> None:
+    step = tiny.with_env(**actions.env)
+    for platform in TWO:
+        build(step, *builders, "--platform", platform, "--cache-to=type=gha,mode=max")
+    assert actions.scopes == {"buildkit-linux-amd64", "buildkit-linux-arm64"}
+    assert all_cached(build(step, f"--builder={elsewhere}", "--cache-from=type=gha"), 6)
+
+
+@pytest.mark.parametrize("missing", ["ACTIONS_RUNTIME_TOKEN", "ACTIONS_RESULTS_URL"])
+def test_a_cache_of_githubs_that_buildx_leaves_out_is_told(
+    tiny: Project, builders: tuple[str, ...], actions: ActionsCache, missing: str
+) -> None:
+    step = tiny.with_env(**{**actions.env, missing: ""})
+    progress = build(step, *builders, "--cache-to=type=gha", "--cache-from=type=gha")
+    assert (actions.entries, actions.tokens) == ([], set())
+    assert f"cache type=gha: {missing} is not set, so buildx leaves it out" in progress
 
 
 def test_the_engines_own_cache_serves_a_builder_elsewhere(

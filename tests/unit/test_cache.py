@@ -220,10 +220,19 @@ def test_the_graph_store_exports_inline_caches_only_and_imports_the_others() -> 
     assert "--engine=private" in str(caught.value.hint)
 
 
-def test_a_cache_of_githubs_outside_its_runners_is_told() -> None:
-    assert "ACTIONS_RUNTIME_TOKEN" in cache_notes(["type=gha"], {})[0]
-    assert cache_notes(["type=gha"], {"ACTIONS_RUNTIME_TOKEN": "x"}) == ()
-    assert cache_notes(["x:c", "type=inline"], {}) == ()
+@pytest.mark.parametrize("texts", [(["type=gha"], []), ([], ["type=gha,scope=x"])])
+def test_a_cache_of_githubs_outside_its_runners_is_told(texts: tuple[list[str], list[str]]) -> None:
+    (note,) = cache_notes(*texts, {})
+    assert "ACTIONS_RUNTIME_TOKEN is not set" in note
+    (note,) = cache_notes(*texts, {"ACTIONS_RUNTIME_TOKEN": "x", "ACTIONS_RESULTS_URL": ""})
+    assert "ACTIONS_RESULTS_URL is not set" in note
+    for name in ("ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL"):
+        assert cache_notes(*texts, {"ACTIONS_RUNTIME_TOKEN": "x", name: "https://example.org"}) == ()
+
+
+def test_nothing_is_told_of_other_caches() -> None:
+    assert cache_notes(["x:c"], ["type=local,src=c"], {}) == ()
+    assert cache_notes(["type=gha,url=https://example.org"], [], {"ACTIONS_RUNTIME_TOKEN": "x"}) == ()
 
 
 def test_inline_is_found_among_others() -> None:
