@@ -148,13 +148,11 @@ def _context(given: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _start(stream: socket.socket, length: int) -> bytes:
-    """The first bytes of an answer; zeros for those that did not come."""
+    """The first bytes of an answer; zeros for those that did not come before the other side hung up."""
     start = b""
-    while len(start) < length:
-        piece = stream.recv(length - len(start))
-        if not piece:
-            break
-        start += piece
+    with contextlib.suppress(ConnectionResetError):
+        while len(start) < length and (piece := stream.recv(length - len(start))):
+            start += piece
     return start.ljust(length, b"\0")
 
 
