@@ -20,9 +20,10 @@ _OTHER_SCANNER = (
     "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
 )
 _REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
-# gRPC's words for a BuildKit that is no longer there.
+# gRPC's words for a BuildKit that is no longer there, and docker's for an engine that is not.
 _LOST = re.compile(
     r"Unavailable: |code = Unavailable|transport is closing|no active session|waiting for connection"
+    r"|error during connect"
 )
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 

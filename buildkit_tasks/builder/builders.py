@@ -23,7 +23,7 @@ from buildkit_tasks.results import BuilderSummary, NodeSummary
 from buildkit_tasks.settings import BUILDER_NAME, cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.commands import Completed, Runner
     from buildkit_tasks.debian import Tell
@@ -36,6 +36,7 @@ __all__ = ["Builders", "require_index"]
 _INSPECT_SECONDS = 30.0
 _BOOTSTRAP_SECONDS = 300.0
 _RECREATE = "inv setup-builder --recreate"
+_ELSEWHERE = "look at its nodes' endpoints, or let the other nodes emulate: --fallback=emulate"
 # What to do about a builder that could not be made, by its driver.
 _UNMADE = {
     "docker-container": "--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
@@ -86,7 +87,7 @@ class Builders:
             found = None
         if found is None:
             return self._new(answers)
-        compared = self._compared(found)
+        compared = self._reachable(self._compared(found))
         return self._healed(self._fixed(compared) if lost else compared, platforms)
 
     def find(self, name: str) -> BuilderSummary | None:
@@ -160,17 +161,30 @@ class Builders:
         there = record.nodes if record else ()
         asked = self.wanted.nodes or list(map(_as_wanted, there))
         silent = self.silent(asked)
-        if silent and (self.settings.fallback != "emulate" or len(silent) == len(asked)):
-            raise BuilderError(
-                "; ".join(f"node {name}: {words}" for name, words in silent.items()),
-                hint="look at that machine, or let the other nodes emulate: --fallback=emulate",
-            )
-        for name, words in silent.items():
-            self.tell(f"node {name} is left out, others emulate: {words}")
+        self._leave_out(silent, len(asked))
         lost = [node.name for node in there if node.name in silent]
         for name in lost:
             self._buildx(*leave_arguments(self.wanted.name, name))
         return lost
+
+    def _reachable(self, found: BuilderSummary) -> BuilderSummary:
+        """The builder without nodes whose engine buildx cannot reach: by ssh, or in a docker context.
+
+        Raises :class:`BuilderError` if others may not take over.
+        """
+        gone = {node.name: _unreached(node) for node in found.nodes if node.error and not node.status}
+        self._leave_out(gone, len(found.nodes))
+        return self.without(found, list(gone)) if gone else found
+
+    def _leave_out(self, gone: Mapping[str, str], count: int) -> None:
+        """Tell of nodes of ``count`` that are not there; raise :class:`BuilderError` if they are needed."""
+        if gone and (self.settings.fallback != "emulate" or len(gone) == count):
+            raise BuilderError(
+                "; ".join(f"node {name}: {words}" for name, words in gone.items()),
+                hint="look at that machine, or let the other nodes emulate: --fallback=emulate",
+            )
+        for name, words in gone.items():
+            self.tell(f"node {name} is left out, others emulate: {words}")
 
     def _compared(self, found: BuilderSummary) -> BuilderSummary:
         """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
@@ -187,7 +201,9 @@ class Builders:
         self.tell(f"taking {', '.join(node.name for node in back)} into builder {found.name} again")
         with self._configuration() as config:
             for node in back:
-                self._append(node, found.driver, config)
+                done = self._make_node(node, found.driver, config, first=False)
+                if not done.ok:
+                    self._leave_out({node.name: _short(done.reason)}, len(self.wanted.nodes))
         return self._settled(found.name)
 
     def _healed(self, found: BuilderSummary, platforms: Sequence[Platform]) -> BuilderSummary:
@@ -241,21 +257,26 @@ class Builders:
             self.natives.forget(name)  # of one that somebody else has removed
         silent = self.silent(self.wanted.nodes)
         nodes = [node for node in self.wanted.each if node.name not in silent]
-        done = None
+        unmade: dict[str, str] = {}
         with self._configuration() as config:
             for number, node in enumerate(nodes):
-                done = self._make_node(node, driver, config, first=number == 0)
+                done = self._make_node(node, driver, config, first=number == len(unmade))
                 if not done.ok:
-                    break
+                    unmade[node.name] = _short(done.reason)
+                    if self.settings.fallback != "emulate":
+                        break
         if self.run.dry_run:
             return BuilderSummary(name=name, driver=driver)
         found = self.find(name)
-        if found is None or done is None or not done.ok:
+        if found is None or (unmade and self.settings.fallback != "emulate"):
             self.remove(name)
+            words = "; ".join(f"node {node}: {reason}" if node else reason for node, reason in unmade.items())
+            elsewhere = any(node.endpoint for node in nodes)
             raise BuilderError(
-                f"builder {name!r} could not be made: {done.reason if done else 'no node answers'}",
-                hint=_UNMADE.get(driver, "look at its nodes' endpoints"),
+                f"builder {name!r} could not be made: {words or 'no node answers'}",
+                hint=_ELSEWHERE if elsewhere else _UNMADE.get(driver, _ELSEWHERE),
             )
+        self._leave_out(unmade, len(nodes))
         try:
             return self._settled(name) if self.wanted.nodes else found
         except BuilderError:
@@ -264,11 +285,6 @@ class Builders:
 
     def _make_node(self, node: WantedNode, driver: str, config: str, *, first: bool) -> Completed:
         return self._buildx(*create_arguments(self.wanted, node, driver, config, first=first))
-
-    def _append(self, node: WantedNode, driver: str, config: str) -> None:
-        done = self._make_node(node, driver, config, first=False)
-        if not done.ok:
-            raise BuilderError(f"node {node.name} cannot be added: {done.reason}", hint=_RECREATE)
 
     def _settled(self, name: str) -> BuilderSummary:
         """The builder with all nodes booted, their machines noted and their platforms fixed."""
@@ -322,6 +338,15 @@ class Builders:
     def _record(self, name: str) -> Path:
         """The file in which buildx keeps a builder of that name."""
         return record_of(name, self.engine.env)
+
+
+def _unreached(node: NodeSummary) -> str:
+    return f"{node.endpoint} cannot be reached: {_short(node.error)}"
+
+
+def _short(words: str) -> str:
+    """What ssh itself said, if docker's client quotes it: the rest is the command and advice."""
+    return words.rpartition("stderr=")[2]
 
 
 def _as_wanted(node: RecordedNode) -> WantedNode:

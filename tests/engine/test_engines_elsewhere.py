@@ -143,11 +143,61 @@ def test_an_engine_behind_tls_is_told_from_one_that_is_silent(
 
 
 def test_an_engine_behind_ssh(project: Project, asking: Asking, ssh: Ssh) -> None:
-    with asking(project.with_env(PATH=f"{ssh.path}:{os.environ['PATH']}"), ssh.endpoint) as builder:
+    with asking(with_client(project, ssh), ssh.endpoint) as builder:
         builder.build()
 
 
-def test_an_ssh_server_that_knows_no_key_of_ours(project: Project, asking: Asking, ssh: Ssh) -> None:
+def test_an_ssh_server_that_knows_no_key_of_ours_is_told_of(
+    project: Project, asking: Asking, ssh: Ssh
+) -> None:
     with asking(project, ssh.endpoint) as builder:
         done = builder.project.task("setup-builder", expect=3)
-    assert f"{builder.name}-there" in done.stderr
+        assert f"node {builder.name}-there: Host key verification failed." in done.stderr
+        assert "its nodes' endpoints" in done.stderr
+        rows = builder.project.json("setup-builder", "--fallback=emulate")["platforms"]
+    assert [(row["node"], row["runs"]) for row in rows] == [(f"{builder.name}-here", True)] * 2
+
+
+def test_an_engine_behind_ssh_that_went_away_is_told_of_or_left_out_and_taken_in_again(
+    project: Project, asking: Asking, ssh: Ssh, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    way = Switch(away, ssh)
+    with asking(project.with_env(PATH=f"{away}:{os.environ['PATH']}"), ssh.endpoint) as builder:
+        builder.build()
+        way.close()
+        done = builder.project.task("build-multiarch", expect=3)
+        assert f"error: node {builder.name}-there: ssh://" in done.stderr
+        assert "cannot be reached: nobody gets in" in done.stderr
+        assert done.seconds < SOON
+        assert not (project.folder / "dist").exists()
+        for _ in range(2):  # the second time it is no longer a node of the builder
+            done = builder.project.task("build-multiarch", "--json", "--fallback=emulate")
+            assert {row["node"] for row in done.document["platforms"]} == {f"{builder.name}-here"}
+            assert "others emulate" in done.stderr
+        way.open()
+        builder.build()
+
+
+class Switch:
+    """A folder whose ``ssh`` is the real client, or fails as one that finds nobody."""
+
+    def __init__(self, folder: Path, ssh: Ssh) -> None:
+        self._place, self._client = folder / "ssh", ssh.path / "ssh"
+        self.open()
+
+    def open(self) -> None:
+        """Let the client through."""
+        self._place.unlink(missing_ok=True)
+        self._place.symlink_to(self._client)
+
+    def close(self) -> None:
+        """Let nobody through."""
+        self._place.unlink()
+        self._place.write_text("#!/bin/sh\necho nobody gets in >&2\nexit 255\n", encoding="utf-8")
+        self._place.chmod(0o755)
+
+
+def with_client(project: Project, ssh: Ssh) -> Project:
+    return project.with_env(PATH=f"{ssh.path}:{os.environ['PATH']}")
