@@ -23,7 +23,7 @@ from buildkit_tasks.results import BuilderSummary, NodeSummary
 from buildkit_tasks.settings import BUILDER_NAME, cache_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.commands import Completed, Runner
     from buildkit_tasks.debian import Tell
@@ -83,6 +83,7 @@ class Builders:
         lost = self._lost(read_record(self._record(wanted.name)))
         found = self.find(wanted.name)
         if found is not None and recreate and found.driver != "docker":
+            self._check_remakable(found)
             self.remove(found.name, keep_state=keep_state)
             found = None
         if found is None:
@@ -172,9 +173,16 @@ class Builders:
 
         Raises :class:`BuilderError` if others may not take over.
         """
-        gone = {node.name: _unreached(node) for node in found.nodes if node.error and not node.status}
+        gone = _gone(found.nodes)
         self._leave_out(gone, len(found.nodes))
         return self.without(found, list(gone)) if gone else found
+
+    def _check_remakable(self, found: BuilderSummary) -> None:
+        """Raise :class:`BuilderError` before a builder is removed whose nodes could not be made again."""
+        asked = {node.endpoint for node in self.wanted.nodes}
+        gone = _gone([node for node in found.nodes if node.endpoint in asked])
+        if self.settings.fallback != "emulate":
+            self._leave_out(gone, len(found.nodes))
 
     def _leave_out(self, gone: Mapping[str, str], count: int) -> None:
         """Tell of nodes of ``count`` that are not there; raise :class:`BuilderError` if they are needed."""
@@ -340,8 +348,11 @@ class Builders:
         return record_of(name, self.engine.env)
 
 
-def _unreached(node: NodeSummary) -> str:
-    return f"{node.endpoint} cannot be reached: {_short(node.error)}"
+def _gone(nodes: Iterable[NodeSummary]) -> dict[str, str]:
+    """The nodes of which buildx has an error to tell, and nothing else, each with the reason."""
+    return {
+        node.name: f"{node.endpoint} cannot be reached: {_short(node.error)}" for node in nodes if node.error
+    }
 
 
 def _short(words: str) -> str:

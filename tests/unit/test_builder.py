@@ -60,6 +60,21 @@ GC Policy rule#0:
 """
 
 NAME = "multi-platform-builder"
+HERE, THERE = "name=here,endpoint=unix:///x,platform=linux/amd64", "name=there,endpoint=ssh://pi"
+ONE_GONE = f"""Name: {NAME}
+Driver: docker-container
+
+Nodes:
+Name: here
+Endpoint: unix:///x
+Status: running
+Platforms: linux/amd64*, linux/arm64
+
+Name: there
+Endpoint: ssh://pi
+Error: error during connect: command [ssh pi] has exited with exit status 255, stderr=ssh: no route
+Platforms:
+"""
 PLATFORMS = parse_platforms(["linux/amd64", "linux/arm64"])
 
 
@@ -268,6 +283,46 @@ def test_recreate_removes_it_and_makes_it_anew(bench: Bench) -> None:
     bench.ensure(recreate=True)
     steps = [each.argv[2] for each in bench.run.calls if each.mutates]
     assert steps == ["rm", "create"]
+
+
+def test_an_engine_that_is_not_reached_is_told_of_in_its_own_words(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, driver="docker-container", nodes=(HERE, THERE))
+    bench.holds(ONE_GONE)
+    with pytest.raises(BuilderError) as caught:
+        bench.ensure()
+    told = "node there: ssh://pi cannot be reached: ssh: no route"
+    assert (caught.value.message, caught.value.exit_code) == (told, 3)
+    assert "--fallback=emulate" in str(caught.value.hint)
+    assert not [each for each in bench.run.calls if each.mutates]
+
+
+def test_with_fallback_an_engine_that_is_not_reached_leaves_the_builder(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, driver="docker-container", nodes=(HERE, THERE), fallback="emulate")
+    bench.holds(ONE_GONE)
+    bench.run.tell("docker buildx create *")
+    found = bench.ensure()
+    assert [(node.name, node.fixed) for node in found.nodes] == [("here", ("linux/amd64", "linux/arm64"))]
+    assert bench.told == ["node there is left out, others emulate: ssh://pi cannot be reached: ssh: no route"]
+    assert "--leave" in next(each.argv for each in bench.run.calls if each.mutates)
+
+
+def test_a_builder_whose_nodes_could_not_be_made_again_is_not_removed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, driver="docker-container", nodes=(HERE, THERE))
+    bench.holds(ONE_GONE)
+    with pytest.raises(BuilderError, match="node there: ssh://pi cannot be reached"):
+        bench.ensure(recreate=True)
+    assert not [each for each in bench.run.calls if each.mutates]
+
+
+def test_a_node_that_is_no_longer_asked_for_does_not_keep_a_builder_from_being_made_anew(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, driver="docker-container", nodes=(HERE,))
+    bench.holds(ONE_GONE)
+    bench.removes()
+    bench.makes(ONE_GONE.partition("\nName: there")[0])
+    bench.run.tell("docker buildx inspect --bootstrap *")
+    assert [node.name for node in bench.ensure(recreate=True).nodes] == ["here"]
 
 
 def test_recreate_never_removes_the_engines_own(tmp_path: Path) -> None:
