@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildkit_tasks.line import Line
+    from buildkit_tasks.results import BuilderSummary
 
 __all__ = ["Diagnosis", "Finding", "examine"]
 
@@ -94,15 +95,22 @@ def _remote_builder(line: Line) -> Finding:
     found = builders.find(name)
     if found is None:
         return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")
+    return _nodes_of(found)
+
+
+def _nodes_of(found: BuilderSummary) -> Finding:
+    """A builder by its nodes, of which buildx has an error to tell where it cannot reach one."""
+    gone = [f"node {node.name} cannot be reached: {node.error}" for node in found.nodes if node.error]
     nodes = ", ".join(f"{node.name} {node.status}" for node in found.nodes)
-    return Finding(name="builder", ok=True, message=f"{name} ({found.driver}): {nodes}")
+    message = "; ".join(gone) or f"{found.name} ({found.driver}): {nodes}"
+    return Finding(name="builder", ok=not gone, message=message, next="look at that machine" if gone else "")
 
 
 def _builder(line: Line, engine: Engine) -> Finding:
     name = line.settings.name
     found = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell).find(name)
     if found is not None:
-        return Finding(name="builder", ok=True, message=f"{name} ({found.driver})")
+        return _nodes_of(found)
     if engine.store == "containerd":
         return Finding(name="builder", ok=True, message=f"no {name}; the engine's own builder serves")
     return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")

@@ -25,15 +25,25 @@ __all__ = ["ActionsCache", "serve"]
 _SERVICE = "/twirp/github.actions.results.api.v1.CacheService/"
 
 
+def _token() -> str:
+    """A token as the runner hands it out, as far as BuildKit reads it: nobody checks its signature."""
+    now = int(time.time())
+    rights = json.dumps([{"Scope": "refs/heads/main", "Permission": 3}])
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"ac": rights, "nbf": now - 60, "exp": now + 3600})
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
+    return ".".join([*encoded, "c2ln"])
+
+
 @dataclass
 class ActionsCache:
-    """What was stored: entries in order, blobs by the entry's number; and the tokens that were shown."""
+    """What was stored: entries in order, blobs by the entry's number; and the credentials that were shown."""
 
     url: str = ""
+    token: str = field(default_factory=_token)
     entries: list[dict[str, Any]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     blocks: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    tokens: set[str] = field(default_factory=set)
+    shown: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -42,7 +52,7 @@ class ActionsCache:
         return {
             "ACTIONS_CACHE_SERVICE_V2": "true",
             "ACTIONS_RESULTS_URL": f"{self.url}/",
-            "ACTIONS_RUNTIME_TOKEN": _token(),
+            "ACTIONS_RUNTIME_TOKEN": self.token,
         }
 
     @property
@@ -112,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
     cache: ActionsCache
 
     def do_POST(self) -> None:
-        self.cache.tokens.add(self.headers.get("Authorization", ""))
+        self.cache.shown.add(self.headers.get("Authorization", ""))
         assert self.path.startswith(_SERVICE), self.path
         status, document = self.cache.call(self.path.removeprefix(_SERVICE), json.loads(self._body()))
         self._answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})
@@ -159,12 +169,3 @@ def serve() -> Iterator[ActionsCache]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def _token() -> str:
-    """A token as the runner hands it out, as far as BuildKit reads it: nobody checks its signature."""
-    now = int(time.time())
-    rights = json.dumps([{"Scope": "refs/heads/main", "Permission": 3}])
-    parts = ({"alg": "HS256", "typ": "JWT"}, {"ac": rights, "nbf": now - 60, "exp": now + 3600})
-    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
-    return ".".join([*encoded, "c2ln"])

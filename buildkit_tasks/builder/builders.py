@@ -265,14 +265,7 @@ class Builders:
             self.natives.forget(name)  # of one that somebody else has removed
         silent = self.silent(self.wanted.nodes)
         nodes = [node for node in self.wanted.each if node.name not in silent]
-        unmade: dict[str, str] = {}
-        with self._configuration() as config:
-            for number, node in enumerate(nodes):
-                done = self._make_node(node, driver, config, first=number == len(unmade))
-                if not done.ok:
-                    unmade[node.name] = _short(done.reason)
-                    if self.settings.fallback != "emulate":
-                        break
+        unmade = self._make_nodes(nodes, driver)
         if self.run.dry_run:
             return BuilderSummary(name=name, driver=driver)
         found = self.find(name)
@@ -290,6 +283,18 @@ class Builders:
         except BuilderError:
             self.remove(name)
             raise
+
+    def _make_nodes(self, nodes: Sequence[WantedNode], driver: str) -> dict[str, str]:
+        """Make one after the other; gives those that could not be made, each with the reason."""
+        unmade: dict[str, str] = {}
+        with self._configuration() as config:
+            for number, node in enumerate(nodes):
+                done = self._make_node(node, driver, config, first=number == len(unmade))
+                if not done.ok:
+                    unmade[node.name] = _short(done.reason)
+                    if self.settings.fallback != "emulate":
+                        break
+        return unmade
 
     def _make_node(self, node: WantedNode, driver: str, config: str, *, first: bool) -> Completed:
         return self._buildx(*create_arguments(self.wanted, node, driver, config, first=first))

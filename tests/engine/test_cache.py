@@ -167,8 +167,10 @@ def test_a_second_build_elsewhere_finds_what_one_solve_exported_to_github(
     tiny: Project, builders: tuple[str, ...], elsewhere: str, actions: ActionsCache
 ) -> None:
     step = tiny.with_env(**actions.env)
-    build(step, *builders, "--cache-to=type=gha,scope=web,mode=max")
+    progress = build(step, *builders, "--cache-to=type=gha,scope=web,mode=max")
     assert actions.scopes == {"web"}
+    assert actions.shown == {f"Bearer {actions.token}"}
+    assert actions.token not in progress
     assert all_cached(build(step, f"--builder={elsewhere}", "--cache-from=type=gha,scope=web"), 6)
 
 
@@ -188,7 +190,7 @@ def test_a_cache_of_githubs_that_buildx_leaves_out_is_told(
 ) -> None:
     step = tiny.with_env(**{**actions.env, missing: ""})
     progress = build(step, *builders, "--cache-to=type=gha", "--cache-from=type=gha")
-    assert (actions.entries, actions.tokens) == ([], set())
+    assert (actions.entries, actions.shown) == ([], set())
     assert f"cache type=gha: {missing} is not set, so buildx leaves it out" in progress
 
 

@@ -45,12 +45,12 @@ class Bench:
         }
         self.run.tell("*/docker info *", stdout=json.dumps(info))
 
-    def builder(self, driver: str) -> None:
+    def builder(self, driver: str, status: str = "Status: running") -> None:
         record = self.folder / "buildx" / "instances" / NAME
         record.parent.mkdir(parents=True)
         node = {"Name": "x", "Endpoint": "y", "Platforms": None}
         record.write_text(json.dumps({"Name": NAME, "Driver": driver, "Nodes": [node]}), encoding="utf-8")
-        text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\nStatus: running\n"
+        text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\n{status}\n"
         self.run.tell(f"*/docker buildx inspect {NAME}", stdout=text)
 
     def diagnosis(self) -> Diagnosis:
@@ -128,7 +128,17 @@ def test_the_engine_is_described(bench: Bench) -> None:
 def test_the_builder_is_named_or_who_serves_instead(bench: Bench) -> None:
     assert bench.finding("builder").message == f"no {NAME}; the engine's own builder serves"
     bench.builder("docker-container")
-    assert bench.finding("builder").message == f"{NAME} (docker-container)"
+    assert bench.finding("builder").message == f"{NAME} (docker-container): x running"
+
+
+@pytest.mark.parametrize("driver", ["docker-container", "kubernetes"])
+def test_a_node_that_buildx_does_not_reach_is_missing(bench: Bench, driver: str) -> None:
+    if driver == "kubernetes":
+        bench.settings = replace(bench.settings, driver=driver)
+    bench.builder(driver, "Error: no route")
+    found = bench.finding("builder")
+    assert (found.ok, found.message) == (False, "node x cannot be reached: no route")
+    assert found.next
 
 
 def test_of_a_builder_elsewhere_the_nodes_are_looked_at_and_no_engine_is_missed(bench: Bench) -> None:
