@@ -416,6 +416,29 @@ def test_many_that_find_a_root_damaged_make_one_anew(folder: Path) -> None:
     assert len(kept(folder)) == 1
 
 
+def test_a_root_that_comes_while_it_is_looked_for_is_taken_for_no_strangers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = Slow(image("x")), Slow(image("x"))
+    other.allowed.set()
+    maker = running(lambda: use(Roots(folder, MEGABYTE, None), slow))
+    assert slow.asked.wait(20)
+    exists = Path.exists
+
+    def comes(path: Path) -> bool:
+        found = exists(path)
+        if path.name == room._LOCK and path.parent.parent == folder and not found:
+            slow.allowed.set()
+            maker.join()
+        return found
+
+    monkeypatch.setattr(Path, "exists", comes)
+    threading.Timer(0.2, slow.allowed.set).start()
+    use(Roots(folder, MEGABYTE, None), other)
+    maker.join()
+    assert other.layers == 0
+
+
 def test_different_images_are_unpacked_side_by_side(folder: Path) -> None:
     slow, fast = Slow(image("slow")), image("fast")
     roots = Roots(folder, MEGABYTE, None)

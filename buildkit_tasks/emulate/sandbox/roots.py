@@ -143,15 +143,17 @@ class Roots:
     def _begin(self, place: Path, staging: Path) -> int | None:
         """Make the folder to unpack into, locked; None if somebody else is at it or has done it."""
         with self._alone():
-            if (place / _LOCK).exists():
-                return None
-            if place.exists():  # none that was made here
-                _remove(self._renamed(place))
             try:
                 staging.mkdir(mode=0o700)
             except FileExistsError:
                 return None
             try:
+                # Looked for only now: while this folder is there nobody else puts a root into its place.
+                if (place / _LOCK).exists():
+                    staging.rmdir()
+                    return None
+                if place.exists():  # none that was made here
+                    _remove(self._renamed(place))
                 return _lock_new(staging)
             except OSError:
                 staging.rmdir()
