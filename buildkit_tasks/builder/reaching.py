@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "silent_nodes", "watch_nodes"]
 
 _SECONDS = 5.0
+_UNIX = "unix://"
 _SILENCES = 3  # in a row, before a node that builds is given up: it may be busy
 _FRAME_HEADER, _SETTINGS = 9, 4  # RFC 9113, sections 4.1 and 6.5
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
@@ -60,11 +61,11 @@ _ENGINE = _Daemon(
 
 
 def silent_nodes(nodes: Sequence[WantedNode], driver: str) -> dict[str, str]:
-    """The nodes at whose tcp endpoint no daemon of the driver's kind lets us in, each with the reason.
+    """The nodes at whose tcp endpoint or socket no daemon of the driver's kind lets us in, with the reason.
 
     Other endpoints are buildx's to ask.
     """
-    asked = [node for node in nodes if node.address is not None]
+    asked = [node for node in nodes if _can_be_asked(node, driver)]
     if not asked:
         return {}
     daemon = _BUILDKIT if driver == "remote" else _ENGINE
@@ -99,16 +100,32 @@ def watch_nodes(builder: BuilderSummary, platforms: Sequence[Platform]) -> Watch
         for node in builder.nodes
         if node.name in building
     ]
-    asked = [node for node in nodes if node.address is not None]
+    asked = [node for node in nodes if _can_be_asked(node, builder.driver)]
     return Watch(asked, builder.driver) if asked else None
+
+
+def _can_be_asked(node: WantedNode, driver: str) -> bool:
+    """An engine at a socket of this machine is known already when a builder is looked at."""
+    return node.address is not None or (driver == "remote" and node.endpoint.startswith(_UNIX))
+
+
+def _connected(node: WantedNode) -> socket.socket:
+    if node.address is not None:
+        return socket.create_connection(node.address, timeout=_SECONDS)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_SECONDS)
+    try:
+        connection.connect(node.endpoint.removeprefix(_UNIX))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _silence(node: WantedNode, daemon: _Daemon) -> str:
     where = node.endpoint
-    if node.address is None:
-        return ""
     try:
-        connection = socket.create_connection(node.address, timeout=_SECONDS)
+        connection = _connected(node)
     except TimeoutError:
         return f"{where} does not answer within {_SECONDS:g} s"
     except OSError as error:

@@ -161,7 +161,29 @@ def test_many_are_asked_at_once() -> None:
 
 
 def test_endpoints_without_an_address_are_buildxs_to_ask() -> None:
-    assert silent([node("ssh://me@host"), node("unix:///nowhere"), node("")]) == {}
+    assert silent([node("ssh://me@host"), node("docker-container://x"), node("context"), node("")]) == {}
+
+
+def test_a_socket_of_this_machine_is_asked_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    endpoint = f"unix://{path}"
+    assert silent([node(endpoint)]) == {"a": f"nobody listens at {endpoint}: No such file or directory"}
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def take() -> None:
+            with server.accept()[0] as stream:
+                greet(stream)
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert silent([node(endpoint)]) == {}
+        thread.join()
+        assert silent([node(endpoint)]) == {
+            "a": f"{endpoint} takes a connection and says nothing for {SOON:g} s"
+        }
+    assert silent([node(endpoint)]) == {"a": f"nobody listens at {endpoint}: Connection refused"}
 
 
 def test_a_name_that_nobody_knows_is_silent() -> None:
