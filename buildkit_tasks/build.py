@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.builder import Assignment, assign, parse_inspect, watch_nodes
-from buildkit_tasks.cache import cache_notes
+from buildkit_tasks.cache import cache_notes, exports, imports
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed
 from buildkit_tasks.failing import failure
@@ -162,7 +162,14 @@ class Build:
             contexts = (*(f"{name}={value}" for name, value in self.plan.contexts), *request.build_contexts)
             # A push by digest refuses names from elsewhere: the other outputs have them already.
             tags = () if self.repositories else request.tags
-            ready = replace(request, outputs=staged, build_contexts=contexts, tags=tags)
+            ready = replace(
+                request,
+                outputs=staged,
+                build_contexts=contexts,
+                tags=tags,
+                cache_from=imports(request.cache_from, request.platforms, ask=not self.run.dry_run),
+                cache_to=exports(request.cache_to, request.platforms),
+            )
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
             with _reading_ahead(_PROOF if self.repositories else ()):
                 done = self._streamed(argv, label, watch_nodes(self.builder, request.platforms))

@@ -31,12 +31,13 @@ Inline caches lie in the image and need no scope. Other types (``s3``, ``azblob`
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.csvrow import read_row, write_row
-from buildkit_tasks.errors import UsageError
+from buildkit_tasks.errors import BuildkitTasksError, UsageError
 from buildkit_tasks.outputs import check_place
 from buildkit_tasks.secrecy import without_user
 
@@ -58,6 +59,8 @@ __all__ = [
 ]
 
 _PLACES = {"local": ("src", "dest"), "registry": ("ref",), "gha": ("scope",)}
+_AT_ONCE = 8  # questions to a registry
+_SECONDS = 5.0  # that it has for an answer
 _GHA_SCOPE = "buildkit"  # BuildKit's own default
 _MAX_TAG = 128  # characters, by the grammar of references
 # Values that would stand in the process table: buildx and BuildKit read them from their environments.
@@ -221,22 +224,54 @@ def of_image(texts: Sequence[str], flag: str, name: str) -> tuple[str, ...]:
     return tuple(str(spec.suffixed(name)) for spec in read_caches(texts, flag))
 
 
-def imports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:
+def imports(texts: Sequence[str], platforms: Sequence[Platform], *, ask: bool = False) -> tuple[str, ...]:
     """Where a build of these platforms imports from: the base, and the scope of each platform.
 
-    Of local folders only those that hold a cache, which spares a warning for each other one; where
-    none does the base is left, for buildx to say that nothing is there.
+    Of local folders only those that hold a cache, and with ``ask`` of registries too: each other one
+    would be an error in BuildKit's progress. Where none does the base is left, for BuildKit to say that
+    nothing is there.
     """
+    scopes = {
+        spec: (spec, *(spec.scoped(platform) for platform in platforms))
+        for spec in read_caches(texts, "--cache-from")
+    }
+    candidates = list(dict.fromkeys(each for group in scopes.values() for each in group))
+    there = _holding(candidates, ask=ask)
     found: dict[str, None] = {}
-    for spec in read_caches(texts, "--cache-from"):
-        scopes = (spec, *(spec.scoped(platform) for platform in platforms))
-        there = [scope for scope in scopes if scope.type != "local" or _holds_cache(scope)]
-        found.update(dict.fromkeys(map(str, there or (spec,))))
+    for spec, group in scopes.items():
+        found.update(dict.fromkeys(map(str, [each for each in group if each in there] or (spec,))))
     return tuple(found)
 
 
-def _holds_cache(spec: CacheSpec) -> bool:
-    return (Path(spec.get("src")) / "index.json").is_file()
+def _holding(specs: Sequence[CacheSpec], *, ask: bool) -> set[CacheSpec]:
+    """Those that hold a cache, or of which nobody knows; registries are asked all at once."""
+    missing = {
+        spec
+        for spec in specs
+        if spec.type == "local" and not (Path(spec.get("src")) / "index.json").is_file()
+    }
+    asked = [spec for spec in specs if spec.type == "registry"] if ask else []
+    if asked:
+        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+            missing |= {spec for spec, gone in zip(asked, pool.map(_is_missing, asked), strict=True) if gone}
+    return set(specs) - missing
+
+
+def _is_missing(spec: CacheSpec) -> bool:
+    """Whether the registry says that it has no such cache; BuildKit may reach one that does not answer us."""
+    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests takes its time to import
+    from buildkit_tasks.oci.registry.access import Access  # noqa: PLC0415
+    from buildkit_tasks.oci.registry.troubles import Missing  # noqa: PLC0415
+
+    access = Access(connect=_SECONDS, idle=_SECONDS, patience=0)
+    try:
+        with open_registry(spec.get("ref"), access=access) as registry:
+            registry.root()
+    except Missing:
+        return True
+    except BuildkitTasksError:
+        return False
+    return False
 
 
 def has_inline(texts: Iterable[str]) -> bool:

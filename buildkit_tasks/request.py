@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cache import check_cache, exports, has_inline, imports
+from buildkit_tasks.cache import check_cache, has_inline
 from buildkit_tasks.dockerfile import Bases, read_bases
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.outputs import OutputSpec, check_outputs
@@ -152,7 +152,10 @@ def read_request_bases(request: BuildRequest) -> Bases:
 
 
 def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list[str]:
-    """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``."""
+    """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``.
+
+    Outputs, tags and caches are as buildx is to have them: see :meth:`buildkit_tasks.build.Build.make`.
+    """
     outputs, build_args, provenance = request.outputs, request.build_args, request.provenance
     if request.epoch is not None:
         others = (argument for argument in build_args if argument.partition("=")[0] != EPOCH)
@@ -164,8 +167,8 @@ def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list
         "output": outputs,
         "build-arg": build_args,
         "build-context": request.build_contexts,
-        "cache-from": imports(request.cache_from, request.platforms),
-        "cache-to": exports(request.cache_to, request.platforms),
+        "cache-from": request.cache_from,
+        "cache-to": request.cache_to,
         "secret": request.secrets,
         "ssh": request.ssh,
         "label": request.labels,

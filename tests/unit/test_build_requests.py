@@ -8,6 +8,8 @@ import pytest
 
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed, UsageError
+from tests.hostile_registry import hostile
+from tests.images import hello
 from tests.unit.test_build import TWO, Bench, option
 
 BASE = "type=registry,ref=x:c"
@@ -28,6 +30,29 @@ def test_one_node_exports_once_while_it_builds() -> None:
     bench = Bench("type=oci,dest=a.tar", cache_to=("x:c",)).succeeds()
     bench.result()
     assert asked(bench, "cache-to") == [[BASE]]
+
+
+def test_each_platform_built_by_itself_has_caches_of_its_own() -> None:
+    with hostile() as server:
+        there = f"type=registry,ref={server.hold(hello(), 'team/cache', 'c-linux-arm-v7')}"
+        bench = Bench(
+            "type=oci,dest=a.tar",
+            platforms=TWO[1:],
+            cache_to=("x:c",),
+            cache_from=(f"{server.host}/team/cache:c",),
+        ).succeeds()
+        bench.result()
+    assert asked(bench, "cache-to") == [[f"{BASE}-linux-arm-v7"]]
+    assert asked(bench, "cache-from") == [[there]]
+
+
+def test_a_dry_run_asks_no_registry() -> None:
+    with hostile() as server:
+        bench = Bench("type=oci,dest=a.tar", cache_from=(f"{server.host}/team/cache:c",))
+        bench.run.dry_run = True
+        bench.result()
+        assert server.asked == []
+    assert [word.count("cache-from") for word in bench.run.shown] == [3]
 
 
 def test_a_cache_that_buildx_leaves_out_is_told() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks import cache
 from buildkit_tasks.cache import (
     cache_notes,
     check_cache,
@@ -15,6 +16,8 @@ from buildkit_tasks.cache import (
 )
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
+from tests.hostile_registry import Reply, hostile
+from tests.images import hello
 
 TWO = parse_platforms(["linux/amd64,linux/arm/v7"])
 ONE = TWO[1:]
@@ -117,6 +120,34 @@ def test_of_local_folders_only_those_with_a_cache_are_imported() -> None:
 
 def test_where_no_folder_holds_a_cache_the_base_is_left_for_buildx_to_name() -> None:
     assert imports(["type=local,src=c"], TWO) == ("type=local,src=c",)
+
+
+@pytest.mark.parametrize("tag", ["c", "c-linux-amd64", "c-linux-arm-v7"])
+def test_of_a_registry_only_what_it_has_is_imported(tag: str) -> None:
+    with hostile() as server:
+        there = server.hold(hello(), "team/cache", tag)
+        assert imports([f"{server.host}/team/cache:c"], TWO, ask=True) == (f"type=registry,ref={there}",)
+        assert len(server.requests("GET */manifests/*")) == 3
+
+
+def test_where_a_registry_has_none_the_base_is_left_for_buildkit_to_name() -> None:
+    with hostile() as server:
+        base = f"type=registry,ref={server.host}/team/cache:c"
+        assert imports([base], TWO, ask=True) == (base,)
+
+
+@pytest.mark.parametrize(
+    "reply", [Reply(status=403), Reply(status=500), Reply(reset=True), Reply(silent=True)]
+)
+def test_what_a_registry_does_not_tell_us_is_buildkits_to_find(
+    monkeypatch: pytest.MonkeyPatch, reply: Reply
+) -> None:
+    monkeypatch.setattr(cache, "_SECONDS", 0.5)
+    with hostile() as server:
+        server.always("*", reply)
+        texts = [f"{server.host}/team/cache:c", "type=gha"]
+        assert imports(texts, TWO, ask=True) == imports(texts, TWO)
+    assert imports(texts, TWO, ask=True) == imports(texts, TWO)  # nobody listens any more
 
 
 @pytest.mark.parametrize("text", [f"type=local,src=c,digest={DIGEST}", f"type=registry,ref=x@{DIGEST}"])

@@ -287,14 +287,6 @@ def test_a_bad_source_date_epoch_is_an_error_of_the_settings(monkeypatch: pytest
     assert isinstance(refused(reproducible=True), SettingsError)
 
 
-def test_each_platform_built_by_itself_has_caches_of_its_own() -> None:
-    options = {"cache_to": ("x:c",), "cache_from": ("x:c",)}
-    scope = "type=registry,ref=x:c-linux-arm-v7"
-    assert given("cache-to", platforms=PLATFORMS[1:], **options) == [scope]
-    assert given("cache-from", platforms=PLATFORMS[1:], **options) == ["type=registry,ref=x:c", scope]
-    assert given("cache-to", **options) == ["type=registry,ref=x:c"]
-
-
 OCI = OutputSpec(type="oci", attributes=(("dest", "x.tar"),))
 
 

@@ -13,7 +13,7 @@ from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Di
 from buildkit_tasks.oci.registry.blob_stream import BlobStream
 from buildkit_tasks.oci.registry.tokens import Authorizer
 from buildkit_tasks.oci.registry.transport import Answer, Transport
-from buildkit_tasks.oci.registry.troubles import Interruption, Refused
+from buildkit_tasks.oci.registry.troubles import Interruption, Missing, Refused
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Server:
     def manifest(self) -> tuple[Descriptor, bytes]:
         """What the reference names, checked against the digests that are stated for it."""
         reference = self._reference
-        unknown = RegistryError(
+        unknown = Missing(
             f"{self._host} has no {reference}: the repository or the tag is unknown",
             hint=f"look at the spelling; a private repository may need: docker login {self._host}",
         )

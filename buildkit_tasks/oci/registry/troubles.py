@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.oci.registry.places import Place
 
-__all__ = ["LATER", "Interruption", "Refused", "busy", "problem_of", "reason_of", "silence"]
+__all__ = ["LATER", "Interruption", "Missing", "Refused", "busy", "problem_of", "reason_of", "silence"]
 
 LATER = "try again later"
 _TOO_MANY = 429
@@ -29,6 +29,10 @@ class Interruption(RegistryError):
 
 class Refused(RegistryError):
     """The registry has answered no: nothing was changed by what was asked."""
+
+
+class Missing(RegistryError):
+    """The registry has nothing by that name."""
 
 
 def busy(place: Place, status: int, asked: float | None) -> RegistryError:
