@@ -19,6 +19,7 @@ from buildkit_tasks.oci.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry import source as registry
 from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry.troubles import Missing
 from buildkit_tasks.oci.registry.wire import SLOWEST, Meter
 from buildkit_tasks.oci.source import config_of, manifest_of, platform_manifests
 from tests import images
@@ -187,7 +188,7 @@ def test_an_endless_manifest_is_not_read_to_its_end(server: Hostile, access: Acc
 
 def test_an_unknown_image_is_named(server: Hostile, access: Access) -> None:
     found = refused(f"{server.host}/team/nothing:v9", access)
-    assert (type(found), found.exit_code) == (RegistryError, 4)
+    assert (type(found), found.exit_code) == (Missing, 4)
     assert f"{server.host} has no {server.host}/team/nothing:v9" in found.message
     assert "docker login" in (found.hint or "")
 
