@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import Assignment, assign, parse_inspect, watch_nodes
+from buildkit_tasks.builder import ELSEWHERE, Assignment, assign, parse_inspect, watch_nodes
 from buildkit_tasks.cache import cache_notes, exports, imports
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed
@@ -167,7 +167,7 @@ class Build:
                 outputs=staged,
                 build_contexts=contexts,
                 tags=tags,
-                cache_from=imports(request.cache_from, request.platforms, ask=not self.run.dry_run),
+                cache_from=imports(request.cache_from, request.platforms, ask=self._asks_registries),
                 cache_to=exports(request.cache_to, request.platforms),
             )
             argv = [*self.engine.tools.buildx, *build_arguments(ready, self.builder.name, metadata)]
@@ -185,6 +185,11 @@ class Build:
         if request.metadata_file:
             write_beside(Path(request.metadata_file), json.dumps(found, indent=2) + "\n")
         return found
+
+    @property
+    def _asks_registries(self) -> bool:
+        """Whether a registry may be asked for the builder; on another machine its name may mean another."""
+        return not self.run.dry_run and self.builder.driver not in ELSEWHERE
 
     def _lost(self) -> bool:
         """Whether a node of the builder no longer runs: on a terminal buildx's words are not ours to read."""

@@ -9,7 +9,6 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from buildkit_tasks.debian import Packages, provision
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.settings import cache_folder, load
 from tests.certificates import Certificate
+from tests.ports import free_port, listens
 
 __all__ = ["Ssh", "over_ssh", "over_tcp", "tls_context"]
 
@@ -35,7 +35,7 @@ _AT_HOME = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/passwd && 
 @contextlib.contextmanager
 def over_tcp(engine: Engine, tls: Certificate | None = None) -> Iterator[str]:
     """The engine at a tcp endpoint, which it gives; with ``tls`` it lets in that authority's clients only."""
-    port = _free_port()
+    port = free_port()
     listen = f"{'OPENSSL' if tls else 'TCP'}-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"
     if tls:
         listen += f",cert={tls.certificate},key={tls.key},cafile={tls.authority},verify=1"
@@ -62,7 +62,7 @@ class Ssh:
 @contextlib.contextmanager
 def over_ssh(engine: Engine, folder: Path) -> Iterator[Ssh]:
     """The engine behind an ssh server, which lets in a key that is made here."""
-    port = _free_port()
+    port = free_port()
     _run([*_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", f"{folder}/key"])
     _run([*_program("dropbearkey"), "-t", "ed25519", "-f", f"{folder}/host-key"])
     passwd = folder / "passwd"
@@ -123,7 +123,7 @@ def _served(argv: Sequence[str], port: int) -> Iterator[None]:
     child = subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + _SECONDS
-        while not _listens(port):
+        while not listens("127.0.0.1", port):
             assert child.poll() is None, f"{argv} ended with {child.returncode}"
             assert time.monotonic() < deadline, f"{argv} does not listen"
             time.sleep(0.05)
@@ -131,15 +131,3 @@ def _served(argv: Sequence[str], port: int) -> Iterator[None]:
     finally:
         os.killpg(child.pid, signal.SIGTERM)
         child.wait(_SECONDS)
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

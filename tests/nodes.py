@@ -25,6 +25,7 @@ from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.settings import load
 from tests.certificates import Certificate
+from tests.ports import free_port, listens
 from tests.project import TASKS, Done, Project, program
 
 __all__ = [
@@ -190,7 +191,7 @@ def host_node(  # noqa: PLR0913 - the last ones are keywords with defaults
 
     ``options`` are those of ``docker create``, ``arguments`` those of buildkitd.
     """
-    endpoint = f"tcp://{address}:{_free_port(address)}"
+    endpoint = f"tcp://{address}:{free_port(address)}"
     with _container(
         engine, image, "--network=host", *options, addr=endpoint, arguments=arguments, tls=tls
     ) as container:
@@ -246,16 +247,10 @@ def _await(endpoint: str) -> None:
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+        if listens(host, int(port)):
             return
         time.sleep(0.1)
     raise AssertionError(f"nobody listens at {endpoint}")
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 class Going:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from buildkit_tasks.settings import cache_folder, load
 from tests.certificates import Certificate
 from tests.images import Memory, descriptor
+from tests.ports import free_port, listens
 
 USER, PASSWORD = "keeper", "correct horse"  # of registries that live as long as a test
 # What htpasswd -B writes for them; the registry reads bcrypt alone.
@@ -36,7 +36,7 @@ def serve(folder: Path, *, tls: Certificate | None = None, login: bool = False) 
     prefix = cache_folder(load()) / "debian/docker-registry"
     run = Commands(echo=sys.stderr)
     provision(prefix, [Packages(names=("docker-registry",), suite="host")], run, lambda _: None)
-    port = _free_port()
+    port = free_port()
     configuration = folder / "config.yml"
     # JSON is YAML.
     configuration.write_text(json.dumps(_configuration(folder, port, tls, login=login)), encoding="utf-8")
@@ -121,16 +121,10 @@ def _expect(answer: requests.Response, status: int) -> None:
     assert answer.status_code == status, f"{answer.url}: {answer.status_code} {answer.text[:500]}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _await(port: int, child: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and child.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        if listens("127.0.0.1", port):
             return
         time.sleep(0.05)
     raise AssertionError("the registry did not start")

@@ -8,8 +8,10 @@ from buildkit_tasks.builder.found import parse_inspect
 from buildkit_tasks.builder.proving import prove
 from buildkit_tasks.builder.reaching import Watch, watch_nodes
 from buildkit_tasks.builder.store import is_elsewhere
+from buildkit_tasks.builder.wanted import ELSEWHERE
 
 __all__ = [
+    "ELSEWHERE",
     "Assignment",
     "Builders",
     "Watch",

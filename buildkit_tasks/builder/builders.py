@@ -36,7 +36,7 @@ __all__ = ["Builders", "require_index"]
 _INSPECT_SECONDS = 30.0
 _BOOTSTRAP_SECONDS = 300.0
 _RECREATE = "inv setup-builder --recreate"
-_ELSEWHERE = "look at its nodes' endpoints, or let the other nodes emulate: --fallback=emulate"
+_ENDPOINTS = "look at its nodes' endpoints, or let the other nodes emulate: --fallback=emulate"
 # What to do about a builder that could not be made, by its driver.
 _UNMADE = {
     "docker-container": "--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
@@ -275,7 +275,7 @@ class Builders:
             elsewhere = any(node.endpoint for node in nodes)
             raise BuilderError(
                 f"builder {name!r} could not be made: {words or 'no node answers'}",
-                hint=_ELSEWHERE if elsewhere else _UNMADE.get(driver, _ELSEWHERE),
+                hint=_ENDPOINTS if elsewhere else _UNMADE.get(driver, _ENDPOINTS),
             )
         self._leave_out(unmade, len(nodes))
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed, UsageError
+from buildkit_tasks.results import NodeSummary
 from tests.hostile_registry import hostile
 from tests.images import hello
 from tests.unit.test_build import TWO, Bench, option
 
+NODE = NodeSummary(name="a", endpoint="tcp://10.0.0.1:1", platforms=tuple(map(str, TWO)))
 BASE = "type=registry,ref=x:c"
 
 
@@ -53,6 +56,16 @@ def test_a_dry_run_asks_no_registry() -> None:
         bench.result()
         assert server.asked == []
     assert [word.count("cache-from") for word in bench.run.shown] == [3]
+
+
+@pytest.mark.parametrize("driver", ["remote", "kubernetes"])
+def test_no_registry_is_asked_for_a_builder_on_another_machine(driver: str) -> None:
+    with hostile() as server:
+        bench = Bench("type=oci,dest=a.tar", driver=driver, cache_from=(f"{server.host}/team/cache:c",))
+        bench.build = replace(bench.build, builder=replace(bench.build.builder, nodes=(NODE,)))
+        bench.succeeds().result()
+        assert server.asked == []
+    assert [len(each) for each in asked(bench, "cache-from")] == [3]
 
 
 def test_a_cache_that_buildx_leaves_out_is_told() -> None:
