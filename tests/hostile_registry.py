@@ -323,6 +323,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         self._send_head(reply)
         self._send_body(reply)
+        if unread is not None:
+            told.closing.wait(0.05)  # so that a client that goes on asking here has asked
 
     def _send_head(self, reply: Reply) -> None:
         lines = [

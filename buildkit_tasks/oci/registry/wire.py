@@ -31,6 +31,7 @@ __all__ = ["SLOWEST", "Adapter", "Meter"]
 SLOWEST = 4096  # bytes in a second, after one whole time-out
 _HEADERS = 1 << 20  # bytes before anybody has asked for the body
 _BUFFER = 1 << 16
+_REFUSED = 400  # the first status of a refusal
 _OVERHEAD = 8  # a chunked body of one-byte chunks has five more for each
 
 
@@ -74,11 +75,23 @@ class Meter(io.RawIOBase):
 class _Response(HTTPResponse):
     """A response whose socket is read through a meter."""
 
-    def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
-        super().__init__(sock, *args, **more)
+    def __init__(
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
         buffered: Any = self.fp
         self.meter = Meter(buffered.detach(), sock.gettimeout() or float("inf"))
         self.fp = io.BufferedReader(self.meter, _BUFFER)
+        self._ends = method == "PUT"
+
+    def begin(self) -> None:
+        """As usual; a refusal of what is sent is the last on its connection.
+
+        It may come before all was read. A server ends such a connection a moment later (RFC 9112,
+        section 9.6), and the next request on it would be lost.
+        """
+        super().begin()
+        self.will_close = self.will_close or (self._ends and self.status >= _REFUSED)
 
 
 class _Sending:
