@@ -15,13 +15,16 @@ from urllib.parse import quote
 import nox
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.locks import only_one
+from buildkit_tasks.locks import once
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.processes import Process
 from buildkit_tasks.settings import load
+from buildkit_tasks.tested import images_under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["arch_matrix"]
 
@@ -40,29 +43,41 @@ def arch_matrix(
 
     ``platforms`` defaults to the settings', ``tests`` (pytest's arguments) to two checks that every
     image must pass: it is what it says, and it runs. The image is built once, by whichever session
-    comes first, for all platforms; under ``nox -j`` the others wait for it. Of what follows ``--`` on
-    nox's command line, options of ``run-emulated`` become settings of the session, and the rest goes
-    to pytest.
+    comes first, for all platforms; under ``nox -j`` the others wait for it. With several images in the
+    settings all are built, each for its own platforms unless these are given here, and a session tests
+    those that are for its platform. Of what follows ``--`` on nox's command line, options of
+    ``run-emulated`` become settings of the session, and the rest goes to pytest.
     The sessions run where Nox runs, since that is where this package and pytest are installed.
     """
-    wanted = parse_platforms(platforms or load().platforms)
-    names = [str(each) for each in wanted]
+    settings = load()
+    wanted = {
+        each.name: parse_platforms(platforms) if platforms else each.platforms
+        for each in images_under(settings)
+    }
+    every = tuple(dict.fromkeys(each for found in wanted.values() for each in found))
+    # Several images have each their own, and what is typed would hold for all.
+    asked = () if settings.images and not platforms else every
     scheduler = _scheduler()
-    images: list[str] = []
+    images: list[dict[str, str]] = []
 
     @nox.session(name=name, venv_backend="none", **_PARALLEL)
-    @nox.parametrize("platform", names, ids=[each.slug for each in wanted])
+    @nox.parametrize("platform", [str(each) for each in every], ids=[each.slug for each in every])
     def session(session: nox.Session, platform: str) -> None:
         """Build once; then verify and run on one platform."""
         env, words = _sorted_out(session)
         if not images:
-            images.append(_once(session, name, scheduler, lambda: _built(session, names, env)))
-        if not images[0]:
-            session.error("the image could not be built")
-        chosen = [*(tests or _DEFAULT_TESTS), "-p", "no:cacheprovider"]
-        python = [sys.executable, "-m", "pytest"]
-        options = [f"--platform={platform}", f"--image={images[0]}", *_strictness()]
-        session.run(*python, *chosen, *options, *words, env=env, external=True)
+            images.append(_once(session, name, scheduler, lambda: _built(session, asked, env)))
+        here = [image for image, found in wanted.items() if platform in map(str, found)]
+        built = [(image, images[0][image]) for image in here if image in images[0]]
+        if built:
+            chosen = [*(tests or _DEFAULT_TESTS), "-p", "no:cacheprovider"]
+            python = [sys.executable, "-m", "pytest"]
+            named = [f"--image={image}={place}" if image else f"--image={place}" for image, place in built]
+            options = [f"--platform={platform}", *named, *_strictness()]
+            session.run(*python, *chosen, *options, *words, env=env, external=True)
+        if len(built) < len(here):
+            lacking = ", ".join(image or "the image" for image in here if image not in images[0])
+            session.error(f"{lacking} could not be built")
 
     return session
 
@@ -72,23 +87,29 @@ def _strictness() -> list[str]:
     return ["--require-engine"] if os.environ.get("CI") else []
 
 
-def _built(session: nox.Session, platforms: list[str], env: Mapping[str, str]) -> str:
-    """Build the image for all platforms in a process of its own; gives its name, or nothing."""
-    if load().images:
-        session.error(
-            "these sessions test one image and the settings have several: build-multiarch makes and tests "
-            "them, and pytest takes one of them with --image"
-        )
+def _built(session: nox.Session, platforms: Sequence[Platform], env: Mapping[str, str]) -> dict[str, str]:
+    """Build in a process of its own; gives where each image is that could be built, by its name.
+
+    The one image of a repository has the empty name.
+    """
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **env})
     if done.returncode:
         session.warn(f"build-multiarch ended with status {done.returncode}")
-        return ""
-    outputs = json.loads(done.stdout)["outputs"]
-    archives = [output["dest"] for output in outputs if output["type"] == "oci"]
-    return f"oci-archive:{Path(archives[0]).absolute()}"
+    try:
+        report = json.loads(done.stdout)
+    except ValueError:  # it was killed
+        return {}
+    rows = report.get("images", [{"name": "", "build": report}])
+    return {row["name"]: place for row in rows if (place := _archive(row["build"] or {}))}
+
+
+def _archive(build: Mapping[str, Any]) -> str:
+    """The archive of a build that has made one, as an image's name."""
+    archives = (output["dest"] for output in build.get("outputs", ()) if output["type"] == "oci")
+    return next((f"oci-archive:{Path(each).absolute()}" for each in archives), "")
 
 
 def _scheduler() -> str:
@@ -104,19 +125,14 @@ def _scheduler() -> str:
     return ""
 
 
-def _once(session: nox.Session, name: str, scheduler: str, build: Callable[[], str]) -> str:
+def _once(
+    session: nox.Session, name: str, scheduler: str, build: Callable[[], dict[str, str]]
+) -> dict[str, str]:
     """What ``build`` gives; under ``nox -j``, what it gave the first of this run's sessions."""
     if not scheduler:
         return build()
-    record = session.cache_dir / f"{quote(name, safe='')}.image.json"
-    with only_one(record.with_suffix(".lock")):
-        with contextlib.suppress(OSError, ValueError):  # none yet, or cut off by a kill
-            run, image = json.loads(record.read_bytes())
-            if run == scheduler:
-                return str(image)
-        image = build()
-        record.write_text(json.dumps([scheduler, image]), encoding="utf-8")
-        return image
+    found: dict[str, str] = once(session.cache_dir / f"{quote(name, safe='')}.image.json", scheduler, build)
+    return found
 
 
 def _sorted_out(session: nox.Session) -> tuple[dict[str, str], list[str]]:

@@ -1,14 +1,14 @@
-"""The pytest plugin: ``multiarch_image``, ``platform``, ``run_on_platform`` and a marker.
+"""The pytest plugin: ``multiarch_image``, ``platform``, ``run_on_platform`` and two markers.
 
 A test that takes ``platform`` or ``run_on_platform`` runs once for each platform: those of
-``--platform``, else of the settings, narrowed by ``@pytest.mark.platforms(...)``. Nothing heavy is
+``--platform``, else of the settings, narrowed by ``@pytest.mark.platforms(...)``. Where the settings
+have several images it runs so for each, narrowed by ``@pytest.mark.images(...)``. Nothing heavy is
 imported before a fixture is used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import RunResult
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.tested import Tested
 
-__all__ = ["line", "multiarch_image", "run_on_platform", "skipped_without_engine"]
+__all__ = ["image_under_test", "line", "multiarch_image", "run_on_platform", "skipped_without_engine"]
 
 _SETTINGS = pytest.StashKey["Settings"]()
+_IMAGE = "image_under_test"
+_BUILT = pytest.StashKey[dict[str, "_Built"]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--platform", action="append", default=[], metavar="OS/ARCH", help="platform to test on; repeatable"
     )
-    group.addoption("--image", default="", help="the image to test, instead of building one")
+    group.addoption(
+        "--image",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="the image to test, instead of building one; with several in the settings NAME, or NAME=IMAGE, "
+        "repeatable",
+    )
     # A dest of their own: an attribute of `config.option` is a short name that others may want.
     group.addoption(
         "--cpu",
@@ -58,13 +68,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker; refuse an option's bad value before anything is collected."""
+    """Declare the markers; refuse an option's bad value before anything is collected."""
     config.addinivalue_line("markers", "platforms(name, ...): run this test only on these platforms")
-    if any(_flags(config).values()):
+    config.addinivalue_line(
+        "markers", "images(name, ...): run this test only on these images of the settings"
+    )
+    if any(_flags(config).values()) or any(config.getoption("--image")):
         from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - not for suites that use nothing of ours
 
         try:
-            _asked(config)
+            for each in _images(config):
+                each.platforms  # noqa: B018 - refuses a name that is none
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -72,16 +86,30 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One case for each platform, with ids such as ``arm-v7``, in the order asked for.
 
+    With several images one for each and each of its platforms, such as ``web-arm-v7``.
     Every worker of pytest-xdist must collect the same tests in the same order, and so it does.
     """
-    if "platform" in metafunc.fixturenames and not _has_its_own(metafunc):
-        from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
+    takes_image = _IMAGE in metafunc.fixturenames
+    on_each = "platform" in metafunc.fixturenames and not _has_its_own(metafunc)
+    if not takes_image and not on_each:
+        return
+    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
 
-        try:
-            found = _platforms(metafunc.config, metafunc.definition)
-        except UsageError as error:
-            raise pytest.Collector.CollectError(str(error)) from None
-        metafunc.parametrize("platform", found, ids=[each.slug for each in found], scope="session")
+    try:
+        images = _images_of(metafunc.config, metafunc.definition)
+        choosing = takes_image and [each.name for each in images] != [""]  # of one there is no choice
+        cases: dict[str, tuple[object, ...]] = {}
+        for image in images:
+            for platform in _platforms_of(image, metafunc.definition) if on_each else [None]:
+                words = [image.name] * choosing + ([platform.slug] if platform else [])
+                cases["-".join(words)] = (image,) * choosing + ((platform,) if platform else ())
+    except UsageError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    names = [_IMAGE] * choosing + ["platform"] * on_each
+    if names:
+        metafunc.parametrize(
+            names, [*cases.values()], ids=[*cases], indirect=[_IMAGE] * choosing, scope="session"
+        )
 
 
 @contextlib.contextmanager
@@ -99,34 +127,44 @@ def skipped_without_engine(config: pytest.Config) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def line(request: pytest.FixtureRequest) -> Line:
-    """The services under this repository's settings; an engine is asked for when one is needed."""
-    from buildkit_tasks.commands import Commands  # noqa: PLC0415 - as above
-    from buildkit_tasks.errors import UsageError  # noqa: PLC0415
-    from buildkit_tasks.line import Line  # noqa: PLC0415
+def image_under_test(request: pytest.FixtureRequest) -> Tested:
+    """The image that is tested, with its name in the settings and the settings that hold for it.
 
-    try:
-        settings = _settings(request.config)
-    except UsageError as error:
-        pytest.fail(str(error), pytrace=False)
-    return Line(settings=settings, run=Commands(echo=sys.stderr), tell=_tell)
+    Where there are several each comes in its turn.
+    """
+    if hasattr(request, "param"):
+        found: Tested = request.param
+        return found
+    images = _images(request.config)
+    if len(images) > 1:
+        pytest.fail("there are several images: take multiarch_image as an argument", pytrace=False)
+    return images[0]
+
+
+@pytest.fixture(scope="session")
+def line(image_under_test: Tested) -> Line:
+    """The services under the image's settings; an engine is asked for when one is needed."""
+    return _line(image_under_test.settings)
 
 
 @pytest.fixture(scope="session")
 def multiarch_image(
-    request: pytest.FixtureRequest, line: Line, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, image_under_test: Tested, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
     """The name of the image under test: ``--image``, else what is built once from the settings.
 
     "Once" holds for all workers of pytest-xdist together. Where it cannot be built for want of an
     engine the test is skipped with the reason, or fails under ``--require-engine``.
     """
-    given = str(request.config.getoption("--image"))
-    if given:
-        return given
-    built = _once(request.config, tmp_path_factory, lambda: _build(line))
+    if image_under_test.image:
+        return image_under_test.image
+    config, name = request.config, image_under_test.name
+    known = config.stash.setdefault(_BUILT, {})
+    if name not in known:  # several images come in their turns more than once
+        known[name] = _once(config, tmp_path_factory, name, lambda: _build(_line(_settings(config)), name))
+    built = known[name]
     if built.missing:
-        _missing(request.config, built.missing)
+        _missing(config, built.missing)
     if built.problem:
         pytest.fail(built.problem, pytrace=False)
     return built.image
@@ -191,19 +229,30 @@ class _Built:
     problem: str = ""
 
 
-def _build(line: Line) -> _Built:
+def _line(settings: Settings) -> Line:
+    from buildkit_tasks.commands import Commands  # noqa: PLC0415 - as above
+    from buildkit_tasks.line import Line  # noqa: PLC0415
+
+    return Line(settings=settings, run=Commands(echo=sys.stderr), tell=_tell)
+
+
+def _build(line: Line, name: str) -> _Built:
+    """The image that the settings call so, or their one."""
     from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError  # noqa: PLC0415 - as above
+    from buildkit_tasks.images import image_of  # noqa: PLC0415
+    from buildkit_tasks.several import build_one  # noqa: PLC0415
 
     try:
-        line.build(line.request())
-        return _Built(image=line.images.last)
+        return _Built(image=image_of(build_one(line, name) if name else line.build(line.request())))
     except (EngineError, EmulatorError) as error:
         return _Built(missing=_reason(error))
     except BuildkitTasksError as error:
-        return _Built(problem=f"the image could not be built: {error}")
+        return _Built(problem=f"{name or 'the image'} could not be built: {error}")
 
 
-def _once(config: pytest.Config, folders: pytest.TempPathFactory, make: Callable[[], _Built]) -> _Built:
+def _once(
+    config: pytest.Config, folders: pytest.TempPathFactory, name: str, make: Callable[[], _Built]
+) -> _Built:
     """What ``make`` gives; among workers of pytest-xdist, what it gave the first of them.
 
     A lock and a record in the folder that holds the workers' own: pytest-xdist's documentation,
@@ -212,17 +261,10 @@ def _once(config: pytest.Config, folders: pytest.TempPathFactory, make: Callable
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return make()
-    from buildkit_tasks.locks import only_one  # noqa: PLC0415 - as above
+    from buildkit_tasks.locks import once  # noqa: PLC0415 - as above
 
-    record = folders.getbasetemp().parent / f"buildkit-tasks-{worker['testrunuid']}.json"
-    with only_one(record.with_suffix(".lock")):
-        if record.exists():
-            return _Built(**json.loads(record.read_bytes()))
-        built = make()
-        beside = record.with_suffix(".new")  # a worker may be killed at any time
-        beside.write_text(json.dumps(asdict(built)), encoding="utf-8")
-        beside.replace(record)
-        return built
+    record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
+    return _Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
 
 
 def _reason(error: Exception) -> str:
@@ -249,18 +291,31 @@ def _has_its_own(metafunc: pytest.Metafunc) -> bool:
     return "platform" in names or bool(metafunc._arg2fixturedefs.get("platform"))  # noqa: SLF001 - no public way
 
 
-def _platforms(config: pytest.Config, item: pytest.Item) -> list[Platform]:
-    """The platforms that a test runs on: those asked for, narrowed by its marks."""
+def _images_of(config: pytest.Config, item: pytest.Item) -> list[Tested]:
+    """The images that a test is about: those asked for, narrowed by its marks."""
+    from buildkit_tasks.tested import check_names  # noqa: PLC0415 - as above
+
+    wanted = _marked(item, "images")
+    check_names(_settings(config), wanted)
+    return [each for each in _images(config) if not wanted or each.name in wanted]
+
+
+def _platforms_of(image: Tested, item: pytest.Item) -> list[Platform]:
+    """The platforms that a test of an image runs on: those asked for, narrowed by its marks."""
     from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415 - as above
 
-    wanted = parse_platforms(str(name) for mark in item.iter_markers("platforms") for name in mark.args)
-    return [each for each in _asked(config) if not wanted or each in wanted]
+    wanted = parse_platforms(_marked(item, "platforms"))
+    return [each for each in image.platforms if not wanted or each in wanted]
 
 
-def _asked(config: pytest.Config) -> tuple[Platform, ...]:
-    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415 - as above
+def _marked(item: pytest.Item, mark: str) -> list[str]:
+    return [str(name) for each in item.iter_markers(mark) for name in each.args]
 
-    return parse_platforms(_settings(config).platforms)
+
+def _images(config: pytest.Config) -> tuple[Tested, ...]:
+    from buildkit_tasks.tested import images_under  # noqa: PLC0415 - as above
+
+    return images_under(_settings(config), config.getoption("--image"))
 
 
 def _settings(config: pytest.Config) -> Settings:

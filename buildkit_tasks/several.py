@@ -18,6 +18,7 @@ from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, 
 from buildkit_tasks.images import image_of
 from buildkit_tasks.request import BuildRequest, check_request
 from buildkit_tasks.results import BuildResult, ImageReport, ImagesReport
+from buildkit_tasks.tested import check_names
 from buildkit_tasks.wanted import Choice, Wanted, check_apart, with_archive
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.line import Line
 
-__all__ = ["Choice", "Several", "several"]
+__all__ = ["Choice", "Several", "build_one", "several"]
 
 
 @contextmanager
@@ -44,15 +45,17 @@ def several(line: Line, choice: Choice) -> Iterator[Several]:
         yield Several(line=line, images=images, scratch=scratch)
 
 
+def build_one(line: Line, name: str) -> BuildResult:
+    """Build the image of the settings that is called so, and do nothing else with it."""
+    with several(line, Choice(names=(name,))) as found:
+        (image,) = found.images
+        return line.under(image.settings).build(image.request)
+
+
 def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
     """The images of the settings that are named, or all."""
     tables = {table.name: table for table in line.settings.images}
-    unknown = [name for name in choice.names if name not in tables]
-    if unknown:
-        known = (
-            f"known are {', '.join(tables)}" if tables else "[[tool.buildkit-tasks.image]] in pyproject.toml"
-        )
-        raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=known)
+    check_names(line.settings, choice.names)
     images = []
     for name, table in tables.items():
         if choice.names and name not in choice.names:

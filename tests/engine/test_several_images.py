@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from buildkit_tasks.engine import Engine
@@ -108,3 +110,38 @@ def test_without_tables_nothing_is_as_with_them(two: Project) -> None:
         "run",
         "error",
     ]
+
+
+USERS_TESTS = """\
+import pytest
+
+@pytest.mark.images("web")
+def test_web_says_what_it_is(run_on_platform):
+    assert run_on_platform("echo hello").stdout == "hello\\n"
+
+def test_each_runs(run_on_platform):
+    assert run_on_platform().ok
+"""
+
+
+def test_each_session_of_nox_tests_the_images_that_are_for_its_platform(two: Project) -> None:
+    two.write({"noxfile.py": "from buildkit_tasks.nox_sessions import arch_matrix\n\narch_matrix()\n"})
+    done = two.command(sys.executable, "-m", "nox", "-s", "arch_matrix", "--", "-v")
+    said = done.stdout + done.stderr
+    assert done.code == 0, said
+    for platform in ("amd64", "arm64"):
+        assert f"arch_matrix({platform}): success" in said
+        assert f"test_the_image_runs[web-{platform}] PASSED" in said
+        assert f"[tool-{platform}]" not in said
+    assert "test_the_image_is_what_it_says[tool-386] PASSED" in said
+    assert said.count("build-multiarch --json") == 1
+
+
+def test_a_users_tests_run_on_each_image_or_on_that_of_their_marker(two: Project) -> None:
+    two.write({"test_images.py": USERS_TESTS})
+    done = two.command(sys.executable, "-m", "pytest", "-v", "--require-engine", "-p", "no:cacheprovider")
+    said = done.stdout + done.stderr
+    assert done.code == 0, said
+    assert "5 passed" in said
+    for case in ("says_what_it_is[web-amd64]", "each_runs[web-arm64]", "each_runs[tool-386]"):
+        assert f"{case} PASSED" in said

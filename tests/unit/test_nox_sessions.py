@@ -17,19 +17,28 @@ import json, os, pathlib, sys, time
 if "nox" in sys.argv[:3]:
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 here = pathlib.Path(__file__).parent
+FAILING = os.environ.get("FAILING", "").split()
 settings = {{key: value for key, value in os.environ.items() if key.startswith("INVOKE_BUILDKIT_")}}
 with (here / "log").open("a") as log:
     print(json.dumps([sys.argv[1:], settings]), file=log)
 if "build-multiarch" in sys.argv:
     time.sleep(float(os.environ.get("BUILDING", "0")))
-    archive = {{"type": "oci", "dest": "dist/x.tar"}}
-    print(json.dumps({{"outputs": [{{"type": "docker", "ref": "x"}}, archive]}}))
+    def built(name):
+        archive = {{"type": "oci", "dest": "dist/" + name + ".tar"}}
+        return {{"outputs": [{{"type": "docker", "ref": "x"}}, archive]}}
+    names = os.environ.get("IMAGES", "").split()
+    broken = os.environ.get("BROKEN", "").split()
+    rows = [{{"name": name, "build": None if name in broken else built(name)}} for name in names]
+    failed = {{"ok": False, "error": "why", "exit_code": 1}}
+    print(json.dumps({{"images": rows}} if rows else failed if "build-multiarch" in FAILING else built("x")))
+    if broken:
+        sys.exit(1)
 if "pytest" in sys.argv:
     end, together = time.monotonic() + 30, int(os.environ.get("TOGETHER", "0"))
     while (here / "log").read_text().count('"pytest"') < together:
         time.monotonic() < end or sys.exit("nobody else came")
         time.sleep(0.05)
-sys.exit(any(word in sys.argv for word in os.environ.get("FAILING", "").split()))
+sys.exit(any(word in sys.argv for word in FAILING))
 """
 
 NOXFILE = """
@@ -137,13 +146,69 @@ def test_an_image_that_cannot_be_built_is_tried_once_and_fails_every_session(nox
     assert (len(nox.builds), nox.tests) == (1, [])
 
 
-def test_several_images_in_the_settings_are_too_many(nox: Nox) -> None:
-    table = '[[tool.buildkit-tasks.image]]\nname = "web"\n'
-    (nox.folder / "pyproject.toml").write_text(table, encoding="utf-8")
-    done = nox("['linux/amd64']")
+SEVERAL = """
+[tool.buildkit-tasks]
+platforms = ["linux/amd64", "linux/arm64"]
+[[tool.buildkit-tasks.image]]
+name = "web"
+[[tool.buildkit-tasks.image]]
+name = "tool"
+platforms = ["amd64", "s390x"]
+"""
+
+
+@pytest.fixture
+def two(nox: Nox) -> Nox:
+    (nox.folder / "pyproject.toml").write_text(SEVERAL, encoding="utf-8")
+    return nox
+
+
+def subjects(nox: Nox) -> list[list[str]]:
+    """The options of each session that say what is tested."""
+    return [[word for word in words if word.startswith(("--platform", "--image"))] for words in nox.tests]
+
+
+def test_several_images_are_built_once_and_each_is_tested_on_its_own_platforms(two: Nox) -> None:
+    done = two("", IMAGES="web tool")
+    assert done.returncode == 0, done.stderr
+    assert two.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json"]]
+    web, tool = (f"--image={name}=oci-archive:{two.folder}/dist/{name}.tar" for name in ("web", "tool"))
+    assert subjects(two) == [
+        ["--platform=linux/amd64", web, tool],
+        ["--platform=linux/arm64", web],
+        ["--platform=linux/s390x", tool],
+    ]
+
+
+def test_platforms_of_the_noxfile_hold_for_each_of_several_images(two: Nox) -> None:
+    done = two('platforms=["linux/386"]', IMAGES="web tool")
+    assert done.returncode == 0, done.stderr
+    assert two.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json", "--platform=linux/386"]]
+    assert [len(words) for words in subjects(two)] == [3]
+
+
+def test_an_image_that_cannot_be_built_fails_its_sessions_and_the_others_are_tested(two: Nox) -> None:
+    done = two("", IMAGES="web tool", BROKEN="web")
     assert done.returncode == 1
-    assert "these sessions test one image and the settings have several" in done.stderr
-    assert nox.builds == []
+    assert done.stderr.count("web could not be built") == 2
+    assert "arch_matrix(s390x): success" in done.stderr
+    assert [words[0] for words in subjects(two)] == ["--platform=linux/amd64", "--platform=linux/s390x"]
+    assert not any("web" in word for words in subjects(two) for word in words)
+
+
+@pytest.mark.skipif(not nox_sessions._PARALLEL, reason="this Nox has no parallel sessions")
+def test_sessions_that_run_at_once_share_the_build_of_several_images(two: Nox) -> None:
+    done = two("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (len(two.builds), len(two.tests)) == (1, 3)
+
+
+def test_a_build_that_says_nothing_has_built_nothing(nox: Nox) -> None:
+    (nox.folder / "python").write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
+    done = nox(ONE)
+    assert done.returncode == 1
+    assert "build-multiarch ended with status -9" in done.stderr
+    assert "the image could not be built" in done.stderr
 
 
 def test_in_ci_an_engine_is_required(nox: Nox) -> None:

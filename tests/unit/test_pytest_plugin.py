@@ -199,10 +199,11 @@ def note(name, **what):
 
 
 def build(self, request):
-    note("builds", platforms=list(map(str, request.platforms)))
+    note("builds", platforms=list(map(str, request.platforms)), context=str(request.context))
     time.sleep(1)
     {build}
-    output = Output(type="oci", dest=str(HERE / "image.tar"))
+    (dest,) = (str(each.dest.absolute()) for each in request.outputs)
+    output = Output(type="oci", dest=dest)
     result = BuildResult(digest="", outputs=(output,), platforms=(), builder="", bases="", seconds=1)
     self.images.remember(result)
     return result
@@ -223,6 +224,7 @@ def emulate(self, image, platforms=()):
 
 
 Line.build = build
+Line.under = lambda self, settings: dataclasses.replace(self, settings=settings)  # asks no engine
 Line.emulate = emulate
 """
 
@@ -388,7 +390,8 @@ def test_a_run_for_which_the_engine_or_emulator_is_missing_is_skipped_or_fails(
 
 MANY = """
     def test_one(multiarch_image, platform):
-        assert multiarch_image.startswith("oci-archive:/") and multiarch_image.endswith("/image.tar")
+        from pathlib import Path
+        assert multiarch_image == f"oci-archive:{Path.cwd()}/dist/{Path.cwd().name}.tar"
     def test_two(multiarch_image, platform):
         pass
 """
@@ -428,7 +431,7 @@ def test_what_workers_of_another_session_left_in_their_folder_is_not_taken(
 
     def once(session: str) -> str:
         config: Any = SimpleNamespace(workerinput={"testrunuid": session})
-        return pytest_plugin._once(config, tmp_path_factory, make).image
+        return pytest_plugin._once(config, tmp_path_factory, "", make).image
 
     first, second = uuid.uuid4().hex, uuid.uuid4().hex
     assert [once(each) for each in (first, first, second)] == ["image 1", "image 1", "image 2"]
@@ -477,3 +480,131 @@ def test_tests_are_collected_in_the_order_of_the_platforms_for_every_worker(fake
     listed = fakes.run(marked, "--collect-only", "-q", "--platform=s390x,amd64,386", "--platform=arm64")
     found = [line.partition("[")[2] for line in listed.outlines if "::test_one[" in line]
     assert found == ["s390x]", "386]", "arm64]"]
+
+
+SEVERAL = """
+platforms = ["linux/amd64", "linux/arm64"]
+[[tool.buildkit-tasks.image]]
+name = "web"
+context = "webs"
+expect = "this is web"
+[[tool.buildkit-tasks.image]]
+name = "tool"
+platforms = ["s390x"]
+"""
+EACH = "def test_it(multiarch_image, platform):\n    pass\n"
+
+
+@pytest.fixture
+def two(fakes: Fakes) -> Fakes:
+    """A repository of two images."""
+    for folder in (fakes.pytester.path, fakes.pytester.mkdir("webs")):
+        (folder / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
+    return fakes.settings(SEVERAL)
+
+
+def ids(done: pytest.RunResult) -> list[str]:
+    return [line.partition("[")[2].rstrip("]") for line in done.outlines if line.startswith("PASSED")]
+
+
+def test_of_several_images_each_is_tested_on_its_own_platforms_under_its_own_settings(two: Fakes) -> None:
+    text = """
+        def test_it(run_on_platform, multiarch_image, image_under_test):
+            assert run_on_platform().ok
+            assert multiarch_image.endswith(f"/dist/{image_under_test.name}.tar")
+        def test_another(multiarch_image):
+            pass
+    """
+    done = two.run(text)
+    done.assert_outcomes(passed=5)
+    assert sorted(ids(done)) == ["tool", "tool-s390x", "web", "web-amd64", "web-arm64"]
+    built = [(build["context"], build["platforms"]) for build in two.noted("builds")]
+    assert sorted(built) == [(".", ["linux/s390x"]), ("webs", ["linux/amd64", "linux/arm64"])]
+    said = {run["image"].rpartition("/")[2]: run["expect"] for run in two.noted("runs")}
+    assert said == {"web.tar": "this is web", "tool.tar": ""}
+
+
+def test_several_images_are_each_built_once_for_all_workers(two: Fakes) -> None:
+    twice = EACH + EACH.replace("test_it", "test_again")
+    done = two.run(twice, "-n2", "-v")
+    done.assert_outcomes(passed=6)
+    assert len(two.noted("builds")) == 2
+
+
+def test_one_of_several_that_cannot_be_built_fails_its_own_tests_alone(two: Fakes) -> None:
+    broken = "if 'webs' in str(request.context): raise errors.BuildFailed('exit status 7')"
+    done = two.run(EACH, build=broken)
+    done.assert_outcomes(passed=1, errors=2)
+    assert "web could not be built: exit status 7" in done.stdout.str()
+    assert len(two.noted("builds")) == 2
+
+
+CHOSEN = [
+    pytest.param(["--image=web"], ["web-amd64", "web-arm64"], 1, id="by-name"),
+    pytest.param(["--image=tool=x.tar"], ["tool-s390x"], 0, id="built-already"),
+    pytest.param(
+        ["--image=tool=x.tar", "--image=web=y.tar"], ["tool-s390x", "web-amd64", "web-arm64"], 0, id="both"
+    ),
+    pytest.param(["--image=web=x.tar", "--platform=386"], ["web-386"], 0, id="platform"),
+    pytest.param(["--image=x.tar"], ["amd64", "arm64"], 0, id="no-image-of-the-settings"),
+    pytest.param(["--image=y.tar", "--image=x.tar"], ["amd64", "arm64"], 0, id="the-later-option-holds"),
+]
+
+
+@pytest.mark.parametrize(("options", "cases", "builds"), CHOSEN)
+def test_an_option_chooses_among_several_images(
+    two: Fakes, options: list[str], cases: list[str], builds: int
+) -> None:
+    text = "def test_it(multiarch_image, platform):\n    assert multiarch_image.endswith('.tar')\n"
+    done = two.run(text, *options)
+    assert done.ret == 0
+    assert ids(done) == cases
+    assert len(two.noted("builds")) == builds
+
+
+def test_an_image_that_was_built_already_is_the_one_that_is_run(two: Fakes) -> None:
+    two.run(RUNS, "--image=x.tar", "--image=tool=y.tar", "--platform=386")
+    assert two.noted("runs") == []  # two kinds of names at once are refused
+    two.run(RUNS, "--image=x.tar", "--image=y.tar", "--platform=386").assert_outcomes(passed=1)
+    assert [run["image"] for run in two.noted("runs")] == ["y.tar"]
+
+
+def test_a_marker_narrows_the_images_down(two: Fakes) -> None:
+    marked = f"import pytest\n@pytest.mark.images('tool')\n{EACH}"
+    done = two.run(marked, "--strict-markers")
+    assert ids(done) == ["tool-s390x"]
+    two.run(marked, "--image=web=x.tar").assert_outcomes(skipped=1)
+    two.run(marked, "--image=x.tar").assert_outcomes(skipped=1)
+
+
+UNKNOWN = [
+    pytest.param(SEVERAL, "there is no image 'wbe' in the settings", "known are web, tool", id="typo"),
+    pytest.param("", "there is no image 'wbe' in the settings", "tool.buildkit-tasks.image", id="none"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words", "hint"), UNKNOWN)
+def test_a_marker_that_names_no_image_is_an_error(two: Fakes, settings: str, words: str, hint: str) -> None:
+    done = two.settings(settings).run(f"import pytest\n@pytest.mark.images('wbe')\n{EACH}")
+    assert done.ret != 0
+    assert words in done.stdout.str()
+    assert hint in done.stdout.str()
+
+
+def test_an_image_without_a_table_beside_one_that_has_one_is_an_error_of_usage(two: Fakes) -> None:
+    done = two.run(EACH, "--image=web", "--image=x.tar")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "x.tar is no image of the settings, and others are" in done.stderr.str()
+
+
+def test_a_test_that_needs_only_a_platform_runs_once_for_each_of_any_image(two: Fakes) -> None:
+    done = two.run(ONE)
+    assert ids(done) == ["amd64", "arm64", "s390x"]
+
+
+def test_an_image_that_is_asked_for_in_mid_test_cannot_be_one_of_several(two: Fakes) -> None:
+    text = "def test_it(request):\n    assert request.getfixturevalue('multiarch_image')\n"
+    done = two.run(text)
+    done.assert_outcomes(failed=1)
+    assert "there are several images: take multiarch_image as an argument" in done.stdout.str()
+    two.run(text, "--image=tool").assert_outcomes(passed=1)

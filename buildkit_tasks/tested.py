@@ -1,0 +1,78 @@
+"""Which images a test run is about: the repository's one, those of its settings, or any that is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms import parse_platforms
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["Tested", "check_names", "images_under"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tested:
+    """An image under test, with the settings that hold for it.
+
+    ``name`` is that of its table in the settings, or empty; ``image`` is where it lies, in the words
+    of the tasks, or empty for one that is still to be built.
+    """
+
+    settings: Settings
+    name: str = ""
+    image: str = ""
+
+    @property
+    def platforms(self) -> tuple[Platform, ...]:
+        """The platforms that it is tested on. Raises :class:`UsageError` for a name that is none."""
+        return parse_platforms(self.settings.platforms)
+
+
+def images_under(settings: Settings, asked: Iterable[str] = ()) -> tuple[Tested, ...]:
+    """The images that are asked for, or all of the settings.
+
+    ``NAME`` is an image of the settings, to be built; ``NAME=IMAGE`` is one that was built already;
+    anything else is an image without a table, of which there can be one. What is asked later replaces
+    what was asked before, as with any option.
+    """
+    words = [word for word in asked if word]
+    found = {each.name: each for each in (_asked(settings, words) if words else _all(settings))}
+    if "" in found and len(found) > 1:
+        raise UsageError(
+            f"{found[''].image} is no image of the settings, and others are",
+            hint="--image NAME=IMAGE, with NAME as in [[tool.buildkit-tasks.image]]",
+        )
+    return tuple(found.values())
+
+
+def check_names(settings: Settings, names: Collection[str]) -> None:
+    """Refuse a name that no image of the settings has."""
+    known = [table.name for table in settings.images]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        hint = f"known are {', '.join(known)}" if known else "[[tool.buildkit-tasks.image]] in pyproject.toml"
+        raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=hint)
+
+
+def _all(settings: Settings) -> Iterator[Tested]:
+    if not settings.images:
+        yield Tested(settings=settings)
+    for table in settings.images:
+        yield Tested(name=table.name, settings=settings.of(table))
+
+
+def _asked(settings: Settings, words: Iterable[str]) -> Iterator[Tested]:
+    tables = {table.name: table for table in settings.images}
+    for word in words:
+        name, _, image = word.partition("=")
+        if name in tables:
+            yield Tested(name=name, image=image, settings=settings.of(tables[name]))
+        else:
+            yield Tested(image=word, settings=replace(settings, images=()))
