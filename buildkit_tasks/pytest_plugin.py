@@ -9,8 +9,7 @@ imported before a fixture is used.
 from __future__ import annotations
 
 import contextlib
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
+    from buildkit_tasks.built import Built
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import RunResult
@@ -30,7 +30,7 @@ __all__ = ["image_under_test", "line", "multiarch_image", "run_on_platform", "sk
 
 _SETTINGS = pytest.StashKey["Settings"]()
 _IMAGE = "image_under_test"
-_BUILT = pytest.StashKey[dict[str, "_Built"]]()
+_BUILT = pytest.StashKey[dict[str, "Built"]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -118,12 +118,13 @@ def skipped_without_engine(config: pytest.Config) -> Iterator[None]:
 
     Under ``--require-engine`` it fails instead.
     """
-    from buildkit_tasks.errors import EmulatorError, EngineError  # noqa: PLC0415 - as above
+    from buildkit_tasks.built import reason  # noqa: PLC0415 - as above
+    from buildkit_tasks.errors import EmulatorError, EngineError  # noqa: PLC0415
 
     try:
         yield
     except (EngineError, EmulatorError) as error:
-        _missing(config, _reason(error))
+        _missing(config, reason(error))
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +145,9 @@ def image_under_test(request: pytest.FixtureRequest) -> Tested:
 @pytest.fixture(scope="session")
 def line(image_under_test: Tested) -> Line:
     """The services under the image's settings; an engine is asked for when one is needed."""
-    return _line(image_under_test.settings)
+    from buildkit_tasks.built import line_of_tests  # noqa: PLC0415 - as above
+
+    return line_of_tests(image_under_test.settings)
 
 
 @pytest.fixture(scope="session")
@@ -158,10 +161,12 @@ def multiarch_image(
     """
     if image_under_test.image:
         return image_under_test.image
+    from buildkit_tasks.built import build_tested  # noqa: PLC0415 - as above
+
     config, name = request.config, image_under_test.name
     known = config.stash.setdefault(_BUILT, {})
     if name not in known:  # several images come in their turns more than once
-        known[name] = _once(config, tmp_path_factory, name, lambda: _build(_line(_settings(config)), name))
+        known[name] = _once(config, tmp_path_factory, name, lambda: build_tested(_settings(config), name))
     built = known[name]
     if built.missing:
         _missing(config, built.missing)
@@ -220,39 +225,9 @@ def _for_one_run(settings: Settings, given: Mapping[str, Any], folder: Path) -> 
     return changed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Built:
-    """The image that was built, or what the build was missing, or what went wrong with it."""
-
-    image: str = ""
-    missing: str = ""
-    problem: str = ""
-
-
-def _line(settings: Settings) -> Line:
-    from buildkit_tasks.commands import Commands  # noqa: PLC0415 - as above
-    from buildkit_tasks.line import Line  # noqa: PLC0415
-
-    return Line(settings=settings, run=Commands(echo=sys.stderr), tell=_tell)
-
-
-def _build(line: Line, name: str) -> _Built:
-    """The image that the settings call so, or their one."""
-    from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError  # noqa: PLC0415 - as above
-    from buildkit_tasks.images import image_of  # noqa: PLC0415
-    from buildkit_tasks.several import build_one  # noqa: PLC0415
-
-    try:
-        return _Built(image=image_of(build_one(line, name) if name else line.build(line.request())))
-    except (EngineError, EmulatorError) as error:
-        return _Built(missing=_reason(error))
-    except BuildkitTasksError as error:
-        return _Built(problem=f"{name or 'the image'} could not be built: {error}")
-
-
 def _once(
-    config: pytest.Config, folders: pytest.TempPathFactory, name: str, make: Callable[[], _Built]
-) -> _Built:
+    config: pytest.Config, folders: pytest.TempPathFactory, name: str, make: Callable[[], Built]
+) -> Built:
     """What ``make`` gives; among workers of pytest-xdist, what it gave the first of them.
 
     A lock and a record in the folder that holds the workers' own: pytest-xdist's documentation,
@@ -261,27 +236,17 @@ def _once(
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return make()
-    from buildkit_tasks.locks import once  # noqa: PLC0415 - as above
+    from buildkit_tasks.built import Built  # noqa: PLC0415 - as above
+    from buildkit_tasks.locks import once  # noqa: PLC0415
 
     record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
-    return _Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
-
-
-def _reason(error: Exception) -> str:
-    """Why a test cannot run here, in the words in which pytest tells it."""
-    from buildkit_tasks.errors import EngineError  # noqa: PLC0415 - as above
-
-    return f"no {'engine' if isinstance(error, EngineError) else 'emulator'}: {error}"
+    return Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
 
 
 def _missing(config: pytest.Config, reason: str) -> NoReturn:
     if config.getoption("--require-engine"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - pytest shows it with a failing test
 
 
 def _has_its_own(metafunc: pytest.Metafunc) -> bool:

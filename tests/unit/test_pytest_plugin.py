@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks import pytest_plugin
+from buildkit_tasks.built import Built
 from tests.images import hello, write_archive
 
 if TYPE_CHECKING:
@@ -425,9 +426,9 @@ def test_what_workers_of_another_session_left_in_their_folder_is_not_taken(
     """Workers on another machine have the folder that is there for all sessions."""
     made: list[str] = []
 
-    def make() -> pytest_plugin._Built:
+    def make() -> Built:
         made.append("built")
-        return pytest_plugin._Built(image=f"image {len(made)}")
+        return Built(image=f"image {len(made)}")
 
     def once(session: str) -> str:
         config: Any = SimpleNamespace(workerinput={"testrunuid": session})
