@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.build import Build
     from buildkit_tasks.builder import Assignment
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.request import BuildRequest
 
 __all__ = ["Fleet", "needs_fleet"]
 
@@ -127,12 +129,13 @@ class Fleet:
         """Build these parts, several at once: what buildx says of each, and what went wrong."""
 
         def one(each: Assignment) -> dict[str, Any] | BuildkitTasksError:
+            outputs = parts.outputs_of(each.platform)
             request = replace(
                 build.request, platforms=(each.platform,), tags=(), load=False, metadata_file=""
             )
             label = f"{each.platform} on {each.node}"
             try:
-                return build.make(request, parts.outputs_of(each.platform), label=label)
+                return build.make(_attesting(request, outputs), outputs, label=label)
             except BuilderError as error:
                 return _gone(each, error)
             except BuildkitTasksError as error:
@@ -149,6 +152,20 @@ class Fleet:
         done = {each.platform: value for each, value in found.items() if isinstance(value, dict)}
         failed = {each: value for each, value in found.items() if isinstance(value, BuildkitTasksError)}
         return done, failed
+
+
+def _attesting(request: BuildRequest, outputs: Sequence[OutputSpec]) -> BuildRequest:
+    """The request with the provenance that buildx gives by itself to what one node builds.
+
+    BuildKit leaves that out of an archive of a single platform unless it is asked for. A folder would get
+    a file more by it, so beside one nothing is asked for.
+    """
+    said = request.no_attest or request.reproducible or request.provenance
+    given = any("type=provenance" in each for each in request.attest)
+    unwanted = os.environ.get("BUILDX_NO_DEFAULT_ATTESTATIONS", "").lower() in ("1", "t", "true")
+    if said or given or unwanted or not all(output.is_file for output in outputs):
+        return request
+    return replace(request, provenance="mode=min")
 
 
 def _by_platform(done: Mapping[Platform, Mapping[str, Any]]) -> dict[str, Any]:

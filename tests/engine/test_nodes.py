@@ -128,6 +128,18 @@ def test_a_second_build_gives_the_same_digest(tiny: Project) -> None:
     assert first["digest"] == second["digest"]
 
 
+def test_an_archive_of_several_nodes_has_the_provenance_that_one_node_gives(tiny: Project) -> None:
+    assert attestations(tiny, "build-multiarch") == ["1 attestation: provenance"] * 3
+    assert attestations(tiny, "build-multiarch", "--no-attest") == []
+
+
+def attestations(project: Project, *words: str) -> list[str]:
+    """What verify-arch says of the attestations of each platform that is built so."""
+    project.task(*words)
+    rows = project.json("verify-arch")["platforms"]
+    return [check["message"] for row in rows for check in row["checks"] if check["name"] == "attestations"]
+
+
 def test_local_writes_a_folder_for_each_platform(tiny: Project) -> None:
     tiny.json("build-multiarch", "-o", "type=local,dest=out")
     assert sorted(path.name for path in (tiny.folder / "out").iterdir()) == [

@@ -124,6 +124,39 @@ def test_several_builds_are_made_only_where_several_nodes_build(
     assert needs_fleet(found, platforms) is needed
 
 
+ATTESTED = [
+    pytest.param({}, {}, ["mode=min"], id="as-by-buildx-itself"),
+    pytest.param({"sbom": "true"}, {}, ["mode=min"], id="beside-an-sbom"),
+    pytest.param({"provenance": "mode=max"}, {}, ["mode=max"], id="another-is-asked-for"),
+    pytest.param({"provenance": "false"}, {}, ["false"], id="none"),
+    pytest.param({"attest": ("type=provenance,mode=max",)}, {}, [], id="by-attest"),
+    pytest.param({"no_attest": True}, {}, ["false"], id="no-attest"),
+    pytest.param({"reproducible": True}, {}, ["false"], id="reproducible"),
+    pytest.param({}, {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}, [], id="not-by-default"),
+]
+
+
+@pytest.mark.parametrize(("asked", "environ", "said"), ATTESTED)
+def test_a_part_has_the_provenance_that_a_build_of_one_node_has(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], environ: dict[str, str], said: list[str]
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    bench = Bench("type=oci,dest=x.tar", **asked)
+    bench.result()
+    assert [option([*each.argv], "provenance") for each in bench.run.asked("docker buildx build *")] == [
+        said
+    ] * 3
+
+
+def test_a_folder_gets_no_provenance_by_itself() -> None:
+    bench = Bench("type=local,dest=out")
+    bench.result()
+    assert [option([*each.argv], "provenance") for each in bench.run.asked("docker buildx build *")] == [
+        []
+    ] * 3
+
+
 def test_every_platform_is_a_build_of_its_own_and_the_parts_are_joined(here: Path) -> None:
     bench = Bench("type=oci,dest=dist/hello.tar", tags=("hello:1",))
     result = bench.result()
