@@ -87,7 +87,7 @@ def _remote_builder(line: Line) -> Finding:
     if not isinstance(engine, Engine):
         return Finding(name="builder", ok=False, message=engine, next="inv setup-builder")
     builders = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
-    silent = builders.silent(builders.wanted.nodes)
+    silent = builders.nodes.silent(builders.wanted.nodes)
     if silent:
         words = "; ".join(f"node {name}: {reason}" for name, reason in silent.items())
         return Finding(name="builder", ok=False, message=words, next="start BuildKit there")

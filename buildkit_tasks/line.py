@@ -136,7 +136,7 @@ class Line:
         if not needs_fleet(builder, request.platforms):
             return job.result()
         fallback = self.settings.fallback == "emulate"
-        return Fleet(build=job, without=self.builders.without, fallback=fallback).result()
+        return Fleet(build=job, without=self.builders.nodes.without, fallback=fallback).result()
 
     def release(self, request: BuildRequest, result: BuildResult, watch: Watch | None = None) -> BuildResult:
         """Prove what a build has pushed, where it lies and by its digest, and let its tags name it.

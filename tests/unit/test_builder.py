@@ -444,7 +444,7 @@ def test_an_engine_that_cannot_make_an_index_is_told_from_one_that_can(tmp_path:
 
 
 def test_what_was_noted_of_a_builder_of_the_same_name_is_forgotten_when_one_is_made(bench: Bench) -> None:
-    bench.builders.natives.note(NAME, {f"{NAME}0": "linux/s390x"})
+    bench.builders.buildx.natives.note(NAME, {f"{NAME}0": "linux/s390x"})
     bench.image(here=True)
     bench.makes(described())
     assert bench.ensure().nodes[0].native == "linux/amd64"

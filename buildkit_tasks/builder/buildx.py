@@ -1,0 +1,96 @@
+"""buildx's builders, as it keeps and describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.builder.assigning import native_of
+from buildkit_tasks.builder.found import Record, parse_inspect, read_record
+from buildkit_tasks.builder.natives import Natives
+from buildkit_tasks.builder.store import record_of
+from buildkit_tasks.errors import BuilderError, DeadlineExceeded, UsageError
+from buildkit_tasks.settings import BUILDER_NAME, cache_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from buildkit_tasks.commands import Completed, Runner
+    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.settings import Settings
+
+__all__ = ["INSPECT_SECONDS", "Buildx"]
+
+INSPECT_SECONDS = 30.0
+_BOOTSTRAP_SECONDS = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buildx:
+    """The buildx of one engine, and its store."""
+
+    engine: Engine
+    settings: Settings
+    run: Runner
+
+    @cached_property
+    def natives(self) -> Natives:
+        """What is known of the machines of the nodes."""
+        return Natives.beside(self.place(self.settings.name).parent, cache_folder(self.settings))
+
+    def call(self, *arguments: str, timeout: float = _BOOTSTRAP_SECONDS, mutates: bool = True) -> Completed:
+        """Run ``docker buildx`` with these arguments; what it changes is shown by a dry run."""
+        argv = [*self.engine.tools.buildx, *arguments]
+        return self.run.run(argv, self.engine.call(timeout=timeout), mutates=mutates)
+
+    def place(self, name: str) -> Path:
+        """The file in which buildx keeps a builder of that name."""
+        return record_of(name, self.engine.env)
+
+    def record(self, name: str) -> Record | None:
+        """What buildx keeps of a builder of that name, or None."""
+        return read_record(self.place(name))
+
+    def find(self, name: str) -> BuilderSummary | None:
+        """The builder of that name as buildx describes it, or None."""
+        if not BUILDER_NAME.match(name):
+            raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
+        record = self.record(name)
+        # A look into buildx's store saves starting buildx.
+        if name not in ("default", self.engine.context) and record is None:
+            return None
+        done = self.call("inspect", name, timeout=INSPECT_SECONDS, mutates=False)
+        if not done.ok and "no builder" in done.stderr:
+            return None
+        if not done.ok:
+            raise BuilderError(
+                f"buildx cannot read builder {name!r}: {done.reason}", hint=f"look into {self.place(name)}"
+            )
+        found = parse_inspect(done.stdout)
+        fixed = {node.name: node.platforms for node in record.nodes} if record else {}
+        known = self.natives.of(name)
+        nodes = (replace(node, fixed=fixed.get(node.name, ())) for node in found.nodes)
+        # The engine's own builder runs where the engine does.
+        own = str(self.engine.native) if found.driver == "docker" else ""
+        named = (replace(node, native=own or known.get(node.name) or native_of(node)) for node in nodes)
+        return replace(found, nodes=tuple(named))
+
+    def remove(self, name: str, *, keep_state: bool = False) -> bool:
+        """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
+        found = self.find(name)
+        if found is None or found.driver == "docker":
+            return False
+        options = ["--keep-state"] if keep_state else []
+        try:
+            words = self.call("rm", "--force", *options, name).reason
+        except DeadlineExceeded as late:
+            words = late.message  # row 16: it may be gone all the same
+        if not self.run.dry_run:
+            if self.find(name) is not None:
+                raise BuilderError(
+                    f"builder {name!r} could not be removed: {words}", hint=f"docker buildx rm {name}"
+                )
+            self.natives.forget(name)
+        return True
