@@ -57,6 +57,26 @@ class Ssh:
 
     endpoint: str
     path: Path
+    server: int
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """The server and all its connections stand still, as behind a network that went away."""
+        frozen = [self.server, *_descendants(self.server)]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in frozen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+def _descendants(pid: int) -> list[int]:
+    """What a process has started, and what those have."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [each for child in map(int, children) for each in (child, *_descendants(child))]
 
 
 @contextlib.contextmanager
@@ -69,8 +89,8 @@ def over_ssh(engine: Engine, folder: Path) -> Iterator[Ssh]:
     passwd.write_text(f"root:x:0:0:root:{_home(folder)}:/bin/sh\n", encoding="utf-8")
     files = ["-r", f"{folder}/host-key", "-P", f"{folder}/pid", "-c", f"{_session(folder, engine)}"]
     server = [*_program("dropbear"), "-F", "-E", "-s", *files, "-p", f"127.0.0.1:{port}"]
-    with _served([*_AT_HOME, str(passwd), *server], port):
-        yield Ssh(endpoint=f"ssh://root@127.0.0.1:{port}", path=_client(folder))
+    with _served([*_AT_HOME, str(passwd), *server], port) as pid:
+        yield Ssh(endpoint=f"ssh://root@127.0.0.1:{port}", path=_client(folder), server=pid)
 
 
 def _home(folder: Path) -> Path:
@@ -94,6 +114,7 @@ def _client(folder: Path) -> Path:
     (folder / "client").mkdir()
     given = ["-i", f"{folder}/key", "-F", "none", "-o", f"UserKnownHostsFile={folder}/known"]
     given += ["-o", "StrictHostKeyChecking=accept-new", "-o", "BatchMode=yes"]
+    given += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=2"]  # as docs/builders.md says
     _script(folder / "client/ssh", f'exec {shlex.join([*_program("ssh"), *given])} "$@"')
     return folder / "client"
 
@@ -118,8 +139,8 @@ def _run(argv: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _served(argv: Sequence[str], port: int) -> Iterator[None]:
-    """A server that listens on that port; it and what it has started end with the block."""
+def _served(argv: Sequence[str], port: int) -> Iterator[int]:
+    """A server that listens on that port, by its pid; it and what it has started end with the block."""
     child = subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + _SECONDS
@@ -127,7 +148,7 @@ def _served(argv: Sequence[str], port: int) -> Iterator[None]:
             assert child.poll() is None, f"{argv} ended with {child.returncode}"
             assert time.monotonic() < deadline, f"{argv} does not listen"
             time.sleep(0.05)
-        yield
+        yield child.pid
     finally:
         os.killpg(child.pid, signal.SIGTERM)
         child.wait(_SECONDS)

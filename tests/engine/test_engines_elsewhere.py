@@ -16,7 +16,7 @@ import pytest
 from buildkit_tasks.engine import Engine
 from tests.certificates import Certificate, make_certificate
 from tests.engines import Ssh, over_ssh, over_tcp, tls_context
-from tests.nodes import docker
+from tests.nodes import Going, docker, sleeper
 from tests.project import Project
 
 AMD64, ARM64 = TWO = ("linux/amd64", "linux/arm64")
@@ -178,6 +178,31 @@ def test_an_engine_behind_ssh_that_went_away_is_told_of_or_left_out_and_taken_in
             assert "others emulate" in done.stderr
         way.open()
         builder.build()
+
+
+SLEEPY = """\
+FROM scratch
+ARG TARGETARCH
+COPY sleep-$TARGETARCH /sleep
+RUN ["/sleep"]
+"""
+
+
+def test_an_engine_behind_ssh_that_falls_silent_in_mid_build_is_given_up_as_ssh_is_told_to(
+    project: Project, asking: Asking, ssh: Ssh
+) -> None:
+    with asking(with_client(project, ssh), ssh.endpoint) as builder:
+        files = {f"sleep-{name.rpartition('/')[2]}": sleeper(name, 8 if name == ARM64 else 0) for name in TWO}
+        builder.project.write({"Dockerfile": SLEEPY, **files})
+        builder.project.task("setup-builder")
+        words = ("build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate")
+        build = Going(builder.project, *words)
+        build.until(f'{ARM64} on {builder.name}-there | #5 [2/2] RUN ["/sleep"]')
+        with ssh.silent():
+            done = build.end(90)
+        assert done.code == 0, done.stderr
+        assert f"node {builder.name}-there went away in mid-build" in done.stderr
+        assert {row["node"] for row in done.document["platforms"]} == {f"{builder.name}-here"}
 
 
 class Switch:
