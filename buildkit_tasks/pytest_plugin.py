@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
     from buildkit_tasks.built import Built
@@ -89,27 +88,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     With several images one for each and each of its platforms, such as ``web-arm-v7``.
     Every worker of pytest-xdist must collect the same tests in the same order, and so it does.
     """
-    takes_image = _IMAGE in metafunc.fixturenames
-    on_each = "platform" in metafunc.fixturenames and not _has_its_own(metafunc)
-    if not takes_image and not on_each:
+    names = [_IMAGE] if _IMAGE in metafunc.fixturenames else []
+    if "platform" in metafunc.fixturenames and not _has_its_own(metafunc):
+        names.append("platform")
+    if not names:
         return
     from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
 
     try:
         images = _images_of(metafunc.config, metafunc.definition)
-        choosing = takes_image and [each.name for each in images] != [""]  # of one there is no choice
-        cases: dict[str, tuple[object, ...]] = {}
-        for image in images:
-            for platform in _platforms_of(image, metafunc.definition) if on_each else [None]:
-                words = [image.name] * choosing + ([platform.slug] if platform else [])
-                cases["-".join(words)] = (image,) * choosing + ((platform,) if platform else ())
+        if [each.name for each in images] == [""]:  # of one there is no choice
+            names = [name for name in names if name != _IMAGE]
+        cases = _cases(images, metafunc.definition, names)
     except UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    names = [_IMAGE] * choosing + ["platform"] * on_each
     if names:
-        metafunc.parametrize(
-            names, [*cases.values()], ids=[*cases], indirect=[_IMAGE] * choosing, scope="session"
-        )
+        through = [name for name in names if name == _IMAGE]
+        metafunc.parametrize(names, [*cases.values()], ids=[*cases], indirect=through, scope="session")
+
+
+def _cases(images: Sequence[Tested], item: pytest.Item, names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """The values of these arguments of a test, for each of its cases by their ids."""
+    cases: dict[str, tuple[Any, ...]] = {}
+    for image in images:
+        for platform in _platforms_of(image, item) if "platform" in names else [None]:
+            labels = {_IMAGE: image.name, "platform": platform and platform.slug}
+            values = {_IMAGE: image, "platform": platform}
+            cases["-".join(str(labels[name]) for name in names)] = tuple(values[name] for name in names)
+    return cases
 
 
 @contextlib.contextmanager
@@ -136,7 +142,12 @@ def image_under_test(request: pytest.FixtureRequest) -> Tested:
     if hasattr(request, "param"):
         found: Tested = request.param
         return found
-    images = _images(request.config)
+    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
+
+    try:
+        images = _images(request.config)
+    except UsageError as error:
+        pytest.fail(str(error), pytrace=False)
     if len(images) > 1:
         pytest.fail("there are several images: take multiarch_image as an argument", pytrace=False)
     return images[0]
@@ -186,6 +197,7 @@ def run_on_platform(
     to what the test expects. ``timeout`` is in seconds. Raises ``UsageError`` for a value that cannot
     be, and for ``cpu="both"``: a test that wants both asks twice.
     """
+    from buildkit_tasks.tested import for_one_run  # noqa: PLC0415 - as above
 
     def run(
         command: str = "",
@@ -199,30 +211,11 @@ def run_on_platform(
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         if command:
             given = {"expect": "", "expect_exit": 0, "command": command} | given
-        services = replace(line, settings=_for_one_run(line.settings, given, request.config.rootpath))
+        services = replace(line, settings=for_one_run(line.settings, given, request.config.rootpath))
         with skipped_without_engine(request.config):
             return services.emulate(multiarch_image, (platform,)).results[0]
 
     return run
-
-
-def _for_one_run(settings: Settings, given: Mapping[str, Any], folder: Path) -> Settings:
-    """The settings of a run that gives one result, with the values that the test gave."""
-    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
-    from buildkit_tasks.settings import load  # noqa: PLC0415
-
-    try:
-        load(given, folder=folder)  # by the rules of the command line
-    except UsageError as error:
-        words = error.message.removeprefix("command line: ")
-        raise UsageError(f"run_on_platform: {words}", hint=error.hint) from None
-    changed = replace(settings, checks=(), **given)
-    if changed.cpu == "both":
-        raise UsageError(
-            "run_on_platform: one run is on one CPU, not on both",
-            hint='run_on_platform(cpu="max"), and then run_on_platform(cpu="floor")',
-        )
-    return changed
 
 
 def _once(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.settings import Settings
 
-__all__ = ["Tested", "check_names", "images_under"]
+__all__ = ["Tested", "check_names", "for_one_run", "images_under"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,25 @@ def check_names(settings: Settings, names: Collection[str]) -> None:
     if unknown:
         hint = f"known are {', '.join(known)}" if known else "[[tool.buildkit-tasks.image]] in pyproject.toml"
         raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=hint)
+
+
+def for_one_run(settings: Settings, given: Mapping[str, Any], folder: Path) -> Settings:
+    """The settings of a run that gives one result, with the values that a test gave.
+
+    Raises :class:`UsageError` for a value that cannot be.
+    """
+    try:
+        load(given, folder=folder)  # by the rules of the command line
+    except UsageError as error:
+        words = error.message.removeprefix("command line: ")
+        raise UsageError(f"run_on_platform: {words}", hint=error.hint) from None
+    changed = replace(settings, checks=(), **given)
+    if changed.cpu == "both":
+        raise UsageError(
+            "run_on_platform: one run is on one CPU, not on both",
+            hint='run_on_platform(cpu="max"), and then run_on_platform(cpu="floor")',
+        )
+    return changed
 
 
 def _all(settings: Settings) -> Iterator[Tested]:

@@ -175,7 +175,8 @@ def test_a_bad_setting_is_told_in_words_where_it_is_needed_and_nowhere_else(tmp_
     (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
     code, said = outcomes(tmp_path, "def test_five():\n    pass\n")
     assert code == 0, said
-    for needs in (ONE, "def test_six(line):\n    pass\n"):
+    later = "def test_seven(request):\n    request.getfixturevalue('line')\n"
+    for needs in (ONE, "def test_six(line):\n    pass\n", later):
         code, said = outcomes(tmp_path, needs)
         assert code != 0
         assert "pyproject.toml: [tool.buildkit-tasks]: runner = 'podman' is none of" in said
