@@ -62,7 +62,7 @@ def test_the_standard_librarys_reader_of_parameters_agrees(given: dict[str, str]
 @example(" " * 16384 + "x")
 @example("x" * 1_000_000)
 def test_any_text_is_read_or_refused_at_once(text: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()  # our own: the machine may be busy
     try:
         found = parse_challenges(text)
     except RegistryError as error:
@@ -71,4 +71,4 @@ def test_any_text_is_read_or_refused_at_once(text: str) -> None:
     else:
         assert len(found) <= 16
         assert all(each.scheme == each.scheme.lower() for each in found)
-    assert time.monotonic() - started < 0.5
+    assert time.thread_time() - started < 0.5

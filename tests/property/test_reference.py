@@ -85,7 +85,7 @@ def test_what_is_put_together_is_read_back(
 @example(":" * 1000)
 @example("@" * 1000)
 def test_any_text_is_a_reference_or_a_usage_error_at_once(text: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()  # our own: the machine may be busy
     try:
         found = Reference.parse(text)
     except UsageError as error:
@@ -97,7 +97,7 @@ def test_any_text_is_a_reference_or_a_usage_error_at_once(text: str) -> None:
         assert Reference.parse(str(found)) == found
         assert not set(found.host + found.repository + found.identifier) & set(" \n%@\\?#")
         assert ".." not in found.repository.split("/")
-    assert time.monotonic() - started < 0.2
+    assert time.thread_time() - started < 0.2
 
 
 @example("a_b.c", ["0"], "")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+SOON = 2.5  # seconds: less than any other limit here
+
+
 class _Answer(http.server.BaseHTTPRequestHandler):
     status = 200
     asked: list[str]
@@ -83,8 +86,8 @@ def test_a_mirror_that_the_engine_uses_counts_as_well() -> None:
 
 def test_a_refused_connection_is_no_answer() -> None:
     started = time.monotonic()
-    assert not registry_answers(seconds=5)
-    assert time.monotonic() - started < 2
+    assert not registry_answers(seconds=30)
+    assert time.monotonic() - started < SOON
 
 
 def test_row_29_a_silent_registry_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +95,7 @@ def test_row_29_a_silent_registry_is_given_up_in_time(monkeypatch: pytest.Monkey
         monkeypatch.setattr(reach, "DOCKER_HUB", place)
         started = time.monotonic()
         assert not registry_answers(seconds=0.3)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < SOON
 
 
 def test_a_name_that_does_not_resolve_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +128,6 @@ def test_an_answer_in_time_is_given() -> None:
 def test_an_answer_that_comes_too_late_is_not_waited_for() -> None:
     gate = threading.Event()
     started = time.monotonic()
-    assert not within(0.1, lambda: gate.wait(10))
-    assert time.monotonic() - started < 1
+    assert not within(0.1, lambda: gate.wait(30))
+    assert time.monotonic() - started < SOON
     gate.set()
