@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from buildkit_tasks.oci.model import Digest
 from tests.certificates import Certificate
@@ -85,8 +85,10 @@ class Hostile:
     ranges: bool = True
     states_digests: bool = True
     sluggish: float = 0.0  # seconds before it reads a body
+    largest: int | None = None  # bytes of a request's body; a longer one is refused before it is read
     kept: dict[str, Kept] = field(default_factory=dict, repr=False)
     moved: list[str] = field(default_factory=list)
+    begun: dict[str, bytes] = field(default_factory=dict, repr=False)  # uploads in chunks, by their states
     _told: list[tuple[str, list[Reply]]] = field(default_factory=list, repr=False)
     _images: dict[str, tuple[Memory, str]] = field(default_factory=dict, repr=False)
 
@@ -132,7 +134,7 @@ class Hostile:
         path = urlsplit(asked.path).path
         if path == "/v2/":
             return Reply(body=b"{}")
-        if asked.method in ("POST", "PUT"):
+        if asked.method in ("POST", "PUT", "PATCH"):
             return self._take(asked, path)
         return self._pushed(path) or self._held(asked, path)
 
@@ -160,17 +162,14 @@ class Hostile:
         return self._ranged(data, asked.headers.get("Range", ""))
 
     def _take(self, asked: Asked, path: str) -> Reply:
-        """A push, as a sound registry takes it: in two requests for a blob, in one for a manifest."""
+        """A push, as a sound registry takes it: a blob in two requests or in chunks, a manifest in one."""
         begun = re.fullmatch(r"/v2/(.+)/blobs/uploads/", path)
         if begun is not None:
             return Reply(status=202, headers={"Location": f"/upload/{begun[1]}?state=a%2Fb"})
-        digest = str(Digest.of(asked.body))
         ended = re.fullmatch(r"/upload/(.+)", path)
         if ended is not None:
-            if parse_qs(urlsplit(asked.path).query).get("digest") != [digest]:
-                return Reply(status=400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}')
-            self.keep(ended[1]).found["blobs"][digest] = ("application/octet-stream", asked.body)
-            return Reply(status=201)
+            return self._take_blob(asked, self.keep(ended[1]))
+        digest = str(Digest.of(asked.body))
         named = re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path)
         if named is None or asked.method != "PUT":
             return Reply(status=404)
@@ -179,6 +178,24 @@ class Hostile:
         if named[2] != digest:
             self.moved.append(f"{named[1]}:{named[2]}")
         return Reply(status=201, headers={"Docker-Content-Digest": digest})
+
+    def _take_blob(self, asked: Asked, kept: Kept) -> Reply:
+        query = parse_qs(urlsplit(asked.path).query)
+        state = query.get("state", [""])[0]
+        data = self.begun.get(state, b"")
+        if asked.method == "PATCH":
+            if asked.headers["Content-Range"] != f"{len(data)}-{len(data) + len(asked.body) - 1}":
+                return Reply(status=416)
+            self.begun[f"{state}+"] = data + asked.body  # the next request goes where this one's answer leads
+            return Reply(
+                status=202, headers={"Location": f"{urlsplit(asked.path).path}?state={quote(state)}%2B"}
+            )
+        data += asked.body
+        digest = str(Digest.of(data))
+        if query.get("digest") != [digest]:
+            return Reply(status=400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}')
+        kept.found["blobs"][digest] = ("application/octet-stream", data)
+        return Reply(status=201)
 
     def keep(self, name: str) -> Kept:
         """What was pushed into a repository."""
@@ -307,6 +324,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )
         told = self.server.told
         reply = told.scripted(asked)
+        if reply is None and told.largest is not None and length > told.largest:
+            reply = Reply(status=413, unread=0)
         unread = None if reply is None else reply.unread
         time.sleep(told.sluggish if length else 0)
         wanted = length if unread is None else min(unread, length)

@@ -55,8 +55,8 @@ class Verified:
     """A blob in pieces, counted and hashed as they go by; the hashing runs beside the reader."""
 
     def __init__(self, source: Source, descriptor: Descriptor) -> None:
+        self.descriptor = descriptor
         self._inner = source.open(descriptor)
-        self._descriptor = descriptor
         self._hash = Hasher(descriptor.digest.algorithm)
         self._size = 0
         self._checked = False
@@ -69,7 +69,7 @@ class Verified:
         data = self._some(size)
         self._hash.update(data)
         self._size += len(data)
-        if self._size > self._descriptor.size or not data:
+        if self._size > self.descriptor.size or not data:
             self._check()
         return data
 
@@ -83,12 +83,12 @@ class Verified:
             return self._inner.read(size)
         except OSError as error:
             cause = error.strerror or error
-            raise MalformedImage(f"{self._descriptor.digest} cannot be read: {cause}") from error
+            raise MalformedImage(f"{self.descriptor.digest} cannot be read: {cause}") from error
 
     def _check(self) -> None:
         if self._checked:
             return
-        stated, digest = self._descriptor, self._descriptor.digest
+        stated, digest = self.descriptor, self.descriptor.digest
         if self._size > stated.size:
             raise MalformedImage(f"{digest} is longer than the {stated.size} bytes that are stated")
         if self._size < stated.size:

@@ -450,6 +450,7 @@ def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
     memory.index([{**entry, "platform": platform_json("linux/amd64")}])
     push.server.always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
+    push.server.always("PATCH *", Reply(status=413, unread=1 << 20))
     push.refused(memory)
     assert 1 << 20 <= memory.stream.given < 128 << 20  # what the kernel takes is not much
 

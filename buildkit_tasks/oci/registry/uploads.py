@@ -1,16 +1,19 @@
 """What is put into a registry: blobs, manifests by their digests, and names for them.
 
-OCI distribution specification v1.1, "Pushing blobs" (POST, then PUT), "Mounting a blob from another
-repository" and "Pushing manifests". The bytes come from a source and are checked as they go out: what
-is not what its descriptor says is never sent to its end. Where an upload breaks, or is refused in the
-middle, it is begun anew.
+OCI distribution specification v1.1, "Pushing blobs" (POST, then PUT), "Pushing a blob in chunks",
+"Mounting a blob from another repository" and "Pushing manifests". The bytes come from a source and are
+checked as they go out: what is not what its descriptor says is never sent to its end. Where an upload
+breaks, or is refused in the middle, it is begun anew; where it is too large for one request it is sent in
+smaller ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -24,18 +27,22 @@ from buildkit_tasks.oci.registry.source import home_of
 from buildkit_tasks.oci.registry.troubles import Interruption, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor
     from buildkit_tasks.oci.reference import Reference
+    from buildkit_tasks.oci.registry.places import Place
     from buildkit_tasks.oci.registry.server import Server
     from buildkit_tasks.oci.registry.transport import Answer
 
 __all__ = ["Uploads", "open_uploads"]
 
 _PIECE = 1 << 18  # bytes: one may take a time-out, 60 s, to be sent
-_OK, _CREATED, _ACCEPTED, _NOT_FOUND = 200, 201, 202, 404
+# Bytes of one request where a whole blob is refused as too large: what stands before a registry may allow
+# no more than a megabyte, as nginx does unless it is told otherwise.
+_CHUNKS = (16 << 20, 4 << 20, 1 << 20)
+_OK, _CREATED, _ACCEPTED, _NOT_FOUND, _TOO_LARGE = 200, 201, 202, 404, 413
 _STORED = frozenset({_OK, _CREATED, _ACCEPTED})
 # Upload unknown, a digest that does not hold over there, a part out of order: begin anew.
 _LOST = frozenset({400, 404, 416})
@@ -74,6 +81,7 @@ class Uploads:
     def __init__(self, server: Server, origin: str = "") -> None:
         self._server = server
         self._origin = origin
+        self._chunk = 0
 
     def abort(self) -> None:
         """Let every upload that is under way fail at once."""
@@ -170,17 +178,45 @@ class Uploads:
                 raise Refused(problem.message, hint=problem.hint or _NO_REPOSITORY)
             if begun.status != _ACCEPTED:
                 return begun
+            size = min(max(self._chunk, _least(begun)), descriptor.size) if self._chunk else descriptor.size
             place = transport.led_to(begun)
-            joint = "&" if "?" in place.target else "?"
-            place = place.at(f"{place.target}{joint}{urlencode({'digest': str(descriptor.digest)})}")
-            header = header if place.origin == server.place.origin else ""
-            body = _Body(stream=stream, size=descriptor.size)
-            data = body if len(body) else b"".join(body)
-            answer = transport.once("PUT", place, _BINARY, data, authorization=header)
-        if answer.status in _LOST:
-            problem = server.problem(answer, f"blobs/{descriptor.digest}")
-            raise Interruption(problem.message, hint=problem.hint)
-        return answer
+            if size < descriptor.size:
+                answer = self._in_chunks(stream, size, place, header)
+            else:
+                body = _Body(stream=stream, size=size)
+                data = body if len(body) else b"".join(body)
+                answer = self._write("PUT", _ended(place, descriptor), data, header)
+        smaller = next((each for each in _CHUNKS if each < size), 0)
+        if answer.status == _TOO_LARGE and smaller:
+            self._chunk = smaller
+        elif answer.status not in _LOST:
+            return answer
+        problem = server.problem(answer, f"blobs/{descriptor.digest}")
+        raise Interruption(problem.message, hint=problem.hint)
+
+    def _in_chunks(self, stream: Verified, size: int, place: Place, header: str) -> Answer:
+        """Send a blob in requests of so many bytes each; the one that ends it goes once all is checked."""
+        at = 0
+        while data := _exactly(stream, size):
+            stated = {"Content-Range": f"{at}-{at + len(data) - 1}"}
+            # Not as bytes: those would have one time-out for all of them.
+            answer = self._write("PATCH", place, io.BytesIO(data), header, stated)
+            if answer.status != _ACCEPTED:
+                return answer
+            place = self._server.transport.led_to(answer)
+            at += len(data)
+        return self._write("PUT", _ended(place, stream.descriptor), b"", header)
+
+    def _write(
+        self,
+        method: str,
+        place: Place,
+        data: bytes | Iterable[bytes],
+        header: str,
+        stated: Mapping[str, str] = MappingProxyType({}),
+    ) -> Answer:
+        own = header if place.origin == self._server.place.origin else ""
+        return self._server.transport.once(method, place, {**_BINARY, **stated}, data, authorization=own)
 
     def _expect(self, answer: Answer, good: frozenset[int] | set[int], path: str, digest: Digest) -> None:
         if answer.status not in good:
@@ -209,6 +245,27 @@ class _Body:
             held = data
         if held:
             yield held
+
+
+def _ended(place: Place, descriptor: Descriptor) -> Place:
+    """Where an upload is ended: its place, with the blob's digest in the query."""
+    joint = "&" if "?" in place.target else "?"
+    return place.at(f"{place.target}{joint}{urlencode({'digest': str(descriptor.digest)})}")
+
+
+def _least(begun: Answer) -> int:
+    """The smallest chunk that a registry takes but for the last one; no more than we send anyway."""
+    stated = begun.header("OCI-Chunk-Min-Length")
+    return min(int(stated[:10]), _CHUNKS[0]) if stated.isdecimal() else 0
+
+
+def _exactly(stream: Verified, size: int) -> bytes:
+    """The next ``size`` bytes, or what there is before the end; none at the end, which is checked."""
+    parts: list[bytes] = []
+    while size and (data := stream.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
 
 
 def _stated(text: str, answer: Answer) -> Digest:

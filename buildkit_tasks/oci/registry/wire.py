@@ -82,7 +82,7 @@ class _Response(HTTPResponse):
         buffered: Any = self.fp
         self.meter = Meter(buffered.detach(), sock.gettimeout() or float("inf"))
         self.fp = io.BufferedReader(self.meter, _BUFFER)
-        self._ends = method == "PUT"
+        self._ends = method in ("PUT", "PATCH")
 
     def begin(self) -> None:
         """As usual; a refusal of what is sent is the last on its connection.
