@@ -19,7 +19,8 @@ def tests(session: nox.Session) -> None:
     """Run all tests against the built wheel's dependencies; in CI a missing engine is a failure."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "fuzz"))
     strict = ["--require-engine"] if os.environ.get("CI") else []
-    session.run("pytest", *strict, *session.posargs)
+    # Ctrl-C: tests take away what they have made, an engine and handlers among it.
+    session.run("pytest", *strict, *session.posargs, interrupt_timeout=60)
 
 
 @nox.session

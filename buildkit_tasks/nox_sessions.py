@@ -33,6 +33,7 @@ _DEFAULT_TESTS = ("--pyargs", "buildkit_tasks.matrix_checks")
 _PARALLEL: dict[str, Any] = {
     key: True for key in ("allow_parallel",) if key in inspect.signature(nox.session).parameters
 }
+_GRACE = 30.0  # seconds in which what is interrupted takes away what it has made
 _SCHEDULER = "BUILDKIT_TASKS_NOX"  # the process that read the noxfile first
 
 
@@ -74,7 +75,7 @@ def arch_matrix(
             python = [sys.executable, "-m", "pytest"]
             named = [f"--image={image}={place}" if image else f"--image={place}" for image, place in built]
             options = [f"--platform={platform}", *named, *_strictness()]
-            session.run(*python, *chosen, *options, *words, env=env, external=True)
+            session.run(*python, *chosen, *options, *words, env=env, external=True, interrupt_timeout=_GRACE)
         if len(built) < len(here):
             lacking = ", ".join(image or "the image" for image in here if image not in images[0])
             session.error(f"{lacking} could not be built")
@@ -95,15 +96,32 @@ def _built(session: nox.Session, platforms: Sequence[Platform], env: Mapping[str
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **env})
-    if done.returncode:
-        session.warn(f"build-multiarch ended with status {done.returncode}")
+    code, said = _ended(argv, {**os.environ, **env})
+    if code:
+        session.warn(f"build-multiarch ended with status {code}")
     try:
-        report = json.loads(done.stdout)
+        report = json.loads(said)
     except ValueError:  # it was killed
         return {}
     rows = report.get("images", [{"name": "", "build": report}])
     return {row["name"]: place for row in rows if (place := _archive(row["build"] or {}))}
+
+
+def _ended(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+    """The status and the standard output of a program that Ctrl-C lets take away what it has made.
+
+    (``subprocess.run`` kills it after a quarter of a second.)
+    """
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as child:
+        try:
+            said, _ = child.communicate()
+        except KeyboardInterrupt:  # of a terminal, which has interrupted it as well
+            try:
+                child.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                child.terminate()
+            raise
+    return child.returncode, said
 
 
 def _archive(build: Mapping[str, Any]) -> str:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from buildkit_tasks.processes import Process
 
 # Stands in for the interpreter that builds and tests: it notes its words, and fails where it is told to.
 FAKE = f"""#!{sys.executable} -I
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 if "nox" in sys.argv[:3]:
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 here = pathlib.Path(__file__).parent
@@ -21,6 +25,14 @@ FAILING = os.environ.get("FAILING", "").split()
 settings = {{key: value for key, value in os.environ.items() if key.startswith("INVOKE_BUILDKIT_")}}
 with (here / "log").open("a") as log:
     print(json.dumps([sys.argv[1:], settings]), file=log)
+def clean(*_):
+    time.sleep(1.5)
+    (here / "cleaned").touch()
+    sys.exit(130)
+if os.environ.get("HANGING") in sys.argv:
+    signal.signal(signal.SIGINT, clean)
+    (here / "hangs").touch()
+    time.sleep(60)
 if "build-multiarch" in sys.argv:
     time.sleep(float(os.environ.get("BUILDING", "0")))
     def built(name):
@@ -60,11 +72,31 @@ class Nox:
         (folder / "pyproject.toml").touch()
 
     def __call__(self, arguments: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        argv, env = self._command(arguments, words, environ)
+        return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+
+    def start(self, arguments: str, **environ: str) -> subprocess.Popen[bytes]:
+        """Begin what a terminal would interrupt together: a group of processes."""
+        argv, env = self._command(arguments, (), environ)
+        # A shell that started us in the background has left SIGINT ignored, which would be inherited.
+        heard = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+        code = f"import os, signal, sys; {heard}; os.execv(sys.argv[1], sys.argv[1:])"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *argv],
+            cwd=self.folder,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _command(
+        self, arguments: str, words: Sequence[str], environ: Mapping[str, str]
+    ) -> tuple[list[str], dict[str, str]]:
         (self.folder / "noxfile.py").write_text(NOXFILE.format(arguments=arguments), encoding="utf-8")
         argv = [sys.executable, "-m", "nox", "--no-venv", *words]
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-        env = {**kept, "HOME": str(self.folder), **environ}
-        return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        return argv, {**kept, "HOME": str(self.folder), **environ}
 
     @property
     def log(self) -> list[tuple[list[str], dict[str, str]]]:
@@ -209,6 +241,24 @@ def test_a_build_that_says_nothing_has_built_nothing(nox: Nox) -> None:
     assert done.returncode == 1
     assert "build-multiarch ended with status -9" in done.stderr
     assert "the image could not be built" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["build-multiarch", "pytest"])
+def test_ctrl_c_leaves_what_runs_the_time_to_clean_up(nox: Nox, word: str) -> None:
+    running = nox.start(ONE, HANGING=word)
+    try:
+        deadline = time.monotonic() + 60
+        while not (nox.folder / "hangs").exists():
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        running.wait(30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert (nox.folder / "cleaned").exists()
+    assert running.returncode == 130
 
 
 def test_in_ci_an_engine_is_required(nox: Nox) -> None:
