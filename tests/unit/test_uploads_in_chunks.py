@@ -24,18 +24,19 @@ def parts(push: Push) -> list[Asked]:
 
 
 @pytest.mark.parametrize(
-    ("largest", "sizes"),
-    [(4 * MIB, [4, 4, 1]), (5 * MIB, [4, 4, 1]), (MIB, [1] * 9)],
+    ("largest", "sizes", "refusals"),
+    [(4 * MIB, [4, 4, 1], 1), (5 * MIB, [4, 4, 1], 1), (MIB, [1] * 9, 2)],
     ids=["four", "five", "one"],
 )
 def test_a_blob_that_is_too_large_for_one_request_is_sent_in_smaller_ones(
-    push: Push, largest: int, sizes: list[int]
+    push: Push, largest: int, sizes: list[int], refusals: int
 ) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = largest
     push.send(memory, jobs=1)
     assert kept(push) == memory.blobs
     assert [len(each.body) // MIB for each in parts(push)] == sizes
+    assert len(push.waits) == refusals  # and nothing was lost on a connection that a refusal ended
     assert [each.headers["Content-Range"] for each in parts(push)][:2] == [
         f"0-{sizes[0] * MIB - 1}",
         f"{sizes[0] * MIB}-{2 * sizes[0] * MIB - 1}",
