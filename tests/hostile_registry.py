@@ -85,7 +85,9 @@ class Hostile:
     ranges: bool = True
     states_digests: bool = True
     sluggish: float = 0.0  # seconds before it reads a body
-    largest: int | None = None  # bytes of a request's body; a longer one is refused before it is read
+    largest: int | None = (
+        None  # bytes of a request's body; a longer one is refused, and what comes of it is not kept
+    )
     kept: dict[str, Kept] = field(default_factory=dict, repr=False)
     moved: list[str] = field(default_factory=list)
     begun: dict[str, bytes] = field(default_factory=dict, repr=False)  # uploads in chunks, by their states
@@ -324,7 +326,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )
         told = self.server.told
         reply = told.scripted(asked)
-        if reply is None and told.largest is not None and length > told.largest:
+        too_large = reply is None and told.largest is not None and length > told.largest
+        if too_large:
             reply = Reply(status=413, unread=0)
         unread = None if reply is None else reply.unread
         time.sleep(told.sluggish if length else 0)
@@ -342,7 +345,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         self._send_head(reply)
         self._send_body(reply)
-        if unread is not None:
+        if too_large:
+            self.rfile.read(length)  # as nginx does, so that the answer is not lost
+        elif unread is not None:
             told.closing.wait(0.05)  # so that a client that goes on asking here has asked
 
     def _send_head(self, reply: Reply) -> None:

@@ -36,6 +36,7 @@ class _Forwarder(http.server.BaseHTTPRequestHandler):
             self.send_response(413)
             self.send_header("Content-Length", "0")
             self.end_headers()
+            self.rfile.read(length)  # as nginx does, so that the answer is not lost
             return
         body = self.rfile.read(length)
         self.taken.append(length)

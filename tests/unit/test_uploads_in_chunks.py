@@ -24,19 +24,18 @@ def parts(push: Push) -> list[Asked]:
 
 
 @pytest.mark.parametrize(
-    ("largest", "sizes", "refusals"),
-    [(4 * MIB, [4, 4, 1], 1), (5 * MIB, [4, 4, 1], 1), (MIB, [1] * 9, 2)],
+    ("largest", "sizes"),
+    [(4 * MIB, [4, 4, 1]), (5 * MIB, [4, 4, 1]), (MIB, [1] * 9)],
     ids=["four", "five", "one"],
 )
 def test_a_blob_that_is_too_large_for_one_request_is_sent_in_smaller_ones(
-    push: Push, largest: int, sizes: list[int], refusals: int
+    push: Push, largest: int, sizes: list[int]
 ) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = largest
     push.send(memory, jobs=1)
     assert kept(push) == memory.blobs
     assert [len(each.body) // MIB for each in parts(push)] == sizes
-    assert len(push.waits) == refusals  # and nothing was lost on a connection that a refusal ended
     assert [each.headers["Content-Range"] for each in parts(push)][:2] == [
         f"0-{sizes[0] * MIB - 1}",
         f"{sizes[0] * MIB}-{2 * sizes[0] * MIB - 1}",
@@ -49,19 +48,21 @@ def test_what_does_fit_is_sent_whole(push: Push) -> None:
     assert push.server.requests("PATCH *") == []
 
 
-def test_the_next_blob_is_sent_in_parts_at_once(push: Push) -> None:
+def layers_of(*layers: bytes) -> Memory:
     memory = Memory()
-    layers = [memory.put(LAYER[number : number + 5 * MIB], LAYER_TAR) for number in range(3)]
-    entry = put_manifest(memory, platform_json("linux/amd64"), layers)
-    memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    entries = [memory.put(layer, LAYER_TAR) for layer in layers]
+    entry = put_manifest(memory, platform_json("linux/amd64"), entries)
+    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+
+
+def test_the_next_blob_is_sent_in_parts_at_once(push: Push) -> None:
+    memory = layers_of(*(LAYER[number : number + 5 * MIB] for number in range(3)))
     push.server.largest = 4 * MIB
     push.send(memory, jobs=1)
     assert kept(push) == memory.blobs
-    whole = [
-        each for each in push.server.requests("PUT /upload/*") if int(each.headers["Content-Length"]) > MIB
-    ]
-    assert len(whole) == 1
-    assert sum(push.waits) == 0
+    lengths = [int(each.headers["Content-Length"]) for each in push.server.requests("PUT /upload/*")]
+    assert len([length for length in lengths if length > MIB]) == 1
+    assert push.waits == [0]
 
 
 def test_the_last_part_may_be_short_and_none_is_empty(push: Push) -> None:
@@ -115,14 +116,24 @@ def test_a_part_that_is_lost_begins_the_blob_anew(push: Push) -> None:
     ]
 
 
-def test_what_is_not_what_it_should_be_is_never_ended(push: Push) -> None:
+def test_a_part_that_is_refused_before_all_of_it_was_read_ends_its_connection(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
-    digest = next(iter(memory.blobs))
+    push.server.largest = 4 * MIB
+    push.server.tell("PATCH *", Reply(status=413, unread=4 * MIB - 1000))
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert len(push.waits) == 2  # for the two refusals, and for nothing that was lost after them
+
+
+def test_what_is_not_what_it_should_be_is_never_ended(push: Push) -> None:
+    memory = layers_of(LAYER[: 5 * MIB], LAYER[: 9 * MIB])
+    _, digest, *_ = memory.blobs
     memory.blobs[digest] = flip(memory.blobs[digest])
     push.server.largest = 4 * MIB
     with pytest.raises(MalformedImage, match="holds other bytes"):
         push.send(memory, jobs=1)
-    assert len(parts(push)) == 2  # the end was read before the last part was sent
+    # Of the second one the end was read before the last part was sent.
+    assert [len(each.body) // MIB for each in parts(push)] == [4, 1, 4, 4]
     assert digest not in kept(push)
 
 
