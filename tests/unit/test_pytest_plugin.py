@@ -564,11 +564,20 @@ def test_an_option_chooses_among_several_images(
     assert len(two.noted("builds")) == builds
 
 
-def test_an_image_that_was_built_already_is_the_one_that_is_run(two: Fakes) -> None:
-    two.run(RUNS, "--image=x.tar", "--image=tool=y.tar", "--platform=386")
-    assert two.noted("runs") == []  # two kinds of names at once are refused
-    two.run(RUNS, "--image=x.tar", "--image=y.tar", "--platform=386").assert_outcomes(passed=1)
-    assert [run["image"] for run in two.noted("runs")] == ["y.tar"]
+GIVEN = [
+    pytest.param(["--image=tool=y.tar"], "y.tar", id="of-the-settings"),
+    pytest.param(["--image=x.tar"], "x.tar", id="without-a-table"),
+    pytest.param(["--image=web=x.tar", "--image=web=y.tar"], "y.tar", id="the-later-of-two"),
+]
+
+
+@pytest.mark.parametrize(("options", "image"), GIVEN)
+def test_an_image_that_was_built_already_is_the_one_that_is_run(
+    two: Fakes, options: list[str], image: str
+) -> None:
+    two.run(RUNS, *options, "--platform=386").assert_outcomes(passed=1)
+    assert [run["image"] for run in two.noted("runs")] == [image]
+    assert two.noted("builds") == []
 
 
 def test_a_marker_narrows_the_images_down(two: Fakes) -> None:
