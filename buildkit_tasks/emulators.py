@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.binfmt import Binfmt, Handler
 from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
@@ -26,6 +25,7 @@ from buildkit_tasks.errors import (
 )
 from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import Machine, Platform, native_platform
+from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.qemu import Qemu, qemu_version
 from buildkit_tasks.results import PlatformSetup
 from buildkit_tasks.settings import Settings, cache_folder

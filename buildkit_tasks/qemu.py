@@ -59,7 +59,7 @@ def _of_host(machine: Machine) -> Path | None:
 
 
 def _is_static(program: Path) -> bool:
-    from buildkit_tasks.binaries.elf import interpreter  # noqa: PLC0415 - only where the host has one
+    from buildkit_tasks.platforms.elf.reader import interpreter  # noqa: PLC0415 - only where the host has one
 
     try:
         with program.open("rb") as stream:

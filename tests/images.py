@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from buildkit_tasks.binaries.probe import probe_program
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
 from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms.elf.probe import probe_program
 
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = f"{LAYER_TAR}+gzip"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from buildkit_tasks.binaries.probe import probe_program
 from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms.elf.probe import probe_program
 
 # In the environment of every process that this test session starts, and of no other session's.
 MARK = {"BUILDKIT_TASKS_TESTED_BY": uuid.uuid4().hex}

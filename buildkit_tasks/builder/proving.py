@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.probe import probe_program
 from buildkit_tasks.builder.assigning import assign
 from buildkit_tasks.errors import BuilderError, BuildkitTasksError
+from buildkit_tasks.platforms.elf.probe import probe_program
 from buildkit_tasks.results import PlatformSetup
 
 if TYPE_CHECKING:

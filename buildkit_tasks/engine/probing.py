@@ -8,8 +8,8 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.errors import DeadlineExceeded
+from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.binaries.elf import Binary
     from buildkit_tasks.oci.names import Names
+    from buildkit_tasks.platforms.elf.reader import Binary
 
 __all__ = [
     "DEFAULT_PATH",

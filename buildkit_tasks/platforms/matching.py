@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.platforms.names import Platform
+from buildkit_tasks.platforms.platform import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.isa import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.oci.rootfs import files_of, printable_path
+from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.results import Check
 from buildkit_tasks.verify.programs import machine_of, mismatch
 from buildkit_tasks.verify.words import counted
@@ -17,9 +17,9 @@ from buildkit_tasks.verify.words import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from buildkit_tasks.binaries.elf import Binary
     from buildkit_tasks.oci.rootfs import Found, Node, RootFs
     from buildkit_tasks.platforms import Machine, Platform
+    from buildkit_tasks.platforms.elf.reader import Binary
 
 __all__ = ["binary_checks", "compile_globs", "needs_checks"]
 

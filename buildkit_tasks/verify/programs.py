@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.elf import ELF_MAGIC, EXECUTABLE_TYPES, ElfHeader, read_elf
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
+from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, EXECUTABLE_TYPES, ElfHeader, read_elf
 from buildkit_tasks.results import Check
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from buildkit_tasks.verify.words import counted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from buildkit_tasks.binaries.elf import Binary
     from buildkit_tasks.platforms import Machine, Platform
+    from buildkit_tasks.platforms.elf.reader import Binary
 
 __all__ = ["Closure", "start_checks"]
 

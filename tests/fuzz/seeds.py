@@ -11,8 +11,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from buildkit_tasks.binaries.gobuild import GO_MAGIC
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
+from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC
 from tests.images import Memory, hard_link, hello, make_tar, member, platform_json, probe, symlink
 
 if sys.version_info >= (3, 14):

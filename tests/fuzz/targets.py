@@ -9,11 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from buildkit_tasks.binaries.attributes import read_attributes
-from buildkit_tasks.binaries.elf import Binary, ElfHeader, inspect, interpreter, read_elf
-from buildkit_tasks.binaries.gobuild import GO_MAGIC, GoBuild, find_go, read_go
-from buildkit_tasks.binaries.isa import float_abi, isa_problems
-from buildkit_tasks.binaries.view import Bytes, Windows
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.layers import LayerScan, scan_layer
 from buildkit_tasks.oci.model import (
@@ -34,6 +29,11 @@ from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.oci.tar import Entry, TarReader
 from buildkit_tasks.platforms import Platform, known_platforms
+from buildkit_tasks.platforms.elf.build_attributes import read_attributes
+from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go, read_go
+from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_problems
+from buildkit_tasks.platforms.elf.reader import Binary, ElfHeader, inspect, interpreter, read_elf
+from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from buildkit_tasks.results import VerifyReport, document
 from buildkit_tasks.verify import verify
 from tests.fuzz import mutators, oracles, seeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from buildkit_tasks.binaries.elf import read_elf
+from buildkit_tasks.platforms.elf.reader import read_elf
 from tests.images import Memory
 from tests.lies import edits
 from tests.lies.bases import Parts

@@ -9,11 +9,11 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.binaries.elf import inspect, interpreter, read_elf
-from buildkit_tasks.binaries.probe import probe_program
-from buildkit_tasks.binaries.view import Bytes, Windows
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine
+from buildkit_tasks.platforms.elf.probe import probe_program
+from buildkit_tasks.platforms.elf.reader import inspect, interpreter, read_elf
+from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from tests.binaries import (
     BASE,
     NEEDED,

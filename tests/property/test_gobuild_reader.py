@@ -5,10 +5,10 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.binaries.elf import inspect
-from buildkit_tasks.binaries.gobuild import GO_MAGIC, read_go
-from buildkit_tasks.binaries.view import Bytes
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, read_go
+from buildkit_tasks.platforms.elf.reader import inspect
+from buildkit_tasks.platforms.elf.view import Bytes
 from tests.binaries import BASE, Elf, go_info
 
 plain = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"='), max_size=30)

@@ -5,9 +5,10 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.binaries.attributes import read_attributes
-from buildkit_tasks.binaries.elf import inspect
-from buildkit_tasks.binaries.isa import (
+from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.platforms import MACHINES, Platform
+from buildkit_tasks.platforms.elf.build_attributes import read_attributes
+from buildkit_tasks.platforms.elf.isa_check import (
     Evidence,
     float_abi,
     isa_doubts,
@@ -15,9 +16,8 @@ from buildkit_tasks.binaries.isa import (
     riscv_extensions,
     silence,
 )
-from buildkit_tasks.binaries.view import Bytes, Order
-from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms import MACHINES, Platform
+from buildkit_tasks.platforms.elf.reader import inspect
+from buildkit_tasks.platforms.elf.view import Bytes, Order
 from tests.binaries import PT_NOTE, Elf, attributes, x86_note
 
 PT_PROCESSOR = 0x70000003

@@ -5,11 +5,11 @@ import struct
 
 import pytest
 
-from buildkit_tasks.binaries.elf import Binary, inspect, interpreter, read_elf
-from buildkit_tasks.binaries.probe import probe_program
-from buildkit_tasks.binaries.view import Bytes, Windows
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
+from buildkit_tasks.platforms.elf.probe import probe_program
+from buildkit_tasks.platforms.elf.reader import Binary, inspect, interpreter, read_elf
+from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from tests.binaries import BASE, NEEDED, PT_INTERP, RPATH, RUNPATH, SONAME, Elf, go_info
 
 

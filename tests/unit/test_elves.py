@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from buildkit_tasks.binaries.elf import inspect
-from buildkit_tasks.binaries.view import Bytes
 from buildkit_tasks.platforms import MACHINES, Machine
+from buildkit_tasks.platforms.elf.reader import inspect
+from buildkit_tasks.platforms.elf.view import Bytes
 from tests.elves import ISA_NEEDED, elf
 
 

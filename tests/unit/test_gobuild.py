@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.binaries.elf import inspect
-from buildkit_tasks.binaries.gobuild import GO_MAGIC, GoBuild, find_go, read_go
-from buildkit_tasks.binaries.view import Bytes, Windows
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go, read_go
+from buildkit_tasks.platforms.elf.reader import inspect
+from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from tests.binaries import BASE, Elf, go_info
 
 MODULES = (

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.binaries.attributes import read_attributes
-from buildkit_tasks.binaries.elf import Binary, inspect
-from buildkit_tasks.binaries.isa import (
+from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms.elf.build_attributes import read_attributes
+from buildkit_tasks.platforms.elf.isa_check import (
     Evidence,
     float_abi,
     isa_doubts,
@@ -12,9 +13,8 @@ from buildkit_tasks.binaries.isa import (
     riscv_extensions,
     silence,
 )
-from buildkit_tasks.binaries.view import Bytes
-from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms.elf.reader import Binary, inspect
+from buildkit_tasks.platforms.elf.view import Bytes
 from tests.binaries import PT_NOTE, Elf, attributes, go_info, x86_note
 
 UNKNOWN = "unknown (40), a level that is not known here"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from buildkit_tasks.binaries.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.platforms import MACHINES, Machine, machine_of_elf, native_platform
+from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 
 each_machine = pytest.mark.parametrize("row", MACHINES, ids=lambda row: row.architecture)
 

@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from buildkit_tasks.binaries.isa import STREAM_MAGICS, STREAM_WINDOW
 from buildkit_tasks.oci.scan import keep_windows
 from buildkit_tasks.oci.tar import Entry
+from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW
 
 MIB = 1 << 20
 

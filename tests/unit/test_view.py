@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.binaries.view import Bytes, Windows
+from buildkit_tasks.platforms.elf.view import Bytes, Windows
 
 DATA = bytes(range(200))
 

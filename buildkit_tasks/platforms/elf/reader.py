@@ -12,15 +12,15 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from buildkit_tasks.binaries.layout import FORMS, PT_DYNAMIC, PT_INTERP, Layout, forms
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import DEVICES, Machine, foreign_machine, machine_of_elf
+from buildkit_tasks.platforms.elf.segments import FORMS, PT_DYNAMIC, PT_INTERP, Layout, forms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit_tasks.binaries.isa import Evidence
-    from buildkit_tasks.binaries.view import Order, View
+    from buildkit_tasks.platforms.elf.isa_check import Evidence
+    from buildkit_tasks.platforms.elf.view import Order, View
 
 __all__ = [
     "ELF_MAGIC",
@@ -140,7 +140,7 @@ class Binary:
 
 def inspect(view: View) -> Binary:
     """Read a whole ELF file. Raises :class:`MalformedImage` only if its header is malformed."""
-    from buildkit_tasks.binaries.evidence import gather  # noqa: PLC0415 - a header alone needs none of it
+    from buildkit_tasks.platforms.elf.isa_evidence import gather  # noqa: PLC0415 - a header alone needs none of it
 
     header = read_elf(view.at(0, 64))
     layout = Layout(view, header)

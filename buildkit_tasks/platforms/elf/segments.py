@@ -10,8 +10,8 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from buildkit_tasks.binaries.elf import ElfHeader
-    from buildkit_tasks.binaries.view import View
+    from buildkit_tasks.platforms.elf.reader import ElfHeader
+    from buildkit_tasks.platforms.elf.view import View
 
 __all__ = ["FORMS", "Layout", "Segment", "forms"]
 

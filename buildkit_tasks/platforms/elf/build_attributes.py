@@ -15,7 +15,7 @@ from buildkit_tasks.errors import MalformedImage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.binaries.view import Order
+    from buildkit_tasks.platforms.elf.view import Order
 
 __all__ = ["MAX_ATTRIBUTES", "read_attributes"]
 

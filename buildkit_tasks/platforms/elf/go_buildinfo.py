@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import MalformedImage
 
 if TYPE_CHECKING:
-    from buildkit_tasks.binaries.view import Order, View
+    from buildkit_tasks.platforms.elf.view import Order, View
 
 __all__ = ["GO_MAGIC", "GoBuild", "find_go", "read_go"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from buildkit_tasks.binaries.elf import Binary
     from buildkit_tasks.platforms import Machine, Platform
+    from buildkit_tasks.platforms.elf.reader import Binary
 
 __all__ = [
     "CHOICE",

@@ -27,7 +27,7 @@ class Level:
 
     ``name`` is OCI's variant where it has one; ``title`` is what people call it; ``go`` the value of
     the machine's Go setting; ``said`` what other evidence calls this level or one below it that has
-    no row (see :mod:`buildkit_tasks.binaries.evidence`); ``option`` makes GCC and Clang keep to it;
+    no row (see :mod:`buildkit_tasks.platforms.elf.isa_evidence`); ``option`` makes GCC and Clang keep to it;
     ``extensions`` are those that RISC-V's profile adds to the one before. Where they differ from the
     machine's: ``debian`` is Debian's name, ``cpu`` the oldest QEMU model.
     """
@@ -58,7 +58,7 @@ class Machine:
     musl's dynamic loaders, ``multiarch`` Debian's names of the library folders.
 
     ``exit_code`` is machine code that ends a process with the status in its low byte
-    (see :mod:`buildkit_tasks.binaries.probe`).
+    (see :mod:`buildkit_tasks.platforms.elf.probe`).
     """
 
     architecture: str

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms.table import MACHINES, Level, Machine
+from buildkit_tasks.platforms.architectures import MACHINES, Level, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,6 +1,6 @@
 """Gather what a file says about the instruction set and the ABI that it was made for.
 
-Nothing here judges: see :mod:`buildkit_tasks.binaries.isa`. Sources, by machine: the e_flags and
+Nothing here judges: see :mod:`buildkit_tasks.platforms.elf.isa_check`. Sources, by machine: the e_flags and
 their meaning (psABI supplements of Arm, MIPS, RISC-V, 64-bit PowerPC ELF V2 and LoongArch), Arm's and
 RISC-V's build attributes, x86 ISA notes ("Linux Extensions to gABI", ``.note.gnu.property``), and Go
 build info in any file.
@@ -11,12 +11,12 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binaries.attributes import MAX_ATTRIBUTES, read_attributes
-from buildkit_tasks.binaries.gobuild import find_go, read_go
-from buildkit_tasks.binaries.isa import CHOICE, Evidence, riscv_extensions
-from buildkit_tasks.binaries.layout import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, Layout
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import Platform
+from buildkit_tasks.platforms.elf.build_attributes import MAX_ATTRIBUTES, read_attributes
+from buildkit_tasks.platforms.elf.go_buildinfo import find_go, read_go
+from buildkit_tasks.platforms.elf.isa_check import CHOICE, Evidence, riscv_extensions
+from buildkit_tasks.platforms.elf.segments import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
