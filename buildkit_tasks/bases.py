@@ -182,7 +182,7 @@ class StandIns:
         if self.run.dry_run:
             return
         if parts:
-            from buildkit_tasks.oci.joined import join_archives  # noqa: PLC0415 - only when a base is made
+            from buildkit_tasks.oci.joined import join_archives
 
             join_archives(parts, (), archive)
             for part in parts.values():
@@ -212,8 +212,8 @@ class StandIns:
 
 
 def _keep(archive: Path, folder: Path) -> None:
-    from buildkit_tasks.oci.archive import Archive  # noqa: PLC0415 - only when a base is made
-    from buildkit_tasks.oci.layout import write_layout  # noqa: PLC0415
+    from buildkit_tasks.oci.archive import Archive
+    from buildkit_tasks.oci.layout import write_layout
 
     root = write_layout(Archive(archive), folder / "layout")
     (folder / "digest").write_text(str(root.digest), encoding="ascii")

@@ -229,7 +229,7 @@ class Build:
 
     def manifest_digests(self, outputs: Sequence[OutputSpec], digest: str) -> dict[Platform, str]:
         """The digest of each platform's manifest, from the first output that can be read back."""
-        from buildkit_tasks.oci.source import open_image, platform_manifests  # noqa: PLC0415 - after the build
+        from buildkit_tasks.oci.source import open_image, platform_manifests
 
         archives = [output.dest for output in outputs if output.type == "oci" and output.is_file]
         if archives:
@@ -247,7 +247,7 @@ class Build:
         )
 
     def _stored_digests(self, name: str) -> dict[Platform, str]:
-        from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests  # noqa: PLC0415
+        from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
 
         return stored_manifests(inspect_image(connect(self.engine), name) or {})
 

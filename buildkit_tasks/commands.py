@@ -237,13 +237,13 @@ class Commands:
 
 
 def _libc() -> ctypes.CDLL:
-    import ctypes  # noqa: PLC0415 - for one mount in a machine's life
+    import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _checked(status: int, place: Path) -> None:
-    import ctypes  # noqa: PLC0415 - see above
+    import ctypes
 
     if status != 0:
         number = ctypes.get_errno()

@@ -258,7 +258,7 @@ class _AptRoot:
 
 def _user() -> str:
     """Who apt downloads as: ``_apt`` could not write into a user's own folder."""
-    import pwd  # noqa: PLC0415 - one name, needed here alone
+    import pwd
 
     return pwd.getpwuid(os.getuid()).pw_name
 

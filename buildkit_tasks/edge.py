@@ -91,28 +91,28 @@ class Edge:
     @cached_property
     def settings(self) -> Settings:
         """The settings that hold for this invocation."""
-        from buildkit_tasks.settings import load  # noqa: PLC0415 - nothing is imported for a listing
+        from buildkit_tasks.settings import load
 
         return load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
 
     @cached_property
     def run(self) -> Commands:
         """The seam to other programs; a dry run goes to where the table would."""
-        from buildkit_tasks.commands import Commands  # noqa: PLC0415
+        from buildkit_tasks.commands import Commands
 
         return Commands(dry_run=self.dry_run, echo=sys.stderr if self.json else sys.stdout)
 
     @cached_property
     def line(self) -> Line:
         """The line of services."""
-        from buildkit_tasks.line import Line  # noqa: PLC0415
+        from buildkit_tasks.line import Line
 
         return Line(settings=self.settings, run=self.run, tell=self.tell)
 
     @staticmethod
     def tell(message: str) -> None:
         """Say what goes on, on standard error."""
-        from buildkit_tasks.commands import redact  # noqa: PLC0415
+        from buildkit_tasks.commands import redact
 
         print(redact(message), file=sys.stderr, flush=True)
 
@@ -125,7 +125,7 @@ class Edge:
             if self.json:
                 self.say({"ok": True, "dry_run": True}, "")
             return
-        from buildkit_tasks import report as render  # noqa: PLC0415
+        from buildkit_tasks import report as render
 
         if not self.json:
             render.print_table(report, sys.stdout, colour=render.wants_colour(sys.stdout, os.environ))
@@ -146,7 +146,7 @@ class Edge:
         with contextlib.ExitStack() as stack:
             live = None
             if sys.stdout.isatty():
-                from buildkit_tasks.report import live_runs  # noqa: PLC0415 - nothing is imported for a listing
+                from buildkit_tasks.report import live_runs
 
                 live = stack.enter_context(live_runs(sys.stdout, os.environ))
             yield Watched(live=live)
@@ -157,7 +157,7 @@ class Edge:
 
     def fail(self, error: BuildkitTasksError) -> int:
         """Show an error once, redacted, and give its exit code."""
-        from buildkit_tasks.commands import redact  # noqa: PLC0415
+        from buildkit_tasks.commands import redact
 
         if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
             self.tell("".join(traceback.format_exception(error)))
@@ -187,7 +187,7 @@ class Watched:
 
 
 def _import_what_draws() -> None:
-    from buildkit_tasks.report import render_ahead  # noqa: PLC0415 - as it says
+    from buildkit_tasks.report import render_ahead
 
     render_ahead()
 
@@ -255,7 +255,7 @@ def _run(edge: Edge, body: Callable[[Edge], None]) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if edge.reports:
-            from buildkit_tasks.report import check_report_paths  # noqa: PLC0415 - before any work is done
+            from buildkit_tasks.report import check_report_paths
 
             check_report_paths(edge.reports)
         body(edge)
@@ -286,7 +286,7 @@ def _interrupt(*_: object) -> None:
 
 def collection(*jobs: Job) -> Collection:
     """The tasks as a namespace, its settings known to Invoke (so that it shows and merges them)."""
-    from buildkit_tasks.settings import KEYS  # noqa: PLC0415
+    from buildkit_tasks.settings import KEYS
 
     namespace = Collection(*jobs)
     # None, not the defaults: Invoke cannot read a list from the environment, and None is "not given".

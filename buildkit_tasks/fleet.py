@@ -267,16 +267,16 @@ def _place(output: OutputSpec, spare: Path) -> Iterator[Path]:
 
 
 def _joined(archives: Mapping[Platform, Path], names: Sequence[str], place: Path) -> Any:
-    from buildkit_tasks.oci.joined import join_archives  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415
+    from buildkit_tasks.oci.joined import join_archives
+    from buildkit_tasks.oci.reference import Reference
 
     return join_archives(archives, [str(Reference.parse(name)) for name in names], place)
 
 
 def _merged(repository: str, digests: Mapping[Platform, str]) -> Any:
     """One index of parts that were pushed by digest."""
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.publish import merge  # noqa: PLC0415
+    from buildkit_tasks.oci.reference import Reference
+    from buildkit_tasks.publish import merge
 
     parts = [Reference.parse(f"{repository}@{digest}") for digest in digests.values()]
     return merge(parts, Reference.parse(repository), tuple(digests)).root.digest

@@ -44,7 +44,7 @@ class Images:
         if name in self.opened:
             yield self.opened[name]
             return
-        from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec, isal: not for a build
+        from buildkit_tasks.oci.opening import open_image
 
         with open_image(name, export=self._export, registry=self._registry) as source:
             yield source
@@ -52,7 +52,7 @@ class Images:
     @contextmanager
     def kept(self, name: str) -> Iterator[Images]:
         """These images with one that is fetched once, however often it is read."""
-        from buildkit_tasks.oci.kept import keeping  # noqa: PLC0415 - for a proof alone
+        from buildkit_tasks.oci.kept import keeping
 
         folder = cache_folder(self.settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,14 +66,14 @@ class Images:
 
         With ``hosts``, only that it would start on each of them.
         """
-        from buildkit_tasks.oci.opening import local_folder  # noqa: PLC0415 - as above
-        from buildkit_tasks.verify import Rules, verify  # noqa: PLC0415
+        from buildkit_tasks.oci.opening import local_folder
+        from buildkit_tasks.verify import Rules, verify
 
         name, settings = self.name(image), self.settings
         rules = Rules(allow_foreign=settings.allow_foreign, parity=settings.parity, hosts=hosts or {})
         folder = local_folder(name)
         if folder is not None:
-            from buildkit_tasks.verify.folder import verify_folder  # noqa: PLC0415 - for these alone
+            from buildkit_tasks.verify.folder import verify_folder
 
             return verify_folder(folder, expected, name, rules)
         with self.open(name) as source:
@@ -103,8 +103,8 @@ class Images:
 
     def _export(self, reference: str) -> BinaryIO:
         """The engine's save stream of an image; no engine is started for it."""
-        from buildkit_tasks.engine import Engine, existing_engine  # noqa: PLC0415 - only for its images
-        from buildkit_tasks.engine.export import export_image  # noqa: PLC0415
+        from buildkit_tasks.engine import Engine, existing_engine
+        from buildkit_tasks.engine.export import export_image
 
         engine = existing_engine(self.settings, self.run)
         if not isinstance(engine, Engine):
@@ -112,7 +112,7 @@ class Images:
         return export_image(engine, reference)
 
     def _registry(self, reference: str) -> AbstractContextManager[Source]:
-        from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a file
+        from buildkit_tasks.oci.registry import open_registry
 
         return open_registry(reference, mirrors=self.settings.mirrors)
 

@@ -143,8 +143,8 @@ class Line:
 
         A split build's part is left without a name. Where a proof fails no tag moves.
         """
-        from buildkit_tasks.oci.model import Digest  # noqa: PLC0415 - for a push alone
-        from buildkit_tasks.releases import Release, Releases  # noqa: PLC0415
+        from buildkit_tasks.oci.model import Digest
+        from buildkit_tasks.releases import Release, Releases
 
         pushing = [output for output in request.outputs if output.pushes]
         tags = [name for output in pushing for name in output.names or request.tags]
@@ -194,7 +194,7 @@ class Line:
         with ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(importlib.import_module, "docker")  # 120 ms, while the engine is asked
             self.engine  # noqa: B018 - connects
-        from buildkit_tasks.emulate.docker.runner import container_guests  # noqa: PLC0415 - the Docker SDK
+        from buildkit_tasks.emulate.docker.runner import container_guests
 
         return container_guests(image, platforms, self.engine, self.emulators, self.images.open)
 

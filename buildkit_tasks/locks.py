@@ -19,7 +19,7 @@ def only_one(lock: Path, *, dry_run: bool = False) -> Iterator[None]:
     if dry_run:
         yield
         return
-    import filelock  # noqa: PLC0415 - only a first run needs it
+    import filelock
 
     lock.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(lock):

@@ -158,7 +158,7 @@ def _sorted_out(session: nox.Session) -> tuple[dict[str, str], list[str]]:
 
     A value that cannot be ends the session in the words of the settings.
     """
-    from buildkit_tasks.emulate.outcomes import Expectation  # noqa: PLC0415 - not for a listing
+    from buildkit_tasks.emulate.outcomes import Expectation
 
     try:
         values, words = _parted(session.posargs)
@@ -197,7 +197,7 @@ def _split(word: str) -> tuple[str, str | None]:
 
 def _settings_by_option() -> dict[str, str]:
     """The options of a run that have one value, as typed, and the key of the settings that each sets."""
-    from buildkit_tasks.options import ENVIRONMENT, RUN  # noqa: PLC0415 - Invoke, not for a listing
+    from buildkit_tasks.options import ENVIRONMENT, RUN
 
     found: dict[str, Any] = {}
     for option in (*RUN, *ENVIRONMENT):

@@ -27,7 +27,7 @@ def repositories_of(names: Sequence[str]) -> tuple[str, ...]:
     """The repositories of these names, each once."""
     if not names:
         return ()
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: for a push alone
+    from buildkit_tasks.oci.reference import Reference
 
     return tuple(dict.fromkeys(Reference.parse(name).name for name in names))
 
@@ -46,8 +46,8 @@ def destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str
 
 def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
     """What lies in the registry under the digest that was pushed."""
-    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a listing
-    from buildkit_tasks.oci.source import platform_manifests  # noqa: PLC0415
+    from buildkit_tasks.oci.registry import open_registry
+    from buildkit_tasks.oci.source import platform_manifests
 
     with open_registry(f"{repository}@{digest}") as source:
         return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
@@ -55,9 +55,9 @@ def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
 
 def send_archive(archive: Path, repositories: Sequence[str]) -> str:
     """Put an OCI archive into registries, by its digest; gives that."""
-    from buildkit_tasks.oci.opening import open_image  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415
-    from buildkit_tasks.publish import send  # noqa: PLC0415
+    from buildkit_tasks.oci.opening import open_image
+    from buildkit_tasks.oci.reference import Reference
+    from buildkit_tasks.publish import send
 
     with open_image(f"oci-archive:{archive}") as source:
         first, *others = map(Reference.parse, repositories)

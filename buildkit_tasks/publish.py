@@ -45,8 +45,8 @@ def send(
     are sent at once. Raises :class:`RegistryError` for a registry that cannot be reached or refuses,
     :class:`MalformedImage` for a source that is not sound.
     """
-    from buildkit_tasks.oci.parts import everything  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415
+    from buildkit_tasks.oci.parts import everything
+    from buildkit_tasks.oci.registry.uploads import open_uploads
 
     root = source.root()
     blobs, *documents = everything(source)
@@ -69,9 +69,9 @@ def name(
     the digest already is left as it is. Each is looked at again afterwards. Raises
     :class:`RegistryError` that says which tags moved and which did not.
     """
-    from buildkit_tasks.oci.blobs import read_blob  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.oci.limits import LIMITS  # noqa: PLC0415
-    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415
+    from buildkit_tasks.oci.blobs import read_blob
+    from buildkit_tasks.oci.limits import LIMITS
+    from buildkit_tasks.oci.registry import open_registry
 
     _check(at, tags)
     plain = replace(at, tag="")
@@ -108,10 +108,10 @@ def join(
     A part is a manifest, or an index with the attestations of its one image. Raises
     :class:`CheckFailed` that names a platform that is there twice, is missing or is not expected.
     """
-    from buildkit_tasks.oci.merge import merged  # noqa: PLC0415 - msgspec: not for a listing
-    from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest  # noqa: PLC0415
-    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415
-    from buildkit_tasks.oci.single import read_part  # noqa: PLC0415
+    from buildkit_tasks.oci.merge import merged
+    from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
+    from buildkit_tasks.oci.registry import open_registry
+    from buildkit_tasks.oci.single import read_part
 
     found = []
     for part in parts:
@@ -139,8 +139,8 @@ def merge(
 
     Parts of other repositories are sent there first. ``into``'s own tag is not looked at.
     """
-    from buildkit_tasks.oci.registry import open_registry  # noqa: PLC0415 - requests: not for a listing
-    from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415
+    from buildkit_tasks.oci.registry import open_registry
+    from buildkit_tasks.oci.registry.uploads import open_uploads
 
     joined = join(parts, expected, access=access)
     for part in parts:
@@ -180,7 +180,7 @@ class _Naming:
 
     def name(self, tag: Reference) -> NamedTag:
         """Move one tag, and look whether it has stayed where it was put."""
-        from buildkit_tasks.oci.registry.uploads import open_uploads  # noqa: PLC0415 - as above
+        from buildkit_tasks.oci.registry.uploads import open_uploads
 
         root = self.root
         if root is None:
@@ -194,7 +194,7 @@ class _Naming:
         )
 
     def _move(self, uploads: Uploads, tag: Reference, root: Descriptor) -> None:
-        from buildkit_tasks.oci.registry.troubles import Refused  # noqa: PLC0415 - requests: as above
+        from buildkit_tasks.oci.registry.troubles import Refused
 
         self.unsure.add(tag)  # should we not hear the end of it
         try:

@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "images(name, ...): run this test only on these images of the settings"
     )
     if any(_flags(config).values()) or any(config.getoption("--image")):
-        from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - not for suites that use nothing of ours
+        from buildkit_tasks.errors import UsageError
 
         try:
             for each in _images(config):
@@ -93,7 +93,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names.append("platform")
     if not names:
         return
-    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
+    from buildkit_tasks.errors import UsageError
 
     try:
         images = _images_of(metafunc.config, metafunc.definition)
@@ -124,8 +124,8 @@ def skipped_without_engine(config: pytest.Config) -> Iterator[None]:
 
     Under ``--require-engine`` it fails instead.
     """
-    from buildkit_tasks.built import reason  # noqa: PLC0415 - as above
-    from buildkit_tasks.errors import EmulatorError, EngineError  # noqa: PLC0415
+    from buildkit_tasks.built import reason
+    from buildkit_tasks.errors import EmulatorError, EngineError
 
     try:
         yield
@@ -142,7 +142,7 @@ def image_under_test(request: pytest.FixtureRequest) -> Tested:
     if hasattr(request, "param"):
         found: Tested = request.param
         return found
-    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - as above
+    from buildkit_tasks.errors import UsageError
 
     try:
         images = _images(request.config)
@@ -156,7 +156,7 @@ def image_under_test(request: pytest.FixtureRequest) -> Tested:
 @pytest.fixture(scope="session")
 def line(image_under_test: Tested) -> Line:
     """The services under the image's settings; an engine is asked for when one is needed."""
-    from buildkit_tasks.built import line_of_tests  # noqa: PLC0415 - as above
+    from buildkit_tasks.built import line_of_tests
 
     return line_of_tests(image_under_test.settings)
 
@@ -172,7 +172,7 @@ def multiarch_image(
     """
     if image_under_test.image:
         return image_under_test.image
-    from buildkit_tasks.built import build_tested  # noqa: PLC0415 - as above
+    from buildkit_tasks.built import build_tested
 
     config, name = request.config, image_under_test.name
     known = config.stash.setdefault(_BUILT, {})
@@ -197,7 +197,7 @@ def run_on_platform(
     to what the test expects. ``timeout`` is in seconds. Raises ``UsageError`` for a value that cannot
     be, and for ``cpu="both"``: a test that wants both asks twice.
     """
-    from buildkit_tasks.tested import for_one_run  # noqa: PLC0415 - as above
+    from buildkit_tasks.tested import for_one_run
 
     def run(
         command: str = "",
@@ -229,8 +229,8 @@ def _once(
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return make()
-    from buildkit_tasks.built import Built  # noqa: PLC0415 - as above
-    from buildkit_tasks.locks import once  # noqa: PLC0415
+    from buildkit_tasks.built import Built
+    from buildkit_tasks.locks import once
 
     record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
     return Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
@@ -251,7 +251,7 @@ def _has_its_own(metafunc: pytest.Metafunc) -> bool:
 
 def _images_of(config: pytest.Config, item: pytest.Item) -> list[Tested]:
     """The images that a test is about: those asked for, narrowed by its marks."""
-    from buildkit_tasks.tested import check_names  # noqa: PLC0415 - as above
+    from buildkit_tasks.tested import check_names
 
     wanted = _marked(item, "images")
     check_names(_settings(config), wanted)
@@ -260,7 +260,7 @@ def _images_of(config: pytest.Config, item: pytest.Item) -> list[Tested]:
 
 def _platforms_of(image: Tested, item: pytest.Item) -> list[Platform]:
     """The platforms that a test of an image runs on: those asked for, narrowed by its marks."""
-    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415 - as above
+    from buildkit_tasks.platforms import parse_platforms
 
     wanted = parse_platforms(_marked(item, "platforms"))
     return [each for each in image.platforms if not wanted or each in wanted]
@@ -271,7 +271,7 @@ def _marked(item: pytest.Item, mark: str) -> list[str]:
 
 
 def _images(config: pytest.Config) -> tuple[Tested, ...]:
-    from buildkit_tasks.tested import images_under  # noqa: PLC0415 - as above
+    from buildkit_tasks.tested import images_under
 
     return images_under(_settings(config), config.getoption("--image"))
 
@@ -279,7 +279,7 @@ def _images(config: pytest.Config) -> tuple[Tested, ...]:
 def _settings(config: pytest.Config) -> Settings:
     """The settings of the repository, with what pytest's options say; read once."""
     if _SETTINGS not in config.stash:
-        from buildkit_tasks.settings import load  # noqa: PLC0415 - as above
+        from buildkit_tasks.settings import load
 
         config.stash[_SETTINGS] = load(_flags(config), folder=config.rootpath)
     return config.stash[_SETTINGS]

@@ -59,7 +59,7 @@ def _of_host(machine: Machine) -> Path | None:
 
 
 def _is_static(program: Path) -> bool:
-    from buildkit_tasks.platforms.elf.reader import interpreter  # noqa: PLC0415 - only where the host has one
+    from buildkit_tasks.platforms.elf.reader import interpreter
 
     try:
         with program.open("rb") as stream:
@@ -75,7 +75,7 @@ def _of_debian(machine: Machine, settings: Settings, run: Runner, tell: Tell) ->
         return program
     if settings.emulators == "none":
         return None
-    from buildkit_tasks.debian import Packages, provision  # noqa: PLC0415 - once for each machine
+    from buildkit_tasks.debian import Packages, provision
 
     try:
         provision(prefix, [Packages(names=("qemu-user",))], run, tell)

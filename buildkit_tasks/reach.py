@@ -44,8 +44,8 @@ def _answers(base: str, seconds: float) -> bool:
     if not any(os.environ.get(name) for name in _PROXIES) and not _connects(base, seconds):
         return False
     # Only now: these take 50 ms to import, which an offline build need not pay.
-    import urllib.error  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
+    import urllib.error
+    import urllib.request
 
     try:
         with urllib.request.urlopen(f"{base}/v2/", timeout=seconds):  # noqa: S310 - our own https URL or the engine's mirror

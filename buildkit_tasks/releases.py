@@ -48,7 +48,7 @@ class Release:
     @classmethod
     def of(cls, tags: Iterable[str], expected: tuple[Platform, ...], *, proved: bool) -> Release:
         """Read the tags. Raises :class:`UsageError` without any, and for what is none."""
-        from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: not for a listing
+        from buildkit_tasks.oci.reference import Reference
 
         found = tuple(dict.fromkeys(Reference.parse(tag) for tag in tags))
         if not found:
@@ -147,7 +147,7 @@ class Releases:
 
     def plan_push(self, archive: str, release: Release) -> Plan:
         """What :meth:`push` would do; only the archive is read."""
-        from buildkit_tasks.oci.parts import everything  # noqa: PLC0415 - msgspec: not for a listing
+        from buildkit_tasks.oci.parts import everything
 
         with self.images.open(self._archive(archive)) as source:
             blobs, *documents = everything(source)
@@ -194,7 +194,7 @@ def read_parts(words: Iterable[str], files: Iterable[str], image: str = "") -> t
     ``build-multiarch --json`` printed, be it several such documents one after the other. Where those
     are of several images, ``image`` says of which. Raises :class:`UsageError` for anything else.
     """
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.reference import Reference
 
     named = [each.strip() for word in words for each in word.split(",") if each.strip()]
     paths = [Path(name) for file in files for name in file.split(",") if name]
@@ -282,7 +282,7 @@ def _pushed(path: Path, name: str, document: dict[str, Any]) -> str:
 
 
 def _platforms(source: Any) -> tuple[BuiltPlatform, ...]:
-    from buildkit_tasks.oci.source import platform_manifests  # noqa: PLC0415 - msgspec: not for a listing
+    from buildkit_tasks.oci.source import platform_manifests
 
     return _built((platform, entry.digest) for platform, entry in platform_manifests(source))
 

@@ -71,7 +71,7 @@ def epoch_of(context: str, build_args: Iterable[str], environ: Mapping[str, str]
     given = given_epoch(build_args, environ)
     if given is not None:
         return given
-    from buildkit_tasks.commands import Call  # noqa: PLC0415
+    from buildkit_tasks.commands import Call
 
     try:
         done = run.run(["git", "-C", context, "log", "-1", "--format=%ct"], Call(timeout=_GIT_SECONDS))

@@ -59,18 +59,18 @@ class Runs:
 
     @contextmanager
     def _sandbox(self, name: str) -> Iterator[Guests]:
-        from buildkit_tasks.emulate.sandbox.warden import Warden  # noqa: PLC0415 - not for an engine
+        from buildkit_tasks.emulate.sandbox.warden import Warden
 
         with ThreadPoolExecutor(max_workers=1) as aside:
             started = aside.submit(Warden)  # a process that starts while the rest is imported here
-            from buildkit_tasks.emulate.sandbox.runner import sandbox_guests  # noqa: PLC0415 - as above
+            from buildkit_tasks.emulate.sandbox.runner import sandbox_guests
 
             qemu = Qemu(settings=self.settings, run=self.run, tell=self.tell)
             with sandbox_guests(name, started, self.images.open, qemu) as guests:
                 yield guests
 
     def _show(self, request: RunRequest) -> RunReport:
-        from buildkit_tasks.emulate.shown import show_containers, show_sandbox  # noqa: PLC0415 - a dry run
+        from buildkit_tasks.emulate.shown import show_containers, show_sandbox
 
         if takes_engine(self.settings.runner, request.image):
             return show_containers(request, self.line().engine, self.run)

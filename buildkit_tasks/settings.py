@@ -223,6 +223,6 @@ def cache_folder(settings: Settings) -> Path:
     """Where the private engine, its packages and the stand-in bases live, for this user."""
     if settings.cache:
         return Path(settings.cache).expanduser().absolute()
-    import platformdirs  # noqa: PLC0415 - 40 ms that `inv --list` need not pay
+    import platformdirs
 
     return Path(platformdirs.user_cache_dir("buildkit-tasks"))

@@ -172,8 +172,8 @@ class Several:
         if self.line.run.dry_run:
             return f"oci-layout://{place}@sha256:DIGEST"
         if not place.exists():
-            from buildkit_tasks.oci.archive import Archive  # noqa: PLC0415 - for these alone
-            from buildkit_tasks.oci.layout import write_layout  # noqa: PLC0415
+            from buildkit_tasks.oci.archive import Archive
+            from buildkit_tasks.oci.layout import write_layout
 
             archives = (output.dest for output in built.outputs if output.type == "oci" and output.dest)
             write_layout(Archive(Path(next(archives))), place)

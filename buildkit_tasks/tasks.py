@@ -83,9 +83,9 @@ def build_multiarch(edge: Edge) -> None:
 @job(IMAGE, PLATFORM, *VERIFY, *HOSTS, REPORT)
 def verify_arch(edge: Edge) -> None:
     """Prove that every platform in an image is what it says, or that it would start somewhere."""
-    from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
-    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
-    from buildkit_tasks.verify.fit import hosts_of  # noqa: PLC0415
+    from buildkit_tasks.images import Images
+    from buildkit_tasks.platforms import parse_platforms
+    from buildkit_tasks.verify.fit import hosts_of
 
     settings, options = edge.settings, edge.options
     hosts = hosts_of(options["for_"], options["for_nodes"])
@@ -98,9 +98,9 @@ def verify_arch(edge: Edge) -> None:
 @job(IMAGE, PLATFORM, *RUN, *ENVIRONMENT, REPORT)
 def run_emulated(edge: Edge) -> None:
     """Run every platform's image, under QEMU where need be, and check what it prints."""
-    from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
-    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
-    from buildkit_tasks.runs import Runs  # noqa: PLC0415
+    from buildkit_tasks.images import Images
+    from buildkit_tasks.platforms import parse_platforms
+    from buildkit_tasks.runs import Runs
 
     settings, images = edge.settings, Images(settings=edge.settings, run=edge.run)
     runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=lambda: edge.line)
@@ -152,7 +152,7 @@ def push_multiarch(edge: Edge) -> None:
 @job(*PARTS, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
 def merge_multiarch(edge: Edge) -> None:
     """Make one image of parts that were pushed by digest, and name it once it is proved."""
-    from buildkit_tasks.releases import read_parts  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.releases import read_parts
 
     image = edge.options["image"]
     releases, release = _release(edge, image)
@@ -169,7 +169,7 @@ def merge_multiarch(edge: Edge) -> None:
 @job(PLATFORM, *ENVIRONMENT)
 def doctor(edge: Edge) -> None:
     """Say what is there, what is missing, and the one next command. Changes nothing."""
-    from buildkit_tasks.doctor import examine  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.doctor import examine
 
     diagnosis = examine(edge.line)
     edge.say(diagnosis.document(), diagnosis.text())
@@ -187,7 +187,7 @@ def remove_builder(edge: Edge) -> None:
 @job(CACHE_STATE)
 def stop_engine(edge: Edge) -> None:
     """End the private engine and remove what it kept; the downloaded packages stay as a cache."""
-    from buildkit_tasks.engine.private import stop_private_engine  # noqa: PLC0415
+    from buildkit_tasks.engine.private import stop_private_engine
 
     line = edge.line
     stopped = stop_private_engine(line.settings, line.run, line.tell, keep_state=edge.options["keep_state"])
@@ -202,7 +202,7 @@ def _has_several(edge: Edge) -> bool:
 
 def _show_several(edge: Edge, *, setup: bool = False) -> None:
     """Each image's build, verification and runs."""
-    from buildkit_tasks.several import several  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.several import several
 
     with several(edge.line, _choice(edge)) as images:
         report, errors = images.report(setup=setup)
@@ -220,7 +220,7 @@ def _images_code(report: ImagesReport, errors: Iterable[BuildkitTasksError]) -> 
 
 
 def _choice(edge: Edge) -> Choice:
-    from buildkit_tasks.wanted import Choice  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.wanted import Choice
 
     bake = edge.options["bake"]
     if bake and edge.options["image"]:
@@ -232,10 +232,10 @@ def _choice(edge: Edge) -> Choice:
 
 def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
     """What releases, and the release that the settings and options describe: those of one image, if named."""
-    from buildkit_tasks.images import Images  # noqa: PLC0415 - nothing is imported for a listing
-    from buildkit_tasks.platforms import parse_platforms  # noqa: PLC0415
-    from buildkit_tasks.releases import Release, Releases, settings_of  # noqa: PLC0415
-    from buildkit_tasks.runs import Runs  # noqa: PLC0415
+    from buildkit_tasks.images import Images
+    from buildkit_tasks.platforms import parse_platforms
+    from buildkit_tasks.releases import Release, Releases, settings_of
+    from buildkit_tasks.runs import Runs
 
     settings = settings_of(edge.settings, image)
     images = Images(settings=settings, run=edge.run)
@@ -248,7 +248,7 @@ def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
 
 def _check_proof(edge: Edge, request: BuildRequest, proving: Iterable[Option] = ()) -> None:
     """Refuse ``--no-verify``, and what says how to prove, for a build of which nothing is proved."""
-    from buildkit_tasks.settings import Origin  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.settings import Origin
 
     if any(output.pushes for output in request.outputs) and not request.split:
         return
@@ -264,7 +264,7 @@ def _check_proof(edge: Edge, request: BuildRequest, proving: Iterable[Option] = 
 
 
 def _usage(message: str, *, hint: str) -> UsageError:
-    from buildkit_tasks.errors import UsageError  # noqa: PLC0415 - nothing is imported for a listing
+    from buildkit_tasks.errors import UsageError
 
     return UsageError(message, hint=hint)
 
@@ -276,7 +276,7 @@ def _request(edge: Edge) -> BuildRequest:
 
 def _options(edge: Edge) -> dict[str, Any]:
     """The options of a build that are no settings, by the names of the request."""
-    from buildkit_tasks.outputs import OutputSpec  # noqa: PLC0415
+    from buildkit_tasks.outputs import OutputSpec
 
     given = edge.options
     outputs = [OutputSpec.parse(text) for text in given["output"]]

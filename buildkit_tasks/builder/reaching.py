@@ -155,7 +155,7 @@ def _secured(connection: socket.socket, node: WantedNode, daemon: _Daemon) -> It
 
 
 def _context(given: Mapping[str, str]) -> ssl.SSLContext:
-    import ssl  # noqa: PLC0415 - for nodes with TLS alone
+    import ssl
 
     context = ssl.create_default_context(cafile=given.get("cacert"))
     context.set_alpn_protocols(["h2"])  # without it gRPC hangs up

@@ -74,7 +74,7 @@ def _check_reference(ref: str, flag: str) -> None:
     if host != ref:
         login = f"docker login {host.rpartition('@')[2].partition('/')[0]}"
         raise UsageError(f"{flag} {host} has a user's name in it", hint=login)
-    from buildkit_tasks.oci.reference import Reference  # noqa: PLC0415 - most builds have no cache elsewhere
+    from buildkit_tasks.oci.reference import Reference
 
     Reference.parse(ref)
 

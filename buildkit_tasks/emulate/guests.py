@@ -70,8 +70,8 @@ class GuestTask:
 
 def wrong_program(config: ImageConfig, files: Files, platform: Platform) -> str:
     """The words why what an image would start is not for the platform; empty if it is."""
-    from buildkit_tasks.oci.programs import programs_of  # noqa: PLC0415 - not for choosing a runner
-    from buildkit_tasks.verify import program_checks  # noqa: PLC0415 - as above
+    from buildkit_tasks.oci.programs import programs_of
+    from buildkit_tasks.verify import program_checks
 
     programs = programs_of(config, files)
     checks = (check for program in programs for check in program_checks(platform, program))

@@ -34,7 +34,7 @@ def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
         if settings.engine == "system":
             raise EngineError(found, hint="start it, or let a private engine be made: --engine=auto")
         tell(f"{found}: using the private engine")
-    from buildkit_tasks.engine.private import ensure_private_engine  # noqa: PLC0415 - often not needed
+    from buildkit_tasks.engine.private import ensure_private_engine
 
     return ensure_private_engine(settings, run, tell)
 
@@ -56,7 +56,7 @@ def existing_clients(settings: Settings, run: Runner) -> Engine | str:
 
 def existing_engine(settings: Settings, run: Runner) -> Engine | str:
     """The engine that would be used if nothing may be fetched or started, or why there is none."""
-    from buildkit_tasks.engine.private import running_private_engine  # noqa: PLC0415 - often not needed
+    from buildkit_tasks.engine.private import running_private_engine
 
     tools = installed_tools(settings)
     if tools is None:

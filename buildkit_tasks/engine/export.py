@@ -60,7 +60,7 @@ def _find(client: DockerClient, reference: str) -> tuple[str, dict[str, Any]]:
 
 
 def _ask(client: DockerClient, name: str, image: dict[str, Any], engine: Engine) -> Any:
-    from docker.errors import NotFound  # noqa: PLC0415 - see _answering
+    from docker.errors import NotFound
 
     api: Any = client.api  # its `get_image` gives pieces that cannot be closed: its helpers, one floor down
     url = api._url("/images/{0}/get", name)  # noqa: SLF001 - see above
@@ -103,9 +103,9 @@ class _Body(io.RawIOBase):
 
 @contextlib.contextmanager
 def _answering(reference: str) -> Iterator[None]:
-    from docker.errors import DockerException  # noqa: PLC0415 - 120 ms, paid when an engine is asked
-    from requests.exceptions import RequestException  # noqa: PLC0415
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     try:
         yield

@@ -23,8 +23,8 @@ def connect(engine: Engine) -> DockerClient:
 
     ``docker.from_env`` follows DOCKER_HOST and the CLI's context since docker 7.2.
     """
-    import docker  # noqa: PLC0415 - 120 ms, which a build need not pay
-    from docker.errors import DockerException  # noqa: PLC0415
+    import docker
+    from docker.errors import DockerException
 
     try:
         return docker.from_env(environment={**os.environ, **engine.env}, timeout=API_SECONDS)
@@ -34,7 +34,7 @@ def connect(engine: Engine) -> DockerClient:
 
 def inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
     """The engine's description of an image with its manifests (API 1.48), or None."""
-    from docker.errors import ImageNotFound  # noqa: PLC0415
+    from docker.errors import ImageNotFound
 
     api: Any = client.api  # the SDK has no `manifests` argument yet: its own helpers, one floor down
     try:

@@ -181,9 +181,9 @@ class Inflated:
 def _zstd() -> ModuleType:
     """The module for zstd, which most images do without."""
     if sys.version_info >= (3, 14):
-        from compression import zstd  # noqa: PLC0415 - as it says
+        from compression import zstd
     else:
-        from backports import zstd  # noqa: PLC0415
+        from backports import zstd
     return zstd
 
 

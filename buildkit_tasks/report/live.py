@@ -135,7 +135,7 @@ class LiveRuns:
     def _draw(self) -> None:
         if self._ended.wait(_PATIENCE):
             return
-        from rich.live import Live  # noqa: PLC0415 - 80 ms that most runs need not pay
+        from rich.live import Live
 
         console = terminal(self._stream, colour=self._colour)
 
@@ -160,8 +160,8 @@ class LiveRuns:
                 live.refresh()
 
     def _picture(self, height: int) -> RenderableType:
-        from rich.console import Group  # noqa: PLC0415 - as in _draw
-        from rich.text import Text  # noqa: PLC0415
+        from rich.console import Group
+        from rich.text import Text
 
         with self._lock:
             rows = [dataclasses.replace(row) for row in self._rows]

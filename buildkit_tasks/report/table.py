@@ -85,7 +85,7 @@ def terminal(file: TextIO, *, colour: bool) -> Console:
 
 
 def _console(file: TextIO, *, colour: bool, force_terminal: bool, width: int | None = None) -> Console:
-    from rich.console import Console  # noqa: PLC0415 - rich is slow to import: only a table is worth it
+    from rich.console import Console
 
     return Console(
         file=file,
@@ -124,8 +124,8 @@ def _rich_table(table: Table, *, plain: bool) -> RichTable:
 
 def bare_table(*, plain: bool) -> RichTable:
     """Give a table without columns and rows; ``plain`` if lines cannot be drawn."""
-    from rich import box  # noqa: PLC0415 - as in _console
-    from rich.table import Table as RichTable  # noqa: PLC0415 - as in _console
+    from rich import box
+    from rich.table import Table as RichTable
 
     # A drawn left edge: GitHub's runner obeys a line whose first word begins with `::`, even
     # after spaces, and a platform's name is whatever the image's index says.
@@ -134,7 +134,7 @@ def bare_table(*, plain: bool) -> RichTable:
 
 def text_of(cell: Cell) -> Text:
     """Give a cell's words in their colour."""
-    from rich.text import Text  # noqa: PLC0415 - as in _console
+    from rich.text import Text
 
     return Text(cell.text, style=_STYLES[cell.tone])
 

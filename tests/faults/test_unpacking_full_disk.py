@@ -37,8 +37,8 @@ def on_a_small_disk(options: str, place: Path, *archives: Path) -> dict[str, Any
 
 
 def _main(place: Path, archives: list[Path]) -> None:
-    from buildkit_tasks.emulate.sandbox.roots import Roots  # noqa: PLC0415 - the program's own
-    from buildkit_tasks.errors import BuildkitTasksError  # noqa: PLC0415 - likewise
+    from buildkit_tasks.emulate.sandbox.roots import Roots
+    from buildkit_tasks.errors import BuildkitTasksError
 
     told = []
     for path in archives:

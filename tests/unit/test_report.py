@@ -661,7 +661,7 @@ def terminal() -> Iterator[TextIO]:
 
 
 def test_a_terminals_own_width_is_used(terminal: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    from buildkit_tasks.report import table  # noqa: PLC0415 - a private part
+    from buildkit_tasks.report import table
 
     monkeypatch.delenv("CI", raising=False)
     assert table._width(terminal) == 80

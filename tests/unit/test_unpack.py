@@ -882,7 +882,7 @@ def test_memory_does_not_grow_with_a_file_or_with_their_number(tmp_path: Path) -
         "architecture": "amd64",
         "rootfs": {"type": "layers", "diff_ids": [layers[0]["digest"]]},
     }
-    from tests.images import put_manifest  # noqa: PLC0415 - this test alone stores a layer as it is
+    from tests.images import put_manifest
 
     memory.index(
         [{**put_manifest(memory, config, layers), "platform": {"os": "linux", "architecture": "amd64"}}]

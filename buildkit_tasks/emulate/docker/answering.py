@@ -40,17 +40,17 @@ def answering(
 
 def is_silence(error: BaseException | None) -> bool:
     """Whether the SDK and its libraries say so that no answer came, or none that makes sense."""
-    from docker.errors import APIError, DockerException, StreamParseError  # noqa: PLC0415
-    from requests.exceptions import RequestException  # noqa: PLC0415
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+    from docker.errors import APIError, DockerException, StreamParseError
+    from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     kinds = (DockerException, StreamParseError, RequestException, HTTPError)
     return isinstance(error, kinds) and not isinstance(error, APIError)
 
 
 def _silence(error: Exception, seconds: float) -> str:
-    from requests.exceptions import Timeout  # noqa: PLC0415
-    from urllib3.exceptions import TimeoutError as Late  # noqa: PLC0415
+    from requests.exceptions import Timeout
+    from urllib3.exceptions import TimeoutError as Late
 
     said = f"it said nothing for {seconds:g} s" if isinstance(error, (Timeout, Late)) else error
     return f"the engine stopped answering: {said}"

@@ -146,8 +146,8 @@ class _Watch:
             return b""
 
     def _has_ended(self) -> bool:
-        from requests.exceptions import ConnectionError as Disconnected  # noqa: PLC0415
-        from requests.exceptions import ReadTimeout  # noqa: PLC0415
+        from requests.exceptions import ConnectionError as Disconnected
+        from requests.exceptions import ReadTimeout
 
         wait: Any = self.api.wait  # its type says whole seconds
         try:
@@ -166,7 +166,7 @@ class _Watch:
 
     def _kill(self) -> bool:
         """End the guest, which may ignore TERM; False if it has come to its end by itself."""
-        from docker.errors import APIError  # noqa: PLC0415
+        from docker.errors import APIError
 
         # Nobody reads its output any more: without this the engine waits for us, and we for the engine.
         with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ def run_guest(client: DockerClient, guest: Guest) -> RunResult:
 
     Raises :class:`EngineError` when the engine stops answering, with what may be left.
     """
-    from docker.errors import APIError  # noqa: PLC0415
+    from docker.errors import APIError
 
     if guest.task.cpu and guest.setup.native:
         return guest.result(Outcome.NOT_REGISTERED, _no_emulator(guest))
@@ -152,7 +152,7 @@ def _removed_afterwards(client: DockerClient, container: str, platform: Platform
 
 
 def _remove(client: DockerClient, container: str) -> None:
-    from docker.errors import NotFound  # noqa: PLC0415
+    from docker.errors import NotFound
 
     with contextlib.suppress(NotFound):
         client.api.remove_container(container, force=True, v=True)

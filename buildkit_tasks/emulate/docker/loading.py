@@ -141,7 +141,7 @@ def _inspect(client: DockerClient, name: str) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """An engine's answer that says no, in its own words."""
-    from docker.errors import APIError  # noqa: PLC0415
+    from docker.errors import APIError
 
     try:
         yield
@@ -151,7 +151,7 @@ def _refusals(what: str) -> Iterator[None]:
 
 
 def _remove(client: DockerClient, image: str) -> None:
-    from docker.errors import APIError  # noqa: PLC0415
+    from docker.errors import APIError
 
     try:
         client.api.remove_image(image)

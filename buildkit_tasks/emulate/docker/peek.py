@@ -66,7 +66,7 @@ class _ContainerFiles:
         return next((found for found in candidates if found is not None and found.node.mode & 0o111), None)
 
     def _file(self, path: str, links: int = 1) -> Found | None:
-        from docker.errors import APIError, NotFound  # noqa: PLC0415
+        from docker.errors import APIError, NotFound
 
         try:
             chunks, status = self._api.get_archive(self._container, path)

@@ -289,10 +289,10 @@ def _let_go(lock: int) -> None:
 
 
 def _fill(staging: Path, source: Source, entry: Descriptor, shift: int | None) -> None:
-    import dataclasses  # noqa: PLC0415 - imported already
-    import json  # noqa: PLC0415 - likewise
+    import dataclasses
+    import json
 
-    from buildkit_tasks.emulate.sandbox.unpack import unpack_sized  # noqa: PLC0415 - only to unpack
+    from buildkit_tasks.emulate.sandbox.unpack import unpack_sized
 
     done = unpack_sized(source, entry, staging / _FILES, shift=shift)
     config = {
@@ -307,7 +307,7 @@ def _fill(staging: Path, source: Source, entry: Descriptor, shift: int | None) -
 
 def _note(place: Path) -> dict[str, Any]:
     """What is noted of a root; nothing if that cannot be read."""
-    import json  # noqa: PLC0415 - a run of docker's needs none
+    import json
 
     try:
         note = json.loads((place / _NOTE).read_bytes())
@@ -323,7 +323,7 @@ def _size(place: Path) -> int:
 
 def _read(place: Path) -> Root | None:
     """The root in that folder; None if what is noted is damaged or of another release."""
-    from buildkit_tasks.oci.model import Digest, ImageConfig  # noqa: PLC0415 - who has an entry has it
+    from buildkit_tasks.oci.model import Digest, ImageConfig
 
     note = _note(place)
     if note.get("form") != _FORM:
@@ -340,7 +340,7 @@ def _read(place: Path) -> Root | None:
 
 def _remove(place: Path) -> None:
     """Remove a folder, its lock last; what cannot be removed now is left to the next run."""
-    from buildkit_tasks.emulate.sandbox.beneath import READ, remove  # noqa: PLC0415 - not to find a root
+    from buildkit_tasks.emulate.sandbox.beneath import READ, remove
 
     with contextlib.suppress(OSError):
         folder = os.open(place, READ)

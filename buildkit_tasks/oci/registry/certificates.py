@@ -43,7 +43,7 @@ def make_context(home: Place, place: Place, access: Access) -> ssl.SSLContext:
     for variable, path in _bundles(access.environ):
         _load(context, path, f"environment {variable}: {path}")
     if not context.cert_store_stats()["x509_ca"]:
-        import certifi  # noqa: PLC0415 - a machine without certificates of its own
+        import certifi
 
         context.load_verify_locations(certifi.where())
     own = set(certificate_folders(place.netloc, access))

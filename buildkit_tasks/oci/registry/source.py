@@ -45,7 +45,7 @@ def open_registry(
     access = Access() if access is None else access
     store = load_credentials(access.environ, access.run)
     places = [*_mirrors(reference, mirrors), (reference.host, home_of(reference, access))]
-    from buildkit_tasks.oci.registry.server import Server  # noqa: PLC0415 - requests takes its time to import
+    from buildkit_tasks.oci.registry.server import Server
 
     with ExitStack() as stack:
         servers = [Server(host, place, reference, store, access) for host, place in places]

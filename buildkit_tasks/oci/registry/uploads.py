@@ -63,7 +63,7 @@ def open_uploads(
     """
     access = Access() if access is None else access
     store = load_credentials(access.environ, access.run)
-    from buildkit_tasks.oci.registry.server import Server  # noqa: PLC0415 - requests takes its time to import
+    from buildkit_tasks.oci.registry.server import Server
 
     server = Server(at.host, home_of(at, access), at, store, access, actions="pull,push")
     with contextlib.closing(server):

@@ -140,7 +140,7 @@ class Binary:
 
 def inspect(view: View) -> Binary:
     """Read a whole ELF file. Raises :class:`MalformedImage` only if its header is malformed."""
-    from buildkit_tasks.platforms.elf.isa_evidence import gather  # noqa: PLC0415 - a header alone needs none of it
+    from buildkit_tasks.platforms.elf.isa_evidence import gather
 
     header = read_elf(view.at(0, 64))
     layout = Layout(view, header)
