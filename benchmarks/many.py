@@ -8,10 +8,10 @@ import time
 from dataclasses import replace
 
 from benchmarks.child import peak
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.line import Line
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.settings import SmokeCheck, load
+from buildkit_tasks.system.command import Commands
 
 
 def main(image: str, platform: str, runs: int) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import EmulatorError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.commands import Runner
     from buildkit_tasks.platforms import Machine
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["Binfmt", "Handler", "handler_line"]
 

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.bases import BasePlan
     from buildkit_tasks.builder import Watch
-    from buildkit_tasks.commands import Completed, Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.system.command import Completed, Runner
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Build"]
 

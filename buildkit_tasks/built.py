@@ -6,11 +6,11 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError
 from buildkit_tasks.images import image_of
 from buildkit_tasks.line import Line
 from buildkit_tasks.several import build_one
+from buildkit_tasks.system.command import Commands
 
 if TYPE_CHECKING:
     from buildkit_tasks.settings import Settings

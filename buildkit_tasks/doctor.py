@@ -10,7 +10,7 @@ from buildkit_tasks.emulate.sandbox.kernel import why_closed
 from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.emulators import Emulators
 from buildkit_tasks.engine import Engine, existing_clients, existing_engine
-from buildkit_tasks.reach import registry_answers
+from buildkit_tasks.system.reachability import registry_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from invoke.context import Context
     from invoke.parser.argument import Argument
 
-    from buildkit_tasks.commands import Commands
     from buildkit_tasks.line import Line
     from buildkit_tasks.report import LiveRuns
     from buildkit_tasks.results import RunResult
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.system.command import Commands
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]
 
@@ -98,7 +98,7 @@ class Edge:
     @cached_property
     def run(self) -> Commands:
         """The seam to other programs; a dry run goes to where the table would."""
-        from buildkit_tasks.commands import Commands
+        from buildkit_tasks.system.command import Commands
 
         return Commands(dry_run=self.dry_run, echo=sys.stderr if self.json else sys.stdout)
 
@@ -112,7 +112,7 @@ class Edge:
     @staticmethod
     def tell(message: str) -> None:
         """Say what goes on, on standard error."""
-        from buildkit_tasks.commands import redact
+        from buildkit_tasks.system.command import redact
 
         print(redact(message), file=sys.stderr, flush=True)
 
@@ -157,7 +157,7 @@ class Edge:
 
     def fail(self, error: BuildkitTasksError) -> int:
         """Show an error once, redacted, and give its exit code."""
-        from buildkit_tasks.commands import redact
+        from buildkit_tasks.system.command import redact
 
         if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
             self.tell("".join(traceback.format_exception(error)))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.commands import Completed
     from buildkit_tasks.errors import BuildkitTasksError
     from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.system.command import Completed
 
 __all__ = ["failure"]
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.commands import Runner
     from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import BuildResult, Output, VerifyReport
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["Images", "image_of"]
 

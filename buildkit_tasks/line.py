@@ -24,7 +24,6 @@ from buildkit_tasks.fleet import Fleet, needs_fleet
 from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.reach import registry_answers
 from buildkit_tasks.request import BuildRequest, check_request, read_request_bases, with_epoch
 from buildkit_tasks.results import (
     BuilderSummary,
@@ -35,16 +34,17 @@ from buildkit_tasks.results import (
     SetupReport,
 )
 from buildkit_tasks.runs import Runs
+from buildkit_tasks.system.reachability import registry_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.commands import Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.emulate.guests import Guests
     from buildkit_tasks.runs import Watch
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Line"]
 

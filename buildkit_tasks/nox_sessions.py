@@ -15,10 +15,10 @@ from urllib.parse import quote
 import nox
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.locks import once
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.processes import Process
 from buildkit_tasks.settings import load
+from buildkit_tasks.system.lock import once
+from buildkit_tasks.system.process import Process
 from buildkit_tasks.tested import images_under
 
 if TYPE_CHECKING:

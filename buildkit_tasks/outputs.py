@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.csvrow import read_row, write_row
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.system.csv_fields import read_row, write_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -230,7 +230,7 @@ def _once(
     if worker is None:
         return make()
     from buildkit_tasks.built import Built
-    from buildkit_tasks.locks import once
+    from buildkit_tasks.system.lock import once
 
     record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
     return Built(**once(record, worker["testrunuid"], lambda: asdict(make())))

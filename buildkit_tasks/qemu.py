@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Call, Runner
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError, MalformedImage
 from buildkit_tasks.settings import Settings, cache_folder
+from buildkit_tasks.system.command import Call, Runner
 
 if TYPE_CHECKING:
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.platforms import Machine
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Qemu", "qemu_version"]
 
@@ -75,7 +75,7 @@ def _of_debian(machine: Machine, settings: Settings, run: Runner, tell: Tell) ->
         return program
     if settings.emulators == "none":
         return None
-    from buildkit_tasks.debian import Packages, provision
+    from buildkit_tasks.system.debian import Packages, provision
 
     try:
         provision(prefix, [Packages(names=("qemu-user",))], run, tell)

@@ -17,8 +17,8 @@ from buildkit_tasks.errors import EngineError, SettingsError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from buildkit_tasks.commands import Runner
     from buildkit_tasks.outputs import OutputSpec
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["EPOCH", "Epoch", "check_rewriting", "epoch_of", "given_epoch", "rewriting"]
 
@@ -71,7 +71,7 @@ def epoch_of(context: str, build_args: Iterable[str], environ: Mapping[str, str]
     given = given_epoch(build_args, environ)
     if given is not None:
         return given
-    from buildkit_tasks.commands import Call
+    from buildkit_tasks.system.command import Call
 
     try:
         done = run.run(["git", "-C", context, "log", "-1", "--format=%ct"], Call(timeout=_GIT_SECONDS))

@@ -16,9 +16,9 @@ from buildkit_tasks.reproducible import EPOCH, Epoch, epoch_of, given_epoch, rew
 from buildkit_tasks.secrecy import check_build_argument, check_context, check_secrets, check_ssh, without_user
 
 if TYPE_CHECKING:
-    from buildkit_tasks.commands import Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases", "with_epoch"]
 

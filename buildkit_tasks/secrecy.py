@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.csvrow import read_row
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.system.csv_fields import read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from buildkit_tasks.bases import fetch_go
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.platforms import Machine, Platform
 from buildkit_tasks.platforms.elf.view import Order
+from buildkit_tasks.system.command import Commands
 
 BASE = 0x10000
 """The address at which :func:`elf` loads the whole file."""

@@ -7,8 +7,8 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 
-from buildkit_tasks.commands import Commands, Completed
 from buildkit_tasks.engine import Engine
+from buildkit_tasks.system.command import Commands, Completed
 
 _SECONDS = 300.0
 _STEP = re.compile(r"^#(\d+) (\[.*\] (?:COPY|RUN|ADD|WORKDIR) .*)$", re.MULTILINE)

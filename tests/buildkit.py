@@ -15,11 +15,11 @@ from pathlib import Path
 
 import certifi
 
-from buildkit_tasks.commands import Call, Commands
-from buildkit_tasks.debian import staged
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.paths import PrivatePaths
 from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.system.command import Call, Commands
+from buildkit_tasks.system.debian import staged
 from tests.peers.gotools import NotToBeHad, build_in_module
 
 __all__ = ["IMAGE", "VERSION", "NotToBeHad", "compiled", "import_image", "remove_image"]

@@ -15,18 +15,18 @@ from buildkit_tasks.builder.creating import create_arguments
 from buildkit_tasks.builder.nodes import Nodes, short
 from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.locks import only_one
 from buildkit_tasks.results import BuilderSummary, NodeSummary
 from buildkit_tasks.settings import cache_folder
+from buildkit_tasks.system.lock import only_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from buildkit_tasks.commands import Completed, Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.system.command import Completed, Runner
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Builders", "require_index"]
 

@@ -16,10 +16,10 @@ from buildkit_tasks.settings import BUILDER_NAME, cache_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit_tasks.commands import Completed, Runner
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.results import BuilderSummary
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.system.command import Completed, Runner
 
 __all__ = ["INSPECT_SECONDS", "Buildx"]
 

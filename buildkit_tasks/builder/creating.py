@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.builder.wanted import OWN_DAEMON
-from buildkit_tasks.csvrow import write_row
+from buildkit_tasks.system.csv_fields import write_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from buildkit_tasks.builder.buildx import Buildx
     from buildkit_tasks.builder.found import Record, RecordedNode
     from buildkit_tasks.builder.wanted import WantedBuilder
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.results import BuilderSummary, NodeSummary
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Nodes", "short"]
 

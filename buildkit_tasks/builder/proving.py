@@ -18,10 +18,10 @@ from buildkit_tasks.results import PlatformSetup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit_tasks.commands import Completed, Runner
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.system.command import Completed, Runner
 
 __all__ = ["prove"]
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.system.debian import Tell
 
     Opened = Callable[[], AbstractContextManager[Guests]]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.binfmt import handler_line
-from buildkit_tasks.commands import Call
 from buildkit_tasks.emulate.docker.container import as_command
 from buildkit_tasks.oci.source import config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.results import RunReport
+from buildkit_tasks.system.command import Call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit_tasks.commands import Runner
     from buildkit_tasks.emulate.guests import GuestTask, OpenImage
     from buildkit_tasks.emulate.service import RunRequest
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.oci.model import ImageConfig
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["show_containers", "show_sandbox"]
 

@@ -14,9 +14,9 @@ from buildkit_tasks.engine.daemon import (
 from buildkit_tasks.errors import EngineError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.commands import Runner
-    from buildkit_tasks.debian import Tell
     from buildkit_tasks.settings import Settings
+    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Engine", "ensure_clients", "ensure_engine", "existing_clients", "existing_engine"]
 

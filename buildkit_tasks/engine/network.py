@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Call
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.system.command import Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["Network"]
 

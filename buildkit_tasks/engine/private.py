@@ -14,8 +14,6 @@ import shutil
 import time
 from pathlib import Path
 
-from buildkit_tasks.commands import Call, Runner
-from buildkit_tasks.debian import Packages, Tell, provision
 from buildkit_tasks.engine.daemon import (
     Engine,
     Tools,
@@ -26,10 +24,12 @@ from buildkit_tasks.engine.daemon import (
 from buildkit_tasks.engine.network import Network
 from buildkit_tasks.engine.paths import PrivatePaths
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.locks import only_one
 from buildkit_tasks.platforms import native_platform
-from buildkit_tasks.processes import Process, processes_naming
 from buildkit_tasks.settings import Settings, cache_folder
+from buildkit_tasks.system.command import Call, Runner
+from buildkit_tasks.system.debian import Packages, Tell, provision
+from buildkit_tasks.system.lock import only_one
+from buildkit_tasks.system.process import Process, processes_naming
 
 __all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
 

@@ -18,13 +18,13 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import ARMAttributesSection, RISCVAttributesSection
 
-from buildkit_tasks.commands import Commands
-from buildkit_tasks.debian import Packages, provision
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import MACHINES, Platform
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.platforms.elf.reader import Binary, inspect
 from buildkit_tasks.platforms.elf.view import Bytes, Windows
+from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.debian import Packages, provision
 from tests.binaries import GoBuilder
 
 Programs = dict[tuple[str, str], Path]

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.commands import Commands
-from buildkit_tasks.debian import Packages, provision
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.export import export_image
 from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
@@ -36,6 +34,8 @@ from buildkit_tasks.oci.source import (
     platform_manifests,
 )
 from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.debian import Packages, provision
 from buildkit_tasks.verify import verify
 from tests import registry
 from tests.images import Memory, add_platform, hello, make_tar, one, probe, write_archive

@@ -18,8 +18,8 @@ from tests.project import Project
 PROVISION = """\
 import sys
 from pathlib import Path
-from buildkit_tasks.commands import Commands
-from buildkit_tasks.debian import Packages, provision
+from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.debian import Packages, provision
 names = [Packages(names=("tini",), suite="host", dependencies=True)]
 provision(Path(sys.argv[1]), names, Commands(echo=sys.stderr), lambda _: None)
 """

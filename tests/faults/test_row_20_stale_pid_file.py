@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.processes import Process
 from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.process import Process
 from tests.conftest import Unchanged
 from tests.project import Project
 

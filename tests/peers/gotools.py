@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildkit_tasks.bases import fetch_go
-from buildkit_tasks.commands import Call, Commands
-from buildkit_tasks.debian import staged
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.system.command import Call, Commands
+from buildkit_tasks.system.debian import staged
 
 _RESOLVE_SECONDS = 60.0
 _INSTALL_SECONDS = 1200.0

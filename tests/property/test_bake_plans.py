@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.bake.plan import BakePlan, read_plan
 from buildkit_tasks.bake.target import TargetReader
-from buildkit_tasks.csvrow import read_row
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.outputs import OutputSpec
+from buildkit_tasks.system.csv_fields import read_row
 
 TEXT = st.text(max_size=12) | st.text(alphabet="\0\ud800\udc80a/.=:-", max_size=4)
 VALUES = st.recursive(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.commands import Commands
-from buildkit_tasks.debian import fetch_newest
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.debian import fetch_newest
 from tests.faults.own_table import need_own_table
 from tests.images import Json, Memory, add_platform, folder, make_tar, symlink, write_archive
 from tests.project import Project

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from buildkit_tasks.commands import Call, Completed
+from buildkit_tasks.system.command import Call, Completed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:
-    from buildkit_tasks.commands import Call
+    from buildkit_tasks.system.command import Call
 
 TWO = parse_platforms(["linux/amd64", "linux/arm/v7"])
 IMAGE = hello(["linux/amd64", "linux/arm/v7"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from buildkit_tasks.commands import Call
+    from buildkit_tasks.system.command import Call
 
 # What buildx 0.29 printed for a builder of two nodes, and for an engine's own.
 TWO_NODES = """Name:          two

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit_tasks.commands import Call, Commands, Completed, redact
 from buildkit_tasks.errors import DeadlineExceeded, EngineError
-from buildkit_tasks.processes import Process
+from buildkit_tasks.system.command import Call, Commands, Completed, redact
+from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def test_input_environment_and_folder_are_the_calls(tmp_path: Path, monkeypatch:
 
 READS = """
 import sys
-from buildkit_tasks.commands import Commands
+from buildkit_tasks.system.command import Commands
 print(Commands().run([sys.executable, "-I", "-c", "import sys; print(repr(sys.stdin.read()))"]).stdout)
 """
 
@@ -157,7 +157,7 @@ def test_a_command_that_ends_in_time_is_left_alone() -> None:
 
 INTERRUPTED = """
 import io, signal, sys
-from buildkit_tasks.commands import Commands
+from buildkit_tasks.system.command import Commands
 from buildkit_tasks.errors import Interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runner = Commands(live=io.StringIO())
@@ -324,7 +324,7 @@ def test_streamed_output_is_passed_on_and_its_end_kept(capfd: pytest.CaptureFixt
 
 STREAMS = """
 import sys
-from buildkit_tasks.commands import Commands
+from buildkit_tasks.system.command import Commands
 Commands(live=sys.stdout).stream(sys.argv[1:])
 """
 

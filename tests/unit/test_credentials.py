@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.errors import EngineError, RegistryError, SettingsError
 from buildkit_tasks.oci.registry.credentials import Credential, CredentialStore, load_credentials
+from buildkit_tasks.system.command import Commands
 from tests.unit.scripted import Scripted
 
 HUB_KEY = "https://index.docker.io/v1/"

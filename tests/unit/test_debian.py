@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit_tasks import debian
-from buildkit_tasks.debian import Archive, Packages, fetch_newest, find_archive, provision, staged
 from buildkit_tasks.errors import EngineError, LimitExceeded
+from buildkit_tasks.system import debian
+from buildkit_tasks.system.debian import Archive, Packages, fetch_newest, find_archive, provision, staged
 from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:
-    from buildkit_tasks.commands import Call
+    from buildkit_tasks.system.command import Call
 
 MIRROR = "http://deb.example.org/debian"
 # As apt printed it on a machine with several sources.
@@ -267,7 +267,7 @@ def test_row_12_sixteen_callers_at_once_fill_a_place_once(tmp_path: Path) -> Non
 FILL = """
 import sys, time
 from pathlib import Path
-from buildkit_tasks.debian import staged
+from buildkit_tasks.system.debian import staged
 place = Path(sys.argv[1])
 def fill(folder):
     with place.with_name("log").open("a") as log:

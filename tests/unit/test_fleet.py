@@ -11,7 +11,6 @@ import pytest
 
 from buildkit_tasks.bases import BasePlan
 from buildkit_tasks.build import Build
-from buildkit_tasks.commands import Call
 from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
 from buildkit_tasks.fleet import Fleet, needs_fleet
@@ -20,6 +19,7 @@ from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.request import BuildRequest
 from buildkit_tasks.results import BuilderSummary, BuildResult, NodeSummary, Output
+from buildkit_tasks.system.command import Call
 from buildkit_tasks.verify import verify
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks import nox_sessions
-from buildkit_tasks.processes import Process
+from buildkit_tasks.system.process import Process
 
 # Stands in for the interpreter that builds and tests: it notes its words, and fails where it is told to.
 FAKE = f"""#!{sys.executable} -I

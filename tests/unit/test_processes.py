@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.processes import Process, processes_naming
+from buildkit_tasks.system.process import Process, processes_naming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ def test_a_process_that_ignores_term_is_killed(stubborn: subprocess.Popen[bytes]
 def test_a_process_that_does_not_end_is_named(
     sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildkit_tasks.processes._KILL_SECONDS", 0.05)
+    monkeypatch.setattr("buildkit_tasks.system.process._KILL_SECONDS", 0.05)
     monkeypatch.setattr(os, "kill", lambda *_: None)
     with pytest.raises(EngineError, match=f"process {sleeper.pid} does not end"):
         Process.of(sleeper.pid).end(0.05)

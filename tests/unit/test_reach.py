@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit_tasks import reach
-from buildkit_tasks.reach import registry_answers, within
+from buildkit_tasks.system import reachability as reach
+from buildkit_tasks.system.reachability import registry_answers, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from buildkit_tasks import commands
-from buildkit_tasks.commands import Call, Commands
 from buildkit_tasks.errors import BuilderError, BuildkitTasksError
+from buildkit_tasks.system import command as commands
+from buildkit_tasks.system.command import Call, Commands
 
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
 ENDS = (sys.executable, "-c", "import time; time.sleep(0.3)")

@@ -13,8 +13,8 @@ from buildkit_tasks.emulate.docker.attached import PROCESSES_CAP, Followed, atta
 from buildkit_tasks.emulate.docker.peek import wrong_program
 from buildkit_tasks.emulate.outcomes import Ending
 from buildkit_tasks.emulate.steering import STEERING
-from buildkit_tasks.processes import Process
 from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
+from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.commands import Commands
 from buildkit_tasks.oci.registry.places import addresses_of
+from buildkit_tasks.system.command import Commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["Access"]
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.commands import Call
 from buildkit_tasks.errors import BuildkitTasksError, RegistryError, SettingsError
 from buildkit_tasks.oci.reference import DOCKER_IO
+from buildkit_tasks.system.command import Call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildkit_tasks.commands import Runner
+    from buildkit_tasks.system.command import Runner
 
 __all__ = ["Credential", "CredentialStore", "load_credentials"]
 

@@ -10,13 +10,13 @@ import io
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from buildkit_tasks.commands import redact
 from buildkit_tasks.errors import MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.reference import DOCKER_IO, Reference
 from buildkit_tasks.oci.registry.access import Access
 from buildkit_tasks.oci.registry.certificates import certificate_folders
 from buildkit_tasks.oci.registry.credentials import load_credentials
 from buildkit_tasks.oci.registry.places import Place, is_loopback
+from buildkit_tasks.system.command import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.commands import Call, Completed, Runner
 from buildkit_tasks.errors import EngineError, LimitExceeded
-from buildkit_tasks.locks import only_one
+from buildkit_tasks.system.command import Call, Completed, Runner
+from buildkit_tasks.system.lock import only_one
 
 __all__ = ["Archive", "Packages", "Tell", "fetch_newest", "find_archive", "provision", "staged"]
 

@@ -1,0 +1,1 @@
+"""Commands, processes, locks, files and Debian packages."""
