@@ -8,9 +8,9 @@ import time
 from dataclasses import replace
 
 from benchmarks.child import peak
+from buildkit_tasks.config.settings import SmokeCheck, load
 from buildkit_tasks.line import Line
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.settings import SmokeCheck, load
 from buildkit_tasks.system.command import Commands
 
 

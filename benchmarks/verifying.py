@@ -29,9 +29,9 @@ from benchmarks.images import (
     write_layer,
 )
 from benchmarks.timing import Row, command, compare
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.oci.opening import open_image
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.settings import cache_folder, load
 from buildkit_tasks.system.debian import Packages, provision
 from buildkit_tasks.verify import verify
 from tests.registry import push, serve

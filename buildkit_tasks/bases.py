@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError, RegistryError
-from buildkit_tasks.settings import Settings, cache_folder
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.debian import Tell, fetch_newest, staged
 

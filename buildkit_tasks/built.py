@@ -13,7 +13,7 @@ from buildkit_tasks.several import build_one
 from buildkit_tasks.system.command import Commands
 
 if TYPE_CHECKING:
-    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.config.settings import Settings
 
 __all__ = ["Built", "build_tested", "line_of_tests", "reason"]
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from invoke.context import Context
     from invoke.parser.argument import Argument
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.line import Line
     from buildkit_tasks.report import LiveRuns
     from buildkit_tasks.results import RunResult
-    from buildkit_tasks.settings import Settings
     from buildkit_tasks.system.command import Commands
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]
@@ -91,7 +91,7 @@ class Edge:
     @cached_property
     def settings(self) -> Settings:
         """The settings that hold for this invocation."""
-        from buildkit_tasks.settings import load
+        from buildkit_tasks.config.settings import load
 
         return load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
 
@@ -286,7 +286,7 @@ def _interrupt(*_: object) -> None:
 
 def collection(*jobs: Job) -> Collection:
     """The tasks as a namespace, its settings known to Invoke (so that it shows and merges them)."""
-    from buildkit_tasks.settings import KEYS
+    from buildkit_tasks.config.settings import KEYS
 
     namespace = Collection(*jobs)
     # None, not the defaults: Invoke cannot read a list from the environment, and None is "not given".

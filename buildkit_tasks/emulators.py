@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.binfmt import Binfmt, Handler
+from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
 from buildkit_tasks.errors import (
     BuildkitTasksError,
@@ -26,7 +27,6 @@ from buildkit_tasks.platforms import Machine, Platform, native_platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.qemu import Qemu, qemu_version
 from buildkit_tasks.results import PlatformSetup
-from buildkit_tasks.settings import Settings, cache_folder
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.lock import only_one
 

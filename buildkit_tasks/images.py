@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError, UsageError
-from buildkit_tasks.settings import Settings, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

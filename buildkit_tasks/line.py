@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.emulate.guests import Guests
     from buildkit_tasks.runs import Watch
-    from buildkit_tasks.settings import Settings
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
 

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import nox
 
+from buildkit_tasks.config.settings import load
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.settings import load
 from buildkit_tasks.system.lock import once
 from buildkit_tasks.system.process import Process
 from buildkit_tasks.tested import images_under

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from buildkit_tasks.built import Built
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import RunResult
-    from buildkit_tasks.settings import Settings
     from buildkit_tasks.tested import Tested
 
 __all__ = ["image_under_test", "line", "multiarch_image", "run_on_platform", "skipped_without_engine"]
@@ -279,7 +279,7 @@ def _images(config: pytest.Config) -> tuple[Tested, ...]:
 def _settings(config: pytest.Config) -> Settings:
     """The settings of the repository, with what pytest's options say; read once."""
     if _SETTINGS not in config.stash:
-        from buildkit_tasks.settings import load
+        from buildkit_tasks.config.settings import load
 
         config.stash[_SETTINGS] = load(_flags(config), folder=config.rootpath)
     return config.stash[_SETTINGS]

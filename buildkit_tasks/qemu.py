@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError, MalformedImage
-from buildkit_tasks.settings import Settings, cache_folder
 from buildkit_tasks.system.command import Call, Runner
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from buildkit_tasks.results import BuiltPlatform, PushResult
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.emulate.service import Watch
     from buildkit_tasks.images import Images
     from buildkit_tasks.oci.model import Digest
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.runs import Runs
-    from buildkit_tasks.settings import Settings
 
 __all__ = ["Plan", "Release", "Releases", "read_parts", "settings_of"]
 

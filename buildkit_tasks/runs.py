@@ -16,12 +16,12 @@ from buildkit_tasks.qemu import Qemu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.emulate.guests import Guests
     from buildkit_tasks.images import Images
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.results import RunReport
-    from buildkit_tasks.settings import Settings
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
 

@@ -248,7 +248,7 @@ def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
 
 def _check_proof(edge: Edge, request: BuildRequest, proving: Iterable[Option] = ()) -> None:
     """Refuse ``--no-verify``, and what says how to prove, for a build of which nothing is proved."""
-    from buildkit_tasks.settings import Origin
+    from buildkit_tasks.config.settings import Origin
 
     if any(output.pushes for output in request.outputs) and not request.split:
         return

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.config.settings import load
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.settings import Settings
 
 __all__ = ["Tested", "check_names", "for_one_run", "images_under"]
 

@@ -11,8 +11,8 @@ from buildkit_tasks.outputs import OutputSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.request import BuildRequest
-    from buildkit_tasks.settings import Settings
 
 __all__ = ["Choice", "Wanted", "check_apart", "with_archive"]
 

@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.settings import KEYS, Settings
 from buildkit_tasks.edge import Job, Option
 from buildkit_tasks.platforms import known_platforms
-from buildkit_tasks.settings import KEYS, Settings
 from buildkit_tasks.tasks import ns
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.private import PrivatePaths
 from buildkit_tasks.engine.sdk import connect
-from buildkit_tasks.settings import cache_folder, load
 from tests.project import MARK
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")

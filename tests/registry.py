@@ -13,8 +13,8 @@ from typing import Any
 
 import requests
 
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from buildkit_tasks.settings import cache_folder, load
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, provision
 from tests.certificates import Certificate

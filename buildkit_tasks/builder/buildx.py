@@ -10,15 +10,15 @@ from buildkit_tasks.builder.assigning import native_of
 from buildkit_tasks.builder.found import Record, parse_inspect, read_record
 from buildkit_tasks.builder.natives import Natives
 from buildkit_tasks.builder.store import record_of
+from buildkit_tasks.config.settings import BUILDER_NAME, cache_folder
 from buildkit_tasks.errors import BuilderError, DeadlineExceeded, UsageError
-from buildkit_tasks.settings import BUILDER_NAME, cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.engine.daemon import Engine
     from buildkit_tasks.results import BuilderSummary
-    from buildkit_tasks.settings import Settings
     from buildkit_tasks.system.command import Completed, Runner
 
 __all__ = ["INSPECT_SECONDS", "Buildx"]

@@ -17,7 +17,7 @@ from buildkit_tasks.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.config.settings import Settings
 
 __all__ = ["buildkitd_toml", "is_configured"]
 

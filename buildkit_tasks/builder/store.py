@@ -13,7 +13,7 @@ from buildkit_tasks.engine.daemon import docker_config_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.config.settings import Settings
 
 __all__ = ["is_elsewhere", "record_of"]
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.builder.config import buildkitd_toml, is_configured
+from buildkit_tasks.config.settings import BUILDER_NAME
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.settings import BUILDER_NAME
 from buildkit_tasks.system.csv_fields import read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.config.settings import Settings
 
 __all__ = ["ELSEWHERE", "IMAGE", "OWN_DAEMON", "TLS_OPTIONS", "WantedBuilder", "WantedNode"]
 

@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from buildkit_tasks.config.settings import Origin, SmokeCheck
 from buildkit_tasks.emulate.guests import Guests, GuestTask
 from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.results import Outcome, RunReport, RunResult
-from buildkit_tasks.settings import Origin, SmokeCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.system.debian import Tell
 
     Opened = Callable[[], AbstractContextManager[Guests]]

@@ -14,7 +14,7 @@ from buildkit_tasks.engine.daemon import (
 from buildkit_tasks.errors import EngineError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.settings import Settings
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
 

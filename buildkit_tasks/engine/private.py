@@ -14,6 +14,7 @@ import shutil
 import time
 from pathlib import Path
 
+from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.engine.daemon import (
     Engine,
     Tools,
@@ -25,7 +26,6 @@ from buildkit_tasks.engine.network import Network
 from buildkit_tasks.engine.paths import PrivatePaths
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import native_platform
-from buildkit_tasks.settings import Settings, cache_folder
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.debian import Packages, Tell, provision
 from buildkit_tasks.system.lock import only_one

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.engine.export import export_image
 from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
@@ -33,7 +34,6 @@ from buildkit_tasks.oci.source import (
     open_image,
     platform_manifests,
 )
-from buildkit_tasks.settings import cache_folder, load
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, provision
 from buildkit_tasks.verify import verify

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load
 from tests.faults.own_table import need_own_table
 
 

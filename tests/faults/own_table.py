@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.settings import cache_folder, load
 from tests.project import TASKS, Done, Project
 
 ARM64 = "linux/arm64"

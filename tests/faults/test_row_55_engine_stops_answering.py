@@ -15,6 +15,7 @@ import pytest
 from docker import DockerClient
 from docker.errors import ImageNotFound
 
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.emulate.docker.answering import LABEL
 from buildkit_tasks.emulate.docker.container import Guest, reap, run_guest
 from buildkit_tasks.emulate.docker.loading import image_in_engine
@@ -27,7 +28,6 @@ from buildkit_tasks.engine.sdk import API_SECONDS, connect
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import Outcome, PlatformSetup, RunResult
-from buildkit_tasks.settings import cache_folder, load
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.process import Process
 from tests import census, guests

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.settings import cache_folder, load
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import fetch_newest
 from tests.faults.own_table import need_own_table

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load
 from tests.conftest import Unchanged
 from tests.project import TASKS, Project
 from tests.sandbox.conftest import Busy, says

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.images import Images
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.results import BuildResult, Output
-from buildkit_tasks.settings import Settings
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.config.settings import load
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.images import Images
 from buildkit_tasks.oci.model import Digest
@@ -16,7 +17,6 @@ from buildkit_tasks.platforms import Platform
 from buildkit_tasks.releases import Release, Releases, read_parts, settings_of
 from buildkit_tasks.results import document
 from buildkit_tasks.runs import Runs
-from buildkit_tasks.settings import load
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import hostile
 from tests.images import (

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.errors import SettingsError
-from buildkit_tasks.settings import (
+from buildkit_tasks.config.settings import (
     KEYS,
     Origin,
     Settings,
@@ -15,6 +14,7 @@ from buildkit_tasks.settings import (
     find_pyproject,
     load,
 )
+from buildkit_tasks.errors import SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from buildkit_tasks.config.settings import Settings, load
 from buildkit_tasks.engine.daemon import Tools
 from buildkit_tasks.errors import (
     BuildFailed,
@@ -30,7 +31,6 @@ from buildkit_tasks.results import (
     Output,
     PushResult,
 )
-from buildkit_tasks.settings import Settings, load
 from buildkit_tasks.several import Choice, several
 from buildkit_tasks.tasks import _images_code
 from tests.unit import samples

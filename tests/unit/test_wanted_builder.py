@@ -9,9 +9,9 @@ import pytest
 
 from buildkit_tasks.builder.creating import create_arguments, fix_arguments, leave_arguments
 from buildkit_tasks.builder.wanted import IMAGE, WantedBuilder, WantedNode, split_options
+from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.settings import Settings
 
 FLAG = "--allow-insecure-entitlement"
 REMOTE = "name=a,endpoint=tcp://127.0.0.1:1234"

@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.emulate.sandbox.warden import Warden
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.qemu import Qemu, qemu_version
 from buildkit_tasks.results import EmulatorSummary
-from buildkit_tasks.settings import cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

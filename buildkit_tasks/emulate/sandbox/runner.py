@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.emulate.guests import wrong_program
 from buildkit_tasks.emulate.outcomes import Ending
 from buildkit_tasks.emulate.sandbox.emulators import Wardens
@@ -23,7 +24,6 @@ from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, Mal
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH
 from buildkit_tasks.oci.source import platform_manifests
 from buildkit_tasks.results import Outcome
-from buildkit_tasks.settings import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

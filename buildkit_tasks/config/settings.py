@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.errors import SettingsError
-from buildkit_tasks.values import (
+from buildkit_tasks.config.schema import (
     BUILDER_NAME,
     ImageSettings,
     SmokeCheck,
@@ -26,6 +25,7 @@ from buildkit_tasks.values import (
     read_images,
     read_value,
 )
+from buildkit_tasks.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,0 +1,1 @@
+"""Settings: their keys, their sources and how these are merged."""
