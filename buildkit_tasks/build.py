@@ -36,8 +36,8 @@ from buildkit_tasks.places import (
     repositories_of,
     send_archive,
 )
+from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform, Output
 from buildkit_tasks.request import BuildRequest, build_arguments
-from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform, Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

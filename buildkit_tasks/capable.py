@@ -12,8 +12,8 @@ from buildkit_tasks.reproducible import check_rewriting
 
 if TYPE_CHECKING:
     from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.report.model import BuilderSummary
     from buildkit_tasks.request import BuildRequest
-    from buildkit_tasks.results import BuilderSummary
 
 __all__ = ["check_capabilities"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildkit_tasks.line import Line
-    from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.report.model import BuilderSummary
 
 __all__ = ["Diagnosis", "Finding", "examine"]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.line import Line
     from buildkit_tasks.report import LiveRuns
-    from buildkit_tasks.results import RunResult
+    from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.system.command import Commands
 
 __all__ = ["Edge", "Job", "Option", "collection", "job"]

@@ -26,7 +26,7 @@ from buildkit_tasks.errors import (
 from buildkit_tasks.platforms import Machine, Platform, native_platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.qemu import Qemu, qemu_version
-from buildkit_tasks.results import PlatformSetup
+from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.lock import only_one
 

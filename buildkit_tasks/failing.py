@@ -9,7 +9,7 @@ from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, Regi
 
 if TYPE_CHECKING:
     from buildkit_tasks.errors import BuildkitTasksError
-    from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.report.model import BuilderSummary
     from buildkit_tasks.system.command import Completed
 
 __all__ = ["failure"]

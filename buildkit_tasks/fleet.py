@@ -32,7 +32,7 @@ from buildkit_tasks.outputs import (
     settle,
 )
 from buildkit_tasks.places import destinations, send_archive
-from buildkit_tasks.results import BuilderSummary, BuildResult, BuiltPlatform
+from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

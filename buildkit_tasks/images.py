@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.results import BuildResult, Output, VerifyReport
+    from buildkit_tasks.report.model import BuildResult, Output, VerifyReport
     from buildkit_tasks.system.command import Runner
 
 __all__ = ["Images", "image_of"]

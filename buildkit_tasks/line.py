@@ -24,8 +24,7 @@ from buildkit_tasks.fleet import Fleet, needs_fleet
 from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.request import BuildRequest, check_request, read_request_bases, with_epoch
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuilderSummary,
     BuildResult,
     MatrixReport,
@@ -33,6 +32,7 @@ from buildkit_tasks.results import (
     RunReport,
     SetupReport,
 )
+from buildkit_tasks.request import BuildRequest, check_request, read_request_bases, with_epoch
 from buildkit_tasks.runs import Runs
 from buildkit_tasks.system.reachability import registry_answers
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.results import RunResult
+    from buildkit_tasks.report.model import RunResult
 
 
 def test_the_image_is_what_it_says(line: Line, multiarch_image: str, platform: Platform) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.results import Output
+from buildkit_tasks.report.model import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, RegistryError, UsageError
-from buildkit_tasks.results import NamedTag
+from buildkit_tasks.report.model import NamedTag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

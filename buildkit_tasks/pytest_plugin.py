@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.results import RunResult
+    from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.tested import Tested
 
 __all__ = ["image_under_test", "line", "multiarch_image", "run_on_platform", "skipped_without_engine"]

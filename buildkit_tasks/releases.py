@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks import publish
 from buildkit_tasks.errors import LimitExceeded, UsageError
-from buildkit_tasks.results import BuiltPlatform, PushResult
+from buildkit_tasks.report.model import BuiltPlatform, PushResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

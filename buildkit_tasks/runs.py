@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.images import Images
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.results import RunReport
+    from buildkit_tasks.report.model import RunReport
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
 

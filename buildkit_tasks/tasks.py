@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from buildkit_tasks.edge import Option
     from buildkit_tasks.errors import BuildkitTasksError, UsageError
     from buildkit_tasks.releases import Release, Releases
+    from buildkit_tasks.report.model import ImagesReport, PushResult, RunReport, VerifyReport
     from buildkit_tasks.request import BuildRequest
-    from buildkit_tasks.results import ImagesReport, PushResult, RunReport, VerifyReport
     from buildkit_tasks.wanted import Choice
 
 __all__ = [

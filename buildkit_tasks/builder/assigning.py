@@ -16,7 +16,7 @@ from buildkit_tasks.platforms import Platform, satisfies
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from buildkit_tasks.results import BuilderSummary, NodeSummary
+    from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 
 __all__ = ["Assignment", "assign", "fixed_platforms", "is_native", "native_of"]
 

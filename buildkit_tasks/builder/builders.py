@@ -16,7 +16,7 @@ from buildkit_tasks.builder.nodes import Nodes, short
 from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
 from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from buildkit_tasks.system.lock import only_one
 
 if TYPE_CHECKING:

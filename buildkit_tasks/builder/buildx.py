@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.engine.daemon import Engine
-    from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.report.model import BuilderSummary
     from buildkit_tasks.system.command import Completed, Runner
 
 __all__ = ["INSPECT_SECONDS", "Buildx"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.builder.found import Record, RecordedNode
     from buildkit_tasks.builder.wanted import WantedBuilder, WantedNode
-    from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.report.model import BuilderSummary
 
 __all__ = ["differences"]
 

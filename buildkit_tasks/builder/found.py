@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.builder.buildx import Buildx
     from buildkit_tasks.builder.found import Record, RecordedNode
     from buildkit_tasks.builder.wanted import WantedBuilder
-    from buildkit_tasks.results import BuilderSummary, NodeSummary
+    from buildkit_tasks.report.model import BuilderSummary, NodeSummary
     from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Nodes", "short"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.results import BuilderSummary
+    from buildkit_tasks.report.model import BuilderSummary
 
 __all__ = ["Watch", "silent_nodes", "watch_nodes"]
 

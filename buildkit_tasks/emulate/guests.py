@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.emulate.steering import refused_model
-from buildkit_tasks.results import EmulatorSummary, Outcome, RunResult
+from buildkit_tasks.report.model import EmulatorSummary, Outcome, RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

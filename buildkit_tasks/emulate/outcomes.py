@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.results import Outcome
+from buildkit_tasks.report.model import Outcome
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform

@@ -15,7 +15,7 @@ from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.results import Outcome, RunReport, RunResult
+from buildkit_tasks.report.model import Outcome, RunReport, RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
 from buildkit_tasks.platforms import Platform, native_platform, platform_of_uname
-from buildkit_tasks.results import EngineSummary
+from buildkit_tasks.report.model import EngineSummary
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.debian import Packages, Tell, provision
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.runs import names_of
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuildResult,
     Check,
     ImageReport,
@@ -28,6 +27,7 @@ from buildkit_tasks.results import (
     SetupReport,
     VerifyReport,
 )
+from buildkit_tasks.report.run_labels import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

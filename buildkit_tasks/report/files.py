@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
-from buildkit_tasks.results import Report, document
+from buildkit_tasks.report.model import Report, document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,7 +14,7 @@ from buildkit_tasks.report.text import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["announce_in_github"]
 

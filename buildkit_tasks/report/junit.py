@@ -15,7 +15,7 @@ from buildkit_tasks.report.text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["to_junit"]
 

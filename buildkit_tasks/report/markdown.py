@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.report.cases import Case, Problem, describe, failing, warned
-from buildkit_tasks.report.rows import Table, table_of
+from buildkit_tasks.report.summary import Table, table_of
 from buildkit_tasks.report.text import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["to_markdown", "to_short_markdown"]
 

@@ -24,7 +24,7 @@ from buildkit_tasks.oci.source import (
     read_blob,
 )
 from buildkit_tasks.oci.strict_json import load_object
-from buildkit_tasks.results import Check, PlatformVerdict
+from buildkit_tasks.report.model import Check, PlatformVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.programs import programs_of
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.binaries import binary_checks, compile_globs, needs_checks
 from buildkit_tasks.verify.parity import Parity
 from buildkit_tasks.verify.programs import program_checks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, best_match, parse_platforms
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.index import names_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.rootfs import RootFs
 from buildkit_tasks.oci.scan import TreeBuilder
 from buildkit_tasks.oci.tar import DIRECTORY, REGULAR, SYMLINK, Entry
-from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
+from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.contents import Contents, Rules
 from buildkit_tasks.verify.fit import fit_check, promised_to
 from buildkit_tasks.verify.index import expected_check, missing_check

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.platforms import MACHINES, Platform
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

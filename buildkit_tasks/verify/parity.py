@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.rootfs import Node, NodeType, names_in, printable_path
 from buildkit_tasks.platforms import MACHINES
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, EXECUTABLE_TYPES, ElfHeader, read_elf
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ from buildkit_tasks.oci.source import (
     manifest_of,
     position,
 )
-from buildkit_tasks.results import Check, PlatformVerdict, VerifyReport
+from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.attestations import read_attestations
 from buildkit_tasks.verify.contents import Contents, Rules
 from buildkit_tasks.verify.fit import fit_check, promised_to

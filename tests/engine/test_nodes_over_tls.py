@@ -11,7 +11,7 @@ import pytest
 from buildkit_tasks.builder import watch_nodes
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.certificates import Certificate, make_certificate, sign
 from tests.nodes import Node, host_node, settings_of
 from tests.project import Done, Project, program

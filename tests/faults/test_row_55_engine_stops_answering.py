@@ -27,7 +27,7 @@ from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, s
 from buildkit_tasks.engine.sdk import API_SECONDS, connect
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.results import Outcome, PlatformSetup, RunResult
+from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.process import Process
 from tests import census, guests

@@ -34,7 +34,7 @@ from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_problems
 from buildkit_tasks.platforms.elf.reader import Binary, ElfHeader, inspect, interpreter, read_elf
 from buildkit_tasks.platforms.elf.view import Bytes, Windows
-from buildkit_tasks.results import VerifyReport, document
+from buildkit_tasks.report.model import VerifyReport, document
 from buildkit_tasks.verify import verify
 from tests.fuzz import mutators, oracles, seeds
 from tests.fuzz.target import Target

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from buildkit_tasks.oci.source import manifest_of, platform_manifests
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.results import Check, VerifyReport
+from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules, verify
 from buildkit_tasks.verify.fit import read_nodes
 from tests.images import Memory

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from buildkit_tasks.report import to_html
+from buildkit_tasks.report.model import Report
 from buildkit_tasks.report.text import printable
-from buildkit_tasks.results import Report
 from tests.unit.samples import bad_check, bad_run, good_check, run, stopped, verdict, verify, warning
 
 # What HTML and XML treat apart, and every code point there is.

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from buildkit_tasks.report import to_junit
-from buildkit_tasks.report.runs import names_of
-from buildkit_tasks.results import Outcome, Report
+from buildkit_tasks.report.model import Outcome, Report
+from buildkit_tasks.report.run_labels import names_of
 from tests.unit.samples import bad_check, bad_run, good_run, on_cpu, run, stopped, verdict, verify
 
 # Every code point there is, the ones that no UTF-8 has among them, and what XML treats apart.

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuilderSummary,
     BuildResult,
     BuiltPlatform,

@@ -7,7 +7,7 @@ import pytest
 from buildkit_tasks.builder.assigning import assign, fixed_platforms, is_native, native_of
 from buildkit_tasks.errors import BuilderError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 
 EVERYTHING = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/riscv64")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_CONFIG, OCI_MANIFEST, Digest
-from buildkit_tasks.results import Check, VerifyReport
+from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import verify
 from tests.images import Json, Memory, add_platform, flip, make_tar, probe
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import Rules, verify
 from buildkit_tasks.verify.binaries import compile_globs
 from tests.elves import ISA_NEEDED, ISA_USED, Shape, elf, shape_of

@@ -13,8 +13,8 @@ from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
 from buildkit_tasks.outputs import OutputSpec, beside
 from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
 from buildkit_tasks.request import BuildRequest
-from buildkit_tasks.results import BuilderSummary, BuildResult, Output
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 

@@ -9,7 +9,7 @@ import pytest
 
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed, UsageError
-from buildkit_tasks.results import NodeSummary
+from buildkit_tasks.report.model import NodeSummary
 from tests.hostile_registry import hostile
 from tests.images import hello
 from tests.unit.test_build import TWO, Bench, option

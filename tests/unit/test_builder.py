@@ -11,7 +11,7 @@ from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:

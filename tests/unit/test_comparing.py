@@ -8,7 +8,7 @@ from buildkit_tasks.builder.comparing import differences
 from buildkit_tasks.builder.found import Record, RecordedNode
 from buildkit_tasks.builder.wanted import WantedBuilder
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.results import BuilderSummary
+from buildkit_tasks.report.model import BuilderSummary
 
 HERE = "tcp://127.0.0.1:1"
 # What buildx makes of settings' buildkitd.toml: it writes it anew.

@@ -22,7 +22,7 @@ from buildkit_tasks.emulate.outcomes import Ending, Expectation
 from buildkit_tasks.emulate.steering import STEERING, refused_model
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.results import Outcome, PlatformSetup
+from buildkit_tasks.report.model import Outcome, PlatformSetup
 
 ARM64, S390X = Platform.parse("linux/arm64"), Platform.parse("linux/s390x")
 

@@ -19,7 +19,7 @@ from buildkit_tasks.edge import Edge, Option, Watched, collection, job
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
 from buildkit_tasks.line import Line
 from buildkit_tasks.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
-from buildkit_tasks.results import MatrixReport, Outcome, RunReport, RunResult
+from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult
 from buildkit_tasks.runs import Runs
 from buildkit_tasks.tasks import ns
 from tests.unit.samples import bad_run, good_run
@@ -430,7 +430,7 @@ def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
 
 def test_what_draws_the_report_is_imported_while_guests_run(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = threading.Event()
-    monkeypatch.setattr("buildkit_tasks.report.table.render_ahead", drawn.set)
+    monkeypatch.setattr("buildkit_tasks.report.terminal.render_ahead", drawn.set)
     watched = Watched(live=None)
     assert not drawn.is_set()
     watched.expect([])

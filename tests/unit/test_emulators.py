@@ -12,7 +12,7 @@ from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import DeadlineExceeded, EmulatorError
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
-from buildkit_tasks.results import PlatformSetup
+from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system import debian
 from tests.unit.scripted import Entry, Kernel, Scripted
 from tests.unit.test_elf import with_interpreter

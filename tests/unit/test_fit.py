@@ -8,7 +8,7 @@ import pytest
 
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.results import Check, VerifyReport
+from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules, verify
 from buildkit_tasks.verify.fit import fit_check, hosts_of, read_nodes
 from tests.elves import ISA_NEEDED, elf

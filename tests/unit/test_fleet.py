@@ -17,8 +17,8 @@ from buildkit_tasks.fleet import Fleet, needs_fleet
 from buildkit_tasks.oci.opening import open_image
 from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output
 from buildkit_tasks.request import BuildRequest
-from buildkit_tasks.results import BuilderSummary, BuildResult, NodeSummary, Output
 from buildkit_tasks.system.command import Call
 from buildkit_tasks.verify import verify
 from tests.images import hello, write_archive

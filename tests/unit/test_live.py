@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
-from buildkit_tasks.report import LiveRuns, live, live_runs
-from buildkit_tasks.results import EmulatorSummary, RunResult
+from buildkit_tasks.report import LiveRuns, live_runs
+from buildkit_tasks.report import progress as live
+from buildkit_tasks.report.model import EmulatorSummary, RunResult
 from tests.unit.samples import TEN, bad_run, good_run
 
 if TYPE_CHECKING:
@@ -345,5 +346,5 @@ def test_rich_is_not_imported_where_nothing_is_drawn() -> None:
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "buildkit_tasks.report.live" in done.stdout.split()
+    assert "buildkit_tasks.report.progress" in done.stdout.split()
     assert "rich" not in done.stdout.split()

@@ -7,7 +7,7 @@ import pytest
 from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, known_platforms
-from buildkit_tasks.results import Outcome
+from buildkit_tasks.report.model import Outcome
 
 ARM = Platform.parse("linux/arm/v7")
 AMD64 = Platform.parse("linux/amd64")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import Rules, verify
 from tests.images import Memory, add_platform, folder, make_tar, symlink
 

@@ -11,7 +11,7 @@ from buildkit_tasks.oci.model import OCI_INDEX, Digest, parse_index
 from buildkit_tasks.oci.parts import everything
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.results import NamedTag
+from buildkit_tasks.report.model import NamedTag
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import Reply, hostile
 from tests.images import Memory, add_platform, hello, platform_json, put_manifest

@@ -16,7 +16,7 @@ from buildkit_tasks.builder import reaching
 from buildkit_tasks.builder.reaching import Watch, silent_nodes, watch_nodes
 from buildkit_tasks.builder.wanted import WantedNode
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.results import BuilderSummary, NodeSummary
+from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.certificates import Certificate, make_certificate, sign
 
 GREETING = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0])  # a settings frame, as gRPC sends it

@@ -15,7 +15,7 @@ from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.releases import Release, Releases, read_parts, settings_of
-from buildkit_tasks.results import document
+from buildkit_tasks.report.model import document
 from buildkit_tasks.runs import Runs
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import hostile

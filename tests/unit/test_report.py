@@ -21,8 +21,7 @@ from buildkit_tasks import report as faces
 from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.report import github
 from buildkit_tasks.report.cases import steps_of
-from buildkit_tasks.report.text import last_line, one_line, printable, tail
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuildResult,
     EmulatorSummary,
     ImagesReport,
@@ -34,6 +33,7 @@ from buildkit_tasks.results import (
     VerifyReport,
     document,
 )
+from buildkit_tasks.report.text import last_line, one_line, printable, tail
 from tests.unit.samples import (
     TEN,
     TWO,
@@ -661,7 +661,7 @@ def terminal() -> Iterator[TextIO]:
 
 
 def test_a_terminals_own_width_is_used(terminal: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    from buildkit_tasks.report import table
+    from buildkit_tasks.report import terminal as table
 
     monkeypatch.delenv("CI", raising=False)
     assert table._width(terminal) == 80
@@ -941,14 +941,14 @@ def test_importing_the_package_imports_no_renderer_and_no_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "buildkit_tasks.report" in loaded
-    assert not {"rich", "msgspec", "buildkit_tasks.report.table", "dataclasses"} & loaded
+    assert not {"rich", "msgspec", "buildkit_tasks.report.terminal", "dataclasses"} & loaded
 
 
 def test_importing_every_renderer_leaves_rich_for_when_a_table_is_drawn() -> None:
     code = "import sys; from buildkit_tasks.report import *; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "buildkit_tasks.report.table" in loaded
+    assert "buildkit_tasks.report.terminal" in loaded
     assert not {"rich", "msgspec"} & loaded
 
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from buildkit_tasks.report import to_html
-from buildkit_tasks.results import Outcome, Report
+from buildkit_tasks.report.model import Outcome, Report
 from tests.unit.samples import (
     TEN,
     bad_check,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from buildkit_tasks.report import print_table, to_json, to_junit, to_markdown
-from buildkit_tasks.report.closing import closing_of
-from buildkit_tasks.results import ImageReport, ImagesReport, NamedTag, Outcome, Report
+from buildkit_tasks.report.model import ImageReport, ImagesReport, NamedTag, Outcome, Report
+from buildkit_tasks.report.summary_line import closing_of
 from tests.unit.samples import (
     TWO,
     bad_check,

@@ -9,8 +9,8 @@ import pytest
 
 from buildkit_tasks import report as faces
 from buildkit_tasks.report.cases import steps_of
-from buildkit_tasks.report.closing import closing_of
-from buildkit_tasks.results import BuiltPlatform, NamedTag, PushResult, Report, RunReport
+from buildkit_tasks.report.model import BuiltPlatform, NamedTag, PushResult, Report, RunReport
+from buildkit_tasks.report.summary_line import closing_of
 from tests.unit.samples import (
     TWO,
     bad_check,

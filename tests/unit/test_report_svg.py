@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.report import to_svg
-from buildkit_tasks.results import Report
+from buildkit_tasks.report.model import Report
 from tests.unit.samples import (
     TEN,
     bad_check,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuiltPlatform,
     EmulatorSummary,
     MatrixReport,

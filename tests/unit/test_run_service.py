@@ -13,7 +13,7 @@ from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed
 from buildkit_tasks.emulate.service import Runners, RunRequest, run_emulated
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.results import Outcome, RunResult
+from buildkit_tasks.report.model import Outcome, RunResult
 
 AMD64, ARM64, SIX = parse_platforms(["linux/amd64", "linux/arm64", "linux/arm/v6"])
 IMAGE = "oci-archive:image.tar"

@@ -21,8 +21,7 @@ from buildkit_tasks.errors import (
 from buildkit_tasks.images import Images
 from buildkit_tasks.line import Line
 from buildkit_tasks.outputs import OutputSpec
-from buildkit_tasks.request import BuildRequest
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuildResult,
     BuiltPlatform,
     ImagesReport,
@@ -31,6 +30,7 @@ from buildkit_tasks.results import (
     Output,
     PushResult,
 )
+from buildkit_tasks.request import BuildRequest
 from buildkit_tasks.several import Choice, several
 from buildkit_tasks.tasks import _images_code
 from tests.unit import samples

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pytest
 
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.results import Check
+from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import Rules, verify
 from tests.elves import EXECUTABLE, ISA_NEEDED, elf
 from tests.images import hard_link, make_tar, one, symlink

@@ -8,7 +8,7 @@ import pytest
 
 from buildkit_tasks.oci.model import OCI_INDEX, Digest
 from buildkit_tasks.platforms import MACHINES, Platform, parse_platforms
-from buildkit_tasks.results import Check, VerifyReport, document
+from buildkit_tasks.report.model import Check, VerifyReport, document
 from buildkit_tasks.verify import verify
 from tests.images import (
     LAYER_GZIP,

@@ -6,7 +6,7 @@ import pytest
 
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.results import Check, VerifyReport
+from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules
 from buildkit_tasks.verify.folder import verify_folder
 from tests.images import probe

@@ -13,7 +13,7 @@ from buildkit_tasks.emulate.docker.attached import PROCESSES_CAP, Followed, atta
 from buildkit_tasks.emulate.docker.peek import wrong_program
 from buildkit_tasks.emulate.outcomes import Ending
 from buildkit_tasks.emulate.steering import STEERING
-from buildkit_tasks.results import EmulatorSummary, Outcome, PlatformSetup, RunResult
+from buildkit_tasks.report.model import EmulatorSummary, Outcome, PlatformSetup, RunResult
 from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:

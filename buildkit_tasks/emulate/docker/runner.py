@@ -14,7 +14,7 @@ from buildkit_tasks.emulate.docker.container import LABEL, Guest, reap, run_gues
 from buildkit_tasks.emulate.docker.loading import Loaded, image_in_engine
 from buildkit_tasks.emulators import Emulators, with_versions
 from buildkit_tasks.engine.sdk import connect
-from buildkit_tasks.results import Outcome, PlatformSetup, RunResult
+from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
 from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:

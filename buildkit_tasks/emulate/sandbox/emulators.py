@@ -13,7 +13,7 @@ from buildkit_tasks.emulate.sandbox.warden import Warden
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.qemu import Qemu, qemu_version
-from buildkit_tasks.results import EmulatorSummary
+from buildkit_tasks.report.model import EmulatorSummary
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.rootfs import DEFAULT_PATH
 from buildkit_tasks.oci.source import platform_manifests
-from buildkit_tasks.results import Outcome
+from buildkit_tasks.report.model import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.qemu import Qemu
-    from buildkit_tasks.results import RunResult
+    from buildkit_tasks.report.model import RunResult
 
 __all__ = ["SandboxClosed", "sandbox_guests"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from buildkit_tasks.results import RunResult
+    from buildkit_tasks.report.model import RunResult
 
 __all__ = [
     "DEFAULT_CPU",

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.report.cases import Case, Problem, failing, warned
-from buildkit_tasks.report.rows import Cell, Table, Tone, table_of
+from buildkit_tasks.report.summary import Cell, Table, Tone, table_of
 from buildkit_tasks.report.text import markup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["to_html"]
 

@@ -14,10 +14,7 @@ from buildkit_tasks.report.cases import (
     steps_of,
     verdict_message,
 )
-from buildkit_tasks.report.closing import closing_of, counted, warnings_in
-from buildkit_tasks.report.runs import DEFAULT_CPU, command_of, cpu_of, differences, seconds_of, varies
-from buildkit_tasks.report.text import last_line, one_line, shortened
-from buildkit_tasks.results import (
+from buildkit_tasks.report.model import (
     BuildResult,
     BuiltPlatform,
     ImageReport,
@@ -34,6 +31,9 @@ from buildkit_tasks.results import (
     SetupReport,
     VerifyReport,
 )
+from buildkit_tasks.report.run_labels import DEFAULT_CPU, command_of, cpu_of, differences, seconds_of, varies
+from buildkit_tasks.report.summary_line import closing_of, counted, warnings_in
+from buildkit_tasks.report.text import last_line, one_line, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -14,13 +14,13 @@ from buildkit_tasks.report.cases import (
     platforms_of,
     steps_of,
 )
+from buildkit_tasks.report.model import BuildResult, ImagesReport, MatrixReport, PushResult
 from buildkit_tasks.report.text import shortened
-from buildkit_tasks.results import BuildResult, ImagesReport, MatrixReport, PushResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["closing_of", "counted", "warnings_in"]
 

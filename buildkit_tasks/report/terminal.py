@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, TextIO
 
 from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
-from buildkit_tasks.report.rows import Cell, Table, Tone, table_of
+from buildkit_tasks.report.summary import Cell, Table, Tone, table_of
 from buildkit_tasks.report.text import one_line, printable, tail
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["bare_table", "has_unicode", "print_table", "render_ahead", "terminal", "text_of", "wants_colour"]
 

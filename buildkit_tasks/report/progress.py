@@ -15,9 +15,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.rows import Cell, ran_cell, run_columns
-from buildkit_tasks.report.runs import DEFAULT_CPU, OWN_COMMAND, command_of, cpu_of
-from buildkit_tasks.report.table import bare_table, has_unicode, terminal, text_of, wants_colour
+from buildkit_tasks.report.run_labels import DEFAULT_CPU, OWN_COMMAND, command_of, cpu_of
+from buildkit_tasks.report.summary import Cell, ran_cell, run_columns
+from buildkit_tasks.report.terminal import bare_table, has_unicode, terminal, text_of, wants_colour
 from buildkit_tasks.report.text import one_line, shortened
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from buildkit_tasks.results import RunResult
+    from buildkit_tasks.report.model import RunResult
 
 __all__ = ["LiveRuns", "live_runs"]
 

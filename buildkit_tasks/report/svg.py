@@ -11,13 +11,13 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
-from buildkit_tasks.report.rows import Cell, Table, Tone, table_of
+from buildkit_tasks.report.summary import Cell, Table, Tone, table_of
 from buildkit_tasks.report.text import markup, printable, tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from buildkit_tasks.results import Report
+    from buildkit_tasks.report.model import Report
 
 __all__ = ["to_svg"]
 
