@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from buildkit_tasks.oci.opening import open_image
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.verify import verify
 
 

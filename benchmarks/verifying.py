@@ -30,7 +30,7 @@ from benchmarks.images import (
 )
 from benchmarks.timing import Row, command, compare
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.oci.opening import open_image
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.system.debian import Packages, provision
 from buildkit_tasks.verify import verify

@@ -182,7 +182,7 @@ class StandIns:
         if self.run.dry_run:
             return
         if parts:
-            from buildkit_tasks.oci.joined import join_archives
+            from buildkit_tasks.oci.copy.join import join_archives
 
             join_archives(parts, (), archive)
             for part in parts.values():
@@ -212,8 +212,8 @@ class StandIns:
 
 
 def _keep(archive: Path, folder: Path) -> None:
-    from buildkit_tasks.oci.archive import Archive
-    from buildkit_tasks.oci.layout import write_layout
+    from buildkit_tasks.oci.transports.layout import write_layout
+    from buildkit_tasks.oci.transports.oci_archive import Archive
 
     root = write_layout(Archive(archive), folder / "layout")
     (folder / "digest").write_text(str(root.digest), encoding="ascii")

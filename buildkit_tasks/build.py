@@ -57,7 +57,7 @@ _INSPECT_SECONDS = 30.0
 
 # What proves a push, half a second's worth of modules.
 _PROOF = (
-    "buildkit_tasks.oci.registry.uploads",
+    "buildkit_tasks.oci.registry.push",
     "buildkit_tasks.verify.service",
     "buildkit_tasks.emulate.sandbox.runner",
 )
@@ -229,7 +229,7 @@ class Build:
 
     def manifest_digests(self, outputs: Sequence[OutputSpec], digest: str) -> dict[Platform, str]:
         """The digest of each platform's manifest, from the first output that can be read back."""
-        from buildkit_tasks.oci.source import open_image, platform_manifests
+        from buildkit_tasks.oci.image import open_image, platform_manifests
 
         archives = [output.dest for output in outputs if output.type == "oci" and output.is_file]
         if archives:
@@ -255,7 +255,7 @@ class Build:
 @contextlib.contextmanager
 def _reading_ahead(more: Sequence[str]) -> Iterator[None]:
     """Import, while buildx works and this process waits, what reads and shows its result, and ``more``."""
-    names = ("buildkit_tasks.oci.source", "rich.table", "rich.console", *more)
+    names = ("buildkit_tasks.oci.image", "rich.table", "rich.console", *more)
     thread = threading.Thread(target=lambda: [importlib.import_module(name) for name in names])
     thread.start()
     try:

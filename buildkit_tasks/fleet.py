@@ -267,7 +267,7 @@ def _place(output: OutputSpec, spare: Path) -> Iterator[Path]:
 
 
 def _joined(archives: Mapping[Platform, Path], names: Sequence[str], place: Path) -> Any:
-    from buildkit_tasks.oci.joined import join_archives
+    from buildkit_tasks.oci.copy.join import join_archives
     from buildkit_tasks.oci.reference import Reference
 
     return join_archives(archives, [str(Reference.parse(name)) for name in names], place)
@@ -275,8 +275,8 @@ def _joined(archives: Mapping[Platform, Path], names: Sequence[str], place: Path
 
 def _merged(repository: str, digests: Mapping[Platform, str]) -> Any:
     """One index of parts that were pushed by digest."""
+    from buildkit_tasks.oci.copy.push import merge
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.publish import merge
 
     parts = [Reference.parse(f"{repository}@{digest}") for digest in digests.values()]
     return merge(parts, Reference.parse(repository), tuple(digests)).root.digest

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import BuildResult, Output, VerifyReport
     from buildkit_tasks.system.command import Runner
@@ -40,11 +40,11 @@ class Images:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Source]:
-        """Open an image by its name; :func:`~buildkit_tasks.oci.opening.open_image` says which there are."""
+        """Open an image by its name; see :func:`.transports.open_image`."""
         if name in self.opened:
             yield self.opened[name]
             return
-        from buildkit_tasks.oci.opening import open_image
+        from buildkit_tasks.oci.transports import open_image
 
         with open_image(name, export=self._export, registry=self._registry) as source:
             yield source
@@ -52,7 +52,7 @@ class Images:
     @contextmanager
     def kept(self, name: str) -> Iterator[Images]:
         """These images with one that is fetched once, however often it is read."""
-        from buildkit_tasks.oci.kept import keeping
+        from buildkit_tasks.oci.transports.cached import keeping
 
         folder = cache_folder(self.settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Images:
 
         With ``hosts``, only that it would start on each of them.
         """
-        from buildkit_tasks.oci.opening import local_folder
+        from buildkit_tasks.oci.transports import local_folder
         from buildkit_tasks.verify import Rules, verify
 
         name, settings = self.name(image), self.settings

@@ -46,8 +46,8 @@ def destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str
 
 def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
     """What lies in the registry under the digest that was pushed."""
+    from buildkit_tasks.oci.image import platform_manifests
     from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.source import platform_manifests
 
     with open_registry(f"{repository}@{digest}") as source:
         return {platform: str(entry.digest) for platform, entry in platform_manifests(source)}
@@ -55,9 +55,9 @@ def pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
 
 def send_archive(archive: Path, repositories: Sequence[str]) -> str:
     """Put an OCI archive into registries, by its digest; gives that."""
-    from buildkit_tasks.oci.opening import open_image
+    from buildkit_tasks.oci.copy.push import send
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.publish import send
+    from buildkit_tasks.oci.transports import open_image
 
     with open_image(f"oci-archive:{archive}") as source:
         first, *others = map(Reference.parse, repositories)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks import publish
 from buildkit_tasks.errors import LimitExceeded, UsageError
+from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.report.model import BuiltPlatform, PushResult
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.images import Images
     from buildkit_tasks.oci.model import Digest
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.oci.registry.access import Access
+    from buildkit_tasks.oci.registry.options import Access
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.runs import Runs
 
@@ -147,7 +147,7 @@ class Releases:
 
     def plan_push(self, archive: str, release: Release) -> Plan:
         """What :meth:`push` would do; only the archive is read."""
-        from buildkit_tasks.oci.parts import everything
+        from buildkit_tasks.oci.copy.graph import everything
 
         with self.images.open(self._archive(archive)) as source:
             blobs, *documents = everything(source)
@@ -282,7 +282,7 @@ def _pushed(path: Path, name: str, document: dict[str, Any]) -> str:
 
 
 def _platforms(source: Any) -> tuple[BuiltPlatform, ...]:
-    from buildkit_tasks.oci.source import platform_manifests
+    from buildkit_tasks.oci.image import platform_manifests
 
     return _built((platform, entry.digest) for platform, entry in platform_manifests(source))
 

@@ -172,8 +172,8 @@ class Several:
         if self.line.run.dry_run:
             return f"oci-layout://{place}@sha256:DIGEST"
         if not place.exists():
-            from buildkit_tasks.oci.archive import Archive
-            from buildkit_tasks.oci.layout import write_layout
+            from buildkit_tasks.oci.transports.layout import write_layout
+            from buildkit_tasks.oci.transports.oci_archive import Archive
 
             archives = (output.dest for output in built.outputs if output.type == "oci" and output.dest)
             write_layout(Archive(Path(next(archives))), place)

@@ -69,8 +69,8 @@ def _holding(specs: Sequence[CacheSpec], *, ask: bool) -> set[CacheSpec]:
 def _is_missing(spec: CacheSpec) -> bool:
     """Whether the registry says that it has no such cache; BuildKit may reach one that does not answer us."""
     from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.registry.access import Access
-    from buildkit_tasks.oci.registry.troubles import Missing
+    from buildkit_tasks.oci.registry.errors import Missing
+    from buildkit_tasks.oci.registry.options import Access
 
     access = Access(connect=_SECONDS, idle=_SECONDS, patience=0)
     try:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.oci.layers.entrypoint import Files
     from buildkit_tasks.oci.model import ImageConfig
-    from buildkit_tasks.oci.programs import Files
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
     OpenImage = Callable[[str], AbstractContextManager[Source]]
@@ -70,7 +70,7 @@ class GuestTask:
 
 def wrong_program(config: ImageConfig, files: Files, platform: Platform) -> str:
     """The words why what an image would start is not for the platform; empty if it is."""
-    from buildkit_tasks.oci.programs import programs_of
+    from buildkit_tasks.oci.layers.entrypoint import programs_of
     from buildkit_tasks.verify import program_checks
 
     programs = programs_of(config, files)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.binfmt import handler_line
 from buildkit_tasks.emulate.docker.container import as_command
-from buildkit_tasks.oci.source import config_of, manifest_of, platform_manifests
+from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import RunReport
 from buildkit_tasks.system.command import Call

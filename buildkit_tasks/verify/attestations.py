@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.model import EMPTY_CONFIG
-from buildkit_tasks.oci.source import (
+from buildkit_tasks.oci.image import (
     IndexEntry,
     Kind,
     Source,
@@ -23,6 +21,8 @@ from buildkit_tasks.oci.source import (
     open_verified,
     read_blob,
 )
+from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.model import EMPTY_CONFIG
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.report.model import Check, PlatformVerdict
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.rootfs import files_of, printable_path
+from buildkit_tasks.oci.layers.rootfs import files_of, printable_path
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.programs import machine_of, mismatch
@@ -17,7 +17,7 @@ from buildkit_tasks.verify.words import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from buildkit_tasks.oci.rootfs import Found, Node, RootFs
+    from buildkit_tasks.oci.layers.rootfs import Found, Node, RootFs
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.reader import Binary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.programs import programs_of
+from buildkit_tasks.oci.layers.entrypoint import programs_of
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.binaries import binary_checks, compile_globs, needs_checks
 from buildkit_tasks.verify.parity import Parity
@@ -15,8 +15,8 @@ from buildkit_tasks.verify.starts import start_checks
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from buildkit_tasks.oci.layers.rootfs import Found, RootFs
     from buildkit_tasks.oci.model import ImageConfig
-    from buildkit_tasks.oci.rootfs import Found, RootFs
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["Contents", "Rules"]

@@ -6,11 +6,11 @@ import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.folder import EntryKind, FolderEntry, local_platforms, walk_folder
+from buildkit_tasks.oci.layers.rootfs import RootFs
+from buildkit_tasks.oci.layers.tar import DIRECTORY, REGULAR, SYMLINK, Entry
+from buildkit_tasks.oci.layers.tree_builder import TreeBuilder
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.rootfs import RootFs
-from buildkit_tasks.oci.scan import TreeBuilder
-from buildkit_tasks.oci.tar import DIRECTORY, REGULAR, SYMLINK, Entry
+from buildkit_tasks.oci.transports.directory import EntryKind, FolderEntry, local_platforms, walk_folder
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.contents import Contents, Rules
 from buildkit_tasks.verify.fit import fit_check, promised_to

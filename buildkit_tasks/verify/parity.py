@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.rootfs import Node, NodeType, names_in, printable_path
+from buildkit_tasks.oci.layers.rootfs import Node, NodeType, names_in, printable_path
 from buildkit_tasks.platforms import MACHINES
 from buildkit_tasks.report.model import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from buildkit_tasks.oci.layers.rootfs import RootFs
     from buildkit_tasks.oci.model import ImageConfig
-    from buildkit_tasks.oci.rootfs import RootFs
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["Parity"]

@@ -12,8 +12,8 @@ from buildkit_tasks.report.model import Check
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.oci.programs import Program
-    from buildkit_tasks.oci.rootfs import Found
+    from buildkit_tasks.oci.layers.entrypoint import Program
+    from buildkit_tasks.oci.layers.rootfs import Found
 
 __all__ = ["machine_of", "mismatch", "program_checks"]
 

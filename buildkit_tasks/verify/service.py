@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.compression import check_diff_id, check_layer_count
-from buildkit_tasks.oci.layers import LayerScans, flatten
-from buildkit_tasks.oci.rootfs import RootFs
-from buildkit_tasks.oci.source import (
+from buildkit_tasks.oci.image import (
     IndexEntry,
     Kind,
     Source,
@@ -20,6 +17,9 @@ from buildkit_tasks.oci.source import (
     manifest_of,
     position,
 )
+from buildkit_tasks.oci.layers.rootfs import RootFs
+from buildkit_tasks.oci.layers.scan import LayerScans, flatten
+from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.attestations import read_attestations
 from buildkit_tasks.verify.contents import Contents, Rules

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.rootfs import Found, NodeType, RootFs
+from buildkit_tasks.oci.layers.rootfs import Found, NodeType, RootFs
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.programs import machine_of
 from buildkit_tasks.verify.words import counted

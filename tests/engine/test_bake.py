@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.engine import Engine
-from buildkit_tasks.oci.source import manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.image import manifest_of, open_image, platform_manifests
 from buildkit_tasks.system.command import Commands
 from tests import registry
 from tests.conftest import Unchanged

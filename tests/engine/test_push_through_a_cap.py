@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks import publish
+from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry.options import Access
 from buildkit_tasks.verify import verify
 from tests.images import Memory, add_platform, make_tar
 from tests.registry import serve

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.blobs import read_blob
+from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.access import Access
-from buildkit_tasks.oci.source import config_of, manifest_of, platform_manifests
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.source import read_blob
 from tests import registry
 from tests.certificates import Certificate, make_certificate
 from tests.conftest import TEN

@@ -21,11 +21,7 @@ from buildkit_tasks.engine.export import export_image
 from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
 from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.errors import EngineError, UsageError
-from buildkit_tasks.oci import rewind
-from buildkit_tasks.oci.blobs import Source
-from buildkit_tasks.oci.docker_archive import DockerArchive, SavedLayout
-from buildkit_tasks.oci.folder import local_platforms, walk_folder
-from buildkit_tasks.oci.source import (
+from buildkit_tasks.oci.image import (
     attested,
     index_entries,
     lacks,
@@ -34,6 +30,10 @@ from buildkit_tasks.oci.source import (
     open_image,
     platform_manifests,
 )
+from buildkit_tasks.oci.source import Source
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.directory import local_platforms, walk_folder
+from buildkit_tasks.oci.transports.docker_archive import DockerArchive, SavedLayout
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, provision
 from buildkit_tasks.verify import verify

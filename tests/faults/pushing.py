@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks import publish
 from buildkit_tasks.errors import RegistryError
+from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.reference import Reference
-from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry.options import Access
 from buildkit_tasks.report.model import NamedTag
 from tests.hostile_registry import Hostile, hostile
 from tests.images import Memory

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.blobs import read_blob
+from buildkit_tasks.oci.image import manifest_of, platform_manifests
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.access import Access
-from buildkit_tasks.oci.source import manifest_of, platform_manifests
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.source import read_blob
 from tests.hostile_registry import Hostile, hostile
 from tests.images import LAYER_GZIP, Memory, platform_json, put_manifest
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks import publish
 from buildkit_tasks.errors import RegistryError
+from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from tests.faults.pushing import Push

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.oci.registry import wire
-from buildkit_tasks.oci.registry.access import Access
+from buildkit_tasks.oci.registry import connection as wire
+from buildkit_tasks.oci.registry.options import Access
 from tests.faults.reading import LAYER, Bench, one_layer
 from tests.faults.reading import bench as _bench
 from tests.hostile_registry import Reply, bearer, black_hole

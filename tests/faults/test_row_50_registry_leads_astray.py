@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.oci.image import manifest_of
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.source import manifest_of
 from tests.certificates import make_certificate
 from tests.faults.reading import LAYER, Bench, bench, one_layer
 from tests.hostile_registry import Hostile, Reply, bearer, hostile, redirect, token

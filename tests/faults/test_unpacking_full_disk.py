@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.oci.archive import Archive
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.transports.oci_archive import Archive
 from tests.conftest import ROOT
 from tests.images import make_tar, one, write_archive
 from tests.unit.test_unpack import a_file, layer

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.oci.archive import Archive
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.transports.oci_archive import Archive
 from tests.conftest import ROOT
 from tests.images import one, write_archive
 from tests.unit.test_unpack import Item, a_file, a_folder, a_link, erase, layer
@@ -25,8 +25,8 @@ _PROGRAM = """
 import sys
 from pathlib import Path
 from buildkit_tasks.emulate.sandbox.roots import Roots
-from buildkit_tasks.oci.archive import Archive
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.transports.oci_archive import Archive
+from buildkit_tasks.oci.image import platform_manifests
 folder, archive, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 source = Archive(archive)

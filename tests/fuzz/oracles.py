@@ -15,7 +15,7 @@ from typing import Any
 from elftools.elf.structs import ELFStructs
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.tar import Entry
+from buildkit_tasks.oci.layers.tar import Entry
 from buildkit_tasks.platforms.elf.reader import ElfHeader
 
 # Why our JSON reader refuses what the standard library takes (see oci/strict_json.py).

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, UsageError
-from buildkit_tasks.oci.layers import LayerScan, scan_layer
+from buildkit_tasks.oci.layers.scan import LayerScan, scan_layer
+from buildkit_tasks.oci.layers.tar import Entry, TarReader
 from buildkit_tasks.oci.model import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -27,7 +28,6 @@ from buildkit_tasks.oci.model import (
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.strict_json import load_object
-from buildkit_tasks.oci.tar import Entry, TarReader
 from buildkit_tasks.platforms import Platform, known_platforms
 from buildkit_tasks.platforms.elf.build_attributes import read_attributes
 from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go, read_go

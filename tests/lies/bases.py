@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.oci.archive import Archive
+from buildkit_tasks.oci.transports.oci_archive import Archive
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, fetch_newest, provision, staged
 from tests.conftest import ROOT, TEN

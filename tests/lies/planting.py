@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.oci.source import manifest_of, platform_manifests
+from buildkit_tasks.oci.image import manifest_of, platform_manifests
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules, verify

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks import publish
+from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from tests import registry

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.tar import TarReader
+from buildkit_tasks.oci.layers.tar import TarReader
 from tests.fuzz import oracles, seeds
 from tests.fuzz.mutators import change_tar
 

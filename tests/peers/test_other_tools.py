@@ -18,8 +18,8 @@ import pytest
 from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.engine import Engine
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.oci.blobs import Source
-from buildkit_tasks.oci.source import index_of, manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.image import index_of, manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.source import Source
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, provision

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.inflate import Inflated
+from buildkit_tasks.oci.image import index_entries, open_image
+from buildkit_tasks.oci.layers.decompress import Inflated
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.rewind import Rewindable
-from buildkit_tasks.oci.source import index_entries, open_image
+from buildkit_tasks.oci.transports.tar_stream import Rewindable
 from buildkit_tasks.verify import verify
 from tests.images import hello, layout_files, make_tar, platform_json, symlink
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers import flatten, scan_layer
-from buildkit_tasks.oci.rootfs import Node, NodeType
-from buildkit_tasks.oci.source import manifest_of, platform_manifests
+from buildkit_tasks.oci.image import manifest_of, platform_manifests
+from buildkit_tasks.oci.layers.rootfs import Node, NodeType
+from buildkit_tasks.oci.layers.scan import flatten, scan_layer
 from tests.images import LAYER_GZIP, Memory, descriptor, make_tar, one
 
 folders = st.sampled_from(["a", "b", "a/c", "a/c/d"])

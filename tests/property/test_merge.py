@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import CheckFailed
-from buildkit_tasks.oci.merge import Part, merged
+from buildkit_tasks.oci.copy.index import Part, merged
 from buildkit_tasks.oci.model import OCI_MANIFEST, Digest, parse_index
 from buildkit_tasks.platforms import Platform, known_platforms
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.tar import Entry, TarReader
+from buildkit_tasks.oci.layers.tar import Entry, TarReader
 
 letters = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
 parts = st.text(letters, min_size=1, max_size=40).filter(lambda part: part not in (".", ".."))

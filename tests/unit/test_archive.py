@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci import members, rewind
-from buildkit_tasks.oci.archive import Archive
+from buildkit_tasks.oci.image import manifest_of, open_verified, platform_manifests, read_blob
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.source import manifest_of, open_verified, platform_manifests, read_blob
+from buildkit_tasks.oci.transports import tar_members as members
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.oci_archive import Archive
 from buildkit_tasks.verify import verify
 from tests.images import descriptor, flip, folder, hello, layout_files, make_tar, symlink, write_archive
 

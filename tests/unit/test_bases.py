@@ -11,8 +11,8 @@ from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.dockerfile import Bases
 from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import EngineError, RegistryError
-from buildkit_tasks.oci.opening import open_image
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.system.command import Call
 from tests.images import hello, write_archive

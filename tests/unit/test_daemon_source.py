@@ -8,10 +8,7 @@ from typing import BinaryIO
 import pytest
 
 from buildkit_tasks.errors import EngineError, MalformedImage, UsageError
-from buildkit_tasks.oci import rewind
-from buildkit_tasks.oci.daemon import DaemonImage
-from buildkit_tasks.oci.model import OCI_INDEX
-from buildkit_tasks.oci.source import (
+from buildkit_tasks.oci.image import (
     index_entries,
     index_of,
     lacks,
@@ -21,6 +18,9 @@ from buildkit_tasks.oci.source import (
     position,
     read_blob,
 )
+from buildkit_tasks.oci.model import OCI_INDEX
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.docker_daemon import DaemonImage
 from buildkit_tasks.verify import verify
 from tests.images import Memory, flip, hello, index_json, layout_files, make_tar
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci import rewind
-from buildkit_tasks.oci.blobs import Source, read_blob
-from buildkit_tasks.oci.docker_archive import DockerArchive, SavedLayout, open_docker_archive
+from buildkit_tasks.oci.image import config_of, index_of, manifest_of, open_image, platform_manifests
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.source import config_of, index_of, manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.source import Source, read_blob
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.docker_archive import DockerArchive, SavedLayout, open_docker_archive
 from buildkit_tasks.verify import verify
 from tests.images import (
     Json,

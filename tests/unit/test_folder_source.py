@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci import folder
-from buildkit_tasks.oci.folder import EntryKind, FolderEntry, local_platforms, walk_folder
 from buildkit_tasks.oci.limits import Limits
+from buildkit_tasks.oci.transports import directory as folder
+from buildkit_tasks.oci.transports.directory import EntryKind, FolderEntry, local_platforms, walk_folder
 
 
 def entries(path: Path) -> dict[str, FolderEntry]:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import CheckFailed, MalformedImage
-from buildkit_tasks.oci.blobs import read_blob
-from buildkit_tasks.oci.joined import join_archives, open_joined
-from buildkit_tasks.oci.layout import reachable
+from buildkit_tasks.oci.copy.join import join_archives, open_joined
+from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
-from buildkit_tasks.oci.opening import open_image
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.source import read_blob
+from buildkit_tasks.oci.transports import open_image
+from buildkit_tasks.oci.transports.layout import reachable
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.verify import verify
 from tests.images import flip, hello, write_archive

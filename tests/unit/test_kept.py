@@ -13,11 +13,11 @@ from typing import BinaryIO
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci import kept as room
-from buildkit_tasks.oci.blobs import open_verified, read_blob
-from buildkit_tasks.oci.kept import Kept, keeping
+from buildkit_tasks.oci.copy.graph import everything
 from buildkit_tasks.oci.model import Descriptor
-from buildkit_tasks.oci.parts import everything
+from buildkit_tasks.oci.source import open_verified, read_blob
+from buildkit_tasks.oci.transports import cached as room
+from buildkit_tasks.oci.transports.cached import Kept, keeping
 from tests.images import LAYER_TAR, Memory, descriptor, hello
 
 

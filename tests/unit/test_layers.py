@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.compression import open_layer
-from buildkit_tasks.oci.layers import LayerScans, flatten, scan_layer
+from buildkit_tasks.oci.image import manifest_of, platform_manifests
+from buildkit_tasks.oci.layers.rootfs import NodeType, RootFs, names_in
+from buildkit_tasks.oci.layers.scan import LayerScans, flatten, scan_layer
+from buildkit_tasks.oci.layers.stream import open_layer
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.rootfs import NodeType, RootFs, names_in
-from buildkit_tasks.oci.source import manifest_of, platform_manifests
 from tests.images import (
     LAYER_GZIP,
     LAYER_TAR,
@@ -253,7 +253,7 @@ def test_links_lead_from_their_own_folder_or_from_the_root() -> None:
 
 
 def test_row_41_layers_that_are_too_large_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buildkit_tasks.oci.layers.LIMITS", Limits(image=2 * len(TAR) - 1))
+    monkeypatch.setattr("buildkit_tasks.oci.layers.scan.LIMITS", Limits(image=2 * len(TAR) - 1))
     assert names(tree(TAR)) == ["a", "b"]
     with pytest.raises(LimitExceeded, match="the image is larger than"):
         tree(TAR, TAR)

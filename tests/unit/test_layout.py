@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.layout import Layout, write_layout
+from buildkit_tasks.oci.image import platform_manifests, read_blob
 from buildkit_tasks.oci.model import OCI_INDEX, Digest
-from buildkit_tasks.oci.source import platform_manifests, read_blob
+from buildkit_tasks.oci.transports.layout import Layout, write_layout
 from buildkit_tasks.verify import verify
 from tests.images import Json, Memory, flip, hello, index_json, write_folder
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.errors import CheckFailed, MalformedImage
-from buildkit_tasks.oci.merge import Part, merged
+from buildkit_tasks.oci.copy.index import Part, merged
 from buildkit_tasks.oci.model import OCI_MANIFEST, Digest, parse_index
 from buildkit_tasks.platforms import Platform
 from tests.images import Json, platform_json

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded
-from buildkit_tasks.oci import names as room
-from buildkit_tasks.oci.names import Names, Packed
+from buildkit_tasks.oci.layers import packed_names as room
+from buildkit_tasks.oci.layers.packed_names import Names, Packed
 
 
 @pytest.fixture(params=["searched", "indexed"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.registry.places import Place, addresses_of, check_hop, is_loopback, trusts
+from buildkit_tasks.oci.registry.url_policy import Place, addresses_of, check_hop, is_loopback, trusts
 
 NAMES = {
     "registry.example.com": ("93.184.216.34",),

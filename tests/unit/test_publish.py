@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from buildkit_tasks import publish
 from buildkit_tasks.errors import CheckFailed, Interrupted, MalformedImage, RegistryError, UsageError
+from buildkit_tasks.oci.copy import push as publish
+from buildkit_tasks.oci.copy.graph import everything
 from buildkit_tasks.oci.model import OCI_INDEX, Digest, parse_index
-from buildkit_tasks.oci.parts import everything
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import NamedTag

@@ -15,14 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage, RegistryError, UsageError
-from buildkit_tasks.oci.blobs import open_verified, read_blob
+from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
 from buildkit_tasks.oci.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry import source as registry
-from buildkit_tasks.oci.registry.access import Access
-from buildkit_tasks.oci.registry.troubles import Missing
-from buildkit_tasks.oci.registry.wire import SLOWEST, Meter
-from buildkit_tasks.oci.source import config_of, manifest_of, platform_manifests
+from buildkit_tasks.oci.registry import pull as registry
+from buildkit_tasks.oci.registry.connection import SLOWEST, Meter
+from buildkit_tasks.oci.registry.errors import Missing
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.source import open_verified, read_blob
 from tests import images
 from tests.hostile_registry import Hostile, Reply, bearer, hostile, token
 from tests.images import LAYER_GZIP, Memory, hello

@@ -8,8 +8,8 @@ import pytest
 from buildkit_tasks.errors import RegistryError, SettingsError
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.access import Access
-from buildkit_tasks.oci.registry.certificates import certificate_folders
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.tls import certificate_folders
 from tests.certificates import Certificate, make_certificate
 from tests.hostile_registry import bearer, hostile, token
 from tests.images import hello

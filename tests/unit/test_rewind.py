@@ -9,9 +9,9 @@ from typing import BinaryIO
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci import rewind
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.oci.rewind import Rewindable
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.tar_stream import Rewindable
 from tests.images import make_tar, symlink
 
 SIZES = {"a": 1 << 20, "b": 300_000, "c": 5, "d": 1 << 20, "index.json": 90_000}

@@ -17,8 +17,8 @@ import pytest
 from buildkit_tasks.emulate.sandbox import roots as room
 from buildkit_tasks.emulate.sandbox.roots import Roots
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
+from buildkit_tasks.oci.image import config_of, manifest_of
 from buildkit_tasks.oci.model import Descriptor
-from buildkit_tasks.oci.source import config_of, manifest_of
 from tests.images import Memory, one, write_archive
 from tests.unit.test_unpack import (
     NOBODY,
@@ -114,8 +114,8 @@ import sys
 import buildkit_tasks.emulate.sandbox.roots as room
 early = set(sys.modules)
 from pathlib import Path
-from buildkit_tasks.oci.archive import Archive
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.transports.oci_archive import Archive
+from buildkit_tasks.oci.image import platform_manifests
 source = Archive(Path({str(archive)!r}))
 entry = platform_manifests(source)[0][1]
 before = set(sys.modules)

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from buildkit_tasks.oci.scan import keep_windows
-from buildkit_tasks.oci.tar import Entry
+from buildkit_tasks.oci.layers.tar import Entry
+from buildkit_tasks.oci.layers.tree_builder import keep_windows
 from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW
 
 MIB = 1 << 20

@@ -333,9 +333,10 @@ def test_an_image_is_built_on_the_bytes_that_were_built(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layouts: list[tuple[str, str]] = []
-    monkeypatch.setattr("buildkit_tasks.oci.archive.Archive", str)
+    monkeypatch.setattr("buildkit_tasks.oci.transports.oci_archive.Archive", str)
     monkeypatch.setattr(
-        "buildkit_tasks.oci.layout.write_layout", lambda source, place: layouts.append((source, str(place)))
+        "buildkit_tasks.oci.transports.layout.write_layout",
+        lambda source, place: layouts.append((source, str(place))),
     )
     bake(world, {**BASE, "web": ON_BASE}, ["web"])
     report, _ = world.report(bake="docker-bake.hcl")

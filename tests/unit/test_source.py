@@ -12,9 +12,7 @@ from typing import BinaryIO, NoReturn
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
-from buildkit_tasks.oci.source import (
+from buildkit_tasks.oci.image import (
     attested,
     config_of,
     index_entries,
@@ -28,6 +26,8 @@ from buildkit_tasks.oci.source import (
     position,
     read_blob,
 )
+from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
 from tests.images import (
     LAYER_GZIP,
     Json,

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.tar import BLOCK, DIRECTORY, REGULAR, SYMLINK, Entry, TarReader
+from buildkit_tasks.oci.layers.tar import BLOCK, DIRECTORY, REGULAR, SYMLINK, Entry, TarReader
 from tests.images import folder, hard_link, make_tar, member, symlink
 
 

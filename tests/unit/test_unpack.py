@@ -23,10 +23,10 @@ from buildkit_tasks.emulate.sandbox import beneath
 from buildkit_tasks.emulate.sandbox.beneath import remove
 from buildkit_tasks.emulate.sandbox.unpack import unpack, unpack_sized
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.layers.tar import OwnedReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor
-from buildkit_tasks.oci.source import platform_manifests
-from buildkit_tasks.oci.tar import OwnedReader
 from tests.images import LAYER_TAR, Json, Memory, add_platform, flip, make_tar, member, one
 
 NOBODY = 65534

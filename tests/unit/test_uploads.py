@@ -13,11 +13,11 @@ from typing import BinaryIO, cast
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, SettingsError
+from buildkit_tasks.oci.copy.graph import everything
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
-from buildkit_tasks.oci.parts import everything
-from buildkit_tasks.oci.registry.access import Access
-from buildkit_tasks.oci.registry.uploads import open_uploads
-from buildkit_tasks.oci.registry.wire import Adapter
+from buildkit_tasks.oci.registry.connection import Adapter
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.push import open_uploads
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import Asked, Reply, bearer, hostile, token
 from tests.images import (

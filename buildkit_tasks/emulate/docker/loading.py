@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.emulate.docker.answering import answering, ask_to_remove, how_to_list, is_silence
 from buildkit_tasks.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
-from buildkit_tasks.oci.pack import pack
-from buildkit_tasks.oci.source import Source, manifest_of, platform_manifests
+from buildkit_tasks.oci.copy.docker_load import pack
+from buildkit_tasks.oci.image import Source, manifest_of, platform_manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,9 +7,9 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.emulate import guests
+from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, Found, Node, NodeType
+from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
-from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found, Node, NodeType
-from buildkit_tasks.oci.tar import TarReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.emulate.sandbox.beneath import open_file
-from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found, Node, NodeType
+from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, Found, Node, NodeType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

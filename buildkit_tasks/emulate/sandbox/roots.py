@@ -27,8 +27,8 @@ from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
+    from buildkit_tasks.oci.source import Source
 
 __all__ = ["Root", "Roots"]
 

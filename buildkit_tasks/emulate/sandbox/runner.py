@@ -21,8 +21,8 @@ from buildkit_tasks.emulate.sandbox.users import User, user_of
 from buildkit_tasks.emulate.sandbox.warden import Guest, Refused, Warden, shift_of
 from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.rootfs import DEFAULT_PATH
-from buildkit_tasks.oci.source import platform_manifests
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from buildkit_tasks.emulate.guests import GuestTask, OpenImage
-    from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.qemu import Qemu
     from buildkit_tasks.report.model import RunResult

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Self
 from buildkit_tasks.emulate.sandbox.beneath import Beneath, Folder, chmod, descend, lookup, remove
 from buildkit_tasks.emulate.sandbox.whiteouts import OPAQUE, WHITEOUT, Mine
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
+from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from buildkit_tasks.oci.layers.packed_names import Names
+    from buildkit_tasks.oci.layers.tar import Entry, OwnedReader, Owner
     from buildkit_tasks.oci.limits import Limits
-    from buildkit_tasks.oci.names import Names
-    from buildkit_tasks.oci.tar import Entry, OwnedReader, Owner
 
 __all__ = ["FULL", "DiskFull", "Tree"]
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.emulate.sandbox.beneath import READ, remove
 from buildkit_tasks.emulate.sandbox.tree import FULL, DiskFull, Tree
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.compression import check_diff_id, check_layer_count, open_layer
+from buildkit_tasks.oci.image import config_of, manifest_of
+from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count, open_layer
+from buildkit_tasks.oci.layers.tar import OwnedReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.oci.source import config_of, manifest_of
-from buildkit_tasks.oci.tar import OwnedReader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor, Digest, ImageConfig, Manifest
+    from buildkit_tasks.oci.source import Source
 
 __all__ = ["Unpacked", "unpack", "unpack_sized"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.emulate.sandbox.beneath import READ, descend, lookup
-from buildkit_tasks.oci.names import Names
+from buildkit_tasks.oci.layers.packed_names import Names
 
 if TYPE_CHECKING:
     from buildkit_tasks.emulate.sandbox.beneath import Folder

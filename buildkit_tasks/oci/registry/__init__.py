@@ -1,5 +1,5 @@
 """An image in a registry as a source (OCI distribution specification v1.1)."""
 
-from buildkit_tasks.oci.registry.source import open_registry
+from buildkit_tasks.oci.registry.pull import open_registry
 
 __all__ = ["open_registry"]

@@ -7,13 +7,13 @@ import re
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.registry.troubles import Interruption
+from buildkit_tasks.oci.registry.errors import Interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buildkit_tasks.oci.model import Descriptor
-    from buildkit_tasks.oci.registry.transport import Answer
+    from buildkit_tasks.oci.registry.http import Answer
 
 __all__ = ["BlobStream"]
 

@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from buildkit_tasks.oci.rootfs import DEFAULT_PATH, Found
+from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,10 +14,10 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.inflate import Inflated
+from buildkit_tasks.oci.layers.decompress import Inflated
+from buildkit_tasks.oci.layers.tar import REGULAR, TarReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.oci.members import HEAD, Member, Table, plain_name
-from buildkit_tasks.oci.tar import REGULAR, TarReader
+from buildkit_tasks.oci.transports.tar_members import HEAD, Member, Table, plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

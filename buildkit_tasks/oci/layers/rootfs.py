@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.oci.names import Names
+    from buildkit_tasks.oci.layers.packed_names import Names
     from buildkit_tasks.platforms.elf.reader import Binary
 
 __all__ = [

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.blobs import Source, read_blob
+from buildkit_tasks.oci.image import lacks, position
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, parse_index, parse_manifest
-from buildkit_tasks.oci.source import lacks, position
+from buildkit_tasks.oci.source import Source, read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,18 +7,18 @@ import io
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.layout import reachable
-from buildkit_tasks.oci.merge import merged
+from buildkit_tasks.oci.copy.docker_load import pack
+from buildkit_tasks.oci.copy.index import merged
+from buildkit_tasks.oci.copy.single import read_part
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
-from buildkit_tasks.oci.opening import open_image
-from buildkit_tasks.oci.pack import pack
-from buildkit_tasks.oci.single import read_part
+from buildkit_tasks.oci.transports import open_image
+from buildkit_tasks.oci.transports.layout import reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["JoinedSource", "join_archives", "open_joined"]

@@ -14,8 +14,8 @@ from urllib3.exceptions import NameResolutionError, ProtocolError
 from buildkit_tasks.errors import RegistryError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.oci.registry.access import Access
-    from buildkit_tasks.oci.registry.places import Place
+    from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.oci.registry.url_policy import Place
 
 __all__ = ["LATER", "Interruption", "Missing", "Refused", "busy", "problem_of", "reason_of", "silence"]
 

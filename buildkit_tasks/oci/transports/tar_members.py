@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.tar import REGULAR, SYMLINK, TarReader
+from buildkit_tasks.oci.layers.tar import REGULAR, SYMLINK, TarReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from buildkit_tasks.oci.tar import Entry
+    from buildkit_tasks.oci.layers.tar import Entry
 
 __all__ = ["HEAD", "InPlace", "Member", "Members", "Table", "open_file", "plain_name", "read_member"]
 

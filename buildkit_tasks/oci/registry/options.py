@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.registry.places import addresses_of
+from buildkit_tasks.oci.registry.url_policy import addresses_of
 from buildkit_tasks.system.command import Commands
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from buildkit_tasks.report.model import NamedTag
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor, Digest
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.oci.registry.access import Access
-    from buildkit_tasks.oci.registry.uploads import Uploads
+    from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.oci.registry.push import Uploads
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["JOBS", "Joined", "NamedTag", "join", "merge", "name", "send"]
@@ -45,8 +45,8 @@ def send(
     are sent at once. Raises :class:`RegistryError` for a registry that cannot be reached or refuses,
     :class:`MalformedImage` for a source that is not sound.
     """
-    from buildkit_tasks.oci.parts import everything
-    from buildkit_tasks.oci.registry.uploads import open_uploads
+    from buildkit_tasks.oci.copy.graph import everything
+    from buildkit_tasks.oci.registry.push import open_uploads
 
     root = source.root()
     blobs, *documents = everything(source)
@@ -69,9 +69,9 @@ def name(
     the digest already is left as it is. Each is looked at again afterwards. Raises
     :class:`RegistryError` that says which tags moved and which did not.
     """
-    from buildkit_tasks.oci.blobs import read_blob
     from buildkit_tasks.oci.limits import LIMITS
     from buildkit_tasks.oci.registry import open_registry
+    from buildkit_tasks.oci.source import read_blob
 
     _check(at, tags)
     plain = replace(at, tag="")
@@ -108,10 +108,10 @@ def join(
     A part is a manifest, or an index with the attestations of its one image. Raises
     :class:`CheckFailed` that names a platform that is there twice, is missing or is not expected.
     """
-    from buildkit_tasks.oci.merge import merged
+    from buildkit_tasks.oci.copy.index import merged
+    from buildkit_tasks.oci.copy.single import read_part
     from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
     from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.single import read_part
 
     found = []
     for part in parts:
@@ -140,7 +140,7 @@ def merge(
     Parts of other repositories are sent there first. ``into``'s own tag is not looked at.
     """
     from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.registry.uploads import open_uploads
+    from buildkit_tasks.oci.registry.push import open_uploads
 
     joined = join(parts, expected, access=access)
     for part in parts:
@@ -180,7 +180,7 @@ class _Naming:
 
     def name(self, tag: Reference) -> NamedTag:
         """Move one tag, and look whether it has stayed where it was put."""
-        from buildkit_tasks.oci.registry.uploads import open_uploads
+        from buildkit_tasks.oci.registry.push import open_uploads
 
         root = self.root
         if root is None:
@@ -194,7 +194,7 @@ class _Naming:
         )
 
     def _move(self, uploads: Uploads, tag: Reference, root: Descriptor) -> None:
-        from buildkit_tasks.oci.registry.troubles import Refused
+        from buildkit_tasks.oci.registry.errors import Refused
 
         self.unsure.add(tag)  # should we not hear the end of it
         try:

@@ -11,12 +11,12 @@ import os
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.oci.inflate import PLAIN, compression_of
-from buildkit_tasks.oci.layout import check_layout_version, choose_root, not_here
+from buildkit_tasks.oci.layers.decompress import PLAIN, compression_of
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.members import InPlace, Members, open_file, read_member
 from buildkit_tasks.oci.model import Descriptor, Digest
-from buildkit_tasks.oci.rewind import Rewindable
+from buildkit_tasks.oci.transports.layout import check_layout_version, choose_root, not_here
+from buildkit_tasks.oci.transports.tar_members import InPlace, Members, open_file, read_member
+from buildkit_tasks.oci.transports.tar_stream import Rewindable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ class ArchivedLayout:
         self._members.close()
 
     def root(self) -> Descriptor:
-        """The image that ``index.json`` holds; see :func:`~buildkit_tasks.oci.layout.choose_root`."""
+        """The image that ``index.json`` holds; see :func:`.layout.choose_root`."""
         if "index.json" not in self._table.files:
             self._refuse()
         check_layout_version(read_member(self._members, "oci-layout", _VERSION_LIMIT))

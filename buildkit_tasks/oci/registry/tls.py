@@ -17,8 +17,8 @@ from buildkit_tasks.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.oci.registry.access import Access
-    from buildkit_tasks.oci.registry.places import Place
+    from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.oci.registry.url_policy import Place
 
 __all__ = ["certificate_folders", "make_context"]
 

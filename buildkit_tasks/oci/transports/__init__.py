@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.oci.blobs import Source
-    from buildkit_tasks.oci.daemon import Export
+    from buildkit_tasks.oci.source import Source
+    from buildkit_tasks.oci.transports.docker_daemon import Export
 
     OpenRegistry = Callable[[str], AbstractContextManager[Source]]
 
@@ -80,7 +80,7 @@ def _usual_registry(reference: str) -> AbstractContextManager[Source]:
 def _from_engine(reference: str, export: Export | None) -> AbstractContextManager[Source]:
     if not reference:
         raise UsageError("no image is named", hint="write it as docker-daemon:NAME:TAG")
-    from buildkit_tasks.oci.daemon import DaemonImage
+    from buildkit_tasks.oci.transports.docker_daemon import DaemonImage
 
     if export is None:
         where = f"docker-daemon:{reference} lies in a Docker engine"
@@ -89,7 +89,7 @@ def _from_engine(reference: str, export: Export | None) -> AbstractContextManage
 
 
 def _oci(rest: str) -> AbstractContextManager[Source]:
-    from buildkit_tasks.oci.layout import Layout
+    from buildkit_tasks.oci.transports.layout import Layout
 
     path, chosen = _split(rest, "oci:DIR")
     if not path.is_dir():
@@ -98,7 +98,7 @@ def _oci(rest: str) -> AbstractContextManager[Source]:
 
 
 def _oci_archive(rest: str) -> AbstractContextManager[Source]:
-    from buildkit_tasks.oci.archive import Archive
+    from buildkit_tasks.oci.transports.oci_archive import Archive
 
     path, chosen = _split(rest, "oci-archive:FILE")
     if path.is_dir():
@@ -107,7 +107,7 @@ def _oci_archive(rest: str) -> AbstractContextManager[Source]:
 
 
 def _docker_archive(rest: str) -> AbstractContextManager[Source]:
-    from buildkit_tasks.oci.docker_archive import open_docker_archive
+    from buildkit_tasks.oci.transports.docker_archive import open_docker_archive
 
     path, chosen = _split(rest, "docker-archive:FILE")
     if path.is_dir():
@@ -131,8 +131,8 @@ def _existing(name: str) -> AbstractContextManager[Source] | None:
 
 def _file(path: Path) -> AbstractContextManager[Source]:
     """An OCI archive or one of `docker save`: both may have an ``index.json``."""
-    from buildkit_tasks.oci.archive import open_members
-    from buildkit_tasks.oci.docker_archive import image_in
+    from buildkit_tasks.oci.transports.docker_archive import image_in
+    from buildkit_tasks.oci.transports.oci_archive import open_members
 
     members = open_members(path)
     try:

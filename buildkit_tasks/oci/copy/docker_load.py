@@ -11,9 +11,9 @@ import json
 import tarfile
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.oci.layout import entry_of, reachable
+from buildkit_tasks.oci.image import Source, manifest_of, open_verified
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor
-from buildkit_tasks.oci.source import Source, manifest_of, open_verified
+from buildkit_tasks.oci.transports.layout import entry_of, reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

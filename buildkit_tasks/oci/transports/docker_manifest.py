@@ -10,9 +10,9 @@ import msgspec
 
 from buildkit_tasks.errors import MalformedImage, UsageError
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.members import plain_name
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.strict_json import load_object, refuse_other_letters
+from buildkit_tasks.oci.transports.tar_members import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

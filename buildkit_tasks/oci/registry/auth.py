@@ -16,14 +16,14 @@ from buildkit_tasks.errors import MalformedImage, RegistryError
 from buildkit_tasks.oci.reference import DOCKER_IO
 from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.registry.credentials import Credential
-from buildkit_tasks.oci.registry.places import Place, check_hop, trusts
-from buildkit_tasks.oci.registry.troubles import Refused
+from buildkit_tasks.oci.registry.errors import Refused
+from buildkit_tasks.oci.registry.url_policy import Place, check_hop, trusts
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
-    from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.oci.registry.credentials import CredentialStore
-    from buildkit_tasks.oci.registry.transport import Answer, Transport
+    from buildkit_tasks.oci.registry.http import Answer, Transport
+    from buildkit_tasks.oci.registry.options import Access
 
 __all__ = ["Authorizer"]
 

@@ -20,16 +20,16 @@ from requests.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, ReadTimeoutError
 
 from buildkit_tasks.errors import LimitExceeded, RegistryError
-from buildkit_tasks.oci.registry.certificates import make_context
-from buildkit_tasks.oci.registry.places import Place, check_hop, is_loopback
-from buildkit_tasks.oci.registry.troubles import LATER, Interruption, busy, problem_of, reason_of, silence
-from buildkit_tasks.oci.registry.wire import Adapter
+from buildkit_tasks.oci.registry.connection import Adapter
+from buildkit_tasks.oci.registry.errors import LATER, Interruption, busy, problem_of, reason_of, silence
+from buildkit_tasks.oci.registry.tls import make_context
+from buildkit_tasks.oci.registry.url_policy import Place, check_hop, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from buildkit_tasks.oci.registry.access import Access
-    from buildkit_tasks.oci.registry.wire import Meter
+    from buildkit_tasks.oci.registry.connection import Meter
+    from buildkit_tasks.oci.registry.options import Access
 
 __all__ = ["Answer", "Transport"]
 

@@ -16,12 +16,8 @@ import re
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.archive import ArchivedLayout, open_members
-from buildkit_tasks.oci.blobs import read_blob
-from buildkit_tasks.oci.inflate import GZIP, PLAIN, ZSTD, compression_of
-from buildkit_tasks.oci.layout import choose_root, entry_names, not_here
+from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, compression_of
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.members import Members, Table, read_member
 from buildkit_tasks.oci.model import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -34,7 +30,8 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
-from buildkit_tasks.oci.saved import (
+from buildkit_tasks.oci.source import read_blob
+from buildkit_tasks.oci.transports.docker_manifest import (
     MANIFEST,
     Origin,
     Saved,
@@ -43,6 +40,9 @@ from buildkit_tasks.oci.saved import (
     chosen_number,
     saved_images,
 )
+from buildkit_tasks.oci.transports.layout import choose_root, entry_names, not_here
+from buildkit_tasks.oci.transports.oci_archive import ArchivedLayout, open_members
+from buildkit_tasks.oci.transports.tar_members import Members, Table, read_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.names import Names
-from buildkit_tasks.oci.rootfs import WHITEOUT, Node, NodeType, walk
-from buildkit_tasks.oci.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Entry
+from buildkit_tasks.oci.layers.packed_names import Names
+from buildkit_tasks.oci.layers.rootfs import WHITEOUT, Node, NodeType, walk
+from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Entry
 from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW
 from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, inspect
 from buildkit_tasks.platforms.elf.view import Bytes, View, Windows

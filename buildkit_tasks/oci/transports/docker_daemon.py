@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.blobs import read_blob
-from buildkit_tasks.oci.docker_archive import SavedLayout, image_in
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import MANIFEST_TYPES, parse_manifest
-from buildkit_tasks.oci.rewind import Rewindable
+from buildkit_tasks.oci.source import read_blob
+from buildkit_tasks.oci.transports.docker_archive import SavedLayout, image_in
+from buildkit_tasks.oci.transports.tar_stream import Rewindable
 
 if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor

@@ -11,12 +11,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.rootfs import WHITEOUT, Node, NodeType, walk
+from buildkit_tasks.oci.layers.rootfs import WHITEOUT, Node, NodeType, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit_tasks.oci.names import Names
+    from buildkit_tasks.oci.layers.packed_names import Names
 
 __all__ = ["overlay", "relink"]
 

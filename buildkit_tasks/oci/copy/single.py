@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import CheckFailed, MalformedImage
-from buildkit_tasks.oci.blobs import read_blob
+from buildkit_tasks.oci.copy.index import Part
+from buildkit_tasks.oci.image import Kind, config_of, index_entries, manifest_of
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.merge import Part
 from buildkit_tasks.oci.model import INDEX_TYPES
-from buildkit_tasks.oci.source import Kind, config_of, index_entries, manifest_of
+from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from buildkit_tasks.oci.blobs import Source
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["read_part"]

@@ -17,16 +17,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from buildkit_tasks.errors import BuildkitTasksError, MalformedImage
-from buildkit_tasks.oci.blobs import read_blob
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, parse_index, parse_manifest
+from buildkit_tasks.oci.source import read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor, Digest
+    from buildkit_tasks.oci.source import Source
 
 __all__ = ["Kept", "keeping"]
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.blobs import Source, read_blob
-from buildkit_tasks.oci.compression import LayerStream, check_diff_id, check_layer_count, open_layer
+from buildkit_tasks.oci.layers.overlay import overlay, relink
+from buildkit_tasks.oci.layers.rootfs import Node, RootFs
+from buildkit_tasks.oci.layers.stream import LayerStream, check_diff_id, check_layer_count, open_layer
+from buildkit_tasks.oci.layers.tar import TarReader, cut_off
+from buildkit_tasks.oci.layers.tree_builder import TreeBuilder
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest, parse_config
-from buildkit_tasks.oci.overlay import overlay, relink
-from buildkit_tasks.oci.rootfs import Node, RootFs
-from buildkit_tasks.oci.scan import TreeBuilder
-from buildkit_tasks.oci.tar import TarReader, cut_off
+from buildkit_tasks.oci.source import Source, read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

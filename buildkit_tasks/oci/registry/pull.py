@@ -1,7 +1,7 @@
 """An image in a registry, read as a stream.
 
 OCI distribution specification v1.1, "Pulling manifests" and "Pulling blobs". Like every source it gives
-bytes; :mod:`buildkit_tasks.oci.blobs` checks their digests. Nothing is written anywhere.
+bytes; :mod:`buildkit_tasks.oci.source` checks their digests. Nothing is written anywhere.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from buildkit_tasks.errors import MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.reference import DOCKER_IO, Reference
-from buildkit_tasks.oci.registry.access import Access
-from buildkit_tasks.oci.registry.certificates import certificate_folders
 from buildkit_tasks.oci.registry.credentials import load_credentials
-from buildkit_tasks.oci.registry.places import Place, is_loopback
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.tls import certificate_folders
+from buildkit_tasks.oci.registry.url_policy import Place, is_loopback
 from buildkit_tasks.system.command import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from buildkit_tasks.oci.model import Descriptor
-    from buildkit_tasks.oci.registry.server import Server
+    from buildkit_tasks.oci.registry.repository import Server
 
 __all__ = ["Registry", "home_of", "open_registry"]
 
@@ -45,7 +45,7 @@ def open_registry(
     access = Access() if access is None else access
     store = load_credentials(access.environ, access.run)
     places = [*_mirrors(reference, mirrors), (reference.host, home_of(reference, access))]
-    from buildkit_tasks.oci.registry.server import Server
+    from buildkit_tasks.oci.registry.repository import Server
 
     with ExitStack() as stack:
         servers = [Server(host, place, reference, store, access) for host, place in places]

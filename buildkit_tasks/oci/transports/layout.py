@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.blobs import Source, open_verified, read_blob
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
     INDEX_TYPES,
@@ -26,6 +25,7 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
+from buildkit_tasks.oci.source import Source, open_verified, read_blob
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:

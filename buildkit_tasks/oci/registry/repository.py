@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from buildkit_tasks.errors import BuildkitTasksError, MalformedImage, RegistryError
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
+from buildkit_tasks.oci.registry.auth import Authorizer
 from buildkit_tasks.oci.registry.blob_stream import BlobStream
-from buildkit_tasks.oci.registry.tokens import Authorizer
-from buildkit_tasks.oci.registry.transport import Answer, Transport
-from buildkit_tasks.oci.registry.troubles import Interruption, Missing, Refused
+from buildkit_tasks.oci.registry.errors import Interruption, Missing, Refused
+from buildkit_tasks.oci.registry.http import Answer, Transport
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.oci.registry.access import Access
     from buildkit_tasks.oci.registry.credentials import CredentialStore
-    from buildkit_tasks.oci.registry.places import Place
+    from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.oci.registry.url_policy import Place
 
 __all__ = ["Server"]
 

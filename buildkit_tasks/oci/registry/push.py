@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from buildkit_tasks.errors import MalformedImage, RegistryError
-from buildkit_tasks.oci.blobs import Verified, read_blob
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Digest
-from buildkit_tasks.oci.registry.access import Access
 from buildkit_tasks.oci.registry.credentials import load_credentials
-from buildkit_tasks.oci.registry.source import home_of
-from buildkit_tasks.oci.registry.troubles import Interruption, Refused
+from buildkit_tasks.oci.registry.errors import Interruption, Refused
+from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.pull import home_of
+from buildkit_tasks.oci.source import Verified, read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from buildkit_tasks.oci.blobs import Source
     from buildkit_tasks.oci.model import Descriptor
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.oci.registry.places import Place
-    from buildkit_tasks.oci.registry.server import Server
-    from buildkit_tasks.oci.registry.transport import Answer
+    from buildkit_tasks.oci.registry.http import Answer
+    from buildkit_tasks.oci.registry.repository import Server
+    from buildkit_tasks.oci.registry.url_policy import Place
+    from buildkit_tasks.oci.source import Source
 
 __all__ = ["Uploads", "open_uploads"]
 
@@ -63,7 +63,7 @@ def open_uploads(
     """
     access = Access() if access is None else access
     store = load_credentials(access.environ, access.run)
-    from buildkit_tasks.oci.registry.server import Server
+    from buildkit_tasks.oci.registry.repository import Server
 
     server = Server(at.host, home_of(at, access), at, store, access, actions="pull,push")
     with contextlib.closing(server):

@@ -1,0 +1,1 @@
+"""Copy images between registries, layouts and archives."""

@@ -1,0 +1,1 @@
+"""Layers: decompress, read and overlay their file trees."""
