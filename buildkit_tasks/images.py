@@ -73,7 +73,7 @@ class Images:
         rules = Rules(allow_foreign=settings.allow_foreign, parity=settings.parity, hosts=hosts or {})
         folder = local_folder(name)
         if folder is not None:
-            from buildkit_tasks.verify.folder import verify_folder
+            from buildkit_tasks.verify.local_output import verify_folder
 
             return verify_folder(folder, expected, name, rules)
         with self.open(name) as source:

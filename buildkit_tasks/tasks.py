@@ -85,7 +85,7 @@ def verify_arch(edge: Edge) -> None:
     """Prove that every platform in an image is what it says, or that it would start somewhere."""
     from buildkit_tasks.images import Images
     from buildkit_tasks.platforms import parse_platforms
-    from buildkit_tasks.verify.fit import hosts_of
+    from buildkit_tasks.verify.host_match import hosts_of
 
     settings, options = edge.settings, edge.options
     hosts = hosts_of(options["for_"], options["for_nodes"])

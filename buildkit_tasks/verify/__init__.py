@@ -11,13 +11,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.verify.contents import Rules
-    from buildkit_tasks.verify.programs import program_checks
+    from buildkit_tasks.verify.entrypoint import program_checks
+    from buildkit_tasks.verify.rootfs import Rules
     from buildkit_tasks.verify.service import verify
 
 __all__ = ["Rules", "program_checks", "verify"]
 
-_ROOMS = {"Rules": "contents", "program_checks": "programs", "verify": "service"}
+_ROOMS = {"Rules": "rootfs", "program_checks": "entrypoint", "verify": "service"}
 
 
 if not TYPE_CHECKING:  # a checker would take any name to be here

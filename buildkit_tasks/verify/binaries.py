@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.oci.layers.rootfs import files_of, printable_path
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify.programs import machine_of, mismatch
+from buildkit_tasks.verify.entrypoint import machine_of, mismatch
 from buildkit_tasks.verify.words import counted
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from buildkit_tasks.oci.layers.scan import LayerScans, flatten
 from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.attestations import read_attestations
-from buildkit_tasks.verify.contents import Contents, Rules
-from buildkit_tasks.verify.fit import fit_check, promised_to
+from buildkit_tasks.verify.host_match import fit_check, promised_to
 from buildkit_tasks.verify.index import (
     absent_check,
     expected_check,
@@ -31,6 +30,7 @@ from buildkit_tasks.verify.index import (
     present_check,
     stated_check,
 )
+from buildkit_tasks.verify.rootfs import Contents, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -16,7 +16,7 @@ from buildkit_tasks.oci.image import manifest_of, platform_manifests
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules, verify
-from buildkit_tasks.verify.fit import read_nodes
+from buildkit_tasks.verify.host_match import read_nodes
 from tests.images import Memory
 from tests.lies.bases import Parts
 

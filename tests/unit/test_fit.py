@@ -10,7 +10,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules, verify
-from buildkit_tasks.verify.fit import fit_check, hosts_of, read_nodes
+from buildkit_tasks.verify.host_match import fit_check, hosts_of, read_nodes
 from tests.elves import ISA_NEEDED, elf
 from tests.images import Memory, add_platform, hello, make_tar
 

@@ -8,7 +8,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import Rules
-from buildkit_tasks.verify.folder import verify_folder
+from buildkit_tasks.verify.local_output import verify_folder
 from tests.images import probe
 
 

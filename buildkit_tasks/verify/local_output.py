@@ -12,9 +12,9 @@ from buildkit_tasks.oci.layers.tree_builder import TreeBuilder
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.transports.directory import EntryKind, FolderEntry, local_platforms, walk_folder
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
-from buildkit_tasks.verify.contents import Contents, Rules
-from buildkit_tasks.verify.fit import fit_check, promised_to
+from buildkit_tasks.verify.host_match import fit_check, promised_to
 from buildkit_tasks.verify.index import expected_check, missing_check
+from buildkit_tasks.verify.rootfs import Contents, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

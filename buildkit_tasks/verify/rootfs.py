@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.oci.layers.entrypoint import programs_of
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.binaries import binary_checks, compile_globs, needs_checks
+from buildkit_tasks.verify.dynamic_linking import start_checks
+from buildkit_tasks.verify.entrypoint import program_checks
 from buildkit_tasks.verify.parity import Parity
-from buildkit_tasks.verify.programs import program_checks
-from buildkit_tasks.verify.starts import start_checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
