@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from buildkit_tasks.dockerfile import Bases
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["BasePlan", "StandIns", "fetch_go", "plan_bases"]

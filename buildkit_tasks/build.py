@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.builder import ELSEWHERE, Assignment, assign, parse_inspect, watch_nodes
 from buildkit_tasks.cache import cache_notes, exports, imports
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuildFailed
 from buildkit_tasks.failing import failure
+from buildkit_tasks.host.builder import ELSEWHERE, Assignment, assign, parse_inspect, watch_nodes
 from buildkit_tasks.outputs import (
     OutputSpec,
     archive_of,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from buildkit_tasks.bases import BasePlan
-    from buildkit_tasks.builder import Watch
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.builder import Watch
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import Completed, Runner
     from buildkit_tasks.system.debian import Tell
@@ -247,7 +247,7 @@ class Build:
         )
 
     def _stored_digests(self, name: str) -> dict[Platform, str]:
-        from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
+        from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
 
         return stored_manifests(inspect_image(connect(self.engine), name) or {})
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.build import write_beside
-from buildkit_tasks.builder import assign
 from buildkit_tasks.capable import check_capabilities
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
+from buildkit_tasks.host.builder import assign
 from buildkit_tasks.outputs import (
     OutputSpec,
     archive_of,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.build import Build
-    from buildkit_tasks.builder import Assignment
+    from buildkit_tasks.host.builder import Assignment
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.request import BuildRequest
 

@@ -103,8 +103,8 @@ class Images:
 
     def _export(self, reference: str) -> BinaryIO:
         """The engine's save stream of an image; no engine is started for it."""
-        from buildkit_tasks.engine import Engine, existing_engine
-        from buildkit_tasks.engine.export import export_image
+        from buildkit_tasks.host.engine import Engine, existing_engine
+        from buildkit_tasks.host.engine.export import export_image
 
         engine = existing_engine(self.settings, self.run)
         if not isinstance(engine, Engine):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.build import Build
-from buildkit_tasks.builder import Builders, is_elsewhere, prove, require_index
 from buildkit_tasks.capable import check_capabilities
-from buildkit_tasks.emulators import Emulators, require_emulators, with_versions
-from buildkit_tasks.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.fleet import Fleet, needs_fleet
+from buildkit_tasks.host.builder import Builders, is_elsewhere, prove, require_index
+from buildkit_tasks.host.emulation.emulators import Emulators, require_emulators, with_versions
+from buildkit_tasks.host.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.images import Images
 from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms

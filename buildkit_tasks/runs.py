@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.emulate.service import Runners, RunRequest, Watch, run_emulated, takes_engine
-from buildkit_tasks.qemu import Qemu
+from buildkit_tasks.host.emulation.qemu import Qemu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -187,7 +187,7 @@ def remove_builder(edge: Edge) -> None:
 @job(CACHE_STATE)
 def stop_engine(edge: Edge) -> None:
     """End the private engine and remove what it kept; the downloaded packages stay as a cache."""
-    from buildkit_tasks.engine.private import stop_private_engine
+    from buildkit_tasks.host.engine.private import stop_private_engine
 
     line = edge.line
     stopped = stop_private_engine(line.settings, line.run, line.tell, keep_state=edge.options["keep_state"])

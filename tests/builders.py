@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.system.command import Commands, Completed
 
 _SECONDS = 300.0

@@ -16,8 +16,8 @@ from pathlib import Path
 import certifi
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.paths import PrivatePaths
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.paths import PrivatePaths
 from buildkit_tasks.system.command import Call, Commands
 from buildkit_tasks.system.debian import staged
 from tests.peers.gotools import NotToBeHad, build_in_module

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.private import PrivatePaths
-from buildkit_tasks.engine.sdk import connect
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import PrivatePaths
+from buildkit_tasks.host.engine.sdk import connect
 from tests.project import MARK
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")

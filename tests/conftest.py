@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.builder.natives import Natives
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine, existing_engine
-from buildkit_tasks.engine.private import PrivatePaths, stop_private_engine
+from buildkit_tasks.host.builder.native_platforms import Natives
+from buildkit_tasks.host.engine import Engine, existing_engine
+from buildkit_tasks.host.engine.private import PrivatePaths, stop_private_engine
 from buildkit_tasks.line import Line
 from buildkit_tasks.pytest_plugin import skipped_without_engine
 from buildkit_tasks.system.command import Commands

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, provision
 from tests.certificates import Certificate

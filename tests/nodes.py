@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.builder import Builders
 from buildkit_tasks.config.settings import load
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.builder import Builders
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.system.command import Commands
 from tests.certificates import Certificate
 from tests.ports import free_port, listens

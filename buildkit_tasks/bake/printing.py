@@ -22,7 +22,7 @@ from buildkit_tasks.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit_tasks.engine import Engine
+    from buildkit_tasks.host.engine import Engine
     from buildkit_tasks.system.command import Runner
 
 __all__ = ["Printer", "check_bake"]

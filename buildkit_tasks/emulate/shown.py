@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binfmt import handler_line
 from buildkit_tasks.emulate.docker.container import as_command
+from buildkit_tasks.host.emulation.binfmt import handler_line
 from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import RunReport
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.emulate.guests import GuestTask, OpenImage
     from buildkit_tasks.emulate.service import RunRequest
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.oci.model import ImageConfig
     from buildkit_tasks.system.command import Runner
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests import registry
 from tests.builders import container_builder
 

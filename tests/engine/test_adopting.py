@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import parse_platforms
 from tests.conftest import ROOT
 from tests.images import Memory, add_platform, make_tar, write_archive

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.project import Project, program
 
 TWO = ("linux/amd64", "linux/arm64")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.oci.image import manifest_of, open_image, platform_manifests
 from buildkit_tasks.system.command import Commands
 from tests import registry

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.builders import steps
 from tests.nodes import OwnBuilder, own_builder
 from tests.project import Project, program

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests import actions_cache
 from tests.actions_cache import ActionsCache
 from tests.builders import container_builder, steps

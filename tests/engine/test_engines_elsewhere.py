@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.certificates import Certificate, make_certificate
 from tests.engines import Ssh, over_ssh, over_tcp, tls_context
 from tests.nodes import Going, docker, sleeper

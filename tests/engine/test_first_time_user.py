@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import ROOT
 from tests.project import Project
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests import registry
 from tests.conftest import ROOT
 from tests.engine.test_push import TWO, Place, plain

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import Platform
 from tests.conftest import ROOT, TEN
 from tests.project import Project, repository

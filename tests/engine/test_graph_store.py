@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.engine.sdk import connect, inspect_image
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import connect, inspect_image
 from buildkit_tasks.system.command import Commands
 from tests.engine.test_outputs import DOCKERFILE, TWO
 from tests.project import Project, program

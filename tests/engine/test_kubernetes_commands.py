@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.project import Project
 
 NODES = (

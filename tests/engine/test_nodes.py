@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
 from tests.conftest import Unchanged
 from tests.nodes import Node, docker, host_node, settings_of, several
 from tests.project import Project, program, repository

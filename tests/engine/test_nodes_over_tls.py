@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.builder import watch_nodes
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.builder import watch_nodes
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.certificates import Certificate, make_certificate, sign

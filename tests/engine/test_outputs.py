@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
 from tests.project import Project, program
 
 TWO = ("linux/amd64", "linux/arm64")

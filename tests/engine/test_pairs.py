@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
 from buildkit_tasks.platforms import Platform
 from tests.conftest import ROOT
 from tests.nodes import docker, host_node, own_builder, settings_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.oci.model import MANIFEST_TYPES, OCI_INDEX, Digest
 from tests import registry
 from tests.certificates import Certificate, make_certificate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.system.command import Commands
 from tests.certificates import Certificate, make_certificate
 from tests.engine.test_push import TWO, Place, place, plain

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.sdk import connect, inspect_image
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.sdk import connect, inspect_image
 from tests.builders import container_builder
 from tests.project import Project, program
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests import census
 from tests.conftest import Unchanged
 from tests.images import hello, write_archive

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.export import export_image
-from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.errors import EngineError, UsageError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.export import export_image
+from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import connect
 from buildkit_tasks.oci.image import (
     attested,
     index_entries,

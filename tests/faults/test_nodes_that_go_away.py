@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests import census
 from tests.nodes import Going, Node, host_node, settings_of, sleeper
 from tests.project import Project, repository

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.sdk import connect, inspect_image
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.sdk import connect, inspect_image
 from tests.conftest import Unchanged
 from tests.faults import own_table
 from tests.faults.own_table import ARM64

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.private import PrivatePaths
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import PrivatePaths
 from buildkit_tasks.system.process import processes_naming
 from tests.conftest import Unchanged
 from tests.project import TASKS, Project

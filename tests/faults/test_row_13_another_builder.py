@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.nodes import OwnBuilder, host_node, own_builder, settings_of
 from tests.project import Project
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.project import Project
 
 MALFORMED = b'{"auths": {"registry.example.org": {"auth": "'

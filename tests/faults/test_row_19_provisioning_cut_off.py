@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.project import Project
 

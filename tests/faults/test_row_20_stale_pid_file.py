@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.process import Process
 from tests.conftest import Unchanged

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.nodes import Going, OwnBuilder, docker, own_builder, sleeper
 from tests.project import Project
 

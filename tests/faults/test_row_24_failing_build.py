@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.project import Project, program
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.nodes import Node, docker, host_node, settings_of
 from tests.project import Project
 

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.sdk import connect
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.sdk import connect
 from tests.conftest import Unchanged
 from tests.engine.test_runs import image
 from tests.project import Project, program

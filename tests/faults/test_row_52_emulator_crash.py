@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests import crashers
 from tests.conftest import TEN, Unchanged
 from tests.engine.test_runs import image

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.config.settings import load
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.private import ensure_private_engine, stop_private_engine
-from buildkit_tasks.engine.sdk import connect
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import connect
 from buildkit_tasks.system.command import Commands
 from tests import census
 from tests.engine.test_outputs import DOCKERFILE

@@ -21,11 +21,11 @@ from buildkit_tasks.emulate.docker.container import Guest, reap, run_guest
 from buildkit_tasks.emulate.docker.loading import image_in_engine
 from buildkit_tasks.emulate.guests import GuestTask
 from buildkit_tasks.emulate.outcomes import Expectation
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.daemon import Tools
-from buildkit_tasks.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.engine.sdk import API_SECONDS, connect
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.daemon import Tools
+from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import API_SECONDS, connect
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
 from buildkit_tasks.system.command import Commands

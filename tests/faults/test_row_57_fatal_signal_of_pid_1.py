@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.engine.test_runs import image
 from tests.project import HOPELESS, Project, program

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.faults import own_table
 from tests.faults.own_table import ARM64, handler_line, qemu

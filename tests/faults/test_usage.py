@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.project import TASKS, Project
 

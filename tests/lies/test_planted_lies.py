@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.engine import Engine
+from buildkit_tasks.host.engine import Engine
 from tests.conftest import TEN
 from tests.images import Memory, hello, write_archive
 from tests.lies import table

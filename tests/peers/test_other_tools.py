@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.engine import Engine
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.oci.image import index_of, manifest_of, open_image, platform_manifests
 from buildkit_tasks.oci.source import Source
 from buildkit_tasks.platforms import Platform

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.builder.assigning import assign, fixed_platforms, is_native, native_of
 from buildkit_tasks.errors import BuilderError
+from buildkit_tasks.host.builder.assignment import assign, fixed_platforms, is_native, native_of
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 

@@ -12,9 +12,9 @@ import pytest
 from buildkit_tasks.bake.plan import BakePlan, read_plan
 from buildkit_tasks.bake.printing import Printer, check_bake
 from buildkit_tasks.bake.target import BakeTarget
-from buildkit_tasks.engine import Engine
-from buildkit_tasks.engine.daemon import Tools
 from buildkit_tasks.errors import BuilderError, UsageError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.daemon import Tools
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import Call
 from tests.unit.scripted import Scripted

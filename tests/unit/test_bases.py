@@ -9,8 +9,8 @@ import pytest
 from buildkit_tasks.bases import BasePlan, StandIns, plan_bases, stand_in_for
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.dockerfile import Bases
-from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import EngineError, RegistryError
+from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform, parse_platforms

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.binfmt import Binfmt, Handler
 from buildkit_tasks.errors import EmulatorError
+from buildkit_tasks.host.emulation.binfmt import Binfmt, Handler
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.system.command import Commands
 from tests.unit.scripted import Entry, Kernel, Scripted

@@ -9,8 +9,8 @@ import pytest
 
 from buildkit_tasks.bases import BasePlan
 from buildkit_tasks.build import Build
-from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
+from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.outputs import OutputSpec, beside
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output

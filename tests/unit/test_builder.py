@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.builder import Builders, require_index
-from buildkit_tasks.builder.found import parse_inspect
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, UsageError
+from buildkit_tasks.host.builder import Builders, require_index
+from buildkit_tasks.host.builder.found import parse_inspect
+from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.unit.scripted import Scripted

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.builder.config import buildkitd_toml
 from buildkit_tasks.config.settings import Settings, load
 from buildkit_tasks.errors import SettingsError
+from buildkit_tasks.host.builder.buildkitd_config import buildkitd_toml
 
 
 def read(**settings: Any) -> dict[str, Any]:

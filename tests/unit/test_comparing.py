@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from buildkit_tasks.builder.comparing import differences
-from buildkit_tasks.builder.found import Record, RecordedNode
-from buildkit_tasks.builder.wanted import WantedBuilder
 from buildkit_tasks.config.settings import Settings
+from buildkit_tasks.host.builder.diff import differences
+from buildkit_tasks.host.builder.found import Record, RecordedNode
+from buildkit_tasks.host.builder.spec import WantedBuilder
 from buildkit_tasks.report.model import BuilderSummary
 
 HERE = "tcp://127.0.0.1:1"

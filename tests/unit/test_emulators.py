@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks import qemu
-from buildkit_tasks.binfmt import Binfmt
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.emulators import Emulators, probe, require_emulators, with_versions
-from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import DeadlineExceeded, EmulatorError
+from buildkit_tasks.host.emulation import qemu
+from buildkit_tasks.host.emulation.binfmt import Binfmt
+from buildkit_tasks.host.emulation.emulators import Emulators, probe, require_emulators, with_versions
+from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 from buildkit_tasks.report.model import PlatformSetup

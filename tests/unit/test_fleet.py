@@ -11,9 +11,9 @@ import pytest
 
 from buildkit_tasks.bases import BasePlan
 from buildkit_tasks.build import Build
-from buildkit_tasks.engine.daemon import Engine, Tools
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
 from buildkit_tasks.fleet import Fleet, needs_fleet
+from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.platforms import Platform, parse_platforms

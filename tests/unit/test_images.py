@@ -85,6 +85,6 @@ def test_hosts_narrow_the_question(images: Images) -> None:
 def test_an_image_in_an_engine_needs_one_and_none_is_started_for_it(
     images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildkit_tasks.engine.installed_tools", lambda _: None)
+    monkeypatch.setattr("buildkit_tasks.host.engine.installed_tools", lambda _: None)
     with pytest.raises(EngineError, match="there is no docker with buildx here"):
         images.verify("docker-daemon:a:1", ())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.builder.natives import Natives
+from buildkit_tasks.host.builder.native_platforms import Natives
 
 
 def test_what_was_noted_is_known_and_what_is_new_is_added(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.builder import reaching
-from buildkit_tasks.builder.reaching import Watch, silent_nodes, watch_nodes
-from buildkit_tasks.builder.wanted import WantedNode
+from buildkit_tasks.host.builder import health as reaching
+from buildkit_tasks.host.builder.health import Watch, silent_nodes, watch_nodes
+from buildkit_tasks.host.builder.spec import WantedNode
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.certificates import Certificate, make_certificate, sign

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.config.settings import Settings, load
-from buildkit_tasks.engine.daemon import Tools
 from buildkit_tasks.errors import (
     BuildFailed,
     BuildkitTasksError,
@@ -18,6 +17,7 @@ from buildkit_tasks.errors import (
     LimitExceeded,
     UsageError,
 )
+from buildkit_tasks.host.engine.daemon import Tools
 from buildkit_tasks.images import Images
 from buildkit_tasks.line import Line
 from buildkit_tasks.outputs import OutputSpec

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
 
 __all__ = ["LABEL", "answering", "ask_to_remove", "how_to_list", "is_silence"]
 

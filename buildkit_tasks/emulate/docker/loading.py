@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.emulate.docker.answering import answering, ask_to_remove, how_to_list, is_silence
-from buildkit_tasks.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
+from buildkit_tasks.host.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.oci.copy.docker_load import pack
 from buildkit_tasks.oci.image import Source, manifest_of, platform_manifests
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
 
     OpenImage = Callable[[str], contextlib.AbstractContextManager[Source]]

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from buildkit_tasks.emulate.guests import GuestTask, OpenImage
+    from buildkit_tasks.host.emulation.qemu import Qemu
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.qemu import Qemu
     from buildkit_tasks.report.model import RunResult
 
 __all__ = ["SandboxClosed", "sandbox_guests"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from buildkit_tasks.binfmt import handler_line
 from buildkit_tasks.errors import EmulatorError
+from buildkit_tasks.host.emulation.binfmt import handler_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

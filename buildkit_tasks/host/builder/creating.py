@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.wanted import OWN_DAEMON
+from buildkit_tasks.host.builder.spec import OWN_DAEMON
 from buildkit_tasks.system.csv_fields import write_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from buildkit_tasks.builder.wanted import WantedBuilder, WantedNode
+    from buildkit_tasks.host.builder.spec import WantedBuilder, WantedNode
 
 __all__ = ["create_arguments", "entitlement", "fix_arguments", "leave_arguments"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.engine.daemon import (
+from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine.daemon import (
     Engine,
     docker_tools,
     find_system_engine,
     installed_tools,
     tools_alone,
 )
-from buildkit_tasks.errors import EngineError
 
 if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
@@ -34,7 +34,7 @@ def ensure_engine(settings: Settings, run: Runner, tell: Tell) -> Engine:
         if settings.engine == "system":
             raise EngineError(found, hint="start it, or let a private engine be made: --engine=auto")
         tell(f"{found}: using the private engine")
-    from buildkit_tasks.engine.private import ensure_private_engine
+    from buildkit_tasks.host.engine.private import ensure_private_engine
 
     return ensure_private_engine(settings, run, tell)
 
@@ -56,7 +56,7 @@ def existing_clients(settings: Settings, run: Runner) -> Engine | str:
 
 def existing_engine(settings: Settings, run: Runner) -> Engine | str:
     """The engine that would be used if nothing may be fetched or started, or why there is none."""
-    from buildkit_tasks.engine.private import running_private_engine
+    from buildkit_tasks.host.engine.private import running_private_engine
 
     tools = installed_tools(settings)
     if tools is None:

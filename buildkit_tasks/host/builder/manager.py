@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.buildx import INSPECT_SECONDS, Buildx
-from buildkit_tasks.builder.comparing import differences
-from buildkit_tasks.builder.creating import create_arguments
-from buildkit_tasks.builder.nodes import Nodes, short
-from buildkit_tasks.builder.wanted import ELSEWHERE, WantedBuilder, WantedNode
 from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.errors import BuilderError
+from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx
+from buildkit_tasks.host.builder.creating import create_arguments
+from buildkit_tasks.host.builder.diff import differences
+from buildkit_tasks.host.builder.nodes import Nodes, short
+from buildkit_tasks.host.builder.spec import ELSEWHERE, WantedBuilder, WantedNode
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from buildkit_tasks.system.lock import only_one
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import Completed, Runner
     from buildkit_tasks.system.debian import Tell

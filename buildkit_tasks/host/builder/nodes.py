@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.assigning import fixed_platforms
-from buildkit_tasks.builder.creating import fix_arguments, leave_arguments
-from buildkit_tasks.builder.reaching import silent_nodes
-from buildkit_tasks.builder.wanted import WantedNode
 from buildkit_tasks.errors import BuilderError
+from buildkit_tasks.host.builder.assignment import fixed_platforms
+from buildkit_tasks.host.builder.creating import fix_arguments, leave_arguments
+from buildkit_tasks.host.builder.health import silent_nodes
+from buildkit_tasks.host.builder.spec import WantedNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from buildkit_tasks.builder.buildx import Buildx
-    from buildkit_tasks.builder.found import Record, RecordedNode
-    from buildkit_tasks.builder.wanted import WantedBuilder
+    from buildkit_tasks.host.builder.buildx import Buildx
+    from buildkit_tasks.host.builder.found import Record, RecordedNode
+    from buildkit_tasks.host.builder.spec import WantedBuilder
     from buildkit_tasks.report.model import BuilderSummary, NodeSummary
     from buildkit_tasks.system.debian import Tell
 
@@ -94,7 +94,7 @@ class Nodes:
         return self.fixed(replace(builder, nodes=left))
 
     def fixed(self, found: BuilderSummary) -> BuilderSummary:
-        """Fix each platform on a node, if there are several: see :mod:`buildkit_tasks.builder.assigning`."""
+        """Fix each platform on a node, if there are several: see :mod:`.assignment`."""
         asked: dict[str, Sequence[object]] = {node.name: node.fixed for node in found.nodes}
         asked |= {node.name: node.platforms for node in self.wanted.nodes}
         if len(found.nodes) == 1 and not any(asked.values()) and not found.nodes[0].fixed:

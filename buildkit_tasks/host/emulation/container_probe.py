@@ -14,7 +14,7 @@ from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import Runner
 

@@ -11,7 +11,7 @@ from buildkit_tasks.platforms import Platform
 if TYPE_CHECKING:
     from docker import DockerClient
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
 
 __all__ = ["API_SECONDS", "connect", "inspect_image", "stored_manifests"]
 

@@ -10,8 +10,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from buildkit_tasks.engine.sdk import connect, inspect_image, stored_manifests
 from buildkit_tasks.errors import EngineError, UsageError
+from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
 from buildkit_tasks.oci.reference import Reference
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
 
 __all__ = ["export_image"]
 

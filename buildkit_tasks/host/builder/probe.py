@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.assigning import assign
 from buildkit_tasks.errors import BuilderError, BuildkitTasksError
+from buildkit_tasks.host.builder.assignment import assign
 from buildkit_tasks.platforms.elf.probe import probe_program
 from buildkit_tasks.report.model import PlatformSetup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import BuilderSummary
     from buildkit_tasks.system.command import Completed, Runner

@@ -15,17 +15,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.binfmt import Binfmt, Handler
 from buildkit_tasks.config.settings import Settings, cache_folder
-from buildkit_tasks.engine.probing import install_with_image, runs_in_containers
 from buildkit_tasks.errors import (
     BuildkitTasksError,
     DeadlineExceeded,
     EmulatorError,
 )
+from buildkit_tasks.host.emulation.binfmt import Binfmt, Handler
+from buildkit_tasks.host.emulation.container_probe import install_with_image, runs_in_containers
+from buildkit_tasks.host.emulation.qemu import Qemu, qemu_version
 from buildkit_tasks.platforms import Machine, Platform, native_platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
-from buildkit_tasks.qemu import Qemu, qemu_version
 from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.lock import only_one
@@ -33,7 +33,7 @@ from buildkit_tasks.system.lock import only_one
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.system.debian import Tell
 
 __all__ = ["Emulators", "probe", "require_emulators", "with_versions"]

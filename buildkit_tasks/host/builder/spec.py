@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.config import buildkitd_toml, is_configured
 from buildkit_tasks.config.settings import BUILDER_NAME
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.host.builder.buildkitd_config import buildkitd_toml, is_configured
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.system.csv_fields import read_row
 

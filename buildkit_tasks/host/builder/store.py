@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.found import read_record
-from buildkit_tasks.builder.wanted import ELSEWHERE
-from buildkit_tasks.engine.daemon import docker_config_folder
+from buildkit_tasks.host.builder.found import read_record
+from buildkit_tasks.host.builder.spec import ELSEWHERE
+from buildkit_tasks.host.engine.daemon import docker_config_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

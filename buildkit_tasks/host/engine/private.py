@@ -15,16 +15,16 @@ import time
 from pathlib import Path
 
 from buildkit_tasks.config.settings import Settings, cache_folder
-from buildkit_tasks.engine.daemon import (
+from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine.daemon import (
     Engine,
     Tools,
     describe_engine,
     docker_tools,
     listens,
 )
-from buildkit_tasks.engine.network import Network
-from buildkit_tasks.engine.paths import PrivatePaths
-from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine.paths import PrivatePaths
+from buildkit_tasks.host.engine.private_network import Network
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.system.command import Call, Runner
 from buildkit_tasks.system.debian import Packages, Tell, provision

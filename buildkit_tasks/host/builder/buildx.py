@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.assigning import native_of
-from buildkit_tasks.builder.found import Record, parse_inspect, read_record
-from buildkit_tasks.builder.natives import Natives
-from buildkit_tasks.builder.store import record_of
 from buildkit_tasks.config.settings import BUILDER_NAME, cache_folder
 from buildkit_tasks.errors import BuilderError, DeadlineExceeded, UsageError
+from buildkit_tasks.host.builder.assignment import native_of
+from buildkit_tasks.host.builder.found import Record, parse_inspect, read_record
+from buildkit_tasks.host.builder.native_platforms import Natives
+from buildkit_tasks.host.builder.store import record_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.engine.daemon import Engine
+    from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.report.model import BuilderSummary
     from buildkit_tasks.system.command import Completed, Runner
 

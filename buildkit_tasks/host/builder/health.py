@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.builder.assigning import assign
-from buildkit_tasks.builder.wanted import TLS_OPTIONS, WantedNode
 from buildkit_tasks.errors import BuilderError
+from buildkit_tasks.host.builder.assignment import assign
+from buildkit_tasks.host.builder.spec import TLS_OPTIONS, WantedNode
 
 if TYPE_CHECKING:
     import ssl

@@ -1,0 +1,1 @@
+"""What this machine must have to build and run: engines, builders, emulators."""

@@ -1,0 +1,1 @@
+"""QEMU user emulators and their binfmt_misc handlers."""
