@@ -13,16 +13,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.bases import BasePlan, StandIns, plan_bases
-from buildkit_tasks.build import Build
-from buildkit_tasks.capable import check_capabilities
+from buildkit_tasks.build.capabilities import check_capabilities
+from buildkit_tasks.build.execute import Build
+from buildkit_tasks.build.multi_node import Fleet, needs_fleet
+from buildkit_tasks.build.outputs import OutputSpec, archive_name
+from buildkit_tasks.build.request import BuildRequest, check_request, read_request_bases, with_epoch
+from buildkit_tasks.build.standin_bases import BasePlan, StandIns, plan_bases
 from buildkit_tasks.errors import BuildkitTasksError
-from buildkit_tasks.fleet import Fleet, needs_fleet
 from buildkit_tasks.host.builder import Builders, is_elsewhere, prove, require_index
 from buildkit_tasks.host.emulation.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.host.engine import Engine, ensure_clients, ensure_engine, existing_engine
 from buildkit_tasks.images import Images
-from buildkit_tasks.outputs import OutputSpec, archive_name
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import (
     BuilderSummary,
@@ -32,7 +33,6 @@ from buildkit_tasks.report.model import (
     RunReport,
     SetupReport,
 )
-from buildkit_tasks.request import BuildRequest, check_request, read_request_bases, with_epoch
 from buildkit_tasks.runs import Runs
 from buildkit_tasks.system.reachability import registry_answers
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.bake.images import bake_images
-from buildkit_tasks.cache import of_image
+from buildkit_tasks.build.cache import of_image
+from buildkit_tasks.build.request import BuildRequest, check_request
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.images import image_of
+from buildkit_tasks.pipeline.bake import bake_images
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
-from buildkit_tasks.request import BuildRequest, check_request
 from buildkit_tasks.tested import check_names
 from buildkit_tasks.wanted import Choice, Wanted, check_apart, with_archive
 

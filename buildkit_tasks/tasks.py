@@ -29,11 +29,11 @@ from buildkit_tasks.options import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.edge import Option
     from buildkit_tasks.errors import BuildkitTasksError, UsageError
     from buildkit_tasks.releases import Release, Releases
     from buildkit_tasks.report.model import ImagesReport, PushResult, RunReport, VerifyReport
-    from buildkit_tasks.request import BuildRequest
     from buildkit_tasks.wanted import Choice
 
 __all__ = [
@@ -276,7 +276,7 @@ def _request(edge: Edge) -> BuildRequest:
 
 def _options(edge: Edge) -> dict[str, Any]:
     """The options of a build that are no settings, by the names of the request."""
-    from buildkit_tasks.outputs import OutputSpec
+    from buildkit_tasks.build.outputs import OutputSpec
 
     given = edge.options
     outputs = [OutputSpec.parse(text) for text in given["output"]]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import OutputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.request import BuildRequest
 
 __all__ = ["Choice", "Wanted", "check_apart", "with_archive"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from buildkit_tasks.bases import fetch_go
+from buildkit_tasks.build.standin_bases import fetch_go
 from buildkit_tasks.platforms import Machine, Platform
 from buildkit_tasks.platforms.elf.view import Order
 from buildkit_tasks.system.command import Commands

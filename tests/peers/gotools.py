@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.bases import fetch_go
+from buildkit_tasks.build.standin_bases import fetch_go
 from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.system.command import Call, Commands

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.bake.plan import BakePlan, read_plan
-from buildkit_tasks.bake.target import TargetReader
+from buildkit_tasks.build.bake.plan import BakePlan, read_plan
+from buildkit_tasks.build.bake.target import TargetReader
+from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.errors import BuilderError, UsageError
-from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.system.csv_fields import read_row
 
 TEXT = st.text(max_size=12) | st.text(alphabet="\0\ud800\udc80a/.=:-", max_size=4)

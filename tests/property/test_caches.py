@@ -7,9 +7,9 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.cache import CacheSpec, check_cache, read_caches
+from buildkit_tasks.build.cache import CacheSpec, check_cache, read_caches
+from buildkit_tasks.build.secrets import check_secrets, check_ssh
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.secrecy import check_secrets, check_ssh
 
 NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True).filter(lambda name: name != "type")
 SPECS = st.builds(

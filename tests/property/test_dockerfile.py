@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.dockerfile import read_bases
+from buildkit_tasks.build.dockerfile import read_bases
 
 WORDS = st.sampled_from(
     ["FROM", "ARG", "COPY", "RUN", "AS", "scratch", "--from=", "--mount=from=", "$A", "${A:-", "}", "=",

@@ -7,8 +7,8 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buildkit_tasks.build.outputs import TYPES, OutputSpec
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import TYPES, OutputSpec
 
 NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True).filter(lambda name: name != "type")
 SPECS = st.builds(

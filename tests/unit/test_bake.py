@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.bake.plan import BakePlan, read_plan
-from buildkit_tasks.bake.printing import Printer, check_bake
-from buildkit_tasks.bake.target import BakeTarget
+from buildkit_tasks.build.bake.plan import BakePlan, read_plan
+from buildkit_tasks.build.bake.print import Printer, check_bake
+from buildkit_tasks.build.bake.target import BakeTarget
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.daemon import Tools

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.bases import BasePlan, StandIns, plan_bases, stand_in_for
+from buildkit_tasks.build.dockerfile import Bases
+from buildkit_tasks.build.standin_bases import BasePlan, StandIns, plan_bases, stand_in_for
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.dockerfile import Bases
 from buildkit_tasks.errors import EngineError, RegistryError
 from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.oci.image import platform_manifests

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.bases import BasePlan
-from buildkit_tasks.build import Build
+from buildkit_tasks.build.execute import Build
+from buildkit_tasks.build.outputs import OutputSpec, beside
+from buildkit_tasks.build.request import BuildRequest
+from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
 from buildkit_tasks.host.engine.daemon import Engine, Tools
-from buildkit_tasks.outputs import OutputSpec, beside
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
-from buildkit_tasks.request import BuildRequest
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.capable import check_capabilities
+from buildkit_tasks.build.capabilities import check_capabilities
 from buildkit_tasks.errors import BuildFailed, UsageError
 from buildkit_tasks.report.model import NodeSummary
 from tests.hostile_registry import hostile

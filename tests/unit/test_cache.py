@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.cache import (
+from buildkit_tasks.build.cache import (
     cache_notes,
     check_cache,
     check_exporters,

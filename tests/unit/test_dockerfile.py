@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.dockerfile import Bases, read_bases
+from buildkit_tasks.build.dockerfile import Bases, read_bases
 
 
 def images(text: str, **build_args: str) -> list[str]:

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.bases import BasePlan
-from buildkit_tasks.build import Build
+from buildkit_tasks.build.execute import Build
+from buildkit_tasks.build.multi_node import Fleet, needs_fleet
+from buildkit_tasks.build.outputs import OutputSpec
+from buildkit_tasks.build.request import BuildRequest
+from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
-from buildkit_tasks.fleet import Fleet, needs_fleet
 from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.oci.transports import open_image
-from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output
-from buildkit_tasks.request import BuildRequest
 from buildkit_tasks.system.command import Call
 from buildkit_tasks.verify import verify
 from tests.images import hello, write_archive

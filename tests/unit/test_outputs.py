@@ -5,8 +5,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from buildkit_tasks.build.outputs import (
+    OutputSpec,
+    archive_name,
+    beside,
+    check_outputs,
+    reap_partials,
+    settle,
+)
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import OutputSpec, archive_name, beside, check_outputs, reap_partials, settle
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from buildkit_tasks.build.outputs import OutputSpec
+from buildkit_tasks.build.reproducible import check_rewriting, epoch_of, given_epoch, rewriting
 from buildkit_tasks.errors import EngineError, SettingsError, UsageError
-from buildkit_tasks.outputs import OutputSpec
-from buildkit_tasks.reproducible import check_rewriting, epoch_of, given_epoch, rewriting
 from tests.unit.scripted import Scripted
 
 GIT = "git -C here log -1 --format=%ct"

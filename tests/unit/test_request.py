@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.errors import SettingsError, UsageError
-from buildkit_tasks.outputs import OutputSpec
-from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.request import (
+from buildkit_tasks.build.outputs import OutputSpec
+from buildkit_tasks.build.request import (
     BuildRequest,
     build_arguments,
     check_request,
     read_request_bases,
     with_epoch,
 )
+from buildkit_tasks.errors import SettingsError, UsageError
+from buildkit_tasks.platforms import parse_platforms
 from tests.unit.scripted import Scripted
 
 PLATFORMS = parse_platforms(["linux/amd64,linux/arm/v7"])

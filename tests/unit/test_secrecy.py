@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.build.secrets import check_secrets, check_ssh, without_user
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.secrecy import check_secrets, check_ssh, without_user
 
 
 @pytest.fixture(autouse=True)

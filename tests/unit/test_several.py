@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from buildkit_tasks.build.outputs import OutputSpec
+from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.config.settings import Settings, load
 from buildkit_tasks.errors import (
     BuildFailed,
@@ -20,7 +22,6 @@ from buildkit_tasks.errors import (
 from buildkit_tasks.host.engine.daemon import Tools
 from buildkit_tasks.images import Images
 from buildkit_tasks.line import Line
-from buildkit_tasks.outputs import OutputSpec
 from buildkit_tasks.report.model import (
     BuildResult,
     BuiltPlatform,
@@ -30,7 +31,6 @@ from buildkit_tasks.report.model import (
     Output,
     PushResult,
 )
-from buildkit_tasks.request import BuildRequest
 from buildkit_tasks.several import Choice, several
 from buildkit_tasks.tasks import _images_code
 from tests.unit import samples

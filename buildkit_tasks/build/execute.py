@@ -14,12 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.cache import cache_notes, exports, imports
-from buildkit_tasks.capable import check_capabilities
-from buildkit_tasks.errors import BuildFailed
-from buildkit_tasks.failing import failure
-from buildkit_tasks.host.builder import ELSEWHERE, Assignment, assign, parse_inspect, watch_nodes
-from buildkit_tasks.outputs import (
+from buildkit_tasks.build.cache import cache_notes, exports, imports
+from buildkit_tasks.build.capabilities import check_capabilities
+from buildkit_tasks.build.destinations import (
+    destinations,
+    platform_tag,
+    pushed_digests,
+    repositories_of,
+    send_archive,
+)
+from buildkit_tasks.build.failures import failure
+from buildkit_tasks.build.outputs import (
     OutputSpec,
     archive_of,
     as_archive,
@@ -29,20 +34,15 @@ from buildkit_tasks.outputs import (
     reap_partials,
     settle,
 )
-from buildkit_tasks.places import (
-    destinations,
-    platform_tag,
-    pushed_digests,
-    repositories_of,
-    send_archive,
-)
+from buildkit_tasks.build.request import BuildRequest, build_arguments
+from buildkit_tasks.errors import BuildFailed
+from buildkit_tasks.host.builder import ELSEWHERE, Assignment, assign, parse_inspect, watch_nodes
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform, Output
-from buildkit_tasks.request import BuildRequest, build_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from buildkit_tasks.bases import BasePlan
+    from buildkit_tasks.build.standin_bases import BasePlan
     from buildkit_tasks.host.builder import Watch
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform

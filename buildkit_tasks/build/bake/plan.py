@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.bake.target import BakeTarget, TargetReader
+from buildkit_tasks.build.bake.target import BakeTarget, TargetReader
 from buildkit_tasks.errors import BuilderError, UsageError
 
 if TYPE_CHECKING:

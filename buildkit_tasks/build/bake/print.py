@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.bake.plan import BakePlan, read_plan
-from buildkit_tasks.bake.target import TARGET_NAME
+from buildkit_tasks.build.bake.plan import BakePlan, read_plan
+from buildkit_tasks.build.bake.target import TARGET_NAME
 from buildkit_tasks.errors import UsageError
 
 if TYPE_CHECKING:

@@ -22,16 +22,16 @@ What was found out by trying, and follows from it:
   buildx alone, or the inline cache of an image, lies at the base.
 - A builder of several nodes has a solve on each of them, with the same ``--cache-to``: the node that ends
   last would replace what the others exported (github.com/docker/buildx/issues/1044). There each platform
-  is a build of its own (:mod:`buildkit_tasks.fleet`), which exports to its own scope.
+  is a build of its own (:mod:`buildkit_tasks.build.multi_node`), which exports to its own scope.
 - A cache that is not there is no error for BuildKit, which says so and builds. An importer that it does
   not know is none either: that would be a cache that never helps, and is refused here.
 
 Inline caches lie in the image and need no scope. Other types (``s3``, ``azblob``) are passed on unchanged.
 """
 
-from buildkit_tasks.cache.checking import cache_notes, check_cache, check_exporters
-from buildkit_tasks.cache.scopes import exports, imports, of_image
-from buildkit_tasks.cache.spec import CacheSpec, has_inline, read_caches
+from buildkit_tasks.build.cache.checking import cache_notes, check_cache, check_exporters
+from buildkit_tasks.build.cache.scopes import exports, imports, of_image
+from buildkit_tasks.build.cache.spec import CacheSpec, has_inline, read_caches
 
 __all__ = [
     "CacheSpec",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.build.secrets import without_user
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.secrecy import without_user
 from buildkit_tasks.system.csv_fields import read_row, write_row
 
 if TYPE_CHECKING:

@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cache import check_cache, has_inline
-from buildkit_tasks.dockerfile import Bases, read_bases
+from buildkit_tasks.build.cache import check_cache, has_inline
+from buildkit_tasks.build.dockerfile import Bases, read_bases
+from buildkit_tasks.build.outputs import OutputSpec, check_outputs
+from buildkit_tasks.build.reproducible import EPOCH, Epoch, epoch_of, given_epoch, rewriting
+from buildkit_tasks.build.secrets import (
+    check_build_argument,
+    check_context,
+    check_secrets,
+    check_ssh,
+    without_user,
+)
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import OutputSpec, check_outputs
-from buildkit_tasks.reproducible import EPOCH, Epoch, epoch_of, given_epoch, rewriting
-from buildkit_tasks.secrecy import check_build_argument, check_context, check_secrets, check_ssh, without_user
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
@@ -154,7 +160,7 @@ def read_request_bases(request: BuildRequest) -> Bases:
 def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list[str]:
     """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``.
 
-    Outputs, tags and caches are as buildx is to have them: see :meth:`buildkit_tasks.build.Build.make`.
+    Outputs, tags and caches are as buildx is to have them: see :meth:`.Build.make`.
     """
     outputs, build_args, provenance = request.outputs, request.build_args, request.provenance
     if request.epoch is not None:

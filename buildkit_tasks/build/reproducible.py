@@ -17,7 +17,7 @@ from buildkit_tasks.errors import EngineError, SettingsError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from buildkit_tasks.outputs import OutputSpec
+    from buildkit_tasks.build.outputs import OutputSpec
     from buildkit_tasks.system.command import Runner
 
 __all__ = ["EPOCH", "Epoch", "check_rewriting", "epoch_of", "given_epoch", "rewriting"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cache import check_exporters
+from buildkit_tasks.build.cache import check_exporters
+from buildkit_tasks.build.outputs import OutputSpec
+from buildkit_tasks.build.reproducible import check_rewriting
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.host.builder import require_index
-from buildkit_tasks.outputs import OutputSpec
-from buildkit_tasks.reproducible import check_rewriting
 
 if TYPE_CHECKING:
+    from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.report.model import BuilderSummary
-    from buildkit_tasks.request import BuildRequest
 
 __all__ = ["check_capabilities"]
 

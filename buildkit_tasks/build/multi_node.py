@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build import write_beside
-from buildkit_tasks.capable import check_capabilities
-from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
-from buildkit_tasks.host.builder import assign
-from buildkit_tasks.outputs import (
+from buildkit_tasks.build.capabilities import check_capabilities
+from buildkit_tasks.build.destinations import destinations, send_archive
+from buildkit_tasks.build.execute import write_beside
+from buildkit_tasks.build.outputs import (
     OutputSpec,
     archive_of,
     as_archive,
@@ -31,16 +30,17 @@ from buildkit_tasks.outputs import (
     reap_partials,
     settle,
 )
-from buildkit_tasks.places import destinations, send_archive
+from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
+from buildkit_tasks.host.builder import assign
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from buildkit_tasks.build import Build
+    from buildkit_tasks.build.execute import Build
+    from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.host.builder import Assignment
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.request import BuildRequest
 
 __all__ = ["Fleet", "needs_fleet"]
 
@@ -62,7 +62,7 @@ class Fleet:
     fallback: bool = False
 
     def result(self) -> BuildResult:
-        """Build every part and join them; see :meth:`buildkit_tasks.build.Build.result`.
+        """Build every part and join them; see :meth:`buildkit_tasks.build.execute.Build.result`.
 
         Raises the first platform's error when all parts have ended. Where a node went away and
         ``fallback`` is set, its platforms are built on the others, emulated.

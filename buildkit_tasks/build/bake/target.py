@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.build.outputs import TYPES, OutputSpec
+from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import TYPES, OutputSpec
-from buildkit_tasks.request import BuildRequest
 from buildkit_tasks.system.csv_fields import write_row
 
 if TYPE_CHECKING:

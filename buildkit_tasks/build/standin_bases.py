@@ -25,7 +25,7 @@ from buildkit_tasks.system.debian import Tell, fetch_newest, staged
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from buildkit_tasks.dockerfile import Bases
+    from buildkit_tasks.build.dockerfile import Bases
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cache.spec import CacheSpec, read_caches
+from buildkit_tasks.build.cache.spec import CacheSpec, read_caches
+from buildkit_tasks.build.outputs import check_place
+from buildkit_tasks.build.secrets import without_user
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.outputs import check_place
-from buildkit_tasks.secrecy import without_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from buildkit_tasks.outputs import OutputSpec
+    from buildkit_tasks.build.outputs import OutputSpec
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["destinations", "platform_tag", "pushed_digests", "repositories_of", "send_archive"]

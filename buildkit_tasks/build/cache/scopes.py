@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cache.spec import CacheSpec, read_caches
+from buildkit_tasks.build.cache.spec import CacheSpec, read_caches
 from buildkit_tasks.errors import BuildkitTasksError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""buildx builds: the request, its outputs, caches and base images."""

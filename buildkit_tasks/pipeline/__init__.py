@@ -1,0 +1,1 @@
+"""The order of the steps: setup, build, verify, run, release."""
