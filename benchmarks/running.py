@@ -26,7 +26,7 @@ __all__ = ["measure"]
 
 _ROOT = Path(__file__).parent.parent
 _TASKS = [sys.executable, "-m", "buildkit_tasks"]
-_INSIDE = _ROOT / "buildkit_tasks/emulate/sandbox/inside.py"
+_INSIDE = _ROOT / "buildkit_tasks/run/sandbox/supervisor_main.py"
 _RUNS = 100
 _MANY = "linux/arm64"
 

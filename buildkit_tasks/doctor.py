@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate.sandbox.kernel import why_closed
-from buildkit_tasks.emulate.sandbox.warden import Refused, Warden
 from buildkit_tasks.host.builder import Builders, is_elsewhere
 from buildkit_tasks.host.emulation.emulators import Emulators
 from buildkit_tasks.host.engine import Engine, existing_clients, existing_engine
+from buildkit_tasks.run.sandbox.availability import why_closed
+from buildkit_tasks.run.sandbox.supervisor import Refused, Warden
 from buildkit_tasks.system.reachability import registry_answers
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.emulate.guests import Guests
+    from buildkit_tasks.run.backend import Guests
     from buildkit_tasks.runs import Watch
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
@@ -194,7 +194,7 @@ class Line:
         with ThreadPoolExecutor(max_workers=1) as aside:
             aside.submit(importlib.import_module, "docker")  # 120 ms, while the engine is asked
             self.engine  # noqa: B018 - connects
-        from buildkit_tasks.emulate.docker.runner import container_guests
+        from buildkit_tasks.run.docker.backend import container_guests
 
         return container_guests(image, platforms, self.engine, self.emulators, self.images.open)
 

@@ -158,7 +158,7 @@ def _sorted_out(session: nox.Session) -> tuple[dict[str, str], list[str]]:
 
     A value that cannot be ends the session in the words of the settings.
     """
-    from buildkit_tasks.emulate.outcomes import Expectation
+    from buildkit_tasks.run.outcomes import Expectation
 
     try:
         values, words = _parted(session.posargs)

@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.service import Runners, RunRequest, Watch, run_emulated, takes_engine
 from buildkit_tasks.host.emulation.qemu import Qemu
+from buildkit_tasks.run.service import Runners, RunRequest, Watch, run_emulated, takes_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.emulate.guests import Guests
     from buildkit_tasks.images import Images
     from buildkit_tasks.line import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunReport
+    from buildkit_tasks.run.backend import Guests
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
 
@@ -59,18 +59,18 @@ class Runs:
 
     @contextmanager
     def _sandbox(self, name: str) -> Iterator[Guests]:
-        from buildkit_tasks.emulate.sandbox.warden import Warden
+        from buildkit_tasks.run.sandbox.supervisor import Warden
 
         with ThreadPoolExecutor(max_workers=1) as aside:
             started = aside.submit(Warden)  # a process that starts while the rest is imported here
-            from buildkit_tasks.emulate.sandbox.runner import sandbox_guests
+            from buildkit_tasks.run.sandbox.backend import sandbox_guests
 
             qemu = Qemu(settings=self.settings, run=self.run, tell=self.tell)
             with sandbox_guests(name, started, self.images.open, qemu) as guests:
                 yield guests
 
     def _show(self, request: RunRequest) -> RunReport:
-        from buildkit_tasks.emulate.shown import show_containers, show_sandbox
+        from buildkit_tasks.run.dry_run import show_containers, show_sandbox
 
         if takes_engine(self.settings.runner, request.image):
             return show_containers(request, self.line().engine, self.run)

@@ -59,7 +59,7 @@ _INSPECT_SECONDS = 30.0
 _PROOF = (
     "buildkit_tasks.oci.registry.push",
     "buildkit_tasks.verify.service",
-    "buildkit_tasks.emulate.sandbox.runner",
+    "buildkit_tasks.run.sandbox.backend",
 )
 
 

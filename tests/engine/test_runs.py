@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.config.settings import load
-from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
 from buildkit_tasks.platforms import Platform
+from buildkit_tasks.run.qemu_env import STEERING
 from buildkit_tasks.system.command import Commands
 from tests import census, crashers, guests
 from tests.conftest import Unchanged

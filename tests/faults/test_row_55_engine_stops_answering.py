@@ -16,11 +16,6 @@ from docker import DockerClient
 from docker.errors import ImageNotFound
 
 from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.emulate.docker.answering import LABEL
-from buildkit_tasks.emulate.docker.container import Guest, reap, run_guest
-from buildkit_tasks.emulate.docker.loading import image_in_engine
-from buildkit_tasks.emulate.guests import GuestTask
-from buildkit_tasks.emulate.outcomes import Expectation
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.daemon import Tools
@@ -28,6 +23,11 @@ from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engi
 from buildkit_tasks.host.engine.sdk import API_SECONDS, connect
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
+from buildkit_tasks.run.backend import GuestTask
+from buildkit_tasks.run.docker.container import Guest, reap, run_guest
+from buildkit_tasks.run.docker.load import image_in_engine
+from buildkit_tasks.run.docker.timeouts import LABEL
+from buildkit_tasks.run.outcomes import Expectation
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.process import Process
 from tests import census, guests

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.emulate.sandbox.roots import Roots
-from buildkit_tasks.emulate.sandbox.unpack import unpack
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.transports.layout import Layout
+from buildkit_tasks.run.sandbox.rootfs_cache import Roots
+from buildkit_tasks.run.sandbox.unpack import unpack
 from tests.images import (
     LAYER_GZIP,
     LAYER_TAR,

@@ -37,8 +37,8 @@ def on_a_small_disk(options: str, place: Path, *archives: Path) -> dict[str, Any
 
 
 def _main(place: Path, archives: list[Path]) -> None:
-    from buildkit_tasks.emulate.sandbox.roots import Roots
     from buildkit_tasks.errors import BuildkitTasksError
+    from buildkit_tasks.run.sandbox.rootfs_cache import Roots
 
     told = []
     for path in archives:

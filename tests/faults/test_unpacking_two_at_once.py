@@ -24,14 +24,14 @@ MANY = 4000
 _PROGRAM = """
 import sys
 from pathlib import Path
-from buildkit_tasks.emulate.sandbox.roots import Roots
+from buildkit_tasks.run.sandbox.rootfs_cache import Roots
 from buildkit_tasks.oci.transports.oci_archive import Archive
 from buildkit_tasks.oci.image import platform_manifests
 folder, archive, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 source = Archive(archive)
 with Roots(folder, cap, None).root(source, platform_manifests(source)[0][1]) as root:
-    unpacked = "buildkit_tasks.emulate.sandbox.unpack" in sys.modules
+    unpacked = "buildkit_tasks.run.sandbox.unpack" in sys.modules
     print(len(list((root.path / "d").iterdir())), unpacked, flush=True)
     sys.stdin.readline()
 """

@@ -15,8 +15,8 @@ from pathlib import Path
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from buildkit_tasks.emulate.sandbox.unpack import unpack
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.run.sandbox.unpack import unpack
 from tests.images import one
 from tests.unit.test_unpack import Item, entry_of, erase, item, layer
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.settings import load
-from buildkit_tasks.emulate.sandbox import emulators
-from buildkit_tasks.emulate.sandbox.kernel import why_closed
-from buildkit_tasks.emulate.sandbox.warden import SHIFT, Refused, Warden, shift_of
 from buildkit_tasks.line import Line
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import Outcome
+from buildkit_tasks.run.sandbox import supervisor_pool as emulators
+from buildkit_tasks.run.sandbox.availability import why_closed
+from buildkit_tasks.run.sandbox.supervisor import SHIFT, Refused, Warden, shift_of
 from buildkit_tasks.system.command import Commands
 from tests.engine.test_runs import image
 from tests.project import TASKS, Done, Project, program

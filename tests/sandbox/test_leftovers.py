@@ -96,7 +96,7 @@ def _guests() -> list[int]:
 
 
 def _wardens() -> list[int]:
-    return _having("/sandbox/inside.py\0")
+    return _having("/sandbox/supervisor_main.py\0")
 
 
 def _having(words: str) -> list[int]:

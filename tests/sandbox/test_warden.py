@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.emulate.sandbox.warden import Guest, Refused, Warden
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.platforms import Platform
+from buildkit_tasks.run.sandbox.supervisor import Guest, Refused, Warden
 from tests.project import program
 
 ARM64 = Platform.parse("linux/arm64").machine

@@ -12,17 +12,18 @@ from requests.exceptions import ConnectionError as Disconnected
 from requests.exceptions import ReadTimeout
 from urllib3.exceptions import ReadTimeoutError
 
-from buildkit_tasks.emulate.docker import attached, container
-from buildkit_tasks.emulate.docker.answering import answering
-from buildkit_tasks.emulate.docker.attached import OUTPUT_CAP, Followed, Output
-from buildkit_tasks.emulate.docker.container import Guest, as_command, run_guest
-from buildkit_tasks.emulate.docker.loading import Loaded
-from buildkit_tasks.emulate.guests import GuestTask
-from buildkit_tasks.emulate.outcomes import Ending, Expectation
-from buildkit_tasks.emulate.steering import STEERING, refused_model
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Outcome, PlatformSetup
+from buildkit_tasks.run.backend import GuestTask
+from buildkit_tasks.run.docker import container
+from buildkit_tasks.run.docker import monitor as attached
+from buildkit_tasks.run.docker.container import Guest, as_command, run_guest
+from buildkit_tasks.run.docker.load import Loaded
+from buildkit_tasks.run.docker.monitor import OUTPUT_CAP, Followed, Output
+from buildkit_tasks.run.docker.timeouts import answering
+from buildkit_tasks.run.outcomes import Ending, Expectation
+from buildkit_tasks.run.qemu_env import STEERING, refused_model
 
 ARM64, S390X = Platform.parse("linux/arm64"), Platform.parse("linux/s390x")
 

@@ -4,10 +4,10 @@ from typing import TypedDict, Unpack
 
 import pytest
 
-from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, known_platforms
 from buildkit_tasks.report.model import Outcome
+from buildkit_tasks.run.outcomes import Ending, Expectation, judge
 
 ARM = Platform.parse("linux/arm/v7")
 AMD64 = Platform.parse("linux/amd64")

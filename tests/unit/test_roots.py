@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 import pytest
 
-from buildkit_tasks.emulate.sandbox import roots as room
-from buildkit_tasks.emulate.sandbox.roots import Roots
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import config_of, manifest_of
 from buildkit_tasks.oci.model import Descriptor
+from buildkit_tasks.run.sandbox import rootfs_cache as room
+from buildkit_tasks.run.sandbox.rootfs_cache import Roots
 from tests.images import Memory, one, write_archive
 from tests.unit.test_unpack import (
     NOBODY,
@@ -111,7 +111,7 @@ def test_finding_a_root_imports_nothing_to_unpack_with(folder: Path, tmp_path: P
     archive = write_archive(image("x"), tmp_path / "image.tar")
     code = f"""
 import sys
-import buildkit_tasks.emulate.sandbox.roots as room
+import buildkit_tasks.run.sandbox.rootfs_cache as room
 early = set(sys.modules)
 from pathlib import Path
 from buildkit_tasks.oci.transports.oci_archive import Archive
@@ -129,7 +129,7 @@ with roots.root(source, entry):
         )
         for _ in range(2)
     )
-    assert {"ctypes", "buildkit_tasks.emulate.sandbox.unpack"} <= set(cold[1].split())
+    assert {"ctypes", "buildkit_tasks.run.sandbox.unpack"} <= set(cold[1].split())
     assert {name for name in warm[1].split() if not name.startswith("encodings")} == set()
     assert set(warm[0].split()).isdisjoint({"msgspec", "isal", "backports", "ctypes", "filelock", "json"})
 

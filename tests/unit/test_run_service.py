@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from buildkit_tasks.config.settings import Origin, Settings, SmokeCheck
-from buildkit_tasks.emulate.guests import GuestTask
-from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed
-from buildkit_tasks.emulate.service import Runners, RunRequest, run_emulated
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Outcome, RunResult
+from buildkit_tasks.run.backend import GuestTask
+from buildkit_tasks.run.sandbox.availability import SandboxClosed
+from buildkit_tasks.run.service import Runners, RunRequest, run_emulated
 
 AMD64, ARM64, SIX = parse_platforms(["linux/amd64", "linux/arm64", "linux/arm/v6"])
 IMAGE = "oci-archive:image.tar"

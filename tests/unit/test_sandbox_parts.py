@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.emulate.sandbox.emulators import _marked
-from buildkit_tasks.emulate.sandbox.files import RootFiles
-from buildkit_tasks.emulate.sandbox.users import User, user_of
 from buildkit_tasks.errors import CheckFailed
 from buildkit_tasks.platforms import MACHINES, Machine
+from buildkit_tasks.run.sandbox.rootfs_files import RootFiles
+from buildkit_tasks.run.sandbox.supervisor_pool import _marked
+from buildkit_tasks.run.sandbox.user import User, user_of
 from tests.images import probe
 
 

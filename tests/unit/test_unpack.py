@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.emulate.sandbox import beneath
-from buildkit_tasks.emulate.sandbox.beneath import remove
-from buildkit_tasks.emulate.sandbox.unpack import unpack, unpack_sized
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.layers.tar import OwnedReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor
+from buildkit_tasks.run.sandbox import openat2 as beneath
+from buildkit_tasks.run.sandbox.openat2 import remove
+from buildkit_tasks.run.sandbox.unpack import unpack, unpack_sized
 from tests.images import LAYER_TAR, Json, Memory, add_platform, flip, make_tar, member, one
 
 NOBODY = 65534

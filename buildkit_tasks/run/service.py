@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.config.settings import Origin, SmokeCheck
-from buildkit_tasks.emulate.guests import Guests, GuestTask
-from buildkit_tasks.emulate.outcomes import Expectation
-from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Outcome, RunReport, RunResult
+from buildkit_tasks.run.backend import Guests, GuestTask
+from buildkit_tasks.run.outcomes import Expectation
+from buildkit_tasks.run.sandbox.availability import SandboxClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,13 +8,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.sandbox.beneath import READ, remove
-from buildkit_tasks.emulate.sandbox.tree import FULL, DiskFull, Tree
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import config_of, manifest_of
 from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count, open_layer
 from buildkit_tasks.oci.layers.tar import OwnedReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
+from buildkit_tasks.run.sandbox.openat2 import READ, remove
+from buildkit_tasks.run.sandbox.rootfs_writer import FULL, DiskFull, Tree
 
 if TYPE_CHECKING:
     from pathlib import Path

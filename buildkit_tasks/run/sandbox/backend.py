@@ -11,30 +11,30 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import cache_folder
-from buildkit_tasks.emulate.guests import wrong_program
-from buildkit_tasks.emulate.outcomes import Ending
-from buildkit_tasks.emulate.sandbox.emulators import Wardens
-from buildkit_tasks.emulate.sandbox.files import RootFiles
-from buildkit_tasks.emulate.sandbox.kernel import SandboxClosed, why_closed
-from buildkit_tasks.emulate.sandbox.roots import Root, Roots
-from buildkit_tasks.emulate.sandbox.users import User, user_of
-from buildkit_tasks.emulate.sandbox.warden import Guest, Refused, Warden, shift_of
-from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
+from buildkit_tasks.run.backend import wrong_program
+from buildkit_tasks.run.outcomes import Ending
+from buildkit_tasks.run.qemu_env import STEERING
+from buildkit_tasks.run.sandbox.availability import SandboxClosed, why_closed
+from buildkit_tasks.run.sandbox.rootfs_cache import Root, Roots
+from buildkit_tasks.run.sandbox.rootfs_files import RootFiles
+from buildkit_tasks.run.sandbox.supervisor import Guest, Refused, Warden, shift_of
+from buildkit_tasks.run.sandbox.supervisor_pool import Wardens
+from buildkit_tasks.run.sandbox.user import User, user_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
-    from buildkit_tasks.emulate.guests import GuestTask, OpenImage
     from buildkit_tasks.host.emulation.qemu import Qemu
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
+    from buildkit_tasks.run.backend import GuestTask, OpenImage
 
 __all__ = ["SandboxClosed", "sandbox_guests"]
 

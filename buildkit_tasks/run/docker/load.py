@@ -6,11 +6,11 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate.docker.answering import answering, ask_to_remove, how_to_list, is_silence
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
 from buildkit_tasks.host.engine.sdk import inspect_image, platform_of, stored_manifests
 from buildkit_tasks.oci.copy.docker_load import pack
 from buildkit_tasks.oci.image import Source, manifest_of, platform_manifests
+from buildkit_tasks.run.docker.timeouts import answering, ask_to_remove, how_to_list, is_silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from docker.errors import APIError
 
-from buildkit_tasks.emulate.docker.container import LABEL, Guest, reap, run_guest
-from buildkit_tasks.emulate.docker.loading import Loaded, image_in_engine
 from buildkit_tasks.host.emulation.emulators import Emulators, with_versions
 from buildkit_tasks.host.engine.sdk import connect
 from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
+from buildkit_tasks.run.docker.container import LABEL, Guest, reap, run_guest
+from buildkit_tasks.run.docker.load import Loaded, image_in_engine
 from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-    from buildkit_tasks.emulate.guests import GuestTask, OpenImage
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.run.backend import GuestTask, OpenImage
 
 __all__ = ["container_guests"]
 

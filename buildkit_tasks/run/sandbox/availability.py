@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import EmulatorError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.emulate.sandbox.warden import Refused
+    from buildkit_tasks.run.sandbox.supervisor import Refused
 
 __all__ = ["SandboxClosed", "why_closed"]
 

@@ -9,8 +9,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.sandbox.beneath import open_file
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, Found, Node, NodeType
+from buildkit_tasks.run.sandbox.openat2 import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

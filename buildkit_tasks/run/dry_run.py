@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.docker.container import as_command
 from buildkit_tasks.host.emulation.binfmt import handler_line
 from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import RunReport
+from buildkit_tasks.run.docker.container import as_command
 from buildkit_tasks.system.command import Call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit_tasks.emulate.guests import GuestTask, OpenImage
-    from buildkit_tasks.emulate.service import RunRequest
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.oci.model import ImageConfig
+    from buildkit_tasks.run.backend import GuestTask, OpenImage
+    from buildkit_tasks.run.service import RunRequest
     from buildkit_tasks.system.command import Runner
 
 __all__ = ["show_containers", "show_sandbox"]

@@ -6,10 +6,10 @@ import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate import guests
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, Found, Node, NodeType
 from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
+from buildkit_tasks.run import backend as guests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -14,10 +14,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Self
 
-from buildkit_tasks.emulate.sandbox.beneath import Beneath, Folder, chmod, descend, lookup, remove
-from buildkit_tasks.emulate.sandbox.whiteouts import OPAQUE, WHITEOUT, Mine
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
+from buildkit_tasks.run.sandbox.openat2 import Beneath, Folder, chmod, descend, lookup, remove
+from buildkit_tasks.run.sandbox.whiteouts import OPAQUE, WHITEOUT, Mine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,11 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.sandbox.beneath import READ, descend, lookup
 from buildkit_tasks.oci.layers.packed_names import Names
+from buildkit_tasks.run.sandbox.openat2 import READ, descend, lookup
 
 if TYPE_CHECKING:
-    from buildkit_tasks.emulate.sandbox.beneath import Folder
+    from buildkit_tasks.run.sandbox.openat2 import Folder
 
 __all__ = ["OPAQUE", "WHITEOUT", "Mine"]
 

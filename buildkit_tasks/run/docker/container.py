@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.emulate.docker.answering import LABEL, answering, ask_to_remove, is_silence
-from buildkit_tasks.emulate.docker.attached import PROCESSES_CAP, Followed, attached, follow
-from buildkit_tasks.emulate.docker.peek import wrong_program
-from buildkit_tasks.emulate.outcomes import Ending
-from buildkit_tasks.emulate.steering import STEERING
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, PlatformSetup, RunResult
+from buildkit_tasks.run.docker.container_files import wrong_program
+from buildkit_tasks.run.docker.monitor import PROCESSES_CAP, Followed, attached, follow
+from buildkit_tasks.run.docker.timeouts import LABEL, answering, ask_to_remove, is_silence
+from buildkit_tasks.run.outcomes import Ending
+from buildkit_tasks.run.qemu_env import STEERING
 from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-    from buildkit_tasks.emulate.docker.loading import Loaded
-    from buildkit_tasks.emulate.guests import GuestTask
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.run.backend import GuestTask
+    from buildkit_tasks.run.docker.load import Loaded
 
 __all__ = ["LABEL", "Guest", "as_command", "reap", "run_guest"]
 

@@ -54,7 +54,7 @@ class Root:
 class Roots:
     """The roots in one folder, of about ``cap`` bytes together. Threads may share it.
 
-    ``shift`` is that of :func:`~buildkit_tasks.emulate.sandbox.unpack.unpack`; what belongs to
+    ``shift`` is that of :func:`~buildkit_tasks.run.sandbox.unpack.unpack`; what belongs to
     somebody else or is mapped otherwise is another root.
     """
 
@@ -70,7 +70,7 @@ class Roots:
     def root(self, source: Source, entry: Descriptor) -> Iterator[Root]:
         """The root of that manifest, unpacked unless it is there; nobody removes it meanwhile.
 
-        Raises what :func:`~buildkit_tasks.emulate.sandbox.unpack.unpack` does.
+        Raises what :func:`~buildkit_tasks.run.sandbox.unpack.unpack` does.
         """
         with _told(self._folder):
             self._prepare()
@@ -292,7 +292,7 @@ def _fill(staging: Path, source: Source, entry: Descriptor, shift: int | None) -
     import dataclasses
     import json
 
-    from buildkit_tasks.emulate.sandbox.unpack import unpack_sized
+    from buildkit_tasks.run.sandbox.unpack import unpack_sized
 
     done = unpack_sized(source, entry, staging / _FILES, shift=shift)
     config = {
@@ -340,7 +340,7 @@ def _read(place: Path) -> Root | None:
 
 def _remove(place: Path) -> None:
     """Remove a folder, its lock last; what cannot be removed now is left to the next run."""
-    from buildkit_tasks.emulate.sandbox.beneath import READ, remove
+    from buildkit_tasks.run.sandbox.openat2 import READ, remove
 
     with contextlib.suppress(OSError):
         folder = os.open(place, READ)

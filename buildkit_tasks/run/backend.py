@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from buildkit_tasks.emulate.outcomes import Ending, Expectation, judge
-from buildkit_tasks.emulate.steering import refused_model
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, RunResult
+from buildkit_tasks.run.outcomes import Ending, Expectation, judge
+from buildkit_tasks.run.qemu_env import refused_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.emulate.sandbox.files import RootFiles
 from buildkit_tasks.errors import CheckFailed
+from buildkit_tasks.run.sandbox.rootfs_files import RootFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Start the warden, give it emulators, and have it run guests: the outer side of ``inside.py``."""
+"""Start the warden, give it emulators, and have it run guests: the outer side of ``supervisor_main.py``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHIFT = 0x3A000000
 It lies in the range that systemd keeps for containers (systemd.io/UIDS-GIDS).
 """
 _IDS = 1 << 16
-_INSIDE = Path(__file__).with_name("inside.py")
+_INSIDE = Path(__file__).with_name("supervisor_main.py")
 _START_SECONDS = 10.0
 _MESSAGE = 1 << 16
 _PIECE = 1 << 16

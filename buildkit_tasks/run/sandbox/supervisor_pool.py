@@ -9,11 +9,11 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import cache_folder
-from buildkit_tasks.emulate.sandbox.warden import Warden
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.host.emulation.qemu import Qemu, qemu_version
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import EmulatorSummary
+from buildkit_tasks.run.sandbox.supervisor import Warden
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.emulate.outcomes import Ending
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.run.outcomes import Ending
 
 __all__ = ["STEERING", "refused_model"]
 
