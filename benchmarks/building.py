@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.timing import Row, command, compare
 from buildkit_tasks.build.standin_bases import fetch_go
 from buildkit_tasks.config.settings import load
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.system.command import Commands
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from benchmarks.child import peak
 from buildkit_tasks.config.settings import SmokeCheck, load
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import Commands
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.timing import Row, command, compare
 from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.host.emulation.qemu import Qemu
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.platforms import Platform, native_platform
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.process import processes_naming

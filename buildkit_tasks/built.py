@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError
-from buildkit_tasks.images import image_of
-from buildkit_tasks.line import Line
-from buildkit_tasks.several import build_one
+from buildkit_tasks.pipeline.images import image_of
+from buildkit_tasks.pipeline.multi_image import build_one
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.system.command import Commands
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from invoke.parser.argument import Argument
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.pipeline import Line
     from buildkit_tasks.report import LiveRuns
     from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.system.command import Commands
@@ -105,7 +105,7 @@ class Edge:
     @cached_property
     def line(self) -> Line:
         """The line of services."""
-        from buildkit_tasks.line import Line
+        from buildkit_tasks.pipeline.pipeline import Line
 
         return Line(settings=self.settings, run=self.run, tell=self.tell)
 

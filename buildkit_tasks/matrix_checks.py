@@ -9,7 +9,7 @@ from buildkit_tasks.pytest_plugin import skipped_without_engine
 if TYPE_CHECKING:
     import pytest
 
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.pipeline import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
 

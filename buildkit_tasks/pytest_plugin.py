@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.built import Built
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.pipeline import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.tested import Tested

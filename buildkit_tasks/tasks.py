@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.edge import Option
     from buildkit_tasks.errors import BuildkitTasksError, UsageError
-    from buildkit_tasks.releases import Release, Releases
+    from buildkit_tasks.pipeline.image_job import Choice
+    from buildkit_tasks.pipeline.release import Release, Releases
     from buildkit_tasks.report.model import ImagesReport, PushResult, RunReport, VerifyReport
-    from buildkit_tasks.wanted import Choice
 
 __all__ = [
     "arch_matrix",
@@ -83,7 +83,7 @@ def build_multiarch(edge: Edge) -> None:
 @job(IMAGE, PLATFORM, *VERIFY, *HOSTS, REPORT)
 def verify_arch(edge: Edge) -> None:
     """Prove that every platform in an image is what it says, or that it would start somewhere."""
-    from buildkit_tasks.images import Images
+    from buildkit_tasks.pipeline.images import Images
     from buildkit_tasks.platforms import parse_platforms
     from buildkit_tasks.verify.host_match import hosts_of
 
@@ -98,9 +98,9 @@ def verify_arch(edge: Edge) -> None:
 @job(IMAGE, PLATFORM, *RUN, *ENVIRONMENT, REPORT)
 def run_emulated(edge: Edge) -> None:
     """Run every platform's image, under QEMU where need be, and check what it prints."""
-    from buildkit_tasks.images import Images
+    from buildkit_tasks.pipeline.images import Images
+    from buildkit_tasks.pipeline.runs import Runs
     from buildkit_tasks.platforms import parse_platforms
-    from buildkit_tasks.runs import Runs
 
     settings, images = edge.settings, Images(settings=edge.settings, run=edge.run)
     runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=lambda: edge.line)
@@ -152,7 +152,7 @@ def push_multiarch(edge: Edge) -> None:
 @job(*PARTS, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
 def merge_multiarch(edge: Edge) -> None:
     """Make one image of parts that were pushed by digest, and name it once it is proved."""
-    from buildkit_tasks.releases import read_parts
+    from buildkit_tasks.pipeline.release import read_parts
 
     image = edge.options["image"]
     releases, release = _release(edge, image)
@@ -169,7 +169,7 @@ def merge_multiarch(edge: Edge) -> None:
 @job(PLATFORM, *ENVIRONMENT)
 def doctor(edge: Edge) -> None:
     """Say what is there, what is missing, and the one next command. Changes nothing."""
-    from buildkit_tasks.doctor import examine
+    from buildkit_tasks.pipeline.doctor import examine
 
     diagnosis = examine(edge.line)
     edge.say(diagnosis.document(), diagnosis.text())
@@ -202,7 +202,7 @@ def _has_several(edge: Edge) -> bool:
 
 def _show_several(edge: Edge, *, setup: bool = False) -> None:
     """Each image's build, verification and runs."""
-    from buildkit_tasks.several import several
+    from buildkit_tasks.pipeline.multi_image import several
 
     with several(edge.line, _choice(edge)) as images:
         report, errors = images.report(setup=setup)
@@ -220,7 +220,7 @@ def _images_code(report: ImagesReport, errors: Iterable[BuildkitTasksError]) -> 
 
 
 def _choice(edge: Edge) -> Choice:
-    from buildkit_tasks.wanted import Choice
+    from buildkit_tasks.pipeline.image_job import Choice
 
     bake = edge.options["bake"]
     if bake and edge.options["image"]:
@@ -232,10 +232,10 @@ def _choice(edge: Edge) -> Choice:
 
 def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
     """What releases, and the release that the settings and options describe: those of one image, if named."""
-    from buildkit_tasks.images import Images
+    from buildkit_tasks.pipeline.images import Images
+    from buildkit_tasks.pipeline.release import Release, Releases, settings_of
+    from buildkit_tasks.pipeline.runs import Runs
     from buildkit_tasks.platforms import parse_platforms
-    from buildkit_tasks.releases import Release, Releases, settings_of
-    from buildkit_tasks.runs import Runs
 
     settings = settings_of(edge.settings, image)
     images = Images(settings=settings, run=edge.run)

@@ -17,7 +17,7 @@ from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.host.builder.native_platforms import Natives
 from buildkit_tasks.host.engine import Engine, existing_engine
 from buildkit_tasks.host.engine.private import PrivatePaths, stop_private_engine
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.pytest_plugin import skipped_without_engine
 from buildkit_tasks.system.command import Commands
 from tests import buildkit, census

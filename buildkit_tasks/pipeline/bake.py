@@ -14,15 +14,15 @@ from buildkit_tasks.build.bake.print import Printer, check_bake
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.config.settings import Origin
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.pipeline.image_job import Choice, Wanted, with_archive
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.wanted import Choice, Wanted, with_archive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildkit_tasks.build.bake.target import BakeTarget
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.pipeline import Line
 
 __all__ = ["bake_images"]
 

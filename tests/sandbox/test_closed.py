@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.settings import load
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import Outcome
 from buildkit_tasks.run.sandbox import supervisor_pool as emulators

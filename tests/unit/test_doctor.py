@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.doctor import Diagnosis, Finding, examine
 from buildkit_tasks.errors import SettingsError
 from buildkit_tasks.host.emulation import emulators
 from buildkit_tasks.host.emulation.binfmt import Binfmt
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.doctor import Diagnosis, Finding, examine
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS
 from buildkit_tasks.run.sandbox.supervisor import Refused, Warden

@@ -17,10 +17,10 @@ from invoke.program import Program
 from buildkit_tasks.config.settings import SmokeCheck
 from buildkit_tasks.edge import Edge, Option, Watched, collection, job
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
-from buildkit_tasks.line import Line
 from buildkit_tasks.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
+from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.pipeline.runs import Runs
 from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult
-from buildkit_tasks.runs import Runs
 from buildkit_tasks.tasks import ns
 from tests.unit.samples import bad_run, good_run
 

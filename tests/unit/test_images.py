@@ -6,7 +6,7 @@ import pytest
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, UsageError
-from buildkit_tasks.images import Images
+from buildkit_tasks.pipeline.images import Images
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import BuildResult, Output
 from tests.images import hello, write_archive

@@ -189,7 +189,7 @@ FAKES = """
 import dataclasses, json, pathlib, time
 import pytest
 from buildkit_tasks import errors
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.report.model import BuildResult, EmulatorSummary, Outcome, Output, RunReport, RunResult
 
 HERE = pathlib.Path(__file__).parent

@@ -10,13 +10,13 @@ import pytest
 
 from buildkit_tasks.config.settings import load
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.images import Images
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
+from buildkit_tasks.pipeline.images import Images
+from buildkit_tasks.pipeline.release import Release, Releases, read_parts, settings_of
+from buildkit_tasks.pipeline.runs import Runs
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.releases import Release, Releases, read_parts, settings_of
 from buildkit_tasks.report.model import document
-from buildkit_tasks.runs import Runs
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import hostile
 from tests.images import (

@@ -20,8 +20,9 @@ from buildkit_tasks.errors import (
     UsageError,
 )
 from buildkit_tasks.host.engine.daemon import Tools
-from buildkit_tasks.images import Images
-from buildkit_tasks.line import Line
+from buildkit_tasks.pipeline.images import Images
+from buildkit_tasks.pipeline.multi_image import Choice, several
+from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.report.model import (
     BuildResult,
     BuiltPlatform,
@@ -31,7 +32,6 @@ from buildkit_tasks.report.model import (
     Output,
     PushResult,
 )
-from buildkit_tasks.several import Choice, several
 from buildkit_tasks.tasks import _images_code
 from tests.unit import samples
 from tests.unit.scripted import Scripted

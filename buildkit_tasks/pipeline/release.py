@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.images import Images
     from buildkit_tasks.oci.model import Digest
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.pipeline.images import Images
+    from buildkit_tasks.pipeline.runs import Runs
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.run.service import Watch
-    from buildkit_tasks.runs import Runs
 
 __all__ = ["Plan", "Release", "Releases", "read_parts", "settings_of"]
 

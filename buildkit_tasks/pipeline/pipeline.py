@@ -23,7 +23,8 @@ from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.host.builder import Builders, is_elsewhere, prove, require_index
 from buildkit_tasks.host.emulation.emulators import Emulators, require_emulators, with_versions
 from buildkit_tasks.host.engine import Engine, ensure_clients, ensure_engine, existing_engine
-from buildkit_tasks.images import Images
+from buildkit_tasks.pipeline.images import Images
+from buildkit_tasks.pipeline.runs import Runs
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import (
     BuilderSummary,
@@ -33,7 +34,6 @@ from buildkit_tasks.report.model import (
     RunReport,
     SetupReport,
 )
-from buildkit_tasks.runs import Runs
 from buildkit_tasks.system.reachability import registry_answers
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.config.settings import Settings
+    from buildkit_tasks.pipeline.runs import Watch
     from buildkit_tasks.run.backend import Guests
-    from buildkit_tasks.runs import Watch
     from buildkit_tasks.system.command import Runner
     from buildkit_tasks.system.debian import Tell
 
@@ -144,7 +144,7 @@ class Line:
         A split build's part is left without a name. Where a proof fails no tag moves.
         """
         from buildkit_tasks.oci.model import Digest
-        from buildkit_tasks.releases import Release, Releases
+        from buildkit_tasks.pipeline.release import Release, Releases
 
         pushing = [output for output in request.outputs if output.pushes]
         tags = [name for output in pushing for name in output.names or request.tags]

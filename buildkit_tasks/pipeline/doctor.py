@@ -15,7 +15,7 @@ from buildkit_tasks.system.reachability import registry_answers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.pipeline import Line
     from buildkit_tasks.report.model import BuilderSummary
 
 __all__ = ["Diagnosis", "Finding", "examine"]

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.build.cache import of_image
 from buildkit_tasks.build.request import BuildRequest, check_request
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
-from buildkit_tasks.images import image_of
 from buildkit_tasks.pipeline.bake import bake_images
+from buildkit_tasks.pipeline.image_job import Choice, Wanted, check_apart, with_archive
+from buildkit_tasks.pipeline.images import image_of
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
 from buildkit_tasks.tested import check_names
-from buildkit_tasks.wanted import Choice, Wanted, check_apart, with_archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.pipeline import Line
 
 __all__ = ["Choice", "Several", "build_one", "several"]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.images import Images
-    from buildkit_tasks.line import Line
+    from buildkit_tasks.pipeline.images import Images
+    from buildkit_tasks.pipeline.pipeline import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunReport
     from buildkit_tasks.run.backend import Guests
