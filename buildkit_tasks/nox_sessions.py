@@ -19,7 +19,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.system.lock import once
 from buildkit_tasks.system.process import Process
-from buildkit_tasks.tested import images_under
+from buildkit_tasks.testing.images import images_under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["arch_matrix"]
 
-_DEFAULT_TESTS = ("--pyargs", "buildkit_tasks.matrix_checks")
+_DEFAULT_TESTS = ("--pyargs", "buildkit_tasks.testing.default_checks")
 # What a session may run beside, under `nox -j`: Nox knows it from 2026.8.10 on.
 _PARALLEL: dict[str, Any] = {
     key: True for key in ("allow_parallel",) if key in inspect.signature(nox.session).parameters

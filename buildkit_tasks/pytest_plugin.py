@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
-    from buildkit_tasks.built import Built
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.pipeline.pipeline import Line
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
-    from buildkit_tasks.tested import Tested
+    from buildkit_tasks.testing.images import Tested
+    from buildkit_tasks.testing.session_image import Built
 
 __all__ = ["image_under_test", "line", "multiarch_image", "run_on_platform", "skipped_without_engine"]
 
@@ -124,8 +124,8 @@ def skipped_without_engine(config: pytest.Config) -> Iterator[None]:
 
     Under ``--require-engine`` it fails instead.
     """
-    from buildkit_tasks.built import reason
     from buildkit_tasks.errors import EmulatorError, EngineError
+    from buildkit_tasks.testing.session_image import reason
 
     try:
         yield
@@ -156,7 +156,7 @@ def image_under_test(request: pytest.FixtureRequest) -> Tested:
 @pytest.fixture(scope="session")
 def line(image_under_test: Tested) -> Line:
     """The services under the image's settings; an engine is asked for when one is needed."""
-    from buildkit_tasks.built import line_of_tests
+    from buildkit_tasks.testing.session_image import line_of_tests
 
     return line_of_tests(image_under_test.settings)
 
@@ -172,7 +172,7 @@ def multiarch_image(
     """
     if image_under_test.image:
         return image_under_test.image
-    from buildkit_tasks.built import build_tested
+    from buildkit_tasks.testing.session_image import build_tested
 
     config, name = request.config, image_under_test.name
     known = config.stash.setdefault(_BUILT, {})
@@ -197,7 +197,7 @@ def run_on_platform(
     to what the test expects. ``timeout`` is in seconds. Raises ``UsageError`` for a value that cannot
     be, and for ``cpu="both"``: a test that wants both asks twice.
     """
-    from buildkit_tasks.tested import for_one_run
+    from buildkit_tasks.testing.images import for_one_run
 
     def run(
         command: str = "",
@@ -229,8 +229,8 @@ def _once(
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return make()
-    from buildkit_tasks.built import Built
     from buildkit_tasks.system.lock import once
+    from buildkit_tasks.testing.session_image import Built
 
     record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
     return Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
@@ -251,7 +251,7 @@ def _has_its_own(metafunc: pytest.Metafunc) -> bool:
 
 def _images_of(config: pytest.Config, item: pytest.Item) -> list[Tested]:
     """The images that a test is about: those asked for, narrowed by its marks."""
-    from buildkit_tasks.tested import check_names
+    from buildkit_tasks.testing.images import check_names
 
     wanted = _marked(item, "images")
     check_names(_settings(config), wanted)
@@ -271,7 +271,7 @@ def _marked(item: pytest.Item, mark: str) -> list[str]:
 
 
 def _images(config: pytest.Config) -> tuple[Tested, ...]:
-    from buildkit_tasks.tested import images_under
+    from buildkit_tasks.testing.images import images_under
 
     return images_under(_settings(config), config.getoption("--image"))
 

@@ -19,7 +19,7 @@ from buildkit_tasks.pipeline.bake import bake_images
 from buildkit_tasks.pipeline.image_job import Choice, Wanted, check_apart, with_archive
 from buildkit_tasks.pipeline.images import image_of
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
-from buildkit_tasks.tested import check_names
+from buildkit_tasks.testing.images import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

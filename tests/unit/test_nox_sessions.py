@@ -149,7 +149,16 @@ def test_the_image_is_built_once_for_all_and_tested_on_each(nox: Nox) -> None:
     ]  # fmt: skip
     image = f"--image=oci-archive:{nox.folder / 'dist/x.tar'}"
     assert nox.tests == [
-        ["-m", "pytest", "--pyargs", "buildkit_tasks.matrix_checks", "-p", "no:cacheprovider", option, image]
+        [
+            "-m",
+            "pytest",
+            "--pyargs",
+            "buildkit_tasks.testing.default_checks",
+            "-p",
+            "no:cacheprovider",
+            option,
+            image,
+        ]
         for option in ("--platform=linux/arm/v7", "--platform=linux/amd64")
     ]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks import pytest_plugin
-from buildkit_tasks.built import Built
+from buildkit_tasks.testing.session_image import Built
 from tests.images import hello, write_archive
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def test_the_services_are_there_without_an_engine(tmp_path: Path) -> None:
 def test_an_archive_is_looked_into_without_an_engine(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
     write_archive(hello(("linux/amd64", "linux/arm64")), tmp_path / "image.tar")
-    text = "from buildkit_tasks.matrix_checks import test_the_image_is_what_it_says\n"
+    text = "from buildkit_tasks.testing.default_checks import test_the_image_is_what_it_says\n"
     options = ("--require-engine", f"--image=oci-archive:{tmp_path}/image.tar")
     code, said = outcomes(tmp_path, text, *options, "--platform=linux/arm64,linux/amd64")
     assert code == 0, said
@@ -313,7 +313,7 @@ def test_a_command_of_the_tests_is_held_to_what_the_test_expects(fakes: Fakes) -
 
 
 def test_the_checks_of_a_repository_without_tests_run_all_that_the_settings_say(fakes: Fakes) -> None:
-    text = "from buildkit_tasks.matrix_checks import test_the_image_runs\n"
+    text = "from buildkit_tasks.testing.default_checks import test_the_image_runs\n"
     done = fakes.settings(*SUITE).run(text, "--image=x", "--platform=s390x", "--cpu=both")
     done.assert_outcomes(passed=1)
     (noted,) = fakes.noted("runs")
@@ -321,7 +321,7 @@ def test_the_checks_of_a_repository_without_tests_run_all_that_the_settings_say(
 
 
 def test_what_did_not_pass_is_told_with_its_command_and_its_cpu(fakes: Fakes) -> None:
-    text = "from buildkit_tasks.matrix_checks import test_the_image_runs\n"
+    text = "from buildkit_tasks.testing.default_checks import test_the_image_runs\n"
     emulate = """
     floor = EmulatorSummary(path="/qemu", cpu="arm1176")
     kinds = [("one", Outcome.PASSED, None), ("two --three", Outcome.ILLEGAL_INSTRUCTION, floor)]
@@ -376,7 +376,9 @@ ABSENT = [
 ]
 
 
-@pytest.mark.parametrize("checks", [RUNS, "from buildkit_tasks.matrix_checks import test_the_image_runs\n"])
+@pytest.mark.parametrize(
+    "checks", [RUNS, "from buildkit_tasks.testing.default_checks import test_the_image_runs\n"]
+)
 @pytest.mark.parametrize(("error", "words"), ABSENT)
 def test_a_run_for_which_the_engine_or_emulator_is_missing_is_skipped_or_fails(
     fakes: Fakes, error: str, words: str, checks: str
@@ -467,7 +469,7 @@ def test_a_worker_that_is_killed_while_it_builds_leaves_the_build_to_another(fak
 def test_workers_look_into_one_archive_and_its_fault_is_found(fakes: Fakes) -> None:
     platforms = ("linux/amd64", "linux/arm64", "linux/arm/v7")
     write_archive(hello(platforms), fakes.pytester.path / "image.tar")
-    text = "from buildkit_tasks.matrix_checks import test_the_image_is_what_it_says\n"
+    text = "from buildkit_tasks.testing.default_checks import test_the_image_is_what_it_says\n"
     options = ("-n2", "-v", "--platform=linux/amd64,linux/arm64,linux/arm/v7")
     done = fakes.run(text, *options, "--image=oci-archive:image.tar")
     done.assert_outcomes(passed=3)

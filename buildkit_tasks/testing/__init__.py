@@ -1,0 +1,1 @@
+"""What Nox sessions and pytest share: the images under test."""
