@@ -197,7 +197,7 @@ def _split(word: str) -> tuple[str, str | None]:
 
 def _settings_by_option() -> dict[str, str]:
     """The options of a run that have one value, as typed, and the key of the settings that each sets."""
-    from buildkit_tasks.options import ENVIRONMENT, RUN
+    from buildkit_tasks.cli.options import ENVIRONMENT, RUN
 
     found: dict[str, Any] = {}
     for option in (*RUN, *ENVIRONMENT):

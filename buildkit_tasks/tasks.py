@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.edge import Edge, collection, job
-from buildkit_tasks.options import (
+from buildkit_tasks.cli.invocation import Edge, collection, job
+from buildkit_tasks.cli.options import (
     ARCHIVE,
     BAKE,
     BUILD,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from buildkit_tasks.build.request import BuildRequest
-    from buildkit_tasks.edge import Option
+    from buildkit_tasks.cli.invocation import Option
     from buildkit_tasks.errors import BuildkitTasksError, UsageError
     from buildkit_tasks.pipeline.image_job import Choice
     from buildkit_tasks.pipeline.release import Release, Releases

@@ -11,8 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.cli.invocation import Job, Option
 from buildkit_tasks.config.settings import KEYS, Settings
-from buildkit_tasks.edge import Job, Option
 from buildkit_tasks.platforms import known_platforms
 from buildkit_tasks.tasks import ns
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from invoke.program import Program
 
+from buildkit_tasks.cli.invocation import Edge, Option, Watched, collection, job
+from buildkit_tasks.cli.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
 from buildkit_tasks.config.settings import SmokeCheck
-from buildkit_tasks.edge import Edge, Option, Watched, collection, job
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
-from buildkit_tasks.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
 from buildkit_tasks.pipeline.pipeline import Line
 from buildkit_tasks.pipeline.runs import Runs
 from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult

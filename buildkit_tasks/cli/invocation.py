@@ -20,8 +20,8 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
+from buildkit_tasks.cli.invoke_parser import OptionalPositional, OwnArgument
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded
-from buildkit_tasks.parsing import OptionalPositional, OwnArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

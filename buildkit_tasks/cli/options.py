@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from buildkit_tasks.edge import Option
+from buildkit_tasks.cli.invocation import Option
 
 __all__ = [
     "ARCHIVE",

@@ -1,0 +1,1 @@
+"""The Invoke side of the tasks: options, one invocation, exit codes."""
