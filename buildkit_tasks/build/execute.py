@@ -24,20 +24,12 @@ from buildkit_tasks.build.destinations import (
     send_archive,
 )
 from buildkit_tasks.build.failures import failure
-from buildkit_tasks.build.outputs import (
-    OutputSpec,
-    archive_of,
-    as_archive,
-    beside,
-    by_digest,
-    named,
-    reap_partials,
-    settle,
-)
+from buildkit_tasks.build.outputs import OutputSpec, archive_of, as_archive, by_digest, named
 from buildkit_tasks.build.request import BuildRequest, build_arguments
 from buildkit_tasks.errors import BuildFailed
 from buildkit_tasks.host.builder import ELSEWHERE, Assignment, assign, parse_inspect, watch_nodes
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform, Output
+from buildkit_tasks.system.files import beside, reap_partials, settle, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,9 +39,11 @@ if TYPE_CHECKING:
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import Completed, Runner
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
-__all__ = ["Build"]
+__all__ = [
+    "Build",
+]
 
 _LOCKED = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
 _RETRIES = 2
@@ -301,11 +295,3 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BuildFailed(f"buildx wrote metadata that cannot be read: {error}") from error
     return found
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
-    temporary.write_text(text, encoding="utf-8")
-    settle({temporary: path})

@@ -20,19 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.build.capabilities import check_capabilities
 from buildkit_tasks.build.destinations import destinations, send_archive
-from buildkit_tasks.build.execute import write_beside
-from buildkit_tasks.build.outputs import (
-    OutputSpec,
-    archive_of,
-    as_archive,
-    beside,
-    by_digest,
-    reap_partials,
-    settle,
-)
+from buildkit_tasks.build.outputs import OutputSpec, archive_of, as_archive, by_digest
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.host.builder import assign
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform
+from buildkit_tasks.system.files import beside, reap_partials, settle, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

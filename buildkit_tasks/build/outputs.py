@@ -6,7 +6,6 @@ beside its place and renamed when the build has succeeded: a failed build would 
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.system.csv_fields import read_row, write_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "TYPES",
@@ -162,27 +161,3 @@ def check_place(what: str, dest: Path) -> None:
     place = dest.resolve()
     if place in (Path("/"), Path.home()):
         raise UsageError(f"{what} is {place}; name a folder inside it")
-
-
-def beside(dest: Path) -> Path:
-    """The temporary name of a file output: in the same folder, so that a rename is atomic."""
-    return dest.with_name(f".{dest.name}.{os.getpid()}.partial")
-
-
-def reap_partials(dest: Path) -> None:
-    """Remove what a killed build left beside an output."""
-    for leftover in dest.parent.glob(f".{dest.name}.*.partial"):
-        pid = leftover.name.removesuffix(".partial").rpartition(".")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            leftover.unlink(missing_ok=True)
-
-
-def settle(moves: Mapping[Path, Path]) -> None:
-    """Put finished files in their places, each safely on disk first."""
-    for temporary, place in moves.items():
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(place)

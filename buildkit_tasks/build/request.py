@@ -24,7 +24,7 @@ from buildkit_tasks.errors import UsageError
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import Runner
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases", "with_epoch"]
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError, RegistryError
 from buildkit_tasks.system.command import Call, Runner
-from buildkit_tasks.system.debian import Tell, fetch_newest, staged
+from buildkit_tasks.system.debian import fetch_newest
+from buildkit_tasks.system.files import staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.build.dockerfile import Bases
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["BasePlan", "StandIns", "fetch_go", "plan_bases"]
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.pipeline.runs import Watch
     from buildkit_tasks.run.backend import Guests
     from buildkit_tasks.system.command import Runner
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["Line"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
     Opened = Callable[[], AbstractContextManager[Guests]]
 

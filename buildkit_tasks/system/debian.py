@@ -10,25 +10,32 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
 from buildkit_tasks.system.command import Call, Completed, Runner
-from buildkit_tasks.system.lock import only_one
+from buildkit_tasks.system.files import _COMPLETE, staged
 
-__all__ = ["Archive", "Packages", "Tell", "fetch_newest", "find_archive", "provision", "staged"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from buildkit_tasks.system.notify import Tell
+
+__all__ = [
+    "Archive",
+    "Packages",
+    "fetch_newest",
+    "find_archive",
+    "provision",
+]
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 1800.0
-_COMPLETE = ".complete"
 _SUITES = ("testing", "stable", "oldstable", "oldoldstable")
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,31 +148,6 @@ def _fetch_newest(name: str, architecture: str, prefix: Path, archive: Archive, 
         raise EngineError(f"Debian has no {name} for {architecture}")
 
     staged(prefix, fill)
-
-
-def staged(place: Path, fill: Callable[[Path], None], *, dry_run: bool = False) -> Path:
-    """Let ``fill`` make a folder beside ``place``, then rename it there; once for all processes.
-
-    Whatever an earlier process left half done is removed first, under the same lock.
-    """
-    if dry_run:
-        fill(place)
-        return place
-    with only_one(place.with_name(f".{place.name}.lock")):
-        if (place / _COMPLETE).exists():
-            return place
-        for leftover in (*place.parent.glob(f".{place.name}.*.staging"), place):
-            shutil.rmtree(leftover, ignore_errors=True)
-        # A name of its own: the apt of a process that was killed may still write into the last one.
-        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".staging", dir=place.parent))
-        try:
-            fill(staging)
-            (staging / _COMPLETE).touch()
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        staging.rename(place)
-    return place
 
 
 class _AptRoot:

@@ -20,7 +20,8 @@ from pathlib import Path
 from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.oci.transports.oci_archive import Archive
 from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, fetch_newest, provision, staged
+from buildkit_tasks.system.debian import Packages, fetch_newest, provision
+from buildkit_tasks.system.files import staged
 from tests.conftest import ROOT, TEN
 from tests.images import Memory
 from tests.lies import edits

@@ -15,7 +15,7 @@ from buildkit_tasks.build.standin_bases import fetch_go
 from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.system.command import Call, Commands
-from buildkit_tasks.system.debian import staged
+from buildkit_tasks.system.files import staged
 
 _RESOLVE_SECONDS = 60.0
 _INSTALL_SECONDS = 1200.0

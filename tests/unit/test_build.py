@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks.build.execute import Build
-from buildkit_tasks.build.outputs import OutputSpec, beside
+from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
 from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
+from buildkit_tasks.system.files import beside
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 

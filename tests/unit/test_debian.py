@@ -12,7 +12,8 @@ import pytest
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
 from buildkit_tasks.system import debian
-from buildkit_tasks.system.debian import Archive, Packages, fetch_newest, find_archive, provision, staged
+from buildkit_tasks.system.debian import Archive, Packages, fetch_newest, find_archive, provision
+from buildkit_tasks.system.files import staged
 from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:

@@ -5,15 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit_tasks.build.outputs import (
-    OutputSpec,
-    archive_name,
-    beside,
-    check_outputs,
-    reap_partials,
-    settle,
-)
+from buildkit_tasks.build.outputs import OutputSpec, archive_name, check_outputs
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.system.files import beside, reap_partials, settle
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import Completed, Runner
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["Builders", "require_index"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.host.builder.found import Record, RecordedNode
     from buildkit_tasks.host.builder.spec import WantedBuilder
     from buildkit_tasks.report.model import BuilderSummary, NodeSummary
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["Nodes", "short"]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from buildkit_tasks.host.engine.daemon import Engine
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["Emulators", "probe", "require_emulators", "with_versions"]
 

@@ -14,7 +14,7 @@ from buildkit_tasks.system.command import Call, Runner
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["Qemu", "qemu_version"]
 

@@ -16,7 +16,7 @@ from buildkit_tasks.host.engine.daemon import (
 if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.system.command import Runner
-    from buildkit_tasks.system.debian import Tell
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["Engine", "ensure_clients", "ensure_engine", "existing_clients", "existing_engine"]
 

@@ -16,10 +16,12 @@ from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
 from buildkit_tasks.platforms import Platform, native_platform, platform_of_uname
 from buildkit_tasks.report.model import EngineSummary
 from buildkit_tasks.system.command import Call, Runner
-from buildkit_tasks.system.debian import Packages, Tell, provision
+from buildkit_tasks.system.debian import Packages, provision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = [
     "DEFAULT_ENDPOINT",

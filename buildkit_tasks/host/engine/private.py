@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError
@@ -27,9 +28,12 @@ from buildkit_tasks.host.engine.paths import PrivatePaths
 from buildkit_tasks.host.engine.private_network import Network
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.system.command import Call, Runner
-from buildkit_tasks.system.debian import Packages, Tell, provision
+from buildkit_tasks.system.debian import Packages, provision
 from buildkit_tasks.system.lock import only_one
 from buildkit_tasks.system.process import Process, processes_naming
+
+if TYPE_CHECKING:
+    from buildkit_tasks.system.notify import Tell
 
 __all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
 

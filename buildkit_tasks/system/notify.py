@@ -1,0 +1,12 @@
+"""The callback for progress messages that services are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = [
+    "Tell",
+]
+
+
+Tell = Callable[[str], None]
