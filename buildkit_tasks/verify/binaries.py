@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.layers.rootfs import Found, Node, RootFs
     from buildkit_tasks.platforms import Machine, Platform
-    from buildkit_tasks.platforms.elf.reader import Binary
+    from buildkit_tasks.platforms.elf.model import Binary
 
 __all__ = ["binary_checks", "compile_globs", "needs_checks"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from buildkit_tasks.platforms import Machine, Platform
-    from buildkit_tasks.platforms.elf.reader import Binary
+    from buildkit_tasks.platforms.elf.model import Binary
 
 __all__ = ["Closure", "start_checks"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
-from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, EXECUTABLE_TYPES, ElfHeader, read_elf
+from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, EXECUTABLE_TYPES, read_elf
 from buildkit_tasks.report.model import Check
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.layers.entrypoint import Program
     from buildkit_tasks.oci.layers.rootfs import Found
+    from buildkit_tasks.platforms.elf.model import ElfHeader
 
 __all__ = ["machine_of", "mismatch", "program_checks"]
 

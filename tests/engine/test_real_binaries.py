@@ -21,7 +21,8 @@ from elftools.elf.sections import ARMAttributesSection, RISCVAttributesSection
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import MACHINES, Platform
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
-from buildkit_tasks.platforms.elf.reader import Binary, inspect
+from buildkit_tasks.platforms.elf.model import Binary
+from buildkit_tasks.platforms.elf.reader import inspect
 from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from buildkit_tasks.system.command import Commands
 from buildkit_tasks.system.debian import Packages, provision

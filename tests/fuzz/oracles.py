@@ -16,7 +16,7 @@ from elftools.elf.structs import ELFStructs
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.layers.tar import Entry
-from buildkit_tasks.platforms.elf.reader import ElfHeader
+from buildkit_tasks.platforms.elf.model import ElfHeader
 
 # Why our JSON reader refuses what the standard library takes (see oci/strict_json.py).
 STRICTER_JSON = (

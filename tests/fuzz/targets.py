@@ -32,7 +32,8 @@ from buildkit_tasks.platforms import Platform, known_platforms
 from buildkit_tasks.platforms.elf.build_attributes import read_attributes
 from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go, read_go
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_problems
-from buildkit_tasks.platforms.elf.reader import Binary, ElfHeader, inspect, interpreter, read_elf
+from buildkit_tasks.platforms.elf.model import Binary, ElfHeader
+from buildkit_tasks.platforms.elf.reader import inspect, interpreter, read_elf
 from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from buildkit_tasks.report.model import VerifyReport, document
 from buildkit_tasks.verify import verify

@@ -7,8 +7,9 @@ import pytest
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
+from buildkit_tasks.platforms.elf.model import Binary
 from buildkit_tasks.platforms.elf.probe import probe_program
-from buildkit_tasks.platforms.elf.reader import Binary, inspect, interpreter, read_elf
+from buildkit_tasks.platforms.elf.reader import inspect, interpreter, read_elf
 from buildkit_tasks.platforms.elf.view import Bytes, Windows
 from tests.binaries import BASE, NEEDED, PT_INTERP, RPATH, RUNPATH, SONAME, Elf, go_info
 

@@ -5,15 +5,9 @@ import pytest
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.build_attributes import read_attributes
-from buildkit_tasks.platforms.elf.isa_check import (
-    Evidence,
-    float_abi,
-    isa_doubts,
-    isa_problems,
-    riscv_extensions,
-    silence,
-)
-from buildkit_tasks.platforms.elf.reader import Binary, inspect
+from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
+from buildkit_tasks.platforms.elf.model import Binary, Evidence, riscv_extensions
+from buildkit_tasks.platforms.elf.reader import inspect
 from buildkit_tasks.platforms.elf.view import Bytes
 from tests.binaries import PT_NOTE, Elf, attributes, go_info, x86_note
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildkit_tasks.oci.layers.packed_names import Names
-    from buildkit_tasks.platforms.elf.reader import Binary
+    from buildkit_tasks.platforms.elf.model import Binary
 
 __all__ = [
     "DEFAULT_PATH",

@@ -8,24 +8,22 @@ One that needs less passes. A binary that says nothing proves nothing: see :func
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from buildkit_tasks.platforms.elf.model import CHOICE, GO_BUILDINFO, Evidence, riscv_extensions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buildkit_tasks.platforms import Machine, Platform
-    from buildkit_tasks.platforms.elf.reader import Binary
+    from buildkit_tasks.platforms.elf.model import Binary
 
 __all__ = [
-    "CHOICE",
     "STREAM_MAGICS",
     "STREAM_WINDOW",
-    "Evidence",
     "float_abi",
     "isa_doubts",
     "isa_problems",
-    "riscv_extensions",
     "silence",
 ]
 
@@ -37,20 +35,6 @@ A kept window should start 16 bytes before a hit and reach :data:`STREAM_WINDOW`
 STREAM_WINDOW = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One thing that a binary says about itself: where it is said, what about, and the words."""
-
-    source: str
-    name: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.name}{'=' if self.source == _GO else ' '}{self.value}"
-
-
-_GO = "Go build info"
-CHOICE = "asks the machine"
 # Sources that are merged from all object files of a binary, hand-written ones included.
 _OF_ALL_CODE = frozenset({".ARM.attributes", ".riscv.attributes", ".MIPS.abiflags"})
 
@@ -93,12 +77,12 @@ def _words(platform: Platform, binary: Binary, *, doubted: bool) -> tuple[str, .
 
 def _need(platform: Platform, row: Machine, item: Evidence) -> str:
     """What the item says is needed beyond the platform's promise."""
-    if item.source == _GO and item.name not in ("GOOS", row.go_setting):
+    if item.source == GO_BUILDINFO and item.name not in ("GOOS", row.go_setting):
         return ""  # another machine's setting, which chose nothing here
     judge = _JUDGES.get((item.source, item.name))
     if judge:
         return judge(platform, item.value)
-    named = item.source == _GO or (item.source, item.name) in _LADDERS
+    named = item.source == GO_BUILDINFO or (item.source, item.name) in _LADDERS
     return _level(platform, row, item.value) if named else ""
 
 
@@ -120,7 +104,7 @@ def _remedy(platform: Platform, row: Machine, item: Evidence) -> str:
     if level is None or item.name in ("OS ABI", "GOOS"):
         return ""
     setting = f"{row.go_setting}={level.go}" if level.go else ""
-    way = setting if item.source == _GO else level.option
+    way = setting if item.source == GO_BUILDINFO else level.option
     return f": build it with {way}" if way else ""
 
 
@@ -203,31 +187,6 @@ def _promised_extensions(platform: Platform) -> frozenset[str]:
     return frozenset(names)
 
 
-_BASE = re.compile(r"rv(?:32|64|128)([a-z].*)\Z", re.ASCII)
-_SINGLE = re.compile(r"([a-wy])(?:[0-9]+p[0-9]+)?", re.ASCII)
-_VERSION = re.compile(r"[0-9]+p[0-9]+\Z", re.ASCII)
-
-
-def riscv_extensions(arch: str) -> set[str]:
-    """The extensions in an ISA string such as ``rv64i2p1_m2p0_zicsr2p0`` or ``rv64gc``, without versions.
-
-    RISC-V Unprivileged ISA, "ISA Extension Naming Conventions". Supervisor extensions are left out:
-    they do not concern programs.
-    """
-    match = _BASE.match(arch.lower()[:4096])
-    if match is None:
-        return set()
-    found: set[str] = set()
-    for part in match[1].split("_"):
-        if part.startswith(("z", "x")):
-            found.add(_VERSION.sub("", part))
-        elif not part.startswith("s"):
-            found.update(_SINGLE.findall(part))
-    if "g" in found:
-        found |= {"i", "m", "a", "f", "d", "zicsr", "zifencei"}
-    return found - {"g"}
-
-
 def _riscv_rve(_: Platform, __: str) -> str:
     return "the RV64E calling convention"
 
@@ -246,9 +205,9 @@ def _mips_ase(_: Platform, value: str) -> str:
 
 
 _JUDGES: dict[tuple[str, str], Callable[[Platform, str], str]] = {
-    (_GO, "GOARM"): _goarm,
-    (_GO, "GOARM64"): _goarm64,
-    (_GO, "GOOS"): _goos,
+    (GO_BUILDINFO, "GOARM"): _goarm,
+    (GO_BUILDINFO, "GOARM64"): _goarm64,
+    (GO_BUILDINFO, "GOOS"): _goos,
     ("ELF header", "OS ABI"): _os_abi,
     (".riscv.attributes", "arch"): _riscv_arch,
     ("ELF flags", "RVE"): _riscv_rve,

@@ -15,7 +15,7 @@ from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.build_attributes import MAX_ATTRIBUTES, read_attributes
 from buildkit_tasks.platforms.elf.go_buildinfo import find_go, read_go
-from buildkit_tasks.platforms.elf.isa_check import CHOICE, Evidence, riscv_extensions
+from buildkit_tasks.platforms.elf.model import CHOICE, GO_BUILDINFO, Evidence, riscv_extensions
 from buildkit_tasks.platforms.elf.segments import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, Layout
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gather"]
 
-_FLAGS, _GO, _X86 = "ELF flags", "Go build info", "x86 ISA note"
+_FLAGS, _X86 = "ELF flags", "x86 ISA note"
 _MAX_DATA = 1 << 26  # of a data segment that is searched for Go's magic
 _MAX_NOTE = 1 << 16
 _MAX_SEARCH = 1 << 23  # of strings; more are data
@@ -68,12 +68,12 @@ def _go(layout: Layout) -> Iterator[Evidence]:
         return
     if build is None:
         return
-    yield Evidence(_GO, "version", build.version)
+    yield Evidence(GO_BUILDINFO, "version", build.version)
     if build.path:
-        yield Evidence(_GO, "path", build.path)
+        yield Evidence(GO_BUILDINFO, "path", build.path)
     for name, value in build.settings.items():
         if name.startswith("GO") or name in ("CGO_ENABLED", "-buildmode"):
-            yield Evidence(_GO, name, value)
+            yield Evidence(GO_BUILDINFO, name, value)
 
 
 def _go_header(layout: Layout) -> int:

@@ -9,24 +9,20 @@ give no bytes.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms import DEVICES, Machine, foreign_machine, machine_of_elf
+from buildkit_tasks.platforms.elf.model import Binary, ElfHeader
 from buildkit_tasks.platforms.elf.segments import FORMS, PT_DYNAMIC, PT_INTERP, Layout, forms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit_tasks.platforms.elf.isa_check import Evidence
     from buildkit_tasks.platforms.elf.view import Order, View
 
 __all__ = [
     "ELF_MAGIC",
     "EXECUTABLE_TYPES",
-    "Binary",
-    "ElfHeader",
     "inspect",
     "interpreter",
     "read_elf",
@@ -52,46 +48,6 @@ _MAX_STRINGS = 2048  # libraries and paths that one file may name
 _MAX_STRING = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ElfHeader:
-    """The fields of an ELF header by their meaning; ``type`` is e_type, ``abi`` EI_OSABI."""
-
-    bits: int
-    order: Order
-    abi: int
-    type: int
-    machine: int
-    flags: int
-    entry: int
-    phoff: int
-    phentsize: int
-    phnum: int
-    shoff: int
-    shentsize: int
-    shnum: int
-    shstrndx: int
-
-    @property
-    def row(self) -> Machine | None:
-        """The architecture table's row, or None for a machine that is not in it."""
-        return machine_of_elf(1 if self.bits == 32 else 2, 1 if self.order == "little" else 2, self.machine)
-
-    @property
-    def name(self) -> str:
-        """The machine's name: the architecture table's, or what the world calls a foreign one."""
-        row = self.row
-        return row.architecture if row else foreign_machine(self.bits, self.order, self.machine)
-
-    @property
-    def is_device_code(self) -> bool:
-        """Whether a program carries this for another processor: a GPU's kernels, a BPF object, firmware."""
-        return self.machine in DEVICES
-
-    def describe(self) -> str:
-        """Say it in words: ``ELF 64-bit little-endian, machine 62 (amd64)``."""
-        return f"ELF {self.bits}-bit {self.order}-endian, machine {self.machine} ({self.name})"
-
-
 def read_elf(data: bytes) -> ElfHeader:
     """Read the header from a file's first bytes; 64 are always enough."""
     if data[:4] != ELF_MAGIC:
@@ -112,30 +68,6 @@ def read_elf(data: bytes) -> ElfHeader:
         entry=entry, phoff=phoff, phentsize=phentsize, phnum=phnum,
         shoff=shoff, shentsize=shentsize, shnum=shnum, shstrndx=shstrndx,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binary:
-    """An ELF file in what matters for starting it.
-
-    ``interpreter`` is PT_INTERP's path or empty, ``refused`` why a kernel would not start it for its
-    sake (fs/binfmt_elf.c); ``dynamic`` whether it has a dynamic section;
-    ``needed``, ``soname``, ``rpath`` and ``runpath`` are that section's, the paths split at colons.
-    ``evidence`` is all that was found about the instruction set and the ABI. ``problems`` names
-    what is damaged, ``unread`` what may be sound but was not kept of a large file.
-    """
-
-    header: ElfHeader
-    interpreter: str = ""
-    refused: str = ""
-    dynamic: bool = False
-    needed: tuple[str, ...] = ()
-    soname: str = ""
-    rpath: tuple[str, ...] = ()
-    runpath: tuple[str, ...] = ()
-    evidence: tuple[Evidence, ...] = ()
-    problems: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
 
 
 def inspect(view: View) -> Binary:

@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from buildkit_tasks.platforms.elf.reader import ElfHeader
+    from buildkit_tasks.platforms.elf.model import ElfHeader
     from buildkit_tasks.platforms.elf.view import View
 
 __all__ = ["FORMS", "Layout", "Segment", "forms"]
