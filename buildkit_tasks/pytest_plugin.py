@@ -251,10 +251,10 @@ def _has_its_own(metafunc: pytest.Metafunc) -> bool:
 
 def _images_of(config: pytest.Config, item: pytest.Item) -> list[Tested]:
     """The images that a test is about: those asked for, narrowed by its marks."""
-    from buildkit_tasks.testing.images import check_names
+    from buildkit_tasks.config.images import check_image_names
 
     wanted = _marked(item, "images")
-    check_names(_settings(config), wanted)
+    check_image_names(_settings(config), wanted)
     return [each for each in _images(config) if not wanted or each.name in wanted]
 
 

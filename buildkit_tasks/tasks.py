@@ -232,12 +232,13 @@ def _choice(edge: Edge) -> Choice:
 
 def _release(edge: Edge, image: str = "") -> tuple[Releases, Release]:
     """What releases, and the release that the settings and options describe: those of one image, if named."""
+    from buildkit_tasks.config.images import settings_for_image
     from buildkit_tasks.pipeline.images import Images
-    from buildkit_tasks.pipeline.release import Release, Releases, settings_of
+    from buildkit_tasks.pipeline.release import Release, Releases
     from buildkit_tasks.pipeline.runs import Runs
     from buildkit_tasks.platforms import parse_platforms
 
-    settings = settings_of(edge.settings, image)
+    settings = settings_for_image(edge.settings, image)
     images = Images(settings=settings, run=edge.run)
     line = (lambda: edge.line.under(settings)) if image else (lambda: edge.line)
     runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=line)

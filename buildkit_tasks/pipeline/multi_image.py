@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.build.cache import of_image
 from buildkit_tasks.build.request import BuildRequest, check_request
+from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.pipeline.bake import bake_images
 from buildkit_tasks.pipeline.image_job import Choice, Wanted, check_apart, with_archive
 from buildkit_tasks.pipeline.images import image_of
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
-from buildkit_tasks.testing.images import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ def build_one(line: Line, name: str) -> BuildResult:
 def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
     """The images of the settings that are named, or all."""
     tables = {table.name: table for table in line.settings.images}
-    check_names(line.settings, choice.names)
+    check_image_names(line.settings, choice.names)
     images = []
     for name, table in tables.items():
         if choice.names and name not in choice.names:

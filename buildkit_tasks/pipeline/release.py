@@ -18,7 +18,6 @@ from buildkit_tasks.report.model import BuiltPlatform, PushResult
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.oci.model import Digest
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.options import Access
@@ -27,7 +26,12 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.run.service import Watch
 
-__all__ = ["Plan", "Release", "Releases", "read_parts", "settings_of"]
+__all__ = [
+    "Plan",
+    "Release",
+    "Releases",
+    "read_parts",
+]
 
 _MAX_PARTS_FILE = 64 << 20  # bytes; a report of 50 images of one platform has some 220,000
 _SENDABLE = ("oci-archive:", "oci:", "docker-archive:")
@@ -171,20 +175,6 @@ class Releases:
                 f"what was built last here is {last}, no archive", hint="inv push-multiarch ARCHIVE -t REF"
             )
         return last
-
-
-def settings_of(settings: Settings, image: str) -> Settings:
-    """The settings of one of several images, and those of all where none is named or none has its own.
-
-    Raises :class:`UsageError` for a name that is not among the settings' images, if there are any.
-    """
-    tables = {table.name: table for table in settings.images}
-    if not image or not tables:
-        return settings
-    if image not in tables:
-        known = ", ".join(tables)
-        raise UsageError(f"there is no image {image!r} in the settings", hint=f"known are {known}")
-    return settings.of(tables[image])
 
 
 def read_parts(words: Iterable[str], files: Iterable[str], image: str = "") -> tuple[Reference, ...]:

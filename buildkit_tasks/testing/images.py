@@ -10,13 +10,13 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["Tested", "check_names", "for_one_run", "images_under"]
+__all__ = ["Tested", "for_one_run", "images_under"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +52,6 @@ def images_under(settings: Settings, asked: Iterable[str] = ()) -> tuple[Tested,
             hint="--image NAME=IMAGE, with NAME as in [[tool.buildkit-tasks.image]]",
         )
     return tuple(found.values())
-
-
-def check_names(settings: Settings, names: Collection[str]) -> None:
-    """Refuse a name that no image of the settings has."""
-    known = [table.name for table in settings.images]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        hint = f"known are {', '.join(known)}" if known else "[[tool.buildkit-tasks.image]] in pyproject.toml"
-        raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=hint)
 
 
 def for_one_run(settings: Settings, given: Mapping[str, Any], folder: Path) -> Settings:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.config.images import settings_for_image
 from buildkit_tasks.config.settings import load
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.pipeline.images import Images
-from buildkit_tasks.pipeline.release import Release, Releases, read_parts, settings_of
+from buildkit_tasks.pipeline.release import Release, Releases, read_parts
 from buildkit_tasks.pipeline.runs import Runs
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import document
@@ -244,13 +245,13 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
     table = '[[tool.buildkit-tasks.image]]\nname = "web"\nexpect = "this is web"\ntags = ["app:web"]\n'
     (tmp_path / "pyproject.toml").write_text(table, encoding="utf-8")
     settings = load()
-    assert (settings_of(settings, "web").expect, settings_of(settings, "web").tags) == (
+    assert (settings_for_image(settings, "web").expect, settings_for_image(settings, "web").tags) == (
         "this is web",
         ("app:web",),
     )
-    assert settings_of(settings, "") == settings
+    assert settings_for_image(settings, "") == settings
     with pytest.raises(UsageError, match="there is no image 'nope' in the settings") as caught:
-        settings_of(settings, "nope")
+        settings_for_image(settings, "nope")
     assert caught.value.hint == "known are web"
 
 

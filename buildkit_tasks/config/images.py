@@ -1,0 +1,34 @@
+"""The images of the settings, each a ``[[tool.buildkit-tasks.image]]`` table, by their names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from buildkit_tasks.config.settings import Settings
+
+__all__ = ["check_image_names", "settings_for_image"]
+
+
+def check_image_names(settings: Settings, names: Collection[str]) -> None:
+    """Raise :class:`UsageError` for a name that no image of the settings has."""
+    known = [table.name for table in settings.images]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        hint = f"known are {', '.join(known)}" if known else "[[tool.buildkit-tasks.image]] in pyproject.toml"
+        raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=hint)
+
+
+def settings_for_image(settings: Settings, name: str) -> Settings:
+    """Return the settings of the named image; unchanged if no image is named or no image has a table.
+
+    Raises :class:`UsageError` for a name that is not among the images of the settings.
+    """
+    if not name or not settings.images:
+        return settings
+    check_image_names(settings, [name])
+    return settings.of(next(table for table in settings.images if table.name == name))
