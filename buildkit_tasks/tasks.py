@@ -152,7 +152,7 @@ def push_multiarch(edge: Edge) -> None:
 @job(*PARTS, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
 def merge_multiarch(edge: Edge) -> None:
     """Make one image of parts that were pushed by digest, and name it once it is proved."""
-    from buildkit_tasks.pipeline.release import read_parts
+    from buildkit_tasks.pipeline.parts_file import read_parts
 
     image = edge.options["image"]
     releases, release = _release(edge, image)

@@ -14,7 +14,8 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.pipeline.images import Images
-from buildkit_tasks.pipeline.release import Release, Releases, read_parts
+from buildkit_tasks.pipeline.parts_file import read_parts
+from buildkit_tasks.pipeline.release import Release, Releases
 from buildkit_tasks.pipeline.runs import Runs
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import document
