@@ -10,6 +10,7 @@ import pytest
 
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
+from buildkit_tasks.cli.exit_codes import images_exit_code
 from buildkit_tasks.config.settings import Settings, load
 from buildkit_tasks.errors import (
     BuildFailed,
@@ -32,7 +33,6 @@ from buildkit_tasks.report.model import (
     Output,
     PushResult,
 )
-from buildkit_tasks.tasks import _images_code
 from tests.unit import samples
 from tests.unit.scripted import Scripted
 from tests.unit.test_bake import ENGINE, plan
@@ -431,7 +431,7 @@ def test_the_exit_code_is_1_if_a_check_failed_and_else_the_errors_own(
 ) -> None:
     report = samples.images(*(replace(samples.image("web"), **step) for step in steps))
     assert not report.ok
-    assert _images_code(report, errors) == code
+    assert images_exit_code(report, errors) == code
 
 
 def test_images_do_not_replace_each_others_caches(world: World) -> None:

@@ -1,0 +1,42 @@
+"""The exit status that a report ends a task with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, Interrupted, LimitExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from buildkit_tasks.report.model import ImagesReport, PushResult, RunReport, VerifyReport
+
+__all__ = ["images_exit_code", "push_exit_code", "run_exit_code", "verify_exit_code"]
+
+
+def images_exit_code(report: ImagesReport, errors: Iterable[BuildkitTasksError]) -> int:
+    """130 if it was interrupted, 1 if any check, build or run failed; else the highest of the others."""
+    codes = {error.exit_code for error in errors}
+    codes |= {verify_exit_code(row.verify) for row in report.images if row.verify and not row.verify.ok}
+    codes |= {run_exit_code(row.run) for row in report.images if row.run and not row.run.ok}
+    return next((code for code in (Interrupted.exit_code, 1) if code in codes), max(codes, default=1))
+
+
+def push_exit_code(pushed: PushResult | None) -> int:
+    """The exit code of a push whose proof failed."""
+    if pushed is None or pushed.verify is None:
+        return 1
+    return verify_exit_code(pushed.verify) if pushed.run is None else run_exit_code(pushed.run)
+
+
+def verify_exit_code(report: VerifyReport) -> int:
+    """5 if limits are all that was in the way, else 1."""
+    failed = {check.name for row in report.platforms for check in row.checks if not check.ok}
+    return LimitExceeded.exit_code if failed == {"limit"} else 1
+
+
+def run_exit_code(report: RunReport) -> int:
+    """5 if limits were all that failed, 124 if time-outs were, else 1."""
+    failed = {"limit" if result.limited else result.outcome for result in report.results if not result.ok}
+    codes = {"limit": LimitExceeded.exit_code, "timeout": DeadlineExceeded.exit_code}
+    return codes.get(failed.pop(), 1) if len(failed) == 1 else 1
