@@ -8,15 +8,15 @@ imported before a fixture is used.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from buildkit_tasks.testing.skip import skip_or_fail, skipped_without_engine
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.pipeline.pipeline import Line
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from buildkit_tasks.testing.images import Tested
     from buildkit_tasks.testing.session_image import Built
 
-__all__ = ["image_under_test", "line", "multiarch_image", "run_on_platform", "skipped_without_engine"]
+__all__ = [
+    "image_under_test",
+    "line",
+    "multiarch_image",
+    "run_on_platform",
+]
 
 _SETTINGS = pytest.StashKey["Settings"]()
 _IMAGE = "image_under_test"
@@ -118,21 +123,6 @@ def _cases(images: Sequence[Tested], item: pytest.Item, names: Sequence[str]) ->
     return cases
 
 
-@contextlib.contextmanager
-def skipped_without_engine(config: pytest.Config) -> Iterator[None]:
-    """Skip the test with the reason if no engine or emulator can be had for what is done here.
-
-    Under ``--require-engine`` it fails instead.
-    """
-    from buildkit_tasks.errors import EmulatorError, EngineError
-    from buildkit_tasks.testing.session_image import reason
-
-    try:
-        yield
-    except (EngineError, EmulatorError) as error:
-        _missing(config, reason(error))
-
-
 @pytest.fixture(scope="session")
 def image_under_test(request: pytest.FixtureRequest) -> Tested:
     """The image that is tested, with its name in the settings and the settings that hold for it.
@@ -180,7 +170,7 @@ def multiarch_image(
         known[name] = _once(config, tmp_path_factory, name, lambda: build_tested(_settings(config), name))
     built = known[name]
     if built.missing:
-        _missing(config, built.missing)
+        skip_or_fail(config, built.missing)
     if built.problem:
         pytest.fail(built.problem, pytrace=False)
     return built.image
@@ -234,12 +224,6 @@ def _once(
 
     record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
     return Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
-
-
-def _missing(config: pytest.Config, reason: str) -> NoReturn:
-    if config.getoption("--require-engine"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 def _has_its_own(metafunc: pytest.Metafunc) -> bool:

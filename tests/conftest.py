@@ -18,8 +18,8 @@ from buildkit_tasks.host.builder.native_platforms import Natives
 from buildkit_tasks.host.engine import Engine, existing_engine
 from buildkit_tasks.host.engine.private import PrivatePaths, stop_private_engine
 from buildkit_tasks.pipeline.pipeline import Line
-from buildkit_tasks.pytest_plugin import skipped_without_engine
 from buildkit_tasks.system.command import Commands
+from buildkit_tasks.testing.skip import skipped_without_engine
 from tests import buildkit, census
 from tests.project import Project, repository
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.pytest_plugin import skipped_without_engine
+from buildkit_tasks.testing.skip import skipped_without_engine
 
 if TYPE_CHECKING:
     import pytest
