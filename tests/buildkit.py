@@ -17,7 +17,7 @@ import certifi
 
 from buildkit_tasks.config.settings import cache_folder, load
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.paths import PrivatePaths
+from buildkit_tasks.host.engine.private import PrivatePaths
 from buildkit_tasks.system.command import Call, Commands
 from buildkit_tasks.system.files import staged
 from tests.peers.gotools import NotToBeHad, build_in_module

@@ -9,7 +9,16 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["last_line", "markup", "one_line", "printable", "shortened", "tail", "visible"]
+__all__ = [
+    "counted",
+    "last_line",
+    "markup",
+    "one_line",
+    "printable",
+    "shortened",
+    "tail",
+    "visible",
+]
 
 # Control characters but tab and newline; what turns the reading order (Unicode UAX #9) or
 # separates lines for some readers; lone surrogates; and the second `#` of `##[`, which GitHub's
@@ -62,3 +71,8 @@ def tail(text: str, lines: int) -> list[str]:
     if left_out <= 0:
         return every
     return [f"({left_out} lines before these: a --report file has them all)", *every[left_out:]]
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """The number and the noun that agrees with it."""
+    return f"{number} {one if number == 1 else many}"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.oci.layers.rootfs import files_of, printable_path
 from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
 from buildkit_tasks.report.model import Check
+from buildkit_tasks.report.text import counted
 from buildkit_tasks.verify.entrypoint import machine_of, mismatch
-from buildkit_tasks.verify.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.layers.rootfs import Found, NodeType, RootFs
 from buildkit_tasks.report.model import Check
+from buildkit_tasks.report.text import counted
 from buildkit_tasks.verify.entrypoint import machine_of
-from buildkit_tasks.verify.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -8,7 +8,7 @@ import pytest
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.host.builder import Builders, require_index
-from buildkit_tasks.host.builder.found import parse_inspect
+from buildkit_tasks.host.builder.store import parse_inspect
 from buildkit_tasks.host.engine.daemon import Engine, Tools
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.host.builder.found import Record, RecordedNode, read_record
+from buildkit_tasks.host.builder.store import Record, RecordedNode, read_record
 
 # As buildx 0.29 writes it.
 NODE: dict[str, Any] = {

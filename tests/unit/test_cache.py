@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.build import cache
 from buildkit_tasks.build.cache import (
     cache_notes,
     check_cache,
@@ -12,7 +13,6 @@ from buildkit_tasks.build.cache import (
     has_inline,
     imports,
     read_caches,
-    scopes,
 )
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
@@ -142,7 +142,7 @@ def test_where_a_registry_has_none_the_base_is_left_for_buildkit_to_name() -> No
 def test_what_a_registry_does_not_tell_us_is_buildkits_to_find(
     monkeypatch: pytest.MonkeyPatch, reply: Reply
 ) -> None:
-    monkeypatch.setattr(scopes, "_SECONDS", 0.5)
+    monkeypatch.setattr(cache, "_SECONDS", 0.5)
     with hostile() as server:
         server.always("*", reply)
         texts = [f"{server.host}/team/cache:c", "type=gha"]

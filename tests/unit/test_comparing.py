@@ -6,8 +6,8 @@ from typing import Any
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.host.builder.diff import differences
-from buildkit_tasks.host.builder.found import Record, RecordedNode
 from buildkit_tasks.host.builder.spec import WantedBuilder
+from buildkit_tasks.host.builder.store import Record, RecordedNode
 from buildkit_tasks.report.model import BuilderSummary
 
 HERE = "tcp://127.0.0.1:1"

@@ -9,7 +9,7 @@ import pytest
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.host.builder.creating import create_arguments, fix_arguments, leave_arguments
+from buildkit_tasks.host.builder.buildx import create_arguments, fix_arguments, leave_arguments
 from buildkit_tasks.host.builder.spec import IMAGE, WantedBuilder, WantedNode, split_options
 from buildkit_tasks.platforms import parse_platforms
 

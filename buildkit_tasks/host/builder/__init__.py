@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from buildkit_tasks.host.builder.assignment import Assignment, assign
-from buildkit_tasks.host.builder.found import parse_inspect
 from buildkit_tasks.host.builder.health import Watch, watch_nodes
 from buildkit_tasks.host.builder.manager import Builders, require_index
 from buildkit_tasks.host.builder.probe import prove
 from buildkit_tasks.host.builder.spec import ELSEWHERE
-from buildkit_tasks.host.builder.store import is_elsewhere
+from buildkit_tasks.host.builder.store import is_elsewhere, parse_inspect
 
 __all__ = [
     "ELSEWHERE",

@@ -6,14 +6,14 @@ import json
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.host.builder.creating import entitlement
+from buildkit_tasks.host.builder.buildx import entitlement
 from buildkit_tasks.host.builder.spec import OWN_DAEMON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.host.builder.found import Record, RecordedNode
     from buildkit_tasks.host.builder.spec import WantedBuilder, WantedNode
+    from buildkit_tasks.host.builder.store import Record, RecordedNode
     from buildkit_tasks.report.model import BuilderSummary
 
 __all__ = ["differences"]

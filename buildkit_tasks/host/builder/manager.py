@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx
-from buildkit_tasks.host.builder.creating import create_arguments
+from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx, create_arguments
 from buildkit_tasks.host.builder.diff import differences
 from buildkit_tasks.host.builder.nodes import Nodes, short
 from buildkit_tasks.host.builder.spec import ELSEWHERE, WantedBuilder, WantedNode

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuilderError
 from buildkit_tasks.host.builder.assignment import fixed_platforms
-from buildkit_tasks.host.builder.creating import fix_arguments, leave_arguments
+from buildkit_tasks.host.builder.buildx import fix_arguments, leave_arguments
 from buildkit_tasks.host.builder.health import silent_nodes
 from buildkit_tasks.host.builder.spec import WantedNode
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from buildkit_tasks.host.builder.buildx import Buildx
-    from buildkit_tasks.host.builder.found import Record, RecordedNode
     from buildkit_tasks.host.builder.spec import WantedBuilder
+    from buildkit_tasks.host.builder.store import Record, RecordedNode
     from buildkit_tasks.report.model import BuilderSummary, NodeSummary
     from buildkit_tasks.system.notify import Tell
 

@@ -8,10 +8,12 @@ kept in ``process``, so that no other process is ever taken for it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,6 @@ from buildkit_tasks.host.engine.daemon import (
     docker_tools,
     listens,
 )
-from buildkit_tasks.host.engine.paths import PrivatePaths
 from buildkit_tasks.host.engine.private_network import Network
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.system.command import Call, Runner
@@ -35,7 +36,12 @@ from buildkit_tasks.system.process import Process, processes_naming
 if TYPE_CHECKING:
     from buildkit_tasks.system.notify import Tell
 
-__all__ = ["PrivatePaths", "ensure_private_engine", "running_private_engine", "stop_private_engine"]
+__all__ = [
+    "PrivatePaths",
+    "ensure_private_engine",
+    "running_private_engine",
+    "stop_private_engine",
+]
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -262,3 +268,57 @@ def _planned(paths: PrivatePaths, tools: Tools) -> Engine:
         tools=tools,
         env=_client_environment(paths),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PrivatePaths:
+    """Where one private engine keeps its things; ``name`` tells several engines apart."""
+
+    cache: Path
+    name: str = "engine"
+
+    @property
+    def home(self) -> Path:
+        """Configuration, state and log."""
+        return self.cache / self.name
+
+    @property
+    def prefix(self) -> Path:
+        """The unpacked packages."""
+        return self.cache / "debian" / "engine"
+
+    @property
+    def runtime(self) -> Path:
+        """Sockets and mounts: short, since a socket's path may have 107 bytes, and gone at reboot."""
+        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
+        return Path("/run/buildkit-tasks") / digest
+
+    @property
+    def bridge(self) -> str:
+        """The network device of its containers (15 characters at most)."""
+        return f"bkt-{self.runtime.name}"
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's only listener."""
+        return self.runtime / "docker.sock"
+
+    @property
+    def endpoint(self) -> str:
+        """The socket as docker's clients write it."""
+        return f"unix://{self.socket}"
+
+    @property
+    def data(self) -> Path:
+        """Images, containers and build cache."""
+        return self.home / "data"
+
+    @property
+    def state(self) -> Path:
+        """Which process is the daemon, and when it started."""
+        return self.home / "process"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon says."""
+        return self.home / "dockerd.log"

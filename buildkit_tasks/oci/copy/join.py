@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.copy.docker_load import pack
-from buildkit_tasks.oci.copy.index import merged
-from buildkit_tasks.oci.copy.single import read_part
+from buildkit_tasks.oci.copy.index import merged, read_part
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.oci.transports.layout import reachable

@@ -108,8 +108,7 @@ def join(
     A part is a manifest, or an index with the attestations of its one image. Raises
     :class:`CheckFailed` that names a platform that is there twice, is missing or is not expected.
     """
-    from buildkit_tasks.oci.copy.index import merged
-    from buildkit_tasks.oci.copy.single import read_part
+    from buildkit_tasks.oci.copy.index import merged, read_part
     from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
     from buildkit_tasks.oci.registry import open_registry
 

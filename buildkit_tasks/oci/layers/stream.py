@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Self
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.hashing import Hasher
 from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, Inflated
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest
-from buildkit_tasks.oci.source import Source, Verified
+from buildkit_tasks.oci.source import Hasher, Source, Verified
 
 __all__ = ["LayerStream", "check_diff_id", "check_layer_count", "open_layer"]
 
