@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.timing import Row, command, compare
 from buildkit_tasks.build.standin_bases import fetch_go
-from buildkit_tasks.config.settings import load
-from buildkit_tasks.pipeline.pipeline import Line
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.system.command import SubprocessRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +48,11 @@ class Bench:
         self.example = place / "hello"
         shutil.copytree(_EXAMPLE, self.example)
         shutil.copy(_ROOT / "pyproject.toml", place)
-        self.line = Line(settings=load(folder=_ROOT), run=Commands(echo=sys.stderr), tell=_tell)
+        self.line = Pipeline(
+            settings=load_settings(folder=_ROOT),
+            commands=SubprocessRunner(dry_run_output=sys.stderr),
+            notify=_tell,
+        )
         self.engine = self.line.engine
         self.env = {**os.environ, **self.engine.env}
         self.options = ["--context=hello", "--tag=hello:bench"]
@@ -97,7 +101,7 @@ class Bench:
 
     def _go_loop(self) -> Callable[[], None]:
         """The limit: the compiler on the host, one target after the other, its cache kept."""
-        go = fetch_go(self.place / "toolchain", self.line.run) / "bin/go"
+        go = fetch_go(self.place / "toolchain", self.line.commands) / "bin/go"
         targets = [_go_environment(platform) for platform in self.line.platforms]
         cache = {
             "GOCACHE": str(self.place / "gocache"),

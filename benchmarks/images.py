@@ -217,7 +217,7 @@ def _manifest(memory: Memory, layer: Layer, platform: str, entrypoint: str) -> J
     config: dict[str, Any] = {
         **platform_json(platform),
         "config": {"Entrypoint": [entrypoint]},
-        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id, str(Digest.of(program))]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id, str(Digest.from_bytes(program))]},
     }
     layers = [layer.entry, own]
     if entrypoint != "/main":

@@ -8,18 +8,20 @@ import time
 from dataclasses import replace
 
 from benchmarks.child import peak
-from buildkit_tasks.config.settings import SmokeCheck, load
-from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.config.settings import SmokeCheck, load_settings
+from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.command import SubprocessRunner
 
 
 def main(image: str, platform: str, runs: int) -> None:
     """Run, two at once, and print seconds and bytes."""
-    settings = replace(load(), checks=(SmokeCheck(),) * runs, jobs=2, runner="sandbox")
-    line = Line(settings=settings, run=Commands(), tell=lambda said: print(said, file=sys.stderr))
+    settings = replace(load_settings(), checks=(SmokeCheck(),) * runs, jobs=2, runner="sandbox")
+    line = Pipeline(
+        settings=settings, commands=SubprocessRunner(), notify=lambda said: print(said, file=sys.stderr)
+    )
     started = time.perf_counter()
-    report = line.emulate(image, (Platform.parse(platform),))
+    report = line.run_image(image, (Platform.parse(platform),))
     if not report.ok:
         raise SystemExit(next(result.message for result in report.results if not result.ok))
     json.dump({"seconds": time.perf_counter() - started, "peak": peak()}, sys.stdout)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.timing import Row, command, compare
-from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.host.emulation.qemu import Qemu
-from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.config.settings import cache_folder, load_settings
+from buildkit_tasks.host.emulation.qemu import QemuFinder
+from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.platforms import Platform, native_platform
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.process import processes_naming
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.process import find_processes_by_argument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,11 @@ class Bench:
         self.rounds = rounds
         shutil.copytree(_ROOT / "examples" / "hello", place / "hello")
         shutil.copy(_ROOT / "pyproject.toml", place)
-        self.line = Line(settings=load(folder=_ROOT), run=Commands(echo=sys.stderr), tell=_tell)
+        self.line = Pipeline(
+            settings=load_settings(folder=_ROOT),
+            commands=SubprocessRunner(dry_run_output=sys.stderr),
+            notify=_tell,
+        )
         self.engine = self.line.engine
         self._build("--output=type=oci,dest=hello.tar")
         self._build("--load", "--tag=hello:bench")
@@ -122,7 +126,7 @@ class Bench:
         return [
             Path("/proc/self/mounts").read_text(encoding="utf-8"),
             *sorted(f"{path}: {path.read_text(encoding='utf-8')}" for path in handlers),
-            *(f"process {each}" for each in processes_naming(_INSIDE)),
+            *(f"process {each}" for each in find_processes_by_argument(_INSIDE)),
             *sorted(str(path) for path in roots.iterdir()),
         ]
 
@@ -135,7 +139,9 @@ class Bench:
         program = str(self.place / "out" / folder / "usr/local/bin/hello")
         if platform.architecture == native_platform().architecture:
             return [program]
-        qemu = Qemu(settings=self.line.settings, run=self.line.run, tell=_tell).find(platform.machine)
+        qemu = QemuFinder(settings=self.line.settings, commands=self.line.commands, notify=_tell).find(
+            platform.machine
+        )
         return [str(qemu), program]
 
     def _forget(self) -> None:

@@ -29,10 +29,10 @@ from benchmarks.images import (
     write_layer,
 )
 from benchmarks.timing import Row, command, compare
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
 from tests.registry import push, serve
 
@@ -96,9 +96,9 @@ class _Hands:
     @classmethod
     def fetched(cls, bench: Bench) -> _Hands:
         """Fetch them once; later runs find them in the cache folder."""
-        wanted = Packages(names=("skopeo", "umoci", "file"), suite="host", dependencies=True)
+        wanted = PackageSet(names=("skopeo", "umoci", "file"), suite="host", with_dependencies=True)
         prefix = cache_folder(bench.line.settings) / "debian/by-hand"
-        provision(prefix, [wanted], bench.line.run, bench.line.tell)
+        install_packages(prefix, [wanted], bench.line.commands, bench.line.notify)
         libraries = ":".join(str(path) for path in (prefix / "usr/lib").glob("*-linux-gnu*"))
         magic = prefix / "usr/lib/file/magic.mgc"
         found = {"MAGIC": str(magic)} if magic.exists() else {}
@@ -230,7 +230,7 @@ def _verifying(name: str) -> Callable[[], None]:
 
 
 def _platforms() -> tuple[Platform, ...]:
-    return parse_platforms(load(folder=_ROOT).platforms)
+    return parse_platforms(load_settings(folder=_ROOT).platforms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

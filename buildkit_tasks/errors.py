@@ -36,9 +36,9 @@ class BuildkitTasksError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        where = f"{self.platform}: " if self.platform is not None else ""
-        then = f"\n  next: {self.hint}" if self.hint else ""
-        return f"{where}{self.message}{then}"
+        prefix = f"{self.platform}: " if self.platform is not None else ""
+        suffix = f"\n  next: {self.hint}" if self.hint else ""
+        return f"{prefix}{self.message}{suffix}"
 
 
 class CheckFailed(BuildkitTasksError):

@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 import nox
 
-from buildkit_tasks.config.settings import load
+from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.system.lock import once
+from buildkit_tasks.system.lock import run_once
 from buildkit_tasks.system.process import Process
-from buildkit_tasks.testing.images import images_under
+from buildkit_tasks.testing.images import select_tested_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +30,11 @@ __all__ = ["arch_matrix"]
 
 _DEFAULT_TESTS = ("--pyargs", "buildkit_tasks.testing.default_checks")
 # What a session may run beside, under `nox -j`: Nox knows it from 2026.8.10 on.
-_PARALLEL: dict[str, Any] = {
+_SESSION_OPTIONS: dict[str, Any] = {
     key: True for key in ("allow_parallel",) if key in inspect.signature(nox.session).parameters
 }
-_GRACE = 30.0  # seconds in which what is interrupted takes away what it has made
-_SCHEDULER = "BUILDKIT_TASKS_NOX"  # the process that read the noxfile first
+_INTERRUPT_TIMEOUT = 30.0  # seconds in which what is interrupted takes away what it has made
+_SCHEDULER_VARIABLE = "BUILDKIT_TASKS_NOX"  # the process that read the noxfile first
 
 
 def arch_matrix(
@@ -50,45 +50,70 @@ def arch_matrix(
     ``run-emulated`` become settings of the session, and the rest goes to pytest.
     The sessions run where Nox runs, since that is where this package and pytest are installed.
     """
-    settings = load()
-    wanted = {
+    settings = load_settings()
+    image_platforms = {
         each.name: parse_platforms(platforms) if platforms else each.platforms
-        for each in images_under(settings)
+        for each in select_tested_images(settings)
     }
-    every = tuple(dict.fromkeys(each for found in wanted.values() for each in found))
+    all_platforms = tuple(
+        dict.fromkeys(each for platforms_of_image in image_platforms.values() for each in platforms_of_image)
+    )
     # Several images have each their own, and what is typed would hold for all.
-    asked = () if settings.images and not platforms else every
-    scheduler = _scheduler()
-    images: list[dict[str, str]] = []
+    explicit_platforms = () if settings.images and not platforms else all_platforms
+    scheduler = _identify_scheduler()
+    shared_images: list[dict[str, str]] = []
 
-    @nox.session(name=name, venv_backend="none", **_PARALLEL)
-    @nox.parametrize("platform", [str(each) for each in every], ids=[each.slug for each in every])
+    @nox.session(name=name, venv_backend="none", **_SESSION_OPTIONS)
+    @nox.parametrize(
+        "platform", [str(each) for each in all_platforms], ids=[each.slug for each in all_platforms]
+    )
     def session(session: nox.Session, platform: str) -> None:
         """Build once; then verify and run on one platform."""
-        env, words = _sorted_out(session)
-        if not images:
-            images.append(_once(session, name, scheduler, lambda: _built(session, asked, env)))
-        here = [image for image, found in wanted.items() if platform in map(str, found)]
-        built = [(image, images[0][image]) for image in here if image in images[0]]
-        if built:
-            chosen = [*(tests or _DEFAULT_TESTS), "-p", "no:cacheprovider"]
+        env, pytest_args = session_env_and_args(session)
+        if not shared_images:
+            shared_images.append(
+                _build_once(session, name, scheduler, lambda: _build_images(session, explicit_platforms, env))
+            )
+        image_names = [
+            image for image, image_targets in image_platforms.items() if platform in map(str, image_targets)
+        ]
+        built_images = [
+            (image, shared_images[0][image]) for image in image_names if image in shared_images[0]
+        ]
+        if built_images:
+            test_args = [*(tests or _DEFAULT_TESTS), "-p", "no:cacheprovider"]
             python = [sys.executable, "-m", "pytest"]
-            named = [f"--image={image}={place}" if image else f"--image={place}" for image, place in built]
-            options = [f"--platform={platform}", *named, *_strictness()]
-            session.run(*python, *chosen, *options, *words, env=env, external=True, interrupt_timeout=_GRACE)
-        if len(built) < len(here):
-            lacking = ", ".join(image or "the image" for image in here if image not in images[0])
-            session.error(f"{lacking} could not be built")
+            image_options = [
+                f"--image={image}={location}" if image else f"--image={location}"
+                for image, location in built_images
+            ]
+            options = [f"--platform={platform}", *image_options, *require_engine_option()]
+            session.run(
+                *python,
+                *test_args,
+                *options,
+                *pytest_args,
+                env=env,
+                external=True,
+                interrupt_timeout=_INTERRUPT_TIMEOUT,
+            )
+        if len(built_images) < len(image_names):
+            missing_images = ", ".join(
+                image or "the image" for image in image_names if image not in shared_images[0]
+            )
+            session.error(f"{missing_images} could not be built")
 
     return session
 
 
-def _strictness() -> list[str]:
+def require_engine_option() -> list[str]:
     """In CI a missing engine is a failure."""
     return ["--require-engine"] if os.environ.get("CI") else []
 
 
-def _built(session: nox.Session, platforms: Sequence[Platform], env: Mapping[str, str]) -> dict[str, str]:
+def _build_images(
+    session: nox.Session, platforms: Sequence[Platform], env: Mapping[str, str]
+) -> dict[str, str]:
     """Build in a process of its own; gives where each image is that could be built, by its name.
 
     The one image of a repository has the empty name.
@@ -96,64 +121,66 @@ def _built(session: nox.Session, platforms: Sequence[Platform], env: Mapping[str
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))
-    code, said = _ended(argv, {**os.environ, **env})
-    if code:
-        session.warn(f"build-multiarch ended with status {code}")
+    status, stdout = run_captured(argv, {**os.environ, **env})
+    if status:
+        session.warn(f"build-multiarch ended with status {status}")
     try:
-        report = json.loads(said)
+        report = json.loads(stdout)
     except ValueError:  # it was killed
         return {}
     rows = report.get("images", [{"name": "", "build": report}])
-    return {row["name"]: place for row in rows if (place := _archive(row["build"] or {}))}
+    return {row["name"]: location for row in rows if (location := _archive_image_name(row["build"] or {}))}
 
 
-def _ended(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+def run_captured(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
     """The status and the standard output of a program that Ctrl-C lets take away what it has made.
 
     (``subprocess.run`` kills it after a quarter of a second.)
     """
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as child:
         try:
-            said, _ = child.communicate()
+            stdout, _ = child.communicate()
         except KeyboardInterrupt:  # of a terminal, which has interrupted it as well
             try:
-                child.wait(_GRACE)
+                child.wait(_INTERRUPT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 child.terminate()
             raise
-    return child.returncode, said
+    return child.returncode, stdout
 
 
-def _archive(build: Mapping[str, Any]) -> str:
+def _archive_image_name(build: Mapping[str, Any]) -> str:
     """The archive of a build that has made one, as an image's name."""
     archives = (output["dest"] for output in build.get("outputs", ()) if output["type"] == "oci")
-    return next((f"oci-archive:{Path(each).absolute()}" for each in archives), "")
+    return next((f"oci-archive:{Path(path).absolute()}" for path in archives), "")
 
 
-def _scheduler() -> str:
+def _identify_scheduler() -> str:
     """The Nox that started this one for a single session, as ``nox -j`` does; empty if none did.
 
     Each session of ``nox -j`` is a child process of Nox that reads the noxfile again. The one that
     read it first leaves its pid and start time in the environment.
     """
-    first = os.environ.pop(_SCHEDULER, "")
+    first_process = os.environ.pop(_SCHEDULER_VARIABLE, "")
     with contextlib.suppress(ProcessLookupError):  # no /proc to look in: then each builds for itself
-        os.environ[_SCHEDULER] = str(Process.of(os.getpid()))
-        return first if first == str(Process.of(os.getppid())) else ""
+        os.environ[_SCHEDULER_VARIABLE] = str(Process.from_pid(os.getpid()))
+        return first_process if first_process == str(Process.from_pid(os.getppid())) else ""
     return ""
 
 
-def _once(
+def _build_once(
     session: nox.Session, name: str, scheduler: str, build: Callable[[], dict[str, str]]
 ) -> dict[str, str]:
     """What ``build`` gives; under ``nox -j``, what it gave the first of this run's sessions."""
     if not scheduler:
         return build()
-    found: dict[str, str] = once(session.cache_dir / f"{quote(name, safe='')}.image.json", scheduler, build)
-    return found
+    images: dict[str, str] = run_once(
+        session.cache_dir / f"{quote(name, safe='')}.image.json", scheduler, build
+    )
+    return images
 
 
-def _sorted_out(session: nox.Session) -> tuple[dict[str, str], list[str]]:
+def session_env_and_args(session: nox.Session) -> tuple[dict[str, str], list[str]]:
     """The environment that sets what the words after ``--`` ask of a run, and the words for pytest.
 
     A value that cannot be ends the session in the words of the settings.
@@ -161,48 +188,48 @@ def _sorted_out(session: nox.Session) -> tuple[dict[str, str], list[str]]:
     from buildkit_tasks.run.outcomes import Expectation
 
     try:
-        values, words = _parted(session.posargs)
-        Expectation(pattern=load(values).expect)  # which refuses what is no regular expression
+        values, pytest_args = split_posargs(session.posargs)
+        Expectation(pattern=load_settings(values).expect)  # which refuses what is no regular expression
     except UsageError as error:
         session.error(str(error))
-    return {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in values.items() if value}, words
+    return {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in values.items() if value}, pytest_args
 
 
-def _parted(posargs: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def split_posargs(posargs: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Settings by their keys, from the words that are options of ``run-emulated``; and the other words."""
-    settings = _settings_by_option()
+    setting_keys = _map_options_to_settings()
     values: dict[str, str] = {}
-    others: list[str] = []
-    words = iter(posargs)
-    for word in words:
-        option, value = _split(word)
-        if option not in settings:
-            others.append(word)
-            if word == "--":
-                return values, [*others, *words]
+    pytest_args: list[str] = []
+    remaining_args = iter(posargs)
+    for arg in remaining_args:
+        option, value = _split_option(arg)
+        if option not in setting_keys:
+            pytest_args.append(arg)
+            if arg == "--":
+                return values, [*pytest_args, *remaining_args]
             continue
-        if value is None and (value := next(words, None)) is None:
-            raise UsageError(f"{word} needs a value")
-        values[settings[option]] = value
-    return values, others
+        if value is None and (value := next(remaining_args, None)) is None:
+            raise UsageError(f"{arg} needs a value")
+        values[setting_keys[option]] = value
+    return values, pytest_args
 
 
-def _split(word: str) -> tuple[str, str | None]:
+def _split_option(arg: str) -> tuple[str, str | None]:
     """A word as an option, with dashes, and the value that is joined to it."""
-    if word.startswith("-j") and word[2:3].isdecimal():
-        return "-j", word[2:]
-    option, joined, value = word.partition("=")
-    return option.replace("_", "-"), value if joined else None
+    if arg.startswith("-j") and arg[2:3].isdecimal():
+        return "-j", arg[2:]
+    option, separator, value = arg.partition("=")
+    return option.replace("_", "-"), value if separator else None
 
 
-def _settings_by_option() -> dict[str, str]:
+def _map_options_to_settings() -> dict[str, str]:
     """The options of a run that have one value, as typed, and the key of the settings that each sets."""
-    from buildkit_tasks.cli.options import ENVIRONMENT, RUN
+    from buildkit_tasks.cli.options import ENGINE_OPTIONS, RUN_OPTIONS
 
-    found: dict[str, Any] = {}
-    for option in (*RUN, *ENVIRONMENT):
+    setting_keys: dict[str, Any] = {}
+    for option in (*RUN_OPTIONS, *ENGINE_OPTIONS):
         if option.setting and option.default == "" and option.name != "timeout":  # that one is pytest's
-            found[f"--{option.name.replace('_', '-')}"] = option.setting
+            setting_keys[f"--{option.name.replace('_', '-')}"] = option.setting
             if option.short:
-                found[f"-{option.short}"] = option.setting
-    return found
+                setting_keys[f"-{option.short}"] = option.setting
+    return setting_keys

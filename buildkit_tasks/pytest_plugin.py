@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.testing.skip import skip_or_fail, skipped_without_engine
+from buildkit_tasks.testing.skip import skip_or_fail, skip_without_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.pipeline.pipeline import Line
+    from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
-    from buildkit_tasks.testing.images import Tested
-    from buildkit_tasks.testing.session_image import Built
+    from buildkit_tasks.testing.images import TestedImage
+    from buildkit_tasks.testing.session_image import SessionImage
 
 __all__ = [
     "image_under_test",
@@ -32,9 +32,9 @@ __all__ = [
     "run_on_platform",
 ]
 
-_SETTINGS = pytest.StashKey["Settings"]()
-_IMAGE = "image_under_test"
-_BUILT = pytest.StashKey[dict[str, "Built"]]()
+_SETTINGS_KEY = pytest.StashKey["Settings"]()
+_IMAGE_FIXTURE = "image_under_test"
+_SESSION_IMAGES_KEY = pytest.StashKey[dict[str, "SessionImage"]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,11 +77,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "images(name, ...): run this test only on these images of the settings"
     )
-    if any(_flags(config).values()) or any(config.getoption("--image")):
+    if any(_read_flag_settings(config).values()) or any(config.getoption("--image")):
         from buildkit_tasks.errors import UsageError
 
         try:
-            for each in _images(config):
+            for each in _requested_images(config):
                 each.platforms  # noqa: B018 - refuses a name that is none
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
@@ -93,49 +93,51 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     With several images one for each and each of its platforms, such as ``web-arm-v7``.
     Every worker of pytest-xdist must collect the same tests in the same order, and so it does.
     """
-    names = [_IMAGE] if _IMAGE in metafunc.fixturenames else []
-    if "platform" in metafunc.fixturenames and not _has_its_own(metafunc):
+    names = [_IMAGE_FIXTURE] if _IMAGE_FIXTURE in metafunc.fixturenames else []
+    if "platform" in metafunc.fixturenames and not _has_own_platform(metafunc):
         names.append("platform")
     if not names:
         return
     from buildkit_tasks.errors import UsageError
 
     try:
-        images = _images_of(metafunc.config, metafunc.definition)
+        images = _select_images(metafunc.config, metafunc.definition)
         if [each.name for each in images] == [""]:  # of one there is no choice
-            names = [name for name in names if name != _IMAGE]
-        cases = _cases(images, metafunc.definition, names)
+            names = [name for name in names if name != _IMAGE_FIXTURE]
+        cases = _list_test_cases(images, metafunc.definition, names)
     except UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     if names:
-        through = [name for name in names if name == _IMAGE]
-        metafunc.parametrize(names, [*cases.values()], ids=[*cases], indirect=through, scope="session")
+        indirect = [name for name in names if name == _IMAGE_FIXTURE]
+        metafunc.parametrize(names, [*cases.values()], ids=[*cases], indirect=indirect, scope="session")
 
 
-def _cases(images: Sequence[Tested], item: pytest.Item, names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+def _list_test_cases(
+    images: Sequence[TestedImage], item: pytest.Item, names: Sequence[str]
+) -> dict[str, tuple[Any, ...]]:
     """The values of these arguments of a test, for each of its cases by their ids."""
     cases: dict[str, tuple[Any, ...]] = {}
     for image in images:
-        for platform in _platforms_of(image, item) if "platform" in names else [None]:
-            labels = {_IMAGE: image.name, "platform": platform and platform.slug}
-            values = {_IMAGE: image, "platform": platform}
+        for platform in _select_platforms(image, item) if "platform" in names else [None]:
+            labels = {_IMAGE_FIXTURE: image.name, "platform": platform and platform.slug}
+            values = {_IMAGE_FIXTURE: image, "platform": platform}
             cases["-".join(str(labels[name]) for name in names)] = tuple(values[name] for name in names)
     return cases
 
 
 @pytest.fixture(scope="session")
-def image_under_test(request: pytest.FixtureRequest) -> Tested:
+def image_under_test(request: pytest.FixtureRequest) -> TestedImage:
     """The image that is tested, with its name in the settings and the settings that hold for it.
 
     Where there are several each comes in its turn.
     """
     if hasattr(request, "param"):
-        found: Tested = request.param
-        return found
+        image: TestedImage = request.param
+        return image
     from buildkit_tasks.errors import UsageError
 
     try:
-        images = _images(request.config)
+        images = _requested_images(request.config)
     except UsageError as error:
         pytest.fail(str(error), pytrace=False)
     if len(images) > 1:
@@ -144,16 +146,16 @@ def image_under_test(request: pytest.FixtureRequest) -> Tested:
 
 
 @pytest.fixture(scope="session")
-def line(image_under_test: Tested) -> Line:
+def line(image_under_test: TestedImage) -> Pipeline:
     """The services under the image's settings; an engine is asked for when one is needed."""
-    from buildkit_tasks.testing.session_image import line_of_tests
+    from buildkit_tasks.testing.session_image import create_test_pipeline
 
-    return line_of_tests(image_under_test.settings)
+    return create_test_pipeline(image_under_test.settings)
 
 
 @pytest.fixture(scope="session")
 def multiarch_image(
-    request: pytest.FixtureRequest, image_under_test: Tested, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, image_under_test: TestedImage, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
     """The name of the image under test: ``--image``, else what is built once from the settings.
 
@@ -162,23 +164,25 @@ def multiarch_image(
     """
     if image_under_test.image:
         return image_under_test.image
-    from buildkit_tasks.testing.session_image import build_tested
+    from buildkit_tasks.testing.session_image import build_session_image
 
     config, name = request.config, image_under_test.name
-    known = config.stash.setdefault(_BUILT, {})
-    if name not in known:  # several images come in their turns more than once
-        known[name] = _once(config, tmp_path_factory, name, lambda: build_tested(_settings(config), name))
-    built = known[name]
-    if built.missing:
-        skip_or_fail(config, built.missing)
-    if built.problem:
-        pytest.fail(built.problem, pytrace=False)
-    return built.image
+    session_images = config.stash.setdefault(_SESSION_IMAGES_KEY, {})
+    if name not in session_images:  # several images come in their turns more than once
+        session_images[name] = _build_once(
+            config, tmp_path_factory, name, lambda: build_session_image(_load_settings(config), name)
+        )
+    session_image = session_images[name]
+    if session_image.skip_reason:
+        skip_or_fail(config, session_image.skip_reason)
+    if session_image.failure:
+        pytest.fail(session_image.failure, pytrace=False)
+    return session_image.image
 
 
 @pytest.fixture
 def run_on_platform(
-    request: pytest.FixtureRequest, line: Line, multiarch_image: str, platform: Platform
+    request: pytest.FixtureRequest, line: Pipeline, multiarch_image: str, platform: Platform
 ) -> Callable[..., RunResult]:
     """Run the image, or a command in it, on the test's platform; gives a ``RunResult``.
 
@@ -187,7 +191,7 @@ def run_on_platform(
     to what the test expects. ``timeout`` is in seconds. Raises ``UsageError`` for a value that cannot
     be, and for ``cpu="both"``: a test that wants both asks twice.
     """
-    from buildkit_tasks.testing.images import for_one_run
+    from buildkit_tasks.testing.images import run_settings
 
     def run(
         command: str = "",
@@ -197,20 +201,23 @@ def run_on_platform(
         timeout: float | None = None,
         cpu: str | None = None,
     ) -> RunResult:
-        asked = {"expect": expect, "expect_exit": expect_exit, "timeout": timeout, "cpu": cpu or None}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        arguments = {"expect": expect, "expect_exit": expect_exit, "timeout": timeout, "cpu": cpu or None}
+        values: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
         if command:
-            given = {"expect": "", "expect_exit": 0, "command": command} | given
-        services = replace(line, settings=for_one_run(line.settings, given, request.config.rootpath))
-        with skipped_without_engine(request.config):
-            return services.emulate(multiarch_image, (platform,)).results[0]
+            values = {"expect": "", "expect_exit": 0, "command": command} | values
+        pipeline = replace(line, settings=run_settings(line.settings, values, request.config.rootpath))
+        with skip_without_engine(request.config):
+            return pipeline.run_image(multiarch_image, (platform,)).results[0]
 
     return run
 
 
-def _once(
-    config: pytest.Config, folders: pytest.TempPathFactory, name: str, make: Callable[[], Built]
-) -> Built:
+def _build_once(
+    config: pytest.Config,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    build: Callable[[], SessionImage],
+) -> SessionImage:
     """What ``make`` gives; among workers of pytest-xdist, what it gave the first of them.
 
     A lock and a record in the folder that holds the workers' own: pytest-xdist's documentation,
@@ -218,58 +225,62 @@ def _once(
     """
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
-        return make()
-    from buildkit_tasks.system.lock import once
-    from buildkit_tasks.testing.session_image import Built
+        return build()
+    from buildkit_tasks.system.lock import run_once
+    from buildkit_tasks.testing.session_image import SessionImage
 
-    record = folders.getbasetemp().parent / f"buildkit-tasks-{name}.json"
-    return Built(**once(record, worker["testrunuid"], lambda: asdict(make())))
+    record_path = tmp_path_factory.getbasetemp().parent / f"buildkit-tasks-{name}.json"
+    return SessionImage(**run_once(record_path, worker["testrunuid"], lambda: asdict(build())))
 
 
-def _has_its_own(metafunc: pytest.Metafunc) -> bool:
+def _has_own_platform(metafunc: pytest.Metafunc) -> bool:
     """Whether a test's ``platform`` is a parameter or a fixture of somebody else's: a common name."""
-    marks = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
-    names = {name.strip() for each in marks for name in (each.split(",") if isinstance(each, str) else each)}
+    name_lists = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
+    names = {
+        name.strip()
+        for names_of_mark in name_lists
+        for name in (names_of_mark.split(",") if isinstance(names_of_mark, str) else names_of_mark)
+    }
     return "platform" in names or bool(metafunc._arg2fixturedefs.get("platform"))  # noqa: SLF001 - no public way
 
 
-def _images_of(config: pytest.Config, item: pytest.Item) -> list[Tested]:
+def _select_images(config: pytest.Config, item: pytest.Item) -> list[TestedImage]:
     """The images that a test is about: those asked for, narrowed by its marks."""
     from buildkit_tasks.config.images import check_image_names
 
-    wanted = _marked(item, "images")
-    check_image_names(_settings(config), wanted)
-    return [each for each in _images(config) if not wanted or each.name in wanted]
+    names = _read_marker_names(item, "images")
+    check_image_names(_load_settings(config), names)
+    return [each for each in _requested_images(config) if not names or each.name in names]
 
 
-def _platforms_of(image: Tested, item: pytest.Item) -> list[Platform]:
+def _select_platforms(image: TestedImage, item: pytest.Item) -> list[Platform]:
     """The platforms that a test of an image runs on: those asked for, narrowed by its marks."""
     from buildkit_tasks.platforms import parse_platforms
 
-    wanted = parse_platforms(_marked(item, "platforms"))
-    return [each for each in image.platforms if not wanted or each in wanted]
+    platforms = parse_platforms(_read_marker_names(item, "platforms"))
+    return [each for each in image.platforms if not platforms or each in platforms]
 
 
-def _marked(item: pytest.Item, mark: str) -> list[str]:
+def _read_marker_names(item: pytest.Item, mark: str) -> list[str]:
     return [str(name) for each in item.iter_markers(mark) for name in each.args]
 
 
-def _images(config: pytest.Config) -> tuple[Tested, ...]:
-    from buildkit_tasks.testing.images import images_under
+def _requested_images(config: pytest.Config) -> tuple[TestedImage, ...]:
+    from buildkit_tasks.testing.images import select_tested_images
 
-    return images_under(_settings(config), config.getoption("--image"))
+    return select_tested_images(_load_settings(config), config.getoption("--image"))
 
 
-def _settings(config: pytest.Config) -> Settings:
+def _load_settings(config: pytest.Config) -> Settings:
     """The settings of the repository, with what pytest's options say; read once."""
-    if _SETTINGS not in config.stash:
-        from buildkit_tasks.config.settings import load
+    if _SETTINGS_KEY not in config.stash:
+        from buildkit_tasks.config.settings import load_settings
 
-        config.stash[_SETTINGS] = load(_flags(config), folder=config.rootpath)
-    return config.stash[_SETTINGS]
+        config.stash[_SETTINGS_KEY] = load_settings(_read_flag_settings(config), folder=config.rootpath)
+    return config.stash[_SETTINGS_KEY]
 
 
-def _flags(config: pytest.Config) -> dict[str, Any]:
+def _read_flag_settings(config: pytest.Config) -> dict[str, Any]:
     """The settings that are options of pytest's here."""
-    names = {"platforms": "--platform", "cpu": "--cpu", "runner": "--runner"}
-    return {key: config.getoption(option) for key, option in names.items()}
+    option_names = {"platforms": "--platform", "cpu": "--cpu", "runner": "--runner"}
+    return {key: config.getoption(option) for key, option in option_names.items()}

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from buildkit_tasks.cli.exit_codes import images_exit_code, push_exit_code, run_exit_code, verify_exit_code
-from buildkit_tasks.cli.invocation import Edge, collection, job
+from buildkit_tasks.cli.invocation import TaskContext, create_namespace, task
 from buildkit_tasks.cli.options import (
     ARCHIVE,
-    BAKE,
-    BUILD,
-    CACHE_STATE,
-    ENVIRONMENT,
-    HOSTS,
+    BAKE_FILE,
+    BUILD_OPTIONS,
+    ENGINE_OPTIONS,
+    HOST_OPTIONS,
     IMAGE,
-    IMAGES,
+    IMAGE_NAMES,
+    KEEP_STATE,
     NO_VERIFY,
-    PARTS,
+    PART_OPTIONS,
     PLATFORM,
     RECREATE,
     REPORT,
-    RUN,
-    SETUP,
+    RUN_OPTIONS,
+    SETUP_OPTIONS,
     SPLIT,
     TAG,
-    VERIFY,
+    VERIFY_OPTIONS,
 )
 from buildkit_tasks.cli.requests import (
     build_request,
@@ -47,165 +47,188 @@ __all__ = [
 ]
 
 
-@job(*SETUP, RECREATE, CACHE_STATE, REPORT)
-def setup_builder(edge: Edge) -> None:
+@task(*SETUP_OPTIONS, RECREATE, KEEP_STATE, REPORT)
+def setup_builder(ctx: TaskContext) -> None:
     """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
-    recreate, keep_state = edge.options["recreate"], edge.options["keep_state"]
+    recreate, keep_state = ctx.options["recreate"], ctx.options["keep_state"]
     if keep_state and not recreate:
         raise UsageError("--keep-state is for a builder that is made anew", hint="add --recreate")
-    edge.show(edge.line.setup(recreate=recreate, keep_state=keep_state), code=EngineError.exit_code)
+    ctx.show_report(
+        ctx.pipeline.setup(recreate=recreate, keep_state=keep_state), failure_code=EngineError.exit_code
+    )
 
 
-@job(*BUILD, NO_VERIFY, SPLIT, IMAGES, BAKE, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
-def build_multiarch(edge: Edge) -> None:
+@task(
+    *BUILD_OPTIONS,
+    NO_VERIFY,
+    SPLIT,
+    IMAGE_NAMES,
+    BAKE_FILE,
+    PLATFORM,
+    *VERIFY_OPTIONS,
+    *RUN_OPTIONS,
+    *ENGINE_OPTIONS,
+    REPORT,
+)
+def build_multiarch(ctx: TaskContext) -> None:
     """Build one image for many platforms; with no output named, as an OCI archive in dist/.
 
     What is pushed is verified and run where it lies, by its digest, before a tag names it.
 
     Several images, of the settings or of a bake file, are verified and run as well.
     """
-    if _has_several(edge):
-        _show_several(edge)
+    if _has_multiple_images(ctx):
+        _build_multiple_images(ctx)
     else:
-        request = build_request(edge)
-        check_release_options(edge, request, (*VERIFY, *RUN))
-        with edge.watching() as watch:
-            result = edge.line.release(request, edge.line.build(request), watch)
-        edge.show(result, code=push_exit_code(result.pushed))
+        request = build_request(ctx)
+        check_release_options(ctx, request, (*VERIFY_OPTIONS, *RUN_OPTIONS))
+        with ctx.show_run_progress() as progress:
+            result = ctx.pipeline.release_build(request, ctx.pipeline.build(request), progress)
+        ctx.show_report(result, failure_code=push_exit_code(result.pushed))
 
 
-@job(IMAGE, PLATFORM, *VERIFY, *HOSTS, REPORT)
-def verify_arch(edge: Edge) -> None:
+@task(IMAGE, PLATFORM, *VERIFY_OPTIONS, *HOST_OPTIONS, REPORT)
+def verify_arch(ctx: TaskContext) -> None:
     """Prove that every platform in an image is what it says, or that it would start somewhere."""
-    from buildkit_tasks.pipeline.images import Images
+    from buildkit_tasks.pipeline.images import ImageResolver
     from buildkit_tasks.platforms import parse_platforms
-    from buildkit_tasks.verify.host_match import hosts_of
+    from buildkit_tasks.verify.host_match import read_hosts
 
-    settings, options = edge.settings, edge.options
-    hosts = hosts_of(options["for_"], options["for_nodes"])
-    named = settings.given("platforms") and not hosts
-    expected = parse_platforms(settings.platforms) if named else ()
-    report = Images(settings=settings, run=edge.run).verify(options["image"], expected, hosts)
-    edge.show(report, code=verify_exit_code(report), always=True)
+    settings, options = ctx.settings, ctx.options
+    hosts = read_hosts(options["for_"], options["for_nodes"])
+    platforms_named = settings.is_explicit("platforms") and not hosts
+    expected = parse_platforms(settings.platforms) if platforms_named else ()
+    report = ImageResolver(settings=settings, commands=ctx.commands).verify(options["image"], expected, hosts)
+    ctx.show_report(report, failure_code=verify_exit_code(report), even_dry_run=True)
 
 
-@job(IMAGE, PLATFORM, *RUN, *ENVIRONMENT, REPORT)
-def run_emulated(edge: Edge) -> None:
+@task(IMAGE, PLATFORM, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
+def run_emulated(ctx: TaskContext) -> None:
     """Run every platform's image, under QEMU where need be, and check what it prints."""
-    from buildkit_tasks.pipeline.images import Images
-    from buildkit_tasks.pipeline.runs import Runs
+    from buildkit_tasks.pipeline.images import ImageResolver
+    from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import parse_platforms
 
-    settings, images = edge.settings, Images(settings=edge.settings, run=edge.run)
-    runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=lambda: edge.line)
-    wanted = parse_platforms(settings.platforms) if settings.given("platforms") else ()
-    with edge.watching() as watch:
-        report = runs.emulate(edge.options["image"], wanted, watch)
-    edge.show(report, code=run_exit_code(report))
+    settings, resolver = ctx.settings, ImageResolver(settings=ctx.settings, commands=ctx.commands)
+    image_runner = ImageRunner(
+        settings=settings,
+        commands=ctx.commands,
+        notify=ctx.notify,
+        resolver=resolver,
+        get_pipeline=lambda: ctx.pipeline,
+    )
+    platforms = parse_platforms(settings.platforms) if settings.is_explicit("platforms") else ()
+    with ctx.show_run_progress() as progress:
+        report = image_runner.run_image(ctx.options["image"], platforms, progress)
+    ctx.show_report(report, failure_code=run_exit_code(report))
 
 
-@job(
-    *SETUP,
-    *(option for option in BUILD if option.name not in ("builder", "fallback", "allow")),
+@task(
+    *SETUP_OPTIONS,
+    *(option for option in BUILD_OPTIONS if option.name not in ("builder", "fallback", "allow")),
     NO_VERIFY,
     SPLIT,
-    IMAGES,
-    BAKE,
-    *VERIFY,
-    *RUN,
+    IMAGE_NAMES,
+    BAKE_FILE,
+    *VERIFY_OPTIONS,
+    *RUN_OPTIONS,
     REPORT,
 )
-def arch_matrix(edge: Edge) -> None:
+def arch_matrix(ctx: TaskContext) -> None:
     """Set up, build, verify and run for every platform: one row for each."""
-    if _has_several(edge):
-        _show_several(edge, setup=True)
+    if _has_multiple_images(ctx):
+        _build_multiple_images(ctx, setup=True)
         return
-    request = build_request(edge)
-    check_release_options(edge, request)
-    with edge.watching() as watch:
-        report, error = edge.line.matrix(request, watch)
+    request = build_request(ctx)
+    check_release_options(ctx, request)
+    with ctx.show_run_progress() as progress:
+        report, error = ctx.pipeline.run_matrix(request, progress)
     code = 1 if report.run is None else run_exit_code(report.run)
-    edge.show(report, code=error.exit_code if error else code)
+    ctx.show_report(report, failure_code=error.exit_code if error else code)
     if error:
-        edge.tell(f"error: {error}")
+        ctx.notify(f"error: {error}")
 
 
-@job(ARCHIVE, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
-def push_multiarch(edge: Edge) -> None:
+@task(ARCHIVE, TAG, NO_VERIFY, PLATFORM, *VERIFY_OPTIONS, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
+def push_multiarch(ctx: TaskContext) -> None:
     """Send a built image to a registry, byte for byte: by digest first, its tags once it is proved."""
-    releases, release = release_from_options(edge)
-    if edge.dry_run:
-        plan = releases.plan_push(edge.options["archive"], release)
-        edge.say(plan.document(), plan.text())
+    releases, release = release_from_options(ctx)
+    if ctx.dry_run:
+        plan = releases.plan_push(ctx.options["archive"], release)
+        ctx.print_result(plan.to_dict(), plan.to_text())
         return
-    with edge.watching() as watch:
-        result = releases.push(edge.options["archive"], release, watch)
-    edge.show(result, code=push_exit_code(result))
+    with ctx.show_run_progress() as progress:
+        result = releases.push(ctx.options["archive"], release, progress)
+    ctx.show_report(result, failure_code=push_exit_code(result))
 
 
-@job(*PARTS, TAG, NO_VERIFY, PLATFORM, *VERIFY, *RUN, *ENVIRONMENT, REPORT)
-def merge_multiarch(edge: Edge) -> None:
+@task(*PART_OPTIONS, TAG, NO_VERIFY, PLATFORM, *VERIFY_OPTIONS, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
+def merge_multiarch(ctx: TaskContext) -> None:
     """Make one image of parts that were pushed by digest, and name it once it is proved."""
     from buildkit_tasks.pipeline.parts_file import read_parts
 
-    image = edge.options["image"]
-    releases, release = release_from_options(edge, image)
-    parts = read_parts(edge.options["part"], edge.options["parts_file"], image)
-    if edge.dry_run:
+    image = ctx.options["image"]
+    releases, release = release_from_options(ctx, image)
+    parts = read_parts(ctx.options["part"], ctx.options["parts_file"], image)
+    if ctx.dry_run:
         plan = releases.plan_merge(parts, release)
-        edge.say(plan.document(), plan.text())
+        ctx.print_result(plan.to_dict(), plan.to_text())
         return
-    with edge.watching() as watch:
-        result = releases.merge(parts, release, watch)
-    edge.show(result, code=push_exit_code(result))
+    with ctx.show_run_progress() as progress:
+        result = releases.merge(parts, release, progress)
+    ctx.show_report(result, failure_code=push_exit_code(result))
 
 
-@job(PLATFORM, *ENVIRONMENT)
-def doctor(edge: Edge) -> None:
+@task(PLATFORM, *ENGINE_OPTIONS)
+def doctor(ctx: TaskContext) -> None:
     """Say what is there, what is missing, and the one next command. Changes nothing."""
-    from buildkit_tasks.pipeline.doctor import examine
+    from buildkit_tasks.pipeline.doctor import diagnose_environment
 
-    diagnosis = examine(edge.line)
-    edge.say(diagnosis.document(), diagnosis.text())
-    edge.code = 0 if diagnosis.ok else EngineError.exit_code
+    diagnosis = diagnose_environment(ctx.pipeline)
+    ctx.print_result(diagnosis.to_dict(), diagnosis.to_text())
+    ctx.exit_code = 0 if diagnosis.ok else EngineError.exit_code
 
 
-@job(*SETUP[:1], *ENVIRONMENT[:1], CACHE_STATE)
-def remove_builder(edge: Edge) -> None:
+@task(*SETUP_OPTIONS[:1], *ENGINE_OPTIONS[:1], KEEP_STATE)
+def remove_builder(ctx: TaskContext) -> None:
     """Remove the builder and the binfmt_misc handlers that were added here, and nothing else."""
-    removed = edge.line.remove(keep_state=edge.options["keep_state"])
-    done = "would remove" if edge.dry_run else "removed"
-    edge.say({"ok": True, "removed": removed}, f"{done}: {', '.join(removed) or 'nothing is there'}")
+    removed = ctx.pipeline.remove_builder(keep_state=ctx.options["keep_state"])
+    verb = "would remove" if ctx.dry_run else "removed"
+    ctx.print_result({"ok": True, "removed": removed}, f"{verb}: {', '.join(removed) or 'nothing is there'}")
 
 
-@job(CACHE_STATE)
-def stop_engine(edge: Edge) -> None:
+@task(KEEP_STATE)
+def stop_engine(ctx: TaskContext) -> None:
     """End the private engine and remove what it kept; the downloaded packages stay as a cache."""
     from buildkit_tasks.host.engine.private import stop_private_engine
 
-    line = edge.line
-    stopped = stop_private_engine(line.settings, line.run, line.tell, keep_state=edge.options["keep_state"])
-    done = "it would be stopped" if edge.dry_run else "stopped"
-    edge.say({"ok": True, "stopped": stopped}, done if stopped else "no private engine was running")
+    pipeline = ctx.pipeline
+    stopped = stop_private_engine(
+        pipeline.settings, pipeline.commands, pipeline.notify, keep_state=ctx.options["keep_state"]
+    )
+    message = "it would be stopped" if ctx.dry_run else "stopped"
+    ctx.print_result(
+        {"ok": True, "stopped": stopped}, message if stopped else "no private engine was running"
+    )
 
 
-def _has_several(edge: Edge) -> bool:
+def _has_multiple_images(ctx: TaskContext) -> bool:
     """Whether images are wanted by their names: those of the settings or of a bake file."""
-    return bool(edge.options["bake"] or edge.options["image"] or edge.settings.images)
+    return bool(ctx.options["bake"] or ctx.options["image"] or ctx.settings.images)
 
 
-def _show_several(edge: Edge, *, setup: bool = False) -> None:
+def _build_multiple_images(ctx: TaskContext, *, setup: bool = False) -> None:
     """Each image's build, verification and runs."""
-    from buildkit_tasks.pipeline.multi_image import several
+    from buildkit_tasks.pipeline.multi_image import open_images
 
-    with several(edge.line, image_selection(edge)) as images:
-        report, errors = images.report(setup=setup)
-    edge.show(report, code=images_exit_code(report, errors))
+    with open_images(ctx.pipeline, image_selection(ctx)) as images:
+        report, errors = images.run_all(setup=setup)
+    ctx.show_report(report, failure_code=images_exit_code(report, errors))
     if report.error:
-        edge.tell(f"error: {report.error}")
+        ctx.notify(f"error: {report.error}")
 
 
-ns = collection(
+ns = create_namespace(
     setup_builder,
     build_multiarch,
     verify_arch,

@@ -11,8 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cli.invocation import Job, Option
-from buildkit_tasks.config.settings import KEYS, Settings
+from buildkit_tasks.cli.invocation import DeclaredTask, Option
+from buildkit_tasks.config.settings import SETTINGS_KEYS, Settings
 from buildkit_tasks.platforms import known_platforms
 from buildkit_tasks.tasks import ns
 
@@ -32,7 +32,7 @@ def fresh(name: str) -> str:
 
 
 def _tasks(text: str) -> str:
-    jobs = {name: job for name, job in ns.tasks.items() if isinstance(job, Job)}
+    jobs = {name: job for name, job in ns.tasks.items() if isinstance(job, DeclaredTask)}
     every = [option.name for option in next(iter(jobs.values())).options.values() if _is_common(option, jobs)]
     text = _replaced(text, _EVERY_TASK, _option_table(jobs["doctor"], lambda option: option.name in every))
     for name, job in jobs.items():
@@ -40,11 +40,11 @@ def _tasks(text: str) -> str:
     return text
 
 
-def _is_common(option: Option, jobs: dict[str, Job]) -> bool:
+def _is_common(option: Option, jobs: dict[str, DeclaredTask]) -> bool:
     return all(option.name in job.options for job in jobs.values())
 
 
-def _option_table(job: Job, chosen: Callable[[Option], bool]) -> Iterator[str]:
+def _option_table(job: DeclaredTask, chosen: Callable[[Option], bool]) -> Iterator[str]:
     yield "| option | kind | what it is | setting |"
     yield "| --- | --- | --- | --- |"
     for option in filter(chosen, job.options.values()):
@@ -70,7 +70,7 @@ def _settings(text: str) -> str:
 def _key_table(words: dict[str, str]) -> Iterator[str]:
     yield "| key | kind | default | what it is |"
     yield "| --- | --- | --- | --- |"
-    defaults = {each.name: each.default for each in fields(Settings) if each.name in KEYS}
+    defaults = {each.name: each.default for each in fields(Settings) if each.name in SETTINGS_KEYS}
     for name, default in defaults.items():
         key = _dashed(name)
         said = words.get(key, "(nobody has said yet)")
@@ -85,8 +85,8 @@ def _cpu_table() -> Iterator[str]:
     yield "| platform | what its name promises | CPU |"
     yield "| --- | --- | --- |"
     for platform in known_platforms():
-        promise = platform.promise.title if platform.promise else ""
-        yield f"| `{platform}` | {promise} | `{platform.cpu}` |"
+        promise = platform.baseline.title if platform.baseline else ""
+        yield f"| `{platform}` | {promise} | `{platform.baseline_cpu}` |"
 
 
 def _shown(default: object) -> str:

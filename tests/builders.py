@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.system.command import Commands, Completed
+from buildkit_tasks.system.command import CommandResult, SubprocessRunner
 
 _SECONDS = 300.0
 _STEP = re.compile(r"^#(\d+) (\[.*\] (?:COPY|RUN|ADD|WORKDIR) .*)$", re.MULTILINE)
@@ -48,5 +48,7 @@ def steps(progress: str) -> dict[str, bool]:
     return {f"#{number} {step}": number in cached for number, step in _STEP.findall(progress)}
 
 
-def _buildx(engine: Engine, *arguments: str) -> Completed:
-    return Commands().run([*engine.tools.buildx, *arguments], engine.call(timeout=_SECONDS))
+def _buildx(engine: Engine, *arguments: str) -> CommandResult:
+    return SubprocessRunner().run(
+        [*engine.tools.buildx, *arguments], engine.command_options(timeout=_SECONDS)
+    )

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import certifi
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivatePaths
-from buildkit_tasks.system.command import Call, Commands
-from buildkit_tasks.system.files import staged
+from buildkit_tasks.host.engine.private import PrivateEnginePaths
+from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
+from buildkit_tasks.system.files import build_atomically
 from tests.peers.gotools import NotToBeHad, build_in_module
 
 __all__ = ["IMAGE", "VERSION", "NotToBeHad", "compiled", "import_image", "remove_image"]
@@ -33,25 +33,25 @@ _SECONDS = 300.0
 
 def compiled() -> Path:
     """The folder of buildkitd and buildctl. Raises :class:`NotToBeHad` with the reason."""
-    place = cache_folder(load()) / "go" / f"buildkit-{VERSION}"
-    return staged(place, lambda folder: build_in_module(_MODULE, VERSION, _NAMES, folder))
+    place = cache_folder(load_settings()) / "go" / f"buildkit-{VERSION}"
+    return build_atomically(place, lambda folder: build_in_module(_MODULE, VERSION, _NAMES, folder))
 
 
 def import_image(engine: Engine, name: str = IMAGE) -> str:
     """Put the image into the engine's store; gives its name."""
     programs = compiled()
-    runc = PrivatePaths(cache_folder(load())).prefix / "usr/sbin/runc"
+    runc = PrivateEnginePaths(cache_folder(load_settings())).prefix / "usr/sbin/runc"
     archive = _packed(_files(programs, runc))
     argv = [*engine.tools.docker, "import", "--change", 'ENTRYPOINT ["buildkitd"]', "-", name]
-    done = Commands().run(argv, engine.call(stdin=archive, timeout=_SECONDS))
+    done = SubprocessRunner().run(argv, engine.command_options(stdin=archive, timeout=_SECONDS))
     assert done.ok, done.stderr
     return name
 
 
 def remove_image(engine: Engine, name: str) -> None:
     """Take it out of the engine's store again."""
-    done = Commands().run(
-        [*engine.tools.docker, "image", "rm", "--force", name], engine.call(timeout=_SECONDS)
+    done = SubprocessRunner().run(
+        [*engine.tools.docker, "image", "rm", "--force", name], engine.command_options(timeout=_SECONDS)
     )
     assert done.ok, done.stderr
 
@@ -70,7 +70,7 @@ def _files(programs: Path, runc: Path) -> Iterator[tuple[str, bytes]]:
 def _libraries(program: Path) -> list[str]:
     """The loader and the shared libraries of a program, where ld.so finds them here."""
     folders = ":".join(map(str, program.parents[2].glob("usr/lib/*-linux-*")))
-    done = Commands().run(["ldd", str(program)], Call(env={"LD_LIBRARY_PATH": folders}))
+    done = SubprocessRunner().run(["ldd", str(program)], CommandOptions(env={"LD_LIBRARY_PATH": folders}))
     assert done.ok, done.stderr
     return re.findall(r"(/\S+) \(0x", done.stdout)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivatePaths
-from buildkit_tasks.host.engine.sdk import connect
+from buildkit_tasks.host.engine.private import PrivateEnginePaths
+from buildkit_tasks.host.engine.sdk import connect_client
 from tests.project import MARK
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
@@ -43,12 +43,12 @@ class Census:
 
 def take(engine: Engine | None, *folders: Path) -> Census:
     """Count now. ``folders`` are searched for temporary files, as the cache folder is."""
-    cache = cache_folder(load())
+    cache = cache_folder(load_settings())
     containers: set[str] = set()
     volumes: set[str] = set()
     images: set[str] = set()
     if engine is not None:
-        with contextlib.closing(connect(engine)) as client:
+        with contextlib.closing(connect_client(engine)) as client:
             containers = {each["Id"] for each in client.api.containers(all=True)}
             volumes = {each["Name"] for each in client.api.volumes()["Volumes"] or ()}
             images = {f"{each['Id']} {each.get('RepoTags')}" for each in client.api.images(all=True)}
@@ -84,7 +84,7 @@ def _processes() -> Iterator[str]:
 
 
 def _mounts(cache: Path) -> Iterator[str]:
-    ours = (str(cache), str(PrivatePaths(cache).runtime), str(BINFMT))
+    ours = (str(cache), str(PrivateEnginePaths(cache).runtime_dir), str(BINFMT))
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         place = line.split(" ")[4]
         if place.startswith(ours):

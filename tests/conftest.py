@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.host.builder.native_platforms import Natives
-from buildkit_tasks.host.engine import Engine, existing_engine
-from buildkit_tasks.host.engine.private import PrivatePaths, stop_private_engine
-from buildkit_tasks.pipeline.pipeline import Line
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.testing.skip import skipped_without_engine
+from buildkit_tasks.config.settings import cache_folder, load_settings
+from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
+from buildkit_tasks.host.engine import Engine, find_engine
+from buildkit_tasks.host.engine.private import PrivateEnginePaths, stop_private_engine
+from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.testing.skip import skip_without_engine
 from tests import buildkit, census
 from tests.project import Project, repository
 
@@ -39,7 +39,7 @@ def _tell(message: str) -> None:
 @pytest.fixture(scope="session")
 def _handlers_as_before() -> Iterator[None]:
     """The binfmt_misc table is left byte for byte as it was found, and unmounted if it was not mounted."""
-    ledger = cache_folder(load()) / "binfmt.json"
+    ledger = cache_folder(load_settings()) / "binfmt.json"
     noted = ledger.read_bytes() if ledger.exists() else None
     mounted = (census.BINFMT / "register").exists()
     before = census.handlers()
@@ -56,15 +56,15 @@ def _handlers_as_before() -> Iterator[None]:
         ledger.write_bytes(noted)
     assert census.handlers() == before
     if not mounted and (census.BINFMT / "register").exists():
-        Commands().detach(census.BINFMT)
+        SubprocessRunner().unmount(census.BINFMT)
 
 
 @pytest.fixture(scope="session")
 def _engine_as_before() -> Iterator[None]:
     """A private engine that was not there before is ended; what it kept goes unless it was there."""
-    settings, run = load(), Commands(echo=sys.stderr)
-    found = existing_engine(settings, run)
-    kept = PrivatePaths(cache_folder(settings)).home.exists()
+    settings, run = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
+    found = find_engine(settings, run)
+    kept = PrivateEnginePaths(cache_folder(settings)).root.exists()
     yield
     if not isinstance(found, Engine):
         stop_private_engine(settings, run, _tell, keep_state=kept)
@@ -72,11 +72,11 @@ def _engine_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engine(
-    request: pytest.FixtureRequest, _handlers_as_before: None, _engine_as_before: None, line: Line
+    request: pytest.FixtureRequest, _handlers_as_before: None, _engine_as_before: None, line: Pipeline
 ) -> Iterator[Engine]:
     """The engine that the product finds or starts, set up for the ten platforms as the product does it."""
     name = line.settings.name
-    with skipped_without_engine(request.config):
+    with skip_without_engine(request.config):
         found = line.builders.find(name)
     assert [row.message for row in line.setup().platforms if not row.runs] == []
     yield line.engine
@@ -95,7 +95,9 @@ def buildkit_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> 
     buildkit.remove_image(engine, name)
     # What was noted of nodes in this session's own stores of buildx.
     for store in tmp_path_factory.getbasetemp().rglob("instances"):
-        shutil.rmtree(Natives.beside(store, cache_folder(load())).folder, ignore_errors=True)
+        shutil.rmtree(
+            NativePlatformStore.for_store(store, cache_folder(load_settings())).folder, ignore_errors=True
+        )
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def _stretched(machine: Machine, data: bytes, memory: int) -> bytes:
     """The same with one segment of that size in memory, nearly all of it said to be in the file."""
     file = min(memory, memory - 0x400 if memory > _FILE_SIZE else memory)
     changed = bytearray(data)
-    order = "<" if machine.order == "little" else ">"
+    order = "<" if machine.byte_order == "little" else ">"
     if machine.bits == 64:
         struct.pack_into(f"{order}I", changed, 64 + 4, _READ_WRITE_EXECUTE)
         struct.pack_into(f"{order}QQ", changed, 64 + 32, file, memory)

@@ -41,7 +41,7 @@ class Shape:
 def shape_of(platform: str) -> Shape:
     """The shape of a platform's programs."""
     row = Platform.parse(platform).machine
-    return Shape(bits=row.bits, order=row.order, machine=row.elf_machine, flags=row.elf_flags)
+    return Shape(bits=row.bits, order=row.byte_order, machine=row.e_machine, flags=row.e_flags)
 
 
 def elf(  # noqa: PLR0913 - one for each thing that an ELF file may say

@@ -16,17 +16,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
 from tests.certificates import Certificate
 from tests.ports import free_port, listens
 
 __all__ = ["Ssh", "over_ssh", "over_tcp", "tls_context"]
 
 _SECONDS = 20.0
-_WANTED = Packages(names=("dropbear-bin", "openssh-client", "socat"), suite="host", dependencies=True)
+_WANTED = PackageSet(names=("dropbear-bin", "openssh-client", "socat"), suite="host", with_dependencies=True)
 _PLACES = ("usr/bin", "usr/sbin")
 # In a mount namespace of its own root's home is another, and the real one is left alone.
 _AT_HOME = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"']
@@ -127,8 +127,8 @@ def _script(path: Path, words: str) -> Path:
 
 def _program(name: str) -> list[str]:
     """A program of Debian's, unpacked for the tests alone, with its libraries."""
-    prefix = cache_folder(load()) / "debian/servers"
-    provision(prefix, [_WANTED], Commands(echo=sys.stderr), lambda _: None)
+    prefix = cache_folder(load_settings()) / "debian/servers"
+    install_packages(prefix, [_WANTED], SubprocessRunner(dry_run_output=sys.stderr), lambda _: None)
     libraries = sorted({str(each.parent) for each in prefix.rglob("*.so*")})
     found = next(prefix / place / name for place in _PLACES if (prefix / place / name).exists())
     return ["env", f"LD_LIBRARY_PATH={':'.join(libraries)}", str(found)]

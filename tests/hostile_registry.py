@@ -106,7 +106,7 @@ class Hostile:
         """The requests whose path (and query) matches, or method and path as in ``PUT */manifests/*``."""
         return [each for each in self.asked if _matches(each, pattern)]
 
-    def tell(self, pattern: str, *replies: Reply) -> Hostile:
+    def answer(self, pattern: str, *replies: Reply) -> Hostile:
         """Answer paths that match: one reply after the other, the image after the last.
 
         The latest told comes first. ``pattern`` is as a shell's, over path and query, or over those
@@ -117,7 +117,7 @@ class Hostile:
 
     def always(self, pattern: str, reply: Reply) -> Hostile:
         """Answer paths that match with the same reply for ever."""
-        return self.tell(pattern, *[reply] * 1000)
+        return self.answer(pattern, *[reply] * 1000)
 
     def hold(self, memory: Memory, name: str = "team/image", tag: str = "v1") -> str:
         """Serve an image as it is, unchecked; gives its reference."""
@@ -145,7 +145,7 @@ class Hostile:
         if found is None or found[3] not in self.keep(found[1]).found[found[2]]:
             return None
         media_type, data = self.keep(found[1]).found[found[2]][found[3]]
-        stated = {"Docker-Content-Digest": str(Digest.of(data))} if self.states_digests else {}
+        stated = {"Docker-Content-Digest": str(Digest.from_bytes(data))} if self.states_digests else {}
         return Reply(headers={"Content-Type": media_type, **stated}, body=data)
 
     def _held(self, asked: Asked, path: str) -> Reply:
@@ -154,7 +154,7 @@ class Hostile:
             return Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}')
         memory, tag = self._images[found[1]]
         name = found[3]
-        digest = str(memory.root().digest) if found[2] == "manifests" and name == tag else name
+        digest = str(memory.root_descriptor().digest) if found[2] == "manifests" and name == tag else name
         if digest not in memory.blobs:
             return Reply(status=404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
         data = memory.blobs[digest]
@@ -171,7 +171,7 @@ class Hostile:
         ended = re.fullmatch(r"/upload/(.+)", path)
         if ended is not None:
             return self._take_blob(asked, self.keep(ended[1]))
-        digest = str(Digest.of(asked.body))
+        digest = str(Digest.from_bytes(asked.body))
         named = re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path)
         if named is None or asked.method != "PUT":
             return Reply(status=404)
@@ -193,7 +193,7 @@ class Hostile:
                 status=202, headers={"Location": f"{urlsplit(asked.path).path}?state={quote(state)}%2B"}
             )
         data += asked.body
-        digest = str(Digest.of(data))
+        digest = str(Digest.from_bytes(data))
         if query.get("digest") != [digest]:
             return Reply(status=400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}')
         kept.found["blobs"][digest] = ("application/octet-stream", data)
@@ -207,7 +207,7 @@ class Hostile:
         """The digest that a pushed ``REPOSITORY:TAG`` names now, or nothing."""
         repository, _, tag = name.rpartition(":")
         found = self.keep(repository).found["manifests"].get(tag)
-        return str(Digest.of(found[1])) if found else ""
+        return str(Digest.from_bytes(found[1])) if found else ""
 
     def _ranged(self, data: bytes, wanted: str) -> Reply:
         found = re.fullmatch(r"bytes=(\d+)-", wanted)
@@ -389,7 +389,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _media_type(memory: Memory, digest: str, data: bytes) -> str:
     """What the root's descriptor says, or the document itself."""
-    root = memory.root()
+    root = memory.root_descriptor()
     if str(root.digest) == digest:
         return root.media_type
     with contextlib.suppress(ValueError, AttributeError):

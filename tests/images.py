@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.platforms.elf.probe import probe_program
+from buildkit_tasks.platforms.elf.probe import build_probe_program
 
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = f"{LAYER_TAR}+gzip"
@@ -35,7 +35,7 @@ class Memory:
     top: Descriptor | None = None
     opened: list[str] = field(default_factory=list)
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         assert self.top is not None
         return self.top
 
@@ -48,7 +48,7 @@ class Memory:
     def put(self, data: bytes | Json, media_type: str, **more: object) -> Json:
         """Store a blob and give its descriptor as JSON."""
         raw = json.dumps(data).encode() if isinstance(data, dict) else data
-        digest = str(Digest.of(raw))
+        digest = str(Digest.from_bytes(raw))
         self.blobs[digest] = raw
         return {"mediaType": media_type, "digest": digest, "size": len(raw), **more}
 
@@ -81,7 +81,7 @@ def platform_json(platform: str) -> Json:
 
 def probe(platform: str) -> bytes:
     """A real executable of that platform."""
-    return probe_program(Platform.parse(platform).machine)
+    return build_probe_program(Platform.parse(platform).machine)
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, *, mode: int = 0o755, link: str = "") -> tarfile.TarInfo:
@@ -144,7 +144,7 @@ def add_platform(
     ``config`` (``Entrypoint``, ``Cmd``, ``Env``...).
     """
     layers = [memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP) for tar in tars]
-    stated = list(diff_ids) if diff_ids is not None else [str(Digest.of(tar)) for tar in tars]
+    stated = list(diff_ids) if diff_ids is not None else [str(Digest.from_bytes(tar)) for tar in tars]
     config = {
         **platform_json(says or platform),
         "config": start,
@@ -178,7 +178,7 @@ def flip(data: bytes, at: int = -20) -> bytes:
 
 def layout_files(memory: Memory, **annotations: str) -> dict[str, bytes]:
     """The files of a layout, as buildx writes them: an index.json that names one index."""
-    root = memory.root()
+    root = memory.root_descriptor()
     entry = {
         "mediaType": root.media_type,
         "digest": str(root.digest),

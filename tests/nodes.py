@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.config.settings import load
-from buildkit_tasks.host.builder import Builders
+from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.host.builder import BuilderManager
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.certificates import Certificate
 from tests.ports import free_port, listens
 from tests.project import TASKS, Done, Project, program
@@ -83,7 +83,9 @@ class Node:
 
 def docker(engine: Engine, *arguments: str) -> str:
     """Run docker's client, which must succeed; gives what it prints."""
-    done = Commands().run([*engine.tools.docker, *arguments], engine.call(timeout=_SECONDS))
+    done = SubprocessRunner().run(
+        [*engine.tools.docker, *arguments], engine.command_options(timeout=_SECONDS)
+    )
     assert done.ok, done.stderr
     return done.stdout.strip()
 
@@ -105,7 +107,9 @@ class OwnBuilder:
 
     def remove(self) -> None:
         """As `remove-builder` does it, which would also remove this machine's handlers."""
-        Builders(engine=self.engine, settings=load(), run=Commands(), tell=lambda _: None).remove(self.name)
+        BuilderManager(
+            engine=self.engine, settings=load_settings(), commands=SubprocessRunner(), notify=lambda _: None
+        ).remove(self.name)
 
     @property
     def container(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.platforms.elf.probe import probe_program
+from buildkit_tasks.platforms.elf.probe import build_probe_program
 
 # In the environment of every process that this test session starts, and of no other session's.
 MARK = {"BUILDKIT_TASKS_TESTED_BY": uuid.uuid4().hex}
@@ -104,4 +104,4 @@ def repository(place: Path) -> Project:
 def program(platform: str, status: int = 0, *, code: str | None = None) -> bytes:
     """A tiny real program of that platform: it ends with ``status``, or does what ``code`` says."""
     machine = Platform.parse(platform).machine
-    return probe_program(machine if code is None else replace(machine, exit_code=code), status)
+    return build_probe_program(machine if code is None else replace(machine, exit_instructions=code), status)

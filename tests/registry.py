@@ -13,10 +13,10 @@ from typing import Any
 
 import requests
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
 from tests.certificates import Certificate
 from tests.images import Memory, descriptor
 from tests.ports import free_port, listens
@@ -33,9 +33,9 @@ def serve(folder: Path, *, tls: Certificate | None = None, login: bool = False) 
 
     With ``tls`` over https alone; with ``login`` only to :data:`USER` with :data:`PASSWORD`.
     """
-    prefix = cache_folder(load()) / "debian/docker-registry"
-    run = Commands(echo=sys.stderr)
-    provision(prefix, [Packages(names=("docker-registry",), suite="host")], run, lambda _: None)
+    prefix = cache_folder(load_settings()) / "debian/docker-registry"
+    run = SubprocessRunner(dry_run_output=sys.stderr)
+    install_packages(prefix, [PackageSet(names=("docker-registry",), suite="host")], run, lambda _: None)
     port = free_port()
     configuration = folder / "config.yml"
     # JSON is YAML.
@@ -65,7 +65,7 @@ def push(  # noqa: PLR0913 - the last ones are keywords with defaults
     The registry refuses what is not sound (a manifest without its blobs, a digest that does not
     hold): hostile images are for :mod:`tests.hostile_registry` to serve.
     """
-    root = memory.root()
+    root = memory.root_descriptor()
     with requests.Session() as session:
         session.trust_env = False
         if tls is not None:

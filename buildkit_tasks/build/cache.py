@@ -36,10 +36,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.build.outputs import check_place
-from buildkit_tasks.build.secrets import without_user
+from buildkit_tasks.build.outputs import check_destination
+from buildkit_tasks.build.secrets import redact_userinfo
 from buildkit_tasks.errors import BuildkitTasksError, UsageError
-from buildkit_tasks.system.csv_fields import read_row, write_row
+from buildkit_tasks.system.csv_fields import format_csv_row, parse_csv_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,19 +48,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheSpec",
-    "cache_notes",
+    "cache_exports",
+    "cache_imports",
+    "cache_warnings",
     "check_cache",
     "check_exporters",
-    "exports",
-    "has_inline",
-    "imports",
-    "of_image",
-    "read_caches",
+    "has_inline_cache",
+    "image_caches",
+    "parse_cache_specs",
 ]
 
-_PLACES = {"local": ("src", "dest"), "registry": ("ref",), "gha": ("scope",)}
-_GHA_SCOPE = "buildkit"  # BuildKit's own default
-_MAX_TAG = 128  # characters, by the grammar of references
+_SCOPE_ATTRIBUTES = {"local": ("src", "dest"), "registry": ("ref",), "gha": ("scope",)}
+_DEFAULT_GHA_SCOPE = "buildkit"  # BuildKit's own default
+_MAX_TAG_LENGTH = 128  # characters, by the grammar of references
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,142 +71,151 @@ class CacheSpec:
     attributes: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        return write_row([f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)])
+        return format_csv_row([f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)])
 
     def get(self, name: str) -> str:
         """The value of an attribute, or an empty string."""
         return dict(self.attributes).get(name, "")
 
     @property
-    def split(self) -> bool:
+    def can_scope(self) -> bool:
         """Whether it can have one scope for each platform."""
-        return self.type in _PLACES and not self.get("digest") and "@" not in self.get("ref")
+        return self.type in _SCOPE_ATTRIBUTES and not self.get("digest") and "@" not in self.get("ref")
 
-    def scoped(self, platform: Platform) -> CacheSpec:
+    def for_platform(self, platform: Platform) -> CacheSpec:
         """The scope of one platform. Raises :class:`UsageError` for a tag that grows too long."""
-        return self.suffixed(f"{platform.os}-{platform.slug}")
+        return self.with_suffix(f"{platform.os}-{platform.slug}")
 
-    def suffixed(self, suffix: str) -> CacheSpec:
+    def with_suffix(self, suffix: str) -> CacheSpec:
         """The same place with a name of its own in it: a subfolder, a tag or a scope."""
-        if not self.split:
+        if not self.can_scope:
             return self
         if self.type == "gha":
-            return self._with("scope", f"{self.get('scope') or _GHA_SCOPE}-{suffix}")
+            return self._with_attribute("scope", f"{self.get('scope') or _DEFAULT_GHA_SCOPE}-{suffix}")
         if self.type == "registry":
-            return self._with("ref", _tagged(self.get("ref"), suffix))
-        places = [(name, value) for name, value in self.attributes if name in _PLACES["local"]]
+            return self._with_attribute("ref", _append_to_tag(self.get("ref"), suffix))
+        paths = [(name, value) for name, value in self.attributes if name in _SCOPE_ATTRIBUTES["local"]]
         spec = self
-        for name, value in places:
-            spec = spec._with(name, str(Path(value) / suffix))
+        for name, value in paths:
+            spec = spec._with_attribute(name, str(Path(value) / suffix))
         return spec
 
-    def _with(self, name: str, value: str) -> CacheSpec:
+    def _with_attribute(self, name: str, value: str) -> CacheSpec:
         """The same cache with one attribute set, in its place if it was there."""
         if any(key == name for key, _ in self.attributes):
-            pairs = tuple((key, value if key == name else old) for key, old in self.attributes)
+            pairs = tuple((key, value if key == name else previous) for key, previous in self.attributes)
         else:
             pairs = (*self.attributes, (name, value))
         return replace(self, attributes=pairs)
 
 
-def read_caches(texts: Iterable[str], flag: str) -> tuple[CacheSpec, ...]:
+def parse_cache_specs(texts: Iterable[str], flag: str) -> tuple[CacheSpec, ...]:
     """Read ``type=local,dest=x`` (CSV), or bare references, which mean a registry, as buildx does."""
-    return tuple(spec for text in texts for spec in _parse(text, flag))
+    return tuple(spec for text in texts for spec in _parse_flag_value(text, flag))
 
 
-def _parse(text: str, flag: str) -> Iterator[CacheSpec]:
-    fields = read_row(text, f"{flag} {without_user(text)!r}")
+def _parse_flag_value(text: str, flag: str) -> Iterator[CacheSpec]:
+    fields = parse_csv_row(text, f"{flag} {redact_userinfo(text)!r}")
     if fields and not any("=" in item for item in fields):
         for ref in fields:
             yield CacheSpec(type="registry", attributes=(("ref", ref),))
         return
     pairs = [item.partition("=") for item in fields]
     values = [(name.strip().lower(), value) for name, separator, value in pairs if separator]
-    kind = dict(values).get("type", "")
-    if len(values) != len(fields) or not kind:
-        raise UsageError(f"{flag} {without_user(text)!r} is neither type=TYPE,name=value,... nor a reference")
-    yield CacheSpec(type=kind, attributes=tuple(pair for pair in values if pair[0] != "type"))
-
-
-def has_inline(texts: Iterable[str]) -> bool:
-    """Whether a cache goes into the image itself."""
-    return any(spec.type == "inline" for spec in read_caches(texts, "--cache-to"))
-
-
-def _tagged(ref: str, suffix: str) -> str:
-    last = ref.rpartition("/")[2]
-    name = ref if ":" in last else f"{ref}:latest"
-    tag = f"{name.rpartition(':')[2]}-{suffix}"
-    if len(tag) > _MAX_TAG:
+    cache_type = dict(values).get("type", "")
+    if len(values) != len(fields) or not cache_type:
         raise UsageError(
-            f"the cache's tag {tag!r} has more than {_MAX_TAG} characters", hint="give ref a shorter tag"
+            f"{flag} {redact_userinfo(text)!r} is neither type=TYPE,name=value,... nor a reference"
         )
-    return f"{name}-{suffix}"
+    yield CacheSpec(type=cache_type, attributes=tuple(pair for pair in values if pair[0] != "type"))
 
 
-_AT_ONCE = 8  # questions to a registry
+def has_inline_cache(texts: Iterable[str]) -> bool:
+    """Whether a cache goes into the image itself."""
+    return any(spec.type == "inline" for spec in parse_cache_specs(texts, "--cache-to"))
 
 
-_SECONDS = 5.0  # that it has for an answer
+def _append_to_tag(ref: str, suffix: str) -> str:
+    last_component = ref.rpartition("/")[2]
+    tagged_ref = ref if ":" in last_component else f"{ref}:latest"
+    tag = f"{tagged_ref.rpartition(':')[2]}-{suffix}"
+    if len(tag) > _MAX_TAG_LENGTH:
+        raise UsageError(
+            f"the cache's tag {tag!r} has more than {_MAX_TAG_LENGTH} characters",
+            hint="give ref a shorter tag",
+        )
+    return f"{tagged_ref}-{suffix}"
 
 
-def exports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:
+_MAX_PARALLEL_PROBES = 8  # questions to a registry
+
+
+_PROBE_TIMEOUT = 5.0  # that it has for an answer
+
+
+def cache_exports(texts: Sequence[str], platforms: Sequence[Platform]) -> tuple[str, ...]:
     """Where one solve of these platforms exports to: one platform's scope, or the base of several."""
-    specs = read_caches(texts, "--cache-to")
+    specs = parse_cache_specs(texts, "--cache-to")
     if len(platforms) == 1:
-        specs = tuple(spec.scoped(platforms[0]) for spec in specs)
+        specs = tuple(spec.for_platform(platforms[0]) for spec in specs)
     return tuple(map(str, specs))
 
 
-def of_image(texts: Sequence[str], flag: str, name: str) -> tuple[str, ...]:
+def image_caches(texts: Sequence[str], flag: str, name: str) -> tuple[str, ...]:
     """The caches of one of several images, which would replace each other's under one name."""
-    return tuple(str(spec.suffixed(name)) for spec in read_caches(texts, flag))
+    return tuple(str(spec.with_suffix(name)) for spec in parse_cache_specs(texts, flag))
 
 
-def imports(texts: Sequence[str], platforms: Sequence[Platform], *, ask: bool = False) -> tuple[str, ...]:
+def cache_imports(
+    texts: Sequence[str], platforms: Sequence[Platform], *, probe_registries: bool = False
+) -> tuple[str, ...]:
     """Where a build of these platforms imports from: the base, and the scope of each platform.
 
     Of local folders only those that hold a cache, and with ``ask`` of registries too: each other one
     would be an error in BuildKit's progress. Where none does the base is left, for BuildKit to say that
     nothing is there.
     """
-    scopes = {
-        spec: (spec, *(spec.scoped(platform) for platform in platforms))
-        for spec in read_caches(texts, "--cache-from")
+    scopes_by_spec = {
+        spec: (spec, *(spec.for_platform(platform) for platform in platforms))
+        for spec in parse_cache_specs(texts, "--cache-from")
     }
-    candidates = list(dict.fromkeys(each for group in scopes.values() for each in group))
-    there = _holding(candidates, ask=ask)
-    found: dict[str, None] = {}
-    for spec, group in scopes.items():
-        found.update(dict.fromkeys(map(str, [each for each in group if each in there] or (spec,))))
-    return tuple(found)
+    candidates = list(dict.fromkeys(scope for group in scopes_by_spec.values() for scope in group))
+    existing = _existing_caches(candidates, probe_registries=probe_registries)
+    imports: dict[str, None] = {}
+    for spec, group in scopes_by_spec.items():
+        imports.update(dict.fromkeys(map(str, [scope for scope in group if scope in existing] or (spec,))))
+    return tuple(imports)
 
 
-def _holding(specs: Sequence[CacheSpec], *, ask: bool) -> set[CacheSpec]:
+def _existing_caches(specs: Sequence[CacheSpec], *, probe_registries: bool) -> set[CacheSpec]:
     """Those that hold a cache, or of which nobody knows; registries are asked all at once."""
     missing = {
         spec
         for spec in specs
         if spec.type == "local" and not (Path(spec.get("src")) / "index.json").is_file()
     }
-    asked = [spec for spec in specs if spec.type == "registry"] if ask else []
-    if asked:
-        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-            missing |= {spec for spec, gone in zip(asked, pool.map(_is_missing, asked), strict=True) if gone}
+    probed = [spec for spec in specs if spec.type == "registry"] if probe_registries else []
+    if probed:
+        with ThreadPoolExecutor(max_workers=_MAX_PARALLEL_PROBES) as pool:
+            missing |= {
+                spec
+                for spec, is_missing in zip(probed, pool.map(_is_cache_missing, probed), strict=True)
+                if is_missing
+            }
     return set(specs) - missing
 
 
-def _is_missing(spec: CacheSpec) -> bool:
+def _is_cache_missing(spec: CacheSpec) -> bool:
     """Whether the registry says that it has no such cache; BuildKit may reach one that does not answer us."""
     from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.registry.errors import Missing
-    from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.oci.registry.errors import ManifestUnknown
+    from buildkit_tasks.oci.registry.options import RegistryOptions
 
-    access = Access(connect=_SECONDS, idle=_SECONDS, patience=0)
+    access = RegistryOptions(connect_timeout=_PROBE_TIMEOUT, read_timeout=_PROBE_TIMEOUT, max_wait=0)
     try:
-        with open_registry(spec.get("ref"), access=access) as registry:
-            registry.root()
-    except Missing:
+        with open_registry(spec.get("ref"), options=access) as registry:
+            registry.root_descriptor()
+    except ManifestUnknown:
         return True
     except BuildkitTasksError:
         return False
@@ -214,29 +223,29 @@ def _is_missing(spec: CacheSpec) -> bool:
 
 
 # Values that would stand in the process table: buildx and BuildKit read them from their environments.
-_CREDENTIALS = ("access_key_id", "secret_access_key", "session_token", "token", "account_key")
+_CREDENTIAL_ATTRIBUTES = ("access_key_id", "secret_access_key", "session_token", "token", "account_key")
 
 
 # What dockerd's own BuildKit has; with the graph store it exports inline only.
-_OF_THE_ENGINE = ("inline", "local", "registry", "gha")
+_DOCKER_DRIVER_TYPES = ("inline", "local", "registry", "gha")
 
 
 def check_cache(cache_to: Sequence[str], cache_from: Sequence[str]) -> None:
     """Raise :class:`UsageError` for a cache that goes nowhere, destroys something or shows a secret."""
     for flag, texts in (("--cache-to", cache_to), ("--cache-from", cache_from)):
-        for spec in read_caches(texts, flag):
+        for spec in parse_cache_specs(texts, flag):
             _check_spec(spec, flag)
-    _check_together(read_caches(cache_to, "--cache-to"))
+    _check_combination(parse_cache_specs(cache_to, "--cache-to"))
 
 
-def _check_together(specs: Sequence[CacheSpec]) -> None:
+def _check_combination(specs: Sequence[CacheSpec]) -> None:
     """Refuse a local cache beside another.
 
     BuildKit gives the client one manifest's digest for all of its exporters (``cache.manifest``), and buildx
     writes that into the folder's ``index.json``, whichever it is: the cache is then there and never found.
     """
-    of_their_own = [spec.type for spec in specs if spec.type != "inline"]
-    if len(of_their_own) > 1 and "local" in of_their_own:
+    external_types = [spec.type for spec in specs if spec.type != "inline"]
+    if len(external_types) > 1 and "local" in external_types:
         raise UsageError(
             "--cache-to type=local does not go together with another cache: buildx may name the other's"
             " manifest in the folder, where nothing then finds it",
@@ -245,35 +254,35 @@ def _check_together(specs: Sequence[CacheSpec]) -> None:
 
 
 def _check_spec(spec: CacheSpec, flag: str) -> None:
-    imported = flag == "--cache-from"
+    is_import = flag == "--cache-from"
     for name, _ in spec.attributes:
-        if name in _CREDENTIALS:
+        if name in _CREDENTIAL_ATTRIBUTES:
             raise UsageError(
                 f"{flag} type={spec.type} is given {name}, which everybody on this machine could read",
                 hint="leave it out: buildx takes it from the environment (AWS_SECRET_ACCESS_KEY and others)",
             )
-    if spec.type == "inline" and imported:
+    if spec.type == "inline" and is_import:
         raise UsageError(
             "--cache-from type=inline reads nothing: an inline cache lies in the image it was built into",
             hint="--cache-from type=registry,ref=REGISTRY/NAME:TAG",
         )
-    needed = {"registry": "ref", "local": "src" if imported else "dest"}.get(spec.type, "")
-    if needed and not spec.get(needed):
-        raise UsageError(f"{flag} type={spec.type} names no {needed}", hint=f"add {needed}=PLACE")
+    required = {"registry": "ref", "local": "src" if is_import else "dest"}.get(spec.type, "")
+    if required and not spec.get(required):
+        raise UsageError(f"{flag} type={spec.type} names no {required}", hint=f"add {required}=PLACE")
     if spec.type == "registry":
         _check_reference(spec.get("ref"), flag)
-    if spec.type == "local" and not imported:
+    if spec.type == "local" and not is_import:
         dest = Path(spec.get("dest"))
-        check_place(f"--cache-to {dest}", dest)
+        check_destination(f"--cache-to {dest}", dest)
         if dest.exists() and not dest.is_dir():
             raise UsageError(f"--cache-to {dest} is a file, and a cache is a folder")
 
 
 def _check_reference(ref: str, flag: str) -> None:
-    host = without_user(ref)
-    if host != ref:
-        login = f"docker login {host.rpartition('@')[2].partition('/')[0]}"
-        raise UsageError(f"{flag} {host} has a user's name in it", hint=login)
+    safe_ref = redact_userinfo(ref)
+    if safe_ref != ref:
+        hint = f"docker login {safe_ref.rpartition('@')[2].partition('/')[0]}"
+        raise UsageError(f"{flag} {safe_ref} has a user's name in it", hint=hint)
     from buildkit_tasks.oci.reference import Reference
 
     Reference.parse(ref)
@@ -284,10 +293,11 @@ def check_exporters(cache_to: Sequence[str], cache_from: Sequence[str], driver: 
     if driver != "docker":
         return
     for flag, texts in (("--cache-to", cache_to), ("--cache-from", cache_from)):
-        for spec in read_caches(texts, flag):
-            if spec.type not in _OF_THE_ENGINE:
+        for spec in parse_cache_specs(texts, flag):
+            if spec.type not in _DOCKER_DRIVER_TYPES:
                 raise UsageError(
-                    f"{flag} type={spec.type}: the engine's own builder has {', '.join(_OF_THE_ENGINE)} only",
+                    f"{flag} type={spec.type}: the engine's own builder has "
+                    f"{', '.join(_DOCKER_DRIVER_TYPES)} only",
                     hint="--driver=docker-container",
                 )
             if flag == "--cache-to" and spec.type != "inline" and store != "containerd":
@@ -298,19 +308,19 @@ def check_exporters(cache_to: Sequence[str], cache_from: Sequence[str], driver: 
                 )
 
 
-def cache_notes(
+def cache_warnings(
     cache_to: Iterable[str], cache_from: Iterable[str], environ: Mapping[str, str]
 ) -> tuple[str, ...]:
     """What buildx does with a cache without a word: it leaves GitHub's out where no runner is."""
-    specs = (*read_caches(cache_to, "--cache-to"), *read_caches(cache_from, "--cache-from"))
-    missing = {_missing(spec, environ) for spec in specs if spec.type == "gha"} - {""}
+    specs = (*parse_cache_specs(cache_to, "--cache-to"), *parse_cache_specs(cache_from, "--cache-from"))
+    missing = {_missing_variable(spec, environ) for spec in specs if spec.type == "gha"} - {""}
     return tuple(f"cache type=gha: {name} is not set, so buildx leaves it out" for name in sorted(missing))
 
 
-def _missing(spec: CacheSpec, environ: Mapping[str, str]) -> str:
+def _missing_variable(spec: CacheSpec, environ: Mapping[str, str]) -> str:
     """The first variable of a runner's that is needed for this cache and not there."""
     if not environ.get("ACTIONS_RUNTIME_TOKEN"):
         return "ACTIONS_RUNTIME_TOKEN"
-    places = ("ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL")  # of the service's two versions
-    known = spec.get("url") or spec.get("url_v2") or any(environ.get(name) for name in places)
-    return "" if known else places[0]
+    url_variables = ("ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL")  # of the service's two versions
+    has_url = spec.get("url") or spec.get("url_v2") or any(environ.get(name) for name in url_variables)
+    return "" if has_url else url_variables[0]

@@ -14,78 +14,80 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Bases", "read_bases"]
+__all__ = ["BaseImages", "parse_base_images"]
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<bare>\w+))")
 _DIRECTIVE = re.compile(r"#\s*(\w+)\s*=\s*(\S+)")
-_FROM_OPTION = re.compile(r"--from=(\S+)", re.IGNORECASE)
+_COPY_FROM = re.compile(r"--from=(\S+)", re.IGNORECASE)
 _MOUNT_FROM = re.compile(r"--mount=\S*?\bfrom=([^\s,]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bases:
+class BaseImages:
     """The images that a Dockerfile names, as written, and its ``# syntax=`` front end if any."""
 
     images: tuple[str, ...]
     syntax: str = ""
 
 
-def read_bases(text: str, build_args: Mapping[str, str]) -> Bases:
+def parse_base_images(text: str, build_args: Mapping[str, str]) -> BaseImages:
     """The images of FROM, COPY --from and RUN --mount=from, without stages and ``scratch``."""
-    directives = _directives(text)
-    stages: set[str] = {"scratch", "context"}
+    directives = _parse_directives(text)
+    stage_names: set[str] = {"scratch", "context"}
     images: dict[str, None] = {}
-    arguments: dict[str, str] = {}
-    for word, rest in _instructions(text, directives.get("escape", "\\")):
-        if word == "ARG" and not images:
-            arguments |= _declared(rest, build_args)
-        elif word == "FROM":
-            image, stage = _from(rest, arguments)
-            if image.lower() not in stages:
+    arg_values: dict[str, str] = {}
+    for instruction, args_text in _iter_instructions(text, directives.get("escape", "\\")):
+        if instruction == "ARG" and not images:
+            arg_values |= _parse_arg(args_text, build_args)
+        elif instruction == "FROM":
+            image, stage = _parse_from(args_text, arg_values)
+            if image.lower() not in stage_names:
                 images[image] = None
-            stages.add(stage.lower())
-        elif word in ("COPY", "ADD", "RUN"):
-            images |= dict.fromkeys(name for name in _sources(rest) if name.lower() not in stages)
-    return Bases(images=tuple(images), syntax=directives.get("syntax", ""))
+            stage_names.add(stage.lower())
+        elif instruction in ("COPY", "ADD", "RUN"):
+            images |= dict.fromkeys(
+                name for name in _find_source_images(args_text) if name.lower() not in stage_names
+            )
+    return BaseImages(images=tuple(images), syntax=directives.get("syntax", ""))
 
 
-def _directives(text: str) -> dict[str, str]:
+def _parse_directives(text: str) -> dict[str, str]:
     """The parser directives: comments NAME=VALUE before anything else."""
     matches = map(_DIRECTIVE.match, text.removeprefix("\ufeff").splitlines())
     return {match[1].lower(): match[2] for match in takewhile(bool, matches) if match}
 
 
-def _instructions(text: str, escape: str) -> Iterator[tuple[str, str]]:
+def _iter_instructions(text: str, escape: str) -> Iterator[tuple[str, str]]:
     """Each instruction with its arguments on one line; comments and blank lines left out."""
     lines = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    whole = re.sub(re.escape(escape) + r"[ \t]*\n", " ", "\n".join(lines))
-    for line in whole.splitlines():
-        word, _, rest = line.strip().partition(" ")
-        yield word.upper(), rest.strip()
+    joined_text = re.sub(re.escape(escape) + r"[ \t]*\n", " ", "\n".join(lines))
+    for line in joined_text.splitlines():
+        instruction, _, args_text = line.strip().partition(" ")
+        yield instruction.upper(), args_text.strip()
 
 
-def _declared(rest: str, build_args: Mapping[str, str]) -> dict[str, str]:
-    pairs = (item.partition("=") for item in rest.split())
+def _parse_arg(args_text: str, build_args: Mapping[str, str]) -> dict[str, str]:
+    pairs = (item.partition("=") for item in args_text.split())
     return {name: build_args.get(name, value.strip("\"'")) for name, _, value in pairs}
 
 
-def _from(rest: str, arguments: Mapping[str, str]) -> tuple[str, str]:
+def _parse_from(args_text: str, arg_values: Mapping[str, str]) -> tuple[str, str]:
     """The image and the stage name of a FROM line."""
-    words = [word for word in rest.split() if not word.startswith("--")]
-    image = _expanded(words[0], arguments) if words else "scratch"
-    named = len(words) >= 3 and words[1].lower() == "as"  # noqa: PLR2004 - IMAGE AS NAME
-    return image, words[2] if named else ""
+    tokens = [token for token in args_text.split() if not token.startswith("--")]
+    image = _expand_variables(tokens[0], arg_values) if tokens else "scratch"
+    has_stage_name = len(tokens) >= 3 and tokens[1].lower() == "as"  # noqa: PLR2004 - IMAGE AS NAME
+    return image, tokens[2] if has_stage_name else ""
 
 
-def _expanded(word: str, arguments: Mapping[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
+def _expand_variables(token: str, arg_values: Mapping[str, str]) -> str:
+    def substitute(match: re.Match[str]) -> str:
         name = match["braced"] or match["bare"]
-        return arguments.get(name) or match["default"] or ""
+        return arg_values.get(name) or match["default"] or ""
 
-    return _VARIABLE.sub(value, word).strip("\"'")
+    return _VARIABLE.sub(substitute, token).strip("\"'")
 
 
-def _sources(rest: str) -> list[str]:
+def _find_source_images(args_text: str) -> list[str]:
     """Images, not stage numbers, that files are copied or mounted from."""
-    found = [*_FROM_OPTION.findall(rest), *_MOUNT_FROM.findall(rest)]
-    return [name for name in found if not name.isdigit() and "$" not in name]
+    references = [*_COPY_FROM.findall(args_text), *_MOUNT_FROM.findall(args_text)]
+    return [reference for reference in references if not reference.isdigit() and "$" not in reference]

@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.system.csv_fields import read_row, write_row
+from buildkit_tasks.system.csv_fields import format_csv_row, parse_csv_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
-    "TYPES",
+    "OUTPUT_TYPES",
     "OutputSpec",
-    "archive_name",
-    "archive_of",
-    "as_archive",
-    "by_digest",
+    "add_names",
     "check_outputs",
-    "named",
+    "find_pushable_archive",
+    "make_archive_name",
+    "make_archive_output",
+    "make_digest_output",
 ]
 
-TYPES = ("local", "tar", "oci", "docker", "image", "registry")
+OUTPUT_TYPES = ("local", "tar", "oci", "docker", "image", "registry")
 _FILE_TYPES = ("tar", "oci", "docker")
-_TRUE = ("true", "1", "t", "True", "TRUE")
+_TRUE_VALUES = ("true", "1", "t", "True", "TRUE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +43,29 @@ class OutputSpec:
     @classmethod
     def parse(cls, text: str) -> OutputSpec:
         """Read ``type=oci,dest=x.tar`` (CSV), or a bare path, which means a local folder."""
-        fields = read_row(text, f"output {text!r}")
+        fields = parse_csv_row(text, f"output {text!r}")
         if len(fields) == 1 and "=" not in fields[0]:
             return cls(type="tar" if fields[0] == "-" else "local", attributes=(("dest", fields[0]),))
         pairs = [item.split("=", 1) for item in fields]
         if not all(len(pair) == 2 for pair in pairs):  # noqa: PLR2004 - a name and a value
             raise UsageError(f"output {text!r} is not type=TYPE,name=value,...")
-        values = [(name.strip().lower(), value) for name, value in pairs]
-        kind = dict(values).get("type", "")
-        if kind not in TYPES:
-            raise UsageError(f"output {text!r} has no type among {', '.join(TYPES)}")
-        return cls(type=kind, attributes=tuple(pair for pair in values if pair[0] != "type"))
+        attributes = [(name.strip().lower(), value) for name, value in pairs]
+        output_type = dict(attributes).get("type", "")
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output {text!r} has no type among {', '.join(OUTPUT_TYPES)}")
+        return cls(type=output_type, attributes=tuple(pair for pair in attributes if pair[0] != "type"))
 
     def __str__(self) -> str:
-        return write_row([f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)])
+        return format_csv_row([f"type={self.type}", *(f"{name}={value}" for name, value in self.attributes)])
 
     def get(self, name: str) -> str:
         """The value of an attribute, or an empty string."""
         return dict(self.attributes).get(name, "")
 
-    def with_(self, name: str, value: str) -> OutputSpec:
+    def with_attribute(self, name: str, value: str) -> OutputSpec:
         """The same output with one attribute set."""
-        others = tuple(pair for pair in self.attributes if pair[0] != name)
-        return replace(self, attributes=(*others, (name, value)))
+        other_attributes = tuple(pair for pair in self.attributes if pair[0] != name)
+        return replace(self, attributes=(*other_attributes, (name, value)))
 
     @property
     def dest(self) -> Path | None:
@@ -76,16 +76,16 @@ class OutputSpec:
     @property
     def is_file(self) -> bool:
         """Whether ``dest`` is one file."""
-        unpacked = self.get("tar").lower() == "false"
-        return self.dest is not None and self.type in _FILE_TYPES and not unpacked
+        is_unpacked = self.get("tar").lower() == "false"
+        return self.dest is not None and self.type in _FILE_TYPES and not is_unpacked
 
     @property
-    def pushes(self) -> bool:
+    def is_pushed(self) -> bool:
         """Whether it sends to a registry."""
-        return self.type == "registry" or (self.type == "image" and self.get("push") in _TRUE)
+        return self.type == "registry" or (self.type == "image" and self.get("push") in _TRUE_VALUES)
 
     @property
-    def loads(self) -> bool:
+    def is_loaded(self) -> bool:
         """Whether it puts the image into the engine's store."""
         return self.type == "docker" and not self.get("dest")
 
@@ -95,52 +95,60 @@ class OutputSpec:
         return tuple(name for name in self.get("name").split(",") if name)
 
 
-def named(output: OutputSpec, tags: Sequence[str]) -> OutputSpec:
+def add_names(output: OutputSpec, tags: Sequence[str]) -> OutputSpec:
     """The output with its names in it, for a build that has no ``--tag`` to give them."""
-    takes_names = output.type in ("oci", "docker", "image", "registry")
-    return output.with_("name", ",".join(tags)) if takes_names and tags and not output.names else output
+    can_have_names = output.type in ("oci", "docker", "image", "registry")
+    return (
+        output.with_attribute("name", ",".join(tags))
+        if can_have_names and tags and not output.names
+        else output
+    )
 
 
-def by_digest(output: OutputSpec, repositories: Sequence[str]) -> OutputSpec:
+def make_digest_output(output: OutputSpec, repositories: Sequence[str]) -> OutputSpec:
     """A push that names nothing: what it sends can be asked for by its digest alone.
 
     BuildKit's image exporter: ``push-by-digest`` and ``name-canonical``.
     """
-    others = (pair for pair in output.attributes if pair[0] not in ("name", "push"))
-    pushed = (("name", ",".join(repositories)), ("push", "true"))
-    digest = (("push-by-digest", "true"), ("name-canonical", "true"))
-    return OutputSpec(type="image", attributes=(*others, *pushed, *digest))
+    other_attributes = (pair for pair in output.attributes if pair[0] not in ("name", "push"))
+    push_attributes = (("name", ",".join(repositories)), ("push", "true"))
+    digest_attributes = (("push-by-digest", "true"), ("name-canonical", "true"))
+    return OutputSpec(type="image", attributes=(*other_attributes, *push_attributes, *digest_attributes))
 
 
-def archive_of(outputs: Sequence[OutputSpec]) -> Path | None:
+def find_pushable_archive(outputs: Sequence[OutputSpec]) -> Path | None:
     """The OCI archive that a push can be made of, if one is made anyway and packed in the same way."""
     archives = [output for output in outputs if output.type == "oci" and output.is_file]
-    packings = {_packing(output) for output in outputs if output.pushes}
-    fitting = (archive.dest for archive in archives if packings == {_packing(archive)})
-    return next(fitting, None)
+    push_attributes = {_select_packing_attributes(output) for output in outputs if output.is_pushed}
+    matching = (
+        archive.dest for archive in archives if push_attributes == {_select_packing_attributes(archive)}
+    )
+    return next(matching, None)
 
 
-def _packing(output: OutputSpec) -> tuple[tuple[str, str], ...]:
+def _select_packing_attributes(output: OutputSpec) -> tuple[tuple[str, str], ...]:
     """What an output says of how layers and documents are written."""
     return tuple(sorted(pair for pair in output.attributes if pair[0] not in ("dest", "name", "push")))
 
 
-def as_archive(output: OutputSpec, place: Path, names: Sequence[str]) -> OutputSpec:
+def make_archive_output(output: OutputSpec, path: Path, names: Sequence[str]) -> OutputSpec:
     """An OCI archive of what an output would push or load, packed in the same way."""
-    return named(OutputSpec(type="oci", attributes=(("dest", str(place)), *_packing(output))), names)
+    return add_names(
+        OutputSpec(type="oci", attributes=(("dest", str(path)), *_select_packing_attributes(output))), names
+    )
 
 
-def archive_name(tags: Sequence[str], context: str) -> str:
+def make_archive_name(tags: Sequence[str], context: str) -> str:
     """The default file in ``dist/``: after the first tag's last part, else after the folder."""
-    source = tags[0].rpartition("/")[2] if tags else Path(context).resolve().name
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.partition("@")[0]).strip("-.")
+    image_name = tags[0].rpartition("/")[2] if tags else Path(context).resolve().name
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", image_name.partition("@")[0]).strip("-.")
     return f"{stem or 'image'}.tar"
 
 
 def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
     """Raise :class:`UsageError` for an output that would destroy something or go nowhere."""
     for output in outputs:
-        if output.pushes and not (tags or output.names):
+        if output.is_pushed and not (tags or output.names):
             raise UsageError(
                 f"output {output} pushes, and no image is named", hint="add -t REGISTRY/NAME:TAG"
             )
@@ -149,15 +157,15 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
         if output.type in ("local", "tar", "oci") and output.dest is None:
             raise UsageError(f"output {output} names no place", hint=f"-o type={output.type},dest=dist/out")
         if output.dest is not None:
-            check_place(f"output {output.dest}", output.dest)
+            check_destination(f"output {output.dest}", output.dest)
             if output.is_file and output.dest.is_dir():
                 raise UsageError(f"output {output.dest} is a folder, and type {output.type} writes a file")
 
 
-def check_place(what: str, dest: Path) -> None:
+def check_destination(label: str, dest: Path) -> None:
     """Refuse a place that somebody would miss: a link, the root folder, the home folder."""
     if dest.is_symlink():
-        raise UsageError(f"{what} is a symbolic link; name the place itself")
-    place = dest.resolve()
-    if place in (Path("/"), Path.home()):
-        raise UsageError(f"{what} is {place}; name a folder inside it")
+        raise UsageError(f"{label} is a symbolic link; name the place itself")
+    resolved = dest.resolve()
+    if resolved in (Path("/"), Path.home()):
+        raise UsageError(f"{label} is {resolved}; name a folder inside it")

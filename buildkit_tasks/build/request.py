@@ -8,34 +8,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.build.cache import check_cache, has_inline
-from buildkit_tasks.build.dockerfile import Bases, read_bases
+from buildkit_tasks.build.cache import check_cache, has_inline_cache
+from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
 from buildkit_tasks.build.outputs import OutputSpec, check_outputs
-from buildkit_tasks.build.reproducible import EPOCH, Epoch, epoch_of, given_epoch, rewriting
+from buildkit_tasks.build.reproducible import (
+    SOURCE_DATE_EPOCH,
+    SourceDateEpoch,
+    find_explicit_epoch,
+    resolve_epoch,
+    rewrite_timestamps,
+)
 from buildkit_tasks.build.secrets import (
     check_build_argument,
-    check_context,
+    check_context_url,
     check_secrets,
     check_ssh,
-    without_user,
+    redact_userinfo,
 )
 from buildkit_tasks.errors import UsageError
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.system.command import Runner
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.command import CommandRunner
+    from buildkit_tasks.system.notify import Notify
 
-__all__ = ["BuildRequest", "build_arguments", "check_request", "read_request_bases", "with_epoch"]
+__all__ = ["BuildRequest", "check_request", "make_buildx_argv", "read_base_images", "set_epoch"]
 
 # The grammar of github.com/distribution/reference, without a digest: a tag names what is built.
-_TAG = re.compile(
+_TAG_PATTERN = re.compile(
     r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?/)?"
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
     r"(?::\w[\w.-]{0,127})?\Z",
     re.ASCII,
 )
-_REMOTE = re.compile(r"(?:https?|git|ssh)://|git@")
+_REMOTE_CONTEXT = re.compile(r"(?:https?|git|ssh)://|git@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +79,19 @@ class BuildRequest:
     metadata_file: str = ""
     allow: tuple[str, ...] = ()
     split: bool = False
-    proved: bool = True
+    verify_first: bool = True
 
     @property
-    def remote(self) -> bool:
+    def has_remote_context(self) -> bool:
         """Whether the context is a URL, which BuildKit fetches by itself."""
-        return bool(_REMOTE.match(self.context))
+        return bool(_REMOTE_CONTEXT.match(self.context))
 
     @property
-    def attested(self) -> tuple[str, ...]:
+    def attestation_options(self) -> tuple[str, ...]:
         """The options that ask for attestations."""
-        named = {"--provenance": self.provenance, "--sbom": self.sbom}
-        asked = tuple(flag for flag, value in named.items() if value not in ("", "false"))
-        return (*asked, "--attest") if self.attest else asked
+        flag_values = {"--provenance": self.provenance, "--sbom": self.sbom}
+        flags = tuple(flag for flag, value in flag_values.items() if value not in ("", "false"))
+        return (*flags, "--attest") if self.attest else flags
 
     @property
     def dockerfile(self) -> Path:
@@ -98,24 +104,25 @@ def check_request(request: BuildRequest) -> None:
     if not request.platforms:
         raise UsageError("no platform to build for", hint="--platform linux/amd64,linux/arm64")
     for tag in request.tags:
-        if not _TAG.match(tag):
+        if not _TAG_PATTERN.match(tag):
             raise UsageError(
-                f"{without_user(tag)!r} is no image name", hint="write it as registry/name:tag, in lower case"
+                f"{redact_userinfo(tag)!r} is no image name",
+                hint="write it as registry/name:tag, in lower case",
             )
     for argument in request.build_args:
         check_build_argument(argument)
-    check_context("the build context", request.context)
+    check_context_url("the build context", request.context)
     for context in request.build_contexts:
-        check_context("the build context", context)
+        check_context_url("the build context", context)
     check_secrets(request.secrets, os.environ)
     check_ssh(request.ssh, os.environ)
     check_cache(request.cache_to, request.cache_from)
-    given_epoch(request.build_args, os.environ)
+    find_explicit_epoch(request.build_args, os.environ)
     _check_attestations(request)
     check_outputs(request.outputs, request.tags)
     if request.load and not request.tags:
         raise UsageError("--load needs a name for the image", hint="add -t NAME:TAG")
-    if not request.remote:
+    if not request.has_remote_context:
         _check_files(request)
 
 
@@ -127,48 +134,55 @@ def _check_files(request: BuildRequest) -> None:
 
 
 def _check_attestations(request: BuildRequest) -> None:
-    if request.no_attest and request.attested:
+    if request.no_attest and request.attestation_options:
         raise UsageError(
-            f"--no-attest, and {', '.join(request.attested)} asked for", hint="leave one of them out"
+            f"--no-attest, and {', '.join(request.attestation_options)} asked for",
+            hint="leave one of them out",
         )
 
 
-def with_epoch(request: BuildRequest, run: Runner, tell: Tell) -> BuildRequest:
+def set_epoch(request: BuildRequest, commands: CommandRunner, notify: Notify) -> BuildRequest:
     """The request with the time that a reproducible build may know, which is told; others as they are."""
     if not request.reproducible:
         return request
-    if request.remote:
-        given = given_epoch(request.build_args, os.environ)
-        epoch = given or Epoch(seconds=0, origin="the context is a URL")
+    if request.has_remote_context:
+        explicit_epoch = find_explicit_epoch(request.build_args, os.environ)
+        epoch = explicit_epoch or SourceDateEpoch(seconds=0, origin="the context is a URL")
     else:
-        epoch = epoch_of(request.context, request.build_args, os.environ, run)
-    tell(f"{EPOCH}={epoch.seconds} ({epoch.origin})")
-    for what in (*request.attested, *(["--cache-to type=inline"] if has_inline(request.cache_to) else [])):
-        tell(f"{what} holds times: the index digest will differ at every build, --reproducible or not")
+        epoch = resolve_epoch(request.context, request.build_args, os.environ, commands)
+    notify(f"{SOURCE_DATE_EPOCH}={epoch.seconds} ({epoch.origin})")
+    for option in (
+        *request.attestation_options,
+        *(["--cache-to type=inline"] if has_inline_cache(request.cache_to) else []),
+    ):
+        notify(f"{option} holds times: the index digest will differ at every build, --reproducible or not")
     return replace(request, epoch=epoch.seconds)
 
 
-def read_request_bases(request: BuildRequest) -> Bases:
+def read_base_images(request: BuildRequest) -> BaseImages:
     """The base images of the request's Dockerfile; none are known for a remote context."""
-    if request.remote:
-        return Bases(images=())
+    if request.has_remote_context:
+        return BaseImages(images=())
     text = request.dockerfile.read_text(encoding="utf-8", errors="replace")
     pairs = (argument.partition("=") for argument in request.build_args)
-    return read_bases(text, {name: value or os.environ.get(name, "") for name, _, value in pairs})
+    return parse_base_images(text, {name: value or os.environ.get(name, "") for name, _, value in pairs})
 
 
-def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list[str]:
+def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -> list[str]:
     """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``.
 
     Outputs, tags and caches are as buildx is to have them: see :meth:`.Build.make`.
     """
     outputs, build_args, provenance = request.outputs, request.build_args, request.provenance
     if request.epoch is not None:
-        others = (argument for argument in build_args if argument.partition("=")[0] != EPOCH)
-        outputs, build_args = rewriting(outputs), (*others, f"{EPOCH}={request.epoch}")
-    if request.no_attest or (request.reproducible and not request.attested):
+        other_args = (argument for argument in build_args if argument.partition("=")[0] != SOURCE_DATE_EPOCH)
+        outputs, build_args = (
+            rewrite_timestamps(outputs),
+            (*other_args, f"{SOURCE_DATE_EPOCH}={request.epoch}"),
+        )
+    if request.no_attest or (request.reproducible and not request.attestation_options):
         provenance = "false"  # buildx's default is to attest
-    repeated = {
+    list_options = {
         "tag": request.tags,
         "output": outputs,
         "build-arg": build_args,
@@ -182,27 +196,27 @@ def build_arguments(request: BuildRequest, builder: str, metadata: Path) -> list
         "attest": request.attest,
         "allow": request.allow,
     }
-    single = {
+    scalar_options = {
         "file": request.file,
         "target": request.target,
         "provenance": provenance,
         "sbom": "false" if request.no_attest else request.sbom,
         "no-cache": "true" if request.no_cache else "",
         "pull": "true" if request.pull else "",
-        "progress": _progress(request.progress),
+        "progress": _choose_progress(request.progress),
     }
     return [
         "build",
         f"--builder={builder}",
         f"--platform={','.join(map(str, request.platforms))}",
-        *(f"--{name}={value}" for name, value in single.items() if value),
-        *(f"--{name}={value}" for name, values in repeated.items() for value in values),
-        f"--metadata-file={metadata}",
+        *(f"--{name}={value}" for name, value in scalar_options.items() if value),
+        *(f"--{name}={value}" for name, values in list_options.items() for value in values),
+        f"--metadata-file={metadata_path}",
         "--",
         request.context,
     ]
 
 
-def _progress(asked: str) -> str:
+def _choose_progress(requested: str) -> str:
     """Plain in CI, where a moving display makes unreadable logs; else as buildx decides."""
-    return "plain" if asked == "auto" and os.environ.get("CI") else asked.replace("auto", "")
+    return "plain" if requested == "auto" and os.environ.get("CI") else requested.replace("auto", "")

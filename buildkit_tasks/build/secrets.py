@@ -12,89 +12,92 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.system.csv_fields import read_row
+from buildkit_tasks.system.csv_fields import parse_csv_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["check_build_argument", "check_context", "check_secrets", "check_ssh", "without_user"]
+__all__ = ["check_build_argument", "check_context_url", "check_secrets", "check_ssh", "redact_userinfo"]
 
-_KEYS = ("id", "type", "src", "source", "env")
+_SECRET_KEYS = ("id", "type", "src", "source", "env")
 _HINT = "--secret id=NAME,env=VARIABLE or --secret id=NAME,src=FILE"
-_MAX_BYTES = 500 * 1024  # BuildKit's secretsprovider.MaxSecretSize
-_WORDS = {"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIAL", "CREDENTIALS"}
-_PAIRS = ("API_KEY", "PRIVATE_KEY", "ACCESS_KEY", "SECRET_KEY")
+_MAX_SECRET_SIZE = 500 * 1024  # BuildKit's secretsprovider.MaxSecretSize
+_SECRET_NAMES = {"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "CREDENTIAL", "CREDENTIALS"}
+_SECRET_PHRASES = ("API_KEY", "PRIVATE_KEY", "ACCESS_KEY", "SECRET_KEY")
 # A user's name alone is a secret where it is a token: that is how https takes them.
-_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@|https?://[^/\s@]+@", re.IGNORECASE)
-_USER = re.compile(r"://[^/\s@]+@")
+_URL_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]+@|https?://[^/\s@]+@", re.IGNORECASE)
+_URL_USERINFO = re.compile(r"://[^/\s@]+@")
 _DIGEST = re.compile(r"[a-z0-9+._-]+:[0-9a-fA-F]{32,}\Z")
 
 
 def check_build_argument(argument: str) -> None:
     """Raise :class:`UsageError` for a build argument that is named like a secret: it stays in the image."""
     name = argument.partition("=")[0]
-    words = name.upper().replace("-", "_")
-    if _WORDS & set(words.split("_")) or any(pair in words for pair in _PAIRS):
+    normalized = name.upper().replace("-", "_")
+    if _SECRET_NAMES & set(normalized.split("_")) or any(phrase in normalized for phrase in _SECRET_PHRASES):
         raise UsageError(
             f"build argument {name} looks like a secret, and build arguments are kept in the image",
             hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
         )
-    if _PASSWORD.search(argument):
+    if _URL_PASSWORD.search(argument):
         raise UsageError(
             f"build argument {name} holds a URL with a password, and build arguments are kept in the image",
             hint=f"--secret id={name},env={name} and RUN --mount=type=secret,id={name}",
         )
 
 
-def check_context(what: str, url: str) -> None:
+def check_context_url(label: str, url: str) -> None:
     """Raise :class:`UsageError` for a URL with a password or token.
 
     It would stand in the process table and in the progress, and BuildKit writes it into a provenance of
     ``mode=max``, as the attribute ``git.fullurl``: found by trying, and published with the image.
     """
-    if _PASSWORD.search(url):
+    if _URL_PASSWORD.search(url):
         raise UsageError(
-            f"{what} {_USER.sub('://***@', url)} has a password or token in it, which a provenance repeats",
+            f"{label} {_URL_USERINFO.sub('://***@', url)} has a password or token in it, which a "
+            "provenance repeats",
             hint="leave it out and add --secret id=GIT_AUTH_TOKEN,env=GIT_AUTH_TOKEN",
         )
 
 
-def check_secrets(texts: Iterable[str], environ: Mapping[str, str]) -> None:
+def check_secrets(secrets: Iterable[str], environ: Mapping[str, str]) -> None:
     """Raise :class:`UsageError` for a secret without a name, a missing file or variable."""
-    for text in texts:
-        _check_secret(_secret_fields(text), environ)
+    for secret in secrets:
+        _check_secret(_parse_secret(secret), environ)
 
 
-def _secret_fields(text: str) -> dict[str, str]:
+def _parse_secret(text: str) -> dict[str, str]:
     try:
-        items = [item.partition("=") for item in read_row(text, "a --secret")]
+        items = [item.partition("=") for item in parse_csv_row(text, "a --secret")]
     except UsageError as error:
         raise UsageError(error.message, hint=_HINT) from None
     if not items or not all(separator for _, separator, _ in items):
         raise UsageError("a --secret is not made of name=value pairs", hint=_HINT)
-    found = {name.lower(): value for name, _, value in items}
-    unknown = sorted(set(found) - set(_KEYS))
+    fields = {name.lower(): value for name, _, value in items}
+    unknown = sorted(set(fields) - set(_SECRET_KEYS))
     if unknown:
         raise UsageError(f"a --secret has no key {', '.join(map(repr, unknown))}", hint=_HINT)
-    return found
+    return fields
 
 
-def _check_secret(found: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    name = found.get("id", "")
+def _check_secret(fields: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    name = fields.get("id", "")
     if not name:
         raise UsageError("a --secret has no id, by which RUN --mount=type=secret names it", hint=_HINT)
-    kind = found.get("type", "")
+    kind = fields.get("type", "")
     if kind not in ("", "file", "env"):
         raise UsageError(f"secret {name}: type={kind} is neither file nor env", hint=_HINT)
-    variable, file = found.get("env", ""), found.get("src", found.get("source", ""))
+    variable, file = fields.get("env", ""), fields.get("src", fields.get("source", ""))
     if kind == "env" and not variable:
         variable, file = file, ""
     if not variable and not file:  # by its own name: a variable, else a file
         variable, file = (name, "") if name in environ else ("", name)
     if file:
         _check_file(f"secret {name}", file)
-        if Path(file).stat().st_size > _MAX_BYTES:
-            raise UsageError(f"secret {name}: {file} has more than {_MAX_BYTES} bytes, BuildKit's limit")
+        if Path(file).stat().st_size > _MAX_SECRET_SIZE:
+            raise UsageError(
+                f"secret {name}: {file} has more than {_MAX_SECRET_SIZE} bytes, BuildKit's limit"
+            )
     elif not environ.get(variable):
         raise UsageError(
             f"secret {name}: the variable {variable} is not set, and the build would go on without it",
@@ -102,10 +105,10 @@ def _check_secret(found: Mapping[str, str], environ: Mapping[str, str]) -> None:
         )
 
 
-def check_ssh(texts: Iterable[str], environ: Mapping[str, str]) -> None:
+def check_ssh(ssh_options: Iterable[str], environ: Mapping[str, str]) -> None:
     """Raise :class:`UsageError` for ``default`` without an agent, and for a missing socket or key."""
-    for text in texts:
-        name, _, paths = text.partition("=")
+    for ssh_option in ssh_options:
+        name, _, paths = ssh_option.partition("=")
         if not name:
             raise UsageError("an --ssh has no name", hint="--ssh default, or --ssh NAME=SOCKET_OR_KEY")
         if paths:
@@ -121,18 +124,18 @@ def check_ssh(texts: Iterable[str], environ: Mapping[str, str]) -> None:
             _check_exists(f"ssh {name}: the agent's socket", environ["SSH_AUTH_SOCK"])
 
 
-def _check_file(what: str, path: str) -> None:
-    _check_exists(what, path)
+def _check_file(label: str, path: str) -> None:
+    _check_exists(label, path)
     if not Path(path).is_file():
-        raise UsageError(f"{what}: {path} is not a file")
+        raise UsageError(f"{label}: {path} is not a file")
 
 
-def _check_exists(what: str, path: str) -> None:
+def _check_exists(label: str, path: str) -> None:
     if not Path(path).exists():
-        raise UsageError(f"{what}: there is no {path}")
+        raise UsageError(f"{label}: there is no {path}")
 
 
-def without_user(text: str) -> str:
+def redact_userinfo(text: str) -> str:
     """A reference, alone or in a row of CSV, without a user's name and password before its host."""
     head, at, tail = text.rpartition("@")
     if not at or _DIGEST.match(tail):

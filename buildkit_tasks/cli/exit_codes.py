@@ -16,10 +16,12 @@ __all__ = ["images_exit_code", "push_exit_code", "run_exit_code", "verify_exit_c
 
 def images_exit_code(report: ImagesReport, errors: Iterable[BuildkitTasksError]) -> int:
     """130 if it was interrupted, 1 if any check, build or run failed; else the highest of the others."""
-    codes = {error.exit_code for error in errors}
-    codes |= {verify_exit_code(row.verify) for row in report.images if row.verify and not row.verify.ok}
-    codes |= {run_exit_code(row.run) for row in report.images if row.run and not row.run.ok}
-    return next((code for code in (Interrupted.exit_code, 1) if code in codes), max(codes, default=1))
+    exit_codes = {error.exit_code for error in errors}
+    exit_codes |= {verify_exit_code(row.verify) for row in report.images if row.verify and not row.verify.ok}
+    exit_codes |= {run_exit_code(row.run) for row in report.images if row.run and not row.run.ok}
+    return next(
+        (code for code in (Interrupted.exit_code, 1) if code in exit_codes), max(exit_codes, default=1)
+    )
 
 
 def push_exit_code(pushed: PushResult | None) -> int:
@@ -31,12 +33,12 @@ def push_exit_code(pushed: PushResult | None) -> int:
 
 def verify_exit_code(report: VerifyReport) -> int:
     """5 if limits are all that was in the way, else 1."""
-    failed = {check.name for row in report.platforms for check in row.checks if not check.ok}
-    return LimitExceeded.exit_code if failed == {"limit"} else 1
+    failed_checks = {check.name for row in report.platforms for check in row.checks if not check.ok}
+    return LimitExceeded.exit_code if failed_checks == {"limit"} else 1
 
 
 def run_exit_code(report: RunReport) -> int:
     """5 if limits were all that failed, 124 if time-outs were, else 1."""
-    failed = {"limit" if result.limited else result.outcome for result in report.results if not result.ok}
+    failures = {"limit" if result.limited else result.outcome for result in report.results if not result.ok}
     codes = {"limit": LimitExceeded.exit_code, "timeout": DeadlineExceeded.exit_code}
-    return codes.get(failed.pop(), 1) if len(failed) == 1 else 1
+    return codes.get(failures.pop(), 1) if len(failures) == 1 else 1

@@ -20,7 +20,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
-from buildkit_tasks.cli.invoke_parser import OptionalPositional, OwnArgument
+from buildkit_tasks.cli.invoke_parser import DeclaredArgument, OptionalPositionalArgument
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from invoke.parser.argument import Argument
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.pipeline.pipeline import Line
-    from buildkit_tasks.report import LiveRuns
+    from buildkit_tasks.pipeline.pipeline import Pipeline
+    from buildkit_tasks.report import LiveTable
     from buildkit_tasks.report.model import RunResult
-    from buildkit_tasks.system.command import Commands
+    from buildkit_tasks.system.command import SubprocessRunner
 
-__all__ = ["Edge", "Job", "Option", "collection", "job"]
+__all__ = ["DeclaredTask", "Option", "TaskContext", "create_namespace", "task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Option:
     positional: bool = False
 
 
-_COMMON = (
+_COMMON_OPTIONS = (
     Option(
         name="json",
         default=False,
@@ -65,148 +65,152 @@ _COMMON = (
 
 
 @dataclass(kw_only=True)
-class Edge:
+class TaskContext:
     """One task's invocation: what it was given, and how it speaks to the user."""
 
-    context: Context
+    invoke_context: Context
     options: Mapping[str, Any]
-    flags: Mapping[str, Any]
-    code: int = field(default=0, init=False)
+    setting_flags: Mapping[str, Any]
+    exit_code: int = field(default=0, init=False)
 
     @property
-    def json(self) -> bool:
+    def json_output(self) -> bool:
         """Whether standard output is for one JSON document."""
         return bool(self.options["json"])
 
     @property
     def dry_run(self) -> bool:
         """Whether to show the commands instead of running them: our option, or Invoke's ``--dry``."""
-        return bool(self.options["dry_run"] or self.context.config.run.dry)
+        return bool(self.options["dry_run"] or self.invoke_context.config.run.dry)
 
     @property
-    def reports(self) -> tuple[str, ...]:
+    def report_paths(self) -> tuple[str, ...]:
         """The report files asked for."""
         return tuple(self.options.get("report") or ())
 
     @cached_property
     def settings(self) -> Settings:
         """The settings that hold for this invocation."""
-        from buildkit_tasks.config.settings import load
+        from buildkit_tasks.config.settings import load_settings
 
-        return load(self.flags, invoke=dict(self.context.config.get("buildkit") or {}))
+        return load_settings(
+            self.setting_flags, invoke=dict(self.invoke_context.config.get("buildkit") or {})
+        )
 
     @cached_property
-    def run(self) -> Commands:
+    def commands(self) -> SubprocessRunner:
         """The seam to other programs; a dry run goes to where the table would."""
-        from buildkit_tasks.system.command import Commands
+        from buildkit_tasks.system.command import SubprocessRunner
 
-        return Commands(dry_run=self.dry_run, echo=sys.stderr if self.json else sys.stdout)
+        return SubprocessRunner(
+            dry_run=self.dry_run, dry_run_output=sys.stderr if self.json_output else sys.stdout
+        )
 
     @cached_property
-    def line(self) -> Line:
+    def pipeline(self) -> Pipeline:
         """The line of services."""
-        from buildkit_tasks.pipeline.pipeline import Line
+        from buildkit_tasks.pipeline.pipeline import Pipeline
 
-        return Line(settings=self.settings, run=self.run, tell=self.tell)
+        return Pipeline(settings=self.settings, commands=self.commands, notify=self.notify)
 
     @staticmethod
-    def tell(message: str) -> None:
+    def notify(message: str) -> None:
         """Say what goes on, on standard error."""
         from buildkit_tasks.system.command import redact
 
         print(redact(message), file=sys.stderr, flush=True)
 
-    def show(self, report: Any, code: int = 1, *, always: bool = False) -> None:
+    def show_report(self, report: Any, failure_code: int = 1, *, even_dry_run: bool = False) -> None:
         """Show a report in every form asked for; ``code`` is the exit code if it is not ok.
 
         A dry run that would have changed something has nothing to report.
         """
-        if self.dry_run and not always:
-            if self.json:
-                self.say({"ok": True, "dry_run": True}, "")
+        if self.dry_run and not even_dry_run:
+            if self.json_output:
+                self.print_result({"ok": True, "dry_run": True}, "")
             return
         from buildkit_tasks import report as render
 
-        if not self.json:
-            render.print_table(report, sys.stdout, colour=render.wants_colour(sys.stdout, os.environ))
+        if not self.json_output:
+            render.print_table(report, sys.stdout, colour=render.needs_colour(sys.stdout, os.environ))
             sys.stdout.flush()
-        render.write_reports(report, self.reports)
-        render.announce_in_github(report, os.environ)
-        if self.json:  # last: had a report file failed, its error would be the one document
+        render.write_reports(report, self.report_paths)
+        render.report_to_github(report, os.environ)
+        if self.json_output:  # last: had a report file failed, its error would be the one document
             sys.stdout.write(render.to_json(report))
             sys.stdout.flush()
-        self.code = 0 if report.ok else code
+        self.exit_code = 0 if report.ok else failure_code
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Watched | None]:
+    def show_run_progress(self) -> Iterator[RunProgress | None]:
         """Give what is told of runs, for a table; None where none will be shown."""
-        if self.json or self.dry_run:
+        if self.json_output or self.dry_run:
             yield None
             return
         with contextlib.ExitStack() as stack:
-            live = None
+            live_table = None
             if sys.stdout.isatty():
-                from buildkit_tasks.report import live_runs
+                from buildkit_tasks.report import open_live_table
 
-                live = stack.enter_context(live_runs(sys.stdout, os.environ))
-            yield Watched(live=live)
+                live_table = stack.enter_context(open_live_table(sys.stdout, os.environ))
+            yield RunProgress(live_table=live_table)
 
-    def say(self, document: Mapping[str, Any], text: str) -> None:
+    def print_result(self, document: Mapping[str, Any], text: str) -> None:
         """Show a result that is no report: a document with ``--json``, else a line of text."""
-        print(json.dumps(document) if self.json else text, flush=True)
+        print(json.dumps(document) if self.json_output else text, flush=True)
 
-    def fail(self, error: BuildkitTasksError) -> int:
+    def show_error(self, error: BuildkitTasksError) -> int:
         """Show an error once, redacted, and give its exit code."""
         from buildkit_tasks.system.command import redact
 
         if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
-            self.tell("".join(traceback.format_exception(error)))
-        if self.json:
-            told = {"ok": False, "error": redact(str(error)), "exit_code": error.exit_code}
-            print(json.dumps(told), flush=True)
-        self.tell(f"error: {error}")
+            self.notify("".join(traceback.format_exception(error)))
+        if self.json_output:
+            document = {"ok": False, "error": redact(str(error)), "exit_code": error.exit_code}
+            print(json.dumps(document), flush=True)
+        self.notify(f"error: {error}")
         return error.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class RunProgress:
     """Shows runs as they end, on a terminal; what draws the report is imported while guests run."""
 
-    live: LiveRuns | None
+    live_table: LiveTable | None
 
-    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
+    def expect_runs(self, runs: Iterable[tuple[str, str, str]]) -> None:
         """What will run: platform, command and CPU."""
-        threading.Thread(target=_import_what_draws).start()
-        if self.live is not None:
-            self.live.expect(runs)
+        threading.Thread(target=_preload_renderers).start()
+        if self.live_table is not None:
+            self.live_table.expect_runs(runs)
 
     def __call__(self, result: RunResult) -> None:
         """How one of them ended."""
-        if self.live is not None:
-            self.live(result)
+        if self.live_table is not None:
+            self.live_table(result)
 
 
-def _import_what_draws() -> None:
-    from buildkit_tasks.report import render_ahead
+def _preload_renderers() -> None:
+    from buildkit_tasks.report import preload_rich
 
-    render_ahead()
+    preload_rich()
 
 
-def job(*options: Option) -> Callable[[Callable[[Edge], None]], Job]:
+def task(*options: Option) -> Callable[[Callable[[TaskContext], None]], DeclaredTask]:
     """Make an Invoke task of a function that takes an :class:`Edge`, with these options.
 
     Every task also has ``--json``, ``--dry-run`` and ``--debug``.
     """
-    return lambda body: Job(body, (*options, *_COMMON))
+    return lambda body: DeclaredTask(body, (*options, *_COMMON_OPTIONS))
 
 
-class Job(Task[Any]):
+class DeclaredTask(Task[Any]):
     """An Invoke task made of declared options; a positional one may be left out."""
 
-    def __init__(self, body: Callable[[Edge], None], options: tuple[Option, ...]) -> None:
+    def __init__(self, body: Callable[[TaskContext], None], options: tuple[Option, ...]) -> None:
         self.options = {option.name: option for option in options}
         super().__init__(
-            _wrapped(body, options),
+            _make_invoke_body(body, options),
             iterable=[option.name for option in options if option.default == ()],
             positional=[],
             auto_shortflags=False,
@@ -218,15 +222,17 @@ class Job(Task[Any]):
         arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
         for argument in arguments:
             option = self.options[str(argument.name)]
-            argument.__class__ = OptionalPositional if option.positional else OwnArgument
+            argument.__class__ = OptionalPositionalArgument if option.positional else DeclaredArgument
             if option.short:
                 argument.names = (*argument.names, option.short)
         return arguments
 
 
-def _wrapped(body: Callable[[Edge], None], options: tuple[Option, ...]) -> Callable[..., None]:
-    first = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
-    own = (
+def _make_invoke_body(
+    body: Callable[[TaskContext], None], options: tuple[Option, ...]
+) -> Callable[..., None]:
+    context_parameter = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
+    option_parameters = (
         # None for a list: Invoke takes the type of any other default for that of one value.
         inspect.Parameter(
             option.name,
@@ -235,60 +241,66 @@ def _wrapped(body: Callable[[Edge], None], options: tuple[Option, ...]) -> Calla
         )
         for option in options
     )
-    signature = inspect.Signature([first, *own])
+    signature = inspect.Signature([context_parameter, *option_parameters])
 
-    def call(c: Context, **kwargs: Any) -> None:
-        bound = signature.bind(c, **kwargs)
-        bound.apply_defaults()
-        given = {name: () if value is None else value for name, value in bound.kwargs.items()}
-        flags = {option.setting: given[option.name] for option in options if option.setting}
-        code = _run(Edge(context=c, options=given, flags=flags), body)
-        if code:
-            raise Exit(code=code)
+    def invoke_body(c: Context, **kwargs: Any) -> None:
+        arguments = signature.bind(c, **kwargs)
+        arguments.apply_defaults()
+        values = {name: () if value is None else value for name, value in arguments.kwargs.items()}
+        setting_flags = {option.setting: values[option.name] for option in options if option.setting}
+        exit_code = _run_body(
+            TaskContext(invoke_context=c, options=values, setting_flags=setting_flags), body
+        )
+        if exit_code:
+            raise Exit(code=exit_code)
 
-    call.__signature__ = signature  # type: ignore[attr-defined]
-    call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
-    return call
+    invoke_body.__signature__ = signature  # type: ignore[attr-defined]
+    invoke_body.__name__, invoke_body.__doc__, invoke_body.__module__ = (
+        body.__name__,
+        body.__doc__,
+        body.__module__,
+    )
+    return invoke_body
 
 
-def _run(edge: Edge, body: Callable[[Edge], None]) -> int:
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+def _run_body(ctx: TaskContext, body: Callable[[TaskContext], None]) -> int:
+    previous_handler = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        if edge.reports:
+        if ctx.report_paths:
             from buildkit_tasks.report import check_report_paths
 
-            check_report_paths(edge.reports)
-        body(edge)
+            check_report_paths(ctx.report_paths)
+        body(ctx)
     except KeyboardInterrupt:
-        return edge.fail(Interrupted("interrupted"))
+        return ctx.show_error(Interrupted("interrupted"))
     except BuildkitTasksError as error:
-        return edge.fail(error)
+        return ctx.show_error(error)
     except OSError as error:
-        return edge.fail(_worded(error))
+        return ctx.show_error(_translate_os_error(error))
     finally:
-        signal.signal(signal.SIGTERM, previous)
-    return edge.code
+        signal.signal(signal.SIGTERM, previous_handler)
+    return ctx.exit_code
 
 
-def _worded(error: OSError) -> BuildkitTasksError:
+def _translate_os_error(error: OSError) -> BuildkitTasksError:
     """A file that cannot be read or written, in words; a full disk is a limit."""
-    kind = LimitExceeded if error.errno in (errno.ENOSPC, errno.EDQUOT) else BuildkitTasksError
-    where = f"{error.filename}: " if error.filename is not None else ""
-    worded = kind(f"{where}{error.strerror or error}")
-    worded.__cause__ = error
-    return worded
+    error_class = LimitExceeded if error.errno in (errno.ENOSPC, errno.EDQUOT) else BuildkitTasksError
+    location = f"{error.filename}: " if error.filename is not None else ""
+    translated = error_class(f"{location}{error.strerror or error}")
+    translated.__cause__ = error
+    return translated
 
 
-def _interrupt(*_: object) -> None:
+def _raise_interrupt(*_: object) -> None:
     """TERM is answered like Ctrl-C: children are ended, files and containers removed."""
     raise KeyboardInterrupt
 
 
-def collection(*jobs: Job) -> Collection:
+def create_namespace(*tasks: DeclaredTask) -> Collection:
     """The tasks as a namespace, its settings known to Invoke (so that it shows and merges them)."""
-    from buildkit_tasks.config.settings import KEYS
+    from buildkit_tasks.config.settings import SETTINGS_KEYS
 
-    namespace = Collection(*jobs)
+    namespace = Collection(*tasks)
     # None, not the defaults: Invoke cannot read a list from the environment, and None is "not given".
-    namespace.configure({"buildkit": dict.fromkeys(KEYS)})
+    namespace.configure({"buildkit": dict.fromkeys(SETTINGS_KEYS)})
     return namespace

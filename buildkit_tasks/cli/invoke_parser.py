@@ -17,37 +17,41 @@ from buildkit_tasks.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["OptionalPositional", "OwnArgument"]
+__all__ = ["DeclaredArgument", "OptionalPositionalArgument"]
 
 
-class OwnArgument(Argument):
+class DeclaredArgument(Argument):
     """An option of one of these tasks, by which its usage errors are told from other tasks'."""
 
 
-class OptionalPositional(OwnArgument):
+class OptionalPositionalArgument(DeclaredArgument):
     """An option that also takes the first word that is neither an option nor a task."""
 
 
-_stock_handle = ParseMachine.handle
+_original_handle = ParseMachine.handle
 
 
-def _handle(self: ParseMachine, token: str) -> None:
+def _handle_token(machine: ParseMachine, token: str) -> None:
     """Invoke's own, with underscored names and with the first plain word as the positional."""
-    flags = self.context.flags if self.context else {}
-    dashed = token if self.waiting_for_flag_value else _dashed(token, (*flags, *self.contexts))
-    argument = _open_positional(self, dashed)
+    flags = machine.context.flags if machine.context else {}
+    normalized = (
+        token if machine.waiting_for_flag_value else _replace_underscores(token, (*flags, *machine.contexts))
+    )
+    argument = _find_open_positional(machine, normalized)
     if argument is not None:
-        argument.value = dashed
+        argument.value = normalized
     else:
-        _stock_handle(self, dashed)
+        _original_handle(machine, normalized)
 
 
-def _dashed(token: str, known: Iterable[str]) -> str:
+def _replace_underscores(token: str, known_names: Iterable[str]) -> str:
     candidate = token.replace("_", "-")
-    return candidate if candidate != token and token not in known and candidate in known else token
+    return (
+        candidate if candidate != token and token not in known_names and candidate in known_names else token
+    )
 
 
-def _open_positional(machine: ParseMachine, token: str) -> Argument | None:
+def _find_open_positional(machine: ParseMachine, token: str) -> Argument | None:
     """The positional that this word would be, if it is neither a flag, nor a value, nor a task."""
     context = machine.context
     if (
@@ -57,31 +61,33 @@ def _open_positional(machine: ParseMachine, token: str) -> Argument | None:
         or token in machine.contexts
     ):
         return None
-    arguments = (each for each in context.args.values() if isinstance(each, OptionalPositional))
+    arguments = (each for each in context.args.values() if isinstance(each, OptionalPositionalArgument))
     return next((each for each in arguments if each.raw_value is None), None)
 
 
-_stock_error = ParseMachine.error
+_original_error = ParseMachine.error
 
 
-def _error(self: ParseMachine, msg: str) -> None:
+def _raise_usage_error(machine: ParseMachine, msg: str) -> None:
     """Invoke's own, but a usage error in one of these tasks ends with 2."""
-    if self.context is not None and any(isinstance(each, OwnArgument) for each in self.context.args.values()):
+    if machine.context is not None and any(
+        isinstance(each, DeclaredArgument) for each in machine.context.args.values()
+    ):
         raise Exit(msg, code=UsageError.exit_code)
-    _stock_error(self, msg)
+    _original_error(machine, msg)
 
 
-_stock_complete_flag = ParseMachine.complete_flag
+_original_complete_flag = ParseMachine.complete_flag
 
 
-def _complete_flag(self: ParseMachine) -> None:
+def _complete_flag(machine: ParseMachine) -> None:
     """Invoke's own, which takes an option that may repeat and has no value for one that is not given."""
-    flag: Any = self.flag  # which Invoke itself declares to be None
-    if isinstance(flag, OwnArgument) and flag.kind is list and not self.flag_got_value:
-        self.error(f"Flag {flag!r} needed value and was not given one!")
-    _stock_complete_flag(self)
+    flag: Any = machine.flag  # which Invoke itself declares to be None
+    if isinstance(flag, DeclaredArgument) and flag.kind is list and not machine.flag_got_value:
+        machine.error(f"Flag {flag!r} needed value and was not given one!")
+    _original_complete_flag(machine)
 
 
-ParseMachine.complete_flag = _complete_flag  # type: ignore[method-assign]
-ParseMachine.handle = _handle  # type: ignore[method-assign]
-ParseMachine.error = _error  # type: ignore[method-assign]
+ParseMachine.complete_flag = _complete_flag  # type: ignore[assignment,method-assign]
+ParseMachine.handle = _handle_token  # type: ignore[assignment,method-assign]
+ParseMachine.error = _raise_usage_error  # type: ignore[assignment,method-assign]

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from buildkit_tasks.build.request import BuildRequest
-    from buildkit_tasks.cli.invocation import Edge, Option
-    from buildkit_tasks.pipeline.image_job import Choice
-    from buildkit_tasks.pipeline.release import Release, Releases
+    from buildkit_tasks.cli.invocation import Option, TaskContext
+    from buildkit_tasks.pipeline.image_job import ImageSelection
+    from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
 
 __all__ = [
     "build_options",
@@ -23,69 +23,77 @@ __all__ = [
 ]
 
 
-def image_selection(edge: Edge) -> Choice:
+def image_selection(edge: TaskContext) -> ImageSelection:
     """Return the images that are named by ``--image``, or by ``--target`` of a bake file; none means all."""
-    from buildkit_tasks.pipeline.image_job import Choice
+    from buildkit_tasks.pipeline.image_job import ImageSelection
 
-    bake = edge.options["bake"]
-    if bake and edge.options["image"]:
+    bake_file = edge.options["bake"]
+    if bake_file and edge.options["image"]:
         raise UsageError(
             "--image is for the images of the settings", hint="--target names those of a bake file"
         )
-    words = ",".join(edge.options["target" if bake else "image"])
-    names = tuple(word.strip() for word in words.split(",") if word.strip())
-    return Choice(names=names, bake=bake, options=build_options(edge))
+    text = ",".join(edge.options["target" if bake_file else "image"])
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return ImageSelection(names=names, bake_file=bake_file, options=build_options(edge))
 
 
-def release_from_options(edge: Edge, image: str = "") -> tuple[Releases, Release]:
+def release_from_options(edge: TaskContext, image: str = "") -> tuple[ReleaseService, ReleaseSpec]:
     """What releases, and the release that the settings and options describe: those of one image, if named."""
     from buildkit_tasks.config.images import settings_for_image
-    from buildkit_tasks.pipeline.images import Images
-    from buildkit_tasks.pipeline.release import Release, Releases
-    from buildkit_tasks.pipeline.runs import Runs
+    from buildkit_tasks.pipeline.images import ImageResolver
+    from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
+    from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import parse_platforms
 
     settings = settings_for_image(edge.settings, image)
-    images = Images(settings=settings, run=edge.run)
-    line = (lambda: edge.line.under(settings)) if image else (lambda: edge.line)
-    runs = Runs(settings=settings, run=edge.run, tell=edge.tell, images=images, line=line)
-    expected = parse_platforms(settings.platforms) if settings.given("platforms") else ()
-    release = Release.of(settings.tags, expected, proved=not edge.options["no_verify"])
-    return Releases(images=images, runs=runs), release
+    resolver = ImageResolver(settings=settings, commands=edge.commands)
+    get_pipeline = (lambda: edge.pipeline.with_settings(settings)) if image else (lambda: edge.pipeline)
+    image_runner = ImageRunner(
+        settings=settings,
+        commands=edge.commands,
+        notify=edge.notify,
+        resolver=resolver,
+        get_pipeline=get_pipeline,
+    )
+    expected_platforms = parse_platforms(settings.platforms) if settings.is_explicit("platforms") else ()
+    spec = ReleaseSpec.from_tags(
+        settings.tags, expected_platforms, verify_first=not edge.options["no_verify"]
+    )
+    return ReleaseService(resolver=resolver, image_runner=image_runner), spec
 
 
-def check_release_options(edge: Edge, request: BuildRequest, proving: Iterable[Option] = ()) -> None:
+def check_release_options(edge: TaskContext, request: BuildRequest, proving: Iterable[Option] = ()) -> None:
     """Refuse ``--no-verify``, and what says how to prove, for a build of which nothing is proved."""
-    from buildkit_tasks.config.settings import Origin
+    from buildkit_tasks.config.settings import SettingOrigin
 
-    if any(output.pushes for output in request.outputs) and not request.split:
+    if any(output.is_pushed for output in request.outputs) and not request.split:
         return
     origins = edge.settings.origins
-    given = [each.name for each in proving if origins.get(each.setting) is Origin.FLAG]
-    given += [] if request.proved else ["no_verify"]
-    if given:
-        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    option_names = [each.name for each in proving if origins.get(each.setting) is SettingOrigin.FLAG]
+    option_names += [] if request.verify_first else ["no_verify"]
+    if option_names:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in option_names)
         raise UsageError(
-            f"{words}: nothing is pushed, so that there is no release to be proved",
+            f"{flags}: nothing is pushed, so that there is no release to be proved",
             hint="add --push, or say it to inv verify-arch and inv run-emulated",
         )
 
 
-def build_request(edge: Edge) -> BuildRequest:
+def build_request(edge: TaskContext) -> BuildRequest:
     """The build request: options that are no settings, joined with those that are."""
-    return edge.line.request(**build_options(edge))
+    return edge.pipeline.create_request(**build_options(edge))
 
 
-def build_options(edge: Edge) -> dict[str, Any]:
+def build_options(edge: TaskContext) -> dict[str, Any]:
     """The options of a build that are no settings, by the names of the request."""
     from buildkit_tasks.build.outputs import OutputSpec
 
-    given = edge.options
-    outputs = [OutputSpec.parse(text) for text in given["output"]]
-    if given["push"] or given["split"]:
+    options = edge.options
+    outputs = [OutputSpec.parse(text) for text in options["output"]]
+    if options["push"] or options["split"]:
         outputs.append(OutputSpec(type="registry"))
-    lists: dict[str, Any] = {
-        field: tuple(given[name])
+    list_fields: dict[str, Any] = {
+        field: tuple(options[name])
         for name, field in (
             ("build_context", "build_contexts"),
             ("cache_from", "cache_from"),
@@ -97,8 +105,8 @@ def build_options(edge: Edge) -> dict[str, Any]:
             ("attest", "attest"),
         )
     }
-    plain: dict[str, Any] = {
-        name: given[name]
+    scalar_fields: dict[str, Any] = {
+        name: options[name]
         for name in (
             "load",
             "provenance",
@@ -110,5 +118,5 @@ def build_options(edge: Edge) -> dict[str, Any]:
             "metadata_file",
         )
     }
-    plain |= {"split": given["split"], "proved": not given["no_verify"]}
-    return {"outputs": tuple(outputs), **lists, **plain}
+    scalar_fields |= {"split": options["split"], "verify_first": not options["no_verify"]}
+    return {"outputs": tuple(outputs), **list_fields, **scalar_fields}

@@ -16,11 +16,15 @@ __all__ = ["check_image_names", "settings_for_image"]
 
 def check_image_names(settings: Settings, names: Collection[str]) -> None:
     """Raise :class:`UsageError` for a name that no image of the settings has."""
-    known = [table.name for table in settings.images]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        hint = f"known are {', '.join(known)}" if known else "[[tool.buildkit-tasks.image]] in pyproject.toml"
-        raise UsageError(f"there is no image {unknown[0]!r} in the settings", hint=hint)
+    known_names = [table.name for table in settings.images]
+    unknown_names = [name for name in names if name not in known_names]
+    if unknown_names:
+        hint = (
+            f"known are {', '.join(known_names)}"
+            if known_names
+            else "[[tool.buildkit-tasks.image]] in pyproject.toml"
+        )
+        raise UsageError(f"there is no image {unknown_names[0]!r} in the settings", hint=hint)
 
 
 def settings_for_image(settings: Settings, name: str) -> Settings:
@@ -31,4 +35,4 @@ def settings_for_image(settings: Settings, name: str) -> Settings:
     if not name or not settings.images:
         return settings
     check_image_names(settings, [name])
-    return settings.of(next(table for table in settings.images if table.name == name))
+    return settings.for_image(next(table for table in settings.images if table.name == name))

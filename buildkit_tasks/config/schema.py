@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
-    "BUILDER_NAME",
+    "BUILDER_NAME_PATTERN",
     "IMAGE_KEYS",
     "ImageSettings",
     "SmokeCheck",
-    "known_keys",
-    "read_checks",
-    "read_images",
+    "normalize_keys",
+    "read_image_tables",
+    "read_smoke_checks",
     "read_value",
 ]
 
-BUILDER_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar
-_IMAGE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # it is a file's name in dist/ as well
+BUILDER_NAME_PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar
+_IMAGE_NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # it is a file's name in dist/ as well
 _CHOICES = {
     "driver": ("auto", "docker-container", "docker", "remote", "kubernetes"),
     "fallback": ("none", "emulate"),
@@ -40,8 +40,8 @@ _CHOICES = {
     "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
     "runner": ("auto", "docker", "sandbox"),
 }
-_GRAMMARS = {
-    "name": (BUILDER_NAME, "builder name", "letters, digits, '.', '_' and '-'"),
+_PATTERNS = {
+    "name": (BUILDER_NAME_PATTERN, "builder name", "letters, digits, '.', '_' and '-'"),
     # QEMU's: a model's name, and features of it after commas.
     "cpu": (
         re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.,=+-]*)?\Z"),
@@ -49,7 +49,7 @@ _GRAMMARS = {
         "max, floor, both, or a model that `qemu-ARCHITECTURE -cpu help` lists",
     ),
 }
-_EACH = {
+_ITEM_PATTERNS = {
     # BuildKit's entitlements; a device has a name of its own.
     "allow": (
         re.compile(r"(?:network\.host|security\.insecure|device(?:=[\w./=-]+)?)\Z", re.ASCII),
@@ -57,9 +57,14 @@ _EACH = {
         "network.host, security.insecure or device=NAME",
     ),
 }
-_SPLIT = ("platforms", "tags")  # whose items never hold a comma: each may be several
-_BLANKS = ("nodes",)  # whose items hold commas: where they are one text, blanks part them
-_KINDS = {tuple: "a list", str: "text", int: "a whole number, 0 or more", float: "a number, 0 or more"}
+_COMMA_SEPARATED_KEYS = ("platforms", "tags")  # whose items never hold a comma: each may be several
+_SPACE_SEPARATED_KEYS = ("nodes",)  # whose items hold commas: where they are one text, blanks part them
+_TYPE_DESCRIPTIONS = {
+    tuple: "a list",
+    str: "text",
+    int: "a whole number, 0 or more",
+    float: "a number, 0 or more",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,62 +96,69 @@ class ImageSettings:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def known_keys(found: Mapping[str, Any], label: str, keys: Sequence[str]) -> dict[str, Any]:
+def normalize_keys(table: Mapping[str, Any], label: str, keys: Sequence[str]) -> dict[str, Any]:
     """The values under their Python names; None is "not given", an unknown key an error."""
-    known: dict[str, Any] = {}
-    for raw, value in found.items():
-        key = raw.replace("-", "_")
+    values: dict[str, Any] = {}
+    for raw_key, value in table.items():
+        key = raw_key.replace("-", "_")
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
+            matches = difflib.get_close_matches(key, keys, n=1)
             hint = (
-                f"did you mean {close[0].replace('_', '-')!r}?" if close else f"known are {', '.join(keys)}"
+                f"did you mean {matches[0].replace('_', '-')!r}?"
+                if matches
+                else f"known are {', '.join(keys)}"
             )
-            raise SettingsError(f"{label}: unknown key {raw!r}", hint=hint)
+            raise SettingsError(f"{label}: unknown key {raw_key!r}", hint=hint)
         if value is not None:
-            known[key] = value
-    return known
+            values[key] = value
+    return values
 
 
-def read_checks(raw: Any, label: str) -> tuple[SmokeCheck, ...]:
+def read_smoke_checks(raw: Any, label: str) -> tuple[SmokeCheck, ...]:
     """The checks of a list of tables, or an error that also says which table it is."""
-    return tuple(_check(table, where) for table, where in _tables(raw, label, "check"))
+    return tuple(
+        _read_smoke_check(table, table_label) for table, table_label in _iter_tables(raw, label, "check")
+    )
 
 
-def _check(table: dict[str, Any], label: str) -> SmokeCheck:
-    known = known_keys(table, label, _CHECK_KEYS)
-    standard = SmokeCheck()
-    values = {key: read_value(key, raw, label, getattr(standard, key)) for key, raw in known.items()}
+def _read_smoke_check(table: dict[str, Any], label: str) -> SmokeCheck:
+    raw_values = normalize_keys(table, label, _CHECK_KEYS)
+    defaults = SmokeCheck()
+    values = {key: read_value(key, raw, label, getattr(defaults, key)) for key, raw in raw_values.items()}
     check = SmokeCheck(**values)
-    _check_expectation(check.expect, label)
+    _check_regex(check.expect, label)
     return check
 
 
-def read_images(raw: Any, label: str, defaults: Mapping[str, Any]) -> tuple[ImageSettings, ...]:
+def read_image_tables(raw: Any, label: str, defaults: Mapping[str, Any]) -> tuple[ImageSettings, ...]:
     """The images of a list of tables, each with a name of its own; ``defaults`` are the settings'."""
-    images = tuple(_image(table, where, defaults) for table, where in _tables(raw, label, "image"))
-    seen: dict[str, int] = {}
+    images = tuple(
+        _read_image_table(table, table_label, defaults)
+        for table, table_label in _iter_tables(raw, label, "image")
+    )
+    first_numbers: dict[str, int] = {}
     for number, image in enumerate(images, start=1):
         # Two files whose names differ in case alone are one on some disks.
-        first = seen.setdefault(image.name.lower(), number)
+        first = first_numbers.setdefault(image.name.lower(), number)
         if first != number:
             raise SettingsError(f"{label}: image {number}: name = {image.name!r} is that of image {first}")
     return images
 
 
-def _image(table: dict[str, Any], label: str, defaults: Mapping[str, Any]) -> ImageSettings:
-    known = known_keys(table, label, ("name", *IMAGE_KEYS))
-    name = known.pop("name", None)
+def _read_image_table(table: dict[str, Any], label: str, defaults: Mapping[str, Any]) -> ImageSettings:
+    raw_values = normalize_keys(table, label, ("name", *IMAGE_KEYS))
+    name = raw_values.pop("name", None)
     if name is None:
         raise SettingsError(f"{label}: it has no name", hint='name = "web"')
-    if not isinstance(name, str) or not _IMAGE_NAME.match(name):
+    if not isinstance(name, str) or not _IMAGE_NAME_PATTERN.match(name):
         hint = "letters, digits, '.', '_' and '-'"
         raise SettingsError(f"{label}: name = {name!r} is no name of an image", hint=hint)
-    values = {key: read_value(key, raw, label, defaults[key]) for key, raw in known.items()}
-    _check_expectation(values.get("expect", ""), label)
+    values = {key: read_value(key, raw, label, defaults[key]) for key, raw in raw_values.items()}
+    _check_regex(values.get("expect", ""), label)
     return ImageSettings(name=name, values=values)
 
 
-def _tables(raw: Any, label: str, key: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _iter_tables(raw: Any, label: str, key: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Each table with the words for where it stands; the first is 1."""
     if not isinstance(raw, list | tuple) or not all(isinstance(table, dict) for table in raw):
         hint = f"begin each with [[tool.buildkit-tasks.{key}]]"
@@ -154,7 +166,7 @@ def _tables(raw: Any, label: str, key: str) -> Iterator[tuple[dict[str, Any], st
     return ((table, f"{label}: {key} {number}") for number, table in enumerate(raw, start=1))
 
 
-def _check_expectation(pattern: str, label: str) -> None:
+def _check_regex(pattern: str, label: str) -> None:
     try:
         re.compile(pattern)  # what stands in braces is filled in later, and makes no difference
     except re.error as error:
@@ -163,26 +175,26 @@ def _check_expectation(pattern: str, label: str) -> None:
 
 def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
     """The raw value as the type of the key's default, or an error that names where it stands."""
-    if key in _BLANKS and isinstance(raw, str):
+    if key in _SPACE_SEPARATED_KEYS and isinstance(raw, str):
         raw = raw.split()
     try:
-        value = _converted(raw, default)
-        if key in _SPLIT:
-            value = _listed(",".join(value))
+        value = _convert_value(raw, default)
+        if key in _COMMA_SEPARATED_KEYS:
+            value = _split_list(",".join(value))
     except (TypeError, ValueError):
-        raise SettingsError(f"{label}: {key} = {raw!r} is not {_KINDS[type(default)]}") from None
+        raise SettingsError(f"{label}: {key} = {raw!r} is not {_TYPE_DESCRIPTIONS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
-    grammar, what, hint = _GRAMMARS.get(key) or _EACH.get(key) or (None, "", "")
-    for each in value if key in _EACH else (value,):
-        if grammar is not None and not grammar.match(each):
-            raise SettingsError(f"{label}: {each!r} is no {what}", hint=hint)
+    pattern, noun, hint = _PATTERNS.get(key) or _ITEM_PATTERNS.get(key) or (None, "", "")
+    for each in value if key in _ITEM_PATTERNS else (value,):
+        if pattern is not None and not pattern.match(each):
+            raise SettingsError(f"{label}: {each!r} is no {noun}", hint=hint)
     return value
 
 
-def _converted(raw: Any, default: Any) -> Any:
+def _convert_value(raw: Any, default: Any) -> Any:
     if isinstance(default, tuple):
-        return _listed(raw)
+        return _split_list(raw)
     if isinstance(raw, bool) or not isinstance(raw, str | int | float):
         raise TypeError
     if isinstance(default, str):
@@ -197,7 +209,7 @@ def _converted(raw: Any, default: Any) -> Any:
     return number
 
 
-def _listed(raw: Any) -> tuple[str, ...]:
+def _split_list(raw: Any) -> tuple[str, ...]:
     """A list from a list or from text with commas."""
     items = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):

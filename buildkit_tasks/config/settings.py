@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.config.schema import (
-    BUILDER_NAME,
+    BUILDER_NAME_PATTERN,
     ImageSettings,
     SmokeCheck,
-    known_keys,
-    read_checks,
-    read_images,
+    normalize_keys,
+    read_image_tables,
+    read_smoke_checks,
     read_value,
 )
 from buildkit_tasks.errors import SettingsError
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
-    "BUILDER_NAME",
+    "BUILDER_NAME_PATTERN",
     "ImageSettings",
-    "Origin",
+    "SettingOrigin",
     "Settings",
     "SmokeCheck",
     "cache_folder",
     "find_pyproject",
-    "load",
+    "load_settings",
 ]
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
-_FIELD_VARIABLES = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
+_KEY_OF_VARIABLE = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
 
 
-class Origin(enum.IntEnum):
+class SettingOrigin(enum.IntEnum):
     """Where a value came from; the higher wins."""
 
     DEFAULT = 0
@@ -100,39 +100,41 @@ class Settings:
     images: tuple[ImageSettings, ...] = ()
     root_cache: int = 2048
     cache: str = ""
-    origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+    origins: Mapping[str, SettingOrigin] = field(default_factory=dict, compare=False)
 
-    def given(self, name: str) -> bool:
+    def is_explicit(self, name: str) -> bool:
         """Whether somebody chose this value, so that a default may not overrule it."""
-        return self._rank(name) is not Origin.DEFAULT
+        return self._origin_of(name) is not SettingOrigin.DEFAULT
 
-    def of(self, image: ImageSettings) -> Settings:
+    def for_image(self, image: ImageSettings) -> Settings:
         """The settings of one image: what its table says, unless a stronger source says otherwise.
 
         An image that says what to run or to expect is not put to the checks of the others.
         """
-        rank = self._rank("images")
-        own = {key: value for key, value in image.values.items() if self._rank(key) <= rank}
-        checks = () if {"command", "expect"} & own.keys() else self.checks
-        origins = {**self.origins, **dict.fromkeys(own, rank)}
-        return dataclasses.replace(self, **own, checks=checks, images=(), origins=origins)
+        images_origin = self._origin_of("images")
+        overrides = {
+            key: value for key, value in image.values.items() if self._origin_of(key) <= images_origin
+        }
+        checks = () if {"command", "expect"} & overrides.keys() else self.checks
+        origins = {**self.origins, **dict.fromkeys(overrides, images_origin)}
+        return dataclasses.replace(self, **overrides, checks=checks, images=(), origins=origins)
 
-    def _rank(self, name: str) -> Origin:
-        return self.origins.get(name, Origin.DEFAULT)
+    def _origin_of(self, name: str) -> SettingOrigin:
+        return self.origins.get(name, SettingOrigin.DEFAULT)
 
 
 _DEFAULTS = Settings()
-_STANDARD = {
+_DEFAULT_VALUES = {
     each.name: getattr(_DEFAULTS, each.name)
     for each in dataclasses.fields(Settings)
     if each.name != "origins"
 }
-_FIELDS = {"check": "checks", "image": "images"}  # an array of tables is written as each of them is
-_WRITTEN = {field: key for key, field in _FIELDS.items()}
-KEYS = tuple(_WRITTEN.get(name, name) for name in _STANDARD)
+_FIELD_OF_KEY = {"check": "checks", "image": "images"}  # an array of tables is written as each of them is
+_KEY_OF_FIELD = {field: key for key, field in _FIELD_OF_KEY.items()}
+SETTINGS_KEYS = tuple(_KEY_OF_FIELD.get(name, name) for name in _DEFAULT_VALUES)
 
 
-def load(
+def load_settings(
     flags: Mapping[str, Any] | None = None,
     *,
     invoke: Mapping[str, Any] | None = None,
@@ -142,59 +144,77 @@ def load(
     """Merge all sources; in ``flags`` a None, an empty string or an empty list is "not given"."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
-    for origin, label, found in _sources(flags, invoke, environ, folder or Path.cwd()):
-        for key, raw in found.items():
-            name = _FIELDS.get(key, key)
-            values[name] = _read(key, raw, label)
+    origins: dict[str, SettingOrigin] = {}
+    for origin, label, table in _iter_sources(flags, invoke, environ, folder or Path.cwd()):
+        for key, raw in table.items():
+            name = _FIELD_OF_KEY.get(key, key)
+            values[name] = _read_setting(key, raw, label)
             origins[name] = origin
     return dataclasses.replace(_DEFAULTS, **values, origins=origins)
 
 
-def _read(key: str, raw: Any, label: str) -> Any:
+def _read_setting(key: str, raw: Any, label: str) -> Any:
     if key == "check":
-        return read_checks(raw, label)
+        return read_smoke_checks(raw, label)
     if key == "image":
-        return read_images(raw, label, _STANDARD)
-    return read_value(key, raw, label, _STANDARD[key])
+        return read_image_tables(raw, label, _DEFAULT_VALUES)
+    return read_value(key, raw, label, _DEFAULT_VALUES[key])
 
 
-def _sources(
+def _iter_sources(
     flags: Mapping[str, Any] | None,
     invoke: Mapping[str, Any] | None,
     environ: Mapping[str, str],
     folder: Path,
-) -> Iterator[tuple[Origin, str, dict[str, Any]]]:
+) -> Iterator[tuple[SettingOrigin, str, dict[str, Any]]]:
     """Every source, the weakest first, with the words that name it in an error."""
     pyproject = find_pyproject(folder)
     if pyproject is not None:
         label = f"{pyproject}: [tool.buildkit-tasks]"
-        yield Origin.PYPROJECT, label, known_keys(_pyproject_table(pyproject), label, KEYS)
+        yield (
+            SettingOrigin.PYPROJECT,
+            label,
+            normalize_keys(_read_pyproject_table(pyproject), label, SETTINGS_KEYS),
+        )
     label = "Invoke's configuration: buildkit"
-    yield Origin.INVOKE, label, known_keys(_without_environment(invoke or {}, environ), label, KEYS)
-    for variable, key in _FIELD_VARIABLES.items():
+    yield (
+        SettingOrigin.INVOKE,
+        label,
+        normalize_keys(_drop_environment_keys(invoke or {}, environ), label, SETTINGS_KEYS),
+    )
+    for variable, key in _KEY_OF_VARIABLE.items():
         if environ.get(variable):
-            yield Origin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
+            yield SettingOrigin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
     for variable, text in environ.items():
         if variable.startswith(_ENVIRONMENT_PREFIX) and text:
             key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
             label = f"environment {variable}"
-            if key in (*_FIELDS, *_WRITTEN):
-                hint = f"write them as [[tool.buildkit-tasks.{_WRITTEN.get(key, key)}]] in pyproject.toml"
-                raise SettingsError(
-                    f"{label}: {_FIELDS.get(key, key)} cannot come from the environment", hint=hint
+            if key in (*_FIELD_OF_KEY, *_KEY_OF_FIELD):
+                hint = (
+                    f"write them as [[tool.buildkit-tasks.{_KEY_OF_FIELD.get(key, key)}]] in pyproject.toml"
                 )
-            yield Origin.ENVIRONMENT, label, known_keys({key: text}, label, KEYS)
-    given = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
-    yield Origin.FLAG, "command line", {key: _flag(key, value) for key, value in given.items()}
+                raise SettingsError(
+                    f"{label}: {_FIELD_OF_KEY.get(key, key)} cannot come from the environment", hint=hint
+                )
+            yield SettingOrigin.ENVIRONMENT, label, normalize_keys({key: text}, label, SETTINGS_KEYS)
+    explicit_flags = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
+    yield (
+        SettingOrigin.FLAG,
+        "command line",
+        {key: _join_repeated_flag(key, value) for key, value in explicit_flags.items()},
+    )
 
 
-def _flag(key: str, value: Any) -> Any:
+def _join_repeated_flag(key: str, value: Any) -> Any:
     """An option that may repeat, for a key that is one text: as if it were written with commas."""
-    return ",".join(value) if isinstance(value, list | tuple) and isinstance(_STANDARD[key], str) else value
+    return (
+        ",".join(value)
+        if isinstance(value, list | tuple) and isinstance(_DEFAULT_VALUES[key], str)
+        else value
+    )
 
 
-def _without_environment(invoke: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def _drop_environment_keys(invoke: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Invoke has merged the environment into its configuration: a bad value there is not the file's."""
     return {
         key: value for key, value in invoke.items() if f"{_ENVIRONMENT_PREFIX}{key.upper()}" not in environ
@@ -207,7 +227,7 @@ def find_pyproject(folder: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _pyproject_table(path: Path) -> dict[str, Any]:
+def _read_pyproject_table(path: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

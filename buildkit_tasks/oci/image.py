@@ -24,7 +24,7 @@ from buildkit_tasks.oci.model import (
     parse_manifest,
 )
 from buildkit_tasks.oci.source import Source, open_verified, read_blob
-from buildkit_tasks.oci.transports import local_folder, open_image
+from buildkit_tasks.oci.transports import find_local_output, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,49 +33,49 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IndexEntry",
-    "Kind",
+    "IndexEntryKind",
     "Source",
-    "attested",
-    "config_of",
+    "attested_images",
+    "find_local_output",
     "index_entries",
-    "index_of",
-    "lacks",
-    "local_folder",
-    "manifest_of",
+    "is_missing",
     "open_image",
     "open_verified",
     "platform_manifests",
-    "position",
     "read_blob",
+    "read_config",
+    "read_index",
+    "read_manifest",
+    "read_order",
 ]
 
-_DEPTH = 3  # an index in an index.json, and one more: deeper ones are nobody's image
-_REFERENCE_DIGEST = "vnd.docker.reference.digest"
+_MAX_INDEX_DEPTH = 3  # an index in an index.json, and one more: deeper ones are nobody's image
+_REFERENCE_DIGEST_ANNOTATION = "vnd.docker.reference.digest"
 
 
-def index_of(source: Source) -> Index:
+def read_index(source: Source) -> Index:
     """The image's index; of an image that is a single manifest, an index of just that."""
-    root = source.root()
+    root = source.root_descriptor()
     if root.media_type in INDEX_TYPES:
-        return parse_index(read_blob(source, root, LIMITS.document), root.media_type)
+        return parse_index(read_blob(source, root, LIMITS.document_bytes), root.media_type)
     return Index(media_type=root.media_type, manifests=(root,))
 
 
-def manifest_of(source: Source, descriptor: Descriptor) -> Manifest:
+def read_manifest(source: Source, descriptor: Descriptor) -> Manifest:
     """The manifest that an index entry points to."""
     if descriptor.media_type not in MANIFEST_TYPES:
         raise MalformedImage(f"{descriptor.digest} is {descriptor.media_type!r}, which is no image manifest")
-    return parse_manifest(read_blob(source, descriptor, LIMITS.document), descriptor.media_type)
+    return parse_manifest(read_blob(source, descriptor, LIMITS.document_bytes), descriptor.media_type)
 
 
-def config_of(source: Source, manifest: Manifest) -> ImageConfig:
+def read_config(source: Source, manifest: Manifest) -> ImageConfig:
     """The configuration of one platform's image."""
     if manifest.is_artifact:
         raise MalformedImage(f"the config is {manifest.config.media_type!r}, which is no image config")
-    return parse_config(read_blob(source, manifest.config, LIMITS.document))
+    return parse_config(read_blob(source, manifest.config, LIMITS.document_bytes))
 
 
-class Kind(enum.Enum):
+class IndexEntryKind(enum.Enum):
     """What an entry of an index is."""
 
     IMAGE = "image"
@@ -93,8 +93,8 @@ class IndexEntry:
     """
 
     descriptor: Descriptor
-    kind: Kind
-    index: Digest
+    kind: IndexEntryKind
+    index_digest: Digest
     platform: Platform | None = None
 
 
@@ -103,14 +103,16 @@ def index_entries(source: Source) -> tuple[IndexEntry, ...]:
 
     A nested index that the source :func:`lacks` is not gone into.
     """
-    root = source.root()
-    found: list[IndexEntry] = []
-    for count, (index, entry) in enumerate(_entries(source, root.digest, index_of(source), _DEPTH)):
+    root = source.root_descriptor()
+    entries: list[IndexEntry] = []
+    for count, (index_digest, entry) in enumerate(
+        _iter_entries(source, root.digest, read_index(source), _MAX_INDEX_DEPTH)
+    ):
         if count >= LIMITS.manifests:
             raise LimitExceeded(f"the image index has more than {LIMITS.manifests} entries")
-        kind, platform = _kind(source, entry)
-        found.append(IndexEntry(descriptor=entry, kind=kind, index=index, platform=platform))
-    return tuple(found)
+        kind, platform = _classify_entry(source, entry)
+        entries.append(IndexEntry(descriptor=entry, kind=kind, index_digest=index_digest, platform=platform))
+    return tuple(entries)
 
 
 def platform_manifests(source: Source) -> tuple[tuple[Platform, Descriptor], ...]:
@@ -122,75 +124,77 @@ def platform_manifests(source: Source) -> tuple[tuple[Platform, Descriptor], ...
     return tuple(
         (entry.platform, entry.descriptor)
         for entry in index_entries(source)
-        if entry.kind is Kind.IMAGE and entry.platform is not None
+        if entry.kind is IndexEntryKind.IMAGE and entry.platform is not None
     )
 
 
-def attested(source: Source, entry: Descriptor) -> tuple[Digest, ...]:
+def attested_images(source: Source, entry: Descriptor) -> tuple[Digest, ...]:
     """The images that an attestation says it is about: one, unless it contradicts itself, or none.
 
     BuildKit's two forms: an annotation of the index entry, and the ``subject`` of an OCI artifact.
     Raises :class:`MalformedImage` if its manifest cannot be read or names something that is no digest.
     """
-    found: dict[Digest, None] = {}
-    if _REFERENCE_DIGEST in entry.annotations:
-        found[Digest(entry.annotations[_REFERENCE_DIGEST])] = None
+    digests: dict[Digest, None] = {}
+    if _REFERENCE_DIGEST_ANNOTATION in entry.annotations:
+        digests[Digest(entry.annotations[_REFERENCE_DIGEST_ANNOTATION])] = None
     if entry.media_type in MANIFEST_TYPES:
-        subject = manifest_of(source, entry).subject
+        subject = read_manifest(source, entry).subject
         if subject is not None:
-            found[subject.digest] = None
-    return tuple(found)
+            digests[subject.digest] = None
+    return tuple(digests)
 
 
-def _entries(source: Source, here: Digest, index: Index, depth: int) -> Iterator[tuple[Digest, Descriptor]]:
+def _iter_entries(
+    source: Source, index_digest: Digest, index: Index, depth: int
+) -> Iterator[tuple[Digest, Descriptor]]:
     """Every entry, an index before what is in it, so that counting them bounds the reading."""
     for entry in index.manifests:
-        yield here, entry
+        yield index_digest, entry
         if entry.media_type in INDEX_TYPES:
             if depth == 1:
-                raise MalformedImage(f"{entry.digest}: indexes are nested more than {_DEPTH} deep")
-            if lacks(source, entry):
+                raise MalformedImage(f"{entry.digest}: indexes are nested more than {_MAX_INDEX_DEPTH} deep")
+            if is_missing(source, entry):
                 continue
-            nested = parse_index(read_blob(source, entry, LIMITS.document), entry.media_type)
-            yield from _entries(source, entry.digest, nested, depth - 1)
+            nested = parse_index(read_blob(source, entry, LIMITS.document_bytes), entry.media_type)
+            yield from _iter_entries(source, entry.digest, nested, depth - 1)
 
 
-def _kind(source: Source, entry: Descriptor) -> tuple[Kind, Platform | None]:
+def _classify_entry(source: Source, entry: Descriptor) -> tuple[IndexEntryKind, Platform | None]:
     if entry.media_type in INDEX_TYPES:
-        return Kind.INDEX, None
+        return IndexEntryKind.INDEX, None
     if entry.is_attestation:
-        return Kind.ATTESTATION, None
+        return IndexEntryKind.ATTESTATION, None
     if entry.media_type not in MANIFEST_TYPES:
-        return Kind.ARTIFACT, None
+        return IndexEntryKind.ARTIFACT, None
     if entry.platform is not None:
-        return Kind.IMAGE, entry.platform
-    manifest = manifest_of(source, entry)
+        return IndexEntryKind.IMAGE, entry.platform
+    manifest = read_manifest(source, entry)
     if manifest.is_artifact:
-        return Kind.ARTIFACT, None
-    return Kind.IMAGE, config_of(source, manifest).platform
+        return IndexEntryKind.ARTIFACT, None
+    return IndexEntryKind.IMAGE, read_config(source, manifest).platform
 
 
 # What some sources can do besides.
 
 
 @runtime_checkable
-class _Partial(Protocol):
-    def lacks(self, descriptor: Descriptor) -> bool: ...
+class _PartialSource(Protocol):
+    def is_missing(self, descriptor: Descriptor) -> bool: ...
 
 
 @runtime_checkable
-class _Ordered(Protocol):
-    def position(self, descriptor: Descriptor) -> int: ...
+class _OrderedSource(Protocol):
+    def read_order(self, descriptor: Descriptor) -> int: ...
 
 
-def lacks(source: Source, descriptor: Descriptor) -> bool:
+def is_missing(source: Source, descriptor: Descriptor) -> bool:
     """Whether the source is known to have only a part of the image, and not this entry's content.
 
     So it is with an engine that pulled one platform of an image. Elsewhere what is missing is a fault.
     """
-    return isinstance(source, _Partial) and source.lacks(descriptor)
+    return isinstance(source, _PartialSource) and source.is_missing(descriptor)
 
 
-def position(source: Source, descriptor: Descriptor) -> int:
+def read_order(source: Source, descriptor: Descriptor) -> int:
     """Where the blob lies in its source: reading in this order is fastest; 0 where any order is."""
-    return source.position(descriptor) if isinstance(source, _Ordered) else 0
+    return source.read_order(descriptor) if isinstance(source, _OrderedSource) else 0

@@ -16,15 +16,15 @@ class Limits:
     layer's ``entries`` at most ``nodes`` may be anything but plain files.
     """
 
-    document: int = 4 << 20
+    document_bytes: int = 4 << 20
     layers: int = 512
     manifests: int = 1000
     entries: int = 5_000_000
     nodes: int = 1_000_000
-    layer: int = 20 << 30
-    image: int = 50 << 30
-    ratio: int = 1100
-    ratio_free: int = 64 << 20
+    layer_bytes: int = 20 << 30
+    image_bytes: int = 50 << 30
+    compression_ratio: int = 1100
+    ratio_threshold: int = 64 << 20
     zstd_window_log: int = 26
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.strict_json import load_object, refuse_other_letters
+from buildkit_tasks.oci.strict_json import load_object, reject_case_variants
 from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ INDEX_TYPES = frozenset({OCI_INDEX, "application/vnd.docker.distribution.manifes
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
 CONFIG_TYPES = frozenset({OCI_CONFIG, "application/vnd.docker.container.image.v1+json"})
 
-_REFERENCE_TYPE = "vnd.docker.reference.type"
+_REFERENCE_TYPE_ANNOTATION = "vnd.docker.reference.type"
 _SCHEMA_VERSION = 2
 
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
+_DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Digest:
     text: str
 
     def __post_init__(self) -> None:
-        if not _DIGEST.fullmatch(self.text):
+        if not _DIGEST_PATTERN.fullmatch(self.text):
             raise MalformedImage(f"{self.text[:160]!r} is no digest (sha256: and 64 hex digits)")
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Digest:
         return self.text.partition(":")[2]
 
     @classmethod
-    def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
+    def from_bytes(cls, data: bytes, algorithm: str = "sha256") -> Digest:
         """The digest of these bytes."""
         return cls(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
 
@@ -113,7 +113,7 @@ class Descriptor:
             return (self.platform.os, self.platform.architecture) == ("unknown", "unknown")
         # crane writes the type of an image's config here.
         is_artifact = bool(self.artifact_type) and self.artifact_type not in CONFIG_TYPES
-        return is_artifact or self.annotations.get(_REFERENCE_TYPE) == "attestation-manifest"
+        return is_artifact or self.annotations.get(_REFERENCE_TYPE_ANNOTATION) == "attestation-manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,93 +159,97 @@ class ImageConfig:
     @property
     def platform(self) -> Platform:
         """The stated platform, its spelling normalised."""
-        return Platform.normalised(self.os, self.architecture, self.variant)
+        return Platform.normalize(self.os, self.architecture, self.variant)
 
 
 def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
     """Read an image index that its descriptor calls ``media_type``."""
     document = load_object(data, "the image index")
-    raw = _typed(document, _Index, "the image index")
-    _check_kind(document, raw, media_type, ("layers", "config", "fsLayers", "history"), "the image index")
-    manifests = tuple(_descriptor(item) for item in raw.manifests)
+    raw = _convert_document(document, _RawIndex, "the image index")
+    _check_document_kind(
+        document, raw, media_type, ("layers", "config", "fsLayers", "history"), "the image index"
+    )
+    manifests = tuple(_parse_descriptor(item) for item in raw.manifests)
     return Index(media_type=media_type, manifests=manifests, annotations=raw.annotations or {})
 
 
 def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
     """Read an image manifest that its descriptor calls ``media_type``."""
     document = load_object(data, "the image manifest")
-    raw = _typed(document, _Manifest, "the image manifest")
-    _check_kind(document, raw, media_type, ("manifests", "fsLayers", "history"), "the image manifest")
+    raw = _convert_document(document, _RawManifest, "the image manifest")
+    _check_document_kind(
+        document, raw, media_type, ("manifests", "fsLayers", "history"), "the image manifest"
+    )
     if len(raw.layers) > LIMITS.layers:
         raise MalformedImage(f"the image manifest has {len(raw.layers)} layers; {LIMITS.layers} are allowed")
     return Manifest(
         media_type=media_type,
-        config=_descriptor(raw.config),
-        layers=tuple(_descriptor(item) for item in raw.layers),
+        config=_parse_descriptor(raw.config),
+        layers=tuple(_parse_descriptor(item) for item in raw.layers),
         annotations=raw.annotations or {},
         artifact_type=raw.artifact_type or "",
-        subject=_descriptor(raw.subject) if raw.subject else None,
+        subject=_parse_descriptor(raw.subject) if raw.subject else None,
     )
 
 
 def parse_config(data: bytes) -> ImageConfig:
     """Read an image configuration; a ``null`` list is an empty one, as Docker writes it."""
-    raw = _typed(load_object(data, "the image config"), _Config, "the image config")
-    start = raw.config or _Execution()
+    raw = _convert_document(load_object(data, "the image config"), _RawConfig, "the image config")
+    execution = raw.config or _RawExecutionParams()
     return ImageConfig(
         os=raw.os,
         architecture=raw.architecture,
         variant=raw.variant or "",
-        entrypoint=tuple(start.entrypoint or ()),
-        cmd=tuple(start.cmd or ()),
-        env=tuple(start.env or ()),
-        working_dir=start.working_dir or "",
-        user=start.user or "",
+        entrypoint=tuple(execution.entrypoint or ()),
+        cmd=tuple(execution.cmd or ()),
+        env=tuple(execution.env or ()),
+        working_dir=execution.working_dir or "",
+        user=execution.user or "",
         diff_ids=tuple(Digest(text) for text in raw.rootfs.diff_ids or ()),
     )
 
 
 # The documents as they are written; msgspec checks the types.
 
-_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+_BlobSize = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_ShortString = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
-class _Platform(msgspec.Struct, frozen=True, kw_only=True):
-    os: _Name
-    architecture: _Name
+class _RawPlatform(msgspec.Struct, frozen=True, kw_only=True):
+    os: _ShortString
+    architecture: _ShortString
     variant: str | None = None
     os_version: str | None = msgspec.field(default=None, name="os.version")
 
 
-class _Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    media_type: _Name
+class _RawDescriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    media_type: _ShortString
     digest: str
-    size: _Size
-    platform: _Platform | None = None
+    size: _BlobSize
+    platform: _RawPlatform | None = None
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
     urls: list[str] | None = None
 
 
-class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class _RawDocument(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     schema_version: int
     media_type: str | None = None
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
 
 
-class _Index(_Document, frozen=True, kw_only=True, rename="camel"):
-    manifests: list[_Descriptor]
+class _RawIndex(_RawDocument, frozen=True, kw_only=True, rename="camel"):
+    manifests: list[_RawDescriptor]
 
 
-class _Manifest(_Document, frozen=True, kw_only=True, rename="camel"):
-    config: _Descriptor
-    layers: list[_Descriptor]
-    subject: _Descriptor | None = None
+class _RawManifest(_RawDocument, frozen=True, kw_only=True, rename="camel"):
+    config: _RawDescriptor
+    layers: list[_RawDescriptor]
+    subject: _RawDescriptor | None = None
 
 
-class _Execution(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+class _RawExecutionParams(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
     env: list[str] | None = None
@@ -253,53 +257,61 @@ class _Execution(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     user: str | None = None
 
 
-class _Rootfs(msgspec.Struct, frozen=True, kw_only=True):
+class _RawRootfs(msgspec.Struct, frozen=True, kw_only=True):
     diff_ids: list[str] | None = None
 
 
-class _Config(msgspec.Struct, frozen=True, kw_only=True):
-    os: _Name
-    architecture: _Name
-    rootfs: _Rootfs
+class _RawConfig(msgspec.Struct, frozen=True, kw_only=True):
+    os: _ShortString
+    architecture: _ShortString
+    rootfs: _RawRootfs
     variant: str | None = None
-    config: _Execution | None = None
+    config: _RawExecutionParams | None = None
 
 
-_Raw = TypeVar("_Raw", bound=msgspec.Struct)
+_StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
-def _typed(document: dict[str, Any], kind: type[_Raw], what: str) -> _Raw:
-    refuse_other_letters(document, kind.__struct_encode_fields__, what)
+def _convert_document(document: dict[str, Any], struct_type: type[_StructT], description: str) -> _StructT:
+    reject_case_variants(document, struct_type.__struct_encode_fields__, description)
     try:
-        return msgspec.convert(document, kind)
+        return msgspec.convert(document, struct_type)
     except msgspec.ValidationError as error:
-        raise MalformedImage(f"{what} is malformed: {error}") from None
+        raise MalformedImage(f"{description} is malformed: {error}") from None
 
 
-def _check_kind(
-    document: dict[str, Any], raw: _Document, media_type: str, foreign: tuple[str, ...], what: str
+def _check_document_kind(
+    document: dict[str, Any],
+    raw: _RawDocument,
+    media_type: str,
+    foreign_keys: tuple[str, ...],
+    description: str,
 ) -> None:
     """One document is one thing: CVE-2021-41190, GHSA-77vh-xpmg-72qh."""
     if raw.schema_version != _SCHEMA_VERSION:
-        raise MalformedImage(f"{what} has schemaVersion {raw.schema_version}, not {_SCHEMA_VERSION}")
-    lowered = {key.lower(): key for key in document}
-    both = [lowered[name.lower()] for name in foreign if name.lower() in lowered]
-    if both:
-        raise MalformedImage(f"{what} also has {both[0]!r}: it is an index and a manifest at once")
+        raise MalformedImage(f"{description} has schemaVersion {raw.schema_version}, not {_SCHEMA_VERSION}")
+    keys_by_lower = {key.lower(): key for key in document}
+    conflicting = [keys_by_lower[name.lower()] for name in foreign_keys if name.lower() in keys_by_lower]
+    if conflicting:
+        raise MalformedImage(
+            f"{description} also has {conflicting[0]!r}: it is an index and a manifest at once"
+        )
     if raw.media_type is not None and raw.media_type != media_type:
-        raise MalformedImage(f"{what} calls itself {raw.media_type!r}; its descriptor says {media_type!r}")
+        raise MalformedImage(
+            f"{description} calls itself {raw.media_type!r}; its descriptor says {media_type!r}"
+        )
 
 
-def _descriptor(raw: _Descriptor) -> Descriptor:
-    stated, platform = raw.platform, None
-    if stated is not None:
-        platform = Platform.normalised(stated.os, stated.architecture, stated.variant or "")
+def _parse_descriptor(raw: _RawDescriptor) -> Descriptor:
+    raw_platform, platform = raw.platform, None
+    if raw_platform is not None:
+        platform = Platform.normalize(raw_platform.os, raw_platform.architecture, raw_platform.variant or "")
     return Descriptor(
         media_type=raw.media_type,
         digest=Digest(raw.digest),
         size=raw.size,
         platform=platform,
-        os_version=(stated and stated.os_version) or "",
+        os_version=(raw_platform and raw_platform.os_version) or "",
         annotations=raw.annotations or {},
         artifact_type=raw.artifact_type or "",
         urls=tuple(raw.urls or ()),

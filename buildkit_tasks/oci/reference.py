@@ -17,17 +17,17 @@ from buildkit_tasks.oci.model import Digest
 __all__ = ["DOCKER_IO", "Reference"]
 
 DOCKER_IO = "docker.io"
-_INDEX_DOCKER_IO = "index.docker.io"  # what docker.io was called once
-_MAX_TEXT = 1024  # more than the longest host, path, tag and digest together
-_MAX_PATH = 255
+_LEGACY_DOCKER_IO = "index.docker.io"  # what docker.io was called once
+_MAX_REFERENCE_LENGTH = 1024  # more than the longest host, path, tag and digest together
+_MAX_REPOSITORY_LENGTH = 255
 _MAX_PORT = 65535
-_SHOWN = 160
+_MAX_QUOTED_LENGTH = 160
 
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", re.ASCII)
-_LABEL = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?", re.ASCII)
+_PATH_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", re.ASCII)
+_DOMAIN_COMPONENT = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?", re.ASCII)
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-_HEX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_WRITTEN = "write it as registry/name:tag or registry/name@sha256:..."
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_FORMAT_HINT = "write it as registry/name:tag or registry/name@sha256:..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +45,26 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Read a reference, short forms included; :class:`UsageError` says what is wrong with one."""
-        if not text or len(text) > _MAX_TEXT:
-            raise _error(text, "it is empty" if not text else f"it is longer than {_MAX_TEXT} characters")
+        if not text or len(text) > _MAX_REFERENCE_LENGTH:
+            raise _invalid_reference_error(
+                text, "it is empty" if not text else f"it is longer than {_MAX_REFERENCE_LENGTH} characters"
+            )
         if "://" in text:
-            raise UsageError(f"{_shown(text)} is a URL, not an image reference", hint=_WRITTEN)
-        rest, at, digest = text.partition("@")
-        name, tag = _split_tag(rest)
+            raise UsageError(f"{_quote_text(text)} is a URL, not an image reference", hint=_FORMAT_HINT)
+        named_part, separator, digest = text.partition("@")
+        name, tag = _split_tag(named_part)
         host, repository = _split_host(name, text)
         if tag is not None and not _TAG.fullmatch(tag):
-            raise _error(
-                text, f"{_shown(tag)} is no tag: letters, digits, '_', '.', '-', at most 128 of them"
+            raise _invalid_reference_error(
+                text, f"{_quote_text(tag)} is no tag: letters, digits, '_', '.', '-', at most 128 of them"
             )
-        found = _digest(digest, rest) if at else None
-        return cls(host=host, repository=repository, tag=tag or ("" if found else "latest"), digest=found)
+        parsed_digest = _parse_digest(digest, named_part) if separator else None
+        return cls(
+            host=host,
+            repository=repository,
+            tag=tag or ("" if parsed_digest else "latest"),
+            digest=parsed_digest,
+        )
 
     @property
     def identifier(self) -> str:
@@ -74,10 +81,10 @@ class Reference:
         return f"{self.name}{tag}" + (f"@{self.digest}" if self.digest else "")
 
 
-def _split_tag(rest: str) -> tuple[str, str | None]:
+def _split_tag(named_part: str) -> tuple[str, str | None]:
     """Part a name from its tag: a colon before the last slash is a port's."""
-    name, colon, tag = rest.rpartition(":")
-    return (name, tag) if colon and "/" not in tag else (rest, None)
+    name, colon, tag = named_part.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (named_part, None)
 
 
 def _split_host(name: str, text: str) -> tuple[str, str]:
@@ -89,11 +96,11 @@ def _split_host(name: str, text: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     is_host = slash and (first == "localhost" or first != first.lower() or "." in first or ":" in first)
     host, path = (first, rest) if is_host else (DOCKER_IO, name)
-    if host == _INDEX_DOCKER_IO:
+    if host == _LEGACY_DOCKER_IO:
         host = DOCKER_IO
     if host == DOCKER_IO and "/" not in path:
-        if _HEX_ID.fullmatch(path):
-            raise _error(text, "64 hex digits are an image's id, which no registry knows")
+        if _IMAGE_ID.fullmatch(path):
+            raise _invalid_reference_error(text, "64 hex digits are an image's id, which no registry knows")
         path = f"library/{path}"
     _check_host(host, text)
     _check_path(path, text)
@@ -101,36 +108,46 @@ def _split_host(name: str, text: str) -> tuple[str, str]:
 
 
 def _check_path(path: str, text: str) -> None:
-    if len(path) > _MAX_PATH:
-        raise _error(text, f"its repository is longer than {_MAX_PATH} characters")
+    if len(path) > _MAX_REPOSITORY_LENGTH:
+        raise _invalid_reference_error(
+            text, f"its repository is longer than {_MAX_REPOSITORY_LENGTH} characters"
+        )
     for component in path.split("/"):
-        if not _COMPONENT.fullmatch(component):
-            _refuse_component(component, text)
+        if not _PATH_COMPONENT.fullmatch(component):
+            _reject_component(component, text)
 
 
-def _refuse_component(component: str, text: str) -> None:
-    if component != component.lower() and _COMPONENT.fullmatch(component.lower()):
+def _reject_component(component: str, text: str) -> None:
+    if component != component.lower() and _PATH_COMPONENT.fullmatch(component.lower()):
         raise UsageError(
-            f"{_shown(text)} is no image reference: repositories are written in lower case",
+            f"{_quote_text(text)} is no image reference: repositories are written in lower case",
             hint=f"write {component.lower()} instead of {component}",
         )
-    said = f"{_shown(component)} is no part of a repository's name" if component else "a part of it is empty"
-    raise _error(text, f"{said}: lower-case letters and digits, parted by one '.', '_', '__' or by '-'")
+    reason = (
+        f"{_quote_text(component)} is no part of a repository's name"
+        if component
+        else "a part of it is empty"
+    )
+    raise _invalid_reference_error(
+        text, f"{reason}: lower-case letters and digits, parted by one '.', '_', '__' or by '-'"
+    )
 
 
 def _check_host(host: str, text: str) -> None:
     if host.startswith("["):
-        address, bracket, rest = host[1:].partition("]")
-        good = (
+        address, bracket, port_part = host[1:].partition("]")
+        is_valid = (
             bool(bracket)
             and _is_ipv6(address)
-            and (not rest or (rest.startswith(":") and _is_port(rest[1:])))
+            and (not port_part or (port_part.startswith(":") and _is_port(port_part[1:])))
         )
     else:
         labels, colon, port = host.partition(":")
-        good = all(_LABEL.fullmatch(label) for label in labels.split(".")) and (not colon or _is_port(port))
-    if not good:
-        raise _error(text, f"{_shown(host)} is no registry's host and port")
+        is_valid = all(_DOMAIN_COMPONENT.fullmatch(label) for label in labels.split(".")) and (
+            not colon or _is_port(port)
+        )
+    if not is_valid:
+        raise _invalid_reference_error(text, f"{_quote_text(host)} is no registry's host and port")
 
 
 def _is_ipv6(address: str) -> bool:
@@ -146,18 +163,22 @@ def _is_port(text: str) -> bool:
     )
 
 
-def _digest(text: str, rest: str) -> Digest:
+def _parse_digest(text: str, named_part: str) -> Digest:
     try:
         return Digest(text)
     except MalformedImage as error:
-        right = text.replace("=", ":", 1)
-        hint = f"a digest is written with a colon: {rest}@{right}" if right != text else _WRITTEN
-        raise UsageError(error.message, hint=hint[:_MAX_TEXT]) from None
+        corrected = text.replace("=", ":", 1)
+        hint = (
+            f"a digest is written with a colon: {named_part}@{corrected}"
+            if corrected != text
+            else _FORMAT_HINT
+        )
+        raise UsageError(error.message, hint=hint[:_MAX_REFERENCE_LENGTH]) from None
 
 
-def _error(text: str, why: str) -> UsageError:
-    return UsageError(f"{_shown(text)} is no image reference: {why}", hint=_WRITTEN)
+def _invalid_reference_error(text: str, reason: str) -> UsageError:
+    return UsageError(f"{_quote_text(text)} is no image reference: {reason}", hint=_FORMAT_HINT)
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+def _quote_text(text: str) -> str:
+    return repr(text if len(text) <= _MAX_QUOTED_LENGTH else f"{text[:_MAX_QUOTED_LENGTH]}...")

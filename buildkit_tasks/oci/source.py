@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Hasher",
     "Source",
-    "Verified",
+    "VerifyingReader",
     "open_verified",
     "read_blob",
 ]
@@ -29,7 +29,7 @@ class Source(Protocol):
     :func:`open_verified`, which do.
     """
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         """The descriptor of the image: an index, or a single manifest."""
         ...
 
@@ -45,8 +45,8 @@ def read_blob(source: Source, descriptor: Descriptor, limit: int) -> bytes:
     :class:`MalformedImage` if it is not what the descriptor says.
     """
     if descriptor.size > limit:
-        claim = f"{descriptor.digest} claims {descriptor.size} bytes; at most {limit} are read"
-        raise LimitExceeded(claim)
+        reason = f"{descriptor.digest} claims {descriptor.size} bytes; at most {limit} are read"
+        raise LimitExceeded(reason)
     with open_verified(source, descriptor) as stream:
         return stream.read(descriptor.size + 1)
 
@@ -56,81 +56,81 @@ def open_verified(source: Source, descriptor: Descriptor, buffer_size: int = 1 <
 
     Raises :class:`MalformedImage` there unless size and digest hold, and as soon as it is too long.
     """
-    return io.BufferedReader(_Raw(Verified(source, descriptor)), buffer_size)
+    return io.BufferedReader(_RawBlobStream(VerifyingReader(source, descriptor)), buffer_size)
 
 
-class Verified:
+class VerifyingReader:
     """A blob in pieces, counted and hashed as they go by; the hashing runs beside the reader."""
 
     def __init__(self, source: Source, descriptor: Descriptor) -> None:
         self.descriptor = descriptor
-        self._inner = source.open(descriptor)
-        self._hash = Hasher(descriptor.digest.algorithm)
+        self._stream = source.open(descriptor)
+        self._hasher = Hasher(descriptor.digest.algorithm)
         self._size = 0
-        self._checked = False
+        self._is_verified = False
 
     def read(self, size: int) -> bytes:
         """At most ``size`` of the next bytes; none at the end, where everything has been checked.
 
         Raises :class:`MalformedImage` as :func:`open_verified` says.
         """
-        data = self._some(size)
-        self._hash.update(data)
+        data = self._read_stream(size)
+        self._hasher.update(data)
         self._size += len(data)
         if self._size > self.descriptor.size or not data:
-            self._check()
+            self._verify_content()
         return data
 
     def close(self) -> None:
         """Close the source's stream."""
-        self._hash.close()
-        self._inner.close()
+        self._hasher.close()
+        self._stream.close()
 
-    def _some(self, size: int) -> bytes:
+    def _read_stream(self, size: int) -> bytes:
         try:
-            return self._inner.read(size)
+            return self._stream.read(size)
         except OSError as error:
-            cause = error.strerror or error
-            raise MalformedImage(f"{self.descriptor.digest} cannot be read: {cause}") from error
+            reason = error.strerror or error
+            raise MalformedImage(f"{self.descriptor.digest} cannot be read: {reason}") from error
 
-    def _check(self) -> None:
-        if self._checked:
+    def _verify_content(self) -> None:
+        if self._is_verified:
             return
-        stated, digest = self.descriptor, self.descriptor.digest
-        if self._size > stated.size:
-            raise MalformedImage(f"{digest} is longer than the {stated.size} bytes that are stated")
-        if self._size < stated.size:
-            raise MalformedImage(f"{digest} has {self._size} bytes; {stated.size} are stated")
-        found = self._hash.hexdigest()
-        if found != digest.hex:
-            raise MalformedImage(f"{digest} holds other bytes: they hash to {found}")
-        self._checked = True
+        expected, digest = self.descriptor, self.descriptor.digest
+        if self._size > expected.size:
+            raise MalformedImage(f"{digest} is longer than the {expected.size} bytes that are stated")
+        if self._size < expected.size:
+            raise MalformedImage(f"{digest} has {self._size} bytes; {expected.size} are stated")
+        actual = self._hasher.hexdigest()
+        if actual != digest.hex:
+            raise MalformedImage(f"{digest} holds other bytes: they hash to {actual}")
+        self._is_verified = True
 
 
-class _Raw(io.RawIOBase):
+class _RawBlobStream(io.RawIOBase):
     """The same as one of Python's own streams."""
 
-    def __init__(self, inner: Verified) -> None:
+    def __init__(self, reader: VerifyingReader) -> None:
         super().__init__()
-        self._inner = inner
+        self._reader = reader
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._inner.read(len(buffer))
+        data = self._reader.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
-        self._inner.close()
+        self._reader.close()
         super().close()
 
 
-_BATCH = 4 << 20  # bytes: handing over costs some 0.4 ms, the wait for the interpreter's lock
+_BATCH_SIZE = 4 << 20  # bytes: handing over costs some 0.4 ms, the wait for the interpreter's lock
 
 
-_AHEAD = 3  # batches that may wait, so that a fast reader does not fill the memory
+_MAX_PENDING_BATCHES = 3  # batches that may wait, so that a fast reader does not fill the memory
 
 
 class Hasher:
@@ -143,37 +143,37 @@ class Hasher:
     def __init__(self, algorithm: str) -> None:
         self._hash = hashlib.new(algorithm)
         self._batch: list[bytes] = []
-        self._size = 0
-        self._pool: ThreadPoolExecutor | None = None
+        self._batch_size = 0
+        self._executor: ThreadPoolExecutor | None = None
         self._pending: deque[Future[None]] = deque()
 
     def update(self, data: bytes) -> None:
         """Take the next bytes."""
         self._batch.append(data)
-        self._size += len(data)
-        if self._size >= _BATCH:
-            self._hand_over()
+        self._batch_size += len(data)
+        if self._batch_size >= _BATCH_SIZE:
+            self._submit_batch()
 
     def hexdigest(self) -> str:
         """The digest of everything so far, in hex."""
         while self._pending:
             self._pending.popleft().result()
-        self._consume(self._batch)
-        self._batch, self._size = [], 0
+        self._hash_batch(self._batch)
+        self._batch, self._batch_size = [], 0
         return self._hash.hexdigest()
 
     def close(self) -> None:
         """End the thread; what it has not hashed by then is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
-    def _hand_over(self) -> None:
-        self._pool = self._pool or ThreadPoolExecutor(max_workers=1)
-        self._pending.append(self._pool.submit(self._consume, self._batch))
-        self._batch, self._size = [], 0
-        if len(self._pending) > _AHEAD:
+    def _submit_batch(self) -> None:
+        self._executor = self._executor or ThreadPoolExecutor(max_workers=1)
+        self._pending.append(self._executor.submit(self._hash_batch, self._batch))
+        self._batch, self._batch_size = [], 0
+        if len(self._pending) > _MAX_PENDING_BATCHES:
             self._pending.popleft().result()
 
-    def _consume(self, batch: list[bytes]) -> None:
+    def _hash_batch(self, batch: list[bytes]) -> None:
         for data in batch:
             self._hash.update(data)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.host.builder import Builders, is_elsewhere
-from buildkit_tasks.host.emulation.emulators import Emulators
-from buildkit_tasks.host.engine import Engine, existing_clients, existing_engine
-from buildkit_tasks.run.sandbox.availability import why_closed
-from buildkit_tasks.run.sandbox.supervisor import Refused, Warden
-from buildkit_tasks.system.reachability import registry_answers
+from buildkit_tasks.host.builder import BuilderManager, is_remote
+from buildkit_tasks.host.emulation.emulators import EmulatorManager
+from buildkit_tasks.host.engine import Engine, find_clients, find_engine
+from buildkit_tasks.run.sandbox.availability import explain_unavailable
+from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, Supervisor
+from buildkit_tasks.system.reachability import is_registry_reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.pipeline.pipeline import Line
+    from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.report.model import BuilderSummary
 
-__all__ = ["Diagnosis", "Finding", "examine"]
+__all__ = ["Diagnosis", "Finding", "diagnose_environment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +47,11 @@ class Diagnosis:
         """The one next command."""
         return next((finding.next for finding in self.findings if not finding.ok), "inv build-multiarch")
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {"ok": self.ok, "findings": [asdict(finding) for finding in self.findings], "next": self.next}
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """As lines."""
         width = max(len(finding.name) for finding in self.findings)
         rows = (
@@ -61,84 +61,107 @@ class Diagnosis:
         return "\n".join((*rows, f"next: {self.next}"))
 
 
-def examine(line: Line) -> Diagnosis:
+def diagnose_environment(pipeline: Pipeline) -> Diagnosis:
     """Look at the engine, its builder, the emulators and Docker Hub; nothing is fetched or started."""
-    if is_elsewhere(line.settings):
-        return Diagnosis(findings=(_remote_builder(line), _sandbox()))
-    engine = existing_engine(line.settings, line.run)
+    if is_remote(pipeline.settings):
+        return Diagnosis(findings=(_check_remote_builder(pipeline), _check_sandbox()))
+    engine = find_engine(pipeline.settings, pipeline.commands)
     if not isinstance(engine, Engine):
-        missing = Finding(name="engine", ok=False, message=engine, next="inv setup-builder")
-        here = Emulators.here(line.settings, line.run, line.tell)
-        return Diagnosis(findings=(missing, *_emulators(line, here), _sandbox()))
-    found = Finding(name="engine", ok=True, message=_words(engine))
-    emulators = Emulators(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
+        missing_engine = Finding(name="engine", ok=False, message=engine, next="inv setup-builder")
+        local_emulators = EmulatorManager.for_host(pipeline.settings, pipeline.commands, pipeline.notify)
+        return Diagnosis(
+            findings=(missing_engine, *_check_emulators(pipeline, local_emulators), _check_sandbox())
+        )
+    engine_finding = Finding(name="engine", ok=True, message=_describe_engine(engine))
+    emulators = EmulatorManager(
+        engine=engine, settings=pipeline.settings, commands=pipeline.commands, notify=pipeline.notify
+    )
     return Diagnosis(
-        findings=(found, _builder(line, engine), *_emulators(line, emulators), _sandbox(), _registry(engine))
+        findings=(
+            engine_finding,
+            _check_builder(pipeline, engine),
+            *_check_emulators(pipeline, emulators),
+            _check_sandbox(),
+            _check_registry(engine),
+        )
     )
 
 
-def _words(engine: Engine) -> str:
+def _describe_engine(engine: Engine) -> str:
     return f"{engine.kind} {engine.version} at {engine.endpoint}, {engine.store} image store"
 
 
-def _remote_builder(line: Line) -> Finding:
+def _check_remote_builder(pipeline: Pipeline) -> Finding:
     """A builder whose BuildKit no engine here runs: its nodes, and whether each is there."""
-    engine = existing_clients(line.settings, line.run)
+    engine = find_clients(pipeline.settings, pipeline.commands)
     if not isinstance(engine, Engine):
         return Finding(name="builder", ok=False, message=engine, next="inv setup-builder")
-    builders = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell)
-    silent = builders.nodes.silent(builders.wanted.nodes)
-    if silent:
-        words = "; ".join(f"node {name}: {reason}" for name, reason in silent.items())
-        return Finding(name="builder", ok=False, message=words, next="start BuildKit there")
-    name = line.settings.name
-    found = builders.find(name)
-    if found is None:
+    builders = BuilderManager(
+        engine=engine, settings=pipeline.settings, commands=pipeline.commands, notify=pipeline.notify
+    )
+    unreachable = builders.node_manager.unreachable(builders.spec.nodes)
+    if unreachable:
+        message = "; ".join(f"node {name}: {reason}" for name, reason in unreachable.items())
+        return Finding(name="builder", ok=False, message=message, next="start BuildKit there")
+    name = pipeline.settings.name
+    builder = builders.find(name)
+    if builder is None:
         return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")
-    return _nodes_of(found)
+    return _check_builder_nodes(builder)
 
 
-def _nodes_of(found: BuilderSummary) -> Finding:
+def _check_builder_nodes(builder: BuilderSummary) -> Finding:
     """A builder by its nodes, of which buildx has an error to tell where it cannot reach one."""
-    gone = [f"node {node.name} cannot be reached: {node.error}" for node in found.nodes if node.error]
-    nodes = ", ".join(f"{node.name} {node.status}" for node in found.nodes)
-    message = "; ".join(gone) or f"{found.name} ({found.driver}): {nodes}"
-    return Finding(name="builder", ok=not gone, message=message, next="look at that machine" if gone else "")
+    node_errors = [
+        f"node {node.name} cannot be reached: {node.error}" for node in builder.nodes if node.error
+    ]
+    nodes = ", ".join(f"{node.name} {node.status}" for node in builder.nodes)
+    message = "; ".join(node_errors) or f"{builder.name} ({builder.driver}): {nodes}"
+    return Finding(
+        name="builder",
+        ok=not node_errors,
+        message=message,
+        next="look at that machine" if node_errors else "",
+    )
 
 
-def _builder(line: Line, engine: Engine) -> Finding:
-    name = line.settings.name
-    found = Builders(engine=engine, settings=line.settings, run=line.run, tell=line.tell).find(name)
-    if found is not None:
-        return _nodes_of(found)
+def _check_builder(pipeline: Pipeline, engine: Engine) -> Finding:
+    name = pipeline.settings.name
+    builder = BuilderManager(
+        engine=engine, settings=pipeline.settings, commands=pipeline.commands, notify=pipeline.notify
+    ).find(name)
+    if builder is not None:
+        return _check_builder_nodes(builder)
     if engine.store == "containerd":
         return Finding(name="builder", ok=True, message=f"no {name}; the engine's own builder serves")
     return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")
 
 
-def _emulators(line: Line, emulators: Emulators) -> Iterator[Finding]:
-    for row in emulators.inspect(line.platforms):
-        through = "native" if row.native else f"{row.handler} ({row.interpreter}, {row.flags})"
-        mend = "inv setup-builder --recreate" if row.handler else "inv setup-builder"
+def _check_emulators(pipeline: Pipeline, emulators: EmulatorManager) -> Iterator[Finding]:
+    for row in emulators.inspect(pipeline.platforms):
+        handler = "native" if row.native else f"{row.handler} ({row.interpreter}, {row.flags})"
+        fix = "inv setup-builder --recreate" if row.handler else "inv setup-builder"
         yield Finding(
-            name=row.platform, ok=row.runs, message=row.message or through, next="" if row.runs else mend
+            name=row.platform, ok=row.runs, message=row.message or handler, next="" if row.runs else fix
         )
 
 
-def _sandbox() -> Finding:
+def _check_sandbox() -> Finding:
     """Whether images run without an engine; where they do not, one serves."""
     try:
-        Warden().close()
-    except Refused as refused:
-        return Finding(name="sandbox", ok=True, message=f"{why_closed(refused)}: images run in the engine")
+        Supervisor().close()
+    except KernelRefusal as refusal:
+        return Finding(
+            name="sandbox", ok=True, message=f"{explain_unavailable(refusal)}: images run in the engine"
+        )
     return Finding(name="sandbox", ok=True, message="images run without an engine")
 
 
-def _registry(engine: Engine) -> Finding:
-    answers = registry_answers(engine.mirrors)
+def _check_registry(engine: Engine) -> Finding:
+    is_reachable = is_registry_reachable(engine.mirrors)
     message = (
         "Docker Hub answers"
-        if answers
+        if is_reachable
         else "Docker Hub does not answer: stand-ins serve for alpine and golang"
     )
     return Finding(name="registry", ok=True, message=message)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["Choice", "Wanted", "check_apart", "with_archive"]
+__all__ = ["ImageJob", "ImageSelection", "add_archive_output", "check_distinct_destinations"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ImageSelection:
     """Which images, and the options that are no settings, by the names of a build request.
 
     ``names`` are images of the settings, or targets of the bake file if there is one; none means all,
@@ -26,12 +26,12 @@ class Choice:
     """
 
     names: tuple[str, ...] = ()
-    bake: str = ""
+    bake_file: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class ImageJob:
     """One image: what to build under which settings, and on which others.
 
     ``links`` are contexts that are other images: a context's name and the image's. One that is not
@@ -41,31 +41,31 @@ class Wanted:
     name: str
     settings: Settings
     request: BuildRequest
-    links: tuple[tuple[str, str], ...] = ()
-    told: bool = True
+    linked_contexts: tuple[tuple[str, str], ...] = ()
+    reported: bool = True
 
 
-def with_archive(outputs: Sequence[OutputSpec], dest: str) -> tuple[OutputSpec, ...]:
+def add_archive_output(outputs: Sequence[OutputSpec], dest: str) -> tuple[OutputSpec, ...]:
     """The outputs with an OCI archive among them, which the next steps read."""
     if any(output.type == "oci" and output.is_file for output in outputs):
         return tuple(outputs)
     return (OutputSpec(type="oci", attributes=(("dest", dest),)), *outputs)
 
 
-def check_apart(images: Sequence[Wanted]) -> None:
+def check_distinct_destinations(image_jobs: Sequence[ImageJob]) -> None:
     """Refuse two images of one tag or one file: the later would replace the earlier."""
-    taken: dict[str, str] = {}
-    for image in images:
-        for place in _places(image.request):
-            other = taken.setdefault(place, image.name)
-            if other != image.name:
+    owners: dict[str, str] = {}
+    for job in image_jobs:
+        for destination in _describe_destinations(job.request):
+            owner = owners.setdefault(destination, job.name)
+            if owner != job.name:
                 raise UsageError(
-                    f"{other} and {image.name} would both be {place}",
+                    f"{owner} and {job.name} would both be {destination}",
                     hint="give each its own, or build one of them",
                 )
 
 
-def _places(request: BuildRequest) -> Iterator[str]:
+def _describe_destinations(request: BuildRequest) -> Iterator[str]:
     yield from (f"tagged {tag}" for tag in request.tags)
     for output in request.outputs:
         yield from (f"tagged {name}" for name in output.names)

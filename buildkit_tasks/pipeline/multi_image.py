@@ -12,25 +12,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.build.cache import of_image
+from buildkit_tasks.build.cache import image_caches
 from buildkit_tasks.build.request import BuildRequest, check_request
 from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
-from buildkit_tasks.pipeline.bake import bake_images
-from buildkit_tasks.pipeline.image_job import Choice, Wanted, check_apart, with_archive
-from buildkit_tasks.pipeline.images import image_of
+from buildkit_tasks.pipeline.bake import read_bake_jobs
+from buildkit_tasks.pipeline.image_job import (
+    ImageJob,
+    ImageSelection,
+    add_archive_output,
+    check_distinct_destinations,
+)
+from buildkit_tasks.pipeline.images import best_image_name
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.pipeline.pipeline import Line
+    from buildkit_tasks.pipeline.pipeline import Pipeline
 
-__all__ = ["Choice", "Several", "build_one", "several"]
+__all__ = ["ImageSelection", "MultiImageBuild", "build_single_image", "open_images"]
 
 
 @contextmanager
-def several(line: Line, choice: Choice) -> Iterator[Several]:
+def open_images(pipeline: Pipeline, selection: ImageSelection) -> Iterator[MultiImageBuild]:
     """The images that are asked for, checked before any of them is built.
 
     Raises :class:`UsageError` for a name that is not there, a value that cannot be, and for two images
@@ -38,76 +43,82 @@ def several(line: Line, choice: Choice) -> Iterator[Several]:
     """
     with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
         scratch = Path(folder)
-        images = bake_images(line, choice, scratch) if choice.bake else _settled_images(line, choice)
-        for image in images:
-            _check(image)
-        check_apart([image for image in images if image.told])
-        yield Several(line=line, images=images, scratch=scratch)
+        image_jobs = (
+            read_bake_jobs(pipeline, selection, scratch)
+            if selection.bake_file
+            else _image_jobs_from_settings(pipeline, selection)
+        )
+        for job in image_jobs:
+            _check_job_request(job)
+        check_distinct_destinations([job for job in image_jobs if job.reported])
+        yield MultiImageBuild(pipeline=pipeline, image_jobs=image_jobs, scratch=scratch)
 
 
-def build_one(line: Line, name: str) -> BuildResult:
+def build_single_image(pipeline: Pipeline, name: str) -> BuildResult:
     """Build the image of the settings that is called so, and do nothing else with it."""
-    with several(line, Choice(names=(name,))) as found:
-        (image,) = found.images
-        return line.under(image.settings).build(image.request)
+    with open_images(pipeline, ImageSelection(names=(name,))) as build:
+        (job,) = build.image_jobs
+        return pipeline.with_settings(job.settings).build(job.request)
 
 
-def _settled_images(line: Line, choice: Choice) -> tuple[Wanted, ...]:
+def _image_jobs_from_settings(pipeline: Pipeline, selection: ImageSelection) -> tuple[ImageJob, ...]:
     """The images of the settings that are named, or all."""
-    tables = {table.name: table for table in line.settings.images}
-    check_image_names(line.settings, choice.names)
-    images = []
+    tables = {table.name: table for table in pipeline.settings.images}
+    check_image_names(pipeline.settings, selection.names)
+    image_jobs = []
     for name, table in tables.items():
-        if choice.names and name not in choice.names:
+        if selection.names and name not in selection.names:
             continue
-        settings = line.settings.of(table)
-        outputs = with_archive(choice.options.get("outputs", ()), f"dist/{name}.tar")
+        settings = pipeline.settings.for_image(table)
+        outputs = add_archive_output(selection.options.get("outputs", ()), f"dist/{name}.tar")
         # Not through `under`: no engine is started before all are known to be right.
-        imported = choice.options.get("cache_from", ())
+        cache_from = selection.options.get("cache_from", ())
         caches = {
-            "cache_to": of_image(choice.options.get("cache_to", ()), "--cache-to", name),
+            "cache_to": image_caches(selection.options.get("cache_to", ()), "--cache-to", name),
             # The place itself as well: there is what buildx alone has put, or an image's inline cache.
-            "cache_from": (*imported, *of_image(imported, "--cache-from", name)),
+            "cache_from": (*cache_from, *image_caches(cache_from, "--cache-from", name)),
         }
-        request = replace(line, settings=settings).request(**{**choice.options, "outputs": outputs, **caches})
-        images.append(Wanted(name=name, settings=settings, request=request))
-    return tuple(images)
+        request = replace(pipeline, settings=settings).create_request(
+            **{**selection.options, "outputs": outputs, **caches}
+        )
+        image_jobs.append(ImageJob(name=name, settings=settings, request=request))
+    return tuple(image_jobs)
 
 
-def _check(image: Wanted) -> None:
+def _check_job_request(job: ImageJob) -> None:
     try:
-        check_request(image.request)
+        check_request(job.request)
     except UsageError as error:
-        raise UsageError(f"{image.name}: {error.message}", hint=error.hint) from error
+        raise UsageError(f"{job.name}: {error.message}", hint=error.hint) from error
 
 
-def _released(report: ImageReport, built: BuildResult) -> ImageReport:
+def _add_push_result(report: ImageReport, build_result: BuildResult) -> ImageReport:
     """The report with what a push has proved and named, which stands in no second place."""
-    if built.pushed is None:
+    if build_result.pushed is None:
         return report
-    pushed = built.pushed
-    build = replace(built, pushed=None)
-    unproved = pushed.verify is not None and pushed.run is None
+    pushed = build_result.pushed
+    build = replace(build_result, pushed=None)
+    verify_failed = pushed.verify is not None and pushed.run is None
     return replace(
         report,
         build=build,
         verify=pushed.verify,
         run=pushed.run,
         tags=pushed.tags,
-        error="what was verified did not hold: it was not run, and no tag names it" if unproved else "",
+        error="what was verified did not hold: it was not run, and no tag names it" if verify_failed else "",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Several:
+class MultiImageBuild:
     """Images in an order in which each comes after those that it is built on."""
 
-    line: Line
-    images: tuple[Wanted, ...]
+    pipeline: Pipeline
+    image_jobs: tuple[ImageJob, ...]
     scratch: Path
-    _made: dict[str, BuildResult] = field(default_factory=dict, init=False)
+    _build_results: dict[str, BuildResult] = field(default_factory=dict, init=False)
 
-    def report(self, *, setup: bool = False) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
+    def run_all(self, *, setup: bool = False) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
         """Build, verify and run each, after one setup if that is asked for; and what went wrong.
 
         An interruption ends it: what comes after is not begun.
@@ -115,66 +126,70 @@ class Several:
         report = ImagesReport()
         if setup:
             try:
-                report = replace(report, setup=self._under_all().setup())
+                report = replace(report, setup=self._pipeline_for_all_platforms().setup())
             except BuildkitTasksError as error:
                 return replace(report, error=str(error)), (error,)
         errors: list[BuildkitTasksError] = []
-        for image in self.images:
-            row, failure = self._one(image)
-            if image.told:
-                report = replace(report, images=(*report.images, row))
+        for job in self.image_jobs:
+            image_report, failure = self._run_job(job)
+            if job.reported:
+                report = replace(report, images=(*report.images, image_report))
             if failure is not None:
                 errors.append(failure)
             if isinstance(failure, Interrupted):
                 break
         return report, tuple(errors)
 
-    def _under_all(self) -> Line:
+    def _pipeline_for_all_platforms(self) -> Pipeline:
         """The line for every platform that any of the images is for."""
-        names = (str(platform) for image in self.images for platform in image.request.platforms)
-        return self.line.under(replace(self.line.settings, platforms=tuple(dict.fromkeys(names))))
+        names = (str(platform) for job in self.image_jobs for platform in job.request.platforms)
+        return self.pipeline.with_settings(
+            replace(self.pipeline.settings, platforms=tuple(dict.fromkeys(names)))
+        )
 
-    def _one(self, image: Wanted) -> tuple[ImageReport, BuildkitTasksError | None]:
+    def _run_job(self, job: ImageJob) -> tuple[ImageReport, BuildkitTasksError | None]:
         """One image as far as it gets. Of a dry run there is nothing to verify and to run."""
-        report, platforms = ImageReport(name=image.name), image.request.platforms
-        line = self.line.under(image.settings)
-        line.tell(f"{image.name}: {', '.join(map(str, platforms))}")
+        report, platforms = ImageReport(name=job.name), job.request.platforms
+        pipeline = self.pipeline.with_settings(job.settings)
+        pipeline.notify(f"{job.name}: {', '.join(map(str, platforms))}")
         try:
-            request = self._linked(image)
-            built = self._made[image.name] = line.build(request)
-            report = replace(report, build=built)
-            if not image.told:
+            request = self._link_contexts(job)
+            build_result = self._build_results[job.name] = pipeline.build(request)
+            report = replace(report, build=build_result)
+            if not job.reported:
                 return report, None
-            built = line.release(request, built)
-            if line.run.dry_run:
+            build_result = pipeline.release_build(request, build_result)
+            if pipeline.commands.dry_run:
                 return report, None
-            report = _released(report, built)
-            name = image_of(built)
+            report = _add_push_result(report, build_result)
+            name = best_image_name(build_result)
             if report.verify is None:  # else it was proved where it was pushed to
-                report = replace(report, verify=line.images.verify(name, platforms))
-                report = replace(report, run=line.emulate(name, platforms))
+                report = replace(report, verify=pipeline.resolver.verify(name, platforms))
+                report = replace(report, run=pipeline.run_image(name, platforms))
         except BuildkitTasksError as error:
-            line.tell(f"{image.name}: {error}")
+            pipeline.notify(f"{job.name}: {error}")
             return replace(report, error=str(error)), error
         return report, None
 
-    def _linked(self, image: Wanted) -> BuildRequest:
+    def _link_contexts(self, job: ImageJob) -> BuildRequest:
         """The image's request, with the images that it is built on as its contexts."""
-        contexts = (f"{context}={self._layout(name)}" for context, name in image.links)
-        return replace(image.request, build_contexts=(*image.request.build_contexts, *contexts))
+        contexts = (f"{context}={self._layout_context(name)}" for context, name in job.linked_contexts)
+        return replace(job.request, build_contexts=(*job.request.build_contexts, *contexts))
 
-    def _layout(self, name: str) -> str:
+    def _layout_context(self, name: str) -> str:
         """An image that was built, as a named context's value."""
-        built = self._made.get(name)
-        if built is None:
+        build_result = self._build_results.get(name)
+        if build_result is None:
             raise BuildFailed(f"{name}, on which it is built, could not be built")
-        place = self.scratch / "layouts" / name
-        if self.line.run.dry_run:
-            return f"oci-layout://{place}@sha256:DIGEST"
-        if not place.exists():
+        layout_path = self.scratch / "layouts" / name
+        if self.pipeline.commands.dry_run:
+            return f"oci-layout://{layout_path}@sha256:DIGEST"
+        if not layout_path.exists():
             from buildkit_tasks.oci.transports.layout import write_layout
-            from buildkit_tasks.oci.transports.oci_archive import Archive
+            from buildkit_tasks.oci.transports.oci_archive import OciArchive
 
-            archives = (output.dest for output in built.outputs if output.type == "oci" and output.dest)
-            write_layout(Archive(Path(next(archives))), place)
-        return f"oci-layout://{place}@{built.digest}"
+            archives = (
+                output.dest for output in build_result.outputs if output.type == "oci" and output.dest
+            )
+            write_layout(OciArchive(Path(next(archives))), layout_path)
+        return f"oci-layout://{layout_path}@{build_result.digest}"

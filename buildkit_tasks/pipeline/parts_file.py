@@ -18,10 +18,10 @@ __all__ = [
 ]
 
 
-_MAX_PARTS_FILE = 64 << 20  # bytes; a report of 50 images of one platform has some 220,000
+_MAX_PARTS_FILE_BYTES = 64 << 20  # bytes; a report of 50 images of one platform has some 220,000
 
 
-def read_parts(words: Iterable[str], files: Iterable[str], image: str = "") -> tuple[Reference, ...]:
+def read_parts(values: Iterable[str], files: Iterable[str], image: str = "") -> tuple[Reference, ...]:
     """The parts that are named on the command line, several with commas, and in files.
 
     A file holds one ``REPOSITORY@sha256:...`` a line (``#`` begins a remark), or what
@@ -30,16 +30,16 @@ def read_parts(words: Iterable[str], files: Iterable[str], image: str = "") -> t
     """
     from buildkit_tasks.oci.reference import Reference
 
-    named = [each.strip() for word in words for each in word.split(",") if each.strip()]
+    texts = [each.strip() for value in values for each in value.split(",") if each.strip()]
     paths = [Path(name) for file in files for name in file.split(",") if name]
-    listed = _chosen([part for path in paths for part in _in_file(path, image)], image)
-    found = tuple(dict.fromkeys(Reference.parse(text) for text in (*named, *listed)))
-    if not found:
+    file_texts = select_parts([part for path in paths for part in parts_from_file(path, image)], image)
+    references = tuple(dict.fromkeys(Reference.parse(text) for text in (*texts, *file_texts)))
+    if not references:
         raise UsageError("no part is named", hint="name each with --part REPO@sha256:..., or --parts-file")
-    return found
+    return references
 
 
-def _chosen(parts: Iterable[tuple[str, str]], image: str) -> list[str]:
+def select_parts(parts: Iterable[tuple[str, str]], image: str) -> list[str]:
     """The parts of one image; of those that say of which image they are no two may differ."""
     parts = list(parts)
     names = list(dict.fromkeys(name for name, _ in parts if name))
@@ -47,69 +47,76 @@ def _chosen(parts: Iterable[tuple[str, str]], image: str) -> list[str]:
         raise UsageError(f"the parts are of several images: {', '.join(names)}", hint="--image says which")
     if names and image and image not in names:
         raise UsageError(f"no part is of {image!r}: they are of {', '.join(names)}")
-    return [part for name, part in parts if _is(name, image)]
+    return [part for name, part in parts if part_matches_image(name, image)]
 
 
-def _is(name: str, image: str) -> bool:
+def part_matches_image(part_image: str, image: str) -> bool:
     """Whether a part may be of the image that is meant: it is, or says of none, or none is meant."""
-    return not name or not image or name == image
+    return not part_image or not image or part_image == image
 
 
-def _in_file(path: Path, image: str) -> list[tuple[str, str]]:
+def parts_from_file(path: Path, image: str) -> list[tuple[str, str]]:
     """Each part with the name of its image, or without any. Of other images than the one named: no part."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_PARTS_FILE + 1)
-        if len(data) > _MAX_PARTS_FILE:
-            raise LimitExceeded(f"{path} is larger than {_MAX_PARTS_FILE >> 20} MiB: it holds no parts")
+            data = file.read(_MAX_PARTS_FILE_BYTES + 1)
+        if len(data) > _MAX_PARTS_FILE_BYTES:
+            raise LimitExceeded(f"{path} is larger than {_MAX_PARTS_FILE_BYTES >> 20} MiB: it holds no parts")
         text = data.decode()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeError:
         raise UsageError(f"{path} is no text") from None
     if text.lstrip().startswith("{"):
-        reports = [each for document in _documents(path, text) for each in _reports(document)]
-        return [(name, _pushed(path, name, report) if _is(name, image) else "") for name, report in reports]
+        build_reports = [
+            each for document in iter_json_documents(path, text) for each in _named_build_reports(document)
+        ]
+        return [
+            (name, _pushed_reference(path, name, report) if part_matches_image(name, image) else "")
+            for name, report in build_reports
+        ]
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [("", line) for line in lines if line]
 
 
-def _documents(path: Path, text: str) -> Iterator[dict[str, Any]]:
+def iter_json_documents(path: Path, text: str) -> Iterator[dict[str, Any]]:
     """JSON documents, one after the other, as `cat` puts them together."""
-    at, decoder = 0, json.JSONDecoder()
-    while rest := text[at:].lstrip():
+    offset, decoder = 0, json.JSONDecoder()
+    while remaining := text[offset:].lstrip():
         try:
-            document, length = decoder.raw_decode(rest)
+            document, length = decoder.raw_decode(remaining)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{path} is no report of build-multiarch: {error}") from None
         if not isinstance(document, dict):
             raise UsageError(f"{path} is no report of build-multiarch: it holds no object")
         yield document
-        at = len(text) - len(rest) + length
+        offset = len(text) - len(remaining) + length
 
 
-def _reports(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _named_build_reports(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """A build's report, or those of several images with their names."""
     rows = document.get("images")
     if not isinstance(rows, list):
         return [("", document)]
-    found = ((str(row.get("name", "")), row.get("build")) for row in rows if isinstance(row, dict))
-    return [(name, build if isinstance(build, dict) else {}) for name, build in found]
+    named_builds = ((str(row.get("name", "")), row.get("build")) for row in rows if isinstance(row, dict))
+    return [(name, build if isinstance(build, dict) else {}) for name, build in named_builds]
 
 
-def _pushed(path: Path, name: str, document: dict[str, Any]) -> str:
+def _pushed_reference(path: Path, image: str, report: dict[str, Any]) -> str:
     """What a build's report says that it pushed: a reference with its digest, or the report's."""
-    outputs = document.get("outputs")
-    references = (
+    outputs = report.get("outputs")
+    refs = (
         [each.get("ref") for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
     )
-    digest = document.get("digest") or ""
-    found = [
-        text if "@" in text else f"{text}@{digest}"
-        for text in references
-        if isinstance(text, str) and ("@" in text or digest)
+    digest = report.get("digest") or ""
+    pinned_refs = [
+        ref if "@" in ref else f"{ref}@{digest}"
+        for ref in refs
+        if isinstance(ref, str) and ("@" in ref or digest)
     ]
-    if not found:
-        where = f"{path}: {name}" if name else str(path)
-        raise UsageError(f"{where} names no image in a registry", hint="build the part with --split --json")
-    return found[0]  # one image, however many names it has
+    if not pinned_refs:
+        location = f"{path}: {image}" if image else str(path)
+        raise UsageError(
+            f"{location} names no image in a registry", hint="build the part with --split --json"
+        )
+    return pinned_refs[0]  # one image, however many names it has

@@ -18,166 +18,196 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.model import Digest
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.oci.registry.options import Access
-    from buildkit_tasks.pipeline.images import Images
-    from buildkit_tasks.pipeline.runs import Runs
+    from buildkit_tasks.oci.registry.options import RegistryOptions
+    from buildkit_tasks.pipeline.images import ImageResolver
+    from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.run.service import Watch
+    from buildkit_tasks.run.service import RunObserver
 
 __all__ = [
-    "Plan",
-    "Release",
-    "Releases",
+    "ReleasePlan",
+    "ReleaseService",
+    "ReleaseSpec",
 ]
 
-_SENDABLE = ("oci-archive:", "oci:", "docker-archive:")
-_FORWARD_ONLY = ("docker-daemon:", "docker-archive:")  # several streams at once would be read anew
+_ARCHIVE_PREFIXES = ("oci-archive:", "oci:", "docker-archive:")
+_SEQUENTIAL_PREFIXES = ("docker-daemon:", "docker-archive:")  # several streams at once would be read anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class ReleaseSpec:
     """What is to be named how: the tags, the exact platforms, and whether it is proved before.
 
     No ``expected`` platforms means those that are there.
     """
 
     tags: tuple[Reference, ...]
-    expected: tuple[Platform, ...] = ()
-    proved: bool = True
+    expected_platforms: tuple[Platform, ...] = ()
+    verify_first: bool = True
 
     @classmethod
-    def of(cls, tags: Iterable[str], expected: tuple[Platform, ...], *, proved: bool) -> Release:
+    def from_tags(
+        cls, tags: Iterable[str], expected_platforms: tuple[Platform, ...], *, verify_first: bool
+    ) -> ReleaseSpec:
         """Read the tags. Raises :class:`UsageError` without any, and for what is none."""
         from buildkit_tasks.oci.reference import Reference
 
-        found = tuple(dict.fromkeys(Reference.parse(tag) for tag in tags))
-        if not found:
+        references = tuple(dict.fromkeys(Reference.parse(reference) for reference in tags))
+        if not references:
             raise UsageError("no tag says where it goes", hint="name one: -t REGISTRY/NAME:TAG")
-        for tag in found:
-            if tag.digest is not None:
-                raise UsageError(f"{tag} is no tag", hint="write it as REGISTRY/NAME:TAG")
-        return cls(tags=found, expected=expected, proved=proved)
+        for reference in references:
+            if reference.digest is not None:
+                raise UsageError(f"{reference} is no tag", hint="write it as REGISTRY/NAME:TAG")
+        return cls(tags=references, expected_platforms=expected_platforms, verify_first=verify_first)
 
     @property
-    def place(self) -> Reference:
+    def repository(self) -> Reference:
         """The repository where it is put and proved: that of the first tag."""
         return replace(self.tags[0], tag="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ReleasePlan:
     """What a push would do."""
 
-    release: Release
+    spec: ReleaseSpec
     digest: Digest
     platforms: tuple[BuiltPlatform, ...]
-    sent: str
+    upload_summary: str
 
-    def document(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
         return {
             "ok": True,
             "dry_run": True,
             "digest": str(self.digest),
-            "tags": [str(tag) for tag in self.release.tags],
+            "tags": [str(tag) for tag in self.spec.tags],
             "platforms": [{"platform": each.platform, "digest": each.digest} for each in self.platforms],
         }
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """The same for people, a line for each step."""
-        at = f"{self.release.place.name}@{self.digest}"
-        names = ", ".join(each.platform for each in self.platforms)
-        proof = [f"would verify and run docker://{at} ({names})"] if self.release.proved else []
-        named = [f"would name it {tag}" for tag in self.release.tags]
-        return "\n".join([f"would put {self.sent} as {at}", *proof, *named])
+        target = f"{self.spec.repository.name}@{self.digest}"
+        platforms = ", ".join(each.platform for each in self.platforms)
+        verify_lines = (
+            [f"would verify and run docker://{target} ({platforms})"] if self.spec.verify_first else []
+        )
+        tag_lines = [f"would name it {tag}" for tag in self.spec.tags]
+        return "\n".join([f"would put {self.upload_summary} as {target}", *verify_lines, *tag_lines])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Releases:
+class ReleaseService:
     """Puts images into registries and names them there."""
 
-    images: Images
-    runs: Runs
-    access: Access | None = None
+    resolver: ImageResolver
+    image_runner: ImageRunner
+    registry_options: RegistryOptions | None = None
 
-    def push(self, archive: str, release: Release, watch: Watch | None = None) -> PushResult:
+    def push(self, archive: str, spec: ReleaseSpec, observer: RunObserver | None = None) -> PushResult:
         """Send an image that was built before, byte for byte; prove it there; name it."""
         started = time.monotonic()
-        name = self._archive(archive)
-        with self.images.open(name) as source:
-            jobs = 1 if name.startswith(_FORWARD_ONLY) else publish.JOBS
-            root = publish.send(source, release.place, access=self.access, jobs=jobs)
-            platforms = _platforms(source)
-        return self.name(root.digest, platforms, release, started, watch)
+        image = self._resolve_archive(archive)
+        with self.resolver.open(image) as source:
+            jobs = 1 if image.startswith(_SEQUENTIAL_PREFIXES) else publish.DEFAULT_JOBS
+            root = publish.copy_image(
+                source, spec.repository, registry_options=self.registry_options, jobs=jobs
+            )
+            platforms = _read_source_platforms(source)
+        return self.verify_and_tag(root.digest, platforms, spec, started, observer)
 
-    def merge(self, parts: Sequence[Reference], release: Release, watch: Watch | None = None) -> PushResult:
+    def merge(
+        self, parts: Sequence[Reference], spec: ReleaseSpec, observer: RunObserver | None = None
+    ) -> PushResult:
         """Make one index of parts that were pushed by digest; prove it; name it."""
         started = time.monotonic()
-        joined = publish.merge(parts, release.place, release.expected, access=self.access)
-        return self.name(joined.root.digest, _built(joined.platforms), release, started, watch)
+        index = publish.push_index(
+            parts, spec.repository, spec.expected_platforms, registry_options=self.registry_options
+        )
+        return self.verify_and_tag(
+            index.root.digest, _to_built_platforms(index.platforms), spec, started, observer
+        )
 
-    def name(
+    def verify_and_tag(
         self,
         digest: Digest,
         platforms: tuple[BuiltPlatform, ...],
-        release: Release,
+        spec: ReleaseSpec,
         started: float,
-        watch: Watch | None = None,
+        observer: RunObserver | None = None,
     ) -> PushResult:
         """Prove what lies in the release's repository under a digest, and name it if it holds.
 
         ``started`` is when the work began, by the monotonic clock.
         """
-        at = replace(release.place, digest=digest)
+        target = replace(spec.repository, digest=digest)
         result = PushResult(digest=str(digest), tags=(), platforms=platforms)
-        if release.proved:
-            result = self._prove(result, f"docker://{at}", release, watch)
-        if not release.proved or result.proved:
-            result = replace(result, tags=publish.name(at, release.tags, access=self.access))
+        if spec.verify_first:
+            result = self._verify_and_run(result, f"docker://{target}", spec, observer)
+        if not spec.verify_first or result.is_verified:
+            result = replace(
+                result, tags=publish.tag_image(target, spec.tags, registry_options=self.registry_options)
+            )
         return replace(result, seconds=round(time.monotonic() - started, 3))
 
-    def _prove(self, result: PushResult, image: str, release: Release, watch: Watch | None) -> PushResult:
+    def _verify_and_run(
+        self, result: PushResult, image: str, spec: ReleaseSpec, observer: RunObserver | None
+    ) -> PushResult:
         """Verify and run what lies there, fetched once for both."""
-        with self.images.kept(image) as images:
-            verify = images.verify(image, release.expected)
-            if not verify.ok:
-                return replace(result, verify=verify)
-            runs = replace(self.runs, images=images)
-            return replace(result, verify=verify, run=runs.emulate(image, release.expected, watch))
+        with self.resolver.cached(image) as resolver:
+            verify_report = resolver.verify(image, spec.expected_platforms)
+            if not verify_report.ok:
+                return replace(result, verify=verify_report)
+            image_runner = replace(self.image_runner, resolver=resolver)
+            return replace(
+                result,
+                verify=verify_report,
+                run=image_runner.run_image(image, spec.expected_platforms, observer),
+            )
 
-    def plan_push(self, archive: str, release: Release) -> Plan:
+    def plan_push(self, archive: str, spec: ReleaseSpec) -> ReleasePlan:
         """What :meth:`push` would do; only the archive is read."""
-        from buildkit_tasks.oci.copy.graph import everything
+        from buildkit_tasks.oci.copy.graph import push_order
 
-        with self.images.open(self._archive(archive)) as source:
-            blobs, *documents = everything(source)
-            sent = f"{len(blobs)} blobs ({sum(blob.size for blob in blobs)} bytes) and "
-            sent += f"{sum(map(len, documents))} manifests"
-            return Plan(release=release, digest=source.root().digest, platforms=_platforms(source), sent=sent)
+        with self.resolver.open(self._resolve_archive(archive)) as source:
+            blobs, *manifest_levels = push_order(source)
+            upload_summary = f"{len(blobs)} blobs ({sum(blob.size for blob in blobs)} bytes) and "
+            upload_summary += f"{sum(map(len, manifest_levels))} manifests"
+            return ReleasePlan(
+                spec=spec,
+                digest=source.root_descriptor().digest,
+                platforms=_read_source_platforms(source),
+                upload_summary=upload_summary,
+            )
 
-    def plan_merge(self, parts: Sequence[Reference], release: Release) -> Plan:
+    def plan_merge(self, parts: Sequence[Reference], spec: ReleaseSpec) -> ReleasePlan:
         """What :meth:`merge` would do; the parts' manifests are read where they lie."""
-        joined = publish.join(parts, release.expected, access=self.access)
-        sent = f"an index of {len(parts)} parts"
-        return Plan(release=release, digest=joined.root.digest, platforms=_built(joined.platforms), sent=sent)
+        index = publish.assemble_index(parts, spec.expected_platforms, registry_options=self.registry_options)
+        upload_summary = f"an index of {len(parts)} parts"
+        return ReleasePlan(
+            spec=spec,
+            digest=index.root.digest,
+            platforms=_to_built_platforms(index.platforms),
+            upload_summary=upload_summary,
+        )
 
-    def _archive(self, archive: str) -> str:
+    def _resolve_archive(self, archive: str) -> str:
         """The image named, or what was built last here where that can be sent as it is."""
         if archive:
             return archive
-        last = self.images.last
-        if not last.startswith(_SENDABLE):
+        last = self.resolver.last_built
+        if not last.startswith(_ARCHIVE_PREFIXES):
             raise UsageError(
                 f"what was built last here is {last}, no archive", hint="inv push-multiarch ARCHIVE -t REF"
             )
         return last
 
 
-def _platforms(source: Any) -> tuple[BuiltPlatform, ...]:
+def _read_source_platforms(source: Any) -> tuple[BuiltPlatform, ...]:
     from buildkit_tasks.oci.image import platform_manifests
 
-    return _built((platform, entry.digest) for platform, entry in platform_manifests(source))
+    return _to_built_platforms((platform, entry.digest) for platform, entry in platform_manifests(source))
 
 
-def _built(platforms: Iterable[tuple[Platform, Digest]]) -> tuple[BuiltPlatform, ...]:
+def _to_built_platforms(platforms: Iterable[tuple[Platform, Digest]]) -> tuple[BuiltPlatform, ...]:
     return tuple(BuiltPlatform(platform=str(platform), digest=str(digest)) for platform, digest in platforms)

@@ -10,68 +10,70 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.host.emulation.qemu import Qemu
-from buildkit_tasks.run.service import Runners, RunRequest, Watch, run_emulated, takes_engine
+from buildkit_tasks.host.emulation.qemu import QemuFinder
+from buildkit_tasks.run.service import BackendSelector, RunObserver, RunRequest, needs_engine, run_emulated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.pipeline.images import Images
-    from buildkit_tasks.pipeline.pipeline import Line
+    from buildkit_tasks.pipeline.images import ImageResolver
+    from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunReport
-    from buildkit_tasks.run.backend import Guests
-    from buildkit_tasks.system.command import Runner
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.run.backend import RunBackend
+    from buildkit_tasks.system.command import CommandRunner
+    from buildkit_tasks.system.notify import Notify
 
-__all__ = ["Runs", "Watch"]
+__all__ = ["ImageRunner", "RunObserver"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
+class ImageRunner:
     """Runs images; ``line`` gives the services for those that need an engine."""
 
     settings: Settings
-    run: Runner
-    tell: Tell
-    images: Images
-    line: Callable[[], Line]
+    commands: CommandRunner
+    notify: Notify
+    resolver: ImageResolver
+    get_pipeline: Callable[[], Pipeline]
 
-    def emulate(
-        self, image: str, platforms: tuple[Platform, ...] = (), watch: Watch | None = None
+    def run_image(
+        self, image: str, platforms: tuple[Platform, ...] = (), observer: RunObserver | None = None
     ) -> RunReport:
         """Run the image on each platform and check what it prints, as the settings say.
 
         Empty ``platforms`` means all that it holds; ``watch`` is told of each run as it ends.
         """
-        name = self.images.name(image)
-        request = RunRequest.of(name, platforms, self.settings)
-        if self.run.dry_run:
-            return self._show(request)
-        runners = Runners(
-            choice=self.settings.runner,
-            sandbox=lambda: self._sandbox(name),
-            docker=lambda: self.line().containers(name, platforms),
-            tell=self.tell,
+        name = self.resolver.resolve(image)
+        request = RunRequest.from_settings(name, platforms, self.settings)
+        if self.commands.dry_run:
+            return self._show_dry_run(request)
+        backends = BackendSelector(
+            runner=self.settings.runner,
+            open_sandbox=lambda: self._open_sandbox_backend(name),
+            open_docker=lambda: self.get_pipeline().open_container_backend(name, platforms),
+            notify=self.notify,
         )
-        return run_emulated(request, runners, watch)
+        return run_emulated(request, backends, observer)
 
     @contextmanager
-    def _sandbox(self, name: str) -> Iterator[Guests]:
-        from buildkit_tasks.run.sandbox.supervisor import Warden
+    def _open_sandbox_backend(self, name: str) -> Iterator[RunBackend]:
+        from buildkit_tasks.run.sandbox.supervisor import Supervisor
 
-        with ThreadPoolExecutor(max_workers=1) as aside:
-            started = aside.submit(Warden)  # a process that starts while the rest is imported here
-            from buildkit_tasks.run.sandbox.backend import sandbox_guests
+        with ThreadPoolExecutor(max_workers=1) as start_pool:
+            supervisor = start_pool.submit(
+                Supervisor
+            )  # a process that starts while the rest is imported here
+            from buildkit_tasks.run.sandbox.backend import open_sandbox_backend
 
-            qemu = Qemu(settings=self.settings, run=self.run, tell=self.tell)
-            with sandbox_guests(name, started, self.images.open, qemu) as guests:
-                yield guests
+            qemu = QemuFinder(settings=self.settings, commands=self.commands, notify=self.notify)
+            with open_sandbox_backend(name, supervisor, self.resolver.open, qemu) as backend:
+                yield backend
 
-    def _show(self, request: RunRequest) -> RunReport:
-        from buildkit_tasks.run.dry_run import show_containers, show_sandbox
+    def _show_dry_run(self, request: RunRequest) -> RunReport:
+        from buildkit_tasks.run.dry_run import show_docker_commands, show_sandbox_commands
 
-        if takes_engine(self.settings.runner, request.image):
-            return show_containers(request, self.line().engine, self.run)
-        return show_sandbox(request, self.images.open, self.run)
+        if needs_engine(self.settings.runner, request.image):
+            return show_docker_commands(request, self.get_pipeline().engine, self.commands)
+        return show_sandbox_commands(request, self.resolver.open, self.commands)

@@ -1,14 +1,14 @@
 """Platforms, and the one table of architectures."""
 
 from buildkit_tasks.platforms.architectures import (
-    DEVICES,
+    DEVICE_MACHINES,
     MACHINES,
-    Level,
+    IsaLevel,
     Machine,
-    foreign_machine,
-    machine_of_elf,
+    foreign_machine_name,
+    machine_from_elf,
 )
-from buildkit_tasks.platforms.matching import accepted, best_match, satisfies
+from buildkit_tasks.platforms.matching import accepted_platforms, find_best_match, is_compatible
 from buildkit_tasks.platforms.platform import (
     Platform,
     known_platforms,
@@ -18,18 +18,18 @@ from buildkit_tasks.platforms.platform import (
 )
 
 __all__ = [
-    "DEVICES",
+    "DEVICE_MACHINES",
     "MACHINES",
-    "Level",
+    "IsaLevel",
     "Machine",
     "Platform",
-    "accepted",
-    "best_match",
-    "foreign_machine",
+    "accepted_platforms",
+    "find_best_match",
+    "foreign_machine_name",
+    "is_compatible",
     "known_platforms",
-    "machine_of_elf",
+    "machine_from_elf",
     "native_platform",
     "parse_platforms",
     "platform_of_uname",
-    "satisfies",
 ]

@@ -10,19 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["DEVICES", "MACHINES", "Level", "Machine", "foreign_machine", "machine_of_elf"]
+__all__ = ["DEVICE_MACHINES", "MACHINES", "IsaLevel", "Machine", "foreign_machine_name", "machine_from_elf"]
 
 # qemu64 without what it has beyond the baseline of the x86-64 psABI.
-_BASELINE = "qemu64,-sse3,-cx16,-lahf-lm"
+_X86_64_BASELINE_CPU = "qemu64,-sse3,-cx16,-lahf-lm"
 
-_ELF_CLASS = {32: 1, 64: 2}
-_ELF_DATA = {"little": 1, "big": 2}
+_EI_CLASS = {32: 1, 64: 2}
+_EI_DATA = {"little": 1, "big": 2}
 _ET_EXEC = 2
 _ET_EXEC_OR_DYN_MASK = 0xFE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class IsaLevel:
     """A level of an architecture's instruction set: what runs on it runs on every later one.
 
     ``name`` is OCI's variant where it has one; ``title`` is what people call it; ``go`` the value of
@@ -34,12 +34,12 @@ class Level:
 
     name: str
     title: str
-    go: str = ""
-    said: tuple[str, ...] = ()
-    option: str = ""
+    go_value: str = ""
+    evidence_values: tuple[str, ...] = ()
+    compiler_option: str = ""
     extensions: str = ""
-    debian: str = ""
-    cpu: str = ""
+    debian_architecture: str = ""
+    baseline_cpu: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +62,22 @@ class Machine:
     """
 
     architecture: str
-    uname: tuple[str, ...]
-    qemu: str
+    uname_machines: tuple[str, ...]
+    qemu_suffix: str
     bits: int
-    order: str
-    elf_machine: int
-    debian: str = ""
-    elf_flags: int = 0
-    cpu: str = ""
+    byte_order: str
+    e_machine: int
+    debian_architecture: str = ""
+    e_flags: int = 0
+    baseline_cpu: str = ""
     default_variant: str = ""
     implied_variant: str = ""
-    variants: tuple[Level, ...] = ()
-    levels: tuple[Level, ...] = ()
-    go_setting: str = ""
-    loaders: tuple[str, ...] = ()
-    multiarch: tuple[str, ...] = ()
-    exit_code: str = ""
+    variants: tuple[IsaLevel, ...] = ()
+    extra_levels: tuple[IsaLevel, ...] = ()
+    go_variable: str = ""
+    elf_interpreters: tuple[str, ...] = ()
+    multiarch_triplets: tuple[str, ...] = ()
+    exit_instructions: str = ""
 
     @cached_property
     def magic(self) -> bytes:
@@ -85,152 +85,158 @@ class Machine:
 
         See the kernel's Documentation/admin-guide/binfmt-misc.rst.
         """
-        ident = b"\x7fELF" + bytes([_ELF_CLASS[self.bits], _ELF_DATA[self.order], 1])
-        return ident.ljust(16, b"\0") + self._half(_ET_EXEC) + self._half(self.elf_machine)
+        ident = b"\x7fELF" + bytes([_EI_CLASS[self.bits], _EI_DATA[self.byte_order], 1])
+        return ident.ljust(16, b"\0") + self._encode_half(_ET_EXEC) + self._encode_half(self.e_machine)
 
     @cached_property
     def mask(self) -> bytes:
         """Which bits of :attr:`magic` count: all but the OS ABI; ET_DYN matches like ET_EXEC."""
         ident = b"\xff" * 7 + b"\0" * 2 + b"\xff" * 7
-        return ident + self._half(0xFF00 | _ET_EXEC_OR_DYN_MASK) + b"\xff\xff"
+        return ident + self._encode_half(0xFF00 | _ET_EXEC_OR_DYN_MASK) + b"\xff\xff"
 
-    def _half(self, value: int) -> bytes:
-        return value.to_bytes(2, "little" if self.order == "little" else "big")
+    def _encode_half(self, value: int) -> bytes:
+        return value.to_bytes(2, "little" if self.byte_order == "little" else "big")
 
     @cached_property
-    def ladder(self) -> tuple[Level, ...]:
+    def isa_levels(self) -> tuple[IsaLevel, ...]:
         """Every level, oldest first."""
-        return self.variants + self.levels
+        return self.variants + self.extra_levels
 
-    def promised(self, variant: str) -> Level | None:
+    def baseline_of(self, variant: str) -> IsaLevel | None:
         """The level that a platform of this variant promises: the oldest for a variant nobody knows."""
-        named = variant or self.implied_variant or self.default_variant
-        rows = (level for level in self.ladder if level.name == named)
-        return next(rows, self.ladder[0] if self.ladder else None)
+        name = variant or self.implied_variant or self.default_variant
+        matches = (level for level in self.isa_levels if level.name == name)
+        return next(matches, self.isa_levels[0] if self.isa_levels else None)
 
 
 MACHINES: tuple[Machine, ...] = (
     Machine(
         architecture="amd64",
-        uname=("x86_64",),
-        qemu="x86_64",
+        uname_machines=("x86_64",),
+        qemu_suffix="x86_64",
         bits=64,
-        order="little",
-        elf_machine=62,
-        debian="amd64",
-        cpu=_BASELINE,
+        byte_order="little",
+        e_machine=62,
+        debian_architecture="amd64",
+        baseline_cpu=_X86_64_BASELINE_CPU,
         implied_variant="v1",
         # x86-64 psABI, section "Processor Architecture" (micro-architecture levels).
-        go_setting="GOAMD64",
+        go_variable="GOAMD64",
         variants=(
-            Level(
+            IsaLevel(
                 name="v1",
                 title="x86-64 (baseline)",
-                go="v1",
-                said=("x86-64 baseline",),
-                option="-march=x86-64",
-                cpu=_BASELINE,
+                go_value="v1",
+                evidence_values=("x86-64 baseline",),
+                compiler_option="-march=x86-64",
+                baseline_cpu=_X86_64_BASELINE_CPU,
             ),
-            Level(
+            IsaLevel(
                 name="v2",
                 title="x86-64-v2",
-                go="v2",
-                said=("x86-64-v2",),
-                option="-march=x86-64-v2",
-                cpu="Nehalem",
+                go_value="v2",
+                evidence_values=("x86-64-v2",),
+                compiler_option="-march=x86-64-v2",
+                baseline_cpu="Nehalem",
             ),
-            Level(
+            IsaLevel(
                 name="v3",
                 title="x86-64-v3",
-                go="v3",
-                said=("x86-64-v3",),
-                option="-march=x86-64-v3",
-                cpu="Haswell-noTSX",
+                go_value="v3",
+                evidence_values=("x86-64-v3",),
+                compiler_option="-march=x86-64-v3",
+                baseline_cpu="Haswell-noTSX",
             ),
-            Level(
+            IsaLevel(
                 name="v4",
                 title="x86-64-v4",
-                go="v4",
-                said=("x86-64-v4",),
-                option="-march=x86-64-v4",
-                cpu="max",  # QEMU emulates no AVX-512
+                go_value="v4",
+                evidence_values=("x86-64-v4",),
+                compiler_option="-march=x86-64-v4",
+                baseline_cpu="max",  # QEMU emulates no AVX-512
             ),
         ),
-        loaders=("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"),
-        multiarch=("x86_64-linux-gnu",),
+        elf_interpreters=("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"),
+        multiarch_triplets=("x86_64-linux-gnu",),
         # mov edi, STATUS; mov eax, 60 (exit); syscall
-        exit_code="bf SS 00 00 00  b8 3c 00 00 00  0f 05",
+        exit_instructions="bf SS 00 00 00  b8 3c 00 00 00  0f 05",
     ),
     Machine(
         architecture="arm64",
-        uname=("aarch64", "arm64"),
-        qemu="aarch64",
+        uname_machines=("aarch64", "arm64"),
+        qemu_suffix="aarch64",
         bits=64,
-        order="little",
-        elf_machine=183,
-        debian="arm64",
-        cpu="cortex-a53",  # among the first of Armv8.0-A
+        byte_order="little",
+        e_machine=183,
+        debian_architecture="arm64",
+        baseline_cpu="cortex-a53",  # among the first of Armv8.0-A
         implied_variant="v8",
         # OCI's v8 is Armv8.0-A. Levels between have names too (v8.1 to v9.5): see binaries/isa.py.
-        go_setting="GOARM64",
+        go_variable="GOARM64",
         variants=(
-            Level(name="v8", title="Armv8.0-A", go="v8.0", option="-march=armv8-a"),
-            Level(name="v9", title="Armv9.0-A", go="v9.0", option="-march=armv9-a", cpu="cortex-a710"),
+            IsaLevel(name="v8", title="Armv8.0-A", go_value="v8.0", compiler_option="-march=armv8-a"),
+            IsaLevel(
+                name="v9",
+                title="Armv9.0-A",
+                go_value="v9.0",
+                compiler_option="-march=armv9-a",
+                baseline_cpu="cortex-a710",
+            ),
         ),
-        loaders=("/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-aarch64.so.1"),
-        multiarch=("aarch64-linux-gnu",),
+        elf_interpreters=("/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-aarch64.so.1"),
+        multiarch_triplets=("aarch64-linux-gnu",),
         # movz x0, #STATUS (bits 5..20: see probe.py); movz x8, #93 (exit); svc #0
-        exit_code="I5:d2800000  a8 0b 80 d2  01 00 00 d4",
+        exit_instructions="I5:d2800000  a8 0b 80 d2  01 00 00 d4",
     ),
     Machine(
         architecture="arm",
-        uname=("armv7l", "armv6l", "armv5tel", "armv8l"),
-        qemu="arm",
+        uname_machines=("armv7l", "armv6l", "armv5tel", "armv8l"),
+        qemu_suffix="arm",
         bits=32,
-        order="little",
-        elf_machine=40,
-        elf_flags=0x05000000,
-        debian="armhf",
-        cpu="cortex-a8",  # the first of ARMv7-A, without a divider
+        byte_order="little",
+        e_machine=40,
+        e_flags=0x05000000,
+        debian_architecture="armhf",
+        baseline_cpu="cortex-a8",  # the first of ARMv7-A, without a divider
         default_variant="v7",
         # "Build Attributes" of the Arm ABI, Tag_CPU_arch. The ARM1176 of the first Raspberry Pi is a
         # v6KZ; v6T2 has the Thumb-2 that it lacks, and v7 has all of it.
-        go_setting="GOARM",
+        go_variable="GOARM",
         variants=(
-            Level(
+            IsaLevel(
                 name="v5",
                 title="ARMv5",
-                go="5",
-                said=("Pre-v4", "v4", "v4T", "v5T", "v5TE", "v5TEJ"),
-                option="-march=armv5te",
-                debian="armel",
-                cpu="arm926",  # ARMv5TEJ, the last of its level that Linux still runs on
+                go_value="5",
+                evidence_values=("Pre-v4", "v4", "v4T", "v5T", "v5TE", "v5TEJ"),
+                compiler_option="-march=armv5te",
+                debian_architecture="armel",
+                baseline_cpu="arm926",  # ARMv5TEJ, the last of its level that Linux still runs on
             ),
-            Level(
+            IsaLevel(
                 name="v6",
                 title="ARMv6",
-                go="6",
-                said=("v6", "v6K", "v6KZ"),
-                option="-march=armv6",
-                debian="armel",
-                cpu="arm1176",  # ARMv6KZ, of the first Raspberry Pi and the Zero
+                go_value="6",
+                evidence_values=("v6", "v6K", "v6KZ"),
+                compiler_option="-march=armv6",
+                debian_architecture="armel",
+                baseline_cpu="arm1176",  # ARMv6KZ, of the first Raspberry Pi and the Zero
             ),
-            Level(
+            IsaLevel(
                 name="v7",
                 title="ARMv7",
-                go="7",
-                said=("Thumb-2", "v6T2", "v6-M", "v6S-M", "v7", "v7E-M"),
-                option="-march=armv7-a",
-                debian="armhf",
-                cpu="cortex-a8",
+                go_value="7",
+                evidence_values=("Thumb-2", "v6T2", "v6-M", "v6S-M", "v7", "v7E-M"),
+                compiler_option="-march=armv7-a",
+                debian_architecture="armhf",
+                baseline_cpu="cortex-a8",
             ),
         ),
-        levels=(
-            Level(
+        extra_levels=(
+            IsaLevel(
                 name="v8",
                 title="ARMv8",
-                option="-march=armv8-a",
-                said=(
+                compiler_option="-march=armv8-a",
+                evidence_values=(
                     "v8",
                     "v8-R",
                     "v8-M.baseline",
@@ -241,142 +247,142 @@ MACHINES: tuple[Machine, ...] = (
                     "v8.1-M.mainline",
                 ),
             ),
-            Level(name="v9", title="ARMv9", said=("v9",)),
+            IsaLevel(name="v9", title="ARMv9", evidence_values=("v9",)),
         ),
-        loaders=(
+        elf_interpreters=(
             "/lib/ld-linux-armhf.so.3",
             "/lib/ld-linux.so.3",
             "/lib/ld-musl-armhf.so.1",
             "/lib/ld-musl-arm.so.1",
         ),
-        multiarch=("arm-linux-gnueabihf", "arm-linux-gnueabi"),
+        multiarch_triplets=("arm-linux-gnueabihf", "arm-linux-gnueabi"),
         # mov r0, #STATUS; mov r7, #1 (exit); svc #0
-        exit_code="SS 00 a0 e3  01 70 a0 e3  00 00 00 ef",
+        exit_instructions="SS 00 a0 e3  01 70 a0 e3  00 00 00 ef",
     ),
     Machine(
         architecture="386",
-        uname=("i686", "i386", "i586", "i486"),
-        qemu="i386",
+        uname_machines=("i686", "i386", "i586", "i486"),
+        qemu_suffix="i386",
         bits=32,
-        order="little",
-        elf_machine=3,
-        debian="i386",
-        cpu="qemu32,-sse3",  # SSE2 and no more, as of the Pentium 4
+        byte_order="little",
+        e_machine=3,
+        debian_architecture="i386",
+        baseline_cpu="qemu32,-sse3",  # SSE2 and no more, as of the Pentium 4
         # Go's default has been SSE2 since 1.16, and all that it needs is in every x86-64.
-        go_setting="GO386",
-        levels=(
-            Level(
+        go_variable="GO386",
+        extra_levels=(
+            IsaLevel(
                 name="sse2",
                 title="x86 with SSE2",
-                go="sse2",
-                said=("softfloat", "387", "x86-64 baseline"),
-                option="-march=pentium4",
+                go_value="sse2",
+                evidence_values=("softfloat", "387", "x86-64 baseline"),
+                compiler_option="-march=pentium4",
             ),
-            Level(name="x86-64-v2", title="x86-64-v2", said=("x86-64-v2",)),
-            Level(name="x86-64-v3", title="x86-64-v3", said=("x86-64-v3",)),
-            Level(name="x86-64-v4", title="x86-64-v4", said=("x86-64-v4",)),
+            IsaLevel(name="x86-64-v2", title="x86-64-v2", evidence_values=("x86-64-v2",)),
+            IsaLevel(name="x86-64-v3", title="x86-64-v3", evidence_values=("x86-64-v3",)),
+            IsaLevel(name="x86-64-v4", title="x86-64-v4", evidence_values=("x86-64-v4",)),
         ),
-        loaders=("/lib/ld-linux.so.2", "/lib/ld-musl-i386.so.1"),
-        multiarch=("i386-linux-gnu",),
+        elf_interpreters=("/lib/ld-linux.so.2", "/lib/ld-musl-i386.so.1"),
+        multiarch_triplets=("i386-linux-gnu",),
         # mov ebx, STATUS; mov eax, 1 (exit); int 0x80
-        exit_code="bb SS 00 00 00  b8 01 00 00 00  cd 80",
+        exit_instructions="bb SS 00 00 00  b8 01 00 00 00  cd 80",
     ),
     Machine(
         architecture="ppc64le",
-        uname=("ppc64le",),
-        qemu="ppc64le",
+        uname_machines=("ppc64le",),
+        qemu_suffix="ppc64le",
         bits=64,
-        order="little",
-        elf_machine=21,
-        elf_flags=2,
-        debian="ppc64el",
-        cpu="power8",  # where little-endian Linux starts
+        byte_order="little",
+        e_machine=21,
+        e_flags=2,
+        debian_architecture="ppc64el",
+        baseline_cpu="power8",  # where little-endian Linux starts
         # 64-bit PowerPC ELF V2 ABI: little-endian Linux starts at POWER8.
-        go_setting="GOPPC64",
-        levels=(
-            Level(name="power8", title="POWER8", go="power8", option="-mcpu=power8"),
-            Level(name="power9", title="POWER9", go="power9", option="-mcpu=power9"),
-            Level(name="power10", title="POWER10", go="power10", option="-mcpu=power10"),
+        go_variable="GOPPC64",
+        extra_levels=(
+            IsaLevel(name="power8", title="POWER8", go_value="power8", compiler_option="-mcpu=power8"),
+            IsaLevel(name="power9", title="POWER9", go_value="power9", compiler_option="-mcpu=power9"),
+            IsaLevel(name="power10", title="POWER10", go_value="power10", compiler_option="-mcpu=power10"),
         ),
-        loaders=("/lib64/ld64.so.2", "/lib/ld-musl-powerpc64le.so.1"),
-        multiarch=("powerpc64le-linux-gnu",),
+        elf_interpreters=("/lib64/ld64.so.2", "/lib/ld-musl-powerpc64le.so.1"),
+        multiarch_triplets=("powerpc64le-linux-gnu",),
         # li r3, STATUS; li r0, 1 (exit); sc
-        exit_code="SS 00 60 38  01 00 00 38  02 00 00 44",
+        exit_instructions="SS 00 60 38  01 00 00 38  02 00 00 44",
     ),
     Machine(
         architecture="s390x",
-        uname=("s390x",),
-        qemu="s390x",
+        uname_machines=("s390x",),
+        qemu_suffix="s390x",
         bits=64,
-        order="big",
-        elf_machine=22,
-        debian="s390x",
-        cpu="qemu",  # named models, z13 too, need what TCG does not have and refuse to start
-        loaders=("/lib/ld64.so.1", "/lib/ld-musl-s390x.so.1"),
-        multiarch=("s390x-linux-gnu",),
+        byte_order="big",
+        e_machine=22,
+        debian_architecture="s390x",
+        baseline_cpu="qemu",  # named models, z13 too, need what TCG does not have and refuse to start
+        elf_interpreters=("/lib/ld64.so.1", "/lib/ld-musl-s390x.so.1"),
+        multiarch_triplets=("s390x-linux-gnu",),
         # lghi %r2, STATUS; svc 1 (exit)
-        exit_code="a7 29 00 SS  0a 01",
+        exit_instructions="a7 29 00 SS  0a 01",
     ),
     Machine(
         architecture="riscv64",
-        uname=("riscv64",),
-        qemu="riscv64",
+        uname_machines=("riscv64",),
+        qemu_suffix="riscv64",
         bits=64,
-        order="little",
-        elf_machine=243,
-        elf_flags=5,
-        debian="riscv64",
-        cpu="sifive-u54",  # rv64gc and no more
+        byte_order="little",
+        e_machine=243,
+        e_flags=5,
+        debian_architecture="riscv64",
+        baseline_cpu="sifive-u54",  # rv64gc and no more
         # RISC-V Profiles: RVA20U64 is rv64gc and what it implies. The counters (zihpm) and fence.i are
         # options of it that every Linux machine has.
-        go_setting="GORISCV64",
-        levels=(
-            Level(
+        go_variable="GORISCV64",
+        extra_levels=(
+            IsaLevel(
                 name="rva20u64",
                 title="RVA20U64 (rv64gc)",
-                go="rva20u64",
-                option="-march=rv64gc",
+                go_value="rva20u64",
+                compiler_option="-march=rv64gc",
                 extensions="i m a f d c zicsr zifencei zicntr zihpm ziccif ziccrse ziccamoa za128rs zicclsm"
                 " zmmul zaamo zalrsc zca zcd",
             ),
-            Level(
+            IsaLevel(
                 name="rva22u64",
                 title="RVA22U64",
-                go="rva22u64",
-                option="-march=rva22u64",
+                go_value="rva22u64",
+                compiler_option="-march=rva22u64",
                 extensions="b zba zbb zbs zic64b zicbom zicbop zicboz zfhmin zkt za64rs zihintpause",
             ),
-            Level(
+            IsaLevel(
                 name="rva23u64",
                 title="RVA23U64",
-                go="rva23u64",
-                option="-march=rva23u64",
+                go_value="rva23u64",
+                compiler_option="-march=rva23u64",
                 extensions="v zvfhmin zvbb zvkb zvkt zihintntl zicond zimop zcmop zcb zfa zawrs supm"
                 " zve32x zve32f zve64x zve64f zve64d zvl32b zvl64b zvl128b",
             ),
         ),
-        loaders=("/lib/ld-linux-riscv64-lp64d.so.1", "/lib/ld-musl-riscv64.so.1"),
-        multiarch=("riscv64-linux-gnu",),
+        elf_interpreters=("/lib/ld-linux-riscv64-lp64d.so.1", "/lib/ld-musl-riscv64.so.1"),
+        multiarch_triplets=("riscv64-linux-gnu",),
         # addi a0, zero, STATUS (bits 20..31); addi a7, zero, 93 (exit); ecall
-        exit_code="I20:00000513  93 08 d0 05  73 00 00 00",
+        exit_instructions="I20:00000513  93 08 d0 05  73 00 00 00",
     ),
     Machine(
         architecture="mips64le",
-        uname=("mips64",),
-        qemu="mips64el",
+        uname_machines=("mips64",),
+        qemu_suffix="mips64el",
         bits=64,
-        order="little",
-        elf_machine=8,
-        elf_flags=0x80000006,
-        debian="mips64el",
-        cpu="MIPS64R2-generic",  # release 2, which Debian's and Go's ports are made for
+        byte_order="little",
+        e_machine=8,
+        e_flags=0x80000006,
+        debian_architecture="mips64el",
+        baseline_cpu="MIPS64R2-generic",  # release 2, which Debian's and Go's ports are made for
         # MIPS release 6 took instructions away: neither it nor release 2 runs the other's programs.
-        levels=(
-            Level(
+        extra_levels=(
+            IsaLevel(
                 name="mips64r2",
                 title="MIPS64 release 2",
-                option="-march=mips64r2",
-                said=(
+                compiler_option="-march=mips64r2",
+                evidence_values=(
                     "mips1",
                     "mips2",
                     "mips3",
@@ -388,32 +394,32 @@ MACHINES: tuple[Machine, ...] = (
                     "mips64r2",
                 ),
             ),
-            Level(name="mips64r6", title="MIPS64 release 6", said=("mips32r6", "mips64r6")),
+            IsaLevel(name="mips64r6", title="MIPS64 release 6", evidence_values=("mips32r6", "mips64r6")),
         ),
-        loaders=("/lib64/ld.so.1", "/lib/ld-musl-mips64el.so.1"),
-        multiarch=("mips64el-linux-gnuabi64",),
+        elf_interpreters=("/lib64/ld.so.1", "/lib/ld-musl-mips64el.so.1"),
+        multiarch_triplets=("mips64el-linux-gnuabi64",),
         # addiu $a0, $zero, STATUS; addiu $v0, $zero, 5058 (n64 exit); syscall
-        exit_code="SS 00 04 24  c2 13 02 24  0c 00 00 00",
+        exit_instructions="SS 00 04 24  c2 13 02 24  0c 00 00 00",
     ),
     Machine(
         architecture="loong64",
-        uname=("loongarch64",),
-        qemu="loongarch64",
+        uname_machines=("loongarch64",),
+        qemu_suffix="loongarch64",
         bits=64,
-        order="little",
-        elf_machine=258,
-        elf_flags=0x43,
-        debian="loong64",
-        cpu="la464",  # the first core of LoongArch
-        loaders=("/lib64/ld-linux-loongarch-lp64d.so.1", "/lib/ld-musl-loongarch64.so.1"),
-        multiarch=("loongarch64-linux-gnu",),
+        byte_order="little",
+        e_machine=258,
+        e_flags=0x43,
+        debian_architecture="loong64",
+        baseline_cpu="la464",  # the first core of LoongArch
+        elf_interpreters=("/lib64/ld-linux-loongarch-lp64d.so.1", "/lib/ld-musl-loongarch64.so.1"),
+        multiarch_triplets=("loongarch64-linux-gnu",),
         # ori $a0, $zero, STATUS (bits 10..21); ori $a7, $zero, 93 (exit); syscall 0
-        exit_code="I10:03800004  0b 74 81 03  00 00 2b 00",
+        exit_instructions="I10:03800004  0b 74 81 03  00 00 2b 00",
     ),
 )
 
 # What else may lie in an image: named so that a message can say what a file was made for.
-_FOREIGN = {
+_FOREIGN_MACHINES = {
     (32, "big", 2): "sparc",
     (32, "big", 18): "sparc",
     (64, "big", 43): "sparc64",
@@ -441,21 +447,24 @@ _FOREIGN = {
     (64, "little", 0x9026): "alpha",
 }
 
-DEVICES = {
+DEVICE_MACHINES = {
     83: "AVR", 94: "Xtensa", 105: "MSP430", 140: "TI C6000", 141: "TI C2000", 142: "TI C5500",
     164: "Hexagon", 165: "8051", 190: "CUDA", 205: "Intel GPU", 224: "AMD GPU", 247: "BPF",
 }  # fmt: skip
 """e_machine of code that a program loads into a GPU, a controller or the kernel's BPF machine."""
 
 
-_BY_ELF = {(_ELF_CLASS[row.bits], _ELF_DATA[row.order], row.elf_machine): row for row in MACHINES}
+_MACHINE_BY_ELF = {
+    (_EI_CLASS[machine.bits], _EI_DATA[machine.byte_order], machine.e_machine): machine
+    for machine in MACHINES
+}
 
 
-def machine_of_elf(elf_class: int, elf_data: int, elf_machine: int) -> Machine | None:
+def machine_from_elf(ei_class: int, ei_data: int, e_machine: int) -> Machine | None:
     """The row whose executables carry these EI_CLASS, EI_DATA and e_machine, if there is one."""
-    return _BY_ELF.get((elf_class, elf_data, elf_machine))
+    return _MACHINE_BY_ELF.get((ei_class, ei_data, e_machine))
 
 
-def foreign_machine(bits: int, order: str, elf_machine: int) -> str:
+def foreign_machine_name(bits: int, byte_order: str, e_machine: int) -> str:
     """What the world calls a machine that is not in the table; ``unknown`` if nobody does."""
-    return _FOREIGN.get((bits, order, elf_machine)) or DEVICES.get(elf_machine, "unknown")
+    return _FOREIGN_MACHINES.get((bits, byte_order, e_machine)) or DEVICE_MACHINES.get(e_machine, "unknown")

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms.architectures import MACHINES, Level, Machine
+from buildkit_tasks.platforms.architectures import MACHINES, IsaLevel, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["Platform", "known_platforms", "native_platform", "parse_platforms", "platform_of_uname"]
 
-_BY_ARCHITECTURE = {machine.architecture: machine for machine in MACHINES}
+_MACHINE_BY_ARCHITECTURE = {machine.architecture: machine for machine in MACHINES}
 
 # Other spellings, as containerd's platforms.Normalize and `uname -m` have them.
 _ALIASES = {
@@ -45,9 +45,9 @@ _ALIASES = {
 }
 
 # Variants that some tools write without their letter; containerd takes these.
-_NUMBERED = {"arm": ("5", "6", "7", "8"), "arm64": ("8",)}
+_NUMERIC_VARIANTS = {"arm": ("5", "6", "7", "8"), "arm64": ("8",)}
 
-_GRAMMAR = re.compile(r"[a-z0-9_-]+(?:/[a-z0-9_.-]+){0,2}\Z", re.ASCII)
+_PLATFORM_PATTERN = re.compile(r"[a-z0-9_-]+(?:/[a-z0-9_.-]+){0,2}\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -74,35 +74,35 @@ class Platform:
     @property
     def is_known(self) -> bool:
         """Whether it is Linux on an architecture of the table, whose programs can be run."""
-        return self.os == "linux" and self.architecture in _BY_ARCHITECTURE
+        return self.os == "linux" and self.architecture in _MACHINE_BY_ARCHITECTURE
 
     @property
     def machine(self) -> Machine:
         """This platform's row of the architecture table."""
-        return _BY_ARCHITECTURE[self.architecture]
+        return _MACHINE_BY_ARCHITECTURE[self.architecture]
 
     @property
-    def debian(self) -> str:
+    def debian_architecture(self) -> str:
         """Debian's name for the architecture whose packages run on this platform."""
-        return self._variant_row().debian or self.machine.debian
+        return self._variant_level().debian_architecture or self.machine.debian_architecture
 
     @property
-    def cpu(self) -> str:
+    def baseline_cpu(self) -> str:
         """The oldest QEMU CPU model that this platform's name promises."""
-        return self._variant_row().cpu or self.machine.cpu
+        return self._variant_level().baseline_cpu or self.machine.baseline_cpu
 
     @property
-    def promise(self) -> Level | None:
+    def baseline(self) -> IsaLevel | None:
         """The level of the instruction set that this platform's name promises.
 
         None where there is nothing to tell: an architecture that has no levels or is not in the table.
         """
-        row = _BY_ARCHITECTURE.get(self.architecture)
-        return row.promised(self.variant) if row else None
+        machine = _MACHINE_BY_ARCHITECTURE.get(self.architecture)
+        return machine.baseline_of(self.variant) if machine else None
 
-    def _variant_row(self) -> Level:
-        rows = (row for row in self.machine.variants if row.name == self.variant)
-        return next(rows, Level(name="", title=""))
+    def _variant_level(self) -> IsaLevel:
+        levels = (level for level in self.machine.variants if level.name == self.variant)
+        return next(levels, IsaLevel(name="", title=""))
 
     @classmethod
     def parse(cls, text: str) -> Platform:
@@ -112,59 +112,59 @@ class Platform:
         does not have: buildx itself would build ``linux/zz`` and exit 0.
         """
         name = text.strip().lower()
-        if not _GRAMMAR.match(name):
+        if not _PLATFORM_PATTERN.match(name):
             raise UsageError(f"{text!r} is no platform", hint="write it as linux/arm64")
         parts = name.split("/")
         if parts[0] not in ("linux", "windows", "darwin", "freebsd", "wasip1"):
             parts.insert(0, "linux")
         if len(parts) > 3:  # noqa: PLR2004 - os, architecture, variant
-            raise UsageError(f"unknown platform {text!r}", hint=_nearest(text))
-        return _known(text, *parts)
+            raise UsageError(f"unknown platform {text!r}", hint=_suggest_platform(text))
+        return _parse_known(text, *parts)
 
     @classmethod
-    def normalised(cls, os_name: str, architecture: str, variant: str = "") -> Platform:
+    def normalize(cls, os_name: str, architecture: str, variant: str = "") -> Platform:
         """The platform that an image states, its spelling normalised but nothing refused."""
-        architecture, implied = _ALIASES.get(architecture, (architecture, ""))
-        variant = variant or implied
-        if architecture in _NUMBERED and variant in _NUMBERED[architecture]:
+        architecture, alias_variant = _ALIASES.get(architecture, (architecture, ""))
+        variant = variant or alias_variant
+        if architecture in _NUMERIC_VARIANTS and variant in _NUMERIC_VARIANTS[architecture]:
             variant = f"v{variant}"
-        machine = _BY_ARCHITECTURE.get(architecture)
+        machine = _MACHINE_BY_ARCHITECTURE.get(architecture)
         if machine is not None:
             variant = variant or machine.default_variant
             variant = "" if variant == machine.implied_variant else variant
         return cls(os_name, architecture, variant)
 
 
-def _known(text: str, os_name: str, architecture: str = "", variant: str = "") -> Platform:
-    platform = Platform.normalised(os_name, architecture, variant)
+def _parse_known(text: str, os_name: str, architecture: str = "", variant: str = "") -> Platform:
+    platform = Platform.normalize(os_name, architecture, variant)
     if platform not in known_platforms():
-        raise UsageError(f"unknown platform {text!r}", hint=_nearest(text))
+        raise UsageError(f"unknown platform {text!r}", hint=_suggest_platform(text))
     return platform
 
 
 def known_platforms() -> list[Platform]:
     """Every platform that the table can name, plain ones before their variants."""
-    return list(_all_platforms())
+    return list(_iter_platforms())
 
 
-def _all_platforms() -> Iterator[Platform]:
+def _iter_platforms() -> Iterator[Platform]:
     for machine in MACHINES:
         if not machine.default_variant:
             yield Platform("linux", machine.architecture)
-        for row in machine.variants:
-            if row.name != machine.implied_variant:
-                yield Platform("linux", machine.architecture, row.name)
+        for level in machine.variants:
+            if level.name != machine.implied_variant:
+                yield Platform("linux", machine.architecture, level.name)
 
 
-def _nearest(text: str) -> str:
+def _suggest_platform(text: str) -> str:
     """The known platform whose name after ``linux/`` is most like this one."""
-    names = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
-    wanted = text.strip().lower().removeprefix("linux/")
-    nearest = functools.partial(difflib.get_close_matches, wanted, n=1, cutoff=0.5)
-    close = nearest(list(names)) or nearest(list(_ALIASES))
-    if not close:
-        return f"known are {', '.join(map(str, names.values()))}"
-    return f"did you mean {names.get(close[0]) or Platform.parse(close[0])}?"
+    platforms = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
+    name = text.strip().lower().removeprefix("linux/")
+    find_closest = functools.partial(difflib.get_close_matches, name, n=1, cutoff=0.5)
+    matches = find_closest(list(platforms)) or find_closest(list(_ALIASES))
+    if not matches:
+        return f"known are {', '.join(map(str, platforms.values()))}"
+    return f"did you mean {platforms.get(matches[0]) or Platform.parse(matches[0])}?"
 
 
 def parse_platforms(values: Iterable[str]) -> tuple[Platform, ...]:
@@ -180,6 +180,6 @@ def native_platform() -> Platform:
 
 def platform_of_uname(name: str) -> Platform:
     """The platform of a kernel whose ``uname -m`` is ``name``."""
-    rows = (machine.architecture for machine in MACHINES if name in machine.uname)
-    architecture, variant = _ALIASES.get(name) or (next(rows, name), "")
-    return Platform.normalised("linux", architecture, variant)
+    architectures = (machine.architecture for machine in MACHINES if name in machine.uname_machines)
+    architecture, variant = _ALIASES.get(name) or (next(architectures, name), "")
+    return Platform.normalize("linux", architecture, variant)

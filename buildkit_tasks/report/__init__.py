@@ -13,43 +13,43 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_tasks.report.files import check_report_paths, to_json, write_reports
-    from buildkit_tasks.report.github import announce_in_github
+    from buildkit_tasks.report.github import report_to_github
     from buildkit_tasks.report.html import to_html
     from buildkit_tasks.report.junit import to_junit
     from buildkit_tasks.report.markdown import to_markdown
-    from buildkit_tasks.report.progress import LiveRuns, live_runs
+    from buildkit_tasks.report.progress import LiveTable, open_live_table
     from buildkit_tasks.report.svg import to_svg
-    from buildkit_tasks.report.terminal import print_table, render_ahead, wants_colour
+    from buildkit_tasks.report.terminal import needs_colour, preload_rich, print_table
 
 __all__ = [
-    "LiveRuns",
-    "announce_in_github",
+    "LiveTable",
     "check_report_paths",
-    "live_runs",
+    "needs_colour",
+    "open_live_table",
+    "preload_rich",
     "print_table",
-    "render_ahead",
+    "report_to_github",
     "to_html",
     "to_json",
     "to_junit",
     "to_markdown",
     "to_svg",
-    "wants_colour",
     "write_reports",
 ]
 
-_ROOMS = {
-    "announce_in_github": "github",
-    "LiveRuns": "progress",
+_MODULES = {
+    "report_to_github": "github",
+    "LiveTable": "progress",
     "check_report_paths": "files",
-    "live_runs": "progress",
+    "open_live_table": "progress",
     "print_table": "terminal",
-    "render_ahead": "terminal",
+    "preload_rich": "terminal",
     "to_html": "html",
     "to_json": "files",
     "to_junit": "junit",
     "to_markdown": "markdown",
     "to_svg": "svg",
-    "wants_colour": "terminal",
+    "needs_colour": "terminal",
     "write_reports": "files",
 }
 
@@ -58,6 +58,6 @@ if not TYPE_CHECKING:  # a checker would take any name to be here
 
     def __getattr__(name: str) -> object:
         """Import the renderer that is asked for."""
-        if name not in _ROOMS:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

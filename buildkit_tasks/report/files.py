@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
-from buildkit_tasks.report.model import Report, document
+from buildkit_tasks.report.model import Report, to_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check_report_paths", "to_json", "write_reports"]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def to_json(report: Report) -> str:
@@ -29,12 +29,12 @@ def to_json(report: Report) -> str:
     has no encoding for it. In ``##[`` one sign is written as an escape, which reads the same,
     because GitHub's runner obeys ``##[...]`` wherever it stands in a line of a log.
     """
-    text = json.dumps(document(report), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(to_document(report), indent=2, ensure_ascii=False, allow_nan=False)
     return _SURROGATES.sub("\ufffd", text).replace("##[", "#\\u0023[") + "\n"
 
 
 # The renderers by name: the package imports the one that is asked for.
-_WRITERS = {
+_RENDERERS = {
     ".json": "to_json",
     ".xml": "to_junit",
     ".md": "to_markdown",
@@ -45,7 +45,7 @@ _WRITERS = {
 
 def check_report_paths(paths: Iterable[str | Path]) -> tuple[Path, ...]:
     """Give the paths, or raise :class:`UsageError` for one that no report can be written to."""
-    return tuple(_checked(Path(path)) for path in paths)
+    return tuple(_check_path(Path(path)) for path in paths)
 
 
 def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
@@ -56,38 +56,38 @@ def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
     for an ending that is not known.
     """
     for path in check_report_paths(paths):
-        text = _writer(path)(report)
+        text = _find_renderer(path)(report)
         try:
-            _replace(path, text)
+            _write_atomically(path, text)
         except OSError as error:
-            raise _explained(path, error) from error
+            raise _translate_write_error(path, error) from error
 
 
-def _writer(path: Path) -> Callable[[Report], str]:
-    renderers = importlib.import_module("buildkit_tasks.report")
-    writer: Callable[[Report], str] = getattr(renderers, _WRITERS[path.suffix.lower()])
-    return writer
+def _find_renderer(path: Path) -> Callable[[Report], str]:
+    package = importlib.import_module("buildkit_tasks.report")
+    renderer: Callable[[Report], str] = getattr(package, _RENDERERS[path.suffix.lower()])
+    return renderer
 
 
-def _checked(path: Path) -> Path:
-    if path.suffix.lower() not in _WRITERS:
-        known = ", ".join(_WRITERS)
-        raise UsageError(f"no report can be written to {path}", hint=f"end its name in one of {known}")
+def _check_path(path: Path) -> Path:
+    if path.suffix.lower() not in _RENDERERS:
+        suffixes = ", ".join(_RENDERERS)
+        raise UsageError(f"no report can be written to {path}", hint=f"end its name in one of {suffixes}")
     if path.is_dir():
         raise UsageError(f"no report can be written to {path}: it is a folder")
     return path
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _explained(path: Path, error: OSError) -> UsageError | LimitExceeded:
+def _translate_write_error(path: Path, error: OSError) -> UsageError | LimitExceeded:
     message = f"the report {path} was not written: {error.strerror}"
-    return LimitExceeded(message) if error.errno in _FULL else UsageError(message)
+    return LimitExceeded(message) if error.errno in _DISK_FULL_ERRNOS else UsageError(message)

@@ -7,30 +7,37 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
+from buildkit_tasks.report.cases import (
+    Case,
+    Problem,
+    describe_problem,
+    iter_failures,
+    iter_warnings,
+    limit_problems,
+)
 from buildkit_tasks.report.markdown import to_markdown, to_short_markdown
-from buildkit_tasks.report.text import printable
+from buildkit_tasks.report.text import escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from buildkit_tasks.report.model import Report
 
-__all__ = ["announce_in_github"]
+__all__ = ["report_to_github"]
 
 # GitHub drops a summary of more than 1 MiB per step (docs.github.com, "Workflow commands for
 # GitHub Actions", step isolation and limits): better a short one than none.
 _SUMMARY_LIMIT = 1 << 20
-_LEFT_OUT = (
+_OMITTED_NOTE = (
     "\nThe failures and warnings are too long for a step summary of 1 MiB; "
     "the step's log has the first of them, a --report file all.\n"
 )
 
-_IN_DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
-_IN_PROPERTY = {**_IN_DATA, **str.maketrans({":": "%3A", ",": "%2C"})}
+_DATA_ESCAPES = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_PROPERTY_ESCAPES = {**_DATA_ESCAPES, **str.maketrans({":": "%3A", ",": "%2C"})}
 
 
-def announce_in_github(
+def report_to_github(
     report: Report,
     environ: Mapping[str, str],
     stream: TextIO | None = None,
@@ -43,50 +50,53 @@ def announce_in_github(
     """
     if environ.get("GITHUB_ACTIONS") != "true":
         return ()
-    commands = (*_summarised(report, environ.get("GITHUB_STEP_SUMMARY", "")), *_annotations(report))
+    commands = (
+        *_write_step_summary(report, environ.get("GITHUB_STEP_SUMMARY", "")),
+        *_iter_annotations(report),
+    )
     for command in commands:
         print(command, file=stream or sys.stderr)
     return commands
 
 
-def _summarised(report: Report, path: str) -> Iterator[str]:
+def _write_step_summary(report: Report, path: str) -> Iterator[str]:
     """Append to the summary, and give a command that warns where this did not work."""
     if not path:
         return
     try:
-        _append(report, Path(path))
+        _append_summary(report, Path(path))
     except OSError as error:
-        yield _command("warning", "step summary", f"not written to {path}: {error.strerror}")
+        yield _format_command("warning", "step summary", f"not written to {path}: {error.strerror}")
 
 
-def _append(report: Report, path: Path) -> None:
+def _append_summary(report: Report, path: Path) -> None:
     with path.open("ab") as summary:
-        left = _SUMMARY_LIMIT - os.fstat(summary.fileno()).st_size
+        remaining = _SUMMARY_LIMIT - os.fstat(summary.fileno()).st_size
         text = f"\n{to_markdown(report)}".encode()
-        if len(text) > left:
-            text = f"\n{to_short_markdown(report)}{_LEFT_OUT}".encode()
+        if len(text) > remaining:
+            text = f"\n{to_short_markdown(report)}{_OMITTED_NOTE}".encode()
         summary.write(text)
 
 
-def _annotations(report: Report) -> Iterator[str]:
-    for step, case in failing(report):
-        yield from _told("error", step, case, case.problems)
-    for step, case in warned(report):
-        yield from _told("warning", step, case, case.warnings)
+def _iter_annotations(report: Report) -> Iterator[str]:
+    for step, case in iter_failures(report):
+        yield from _annotate_problems("error", step, case, case.problems)
+    for step, case in iter_warnings(report):
+        yield from _annotate_problems("warning", step, case, case.warnings)
 
 
-def _told(name: str, step: str, case: Case, problems: tuple[Problem, ...]) -> Iterator[str]:
+def _annotate_problems(name: str, step: str, case: Case, problems: tuple[Problem, ...]) -> Iterator[str]:
     """Give a command for each problem, and one that counts those for which there are too many."""
-    some, left_out = shown(problems)
-    for problem in some:
+    listed, omitted = limit_problems(problems)
+    for problem in listed:
         title = " ".join(part for part in (step, case.name, problem.kind) if part)
-        yield _command(name, title, describe(problem))
-    if left_out:
+        yield _format_command(name, title, describe_problem(problem))
+    if omitted:
         title = " ".join(part for part in (step, case.name) if part)
-        yield _command(name, title, f"{left_out} more: a --report file has them all")
+        yield _format_command(name, title, f"{omitted} more: a --report file has them all")
 
 
-def _command(name: str, title: str, message: str) -> str:
+def _format_command(name: str, title: str, message: str) -> str:
     """Write a workflow command as actions/toolkit does (packages/core/src/command.ts)."""
-    titled = printable(title).translate(_IN_PROPERTY)
-    return f"::{name} title={titled}::{printable(message).translate(_IN_DATA)}"
+    escaped_title = escape_unprintable(title).translate(_PROPERTY_ESCAPES)
+    return f"::{name} title={escaped_title}::{escape_unprintable(message).translate(_DATA_ESCAPES)}"

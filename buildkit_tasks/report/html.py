@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import Case, Problem, failing, warned
-from buildkit_tasks.report.summary import Cell, Table, Tone, table_of
-from buildkit_tasks.report.text import markup
+from buildkit_tasks.report.cases import Case, Problem, iter_failures, iter_warnings
+from buildkit_tasks.report.summary import Cell, Severity, SummaryTable, build_summary_table
+from buildkit_tasks.report.text import escape_markup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["to_html"]
 
-_STYLE = """
+_CSS = """
 :root { color-scheme: light dark; --page: #f6f8fa; --card: #ffffff; --line: #d1d9e0; --text: #1f2328;
   --quiet: #59636e; --good: #1a7f37; --warning: #9a6700; --bad: #cf222e; --code: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --page: #010409; --card: #0d1117; --line: #3d444d;
@@ -65,85 +65,102 @@ dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { details { break-inside: avoid; } .output { max-height: none; } }
 """
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
 
 
 def to_html(report: Report) -> str:
     """Write a report as a page with the table, its notes, and every failure and warning in full."""
-    table = table_of(report)
-    lines = [*_head(table), *_summary(table)]
-    failed = [_section("fail", step, case, case.problems, _output(case)) for step, case in failing(report)]
-    lines += _titled("What failed", failed)
-    worth_a_look = [_section("warn", step, case, case.warnings, ()) for step, case in warned(report)]
-    lines += _titled("Warnings", worth_a_look)
+    table = build_summary_table(report)
+    lines = [*_render_head(table), *_render_summary(table)]
+    failure_sections = [
+        _render_section("fail", step, case, case.problems, _render_output(case))
+        for step, case in iter_failures(report)
+    ]
+    lines += _add_heading("What failed", failure_sections)
+    warning_sections = [
+        _render_section("warn", step, case, case.warnings, ()) for step, case in iter_warnings(report)
+    ]
+    lines += _add_heading("Warnings", warning_sections)
     return "\n".join([*lines, "</main>", "</body>", "</html>", ""])
 
 
-def _head(table: Table) -> Iterator[str]:
+def _render_head(table: SummaryTable) -> Iterator[str]:
     yield "<!DOCTYPE html>"
     yield '<html lang="en">'
     yield "<head>"
     yield '<meta charset="utf-8"/>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
-    yield f"<title>{markup(f'{table.name}: {table.verdict}')}</title>"
-    yield f"<style>{_STYLE}</style>"
+    yield f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}"/>'
+    yield f"<title>{escape_markup(f'{table.name}: {table.verdict}')}</title>"
+    yield f"<style>{_CSS}</style>"
     yield "</head>"
 
 
-def _summary(table: Table) -> Iterator[str]:
+def _render_summary(table: SummaryTable) -> Iterator[str]:
     yield "<body>"
     yield "<main>"
-    badge = f'<span class="badge {table.tone}">{markup(table.verdict)}</span>'
-    yield f"<header><h1>{markup(table.name)}</h1>{badge}</header>"
-    yield f'<p class="closing {table.tone}">{markup(table.closing)}</p>'
+    badge = f'<span class="badge {table.severity}">{escape_markup(table.verdict)}</span>'
+    yield f"<header><h1>{escape_markup(table.name)}</h1>{badge}</header>"
+    yield f'<p class="closing {table.severity}">{escape_markup(table.summary_line)}</p>'
     yield '<div class="card scroll"><table>'
-    heads = (f'<th scope="col"{_number(name)}>{markup(name)}</th>' for name in table.columns)
-    yield f"<thead><tr>{''.join(heads)}</tr></thead>"
+    header_cells = (
+        f'<th scope="col"{_number_class(name)}>{escape_markup(name)}</th>' for name in table.columns
+    )
+    yield f"<thead><tr>{''.join(header_cells)}</tr></thead>"
     yield "<tbody>"
-    yield from (_row(table.columns, row) for row in table.rows)
+    yield from (_render_row(table.columns, row) for row in table.rows)
     yield "</tbody>"
     yield "</table></div>"
-    notes = (f"<li>{markup(note)}</li>" for note in table.notes)
-    yield f'<ul class="notes">{"".join(notes)}</ul>'
+    note_items = (f"<li>{escape_markup(note)}</li>" for note in table.notes)
+    yield f'<ul class="notes">{"".join(note_items)}</ul>'
 
 
-def _row(columns: tuple[str, ...], row: tuple[Cell, ...]) -> str:
-    first, *others = row
-    cells = (_cell(name, cell) for name, cell in zip(columns[1:], others, strict=True))
-    return f'<tr><th scope="row">{markup(first.text)}</th>{"".join(cells)}</tr>'
+def _render_row(columns: tuple[str, ...], row: tuple[Cell, ...]) -> str:
+    first_cell, *other_cells = row
+    cells = (_render_cell(column, cell) for column, cell in zip(columns[1:], other_cells, strict=True))
+    return f'<tr><th scope="row">{escape_markup(first_cell.text)}</th>{"".join(cells)}</tr>'
 
 
-def _cell(column: str, cell: Cell) -> str:
-    kind = _number(column) if cell.tone is Tone.PLAIN else f' class="{cell.tone}"'
-    return f"<td{kind}>{markup(cell.text)}</td>"
+def _render_cell(column: str, cell: Cell) -> str:
+    class_attribute = (
+        _number_class(column) if cell.severity is Severity.PLAIN else f' class="{cell.severity}"'
+    )
+    return f"<td{class_attribute}>{escape_markup(cell.text)}</td>"
 
 
-def _number(column: str) -> str:
+def _number_class(column: str) -> str:
     return ' class="number"' if column == "Seconds" else ""
 
 
-def _titled(title: str, sections: list[str]) -> list[str]:
+def _add_heading(title: str, sections: list[str]) -> list[str]:
     return [f"<h2>{title}</h2>", *sections] if sections else []
 
 
-def _section(kind: str, step: str, case: Case, problems: tuple[Problem, ...], more: Iterable[str]) -> str:
+def _render_section(
+    css_class: str, step: str, case: Case, problems: tuple[Problem, ...], outputs: Iterable[str]
+) -> str:
     """Write one case's problems, open: what is folded away is easily overlooked."""
-    head = markup(f"{step} {case.name}".strip())
-    count = f"<span>{len(problems)}</span>" if len(problems) > 1 else ""
-    opening = f'<details class="card {kind}" open="open"><summary>{head}{count}</summary>'
-    return "\n".join([opening, *map(_problem, problems), *more, "</details>"])
+    heading = escape_markup(f"{step} {case.name}".strip())
+    badge = f"<span>{len(problems)}</span>" if len(problems) > 1 else ""
+    opening = f'<details class="card {css_class}" open="open"><summary>{heading}{badge}</summary>'
+    return "\n".join([opening, *map(_render_problem, problems), *outputs, "</details>"])
 
 
-def _problem(problem: Problem) -> str:
-    facts = (f"<dt>{markup(name)}</dt><dd>{markup(value)}</dd>" for name, value in problem.facts if value)
-    known = "".join(facts)
-    listed = f"<dl>{known}</dl>" if known else ""
-    said = f'<h3>{markup(problem.kind)}</h3><div class="text">{markup(problem.message)}</div>'
-    return f"<article>{said}{listed}</article>"
+def _render_problem(problem: Problem) -> str:
+    facts = (
+        f"<dt>{escape_markup(name)}</dt><dd>{escape_markup(value)}</dd>"
+        for name, value in problem.facts
+        if value
+    )
+    joined_facts = "".join(facts)
+    facts_list = f"<dl>{joined_facts}</dl>" if joined_facts else ""
+    body = f'<h3>{escape_markup(problem.kind)}</h3><div class="text">{escape_markup(problem.message)}</div>'
+    return f"<article>{body}{facts_list}</article>"
 
 
-def _output(case: Case) -> Iterator[str]:
+def _render_output(case: Case) -> Iterator[str]:
     for name, text in (("stdout", case.stdout), ("stderr", case.stderr)):
         if text:
-            yield f'<article><h3>{name}</h3><div class="text output">{markup(text)}</div></article>'
+            yield f'<article><h3>{name}</h3><div class="text output">{escape_markup(text)}</div></article>'

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import Case, Problem, Step, describe, name_of, steps_of
-from buildkit_tasks.report.text import visible
+from buildkit_tasks.report.cases import Case, Problem, Step, describe_problem, list_steps, report_name
+from buildkit_tasks.report.text import escape_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,38 +20,40 @@ if TYPE_CHECKING:
 __all__ = ["to_junit"]
 
 # What is outside the production Char of XML 1.0, section 2.2: no escape may stand for it either.
-_ILLEGAL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_ILLEGAL_CHARS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 # A carriage return is read back as a line end unless it is written as a reference (section 2.11),
 # and in an attribute so are tab and newline as spaces (section 3.3.3).
-_IN_TEXT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
-_IN_ATTRIBUTE = {**_IN_TEXT, **str.maketrans({'"': "&quot;", "\n": "&#10;", "\t": "&#9;"})}
+_TEXT_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
+_ATTRIBUTE_ESCAPES = {**_TEXT_ESCAPES, **str.maketrans({'"': "&quot;", "\n": "&#10;", "\t": "&#9;"})}
 
 
 def to_junit(report: Report) -> str:
     """Write a report as a JUnit XML document; times are in seconds."""
-    steps = steps_of(report)
+    steps = list_steps(report)
     cases = [case for step in steps for case in step.cases]
-    totals = _attributes(name=name_of(report)) + _counts(cases, sum(step.seconds for step in steps))
+    totals = _format_attributes(name=report_name(report)) + _count_attributes(
+        cases, sum(step.seconds for step in steps)
+    )
     lines = ['<?xml version="1.0" encoding="utf-8"?>', f"<testsuites{totals}>"]
     for step in steps:
-        lines += _suite(step)
+        lines += _render_suite(step)
     return "\n".join([*lines, "</testsuites>", ""])
 
 
-def _suite(step: Step) -> Iterator[str]:
-    yield f"  <testsuite{_attributes(name=step.name)}{_counts(step.cases, step.seconds)}>"
+def _render_suite(step: Step) -> Iterator[str]:
+    yield f"  <testsuite{_format_attributes(name=step.name)}{_count_attributes(step.cases, step.seconds)}>"
     for case in step.cases:
-        yield from _case(step.name, case)
+        yield from _render_case(step.name, case)
     if step.facts:
-        facts = (f"<property{_attributes(name=name, value=value)}/>" for name, value in step.facts)
+        facts = (f"<property{_format_attributes(name=name, value=value)}/>" for name, value in step.facts)
         yield f"    <properties>{''.join(facts)}</properties>"
     yield "  </testsuite>"
 
 
-def _counts(cases: Sequence[Case], seconds: float) -> str:
+def _count_attributes(cases: Sequence[Case], seconds: float) -> str:
     errors = sum(_is_error(case) for case in cases)
-    return _attributes(
+    return _format_attributes(
         tests=str(len(cases)),
         failures=str(sum(bool(case.problems) for case in cases) - errors),
         errors=str(errors),
@@ -61,46 +63,51 @@ def _counts(cases: Sequence[Case], seconds: float) -> str:
 
 
 def _is_error(case: Case) -> bool:
-    return any(problem.environment for problem in case.problems)
+    return any(problem.is_environment_error for problem in case.problems)
 
 
-def _case(step: str, case: Case) -> Iterator[str]:
-    named = _attributes(
+def _render_case(step: str, case: Case) -> Iterator[str]:
+    attributes = _format_attributes(
         classname=f"buildkit_tasks.{step}",
         name=case.name or f"{step} as a whole",
         time=f"{case.seconds:.3f}",
     )
-    yield f"    <testcase{named}>"
+    yield f"    <testcase{attributes}>"
     if case.skipped:
-        yield f"      <skipped{_attributes(message=case.skipped)}/>"
+        yield f"      <skipped{_format_attributes(message=case.skipped)}/>"
     if case.problems:
-        yield _problems("error" if _is_error(case) else "failure", case.problems)
-    for tag, text in (("system-out", _warnings(case) + case.stdout), ("system-err", case.stderr)):
+        yield _render_problems("error" if _is_error(case) else "failure", case.problems)
+    for tag, text in (("system-out", _format_warnings(case) + case.stdout), ("system-err", case.stderr)):
         if text:
-            yield f"      <{tag}>{_text(text)}</{tag}>"
+            yield f"      <{tag}>{_escape_text(text)}</{tag}>"
     yield "    </testcase>"
 
 
-def _warnings(case: Case) -> str:
+def _format_warnings(case: Case) -> str:
     """Write warnings as output: the format has no word for them, and what holds has passed."""
-    told = (f"warning: {warning.kind}: {describe(warning)}\n\n" for warning in case.warnings)
-    return "".join(told)
+    entries = (f"warning: {warning.kind}: {describe_problem(warning)}\n\n" for warning in case.warnings)
+    return "".join(entries)
 
 
-def _problems(tag: str, problems: tuple[Problem, ...]) -> str:
+def _render_problems(tag: str, problems: tuple[Problem, ...]) -> str:
     """Write one element, since readers take only the first; its text has every problem."""
     first = problems[0]
-    body = "\n\n".join(f"{problem.kind}: {describe(problem)}" for problem in problems)
-    return f"      <{tag}{_attributes(message=first.message, type=first.kind)}>{_text(body)}</{tag}>"
+    body = "\n\n".join(f"{problem.kind}: {describe_problem(problem)}" for problem in problems)
+    return (
+        "      "
+        f"<{tag}{_format_attributes(message=first.message, type=first.kind)}>{_escape_text(body)}</{tag}>"
+    )
 
 
-def _attributes(**values: str) -> str:
-    return "".join(f' {name}="{_legal(value).translate(_IN_ATTRIBUTE)}"' for name, value in values.items())
+def _format_attributes(**values: str) -> str:
+    return "".join(
+        f' {name}="{_replace_illegal(value).translate(_ATTRIBUTE_ESCAPES)}"' for name, value in values.items()
+    )
 
 
-def _text(text: str) -> str:
-    return _legal(text).translate(_IN_TEXT)
+def _escape_text(text: str) -> str:
+    return _replace_illegal(text).translate(_TEXT_ESCAPES)
 
 
-def _legal(text: str) -> str:
-    return _ILLEGAL.sub(visible, text)
+def _replace_illegal(text: str) -> str:
+    return _ILLEGAL_CHARS.sub(escape_match, text)

@@ -36,7 +36,7 @@ __all__ = [
     "RunResult",
     "SetupReport",
     "VerifyReport",
-    "document",
+    "to_document",
 ]
 
 
@@ -267,18 +267,18 @@ class PushResult:
     seconds: float = 0.0
 
     @property
-    def proved(self) -> bool:
+    def is_verified(self) -> bool:
         """Whether both proofs were made, of this digest and of each of its platforms, and held."""
         if self.verify is None or self.run is None or self.verify.digest != self.digest:
             return False
         verified = {row.platform for row in self.verify.platforms}
-        both = verified & {row.platform for row in self.run.results}
-        return self.verify.ok and self.run.ok and both >= {row.platform for row in self.platforms}
+        verified_and_run = verified & {row.platform for row in self.run.results}
+        return self.verify.ok and self.run.ok and verified_and_run >= {row.platform for row in self.platforms}
 
     @property
     def ok(self) -> bool:
         """Whether the digest has its names, and was proved if it was to be."""
-        return bool(self.tags) and (self.proved or (self.verify is None and self.run is None))
+        return bool(self.tags) and (self.is_verified or (self.verify is None and self.run is None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,8 +314,10 @@ class MatrixReport:
         steps = (self.setup, self.build, self.verify)
         if self.error or self.run is None or not all(step is not None and step.ok for step in steps):
             return False
-        sets = {frozenset(row.platform for row in step.platforms) for step in steps if step is not None}
-        return self.run.ok and sets == {frozenset(row.platform for row in self.run.results)}
+        platform_sets = {
+            frozenset(row.platform for row in step.platforms) for step in steps if step is not None
+        }
+        return self.run.ok and platform_sets == {frozenset(row.platform for row in self.run.results)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,9 +339,11 @@ class ImageReport:
         """Whether it was built, held and ran, each for the same platforms."""
         if self.error or self.build is None or self.verify is None or self.run is None:
             return False
-        sets = {frozenset(row.platform for row in step.platforms) for step in (self.build, self.verify)}
-        ran = frozenset(row.platform for row in self.run.results)
-        return self.build.ok and self.verify.ok and self.run.ok and sets == {ran}
+        platform_sets = {
+            frozenset(row.platform for row in step.platforms) for step in (self.build, self.verify)
+        }
+        run_platforms = frozenset(row.platform for row in self.run.results)
+        return self.build.ok and self.verify.ok and self.run.ok and platform_sets == {run_platforms}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,17 +360,17 @@ class ImagesReport:
     @property
     def ok(self) -> bool:
         """Whether every image holds, and there was one."""
-        ready = self.setup is None or self.setup.ok
-        return ready and not self.error and bool(self.images) and all(image.ok for image in self.images)
+        setup_ok = self.setup is None or self.setup.ok
+        return setup_ok and not self.error and bool(self.images) and all(image.ok for image in self.images)
 
 
 Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport | ImagesReport | PushResult
 
 
-_UNTOLD = ("warning", "limited")  # fields that are no keys: the message says the same in words
+_OMITTED_FIELDS = ("warning", "limited")  # fields that are no keys: the message says the same in words
 
 
-def document(report: Any) -> Any:
+def to_document(report: Any) -> Any:
     """The JSON-ready form of a report: its fields, ``ok``, and no key that holds nothing new.
 
     Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one, and the
@@ -375,20 +379,20 @@ def document(report: Any) -> Any:
     if isinstance(report, enum.Enum):
         return report.value
     if isinstance(report, tuple):
-        return [document(item) for item in report]
+        return [to_document(item) for item in report]
     if not dataclasses.is_dataclass(report):
         return report
-    return dict(_keys(report))
+    return dict(_iter_items(report))
 
 
-def _keys(report: Any) -> Iterator[tuple[str, Any]]:
+def _iter_items(report: Any) -> Iterator[tuple[str, Any]]:
     if hasattr(type(report), "ok") and isinstance(type(report).ok, property):
         yield "ok", report.ok
-    for each in dataclasses.fields(report):
-        value = getattr(report, each.name)
-        if each.name in _UNTOLD or (value is None and each.name in ("dest", "ref", "pushed")):
+    for field in dataclasses.fields(report):
+        value = getattr(report, field.name)
+        if field.name in _OMITTED_FIELDS or (value is None and field.name in ("dest", "ref", "pushed")):
             continue
-        if each.name in ("node", "native") and isinstance(report, BuiltPlatform) and not report.node:
+        if field.name in ("node", "native") and isinstance(report, BuiltPlatform) and not report.node:
             continue
-        warns = each.name == "message" and isinstance(report, Check) and report.warning
-        yield each.name, f"warning: {value}" if warns else document(value)
+        is_warning = field.name == "message" and isinstance(report, Check) and report.warning
+        yield field.name, f"warning: {value}" if is_warning else to_document(value)

@@ -15,10 +15,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.run_labels import DEFAULT_CPU, OWN_COMMAND, command_of, cpu_of
-from buildkit_tasks.report.summary import Cell, ran_cell, run_columns
-from buildkit_tasks.report.terminal import bare_table, has_unicode, terminal, text_of, wants_colour
-from buildkit_tasks.report.text import one_line, shortened
+from buildkit_tasks.report.run_labels import DEFAULT_CPU, IMAGE_COMMAND, command_label, cpu_label
+from buildkit_tasks.report.summary import Cell, distinguishing_columns, outcome_cell
+from buildkit_tasks.report.terminal import (
+    has_unicode,
+    make_empty_table,
+    make_terminal_console,
+    needs_colour,
+    style_cell,
+)
+from buildkit_tasks.report.text import to_one_line, truncate_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,21 +35,21 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.report.model import RunResult
 
-__all__ = ["LiveRuns", "live_runs"]
+__all__ = ["LiveTable", "open_live_table"]
 
-_PATIENCE = 0.4  # seconds for which nothing is drawn: most images have run by then
-_PAUSE = 0.2  # seconds between two pictures
-_AROUND = 6  # lines of the table, and below it, that are no rows
-_DUMB = ("dumb", "unknown")
+_INITIAL_DELAY = 0.4  # seconds for which nothing is drawn: most images have run by then
+_REFRESH_INTERVAL = 0.2  # seconds between two pictures
+_FRAME_LINES = 6  # lines of the table, and below it, that are no rows
+_DUMB_TERMINALS = ("dumb", "unknown")
 
 
 @contextlib.contextmanager
-def live_runs(stream: TextIO, environ: Mapping[str, str]) -> Iterator[LiveRuns | None]:
+def open_live_table(stream: TextIO, environ: Mapping[str, str]) -> Iterator[LiveTable | None]:
     """Give what is told of each run as it ends, or None where no table can be drawn."""
-    if not stream.isatty() or environ.get("CI") or environ.get("TERM") in _DUMB:
+    if not stream.isatty() or environ.get("CI") or environ.get("TERM") in _DUMB_TERMINALS:
         yield None
         return
-    live = LiveRuns(stream, colour=wants_colour(stream, environ))
+    live = LiveTable(stream, colour=needs_colour(stream, environ))
     try:
         yield live
     finally:
@@ -51,7 +57,7 @@ def live_runs(stream: TextIO, environ: Mapping[str, str]) -> Iterator[LiveRuns |
 
 
 @dataclass(slots=True)
-class _Row:
+class _LiveRow:
     """One run, by platform, command and CPU, and its result as soon as there is one."""
 
     platform: str
@@ -67,88 +73,93 @@ class _Row:
     @property
     def cells(self) -> dict[str, Cell]:
         """What the table says of it, by column."""
-        ended = self.result
+        result = self.result
         return {
-            "Platform": Cell(_short(self.platform)),
-            "CPU": Cell(_short(self.cpu)),
-            "Command": Cell(_short(self.command)),
-            "Ran": Cell("running") if ended is None else ran_cell(ended),
-            "Seconds": Cell("" if ended is None else f"{ended.seconds:.2f}"),
+            "Platform": Cell(_shorten_cell(self.platform)),
+            "CPU": Cell(_shorten_cell(self.cpu)),
+            "Command": Cell(_shorten_cell(self.command)),
+            "Ran": Cell("running") if result is None else outcome_cell(result),
+            "Seconds": Cell("" if result is None else f"{result.seconds:.2f}"),
         }
 
 
-def _short(text: str) -> str:
-    return shortened(one_line(text), 48)
+def _shorten_cell(text: str) -> str:
+    return truncate_line(to_one_line(text), 48)
 
 
-class LiveRuns:
+class LiveTable:
     """The table; a call with a result fills in its row, from any thread."""
 
     def __init__(self, stream: TextIO, *, colour: bool) -> None:
         self._stream = stream
         self._colour = colour
-        self._rows: list[_Row] = []
+        self._rows: list[_LiveRow] = []
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self._since = 0.0
+        self._started_at = 0.0
 
-    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
+    def expect_runs(self, runs: Iterable[tuple[str, str, str]]) -> None:
         """Say what will run: platform, command and CPU, the last two empty for the default."""
         with self._lock:
             self._rows += [
-                _Row(platform, command or OWN_COMMAND, cpu or DEFAULT_CPU) for platform, command, cpu in runs
+                _LiveRow(platform, command or IMAGE_COMMAND, cpu or DEFAULT_CPU)
+                for platform, command, cpu in runs
             ]
-            self._begin()
+            self._start_thread()
 
     def __call__(self, result: RunResult) -> None:
         """Fill in the row of a run that has ended; one that nobody expected gets a row of its own."""
         with self._lock:
-            self._row(result).result = result
-            self._begin()
+            self._find_row(result).result = result
+            self._start_thread()
 
     def close(self) -> None:
         """Take the table away; the terminal is as it was."""
-        self._ended.set()
+        self._closed.set()
         if self._thread is not None:
             self._thread.join()
 
-    def _row(self, result: RunResult) -> _Row:
-        row = _Row(result.platform, command_of(result), cpu_of(result))
-        mine = [
+    def _find_row(self, result: RunResult) -> _LiveRow:
+        row = _LiveRow(result.platform, command_label(result), cpu_label(result))
+        candidates = [
             each
             for each in self._rows
             if each.result is None and (each.platform, each.command) == (row.platform, row.command)
         ]
         # What could not be started ran on no CPU, and may stand for any.
-        found = next((each for each in mine if each.cpu == row.cpu), mine[0] if mine else None)
-        if found is None:
+        match = next(
+            (each for each in candidates if each.cpu == row.cpu), candidates[0] if candidates else None
+        )
+        if match is None:
             self._rows.append(row)
-        return found or row
+        return match or row
 
-    def _begin(self) -> None:
+    def _start_thread(self) -> None:
         if self._thread is None:
-            self._since = time.monotonic()
-            self._thread = threading.Thread(target=self._draw, name="live-runs", daemon=True)
+            self._started_at = time.monotonic()
+            self._thread = threading.Thread(target=self._draw_until_closed, name="live-runs", daemon=True)
             self._thread.start()
 
-    def _draw(self) -> None:
-        if self._ended.wait(_PATIENCE):
+    def _draw_until_closed(self) -> None:
+        if self._closed.wait(_INITIAL_DELAY):
             return
         from rich.live import Live
 
-        console = terminal(self._stream, colour=self._colour)
+        console = make_terminal_console(self._stream, colour=self._colour)
 
-        def picture() -> RenderableType:
-            console.size = _size(self._stream)  # it may have changed; rich asks that of standard input
-            return self._picture(console.height)
+        def render() -> RenderableType:
+            console.size = _terminal_size(
+                self._stream
+            )  # it may have changed; rich asks that of standard input
+            return self._render(console.height)
 
         # The terminal may go away: whoever is left to read the report is told then.
         with (
             contextlib.suppress(OSError, ValueError),
             Live(
                 console=console,
-                get_renderable=picture,
+                get_renderable=render,
                 auto_refresh=False,
                 transient=True,
                 redirect_stdout=False,
@@ -156,48 +167,50 @@ class LiveRuns:
             ) as live,
         ):
             live.refresh()
-            while not self._ended.wait(_PAUSE):
+            while not self._closed.wait(_REFRESH_INTERVAL):
                 live.refresh()
 
-    def _picture(self, height: int) -> RenderableType:
+    def _render(self, height: int) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
         with self._lock:
             rows = [dataclasses.replace(row) for row in self._rows]
-        ended = sum(row.result is not None for row in rows)
-        seconds = time.monotonic() - self._since
-        below = Text(f"  {ended} of {len(rows)} have ended, {seconds:.0f} s")
-        return Group(self._table(_fitting(rows, height - _AROUND)), below)
+        ended_count = sum(row.result is not None for row in rows)
+        seconds = time.monotonic() - self._started_at
+        footer = Text(f"  {ended_count} of {len(rows)} have ended, {seconds:.0f} s")
+        return Group(self._build_table(_fit_rows(rows, height - _FRAME_LINES)), footer)
 
-    def _table(self, rows: Sequence[_Row]) -> RichTable:
-        told = run_columns((row.cpu for row in rows), (row.command for row in rows))
-        names = ("Platform", *told, "Ran", "Seconds")
-        plain = not has_unicode(self._stream)
-        table = bare_table(plain=plain)
-        for name in names:
+    def _build_table(self, rows: Sequence[_LiveRow]) -> RichTable:
+        extra_columns = distinguishing_columns((row.cpu for row in rows), (row.command for row in rows))
+        columns = ("Platform", *extra_columns, "Ran", "Seconds")
+        ascii_only = not has_unicode(self._stream)
+        table = make_empty_table(ascii_only=ascii_only)
+        for column in columns:
             # Where room is short, it is the long ones that are cut.
-            short = name not in ("Ran", "Command")
-            table.add_column(name, no_wrap=short, justify="right" if name == "Seconds" else "left")
+            is_short = column not in ("Ran", "Command")
+            table.add_column(column, no_wrap=is_short, justify="right" if column == "Seconds" else "left")
         for row in rows:
             cells = row.cells
-            table.add_row(*(_cut(text_of(cells[name]), plain=plain) for name in names))
+            table.add_row(
+                *(_crop_text(style_cell(cells[column]), ascii_only=ascii_only) for column in columns)
+            )
         return table
 
 
-def _cut(text: Text, *, plain: bool) -> Text:
+def _crop_text(text: Text, *, ascii_only: bool) -> Text:
     """In one line, however narrow."""
-    text.no_wrap, text.overflow = True, "crop" if plain else "ellipsis"
+    text.no_wrap, text.overflow = True, "crop" if ascii_only else "ellipsis"
     return text
 
 
-def _size(stream: TextIO) -> tuple[int, int]:
+def _terminal_size(stream: TextIO) -> tuple[int, int]:
     columns, lines = os.get_terminal_size(stream.fileno())
     return columns or 80, lines or 24
 
 
-def _fitting(rows: Sequence[_Row], room: int) -> Sequence[_Row]:
+def _fit_rows(rows: Sequence[_LiveRow], max_rows: int) -> Sequence[_LiveRow]:
     """As many rows as there are lines for: what is higher than its terminal cannot be taken away again."""
-    if len(rows) <= room:
+    if len(rows) <= max_rows:
         return rows
-    return [row for row in rows if not row.passed][: max(1, room)]
+    return [row for row in rows if not row.passed][: max(1, max_rows)]

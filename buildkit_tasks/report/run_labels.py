@@ -12,79 +12,81 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_CPU",
-    "OWN_COMMAND",
-    "by_platform",
-    "command_of",
-    "cpu_of",
-    "differences",
-    "names_of",
-    "seconds_of",
-    "varies",
+    "IMAGE_COMMAND",
+    "command_label",
+    "cpu_label",
+    "describe_cpu_differences",
+    "describe_seconds",
+    "group_by_platform",
+    "has_distinct_values",
+    "unique_labels",
 ]
 
 DEFAULT_CPU = "max"  # of QEMU, or the host's own
-OWN_COMMAND = "(the image's own)"
+IMAGE_COMMAND = "(the image's own)"
 
 
-def by_platform(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+def group_by_platform(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """Give the runs of each platform, in the order in which they first came up."""
-    found: dict[str, list[RunResult]] = {}
+    groups: dict[str, list[RunResult]] = {}
     for result in results:
-        found.setdefault(result.platform, []).append(result)
-    return found
+        groups.setdefault(result.platform, []).append(result)
+    return groups
 
 
-def cpu_of(result: RunResult) -> str:
+def cpu_label(result: RunResult) -> str:
     """Give the CPU that a run saw, as ``--cpu`` is told."""
     return (result.emulator.cpu if result.emulator else "") or DEFAULT_CPU
 
 
-def command_of(result: RunResult) -> str:
+def command_label(result: RunResult) -> str:
     """Give what was run, as it was written."""
-    return result.command or OWN_COMMAND
+    return result.command or IMAGE_COMMAND
 
 
-def names_of(results: Sequence[RunResult]) -> tuple[str, ...]:
+def unique_labels(results: Sequence[RunResult]) -> tuple[str, ...]:
     """Give each run a name that no other has: its platform, and with several of one what differs.
 
     ``linux/arm/v6``, ``linux/arm/v6: uname -m``, ``linux/arm/v6 on arm1176``.
     """
-    groups = by_platform(results)
-    taken = {platform for platform, mine in groups.items() if len(mine) == 1}
-    return tuple(_name(result, groups[result.platform], taken) for result in results)
+    groups = group_by_platform(results)
+    used_labels = {platform for platform, runs in groups.items() if len(runs) == 1}
+    return tuple(_make_label(result, groups[result.platform], used_labels) for result in results)
 
 
-def _name(result: RunResult, mine: list[RunResult], taken: set[str]) -> str:
-    if len(mine) == 1:
+def _make_label(result: RunResult, runs: list[RunResult], used_labels: set[str]) -> str:
+    if len(runs) == 1:
         return result.platform
-    cpu = f" on {cpu_of(result)}" if varies(cpu_of(each) for each in mine) else ""
-    told = result.command and varies(each.command for each in mine)
-    name = f"{result.platform}{cpu}{f': {result.command}' if told else ''}"
-    numbered = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
-    free = next(each for each in numbered if each not in taken)
-    taken.add(free)
-    return free
+    cpu_text = f" on {cpu_label(result)}" if has_distinct_values(cpu_label(each) for each in runs) else ""
+    has_command = result.command and has_distinct_values(each.command for each in runs)
+    label = f"{result.platform}{cpu_text}{f': {result.command}' if has_command else ''}"
+    candidates = itertools.chain([label], (f"{label} ({number})" for number in itertools.count(2)))
+    unique = next(each for each in candidates if each not in used_labels)
+    used_labels.add(unique)
+    return unique
 
 
-def varies(values: Iterable[str]) -> bool:
-    """Tell whether there are two values that differ."""
+def has_distinct_values(values: Iterable[str]) -> bool:
+    """Notify whether there are two values that differ."""
     return len(set(values)) > 1
 
 
-def differences(results: Iterable[RunResult]) -> Iterator[str]:
+def describe_cpu_differences(results: Iterable[RunResult]) -> Iterator[str]:
     """Say of which platforms the same run passed on one CPU and not on another."""
-    for platform, runs in by_platform(results).items():
+    for platform, runs in group_by_platform(results).items():
         for command in dict.fromkeys(result.command for result in runs):
-            same = [result for result in runs if result.command == command]
-            cpus = {cpu_of(result) for result in same if result.ok}
-            if cpus and any(cpu_of(result) not in cpus for result in same):
-                ends = ", ".join(f"{result.outcome.value} on {cpu_of(result)}" for result in same)
-                yield f"{platform}{f': {command}' if command else ''}: {ends}"
+            same_command = [result for result in runs if result.command == command]
+            passing_cpus = {cpu_label(result) for result in same_command if result.ok}
+            if passing_cpus and any(cpu_label(result) not in passing_cpus for result in same_command):
+                outcomes = ", ".join(
+                    f"{result.outcome.value} on {cpu_label(result)}" for result in same_command
+                )
+                yield f"{platform}{f': {command}' if command else ''}: {outcomes}"
 
 
-def seconds_of(results: Iterable[RunResult]) -> Iterator[str]:
+def describe_seconds(results: Iterable[RunResult]) -> Iterator[str]:
     """Say how long each platform took where that is in no row: where one has several runs."""
-    groups = by_platform(results)
-    if any(len(mine) > 1 for mine in groups.values()):
-        took = (f"{name} {sum(each.seconds for each in mine):.2f}" for name, mine in groups.items())
-        yield f"seconds for each platform: {', '.join(took)}"
+    groups = group_by_platform(results)
+    if any(len(runs) > 1 for runs in groups.values()):
+        totals = (f"{platform} {sum(each.seconds for each in runs):.2f}" for platform, runs in groups.items())
+        yield f"seconds for each platform: {', '.join(totals)}"

@@ -10,9 +10,16 @@ import math
 import unicodedata
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
-from buildkit_tasks.report.summary import Cell, Table, Tone, table_of
-from buildkit_tasks.report.text import markup, printable, tail
+from buildkit_tasks.report.cases import (
+    Case,
+    Problem,
+    describe_problem,
+    iter_failures,
+    iter_warnings,
+    limit_problems,
+)
+from buildkit_tasks.report.summary import Cell, Severity, SummaryTable, build_summary_table
+from buildkit_tasks.report.text import escape_markup, escape_unprintable, tail_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -22,19 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["to_svg"]
 
 # Pixels. Monospaced fonts are 0.55 to 0.61 of their size wide: 7.85 for 13 has room for each.
-_CHARACTER = 7.85
+_CHARACTER_WIDTH = 7.85
 _MARGIN = 24
-_GAP = 26  # between columns
-_SIGN = 20  # a cell's sign and the space after it
-_ROW = 30
-_LINE = 20
-_NARROWEST = 88  # characters: lines below the table are folded, and want some room
+_COLUMN_GAP = 26  # between columns
+_ICON_WIDTH = 20  # a cell's sign and the space after it
+_ROW_HEIGHT = 30
+_LINE_HEIGHT = 20
+_MIN_COLUMNS = 88  # characters: lines below the table are folded, and want some room
 
-_PROBLEM_LINES = 60  # of one problem, once folded
-_OUTPUT_LINES = 40  # of each stream of a failing run
-_ELSEWHERE = "a --report file of another kind has them all"
+_MAX_PROBLEM_LINES = 60  # of one problem, once folded
+_MAX_OUTPUT_LINES = 40  # of each stream of a failing run
+_OMITTED_HINT = "a --report file of another kind has them all"
 
-_STYLE = """
+_CSS = """
 text { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   font-size: 13px; white-space: pre; fill: #1f2328; }
 .name { font-size: 18px; font-weight: 700; }
@@ -60,34 +67,34 @@ text { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans 
 """
 
 # Drawn, not written: a tick is not in every font, and colour alone is not seen by everyone.
-_SIGNS = {
-    Tone.GOOD: "M-3 .2l2 2.2 4-4.6",
-    Tone.WARNING: "M0-3.4v3.6M0 3.2v.1",
-    Tone.BAD: "M-2.4-2.4l4.8 4.8M2.4-2.4l-4.8 4.8",
+_ICON_PATHS = {
+    Severity.GOOD: "M-3 .2l2 2.2 4-4.6",
+    Severity.WARNING: "M0-3.4v3.6M0 3.2v.1",
+    Severity.BAD: "M-2.4-2.4l4.8 4.8M2.4-2.4l-4.8 4.8",
 }
 
 
-_WORDS = {Tone.WARNING: "WARNING", Tone.BAD: "FAILED"}
+_HEADING_LABELS = {Severity.WARNING: "WARNING", Severity.BAD: "FAILED"}
 
 
 def to_svg(report: Report) -> str:
     """Write a report as a picture of its table, its notes, and the first of what failed."""
-    table = table_of(report)
-    widths = _widths(table)
-    columns = max(_NARROWEST, math.ceil((sum(widths) + _GAP * (len(widths) - 1)) / _CHARACTER))
+    table = build_summary_table(report)
+    widths = _column_widths(table)
+    columns = max(_MIN_COLUMNS, math.ceil((sum(widths) + _COLUMN_GAP * (len(widths) - 1)) / _CHARACTER_WIDTH))
     canvas = _Canvas(columns)
     _draw_table(canvas, table, widths)
-    canvas.skip(8)
+    canvas.move_down(8)
     for note in table.notes:
-        canvas.lines(_folded(note, columns), "quiet")
-    canvas.skip(6)
-    canvas.lines(_folded(table.closing, columns), f"strong {table.tone}")
-    for step, case in failing(report):
-        _draw_problems(canvas, Tone.BAD, step, case, case.problems)
+        canvas.draw_lines(_wrap_text(note, columns), "quiet")
+    canvas.move_down(6)
+    canvas.draw_lines(_wrap_text(table.summary_line, columns), f"strong {table.severity}")
+    for step, case in iter_failures(report):
+        _draw_problems(canvas, Severity.BAD, step, case, case.problems)
         _draw_output(canvas, case)
-    for step, case in warned(report):
-        _draw_problems(canvas, Tone.WARNING, step, case, case.warnings)
-    return canvas.document(f"{table.name}: {table.verdict}", table.closing)
+    for step, case in iter_warnings(report):
+        _draw_problems(canvas, Severity.WARNING, step, case, case.warnings)
+    return canvas.render_document(f"{table.name}: {table.verdict}", table.summary_line)
 
 
 class _Canvas:
@@ -95,131 +102,141 @@ class _Canvas:
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
-        self.width = round(columns * _CHARACTER) + 2 * _MARGIN
+        self.width = round(columns * _CHARACTER_WIDTH) + 2 * _MARGIN
         self._y = float(_MARGIN)
         self._elements: list[str] = []
 
-    def skip(self, height: float) -> None:
+    def move_down(self, height: float) -> None:
         """Leave some room."""
         self._y += height
 
-    def text(self, x: float, text: str, kind: str) -> None:
+    def draw_text(self, x: float, text: str, css_class: str) -> None:
         """Write text whose middle is at this height."""
-        named = f' class="{kind}"' if kind else ""
-        self._elements.append(f'<text x="{x:g}" y="{self._y + 4.5:g}"{named}>{markup(text)}</text>')
+        class_attribute = f' class="{css_class}"' if css_class else ""
+        self._elements.append(
+            f'<text x="{x:g}" y="{self._y + 4.5:g}"{class_attribute}>{escape_markup(text)}</text>'
+        )
 
-    def lines(self, lines: Iterable[str], kind: str = "", indent: float = 0) -> None:
+    def draw_lines(self, lines: Iterable[str], css_class: str = "", indent: float = 0) -> None:
         """Write lines, one below the other."""
         for line in lines:
-            self.skip(_LINE / 2)
-            self.text(_MARGIN + indent, line, kind)
-            self.skip(_LINE / 2)
+            self.move_down(_LINE_HEIGHT / 2)
+            self.draw_text(_MARGIN + indent, line, css_class)
+            self.move_down(_LINE_HEIGHT / 2)
 
-    def sign(self, x: float, tone: Tone) -> None:
+    def draw_icon(self, x: float, severity: Severity) -> None:
         """Draw the sign of a tone."""
-        place = f'transform="translate({x + 7:g} {self._y:g})"'
-        shape = f'<circle r="7" class="{tone}"/><path class="sign" d="{_SIGNS[tone]}"/>'
-        self._elements.append(f"<g {place}>{shape}</g>")
+        transform = f'transform="translate({x + 7:g} {self._y:g})"'
+        shape = f'<circle r="7" class="{severity}"/><path class="sign" d="{_ICON_PATHS[severity]}"/>'
+        self._elements.append(f"<g {transform}>{shape}</g>")
 
-    def rule(self) -> None:
+    def draw_rule(self) -> None:
         """Draw a line across."""
         y = int(self._y) + 0.5  # on the middle of a pixel: else it is drawn as two pale ones
-        ends = f'x1="{_MARGIN}" x2="{self.width - _MARGIN}" y1="{y}" y2="{y}"'
-        self._elements.append(f'<line class="rule" {ends}/>')
+        coordinates = f'x1="{_MARGIN}" x2="{self.width - _MARGIN}" y1="{y}" y2="{y}"'
+        self._elements.append(f'<line class="rule" {coordinates}/>')
 
-    def document(self, title: str, description: str) -> str:
+    def render_document(self, title: str, description: str) -> str:
         """Give the whole picture."""
         width, height = self.width, round(self._y) + _MARGIN
         size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        lines = [
+        header_lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" xml:space="preserve">',
-            f"<title>{markup(title)}</title>",
-            f"<desc>{markup(description)}</desc>",
-            f"<style>{_STYLE}</style>",
+            f"<title>{escape_markup(title)}</title>",
+            f"<desc>{escape_markup(description)}</desc>",
+            f"<style>{_CSS}</style>",
             f'<rect class="card" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10"/>',
         ]
-        return "\n".join([*lines, *self._elements, "</svg>", ""])
+        return "\n".join([*header_lines, *self._elements, "</svg>", ""])
 
 
-def _draw_table(canvas: _Canvas, table: Table, widths: Sequence[float]) -> None:
-    canvas.skip(8)
-    canvas.sign(_MARGIN, table.tone)
-    canvas.text(_MARGIN + 24, table.name, "name")
-    canvas.text(canvas.width - _MARGIN, table.verdict, f"end strong {table.tone}")
-    canvas.skip(20 + _ROW / 2)
+def _draw_table(canvas: _Canvas, table: SummaryTable, widths: Sequence[float]) -> None:
+    canvas.move_down(8)
+    canvas.draw_icon(_MARGIN, table.severity)
+    canvas.draw_text(_MARGIN + 24, table.name, "name")
+    canvas.draw_text(canvas.width - _MARGIN, table.verdict, f"end strong {table.severity}")
+    canvas.move_down(20 + _ROW_HEIGHT / 2)
     _draw_row(canvas, table.columns, tuple(Cell(name) for name in table.columns), widths, "quiet")
     for row in table.rows:
-        canvas.skip(_ROW / 2)
-        canvas.rule()
-        canvas.skip(_ROW / 2)
+        canvas.move_down(_ROW_HEIGHT / 2)
+        canvas.draw_rule()
+        canvas.move_down(_ROW_HEIGHT / 2)
         _draw_row(canvas, table.columns, row, widths, "")
-    canvas.skip(_ROW / 2)
-    canvas.rule()
+    canvas.move_down(_ROW_HEIGHT / 2)
+    canvas.draw_rule()
 
 
 def _draw_row(
-    canvas: _Canvas, columns: Sequence[str], row: Sequence[Cell], widths: Sequence[float], kind: str
+    canvas: _Canvas, columns: Sequence[str], row: Sequence[Cell], widths: Sequence[float], css_class: str
 ) -> None:
     x = float(_MARGIN)
-    for name, cell, width in zip(columns, row, widths, strict=True):
-        if name == "Seconds":
-            canvas.text(canvas.width - _MARGIN, cell.text, f"end {kind}".strip())
-        elif cell.tone is Tone.PLAIN:
-            canvas.text(x, cell.text, kind or ("strong" if name == "Platform" else ""))
+    for column, cell, width in zip(columns, row, widths, strict=True):
+        if column == "Seconds":
+            canvas.draw_text(canvas.width - _MARGIN, cell.text, f"end {css_class}".strip())
+        elif cell.severity is Severity.PLAIN:
+            canvas.draw_text(x, cell.text, css_class or ("strong" if column == "Platform" else ""))
         else:
-            canvas.sign(x, cell.tone)
-            canvas.text(x + _SIGN, cell.text, cell.tone)
-        x += width + _GAP
+            canvas.draw_icon(x, cell.severity)
+            canvas.draw_text(x + _ICON_WIDTH, cell.text, cell.severity)
+        x += width + _COLUMN_GAP
 
 
-def _widths(table: Table) -> list[float]:
+def _column_widths(table: SummaryTable) -> list[float]:
     """Give each column's width in pixels."""
     return [
-        max(_columns(name) * _CHARACTER, *(_cell_width(row[at]) for row in table.rows), 0)
-        for at, name in enumerate(table.columns)
+        max(_display_width(column) * _CHARACTER_WIDTH, *(_cell_width(row[index]) for row in table.rows), 0)
+        for index, column in enumerate(table.columns)
     ]
 
 
 def _cell_width(cell: Cell) -> float:
-    return _columns(cell.text) * _CHARACTER + (0 if cell.tone is Tone.PLAIN else _SIGN)
+    return _display_width(cell.text) * _CHARACTER_WIDTH + (
+        0 if cell.severity is Severity.PLAIN else _ICON_WIDTH
+    )
 
 
-def _draw_problems(canvas: _Canvas, tone: Tone, step: str, case: Case, problems: tuple[Problem, ...]) -> None:
-    some, left_out = shown(problems)
-    before = ""
-    for problem in some:
-        head = " ".join(part for part in (_WORDS[tone], step, case.name, problem.kind) if part)
-        if tone is Tone.BAD or head != before:  # warnings of one kind stand under one head
-            canvas.skip(14)
-            canvas.lines(_folded(head, canvas.columns), f"strong {tone}")
-        before = head
-        text = describe(problem) if tone is Tone.BAD else problem.message
-        canvas.lines(_beginning(text, canvas.columns - 2), indent=16)
-    if left_out:
-        canvas.lines([f"({left_out} more: {_ELSEWHERE})"], "quiet", indent=16)
+def _draw_problems(
+    canvas: _Canvas, severity: Severity, step: str, case: Case, problems: tuple[Problem, ...]
+) -> None:
+    listed, omitted = limit_problems(problems)
+    previous_heading = ""
+    for problem in listed:
+        heading = " ".join(
+            part for part in (_HEADING_LABELS[severity], step, case.name, problem.kind) if part
+        )
+        if (
+            severity is Severity.BAD or heading != previous_heading
+        ):  # warnings of one kind stand under one head
+            canvas.move_down(14)
+            canvas.draw_lines(_wrap_text(heading, canvas.columns), f"strong {severity}")
+        previous_heading = heading
+        text = describe_problem(problem) if severity is Severity.BAD else problem.message
+        canvas.draw_lines(_first_lines(text, canvas.columns - 2), indent=16)
+    if omitted:
+        canvas.draw_lines([f"({omitted} more: {_OMITTED_HINT})"], "quiet", indent=16)
 
 
 def _draw_output(canvas: _Canvas, case: Case) -> None:
     for name, text in (("stdout", case.stdout), ("stderr", case.stderr)):
         if text:
-            canvas.lines([f"{name}:"], "quiet", indent=16)
-            last = "\n".join(tail(text, _OUTPUT_LINES))
-            canvas.lines(_beginning(last, canvas.columns - 4), indent=32)
+            canvas.draw_lines([f"{name}:"], "quiet", indent=16)
+            last_output = "\n".join(tail_lines(text, _MAX_OUTPUT_LINES))
+            canvas.draw_lines(_first_lines(last_output, canvas.columns - 4), indent=32)
 
 
-def _beginning(text: str, columns: int) -> list[str]:
-    lines = list(_folded(text, columns))
-    left_out = len(lines) - _PROBLEM_LINES
-    if left_out <= 0:
+def _first_lines(text: str, columns: int) -> list[str]:
+    lines = list(_wrap_text(text, columns))
+    omitted = len(lines) - _MAX_PROBLEM_LINES
+    if omitted <= 0:
         return lines
-    return [*lines[:_PROBLEM_LINES], f"({left_out} more lines: {_ELSEWHERE})"]
+    return [*lines[:_MAX_PROBLEM_LINES], f"({omitted} more lines: {_OMITTED_HINT})"]
 
 
-def _folded(text: str, columns: int) -> Iterator[str]:
+def _wrap_text(text: str, columns: int) -> Iterator[str]:
     """Break text into lines of at most this many columns, after a space where there is one."""
-    for line in printable(text).expandtabs(4).split("\n"):
+    for line in escape_unprintable(text).expandtabs(4).split("\n"):
         start = 0
-        while (end := _end(line, start, columns)) < len(line):
+        while (end := _find_line_end(line, start, columns)) < len(line):
             space = line.rfind(" ", start + columns // 2, end)
             end = space + 1 if space >= 0 else end
             yield line[start:end]
@@ -227,17 +244,17 @@ def _folded(text: str, columns: int) -> Iterator[str]:
         yield line[start:]
 
 
-def _end(line: str, start: int, columns: int) -> int:
+def _find_line_end(line: str, start: int, columns: int) -> int:
     """Give the place in a line up to which it fits."""
-    left = columns
-    for at in range(start, len(line)):
-        left -= _columns(line[at])
-        if left < 0:
-            return at
+    remaining = columns
+    for index in range(start, len(line)):
+        remaining -= _display_width(line[index])
+        if remaining < 0:
+            return index
     return len(line)
 
 
-def _columns(text: str) -> int:
+def _display_width(text: str) -> int:
     """Give how many columns text is wide: an ideograph or an emoji is two (Unicode UAX #11)."""
     if text.isascii():
         return len(text)

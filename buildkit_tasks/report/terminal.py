@@ -8,9 +8,16 @@ import itertools
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.cases import Case, Problem, describe, failing, shown, warned
-from buildkit_tasks.report.summary import Cell, Table, Tone, table_of
-from buildkit_tasks.report.text import one_line, printable, tail
+from buildkit_tasks.report.cases import (
+    Case,
+    Problem,
+    describe_problem,
+    iter_failures,
+    iter_warnings,
+    limit_problems,
+)
+from buildkit_tasks.report.summary import Cell, Severity, SummaryTable, build_summary_table
+from buildkit_tasks.report.text import escape_unprintable, tail_lines, to_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,20 +28,33 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.report.model import Report
 
-__all__ = ["bare_table", "has_unicode", "print_table", "render_ahead", "terminal", "text_of", "wants_colour"]
+__all__ = [
+    "has_unicode",
+    "make_empty_table",
+    "make_terminal_console",
+    "needs_colour",
+    "preload_rich",
+    "print_table",
+    "style_cell",
+]
 
-_UNBROKEN = 10_000  # columns: wider than any row, since every cell is cut to a length
-_OUTPUT_LINES = 40  # of each stream of a failing run; report files have all of it
-_MESSAGE_LINES = 10  # of one warning
-_STYLES = {Tone.GOOD: "green", Tone.WARNING: "yellow", Tone.BAD: "bold red", Tone.PLAIN: ""}
+_UNLIMITED_WIDTH = 10_000  # columns: wider than any row, since every cell is cut to a length
+_MAX_OUTPUT_LINES = 40  # of each stream of a failing run; report files have all of it
+_MAX_MESSAGE_LINES = 10  # of one warning
+_SEVERITY_STYLES = {
+    Severity.GOOD: "green",
+    Severity.WARNING: "yellow",
+    Severity.BAD: "bold red",
+    Severity.PLAIN: "",
+}
 
 
-def wants_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
-    """Tell whether to colour: on a terminal, outside CI, and unless NO_COLOR (no-color.org) is set."""
+def needs_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
+    """Notify whether to colour: on a terminal, outside CI, and unless NO_COLOR (no-color.org) is set."""
     return file.isatty() and not environ.get("CI") and not environ.get("NO_COLOR")
 
 
-def render_ahead() -> None:
+def preload_rich() -> None:
     """Import what a table is drawn with, for a moment at which the processor waits."""
     for name in ("rich.console", "rich.table", "rich.text"):
         importlib.import_module(name)
@@ -47,44 +67,46 @@ def print_table(report: Report, file: TextIO, *, colour: bool, width: int | None
     ``width`` is in columns. Without one a terminal's own is taken; in CI, or where the file is
     no terminal, rows are as wide as their words and never broken.
     """
-    page = io.StringIO()
-    console = _console(page, colour=colour, width=width or _width(file), force_terminal=colour)
-    _draw(table_of(report), console, plain=not has_unicode(file))
-    for step, case in failing(report):
-        _explain(step, case, console)
-    for step, case in warned(report):
-        _warn(step, case, console)
-    _write(page.getvalue(), file)
+    buffer = io.StringIO()
+    console = _make_console(
+        buffer, colour=colour, width=width or _terminal_width(file), force_terminal=colour
+    )
+    _print_summary(build_summary_table(report), console, ascii_only=not has_unicode(file))
+    for step, case in iter_failures(report):
+        _print_problems(step, case, console)
+    for step, case in iter_warnings(report):
+        _print_warnings(step, case, console)
+    _write_text(buffer.getvalue(), file)
 
 
-def _width(file: TextIO) -> int:
+def _terminal_width(file: TextIO) -> int:
     """Give a terminal's width in columns, and no limit to a place that has none of its own."""
     if os.environ.get("CI") or not file.isatty():
-        return _UNBROKEN
+        return _UNLIMITED_WIDTH
     try:
-        return os.get_terminal_size(file.fileno()).columns or _UNBROKEN
+        return os.get_terminal_size(file.fileno()).columns or _UNLIMITED_WIDTH
     except OSError:
-        return _UNBROKEN
+        return _UNLIMITED_WIDTH
 
 
 def has_unicode(file: TextIO) -> bool:
-    """Tell whether lines can be drawn there."""
+    """Notify whether lines can be drawn there."""
     return (file.encoding or "utf-8").lower().startswith("utf")
 
 
-def _write(text: str, file: TextIO) -> None:
+def _write_text(text: str, file: TextIO) -> None:
     """Write text to a file whose encoding may not have every character of it."""
     encoding = file.encoding or "utf-8"
     file.write(text.encode(encoding, "backslashreplace").decode(encoding))
     file.flush()
 
 
-def terminal(file: TextIO, *, colour: bool) -> Console:
+def make_terminal_console(file: TextIO, *, colour: bool) -> Console:
     """Give a terminal that can be drawn on, of its own size."""
-    return _console(file, colour=colour, force_terminal=True)
+    return _make_console(file, colour=colour, force_terminal=True)
 
 
-def _console(file: TextIO, *, colour: bool, force_terminal: bool, width: int | None = None) -> Console:
+def _make_console(file: TextIO, *, colour: bool, force_terminal: bool, width: int | None = None) -> Console:
     from rich.console import Console
 
     return Console(
@@ -100,90 +122,90 @@ def _console(file: TextIO, *, colour: bool, force_terminal: bool, width: int | N
     )
 
 
-def _draw(table: Table, console: Console, *, plain: bool) -> None:
-    console.print(_rich_table(table, plain=plain))
+def _print_summary(table: SummaryTable, console: Console, *, ascii_only: bool) -> None:
+    console.print(_build_rich_table(table, ascii_only=ascii_only))
     # Lines of text are not wrapped: a path or a command to copy stays in one piece.
     for note in table.notes:
         console.print(f"  {note}", soft_wrap=True)
-    console.print(f"  {table.closing}", style=_STYLES[table.tone], soft_wrap=True)
+    console.print(f"  {table.summary_line}", style=_SEVERITY_STYLES[table.severity], soft_wrap=True)
 
 
-def _rich_table(table: Table, *, plain: bool) -> RichTable:
-    drawn = bare_table(plain=plain)
+def _build_rich_table(table: SummaryTable, *, ascii_only: bool) -> RichTable:
+    rich_table = make_empty_table(ascii_only=ascii_only)
     for name in table.columns:
-        drawn.add_column(
+        rich_table.add_column(
             name,
             no_wrap=name in ("Platform", "Seconds"),
             overflow="fold",
             justify="right" if name == "Seconds" else "left",
         )
     for row in table.rows:
-        drawn.add_row(*(text_of(cell) for cell in row))
-    return drawn
+        rich_table.add_row(*(style_cell(cell) for cell in row))
+    return rich_table
 
 
-def bare_table(*, plain: bool) -> RichTable:
+def make_empty_table(*, ascii_only: bool) -> RichTable:
     """Give a table without columns and rows; ``plain`` if lines cannot be drawn."""
     from rich import box
     from rich.table import Table as RichTable
 
     # A drawn left edge: GitHub's runner obeys a line whose first word begins with `::`, even
     # after spaces, and a platform's name is whatever the image's index says.
-    return RichTable(box=box.ASCII2 if plain else box.ROUNDED, header_style="")
+    return RichTable(box=box.ASCII2 if ascii_only else box.ROUNDED, header_style="")
 
 
-def text_of(cell: Cell) -> Text:
+def style_cell(cell: Cell) -> Text:
     """Give a cell's words in their colour."""
     from rich.text import Text
 
-    return Text(cell.text, style=_STYLES[cell.tone])
+    return Text(cell.text, style=_SEVERITY_STYLES[cell.severity])
 
 
-def _explain(step: str, case: Case, console: Console) -> None:
-    problems, left_out = shown(case.problems)
+def _print_problems(step: str, case: Case, console: Console) -> None:
+    problems, omitted = limit_problems(case.problems)
     for problem in problems:
-        _head(Tone.BAD, step, case, problem.kind, console)
-        _lines(printable(describe(problem)).split("\n"), console)
-    _more(left_out, f"problems of {step} {case.name}", console)
-    _lines(_output(case), console)
+        _print_heading(Severity.BAD, step, case, problem.kind, console)
+        _print_lines(escape_unprintable(describe_problem(problem)).split("\n"), console)
+    _print_omitted(omitted, f"problems of {step} {case.name}", console)
+    _print_lines(_iter_output(case), console)
 
 
-def _warn(step: str, case: Case, console: Console) -> None:
+def _print_warnings(step: str, case: Case, console: Console) -> None:
     """Print what warnings say, those of one kind under one head; report files have their facts too."""
-    warnings, left_out = shown(case.warnings)
-    for kind, same in itertools.groupby(warnings, key=lambda warning: warning.kind):
-        _head(Tone.WARNING, step, case, kind, console)
-        for warning in same:
-            _lines(_beginning(warning), console)
-    _more(left_out, f"warnings of {step} {case.name}", console)
+    warnings, omitted = limit_problems(case.warnings)
+    for kind, group in itertools.groupby(warnings, key=lambda warning: warning.kind):
+        _print_heading(Severity.WARNING, step, case, kind, console)
+        for warning in group:
+            _print_lines(_first_lines(warning), console)
+    _print_omitted(omitted, f"warnings of {step} {case.name}", console)
 
 
-def _head(tone: Tone, step: str, case: Case, kind: str, console: Console) -> None:
-    word = "FAILED" if tone is Tone.BAD else "WARNING"
-    head = " ".join(part for part in (step, case.name, kind) if part)
-    console.print(f"\n{word} {one_line(head)}", style=_STYLES[tone], soft_wrap=True)
+def _print_heading(severity: Severity, step: str, case: Case, kind: str, console: Console) -> None:
+    label = "FAILED" if severity is Severity.BAD else "WARNING"
+    heading = " ".join(part for part in (step, case.name, kind) if part)
+    console.print(f"\n{label} {to_one_line(heading)}", style=_SEVERITY_STYLES[severity], soft_wrap=True)
 
 
-def _lines(lines: Iterable[str], console: Console) -> None:
+def _print_lines(lines: Iterable[str], console: Console) -> None:
     for line in lines:
         console.print(f"  | {line}", soft_wrap=True)
 
 
-def _more(left_out: int, of_what: str, console: Console) -> None:
-    if left_out:
-        _lines([f"({left_out} more {one_line(of_what)}: a --report file has them all)"], console)
+def _print_omitted(omitted: int, subject: str, console: Console) -> None:
+    if omitted:
+        _print_lines([f"({omitted} more {to_one_line(subject)}: a --report file has them all)"], console)
 
 
-def _beginning(warning: Problem) -> list[str]:
-    lines = printable(warning.message).split("\n")
-    left_out = len(lines) - _MESSAGE_LINES
-    if left_out <= 0:
+def _first_lines(warning: Problem) -> list[str]:
+    lines = escape_unprintable(warning.message).split("\n")
+    omitted = len(lines) - _MAX_MESSAGE_LINES
+    if omitted <= 0:
         return lines
-    return [*lines[:_MESSAGE_LINES], f"({left_out} more lines: a --report file has them all)"]
+    return [*lines[:_MAX_MESSAGE_LINES], f"({omitted} more lines: a --report file has them all)"]
 
 
-def _output(case: Case) -> Iterator[str]:
+def _iter_output(case: Case) -> Iterator[str]:
     for name, text in (("stdout", case.stdout), ("stderr", case.stderr)):
         if text:
             yield f"{name}:"
-            yield from (f"  {line}" for line in tail(text, _OUTPUT_LINES))
+            yield from (f"  {line}" for line in tail_lines(text, _MAX_OUTPUT_LINES))

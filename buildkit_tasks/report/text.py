@@ -10,14 +10,14 @@ import html
 import re
 
 __all__ = [
-    "counted",
+    "escape_markup",
+    "escape_match",
+    "escape_unprintable",
     "last_line",
-    "markup",
-    "one_line",
-    "printable",
-    "shortened",
-    "tail",
-    "visible",
+    "pluralise",
+    "tail_lines",
+    "to_one_line",
+    "truncate_line",
 ]
 
 # Control characters but tab and newline; what turns the reading order (Unicode UAX #9) or
@@ -29,50 +29,50 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def visible(match: re.Match[str]) -> str:
+def escape_match(match: re.Match[str]) -> str:
     r"""Write the matched character as Python does: ``\x1b``, ``\udc80``."""
     code = ord(match[0])
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Keep tabs and newlines, make every other character that is not for reading visible."""
-    return _UNPRINTABLE.sub(visible, text.replace("\r\n", "\n"))
+    return _UNPRINTABLE.sub(escape_match, text.replace("\r\n", "\n"))
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     r"""Make text printable in one line; its own line ends show as ``\n``."""
-    return printable(text).strip().replace("\n", "\\n").replace("\t", " ")
+    return escape_unprintable(text).strip().replace("\n", "\\n").replace("\t", " ")
 
 
-def markup(text: str) -> str:
+def escape_markup(text: str) -> str:
     """Make text printable and escape it for HTML and XML, in an element and in an attribute.
 
     What is printable is within the production Char of XML 1.0, section 2.2.
     """
-    return html.escape(printable(text))
+    return html.escape(escape_unprintable(text))
 
 
 def last_line(text: str) -> str:
     """Give the last line that has something on it, or nothing."""
-    lines = (line.strip() for line in reversed(printable(text).split("\n")))
+    lines = (line.strip() for line in reversed(escape_unprintable(text).split("\n")))
     return next((line for line in lines if line), "")
 
 
-def shortened(text: str, width: int) -> str:
+def truncate_line(text: str, max_width: int) -> str:
     """Cut one line to at most ``width`` characters, and say so with three dots."""
-    return text if len(text) <= width else text[: width - 3] + "..."
+    return text if len(text) <= max_width else text[: max_width - 3] + "..."
 
 
-def tail(text: str, lines: int) -> list[str]:
+def tail_lines(text: str, max_lines: int) -> list[str]:
     """Give the last ``lines`` lines, led by a note of how many were left out."""
-    every = printable(text).rstrip("\n").split("\n")
-    left_out = len(every) - lines
-    if left_out <= 0:
-        return every
-    return [f"({left_out} lines before these: a --report file has them all)", *every[left_out:]]
+    all_lines = escape_unprintable(text).rstrip("\n").split("\n")
+    omitted = len(all_lines) - max_lines
+    if omitted <= 0:
+        return all_lines
+    return [f"({omitted} lines before these: a --report file has them all)", *all_lines[omitted:]]
 
 
-def counted(number: int, one: str, many: str) -> str:
+def pluralise(number: int, singular: str, plural: str) -> str:
     """The number and the noun that agrees with it."""
-    return f"{number} {one if number == 1 else many}"
+    return f"{number} {singular if number == 1 else plural}"

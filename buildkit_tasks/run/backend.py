@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, RunResult
-from buildkit_tasks.run.outcomes import Ending, Expectation, judge
-from buildkit_tasks.run.qemu_env import refused_model
+from buildkit_tasks.run.outcomes import Expectation, ProcessResult, classify_outcome
+from buildkit_tasks.run.qemu_env import explain_cpu_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.oci.layers.entrypoint import Files
+    from buildkit_tasks.oci.layers.entrypoint import CommandFinder
     from buildkit_tasks.oci.model import ImageConfig
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
-    OpenImage = Callable[[str], AbstractContextManager[Source]]
+    ImageOpener = Callable[[str], AbstractContextManager[Source]]
 
-__all__ = ["GuestTask", "Guests", "wrong_program"]
+__all__ = ["RunBackend", "RunTask", "explain_program_mismatch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestTask:
+class RunTask:
     """One thing to run on one platform; ``timeout`` in seconds.
 
     ``words`` replace the image's CMD, as arguments of ``docker run`` do; ``command`` is how they were
@@ -35,12 +35,12 @@ class GuestTask:
     platform: Platform
     expectation: Expectation
     timeout: float
-    words: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
     command: str = ""
     cpu: str = ""
 
-    def result(
-        self, outcome: Outcome, message: str = "", *, emulator: EmulatorSummary | None = None, **more: Any
+    def make_result(
+        self, outcome: Outcome, message: str = "", *, emulator: EmulatorSummary | None = None, **fields: Any
     ) -> RunResult:
         """A result of this task."""
         return RunResult(
@@ -50,35 +50,38 @@ class GuestTask:
             message=message,
             emulated=emulator is not None,
             emulator=emulator,
-            **more,
+            **fields,
         )
 
-    def judged(self, ending: Ending, *, emulator: EmulatorSummary | None, **more: Any) -> RunResult:
+    def classify_result(
+        self, process_result: ProcessResult, *, emulator: EmulatorSummary | None, **fields: Any
+    ) -> RunResult:
         """The result of a guest that has ended so."""
-        path = emulator.path if emulator else ""
-        refused = refused_model(ending, self.platform, path)
-        outcome, message = judge(ending, self.expectation, self.platform)
-        if refused:
-            outcome, message = Outcome.NOT_REGISTERED, refused
+        emulator_path = emulator.path if emulator else ""
+        cpu_error = explain_cpu_refusal(process_result, self.platform, emulator_path)
+        outcome, message = classify_outcome(process_result, self.expectation, self.platform)
+        if cpu_error:
+            outcome, message = Outcome.NOT_REGISTERED, cpu_error
         elif outcome is Outcome.EMULATOR_CRASH and emulator is not None:
-            message = f"{message} ({path or 'QEMU'}, version {emulator.version or 'unknown'})"
-        return self.result(
-            outcome, message, emulator=emulator, exit_code=ending.exit_code, stdout=ending.stdout,
-            stderr=ending.stderr, limited=ending.limited, **more,
+            message = f"{message} ({emulator_path or 'QEMU'}, version {emulator.version or 'unknown'})"
+        return self.make_result(
+            outcome, message, emulator=emulator, exit_code=process_result.exit_code,
+            stdout=process_result.stdout,
+            stderr=process_result.stderr, limited=process_result.is_limited, **fields,
         )  # fmt: skip
 
 
-def wrong_program(config: ImageConfig, files: Files, platform: Platform) -> str:
+def explain_program_mismatch(config: ImageConfig, rootfs: CommandFinder, platform: Platform) -> str:
     """The words why what an image would start is not for the platform; empty if it is."""
-    from buildkit_tasks.oci.layers.entrypoint import programs_of
-    from buildkit_tasks.verify import program_checks
+    from buildkit_tasks.oci.layers.entrypoint import find_programs
+    from buildkit_tasks.verify import check_program
 
-    programs = programs_of(config, files)
-    checks = (check for program in programs for check in program_checks(platform, program))
+    programs = find_programs(config, rootfs)
+    checks = (check for program in programs for check in check_program(platform, program))
     return "; ".join(check.message for check in checks if not check.ok)
 
 
-class Guests(Protocol):
+class RunBackend(Protocol):
     """One image, ready to be run."""
 
     @property
@@ -89,7 +92,7 @@ class Guests(Protocol):
     def platforms(self) -> Sequence[Platform]:
         """The platforms that the image holds."""
 
-    def run(self, task: GuestTask) -> RunResult:
+    def run(self, task: RunTask) -> RunResult:
         """Run it and tell how it ended; may be called by several threads at once."""
 
     def stop(self) -> None:

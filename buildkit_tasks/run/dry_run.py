@@ -4,62 +4,73 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.host.emulation.binfmt import handler_line
-from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
+from buildkit_tasks.host.emulation.binfmt import format_registration
+from buildkit_tasks.oci.image import platform_manifests, read_config, read_manifest
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import RunReport
-from buildkit_tasks.run.docker.container import as_command
-from buildkit_tasks.system.command import Call
+from buildkit_tasks.run.docker.container import build_run_args
+from buildkit_tasks.system.command import CommandOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.oci.model import ImageConfig
-    from buildkit_tasks.run.backend import GuestTask, OpenImage
+    from buildkit_tasks.run.backend import ImageOpener, RunTask
     from buildkit_tasks.run.service import RunRequest
-    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.command import CommandRunner
 
-__all__ = ["show_containers", "show_sandbox"]
+__all__ = ["show_docker_commands", "show_sandbox_commands"]
 
-_NAMESPACES = ("map-root-user", "fork", "kill-child", "mount", "pid", "net", "ipc", "uts", "cgroup")
+_UNSHARE_FLAGS = ("map-root-user", "fork", "kill-child", "mount", "pid", "net", "ipc", "uts", "cgroup")
 
 
-def show_containers(request: RunRequest, engine: Engine, run: Runner) -> RunReport:
+def show_docker_commands(request: RunRequest, engine: Engine, commands: CommandRunner) -> RunReport:
     """The commands of the Docker runner; the image is loaded without a name, and so is IMAGE."""
-    transport, _, place = request.image.partition(":")
-    image = place if transport == "docker-daemon" else "IMAGE"
+    transport, _, location = request.image.partition(":")
+    image = location if transport == "docker-daemon" else "IMAGE"
     if image == "IMAGE":
-        run.run([*engine.tools.docker, "load", f"--input={place}"], engine.call(), mutates=True)
-    for task in request.tasks(request.plans, request.platforms):
-        argv = [*engine.tools.docker, *as_command(task.platform, image, task.words, task.cpu)]
-        run.run(argv, engine.call(), mutates=True)
+        commands.run(
+            [*engine.tools.docker, "load", f"--input={location}"], engine.command_options(), mutates=True
+        )
+    for task in request.make_tasks(request.plans, request.platforms):
+        argv = [*engine.tools.docker, *build_run_args(task.platform, image, task.args, task.cpu)]
+        commands.run(argv, engine.command_options(), mutates=True)
     return RunReport(subject=request.image, results=())
 
 
-def show_sandbox(request: RunRequest, open_image: OpenImage, run: Runner) -> RunReport:
+def show_sandbox_commands(request: RunRequest, open_image: ImageOpener, commands: CommandRunner) -> RunReport:
     """The commands of the sandbox, for util-linux 2.40 or newer; ROOT is where the image was unpacked to."""
     with open_image(request.image) as source:
         configs = {
-            platform: config_of(source, manifest_of(source, entry))
-            for platform, entry in platform_manifests(source)
+            platform: read_config(source, read_manifest(source, descriptor))
+            for platform, descriptor in platform_manifests(source)
         }
-    for task in request.tasks(request.plans, tuple(configs)):
+    for task in request.make_tasks(request.plans, tuple(configs)):
         if task.platform in configs:
             env = {"QEMU_CPU": task.cpu} if task.cpu else {}
-            run.run(_unshare(task, configs[task.platform]), Call(env=env), mutates=True)
+            commands.run(
+                _build_unshare_argv(task, configs[task.platform]), CommandOptions(env=env), mutates=True
+            )
     return RunReport(subject=request.image, results=())
 
 
-def _unshare(task: GuestTask, config: ImageConfig) -> Sequence[str]:
-    words = config.entrypoint + (task.words or config.cmd)
-    place = [f"--root=ROOT/{task.platform.slug}", f"--wd={config.working_dir or '/'}"]
-    return ["unshare", *(f"--{name}" for name in _NAMESPACES), *_handler(task), *place, "--", *words]
+def _build_unshare_argv(task: RunTask, config: ImageConfig) -> Sequence[str]:
+    argv = config.entrypoint + (task.args or config.cmd)
+    root_args = [f"--root=ROOT/{task.platform.slug}", f"--wd={config.working_dir or '/'}"]
+    return [
+        "unshare",
+        *(f"--{flag}" for flag in _UNSHARE_FLAGS),
+        *_build_handler_args(task),
+        *root_args,
+        "--",
+        *argv,
+    ]
 
 
-def _handler(task: GuestTask) -> list[str]:
+def _build_handler_args(task: RunTask) -> list[str]:
     """The emulator, in the form of the kernel's ``register``."""
     machine = task.platform.machine
     if machine.architecture == native_platform().architecture and not task.cpu:
         return []
-    return [f"--load-interp={handler_line(machine, f'/usr/bin/qemu-{machine.qemu}-static')}"]
+    return [f"--load-interp={format_registration(machine, f'/usr/bin/qemu-{machine.qemu_suffix}-static')}"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.run.outcomes import Ending
+    from buildkit_tasks.run.outcomes import ProcessResult
 
-__all__ = ["STEERING", "refused_model"]
+__all__ = ["QEMU_ENV_VARS", "explain_cpu_refusal"]
 
 # An image that sets QEMU_VERSION is not run at all: QEMU prints its version and ends with 0. One that
 # sets QEMU_GDB waits for a debugger. Neither is a program's to choose.
-STEERING = tuple(
+QEMU_ENV_VARS = tuple(
     f"QEMU_{name}"
     for name in (
         "ARGV0", "CPU", "DFILTER", "GDB", "GUEST_BASE", "JITDUMP", "LD_PREFIX", "LOG", "LOG_FILENAME",
@@ -27,26 +27,28 @@ STEERING = tuple(
     )
 )  # fmt: skip
 
-_REFUSED = 1  # QEMU's exit status where it does not even start the guest
-_REFUSAL = re.compile(
+_QEMU_ERROR_STATUS = 1  # QEMU's exit status where it does not even start the guest
+_CPU_MODEL_ERROR = re.compile(
     r"^qemu[\w-]*: (?:(?P<unknown>unable to find CPU model)|Some features requested in the CPU model|"
     r"can't apply global|Property '|Expected key=value)|^ELF binary's NaN mode not supported by CPU",
     re.MULTILINE,
 )
-_SAID_CHARS = 200  # s390x lists every feature that is missing
+_MAX_REASON_CHARS = 200  # s390x lists every feature that is missing
 
 
-def refused_model(ending: Ending, platform: Platform, emulator: str = "") -> str:
+def explain_cpu_refusal(result: ProcessResult, platform: Platform, emulator_path: str = "") -> str:
     """The words why QEMU did not start a guest on the CPU model asked for; empty if it did.
 
     ``emulator`` is the interpreter's path, where it is known: it lists the models that it has.
     """
-    found = _REFUSAL.search(ending.stderr)
-    if not ending.cpu or ending.exit_code != _REFUSED or ending.stdout or found is None:
+    match = _CPU_MODEL_ERROR.search(result.stderr)
+    if not result.cpu or result.exit_code != _QEMU_ERROR_STATUS or result.stdout or match is None:
         return ""
-    ask = f"{emulator or 'qemu-' + platform.machine.qemu} -cpu help"
-    if found["unknown"]:
-        return f"{platform}: QEMU has no CPU model {ending.cpu!r}; '{ask}' lists those that it has"
-    line = ending.stderr[found.start() :].partition("\n")[0]
-    said = line if len(line) <= _SAID_CHARS else f"{line[:_SAID_CHARS]}..."
-    return f"{platform}: QEMU does not run as CPU model {ending.cpu!r} ({said}); '{ask}' lists others"
+    help_command = f"{emulator_path or 'qemu-' + platform.machine.qemu_suffix} -cpu help"
+    if match["unknown"]:
+        return f"{platform}: QEMU has no CPU model {result.cpu!r}; '{help_command}' lists those that it has"
+    line = result.stderr[match.start() :].partition("\n")[0]
+    reason = line if len(line) <= _MAX_REASON_CHARS else f"{line[:_MAX_REASON_CHARS]}..."
+    return (
+        f"{platform}: QEMU does not run as CPU model {result.cpu!r} ({reason}); '{help_command}' lists others"
+    )

@@ -9,57 +9,57 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from buildkit_tasks.config.settings import Origin, SmokeCheck
+from buildkit_tasks.config.settings import SettingOrigin, SmokeCheck
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Outcome, RunReport, RunResult
-from buildkit_tasks.run.backend import Guests, GuestTask
+from buildkit_tasks.run.backend import RunBackend, RunTask
 from buildkit_tasks.run.outcomes import Expectation
-from buildkit_tasks.run.sandbox.availability import SandboxClosed
+from buildkit_tasks.run.sandbox.availability import SandboxUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.notify import Notify
 
-    Opened = Callable[[], AbstractContextManager[Guests]]
+    BackendOpener = Callable[[], AbstractContextManager[RunBackend]]
 
-__all__ = ["RunRequest", "Runners", "Watch", "run_emulated", "takes_engine"]
+__all__ = ["BackendSelector", "RunObserver", "RunRequest", "needs_engine", "run_emulated"]
 
-_DAEMON = "docker-daemon:"
-_BOTH = ("max", "floor")
+_DOCKER_DAEMON_PREFIX = "docker-daemon:"
+_BOTH_CPUS = ("max", "floor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class RunPlan:
     """A check whose words were read; ``only`` are its platforms, none for all."""
 
     command: str
-    words: tuple[str, ...]
+    args: tuple[str, ...]
     expectation: Expectation
     timeout: float
-    only: tuple[Platform, ...]
+    platforms: tuple[Platform, ...]
 
     @classmethod
-    def of(cls, check: SmokeCheck, timeout: float) -> Plan:
+    def from_check(cls, check: SmokeCheck, timeout: float) -> RunPlan:
         """Read a check. Raises :class:`UsageError` for a command or an expectation that cannot be."""
         return cls(
             command=check.command,
-            words=_words(check.command),
+            args=_split_command(check.command),
             expectation=Expectation(pattern=check.expect, exit_code=check.expect_exit),
             timeout=check.timeout or timeout,
-            only=parse_platforms(check.platforms),
+            platforms=parse_platforms(check.platforms),
         )
 
-    def task(self, platform: Platform, cpu: str) -> GuestTask:
+    def make_task(self, platform: Platform, cpu: str) -> RunTask:
         """This check on one platform and CPU."""
-        return GuestTask(
+        return RunTask(
             platform=platform,
             expectation=self.expectation,
             timeout=self.timeout,
-            words=self.words,
+            args=self.args,
             command=self.command,
             cpu=cpu,
         )
@@ -81,115 +81,125 @@ class RunRequest:
     jobs: int = 0
 
     @classmethod
-    def of(cls, image: str, platforms: tuple[Platform, ...], settings: Settings) -> RunRequest:
+    def from_settings(cls, image: str, platforms: tuple[Platform, ...], settings: Settings) -> RunRequest:
         """What the settings ask for: their checks, unless somebody says now what to run or expect."""
-        single = SmokeCheck(
+        single_check = SmokeCheck(
             command=settings.command, expect=settings.expect, expect_exit=settings.expect_exit
         )
-        ranks = (settings.origins.get(key, Origin.DEFAULT) for key in ("command", "expect", "expect_exit"))
-        asked = max(ranks) >= Origin.ENVIRONMENT  # those of the file stand beside the checks, and below them
+        origins = (
+            settings.origins.get(key, SettingOrigin.DEFAULT) for key in ("command", "expect", "expect_exit")
+        )
+        is_overridden = (
+            max(origins) >= SettingOrigin.ENVIRONMENT
+        )  # those of the file stand beside the checks, and below them
         return cls(
             image=image,
             platforms=platforms,
-            checks=(single,) if asked or not settings.checks else settings.checks,
+            checks=(single_check,) if is_overridden or not settings.checks else settings.checks,
             cpu=settings.cpu,
             timeout=settings.timeout,
             jobs=settings.jobs,
         )
 
     @property
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[RunPlan]:
         """The checks, read. Raises :class:`UsageError` for one that cannot be."""
-        return [Plan.of(check, self.timeout) for check in self.checks]
+        return [RunPlan.from_check(check, self.timeout) for check in self.checks]
 
-    def tasks(self, plans: Sequence[Plan], held: Sequence[Platform]) -> list[GuestTask]:
+    def make_tasks(self, plans: Sequence[RunPlan], image_platforms: Sequence[Platform]) -> list[RunTask]:
         """Everything to run, platform by platform; ``held`` are those of the image."""
         return [
-            plan.task(platform, cpu)
-            for platform in self.platforms or held
+            plan.make_task(platform, cpu)
+            for platform in self.platforms or image_platforms
             for plan in plans
-            if not plan.only or platform in plan.only
-            for cpu in self._models(platform)
+            if not plan.platforms or platform in plan.platforms
+            for cpu in self._list_cpu_models(platform)
         ]
 
-    def _models(self, platform: Platform) -> list[str]:
-        known = {"max": "", "floor": platform.cpu if platform.is_known else ""}
-        return [known.get(each, each) for each in (_BOTH if self.cpu == "both" else (self.cpu,))]
+    def _list_cpu_models(self, platform: Platform) -> list[str]:
+        named_models = {"max": "", "floor": platform.baseline_cpu if platform.is_known else ""}
+        return [named_models.get(each, each) for each in (_BOTH_CPUS if self.cpu == "both" else (self.cpu,))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runners:
+class BackendSelector:
     """The two ways to run the image of a request; ``choice`` is auto, docker or sandbox."""
 
-    choice: str
-    sandbox: Opened
-    docker: Opened
-    tell: Tell
+    runner: str
+    open_sandbox: BackendOpener
+    open_docker: BackendOpener
+    notify: Notify
 
     @contextlib.contextmanager
-    def open(self, image: str) -> Iterator[Guests]:
+    def open(self, image: str) -> Iterator[RunBackend]:
         """The one that was asked for; else the sandbox, where the kernel lets us have one."""
-        if takes_engine(self.choice, image):
-            with self.docker() as guests:
-                yield guests
+        if needs_engine(self.runner, image):
+            with self.open_docker() as backend:
+                yield backend
             return
         with contextlib.ExitStack() as stack:
-            yield self._sandbox(stack) if self.choice == "sandbox" else self._either(stack)
+            yield (
+                self._enter_sandbox(stack)
+                if self.runner == "sandbox"
+                else self._enter_sandbox_or_docker(stack)
+            )
 
-    def _sandbox(self, stack: contextlib.ExitStack) -> Guests:
-        return stack.enter_context(self.sandbox())
+    def _enter_sandbox(self, stack: contextlib.ExitStack) -> RunBackend:
+        return stack.enter_context(self.open_sandbox())
 
-    def _either(self, stack: contextlib.ExitStack) -> Guests:
+    def _enter_sandbox_or_docker(self, stack: contextlib.ExitStack) -> RunBackend:
         try:
-            return self._sandbox(stack)
-        except SandboxClosed as closed:
-            self.tell(f"{closed.message}: running in Docker")
-        return stack.enter_context(self.docker())
+            return self._enter_sandbox(stack)
+        except SandboxUnavailable as error:
+            self.notify(f"{error.message}: running in Docker")
+        return stack.enter_context(self.open_docker())
 
 
-def takes_engine(choice: str, image: str) -> bool:
+def needs_engine(runner: str, image: str) -> bool:
     """Whether the Docker runner is meant: it was asked for, or the image is in an engine."""
-    return choice == "docker" or (choice == "auto" and image.startswith(_DAEMON))
+    return runner == "docker" or (runner == "auto" and image.startswith(_DOCKER_DAEMON_PREFIX))
 
 
-class Watch(Protocol):
+class RunObserver(Protocol):
     """Who is told of runs, from several threads."""
 
-    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
+    def expect_runs(self, runs: Iterable[tuple[str, str, str]]) -> None:
         """What will run: platform, command and CPU, the last two empty for the default."""
 
     def __call__(self, result: RunResult) -> None:
         """How one of them ended."""
 
 
-def run_emulated(request: RunRequest, runners: Runners, watch: Watch | None = None) -> RunReport:
+def run_emulated(
+    request: RunRequest, selector: BackendSelector, observer: RunObserver | None = None
+) -> RunReport:
     """Run the image on each platform, and with each check and CPU asked for.
 
     One failure does not stop the others; the report has results in the order asked for.
     """
     plans = request.plans
-    with runners.open(request.image) as guests:
+    with selector.open(request.image) as backend:
 
-        def one(task: GuestTask) -> RunResult:
-            result = _impossible(task, guests) or guests.run(task)
-            if watch is not None:
-                watch(result)
+        def run_task(task: RunTask) -> RunResult:
+            result = _reject_unrunnable(task, backend) or backend.run(task)
+            if observer is not None:
+                observer(result)
             return result
 
-        tasks = request.tasks(plans, guests.platforms)
-        if watch is not None:
-            watch.expect((str(task.platform), task.command, task.cpu) for task in tasks)
+        tasks = request.make_tasks(plans, backend.platforms)
+        if observer is not None:
+            observer.expect_runs((str(task.platform), task.command, task.cpu) for task in tasks)
         with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
             try:
-                results = tuple(pool.map(one, tasks))
+                results = tuple(pool.map(run_task, tasks))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                guests.stop()
+                backend.stop()
                 raise
     return RunReport(subject=request.image, results=results)
 
 
-def _words(command: str) -> tuple[str, ...]:
+def _split_command(command: str) -> tuple[str, ...]:
     """The command as a list."""
     try:
         return tuple(shlex.split(command))
@@ -197,16 +207,16 @@ def _words(command: str) -> tuple[str, ...]:
         raise UsageError(f"--command {command!r} cannot be split into words: {error}") from error
 
 
-def _impossible(task: GuestTask, guests: Guests) -> RunResult | None:
+def _reject_unrunnable(task: RunTask, backend: RunBackend) -> RunResult | None:
     """The result of a task that nothing here can run."""
     platform = task.platform
-    if platform not in guests.platforms:
-        held = ", ".join(map(str, guests.platforms)) or "no platform"
-        words = f"{platform} is not in the image, which holds {held}"
-        message = f"{words}\n  next: inv build-multiarch --platform={platform}"
-        return task.result(Outcome.FAILED, message, runner=guests.runner)
+    if platform not in backend.platforms:
+        image_platforms = ", ".join(map(str, backend.platforms)) or "no platform"
+        problem = f"{platform} is not in the image, which holds {image_platforms}"
+        message = f"{problem}\n  next: inv build-multiarch --platform={platform}"
+        return task.make_result(Outcome.FAILED, message, runner=backend.runner)
     if not platform.is_known:
-        return task.result(
-            Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs", runner=guests.runner
+        return task.make_result(
+            Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs", runner=backend.runner
         )
     return None

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Commands", "Completed", "Runner", "redact"]
+__all__ = ["CommandResult", "CommandRunner", "SubprocessRunner", "redact"]
 
-_GRACE = 10.0  # seconds between a polite signal and KILL: buildx needs some to cancel its solve
-_WATCH = 5.0  # seconds between two questions whether what a command works with is still there
-_TAIL = 200  # lines of a streamed child's output that are kept for messages
+_GRACE_SECONDS = 10.0  # seconds between a polite signal and KILL: buildx needs some to cancel its solve
+_WATCH_INTERVAL = 5.0  # seconds between two questions whether what a command works with is still there
+_TAIL_LINES = 200  # lines of a streamed child's output that are kept for messages
 
-_SECRETS = (
+_SECRET_PATTERNS = (
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
     (re.compile(r"(?i)(authorization:\s*(?:bearer\s+|basic\s+)?)\S+"), r"\1***"),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{16,}"), r"\1***"),
@@ -41,13 +41,13 @@ _SECRETS = (
 
 def redact(text: str) -> str:
     """The text without user information in URLs and without authorization headers."""
-    for pattern, replacement in _SECRETS:
+    for pattern, replacement in _SECRET_PATTERNS:
         text = pattern.sub(replacement, text)
     return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class CommandResult:
     """A command that has ended; ``returncode`` is negative for a signal, as in subprocess."""
 
     argv: tuple[str, ...]
@@ -68,7 +68,7 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class CommandOptions:
     """How a command is to run: added environment, standard input, deadline in seconds, folder.
 
     ``watch`` is asked every five seconds while it runs: an error that it gives ends the command, and
@@ -82,48 +82,58 @@ class Call:
     watch: Callable[[], BuildkitTasksError | None] | None = None
 
 
-_PLAIN = Call()
+_DEFAULT_OPTIONS = CommandOptions()
 
 
-class Runner(Protocol):
+class CommandRunner(Protocol):
     """What a service may do to the world. Tests pass a scripted one."""
 
     @property
     def dry_run(self) -> bool:
         """Whether commands that change something are shown instead of run."""
 
-    def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
+    def run(
+        self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, mutates: bool = False
+    ) -> CommandResult:
         """Run a command to its end and capture what it writes."""
 
-    def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
+    def stream(
+        self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, label: str = ""
+    ) -> CommandResult:
         """Run a changing command whose output the user watches; with a label, beside others."""
 
     def interrupt(self) -> None:
         """End what other threads run, as Ctrl-C ends what this one does."""
 
-    def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
+    def start_daemon(
+        self, argv: Sequence[str], log_path: Path, options: CommandOptions = _DEFAULT_OPTIONS
+    ) -> int:
         """Start a daemon that outlives this process; gives its pid."""
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write_kernel_file(self, path: Path, data: bytes) -> None:
         """Write to a kernel file such as binfmt_misc's ``register``."""
 
-    def attach(self, kind: str, place: Path) -> None:
+    def mount(self, filesystem: str, mount_point: Path) -> None:
         """Mount a file system of the kernel's own."""
 
-    def detach(self, place: Path) -> None:
+    def unmount(self, mount_point: Path) -> None:
         """Unmount it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Commands:
+class SubprocessRunner:
     """The real runner. ``echo`` is where a dry run prints; ``live`` where streamed output goes."""
 
     dry_run: bool = False
-    echo: IO[str] = field(default_factory=lambda: sys.stdout)
-    live: IO[str] = field(default_factory=lambda: sys.stderr)
-    _running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False, compare=False, repr=False)
+    dry_run_output: IO[str] = field(default_factory=lambda: sys.stdout)
+    stream_output: IO[str] = field(default_factory=lambda: sys.stderr)
+    _children: set[subprocess.Popen[bytes]] = field(
+        default_factory=set, init=False, compare=False, repr=False
+    )
 
-    def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
+    def run(
+        self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, mutates: bool = False
+    ) -> CommandResult:
         """Run ``argv`` to its end and give status and output, whatever the status is.
 
         With ``mutates`` a dry run prints the command and reports success. Raises
@@ -131,18 +141,20 @@ class Commands:
         past the call's time-out, when the whole process group has been ended.
         """
         if mutates and self.dry_run:
-            return self._show(argv, call)
-        child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        with self._followed(child, argv, call):
-            stdout, stderr = child.communicate(call.stdin)
-        return Completed(
+            return self._print_command(argv, options)
+        child = _start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with self._track_child(child, argv, options):
+            stdout, stderr = child.communicate(options.stdin)
+        return CommandResult(
             argv=tuple(argv),
             returncode=child.returncode,
             stdout=stdout.decode(errors="replace"),
             stderr=redact(stderr.decode(errors="replace")),
         )
 
-    def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
+    def stream(
+        self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, label: str = ""
+    ) -> CommandResult:
         """Run ``argv`` with its output on the terminal, unharmed; nothing reaches our stdout.
 
         On a terminal the child has it to itself, colours and moving cursor included. Elsewhere,
@@ -150,104 +162,114 @@ class Commands:
         redacted, passed on, and the last of them kept in ``stderr``.
         """
         if self.dry_run:
-            return self._show(argv, call)
-        if _is_terminal(self.live) and not label:
-            child = _popen(argv, call, stdout=self.live, stderr=self.live)
-            with self._followed(child, argv, call):
+            return self._print_command(argv, options)
+        if _is_terminal(self.stream_output) and not label:
+            child = _start_child(argv, options, stdout=self.stream_output, stderr=self.stream_output)
+            with self._track_child(child, argv, options):
                 child.wait()
-            return Completed(argv=tuple(argv), returncode=child.returncode)
-        child = _popen(argv, call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        tail: deque[str] = deque(maxlen=_TAIL)
-        with self._followed(child, argv, call):
-            self._pass_on(child, tail, f"{label} | " if label else "")
-        return Completed(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
+            return CommandResult(argv=tuple(argv), returncode=child.returncode)
+        child = _start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        with self._track_child(child, argv, options):
+            self._forward_output(child, tail, f"{label} | " if label else "")
+        return CommandResult(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
     def interrupt(self) -> None:
         """End the commands of all threads, politely first: Ctrl-C reaches the main thread alone."""
-        children = tuple(self._running)
-        ending = [threading.Thread(target=_end, args=(each, signal.SIGINT, _GRACE)) for each in children]
-        for thread in ending:
+        children = tuple(self._children)
+        threads = [
+            threading.Thread(target=_terminate_group, args=(each, signal.SIGINT, _GRACE_SECONDS))
+            for each in children
+        ]
+        for thread in threads:
             thread.start()
-        for thread in ending:
+        for thread in threads:
             thread.join()
 
     @contextlib.contextmanager
-    def _followed(self, child: subprocess.Popen[bytes], argv: Sequence[str], call: Call) -> Iterator[None]:
+    def _track_child(
+        self, child: subprocess.Popen[bytes], argv: Sequence[str], options: CommandOptions
+    ) -> Iterator[None]:
         """Supervise the child and keep it among those that can be interrupted."""
-        self._running.add(child)
+        self._children.add(child)
         try:
-            with _watched(child, call), _supervised(child, argv, call.timeout):
+            with _watch_child(child, options), _enforce_deadline(child, argv, options.timeout):
                 yield
         finally:
-            self._running.discard(child)
+            self._children.discard(child)
 
-    def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
+    def start_daemon(
+        self, argv: Sequence[str], log_path: Path, options: CommandOptions = _DEFAULT_OPTIONS
+    ) -> int:
         """Start a daemon that outlives this process, its output appended to ``log``."""
         if self.dry_run:
-            self._show(argv, call)
+            self._print_command(argv, options)
             return 0
-        with log.open("ab") as output:
-            child = _popen(argv, call, stdout=output, stderr=output)
+        with log_path.open("ab") as output:
+            child = _start_child(argv, options, stdout=output, stderr=output)
         child.returncode = 0  # it outlives us: Python need not warn that nobody waited for it
         return child.pid
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write_kernel_file(self, path: Path, data: bytes) -> None:
         """Write ``data`` in one system call, as binfmt_misc wants it; a dry run prints it."""
         if self.dry_run:
-            shown = shlex.quote(data.decode("latin-1"))
-            print(f"printf %s {shown} > {path}", file=self.echo, flush=True)
+            quoted_data = shlex.quote(data.decode("latin-1"))
+            print(f"printf %s {quoted_data} > {path}", file=self.dry_run_output, flush=True)
             return
-        descriptor = os.open(path, os.O_WRONLY)
+        fd = os.open(path, os.O_WRONLY)
         try:
-            os.write(descriptor, data)
+            os.write(fd, data)
         finally:
-            os.close(descriptor)
+            os.close(fd)
 
-    def attach(self, kind: str, place: Path) -> None:
+    def mount(self, filesystem: str, mount_point: Path) -> None:
         """Mount a file system that the kernel makes up; raises :class:`OSError`.
 
         By system call: a small machine may have no ``mount`` program.
         """
         if self.dry_run:
-            self._show(["mount", "-t", kind, kind, str(place)], _PLAIN)
+            self._print_command(["mount", "-t", filesystem, filesystem, str(mount_point)], _DEFAULT_OPTIONS)
             return
-        name = kind.encode()
-        _checked(_libc().mount(name, os.fsencode(place), name, 0, None), place)
+        filesystem_name = filesystem.encode()
+        _check_errno(
+            _load_libc().mount(filesystem_name, os.fsencode(mount_point), filesystem_name, 0, None),
+            mount_point,
+        )
 
-    def detach(self, place: Path) -> None:
+    def unmount(self, mount_point: Path) -> None:
         """Unmount a file system; raises :class:`OSError`."""
         if self.dry_run:
-            self._show(["umount", str(place)], _PLAIN)
+            self._print_command(["umount", str(mount_point)], _DEFAULT_OPTIONS)
             return
-        _checked(_libc().umount2(os.fsencode(place), 0), place)
+        _check_errno(_load_libc().umount2(os.fsencode(mount_point), 0), mount_point)
 
-    def _show(self, argv: Sequence[str], call: Call) -> Completed:
-        added = [f"{name}={shlex.quote(value)}" for name, value in call.env.items()]
-        print(redact(" ".join([*added, shlex.join(argv)])), file=self.echo, flush=True)
-        return Completed(argv=tuple(argv), returncode=0)
+    def _print_command(self, argv: Sequence[str], options: CommandOptions) -> CommandResult:
+        env_assignments = [f"{name}={shlex.quote(value)}" for name, value in options.env.items()]
+        print(redact(" ".join([*env_assignments, shlex.join(argv)])), file=self.dry_run_output, flush=True)
+        return CommandResult(argv=tuple(argv), returncode=0)
 
-    def _pass_on(self, child: subprocess.Popen[bytes], tail: deque[str], before: str) -> None:
+    def _forward_output(self, child: subprocess.Popen[bytes], tail: deque[str], prefix: str) -> None:
         assert child.stdout is not None  # noqa: S101 - for the type checker; _popen made the pipe
-        for raw in child.stdout:
-            line = redact(raw.decode(errors="replace"))
+        for raw_line in child.stdout:
+            line = redact(raw_line.decode(errors="replace"))
             tail.append(line)
-            self.live.write(before + line)
-            self.live.flush()
+            self.stream_output.write(prefix + line)
+            self.stream_output.flush()
         child.wait()
 
 
-def _libc() -> ctypes.CDLL:
+def _load_libc() -> ctypes.CDLL:
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _checked(status: int, place: Path) -> None:
+def _check_errno(status: int, mount_point: Path) -> None:
     import ctypes
 
     if status != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(place))
+        error_number = ctypes.get_errno()
+        raise OSError(error_number, os.strerror(error_number), str(mount_point))
 
 
 def _is_terminal(stream: IO[str]) -> bool:
@@ -257,32 +279,38 @@ def _is_terminal(stream: IO[str]) -> bool:
         return False
 
 
-def _popen(
-    argv: Sequence[str], call: Call, *, stdout: int | IO[str] | IO[bytes], stderr: int | IO[str] | IO[bytes]
+def _start_child(
+    argv: Sequence[str],
+    options: CommandOptions,
+    *,
+    stdout: int | IO[str] | IO[bytes],
+    stderr: int | IO[str] | IO[bytes],
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL if call.stdin is None else subprocess.PIPE,
+            stdin=subprocess.DEVNULL if options.stdin is None else subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            env={**os.environ, **call.env},
-            cwd=call.cwd,
+            env={**os.environ, **options.env},
+            cwd=options.cwd,
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        missing = call.cwd if call.cwd is not None and not call.cwd.is_dir() else argv[0]
-        raise EngineError(f"{str(missing)!r} does not exist here", hint="inv doctor") from error
+        missing_path = options.cwd if options.cwd is not None and not options.cwd.is_dir() else argv[0]
+        raise EngineError(f"{str(missing_path)!r} does not exist here", hint="inv doctor") from error
 
 
 @contextlib.contextmanager
-def _supervised(child: subprocess.Popen[bytes], argv: Sequence[str], timeout: float | None) -> Iterator[None]:
+def _enforce_deadline(
+    child: subprocess.Popen[bytes], argv: Sequence[str], timeout: float | None
+) -> Iterator[None]:
     """End the child's group when the deadline passes or when this process is interrupted."""
     expired = threading.Event()
 
     def expire() -> None:
         expired.set()
-        _end(child, signal.SIGTERM, grace=2.0)
+        _terminate_group(child, signal.SIGTERM, grace_seconds=2.0)
 
     timer = threading.Timer(timeout, expire) if timeout is not None else None
     if timer is not None:
@@ -291,10 +319,10 @@ def _supervised(child: subprocess.Popen[bytes], argv: Sequence[str], timeout: fl
     try:
         yield
     except KeyboardInterrupt:
-        _end(child, signal.SIGINT, grace=_GRACE)
+        _terminate_group(child, signal.SIGINT, grace_seconds=_GRACE_SECONDS)
         raise Interrupted("interrupted; the command that ran was ended") from None
     except BaseException:
-        _end(child, signal.SIGTERM, grace=2.0)
+        _terminate_group(child, signal.SIGTERM, grace_seconds=2.0)
         raise
     finally:
         if timer is not None:
@@ -307,38 +335,38 @@ def _supervised(child: subprocess.Popen[bytes], argv: Sequence[str], timeout: fl
 
 
 @contextlib.contextmanager
-def _watched(child: subprocess.Popen[bytes], call: Call) -> Iterator[None]:
+def _watch_child(child: subprocess.Popen[bytes], options: CommandOptions) -> Iterator[None]:
     """End the child's group when its watch has found that it waits for nothing; raises what it found."""
-    watch, ended = call.watch, threading.Event()
+    watch, finished = options.watch, threading.Event()
     if watch is None:
         yield
         return
-    found: list[BuildkitTasksError] = []
+    errors: list[BuildkitTasksError] = []
 
-    def look() -> None:
-        while not found and not ended.wait(_WATCH):
+    def poll_watch() -> None:
+        while not errors and not finished.wait(_WATCH_INTERVAL):
             error = watch()
             if error is not None:
-                found.append(error)
-                _end(child, signal.SIGTERM, grace=2.0)
+                errors.append(error)
+                _terminate_group(child, signal.SIGTERM, grace_seconds=2.0)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll_watch, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
-    if found and child.returncode != 0:
-        raise found[0]
+        finished.set()
+    if errors and child.returncode != 0:
+        raise errors[0]
 
 
-def _end(child: subprocess.Popen[bytes], polite: int, grace: float) -> None:
+def _terminate_group(child: subprocess.Popen[bytes], first_signal: int, grace_seconds: float) -> None:
     """Send ``polite`` to the child's group, wait, then KILL whatever is left of the group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, polite)
+        os.killpg(child.pid, first_signal)
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(grace)
+                child.wait(grace_seconds)
         finally:  # a second Ctrl-C waits no longer
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()

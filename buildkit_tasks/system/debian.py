@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
-from buildkit_tasks.system.command import Call, Completed, Runner
-from buildkit_tasks.system.files import _COMPLETE, staged
+from buildkit_tasks.system.command import CommandOptions, CommandResult, CommandRunner
+from buildkit_tasks.system.files import _COMPLETE, build_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.notify import Notify
 
 __all__ = [
-    "Archive",
-    "Packages",
-    "fetch_newest",
-    "find_archive",
-    "provision",
+    "DebianMirror",
+    "PackageSet",
+    "fetch_newest_package",
+    "find_mirror",
+    "install_packages",
 ]
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -39,7 +39,7 @@ _SUITES = ("testing", "stable", "oldstable", "oldoldstable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packages:
+class PackageSet:
     """Package names of one suite, for some architectures; ``host`` names the host's own release.
 
     With ``dependencies`` apt adds those that the host itself does not have.
@@ -48,11 +48,11 @@ class Packages:
     names: tuple[str, ...]
     suite: str = "testing"
     architectures: tuple[str, ...] = ()
-    dependencies: bool = False
+    with_dependencies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
+class DebianMirror:
     """The mirror that this machine uses, its own release and its Debian architecture."""
 
     uri: str
@@ -60,31 +60,32 @@ class Archive:
     architecture: str
 
 
-def find_archive(run: Runner) -> Archive:
+def find_mirror(commands: CommandRunner) -> DebianMirror:
     """Read the mirror from the machine's own apt sources.
 
     Raises :class:`EngineError` where there is no apt, or where it is not Debian's.
     """
-    release = _os_release()
-    if release.get("ID") != "debian" or shutil.which("apt-get") is None:
+    os_release = _read_os_release()
+    if os_release.get("ID") != "debian" or shutil.which("apt-get") is None:
         raise EngineError(
-            f"the private engine is made from Debian packages, and this is {release.get('ID', 'not Debian')}",
+            "the private engine is made from Debian packages, and this is "
+            f"{os_release.get('ID', 'not Debian')}",
             hint="install a Docker engine with buildx, start it, and run this again",
         )
-    codename = release.get("VERSION_CODENAME", "testing")
-    wanted = "$(IDENTIFIER) $(RELEASE) $(REPO_URI)"
-    listing = run.run(["apt-get", "indextargets", "--no-release-info", f"--format={wanted}"])
-    rows = (line.split(" ", 2) for line in listing.stdout.splitlines())
-    uris = [row[2] for row in rows if row[:2] == ["Packages", codename]]
+    codename = os_release.get("VERSION_CODENAME", "testing")
+    output_format = "$(IDENTIFIER) $(RELEASE) $(REPO_URI)"
+    listing = commands.run(["apt-get", "indextargets", "--no-release-info", f"--format={output_format}"])
+    targets = (line.split(" ", 2) for line in listing.stdout.splitlines())
+    uris = [target[2] for target in targets if target[:2] == ["Packages", codename]]
     if not uris:
         raise EngineError(
             f"apt's sources name no mirror for Debian {codename}", hint="look into /etc/apt/sources.list"
         )
-    architecture = run.run(["dpkg", "--print-architecture"]).stdout.strip()
-    return Archive(uri=uris[0], release=codename, architecture=architecture)
+    architecture = commands.run(["dpkg", "--print-architecture"]).stdout.strip()
+    return DebianMirror(uri=uris[0], release=codename, architecture=architecture)
 
 
-def _os_release() -> dict[str, str]:
+def _read_os_release() -> dict[str, str]:
     try:
         lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -93,7 +94,9 @@ def _os_release() -> dict[str, str]:
     return {name: value.strip("\"'") for name, value in pairs}
 
 
-def provision(prefix: Path, wanted: Sequence[Packages], run: Runner, tell: Tell) -> Path:
+def install_packages(
+    prefix: Path, package_sets: Sequence[PackageSet], commands: CommandRunner, notify: Notify
+) -> Path:
     """Make ``prefix`` hold the unpacked packages, once; gives it back.
 
     Raises :class:`EngineError` with apt's own words when the archive cannot be reached or a
@@ -101,20 +104,20 @@ def provision(prefix: Path, wanted: Sequence[Packages], run: Runner, tell: Tell)
     """
     if (prefix / _COMPLETE).exists():
         return prefix
-    archive = find_archive(run)
+    mirror = find_mirror(commands)
 
-    def fill(folder: Path) -> None:
-        for number, packages in enumerate(wanted):
-            root = _AptRoot(folder / f".apt{number}", archive, packages)
-            fetched = root.fetch(run, tell)
-            _unpack(fetched, folder, run)
-            shutil.rmtree(root.folder, ignore_errors=True)
+    def unpack_all(staging: Path) -> None:
+        for number, package_set in enumerate(package_sets):
+            apt_root = _AptRoot(staging / f".apt{number}", mirror, package_set)
+            debs = apt_root.download(commands, notify)
+            _unpack_debs(debs, staging, commands)
+            shutil.rmtree(apt_root.folder, ignore_errors=True)
 
-    return staged(prefix, fill, dry_run=run.dry_run)
+    return build_atomically(prefix, unpack_all, dry_run=commands.dry_run)
 
 
-def fetch_newest(
-    name: str, architectures: Iterable[str], folder: Path, run: Runner, tell: Tell
+def fetch_newest_package(
+    name: str, architectures: Iterable[str], folder: Path, commands: CommandRunner, notify: Notify
 ) -> dict[str, Path]:
     """Unpack a package for each architecture from the newest suite that has it.
 
@@ -123,87 +126,93 @@ def fetch_newest(
     """
     prefixes = {each: folder / f"{name}-{each}" for each in architectures}
     missing = [each for each, prefix in prefixes.items() if not (prefix / _COMPLETE).exists()]
-    if not missing or run.dry_run:
+    if not missing or commands.dry_run:
         return prefixes
-    archive = find_archive(run)
-    tell(f"fetching {name} from Debian for {', '.join(missing)}")
+    mirror = find_mirror(commands)
+    notify(f"fetching {name} from Debian for {', '.join(missing)}")
     # One apt root for each: a root of many architectures reads all their lists at every call.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for _ in pool.map(lambda each: _fetch_newest(name, each, prefixes[each], archive, run), missing):
+        for _ in pool.map(
+            lambda each: _fetch_for_architecture(name, each, prefixes[each], mirror, commands), missing
+        ):
             pass
     return prefixes
 
 
-def _fetch_newest(name: str, architecture: str, prefix: Path, archive: Archive, run: Runner) -> None:
-    def fill(staging: Path) -> None:
+def _fetch_for_architecture(
+    name: str, architecture: str, prefix: Path, mirror: DebianMirror, commands: CommandRunner
+) -> None:
+    def unpack_newest(staging: Path) -> None:
         for suite in _SUITES:
-            wanted = Packages(names=(name,), suite=suite, architectures=(architecture,))
-            root = _AptRoot(staging / ".apt", archive, wanted)
-            found = root.try_fetch(run)
-            if found is not None:
-                _unpack(found, staging, run)
-            shutil.rmtree(root.folder)
-            if found is not None:
+            package_set = PackageSet(names=(name,), suite=suite, architectures=(architecture,))
+            apt_root = _AptRoot(staging / ".apt", mirror, package_set)
+            debs = apt_root.try_download(commands)
+            if debs is not None:
+                _unpack_debs(debs, staging, commands)
+            shutil.rmtree(apt_root.folder)
+            if debs is not None:
                 return
         raise EngineError(f"Debian has no {name} for {architecture}")
 
-    staged(prefix, fill)
+    build_atomically(prefix, unpack_newest)
 
 
 class _AptRoot:
     """A private apt: its own sources, lists, cache and package database."""
 
-    def __init__(self, folder: Path, archive: Archive, packages: Packages) -> None:
+    def __init__(self, folder: Path, mirror: DebianMirror, package_set: PackageSet) -> None:
         self.folder = folder
-        self._archive = archive
-        self._packages = packages
-        self._suite = archive.release if packages.suite == "host" else packages.suite
-        self._architectures = packages.architectures or (archive.architecture,)
+        self._mirror = mirror
+        self._package_set = package_set
+        self._suite = mirror.release if package_set.suite == "host" else package_set.suite
+        self._architectures = package_set.architectures or (mirror.architecture,)
 
-    def fetch(self, run: Runner, tell: Tell) -> Path:
+    def download(self, commands: CommandRunner, notify: Notify) -> Path:
         """Download the packages into a folder of .deb files."""
         debs = self.folder / "archives"
-        if not run.dry_run:
-            self._lay_out(debs)
-        names = ", ".join(self._packages.names)
-        tell(f"fetching {names} from Debian {self._suite}")
-        self._apt(run, ["update"], _UPDATE_SECONDS)
-        self._apt(run, self._download(), _DOWNLOAD_SECONDS, cwd=debs)
-        if not run.dry_run and not any(debs.glob("*.deb")):
+        if not commands.dry_run:
+            self._create_files(debs)
+        names = ", ".join(self._package_set.names)
+        notify(f"fetching {names} from Debian {self._suite}")
+        self._run_apt(commands, ["update"], _UPDATE_SECONDS)
+        self._run_apt(commands, self._download_arguments(), _DOWNLOAD_SECONDS, cwd=debs)
+        if not commands.dry_run and not any(debs.glob("*.deb")):
             raise EngineError(f"could not fetch {names}: apt-get says it did, and nothing is there")
         return debs
 
-    def try_fetch(self, run: Runner) -> Path | None:
+    def try_download(self, commands: CommandRunner) -> Path | None:
         """Download quietly; None where this suite does not have the packages."""
         debs = self.folder / "archives"
-        self._lay_out(debs)
-        done = run.run(self._argv(["update"]), Call(timeout=_UPDATE_SECONDS))
-        if not done.ok:
-            raise _apt_error(done, self._packages.names)
-        found = run.run(self._argv(self._download()), Call(timeout=_DOWNLOAD_SECONDS, cwd=debs))
-        return debs if found.ok and any(debs.glob("*.deb")) else None
+        self._create_files(debs)
+        update_result = commands.run(self._build_argv(["update"]), CommandOptions(timeout=_UPDATE_SECONDS))
+        if not update_result.ok:
+            raise _apt_error(update_result, self._package_set.names)
+        download_result = commands.run(
+            self._build_argv(self._download_arguments()), CommandOptions(timeout=_DOWNLOAD_SECONDS, cwd=debs)
+        )
+        return debs if download_result.ok and any(debs.glob("*.deb")) else None
 
-    def _download(self) -> list[str]:
-        names = self._packages.names
-        if self._packages.dependencies:
+    def _download_arguments(self) -> list[str]:
+        names = self._package_set.names
+        if self._package_set.with_dependencies:
             return ["install", "--download-only", "--reinstall", "--no-install-recommends", "--yes", *names]
         return ["download", *(f"{name}:{arch}" for name in names for arch in self._architectures)]
 
-    def _lay_out(self, debs: Path) -> None:
+    def _create_files(self, debs: Path) -> None:
         (self.folder / "lists" / "partial").mkdir(parents=True)
         (debs / "partial").mkdir(parents=True)
         options = f"[signed-by={_KEYRING}]" if _KEYRING.exists() else ""
-        line = f"deb {options} {self._archive.uri} {self._suite} main\n"
-        (self.folder / "sources.list").write_text(line, encoding="utf-8")
+        source_line = f"deb {options} {self._mirror.uri} {self._suite} main\n"
+        (self.folder / "sources.list").write_text(source_line, encoding="utf-8")
         status = self.folder / "status"
         # apt locks the database that it resolves against: a copy needs no lock of dpkg's.
-        if self._packages.dependencies:
+        if self._package_set.with_dependencies:
             shutil.copyfile("/var/lib/dpkg/status", status)
         else:
             status.touch()
-        (self.folder / "apt.conf").write_text(self._configuration(debs), encoding="utf-8")
+        (self.folder / "apt.conf").write_text(self._format_configuration(debs), encoding="utf-8")
 
-    def _configuration(self, debs: Path) -> str:
+    def _format_configuration(self, debs: Path) -> str:
         architectures = " ".join(f'"{name}";' for name in self._architectures)
         values = {
             "Dir::Etc::SourceList": self.folder / "sources.list",
@@ -215,7 +224,7 @@ class _AptRoot:
             "Dir::Cache::archives": debs,
             "Dir::Log": self.folder,
             "APT::Architecture": self._architectures[0],
-            "APT::Sandbox::User": _user(),
+            "APT::Sandbox::User": _current_user_name(),
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
@@ -227,36 +236,44 @@ class _AptRoot:
             ["#clear APT::Architectures;", f"APT::Architectures {{ {architectures} }};", *lines, ""]
         )
 
-    def _argv(self, arguments: Iterable[str]) -> list[str]:
+    def _build_argv(self, arguments: Iterable[str]) -> list[str]:
         return ["apt-get", "-q", "-c", str(self.folder / "apt.conf"), *arguments]
 
-    def _apt(self, run: Runner, arguments: list[str], timeout: float, cwd: Path | None = None) -> None:
-        argv = self._argv(arguments)
-        call = Call(env={"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}, timeout=timeout, cwd=cwd)
-        done = run.stream(argv, call)
-        if not done.ok:
-            raise _apt_error(done, self._packages.names)
+    def _run_apt(
+        self, commands: CommandRunner, arguments: list[str], timeout: float, cwd: Path | None = None
+    ) -> None:
+        argv = self._build_argv(arguments)
+        options = CommandOptions(
+            env={"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}, timeout=timeout, cwd=cwd
+        )
+        result = commands.stream(argv, options)
+        if not result.ok:
+            raise _apt_error(result, self._package_set.names)
 
 
-def _user() -> str:
+def _current_user_name() -> str:
     """Who apt downloads as: ``_apt`` could not write into a user's own folder."""
     import pwd
 
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def _apt_error(done: Completed, names: Iterable[str]) -> Exception:
-    errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-    words = "; ".join(errors) or done.reason
-    if "No space left" in done.stderr or "don't have enough free space" in done.stderr:
-        return LimitExceeded(f"the disk is full while fetching {', '.join(names)}: {words}")
-    return EngineError(f"could not fetch {', '.join(names)}: {words}", hint="apt-get update")
+def _apt_error(result: CommandResult, names: Iterable[str]) -> Exception:
+    errors = [line for line in result.stderr.splitlines() if line.startswith("E:")]
+    details = "; ".join(errors) or result.reason
+    if "No space left" in result.stderr or "don't have enough free space" in result.stderr:
+        return LimitExceeded(f"the disk is full while fetching {', '.join(names)}: {details}")
+    return EngineError(f"could not fetch {', '.join(names)}: {details}", hint="apt-get update")
 
 
-def _unpack(debs: Path, folder: Path, run: Runner) -> None:
-    files = sorted(debs.glob("*.deb")) or ([debs / "PACKAGE.deb"] if run.dry_run else [])
+def _unpack_debs(debs: Path, folder: Path, commands: CommandRunner) -> None:
+    files = sorted(debs.glob("*.deb")) or ([debs / "PACKAGE.deb"] if commands.dry_run else [])
     for deb in files:
-        done = run.run(["dpkg", "-x", str(deb), str(folder)], Call(timeout=600), mutates=True)
-        if not done.ok:
-            full = "No space left" in done.stderr
-            raise (LimitExceeded if full else EngineError)(f"could not unpack {deb.name}: {done.reason}")
+        result = commands.run(
+            ["dpkg", "-x", str(deb), str(folder)], CommandOptions(timeout=600), mutates=True
+        )
+        if not result.ok:
+            is_disk_full = "No space left" in result.stderr
+            raise (LimitExceeded if is_disk_full else EngineError)(
+                f"could not unpack {deb.name}: {result.reason}"
+            )

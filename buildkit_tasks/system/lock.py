@@ -10,32 +10,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["once", "only_one"]
+__all__ = ["file_lock", "run_once"]
 
 
 @contextlib.contextmanager
-def only_one(lock: Path, *, dry_run: bool = False) -> Iterator[None]:
+def file_lock(path: Path, *, dry_run: bool = False) -> Iterator[None]:
     """Hold a lock file while something is made; a dry run makes nothing and holds none."""
     if dry_run:
         yield
         return
     import filelock
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(lock):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path):
         yield
 
 
-def once(record: Path, run: str, make: Callable[[], Any]) -> Any:
+def run_once(result_path: Path, run_id: str, compute: Callable[[], Any]) -> Any:
     """What ``make`` gives; to all processes of one ``run`` what it gave the first of them.
 
     It is a value that JSON can hold. The others wait; a process that is killed over it leaves it to them.
     """
-    with only_one(record.with_suffix(".lock")):
+    with file_lock(result_path.with_suffix(".lock")):
         with contextlib.suppress(OSError, ValueError):  # none yet, or cut off by a kill
-            first, value = json.loads(record.read_bytes())
-            if first == run:
+            recorded_run_id, value = json.loads(result_path.read_bytes())
+            if recorded_run_id == run_id:
                 return value
-        value = make()
-        record.write_text(json.dumps([run, value]), encoding="utf-8")
+        value = compute()
+        result_path.write_text(json.dumps([run_id, value]), encoding="utf-8")
         return value

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 __all__ = [
-    "Tell",
+    "Notify",
 ]
 
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from buildkit_tasks.errors import EngineError
 
-__all__ = ["Process", "processes_naming"]
+__all__ = ["Process", "find_processes_by_argument"]
 
 _KILL_SECONDS = 5.0
 
@@ -21,66 +21,70 @@ class Process:
     """A pid and when it started: field 22 of /proc/PID/stat, clock ticks since boot (proc(5))."""
 
     pid: int
-    started: int
+    start_time: int
 
     @classmethod
-    def of(cls, pid: int) -> Process:
+    def from_pid(cls, pid: int) -> Process:
         """The running process with this pid. Raises :class:`ProcessLookupError`."""
-        started = _start_time(pid)
-        if started is None:
+        start_time = _read_start_time(pid)
+        if start_time is None:
             raise ProcessLookupError(pid)
-        return cls(pid=pid, started=started)
+        return cls(pid=pid, start_time=start_time)
 
     @classmethod
     def parse(cls, text: str) -> Process | None:
         """Read what ``str()`` gives; None for anything else."""
-        pid, _, started = text.partition("-")
-        return cls(pid=int(pid), started=int(started)) if pid.isdecimal() and started.isdecimal() else None
+        pid, _, start_time = text.partition("-")
+        return (
+            cls(pid=int(pid), start_time=int(start_time))
+            if pid.isdecimal() and start_time.isdecimal()
+            else None
+        )
 
     def __str__(self) -> str:
-        return f"{self.pid}-{self.started}"
+        return f"{self.pid}-{self.start_time}"
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether that very process still runs; one that is dead and not yet reaped does not."""
-        return _start_time(self.pid) == self.started
+        return _read_start_time(self.pid) == self.start_time
 
     @property
-    def program(self) -> Path:
+    def executable(self) -> Path:
         """The file that it runs; of one that is gone, or may not be asked, a path that nothing has."""
         try:
             return Path(f"/proc/{self.pid}/exe").readlink()
         except OSError:
             return Path()
 
-    def end(self, patience: float) -> None:
+    def terminate(self, grace_seconds: float) -> None:
         """TERM, then after ``patience`` seconds KILL, each only while it is still that process.
 
         Raises :class:`EngineError` if it does not end.
         """
-        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, _KILL_SECONDS)):
+        for signal_number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, _KILL_SECONDS)):
             deadline = time.monotonic() + seconds
             with contextlib.suppress(ProcessLookupError):
-                if self.alive:
-                    os.kill(self.pid, number)
-            while self.alive and time.monotonic() < deadline:
+                if self.is_alive:
+                    os.kill(self.pid, signal_number)
+            while self.is_alive and time.monotonic() < deadline:
                 time.sleep(0.02)
-            if not self.alive:
+            if not self.is_alive:
                 return
         raise EngineError(f"process {self.pid} does not end")
 
 
-def processes_naming(path: Path) -> list[Process]:
+def find_processes_by_argument(path: Path) -> list[Process]:
     """Every process that has ``path``, a folder of our own making, in its command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    processes = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if os.fsencode(path) in entry.read_bytes():
-                found.append(Process.of(int(entry.parent.name)))
-    return found
+            if os.fsencode(path) in cmdline.read_bytes():
+                processes.append(Process.from_pid(int(cmdline.parent.name)))
+    return processes
 
 
-def _start_time(pid: int) -> int | None:
+def _read_start_time(pid: int) -> int | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -12,43 +12,48 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["DOCKER_HUB", "registry_answers", "within"]
+__all__ = ["DOCKER_HUB", "call_with_timeout", "is_registry_reachable"]
 
 DOCKER_HUB = "https://registry-1.docker.io"
-_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
-def registry_answers(mirrors: Sequence[str] = (), *, seconds: float = 3.0) -> bool:
+def is_registry_reachable(mirrors: Sequence[str] = (), *, timeout: float = 3.0) -> bool:
     """Whether Docker Hub, or a mirror that the engine uses for it, answers within ``seconds``.
 
     Any HTTP answer of the registry API counts (it says 401 to a stranger); a name that does not
     resolve, a refused or silent connection and a TLS failure do not.
     """
-    bases = [mirror.rstrip("/") for mirror in mirrors] + [DOCKER_HUB]
-    return any(within(seconds / len(bases), functools.partial(_answers, base, seconds)) for base in bases)
+    registry_urls = [mirror.rstrip("/") for mirror in mirrors] + [DOCKER_HUB]
+    return any(
+        call_with_timeout(
+            timeout / len(registry_urls), functools.partial(_is_url_reachable, registry_url, timeout)
+        )
+        for registry_url in registry_urls
+    )
 
 
-def within(seconds: float, question: Callable[[], bool]) -> bool:
+def call_with_timeout(timeout: float, function: Callable[[], bool]) -> bool:
     """The answer to a question, or False when it is not there in time.
 
     The question is asked in a thread that nobody waits for: a name look-up cannot be interrupted.
     """
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(question()), daemon=True)
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()
-    thread.join(seconds)
-    return bool(answers and answers[0])
+    thread.join(timeout)
+    return bool(results and results[0])
 
 
-def _answers(base: str, seconds: float) -> bool:
-    if not any(os.environ.get(name) for name in _PROXIES) and not _connects(base, seconds):
+def _is_url_reachable(registry_url: str, timeout: float) -> bool:
+    if not any(os.environ.get(name) for name in _PROXY_VARIABLES) and not _can_connect(registry_url, timeout):
         return False
     # Only now: these take 50 ms to import, which an offline build need not pay.
     import urllib.error
     import urllib.request
 
     try:
-        with urllib.request.urlopen(f"{base}/v2/", timeout=seconds):  # noqa: S310 - our own https URL or the engine's mirror
+        with urllib.request.urlopen(f"{registry_url}/v2/", timeout=timeout):  # noqa: S310 - our own https URL or the engine's mirror
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500  # noqa: PLR2004 - a 5xx registry is no use
@@ -56,11 +61,11 @@ def _answers(base: str, seconds: float) -> bool:
         return False
 
 
-def _connects(base: str, seconds: float) -> bool:
+def _can_connect(registry_url: str, timeout: float) -> bool:
     try:
-        parts = urlsplit(base)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+        url = urlsplit(registry_url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname or "", port), timeout=timeout).close()
     except (OSError, ValueError):  # a mirror may be written as anything
         return False
     return True

@@ -7,46 +7,52 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError
-from buildkit_tasks.pipeline.images import image_of
-from buildkit_tasks.pipeline.multi_image import build_one
-from buildkit_tasks.pipeline.pipeline import Line
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.pipeline.images import best_image_name
+from buildkit_tasks.pipeline.multi_image import build_single_image
+from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.system.command import SubprocessRunner
 
 if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["Built", "build_tested", "line_of_tests", "reason"]
+__all__ = ["SessionImage", "build_session_image", "create_test_pipeline", "format_skip_reason"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
+class SessionImage:
     """The image that was built, or what the build was missing, or what went wrong with it."""
 
     image: str = ""
-    missing: str = ""
-    problem: str = ""
+    skip_reason: str = ""
+    failure: str = ""
 
 
-def line_of_tests(settings: Settings) -> Line:
+def create_test_pipeline(settings: Settings) -> Pipeline:
     """The services as tests use them; what they tell goes to stderr, which pytest shows with a failure."""
-    return Line(settings=settings, run=Commands(echo=sys.stderr), tell=_tell)
+    return Pipeline(
+        settings=settings, commands=SubprocessRunner(dry_run_output=sys.stderr), notify=_notify_stderr
+    )
 
 
-def build_tested(settings: Settings, name: str) -> Built:
+def build_session_image(settings: Settings, name: str) -> SessionImage:
     """Build the image that the settings call so, or their one if there is no name."""
-    line = line_of_tests(settings)
+    pipeline = create_test_pipeline(settings)
     try:
-        return Built(image=image_of(build_one(line, name) if name else line.build(line.request())))
+        return SessionImage(
+            image=best_image_name(
+                build_single_image(pipeline, name) if name else pipeline.build(pipeline.create_request())
+            )
+        )
     except (EngineError, EmulatorError) as error:
-        return Built(missing=reason(error))
+        return SessionImage(skip_reason=format_skip_reason(error))
     except BuildkitTasksError as error:
-        return Built(problem=f"{name or 'the image'} could not be built: {error}")
+        return SessionImage(failure=f"{name or 'the image'} could not be built: {error}")
 
 
-def reason(error: EngineError | EmulatorError) -> str:
+def format_skip_reason(error: EngineError | EmulatorError) -> str:
     """Why a test cannot run here, in the words in which pytest tells it."""
     return f"no {'engine' if isinstance(error, EngineError) else 'emulator'}: {error}"
 
 
-def _tell(message: str) -> None:
+def _notify_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)  # noqa: T201 - the sink for what a user is told

@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "skip_or_fail",
-    "skipped_without_engine",
+    "skip_without_engine",
 ]
 
 
 @contextlib.contextmanager
-def skipped_without_engine(config: pytest.Config) -> Iterator[None]:
+def skip_without_engine(config: pytest.Config) -> Iterator[None]:
     """Skip the test with the reason if no engine or emulator can be had for what is done here.
 
     Under ``--require-engine`` it fails instead.
     """
     from buildkit_tasks.errors import EmulatorError, EngineError
-    from buildkit_tasks.testing.session_image import reason
+    from buildkit_tasks.testing.session_image import format_skip_reason
 
     try:
         yield
     except (EngineError, EmulatorError) as error:
-        skip_or_fail(config, reason(error))
+        skip_or_fail(config, format_skip_reason(error))
 
 
 def skip_or_fail(config: pytest.Config, reason: str) -> NoReturn:

@@ -11,19 +11,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildkit_tasks.verify.entrypoint import program_checks
-    from buildkit_tasks.verify.rootfs import Rules
+    from buildkit_tasks.verify.entrypoint import check_program
+    from buildkit_tasks.verify.rootfs import VerifyOptions
     from buildkit_tasks.verify.service import verify
 
-__all__ = ["Rules", "program_checks", "verify"]
+__all__ = ["VerifyOptions", "check_program", "verify"]
 
-_ROOMS = {"Rules": "rootfs", "program_checks": "entrypoint", "verify": "service"}
+_MODULES = {"VerifyOptions": "rootfs", "check_program": "entrypoint", "verify": "service"}
 
 
 if not TYPE_CHECKING:  # a checker would take any name to be here
 
     def __getattr__(name: str) -> object:
         """Import the room that is asked for (PEP 562): a run needs one small one."""
-        if name not in _ROOMS:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -8,36 +8,41 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.layers.rootfs import files_of, printable_path
-from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
+from buildkit_tasks.oci.layers.rootfs import iter_nodes, printable_path
+from buildkit_tasks.platforms.elf.isa_check import (
+    arm_float_abi,
+    isa_problems,
+    isa_warnings,
+    missing_isa_info_reason,
+)
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.report.text import counted
-from buildkit_tasks.verify.entrypoint import machine_of, mismatch
+from buildkit_tasks.report.text import pluralise
+from buildkit_tasks.verify.entrypoint import describe_mismatch, find_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from buildkit_tasks.oci.layers.rootfs import Found, Node, RootFs
+    from buildkit_tasks.oci.layers.rootfs import FileNode, ResolvedPath, RootFs
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.model import Binary
 
-__all__ = ["binary_checks", "compile_globs", "needs_checks"]
+__all__ = ["check_binaries", "check_loaded_isa", "compile_globs"]
 
-_MOST = 100  # failing files that are named one by one
+_MAX_LISTED = 100  # failing files that are named one by one
 
 
 def compile_globs(patterns: Iterable[str]) -> Callable[[str], bool]:
     """Whether a path matches one of the globs, in which ``*`` goes across slashes."""
-    rooted = (pattern if pattern.startswith(("/", "*")) else f"*/{pattern}" for pattern in patterns)
-    expressions = [re.compile(fnmatch.translate(pattern)) for pattern in rooted]
-    return lambda path: any(expression.match(path) for expression in expressions)
+    rooted_patterns = (pattern if pattern.startswith(("/", "*")) else f"*/{pattern}" for pattern in patterns)
+    regexes = [re.compile(fnmatch.translate(pattern)) for pattern in rooted_patterns]
+    return lambda path: any(regex.match(path) for regex in regexes)
 
 
-def binary_checks(
+def check_binaries(
     platform: Platform,
     rootfs: RootFs,
-    allowed: Callable[[str], bool],
-    told: frozenset[str] = frozenset(),
+    is_allowed: Callable[[str], bool],
+    already_reported: frozenset[str] = frozenset(),
 ) -> Iterator[Check]:
     """The checks ``binaries``, ``instruction-set`` and ``float-abi`` of one platform's file system.
 
@@ -45,132 +50,153 @@ def binary_checks(
     of its own, with its path and its layer, unless its path is ``allowed``, or ``told`` already. Files
     of the machines that no kernel starts (BPF, GPUs) are not compared.
     """
-    machine = machine_of(platform)
+    machine = find_machine(platform)
     if machine is None:
         return  # what it starts fails for that; see programs.py
-    survey = _Survey(platform=platform, machine=machine)
-    for path, node in files_of(rootfs.root):
-        shown = printable_path(path) if node.binary is not None or node.flaw else ""
-        if shown and shown not in told:
-            survey.add(shown, node, allowed=allowed)
-    yield from survey.checks()
+    counts = _BinaryCounts(platform=platform, machine=machine)
+    for path, node in iter_nodes(rootfs.root):
+        shown_path = printable_path(path) if node.binary is not None or node.binary_error else ""
+        if shown_path and shown_path not in already_reported:
+            counts.add_file(shown_path, node, is_allowed=is_allowed)
+    yield from counts.iter_checks()
 
 
-def needs_checks(platform: Platform, loaded: Sequence[Found]) -> Iterator[Check]:
+def check_loaded_isa(platform: Platform, loaded: Sequence[ResolvedPath]) -> Iterator[Check]:
     """The check ``instruction-set`` of just these files: a program and what is loaded with it."""
-    for path, node in {found.path: found.node for found in loaded}.items():
+    for path, node in {file.path: file.node for file in loaded}.items():
         for problem in isa_problems(platform, node.binary) if node.binary is not None else ():
-            yield _needing(platform, path, node, problem)
+            yield _isa_check(platform, path, node, problem)
 
 
 @dataclass(kw_only=True)
-class _Survey:
+class _BinaryCounts:
     """What was found in one platform's files."""
 
     platform: Platform
     machine: Machine
-    count: int = 0
-    stated: Counter[str] = field(default_factory=Counter)
-    silent: int = 0
-    allowed: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-    broken: list[tuple[str, str]] = field(default_factory=list)
+    matching: int = 0
+    evidence_sources: Counter[str] = field(default_factory=Counter)
+    without_isa_info: int = 0
+    allowed_foreign: list[str] = field(default_factory=list)
+    device_code: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
     damaged: list[tuple[str, str]] = field(default_factory=list)
-    wrong: list[tuple[str, Node]] = field(default_factory=list)
-    needing: list[tuple[str, Node, str]] = field(default_factory=list)
-    doubtful: list[tuple[str, Node, str]] = field(default_factory=list)
-    floats: dict[str, list[tuple[str, Node]]] = field(default_factory=dict)
+    wrong_machine: list[tuple[str, FileNode]] = field(default_factory=list)
+    above_baseline: list[tuple[str, FileNode, str]] = field(default_factory=list)
+    maybe_above_baseline: list[tuple[str, FileNode, str]] = field(default_factory=list)
+    float_abis: dict[str, list[tuple[str, FileNode]]] = field(default_factory=dict)
 
-    def add(self, path: str, node: Node, *, allowed: Callable[[str], bool]) -> None:
+    def add_file(self, path: str, node: FileNode, *, is_allowed: Callable[[str], bool]) -> None:
         binary = node.binary
         if binary is None:
-            self.broken.append((path, node.flaw))
-        elif binary.header.row is self.machine:
-            self.count += 1
-            self._add_right(path, node, binary, allowed=allowed)
-        elif allowed(path):
-            self.allowed.append(path)
+            self.unreadable.append((path, node.binary_error))
+        elif binary.header.machine is self.machine:
+            self.matching += 1
+            self._add_matching(path, node, binary, is_allowed=is_allowed)
+        elif is_allowed(path):
+            self.allowed_foreign.append(path)
         elif binary.header.is_device_code:
-            self.other.append(path)
+            self.device_code.append(path)
         else:
-            self.wrong.append((path, node))
+            self.wrong_machine.append((path, node))
 
-    def _add_right(self, path: str, node: Node, binary: Binary, *, allowed: Callable[[str], bool]) -> None:
-        self.damaged += [(path, flaw) for flaw in (binary.refused, *binary.problems, *binary.unread) if flaw]
-        if silence(binary):
-            self.silent += 1
+    def _add_matching(
+        self, path: str, node: FileNode, binary: Binary, *, is_allowed: Callable[[str], bool]
+    ) -> None:
+        self.damaged += [
+            (path, flaw) for flaw in (binary.exec_error, *binary.problems, *binary.unread_parts) if flaw
+        ]
+        if missing_isa_info_reason(binary):
+            self.without_isa_info += 1
         else:
-            self.stated.update({evidence.source for evidence in binary.evidence})
-        problems, doubts = isa_problems(self.platform, binary), isa_doubts(self.platform, binary)
-        if (problems or doubts) and not allowed(path):
-            self.needing += [(path, node, problem) for problem in problems]
-            self.doubtful += [(path, node, doubt) for doubt in doubts]
-        if binary.dynamic and (abi := float_abi(binary)):
-            self.floats.setdefault(abi, []).append((path, node))
+            self.evidence_sources.update({evidence.source for evidence in binary.evidence})
+        problems, warnings = isa_problems(self.platform, binary), isa_warnings(self.platform, binary)
+        if (problems or warnings) and not is_allowed(path):
+            self.above_baseline += [(path, node, problem) for problem in problems]
+            self.maybe_above_baseline += [(path, node, warning) for warning in warnings]
+        if binary.is_dynamic and (abi := arm_float_abi(binary)):
+            self.float_abis.setdefault(abi, []).append((path, node))
 
-    def checks(self) -> Iterator[Check]:
-        yield from self._machine_checks()
-        yield from self._instruction_checks()
-        yield from self._float_checks()
+    def iter_checks(self) -> Iterator[Check]:
+        yield from self._check_machines()
+        yield from self._check_instruction_sets()
+        yield from self._check_float_abis()
 
-    def _machine_checks(self) -> Iterator[Check]:
-        for path, node in self.wrong[:_MOST]:
+    def _check_machines(self) -> Iterator[Check]:
+        for path, node in self.wrong_machine[:_MAX_LISTED]:
             assert node.binary is not None  # noqa: S101 - for the type checker; see add
             yield Check(
                 name="binaries", ok=False, expected=self.machine.architecture,
-                actual=node.binary.header.name, path=path, layer=node.layer,
-                message=mismatch(self.platform, self.machine, node.binary.header, path),
+                actual=node.binary.header.machine_name, path=path, layer=node.layer,
+                message=describe_mismatch(self.platform, self.machine, node.binary.header, path),
             )  # fmt: skip
-        yield from _rest("binaries", len(self.wrong), f"files are not made for {self.machine.architecture}")
-        for path, flaw in self.broken[:_MOST]:
+        yield from _omitted_check(
+            "binaries", len(self.wrong_machine), f"files are not made for {self.machine.architecture}"
+        )
+        for path, flaw in self.unreadable[:_MAX_LISTED]:
             text = f"{path} starts like an ELF file and cannot be read as one: {flaw}"
             yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
-        for path, flaw in self.damaged[:_MOST]:
+        for path, flaw in self.damaged[:_MAX_LISTED]:
             text = f"{path} is not sound, or was not read whole: {flaw}"
             yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
-        if not self.wrong:
-            held = counted(self.count, "binary", "binaries")
-            yield Check(name="binaries", ok=True, message=f"{held}{self._exceptions()}")
+        if not self.wrong_machine:
+            count_text = pluralise(self.matching, "binary", "binaries")
+            yield Check(name="binaries", ok=True, message=f"{count_text}{self._describe_exceptions()}")
 
-    def _exceptions(self) -> str:
+    def _describe_exceptions(self) -> str:
         parts = [
-            f"{len(paths)} {words} (such as {paths[0]})"
-            for paths, words in ((self.allowed, "foreign and allowed"), (self.other, "for other processors"))
+            f"{len(paths)} {label} (such as {paths[0]})"
+            for paths, label in (
+                (self.allowed_foreign, "foreign and allowed"),
+                (self.device_code, "for other processors"),
+            )
             if paths
         ]
         return "".join(f", {part}" for part in parts)
 
-    def _instruction_checks(self) -> Iterator[Check]:
-        promise = str(self.platform)
-        yield from (_needing(self.platform, *found) for found in self.needing[:_MOST])
-        for found in self.doubtful[:_MOST]:
-            yield replace(_needing(self.platform, *found), ok=True, warning=True)
-        yield from _rest("instruction-set", len(self.needing), f"binaries need more than {promise} promises")
-        if not self.needing and self.count:
-            yield Check(name="instruction-set", ok=True, expected=promise, message=self._evidence())
+    def _check_instruction_sets(self) -> Iterator[Check]:
+        baseline = str(self.platform)
+        yield from (_isa_check(self.platform, *entry) for entry in self.above_baseline[:_MAX_LISTED])
+        for entry in self.maybe_above_baseline[:_MAX_LISTED]:
+            yield replace(_isa_check(self.platform, *entry), ok=True, warning=True)
+        yield from _omitted_check(
+            "instruction-set", len(self.above_baseline), f"binaries need more than {baseline} promises"
+        )
+        if not self.above_baseline and self.matching:
+            yield Check(name="instruction-set", ok=True, expected=baseline, message=self._describe_evidence())
 
-    def _evidence(self) -> str:
+    def _describe_evidence(self) -> str:
         """What the files say of themselves; what says nothing proves nothing."""
-        said = ", ".join(f"{source} in {count}" for source, count in sorted(self.stated.items()))
-        silent = f"none in {self.silent} of {self.count}, which proves nothing"
-        return "; ".join(part for part in (said, silent if self.silent else "") if part)
+        sources_text = ", ".join(
+            f"{source} in {count}" for source, count in sorted(self.evidence_sources.items())
+        )
+        missing_text = f"none in {self.without_isa_info} of {self.matching}, which proves nothing"
+        return "; ".join(
+            part for part in (sources_text, missing_text if self.without_isa_info else "") if part
+        )
 
-    def _float_checks(self) -> Iterator[Check]:
-        if len(self.floats) < 2:  # noqa: PLR2004 - one kind beside another
+    def _check_float_abis(self) -> Iterator[Check]:
+        if len(self.float_abis) < 2:  # noqa: PLR2004 - one kind beside another
             return
-        few, many = sorted(self.floats, key=lambda abi: len(self.floats[abi]))[:2]
-        path, node = self.floats[few][0]
-        example = self.floats[many][0][0]
+        minority, majority = sorted(self.float_abis, key=lambda abi: len(self.float_abis[abi]))[:2]
+        path, node = self.float_abis[minority][0]
+        example = self.float_abis[majority][0][0]
         text = (
-            f"{self.platform}: {path} passes floating-point numbers {_FLOATS[few]}, {example} "
-            f"{_FLOATS[many]}: they cannot be loaded into one process"
+            f"{self.platform}: {path} passes floating-point numbers {_FLOAT_ABI_TEXTS[minority]}, {example} "
+            f"{_FLOAT_ABI_TEXTS[majority]}: they cannot be loaded into one process"
         )
         yield Check(
-            name="float-abi", ok=False, expected=many, actual=few, path=path, layer=node.layer, message=text
+            name="float-abi",
+            ok=False,
+            expected=majority,
+            actual=minority,
+            path=path,
+            layer=node.layer,
+            message=text,
         )
 
 
-def _needing(platform: Platform, path: str, node: Node, problem: str) -> Check:
+def _isa_check(platform: Platform, path: str, node: FileNode, problem: str) -> Check:
     return Check(
         name="instruction-set", ok=False, expected=str(platform), actual=problem.partition(";")[0],
         path=path, layer=node.layer,
@@ -178,9 +204,12 @@ def _needing(platform: Platform, path: str, node: Node, problem: str) -> Check:
     )  # fmt: skip
 
 
-_FLOATS = {"hard": "in registers of the FPU (hard float)", "soft": "in integer registers (soft or softfp)"}
+_FLOAT_ABI_TEXTS = {
+    "hard": "in registers of the FPU (hard float)",
+    "soft": "in integer registers (soft or softfp)",
+}
 
 
-def _rest(name: str, count: int, what: str) -> Iterator[Check]:
-    if count > _MOST:
-        yield Check(name=name, ok=False, message=f"{count - _MOST} more {what}")
+def _omitted_check(name: str, count: int, description: str) -> Iterator[Check]:
+    if count > _MAX_LISTED:
+        yield Check(name=name, ok=False, message=f"{count - _MAX_LISTED} more {description}")

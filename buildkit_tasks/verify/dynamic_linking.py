@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.layers.rootfs import Found, NodeType, RootFs
+from buildkit_tasks.oci.layers.rootfs import FileType, ResolvedPath, RootFs
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.report.text import counted
-from buildkit_tasks.verify.entrypoint import machine_of
+from buildkit_tasks.report.text import pluralise
+from buildkit_tasks.verify.entrypoint import find_machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,50 +24,53 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.model import Binary
 
-__all__ = ["Closure", "start_checks"]
+__all__ = ["DependencyResolver", "check_dynamic_linking"]
 
-_MUSL = re.compile(r"ld-musl-([^/]+)\.so\.1$")
+_MUSL_LOADER = re.compile(r"ld-musl-([^/]+)\.so\.1$")
 # Names that musl's loader has in itself (ldso/dynlink.c, load_library).
-_OF_MUSL = re.compile(r"lib(?:c|pthread|rt|m|dl|util|xnet)\.")
-_MUSL_FOLDERS = ("/lib", "/usr/local/lib", "/usr/lib")
+_MUSL_BUILTIN = re.compile(r"lib(?:c|pthread|rt|m|dl|util|xnet)\.")
+_MUSL_DEFAULT_DIRS = ("/lib", "/usr/local/lib", "/usr/lib")
 _MAX_LIBRARIES = 2000
 _MAX_INCLUDES = 200
 
 
-def start_checks(
-    platform: Platform, program: Found, rootfs: RootFs, environment: Sequence[str]
-) -> tuple[tuple[Check, ...], tuple[Found, ...]]:
+def check_dynamic_linking(
+    platform: Platform, program: ResolvedPath, rootfs: RootFs, environment: Sequence[str]
+) -> tuple[tuple[Check, ...], tuple[ResolvedPath, ...]]:
     """The checks ``starts`` of one program, and everything that its process would have loaded."""
-    machine = machine_of(platform)
+    machine = find_machine(platform)
     binary = program.node.binary
-    if machine is None or binary is None or binary.header.row is not machine:
+    if machine is None or binary is None or binary.header.machine is not machine:
         return (), (program,)
-    closure = Closure(rootfs=rootfs, machine=machine, program=program, environment=tuple(environment))
-    problems = tuple(closure.problems())
+    resolver = DependencyResolver(
+        rootfs=rootfs, machine=machine, program=program, environment=tuple(environment)
+    )
+    problems = tuple(resolver.iter_problems())
     checks = tuple(
         Check(
-            name="starts", ok=False, expected=wanted, actual=actual, path=at.path, layer=at.node.layer,
+            name="starts", ok=False, expected=expected, actual=actual, path=dependent.path,
+            layer=dependent.node.layer,
             message=f"{platform}: {message}",
         )
-        for at, wanted, actual, message in problems
+        for dependent, expected, actual, message in problems
     )  # fmt: skip
     if not checks:
-        checks = (Check(name="starts", ok=True, path=program.path, message=closure.summary()),)
-    return checks, tuple(closure.loaded)
+        checks = (Check(name="starts", ok=True, path=program.path, message=resolver.describe_success()),)
+    return checks, tuple(resolver.loaded)
 
 
-Problem = tuple[Found, str, str, str]
+DependencyProblem = tuple[ResolvedPath, str, str, str]
 
 
 @dataclass(kw_only=True)
-class Closure:
+class DependencyResolver:
     """A program, its loader and its libraries in one file system; ``loaded`` is filled on the way."""
 
     rootfs: RootFs
     machine: Machine
-    program: Found
+    program: ResolvedPath
     environment: tuple[str, ...]
-    loaded: list[Found] = field(default_factory=list, init=False)
+    loaded: list[ResolvedPath] = field(default_factory=list, init=False)
 
     @cached_property
     def binary(self) -> Binary:
@@ -76,170 +79,193 @@ class Closure:
         return self.program.node.binary
 
     @cached_property
-    def musl(self) -> str:
+    def musl_arch(self) -> str:
         """Musl's own name for the architecture, where musl's loader is the program's."""
-        match = _MUSL.search(self.binary.interpreter)
+        match = _MUSL_LOADER.search(self.binary.interpreter)
         return match[1] if match else ""
 
-    def problems(self) -> Iterator[Problem]:
+    def iter_problems(self) -> Iterator[DependencyProblem]:
         """Each thing that is missing: what needs it, its name, what is there instead, and the words."""
         self.loaded.append(self.program)
-        if self.binary.refused:
-            yield self.program, "", "", f"{self.program.path} cannot start: it has {self.binary.refused}"
+        if self.binary.exec_error:
+            yield self.program, "", "", f"{self.program.path} cannot start: it has {self.binary.exec_error}"
         if self.binary.interpreter:
-            yield from self._loader()
+            yield from self._check_loader()
         if self.binary.needed:
-            yield from self._libraries()
+            yield from self._resolve_libraries()
 
-    def summary(self) -> str:
+    def describe_success(self) -> str:
         """What was found, when nothing is missing."""
         if not self.binary.interpreter:
             return f"{self.program.path} is static: it needs no loader"
-        count = len(self.loaded) - 2
-        libraries = counted(count, "library", "libraries") if count > 0 else "no library"
-        return f"{self.program.path} finds its loader {self.binary.interpreter} and {libraries}"
+        library_count = len(self.loaded) - 2
+        library_text = pluralise(library_count, "library", "libraries") if library_count > 0 else "no library"
+        return f"{self.program.path} finds its loader {self.binary.interpreter} and {library_text}"
 
-    def _loader(self) -> Iterator[Problem]:
+    def _check_loader(self) -> Iterator[DependencyProblem]:
         name = self.binary.interpreter
-        found = self.rootfs.resolve(name)
-        problem, actual = f"its loader {name} is not in the image{self._other_libc(name)}", "missing"
-        if found is not None and found.node.type is NodeType.FILE:
-            self.loaded.append(found)
-            problem = actual = self._unfit(found, "loader")
+        loader = self.rootfs.resolve(name)
+        problem, actual = (
+            f"its loader {name} is not in the image{self._explain_libc_mismatch(name)}",
+            "missing",
+        )
+        if loader is not None and loader.node.type is FileType.FILE:
+            self.loaded.append(loader)
+            problem = actual = self._explain_unusable(loader, "loader")
         if problem:
             yield self.program, name, actual, f"{self.program.path} cannot start: {problem}"
 
-    def _unfit(self, found: Found, what: str) -> str:
-        binary = found.node.binary
+    def _explain_unusable(self, file: ResolvedPath, role: str) -> str:
+        binary = file.node.binary
         if binary is None:
-            return f"its {what} {found.path} is no ELF file"
-        if binary.header.row is not self.machine:
-            return f"its {what} {found.path} is made for {binary.header.name}"
-        if what == "loader" and not found.node.mode & 0o111:
-            return f"its {what} {found.path} is not executable"
+            return f"its {role} {file.path} is no ELF file"
+        if binary.header.machine is not self.machine:
+            return f"its {role} {file.path} is made for {binary.header.machine_name}"
+        if role == "loader" and not file.node.mode & 0o111:
+            return f"its {role} {file.path} is not executable"
         return ""
 
-    def _other_libc(self, name: str) -> str:
+    def _explain_libc_mismatch(self, name: str) -> str:
         """Say whose loader it is, where the image has the other C library's."""
-        theirs = [path for path in self.machine.loaders if path != name and self._is_file(path)]
-        if not theirs:
+        other_loaders = [
+            path for path in self.machine.elf_interpreters if path != name and self._is_file(path)
+        ]
+        if not other_loaders:
             return ""
-        libc, other = ("musl", "glibc") if self.musl else ("glibc", "musl")
-        if bool(_MUSL.search(theirs[0])) == bool(self.musl):
-            return f"; it has {theirs[0]}, of another ABI"
-        hint = " (Alpine)" if other == "musl" else ""
+        libc, other_libc = ("musl", "glibc") if self.musl_arch else ("glibc", "musl")
+        if bool(_MUSL_LOADER.search(other_loaders[0])) == bool(self.musl_arch):
+            return f"; it has {other_loaders[0]}, of another ABI"
+        hint = " (Alpine)" if other_libc == "musl" else ""
         return (
-            f": it was linked against {libc}, and this is a {other} image{hint}; "
+            f": it was linked against {libc}, and this is a {other_libc} image{hint}; "
             f"link it statically, or build it on the base that it runs on"
         )
 
     def _is_file(self, path: str) -> bool:
-        found = self.rootfs.resolve(path)
-        return found is not None and found.node.type is NodeType.FILE
+        file = self.rootfs.resolve(path)
+        return file is not None and file.node.type is FileType.FILE
 
-    def _libraries(self) -> Iterator[Problem]:
+    def _resolve_libraries(self) -> Iterator[DependencyProblem]:
         """Breadth first, as loaders go; each name is loaded once."""
-        todo = deque([(self.program, self._rpath_of(self.program, ()))])
-        known: set[str] = set()
-        while todo and len(self.loaded) < _MAX_LIBRARIES:
-            user, rpaths = todo.popleft()
-            needed = user.node.binary.needed if user.node.binary else ()
+        queue = deque([(self.program, self._effective_rpaths(self.program, ()))])
+        seen: set[str] = set()
+        while queue and len(self.loaded) < _MAX_LIBRARIES:
+            dependent, rpaths = queue.popleft()
+            needed = dependent.node.binary.needed if dependent.node.binary else ()
             for name in needed:
-                if name in known or (self.musl and _OF_MUSL.match(name)):
+                if name in seen or (self.musl_arch and _MUSL_BUILTIN.match(name)):
                     continue
-                known.add(name)
-                found, wrong = self._find(name, user, rpaths)
-                if found is None:
-                    message = f"{user.path} needs {name}, which {wrong or 'is not in the image'}"
-                    yield user, name, wrong or "missing", message
-                elif all(found.node is not each.node for each in self.loaded):
-                    self.loaded.append(found)
-                    todo.append((found, self._rpath_of(found, rpaths)))
+                seen.add(name)
+                library, reason = self._find_library(name, dependent, rpaths)
+                if library is None:
+                    message = f"{dependent.path} needs {name}, which {reason or 'is not in the image'}"
+                    yield dependent, name, reason or "missing", message
+                elif all(library.node is not each.node for each in self.loaded):
+                    self.loaded.append(library)
+                    queue.append((library, self._effective_rpaths(library, rpaths)))
 
-    def _rpath_of(self, found: Found, inherited: tuple[str, ...]) -> tuple[str, ...]:
+    def _effective_rpaths(self, file: ResolvedPath, inherited: tuple[str, ...]) -> tuple[str, ...]:
         """The RPATHs that hold for what a file needs: its own, then its users'."""
-        binary = found.node.binary
+        binary = file.node.binary
         if binary is None:
             return inherited
-        own = binary.runpath + binary.rpath if self.musl else () if binary.runpath else binary.rpath
-        return (*self._expanded(own, found), *inherited)
+        own_paths = (
+            binary.runpath + binary.rpath if self.musl_arch else () if binary.runpath else binary.rpath
+        )
+        return (*self._expand_tokens(own_paths, file), *inherited)
 
-    def _find(self, name: str, user: Found, rpaths: tuple[str, ...]) -> tuple[Found | None, str]:
+    def _find_library(
+        self, name: str, dependent: ResolvedPath, rpaths: tuple[str, ...]
+    ) -> tuple[ResolvedPath | None, str]:
         """The library, or None and what was found in its place."""
-        wrong = ""
-        for path in self._candidates(name, user, rpaths):
-            found = self.rootfs.resolve(path)
-            if found is None or found.node.type is not NodeType.FILE:
+        rejection = ""
+        for path in self._candidate_paths(name, dependent, rpaths):
+            library = self.rootfs.resolve(path)
+            if library is None or library.node.type is not FileType.FILE:
                 continue
-            problem = self._unfit(found, "library")
+            problem = self._explain_unusable(library, "library")
             if not problem:
-                return found, ""
-            words = problem.removeprefix(f"its library {found.path} ")
-            wrong = wrong or f"is there only as {found.path}, and that {words}"
-        return None, wrong
+                return library, ""
+            reason = problem.removeprefix(f"its library {library.path} ")
+            rejection = rejection or f"is there only as {library.path}, and that {reason}"
+        return None, rejection
 
-    def _candidates(self, name: str, user: Found, rpaths: tuple[str, ...]) -> Iterator[str]:
+    def _candidate_paths(self, name: str, dependent: ResolvedPath, rpaths: tuple[str, ...]) -> Iterator[str]:
         if "/" in name:
-            expanded = self._expanded((name,), user)
+            expanded = self._expand_tokens((name,), dependent)
             yield from (path if path.startswith("/") else f"/{path}" for path in expanded)
             return
-        binary = user.node.binary
-        runpath = self._expanded(binary.runpath, user) if binary and not self.musl else ()
+        binary = dependent.node.binary
+        runpath = self._expand_tokens(binary.runpath, dependent) if binary and not self.musl_arch else ()
         # ld.so(8): RPATH only counts where there is no RUNPATH; the environment stands between them.
-        before = () if runpath else rpaths
-        for folder in (*before, *self._environment_folders, *runpath, *self._folders):
-            yield f"{folder}/{name}"
+        preceding_dirs = () if runpath else rpaths
+        for directory in (*preceding_dirs, *self._library_path_dirs, *runpath, *self._system_dirs):
+            yield f"{directory}/{name}"
 
-    def _expanded(self, paths: Iterable[str], user: Found) -> tuple[str, ...]:
-        origin = posixpath.dirname(user.path)
-        values = {"ORIGIN": origin, "LIB": self._lib, "PLATFORM": self.machine.uname[0]}
+    def _expand_tokens(self, paths: Iterable[str], dependent: ResolvedPath) -> tuple[str, ...]:
+        origin = posixpath.dirname(dependent.path)
+        token_values = {"ORIGIN": origin, "LIB": self._lib_token, "PLATFORM": self.machine.uname_machines[0]}
         return tuple(
-            re.sub(r"\$(?:\{(\w+)\}|(ORIGIN|LIB|PLATFORM))", lambda m: values.get(m[1] or m[2], m[0]), path)
+            re.sub(
+                r"\$(?:\{(\w+)\}|(ORIGIN|LIB|PLATFORM))",
+                lambda token: token_values.get(token[1] or token[2], token[0]),
+                path,
+            )
             for path in paths
             if path
         )
 
     @cached_property
-    def _lib(self) -> str:
-        debian = [f"lib/{triplet}" for triplet in self.machine.multiarch]
-        there = (folder for folder in (*debian, "lib64") if self.rootfs.resolve(f"/{folder}") is not None)
-        return next(there, "lib")
+    def _lib_token(self) -> str:
+        multiarch_dirs = [f"lib/{triplet}" for triplet in self.machine.multiarch_triplets]
+        existing_dirs = (
+            directory
+            for directory in (*multiarch_dirs, "lib64")
+            if self.rootfs.resolve(f"/{directory}") is not None
+        )
+        return next(existing_dirs, "lib")
 
     @cached_property
-    def _environment_folders(self) -> tuple[str, ...]:
+    def _library_path_dirs(self) -> tuple[str, ...]:
         prefix = "LD_LIBRARY_PATH="
-        stated = [item.removeprefix(prefix) for item in self.environment if item.startswith(prefix)]
-        return tuple(folder for folder in re.split("[:;]", stated[-1]) if folder) if stated else ()
+        values = [item.removeprefix(prefix) for item in self.environment if item.startswith(prefix)]
+        return tuple(directory for directory in re.split("[:;]", values[-1]) if directory) if values else ()
 
     @cached_property
-    def _folders(self) -> tuple[str, ...]:
+    def _system_dirs(self) -> tuple[str, ...]:
         """Where the loader looks in the end: its configuration, then its defaults."""
-        if self.musl:
-            configured = self._settings(f"/etc/ld-musl-{self.musl}.path")
-            return tuple(re.split(r"[:\n]", configured)) if configured.strip() else _MUSL_FOLDERS
-        debian = [f"{root}/{triplet}" for triplet in self.machine.multiarch for root in ("/lib", "/usr/lib")]
-        wide = ("/lib64", "/usr/lib64") if self.machine.bits == 64 else ()  # noqa: PLR2004 - a word's width
-        return (*self._configured("/etc/ld.so.conf"), *debian, *wide, "/lib", "/usr/lib")
+        if self.musl_arch:
+            configured_dirs = self._read_config(f"/etc/ld-musl-{self.musl_arch}.path")
+            return (
+                tuple(re.split(r"[:\n]", configured_dirs)) if configured_dirs.strip() else _MUSL_DEFAULT_DIRS
+            )
+        multiarch_dirs = [
+            f"{root}/{triplet}"
+            for triplet in self.machine.multiarch_triplets
+            for root in ("/lib", "/usr/lib")
+        ]
+        lib64_dirs = ("/lib64", "/usr/lib64") if self.machine.bits == 64 else ()  # noqa: PLR2004 - a word's width
+        return (*self._read_ld_so_conf("/etc/ld.so.conf"), *multiarch_dirs, *lib64_dirs, "/lib", "/usr/lib")
 
-    def _configured(self, path: str) -> Iterator[str]:
+    def _read_ld_so_conf(self, path: str) -> Iterator[str]:
         """The folders of ld.so.conf and of what it includes (ldconfig(8))."""
-        todo, seen = [path], 0
-        while todo and seen < _MAX_INCLUDES:
-            seen += 1
-            for line in self._settings(todo.pop(0)).splitlines():
-                words = line.partition("#")[0].split()
-                if words[:1] == ["include"]:
-                    todo += [each for pattern in words[1:] for each in self._matching(pattern)]
-                elif words and words[0].startswith("/"):
-                    yield words[0]
+        pending, file_count = [path], 0
+        while pending and file_count < _MAX_INCLUDES:
+            file_count += 1
+            for line in self._read_config(pending.pop(0)).splitlines():
+                fields = line.partition("#")[0].split()
+                if fields[:1] == ["include"]:
+                    pending += [each for pattern in fields[1:] for each in self._expand_include(pattern)]
+                elif fields and fields[0].startswith("/"):
+                    yield fields[0]
 
-    def _matching(self, pattern: str) -> list[str]:
-        folder, _, name = posixpath.join("/etc", pattern).rpartition("/")
-        found = self.rootfs.resolve(folder)
-        expression = re.compile(re.escape(name).replace(r"\*", "[^/]*"))
-        names = sorted(found.node.children) if found is not None else []
-        return [f"{folder}/{each}" for each in names if expression.fullmatch(each)]
+    def _expand_include(self, pattern: str) -> list[str]:
+        directory, _, name = posixpath.join("/etc", pattern).rpartition("/")
+        listing = self.rootfs.resolve(directory)
+        regex = re.compile(re.escape(name).replace(r"\*", "[^/]*"))
+        names = sorted(listing.node.children) if listing is not None else []
+        return [f"{directory}/{each}" for each in names if regex.fullmatch(each)]
 
-    def _settings(self, path: str) -> str:
-        found = self.rootfs.resolve(path)
-        return found.node.head.decode("utf-8", "replace") if found is not None else ""
+    def _read_config(self, path: str) -> str:
+        file = self.rootfs.resolve(path)
+        return file.node.head.decode("utf-8", "replace") if file is not None else ""

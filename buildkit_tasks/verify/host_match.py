@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform, best_match, parse_platforms
+from buildkit_tasks.platforms import Platform, find_best_match, parse_platforms
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify.index import names_of
+from buildkit_tasks.verify.index import join_platforms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["fit_check", "hosts_of", "promised_to", "read_nodes"]
+__all__ = ["baseline_for", "match_host", "read_cluster_nodes", "read_hosts"]
 
-_NODES = "kubectl get nodes -o json > nodes.json"
-_MAX_NODES = 64 << 20  # bytes: a cluster of 5,000 nodes prints some 50 MB
+_NODES_COMMAND = "kubectl get nodes -o json > nodes.json"
+_MAX_NODES_SIZE = 64 << 20  # bytes: a cluster of 5,000 nodes prints some 50 MB
 
 
-def hosts_of(names: Sequence[str], nodes: str) -> dict[Platform, int]:
+def read_hosts(names: Sequence[str], nodes_file: str) -> dict[Platform, int]:
     """The platforms to start on: those named, and those of a cluster with their number of nodes."""
-    return {**dict.fromkeys(parse_platforms(names), 0), **(read_nodes(Path(nodes)) if nodes else {})}
+    return {
+        **dict.fromkeys(parse_platforms(names), 0),
+        **(read_cluster_nodes(Path(nodes_file)) if nodes_file else {}),
+    }
 
 
-def read_nodes(path: Path) -> dict[Platform, int]:
+def read_cluster_nodes(path: Path) -> dict[Platform, int]:
     """How many nodes of each platform a cluster has, from what ``kubectl get nodes -o json`` prints.
 
     Kubernetes API, ``v1.Node``: ``status.nodeInfo.operatingSystem`` and ``.architecture``, which are
@@ -34,54 +37,61 @@ def read_nodes(path: Path) -> dict[Platform, int]:
     """
     try:
         with path.open("rb") as file:
-            document = json.loads(file.read(_MAX_NODES))
+            document = json.loads(file.read(_MAX_NODES_SIZE))
         items = document.get("items", [document])
-        found = Counter(_node(item) for item in items)
+        node_counts = Counter(_node_platform(item) for item in items)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", hint=_NODES) from error
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint=_NODES_COMMAND) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path} does not hold the nodes of a cluster as JSON", hint=_NODES) from error
-    if not found:
-        raise UsageError(f"{path} holds no node", hint=_NODES)
-    return dict(found)
+        raise UsageError(
+            f"{path} does not hold the nodes of a cluster as JSON", hint=_NODES_COMMAND
+        ) from error
+    if not node_counts:
+        raise UsageError(f"{path} holds no node", hint=_NODES_COMMAND)
+    return dict(node_counts)
 
 
-def _node(item: Any) -> Platform:
+def _node_platform(item: Any) -> Platform:
     info = item["status"]["nodeInfo"]
-    return Platform.normalised(str(info["operatingSystem"]), str(info["architecture"]))
+    return Platform.normalize(str(info["operatingSystem"]), str(info["architecture"]))
 
 
-def fit_check(
-    host: Platform, found: Sequence[Platform], subject: str, nodes: int = 0
+def match_host(
+    host: Platform, available: Sequence[Platform], subject: str, node_count: int = 0
 ) -> tuple[Platform | None, Check]:
     """Which of an image's platforms a host takes, and the check ``for`` that says so."""
-    chosen = best_match(host, found)
-    where = f"{nodes} {host} node{'s' if nodes != 1 else ''}" if nodes else str(host)
-    held = names_of(found) or "no platform"
-    if chosen is None:
+    selected = find_best_match(host, available)
+    host_text = f"{node_count} {host} node{'s' if node_count != 1 else ''}" if node_count else str(host)
+    available_text = join_platforms(available) or "no platform"
+    if selected is None:
         message = (
-            f'{where} cannot start {subject}: it holds {held}. An index without {host} gives "no match for '
+            f"{host_text} cannot start {subject}: it holds {available_text}. An index without {host} "
+            'gives "no match for '
             f'platform in manifest", a single image of another architecture "exec format error".\n'
-            f"next: {_next(host, found)}"
+            f"next: {_suggest_build(host, available)}"
         )
-    elif chosen == host:
-        message = f"{where} takes {chosen}"
+    elif selected == host:
+        message = f"{host_text} takes {selected}"
     else:
-        message = f"{where} takes {chosen}, which it runs as well"
-    return chosen, Check(
-        name="for", ok=chosen is not None, expected=str(host), actual=str(chosen or held), message=message
+        message = f"{host_text} takes {selected}, which it runs as well"
+    return selected, Check(
+        name="for",
+        ok=selected is not None,
+        expected=str(host),
+        actual=str(selected or available_text),
+        message=message,
     )
 
 
-def promised_to(host: Platform, chosen: Platform | None) -> Platform | None:
+def baseline_for(host: Platform, selected: Platform | None) -> Platform | None:
     """The platform as which a host's choice is judged: its own, if that is of the same architecture.
 
     What is built for a later level than the image says still starts on a host of that level.
     """
-    same = chosen is not None and chosen.architecture == host.architecture
-    return host if same else chosen
+    is_same_architecture = selected is not None and selected.architecture == host.architecture
+    return host if is_same_architecture else selected
 
 
-def _next(host: Platform, found: Sequence[Platform]) -> str:
-    platforms = ",".join(map(str, dict.fromkeys((*found, host))))
+def _suggest_build(host: Platform, available: Sequence[Platform]) -> str:
+    platforms = ",".join(map(str, dict.fromkeys((*available, host))))
     return f"inv build-multiarch --platform {platforms} --push -t NAME:TAG"

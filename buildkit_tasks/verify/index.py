@@ -13,83 +13,102 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
 
-__all__ = ["absent_check", "expected_check", "missing_check", "names_of", "present_check", "stated_check"]
+__all__ = [
+    "check_config_platform",
+    "check_expected_platform",
+    "check_missing_content",
+    "check_missing_platform",
+    "check_unique_entry",
+    "join_platforms",
+]
 
-_ROWS = {machine.architecture: machine for machine in MACHINES}
+_MACHINES = {machine.architecture: machine for machine in MACHINES}
 
-Found = tuple[Platform, "Descriptor"]
+PlatformEntry = tuple[Platform, "Descriptor"]
 
 
-def missing_check(wanted: Platform, found: Sequence[Platform]) -> Check:
+def check_missing_platform(expected: Platform, present: Sequence[Platform]) -> Check:
     """The failing check of a platform that the image, which has those ``found``, does not have."""
-    held = names_of(found) or "no platform"
-    near = [platform for platform in found if _same_machine(platform, wanted)]
-    why = f"; {_variants_text(wanted, near[0])}" if near else ""
-    message = f"{wanted} is not in the image, which holds {held}{why}"
-    return Check(name="present", ok=False, expected=str(wanted), actual=held, message=message)
+    present_text = join_platforms(present) or "no platform"
+    similar = [platform for platform in present if _is_same_machine(platform, expected)]
+    hint = f"; {_describe_variants(expected, similar[0])}" if similar else ""
+    message = f"{expected} is not in the image, which holds {present_text}{hint}"
+    return Check(name="present", ok=False, expected=str(expected), actual=present_text, message=message)
 
 
-def absent_check(platform: Platform, subject: str, *, asked: bool) -> Check:
+def check_missing_content(platform: Platform, subject: str, *, is_requested: bool) -> Check:
     """The check of a platform whose content an engine does not have: a failure if it was asked for."""
     reference = subject.removeprefix("docker-daemon:")
     message = (
         f"{platform} is in the index, but its content is not in this engine\n"
         f"next: docker pull --platform {platform} {reference}"
     )
-    return Check(name="present", ok=not asked, warning=not asked, expected=str(platform), message=message)
+    return Check(
+        name="present", ok=not is_requested, warning=not is_requested, expected=str(platform), message=message
+    )
 
 
-def present_check(platform: Platform, found: Sequence[Found]) -> Check:
+def check_unique_entry(platform: Platform, entries: Sequence[PlatformEntry]) -> Check:
     """The platform is in the index once; Windows may name one several times, for its versions."""
-    versions = Counter(entry.os_version for each, entry in found if each == platform)
-    count = max(versions.values())
+    entries_by_version = Counter(entry.os_version for each, entry in entries if each == platform)
+    count = max(entries_by_version.values())
     message = f"{platform} is in the index {count} times: which one runs is chance" if count > 1 else ""
     name = str(platform)
     return Check(name="present", ok=count == 1, expected=name, actual=name, message=message)
 
 
-def expected_check(platform: Platform, expected: Sequence[Platform]) -> Check:
+def check_expected_platform(platform: Platform, expected: Sequence[Platform]) -> Check:
     """The platform is one of those asked for, where any were."""
     ok = not expected or platform in expected
-    wanted = names_of(expected) if expected else "any"
-    message = "" if ok else f"{platform} is in the image, but was not expected; expected: {wanted}"
-    return Check(name="expected", ok=ok, expected=wanted, actual=str(platform), message=message)
+    expected_text = join_platforms(expected) if expected else "any"
+    message = "" if ok else f"{platform} is in the image, but was not expected; expected: {expected_text}"
+    return Check(name="expected", ok=ok, expected=expected_text, actual=str(platform), message=message)
 
 
-def stated_check(platform: Platform, entry: Descriptor, config: ImageConfig) -> Check:
+def check_config_platform(platform: Platform, entry: Descriptor, config: ImageConfig) -> Check:
     """The index's entry and the configuration name the same platform; each difference in words."""
-    stated, ok, message = config.platform, config.platform == platform, ""
+    config_platform, ok, message = config.platform, config.platform == platform, ""
     if entry.platform is None:
         message = "no index states a platform: this is the config's own word"
-    elif not ok and _same_machine(platform, stated) and not config.variant:
+    elif not ok and _is_same_machine(platform, config_platform) and not config.variant:
         # The specification lets a config leave its variant out: that contradicts nothing.
         ok, message = True, f"the index says {platform}; the config states no variant"
     elif not ok:
-        why = f": {_variants_text(platform, stated)}" if _same_machine(platform, stated) else ""
-        message = f"the index says {platform}, the config says {stated}{why}"
-    return Check(name="config-platform", ok=ok, expected=str(platform), actual=str(stated), message=message)
+        difference = (
+            f": {_describe_variants(platform, config_platform)}"
+            if _is_same_machine(platform, config_platform)
+            else ""
+        )
+        message = f"the index says {platform}, the config says {config_platform}{difference}"
+    return Check(
+        name="config-platform", ok=ok, expected=str(platform), actual=str(config_platform), message=message
+    )
 
 
-def _same_machine(one: Platform, other: Platform) -> bool:
-    return (one.os, one.architecture) == (other.os, other.architecture)
+def _is_same_machine(first: Platform, second: Platform) -> bool:
+    return (first.os, first.architecture) == (second.os, second.architecture)
 
 
-def _variants_text(one: Platform, other: Platform) -> str:
+def _describe_variants(first: Platform, second: Platform) -> str:
     """Say how two variants of one architecture differ; the table lists them oldest first."""
-    names = [row.name for row in _ROWS[one.architecture].variants] if one.architecture in _ROWS else []
-    pair = [_variant(platform) for platform in (one, other)]
-    text = f"the variants differ, {pair[0]} against {pair[1]}"
-    if not set(pair) <= set(names):
+    known_variants = (
+        [level.name for level in _MACHINES[first.architecture].variants]
+        if first.architecture in _MACHINES
+        else []
+    )
+    variants = [_variant_name(platform) for platform in (first, second)]
+    text = f"the variants differ, {variants[0]} against {variants[1]}"
+    if not set(variants) <= set(known_variants):
         return text
-    old, new = sorted(pair, key=names.index)
-    return f"{text}; programs for {new} may use instructions that a machine of {old} does not have"
+    older, newer = sorted(variants, key=known_variants.index)
+    return f"{text}; programs for {newer} may use instructions that a machine of {older} does not have"
 
 
-def _variant(platform: Platform) -> str:
-    row = _ROWS.get(platform.architecture)
-    return platform.variant or (row.implied_variant if row else "") or "none"
+def _variant_name(platform: Platform) -> str:
+    machine = _MACHINES.get(platform.architecture)
+    return platform.variant or (machine.implied_variant if machine else "") or "none"
 
 
-def names_of(platforms: Iterable[Platform]) -> str:
+def join_platforms(platforms: Iterable[Platform]) -> str:
     """The names, with commas."""
     return ", ".join(str(platform) for platform in platforms)

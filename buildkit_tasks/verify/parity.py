@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.layers.rootfs import Node, NodeType, names_in, printable_path
+from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, iter_names, printable_path
 from buildkit_tasks.platforms import MACHINES
 from buildkit_tasks.report.model import Check
 
@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import ImageConfig
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["Parity"]
+__all__ = ["ParityChecker"]
 
-_FIELDS = {"entrypoint": "ENTRYPOINT", "cmd": "CMD", "user": "USER", "working_dir": "WORKDIR", "env": "ENV"}
-_MAX_NAMES = 200_000  # in one folder, compared by name
-_EXAMPLES = 5
+_COMPARED_FIELDS = {
+    "entrypoint": "ENTRYPOINT",
+    "cmd": "CMD",
+    "user": "USER",
+    "working_dir": "WORKDIR",
+    "env": "ENV",
+}
+_MAX_DIRECTORY_NAMES = 200_000  # in one folder, compared by name
+_MAX_EXAMPLES = 5
 
 
-class Parity:
+class ParityChecker:
     """Compares each platform with the first one.
 
     A name that holds an architecture's, such as ``ld-musl-x86_64.so.1``, is compared without it.
@@ -33,114 +39,146 @@ class Parity:
     failure instead of a warning.
     """
 
-    def __init__(self, *, fails: bool) -> None:
-        self._fails = fails
-        self._first: _Side | None = None
+    def __init__(self, *, is_failure: bool) -> None:
+        self._is_failure = is_failure
+        self._reference: _PlatformFiles | None = None
 
-    def checks(self, platform: Platform, config: ImageConfig | None, rootfs: RootFs) -> Iterator[Check]:
+    def check_platform(
+        self, platform: Platform, config: ImageConfig | None, rootfs: RootFs
+    ) -> Iterator[Check]:
         """The check ``parity`` of one more platform; none for the first."""
-        this = _Side(platform, config, rootfs.root)
-        if self._first is None:
-            self._first = this
+        current = _PlatformFiles(platform, config, rootfs.root)
+        if self._reference is None:
+            self._reference = current
             return
-        differences = [*_settings(self._first, this), *_files(self._first, this)]
-        for theirs, ours, difference in differences:
+        differences = [*_diff_settings(self._reference, current), *_diff_files(self._reference, current)]
+        for expected, actual, difference in differences:
             yield Check(
-                name="parity", ok=not self._fails, warning=not self._fails, expected=theirs, actual=ours,
+                name="parity", ok=not self._is_failure, warning=not self._is_failure, expected=expected,
+                actual=actual,
                 message=f"{platform} {difference}",
             )  # fmt: skip
         if not differences:
             yield Check(
                 name="parity",
                 ok=True,
-                message=f"it starts the same and has the files of {self._first.platform}",
+                message=f"it starts the same and has the files of {self._reference.platform}",
             )
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class _PlatformFiles:
     """One platform: what it starts, and its files."""
 
     platform: Platform
     config: ImageConfig | None
-    root: Node
+    root: FileNode
 
-    def names(self, folder: Node) -> dict[str, Node | None]:
+    def list_names(self, directory: FileNode) -> dict[str, FileNode | None]:
         """The names in one of its folders, without the architecture's; a folder's ends in a slash."""
-        own = _names_of(self.platform.architecture)
-        return {own.sub("{arch}", name) + _slash(node): node for name, node in names_in(folder)}
+        arch_pattern = _architecture_pattern(self.platform.architecture)
+        return {
+            arch_pattern.sub("{arch}", name) + _directory_suffix(node): node
+            for name, node in iter_names(directory)
+        }
 
 
 _Difference = tuple[str, str, str]  # what the first platform has, what this one has, the words
 
 
-def _settings(first: _Side, this: _Side) -> Iterator[_Difference]:
-    if first.config is None or this.config is None:
+def _diff_settings(reference: _PlatformFiles, current: _PlatformFiles) -> Iterator[_Difference]:
+    if reference.config is None or current.config is None:
         return
-    for name, label in _FIELDS.items():
-        theirs, ours = getattr(first.config, name), getattr(this.config, name)
-        if theirs != ours:
-            pair = _shown(theirs), _shown(ours)
-            yield *pair, f"has {label} {pair[1]}; {first.platform} has {pair[0]}"
+    for name, label in _COMPARED_FIELDS.items():
+        expected, actual = getattr(reference.config, name), getattr(current.config, name)
+        if expected != actual:
+            values = _format_value(expected), _format_value(actual)
+            yield *values, f"has {label} {values[1]}; {reference.platform} has {values[0]}"
 
 
-def _shown(value: str | tuple[str, ...]) -> str:
+def _format_value(value: str | tuple[str, ...]) -> str:
     return repr(list(value)) if isinstance(value, tuple) else repr(value)
 
 
-def _files(first: _Side, this: _Side) -> Iterator[_Difference]:
-    missing, extra, large = _compared(first, this)
+def _diff_files(reference: _PlatformFiles, current: _PlatformFiles) -> Iterator[_Difference]:
+    missing, extra, large = _compare_trees(reference, current)
     if missing:
-        yield _some(missing), "missing", f"lacks {_some(missing)}, which {first.platform} has"
+        yield (
+            _format_examples(missing),
+            "missing",
+            f"lacks {_format_examples(missing)}, which {reference.platform} has",
+        )
     if extra:
-        yield "missing", _some(extra), f"has {_some(extra)}, which {first.platform} lacks"
+        yield (
+            "missing",
+            _format_examples(extra),
+            f"has {_format_examples(extra)}, which {reference.platform} lacks",
+        )
     if large:
-        what = f"or {first.platform} has more than {_MAX_NAMES} files in {_some(large)}"
-        yield "", "", f"{what}: they were not compared by name"
+        text = (
+            f"or {reference.platform} has more than {_MAX_DIRECTORY_NAMES} files in {_format_examples(large)}"
+        )
+        yield "", "", f"{text}: they were not compared by name"
 
 
-def _compared(first: _Side, this: _Side) -> tuple[list[str], list[str], list[str]]:
+def _compare_trees(
+    reference: _PlatformFiles, current: _PlatformFiles
+) -> tuple[list[str], list[str], list[str]]:
     """Paths that only the first has, that only this one has, and folders too large to tell."""
     missing, extra, large = [], [], []
-    todo = [("/", first.root, this.root)]
-    while todo:
-        path, theirs, ours = todo.pop()
-        if theirs is ours:
+    pending = [("/", reference.root, current.root)]
+    while pending:
+        path, reference_directory, current_directory = pending.pop()
+        if reference_directory is current_directory:
             continue
-        if max(_size(theirs), _size(ours)) > _MAX_NAMES:
+        if max(_count_names(reference_directory), _count_names(current_directory)) > _MAX_DIRECTORY_NAMES:
             large.append(path)
             continue
-        there, here = first.names(theirs), this.names(ours)
-        missing += [path + name for name in there.keys() - here.keys()]
-        extra += [path + name for name in here.keys() - there.keys()]
-        for name in there.keys() & here.keys():
-            one, other = there[name], here[name]
-            if name.endswith("/") and one is not None and other is not None:
-                todo.append((f"{path}{name}", one, other))
+        reference_names, current_names = (
+            reference.list_names(reference_directory),
+            current.list_names(current_directory),
+        )
+        missing += [path + name for name in reference_names.keys() - current_names.keys()]
+        extra += [path + name for name in current_names.keys() - reference_names.keys()]
+        for name in reference_names.keys() & current_names.keys():
+            reference_node, current_node = reference_names[name], current_names[name]
+            if name.endswith("/") and reference_node is not None and current_node is not None:
+                pending.append((f"{path}{name}", reference_node, current_node))
     return missing, extra, large
 
 
-def _slash(node: Node | None) -> str:
-    return "/" if node is not None and node.type is NodeType.FOLDER else ""
+def _directory_suffix(node: FileNode | None) -> str:
+    return "/" if node is not None and node.type is FileType.DIRECTORY else ""
 
 
-def _size(folder: Node) -> int:
-    return len(folder.children) + sum(len(names) for names in folder.plain)
+def _count_names(directory: FileNode) -> int:
+    return len(directory.children) + sum(len(names) for names in directory.packed_names)
 
 
-def _some(paths: list[str]) -> str:
-    names = ", ".join(map(printable_path, sorted(paths)[:_EXAMPLES]))
-    return f"{names} and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else names
+def _format_examples(paths: list[str]) -> str:
+    names = ", ".join(map(printable_path, sorted(paths)[:_MAX_EXAMPLES]))
+    return f"{names} and {len(paths) - _MAX_EXAMPLES} more" if len(paths) > _MAX_EXAMPLES else names
 
 
 @cache
-def _names_of(architecture: str) -> re.Pattern[str]:
+def _architecture_pattern(architecture: str) -> re.Pattern[str]:
     """Every name that the architecture has in file names, the longest first."""
-    row = next((each for each in MACHINES if each.architecture == architecture), None)
-    found = {architecture}
-    if row is not None:
-        loaders = [path.rpartition("/")[2] for path in row.loaders]
-        debian = [row.debian, *(level.debian for level in row.ladder)]
-        found.update((*row.multiarch, *row.uname, *debian, row.qemu, *loaders))
-    words = sorted(found - {""}, key=len, reverse=True)
-    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, words))})(?![A-Za-z0-9])")
+    machine = next((each for each in MACHINES if each.architecture == architecture), None)
+    names = {architecture}
+    if machine is not None:
+        loaders = [path.rpartition("/")[2] for path in machine.elf_interpreters]
+        debian_names = [
+            machine.debian_architecture,
+            *(level.debian_architecture for level in machine.isa_levels),
+        ]
+        names.update(
+            (
+                *machine.multiarch_triplets,
+                *machine.uname_machines,
+                *debian_names,
+                machine.qemu_suffix,
+                *loaders,
+            )
+        )
+    alternatives = sorted(names - {""}, key=len, reverse=True)
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, alternatives))})(?![A-Za-z0-9])")

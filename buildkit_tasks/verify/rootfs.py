@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.layers.entrypoint import programs_of
+from buildkit_tasks.oci.layers.entrypoint import find_programs
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify.binaries import binary_checks, compile_globs, needs_checks
-from buildkit_tasks.verify.dynamic_linking import start_checks
-from buildkit_tasks.verify.entrypoint import program_checks
-from buildkit_tasks.verify.parity import Parity
+from buildkit_tasks.verify.binaries import check_binaries, check_loaded_isa, compile_globs
+from buildkit_tasks.verify.dynamic_linking import check_dynamic_linking
+from buildkit_tasks.verify.entrypoint import check_program
+from buildkit_tasks.verify.parity import ParityChecker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.oci.layers.rootfs import Found, RootFs
+    from buildkit_tasks.oci.layers.rootfs import ResolvedPath, RootFs
     from buildkit_tasks.oci.model import ImageConfig
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["Contents", "Rules"]
+__all__ = ["RootfsVerifier", "VerifyOptions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class VerifyOptions:
     """What is asked of an image beyond its platforms.
 
     ``allow_foreign`` are globs of paths that may hold binaries of other machines or of a larger
@@ -37,38 +37,44 @@ class Rules:
     hosts: Mapping[Platform, int] = field(default_factory=dict)
 
 
-class Contents:
+class RootfsVerifier:
     """Judges the file systems of one image's platforms, one after the other."""
 
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        self._allowed = compile_globs(rules.allow_foreign)
-        self._parity = Parity(fails=rules.parity == "fail") if rules.parity != "off" else None
+    def __init__(self, options: VerifyOptions) -> None:
+        self._options = options
+        self._is_allowed = compile_globs(options.allow_foreign)
+        self._parity_checker = (
+            ParityChecker(is_failure=options.parity == "fail") if options.parity != "off" else None
+        )
 
-    def checks(self, platform: Platform, config: ImageConfig | None, rootfs: RootFs) -> Iterator[Check]:
-        """Every check of one platform; with hosts in the rules only whether it starts there."""
-        loaded: list[Found] = []
-        started = tuple(self._programs(platform, config, rootfs, loaded))
-        yield from started
-        if self._rules.hosts:
-            yield from needs_checks(platform, loaded)
-            return
-        told = frozenset(check.path for check in started if not check.ok and check.name == "entrypoint-arch")
-        yield from binary_checks(platform, rootfs, self._allowed, told)
-        if self._parity is not None:
-            yield from self._parity.checks(platform, config, rootfs)
-
-    def _programs(
-        self, platform: Platform, config: ImageConfig | None, rootfs: RootFs, loaded: list[Found]
+    def check_platform(
+        self, platform: Platform, config: ImageConfig | None, rootfs: RootFs
     ) -> Iterator[Check]:
-        programs = programs_of(config, rootfs) if config is not None else ()
+        """Every check of one platform; with hosts in the rules only whether it starts there."""
+        loaded: list[ResolvedPath] = []
+        entrypoint_checks = tuple(self._check_programs(platform, config, rootfs, loaded))
+        yield from entrypoint_checks
+        if self._options.hosts:
+            yield from check_loaded_isa(platform, loaded)
+            return
+        already_reported = frozenset(
+            check.path for check in entrypoint_checks if not check.ok and check.name == "entrypoint-arch"
+        )
+        yield from check_binaries(platform, rootfs, self._is_allowed, already_reported)
+        if self._parity_checker is not None:
+            yield from self._parity_checker.check_platform(platform, config, rootfs)
+
+    def _check_programs(
+        self, platform: Platform, config: ImageConfig | None, rootfs: RootFs, loaded: list[ResolvedPath]
+    ) -> Iterator[Check]:
+        programs = find_programs(config, rootfs) if config is not None else ()
         for program in programs:
-            checks = tuple(program_checks(platform, program))
+            checks = tuple(check_program(platform, program))
             yield from checks
-            if program.found is not None and config is not None and all(check.ok for check in checks):
-                starts, found = start_checks(platform, program.found, rootfs, config.env)
-                yield from starts
-                loaded += found
+            if program.resolved is not None and config is not None and all(check.ok for check in checks):
+                linking_checks, files = check_dynamic_linking(platform, program.resolved, rootfs, config.env)
+                yield from linking_checks
+                loaded += files
         if not programs:
-            what = "no ENTRYPOINT or CMD" if config is not None else "a local output names no ENTRYPOINT"
-            yield Check(name="entrypoint-arch", ok=True, message=f"{what}: nothing to check")
+            reason = "no ENTRYPOINT or CMD" if config is not None else "a local output names no ENTRYPOINT"
+            yield Check(name="entrypoint-arch", ok=True, message=f"{reason}: nothing to check")

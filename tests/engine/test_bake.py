@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.oci.image import manifest_of, open_image, platform_manifests
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.oci.image import open_image, platform_manifests, read_manifest
+from buildkit_tasks.system.command import SubprocessRunner
 from tests import registry
 from tests.conftest import Unchanged
 from tests.project import Done, Project, program
@@ -59,7 +59,7 @@ def test_the_unit_tests_have_what_buildx_prints(name: str, engine: Engine, tmp_p
     (tmp_path / "files" / "secret").touch()
     shutil.copy(FIXTURES / name, tmp_path)
     argv = [*engine.tools.buildx, "bake", "--print", f"--file={name}", "--set=*.output=", "--"]
-    done = Commands().run(argv, engine.call(cwd=tmp_path, env={"TOKEN": "x"}))
+    done = SubprocessRunner().run(argv, engine.command_options(cwd=tmp_path, env={"TOKEN": "x"}))
     expected = FIXTURES / f"{name.partition('.')[0]}.printed.json"
     assert json.loads(done.stdout) == json.loads(expected.read_bytes())
 
@@ -90,7 +90,7 @@ def test_what_a_target_says_is_in_its_image(baked: Project) -> None:
     bake(baked, "--target=web")
     with open_image(f"oci-archive:{baked.folder}/dist/web.tar") as source:
         for _, entry in platform_manifests(source):
-            with source.open(manifest_of(source, entry).config) as stream:
+            with source.open(read_manifest(source, entry).config) as stream:
                 config = json.load(stream)["config"]
             assert config["Labels"]["org.example.a"] == 'b,c="d"'
             assert "BASED=yes" in config["Env"]

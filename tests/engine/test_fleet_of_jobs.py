@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
 from tests import registry
 from tests.conftest import ROOT
@@ -67,7 +67,7 @@ class Fleet(ABC):
             "HOME": str(home),
             "PATH": programs,
             "CI": "true",
-            "INVOKE_BUILDKIT_CACHE": str(cache_folder(load())),  # where the engine is
+            "INVOKE_BUILDKIT_CACHE": str(cache_folder(load_settings())),  # where the engine is
             "INVOKE_BUILDKIT_BASES": "standin",
         }
         return Project(folder=home / "repo", env={**env, **own}).write(CHECKOUT)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.host.engine.sdk import connect, inspect_image
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import connect_client, inspect_image
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.engine.test_outputs import DOCKERFILE, TWO
 from tests.project import Project, program
 
@@ -22,7 +22,7 @@ NAME = "graph"
 @pytest.fixture(scope="module")
 def graph(engine: Engine) -> Iterator[Engine]:
     """The second engine; its data is removed with it."""
-    settings, run = load(), Commands(echo=sys.stderr)
+    settings, run = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
     if engine.kind != "private":
         try:
             yield ensure_private_engine(settings, run, lambda _: None, store="graph", name=NAME)
@@ -31,9 +31,9 @@ def graph(engine: Engine) -> Iterator[Engine]:
     else:
         yield ensure_private_engine(settings, run, lambda _: None, store="graph", name=NAME)
     stop_private_engine(settings, run, lambda _: None, name=NAME)
-    paths = PrivatePaths(cache_folder(settings), NAME)
-    assert not paths.home.exists()
-    assert not paths.runtime.exists()
+    paths = PrivateEnginePaths(cache_folder(settings), NAME)
+    assert not paths.root.exists()
+    assert not paths.runtime_dir.exists()
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_load_of_two_platforms_gives_one_tag_each_and_says_so(tiny: Project, gra
     assert done.document["outputs"] == [{"type": "docker", "ref": tag} for tag in tags]
     assert "one tag for each platform" in done.stderr
     assert all(f"loaded {tag}" in done.stderr for tag in tags)
-    client = connect(graph)
+    client = connect_client(graph)
     found = {tag: (inspect_image(client, tag) or {})["Architecture"] for tag in tags}
     client.close()
     assert found == {"tiny:1-linux-amd64": "amd64", "tiny:1-linux-arm64": "arm64"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
+from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
 from tests.conftest import Unchanged
 from tests.nodes import Node, docker, host_node, settings_of, several
 from tests.project import Project, program, repository
@@ -156,8 +156,8 @@ def test_load_puts_the_joined_image_into_the_users_engine(tiny: Project, engine:
     here = tiny.with_env(DOCKER_HOST=engine.endpoint)
     try:
         built = here.json("build-multiarch", "--load", "-t", name)
-        with closing(connect(engine)) as client:
-            stored = stored_manifests(inspect_image(client, name) or {})
+        with closing(connect_client(engine)) as client:
+            stored = available_manifests(inspect_image(client, name) or {})
         assert {str(platform): digest for platform, digest in stored.items()} == {
             row["platform"]: row["digest"] for row in built["platforms"]
         }

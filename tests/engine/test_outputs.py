@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
+from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
 from tests.project import Project, program
 
 TWO = ("linux/amd64", "linux/arm64")
@@ -36,7 +36,7 @@ def loaded(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
     """A name for an image in the engine's store, which is removed after the test."""
     name = f"buildkit-tasks-test/{request.node.name.replace('_', '-').lower()}:1"
     yield name
-    client = connect(engine)
+    client = connect_client(engine)
     if inspect_image(client, name):
         client.api.remove_image(name, force=True)
     client.close()
@@ -88,8 +88,8 @@ def test_load_keeps_both_platforms_in_a_containerd_store(tiny: Project, engine: 
     built = tiny.json("build-multiarch", "--load", "-t", loaded)
     assert built["outputs"] == [{"type": "docker", "ref": loaded}]
     digests = {row["platform"]: row["digest"] for row in built["platforms"]}
-    client = connect(engine)
-    stored = stored_manifests(inspect_image(client, loaded) or {})
+    client = connect_client(engine)
+    stored = available_manifests(inspect_image(client, loaded) or {})
     client.close()
     assert {str(platform): digest for platform, digest in stored.items()} == digests
     ran = tiny.json("run-emulated", f"docker-daemon:{loaded}")
@@ -101,7 +101,7 @@ def test_image_stays_in_the_engine_under_its_name(tiny: Project, engine: Engine,
         pytest.skip("type=image of several platforms needs the containerd store")
     built = tiny.json("build-multiarch", "-o", f"type=image,name={loaded}")
     assert built["outputs"] == [{"type": "image", "ref": loaded}]
-    client = connect(engine)
+    client = connect_client(engine)
     stored = inspect_image(client, loaded)
     client.close()
     assert stored is not None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.sdk import connect, inspect_image, stored_manifests
+from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
 from buildkit_tasks.platforms import Platform
 from tests.conftest import ROOT
 from tests.nodes import docker, host_node, own_builder, settings_of
@@ -134,8 +134,8 @@ def cache_only(at: Scene) -> None:
 
 
 def stored(engine: Engine) -> set[str]:
-    with closing(connect(engine)) as client:
-        found: dict[Platform, str] = stored_manifests(inspect_image(client, NAME) or {})
+    with closing(connect_client(engine)) as client:
+        found: dict[Platform, str] = available_manifests(inspect_image(client, NAME) or {})
     return set(map(str, found))
 
 

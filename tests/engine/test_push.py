@@ -56,7 +56,7 @@ class Place:
         """What a ``REPOSITORY:TAG`` names; nothing if that is nothing."""
         repository, _, tag = name.rpartition(":")
         found = self.fetch(f"{repository}/manifests/{tag}")
-        return str(Digest.of(found.content)) if found.ok else ""
+        return str(Digest.from_bytes(found.content)) if found.ok else ""
 
     def log(self) -> list[tuple[str, str, int]]:
         """The requests of its access log: method, path and status, as they were answered."""
@@ -114,7 +114,7 @@ def test_an_archive_is_pushed_proved_and_named(project: Project, place: Place) -
     report = place.prepared(project).json(
         "push-multiarch", str(archive), f"-t{place.host}/team/app:v1,{place.host}/other/app:v2"
     )
-    digest = str(memory.root().digest)
+    digest = str(memory.root_descriptor().digest)
     assert report["ok"]
     assert report["digest"] == digest == place.digest("team/app:v1") == place.digest("other/app:v2")
     assert [tag["moved"] for tag in report["tags"]] == [True, True]
@@ -151,7 +151,7 @@ def test_the_registrys_log_shows_blobs_then_digests_then_proof_then_tags(
     plain.prepared(project).task("push-multiarch", str(archive), *tags)
     log = plain.log()
     puts = [path.partition("?")[0] for method, path, status in log if method == "PUT" and status == 201]
-    root = f"/v2/team/app/manifests/{memory.root().digest}"
+    root = f"/v2/team/app/manifests/{memory.root_descriptor().digest}"
     fetched = Counter(path for method, path, status in log if method == "GET" and "/blobs/" in path)
     assert set(fetched.values()) == {1}  # for both proofs together
     blobs, manifests = puts[:7], puts[7:12]  # the attestations share a config; four manifests and the index

@@ -15,7 +15,7 @@ import pytest
 from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.verify import verify
 from tests.images import Memory, add_platform, make_tar
 from tests.registry import serve
@@ -82,9 +82,9 @@ def test_an_image_with_large_layers_arrives(capped: tuple[str, list[int]], tmp_p
     memory = Memory()
     layers = [make_tar({f"{number}": os.urandom(SIZE)}) for number in range(3)]
     memory.index([add_platform(memory, "linux/amd64", layers)])
-    access = Access(environ={"DOCKER_CONFIG": str(tmp_path)}, certificates=())
-    root = publish.send(memory, Reference.parse(f"{host}/team/large"), access=access)
-    with open_registry(f"{host}/team/large@{root.digest}", access=access) as source:
+    access = RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=())
+    root = publish.copy_image(memory, Reference.parse(f"{host}/team/large"), registry_options=access)
+    with open_registry(f"{host}/team/large@{root.digest}", options=access) as source:
         report = verify(source, (), "it")
     assert [row.digest for row in report.platforms]
     checks = {check.name: check.ok for row in report.platforms for check in row.checks}

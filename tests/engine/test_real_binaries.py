@@ -20,12 +20,17 @@ from elftools.elf.sections import ARMAttributesSection, RISCVAttributesSection
 
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.platforms import MACHINES, Platform
-from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
+from buildkit_tasks.platforms.elf.isa_check import (
+    arm_float_abi,
+    isa_problems,
+    isa_warnings,
+    missing_isa_info_reason,
+)
 from buildkit_tasks.platforms.elf.model import Binary
-from buildkit_tasks.platforms.elf.reader import inspect
-from buildkit_tasks.platforms.elf.view import Bytes, Windows
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
 from tests.binaries import GoBuilder
 
 Programs = dict[tuple[str, str], Path]
@@ -71,7 +76,7 @@ def platform(name: str) -> Platform:
 
 
 def seen(path: Path) -> Binary:
-    return inspect(Bytes(path.read_bytes()))
+    return read_binary(WholeFile(path.read_bytes()))
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +104,9 @@ def test_gos_own_builds_need_what_they_were_built_for(
     binary = seen(programs[name, setting])
     problems = isa_problems(platform(name), binary)
     assert [text.partition(";")[0] for text in problems] == ([need] if need else [])
-    assert binary.header.row is platform(name).machine
-    assert (binary.interpreter, binary.problems, binary.unread) == ("", (), ())
-    assert isa_doubts(platform(name), binary) == ()
+    assert binary.header.machine is platform(name).machine
+    assert (binary.interpreter, binary.problems, binary.unread_parts) == ("", (), ())
+    assert isa_warnings(platform(name), binary) == ()
 
 
 def test_a_level_that_is_needed_is_enough(programs: Programs) -> None:
@@ -137,7 +142,7 @@ def test_a_go_program_without_section_headers_still_tells(programs: Programs) ->
     data = bytearray(programs["linux/amd64", "GOAMD64=v3"].read_bytes())
     data[40:48] = bytes(8)  # e_shoff
     data[60:64] = bytes(4)  # e_shnum and e_shstrndx
-    assert isa_problems(platform("linux/amd64"), inspect(Bytes(bytes(data))))
+    assert isa_problems(platform("linux/amd64"), read_binary(WholeFile(bytes(data))))
 
 
 def test_pieces_of_a_large_go_program_tell_as_much_as_all_of_it(programs: Programs) -> None:
@@ -145,12 +150,12 @@ def test_pieces_of_a_large_go_program_tell_as_much_as_all_of_it(programs: Progra
     at = data.index(b"\xff Go buildinf:", 1 << 16)
     front, tail = data[: 1 << 16], data[-(1 << 16) :]
     pieces = [(0, front), (at - 16, data[at - 16 : at + (1 << 12)]), (len(data) - len(tail), tail)]
-    whole = inspect(Bytes(data))
-    some = inspect(Windows(len(data), pieces))
-    assert (some.evidence, some.unread, some.problems) == (whole.evidence, (), ())
+    whole = read_binary(WholeFile(data))
+    some = read_binary(PartialFile(len(data), pieces))
+    assert (some.evidence, some.unread_parts, some.problems) == (whole.evidence, (), ())
 
 
-ARCHITECTURES = tuple(dict.fromkeys([row.debian for row in MACHINES] + ["armel"]))
+ARCHITECTURES = tuple(dict.fromkeys([row.debian_architecture for row in MACHINES] + ["armel"]))
 
 
 SUITES = ("testing", "stable", "oldstable", "oldoldstable")
@@ -164,9 +169,11 @@ def _tell(message: str) -> None:
 def _fetch(folder: Path, architecture: str) -> list[Path]:
     """The programs of the newest suite that has the architecture; several packages by one apt."""
     for suite in SUITES:
-        packages = Packages(names=PACKAGES, suite=suite, architectures=(architecture,))
+        packages = PackageSet(names=PACKAGES, suite=suite, architectures=(architecture,))
         try:
-            prefix = provision(folder / f"{architecture}-{suite}", [packages], Commands(), _tell)
+            prefix = install_packages(
+                folder / f"{architecture}-{suite}", [packages], SubprocessRunner(), _tell
+            )
         except EngineError as error:
             if suite == SUITES[-1]:
                 raise
@@ -192,7 +199,7 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 def of(architecture: str) -> Platform:
     """The platform on which that architecture of Debian runs, the oldest there is."""
-    rows = [row for row in MACHINES if row.debian == architecture]
+    rows = [row for row in MACHINES if row.debian_architecture == architecture]
     return platform(rows[0].architecture if rows else "arm/v5")
 
 
@@ -200,8 +207,8 @@ def of(architecture: str) -> Platform:
 def test_debians_binaries_fit_their_platforms(debian: dict[str, list[Path]], architecture: str) -> None:
     for path in debian[architecture]:
         binary = seen(path)
-        assert (binary.problems, binary.unread) == ((), ())
-        assert binary.header.row is of(architecture).machine
+        assert (binary.problems, binary.unread_parts) == ((), ())
+        assert binary.header.machine is of(architecture).machine
         assert isa_problems(of(architecture), binary) == ()
 
 
@@ -210,15 +217,15 @@ def test_debians_loaders_and_library_folders_are_in_the_table(debian: dict[str, 
         machine = of(architecture).machine
         loaders = {seen(path).interpreter for path in paths} - {""}
         assert len(loaders) == 1
-        assert loaders <= set(machine.loaders)
+        assert loaders <= set(machine.elf_interpreters)
         folders = {path.parent.name for path in paths if path.name.startswith("libgcrypt.so")}
-        assert folders <= set(machine.multiarch)
+        assert folders <= set(machine.multiarch_triplets)
         assert len(folders) == 1
 
 
 def test_armhf_passes_floats_in_registers_and_armel_does_not(debian: dict[str, list[Path]]) -> None:
-    assert {float_abi(seen(path)) for path in debian["armhf"]} == {"hard"}
-    assert {float_abi(seen(path)) for path in debian["armel"]} == {"soft"}
+    assert {arm_float_abi(seen(path)) for path in debian["armhf"]} == {"hard"}
+    assert {arm_float_abi(seen(path)) for path in debian["armel"]} == {"soft"}
 
 
 def test_an_armhf_program_needs_more_than_arm_v6(debian: dict[str, list[Path]]) -> None:
@@ -235,24 +242,24 @@ def test_a_library_that_chooses_when_it_runs_is_doubted_and_not_refused(
     library = next(path for path in debian["armhf"] if path.name.startswith("libgcrypt.so"))
     binary = seen(library)
     assert isa_problems(platform("linux/arm/v7"), binary) == ()
-    doubts = isa_doubts(platform("linux/arm/v7"), binary)
+    doubts = isa_warnings(platform("linux/arm/v7"), binary)
     assert [text.partition(" (")[0] for text in doubts] == ["has code for ARMv8"]
 
 
 def test_s390x_says_nothing_and_that_is_said(debian: dict[str, list[Path]]) -> None:
     for path in debian["s390x"]:
         assert seen(path).evidence == ()
-        assert silence(seen(path)) == "s390x files record no level of the instruction set"
+        assert missing_isa_info_reason(seen(path)) == "s390x files record no level of the instruction set"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_pyelftools_reads_the_same(debian: dict[str, list[Path]], architecture: str) -> None:
     for path in debian[architecture]:
         data = path.read_bytes()
-        binary, oracle = inspect(Bytes(data)), ELFFile(io.BytesIO(data))
+        binary, oracle = read_binary(WholeFile(data)), ELFFile(io.BytesIO(data))
         names = ("e_flags", "e_entry", "e_phoff", "e_phnum", "e_shoff", "e_shnum", "e_shstrndx")
         header = binary.header
-        mine = (header.flags, header.entry, header.phoff, header.phnum, header.shoff, header.shnum)
+        mine = (header.e_flags, header.entry_point, header.phoff, header.phnum, header.shoff, header.shnum)
         assert (*mine, header.shstrndx) == tuple(oracle[name] for name in names)
         assert names_of(binary) == oracle_names(oracle)
         assert attributes_of(binary) == oracle_attributes(oracle)

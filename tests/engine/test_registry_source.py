@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.image import config_of, manifest_of, platform_manifests
+from buildkit_tasks.oci.image import platform_manifests, read_config, read_manifest
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import read_blob
 from tests import registry
 from tests.certificates import Certificate, make_certificate
@@ -21,18 +21,18 @@ from tests.conftest import TEN
 from tests.images import hello, layout_files
 
 
-def read(reference: str, access: Access) -> int:
+def read(reference: str, access: RegistryOptions) -> int:
     """Read the whole image; gives the number of its layers."""
-    with open_registry(reference, access=access) as source:
-        manifests = [manifest_of(source, entry) for _, entry in platform_manifests(source)]
+    with open_registry(reference, options=access) as source:
+        manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
         for manifest in manifests:
-            config_of(source, manifest)
+            read_config(source, manifest)
         return len([read_blob(source, layer, 1 << 20) for each in manifests for layer in each.layers])
 
 
 @pytest.fixture
-def access(tmp_path: Path) -> Access:
-    return Access(environ={"DOCKER_CONFIG": str(tmp_path)}, certificates=(tmp_path / "certs.d",))
+def access(tmp_path: Path) -> RegistryOptions:
+    return RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(tmp_path / "certs.d",))
 
 
 def keep(folder: Path, host: str, password: str) -> None:
@@ -73,24 +73,24 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield host
 
 
-def test_ten_platforms_are_read_by_tag_and_by_digest(plain: str, access: Access) -> None:
+def test_ten_platforms_are_read_by_tag_and_by_digest(plain: str, access: RegistryOptions) -> None:
     memory = hello(TEN)
     digest = registry.push(plain, memory, "team/hello", "ten")
-    assert Digest(digest) == memory.root().digest
+    assert Digest(digest) == memory.root_descriptor().digest
     assert read(f"{plain}/team/hello:ten", access) == 10
     assert read(f"{plain}/team/hello@{digest}", access) == 10
     assert read(f"{plain}/team/hello:other@{digest}", access) == 10
 
 
-def test_every_byte_is_the_one_that_was_pushed(plain: str, access: Access) -> None:
+def test_every_byte_is_the_one_that_was_pushed(plain: str, access: RegistryOptions) -> None:
     memory = hello()
     registry.push(plain, memory, "team/bytes", "1")
     stored = {name: data for name, data in layout_files(memory).items() if name.startswith("blobs/")}
-    with open_registry(f"{plain}/team/bytes:1", access=access) as source:
-        root = source.root()
+    with open_registry(f"{plain}/team/bytes:1", options=access) as source:
+        root = source.root_descriptor()
         read_back = [root]
         for _, entry in platform_manifests(source):
-            manifest = manifest_of(source, entry)
+            manifest = read_manifest(source, entry)
             read_back += [entry, manifest.config, *manifest.layers]
         got = {
             f"blobs/{str(each.digest).replace(':', '/')}": read_blob(source, each, 1 << 20)
@@ -99,15 +99,17 @@ def test_every_byte_is_the_one_that_was_pushed(plain: str, access: Access) -> No
     assert got == stored
 
 
-def test_an_image_that_is_not_there_is_told_from_a_registry_that_is_not(plain: str, access: Access) -> None:
-    for name in ("team/nothing:1", "team/hello:nothing", f"team/hello@{Digest.of(b'nothing')}"):
+def test_an_image_that_is_not_there_is_told_from_a_registry_that_is_not(
+    plain: str, access: RegistryOptions
+) -> None:
+    for name in ("team/nothing:1", "team/hello:nothing", f"team/hello@{Digest.from_bytes(b'nothing')}"):
         with pytest.raises(RegistryError, match="is unknown") as caught:
             read(f"{plain}/{name}", access)
         assert name in caught.value.message
 
 
 def test_a_private_authority_is_believed_where_docker_would(
-    secure: str, certificate: Certificate, access: Access, tmp_path: Path
+    secure: str, certificate: Certificate, access: RegistryOptions, tmp_path: Path
 ) -> None:
     trust(tmp_path, secure, certificate.authority)
     assert read(f"{secure}/team/hello:1", access) == 3
@@ -118,10 +120,12 @@ def test_a_private_authority_may_be_named_in_the_environment(
     secure: str, certificate: Certificate, tmp_path: Path, variable: str
 ) -> None:
     environ = {"DOCKER_CONFIG": str(tmp_path), variable: str(certificate.authority)}
-    assert read(f"{secure}/team/hello:1", Access(environ=environ, certificates=())) == 3
+    assert read(f"{secure}/team/hello:1", RegistryOptions(environ=environ, certificate_dirs=())) == 3
 
 
-def test_an_authority_that_nobody_named_is_not_believed(secure: str, access: Access, tmp_path: Path) -> None:
+def test_an_authority_that_nobody_named_is_not_believed(
+    secure: str, access: RegistryOptions, tmp_path: Path
+) -> None:
     with pytest.raises(RegistryError, match=f"https://{secure} cannot be trusted") as caught:
         read(f"{secure}/team/hello:1", access)
     assert caught.value.exit_code == 4
@@ -130,7 +134,9 @@ def test_an_authority_that_nobody_named_is_not_believed(secure: str, access: Acc
     )
 
 
-def test_a_wrong_authority_is_not_believed_either(secure: str, access: Access, tmp_path: Path) -> None:
+def test_a_wrong_authority_is_not_believed_either(
+    secure: str, access: RegistryOptions, tmp_path: Path
+) -> None:
     trust(tmp_path, secure, make_certificate(tmp_path / "other", "other").authority)
     with pytest.raises(
         RegistryError, match=r"TLS failed: .*(unable to get local issuer|self-signed|signature)"
@@ -139,14 +145,14 @@ def test_a_wrong_authority_is_not_believed_either(secure: str, access: Access, t
 
 
 def test_an_authority_counts_for_its_own_host_alone(
-    secure: str, certificate: Certificate, access: Access, tmp_path: Path
+    secure: str, certificate: Certificate, access: RegistryOptions, tmp_path: Path
 ) -> None:
     trust(tmp_path, "127.0.0.1:1", certificate.authority)
     with pytest.raises(RegistryError, match="cannot be trusted"):
         read(f"{secure}/team/hello:1", access)
 
 
-def test_a_login_that_docker_keeps_is_used(locked: str, access: Access, tmp_path: Path) -> None:
+def test_a_login_that_docker_keeps_is_used(locked: str, access: RegistryOptions, tmp_path: Path) -> None:
     keep(tmp_path, locked, registry.PASSWORD)
     assert read(f"{locked}/team/hello:1", access) == 3
 
@@ -161,7 +167,7 @@ def test_a_login_that_docker_keeps_is_used(locked: str, access: Access, tmp_path
     ids=["wrong", "another host's", "none"],
 )
 def test_without_the_right_login_the_next_command_is_told(
-    locked: str, access: Access, tmp_path: Path, prepare: Callable[[Path, str], None], said: str
+    locked: str, access: RegistryOptions, tmp_path: Path, prepare: Callable[[Path, str], None], said: str
 ) -> None:
     prepare(tmp_path, locked)
     with pytest.raises(RegistryError) as caught:
@@ -171,7 +177,7 @@ def test_without_the_right_login_the_next_command_is_told(
     assert registry.PASSWORD not in str(caught.value)
 
 
-def test_ten_platforms_take_no_longer_than_their_requests(plain: str, access: Access) -> None:
+def test_ten_platforms_take_no_longer_than_their_requests(plain: str, access: RegistryOptions) -> None:
     registry.push(plain, hello(TEN), "team/speed", "1")
     read(f"{plain}/team/speed:1", access)
     started = time.monotonic()

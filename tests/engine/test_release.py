@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.certificates import Certificate, make_certificate
 from tests.engine.test_push import TWO, Place, place, plain
 from tests.project import Project, program
@@ -56,7 +56,9 @@ def builder(
     yield [f"--builder={name}"]
     # Not by the task, which takes the handlers away with it: others here need them.
     engine: Engine = request.getfixturevalue("engine")
-    done = Commands().run([*engine.tools.buildx, "rm", "--force", name], engine.call(timeout=60))
+    done = SubprocessRunner().run(
+        [*engine.tools.buildx, "rm", "--force", name], engine.command_options(timeout=60)
+    )
     assert done.ok, done.stderr
 
 

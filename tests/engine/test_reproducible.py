@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.sdk import connect, inspect_image
+from buildkit_tasks.host.engine.sdk import connect_client, inspect_image
 from tests.builders import container_builder
 from tests.project import Project, program
 
@@ -104,7 +104,7 @@ def test_two_loads_by_a_builder_of_its_own_are_one_image(
 ) -> None:
     name = "buildkit-tasks-test/same:1"
     ids = []
-    client = connect(engine)
+    client = connect_client(engine)
     for _ in range(2):
         tiny.json(
             "build-multiarch", "--no-cache", "--reproducible", f"--builder={container}", "--load", "-t", name

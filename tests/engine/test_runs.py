@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.config.settings import load
+from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.run.qemu_env import STEERING
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
+from buildkit_tasks.system.command import SubprocessRunner
 from tests import census, crashers, guests
 from tests.conftest import Unchanged
 from tests.faults.own_table import qemu
@@ -110,7 +110,7 @@ def test_the_floor_cpu_finds_what_a_cpu_of_today_hides(docker: Project, unchange
         floor = docker.json("run-emulated", name, "--cpu=floor", expect=1)
     assert [row["outcome"] for row in ran["results"]] == ["passed"] * len(EMULATED)
     for row in floor["results"]:
-        cpu = Platform.parse(row["platform"]).cpu
+        cpu = Platform.parse(row["platform"]).baseline_cpu
         assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132), row["platform"]
         assert row["emulator"]["cpu"] == cpu
         assert cpu in row["message"]
@@ -172,19 +172,19 @@ def test_every_variable_that_this_qemu_reads_is_known(engine: Engine) -> None:
     done = subprocess.run([str(qemu()), "--help"], capture_output=True, text=True, check=False, timeout=30)
     named = set(re.findall(r"^-\S.*?\s(QEMU_[A-Z_]+)\s", done.stdout, re.MULTILINE))
     assert len(named) > 15
-    assert named <= set(STEERING)
+    assert named <= set(QEMU_ENV_VARS)
 
 
 @pytest.fixture(scope="module")
 def graph(engine: Engine) -> Iterator[Engine]:
     """An engine with the classic store, gone with its data afterwards."""
     assert engine.version
-    name, tools = "graph-runs", Commands(echo=sys.stderr)
+    name, tools = "graph-runs", SubprocessRunner(dry_run_output=sys.stderr)
     try:
-        yield ensure_private_engine(load(), tools, lambda _: None, store="graph", name=name)
+        yield ensure_private_engine(load_settings(), tools, lambda _: None, store="graph", name=name)
     except EngineError as error:
         pytest.skip(f"no private engine beside this one: {error}")
-    stop_private_engine(load(), tools, lambda _: None, name=name)
+    stop_private_engine(load_settings(), tools, lambda _: None, name=name)
 
 
 def test_the_classic_store_ends_them_alike(docker: Project, graph: Engine) -> None:

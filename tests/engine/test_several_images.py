@@ -131,9 +131,9 @@ def test_each_session_of_nox_tests_the_images_that_are_for_its_platform(two: Pro
     assert done.code == 0, said
     for platform in ("amd64", "arm64"):
         assert f"arch_matrix({platform}): success" in said
-        assert f"test_the_image_runs[web-{platform}] PASSED" in said
+        assert f"test_image_runs[web-{platform}] PASSED" in said
         assert f"[tool-{platform}]" not in said
-    assert "test_the_image_is_what_it_says[tool-386] PASSED" in said
+    assert "test_image_verifies[tool-386] PASSED" in said
     assert said.count("build-multiarch --json") == 1
 
 

@@ -15,27 +15,27 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.export import export_image
-from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.host.engine.sdk import connect
+from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import connect_client
 from buildkit_tasks.oci.image import (
-    attested,
+    attested_images,
+    find_local_output,
     index_entries,
-    lacks,
-    local_folder,
-    manifest_of,
+    is_missing,
     open_image,
     platform_manifests,
+    read_manifest,
 )
 from buildkit_tasks.oci.source import Source
 from buildkit_tasks.oci.transports import tar_stream as rewind
-from buildkit_tasks.oci.transports.directory import local_platforms, walk_folder
-from buildkit_tasks.oci.transports.docker_archive import DockerArchive, SavedLayout
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.oci.transports.directory import find_platform_dirs, walk_directory
+from buildkit_tasks.oci.transports.docker_archive import DockerArchive, DockerLayoutArchive
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
 from tests import registry
 from tests.images import Memory, add_platform, hello, make_tar, one, probe, write_archive
@@ -43,27 +43,29 @@ from tests.project import Project, program
 
 THREE = ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 NAME = "buildkit-tasks-test/sources"
-TOOLS = Commands(echo=sys.stderr)
+TOOLS = SubprocessRunner(dry_run_output=sys.stderr)
 
 
 @pytest.fixture(scope="module")
 def graph(engine: Engine) -> Iterator[Engine]:
     """An engine with the classic store, gone with its data afterwards."""
     assert engine.version
-    settings, name = load(), "graph-sources"
+    settings, name = load_settings(), "graph-sources"
     try:
         yield ensure_private_engine(settings, TOOLS, lambda _: None, store="graph", name=name)
     except EngineError as error:
         pytest.skip(f"no private engine beside this one: {error}")
     stop_private_engine(settings, TOOLS, lambda _: None, name=name)
-    assert not PrivatePaths(cache_folder(settings), name).home.exists()
+    assert not PrivateEnginePaths(cache_folder(settings), name).root.exists()
 
 
 @pytest.fixture(scope="module")
 def skopeo() -> Callable[..., None]:
     """Debian's skopeo, unpacked for the tests alone."""
-    prefix = cache_folder(load()) / "debian/skopeo"
-    provision(prefix, [Packages(names=("skopeo",), suite="host", dependencies=True)], TOOLS, lambda _: None)
+    prefix = cache_folder(load_settings()) / "debian/skopeo"
+    install_packages(
+        prefix, [PackageSet(names=("skopeo",), suite="host", with_dependencies=True)], TOOLS, lambda _: None
+    )
     libraries = sorted({str(path.parent) for path in prefix.glob("usr/lib/*/*.so.*")})
     env = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
 
@@ -77,7 +79,7 @@ def skopeo() -> Callable[..., None]:
 
 def store(engine: Engine, archive: Path, *names: str) -> Iterator[None]:
     """Load an archive into the engine under these names; they are removed afterwards."""
-    client = connect(engine)
+    client = connect_client(engine)
     api: Any = client.api  # load_image has no types
     loaded = "".join(message.get("stream", "") for message in api.load_image(archive.read_bytes()))
     image = loaded.split("Loaded image: ")[1].strip()
@@ -120,13 +122,13 @@ def members(path: Path) -> set[str]:
 def test_a_containerd_stores_image_is_read_from_the_engine(
     engine: Engine, stored: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = hello(THREE).root().digest
+    root = hello(THREE).root_descriptor().digest
     export = partial(export_image, engine)
     for name in (stored, f"docker.io/{stored}", NAME, str(root), root.hex, f"{NAME}@{root}"):
         with open_image(f"docker-daemon:{name}", export=export) as source:
-            assert source.root().digest == root
+            assert source.root_descriptor().digest == root
             assert proves(source, THREE)
-    monkeypatch.setattr(rewind, "_SMALL", 0)  # every blob by going through the stream again
+    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", 0)  # every blob by going through the stream again
     with open_image(f"docker-daemon:{stored}", export=export) as source:
         assert proves(source, THREE)
 
@@ -156,8 +158,8 @@ def test_docker_save_of_a_containerd_store_is_read(
         path.write_bytes(gzip.compress(path.read_bytes()))
     for name in (f"docker-archive:{path}", f"docker-archive:{path}:{stored}", str(path)):
         with open_image(name) as source:
-            assert isinstance(source, SavedLayout)
-            assert source.root().digest == hello(THREE).root().digest
+            assert isinstance(source, DockerLayoutArchive)
+            assert source.root_descriptor().digest == hello(THREE).root_descriptor().digest
             assert proves(source, THREE)
 
 
@@ -167,7 +169,7 @@ def partial_image(engine: Engine, tmp_path: Path) -> Iterator[Callable[[str], st
     memory = Memory()
     tars = {name: make_tar({"main": probe(name), "new": os.urandom(99)}) for name in THREE}
     memory.index([add_platform(memory, name, [tar], Cmd=["/main"]) for name, tar in tars.items()])
-    client = connect(engine)
+    client = connect_client(engine)
     with registry.serve(tmp_path) as host:
         registry.push(host, memory, "partial", "1")
 
@@ -183,9 +185,9 @@ def partial_image(engine: Engine, tmp_path: Path) -> Iterator[Callable[[str], st
 def test_a_platform_that_was_not_pulled_is_lacking(
     engine: Engine, partial_image: Callable[[str], str]
 ) -> None:
-    own = str(engine.native)
+    own = str(engine.platform)
     with open_image(f"docker-daemon:{partial_image(own)}", export=partial(export_image, engine)) as source:
-        found = {str(platform): lacks(source, entry) for platform, entry in platform_manifests(source)}
+        found = {str(platform): is_missing(source, entry) for platform, entry in platform_manifests(source)}
         assert found == {name: name != own for name in THREE}
         assert own in [verdict.platform for verdict in verify(source, [], "x").platforms if verdict.ok]
 
@@ -193,12 +195,12 @@ def test_a_platform_that_was_not_pulled_is_lacking(
 def test_an_image_that_the_engine_cannot_export_is_explained(
     engine: Engine, partial_image: Callable[[str], str]
 ) -> None:
-    other = next(name for name in THREE if name != str(engine.native))
+    other = next(name for name in THREE if name != str(engine.platform))
     name = partial_image(other)
     with pytest.raises(UsageError, match=f"has {other}, which it cannot export without") as caught:
         export_image(engine, name)
-    assert caught.value.hint == f"docker pull --platform {engine.native} {name}"
-    partial_image(str(engine.native))
+    assert caught.value.hint == f"docker pull --platform {engine.platform} {name}"
+    partial_image(str(engine.platform))
     export_image(engine, name).close()
 
 
@@ -214,15 +216,15 @@ def classic(graph: Engine, skopeo: Callable[..., None], tmp_path: Path) -> Itera
 
 
 def test_a_classic_stores_image_is_read_from_the_engine(graph: Engine, classic: str) -> None:
-    client = connect(graph)
+    client = connect_client(graph)
     image = str(client.images.get(classic).id)
     client.close()
     for name in (classic, NAME, image, image.removeprefix("sha256:")[:12]):
         with open_image(f"docker-daemon:{name}", export=partial(export_image, graph)) as source:
             assert proves(source, ["linux/arm64"])
             (entry,) = index_entries(source)
-            assert not lacks(source, entry.descriptor)
-            assert str(manifest_of(source, entry.descriptor).config.digest) == image
+            assert not is_missing(source, entry.descriptor)
+            assert str(read_manifest(source, entry.descriptor).config.digest) == image
 
 
 def test_docker_save_of_a_classic_store_is_read(graph: Engine, classic: str, project: Project) -> None:
@@ -234,7 +236,7 @@ def test_docker_save_of_a_classic_store_is_read(graph: Engine, classic: str, pro
         str(path),
     ):
         with open_image(name) as source:
-            assert isinstance(source, SavedLayout)
+            assert isinstance(source, DockerLayoutArchive)
             assert proves(source, ["linux/arm64"])
 
 
@@ -251,7 +253,7 @@ def test_skopeos_archive_of_the_older_form_is_read(
     if packed:
         path.write_bytes(gzip.compress(path.read_bytes()))
     with open_image(str(archive)) as source:
-        config = manifest_of(
+        config = read_manifest(
             source, {str(platform): entry for platform, entry in platform_manifests(source)}["linux/arm64"]
         ).config
     for name in (
@@ -263,7 +265,7 @@ def test_skopeos_archive_of_the_older_form_is_read(
         with open_image(name) as source:
             assert isinstance(source, DockerArchive)
             assert proves(source, ["linux/arm64"])
-            assert manifest_of(source, source.root()).config.digest == config.digest
+            assert read_manifest(source, source.root_descriptor()).config.digest == config.digest
 
 
 DOCKERFILE = """\
@@ -287,13 +289,13 @@ def tiny(engine: Engine, project: Project) -> Project:
 
 def test_a_local_output_gives_back_the_links_that_buildx_rewrote(tiny: Project) -> None:
     tiny.json("build-multiarch", "--platform=linux/amd64,linux/arm64", "-o", "type=local,dest=out")
-    path = local_folder(f"dir:{tiny.folder}/out")
+    path = find_local_output(f"dir:{tiny.folder}/out")
     assert path is not None
     assert (path / "linux_arm64/absolute").readlink() == Path("/linux_arm64/usr/bin/hello")
-    found = local_platforms(path)
+    found = find_platform_dirs(path)
     assert [str(platform) for platform, _ in found] == ["linux/amd64", "linux/arm64"]
     for platform, folder in found:
-        entries = {entry.name: entry for entry in walk_folder(folder)}
+        entries = {entry.name: entry for entry in walk_directory(folder)}
         assert (entries["absolute"].target, entries["relative"].target) == ("/usr/bin/hello", "usr/bin/hello")
         with entries["usr/bin/hello"].open() as stream:
             assert stream.read() == program(str(platform))
@@ -302,8 +304,8 @@ def test_a_local_output_gives_back_the_links_that_buildx_rewrote(tiny: Project) 
 def test_a_local_output_of_one_platform_has_no_folder_for_it(tiny: Project) -> None:
     tiny.json("build-multiarch", "--platform=linux/arm64", "-o", "type=local,dest=out")
     path = tiny.folder / "out"
-    assert local_platforms(path) == ((None, path),)
-    assert {entry.name: entry.target for entry in walk_folder(path)}["absolute"] == "/usr/bin/hello"
+    assert find_platform_dirs(path) == ((None, path),)
+    assert {entry.name: entry.target for entry in walk_directory(path)}["absolute"] == "/usr/bin/hello"
 
 
 @pytest.mark.parametrize("artifact", ["false", "true"])
@@ -314,7 +316,7 @@ def test_buildx_attestations_say_which_image_they_are_about(artifact: str, tiny:
     with open_image(f"oci-archive:{tiny.folder}/out.tar") as source:
         entries = index_entries(source)
         assert [entry.kind.value for entry in entries] == ["image"] * 2 + ["attestation"] * 2
-        stated = [attested(source, entry.descriptor) for entry in entries[2:]]
+        stated = [attested_images(source, entry.descriptor) for entry in entries[2:]]
         assert stated == [(entry.descriptor.digest,) for entry in entries[:2]]
         assert proves(source, ["linux/amd64", "linux/arm64"])
 

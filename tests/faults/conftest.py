@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from tests.faults.own_table import need_own_table
 
 
@@ -12,7 +12,7 @@ from tests.faults.own_table import need_own_table
 def own_table() -> Iterator[None]:
     """What the product notes of handlers in a table of its own is forgotten with that table."""
     need_own_table()
-    ledger = cache_folder(load()) / "binfmt.json"
+    ledger = cache_folder(load_settings()) / "binfmt.json"
     noted = ledger.read_bytes() if ledger.exists() else None
     yield
     if noted is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.platforms import Platform
 from tests.project import TASKS, Done, Project
 
@@ -52,14 +52,14 @@ def handler_line(interpreter: str | Path, flags: str, platform: str = ARM64, nam
     """A line for ``register``, as anybody's installer writes it."""
     machine = Platform.parse(platform).machine
     magic, mask = ("".join(f"\\x{byte:02x}" for byte in data) for data in (machine.magic, machine.mask))
-    return f":{name or 'qemu-' + machine.qemu}:M::{magic}:{mask}:{interpreter}:{flags}"
+    return f":{name or 'qemu-' + machine.qemu_suffix}:M::{magic}:{mask}:{interpreter}:{flags}"
 
 
 def qemu(platform: str = ARM64) -> Path:
     """The static QEMU that the product has fetched for itself, or that the host has."""
-    name = f"qemu-{Platform.parse(platform).machine.qemu}"
+    name = f"qemu-{Platform.parse(platform).machine.qemu_suffix}"
     candidates = (
-        cache_folder(load()) / "debian/qemu/usr/bin" / name,
+        cache_folder(load_settings()) / "debian/qemu/usr/bin" / name,
         Path("/usr/bin") / f"{name}-static",
         Path("/usr/bin") / name,
         Path((Path(_TABLE) / name).read_text(encoding="utf-8").partition("interpreter ")[2].split("\n")[0]),

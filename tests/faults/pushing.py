@@ -11,7 +11,7 @@ import pytest
 from buildkit_tasks.errors import RegistryError
 from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.reference import Reference
-from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.report.model import NamedTag
 from tests.hostile_registry import Hostile, hostile
 from tests.images import Memory
@@ -22,7 +22,7 @@ class Push:
     """A server and who we are to it; ``waits`` are the seconds that would have been slept."""
 
     server: Hostile
-    access: Access
+    access: RegistryOptions
     waits: list[float] = dataclasses.field(default_factory=list)
 
     def at(self, name: str) -> Reference:
@@ -31,13 +31,13 @@ class Push:
 
     def send(self, memory: Memory, name: str = "team/app", jobs: int = 4) -> str:
         """Put an image into a repository; gives its digest."""
-        root = publish.send(memory, self.at(name), access=self.access, jobs=jobs)
+        root = publish.copy_image(memory, self.at(name), registry_options=self.access, jobs=jobs)
         return str(root.digest)
 
     def name(self, digest: str, *tags: str, repository: str = "team/app") -> tuple[NamedTag, ...]:
         """Name what is there."""
         at = self.at(f"{repository}@{digest}")
-        return publish.name(at, [self.at(tag) for tag in tags], access=self.access)
+        return publish.tag_image(at, [self.at(tag) for tag in tags], registry_options=self.access)
 
     def refused(self, memory: Memory, name: str = "team/app") -> RegistryError:
         with pytest.raises(RegistryError) as caught:
@@ -56,5 +56,7 @@ class Push:
 def push(tmp_path: Path) -> Iterator[Push]:
     with hostile() as server:
         waits: list[float] = []
-        access = Access(environ={"DOCKER_CONFIG": str(tmp_path)}, certificates=(), sleep=waits.append)
+        access = RegistryOptions(
+            environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(), sleep=waits.append
+        )
         yield Push(server=server, access=access, waits=waits)

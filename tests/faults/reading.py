@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.image import manifest_of, platform_manifests
+from buildkit_tasks.oci.image import platform_manifests, read_manifest
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import read_blob
 from tests.hostile_registry import Hostile, hostile
 from tests.images import LAYER_GZIP, Memory, platform_json, put_manifest
@@ -24,13 +24,13 @@ class Bench:
     """A server and who we are to it; ``waits`` are the seconds that would have been slept."""
 
     server: Hostile
-    access: Access
+    access: RegistryOptions
     waits: list[float] = dataclasses.field(default_factory=list)
 
     def read(self, reference: str) -> list[bytes]:
         """The layers of an image, digests checked."""
-        with open_registry(reference, access=self.access) as source:
-            manifests = [manifest_of(source, entry) for _, entry in platform_manifests(source)]
+        with open_registry(reference, options=self.access) as source:
+            manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
             return [read_blob(source, layer, 1 << 24) for each in manifests for layer in each.layers]
 
     def refused(self, reference: str) -> RegistryError:
@@ -44,7 +44,9 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with hostile() as server:
         waits: list[float] = []
-        access = Access(environ={"DOCKER_CONFIG": str(tmp_path)}, certificates=(), sleep=waits.append)
+        access = RegistryOptions(
+            environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(), sleep=waits.append
+        )
         yield Bench(server=server, access=access, waits=waits)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.sdk import connect, inspect_image
+from buildkit_tasks.host.engine.sdk import connect_client, inspect_image
 from tests.conftest import Unchanged
 from tests.faults import own_table
 from tests.faults.own_table import ARM64
@@ -19,7 +19,7 @@ SETUP = ("setup-builder", "--json", f"--platform={ARM64}", "--emulators=image")
 @pytest.fixture
 def installer(engine: Engine, project: Project, request: pytest.FixtureRequest) -> Iterator[int]:
     """An image under the installer's name that ends with a status and registers nothing."""
-    client = connect(engine)
+    client = connect_client(engine)
     if inspect_image(client, INSTALLER):
         client.close()
         pytest.skip(f"{INSTALLER} is in this engine already")

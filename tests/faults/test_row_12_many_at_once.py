@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivatePaths
-from buildkit_tasks.system.process import processes_naming
+from buildkit_tasks.host.engine.private import PrivateEnginePaths
+from buildkit_tasks.system.process import find_processes_by_argument
 from tests.conftest import Unchanged
 from tests.project import TASKS, Project
 
@@ -41,7 +41,7 @@ def nothing_started(engine: Engine, project: Project) -> Iterator[Project]:
         pytest.skip("no private engine is made here")
     cache = project.folder.parent / "cache"
     cache.mkdir()
-    (cache / "debian").symlink_to(cache_folder(load()) / "debian")
+    (cache / "debian").symlink_to(cache_folder(load_settings()) / "debian")
     fresh = project.with_env(INVOKE_BUILDKIT_CACHE=str(cache))
     yield fresh
     fresh.task("stop-engine")
@@ -50,10 +50,10 @@ def nothing_started(engine: Engine, project: Project) -> Iterator[Project]:
 def test_sixteen_first_setups_at_once_start_one_engine(
     nothing_started: Project, unchanged: Unchanged
 ) -> None:
-    paths = PrivatePaths(nothing_started.folder.parent / "cache")
+    paths = PrivateEnginePaths(nothing_started.folder.parent / "cache")
     with unchanged():
         documents = [json.loads(text) for text in _all_at_once(nothing_started)]
         assert {document["engine"]["endpoint"] for document in documents} == {paths.endpoint}
-        assert len(processes_naming(paths.home / "daemon.json")) == 1
+        assert len(find_processes_by_argument(paths.root / "daemon.json")) == 1
         nothing_started.task("stop-engine")
-    assert not paths.home.exists()
+    assert not paths.root.exists()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.process import Process, processes_naming
+from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.process import Process, find_processes_by_argument
 from tests.conftest import Unchanged
 
 NAME = "killed"
@@ -21,20 +21,20 @@ Start = Callable[[], tuple[Engine, Process]]
 
 
 @pytest.fixture
-def paths() -> PrivatePaths:
-    return PrivatePaths(cache_folder(load()), NAME)
+def paths() -> PrivateEnginePaths:
+    return PrivateEnginePaths(cache_folder(load_settings()), NAME)
 
 
 @pytest.fixture
-def start(engine: Engine, paths: PrivatePaths) -> Iterator[Start]:
+def start(engine: Engine, paths: PrivateEnginePaths) -> Iterator[Start]:
     """Starts one more private engine, whose daemon a test may kill."""
     if engine.kind != "private":
         pytest.skip("no private engine is made here")
-    settings, run = load(), Commands(echo=sys.stderr)
+    settings, run = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
 
     def ensure() -> tuple[Engine, Process]:
         found = ensure_private_engine(settings, run, lambda _: None, name=NAME)
-        (daemon,) = processes_naming(paths.home / "daemon.json")
+        (daemon,) = find_processes_by_argument(paths.root / "daemon.json")
         return found, daemon
 
     yield ensure
@@ -55,15 +55,17 @@ def test_a_daemon_that_was_killed_is_healed_by_the_next_run(start: Start) -> Non
 
 
 def test_what_a_killed_daemon_leaves_is_removed_by_stop_engine(
-    start: Start, paths: PrivatePaths, unchanged: Unchanged
+    start: Start, paths: PrivateEnginePaths, unchanged: Unchanged
 ) -> None:
     with unchanged():
         _, daemon = start()
         _kill(daemon)
-        stop_private_engine(load(), Commands(echo=sys.stderr), lambda _: None, name=NAME)
-    assert processes_naming(paths.runtime) == []
-    assert not paths.home.exists()
-    assert not paths.runtime.exists()
+        stop_private_engine(
+            load_settings(), SubprocessRunner(dry_run_output=sys.stderr), lambda _: None, name=NAME
+        )
+    assert find_processes_by_argument(paths.runtime_dir) == []
+    assert not paths.root.exists()
+    assert not paths.runtime_dir.exists()
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-    assert str(paths.home) not in mounts
-    assert str(paths.runtime) not in mounts
+    assert str(paths.root) not in mounts
+    assert str(paths.runtime_dir) not in mounts

@@ -18,10 +18,10 @@ from tests.project import Project
 PROVISION = """\
 import sys
 from pathlib import Path
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, provision
-names = [Packages(names=("tini",), suite="host", dependencies=True)]
-provision(Path(sys.argv[1]), names, Commands(echo=sys.stderr), lambda _: None)
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
+names = [PackageSet(names=("tini",), suite="host", dependencies=True)]
+install_packages(Path(sys.argv[1]), names, SubprocessRunner(echo=sys.stderr), lambda _: None)
 """
 
 LOCKS = [

@@ -40,7 +40,7 @@ def interrupted(project: Project, server: Hostile, step: str, number: signal.Sig
 def hold_old(server: Hostile) -> str:
     """Let the tag name an older image; gives its digest."""
     old: Memory = hello(["linux/amd64"])
-    root = old.root()
+    root = old.root_descriptor()
     server.keep("team/app").found["manifests"]["v1"] = (root.media_type, old.blobs[str(root.digest)])
     return str(root.digest)
 

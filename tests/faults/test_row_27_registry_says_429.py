@@ -18,8 +18,8 @@ def busy(retry_after: str = "") -> Reply:
 
 def test_the_registrys_own_wait_is_kept(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", busy("7"), busy("8"))
-    bench.server.tell("*/blobs/*", busy("9"))
+    bench.server.answer("*/manifests/v1", busy("7"), busy("8"))
+    bench.server.answer("*/blobs/*", busy("9"))
     assert bench.read(reference) == [LAYER]
     assert bench.waits == [7, 8, 9]
     assert bench.server.connections == 1
@@ -28,7 +28,7 @@ def test_the_registrys_own_wait_is_kept(bench: Bench) -> None:
 def test_the_wait_is_really_waited(bench: Bench) -> None:
     bench.access = dataclasses.replace(bench.access, sleep=time.sleep)
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", busy("1"))
+    bench.server.answer("*/manifests/v1", busy("1"))
     started = time.monotonic()
     assert bench.read(reference) == [LAYER]
     assert time.monotonic() - started >= 1
@@ -36,7 +36,7 @@ def test_the_wait_is_really_waited(bench: Bench) -> None:
 
 def test_a_wait_may_be_a_date(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", busy(formatdate(time.time() + 30, usegmt=True)))
+    bench.server.answer("*/manifests/v1", busy(formatdate(time.time() + 30, usegmt=True)))
     assert bench.read(reference) == [LAYER]
     assert 25 <= bench.waits[0] <= 30
 
@@ -54,8 +54,8 @@ def test_a_wait_past_all_patience_is_told_at_once(bench: Bench) -> None:
 
 def test_all_waits_together_are_capped(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", busy("25"))
-    bench.server.tell("*/blobs/*", busy("25"), busy("25"))
+    bench.server.answer("*/manifests/v1", busy("25"))
+    bench.server.answer("*/blobs/*", busy("25"), busy("25"))
     bench.refused(reference)
     assert bench.waits == [25, 25]
 
@@ -75,7 +75,7 @@ def test_without_a_sound_wait_it_is_tried_a_few_times(bench: Bench, rubbish: str
 
 def test_a_token_server_may_be_busy_too(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("/v2/*", bearer(f"http://{bench.server.host}/token"))
-    bench.server.tell("/token*", busy("3"), token())
+    bench.server.answer("/v2/*", bearer(f"http://{bench.server.host}/token"))
+    bench.server.answer("/token*", busy("3"), token())
     assert bench.read(reference) == [LAYER]
     assert bench.waits == [3]

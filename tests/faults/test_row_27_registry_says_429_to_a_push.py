@@ -14,12 +14,12 @@ def busy(retry_after: str) -> Reply:
 
 def test_the_registrys_own_wait_is_kept_at_every_step_of_a_push(push: Push) -> None:
     memory = one_layer()
-    push.server.tell("HEAD */blobs/*", busy("1"))
-    push.server.tell("POST *", busy("2"))
-    push.server.tell("PUT /upload/*", busy("3"))
-    push.server.tell("PUT */manifests/*", busy("4"))
+    push.server.answer("HEAD */blobs/*", busy("1"))
+    push.server.answer("POST *", busy("2"))
+    push.server.answer("PUT /upload/*", busy("3"))
+    push.server.answer("PUT */manifests/*", busy("4"))
     digest = push.send(memory, jobs=1)
-    push.server.tell("PUT */manifests/v1", busy("5"))
+    push.server.answer("PUT */manifests/v1", busy("5"))
     push.name(digest, "team/app:v1")
     assert push.waits == [1, 2, 3, 4, 5]
     assert push.server.named("team/app:v1") == digest

@@ -17,8 +17,8 @@ RESET = Reply(reset=True)
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_server_error_that_passes_is_waited_for(bench: Bench, status: int) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", Reply(status=status), Reply(status=status))
-    bench.server.tell("*/blobs/*", Reply(status=status))
+    bench.server.answer("*/manifests/v1", Reply(status=status), Reply(status=status))
+    bench.server.answer("*/blobs/*", Reply(status=status))
     assert bench.read(reference) == [LAYER]
     assert sum(bench.waits) < 10
 
@@ -35,8 +35,8 @@ def test_a_server_error_that_stays_is_told_after_four_requests(bench: Bench) -> 
 
 def test_a_reset_is_tried_again(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/*", RESET, RESET)
-    bench.server.tell("*/blobs/*", RESET)
+    bench.server.answer("*/manifests/*", RESET, RESET)
+    bench.server.answer("*/blobs/*", RESET)
     assert bench.read(reference) == [LAYER]
 
 
@@ -53,10 +53,10 @@ def test_resets_without_end_are_told(bench: Bench) -> None:
 def test_a_manifest_cut_short_is_fetched_again(bench: Bench, cut: int, reset: bool) -> None:
     memory = one_layer()
     reference = bench.server.hold(memory)
-    body = memory.blobs[str(memory.root().digest)]
-    whole = Reply(headers={"Content-Type": memory.root().media_type}, body=body)
+    body = memory.blobs[str(memory.root_descriptor().digest)]
+    whole = Reply(headers={"Content-Type": memory.root_descriptor().media_type}, body=body)
     short = dataclasses.replace(whole, cut=cut, reset=reset)
-    bench.server.tell("*/manifests/v1", short, short)
+    bench.server.answer("*/manifests/v1", short, short)
     assert bench.read(reference) == [LAYER]
     bench.server.always("*/manifests/v1", short)
     assert "broke off" in bench.refused(reference).message
@@ -68,7 +68,7 @@ def test_a_blob_that_breaks_off_is_taken_up_where_it_broke(bench: Bench, ranges:
     reference = bench.server.hold(one_layer())
     bench.server.ranges = ranges
     cut = Reply(body=LAYER, cut=300_000, reset=reset)
-    bench.server.tell("*/blobs/*", cut)
+    bench.server.answer("*/blobs/*", cut)
     assert bench.read(reference) == [LAYER]
     first, second = bench.server.requests("*/blobs/*")
     assert "Range" not in first.headers
@@ -79,13 +79,13 @@ def test_a_blob_that_breaks_off_is_taken_up_where_it_broke(bench: Bench, ranges:
 def test_a_blob_may_break_off_several_times(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.ranges = False
-    bench.server.tell("*/blobs/*", *(Reply(body=LAYER, cut=at) for at in (1000, 500, 0, 900_000, 1 << 19)))
+    bench.server.answer("*/blobs/*", *(Reply(body=LAYER, cut=at) for at in (1000, 500, 0, 900_000, 1 << 19)))
     assert bench.read(reference) == [LAYER]
 
 
 def test_a_body_without_a_length_that_ends_too_early_is_taken_up_as_well(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/blobs/*", Reply(body=LAYER[:1000], length=-1))
+    bench.server.answer("*/blobs/*", Reply(body=LAYER[:1000], length=-1))
     assert bench.read(reference) == [LAYER]
     assert bench.server.requests("*/blobs/*")[1].headers["Range"] == "bytes=1000-"
 
@@ -94,9 +94,9 @@ def test_a_chunked_body_is_read(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (LAYER[:77], LAYER[77:])) + b"0\r\n\r\n"
     chunked = {"Transfer-Encoding": "chunked"}
-    bench.server.tell("*/blobs/*", Reply(headers=chunked, body=chunks))
+    bench.server.answer("*/blobs/*", Reply(headers=chunked, body=chunks))
     assert bench.read(reference) == [LAYER]
-    bench.server.tell("*/blobs/*", Reply(headers=chunked, body=chunks, cut=300_000))
+    bench.server.answer("*/blobs/*", Reply(headers=chunked, body=chunks, cut=300_000))
     assert bench.read(reference) == [LAYER]
 
 
@@ -114,7 +114,9 @@ def test_what_is_sent_after_a_break_is_checked_like_all_else(bench: Bench) -> No
     reference = bench.server.hold(one_layer())
     rest = flip(LAYER)[1000:]
     headers = {"Content-Range": f"bytes 1000-{len(LAYER) - 1}/{len(LAYER)}"}
-    bench.server.tell("*/blobs/*", Reply(body=LAYER, cut=1000), Reply(status=206, headers=headers, body=rest))
+    bench.server.answer(
+        "*/blobs/*", Reply(body=LAYER, cut=1000), Reply(status=206, headers=headers, body=rest)
+    )
     with pytest.raises(MalformedImage, match="holds other bytes"):
         bench.read(reference)
 
@@ -124,14 +126,14 @@ def test_another_part_than_was_asked_for_is_not_taken(bench: Bench, said: str) -
     reference = bench.server.hold(one_layer())
     headers = {"Content-Range": said} if said else {}
     other = Reply(status=206, headers=headers, body=LAYER[1000:])
-    bench.server.tell("*/blobs/*", Reply(body=LAYER, cut=1000), other)
+    bench.server.answer("*/blobs/*", Reply(body=LAYER, cut=1000), other)
     assert "sends another part than byte 1000" in bench.refused(reference).message
 
 
 def test_a_part_that_nobody_asked_for_is_not_taken(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     headers = {"Content-Range": f"bytes 0-9/{len(LAYER)}"}
-    bench.server.tell("*/blobs/*", Reply(status=206, headers=headers, body=LAYER[:10]))
+    bench.server.answer("*/blobs/*", Reply(status=206, headers=headers, body=LAYER[:10]))
     assert "answers 206" in bench.refused(reference).message
 
 

@@ -21,7 +21,7 @@ def arrived(push: Push, memory: Memory) -> bool:
 @pytest.mark.parametrize("step", ["HEAD */blobs/*", "POST *", "PUT /upload/*", "PUT */manifests/*"])
 def test_a_server_error_that_passes_is_waited_for(push: Push, step: str, status: int) -> None:
     memory = one_layer()
-    push.server.tell(step, Reply(status=status), Reply(status=status))
+    push.server.answer(step, Reply(status=status), Reply(status=status))
     push.send(memory)
     assert arrived(push, memory)
     assert sum(push.waits) < 10
@@ -30,7 +30,7 @@ def test_a_server_error_that_passes_is_waited_for(push: Push, step: str, status:
 @pytest.mark.parametrize("step", ["HEAD */blobs/*", "POST *", "PUT /upload/*", "PUT */manifests/*"])
 def test_a_reset_is_tried_again(push: Push, step: str) -> None:
     memory = one_layer()
-    push.server.tell(step, RESET, RESET)
+    push.server.answer(step, RESET, RESET)
     push.send(memory)
     assert arrived(push, memory)
 
@@ -48,7 +48,7 @@ def test_a_reset_is_tried_again(push: Push, step: str) -> None:
 )
 def test_a_blob_refused_in_the_middle_is_begun_anew_from_its_source(push: Push, reply: Reply) -> None:
     memory = one_layer()
-    push.server.tell("PUT /upload/*", reply, reply)
+    push.server.answer("PUT /upload/*", reply, reply)
     push.send(memory, jobs=1)
     assert arrived(push, memory)
     assert len(push.server.requests("POST *")) == 4  # two blobs, and one of them twice more

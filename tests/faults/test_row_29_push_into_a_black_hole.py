@@ -24,7 +24,7 @@ LARGE = bytes(64 << 20)  # more than the kernel takes for a reader that does not
 @pytest.fixture
 def push(_push: Push) -> Iterator[Push]:
     """Limits of half a second; every test has to end in four."""
-    _push.access = dataclasses.replace(_push.access, connect=0.5, idle=0.5)
+    _push.access = dataclasses.replace(_push.access, connect_timeout=0.5, read_timeout=0.5)
     started = time.monotonic()
     yield _push
     assert time.monotonic() - started < 4
@@ -38,7 +38,7 @@ def large() -> Memory:
 
 def test_a_connection_that_nobody_takes_is_given_up(push: Push) -> None:
     with black_hole() as host, pytest.raises(RegistryError) as caught:
-        publish.send(hello(), Reference.parse(f"{host}/team/app"), access=push.access)
+        publish.copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.access)
     assert caught.value.message == f"http://{host} does not answer: no connection within 0.5 s"
     assert (caught.value.exit_code, push.waits) == (4, [])
 
@@ -54,13 +54,13 @@ def test_a_registry_that_falls_silent_is_given_up(push: Push, step: str) -> None
 
 
 def test_a_registry_that_stops_reading_in_the_middle_is_given_up(push: Push) -> None:
-    push.server.always(f"PUT /upload/*{Digest.of(LARGE).hex}", Reply(silent=True, unread=1000))
+    push.server.always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
     assert "does not answer" in push.refused(large()).message
     assert push.waits == []
 
 
 def test_reading_slowly_is_allowed_for_longer_than_connecting(push: Push) -> None:
-    push.access = dataclasses.replace(push.access, connect=0.2, idle=1.5)
+    push.access = dataclasses.replace(push.access, connect_timeout=0.2, read_timeout=1.5)
     push.server.sluggish = 0.5
     push.send(large())
     assert push.server.keep("team/app").found["manifests"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.oci.registry import connection as wire
-from buildkit_tasks.oci.registry.options import Access
+from buildkit_tasks.oci.registry.options import RegistryOptions
 from tests.faults.reading import LAYER, Bench, one_layer
 from tests.faults.reading import bench as _bench
 from tests.hostile_registry import Reply, bearer, black_hole
@@ -19,14 +19,18 @@ __all__ = ["_bench"]
 @pytest.fixture
 def bench(_bench: Bench) -> Iterator[Bench]:
     """Limits of half a second; every test has to end in three."""
-    _bench.access = dataclasses.replace(_bench.access, connect=0.5, idle=0.5)
+    _bench.access = dataclasses.replace(_bench.access, connect_timeout=0.5, read_timeout=0.5)
     started = time.monotonic()
     yield _bench
     assert time.monotonic() - started < 3
 
 
 def test_the_limits_are_ten_seconds_and_a_minute() -> None:
-    assert (Access().connect, Access().idle, Access().patience) == (10, 60, 60)
+    assert (
+        RegistryOptions().connect_timeout,
+        RegistryOptions().read_timeout,
+        RegistryOptions().max_wait,
+    ) == (10, 60, 60)
 
 
 def test_a_connection_that_nobody_takes_is_given_up(bench: Bench) -> None:
@@ -49,8 +53,8 @@ def test_a_server_that_takes_a_request_and_is_silent_is_given_up(bench: Bench) -
 def test_silence_in_the_middle_of_a_manifest_is_given_up(bench: Bench) -> None:
     memory = one_layer()
     reference = bench.server.hold(memory)
-    body = memory.blobs[str(memory.root().digest)]
-    headers = {"Content-Type": memory.root().media_type}
+    body = memory.blobs[str(memory.root_descriptor().digest)]
+    headers = {"Content-Type": memory.root_descriptor().media_type}
     bench.server.always("*/manifests/v1", Reply(headers=headers, body=body, cut=20, silent=True))
     assert "does not answer" in bench.refused(reference).message
 
@@ -83,7 +87,9 @@ def test_a_silent_place_behind_a_redirect_is_given_up(bench: Bench) -> None:
 def test_a_drip_is_given_up_like_silence(
     bench: Bench, head: float, body: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SLOWEST", 1000)  # no faster than a test's limits of half a second need
+    monkeypatch.setattr(
+        wire, "MIN_BYTES_PER_SECOND", 1000
+    )  # no faster than a test's limits of half a second need
     reference = bench.server.hold(one_layer())
     reply = Reply(headers={"X": "x" * 1000}, body=LAYER, drip_headers=head, drip=body)
     bench.server.always("*/blobs/*", reply)

@@ -9,8 +9,8 @@ __all__ = ["push"]
 
 
 def test_a_rival_push_is_noticed_and_its_digest_told(push: Push) -> None:
-    digest, rival = push.send(hello()), str(Digest.of(b"rival"))
-    push.server.tell(
+    digest, rival = push.send(hello()), str(Digest.from_bytes(b"rival"))
+    push.server.answer(
         "HEAD */manifests/v1", Reply(status=404), Reply(headers={"Docker-Content-Digest": rival})
     )
     found = push.unnamed(digest, "team/app:v0", "team/app:v1", "team/app:v2")
@@ -23,7 +23,7 @@ def test_a_rival_push_is_noticed_and_its_digest_told(push: Push) -> None:
 
 def test_a_rival_that_takes_the_tag_away_is_noticed_too(push: Push) -> None:
     digest = push.send(hello())
-    push.server.tell("HEAD */manifests/v1", Reply(status=404), Reply(status=404))
+    push.server.answer("HEAD */manifests/v1", Reply(status=404), Reply(status=404))
     found = push.unnamed(digest, "team/app:v1")
     assert f"a rival push moved {push.server.host}/team/app:v1 away" in found.message
 
@@ -32,8 +32,8 @@ def test_without_stated_digests_the_bytes_themselves_are_compared(push: Push) ->
     push.server.states_digests = False
     digest = push.send(hello())
     other = hello(["linux/s390x"])
-    rival = other.blobs[str(other.root().digest)]
-    headers = {"Content-Type": other.root().media_type}
-    push.server.tell("GET */manifests/v1", Reply(headers=headers, body=rival))
+    rival = other.blobs[str(other.root_descriptor().digest)]
+    headers = {"Content-Type": other.root_descriptor().media_type}
+    push.server.answer("GET */manifests/v1", Reply(headers=headers, body=rival))
     found = push.unnamed(digest, "team/app:v1")
-    assert f"to {other.root().digest}" in found.message
+    assert f"to {other.root_descriptor().digest}" in found.message

@@ -11,7 +11,7 @@ from tests.project import Project
 
 def blobs(memory: Memory) -> dict[str, str]:
     """The digest of one blob of each kind, those of the first platform."""
-    index = str(memory.root().digest)
+    index = str(memory.root_descriptor().digest)
     manifest = str(json.loads(memory.blobs[index])["manifests"][0]["digest"])
     document = json.loads(memory.blobs[manifest])
     config, layer = document["config"]["digest"], document["layers"][0]["digest"]

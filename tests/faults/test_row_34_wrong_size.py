@@ -48,7 +48,7 @@ def test_a_size_that_does_not_hold_is_found(kind: str, size: object, cause: str,
 )
 def test_a_layer_of_another_size_is_found(size: int, cause: str, form: str, project: Project) -> None:
     memory = hello(["linux/amd64"])
-    index = json.loads(memory.blobs[str(memory.root().digest)])
+    index = json.loads(memory.blobs[str(memory.root_descriptor().digest)])
     (entry,) = index["manifests"]
     document = json.loads(memory.blobs[entry["digest"]])
     document["layers"][0]["size"] = size
@@ -67,5 +67,5 @@ def test_a_document_that_claims_too_much_is_not_read(size: int, form: str, proje
 def test_an_index_of_another_size_is_found(project: Project) -> None:
     memory = hello()
     data = json.dumps(index_json([{**AMD64}])).encode()
-    memory.blobs[str(memory.root().digest)] = data
+    memory.blobs[str(memory.root_descriptor().digest)] = data
     assert refused(project, write(memory, project.folder, "oci"), "are stated") == ["unknown"]

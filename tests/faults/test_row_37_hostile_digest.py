@@ -26,7 +26,7 @@ HOSTILE = (
 def naming(digest: str, where: str) -> Memory:
     """An image of one platform in which a manifest, a config, a layer or a diff_id has that digest."""
     memory = hello(["linux/amd64"])
-    (entry,) = json.loads(memory.blobs[str(memory.root().digest)])["manifests"]
+    (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     document = json.loads(memory.blobs[entry["digest"]])
     if where == "manifest":
         entry["digest"] = digest

@@ -28,7 +28,7 @@ def test_indexes_are_followed_three_deep_and_no_farther(form: str, project: Proj
 
 def test_an_index_that_names_itself_is_not_what_its_digest_says(project: Project) -> None:
     memory = hello(["linux/amd64"])
-    own = str(Digest.of(b"no index can hold its own digest"))
+    own = str(Digest.from_bytes(b"no index can hold its own digest"))
     data = json.dumps(index_json([{"mediaType": OCI_INDEX, "digest": own, "size": 1}])).encode()
     data = data.replace(b'"size": 1', b'"size": %d' % (len(data) + 2))
     memory.blobs[own] = data
@@ -38,7 +38,7 @@ def test_an_index_that_names_itself_is_not_what_its_digest_says(project: Project
 
 def test_two_indexes_that_name_each_other_are_no_better(project: Project) -> None:
     memory = Memory()
-    digests = [str(Digest.of(name)) for name in (b"one", b"two")]
+    digests = [str(Digest.from_bytes(name)) for name in (b"one", b"two")]
     for own, other in (digests, digests[::-1]):
         memory.blobs[own] = json.dumps(
             index_json([{"mediaType": OCI_INDEX, "digest": other, "size": 183}])

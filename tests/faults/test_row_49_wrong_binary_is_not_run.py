@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.sdk import connect
+from buildkit_tasks.host.engine.sdk import connect_client
 from tests.conftest import Unchanged
 from tests.engine.test_runs import image
 from tests.project import Project, program
@@ -15,7 +15,7 @@ from tests.project import Project, program
 @contextlib.contextmanager
 def _events(engine: Engine) -> Iterator[list[dict[str, Any]]]:
     """What the engine says happens to containers meanwhile."""
-    client = connect(engine)
+    client = connect_client(engine)
     seen: list[dict[str, Any]] = []
     stream = client.events(decode=True, filters={"type": "container"})
     thread = threading.Thread(target=lambda: seen.extend(stream))

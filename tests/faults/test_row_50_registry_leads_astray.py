@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.image import manifest_of
+from buildkit_tasks.oci.image import read_manifest
 from buildkit_tasks.oci.registry import open_registry
 from tests.certificates import make_certificate
 from tests.faults.reading import LAYER, Bench, bench, one_layer
@@ -53,8 +53,8 @@ def saw_secrets(*servers: Hostile) -> bool:
 @pytest.mark.usefixtures("login")
 def test_a_token_server_of_somebody_else_gets_no_credentials(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("/v2/*", bearer(f"http://{stranger.host}/token"))
-    stranger.tell("/token*", token())
+    bench.server.answer("/v2/*", bearer(f"http://{stranger.host}/token"))
+    stranger.answer("/token*", token())
     assert bench.read(reference) == [LAYER]  # what a stranger may read, may be read
     assert [each.authorization for each in stranger.asked] == [""]
     assert not saw_secrets(stranger)
@@ -74,8 +74,8 @@ def test_an_identity_token_stays_at_home_as_well(bench: Bench, stranger: Hostile
     document = {"auths": {bench.server.host: {"identitytoken": "refresh"}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
     reference = bench.server.hold(one_layer())
-    bench.server.tell("/v2/*", bearer(f"http://{stranger.host}/token"))
-    stranger.tell("/token*", token())
+    bench.server.answer("/v2/*", bearer(f"http://{stranger.host}/token"))
+    stranger.answer("/token*", token())
     assert bench.read(reference) == [LAYER]
     assert [each.method for each in stranger.asked] == ["GET"]
     assert not saw_secrets(stranger)
@@ -84,9 +84,9 @@ def test_an_identity_token_stays_at_home_as_well(bench: Bench, stranger: Hostile
 @pytest.mark.usefixtures("login")
 def test_a_token_server_that_redirects_takes_no_credentials_along(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("/v2/*", bearer(f"http://{bench.server.host}/token"))
+    bench.server.answer("/v2/*", bearer(f"http://{bench.server.host}/token"))
     bench.server.always("/token*", redirect(f"http://{stranger.host}/token"))
-    stranger.tell("/token*", token())
+    stranger.answer("/token*", token())
     assert bench.read(reference) == [LAYER]
     assert bench.server.requests("/token*")[0].authorization == BASIC
     assert not saw_secrets(stranger)
@@ -117,20 +117,20 @@ def test_a_redirect_to_another_host_or_port_takes_no_authorization_along(
     challenge = bearer(f"http://{bench.server.host}/token")
     if wanted == "Basic":
         challenge = Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
-    bench.server.tell("/token*", token("mine"))
-    bench.server.tell("*/manifests/v1", challenge)
+    bench.server.answer("/token*", token("mine"))
+    bench.server.answer("*/manifests/v1", challenge)
     cookie = {"Set-Cookie": "mine=1"}
     for path, where in (("*/manifests/v1", stranger), ("*/blobs/*", neighbour)):
         where.hold(one_layer())
         target = redirect(
             f"http://{where.host}{'/v2/team/image/manifests/v1' if where is stranger else '/blob'}", status
         )
-        bench.server.tell(
+        bench.server.answer(
             path,
             challenge if where is stranger else target,
             dataclasses.replace(target, headers={**target.headers, **cookie}),
         )
-    neighbour.tell("/blob", Reply(body=LAYER))
+    neighbour.answer("/blob", Reply(body=LAYER))
     assert bench.read(reference) == [LAYER]
     assert stranger.asked
     assert neighbour.asked
@@ -142,10 +142,10 @@ def test_a_redirect_to_another_host_or_port_takes_no_authorization_along(
 @pytest.mark.usefixtures("login")
 def test_a_redirect_that_comes_back_has_lost_its_authorization(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
-    bench.server.tell("*/blobs/*", redirect(f"http://{stranger.host}/there"))
-    stranger.tell("/there", redirect(f"http://{bench.server.host}/back?echo=1"))
-    bench.server.tell("/back*", Reply(body=LAYER))
+    bench.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
+    bench.server.answer("*/blobs/*", redirect(f"http://{stranger.host}/there"))
+    stranger.answer("/there", redirect(f"http://{bench.server.host}/back?echo=1"))
+    bench.server.answer("/back*", Reply(body=LAYER))
     assert bench.read(reference) == [LAYER]
     assert bench.server.requests("*/blobs/*")[0].authorization == BASIC
     assert bench.server.requests("/back*")[0].authorization == ""
@@ -154,17 +154,17 @@ def test_a_redirect_that_comes_back_has_lost_its_authorization(bench: Bench, str
 @pytest.mark.usefixtures("login")
 def test_a_redirect_within_the_registry_keeps_it(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
-    bench.server.tell("*/blobs/*", redirect("/elsewhere"))
-    bench.server.tell("/elsewhere", Reply(body=LAYER))
+    bench.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
+    bench.server.answer("*/blobs/*", redirect("/elsewhere"))
+    bench.server.answer("/elsewhere", Reply(body=LAYER))
     assert bench.read(reference) == [LAYER]
     assert bench.server.requests("/elsewhere")[0].authorization == BASIC
 
 
 def test_user_information_in_a_redirect_is_not_sent(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/blobs/*", redirect(f"http://admin:{SECRET}@{stranger.host}/blob"))
-    stranger.tell("/blob", Reply(body=LAYER))
+    bench.server.answer("*/blobs/*", redirect(f"http://admin:{SECRET}@{stranger.host}/blob"))
+    stranger.answer("/blob", Reply(body=LAYER))
     assert bench.read(reference) == [LAYER]
     assert not saw_secrets(stranger)
 
@@ -200,10 +200,10 @@ def test_redirects_end(bench: Bench) -> None:
 
 def test_five_redirects_are_followed(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
-    bench.server.tell("*/blobs/*", redirect("/1"))
+    bench.server.answer("*/blobs/*", redirect("/1"))
     for number in range(1, 5):
-        bench.server.tell(f"/{number}", redirect(f"/{number + 1}"))
-    bench.server.tell("/5", Reply(body=LAYER))
+        bench.server.answer(f"/{number}", redirect(f"/{number + 1}"))
+    bench.server.answer("/5", Reply(body=LAYER))
     assert bench.read(reference) == [LAYER]
 
 
@@ -213,7 +213,7 @@ def test_nothing_leads_from_https_to_http(bench: Bench, neighbour: Hostile, tmp_
         folder = tmp_path / "certs" / secure.host
         folder.mkdir(parents=True)
         (folder / "ca.crt").write_bytes(certificate.authority.read_bytes())
-        bench.access = dataclasses.replace(bench.access, certificates=(tmp_path / "certs",))
+        bench.access = dataclasses.replace(bench.access, certificate_dirs=(tmp_path / "certs",))
         reference = secure.hold(one_layer())
         assert bench.read(reference) == [LAYER]
         secure.always("*/blobs/*", redirect(f"http://{neighbour.host}/blob"))
@@ -233,7 +233,7 @@ def test_a_signed_address_is_not_shown_when_it_fails(bench: Bench, stranger: Hos
         Reply(reset=True),
         redirect("/" * 20000),
     ):
-        stranger.tell("/blob*", *[reply] * 30)
+        stranger.answer("/blob*", *[reply] * 30)
         with pytest.raises(Exception, match="127") as caught:
             bench.read(reference)
         assert SECRET not in str(caught.value)
@@ -245,8 +245,8 @@ def test_the_addresses_in_a_descriptor_are_never_asked(bench: Bench, stranger: H
     layer = memory.put(LAYER, LAYER_GZIP, urls=[f"http://{stranger.host}/layer"])
     memory.point(put_manifest(memory, platform_json("linux/amd64"), [layer]))
     del memory.blobs[layer["digest"]]
-    with open_registry(bench.server.hold(memory), access=bench.access) as source:
-        (found,) = manifest_of(source, source.root()).layers
+    with open_registry(bench.server.hold(memory), options=bench.access) as source:
+        (found,) = read_manifest(source, source.root_descriptor()).layers
         with pytest.raises(MalformedImage, match="is missing"):
             source.open(found)
     assert stranger.asked == []

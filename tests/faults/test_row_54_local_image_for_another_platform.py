@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.config.settings import load
+from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
-from buildkit_tasks.host.engine.sdk import connect
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.host.engine.sdk import connect_client
+from buildkit_tasks.system.command import SubprocessRunner
 from tests import census
 from tests.engine.test_outputs import DOCKERFILE
 from tests.faults.test_row_49_wrong_binary_is_not_run import _events
@@ -19,7 +19,7 @@ from tests.project import Project, program
 
 AMD64 = "buildkit-tasks-test/amd64-only:1"
 LIE = "buildkit-tasks-test/says-arm64:1"
-TOOLS = Commands(echo=sys.stderr)
+TOOLS = SubprocessRunner(dry_run_output=sys.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def graph(engine: Engine) -> Iterator[Engine]:
     assert engine.version
     name = "graph-row-54"
     try:
-        yield ensure_private_engine(load(), TOOLS, lambda _: None, store="graph", name=name)
+        yield ensure_private_engine(load_settings(), TOOLS, lambda _: None, store="graph", name=name)
     except EngineError as error:
         pytest.skip(f"no private engine beside this one: {error}")
-    stop_private_engine(load(), TOOLS, lambda _: None, name=name)
+    stop_private_engine(load_settings(), TOOLS, lambda _: None, name=name)
 
 
 @pytest.fixture(params=["containerd", "graph"])
@@ -50,7 +50,7 @@ def local(store: Engine, project: Project) -> Iterator[Project]:
     project.task("build-multiarch", "--load", "-t", AMD64, "--platform=linux/amd64")
     project.task("build-multiarch", "--load", "-t", LIE, "--platform=linux/arm64")
     yield project
-    with contextlib.closing(connect(store)) as client:
+    with contextlib.closing(connect_client(store)) as client:
         for name in (AMD64, LIE):
             client.images.remove(name, force=True)
 

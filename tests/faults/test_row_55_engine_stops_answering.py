@@ -15,20 +15,20 @@ import pytest
 from docker import DockerClient
 from docker.errors import ImageNotFound
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.daemon import Tools
-from buildkit_tasks.host.engine.private import PrivatePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.host.engine.sdk import API_SECONDS, connect
+from buildkit_tasks.host.engine.daemon import ClientTools
+from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import API_SECONDS, connect_client
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
-from buildkit_tasks.run.backend import GuestTask
-from buildkit_tasks.run.docker.container import Guest, reap, run_guest
-from buildkit_tasks.run.docker.load import image_in_engine
-from buildkit_tasks.run.docker.timeouts import LABEL
+from buildkit_tasks.run.backend import RunTask
+from buildkit_tasks.run.docker.container import ContainerRun, remove_stale_containers, run_container
+from buildkit_tasks.run.docker.load import load_into_engine
+from buildkit_tasks.run.docker.timeouts import OWNER_LABEL
 from buildkit_tasks.run.outcomes import Expectation
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.process import Process
 from tests import census, guests
 from tests.fake_engine import CONTAINER, FakeEngine
@@ -36,7 +36,7 @@ from tests.images import Memory, add_platform, hello, make_tar
 
 ARM64 = Platform.parse("linux/arm64")
 PATIENCE = 0.4  # seconds instead of 30: the client's own time-out
-TOOLS = Commands(echo=sys.stderr)
+TOOLS = SubprocessRunner(dry_run_output=sys.stderr)
 
 BEFORE = ("GET /images/*/json", "POST /containers/create")
 AFTER = (
@@ -53,8 +53,10 @@ AFTER = (
 
 def _engine(endpoint: str) -> Engine:
     return Engine(
-        kind="private", endpoint=endpoint, version="28", store="graph", native=Platform.parse("linux/amd64"),
-        local=True, tools=Tools(docker=("docker",), buildx=("buildx",)), env={"DOCKER_HOST": endpoint},
+        kind="private", endpoint=endpoint, version="28", store="graph",
+        platform=Platform.parse("linux/amd64"),
+        is_local=True, tools=ClientTools(docker=("docker",), buildx=("buildx",)),
+        env={"DOCKER_HOST": endpoint},
     )  # fmt: skip
 
 
@@ -62,9 +64,9 @@ def _run(client: DockerClient, engine: Engine, image: str | Memory, timeout: flo
     """Run an image that the engine has, or one that is loaded for it."""
     name, memory = (image, Memory()) if isinstance(image, str) else ("memory", image)
     setup = PlatformSetup(platform="linux/arm64", native=False, interpreter="/q/qemu-aarch64", runs=True)
-    with image_in_engine(name, (ARM64,), engine, client, lambda _: contextlib.nullcontext(memory)) as images:
-        task = GuestTask(platform=ARM64, expectation=Expectation(), timeout=timeout)
-        return run_guest(client, Guest(task=task, image=images[ARM64], setup=setup))
+    with load_into_engine(name, (ARM64,), engine, client, lambda _: contextlib.nullcontext(memory)) as images:
+        task = RunTask(platform=ARM64, expectation=Expectation(), timeout=timeout)
+        return run_container(client, ContainerRun(task=task, image=images[ARM64], setup=setup))
 
 
 def _have_patience(client: DockerClient, seconds: float) -> None:
@@ -97,7 +99,7 @@ def _broken_off(
         assert time.monotonic() - started < 3.5
         assert request in fake.asked
         assert caught.value.exit_code == 3
-        listed = f"DOCKER_HOST={fake.endpoint} docker ps -a --filter label={LABEL}"
+        listed = f"DOCKER_HOST={fake.endpoint} docker ps -a --filter label={OWNER_LABEL}"
         assert caught.value.hint == f"{listed} lists what may be left"
         return caught.value, fake.asked
 
@@ -155,7 +157,7 @@ def test_silence_when_a_loaded_image_is_removed_names_it(tmp_path: Path) -> None
 
 def test_silence_at_the_list_of_leftovers_is_an_error_too(tmp_path: Path) -> None:
     with _asking(tmp_path, "GET /containers/json") as (_, client), pytest.raises(EngineError) as caught:
-        reap(client)
+        remove_stale_containers(client)
     assert caught.value.message == f"the engine stopped answering: it said nothing for {PATIENCE:g} s"
 
 
@@ -172,15 +174,17 @@ def beside(engine: Engine) -> Iterator[tuple[Engine, Process]]:
     assert engine.version
     name = "row-55"
     try:
-        found = ensure_private_engine(load(), TOOLS, lambda _: None, name=name)
+        found = ensure_private_engine(load_settings(), TOOLS, lambda _: None, name=name)
     except EngineError as error:
         pytest.skip(f"no private engine beside this one: {error}")
-    process = Process.parse(PrivatePaths(cache_folder(load()), name).state.read_text(encoding="utf-8"))
+    process = Process.parse(
+        PrivateEnginePaths(cache_folder(load_settings()), name).process_file.read_text(encoding="utf-8")
+    )
     assert process is not None
     yield found, process
-    if process.alive:
+    if process.is_alive:
         os.kill(process.pid, signal.SIGCONT)
-    stop_private_engine(load(), TOOLS, lambda _: None, name=name)
+    stop_private_engine(load_settings(), TOOLS, lambda _: None, name=name)
 
 
 def test_a_real_engine_that_is_stopped_in_mid_run_is_told_and_tidies_up_once_it_goes_on(
@@ -191,7 +195,7 @@ def test_a_real_engine_that_is_stopped_in_mid_run_is_told_and_tidies_up_once_it_
     layer = make_tar({"main": guests.deaf("linux/arm64")})
     deaf = Memory()
     deaf.index([add_platform(deaf, "linux/arm64", [layer], Entrypoint=["/main"])])
-    with contextlib.closing(connect(engine)) as client:
+    with contextlib.closing(connect_client(engine)) as client:
         _have_patience(client, 2)
         timer = threading.Timer(1.5, os.kill, (process.pid, signal.SIGSTOP))
         timer.start()
@@ -208,7 +212,7 @@ def test_a_real_engine_that_is_stopped_in_mid_run_is_told_and_tidies_up_once_it_
     assert seconds < 15
     # It was asked to remove what is left, and does; an image only if its container is gone by then.
     deadline = time.monotonic() + 20
-    with contextlib.closing(connect(engine)) as client:
+    with contextlib.closing(connect_client(engine)) as client:
         while client.api.containers(all=True) and time.monotonic() < deadline:
             time.sleep(0.2)
         (image,) = re.findall(r"so may (sha256:[0-9a-f]{64}), loaded", caught.value.message)

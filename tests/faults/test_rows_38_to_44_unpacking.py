@@ -19,8 +19,8 @@ from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedIm
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.transports.layout import Layout
-from buildkit_tasks.run.sandbox.rootfs_cache import Roots
+from buildkit_tasks.oci.transports.layout import OciLayout
+from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
 from buildkit_tasks.run.sandbox.unpack import unpack
 from tests.images import (
     LAYER_GZIP,
@@ -60,7 +60,10 @@ def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: o
     """An image of one layer, stored as it is; ``descriptor`` may lie about it."""
     memory = Memory()
     stored = {**memory.put(blob, media_type), **descriptor}
-    config = {**platform_json(PLATFORM), "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar))]}}
+    config = {
+        **platform_json(PLATFORM),
+        "rootfs": {"type": "layers", "diff_ids": [str(Digest.from_bytes(tar))]},
+    }
     entry = put_manifest(memory, config, [stored])
     return memory.index([{**entry, "platform": platform_json(PLATFORM)}])
 
@@ -99,10 +102,10 @@ def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Pat
         path.mkdir()
     else:
         os.mknod(path, stat.S_IFSOCK | 0o600)
-    roots = Roots(tmp_path / "roots", 1 << 30, None)
-    source = Layout(tmp_path / "layout")
+    roots = RootfsCache(tmp_path / "roots", 1 << 30, None)
+    source = OciLayout(tmp_path / "layout")
     entry = platform_manifests(source)[0][1]
-    with pytest.raises(MalformedImage, match=digest), roots.root(source, entry):
+    with pytest.raises(MalformedImage, match=digest), roots.acquire(source, entry):
         pytest.fail("it was unpacked")
     assert [each.name for each in (tmp_path / "roots").iterdir()] == [".lock"]
 
@@ -113,7 +116,7 @@ def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Pat
 def test_row_39_an_index_is_nothing_to_unpack(tmp_path: Path) -> None:
     source = hello([PLATFORM])
     with pytest.raises(MalformedImage, match="no image manifest"):
-        unpack(source, source.root(), tmp_path / "root")
+        unpack(source, source.root_descriptor(), tmp_path / "root")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -246,7 +249,7 @@ def test_row_40_a_root_that_is_thrown_away_leads_to_no_outside(outside: Outside)
     source = one(
         [layer(a_link("l", str(outside.folder)), a_link("d/e/l", str(outside.folder)), a_folder("d", mode=0))]
     )
-    with Roots(outside.place.parent / "roots", 0, None).root(source, entry_of(source)) as root:
+    with RootfsCache(outside.place.parent / "roots", 0, None).acquire(source, entry_of(source)) as root:
         assert (root.path / "l").is_symlink()
     assert [each.name for each in (outside.place.parent / "roots").iterdir()] == [".lock"]
 
@@ -264,7 +267,7 @@ def zeros(size: int) -> tuple[bytes, int]:
 def test_row_41_a_gzip_bomb_is_stopped_at_the_cap(tmp_path: Path) -> None:
     head, size = zeros(1 << 30)
     packed = gzip.compress(head) + gzip.compress(bytes(64 << 20)) * (size >> 26)
-    said = fails(image(packed, b""), tmp_path / "place", LimitExceeded, Limits(layer=100 << 20))
+    said = fails(image(packed, b""), tmp_path / "place", LimitExceeded, Limits(layer_bytes=100 << 20))
     assert "larger than" in said
 
 
@@ -276,7 +279,9 @@ def test_row_41_a_zstd_bomb_is_stopped_by_its_ratio(tmp_path: Path) -> None:
 
 def test_row_41_the_cap_of_an_image_holds_while_its_last_layer_is_read(tmp_path: Path) -> None:
     layers = [make_tar({str(number): bytes(30 << 20)}) for number in range(3)]
-    assert "larger than" in fails(one(layers), tmp_path / "place", LimitExceeded, Limits(image=64 << 20))
+    assert "larger than" in fails(
+        one(layers), tmp_path / "place", LimitExceeded, Limits(image_bytes=64 << 20)
+    )
 
 
 # Row 42: PAX bombs.
@@ -366,4 +371,4 @@ def test_row_44_a_layer_of_another_size_than_stated_is_refused(change: int, tmp_
     tar = layer(a_file("x", b"1" * 5000))
     packed = gzip.compress(tar)
     source = image(packed, tar, size=len(packed) + change)
-    assert str(Digest.of(packed)) in fails(source, tmp_path / "place", MalformedImage)
+    assert str(Digest.from_bytes(packed)) in fails(source, tmp_path / "place", MalformedImage)

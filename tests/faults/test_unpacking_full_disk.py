@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.oci.image import platform_manifests
-from buildkit_tasks.oci.transports.oci_archive import Archive
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from tests.conftest import ROOT
 from tests.images import make_tar, one, write_archive
 from tests.unit.test_unpack import a_file, layer
@@ -38,16 +38,16 @@ def on_a_small_disk(options: str, place: Path, *archives: Path) -> dict[str, Any
 
 def _main(place: Path, archives: list[Path]) -> None:
     from buildkit_tasks.errors import BuildkitTasksError
-    from buildkit_tasks.run.sandbox.rootfs_cache import Roots
+    from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
 
     told = []
     for path in archives:
         before = sorted(str(each) for each in place.rglob("*"))
         used = os.statvfs(place).f_bfree
-        with Archive(path) as source:
+        with OciArchive(path) as source:
             entry = platform_manifests(source)[0][1]
             try:
-                with Roots(place, 1 << 30, None).root(source, entry) as root:
+                with RootfsCache(place, 1 << 30, None).acquire(source, entry) as root:
                     said: dict[str, Any] = {"files": sorted(each.name for each in root.path.iterdir())}
             except BuildkitTasksError as error:
                 said = {"code": error.exit_code, "message": str(error)}
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(tmp_path: Path) -> N
     big = archive(tmp_path / "big.tar", make_tar(_SMALL), make_tar({"x": bytes(6 << 20), "y": b"1"}))
     small = archive(tmp_path / "small.tar", make_tar(_SMALL))
     told = on_a_small_disk("size=4m", tmp_path / "roots", small, big, small)["runs"]
-    with Archive(big) as source:
+    with OciArchive(big) as source:
         digest = platform_manifests(source)[0][1].digest
     assert told[1]["code"] == 5
     assert f"the disk is full while unpacking linux/amd64 ({digest}): at least " in told[1]["message"]

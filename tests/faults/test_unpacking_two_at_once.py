@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.oci.image import platform_manifests
-from buildkit_tasks.oci.transports.oci_archive import Archive
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from tests.conftest import ROOT
 from tests.images import one, write_archive
 from tests.unit.test_unpack import Item, a_file, a_folder, a_link, erase, layer
@@ -24,13 +24,13 @@ MANY = 4000
 _PROGRAM = """
 import sys
 from pathlib import Path
-from buildkit_tasks.run.sandbox.rootfs_cache import Roots
-from buildkit_tasks.oci.transports.oci_archive import Archive
+from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.oci.image import platform_manifests
 folder, archive, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
-source = Archive(archive)
-with Roots(folder, cap, None).root(source, platform_manifests(source)[0][1]) as root:
+source = OciArchive(archive)
+with RootfsCache(folder, cap, None).acquire(source, platform_manifests(source)[0][1]) as root:
     unpacked = "buildkit_tasks.run.sandbox.unpack" in sys.modules
     print(len(list((root.path / "d").iterdir())), unpacked, flush=True)
     sys.stdin.readline()
@@ -95,7 +95,7 @@ def large(tmp_path: Path) -> Path:
 
 
 def digest(archive: Path) -> str:
-    with Archive(archive) as source:
+    with OciArchive(archive) as source:
         return platform_manifests(source)[0][1].digest.hex
 
 

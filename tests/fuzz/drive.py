@@ -83,7 +83,7 @@ class Judge:
 
 
 def say(line: str) -> None:
-    """Tell whoever started this, at once: the process may be ended any moment."""
+    """Notify whoever started this, at once: the process may be ended any moment."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -15,7 +15,7 @@ from typing import Any
 from elftools.elf.structs import ELFStructs
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.layers.tar import Entry
+from buildkit_tasks.oci.layers.tar import TarEntry
 from buildkit_tasks.platforms.elf.model import ElfHeader
 
 # Why our JSON reader refuses what the standard library takes (see oci/strict_json.py).
@@ -39,7 +39,7 @@ def refused_json(data: bytes, error: MalformedImage) -> None:
     assert any(reason in error.message for reason in STRICTER_JSON), error.message
 
 
-def same_archive(data: bytes, entries: list[tuple[Entry, bytes]]) -> None:
+def same_archive(data: bytes, entries: list[tuple[TarEntry, bytes]]) -> None:
     """``tarfile`` finds the same members with the same data, unless a documented difference excuses it."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
@@ -53,7 +53,7 @@ def same_archive(data: bytes, entries: list[tuple[Entry, bytes]]) -> None:
     assert mine == theirs or excuse(data, entries), f"{mine} is not {theirs}"
 
 
-def _comparable(entry: Entry, held: bytes) -> tuple[object, ...]:
+def _comparable(entry: TarEntry, held: bytes) -> tuple[object, ...]:
     link = entry.linkname if entry.type in "12" else ""
     return (entry.name.rstrip("/"), entry.type, entry.size, link, held)
 
@@ -113,7 +113,7 @@ _EXCUSES: dict[str, Callable[[bytes, bytes, bytes], bool]] = {
 }
 
 
-def excuse(data: bytes, entries: list[tuple[Entry, bytes]]) -> str:
+def excuse(data: bytes, entries: list[tuple[TarEntry, bytes]]) -> str:
     """The reason for which the two may differ about these bytes, if there is one."""
     before = b""
     for header, held in members(data):
@@ -184,8 +184,8 @@ _EHDR = {
 
 def same_header(data: bytes, header: ElfHeader) -> None:
     """pyelftools reads the same header."""
-    oracle = _structure(header.bits, header.order).parse(data)
-    assert oracle["e_ident"]["EI_OSABI"] == header.abi or isinstance(oracle["e_ident"]["EI_OSABI"], str)
+    oracle = _structure(header.bits, header.byte_order).parse(data)
+    assert oracle["e_ident"]["EI_OSABI"] == header.os_abi or isinstance(oracle["e_ident"]["EI_OSABI"], str)
     for mine, theirs in _EHDR.items():
         value = oracle[theirs]
         if isinstance(value, int):  # known types and machines are names there

@@ -37,7 +37,7 @@ def elf(row: Machine, pieces: Sequence[Piece] = (), *, kind: int = 3) -> bytes:
 
     System V gABI, chapters 4 and 5.
     """
-    order, wide = "<" if row.order == "little" else ">", row.bits == 64
+    order, wide = "<" if row.byte_order == "little" else ">", row.bits == 64
     header = struct.Struct(order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"))
     program = struct.Struct(order + ("IIQQQQQQ" if wide else "IIIIIIII"))
     section = struct.Struct(order + ("IIQQQQIIQQ" if wide else "IIIIIIIIII"))
@@ -63,7 +63,7 @@ def elf(row: Machine, pieces: Sequence[Piece] = (), *, kind: int = 3) -> bytes:
         rows.append(section.pack(name, 1, 2, BASE + offset, offset, len(piece.data), 0, 0, 16, 0))
     rows.append(section.pack(names.index(b"\0.shstrtab\0") + 1, 3, 0, 0, names_at, len(names), 0, 0, 1, 0))
     head = header.pack(
-        kind, row.elf_machine, 1, BASE + start, start, sections_at, row.elf_flags,
+        kind, row.e_machine, 1, BASE + start, start, sections_at, row.e_flags,
         start, program.size, 1 + len(covered), section.size, len(rows), len(rows) - 1,
     )  # fmt: skip
     segments = segment(1, 6, 0, names_at) + b"".join(
@@ -76,7 +76,7 @@ def elf(row: Machine, pieces: Sequence[Piece] = (), *, kind: int = 3) -> bytes:
 
 def dynamic(row: Machine, interpreter: str, libraries: Sequence[str]) -> bytes:
     """A program that needs a loader and libraries: PT_INTERP, PT_DYNAMIC and their strings."""
-    form = struct.Struct(("<" if row.order == "little" else ">") + ("QQ" if row.bits == 64 else "II"))
+    form = struct.Struct(("<" if row.byte_order == "little" else ">") + ("QQ" if row.bits == 64 else "II"))
     strings = b"\0" + b"".join(f"{name}\0".encode() for name in libraries) + b"/opt/lib:$ORIGIN\0"
 
     def pieces(strings_at: int) -> list[Piece]:

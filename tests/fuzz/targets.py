@@ -11,7 +11,7 @@ from typing import Any
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.layers.scan import LayerScan, scan_layer
-from buildkit_tasks.oci.layers.tar import Entry, TarReader
+from buildkit_tasks.oci.layers.tar import TarEntry, TarReader
 from buildkit_tasks.oci.model import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -30,12 +30,17 @@ from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.platforms import Platform, known_platforms
 from buildkit_tasks.platforms.elf.build_attributes import read_attributes
-from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go, read_go
-from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_problems
+from buildkit_tasks.platforms.elf.go_buildinfo import (
+    GO_MAGIC,
+    GoBuildInfo,
+    find_go_build_info,
+    read_go_build_info,
+)
+from buildkit_tasks.platforms.elf.isa_check import arm_float_abi, isa_problems
 from buildkit_tasks.platforms.elf.model import Binary, ElfHeader
-from buildkit_tasks.platforms.elf.reader import inspect, interpreter, read_elf
-from buildkit_tasks.platforms.elf.view import Bytes, Windows
-from buildkit_tasks.report.model import VerifyReport, document
+from buildkit_tasks.platforms.elf.reader import read_binary, read_elf_header, read_interpreter
+from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
+from buildkit_tasks.report.model import VerifyReport, to_document
 from buildkit_tasks.verify import verify
 from tests.fuzz import mutators, oracles, seeds
 from tests.fuzz.target import Target
@@ -82,8 +87,8 @@ def _check_reference(data: bytes, found: Reference) -> None:
 
 def _read_platform(data: bytes) -> Platform:
     parts = (_text(data) + "//").split("/")
-    free = Platform.normalised(*parts[:3])
-    assert Platform.normalised(free.os, free.architecture, free.variant) == free
+    free = Platform.normalize(*parts[:3])
+    assert Platform.normalize(free.os, free.architecture, free.variant) == free
     return Platform.parse(_text(data))
 
 
@@ -91,7 +96,7 @@ def _check_platform(data: bytes, found: Platform) -> None:
     del data
     assert found in known_platforms()
     assert Platform.parse(str(found)) == found
-    assert found.cpu
+    assert found.baseline_cpu
     assert found.machine.architecture == found.architecture
 
 
@@ -163,7 +168,7 @@ def _check_config(data: bytes, found: ImageConfig) -> None:
 # Archives and layers.
 
 
-def _read_tar(data: bytes) -> tuple[bytes, list[tuple[Entry, bytes]]]:
+def _read_tar(data: bytes) -> tuple[bytes, list[tuple[TarEntry, bytes]]]:
     """Read it as it is; what a wrong checksum stops is read with the right one as well."""
     try:
         return data, _members(data)
@@ -174,12 +179,12 @@ def _read_tar(data: bytes) -> tuple[bytes, list[tuple[Entry, bytes]]]:
     return mended, _members(mended)
 
 
-def _members(data: bytes) -> list[tuple[Entry, bytes]]:
+def _members(data: bytes) -> list[tuple[TarEntry, bytes]]:
     reader = TarReader(io.BytesIO(data), max_entries=1000)
     return [(entry, b"".join(iter(lambda: reader.read(700), b""))) for entry in reader]
 
 
-def _check_tar(data: bytes, found: tuple[bytes, list[tuple[Entry, bytes]]]) -> None:
+def _check_tar(data: bytes, found: tuple[bytes, list[tuple[TarEntry, bytes]]]) -> None:
     del data
     oracles.same_archive(*found)
 
@@ -205,12 +210,12 @@ def _read_layer(data: bytes) -> LayerScan:
 
 def _check_layer(data: bytes, found: LayerScan) -> None:
     media_type, blob = _blob(data)
-    assert Digest.of(blob) == found.digest
+    assert Digest.from_bytes(blob) == found.digest
     if media_type == LAYER_TAR:
-        assert (found.diff_id, found.size) == (Digest.of(blob), len(blob))
+        assert (found.diff_id, found.size) == (Digest.from_bytes(blob), len(blob))
     elif media_type == LAYER_GZIP:
         theirs = oracles.gunzip(blob)
-        assert (found.diff_id, found.size) == (Digest.of(theirs), len(theirs))
+        assert (found.diff_id, found.size) == (Digest.from_bytes(theirs), len(theirs))
 
 
 def _layer_seeds() -> Iterator[bytes]:
@@ -224,7 +229,7 @@ def _layer_seeds() -> Iterator[bytes]:
 
 
 def _read_program(data: bytes) -> tuple[ElfHeader, Binary]:
-    return read_elf(data), inspect(Bytes(data))
+    return read_elf_header(data), read_binary(WholeFile(data))
 
 
 def _check_program(data: bytes, found: tuple[ElfHeader, Binary]) -> None:
@@ -232,37 +237,37 @@ def _check_program(data: bytes, found: tuple[ElfHeader, Binary]) -> None:
     assert header.describe().startswith("ELF ")
     oracles.same_header(data, header)
     for platform in known_platforms():
-        if platform.machine is header.row:
+        if platform.machine is header.machine:
             assert all(isa_problems(platform, binary))
-    assert float_abi(binary) in ("hard", "soft", "")
+    assert arm_float_abi(binary) in ("hard", "soft", "")
     _check_loader(data, binary)
     if _one_in(4, data):
         half = len(data) // 2
         # What is searched for lies in one piece: they overlap by more than its length.
-        pieces = Windows(len(data), [(0, data[: half + 32]), (half, data[half:])])
-        assert inspect(pieces) == binary
-        assert inspect(Windows(len(data), [(0, data[:200])])).header == header
+        pieces = PartialFile(len(data), [(0, data[: half + 32]), (half, data[half:])])
+        assert read_binary(pieces) == binary
+        assert read_binary(PartialFile(len(data), [(0, data[:200])])).header == header
 
 
 def _check_loader(data: bytes, binary: Binary) -> None:
     """The two readers of PT_INTERP agree wherever nothing is damaged."""
     try:
-        alone = interpreter(data) or ""
+        alone = read_interpreter(data) or ""
     except MalformedImage as error:
         # A file of debugging symbols has an emptied segment; as a program it would be broken.
         alone = "" if error.message.endswith(" of 0 bytes") else "damaged"
-    assert alone == binary.interpreter or binary.problems or binary.refused
+    assert alone == binary.interpreter or binary.problems or binary.exec_error
 
 
-def _read_go(data: bytes) -> GoBuild | None:
-    return read_go(
-        max(find_go(Bytes(data), 0, len(data)), 0),
+def _read_go(data: bytes) -> GoBuildInfo | None:
+    return read_go_build_info(
+        max(find_go_build_info(WholeFile(data), 0, len(data)), 0),
         lambda offset, size: data[offset : offset + size],
         lambda address, size: data[max(address - seeds.BASE, 0) :][:size],
     )
 
 
-def _check_go(data: bytes, found: GoBuild | None) -> None:
+def _check_go(data: bytes, found: GoBuildInfo | None) -> None:
     if found is not None:
         assert GO_MAGIC in data
         assert len(found.version) <= 256
@@ -328,7 +333,7 @@ def _read_image(data: bytes) -> VerifyReport:
 def _check_image(data: bytes, found: VerifyReport) -> None:
     """A verdict can be written down, and says why where it is a no."""
     if _one_in(4, data):
-        json.dumps(document(found), ensure_ascii=False).encode()
+        json.dumps(to_document(found), ensure_ascii=False).encode()
     failed = [check for verdict in found.platforms for check in verdict.checks if not check.ok]
     assert found.ok != bool(failed)
     assert all(check.message for check in failed)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from buildkit_tasks.config.settings import cache_folder, load
-from buildkit_tasks.oci.transports.oci_archive import Archive
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, fetch_newest, provision
-from buildkit_tasks.system.files import staged
+from buildkit_tasks.config.settings import cache_folder, load_settings
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, fetch_newest_package, install_packages
+from buildkit_tasks.system.files import build_atomically
 from tests.conftest import ROOT, TEN
 from tests.images import Memory
 from tests.lies import edits
@@ -157,8 +157,10 @@ class Parts:
 
         def fetch(architecture: str) -> Path:
             names = _PACKAGES[architecture]
-            wanted = Packages(names=names, suite="stable", architectures=(architecture,))
-            return provision(place / architecture, [wanted], Commands(echo=sys.stderr), _tell)
+            wanted = PackageSet(names=names, suite="stable", architectures=(architecture,))
+            return install_packages(
+                place / architecture, [wanted], SubprocessRunner(dry_run_output=sys.stderr), _tell
+            )
 
         with ThreadPoolExecutor() as pool:
             return dict(zip(_PACKAGES, pool.map(fetch, _PACKAGES), strict=True))
@@ -178,8 +180,10 @@ class Parts:
 
     def busybox(self, debian: str) -> bytes:
         """Debian's static busybox of that architecture."""
-        place = cache_folder(load()) / "debian"
-        prefix = fetch_newest("busybox-static", [debian], place, Commands(echo=sys.stderr), _tell)[debian]
+        place = cache_folder(load_settings()) / "debian"
+        prefix = fetch_newest_package(
+            "busybox-static", [debian], place, SubprocessRunner(dry_run_output=sys.stderr), _tell
+        )[debian]
         return _anywhere(prefix, "bin/busybox").read_bytes()
 
     def patched(self, program: bytes, *options: str) -> bytes:
@@ -191,7 +195,7 @@ class Parts:
 
     @property
     def _cache(self) -> Path:
-        place = cache_folder(load()) / "lies"
+        place = cache_folder(load_settings()) / "lies"
         place.mkdir(parents=True, exist_ok=True)
         return place
 
@@ -210,7 +214,7 @@ class Parts:
                 (staging / name).write_bytes(wheel.read(member))
             (staging / name).chmod(0o755)
 
-        return staged(self._cache / f"wheel-{name}", fill) / name
+        return build_atomically(self._cache / f"wheel-{name}", fill) / name
 
     def _context(self, name: str, files: Mapping[str, str | bytes]) -> Path:
         return Project(folder=self.folder / name).write(files).folder
@@ -230,7 +234,7 @@ class Parts:
             f"--output={','.join(('type=oci', f'dest={archive}', *attributes))}",
             *options,
         )
-        with Archive(archive) as found:
+        with OciArchive(archive) as found:
             memory = edits.read_archive(found)
         shutil.rmtree(project)
         return memory

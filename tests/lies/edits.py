@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from buildkit_tasks.oci.image import read_blob
 from buildkit_tasks.oci.model import INDEX_TYPES, OCI_CONFIG, OCI_MANIFEST, Digest
-from buildkit_tasks.oci.transports.oci_archive import Archive
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.platforms import Platform
 from tests.images import LAYER_GZIP, Json, Memory, descriptor, make_tar
 
@@ -22,10 +22,10 @@ Change = Callable[[Json], object]
 REFERENCE = "vnd.docker.reference.digest"
 
 
-def read_archive(archive: Archive) -> Memory:
+def read_archive(archive: OciArchive) -> Memory:
     """All of an image in an OCI archive, into memory."""
-    memory = Memory(top=archive.root())
-    todo = [archive.root()]
+    memory = Memory(top=archive.root_descriptor())
+    todo = [archive.root_descriptor()]
     while todo:
         each = todo.pop()
         data = memory.blobs[str(each.digest)] = read_blob(archive, each, 64 << 20)
@@ -34,12 +34,12 @@ def read_archive(archive: Archive) -> Memory:
         below += [document["config"]] if "config" in document else []
         # A platform says nothing about how its blob is read; attestations have one that is none.
         todo += [descriptor({**entry, "platform": None}) for entry in below]
-    return memory if archive.root().media_type in INDEX_TYPES else _indexed(memory)
+    return memory if archive.root_descriptor().media_type in INDEX_TYPES else _indexed(memory)
 
 
 def _indexed(image: Memory) -> Memory:
     """A single manifest in an index, with the platform that its config states."""
-    root = image.root()
+    root = image.root_descriptor()
     manifest = load(image, str(root.digest))
     config = load(image, manifest["config"]["digest"])
     kind = {key: config[key] for key in ("os", "architecture", "variant") if key in config}
@@ -49,7 +49,7 @@ def _indexed(image: Memory) -> Memory:
 
 def entries(image: Memory) -> list[Json]:
     """The entries of the image's index."""
-    found: list[Json] = load(image, str(image.root().digest))["manifests"]
+    found: list[Json] = load(image, str(image.root_descriptor().digest))["manifests"]
     return found
 
 
@@ -63,7 +63,7 @@ def name_of(entry: Json) -> str:
     """The platform of an index entry as it is usually written; empty if it has none."""
     stated = entry.get("platform") or {}
     known = [str(stated.get(key, "")) for key in ("os", "architecture", "variant")]
-    return str(Platform.normalised(*known)) if stated else ""
+    return str(Platform.normalize(*known)) if stated else ""
 
 
 def entry_of(image: Memory, platform: str) -> Json:
@@ -89,9 +89,9 @@ def copy(image: Memory) -> Memory:
 
 def with_index(image: Memory, change: Change) -> Memory:
     """The image with another index."""
-    made, index = copy(image), load(image, str(image.root().digest))
+    made, index = copy(image), load(image, str(image.root_descriptor().digest))
     change(index)
-    return made.point(made.put(index, image.root().media_type))
+    return made.point(made.put(index, image.root_descriptor().media_type))
 
 
 def only(image: Memory, *platforms: str) -> Memory:
@@ -141,7 +141,7 @@ def with_layers(image: Memory, platform: str, tars: Mapping[int, bytes]) -> Memo
     """The image with other layers in one platform, by their numbers; the next number is one more."""
     made = copy(image)
     blobs = {at: made.put(gzip.compress(tar, 1, mtime=0), LAYER_GZIP) for at, tar in tars.items()}
-    diff_ids = {at: str(Digest.of(tar)) for at, tar in tars.items()}
+    diff_ids = {at: str(Digest.from_bytes(tar)) for at, tar in tars.items()}
     made = with_config(made, platform, lambda config: _place(config["rootfs"]["diff_ids"], diff_ids))
     return with_manifest(made, platform, lambda manifest: _place(manifest["layers"], blobs))
 

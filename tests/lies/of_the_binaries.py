@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from buildkit_tasks.platforms.elf.reader import read_elf
+from buildkit_tasks.platforms.elf.reader import read_elf_header
 from tests.images import Memory
 from tests.lies import edits
 from tests.lies.bases import Parts
@@ -41,9 +41,9 @@ def _renamed(image: Memory, platform: str, variant: str) -> Memory:
 
 def with_flags(program: bytes, flags: int) -> bytes:
     """The program with other e_flags."""
-    header = read_elf(program)
+    header = read_elf_header(program)
     changed = bytearray(program)
-    struct.pack_into("<I" if header.order == "little" else ">I", changed, _FLAGS[header.bits], flags)
+    struct.pack_into("<I" if header.byte_order == "little" else ">I", changed, _FLAGS[header.bits], flags)
     return bytes(changed)
 
 
@@ -254,7 +254,7 @@ def ppc64_elf_v1(parts: Parts) -> Planted:
 )
 def mips_release_6(parts: Parts) -> Planted:
     program = parts.busybox("mips64el")
-    flags = read_elf(program).flags & 0x0FFFFFFF | 0xA0000000
+    flags = read_elf_header(program).e_flags & 0x0FFFFFFF | 0xA0000000
     return _holding(parts, MIPS, "/opt/tool", with_flags(program, flags), program)
 
 

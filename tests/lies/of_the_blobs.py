@@ -54,7 +54,7 @@ def bit_of_a_manifest(parts: Parts) -> Planted:
 
 @lie("a bit of the index was flipped", Catch("integrity", AMD64), CAUGHT, says="holds other bytes")
 def bit_of_the_index(parts: Parts) -> Planted:
-    return _damaged(parts, lambda image: str(image.root().digest))
+    return _damaged(parts, lambda image: str(image.root_descriptor().digest))
 
 
 @lie("a layer is cut off", CAUGHT, layer=TOP, says="bytes")

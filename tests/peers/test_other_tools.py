@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.oci.image import index_of, manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.image import open_image, platform_manifests, read_index, read_manifest
 from buildkit_tasks.oci.source import Source
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
 from tests import registry
 from tests.images import hello, make_tar, probe, write_folder
@@ -33,7 +33,7 @@ from tests.peers.serving import serve
 THREE = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 # One of the time when most builds of today were set up, and the newest.
 BUILDX = ("v0.12.1", "latest")
-_RUN = Commands(echo=sys.stderr)
+_RUN = SubprocessRunner(dry_run_output=sys.stderr)
 
 pytestmark = pytest.mark.timeout(1800)  # on a new machine some tools are compiled first
 
@@ -62,8 +62,8 @@ def refused(name: str, *words: str) -> None:
 
 
 def _made_of(source: Source) -> str:
-    index = index_of(source)
-    manifests = [manifest_of(source, entry) for _, entry in platform_manifests(source)]
+    index = read_index(source)
+    manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
     kinds = {index.media_type, *(each.media_type for each in manifests)}
     kinds |= {layer.media_type for each in manifests for layer in each.layers}
     return ", ".join(sorted(kind.removeprefix("application/vnd.") for kind in kinds))
@@ -80,10 +80,10 @@ def ran(argv: list[str], env: Mapping[str, str], cwd: Path, timeout: float = 300
 @pytest.fixture(scope="module")
 def debian(pytestconfig: pytest.Config) -> Path:
     """Debian's buildah, skopeo and umoci, unpacked for the tests alone."""
-    prefix = cache_folder(load()) / "debian/peers"
-    wanted = Packages(names=("buildah", "skopeo", "umoci"), suite="host", dependencies=True)
+    prefix = cache_folder(load_settings()) / "debian/peers"
+    wanted = PackageSet(names=("buildah", "skopeo", "umoci"), suite="host", with_dependencies=True)
     try:
-        return provision(prefix, [wanted], _RUN, lambda _: None)
+        return install_packages(prefix, [wanted], _RUN, lambda _: None)
     except EngineError as error:
         if pytestconfig.getoption("--require-engine"):
             raise

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.image import index_entries, open_image
-from buildkit_tasks.oci.layers.decompress import Inflated
+from buildkit_tasks.oci.layers.decompress import DecompressedStream
 from buildkit_tasks.oci.model import Digest
-from buildkit_tasks.oci.transports.tar_stream import Rewindable
+from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 from buildkit_tasks.verify import verify
 from tests.images import hello, layout_files, make_tar, platform_json, symlink
 
@@ -28,7 +28,7 @@ else:
     from backports import zstd
 
 DECLARED = (MalformedImage, LimitExceeded, UsageError)
-DIFF_ID = str(Digest.of(b""))
+DIFF_ID = str(Digest.from_bytes(b""))
 CONFIG = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [DIFF_ID]}}).encode()
 NEW = {**layout_files(hello(["linux/amd64"])), "manifest.json": b"[]"}
 SAVED = {"manifest.json": json.dumps([{"Config": "c", "Layers": ["l"]}]).encode(), "c": CONFIG, "l": b""}
@@ -112,8 +112,8 @@ def test_members_of_a_rewindable_archive_are_what_they_are_in_any_order(
 ) -> None:
     members = {f"m{number}": data for number, data in enumerate(files.values())}
     packed = pack(make_tar(members))
-    archive = Rewindable(lambda: io.BytesIO(packed), "x")
-    kept = archive._kept
+    archive = StreamedArchive(lambda: io.BytesIO(packed), "x")
+    kept = archive._cached
     for name in [name for name, data in kept.items() if len(data) > small]:
         del kept[name]  # as if it had been too large to keep
     for number in order:
@@ -131,7 +131,7 @@ def test_members_of_a_rewindable_archive_are_what_they_are_in_any_order(
     pack=st.sampled_from(PACKS[1:]),
 )
 def test_several_members_or_frames_are_one_stream(parts: list[bytes], sizes: list[int], pack: Any) -> None:
-    stream = Inflated(io.BytesIO(b"".join(pack(part) for part in parts)), "x")
+    stream = DecompressedStream(io.BytesIO(b"".join(pack(part) for part in parts)), "x")
     whole, found = b"".join(parts), b""
     while data := stream.read(sizes[len(found) % len(sizes)]):
         found += data

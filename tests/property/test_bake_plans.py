@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.build.bake.plan import BakePlan, read_plan
-from buildkit_tasks.build.bake.target import TargetReader
+from buildkit_tasks.build.bake.plan import BakePlan, parse_bake_plan
+from buildkit_tasks.build.bake.target import BakeTargetReader
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.errors import BuilderError, UsageError
-from buildkit_tasks.system.csv_fields import read_row
+from buildkit_tasks.system.csv_fields import parse_csv_row
 
 TEXT = st.text(max_size=12) | st.text(alphabet="\0\ud800\udc80a/.=:-", max_size=4)
 VALUES = st.recursive(
@@ -35,7 +35,7 @@ GROUPS = st.dictionaries(
 
 def read(document: Any) -> BakePlan | None:
     try:
-        return read_plan(json.dumps(document), "x.hcl")
+        return parse_bake_plan(json.dumps(document), "x.hcl")
     except (BuilderError, UsageError):
         return None
 
@@ -44,22 +44,22 @@ def read(document: Any) -> BakePlan | None:
 def test_any_document_is_a_plan_or_an_error_of_ours(document: Any) -> None:
     plan = read(document)
     if plan is not None:
-        assert set(plan.wanted) <= set(plan.targets)
-        places = [target.name for target in plan.order]
-        for target in plan.order:
-            assert all(places.index(other) < places.index(target.name) for _, other in target.links)
+        assert set(plan.requested) <= set(plan.targets)
+        places = [target.name for target in plan.build_order]
+        for target in plan.build_order:
+            assert all(places.index(other) < places.index(target.name) for _, other in target.linked_contexts)
 
 
 @given(TEXT)
 def test_any_text_is_a_plan_or_an_error_of_ours(text: str) -> None:
     with pytest.raises((BuilderError, UsageError)):
-        read_plan(text, "x.hcl")
+        parse_bake_plan(text, "x.hcl")
 
 
 @given(st.dictionaries(KEYS | TEXT, VALUES, max_size=4))
 def test_a_key_is_in_the_request_or_is_refused_by_its_name(raw: dict[str, Any]) -> None:
     try:
-        target = TargetReader("x").target("web", raw)
+        target = BakeTargetReader("x").read_target("web", raw)
     except UsageError as error:
         refusal = error.message
     else:
@@ -83,7 +83,7 @@ def escaped(text: str) -> str:
 
 @given(st.text(alphabet="$%{}ab\n", max_size=30))
 def test_a_text_that_buildx_escaped_is_read_as_it_was(text: str) -> None:
-    target = TargetReader("x").target("web", {"args": {"A": escaped(text)}})
+    target = BakeTargetReader("x").read_target("web", {"args": {"A": escaped(text)}})
     assert target.request.build_args == (f"A={text}",)
 
 
@@ -93,9 +93,9 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @given(st.dictionaries(st.sampled_from(["ref", "mode", "scope"]), PLAIN, min_size=1))
 def test_an_entry_is_one_row_of_csv_whatever_is_in_it(entry: dict[str, str]) -> None:
     raw = {"type": "registry", **entry}
-    request = TargetReader("x").target("web", {"cache-from": [raw], "attest": [raw]}).request
-    assert read_row(request.attest[0], "attest") == [f"{name}={value}" for name, value in raw.items()]
-    output = TargetReader("x").target("web", {"output": [raw]}).request.outputs[0]
+    request = BakeTargetReader("x").read_target("web", {"cache-from": [raw], "attest": [raw]}).request
+    assert parse_csv_row(request.attest[0], "attest") == [f"{name}={value}" for name, value in raw.items()]
+    output = BakeTargetReader("x").read_target("web", {"output": [raw]}).request.outputs[0]
     if all(name == name.strip() for name in raw):
         assert OutputSpec.parse(str(output)) == output
-    assert read_row(request.cache_from[0], "cache") == read_row(request.attest[0], "attest")
+    assert parse_csv_row(request.cache_from[0], "cache") == parse_csv_row(request.attest[0], "attest")

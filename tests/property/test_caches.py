@@ -7,7 +7,7 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.build.cache import CacheSpec, check_cache, read_caches
+from buildkit_tasks.build.cache import CacheSpec, check_cache, parse_cache_specs
 from buildkit_tasks.build.secrets import check_secrets, check_ssh
 from buildkit_tasks.errors import UsageError
 
@@ -24,7 +24,7 @@ ROWS = st.one_of(st.text(), st.text(alphabet='type=local,dst"\n@:/', max_size=40
 
 @given(SPECS)
 def test_a_cache_that_is_written_is_read_again_unchanged(spec: CacheSpec) -> None:
-    assert read_caches([str(spec)], "--cache-to") == (spec,)
+    assert parse_cache_specs([str(spec)], "--cache-to") == (spec,)
 
 
 @given(ROWS)

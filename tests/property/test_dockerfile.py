@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.build.dockerfile import read_bases
+from buildkit_tasks.build.dockerfile import parse_base_images
 
 WORDS = st.sampled_from(
     ["FROM", "ARG", "COPY", "RUN", "AS", "scratch", "--from=", "--mount=from=", "$A", "${A:-", "}", "=",
@@ -16,11 +16,11 @@ TEXTS = st.one_of(st.text(), st.lists(WORDS, max_size=40).map("".join))
 
 @given(TEXTS, st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=3))
 def test_the_reader_never_fails_and_names_no_base_twice(text: str, build_args: dict[str, str]) -> None:
-    found = read_bases(text, build_args)
+    found = parse_base_images(text, build_args)
     assert len(set(found.images)) == len(found.images)
     assert "scratch" not in found.images
 
 
 @given(st.from_regex(r"[a-c0-9][abc:/._0-9-]*", fullmatch=True))
 def test_any_plain_name_after_from_is_a_base(name: str) -> None:
-    assert read_bases(f"FROM --platform=$BUILDPLATFORM {name} AS stage\n", {}).images == (name,)
+    assert parse_base_images(f"FROM --platform=$BUILDPLATFORM {name} AS stage\n", {}).images == (name,)

@@ -26,7 +26,7 @@ scalars = st.none() | st.booleans() | numbers | words
 values = st.recursive(scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(words, v, max_size=4))
 objects = st.dictionaries(words, values, max_size=5)
 
-digests = st.binary(max_size=4).map(lambda data: str(Digest.of(data)))
+digests = st.binary(max_size=4).map(lambda data: str(Digest.from_bytes(data)))
 names = st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1, max_size=20)
 platforms = st.fixed_dictionaries({"os": names, "architecture": names}, optional={"variant": names})
 descriptors = st.fixed_dictionaries(

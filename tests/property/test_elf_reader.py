@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Machine
-from buildkit_tasks.platforms.elf.probe import probe_program
-from buildkit_tasks.platforms.elf.reader import inspect, interpreter, read_elf
-from buildkit_tasks.platforms.elf.view import Bytes, Windows
+from buildkit_tasks.platforms.elf.probe import build_probe_program
+from buildkit_tasks.platforms.elf.reader import read_binary, read_elf_header, read_interpreter
+from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
 from tests.binaries import (
     BASE,
     NEEDED,
@@ -33,38 +33,38 @@ rows = st.sampled_from(MACHINES)
 
 @given(rows, st.integers(0, 127), st.integers(0, 2**32 - 1), st.integers(0, 255))
 def test_a_header_is_read_as_pyelftools_reads_it(row: Machine, status: int, flags: int, abi: int) -> None:
-    program = bytearray(probe_program(row, status))
+    program = bytearray(build_probe_program(row, status))
     at = 36 if row.bits == 32 else 48
-    program[at : at + 4] = flags.to_bytes(4, "little" if row.order == "little" else "big")
+    program[at : at + 4] = flags.to_bytes(4, "little" if row.byte_order == "little" else "big")
     program[7] = abi
-    mine, oracle = read_elf(bytes(program)), ELFFile(io.BytesIO(program))
-    assert (mine.bits, mine.order == "little") == (oracle.elfclass, oracle.little_endian)
+    mine, oracle = read_elf_header(bytes(program)), ELFFile(io.BytesIO(program))
+    assert (mine.bits, mine.byte_order == "little") == (oracle.elfclass, oracle.little_endian)
     names = ("e_flags", "e_entry", "e_phoff", "e_phnum", "e_phentsize")
-    read = (mine.flags, mine.entry, mine.phoff, mine.phnum, mine.phentsize)
+    read = (mine.e_flags, mine.entry_point, mine.phoff, mine.phnum, mine.phentsize)
     assert read == tuple(oracle[name] for name in names)
     assert oracle["e_type"] == "ET_EXEC"
-    assert mine.type == 2
-    assert mine.abi == abi
+    assert mine.e_type == 2
+    assert mine.os_abi == abi
 
 
 @given(rows, st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=12), st.integers(0, 200))
 def test_row_45_a_mutated_program_is_read_or_malformed(
     row: Machine, damage: list[tuple[int, int]], keep: int
 ) -> None:
-    program = bytearray(probe_program(row).ljust(200, b"\0"))
+    program = bytearray(build_probe_program(row).ljust(200, b"\0"))
     for at, byte in damage:
         program[at] = byte
     data = bytes(program[:keep])
     with contextlib.suppress(MalformedImage):
-        assert read_elf(data).describe().startswith("ELF ")
+        assert read_elf_header(data).describe().startswith("ELF ")
     with contextlib.suppress(MalformedImage):
-        interpreter(data)
+        read_interpreter(data)
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_after_the_magic_are_read_or_malformed(data: bytes) -> None:
     with contextlib.suppress(MalformedImage):
-        interpreter(b"\x7fELF" + data)
+        read_interpreter(b"\x7fELF" + data)
 
 
 def full(row: Machine) -> bytes:
@@ -108,18 +108,18 @@ def test_row_45_a_mutated_file_gives_a_binary_or_a_malformed_header(
         program[at % len(program)] = byte
     for data in (bytes(program), bytes(program[: keep % len(program)])):
         with contextlib.suppress(MalformedImage):
-            header = read_elf(data)
-            binary = inspect(Bytes(data))
+            header = read_elf_header(data)
+            binary = read_binary(WholeFile(data))
             assert binary.header == header
-            assert binary.unread == ()
+            assert binary.unread_parts == ()
 
 
 @given(rows, st.lists(st.tuples(st.integers(0, 1 << 12), st.integers(1, 900)), max_size=4))
 def test_pieces_of_a_file_never_say_more_than_the_whole(row: Machine, spans: list[tuple[int, int]]) -> None:
     data = FULL[row.architecture]
-    whole = inspect(Bytes(data))
+    whole = read_binary(WholeFile(data))
     kept = [(at % len(data), data[at % len(data) :][:size]) for at, size in spans]
-    some = inspect(Windows(len(data), [(0, data[:64]), *kept]))
+    some = read_binary(PartialFile(len(data), [(0, data[:64]), *kept]))
     assert some.problems == ()
     assert set(some.evidence) <= set(whole.evidence)
     assert set(some.needed) <= set(whole.needed)
@@ -140,5 +140,5 @@ def test_row_45_the_worst_file_of_four_megabytes_takes_less_than_a_second() -> N
     struct.pack_into("<I", program, 32, table)
     struct.pack_into("<HHH", program, 46, 40, 65_000, 1)
     start = time.process_time()
-    inspect(Bytes(bytes(program)))
+    read_binary(WholeFile(bytes(program)))
     assert time.process_time() - start < 1

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, read_go
-from buildkit_tasks.platforms.elf.reader import inspect
-from buildkit_tasks.platforms.elf.view import Bytes
+from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, read_go_build_info
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import WholeFile
 from tests.binaries import BASE, Elf, go_info
 
 plain = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"='), max_size=30)
@@ -18,19 +18,19 @@ keys = st.text(st.sampled_from("GOARMabc-_"), min_size=1, max_size=12)
 @given(plain, plain, st.dictionaries(keys, plain, max_size=20))
 def test_build_info_is_read_as_it_was_written(version: str, path: str, settings: dict[str, str]) -> None:
     lines = [f"path\t{path}\n", *(f"build\t{key}={value}\n" for key, value in settings.items())]
-    view = Bytes(go_info(version, "".join(lines)))
-    build = read_go(0, view.at, view.at)
+    view = WholeFile(go_info(version, "".join(lines)))
+    build = read_go_build_info(0, view.read_at, view.read_at)
     assert build is not None
     assert (build.version, build.path, build.settings) == (version, path, settings)
 
 
 @given(st.binary(max_size=200), st.booleans(), st.sampled_from([0, 4, 8, 255]))
 def test_row_45_any_bytes_after_the_magic_are_read_or_malformed(data: bytes, inline: bool, size: int) -> None:
-    view = Bytes(GO_MAGIC + bytes([size, 2 if inline else 0]) + data)
+    view = WholeFile(GO_MAGIC + bytes([size, 2 if inline else 0]) + data)
     with contextlib.suppress(MalformedImage):
-        read_go(0, view.at, lambda address, count: view.at(address - BASE, count))
+        read_go_build_info(0, view.read_at, lambda address, count: view.read_at(address - BASE, count))
     with contextlib.suppress(MalformedImage):
-        read_go(0, view.at, view.at)
+        read_go_build_info(0, view.read_at, view.read_at)
 
 
 INFO = go_info("go1.26.8", "path\texample.org/x\nbuild\tGOARM=7\nbuild\tGOOS=linux\n")
@@ -48,4 +48,4 @@ def test_row_45_damaged_build_info_is_a_problem_of_the_binary_at_most(
         if named
         else Elf(machine="arm", segments=[(0x60000000, bytes(data))], load_flags=6)
     )
-    assert len(inspect(Bytes(elf.build())).problems) <= 1
+    assert len(read_binary(WholeFile(elf.build())).problems) <= 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.report import to_html
 from buildkit_tasks.report.model import Report
-from buildkit_tasks.report.text import printable
+from buildkit_tasks.report.text import escape_unprintable
 from tests.unit.samples import bad_check, bad_run, good_check, run, stopped, verdict, verify, warning
 
 # What HTML and XML treat apart, and every code point there is.
@@ -48,7 +48,7 @@ def texts(report: Report) -> list[str]:
 def test_whatever_a_run_prints_is_read_back_from_the_page(stdout: str, stderr: str, platform: str) -> None:
     found = texts(run(bad_run(platform, stdout=stdout, stderr=stderr)))
     for said in (stdout, stderr):
-        assert not said or printable(said) in found
+        assert not said or escape_unprintable(said) in found
 
 
 @given(ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool))
@@ -57,7 +57,7 @@ def test_whatever_a_check_or_a_warning_says_is_read_back_from_the_page(
 ) -> None:
     checks = (good_check(), bad_check(message=message, name=name, path=path), warning(warned))
     found = texts(verify(verdict("linux/arm64", *checks)))
-    assert {printable(text) for text in (message, name, path, warned)} <= set(found)
+    assert {escape_unprintable(text) for text in (message, name, path, warned)} <= set(found)
 
 
 @given(ANY_TEXT.filter(str.strip), ANY_TEXT.filter(bool))
@@ -72,4 +72,4 @@ def test_no_text_adds_an_element_or_an_attribute(platform: str, message: str) ->
 
 @given(ANY_TEXT.filter(bool))
 def test_whatever_stopped_the_line_is_read_back_from_the_page(error: str) -> None:
-    assert printable(error) in texts(stopped(error))
+    assert escape_unprintable(error) in texts(stopped(error))

@@ -8,17 +8,22 @@ from hypothesis import strategies as st
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import MACHINES, Platform
 from buildkit_tasks.platforms.elf.build_attributes import read_attributes
-from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
+from buildkit_tasks.platforms.elf.isa_check import (
+    arm_float_abi,
+    isa_problems,
+    isa_warnings,
+    missing_isa_info_reason,
+)
 from buildkit_tasks.platforms.elf.model import Evidence, riscv_extensions
-from buildkit_tasks.platforms.elf.reader import inspect
-from buildkit_tasks.platforms.elf.view import Bytes, Order
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import ByteOrder, WholeFile
 from tests.binaries import PT_NOTE, Elf, attributes, x86_note
 
 PT_PROCESSOR = 0x70000003
-PLATFORMS = [Platform("linux", row.architecture, level.name) for row in MACHINES for level in row.ladder]
+PLATFORMS = [Platform("linux", row.architecture, level.name) for row in MACHINES for level in row.isa_levels]
 PLATFORMS += [Platform("linux", "s390x"), Platform("linux", "arm64", "odd"), Platform("plan9", "z80")]
 
-orders: st.SearchStrategy[Order] = st.sampled_from(("little", "big"))
+orders: st.SearchStrategy[ByteOrder] = st.sampled_from(("little", "big"))
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 # Tags with a meaning of their own are left out: these follow the rule of parity.
 numbers = st.tuples(st.integers(33, 500).map(lambda tag: tag * 2), st.integers(0, 1 << 63))
@@ -27,13 +32,13 @@ strings = st.tuples(st.integers(33, 500).map(lambda tag: tag * 2 + 1), texts)
 
 @given(st.lists(numbers | strings, max_size=20), st.sampled_from(("aeabi", "riscv")), orders)
 def test_attributes_are_read_as_they_were_written(
-    pairs: list[tuple[int, int | str]], vendor: str, order: Order
+    pairs: list[tuple[int, int | str]], vendor: str, order: ByteOrder
 ) -> None:
     assert read_attributes(attributes(vendor, pairs, order), vendor, order) == dict(pairs)
 
 
 @given(st.binary(max_size=300), st.sampled_from(("aeabi", "riscv")), orders)
-def test_row_45_any_bytes_are_attributes_or_malformed(data: bytes, vendor: str, order: Order) -> None:
+def test_row_45_any_bytes_are_attributes_or_malformed(data: bytes, vendor: str, order: ByteOrder) -> None:
     for section in (data, b"A" + data):
         with contextlib.suppress(MalformedImage):
             read_attributes(section, vendor, order)
@@ -47,17 +52,17 @@ def test_row_45_damaged_attributes_are_a_problem_of_the_binary_at_most(damage: l
     data = bytearray(SECTION)
     for at, byte in damage:
         data[at] = byte
-    binary = inspect(Bytes(Elf(machine="arm", sections={".ARM.attributes": bytes(data)}).build()))
+    binary = read_binary(WholeFile(Elf(machine="arm", sections={".ARM.attributes": bytes(data)}).build()))
     assert len(binary.problems) <= 1
-    assert float_abi(binary) in ("hard", "soft", "")
+    assert arm_float_abi(binary) in ("hard", "soft", "")
 
 
 @given(st.binary(max_size=200), st.integers(0, 3), st.sampled_from(["amd64", "386"]))
 def test_row_45_any_bytes_are_notes(junk: bytes, level: int, machine: str) -> None:
     note = x86_note(level + 1, align=8 if machine == "amd64" else 4)
-    whole = inspect(Bytes(Elf(machine=machine, segments=[(PT_NOTE, note + junk)]).build()))
+    whole = read_binary(WholeFile(Elf(machine=machine, segments=[(PT_NOTE, note + junk)]).build()))
     assert ("x86 ISA note", "needed") in {(item.source, item.name) for item in whole.evidence}
-    inspect(Bytes(Elf(machine=machine, segments=[(PT_NOTE, junk)]).build()))
+    read_binary(WholeFile(Elf(machine=machine, segments=[(PT_NOTE, junk)]).build()))
 
 
 @given(st.sampled_from(MACHINES), st.integers(0, 2**32 - 1), st.binary(max_size=60), st.integers(0, 255))
@@ -65,11 +70,13 @@ def test_any_flags_and_any_processors_segment_are_judged(
     row: object, flags: int, data: bytes, abi: int
 ) -> None:
     name = getattr(row, "architecture")  # noqa: B009 - the strategy's type is the table's
-    binary = inspect(Bytes(Elf(machine=name, flags=flags, abi=abi, segments=[(PT_PROCESSOR, data)]).build()))
+    binary = read_binary(
+        WholeFile(Elf(machine=name, flags=flags, abi=abi, segments=[(PT_PROCESSOR, data)]).build())
+    )
     for platform in PLATFORMS:
         isa_problems(platform, binary)
-        isa_doubts(platform, binary)
-    assert isinstance(silence(binary), str)
+        isa_warnings(platform, binary)
+    assert isinstance(missing_isa_info_reason(binary), str)
 
 
 sources = st.sampled_from(
@@ -89,11 +96,11 @@ def test_any_words_of_a_hostile_binary_are_judged(
 ) -> None:
     evidence = tuple(Evidence(*name, value) for name, value in said)
     for row in MACHINES:
-        plain = inspect(Bytes(Elf(machine=row.architecture).build()))
+        plain = read_binary(WholeFile(Elf(machine=row.architecture).build()))
         binary = type(plain)(header=plain.header, evidence=evidence)
         for problem in isa_problems(platform, binary):
             assert problem.startswith("needs ")
-        for doubt in isa_doubts(platform, binary):
+        for doubt in isa_warnings(platform, binary):
             assert doubt.startswith("has code for ")
 
 

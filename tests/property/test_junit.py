@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.report import to_junit
 from buildkit_tasks.report.model import Outcome, Report
-from buildkit_tasks.report.run_labels import names_of
+from buildkit_tasks.report.run_labels import unique_labels
 from tests.unit.samples import bad_check, bad_run, good_run, on_cpu, run, stopped, verdict, verify
 
 # Every code point there is, the ones that no UTF-8 has among them, and what XML treats apart.
@@ -17,7 +17,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()) | SPECIAL)
 
 
 def legal(character: str) -> bool:
-    """Tell what production Char of XML 1.0, section 2.2, allows."""
+    """Notify what production Char of XML 1.0, section 2.2, allows."""
     code = ord(character)
     return (
         code in (0x9, 0xA, 0xD)
@@ -68,7 +68,7 @@ def test_each_run_has_a_name_of_its_own_that_begins_with_its_platform(
         on_cpu(cpu, replace(good_run(platform) if ok else bad_run(platform), command=command))
         for platform, command, cpu, ok in runs
     ]
-    names = names_of(results)
+    names = unique_labels(results)
     assert len(set(names)) == len(names)
     for result, name in zip(results, names, strict=True):
         assert name.startswith(result.platform)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import manifest_of, platform_manifests
-from buildkit_tasks.oci.layers.rootfs import Node, NodeType
-from buildkit_tasks.oci.layers.scan import flatten, scan_layer
+from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.layers.rootfs import FileNode, FileType
+from buildkit_tasks.oci.layers.scan import flatten_layers, scan_layer
 from tests.images import LAYER_GZIP, Memory, descriptor, make_tar, one
 
 folders = st.sampled_from(["a", "b", "a/c", "a/c/d"])
@@ -34,18 +34,18 @@ def model(stack: list[list[str]]) -> set[str]:
     return paths
 
 
-def flat(node: Node, prefix: str = "") -> set[str]:
+def flat(node: FileNode, prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, child in node.children.items():
         path = f"{prefix}{name}"
-        found |= flat(child, f"{path}/") if child.type is NodeType.FOLDER else {path}
+        found |= flat(child, f"{path}/") if child.type is FileType.DIRECTORY else {path}
     return found
 
 
 @given(layers)
 def test_whiteouts_and_layers_give_what_the_plain_model_gives(stack: list[list[str]]) -> None:
     memory = one([make_tar(dict.fromkeys(layer, b"")) for layer in stack])
-    rootfs = flatten(memory, manifest_of(memory, platform_manifests(memory)[0][1]))
+    rootfs = flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
     assert flat(rootfs.root) == model(stack)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from buildkit_tasks.report import to_markdown
-from buildkit_tasks.report.text import last_line, one_line, printable, shortened
+from buildkit_tasks.report.text import escape_unprintable, last_line, to_one_line, truncate_line
 from tests.unit.samples import bad_check, bad_run, run, verdict, verify
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ def cells(tokens: list[Token]) -> list[str]:
 @example("`", "`<script>`")
 def test_no_text_breaks_out_of_its_cell_or_its_block(platform: str, stdout: str) -> None:
     tokens = parsed(to_markdown(run(bad_run(platform, stdout=stdout, message="m"))))
-    name = shortened(one_line(platform), 80)
+    name = truncate_line(to_one_line(platform), 80)
     said = last_line(stdout) or "m"
-    ran = shortened(f"FAILED {one_line(f'failed: {said}')}", 48)
+    ran = truncate_line(f"FAILED {to_one_line(f'failed: {said}')}", 48)
     assert cells(tokens)[0].strip() == name
     assert cells(tokens)[2] == ran
     assert len(cells(tokens)) == 4
     assert [token.type for token in tokens if token.type.startswith("html")] == []
     fences = [token.content for token in tokens if token.type == "fence"]
     assert len(fences) == 1
-    assert fences[0].endswith(f"stdout:\n{printable(stdout)}\n" if stdout else "max\n")
+    assert fences[0].endswith(f"stdout:\n{escape_unprintable(stdout)}\n" if stdout else "max\n")
 
 
 @given(ANY_TEXT.filter(str.strip))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import CheckFailed
-from buildkit_tasks.oci.copy.index import Part, merged
+from buildkit_tasks.oci.copy.index import Part, merge_parts
 from buildkit_tasks.oci.model import OCI_MANIFEST, Digest, parse_index
 from buildkit_tasks.platforms import Platform, known_platforms
 
@@ -20,7 +20,7 @@ def entry(text: str, platform: Platform | None, annotations: dict[str, str]) -> 
     stated = {"os": platform.os, "architecture": platform.architecture, **variant} if platform else {}
     return {
         "mediaType": OCI_MANIFEST,
-        "digest": str(Digest.of(text.encode())),
+        "digest": str(Digest.from_bytes(text.encode())),
         "size": len(text),
         "platform": stated or {"os": "unknown", "architecture": "unknown"},
         "annotations": annotations,
@@ -54,7 +54,7 @@ def test_an_index_has_every_entry_of_its_parts_once_and_as_it_was(
     given_parts: list[Part], data: st.DataObject
 ) -> None:
     expected = data.draw(st.permutations([part.platform for part in given_parts]))
-    document = json.loads(merged(given_parts, expected))
+    document = json.loads(merge_parts(given_parts, expected))
     entries = document["manifests"]
     wanted = [each for part in given_parts for each in (part.image, *part.attestations)]
     assert sorted(entries, key=json.dumps) == sorted(wanted, key=json.dumps)
@@ -69,8 +69,8 @@ def test_the_same_parts_in_any_order_give_the_same_bytes_which_can_be_read(
 ) -> None:
     expected = [part.platform for part in given_parts]
     other = data.draw(st.permutations(given_parts))
-    first = merged(given_parts, expected)
-    assert merged(other, expected) == first
+    first = merge_parts(given_parts, expected)
+    assert merge_parts(other, expected) == first
     index = parse_index(first)
     images = [entry for entry in index.manifests if not entry.is_attestation]
     assert [entry.platform for entry in images] == expected
@@ -82,10 +82,10 @@ def test_only_the_exact_set_of_platforms_becomes_an_index(
 ) -> None:
     found = {part.platform for part in given_parts}
     if found == set(expected):
-        assert merged(given_parts, expected)
+        assert merge_parts(given_parts, expected)
         return
     with pytest.raises(CheckFailed) as caught:
-        merged(given_parts, expected)
+        merge_parts(given_parts, expected)
     assert all(str(platform) in caught.value.message for platform in found ^ set(expected))
 
 
@@ -95,5 +95,5 @@ def test_a_platform_that_is_there_twice_never_becomes_an_index(
 ) -> None:
     twice = data.draw(st.sampled_from(given_parts))
     with pytest.raises(CheckFailed) as caught:
-        merged([*given_parts, twice])
+        merge_parts([*given_parts, twice])
     assert caught.value.platform == twice.platform

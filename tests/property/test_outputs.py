@@ -7,13 +7,13 @@ import contextlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildkit_tasks.build.outputs import TYPES, OutputSpec
+from buildkit_tasks.build.outputs import OUTPUT_TYPES, OutputSpec
 from buildkit_tasks.errors import UsageError
 
 NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True).filter(lambda name: name != "type")
 SPECS = st.builds(
     OutputSpec,
-    type=st.sampled_from(TYPES),
+    type=st.sampled_from(OUTPUT_TYPES),
     attributes=st.lists(
         st.tuples(NAMES, st.one_of(st.text(alphabet=",\"\n\r'=; a", max_size=8), st.text(max_size=20)))
     ).map(tuple),
@@ -28,4 +28,4 @@ def test_an_output_that_is_written_is_read_again_unchanged(spec: OutputSpec) -> 
 @given(st.one_of(st.text(), st.text(alphabet='type=oci,dst"\n', max_size=40)))
 def test_any_text_is_an_output_or_a_usage_error(text: str) -> None:
     with contextlib.suppress(UsageError):
-        assert OutputSpec.parse(text).type in TYPES
+        assert OutputSpec.parse(text).type in OUTPUT_TYPES

@@ -21,13 +21,13 @@ def test_what_a_platform_prints_parses_to_itself(platform: Platform) -> None:
 
 @given(known)
 def test_normalising_again_changes_nothing(platform: Platform) -> None:
-    assert Platform.normalised(platform.os, platform.architecture, platform.variant) == platform
+    assert Platform.normalize(platform.os, platform.architecture, platform.variant) == platform
 
 
 @given(st.text(), st.text(), st.text())
 def test_what_an_image_states_is_normalised_once_and_for_all(system: str, machine: str, variant: str) -> None:
-    once = Platform.normalised(system, machine, variant)
-    assert Platform.normalised(once.os, once.architecture, once.variant) == once
+    once = Platform.normalize(system, machine, variant)
+    assert Platform.normalize(once.os, once.architecture, once.variant) == once
 
 
 @given(st.text() | st.lists(pieces).map("".join))

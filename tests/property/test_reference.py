@@ -25,7 +25,7 @@ hosts = st.sampled_from(
 )
 tags = st.from_regex(re.compile(r"\A\w[\w.-]{0,20}\Z", re.ASCII))
 digests = st.binary(max_size=4).flatmap(
-    lambda data: st.sampled_from([Digest.of(data), Digest.of(data, "sha512")])
+    lambda data: st.sampled_from([Digest.from_bytes(data), Digest.from_bytes(data, "sha512")])
 )
 odd_hosts = st.sampled_from(
     [

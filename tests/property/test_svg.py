@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.report import to_svg
 from buildkit_tasks.report.model import Report
-from buildkit_tasks.report.text import printable
+from buildkit_tasks.report.text import escape_unprintable
 from tests.unit.samples import bad_check, bad_run, good_check, run, stopped, verdict, verify, warning
 
 MARKS = st.sampled_from(
@@ -30,7 +30,7 @@ def written(report: Report) -> str:
 
 
 def shown(text: str) -> str:
-    return printable(text).expandtabs(4).replace("\n", "")
+    return escape_unprintable(text).expandtabs(4).replace("\n", "")
 
 
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT.filter(str.strip))

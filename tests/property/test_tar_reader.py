@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.tar import Entry, TarReader
+from buildkit_tasks.oci.layers.tar import TarEntry, TarReader
 
 letters = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
 parts = st.text(letters, min_size=1, max_size=40).filter(lambda part: part not in (".", ".."))
@@ -37,7 +37,7 @@ class Pipe(io.BytesIO):
         return False
 
 
-def everything(stream: io.BytesIO, chunk: int) -> list[tuple[Entry, bytes]]:
+def everything(stream: io.BytesIO, chunk: int) -> list[tuple[TarEntry, bytes]]:
     reader = TarReader(stream, max_entries=10_000)
     return [(entry, b"".join(iter(lambda: reader.read(chunk), b""))) for entry in reader]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.system.command import Commands
-from buildkit_tasks.system.debian import fetch_newest
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.debian import fetch_newest_package
 from tests.faults.own_table import need_own_table
 from tests.images import Json, Memory, add_platform, folder, make_tar, symlink, write_archive
 from tests.project import Project
@@ -58,9 +58,11 @@ def layer_of_busybox(platform: str, files: dict[str, bytes]) -> bytes:
 
 def busybox(platform: str) -> bytes:
     """Debian's static busybox for a platform, which the stand-in bases are made of as well."""
-    debian = Platform.parse(platform).debian
-    place = cache_folder(load()) / "debian"
-    found = fetch_newest("busybox-static", [debian], place, Commands(echo=sys.stderr), _tell)
+    debian = Platform.parse(platform).debian_architecture
+    place = cache_folder(load_settings()) / "debian"
+    found = fetch_newest_package(
+        "busybox-static", [debian], place, SubprocessRunner(dry_run_output=sys.stderr), _tell
+    )
     return next(found[debian].glob("**/bin/busybox")).read_bytes()
 
 

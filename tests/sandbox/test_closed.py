@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import load
-from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import Outcome
 from buildkit_tasks.run.sandbox import supervisor_pool as emulators
-from buildkit_tasks.run.sandbox.availability import why_closed
-from buildkit_tasks.run.sandbox.supervisor import SHIFT, Refused, Warden, shift_of
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.run.sandbox.availability import explain_unavailable
+from buildkit_tasks.run.sandbox.supervisor import ID_OFFSET, KernelRefusal, Supervisor, id_offset
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.engine.test_runs import image
 from tests.project import TASKS, Done, Project, program
 
@@ -61,10 +61,10 @@ def test_who_has_none_of_the_ids_for_guests_runs_them_under_its_own(project: Pro
 @pytest.mark.parametrize(
     ("user", "ids", "shift"),
     [
-        (0, "0 0 4294967295", SHIFT),
-        (0, f"0 1000 1\n1 {SHIFT} 65536", None),
-        (0, f"0 1000 1\n{SHIFT} 100000 65536", SHIFT),
-        (0, f"{SHIFT} 100000 65535", None),
+        (0, "0 0 4294967295", ID_OFFSET),
+        (0, f"0 1000 1\n1 {ID_OFFSET} 65536", None),
+        (0, f"0 1000 1\n{ID_OFFSET} 100000 65536", ID_OFFSET),
+        (0, f"{ID_OFFSET} 100000 65535", None),
         (1000, "0 0 4294967295", None),
     ],
 )
@@ -73,10 +73,10 @@ def test_guests_have_ids_of_their_own_where_there_are_any(
 ) -> None:
     for name in ("uid_map", "gid_map"):
         (tmp_path / name).write_text(ids, encoding="ascii")
-    assert shift_of(user, tmp_path) == shift
+    assert id_offset(user, tmp_path) == shift
 
 
-REFUSED = Refused("unshare user namespace", 1)
+REFUSED = KernelRefusal("unshare user namespace", 1)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_a_closed_setting_is_named(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text(f"{value}\n", encoding="utf-8")
-    assert words in why_closed(REFUSED, tmp_path, "6.18.0")
+    assert words in explain_unavailable(REFUSED, tmp_path, "6.18.0")
     (tmp_path / name).write_text("7\n", encoding="utf-8")
-    assert words not in why_closed(REFUSED, tmp_path, "6.18.0")
+    assert words not in explain_unavailable(REFUSED, tmp_path, "6.18.0")
 
 
 def test_a_setting_that_binds_ordinary_users_is_no_reason_for_root(
@@ -104,12 +104,12 @@ def test_a_setting_that_binds_ordinary_users_is_no_reason_for_root(
     monkeypatch.setattr("os.geteuid", lambda: 0)
     (tmp_path / "kernel").mkdir()
     (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n", encoding="utf-8")
-    assert "AppArmor" not in why_closed(REFUSED, tmp_path, "6.18.0")
+    assert "AppArmor" not in explain_unavailable(REFUSED, tmp_path, "6.18.0")
 
 
 @pytest.mark.parametrize(("release", "old"), [("6.6.87-generic", True), ("5.15.0", True), ("6.7.0", False)])
 def test_a_kernel_with_one_table_for_all_is_named(tmp_path: Path, release: str, old: bool) -> None:
-    told = why_closed(Refused("mount binfmt_misc", 1), tmp_path, release)
+    told = explain_unavailable(KernelRefusal("mount binfmt_misc", 1), tmp_path, release)
     assert (f"Linux {release} has one handler table for all" in told) == old
     assert "Operation not permitted" in told
 
@@ -127,15 +127,19 @@ def test_a_second_sandbox_that_is_refused_fails_its_platform_alone(
 ) -> None:
     """The host's own programs on another CPU have one of their own."""
 
-    def refuse() -> Warden:
-        raise Refused("unshare user namespace", errno.ENOSPC)
+    def refuse() -> Supervisor:
+        raise KernelRefusal("unshare user namespace", errno.ENOSPC)
 
     native = str(native_platform())
     name = image(project, (native, program(native)), ("linux/s390x", program("linux/s390x")))
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(emulators, "Warden", refuse)
-    line = Line(settings=load({"runner": "sandbox", "cpu": "floor"}), run=Commands(), tell=print)
-    refused, passed = line.emulate(name).results
+    monkeypatch.setattr(emulators, "Supervisor", refuse)
+    line = Pipeline(
+        settings=load_settings({"runner": "sandbox", "cpu": "floor"}),
+        commands=SubprocessRunner(),
+        notify=print,
+    )
+    refused, passed = line.run_image(name).results
     assert (refused.outcome, refused.limited) == (Outcome.FAILED, True)
     assert "could not unshare user namespace" in refused.message
     assert passed.outcome is Outcome.PASSED

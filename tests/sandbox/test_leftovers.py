@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.config.settings import cache_folder, load
+from buildkit_tasks.config.settings import cache_folder, load_settings
 from tests.conftest import Unchanged
 from tests.project import TASKS, Project
 from tests.sandbox.conftest import Busy, says
@@ -66,7 +66,7 @@ def test_a_killed_guests_root_is_not_in_use_for_ever(running: Running, busy: Bus
     task.communicate()
     _until(lambda: not _guests())
     assert says(project, busy("linux/amd64"), "echo again") == ["again"]
-    roots = cache_folder(load()) / "roots"
+    roots = cache_folder(load_settings()) / "roots"
     assert [path.name for path in roots.iterdir() if path.name.startswith((".staging", ".gone"))] == []
 
 

@@ -11,15 +11,15 @@ import pytest
 
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.run.sandbox.supervisor import Guest, Refused, Warden
+from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, SandboxRun, Supervisor
 from tests.project import program
 
 ARM64 = Platform.parse("linux/arm64").machine
 
 
 @pytest.fixture
-def warden() -> Iterator[Warden]:
-    with Warden() as one:
+def warden() -> Iterator[Supervisor]:
+    with Supervisor() as one:
         yield one
 
 
@@ -32,11 +32,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def guest(root: Path, *words: str, **more: str) -> Guest:
-    return Guest(root=root, candidates=words[:1], argv=words, env={}, **more)  # type: ignore[arg-type]
+def guest(root: Path, *words: str, **more: str) -> SandboxRun:
+    return SandboxRun(root=root, candidates=words[:1], argv=words, env={}, **more)  # type: ignore[arg-type]
 
 
-def test_a_guest_ends_with_its_own_status(warden: Warden, root: Path) -> None:
+def test_a_guest_ends_with_its_own_status(warden: Supervisor, root: Path) -> None:
     assert warden.run(guest(root, "/main"), 10).exit_code == 7
 
 
@@ -52,29 +52,29 @@ def test_a_guest_ends_with_its_own_status(warden: Warden, root: Path) -> None:
     ids=["missing", "endless", "folder", "NUL", "no file"],
 )
 def test_what_cannot_be_started_is_told_in_few_words(
-    warden: Warden, root: Path, words: tuple[str, ...], folder: str, told: str
+    warden: Supervisor, root: Path, words: tuple[str, ...], folder: str, told: str
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(KernelRefusal) as caught:
         warden.run(guest(root, *words, folder=folder), 10)
     assert str(caught.value).startswith(told)
     assert len(str(caught.value)) < 400
 
 
-def test_a_root_without_its_folders_is_told(warden: Warden, root: Path) -> None:
+def test_a_root_without_its_folders_is_told(warden: Supervisor, root: Path) -> None:
     (root / "dev").rmdir()
     (root / "dev").symlink_to("proc")
-    with pytest.raises(Refused, match="mount on /dev, which is no folder in the image"):
+    with pytest.raises(KernelRefusal, match="mount on /dev, which is no folder in the image"):
         warden.run(guest(root, "/main"), 10)
 
 
-def test_a_handler_that_is_there_already_is_told(warden: Warden, root: Path) -> None:
+def test_a_handler_that_is_there_already_is_told(warden: Supervisor, root: Path) -> None:
     warden.register(ARM64, root / "main")
     with pytest.raises(EmulatorError, match="could not register the emulator: File exists"):
         warden.register(ARM64, root / "main")
 
 
 def test_after_its_end_nothing_is_started_and_nobody_waits(root: Path) -> None:
-    warden = Warden()
+    warden = Supervisor()
     warden.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         warden.run(guest(root, "/main"), 10)
@@ -84,7 +84,7 @@ def test_guests_end_with_their_warden(root: Path) -> None:
     # pause(2), and again: nothing but a signal ends it.
     (root / "wait").write_bytes(program("linux/amd64", code="b8 22 00 00 00  0f 05  eb f7"))
     (root / "wait").chmod(0o755)
-    warden = Warden()
+    warden = Supervisor()
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(warden.run(guest(root, "/wait"), 60).exit_code))
     thread.start()

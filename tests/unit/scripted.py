@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from buildkit_tasks.system.command import Call, Completed
+from buildkit_tasks.system.command import CommandOptions, CommandResult
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Effect = Callable[[list[str], Call], None]
-_PLAIN = Call()
+Effect = Callable[[list[str], CommandOptions], None]
+_PLAIN = CommandOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Ran:
 
     kind: str
     argv: tuple[str, ...]
-    call: Call
+    call: CommandOptions
     mutates: bool
 
     @property
@@ -37,7 +37,7 @@ class Ran:
 @dataclass(kw_only=True)
 class _Told:
     pattern: str
-    answer: Completed
+    answer: CommandResult
     effect: Effect | None
     error: BaseException | None
     left: int | None
@@ -59,7 +59,7 @@ class Scripted:
     interrupted: int = 0
     _told: list[_Told] = field(default_factory=list)
 
-    def tell(  # noqa: PLR0913 - each is a keyword with a default
+    def expect(  # noqa: PLR0913 - each is a keyword with a default
         self,
         pattern: str,
         *,
@@ -71,17 +71,17 @@ class Scripted:
         times: int | None = None,
     ) -> Scripted:
         """Say how a command that matches ``pattern`` (as a shell matches names) will end."""
-        answer = Completed(argv=(), returncode=returncode, stdout=stdout, stderr=stderr)
+        answer = CommandResult(argv=(), returncode=returncode, stdout=stdout, stderr=stderr)
         self._told.insert(0, _Told(pattern=pattern, answer=answer, effect=effect, error=error, left=times))
         return self
 
-    def attach(self, kind: str, place: Path) -> None:
-        done = self.run(["mount", "-t", kind, kind, str(place)], mutates=True)
+    def mount(self, filesystem: str, mount_point: Path) -> None:
+        done = self.run(["mount", "-t", filesystem, filesystem, str(mount_point)], mutates=True)
         if not done.ok:
             raise OSError(done.returncode, done.reason)
 
-    def detach(self, place: Path) -> None:
-        self.run(["umount", str(place)], mutates=True)
+    def unmount(self, mount_point: Path) -> None:
+        self.run(["umount", str(mount_point)], mutates=True)
 
     @property
     def lines(self) -> list[str]:
@@ -92,39 +92,45 @@ class Scripted:
         """The commands that match a pattern."""
         return [each for each in self.calls if fnmatch.fnmatchcase(" ".join(each.argv), pattern)]
 
-    def run(self, argv: Sequence[str], call: Call = _PLAIN, *, mutates: bool = False) -> Completed:
-        return self._answer("run", argv, call, mutates=mutates)
+    def run(
+        self, argv: Sequence[str], options: CommandOptions = _PLAIN, *, mutates: bool = False
+    ) -> CommandResult:
+        return self._answer("run", argv, options, mutates=mutates)
 
-    def stream(self, argv: Sequence[str], call: Call = _PLAIN, *, label: str = "") -> Completed:
+    def stream(
+        self, argv: Sequence[str], options: CommandOptions = _PLAIN, *, label: str = ""
+    ) -> CommandResult:
         del label
-        return self._answer("stream", argv, call, mutates=True)
+        return self._answer("stream", argv, options, mutates=True)
 
     def interrupt(self) -> None:
         self.interrupted += 1
 
-    def start(self, argv: Sequence[str], log: Path, call: Call = _PLAIN) -> int:
-        self._answer("start", argv, call, mutates=True)
-        return 0 if self.dry_run else int(log.read_text(encoding="utf-8"))
+    def start_daemon(self, argv: Sequence[str], log_path: Path, options: CommandOptions = _PLAIN) -> int:
+        self._answer("start", argv, options, mutates=True)
+        return 0 if self.dry_run else int(log_path.read_text(encoding="utf-8"))
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write_kernel_file(self, path: Path, data: bytes) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.written.append((path, data))
 
-    def _answer(self, kind: str, argv: Sequence[str], call: Call, *, mutates: bool) -> Completed:
+    def _answer(
+        self, kind: str, argv: Sequence[str], call: CommandOptions, *, mutates: bool
+    ) -> CommandResult:
         words = tuple(argv)
         assert all(type(word) is str for word in words), f"not a list of text: {words}"
         self.calls.append(Ran(kind=kind, argv=words, call=call, mutates=mutates))
         if mutates and self.dry_run:
             self.shown.append(shlex.join(words))
-            return Completed(argv=words, returncode=0)
+            return CommandResult(argv=words, returncode=0)
         for told in self._told:
             if told.left != 0 and fnmatch.fnmatchcase(" ".join(words), told.pattern):
                 return _given(told, words, call)
         pytest.fail(f"a command that nobody told of: {shlex.join(words)}")
 
 
-def _given(told: _Told, words: tuple[str, ...], call: Call) -> Completed:
+def _given(told: _Told, words: tuple[str, ...], call: CommandOptions) -> CommandResult:
     if told.left is not None:
         told.left -= 1
     if told.effect is not None:
@@ -132,7 +138,7 @@ def _given(told: _Told, words: tuple[str, ...], call: Call) -> Completed:
     if told.error is not None:
         raise told.error
     answer = told.answer
-    return Completed(argv=words, returncode=answer.returncode, stdout=answer.stdout, stderr=answer.stderr)
+    return CommandResult(argv=words, returncode=answer.returncode, stdout=answer.stdout, stderr=answer.stderr)
 
 
 class Entry(NamedTuple):
@@ -153,14 +159,14 @@ class Kernel(Scripted):
     folder: Path
     clock: int = 0
 
-    def mount(self) -> Kernel:
+    def mount_binfmt_misc(self) -> Kernel:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "register").touch()
         (self.folder / "status").write_text("enabled\n", encoding="utf-8")
         return self
 
-    def write(self, path: Path, data: bytes) -> None:
-        super().write(path, data)
+    def write_kernel_file(self, path: Path, data: bytes) -> None:
+        super().write_kernel_file(path, data)
         if self.dry_run:
             return
         if data == b"-1":

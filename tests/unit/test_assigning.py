@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.host.builder.assignment import assign, fixed_platforms, is_native, native_of
+from buildkit_tasks.host.builder.assignment import (
+    assign_nodes,
+    choose_fixed_platforms,
+    infer_native_platform,
+    is_native,
+)
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 
@@ -18,8 +23,8 @@ def node(name: str, native: str = "", *platforms: str, fixed: tuple[str, ...] = 
 
 def assigned(platforms: str, *nodes: NodeSummary, driver: str = "remote") -> list[tuple[str, str, bool]]:
     builder = BuilderSummary(name="m", driver=driver, nodes=nodes)
-    found = assign(parse_platforms(platforms.split()), builder)
-    return [(str(each.platform), each.node, each.native) for each in found]
+    found = assign_nodes(parse_platforms(platforms.split()), builder)
+    return [(str(each.platform), each.node, each.is_native) for each in found]
 
 
 def test_a_platforms_own_machine_builds_it() -> None:
@@ -82,31 +87,31 @@ def test_a_machine_runs_its_own_programs_and_those_of_older_ones(
 
 
 def test_buildkit_names_its_own_machine_first_unless_something_is_fixed() -> None:
-    assert native_of(node("a", "", "linux/arm64", "linux/amd64")) == "linux/arm64"
-    assert native_of(node("a", "", "linux/arm64", fixed=("linux/arm64",))) == ""
-    assert native_of(node("a")) == ""
+    assert infer_native_platform(node("a", "", "linux/arm64", "linux/amd64")) == "linux/arm64"
+    assert infer_native_platform(node("a", "", "linux/arm64", fixed=("linux/arm64",))) == ""
+    assert infer_native_platform(node("a")) == ""
 
 
 def test_every_platform_is_fixed_on_exactly_one_node() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/arm64", *EVERYTHING))
-    found = fixed_platforms(nodes, {})
+    found = choose_fixed_platforms(nodes, {})
     assert found["b"][:1] == ("linux/arm64",)
     assert sorted(sum(found.values(), ())) == sorted(EVERYTHING)
 
 
 def test_what_is_asked_of_a_node_stays_there_and_the_rest_goes_to_the_others() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/amd64", *EVERYTHING))
-    found = fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
+    found = choose_fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
     assert found == {"a": ("linux/amd64", "linux/arm/v7", "linux/riscv64"), "b": ("linux/arm64",)}
 
 
 def test_what_only_a_node_of_which_something_is_asked_can_do_goes_there_too() -> None:
     nodes = (node("a", "linux/amd64", "linux/amd64"), node("b", "linux/arm64", *EVERYTHING))
-    found = fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
+    found = choose_fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
     assert found == {"a": ("linux/amd64",), "b": ("linux/arm64", "linux/arm/v7", "linux/riscv64")}
 
 
 def test_the_same_nodes_give_the_same_platforms_again() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/arm64", *EVERYTHING))
-    first = fixed_platforms(nodes, {})
-    assert fixed_platforms(nodes, first) == first
+    first = choose_fixed_platforms(nodes, {})
+    assert choose_fixed_platforms(nodes, first) == first

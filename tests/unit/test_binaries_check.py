@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify import Rules, verify
+from buildkit_tasks.verify import VerifyOptions, verify
 from buildkit_tasks.verify.binaries import compile_globs
 from tests.elves import ISA_NEEDED, ISA_USED, Shape, elf, shape_of
 from tests.images import hard_link, make_tar, one, probe, symlink
@@ -17,7 +17,7 @@ SOFT, HARD = 0x05000200, 0x05000400
 
 def checks(files: Mapping[str, bytes], platform: str = AMD64, *allowed: str, **start: object) -> list[Check]:
     image = one([make_tar(files)], platform, **start)
-    return list(verify(image, (), "the image", Rules(allow_foreign=allowed)).platforms[0].checks)
+    return list(verify(image, (), "the image", VerifyOptions(allow_foreign=allowed)).platforms[0].checks)
 
 
 def named(name: str, found: list[Check]) -> list[Check]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import EmulatorError
-from buildkit_tasks.host.emulation.binfmt import Binfmt, Handler
+from buildkit_tasks.host.emulation.binfmt import Handler, HandlerTable
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.unit.scripted import Entry, Kernel, Scripted
 
 ARM64 = Platform.parse("linux/arm64").machine
@@ -28,12 +28,14 @@ mask ffffffffffffff00fffffffffffffffffeffffff
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Kernel:
-    return Kernel(folder=tmp_path / "binfmt_misc").mount()
+    return Kernel(folder=tmp_path / "binfmt_misc").mount_binfmt_misc()
 
 
 @pytest.fixture
-def table(kernel: Kernel, tmp_path: Path) -> Binfmt:
-    return Binfmt(run=kernel, ledger=tmp_path / "cache" / "binfmt.json", folder=kernel.folder)
+def table(kernel: Kernel, tmp_path: Path) -> HandlerTable:
+    return HandlerTable(
+        commands=kernel, state_path=tmp_path / "cache" / "binfmt.json", mount_point=kernel.folder
+    )
 
 
 def entry(
@@ -52,7 +54,7 @@ def test_an_entry_is_read_as_the_kernel_prints_it() -> None:
         offset=0,
         magic=bytes.fromhex("7f454c460201010000000000000000000200b700"),
         mask=bytes.fromhex("ffffffffffffff00fffffffffffffffffeffffff"),
-        age=(5, 6),
+        registration_order=(5, 6),
     )
     assert [machine.architecture for machine in MACHINES if handler.matches(machine)] == ["arm64"]
 
@@ -85,67 +87,69 @@ def test_offset_and_mask_are_heeded() -> None:
     assert all(map(nothing_counts.matches, MACHINES))
 
 
-def test_the_last_registered_wins_as_in_the_kernel(kernel: Kernel, table: Binfmt) -> None:
+def test_the_last_registered_wins_as_in_the_kernel(kernel: Kernel, table: HandlerTable) -> None:
     for name in ("zz", "mm", "aa", "nn"):
         kernel.add(entry(ARM64, name))
-    assert [handler.name for handler in table.handlers()] == ["nn", "aa", "mm", "zz"]
-    winner = table.winner(ARM64)
+    assert [handler.name for handler in table.read_handlers()] == ["nn", "aa", "mm", "zz"]
+    winner = table.effective_handler(ARM64)
     assert winner is not None
     assert winner.name == "nn"
-    assert table.winner(ARM) is None
+    assert table.effective_handler(ARM) is None
 
 
 def test_a_disabled_handler_gives_way_to_an_enabled_one_and_is_named_when_alone(
-    kernel: Kernel, table: Binfmt
+    kernel: Kernel, table: HandlerTable
 ) -> None:
     kernel.add(entry(ARM64, "on"))
     kernel.add(entry(ARM64, "off", enabled=False))
     kernel.add(entry(ARM, "arm-off", enabled=False))
-    found = table.winner(ARM64), table.winner(ARM)
+    found = table.effective_handler(ARM64), table.effective_handler(ARM)
     assert [handler and handler.name for handler in found] == ["on", "arm-off"]
 
 
 def test_without_the_table_there_is_no_handler(tmp_path: Path) -> None:
-    table = Binfmt(run=Scripted(), ledger=tmp_path / "x", folder=tmp_path / "gone")
-    assert (table.mounted, table.handlers(), table.winner(ARM64)) == (False, [], None)
+    table = HandlerTable(commands=Scripted(), state_path=tmp_path / "x", mount_point=tmp_path / "gone")
+    assert (table.is_mounted, table.read_handlers(), table.effective_handler(ARM64)) == (False, [], None)
 
 
 def test_the_table_is_mounted_where_it_is_not(tmp_path: Path) -> None:
-    run = Scripted().tell("mount -t binfmt_misc binfmt_misc *")
-    Binfmt(run=run, ledger=tmp_path / "x", folder=tmp_path).mount()
+    run = Scripted().expect("mount -t binfmt_misc binfmt_misc *")
+    HandlerTable(commands=run, state_path=tmp_path / "x", mount_point=tmp_path).mount()
     assert run.lines == [f"mount -t binfmt_misc binfmt_misc {tmp_path}"]
     assert run.calls[0].mutates
 
 
-def test_a_mounted_table_is_not_mounted_again(kernel: Kernel, table: Binfmt) -> None:
+def test_a_mounted_table_is_not_mounted_again(kernel: Kernel, table: HandlerTable) -> None:
     table.mount()
     assert kernel.calls == []
 
 
 def test_a_refused_mount_gives_mounts_own_words_and_a_next_command(tmp_path: Path) -> None:
-    run = Scripted().tell("mount *", returncode=32, stderr="mount: unknown filesystem type 'binfmt_misc'.\n")
+    run = Scripted().expect(
+        "mount *", returncode=32, stderr="mount: unknown filesystem type 'binfmt_misc'.\n"
+    )
     with pytest.raises(EmulatorError) as caught:
-        Binfmt(run=run, ledger=tmp_path / "x", folder=tmp_path).mount()
+        HandlerTable(commands=run, state_path=tmp_path / "x", mount_point=tmp_path).mount()
     assert "unknown filesystem type" in caught.value.message
     assert (caught.value.hint, caught.value.exit_code) == ("sudo modprobe binfmt_misc", 3)
 
 
 @pytest.mark.parametrize("row", MACHINES, ids=lambda row: row.architecture)
 def test_a_handler_is_always_registered_with_f_and_never_with_c(
-    row: Machine, kernel: Kernel, table: Binfmt
+    row: Machine, kernel: Kernel, table: HandlerTable
 ) -> None:
     table.register(row, QEMU)
     ((place, line),) = kernel.written
     assert place == kernel.folder / "register"
     _, name, kind, offset, magic, mask, interpreter, flags = line.decode("ascii").split(":")
-    assert (name, kind, offset, interpreter) == (f"qemu-{row.qemu}", "M", "", str(QEMU))
+    assert (name, kind, offset, interpreter) == (f"qemu-{row.qemu_suffix}", "M", "", str(QEMU))
     assert "F" in flags
     assert "C" not in flags
     assert set(flags) <= set("OPF")
     assert bytes.fromhex(magic.replace("\\x", "")) == row.magic
     assert bytes.fromhex(mask.replace("\\x", "")) == row.mask
     assert len(line) < 1920  # binfmt_misc.c, MAX_REGISTER_LENGTH
-    winner = table.winner(row)
+    winner = table.effective_handler(row)
     assert winner is not None
     assert winner.interpreter == str(QEMU)
 
@@ -153,7 +157,9 @@ def test_a_handler_is_always_registered_with_f_and_never_with_c(
 def test_the_register_line_is_written_by_the_real_runner_too(tmp_path: Path) -> None:
     (tmp_path / "register").touch()
     (tmp_path / "qemu-aarch64").write_text("enabled\n", encoding="utf-8")
-    Binfmt(run=Commands(), ledger=tmp_path / "ledger", folder=tmp_path).register(ARM64, QEMU)
+    HandlerTable(commands=SubprocessRunner(), state_path=tmp_path / "ledger", mount_point=tmp_path).register(
+        ARM64, QEMU
+    )
     assert (tmp_path / "register").read_bytes().startswith(b":qemu-aarch64:M::\\x7f\\x45\\x4c\\x46\\x02\\x01")
 
 
@@ -168,76 +174,76 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("number", "words"), REFUSALS)
 def test_the_kernels_refusal_is_put_into_words(
-    kernel: Kernel, table: Binfmt, number: int, words: str
+    kernel: Kernel, table: HandlerTable, number: int, words: str
 ) -> None:
     kernel.refusal = OSError(number, errno.errorcode[number].replace("EINVAL", "Invalid argument"))
     with pytest.raises(EmulatorError) as caught:
         table.register(ARM64, QEMU)
     assert caught.value.message.startswith(words)
     assert (caught.value.platform, caught.value.exit_code) == ("linux/arm64", 3)
-    assert not table.ledger.exists()
+    assert not table.state_path.exists()
 
 
-def test_what_was_added_is_noted_and_removed_again(kernel: Kernel, table: Binfmt) -> None:
+def test_what_was_added_is_noted_and_removed_again(kernel: Kernel, table: HandlerTable) -> None:
     kernel.add(entry(ARM, "theirs"))
     table.register(ARM64, QEMU)
     table.register(ARM, Path("/opt/qemu/qemu-arm"))
-    assert table.remove_ours() == ["qemu-aarch64", "qemu-arm"]
-    assert [handler.name for handler in table.handlers()] == ["theirs"]
-    assert not table.ledger.exists()
-    assert table.remove_ours() == []
+    assert table.remove_registered() == ["qemu-aarch64", "qemu-arm"]
+    assert [handler.name for handler in table.read_handlers()] == ["theirs"]
+    assert not table.state_path.exists()
+    assert table.remove_registered() == []
 
 
-def test_an_entry_that_was_changed_since_is_not_removed(kernel: Kernel, table: Binfmt) -> None:
+def test_an_entry_that_was_changed_since_is_not_removed(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
     table.register(ARM, QEMU)
     changed = kernel.folder / "qemu-aarch64"
     changed.write_text(changed.read_text(encoding="utf-8").replace("OPF", "OPFC"), encoding="utf-8")
     before = len(kernel.written)
-    assert table.remove_ours() == ["qemu-arm"]
+    assert table.remove_registered() == ["qemu-arm"]
     assert kernel.written[before:] == [(kernel.folder / "qemu-arm", b"-1")]
     assert changed.exists()
 
 
-def test_an_entry_that_is_gone_already_is_no_fault(kernel: Kernel, table: Binfmt) -> None:
+def test_an_entry_that_is_gone_already_is_no_fault(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
     (kernel.folder / "qemu-aarch64").unlink()
-    assert table.remove_ours() == []
+    assert table.remove_registered() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"register": 4}', "\x00"])
-def test_a_damaged_ledger_removes_nothing(kernel: Kernel, table: Binfmt, text: str) -> None:
+def test_a_damaged_ledger_removes_nothing(kernel: Kernel, table: HandlerTable, text: str) -> None:
     kernel.add(entry(ARM64, "theirs"))
-    table.ledger.parent.mkdir()
-    table.ledger.write_text(text, encoding="utf-8")
-    assert table.remove_ours() == []
+    table.state_path.parent.mkdir()
+    table.state_path.write_text(text, encoding="utf-8")
+    assert table.remove_registered() == []
     assert kernel.written == []
 
 
 @pytest.mark.parametrize("name", ["../outside", "register", "status"])
 def test_a_ledger_cannot_lead_outside_the_table_or_to_its_switches(
-    kernel: Kernel, table: Binfmt, name: str
+    kernel: Kernel, table: HandlerTable, name: str
 ) -> None:
     (kernel.folder / name).write_text("text", encoding="utf-8")
-    table.ledger.parent.mkdir()
-    table.ledger.write_text(json.dumps({name: "text"}), encoding="utf-8")
-    assert table.remove_ours() == []
+    table.state_path.parent.mkdir()
+    table.state_path.write_text(json.dumps({name: "text"}), encoding="utf-8")
+    assert table.remove_registered() == []
     assert kernel.written == []
 
 
-def test_a_dry_run_notes_and_forgets_nothing(kernel: Kernel, table: Binfmt) -> None:
+def test_a_dry_run_notes_and_forgets_nothing(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
-    noted = table.ledger.read_bytes()
+    noted = table.state_path.read_bytes()
     kernel.dry_run = True
     table.register(ARM, QEMU)
-    assert table.remove_ours() == ["qemu-aarch64"]
-    assert table.ledger.read_bytes() == noted
-    assert [handler.name for handler in table.handlers()] == ["qemu-aarch64"]
+    assert table.remove_registered() == ["qemu-aarch64"]
+    assert table.state_path.read_bytes() == noted
+    assert [handler.name for handler in table.read_handlers()] == ["qemu-aarch64"]
 
 
-def test_a_handler_that_stands_in_the_way_is_removed_by_name(kernel: Kernel, table: Binfmt) -> None:
+def test_a_handler_that_stands_in_the_way_is_removed_by_name(kernel: Kernel, table: HandlerTable) -> None:
     kernel.add(entry(ARM64, "broken"))
     kernel.add(entry(ARM, "kept"))
-    table.remove(next(handler for handler in table.handlers() if handler.name == "broken"))
+    table.remove(next(handler for handler in table.read_handlers() if handler.name == "broken"))
     assert kernel.written == [(kernel.folder / "broken", b"-1")]
-    assert [handler.name for handler in table.handlers()] == ["kept"]
+    assert [handler.name for handler in table.read_handlers()] == ["kept"]

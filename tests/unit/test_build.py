@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.build.execute import Build
+from buildkit_tasks.build.execute import BuildExecution
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
-from buildkit_tasks.host.engine.daemon import Engine, Tools
+from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
-from buildkit_tasks.system.files import beside
+from buildkit_tasks.system.files import temporary_path
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:
-    from buildkit_tasks.system.command import Call
+    from buildkit_tasks.system.command import CommandOptions
 
 TWO = parse_platforms(["linux/amd64", "linux/arm/v7"])
 IMAGE = hello(["linux/amd64", "linux/arm/v7"])
-ROOT = str(IMAGE.root().digest)
+ROOT = str(IMAGE.root_descriptor().digest)
 OLD = b"the old file\0byte for byte"
 
 
@@ -53,7 +53,7 @@ def option(argv: list[str], name: str) -> list[str]:
 def buildx(digest: str = ROOT) -> Any:
     """What a buildx that succeeds does: it writes each file output and its metadata."""
 
-    def build(argv: list[str], _: Call) -> None:
+    def build(argv: list[str], _: CommandOptions) -> None:
         for spec in map(OutputSpec.parse, option(argv, "output")):
             if spec.is_file and spec.dest is not None:
                 write_archive(IMAGE, spec.dest)
@@ -64,7 +64,7 @@ def buildx(digest: str = ROOT) -> Any:
     return build
 
 
-def scribbles(argv: list[str], _: Call) -> None:
+def scribbles(argv: list[str], _: CommandOptions) -> None:
     """What a buildx that fails does: it has begun to write."""
     for spec in map(OutputSpec.parse, option(argv, "output")):
         if spec.dest is not None:
@@ -78,31 +78,32 @@ class Bench:
         self.run = Scripted()
         self.told: list[str] = []
         engine = Engine(
-            kind="system", endpoint="unix:///x", version="28", store=store, native=Platform.parse("amd64"),
-            local=True, tools=Tools(docker=("docker",), buildx=("docker", "buildx")), env={"DOCKER_HOST": "unix:///x"},
+            kind="system", endpoint="unix:///x", version="28", store=store, platform=Platform.parse("amd64"),
+            is_local=True, tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
+            env={"DOCKER_HOST": "unix:///x"},
         )  # fmt: skip
         plan = options.pop("plan", BasePlan())
         platforms = options.pop("platforms", TWO)
         specs = tuple(map(OutputSpec.parse, outputs))
-        self.build = Build(
+        self.build = BuildExecution(
             request=BuildRequest(platforms=platforms, outputs=specs, **options),
             engine=engine,
             builder=BuilderSummary(name="mine", driver=driver, reason="it is all there is"),
-            plan=plan,
-            run=self.run,
-            tell=self.told.append,
+            base_plan=plan,
+            commands=self.run,
+            notify=self.told.append,
         )
 
     def succeeds(self, digest: str = ROOT) -> Bench:
-        self.run.tell("docker buildx build *", effect=buildx(digest))
+        self.run.expect("docker buildx build *", effect=buildx(digest))
         return self
 
     def fails(self, code: int = 1, stderr: str = "", effect: Any = scribbles) -> Bench:
-        self.run.tell("docker buildx build *", returncode=code, stderr=stderr, effect=effect)
+        self.run.expect("docker buildx build *", returncode=code, stderr=stderr, effect=effect)
         return self
 
     def result(self) -> BuildResult:
-        return self.build.result()
+        return self.build.execute()
 
 
 def test_a_build_says_what_was_made_and_where_it_lies(here: Path) -> None:
@@ -132,7 +133,7 @@ def test_buildx_writes_beside_and_never_into_the_place_itself(here: Path) -> Non
     (here / "hello.tar").write_bytes(OLD)
     bench.result()
     (dest,) = option(list(bench.run.calls[0].argv), "output")
-    assert dest == f"type=oci,dest={beside(Path('hello.tar'))}"
+    assert dest == f"type=oci,dest={temporary_path(Path('hello.tar'))}"
     assert (here / "hello.tar").read_bytes() != OLD
 
 
@@ -148,7 +149,7 @@ def test_row_24_a_failing_build_leaves_the_old_file_byte_for_byte(here: Path, ki
 def test_an_interrupted_build_leaves_the_old_file_too(here: Path) -> None:
     (here / "hello.tar").write_bytes(OLD)
     bench = Bench("type=oci,dest=hello.tar")
-    bench.run.tell("docker buildx build *", effect=scribbles, error=KeyboardInterrupt())
+    bench.run.expect("docker buildx build *", effect=scribbles, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         bench.result()
     assert (here / "hello.tar").read_bytes() == OLD
@@ -203,10 +204,10 @@ def test_a_success_without_the_file_is_none(here: Path) -> None:
     (here / "x.tar").write_bytes(OLD)
     bench = Bench("type=oci,dest=x.tar")
 
-    def nothing(argv: list[str], _: Call) -> None:
+    def nothing(argv: list[str], _: CommandOptions) -> None:
         Path(option(argv, "metadata-file")[0]).write_text("{}", encoding="utf-8")
 
-    bench.run.tell("docker buildx build *", effect=nothing)
+    bench.run.expect("docker buildx build *", effect=nothing)
     with pytest.raises(BuildFailed, match=r"did not write x\.tar"):
         bench.result()
     assert (here / "x.tar").read_bytes() == OLD
@@ -217,12 +218,12 @@ def test_a_success_without_metadata_is_none(here: Path, metadata: str | None) ->
     (here / "x.tar").write_bytes(OLD)
     bench = Bench("type=oci,dest=x.tar")
 
-    def half(argv: list[str], call: Call) -> None:
+    def half(argv: list[str], call: CommandOptions) -> None:
         scribbles(argv, call)
         if metadata is not None:
             Path(option(argv, "metadata-file")[0]).write_text(metadata, encoding="utf-8")
 
-    bench.run.tell("docker buildx build *", effect=half)
+    bench.run.expect("docker buildx build *", effect=half)
     with pytest.raises(BuildFailed, match="metadata"):
         bench.result()
     assert (here / "x.tar").read_bytes() == OLD
@@ -328,7 +329,7 @@ def test_metadata_of_platforms_loaded_one_by_one_does_not_replace_the_builds(her
         "type=oci,dest=x.tar", store="graph", driver="docker-container", tags=("a:1",), load=True,
         metadata_file="m.json",
     ).succeeds()  # fmt: skip
-    bench.run.tell("*--output=type=docker *", effect=buildx("sha256:other"))
+    bench.run.expect("*--output=type=docker *", effect=buildx("sha256:other"))
     bench.result()
     assert json.loads((here / "m.json").read_text(encoding="utf-8")) == {"containerimage.digest": ROOT}
 
@@ -408,7 +409,7 @@ def test_where_the_terminal_had_its_words_a_builder_is_asked_whether_it_still_ru
 ) -> None:
     bench = Bench("type=oci,dest=x.tar", driver="docker-container").fails(1)
     said = f"Name: mine\nDriver: docker-container\n\nNodes:\nName: mine0\nEndpoint: x\nStatus: {status}\n"
-    bench.run.tell("docker buildx inspect mine", stdout=said, returncode=0 if status else 1)
+    bench.run.expect("docker buildx inspect mine", stdout=said, returncode=0 if status else 1)
     with pytest.raises(kind):
         bench.result()
 
@@ -443,7 +444,7 @@ LOCKED = (
 
 def test_a_build_that_stood_in_its_own_way_is_tried_again() -> None:
     bench = Bench("type=oci,dest=hello.tar").succeeds()
-    bench.run.tell("docker buildx build *", returncode=1, stderr=LOCKED, effect=scribbles, times=2)
+    bench.run.expect("docker buildx build *", returncode=1, stderr=LOCKED, effect=scribbles, times=2)
     assert bench.result().ok
     assert len(bench.run.asked("docker buildx build *")) == 3
     assert len(bench.told) == 2

@@ -7,9 +7,9 @@ import pytest
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import BuilderError, UsageError
-from buildkit_tasks.host.builder import Builders, require_index
-from buildkit_tasks.host.builder.store import parse_inspect
-from buildkit_tasks.host.engine.daemon import Engine, Tools
+from buildkit_tasks.host.builder import BuilderManager, require_index
+from buildkit_tasks.host.builder.store import parse_inspect_output
+from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.unit.scripted import Scripted
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from buildkit_tasks.system.command import Call
+    from buildkit_tasks.system.command import CommandOptions
 
 # What buildx 0.29 printed for a builder of two nodes, and for an engine's own.
 TWO_NODES = """Name:          two
@@ -90,7 +90,7 @@ def described(
 
 def recorded(text: str) -> dict[str, Any]:
     """What buildx's store has of a builder that it describes so; a starred platform is a fixed one."""
-    found = parse_inspect(text)
+    found = parse_inspect_output(text)
     lines = [line for line in text.splitlines() if line.startswith("Platforms:")]
     nodes = []
     for node, line in zip(found.nodes, lines, strict=True):
@@ -118,32 +118,34 @@ class Bench:
             endpoint="unix:///x",
             version=settings.pop("version", "28"),
             store=store,
-            native=Platform.parse("amd64"),
-            local=True,
-            tools=Tools(docker=("docker",), buildx=("docker", "buildx")),
+            platform=Platform.parse("amd64"),
+            is_local=True,
+            tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
             env={"BUILDX_CONFIG": str(folder / "buildx")},
         )
         chosen = Settings(cache=str(folder / "cache"), **settings)
-        self.builders = Builders(engine=self.engine, settings=chosen, run=self.run, tell=self.told.append)
+        self.builders = BuilderManager(
+            engine=self.engine, settings=chosen, commands=self.run, notify=self.told.append
+        )
 
     def holds(self, text: str, name: str = NAME) -> None:
         """Let buildx's store have a builder."""
         (self.store / name).write_text(json.dumps(recorded(text)), encoding="utf-8")
-        self.run.tell(f"docker buildx inspect {name}", stdout=text)
+        self.run.expect(f"docker buildx inspect {name}", stdout=text)
 
     def makes(self, text: str, **answer: Any) -> None:
         """Let ``buildx create`` make it."""
 
-        def create(_: list[str], __: Call) -> None:
+        def create(_: list[str], __: CommandOptions) -> None:
             self.holds(text)
 
-        self.run.tell("docker buildx create *", effect=create, **answer)
+        self.run.expect("docker buildx create *", effect=create, **answer)
 
     def removes(self) -> None:
-        self.run.tell("docker buildx rm --force *", effect=lambda *_: (self.store / NAME).unlink())
+        self.run.expect("docker buildx rm --force *", effect=lambda *_: (self.store / NAME).unlink())
 
     def image(self, *, here: bool, name: str = "moby/buildkit:buildx-stable-1") -> None:
-        self.run.tell(f"docker image inspect --format=ok -- {name}", returncode=0 if here else 1)
+        self.run.expect(f"docker image inspect --format=ok -- {name}", returncode=0 if here else 1)
 
     def registry(self, *, answers: bool) -> Callable[[], bool]:
         def asked() -> bool:
@@ -162,7 +164,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_a_builder_of_several_nodes_is_read_whole() -> None:
-    assert parse_inspect(TWO_NODES) == BuilderSummary(
+    assert parse_inspect_output(TWO_NODES) == BuilderSummary(
         name="two",
         driver="docker-container",
         nodes=(
@@ -184,13 +186,15 @@ def test_a_builder_of_several_nodes_is_read_whole() -> None:
 
 
 def test_an_engines_own_builder_is_read_without_its_labels_and_policies() -> None:
-    found = parse_inspect(ENGINES_OWN)
+    found = parse_inspect_output(ENGINES_OWN)
     assert (found.name, found.driver, len(found.nodes)) == ("default", "docker", 1)
     assert found.nodes[0].platforms[-2:] == ("linux/arm/v7", "linux/arm/v6")
 
 
 def test_a_builder_that_is_not_running_offers_nothing() -> None:
-    found = parse_inspect("Name: x\nDriver: docker-container\n\nNodes:\nName: x0\nEndpoint: y\nPlatforms:\n")
+    found = parse_inspect_output(
+        "Name: x\nDriver: docker-container\n\nNodes:\nName: x0\nEndpoint: y\nPlatforms:\n"
+    )
     assert found.nodes == (NodeSummary(name="x0", endpoint="y"),)
 
 
@@ -299,7 +303,7 @@ def test_an_engine_that_is_not_reached_is_told_of_in_its_own_words(tmp_path: Pat
 def test_with_fallback_an_engine_that_is_not_reached_leaves_the_builder(tmp_path: Path) -> None:
     bench = Bench(tmp_path, driver="docker-container", nodes=(HERE, THERE), fallback="emulate")
     bench.holds(ONE_GONE)
-    bench.run.tell("docker buildx create *")
+    bench.run.expect("docker buildx create *")
     found = bench.ensure()
     assert [(node.name, node.fixed) for node in found.nodes] == [("here", ("linux/amd64", "linux/arm64"))]
     assert bench.told == ["node there is left out, others emulate: ssh://pi cannot be reached: ssh: no route"]
@@ -321,21 +325,21 @@ def test_a_node_that_is_no_longer_asked_for_does_not_keep_a_builder_from_being_m
     bench.holds(ONE_GONE)
     bench.removes()
     bench.makes(ONE_GONE.partition("\nName: there")[0])
-    bench.run.tell("docker buildx inspect --bootstrap *")
+    bench.run.expect("docker buildx inspect --bootstrap *")
     assert [node.name for node in bench.ensure(recreate=True).nodes] == ["here"]
 
 
 def test_recreate_never_removes_the_engines_own(tmp_path: Path) -> None:
     bench = Bench(tmp_path, name="default")
-    bench.run.tell("docker buildx inspect default", stdout=ENGINES_OWN)
+    bench.run.expect("docker buildx inspect default", stdout=ENGINES_OWN)
     assert bench.ensure(recreate=True).driver == "docker"
     assert not any(each.mutates for each in bench.run.calls)
 
 
 def test_a_running_builder_is_started_again_when_it_lacks_a_platform(bench: Bench) -> None:
     bench.holds(described(platforms="linux/amd64"))
-    bench.run.tell("docker buildx stop *")
-    bench.run.tell("docker buildx inspect --bootstrap *", effect=lambda *_: bench.holds(described()))
+    bench.run.expect("docker buildx stop *")
+    bench.run.expect("docker buildx inspect --bootstrap *", effect=lambda *_: bench.holds(described()))
     found = bench.ensure()
     assert found.nodes[0].platforms == ("linux/amd64", "linux/arm64")
     assert bench.told == [f"starting builder {NAME} again, so that it sees linux/arm64"]
@@ -343,7 +347,7 @@ def test_a_running_builder_is_started_again_when_it_lacks_a_platform(bench: Benc
 
 def test_removal_is_believed_only_when_it_is_gone(bench: Bench) -> None:
     bench.holds(described())
-    bench.run.tell("docker buildx rm --force *", stderr="ERROR: context deadline exceeded")
+    bench.run.expect("docker buildx rm --force *", stderr="ERROR: context deadline exceeded")
     with pytest.raises(
         BuilderError, match="could not be removed: ERROR: context deadline exceeded"
     ) as caught:
@@ -353,7 +357,7 @@ def test_removal_is_believed_only_when_it_is_gone(bench: Bench) -> None:
 
 def test_row_16_a_removal_that_timed_out_and_yet_happened_is_a_removal(bench: Bench) -> None:
     bench.holds(described())
-    bench.run.tell(
+    bench.run.expect(
         "docker buildx rm --force *", returncode=1, effect=lambda *_: (bench.store / NAME).unlink()
     )
     assert bench.builders.remove(NAME)
@@ -367,7 +371,7 @@ def test_the_state_is_kept_when_asked_for(bench: Bench) -> None:
 
 
 def test_what_is_not_there_and_the_engines_own_are_not_removed(bench: Bench) -> None:
-    bench.run.tell("docker buildx inspect default", stdout=ENGINES_OWN)
+    bench.run.expect("docker buildx inspect default", stdout=ENGINES_OWN)
     assert not bench.builders.remove(NAME)
     assert not bench.builders.remove("default")
     assert bench.run.lines == ["docker buildx inspect default"]
@@ -381,7 +385,7 @@ def test_a_builder_that_the_store_does_not_have_is_not_asked_for(bench: Bench) -
 def test_a_builder_that_went_away_meanwhile_is_none(bench: Bench) -> None:
     bench.holds(described())
     said = f'ERROR: no builder "{NAME}" found\n'
-    bench.run.tell("docker buildx inspect *", returncode=1, stderr=said)
+    bench.run.expect("docker buildx inspect *", returncode=1, stderr=said)
     assert bench.builders.find(NAME) is None
 
 
@@ -412,7 +416,7 @@ def test_a_builder_that_does_not_come_up_is_removed_again_and_told(bench: Bench)
 
 def test_a_success_without_a_builder_is_none(bench: Bench) -> None:
     bench.image(here=True)
-    bench.run.tell("docker buildx create *")
+    bench.run.expect("docker buildx create *")
     with pytest.raises(BuilderError, match="could not be made"):
         bench.ensure()
 
@@ -444,7 +448,7 @@ def test_an_engine_that_cannot_make_an_index_is_told_from_one_that_can(tmp_path:
 
 
 def test_what_was_noted_of_a_builder_of_the_same_name_is_forgotten_when_one_is_made(bench: Bench) -> None:
-    bench.builders.buildx.natives.note(NAME, {f"{NAME}0": "linux/s390x"})
+    bench.builders.buildx.native_platforms.save(NAME, {f"{NAME}0": "linux/s390x"})
     bench.image(here=True)
     bench.makes(described())
     assert bench.ensure().nodes[0].native == "linux/amd64"

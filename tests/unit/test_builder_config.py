@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.config.settings import Settings, load
+from buildkit_tasks.config.settings import Settings, load_settings
 from buildkit_tasks.errors import SettingsError
-from buildkit_tasks.host.builder.buildkitd_config import buildkitd_toml
+from buildkit_tasks.host.builder.buildkitd_config import render_buildkitd_toml
 
 
 def read(**settings: Any) -> dict[str, Any]:
-    return tomllib.loads(buildkitd_toml(Settings(**settings)))
+    return tomllib.loads(render_buildkitd_toml(Settings(**settings)))
 
 
 def test_where_nothing_is_asked_there_is_none() -> None:
-    assert buildkitd_toml(Settings()) == ""
+    assert render_buildkitd_toml(Settings()) == ""
 
 
 def test_parallelism_and_cache_are_those_of_the_worker() -> None:
@@ -44,7 +44,7 @@ def test_a_mirror_serves_docker_hub_and_plain_http_is_said_for_each_registry() -
 def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
     text = "# mine\n[worker.oci]\nmax-parallelism = 1\n"
     (tmp_path / "x.toml").write_text(text, encoding="utf-8")
-    assert buildkitd_toml(Settings(buildkitd_config=str(tmp_path / "x.toml"))) == text
+    assert render_buildkitd_toml(Settings(buildkitd_config=str(tmp_path / "x.toml"))) == text
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[worker", b"a = 1\na = 2\n"])
@@ -53,23 +53,23 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=str(path)):
-        buildkitd_toml(Settings(buildkitd_config=str(path)))
+        render_buildkitd_toml(Settings(buildkitd_config=str(path)))
 
 
 def test_settings_beside_a_file_would_be_lost_and_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.toml").touch()
     flags = {"buildkitd_config": str(tmp_path / "x.toml"), "parallelism": 2}
     with pytest.raises(SettingsError, match="parallelism would be lost"):
-        buildkitd_toml(load(flags, environ={}, folder=tmp_path))
+        render_buildkitd_toml(load_settings(flags, environ={}, folder=tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "http://h", "h/p", 'a"]\n[x', "h:port", "h h", "h\n"])
 def test_what_is_no_registry_cannot_write_into_the_configuration(text: str) -> None:
     with pytest.raises(SettingsError, match="is no registry"):
-        buildkitd_toml(Settings(plain_http=(text,)))
+        render_buildkitd_toml(Settings(plain_http=(text,)))
 
 
 @pytest.mark.parametrize("text", ["ftp://h", 'h"]\n[x', "h h", "https://", "https://user:pw@h"])
 def test_what_is_no_mirror_cannot_either(text: str) -> None:
     with pytest.raises(SettingsError, match="is no mirror"):
-        buildkitd_toml(Settings(mirrors=(text,)))
+        render_buildkitd_toml(Settings(mirrors=(text,)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.host.builder.store import Record, RecordedNode, read_record
+from buildkit_tasks.host.builder.store import BuilderRecord, NodeRecord, read_record
 
 # As buildx 0.29 writes it.
 NODE: dict[str, Any] = {
@@ -34,22 +34,22 @@ def write(path: Path, *nodes: dict[str, Any]) -> Path:
 
 def test_a_record_is_read_whole(tmp_path: Path) -> None:
     record = read_record(write(tmp_path / "m", NODE, BARE))
-    assert record == Record(
+    assert record == BuilderRecord(
         driver="remote",
         nodes=(
-            RecordedNode(
+            NodeRecord(
                 name="a",
                 endpoint="tcp://127.0.0.1:1234",
                 platforms=("linux/arm64", "linux/arm/v7"),
-                options={"cacert": "/ca.pem"},
-                config="debug = true\n",
-                flags=("--allow-insecure-entitlement=network.host",),
+                driver_opts={"cacert": "/ca.pem"},
+                buildkitd_toml="debug = true\n",
+                buildkitd_flags=("--allow-insecure-entitlement=network.host",),
             ),
-            RecordedNode(name="b", endpoint="x"),
+            NodeRecord(name="b", endpoint="x"),
         ),
     )
-    assert record.node("b") == RecordedNode(name="b", endpoint="x")
-    assert record.node("c") is None
+    assert record.find_node("b") == NodeRecord(name="b", endpoint="x")
+    assert record.find_node("c") is None
 
 
 def test_where_there_is_none_there_is_no_builder(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import pytest
 
 from buildkit_tasks.build import cache
 from buildkit_tasks.build.cache import (
-    cache_notes,
+    cache_exports,
+    cache_imports,
+    cache_warnings,
     check_cache,
     check_exporters,
-    exports,
-    has_inline,
-    imports,
-    read_caches,
+    has_inline_cache,
+    parse_cache_specs,
 )
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
@@ -59,13 +59,13 @@ def refused(cache_to: str = "", cache_from: str = "") -> UsageError:
     ],
 )
 def test_a_cache_is_read_as_buildx_reads_it(text: str, read: list[str]) -> None:
-    assert [str(spec) for spec in read_caches([text], "--cache-to")] == read
+    assert [str(spec) for spec in parse_cache_specs([text], "--cache-to")] == read
 
 
 @pytest.mark.parametrize("text", ["dest=x", "type=,dest=x", "type=local,x", "", '"type=x', "type=local\nx=y"])
 def test_what_is_neither_a_row_nor_a_reference_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        read_caches([text], "--cache-to")
+        parse_cache_specs([text], "--cache-to")
 
 
 @pytest.mark.parametrize(
@@ -82,58 +82,60 @@ def test_what_is_neither_a_row_nor_a_reference_is_refused(text: str) -> None:
     ],
 )
 def test_a_build_of_one_platform_exports_to_a_scope_of_its_own(text: str, scope: str) -> None:
-    assert exports([text], ONE) == (scope,)
+    assert cache_exports([text], ONE) == (scope,)
 
 
 def test_no_two_platforms_share_a_scope() -> None:
     platforms = parse_platforms(["linux/arm/v7,linux/arm/v6,linux/arm64,linux/amd64,linux/386"])
     texts = ["type=local,dest=c", "x:c", "type=gha"]
-    scopes = [scope for platform in platforms for scope in exports(texts, [platform])]
+    scopes = [scope for platform in platforms for scope in cache_exports(texts, [platform])]
     assert len(set(scopes)) == len(platforms) * len(texts)
 
 
 @pytest.mark.parametrize("text", ["type=local,dest=c", "type=registry,ref=x:c", "type=gha,scope=web"])
 def test_one_solve_of_several_platforms_exports_once_to_the_base(text: str) -> None:
-    assert exports([text], TWO) == (text,)
+    assert cache_exports([text], TWO) == (text,)
 
 
 def test_a_build_imports_from_the_base_and_from_the_scope_of_each_of_its_platforms() -> None:
     both = ("type=registry,ref=x:c-linux-amd64", "type=registry,ref=x:c-linux-arm-v7")
-    assert imports(["x:c"], TWO) == ("type=registry,ref=x:c", *both)
-    assert imports(["x:c"], ONE) == ("type=registry,ref=x:c", both[1])
+    assert cache_imports(["x:c"], TWO) == ("type=registry,ref=x:c", *both)
+    assert cache_imports(["x:c"], ONE) == ("type=registry,ref=x:c", both[1])
 
 
 def test_what_is_exported_by_one_platforms_build_is_imported_by_a_later_one() -> None:
     held("c/linux-arm-v7")
     for text, other in (("x:c", "x:c"), ("type=gha", "type=gha"), ("type=local,dest=c", "type=local,src=c")):
-        (exported,) = exports([text], ONE)
+        (exported,) = cache_exports([text], ONE)
         for platforms in (ONE, TWO):
-            assert exported.replace("dest=", "src=") in imports([other], platforms)
+            assert exported.replace("dest=", "src=") in cache_imports([other], platforms)
 
 
 def test_of_local_folders_only_those_with_a_cache_are_imported() -> None:
     held("c/linux-arm-v7", "c/linux-s390x")
-    assert imports(["type=local,src=c"], TWO) == ("type=local,src=c/linux-arm-v7",)
+    assert cache_imports(["type=local,src=c"], TWO) == ("type=local,src=c/linux-arm-v7",)
     held("c")
-    assert imports(["type=local,src=c"], TWO) == ("type=local,src=c", "type=local,src=c/linux-arm-v7")
+    assert cache_imports(["type=local,src=c"], TWO) == ("type=local,src=c", "type=local,src=c/linux-arm-v7")
 
 
 def test_where_no_folder_holds_a_cache_the_base_is_left_for_buildx_to_name() -> None:
-    assert imports(["type=local,src=c"], TWO) == ("type=local,src=c",)
+    assert cache_imports(["type=local,src=c"], TWO) == ("type=local,src=c",)
 
 
 @pytest.mark.parametrize("tag", ["c", "c-linux-amd64", "c-linux-arm-v7"])
 def test_of_a_registry_only_what_it_has_is_imported(tag: str) -> None:
     with hostile() as server:
         there = server.hold(hello(), "team/cache", tag)
-        assert imports([f"{server.host}/team/cache:c"], TWO, ask=True) == (f"type=registry,ref={there}",)
+        assert cache_imports([f"{server.host}/team/cache:c"], TWO, probe_registries=True) == (
+            f"type=registry,ref={there}",
+        )
         assert len(server.requests("GET */manifests/*")) == 3
 
 
 def test_where_a_registry_has_none_the_base_is_left_for_buildkit_to_name() -> None:
     with hostile() as server:
         base = f"type=registry,ref={server.host}/team/cache:c"
-        assert imports([base], TWO, ask=True) == (base,)
+        assert cache_imports([base], TWO, probe_registries=True) == (base,)
 
 
 @pytest.mark.parametrize(
@@ -142,23 +144,25 @@ def test_where_a_registry_has_none_the_base_is_left_for_buildkit_to_name() -> No
 def test_what_a_registry_does_not_tell_us_is_buildkits_to_find(
     monkeypatch: pytest.MonkeyPatch, reply: Reply
 ) -> None:
-    monkeypatch.setattr(cache, "_SECONDS", 0.5)
+    monkeypatch.setattr(cache, "_PROBE_TIMEOUT", 0.5)
     with hostile() as server:
         server.always("*", reply)
         texts = [f"{server.host}/team/cache:c", "type=gha"]
-        assert imports(texts, TWO, ask=True) == imports(texts, TWO)
-    assert imports(texts, TWO, ask=True) == imports(texts, TWO)  # nobody listens any more
+        assert cache_imports(texts, TWO, probe_registries=True) == cache_imports(texts, TWO)
+    assert cache_imports(texts, TWO, probe_registries=True) == cache_imports(
+        texts, TWO
+    )  # nobody listens any more
 
 
 @pytest.mark.parametrize("text", [f"type=local,src=c,digest={DIGEST}", f"type=registry,ref=x@{DIGEST}"])
 def test_what_is_named_by_its_digest_has_no_scopes(text: str) -> None:
     held("c", "c/linux-arm-v7")
-    assert imports([text], TWO) == (text,)
-    assert exports([text], ONE) == (text,)
+    assert cache_imports([text], TWO) == (text,)
+    assert cache_exports([text], ONE) == (text,)
 
 
 def test_a_cache_that_is_named_twice_is_imported_once() -> None:
-    assert imports(["x:c", "type=registry,ref=x:c"], ONE) == imports(["x:c"], ONE)
+    assert cache_imports(["x:c", "type=registry,ref=x:c"], ONE) == cache_imports(["x:c"], ONE)
 
 
 @pytest.mark.parametrize("other", ["type=local,dest=d", "x:c", "type=gha"])
@@ -174,9 +178,9 @@ def test_caches_that_buildx_keeps_apart_may_stand_together() -> None:
 
 
 def test_a_tag_that_a_scope_makes_too_long_is_refused() -> None:
-    exports(["x:" + "c" * 115], ONE)
+    cache_exports(["x:" + "c" * 115], ONE)
     with pytest.raises(UsageError, match="more than 128 characters"):
-        exports(["x:" + "c" * 116], ONE)
+        cache_exports(["x:" + "c" * 116], ONE)
 
 
 @pytest.mark.parametrize("text", ["type=registry", "type=registry,ref=", "type=local", "type=local,src=x"])
@@ -253,19 +257,19 @@ def test_the_graph_store_exports_inline_caches_only_and_imports_the_others() -> 
 
 @pytest.mark.parametrize("texts", [(["type=gha"], []), ([], ["type=gha,scope=x"])])
 def test_a_cache_of_githubs_outside_its_runners_is_told(texts: tuple[list[str], list[str]]) -> None:
-    (note,) = cache_notes(*texts, {})
+    (note,) = cache_warnings(*texts, {})
     assert "ACTIONS_RUNTIME_TOKEN is not set" in note
-    (note,) = cache_notes(*texts, {"ACTIONS_RUNTIME_TOKEN": "x", "ACTIONS_RESULTS_URL": ""})
+    (note,) = cache_warnings(*texts, {"ACTIONS_RUNTIME_TOKEN": "x", "ACTIONS_RESULTS_URL": ""})
     assert "ACTIONS_RESULTS_URL is not set" in note
     for name in ("ACTIONS_RESULTS_URL", "ACTIONS_CACHE_URL"):
-        assert cache_notes(*texts, {"ACTIONS_RUNTIME_TOKEN": "x", name: "https://example.org"}) == ()
+        assert cache_warnings(*texts, {"ACTIONS_RUNTIME_TOKEN": "x", name: "https://example.org"}) == ()
 
 
 def test_nothing_is_told_of_other_caches() -> None:
-    assert cache_notes(["x:c"], ["type=local,src=c"], {}) == ()
-    assert cache_notes(["type=gha,url=https://example.org"], [], {"ACTIONS_RUNTIME_TOKEN": "x"}) == ()
+    assert cache_warnings(["x:c"], ["type=local,src=c"], {}) == ()
+    assert cache_warnings(["type=gha,url=https://example.org"], [], {"ACTIONS_RUNTIME_TOKEN": "x"}) == ()
 
 
 def test_inline_is_found_among_others() -> None:
-    assert has_inline(["x:c", "mode=min,type=inline"])
-    assert not has_inline(["x:inline", "type=local,dest=inline"])
+    assert has_inline_cache(["x:c", "mode=min,type=inline"])
+    assert not has_inline_cache(["x:inline", "type=local,dest=inline"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.host.builder.diff import differences
-from buildkit_tasks.host.builder.spec import WantedBuilder
-from buildkit_tasks.host.builder.store import Record, RecordedNode
+from buildkit_tasks.host.builder.diff import diff_builder
+from buildkit_tasks.host.builder.spec import BuilderSpec
+from buildkit_tasks.host.builder.store import BuilderRecord, NodeRecord
 from buildkit_tasks.report.model import BuilderSummary
 
 HERE = "tcp://127.0.0.1:1"
@@ -25,39 +25,42 @@ REWRITTEN = """
 """
 
 
-def node(name: str = "a", **more: Any) -> RecordedNode:
-    return RecordedNode(name=name, endpoint=more.pop("endpoint", HERE), **more)
+def node(name: str = "a", **more: Any) -> NodeRecord:
+    return NodeRecord(name=name, endpoint=more.pop("endpoint", HERE), **more)
 
 
-def told(*nodes: RecordedNode, driver: str = "docker-container", **settings: Any) -> list[str]:
+def told(*nodes: NodeRecord, driver: str = "docker-container", **settings: Any) -> list[str]:
     """The differences of a builder with these nodes."""
-    wanted = WantedBuilder.of(Settings(name="m", **settings))
+    wanted = BuilderSpec.from_settings(Settings(name="m", **settings))
     found = BuilderSummary(name="m", driver=driver)
-    return differences(wanted, found, Record(driver=driver, nodes=nodes) if nodes else None)
+    return diff_builder(wanted, found, BuilderRecord(driver=driver, nodes=nodes) if nodes else None)
 
 
 def test_where_nothing_is_asked_nothing_differs() -> None:
-    assert told(node(options={"image": "x"}, platforms=("linux/arm64",), config="debug = true")) == []
+    assert (
+        told(node(driver_opts={"image": "x"}, platforms=("linux/arm64",), buildkitd_toml="debug = true"))
+        == []
+    )
 
 
 def test_another_driver_is_all_that_is_told() -> None:
     settings: dict[str, Any] = {"driver_opt": ("a=b",), "parallelism": 3}
     assert told(node(), driver="kubernetes", **settings)[0].startswith("has the driver options")
-    wanted = WantedBuilder.of(Settings(name="m", driver="docker-container", **settings))
+    wanted = BuilderSpec.from_settings(Settings(name="m", driver="docker-container", **settings))
     found = BuilderSummary(name="m", driver="kubernetes")
-    assert differences(wanted, found, Record(driver="kubernetes", nodes=(node(),))) == [
+    assert diff_builder(wanted, found, BuilderRecord(driver="kubernetes", nodes=(node(),))) == [
         "has driver kubernetes, and docker-container is asked for"
     ]
 
 
 def test_options_that_are_missing_are_told_with_those_that_are_there() -> None:
-    assert told(node(options={"image": "a", "network": "host"}), driver_opt=("image=b",)) == [
+    assert told(node(driver_opts={"image": "a", "network": "host"}), driver_opt=("image=b",)) == [
         "has the driver options image=a, network=host, and image=b are asked for"
     ]
 
 
 def test_options_that_nobody_asked_for_are_no_difference() -> None:
-    assert told(node(options={"image": "a", "network": "host"}), driver_opt=("image=a",)) == []
+    assert told(node(driver_opts={"image": "a", "network": "host"}), driver_opt=("image=a",)) == []
 
 
 def test_nodes_are_compared_one_by_one() -> None:
@@ -87,23 +90,23 @@ def test_a_nodes_own_options_are_its_own() -> None:
         "driver_opt": ("timeout=5s",),
     }
     held = {"servername": "x", "timeout": "5s"}
-    assert told(node(options=held), driver="remote", **settings) == []
-    assert told(node(options={"timeout": "5s"}), driver="remote", **settings) == [
+    assert told(node(driver_opts=held), driver="remote", **settings) == []
+    assert told(node(driver_opts={"timeout": "5s"}), driver="remote", **settings) == [
         "has on node a the driver options timeout=5s, and servername=x, timeout=5s are asked for"
     ]
 
 
 def test_a_configuration_is_compared_by_what_it_means() -> None:
     settings: dict[str, Any] = {"mirrors": ("https://mirror.example.org",), "parallelism": 3}
-    assert told(node(config=REWRITTEN), **settings) == []
+    assert told(node(buildkitd_toml=REWRITTEN), **settings) == []
 
 
 def test_the_first_thing_that_a_configuration_says_otherwise_is_told() -> None:
     before = "has another buildkitd.toml than the one that is asked for: "
-    assert told(node(config=REWRITTEN), mirrors=("mirror.example.org",), parallelism=4) == [
+    assert told(node(buildkitd_toml=REWRITTEN), mirrors=("mirror.example.org",), parallelism=4) == [
         before + "it has worker.oci.max-parallelism = 3, not 4"
     ]
-    assert told(node(config=REWRITTEN), parallelism=3) == [
+    assert told(node(buildkitd_toml=REWRITTEN), parallelism=3) == [
         before + 'it also has registry.docker.io.mirrors = ["mirror.example.org"]'
     ]
     assert told(node(), parallelism=3) == [before + "it lacks worker.oci.max-parallelism = 3"]
@@ -113,13 +116,13 @@ def test_certificates_that_buildx_has_moved_are_no_difference(tmp_path: Any) -> 
     asked = tmp_path / "buildkitd.toml"
     asked.write_text('[registry."r.example.org"]\n  ca = ["/home/me/ca.pem"]\n', encoding="utf-8")
     moved = '[registry."r.example.org"]\n  ca = ["/etc/buildkit/certs/r.example.org/ca.pem"]\n'
-    assert told(node(config=moved), buildkitd_config=str(asked)) == []
+    assert told(node(buildkitd_toml=moved), buildkitd_config=str(asked)) == []
 
 
 def test_entitlements_are_compared_where_buildx_starts_the_daemon() -> None:
     flags = ("--allow-insecure-entitlement=network.host",)
-    assert told(node(flags=flags), allow=("network.host",)) == []
-    assert told(node(flags=flags), allow=("network.host", "security.insecure")) == [
+    assert told(node(buildkitd_flags=flags), allow=("network.host",)) == []
+    assert told(node(buildkitd_flags=flags), allow=("network.host", "security.insecure")) == [
         "has no right to give builds the entitlements security.insecure"
     ]
     settings: dict[str, Any] = {"nodes": (f"name=a,endpoint={HERE}",), "allow": ("network.host",)}

@@ -9,7 +9,7 @@ import pytest
 
 from buildkit_tasks.errors import EngineError, RegistryError, SettingsError
 from buildkit_tasks.oci.registry.credentials import Credential, CredentialStore, load_credentials
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.system.command import SubprocessRunner
 from tests.unit.scripted import Scripted
 
 HUB_KEY = "https://index.docker.io/v1/"
@@ -20,7 +20,7 @@ def auth(username: str = "me", password: str = SECRET) -> str:
     return base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
-def store(folder: Path, document: object, run: Scripted | Commands | None = None) -> CredentialStore:
+def store(folder: Path, document: object, run: Scripted | SubprocessRunner | None = None) -> CredentialStore:
     text = document if isinstance(document, str) else json.dumps(document)
     (folder / "config.json").write_text(text, encoding="utf-8")
     return load_credentials({"DOCKER_CONFIG": str(folder)}, run or Scripted())
@@ -39,7 +39,7 @@ def store(folder: Path, document: object, run: Scripted | Commands | None = None
 def test_what_docker_login_wrote_is_found_by_host(tmp_path: Path, key: str, host: str) -> None:
     found = store(tmp_path, {"auths": {key: {"auth": auth()}}}).find(host)
     assert found == Credential(username="me", password=SECRET)
-    assert found.basic == "Basic " + auth()
+    assert found.basic_authorization == "Basic " + auth()
 
 
 def test_another_host_gets_nothing(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_names_passwords_and_tokens_may_stand_as_they_are(tmp_path: Path) -> Non
 
 def test_a_helper_is_asked_by_standard_input_alone(tmp_path: Path) -> None:
     answer = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
-    run = Scripted().tell("docker-credential-keep get", stdout=answer)
+    run = Scripted().expect("docker-credential-keep get", stdout=answer)
     kept = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
     assert kept.find("ghcr.io") == Credential(username="me", password=SECRET)
     assert kept.find("docker.io") == Credential(username="me", password=SECRET)
@@ -86,15 +86,15 @@ def test_a_helper_is_asked_by_standard_input_alone(tmp_path: Path) -> None:
 
 
 def test_a_hosts_own_helper_comes_before_the_one_for_all(tmp_path: Path) -> None:
-    run = Scripted().tell("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
-    run.tell("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
+    run = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
+    run.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
     kept = store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
     names = [found.username for host in ("ghcr.io", "quay.io") if (found := kept.find(host))]
     assert names == ["own", "all"]
 
 
 def test_a_helper_may_give_an_identity_token(tmp_path: Path) -> None:
-    run = Scripted().tell("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
+    run = Scripted().expect("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
     kept = store(tmp_path, {"credsStore": "keep"}, run)
     assert kept.find("x.azurecr.io") == Credential(identity_token="refresh")
 
@@ -102,7 +102,7 @@ def test_a_helper_may_give_an_identity_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
 def test_a_helper_that_knows_nothing_means_a_stranger(tmp_path: Path, where: str) -> None:
     said = "credentials not found in native keychain\n"
-    run = Scripted().tell(
+    run = Scripted().expect(
         "docker-credential-keep get",
         returncode=1,
         stdout=said if where == "stdout" else "",
@@ -127,7 +127,7 @@ def test_a_helper_that_knows_nothing_means_a_stranger(tmp_path: Path, where: str
 def test_a_helper_that_does_not_work_is_named_without_its_words(
     tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, why: str
 ) -> None:
-    run = Scripted().tell("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
+    run = Scripted().expect("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
     with pytest.raises(RegistryError, match=why) as caught:
         store(tmp_path, {"credsStore": "keep"}, run).find("ghcr.io")
     assert "docker-credential-keep" in caught.value.message
@@ -140,7 +140,7 @@ def test_a_real_helper_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     program.write_text('#!/bin/sh\nread host\necho "{\\"Username\\":\\"$1-$host\\",\\"Secret\\":\\"s\\"}"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    found = store(tmp_path, {"credsStore": "mine"}, Commands()).find("ghcr.io")
+    found = store(tmp_path, {"credsStore": "mine"}, SubprocessRunner()).find("ghcr.io")
     assert found == Credential(username="get-ghcr.io", password="s")
 
 

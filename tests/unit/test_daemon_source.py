@@ -10,17 +10,17 @@ import pytest
 from buildkit_tasks.errors import EngineError, MalformedImage, UsageError
 from buildkit_tasks.oci.image import (
     index_entries,
-    index_of,
-    lacks,
-    manifest_of,
+    is_missing,
     open_image,
     platform_manifests,
-    position,
     read_blob,
+    read_index,
+    read_manifest,
+    read_order,
 )
 from buildkit_tasks.oci.model import OCI_INDEX
 from buildkit_tasks.oci.transports import tar_stream as rewind
-from buildkit_tasks.oci.transports.docker_daemon import DaemonImage
+from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 from buildkit_tasks.verify import verify
 from tests.images import Memory, flip, hello, index_json, layout_files, make_tar
 
@@ -45,19 +45,19 @@ def test_an_image_is_read_from_the_stream_and_nothing_stays_open() -> None:
     memory = hello()
     engine = Engine(memory)
     with open_image("docker-daemon:a/b:1", export=engine) as source:
-        assert source.root().digest == memory.root().digest
+        assert source.root_descriptor().digest == memory.root_descriptor().digest
         assert verify(source, [], "x").ok
-        assert not any(lacks(source, entry.descriptor) for entry in index_entries(source))
+        assert not any(is_missing(source, entry.descriptor) for entry in index_entries(source))
     assert all(stream.closed for stream in engine.given)
 
 
 def test_large_layers_in_the_streams_order_take_one_more_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = hello()
-    monkeypatch.setattr(rewind, "_SMALL", 0)
-    with DaemonImage("a/b:1", engine := Engine(memory)) as source:
+    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", 0)
+    with DaemonSource("a/b:1", engine := Engine(memory)) as source:
         entries = [entry.descriptor for entry in index_entries(source)]
         engine.given.clear()
-        for each in sorted(entries, key=lambda entry: position(source, entry)):
+        for each in sorted(entries, key=lambda entry: read_order(source, entry)):
             assert read_blob(source, each, 1 << 20) == memory.blobs[str(each.digest)]
         assert len(engine.given) <= 1
 
@@ -72,42 +72,42 @@ def test_an_image_that_the_engine_does_not_have_is_a_usage_error() -> None:
 
 def test_a_platform_that_was_not_pulled_is_told_apart_from_a_fault() -> None:
     memory = hello()
-    _, arm64, arm = index_of(memory).manifests
-    layer = manifest_of(memory, arm).layers[0].digest.hex
-    with DaemonImage("a/b:1", Engine(memory, without=[arm64.digest.hex, layer])) as source:
-        names = {str(platform): lacks(source, entry) for platform, entry in platform_manifests(source)}
+    _, arm64, arm = read_index(memory).manifests
+    layer = read_manifest(memory, arm).layers[0].digest.hex
+    with DaemonSource("a/b:1", Engine(memory, without=[arm64.digest.hex, layer])) as source:
+        names = {str(platform): is_missing(source, entry) for platform, entry in platform_manifests(source)}
         assert names == {"linux/amd64": False, "linux/arm64": True, "linux/arm/v7": True}
-        assert not lacks(source, source.root())
+        assert not is_missing(source, source.root_descriptor())
         assert verify(source, [], "x").platforms[0].ok
         with pytest.raises(MalformedImage, match="is missing from docker-daemon:a/b:1"):
-            manifest_of(source, arm64)
+            read_manifest(source, arm64)
 
 
 def test_a_nested_index_that_was_not_pulled_is_lacking() -> None:
     memory = hello(["linux/amd64"])
-    (entry,) = json.loads(memory.blobs[str(memory.root().digest)])["manifests"]
+    (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     inner = memory.put(index_json([]), OCI_INDEX)
     memory.index([entry, inner])
     absent = inner["digest"].partition(":")[2]
-    with DaemonImage("a/b:1", Engine(memory, without=[absent])) as source:
-        assert [lacks(source, each.descriptor) for each in index_entries(source)] == [False, True]
+    with DaemonSource("a/b:1", Engine(memory, without=[absent])) as source:
+        assert [is_missing(source, each.descriptor) for each in index_entries(source)] == [False, True]
         assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
 
 
 def test_a_config_that_is_not_there_is_lacking_too() -> None:
     memory = hello(["linux/amd64"])
-    (entry,) = index_of(memory).manifests
-    config = manifest_of(memory, entry).config.digest.hex
-    with DaemonImage("a/b:1", Engine(memory, without=[config])) as source:
-        assert lacks(source, entry)
+    (entry,) = read_index(memory).manifests
+    config = read_manifest(memory, entry).config.digest.hex
+    with DaemonSource("a/b:1", Engine(memory, without=[config])) as source:
+        assert is_missing(source, entry)
 
 
 def test_a_manifest_that_is_there_and_broken_is_not_lacking() -> None:
     memory = hello(["linux/amd64"])
-    (entry,) = index_of(memory).manifests
+    (entry,) = read_index(memory).manifests
     memory.blobs[str(entry.digest)] = flip(memory.blobs[str(entry.digest)])
-    with DaemonImage("a/b:1", Engine(memory)) as source:
-        assert not lacks(source, entry)
+    with DaemonSource("a/b:1", Engine(memory)) as source:
+        assert not is_missing(source, entry)
         assert not verify(source, [], "x").ok
 
 
@@ -115,8 +115,8 @@ def test_the_older_form_lacks_nothing() -> None:
     manifest = json.dumps([{"Config": "x.json", "Layers": []}]).encode()
     config = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {}}).encode()
     data = make_tar({"manifest.json": manifest, "x.json": config})
-    with DaemonImage("x", lambda _: io.BytesIO(data)) as source:
-        assert not source.lacks(source.root())
+    with DaemonSource("x", lambda _: io.BytesIO(data)) as source:
+        assert not source.is_missing(source.root_descriptor())
         assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
 
 

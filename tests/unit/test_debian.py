@@ -12,12 +12,18 @@ import pytest
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
 from buildkit_tasks.system import debian
-from buildkit_tasks.system.debian import Archive, Packages, fetch_newest, find_archive, provision
-from buildkit_tasks.system.files import staged
+from buildkit_tasks.system.debian import (
+    DebianMirror,
+    PackageSet,
+    fetch_newest_package,
+    find_mirror,
+    install_packages,
+)
+from buildkit_tasks.system.files import build_atomically
 from tests.unit.scripted import Scripted
 
 if TYPE_CHECKING:
-    from buildkit_tasks.system.command import Call
+    from buildkit_tasks.system.command import CommandOptions
 
 MIRROR = "http://deb.example.org/debian"
 # As apt printed it on a machine with several sources.
@@ -35,31 +41,31 @@ def _debian_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs.mkdir()
     (programs / "apt-get").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(programs))
-    monkeypatch.setattr(debian, "_os_release", lambda: {"ID": "debian", "VERSION_CODENAME": "bookworm"})
+    monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "debian", "VERSION_CODENAME": "bookworm"})
 
 
 def host() -> Scripted:
     """The answers of a Debian machine's apt and dpkg."""
-    run = Scripted().tell("apt-get indextargets *", stdout=TARGETS)
-    return run.tell("dpkg --print-architecture", stdout="amd64\n")
+    run = Scripted().expect("apt-get indextargets *", stdout=TARGETS)
+    return run.expect("dpkg --print-architecture", stdout="amd64\n")
 
 
 def downloads(*names: str) -> Scripted:
     """A host whose private apt downloads these and whose dpkg unpacks a file for each."""
 
-    def download(_: list[str], call: Call) -> None:
+    def download(_: list[str], call: CommandOptions) -> None:
         assert call.cwd is not None
         for name in names:
             (call.cwd / f"{name}_1.0_amd64.deb").touch()
 
-    def unpack(argv: list[str], _: Call) -> None:
+    def unpack(argv: list[str], _: CommandOptions) -> None:
         name = Path(argv[2]).name.partition("_")[0]
         place = Path(argv[3]) / "usr/bin" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()
 
-    run = host().tell("apt-get -q -c * update").tell("apt-get -q -c * download *", effect=download)
-    return run.tell("dpkg -x *", effect=unpack)
+    run = host().expect("apt-get -q -c * update").expect("apt-get -q -c * download *", effect=download)
+    return run.expect("dpkg -x *", effect=unpack)
 
 
 def quiet(_: str) -> None:
@@ -67,29 +73,29 @@ def quiet(_: str) -> None:
 
 
 def test_the_mirror_is_the_one_of_the_machines_own_release() -> None:
-    assert find_archive(host()) == Archive(uri=MIRROR, release="bookworm", architecture="amd64")
+    assert find_mirror(host()) == DebianMirror(uri=MIRROR, release="bookworm", architecture="amd64")
 
 
 @pytest.mark.parametrize(("release", "shown"), [({"ID": "ubuntu"}, "ubuntu"), ({}, "not Debian")])
 def test_another_distribution_is_named_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, release: dict[str, str], shown: str
 ) -> None:
-    monkeypatch.setattr(debian, "_os_release", lambda: release)
+    monkeypatch.setattr(debian, "_read_os_release", lambda: release)
     with pytest.raises(EngineError, match=f"and this is {shown}\\n") as caught:
-        find_archive(Scripted())
+        find_mirror(Scripted())
     assert (caught.value.exit_code, bool(caught.value.hint)) == (3, True)
 
 
 def test_a_debian_without_apt_is_no_debian_to_fetch_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EngineError):
-        find_archive(Scripted())
+        find_mirror(Scripted())
 
 
 def test_sources_without_a_mirror_say_where_to_look() -> None:
-    run = host().tell("apt-get indextargets *", stdout="Packages trixie http://x\n")
+    run = host().expect("apt-get indextargets *", stdout="Packages trixie http://x\n")
     with pytest.raises(EngineError, match="name no mirror for Debian bookworm") as caught:
-        find_archive(run)
+        find_mirror(run)
     assert caught.value.hint == "look into /etc/apt/sources.list"
 
 
@@ -97,7 +103,7 @@ def test_packages_are_fetched_by_an_apt_of_our_own_and_unpacked(tmp_path: Path) 
     place = tmp_path / "cache" / "qemu"
     seen: list[tuple[str, str]] = []
 
-    def look(argv: list[str], _: Call) -> None:
+    def look(argv: list[str], _: CommandOptions) -> None:
         folder = Path(argv[3]).parent
         seen.append(
             (
@@ -106,9 +112,9 @@ def test_packages_are_fetched_by_an_apt_of_our_own_and_unpacked(tmp_path: Path) 
             )
         )
 
-    run = downloads("qemu-user").tell("apt-get -q -c * update", effect=look)
+    run = downloads("qemu-user").expect("apt-get -q -c * update", effect=look)
     told: list[str] = []
-    assert provision(place, [Packages(names=("qemu-user",))], run, told.append) == place
+    assert install_packages(place, [PackageSet(names=("qemu-user",))], run, told.append) == place
     assert (place / "usr/bin/qemu-user").exists()
     assert {each.name for each in place.iterdir()} == {"usr", ".complete"}
     assert told == ["fetching qemu-user from Debian testing"]
@@ -130,21 +136,21 @@ def test_a_prefix_that_is_whole_is_used_without_asking_anybody(tmp_path: Path) -
     place = tmp_path / "qemu"
     place.mkdir()
     (place / ".complete").touch()
-    assert provision(place, [Packages(names=("x",))], Scripted(), quiet) == place
+    assert install_packages(place, [PackageSet(names=("x",))], Scripted(), quiet) == place
 
 
 def test_the_hosts_own_release_is_asked_where_it_must_be(tmp_path: Path) -> None:
     run = downloads("runc")
     said: list[str] = []
-    provision(tmp_path / "x", [Packages(names=("runc",), suite="host")], run, said.append)
+    install_packages(tmp_path / "x", [PackageSet(names=("runc",), suite="host")], run, said.append)
     assert said == ["fetching runc from Debian bookworm"]
 
 
 def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path: Path) -> None:
     run = host()
     run.dry_run = True
-    wanted = [Packages(names=("runc", "tini"), suite="host", dependencies=True)]
-    provision(tmp_path / "cache" / "engine", wanted, run, quiet)
+    wanted = [PackageSet(names=("runc", "tini"), suite="host", with_dependencies=True)]
+    install_packages(tmp_path / "cache" / "engine", wanted, run, quiet)
     assert [line.split()[4] for line in run.shown if line.startswith("apt-get")] == ["update", "install"]
     assert any(line.startswith("dpkg -x ") for line in run.shown)
     assert not (tmp_path / "cache").exists()
@@ -158,9 +164,9 @@ E: The repository is not signed.
 
 
 def test_apts_own_errors_are_in_the_message(tmp_path: Path) -> None:
-    run = host().tell("apt-get -q -c * update", returncode=100, stderr=APT_SAYS)
+    run = host().expect("apt-get -q -c * update", returncode=100, stderr=APT_SAYS)
     with pytest.raises(EngineError) as caught:
-        provision(tmp_path / "x", [Packages(names=("a", "b"))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a", "b"))], run, quiet)
     assert caught.value.message == (
         "could not fetch a, b: E: Failed to fetch http://x/InRelease  403 Forbidden; "
         "E: The repository is not signed."
@@ -169,11 +175,11 @@ def test_apts_own_errors_are_in_the_message(tmp_path: Path) -> None:
 
 
 def test_a_download_that_fails_is_told_in_the_same_way(tmp_path: Path) -> None:
-    run = downloads().tell(
+    run = downloads().expect(
         "apt-get -q -c * download *", returncode=100, stderr="E: Unable to locate package a\n"
     )
     with pytest.raises(EngineError, match="could not fetch a: E: Unable to locate package a"):
-        provision(tmp_path / "x", [Packages(names=("a",))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
 
 
 @pytest.mark.parametrize(
@@ -184,37 +190,37 @@ def test_a_download_that_fails_is_told_in_the_same_way(tmp_path: Path) -> None:
     ],
 )
 def test_row_25_a_full_disk_while_fetching_is_a_limit(tmp_path: Path, said: str) -> None:
-    run = downloads().tell("apt-get -q -c * download *", returncode=100, stderr=said)
+    run = downloads().expect("apt-get -q -c * download *", returncode=100, stderr=said)
     with pytest.raises(LimitExceeded) as caught:
-        provision(tmp_path / "x", [Packages(names=("a",))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
     assert caught.value.exit_code == 5
     assert said.strip() in caught.value.message
 
 
 def test_a_full_disk_while_unpacking_is_a_limit_too(tmp_path: Path) -> None:
     said = "tar: ./usr/bin/a: Cannot write: No space left on device\n"
-    run = downloads("a").tell("dpkg -x *", returncode=2, stderr=said)
+    run = downloads("a").expect("dpkg -x *", returncode=2, stderr=said)
     with pytest.raises(LimitExceeded, match=r"could not unpack a_1\.0_amd64\.deb: .*No space left") as caught:
-        provision(tmp_path / "x", [Packages(names=("a",))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
     assert caught.value.exit_code == 5
-    run.tell("dpkg -x *", returncode=2, stderr="dpkg-deb: error: not a Debian format archive\n")
+    run.expect("dpkg -x *", returncode=2, stderr="dpkg-deb: error: not a Debian format archive\n")
     with pytest.raises(EngineError, match="not a Debian format archive"):
-        provision(tmp_path / "x", [Packages(names=("a",))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
 
 
 def test_a_download_that_brings_no_package_is_no_success(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="could not fetch a"):
-        provision(tmp_path / "x", [Packages(names=("a",))], downloads(), quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], downloads(), quiet)
     assert not (tmp_path / "x").exists()
 
 
 def test_row_19_a_failed_provisioning_leaves_nothing_and_a_second_run_completes(tmp_path: Path) -> None:
     place = tmp_path / "cache" / "x"
-    run = downloads("a").tell("dpkg -x *", returncode=2, stderr="broken", times=1)
+    run = downloads("a").expect("dpkg -x *", returncode=2, stderr="broken", times=1)
     with pytest.raises(EngineError):
-        provision(place, [Packages(names=("a",))], run, quiet)
+        install_packages(place, [PackageSet(names=("a",))], run, quiet)
     assert [each.name for each in place.parent.iterdir()] == [".x.lock"]
-    assert provision(place, [Packages(names=("a",))], run, quiet) == place
+    assert install_packages(place, [PackageSet(names=("a",))], run, quiet) == place
     assert (place / "usr/bin/a").exists()
 
 
@@ -223,7 +229,7 @@ def test_row_19_what_a_killed_run_left_half_done_is_made_again(tmp_path: Path) -
     for folder in (place, staging):
         folder.mkdir()
         (folder / "half").touch()
-    staged(place, lambda folder: (folder / "whole").touch())
+    build_atomically(place, lambda folder: (folder / "whole").touch())
     assert {each.name for each in place.iterdir()} == {"whole", ".complete"}
     assert not staging.exists()
 
@@ -236,7 +242,7 @@ def test_a_place_is_not_there_before_it_is_whole_and_is_its_owners_alone(tmp_pat
         assert not place.exists()
         modes.append(folder.stat().st_mode & 0o777)
 
-    staged(place, fill)
+    build_atomically(place, fill)
     assert modes == [0o700]
 
 
@@ -245,7 +251,7 @@ def test_an_interrupted_filling_is_tidied_and_not_swallowed(tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        staged(tmp_path / "x", fill)
+        build_atomically(tmp_path / "x", fill)
     assert [each.name for each in tmp_path.iterdir() if "x" in each.name] == [".x.lock"]
 
 
@@ -258,7 +264,7 @@ def test_row_12_sixteen_callers_at_once_fill_a_place_once(tmp_path: Path) -> Non
 
     def one(_: int) -> bool:
         gate.wait(20)
-        return (staged(place, fill) / "data").exists()
+        return (build_atomically(place, fill) / "data").exists()
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(one, range(16)))
@@ -268,13 +274,13 @@ def test_row_12_sixteen_callers_at_once_fill_a_place_once(tmp_path: Path) -> Non
 FILL = """
 import sys, time
 from pathlib import Path
-from buildkit_tasks.system.debian import staged
+from buildkit_tasks.system.files import build_atomically
 place = Path(sys.argv[1])
 def fill(folder):
     with place.with_name("log").open("a") as log:
         log.write("x")
     time.sleep(0.3)
-staged(place, fill)
+build_atomically(place, fill)
 """
 
 
@@ -288,19 +294,19 @@ def test_two_processes_at_once_fill_a_place_once(tmp_path: Path) -> None:
 def newest(tmp_path: Path, suites: dict[str, str], *, status: int = 0) -> tuple[Scripted, dict[str, Path]]:
     """Fetch a package that each architecture has in one suite only."""
 
-    def suite_of(call: Call) -> str:
+    def suite_of(call: CommandOptions) -> str:
         assert call.cwd is not None
         return (call.cwd.parent / "sources.list").read_text(encoding="utf-8").split()[-2]
 
-    def download(argv: list[str], call: Call) -> None:
+    def download(argv: list[str], call: CommandOptions) -> None:
         architecture = argv[-1].partition(":")[2]
         if suites.get(architecture) == suite_of(call):
             assert call.cwd is not None
             (call.cwd / "a_1_x.deb").touch()
 
-    run = downloads("a").tell("apt-get -q -c * update", returncode=status, stderr="E: no route\n" * status)
-    run.tell("apt-get -q -c * download *", effect=download)
-    return run, fetch_newest("a", ["amd64", "mips64el"], tmp_path / "cache", run, quiet)
+    run = downloads("a").expect("apt-get -q -c * update", returncode=status, stderr="E: no route\n" * status)
+    run.expect("apt-get -q -c * download *", effect=download)
+    return run, fetch_newest_package("a", ["amd64", "mips64el"], tmp_path / "cache", run, quiet)
 
 
 def test_each_architecture_comes_from_the_newest_suite_that_has_it(tmp_path: Path) -> None:
@@ -309,7 +315,7 @@ def test_each_architecture_comes_from_the_newest_suite_that_has_it(tmp_path: Pat
     assert all((place / "usr/bin/a").exists() for place in found.values())
     assert len(run.asked("*download a:amd64")) == 1
     assert len(run.asked("*download a:mips64el")) == 3
-    again = fetch_newest("a", ["amd64"], tmp_path / "cache", Scripted(), quiet)
+    again = fetch_newest_package("a", ["amd64"], tmp_path / "cache", Scripted(), quiet)
     assert list(again) == ["amd64"]
 
 

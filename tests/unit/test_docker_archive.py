@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.image import config_of, index_of, manifest_of, open_image, platform_manifests
+from buildkit_tasks.oci.image import open_image, platform_manifests, read_config, read_index, read_manifest
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.source import Source, read_blob
 from buildkit_tasks.oci.transports import tar_stream as rewind
-from buildkit_tasks.oci.transports.docker_archive import DockerArchive, SavedLayout, open_docker_archive
+from buildkit_tasks.oci.transports.docker_archive import (
+    DockerArchive,
+    DockerLayoutArchive,
+    open_docker_archive,
+)
 from buildkit_tasks.verify import verify
 from tests.images import (
     Json,
@@ -57,10 +61,10 @@ class Saved:
         self, platform: str, layers: Mapping[str, bytes], tags: Sequence[str] = (), **more: object
     ) -> Saved:
         """An image whose layer files have these names."""
-        diff_ids = [str(Digest.of(data)) for data in layers.values()]
+        diff_ids = [str(Digest.from_bytes(data)) for data in layers.values()]
         config = {**platform_json(platform), "config": {"Cmd": ["/main"]}, "rootfs": {"diff_ids": diff_ids}}
         data = json.dumps(config).encode()
-        name = f"{Digest.of(data).hex}.json"
+        name = f"{Digest.from_bytes(data).hex}.json"
         self.files |= {name: data, **layers}
         self.images.append({"Config": name, "RepoTags": list(tags) or None, "Layers": list(layers), **more})
         return self
@@ -80,7 +84,7 @@ def one(platform: str = AMD64, *tags: str) -> Saved:
 
 
 def blob(source: Source, what: str) -> bytes:
-    manifest = manifest_of(source, source.root())
+    manifest = read_manifest(source, source.root_descriptor())
     return read_blob(source, manifest.config if what == "config" else manifest.layers[0], 1 << 20)
 
 
@@ -89,7 +93,7 @@ def blob(source: Source, what: str) -> bytes:
 def test_an_image_of_the_older_form_is_read(
     pack: Callable[[bytes], bytes], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewind, "_SMALL", small)
+    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", small)
     saved = one()
     path = saved.write(tmp_path / "a.tar", pack)
     for name in (f"docker-archive:{path}", str(path)):
@@ -106,10 +110,10 @@ def test_an_image_of_the_older_form_is_read(
 def test_the_made_manifest_is_the_same_each_time_and_checked_like_any_other(tmp_path: Path) -> None:
     path = one().write(tmp_path / "a.tar")
     with open_docker_archive(path) as first, open_docker_archive(path) as second:
-        assert first.root() == first.root() == second.root()
-        manifest = manifest_of(first, first.root())
-        assert manifest.layers[0].digest == Digest.of(layer(AMD64))
-        assert config_of(first, manifest).cmd == ("/main",)
+        assert first.root_descriptor() == first.root_descriptor() == second.root_descriptor()
+        manifest = read_manifest(first, first.root_descriptor())
+        assert manifest.layers[0].digest == Digest.from_bytes(layer(AMD64))
+        assert read_config(first, manifest).cmd == ("/main",)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,12 @@ def test_a_layers_kind_is_told_by_its_first_bytes(
     packed = pack(layer(AMD64))
     saved.files["0a/layer.tar"] = packed
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        found = manifest_of(source, source.root()).layers[0]
-        assert (found.media_type, found.digest, found.size) == (media_type, Digest.of(packed), len(packed))
+        found = read_manifest(source, source.root_descriptor()).layers[0]
+        assert (found.media_type, found.digest, found.size) == (
+            media_type,
+            Digest.from_bytes(packed),
+            len(packed),
+        )
         assert verify(source, [], "a").ok
 
 
@@ -156,7 +164,7 @@ def test_row_38_a_layer_that_is_a_link_to_nowhere_is_refused(target: str, cause:
     saved.links = [symlink("0a/layer.tar", target)]
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
-        source.root()
+        source.root_descriptor()
 
 
 def test_row_38_a_layer_that_is_a_fifo_is_missing(tmp_path: Path) -> None:
@@ -168,7 +176,7 @@ def test_row_38_a_layer_that_is_a_fifo_is_missing(tmp_path: Path) -> None:
         open_docker_archive(path) as source,
         pytest.raises(MalformedImage, match=r"0a/layer\.tar is missing"),
     ):
-        source.root()
+        source.root_descriptor()
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
@@ -179,7 +187,7 @@ def test_a_missing_config_is_named(tmp_path: Path) -> None:
         open_docker_archive(path) as source,
         pytest.raises(MalformedImage, match=f"{saved.config} is missing"),
     ):
-        source.root()
+        source.root_descriptor()
 
 
 def test_row_37_a_config_under_another_hex_is_found(tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ def test_row_37_a_config_under_another_hex_is_found(tmp_path: Path) -> None:
         saved.images[0]["Config"] = name
         path = saved.write(tmp_path / "a.tar")
         with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="holds other bytes"):
-            source.root()
+            source.root_descriptor()
 
 
 def test_a_config_with_a_plain_name_is_taken(tmp_path: Path) -> None:
@@ -219,7 +227,7 @@ def test_two_layers_of_one_diff_id_are_both_looked_at(tmp_path: Path) -> None:
         open_docker_archive(path) as source,
         pytest.raises(MalformedImage, match=r"0b/layer\.tar holds other"),
     ):
-        source.root()
+        source.root_descriptor()
 
 
 def test_layers_and_diff_ids_have_to_be_as_many(tmp_path: Path) -> None:
@@ -227,18 +235,18 @@ def test_layers_and_diff_ids_have_to_be_as_many(tmp_path: Path) -> None:
     saved.images[0]["Layers"] = ["0a/layer.tar"] * 2
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="2 layers, the config 1"):
-        source.root()
+        source.root_descriptor()
 
 
 def test_a_foreign_layer_that_was_not_saved_is_called_that(tmp_path: Path) -> None:
     saved = one()
     data = saved.files.pop("0a/layer.tar")
-    digest = str(Digest.of(data))
+    digest = str(Digest.from_bytes(data))
     kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
     origin = {"mediaType": kind, "size": 99, "digest": digest, "urls": ["https://example.org"]}
     saved.images[0]["LayerSources"] = {digest: origin}
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        found = manifest_of(source, source.root()).layers[0]
+        found = read_manifest(source, source.root_descriptor()).layers[0]
         assert (found.media_type, found.size) == (kind, 99)
         with pytest.raises(MalformedImage, match="is a foreign layer, which this image does not carry"):
             source.open(found)
@@ -256,7 +264,7 @@ def test_one_of_several_images_is_chosen_by_name_or_number(tmp_path: Path) -> No
             assert [str(found) for found, _ in platform_manifests(source)] == [platform]
     for wrong, cause in ((None, "holds 2 images"), ("alpine", "no image named 'alpine'"), ("@2", "no image")):
         with open_docker_archive(path, wrong) as source, pytest.raises(UsageError, match=cause) as caught:
-            source.root()
+            source.root_descriptor()
         assert "@0 (alpine:3, example.org/a/b:1), @1 (x/y:2)" in str(caught.value.hint)
 
 
@@ -264,7 +272,7 @@ def test_a_name_that_two_images_have_does_not_choose(tmp_path: Path) -> None:
     saved = one(AMD64, "a:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["a:1"])
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path, "a:1") as source, pytest.raises(UsageError, match="holds 2 images named"):
-        source.root()
+        source.root_descriptor()
 
 
 def test_one_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
@@ -298,14 +306,14 @@ def test_row_36_a_malformed_manifest_is_refused(text: str, cause: str, tmp_path:
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar({"manifest.json": text.encode()}))
     with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
-        source.root()
+        source.root_descriptor()
 
 
 def test_a_manifest_past_the_cap_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
-    path.write_bytes(make_tar({"manifest.json": bytes(LIMITS.document + 1)}))
+    path.write_bytes(make_tar({"manifest.json": bytes(LIMITS.document_bytes + 1)}))
     with open_docker_archive(path) as source, pytest.raises(LimitExceeded, match=r"manifest\.json"):
-        source.root()
+        source.root_descriptor()
 
 
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -330,8 +338,8 @@ def test_what_is_no_save_archive_is_refused(files: dict[str, bytes], cause: str,
 
 def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
     """The ``manifest.json`` entry of one platform, as containerd writes it."""
-    entry = index_of(memory).manifests[at]
-    manifest = manifest_of(memory, entry)
+    entry = read_index(memory).manifests[at]
+    manifest = read_manifest(memory, entry)
     layers = [f"blobs/sha256/{each.digest.hex}" for each in manifest.layers]
     config = f"blobs/sha256/{manifest.config.digest.hex}"
     return {"Config": config, "RepoTags": ["a/b:1"], "Layers": layers, **more}
@@ -353,22 +361,23 @@ def test_an_image_of_the_newer_form_has_its_own_manifests(tmp_path: Path) -> Non
         str(path),
     ):
         with open_image(name) as source:
-            assert isinstance(source, SavedLayout)
-            assert source.root().digest == memory.root().digest
+            assert isinstance(source, DockerLayoutArchive)
+            assert source.root_descriptor().digest == memory.root_descriptor().digest
             assert verify(source, [], "a").ok
     for chosen in ("a/b:2", "@1"):
         with (
             open_docker_archive(path, chosen) as source,
             pytest.raises(UsageError, match="no image") as caught,
         ):
-            source.root()
+            source.root_descriptor()
         assert "@0 (docker.io/a/b:1)" in str(caught.value.hint)
 
 
 def test_several_images_of_the_newer_form_have_to_be_chosen_from(tmp_path: Path) -> None:
     memory, other = hello([AMD64]), hello([ARM64])
     entries = [
-        {"mediaType": each.root().media_type, "digest": str(each.root().digest), "size": each.root().size,
+        {"mediaType": each.root_descriptor().media_type, "digest": str(each.root_descriptor().digest),
+        "size": each.root_descriptor().size,
          "annotations": {IMAGE_NAME: f"docker.io/library/{name}:1"}}
         for name, each in (("one", memory), ("two", other))
     ]  # fmt: skip
@@ -380,7 +389,7 @@ def test_several_images_of_the_newer_form_have_to_be_chosen_from(tmp_path: Path)
         with open_docker_archive(path, name) as source:
             assert [str(found) for found, _ in platform_manifests(source)] == [platform]
     with open_docker_archive(path) as source, pytest.raises(UsageError, match="holds 2 images") as caught:
-        source.root()
+        source.root_descriptor()
     assert "@0 (docker.io/library/one:1), @1" in str(caught.value.hint)
 
 
@@ -397,13 +406,13 @@ def test_two_halves_that_mean_different_images_are_refused(tmp_path: Path) -> No
     for cause, entry in lies.items():
         path = write_new(memory, tmp_path / "a.tar", docker_manifest(memory), entry)
         with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
-            source.root()
+            source.root_descriptor()
 
 
 def test_a_broken_document_is_reported_as_that_and_not_as_two_halves(tmp_path: Path) -> None:
     memory = hello()
     entry = docker_manifest(memory)
-    digest = str(index_of(memory).manifests[1].digest)
+    digest = str(read_index(memory).manifests[1].digest)
     memory.blobs[digest] = flip(memory.blobs[digest])
     with open_docker_archive(write_new(memory, tmp_path / "a.tar", entry)) as source:
         report = verify(source, [], "a")

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.build.dockerfile import Bases, read_bases
+from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
 
 
 def images(text: str, **build_args: str) -> list[str]:
-    return list(read_bases(text, build_args).images)
+    return list(parse_base_images(text, build_args).images)
 
 
 def test_the_examples_own_bases_are_found() -> None:
     example = Path(__file__).parents[2] / "examples/hello/Dockerfile"
-    found = read_bases(example.read_text(encoding="utf-8"), {})
-    assert found == Bases(images=("golang:1.27", "alpine:latest"))
+    found = parse_base_images(example.read_text(encoding="utf-8"), {})
+    assert found == BaseImages(images=("golang:1.27", "alpine:latest"))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_argument_inside_a_stage_does_not_name_a_base() -> None:
     ],
 )
 def test_a_front_end_is_found_among_the_first_lines_only(text: str, syntax: str) -> None:
-    assert read_bases(text, {}) == Bases(images=("a",), syntax=syntax)
+    assert parse_base_images(text, {}) == BaseImages(images=("a",), syntax=syntax)
 
 
 def test_a_line_goes_on_after_the_escape_character_that_holds() -> None:

@@ -13,12 +13,12 @@ import pytest
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import SettingsError
 from buildkit_tasks.host.emulation import emulators
-from buildkit_tasks.host.emulation.binfmt import Binfmt
-from buildkit_tasks.pipeline.doctor import Diagnosis, Finding, examine
-from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.host.emulation.binfmt import HandlerTable
+from buildkit_tasks.pipeline.doctor import Diagnosis, Finding, diagnose_environment
+from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS
-from buildkit_tasks.run.sandbox.supervisor import Refused, Warden
+from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, Supervisor
 from buildkit_tasks.system import reachability as reach
 from tests.unit.scripted import Entry, Kernel
 
@@ -30,9 +30,9 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run = Kernel(folder=folder / "binfmt_misc").mount()
-        self.run.tell("*/.probe-*/amd64", returncode=PROBE_STATUS)
-        self.run.tell("*/.probe-*/arm64", error=OSError(8, "Exec format error"))
+        self.run = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
+        self.run.expect("*/.probe-*/amd64", returncode=PROBE_STATUS)
+        self.run.expect("*/.probe-*/arm64", error=OSError(8, "Exec format error"))
         self.settings = Settings(cache=str(folder / "cache"))
         self.engine()
 
@@ -44,7 +44,7 @@ class Bench:
             "DriverStatus": [["driver-type", store]],
             "RegistryConfig": {"Mirrors": None},
         }
-        self.run.tell("*/docker info *", stdout=json.dumps(info))
+        self.run.expect("*/docker info *", stdout=json.dumps(info))
 
     def builder(self, driver: str, status: str = "Status: running") -> None:
         record = self.folder / "buildx" / "instances" / NAME
@@ -52,10 +52,12 @@ class Bench:
         node = {"Name": "x", "Endpoint": "y", "Platforms": None}
         record.write_text(json.dumps({"Name": NAME, "Driver": driver, "Nodes": [node]}), encoding="utf-8")
         text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\n{status}\n"
-        self.run.tell(f"*/docker buildx inspect {NAME}", stdout=text)
+        self.run.expect(f"*/docker buildx inspect {NAME}", stdout=text)
 
     def diagnosis(self) -> Diagnosis:
-        return examine(Line(settings=self.settings, run=self.run, tell=lambda _: None))
+        return diagnose_environment(
+            Pipeline(settings=self.settings, commands=self.run, notify=lambda _: None)
+        )
 
     def finding(self, name: str) -> Finding:
         (found,) = [each for each in self.diagnosis().findings if each.name == name]
@@ -72,7 +74,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
     monkeypatch.setattr(reach, "DOCKER_HUB", "http://127.0.0.1:9")
-    monkeypatch.setattr(emulators, "Binfmt", functools.partial(Binfmt, folder=tmp_path / "binfmt_misc"))
+    monkeypatch.setattr(
+        emulators, "Binfmt", functools.partial(HandlerTable, mount_point=tmp_path / "binfmt_misc")
+    )
     with socket.socket(socket.AF_UNIX) as listener:
         # A socket's path may have 107 bytes: it is bound from inside its folder.
         monkeypatch.chdir(tmp_path)
@@ -107,7 +111,7 @@ def test_nothing_is_changed_by_looking(bench: Bench) -> None:
 def test_a_machine_that_has_all_may_build_at_once(bench: Bench) -> None:
     machine = Platform.parse("linux/arm64").machine
     bench.run.add(Entry("qemu-aarch64", "/q", "F", machine.magic, machine.mask))
-    bench.run.tell("*/.probe-*/arm64", returncode=PROBE_STATUS)
+    bench.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
     diagnosis = bench.diagnosis()
     assert (diagnosis.ok, diagnosis.next) == (True, "inv build-multiarch")
     assert bench.finding("linux/arm64").message == "qemu-aarch64 (/q, F)"
@@ -180,10 +184,10 @@ def test_where_there_is_no_sandbox_the_engine_is_said_to_serve(
 ) -> None:
     assert bench.finding("sandbox").ok
 
-    def refuse(_: Warden) -> None:
-        raise Refused("unshare user namespace", 1)
+    def refuse(_: Supervisor) -> None:
+        raise KernelRefusal("unshare user namespace", 1)
 
-    monkeypatch.setattr(Warden, "__init__", refuse)
+    monkeypatch.setattr(Supervisor, "__init__", refuse)
     found = bench.finding("sandbox")
     assert found.ok
     assert found.message.startswith(
@@ -215,13 +219,13 @@ def test_a_diagnosis_is_lines_for_people_and_a_document_for_programs() -> None:
             Finding(name="builder", ok=False, message="none", next="do two"),
         )
     )
-    assert diagnosis.text().splitlines() == [
+    assert diagnosis.to_text().splitlines() == [
         "ok       engine       28",
         "MISSING  linux/arm64  no emulator",
         "MISSING  builder      none",
         "next: do one",
     ]
-    assert diagnosis.document() == {
+    assert diagnosis.to_dict() == {
         "ok": False,
         "findings": [
             {"name": "engine", "ok": True, "message": "28", "next": ""},

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from invoke.program import Program
 
-from buildkit_tasks.cli.invocation import Edge, Option, Watched, collection, job
-from buildkit_tasks.cli.options import BUILD, IMAGE, PLATFORM, REPORT, RUN
+from buildkit_tasks.cli.invocation import Option, RunProgress, TaskContext, create_namespace, task
+from buildkit_tasks.cli.options import BUILD_OPTIONS, IMAGE, PLATFORM, REPORT, RUN_OPTIONS
 from buildkit_tasks.config.settings import SmokeCheck
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
-from buildkit_tasks.pipeline.pipeline import Line
-from buildkit_tasks.pipeline.runs import Runs
+from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult
 from buildkit_tasks.tasks import ns
 from tests.unit.samples import bad_run, good_run
@@ -28,20 +28,25 @@ SECRET = "https://me:hunter2@example.org/x"  # noqa: S105 - nobody's
 seen: list[tuple[str, dict[str, Any]]] = []
 
 
-@job(IMAGE, PLATFORM, *RUN, REPORT)
-def look_at(edge: Edge) -> None:
+@task(IMAGE, PLATFORM, *RUN_OPTIONS, REPORT)
+def look_at(edge: TaskContext) -> None:
     """Note what it was given."""
     seen.append(("look-at", {**edge.options}))
 
 
-@job(*BUILD, PLATFORM)
-def make_it(edge: Edge) -> None:
+@task(*BUILD_OPTIONS, PLATFORM)
+def make_it(edge: TaskContext) -> None:
     """Note what it was given, and the settings that follow."""
-    seen.append(("make-it", {**edge.options, "settings": edge.line.settings, "dry": edge.line.run.dry_run}))
+    seen.append(
+        (
+            "make-it",
+            {**edge.options, "settings": edge.pipeline.settings, "dry": edge.pipeline.commands.dry_run},
+        )
+    )
 
 
-@job(Option(name="kind", help="which error"), REPORT)
-def fail_with(edge: Edge) -> None:
+@task(Option(name="kind", help="which error"), REPORT)
+def fail_with(edge: TaskContext) -> None:
     """Fail in the way that is asked for."""
     errors: dict[str, BaseException] = {
         "usage": UsageError("no good", hint="do it well"),
@@ -57,21 +62,21 @@ def fail_with(edge: Edge) -> None:
     raise errors[edge.options["kind"]]
 
 
-@job(REPORT)
-def show_it(edge: Edge) -> None:
+@task(REPORT)
+def show_it(edge: TaskContext) -> None:
     """Show a report."""
-    edge.show(RunReport(subject="x", results=(good_run("linux/amd64"),)))
+    edge.show_report(RunReport(subject="x", results=(good_run("linux/amd64"),)))
 
 
-@job()
-def end_it(edge: Edge) -> None:
+@task()
+def end_it(edge: TaskContext) -> None:
     """Ask this very process to end."""
-    edge.tell("asking")
+    edge.notify("asking")
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 
 
-OURS = collection(look_at, make_it, fail_with, show_it, end_it)
+OURS = create_namespace(look_at, make_it, fail_with, show_it, end_it)
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +181,7 @@ def test_a_build_arguments_commas_are_its_own() -> None:
 def test_an_option_that_is_not_given_leaves_the_settings_alone(here: Path) -> None:
     (here / "pyproject.toml").write_text('[tool.buildkit-tasks]\ntags = ["mine:1"]\n', encoding="utf-8")
     settings = given("make-it")["settings"]
-    assert (settings.tags, settings.given("platforms")) == (("mine:1",), False)
+    assert (settings.tags, settings.is_explicit("platforms")) == (("mine:1",), False)
 
 
 def test_invokes_own_configuration_and_environment_are_heeded(
@@ -407,10 +412,10 @@ class Screen(io.StringIO):
         return True
 
 
-@job()
-def watch_it(edge: Edge) -> None:
+@task()
+def watch_it(edge: TaskContext) -> None:
     """Note whether there is anybody to tell of runs."""
-    with edge.watching() as watch:
+    with edge.show_run_progress() as watch:
         seen.append(("watch-it", {"watch": watch}))
 
 
@@ -423,17 +428,17 @@ def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", Screen() if terminal else io.StringIO())
-    assert inv("watch-it", *words, tasks=collection(watch_it, look_at)) == 0
+    assert inv("watch-it", *words, tasks=create_namespace(watch_it, look_at)) == 0
     ((_, options),) = seen
-    assert (options["watch"] is not None and options["watch"].live is not None) is watched
+    assert (options["watch"] is not None and options["watch"].live_table is not None) is watched
 
 
 def test_what_draws_the_report_is_imported_while_guests_run(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = threading.Event()
-    monkeypatch.setattr("buildkit_tasks.report.terminal.render_ahead", drawn.set)
-    watched = Watched(live=None)
+    monkeypatch.setattr("buildkit_tasks.report.terminal.preload_rich", drawn.set)
+    watched = RunProgress(live_table=None)
     assert not drawn.is_set()
-    watched.expect([])
+    watched.expect_runs([])
     watched(good_run("linux/amd64"))
     assert drawn.wait(10)
 
@@ -441,8 +446,8 @@ def test_what_draws_the_report_is_imported_while_guests_run(monkeypatch: pytest.
 def ended_with(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:
     """The exit status of a task whose runs ended so."""
     report = RunReport(subject="x", results=results)
-    monkeypatch.setattr(Runs, "emulate", lambda *_, **__: report)
-    monkeypatch.setattr(Line, "matrix", lambda *_, **__: (MatrixReport(run=report), None))
+    monkeypatch.setattr(ImageRunner, "run_image", lambda *_, **__: report)
+    monkeypatch.setattr(Pipeline, "run_matrix", lambda *_, **__: (MatrixReport(run=report), None))
     return inv(task, tasks=ns)
 
 

@@ -9,8 +9,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from buildkit_tasks.platforms import MACHINES, Machine
-from buildkit_tasks.platforms.elf.reader import inspect
-from buildkit_tasks.platforms.elf.view import Bytes
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import WholeFile
 from tests.elves import ISA_NEEDED, elf
 
 
@@ -20,9 +20,9 @@ def test_what_was_asked_for_is_read_by_two_readers(row: Machine) -> None:
     data = elf(
         platform, interpreter="/lib/ld.so", needed=["liba.so", "libb.so"], soname="libc.so", runpath="/x:/y"
     )
-    found = inspect(Bytes(data))
+    found = read_binary(WholeFile(data))
     assert found.problems == ()
-    assert found.header.row is row
+    assert found.header.machine is row
     assert (found.interpreter, found.needed, found.soname) == (
         "/lib/ld.so",
         ("liba.so", "libb.so"),
@@ -41,12 +41,12 @@ def test_what_was_asked_for_is_read_by_two_readers(row: Machine) -> None:
 
 
 def test_a_file_of_which_nothing_is_asked_is_static() -> None:
-    found = inspect(Bytes(elf("linux/amd64")))
-    assert (found.dynamic, found.interpreter, found.evidence) == (False, "", ())
+    found = read_binary(WholeFile(elf("linux/amd64")))
+    assert (found.is_dynamic, found.interpreter, found.evidence) == (False, "", ())
 
 
 def test_a_note_tells_the_level_of_x86() -> None:
-    found = inspect(Bytes(elf("linux/amd64", isa=[(ISA_NEEDED, 0b111)])))
+    found = read_binary(WholeFile(elf("linux/amd64", isa=[(ISA_NEEDED, 0b111)])))
     assert [(item.source, item.name, item.value) for item in found.evidence] == [
         ("x86 ISA note", "needed", "x86-64-v3")
     ]

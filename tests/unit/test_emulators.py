@@ -7,11 +7,16 @@ import pytest
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import DeadlineExceeded, EmulatorError
 from buildkit_tasks.host.emulation import qemu
-from buildkit_tasks.host.emulation.binfmt import Binfmt
-from buildkit_tasks.host.emulation.emulators import Emulators, probe, require_emulators, with_versions
-from buildkit_tasks.host.engine.daemon import Engine, Tools
+from buildkit_tasks.host.emulation.binfmt import HandlerTable
+from buildkit_tasks.host.emulation.emulators import (
+    EmulatorManager,
+    add_versions,
+    probe_machines,
+    require_emulators,
+)
+from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, probe_program
+from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, build_probe_program
 from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system import debian
 from tests.unit.scripted import Entry, Kernel, Scripted
@@ -26,20 +31,24 @@ class Bench:
     """Emulators of this kernel, whose table is a folder and whose commands are scripted."""
 
     def __init__(self, folder: Path, *, choice: str = "auto", engine: Engine | None = None) -> None:
-        self.run = Kernel(folder=folder / "binfmt_misc").mount()
+        self.run = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
         self.told: list[str] = []
         self.settings = Settings(cache=str(folder / "cache"), emulators=choice)
-        self.emulators = Emulators(engine=engine, settings=self.settings, run=self.run, tell=self.told.append)
-        table = Binfmt(run=self.run, ledger=folder / "cache" / "binfmt.json", folder=self.run.folder)
-        vars(self.emulators)["table"] = table
+        self.emulators = EmulatorManager(
+            engine=engine, settings=self.settings, commands=self.run, notify=self.told.append
+        )
+        table = HandlerTable(
+            commands=self.run, state_path=folder / "cache" / "binfmt.json", mount_point=self.run.folder
+        )
+        vars(self.emulators)["handler_table"] = table
         self.runs("amd64")
         self.fails("arm64")
 
     def runs(self, name: str) -> None:
-        self.run.tell(f"*/.probe-*/{name}", returncode=PROBE_STATUS)
+        self.run.expect(f"*/.probe-*/{name}", returncode=PROBE_STATUS)
 
     def fails(self, name: str, error: BaseException = NO_FORMAT) -> None:
-        self.run.tell(f"*/.probe-*/{name}", error=error)
+        self.run.expect(f"*/.probe-*/{name}", error=error)
 
     def add(self, name: str = "qemu-aarch64", interpreter: str = "/bin/sh", flags: str = "F") -> None:
         machine = ARM64.machine
@@ -51,7 +60,7 @@ class Bench:
 
     @property
     def names(self) -> list[str]:
-        return [handler.name for handler in self.emulators.table.handlers()]
+        return [handler.name for handler in self.emulators.handler_table.read_handlers()]
 
     def row(self) -> PlatformSetup:
         """How arm64 runs."""
@@ -65,7 +74,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def static_qemu(folder: Path, name: str) -> Path:
-    return executable(folder / "bin" / name, probe_program(AMD64.machine))
+    return executable(folder / "bin" / name, build_probe_program(AMD64.machine))
 
 
 def executable(path: Path, data: bytes) -> Path:
@@ -81,9 +90,9 @@ def remote(run_kind: str = "graph") -> Engine:
         endpoint="ssh://elsewhere",
         version="28",
         store=run_kind,
-        native=AMD64,
-        local=False,
-        tools=Tools(docker=("docker",), buildx=("docker", "buildx")),
+        platform=AMD64,
+        is_local=False,
+        tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
     )
 
 
@@ -104,9 +113,9 @@ def test_a_platform_that_runs_through_a_handler_names_it(bench: Bench) -> None:
 
 def test_the_probe_decides_whatever_the_table_says(bench: Bench) -> None:
     bench.add(flags="F")
-    bench.run.tell("*/.probe-*/arm64", returncode=0)
+    bench.run.expect("*/.probe-*/arm64", returncode=0)
     assert not bench.row().runs
-    bench.run.tell("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
+    bench.run.expect("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
     row = bench.row()
     assert (row.runs, row.message) == (
         False,
@@ -183,17 +192,17 @@ def test_the_programs_that_are_probed_are_the_architectures_own(tmp_path: Path) 
         assert path.stat().st_mode & 0o777 == 0o700
         seen[path.name] = path.read_bytes()
 
-    run = Scripted().tell("*", returncode=PROBE_STATUS, effect=look)
+    run = Scripted().expect("*", returncode=PROBE_STATUS, effect=look)
     platforms = parse_platforms(["arm/v7", "arm/v6", "s390x"])
-    found = probe((each.machine for each in platforms), Settings(cache=str(tmp_path)), run)
+    found = probe_machines((each.machine for each in platforms), Settings(cache=str(tmp_path)), run)
     assert found == {"arm": "", "s390x": ""}
-    assert seen == {each.architecture: probe_program(each.machine) for each in platforms}
+    assert seen == {each.architecture: build_probe_program(each.machine) for each in platforms}
 
 
 def test_what_is_missing_is_registered_with_the_hosts_static_qemu(bench: Bench, tmp_path: Path) -> None:
     qemu = static_qemu(tmp_path, "qemu-aarch64-static")
-    bench.run.tell("*/.probe-*/arm64", returncode=PROBE_STATUS)
-    bench.run.tell("*/.probe-*/arm64", error=NO_FORMAT, times=1)
+    bench.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
+    bench.run.expect("*/.probe-*/arm64", error=NO_FORMAT, times=1)
     rows = bench.emulators.ensure(BOTH)
     assert [row.runs for row in rows] == [True, True]
     assert (rows[1].handler, rows[1].interpreter) == ("qemu-aarch64", str(qemu))
@@ -210,9 +219,9 @@ def test_a_host_qemu_that_would_not_work_in_a_container_is_passed_over(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     executable(tmp_path / "bin" / "qemu-aarch64-static", data)
-    assert qemu._of_host(ARM64.machine) is None
+    assert qemu._find_host_qemu(ARM64.machine) is None
     better = static_qemu(tmp_path, "qemu-aarch64")
-    assert qemu._of_host(ARM64.machine) == better
+    assert qemu._find_host_qemu(ARM64.machine) == better
 
 
 def test_two_variants_of_one_architecture_are_registered_once(bench: Bench, tmp_path: Path) -> None:
@@ -241,7 +250,7 @@ def test_a_foreign_handler_that_fails_is_kept_unless_recreate_is_asked_for(
     assert (bench.names, bench.run.written) == (["theirs-too", "theirs"], [])
     bench.emulators.ensure([ARM64], recreate=True)
     assert bench.names == ["qemu-aarch64"]
-    assert bench.emulators.table.handlers()[0].interpreter == str(qemu)
+    assert bench.emulators.handler_table.read_handlers()[0].interpreter == str(qemu)
     assert "removing handler theirs, which does not work" in bench.told
 
 
@@ -249,7 +258,7 @@ def test_nothing_is_removed_before_its_replacement_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(debian, "_os_release", lambda: {"ID": "arch"})
+    monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
     bench = Bench(tmp_path, choice="host")
     bench.add("theirs", flags="P")
     with pytest.raises(EmulatorError, match="and this is arch") as caught:
@@ -272,13 +281,13 @@ def test_without_apt_the_binfmt_image_is_tried_and_its_words_are_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(debian, "_os_release", lambda: {"ID": "arch"})
+    monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
     local = Engine(
-        kind="system", endpoint="unix:///x", version="28", store="graph", native=AMD64, local=True,
-        tools=Tools(docker=("docker",), buildx=("docker", "buildx")),
+        kind="system", endpoint="unix:///x", version="28", store="graph", platform=AMD64, is_local=True,
+        tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
     )  # fmt: skip
     bench = Bench(tmp_path, engine=local)
-    bench.run.tell(
+    bench.run.expect(
         "docker run --rm --privileged tonistiigi/binfmt --install arm64", returncode=1, stderr="no network"
     )
     assert not bench.emulators.ensure([ARM64])[0].runs
@@ -287,17 +296,19 @@ def test_without_apt_the_binfmt_image_is_tried_and_its_words_are_passed_on(
 
 def test_row_9_an_installer_that_says_it_succeeded_is_not_believed(tmp_path: Path) -> None:
     bench = Bench(tmp_path, choice="image", engine=remote())
-    bench.run.tell("docker import *").tell("docker rmi *")
-    bench.run.tell("docker run --rm --network=none *", returncode=1, stderr="exec /probe: exec format error")
-    bench.run.tell("docker run --rm --privileged tonistiigi/binfmt --install arm64")
+    bench.run.expect("docker import *").expect("docker rmi *")
+    bench.run.expect(
+        "docker run --rm --network=none *", returncode=1, stderr="exec /probe: exec format error"
+    )
+    bench.run.expect("docker run --rm --privileged tonistiigi/binfmt --install arm64")
     row = bench.emulators.ensure([ARM64])[0]
     assert (row.runs, row.message) == (False, "exec /probe: exec format error")
 
 
 def test_an_engine_on_another_kernel_is_probed_in_its_containers_and_tidied(tmp_path: Path) -> None:
     bench = Bench(tmp_path, engine=remote())
-    bench.run.tell("docker import *").tell("docker rmi *")
-    bench.run.tell("docker run *", returncode=PROBE_STATUS)
+    bench.run.expect("docker import *").expect("docker rmi *")
+    bench.run.expect("docker run *", returncode=PROBE_STATUS)
     rows = bench.emulators.inspect(BOTH)
     assert [(row.native, row.runs) for row in rows] == [(True, True), (False, True)]
     made = {each.argv[-1] for each in bench.run.asked("docker import *")}
@@ -309,8 +320,8 @@ def test_an_engine_on_another_kernel_is_probed_in_its_containers_and_tidied(tmp_
 
 def test_a_probe_that_hangs_in_a_container_is_removed_too(tmp_path: Path) -> None:
     bench = Bench(tmp_path, engine=remote())
-    bench.run.tell("docker import *").tell("docker rmi *")
-    bench.run.tell("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
+    bench.run.expect("docker import *").expect("docker rmi *")
+    bench.run.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
     row = bench.emulators.inspect([ARM64])[0]
     assert (row.runs, row.message) == (False, "docker run took longer than 30 s")
     assert len(bench.run.asked("docker rmi *")) == 1
@@ -333,18 +344,18 @@ def test_an_error_names_every_platform_that_fails_and_what_to_do() -> None:
 def test_a_version_is_what_the_interpreter_says_of_itself(tmp_path: Path) -> None:
     here = executable(tmp_path / "qemu", b"")
     said = "qemu-aarch64 version 10.0.2 (Debian 1:10.0.2+ds-1)\nCopyright (c) 2003-2025\n"
-    run = Scripted().tell(f"{here} --version", stdout=said)
+    run = Scripted().expect(f"{here} --version", stdout=said)
     rows = [
         PlatformSetup(platform="linux/arm64", native=False, interpreter=str(here)),
         PlatformSetup(platform="linux/arm", native=False, interpreter=str(here)),
         PlatformSetup(platform="linux/386", native=False, interpreter="/gone"),
         PlatformSetup(platform="linux/amd64", native=True),
     ]
-    assert [row.version for row in with_versions(rows, run)] == ["10.0.2", "10.0.2", "", ""]
+    assert [row.version for row in add_versions(rows, run)] == ["10.0.2", "10.0.2", "", ""]
     assert len(run.calls) == 1
 
 
 def test_an_interpreter_that_does_not_say_its_version_is_no_fault() -> None:
-    run = Scripted().tell("/q --version", error=DeadlineExceeded("slow"))
-    assert qemu.qemu_version("/q", run) == ""
-    assert qemu.qemu_version("/r", run.tell("/r --version", stdout="hello")) == ""
+    run = Scripted().expect("/q --version", error=DeadlineExceeded("slow"))
+    assert qemu.read_qemu_version("/q", run) == ""
+    assert qemu.read_qemu_version("/r", run.expect("/r --version", stdout="hello")) == ""

@@ -9,8 +9,8 @@ import pytest
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
-from buildkit_tasks.verify import Rules, verify
-from buildkit_tasks.verify.host_match import fit_check, hosts_of, read_nodes
+from buildkit_tasks.verify import VerifyOptions, verify
+from buildkit_tasks.verify.host_match import match_host, read_cluster_nodes, read_hosts
 from tests.elves import ISA_NEEDED, elf
 from tests.images import Memory, add_platform, hello, make_tar
 
@@ -20,7 +20,7 @@ def platform(text: str) -> Platform:
 
 
 def fit(host: str, held: str, nodes: int = 0) -> tuple[str, Check]:
-    chosen, check = fit_check(platform(host), parse_platforms([held]), "app:1", nodes)
+    chosen, check = match_host(platform(host), parse_platforms([held]), "app:1", nodes)
     assert check.ok == (chosen is not None)
     assert (check.name, check.expected) == ("for", str(platform(host)))
     return str(chosen or ""), check
@@ -80,7 +80,7 @@ def test_the_number_of_nodes_is_told(count: int, words: str) -> None:
 
 def test_a_clusters_nodes_are_counted_by_their_platforms(tmp_path: Path) -> None:
     items = [node("amd64"), node("arm64"), node("amd64"), node("amd64", "windows")]
-    found = read_nodes(nodes(tmp_path, {"kind": "List", "items": items}))
+    found = read_cluster_nodes(nodes(tmp_path, {"kind": "List", "items": items}))
     assert found == {
         platform("linux/amd64"): 2,
         platform("linux/arm64"): 1,
@@ -89,11 +89,11 @@ def test_a_clusters_nodes_are_counted_by_their_platforms(tmp_path: Path) -> None
 
 
 def test_one_node_alone_is_read_too(tmp_path: Path) -> None:
-    assert read_nodes(nodes(tmp_path, node("riscv64"))) == {platform("linux/riscv64"): 1}
+    assert read_cluster_nodes(nodes(tmp_path, node("riscv64"))) == {platform("linux/riscv64"): 1}
 
 
 def test_a_node_that_says_arm_is_a_v7(tmp_path: Path) -> None:
-    assert read_nodes(nodes(tmp_path, node("arm"))) == {platform("linux/arm/v7"): 1}
+    assert read_cluster_nodes(nodes(tmp_path, node("arm"))) == {platform("linux/arm/v7"): 1}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_holds_no_nodes_is_refused_with_the_command_that_prints_them(
     tmp_path: Path, document: Any
 ) -> None:
     with pytest.raises(UsageError, match="does not hold the nodes of a cluster as JSON") as caught:
-        read_nodes(nodes(tmp_path, document))
+        read_cluster_nodes(nodes(tmp_path, document))
     assert caught.value.hint == "kubectl get nodes -o json > nodes.json"
 
 
@@ -124,30 +124,30 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
     path.write_bytes(b'{"items": "\xff"}')
     with pytest.raises(UsageError, match="as JSON"):
-        read_nodes(path)
+        read_cluster_nodes(path)
 
 
 def test_an_empty_cluster_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no node"):
-        read_nodes(nodes(tmp_path, {"items": []}))
+        read_cluster_nodes(nodes(tmp_path, {"items": []}))
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        read_nodes(tmp_path / "missing.json")
+        read_cluster_nodes(tmp_path / "missing.json")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-        read_nodes(tmp_path)
+        read_cluster_nodes(tmp_path)
 
 
 def test_hosts_come_from_words_and_from_a_cluster(tmp_path: Path) -> None:
     path = nodes(tmp_path, {"items": [node("arm64"), node("arm64")]})
-    assert hosts_of(["amd64,arm/v7"], str(path)) == {
+    assert read_hosts(["amd64,arm/v7"], str(path)) == {
         platform("linux/amd64"): 0,
         platform("linux/arm/v7"): 0,
         platform("linux/arm64"): 2,
     }
-    assert hosts_of([], "") == {}
+    assert read_hosts([], "") == {}
 
 
 def asked(*hosts: str) -> VerifyReport:
-    rules = Rules(hosts={platform(host): 0 for host in hosts})
+    rules = VerifyOptions(hosts={platform(host): 0 for host in hosts})
     return verify(hello(["linux/amd64", "linux/arm64"]), (), "app:1", rules)
 
 
@@ -174,7 +174,7 @@ def test_a_host_is_judged_by_the_image_that_it_takes() -> None:
 
 def test_what_a_host_takes_of_another_architecture_is_judged_as_that() -> None:
     hosts = {platform("linux/amd64"): 0}
-    report = verify(hello(["linux/386"]), (), "app:1", Rules(hosts=hosts))
+    report = verify(hello(["linux/386"]), (), "app:1", VerifyOptions(hosts=hosts))
     assert (report.ok, report.platforms[0].platform) == (True, "linux/amd64")
 
 
@@ -183,7 +183,7 @@ def test_what_needs_more_than_the_image_says_starts_where_the_host_has_it() -> N
     v2 = elf("linux/amd64", isa=[(ISA_NEEDED, 2)])
     memory.index([add_platform(memory, "linux/amd64", [make_tar({"a": v2})], Entrypoint=["/a"])])
     hosts = {platform("linux/amd64"): 0, platform("linux/amd64/v3"): 0}
-    report = verify(memory, (), "app:1", Rules(hosts=hosts))
+    report = verify(memory, (), "app:1", VerifyOptions(hosts=hosts))
     assert [(row.platform, row.ok) for row in report.platforms] == [
         ("linux/amd64", False),
         ("linux/amd64/v3", True),

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.build.execute import Build
-from buildkit_tasks.build.multi_node import Fleet, needs_fleet
+from buildkit_tasks.build.execute import BuildExecution
+from buildkit_tasks.build.multi_node import MultiNodeBuild, needs_multi_node
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
-from buildkit_tasks.host.engine.daemon import Engine, Tools
+from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output
-from buildkit_tasks.system.command import Call
+from buildkit_tasks.system.command import CommandOptions
 from buildkit_tasks.verify import verify
 from tests.images import hello, write_archive
 from tests.unit.scripted import Scripted
@@ -51,7 +51,7 @@ TWO_NODES = builder(a=["linux/amd64"], b=["linux/arm64", "linux/riscv64"])
 ALONE = builder(a=EVERYTHING)
 
 
-def builds(argv: list[str], _: Call) -> None:
+def builds(argv: list[str], _: CommandOptions) -> None:
     """What a buildx does that builds one platform."""
     (platform,) = option(argv, "platform")
     image = hello([platform])
@@ -63,7 +63,7 @@ def builds(argv: list[str], _: Call) -> None:
             (spec.dest / "made-for").write_text(platform, encoding="utf-8")
     (metadata,) = option(argv, "metadata-file")
     Path(metadata).write_text(
-        json.dumps({"containerimage.digest": str(image.root().digest)}), encoding="utf-8"
+        json.dumps({"containerimage.digest": str(image.root_descriptor().digest)}), encoding="utf-8"
     )
 
 
@@ -73,19 +73,20 @@ class Bench:
         self.told: list[str] = []
         self.left_out: list[tuple[str, ...]] = []
         engine = Engine(
-            kind="system", endpoint="unix:///x", version="28", store="containerd", native=AMD64, local=True,
-            tools=Tools(docker=("docker",), buildx=("docker", "buildx")), env={},
+            kind="system", endpoint="unix:///x", version="28", store="containerd", platform=AMD64,
+            is_local=True,
+            tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")), env={},
         )  # fmt: skip
-        build = Build(
+        build = BuildExecution(
             request=BuildRequest(platforms=THREE, outputs=tuple(map(OutputSpec.parse, outputs)), **options),
             engine=engine,
             builder=TWO_NODES,
-            plan=BasePlan(),
-            run=self.run,
-            tell=self.told.append,
+            base_plan=BasePlan(),
+            commands=self.run,
+            notify=self.told.append,
         )
-        self.fleet = Fleet(build=build, without=self._without, fallback=fallback)
-        self.run.tell("docker buildx build *", effect=builds)
+        self.fleet = MultiNodeBuild(build=build, drop_nodes=self._without, fallback=fallback)
+        self.run.expect("docker buildx build *", effect=builds)
 
     def _without(self, _: BuilderSummary, names: Sequence[str]) -> BuilderSummary:
         self.left_out.append(tuple(names))
@@ -93,11 +94,11 @@ class Bench:
 
     def fails(self, platform: str, stderr: str, *, times: int | None = 1) -> Bench:
         pattern = f"docker buildx build *--platform={platform} *"
-        self.run.tell(pattern, returncode=1, stderr=stderr, times=times)
+        self.run.expect(pattern, returncode=1, stderr=stderr, times=times)
         return self
 
     def result(self) -> BuildResult:
-        return self.fleet.result()
+        return self.fleet.execute()
 
     def raises(self, kind: type[BuildkitTasksError]) -> BuildkitTasksError:
         with pytest.raises(kind) as caught:
@@ -121,7 +122,7 @@ def rows(result: BuildResult) -> list[tuple[str, str, bool]]:
 def test_several_builds_are_made_only_where_several_nodes_build(
     found: BuilderSummary, platforms: tuple[Platform, ...], needed: bool
 ) -> None:
-    assert needs_fleet(found, platforms) is needed
+    assert needs_multi_node(found, platforms) is needed
 
 
 ATTESTED = [
@@ -167,7 +168,7 @@ def test_every_platform_is_a_build_of_its_own_and_the_parts_are_joined(here: Pat
     ]
     assert result.outputs == (Output(type="oci", dest="dist/hello.tar"),)
     with open_image(f"oci-archive:{here}/dist/hello.tar") as source:
-        assert str(source.root().digest) == result.digest
+        assert str(source.root_descriptor().digest) == result.digest
         report = verify(source, THREE, "it")
     assert report.ok
     assert [row.digest for row in report.platforms] == [row.digest for row in result.platforms]
@@ -182,7 +183,7 @@ def test_the_metadata_file_tells_of_the_whole_and_of_every_part(here: Path) -> N
     assert found == {
         "containerimage.digest": result.digest,
         **{
-            f"containerimage.digest/{platform}": str(hello([str(platform)]).root().digest)
+            f"containerimage.digest/{platform}": str(hello([str(platform)]).root_descriptor().digest)
             for platform in THREE
         },
     }
@@ -200,14 +201,14 @@ def test_load_hands_one_joined_archive_to_the_engine() -> None:
     bench = Bench(load=True, tags=("hello:1",))
     seen: list[list[str]] = []
 
-    def load(argv: list[str], _: Call) -> None:
+    def load(argv: list[str], _: CommandOptions) -> None:
         archive = argv[-1].removeprefix("--input=")
         with open_image(f"oci-archive:{archive}") as source:
             seen.append([row.platform for row in verify(source, THREE, "it").platforms])
 
-    bench.run.tell("docker load *", effect=load)
+    bench.run.expect("docker load *", effect=load)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Build, "_stored_digests", lambda *_: {})
+        patch.setattr(BuildExecution, "_read_stored_digests", lambda *_: {})
         result = bench.result()
     assert seen == [list(EVERYTHING)]
     assert result.outputs == (Output(type="docker", ref="hello:1"),)
@@ -215,7 +216,7 @@ def test_load_hands_one_joined_archive_to_the_engine() -> None:
 
 def test_an_engine_that_does_not_load_it_is_a_failure() -> None:
     bench = Bench(load=True, tags=("hello:1",))
-    bench.run.tell("docker load *", returncode=1, stderr="no space left on device\n")
+    bench.run.expect("docker load *", returncode=1, stderr="no space left on device\n")
     assert "no space left on device" in bench.raises(BuildFailed).message
 
 

@@ -12,11 +12,16 @@ import pytest
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.transports import directory as folder
-from buildkit_tasks.oci.transports.directory import EntryKind, FolderEntry, local_platforms, walk_folder
+from buildkit_tasks.oci.transports.directory import (
+    DirectoryEntry,
+    FileKind,
+    find_platform_dirs,
+    walk_directory,
+)
 
 
-def entries(path: Path) -> dict[str, FolderEntry]:
-    return {entry.name: entry for entry in walk_folder(path)}
+def entries(path: Path) -> dict[str, DirectoryEntry]:
+    return {entry.name: entry for entry in walk_directory(path)}
 
 
 def make(path: Path, *names: str) -> Path:
@@ -32,7 +37,7 @@ def opened_files() -> int:
 def test_a_folder_for_each_platform_is_told_by_its_name(tmp_path: Path) -> None:
     make(tmp_path, "linux_arm_v7", "linux_amd64", "windows_amd64")
     (tmp_path / "provenance.linux_amd64.json").write_text("{}")
-    found = [(str(platform), path.name) for platform, path in local_platforms(tmp_path)]
+    found = [(str(platform), path.name) for platform, path in find_platform_dirs(tmp_path)]
     assert found == [
         ("linux/amd64", "linux_amd64"), ("linux/arm/v7", "linux_arm_v7"), ("windows/amd64", "windows_amd64"),
     ]  # fmt: skip
@@ -42,12 +47,12 @@ def test_a_folder_for_each_platform_is_told_by_its_name(tmp_path: Path) -> None:
     "name", ["usr", "arm_v7", "amd64", "x86_64", "linux", "linux_zz", "linux_arm_v7_x", "a_b"]
 )
 def test_a_folder_without_such_is_one_platforms_own(name: str, tmp_path: Path) -> None:
-    assert local_platforms(make(tmp_path, name)) == ((None, tmp_path),)
+    assert find_platform_dirs(make(tmp_path, name)) == ((None, tmp_path),)
 
 
 def test_one_platforms_folder_may_be_named_itself(tmp_path: Path) -> None:
     path = make(tmp_path, "linux_arm64/usr") / "linux_arm64"
-    assert [(str(platform), found) for platform, found in local_platforms(path)] == [("linux/arm64", path)]
+    assert [(str(platform), found) for platform, found in find_platform_dirs(path)] == [("linux/arm64", path)]
 
 
 @pytest.mark.parametrize("make_one", [Path.mkdir, Path.touch, lambda path: path.symlink_to("linux_amd64")])
@@ -55,14 +60,14 @@ def test_a_mixture_of_two_builds_is_refused(make_one: Callable[[Path], None], tm
     make(tmp_path, "linux_amd64")
     make_one(tmp_path / "usr")
     with pytest.raises(UsageError, match="platform folders linux_amd64 and also usr") as caught:
-        local_platforms(tmp_path)
+        find_platform_dirs(tmp_path)
     assert caught.value.hint == f"name one platform's: dir:{tmp_path}/linux_amd64"
 
 
 def test_a_link_named_like_a_platform_is_no_platform(tmp_path: Path) -> None:
     make(tmp_path, "real")
     (tmp_path / "linux_amd64").symlink_to("/etc")
-    assert local_platforms(tmp_path) == ((None, tmp_path),)
+    assert find_platform_dirs(tmp_path) == ((None, tmp_path),)
 
 
 def test_everything_is_given_in_order_with_its_kind(tmp_path: Path) -> None:
@@ -72,8 +77,8 @@ def test_everything_is_given_in_order_with_its_kind(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b/c/file")
     found = entries(tmp_path)
     assert [(entry.name, entry.kind) for entry in found.values()] == [
-        ("a", EntryKind.SYMLINK), ("b", EntryKind.FOLDER), ("b/c", EntryKind.FOLDER),
-        ("b/c/file", EntryKind.FILE),
+        ("a", FileKind.SYMLINK), ("b", FileKind.DIRECTORY), ("b/c", FileKind.DIRECTORY),
+        ("b/c/file", FileKind.FILE),
     ]  # fmt: skip
     file = found["b/c/file"]
     assert (file.size, file.mode, found["a"].target) == (4, 0o4755, "b/c/file")
@@ -99,7 +104,7 @@ def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         found = entries(tmp_path)
-    assert [entry.kind for entry in found.values()] == [EntryKind.OTHER, EntryKind.OTHER]
+    assert [entry.kind for entry in found.values()] == [FileKind.OTHER, FileKind.OTHER]
     for entry in found.values():
         with pytest.raises(MalformedImage, match="no regular file"):
             entry.open()
@@ -130,7 +135,7 @@ def test_a_folder_named_by_a_dot_is_told_by_its_own_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(make(tmp_path, "linux_arm64") / "linux_arm64")
-    assert [str(platform) for platform, _ in local_platforms(Path())] == ["linux/arm64"]
+    assert [str(platform) for platform, _ in find_platform_dirs(Path())] == ["linux/arm64"]
 
 
 @pytest.mark.parametrize("what", ["file", "parent", "parent's link to itself"])
@@ -165,7 +170,7 @@ def test_another_file_in_its_place_is_noticed(tmp_path: Path) -> None:
 def test_a_walk_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
     make(tmp_path, "a/b/c/d")
     before = opened_files()
-    walk = walk_folder(tmp_path)
+    walk = walk_directory(tmp_path)
     assert [next(walk).name for _ in range(4)][-1] == "a/b/c/d"
     walk.close()  # type: ignore[attr-defined]
     assert opened_files() == before
@@ -175,13 +180,13 @@ def test_a_file_system_that_is_mounted_in_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path, "mounted/secret")
-    look = folder._look
+    look = folder._read_entry
 
-    def other_device(*arguments: Any) -> FolderEntry:
+    def other_device(*arguments: Any) -> DirectoryEntry:
         entry = look(*arguments)
         return dataclasses.replace(entry, device=entry.device + 1)
 
-    monkeypatch.setattr(folder, "_look", other_device)
+    monkeypatch.setattr(folder, "_read_entry", other_device)
     with pytest.raises(MalformedImage, match="mounted is a file system of its own"):
         entries(tmp_path)
 
@@ -202,7 +207,7 @@ def test_depth_and_number_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_names_in_no_encoding_are_names(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n")).write_bytes(b"x")
-    (entry,) = walk_folder(tmp_path)
+    (entry,) = walk_directory(tmp_path)
     assert os.fsencode(entry.name) == b"\xff\n"
     with entry.open() as stream:
         assert stream.read() == b"x"
@@ -214,4 +219,4 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot be read"):
             entries(path)
         with pytest.raises(UsageError, match="cannot be read"):
-            local_platforms(path)
+            find_platform_dirs(path)

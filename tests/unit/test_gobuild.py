@@ -3,9 +3,14 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, GoBuild, find_go, read_go
-from buildkit_tasks.platforms.elf.reader import inspect
-from buildkit_tasks.platforms.elf.view import Bytes, Windows
+from buildkit_tasks.platforms.elf.go_buildinfo import (
+    GO_MAGIC,
+    GoBuildInfo,
+    find_go_build_info,
+    read_go_build_info,
+)
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
 from tests.binaries import BASE, Elf, go_info
 
 MODULES = (
@@ -14,9 +19,9 @@ MODULES = (
 )
 
 
-def read(data: bytes, at: int = 0) -> GoBuild | None:
-    view = Bytes(data)
-    return read_go(at, view.at, lambda address, size: view.at(address - BASE, size))
+def read(data: bytes, at: int = 0) -> GoBuildInfo | None:
+    view = WholeFile(data)
+    return read_go_build_info(at, view.read_at, lambda address, size: view.read_at(address - BASE, size))
 
 
 def test_the_inline_form_since_go_1_18_is_read() -> None:
@@ -50,12 +55,12 @@ def pointers(size: int, order: str, version: bytes, modules: bytes) -> bytes:
 @pytest.mark.parametrize("order", ["little", "big"])
 def test_the_pointer_form_before_go_1_18_is_read(size: int, order: str) -> None:
     build = read(pointers(size, order, b"go1.17.13", b"0" * 16 + b"path\tx\n" + b"1" * 16))
-    assert build == GoBuild(version="go1.17.13", path="x")
+    assert build == GoBuildInfo(version="go1.17.13", path="x")
 
 
 def test_a_program_without_modules_has_a_version_only() -> None:
-    assert read(pointers(8, "little", b"go1.13", b"")) == GoBuild(version="go1.13")
-    assert read(go_info("go1.20", "")) == GoBuild(version="go1.20")
+    assert read(pointers(8, "little", b"go1.13", b"")) == GoBuildInfo(version="go1.13")
+    assert read(go_info("go1.20", "")) == GoBuildInfo(version="go1.20")
 
 
 def test_without_the_magic_there_is_nothing() -> None:
@@ -81,7 +86,7 @@ def test_row_45_build_info_that_leads_nowhere_is_malformed(data: bytes, cause: s
 
 
 def test_the_section_is_found_by_its_name() -> None:
-    binary = inspect(Bytes(Elf(sections={".go.buildinfo": go_info("go1.26.8", MODULES)}).build()))
+    binary = read_binary(WholeFile(Elf(sections={".go.buildinfo": go_info("go1.26.8", MODULES)}).build()))
     said = {item.name: item.value for item in binary.evidence}
     assert said == {
         "version": "go1.26.8", "path": "example.org/hello", "GOARCH": "arm", "GOARM": "6,softfloat",
@@ -92,20 +97,23 @@ def test_the_section_is_found_by_its_name() -> None:
 def test_without_sections_the_writable_segment_is_searched() -> None:
     info = go_info("go1.26.8", MODULES)
     packed = Elf(segments=[(0x60000000, info)], load_flags=6)
-    assert [item.value for item in inspect(Bytes(packed.build())).evidence][:1] == ["go1.26.8"]
+    assert [item.value for item in read_binary(WholeFile(packed.build())).evidence][:1] == ["go1.26.8"]
     read_only = Elf(segments=[(0x60000000, info)], load_flags=4)
-    assert inspect(Bytes(read_only.build())).evidence == ()
+    assert read_binary(WholeFile(read_only.build())).evidence == ()
 
 
 def test_a_file_with_sections_is_not_searched() -> None:
     info = go_info("go1.26.8", MODULES)
-    assert inspect(Bytes(Elf(sections={".data": info}, load_flags=6).build())).evidence == ()
+    assert read_binary(WholeFile(Elf(sections={".data": info}, load_flags=6).build())).evidence == ()
 
 
 def test_the_header_is_aligned() -> None:
     data = b"x" * 8 + go_info("go1.1", "") + b"x" * 6
-    assert find_go(Bytes(data), 0, len(data)) == -1
-    assert find_go(Bytes(data + bytes(-len(data) % 16) + GO_MAGIC), 0, 1 << 20) == len(data) + -len(data) % 16
+    assert find_go_build_info(WholeFile(data), 0, len(data)) == -1
+    assert (
+        find_go_build_info(WholeFile(data + bytes(-len(data) % 16) + GO_MAGIC), 0, 1 << 20)
+        == len(data) + -len(data) % 16
+    )
 
 
 def test_build_info_of_a_large_file_that_was_not_kept_is_unread() -> None:
@@ -114,14 +122,14 @@ def test_build_info_of_a_large_file_that_was_not_kept_is_unread() -> None:
     at = elf.places[".go.buildinfo"]
     tail = (len(whole) - 2048, whole[-2048:])
     for kept in (at, at + 80):
-        binary = inspect(Windows(len(whole), [(0, whole[:kept]), tail]))
+        binary = read_binary(PartialFile(len(whole), [(0, whole[:kept]), tail]))
         assert binary.problems == ()
-        assert binary.unread == (f"Go build info at byte {at}: that part of the file was not kept",)
+        assert binary.unread_parts == (f"Go build info at byte {at}: that part of the file was not kept",)
 
 
 def test_row_45_damaged_build_info_is_a_problem_of_the_binary() -> None:
     damaged = go_info("go1.26.8", MODULES)[:32] + b"\xff" * 12
-    assert inspect(Bytes(Elf(sections={".go.buildinfo": damaged}).build())).problems == (
+    assert read_binary(WholeFile(Elf(sections={".go.buildinfo": damaged}).build())).problems == (
         "Go build info with a length that has no end",
     )
 
@@ -136,7 +144,7 @@ def test_a_module_text_that_lies_in_zeroed_memory_is_empty() -> None:
     info[16:32] = (at + 32).to_bytes(8, "little") + end.to_bytes(8, "little")
     info[32:48] = (at + 48).to_bytes(8, "little") + len(version).to_bytes(8, "little")
     program = bytearray(Elf(sections={".go.buildinfo": bytes(info).ljust(64, b"\0")}).build())
-    assert inspect(Bytes(bytes(program))).problems
+    assert read_binary(WholeFile(bytes(program))).problems
     program[64 + 40 : 64 + 48] = (1 << 20).to_bytes(8, "little")  # p_memsz of the segment that is loaded
-    binary = inspect(Bytes(bytes(program)))
+    binary = read_binary(WholeFile(bytes(program)))
     assert ([item.value for item in binary.evidence], binary.problems) == (["go1.15.9"], ())

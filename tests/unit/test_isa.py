@@ -5,10 +5,15 @@ import pytest
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.build_attributes import read_attributes
-from buildkit_tasks.platforms.elf.isa_check import float_abi, isa_doubts, isa_problems, silence
+from buildkit_tasks.platforms.elf.isa_check import (
+    arm_float_abi,
+    isa_problems,
+    isa_warnings,
+    missing_isa_info_reason,
+)
 from buildkit_tasks.platforms.elf.model import Binary, Evidence, riscv_extensions
-from buildkit_tasks.platforms.elf.reader import inspect
-from buildkit_tasks.platforms.elf.view import Bytes
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import WholeFile
 from tests.binaries import PT_NOTE, Elf, attributes, go_info, x86_note
 
 UNKNOWN = "unknown (40), a level that is not known here"
@@ -16,7 +21,7 @@ PT_GNU_PROPERTY, PT_PROCESSOR = 0x6474E553, 0x70000003
 
 
 def seen(elf: Elf) -> Binary:
-    return inspect(Bytes(elf.build()))
+    return read_binary(WholeFile(elf.build()))
 
 
 def go(machine: str, *settings: str) -> Binary:
@@ -26,7 +31,7 @@ def go(machine: str, *settings: str) -> Binary:
 
 def platform(name: str) -> Platform:
     parts = name.split("/")
-    return Platform.normalised("linux", *parts)
+    return Platform.normalize("linux", *parts)
 
 
 def needs(name: str, binary: Binary, *, whole: bool = False) -> str:
@@ -151,7 +156,7 @@ def test_all_that_arms_attributes_say_is_evidence() -> None:
         ("CPU architecture", "v7"), ("Thumb", "Thumb-2"), ("FP architecture", "VFPv3-D16"),
         ("SIMD architecture", "NEON"), ("float ABI", "hard"),
     ]  # fmt: skip
-    assert (binary.problems, float_abi(binary)) == ((), "hard")
+    assert (binary.problems, arm_float_abi(binary)) == ((), "hard")
 
 
 @pytest.mark.parametrize(
@@ -172,11 +177,11 @@ def test_the_float_abi_is_told_by_flags_or_attributes(
     flags: int, pairs: list[tuple[int, int | str]], abi: str
 ) -> None:
     sections = {".ARM.attributes": attributes("aeabi", pairs)} if pairs else {}
-    assert float_abi(seen(Elf(machine="arm", flags=flags, sections=sections))) == abi
+    assert arm_float_abi(seen(Elf(machine="arm", flags=flags, sections=sections))) == abi
 
 
 def test_other_machines_have_no_arm_float_abi() -> None:
-    assert float_abi(seen(Elf(machine="riscv64"))) == ""
+    assert arm_float_abi(seen(Elf(machine="riscv64"))) == ""
 
 
 # Entry points are odd in Thumb code. e3a0: mov.w (Thumb-2); b538: push; f7ff fffe: bl, also in Thumb-1.
@@ -205,12 +210,12 @@ def test_a_library_that_asks_the_machine_chooses_and_does_not_need() -> None:
     assert needs("arm/v7", seen(Elf(machine="arm", sections=plain))) == "needs ARMv8"
     library = seen(Elf(machine="arm", sections=asking))
     assert isa_problems(platform("arm/v7"), library) == ()
-    assert "".join(isa_doubts(platform("arm/v7"), library)) == (
+    assert "".join(isa_warnings(platform("arm/v7"), library)) == (
         "has code for ARMv8 (.ARM.attributes: CPU architecture v8) and asks the machine when it runs "
         "(/proc/cpuinfo): taken as a choice; linux/arm/v7 promises ARMv7"
     )
-    assert isa_doubts(platform("arm/v8"), library) == ()
-    assert isa_doubts(platform("arm/v7"), seen(Elf(machine="arm", sections=plain))) == ()
+    assert isa_warnings(platform("arm/v8"), library) == ()
+    assert isa_warnings(platform("arm/v7"), seen(Elf(machine="arm", sections=plain))) == ()
 
 
 def test_go_programs_that_ask_the_machine_need_what_they_say() -> None:
@@ -322,13 +327,13 @@ def test_programs_of_another_system_are_told_by_the_header() -> None:
 
 @pytest.mark.parametrize("name", ["s390x", "loong64", "arm64", "ppc64le"])
 def test_absence_of_evidence_is_said_to_be_that(name: str) -> None:
-    assert silence(seen(Elf(machine=name))).startswith(f"{name} files record no level")
+    assert missing_isa_info_reason(seen(Elf(machine=name))).startswith(f"{name} files record no level")
 
 
 def test_a_named_level_ends_the_silence() -> None:
-    assert silence(seen(Elf())) == "the file records no level of the instruction set"
-    assert silence(seen(Elf(segments=[(PT_NOTE, x86_note(1))]))) == ""
-    assert silence(go("arm64", "GOARM64=v8.0")) == ""
+    assert missing_isa_info_reason(seen(Elf())) == "the file records no level of the instruction set"
+    assert missing_isa_info_reason(seen(Elf(segments=[(PT_NOTE, x86_note(1))]))) == ""
+    assert missing_isa_info_reason(go("arm64", "GOARM64=v8.0")) == ""
 
 
 def test_evidence_says_itself_as_its_source_would() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import CheckFailed, MalformedImage
-from buildkit_tasks.oci.copy.join import join_archives, open_joined
+from buildkit_tasks.oci.copy.join import join_archives, open_joined_archives
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports import open_image
-from buildkit_tasks.oci.transports.layout import reachable
+from buildkit_tasks.oci.transports.layout import iter_reachable
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.verify import verify
 from tests.images import flip, hello, write_archive
@@ -33,19 +33,21 @@ def test_the_joined_image_is_sound_and_its_platforms_stand_in_the_order_asked_fo
     place = tmp_path / "joined.tar"
     digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1"], place)
     with open_image(f"oci-archive:{place}") as source:
-        assert source.root().digest == digest
+        assert source.root_descriptor().digest == digest
         assert verify(source, TWO, "it").ok
         assert [platform for platform, _ in platform_manifests(source)] == list(TWO)
 
 
 def test_every_blob_of_every_part_is_there_once(tmp_path: Path) -> None:
     archives = parts(tmp_path)
-    with open_joined(archives) as joined:
-        found = [each.digest for each in reachable(joined, joined.root())]
+    with open_joined_archives(archives) as joined:
+        found = [each.digest for each in iter_reachable(joined, joined.root_descriptor())]
     assert len(found) == len(set(found))
     for archive in archives.values():
         with open_image(f"oci-archive:{archive}") as part:
-            manifests = {each.digest for each in reachable(part, part.root())} - {part.root().digest}
+            manifests = {each.digest for each in iter_reachable(part, part.root_descriptor())} - {
+                part.root_descriptor().digest
+            }
         assert manifests <= set(found)
 
 
@@ -92,8 +94,8 @@ def test_row_33_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
 
 
 def test_what_is_in_no_part_is_not_opened(tmp_path: Path) -> None:
-    with open_joined(parts(tmp_path)) as joined:
-        assert read_blob(joined, joined.root(), 1 << 20)
-        stranger = Descriptor(media_type=OCI_INDEX, digest=Digest.of(b"x"), size=1)
+    with open_joined_archives(parts(tmp_path)) as joined:
+        assert read_blob(joined, joined.root_descriptor(), 1 << 20)
+        stranger = Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(b"x"), size=1)
         with pytest.raises(MalformedImage, match="is in none of the parts"):
             joined.open(stranger)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import manifest_of, platform_manifests
-from buildkit_tasks.oci.layers.rootfs import NodeType, RootFs, names_in
-from buildkit_tasks.oci.layers.scan import LayerScans, flatten, scan_layer
+from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.layers.rootfs import FileType, RootFs, iter_names
+from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers, scan_layer
 from buildkit_tasks.oci.layers.stream import open_layer
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.model import Digest
@@ -45,13 +45,13 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\0\0\0meta"
 
 def tree(*tars: bytes) -> RootFs:
     memory = one(tars)
-    return flatten(memory, manifest_of(memory, platform_manifests(memory)[0][1]))
+    return flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
 
 
 def names(rootfs: RootFs, path: str = "/") -> list[str]:
     found = rootfs.resolve(path)
     assert found is not None
-    return sorted({name for name, _ in names_in(found.node)})
+    return sorted({name for name, _ in iter_names(found.node)})
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def names(rootfs: RootFs, path: str = "/") -> list[str]:
 def test_each_form_of_layer_gives_the_same_archive(media_type: str, data: bytes) -> None:
     memory = Memory()
     scan = scan_layer(memory, descriptor(memory.put(data, media_type)))
-    assert scan.diff_id == Digest.of(TAR)
+    assert scan.diff_id == Digest.from_bytes(TAR)
     assert scan.size == len(TAR)
     assert sorted(scan.root.children) == ["a", "b"]
 
@@ -126,8 +126,8 @@ def test_row_41_a_bomb_is_stopped_by_its_size_and_by_its_ratio(
     memory = Memory()
     bomb = descriptor(memory.put(compress(make_tar({"zeros": bytes(48 << 20)})), media_type))
     for limits, cause in (
-        (Limits(layer=1 << 20), "larger than 1048576 bytes"),
-        (Limits(ratio=100, ratio_free=1 << 20), "decompression bomb"),
+        (Limits(layer_bytes=1 << 20), "larger than 1048576 bytes"),
+        (Limits(compression_ratio=100, ratio_threshold=1 << 20), "decompression bomb"),
     ):
         tracemalloc.start()
         with pytest.raises(LimitExceeded, match=cause):
@@ -153,7 +153,7 @@ def test_a_layer_can_be_read_as_a_plain_stream_and_finished() -> None:
     memory = Memory()
     with open_layer(memory, descriptor(memory.put(gzip.compress(TAR), LAYER_GZIP))) as stream:
         assert stream.read(100) == TAR[:100]
-        assert stream.finish() == Digest.of(TAR)
+        assert stream.finish() == Digest.from_bytes(TAR)
 
 
 def test_files_keep_type_mode_size_layer_and_their_start() -> None:
@@ -161,11 +161,11 @@ def test_files_keep_type_mode_size_layer_and_their_start() -> None:
     tar = make_tar({"p": program, "s": script, "t": b"text" * 100}, [member("dev", tarfile.CHRTYPE)])
     rootfs = tree(tar)
     node = rootfs.root.children["p"]
-    assert (node.type, node.mode, node.size, node.head) == (NodeType.FILE, 0o755, 1000, program[:256])
-    assert node.layer == str(Digest.of(gzip.compress(tar, mtime=0)))
+    assert (node.type, node.mode, node.size, node.head) == (FileType.FILE, 0o755, 1000, program[:256])
+    assert node.layer == str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
     assert rootfs.root.children["s"].head == script[:256]
     assert rootfs.root.children["t"].head == b"texttexttexttext"
-    assert rootfs.root.children["dev"].type is NodeType.OTHER
+    assert rootfs.root.children["dev"].type is FileType.OTHER
 
 
 def test_a_whiteout_removes_what_is_below_and_not_what_its_own_layer_adds() -> None:
@@ -192,7 +192,7 @@ def test_folders_merge_and_anything_else_replaces() -> None:
     rootfs = tree(below, above)
     assert names(rootfs, "/d") == ["a", "b"]
     assert names(rootfs, "/file") == ["x"]
-    assert rootfs.root.children["sub"].type is NodeType.FILE
+    assert rootfs.root.children["sub"].type is FileType.FILE
     assert names(rootfs, "/link") == ["c"]
 
 
@@ -202,10 +202,10 @@ def test_a_scan_that_is_shared_is_read_once_and_stays_as_it_is() -> None:
     memory.index(
         [add_platform(memory, p, [base, t]) for p, t in (("linux/amd64", add), ("linux/arm64", drop))]
     )
-    scans = LayerScans(memory)
-    found = [flatten(memory, manifest_of(memory, e), scans) for _, e in platform_manifests(memory)]
+    scans = LayerScanCache(memory)
+    found = [flatten_layers(memory, read_manifest(memory, e), scans) for _, e in platform_manifests(memory)]
     assert [names(each, "/d") for each in found] == [["a", "b"], []]
-    assert memory.opened.count(str(Digest.of(gzip.compress(base, mtime=0)))) == 1
+    assert memory.opened.count(str(Digest.from_bytes(gzip.compress(base, mtime=0)))) == 1
 
 
 def test_a_hard_link_is_the_file_that_it_names() -> None:
@@ -215,7 +215,7 @@ def test_a_hard_link_is_the_file_that_it_names() -> None:
 
 def test_a_hard_link_to_a_symbolic_link_is_that_link() -> None:
     rootfs = tree(make_tar({"f": b""}, [symlink("s", "f"), symlink("gone", "x"), hard_link("h", "gone")]))
-    assert (rootfs.root.children["h"].type, rootfs.root.children["h"].target) == (NodeType.SYMLINK, "x")
+    assert (rootfs.root.children["h"].type, rootfs.root.children["h"].target) == (FileType.SYMLINK, "x")
 
 
 @pytest.mark.parametrize("target", ["missing", "../../etc/passwd", "d"])
@@ -253,7 +253,7 @@ def test_links_lead_from_their_own_folder_or_from_the_root() -> None:
 
 
 def test_row_41_layers_that_are_too_large_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buildkit_tasks.oci.layers.scan.LIMITS", Limits(image=2 * len(TAR) - 1))
+    monkeypatch.setattr("buildkit_tasks.oci.layers.scan.LIMITS", Limits(image_bytes=2 * len(TAR) - 1))
     assert names(tree(TAR)) == ["a", "b"]
     with pytest.raises(LimitExceeded, match="the image is larger than"):
         tree(TAR, TAR)
@@ -306,20 +306,25 @@ def test_a_file_that_cannot_be_executed_is_no_command() -> None:
 
 def test_row_47_a_diff_id_unlike_the_layer_is_refused() -> None:
     memory = Memory()
-    wrong = str(Digest.of(b"something else"))
+    wrong = str(Digest.from_bytes(b"something else"))
     memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[wrong])])
     with pytest.raises(MalformedImage, match=rf"the config states {wrong}"):
-        flatten(memory, manifest_of(memory, platform_manifests(memory)[0][1]))
+        flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
 
 
 def test_row_47_another_number_of_diff_ids_is_refused() -> None:
     memory = Memory()
     memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[])])
     with pytest.raises(MalformedImage, match="1 layers, the config 0 diff_ids"):
-        flatten(memory, manifest_of(memory, platform_manifests(memory)[0][1]))
+        flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
 
 
 def test_a_diff_id_may_be_sha512() -> None:
     memory = Memory()
-    memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[str(Digest.of(TAR, "sha512"))])])
-    assert names(flatten(memory, manifest_of(memory, platform_manifests(memory)[0][1]))) == ["a", "b"]
+    memory.index(
+        [add_platform(memory, "linux/amd64", [TAR], diff_ids=[str(Digest.from_bytes(TAR, "sha512"))])]
+    )
+    assert names(flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))) == [
+        "a",
+        "b",
+    ]

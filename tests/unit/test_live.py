@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
-from buildkit_tasks.report import LiveRuns, live_runs
+from buildkit_tasks.report import LiveTable, open_live_table
 from buildkit_tasks.report import progress as live
 from buildkit_tasks.report.model import EmulatorSummary, RunResult
 from tests.unit.samples import TEN, bad_run, good_run
@@ -109,8 +109,8 @@ def terminal() -> Iterator[Terminal]:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No patience, unless a test brings it back."""
-    monkeypatch.setattr(live, "_PATIENCE", 0)
-    monkeypatch.setattr(live, "_PAUSE", 0.01)
+    monkeypatch.setattr(live, "_INITIAL_DELAY", 0)
+    monkeypatch.setattr(live, "_REFRESH_INTERVAL", 0.01)
 
 
 def on(cpu: str, result: RunResult) -> RunResult:
@@ -121,9 +121,9 @@ def test_rows_are_running_until_they_have_passed_or_failed_and_are_gone_at_the_e
     terminal: Terminal,
 ) -> None:
     print("before", file=terminal.file, flush=True)
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([(name, "", "") for name in TEN[:3]])
+        watch.expect_runs([(name, "", "") for name in TEN[:3]])
         assert terminal.saw("0 of 3 have ended")
         assert [line.split()[1:4] for line in terminal.screen() if line.startswith("│ linux")] == [
             [name, "│", "running"] for name in TEN[:3]
@@ -141,10 +141,10 @@ def test_rows_are_running_until_they_have_passed_or_failed_and_are_gone_at_the_e
 
 
 def test_runs_that_end_at_once_draw_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_PATIENCE", 60)
-    with live_runs(terminal.file, {}) as watch:
+    monkeypatch.setattr(live, "_INITIAL_DELAY", 60)
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([("linux/arm64", "", "")])
+        watch.expect_runs([("linux/arm64", "", "")])
         watch(good_run("linux/arm64"))
     assert terminal.left() == []
     assert terminal.written == "(end)\r\n"
@@ -152,7 +152,7 @@ def test_runs_that_end_at_once_draw_nothing(terminal: Terminal, monkeypatch: pyt
 
 def test_where_nothing_is_told_nothing_is_drawn(terminal: Terminal) -> None:
     before = threading.active_count()
-    with live_runs(terminal.file, {}):
+    with open_live_table(terminal.file, {}):
         time.sleep(0.05)
         assert threading.active_count() == before
     assert terminal.written == ""
@@ -162,18 +162,18 @@ def test_where_nothing_is_told_nothing_is_drawn(terminal: Terminal) -> None:
 def test_in_ci_and_on_a_dumb_terminal_there_is_nobody_to_tell(
     terminal: Terminal, environ: dict[str, str]
 ) -> None:
-    with live_runs(terminal.file, environ) as watch:
+    with open_live_table(terminal.file, environ) as watch:
         assert watch is None
 
 
 def test_what_is_no_terminal_has_nobody_to_tell() -> None:
-    with live_runs(io.StringIO(), {}) as watch:
+    with open_live_table(io.StringIO(), {}) as watch:
         assert watch is None
 
 
 @pytest.mark.parametrize(("environ", "coloured"), [({"NO_COLOR": "1"}, False), ({}, True)])
 def test_colours_are_those_of_the_report(terminal: Terminal, environ: dict[str, str], coloured: bool) -> None:
-    with live_runs(terminal.file, environ) as watch:
+    with open_live_table(terminal.file, environ) as watch:
         assert watch is not None
         watch(good_run("linux/arm64"))
         assert terminal.saw("1 of 1 have ended")
@@ -182,10 +182,10 @@ def test_colours_are_those_of_the_report(terminal: Terminal, environ: dict[str, 
 
 
 def test_cpus_and_commands_have_columns_where_they_tell_runs_apart(terminal: Terminal) -> None:
-    with live_runs(terminal.file, {"NO_COLOR": "1"}) as watch:
+    with open_live_table(terminal.file, {"NO_COLOR": "1"}) as watch:
         assert watch is not None
         runs = [("linux/arm/v6", command, cpu) for command in ("", "uname -m") for cpu in ("", "arm1176")]
-        watch.expect(runs)
+        watch.expect_runs(runs)
         assert terminal.saw("0 of 4 have ended")
         watch(on("arm1176", replace(good_run("linux/arm/v6", "armv6l"), command="uname -m")))
         assert terminal.saw("ok: armv6l")
@@ -201,15 +201,15 @@ def test_cpus_and_commands_have_columns_where_they_tell_runs_apart(terminal: Ter
 
 
 def test_what_was_never_started_fills_a_row_of_its_platform(terminal: Terminal) -> None:
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([("linux/arm64", "", "cortex-a53")])
+        watch.expect_runs([("linux/arm64", "", "cortex-a53")])
         watch(replace(bad_run("linux/arm64"), emulator=None))
         assert terminal.saw("1 of 1 have ended")
 
 
 def test_a_result_that_nobody_expected_has_a_row_too(terminal: Terminal) -> None:
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
         watch(good_run("linux/arm64"))
         watch(good_run("linux/arm64"))
@@ -217,9 +217,9 @@ def test_a_result_that_nobody_expected_has_a_row_too(terminal: Terminal) -> None
 
 
 def test_two_runs_that_are_alike_fill_two_rows(terminal: Terminal) -> None:
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([("linux/arm64", "", "")] * 2)
+        watch.expect_runs([("linux/arm64", "", "")] * 2)
         watch(good_run("linux/arm64"))
         assert terminal.saw("1 of 2 have ended")
         watch(good_run("linux/arm64"))
@@ -228,9 +228,9 @@ def test_two_runs_that_are_alike_fill_two_rows(terminal: Terminal) -> None:
 
 def test_many_threads_may_tell_at_once(terminal: Terminal) -> None:
     names = [f"linux/p{number}" for number in range(400)]
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([(name, "", "") for name in names])
+        watch.expect_runs([(name, "", "") for name in names])
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda name: watch(good_run(name)), names))
         assert terminal.saw("400 of 400 have ended")
@@ -238,9 +238,9 @@ def test_many_threads_may_tell_at_once(terminal: Terminal) -> None:
 
 def test_more_rows_than_lines_leave_those_out_that_passed_and_nothing_behind() -> None:
     with opened(lines=12, columns=60) as low:
-        with live_runs(low.file, {}) as watch:
+        with open_live_table(low.file, {}) as watch:
             assert watch is not None
-            watch.expect([(f"linux/p{number}", "", "") for number in range(40)])
+            watch.expect_runs([(f"linux/p{number}", "", "") for number in range(40)])
             assert low.saw("0 of 40 have ended")
             assert len([line for line in low.screen() if "linux/p" in line]) == 6
             watch(good_run("linux/p0", stdout="w " * 200))
@@ -256,9 +256,9 @@ HOSTILE = "\x1b[2J\x1b]0;x\x07\u202e[red]\r\n::error::x"
 
 
 def test_what_a_guest_prints_does_not_command_the_terminal(terminal: Terminal) -> None:
-    with live_runs(terminal.file, {"NO_COLOR": "1"}) as watch:
+    with open_live_table(terminal.file, {"NO_COLOR": "1"}) as watch:
         assert watch is not None
-        watch.expect([("linux/arm64", HOSTILE, ""), (HOSTILE, "", "")])
+        watch.expect_runs([("linux/arm64", HOSTILE, ""), (HOSTILE, "", "")])
         watch(replace(good_run("linux/arm64", HOSTILE), command=HOSTILE))
         watch(bad_run(HOSTILE, stderr=HOSTILE, message=HOSTILE))
         assert terminal.saw("2 of 2 have ended")
@@ -272,9 +272,9 @@ def test_a_message_of_ours_stands_above_the_table(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.file)
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([("linux/arm64", "", "")])
+        watch.expect_runs([("linux/arm64", "", "")])
         assert terminal.saw("0 of 1 have ended")
         sys.stderr.write("look at this\n")
         assert terminal.saw("look at this")
@@ -288,9 +288,9 @@ def test_a_log_of_our_messages_is_not_drawn_into_the_table(
 ) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
-    with live_runs(terminal.file, {}) as watch:
+    with open_live_table(terminal.file, {}) as watch:
         assert watch is not None
-        watch.expect([("linux/arm64", "", "")])
+        watch.expect_runs([("linux/arm64", "", "")])
         assert terminal.saw("0 of 1 have ended")
         sys.stderr.write("for the log\n")
     assert log.getvalue() == "for the log\n"
@@ -302,8 +302,8 @@ def test_a_terminal_that_goes_away_ends_nothing() -> None:
     master, slave = os.openpty()
     file: TextIO = os.fdopen(slave, "w", encoding="utf-8")
     os.close(master)
-    watch = LiveRuns(file, colour=False)
-    watch.expect([("linux/arm64", "", "")])
+    watch = LiveTable(file, colour=False)
+    watch.expect_runs([("linux/arm64", "", "")])
     time.sleep(0.1)
     watch(good_run("linux/arm64"))
     watch.close()
@@ -316,7 +316,7 @@ def test_a_terminal_that_goes_away_ends_nothing() -> None:
 def test_a_terminal_without_unicode_gets_plain_lines() -> None:
     with opened() as made:
         made.file.reconfigure(encoding="ascii", errors="backslashreplace")  # type: ignore[attr-defined]
-        with live_runs(made.file, {}) as watch:
+        with open_live_table(made.file, {}) as watch:
             assert watch is not None
             watch(good_run("linux/arm64"))
             assert made.saw("1 of 1 have ended")
@@ -326,7 +326,7 @@ def test_a_terminal_without_unicode_gets_plain_lines() -> None:
 
 def test_the_table_is_taken_away_when_the_runs_are_interrupted(terminal: Terminal) -> None:
     def interrupted() -> None:
-        with live_runs(terminal.file, {}) as watch:
+        with open_live_table(terminal.file, {}) as watch:
             assert watch is not None
             watch(good_run("linux/arm64"))
             assert terminal.saw("1 of 1 have ended")
@@ -340,9 +340,10 @@ def test_the_table_is_taken_away_when_the_runs_are_interrupted(terminal: Termina
 
 def test_rich_is_not_imported_where_nothing_is_drawn() -> None:
     code = (
-        "import sys\nfrom buildkit_tasks.report import LiveRuns, live_runs\n"
-        "with live_runs(sys.stdout, {}) as watch: assert watch is None\n"
-        "watch = LiveRuns(sys.stdout, colour=False)\nwatch.expect([('linux/arm64', '', '')])\nwatch.close()\n"
+        "import sys\nfrom buildkit_tasks.report import LiveTable, open_live_table\n"
+        "with open_live_table(sys.stdout, {}) as watch: assert watch is None\n"
+        "watch = LiveTable(sys.stdout, colour=False)\nwatch.expect_runs([('linux/arm64', '', "
+        "'')])\nwatch.close()\n"
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -50,8 +50,8 @@ def test_a_digest_is_an_algorithm_and_hex() -> None:
 
 def test_the_digest_of_bytes_is_their_hash() -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert Digest.of(b"") == Digest(f"sha256:{empty}")
-    assert Digest.of(b"", "sha512").algorithm == "sha512"
+    assert Digest.from_bytes(b"") == Digest(f"sha256:{empty}")
+    assert Digest.from_bytes(b"", "sha512").algorithm == "sha512"
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_an_image_that_cannot_be_built_fails_its_sessions_and_the_others_are_tes
     assert not any("web" in word for words in subjects(two) for word in words)
 
 
-@pytest.mark.skipif(not nox_sessions._PARALLEL, reason="this Nox has no parallel sessions")
+@pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions")
 def test_sessions_that_run_at_once_share_the_build_of_several_images(two: Nox) -> None:
     done = two("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -316,7 +316,7 @@ SPELT = [
 
 @pytest.mark.parametrize(("typed", "key", "value"), SPELT, ids=[each[0] for each in SPELT])
 def test_every_spelling_of_an_option_of_a_run_is_taken_out(typed: str, key: str, value: str) -> None:
-    values, others = nox_sessions._parted(["-v", *typed.split(), "-q"])
+    values, others = nox_sessions.split_posargs(["-v", *typed.split(), "-q"])
     assert values == {key.lower(): value}
     assert others == ["-v", "-q"]
 
@@ -326,7 +326,7 @@ KEPT = ["--timeout=3", "--cpus=1", "-jx", "-n", "4", "--expect-exits", "j", "cpu
 
 def test_what_only_looks_like_an_option_of_a_run_is_pytests() -> None:
     after = [*KEPT, "--", "--cpu=floor", "-j", "4"]
-    assert nox_sessions._parted(after) == ({}, after)
+    assert nox_sessions.split_posargs(after) == ({}, after)
 
 
 BAD = [
@@ -355,7 +355,7 @@ def test_an_empty_value_says_nothing(nox: Nox) -> None:
 
 
 THREE = 'platforms=["linux/arm/v7", "linux/amd64", "linux/s390x"]'
-parallel = pytest.mark.skipif(not nox_sessions._PARALLEL, reason="this Nox has no parallel sessions")
+parallel = pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions")
 
 
 @parallel
@@ -399,7 +399,7 @@ def test_only_the_sessions_of_a_nox_that_is_their_parent_share_with_each_other(n
         assert nox(ONE, BUILDKIT_TASKS_NOX="1-1").returncode == 0
     assert (len(nox.builds), record.exists()) == (2, False)
     for _ in range(2):
-        assert nox(ONE, BUILDKIT_TASKS_NOX=str(Process.of(os.getpid()))).returncode == 0
+        assert nox(ONE, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
     assert (len(nox.builds), record.exists()) == (3, True)
 
 
@@ -407,5 +407,5 @@ def test_a_record_that_was_cut_off_by_a_kill_is_none(nox: Nox) -> None:
     record = nox.folder / ".nox/.cache/arch_matrix.image.json"
     record.parent.mkdir(parents=True)
     record.write_text('["1-', encoding="utf-8")
-    assert nox(ONE, BUILDKIT_TASKS_NOX=str(Process.of(os.getpid()))).returncode == 0
+    assert nox(ONE, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
     assert len(nox.builds) == 1

@@ -7,7 +7,7 @@ import pytest
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, known_platforms
 from buildkit_tasks.report.model import Outcome
-from buildkit_tasks.run.outcomes import Ending, Expectation, judge
+from buildkit_tasks.run.outcomes import Expectation, ProcessResult, classify_outcome
 
 ARM = Platform.parse("linux/arm/v7")
 AMD64 = Platform.parse("linux/amd64")
@@ -27,19 +27,19 @@ class End(TypedDict, total=False):
 
 def judged(code: int = 0, **end: Unpack[End]) -> tuple[Outcome, str]:
     ending = ended(code, **end)
-    return judge(ending, end.get("expectation", Expectation()), end.get("on", ARM))
+    return classify_outcome(ending, end.get("expectation", Expectation()), end.get("on", ARM))
 
 
-def ended(code: int = 0, **end: Unpack[End]) -> Ending:
-    return Ending(
+def ended(code: int = 0, **end: Unpack[End]) -> ProcessResult:
+    return ProcessResult(
         exit_code=code,
         stdout=end.get("out", ""),
         stderr=end.get("err", ""),
         emulated=end.get("emulated", True),
         out_of_memory=end.get("memory", False),
         cpu=end.get("cpu", ""),
-        limit=end.get("limit", ""),
-        timed_out=end.get("timed_out", 0.0),
+        limit_exceeded=end.get("limit", ""),
+        timeout_exceeded=end.get("timed_out", 0.0),
     )
 
 
@@ -87,7 +87,9 @@ def test_names_in_braces_are_filled_in_for_the_platform(
     wanted = Expectation(pattern=pattern)
 
     def outcome(text: str) -> Outcome:
-        return judge(Ending(exit_code=0, stdout=text, stderr="", emulated=False), wanted, platform)[0]
+        return classify_outcome(
+            ProcessResult(exit_code=0, stdout=text, stderr="", emulated=False), wanted, platform
+        )[0]
 
     assert (outcome(good), outcome(bad)) == (Outcome.PASSED, Outcome.FAILED)
 
@@ -130,7 +132,7 @@ def test_a_limit_that_led_to_a_time_out_is_the_reason() -> None:
     [(End(), False), (End(timed_out=1), False), (End(memory=True), True), (End(limit="x"), True)],
 )
 def test_a_limit_and_only_a_limit_makes_an_end_limited(end: End, limited: bool) -> None:
-    assert ended(137, **end).limited is limited
+    assert ended(137, **end).is_limited is limited
 
 
 @pytest.mark.parametrize("code", [1, 126, 127, 255])
@@ -277,9 +279,9 @@ def test_whoever_expects_an_illegal_instruction_gets_it() -> None:
     (143, "", False),
 ])  # fmt: skip
 def test_a_fatal_signal_of_which_qemu_says_nothing_may_be_its_own(code: int, err: str, doubted: bool) -> None:
-    ending = Ending(exit_code=code, stdout="", stderr=err, emulated=True)
-    outcome, message = judge(ending, Expectation(), AMD64)
+    ending = ProcessResult(exit_code=code, stdout="", stderr=err, emulated=True)
+    outcome, message = classify_outcome(ending, Expectation(), AMD64)
     assert outcome is Outcome.FAILED
     assert ("may itself have crashed" in message) == doubted
-    native = Ending(exit_code=code, stdout="", stderr=err, emulated=False)
-    assert "QEMU says nothing" not in judge(native, Expectation(), AMD64)[1]
+    native = ProcessResult(exit_code=code, stdout="", stderr=err, emulated=False)
+    assert "QEMU says nothing" not in classify_outcome(native, Expectation(), AMD64)[1]

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit_tasks.build.outputs import OutputSpec, archive_name, check_outputs
+from buildkit_tasks.build.outputs import OutputSpec, check_outputs, make_archive_name
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.system.files import beside, reap_partials, settle
+from buildkit_tasks.system.files import commit_files, remove_stale_partials, temporary_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,7 @@ def test_an_output_is_written_as_buildx_takes_it() -> None:
 
 
 def test_an_attribute_is_replaced_and_the_others_are_kept() -> None:
-    spec = OutputSpec.parse("type=oci,dest=a,tar=true").with_("dest", "b")
+    spec = OutputSpec.parse("type=oci,dest=a,tar=true").with_attribute("dest", "b")
     assert (spec.get("dest"), spec.get("tar"), spec.get("none")) == ("b", "true", "")
 
 
@@ -90,7 +90,7 @@ def test_what_an_output_does_is_told_from_its_attributes(
     text: str, *, is_file: bool, pushes: bool, loads: bool
 ) -> None:
     spec = OutputSpec.parse(text)
-    assert (spec.is_file, spec.pushes, spec.loads) == (is_file, pushes, loads)
+    assert (spec.is_file, spec.is_pushed, spec.is_loaded) == (is_file, pushes, loads)
 
 
 def test_names_in_an_output_are_several() -> None:
@@ -109,7 +109,7 @@ def test_names_in_an_output_are_several() -> None:
     ],
 )
 def test_an_archive_is_named_after_the_tag_or_the_folder(tags: list[str], context: str, name: str) -> None:
-    assert archive_name(tags, context) == name
+    assert make_archive_name(tags, context) == name
 
 
 def refused(text: str, *tags: str) -> UsageError:
@@ -156,7 +156,7 @@ def test_a_file_output_does_not_replace_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_temporary_name_lies_in_the_same_folder(tmp_path: Path) -> None:
-    name = beside(tmp_path / "x.tar")
+    name = temporary_path(tmp_path / "x.tar")
     assert name.parent == tmp_path
     assert name.name == f".x.tar.{os.getpid()}.partial"
 
@@ -166,14 +166,14 @@ def test_only_what_a_dead_build_left_is_reaped(tmp_path: Path) -> None:
     dead = tmp_path / ".x.tar.4194305.partial"  # past the highest pid of Linux
     kept = [
         dest,
-        beside(dest),
+        temporary_path(dest),
         tmp_path / ".x.tar.word.partial",
         tmp_path / ".y.tar.4194305.partial",
         tmp_path / "x.tar.4194305.partial",
     ]
     for path in (dead, *kept):
         path.touch()
-    reap_partials(dest)
+    remove_stale_partials(dest)
     assert not dead.exists()
     assert all(path.exists() for path in kept)
 
@@ -182,6 +182,6 @@ def test_finished_files_take_their_places_and_replace_what_was_there(tmp_path: P
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("old", encoding="utf-8")
     new.write_text("new", encoding="utf-8")
-    settle({new: old})
+    commit_files({new: old})
     assert old.read_text(encoding="utf-8") == "new"
     assert not new.exists()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify import Rules, verify
+from buildkit_tasks.verify import VerifyOptions, verify
 from tests.images import Memory, add_platform, folder, make_tar, symlink
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
@@ -20,7 +20,7 @@ def parity(
     memory = Memory()
     first = add_platform(memory, AMD64, [make_tar(amd64)])
     second = add_platform(memory, ARM64, [make_tar(arm64)], **(start or {}))
-    report = verify(memory.index([first, second]), (), "the image", Rules(parity=rule))
+    report = verify(memory.index([first, second]), (), "the image", VerifyOptions(parity=rule))
     assert not [check for check in report.platforms[0].checks if check.name == "parity"]
     return [check for check in report.platforms[1].checks if check.name == "parity"]
 

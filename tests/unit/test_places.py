@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.registry.url_policy import Place, addresses_of, check_hop, is_loopback, trusts
+from buildkit_tasks.oci.registry.url_policy import (
+    Url,
+    check_redirect,
+    is_loopback,
+    is_trusted_realm,
+    resolve_host,
+)
 
 NAMES = {
     "registry.example.com": ("93.184.216.34",),
@@ -21,17 +27,17 @@ def look_up(host: str) -> tuple[str, ...]:
     return NAMES.get(host, ())
 
 
-def place(text: str) -> Place:
-    return Place.parse(text)
+def place(text: str) -> Url:
+    return Url.parse(text)
 
 
 def test_a_place_is_put_together_from_what_was_understood() -> None:
     here = place("HTTPS://User:pass@Registry.Example.COM:443/a/b?c=d#e")
     assert (here.scheme, here.host, here.port) == ("https", "registry.example.com", 443)
-    assert here.url == "https://registry.example.com/a/b?c=d"
-    assert place("http://[::1]:5000").url == "http://[::1]:5000/"
+    assert here.text == "https://registry.example.com/a/b?c=d"
+    assert place("http://[::1]:5000").text == "http://[::1]:5000/"
     assert place("https://example.com.:8443/x").origin == "https://example.com:8443"
-    assert place("https://a").at("/v2/").url == "https://a/v2/"
+    assert place("https://a").with_target("/v2/").text == "https://a/v2/"
 
 
 def test_a_signature_is_not_shown() -> None:
@@ -48,7 +54,7 @@ def test_a_signature_is_not_shown() -> None:
     ],
 )
 def test_a_location_is_relative_to_where_it_was_said(location: str, url: str) -> None:
-    assert Place.parse(location, place("https://a.example/v2/x")).url == url
+    assert Url.parse(location, place("https://a.example/v2/x")).text == url
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_a_location_is_relative_to_where_it_was_said(location: str, url: str) ->
 )  # fmt: skip
 def test_what_is_no_http_url_is_refused(text: str) -> None:
     with pytest.raises(RegistryError, match=r"no (http or https )?URL"):
-        Place.parse(text)
+        Url.parse(text)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
@@ -95,7 +101,7 @@ def test_other_hosts_are_not_taken_for_it(host: str) -> None:
     ],
 )
 def test_a_hop_that_leads_no_further_in_is_followed(home: str, target: str) -> None:
-    check_hop(place(home), place(home), place(target), look_up)
+    check_redirect(place(home), place(home), place(target), look_up)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_a_hop_that_leads_no_further_in_is_followed(home: str, target: str) -> N
 )
 def test_a_hop_further_in_is_refused_by_name(home: str, target: str, why: str) -> None:
     with pytest.raises(RegistryError, match=why) as caught:
-        check_hop(place(home), place(home), place(target), look_up)
+        check_redirect(place(home), place(home), place(target), look_up)
     assert place(home).netloc in caught.value.message
     assert place(target).netloc in caught.value.message
 
@@ -162,7 +168,7 @@ def test_a_hop_further_in_is_refused_by_name(home: str, target: str, why: str) -
     ],
 )
 def test_a_registrys_own_token_server_gets_its_credentials(home: str, realm: str) -> None:
-    assert trusts(place(home), place(realm))
+    assert is_trusted_realm(place(home), place(realm))
 
 
 @pytest.mark.parametrize(
@@ -188,9 +194,9 @@ def test_a_registrys_own_token_server_gets_its_credentials(home: str, realm: str
     ],
 )
 def test_a_stranger_gets_none(home: str, realm: str) -> None:
-    assert not trusts(place(home), place(realm))
+    assert not is_trusted_realm(place(home), place(realm))
 
 
 def test_a_name_that_does_not_resolve_has_no_addresses() -> None:
-    assert "127.0.0.1" in addresses_of("127.0.0.1")
-    assert addresses_of("a" * 300) == ()
+    assert "127.0.0.1" in resolve_host("127.0.0.1")
+    assert resolve_host("a" * 300) == ()

@@ -6,14 +6,14 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import (
     MACHINES,
     Platform,
-    accepted,
-    best_match,
-    foreign_machine,
+    accepted_platforms,
+    find_best_match,
+    foreign_machine_name,
+    is_compatible,
     known_platforms,
-    machine_of_elf,
+    machine_from_elf,
     native_platform,
     parse_platforms,
-    satisfies,
 )
 
 
@@ -72,20 +72,20 @@ def test_a_slug_names_tests_and_tags() -> None:
 
 
 def test_an_image_may_state_a_platform_that_nobody_knows() -> None:
-    assert Platform.normalised("plan9", "z80", "v1") == Platform("plan9", "z80", "v1")
+    assert Platform.normalize("plan9", "z80", "v1") == Platform("plan9", "z80", "v1")
 
 
 def test_each_known_platform_has_what_the_other_rooms_ask_of_it() -> None:
     for platform in known_platforms():
         assert platform.machine.architecture == platform.architecture
-        assert platform.debian
-        assert platform.cpu
+        assert platform.debian_architecture
+        assert platform.baseline_cpu
 
 
 def test_variants_have_their_own_debian_and_cpu() -> None:
-    assert Platform.parse("arm/v6").debian == "armel"
-    assert Platform.parse("arm/v6").cpu == "arm1176"
-    assert Platform.parse("arm/v7").debian == "armhf"
+    assert Platform.parse("arm/v6").debian_architecture == "armel"
+    assert Platform.parse("arm/v6").baseline_cpu == "arm1176"
+    assert Platform.parse("arm/v7").debian_architecture == "armhf"
 
 
 def test_magic_and_mask_are_twenty_bytes_and_no_two_match() -> None:
@@ -96,8 +96,8 @@ def test_magic_and_mask_are_twenty_bytes_and_no_two_match() -> None:
 
 
 def test_an_elf_header_of_no_row_is_none() -> None:
-    assert machine_of_elf(1, 1, 62) is None
-    assert machine_of_elf(2, 1, 62) is not None
+    assert machine_from_elf(1, 1, 62) is None
+    assert machine_from_elf(2, 1, 62) is not None
 
 
 def test_the_running_machine_has_a_platform() -> None:
@@ -106,11 +106,11 @@ def test_the_running_machine_has_a_platform() -> None:
 
 def on(text: str) -> Platform:
     """A platform as an image or a machine states it, known or not."""
-    return Platform.normalised(*text.split("/"))
+    return Platform.normalize(*text.split("/"))
 
 
 def names(host: str) -> list[str]:
-    return [str(platform) for platform in accepted(on(host))]
+    return [str(platform) for platform in accepted_platforms(on(host))]
 
 
 # The lists are containerd's: TestOnly of its platforms package has the same cases.
@@ -157,16 +157,18 @@ def test_a_variant_that_nobody_knows_is_taken_by_itself_alone() -> None:
     ],
 )
 def test_an_image_is_taken_or_not_as_by_containerd(host: str, wanted: str, *, taken: bool) -> None:
-    assert satisfies(on(host), on(wanted)) is taken
+    assert is_compatible(on(host), on(wanted)) is taken
 
 
 def test_the_newest_that_a_machine_can_run_is_its_best_match() -> None:
     arms = [on(f"linux/arm/{variant}") for variant in ("v5", "v7", "v6")]
-    assert best_match(on("linux/arm64"), arms) == on("linux/arm/v7")
-    assert best_match(on("linux/arm/v6"), arms) == on("linux/arm/v6")
-    assert best_match(on("linux/arm64"), [*arms, on("linux/arm64")]) == on("linux/arm64")
-    assert best_match(on("linux/s390x"), arms) is None
-    assert best_match(on("linux/amd64/v3"), [on("linux/amd64"), on("linux/amd64/v2")]) == on("linux/amd64/v2")
+    assert find_best_match(on("linux/arm64"), arms) == on("linux/arm/v7")
+    assert find_best_match(on("linux/arm/v6"), arms) == on("linux/arm/v6")
+    assert find_best_match(on("linux/arm64"), [*arms, on("linux/arm64")]) == on("linux/arm64")
+    assert find_best_match(on("linux/s390x"), arms) is None
+    assert find_best_match(on("linux/amd64/v3"), [on("linux/amd64"), on("linux/amd64/v2")]) == on(
+        "linux/amd64/v2"
+    )
 
 
 def test_variants_without_their_letter_are_the_same() -> None:
@@ -193,35 +195,39 @@ def test_variants_without_their_letter_are_the_same() -> None:
     ],
 )
 def test_a_platforms_name_promises_a_level(text: str, title: str, go: str) -> None:
-    promise = on(text).promise
+    promise = on(text).baseline
     assert promise is not None
-    assert (promise.title, promise.go) == (title, go)
+    assert (promise.title, promise.go_value) == (title, go)
 
 
 def test_where_there_are_no_levels_there_is_no_promise() -> None:
-    assert [on(text).promise for text in ("linux/s390x", "linux/loong64", "plan9/z80")] == [None, None, None]
+    assert [on(text).baseline for text in ("linux/s390x", "linux/loong64", "plan9/z80")] == [None, None, None]
 
 
 def test_every_level_has_one_name_and_every_saying_one_level() -> None:
     for row in MACHINES:
-        levels = [level.name for level in row.ladder]
-        said = [value for level in row.ladder for value in (level.go, *level.said) if value]
+        levels = [level.name for level in row.isa_levels]
+        said = [
+            value for level in row.isa_levels for value in (level.go_value, *level.evidence_values) if value
+        ]
         assert len(set(levels)) == len(levels)
-        assert len(said) - len(set(said)) == sum(level.go in level.said for level in row.ladder if level.go)
+        assert len(said) - len(set(said)) == sum(
+            level.go_value in level.evidence_values for level in row.isa_levels if level.go_value
+        )
 
 
 def test_every_architecture_has_loaders_of_both_libraries_and_a_library_folder() -> None:
     for row in MACHINES:
-        assert any("ld-musl-" in path for path in row.loaders)
-        assert any("ld-musl-" not in path for path in row.loaders)
-        assert all("-linux-gnu" in name for name in row.multiarch)
-        assert row.multiarch
+        assert any("ld-musl-" in path for path in row.elf_interpreters)
+        assert any("ld-musl-" not in path for path in row.elf_interpreters)
+        assert all("-linux-gnu" in name for name in row.multiarch_triplets)
+        assert row.multiarch_triplets
 
 
 def test_a_foreign_machine_has_a_name_and_no_row() -> None:
-    assert foreign_machine(64, "little", 50) == "ia64"
-    assert foreign_machine(32, "big", 0xFFFF) == "unknown"
-    assert foreign_machine(64, "little", 190) == "CUDA"
+    assert foreign_machine_name(64, "little", 50) == "ia64"
+    assert foreign_machine_name(32, "big", 0xFFFF) == "unknown"
+    assert foreign_machine_name(64, "little", 190) == "CUDA"
 
 
 @pytest.mark.parametrize("text", ["lin/v/amd64", "a/b/c", "x/linux/amd64"])

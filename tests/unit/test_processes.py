@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.system.process import Process, processes_naming
+from buildkit_tasks.system.process import Process, find_processes_by_argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +41,10 @@ def stubborn() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_running_process_is_alive_and_is_found_again_by_its_text(sleeper: subprocess.Popen[bytes]) -> None:
-    process = Process.of(sleeper.pid)
-    assert process.alive
+    process = Process.from_pid(sleeper.pid)
+    assert process.is_alive
     assert Process.parse(str(process)) == process
-    assert Process.of(os.getpid()).alive
+    assert Process.from_pid(os.getpid()).is_alive
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_other_text_names_no_process(text: str) -> None:
 def test_row_20_a_later_process_with_the_same_pid_is_not_taken_for_it(
     sleeper: subprocess.Popen[bytes],
 ) -> None:
-    earlier = Process(pid=sleeper.pid, started=Process.of(sleeper.pid).started - 1)
-    assert not earlier.alive
-    earlier.end(0.1)
+    earlier = Process(pid=sleeper.pid, start_time=Process.from_pid(sleeper.pid).start_time - 1)
+    assert not earlier.is_alive
+    earlier.terminate(0.1)
     assert sleeper.poll() is None
 
 
@@ -68,26 +68,26 @@ def test_a_dead_process_that_nobody_waited_for_is_not_alive() -> None:
         process = _until_known(child.pid)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert Path(f"/proc/{child.pid}").exists()
-        assert not process.alive
+        assert not process.is_alive
         with pytest.raises(ProcessLookupError):
-            Process.of(child.pid)
+            Process.from_pid(child.pid)
 
 
 def _until_known(pid: int) -> Process:
     """The process, whose start time its dead body tells as well."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return Process(pid=pid, started=int(fields[19]))
+    return Process(pid=pid, start_time=int(fields[19]))
 
 
 def test_a_process_that_is_gone_is_not_alive_and_cannot_be_looked_up() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    process = Process.of(child.pid)
+    process = Process.from_pid(child.pid)
     child.kill()
     child.wait()
-    assert not process.alive
+    assert not process.is_alive
     with pytest.raises(ProcessLookupError):
-        Process.of(child.pid)
-    process.end(0.1)
+        Process.from_pid(child.pid)
+    process.terminate(0.1)
 
 
 def test_the_start_time_is_read_past_a_name_with_blanks_and_parentheses(tmp_path: Path) -> None:
@@ -98,19 +98,19 @@ def test_the_start_time_is_read_past_a_name_with_blanks_and_parentheses(tmp_path
             Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
         )
         name = Path(f"/proc/{child.pid}/comm").read_text(encoding="utf-8")
-        assert Process.of(child.pid).started == plain
+        assert Process.from_pid(child.pid).start_time == plain
         child.kill()
     assert name == "a) S 1 (b\n"
 
 
 def test_a_process_that_obeys_gets_term_alone(sleeper: subprocess.Popen[bytes]) -> None:
-    Process.of(sleeper.pid).end(5)
+    Process.from_pid(sleeper.pid).terminate(5)
     assert sleeper.wait() == -signal.SIGTERM
 
 
 def test_a_process_that_ignores_term_is_killed(stubborn: subprocess.Popen[bytes]) -> None:
     started = time.monotonic()
-    Process.of(stubborn.pid).end(0.2)
+    Process.from_pid(stubborn.pid).terminate(0.2)
     assert time.monotonic() - started < 4
     assert stubborn.wait() == -signal.SIGKILL
 
@@ -121,7 +121,7 @@ def test_a_process_that_does_not_end_is_named(
     monkeypatch.setattr("buildkit_tasks.system.process._KILL_SECONDS", 0.05)
     monkeypatch.setattr(os, "kill", lambda *_: None)
     with pytest.raises(EngineError, match=f"process {sleeper.pid} does not end"):
-        Process.of(sleeper.pid).end(0.05)
+        Process.from_pid(sleeper.pid).terminate(0.05)
 
 
 def test_processes_are_found_by_a_folder_in_their_command_line(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_processes_are_found_by_a_folder_in_their_command_line(tmp_path: Path) -
         for child in (one, two):
             assert child.stdout is not None
             child.stdout.readline()
-        assert processes_naming(ours) == [Process.of(one.pid)]
+        assert find_processes_by_argument(ours) == [Process.from_pid(one.pid)]
         one.kill()
         two.kill()
-    assert processes_naming(ours) == []
+    assert find_processes_by_argument(ours) == []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks import pytest_plugin
-from buildkit_tasks.testing.session_image import Built
+from buildkit_tasks.testing.session_image import SessionImage
 from tests.images import hello, write_archive
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def test_the_services_are_there_without_an_engine(tmp_path: Path) -> None:
 def test_an_archive_is_looked_into_without_an_engine(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(SYSTEM, encoding="utf-8")
     write_archive(hello(("linux/amd64", "linux/arm64")), tmp_path / "image.tar")
-    text = "from buildkit_tasks.testing.default_checks import test_the_image_is_what_it_says\n"
+    text = "from buildkit_tasks.testing.default_checks import test_image_verifies\n"
     options = ("--require-engine", f"--image=oci-archive:{tmp_path}/image.tar")
     code, said = outcomes(tmp_path, text, *options, "--platform=linux/arm64,linux/amd64")
     assert code == 0, said
@@ -189,7 +189,7 @@ FAKES = """
 import dataclasses, json, pathlib, time
 import pytest
 from buildkit_tasks import errors
-from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.report.model import BuildResult, EmulatorSummary, Outcome, Output, RunReport, RunResult
 
 HERE = pathlib.Path(__file__).parent
@@ -207,7 +207,7 @@ def build(self, request):
     (dest,) = (str(each.dest.absolute()) for each in request.outputs)
     output = Output(type="oci", dest=dest)
     result = BuildResult(digest="", outputs=(output,), platforms=(), builder="", bases="", seconds=1)
-    self.images.remember(result)
+    self.resolver.record_last_built(result)
     return result
 
 
@@ -225,9 +225,9 @@ def emulate(self, image, platforms=()):
     return RunReport(subject=image, results=tuple(results))
 
 
-Line.build = build
-Line.under = lambda self, settings: dataclasses.replace(self, settings=settings)  # asks no engine
-Line.emulate = emulate
+Pipeline.build = build
+Pipeline.with_settings = lambda self, settings: dataclasses.replace(self, settings=settings)  # asks no engine
+Pipeline.run_image = emulate
 """
 
 
@@ -313,7 +313,7 @@ def test_a_command_of_the_tests_is_held_to_what_the_test_expects(fakes: Fakes) -
 
 
 def test_the_checks_of_a_repository_without_tests_run_all_that_the_settings_say(fakes: Fakes) -> None:
-    text = "from buildkit_tasks.testing.default_checks import test_the_image_runs\n"
+    text = "from buildkit_tasks.testing.default_checks import test_image_runs\n"
     done = fakes.settings(*SUITE).run(text, "--image=x", "--platform=s390x", "--cpu=both")
     done.assert_outcomes(passed=1)
     (noted,) = fakes.noted("runs")
@@ -321,7 +321,7 @@ def test_the_checks_of_a_repository_without_tests_run_all_that_the_settings_say(
 
 
 def test_what_did_not_pass_is_told_with_its_command_and_its_cpu(fakes: Fakes) -> None:
-    text = "from buildkit_tasks.testing.default_checks import test_the_image_runs\n"
+    text = "from buildkit_tasks.testing.default_checks import test_image_runs\n"
     emulate = """
     floor = EmulatorSummary(path="/qemu", cpu="arm1176")
     kinds = [("one", Outcome.PASSED, None), ("two --three", Outcome.ILLEGAL_INSTRUCTION, floor)]
@@ -377,7 +377,7 @@ ABSENT = [
 
 
 @pytest.mark.parametrize(
-    "checks", [RUNS, "from buildkit_tasks.testing.default_checks import test_the_image_runs\n"]
+    "checks", [RUNS, "from buildkit_tasks.testing.default_checks import test_image_runs\n"]
 )
 @pytest.mark.parametrize(("error", "words"), ABSENT)
 def test_a_run_for_which_the_engine_or_emulator_is_missing_is_skipped_or_fails(
@@ -429,13 +429,13 @@ def test_what_workers_of_another_session_left_in_their_folder_is_not_taken(
     """Workers on another machine have the folder that is there for all sessions."""
     made: list[str] = []
 
-    def make() -> Built:
+    def make() -> SessionImage:
         made.append("built")
-        return Built(image=f"image {len(made)}")
+        return SessionImage(image=f"image {len(made)}")
 
     def once(session: str) -> str:
         config: Any = SimpleNamespace(workerinput={"testrunuid": session})
-        return pytest_plugin._once(config, tmp_path_factory, "", make).image
+        return pytest_plugin._build_once(config, tmp_path_factory, "", make).image
 
     first, second = uuid.uuid4().hex, uuid.uuid4().hex
     assert [once(each) for each in (first, first, second)] == ["image 1", "image 1", "image 2"]
@@ -469,7 +469,7 @@ def test_a_worker_that_is_killed_while_it_builds_leaves_the_build_to_another(fak
 def test_workers_look_into_one_archive_and_its_fault_is_found(fakes: Fakes) -> None:
     platforms = ("linux/amd64", "linux/arm64", "linux/arm/v7")
     write_archive(hello(platforms), fakes.pytester.path / "image.tar")
-    text = "from buildkit_tasks.testing.default_checks import test_the_image_is_what_it_says\n"
+    text = "from buildkit_tasks.testing.default_checks import test_image_verifies\n"
     options = ("-n2", "-v", "--platform=linux/amd64,linux/arm64,linux/arm/v7")
     done = fakes.run(text, *options, "--image=oci-archive:image.tar")
     done.assert_outcomes(passed=3)

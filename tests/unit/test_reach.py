@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit_tasks.system import reachability as reach
-from buildkit_tasks.system.reachability import registry_answers, within
+from buildkit_tasks.system.reachability import call_with_timeout, is_registry_reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def silence() -> Iterator[str]:
 def _nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker Hub is a closed port here, and no proxy is set."""
     monkeypatch.setattr(reach, "DOCKER_HUB", "http://127.0.0.1:9")
-    for name in (*reach._PROXIES, "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
+    for name in (*reach._PROXY_VARIABLES, "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     # urllib keeps the proxies of its first call.
     monkeypatch.setattr("urllib.request._opener", None)
@@ -74,19 +74,19 @@ def test_any_answer_of_a_working_registry_counts(
 ) -> None:
     with registry(status) as (place, asked):
         monkeypatch.setattr(reach, "DOCKER_HUB", place)
-        assert registry_answers(seconds=5) is answers
+        assert is_registry_reachable(timeout=5) is answers
     assert asked == ["/v2/"]
 
 
 def test_a_mirror_that_the_engine_uses_counts_as_well() -> None:
     with registry(401) as (place, asked):
-        assert registry_answers([f"{place}/"], seconds=5)
+        assert is_registry_reachable([f"{place}/"], timeout=5)
     assert asked == ["/v2/"]
 
 
 def test_a_refused_connection_is_no_answer() -> None:
     started = time.monotonic()
-    assert not registry_answers(seconds=30)
+    assert not is_registry_reachable(timeout=30)
     assert time.monotonic() - started < SOON
 
 
@@ -94,7 +94,7 @@ def test_row_29_a_silent_registry_is_given_up_in_time(monkeypatch: pytest.Monkey
     with silence() as place:
         monkeypatch.setattr(reach, "DOCKER_HUB", place)
         started = time.monotonic()
-        assert not registry_answers(seconds=0.3)
+        assert not is_registry_reachable(timeout=0.3)
         assert time.monotonic() - started < SOON
 
 
@@ -103,7 +103,7 @@ def test_a_name_that_does_not_resolve_is_no_answer(monkeypatch: pytest.MonkeyPat
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    assert not registry_answers(seconds=1)
+    assert not is_registry_reachable(timeout=1)
 
 
 def test_behind_a_proxy_it_is_the_proxy_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,23 +111,23 @@ def test_behind_a_proxy_it_is_the_proxy_that_is_asked(monkeypatch: pytest.Monkey
     with registry(401) as (proxy, asked):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.setenv("HTTPS_PROXY", proxy)
-        assert registry_answers(seconds=5)
+        assert is_registry_reachable(timeout=5)
     assert asked == ["http://no-such-host.invalid/v2/"]
 
 
 @pytest.mark.parametrize("mirror", ["http://127.0.0.1:port", "nonsense", "", "http://[::1"])
 def test_a_mirror_that_is_no_address_is_no_answer(mirror: str) -> None:
-    assert not registry_answers([mirror], seconds=1)
+    assert not is_registry_reachable([mirror], timeout=1)
 
 
 def test_an_answer_in_time_is_given() -> None:
-    assert within(5, lambda: True)
-    assert not within(5, lambda: False)
+    assert call_with_timeout(5, lambda: True)
+    assert not call_with_timeout(5, lambda: False)
 
 
 def test_an_answer_that_comes_too_late_is_not_waited_for() -> None:
     gate = threading.Event()
     started = time.monotonic()
-    assert not within(0.1, lambda: gate.wait(30))
+    assert not call_with_timeout(0.1, lambda: gate.wait(30))
     assert time.monotonic() - started < SOON
     gate.set()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.builder import health as reaching
-from buildkit_tasks.host.builder.health import Watch, silent_nodes, watch_nodes
-from buildkit_tasks.host.builder.spec import WantedNode
+from buildkit_tasks.host.builder.health import NodeWatchdog, unreachable_nodes, watch_nodes
+from buildkit_tasks.host.builder.spec import NodeSpec
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.certificates import Certificate, make_certificate, sign
@@ -56,13 +56,13 @@ def greet(stream: socket.socket) -> None:
     stream.recv(100)
 
 
-def node(endpoint: str, name: str = "a", options: tuple[str, ...] = ()) -> WantedNode:
-    return WantedNode(name=name, endpoint=endpoint, options=options)
+def node(endpoint: str, name: str = "a", options: tuple[str, ...] = ()) -> NodeSpec:
+    return NodeSpec(name=name, endpoint=endpoint, driver_opts=options)
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaching, "_SECONDS", SOON)
+    monkeypatch.setattr(reaching, "_TIMEOUT_SECONDS", SOON)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def options(certificate: Certificate, **other: Path) -> tuple[str, ...]:
     return tuple(f"{name}={path}" for name, path in files.items())
 
 
-def silent(nodes: Sequence[WantedNode]) -> dict[str, str]:
+def silent(nodes: Sequence[NodeSpec]) -> dict[str, str]:
     """Those at which no BuildKit answers."""
-    return silent_nodes(nodes, "remote")
+    return unreachable_nodes(nodes, "remote")
 
 
 def test_a_daemon_that_greets_is_there() -> None:
@@ -146,7 +146,7 @@ def test_an_engine_of_a_container_answers_a_ping(words: bytes, *, there: bool) -
         stream.sendall(words)
 
     with listening(talk) as endpoint:
-        found = silent_nodes([node(endpoint)], "docker-container")
+        found = unreachable_nodes([node(endpoint)], "docker-container")
         told = f"{endpoint} is no Docker engine's, or wants TLS, which a docker context has: endpoint=CONTEXT"
     assert found == ({} if there else {"a": told})
     assert asked[0].startswith(b"GET /_ping HTTP/1.1\r\n")
@@ -230,7 +230,7 @@ def test_material_that_is_none_is_told(certificate: Certificate, tmp_path: Path)
 
 def test_a_node_is_given_up_after_several_silences_in_a_row() -> None:
     with listening(None) as hanging:
-        watch = Watch([node(hanging, "b")], "remote")
+        watch = NodeWatchdog([node(hanging, "b")], "remote")
         assert watch() is None
         assert watch() is None
         error = watch()
@@ -246,7 +246,7 @@ def test_one_answer_among_them_counts_as_life() -> None:
             greet(stream)
 
     with listening(talk) as endpoint:
-        watch = Watch([node(endpoint)], "remote")
+        watch = NodeWatchdog([node(endpoint)], "remote")
         assert [watch() is None for _ in range(6)] == [True] * 5 + [False]
 
 

@@ -8,8 +8,8 @@ import pytest
 from buildkit_tasks.errors import RegistryError, SettingsError
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.oci.registry import open_registry
-from buildkit_tasks.oci.registry.options import Access
-from buildkit_tasks.oci.registry.tls import certificate_folders
+from buildkit_tasks.oci.registry.options import RegistryOptions
+from buildkit_tasks.oci.registry.tls import find_certificate_dirs
 from tests.certificates import Certificate, make_certificate
 from tests.hostile_registry import bearer, hostile, token
 from tests.images import hello
@@ -23,9 +23,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 def root(reference: str, folder: Path, **environ: str) -> Descriptor:
     given = {"DOCKER_CONFIG": str(folder), **environ}
-    access = Access(environ=given, certificates=(folder / "certs.d",), run=Scripted(), connect=5, idle=5)
-    with open_registry(reference, access=access) as source:
-        return source.root()
+    access = RegistryOptions(
+        environ=given,
+        certificate_dirs=(folder / "certs.d",),
+        commands=Scripted(),
+        connect_timeout=5,
+        read_timeout=5,
+    )
+    with open_registry(reference, options=access) as source:
+        return source.root_descriptor()
 
 
 def put(folder: Path, host: str, **files: Path) -> Path:
@@ -51,8 +57,8 @@ def test_a_registrys_authority_counts_for_its_token_server(certificate: Certific
     with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate) as tokens:
         reference = server.hold(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
-        server.tell("/v2/*", bearer(f"https://{tokens.host}/token"))
-        tokens.tell("/token*", token())
+        server.answer("/v2/*", bearer(f"https://{tokens.host}/token"))
+        tokens.answer("/token*", token())
         assert root(reference, tmp_path)
         assert len(tokens.asked) == 1
 
@@ -63,7 +69,7 @@ def test_a_client_certificate_is_shown_to_no_other_host(certificate: Certificate
         own = {"client_cert": certificate.certificate, "client_key": certificate.key}
         put(tmp_path, server.host, ca_crt=certificate.authority, **own)
         server.always("/v2/*", bearer(f"https://{tokens.host}/token"))
-        tokens.tell("/token*", token())
+        tokens.answer("/token*", token())
         with pytest.raises(RegistryError):
             root(reference, tmp_path)
         assert tokens.asked == []
@@ -91,5 +97,5 @@ def test_a_bundle_in_the_environment_that_is_not_there_is_named(
 @pytest.mark.parametrize("netloc", ["..", ".", "../x", "", "a/b", "-x", "a\n"])
 def test_no_host_leads_out_of_the_folder_of_certificates(tmp_path: Path, netloc: str) -> None:
     (tmp_path / "certs.d/a/b").mkdir(parents=True)
-    access = Access(certificates=(tmp_path / "certs.d",), run=Scripted())
-    assert list(certificate_folders(netloc, access)) == []
+    access = RegistryOptions(certificate_dirs=(tmp_path / "certs.d",), commands=Scripted())
+    assert list(find_certificate_dirs(netloc, access)) == []

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.config.images import settings_for_image
-from buildkit_tasks.config.settings import load
+from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
-from buildkit_tasks.pipeline.images import Images
+from buildkit_tasks.pipeline.images import ImageResolver
 from buildkit_tasks.pipeline.parts_file import read_parts
-from buildkit_tasks.pipeline.release import Release, Releases
-from buildkit_tasks.pipeline.runs import Runs
+from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
+from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.report.model import document
+from buildkit_tasks.report.model import to_document
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import hostile
 from tests.images import (
@@ -36,28 +36,28 @@ from tests.unit.test_docker_archive import one
 
 __all__ = ["push"]
 
-ONE, TWO = (f"example.org/app@{Digest.of(text)}" for text in (b"one", b"two"))
+ONE, TWO = (f"example.org/app@{Digest.from_bytes(text)}" for text in (b"one", b"two"))
 
 
 @pytest.fixture
-def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Releases:
+def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseService:
     """Whatever starts a program fails here: an archive is pushed and verified without any."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", str(tmp_path / "cache"))
-    settings, run = load(), Scripted()
-    images = Images(settings=settings, run=run)
+    settings, run = load_settings(), Scripted()
+    images = ImageResolver(settings=settings, commands=run)
 
     def line() -> None:
         raise AssertionError("no engine is needed")
 
-    runs = Runs(settings=settings, run=run, tell=print, images=images, line=line)  # type: ignore[arg-type]
-    return Releases(images=images, runs=runs, access=push.access)
+    runs = ImageRunner(settings=settings, commands=run, notify=print, resolver=images, get_pipeline=line)  # type: ignore[arg-type]
+    return ReleaseService(resolver=images, image_runner=runs, registry_options=push.access)
 
 
-def release(push: Push, *tags: str, proved: bool = False, platforms: tuple[str, ...] = ()) -> Release:
+def release(push: Push, *tags: str, proved: bool = False, platforms: tuple[str, ...] = ()) -> ReleaseSpec:
     names = [f"{push.server.host}/{tag}" for tag in tags]
-    return Release.of(names, tuple(map(Platform.parse, platforms)), proved=proved)
+    return ReleaseSpec.from_tags(names, tuple(map(Platform.parse, platforms)), verify_first=proved)
 
 
 # An archive
@@ -65,7 +65,7 @@ def release(push: Push, *tags: str, proved: bool = False, platforms: tuple[str, 
 
 @pytest.mark.parametrize("form", ["oci-archive", "oci"])
 def test_an_archive_arrives_byte_for_byte_and_is_named(
-    push: Push, releases: Releases, tmp_path: Path, form: str
+    push: Push, releases: ReleaseService, tmp_path: Path, form: str
 ) -> None:
     memory = hello()
     path = (write_folder if form == "oci" else write_archive)(memory, tmp_path / "image")
@@ -73,16 +73,16 @@ def test_an_archive_arrives_byte_for_byte_and_is_named(
     found = push.server.keep("team/app").found
     for digest, data in memory.blobs.items():
         assert found["blobs"].get(digest, found["manifests"].get(digest, ("", b"")))[1] == data
-    assert push.server.named("team/app:v1") == str(memory.root().digest) == result.digest
+    assert push.server.named("team/app:v1") == str(memory.root_descriptor().digest) == result.digest
     assert result.ok
     assert [row.platform for row in result.platforms] == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 
 
 def test_the_document_of_a_push_has_the_keys_that_programs_read(
-    push: Push, releases: Releases, tmp_path: Path
+    push: Push, releases: ReleaseService, tmp_path: Path
 ) -> None:
     path = write_archive(hello(), tmp_path / "image.tar")
-    told = document(releases.push(str(path), release(push, "team/app:v1")))
+    told = to_document(releases.push(str(path), release(push, "team/app:v1")))
     assert list(told) == ["ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
     assert (told["ok"], told["verify"], told["run"]) == (True, None, None)
     assert list(told["tags"][0]) == ["ref", "digest", "previous", "moved"]
@@ -90,7 +90,7 @@ def test_the_document_of_a_push_has_the_keys_that_programs_read(
 
 
 def test_what_does_not_hold_where_it_was_pushed_gets_no_name(
-    push: Push, releases: Releases, tmp_path: Path
+    push: Push, releases: ReleaseService, tmp_path: Path
 ) -> None:
     path = write_archive(hello(["linux/amd64"]), tmp_path / "image.tar")
     wanted = release(push, "team/app:v1", proved=True, platforms=("linux/amd64", "linux/arm64"))
@@ -103,7 +103,7 @@ def test_what_does_not_hold_where_it_was_pushed_gets_no_name(
 
 
 def test_an_archive_with_a_flipped_byte_is_never_named(
-    push: Push, releases: Releases, tmp_path: Path
+    push: Push, releases: ReleaseService, tmp_path: Path
 ) -> None:
     memory = hello(["linux/amd64"])
     layer = next(key for key, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
@@ -114,14 +114,18 @@ def test_an_archive_with_a_flipped_byte_is_never_named(
     assert push.server.moved == []
 
 
-def test_without_a_name_what_was_built_last_is_meant(push: Push, releases: Releases, tmp_path: Path) -> None:
+def test_without_a_name_what_was_built_last_is_meant(
+    push: Push, releases: ReleaseService, tmp_path: Path
+) -> None:
     path = write_archive(hello(), tmp_path / "image.tar")
     remember(releases, f"oci-archive:{path}")
     assert releases.push("", release(push, "team/app:v1")).ok
 
 
 @pytest.mark.parametrize("last", ["docker://example.org/app:v1", "docker-daemon:app:v1", "dir:/tmp/out"])
-def test_what_was_built_last_is_sent_from_a_file_alone(push: Push, releases: Releases, last: str) -> None:
+def test_what_was_built_last_is_sent_from_a_file_alone(
+    push: Push, releases: ReleaseService, last: str
+) -> None:
     remember(releases, last)
     with pytest.raises(UsageError, match="no archive") as caught:
         releases.push("", release(push, "team/app:v1"))
@@ -129,34 +133,34 @@ def test_what_was_built_last_is_sent_from_a_file_alone(push: Push, releases: Rel
     assert push.server.asked == []
 
 
-def remember(releases: Releases, name: str) -> None:
-    record = releases.images._record
+def remember(releases: ReleaseService, name: str) -> None:
+    record = releases.resolver._last_built_file
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(name, encoding="utf-8")
 
 
 def test_a_plan_says_what_would_be_put_where_and_asks_nobody(
-    push: Push, releases: Releases, tmp_path: Path
+    push: Push, releases: ReleaseService, tmp_path: Path
 ) -> None:
     memory = hello(["linux/amd64"])
     path = write_archive(memory, tmp_path / "image.tar")
     plan = releases.plan_push(str(path), release(push, "team/app:v1", "other/app:v2", proved=True))
-    host, digest = push.server.host, memory.root().digest
+    host, digest = push.server.host, memory.root_descriptor().digest
     size = sum(len(memory.blobs[key]) for key in list(memory.blobs)[:2])
-    assert plan.text().splitlines() == [
+    assert plan.to_text().splitlines() == [
         f"would put 2 blobs ({size} bytes) and 2 manifests as {host}/team/app@{digest}",
         f"would verify and run docker://{host}/team/app@{digest} (linux/amd64)",
         f"would name it {host}/team/app:v1",
         f"would name it {host}/other/app:v2",
     ]
-    assert plan.document()["digest"] == str(digest)
+    assert plan.to_dict()["digest"] == str(digest)
     assert push.server.asked == []
 
 
 # Parts
 
 
-def test_parts_become_one_image_with_a_name(push: Push, releases: Releases) -> None:
+def test_parts_become_one_image_with_a_name(push: Push, releases: ReleaseService) -> None:
     names = ("linux/amd64", "linux/arm64")
     parts = [push.at(f"parts/x@{push.send(hello([name]), 'parts/x')}") for name in names]
     result = releases.merge(parts, release(push, "team/app:v1", platforms=names[::-1]))
@@ -164,11 +168,11 @@ def test_parts_become_one_image_with_a_name(push: Push, releases: Releases) -> N
     assert [row.platform for row in result.platforms] == ["linux/arm64", "linux/amd64"]
 
 
-def test_a_plan_of_a_merge_only_reads(push: Push, releases: Releases) -> None:
+def test_a_plan_of_a_merge_only_reads(push: Push, releases: ReleaseService) -> None:
     part = push.at(f"parts/x@{push.send(hello(['linux/amd64']), 'parts/x')}")
     before = len(push.server.asked)
     plan = releases.plan_merge([part], release(push, "team/app:v1"))
-    assert f"would put an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.text()
+    assert f"would put an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.to_text()
     assert {each.method for each in push.server.asked[before:]} == {"GET"}
 
 
@@ -177,16 +181,16 @@ def test_a_plan_of_a_merge_only_reads(push: Push, releases: Releases) -> None:
 
 def test_a_push_without_a_tag_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no tag says where it goes"):
-        Release.of((), (), proved=True)
+        ReleaseSpec.from_tags((), (), verify_first=True)
 
 
 def test_a_digest_is_no_tag() -> None:
     with pytest.raises(UsageError, match="is no tag"):
-        Release.of([ONE], (), proved=True)
+        ReleaseSpec.from_tags([ONE], (), verify_first=True)
 
 
 def test_a_tag_that_is_named_twice_is_named_once() -> None:
-    found = Release.of(["app", "docker.io/library/app:latest"], (), proved=True)
+    found = ReleaseSpec.from_tags(["app", "docker.io/library/app:latest"], (), verify_first=True)
     assert found.tags == (Reference.parse("app"),)
 
 
@@ -245,7 +249,7 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
     monkeypatch.chdir(tmp_path)
     table = '[[tool.buildkit-tasks.image]]\nname = "web"\nexpect = "this is web"\ntags = ["app:web"]\n'
     (tmp_path / "pyproject.toml").write_text(table, encoding="utf-8")
-    settings = load()
+    settings = load_settings()
     assert (settings_for_image(settings, "web").expect, settings_for_image(settings, "web").tags) == (
         "this is web",
         ("app:web",),
@@ -294,14 +298,14 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
 )
 def test_a_word_that_is_no_tag_is_refused_before_anything_is_asked(word: str) -> None:
     with pytest.raises(UsageError):
-        Release.of([word], (), proved=True)
+        ReleaseSpec.from_tags([word], (), verify_first=True)
 
 
 # Other sources
 
 
 def test_a_compressed_archive_is_sent_from_several_threads(
-    push: Push, releases: Releases, tmp_path: Path
+    push: Push, releases: ReleaseService, tmp_path: Path
 ) -> None:
     memory = Memory()
     noise = random.Random(5)  # noqa: S311 - bytes that do not get smaller
@@ -320,7 +324,7 @@ def test_a_compressed_archive_is_sent_from_several_threads(
 
 
 def test_what_docker_save_wrote_is_sent_over_one_connection(
-    push: Push, releases: Releases, tmp_path: Path
+    push: Push, releases: ReleaseService, tmp_path: Path
 ) -> None:
     path = one().write(tmp_path / "saved.tar")
     result = releases.push(f"docker-archive:{path}", release(push, "team/app:v1"))
@@ -328,9 +332,9 @@ def test_what_docker_save_wrote_is_sent_over_one_connection(
     assert len({each.connection for each in push.server.requests("PUT /upload/*")}) == 1
 
 
-def test_an_image_is_copied_from_one_registry_to_another(push: Push, releases: Releases) -> None:
+def test_an_image_is_copied_from_one_registry_to_another(push: Push, releases: ReleaseService) -> None:
     memory = hello()
     with hostile() as other:
         reference = other.hold(memory)
         result = releases.push(f"docker://{reference}", release(push, "team/app:v1"))
-    assert result.digest == str(memory.root().digest) == push.server.named("team/app:v1")
+    assert result.digest == str(memory.root_descriptor().digest) == push.server.named("team/app:v1")

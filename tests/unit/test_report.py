@@ -20,7 +20,7 @@ import pytest
 from buildkit_tasks import report as faces
 from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.report import github
-from buildkit_tasks.report.cases import steps_of
+from buildkit_tasks.report.cases import list_steps
 from buildkit_tasks.report.model import (
     BuildResult,
     EmulatorSummary,
@@ -31,9 +31,9 @@ from buildkit_tasks.report.model import (
     Report,
     RunReport,
     VerifyReport,
-    document,
+    to_document,
 )
-from buildkit_tasks.report.text import last_line, one_line, printable, tail
+from buildkit_tasks.report.text import escape_unprintable, last_line, tail_lines, to_one_line
 from tests.unit.samples import (
     TEN,
     TWO,
@@ -115,7 +115,7 @@ def test_every_renderer_shows_what_was_reached_and_the_error_that_stopped_it(
 
 @pytest.mark.parametrize("report", every_bad_report())
 def test_a_report_that_does_not_hold_has_a_problem_to_show(report: Report) -> None:
-    assert any(case.problems for step in steps_of(report) for case in step.cases)
+    assert any(case.problems for step in list_steps(report) for case in step.cases)
 
 
 @pytest.mark.parametrize("report", every_bad_report())
@@ -128,12 +128,12 @@ def test_a_failure_is_readable_in_words_without_colour(report: Report) -> None:
 
 @pytest.mark.parametrize("report", [*every_good_report(), *every_bad_report(), *every_warning_report()])
 def test_a_report_holds_if_and_only_if_it_has_no_problem(report: Report) -> None:
-    assert report.ok is not any(case.problems for step in steps_of(report) for case in step.cases)
+    assert report.ok is not any(case.problems for step in list_steps(report) for case in step.cases)
 
 
 @pytest.mark.parametrize("report", every_good_report())
 def test_a_report_that_holds_has_no_word_of_failure(report: Report) -> None:
-    assert not any(case.problems for step in steps_of(report) for case in step.cases)
+    assert not any(case.problems for step in list_steps(report) for case in step.cases)
     for render in FOR_PEOPLE:
         text = render(report)
         assert "FAILED" not in text
@@ -187,7 +187,7 @@ def test_no_text_of_an_image_commands_a_terminal_or_a_runner(render: Callable[[R
 @pytest.mark.parametrize("report", every_warning_report())
 def test_a_report_with_warnings_holds_and_says_how_many_there_are(report: Report) -> None:
     assert report.ok
-    assert not any(case.problems for step in steps_of(report) for case in step.cases)
+    assert not any(case.problems for step in list_steps(report) for case in step.cases)
     for render in FOR_PEOPLE:
         assert "2 warnings." in render(report)
         assert "FAILED" not in render(report)
@@ -291,7 +291,7 @@ def test_every_other_report_file_has_all_problems(render: Callable[[Report], str
 
 
 def test_github_gets_twenty_annotations_of_a_kind_and_one_that_counts_the_others() -> None:
-    commands = faces.announce_in_github(thousand_wrong(), {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    commands = faces.report_to_github(thousand_wrong(), {"GITHUB_ACTIONS": "true"}, io.StringIO())
     for name in ("error", "warning"):
         mine = [command for command in commands if command.startswith(f"::{name} ")]
         assert len(mine) == 21
@@ -445,7 +445,7 @@ def test_a_failing_runs_command_is_shown(render: Callable[[Report], str]) -> Non
 
 def test_an_annotation_names_the_cpu_and_the_command() -> None:
     report = run(*(on_cpu(cpu, replace(bad_run("linux/386"), command=f"a:b {cpu}")) for cpu in ("", "x1")))
-    commands = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    commands = faces.report_to_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
     assert [command.split("::")[1] for command in commands] == [
         "error title=run linux/386 on max%3A a%3Ab  failed",
         "error title=run linux/386 on x1%3A a%3Ab x1 failed",
@@ -483,7 +483,7 @@ def test_no_annotation_of_several_runs_is_more_than_one_line() -> None:
         )
     )
     stream = io.StringIO()
-    commands = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, stream)
+    commands = faces.report_to_github(report, {"GITHUB_ACTIONS": "true"}, stream)
     assert stream.getvalue().count("\n") == len(commands) == 2
     assert not {"\x1b", "\u202e"} & set(stream.getvalue())
 
@@ -501,7 +501,9 @@ def test_a_platform_that_a_step_left_out_is_a_failure_in_junit() -> None:
 def test_a_platform_that_failed_is_not_said_to_be_left_out_as_well() -> None:
     extra = verdict("linux/s390x", bad_check(name="expected", message="not expected"))
     report = replace(matrix(), verify=verify(*map(verdict, TWO), extra))
-    problems = [problem.kind for step in steps_of(report) for case in step.cases for problem in case.problems]
+    problems = [
+        problem.kind for step in list_steps(report) for case in step.cases for problem in case.problems
+    ]
     assert problems == ["expected"]
     assert "2 of 3 platforms hold. FAILED: linux/s390x (verify)." in drawn(report)
 
@@ -664,16 +666,16 @@ def test_a_terminals_own_width_is_used(terminal: TextIO, monkeypatch: pytest.Mon
     from buildkit_tasks.report import terminal as table
 
     monkeypatch.delenv("CI", raising=False)
-    assert table._width(terminal) == 80
+    assert table._terminal_width(terminal) == 80
     monkeypatch.setenv("CI", "true")
-    assert table._width(terminal) >= 120
+    assert table._terminal_width(terminal) >= 120
 
 
 def test_colour_is_wanted_on_a_terminal_outside_ci_unless_refused(terminal: TextIO) -> None:
-    assert faces.wants_colour(terminal, {})
-    assert not faces.wants_colour(terminal, {"CI": "true"})
-    assert not faces.wants_colour(terminal, {"NO_COLOR": "1"})
-    assert not faces.wants_colour(io.StringIO(), {})
+    assert faces.needs_colour(terminal, {})
+    assert not faces.needs_colour(terminal, {"CI": "true"})
+    assert not faces.needs_colour(terminal, {"NO_COLOR": "1"})
+    assert not faces.needs_colour(io.StringIO(), {})
 
 
 # JSON
@@ -682,8 +684,8 @@ def test_colour_is_wanted_on_a_terminal_outside_ci_unless_refused(terminal: Text
 @pytest.mark.parametrize("report", [*every_good_report(), *every_bad_report()])
 def test_json_is_the_document_in_its_own_order(report: Report) -> None:
     text = faces.to_json(report)
-    assert json.loads(text) == document(report)
-    assert list(json.loads(text)) == list(document(report))
+    assert json.loads(text) == to_document(report)
+    assert list(json.loads(text)) == list(to_document(report))
     assert text.endswith("}\n")
     assert '\n  "ok"' in text
 
@@ -848,7 +850,7 @@ def test_a_new_report_takes_the_old_ones_place_at_once(tmp_path: Path) -> None:
 def test_nothing_is_announced_outside_github_actions(tmp_path: Path) -> None:
     summary, stream = tmp_path / "summary", io.StringIO()
     environ = {"GITHUB_STEP_SUMMARY": str(summary)}
-    assert faces.announce_in_github(half_bad(), environ, stream) == ()
+    assert faces.report_to_github(half_bad(), environ, stream) == ()
     assert not summary.exists()
     assert stream.getvalue() == ""
 
@@ -860,13 +862,13 @@ def in_actions(summary: Path) -> dict[str, str]:
 def test_the_markdown_is_appended_to_the_steps_summary(tmp_path: Path) -> None:
     summary = tmp_path / "summary"
     summary.write_text("before")
-    assert faces.announce_in_github(matrix(), in_actions(summary), io.StringIO()) == ()
+    assert faces.report_to_github(matrix(), in_actions(summary), io.StringIO()) == ()
     assert summary.read_text() == f"before\n{faces.to_markdown(matrix())}"
 
 
 def test_each_failure_becomes_an_annotation(tmp_path: Path) -> None:
     stream = io.StringIO()
-    commands = faces.announce_in_github(half_bad(), in_actions(tmp_path / "s"), stream)
+    commands = faces.report_to_github(half_bad(), in_actions(tmp_path / "s"), stream)
     assert stream.getvalue().splitlines() == list(commands)
     first, second = commands
     assert first.startswith("::error title=verify linux/arm64 binary-machine::the entry point is for amd64")
@@ -876,21 +878,21 @@ def test_each_failure_becomes_an_annotation(tmp_path: Path) -> None:
 
 def test_each_warning_becomes_an_annotation_of_its_own_kind() -> None:
     report = verify(verdict("linux/amd64"), verdict("linux/arm64", warning("a\nb")))
-    (command,) = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    (command,) = faces.report_to_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
     assert command.startswith("::warning title=verify linux/arm64 parity::a%0Ab%0Apath: /usr/bin/foo%0A")
 
 
 def test_an_annotation_is_escaped_as_github_reads_it() -> None:
     report = stopped("100%0A\r\nnext: this, that")
     platform = verify(verdict("a:b,c%\n", bad_check()))
-    (error,) = faces.announce_in_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    (error,) = faces.report_to_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
     assert error == "::error title=arch-matrix stopped::100%250A%0Anext: this, that%0Astopped: before verify"
-    (error,) = faces.announce_in_github(platform, {"GITHUB_ACTIONS": "true"}, io.StringIO())
+    (error,) = faces.report_to_github(platform, {"GITHUB_ACTIONS": "true"}, io.StringIO())
     assert error.startswith("::error title=verify a%3Ab%2Cc%25%0A binary-machine::the entry")
 
 
 def test_annotations_go_to_stderr_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    faces.announce_in_github(stopped("refused"), {"GITHUB_ACTIONS": "true"})
+    faces.report_to_github(stopped("refused"), {"GITHUB_ACTIONS": "true"})
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("::error title=arch-matrix stopped::refused")
@@ -900,7 +902,7 @@ def test_a_summary_that_would_be_too_long_keeps_its_table_and_says_what_it_lacks
     summary = tmp_path / "summary"
     summary.write_text("x" * 1000)
     report = run(bad_run("linux/arm64", stdout="y" * github._SUMMARY_LIMIT))
-    faces.announce_in_github(report, in_actions(summary), io.StringIO())
+    faces.report_to_github(report, in_actions(summary), io.StringIO())
     text = summary.read_text()
     assert len(text) < 4000
     assert "| linux/arm64 |" in text
@@ -908,7 +910,7 @@ def test_a_summary_that_would_be_too_long_keeps_its_table_and_says_what_it_lacks
 
 
 def test_a_summary_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
-    (warning,) = faces.announce_in_github(matrix(), in_actions(tmp_path / "no" / "s"), io.StringIO())
+    (warning,) = faces.report_to_github(matrix(), in_actions(tmp_path / "no" / "s"), io.StringIO())
     assert warning.startswith("::warning title=step summary::not written to")
 
 
@@ -916,11 +918,11 @@ def test_a_summary_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_printable_text_keeps_lines_and_shows_what_is_not_for_reading() -> None:
-    assert printable("a\tb\r\nc\rd\x1b\x9b\u202e\udc80\U0001f600é") == (
+    assert escape_unprintable("a\tb\r\nc\rd\x1b\x9b\u202e\udc80\U0001f600é") == (
         "a\tb\nc\\x0dd\\x1b\\x9b\\u202e\\udc80\U0001f600é"
     )
-    assert printable("##[x] ### [y]") == "#\\x23[x] ### [y]"
-    assert one_line(" a\nb\tc ") == "a\\nb c"
+    assert escape_unprintable("##[x] ### [y]") == "#\\x23[x] ### [y]"
+    assert to_one_line(" a\nb\tc ") == "a\\nb c"
 
 
 def test_the_last_line_is_the_last_with_something_on_it() -> None:
@@ -929,8 +931,8 @@ def test_the_last_line_is_the_last_with_something_on_it() -> None:
 
 
 def test_a_tail_as_long_as_the_text_leaves_nothing_out() -> None:
-    assert tail("a\nb\n", 2) == ["a", "b"]
-    assert tail("a\nb\nc", 2)[0].startswith("(1 lines before")
+    assert tail_lines("a\nb\n", 2) == ["a", "b"]
+    assert tail_lines("a\nb\nc", 2)[0].startswith("(1 lines before")
 
 
 # The package

@@ -8,7 +8,7 @@ from typing import Any
 
 from buildkit_tasks.report import print_table, to_json, to_junit, to_markdown
 from buildkit_tasks.report.model import ImageReport, ImagesReport, NamedTag, Outcome, Report
-from buildkit_tasks.report.summary_line import closing_of
+from buildkit_tasks.report.summary_line import format_summary_line
 from tests.unit.samples import (
     TWO,
     bad_check,
@@ -64,17 +64,17 @@ def test_the_document_has_a_row_for_each_image() -> None:
 
 
 def test_the_closing_line_counts_images_and_says_where_each_of_the_others_failed() -> None:
-    assert closing_of(images()) == "2 of 2 images hold: built, verified and run."
-    assert closing_of(images(image("web"), WRONG, UNBUILT)) == (
+    assert format_summary_line(images()) == "2 of 2 images hold: built, verified and run."
+    assert format_summary_line(images(image("web"), WRONG, UNBUILT)) == (
         "1 of 3 images hold. wrong: FAILED: linux/arm64 (verify)."
         " unbuilt: Stopped before build: the disk is full"
     )
-    assert "no engine" in closing_of(ImagesReport(error="no engine"))
+    assert "no engine" in format_summary_line(ImagesReport(error="no engine"))
 
 
 def test_the_closing_line_counts_the_warnings_of_all_images() -> None:
     warned = replace(image("web"), verify=verify(*(verdict(name, warning()) for name in TWO)))
-    assert closing_of(images(warned, image("tool"))) == (
+    assert format_summary_line(images(warned, image("tool"))) == (
         "2 of 2 images hold: built, verified and run, with 2 warnings."
     )
 

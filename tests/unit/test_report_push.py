@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from buildkit_tasks import report as faces
-from buildkit_tasks.report.cases import steps_of
+from buildkit_tasks.report.cases import list_steps
 from buildkit_tasks.report.model import BuiltPlatform, NamedTag, PushResult, Report, RunReport
-from buildkit_tasks.report.summary_line import closing_of
+from buildkit_tasks.report.summary_line import format_summary_line
 from tests.unit.samples import (
     TWO,
     bad_check,
@@ -65,14 +65,14 @@ def test_a_push_holds_when_every_proof_that_was_made_does_and_there_is_a_name() 
 
 
 def test_a_platform_that_was_not_run_is_not_proved() -> None:
-    assert not LEFT_OUT.proved
+    assert not LEFT_OUT.is_verified
     assert f"{TWO[1]} was left out of run" in drawn(LEFT_OUT)
-    assert f"FAILED: {TWO[1]} (left out of run). No tag was named." in closing_of(LEFT_OUT)
+    assert f"FAILED: {TWO[1]} (left out of run). No tag was named." in format_summary_line(LEFT_OUT)
 
 
 @pytest.mark.parametrize("report", [GOOD, UNPROVED, *BAD])
 def test_a_push_holds_if_and_only_if_it_has_no_problem(report: PushResult) -> None:
-    assert report.ok is not any(case.problems for step in steps_of(report) for case in step.cases)
+    assert report.ok is not any(case.problems for step in list_steps(report) for case in step.cases)
 
 
 @pytest.mark.parametrize("report", [GOOD, UNPROVED, *BAD])
@@ -93,12 +93,17 @@ def test_the_table_says_what_became_of_each_tag() -> None:
 
 
 def test_the_closing_line_says_what_was_proved() -> None:
-    assert closing_of(GOOD) == "2 of 2 platforms pushed: verified, run and named."
-    assert closing_of(UNPROVED) == "2 of 2 platforms pushed: named without proof."
+    assert format_summary_line(GOOD) == "2 of 2 platforms pushed: verified, run and named."
+    assert format_summary_line(UNPROVED) == "2 of 2 platforms pushed: named without proof."
     warned = replace(GOOD, verify=verify(verdict(TWO[0]), verdict(TWO[1], good_check(), warning())))
-    assert closing_of(warned) == "2 of 2 platforms pushed, with 1 warning: verified, run and named."
-    assert closing_of(UNVERIFIED) == f"1 of 2 platforms hold. FAILED: {TWO[1]} (verify). No tag was named."
-    assert closing_of(FAILED_RUN) == f"1 of 2 platforms hold. FAILED: {TWO[1]} (run). No tag was named."
+    assert format_summary_line(warned) == "2 of 2 platforms pushed, with 1 warning: verified, run and named."
+    assert (
+        format_summary_line(UNVERIFIED)
+        == f"1 of 2 platforms hold. FAILED: {TWO[1]} (verify). No tag was named."
+    )
+    assert (
+        format_summary_line(FAILED_RUN) == f"1 of 2 platforms hold. FAILED: {TWO[1]} (run). No tag was named."
+    )
 
 
 def test_several_runs_of_a_platform_have_a_row_each() -> None:

@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 
 from buildkit_tasks.build.outputs import OutputSpec
-from buildkit_tasks.build.reproducible import check_rewriting, epoch_of, given_epoch, rewriting
+from buildkit_tasks.build.reproducible import (
+    check_rewrite_timestamps,
+    find_explicit_epoch,
+    resolve_epoch,
+    rewrite_timestamps,
+)
 from buildkit_tasks.errors import EngineError, SettingsError, UsageError
 from tests.unit.scripted import Scripted
 
@@ -11,33 +16,35 @@ GIT = "git -C here log -1 --format=%ct"
 
 
 def test_the_environment_gives_the_time() -> None:
-    epoch = epoch_of("here", [], {"SOURCE_DATE_EPOCH": "1700000000"}, Scripted())
+    epoch = resolve_epoch("here", [], {"SOURCE_DATE_EPOCH": "1700000000"}, Scripted())
     assert (epoch.seconds, epoch.origin) == (1700000000, "the environment")
 
 
 def test_a_build_argument_wins_over_the_environment() -> None:
-    epoch = given_epoch(["A=1", "SOURCE_DATE_EPOCH=5"], {"SOURCE_DATE_EPOCH": "7"})
+    epoch = find_explicit_epoch(["A=1", "SOURCE_DATE_EPOCH=5"], {"SOURCE_DATE_EPOCH": "7"})
     assert epoch is not None
     assert (epoch.seconds, epoch.origin) == (5, "--build-arg")
 
 
 def test_a_build_argument_without_a_value_is_taken_from_the_environment() -> None:
-    epoch = given_epoch(["SOURCE_DATE_EPOCH"], {"SOURCE_DATE_EPOCH": "7"})
+    epoch = find_explicit_epoch(["SOURCE_DATE_EPOCH"], {"SOURCE_DATE_EPOCH": "7"})
     assert epoch is not None
     assert epoch.seconds == 7
 
 
 def test_else_the_last_commit_does() -> None:
-    epoch = epoch_of("here", [], {"SOURCE_DATE_EPOCH": ""}, Scripted().tell(GIT, stdout="1600000000\n"))
+    epoch = resolve_epoch(
+        "here", [], {"SOURCE_DATE_EPOCH": ""}, Scripted().expect(GIT, stdout="1600000000\n")
+    )
     assert (epoch.seconds, epoch.origin) == (1600000000, "the last git commit")
 
 
 def test_else_it_is_0_with_the_reason() -> None:
-    no_commit = Scripted().tell(GIT, returncode=128, stderr="fatal: not a git repository\n")
-    assert epoch_of("here", [], {}, no_commit).origin == "no git commit: fatal: not a git repository"
-    assert epoch_of("here", [], {}, no_commit).seconds == 0
-    no_git = Scripted().tell(GIT, error=EngineError("'git' does not exist here"))
-    assert epoch_of("here", [], {}, no_git).origin == "there is no git here"
+    no_commit = Scripted().expect(GIT, returncode=128, stderr="fatal: not a git repository\n")
+    assert resolve_epoch("here", [], {}, no_commit).origin == "no git commit: fatal: not a git repository"
+    assert resolve_epoch("here", [], {}, no_commit).seconds == 0
+    no_git = Scripted().expect(GIT, error=EngineError("'git' does not exist here"))
+    assert resolve_epoch("here", [], {}, no_git).origin == "there is no git here"
 
 
 @pytest.mark.parametrize(
@@ -45,15 +52,15 @@ def test_else_it_is_0_with_the_reason() -> None:
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="environment SOURCE_DATE_EPOCH") as caught:
-        given_epoch([], {"SOURCE_DATE_EPOCH": text})
+        find_explicit_epoch([], {"SOURCE_DATE_EPOCH": text})
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="--build-arg SOURCE_DATE_EPOCH"):
-        given_epoch([f"SOURCE_DATE_EPOCH={text}"], {})
+        find_explicit_epoch([f"SOURCE_DATE_EPOCH={text}"], {})
 
 
 @pytest.mark.parametrize("text", ["0", "1700000000", "253402300799"])
 def test_every_time_that_json_can_hold_is_taken(text: str) -> None:
-    epoch = given_epoch([], {"SOURCE_DATE_EPOCH": text})
+    epoch = find_explicit_epoch([], {"SOURCE_DATE_EPOCH": text})
     assert epoch is not None
     assert epoch.seconds == int(text)
 
@@ -71,14 +78,14 @@ def test_every_time_that_json_can_hold_is_taken(text: str) -> None:
     ],
 )
 def test_times_are_rewritten_in_every_output_that_has_layers(given: str, made: str) -> None:
-    assert [str(output) for output in rewriting([OutputSpec.parse(given)])] == [made]
+    assert [str(output) for output in rewrite_timestamps([OutputSpec.parse(given)])] == [made]
 
 
 @pytest.mark.parametrize("text", ["type=image,name=x", "type=docker"])
 def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> None:
     with pytest.raises(UsageError, match="cannot rewrite times"):
-        check_rewriting([OutputSpec.parse(text)], "docker")
-    check_rewriting([OutputSpec.parse(text)], "docker-container")
+        check_rewrite_timestamps([OutputSpec.parse(text)], "docker")
+    check_rewrite_timestamps([OutputSpec.parse(text)], "docker-container")
 
 
 @pytest.mark.parametrize(
@@ -93,4 +100,4 @@ def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> Non
     ],
 )
 def test_it_can_in_what_it_sends(text: str) -> None:
-    check_rewriting([OutputSpec.parse(text)], "docker")
+    check_rewrite_timestamps([OutputSpec.parse(text)], "docker")

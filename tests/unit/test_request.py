@@ -8,10 +8,10 @@ import pytest
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import (
     BuildRequest,
-    build_arguments,
     check_request,
-    read_request_bases,
-    with_epoch,
+    make_buildx_argv,
+    read_base_images,
+    set_epoch,
 )
 from buildkit_tasks.errors import SettingsError, UsageError
 from buildkit_tasks.platforms import parse_platforms
@@ -149,18 +149,18 @@ def test_outputs_are_checked_too() -> None:
 @pytest.mark.parametrize("url", ["https://example.org/x.git", "git@example.org:x", "ssh://x/y", "git://x/y"])
 def test_a_remote_context_is_left_to_buildkit(url: str) -> None:
     check_request(request(context=url))
-    assert read_request_bases(request(context=url)).images == ()
+    assert read_base_images(request(context=url)).images == ()
 
 
 @pytest.mark.parametrize("path", ["./git@x", "httpsx", "sub"])
 def test_a_folder_is_no_remote_context(path: str, context: Path) -> None:
     (context / path).mkdir()
-    assert not request(context=path).remote
+    assert not request(context=path).has_remote_context
 
 
 def test_the_arguments_of_a_plain_build_are_exactly_these() -> None:
     output = OutputSpec(type="oci", attributes=(("dest", "a,b.tar"),))
-    argv = build_arguments(request(outputs=(output,), tags=("a:1", "b:2")), "x", Path("/m.json"))
+    argv = make_buildx_argv(request(outputs=(output,), tags=("a:1", "b:2")), "x", Path("/m.json"))
     assert argv == [
         "build",
         "--builder=x",
@@ -175,7 +175,7 @@ def test_the_arguments_of_a_plain_build_are_exactly_these() -> None:
 
 
 def test_every_option_reaches_buildx_bound_to_its_flag() -> None:
-    argv = build_arguments(
+    argv = make_buildx_argv(
         request(
             context="--help",
             file="D f",
@@ -233,13 +233,13 @@ def test_progress_is_plain_in_ci_unless_somebody_asks(
     monkeypatch: pytest.MonkeyPatch, asked: str, ci: str, given: list[str]
 ) -> None:
     monkeypatch.setenv("CI", ci)
-    argv = build_arguments(request(progress=asked), "x", Path("m"))
+    argv = make_buildx_argv(request(progress=asked), "x", Path("m"))
     assert [word for word in argv if word.startswith("--progress")] == given
 
 
 def given(name: str, **options: Any) -> list[str]:
     """The values that buildx is given for an option."""
-    argv = build_arguments(request(**options), "x", Path("m"))
+    argv = make_buildx_argv(request(**options), "x", Path("m"))
     return [word.removeprefix(f"--{name}=") for word in argv if word.startswith(f"--{name}=")]
 
 
@@ -314,7 +314,7 @@ def test_other_builds_have_the_time_that_buildx_passes_on_by_itself(monkeypatch:
 def test_attestations_that_are_asked_for_are_kept_and_told_of(asked: dict[str, Any], kept: list[str]) -> None:
     told: list[str] = []
     wanted = request(reproducible=True, build_args=("SOURCE_DATE_EPOCH=5",), **asked)
-    timed = with_epoch(wanted, Scripted(), told.append)
+    timed = set_epoch(wanted, Scripted(), told.append)
     assert timed.epoch == 5
     assert told[0] == "SOURCE_DATE_EPOCH=5 (--build-arg)"
     assert "the index digest will differ at every build" in told[1]
@@ -324,18 +324,18 @@ def test_attestations_that_are_asked_for_are_kept_and_told_of(asked: dict[str, A
 def test_an_inline_cache_is_told_of_as_well() -> None:
     told: list[str] = []
     wanted = request(reproducible=True, build_args=("SOURCE_DATE_EPOCH=5",), cache_to=("type=inline",))
-    with_epoch(wanted, Scripted(), told.append)
+    set_epoch(wanted, Scripted(), told.append)
     assert [line.partition(" holds")[0] for line in told[1:]] == ["--cache-to type=inline"]
 
 
 def test_the_time_of_a_url_is_0_and_no_git_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     wanted = request(reproducible=True, context="https://example.org/x.git")
-    assert with_epoch(wanted, Scripted(), print).epoch == 0
+    assert set_epoch(wanted, Scripted(), print).epoch == 0
 
 
 def test_a_build_that_need_not_be_reproducible_asks_for_no_time() -> None:
-    assert with_epoch(request(), Scripted(), print) == request()
+    assert set_epoch(request(), Scripted(), print) == request()
 
 
 def test_no_attest_is_neither_provenance_nor_sbom() -> None:
@@ -366,11 +366,11 @@ def test_bases_are_read_with_the_build_arguments_and_their_environment(
     text = "ARG GO=1.20\nARG BASE\nFROM golang:$GO\nFROM $BASE\n"
     (context / "Dockerfile").write_text(text, encoding="utf-8")
     monkeypatch.setenv("BASE", "busybox:1")
-    assert read_request_bases(request(build_args=("GO=1.27", "BASE"))).images == ("golang:1.27", "busybox:1")
+    assert read_base_images(request(build_args=("GO=1.27", "BASE"))).images == ("golang:1.27", "busybox:1")
 
 
 def test_an_entitlement_is_given_only_where_it_is_asked_for() -> None:
-    plain = build_arguments(request(), "x", Path("m"))
-    asked = build_arguments(request(allow=("network.host",)), "x", Path("m"))
+    plain = make_buildx_argv(request(), "x", Path("m"))
+    asked = make_buildx_argv(request(allow=("network.host",)), "x", Path("m"))
     assert set(asked) - set(plain) == {"--allow=network.host"}
     assert not [word for word in plain if word.startswith("--allow")]

@@ -13,7 +13,7 @@ from buildkit_tasks.report.model import (
     PlatformSetup,
     RunReport,
     VerifyReport,
-    document,
+    to_document,
 )
 from tests.unit.samples import (
     bad_check,
@@ -84,13 +84,13 @@ def test_a_line_that_reached_its_end_with_an_error_does_not_hold() -> None:
 
 @pytest.mark.parametrize("report", [*every_good_report(), *every_bad_report()])
 def test_every_document_is_plain_json_with_the_verdict_in_it(report: MatrixReport) -> None:
-    made = document(report)
+    made = to_document(report)
     assert json.loads(json.dumps(made)) == made
     assert made["ok"] is report.ok
 
 
 def test_a_verify_document_has_the_keys_of_the_interface() -> None:
-    made = document(verify(verdict("linux/arm64", bad_check())))
+    made = to_document(verify(verdict("linux/arm64", bad_check())))
     assert set(made) == {"ok", "subject", "digest", "platforms"}
     assert set(made["platforms"][0]) == {"platform", "digest", "ok", "checks"}
     keys = {"name", "ok", "expected", "actual", "path", "layer", "message"}
@@ -99,13 +99,13 @@ def test_a_verify_document_has_the_keys_of_the_interface() -> None:
 
 def test_a_warning_has_the_same_keys_and_says_in_its_message_what_it_is() -> None:
     check = replace(good_check("parity"), warning=True, message="linux/arm64 lacks /a")
-    made = document(verify(verdict("linux/arm64", check, good_check())))["platforms"][0]["checks"]
+    made = to_document(verify(verdict("linux/arm64", check, good_check())))["platforms"][0]["checks"]
     assert [each["message"] for each in made] == ["warning: linux/arm64 lacks /a", ""]
     assert set(made[0]) == set(made[1]) == {"name", "ok", "expected", "actual", "path", "layer", "message"}
 
 
 def test_a_run_document_has_the_keys_of_the_interface() -> None:
-    made = document(run(good_run("linux/arm64")))
+    made = to_document(run(good_run("linux/arm64")))
     assert set(made) == {"ok", "subject", "results"}
     keys = {"platform", "outcome", "exit_code", "stdout", "stderr", "seconds", "runner", "message"}
     assert keys | {"emulated", "emulator"} <= set(made["results"][0])
@@ -113,7 +113,7 @@ def test_a_run_document_has_the_keys_of_the_interface() -> None:
 
 
 def test_a_setup_document_has_the_keys_of_the_interface() -> None:
-    made = document(setup())
+    made = to_document(setup())
     assert set(made) == {"ok", "engine", "builder", "platforms"}
     assert set(made["engine"]) == {"kind", "endpoint", "version", "store"}
     assert {"name", "driver", "nodes"} <= set(made["builder"])
@@ -122,23 +122,23 @@ def test_a_setup_document_has_the_keys_of_the_interface() -> None:
 
 
 def test_a_build_document_has_the_keys_of_the_interface() -> None:
-    made = document(build())
+    made = to_document(build())
     assert set(made) == {"ok", "digest", "outputs", "platforms", "builder", "bases", "seconds"}
     assert set(made["platforms"][0]) == {"platform", "digest"}
     built = BuiltPlatform(platform="linux/arm64", digest="sha256:1", node="b", native=True)
-    assert document(built) == {
+    assert to_document(built) == {
         "platform": "linux/arm64", "digest": "sha256:1", "node": "b", "native": True,
     }  # fmt: skip
 
 
 def test_an_output_has_either_a_destination_or_a_reference() -> None:
-    to_file, to_image = document(build())["outputs"]
+    to_file, to_image = to_document(build())["outputs"]
     assert to_file == {"type": "oci", "dest": "dist/hello.tar"}
     assert to_image == {"type": "image", "ref": "hello:latest"}
 
 
 def test_a_step_that_was_not_reached_is_null_and_the_error_is_told() -> None:
-    made = document(stopped("the registry refused"))
+    made = to_document(stopped("the registry refused"))
     assert made["verify"] is None
     assert made["run"] is None
     assert made["build"]["platforms"]
@@ -146,15 +146,15 @@ def test_a_step_that_was_not_reached_is_null_and_the_error_is_told() -> None:
 
 
 def test_an_outcome_is_written_as_its_word() -> None:
-    assert document(bad_run("linux/arm64", Outcome.WRONG_ARCH))["outcome"] == "wrong-arch"
+    assert to_document(bad_run("linux/arm64", Outcome.WRONG_ARCH))["outcome"] == "wrong-arch"
 
 
 def test_a_native_run_has_a_null_emulator() -> None:
-    assert document(good_run("linux/amd64"))["emulator"] is None
-    assert document(EmulatorSummary(path="/q")) == {"path": "/q", "version": "", "cpu": ""}
+    assert to_document(good_run("linux/amd64"))["emulator"] is None
+    assert to_document(EmulatorSummary(path="/q")) == {"path": "/q", "version": "", "cpu": ""}
 
 
 def test_a_run_says_what_was_run_and_keeps_its_limit_to_its_message() -> None:
-    made = document(replace(good_run("linux/arm64"), command="uname -m", limited=True))
+    made = to_document(replace(good_run("linux/arm64"), command="uname -m", limited=True))
     assert made["command"] == "uname -m"
     assert "limited" not in made

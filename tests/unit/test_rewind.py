@@ -11,7 +11,7 @@ import pytest
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.transports import tar_stream as rewind
-from buildkit_tasks.oci.transports.tar_stream import Rewindable
+from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 from tests.images import make_tar, symlink
 
 SIZES = {"a": 1 << 20, "b": 300_000, "c": 5, "d": 1 << 20, "index.json": 90_000}
@@ -36,7 +36,7 @@ class Opener:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewind, "_SMALL", 1000)
+    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", 1000)
 
 
 @pytest.fixture
@@ -45,20 +45,20 @@ def opener() -> Opener:
 
 
 @pytest.fixture
-def archive(opener: Opener) -> Iterator[Rewindable]:
-    found = Rewindable(opener, "a.tar.gz")
+def archive(opener: Opener) -> Iterator[StreamedArchive]:
+    found = StreamedArchive(opener, "a.tar.gz")
     yield found
     found.close()
     assert opener.live == 0
 
 
-def read(archive: Rewindable, name: str) -> bytes:
+def read(archive: StreamedArchive, name: str) -> bytes:
     with archive.open(name) as stream:
         return stream.read()
 
 
 def test_small_members_and_documents_are_kept_from_the_first_walk(
-    archive: Rewindable, opener: Opener
+    archive: StreamedArchive, opener: Opener
 ) -> None:
     assert {name: read(archive, name) for name in ("c", "index.json")} == {
         name: FILES[name] for name in ("c", "index.json")
@@ -66,18 +66,18 @@ def test_small_members_and_documents_are_kept_from_the_first_walk(
     assert len(opener.opened) == 1
 
 
-def test_members_in_their_order_take_one_more_walk(archive: Rewindable, opener: Opener) -> None:
+def test_members_in_their_order_take_one_more_walk(archive: StreamedArchive, opener: Opener) -> None:
     assert {name: read(archive, name) for name in FILES} == FILES
     assert len(opener.opened) == 2
 
 
-def test_members_in_any_order_are_the_same(archive: Rewindable, opener: Opener) -> None:
+def test_members_in_any_order_are_the_same(archive: StreamedArchive, opener: Opener) -> None:
     for name in ("d", "b", "a", "a", "d"):
         assert read(archive, name) == FILES[name]
     assert len(opener.opened) == 1 + 4
 
 
-def test_streams_that_overlap_have_a_walk_each(archive: Rewindable, opener: Opener) -> None:
+def test_streams_that_overlap_have_a_walk_each(archive: StreamedArchive, opener: Opener) -> None:
     streams = {name: archive.open(name) for name in ("d", "a", "b")}
     starts = {name: stream.read(1000) for name, stream in streams.items()}
     assert {name: starts[name] + streams[name].read() for name in streams} == {
@@ -89,30 +89,39 @@ def test_streams_that_overlap_have_a_walk_each(archive: Rewindable, opener: Open
     assert opener.live == 1  # the last is kept for the next member
 
 
-def test_a_member_that_is_left_halfway_does_not_upset_the_next(archive: Rewindable, opener: Opener) -> None:
+def test_a_member_that_is_left_halfway_does_not_upset_the_next(
+    archive: StreamedArchive, opener: Opener
+) -> None:
     with archive.open("a") as stream:
         stream.read(10)
     assert read(archive, "b") == FILES["b"]
     assert len(opener.opened) == 2
 
 
-def test_the_first_bytes_of_each_member_are_known(archive: Rewindable, opener: Opener) -> None:
-    assert {name: archive.head(name) for name in FILES} == {name: data[:8] for name, data in FILES.items()}
+def test_the_first_bytes_of_each_member_are_known(archive: StreamedArchive, opener: Opener) -> None:
+    assert {name: archive.read_head(name) for name in FILES} == {
+        name: data[:8] for name, data in FILES.items()
+    }
     assert len(opener.opened) == 1
 
 
-def test_a_member_that_is_not_there_is_named(archive: Rewindable) -> None:
-    for ask in (archive.open, archive.head):
+def test_a_member_that_is_not_there_is_named(archive: StreamedArchive) -> None:
+    for ask in (archive.open, archive.read_head):
         with pytest.raises(MalformedImage, match=r"e is missing from a\.tar\.gz"):
             ask("e")
 
 
 def test_links_are_noted_and_are_no_files() -> None:
-    archive = Rewindable(Opener(make_tar({"a": b"x"}, [symlink("b/layer.tar", "../a")])), "x")
-    assert (list(archive.table.files), archive.table.links) == (["a"], {"b/layer.tar": "../a"})
+    archive = StreamedArchive(Opener(make_tar({"a": b"x"}, [symlink("b/layer.tar", "../a")])), "x")
+    assert (list(archive.archive_index.files), archive.archive_index.links) == (
+        ["a"],
+        {"b/layer.tar": "../a"},
+    )
 
 
-def test_an_archive_that_changes_between_two_walks_is_found_out(archive: Rewindable, opener: Opener) -> None:
+def test_an_archive_that_changes_between_two_walks_is_found_out(
+    archive: StreamedArchive, opener: Opener
+) -> None:
     opener.data = make_tar({"b": b"", "a": FILES["a"], "d": FILES["d"]})
     assert read(archive, "a") == FILES["a"]  # by its name, wherever it lies now
     with pytest.raises(MalformedImage, match=r"has changed while it was read: b is no longer there"):
@@ -126,20 +135,20 @@ def test_an_archive_that_changes_between_two_walks_is_found_out(archive: Rewinda
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewind, "_KEPT", 2500)
+    monkeypatch.setattr(rewind, "_MAX_CACHED_TOTAL", 2500)
     files = {f"blob{number}": bytes([number]) * 900 for number in range(5)}
     opener = Opener(make_tar(files))
-    archive = Rewindable(opener, "x")
+    archive = StreamedArchive(opener, "x")
     assert {name: read(archive, name) for name in files} == files
     assert len(opener.opened) == 2
-    assert sum(map(len, archive._kept.values())) == 1800
+    assert sum(map(len, archive._cached.values())) == 1800
     archive.close()
 
 
 def test_the_bytes_that_go_by_over_all_walks_are_bounded() -> None:
     size = 10_000_000
-    limits = Limits(image=size)
-    archive = Rewindable(Opener(make_tar({"a": bytes(2000), "b": bytes(size - 20480)})), "x", limits)
+    limits = Limits(image_bytes=size)
+    archive = StreamedArchive(Opener(make_tar({"a": bytes(2000), "b": bytes(size - 20480)})), "x", limits)
     for _ in range(4):
         read(archive, "a")
     with pytest.raises(LimitExceeded, match="was read through 5 times") as caught:
@@ -150,13 +159,13 @@ def test_the_bytes_that_go_by_over_all_walks_are_bounded() -> None:
 
 def test_an_archive_larger_than_any_image_is_refused() -> None:
     with pytest.raises(LimitExceeded, match="larger than 1000000 bytes uncompressed"):
-        Rewindable(Opener(gzip.compress(make_tar(FILES))), "x", Limits(image=1_000_000))
+        StreamedArchive(Opener(gzip.compress(make_tar(FILES))), "x", Limits(image_bytes=1_000_000))
 
 
 def test_many_tiny_gzip_members_are_read_at_their_pace() -> None:
     data = make_tar({"a": bytes(40_000)})
     opener = Opener(b"".join(gzip.compress(data[at : at + 1], 1) for at in range(len(data))))
-    archive = Rewindable(opener, "x")
+    archive = StreamedArchive(opener, "x")
     assert read(archive, "a") == bytes(40_000)
     archive.close()
 
@@ -167,8 +176,8 @@ def test_a_stream_whose_source_fails_is_refused() -> None:
             raise OSError(5, "Input/output error")
 
     with pytest.raises(MalformedImage, match="x cannot be read: Input/output error"):
-        Rewindable(lambda: Broken(b"x"), "x")
+        StreamedArchive(lambda: Broken(b"x"), "x")
 
 
 def test_the_caps_are_those_of_every_image() -> None:
-    assert Rewindable(Opener(make_tar({})), "x")._limits is LIMITS
+    assert StreamedArchive(Opener(make_tar({})), "x")._limits is LIMITS

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from buildkit_tasks.config.settings import Origin, Settings, SmokeCheck
+from buildkit_tasks.config.settings import SettingOrigin, Settings, SmokeCheck
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Outcome, RunResult
-from buildkit_tasks.run.backend import GuestTask
-from buildkit_tasks.run.sandbox.availability import SandboxClosed
-from buildkit_tasks.run.service import Runners, RunRequest, run_emulated
+from buildkit_tasks.run.backend import RunTask
+from buildkit_tasks.run.sandbox.availability import SandboxUnavailable
+from buildkit_tasks.run.service import BackendSelector, RunRequest, run_emulated
 
 AMD64, ARM64, SIX = parse_platforms(["linux/amd64", "linux/arm64", "linux/arm/v6"])
 IMAGE = "oci-archive:image.tar"
@@ -27,7 +27,7 @@ class Fakes:
     closed: str = ""
     told: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
-    ran: list[GuestTask] = field(default_factory=list)
+    ran: list[RunTask] = field(default_factory=list)
     slow: Platform | None = None
     stopped: bool = False
     interrupted: bool = False
@@ -36,7 +36,7 @@ class Fakes:
     def __post_init__(self) -> None:
         self.others = threading.Event()
 
-    def run(self, task: GuestTask) -> RunResult:
+    def run(self, task: RunTask) -> RunResult:
         self.ran.append(task)
         if self.interrupted:
             raise KeyboardInterrupt
@@ -44,18 +44,20 @@ class Fakes:
             assert self.others.wait(10)
         else:
             self.others.set()
-        return task.result(Outcome.PASSED)
+        return task.make_result(Outcome.PASSED)
 
     def stop(self) -> None:
         self.stopped = True
 
-    def runners(self, choice: str = "auto") -> Runners:
-        return Runners(choice=choice, sandbox=self._sandbox, docker=self._docker, tell=self.told.append)
+    def runners(self, choice: str = "auto") -> BackendSelector:
+        return BackendSelector(
+            runner=choice, open_sandbox=self._sandbox, open_docker=self._docker, notify=self.told.append
+        )
 
     @contextlib.contextmanager
     def _sandbox(self) -> Iterator[Fakes]:
         if self.closed:
-            raise SandboxClosed(self.closed)
+            raise SandboxUnavailable(self.closed)
         self.opened.append("sandbox")
         yield self
 
@@ -72,7 +74,7 @@ class Seen:
     expected: list[tuple[str, str, str]] = field(default_factory=list)
     ended: list[RunResult] = field(default_factory=list)
 
-    def expect(self, runs: Iterable[tuple[str, str, str]]) -> None:
+    def expect_runs(self, runs: Iterable[tuple[str, str, str]]) -> None:
         self.expected += runs
 
     def __call__(self, result: RunResult) -> None:
@@ -104,7 +106,7 @@ def test_where_there_is_no_sandbox_auto_says_why_and_takes_docker() -> None:
 
 def test_a_sandbox_that_was_asked_for_is_not_replaced() -> None:
     fakes = Fakes(closed="it is closed")
-    with pytest.raises(SandboxClosed, match="it is closed") as caught:
+    with pytest.raises(SandboxUnavailable, match="it is closed") as caught:
         run_emulated(RunRequest(image=IMAGE), fakes.runners("sandbox"))
     assert caught.value.exit_code == 3
     assert "--runner=docker" in str(caught.value)
@@ -119,7 +121,9 @@ def test_an_error_while_guests_run_in_the_sandbox_is_no_reason_for_docker() -> N
         yield fakes
         raise EngineError("later")
 
-    runners = Runners(choice="auto", sandbox=broken, docker=fakes._docker, tell=fakes.told.append)
+    runners = BackendSelector(
+        runner="auto", open_sandbox=broken, open_docker=fakes._docker, notify=fakes.told.append
+    )
     with pytest.raises(EngineError, match="later"):
         run_emulated(RunRequest(image=IMAGE), runners)
     assert fakes.opened == []
@@ -168,7 +172,7 @@ def test_every_check_runs_on_its_platforms() -> None:
         SmokeCheck(command="test", platforms=("arm/v6",)),
     )
     run_emulated(RunRequest(image=IMAGE, checks=checks, timeout=60.0, jobs=1), fakes.runners())
-    assert [(task.platform, task.words, task.timeout) for task in fakes.ran] == [
+    assert [(task.platform, task.args, task.timeout) for task in fakes.ran] == [
         (AMD64, ("app", "--version"), 5.0),
         (SIX, ("app", "--version"), 5.0),
         (SIX, ("test",), 60.0),
@@ -210,18 +214,18 @@ CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))
 @pytest.mark.parametrize(
     ("origin", "commands"),
     [
-        (Origin.PYPROJECT, ["a", "b"]),
-        (Origin.INVOKE, ["a", "b"]),
-        (Origin.ENVIRONMENT, ["now"]),
-        (Origin.FLAG, ["now"]),
+        (SettingOrigin.PYPROJECT, ["a", "b"]),
+        (SettingOrigin.INVOKE, ["a", "b"]),
+        (SettingOrigin.ENVIRONMENT, ["now"]),
+        (SettingOrigin.FLAG, ["now"]),
     ],
 )
-def test_a_command_said_now_stands_for_the_suite(origin: Origin, commands: list[str]) -> None:
+def test_a_command_said_now_stands_for_the_suite(origin: SettingOrigin, commands: list[str]) -> None:
     settings = Settings(checks=CHECKS, command="now", origins={"command": origin})
-    assert [check.command for check in RunRequest.of(IMAGE, (), settings).checks] == commands
+    assert [check.command for check in RunRequest.from_settings(IMAGE, (), settings).checks] == commands
 
 
 def test_without_a_suite_the_settings_are_the_only_check() -> None:
     settings = Settings(command="a", expect="b", expect_exit=3)
-    request = RunRequest.of(IMAGE, (), settings)
+    request = RunRequest.from_settings(IMAGE, (), settings)
     assert request.checks == (SmokeCheck(command="a", expect="b", expect_exit=3),)

@@ -9,9 +9,9 @@ import pytest
 
 from buildkit_tasks.errors import CheckFailed
 from buildkit_tasks.platforms import MACHINES, Machine
-from buildkit_tasks.run.sandbox.rootfs_files import RootFiles
-from buildkit_tasks.run.sandbox.supervisor_pool import _marked
-from buildkit_tasks.run.sandbox.user import User, user_of
+from buildkit_tasks.run.sandbox.rootfs_files import RootfsFiles
+from buildkit_tasks.run.sandbox.supervisor_pool import _copy_with_mark
+from buildkit_tasks.run.sandbox.user import User, resolve_user
 from tests.images import probe
 
 
@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
     ],
 )
 def test_a_user_is_looked_up_as_docker_does(root: Path, stated: str, user: User) -> None:
-    assert user_of(stated, root) == user
+    assert resolve_user(stated, root) == user
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_a_user_is_looked_up_as_docker_does(root: Path, stated: str, user: User)
 )
 def test_a_user_that_cannot_be_is_told(root: Path, stated: str) -> None:
     with pytest.raises(CheckFailed, match="USER"):
-        user_of(stated, root)
+        resolve_user(stated, root)
 
 
 def test_without_account_files_numbers_are_all_there_is(tmp_path: Path) -> None:
-    assert user_of("12:13", tmp_path) == User(uid=12, gid=13)
-    assert user_of("", tmp_path) == User()
+    assert resolve_user("12:13", tmp_path) == User(uid=12, gid=13)
+    assert resolve_user("", tmp_path) == User()
     with pytest.raises(CheckFailed):
-        user_of("app", tmp_path)
+        resolve_user("app", tmp_path)
 
 
 def test_the_hosts_account_files_are_not_looked_into(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_the_hosts_account_files_are_not_looked_into(tmp_path: Path) -> None:
     (place / "etc").mkdir(parents=True)
     (place / "etc/passwd").symlink_to(tmp_path / "outside/passwd")
     with pytest.raises(CheckFailed):
-        user_of("spy", place)
+        resolve_user("spy", place)
     (place / "etc/passwd").unlink()
     (place / "etc/passwd").symlink_to("../../outside/passwd")
     with pytest.raises(CheckFailed):
-        user_of("spy", place)
+        resolve_user("spy", place)
 
 
 def test_links_are_followed_inside_the_root(root: Path) -> None:
@@ -85,7 +85,7 @@ def test_links_are_followed_inside_the_root(root: Path) -> None:
     (root / "bin/busybox").chmod(0o755)
     (root / "bin/sh").symlink_to("/bin/busybox")
     (root / "sbin").symlink_to("../../../bin")
-    files = RootFiles(root)
+    files = RootfsFiles(root)
     for name in ("/bin/sh", "/sbin/sh", "sh"):
         found = files.find_command(name, "/nowhere:/sbin", "/")
         assert found is not None
@@ -96,7 +96,7 @@ def test_links_are_followed_inside_the_root(root: Path) -> None:
 def test_what_is_no_file_is_no_program(root: Path) -> None:
     os.mkfifo(root / "bin/pipe")
     (root / "bin/loop").symlink_to("loop")
-    files = RootFiles(root)
+    files = RootfsFiles(root)
     for name in ("/bin/pipe", "/bin", "/bin/loop", "/bin/nothing", "nothing"):
         assert files.find_command(name) is None
 
@@ -106,7 +106,7 @@ def test_a_plain_file_in_the_path_is_passed_over_for_one_that_may_be_run(root: P
     (root / "first/app").write_bytes(b"text")
     (root / "bin/app").write_bytes(b"#!/bin/sh\n")
     (root / "bin/app").chmod(0o755)
-    found = RootFiles(root).find_command("app", "/first:/bin")
+    found = RootfsFiles(root).find_command("app", "/first:/bin")
     assert found is not None
     assert found.path == "/bin/app"
 
@@ -118,7 +118,7 @@ def test_a_marked_emulator_is_not_matched_by_its_own_machines_handler(
     program = tmp_path / "qemu"
     program.write_bytes(machine.magic.ljust(64, b"\0"))
     program.chmod(0o755)
-    copy = _marked(program, tmp_path / "emulators")
+    copy = _copy_with_mark(program, tmp_path / "emulators")
 
     def matched(data: bytes) -> bool:
         pairs = zip(data, machine.magic, machine.mask, strict=False)
@@ -129,12 +129,12 @@ def test_a_marked_emulator_is_not_matched_by_its_own_machines_handler(
     before, after = program.read_bytes(), copy.read_bytes()
     assert after[:9] + after[16:] == before[:9] + before[16:]  # of e_ident only the padding
     assert copy.stat().st_mode & 0o777 == 0o755
-    assert _marked(program, tmp_path / "emulators") == copy
+    assert _copy_with_mark(program, tmp_path / "emulators") == copy
 
 
 def test_another_version_of_an_emulator_is_marked_anew(tmp_path: Path) -> None:
     program = tmp_path / "qemu"
     program.write_bytes(b"a" * 64)
-    first = _marked(program, tmp_path / "emulators")
+    first = _copy_with_mark(program, tmp_path / "emulators")
     program.write_bytes(b"b" * 65)
-    assert _marked(program, tmp_path / "emulators") != first
+    assert _copy_with_mark(program, tmp_path / "emulators") != first

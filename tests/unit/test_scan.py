@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from buildkit_tasks.oci.layers.tar import Entry
-from buildkit_tasks.oci.layers.tree_builder import keep_windows
-from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW
+from buildkit_tasks.oci.layers.tar import TarEntry
+from buildkit_tasks.oci.layers.tree_builder import read_windows
+from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW_SIZE
 
 MIB = 1 << 20
 
@@ -17,7 +17,7 @@ class Whole(io.BytesIO):
     def __iter__(self) -> Whole:  # type: ignore[override]
         return self
 
-    def __next__(self) -> Entry:  # type: ignore[override]
+    def __next__(self) -> TarEntry:  # type: ignore[override]
         raise StopIteration
 
     def peek(self, limit: int) -> bytes:
@@ -32,10 +32,12 @@ def test_of_a_large_program_both_ends_and_what_stands_at_a_magic_are_kept(place:
     data[place : place + len(magic)] = magic
     data[place - 16 : place - 8] = b"before-8"
     data[:4], data[-4:] = b"head", b"tail"
-    view = keep_windows(Whole(bytes(data)), len(data))
+    view = read_windows(Whole(bytes(data)), len(data))
     assert view.size == len(data)
-    assert view.at(0, 4) == b"head"
-    assert view.at(len(data) - 4, 100) == b"tail"
-    assert view.at(len(data) - 4 * MIB, 16) == bytes(16)
-    assert view.at(place - 16, STREAM_WINDOW) == bytes(data[place - 16 : place - 16 + STREAM_WINDOW])
-    assert view.at(22 * MIB, 16) == b""
+    assert view.read_at(0, 4) == b"head"
+    assert view.read_at(len(data) - 4, 100) == b"tail"
+    assert view.read_at(len(data) - 4 * MIB, 16) == bytes(16)
+    assert view.read_at(place - 16, STREAM_WINDOW_SIZE) == bytes(
+        data[place - 16 : place - 16 + STREAM_WINDOW_SIZE]
+    )
+    assert view.read_at(22 * MIB, 16) == b""

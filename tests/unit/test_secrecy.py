@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.build.secrets import check_secrets, check_ssh, without_user
+from buildkit_tasks.build.secrets import check_secrets, check_ssh, redact_userinfo
 from buildkit_tasks.errors import UsageError
 
 
@@ -103,4 +103,4 @@ def test_an_agent_or_key_that_is_not_there_is_refused(text: str, environ: dict[s
     ],
 )
 def test_a_user_is_taken_out_of_a_reference_and_a_digest_is_none(text: str, shown: str) -> None:
-    assert without_user(text) == shown
+    assert redact_userinfo(text) == shown

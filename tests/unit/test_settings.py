@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks.config.settings import (
-    KEYS,
-    Origin,
+    SETTINGS_KEYS,
+    SettingOrigin,
     Settings,
     SmokeCheck,
     cache_folder,
     find_pyproject,
-    load,
+    load_settings,
 )
 from buildkit_tasks.errors import SettingsError
 
@@ -35,7 +35,13 @@ def pyproject(folder: Path, text: str) -> Path:
 
 # The weakest first; each gives the same key a value by which it is known again.
 SOURCES = ("pyproject", "invoke", "field", "prefixed", "flag")
-ORIGINS = (Origin.PYPROJECT, Origin.INVOKE, Origin.ENVIRONMENT, Origin.ENVIRONMENT, Origin.FLAG)
+ORIGINS = (
+    SettingOrigin.PYPROJECT,
+    SettingOrigin.INVOKE,
+    SettingOrigin.ENVIRONMENT,
+    SettingOrigin.ENVIRONMENT,
+    SettingOrigin.FLAG,
+)
 
 
 def loaded(here: Path, *sources: str) -> Settings:
@@ -48,7 +54,7 @@ def loaded(here: Path, *sources: str) -> Settings:
         environ["INVOKE_BUILDKIT_NAME"] = "prefixed"
     invoke = {"name": "invoke" if "invoke" in sources else None}
     flags = {"name": "flag" if "flag" in sources else ""}
-    return load(flags, invoke=invoke, environ=environ, folder=here)
+    return load_settings(flags, invoke=invoke, environ=environ, folder=here)
 
 
 @pytest.mark.parametrize(("weak", "strong"), list(combinations(range(5), 2)))
@@ -59,14 +65,14 @@ def test_of_two_sources_the_stronger_wins(here: Path, weak: int, strong: int) ->
 
 
 @pytest.mark.parametrize(("source", "origin"), list(zip(SOURCES, ORIGINS, strict=True)))
-def test_any_source_is_stronger_than_the_default(here: Path, source: str, origin: Origin) -> None:
+def test_any_source_is_stronger_than_the_default(here: Path, source: str, origin: SettingOrigin) -> None:
     settings = loaded(here, source)
-    assert (settings.name, settings.origins["name"], settings.given("name")) == (source, origin, True)
-    assert not settings.given("driver")
+    assert (settings.name, settings.origins["name"], settings.is_explicit("name")) == (source, origin, True)
+    assert not settings.is_explicit("driver")
 
 
 def test_every_origin_has_a_rank_of_its_own() -> None:
-    assert [origin.name for origin in sorted(Origin)] == [
+    assert [origin.name for origin in sorted(SettingOrigin)] == [
         "DEFAULT",
         "PYPROJECT",
         "INVOKE",
@@ -76,50 +82,50 @@ def test_every_origin_has_a_rank_of_its_own() -> None:
 
 
 def test_without_any_source_the_defaults_hold(here: Path) -> None:
-    settings = load(environ={}, folder=here)
+    settings = load_settings(environ={}, folder=here)
     assert settings == Settings()
-    assert not any(map(settings.given, KEYS))
+    assert not any(map(settings.is_explicit, SETTINGS_KEYS))
 
 
 def test_the_weaker_sources_still_give_what_the_stronger_leave_out(here: Path) -> None:
     pyproject(here, 'name = "mine"\nengine = "private"')
-    settings = load({"name": "flag"}, environ={"INVOKE_BUILDKIT_JOBS": "3"}, folder=here)
+    settings = load_settings({"name": "flag"}, environ={"INVOKE_BUILDKIT_JOBS": "3"}, folder=here)
     assert (settings.name, settings.engine, settings.jobs) == ("flag", "private", 3)
 
 
 def test_an_empty_flag_or_variable_is_not_given(here: Path) -> None:
     pyproject(here, 'tags = ["kept:1"]\nname = "kept"')
     environ = {"INVOKE_BUILDKIT_NAME": "", "BUILDX_BUILDER": "", "DOCKER_DEFAULT_PLATFORM": ""}
-    settings = load({"tags": [], "name": "", "file": None}, environ=environ, folder=here)
+    settings = load_settings({"tags": [], "name": "", "file": None}, environ=environ, folder=here)
     assert (settings.tags, settings.name, settings.file) == (("kept:1",), "kept", "")
-    assert not settings.given("platforms")
+    assert not settings.is_explicit("platforms")
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
 def test_a_list_from_the_environment_is_split_at_commas(here: Path, variable: str) -> None:
-    settings = load(environ={variable: "linux/arm64, linux/386,"}, folder=here)
+    settings = load_settings(environ={variable: "linux/arm64, linux/386,"}, folder=here)
     assert settings.platforms == ("linux/arm64", "linux/386")
-    assert settings.given("platforms")
+    assert settings.is_explicit("platforms")
 
 
 def test_buildx_builder_names_the_builder(here: Path) -> None:
-    assert load(environ={"BUILDX_BUILDER": "theirs"}, folder=here).name == "theirs"
+    assert load_settings(environ={"BUILDX_BUILDER": "theirs"}, folder=here).name == "theirs"
 
 
 def test_numbers_come_as_text_from_the_environment(here: Path) -> None:
     environ = {"INVOKE_BUILDKIT_TIMEOUT": "1.5", "INVOKE_BUILDKIT_EXPECT_EXIT": "3"}
-    settings = load(environ=environ, folder=here)
+    settings = load_settings(environ=environ, folder=here)
     assert (settings.timeout, settings.expect_exit) == (1.5, 3)
 
 
 def test_a_whole_number_of_seconds_is_a_time(here: Path) -> None:
     pyproject(here, "timeout = 90")
-    assert load(environ={}, folder=here).timeout == 90.0
+    assert load_settings(environ={}, folder=here).timeout == 90.0
 
 
 def test_keys_may_be_written_with_dashes(here: Path) -> None:
     pyproject(here, 'build-args = ["A=1"]\nexpect-exit = 4')
-    settings = load(environ={}, folder=here)
+    settings = load_settings(environ={}, folder=here)
     assert (settings.build_args, settings.expect_exit) == (("A=1",), 4)
 
 
@@ -130,7 +136,7 @@ def test_the_process_environment_and_folder_are_taken_where_none_are_given(
     (here / "deep" / "er").mkdir(parents=True)
     monkeypatch.chdir(here / "deep" / "er")
     monkeypatch.setenv("INVOKE_BUILDKIT_NAME", "from-here")
-    settings = load()
+    settings = load_settings()
     assert (settings.engine, settings.name) == ("system", "from-here")
 
 
@@ -141,7 +147,7 @@ def test_the_nearest_pyproject_is_taken(here: Path) -> None:
     assert find_pyproject(here / "near") == near
     (here / "other").mkdir()
     assert find_pyproject(here / "other") == far
-    assert load(environ={}, folder=here / "near").name == "near"
+    assert load_settings(environ={}, folder=here / "near").name == "near"
 
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
@@ -155,7 +161,9 @@ def failing(here: Path, source: dict[str, Any]) -> SettingsError:
     if "pyproject" in source:
         pyproject(here, source["pyproject"])
     with pytest.raises(SettingsError) as caught:
-        load(source.get("flags"), invoke=source.get("invoke"), environ=source.get("environ", {}), folder=here)
+        load_settings(
+            source.get("flags"), invoke=source.get("invoke"), environ=source.get("environ", {}), folder=here
+        )
     assert caught.value.exit_code == 2
     return caught.value
 
@@ -171,7 +179,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_key_and_the_nearest(
 
 def test_a_key_that_is_like_none_gets_the_list(here: Path) -> None:
     error = failing(here, {"pyproject": "zzz = 1"})
-    assert error.hint == f"known are {', '.join(KEYS)}"
+    assert error.hint == f"known are {', '.join(SETTINGS_KEYS)}"
 
 
 BAD: list[tuple[str, str]] = [
@@ -204,9 +212,9 @@ BAD: list[tuple[str, str]] = [
 
 def test_nodes_hold_commas_so_that_blanks_part_those_of_the_environment(here: Path) -> None:
     nodes = "name=a,endpoint=tcp://10.0.0.1:1 name=b,endpoint=tcp://10.0.0.2:1,platform=linux/arm64"
-    found = load(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
+    found = load_settings(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
     assert found == tuple(nodes.split())
-    assert load({"nodes": nodes.split()}, environ={}, folder=here).nodes == found
+    assert load_settings({"nodes": nodes.split()}, environ={}, folder=here).nodes == found
 
 
 @pytest.mark.parametrize(("text", "complaint"), BAD)
@@ -251,7 +259,7 @@ def test_the_cache_is_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch,
     "cpu", ["max", "floor", "both", "arm1176", "Skylake-Server-v1,+avx2,pmu=off", "z14.2"]
 )
 def test_a_cpu_is_a_word_of_ours_or_a_model_of_qemus(here: Path, cpu: str) -> None:
-    assert load({"cpu": cpu}, environ={}, folder=here).cpu == cpu
+    assert load_settings({"cpu": cpu}, environ={}, folder=here).cpu == cpu
 
 
 CHECKS = """
@@ -268,7 +276,7 @@ timeout = 5
 
 def test_checks_are_tables_with_keys_of_their_own(here: Path) -> None:
     pyproject(here, CHECKS)
-    settings = load(environ={}, folder=here)
+    settings = load_settings(environ={}, folder=here)
     given = SmokeCheck(
         command="uname -m",
         expect="^{machine}$",
@@ -277,15 +285,15 @@ def test_checks_are_tables_with_keys_of_their_own(here: Path) -> None:
         timeout=5.0,
     )
     assert settings.checks == (SmokeCheck(), given)
-    assert settings.given("checks")
-    assert not load(environ={}, folder=here / "nowhere").checks[0].platforms
+    assert settings.is_explicit("checks")
+    assert not load_settings(environ={}, folder=here / "nowhere").checks[0].platforms
 
 
 def test_invokes_checks_are_a_list_of_tables_and_win(here: Path) -> None:
     pyproject(here, CHECKS)
-    settings = load(invoke={"check": [{"command": "true", "expect": None}]}, environ={}, folder=here)
+    settings = load_settings(invoke={"check": [{"command": "true", "expect": None}]}, environ={}, folder=here)
     assert settings.checks == (SmokeCheck(command="true"),)
-    assert settings.origins["checks"] is Origin.INVOKE
+    assert settings.origins["checks"] is SettingOrigin.INVOKE
 
 
 BAD_CHECKS: list[tuple[str, str, str | None]] = [
@@ -330,8 +338,8 @@ def test_checks_do_not_come_from_the_environment(here: Path, variable: str) -> N
 
 def test_checks_is_no_key_but_check_is(here: Path) -> None:
     assert failing(here, {"pyproject": "checks = []"}).hint == "did you mean 'check'?"
-    assert "check" in KEYS
-    assert "checks" not in KEYS
+    assert "check" in SETTINGS_KEYS
+    assert "checks" not in SETTINGS_KEYS
 
 
 IMAGES = """
@@ -357,9 +365,9 @@ command = "uname"
 
 def test_an_image_has_what_its_table_says_and_inherits_the_rest(here: Path) -> None:
     pyproject(here, IMAGES)
-    settings = load(environ={}, folder=here)
+    settings = load_settings(environ={}, folder=here)
     assert [image.name for image in settings.images] == ["web", "worker.2"]
-    web, worker = map(settings.of, settings.images)
+    web, worker = map(settings.for_image, settings.images)
     assert (web.context, web.tags, web.build_args) == ("web", ("web:1", "web:2", "web:3"), ("A=1",))
     assert (web.platforms, web.expect) == (("linux/arm64",), "all")
     assert (worker.file, worker.target, worker.tags) == ("worker/Dockerfile", "last", ("all:1",))
@@ -368,31 +376,31 @@ def test_an_image_has_what_its_table_says_and_inherits_the_rest(here: Path) -> N
         "^{goarch}$",
         "uname",
     )
-    assert worker.given("target")
-    assert not web.given("target")
+    assert worker.is_explicit("target")
+    assert not web.is_explicit("target")
     assert (web.images, web.name) == ((), "multi-platform-builder")
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
 def test_what_is_stronger_than_a_file_is_stronger_than_an_image(here: Path, variable: str) -> None:
     pyproject(here, IMAGES)
-    settings = load({"tags": ["flag:1"]}, environ={variable: "linux/s390x"}, folder=here)
-    for image in map(settings.of, settings.images):
+    settings = load_settings({"tags": ["flag:1"]}, environ={variable: "linux/s390x"}, folder=here)
+    for image in map(settings.for_image, settings.images):
         assert (image.platforms, image.tags) == (("linux/s390x",), ("flag:1",))
 
 
 def test_an_image_that_says_what_to_expect_is_not_put_to_the_checks_of_all(here: Path) -> None:
     pyproject(here, f'{IMAGES}\n[[tool.buildkit-tasks.check]]\ncommand = "id"')
-    settings = load(environ={}, folder=here)
-    web, worker = map(settings.of, settings.images)
+    settings = load_settings(environ={}, folder=here)
+    web, worker = map(settings.for_image, settings.images)
     assert web.checks == (SmokeCheck(command="id"),)
     assert worker.checks == ()
 
 
 def test_images_may_stand_in_the_configuration_of_invoke(here: Path) -> None:
-    settings = load(invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=here)
-    assert settings.of(settings.images[0]).target == "x"
-    assert settings.of(settings.images[0]).origins["target"] is Origin.INVOKE
+    settings = load_settings(invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=here)
+    assert settings.for_image(settings.images[0]).target == "x"
+    assert settings.for_image(settings.images[0]).origins["target"] is SettingOrigin.INVOKE
 
 
 def tables(*lines: str) -> str:
@@ -419,15 +427,15 @@ def tables(*lines: str) -> str:
 def test_a_bad_image_is_an_error_that_names_file_table_and_key(here: Path, text: str, complaint: str) -> None:
     path = pyproject(here, text)
     with pytest.raises(SettingsError) as caught:
-        load(environ={}, folder=here)
+        load_settings(environ={}, folder=here)
     assert f"{path}: [tool.buildkit-tasks]: {complaint}" in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_IMAGE", "INVOKE_BUILDKIT_IMAGES"])
 def test_no_variable_can_hold_images(here: Path, variable: str) -> None:
     with pytest.raises(SettingsError, match=r"(?s)images cannot come .*\[\[tool\.buildkit-tasks\.image\]\]"):
-        load(environ={variable: "web"}, folder=here)
+        load_settings(environ={variable: "web"}, folder=here)
 
 
 def test_an_option_that_may_repeat_is_one_text_where_the_key_is(here: Path) -> None:
-    assert load({"target": ["a", "b"]}, environ={}, folder=here).target == "a,b"
+    assert load_settings({"target": ["a", "b"]}, environ={}, folder=here).target == "a,b"

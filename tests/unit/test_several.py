@@ -11,7 +11,7 @@ import pytest
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.cli.exit_codes import images_exit_code
-from buildkit_tasks.config.settings import Settings, load
+from buildkit_tasks.config.settings import Settings, load_settings
 from buildkit_tasks.errors import (
     BuildFailed,
     BuildkitTasksError,
@@ -20,10 +20,10 @@ from buildkit_tasks.errors import (
     LimitExceeded,
     UsageError,
 )
-from buildkit_tasks.host.engine.daemon import Tools
-from buildkit_tasks.pipeline.images import Images
-from buildkit_tasks.pipeline.multi_image import Choice, several
-from buildkit_tasks.pipeline.pipeline import Line
+from buildkit_tasks.host.engine.daemon import ClientTools
+from buildkit_tasks.pipeline.images import ImageResolver
+from buildkit_tasks.pipeline.multi_image import ImageSelection, open_images
+from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.report.model import (
     BuildResult,
     BuiltPlatform,
@@ -62,18 +62,18 @@ class World:
         buildx = folder / "bin" / "buildx"
         buildx.parent.mkdir()
         buildx.touch(mode=0o755)
-        self.engine = replace(ENGINE, tools=Tools(docker=("docker",), buildx=(str(buildx),)))
+        self.engine = replace(ENGINE, tools=ClientTools(docker=("docker",), buildx=(str(buildx),)))
         self.requests: list[BuildRequest] = []
         self.proved: list[tuple[str, str, str]] = []
         self.failures: dict[str, BaseException] = {}
         monkeypatch.chdir(folder)
         told = {
-            (Line, "build"): lambda line, request: self._build(line, request),  # noqa: PLW0108 - bound twice
-            (Line, "setup"): lambda line: samples.setup(
+            (Pipeline, "build"): lambda line, request: self._build(line, request),  # noqa: PLW0108 - bound twice
+            (Pipeline, "setup"): lambda line: samples.setup(
                 *map(samples.platform_setup, line.settings.platforms)
             ),
-            (Images, "verify"): lambda _, image, expected: self._verify(image, expected),
-            (Line, "emulate"): lambda line, *given: self._emulate(line, *given),  # noqa: PLW0108 - as above
+            (ImageResolver, "verify"): lambda _, image, expected: self._verify(image, expected),
+            (Pipeline, "emulate"): lambda line, *given: self._emulate(line, *given),  # noqa: PLW0108 - as above
         }
         for (owner, name), instead in told.items():
             monkeypatch.setattr(owner, name, instead)
@@ -85,21 +85,25 @@ class World:
             path.write_text(text, encoding="utf-8")
         return self
 
-    def line(self, **flags: Any) -> Line:
-        line = Line(settings=load(flags, environ={}, folder=self.folder), run=self.run, tell=lambda _: None)
+    def line(self, **flags: Any) -> Pipeline:
+        line = Pipeline(
+            settings=load_settings(flags, environ={}, folder=self.folder),
+            commands=self.run,
+            notify=lambda _: None,
+        )
         vars(line)["engine"] = self.engine
         return line
 
     def report(
         self, *, flags: Mapping[str, Any] | None = None, setup: bool = False, **choice: Any
     ) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
-        with several(self.line(**(flags or {})), Choice(**choice)) as images:
-            return images.report(setup=setup)
+        with open_images(self.line(**(flags or {})), ImageSelection(**choice)) as images:
+            return images.run_all(setup=setup)
 
     def request(self, name: str) -> BuildRequest:
         return next(each for each in self.requests if Path(str(each.outputs[0].dest)).stem == name)
 
-    def _build(self, line: Line, request: BuildRequest) -> BuildResult:
+    def _build(self, line: Pipeline, request: BuildRequest) -> BuildResult:
         assert line.engine is self.engine
         self.requests.append(request)
         name = Path(str(request.outputs[0].dest)).stem
@@ -118,7 +122,7 @@ class World:
         self.proved.append(("verify", image, ",".join(map(str, expected))))
         return samples.verify(*(samples.verdict(str(each)) for each in expected))
 
-    def _emulate(self, line: Line, image: str, platforms: Any) -> Any:
+    def _emulate(self, line: Pipeline, image: str, platforms: Any) -> Any:
         self.proved.append(("run", image, line.settings.command))
         return samples.run(*(samples.good_run(str(each)) for each in platforms))
 
@@ -183,10 +187,10 @@ def test_there_is_one_setup_for_the_platforms_of_all(world: World) -> None:
 
 
 def test_a_setup_that_fails_is_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: Line) -> None:
+    def fails(_: Pipeline) -> None:
         raise EngineError("no engine")
 
-    monkeypatch.setattr(Line, "setup", fails)
+    monkeypatch.setattr(Pipeline, "setup", fails)
     report, errors = world.report(setup=True)
     assert (report.error, report.images, [error.exit_code for error in errors]) == ("no engine", (), [3])
     assert world.requests == []
@@ -231,7 +235,7 @@ def test_in_a_dry_run_nothing_is_verified_or_run(world: World) -> None:
 def test_what_is_pushed_is_proved_there_and_then_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     line, tag = samples.matrix(), NamedTag(ref="r.example.org/a:1", digest="sha256:1")
     pushed = PushResult(digest="sha256:1", tags=(tag,), platforms=(), verify=line.verify, run=line.run)
-    monkeypatch.setattr(Line, "release", lambda *given: replace(given[2], pushed=pushed))
+    monkeypatch.setattr(Pipeline, "release_build", lambda *given: replace(given[2], pushed=pushed))
     options = {"outputs": (OutputSpec(type="registry"),)}
     report, _ = world.report(flags={"tags": ["r.example.org/a:1"]}, names=("web",), options=options)
     assert [[str(each) for each in request.outputs] for request in world.requests] == [
@@ -248,14 +252,14 @@ def test_what_is_pushed_without_proof_is_proved_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed = PushResult(digest="sha256:1", tags=(), platforms=())
-    monkeypatch.setattr(Line, "release", lambda *given: replace(given[2], pushed=pushed))
+    monkeypatch.setattr(Pipeline, "release_build", lambda *given: replace(given[2], pushed=pushed))
     assert world.report(names=("web",))[0].ok
     assert [what for what, *_ in world.proved] == ["verify", "run"]
 
 
 def bake(world: World, targets: Mapping[str, Any], default: list[str] | None = None) -> World:
     world.write({"docker-bake.hcl": ""})
-    world.run.tell("*/buildx bake --print *", stdout=plan(targets, default))
+    world.run.expect("*/buildx bake --print *", stdout=plan(targets, default))
     return world
 
 
@@ -304,13 +308,13 @@ def test_the_command_line_adds_to_lists_and_replaces_outputs(world: World) -> No
     (request,) = world.requests
     assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
     assert [str(each) for each in request.outputs] == ["type=oci,dest=mine.tar"]
-    assert (request.no_cache, request.pull, request.proved) == (True, True, True)
+    assert (request.no_cache, request.pull, request.verify_first) == (True, True, True)
 
 
 def test_a_flag_that_takes_something_away_reaches_a_bake_files_images(world: World) -> None:
     bake(world, {"web": {"context": "web", "pull": True}})
-    world.report(bake="docker-bake.hcl", options={"proved": False, "pull": False, "provenance": ""})
-    assert (world.requests[0].proved, world.requests[0].pull) == (False, True)
+    world.report(bake="docker-bake.hcl", options={"verify_first": False, "pull": False, "provenance": ""})
+    assert (world.requests[0].verify_first, world.requests[0].pull) == (False, True)
 
 
 @pytest.mark.parametrize(("key", "flag"), [("context", "--context"), ("file", "--file"), ("tags", "--tag")])
@@ -333,7 +337,7 @@ def test_an_image_is_built_on_the_bytes_that_were_built(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layouts: list[tuple[str, str]] = []
-    monkeypatch.setattr("buildkit_tasks.oci.transports.oci_archive.Archive", str)
+    monkeypatch.setattr("buildkit_tasks.oci.transports.oci_archive.OciArchive", str)
     monkeypatch.setattr(
         "buildkit_tasks.oci.transports.layout.write_layout",
         lambda source, place: layouts.append((source, str(place))),
@@ -381,13 +385,13 @@ def test_an_inline_dockerfile_is_a_file_while_it_is_built(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    build: Callable[..., BuildResult] = Line.build
+    build: Callable[..., BuildResult] = Pipeline.build
 
-    def look(line: Line, request: BuildRequest) -> BuildResult:
+    def look(line: Pipeline, request: BuildRequest) -> BuildResult:
         seen.append(request.dockerfile.read_text(encoding="utf-8"))
         return build(line, request)
 
-    monkeypatch.setattr(Line, "build", look)
+    monkeypatch.setattr(Pipeline, "build", look)
     bake(world, BASE)
     world.report(bake="docker-bake.hcl")
     assert seen == ["FROM alpine\n"]
@@ -396,7 +400,7 @@ def test_an_inline_dockerfile_is_a_file_while_it_is_built(
 
 def test_a_line_for_other_settings_has_the_same_engine(world: World) -> None:
     line = world.line()
-    other = line.under(replace(line.settings, platforms=("linux/386",)))
+    other = line.with_settings(replace(line.settings, platforms=("linux/386",)))
     assert other.engine is line.engine
     assert [str(each) for each in other.platforms] == ["linux/386"]
     assert isinstance(other.settings, Settings)
@@ -450,8 +454,8 @@ def test_images_do_not_replace_each_others_caches(world: World) -> None:
 
 def test_images_for_a_builder_elsewhere_start_no_engine(world: World) -> None:
     line = world.line(driver="remote", nodes=["name=a,endpoint=tcp://127.0.0.1:1"])
-    vars(line)["clients"] = clients = replace(world.engine, kind="none")
+    vars(line)["client_engine"] = clients = replace(world.engine, kind="none")
     del vars(line)["engine"]
-    other = line.under(line.settings)
-    assert other.clients is clients
+    other = line.with_settings(line.settings)
+    assert other.client_engine is clients
     assert "engine" not in vars(other)

@@ -13,18 +13,18 @@ import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.image import (
-    attested,
-    config_of,
+    attested_images,
+    find_local_output,
     index_entries,
-    index_of,
-    lacks,
-    local_folder,
-    manifest_of,
+    is_missing,
     open_image,
     open_verified,
     platform_manifests,
-    position,
     read_blob,
+    read_config,
+    read_index,
+    read_manifest,
+    read_order,
 )
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
@@ -81,11 +81,11 @@ def test_rows_33_and_34_a_blob_with_other_bytes_is_refused(stored: bytes, cause:
 
 def test_row_33_every_single_flipped_byte_is_found_before_the_document_is_parsed() -> None:
     memory = hello(["linux/amd64"])
-    digest, data = str(memory.root().digest), memory.blobs[str(memory.root().digest)]
+    digest, data = str(memory.root_descriptor().digest), memory.blobs[str(memory.root_descriptor().digest)]
     for at in range(len(data)):
         memory.blobs[digest] = flip(data, at)
         with pytest.raises(MalformedImage, match="holds other bytes"):
-            index_of(memory)
+            read_index(memory)
 
 
 def test_a_blob_that_claims_too_much_is_not_even_opened() -> None:
@@ -109,7 +109,7 @@ def test_a_stream_is_checked_at_its_end() -> None:
 def test_an_index_gives_its_platforms_in_order() -> None:
     memory = hello()
     assert platforms(memory) == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
-    assert len(index_of(memory).manifests) == 3
+    assert len(read_index(memory).manifests) == 3
 
 
 def test_attestations_and_artifacts_are_no_platforms() -> None:
@@ -177,14 +177,14 @@ def test_row_39_indexes_that_fan_out_are_stopped() -> None:
 def test_what_is_no_manifest_or_config_is_refused_by_name() -> None:
     memory = Memory()
     with pytest.raises(MalformedImage, match="no image manifest"):
-        manifest_of(memory, descriptor(memory.put({}, "text/plain")))
+        read_manifest(memory, descriptor(memory.put({}, "text/plain")))
     entry = image(memory)
-    manifest = manifest_of(memory, descriptor(entry))
-    assert config_of(memory, manifest).entrypoint == ("/main",)
+    manifest = read_manifest(memory, descriptor(entry))
+    assert read_config(memory, manifest).entrypoint == ("/main",)
     document = {"schemaVersion": 2, "config": memory.put({}, "text/plain"), "layers": []}
-    other = manifest_of(memory, descriptor(memory.put(document, OCI_MANIFEST)))
+    other = read_manifest(memory, descriptor(memory.put(document, OCI_MANIFEST)))
     with pytest.raises(MalformedImage, match="no image config"):
-        config_of(memory, other)
+        read_config(memory, other)
 
 
 def test_images_open_by_transport_and_by_looking(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_images_open_by_transport_and_by_looking(tmp_path: Path) -> None:
     file = write_archive(memory, tmp_path / "image.tar")
     for name in (f"oci:{folder}", f"oci-archive:{file}", str(folder), str(file)):
         with open_image(name) as source:
-            assert source.root().digest == memory.root().digest
+            assert source.root_descriptor().digest == memory.root_descriptor().digest
             assert len(platform_manifests(source)) == 3
 
 
@@ -209,7 +209,7 @@ def test_a_name_after_the_path_chooses_and_a_colon_in_the_path_is_allowed(tmp_pa
     (tmp_path / "with/index.json").unlink()
     (tmp_path / "with").rename(tmp_path / "gone")
     with pytest.raises(UsageError, match="no image named 'v2'"), open_image(f"oci:{folder}:v2") as source:
-        source.root()
+        source.root_descriptor()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_what_is_no_path_is_a_registry_reference(
         asked.append(text)
         return nullcontext(memory)
 
-    with open_image(name, registry=registry) as source:
+    with open_image(name, registry_opener=registry) as source:
         assert source is memory
     assert asked == [reference]
 
@@ -263,11 +263,11 @@ def test_a_path_wins_over_a_reference_and_a_prefix_over_a_path(
     monkeypatch.chdir(tmp_path)
     memory = hello()
     write_folder(memory, tmp_path / "alpine")
-    with open_image("alpine", registry=refuse) as source:
-        assert source.root().digest == memory.root().digest
+    with open_image("alpine", registry_opener=refuse) as source:
+        assert source.root_descriptor().digest == memory.root_descriptor().digest
     with (
         pytest.raises(AssertionError, match="asked for alpine"),
-        open_image("docker://alpine", registry=refuse),
+        open_image("docker://alpine", registry_opener=refuse),
     ):
         pass
 
@@ -284,7 +284,7 @@ def test_an_image_in_an_engine_is_read_through_the_callers_function() -> None:
         return io.BytesIO(make_tar(layout_files(memory)))
 
     with open_image("docker-daemon:a/b:1", export=export) as source:
-        assert source.root().digest == memory.root().digest
+        assert source.root_descriptor().digest == memory.root_descriptor().digest
     assert asked == ["a/b:1"]
 
 
@@ -300,16 +300,16 @@ def test_an_image_in_an_engine_is_read_through_the_callers_function() -> None:
     ],
 )
 def test_words_that_name_no_source_are_refused(name: str, cause: str, hint: str) -> None:
-    with pytest.raises(UsageError, match=cause) as caught, open_image(name, registry=refuse):
+    with pytest.raises(UsageError, match=cause) as caught, open_image(name, registry_opener=refuse):
         pass
     assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "é" * 300])
 def test_a_text_that_can_be_no_path_is_none(name: str) -> None:
-    with pytest.raises(AssertionError, match="asked for"), open_image(name, registry=refuse):
+    with pytest.raises(AssertionError, match="asked for"), open_image(name, registry_opener=refuse):
         pass
-    assert local_folder(name) is None
+    assert find_local_output(name) is None
     with pytest.raises(UsageError, match="does not exist"), open_image(f"oci:{name}"):
         pass
 
@@ -322,7 +322,7 @@ def test_compressed_archives_and_saved_ones_are_told_by_looking(tmp_path: Path) 
     for name in ("a.tar.gz", "odd"):
         for prefix in ("", "oci-archive:", "docker-archive:"):
             with open_image(f"{prefix}{tmp_path / name}") as source:
-                assert source.root().digest == memory.root().digest
+                assert source.root_descriptor().digest == memory.root_descriptor().digest
     (tmp_path / "files.tar").write_bytes(make_tar({"etc/passwd": b""}))
     with (
         pytest.raises(UsageError, match="is no image: it has neither"),
@@ -348,7 +348,7 @@ def test_nothing_stays_open_when_a_file_is_no_image(tmp_path: Path) -> None:
                 contextlib.suppress(UsageError, MalformedImage),
                 open_image(f"{prefix}{tmp_path}/x.tar") as source,
             ):
-                source.root()
+                source.root_descriptor()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -356,14 +356,14 @@ def test_a_local_output_is_told_from_a_layout(tmp_path: Path) -> None:
     write_folder(hello(), tmp_path / "layout")
     (tmp_path / "out/linux_amd64").mkdir(parents=True)
     out, layout = tmp_path / "out", tmp_path / "layout"
-    assert local_folder(str(out)) == local_folder(f"dir:{out}") == out
-    assert local_folder(f"dir:{layout}") == layout  # who says so is believed
+    assert find_local_output(str(out)) == find_local_output(f"dir:{out}") == out
+    assert find_local_output(f"dir:{layout}") == layout  # who says so is believed
     for name in (str(layout), f"oci:{layout}", "", "alpine", "docker://alpine"):
-        assert local_folder(name) is None
+        assert find_local_output(name) is None
     with pytest.raises(UsageError, match="local output folder"), open_image(str(out)):
         pass
     with pytest.raises(UsageError, match="no folder"):
-        local_folder("dir:nowhere")
+        find_local_output("dir:nowhere")
 
 
 def kinds(memory: Memory) -> list[str]:
@@ -398,7 +398,7 @@ def test_every_entry_of_an_index_is_given_with_its_kind() -> None:
     memory.index([entry, attestation(memory, entry["digest"]), inner, other])
     assert kinds(memory) == ["image", "attestation", "index", "image", "artifact", "artifact"]
     entries = index_entries(memory)
-    assert [str(each.index) == inner["digest"] for each in entries] == [
+    assert [str(each.index_digest) == inner["digest"] for each in entries] == [
         False,
         False,
         False,
@@ -416,7 +416,7 @@ def test_both_forms_of_attestation_say_what_they_are_about() -> None:
     entries = [attestation(memory, one), attestation(memory, "", subject=two), both]
     memory.index(entries)
     assert kinds(memory) == ["attestation"] * 3
-    stated = [attested(memory, entry.descriptor) for entry in index_entries(memory)]
+    stated = [attested_images(memory, entry.descriptor) for entry in index_entries(memory)]
     assert [[str(digest) for digest in each] for each in stated] == [[one], [two], [one, two]]
 
 
@@ -424,29 +424,29 @@ def test_an_attestation_about_no_digest_is_refused() -> None:
     memory = Memory()
     memory.index([attestation(memory, "sha256:../../x")])
     with pytest.raises(MalformedImage, match="is no digest"):
-        attested(memory, index_entries(memory)[0].descriptor)
+        attested_images(memory, index_entries(memory)[0].descriptor)
 
 
 def test_sources_lack_nothing_and_have_no_order_unless_they_say_so(tmp_path: Path) -> None:
     memory = hello()
-    entry = memory.root()
-    assert (lacks(memory, entry), position(memory, entry)) == (False, 0)
+    entry = memory.root_descriptor()
+    assert (is_missing(memory, entry), read_order(memory, entry)) == (False, 0)
     with open_image(str(write_archive(memory, tmp_path / "a.tar"))) as source:
-        source.root()
-        assert (lacks(source, entry), position(source, entry) > 0) == (False, True)
+        source.root_descriptor()
+        assert (is_missing(source, entry), read_order(source, entry) > 0) == (False, True)
 
 
 def test_a_foreign_layer_is_told_from_one_that_is_missing(tmp_path: Path) -> None:
     memory = Memory()
     tar = make_tar({"main": probe("linux/amd64")})
     plain, foreign, elsewhere = (
-        {"mediaType": kind, "digest": str(Digest.of(kind.encode() + more)), "size": len(tar)}
+        {"mediaType": kind, "digest": str(Digest.from_bytes(kind.encode() + more)), "size": len(tar)}
         for kind, more in ((LAYER_GZIP, b""), (FOREIGN, b""), (LAYER_GZIP, b"urls"))
     )
     elsewhere["urls"] = ["https://example.org/layer"]
     memory.index([put_manifest(memory, {}, [plain, foreign, elsewhere])])
     with open_image(str(write_folder(memory, tmp_path / "a"))) as source:
-        layers = manifest_of(source, index_of(source).manifests[0]).layers
+        layers = read_manifest(source, read_index(source).manifests[0]).layers
         for layer, cause in zip(
             layers, ("is missing", "is a foreign layer", "is a foreign layer"), strict=True
         ):

@@ -7,7 +7,7 @@ import pytest
 
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify import Rules, verify
+from buildkit_tasks.verify import VerifyOptions, verify
 from tests.elves import EXECUTABLE, ISA_NEEDED, elf
 from tests.images import hard_link, make_tar, one, symlink
 
@@ -357,7 +357,7 @@ def test_a_library_that_needs_more_than_the_host_has_is_found_for_that_host_alon
     files = {"bin/app": app("liba.so"), GLIBC[1:]: LIBRARY, "lib/liba.so": needy, "lib/unused.so": needy}
     image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
     host = Platform.parse(AMD64)
-    report = verify(image, (), "the image", Rules(hosts={host: 0}))
+    report = verify(image, (), "the image", VerifyOptions(hosts={host: 0}))
     failing = [check for check in report.platforms[0].checks if not check.ok]
     assert [(check.name, check.path) for check in failing] == [("instruction-set", "/lib/liba.so")]
     assert "needs x86-64-v3 (x86 ISA note: needed x86-64-v3)" in failing[0].message
@@ -366,7 +366,7 @@ def test_a_library_that_needs_more_than_the_host_has_is_found_for_that_host_alon
 def test_a_script_starts_on_a_host_where_its_interpreter_does() -> None:
     files = {"bin/app": b"#!/bin/sh\n", "bin/sh": app(), GLIBC[1:]: LIBRARY}
     image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
-    rules = Rules(hosts={Platform.parse(AMD64): 0})
+    rules = VerifyOptions(hosts={Platform.parse(AMD64): 0})
     row = verify(image, (), "the image", rules).platforms[0]
     assert row.ok
     assert [check.path for check in row.checks if check.name == "starts"] == ["/bin/sh"]

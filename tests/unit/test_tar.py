@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.tar import BLOCK, DIRECTORY, REGULAR, SYMLINK, Entry, TarReader
+from buildkit_tasks.oci.layers.tar import BLOCK_SIZE, DIRECTORY, REGULAR, SYMLINK, TarEntry, TarReader
 from tests.images import folder, hard_link, make_tar, member, symlink
 
 
@@ -22,7 +22,7 @@ class Pipe(io.BytesIO):
         raise AssertionError("a pipe was asked to seek")
 
 
-def entries(data: bytes, **options: int) -> list[Entry]:
+def entries(data: bytes, **options: int) -> list[TarEntry]:
     seeking = list(TarReader(io.BytesIO(data), **options))
     assert list(TarReader(Pipe(data), **options)) == seeking
     return seeking
@@ -32,7 +32,7 @@ def header(
     name: bytes = b"a", size: bytes = b"0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
 ) -> bytes:
     """A header written field by field, with a right checksum whatever is in it."""
-    raw = bytearray(BLOCK)
+    raw = bytearray(BLOCK_SIZE)
     raw[0 : len(name)] = name
     raw[100:107] = b"0000644"
     raw[124 : 124 + len(size)] = size
@@ -48,7 +48,7 @@ def signed(raw: bytearray) -> bytes:
 
 
 def block(data: bytes) -> bytes:
-    return data + bytes(-len(data) % BLOCK)
+    return data + bytes(-len(data) % BLOCK_SIZE)
 
 
 def extended(data: bytes, kind: bytes = b"x") -> bytes:
@@ -62,7 +62,7 @@ def pax(key: bytes, value: bytes) -> bytes:
     return b"%d %s=%s\n" % (length, key, value)
 
 
-END = bytes(2 * BLOCK)
+END = bytes(2 * BLOCK_SIZE)
 
 
 def test_entries_have_name_type_size_link_and_mode() -> None:
@@ -175,9 +175,9 @@ def test_a_checksum_of_signed_bytes_holds_too() -> None:
 
 def test_an_archive_may_end_without_zero_blocks_but_not_go_on_after_one() -> None:
     assert [e.name for e in entries(header())] == ["a"]
-    assert [e.name for e in entries(header() + bytes(BLOCK))] == ["a"]
+    assert [e.name for e in entries(header() + bytes(BLOCK_SIZE))] == ["a"]
     with pytest.raises(MalformedImage, match="one zero block and then more"):
-        entries(header() + bytes(BLOCK) + header(b"hidden") + END)
+        entries(header() + bytes(BLOCK_SIZE) + header(b"hidden") + END)
 
 
 def test_what_follows_the_end_is_no_entry() -> None:
@@ -210,7 +210,7 @@ def test_row_44_a_pax_size_that_is_none_is_refused(size: bytes) -> None:
 
 def test_one_damaged_byte_in_a_header_is_found() -> None:
     whole = header(b"name", size=b"00000000000")
-    for at in set(range(BLOCK)) - {155}:  # what stands there ends the checksum, whatever it is
+    for at in set(range(BLOCK_SIZE)) - {155}:  # what stands there ends the checksum, whatever it is
         damaged = bytearray(whole)
         damaged[at] ^= 0x41
         with pytest.raises(MalformedImage):
@@ -222,7 +222,7 @@ def test_one_damaged_byte_in_a_header_is_found() -> None:
     [
         (header()[:100], "middle of a header"),
         (header(size=b"1000") + b"x" * 100, "middle of a file"),
-        (header(size=b"2000") + b"x" * BLOCK, "middle of a file"),
+        (header(size=b"2000") + b"x" * BLOCK_SIZE, "middle of a file"),
         (extended(pax(b"path", b"b")), "before its entry"),
         (header(kind=b"L", size=b"5") + block(b"name\0") + END, "before its entry"),
         (header(kind=b"S") + END, "sparse"),

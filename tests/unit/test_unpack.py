@@ -21,12 +21,12 @@ import pytest
 
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import platform_manifests
-from buildkit_tasks.oci.layers.tar import OwnedReader
+from buildkit_tasks.oci.layers.tar import OwnerTarReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.run.sandbox import openat2 as beneath
-from buildkit_tasks.run.sandbox.openat2 import remove
-from buildkit_tasks.run.sandbox.unpack import unpack, unpack_sized
+from buildkit_tasks.run.sandbox.openat2 import remove_tree
+from buildkit_tasks.run.sandbox.unpack import unpack, unpack_with_size
 from tests.images import LAYER_TAR, Json, Memory, add_platform, flip, make_tar, member, one
 
 NOBODY = 65534
@@ -113,8 +113,8 @@ def mode(path: Path) -> int:
 
 def erase(place: Path) -> None:
     """Remove it, however deep and whatever the modes."""
-    above = os.open(place.parent, beneath.READ)
-    remove(above, os.fsencode(place.name))
+    above = os.open(place.parent, beneath.DIRECTORY_FLAGS)
+    remove_tree(above, os.fsencode(place.name))
     os.close(above)
     assert not os.path.lexists(place)
 
@@ -715,7 +715,7 @@ def test_with_a_shift_everything_belongs_to_its_range(tmp_path: Path) -> None:
     ]  # fmt: skip
     source = one([layer(*below), layer(*above)], WorkingDir="/w")
     root = tmp_path / "root"
-    unpack(source, entry_of(source), root, shift=100_000)
+    unpack(source, entry_of(source), root, id_offset=100_000)
     owners = {
         str(path.relative_to(root)): (path.lstat().st_uid, path.lstat().st_gid) for path in root.rglob("*")
     }
@@ -857,17 +857,17 @@ def test_files_have_a_cap_over_all_layers_and_so_have_folders_that_no_entry_is_f
 
 def test_bytes_have_a_cap_for_a_layer_and_for_the_image(tmp_path: Path) -> None:
     layers = [[a_file(str(number), bytes(40_000))] for number in range(3)]
-    for limits in (Limits(layer=50_000), Limits(image=120_000)):
+    for limits in (Limits(layer_bytes=50_000), Limits(image_bytes=120_000)):
         (tmp_path / "new").mkdir(exist_ok=True)
         with pytest.raises(LimitExceeded, match="larger than"):
             unpacked(tmp_path / "new", *layers, limits=limits)
         assert list((tmp_path / "new").iterdir()) == []
-    unpacked(tmp_path, *layers, limits=Limits(layer=60_000, image=200_000))
+    unpacked(tmp_path, *layers, limits=Limits(layer_bytes=60_000, image_bytes=200_000))
 
 
 def test_what_it_takes_is_told(tmp_path: Path) -> None:
     source = one([layer(a_file("x", bytes(100_000)), a_file("y", bytes(50_000)))])
-    done = unpack_sized(source, entry_of(source), tmp_path / "root")
+    done = unpack_with_size(source, entry_of(source), tmp_path / "root")
     assert 150_000 < done.size < 200_000
     assert done.config.os == "linux"
 
@@ -939,9 +939,9 @@ def owner_of(info: tarfile.TarInfo, raw: Callable[[bytearray], None] | None = No
         header[148:156] = b" " * 8
         header[148:156] = b"%06o\0 " % sum(header)
         data[at:] = header
-    reader = OwnedReader(io.BytesIO(bytes(data) + bytes(1024)))
+    reader = OwnerTarReader(io.BytesIO(bytes(data) + bytes(1024)))
     next(reader)
-    return reader.owner()
+    return reader.read_owner()
 
 
 def test_owner_and_time_come_from_the_header() -> None:
@@ -1029,13 +1029,13 @@ def test_what_is_said_of_one_entry_is_not_said_of_the_next() -> None:
     first, second = member("a"), member("b")
     first.pax_headers = {"uid": "77", "mtime": "5.5"}
     data = first.tobuf(tarfile.PAX_FORMAT) + second.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
-    reader = OwnedReader(io.BytesIO(data))
-    owners = [reader.owner() for _ in reader]
+    reader = OwnerTarReader(io.BytesIO(data))
+    owners = [reader.read_owner() for _ in reader]
     assert owners == [(77, 0, 5_500_000_000), (0, 0, 0)]
 
 
 def test_a_time_with_nothing_behind_it_is_nothing_that_is_missed() -> None:
     info = member("a")
     info.pax_headers = {"mtime": "5.5"}
-    reader = OwnedReader(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT)[:1024] + bytes(1024)))
+    reader = OwnerTarReader(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT)[:1024] + bytes(1024)))
     assert list(reader) == []

@@ -13,11 +13,11 @@ from typing import BinaryIO, cast
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, SettingsError
-from buildkit_tasks.oci.copy.graph import everything
+from buildkit_tasks.oci.copy.graph import push_order
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
-from buildkit_tasks.oci.registry.connection import Adapter
-from buildkit_tasks.oci.registry.options import Access
-from buildkit_tasks.oci.registry.push import open_uploads
+from buildkit_tasks.oci.registry.connection import MeteredAdapter
+from buildkit_tasks.oci.registry.options import RegistryOptions
+from buildkit_tasks.oci.registry.push import open_uploader
 from tests.faults.pushing import Push, push
 from tests.hostile_registry import Asked, Reply, bearer, hostile, token
 from tests.images import (
@@ -67,7 +67,7 @@ def test_every_byte_that_the_root_reaches_is_sent_and_nothing_else(push: Push) -
     memory = hello()
     wanted = dict(memory.blobs)
     memory.put(b"nobody names this", LAYER_TAR)
-    assert push.send(memory) == str(memory.root().digest)
+    assert push.send(memory) == str(memory.root_descriptor().digest)
     assert kept(push) == wanted
 
 
@@ -84,16 +84,20 @@ def test_blobs_go_first_then_manifests_and_the_index_last(push: Push) -> None:
     kinds = ["blob" if each.path.startswith("/upload/") else each.path.rpartition("/")[2] for each in puts]
     assert kinds[:6] == ["blob"] * 6
     assert len(set(kinds[6:9])) == 3
-    assert kinds[9:] == [str(memory.root().digest)]
+    assert kinds[9:] == [str(memory.root_descriptor().digest)]
 
 
 def test_an_index_in_an_index_comes_after_what_it_lists(push: Push) -> None:
     memory = hello()
-    inner = {"mediaType": OCI_INDEX, "digest": str(memory.root().digest), "size": memory.root().size}
+    inner = {
+        "mediaType": OCI_INDEX,
+        "digest": str(memory.root_descriptor().digest),
+        "size": memory.root_descriptor().size,
+    }
     memory.point(memory.put(index_json([inner]), OCI_INDEX))
     push.send(memory)
     order = [each.path.rpartition("/")[2] for each in push.server.requests("PUT */manifests/*")]
-    assert order[-2:] == [inner["digest"], str(memory.root().digest)]
+    assert order[-2:] == [inner["digest"], str(memory.root_descriptor().digest)]
 
 
 def test_a_single_manifest_is_an_image_too(push: Push) -> None:
@@ -129,7 +133,7 @@ def test_of_a_foreign_layer_only_the_descriptor_is_sent(push: Push) -> None:
     memory.index([{**entry, "platform": platform_json("windows/amd64")}])
     push.send(memory)
     assert foreign["digest"] not in kept(push)
-    assert str(memory.root().digest) in kept(push)
+    assert str(memory.root_descriptor().digest) in kept(push)
     assert foreign["digest"] not in memory.opened
 
 
@@ -143,7 +147,7 @@ def test_what_is_there_is_not_sent_again(push: Push) -> None:
 
 def test_a_blob_of_another_length_counts_as_missing(push: Push) -> None:
     memory = one_layer()
-    push.server.tell("HEAD */blobs/*", *[Reply(body=b"x" * 7)] * 2)
+    push.server.answer("HEAD */blobs/*", *[Reply(body=b"x" * 7)] * 2)
     push.send(memory)
     assert len(uploads(push)) == 2
 
@@ -162,7 +166,7 @@ def test_a_blob_that_two_platforms_share_is_sent_once(push: Push) -> None:
 def test_an_empty_blob_is_sent_with_its_length(push: Push) -> None:
     memory = one_layer(b"", LAYER_TAR)
     push.send(memory)
-    assert kept(push)[str(Digest.of(b""))] == b""
+    assert kept(push)[str(Digest.from_bytes(b""))] == b""
     assert "0" in {each.headers.get("Content-Length") for each in uploads(push)}
     assert not any("Transfer-Encoding" in each.headers for each in push.server.asked)
 
@@ -198,7 +202,7 @@ def test_a_wrong_blob_is_never_sent_to_its_end(
     push: Push, change: Callable[[bytes], bytes], said: str
 ) -> None:
     memory = one_layer()
-    digest = str(Digest.of(LAYER))
+    digest = str(Digest.from_bytes(LAYER))
     memory.blobs[digest] = change(LAYER)
     with pytest.raises(MalformedImage, match=said):
         push.send(memory)
@@ -210,7 +214,9 @@ def test_a_wrong_blob_is_never_sent_to_its_end(
 
 def test_a_wrong_manifest_is_found_before_anything_is_asked(push: Push) -> None:
     memory = one_layer()
-    memory.blobs[str(memory.root().digest)] = flip(memory.blobs[str(memory.root().digest)])
+    memory.blobs[str(memory.root_descriptor().digest)] = flip(
+        memory.blobs[str(memory.root_descriptor().digest)]
+    )
     with pytest.raises(MalformedImage, match="holds other bytes"):
         push.send(memory)
     assert push.server.asked == []
@@ -218,10 +224,10 @@ def test_a_wrong_manifest_is_found_before_anything_is_asked(push: Push) -> None:
 
 def test_a_missing_layer_begins_no_upload(push: Push) -> None:
     memory = one_layer()
-    del memory.blobs[str(Digest.of(LAYER))]
+    del memory.blobs[str(Digest.from_bytes(LAYER))]
     with pytest.raises(MalformedImage, match="missing"):
         push.send(memory)
-    assert str(Digest.of(LAYER)) not in str(uploads(push))
+    assert str(Digest.from_bytes(LAYER)) not in str(uploads(push))
     assert push.server.requests("PUT */manifests/*") == []
 
 
@@ -235,18 +241,18 @@ def test_a_part_of_an_image_is_not_pushed_as_the_whole(push: Push) -> None:
 class Partial(Memory):
     """As an engine that pulled one platform."""
 
-    def lacks(self, descriptor: Descriptor) -> bool:
+    def is_missing(self, descriptor: Descriptor) -> bool:
         return "amd64" in str(descriptor.platform)
 
 
 def test_indexes_without_end_are_refused() -> None:
     memory = hello(["linux/amd64"])
     for _ in range(4):
-        root = memory.root()
+        root = memory.root_descriptor()
         entry = {"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}
         memory.point(memory.put(index_json([entry]), OCI_INDEX))
     with pytest.raises(MalformedImage, match="nested more than 3 deep"):
-        everything(memory)
+        push_order(memory)
 
 
 def test_an_index_with_too_many_entries_is_refused() -> None:
@@ -254,15 +260,15 @@ def test_an_index_with_too_many_entries_is_refused() -> None:
     entry = put_manifest(memory, platform_json("linux/amd64"), [])
     memory.index([{**entry, "annotations": {"n": str(number)}} for number in range(1001)])
     with pytest.raises(LimitExceeded, match="more than 1000 entries"):
-        everything(memory)
+        push_order(memory)
 
 
 def test_blobs_come_in_the_order_of_their_source() -> None:
     class Ordered(Memory):
-        def position(self, descriptor: Descriptor) -> int:
+        def read_order(self, descriptor: Descriptor) -> int:
             return -sorted(self.blobs).index(str(descriptor.digest))
 
-    blobs = [str(each.digest) for each in everything(Ordered(**vars(hello())))[0]]
+    blobs = [str(each.digest) for each in push_order(Ordered(**vars(hello())))[0]]
     assert blobs == sorted(blobs, reverse=True)
 
 
@@ -288,7 +294,7 @@ def test_another_host_gets_the_bytes_and_no_authorization(push: Push, tmp_path: 
             "POST *", Reply(status=202, headers={"Location": f"http://me:pw@{store.host}/upload/team/app"})
         )
         challenge = Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
-        push.server.tell("/v2/", challenge)
+        push.server.answer("/v2/", challenge)
         push.server.always("PUT */manifests/*", Reply(status=201))
         push.send(one_layer())
     assert len(store.requests("PUT /upload/*")) == 2
@@ -332,8 +338,8 @@ def test_a_registry_that_makes_no_repositories_is_told_from_one_that_is_gone(pus
 
 
 def test_a_token_is_asked_for_once_for_pulling_and_pushing(push: Push) -> None:
-    push.server.tell("/v2/", bearer(f"http://{push.server.host}/token"))
-    push.server.tell("/token*", token())
+    push.server.answer("/v2/", bearer(f"http://{push.server.host}/token"))
+    push.server.answer("/token*", token())
     push.send(hello())
     (asked,) = push.server.requests("/token*")
     assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
@@ -343,8 +349,8 @@ def test_a_token_is_asked_for_once_for_pulling_and_pushing(push: Push) -> None:
 
 def test_a_challenge_for_less_is_answered_for_all_that_is_needed(push: Push) -> None:
     realm = f"http://{push.server.host}/token"
-    push.server.tell("HEAD */blobs/*", bearer(realm, scope="repository:team/app:pull repository:x/y:pull"))
-    push.server.tell("/token*", token())
+    push.server.answer("HEAD */blobs/*", bearer(realm, scope="repository:team/app:pull repository:x/y:pull"))
+    push.server.answer("/token*", token())
     push.send(one_layer())
     (asked,) = push.server.requests("/token*")
     assert asked.path.count("scope=") == 2
@@ -354,17 +360,17 @@ def test_a_challenge_for_less_is_answered_for_all_that_is_needed(push: Push) -> 
 
 def test_of_several_threads_that_want_a_token_one_gets_it_for_all(push: Push) -> None:
     wants = dataclasses.replace(bearer(f"http://{push.server.host}/token"), drip_headers=0.003)
-    push.server.tell("HEAD */blobs/*", wants, wants, wants, wants)
-    push.server.tell("/token*", token())
+    push.server.answer("HEAD */blobs/*", wants, wants, wants, wants)
+    push.server.answer("/token*", token())
     push.send(hello())
     assert len(push.server.requests("/token*")) == 1
 
 
 def test_a_token_that_runs_out_in_the_middle_is_renewed_and_the_blob_sent_anew(push: Push) -> None:
     realm = f"http://{push.server.host}/token"
-    push.server.tell("/v2/", bearer(realm))
-    push.server.tell("PUT /upload/*", bearer(realm))
-    push.server.tell("/token*", token("one"), token("two"))
+    push.server.answer("/v2/", bearer(realm))
+    push.server.answer("PUT /upload/*", bearer(realm))
+    push.server.answer("/token*", token("one"), token("two"))
     memory = one_layer()
     push.send(memory, jobs=1)
     assert kept(push) == memory.blobs
@@ -384,8 +390,8 @@ def test_a_malformed_docker_configuration_is_told_before_anything_is_asked(
 
 
 def test_a_registry_that_states_another_digest_is_not_believed(push: Push) -> None:
-    other = {"Docker-Content-Digest": str(Digest.of(b"other"))}
-    push.server.tell("PUT /upload/*", Reply(status=201, headers=other))
+    other = {"Docker-Content-Digest": str(Digest.from_bytes(b"other"))}
+    push.server.answer("PUT /upload/*", Reply(status=201, headers=other))
     assert "states sha256:" in push.refused(one_layer()).message
 
 
@@ -413,7 +419,7 @@ def test_the_registrys_own_word_is_told(push: Push) -> None:
 
 def test_the_first_failure_ends_the_uploads_that_hang(push: Push) -> None:
     memory = hello(["linux/amd64", "linux/arm64"])
-    push.server.tell("PUT /upload/*", Reply(silent=True), Reply(status=413))
+    push.server.answer("PUT /upload/*", Reply(silent=True), Reply(status=413))
     started = time.monotonic()
     assert "answers 413" in push.refused(memory).message
     assert time.monotonic() - started < 5  # and not the minute that a silence may take
@@ -421,8 +427,11 @@ def test_the_first_failure_ends_the_uploads_that_hang(push: Push) -> None:
 
 def test_waits_are_given_up_with_the_rest(tmp_path: Path) -> None:
     with hostile() as server:
-        bench = Push(server=server, access=Access(environ={"DOCKER_CONFIG": str(tmp_path)}, certificates=()))
-        server.tell("PUT /upload/*", Reply(status=429, headers={"Retry-After": "50"}), Reply(status=403))
+        bench = Push(
+            server=server,
+            access=RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=()),
+        )
+        server.answer("PUT /upload/*", Reply(status=429, headers={"Retry-After": "50"}), Reply(status=403))
         started = time.monotonic()
         assert "403" in bench.refused(hello(["linux/amd64"])).message
         assert time.monotonic() - started < 5
@@ -445,7 +454,7 @@ def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
             return cast("BinaryIO", self.stream) if descriptor.size == size else super().open(descriptor)
 
     memory = Large()
-    digest = Digest.of(b"never mind")
+    digest = Digest.from_bytes(b"never mind")
     layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
     memory.index([{**entry, "platform": platform_json("linux/amd64")}])
@@ -456,17 +465,17 @@ def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
 
 
 def test_what_was_given_up_asks_nobody_any_more(push: Push) -> None:
-    with open_uploads(push.at("team/app"), access=push.access) as uploads:
+    with open_uploader(push.at("team/app"), options=push.access) as uploads:
         before = len(push.server.asked)
         uploads.abort()
         with pytest.raises(RegistryError, match="is no longer asked"):
-            uploads.digest_of("v1")
+            uploads.get_digest("v1")
     assert len(push.server.asked) == before
 
 
 def test_a_connection_that_comes_too_late_is_not_used() -> None:
     """It was made by another thread while the work was given up: nobody would ever end it."""
-    adapter = Adapter(None, 1.0)
+    adapter = MeteredAdapter(None, 1.0)
     adapter.abort()
     with socket.socket() as late, pytest.raises(OSError, match="given up"):
-        adapter.note(late)
+        adapter.register_socket(late)

@@ -106,7 +106,7 @@ def test_where_even_a_small_part_is_too_large_the_refusal_is_told(push: Push) ->
 def test_a_part_that_is_lost_begins_the_blob_anew(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = 4 * MIB
-    push.server.tell("PATCH *", Reply(status=202, headers={"Location": "/upload/team/app?state=lost"}))
+    push.server.answer("PATCH *", Reply(status=202, headers={"Location": "/upload/team/app?state=lost"}))
     push.send(memory, jobs=1)
     assert kept(push) == memory.blobs
     assert [each.headers["Content-Range"].partition("-")[0] for each in parts(push)][:3] == [
@@ -119,7 +119,7 @@ def test_a_part_that_is_lost_begins_the_blob_anew(push: Push) -> None:
 def test_a_part_that_is_refused_before_all_of_it_was_read_ends_its_connection(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = 4 * MIB
-    push.server.tell("PATCH *", Reply(status=413, unread=4 * MIB - 1000))
+    push.server.answer("PATCH *", Reply(status=413, unread=4 * MIB - 1000))
     push.send(memory, jobs=1)
     assert kept(push) == memory.blobs
     assert len(push.waits) == 2  # for the two refusals, and for nothing that was lost after them
@@ -139,10 +139,10 @@ def test_what_is_not_what_it_should_be_is_never_ended(push: Push) -> None:
 
 def test_parts_that_lead_to_another_host_take_no_login_there(push: Push) -> None:
     log_in(Path(push.access.environ["DOCKER_CONFIG"]), push.server.host)
-    push.server.tell("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
+    push.server.answer("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     push.server.largest = 4 * MIB
     with hostile("127.0.0.2") as other:
-        push.server.tell(
+        push.server.answer(
             "PATCH *",
             Reply(status=202, headers={"Location": f"http://{other.host}/upload/team/app?state=a%2Fb"}),
         )

@@ -8,7 +8,7 @@ import pytest
 
 from buildkit_tasks.oci.model import OCI_INDEX, Digest
 from buildkit_tasks.platforms import MACHINES, Platform, parse_platforms
-from buildkit_tasks.report.model import Check, VerifyReport, document
+from buildkit_tasks.report.model import Check, VerifyReport, to_document
 from buildkit_tasks.verify import verify
 from tests.images import (
     LAYER_GZIP,
@@ -31,7 +31,7 @@ AMD64, ARM64 = "linux/amd64", "linux/arm64"
 
 def run(memory: Memory, *expected: str) -> VerifyReport:
     report = verify(memory, parse_platforms(expected), "the image")
-    json.dumps(document(report)).encode()
+    json.dumps(to_document(report)).encode()
     return report
 
 
@@ -58,7 +58,7 @@ def starts(files: dict[str, bytes], links: Sequence[tuple[str, str]] = (), **sta
 
 
 def test_a_sound_image_of_every_architecture_holds() -> None:
-    names = [str(Platform.normalised("linux", row.architecture)) for row in MACHINES]
+    names = [str(Platform.normalize("linux", row.architecture)) for row in MACHINES]
     report = run(hello(names), *names)
     assert failures(report) == {}
     assert [row.platform for row in report.platforms] == names
@@ -71,7 +71,7 @@ def test_a_sound_image_of_every_architecture_holds() -> None:
 def test_nothing_expected_means_whatever_is_there() -> None:
     report = run(hello())
     assert report.ok
-    assert report.digest == str(hello().root().digest)
+    assert report.digest == str(hello().root_descriptor().digest)
     assert all(row.digest.startswith("sha256:") for row in report.platforms)
 
 
@@ -163,7 +163,7 @@ def test_a_config_that_states_no_variant_contradicts_none() -> None:
     assert notes == ["the index says linux/arm/v6; the config states no variant"]
 
 
-@pytest.mark.parametrize("wrong", [str(Platform.normalised("linux", row.architecture)) for row in MACHINES])
+@pytest.mark.parametrize("wrong", [str(Platform.normalize("linux", row.architecture)) for row in MACHINES])
 def test_row_49_a_program_of_another_machine_is_found(wrong: str) -> None:
     report = starts({"main": probe(wrong)}, Entrypoint=["/main"])
     if wrong == ARM64:
@@ -294,7 +294,7 @@ def test_a_platform_that_the_table_lacks_is_not_called_proven(platform: str) -> 
 def test_the_layer_that_a_program_comes_from_is_named() -> None:
     tars = [make_tar({"main": probe(ARM64)}), make_tar({"main": probe(AMD64)})]
     check = the_failure(run(one(tars, ARM64, Entrypoint=["/main"])))
-    assert check.layer == str(Digest.of(gzip.compress(tars[1], mtime=0)))
+    assert check.layer == str(Digest.from_bytes(gzip.compress(tars[1], mtime=0)))
 
 
 def test_row_33_every_damaged_blob_is_a_failing_check_of_its_platform() -> None:
@@ -306,14 +306,16 @@ def test_row_33_every_damaged_blob_is_a_failing_check_of_its_platform() -> None:
         assert found, digest
         assert all(check.name == "integrity" for checks in found.values() for check in checks)
         assert all(digest in check.message for checks in found.values() for check in checks)
-        assert len(found) == (2 if digest == str(memory.root().digest) else 1)
+        assert len(found) == (2 if digest == str(memory.root_descriptor().digest) else 1)
         memory.blobs[digest] = whole
 
 
 def test_problems_of_all_platforms_and_layers_are_collected() -> None:
     memory = Memory()
     tars = [make_tar({"a": b"1"}), make_tar({"main": probe(AMD64)})]
-    first = add_platform(memory, AMD64, tars, diff_ids=[str(Digest.of(b"1")), str(Digest.of(b"2"))])
+    first = add_platform(
+        memory, AMD64, tars, diff_ids=[str(Digest.from_bytes(b"1")), str(Digest.from_bytes(b"2"))]
+    )
     second = add_platform(memory, ARM64, tars, Entrypoint=["/main"])
     found = failures(run(memory.index([first, second])))
     assert [check.name for check in found[AMD64]] == ["integrity", "integrity"]
@@ -359,7 +361,7 @@ def test_a_layer_that_platforms_share_is_read_once() -> None:
         add_platform(memory, name, [tar, make_tar({"main": probe(name)})], Entrypoint=["/main"])
         for name in names
     ]
-    shared = str(Digest.of(gzip.compress(tar, mtime=0)))
+    shared = str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
     assert run(memory.index(entries)).ok
     assert memory.opened.count(shared) == 1
 
@@ -369,7 +371,7 @@ def test_a_shared_layer_with_another_size_in_one_manifest_is_still_found() -> No
     tar = make_tar({"main": probe(AMD64)})
     sound = add_platform(memory, AMD64, [tar], Entrypoint=["/main"])
     layer = memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP)
-    config = {**platform_json(ARM64), "rootfs": {"diff_ids": [str(Digest.of(tar))]}}
+    config = {**platform_json(ARM64), "rootfs": {"diff_ids": [str(Digest.from_bytes(tar))]}}
     wrong = put_manifest(memory, config, [{**layer, "size": layer["size"] + 1}])
     found = failures(run(memory.index([sound, {**wrong, "platform": platform_json(ARM64)}])))
     assert list(found) == [ARM64]

@@ -7,8 +7,8 @@ import pytest
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
-from buildkit_tasks.verify import Rules
-from buildkit_tasks.verify.local_output import verify_folder
+from buildkit_tasks.verify import VerifyOptions
+from buildkit_tasks.verify.local_output import verify_local_output
 from tests.images import probe
 
 
@@ -20,8 +20,8 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def run(folder: Path, *expected: str, rules: Rules | None = None) -> VerifyReport:
-    return verify_folder(folder, parse_platforms(expected), f"dir:{folder}", rules)
+def run(folder: Path, *expected: str, rules: VerifyOptions | None = None) -> VerifyReport:
+    return verify_local_output(folder, parse_platforms(expected), f"dir:{folder}", rules)
 
 
 def failures(report: VerifyReport) -> dict[str, list[Check]]:
@@ -72,7 +72,7 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> 
 def test_the_question_for_a_host_is_asked_of_its_folder_alone(tmp_path: Path) -> None:
     files = {"linux_amd64/a": probe("linux/arm64"), "linux_arm64/a": probe("linux/arm64")}
     hosts = {Platform.parse(name): 0 for name in ("linux/arm64", "linux/s390x")}
-    report = run(write(tmp_path, files), rules=Rules(hosts=hosts))
+    report = run(write(tmp_path, files), rules=VerifyOptions(hosts=hosts))
     assert [(row.platform, row.ok) for row in report.platforms] == [
         ("linux/arm64", True),
         ("linux/s390x", False),

@@ -9,23 +9,23 @@ import pytest
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.host.builder.buildx import create_arguments, fix_arguments, leave_arguments
-from buildkit_tasks.host.builder.spec import IMAGE, WantedBuilder, WantedNode, split_options
+from buildkit_tasks.host.builder.buildx import create_args, fix_platforms_args, leave_args
+from buildkit_tasks.host.builder.spec import DEFAULT_IMAGE, BuilderSpec, NodeSpec, split_driver_opts
 from buildkit_tasks.platforms import parse_platforms
 
 FLAG = "--allow-insecure-entitlement"
 REMOTE = "name=a,endpoint=tcp://127.0.0.1:1234"
 
 
-def wanted(**settings: Any) -> WantedBuilder:
-    return WantedBuilder.of(Settings(**settings))
+def wanted(**settings: Any) -> BuilderSpec:
+    return BuilderSpec.from_settings(Settings(**settings))
 
 
-def created(builder: WantedBuilder, driver: str, config: str = "") -> list[list[str]]:
+def created(builder: BuilderSpec, driver: str, config: str = "") -> list[list[str]]:
     """How each node is made."""
     return [
-        create_arguments(builder, node, driver, config, first=number == 0)
-        for number, node in enumerate(builder.each)
+        create_args(builder, node, driver, config, first=number == 0)
+        for number, node in enumerate(builder.effective_nodes)
     ]
 
 
@@ -34,11 +34,11 @@ def test_a_node_is_read_whole(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     files = ",".join(f"{name}={tmp_path / name}" for name in ("ca", "cert", "key"))
     text = f"{REMOTE},platform=linux/arm64,platform=linux/arm/v7,{files},servername=b.example.org"
-    assert WantedNode.parse(text) == WantedNode(
+    assert NodeSpec.parse(text) == NodeSpec(
         name="a",
         endpoint="tcp://127.0.0.1:1234",
         platforms=parse_platforms(["linux/arm64", "linux/arm/v7"]),
-        options=(
+        driver_opts=(
             f"cacert={tmp_path}/ca", f"cert={tmp_path}/cert", f"key={tmp_path}/key",
             "servername=b.example.org",
         ),
@@ -46,18 +46,18 @@ def test_a_node_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_quotes_keep_several_platforms_and_options_with_commas_in_one_node() -> None:
-    node = WantedNode.parse('name=a,"platforms=linux/arm64,linux/arm/v7","driver-opt=label=a,b"')
+    node = NodeSpec.parse('name=a,"platforms=linux/arm64,linux/arm/v7","driver-opt=label=a,b"')
     assert [str(platform) for platform in node.platforms] == ["linux/arm64", "linux/arm/v7"]
-    assert node.options == ("label=a,b",)
+    assert node.driver_opts == ("label=a,b",)
 
 
 @pytest.mark.parametrize("name", ["servername", "key", "cert", "ca"])
 def test_material_that_is_no_file_is_named_with_its_node(tmp_path: Path, name: str) -> None:
     if name == "servername":
-        assert WantedNode.parse(f"{REMOTE},servername=x").options == ("servername=x",)
+        assert NodeSpec.parse(f"{REMOTE},servername=x").driver_opts == ("servername=x",)
         return
     with pytest.raises(UsageError, match=f"node a: {name} names {tmp_path}/none, which is no file"):
-        WantedNode.parse(f"{REMOTE},{name}={tmp_path}/none")
+        NodeSpec.parse(f"{REMOTE},{name}={tmp_path}/none")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_material_that_is_no_file_is_named_with_its_node(tmp_path: Path, name: s
 )
 def test_row_56_what_is_no_node_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        WantedNode.parse(text)
+        NodeSpec.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_row_56_what_is_no_node_is_refused(text: str) -> None:
     ],
 )
 def test_only_a_tcp_endpoint_has_an_address(endpoint: str, address: tuple[str, int] | None) -> None:
-    assert WantedNode.parse(f"name=a,endpoint={endpoint}").address == address
+    assert NodeSpec.parse(f"name=a,endpoint={endpoint}").address == address
 
 
 def test_two_nodes_of_one_name_are_refused() -> None:
@@ -132,7 +132,7 @@ def test_tls_material_of_an_engine_lies_in_a_docker_context(driver: str, tmp_pat
     (tmp_path / "ca.pem").write_text("x", encoding="utf-8")
     node = f"name=a,endpoint=tcp://127.0.0.1:2376,ca={tmp_path}/ca.pem"
     with pytest.raises(UsageError, match="node a: its TLS material goes with --driver=remote") as caught:
-        wanted(driver=driver, nodes=(node,)).check_new()
+        wanted(driver=driver, nodes=(node,)).check_creatable()
     assert "docker context create a" in str(caught.value.hint)
     wanted(driver="auto", nodes=(node,))  # of a remote builder that is there
 
@@ -140,21 +140,25 @@ def test_tls_material_of_an_engine_lies_in_a_docker_context(driver: str, tmp_pat
 def test_a_remote_builder_that_is_there_needs_no_nodes_and_a_new_one_does() -> None:
     found = wanted(driver="remote")
     with pytest.raises(UsageError, match="where each BuildKit is"):
-        found.check_new()
-    wanted(driver="remote", nodes=(REMOTE,)).check_new()
+        found.check_creatable()
+    wanted(driver="remote", nodes=(REMOTE,)).check_creatable()
 
 
 @pytest.mark.parametrize("driver", ["docker", "remote"])
 def test_a_mirror_is_for_our_own_reading_too_and_no_demand_on_a_builder(driver: str) -> None:
     mirrored = wanted(driver=driver, mirrors=("https://mirror.example.org",))
-    assert (mirrored.configured, mirrored.demands) == (False, False)
-    assert "mirror.example.org" in wanted(mirrors=("https://mirror.example.org",)).config
+    assert (mirrored.has_buildkitd_settings, mirrored.has_requirements) == (False, False)
+    assert "mirror.example.org" in wanted(mirrors=("https://mirror.example.org",)).buildkitd_toml
 
 
 def test_options_are_split_as_buildx_splits_them() -> None:
-    assert split_options(["image=x,network=host", '"label=a,b"']) == ("image=x", "network=host", "label=a,b")
+    assert split_driver_opts(["image=x,network=host", '"label=a,b"']) == (
+        "image=x",
+        "network=host",
+        "label=a,b",
+    )
     assert wanted(driver_opt=("network=host,image=mine:1",)).image == "mine:1"
-    assert wanted().image == IMAGE
+    assert wanted().image == DEFAULT_IMAGE
 
 
 def test_every_node_of_a_remote_builder_is_made_with_its_own_options() -> None:
@@ -205,7 +209,7 @@ def test_kubernetes_may_have_a_node_for_each_machine() -> None:
 
 
 def test_platforms_are_fixed_on_a_node_that_is_there_and_nodes_leave() -> None:
-    assert fix_arguments("m", "a", "tcp://h:1", ("linux/arm64", "linux/arm/v7")) == [
+    assert fix_platforms_args("m", "a", "tcp://h:1", ("linux/arm64", "linux/arm/v7")) == [
         "create", "--name=m", "--append", "--node=a", "--platform=linux/arm64,linux/arm/v7", "--", "tcp://h:1",
     ]  # fmt: skip
-    assert leave_arguments("m", "a") == ["create", "--name=m", "--leave", "--node=a"]
+    assert leave_args("m", "a") == ["create", "--name=m", "--leave", "--node=a"]

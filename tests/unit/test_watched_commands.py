@@ -10,7 +10,7 @@ import pytest
 
 from buildkit_tasks.errors import BuilderError, BuildkitTasksError
 from buildkit_tasks.system import command as commands
-from buildkit_tasks.system.command import Call, Commands
+from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
 
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
 ENDS = (sys.executable, "-c", "import time; time.sleep(0.3)")
@@ -18,7 +18,7 @@ ENDS = (sys.executable, "-c", "import time; time.sleep(0.3)")
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_WATCH", 0.05)
+    monkeypatch.setattr(commands, "_WATCH_INTERVAL", 0.05)
 
 
 class Watch:
@@ -35,19 +35,19 @@ def test_what_a_watch_finds_ends_a_streamed_command_and_is_raised() -> None:
     gone = BuilderError("node b: says nothing")
     started = time.monotonic()
     with pytest.raises(BuilderError) as caught:
-        Commands(live=io.StringIO()).stream(SLEEPS, Call(watch=Watch(None, gone)))
+        SubprocessRunner(stream_output=io.StringIO()).stream(SLEEPS, CommandOptions(watch=Watch(None, gone)))
     assert caught.value is gone
     assert time.monotonic() - started < 10
 
 
 def test_it_ends_one_that_is_run_too() -> None:
     with pytest.raises(BuilderError):
-        Commands().run(SLEEPS, Call(watch=Watch(BuilderError("x"))))
+        SubprocessRunner().run(SLEEPS, CommandOptions(watch=Watch(BuilderError("x"))))
 
 
 def test_a_watch_that_finds_nothing_is_asked_again_and_again() -> None:
     watch = Watch()
-    assert Commands().run(ENDS, Call(watch=watch)).ok
+    assert SubprocessRunner().run(ENDS, CommandOptions(watch=watch)).ok
     assert watch.asked > 1
     asked = watch.asked
     time.sleep(0.2)
@@ -59,4 +59,4 @@ def test_a_command_that_has_succeeded_is_a_success_whatever_is_found() -> None:
         time.sleep(0.5)  # meanwhile the command ends
         return BuilderError("too late")
 
-    assert Commands().run(ENDS, Call(watch=found)).ok
+    assert SubprocessRunner().run(ENDS, CommandOptions(watch=found)).ok

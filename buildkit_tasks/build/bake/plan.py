@@ -10,40 +10,40 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build.bake.target import BakeTarget, TargetReader
+from buildkit_tasks.build.bake.target import BakeTarget, BakeTargetReader
 from buildkit_tasks.errors import BuilderError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
-__all__ = ["BakePlan", "read_plan"]
+__all__ = ["BakePlan", "parse_bake_plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakePlan:
     """The targets that were asked for, in buildx's order, and all that they are built on."""
 
-    wanted: tuple[str, ...]
+    requested: tuple[str, ...]
     targets: Mapping[str, BakeTarget]
 
     @property
-    def order(self) -> tuple[BakeTarget, ...]:
+    def build_order(self) -> tuple[BakeTarget, ...]:
         """Every target, each after those that it is built on. Raises :class:`UsageError` for a circle."""
-        done: dict[str, BakeTarget] = {}
-        for name in self.wanted:
-            self._visit(name, (), done)
-        return tuple(done.values())
+        ordered: dict[str, BakeTarget] = {}
+        for name in self.requested:
+            self._visit(name, (), ordered)
+        return tuple(ordered.values())
 
-    def _visit(self, name: str, path: tuple[str, ...], done: dict[str, BakeTarget]) -> None:
+    def _visit(self, name: str, path: tuple[str, ...], ordered: dict[str, BakeTarget]) -> None:
         if name in path:
             raise UsageError(f"bake targets are built on each other: {' -> '.join((*path, name))}")
-        if name in done:
+        if name in ordered:
             return
-        for _, other in self.targets[name].links:
-            self._visit(other, (*path, name), done)
-        done[name] = self.targets[name]
+        for _, dependency in self.targets[name].linked_contexts:
+            self._visit(dependency, (*path, name), ordered)
+        ordered[name] = self.targets[name]
 
-    def with_outputs_of(self, other: BakePlan) -> BakePlan:
+    def with_outputs_from(self, other: BakePlan) -> BakePlan:
         """The same plan, its targets going where those of another plan go."""
         outputs = {name: target.request.outputs for name, target in other.targets.items()}
         targets = {
@@ -53,71 +53,73 @@ class BakePlan:
         return replace(self, targets=targets)
 
 
-def read_plan(text: str, file: str, *, only_outputs: bool = False) -> BakePlan:
+def parse_bake_plan(text: str, file: str, *, only_outputs: bool = False) -> BakePlan:
     """The plan that buildx printed for a file; with ``only_outputs`` nothing else is looked at.
 
     Raises :class:`BuilderError` for what is no plan, and :class:`UsageError` that names file, target
     and key for a value that cannot be honoured here.
     """
     try:
-        found = json.loads(text)
-        groups = {name: _texts(group["targets"]) for name, group in _object(found, "group").items()}
-        targets = _object(found, "target")
-        wanted = _members(groups, targets)
-        raws = {name: targets[name] for name in (*wanted, *targets)}
+        document = json.loads(text)
+        groups = {
+            name: _require_strings(group["targets"]) for name, group in _get_object(document, "group").items()
+        }
+        targets = _get_object(document, "target")
+        requested = _expand_groups(groups, targets)
+        raw_targets = {name: targets[name] for name in (*requested, *targets)}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BuilderError(f"buildx printed no bake plan for {file}: {error!r}") from error
-    read = {
-        name: TargetReader(f"{file}: target {name}").target(
-            name, _relevant(raw, wanted=name in wanted, only_outputs=only_outputs)
+    parsed = {
+        name: BakeTargetReader(f"{file}: target {name}").read_target(
+            name, _select_keys(raw, is_requested=name in requested, only_outputs=only_outputs)
         )
-        for name, raw in raws.items()
+        for name, raw in raw_targets.items()
     }
-    plan = BakePlan(wanted=wanted, targets=read)
-    _check_links(plan, file)
+    plan = BakePlan(requested=requested, targets=parsed)
+    _check_linked_targets(plan, file)
     return plan
 
 
-def _object(found: Any, key: str) -> dict[str, Any]:
-    values = found[key]
-    if not isinstance(values, dict):
+def _get_object(document: Any, key: str) -> dict[str, Any]:
+    value = document[key]
+    if not isinstance(value, dict):
         raise TypeError(key)
-    return values
+    return value
 
 
-def _texts(raw: Any) -> list[str]:
-    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-        raise TypeError(raw)
-    return raw
+def _require_strings(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError(value)
+    return value
 
 
-def _members(groups: Mapping[str, Sequence[str]], targets: Container[str]) -> tuple[str, ...]:
+def _expand_groups(groups: Mapping[str, Sequence[str]], targets: Container[str]) -> tuple[str, ...]:
     """The targets that were asked for: those of the group ``default``, and of the groups in it."""
-    wanted: dict[str, None] = {}
+    requested: dict[str, None] = {}
     seen = {"default"}
-    left = [*groups["default"]]
-    while left:
-        name = left.pop(0)
+    pending = [*groups["default"]]
+    while pending:
+        name = pending.pop(0)
         if name in groups and name not in seen:  # a matrix is a group by its target's name
             seen.add(name)
-            left = [*groups[name], *left]
+            pending = [*groups[name], *pending]
         elif name in targets or name not in groups:
-            wanted[name] = None
-    return tuple(wanted)
+            requested[name] = None
+    return tuple(requested)
 
 
-def _relevant(raw: Any, *, wanted: bool, only_outputs: bool) -> Any:
+def _select_keys(raw: Any, *, is_requested: bool, only_outputs: bool) -> Any:
     """A target that nobody asked for goes nowhere and has no name: others are built on it."""
     if not isinstance(raw, dict):
         return raw
-    left_out = () if wanted else ("output", "tags")
-    kept = ("output",) if only_outputs else tuple(raw)
-    return {key: raw[key] for key in raw if key in kept and key not in left_out}
+    excluded = () if is_requested else ("output", "tags")
+    included = ("output",) if only_outputs else tuple(raw)
+    return {key: raw[key] for key in raw if key in included and key not in excluded}
 
 
-def _check_links(plan: BakePlan, file: str) -> None:
+def _check_linked_targets(plan: BakePlan, file: str) -> None:
     for target in plan.targets.values():
-        for context, other in target.links:
-            if other not in plan.targets:
-                raise UsageError(f"{file}: target {target.name}: context {context}: no target {other!r}")
-    _ = plan.order  # which refuses a circle
+        for context, dependency in target.linked_contexts:
+            if dependency not in plan.targets:
+                raise UsageError(f"{file}: target {target.name}: context {context}: no target {dependency!r}")
+    _ = plan.build_order  # which refuses a circle

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.build.bake.plan import BakePlan, read_plan
+from buildkit_tasks.build.bake.plan import BakePlan, parse_bake_plan
 from buildkit_tasks.build.bake.target import TARGET_NAME
 from buildkit_tasks.errors import UsageError
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from buildkit_tasks.host.engine import Engine
-    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.command import CommandRunner
 
-__all__ = ["Printer", "check_bake"]
+__all__ = ["BakePrinter", "check_bake_arguments"]
 
-_SECONDS = 60.0
-_NOWHERE = "--set=*.output="
-_OUTPUT = re.compile(r"\boutput\b")
+_PRINT_TIMEOUT = 60.0
+_NO_OUTPUTS = "--set=*.output="
+_OUTPUT_KEY = re.compile(r"\boutput\b")
 # `type=oci,dest=x.tar` in a text, `dest = "x.tar"` or `"dest": "x.tar"` in an object.
-_DEST = re.compile(r'\bdest\b\\?"?\s*[=:]\s*\\?"?([^",\]}\s]*)')
-_PLAIN_PLACE = re.compile(r"[\w.@+-][\w.@+/-]*\Z")
+_DEST_VALUE = re.compile(r'\bdest\b\\?"?\s*[=:]\s*\\?"?([^",\]}\s]*)')
+_RELATIVE_PATH = re.compile(r"[\w.@+-][\w.@+/-]*\Z")
 
 
-def check_bake(file: str, targets: Sequence[str]) -> None:
+def check_bake_arguments(file: str, targets: Sequence[str]) -> None:
     """Refuse, before any program is started, what buildx could take for something else."""
     if file.startswith("-") or not Path(file).is_file():
         raise UsageError(f"there is no bake file {file!r}", hint="--bake docker-bake.hcl")
@@ -48,58 +48,60 @@ def check_bake(file: str, targets: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Printer:
+class BakePrinter:
     """One file, the targets of it that are wanted (none: its default), and what reads it."""
 
     file: str
     targets: tuple[str, ...]
     engine: Engine
-    run: Runner
+    commands: CommandRunner
 
-    def plan(self, *, outputs: bool) -> BakePlan:
+    def print_plan(self, *, with_outputs: bool) -> BakePlan:
         """The file as buildx reads it, with its ``output`` keys only if they are asked for.
 
         A dry run without buildx shows the command, and gives a plan without targets. Raises
         :class:`UsageError` with buildx's words if it refuses the file or a target.
         """
-        if self.run.dry_run and shutil.which(self.engine.tools.buildx[0]) is None:
+        if self.commands.dry_run and shutil.which(self.engine.tools.buildx[0]) is None:
             # It would be fetched first; what the file says is known after that.
-            self.run.run(self._argv(self.file, _NOWHERE), self.engine.call(), mutates=True)
-            return BakePlan(wanted=(), targets={})
-        plan = read_plan(self._printed(self.file, _NOWHERE), self.file)
-        if not outputs or not _OUTPUT.search(self._text):
+            self.commands.run(
+                self._print_argv(self.file, _NO_OUTPUTS), self.engine.command_options(), mutates=True
+            )
+            return BakePlan(requested=(), targets={})
+        plan = parse_bake_plan(self._run_print(self.file, _NO_OUTPUTS), self.file)
+        if not with_outputs or not _OUTPUT_KEY.search(self._file_text):
             return plan
-        return plan.with_outputs_of(read_plan(self._printed_aside(), self.file, only_outputs=True))
+        return plan.with_outputs_from(parse_bake_plan(self._print_outputs(), self.file, only_outputs=True))
 
     @property
-    def _text(self) -> str:
+    def _file_text(self) -> str:
         return Path(self.file).read_text(encoding="utf-8", errors="replace")
 
-    def _printed_aside(self) -> str:
+    def _print_outputs(self) -> str:
         """The file with its outputs; without what buildx would look for in the folder."""
-        with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
-            for match in _DEST.finditer(self._text):
-                place = match[1]
-                if not _PLAIN_PLACE.match(place) or ".." in Path(place).parts:
+        with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as directory:
+            for match in _DEST_VALUE.finditer(self._file_text):
+                dest = match[1]
+                if not _RELATIVE_PATH.match(dest) or ".." in Path(dest).parts:
                     raise UsageError(
-                        f"{self.file}: it cannot be seen that dest={place} is in this folder, and buildx "
+                        f"{self.file}: it cannot be seen that dest={dest} is in this folder, and buildx "
                         "would empty that file to print its name",
                         hint="-o type=... says where it goes, or write a relative path",
                     )
-                (Path(folder) / place).parent.mkdir(parents=True, exist_ok=True)
-            alone = ("--set=*.secrets=", "--set=*.ssh=")
-            return self._printed(str(Path(self.file).absolute()), *alone, cwd=Path(folder))
+                (Path(directory) / dest).parent.mkdir(parents=True, exist_ok=True)
+            without_secrets = ("--set=*.secrets=", "--set=*.ssh=")
+            return self._run_print(str(Path(self.file).absolute()), *without_secrets, cwd=Path(directory))
 
-    def _argv(self, file: str, *overrides: str) -> list[str]:
-        words = [*self.engine.tools.buildx, "bake", "--print", f"--file={file}", *overrides]
-        return [*words, "--", *self.targets]
+    def _print_argv(self, file: str, *overrides: str) -> list[str]:
+        argv = [*self.engine.tools.buildx, "bake", "--print", f"--file={file}", *overrides]
+        return [*argv, "--", *self.targets]
 
-    def _printed(self, file: str, *overrides: str, cwd: Path | None = None) -> str:
-        argv = self._argv(file, *overrides)
-        done = self.run.run(argv, self.engine.call(timeout=_SECONDS, cwd=cwd))
-        if not done.ok:
-            words = done.reason.removeprefix("ERROR: ")
+    def _run_print(self, file: str, *overrides: str, cwd: Path | None = None) -> str:
+        argv = self._print_argv(file, *overrides)
+        result = self.commands.run(argv, self.engine.command_options(timeout=_PRINT_TIMEOUT, cwd=cwd))
+        if not result.ok:
+            reason = result.reason.removeprefix("ERROR: ")
             raise UsageError(
-                f"{self.file}: {words}", hint=f"docker buildx bake --file={self.file} --list=targets"
+                f"{self.file}: {reason}", hint=f"docker buildx bake --file={self.file} --list=targets"
             )
-        return done.stdout
+        return result.stdout

@@ -15,26 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build.outputs import TYPES, OutputSpec
+from buildkit_tasks.build.outputs import OUTPUT_TYPES, OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.system.csv_fields import write_row
+from buildkit_tasks.system.csv_fields import format_csv_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["TARGET_NAME", "BakeTarget", "TargetReader"]
+__all__ = ["TARGET_NAME", "BakeTarget", "BakeTargetReader"]
 
 TARGET_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*\Z")  # buildx's own, and a compose service's dot
-_DOUBLED = re.compile(r"([$%])\1\{")
-_REMOTE = re.compile(r"(?:[a-z][a-z0-9+.-]*://|git@|docker-image:|oci-layout:)")
-_LINK = "target:"
-_HERE = "cwd://"
-_UNTOLD = ("description",)  # what a list of targets shows
+_ESCAPED_TEMPLATE = re.compile(r"([$%])\1\{")
+_REMOTE_CONTEXT = re.compile(r"(?:[a-z][a-z0-9+.-]*://|git@|docker-image:|oci-layout:)")
+_TARGET_PREFIX = "target:"
+_CWD_PREFIX = "cwd://"
+_IGNORED_KEYS = ("description",)  # what a list of targets shows
 # What a build is without them, so that nothing is lost where a file says just that.
-_STANDARD = {"network": ("default",), "call": ("build",)}
-_FREE = "BUILDX_BAKE_ENTITLEMENTS_FS"  # buildx's own switch for files beyond this folder
-_READ = (
+_IGNORED_DEFAULTS = {"network": ("default",), "call": ("build",)}
+_ENTITLEMENTS_FS = "BUILDX_BAKE_ENTITLEMENTS_FS"  # buildx's own switch for files beyond this folder
+_SUPPORTED_KEYS = (
     "annotations", "args", "attest", "cache-from", "cache-to", "context", "contexts", "dockerfile",
     "dockerfile-inline", "labels", "no-cache", "output", "platforms", "pull", "secret", "ssh", "tags",
     "target",
@@ -52,201 +52,222 @@ class BakeTarget:
     name: str
     platforms: tuple[str, ...]
     request: BuildRequest
-    links: tuple[tuple[str, str], ...] = ()
-    inline: str | None = None
+    linked_contexts: tuple[tuple[str, str], ...] = ()
+    inline_dockerfile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class TargetReader:
+class BakeTargetReader:
     """Reads one target; ``where`` begins its messages."""
 
-    where: str
+    location: str
 
-    def target(self, name: str, raw: Any) -> BakeTarget:
+    def read_target(self, name: str, raw: Any) -> BakeTarget:
         """The target. Raises :class:`UsageError` that names the key of what cannot be honoured."""
         if not TARGET_NAME.match(name):
-            raise self._refused("name", name)
+            raise self._unreadable_error("name", name)
         if not isinstance(raw, dict):
-            raise self._refused("target", raw)
-        given = {key: value for key, value in raw.items() if value not in (None, [], {}, "", False)}
-        for key, value in given.items():
-            if not all(map(_is_passable, _texts_in(value))):
-                raise self._refused(key, value)
-        for key, value in given.items():
-            if key not in _READ and key not in _UNTOLD and value not in _STANDARD.get(key, ()):
+            raise self._unreadable_error("target", raw)
+        values = {key: value for key, value in raw.items() if value not in (None, [], {}, "", False)}
+        for key, value in values.items():
+            if not all(map(_is_valid_argument, _iter_strings(value))):
+                raise self._unreadable_error(key, value)
+        for key, value in values.items():
+            if (
+                key not in _SUPPORTED_KEYS
+                and key not in _IGNORED_KEYS
+                and value not in _IGNORED_DEFAULTS.get(key, ())
+            ):
                 raise UsageError(
-                    f"{self.where}: {key} = {json.dumps(value)} cannot be honoured here",
+                    f"{self.location}: {key} = {json.dumps(value)} cannot be honoured here",
                     hint="take it out, or bake that target with docker buildx bake",
                 )
-        return self._built(name, given, self._pairs(given, "contexts"))
+        return self._build_target(name, values, self._get_pairs(values, "contexts"))
 
-    def _built(self, name: str, given: Mapping[str, Any], contexts: Sequence[tuple[str, str]]) -> BakeTarget:
-        inline = _plain(self._text(given, "dockerfile-inline")) if "dockerfile-inline" in given else None
-        context = self._context(self._text(given, "context") or ".", "context")
+    def _build_target(
+        self, name: str, values: Mapping[str, Any], contexts: Sequence[tuple[str, str]]
+    ) -> BakeTarget:
+        inline_dockerfile = (
+            _unescape_template(self._get_string(values, "dockerfile-inline"))
+            if "dockerfile-inline" in values
+            else None
+        )
+        context = self._resolve_context(self._get_string(values, "context") or ".", "context")
         request = BuildRequest(
             platforms=(),
             context=context,
-            file=self._dockerfile(given, context, inline=inline is not None),
-            tags=self._list(given, "tags"),
-            target=self._text(given, "target"),
-            outputs=tuple(self._output(entry) for entry in self._entries(given, "output")),
-            build_args=self._joined(given, "args"),
-            labels=self._joined(given, "labels"),
-            annotations=tuple(map(_plain, self._list(given, "annotations"))),
+            file=self._resolve_dockerfile(values, context, is_inline=inline_dockerfile is not None),
+            tags=self._get_strings(values, "tags"),
+            target=self._get_string(values, "target"),
+            outputs=tuple(self._parse_output(entry) for entry in self._get_csv_entries(values, "output")),
+            build_args=self._get_assignments(values, "args"),
+            labels=self._get_assignments(values, "labels"),
+            annotations=tuple(map(_unescape_template, self._get_strings(values, "annotations"))),
             build_contexts=tuple(
-                f"{key}={self._context(value, 'contexts')}"
+                f"{key}={self._resolve_context(value, 'contexts')}"
                 for key, value in contexts
-                if not value.startswith(_LINK)
+                if not value.startswith(_TARGET_PREFIX)
             ),
-            cache_from=tuple(self._row(entry, "cache-from") for entry in self._entries(given, "cache-from")),
-            cache_to=tuple(self._row(entry, "cache-to") for entry in self._entries(given, "cache-to")),
-            secrets=tuple(self._secret(entry) for entry in self._entries(given, "secret")),
-            ssh=tuple(self._ssh(entry) for entry in self._lists(given, "ssh")),
-            attest=tuple(self._row(entry, "attest") for entry in self._entries(given, "attest")),
-            no_cache=self._flag(given, "no-cache"),
-            pull=self._flag(given, "pull"),
+            cache_from=tuple(
+                self._format_entry(entry, "cache-from")
+                for entry in self._get_csv_entries(values, "cache-from")
+            ),
+            cache_to=tuple(
+                self._format_entry(entry, "cache-to") for entry in self._get_csv_entries(values, "cache-to")
+            ),
+            secrets=tuple(self._format_secret(entry) for entry in self._get_csv_entries(values, "secret")),
+            ssh=tuple(self._format_ssh(entry) for entry in self._get_objects(values, "ssh")),
+            attest=tuple(
+                self._format_entry(entry, "attest") for entry in self._get_csv_entries(values, "attest")
+            ),
+            no_cache=self._get_flag(values, "no-cache"),
+            pull=self._get_flag(values, "pull"),
         )
-        links = tuple((key, value.removeprefix(_LINK)) for key, value in contexts if value.startswith(_LINK))
+        linked_contexts = tuple(
+            (key, value.removeprefix(_TARGET_PREFIX))
+            for key, value in contexts
+            if value.startswith(_TARGET_PREFIX)
+        )
         return BakeTarget(
             name=name,
-            platforms=self._list(given, "platforms"),
+            platforms=self._get_strings(values, "platforms"),
             request=request,
-            links=links,
-            inline=inline,
+            linked_contexts=linked_contexts,
+            inline_dockerfile=inline_dockerfile,
         )
 
-    def _refused(self, key: str, value: Any) -> UsageError:
-        return UsageError(f"{self.where}: {key} = {json.dumps(value)} cannot be read")
+    def _unreadable_error(self, key: str, value: Any) -> UsageError:
+        return UsageError(f"{self.location}: {key} = {json.dumps(value)} cannot be read")
 
-    def _text(self, given: Mapping[str, Any], key: str) -> str:
-        value = given.get(key, "")
+    def _get_string(self, values: Mapping[str, Any], key: str) -> str:
+        value = values.get(key, "")
         if not isinstance(value, str):
-            raise self._refused(key, value)
+            raise self._unreadable_error(key, value)
         return value
 
-    def _flag(self, given: Mapping[str, Any], key: str) -> bool:
-        if given.get(key, True) is not True:
-            raise self._refused(key, given[key])
-        return key in given
+    def _get_flag(self, values: Mapping[str, Any], key: str) -> bool:
+        if values.get(key, True) is not True:
+            raise self._unreadable_error(key, values[key])
+        return key in values
 
-    def _list(self, given: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        value = given.get(key, [])
+    def _get_strings(self, values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        value = values.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self._refused(key, value)
+            raise self._unreadable_error(key, value)
         return tuple(value)
 
-    def _pairs(self, given: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
+    def _get_pairs(self, values: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
         """The texts of a map; a name with ``=`` would end elsewhere on buildx's command line."""
-        value = given.get(key, {})
+        value = values.get(key, {})
         if not isinstance(value, dict):
-            raise self._refused(key, value)
-        pairs = [(name, each) for name, each in value.items() if each is not None]
-        if not all(isinstance(each, str) and name and "=" not in name for name, each in pairs):
-            raise self._refused(key, value)
+            raise self._unreadable_error(key, value)
+        pairs = [(name, text) for name, text in value.items() if text is not None]
+        if not all(isinstance(text, str) and name and "=" not in name for name, text in pairs):
+            raise self._unreadable_error(key, value)
         return pairs
 
-    def _joined(self, given: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        return tuple(f"{name}={_plain(value)}" for name, value in self._pairs(given, key))
+    def _get_assignments(self, values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        return tuple(f"{name}={_unescape_template(value)}" for name, value in self._get_pairs(values, key))
 
-    def _lists(self, given: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-        value = given.get(key, [])
+    def _get_objects(self, values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+        value = values.get(key, [])
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-            raise self._refused(key, value)
+            raise self._unreadable_error(key, value)
         return value
 
-    def _entries(self, given: Mapping[str, Any], key: str) -> list[dict[str, str]]:
+    def _get_csv_entries(self, values: Mapping[str, Any], key: str) -> list[dict[str, str]]:
         """The entries of CSV that buildx has taken apart."""
-        entries = self._lists(given, key)
+        entries = self._get_objects(values, key)
         for entry in entries:
-            if not all(isinstance(each, str) and name and "=" not in name for name, each in entry.items()):
-                raise self._refused(key, entry)
+            if not all(isinstance(text, str) and name and "=" not in name for name, text in entry.items()):
+                raise self._unreadable_error(key, entry)
         return entries
 
-    def _row(self, entry: Mapping[str, str], key: str) -> str:
+    def _format_entry(self, entry: Mapping[str, str], key: str) -> str:
         if entry.get("type") == "local":
             for name in ("src", "dest"):
-                self._inside(entry.get(name, ""), key)
-        return write_row(f"{name}={value}" for name, value in entry.items())
+                self._check_inside(entry.get(name, ""), key)
+        return format_csv_row(f"{name}={value}" for name, value in entry.items())
 
-    def _output(self, entry: Mapping[str, str]) -> OutputSpec:
-        if entry.get("type") not in TYPES:
-            raise self._refused("output", entry)
-        self._inside(entry.get("dest", ""), "output")
+    def _parse_output(self, entry: Mapping[str, str]) -> OutputSpec:
+        if entry.get("type") not in OUTPUT_TYPES:
+            raise self._unreadable_error("output", entry)
+        self._check_inside(entry.get("dest", ""), "output")
         attributes = tuple((name, value) for name, value in entry.items() if name != "type")
         return OutputSpec(type=entry["type"], attributes=attributes)
 
-    def _secret(self, entry: Mapping[str, str]) -> str:
+    def _format_secret(self, entry: Mapping[str, str]) -> str:
         if not set(entry) <= {"id", "env", "src", "type"} or "id" not in entry:
-            raise self._refused("secret", entry)
+            raise self._unreadable_error("secret", entry)
         # Without either, it is the variable of that name, or else the file.
         if "env" not in entry and (entry.get("src") or entry["id"] not in os.environ):
-            self._inside(entry.get("src") or entry["id"], "secret")
-        return write_row(f"{name}={value}" for name, value in entry.items())
+            self._check_inside(entry.get("src") or entry["id"], "secret")
+        return format_csv_row(f"{name}={value}" for name, value in entry.items())
 
-    def _ssh(self, entry: Mapping[str, Any]) -> str:
+    def _format_ssh(self, entry: Mapping[str, Any]) -> str:
         paths = entry.get("paths") or []
         if not set(entry) <= {"id", "paths"} or not isinstance(entry.get("id"), str):
-            raise self._refused("ssh", entry)
+            raise self._unreadable_error("ssh", entry)
         if not isinstance(paths, list) or not all(
             isinstance(path, str) and "," not in path for path in paths
         ):
-            raise self._refused("ssh", entry)
+            raise self._unreadable_error("ssh", entry)
         for path in paths:
-            self._inside(path, "ssh")
+            self._check_inside(path, "ssh")
         return f"{entry['id']}={','.join(paths)}" if paths else str(entry["id"])
 
-    def _context(self, value: str, key: str) -> str:
+    def _resolve_context(self, value: str, key: str) -> str:
         """A context as buildx's command line takes it; a folder is one of this folder's."""
         if value == "-":
-            raise self._refused(key, value)
+            raise self._unreadable_error(key, value)
         if value.startswith("oci-layout:"):
-            self._inside(value.removeprefix("oci-layout:").removeprefix("//").partition("@")[0], key)
-        elif value.startswith(_HERE) or not _REMOTE.match(value):
-            value = os.path.normpath(value.removeprefix(_HERE))
-            self._inside(value, key)
+            self._check_inside(value.removeprefix("oci-layout:").removeprefix("//").partition("@")[0], key)
+        elif value.startswith(_CWD_PREFIX) or not _REMOTE_CONTEXT.match(value):
+            value = os.path.normpath(value.removeprefix(_CWD_PREFIX))
+            self._check_inside(value, key)
         return value
 
-    def _dockerfile(self, given: Mapping[str, Any], context: str, *, inline: bool) -> str:
+    def _resolve_dockerfile(self, values: Mapping[str, Any], context: str, *, is_inline: bool) -> str:
         """The Dockerfile, which in a bake file is named from the context on."""
-        name = self._text(given, "dockerfile") or "Dockerfile"
-        remote = bool(_REMOTE.match(context))
-        if name == "-" or _REMOTE.match(name.removeprefix(_HERE)) or (inline and remote):
-            raise self._refused("dockerfile-inline" if inline else "dockerfile", name)
-        if inline:
+        name = self._get_string(values, "dockerfile") or "Dockerfile"
+        is_remote = bool(_REMOTE_CONTEXT.match(context))
+        if name == "-" or _REMOTE_CONTEXT.match(name.removeprefix(_CWD_PREFIX)) or (is_inline and is_remote):
+            raise self._unreadable_error("dockerfile-inline" if is_inline else "dockerfile", name)
+        if is_inline:
             return ""
-        if remote:
+        if is_remote:
             return "" if name == "Dockerfile" else name
-        path = name.removeprefix(_HERE) if name.startswith(_HERE) else str(Path(context) / name)
-        self._inside(path, "dockerfile")
+        path = name.removeprefix(_CWD_PREFIX) if name.startswith(_CWD_PREFIX) else str(Path(context) / name)
+        self._check_inside(path, "dockerfile")
         return path
 
-    def _inside(self, path: str, key: str) -> None:
-        if not path or os.environ.get(_FREE, "").lower() in ("0", "f", "false"):
+    def _check_inside(self, path: str, key: str) -> None:
+        if not path or os.environ.get(_ENTITLEMENTS_FS, "").lower() in ("0", "f", "false"):
             return
         if not Path(path).resolve().is_relative_to(Path.cwd().resolve()):
             raise UsageError(
-                f"{self.where}: {key}: {path} is not in this folder",
-                hint=f"run this from a folder above, or allow it as for buildx: {_FREE}=0",
+                f"{self.location}: {key}: {path} is not in this folder",
+                hint=f"run this from a folder above, or allow it as for buildx: {_ENTITLEMENTS_FS}=0",
             )
 
 
-def _texts_in(value: Any) -> Iterator[str]:
+def _iter_strings(value: Any) -> Iterator[str]:
     """Every text in a value, names included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for name, each in value.items():
-            yield from (name, *_texts_in(each))
+        for name, item in value.items():
+            yield from (name, *_iter_strings(item))
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts_in(each)
+        for item in value:
+            yield from _iter_strings(item)
 
 
-def _is_passable(text: str) -> bool:
+def _is_valid_argument(text: str) -> bool:
     """Whether a program can be given it: no NUL, and UTF-8."""
     return "\0" not in text and text.encode(errors="replace").decode() == text
 
 
-def _plain(text: str) -> str:
+def _unescape_template(text: str) -> str:
     """A text of which buildx has doubled the sign before each brace."""
-    return _DOUBLED.sub(r"\1{", text)
+    return _ESCAPED_TEMPLATE.sub(r"\1{", text)

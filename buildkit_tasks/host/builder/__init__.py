@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from buildkit_tasks.host.builder.assignment import Assignment, assign
-from buildkit_tasks.host.builder.health import Watch, watch_nodes
-from buildkit_tasks.host.builder.manager import Builders, require_index
-from buildkit_tasks.host.builder.probe import prove
-from buildkit_tasks.host.builder.spec import ELSEWHERE
-from buildkit_tasks.host.builder.store import is_elsewhere, parse_inspect
+from buildkit_tasks.host.builder.assignment import Assignment, assign_nodes
+from buildkit_tasks.host.builder.health import NodeWatchdog, watch_nodes
+from buildkit_tasks.host.builder.manager import BuilderManager, require_index
+from buildkit_tasks.host.builder.probe import probe_platforms
+from buildkit_tasks.host.builder.spec import REMOTE_DRIVERS
+from buildkit_tasks.host.builder.store import is_remote, parse_inspect_output
 
 __all__ = [
-    "ELSEWHERE",
+    "REMOTE_DRIVERS",
     "Assignment",
-    "Builders",
-    "Watch",
-    "assign",
-    "is_elsewhere",
-    "parse_inspect",
-    "prove",
+    "BuilderManager",
+    "NodeWatchdog",
+    "assign_nodes",
+    "is_remote",
+    "parse_inspect_output",
+    "probe_platforms",
     "require_index",
     "watch_nodes",
 ]

@@ -19,32 +19,33 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["buildkitd_toml", "is_configured"]
+__all__ = ["has_buildkitd_settings", "render_buildkitd_toml"]
 
-_PLACE = r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
-_REGISTRY = re.compile(rf"{_PLACE}\Z", re.ASCII)
-_MIRROR = re.compile(rf"(?:(?P<scheme>https?)://)?(?P<place>{_PLACE}(?:/[\w.-]+)*)\Z", re.ASCII)
+_HOST_PORT = r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
+_REGISTRY_PATTERN = re.compile(rf"{_HOST_PORT}\Z", re.ASCII)
+_MIRROR_PATTERN = re.compile(rf"(?:(?P<scheme>https?)://)?(?P<place>{_HOST_PORT}(?:/[\w.-]+)*)\Z", re.ASCII)
 
 
-def is_configured(settings: Settings) -> bool:
+def has_buildkitd_settings(settings: Settings) -> bool:
     """Whether somebody asks for a configuration; mirrors alone are for our own reading too."""
-    own = (settings.buildkitd_config, settings.plain_http, settings.parallelism, settings.builder_cache)
-    return any(own)
+    values = (settings.buildkitd_config, settings.plain_http, settings.parallelism, settings.builder_cache)
+    return any(values)
 
 
-def buildkitd_toml(settings: Settings) -> str:
+def render_buildkitd_toml(settings: Settings) -> str:
     """The text of the configuration; empty where nothing is asked for.
 
     Raises :class:`SettingsError` for a file that cannot be read, for settings beside a file (which
     would be lost), and for a registry or mirror that is none.
     """
-    lines = list(_lines(settings))
+    lines = list(_render_lines(settings))
     if not settings.buildkitd_config:
         return "\n".join([*lines, ""]) if lines else ""
-    own = [key for key in ("plain_http", "parallelism", "builder_cache") if settings.given(key)]
-    if own:
+    conflicting = [key for key in ("plain_http", "parallelism", "builder_cache") if settings.is_explicit(key)]
+    if conflicting:
         raise SettingsError(
-            f"{', '.join(own)} would be lost: {settings.buildkitd_config} is the builder's configuration",
+            f"{', '.join(conflicting)} would be lost: {settings.buildkitd_config} is the builder's "
+            "configuration",
             hint="write them into that file",
         )
     try:
@@ -55,7 +56,7 @@ def buildkitd_toml(settings: Settings) -> str:
     return text
 
 
-def _lines(settings: Settings) -> Iterator[str]:
+def _render_lines(settings: Settings) -> Iterator[str]:
     if settings.parallelism or settings.builder_cache:
         yield "[worker.oci]"
     if settings.parallelism:
@@ -63,30 +64,30 @@ def _lines(settings: Settings) -> Iterator[str]:
     if settings.builder_cache:
         yield "  gc = true"
         yield f'  maxUsedSpace = "{settings.builder_cache}MB"'
-    plain = {_registry(each) for each in settings.plain_http}
+    plain_http = {_check_registry(each) for each in settings.plain_http}
     if settings.mirrors:
-        found = [_mirror(each) for each in settings.mirrors]
-        plain |= {place for scheme, place in found if scheme == "http"}
+        mirrors = [_parse_mirror(each) for each in settings.mirrors]
+        plain_http |= {host for scheme, host in mirrors if scheme == "http"}
         yield '[registry."docker.io"]'
-        yield f"  mirrors = {_list(tuple(place for _, place in found))}"
-    for registry in sorted(plain):
+        yield f"  mirrors = {_format_array(tuple(place for _, place in mirrors))}"
+    for registry in sorted(plain_http):
         yield f"[registry.{json.dumps(registry)}]"
         yield "  http = true"
 
 
-def _list(values: tuple[str, ...]) -> str:
+def _format_array(values: tuple[str, ...]) -> str:
     """An array of strings: TOML writes them as JSON does."""
     return json.dumps(list(values))
 
 
-def _registry(text: str) -> str:
-    if not _REGISTRY.match(text):
+def _check_registry(text: str) -> str:
+    if not _REGISTRY_PATTERN.match(text):
         raise SettingsError(f"plain-http: {text!r} is no registry", hint="write it as HOST or HOST:PORT")
     return text
 
 
-def _mirror(text: str) -> tuple[str, str]:
-    match = _MIRROR.match(text.rstrip("/"))
+def _parse_mirror(text: str) -> tuple[str, str]:
+    match = _MIRROR_PATTERN.match(text.rstrip("/"))
     if match is None:
         raise SettingsError(f"mirrors: {text!r} is no mirror", hint="write it as https://HOST[:PORT]")
     return match["scheme"] or "https", match["place"]

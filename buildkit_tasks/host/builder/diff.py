@@ -6,97 +6,108 @@ import json
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.host.builder.buildx import entitlement
-from buildkit_tasks.host.builder.spec import OWN_DAEMON
+from buildkit_tasks.host.builder.buildx import entitlement_flag
+from buildkit_tasks.host.builder.spec import MANAGED_DRIVERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.host.builder.spec import WantedBuilder, WantedNode
-    from buildkit_tasks.host.builder.store import Record, RecordedNode
+    from buildkit_tasks.host.builder.spec import BuilderSpec, NodeSpec
+    from buildkit_tasks.host.builder.store import BuilderRecord, NodeRecord
     from buildkit_tasks.report.model import BuilderSummary
 
-__all__ = ["differences"]
+__all__ = ["diff_builder"]
 
-_CERTIFICATES = ("ca", "cert", "key", "keypair", "tlsconfigdir")  # of a registry: buildx moves these
+_CERTIFICATE_KEYS = ("ca", "cert", "key", "keypair", "tlsconfigdir")  # of a registry: buildx moves these
 
 
-def differences(wanted: WantedBuilder, found: BuilderSummary, record: Record | None) -> list[str]:
+def diff_builder(spec: BuilderSpec, builder: BuilderSummary, record: BuilderRecord | None) -> list[str]:
     """What is not as it is asked for; nothing where nothing is asked.
 
     A node that is asked for and is not there is no difference: it can be taken in.
     """
-    if wanted.driver not in ("auto", found.driver):
-        return [f"has driver {found.driver}, and {wanted.driver} is asked for"]
+    if spec.driver not in ("auto", builder.driver):
+        return [f"has driver {builder.driver}, and {spec.driver} is asked for"]
     if record is None:
-        words = "is the engine's own, which takes no nodes, options or configuration"
-        return [words] if wanted.demands else []
-    return list(_of_nodes(wanted, record))
+        message = "is the engine's own, which takes no nodes, options or configuration"
+        return [message] if spec.has_requirements else []
+    return list(_diff_nodes(spec, record))
 
 
-def _of_nodes(wanted: WantedBuilder, record: Record) -> Iterator[str]:
-    if wanted.nodes:
-        extra = {node.name for node in record.nodes} - {node.name for node in wanted.nodes}
+def _diff_nodes(spec: BuilderSpec, record: BuilderRecord) -> Iterator[str]:
+    if spec.nodes:
+        extra = {node.name for node in record.nodes} - {node.name for node in spec.nodes}
         if extra:
             yield f"has nodes that are not asked for: {', '.join(sorted(extra))}"
-        pairs = [(node, record.node(node.name)) for node in wanted.nodes]
+        pairs = [(node, record.find_node(node.name)) for node in spec.nodes]
     else:
-        pairs = [(node, there) for node in wanted.each for there in record.nodes]
-    for node, there in pairs:
-        if there is not None:
-            yield from _of_node(wanted, node, there)
-            if record.driver in OWN_DAEMON:
-                yield from _of_daemon(wanted, there)
+        pairs = [(node, existing) for node in spec.effective_nodes for existing in record.nodes]
+    for node, existing in pairs:
+        if existing is not None:
+            yield from _diff_node(spec, node, existing)
+            if record.driver in MANAGED_DRIVERS:
+                yield from _diff_daemon(spec, existing)
 
 
-def _of_node(wanted: WantedBuilder, node: WantedNode, there: RecordedNode) -> Iterator[str]:
-    where = f"on node {there.name} " if wanted.nodes else ""
-    if node.endpoint and node.endpoint != there.endpoint:
-        yield f"has node {there.name} at {there.endpoint}, and {node.endpoint} is asked for"
-    asked = set(wanted.options_of(node))
-    held = {f"{name}={value}" for name, value in there.options.items()}
-    if not asked <= held:
-        yield (f"has {where}the driver options {_said(held)}, and {_said(asked)} are asked for")
-    fixed = {str(platform) for platform in node.platforms}
-    if fixed and not fixed <= set(there.platforms):
-        yield f"has {where}the platforms {_said(set(there.platforms))}, and {_said(fixed)} are asked for"
+def _diff_node(spec: BuilderSpec, node: NodeSpec, existing: NodeRecord) -> Iterator[str]:
+    on_node = f"on node {existing.name} " if spec.nodes else ""
+    if node.endpoint and node.endpoint != existing.endpoint:
+        yield f"has node {existing.name} at {existing.endpoint}, and {node.endpoint} is asked for"
+    requested = set(spec.driver_opts_for(node))
+    actual = {f"{name}={value}" for name, value in existing.driver_opts.items()}
+    if not requested <= actual:
+        yield (
+            f"has {on_node}the driver options {_format_values(actual)}, and "
+            f"{_format_values(requested)} are asked for"
+        )
+    requested_platforms = {str(platform) for platform in node.platforms}
+    if requested_platforms and not requested_platforms <= set(existing.platforms):
+        yield (
+            f"has {on_node}the platforms {_format_values(set(existing.platforms))}, and "
+            f"{_format_values(requested_platforms)} are asked for"
+        )
 
 
-def _of_daemon(wanted: WantedBuilder, there: RecordedNode) -> Iterator[str]:
-    where = f"on node {there.name} " if wanted.nodes else ""
-    lacking = [each for each in wanted.allow if entitlement(each) not in there.flags]
-    if lacking:
-        yield f"has no right {where}to give builds the entitlements {', '.join(lacking)}"
-    other = _first(wanted.config, there.config) if wanted.config else ""
-    if other:
-        yield f"has {where}another buildkitd.toml than the one that is asked for: {other}"
+def _diff_daemon(spec: BuilderSpec, existing: NodeRecord) -> Iterator[str]:
+    on_node = f"on node {existing.name} " if spec.nodes else ""
+    missing = [each for each in spec.entitlements if entitlement_flag(each) not in existing.buildkitd_flags]
+    if missing:
+        yield f"has no right {on_node}to give builds the entitlements {', '.join(missing)}"
+    difference = (
+        _find_config_difference(spec.buildkitd_toml, existing.buildkitd_toml) if spec.buildkitd_toml else ""
+    )
+    if difference:
+        yield f"has {on_node}another buildkitd.toml than the one that is asked for: {difference}"
 
 
-def _said(values: set[str]) -> str:
+def _format_values(values: set[str]) -> str:
     return ", ".join(sorted(values)) or "none"
 
 
-def _first(asked: str, held: str) -> str:
+def _find_config_difference(requested: str, actual: str) -> str:
     """The first thing that only one of two configurations says, or says otherwise; empty if there is none.
 
     buildx keeps what a file means, not how it was written, and puts certificates in places of its own.
     """
-    new, old = dict(_said_by(tomllib.loads(asked))), dict(_said_by(tomllib.loads(held)))
-    for key in sorted(new.keys() | old.keys()):
-        if key not in old:
-            return f"it lacks {key} = {new[key]}"
-        if key not in new:
-            return f"it also has {key} = {old[key]}"
-        if new[key] != old[key]:
-            return f"it has {key} = {old[key]}, not {new[key]}"
+    requested_values, actual_values = (
+        dict(_flatten_toml(tomllib.loads(requested))),
+        dict(_flatten_toml(tomllib.loads(actual))),
+    )
+    for key in sorted(requested_values.keys() | actual_values.keys()):
+        if key not in actual_values:
+            return f"it lacks {key} = {requested_values[key]}"
+        if key not in requested_values:
+            return f"it also has {key} = {actual_values[key]}"
+        if requested_values[key] != actual_values[key]:
+            return f"it has {key} = {actual_values[key]}, not {requested_values[key]}"
     return ""
 
 
-def _said_by(table: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+def _flatten_toml(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every value of a configuration, by its dotted key."""
     for name, value in table.items():
-        key = f"{within}{name}"
+        key = f"{prefix}{name}"
         if isinstance(value, dict):
-            yield from _said_by(value, f"{key}.")
-        elif not (key.startswith("registry.") and name in _CERTIFICATES):
+            yield from _flatten_toml(value, f"{key}.")
+        elif not (key.startswith("registry.") and name in _CERTIFICATE_KEYS):
             yield key, json.dumps(value, default=str)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx, create_arguments
-from buildkit_tasks.host.builder.diff import differences
-from buildkit_tasks.host.builder.nodes import Nodes, short
-from buildkit_tasks.host.builder.spec import ELSEWHERE, WantedBuilder, WantedNode
+from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx, create_args
+from buildkit_tasks.host.builder.diff import diff_builder
+from buildkit_tasks.host.builder.nodes import NodeManager, extract_ssh_error
+from buildkit_tasks.host.builder.spec import REMOTE_DRIVERS, BuilderSpec, NodeSpec
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
-from buildkit_tasks.system.lock import only_one
+from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,49 +24,49 @@ if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.system.command import Completed, Runner
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.command import CommandResult, CommandRunner
+    from buildkit_tasks.system.notify import Notify
 
-__all__ = ["Builders", "require_index"]
+__all__ = ["BuilderManager", "require_index"]
 
-_RECREATE = "inv setup-builder --recreate"
-_ENDPOINTS = "look at its nodes' endpoints, or let the other nodes emulate: --fallback=emulate"
+_RECREATE_HINT = "inv setup-builder --recreate"
+_ENDPOINTS_HINT = "look at its nodes' endpoints, or let the other nodes emulate: --fallback=emulate"
 # What to do about a builder that could not be made, by its driver.
-_UNMADE = {
+_CREATE_FAILED_HINTS = {
     "docker-container": "--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
     "kubernetes": "look at kubectl's configuration (KUBECONFIG) and at --driver-opt=namespace=NAME",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Builders:
+class BuilderManager:
     """The buildx builders of one engine."""
 
     engine: Engine
     settings: Settings
-    run: Runner
-    tell: Tell
+    commands: CommandRunner
+    notify: Notify
 
     @cached_property
-    def wanted(self) -> WantedBuilder:
+    def spec(self) -> BuilderSpec:
         """What the settings ask for. Raises :class:`UsageError` for what cannot be."""
-        return WantedBuilder.of(self.settings)
+        return BuilderSpec.from_settings(self.settings)
 
     @cached_property
     def buildx(self) -> Buildx:
         """The buildx of the engine, with its store."""
-        return Buildx(engine=self.engine, settings=self.settings, run=self.run)
+        return Buildx(engine=self.engine, settings=self.settings, commands=self.commands)
 
     @cached_property
-    def nodes(self) -> Nodes:
+    def node_manager(self) -> NodeManager:
         """The nodes of the builder that is asked for."""
         fallback = self.settings.fallback == "emulate"
-        return Nodes(buildx=self.buildx, wanted=self.wanted, fallback=fallback, tell=self.tell)
+        return NodeManager(buildx=self.buildx, spec=self.spec, can_fall_back=fallback, notify=self.notify)
 
     def ensure(
         self,
         platforms: Sequence[Platform],
-        answers: Callable[[], bool],
+        is_registry_reachable: Callable[[], bool],
         *,
         recreate: bool = False,
         keep_state: bool = False,
@@ -77,19 +77,21 @@ class Builders:
         builder of that name is not what is asked for (``recreate`` mends it, ``keep_state`` then keeps
         its cache), when a node is silent, or when it cannot be made.
         """
-        wanted = self.wanted
-        if self.engine.planned and wanted.driver not in ELSEWHERE:
-            return self._engines_own("the engine is not running yet")
-        lost = self.nodes.take_out(self.buildx.record(wanted.name))
-        found = self.find(wanted.name)
-        if found is not None and recreate and found.driver != "docker":
-            self.nodes.check_remakable(found)
-            self.remove(found.name, keep_state=keep_state)
-            found = None
-        if found is None:
-            return self._new(answers)
-        compared = self.nodes.reachable(self._compared(found))
-        return self._healed(self.nodes.fixed(compared) if lost else compared, platforms)
+        spec = self.spec
+        if self.engine.is_planned and spec.driver not in REMOTE_DRIVERS:
+            return self._default_builder("the engine is not running yet")
+        removed = self.node_manager.remove_unreachable(self.buildx.read_record(spec.name))
+        builder = self.find(spec.name)
+        if builder is not None and recreate and builder.driver != "docker":
+            self.node_manager.check_recreatable(builder)
+            self.remove(builder.name, keep_state=keep_state)
+            builder = None
+        if builder is None:
+            return self._create_builder(is_registry_reachable)
+        reconciled = self.node_manager.drop_failed_nodes(self._reconcile_nodes(builder))
+        return self._restart_if_platforms_missing(
+            self.node_manager.fix_platforms(reconciled) if removed else reconciled, platforms
+        )
 
     def find(self, name: str) -> BuilderSummary | None:
         """The builder of that name as buildx describes it, or None."""
@@ -99,139 +101,147 @@ class Builders:
         """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
         return self.buildx.remove(name, keep_state=keep_state)
 
-    def _compared(self, found: BuilderSummary) -> BuilderSummary:
+    def _reconcile_nodes(self, builder: BuilderSummary) -> BuilderSummary:
         """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
-        record = self.buildx.record(found.name)
-        told = differences(self.wanted, found, record)
-        if told:
-            raise BuilderError(f"builder {found.name!r} {'; '.join(told)}", hint=_RECREATE)
-        here = {node.name for node in found.nodes}
-        lost = [node for node in self.wanted.nodes if node.name not in here]
-        silent = self.nodes.silent(lost)
-        back = [node for node in lost if node.name not in silent]
-        if not back:
-            return found
-        self.tell(f"taking {', '.join(node.name for node in back)} into builder {found.name} again")
-        with self._configuration() as config:
-            for node in back:
-                done = self._make_node(node, found.driver, config, first=False)
-                if not done.ok:
-                    self.nodes.leave_out({node.name: short(done.reason)}, len(self.wanted.nodes))
-        return self._settled(found.name)
+        record = self.buildx.read_record(builder.name)
+        mismatches = diff_builder(self.spec, builder, record)
+        if mismatches:
+            raise BuilderError(f"builder {builder.name!r} {'; '.join(mismatches)}", hint=_RECREATE_HINT)
+        present = {node.name for node in builder.nodes}
+        missing = [node for node in self.spec.nodes if node.name not in present]
+        unreachable = self.node_manager.unreachable(missing)
+        rejoining = [node for node in missing if node.name not in unreachable]
+        if not rejoining:
+            return builder
+        self.notify(f"taking {', '.join(node.name for node in rejoining)} into builder {builder.name} again")
+        with self._config_file() as config_path:
+            for node in rejoining:
+                result = self._create_node(node, builder.driver, config_path, first=False)
+                if not result.ok:
+                    self.node_manager.drop_or_fail(
+                        {node.name: extract_ssh_error(result.reason)}, len(self.spec.nodes)
+                    )
+        return self._bootstrap(builder.name)
 
-    def _healed(self, found: BuilderSummary, platforms: Sequence[Platform]) -> BuilderSummary:
+    def _restart_if_platforms_missing(
+        self, builder: BuilderSummary, platforms: Sequence[Platform]
+    ) -> BuilderSummary:
         """A running BuildKit learns of new emulators only when it is started again."""
-        offered = {name for node in found.nodes for name in node.platforms}
-        missing = [str(platform) for platform in platforms if str(platform) not in offered]
-        if found.driver != "docker-container" or not missing:
-            return found
-        self.tell(f"starting builder {found.name} again, so that it sees {', '.join(missing)}")
-        self.buildx.call("stop", found.name)
-        return self._settled(found.name)
+        available = {name for node in builder.nodes for name in node.platforms}
+        missing = [str(platform) for platform in platforms if str(platform) not in available]
+        if builder.driver != "docker-container" or not missing:
+            return builder
+        self.notify(f"starting builder {builder.name} again, so that it sees {', '.join(missing)}")
+        self.buildx.run_command("stop", builder.name)
+        return self._bootstrap(builder.name)
 
-    def _new(self, answers: Callable[[], bool]) -> BuilderSummary:
-        wanted = self.wanted
-        wanted.check_new()
-        if wanted.driver == "docker":
-            return self._engines_own("asked for")
-        if wanted.driver != "auto":
-            return self._create(wanted.driver, "asked for")
-        if wanted.nodes:
-            return self._create("docker-container", "nodes are asked for")
-        if self._has_image(wanted.image):
-            return self._create("docker-container", f"its image {wanted.image} is here")
-        if answers():
-            return self._create("docker-container", f"its image {wanted.image} can be pulled")
-        return self._engines_own(f"{wanted.image} is not here and Docker Hub does not answer")
+    def _create_builder(self, is_registry_reachable: Callable[[], bool]) -> BuilderSummary:
+        spec = self.spec
+        spec.check_creatable()
+        if spec.driver == "docker":
+            return self._default_builder("asked for")
+        if spec.driver != "auto":
+            return self._create_locked(spec.driver, "asked for")
+        if spec.nodes:
+            return self._create_locked("docker-container", "nodes are asked for")
+        if self._has_image(spec.image):
+            return self._create_locked("docker-container", f"its image {spec.image} is here")
+        if is_registry_reachable():
+            return self._create_locked("docker-container", f"its image {spec.image} can be pulled")
+        return self._default_builder(f"{spec.image} is not here and Docker Hub does not answer")
 
     def _has_image(self, image: str) -> bool:
         argv = [*self.engine.tools.docker, "image", "inspect", "--format=ok", "--", image]
-        return self.run.run(argv, self.engine.call(timeout=INSPECT_SECONDS)).ok
+        return self.commands.run(argv, self.engine.command_options(timeout=INSPECT_SECONDS)).ok
 
-    def _engines_own(self, reason: str) -> BuilderSummary:
+    def _default_builder(self, reason: str) -> BuilderSummary:
         """The builder inside the engine: buildx names it after the docker context."""
         name = self.engine.context
-        node = NodeSummary(name=name, endpoint=self.engine.endpoint, native=str(self.engine.native))
+        node = NodeSummary(name=name, endpoint=self.engine.endpoint, native=str(self.engine.platform))
         return BuilderSummary(name=name, driver="docker", nodes=(node,), reason=reason)
 
-    def _create(self, driver: str, reason: str) -> BuilderSummary:
+    def _create_locked(self, driver: str, reason: str) -> BuilderSummary:
         """Make the builder, once: of many at the same time, one makes it and the others find it."""
-        name = self.wanted.name
-        with only_one(cache_folder(self.settings) / f".builder-{name}.lock", dry_run=self.run.dry_run):
+        name = self.spec.name
+        with file_lock(cache_folder(self.settings) / f".builder-{name}.lock", dry_run=self.commands.dry_run):
             # A dry run shows how it is made, though the one to be made anew is still there.
-            found = None if self.run.dry_run else self.find(name)
-            if found is None:
-                found = self._made(driver)
-        return replace(found, reason=reason)
+            builder = None if self.commands.dry_run else self.find(name)
+            if builder is None:
+                builder = self._create_unlocked(driver)
+        return replace(builder, reason=reason)
 
-    def _made(self, driver: str) -> BuilderSummary:
-        name = self.wanted.name
-        if not self.run.dry_run:
-            self.buildx.natives.forget(name)  # of one that somebody else has removed
-        silent = self.nodes.silent(self.wanted.nodes)
-        nodes = [node for node in self.wanted.each if node.name not in silent]
-        unmade = self._make_nodes(nodes, driver)
-        if self.run.dry_run:
+    def _create_unlocked(self, driver: str) -> BuilderSummary:
+        name = self.spec.name
+        if not self.commands.dry_run:
+            self.buildx.native_platforms.remove(name)  # of one that somebody else has removed
+        unreachable = self.node_manager.unreachable(self.spec.nodes)
+        nodes = [node for node in self.spec.effective_nodes if node.name not in unreachable]
+        failed = self._create_nodes(nodes, driver)
+        if self.commands.dry_run:
             return BuilderSummary(name=name, driver=driver)
-        found = self.find(name)
-        if found is None or (unmade and self.settings.fallback != "emulate"):
+        builder = self.find(name)
+        if builder is None or (failed and self.settings.fallback != "emulate"):
             self.remove(name)
-            words = "; ".join(f"node {node}: {reason}" if node else reason for node, reason in unmade.items())
-            elsewhere = any(node.endpoint for node in nodes)
-            raise BuilderError(
-                f"builder {name!r} could not be made: {words or 'no node answers'}",
-                hint=_ENDPOINTS if elsewhere else _UNMADE.get(driver, _ENDPOINTS),
+            reasons = "; ".join(
+                f"node {node}: {reason}" if node else reason for node, reason in failed.items()
             )
-        self.nodes.leave_out(unmade, len(nodes))
+            has_endpoint = any(node.endpoint for node in nodes)
+            raise BuilderError(
+                f"builder {name!r} could not be made: {reasons or 'no node answers'}",
+                hint=_ENDPOINTS_HINT if has_endpoint else _CREATE_FAILED_HINTS.get(driver, _ENDPOINTS_HINT),
+            )
+        self.node_manager.drop_or_fail(failed, len(nodes))
         try:
-            return self._settled(name) if self.wanted.nodes else found
+            return self._bootstrap(name) if self.spec.nodes else builder
         except BuilderError:
             self.remove(name)
             raise
 
-    def _make_nodes(self, nodes: Sequence[WantedNode], driver: str) -> dict[str, str]:
+    def _create_nodes(self, nodes: Sequence[NodeSpec], driver: str) -> dict[str, str]:
         """Make one after the other; gives those that could not be made, each with the reason."""
-        unmade: dict[str, str] = {}
-        with self._configuration() as config:
+        failed: dict[str, str] = {}
+        with self._config_file() as config_path:
             for number, node in enumerate(nodes):
-                done = self._make_node(node, driver, config, first=number == len(unmade))
-                if not done.ok:
-                    unmade[node.name] = short(done.reason)
+                result = self._create_node(node, driver, config_path, first=number == len(failed))
+                if not result.ok:
+                    failed[node.name] = extract_ssh_error(result.reason)
                     if self.settings.fallback != "emulate":
                         break
-        return unmade
+        return failed
 
-    def _make_node(self, node: WantedNode, driver: str, config: str, *, first: bool) -> Completed:
-        return self.buildx.call(*create_arguments(self.wanted, node, driver, config, first=first))
+    def _create_node(self, node: NodeSpec, driver: str, config_path: str, *, first: bool) -> CommandResult:
+        return self.buildx.run_command(*create_args(self.spec, node, driver, config_path, first=first))
 
-    def _settled(self, name: str) -> BuilderSummary:
+    def _bootstrap(self, name: str) -> BuilderSummary:
         """The builder with all nodes booted, their machines noted and their platforms fixed."""
-        self.buildx.call("inspect", "--bootstrap", name)
-        found = self.find(name)
-        if found is None:
+        self.buildx.run_command("inspect", "--bootstrap", name)
+        builder = self.find(name)
+        if builder is None:
             raise BuilderError(f"builder {name!r} went away", hint="inv setup-builder")
-        lame = [node for node in found.nodes if node.status != "running"]
-        if lame and self.settings.fallback != "emulate":
-            words = "; ".join(
-                f"node {node.name} at {node.endpoint}: {node.error or node.status}" for node in lame
+        not_running = [node for node in builder.nodes if node.status != "running"]
+        if not_running and self.settings.fallback != "emulate":
+            reasons = "; ".join(
+                f"node {node.name} at {node.endpoint}: {node.error or node.status}" for node in not_running
             )
-            raise BuilderError(f"builder {name!r}: {words}", hint="docker buildx inspect --bootstrap " + name)
-        if lame:
-            return self.nodes.without(found, [node.name for node in lame])
-        self.buildx.natives.note(name, {node.name: node.native for node in found.nodes})
-        return self.nodes.fixed(found)
+            raise BuilderError(
+                f"builder {name!r}: {reasons}", hint="docker buildx inspect --bootstrap " + name
+            )
+        if not_running:
+            return self.node_manager.drop_nodes(builder, [node.name for node in not_running])
+        self.buildx.native_platforms.save(name, {node.name: node.native for node in builder.nodes})
+        return self.node_manager.fix_platforms(builder)
 
     @contextlib.contextmanager
-    def _configuration(self) -> Iterator[str]:
+    def _config_file(self) -> Iterator[str]:
         """The name of a file with the asked buildkitd.toml, of which buildx keeps a copy; empty for none."""
-        if not self.wanted.config:
+        if not self.spec.buildkitd_toml:
             yield ""
             return
         with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
             path = Path(folder) / "buildkitd.toml"
-            path.write_text(self.wanted.config, encoding="utf-8")
-            if self.run.dry_run:
-                self.tell(f"{path} would hold:\n{self.wanted.config}")
+            path.write_text(self.spec.buildkitd_toml, encoding="utf-8")
+            if self.commands.dry_run:
+                self.notify(f"{path} would hold:\n{self.spec.buildkitd_toml}")
             yield str(path)
 
 

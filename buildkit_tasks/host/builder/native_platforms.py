@@ -16,39 +16,41 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Natives"]
+__all__ = ["NativePlatformStore"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Natives:
+class NativePlatformStore:
     """A folder of notes, one for each builder."""
 
     folder: Path
 
     @classmethod
-    def beside(cls, store: Path, cache: Path) -> Natives:
+    def for_store(cls, buildx_store: Path, cache_root: Path) -> NativePlatformStore:
         """The notes about the builders of one of buildx's stores: a name may mean another in each."""
-        key = hashlib.sha256(str(store).encode()).hexdigest()[:8]
-        return cls(folder=cache / "builders" / key)
+        key = hashlib.sha256(str(buildx_store).encode()).hexdigest()[:8]
+        return cls(folder=cache_root / "builders" / key)
 
-    def of(self, builder: str) -> dict[str, str]:
+    def read(self, builder: str) -> dict[str, str]:
         """The platform of each node's machine, by the node's name; what cannot be read is no note."""
         try:
-            found = json.loads((self.folder / f"{builder}.json").read_bytes())
+            document = json.loads((self.folder / f"{builder}.json").read_bytes())
         except (OSError, ValueError):
             return {}
         return (
-            {str(name): str(platform) for name, platform in found.items()} if isinstance(found, dict) else {}
+            {str(name): str(platform) for name, platform in document.items()}
+            if isinstance(document, dict)
+            else {}
         )
 
-    def note(self, builder: str, machines: Mapping[str, str]) -> None:
+    def save(self, builder: str, platforms: Mapping[str, str]) -> None:
         """Keep what is known of a builder's nodes; nodes that were noted before stay."""
-        known = {name: platform for name, platform in machines.items() if platform}
+        known_platforms = {name: platform for name, platform in platforms.items() if platform}
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**self.of(builder), **known}, indent=2)
+        text = json.dumps({**self.read(builder), **known_platforms}, indent=2)
         (self.folder / f"{builder}.json").write_text(text, encoding="utf-8")
 
-    def forget(self, builder: str) -> None:
+    def remove(self, builder: str) -> None:
         """Drop a builder's note."""
         with contextlib.suppress(OSError):
             (self.folder / f"{builder}.json").unlink()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuilderError, BuildkitTasksError
-from buildkit_tasks.host.builder.assignment import assign
-from buildkit_tasks.platforms.elf.probe import probe_program
+from buildkit_tasks.host.builder.assignment import assign_nodes
+from buildkit_tasks.platforms.elf.probe import build_probe_program
 from buildkit_tasks.report.model import PlatformSetup
 
 if TYPE_CHECKING:
@@ -21,63 +21,73 @@ if TYPE_CHECKING:
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import BuilderSummary
-    from buildkit_tasks.system.command import Completed, Runner
+    from buildkit_tasks.system.command import CommandResult, CommandRunner
 
-__all__ = ["prove"]
+__all__ = ["probe_platforms"]
 
-_SECONDS = 120.0
+_PROBE_SECONDS = 120.0
 _DOCKERFILE = 'FROM scratch\nARG TARGETARCH\nCOPY ${TARGETARCH} /probe\nRUN --network=none ["/probe"]\n'
 
 
-def prove(
-    builder: BuilderSummary, platforms: Sequence[Platform], engine: Engine, run: Runner
+def probe_platforms(
+    builder: BuilderSummary, platforms: Sequence[Platform], engine: Engine, commands: CommandRunner
 ) -> tuple[PlatformSetup, ...]:
     """How each platform is built, and whether a program of it ran there just now."""
-    with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as place, ThreadPoolExecutor(4) as pool:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as directory, ThreadPoolExecutor(4) as pool:
+        folder = Path(directory)
         (folder / "Dockerfile").write_text(_DOCKERFILE, encoding="utf-8")
         for platform in platforms:
             path = folder / platform.architecture
-            path.write_bytes(probe_program(platform.machine, 0))
+            path.write_bytes(build_probe_program(platform.machine, 0))
             path.chmod(0o755)
         try:
-            return tuple(pool.map(lambda each: _row(each, builder, folder, engine, run), platforms))
+            return tuple(
+                pool.map(lambda each: _probe_platform(each, builder, folder, engine, commands), platforms)
+            )
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            run.interrupt()
+            commands.interrupt()
             raise
 
 
-def _row(
-    platform: Platform, builder: BuilderSummary, folder: Path, engine: Engine, run: Runner
+def _probe_platform(
+    platform: Platform, builder: BuilderSummary, folder: Path, engine: Engine, commands: CommandRunner
 ) -> PlatformSetup:
-    if run.dry_run:
-        _build(platform, builder, folder, engine, run)
+    if commands.dry_run:
+        _run_probe_build(platform, builder, folder, engine, commands)
         return PlatformSetup(platform=str(platform), native=False)
     try:
-        (found,) = assign([platform], builder)
+        (assignment,) = assign_nodes([platform], builder)
     except BuilderError as error:
         return PlatformSetup(platform=str(platform), native=False, message=error.message)
     try:
-        done = _build(platform, builder, folder, engine, run)
-        message = "" if done.ok else f"its program does not run on node {found.node}: {_words(done)}"
+        result = _run_probe_build(platform, builder, folder, engine, commands)
+        message = (
+            ""
+            if result.ok
+            else f"its program does not run on node {assignment.node}: {_error_message(result)}"
+        )
     except BuildkitTasksError as error:
-        message = f"its program does not run on node {found.node}: {error.message}"
+        message = f"its program does not run on node {assignment.node}: {error.message}"
     return PlatformSetup(
-        platform=str(platform), native=found.native, node=found.node, runs=not message, message=message
+        platform=str(platform),
+        native=assignment.is_native,
+        node=assignment.node,
+        runs=not message,
+        message=message,
     )
 
 
-def _build(
-    platform: Platform, builder: BuilderSummary, folder: Path, engine: Engine, run: Runner
-) -> Completed:
+def _run_probe_build(
+    platform: Platform, builder: BuilderSummary, folder: Path, engine: Engine, commands: CommandRunner
+) -> CommandResult:
     argv = [
         *engine.tools.buildx, "build", f"--builder={builder.name}", f"--platform={platform}",
         "--no-cache", "--provenance=false", "--output=type=cacheonly", "--progress=plain", "--", str(folder),
     ]  # fmt: skip
-    return run.run(argv, engine.call(timeout=_SECONDS), mutates=True)
+    return commands.run(argv, engine.command_options(timeout=_PROBE_SECONDS), mutates=True)
 
 
-def _words(done: Completed) -> str:
-    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-    return errors[-1].removeprefix("ERROR: ") if errors else done.reason
+def _error_message(result: CommandResult) -> str:
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
+    return errors[-1].removeprefix("ERROR: ") if errors else result.reason

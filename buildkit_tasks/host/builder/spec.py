@@ -12,40 +12,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import BUILDER_NAME
+from buildkit_tasks.config.settings import BUILDER_NAME_PATTERN
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.host.builder.buildkitd_config import buildkitd_toml, is_configured
+from buildkit_tasks.host.builder.buildkitd_config import has_buildkitd_settings, render_buildkitd_toml
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.system.csv_fields import read_row
+from buildkit_tasks.system.csv_fields import parse_csv_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["ELSEWHERE", "IMAGE", "OWN_DAEMON", "TLS_OPTIONS", "WantedBuilder", "WantedNode"]
+__all__ = ["DEFAULT_IMAGE", "MANAGED_DRIVERS", "REMOTE_DRIVERS", "TLS_OPTIONS", "BuilderSpec", "NodeSpec"]
 
-IMAGE = "moby/buildkit:buildx-stable-1"
-ELSEWHERE = ("remote", "kubernetes")  # drivers whose BuildKit no Docker engine runs
-OWN_DAEMON = ("docker-container", "kubernetes")  # those that start it, and can configure it
+DEFAULT_IMAGE = "moby/buildkit:buildx-stable-1"
+REMOTE_DRIVERS = ("remote", "kubernetes")  # drivers whose BuildKit no Docker engine runs
+MANAGED_DRIVERS = ("docker-container", "kubernetes")  # those that start it, and can configure it
 
 # A context's name, or a URL of a kind that buildx knows; nothing that looks like an option.
-_ENDPOINT = re.compile(
+_ENDPOINT_PATTERN = re.compile(
     r"(?:[a-zA-Z0-9][a-zA-Z0-9_.+-]*|tcp://[^\s\"',/:]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}"
     r"|(?:unix|ssh|npipe|docker-container|kube-pod)://[^\s\"',]+)\Z",
     re.ASCII,
 )
 # Our names of TLS material, and the options of the driver `remote` that they are.
-_TLS = {"ca": "cacert", "cert": "cert", "key": "key"}
-TLS_OPTIONS = (*_TLS.values(), "servername")  # any of them means TLS
-_KEYS = ("name", "endpoint", "platform", "platforms", "driver-opt", "servername", *_TLS)
-_REPEATED = ("platform", "platforms", "driver-opt")
-_NOWHERE = "the driver remote needs to be told where each BuildKit is"
-_HINT = "--node name=NAME,endpoint=tcp://HOST:PORT,platform=linux/arm64,ca=FILE,cert=FILE,key=FILE"
+_TLS_OPTION_OF_KEY = {"ca": "cacert", "cert": "cert", "key": "key"}
+TLS_OPTIONS = (*_TLS_OPTION_OF_KEY.values(), "servername")  # any of them means TLS
+_NODE_KEYS = ("name", "endpoint", "platform", "platforms", "driver-opt", "servername", *_TLS_OPTION_OF_KEY)
+_REPEATABLE_KEYS = ("platform", "platforms", "driver-opt")
+_NO_ENDPOINT = "the driver remote needs to be told where each BuildKit is"
+_NODE_HINT = "--node name=NAME,endpoint=tcp://HOST:PORT,platform=linux/arm64,ca=FILE,cert=FILE,key=FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedNode:
+class NodeSpec:
     """One node: where its daemon is, for which platforms (none: those that it runs natively), and how.
 
     ``options`` are the driver's, one ``NAME=VALUE`` each, TLS material among them.
@@ -54,28 +54,31 @@ class WantedNode:
     name: str = ""
     endpoint: str = ""
     platforms: tuple[Platform, ...] = ()
-    options: tuple[str, ...] = ()
+    driver_opts: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> WantedNode:
+    def parse(cls, text: str) -> NodeSpec:
         """Read ``--node``: CSV of ``name=``, ``endpoint=``, ``platform=``, TLS material and ``driver-opt=``.
 
         Raises :class:`UsageError` for an unknown key, a bad value or a file that is not there.
         """
-        pairs = list(_pairs(text))
-        single = {key: value for key, value in pairs if key not in _REPEATED}
-        if len(single) != sum(key not in _REPEATED for key, _ in pairs):
-            raise UsageError(f"node {text!r} says something twice", hint=_HINT)
-        name, endpoint = single.get("name", ""), single.get("endpoint", "")
-        if not BUILDER_NAME.match(name):
-            raise UsageError(f"node {text!r}: {name!r} is no node's name", hint=_HINT)
-        if endpoint and not _ENDPOINT.match(endpoint):
-            raise UsageError(f"node {name}: {endpoint!r} is no endpoint", hint=_HINT)
+        pairs = list(_parse_pairs(text))
+        values = {key: value for key, value in pairs if key not in _REPEATABLE_KEYS}
+        if len(values) != sum(key not in _REPEATABLE_KEYS for key, _ in pairs):
+            raise UsageError(f"node {text!r} says something twice", hint=_NODE_HINT)
+        name, endpoint = values.get("name", ""), values.get("endpoint", "")
+        if not BUILDER_NAME_PATTERN.match(name):
+            raise UsageError(f"node {text!r}: {name!r} is no node's name", hint=_NODE_HINT)
+        if endpoint and not _ENDPOINT_PATTERN.match(endpoint):
+            raise UsageError(f"node {name}: {endpoint!r} is no endpoint", hint=_NODE_HINT)
         return cls(
             name=name,
             endpoint=endpoint,
             platforms=parse_platforms(value for key, value in pairs if key.startswith("platform")),
-            options=(*_tls(name, single), *(value for key, value in pairs if key == "driver-opt")),
+            driver_opts=(
+                *_parse_tls_options(name, values),
+                *(value for key, value in pairs if key == "driver-opt"),
+            ),
         )
 
     @property
@@ -86,7 +89,7 @@ class WantedNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedBuilder:
+class BuilderSpec:
     """A builder as the settings ask for it; without nodes, one that buildx names itself.
 
     ``driver`` may be ``auto``; ``options`` hold for every node; ``config`` is the text of buildkitd.toml,
@@ -95,34 +98,34 @@ class WantedBuilder:
 
     name: str
     driver: str
-    nodes: tuple[WantedNode, ...] = ()
-    options: tuple[str, ...] = ()
-    config: str = ""
-    configured: bool = False
-    allow: tuple[str, ...] = ()
+    nodes: tuple[NodeSpec, ...] = ()
+    driver_opts: tuple[str, ...] = ()
+    buildkitd_toml: str = ""
+    has_buildkitd_settings: bool = False
+    entitlements: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, settings: Settings) -> WantedBuilder:
+    def from_settings(cls, settings: Settings) -> BuilderSpec:
         """What the settings ask for. Raises :class:`UsageError` for what no driver can do."""
-        nodes = tuple(WantedNode.parse(text) for text in settings.nodes)
+        nodes = tuple(NodeSpec.parse(text) for text in settings.nodes)
         names = [node.name for node in nodes]
         if len(set(names)) != len(names):
             raise UsageError(f"two nodes have one name: {', '.join(names)}", hint="give each its own")
-        wanted = cls(
+        spec = cls(
             name=settings.name,
             driver=settings.driver,
             nodes=nodes,
-            options=split_options(settings.driver_opt),
-            config=buildkitd_toml(settings),
-            configured=is_configured(settings),
-            allow=settings.allow,
+            driver_opts=split_driver_opts(settings.driver_opt),
+            buildkitd_toml=render_buildkitd_toml(settings),
+            has_buildkitd_settings=has_buildkitd_settings(settings),
+            entitlements=settings.allow,
         )
-        wanted.check()
-        return wanted
+        spec.check()
+        return spec
 
     def check(self) -> None:
         """Raise :class:`UsageError` for a driver and nodes that do not go together."""
-        if self.driver == "docker" and self.demands:
+        if self.driver == "docker" and self.has_requirements:
             raise UsageError(
                 "the engine's own builder (driver docker) takes no nodes, options or configuration",
                 hint="--driver=docker-container",
@@ -130,24 +133,24 @@ class WantedBuilder:
         if self.driver not in ("remote", "auto"):
             self._check_no_tls()
         if self.driver == "remote" and not all(node.endpoint for node in self.nodes):
-            raise UsageError(_NOWHERE, hint=_HINT)
-        if self.driver == "remote" and self.configured:
+            raise UsageError(_NO_ENDPOINT, hint=_NODE_HINT)
+        if self.driver == "remote" and self.has_buildkitd_settings:
             raise UsageError(
                 "a remote BuildKit has its own configuration, which buildx cannot give it",
                 hint="put it into buildkitd.toml on that machine",
             )
 
-    def check_new(self) -> None:
+    def check_creatable(self) -> None:
         """Raise :class:`UsageError` for what says too little to make a builder of."""
         if self.driver == "remote" and not self.nodes:
-            raise UsageError(_NOWHERE, hint=_HINT)
+            raise UsageError(_NO_ENDPOINT, hint=_NODE_HINT)
         if self.driver == "auto":
             self._check_no_tls()
 
     def _check_no_tls(self) -> None:
         """Raise for TLS material: a Docker engine's lies in a docker context, the cluster's with kubectl."""
         for node in self.nodes:
-            if any(option.partition("=")[0] in TLS_OPTIONS for option in node.options):
+            if any(option.partition("=")[0] in TLS_OPTIONS for option in node.driver_opts):
                 raise UsageError(
                     f"node {node.name}: its TLS material goes with --driver=remote, to a BuildKit; a Docker"
                     " engine's lies in a docker context",
@@ -157,46 +160,46 @@ class WantedBuilder:
                 )
 
     @property
-    def demands(self) -> bool:
+    def has_requirements(self) -> bool:
         """Whether more is asked for than the engine's own builder can be given."""
-        return bool(self.nodes or self.options or self.configured)
+        return bool(self.nodes or self.driver_opts or self.has_buildkitd_settings)
 
     @property
     def image(self) -> str:
         """The image that a container of BuildKit is made from."""
-        named = dict(option.split("=", 1) for option in self.options if "=" in option)
-        return named.get("image", IMAGE)
+        driver_opts = dict(option.split("=", 1) for option in self.driver_opts if "=" in option)
+        return driver_opts.get("image", DEFAULT_IMAGE)
 
-    def options_of(self, node: WantedNode) -> tuple[str, ...]:
+    def driver_opts_for(self, node: NodeSpec) -> tuple[str, ...]:
         """The driver's options for one node: those of the builder, then its own."""
-        return (*self.options, *node.options)
+        return (*self.driver_opts, *node.driver_opts)
 
     @property
-    def each(self) -> tuple[WantedNode, ...]:
+    def effective_nodes(self) -> tuple[NodeSpec, ...]:
         """Its nodes: one that is asked nothing of where none is named."""
-        return self.nodes or (WantedNode(),)
+        return self.nodes or (NodeSpec(),)
 
 
-def split_options(texts: Iterable[str]) -> tuple[str, ...]:
+def split_driver_opts(texts: Iterable[str]) -> tuple[str, ...]:
     """The driver's options one by one: buildx takes several in one, as CSV."""
     return tuple(option for row in csv.reader(texts) for option in row)
 
 
-def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    for field in read_row(text, f"node {text!r}"):
-        key, equals, value = field.partition("=")
-        if not equals or key not in _KEYS:
-            raise UsageError(f"node {text!r}: {field!r} is none of {', '.join(_KEYS)}", hint=_HINT)
+def _parse_pairs(text: str) -> Iterator[tuple[str, str]]:
+    for field in parse_csv_row(text, f"node {text!r}"):
+        key, separator, value = field.partition("=")
+        if not separator or key not in _NODE_KEYS:
+            raise UsageError(f"node {text!r}: {field!r} is none of {', '.join(_NODE_KEYS)}", hint=_NODE_HINT)
         yield key, value
 
 
-def _tls(name: str, given: dict[str, str]) -> Iterator[str]:
+def _parse_tls_options(name: str, values: dict[str, str]) -> Iterator[str]:
     """TLS material as options of the driver, absolute: buildx may be run anywhere."""
-    for key, option in _TLS.items():
-        if key in given:
-            path = Path(given[key]).expanduser().absolute()
+    for key, option in _TLS_OPTION_OF_KEY.items():
+        if key in values:
+            path = Path(values[key]).expanduser().absolute()
             if not path.is_file():
                 raise UsageError(f"node {name}: {key} names {path}, which is no file")
             yield f"{option}={path}"
-    if "servername" in given:
-        yield f"servername={given['servername']}"
+    if "servername" in values:
+        yield f"servername={values['servername']}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import BuilderError
-from buildkit_tasks.host.builder.spec import ELSEWHERE
+from buildkit_tasks.host.builder.spec import REMOTE_DRIVERS
 from buildkit_tasks.host.engine.daemon import docker_config_folder
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 
@@ -26,67 +26,69 @@ if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
 
 __all__ = [
-    "Record",
-    "RecordedNode",
-    "is_elsewhere",
-    "parse_inspect",
+    "BuilderRecord",
+    "NodeRecord",
+    "is_remote",
+    "parse_inspect_output",
     "read_record",
-    "record_of",
+    "record_path",
 ]
 
 
-def record_of(name: str, env: Mapping[str, str]) -> Path:
+def record_path(name: str, env: Mapping[str, str]) -> Path:
     """The file with the record of a builder of that name, for a client with this environment added."""
     folder = env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
     return (Path(folder) if folder else docker_config_folder() / "buildx") / "instances" / name
 
 
-def is_elsewhere(settings: Settings) -> bool:
+def is_remote(settings: Settings) -> bool:
     """Whether the builder's BuildKit runs where no Docker engine of ours is needed.
 
     It is asked for so, or the user's own store has a builder of that name that is.
     """
     if settings.driver != "auto":
-        return settings.driver in ELSEWHERE
-    record = read_record(record_of(settings.name, {}))
-    return record is not None and record.driver in ELSEWHERE
+        return settings.driver in REMOTE_DRIVERS
+    record = read_record(record_path(settings.name, {}))
+    return record is not None and record.driver in REMOTE_DRIVERS
 
 
-_CONFIG = "buildkitd.toml"
+_CONFIG_FILE = "buildkitd.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedNode:
+class NodeRecord:
     """A node as it was made: its driver's options by name, its buildkitd.toml and buildkitd's options."""
 
     name: str
     endpoint: str
     platforms: tuple[str, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
-    config: str = ""
-    flags: tuple[str, ...] = ()
+    driver_opts: Mapping[str, str] = field(default_factory=dict)
+    buildkitd_toml: str = ""
+    buildkitd_flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class BuilderRecord:
     """A builder as it was made."""
 
     driver: str
-    nodes: tuple[RecordedNode, ...]
+    nodes: tuple[NodeRecord, ...]
 
-    def node(self, name: str) -> RecordedNode | None:
+    def find_node(self, name: str) -> NodeRecord | None:
         """The node of that name."""
         return next((node for node in self.nodes if node.name == name), None)
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> BuilderRecord | None:
     """The record in that file, or None if there is none.
 
     Raises :class:`BuilderError` that names the file where it holds something else, as after a full disk.
     """
     try:
         document = json.loads(path.read_bytes())
-        return Record(driver=document["Driver"], nodes=tuple(map(_recorded, document["Nodes"])))
+        return BuilderRecord(
+            driver=document["Driver"], nodes=tuple(map(_parse_node_record, document["Nodes"]))
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -96,40 +98,40 @@ def read_record(path: Path) -> Record | None:
         ) from error
 
 
-def _recorded(node: Mapping[str, Any]) -> RecordedNode:
+def _parse_node_record(node: Mapping[str, Any]) -> NodeRecord:
     files = node.get("Files") or {}
-    stated = (_spelled(platform) for platform in node.get("Platforms") or ())
-    return RecordedNode(
+    platforms = (_format_platform(platform) for platform in node.get("Platforms") or ())
+    return NodeRecord(
         name=node["Name"],
         endpoint=node["Endpoint"],
-        platforms=tuple(stated),
-        options=dict(node.get("DriverOpts") or {}),
-        config=base64.b64decode(files.get(_CONFIG, "")).decode(errors="replace"),
-        flags=tuple(node.get("Flags") or ()),
+        platforms=tuple(platforms),
+        driver_opts=dict(node.get("DriverOpts") or {}),
+        buildkitd_toml=base64.b64decode(files.get(_CONFIG_FILE, "")).decode(errors="replace"),
+        buildkitd_flags=tuple(node.get("Flags") or ()),
     )
 
 
-def _spelled(platform: Mapping[str, str]) -> str:
+def _format_platform(platform: Mapping[str, str]) -> str:
     parts = (platform.get(key, "") for key in ("os", "architecture", "variant"))
     return "/".join(part for part in parts if part)
 
 
-def parse_inspect(text: str) -> BuilderSummary:
+def parse_inspect_output(text: str) -> BuilderSummary:
     """Read ``docker buildx inspect``: a block for the builder, then one for each node."""
     head, _, tail = text.partition("\nNodes:")
-    values = _fields(head)
-    nodes = [_fields(block) for block in re.split(r"\n(?=Name:)", tail) if block.strip()]
+    values = _parse_fields(head)
+    blocks = [_parse_fields(block) for block in re.split(r"\n(?=Name:)", tail) if block.strip()]
     return BuilderSummary(
-        name=values.get("Name", ""), driver=values.get("Driver", ""), nodes=tuple(map(_node, nodes))
+        name=values.get("Name", ""), driver=values.get("Driver", ""), nodes=tuple(map(_parse_node, blocks))
     )
 
 
-def _fields(block: str) -> dict[str, str]:
+def _parse_fields(block: str) -> dict[str, str]:
     pairs = (line.partition(":") for line in block.splitlines() if re.match(r"[A-Z][\w ]*:", line))
     return {key: value.strip() for key, _, value in pairs}
 
 
-def _node(values: Mapping[str, str]) -> NodeSummary:
+def _parse_node(values: Mapping[str, str]) -> NodeSummary:
     names = [name.strip(" *") for name in values.get("Platforms", "").split(",")]
     return NodeSummary(
         name=values.get("Name", ""),

@@ -17,13 +17,13 @@ from buildkit_tasks.errors import EmulatorError
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine
-    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.command import CommandRunner
 
-__all__ = ["Binfmt", "Handler", "handler_line"]
+__all__ = ["Handler", "HandlerTable", "format_registration"]
 
 _MOUNT_POINT = Path("/proc/sys/fs/binfmt_misc")
-_MOUNTED = "/mounted"  # no handler can have a slash in its name
-_FLAGS = "OPF"
+_MOUNTED_KEY = "/mounted"  # no handler can have a slash in its name
+_HANDLER_FLAGS = "OPF"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Handler:
     offset: int = 0
     magic: bytes = b""
     mask: bytes = b""
-    age: tuple[int, int] = (0, 0)
+    registration_order: tuple[int, int] = (0, 0)
 
     def matches(self, machine: Machine) -> bool:
         """Whether the kernel would hand this architecture's executables to it."""
@@ -47,13 +47,13 @@ class Handler:
             bool(self.magic)
             and len(header) == len(self.magic)
             and all(
-                (byte ^ wanted) & bits == 0
-                for byte, wanted, bits in zip(header, self.magic, mask, strict=True)
+                (byte ^ expected) & bits == 0
+                for byte, expected, bits in zip(header, self.magic, mask, strict=True)
             )
         )
 
     @classmethod
-    def parse(cls, name: str, text: str, age: tuple[int, int] = (0, 0)) -> Handler:
+    def parse(cls, name: str, text: str, registration_order: tuple[int, int] = (0, 0)) -> Handler:
         """Read an entry's text: ``enabled``, ``interpreter PATH``, ``flags: X``, ``magic HEX`` ..."""
         lines = [line.partition(" ") for line in text.splitlines()]
         values = {key.rstrip(":"): value.strip() for key, _, value in lines}
@@ -65,114 +65,118 @@ class Handler:
             offset=int(values.get("offset", "0")),
             magic=bytes.fromhex(values.get("magic", "")),
             mask=bytes.fromhex(values.get("mask", "")),
-            age=age,
+            registration_order=registration_order,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binfmt:
+class HandlerTable:
     """The handler table of the running kernel, and in ``ledger`` what we added to it."""
 
-    run: Runner
-    ledger: Path
-    folder: Path = _MOUNT_POINT
+    commands: CommandRunner
+    state_path: Path
+    mount_point: Path = _MOUNT_POINT
 
     @property
-    def mounted(self) -> bool:
+    def is_mounted(self) -> bool:
         """Whether the table can be seen."""
-        return (self.folder / "register").exists()
+        return (self.mount_point / "register").exists()
 
     def mount(self) -> None:
         """Mount the table where it is not. Raises :class:`EmulatorError` if that is refused."""
-        if self.mounted:
+        if self.is_mounted:
             return
         try:
-            self.run.attach("binfmt_misc", self.folder)
+            self.commands.mount("binfmt_misc", self.mount_point)
         except OSError as error:
-            words = f"binfmt_misc cannot be mounted: {error.strerror}"
-            raise EmulatorError(words, hint="sudo modprobe binfmt_misc") from error
-        if not self.run.dry_run:
-            self._remember(_MOUNTED, "by us")
+            message = f"binfmt_misc cannot be mounted: {error.strerror}"
+            raise EmulatorError(message, hint="sudo modprobe binfmt_misc") from error
+        if not self.commands.dry_run:
+            self._add_to_state(_MOUNTED_KEY, "by us")
 
-    def handlers(self) -> list[Handler]:
+    def read_handlers(self) -> list[Handler]:
         """Every handler, the one that the kernel tries first at the front (the last registered)."""
-        return sorted(map(_read, self._entries()), key=lambda handler: handler.age, reverse=True)
+        return sorted(
+            map(_read_handler, self._handler_files()),
+            key=lambda handler: handler.registration_order,
+            reverse=True,
+        )
 
-    def winner(self, machine: Machine) -> Handler | None:
+    def effective_handler(self, machine: Machine) -> Handler | None:
         """The handler that runs this architecture's programs: enabled ones before disabled."""
-        found = [handler for handler in self.handlers() if handler.matches(machine)]
-        return next((handler for handler in found if handler.enabled), found[0] if found else None)
+        matching = [handler for handler in self.read_handlers() if handler.matches(machine)]
+        return next((handler for handler in matching if handler.enabled), matching[0] if matching else None)
 
     def register(self, machine: Machine, interpreter: Path) -> None:
         """Add a handler. Raises :class:`EmulatorError` when the kernel refuses or the name is taken."""
-        name = f"qemu-{machine.qemu}"
-        line = handler_line(machine, str(interpreter))
+        name = f"qemu-{machine.qemu_suffix}"
+        registration = format_registration(machine, str(interpreter))
         try:
-            self.run.write(self.folder / "register", line.encode("latin-1"))
+            self.commands.write_kernel_file(self.mount_point / "register", registration.encode("latin-1"))
         except OSError as error:
             raise EmulatorError(
-                _refusal(name, interpreter, error), platform=f"linux/{machine.architecture}"
+                _explain_refusal(name, interpreter, error), platform=f"linux/{machine.architecture}"
             ) from error
-        if not self.run.dry_run:
-            self._remember(name, (self.folder / name).read_text(encoding="utf-8"))
+        if not self.commands.dry_run:
+            self._add_to_state(name, (self.mount_point / name).read_text(encoding="utf-8"))
 
     def remove(self, handler: Handler) -> None:
         """Take a handler out of the table."""
-        self.run.write(self.folder / handler.name, b"-1")
+        self.commands.write_kernel_file(self.mount_point / handler.name, b"-1")
 
-    def remove_ours(self) -> list[str]:
+    def remove_registered(self) -> list[str]:
         """Remove the handlers that we added, if they still are what we added; gives their names.
 
         A table that we mounted is unmounted again, unless there are handlers of others in it.
         """
         removed = []
-        remembered = self._remembered()
-        for entry in sorted(self._entries()):
-            if entry.read_text(encoding="utf-8") == remembered.get(entry.name):
-                self.run.write(entry, b"-1")
+        registered = self._read_state()
+        for entry in sorted(self._handler_files()):
+            if entry.read_text(encoding="utf-8") == registered.get(entry.name):
+                self.commands.write_kernel_file(entry, b"-1")
                 removed.append(entry.name)
-        others = {entry.name for entry in self._entries()} - set(removed)
-        if _MOUNTED in remembered and self.mounted and not others:
-            self.run.detach(self.folder)
-        if not self.run.dry_run:
-            self.ledger.unlink(missing_ok=True)
+        foreign = {entry.name for entry in self._handler_files()} - set(removed)
+        if _MOUNTED_KEY in registered and self.is_mounted and not foreign:
+            self.commands.unmount(self.mount_point)
+        if not self.commands.dry_run:
+            self.state_path.unlink(missing_ok=True)
         return removed
 
-    def _entries(self) -> list[Path]:
+    def _handler_files(self) -> list[Path]:
         """The files of handlers; -1 written to one of the two others would remove everybody's."""
-        if not self.mounted:
+        if not self.is_mounted:
             return []
-        return [each for each in self.folder.iterdir() if each.name not in ("register", "status")]
+        return [each for each in self.mount_point.iterdir() if each.name not in ("register", "status")]
 
-    def _remembered(self) -> dict[str, str]:
+    def _read_state(self) -> dict[str, str]:
         try:
-            found = json.loads(self.ledger.read_text(encoding="utf-8"))
+            document = json.loads(self.state_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return document if isinstance(document, dict) else {}
 
-    def _remember(self, name: str, text: str) -> None:
-        self.ledger.parent.mkdir(parents=True, exist_ok=True)
-        self.ledger.write_text(json.dumps(self._remembered() | {name: text}), encoding="utf-8")
+    def _add_to_state(self, name: str, text: str) -> None:
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        self.state_path.write_text(json.dumps(self._read_state() | {name: text}), encoding="utf-8")
 
 
-def handler_line(machine: Machine, interpreter: str) -> str:
+def format_registration(machine: Machine, interpreter: str) -> str:
     """What is written to ``register`` for an architecture's emulator."""
-    magic, mask = _escaped(machine.magic), _escaped(machine.mask)
-    return f":qemu-{machine.qemu}:M::{magic}:{mask}:{interpreter}:{_FLAGS}"
+    magic, mask = _escape_bytes(machine.magic), _escape_bytes(machine.mask)
+    return f":qemu-{machine.qemu_suffix}:M::{magic}:{mask}:{interpreter}:{_HANDLER_FLAGS}"
 
 
-def _read(path: Path) -> Handler:
+def _read_handler(path: Path) -> Handler:
     # The kernel numbers and dates an entry when it is registered; the table itself has no order.
     status = path.stat()
     return Handler.parse(path.name, path.read_text(encoding="utf-8"), (status.st_mtime_ns, status.st_ino))
 
 
-def _escaped(data: bytes) -> str:
+def _escape_bytes(data: bytes) -> str:
     return "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _refusal(name: str, interpreter: Path, error: OSError) -> str:
+def _explain_refusal(name: str, interpreter: Path, error: OSError) -> str:
     if error.errno == errno.EEXIST:
         return f"the handler name {name} is taken"
     if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError, MalformedImage
-from buildkit_tasks.system.command import Call, Runner
+from buildkit_tasks.system.command import CommandOptions, CommandRunner
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.notify import Notify
 
-__all__ = ["Qemu", "qemu_version"]
+__all__ = ["QemuFinder", "read_qemu_version"]
 
-_SECONDS = 10.0
-_VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
+_VERSION_SECONDS = 10.0
+_VERSION_PATTERN = re.compile(r"version (\d+(?:\.\d+)+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Qemu:
+class QemuFinder:
     """What is needed to find QEMU's programs under the settings."""
 
     settings: Settings
-    run: Runner
-    tell: Tell
+    commands: CommandRunner
+    notify: Notify
 
     def find(self, machine: Machine) -> Path | None:
         """A static QEMU for this architecture: the host's, else Debian's, fetched if need be.
@@ -36,52 +36,56 @@ class Qemu:
         None where there is neither. With ``emulators = "host"`` raises :class:`EmulatorError` for what
         is in the way of fetching it, and with ``none`` nothing is fetched.
         """
-        return _of_host(machine) or _of_debian(machine, self.settings, self.run, self.tell)
+        return _find_host_qemu(machine) or _find_debian_qemu(
+            machine, self.settings, self.commands, self.notify
+        )
 
 
-def qemu_version(program: str, run: Runner) -> str:
+def read_qemu_version(program: str, commands: CommandRunner) -> str:
     """The version that a QEMU binary prints, such as 11.1.2; empty where it does not say."""
     try:
-        done = run.run([program, "--version"], Call(timeout=_SECONDS))
+        result = commands.run([program, "--version"], CommandOptions(timeout=_VERSION_SECONDS))
     except BuildkitTasksError:
         return ""
-    found = _VERSION.search(done.stdout)
-    return found[1] if found else ""
+    match = _VERSION_PATTERN.search(result.stdout)
+    return match[1] if match else ""
 
 
-def _of_host(machine: Machine) -> Path | None:
+def _find_host_qemu(machine: Machine) -> Path | None:
     """The host's QEMU if it is static: a dynamic one cannot find its libraries in a container."""
-    for name in (f"qemu-{machine.qemu}-static", f"qemu-{machine.qemu}"):
-        found = shutil.which(name)
-        if found is not None and _is_static(Path(found)):
-            return Path(found)
+    for name in (f"qemu-{machine.qemu_suffix}-static", f"qemu-{machine.qemu_suffix}"):
+        path = shutil.which(name)
+        if path is not None and _is_static(Path(path)):
+            return Path(path)
     return None
 
 
 def _is_static(program: Path) -> bool:
-    from buildkit_tasks.platforms.elf.reader import interpreter
+    from buildkit_tasks.platforms.elf.reader import read_interpreter
 
     try:
         with program.open("rb") as stream:
-            return interpreter(stream) is None
+            return read_interpreter(stream) is None
     except (OSError, MalformedImage):  # a script, for one
         return False
 
 
-def _of_debian(machine: Machine, settings: Settings, run: Runner, tell: Tell) -> Path | None:
+def _find_debian_qemu(
+    machine: Machine, settings: Settings, commands: CommandRunner, notify: Notify
+) -> Path | None:
     prefix = cache_folder(settings) / "debian" / "qemu"
-    program = prefix / "usr/bin" / f"qemu-{machine.qemu}"
+    program = prefix / "usr/bin" / f"qemu-{machine.qemu_suffix}"
     if program.exists():
         return program
     if settings.emulators == "none":
         return None
-    from buildkit_tasks.system.debian import Packages, provision
+    from buildkit_tasks.system.debian import PackageSet, install_packages
 
     try:
-        provision(prefix, [Packages(names=("qemu-user",))], run, tell)
+        install_packages(prefix, [PackageSet(names=("qemu-user",))], commands, notify)
     except EngineError as error:
         if settings.emulators == "host":
             raise EmulatorError(error.message, hint=error.hint) from error
-        tell(error.message)
+        notify(error.message)
         return None
-    return program if program.exists() or run.dry_run else None
+    return program if program.exists() or commands.dry_run else None

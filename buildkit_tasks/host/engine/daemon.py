@@ -15,33 +15,33 @@ from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
 from buildkit_tasks.platforms import Platform, native_platform, platform_of_uname
 from buildkit_tasks.report.model import EngineSummary
-from buildkit_tasks.system.command import Call, Runner
-from buildkit_tasks.system.debian import Packages, provision
+from buildkit_tasks.system.command import CommandOptions, CommandRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.notify import Notify
 
 __all__ = [
     "DEFAULT_ENDPOINT",
+    "ClientTools",
     "Engine",
-    "Tools",
     "describe_engine",
     "docker_config_folder",
-    "docker_tools",
+    "engine_without_daemon",
+    "ensure_tools",
     "find_system_engine",
-    "installed_tools",
-    "listens",
-    "tools_alone",
+    "find_tools",
+    "is_listening",
 ]
 
-_ANSWER_SECONDS = 30.0  # row 55: an engine that says nothing for this long has stopped answering
+_RESPONSE_SECONDS = 30.0  # row 55: an engine that says nothing for this long has stopped answering
 DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
+class ClientTools:
     """The client programs: argv prefixes of ``docker`` and of buildx."""
 
     docker: tuple[str, ...]
@@ -61,15 +61,15 @@ class Engine:
     endpoint: str
     version: str
     store: str
-    native: Platform
-    local: bool
-    tools: Tools
+    platform: Platform
+    is_local: bool
+    tools: ClientTools
     context: str = "default"
     mirrors: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def planned(self) -> bool:
+    def is_planned(self) -> bool:
         """Whether it is only what a dry run would start."""
         return not self.version
 
@@ -78,97 +78,103 @@ class Engine:
         """What reports say of it."""
         return EngineSummary(kind=self.kind, endpoint=self.endpoint, version=self.version, store=self.store)
 
-    def call(self, **options: Any) -> Call:
+    def command_options(self, **overrides: Any) -> CommandOptions:
         """How to run a client of this engine."""
-        return Call(env={**self.env, **options.pop("env", {})}, **options)
+        return CommandOptions(env={**self.env, **overrides.pop("env", {})}, **overrides)
 
 
-def find_system_engine(tools: Callable[[], Tools], run: Runner) -> Engine | str:
+def find_system_engine(tools: Callable[[], ClientTools], commands: CommandRunner) -> Engine | str:
     """The engine that the user's environment names, or the words why there is none.
 
     ``tools`` is asked only when something answers: it may have to fetch them.
     """
-    endpoint = _endpoint()
-    if not listens(endpoint):
+    endpoint = _resolve_endpoint()
+    if not is_listening(endpoint):
         return f"no Docker daemon answers at {endpoint}"
     try:
-        return replace(describe_engine("system", endpoint, tools(), {}, run), context=_context())
+        return replace(describe_engine("system", endpoint, tools(), {}, commands), context=_current_context())
     except EngineError as error:
         return error.message
 
 
-def describe_engine(kind: str, endpoint: str, tools: Tools, env: Mapping[str, str], run: Runner) -> Engine:
+def describe_engine(
+    kind: str, endpoint: str, tools: ClientTools, env: Mapping[str, str], commands: CommandRunner
+) -> Engine:
     """Ask a daemon what it is. Raises :class:`EngineError` with its client's words if it is down."""
     argv = [*tools.docker, "info", "--format={{json .}}"]
     try:
-        done = run.run(argv, Call(env=env, timeout=_ANSWER_SECONDS))
+        result = commands.run(argv, CommandOptions(env=env, timeout=_RESPONSE_SECONDS))
     except DeadlineExceeded as error:
         raise EngineError(
-            f"the Docker daemon at {endpoint} said nothing for {_ANSWER_SECONDS:.0f} s"
+            f"the Docker daemon at {endpoint} said nothing for {_RESPONSE_SECONDS:.0f} s"
         ) from error
-    info = _parsed(done.stdout)
+    info = _parse_object(result.stdout)
     if not info.get("ServerVersion"):
-        words = (info.get("ServerErrors") or [done.reason])[0]
-        raise EngineError(f"the Docker daemon at {endpoint} does not answer: {words}")
+        reason = (info.get("ServerErrors") or [result.reason])[0]
+        raise EngineError(f"the Docker daemon at {endpoint} does not answer: {reason}")
     return Engine(
         kind=kind,
         endpoint=endpoint,
         version=info["ServerVersion"],
-        store=_store(info),
-        native=platform_of_uname(info["Architecture"]),
-        local=endpoint.startswith("unix:") and info.get("KernelVersion") == os.uname().release,
+        store=_detect_image_store(info),
+        platform=platform_of_uname(info["Architecture"]),
+        is_local=endpoint.startswith("unix:") and info.get("KernelVersion") == os.uname().release,
         tools=tools,
         mirrors=tuple((info.get("RegistryConfig") or {}).get("Mirrors") or ()),
         env=env,
     )
 
 
-def tools_alone(tools: Tools) -> Engine:
+def engine_without_daemon(tools: ClientTools) -> Engine:
     """The client programs without any daemon, for builders whose BuildKit runs elsewhere."""
     return Engine(
         kind="none",
         endpoint="",
         version="none",
         store="none",
-        native=native_platform(),
-        local=False,
+        platform=native_platform(),
+        is_local=False,
         tools=tools,
     )
 
 
-def docker_tools(settings: Settings, run: Runner, tell: Tell) -> Tools:
+def ensure_tools(settings: Settings, commands: CommandRunner, notify: Notify) -> ClientTools:
     """The user's docker and buildx; whichever is missing comes from Debian, for us alone."""
-    found = installed_tools(settings)
-    if found is not None:
-        return found
-    prefix = provision(_tools_prefix(settings), [Packages(names=("docker-cli", "docker-buildx"))], run, tell)
-    return _provisioned_tools(prefix)
+    tools = find_tools(settings)
+    if tools is not None:
+        return tools
+    prefix = install_packages(
+        _tools_prefix(settings), [PackageSet(names=("docker-cli", "docker-buildx"))], commands, notify
+    )
+    return _tools_below(prefix)
 
 
-def installed_tools(settings: Settings) -> Tools | None:
+def find_tools(settings: Settings) -> ClientTools | None:
     """The client programs that are here already, the user's own before those from Debian."""
     docker = shutil.which("docker")
     if docker is not None and _has_buildx_plugin():
-        return Tools(docker=(docker,), buildx=(docker, "buildx"))
+        return ClientTools(docker=(docker,), buildx=(docker, "buildx"))
     prefix = _tools_prefix(settings)
-    return _provisioned_tools(prefix) if prefix.is_dir() else None
+    return _tools_below(prefix) if prefix.is_dir() else None
 
 
 def _tools_prefix(settings: Settings) -> Path:
     return cache_folder(settings) / "debian" / "tools"
 
 
-def _provisioned_tools(prefix: Path) -> Tools:
+def _tools_below(prefix: Path) -> ClientTools:
     docker = shutil.which("docker") or str(prefix / "usr/bin/docker")
     # buildx also runs by itself, without docker's plugin folders or anybody's config.json.
-    return Tools(docker=(docker,), buildx=(str(prefix / "usr/libexec/docker/cli-plugins/docker-buildx"),))
+    return ClientTools(
+        docker=(docker,), buildx=(str(prefix / "usr/libexec/docker/cli-plugins/docker-buildx"),)
+    )
 
 
 def _has_buildx_plugin() -> bool:
     """Whether docker would find buildx, in the folders where docker's CLI looks for plugins."""
     folders = (
         docker_config_folder() / "cli-plugins",
-        *(Path(str(folder)) for folder in _docker_config().get("cliPluginsExtraDirs", ())),
+        *(Path(str(folder)) for folder in _read_docker_config().get("cliPluginsExtraDirs", ())),
         *(Path(root) / "docker/cli-plugins" for root in _PLUGIN_ROOTS),
     )
     return any(os.access(folder / "docker-buildx", os.X_OK) for folder in folders)
@@ -182,65 +188,65 @@ def docker_config_folder() -> Path:
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
 
 
-def _docker_config() -> dict[str, Any]:
+def _read_docker_config() -> dict[str, Any]:
     """The user's config.json, read only. Raises :class:`SettingsError` if it is malformed."""
     path = docker_config_folder() / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: {error}", hint="mend or remove that file") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise SettingsError(f"{path}: not a JSON object", hint="mend or remove that file")
-    return found
+    return config
 
 
-def _endpoint() -> str:
+def _resolve_endpoint() -> str:
     """Where docker's CLI would connect: DOCKER_HOST, then the context, then the default."""
     if os.environ.get("DOCKER_HOST"):
         return os.environ["DOCKER_HOST"]
-    context = _context()
-    return DEFAULT_ENDPOINT if context == "default" else _context_endpoint(context)
+    context = _current_context()
+    return DEFAULT_ENDPOINT if context == "default" else _read_context_endpoint(context)
 
 
-def _context() -> str:
+def _current_context() -> str:
     if os.environ.get("DOCKER_HOST"):
         return "default"
-    return os.environ.get("DOCKER_CONTEXT") or str(_docker_config().get("currentContext", "default"))
+    return os.environ.get("DOCKER_CONTEXT") or str(_read_docker_config().get("currentContext", "default"))
 
 
-def _context_endpoint(name: str) -> str:
+def _read_context_endpoint(name: str) -> str:
     """The host of a docker context, from its metadata file (named by docker after sha256 of name)."""
-    for meta in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
-        found = _parsed(meta.read_text(encoding="utf-8"))
-        if found.get("Name") == name:
-            return str(found.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT))
+    for path in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
+        metadata = _parse_object(path.read_text(encoding="utf-8"))
+        if metadata.get("Name") == name:
+            return str(metadata.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT))
     raise SettingsError(f"docker context {name!r} does not exist", hint="docker context ls")
 
 
-def listens(endpoint: str) -> bool:
+def is_listening(endpoint: str) -> bool:
     """Whether something accepts connections at a unix socket; other endpoints are for docker to try."""
     parts = urlsplit(endpoint)
     if parts.scheme != "unix":
         return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            probe.connect(parts.path)
+            connection.connect(parts.path)
         except OSError:
             return False
     return True
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
-def _store(info: Mapping[str, Any]) -> str:
-    rows = [tuple(row) for row in info.get("DriverStatus") or ()]
-    containerd = ("driver-type", "io.containerd.snapshotter.v1") in rows
+def _detect_image_store(info: Mapping[str, Any]) -> str:
+    driver_status = [tuple(row) for row in info.get("DriverStatus") or ()]
+    containerd = ("driver-type", "io.containerd.snapshotter.v1") in driver_status
     return "containerd" if containerd else "graph"

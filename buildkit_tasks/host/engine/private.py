@@ -20,26 +20,26 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine.daemon import (
+    ClientTools,
     Engine,
-    Tools,
     describe_engine,
-    docker_tools,
-    listens,
+    ensure_tools,
+    is_listening,
 )
-from buildkit_tasks.host.engine.private_network import Network
+from buildkit_tasks.host.engine.private_network import PrivateNetwork
 from buildkit_tasks.platforms import native_platform
-from buildkit_tasks.system.command import Call, Runner
-from buildkit_tasks.system.debian import Packages, provision
-from buildkit_tasks.system.lock import only_one
-from buildkit_tasks.system.process import Process, processes_naming
+from buildkit_tasks.system.command import CommandOptions, CommandRunner
+from buildkit_tasks.system.debian import PackageSet, install_packages
+from buildkit_tasks.system.lock import file_lock
+from buildkit_tasks.system.process import Process, find_processes_by_argument
 
 if TYPE_CHECKING:
-    from buildkit_tasks.system.notify import Tell
+    from buildkit_tasks.system.notify import Notify
 
 __all__ = [
-    "PrivatePaths",
+    "PrivateEnginePaths",
     "ensure_private_engine",
-    "running_private_engine",
+    "find_private_engine",
     "stop_private_engine",
 ]
 
@@ -47,162 +47,182 @@ _READY_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 
 _ENGINE_PACKAGES = (
-    Packages(names=("containerd", "docker.io")),
+    PackageSet(names=("containerd", "docker.io")),
     # Testing's runc wants a newer libc than a stable host has: the host's own release serves.
-    Packages(names=("runc", "iptables", "tini"), suite="host", dependencies=True),
+    PackageSet(names=("runc", "iptables", "tini"), suite="host", with_dependencies=True),
 )
 
 
-def running_private_engine(
-    settings: Settings, tools: Tools, run: Runner, *, name: str = "engine"
+def find_private_engine(
+    settings: Settings, tools: ClientTools, commands: CommandRunner, *, name: str = "engine"
 ) -> Engine | None:
     """The private engine if it runs and answers."""
-    paths = PrivatePaths(cache_folder(settings), name)
-    if not _running(paths):
+    paths = PrivateEnginePaths(cache_folder(settings), name)
+    if not _is_running(paths):
         return None
     try:
-        return _described(paths, tools, run)
+        return _describe_private_engine(paths, tools, commands)
     except EngineError:
         return None
 
 
 def ensure_private_engine(
-    settings: Settings, run: Runner, tell: Tell, *, store: str = "containerd", name: str = "engine"
+    settings: Settings,
+    commands: CommandRunner,
+    notify: Notify,
+    *,
+    store: str = "containerd",
+    name: str = "engine",
 ) -> Engine:
     """The private engine, provisioned and started if it is not running.
 
     Raises :class:`EngineError` where it cannot be: not root, no apt, no NAT in the kernel, or a
     daemon that does not come up (with the end of its log).
     """
-    paths = PrivatePaths(cache_folder(settings), name)
-    tools = docker_tools(settings, run, tell)
-    found = running_private_engine(settings, tools, run, name=name)
-    if found is not None:
-        return found
+    paths = PrivateEnginePaths(cache_folder(settings), name)
+    tools = ensure_tools(settings, commands, notify)
+    engine = find_private_engine(settings, tools, commands, name=name)
+    if engine is not None:
+        return engine
     if os.geteuid() != 0:
         raise EngineError(
             "no Docker daemon answers, and a private one can be started by root only",
             hint="sudo inv setup-builder, or install and start Docker with buildx",
         )
-    with only_one(paths.cache / f".{paths.name}.lock", dry_run=run.dry_run):
-        if not _running(paths):
-            provision(paths.prefix, _ENGINE_PACKAGES, run, tell)
-            _start(paths, store, run, tell)
-        if run.dry_run:
-            return _planned(paths, tools)
-        _await_ready(paths)
-    return _described(paths, tools, run)
+    with file_lock(paths.cache / f".{paths.name}.lock", dry_run=commands.dry_run):
+        if not _is_running(paths):
+            install_packages(paths.prefix, _ENGINE_PACKAGES, commands, notify)
+            _start_daemon(paths, store, commands, notify)
+        if commands.dry_run:
+            return _planned_engine(paths, tools)
+        _wait_until_ready(paths)
+    return _describe_private_engine(paths, tools, commands)
 
 
 def stop_private_engine(
-    settings: Settings, run: Runner, tell: Tell, *, keep_state: bool = False, name: str = "engine"
+    settings: Settings,
+    commands: CommandRunner,
+    notify: Notify,
+    *,
+    keep_state: bool = False,
+    name: str = "engine",
 ) -> bool:
     """End the private engine, that process alone, and remove what it kept unless told not to.
 
     Gives whether one was running. The downloaded packages stay: they are a cache.
     """
-    paths = PrivatePaths(cache_folder(settings), name)
-    process = _recorded(paths)
-    running = process is not None and process.alive
-    if run.dry_run:
-        tell(f"would end process {process.pid if process else 'none'} and remove {paths.home}")
-        return running
+    paths = PrivateEnginePaths(cache_folder(settings), name)
+    process = _read_process(paths)
+    was_running = process is not None and process.is_alive
+    if commands.dry_run:
+        notify(f"would end process {process.pid if process else 'none'} and remove {paths.root}")
+        return was_running
     if process is not None:
-        process.end(_STOP_SECONDS)
-    for orphan in _orphans(paths):
-        orphan.end(_STOP_SECONDS)
+        process.terminate(_STOP_SECONDS)
+    for orphan in _find_orphans(paths):
+        orphan.terminate(_STOP_SECONDS)
     if paths.prefix.is_dir():
-        _network(paths, run).remove()
-    for place in _mounts_below(paths.home, paths.runtime):
+        _private_network(paths, commands).remove()
+    for mount_point in _find_mounts(paths.root, paths.runtime_dir):
         with contextlib.suppress(OSError):
-            run.detach(place)
-    paths.state.unlink(missing_ok=True)
-    shutil.rmtree(paths.runtime, ignore_errors=True)
+            commands.unmount(mount_point)
+    paths.process_file.unlink(missing_ok=True)
+    shutil.rmtree(paths.runtime_dir, ignore_errors=True)
     if not keep_state:
-        shutil.rmtree(paths.home, ignore_errors=True)
-    return running
+        shutil.rmtree(paths.root, ignore_errors=True)
+    return was_running
 
 
-def _described(paths: PrivatePaths, tools: Tools, run: Runner) -> Engine:
-    return describe_engine("private", paths.endpoint, tools, _client_environment(paths), run)
+def _describe_private_engine(
+    paths: PrivateEnginePaths, tools: ClientTools, commands: CommandRunner
+) -> Engine:
+    return describe_engine("private", paths.endpoint, tools, _client_environment(paths), commands)
 
 
-def _recorded(paths: PrivatePaths) -> Process | None:
+def _read_process(paths: PrivateEnginePaths) -> Process | None:
     """The process noted at the last start; anything that cannot be read is no note."""
     try:
-        return Process.parse(paths.state.read_text(encoding="utf-8"))
+        return Process.parse(paths.process_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _orphans(paths: PrivatePaths) -> list[Process]:
+def _find_orphans(paths: PrivateEnginePaths) -> list[Process]:
     """What a daemon that was killed leaves: its containerd and shims, which name our runtime folder.
 
     Somebody who reads a log in that folder names it too: only our own programs count.
     """
-    programs = paths.prefix.resolve()
-    return [each for each in processes_naming(paths.runtime) if each.program.is_relative_to(programs)]
+    program_root = paths.prefix.resolve()
+    return [
+        each
+        for each in find_processes_by_argument(paths.runtime_dir)
+        if each.executable.is_relative_to(program_root)
+    ]
 
 
-def _mounts_below(*folders: Path) -> list[Path]:
+def _find_mounts(*folders: Path) -> list[Path]:
     """What a daemon that was killed has left mounted in our folders, the innermost first."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     # Field 5, its blanks as octal escapes: proc(5).
-    places = (line.split(" ")[4].replace("\\040", " ") for line in lines)
-    found = [Path(place) for place in places if any(Path(place).is_relative_to(each) for each in folders)]
-    return found[::-1]
+    mount_points = (line.split(" ")[4].replace("\\040", " ") for line in lines)
+    mounts = [Path(path) for path in mount_points if any(Path(path).is_relative_to(each) for each in folders)]
+    return mounts[::-1]
 
 
-def _running(paths: PrivatePaths) -> bool:
-    process = _recorded(paths)
-    return process is not None and process.alive
+def _is_running(paths: PrivateEnginePaths) -> bool:
+    process = _read_process(paths)
+    return process is not None and process.is_alive
 
 
-def _start(paths: PrivatePaths, store: str, run: Runner, tell: Tell) -> None:
-    if not run.dry_run:
-        _prepare(paths)
+def _start_daemon(paths: PrivateEnginePaths, store: str, commands: CommandRunner, notify: Notify) -> None:
+    if not commands.dry_run:
+        _prepare_folders(paths)
         _write_configuration(paths, store)
-        _network(paths, run).make()
-    tell(f"starting a private Docker engine at {paths.endpoint}")
+        _private_network(paths, commands).create()
+    notify(f"starting a private Docker engine at {paths.endpoint}")
     dockerd = str(paths.prefix / "usr/sbin/dockerd")
-    call = Call(env=_daemon_environment(paths))
-    pid = run.start([dockerd, f"--config-file={paths.home / 'daemon.json'}"], paths.log, call)
-    if not run.dry_run:
-        _record(paths, pid)
+    options = CommandOptions(env=_daemon_environment(paths))
+    pid = commands.start_daemon(
+        [dockerd, f"--config-file={paths.root / 'daemon.json'}"], paths.log_file, options
+    )
+    if not commands.dry_run:
+        _write_process(paths, pid)
 
 
-def _network(paths: PrivatePaths, run: Runner) -> Network:
-    programs = paths.prefix / "usr/sbin"
-    return Network(bridge=paths.bridge, programs=programs, env=_daemon_environment(paths), run=run)
+def _private_network(paths: PrivateEnginePaths, commands: CommandRunner) -> PrivateNetwork:
+    program_dir = paths.prefix / "usr/sbin"
+    return PrivateNetwork(
+        bridge=paths.bridge, program_dir=program_dir, env=_daemon_environment(paths), commands=commands
+    )
 
 
-def _record(paths: PrivatePaths, pid: int) -> None:
+def _write_process(paths: PrivateEnginePaths, pid: int) -> None:
     try:
-        paths.state.write_text(str(Process.of(pid)), encoding="utf-8")
+        paths.process_file.write_text(str(Process.from_pid(pid)), encoding="utf-8")
     except ProcessLookupError:
-        raise _died(paths) from None
+        raise _start_error(paths) from None
 
 
-def _prepare(paths: PrivatePaths) -> None:
+def _prepare_folders(paths: PrivateEnginePaths) -> None:
     """Folders, and an init under the name by which dockerd looks for it."""
-    for folder in (paths.home, paths.runtime):
+    for folder in (paths.root, paths.runtime_dir):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     # dockerd takes any process that has its last pid now for itself, and does not start.
-    (paths.runtime / "docker.pid").unlink(missing_ok=True)
-    if not _orphans(paths):
-        (paths.runtime / "exec/containerd/containerd.pid").unlink(missing_ok=True)
-    links = paths.home / "bin"
-    shutil.rmtree(links, ignore_errors=True)
-    links.mkdir()
+    (paths.runtime_dir / "docker.pid").unlink(missing_ok=True)
+    if not _find_orphans(paths):
+        (paths.runtime_dir / "exec/containerd/containerd.pid").unlink(missing_ok=True)
+    bin_folder = paths.root / "bin"
+    shutil.rmtree(bin_folder, ignore_errors=True)
+    bin_folder.mkdir()
     # Without docker-init every `--init` run and every docker-container builder fails.
-    (links / "docker-init").symlink_to(paths.prefix / "usr/bin/tini-static")
+    (bin_folder / "docker-init").symlink_to(paths.prefix / "usr/bin/tini-static")
 
 
-def _daemon_environment(paths: PrivatePaths) -> dict[str, str]:
+def _daemon_environment(paths: PrivateEnginePaths) -> dict[str, str]:
     prefix = paths.prefix
     libraries = [*prefix.glob("usr/lib/*-linux-*"), *prefix.glob("lib/*-linux-*")]
-    programs = [paths.home / "bin", *(prefix / each for each in ("usr/sbin", "usr/bin", "sbin", "bin"))]
+    programs = [paths.root / "bin", *(prefix / each for each in ("usr/sbin", "usr/bin", "sbin", "bin"))]
     extensions = [folder / "xtables" for folder in libraries if (folder / "xtables").is_dir()]
     return {
         "PATH": os.pathsep.join([*map(str, programs), os.environ.get("PATH", os.defpath)]),
@@ -211,11 +231,11 @@ def _daemon_environment(paths: PrivatePaths) -> dict[str, str]:
     }
 
 
-def _write_configuration(paths: PrivatePaths, store: str) -> None:
+def _write_configuration(paths: PrivateEnginePaths, store: str) -> None:
     configuration = {
-        "data-root": str(paths.data),
-        "exec-root": str(paths.runtime / "exec"),
-        "pidfile": str(paths.runtime / "docker.pid"),
+        "data-root": str(paths.data_root),
+        "exec-root": str(paths.runtime_dir / "exec"),
+        "pidfile": str(paths.runtime_dir / "docker.pid"),
         "hosts": [paths.endpoint],
         "features": {"containerd-snapshotter": store == "containerd"},
         "bridge": paths.bridge,
@@ -224,61 +244,61 @@ def _write_configuration(paths: PrivatePaths, store: str) -> None:
         "userland-proxy": False,
     }
     text = json.dumps(configuration, indent=2)
-    (paths.home / "daemon.json").write_text(text, encoding="utf-8")
+    (paths.root / "daemon.json").write_text(text, encoding="utf-8")
 
 
-def _await_ready(paths: PrivatePaths) -> None:
+def _wait_until_ready(paths: PrivateEnginePaths) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
-        if listens(paths.endpoint):
+        if is_listening(paths.endpoint):
             paths.socket.chmod(0o600)
             return
-        if not _running(paths):
-            raise _died(paths)
+        if not _is_running(paths):
+            raise _start_error(paths)
         time.sleep(0.05)
-    raise EngineError(f"the private engine was not ready after {_READY_SECONDS:.0f} s; see {paths.log}")
+    raise EngineError(f"the private engine was not ready after {_READY_SECONDS:.0f} s; see {paths.log_file}")
 
 
-def _died(paths: PrivatePaths) -> EngineError:
-    lines = paths.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    words = next((line for line in reversed(lines) if line.startswith("failed to")), "")
+def _start_error(paths: PrivateEnginePaths) -> EngineError:
+    lines = paths.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    reason = next((line for line in reversed(lines) if line.startswith("failed to")), "")
     return EngineError(
-        f"the private engine did not start: {words or (lines or ['it said nothing'])[-1]}",
-        hint=f"look into {paths.log}",
+        f"the private engine did not start: {reason or (lines or ['it said nothing'])[-1]}",
+        hint=f"look into {paths.log_file}",
     )
 
 
-def _client_environment(paths: PrivatePaths) -> dict[str, str]:
+def _client_environment(paths: PrivateEnginePaths) -> dict[str, str]:
     """Clients talk to the private socket, and keep their builders apart from the user's."""
     environment = {"DOCKER_HOST": paths.endpoint}
     if not os.environ.get("BUILDX_CONFIG"):
-        environment["BUILDX_CONFIG"] = str(paths.home / "buildx")
+        environment["BUILDX_CONFIG"] = str(paths.root / "buildx")
     return environment
 
 
-def _planned(paths: PrivatePaths, tools: Tools) -> Engine:
+def _planned_engine(paths: PrivateEnginePaths, tools: ClientTools) -> Engine:
     """What a dry run goes on with: the engine that the commands just shown would start."""
     return Engine(
         kind="private",
         endpoint=paths.endpoint,
         version="",
         store="containerd",
-        native=native_platform(),
-        local=True,
+        platform=native_platform(),
+        is_local=True,
         tools=tools,
         env=_client_environment(paths),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class PrivatePaths:
+class PrivateEnginePaths:
     """Where one private engine keeps its things; ``name`` tells several engines apart."""
 
     cache: Path
     name: str = "engine"
 
     @property
-    def home(self) -> Path:
+    def root(self) -> Path:
         """Configuration, state and log."""
         return self.cache / self.name
 
@@ -288,20 +308,20 @@ class PrivatePaths:
         return self.cache / "debian" / "engine"
 
     @property
-    def runtime(self) -> Path:
+    def runtime_dir(self) -> Path:
         """Sockets and mounts: short, since a socket's path may have 107 bytes, and gone at reboot."""
-        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
         return Path("/run/buildkit-tasks") / digest
 
     @property
     def bridge(self) -> str:
         """The network device of its containers (15 characters at most)."""
-        return f"bkt-{self.runtime.name}"
+        return f"bkt-{self.runtime_dir.name}"
 
     @property
     def socket(self) -> Path:
         """The daemon's only listener."""
-        return self.runtime / "docker.sock"
+        return self.runtime_dir / "docker.sock"
 
     @property
     def endpoint(self) -> str:
@@ -309,16 +329,16 @@ class PrivatePaths:
         return f"unix://{self.socket}"
 
     @property
-    def data(self) -> Path:
+    def data_root(self) -> Path:
         """Images, containers and build cache."""
-        return self.home / "data"
+        return self.root / "data"
 
     @property
-    def state(self) -> Path:
+    def process_file(self) -> Path:
         """Which process is the daemon, and when it started."""
-        return self.home / "process"
+        return self.root / "process"
 
     @property
-    def log(self) -> Path:
+    def log_file(self) -> Path:
         """What the daemon says."""
-        return self.home / "dockerd.log"
+        return self.root / "dockerd.log"

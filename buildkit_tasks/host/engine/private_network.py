@@ -18,137 +18,139 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.system.command import Call
+from buildkit_tasks.system.command import CommandOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.command import CommandRunner
 
-__all__ = ["Network"]
+__all__ = ["PrivateNetwork"]
 
 # linux/sockios.h, linux/if.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCGIFADDR, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8915, 0x8916, 0x891C
 _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _IFF_UP = 1
-_POOL = ipaddress.IPv4Network("172.29.0.0/16")
+_ADDRESS_POOL = ipaddress.IPv4Network("172.29.0.0/16")
 _SUBNET_BITS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class PrivateNetwork:
     """A bridge by name, and how iptables is called; ``programs`` is where Debian's iptables lies."""
 
     bridge: str
-    programs: Path
+    program_dir: Path
     env: Mapping[str, str]
-    run: Runner
+    commands: CommandRunner
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Make what is not there yet: bridge, address, rules. Raises :class:`EngineError`."""
-        iptables = self._iptables()
+        iptables = self._find_iptables()
         try:
-            self._make_bridge()
+            self._create_bridge()
         except OSError as error:
             raise EngineError(
                 f"the bridge {self.bridge} cannot be made: {error.strerror}",
                 hint="run on a host or in a privileged container",
             ) from error
-        for table, chain, rule in self._rules():
+        for table, chain, rule in self._firewall_rules():
             argv = [*iptables, "--wait", "-t", table]
-            if not self._do([*argv, "-C", chain, *rule]):
-                self._do([*argv, "-I", chain, *rule], must=True)
+            if not self._run_iptables([*argv, "-C", chain, *rule]):
+                self._run_iptables([*argv, "-I", chain, *rule], check=True)
 
     def remove(self) -> None:
         """Remove rules and bridge; what is gone already is fine."""
         if not (Path("/sys/class/net") / self.bridge).exists():
             return
-        iptables = self._iptables()
-        for table, chain, rule in self._rules():
-            self._do([*iptables, "--wait", "-t", table, "-D", chain, *rule])
-        with _control() as control, contextlib.suppress(OSError):
-            _set_up(control, self.bridge, up=False)
-            fcntl.ioctl(control, _SIOCBRDELBR, _name(self.bridge))
+        iptables = self._find_iptables()
+        for table, chain, rule in self._firewall_rules():
+            self._run_iptables([*iptables, "--wait", "-t", table, "-D", chain, *rule])
+        with _open_control_socket() as control, contextlib.suppress(OSError):
+            _set_link_state(control, self.bridge, up=False)
+            fcntl.ioctl(control, _SIOCBRDELBR, _encode_name(self.bridge))
 
-    def _make_bridge(self) -> None:
-        with _control() as control:
+    def _create_bridge(self) -> None:
+        with _open_control_socket() as control:
             if not (Path("/sys/class/net") / self.bridge).exists():
-                fcntl.ioctl(control, _SIOCBRADDBR, _name(self.bridge))
-                subnet = _free_subnet()
-                fcntl.ioctl(control, _SIOCSIFADDR, _request(self.bridge, subnet[1]))
-                fcntl.ioctl(control, _SIOCSIFNETMASK, _request(self.bridge, subnet.netmask))
-            _set_up(control, self.bridge, up=True)
+                fcntl.ioctl(control, _SIOCBRADDBR, _encode_name(self.bridge))
+                subnet = _find_free_subnet()
+                fcntl.ioctl(control, _SIOCSIFADDR, _pack_ifreq(self.bridge, subnet[1]))
+                fcntl.ioctl(control, _SIOCSIFNETMASK, _pack_ifreq(self.bridge, subnet.netmask))
+            _set_link_state(control, self.bridge, up=True)
 
-    def _rules(self) -> Iterator[tuple[str, str, list[str]]]:
+    def _firewall_rules(self) -> Iterator[tuple[str, str, list[str]]]:
         """Guests reach out under this host's address; only answers come in."""
-        ours = ["-m", "comment", "--comment", "buildkit-tasks"]
-        source = str(self._subnet())
-        yield "nat", "POSTROUTING", ["-s", source, "!", "-o", self.bridge, *ours, "-j", "MASQUERADE"]
-        yield "filter", "FORWARD", ["-i", self.bridge, *ours, "-j", "ACCEPT"]
-        answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
-        yield "filter", "FORWARD", ["-o", self.bridge, *answers, *ours, "-j", "ACCEPT"]
+        comment = ["-m", "comment", "--comment", "buildkit-tasks"]
+        source = str(self._read_subnet())
+        yield "nat", "POSTROUTING", ["-s", source, "!", "-o", self.bridge, *comment, "-j", "MASQUERADE"]
+        yield "filter", "FORWARD", ["-i", self.bridge, *comment, "-j", "ACCEPT"]
+        established = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
+        yield "filter", "FORWARD", ["-o", self.bridge, *established, *comment, "-j", "ACCEPT"]
 
-    def _subnet(self) -> ipaddress.IPv4Network:
-        with _control() as control:
-            answer = fcntl.ioctl(control, _SIOCGIFADDR, _request(self.bridge, ipaddress.IPv4Address(0)))
-        address = ipaddress.IPv4Address(answer[20:24])
+    def _read_subnet(self) -> ipaddress.IPv4Network:
+        with _open_control_socket() as control:
+            ifreq = fcntl.ioctl(control, _SIOCGIFADDR, _pack_ifreq(self.bridge, ipaddress.IPv4Address(0)))
+        address = ipaddress.IPv4Address(ifreq[20:24])
         return ipaddress.IPv4Network((address, _SUBNET_BITS), strict=False)
 
-    def _iptables(self) -> list[str]:
+    def _find_iptables(self) -> list[str]:
         """Debian's iptables for the back end that this kernel has: nf_tables, else the legacy one."""
-        words = ""
+        reason = ""
         for name in ("xtables-nft-multi", "xtables-legacy-multi"):
-            argv = [str(self.programs / name), "iptables"]
-            done = self.run.run([*argv, "--wait", "-t", "nat", "-S"], Call(env=self.env, timeout=30))
-            if done.ok:
+            argv = [str(self.program_dir / name), "iptables"]
+            result = self.commands.run(
+                [*argv, "--wait", "-t", "nat", "-S"], CommandOptions(env=self.env, timeout=30)
+            )
+            if result.ok:
                 return argv
-            words = done.reason
+            reason = result.reason
         raise EngineError(
-            f"this kernel lets nobody make NAT rules, which containers need for their network: {words}",
+            f"this kernel lets nobody make NAT rules, which containers need for their network: {reason}",
             hint="run on a host or in a privileged container",
         )
 
-    def _do(self, argv: list[str], *, must: bool = False) -> bool:
-        done = self.run.run(argv, Call(env=self.env, timeout=30))
-        if must and not done.ok:
-            raise EngineError(f"a firewall rule cannot be made: {done.reason}")
-        return done.ok
+    def _run_iptables(self, argv: list[str], *, check: bool = False) -> bool:
+        result = self.commands.run(argv, CommandOptions(env=self.env, timeout=30))
+        if check and not result.ok:
+            raise EngineError(f"a firewall rule cannot be made: {result.reason}")
+        return result.ok
 
 
-def _control() -> socket.socket:
+def _open_control_socket() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
-def _name(bridge: str) -> bytes:
+def _encode_name(bridge: str) -> bytes:
     return bridge.encode().ljust(16, b"\0")
 
 
-def _request(bridge: str, address: ipaddress.IPv4Address) -> bytes:
+def _pack_ifreq(bridge: str, address: ipaddress.IPv4Address) -> bytes:
     """A struct ifreq with a struct sockaddr_in in it."""
     return struct.pack("16sHH4s16x", bridge.encode(), socket.AF_INET, 0, address.packed)
 
 
-def _set_up(control: socket.socket, bridge: str, *, up: bool) -> None:
-    request = struct.pack("16sH22x", bridge.encode(), 0)
-    flags = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, request), 16)[0]
+def _set_link_state(control: socket.socket, bridge: str, *, up: bool) -> None:
+    ifreq = struct.pack("16sH22x", bridge.encode(), 0)
+    flags = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, ifreq), 16)[0]
     flags = flags | _IFF_UP if up else flags & ~_IFF_UP
     fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", bridge.encode(), flags))
 
 
-def _free_subnet() -> ipaddress.IPv4Network:
+def _find_free_subnet() -> ipaddress.IPv4Network:
     """A subnet of the pool that no route of this host meets."""
     lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
-    routes = [_route(line.split()) for line in lines]
-    used = [route for route in routes if route.prefixlen]
-    for subnet in _POOL.subnets(new_prefix=_SUBNET_BITS):
-        if not any(subnet.overlaps(route) for route in used):
+    routes = [_parse_route(line.split()) for line in lines]
+    routed = [route for route in routes if route.prefixlen]
+    for subnet in _ADDRESS_POOL.subnets(new_prefix=_SUBNET_BITS):
+        if not any(subnet.overlaps(route) for route in routed):
             return subnet
-    raise EngineError(f"no free subnet in {_POOL} for the private engine's bridge")
+    raise EngineError(f"no free subnet in {_ADDRESS_POOL} for the private engine's bridge")
 
 
-def _route(fields: list[str]) -> ipaddress.IPv4Network:
+def _parse_route(fields: list[str]) -> ipaddress.IPv4Network:
     """Destination and mask of a line of /proc/net/route: hexadecimal words in the host's byte order."""
-    words = (int(fields[at], 16).to_bytes(4, sys.byteorder) for at in (1, 7))
-    destination, mask = map(ipaddress.IPv4Address, words)
+    addresses = (int(fields[index], 16).to_bytes(4, sys.byteorder) for index in (1, 7))
+    destination, mask = map(ipaddress.IPv4Address, addresses)
     return ipaddress.IPv4Network((destination, str(mask)), strict=False)

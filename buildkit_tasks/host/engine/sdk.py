@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.host.engine.daemon import Engine
 
-__all__ = ["API_SECONDS", "connect", "inspect_image", "stored_manifests"]
+__all__ = ["API_SECONDS", "available_manifests", "connect_client", "inspect_image"]
 
 API_SECONDS = 30  # row 55: an engine that says nothing for this long has stopped answering
 
 
-def connect(engine: Engine) -> DockerClient:
+def connect_client(engine: Engine) -> DockerClient:
     """A client of the engine. Raises :class:`EngineError` if it does not answer.
 
     ``docker.from_env`` follows DOCKER_HOST and the CLI's context since docker 7.2.
@@ -39,21 +39,21 @@ def inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
     api: Any = client.api  # the SDK has no `manifests` argument yet: its own helpers, one floor down
     try:
         url = api._url("/images/{0}/json", name)  # noqa: SLF001 - see above
-        found: dict[str, Any] = api._result(api._get(url, params={"manifests": "1"}), json=True)  # noqa: SLF001 - see above
+        image: dict[str, Any] = api._result(api._get(url, params={"manifests": "1"}), json=True)  # noqa: SLF001 - see above
     except ImageNotFound:
         return None
-    return found
+    return image
 
 
-def stored_manifests(image: dict[str, Any]) -> dict[Platform, str]:
+def available_manifests(image: dict[str, Any]) -> dict[Platform, str]:
     """Each platform of an image in a containerd store that is there whole, and its manifest's digest."""
-    rows = (
+    manifests = (
         row for row in image.get("Manifests") or () if row.get("Kind") == "image" and row.get("Available")
     )
-    pairs = ((row["ImageData"]["Platform"], row["ID"]) for row in rows)
-    return {platform_of(stated): digest for stated, digest in pairs}
+    pairs = ((row["ImageData"]["Platform"], row["ID"]) for row in manifests)
+    return {parse_api_platform(platform): digest for platform, digest in pairs}
 
 
-def platform_of(stated: dict[str, str]) -> Platform:
+def parse_api_platform(platform: dict[str, str]) -> Platform:
     """The platform that the engine states, its spelling normalised."""
-    return Platform.normalised(stated["os"], stated["architecture"], stated.get("variant", ""))
+    return Platform.normalize(platform["os"], platform["architecture"], platform.get("variant", ""))

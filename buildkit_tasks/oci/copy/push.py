@@ -19,23 +19,31 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.model import Descriptor, Digest
     from buildkit_tasks.oci.reference import Reference
-    from buildkit_tasks.oci.registry.options import Access
-    from buildkit_tasks.oci.registry.push import Uploads
+    from buildkit_tasks.oci.registry.options import RegistryOptions
+    from buildkit_tasks.oci.registry.push import Uploader
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["JOBS", "Joined", "NamedTag", "join", "merge", "name", "send"]
+__all__ = [
+    "DEFAULT_JOBS",
+    "AssembledIndex",
+    "NamedTag",
+    "assemble_index",
+    "copy_image",
+    "push_index",
+    "tag_image",
+]
 
-JOBS = 4  # uploads at once: as many as a registry gladly takes from one
+DEFAULT_JOBS = 4  # uploads at once: as many as a registry gladly takes from one
 
 
-def send(
+def copy_image(
     source: Source,
     destination: Reference,
     *,
-    origin: Reference | None = None,
-    access: Access | None = None,
-    jobs: int = JOBS,
+    mount_from: Reference | None = None,
+    registry_options: RegistryOptions | None = None,
+    jobs: int = DEFAULT_JOBS,
 ) -> Descriptor:
     """Put everything that the source's root reaches into the destination's repository; gives the root.
 
@@ -45,23 +53,27 @@ def send(
     are sent at once. Raises :class:`RegistryError` for a registry that cannot be reached or refuses,
     :class:`MalformedImage` for a source that is not sound.
     """
-    from buildkit_tasks.oci.copy.graph import everything
-    from buildkit_tasks.oci.registry.push import open_uploads
+    from buildkit_tasks.oci.copy.graph import push_order
+    from buildkit_tasks.oci.registry.push import open_uploader
 
-    root = source.root()
-    blobs, *documents = everything(source)
-    with open_uploads(destination, access=access, origin=origin) as uploads:
+    root = source.root_descriptor()
+    blobs, *documents = push_order(source)
+    with open_uploader(destination, options=registry_options, mount_from=mount_from) as uploader:
         # A registry takes a document after what it lists, and keeps that as long (its collector too).
-        if uploads.digest_of(str(root.digest)) == root.digest:
+        if uploader.get_digest(str(root.digest)) == root.digest:
             return root
-        _at_once(jobs, uploads, [partial(uploads.put_blob, source, blob) for blob in blobs])
+        run_parallel(jobs, uploader, [partial(uploader.push_blob, source, blob) for blob in blobs])
         for level in documents:  # an index after what it lists
-            _at_once(jobs, uploads, [partial(uploads.put_document, source, each) for each in level])
+            run_parallel(jobs, uploader, [partial(uploader.push_manifest, source, each) for each in level])
     return root
 
 
-def name(
-    at: Reference, tags: Sequence[Reference], *, access: Access | None = None, jobs: int = JOBS
+def tag_image(
+    image: Reference,
+    tags: Sequence[Reference],
+    *,
+    registry_options: RegistryOptions | None = None,
+    jobs: int = DEFAULT_JOBS,
 ) -> tuple[NamedTag, ...]:
     """Let tags name what the registry has under the digest of ``at``, in their order.
 
@@ -73,26 +85,30 @@ def name(
     from buildkit_tasks.oci.registry import open_registry
     from buildkit_tasks.oci.source import read_blob
 
-    _check(at, tags)
-    plain = replace(at, tag="")
-    naming = _Naming(access=access, tags=tuple(tags))
+    _check_tags(image, tags)
+    untagged = replace(image, tag="")
+    update = _TagUpdate(registry_options=registry_options, tags=tuple(tags))
     try:
-        with open_registry(str(plain), access=access) as source:
-            naming.root = source.root()
-            naming.data = read_blob(source, naming.root, LIMITS.document)
-            for other in {(tag.host, tag.repository): tag for tag in tags if tag.name != at.name}.values():
-                send(source, other, origin=at, access=access, jobs=jobs)
-        return tuple(naming.name(tag) for tag in tags)
+        with open_registry(str(untagged), options=registry_options) as source:
+            update.root = source.root_descriptor()
+            update.data = read_blob(source, update.root, LIMITS.document_bytes)
+            for destination in {
+                (tag.host, tag.repository): tag for tag in tags if tag.name != image.name
+            }.values():
+                copy_image(
+                    source, destination, mount_from=image, registry_options=registry_options, jobs=jobs
+                )
+        return tuple(update.move_tag(tag) for tag in tags)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {naming.account()}") from None
+        raise Interrupted(f"interrupted; {update.describe_progress()}") from None
     except UsageError:  # nothing was asked of a registry yet
         raise
     except BuildkitTasksError as error:
-        raise RegistryError(f"{error.message}; {naming.account()}", hint=error.hint) from error
+        raise RegistryError(f"{error.message}; {update.describe_progress()}", hint=error.hint) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class AssembledIndex:
     """An index that was made of parts: its descriptor, its bytes, and whose manifests it lists."""
 
     root: Descriptor
@@ -100,55 +116,58 @@ class Joined:
     platforms: tuple[tuple[Platform, Digest], ...]
 
 
-def join(
-    parts: Sequence[Reference], expected: Sequence[Platform] = (), *, access: Access | None = None
-) -> Joined:
+def assemble_index(
+    parts: Sequence[Reference],
+    expected: Sequence[Platform] = (),
+    *,
+    registry_options: RegistryOptions | None = None,
+) -> AssembledIndex:
     """Make one index of parts, each an image of one platform by its digest; nothing is put anywhere.
 
     A part is a manifest, or an index with the attestations of its one image. Raises
     :class:`CheckFailed` that names a platform that is there twice, is missing or is not expected.
     """
-    from buildkit_tasks.oci.copy.index import merged, read_part
+    from buildkit_tasks.oci.copy.index import merge_parts, read_part
     from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
     from buildkit_tasks.oci.registry import open_registry
 
-    found = []
+    images = []
     for part in parts:
         _check_part(part)
-        with open_registry(str(replace(part, tag="")), access=access) as source:
-            found.append(read_part(source, str(part)))
-    data = merged(found, expected)
-    digests = {part.platform: Digest(part.image["digest"]) for part in found}
-    return Joined(
-        root=Descriptor(media_type=OCI_INDEX, digest=Digest.of(data), size=len(data)),
+        with open_registry(str(replace(part, tag="")), options=registry_options) as source:
+            images.append(read_part(source, str(part)))
+    data = merge_parts(images, expected)
+    digests = {part.platform: Digest(part.image["digest"]) for part in images}
+    return AssembledIndex(
+        root=Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(data), size=len(data)),
         data=data,
         platforms=tuple((platform, digests[platform]) for platform in expected or digests),
     )
 
 
-def merge(
+def push_index(
     parts: Sequence[Reference],
-    into: Reference,
+    destination: Reference,
     expected: Sequence[Platform] = (),
     *,
-    access: Access | None = None,
-    jobs: int = JOBS,
-) -> Joined:
+    registry_options: RegistryOptions | None = None,
+    jobs: int = DEFAULT_JOBS,
+) -> AssembledIndex:
     """Put the index that :func:`join` makes of the parts into a repository, by its digest; never a tag.
 
     Parts of other repositories are sent there first. ``into``'s own tag is not looked at.
     """
     from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.registry.push import open_uploads
+    from buildkit_tasks.oci.registry.push import open_uploader
 
-    joined = join(parts, expected, access=access)
+    index = assemble_index(parts, expected, registry_options=registry_options)
     for part in parts:
-        if part.name != into.name:
-            with open_registry(str(replace(part, tag="")), access=access) as source:
-                send(source, into, origin=part, access=access, jobs=jobs)
-    with open_uploads(into, access=access) as uploads:
-        uploads.put_manifest(joined.data, joined.root, str(joined.root.digest))
-    return joined
+        if part.name != destination.name:
+            with open_registry(str(replace(part, tag="")), options=registry_options) as source:
+                copy_image(source, destination, mount_from=part, registry_options=registry_options, jobs=jobs)
+    with open_uploader(destination, options=registry_options) as uploader:
+        uploader.put_manifest(index.data, index.root, str(index.root.digest))
+    return index
 
 
 def _check_part(part: Reference) -> None:
@@ -158,73 +177,73 @@ def _check_part(part: Reference) -> None:
         )
 
 
-def _check(at: Reference, tags: Sequence[Reference]) -> None:
-    if at.digest is None:
-        raise UsageError(f"{at} has no digest to be named", hint="write it as REPOSITORY@sha256:...")
+def _check_tags(image: Reference, tags: Sequence[Reference]) -> None:
+    if image.digest is None:
+        raise UsageError(f"{image} has no digest to be named", hint="write it as REPOSITORY@sha256:...")
     for tag in tags:
         if tag.digest is not None or not tag.tag:
             raise UsageError(f"{tag} is no tag", hint="write it as REGISTRY/NAME:TAG")
 
 
 @dataclass(kw_only=True)
-class _Naming:
+class _TagUpdate:
     """How far the naming of several tags has come."""
 
-    access: Access | None
+    registry_options: RegistryOptions | None
     tags: tuple[Reference, ...]
     root: Descriptor | None = None
     data: bytes = field(default=b"", repr=False)
     moved: set[Reference] = field(default_factory=set)
-    unsure: set[Reference] = field(default_factory=set)
+    uncertain: set[Reference] = field(default_factory=set)
 
-    def name(self, tag: Reference) -> NamedTag:
+    def move_tag(self, tag: Reference) -> NamedTag:
         """Move one tag, and look whether it has stayed where it was put."""
-        from buildkit_tasks.oci.registry.push import open_uploads
+        from buildkit_tasks.oci.registry.push import open_uploader
 
         root = self.root
         if root is None:
             raise RuntimeError("nothing is there to be named")
-        with open_uploads(tag, access=self.access) as uploads:
-            before = uploads.digest_of(tag.tag)
+        with open_uploader(tag, options=self.registry_options) as uploader:
+            before = uploader.get_digest(tag.tag)
             if before != root.digest:
-                self._move(uploads, tag, root)
+                self._put_tag(uploader, tag, root)
         return NamedTag(
             ref=str(tag), digest=str(root.digest), previous=str(before or ""), moved=before != root.digest
         )
 
-    def _move(self, uploads: Uploads, tag: Reference, root: Descriptor) -> None:
-        from buildkit_tasks.oci.registry.errors import Refused
+    def _put_tag(self, uploader: Uploader, tag: Reference, root: Descriptor) -> None:
+        from buildkit_tasks.oci.registry.errors import RequestRejected
 
-        self.unsure.add(tag)  # should we not hear the end of it
+        self.uncertain.add(tag)  # should we not hear the end of it
         try:
-            uploads.put_manifest(self.data, root, tag.tag)
-        except Refused:
-            self.unsure.discard(tag)
+            uploader.put_manifest(self.data, root, tag.tag)
+        except RequestRejected:
+            self.uncertain.discard(tag)
             raise
-        after = uploads.digest_of(tag.tag)
+        after = uploader.get_digest(tag.tag)
         if after == root.digest:
             self.moved.add(tag)
-        self.unsure.discard(tag)
+        self.uncertain.discard(tag)
         if after != root.digest:
-            to = f"to {after}" if after else "away"
+            new_target = f"to {after}" if after else "away"
             raise RegistryError(
-                f"a rival push moved {tag} {to}, after it was put at {root.digest}",
+                f"a rival push moved {tag} {new_target}, after it was put at {root.digest}",
                 hint="find out who else pushes that tag, then push again",
             )
 
-    def account(self) -> str:
+    def describe_progress(self) -> str:
         """Which tags moved, and which did not."""
-        rest = [tag for tag in self.tags if tag not in self.moved | self.unsure]
-        parts = {
+        unmoved = [tag for tag in self.tags if tag not in self.moved | self.uncertain]
+        groups = {
             "moved": [tag for tag in self.tags if tag in self.moved],
-            "not known whether moved": [tag for tag in self.tags if tag in self.unsure],
-            "not moved": rest,
+            "not known whether moved": [tag for tag in self.tags if tag in self.uncertain],
+            "not moved": unmoved,
         }
-        told = [f"{words}: {', '.join(map(str, tags))}" for words, tags in parts.items() if tags]
-        return "; ".join(told)
+        phrases = [f"{label}: {', '.join(map(str, tags))}" for label, tags in groups.items() if tags]
+        return "; ".join(phrases)
 
 
-def _at_once(jobs: int, uploads: Uploads, tasks: Sequence[Callable[[], object]]) -> None:
+def run_parallel(jobs: int, uploader: Uploader, tasks: Sequence[Callable[[], object]]) -> None:
     """Do them all, several at a time; the first failure, or Ctrl-C, ends the others at once."""
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         futures: list[Future[object]] = []
@@ -235,5 +254,5 @@ def _at_once(jobs: int, uploads: Uploads, tasks: Sequence[Callable[[], object]])
         except BaseException:
             for future in futures:
                 future.cancel()
-            uploads.abort()
+            uploader.abort()
             raise

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-__all__ = ["GZIP", "PLAIN", "ZSTD", "Inflated", "compression_of"]
+__all__ = ["GZIP", "PLAIN", "ZSTD", "DecompressedStream", "detect_compression"]
 
 PLAIN, GZIP, ZSTD = "plain", "gzip", "zstd"
-_MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD}
-_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: a frame of zstd that holds no data
-_SKIPPABLE_HIGH = 0x50
-_INPUT = 1 << 16  # bytes fed at once: each of many tiny gzip members hands the rest of it back
-_OUTPUT = 1 << 20
+_COMPRESSION_MAGICS = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD}
+_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: a frame of zstd that holds no data
+_SKIPPABLE_HIGH_NIBBLE = 0x50
+_INPUT_SIZE = 1 << 16  # bytes fed at once: each of many tiny gzip members hands the rest of it back
+_OUTPUT_SIZE = 1 << 20
 
 
 class Readable(Protocol):
@@ -50,14 +50,14 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-def compression_of(start: bytes) -> str:
+def detect_compression(head: bytes) -> str:
     """How data that begin so are compressed: ``gzip``, ``zstd`` or ``plain``; four bytes tell."""
-    if start[1:4] == _SKIPPABLE and start[0] & 0xF0 == _SKIPPABLE_HIGH:
+    if head[1:4] == _SKIPPABLE_MAGIC and head[0] & 0xF0 == _SKIPPABLE_HIGH_NIBBLE:
         return ZSTD
-    return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), PLAIN)
+    return next((name for magic, name in _COMPRESSION_MAGICS.items() if head.startswith(magic)), PLAIN)
 
 
-class Inflated:
+class DecompressedStream:
     """What is in a stream that may be compressed, forward only.
 
     ``what`` names it in messages, ``cap`` is the most bytes that it may have uncompressed. Raises
@@ -66,39 +66,45 @@ class Inflated:
     """
 
     def __init__(
-        self, inner: Readable, what: str, *, cap: int = LIMITS.image, form: str = "", limits: Limits = LIMITS
+        self,
+        stream: Readable,
+        description: str,
+        *,
+        max_size: int = LIMITS.image_bytes,
+        compression: str = "",
+        limits: Limits = LIMITS,
     ) -> None:
-        self._inner = inner
-        self._what = what
-        self._cap = cap
-        self._form = form
+        self._stream = stream
+        self._description = description
+        self._max_size = max_size
+        self._compression = compression
         self._limits = limits
-        self._new: Callable[[], _Decompressor] | None = None
-        self._current: _Decompressor | None = None
-        self._pending, self._piece, self._at = b"", b"", 0
+        self._make_decompressor: Callable[[], _Decompressor] | None = None
+        self._decompressor: _Decompressor | None = None
+        self._pending, self._chunk, self._offset = b"", b"", 0
         self._started = False
-        self._read_in = 0
+        self._compressed_size = 0
         self.size = 0
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes; fewer only at the end."""
-        start, end = self._at, self._at + size
-        if end <= len(self._piece):
-            self._at = end
-            return self._piece[start:end]
-        parts = [self._piece[start:]]
-        missing = size - len(parts[0])
-        while missing and self._next():
-            self._at = min(missing, len(self._piece))
-            parts.append(self._piece[: self._at])
-            missing -= self._at
-        return b"".join(parts)
+        start, end = self._offset, self._offset + size
+        if end <= len(self._chunk):
+            self._offset = end
+            return self._chunk[start:end]
+        chunks = [self._chunk[start:]]
+        remaining = size - len(chunks[0])
+        while remaining and self._next_chunk():
+            self._offset = min(remaining, len(self._chunk))
+            chunks.append(self._chunk[: self._offset])
+            remaining -= self._offset
+        return b"".join(chunks)
 
     def peek(self, size: int) -> bytes:
         """The same bytes, which are given again."""
-        if self._at + size > len(self._piece):
-            self._piece, self._at = self.read(size) + self._piece[self._at :], 0
-        return self._piece[self._at : self._at + size]
+        if self._offset + size > len(self._chunk):
+            self._chunk, self._offset = self.read(size) + self._chunk[self._offset :], 0
+        return self._chunk[self._offset : self._offset + size]
 
     def seekable(self) -> bool:
         """Forward it is, which is all that a reader of archives asks for."""
@@ -108,77 +114,91 @@ class Inflated:
         """Skip ``offset`` bytes; a stream that ends before is at its end then."""
         if whence != io.SEEK_CUR or offset < 0:
             raise io.UnsupportedOperation("it is read forward only")
-        left = offset - (len(self._piece) - self._at)
-        while left > 0 and self._next():
-            left -= len(self._piece)
-        self._at = len(self._piece) + min(left, 0)
-        return self.size - (len(self._piece) - self._at)
+        remaining = offset - (len(self._chunk) - self._offset)
+        while remaining > 0 and self._next_chunk():
+            remaining -= len(self._chunk)
+        self._offset = len(self._chunk) + min(remaining, 0)
+        return self.size - (len(self._chunk) - self._offset)
 
     def close(self) -> None:
         """Close the stream that is read from."""
-        self._inner.close()
+        self._stream.close()
 
-    def _next(self) -> bytes:
+    def _next_chunk(self) -> bytes:
         """Go to the next piece; none at the end."""
         if not self._started:
-            self._start()
+            self._detect_format()
         try:
-            piece = self._inflate(self._new) if self._new else self._taken()
-        except _damage() as error:
-            raise MalformedImage(f"{self._what}: the {self._form} data are damaged: {error}") from None
-        self._piece, self._at = piece, 0
-        self.size += len(piece)
-        self._check_caps()
-        return piece
+            chunk = (
+                self._decompress(self._make_decompressor) if self._make_decompressor else self._take_plain()
+            )
+        except _decompression_errors() as error:
+            raise MalformedImage(
+                f"{self._description}: the {self._compression} data are damaged: {error}"
+            ) from None
+        self._chunk, self._offset = chunk, 0
+        self.size += len(chunk)
+        self._check_limits()
+        return chunk
 
-    def _start(self) -> None:
+    def _detect_format(self) -> None:
         self._started = True
-        self._pending = self._input()
-        found = compression_of(self._pending)
-        if self._form and found != self._form:
-            raise MalformedImage(f"{self._what}: its media type says {self._form}; its bytes are {found}")
-        self._form, self._new = found, _maker(found, self._limits)
+        self._pending = self._read_input()
+        compression = detect_compression(self._pending)
+        if self._compression and compression != self._compression:
+            raise MalformedImage(
+                f"{self._description}: its media type says {self._compression}; its bytes are {compression}"
+            )
+        self._compression, self._make_decompressor = (
+            compression,
+            _decompressor_factory(compression, self._limits),
+        )
 
-    def _input(self) -> bytes:
+    def _read_input(self) -> bytes:
         try:
-            data = self._inner.read(_INPUT)
+            data = self._stream.read(_INPUT_SIZE)
         except OSError as error:
-            raise MalformedImage(f"{self._what} cannot be read: {error.strerror or error}") from error
-        self._read_in += len(data)
+            raise MalformedImage(f"{self._description} cannot be read: {error.strerror or error}") from error
+        self._compressed_size += len(data)
         return data
 
-    def _taken(self) -> bytes:
-        data, self._pending = self._pending or self._input(), b""
+    def _take_plain(self) -> bytes:
+        data, self._pending = self._pending or self._read_input(), b""
         return data
 
-    def _inflate(self, new: Callable[[], _Decompressor]) -> bytes:
+    def _decompress(self, make_decompressor: Callable[[], _Decompressor]) -> bytes:
         """Data of this member, or of the next one that has any: there may be several."""
         while True:
-            if self._current is None or self._current.eof:
-                if self._current is not None:
-                    self._pending, self._current = self._current.unused_data, None
-                self._pending = self._pending or self._input()
+            if self._decompressor is None or self._decompressor.eof:
+                if self._decompressor is not None:
+                    self._pending, self._decompressor = self._decompressor.unused_data, None
+                self._pending = self._pending or self._read_input()
                 if not self._pending:
                     return b""
-                self._current = new()
-            if self._current.needs_input and not self._pending:
-                self._pending = self._input()
+                self._decompressor = make_decompressor()
+            if self._decompressor.needs_input and not self._pending:
+                self._pending = self._read_input()
                 if not self._pending:
-                    raise MalformedImage(f"{self._what}: the {self._form} data end too early")
-            data, self._pending = self._current.decompress(self._pending, _OUTPUT), b""
+                    raise MalformedImage(f"{self._description}: the {self._compression} data end too early")
+            data, self._pending = self._decompressor.decompress(self._pending, _OUTPUT_SIZE), b""
             if data:
                 return data
 
-    def _check_caps(self) -> None:
+    def _check_limits(self) -> None:
         limits = self._limits
-        if self.size > self._cap:
-            raise LimitExceeded(f"{self._what} is larger than {self._cap} bytes uncompressed")
-        if self.size > limits.ratio_free and self.size > limits.ratio * self._read_in:
-            ratio = self.size // max(self._read_in, 1)
-            raise LimitExceeded(f"{self._what} is a decompression bomb: {ratio} times its compressed size")
+        if self.size > self._max_size:
+            raise LimitExceeded(f"{self._description} is larger than {self._max_size} bytes uncompressed")
+        if (
+            self.size > limits.ratio_threshold
+            and self.size > limits.compression_ratio * self._compressed_size
+        ):
+            ratio = self.size // max(self._compressed_size, 1)
+            raise LimitExceeded(
+                f"{self._description} is a decompression bomb: {ratio} times its compressed size"
+            )
 
 
-def _zstd() -> ModuleType:
+def _import_zstd() -> ModuleType:
     """The module for zstd, which most images do without."""
     if sys.version_info >= (3, 14):
         from compression import zstd
@@ -187,16 +207,16 @@ def _zstd() -> ModuleType:
     return zstd
 
 
-def _damage() -> tuple[type[Exception], ...]:
+def _decompression_errors() -> tuple[type[Exception], ...]:
     """What decompressors raise; isal's type stubs call its exception class an exception."""
-    return cast("type[Exception]", igzip_lib.IsalError), _zstd().ZstdError
+    return cast("type[Exception]", igzip_lib.IsalError), _import_zstd().ZstdError
 
 
-def _maker(form: str, limits: Limits) -> Callable[[], _Decompressor] | None:
-    if form == GZIP:
+def _decompressor_factory(compression: str, limits: Limits) -> Callable[[], _Decompressor] | None:
+    if compression == GZIP:
         return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    if form == ZSTD:
-        zstd = _zstd()
+    if compression == ZSTD:
+        zstd = _import_zstd()
         options = {int(zstd.DecompressionParameter.window_log_max): limits.zstd_window_log}
         return lambda: zstd.ZstdDecompressor(options=options)
     return None

@@ -11,92 +11,97 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.layers.rootfs import WHITEOUT, Node, NodeType, walk
+from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX, FileNode, FileType, resolve_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit_tasks.oci.layers.packed_names import Names
+    from buildkit_tasks.oci.layers.packed_names import PackedNames
 
-__all__ = ["overlay", "relink"]
+__all__ = ["apply_layer", "resolve_hard_links"]
 
-_OPAQUE = f"{WHITEOUT}{WHITEOUT}.opq"
+_OPAQUE_WHITEOUT = f"{WHITEOUT_PREFIX}{WHITEOUT_PREFIX}.opq"
 
 
-def overlay(lower: Node, upper: Node, *, whiteouts: bool = True) -> Node:
+def apply_layer(lower: FileNode, upper: FileNode, *, has_whiteouts: bool = True) -> FileNode:
     """The tree of one layer over another; neither is changed.
 
     A whiteout ``.wh.NAME`` removes the name below and an opaque folder everything below in it;
     neither touches what its own layer adds. Folders merge, everything else replaces. ``whiteouts``
     tells whether the upper layer may have any: a folder of one without is taken as it is.
     """
-    root = _merged(lower, upper)
-    todo = [(root, upper)]
-    while todo:
-        here, above = todo.pop()
-        for name, node in above.children.items():
-            if name.startswith(WHITEOUT):
+    root = _merge_directory(lower, upper)
+    pending = [(root, upper)]
+    while pending:
+        merged, upper_directory = pending.pop()
+        for name, node in upper_directory.children.items():
+            if name.startswith(WHITEOUT_PREFIX):
                 continue
-            below = here.children.get(name)
-            merges = below is not None and below.type is NodeType.FOLDER
-            if node.type is NodeType.FOLDER and (merges or whiteouts):
-                here.children[name] = _merged(below, node)
-                todo.append((here.children[name], node))
+            lower_node = merged.children.get(name)
+            merges_lower = lower_node is not None and lower_node.type is FileType.DIRECTORY
+            if node.type is FileType.DIRECTORY and (merges_lower or has_whiteouts):
+                merged.children[name] = _merge_directory(lower_node, node)
+                pending.append((merged.children[name], node))
             else:
-                here.children[name] = node
+                merged.children[name] = node
     return root
 
 
-def _merged(old: Node | None, folder: Node) -> Node:
+def _merge_directory(lower: FileNode | None, upper: FileNode) -> FileNode:
     """A new folder: the upper one with what it leaves of the lower one, if that is a folder."""
-    children: dict[str, Node] = {}
-    plain: list[Names] = []
-    if old is not None and old.type is NodeType.FOLDER and _OPAQUE not in folder.children:
-        children, plain = dict(old.children), list(old.plain)
-        gone = {name.removeprefix(WHITEOUT) for name in folder.children if name.startswith(WHITEOUT)}
-        if gone:
-            plain = [names.without(gone) for names in plain]
-        for name in gone:
+    children: dict[str, FileNode] = {}
+    packed_names: list[PackedNames] = []
+    if lower is not None and lower.type is FileType.DIRECTORY and _OPAQUE_WHITEOUT not in upper.children:
+        children, packed_names = dict(lower.children), list(lower.packed_names)
+        removed = {
+            name.removeprefix(WHITEOUT_PREFIX) for name in upper.children if name.startswith(WHITEOUT_PREFIX)
+        }
+        if removed:
+            packed_names = [names.exclude_names(removed) for names in packed_names]
+        for name in removed:
             children.pop(name, None)
         if children:
-            for names in folder.plain:
+            for names in upper.packed_names:
                 for name in names:
                     children.pop(name, None)
-    return Node(
-        type=NodeType.FOLDER, mode=folder.mode, layer=folder.layer, children=children,
-        plain=[*plain, *folder.plain],
+    return FileNode(
+        type=FileType.DIRECTORY, mode=upper.mode, layer=upper.layer, children=children,
+        packed_names=[*packed_names, *upper.packed_names],
     )  # fmt: skip
 
 
-def relink(root: Node, links: Iterable[tuple[str, str]]) -> Node:
+def resolve_hard_links(root: FileNode, hard_links: Iterable[tuple[str, str]]) -> FileNode:
     """The tree with the files of lower layers where a layer has only hard links to them.
 
     Engines link in the file system as it is by then, whatever layer brought the file. Raises
     :class:`MalformedImage` for a target that is not there, or is a folder.
     """
-    links = tuple(links)
-    root = _copied(root) if links else root
-    for path, target in links:
-        found, place = walk(root, target, follow=False), walk(root, path, follow=False)
-        if place is None or place.node.type is not NodeType.HARD_LINK:
+    hard_links = tuple(hard_links)
+    root = _copy_directories(root) if hard_links else root
+    for path, target in hard_links:
+        source, link = (
+            resolve_path(root, target, follow_last=False),
+            resolve_path(root, path, follow_last=False),
+        )
+        if link is None or link.node.type is not FileType.HARD_LINK:
             continue  # its own layer put something else there
-        if found is None or found.node.type in (NodeType.FOLDER, NodeType.HARD_LINK):
+        if source is None or source.node.type in (FileType.DIRECTORY, FileType.HARD_LINK):
             raise MalformedImage(f"{path!r} is a hard link to {target!r}, which is no file here")
-        folder, _, name = path.rstrip("/").rpartition("/")
-        parent = walk(root, folder)
+        parent_path, _, name = path.rstrip("/").rpartition("/")
+        parent = resolve_path(root, parent_path)
         if parent is not None:
-            parent.node.children[name] = found.node
+            parent.node.children[name] = source.node
     return root
 
 
-def _copied(root: Node) -> Node:
+def _copy_directories(root: FileNode) -> FileNode:
     """The same tree of folders that nobody else holds; layers with such links are rare."""
-    top = dataclasses.replace(root, children=dict(root.children))
-    todo = [top]
-    while todo:
-        children = todo.pop().children
+    new_root = dataclasses.replace(root, children=dict(root.children))
+    pending = [new_root]
+    while pending:
+        children = pending.pop().children
         for name, node in children.items():
-            if node.type is NodeType.FOLDER:
+            if node.type is FileType.DIRECTORY:
                 children[name] = dataclasses.replace(node, children=dict(node.children))
-                todo.append(children[name])
-    return top
+                pending.append(children[name])
+    return new_root

@@ -9,39 +9,39 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.oci.layers.packed_names import Names
+    from buildkit_tasks.oci.layers.packed_names import PackedNames
     from buildkit_tasks.platforms.elf.model import Binary
 
 __all__ = [
     "DEFAULT_PATH",
-    "WHITEOUT",
-    "Found",
-    "Node",
-    "NodeType",
+    "WHITEOUT_PREFIX",
+    "FileNode",
+    "FileType",
+    "ResolvedPath",
     "RootFs",
-    "files_of",
-    "names_in",
+    "iter_names",
+    "iter_nodes",
     "printable_path",
-    "walk",
+    "resolve_path",
 ]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as Docker sets it
-_MAX_LINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
-WHITEOUT = ".wh."
+_MAX_SYMLINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
+WHITEOUT_PREFIX = ".wh."
 
 
-class NodeType(enum.Enum):
+class FileType(enum.Enum):
     """What a name is; ``HARD_LINK`` is one to a lower layer's file, ``OTHER`` devices, FIFOs, whiteouts."""
 
     FILE = "file"
-    FOLDER = "folder"
+    DIRECTORY = "folder"
     SYMLINK = "symlink"
     HARD_LINK = "hard link"
     OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class FileNode:
     """One name of a root file system.
 
     ``head`` is the start of a script or of another file that may be run, ``binary`` what an ELF file
@@ -50,61 +50,63 @@ class Node:
     them; a name that is among both is the child.
     """
 
-    type: NodeType
+    type: FileType
     mode: int = 0o755
     size: int = 0
     target: str = ""
     head: bytes = b""
     layer: str = ""
     binary: Binary | None = None
-    flaw: str = ""
-    children: dict[str, Node] = field(default_factory=lambda: _NO_CHILDREN, compare=False)
-    plain: list[Names] = field(default_factory=lambda: _NO_NAMES, compare=False)
+    binary_error: str = ""
+    children: dict[str, FileNode] = field(default_factory=lambda: _NO_CHILDREN, compare=False)
+    packed_names: list[PackedNames] = field(default_factory=lambda: _NO_PACKED_NAMES, compare=False)
 
     @classmethod
-    def folder(cls, layer: str = "", mode: int = 0o755) -> Node:
+    def make_directory(cls, layer: str = "", mode: int = 0o755) -> FileNode:
         """A folder with nothing in it yet."""
-        return cls(type=NodeType.FOLDER, mode=mode, layer=layer, children={}, plain=[])
+        return cls(type=FileType.DIRECTORY, mode=mode, layer=layer, children={}, packed_names=[])
 
 
 # Of everything that is no folder: shared, and never changed.
-_NO_CHILDREN: dict[str, Node] = {}
-_NO_NAMES: list[Names] = []
+_NO_CHILDREN: dict[str, FileNode] = {}
+_NO_PACKED_NAMES: list[PackedNames] = []
 
 
-class Found(NamedTuple):
+class ResolvedPath(NamedTuple):
     """Where a path led, every symbolic link resolved."""
 
     path: str
-    node: Node
+    node: FileNode
 
 
-def walk(root: Node, path: str, *, follow: bool = True, make: bool = False) -> Found | None:
+def resolve_path(
+    root: FileNode, path: str, *, follow_last: bool = True, make_missing: bool = False
+) -> ResolvedPath | None:
     """Follow a path from ``root`` and never out of it; symbolic links count as if chrooted there.
 
     None if a name is missing, a file stands where a folder should, or there are more than 40
     links. ``follow`` also follows the last name; ``make`` makes missing folders.
     """
-    trail, todo, links = [("", root)], path.split("/")[::-1], 0
-    while todo:
-        name = todo.pop()
+    resolved, pending, symlink_count = [("", root)], path.split("/")[::-1], 0
+    while pending:
+        name = pending.pop()
         if name == "..":
-            del trail[max(len(trail) - 1, 1) :]
+            del resolved[max(len(resolved) - 1, 1) :]
         if name in ("", ".", ".."):
             continue
-        here = trail[-1][1]
-        if here.type is not NodeType.FOLDER:
+        parent = resolved[-1][1]
+        if parent.type is not FileType.DIRECTORY:
             return None
-        child = _child(here, name, make=make)
-        if child is None or links > _MAX_LINKS:
+        child = _find_child(parent, name, make_missing=make_missing)
+        if child is None or symlink_count > _MAX_SYMLINKS:
             return None
-        if child.type is NodeType.SYMLINK and (todo or follow):
-            links += 1
-            del trail[1 if child.target.startswith("/") else len(trail) :]
-            todo += child.target.split("/")[::-1]
+        if child.type is FileType.SYMLINK and (pending or follow_last):
+            symlink_count += 1
+            del resolved[1 if child.target.startswith("/") else len(resolved) :]
+            pending += child.target.split("/")[::-1]
         else:
-            trail.append((name, child))
-    return Found(printable_path("/".join(name for name, _ in trail)) or "/", trail[-1][1])
+            resolved.append((name, child))
+    return ResolvedPath(printable_path("/".join(name for name, _ in resolved)) or "/", resolved[-1][1])
 
 
 def printable_path(path: str) -> str:
@@ -112,62 +114,64 @@ def printable_path(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _child(folder: Node, name: str, *, make: bool) -> Node | None:
-    child = folder.children.get(name) or _plain(folder, name)
-    if child is None and make:
-        child = folder.children[name] = Node.folder(folder.layer)
+def _find_child(directory: FileNode, name: str, *, make_missing: bool) -> FileNode | None:
+    child = directory.children.get(name) or _unpack_node(directory, name)
+    if child is None and make_missing:
+        child = directory.children[name] = FileNode.make_directory(directory.layer)
     return child
 
 
-def _plain(folder: Node, name: str) -> Node | None:
+def _unpack_node(directory: FileNode, name: str) -> FileNode | None:
     """A file or a link of which only that is kept: the uppermost layer's."""
-    found = (names.find(name) for names in reversed(folder.plain))
-    known = next((each for each in found if each is not None), None)
-    if known is None:
+    matches = (names.find(name) for names in reversed(directory.packed_names))
+    entry = next((match for match in matches if match is not None), None)
+    if entry is None:
         return None
-    if known.target is None:
-        return Node(type=NodeType.FILE, mode=known.mode)
-    return Node(type=NodeType.SYMLINK, mode=known.mode, target=known.target)
+    if entry.target is None:
+        return FileNode(type=FileType.FILE, mode=entry.mode)
+    return FileNode(type=FileType.SYMLINK, mode=entry.mode, target=entry.target)
 
 
-def files_of(root: Node) -> Iterator[tuple[str, Node]]:
+def iter_nodes(root: FileNode) -> Iterator[tuple[str, FileNode]]:
     """Everything below a folder about which more is known than its name, with its path."""
-    todo = [("", root)]
-    while todo:
-        prefix, folder = todo.pop()
-        for name, node in folder.children.items():
+    pending = [("", root)]
+    while pending:
+        prefix, directory = pending.pop()
+        for name, node in directory.children.items():
             yield f"{prefix}/{name}", node
-            if node.type is NodeType.FOLDER:
-                todo.append((f"{prefix}/{name}", node))
+            if node.type is FileType.DIRECTORY:
+                pending.append((f"{prefix}/{name}", node))
 
 
-def names_in(folder: Node) -> Iterator[tuple[str, Node | None]]:
+def iter_names(directory: FileNode) -> Iterator[tuple[str, FileNode | None]]:
     """Every name in a folder, each at least once, with what is known of it beyond being there."""
-    for names in folder.plain:
+    for names in directory.packed_names:
         yield from ((name, None) for name in names)
-    yield from folder.children.items()
+    yield from directory.children.items()
 
 
 class RootFs:
     """What a container of the image would see as its root, as far as names and heads go."""
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: FileNode) -> None:
         self.root = root
 
-    def resolve(self, path: str) -> Found | None:
+    def resolve(self, path: str) -> ResolvedPath | None:
         """Where an absolute path leads, following symbolic links inside the root."""
-        return walk(self.root, path)
+        return resolve_path(self.root, path)
 
-    def find_command(self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/") -> Found | None:
+    def find_command(
+        self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
+    ) -> ResolvedPath | None:
         """Find the file that starting ``name`` would run.
 
         With a slash it is that path, else the first executable of that name in ``path_env``.
         """
         if "/" in name:
-            found = self.resolve(name if name.startswith("/") else f"{working_dir}/{name}")
-            return found if found is not None and found.node.type is NodeType.FILE else None
-        for folder in path_env.split(":"):
-            found = self.resolve(f"{folder}/{name}") if folder.startswith("/") else None
-            if found is not None and found.node.type is NodeType.FILE and found.node.mode & 0o111:
-                return found
+            resolved = self.resolve(name if name.startswith("/") else f"{working_dir}/{name}")
+            return resolved if resolved is not None and resolved.node.type is FileType.FILE else None
+        for directory in path_env.split(":"):
+            resolved = self.resolve(f"{directory}/{name}") if directory.startswith("/") else None
+            if resolved is not None and resolved.node.type is FileType.FILE and resolved.node.mode & 0o111:
+                return resolved
         return None

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.overlay import overlay, relink
-from buildkit_tasks.oci.layers.rootfs import Node, RootFs
+from buildkit_tasks.oci.layers.overlay import apply_layer, resolve_hard_links
+from buildkit_tasks.oci.layers.rootfs import FileNode, RootFs
 from buildkit_tasks.oci.layers.stream import LayerStream, check_diff_id, check_layer_count, open_layer
-from buildkit_tasks.oci.layers.tar import TarReader, cut_off
+from buildkit_tasks.oci.layers.tar import TarReader, truncated_error
 from buildkit_tasks.oci.layers.tree_builder import TreeBuilder
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest, parse_config
@@ -22,10 +22,10 @@ from buildkit_tasks.oci.source import Source, read_blob
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LayerScan", "LayerScans", "flatten", "scan_layer"]
+__all__ = ["LayerScan", "LayerScanCache", "flatten_layers", "scan_layer"]
 
 
-_MAX_STACKS = 8  # that are kept: platforms differ in their last few layers
+_MAX_CACHED_TREES = 8  # that are kept: platforms differ in their last few layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,12 @@ class LayerScan:
     digest: Digest
     diff_id: Digest
     size: int
-    root: Node
-    links: tuple[tuple[str, str], ...] = ()
-    whiteouts: bool = False
+    root: FileNode
+    hard_links: tuple[tuple[str, str], ...] = ()
+    has_whiteouts: bool = False
 
 
-class LayerScans:
+class LayerScanCache:
     """Scans of one source's layers, each made once, sound or not: platforms share layers.
 
     So they do with what some layers make together: :meth:`stacked`.
@@ -54,34 +54,34 @@ class LayerScans:
         self._source = source
         self._limits = limits
         self._scans: dict[tuple[Descriptor, str], LayerScan | BuildkitTasksError] = {}
-        self._stacks: dict[tuple[Digest, ...], Node] = {(): Node.folder()}
+        self._trees: dict[tuple[Digest, ...], FileNode] = {(): FileNode.make_directory()}
 
     def get(self, layer: Descriptor, algorithm: str = "sha256") -> LayerScan:
         """The scan of this layer; fails as :func:`scan_layer` does, however often it is asked for."""
         key = (dataclasses.replace(layer, annotations={}), algorithm)
         if key not in self._scans:
-            self._scans[key] = self._scan(layer, algorithm)
-        found = self._scans[key]
-        if isinstance(found, LayerScan):
-            return found
-        raise found
+            self._scans[key] = self._try_scan(layer, algorithm)
+        scan = self._scans[key]
+        if isinstance(scan, LayerScan):
+            return scan
+        raise scan
 
-    def stacked(self, scans: Sequence[LayerScan]) -> Node:
+    def merge_layers(self, scans: Sequence[LayerScan]) -> FileNode:
         """The tree of these layers laid over one another, lowest first."""
         digests = tuple(scan.digest for scan in scans)
-        known = max(count for count in range(len(digests) + 1) if digests[:count] in self._stacks)
-        tree = self._stacks[digests[:known]]
-        for count, scan in enumerate(scans[known:], known + 1):
-            if count > 1 or scan.whiteouts:
-                tree = overlay(tree, scan.root, whiteouts=scan.whiteouts)
+        cached_count = max(count for count in range(len(digests) + 1) if digests[:count] in self._trees)
+        tree = self._trees[digests[:cached_count]]
+        for count, scan in enumerate(scans[cached_count:], cached_count + 1):
+            if count > 1 or scan.has_whiteouts:
+                tree = apply_layer(tree, scan.root, has_whiteouts=scan.has_whiteouts)
             else:
                 tree = scan.root
-            tree = self._stacks[digests[:count]] = relink(tree, scan.links)
-            if len(self._stacks) > _MAX_STACKS:
-                del self._stacks[next(key for key in self._stacks if key)]
+            tree = self._trees[digests[:count]] = resolve_hard_links(tree, scan.hard_links)
+            if len(self._trees) > _MAX_CACHED_TREES:
+                del self._trees[next(key for key in self._trees if key)]
         return tree
 
-    def _scan(self, layer: Descriptor, algorithm: str) -> LayerScan | BuildkitTasksError:
+    def _try_scan(self, layer: Descriptor, algorithm: str) -> LayerScan | BuildkitTasksError:
         try:
             return scan_layer(self._source, layer, algorithm=algorithm, limits=self._limits)
         except (MalformedImage, LimitExceeded) as error:
@@ -99,15 +99,16 @@ def scan_layer(
     with open_layer(source, layer, algorithm=algorithm, limits=limits) as stream:
         try:
             reader = _LayerReader(stream, limits)
-            tree = TreeBuilder(reader, str(layer.digest), limits)
-            tree.fill()
+            builder = TreeBuilder(reader, str(layer.digest), limits)
+            builder.read_entries()
             diff_id = stream.finish()
         except MalformedImage as error:
-            stream.check_blob()
+            stream.verify_blob()
             raise MalformedImage(f"layer {layer.digest}: {error.message}") from error
     return LayerScan(
-        digest=layer.digest, diff_id=diff_id, size=stream.size, root=tree.root, links=tuple(tree.links),
-        whiteouts=tree.whiteouts,
+        digest=layer.digest, diff_id=diff_id, size=stream.size, root=builder.root,
+        hard_links=tuple(builder.hard_links),
+        has_whiteouts=builder.has_whiteouts,
     )  # fmt: skip
 
 
@@ -116,31 +117,31 @@ class _LayerReader(TarReader):
 
     def __init__(self, stream: LayerStream, limits: Limits) -> None:
         super().__init__(stream, max_entries=limits.entries)
-        self._layer = stream
+        self._layer_stream = stream
 
     def peek(self, limit: int) -> bytes:
-        wanted = min(limit, self.left)
-        data = self._layer.peek(wanted)
-        if len(data) != wanted:
-            raise cut_off(self._layer.size)
+        count = min(limit, self.remaining)
+        data = self._layer_stream.peek(count)
+        if len(data) != count:
+            raise truncated_error(self._layer_stream.size)
         return data
 
 
-def flatten(source: Source, manifest: Manifest, scans: LayerScans | None = None) -> RootFs:
+def flatten_layers(source: Source, manifest: Manifest, scans: LayerScanCache | None = None) -> RootFs:
     """The root file system of one platform's image, its diff_ids checked.
 
     ``scans`` keeps layers that were read already. Raises :class:`MalformedImage` and
     :class:`LimitExceeded` at the first problem.
     """
-    scans = scans or LayerScans(source)
-    diff_ids = parse_config(read_blob(source, manifest.config, LIMITS.document)).diff_ids
+    scans = scans or LayerScanCache(source)
+    diff_ids = parse_config(read_blob(source, manifest.config, LIMITS.document_bytes)).diff_ids
     check_layer_count(manifest, diff_ids)
-    found, size = [], 0
+    layer_scans, size = [], 0
     for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):
         scan = scans.get(layer, diff_id.algorithm)
         check_diff_id(layer, scan.diff_id, diff_id)
         size += scan.size
-        if size > LIMITS.image:
-            raise LimitExceeded(f"the image is larger than {LIMITS.image} bytes uncompressed")
-        found.append(scan)
-    return RootFs(scans.stacked(found))
+        if size > LIMITS.image_bytes:
+            raise LimitExceeded(f"the image is larger than {LIMITS.image_bytes} bytes uncompressed")
+        layer_scans.append(scan)
+    return RootFs(scans.merge_layers(layer_scans))

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Self
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, Inflated
+from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, DecompressedStream
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor, Digest, Manifest
-from buildkit_tasks.oci.source import Hasher, Source, Verified
+from buildkit_tasks.oci.source import Hasher, Source, VerifyingReader
 
 __all__ = ["LayerStream", "check_diff_id", "check_layer_count", "open_layer"]
 
-_OCI = "application/vnd.oci.image.layer.v1.tar"
-_OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-_DOCKER = "application/vnd.docker.image.rootfs.diff.tar"
-_DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
-_FORMS = {
-    **dict.fromkeys((_OCI, _OCI_FOREIGN, _DOCKER, _DOCKER_FOREIGN), PLAIN),
-    **dict.fromkeys((f"{_OCI}+gzip", f"{_OCI_FOREIGN}+gzip"), GZIP),
-    **dict.fromkeys((f"{_DOCKER}.gzip", f"{_DOCKER_FOREIGN}.gzip"), GZIP),
-    **dict.fromkeys((f"{_OCI}+zstd", f"{_OCI_FOREIGN}+zstd", f"{_DOCKER}.zstd"), ZSTD),
+_OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_OCI_NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+_DOCKER_FOREIGN_LAYER = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+_COMPRESSION_BY_MEDIA_TYPE = {
+    **dict.fromkeys((_OCI_LAYER, _OCI_NONDISTRIBUTABLE, _DOCKER_LAYER, _DOCKER_FOREIGN_LAYER), PLAIN),
+    **dict.fromkeys((f"{_OCI_LAYER}+gzip", f"{_OCI_NONDISTRIBUTABLE}+gzip"), GZIP),
+    **dict.fromkeys((f"{_DOCKER_LAYER}.gzip", f"{_DOCKER_FOREIGN_LAYER}.gzip"), GZIP),
+    **dict.fromkeys((f"{_OCI_LAYER}+zstd", f"{_OCI_NONDISTRIBUTABLE}+zstd", f"{_DOCKER_LAYER}.zstd"), ZSTD),
 }
 
 
@@ -33,10 +33,10 @@ def open_layer(
     size and ratio while reading. Raises :class:`MalformedImage` if the media type is no layer's or
     the bytes are of another compression, :class:`LimitExceeded` for a bomb.
     """
-    form = _FORMS.get(layer.media_type)
-    if form is None:
+    compression = _COMPRESSION_BY_MEDIA_TYPE.get(layer.media_type)
+    if compression is None:
         raise MalformedImage(f"layer {layer.digest} is {layer.media_type!r}, which is no known kind of layer")
-    return LayerStream(Verified(source, layer), form, algorithm, limits)
+    return LayerStream(VerifyingReader(source, layer), compression, algorithm, limits)
 
 
 def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:
@@ -47,22 +47,24 @@ def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:
         )
 
 
-def check_diff_id(layer: Descriptor, found: Digest, stated: Digest) -> None:
+def check_diff_id(layer: Descriptor, actual: Digest, expected: Digest) -> None:
     """Raise :class:`MalformedImage` unless the config states the diff_id that the layer has."""
-    if found != stated:
+    if actual != expected:
         raise MalformedImage(
-            f"layer {layer.digest} has the diff_id {found} uncompressed; the config states {stated}"
+            f"layer {layer.digest} has the diff_id {actual} uncompressed; the config states {expected}"
         )
 
 
-class LayerStream(Inflated):
+class LayerStream(DecompressedStream):
     """An uncompressed layer; :meth:`finish` reads what is left and gives its diff_id."""
 
-    def __init__(self, blob: Verified, form: str, algorithm: str, limits: Limits) -> None:
-        super().__init__(blob, "the layer", cap=limits.layer, form=form, limits=limits)
+    def __init__(self, blob: VerifyingReader, compression: str, algorithm: str, limits: Limits) -> None:
+        super().__init__(
+            blob, "the layer", max_size=limits.layer_bytes, compression=compression, limits=limits
+        )
         self._blob = blob
         self._algorithm = algorithm
-        self._hash = Hasher(algorithm)
+        self._hasher = Hasher(algorithm)
 
     def __enter__(self) -> Self:
         return self
@@ -72,21 +74,21 @@ class LayerStream(Inflated):
 
     def close(self) -> None:
         """Close the blob's stream."""
-        self._hash.close()
+        self._hasher.close()
         super().close()
 
     def finish(self) -> Digest:
         """Read to the end, so that everything has been checked; the digest of the tar archive."""
-        while self._next():
+        while self._next_chunk():
             pass
-        return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+        return Digest(f"{self._algorithm}:{self._hasher.hexdigest()}")
 
-    def check_blob(self) -> None:
+    def verify_blob(self) -> None:
         """Read the compressed rest: raises if the blob itself is not what its digest says."""
         while self._blob.read(1 << 20):
             pass
 
-    def _next(self) -> bytes:
-        piece = super()._next()
-        self._hash.update(piece)
-        return piece
+    def _next_chunk(self) -> bytes:
+        chunk = super()._next_chunk()
+        self._hasher.update(chunk)
+        return chunk

@@ -7,41 +7,41 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.layers.packed_names import Names
-from buildkit_tasks.oci.layers.rootfs import WHITEOUT, Node, NodeType, walk
-from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Entry
-from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW
-from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, inspect
-from buildkit_tasks.platforms.elf.view import Bytes, View, Windows
+from buildkit_tasks.oci.layers.packed_names import PackedNames
+from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX, FileNode, FileType, resolve_path
+from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarEntry
+from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW_SIZE
+from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, read_binary
+from buildkit_tasks.platforms.elf.view import FileView, PartialFile, WholeFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildkit_tasks.oci.limits import Limits
 
-__all__ = ["Entries", "TreeBuilder", "keep_windows"]
+__all__ = ["EntryReader", "TreeBuilder", "read_windows"]
 
-_HEAD = 256  # an ELF header and its first program headers, or a `#!` line (BINPRM_BUF_SIZE)
-_SHORT = 16  # what is kept of any other file that may be run: enough to say what it is not
-_RUN = 0o111
+_HEAD_SIZE = 256  # an ELF header and its first program headers, or a `#!` line (BINPRM_BUF_SIZE)
+_SHORT_HEAD_SIZE = 16  # what is kept of any other file that may be run: enough to say what it is not
+_EXECUTABLE_BITS = 0o111
 _MAX_HEADS = 20_000  # files that may be run of which so much is kept
-_FILES = frozenset([REGULAR, "7"])
+_FILE_TYPES = frozenset([REGULAR, "7"])
 # What a dynamic loader reads, and where the libraries are named that are looked for.
-_LOADER_SETTINGS = re.compile(r"(?:\./)?etc/(?:ld\.so\.conf(?:\.d/[^/]+\.conf)?|ld-musl-[^/]+\.path)")
-_MAX_SETTINGS = 64 << 10
-_NOWHERE = "\0"  # no folder of an archive is called so
+_LOADER_CONFIG = re.compile(r"(?:\./)?etc/(?:ld\.so\.conf(?:\.d/[^/]+\.conf)?|ld-musl-[^/]+\.path)")
+_MAX_LOADER_CONFIG = 64 << 10
+_NO_DIRECTORY = "\0"  # no folder of an archive is called so
 
 # Of a program larger than both ends together only these, and what stands around a magic, are kept.
-_FRONT, _BACK = 16 << 20, 4 << 20
-_PIECE = 1 << 20
-_LEAD = 16  # bytes before a magic that belong to it
-_MAX_HITS = 16
+_FRONT_SIZE, _BACK_SIZE = 16 << 20, 4 << 20
+_CHUNK_SIZE = 1 << 20
+_MAGIC_LEAD = 16  # bytes before a magic that belong to it
+_MAX_MAGIC_WINDOWS = 16
 
 
-class Entries(Protocol):
+class EntryReader(Protocol):
     """What a tree is built from: a layer's archive, or a folder that is read as one would be."""
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[TarEntry]:
         """Every entry, a folder before what is in it."""
 
     def read(self, limit: int) -> bytes:
@@ -57,146 +57,152 @@ class TreeBuilder:
     ``links`` are hard links to files that it does not hold, ``whiteouts`` whether it removes any.
     """
 
-    def __init__(self, reader: Entries, layer: str, limits: Limits) -> None:
-        self.root = Node.folder(layer)
-        self.links: list[tuple[str, str]] = []
-        self.whiteouts = False
+    def __init__(self, reader: EntryReader, layer: str, limits: Limits) -> None:
+        self.root = FileNode.make_directory(layer)
+        self.hard_links: list[tuple[str, str]] = []
+        self.has_whiteouts = False
         self._reader = reader
         self._layer = layer
-        self._left = limits.nodes
-        self._heads = 0
-        self._folder, self._parent = "", self.root  # of the last entry, until an entry may move folders
+        self._remaining_nodes = limits.nodes
+        self._head_count = 0
+        self._parent_path, self._parent = "", self.root  # of the last entry, until an entry may move folders
 
-    def fill(self) -> None:
+    def read_entries(self) -> None:
         """Read the archive. Raises :class:`MalformedImage` and :class:`LimitExceeded`."""
         for entry in self._reader:
-            path, kind, size, link, mode, _ = entry  # by their names each would cost as much as a step below
-            folder, _, name = path.rpartition("/")
+            path, entry_type, size, link_target, mode, _ = (
+                entry  # by their names each would cost as much as a step below
+            )
+            parent_path, _, name = path.rpartition("/")
             if not name:  # a folder's name may end in a slash
-                folder, _, name = path.rstrip("/").rpartition("/")
+                parent_path, _, name = path.rstrip("/").rpartition("/")
             if name in ("", "."):
                 continue  # the root itself
-            if folder != self._folder or name == "..":
-                self._enter(folder, entry)
+            if parent_path != self._parent_path or name == "..":
+                self._enter_directory(parent_path, entry)
             if name in self._parent.children or name[0] == ".":
-                self._add(entry, name)
-            elif kind == SYMLINK:
-                self._plain().add(name, mode, link)
-            elif size or kind != REGULAR or (mode & _RUN and self._heads < _MAX_HEADS):
-                self._add(entry, name)
+                self._add_node(entry, name)
+            elif entry_type == SYMLINK:
+                self._packed_names().add(name, mode, link_target)
+            elif size or entry_type != REGULAR or (mode & _EXECUTABLE_BITS and self._head_count < _MAX_HEADS):
+                self._add_node(entry, name)
             else:
-                self._plain().add(name, mode)
+                self._packed_names().add(name, mode)
 
-    def _enter(self, folder: str, entry: Entry) -> None:
+    def _enter_directory(self, parent_path: str, entry: TarEntry) -> None:
         if ".." in entry.name.split("/"):
             raise MalformedImage(f"the entry {entry.name!r} leads out of its folder")
-        parent = walk(self.root, folder, make=True)
-        if parent is None or parent.node.type is not NodeType.FOLDER:
+        parent = resolve_path(self.root, parent_path, make_missing=True)
+        if parent is None or parent.node.type is not FileType.DIRECTORY:
             raise MalformedImage(f"the entry {entry.name!r} is below something that is no folder")
-        self._folder, self._parent = folder, parent.node
+        self._parent_path, self._parent = parent_path, parent.node
 
-    def _add(self, entry: Entry, name: str) -> None:
+    def _add_node(self, entry: TarEntry, name: str) -> None:
         children = self._parent.children
-        old = children.get(name)
-        if name.startswith(WHITEOUT):
-            self.whiteouts = True
-            node: Node | None = self._node(entry)
+        previous = children.get(name)
+        if name.startswith(WHITEOUT_PREFIX):
+            self.has_whiteouts = True
+            node: FileNode | None = self._file_node(entry)
         else:
-            node = self._file(entry) if entry.type in _FILES else self._other(entry, old)
-        if old is not None:
+            node = (
+                self._read_file(entry) if entry.type in _FILE_TYPES else self._special_node(entry, previous)
+            )
+        if previous is not None:
             del children[name]
-            self._folder = _NOWHERE  # it may have been a folder, or have led to one
+            self._parent_path = _NO_DIRECTORY  # it may have been a folder, or have led to one
         if node is None:
-            self._plain().add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
+            self._packed_names().add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
         else:
-            self._left -= 1
-            if self._left < 0:
+            self._remaining_nodes -= 1
+            if self._remaining_nodes < 0:
                 raise LimitExceeded("the layer has too many programs and folders")
             children[name] = node
 
-    def _plain(self) -> Names:
+    def _packed_names(self) -> PackedNames:
         """The names in this folder of which nothing more is kept."""
-        if not self._parent.plain:
-            self._parent.plain.append(Names())
-        return self._parent.plain[0]
+        if not self._parent.packed_names:
+            self._parent.packed_names.append(PackedNames())
+        return self._parent.packed_names[0]
 
-    def _file(self, entry: Entry) -> Node | None:
+    def _read_file(self, entry: TarEntry) -> FileNode | None:
         """What is kept of a file; None for one of which its name is enough."""
-        head = self._reader.peek(_HEAD) if entry.size else b""
+        head = self._reader.peek(_HEAD_SIZE) if entry.size else b""
         if head.startswith(ELF_MAGIC):
-            return self._program(entry, head)
-        if entry.name.endswith((".conf", ".path")) and _LOADER_SETTINGS.fullmatch(entry.name):
-            return self._node(entry, self._reader.read(_MAX_SETTINGS))
-        if entry.mode & _RUN and self._heads < _MAX_HEADS:
-            self._heads += 1
-            return self._node(entry, head if head.startswith(b"#!") else head[:_SHORT])
+            return self._read_program(entry, head)
+        if entry.name.endswith((".conf", ".path")) and _LOADER_CONFIG.fullmatch(entry.name):
+            return self._file_node(entry, self._reader.read(_MAX_LOADER_CONFIG))
+        if entry.mode & _EXECUTABLE_BITS and self._head_count < _MAX_HEADS:
+            self._head_count += 1
+            return self._file_node(entry, head if head.startswith(b"#!") else head[:_SHORT_HEAD_SIZE])
         return None
 
-    def _node(self, entry: Entry, head: bytes = b"") -> Node:
+    def _file_node(self, entry: TarEntry, head: bytes = b"") -> FileNode:
         mode = entry.mode & 0o7777
-        return Node(type=NodeType.FILE, mode=mode, size=entry.size, head=head, layer=self._layer)
+        return FileNode(type=FileType.FILE, mode=mode, size=entry.size, head=head, layer=self._layer)
 
-    def _program(self, entry: Entry, head: bytes) -> Node:
-        binary, flaw = None, ""
+    def _read_program(self, entry: TarEntry, head: bytes) -> FileNode:
+        binary, binary_error = None, ""
         try:
-            binary = inspect(self._view(entry))
+            binary = read_binary(self._read_view(entry))
         except MalformedImage as error:
-            flaw = error.message
-        return Node(
-            type=NodeType.FILE, mode=entry.mode & 0o7777, size=entry.size, head=head, layer=self._layer,
-            binary=binary, flaw=flaw,
+            binary_error = error.message
+        return FileNode(
+            type=FileType.FILE, mode=entry.mode & 0o7777, size=entry.size, head=head, layer=self._layer,
+            binary=binary, binary_error=binary_error,
         )  # fmt: skip
 
-    def _view(self, entry: Entry) -> View:
-        if entry.size <= _FRONT + _BACK:
-            return Bytes(self._reader.read(entry.size))
-        return keep_windows(self._reader, entry.size)
+    def _read_view(self, entry: TarEntry) -> FileView:
+        if entry.size <= _FRONT_SIZE + _BACK_SIZE:
+            return WholeFile(self._reader.read(entry.size))
+        return read_windows(self._reader, entry.size)
 
-    def _other(self, entry: Entry, old: Node | None) -> Node | None:
+    def _special_node(self, entry: TarEntry, previous: FileNode | None) -> FileNode | None:
         """What is kept of anything else; None for a symbolic link, whose name and target are enough."""
         if entry.type == SYMLINK:
             return None
         if entry.type == HARD_LINK:
-            return self._linked(entry)
+            return self._resolve_hard_link(entry)
         if entry.type != DIRECTORY:
-            return Node(type=NodeType.OTHER, mode=entry.mode & 0o7777, layer=self._layer)
-        if old is not None and old.type is NodeType.FOLDER:
-            return old
-        return Node.folder(self._layer, entry.mode & 0o7777)
+            return FileNode(type=FileType.OTHER, mode=entry.mode & 0o7777, layer=self._layer)
+        if previous is not None and previous.type is FileType.DIRECTORY:
+            return previous
+        return FileNode.make_directory(self._layer, entry.mode & 0o7777)
 
-    def _linked(self, entry: Entry) -> Node:
+    def _resolve_hard_link(self, entry: TarEntry) -> FileNode:
         """The file that a hard link names, which may be one of a lower layer."""
-        found = walk(self.root, entry.linkname, follow=False)
-        if found is None:
-            self.links.append((entry.name, entry.linkname))
-            return Node(type=NodeType.HARD_LINK, target=entry.linkname, layer=self._layer)
-        if found.node.type is NodeType.FOLDER:
+        target = resolve_path(self.root, entry.linkname, follow_last=False)
+        if target is None:
+            self.hard_links.append((entry.name, entry.linkname))
+            return FileNode(type=FileType.HARD_LINK, target=entry.linkname, layer=self._layer)
+        if target.node.type is FileType.DIRECTORY:
             raise MalformedImage(f"{entry.name!r} is a hard link to {entry.linkname!r}, which is a folder")
-        return found.node
+        return target.node
 
 
-def keep_windows(reader: Entries, size: int) -> Windows:
+def read_windows(reader: EntryReader, size: int) -> PartialFile:
     """What is worth keeping of a large program that is read on: both ends, and what stands at a magic."""
-    front = reader.read(_FRONT)
-    hits: list[tuple[int, bytes]] = []
-    tail: deque[bytes] = deque(maxlen=_BACK // _PIECE + 1)
-    at, before, piece = _FRONT, front[-_LEAD:], reader.read(_PIECE)
-    while piece:
-        tail.append(piece)
-        following = reader.read(min(_PIECE, size - at - len(piece)))
-        if len(hits) < _MAX_HITS:
-            hits += _hits(before, piece, following[:STREAM_WINDOW], at)
-        at, before, piece = at + len(piece), piece[-_LEAD:], following
-    last = b"".join(tail)
-    return Windows(size, ((0, front), *hits, (size - len(last), last)))
+    front = reader.read(_FRONT_SIZE)
+    windows: list[tuple[int, bytes]] = []
+    tail: deque[bytes] = deque(maxlen=_BACK_SIZE // _CHUNK_SIZE + 1)
+    offset, lead, chunk = _FRONT_SIZE, front[-_MAGIC_LEAD:], reader.read(_CHUNK_SIZE)
+    while chunk:
+        tail.append(chunk)
+        next_chunk = reader.read(min(_CHUNK_SIZE, size - offset - len(chunk)))
+        if len(windows) < _MAX_MAGIC_WINDOWS:
+            windows += _find_magic_windows(lead, chunk, next_chunk[:STREAM_WINDOW_SIZE], offset)
+        offset, lead, chunk = offset + len(chunk), chunk[-_MAGIC_LEAD:], next_chunk
+    back = b"".join(tail)
+    return PartialFile(size, ((0, front), *windows, (size - len(back), back)))
 
 
-def _hits(before: bytes, piece: bytes, following: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+def _find_magic_windows(
+    lead: bytes, chunk: bytes, next_bytes: bytes, offset: int
+) -> Iterator[tuple[int, bytes]]:
     """A window for each magic that starts in ``piece``, which stands at ``offset`` of its file."""
-    data, end = before + piece + following, len(before) + len(piece)
+    data, end = lead + chunk + next_bytes, len(lead) + len(chunk)
     for magic in STREAM_MAGICS:
-        at = data.find(magic, len(before))
-        while 0 <= at < end:
-            start = max(at - _LEAD, 0)
-            yield offset - len(before) + start, data[start : at + STREAM_WINDOW]
-            at = data.find(magic, at + STREAM_WINDOW)
+        position = data.find(magic, len(lead))
+        while 0 <= position < end:
+            start = max(position - _MAGIC_LEAD, 0)
+            yield offset - len(lead) + start, data[start : position + STREAM_WINDOW_SIZE]
+            position = data.find(magic, position + STREAM_WINDOW_SIZE)

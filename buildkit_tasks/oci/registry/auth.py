@@ -16,20 +16,20 @@ from buildkit_tasks.errors import MalformedImage, RegistryError
 from buildkit_tasks.oci.reference import DOCKER_IO
 from buildkit_tasks.oci.registry.challenge import Challenge, parse_challenges
 from buildkit_tasks.oci.registry.credentials import Credential
-from buildkit_tasks.oci.registry.errors import Refused
-from buildkit_tasks.oci.registry.url_policy import Place, check_hop, trusts
+from buildkit_tasks.oci.registry.errors import RequestRejected
+from buildkit_tasks.oci.registry.url_policy import Url, check_redirect, is_trusted_realm
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
     from buildkit_tasks.oci.registry.credentials import CredentialStore
-    from buildkit_tasks.oci.registry.http import Answer, Transport
-    from buildkit_tasks.oci.registry.options import Access
+    from buildkit_tasks.oci.registry.http import HttpClient, Response
+    from buildkit_tasks.oci.registry.options import RegistryOptions
 
 __all__ = ["Authorizer"]
 
-_TOKEN_DOCUMENT = 1 << 20
+_MAX_TOKEN_RESPONSE = 1 << 20
 _OK = 200
-_REFUSED = frozenset({401, 403})
+_DENIED_STATUSES = frozenset({401, 403})
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # it becomes a header
 
 
@@ -42,126 +42,132 @@ class Authorizer:
     def __init__(  # noqa: PLR0913 - all of it is needed to answer a challenge
         self,
         host: str,
-        home: Place,
+        registry_url: Url,
         repository: str,
         *,
-        store: CredentialStore,
-        transport: Transport,
-        access: Access,
+        credential_store: CredentialStore,
+        client: HttpClient,
+        options: RegistryOptions,
         actions: str = "pull",
     ) -> None:
-        self.header = ""
+        self.authorization = ""
         self._host = host
-        self._home = home
+        self._registry_url = registry_url
         self._repository = repository
-        self._store = store
-        self._transport = transport
-        self._access = access
+        self._credential_store = credential_store
+        self._client = client
+        self._options = options
         self._actions = actions
         self._notes: list[str] = []
 
-    def answer(self, challenge: str) -> None:
+    def answer_challenge(self, header: str) -> None:
         """Set ``header`` to what the registry asks for; :class:`RegistryError` if we have no answer."""
-        self.header = ""
-        challenges = {each.scheme: each for each in reversed(parse_challenges(challenge))}
+        self.authorization = ""
+        challenges = {each.scheme: each for each in reversed(parse_challenges(header))}
         if "bearer" in challenges:
-            self.header = self._bearer(challenges["bearer"])
+            self.authorization = self._get_bearer_header(challenges["bearer"])
         elif "basic" in challenges:
-            self.header = self._credential.basic
-            if not self.header:
-                raise self.refusal()
+            self.authorization = self._credential.basic_authorization
+            if not self.authorization:
+                raise self.denied_error()
         else:
-            known = ", ".join(challenges) or "no way"
-            raise RegistryError(f"{self._host} wants a login by {known}; Bearer and Basic are known")
+            schemes = ", ".join(challenges) or "no way"
+            raise RegistryError(f"{self._host} wants a login by {schemes}; Bearer and Basic are known")
 
-    def refusal(self, status: int = 401) -> Refused:
+    def denied_error(self, status: int = 401) -> RequestRejected:
         """The registry's no, with what to do about it."""
         username = self._credential.username
         if self._credential == Credential():
-            said = f"{self._host} gives {self._repository} to nobody without a login"
+            reason = f"{self._host} gives {self._repository} to nobody without a login"
         else:
-            said = f"{self._host} refuses {self._repository} to us" + (f" ({username})" if username else "")
+            reason = f"{self._host} refuses {self._repository} to us" + (f" ({username})" if username else "")
         login = "docker login" if self._host == DOCKER_IO else f"docker login {self._host}"
         notes = "".join(f"; {note}" for note in self._notes)
-        return Refused(f"{said}, or has no such repository ({status}){notes}", hint=login)
+        return RequestRejected(f"{reason}, or has no such repository ({status}){notes}", hint=login)
 
     @functools.cached_property
     def _credential(self) -> Credential:
         """What was kept for this registry; a helper that does not work is noted, not the end."""
         try:
-            return self._store.find(self._host) or Credential()
+            return self._credential_store.find(self._host) or Credential()
         except RegistryError as error:
             self._notes.append(error.message)
             return Credential()
 
-    def _bearer(self, challenge: Challenge) -> str:
-        realm = Place.parse(challenge.parameters.get("realm", ""), by=self._host)
-        check_hop(self._home, self._home, realm, self._access.look_up)
+    def _get_bearer_header(self, challenge: Challenge) -> str:
+        realm = Url.parse(challenge.parameters.get("realm", ""), sender=self._host)
+        check_redirect(self._registry_url, self._registry_url, realm, self._options.resolve)
         credential = self._credential
-        if credential != Credential() and not trusts(self._home, realm):
+        if credential != Credential() and not is_trusted_realm(self._registry_url, realm):
             note = f"its token server {realm.origin} is not its own, and got no credentials"
             self._notes = [*(each for each in self._notes if each != note), note]
             credential = Credential()
         if credential.registry_token:
-            return _header(credential.registry_token)
-        scopes = self._scopes(challenge.parameters.get("scope", "").split())
+            return _bearer_header(credential.registry_token)
+        scopes = self._merge_scopes(challenge.parameters.get("scope", "").split())
         service = challenge.parameters.get("service", "")
         if credential.identity_token:
-            answer = self._trade(realm, service, scopes, credential.identity_token)
+            response = self._exchange_identity_token(realm, service, scopes, credential.identity_token)
         else:
-            answer = self._ask(realm, service, scopes, credential)
-        return _header(self._token(answer))
+            response = self._request_token(realm, service, scopes, credential)
+        return _bearer_header(self._read_token(response))
 
-    def _scopes(self, wanted: list[str]) -> list[str]:
+    def _merge_scopes(self, requested: list[str]) -> list[str]:
         """What the registry asks for, and all that we are going to do in the repository.
 
         A registry that only looks whether a blob is there asks for a token for pulling.
         """
-        here = f"repository:{self._repository}:"
-        if wanted and self._actions == "pull":
-            return wanted
-        return [f"{here}{self._actions}", *(scope for scope in wanted if not scope.startswith(here))]
+        prefix = f"repository:{self._repository}:"
+        if requested and self._actions == "pull":
+            return requested
+        return [f"{prefix}{self._actions}", *(scope for scope in requested if not scope.startswith(prefix))]
 
-    def _ask(self, realm: Place, service: str, scopes: list[str], credential: Credential) -> Answer:
+    def _request_token(self, realm: Url, service: str, scopes: list[str], credential: Credential) -> Response:
         """GET a token, with name and password where we have them."""
         query = [("service", service)] if service else []
         query += [("scope", scope) for scope in scopes]
         if credential.username:
             query.append(("account", credential.username))
-        joint = "&" if "?" in realm.target else "?"
-        asked = realm.at(f"{realm.target}{joint}{urlencode(query)}")
-        return self._transport.get(asked, {"Accept": "application/json"}, credential.basic)
+        separator = "&" if "?" in realm.target else "?"
+        token_url = realm.with_target(f"{realm.target}{separator}{urlencode(query)}")
+        return self._client.get(token_url, {"Accept": "application/json"}, credential.basic_authorization)
 
-    def _trade(self, realm: Place, service: str, scopes: list[str], identity: str) -> Answer:
+    def _exchange_identity_token(
+        self, realm: Url, service: str, scopes: list[str], identity_token: str
+    ) -> Response:
         """POST an identity token for a token of this repository."""
         form = {
             "grant_type": "refresh_token",
             "service": service,
             "client_id": "buildkit-tasks",
             "scope": " ".join(scopes),
-            "refresh_token": identity,
+            "refresh_token": identity_token,
         }
-        return self._transport.post(realm, form)
+        return self._client.post(realm, form)
 
-    def _token(self, answer: Answer) -> str:
-        where = answer.place.origin
-        if answer.status in _REFUSED:
-            answer.discard()
-            raise self.refusal(answer.status)
-        if answer.status != _OK:
-            answer.discard()
-            raise RegistryError(f"{where}, the token server of {self._host}, answers {answer.status}")
+    def _read_token(self, response: Response) -> str:
+        token_server = response.url.origin
+        if response.status in _DENIED_STATUSES:
+            response.discard()
+            raise self.denied_error(response.status)
+        if response.status != _OK:
+            response.discard()
+            raise RegistryError(
+                f"{token_server}, the token server of {self._host}, answers {response.status}"
+            )
         try:
-            document = load_object(answer.document(_TOKEN_DOCUMENT, "a token"), "the token")
+            document = load_object(response.read_document(_MAX_TOKEN_RESPONSE, "a token"), "the token")
         except MalformedImage as error:
-            raise RegistryError(f"{where}, the token server of {self._host}: {error.message}") from None
+            raise RegistryError(
+                f"{token_server}, the token server of {self._host}: {error.message}"
+            ) from None
         token = document.get("token") or document.get("access_token")
         if not isinstance(token, str):
-            raise RegistryError(f"{where}, the token server of {self._host}, gives no token")
+            raise RegistryError(f"{token_server}, the token server of {self._host}, gives no token")
         return token
 
 
-def _header(token: str) -> str:
+def _bearer_header(token: str) -> str:
     if not _TOKEN.fullmatch(token):
         raise RegistryError("a registry's token holds characters that no header may hold")
     return f"Bearer {token}"

@@ -7,20 +7,20 @@ import re
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.registry.errors import Interruption
+from buildkit_tasks.oci.registry.errors import TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from buildkit_tasks.oci.model import Descriptor
-    from buildkit_tasks.oci.registry.http import Answer
+    from buildkit_tasks.oci.registry.http import Response
 
 __all__ = ["BlobStream"]
 
-_RESUMES = 5
-_PARTIAL = 206
-_PIECE = 1 << 20
-_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)", re.ASCII)
+_MAX_RESUMES = 5
+_PARTIAL_CONTENT = 206
+_CHUNK_SIZE = 1 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)", re.ASCII)
 
 
 class BlobStream(io.RawIOBase):
@@ -31,13 +31,13 @@ class BlobStream(io.RawIOBase):
     14), or from the start, skipping what was read. Closing it early reads no further.
     """
 
-    def __init__(self, ask: Callable[[int], Answer], descriptor: Descriptor) -> None:
+    def __init__(self, fetch: Callable[[int], Response], descriptor: Descriptor) -> None:
         super().__init__()
-        self._ask = ask
+        self._fetch = fetch
         self._descriptor = descriptor
-        self._at = 0
-        self._left = _RESUMES
-        self._answer = ask(0)
+        self._offset = 0
+        self._resumes_left = _MAX_RESUMES
+        self._response = fetch(0)
 
     def readable(self) -> bool:
         """It is for reading alone."""
@@ -45,18 +45,18 @@ class BlobStream(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """At most ``size`` bytes, straight from the connection: nothing is copied on the way."""
-        rest = self._descriptor.size + 1 - self._at  # one too many shows a blob that is too long
-        wanted = rest if size < 0 else min(size, rest)
-        while wanted > 0:
+        remaining = self._descriptor.size + 1 - self._offset  # one too many shows a blob that is too long
+        count = remaining if size < 0 else min(size, remaining)
+        while count > 0:
             try:
-                data = self._answer.read(wanted)
-            except Interruption as error:
+                data = self._response.read(count)
+            except TransientError as error:
                 self._resume(error)
                 continue
-            if data or self._answer.framed or self._at >= self._descriptor.size:
-                self._at += len(data)
+            if data or self._response.is_framed or self._offset >= self._descriptor.size:
+                self._offset += len(data)
                 return data
-            self._resume(Interruption(f"{self._answer.place.origin} broke off"))
+            self._resume(TransientError(f"{self._response.url.origin} broke off"))
         return b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -68,39 +68,42 @@ class BlobStream(io.RawIOBase):
     def close(self) -> None:
         """Leave the connection to the next blob if this one was read to its end, or close it."""
         if not self.closed:
-            self._answer.close()
+            self._response.close()
         super().close()
 
-    def _resume(self, problem: Interruption) -> None:
+    def _resume(self, cause: TransientError) -> None:
         """Ask for the rest."""
         while True:
-            self._answer.close()
-            if self._left == 0:
+            self._response.close()
+            if self._resumes_left == 0:
                 raise RegistryError(
-                    f"{self._descriptor.digest} broke off {_RESUMES + 1} times, at byte {self._at} of "
-                    f"{self._descriptor.size}: {problem.message}",
-                    hint=problem.hint,
+                    f"{self._descriptor.digest} broke off {_MAX_RESUMES + 1} times, at byte "
+                    f"{self._offset} of "
+                    f"{self._descriptor.size}: {cause.message}",
+                    hint=cause.hint,
                 )
-            self._left -= 1
+            self._resumes_left -= 1
             try:
-                self._answer = self._ask(self._at)
-                self._skip()
-            except Interruption as error:
-                problem = error
+                self._response = self._fetch(self._offset)
+                self._skip_to_offset()
+            except TransientError as error:
+                cause = error
             else:
                 return
 
-    def _skip(self) -> None:
+    def _skip_to_offset(self) -> None:
         """Pass over what was read before, unless the server does so itself."""
-        answer = self._answer
-        if answer.status == _PARTIAL:
-            found = _RANGE.fullmatch(answer.header("Content-Range"))
-            if found is None or int(found[1]) != self._at:
-                raise RegistryError(f"{answer.place.origin} sends another part than byte {self._at} and on")
+        response = self._response
+        if response.status == _PARTIAL_CONTENT:
+            match = _CONTENT_RANGE.fullmatch(response.get_header("Content-Range"))
+            if match is None or int(match[1]) != self._offset:
+                raise RegistryError(
+                    f"{response.url.origin} sends another part than byte {self._offset} and on"
+                )
             return
-        left = self._at
-        while left:
-            data = answer.read(min(left, _PIECE))
+        remaining = self._offset
+        while remaining:
+            data = response.read(min(remaining, _CHUNK_SIZE))
             if not data:
-                raise Interruption(f"{answer.place.origin} sends less than before")
-            left -= len(data)
+                raise TransientError(f"{response.url.origin} sends less than before")
+            remaining -= len(data)

@@ -14,105 +14,122 @@ from urllib3.exceptions import NameResolutionError, ProtocolError
 from buildkit_tasks.errors import RegistryError
 
 if TYPE_CHECKING:
-    from buildkit_tasks.oci.registry.options import Access
-    from buildkit_tasks.oci.registry.url_policy import Place
+    from buildkit_tasks.oci.registry.options import RegistryOptions
+    from buildkit_tasks.oci.registry.url_policy import Url
 
-__all__ = ["LATER", "Interruption", "Missing", "Refused", "busy", "problem_of", "reason_of", "silence"]
+__all__ = [
+    "RETRY_LATER",
+    "ManifestUnknown",
+    "RequestRejected",
+    "TransientError",
+    "busy_error",
+    "classify_error",
+    "describe_cause",
+    "timeout_error",
+]
 
-LATER = "try again later"
-_TOO_MANY = 429
+RETRY_LATER = "try again later"
+_TOO_MANY_REQUESTS = 429
 
 
-class Interruption(RegistryError):
+class TransientError(RegistryError):
     """A connection broke; asking again may help."""
 
 
-class Refused(RegistryError):
+class RequestRejected(RegistryError):
     """The registry has answered no: nothing was changed by what was asked."""
 
 
-class Missing(RegistryError):
+class ManifestUnknown(RegistryError):
     """The registry has nothing by that name."""
 
 
-def busy(place: Place, status: int, asked: float | None) -> RegistryError:
+def busy_error(url: Url, status: int, retry_after: float | None) -> RegistryError:
     """A server that has answered 429 or 5xx until we gave up; ``asked`` seconds were to be waited."""
-    wait = f" and asks to wait {asked:.0f} s" if asked else ""
-    hint = f"wait {asked:.0f} s, then try again" if asked else LATER
-    if status == _TOO_MANY:
-        hint += f"; `docker login {place.netloc}` may raise the limit"
-        return RegistryError(f"{place.origin} says 429, too many requests,{wait}", hint=hint)
-    return RegistryError(f"{place.origin} answers {status}{wait}, again and again", hint=hint)
+    wait = f" and asks to wait {retry_after:.0f} s" if retry_after else ""
+    hint = f"wait {retry_after:.0f} s, then try again" if retry_after else RETRY_LATER
+    if status == _TOO_MANY_REQUESTS:
+        hint += f"; `docker login {url.netloc}` may raise the limit"
+        return RegistryError(f"{url.origin} says 429, too many requests,{wait}", hint=hint)
+    return RegistryError(f"{url.origin} answers {status}{wait}, again and again", hint=hint)
 
 
-def problem_of(place: Place, error: Exception, access: Access) -> RegistryError:
+def classify_error(url: Url, error: Exception, options: RegistryOptions) -> RegistryError:
     """What went wrong, in words; an :class:`Interruption` if asking again may help."""
-    origin, hint = place.origin, f"try it by hand: curl -sS -o /dev/null {place.origin}/v2/"
+    origin, hint = url.origin, f"try it by hand: curl -sS -o /dev/null {url.origin}/v2/"
     if isinstance(error, requests.ConnectTimeout):
         return RegistryError(
-            f"{origin} does not answer: no connection within {access.connect:g} s", hint=hint
+            f"{origin} does not answer: no connection within {options.connect_timeout:g} s", hint=hint
         )
-    if isinstance(error, requests.ReadTimeout) or _nobody_took(error):
-        return silence(place, access.idle)
+    if isinstance(error, requests.ReadTimeout) or _is_send_timeout(error):
+        return timeout_error(url, options.read_timeout)
     if isinstance(error, requests.exceptions.SSLError):
-        return _distrust(place, error, access)
+        return _tls_error(url, error, options)
     if isinstance(error, requests.exceptions.ProxyError):
         hint = "look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
-        return RegistryError(f"the proxy for {origin} does not let us through: {reason_of(error)}", hint=hint)
+        return RegistryError(
+            f"the proxy for {origin} does not let us through: {describe_cause(error)}", hint=hint
+        )
     inner = error.args[0] if error.args else None
     if isinstance(error, requests.ConnectionError) and isinstance(inner, ProtocolError | OSError):
-        return Interruption(f"{origin} broke off: {reason_of(error)}", hint=LATER)
-    return RegistryError(f"{origin} cannot be reached: {reason_of(error)}", hint=hint)
+        return TransientError(f"{origin} broke off: {describe_cause(error)}", hint=RETRY_LATER)
+    return RegistryError(f"{origin} cannot be reached: {describe_cause(error)}", hint=hint)
 
 
-def silence(place: Place, idle: float) -> RegistryError:
+def timeout_error(url: Url, read_timeout: float) -> RegistryError:
     """A server that takes a request and says nothing, or drips."""
     return RegistryError(
-        f"{place.origin} does not answer: nothing, or next to nothing, within {idle:g} s", hint=LATER
+        f"{url.origin} does not answer: nothing, or next to nothing, within {read_timeout:g} s",
+        hint=RETRY_LATER,
     )
 
 
-def _nobody_took(error: Exception) -> bool:
+def _is_send_timeout(error: Exception) -> bool:
     """Whether a body was sent and nobody read it for as long as that may take."""
     return type(error) is requests.ConnectionError and any(
-        isinstance(each, TimeoutError) for each in _chain(error)
+        isinstance(each, TimeoutError) for each in _collect_causes(error)
     )
 
 
-def _distrust(place: Place, error: Exception, access: Access) -> RegistryError:
-    chain = list(_chain(error))
-    found = [each for each in chain if isinstance(each, ssl.SSLError)]
-    why = reason_of(error)
-    if found:
-        why = getattr(found[-1], "verify_message", "") or found[-1].reason or why
-    folder = access.certificates[0] if access.certificates else "/etc/docker/certs.d"
+def _tls_error(url: Url, error: Exception, options: RegistryOptions) -> RegistryError:
+    causes = list(_collect_causes(error))
+    ssl_errors = [each for each in causes if isinstance(each, ssl.SSLError)]
+    reason = describe_cause(error)
+    if ssl_errors:
+        reason = getattr(ssl_errors[-1], "verify_message", "") or ssl_errors[-1].reason or reason
+    certificate_dir = options.certificate_dirs[0] if options.certificate_dirs else "/etc/docker/certs.d"
     return RegistryError(
-        f"{place.origin} cannot be trusted: TLS failed: {why}",
-        hint=f"put the certificate of its authority into {folder}/{place.netloc}/ca.crt",
+        f"{url.origin} cannot be trusted: TLS failed: {reason}",
+        hint=f"put the certificate of its authority into {certificate_dir}/{url.netloc}/ca.crt",
     )
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _collect_causes(error: BaseException) -> list[BaseException]:
     """An exception and those within it: requests and urllib3 wrap each other's several times."""
-    found: list[BaseException] = []
-    todo: list[object] = [error]
-    while todo and len(found) < 16:  # noqa: PLR2004 - far more than there are
-        here = todo.pop(0)
-        if isinstance(here, BaseException) and here not in found:
-            found.append(here)
-            todo += [*here.args, getattr(here, "reason", None), here.__cause__, here.__context__]
-    return found
+    causes: list[BaseException] = []
+    pending: list[object] = [error]
+    while pending and len(causes) < 16:  # noqa: PLR2004 - far more than there are
+        current = pending.pop(0)
+        if isinstance(current, BaseException) and current not in causes:
+            causes.append(current)
+            pending += [
+                *current.args,
+                getattr(current, "reason", None),
+                current.__cause__,
+                current.__context__,
+            ]
+    return causes
 
 
-def reason_of(error: BaseException) -> str:
+def describe_cause(error: BaseException) -> str:
     """The operating system's words for it, or the kind of the innermost exception.
 
     The libraries' own messages may hold whole URLs, with the signatures in them.
     """
-    chain = _chain(error)
-    for each in chain:
+    causes = _collect_causes(error)
+    for each in causes:
         if isinstance(each, NameResolutionError):
             return "its name does not resolve"
         if isinstance(each, OSError) and not isinstance(each, requests.RequestException) and each.strerror:
             return str(each.strerror)
-    return type(chain[-1]).__name__
+    return type(causes[-1]).__name__

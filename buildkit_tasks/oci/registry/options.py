@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.registry.url_policy import addresses_of
-from buildkit_tasks.system.command import Commands
+from buildkit_tasks.oci.registry.url_policy import resolve_host
+from buildkit_tasks.system.command import SubprocessRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from buildkit_tasks.system.command import Runner
+    from buildkit_tasks.system.command import CommandRunner
 
-__all__ = ["Access"]
+__all__ = ["RegistryOptions"]
 
 
-def _certificate_folders() -> tuple[Path, ...]:
+def _default_certificate_dirs() -> tuple[Path, ...]:
     """Docker's folders: for the machine, and for a rootless engine's user."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return (Path("/etc/docker/certs.d"), home / "docker/certs.d")
+    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return (Path("/etc/docker/certs.d"), config_home / "docker/certs.d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class RegistryOptions:
     """Times are seconds.
 
     ``connect`` bounds a connection, ``idle`` a silence, ``patience`` the sum of all waits for a
@@ -36,11 +36,11 @@ class Access:
     when the work is given up.
     """
 
-    connect: float = 10.0
-    idle: float = 60.0
-    patience: float = 60.0
-    certificates: tuple[Path, ...] = field(default_factory=_certificate_folders)
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    max_wait: float = 60.0
+    certificate_dirs: tuple[Path, ...] = field(default_factory=_default_certificate_dirs)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    run: Runner = field(default_factory=lambda: Commands(echo=sys.stderr))
-    look_up: Callable[[str], Sequence[str]] = addresses_of
+    commands: CommandRunner = field(default_factory=lambda: SubprocessRunner(dry_run_output=sys.stderr))
+    resolve: Callable[[str], Sequence[str]] = resolve_host
     sleep: Callable[[float], object] | None = None

@@ -12,8 +12,8 @@ from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
 from buildkit_tasks.oci.registry.auth import Authorizer
 from buildkit_tasks.oci.registry.blob_stream import BlobStream
-from buildkit_tasks.oci.registry.errors import Interruption, Missing, Refused
-from buildkit_tasks.oci.registry.http import Answer, Transport
+from buildkit_tasks.oci.registry.errors import ManifestUnknown, RequestRejected, TransientError
+from buildkit_tasks.oci.registry.http import HttpClient, Response
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.credentials import CredentialStore
-    from buildkit_tasks.oci.registry.options import Access
-    from buildkit_tasks.oci.registry.url_policy import Place
+    from buildkit_tasks.oci.registry.options import RegistryOptions
+    from buildkit_tasks.oci.registry.url_policy import Url
 
-__all__ = ["Server"]
+__all__ = ["Repository"]
 
-_DOCUMENTS = INDEX_TYPES | MANIFEST_TYPES
-_ACCEPT = ", ".join(sorted(_DOCUMENTS))
-_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"  # json or prettyjws
-_OK, _PARTIAL = 200, 206
+_DOCUMENT_TYPES = INDEX_TYPES | MANIFEST_TYPES
+_ACCEPT = ", ".join(sorted(_DOCUMENT_TYPES))
+_SCHEMA_1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"  # json or prettyjws
+_OK, _PARTIAL_CONTENT = 200, 206
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
-_CODE = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,64})"')
-_ATTEMPTS = 3  # at a document whose connection breaks
-_SORRY = 4096  # bytes of an error's body that are looked at
+_ERROR_CODE = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,64})"')
+_MAX_ATTEMPTS = 3  # at a document whose connection breaks
+_MAX_ERROR_BODY = 4096  # bytes of an error's body that are looked at
 
 
-class Server:
+class Repository:
     """A registry or a mirror of one; ``host`` is the name under which its credentials are kept.
 
     ``actions`` are what a token is asked for. Once :meth:`greet` is over, several threads may use it.
@@ -45,10 +45,10 @@ class Server:
     def __init__(  # noqa: PLR0913 - what a registry is, and who we are to it
         self,
         host: str,
-        place: Place,
+        url: Url,
         reference: Reference,
-        store: CredentialStore,
-        access: Access,
+        credential_store: CredentialStore,
+        options: RegistryOptions,
         *,
         actions: str = "pull",
     ) -> None:
@@ -56,180 +56,186 @@ class Server:
         self._actions = actions
         self._lock = threading.Lock()
         self._reference = reference
-        self._store = store
-        self._access = access
-        self._connect(place)
+        self._credential_store = credential_store
+        self._options = options
+        self._connect(url)
 
     def close(self) -> None:
         """Close its connections."""
-        self.transport.close()
+        self.client.close()
 
-    def manifest(self) -> tuple[Descriptor, bytes]:
+    def get_manifest(self) -> tuple[Descriptor, bytes]:
         """What the reference names, checked against the digests that are stated for it."""
         reference = self._reference
-        unknown = Missing(
+        not_found = ManifestUnknown(
             f"{self._host} has no {reference}: the repository or the tag is unknown",
             hint=f"look at the spelling; a private repository may need: docker login {self._host}",
         )
-        for left in reversed(range(_ATTEMPTS)):
-            answer = self._get(f"manifests/{reference.identifier}", {"Accept": _ACCEPT}, unknown)
+        for attempts_left in reversed(range(_MAX_ATTEMPTS)):
+            response = self._get_checked(f"manifests/{reference.identifier}", {"Accept": _ACCEPT}, not_found)
             try:
-                data = answer.document(LIMITS.document, f"the manifest of {reference}")
+                data = response.read_document(LIMITS.document_bytes, f"the manifest of {reference}")
                 break
-            except Interruption:
-                if not left:
+            except TransientError:
+                if not attempts_left:
                     raise
-        media_type = _media_type(answer, str(reference))
-        digest = self._digest(answer, data)  # before it is parsed
-        _check_own_word(answer, data, media_type, str(reference))
+        media_type = _get_media_type(response, str(reference))
+        digest = self._check_digest(response, data)  # before it is parsed
+        _check_media_type_field(response, data, media_type, str(reference))
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """Stream what is stored under a digest; :class:`MalformedImage` if nothing is."""
         digest = descriptor.digest
-        is_document = descriptor.media_type in _DOCUMENTS
+        is_document = descriptor.media_type in _DOCUMENT_TYPES
         path = f"manifests/{digest}" if is_document else f"blobs/{digest}"
         headers = {"Accept": descriptor.media_type if is_document else "*/*"}
-        missing = MalformedImage(f"{digest} is missing from {self._host}/{self._reference.repository}")
+        not_found = MalformedImage(f"{digest} is missing from {self._host}/{self._reference.repository}")
 
-        def ask(offset: int) -> Answer:
-            ranged = {"Range": f"bytes={offset}-"} if offset else {}
-            return self._get(path, {**headers, **ranged}, missing)
+        def fetch(offset: int) -> Response:
+            range_header = {"Range": f"bytes={offset}-"} if offset else {}
+            return self._get_checked(path, {**headers, **range_header}, not_found)
 
-        return cast("BinaryIO", BlobStream(ask, descriptor))
+        return cast("BinaryIO", BlobStream(fetch, descriptor))
 
-    def greet(self) -> None:
+    def ping(self) -> None:
         """Find out how the registry is spoken to, and log in where it wants that, before all else."""
-        answer = self._authorized("/v2/", {})
-        answer.discard()
-        if answer.status in (_UNAUTHORIZED, _FORBIDDEN):
-            raise self.problem(answer, "")
+        response = self._get_authorized("/v2/", {})
+        response.discard()
+        if response.status in (_UNAUTHORIZED, _FORBIDDEN):
+            raise self.response_error(response, "")
 
-    def head(self, path: str, headers: Mapping[str, str]) -> Answer:
+    def head(self, path: str, headers: Mapping[str, str]) -> Response:
         """The answer to HEAD: whether something is there, and its headers. Refusals are raised."""
-        target = self._target(path)
+        target = self._api_path(path)
 
-        def ask(authorization: str) -> Answer:
-            return self.transport.get(self.place.at(target), headers, authorization, method="HEAD")
+        def send_request(authorization: str) -> Response:
+            return self.client.get(self.url.with_target(target), headers, authorization, method="HEAD")
 
-        answer = self.authorized(ask)
-        answer.discard()
-        if answer.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_home(answer):
-            raise self._authorizer.refusal(answer.status)
-        return answer
+        response = self.send_authorized(send_request)
+        response.discard()
+        if response.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_own_response(response):
+            raise self._authorizer.denied_error(response.status)
+        return response
 
-    def authorized(self, ask: Callable[[str], Answer]) -> Answer:
+    def send_authorized(self, send_request: Callable[[str], Response]) -> Response:
         """Ask with our Authorization header; where another is wanted, get it and ask once more."""
-        sent = self._authorizer.header
-        answer = ask(sent)
-        if answer.status != _UNAUTHORIZED or not self._is_home(answer):
-            return answer
-        answer.discard()
+        sent_header = self._authorizer.authorization
+        response = send_request(sent_header)
+        if response.status != _UNAUTHORIZED or not self._is_own_response(response):
+            return response
+        response.discard()
         with self._lock:
-            if self._authorizer.header == sent:  # else another thread has got one meanwhile
-                self._authorizer.answer(answer.header("WWW-Authenticate"))
-            header = self._authorizer.header
-        return ask(header)
+            if self._authorizer.authorization == sent_header:  # else another thread has got one meanwhile
+                self._authorizer.answer_challenge(response.get_header("WWW-Authenticate"))
+            new_header = self._authorizer.authorization
+        return send_request(new_header)
 
-    def problem(self, answer: Answer, path: str) -> Refused:
+    def response_error(self, response: Response, path: str) -> RequestRejected:
         """What to say of an answer that is none of the good ones."""
-        code = _code_in(answer)
-        answer.discard()
-        if answer.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_home(answer):
-            return self._authorizer.refusal(answer.status)
-        said = f": {code}" if code else ""
-        where = f"{self._reference.name}/{path}" if path else "its API"
-        return Refused(f"{answer.place.origin} answers {answer.status} for {where}{said}")
+        error_code = _read_error_code(response)
+        response.discard()
+        if response.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_own_response(response):
+            return self._authorizer.denied_error(response.status)
+        detail = f": {error_code}" if error_code else ""
+        resource = f"{self._reference.name}/{path}" if path else "its API"
+        return RequestRejected(f"{response.url.origin} answers {response.status} for {resource}{detail}")
 
-    def fetch(self, path: str, headers: Mapping[str, str]) -> Answer:
+    def get(self, path: str, headers: Mapping[str, str]) -> Response:
         """The answer to GET, good or not."""
-        return self._authorized(self._target(path), headers)
+        return self._get_authorized(self._api_path(path), headers)
 
     @property
-    def repository(self) -> str:
+    def name(self) -> str:
         """The repository's path."""
         return self._reference.repository
 
-    def _target(self, path: str) -> str:
+    def _api_path(self, path: str) -> str:
         return f"/v2/{self._reference.repository}/{path}"
 
-    def _is_home(self, answer: Answer) -> bool:
-        return answer.place.origin == self.place.origin
+    def _is_own_response(self, response: Response) -> bool:
+        return response.url.origin == self.url.origin
 
-    def _connect(self, place: Place) -> None:
-        self.place = place
-        self.transport = Transport(place, self._access)
+    def _connect(self, url: Url) -> None:
+        self.url = url
+        self.client = HttpClient(url, self._options)
         self._authorizer = Authorizer(
             self._host,
-            place,
+            url,
             self._reference.repository,
-            store=self._store,
-            transport=self.transport,
-            access=self._access,
+            credential_store=self._credential_store,
+            client=self.client,
+            options=self._options,
             actions=self._actions,
         )
 
-    def _get(self, path: str, headers: Mapping[str, str], unknown: BuildkitTasksError) -> Answer:
+    def _get_checked(self, path: str, headers: Mapping[str, str], not_found: BuildkitTasksError) -> Response:
         """The good answer to a request, with whatever login it takes; ``unknown`` is raised for a 404."""
-        answer = self.fetch(path, headers)
-        if answer.status == _OK or (answer.status == _PARTIAL and "Range" in headers):
-            return answer
-        if answer.status == _NOT_FOUND:
-            answer.discard()
-            raise unknown
-        raise self.problem(answer, path)
+        response = self.get(path, headers)
+        if response.status == _OK or (response.status == _PARTIAL_CONTENT and "Range" in headers):
+            return response
+        if response.status == _NOT_FOUND:
+            response.discard()
+            raise not_found
+        raise self.response_error(response, path)
 
-    def _authorized(self, target: str, headers: Mapping[str, str]) -> Answer:
+    def _get_authorized(self, target: str, headers: Mapping[str, str]) -> Response:
         """GET; where a login is wanted, or a token has run out, get one and ask once more."""
 
-        def ask(authorization: str) -> Answer:
-            return self.transport.get(self.place.at(target), headers, authorization)
+        def send_request(authorization: str) -> Response:
+            return self.client.get(self.url.with_target(target), headers, authorization)
 
-        answer = self.authorized(ask)
-        if answer.status == _BAD_REQUEST and self.place.scheme == "http" and b"HTTPS" in answer.read(_SORRY):
+        response = self.send_authorized(send_request)
+        if (
+            response.status == _BAD_REQUEST
+            and self.url.scheme == "http"
+            and b"HTTPS" in response.read(_MAX_ERROR_BODY)
+        ):
             # What Go's and nginx's servers answer: a registry on the loopback interface that has TLS.
-            answer.close()
+            response.close()
             self.close()
-            self._connect(dataclasses.replace(self.place, scheme="https"))
-            answer = self.authorized(ask)
-        return answer
+            self._connect(dataclasses.replace(self.url, scheme="https"))
+            response = self.send_authorized(send_request)
+        return response
 
-    def _digest(self, answer: Answer, data: bytes) -> Digest:
+    def _check_digest(self, response: Response, data: bytes) -> Digest:
         """The document's digest, as it was asked for, or else as the registry states it."""
-        asked, stated = self._reference.digest, answer.header("Docker-Content-Digest")
-        for wanted in (asked, Digest(stated) if stated else None):
-            if wanted is not None and Digest.of(data, wanted.algorithm) != wanted:
-                found = Digest.of(data, wanted.algorithm)
-                raise MalformedImage(f"{self._host} states {wanted} for {self._reference} and gives {found}")
-        return asked or Digest.of(data)
+        requested, stated = self._reference.digest, response.get_header("Docker-Content-Digest")
+        for expected in (requested, Digest(stated) if stated else None):
+            if expected is not None and Digest.from_bytes(data, expected.algorithm) != expected:
+                actual = Digest.from_bytes(data, expected.algorithm)
+                raise MalformedImage(
+                    f"{self._host} states {expected} for {self._reference} and gives {actual}"
+                )
+        return requested or Digest.from_bytes(data)
 
 
-def _code_in(answer: Answer) -> str:
+def _read_error_code(response: Response) -> str:
     """The registry's own word for an error (OCI distribution specification, "Error Codes"), or nothing."""
     try:
-        found = _CODE.search(answer.read(_SORRY))
+        match = _ERROR_CODE.search(response.read(_MAX_ERROR_BODY))
     except RegistryError:
         return ""
-    return found[1].decode() if found else ""
+    return match[1].decode() if match else ""
 
 
-def _media_type(answer: Answer, name: str) -> str:
+def _get_media_type(response: Response, name: str) -> str:
     """What the registry says that a document is."""
-    media_type = answer.header("Content-Type").partition(";")[0].strip().lower()
-    if media_type.startswith(_SCHEMA_1):
+    media_type = response.get_header("Content-Type").partition(";")[0].strip().lower()
+    if media_type.startswith(_SCHEMA_1_PREFIX):
         raise MalformedImage(
             f"{name} is in Docker's schema 1, which had no platforms and which engines no longer read",
             hint=f"build it anew: docker buildx build --push -t {name}",
         )
-    if media_type not in _DOCUMENTS:
-        said = repr(media_type[:160]) if media_type else "nothing"
-        raise MalformedImage(f"{answer.place.origin} calls {name} {said}: that is no index and no manifest")
+    if media_type not in _DOCUMENT_TYPES:
+        stated = repr(media_type[:160]) if media_type else "nothing"
+        raise MalformedImage(f"{response.url.origin} calls {name} {stated}: that is no index and no manifest")
     return media_type
 
 
-def _check_own_word(answer: Answer, data: bytes, media_type: str, name: str) -> None:
+def _check_media_type_field(response: Response, data: bytes, media_type: str, name: str) -> None:
     """A document is for everybody what it is for us (CVE-2021-41190)."""
-    own = load_object(data, f"the manifest of {name}").get("mediaType", media_type)
-    if own != media_type:
-        stated = repr(own)[:160]
-        raise MalformedImage(f"{name} calls itself {stated}; {answer.place.origin} says {media_type!r}")
+    own_type = load_object(data, f"the manifest of {name}").get("mediaType", media_type)
+    if own_type != media_type:
+        stated = repr(own_type)[:160]
+        raise MalformedImage(f"{name} calls itself {stated}; {response.url.origin} says {media_type!r}")

@@ -17,66 +17,66 @@ from buildkit_tasks.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from buildkit_tasks.oci.registry.options import Access
-    from buildkit_tasks.oci.registry.url_policy import Place
+    from buildkit_tasks.oci.registry.options import RegistryOptions
+    from buildkit_tasks.oci.registry.url_policy import Url
 
-__all__ = ["certificate_folders", "make_context"]
+__all__ = ["find_certificate_dirs", "make_ssl_context"]
 
-_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_FILE, _FOLDER = "SSL_CERT_FILE", "SSL_CERT_DIR"
-_SAFE = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*", re.ASCII)
+_CA_BUNDLE_VARS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_CERT_FILE_VAR, _CERT_DIR_VAR = "SSL_CERT_FILE", "SSL_CERT_DIR"
+_SAFE_NETLOC = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*", re.ASCII)
 
 
-def certificate_folders(netloc: str, access: Access) -> Iterator[Path]:
+def find_certificate_dirs(netloc: str, options: RegistryOptions) -> Iterator[Path]:
     """The folders with certificates for a host (and port), those that are there."""
-    if _SAFE.fullmatch(netloc):  # it becomes a part of a path
-        yield from (folder / netloc for folder in access.certificates if (folder / netloc).is_dir())
+    if _SAFE_NETLOC.fullmatch(netloc):  # it becomes a part of a path
+        yield from (folder / netloc for folder in options.certificate_dirs if (folder / netloc).is_dir())
 
 
-def make_context(home: Place, place: Place, access: Access) -> ssl.SSLContext:
+def make_ssl_context(registry_url: Url, url: Url, options: RegistryOptions) -> ssl.SSLContext:
     """What is believed of the server at ``place`` when it is asked for the registry at ``home``.
 
     The registry's own authorities count for its token server and its blob store as well, as they
     do in Docker; a client certificate is shown only to the host that it was put there for.
     """
     context = ssl.create_default_context()
-    for variable, path in _bundles(access.environ):
-        _load(context, path, f"environment {variable}: {path}")
+    for variable, path in _iter_ca_bundles(options.environ):
+        _load_authorities(context, path, f"environment {variable}: {path}")
     if not context.cert_store_stats()["x509_ca"]:
         import certifi
 
         context.load_verify_locations(certifi.where())
-    own = set(certificate_folders(place.netloc, access))
-    for folder in sorted({*own, *certificate_folders(home.netloc, access)}):
+    own_dirs = set(find_certificate_dirs(url.netloc, options))
+    for folder in sorted({*own_dirs, *find_certificate_dirs(registry_url.netloc, options)}):
         for path in sorted(folder.glob("*.crt")):
-            _load(context, path, str(path))
-    for path in sorted(certificate for folder in own for certificate in folder.glob("*.cert")):
-        _show(context, path)
+            _load_authorities(context, path, str(path))
+    for path in sorted(certificate for folder in own_dirs for certificate in folder.glob("*.cert")):
+        _load_client_certificate(context, path)
     return context
 
 
-def _bundles(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+def _iter_ca_bundles(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     """Files and folders that the environment names; those of OpenSSL's own may be missing."""
-    for variable in (*_BUNDLES, _FILE, _FOLDER):
+    for variable in (*_CA_BUNDLE_VARS, _CERT_FILE_VAR, _CERT_DIR_VAR):
         path = Path(environ.get(variable) or "")
-        if environ.get(variable) and (variable in _BUNDLES or path.exists()):
+        if environ.get(variable) and (variable in _CA_BUNDLE_VARS or path.exists()):
             yield variable, path
 
 
-def _load(context: ssl.SSLContext, path: Path, name: str) -> None:
+def _load_authorities(context: ssl.SSLContext, path: Path, description: str) -> None:
     try:
         if path.is_dir():
             context.load_verify_locations(capath=path)
         else:
             context.load_verify_locations(cafile=path)
     except OSError as error:  # ssl.SSLError is one
-        raise SettingsError(f"{name} holds no certificates: {error.strerror or error}") from None
+        raise SettingsError(f"{description} holds no certificates: {error.strerror or error}") from None
 
 
-def _show(context: ssl.SSLContext, certificate: Path) -> None:
+def _load_client_certificate(context: ssl.SSLContext, certificate: Path) -> None:
     key = certificate.with_suffix(".key")
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:
-        why = error.strerror or error
-        raise SettingsError(f"{certificate} and {key.name} are no client certificate: {why}") from None
+        reason = error.strerror or error
+        raise SettingsError(f"{certificate} and {key.name} are no client certificate: {reason}") from None

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.oci.source import Source
-    from buildkit_tasks.oci.transports.docker_daemon import Export
+    from buildkit_tasks.oci.transports.docker_daemon import ImageExporter
 
-    OpenRegistry = Callable[[str], AbstractContextManager[Source]]
+    RegistryOpener = Callable[[str], AbstractContextManager[Source]]
 
-__all__ = ["local_folder", "open_image"]
+__all__ = ["find_local_output", "open_image"]
 
-_BUILD = "build one that can be read with: inv build-multiarch -o type=oci,dest=dist/image.tar"
-_KNOWN = "docker://, docker-daemon:, docker-archive:, oci:, oci-archive:, dir:"
-_ARCHIVES = (".tar", ".oci", ".tgz", ".gz", ".zst")
+_BUILD_HINT = "build one that can be read with: inv build-multiarch -o type=oci,dest=dist/image.tar"
+_KNOWN_TRANSPORTS = "docker://, docker-daemon:, docker-archive:, oci:, oci-archive:, dir:"
+_ARCHIVE_SUFFIXES = (".tar", ".oci", ".tgz", ".gz", ".zst")
 
 
 @contextmanager
 def open_image(
-    name: str, *, export: Export | None = None, registry: OpenRegistry | None = None
+    name: str, *, export: ImageExporter | None = None, registry_opener: RegistryOpener | None = None
 ) -> Iterator[Source]:
     """Open ``docker://REF``, ``docker-daemon:REF``, ``docker-archive:FILE[:NAME|:@N]``,
     ``oci:DIR[:NAME]``, ``oci-archive:FILE[:NAME]``, a path, which is looked into, or a reference.
@@ -38,132 +38,136 @@ def open_image(
     Raises :class:`UsageError` for a path that does not exist and for what holds no image.
     """  # noqa: D205 - the names fill a line
     with contextlib.ExitStack() as stack:
-        yield stack.enter_context(_opened(name, export, registry or _usual_registry))
+        yield stack.enter_context(_open_transport(name, export, registry_opener or _open_registry))
 
 
-def local_folder(name: str) -> Path | None:
+def find_local_output(name: str) -> Path | None:
     """The folder that ``dir:DIR`` or a path means, if it is a local output: files without a manifest.
 
     None for everything else, an OCI layout included. Raises :class:`UsageError` if ``dir:`` does
     not name a folder.
     """
-    transport, colon, rest = name.partition(":")
+    transport, colon, details = name.partition(":")
     if colon and transport == "dir":
-        path = _path_of(rest, "dir:DIR")
-        if not _exists(path) or not path.is_dir():
-            raise UsageError(f"{path} is no folder", hint=_BUILD)
+        path = _require_path(details, "dir:DIR")
+        if not _path_exists(path) or not path.is_dir():
+            raise UsageError(f"{path} is no folder", hint=_BUILD_HINT)
         return path
     path = Path(name)
-    return path if name and _exists(path) and path.is_dir() and not _is_layout(path) else None
+    return path if name and _path_exists(path) and path.is_dir() and not _is_layout(path) else None
 
 
-def _opened(name: str, export: Export | None, registry: OpenRegistry) -> AbstractContextManager[Source]:
-    transport, colon, rest = name.partition(":")
-    if colon and transport in _TRANSPORTS:
-        return _TRANSPORTS[transport](rest)
+def _open_transport(
+    name: str, export: ImageExporter | None, registry_opener: RegistryOpener
+) -> AbstractContextManager[Source]:
+    transport, colon, details = name.partition(":")
+    if colon and transport in _OPENERS:
+        return _OPENERS[transport](details)
     if colon and transport == "docker-daemon":
-        return _from_engine(rest, export)
+        return _open_docker_daemon(details, export)
     if name.startswith("docker://"):
-        return registry(name.removeprefix("docker://"))
-    found = _existing(name)
-    if found is None and "://" in name:
-        raise UsageError(f"{name}: no image is read from {transport!r}", hint=f"known are: {_KNOWN}")
-    return registry(name) if found is None else found
+        return registry_opener(name.removeprefix("docker://"))
+    source = _open_path(name)
+    if source is None and "://" in name:
+        raise UsageError(
+            f"{name}: no image is read from {transport!r}", hint=f"known are: {_KNOWN_TRANSPORTS}"
+        )
+    return registry_opener(name) if source is None else source
 
 
-def _usual_registry(reference: str) -> AbstractContextManager[Source]:
+def _open_registry(reference: str) -> AbstractContextManager[Source]:
     from buildkit_tasks.oci.registry import open_registry
 
     return open_registry(reference)
 
 
-def _from_engine(reference: str, export: Export | None) -> AbstractContextManager[Source]:
+def _open_docker_daemon(reference: str, export: ImageExporter | None) -> AbstractContextManager[Source]:
     if not reference:
         raise UsageError("no image is named", hint="write it as docker-daemon:NAME:TAG")
-    from buildkit_tasks.oci.transports.docker_daemon import DaemonImage
+    from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 
     if export is None:
-        where = f"docker-daemon:{reference} lies in a Docker engine"
-        raise UsageError(f"{where}, which is not asked here", hint=_BUILD)
-    return DaemonImage(reference, export)
+        what = f"docker-daemon:{reference} lies in a Docker engine"
+        raise UsageError(f"{what}, which is not asked here", hint=_BUILD_HINT)
+    return DaemonSource(reference, export)
 
 
-def _oci(rest: str) -> AbstractContextManager[Source]:
-    from buildkit_tasks.oci.transports.layout import Layout
+def _open_oci_layout(details: str) -> AbstractContextManager[Source]:
+    from buildkit_tasks.oci.transports.layout import OciLayout
 
-    path, chosen = _split(rest, "oci:DIR")
+    path, image_name = _split_image_name(details, "oci:DIR")
     if not path.is_dir():
         raise UsageError(f"{path} is no folder", hint=f"write it as oci-archive:{path}")
-    return contextlib.nullcontext(Layout(path, chosen))
+    return contextlib.nullcontext(OciLayout(path, image_name))
 
 
-def _oci_archive(rest: str) -> AbstractContextManager[Source]:
-    from buildkit_tasks.oci.transports.oci_archive import Archive
+def _open_oci_archive(details: str) -> AbstractContextManager[Source]:
+    from buildkit_tasks.oci.transports.oci_archive import OciArchive
 
-    path, chosen = _split(rest, "oci-archive:FILE")
+    path, image_name = _split_image_name(details, "oci-archive:FILE")
     if path.is_dir():
         raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
-    return Archive(path, chosen)
+    return OciArchive(path, image_name)
 
 
-def _docker_archive(rest: str) -> AbstractContextManager[Source]:
+def _open_docker_archive(details: str) -> AbstractContextManager[Source]:
     from buildkit_tasks.oci.transports.docker_archive import open_docker_archive
 
-    path, chosen = _split(rest, "docker-archive:FILE")
+    path, image_name = _split_image_name(details, "docker-archive:FILE")
     if path.is_dir():
         raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
-    return open_docker_archive(path, chosen)
+    return open_docker_archive(path, image_name)
 
 
-def _existing(name: str) -> AbstractContextManager[Source] | None:
+def _open_path(name: str) -> AbstractContextManager[Source] | None:
     """What lies at the path; None if there is nothing and it may be a registry reference."""
     if not name:
-        raise UsageError("no image is named", hint=_BUILD)
+        raise UsageError("no image is named", hint=_BUILD_HINT)
     path = Path(name)
-    if not _exists(path):
-        if name.startswith((".", "/", "~")) or path.suffix in _ARCHIVES:
-            raise UsageError(f"{name} does not exist", hint=_BUILD)
+    if not _path_exists(path):
+        if name.startswith((".", "/", "~")) or path.suffix in _ARCHIVE_SUFFIXES:
+            raise UsageError(f"{name} does not exist", hint=_BUILD_HINT)
         return None
     if not path.is_dir():
-        return _file(path)
-    return _oci(name) if _is_layout(path) else _no_source(name)
+        return _open_archive_file(path)
+    return _open_oci_layout(name) if _is_layout(path) else _reject_local_output(name)
 
 
-def _file(path: Path) -> AbstractContextManager[Source]:
+def _open_archive_file(path: Path) -> AbstractContextManager[Source]:
     """An OCI archive or one of `docker save`: both may have an ``index.json``."""
-    from buildkit_tasks.oci.transports.docker_archive import image_in
-    from buildkit_tasks.oci.transports.oci_archive import open_members
+    from buildkit_tasks.oci.transports.docker_archive import open_saved_image
+    from buildkit_tasks.oci.transports.oci_archive import open_tar_archive
 
-    members = open_members(path)
+    archive = open_tar_archive(path)
     try:
-        return image_in(members)
+        return open_saved_image(archive)
     except UsageError:
-        members.close()
+        archive.close()
         raise UsageError(
-            f"{path} is no image: it has neither index.json nor manifest.json", hint=_BUILD
+            f"{path} is no image: it has neither index.json nor manifest.json", hint=_BUILD_HINT
         ) from None
     except BaseException:
-        members.close()
+        archive.close()
         raise
 
 
-def _no_source(rest: str) -> AbstractContextManager[Source]:
+def _reject_local_output(details: str) -> AbstractContextManager[Source]:
     """Local outputs are files alone: whoever can check those asks :func:`local_folder` first."""
-    path = _path_of(rest, "dir:DIR")
-    raise UsageError(f"{path} is a local output folder, which has no manifests to read", hint=_BUILD)
+    path = _require_path(details, "dir:DIR")
+    raise UsageError(f"{path} is a local output folder, which has no manifests to read", hint=_BUILD_HINT)
 
 
-def _containers_storage(_: str) -> AbstractContextManager[Source]:
+def _reject_containers_storage(_: str) -> AbstractContextManager[Source]:
     hint = "skopeo copy containers-storage:NAME oci-archive:image.tar, then name that file"
     raise UsageError("images cannot be read from containers-storage", hint=hint)
 
 
-_TRANSPORTS: dict[str, Callable[[str], AbstractContextManager[Source]]] = {
-    "docker-archive": _docker_archive,
-    "oci": _oci,
-    "oci-archive": _oci_archive,
-    "dir": _no_source,
-    "containers-storage": _containers_storage,
+_OPENERS: dict[str, Callable[[str], AbstractContextManager[Source]]] = {
+    "docker-archive": _open_docker_archive,
+    "oci": _open_oci_layout,
+    "oci-archive": _open_oci_archive,
+    "dir": _reject_local_output,
+    "containers-storage": _reject_containers_storage,
 }
 
 
@@ -171,24 +175,24 @@ def _is_layout(path: Path) -> bool:
     return any(os.path.lexists(path / name) for name in ("index.json", "oci-layout"))
 
 
-def _split(rest: str, form: str) -> tuple[Path, str | None]:
+def _split_image_name(details: str, syntax: str) -> tuple[Path, str | None]:
     """Part ``PATH:NAME``. Both may have colons: the path is the first part of it all that exists."""
-    _path_of(rest, form)
-    parts = rest.split(":")
+    _require_path(details, syntax)
+    parts = details.split(":")
     for count in (len(parts), *range(1, len(parts))):
         path = Path(":".join(parts[:count]))
-        if parts[0] and _exists(path):
+        if parts[0] and _path_exists(path):
             return path, ":".join(parts[count:]) or None
-    raise UsageError(f"{parts[0] or rest} does not exist", hint=_BUILD)
+    raise UsageError(f"{parts[0] or details} does not exist", hint=_BUILD_HINT)
 
 
-def _path_of(rest: str, form: str) -> Path:
-    if not rest:
-        raise UsageError("the image has no path", hint=f"write it as {form}")
-    return Path(rest)
+def _require_path(details: str, syntax: str) -> Path:
+    if not details:
+        raise UsageError("the image has no path", hint=f"write it as {syntax}")
+    return Path(details)
 
 
-def _exists(path: Path) -> bool:
+def _path_exists(path: Path) -> bool:
     """Whether it exists; a text that cannot be a path names nothing."""
     try:
         return path.exists()

@@ -28,139 +28,139 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor, Digest
     from buildkit_tasks.oci.source import Source
 
-__all__ = ["Kept", "keeping"]
+__all__ = ["CachingSource", "cached_source"]
 
-_MOST = 8 << 30  # bytes: what is beyond is fetched twice
-_SMALL = 4 << 20  # bytes: what is larger is better read while it comes
-_JOBS = 8
+_MAX_CACHE_SIZE = 8 << 30  # bytes: what is beyond is fetched twice
+_MAX_PREFETCH_SIZE = 4 << 20  # bytes: what is larger is better read while it comes
+_PREFETCH_JOBS = 8
 
 
 @contextlib.contextmanager
-def keeping(source: Source, folder: Path) -> Iterator[Kept]:
+def cached_source(source: Source, cache_dir: Path) -> Iterator[CachingSource]:
     """The source, its blobs kept in a file on that folder's disk; the small ones are on their way."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        kept = Kept(source, file.fileno())
+    with tempfile.TemporaryFile(dir=cache_dir) as file:
+        cache = CachingSource(source, file.fileno())
         # By one thread: a registry's scheme and login are found out with the first answer.
         with contextlib.suppress(BuildkitTasksError):
-            kept.root()
-        with ThreadPoolExecutor(_JOBS) as pool:
-            ahead = threading.Thread(target=_fetch_ahead, args=(kept, pool))
-            ahead.start()
+            cache.root_descriptor()
+        with ThreadPoolExecutor(_PREFETCH_JOBS) as pool:
+            prefetcher = threading.Thread(target=_prefetch_image, args=(cache, pool))
+            prefetcher.start()
             try:
-                yield kept
+                yield cache
             finally:
-                kept.stopped = True
-                ahead.join()
+                cache.stopped = True
+                prefetcher.join()
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fetch_ahead(kept: Kept, pool: ThreadPoolExecutor) -> None:
+def _prefetch_image(cache: CachingSource, pool: ThreadPoolExecutor) -> None:
     """Fetch the manifests, then what they name, as far as that is small.
 
     What is wrong with any of it is for its reader to find and to tell.
     """
     with contextlib.suppress(BuildkitTasksError, OSError):
-        root = kept.root()
+        root = cache.root_descriptor()
         if root.media_type not in INDEX_TYPES:
             return
-        listed = parse_index(read_blob(kept, root, LIMITS.document), root.media_type).manifests
-        kept.fetch(listed, pool)
-        for each in listed:
-            if each.media_type in MANIFEST_TYPES and each.size <= _SMALL:
+        entries = parse_index(read_blob(cache, root, LIMITS.document_bytes), root.media_type).manifests
+        cache.prefetch(entries, pool)
+        for each in entries:
+            if each.media_type in MANIFEST_TYPES and each.size <= _MAX_PREFETCH_SIZE:
                 with contextlib.suppress(MalformedImage):
-                    manifest = parse_manifest(read_blob(kept, each, _SMALL), each.media_type)
-                    kept.fetch((manifest.config, *manifest.layers), pool)
+                    manifest = parse_manifest(read_blob(cache, each, _MAX_PREFETCH_SIZE), each.media_type)
+                    cache.prefetch((manifest.config, *manifest.layers), pool)
 
 
-class Kept:
+class CachingSource:
     """A source whose blobs, once read to their ends, are read from a file. For several threads."""
 
-    def __init__(self, source: Source, descriptor: int) -> None:
+    def __init__(self, source: Source, fd: int) -> None:
         self._source = source
-        self._file = descriptor
+        self._fd = fd
         self._lock = threading.Lock()
-        self._end = 0
-        self._whole: dict[Digest, tuple[int, int]] = {}
-        self._coming: dict[Digest, Future[object]] = {}
+        self._allocated = 0
+        self._regions: dict[Digest, tuple[int, int]] = {}
+        self._pending: dict[Digest, Future[object]] = {}
         self.stopped = False
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         """The source's own."""
-        return self._source.root()
+        return self._source.root_descriptor()
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """The blob from the file, or from the source and into the file."""
-        coming = self._coming.get(descriptor.digest)
-        if coming is not None:
-            wait([coming])
-        return self._open(descriptor)
+        pending = self._pending.get(descriptor.digest)
+        if pending is not None:
+            wait([pending])
+        return self._open_blob(descriptor)
 
-    def fetch(self, blobs: Iterable[Descriptor], pool: ThreadPoolExecutor) -> None:
+    def prefetch(self, blobs: Iterable[Descriptor], pool: ThreadPoolExecutor) -> None:
         """Begin to fetch those that are small, each once."""
         for each in blobs:
-            if each.size <= _SMALL and each.digest not in self._coming and not each.urls:
-                self._coming[each.digest] = pool.submit(self._fetch, each)
+            if each.size <= _MAX_PREFETCH_SIZE and each.digest not in self._pending and not each.urls:
+                self._pending[each.digest] = pool.submit(self._fetch_blob, each)
 
-    def _fetch(self, descriptor: Descriptor) -> None:
+    def _fetch_blob(self, descriptor: Descriptor) -> None:
         if self.stopped:
             return
-        with contextlib.closing(self._open(descriptor)) as stream:
-            while stream.read(_SMALL):
+        with contextlib.closing(self._open_blob(descriptor)) as stream:
+            while stream.read(_MAX_PREFETCH_SIZE):
                 pass
 
-    def _open(self, descriptor: Descriptor) -> BinaryIO:
-        known = self._whole.get(descriptor.digest)
-        if known is not None:
-            return cast("BinaryIO", io.BufferedReader(_Region(self._file, *known), 1 << 18))
-        start = self._room(descriptor.size)
-        inner = self._source.open(descriptor)
-        if start is None:
-            return inner
-        return cast("BinaryIO", _Keeping(inner, self, descriptor, start))
+    def _open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        region = self._regions.get(descriptor.digest)
+        if region is not None:
+            return cast("BinaryIO", io.BufferedReader(_FileSlice(self._fd, *region), 1 << 18))
+        offset = self._reserve(descriptor.size)
+        stream = self._source.open(descriptor)
+        if offset is None:
+            return stream
+        return cast("BinaryIO", _TeeStream(stream, self, descriptor, offset))
 
-    def write(self, data: bytes, at: int) -> bool:
+    def write_at(self, data: bytes, offset: int) -> bool:
         """Keep a piece; gives whether there was room on the disk."""
         try:
-            return os.pwrite(self._file, data, at) == len(data)
+            return os.pwrite(self._fd, data, offset) == len(data)
         except OSError:
             return False
 
-    def note(self, digest: Digest, start: int, size: int) -> None:
+    def mark_complete(self, digest: Digest, offset: int, size: int) -> None:
         """A blob lies there whole."""
-        self._whole[digest] = (start, size)
+        self._regions[digest] = (offset, size)
 
-    def _room(self, size: int) -> int | None:
+    def _reserve(self, size: int) -> int | None:
         """Where a blob of that size may be put; None where it may not."""
         with self._lock:
-            if size < 0 or self._end + size > _MOST:
+            if size < 0 or self._allocated + size > _MAX_CACHE_SIZE:
                 return None
-            start = self._end
-            self._end += size
-            return start
+            offset = self._allocated
+            self._allocated += size
+            return offset
 
 
-class _Keeping(io.RawIOBase):
+class _TeeStream(io.RawIOBase):
     """A stream of the source that is written down as it is read."""
 
-    def __init__(self, inner: BinaryIO, kept: Kept, descriptor: Descriptor, start: int) -> None:
+    def __init__(self, stream: BinaryIO, cache: CachingSource, descriptor: Descriptor, offset: int) -> None:
         super().__init__()
-        self._inner = inner
-        self._kept = kept
+        self._stream = stream
+        self._cache = cache
         self._descriptor = descriptor
-        self._start = start
-        self._at = 0
-        self._good = True
+        self._offset = offset
+        self._position = 0
+        self._is_intact = True
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         """As the source gives it; what is longer than it says is not kept."""
-        data = self._inner.read(size)
-        if self._good and data:
-            self._good = self._at + len(data) <= self._descriptor.size
-            self._good = self._good and self._kept.write(data, self._start + self._at)
-        self._at += len(data)
+        data = self._stream.read(size)
+        if self._is_intact and data:
+            self._is_intact = self._position + len(data) <= self._descriptor.size
+            self._is_intact = self._is_intact and self._cache.write_at(data, self._offset + self._position)
+        self._position += len(data)
         return data
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
@@ -170,26 +170,26 @@ class _Keeping(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            self._inner.close()
-            if self._good and self._at == self._descriptor.size:
-                self._kept.note(self._descriptor.digest, self._start, self._at)
+            self._stream.close()
+            if self._is_intact and self._position == self._descriptor.size:
+                self._cache.mark_complete(self._descriptor.digest, self._offset, self._position)
         super().close()
 
 
-class _Region(io.RawIOBase):
+class _FileSlice(io.RawIOBase):
     """A part of the file, read by position: others read it at the same time."""
 
-    def __init__(self, file: int, start: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int) -> None:
         super().__init__()
-        self._file = file
-        self._at = start
-        self._stop = start + size
+        self._fd = fd
+        self._position = offset
+        self._end = offset + size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = os.pread(self._file, min(len(buffer), self._stop - self._at), self._at)
-        self._at += len(data)
+        data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
+        self._position += len(data)
         buffer[: len(data)] = data
         return len(data)

@@ -20,28 +20,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["EntryKind", "FolderEntry", "local_platforms", "walk_folder"]
+__all__ = ["DirectoryEntry", "FileKind", "find_platform_dirs", "walk_directory"]
 
 _MAX_DEPTH = 256  # each level holds a file descriptor
-_SYSTEMS = ("linux", "windows", "darwin", "freebsd")
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OS_NAMES = ("linux", "windows", "darwin", "freebsd")
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class EntryKind(enum.Enum):
+class FileKind(enum.Enum):
     """What a name in a folder is; ``OTHER`` are devices, FIFOs and sockets."""
 
     FILE = "file"
-    FOLDER = "folder"
+    DIRECTORY = "folder"
     SYMLINK = "symlink"
     OTHER = "other"
 
 
-_KINDS = {stat.S_IFREG: EntryKind.FILE, stat.S_IFDIR: EntryKind.FOLDER, stat.S_IFLNK: EntryKind.SYMLINK}
+_KIND_BY_FORMAT = {
+    stat.S_IFREG: FileKind.FILE,
+    stat.S_IFDIR: FileKind.DIRECTORY,
+    stat.S_IFLNK: FileKind.SYMLINK,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FolderEntry:
+class DirectoryEntry:
     """One name: relative to ``root``, with slashes. Hard links share ``device`` and ``inode``.
 
     ``target`` is a symbolic link's, as the image had it.
@@ -49,7 +53,7 @@ class FolderEntry:
 
     root: Path
     name: str
-    kind: EntryKind
+    kind: FileKind
     mode: int
     size: int
     device: int
@@ -58,30 +62,30 @@ class FolderEntry:
 
     def open(self) -> BinaryIO:
         """The bytes of a regular file: of the one that was found, or :class:`MalformedImage`."""
-        if self.kind is not EntryKind.FILE:
+        if self.kind is not FileKind.FILE:
             raise MalformedImage(f"{self.name} is no regular file")
-        number = _open_beneath(self.root, self.name)
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (self.device, self.inode):
-            os.close(number)
-            raise _changed(self.name)
-        return os.fdopen(number, "rb")
+        fd = _open_nofollow(self.root, self.name)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != (self.device, self.inode):
+            os.close(fd)
+            raise _changed_error(self.name)
+        return os.fdopen(fd, "rb")
 
 
-def local_platforms(path: Path) -> tuple[tuple[Platform | None, Path], ...]:
+def find_platform_dirs(path: Path) -> tuple[tuple[Platform | None, Path], ...]:
     """The folders that hold one platform's files each, sorted by name.
 
     Several platforms are written into folders such as ``linux_arm_v7``. A folder without such is
     one platform's own files: which platform, only its own name may tell. Raises
     :class:`UsageError` for a mixture, as two builds into one folder leave it.
     """
-    with _scanned(path) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    platforms = {name: _platform_of(name) for name, is_folder in found if is_folder}
+    with _scan_directory(path) as entries:
+        children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    platforms = {name: _parse_dir_name(name) for name, is_dir in children if is_dir}
     if not any(platforms.values()):
-        return ((_platform_of(path.absolute().name), path),)
+        return ((_parse_dir_name(path.absolute().name), path),)
     # Attestations lie beside them where buildx was told not to split.
-    others = sorted(name for name, _ in found if not platforms.get(name) and not name.endswith(".json"))
+    others = sorted(name for name, _ in children if not platforms.get(name) and not name.endswith(".json"))
     if others:
         names = sorted(name for name, platform in platforms.items() if platform)
         message = f"{path} holds the platform folders {', '.join(names)} and also {', '.join(others[:5])}"
@@ -89,84 +93,84 @@ def local_platforms(path: Path) -> tuple[tuple[Platform | None, Path], ...]:
     return tuple((platforms[name], path / name) for name in sorted(platforms))
 
 
-def walk_folder(path: Path) -> Iterator[FolderEntry]:
+def walk_directory(path: Path) -> Iterator[DirectoryEntry]:
     """Everything in the folder, sorted by name, a folder before what is in it.
 
     Raises :class:`LimitExceeded` for more entries or levels than an image may have, and
     :class:`MalformedImage` for another file system that is mounted in it.
     """
-    root = _open_folder(path)
+    root_fd = _open_directory(path)
     try:
-        device = os.fstat(root).st_dev
-        for count, entry in enumerate(_walk(path, root, "", device, _own_prefix(path))):
+        device = os.fstat(root_fd).st_dev
+        for count, entry in enumerate(_walk_tree(path, root_fd, "", device, _platform_prefix(path))):
             if count >= LIMITS.entries:
                 raise LimitExceeded(f"{path} holds more than {LIMITS.entries} files")
             yield entry
     finally:
-        os.close(root)
+        os.close(root_fd)
 
 
-def _walk(root: Path, folder: int, above: str, device: int, prefix: str) -> Iterator[FolderEntry]:
-    if above.count("/") > _MAX_DEPTH:
+def _walk_tree(root: Path, dir_fd: int, parent: str, device: int, prefix: str) -> Iterator[DirectoryEntry]:
+    if parent.count("/") > _MAX_DEPTH:
         raise LimitExceeded(f"{root} is more than {_MAX_DEPTH} folders deep")
-    for part in _sorted_names(folder, root):
-        entry = _look(root, folder, above, part, prefix)
+    for base_name in _list_names(dir_fd, root):
+        entry = _read_entry(root, dir_fd, parent, base_name, prefix)
         yield entry
-        if entry.kind is not EntryKind.FOLDER:
+        if entry.kind is not FileKind.DIRECTORY:
             continue
         if entry.device != device:
             raise MalformedImage(f"{entry.name} is a file system of its own, mounted in {root}")
-        with _Opened(part, folder, entry) as number:
-            yield from _walk(root, number, f"{entry.name}/", device, prefix)
+        with _OpenDirectory(base_name, dir_fd, entry) as child_fd:
+            yield from _walk_tree(root, child_fd, f"{entry.name}/", device, prefix)
 
 
-def _look(root: Path, folder: int, above: str, part: str, prefix: str) -> FolderEntry:
-    name = above + part
+def _read_entry(root: Path, dir_fd: int, parent: str, base_name: str, prefix: str) -> DirectoryEntry:
+    name = parent + base_name
     try:
-        found = os.lstat(part, dir_fd=folder)
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), EntryKind.OTHER)
-        target = os.readlink(part, dir_fd=folder) if kind is EntryKind.SYMLINK else ""
+        status = os.lstat(base_name, dir_fd=dir_fd)
+        kind = _KIND_BY_FORMAT.get(stat.S_IFMT(status.st_mode), FileKind.OTHER)
+        target = os.readlink(base_name, dir_fd=dir_fd) if kind is FileKind.SYMLINK else ""
     except OSError as error:
-        raise _changed(name) from error
-    return FolderEntry(
+        raise _changed_error(name) from error
+    return DirectoryEntry(
         root=root,
         name=name,
         kind=kind,
-        mode=stat.S_IMODE(found.st_mode),
-        size=found.st_size if kind is EntryKind.FILE else 0,
-        device=found.st_dev,
-        inode=found.st_ino,
-        target=_restored(target, prefix),
+        mode=stat.S_IMODE(status.st_mode),
+        size=status.st_size if kind is FileKind.FILE else 0,
+        device=status.st_dev,
+        inode=status.st_ino,
+        target=_strip_platform_prefix(target, prefix),
     )
 
 
-def _restored(target: str, prefix: str) -> str:
+def _strip_platform_prefix(target: str, prefix: str) -> str:
     """A link's target in the image: buildx writes ``/linux_arm64/etc/x`` for ``/etc/x``."""
     if prefix and (target == prefix or target.startswith(f"{prefix}/")):
         return target.removeprefix(prefix) or "/"
     return target
 
 
-def _own_prefix(path: Path) -> str:
+def _platform_prefix(path: Path) -> str:
     name = path.absolute().name
-    return f"/{name}" if _platform_of(name) else ""
+    return f"/{name}" if _parse_dir_name(name) else ""
 
 
-def _platform_of(name: str) -> Platform | None:
+def _parse_dir_name(name: str) -> Platform | None:
     """The platform that a folder's name says: ``linux_arm_v7``."""
-    system, _, rest = name.partition("_")
-    if system not in _SYSTEMS or not rest:
+    os_name, _, rest = name.partition("_")
+    if os_name not in _OS_NAMES or not rest:
         return None
     try:
-        known = Platform.parse("/".join(["linux", *rest.split("_")]))  # an architecture that there is
+        platform = Platform.parse("/".join(["linux", *rest.split("_")]))  # an architecture that there is
     except UsageError:
         return None
-    return Platform.normalised(system, known.architecture, known.variant)
+    return Platform.normalize(os_name, platform.architecture, platform.variant)
 
 
-def _sorted_names(folder: int, root: Path) -> list[str]:
+def _list_names(dir_fd: int, root: Path) -> list[str]:
     names: list[str] = []
-    with _scanned(folder) as entries:
+    with _scan_directory(dir_fd) as entries:
         for entry in entries:
             if len(names) >= LIMITS.nodes:
                 raise LimitExceeded(f"a folder in {root} holds more than {LIMITS.nodes} files")
@@ -174,27 +178,27 @@ def _sorted_names(folder: int, root: Path) -> list[str]:
     return sorted(names)
 
 
-def _scanned(place: Path | int) -> os._ScandirIterator[str]:
+def _scan_directory(directory: Path | int) -> os._ScandirIterator[str]:
     try:
-        return os.scandir(place)
+        return os.scandir(directory)
     except OSError as error:
-        raise UsageError(f"{place} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{directory} cannot be read: {error.strerror}") from error
 
 
-class _Opened:
+class _OpenDirectory:
     """A folder's descriptor for as long as it is walked."""
 
-    def __init__(self, part: str, folder: int, entry: FolderEntry) -> None:
-        self._number = _open_at(part, _FOLDER, folder, entry.name)
+    def __init__(self, base_name: str, dir_fd: int, entry: DirectoryEntry) -> None:
+        self._fd = _open_at(base_name, _DIRECTORY_FLAGS, dir_fd, entry.name)
 
     def __enter__(self) -> int:
-        return self._number
+        return self._fd
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._number)
+        os.close(self._fd)
 
 
-def _open_folder(path: Path) -> int:
+def _open_directory(path: Path) -> int:
     """The folder that the user named, which may be a link."""
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -202,28 +206,28 @@ def _open_folder(path: Path) -> int:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _open_beneath(root: Path, name: str) -> int:
+def _open_nofollow(root: Path, name: str) -> int:
     """Open a file below the folder with no link on the way."""
-    *folders, last = name.split("/")
-    here = _open_folder(root)
+    *parents, base_name = name.split("/")
+    dir_fd = _open_directory(root)
     try:
-        for part in folders:
-            below = _open_at(part, _FOLDER, here, name)
-            os.close(here)
-            here = below
-        return _open_at(last, _FILE, here, name)
+        for parent in parents:
+            child_fd = _open_at(parent, _DIRECTORY_FLAGS, dir_fd, name)
+            os.close(dir_fd)
+            dir_fd = child_fd
+        return _open_at(base_name, _FILE_FLAGS, dir_fd, name)
     finally:
-        os.close(here)
+        os.close(dir_fd)
 
 
-def _open_at(part: str, flags: int, folder: int, name: str) -> int:
+def _open_at(base_name: str, flags: int, dir_fd: int, name: str) -> int:
     try:
-        return os.open(part, flags, dir_fd=folder)
+        return os.open(base_name, flags, dir_fd=dir_fd)
     except PermissionError as error:
         raise UsageError(f"{name} cannot be read: {error.strerror}") from error
     except OSError as error:
-        raise _changed(name) from error
+        raise _changed_error(name) from error
 
 
-def _changed(name: str) -> MalformedImage:
+def _changed_error(name: str) -> MalformedImage:
     return MalformedImage(f"{name} has changed while the folder was read")

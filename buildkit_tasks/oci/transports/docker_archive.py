@@ -16,7 +16,7 @@ import re
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, compression_of
+from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, detect_compression
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
     INDEX_TYPES,
@@ -32,132 +32,140 @@ from buildkit_tasks.oci.model import (
 )
 from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports.docker_manifest import (
-    MANIFEST,
-    Origin,
-    Saved,
-    choices,
-    chosen_image,
-    chosen_number,
-    saved_images,
+    MANIFEST_NAME,
+    LayerSource,
+    SavedImage,
+    choose_image,
+    choose_number,
+    describe_choices,
+    parse_docker_manifest,
 )
-from buildkit_tasks.oci.transports.layout import choose_root, entry_names, not_here
-from buildkit_tasks.oci.transports.oci_archive import ArchivedLayout, open_members
-from buildkit_tasks.oci.transports.tar_members import Members, Table, read_member
+from buildkit_tasks.oci.transports.layout import choose_root, collect_entry_names, missing_blob_error
+from buildkit_tasks.oci.transports.oci_archive import ArchivedLayout, open_tar_archive
+from buildkit_tasks.oci.transports.tar_members import ArchiveIndex, TarArchive, read_member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["DockerArchive", "SavedLayout", "image_in", "open_docker_archive"]
+__all__ = ["DockerArchive", "DockerLayoutArchive", "open_docker_archive", "open_saved_image"]
 
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
-_LAYERS = {PLAIN: _LAYER, GZIP: f"{_LAYER}+gzip", ZSTD: f"{_LAYER}+zstd"}
+_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+_LAYER_TYPE_BY_COMPRESSION = {PLAIN: _LAYER_TYPE, GZIP: f"{_LAYER_TYPE}+gzip", ZSTD: f"{_LAYER_TYPE}+zstd"}
 # The names that say what a config's bytes hash to: docker's old and new ones, and crane's.
-_HASHED = re.compile(r"(?:blobs/sha256/|sha256:)?([0-9a-f]{64})(?:\.json)?", re.ASCII)
+_CONFIG_NAME = re.compile(r"(?:blobs/sha256/|sha256:)?([0-9a-f]{64})(?:\.json)?", re.ASCII)
 _MAX_LINKS = 8
 
 
-def open_docker_archive(path: Path, reference: str | None = None) -> SavedLayout | DockerArchive:
+def open_docker_archive(path: Path, reference: str | None = None) -> DockerLayoutArchive | DockerArchive:
     """The image in a ``docker save`` archive; ``reference`` (a name, or ``@N``) chooses among several."""
-    members = open_members(path)
+    archive = open_tar_archive(path)
     try:
-        return image_in(members, reference)
+        return open_saved_image(archive, reference)
     except BaseException:
-        members.close()
+        archive.close()
         raise
 
 
-def image_in(members: Members, reference: str | None = None) -> SavedLayout | DockerArchive:
+def open_saved_image(
+    archive: TarArchive, reference: str | None = None
+) -> DockerLayoutArchive | DockerArchive:
     """The image in these members, which are closed with it.
 
     Raises :class:`UsageError` if they are no ``docker save`` archive's.
     """
-    table = members.table
-    if "index.json" in table.files:
-        return SavedLayout(members, reference)
-    if MANIFEST in table.files:
-        return DockerArchive(members, reference)
-    cause = f"it has neither {MANIFEST} nor index.json"
-    if "repositories" in table.files:
-        cause = f"it has no {MANIFEST}, as before docker 1.10"
-    raise UsageError(f"{table.what} is no `docker save` archive: {cause}")
+    archive_index = archive.archive_index
+    if "index.json" in archive_index.files:
+        return DockerLayoutArchive(archive, reference)
+    if MANIFEST_NAME in archive_index.files:
+        return DockerArchive(archive, reference)
+    cause = f"it has neither {MANIFEST_NAME} nor index.json"
+    if "repositories" in archive_index.files:
+        cause = f"it has no {MANIFEST_NAME}, as before docker 1.10"
+    raise UsageError(f"{archive_index.description} is no `docker save` archive: {cause}")
 
 
-class SavedLayout(ArchivedLayout):
+class DockerLayoutArchive(ArchivedLayout):
     """The newer form: a layout, whose ``manifest.json`` has to mean the same images."""
 
-    def __init__(self, members: Members, reference: str | None = None) -> None:
-        super().__init__(members, functools.partial(_choose_entry, reference=reference))
-        self._agreed = MANIFEST not in members.table.files
+    def __init__(self, archive: TarArchive, reference: str | None = None) -> None:
+        super().__init__(archive, functools.partial(_choose_entry, reference=reference))
+        self._is_consistent = MANIFEST_NAME not in archive.archive_index.files
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         """The chosen image. Raises :class:`MalformedImage` if ``manifest.json`` names others.
 
         Engines differ in which of the two they load from: an archive whose two halves differ is
         one image for a checker and another for an engine.
         """
-        found = super().root()
-        if not self._agreed:
-            self._compare()
-            self._agreed = True
-        return found
+        root = super().root_descriptor()
+        if not self._is_consistent:
+            self._check_docker_manifest()
+            self._is_consistent = True
+        return root
 
-    def _compare(self) -> None:
-        known: dict[str, tuple[Digest, ...]] = {}
+    def _check_docker_manifest(self) -> None:
+        layers_by_config: dict[str, tuple[Digest, ...]] = {}
         try:
-            for manifest in self._manifests():
-                known[manifest.config.digest.hex] = tuple(layer.digest for layer in manifest.layers)
+            for manifest in self._iter_manifests():
+                layers_by_config[manifest.config.digest.hex] = tuple(
+                    layer.digest for layer in manifest.layers
+                )
         except (MalformedImage, LimitExceeded):
             return  # what is wrong with a document is said where it is read for its own sake
-        for image in saved_images(read_member(self._members, MANIFEST, LIMITS.document)):
-            match = _HASHED.fullmatch(image.config)
-            if match is None or match[1] not in known:
+        for image in parse_docker_manifest(read_member(self._archive, MANIFEST_NAME, LIMITS.document_bytes)):
+            match = _CONFIG_NAME.fullmatch(image.config)
+            if match is None or match[1] not in layers_by_config:
                 raise MalformedImage(
-                    f"{MANIFEST} names the config {image.config}, which no image of index.json has"
+                    f"{MANIFEST_NAME} names the config {image.config}, which no image of index.json has"
                 )
-            stated = [f"blobs/{digest.algorithm}/{digest.hex}" for digest in known[match[1]]]
+            stated = [f"blobs/{digest.algorithm}/{digest.hex}" for digest in layers_by_config[match[1]]]
             if all(layer.startswith("blobs/") for layer in image.layers) and list(image.layers) != stated:
-                raise MalformedImage(f"{MANIFEST} gives {image.config} other layers than index.json")
+                raise MalformedImage(f"{MANIFEST_NAME} gives {image.config} other layers than index.json")
 
-    def _manifests(self) -> Iterator[Manifest]:
+    def _iter_manifests(self) -> Iterator[Manifest]:
         """Every manifest that is here, of every image in the layout; each document is read once."""
-        todo = list(parse_index(self._index).manifests)
+        pending = list(parse_index(self._index).manifests)
         seen: set[Digest] = set()
-        while todo and len(seen) < LIMITS.manifests:
-            here = todo.pop()
-            if here.digest in seen or not self.holds(here):
+        while pending and len(seen) < LIMITS.manifests:
+            descriptor = pending.pop()
+            if descriptor.digest in seen or not self.has_blob(descriptor):
                 continue
-            seen.add(here.digest)
-            if here.media_type in INDEX_TYPES:
-                todo += parse_index(read_blob(self, here, LIMITS.document), here.media_type).manifests
-            elif here.media_type in MANIFEST_TYPES:
-                yield parse_manifest(read_blob(self, here, LIMITS.document), here.media_type)
+            seen.add(descriptor.digest)
+            if descriptor.media_type in INDEX_TYPES:
+                pending += parse_index(
+                    read_blob(self, descriptor, LIMITS.document_bytes), descriptor.media_type
+                ).manifests
+            elif descriptor.media_type in MANIFEST_TYPES:
+                yield parse_manifest(
+                    read_blob(self, descriptor, LIMITS.document_bytes), descriptor.media_type
+                )
 
 
 def _choose_entry(data: bytes, reference: str | None) -> Descriptor:
     """The entry of an ``index.json`` that a reference means."""
     entries = list({entry.digest: entry for entry in parse_index(data).manifests}.values())
-    names = [sorted(entry_names(entry)) for entry in entries]
+    names = [sorted(collect_entry_names(entry)) for entry in entries]
     if reference is not None:
-        return entries[chosen_number(names, reference)]
+        return entries[choose_number(names, reference)]
     try:
         return choose_root(data, None)
     except UsageError as error:
-        raise UsageError(error.message, hint=choices(names)) from None
+        raise UsageError(error.message, hint=describe_choices(names)) from None
 
 
 class DockerArchive:
     """The older form. The manifest is made here: its digest is no one else's. A context manager."""
 
-    synthesised = True
+    is_synthesised = True
 
-    def __init__(self, members: Members, reference: str | None = None) -> None:
+    def __init__(self, archive: TarArchive, reference: str | None = None) -> None:
         """Take over the archive: it is closed with this."""
-        self._members = members
-        self._table = members.table
+        self._archive = archive
+        self._archive_index = archive.archive_index
         self._reference = reference
         self._manifest = b""
-        self._names: dict[Digest, str] = {}
+        self._name_by_digest: dict[Digest, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -167,85 +175,98 @@ class DockerArchive:
 
     def close(self) -> None:
         """Close the archive; streams that are still open fail from then on."""
-        self._members.close()
+        self._archive.close()
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         """The chosen image's manifest: its config by its hash, its plain layers by their diff_ids."""
         if not self._manifest:
-            images = saved_images(read_member(self._members, MANIFEST, LIMITS.document))
-            self._manifest = json.dumps(self._made_for(chosen_image(images, self._reference))).encode()
-        digest = Digest.of(self._manifest)
+            images = parse_docker_manifest(read_member(self._archive, MANIFEST_NAME, LIMITS.document_bytes))
+            self._manifest = json.dumps(self._make_manifest(choose_image(images, self._reference))).encode()
+        digest = Digest.from_bytes(self._manifest)
         return Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(self._manifest))
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """The made manifest, or the file that holds the blob."""
-        if self._manifest and Digest.of(self._manifest, descriptor.digest.algorithm) == descriptor.digest:
+        if (
+            self._manifest
+            and Digest.from_bytes(self._manifest, descriptor.digest.algorithm) == descriptor.digest
+        ):
             return io.BytesIO(self._manifest)
-        if descriptor.digest not in self._names:
-            raise not_here(descriptor, str(descriptor.digest), self._table.what)
-        return self._members.open(self._names[descriptor.digest])
+        if descriptor.digest not in self._name_by_digest:
+            raise missing_blob_error(descriptor, str(descriptor.digest), self._archive_index.description)
+        return self._archive.open(self._name_by_digest[descriptor.digest])
 
-    def position(self, descriptor: Descriptor) -> int:
+    def read_order(self, descriptor: Descriptor) -> int:
         """Where the blob lies: a compressed archive is read fastest in this order."""
-        member = self._table.files.get(self._names.get(descriptor.digest, ""))
+        member = self._archive_index.files.get(self._name_by_digest.get(descriptor.digest, ""))
         return member.offset if member else 0
 
-    def _made_for(self, image: Saved) -> dict[str, Any]:
-        name = _resolve(self._table, image.config)
-        data = read_member(self._members, name, LIMITS.document)
-        match = _HASHED.fullmatch(image.config)
-        digest = Digest(f"sha256:{match[1]}") if match else Digest.of(data)
-        if digest != Digest.of(data):
-            raise MalformedImage(f"{image.config} holds other bytes: they hash to {Digest.of(data)}")
-        self._names[digest] = name
+    def _make_manifest(self, image: SavedImage) -> dict[str, Any]:
+        name = _resolve_link(self._archive_index, image.config)
+        data = read_member(self._archive, name, LIMITS.document_bytes)
+        match = _CONFIG_NAME.fullmatch(image.config)
+        digest = Digest(f"sha256:{match[1]}") if match else Digest.from_bytes(data)
+        if digest != Digest.from_bytes(data):
+            raise MalformedImage(f"{image.config} holds other bytes: they hash to {Digest.from_bytes(data)}")
+        self._name_by_digest[digest] = name
         diff_ids = parse_config(data).diff_ids
         if len(diff_ids) != len(image.layers):
             raise MalformedImage(
-                f"{MANIFEST} lists {len(image.layers)} layers, the config {len(diff_ids)} diff_ids"
+                f"{MANIFEST_NAME} lists {len(image.layers)} layers, the config {len(diff_ids)} diff_ids"
             )
         pairs = zip(image.layers, diff_ids, strict=True)
-        layers = [self._layer(layer, diff_id, image.sources.get(str(diff_id))) for layer, diff_id in pairs]
-        config = _entry(OCI_CONFIG, digest, len(data))
+        layers = [
+            self._make_layer(layer, diff_id, image.layer_sources.get(str(diff_id)))
+            for layer, diff_id in pairs
+        ]
+        config = _make_descriptor(OCI_CONFIG, digest, len(data))
         return {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
 
-    def _layer(self, layer: str, diff_id: Digest, origin: Origin | None) -> dict[str, Any]:
+    def _make_layer(self, layer: str, diff_id: Digest, source: LayerSource | None) -> dict[str, Any]:
         """A layer's descriptor. What is compressed is hashed, since its diff_id says nothing of it."""
-        here = layer in self._table.files or layer in self._table.links
-        if not here and origin is not None:  # Windows' foreign layers are not saved
-            return _entry(origin.media_type, Digest(origin.digest), origin.size)
-        name = _resolve(self._table, layer)
-        form = compression_of(self._members.head(name))
-        digest = diff_id if form == PLAIN else self._hashed(name, diff_id.algorithm)
-        if self._names.setdefault(digest, name) != name and self._hashed(name, digest.algorithm) != digest:
-            raise MalformedImage(f"{layer} holds other bytes than {self._names[digest]}; both are {digest}")
-        return _entry(_LAYERS[form], digest, self._table.files[name].size)
+        is_saved = layer in self._archive_index.files or layer in self._archive_index.links
+        if not is_saved and source is not None:  # Windows' foreign layers are not saved
+            return _make_descriptor(source.media_type, Digest(source.digest), source.size)
+        name = _resolve_link(self._archive_index, layer)
+        compression = detect_compression(self._archive.read_head(name))
+        digest = diff_id if compression == PLAIN else self._hash_member(name, diff_id.algorithm)
+        if (
+            self._name_by_digest.setdefault(digest, name) != name
+            and self._hash_member(name, digest.algorithm) != digest
+        ):
+            raise MalformedImage(
+                f"{layer} holds other bytes than {self._name_by_digest[digest]}; both are {digest}"
+            )
+        return _make_descriptor(
+            _LAYER_TYPE_BY_COMPRESSION[compression], digest, self._archive_index.files[name].size
+        )
 
-    def _hashed(self, name: str, algorithm: str) -> Digest:
-        with self._members.open(name) as stream:
-            return Digest(f"{algorithm}:{_hash(stream, algorithm)}")
+    def _hash_member(self, name: str, algorithm: str) -> Digest:
+        with self._archive.open(name) as stream:
+            return Digest(f"{algorithm}:{_hash_stream(stream, algorithm)}")
 
 
-def _hash(stream: BinaryIO, algorithm: str) -> str:
-    found = hashlib.new(algorithm)
+def _hash_stream(stream: BinaryIO, algorithm: str) -> str:
+    hasher = hashlib.new(algorithm)
     while data := stream.read(1 << 20):
-        found.update(data)
-    return found.hexdigest()
+        hasher.update(data)
+    return hasher.hexdigest()
 
 
-def _entry(media_type: str, digest: Digest, size: int) -> dict[str, Any]:
+def _make_descriptor(media_type: str, digest: Digest, size: int) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": str(digest), "size": size}
 
 
-def _resolve(table: Table, name: str) -> str:
+def _resolve_link(archive_index: ArchiveIndex, name: str) -> str:
     """The file that a name leads to: layers that images share are links beside the first one."""
-    here = name
+    current = name
     for _ in range(_MAX_LINKS):
-        if here in table.files:
-            return here
-        if here not in table.links:
+        if current in archive_index.files:
+            return current
+        if current not in archive_index.links:
             break
-        here = posixpath.normpath(posixpath.join(posixpath.dirname(here), table.links[here]))
-    if name in table.links:
-        target = table.links[name]
+        current = posixpath.normpath(posixpath.join(posixpath.dirname(current), archive_index.links[current]))
+    if name in archive_index.links:
+        target = archive_index.links[name]
         raise MalformedImage(f"{name} is a link to {target!r}, which leads to no file in the archive")
-    raise MalformedImage(f"{name} is missing from {table.what}")
+    raise MalformedImage(f"{name} is missing from {archive_index.description}")

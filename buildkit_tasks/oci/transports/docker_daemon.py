@@ -13,26 +13,26 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import MANIFEST_TYPES, parse_manifest
 from buildkit_tasks.oci.source import read_blob
-from buildkit_tasks.oci.transports.docker_archive import SavedLayout, image_in
-from buildkit_tasks.oci.transports.tar_stream import Rewindable
+from buildkit_tasks.oci.transports.docker_archive import DockerLayoutArchive, open_saved_image
+from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 
 if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor
 
-__all__ = ["DaemonImage", "Export"]
+__all__ = ["DaemonSource", "ImageExporter"]
 
-Export = Callable[[str], BinaryIO]
+ImageExporter = Callable[[str], BinaryIO]
 
 
-class DaemonImage:
+class DaemonSource:
     """The image that an engine knows by ``reference``. A context manager.
 
     ``export`` opens a fresh stream of the engine's save archive each time it is called.
     """
 
-    def __init__(self, reference: str, export: Export) -> None:
-        members = Rewindable(lambda: export(reference), f"docker-daemon:{reference}")
-        self._image = image_in(members)
+    def __init__(self, reference: str, export: ImageExporter) -> None:
+        archive = StreamedArchive(lambda: export(reference), f"docker-daemon:{reference}")
+        self._image = open_saved_image(archive)
 
     def __enter__(self) -> Self:
         return self
@@ -44,33 +44,33 @@ class DaemonImage:
         """End the stream."""
         self._image.close()
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         """The image as the engine keeps it: a classic store keeps one platform's manifest."""
-        return self._image.root()
+        return self._image.root_descriptor()
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """The blob of that digest."""
         return self._image.open(descriptor)
 
-    def position(self, descriptor: Descriptor) -> int:
+    def read_order(self, descriptor: Descriptor) -> int:
         """Where the blob lies in the stream, which is read fastest in this order."""
-        return self._image.position(descriptor)
+        return self._image.read_order(descriptor)
 
-    def lacks(self, descriptor: Descriptor) -> bool:
+    def is_missing(self, descriptor: Descriptor) -> bool:
         """Whether the engine has not all that this entry of its index needs.
 
         A containerd store keeps the whole index of an image of which one platform was pulled. What
         is there and malformed is not lacking.
         """
-        if not isinstance(self._image, SavedLayout):
+        if not isinstance(self._image, DockerLayoutArchive):
             return False
-        if not self._image.holds(descriptor):
+        if not self._image.has_blob(descriptor):
             return True
         if descriptor.media_type not in MANIFEST_TYPES:
             return False
         try:
-            data = read_blob(self, descriptor, LIMITS.document)
+            data = read_blob(self, descriptor, LIMITS.document_bytes)
             manifest = parse_manifest(data, descriptor.media_type)
         except (MalformedImage, LimitExceeded):
             return False
-        return any(not self._image.holds(part) for part in (manifest.config, *manifest.layers))
+        return any(not self._image.has_blob(blob) for blob in (manifest.config, *manifest.layers))

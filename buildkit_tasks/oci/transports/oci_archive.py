@@ -11,29 +11,34 @@ import os
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.oci.layers.decompress import PLAIN, compression_of
+from buildkit_tasks.oci.layers.decompress import PLAIN, detect_compression
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import Descriptor, Digest
-from buildkit_tasks.oci.transports.layout import check_layout_version, choose_root, not_here
-from buildkit_tasks.oci.transports.tar_members import InPlace, Members, open_file, read_member
-from buildkit_tasks.oci.transports.tar_stream import Rewindable
+from buildkit_tasks.oci.transports.layout import check_layout_version, choose_root, missing_blob_error
+from buildkit_tasks.oci.transports.tar_members import (
+    SeekableArchive,
+    TarArchive,
+    open_regular_file,
+    read_member,
+)
+from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Archive", "ArchivedLayout", "open_members"]
+__all__ = ["ArchivedLayout", "OciArchive", "open_tar_archive"]
 
-_VERSION_LIMIT = 4096
+_MAX_VERSION_SIZE = 4096
 
 
 class ArchivedLayout:
     """The image that ``choose`` finds in an archive's ``index.json``. A context manager."""
 
-    def __init__(self, members: Members, choose: Callable[[bytes], Descriptor]) -> None:
+    def __init__(self, archive: TarArchive, choose: Callable[[bytes], Descriptor]) -> None:
         """Take over the archive: it is closed with this."""
-        self._members = members
-        self._table = members.table
+        self._archive = archive
+        self._archive_index = archive.archive_index
         self._choose = choose
         self._index = b""
 
@@ -45,64 +50,64 @@ class ArchivedLayout:
 
     def close(self) -> None:
         """Close the archive; streams that are still open fail from then on."""
-        self._members.close()
+        self._archive.close()
 
-    def root(self) -> Descriptor:
+    def root_descriptor(self) -> Descriptor:
         """The image that ``index.json`` holds; see :func:`.layout.choose_root`."""
-        if "index.json" not in self._table.files:
-            self._refuse()
-        check_layout_version(read_member(self._members, "oci-layout", _VERSION_LIMIT))
-        self._index = read_member(self._members, "index.json", LIMITS.document)
+        if "index.json" not in self._archive_index.files:
+            self._reject_archive()
+        check_layout_version(read_member(self._archive, "oci-layout", _MAX_VERSION_SIZE))
+        self._index = read_member(self._archive, "index.json", LIMITS.document_bytes)
         return self._choose(self._index)
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """The blob of that digest, or ``index.json`` where that is the image's index."""
-        name = self._name(descriptor)
-        if name not in self._table.files:
-            raise not_here(descriptor, name, self._table.what)
-        return self._members.open(name)
+        name = self._member_name(descriptor)
+        if name not in self._archive_index.files:
+            raise missing_blob_error(descriptor, name, self._archive_index.description)
+        return self._archive.open(name)
 
-    def holds(self, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         """Whether there is a blob of that digest, be it right or wrong."""
-        return self._name(descriptor) in self._table.files
+        return self._member_name(descriptor) in self._archive_index.files
 
-    def position(self, descriptor: Descriptor) -> int:
+    def read_order(self, descriptor: Descriptor) -> int:
         """Where the blob lies: a compressed archive is read fastest in this order."""
-        member = self._table.files.get(self._name(descriptor))
+        member = self._archive_index.files.get(self._member_name(descriptor))
         return member.offset if member else 0
 
-    def _name(self, descriptor: Descriptor) -> str:
+    def _member_name(self, descriptor: Descriptor) -> str:
         digest = descriptor.digest
         name = f"blobs/{digest.algorithm}/{digest.hex}"
-        if name not in self._table.files and self._is_index(digest):
+        if name not in self._archive_index.files and self._is_index(digest):
             return "index.json"
         return name
 
     def _is_index(self, digest: Digest) -> bool:
-        return bool(self._index) and Digest.of(self._index, digest.algorithm) == digest
+        return bool(self._index) and Digest.from_bytes(self._index, digest.algorithm) == digest
 
-    def _refuse(self) -> None:
-        what = self._table.what
-        if "manifest.json" in self._table.files:
-            hint = f"write it as docker-archive:{what}"
-            raise UsageError(f"{what} is a `docker save` archive, no OCI archive", hint=hint)
-        raise UsageError(f"{what} is no OCI archive: it has no index.json")
+    def _reject_archive(self) -> None:
+        description = self._archive_index.description
+        if "manifest.json" in self._archive_index.files:
+            hint = f"write it as docker-archive:{description}"
+            raise UsageError(f"{description} is a `docker save` archive, no OCI archive", hint=hint)
+        raise UsageError(f"{description} is no OCI archive: it has no index.json")
 
 
-class Archive(ArchivedLayout):
+class OciArchive(ArchivedLayout):
     """The image in an OCI archive; ``name`` chooses one if there are several."""
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        super().__init__(open_members(path), functools.partial(choose_root, name=name))
+        super().__init__(open_tar_archive(path), functools.partial(choose_root, name=name))
 
 
-def open_members(path: Path) -> Members:
+def open_tar_archive(path: Path) -> TarArchive:
     """The members of a tar file, which may be compressed.
 
     Raises :class:`UsageError` for what cannot be read or is no regular file.
     """
-    number = open_file(path)
-    if compression_of(os.pread(number, 4, 0)) != PLAIN:
-        os.close(number)
-        return Rewindable(lambda: os.fdopen(open_file(path), "rb", buffering=0), str(path))
-    return InPlace(number, str(path))
+    fd = open_regular_file(path)
+    if detect_compression(os.pread(fd, 4, 0)) != PLAIN:
+        os.close(fd)
+        return StreamedArchive(lambda: os.fdopen(open_regular_file(path), "rb", buffering=0), str(path))
+    return SeekableArchive(fd, str(path))

@@ -19,14 +19,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from buildkit_tasks.oci.layers.tar import Entry
+    from buildkit_tasks.oci.layers.tar import TarEntry
 
-__all__ = ["HEAD", "InPlace", "Member", "Members", "Table", "open_file", "plain_name", "read_member"]
+__all__ = [
+    "HEAD_SIZE",
+    "ArchiveIndex",
+    "Member",
+    "SeekableArchive",
+    "TarArchive",
+    "normalize_name",
+    "open_regular_file",
+    "read_member",
+]
 
-HEAD = 8  # bytes: enough to tell how a member is compressed
+HEAD_SIZE = 8  # bytes: enough to tell how a member is compressed
 _MAX_MEMBERS = 100_000
 # The names of a layout, and whatever lies at most one folder deep, as in `docker save` archives.
-_MEMBER = re.compile(r"blobs/sha(?:256/[0-9a-f]{64}|512/[0-9a-f]{128})|(?:[^/]{1,160}/)?[^/]{1,160}")
+_MEMBER_NAME = re.compile(r"blobs/sha(?:256/[0-9a-f]{64}|512/[0-9a-f]{128})|(?:[^/]{1,160}/)?[^/]{1,160}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,46 +46,46 @@ class Member:
     size: int
 
 
-class Table:
+class ArchiveIndex:
     """What an archive holds that can belong to an image: files, and links with their targets."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, description: str) -> None:
+        self.description = description
         self.files: dict[str, Member] = {}
         self.links: dict[str, str] = {}
 
-    def fill(self, reader: TarReader) -> Iterator[tuple[str, Entry]]:
+    def scan(self, reader: TarReader) -> Iterator[tuple[str, TarEntry]]:
         """Note every member; gives each file while the reader stands at its data."""
         for entry in reader:
-            name = plain_name(entry.name)
-            if entry.type not in (REGULAR, SYMLINK) or not _MEMBER.fullmatch(name):
+            name = normalize_name(entry.name)
+            if entry.type not in (REGULAR, SYMLINK) or not _MEMBER_NAME.fullmatch(name):
                 continue
-            self._check(name)
+            self._check_name(name)
             if entry.type == SYMLINK:
                 self.links[name] = entry.linkname
             else:
                 self.files[name] = Member(offset=entry.offset, size=entry.size)
                 yield name, entry
 
-    def file(self, name: str) -> Member:
+    def get_member(self, name: str) -> Member:
         """The member of that name. Raises :class:`MalformedImage` if there is none."""
         if name not in self.files:
-            raise MalformedImage(f"{name} is missing from {self.what}")
+            raise MalformedImage(f"{name} is missing from {self.description}")
         return self.files[name]
 
-    def _check(self, name: str) -> None:
+    def _check_name(self, name: str) -> None:
         """Two members of one name would be two images: one for each way of reading."""
         if name in self.files or name in self.links:
-            raise MalformedImage(f"{self.what} holds {name} twice")
+            raise MalformedImage(f"{self.description} holds {name} twice")
         if len(self.files) + len(self.links) >= _MAX_MEMBERS:
-            raise LimitExceeded(f"{self.what} holds more than {_MAX_MEMBERS} files")
+            raise LimitExceeded(f"{self.description} holds more than {_MAX_MEMBERS} files")
 
 
-class Members(Protocol):
+class TarArchive(Protocol):
     """An archive whose members can be opened by name, in whatever order."""
 
     @property
-    def table(self) -> Table:
+    def archive_index(self) -> ArchiveIndex:
         """What there is."""
         ...
 
@@ -84,7 +93,7 @@ class Members(Protocol):
         """The data of a file. Raises :class:`MalformedImage` if it is not there."""
         ...
 
-    def head(self, name: str) -> bytes:
+    def read_head(self, name: str) -> bytes:
         """The first few bytes of a file."""
         ...
 
@@ -93,29 +102,29 @@ class Members(Protocol):
         ...
 
 
-def plain_name(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A member's name as it is looked for: ``tar -C DIR .`` puts ``./`` before each."""
     return name.removeprefix("./")
 
 
-def read_member(members: Members, name: str, limit: int) -> bytes:
+def read_member(archive: TarArchive, name: str, limit: int) -> bytes:
     """A whole member. Raises :class:`LimitExceeded` past ``limit`` bytes."""
-    if members.table.file(name).size > limit:
-        raise LimitExceeded(f"{name} in {members.table.what} has more than {limit} bytes")
-    with members.open(name) as stream:
+    if archive.archive_index.get_member(name).size > limit:
+        raise LimitExceeded(f"{name} in {archive.archive_index.description} has more than {limit} bytes")
+    with archive.open(name) as stream:
         return stream.read()
 
 
-class InPlace:
+class SeekableArchive:
     """A plain archive in a file, which random access serves best."""
 
-    def __init__(self, number: int, what: str) -> None:
+    def __init__(self, fd: int, description: str) -> None:
         """Take over the open file ``number``."""
-        self._number = number
-        self.table = Table(what)
+        self._fd = fd
+        self.archive_index = ArchiveIndex(description)
         try:
-            with io.BufferedReader(_Window(number, 0, os.fstat(number).st_size)) as stream:
-                for _ in self.table.fill(TarReader(stream)):
+            with io.BufferedReader(_SeekableSlice(fd, 0, os.fstat(fd).st_size)) as stream:
+                for _ in self.archive_index.scan(TarReader(stream)):
                     pass
         except BaseException:
             self.close()
@@ -123,40 +132,40 @@ class InPlace:
 
     def open(self, name: str) -> BinaryIO:
         """A seekable stream with a position of its own."""
-        member = self.table.file(name)
-        return io.BufferedReader(_Window(self._number, member.offset, member.size), 1 << 16)
+        member = self.archive_index.get_member(name)
+        return io.BufferedReader(_SeekableSlice(self._fd, member.offset, member.size), 1 << 16)
 
-    def head(self, name: str) -> bytes:
+    def read_head(self, name: str) -> bytes:
         """The first few bytes of a file."""
-        member = self.table.file(name)
-        return os.pread(self._number, min(HEAD, member.size), member.offset)
+        member = self.archive_index.get_member(name)
+        return os.pread(self._fd, min(HEAD_SIZE, member.size), member.offset)
 
     def close(self) -> None:
         """Close the file; streams that are still open fail from then on."""
-        os.close(self._number)
+        os.close(self._fd)
 
 
-def open_file(path: Path) -> int:
+def open_regular_file(path: Path) -> int:
     """Open a regular file, without waiting for a FIFO's writer; gives its number."""
     try:
-        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
         raise UsageError(f"{path} is no regular file")
-    return number
+    return fd
 
 
-class _Window(io.RawIOBase):
+class _SeekableSlice(io.RawIOBase):
     """A span of a file with a position of its own; the file is not closed with it."""
 
-    def __init__(self, number: int, offset: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int) -> None:
         super().__init__()
-        self._number = number
+        self._fd = fd
         self._start = offset
         self._size = size
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -165,13 +174,13 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        wanted = max(min(len(buffer), self._size - self._at), 0)
-        data = os.pread(self._number, wanted, self._start + self._at)
+        count = max(min(len(buffer), self._size - self._position), 0)
+        data = os.pread(self._fd, count, self._start + self._position)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)

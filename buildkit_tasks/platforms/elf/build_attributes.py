@@ -15,85 +15,90 @@ from buildkit_tasks.errors import MalformedImage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from buildkit_tasks.platforms.elf.view import Order
+    from buildkit_tasks.platforms.elf.view import ByteOrder
 
-__all__ = ["MAX_ATTRIBUTES", "read_attributes"]
+__all__ = ["MAX_ATTRIBUTES_SIZE", "read_attributes"]
 
-MAX_ATTRIBUTES = 1 << 16
+MAX_ATTRIBUTES_SIZE = 1 << 16
 """The most bytes of a section that are read; real ones have about 50."""
 
-_FILE = 1
-_COMPATIBILITY = 32
-_TEXT_TAGS = {"aeabi": frozenset({4, 5, 65, 67}), "riscv": frozenset()}
-_FIRST_BY_PARITY = {"aeabi": 33, "riscv": 0}
-_MAX_TEXT = 4096
+_TAG_FILE = 1
+_TAG_COMPATIBILITY = 32
+_STRING_TAGS = {"aeabi": frozenset({4, 5, 65, 67}), "riscv": frozenset()}
+_FIRST_PARITY_TAG = {"aeabi": 33, "riscv": 0}
+_MAX_STRING_SIZE = 4096
 _MAX_COUNT = 1024
 
 
-def read_attributes(data: bytes, vendor: str, order: Order) -> dict[int, int | str]:
+def read_attributes(data: bytes, vendor: str, byte_order: ByteOrder) -> dict[int, int | str]:
     """The attributes of the whole file from one vendor (``aeabi`` or ``riscv``), by their tags.
 
     Raises :class:`MalformedImage` for a section that contradicts itself.
     """
     if data[:1] != b"A":
         raise MalformedImage("build attributes of an unknown version")
-    found: dict[int, int | str] = {}
-    for block in _blocks(data, 1, order, before=0):
-        name, at = _text(block, 4)
-        if name != vendor:
+    attributes: dict[int, int | str] = {}
+    for subsection in _iter_blocks(data, 1, byte_order, length_offset=0):
+        subsection_vendor, offset = _read_string(subsection, 4)
+        if subsection_vendor != vendor:
             continue
-        for part in _blocks(block, at, order, before=1):
-            if part[0] == _FILE:
-                found.update(_pairs(part, vendor))
-    return found
+        for subsubsection in _iter_blocks(subsection, offset, byte_order, length_offset=1):
+            if subsubsection[0] == _TAG_FILE:
+                attributes.update(_iter_attributes(subsubsection, vendor))
+    return attributes
 
 
-def _blocks(data: bytes, at: int, order: Order, before: int) -> Iterator[bytes]:
+def _iter_blocks(data: bytes, offset: int, byte_order: ByteOrder, length_offset: int) -> Iterator[bytes]:
     """Pieces that start with their own length in 4 bytes, ``before`` bytes into the piece."""
     count = 0
-    while at < len(data):
-        raw = data[at + before : at + before + 4]
-        size = int.from_bytes(raw, order)
+    while offset < len(data):
+        length_field = data[offset + length_offset : offset + length_offset + 4]
+        size = int.from_bytes(length_field, byte_order)
         count += 1
-        if len(raw) < 4 or size < before + 4 or at + size > len(data) or count > _MAX_COUNT:
-            raise MalformedImage(f"a block of build attributes of {size} bytes at {at}")
-        yield data[at : at + size]
-        at += size
+        if (
+            len(length_field) < 4
+            or size < length_offset + 4
+            or offset + size > len(data)
+            or count > _MAX_COUNT
+        ):
+            raise MalformedImage(f"a block of build attributes of {size} bytes at {offset}")
+        yield data[offset : offset + size]
+        offset += size
 
 
-def _pairs(part: bytes, vendor: str) -> Iterator[tuple[int, int | str]]:
-    at, count = 5, 0
-    while at < len(part) and count < _MAX_COUNT:
-        tag, at = _number(part, at)
+def _iter_attributes(subsubsection: bytes, vendor: str) -> Iterator[tuple[int, int | str]]:
+    offset, count = 5, 0
+    while offset < len(subsubsection) and count < _MAX_COUNT:
+        tag, offset = _read_uleb128(subsubsection, offset)
         value: int | str
-        if vendor == "aeabi" and tag == _COMPATIBILITY:
+        if vendor == "aeabi" and tag == _TAG_COMPATIBILITY:
             # The one attribute of two values: a flag, then the name of a tool chain.
-            _, at = _number(part, at)
-            value, at = _text(part, at)
-        elif _is_text(tag, vendor):
-            value, at = _text(part, at)
+            _, offset = _read_uleb128(subsubsection, offset)
+            value, offset = _read_string(subsubsection, offset)
+        elif _is_string_tag(tag, vendor):
+            value, offset = _read_string(subsubsection, offset)
         else:
-            value, at = _number(part, at)
+            value, offset = _read_uleb128(subsubsection, offset)
         yield tag, value
         count += 1
 
 
-def _is_text(tag: int, vendor: str) -> bool:
+def _is_string_tag(tag: int, vendor: str) -> bool:
     """Odd tags are texts, so that readers can step over what they do not know."""
-    return tag in _TEXT_TAGS[vendor] or (tag >= _FIRST_BY_PARITY[vendor] and tag % 2 == 1)
+    return tag in _STRING_TAGS[vendor] or (tag >= _FIRST_PARITY_TAG[vendor] and tag % 2 == 1)
 
 
-def _number(data: bytes, at: int) -> tuple[int, int]:
+def _read_uleb128(data: bytes, offset: int) -> tuple[int, int]:
     value = 0
-    for count, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 0x7F) << 7 * count
+    for index, byte in enumerate(data[offset : offset + 10]):
+        value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:  # the top bit says that more follows
-            return value, at + count + 1
+            return value, offset + index + 1
     raise MalformedImage("a build attribute that is a number without end")
 
 
-def _text(data: bytes, at: int) -> tuple[str, int]:
-    end = data.find(b"\0", at, at + _MAX_TEXT)
+def _read_string(data: bytes, offset: int) -> tuple[str, int]:
+    end = data.find(b"\0", offset, offset + _MAX_STRING_SIZE)
     if end < 0:
         raise MalformedImage("a build attribute that is a text without end")
-    return data[at:end].decode("utf-8", "replace"), end + 1
+    return data[offset:end].decode("utf-8", "replace"), end + 1

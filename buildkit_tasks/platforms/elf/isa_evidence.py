@@ -13,58 +13,58 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.platforms.elf.build_attributes import MAX_ATTRIBUTES, read_attributes
-from buildkit_tasks.platforms.elf.go_buildinfo import find_go, read_go
-from buildkit_tasks.platforms.elf.model import CHOICE, GO_BUILDINFO, Evidence, riscv_extensions
-from buildkit_tasks.platforms.elf.segments import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, Layout
+from buildkit_tasks.platforms.elf.build_attributes import MAX_ATTRIBUTES_SIZE, read_attributes
+from buildkit_tasks.platforms.elf.go_buildinfo import find_go_build_info, read_go_build_info
+from buildkit_tasks.platforms.elf.model import GO_BUILDINFO, RUNTIME_DETECTION, Evidence, riscv_extensions
+from buildkit_tasks.platforms.elf.segments import PT_GNU_PROPERTY, PT_NOTE, PT_PROCESSOR, ElfFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["gather"]
+__all__ = ["collect_evidence"]
 
 _FLAGS, _X86 = "ELF flags", "x86 ISA note"
-_MAX_DATA = 1 << 26  # of a data segment that is searched for Go's magic
-_MAX_NOTE = 1 << 16
-_MAX_SEARCH = 1 << 23  # of strings; more are data
+_MAX_DATA_SEARCH = 1 << 26  # of a data segment that is searched for Go's magic
+_MAX_NOTES_SIZE = 1 << 16
+_MAX_STRING_SEARCH = 1 << 23  # of strings; more are data
 
 # How a program asks which extensions the machine has: glibc's call, the kernel's files, RISC-V's call.
-_QUESTIONS = (b"getauxval", b"/proc/cpuinfo", b"/proc/self/auxv", b"riscv_hwprobe")
+_CPU_FEATURE_QUERIES = (b"getauxval", b"/proc/cpuinfo", b"/proc/self/auxv", b"riscv_hwprobe")
 
 # EI_OSABI of systems whose programs no Linux kernel can serve.
-_SYSTEMS = {2: "NetBSD", 6: "Solaris", 9: "FreeBSD", 12: "OpenBSD"}
+_FOREIGN_OS_ABIS = {2: "NetBSD", 6: "Solaris", 9: "FreeBSD", 12: "OpenBSD"}
 
 
-def gather(layout: Layout) -> Iterator[Evidence]:
+def collect_evidence(elf: ElfFile) -> Iterator[Evidence]:
     """Everything found, in a fixed order; what is malformed goes to the layout's problems."""
-    header = layout.header
-    if header.abi in _SYSTEMS:
-        yield Evidence("ELF header", "OS ABI", _SYSTEMS[header.abi])
-    if header.type in (2, 3):  # the kernel and the loader start no others
-        yield from _sound(_go, layout)
-    for read in _BY_MACHINE.get(header.machine, ()):
-        yield from _sound(read, layout)
+    header = elf.header
+    if header.os_abi in _FOREIGN_OS_ABIS:
+        yield Evidence("ELF header", "OS ABI", _FOREIGN_OS_ABIS[header.os_abi])
+    if header.e_type in (2, 3):  # the kernel and the loader start no others
+        yield from _read_or_report(_read_go_build_info, elf)
+    for reader in _READERS_BY_MACHINE.get(header.e_machine, ()):
+        yield from _read_or_report(reader, elf)
 
 
-def _sound(read: Callable[[Layout], Iterator[Evidence]], layout: Layout) -> list[Evidence]:
+def _read_or_report(reader: Callable[[ElfFile], Iterator[Evidence]], elf: ElfFile) -> list[Evidence]:
     try:
-        return list(read(layout))
+        return list(reader(elf))
     except MalformedImage as error:
-        layout.problems.append(error.message)
+        elf.problems.append(error.message)
         return []
 
 
-def _go(layout: Layout) -> Iterator[Evidence]:
-    at = _go_header(layout)
-    if at < 0:
+def _read_go_build_info(elf: ElfFile) -> Iterator[Evidence]:
+    offset = _find_go_header(elf)
+    if offset < 0:
         return
     try:
-        build = read_go(at, layout.view.at, layout.at_address)
+        build = read_go_build_info(offset, elf.view.read_at, elf.read_address)
     except MalformedImage:
         # Its strings may lie in a piece of a large file that was not kept.
-        if layout.is_whole:
+        if elf.is_complete:
             raise
-        layout.missing("Go build info", at, 0)
+        elf.report_unreadable("Go build info", offset, 0)
         return
     if build is None:
         return
@@ -76,17 +76,19 @@ def _go(layout: Layout) -> Iterator[Evidence]:
             yield Evidence(GO_BUILDINFO, name, value)
 
 
-def _go_header(layout: Layout) -> int:
+def _find_go_header(elf: ElfFile) -> int:
     """Where the header lies, or -1. A file without sections is searched as Go's own reader does."""
-    section = layout.section(b".go.buildinfo")
+    section = elf.find_section(b".go.buildinfo")
     if section is not None:
-        if not layout.view.at(section[0], 1):
-            layout.missing("Go build info", section[0], section[1])
+        if not elf.view.read_at(section[0], 1):
+            elf.report_unreadable("Go build info", section[0], section[1])
         return section[0]
-    segment = None if layout.has_sections else layout.data_segment()
+    segment = None if elf.has_sections else elf.find_data_segment()
     if segment is None:
         return -1
-    return find_go(layout.view, segment.offset, segment.offset + min(segment.size, _MAX_DATA))
+    return find_go_build_info(
+        elf.view, segment.offset, segment.offset + min(segment.file_size, _MAX_DATA_SEARCH)
+    )
 
 
 _ARM_ARCHITECTURES = (
@@ -94,7 +96,7 @@ _ARM_ARCHITECTURES = (
     "v7E-M", "v8", "v8-R", "v8-M.baseline", "v8-M.mainline", "v8.1", "v8.2", "v8.3", "v8.1-M.mainline", "v9",
 )  # fmt: skip
 _ARM_FP = ("none", "VFPv1", "VFPv2", "VFPv3", "VFPv3-D16", "VFPv4", "VFPv4-D16", "FP-ARMv8", "FP-ARMv8-D16")
-_ARM_NUMBERS = (
+_ARM_ATTRIBUTES = (
     # tag, name, the meanings of its values
     (6, "CPU architecture", _ARM_ARCHITECTURES),
     (9, "Thumb", ("none", "Thumb", "Thumb-2", "yes")),
@@ -104,117 +106,130 @@ _ARM_NUMBERS = (
 )
 
 
-def _arm_flags(layout: Layout) -> Iterator[Evidence]:
-    flags = layout.header.flags
+def _read_arm_flags(elf: ElfFile) -> Iterator[Evidence]:
+    flags = elf.header.e_flags
     if flags >> 24:
         yield Evidence(_FLAGS, "EABI", str(flags >> 24))
     if flags >> 24 == 5 and flags & 0x600:  # the flags mean something else before EABI 5
         yield Evidence(_FLAGS, "float ABI", "hard" if flags & 0x400 else "soft")
 
 
-def _arm_entry(layout: Layout) -> Iterator[Evidence]:
+def _read_arm_entry_point(elf: ElfFile) -> Iterator[Evidence]:
     """Thumb-2 where a program starts: a proof of ARMv7 (or v6T2), whatever it chooses later.
 
     An odd entry point is Thumb code. Its 32-bit instructions are Thumb-2's, except for BL and BLX
     (Arm Architecture Reference Manual, "Thumb instruction set encoding"). Only the first ones are
     looked at: data follow soon.
     """
-    entry = layout.header.entry
+    entry = elf.header.entry_point
     if not entry & 1:
         return
-    code = layout.at_address(entry - 1, 8)
-    halves = [int.from_bytes(code[at : at + 2], layout.header.order) for at in range(0, len(code), 2)]
-    at = 0
-    while at + 1 < len(halves):
-        first, second = halves[at] >> 11, halves[at + 1] >> 11
+    instructions = elf.read_address(entry - 1, 8)
+    halfwords = [
+        int.from_bytes(instructions[offset : offset + 2], elf.header.byte_order)
+        for offset in range(0, len(instructions), 2)
+    ]
+    index = 0
+    while index + 1 < len(halfwords):
+        first, second = halfwords[index] >> 11, halfwords[index + 1] >> 11
         if first < 0b11101:  # a 16-bit instruction
-            at += 1
+            index += 1
         elif first == 0b11110 and second in (0b11101, 0b11111):  # BLX and BL
-            at += 2
+            index += 2
         else:
             yield Evidence("entry point", "instructions", "Thumb-2")
             return
 
 
-def _arm_attributes(layout: Layout) -> Iterator[Evidence]:
-    found = _attributes(layout, b".ARM.attributes", "aeabi")
-    if not found:
+def _read_arm_attributes(elf: ElfFile) -> Iterator[Evidence]:
+    attributes = _read_attributes_section(elf, b".ARM.attributes", "aeabi")
+    if not attributes:
         return
     source = ".ARM.attributes"
-    if name := found.get(5):
+    if name := attributes.get(5):
         yield Evidence(source, "CPU name", str(name))
-    if profile := found.get(7):
-        yield Evidence(source, "CPU profile", _letter(profile))
-    for tag, name, values in _ARM_NUMBERS:
-        value = found.get(tag, 0)
-        if isinstance(value, int) and (tag in found or tag == 28):  # absent means 0, soft
+    if profile := attributes.get(7):
+        yield Evidence(source, "CPU profile", _format_profile(profile))
+    for tag, name, values in _ARM_ATTRIBUTES:
+        value = attributes.get(tag, 0)
+        if isinstance(value, int) and (tag in attributes or tag == 28):  # absent means 0, soft
             yield Evidence(source, name, values[value] if value < len(values) else f"unknown ({value})")
     # Plain ARMv7 without NEON is a compiler's word: nobody writes that by hand, for a choice.
-    if found.get(12) or found.get(6) not in (None, 0, 1, 2, 3, 4, 5, 10):
-        yield from _choice(layout)
+    if attributes.get(12) or attributes.get(6) not in (None, 0, 1, 2, 3, 4, 5, 10):
+        yield from _find_runtime_detection(elf)
 
 
-def _choice(layout: Layout) -> Iterator[Evidence]:
+def _find_runtime_detection(elf: ElfFile) -> Iterator[Evidence]:
     """A sign that the binary looks at the machine before it uses all that its attributes name."""
-    places = [layout.section(name) for name in (b".dynstr", b".rodata")]
-    whole = (0, layout.view.size)
-    for offset, size in [place for place in places if place] or [whole]:
-        end = offset + min(size, _MAX_SEARCH)
-        for question in _QUESTIONS:
-            if layout.view.find(question, offset, end) >= 0:
-                yield Evidence("strings", CHOICE, question.decode())
+    ranges = [elf.find_section(name) for name in (b".dynstr", b".rodata")]
+    whole_file = (0, elf.view.size)
+    for offset, size in [section for section in ranges if section] or [whole_file]:
+        end = offset + min(size, _MAX_STRING_SEARCH)
+        for query in _CPU_FEATURE_QUERIES:
+            if elf.view.find(query, offset, end) >= 0:
+                yield Evidence("strings", RUNTIME_DETECTION, query.decode())
                 return
 
 
-def _letter(value: int | str) -> str:
+def _format_profile(value: int | str) -> str:
     return chr(value) if isinstance(value, int) and 0x20 < value < 0x7F else str(value)  # ASCII
 
 
-def _attributes(layout: Layout, name: bytes, vendor: str) -> dict[int, int | str]:
-    place = layout.section(name)
-    if place is None and vendor == "riscv" and (segment := layout.of_kind(PT_PROCESSOR)):
-        place = segment.offset, segment.size
-    if place is None:
+def _read_attributes_section(elf: ElfFile, name: bytes, vendor: str) -> dict[int, int | str]:
+    section = elf.find_section(name)
+    if section is None and vendor == "riscv" and (segment := elf.find_segment(PT_PROCESSOR)):
+        section = segment.offset, segment.file_size
+    if section is None:
         return {}
-    data = layout.read(name.decode(), place[0], min(place[1], MAX_ATTRIBUTES))
-    return read_attributes(data, vendor, layout.header.order) if len(data) == place[1] else {}
+    data = elf.read(name.decode(), section[0], min(section[1], MAX_ATTRIBUTES_SIZE))
+    return read_attributes(data, vendor, elf.header.byte_order) if len(data) == section[1] else {}
 
 
 _X86_LEVELS = ("x86-64 baseline", "x86-64-v2", "x86-64-v3", "x86-64-v4")
-_GNU_PROPERTIES, _ISA_NEEDED, _ISA_USED = 5, 0xC0008002, 0xC0010002
+_NT_GNU_PROPERTY_TYPE_0, _X86_ISA_1_NEEDED, _X86_ISA_1_USED = 5, 0xC0008002, 0xC0010002
 
 
-def _x86_notes(layout: Layout) -> Iterator[Evidence]:
-    note = layout.of_kind(PT_GNU_PROPERTY)
-    segments = [note] if note else [segment for segment in layout.segments if segment.kind == PT_NOTE]
-    align = layout.header.bits // 8
+def _read_x86_notes(elf: ElfFile) -> Iterator[Evidence]:
+    property_segment = elf.find_segment(PT_GNU_PROPERTY)
+    segments = (
+        [property_segment]
+        if property_segment
+        else [segment for segment in elf.segments if segment.p_type == PT_NOTE]
+    )
+    alignment = elf.header.bits // 8
     for segment in segments:
-        data = layout.read("notes", segment.offset, min(segment.size, _MAX_NOTE))
-        for kind, owner, value in _notes(data, 4 if segment.align <= 4 else align):
-            if (kind, owner) == (_GNU_PROPERTIES, b"GNU\0"):
-                yield from _x86_levels(value, align)
+        data = elf.read("notes", segment.offset, min(segment.file_size, _MAX_NOTES_SIZE))
+        for note_type, owner, descriptor in _iter_notes(data, 4 if segment.alignment <= 4 else alignment):
+            if (note_type, owner) == (_NT_GNU_PROPERTY_TYPE_0, b"GNU\0"):
+                yield from _parse_x86_properties(descriptor, alignment)
 
 
-def _x86_levels(data: bytes, align: int) -> Iterator[Evidence]:
-    at = 0
-    while at + 8 <= len(data):
-        kind, size = struct.unpack_from("<II", data, at)
-        if kind in (_ISA_NEEDED, _ISA_USED) and size == 4 and at + 12 <= len(data):
-            bits = int.from_bytes(data[at + 8 : at + 12], "little")
-            if bits & 0xF:
-                level = (bits & 0xF).bit_length() - 1
-                yield Evidence(_X86, "needed" if kind == _ISA_NEEDED else "used", _X86_LEVELS[level])
-        at += 8 + -(-size // align) * align
+def _parse_x86_properties(data: bytes, alignment: int) -> Iterator[Evidence]:
+    offset = 0
+    while offset + 8 <= len(data):
+        property_type, size = struct.unpack_from("<II", data, offset)
+        if property_type in (_X86_ISA_1_NEEDED, _X86_ISA_1_USED) and size == 4 and offset + 12 <= len(data):
+            isa_bits = int.from_bytes(data[offset + 8 : offset + 12], "little")
+            if isa_bits & 0xF:
+                level = (isa_bits & 0xF).bit_length() - 1
+                yield Evidence(
+                    _X86, "needed" if property_type == _X86_ISA_1_NEEDED else "used", _X86_LEVELS[level]
+                )
+        offset += 8 + -(-size // alignment) * alignment
 
 
-def _notes(data: bytes, align: int) -> Iterator[tuple[int, bytes, bytes]]:
+def _iter_notes(data: bytes, alignment: int) -> Iterator[tuple[int, bytes, bytes]]:
     """Kind, owner and content of each note (gABI, chapter 5, "Note Section")."""
-    at = 0
-    while at + 12 <= len(data):
-        name, size, kind = struct.unpack_from("<III", data, at)
-        start = at + -(-(12 + name) // align) * align
-        yield kind, data[at + 12 : at + 12 + name], data[start : start + size]
-        at = start + -(-size // align) * align
+    offset = 0
+    while offset + 12 <= len(data):
+        name_size, descriptor_size, note_type = struct.unpack_from("<III", data, offset)
+        descriptor_offset = offset + -(-(12 + name_size) // alignment) * alignment
+        yield (
+            note_type,
+            data[offset + 12 : offset + 12 + name_size],
+            data[descriptor_offset : descriptor_offset + descriptor_size],
+        )
+        offset = descriptor_offset + -(-descriptor_size // alignment) * alignment
 
 
 _MIPS_LEVELS = (
@@ -225,35 +240,37 @@ _MIPS_ABIS = {0x1000: "o32", 0x2000: "o64", 0x3000: "eabi32", 0x4000: "eabi64"}
 _MIPS_FP = ("any", "double", "single", "soft", "old-64", "xx", "64", "64A")
 
 
-def _mips_flags(layout: Layout) -> Iterator[Evidence]:
-    flags = layout.header.flags
+def _read_mips_flags(elf: ElfFile) -> Iterator[Evidence]:
+    flags = elf.header.e_flags
     level = flags >> 28
     name = _MIPS_LEVELS[level] if level < len(_MIPS_LEVELS) else f"unknown ({level})"
     yield Evidence(_FLAGS, "MIPS architecture", name)
-    plain = "n64" if layout.header.bits == 64 else "o32"  # ELF has two classes
-    yield Evidence(_FLAGS, "MIPS ABI", "n32" if flags & 0x20 else _MIPS_ABIS.get(flags & 0xF000, plain))
+    default_abi = "n64" if elf.header.bits == 64 else "o32"  # ELF has two classes
+    yield Evidence(_FLAGS, "MIPS ABI", "n32" if flags & 0x20 else _MIPS_ABIS.get(flags & 0xF000, default_abi))
     if flags & 0x400:
         yield Evidence(_FLAGS, "NaN", "2008")
 
 
-def _mips_abiflags(layout: Layout) -> Iterator[Evidence]:
+def _read_mips_abiflags(elf: ElfFile) -> Iterator[Evidence]:
     """``.MIPS.abiflags``, which has a segment of its own in linked files."""
-    segment = layout.of_kind(PT_PROCESSOR)
+    segment = elf.find_segment(PT_PROCESSOR)
     if segment is None:
         return
-    data = layout.read(".MIPS.abiflags", segment.offset, 24)
+    data = elf.read(".MIPS.abiflags", segment.offset, 24)
     if len(data) < 24 or data[0:2] != b"\0\0":  # Elf_Internal_ABIFlags_v0
         return
-    fp, ases = data[7], int.from_bytes(data[12:16], layout.header.order)
-    if fp:
-        yield Evidence(".MIPS.abiflags", "float ABI", _MIPS_FP[fp] if fp < len(_MIPS_FP) else str(fp))
+    fp_abi, ases = data[7], int.from_bytes(data[12:16], elf.header.byte_order)
+    if fp_abi:
+        yield Evidence(
+            ".MIPS.abiflags", "float ABI", _MIPS_FP[fp_abi] if fp_abi < len(_MIPS_FP) else str(fp_abi)
+        )
     if ases & 0x200:
         yield Evidence(".MIPS.abiflags", "ASE", "MSA")
-        yield from _choice(layout)
+        yield from _find_runtime_detection(elf)
 
 
-def _riscv_flags(layout: Layout) -> Iterator[Evidence]:
-    flags = layout.header.flags
+def _read_riscv_flags(elf: ElfFile) -> Iterator[Evidence]:
+    flags = elf.header.e_flags
     yield Evidence(_FLAGS, "float ABI", ("soft", "single", "double", "quad")[flags >> 1 & 3])
     if flags & 1:
         yield Evidence(_FLAGS, "compressed", "yes")
@@ -261,36 +278,36 @@ def _riscv_flags(layout: Layout) -> Iterator[Evidence]:
         yield Evidence(_FLAGS, "RVE", "yes")
 
 
-_PLAIN_RISCV = frozenset(Platform("linux", "riscv64").machine.ladder[0].extensions.split())
+_RISCV_BASELINE_EXTENSIONS = frozenset(Platform("linux", "riscv64").machine.isa_levels[0].extensions.split())
 
 
-def _riscv_attributes(layout: Layout) -> Iterator[Evidence]:
-    arch = _attributes(layout, b".riscv.attributes", "riscv").get(5)
+def _read_riscv_attributes(elf: ElfFile) -> Iterator[Evidence]:
+    arch = _read_attributes_section(elf, b".riscv.attributes", "riscv").get(5)
     if not arch:
         return
     yield Evidence(".riscv.attributes", "arch", str(arch))
-    if riscv_extensions(str(arch)) - _PLAIN_RISCV:
-        yield from _choice(layout)
+    if riscv_extensions(str(arch)) - _RISCV_BASELINE_EXTENSIONS:
+        yield from _find_runtime_detection(elf)
 
 
-def _ppc64_flags(layout: Layout) -> Iterator[Evidence]:
-    if version := layout.header.flags & 3:
+def _read_ppc64_flags(elf: ElfFile) -> Iterator[Evidence]:
+    if version := elf.header.e_flags & 3:
         yield Evidence(_FLAGS, "PPC64 ABI", f"v{version}")
 
 
-def _loongarch_flags(layout: Layout) -> Iterator[Evidence]:
-    flags = layout.header.flags
+def _read_loongarch_flags(elf: ElfFile) -> Iterator[Evidence]:
+    flags = elf.header.e_flags
     abis = {1: "soft", 2: "single", 3: "double"}
     yield Evidence(_FLAGS, "float ABI", abis.get(flags & 7, f"unknown ({flags & 7})"))
     yield Evidence(_FLAGS, "object ABI", f"v{flags >> 6 & 3}")
 
 
-_BY_MACHINE: dict[int, tuple[Callable[[Layout], Iterator[Evidence]], ...]] = {
-    3: (_x86_notes,),
-    8: (_mips_flags, _mips_abiflags),
-    21: (_ppc64_flags,),
-    40: (_arm_flags, _arm_entry, _arm_attributes),
-    62: (_x86_notes,),
-    243: (_riscv_flags, _riscv_attributes),
-    258: (_loongarch_flags,),
+_READERS_BY_MACHINE: dict[int, tuple[Callable[[ElfFile], Iterator[Evidence]], ...]] = {
+    3: (_read_x86_notes,),
+    8: (_read_mips_flags, _read_mips_abiflags),
+    21: (_read_ppc64_flags,),
+    40: (_read_arm_flags, _read_arm_entry_point, _read_arm_attributes),
+    62: (_read_x86_notes,),
+    243: (_read_riscv_flags, _read_riscv_attributes),
+    258: (_read_loongarch_flags,),
 }

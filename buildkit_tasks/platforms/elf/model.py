@@ -6,12 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.platforms.architectures import DEVICES, Machine, foreign_machine, machine_of_elf
+from buildkit_tasks.platforms.architectures import (
+    DEVICE_MACHINES,
+    Machine,
+    foreign_machine_name,
+    machine_from_elf,
+)
 
 if TYPE_CHECKING:
-    from buildkit_tasks.platforms.elf.view import Order
+    from buildkit_tasks.platforms.elf.view import ByteOrder
 
-__all__ = ["CHOICE", "GO_BUILDINFO", "Binary", "ElfHeader", "Evidence", "riscv_extensions"]
+__all__ = ["GO_BUILDINFO", "RUNTIME_DETECTION", "Binary", "ElfHeader", "Evidence", "riscv_extensions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +32,12 @@ class Evidence:
 
 
 GO_BUILDINFO = "Go build info"
-CHOICE = "asks the machine"
+RUNTIME_DETECTION = "asks the machine"
 
 
-_BASE = re.compile(r"rv(?:32|64|128)([a-z].*)\Z", re.ASCII)
-_SINGLE = re.compile(r"([a-wy])(?:[0-9]+p[0-9]+)?", re.ASCII)
-_VERSION = re.compile(r"[0-9]+p[0-9]+\Z", re.ASCII)
+_ISA_STRING_PATTERN = re.compile(r"rv(?:32|64|128)([a-z].*)\Z", re.ASCII)
+_SINGLE_LETTER_PATTERN = re.compile(r"([a-wy])(?:[0-9]+p[0-9]+)?", re.ASCII)
+_EXTENSION_VERSION_PATTERN = re.compile(r"[0-9]+p[0-9]+\Z", re.ASCII)
 
 
 def riscv_extensions(arch: str) -> set[str]:
@@ -41,18 +46,18 @@ def riscv_extensions(arch: str) -> set[str]:
     RISC-V Unprivileged ISA, "ISA Extension Naming Conventions". Supervisor extensions are left out:
     they do not concern programs.
     """
-    match = _BASE.match(arch.lower()[:4096])
+    match = _ISA_STRING_PATTERN.match(arch.lower()[:4096])
     if match is None:
         return set()
-    found: set[str] = set()
+    extensions: set[str] = set()
     for part in match[1].split("_"):
         if part.startswith(("z", "x")):
-            found.add(_VERSION.sub("", part))
+            extensions.add(_EXTENSION_VERSION_PATTERN.sub("", part))
         elif not part.startswith("s"):
-            found.update(_SINGLE.findall(part))
-    if "g" in found:
-        found |= {"i", "m", "a", "f", "d", "zicsr", "zifencei"}
-    return found - {"g"}
+            extensions.update(_SINGLE_LETTER_PATTERN.findall(part))
+    if "g" in extensions:
+        extensions |= {"i", "m", "a", "f", "d", "zicsr", "zifencei"}
+    return extensions - {"g"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +65,12 @@ class ElfHeader:
     """The fields of an ELF header by their meaning; ``type`` is e_type, ``abi`` EI_OSABI."""
 
     bits: int
-    order: Order
-    abi: int
-    type: int
-    machine: int
-    flags: int
-    entry: int
+    byte_order: ByteOrder
+    os_abi: int
+    e_type: int
+    e_machine: int
+    e_flags: int
+    entry_point: int
     phoff: int
     phentsize: int
     phnum: int
@@ -75,24 +80,30 @@ class ElfHeader:
     shstrndx: int
 
     @property
-    def row(self) -> Machine | None:
+    def machine(self) -> Machine | None:
         """The architecture table's row, or None for a machine that is not in it."""
-        return machine_of_elf(1 if self.bits == 32 else 2, 1 if self.order == "little" else 2, self.machine)
+        return machine_from_elf(
+            1 if self.bits == 32 else 2, 1 if self.byte_order == "little" else 2, self.e_machine
+        )
 
     @property
-    def name(self) -> str:
+    def machine_name(self) -> str:
         """The machine's name: the architecture table's, or what the world calls a foreign one."""
-        row = self.row
-        return row.architecture if row else foreign_machine(self.bits, self.order, self.machine)
+        machine = self.machine
+        return (
+            machine.architecture
+            if machine
+            else foreign_machine_name(self.bits, self.byte_order, self.e_machine)
+        )
 
     @property
     def is_device_code(self) -> bool:
         """Whether a program carries this for another processor: a GPU's kernels, a BPF object, firmware."""
-        return self.machine in DEVICES
+        return self.e_machine in DEVICE_MACHINES
 
     def describe(self) -> str:
         """Say it in words: ``ELF 64-bit little-endian, machine 62 (amd64)``."""
-        return f"ELF {self.bits}-bit {self.order}-endian, machine {self.machine} ({self.name})"
+        return f"ELF {self.bits}-bit {self.byte_order}-endian, machine {self.e_machine} ({self.machine_name})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +119,12 @@ class Binary:
 
     header: ElfHeader
     interpreter: str = ""
-    refused: str = ""
-    dynamic: bool = False
+    exec_error: str = ""
+    is_dynamic: bool = False
     needed: tuple[str, ...] = ()
     soname: str = ""
     rpath: tuple[str, ...] = ()
     runpath: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     problems: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
+    unread_parts: tuple[str, ...] = ()

@@ -13,50 +13,61 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine
 
-__all__ = ["PROBE_STATUS", "probe_program"]
+__all__ = ["PROBE_STATUS", "build_probe_program"]
 
 PROBE_STATUS = 73  # a status that no shell, kernel or emulator gives by itself
 
-_BASE = 0x10000
+_LOAD_ADDRESS = 0x10000
 _ET_EXEC, _PT_LOAD, _R_X = 2, 1, 5
 
 
-def probe_program(machine: Machine, status: int = PROBE_STATUS) -> bytes:
+def build_probe_program(machine: Machine, status: int = PROBE_STATUS) -> bytes:
     """The bytes of a static executable that makes one system call: ``exit(status)``.
 
     ``status`` is 0 to 127. Layout: System V gABI, chapters 4 (ELF header) and 5 (program header).
     """
-    order = "<" if machine.order == "little" else ">"
-    wide = machine.bits == 64  # ELF has two classes
-    code = _instructions(machine.exit_code, status)
-    if wide:
-        header, segment = struct.Struct(f"{order}HHIQQQIHHHHHH"), struct.Struct(f"{order}IIQQQQQQ")
+    endian_prefix = "<" if machine.byte_order == "little" else ">"
+    is_64_bit = machine.bits == 64  # ELF has two classes
+    code = _assemble_instructions(machine.exit_instructions, status)
+    if is_64_bit:
+        header_struct, segment_struct = (
+            struct.Struct(f"{endian_prefix}HHIQQQIHHHHHH"),
+            struct.Struct(f"{endian_prefix}IIQQQQQQ"),
+        )
     else:
-        header, segment = struct.Struct(f"{order}HHIIIIIHHHHHH"), struct.Struct(f"{order}IIIIIIII")
-    start = 16 + header.size + segment.size
-    size = start + len(code)
+        header_struct, segment_struct = (
+            struct.Struct(f"{endian_prefix}HHIIIIIHHHHHH"),
+            struct.Struct(f"{endian_prefix}IIIIIIII"),
+        )
+    code_offset = 16 + header_struct.size + segment_struct.size
+    size = code_offset + len(code)
     ident = machine.magic[:16]
-    head = header.pack(
-        _ET_EXEC, machine.elf_machine, 1, _BASE + start, 16 + header.size, 0, machine.elf_flags,
-        16 + header.size, segment.size, 1, 0, 0, 0,
+    elf_header = header_struct.pack(
+        _ET_EXEC, machine.e_machine, 1, _LOAD_ADDRESS + code_offset, 16 + header_struct.size, 0,
+        machine.e_flags,
+        16 + header_struct.size, segment_struct.size, 1, 0, 0, 0,
     )  # fmt: skip
-    if wide:
-        load = segment.pack(_PT_LOAD, _R_X, 0, _BASE, _BASE, size, size, 0x1000)
+    if is_64_bit:
+        program_header = segment_struct.pack(
+            _PT_LOAD, _R_X, 0, _LOAD_ADDRESS, _LOAD_ADDRESS, size, size, 0x1000
+        )
     else:
-        load = segment.pack(_PT_LOAD, 0, _BASE, _BASE, size, size, _R_X, 0x1000)
-    return ident + head + load + code
+        program_header = segment_struct.pack(
+            _PT_LOAD, 0, _LOAD_ADDRESS, _LOAD_ADDRESS, size, size, _R_X, 0x1000
+        )
+    return ident + elf_header + program_header + code
 
 
-def _instructions(recipe: str, status: int) -> bytes:
+def _assemble_instructions(template: str, status: int) -> bytes:
     """Assemble a recipe of hex bytes.
 
     ``SS`` is the status byte, ``I<shift>:<word>`` a little-endian instruction word that takes the
     status as an immediate at that bit.
     """
-    return b"".join(_instruction(part, status) for part in recipe.split())
+    return b"".join(_assemble_instruction(part, status) for part in template.split())
 
 
-def _instruction(part: str, status: int) -> bytes:
+def _assemble_instruction(part: str, status: int) -> bytes:
     if part == "SS":
         return bytes([status])
     if part.startswith("I"):

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 
 from docker.errors import APIError
 
-from buildkit_tasks.host.emulation.emulators import Emulators, with_versions
-from buildkit_tasks.host.engine.sdk import connect
+from buildkit_tasks.host.emulation.emulators import EmulatorManager, add_versions
+from buildkit_tasks.host.engine.sdk import connect_client
 from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
-from buildkit_tasks.run.docker.container import LABEL, Guest, reap, run_guest
-from buildkit_tasks.run.docker.load import Loaded, image_in_engine
+from buildkit_tasks.run.docker.container import (
+    OWNER_LABEL,
+    ContainerRun,
+    remove_stale_containers,
+    run_container,
+)
+from buildkit_tasks.run.docker.load import LoadedImage, load_into_engine
 from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:
@@ -24,35 +29,39 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.run.backend import GuestTask, OpenImage
+    from buildkit_tasks.run.backend import ImageOpener, RunTask
 
-__all__ = ["container_guests"]
+__all__ = ["open_docker_backend"]
 
 
 @contextlib.contextmanager
-def container_guests(
-    name: str, platforms: Sequence[Platform], engine: Engine, emulators: Emulators, open_image: OpenImage
-) -> Iterator[ContainerGuests]:
+def open_docker_backend(
+    name: str,
+    platforms: Sequence[Platform],
+    engine: Engine,
+    emulators: EmulatorManager,
+    open_image: ImageOpener,
+) -> Iterator[DockerBackend]:
     """An image in the engine, ready to be run; what was loaded for it is removed afterwards.
 
     Empty ``platforms`` means all that the image holds.
     """
-    with ThreadPoolExecutor(max_workers=1) as aside:
+    with ThreadPoolExecutor(max_workers=1) as executor:
         # Platforms are probed while the image is found or loaded: neither needs the other.
-        early = aside.submit(_setups, platforms, emulators)
-        client = connect(engine)
-        reap(client)
-        with image_in_engine(name, platforms, engine, client, open_image) as images:
-            setups = early.result() if platforms else _setups(tuple(images), emulators)
-            yield ContainerGuests(client=client, images=images, setups=setups)
+        setups_future = executor.submit(_ensure_emulators, platforms, emulators)
+        client = connect_client(engine)
+        remove_stale_containers(client)
+        with load_into_engine(name, platforms, engine, client, open_image) as images:
+            setups = setups_future.result() if platforms else _ensure_emulators(tuple(images), emulators)
+            yield DockerBackend(client=client, images=images, setups=setups)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContainerGuests:
+class DockerBackend:
     """The platforms of one image in the engine."""
 
     client: DockerClient
-    images: dict[Platform, Loaded]
+    images: dict[Platform, LoadedImage]
     setups: Sequence[PlatformSetup]
     runner: str = "docker"
 
@@ -61,20 +70,24 @@ class ContainerGuests:
         """The platforms that the image holds."""
         return tuple(self.images)
 
-    def run(self, task: GuestTask) -> RunResult:
+    def run(self, task: RunTask) -> RunResult:
         """Run one task in a container of its own."""
-        setup = next(row for row in self.setups if row.platform == str(task.platform))
+        setup = next(candidate for candidate in self.setups if candidate.platform == str(task.platform))
         if not setup.runs:
-            return task.result(Outcome.NOT_REGISTERED, setup.message)
-        return run_guest(self.client, Guest(task=task, image=self.images[task.platform], setup=setup))
+            return task.make_result(Outcome.NOT_REGISTERED, setup.message)
+        return run_container(
+            self.client, ContainerRun(task=task, image=self.images[task.platform], setup=setup)
+        )
 
     def stop(self) -> None:
         """Kill our containers; whoever runs them removes them."""
-        for each in self.client.api.containers(filters={"label": f"{LABEL}={Process.of(os.getpid())}"}):
+        for each in self.client.api.containers(
+            filters={"label": f"{OWNER_LABEL}={Process.from_pid(os.getpid())}"}
+        ):
             with contextlib.suppress(APIError):  # it has just ended
                 self.client.api.kill(each["Id"])
 
 
-def _setups(platforms: Sequence[Platform], emulators: Emulators) -> tuple[PlatformSetup, ...]:
-    known = [platform for platform in platforms if platform.is_known]
-    return with_versions(emulators.ensure(known), emulators.run) if known else ()
+def _ensure_emulators(platforms: Sequence[Platform], emulators: EmulatorManager) -> tuple[PlatformSetup, ...]:
+    known_platforms = [platform for platform in platforms if platform.is_known]
+    return add_versions(emulators.ensure(known_platforms), emulators.commands) if known_platforms else ()

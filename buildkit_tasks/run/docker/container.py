@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, PlatformSetup, RunResult
-from buildkit_tasks.run.docker.container_files import wrong_program
-from buildkit_tasks.run.docker.monitor import PROCESSES_CAP, Followed, attached, follow
-from buildkit_tasks.run.docker.timeouts import LABEL, answering, ask_to_remove, is_silence
-from buildkit_tasks.run.outcomes import Ending
-from buildkit_tasks.run.qemu_env import STEERING
+from buildkit_tasks.run.docker.container_files import explain_container_mismatch
+from buildkit_tasks.run.docker.monitor import PIDS_LIMIT, ContainerResult, attach_output, monitor
+from buildkit_tasks.run.docker.timeouts import (
+    OWNER_LABEL,
+    is_connection_error,
+    request_removal,
+    translate_connection_errors,
+)
+from buildkit_tasks.run.outcomes import ProcessResult
+from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
 from buildkit_tasks.system.process import Process
 
 if TYPE_CHECKING:
@@ -22,22 +27,22 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.run.backend import GuestTask
-    from buildkit_tasks.run.docker.load import Loaded
+    from buildkit_tasks.run.backend import RunTask
+    from buildkit_tasks.run.docker.load import LoadedImage
 
-__all__ = ["LABEL", "Guest", "as_command", "reap", "run_guest"]
+__all__ = ["OWNER_LABEL", "ContainerRun", "build_run_args", "remove_stale_containers", "run_container"]
 
-_FORK_REFUSED = re.compile(
+_FORK_ERROR = re.compile(
     r"[^\n]*(?:fork|clone|thread|process)[^\n]{0,80}(?:Resource temporarily unavailable|errno=11\b)[^\n]*"
 )
-_CONFINED: dict[str, Any] = {
+_HOST_CONFIG: dict[str, Any] = {
     # A fatal signal is not delivered to PID 1, and QEMU then hangs: an init passes it on.
     "init": True,
     "network_mode": "none",
     "read_only": True,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
-    "pids_limit": PROCESSES_CAP,
+    "pids_limit": PIDS_LIMIT,
     "mem_limit": "1g",
     "memswap_limit": "1g",  # memory and swap together: else a hog would go on in the host's swap
     "nano_cpus": 1_000_000_000,
@@ -47,11 +52,11 @@ _CONFINED: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
+class ContainerRun:
     """A task, the image to run for it, and how its platform runs here."""
 
-    task: GuestTask
-    image: Loaded
+    task: RunTask
+    image: LoadedImage
     setup: PlatformSetup
 
     @property
@@ -61,144 +66,149 @@ class Guest:
             return None
         return EmulatorSummary(path=self.setup.interpreter, version=self.setup.version, cpu=self.task.cpu)
 
-    def result(self, outcome: Outcome, message: str = "") -> RunResult:
+    def make_result(self, outcome: Outcome, message: str = "") -> RunResult:
         """A result of this guest, which was not run."""
-        return self.task.result(outcome, message, emulator=self.emulator, digest=self.image.digest)
+        return self.task.make_result(outcome, message, emulator=self.emulator, digest=self.image.digest)
 
 
-def as_command(platform: Platform, image: str, command: Sequence[str], cpu: str = "") -> list[str]:
+def build_run_args(platform: Platform, image: str, args: Sequence[str], cpu: str = "") -> list[str]:
     """The arguments of ``docker run`` that do the same, for a dry run."""
     flags = {
-        "network": _CONFINED["network_mode"],
-        "cap-drop": _CONFINED["cap_drop"][0],
-        "security-opt": _CONFINED["security_opt"][0],
-        "pids-limit": _CONFINED["pids_limit"],
-        "memory": _CONFINED["mem_limit"],
-        "memory-swap": _CONFINED["memswap_limit"],
-        "cpus": _CONFINED["nano_cpus"] // 1_000_000_000,
+        "network": _HOST_CONFIG["network_mode"],
+        "cap-drop": _HOST_CONFIG["cap_drop"][0],
+        "security-opt": _HOST_CONFIG["security_opt"][0],
+        "pids-limit": _HOST_CONFIG["pids_limit"],
+        "memory": _HOST_CONFIG["mem_limit"],
+        "memory-swap": _HOST_CONFIG["memswap_limit"],
+        "cpus": _HOST_CONFIG["nano_cpus"] // 1_000_000_000,
         "tmpfs": "/tmp:size=64m",  # noqa: S108 - the guest's own
         "platform": platform,
         **({"env": f"QEMU_CPU={cpu}"} if cpu else {}),
     }
-    bound = [f"--{name}={value}" for name, value in flags.items()]
-    return ["run", "--rm", "--init", "--read-only", *bound, "--", image, *command]
+    options = [f"--{name}={value}" for name, value in flags.items()]
+    return ["run", "--rm", "--init", "--read-only", *options, "--", image, *args]
 
 
-def run_guest(client: DockerClient, guest: Guest) -> RunResult:
+def run_container(client: DockerClient, run: ContainerRun) -> RunResult:
     """Run one platform's image and tell how it ended; its container is removed whatever happens.
 
     Raises :class:`EngineError` when the engine stops answering, with what may be left.
     """
     from docker.errors import APIError
 
-    if guest.task.cpu and guest.setup.native:
-        return guest.result(Outcome.NOT_REGISTERED, _no_emulator(guest))
+    if run.task.cpu and run.setup.native:
+        return run.make_result(Outcome.NOT_REGISTERED, _explain_missing_emulator(run))
     try:
         with (
-            answering(client, "a container", platform=guest.task.platform),
-            _container(client, guest) as container,
+            translate_connection_errors(client, "a container", platform=run.task.platform),
+            _create_container(client, run) as container,
         ):
-            return _look_and_run(client, guest, container)
+            return _check_and_run(client, run, container)
     except APIError as error:
         if "exec format error" in str(error):
-            words = f"the kernel has no handler for {guest.task.platform}: {error.explanation}"
-            return guest.result(Outcome.NOT_REGISTERED, words)
-        return guest.result(Outcome.FAILED, f"the engine could not start it: {error.explanation}")
+            message = f"the kernel has no handler for {run.task.platform}: {error.explanation}"
+            return run.make_result(Outcome.NOT_REGISTERED, message)
+        return run.make_result(Outcome.FAILED, f"the engine could not start it: {error.explanation}")
 
 
-def _no_emulator(guest: Guest) -> str:
+def _explain_missing_emulator(run: ContainerRun) -> str:
     return (
-        f"{guest.task.platform} runs natively in this engine, without QEMU: it cannot be run as CPU model"
-        f" {guest.task.cpu!r} there; --runner=sandbox can"
+        f"{run.task.platform} runs natively in this engine, without QEMU: it cannot be run as CPU model"
+        f" {run.task.cpu!r} there; --runner=sandbox can"
     )
 
 
 @contextlib.contextmanager
-def _container(client: DockerClient, guest: Guest) -> Iterator[Mapping[str, Any]]:
+def _create_container(client: DockerClient, run: ContainerRun) -> Iterator[Mapping[str, Any]]:
     api = client.api
-    made = api.create_container(
-        guest.image.image,
-        list(guest.task.words) or None,
-        environment=_environment(guest),
-        host_config=api.create_host_config(**_CONFINED),
-        labels={LABEL: str(Process.of(os.getpid()))},
+    created = api.create_container(
+        run.image.image_id,
+        list(run.task.args) or None,
+        environment=_build_environment(run),
+        host_config=api.create_host_config(**_HOST_CONFIG),
+        labels={OWNER_LABEL: str(Process.from_pid(os.getpid()))},
         # A classic store has one platform for each image, and older ones refuse to be asked.
-        platform=str(guest.task.platform) if guest.image.digest else None,
+        platform=str(run.task.platform) if run.image.digest else None,
     )
-    with _removed_afterwards(client, made["Id"], guest.task.platform):
-        yield api.inspect_container(made["Id"])
+    with _remove_on_exit(client, created["Id"], run.task.platform):
+        yield api.inspect_container(created["Id"])
 
 
-def _environment(guest: Guest) -> list[str]:
+def _build_environment(run: ContainerRun) -> list[str]:
     """QEMU's own variables: which model, and none from the image; a name without a value takes it away."""
-    if guest.setup.native:
+    if run.setup.native:
         return []
-    chosen = [f"QEMU_CPU={guest.task.cpu}"] if guest.task.cpu else []
-    return chosen + [name for name in STEERING if not (chosen and name == "QEMU_CPU")]
+    cpu_env = [f"QEMU_CPU={run.task.cpu}"] if run.task.cpu else []
+    return cpu_env + [name for name in QEMU_ENV_VARS if not (cpu_env and name == "QEMU_CPU")]
 
 
 @contextlib.contextmanager
-def _removed_afterwards(client: DockerClient, container: str, platform: Platform) -> Iterator[None]:
-    with answering(client, f"the container {container[:12]}", platform=platform):
+def _remove_on_exit(client: DockerClient, container_id: str, platform: Platform) -> Iterator[None]:
+    with translate_connection_errors(client, f"the container {container_id[:12]}", platform=platform):
         try:
             yield
         except BaseException as error:
-            if is_silence(error):  # it would not say that it removes it either
-                ask_to_remove(client, "containers", container, force=True, v=True)
+            if is_connection_error(error):  # it would not say that it removes it either
+                request_removal(client, "containers", container_id, force=True, v=True)
             else:
-                _remove(client, container)
+                _remove_container(client, container_id)
             raise
-        _remove(client, container)
+        _remove_container(client, container_id)
 
 
-def _remove(client: DockerClient, container: str) -> None:
+def _remove_container(client: DockerClient, container_id: str) -> None:
     from docker.errors import NotFound
 
     with contextlib.suppress(NotFound):
-        client.api.remove_container(container, force=True, v=True)
+        client.api.remove_container(container_id, force=True, v=True)
 
 
-def _look_and_run(client: DockerClient, guest: Guest, container: Mapping[str, Any]) -> RunResult:
-    proof = (container.get("ImageManifestDescriptor") or {}).get("digest", guest.image.digest)
-    if proof != guest.image.digest:
-        return guest.result(
-            Outcome.WRONG_ARCH, f"the engine chose manifest {proof}, not {guest.image.digest}"
+def _check_and_run(client: DockerClient, run: ContainerRun, container: Mapping[str, Any]) -> RunResult:
+    manifest_digest = (container.get("ImageManifestDescriptor") or {}).get("digest", run.image.digest)
+    if manifest_digest != run.image.digest:
+        return run.make_result(
+            Outcome.WRONG_ARCH, f"the engine chose manifest {manifest_digest}, not {run.image.digest}"
         )
-    wrong = wrong_program(client.api, container, guest.task.platform)
-    if wrong:
-        return guest.result(Outcome.WRONG_ARCH, wrong)
-    with attached(client.api, container["Id"]) as stream:
+    mismatch = explain_container_mismatch(client.api, container, run.task.platform)
+    if mismatch:
+        return run.make_result(Outcome.WRONG_ARCH, mismatch)
+    with attach_output(client.api, container["Id"]) as stream:
         client.api.start(container["Id"])
-        seen = follow(client.api, container["Id"], stream, guest.task.timeout)
-    return _result(guest, client.api.inspect_container(container["Id"])["State"], seen)
+        container_result = monitor(client.api, container["Id"], stream, run.task.timeout)
+    return _classify_run(run, client.api.inspect_container(container["Id"])["State"], container_result)
 
 
-def _result(guest: Guest, state: Mapping[str, Any], seen: Followed) -> RunResult:
+def _classify_run(
+    run: ContainerRun, state: Mapping[str, Any], container_result: ContainerResult
+) -> RunResult:
     """What the daemon's own state and the output say."""
-    failed = state["ExitCode"] != guest.task.expectation.exit_code
-    ending = Ending(
+    failed = state["ExitCode"] != run.task.expectation.exit_code
+    process_result = ProcessResult(
         exit_code=state["ExitCode"],
-        stdout=seen.stdout,
-        stderr=seen.stderr,
-        emulated=not guest.setup.native,
+        stdout=container_result.stdout,
+        stderr=container_result.stderr,
+        emulated=not run.setup.native,
         out_of_memory=bool(state.get("OOMKilled")),
-        cpu=guest.task.cpu,
-        limit=seen.limit or (_refused_process(seen.stderr) if failed else ""),
-        timed_out=guest.task.timeout if seen.timed_out else 0.0,
+        cpu=run.task.cpu,
+        limit_exceeded=container_result.limit_exceeded
+        or (_explain_fork_error(container_result.stderr) if failed else ""),
+        timeout_exceeded=run.task.timeout if container_result.timed_out else 0.0,
     )
-    return guest.task.judged(ending, emulator=guest.emulator, seconds=seen.seconds, digest=guest.image.digest)
+    return run.task.classify_result(
+        process_result, emulator=run.emulator, seconds=container_result.seconds, digest=run.image.digest
+    )
 
 
-def _refused_process(stderr: str) -> str:
+def _explain_fork_error(stderr: str) -> str:
     """Words for a guest that came to its end too soon after its cap of processes to be seen at it."""
-    said = _FORK_REFUSED.search(stderr)
-    return f"it may have {PROCESSES_CAP} processes and says {said[0].strip()!r}" if said else ""
+    match = _FORK_ERROR.search(stderr)
+    return f"it may have {PIDS_LIMIT} processes and says {match[0].strip()!r}" if match else ""
 
 
-def reap(client: DockerClient) -> None:
+def remove_stale_containers(client: DockerClient) -> None:
     """Remove the containers of runs whose process is gone (a killed task cannot tidy up)."""
-    with answering(client):
-        for container in client.api.containers(all=True, filters={"label": LABEL}):
-            owner = Process.parse(container["Labels"][LABEL])
-            if owner is not None and not owner.alive:
-                _remove(client, container["Id"])
+    with translate_connection_errors(client):
+        for container in client.api.containers(all=True, filters={"label": OWNER_LABEL}):
+            owner = Process.parse(container["Labels"][OWNER_LABEL])
+            if owner is not None and not owner.is_alive:
+                _remove_container(client, container["Id"])

@@ -6,7 +6,7 @@ import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, Found, Node, NodeType
+from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, FileNode, FileType, ResolvedPath
 from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
 from buildkit_tasks.run import backend as guests
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["wrong_program"]
+__all__ = ["explain_container_mismatch"]
 
-_ENOUGH = 64 * 1024  # a tar header, perhaps one with extended attributes, and the head
-_HEAD = 256  # an ELF header, or a `#!` line
+_MAX_ARCHIVE_BYTES = 64 * 1024  # a tar header, perhaps one with extended attributes, and the head
+_HEAD_BYTES = 256  # an ELF header, or a `#!` line
 _GO_MODE_DIR, _GO_MODE_SYMLINK = 1 << 31, 1 << 27  # Go's os.FileMode, which the API gives
 
 
-def wrong_program(api: APIClient, container: Mapping[str, Any], platform: Platform) -> str:
+def explain_container_mismatch(api: APIClient, container: Mapping[str, Any], platform: Platform) -> str:
     """The words why what this container would start is not for the platform; empty if it is.
 
     ``container`` is the engine's description of it. What is looked at is the very file system that
     the guest will see, whatever store or source the image came from.
     """
-    config = _config(container["Config"], platform)
-    return guests.wrong_program(config, _ContainerFiles(api, container["Id"]), platform)
+    config = _parse_config(container["Config"], platform)
+    return guests.explain_program_mismatch(config, _ContainerFiles(api, container["Id"]), platform)
 
 
-def _config(stated: Mapping[str, Any], platform: Platform) -> ImageConfig:
+def _parse_config(container_config: Mapping[str, Any], platform: Platform) -> ImageConfig:
     return ImageConfig(
         os=platform.os,
         architecture=platform.architecture,
         variant=platform.variant,
-        entrypoint=tuple(stated.get("Entrypoint") or ()),
-        cmd=tuple(stated.get("Cmd") or ()),
-        env=tuple(stated.get("Env") or ()),
-        working_dir=stated.get("WorkingDir") or "",
-        user=stated.get("User") or "",
+        entrypoint=tuple(container_config.get("Entrypoint") or ()),
+        cmd=tuple(container_config.get("Cmd") or ()),
+        env=tuple(container_config.get("Env") or ()),
+        working_dir=container_config.get("WorkingDir") or "",
+        user=container_config.get("User") or "",
         diff_ids=(),
     )
 
@@ -52,24 +52,28 @@ def _config(stated: Mapping[str, Any], platform: Platform) -> ImageConfig:
 class _ContainerFiles:
     """The files of a container, through the engine's archive endpoint."""
 
-    def __init__(self, api: APIClient, container: str) -> None:
+    def __init__(self, api: APIClient, container_id: str) -> None:
         self._api = api
-        self._container = container
+        self._container_id = container_id
 
-    def find_command(self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/") -> Found | None:
+    def find_command(
+        self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
+    ) -> ResolvedPath | None:
         """The file that starting ``name`` would run."""
         if "/" in name:
-            return self._file(name if name.startswith("/") else f"{working_dir}/{name}")
+            return self._find_file(name if name.startswith("/") else f"{working_dir}/{name}")
         candidates = (
-            self._file(f"{folder}/{name}") for folder in path_env.split(":") if folder.startswith("/")
+            self._find_file(f"{directory}/{name}")
+            for directory in path_env.split(":")
+            if directory.startswith("/")
         )
-        return next((found for found in candidates if found is not None and found.node.mode & 0o111), None)
+        return next((file for file in candidates if file is not None and file.node.mode & 0o111), None)
 
-    def _file(self, path: str, links: int = 1) -> Found | None:
+    def _find_file(self, path: str, max_links: int = 1) -> ResolvedPath | None:
         from docker.errors import APIError, NotFound
 
         try:
-            chunks, status = self._api.get_archive(self._container, path)
+            chunks, file_stat = self._api.get_archive(self._container_id, path)
         except NotFound:
             return None
         except APIError as error:  # a path through a file, for one
@@ -77,22 +81,24 @@ class _ContainerFiles:
                 return None
             raise
         with contextlib.closing(chunks):
-            if status["mode"] & _GO_MODE_SYMLINK:
+            if file_stat["mode"] & _GO_MODE_SYMLINK:
                 # The engine has resolved the link inside the container's root: once is enough.
-                return self._file(status["linkTarget"], links - 1) if links else None
-            if status["mode"] & _GO_MODE_DIR:
+                return self._find_file(file_stat["linkTarget"], max_links - 1) if max_links else None
+            if file_stat["mode"] & _GO_MODE_DIR:
                 return None
-            mode, size = status["mode"] & 0o777, status["size"]
-            return Found(path, Node(type=NodeType.FILE, mode=mode, size=size, head=_head(chunks)))
+            mode, size = file_stat["mode"] & 0o777, file_stat["size"]
+            return ResolvedPath(
+                path, FileNode(type=FileType.FILE, mode=mode, size=size, head=_read_head(chunks))
+            )
 
 
-def _head(chunks: Iterator[bytes]) -> bytes:
+def _read_head(chunks: Iterator[bytes]) -> bytes:
     """The first bytes of the only file in an archive."""
-    start = bytearray()
+    buffer = bytearray()
     for chunk in chunks:
-        start += chunk
-        if len(start) >= _ENOUGH:
+        buffer += chunk
+        if len(buffer) >= _MAX_ARCHIVE_BYTES:
             break
-    reader = TarReader(io.BytesIO(start))
+    reader = TarReader(io.BytesIO(buffer))
     next(reader)
-    return reader.read(_HEAD)
+    return reader.read(_HEAD_BYTES)

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
-from buildkit_tasks.host.engine.sdk import inspect_image, platform_of, stored_manifests
-from buildkit_tasks.oci.copy.docker_load import pack
-from buildkit_tasks.oci.image import Source, manifest_of, platform_manifests
-from buildkit_tasks.run.docker.timeouts import answering, ask_to_remove, how_to_list, is_silence
+from buildkit_tasks.host.engine.sdk import available_manifests, inspect_image, parse_api_platform
+from buildkit_tasks.oci.copy.docker_load import pack_image
+from buildkit_tasks.oci.image import Source, platform_manifests, read_manifest
+from buildkit_tasks.run.docker.timeouts import (
+    is_connection_error,
+    request_removal,
+    suggest_list_command,
+    translate_connection_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,144 +25,157 @@ if TYPE_CHECKING:
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
 
-    OpenImage = Callable[[str], contextlib.AbstractContextManager[Source]]
+    ImageOpener = Callable[[str], contextlib.AbstractContextManager[Source]]
 
-__all__ = ["Loaded", "image_in_engine"]
+__all__ = ["LoadedImage", "load_into_engine"]
 
-_DAEMON = "docker-daemon:"
+_DOCKER_DAEMON_PREFIX = "docker-daemon:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedImage:
     """One platform's image in the engine: the id to run and the manifest's digest to prove."""
 
-    image: str
+    image_id: str
     digest: str
 
 
 @contextlib.contextmanager
-def image_in_engine(
-    name: str, platforms: Sequence[Platform], engine: Engine, client: DockerClient, open_image: OpenImage
-) -> Iterator[dict[Platform, Loaded]]:
+def load_into_engine(
+    name: str, platforms: Sequence[Platform], engine: Engine, client: DockerClient, open_image: ImageOpener
+) -> Iterator[dict[Platform, LoadedImage]]:
     """Each platform of an image, ready to be run; what was loaded for it is removed afterwards.
 
     ``name`` is ``docker-daemon:REF`` for an image that is there, else what ``open_image`` reads.
     An image that the engine had already is neither loaded nor removed. ``platforms`` limits what
     is loaded where platforms are loaded one by one; empty means all.
     """
-    with _given_back(engine, client) as loaded:
-        if name.startswith(_DAEMON):
-            yield _stored(name.removeprefix(_DAEMON), client)
+    with _remove_loaded_images(engine, client) as image_ids:
+        if name.startswith(_DOCKER_DAEMON_PREFIX):
+            yield _find_stored_platforms(name.removeprefix(_DOCKER_DAEMON_PREFIX), client)
             return
         with open_image(name) as source:
-            load = _Loader(client=client, loaded=loaded)
-            whole = engine.store == "containerd"
-            yield load.whole(source) if whole else load.each(source, platforms)
+            loader = _ImageLoader(client=client, image_ids=image_ids)
+            is_containerd = engine.store == "containerd"
+            yield loader.load_index(source) if is_containerd else loader.load_platforms(source, platforms)
 
 
 @contextlib.contextmanager
-def _given_back(engine: Engine, client: DockerClient) -> Iterator[list[str]]:
+def _remove_loaded_images(engine: Engine, client: DockerClient) -> Iterator[list[str]]:
     """A list of images, which are removed from the engine afterwards if it answers."""
-    loaded: list[str] = []
-    silent = False
+    image_ids: list[str] = []
+    is_unresponsive = False
     try:
-        yield loaded
+        yield image_ids
     except EngineError as error:
-        silent = is_silence(error.__cause__)
-        if not silent:
+        is_unresponsive = is_connection_error(error.__cause__)
+        if not is_unresponsive:
             raise
-        for image in loaded:
-            ask_to_remove(client, "images", image)
-        left = f"; so may {', '.join(loaded)}, loaded for the run" if loaded else ""
+        for image_id in image_ids:
+            request_removal(client, "images", image_id)
+        leftovers = f"; so may {', '.join(image_ids)}, loaded for the run" if image_ids else ""
         raise EngineError(
-            error.message + left, platform=error.platform, hint=how_to_list(engine)
+            error.message + leftovers, platform=error.platform, hint=suggest_list_command(engine)
         ) from error.__cause__
     finally:
-        for image in () if silent else loaded:
-            with answering(client, f"the image {image}", engine=engine):
-                _remove(client, image)
+        for image_id in () if is_unresponsive else image_ids:
+            with translate_connection_errors(client, f"the image {image_id}", engine=engine):
+                _remove_image(client, image_id)
 
 
-def _stored(reference: str, client: DockerClient) -> dict[Platform, Loaded]:
-    found = _inspect(client, reference)
-    if found is None:
+def _find_stored_platforms(reference: str, client: DockerClient) -> dict[Platform, LoadedImage]:
+    inspected = _inspect_image(client, reference)
+    if inspected is None:
         raise UsageError(
             f"the engine has no image {reference!r}", hint="inv build-multiarch --load -t NAME:TAG"
         )
-    manifests = stored_manifests(found)
+    manifests = available_manifests(inspected)
     if manifests:
-        return {platform: Loaded(image=found["Id"], digest=digest) for platform, digest in manifests.items()}
-    stated = {"os": found["Os"], "architecture": found["Architecture"], "variant": found.get("Variant") or ""}
-    return {platform_of(stated): Loaded(image=found["Id"], digest="")}
+        return {
+            platform: LoadedImage(image_id=inspected["Id"], digest=digest)
+            for platform, digest in manifests.items()
+        }
+    platform_fields = {
+        "os": inspected["Os"],
+        "architecture": inspected["Architecture"],
+        "variant": inspected.get("Variant") or "",
+    }
+    return {parse_api_platform(platform_fields): LoadedImage(image_id=inspected["Id"], digest="")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Loader:
+class _ImageLoader:
     """Loads images into an engine, and notes in ``loaded`` those that it did not have."""
 
     client: DockerClient
-    loaded: list[str]
+    image_ids: list[str]
 
-    def whole(self, source: Source) -> dict[Platform, Loaded]:
+    def load_index(self, source: Source) -> dict[Platform, LoadedImage]:
         """All platforms at once: a containerd store takes an index."""
-        root = source.root()
-        self._load(str(root.digest), pack(source, root))
+        root = source.root_descriptor()
+        self._load_archive(str(root.digest), pack_image(source, root))
         return {
-            platform: Loaded(image=str(root.digest), digest=str(entry.digest))
-            for platform, entry in platform_manifests(source)
+            platform: LoadedImage(image_id=str(root.digest), digest=str(descriptor.digest))
+            for platform, descriptor in platform_manifests(source)
         }
 
-    def each(self, source: Source, platforms: Sequence[Platform]) -> dict[Platform, Loaded]:
+    def load_platforms(self, source: Source, platforms: Sequence[Platform]) -> dict[Platform, LoadedImage]:
         """One after the other: a classic store knows an image by the digest of its configuration."""
-        found: dict[Platform, Loaded] = {}
-        for platform, entry in platform_manifests(source):
+        images: dict[Platform, LoadedImage] = {}
+        for platform, descriptor in platform_manifests(source):
             if platforms and platform not in platforms:
                 continue
-            image = str(manifest_of(source, entry).config.digest)
-            self._load(image, pack(source, entry, classic=True))
-            found[platform] = Loaded(image=image, digest=str(entry.digest))
-        return found
+            image_id = str(read_manifest(source, descriptor).config.digest)
+            self._load_archive(image_id, pack_image(source, descriptor, classic=True))
+            images[platform] = LoadedImage(image_id=image_id, digest=str(descriptor.digest))
+        return images
 
-    def _load(self, image: str, archive: Iterator[bytes]) -> None:
-        if _inspect(self.client, image) is not None:
+    def _load_archive(self, image_id: str, archive: Iterator[bytes]) -> None:
+        if _inspect_image(self.client, image_id) is not None:
             return
         api: Any = self.client.api  # load_image has no types
         # Noted before: what an engine took and did not say is removed as well.
-        self.loaded.append(image)
-        with _refusals(f"the engine did not take the image {image}"), answering(self.client):
+        self.image_ids.append(image_id)
+        with (
+            _translate_api_errors(f"the engine did not take the image {image_id}"),
+            translate_connection_errors(self.client),
+        ):
             messages = list(api.load_image(archive))
-        if _inspect(self.client, image) is None:
-            said = "; ".join(
+        if _inspect_image(self.client, image_id) is None:
+            details = "; ".join(
                 str(message.get("error") or message.get("stream", "")).strip() for message in messages
             )
-            raise EngineError(f"the engine did not take the image {image}: {said}")
+            raise EngineError(f"the engine did not take the image {image_id}: {details}")
 
 
-def _inspect(client: DockerClient, name: str) -> dict[str, Any] | None:
-    with _refusals(f"the engine does not tell of the image {name!r}"), answering(client):
+def _inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
+    with (
+        _translate_api_errors(f"the engine does not tell of the image {name!r}"),
+        translate_connection_errors(client),
+    ):
         return inspect_image(client, name)
 
 
 @contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
+def _translate_api_errors(problem: str) -> Iterator[None]:
     """An engine's answer that says no, in its own words."""
     from docker.errors import APIError
 
     try:
         yield
     except APIError as error:
-        kind = UsageError if error.is_client_error() else EngineError
-        raise kind(f"{what}: {error.explanation}") from error
+        error_type = UsageError if error.is_client_error() else EngineError
+        raise error_type(f"{problem}: {error.explanation}") from error
 
 
-def _remove(client: DockerClient, image: str) -> None:
+def _remove_image(client: DockerClient, image_id: str) -> None:
     from docker.errors import APIError
 
     try:
-        client.api.remove_image(image)
+        client.api.remove_image(image_id)
     except APIError as error:
         # Somebody tagged it or runs it meanwhile: then it is no longer ours to remove.
         if not error.is_client_error():
             raise CheckFailed(
-                f"the image {image} that was loaded for the run could not be removed: {error}"
+                f"the image {image_id} that was loaded for the run could not be removed: {error}"
             ) from error

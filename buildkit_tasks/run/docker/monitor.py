@@ -14,61 +14,63 @@ if TYPE_CHECKING:
 
     from docker.api import APIClient
 
-__all__ = ["OUTPUT_CAP", "PROCESSES_CAP", "Followed", "Output", "attached", "follow"]
+__all__ = ["OUTPUT_LIMIT", "PIDS_LIMIT", "ContainerOutput", "ContainerResult", "attach_output", "monitor"]
 
-OUTPUT_CAP = 1 << 20  # bytes of each stream
-PROCESSES_CAP = 256
-_TICK = 0.05  # seconds: a fork bomb needs longer than this for its 256 processes
-_ASK_SECONDS = 1.0  # between looks at a container for which the engine has to be asked
-_CHUNK = 1 << 16
-_FRAME = 8  # stream, three zero bytes, length: "Stream format" at the engine API's attach
+OUTPUT_LIMIT = 1 << 20  # bytes of each stream
+PIDS_LIMIT = 256
+_POLL_SECONDS = 0.05  # seconds: a fork bomb needs longer than this for its 256 processes
+_ENGINE_POLL_SECONDS = 1.0  # between looks at a container for which the engine has to be asked
+_CHUNK_SIZE = 1 << 16
+_FRAME_HEADER_SIZE = 8  # stream, three zero bytes, length: "Stream format" at the engine API's attach
 _STDOUT, _STDERR = 1, 2
-_NAMES = {_STDOUT: "standard output", _STDERR: "standard error"}
+_STREAM_NAMES = {_STDOUT: "standard output", _STDERR: "standard error"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Followed:
+class ContainerResult:
     """What was seen of a container: its output, the cap for which it was killed, or its deadline."""
 
     stdout: str
     stderr: str
     seconds: float
-    limit: str = ""
+    limit_exceeded: str = ""
     timed_out: bool = False
 
 
 @contextlib.contextmanager
-def attached(api: APIClient, container: str) -> Iterator[socket.socket]:
+def attach_output(api: APIClient, container_id: str) -> Iterator[socket.socket]:
     """The output of a container that is not started yet, so that nothing of it is missed."""
     sdk: Any = api  # its attach_socket waits for ever for an engine that is silent: its helpers do not
     response = sdk._post(  # noqa: SLF001 - see above
-        sdk._url("/containers/{0}/attach", container),  # noqa: SLF001
+        sdk._url("/containers/{0}/attach", container_id),  # noqa: SLF001
         params={"stdout": 1, "stderr": 1, "stream": 1},
         headers={"Connection": "Upgrade", "Upgrade": "tcp"},
         stream=True,
     )
     with contextlib.closing(response):  # and with it the connection
-        raw = sdk._get_raw_response_socket(response)  # noqa: SLF001
-        yield getattr(raw, "_sock", raw)  # where the engine is local: a file of http.client's around it
+        raw_socket = sdk._get_raw_response_socket(response)  # noqa: SLF001
+        yield getattr(
+            raw_socket, "_sock", raw_socket
+        )  # where the engine is local: a file of http.client's around it
 
 
-def follow(api: APIClient, container: str, stream: socket.socket, timeout: float) -> Followed:
+def monitor(api: APIClient, container_id: str, stream: socket.socket, timeout: float) -> ContainerResult:
     """Follow a container that was just started to its end, or end it.
 
     It is killed when it has run for ``timeout`` seconds or goes over a cap. An engine that stops
     answering meanwhile raises what the SDK raises, soon after the API's own time-out.
     """
-    return _Watch(api=api, container=container, stream=stream, timeout=timeout).follow()
+    return _ContainerMonitor(api=api, container_id=container_id, stream=stream, timeout=timeout).run()
 
 
-class Output:
+class ContainerOutput:
     """What a container writes: the frames of the engine's stream, and of each stream what the cap allows."""
 
     def __init__(self) -> None:
         self._streams = {_STDOUT: bytearray(), _STDERR: bytearray()}
         self._header = bytearray()
-        self._stream, self._left = _STDOUT, 0
-        self.flood = ""
+        self._stream, self._frame_bytes_left = _STDOUT, 0
+        self.limit_exceeded = ""
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -76,70 +78,72 @@ class Output:
         stdout, stderr = (bytes(data).decode(errors="replace") for data in self._streams.values())
         return stdout, stderr
 
-    def take(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Add what was received; frames may be cut anywhere."""
-        rest = memoryview(data)
-        while rest:
-            if self._left:
-                part, rest = rest[: self._left], rest[self._left :]
-                self._left -= len(part)
-                self._keep(part)
+        remaining = memoryview(data)
+        while remaining:
+            if self._frame_bytes_left:
+                payload, remaining = remaining[: self._frame_bytes_left], remaining[self._frame_bytes_left :]
+                self._frame_bytes_left -= len(payload)
+                self._append_payload(payload)
                 continue
-            wanted = _FRAME - len(self._header)
-            self._header += rest[:wanted]
-            rest = rest[wanted:]
-            if len(self._header) == _FRAME:
+            missing = _FRAME_HEADER_SIZE - len(self._header)
+            self._header += remaining[:missing]
+            remaining = remaining[missing:]
+            if len(self._header) == _FRAME_HEADER_SIZE:
                 self._stream = _STDOUT if self._header[0] == _STDOUT else _STDERR
-                self._left = int.from_bytes(self._header[4:], "big")
+                self._frame_bytes_left = int.from_bytes(self._header[4:], "big")
                 self._header.clear()
 
-    def _keep(self, part: memoryview) -> None:
-        kept = self._streams[self._stream]
-        room = OUTPUT_CAP - len(kept)
-        kept += part[:room]
-        if len(part) > room:
-            self.flood = f"more than {OUTPUT_CAP >> 20} MiB on {_NAMES[self._stream]}"
+    def _append_payload(self, payload: memoryview) -> None:
+        buffer = self._streams[self._stream]
+        capacity = OUTPUT_LIMIT - len(buffer)
+        buffer += payload[:capacity]
+        if len(payload) > capacity:
+            self.limit_exceeded = f"more than {OUTPUT_LIMIT >> 20} MiB on {_STREAM_NAMES[self._stream]}"
 
 
 @dataclass(slots=True, kw_only=True)
-class _Watch:
+class _ContainerMonitor:
     api: APIClient
-    container: str
+    container_id: str
     stream: socket.socket
     timeout: float
-    output: Output = field(default_factory=Output)
+    output: ContainerOutput = field(default_factory=ContainerOutput)
     started: float = field(default_factory=time.monotonic)
-    heard: float = field(default_factory=time.monotonic)
+    last_activity: float = field(default_factory=time.monotonic)
 
-    def follow(self) -> Followed:
-        processes = _Processes.of(self.api, self.container)
-        limit, ended = "", False
-        while not (limit or ended) and self._left > 0:
+    def run(self) -> ContainerResult:
+        process_limit = _ProcessLimit.for_container(self.api, self.container_id)
+        limit_exceeded, ended = "", False
+        while not (limit_exceeded or ended) and self._seconds_left > 0:
             data = self._receive()
             if data:
-                self.output.take(data)
-                self.heard = time.monotonic()
+                self.output.feed(data)
+                self.last_activity = time.monotonic()
             elif data is None:
-                self._expect_an_answer()
+                self._ping_if_silent()
             else:  # the end of its output, which a guest may close before its own
                 ended = self._has_ended()
-            limit = self.output.flood or processes.limit()
-        late = not (limit or ended) and self._kill()
-        if limit:
+            limit_exceeded = self.output.limit_exceeded or process_limit.check_limit()
+        timed_out = not (limit_exceeded or ended) and self._kill()
+        if limit_exceeded:
             self._kill()
         seconds = round(time.monotonic() - self.started, 3)
         stdout, stderr = self.output.texts
-        return Followed(stdout=stdout, stderr=stderr, seconds=seconds, limit=limit, timed_out=late)
+        return ContainerResult(
+            stdout=stdout, stderr=stderr, seconds=seconds, limit_exceeded=limit_exceeded, timed_out=timed_out
+        )
 
     @property
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         return self.started + self.timeout - time.monotonic()
 
     def _receive(self) -> bytes | None:
         """What the guest has written; None if that is nothing for now, empty at the end."""
-        self.stream.settimeout(max(0.001, min(_TICK, self._left)))
+        self.stream.settimeout(max(0.001, min(_POLL_SECONDS, self._seconds_left)))
         try:
-            return self.stream.recv(_CHUNK)
+            return self.stream.recv(_CHUNK_SIZE)
         except TimeoutError:
             return None
         except OSError:  # the engine ended the connection: what is asked next tells why
@@ -151,18 +155,18 @@ class _Watch:
 
         wait: Any = self.api.wait  # its type says whole seconds
         try:
-            wait(self.container, timeout=max(0.001, min(_ASK_SECONDS, self._left)))
+            wait(self.container_id, timeout=max(0.001, min(_ENGINE_POLL_SECONDS, self._seconds_left)))
         except (ReadTimeout, Disconnected):
             # Both mean "not yet"; that the engine still answers is for the next call to prove.
             self.api.ping()
             return False
         return True
 
-    def _expect_an_answer(self) -> None:
+    def _ping_if_silent(self) -> None:
         """A guest may be silent, the engine may not."""
-        if time.monotonic() - self.heard > self.api.timeout / 3:
+        if time.monotonic() - self.last_activity > self.api.timeout / 3:
             self.api.ping()
-            self.heard = time.monotonic()
+            self.last_activity = time.monotonic()
 
     def _kill(self) -> bool:
         """End the guest, which may ignore TERM; False if it has come to its end by itself."""
@@ -172,17 +176,17 @@ class _Watch:
         with contextlib.suppress(OSError):
             self.stream.shutdown(socket.SHUT_RDWR)
         try:
-            self.api.kill(self.container)
+            self.api.kill(self.container_id)
         except APIError:
-            if self.api.inspect_container(self.container)["State"]["Running"]:
+            if self.api.inspect_container(self.container_id)["State"]["Running"]:
                 raise
             return False
-        self.api.wait(self.container)
+        self.api.wait(self.container_id)
         return True
 
 
 @dataclass(slots=True, kw_only=True)
-class _Processes:
+class _ProcessLimit:
     """Whether a container goes over its cap of processes.
 
     Where the engine's kernel is this one, ``events`` is the file in which it counts how often one was
@@ -191,46 +195,50 @@ class _Processes:
     """
 
     api: APIClient
-    container: str
-    events: Path | None
-    asked: float = field(default_factory=time.monotonic)
+    container_id: str
+    events_file: Path | None
+    last_polled: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, api: APIClient, container: str) -> _Processes:
-        pid = api.inspect_container(container)["State"].get("Pid") or 0
-        return cls(api=api, container=container, events=_events_file(pid, container))
+    def for_container(cls, api: APIClient, container_id: str) -> _ProcessLimit:
+        pid = api.inspect_container(container_id)["State"].get("Pid") or 0
+        return cls(api=api, container_id=container_id, events_file=_find_events_file(pid, container_id))
 
-    def limit(self) -> str:
+    def check_limit(self) -> str:
         """The words of the cap if it was met."""
-        if self.events is not None:
-            return f"more than {PROCESSES_CAP} processes" if _refusals(self.events) else ""
-        if time.monotonic() - self.asked < _ASK_SECONDS:
+        if self.events_file is not None:
+            return f"more than {PIDS_LIMIT} processes" if _count_refusals(self.events_file) else ""
+        if time.monotonic() - self.last_polled < _ENGINE_POLL_SECONDS:
             return ""
-        self.asked = time.monotonic()
-        return f"all of its {PROCESSES_CAP} processes" if self._count() >= PROCESSES_CAP else ""
+        self.last_polled = time.monotonic()
+        return f"all of its {PIDS_LIMIT} processes" if self._count_processes() >= PIDS_LIMIT else ""
 
-    def _count(self) -> int:
-        found: Any = self.api.stats(self.container, stream=False, one_shot=True)
-        return int((found.get("pids_stats") or {}).get("current") or 0)
+    def _count_processes(self) -> int:
+        stats: Any = self.api.stats(self.container_id, stream=False, one_shot=True)
+        return int((stats.get("pids_stats") or {}).get("current") or 0)
 
 
-def _events_file(pid: int, container: str) -> Path | None:
+def _find_events_file(pid: int, container_id: str) -> Path | None:
     """The file of that process's group, if it is the container's: another kernel has other processes."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     rows = [line.split(":", 2) for line in lines]  # cgroups(7): number, controllers, place
-    places = (
-        Path(f"/sys/fs/cgroup/{controllers}{place}") for _, controllers, place in rows if container in place
+    directories = (
+        Path(f"/sys/fs/cgroup/{controllers}{group}")
+        for _, controllers, group in rows
+        if container_id in group
     )
-    return next((place / "pids.events" for place in places if (place / "pids.events").exists()), None)
+    return next(
+        (directory / "pids.events" for directory in directories if (directory / "pids.events").exists()), None
+    )
 
 
-def _refusals(events: Path) -> int:
+def _count_refusals(events_file: Path) -> int:
     """How often a process was refused (``max N``); 0 once the group is gone."""
     try:
-        rows = [line.split() for line in events.read_text(encoding="utf-8").splitlines()]
+        rows = [line.split() for line in events_file.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return 0
     return next((int(row[1]) for row in rows if row[0] == "max"), 0)

@@ -15,70 +15,72 @@ from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, Mal
 from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
-from buildkit_tasks.run.backend import wrong_program
-from buildkit_tasks.run.outcomes import Ending
-from buildkit_tasks.run.qemu_env import STEERING
-from buildkit_tasks.run.sandbox.availability import SandboxClosed, why_closed
-from buildkit_tasks.run.sandbox.rootfs_cache import Root, Roots
-from buildkit_tasks.run.sandbox.rootfs_files import RootFiles
-from buildkit_tasks.run.sandbox.supervisor import Guest, Refused, Warden, shift_of
-from buildkit_tasks.run.sandbox.supervisor_pool import Wardens
-from buildkit_tasks.run.sandbox.user import User, user_of
+from buildkit_tasks.run.backend import explain_program_mismatch
+from buildkit_tasks.run.outcomes import ProcessResult
+from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
+from buildkit_tasks.run.sandbox.availability import SandboxUnavailable, explain_unavailable
+from buildkit_tasks.run.sandbox.rootfs_cache import CachedRootfs, RootfsCache
+from buildkit_tasks.run.sandbox.rootfs_files import RootfsFiles
+from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, SandboxRun, Supervisor, id_offset
+from buildkit_tasks.run.sandbox.supervisor_pool import SupervisorPool
+from buildkit_tasks.run.sandbox.user import User, resolve_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
-    from buildkit_tasks.host.emulation.qemu import Qemu
+    from buildkit_tasks.host.emulation.qemu import QemuFinder
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
-    from buildkit_tasks.run.backend import GuestTask, OpenImage
+    from buildkit_tasks.run.backend import ImageOpener, RunTask
 
-__all__ = ["SandboxClosed", "sandbox_guests"]
+__all__ = ["SandboxUnavailable", "open_sandbox_backend"]
 
 _MEGABYTE = 1_000_000
 
 
 @contextlib.contextmanager
-def sandbox_guests(
-    name: str, started: Future[Warden], open_image: OpenImage, qemu: Qemu
-) -> Iterator[SandboxGuests]:
+def open_sandbox_backend(
+    name: str, supervisor_future: Future[Supervisor], open_image: ImageOpener, qemu: QemuFinder
+) -> Iterator[SandboxBackend]:
     """An image that ``open_image`` reads, its platforms ready to be run without an engine.
 
     ``started`` is the warden, which is ended with it. Raises :class:`SandboxClosed` if the kernel does
     not let this user have one.
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(_ended, started)
+        stack.callback(_close_supervisor, supervisor_future)
         source = stack.enter_context(open_image(name))
         manifests = dict(platform_manifests(source))
         try:
-            wardens = Wardens(started.result(), qemu)
-        except Refused as refused:
-            raise SandboxClosed(why_closed(refused)) from refused
-        stack.callback(wardens.close)
-        cap = qemu.settings.root_cache * _MEGABYTE
-        roots = Roots(cache_folder(qemu.settings) / "roots", cap, shift_of(os.geteuid()))
-        yield SandboxGuests(source=source, manifests=manifests, wardens=wardens, roots=roots)
+            pool = SupervisorPool(supervisor_future.result(), qemu)
+        except KernelRefusal as refusal:
+            raise SandboxUnavailable(explain_unavailable(refusal)) from refusal
+        stack.callback(pool.close)
+        max_bytes = qemu.settings.root_cache * _MEGABYTE
+        rootfs_cache = RootfsCache(cache_folder(qemu.settings) / "roots", max_bytes, id_offset(os.geteuid()))
+        yield SandboxBackend(
+            source=source, manifests=manifests, supervisor_pool=pool, rootfs_cache=rootfs_cache
+        )
 
 
-def _ended(started: Future[Warden]) -> None:
-    with contextlib.suppress(Refused):
-        started.result().close()
+def _close_supervisor(supervisor_future: Future[Supervisor]) -> None:
+    with contextlib.suppress(KernelRefusal):
+        supervisor_future.result().close()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SandboxGuests:
+class SandboxBackend:
     """The platforms of one image in the sandbox."""
 
     source: Source
     manifests: dict[Platform, Descriptor]
-    wardens: Wardens
-    roots: Roots
-    _unpacking: Lock = field(default_factory=Lock)
-    _turns: Iterator[int] = field(default_factory=itertools.count)
+    supervisor_pool: SupervisorPool
+    rootfs_cache: RootfsCache
+    _unpack_lock: Lock = field(default_factory=Lock)
+    _turn_counter: Iterator[int] = field(default_factory=itertools.count)
     runner: str = "sandbox"
 
     @property
@@ -86,97 +88,99 @@ class SandboxGuests:
         """The platforms that the image holds."""
         return tuple(self.manifests)
 
-    def run(self, task: GuestTask) -> RunResult:
+    def run(self, task: RunTask) -> RunResult:
         """Unpack the platform's image, if it is not kept, look at its program, and run it."""
-        entry = self.manifests[task.platform]
-        return replace(self._tried(task, entry), runner=self.runner, digest=str(entry.digest))
+        descriptor = self.manifests[task.platform]
+        return replace(
+            self._unpack_and_run(task, descriptor), runner=self.runner, digest=str(descriptor.digest)
+        )
 
-    def _tried(self, task: GuestTask, entry: Descriptor) -> RunResult:
+    def _unpack_and_run(self, task: RunTask, descriptor: Descriptor) -> RunResult:
         try:
             with contextlib.ExitStack() as stack:
-                with self._unpacking:  # a stream has one reader; meanwhile others run
-                    root = stack.enter_context(self.roots.root(self.source, entry))
-                return self._run_in(root, task)
+                with self._unpack_lock:  # a stream has one reader; meanwhile others run
+                    rootfs = stack.enter_context(self.rootfs_cache.acquire(self.source, descriptor))
+                return self._run_in_rootfs(rootfs, task)
         except LimitExceeded as error:
-            return task.result(Outcome.FAILED, str(error), limited=True)
+            return task.make_result(Outcome.FAILED, str(error), limited=True)
         except (CheckFailed, MalformedImage) as error:
-            return task.result(Outcome.FAILED, str(error))
+            return task.make_result(Outcome.FAILED, str(error))
 
     def stop(self) -> None:
         """End whatever runs."""
-        self.wardens.close()
+        self.supervisor_pool.close()
 
-    def _run_in(self, root: Root, task: GuestTask) -> RunResult:
-        config = _with_words(root.config, task.words)
-        wrong = wrong_program(config, RootFiles(root.path), task.platform)
-        if wrong:
-            return task.result(Outcome.WRONG_ARCH, wrong)
+    def _run_in_rootfs(self, rootfs: CachedRootfs, task: RunTask) -> RunResult:
+        config = _override_cmd(rootfs.config, task.args)
+        mismatch = explain_program_mismatch(config, RootfsFiles(rootfs.path), task.platform)
+        if mismatch:
+            return task.make_result(Outcome.WRONG_ARCH, mismatch)
         try:
-            warden, program = self.wardens.ready(task.platform.machine, task.cpu)
-            ended = warden.run(self._guest(root, config, task), task.timeout)
+            supervisor, emulator_path = self.supervisor_pool.get_supervisor(task.platform.machine, task.cpu)
+            guest_exit = supervisor.run(self._make_run(rootfs, config, task), task.timeout)
         except EmulatorError as error:
-            return task.result(Outcome.NOT_REGISTERED, str(error))
-        except Refused as refused:
-            return task.result(*_not_started(refused, task.platform))
-        emulator = self.wardens.summary(program, task.cpu)
-        ending = Ending(
-            exit_code=ended.exit_code,
-            stdout=ended.stdout.decode(errors="replace"),
-            stderr=ended.stderr.decode(errors="replace"),
+            return task.make_result(Outcome.NOT_REGISTERED, str(error))
+        except KernelRefusal as refusal:
+            return task.make_result(*_classify_refusal(refusal, task.platform))
+        emulator = self.supervisor_pool.summarize_emulator(emulator_path, task.cpu)
+        process_result = ProcessResult(
+            exit_code=guest_exit.exit_code,
+            stdout=guest_exit.stdout.decode(errors="replace"),
+            stderr=guest_exit.stderr.decode(errors="replace"),
             emulated=emulator is not None,
             cpu=task.cpu,
-            limit=ended.limit,
-            timed_out=task.timeout if ended.timed_out else 0.0,
+            limit_exceeded=guest_exit.limit_exceeded,
+            timeout_exceeded=task.timeout if guest_exit.timed_out else 0.0,
         )
-        return task.judged(ending, emulator=emulator, seconds=ended.seconds)
+        return task.classify_result(process_result, emulator=emulator, seconds=guest_exit.seconds)
 
-    def _guest(self, root: Root, config: ImageConfig, task: GuestTask) -> Guest:
-        user = user_of(config.user, root.path)
-        env = _environment(config, user, task.cpu)
-        words = config.entrypoint + config.cmd
-        return Guest(
-            root=root.path,
-            candidates=_candidates(words[0], env["PATH"]),
-            argv=words,
+    def _make_run(self, rootfs: CachedRootfs, config: ImageConfig, task: RunTask) -> SandboxRun:
+        user = resolve_user(config.user, rootfs.path)
+        env = _build_environment(config, user, task.cpu)
+        argv = config.entrypoint + config.cmd
+        return SandboxRun(
+            root=rootfs.path,
+            candidates=_list_candidates(argv[0], env["PATH"]),
+            argv=argv,
             env=env,
-            folder=config.working_dir or "/",
+            working_dir=config.working_dir or "/",
             uid=user.uid,
             gid=user.gid,
             groups=user.groups,
-            processors=self._processor(),
+            processors=self._assign_processor(),
         )
 
-    def _processor(self) -> tuple[int, ...]:
+    def _assign_processor(self) -> tuple[int, ...]:
         """One processor for each guest, taking turns."""
-        ours = sorted(os.sched_getaffinity(0))
-        return (ours[next(self._turns) % len(ours)],)
+        available = sorted(os.sched_getaffinity(0))
+        return (available[next(self._turn_counter) % len(available)],)
 
 
-def _with_words(config: ImageConfig, words: tuple[str, ...]) -> ImageConfig:
+def _override_cmd(config: ImageConfig, args: tuple[str, ...]) -> ImageConfig:
     """The configuration with other words for CMD, as ``docker run`` replaces it."""
-    changed = replace(config, cmd=words) if words else config
-    if not changed.entrypoint + changed.cmd:
+    overridden = replace(config, cmd=args) if args else config
+    if not overridden.entrypoint + overridden.cmd:
         raise CheckFailed("the image has no ENTRYPOINT and no CMD", hint="name a --command")
-    return changed
+    return overridden
 
 
-def _environment(config: ImageConfig, user: User, cpu: str) -> dict[str, str]:
+def _build_environment(config: ImageConfig, user: User, cpu: str) -> dict[str, str]:
     """The guest's environment, as Docker makes it; what would steer the emulator is ours alone."""
-    stated = dict(item.partition("=")[::2] for item in config.env)
-    env = {"PATH": DEFAULT_PATH, "HOSTNAME": "guest", "HOME": user.home, **stated}
-    env = {name: value for name, value in env.items() if name and name not in STEERING}
+    image_env = dict(item.partition("=")[::2] for item in config.env)
+    env = {"PATH": DEFAULT_PATH, "HOSTNAME": "guest", "HOME": user.home, **image_env}
+    env = {name: value for name, value in env.items() if name and name not in QEMU_ENV_VARS}
     return env | ({"QEMU_CPU": cpu} if cpu else {})
 
 
-def _candidates(command: str, path: str) -> tuple[str, ...]:
+def _list_candidates(command: str, search_path: str) -> tuple[str, ...]:
     if "/" in command:
         return (command,)
-    return tuple(f"{folder or '.'}/{command}" for folder in path.split(":"))
+    return tuple(f"{directory or '.'}/{command}" for directory in search_path.split(":"))
 
 
-def _not_started(refused: Refused, platform: Platform) -> tuple[Outcome, str]:
-    if refused.number == errno.ENOEXEC:
+def _classify_refusal(refusal: KernelRefusal, platform: Platform) -> tuple[Outcome, str]:
+    if refusal.errno == errno.ENOEXEC:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
-    if refused.number == errno.ENOSPC:
-        raise LimitExceeded(f"a namespace is refused: {refused}", platform=platform)
-    return Outcome.FAILED, str(refused)
+    if refusal.errno == errno.ENOSPC:
+        raise LimitExceeded(f"a namespace is refused: {refusal}", platform=platform)
+    return Outcome.FAILED, str(refusal)

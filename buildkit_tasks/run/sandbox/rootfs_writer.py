@@ -16,35 +16,42 @@ from typing import TYPE_CHECKING, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
-from buildkit_tasks.run.sandbox.openat2 import Beneath, Folder, chmod, descend, lookup, remove
-from buildkit_tasks.run.sandbox.whiteouts import OPAQUE, WHITEOUT, Mine
+from buildkit_tasks.run.sandbox.openat2 import (
+    DirectoryFd,
+    RootedDirectory,
+    chmod_nofollow,
+    remove_tree,
+    stat_entry,
+    walk_directories,
+)
+from buildkit_tasks.run.sandbox.whiteouts import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, LayerEntries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from buildkit_tasks.oci.layers.packed_names import Names
-    from buildkit_tasks.oci.layers.tar import Entry, OwnedReader, Owner
+    from buildkit_tasks.oci.layers.packed_names import PackedNames
+    from buildkit_tasks.oci.layers.tar import EntryOwner, OwnerTarReader, TarEntry
     from buildkit_tasks.oci.limits import Limits
 
-__all__ = ["FULL", "DiskFull", "Tree"]
+__all__ = ["DISK_FULL_ERRORS", "DiskFull", "RootfsWriter"]
 
-_CONTIGUOUS, _CHARACTERS, _BLOCKS, _FIFO = "7", "3", "4", "6"
+_CONTIGUOUS, _CHAR_DEVICE, _BLOCK_DEVICE, _FIFO = "7", "3", "4", "6"
 _PATH_MAX = 4095  # bytes without the NUL: include/uapi/linux/limits.h
-_SHORT = _PATH_MAX // 4  # letters, which take no more than four bytes each
-_PIECE = 1 << 20
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OURS, _FOLDER_MODE, _FILE_BITS, _FOLDER_BITS = 0o700, 0o755, 0o777, 0o1777
-_IDS, _NOBODY = 1 << 16, 65534
-_LAST_TIME = (1 << 63) - 1  # nanoseconds: what Go, and so containerd, can tell
-_NODE = 1024  # bytes that a name takes besides its data, roughly
-_MAX_TWINS = 64  # kinds of symbolic links in one folder
-_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost\n"
-_MOUNT_POINTS = {b"proc": _FOLDER_MODE, b"sys": _FOLDER_MODE, b"dev": _FOLDER_MODE, b"tmp": 0o1777}
-FULL = frozenset([errno.ENOSPC, errno.EDQUOT])
-_TOO_MUCH = frozenset([errno.EFBIG, errno.EMLINK])
+_SAFE_LENGTH = _PATH_MAX // 4  # letters, which take no more than four bytes each
+_CHUNK_SIZE = 1 << 20
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRIVATE_MODE, _DIRECTORY_MODE, _FILE_MODE_MASK, _DIRECTORY_MODE_MASK = 0o700, 0o755, 0o777, 0o1777
+_ID_COUNT, _NOBODY = 1 << 16, 65534
+_MAX_MTIME = (1 << 63) - 1  # nanoseconds: what Go, and so containerd, can tell
+_INODE_BYTES = 1024  # bytes that a name takes besides its data, roughly
+_MAX_SHARED_SYMLINKS = 64  # kinds of symbolic links in one folder
+_DEFAULT_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost\n"
+_MOUNT_POINTS = {b"proc": _DIRECTORY_MODE, b"sys": _DIRECTORY_MODE, b"dev": _DIRECTORY_MODE, b"tmp": 0o1777}
+DISK_FULL_ERRORS = frozenset([errno.ENOSPC, errno.EDQUOT])
+_LIMIT_ERRORS = frozenset([errno.EFBIG, errno.EMLINK])
 # What a kernel answers to names that an image should not have.
-_BAD_NAME = frozenset(
+_BAD_NAME_ERRORS = frozenset(
     [errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EINVAL, errno.EILSEQ]
 )
 
@@ -52,12 +59,12 @@ _BAD_NAME = frozenset(
 class DiskFull(Exception):
     """At least so many bytes more are needed."""
 
-    def __init__(self, missing: int) -> None:
-        super().__init__(missing)
-        self.missing = missing
+    def __init__(self, missing_bytes: int) -> None:
+        super().__init__(missing_bytes)
+        self.missing_bytes = missing_bytes
 
 
-class Tree:
+class RootfsWriter:
     """Takes layers, lowest first, and is completed then. A context manager.
 
     ``size`` is about how much it takes on disk. Until the end its owner can use every folder; modes
@@ -65,265 +72,275 @@ class Tree:
     :class:`DiskFull`, and :class:`OSError` for a disk that cannot be written.
     """
 
-    def __init__(self, place: Path, shift: int | None, limits: Limits) -> None:
+    def __init__(self, path: Path, id_offset: int | None, limits: Limits) -> None:
         self.size = 0
-        self._shift = shift
-        self._names_left, self._folders_left = limits.entries, limits.nodes
-        self._seals: dict[int, tuple[int, int]] = {}  # modes and times of folders, by their numbers
-        self._mine, self._lowest = Mine(), True
-        self._beneath = Beneath(place, self._make_folder)
-        self._path: str | None = None  # of the open folder, as entries name it
-        self._here = Folder(self._beneath.descriptor, 0)
-        self._noted: Names | None = None
-        self._twins: dict[tuple[str, Owner], bytes] = {}  # symbolic links in the open folder
-        self._makers: dict[str, Callable[[bytes, Entry, OwnedReader], None]] = {
-            REGULAR: self._file,
-            _CONTIGUOUS: self._file,
-            DIRECTORY: self._folder,
-            SYMLINK: self._symlink,
-            HARD_LINK: self._hard_link,
-            _FIFO: self._fifo,
-            _CHARACTERS: self._nothing,
-            _BLOCKS: self._nothing,
+        self._id_offset = id_offset
+        self._entries_left, self._directories_left = limits.entries, limits.nodes
+        self._directory_metadata: dict[
+            int, tuple[int, int]
+        ] = {}  # modes and times of folders, by their numbers
+        self._layer_entries, self._is_lowest = LayerEntries(), True
+        self._root = RootedDirectory(path, self._make_directory)
+        self._parent_path: str | None = None  # of the open folder, as entries name it
+        self._parent = DirectoryFd(self._root.fd, 0)
+        self._parent_names: PackedNames | None = None
+        self._shared_symlinks: dict[tuple[str, EntryOwner], bytes] = {}  # symbolic links in the open folder
+        self._writers: dict[str, Callable[[bytes, TarEntry, OwnerTarReader], None]] = {
+            REGULAR: self._write_file,
+            _CONTIGUOUS: self._write_file,
+            DIRECTORY: self._write_directory,
+            SYMLINK: self._write_symlink,
+            HARD_LINK: self._write_hard_link,
+            _FIFO: self._write_fifo,
+            _CHAR_DEVICE: self._skip_device,
+            _BLOCK_DEVICE: self._skip_device,
         }
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._beneath.close()
+        self._root.close()
 
-    def add(self, reader: OwnedReader) -> None:
+    def apply_layer(self, reader: OwnerTarReader) -> None:
         """Lay a layer over what there is."""
-        self._mine, self._lowest, self._path = Mine(lowest=self._lowest), False, None
+        self._layer_entries, self._is_lowest, self._parent_path = (
+            LayerEntries(is_lowest=self._is_lowest),
+            False,
+            None,
+        )
         for entry in reader:
-            folder, _, name = entry.name.rpartition("/")
+            parent, _, name = entry.name.rpartition("/")
             if name in ("", ".", ".."):
-                folder, name = _split(entry.name)
+                parent, name = _split_path(entry.name)
                 if not name:
                     continue  # the root itself: as with containerd, its mode is not the image's
             try:
-                if name.startswith(WHITEOUT):
-                    self._whiteout(folder, name)
-                elif self._enter(folder):
-                    self._put(name, entry, reader)
+                if name.startswith(WHITEOUT_PREFIX):
+                    self._apply_whiteout(parent, name)
+                elif self._open_parent(parent):
+                    self._write_entry(name, entry, reader)
             except OSError as error:
-                raise _refused(f"the entry {entry.name!r}", error) from error
+                raise _translate_os_error(f"the entry {entry.name!r}", error) from error
 
     def complete(self, working_dir: str) -> None:
         """Make what a container needs and an image may lack, since the root cannot be written then."""
-        self._mine = Mine()
+        self._layer_entries = LayerEntries()
         try:
-            self._own_root()
+            self._set_root_owner()
             for name, mode in _MOUNT_POINTS.items():
-                self._mount_point(name, mode)
-            self._hosts()
-            self._beneath.folder(_raw(working_dir), make=True)
+                self._make_mount_point(name, mode)
+            self._write_hosts()
+            self._root.open_directory(_encode_name(working_dir), create=True)
         except OSError as error:
-            raise _refused(f"the working directory {working_dir!r}", error) from error
-        descend(self._beneath.descriptor, _folders_in, self._seal)
+            raise _translate_os_error(f"the working directory {working_dir!r}", error) from error
+        walk_directories(self._root.fd, _list_subdirectories, self._restore_directory_metadata)
 
-    def _enter(self, folder: str, *, make: bool = True) -> bool:
+    def _open_parent(self, parent: str, *, create: bool = True) -> bool:
         """Open the folder of an entry; False for what AUFS notes for itself, below a whiteout."""
-        if folder == self._path:
+        if parent == self._parent_path:
             return True
-        if ".." in folder.split("/"):
-            raise MalformedImage(f"an entry in {folder!r} leads out of its folder")
-        if f"/{WHITEOUT}" in f"/{folder}":
+        if ".." in parent.split("/"):
+            raise MalformedImage(f"an entry in {parent!r} leads out of its folder")
+        if f"/{WHITEOUT_PREFIX}" in f"/{parent}":
             return False
-        self._path, self._twins = None, {}
-        self._here = self._beneath.folder(_raw(folder), make=make)
-        self._path, self._noted = folder, self._mine.noted_in(self._here.number)
+        self._parent_path, self._shared_symlinks = None, {}
+        self._parent = self._root.open_directory(_encode_name(parent), create=create)
+        self._parent_path, self._parent_names = parent, self._layer_entries.get_names(self._parent.inode)
         return True
 
-    def _whiteout(self, folder: str, name: str) -> None:
-        hidden = name.removeprefix(WHITEOUT)
-        if hidden in ("", ".", ".."):
+    def _apply_whiteout(self, parent: str, name: str) -> None:
+        target = name.removeprefix(WHITEOUT_PREFIX)
+        if target in ("", ".", ".."):
             raise MalformedImage(f"the whiteout {name!r} hides no name")
         try:
-            there = self._enter(folder, make=False)
+            is_open = self._open_parent(parent, create=False)
         except (FileNotFoundError, NotADirectoryError):
             return
-        if not there:
+        if not is_open:
             return
-        moved = self._mine.hide_all(self._here) if name == OPAQUE else self._mine.hide(self._here, hidden)
-        if moved:
-            self._moved()
+        is_stale = (
+            self._layer_entries.apply_opaque(self._parent)
+            if name == OPAQUE_WHITEOUT
+            else self._layer_entries.apply_whiteout(self._parent, target)
+        )
+        if is_stale:
+            self._invalidate_paths()
 
-    def _put(self, name: str, entry: Entry, reader: OwnedReader) -> None:
+    def _write_entry(self, name: str, entry: TarEntry, reader: OwnerTarReader) -> None:
         """Make an entry in the open folder, in the place of whatever stands there."""
-        make = self._makers.get(entry.type)
-        if make is None:
+        write = self._writers.get(entry.type)
+        if write is None:
             raise MalformedImage(f"the entry {entry.name!r} is of the unknown kind {entry.type!r}")
-        if len(entry.name) > _SHORT and len(_raw(entry.name)) > _PATH_MAX:
+        if len(entry.name) > _SAFE_LENGTH and len(_encode_name(entry.name)) > _PATH_MAX:
             raise MalformedImage(f"the entry {entry.name!r} has a path longer than Linux takes")
-        raw = _raw(name)
-        self._count(entry.size + _NODE)
+        raw_name = _encode_name(name)
+        self._count_entry(entry.size + _INODE_BYTES)
         try:
-            make(raw, entry, reader)
+            write(raw_name, entry, reader)
         except FileExistsError:
-            self._clear(raw)
-            make(raw, entry, reader)
-        if self._noted is not None:
-            self._noted.add(name, 0)
+            self._remove_existing(raw_name)
+            write(raw_name, entry, reader)
+        if self._parent_names is not None:
+            self._parent_names.add(name, 0)
 
-    def _count(self, size: int) -> None:
+    def _count_entry(self, size: int) -> None:
         self.size += size
-        self._names_left -= 1
-        if self._names_left < 0:
+        self._entries_left -= 1
+        if self._entries_left < 0:
             raise LimitExceeded("the image has too many files")
 
-    def _clear(self, name: bytes) -> None:
+    def _remove_existing(self, name: bytes) -> None:
         """Remove what stands in the open folder under that name."""
-        found = lookup(self._here.descriptor, name)
-        if found is None:
+        existing = stat_entry(self._parent.fd, name)
+        if existing is None:
             return
-        remove(self._here.descriptor, name)
-        if not stat.S_ISREG(found.st_mode):
-            self._moved()
+        remove_tree(self._parent.fd, name)
+        if not stat.S_ISREG(existing.st_mode):
+            self._invalidate_paths()
 
-    def _moved(self) -> None:
+    def _invalidate_paths(self) -> None:
         """A folder or a link is gone: paths may lead elsewhere from now on."""
-        self._beneath.forget()
-        self._path = None
+        self._root.invalidate()
+        self._parent_path = None
 
     # What makes an entry of each kind; FileExistsError where something else stands.
 
-    def _file(self, name: bytes, entry: Entry, reader: OwnedReader) -> None:
-        descriptor = os.open(name, _NEW, _OURS, dir_fd=self._here.descriptor)
+    def _write_file(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
+        fd = os.open(name, _CREATE_FLAGS, _PRIVATE_MODE, dir_fd=self._parent.fd)
         try:
             if entry.size:
-                _copy(reader, descriptor)
-            owner = reader.owner()
-            if self._shift is not None:
-                os.fchown(descriptor, *_shifted(owner, self._shift))
-            os.fchmod(descriptor, entry.mode & _FILE_BITS)
-            os.utime(descriptor, ns=_times(owner))
+                _copy_data(reader, fd)
+            owner = reader.read_owner()
+            if self._id_offset is not None:
+                os.fchown(fd, *_map_owner(owner, self._id_offset))
+            os.fchmod(fd, entry.mode & _FILE_MODE_MASK)
+            os.utime(fd, ns=_clamp_times(owner))
         finally:
-            os.close(descriptor)
+            os.close(fd)
 
-    def _folder(self, name: bytes, entry: Entry, reader: OwnedReader) -> None:
+    def _write_directory(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
         try:
-            number = self._make_folder(self._here.descriptor, name)
+            inode = self._make_directory(self._parent.fd, name)
         except FileExistsError:
-            found = lookup(self._here.descriptor, name)
-            if found is None or not stat.S_ISDIR(found.st_mode):
+            existing = stat_entry(self._parent.fd, name)
+            if existing is None or not stat.S_ISDIR(existing.st_mode):
                 raise
-            number = found.st_ino
-        owner = reader.owner()
-        self._own(name, owner)
-        self._seals[number] = (entry.mode & _FOLDER_BITS, _times(owner)[0])
+            inode = existing.st_ino
+        owner = reader.read_owner()
+        self._set_owner(name, owner)
+        self._directory_metadata[inode] = (entry.mode & _DIRECTORY_MODE_MASK, _clamp_times(owner)[0])
 
-    def _symlink(self, name: bytes, entry: Entry, reader: OwnedReader) -> None:
+    def _write_symlink(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
         """A symbolic link: of hundreds of equal ones in a folder, as busybox has them, one with many names.
 
         A new inode for each takes ext4 up to thirty times as long, where many were freed a moment ago.
         """
-        alike = entry.linkname, reader.owner()
-        twin, here = self._twins.get(alike), self._here.descriptor
-        if twin is not None and _linked(here, twin, name):
+        key = entry.linkname, reader.read_owner()
+        shared_name, parent_fd = self._shared_symlinks.get(key), self._parent.fd
+        if shared_name is not None and _link_symlink(parent_fd, shared_name, name):
             return
-        os.symlink(_raw(entry.linkname), name, dir_fd=here)
-        self._finish(name, reader)
-        if len(self._twins) < _MAX_TWINS or twin is not None:
-            self._twins[alike] = name
+        os.symlink(_encode_name(entry.linkname), name, dir_fd=parent_fd)
+        self._set_metadata(name, reader)
+        if len(self._shared_symlinks) < _MAX_SHARED_SYMLINKS or shared_name is not None:
+            self._shared_symlinks[key] = name
 
-    def _hard_link(self, name: bytes, entry: Entry, _reader: OwnedReader) -> None:
+    def _write_hard_link(self, name: bytes, entry: TarEntry, _reader: OwnerTarReader) -> None:
         """Another name for a file of this layer or of a lower one; the header's mode and owner are its."""
-        folder, _, base = entry.linkname.rpartition("/")
-        target, here = _raw(base), self._here.descriptor
+        target_directory, _, target_base = entry.linkname.rpartition("/")
+        target_name, parent_fd = _encode_name(target_base), self._parent.fd
         try:
-            above = self._beneath.folder(_raw(folder)).descriptor
-            found = os.stat(target, dir_fd=above, follow_symlinks=False)
+            target_fd = self._root.open_directory(_encode_name(target_directory)).fd
+            target_stat = os.stat(target_name, dir_fd=target_fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
-            raise _no_file(entry) from None
-        if stat.S_ISDIR(found.st_mode):
-            raise _no_file(entry)
-        there = lookup(here, name)
-        if there is None or there.st_ino != found.st_ino:
-            os.link(target, name, src_dir_fd=above, dst_dir_fd=here, follow_symlinks=False)
+            raise _hard_link_error(entry) from None
+        if stat.S_ISDIR(target_stat.st_mode):
+            raise _hard_link_error(entry)
+        existing = stat_entry(parent_fd, name)
+        if existing is None or existing.st_ino != target_stat.st_ino:
+            os.link(target_name, name, src_dir_fd=target_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
 
-    def _fifo(self, name: bytes, entry: Entry, reader: OwnedReader) -> None:
-        os.mkfifo(name, _OURS, dir_fd=self._here.descriptor)
-        self._finish(name, reader)
-        chmod(self._here.descriptor, name, entry.mode & _FILE_BITS)
+    def _write_fifo(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
+        os.mkfifo(name, _PRIVATE_MODE, dir_fd=self._parent.fd)
+        self._set_metadata(name, reader)
+        chmod_nofollow(self._parent.fd, name, entry.mode & _FILE_MODE_MASK)
 
-    def _nothing(self, name: bytes, _entry: Entry, _reader: OwnedReader) -> None:
+    def _skip_device(self, name: bytes, _entry: TarEntry, _reader: OwnerTarReader) -> None:
         """A device is not made; what stood there is gone nevertheless."""
-        self._clear(name)
+        self._remove_existing(name)
 
-    def _finish(self, name: bytes, reader: OwnedReader) -> None:
-        owner = reader.owner()
-        self._own(name, owner)
-        os.utime(name, ns=_times(owner), dir_fd=self._here.descriptor, follow_symlinks=False)
+    def _set_metadata(self, name: bytes, reader: OwnerTarReader) -> None:
+        owner = reader.read_owner()
+        self._set_owner(name, owner)
+        os.utime(name, ns=_clamp_times(owner), dir_fd=self._parent.fd, follow_symlinks=False)
 
-    def _own(self, name: bytes, owner: Owner) -> None:
-        if self._shift is not None:
-            ids = _shifted(owner, self._shift)
-            os.chown(name, *ids, dir_fd=self._here.descriptor, follow_symlinks=False)
+    def _set_owner(self, name: bytes, owner: EntryOwner) -> None:
+        if self._id_offset is not None:
+            ids = _map_owner(owner, self._id_offset)
+            os.chown(name, *ids, dir_fd=self._parent.fd, follow_symlinks=False)
 
-    def _make_folder(self, above: int, name: bytes) -> int:
+    def _make_directory(self, parent_fd: int, name: bytes) -> int:
         """Make a folder, of an entry or on the way to one; gives its number."""
-        if not self._folders_left:
+        if not self._directories_left:
             raise LimitExceeded("the image has too many folders")
-        os.mkdir(name, _OURS, dir_fd=above)
-        self._folders_left -= 1
-        self._count(4 * _NODE)
-        if self._shift is not None:
-            os.chown(name, self._shift, self._shift, dir_fd=above, follow_symlinks=False)
-        number = os.stat(name, dir_fd=above, follow_symlinks=False).st_ino
-        self._seals.pop(number, None)  # of another folder, which is gone
-        self._mine.add_whole(number)
-        return number
+        os.mkdir(name, _PRIVATE_MODE, dir_fd=parent_fd)
+        self._directories_left -= 1
+        self._count_entry(4 * _INODE_BYTES)
+        if self._id_offset is not None:
+            os.chown(name, self._id_offset, self._id_offset, dir_fd=parent_fd, follow_symlinks=False)
+        inode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_ino
+        self._directory_metadata.pop(inode, None)  # of another folder, which is gone
+        self._layer_entries.add_owned_dir(inode)
+        return inode
 
     # The end.
 
-    def _own_root(self) -> None:
-        root = self._beneath.descriptor
-        os.fchmod(root, _FOLDER_MODE)
-        if self._shift is not None:
-            os.fchown(root, self._shift, self._shift)
+    def _set_root_owner(self) -> None:
+        root_fd = self._root.fd
+        os.fchmod(root_fd, _DIRECTORY_MODE)
+        if self._id_offset is not None:
+            os.fchown(root_fd, self._id_offset, self._id_offset)
 
-    def _mount_point(self, name: bytes, mode: int) -> None:
+    def _make_mount_point(self, name: bytes, mode: int) -> None:
         """A folder of that name in the root itself: mounting would follow a link."""
-        root = self._beneath.descriptor
-        found = lookup(root, name)
-        if found is not None and stat.S_ISDIR(found.st_mode):
+        root_fd = self._root.fd
+        existing = stat_entry(root_fd, name)
+        if existing is not None and stat.S_ISDIR(existing.st_mode):
             return
-        if found is not None:
-            remove(root, name)
-            self._moved()
-        self._seals[self._make_folder(root, name)] = (mode, 0)
+        if existing is not None:
+            remove_tree(root_fd, name)
+            self._invalidate_paths()
+        self._directory_metadata[self._make_directory(root_fd, name)] = (mode, 0)
 
-    def _hosts(self) -> None:
+    def _write_hosts(self) -> None:
         """The names of the host itself, where the image says nothing: BuildKit leaves an empty file."""
         try:
-            etc = self._beneath.folder(b"etc", make=True).descriptor
+            etc_fd = self._root.open_directory(b"etc", create=True).fd
         except OSError as error:
-            if error.errno in _BAD_NAME:
+            if error.errno in _BAD_NAME_ERRORS:
                 return  # its /etc is no folder
             raise
-        found = lookup(etc, b"hosts")
-        if found is not None and (found.st_size or not stat.S_ISREG(found.st_mode)):
+        existing = stat_entry(etc_fd, b"hosts")
+        if existing is not None and (existing.st_size or not stat.S_ISREG(existing.st_mode)):
             return
-        if found is not None:
-            os.unlink(b"hosts", dir_fd=etc)  # the empty file may have other names
-        descriptor = os.open(b"hosts", _NEW, _OURS, dir_fd=etc)
+        if existing is not None:
+            os.unlink(b"hosts", dir_fd=etc_fd)  # the empty file may have other names
+        fd = os.open(b"hosts", _CREATE_FLAGS, _PRIVATE_MODE, dir_fd=etc_fd)
         try:
-            os.write(descriptor, _HOSTS)
-            os.fchmod(descriptor, 0o644)
-            if self._shift is not None:
-                os.fchown(descriptor, self._shift, self._shift)
+            os.write(fd, _DEFAULT_HOSTS)
+            os.fchmod(fd, 0o644)
+            if self._id_offset is not None:
+                os.fchown(fd, self._id_offset, self._id_offset)
         finally:
-            os.close(descriptor)
+            os.close(fd)
 
-    def _seal(self, _above: int, _name: bytes, here: int) -> None:
-        mode, mtime = self._seals.get(os.fstat(here).st_ino, (_FOLDER_MODE, 0))
-        os.fchmod(here, mode)
-        os.utime(here, ns=(mtime, mtime))
+    def _restore_directory_metadata(self, _parent_fd: int, _name: bytes, directory_fd: int) -> None:
+        mode, mtime = self._directory_metadata.get(os.fstat(directory_fd).st_ino, (_DIRECTORY_MODE, 0))
+        os.fchmod(directory_fd, mode)
+        os.utime(directory_fd, ns=(mtime, mtime))
 
 
-def _split(path: str) -> tuple[str, str]:
+def _split_path(path: str) -> tuple[str, str]:
     """Folder and name of a path that ends in a slash or a dot; no name for the root."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if parts and parts[-1] == "..":
@@ -331,22 +348,22 @@ def _split(path: str) -> tuple[str, str]:
     return "/".join(parts[:-1]), parts[-1] if parts else ""
 
 
-def _copy(reader: OwnedReader, descriptor: int) -> None:
-    while data := reader.read(_PIECE):
-        rest = memoryview(data)
-        while rest:
+def _copy_data(reader: OwnerTarReader, fd: int) -> None:
+    while chunk := reader.read(_CHUNK_SIZE):
+        remaining = memoryview(chunk)
+        while remaining:
             try:
-                rest = rest[os.write(descriptor, rest) :]
+                remaining = remaining[os.write(fd, remaining) :]
             except OSError as error:
-                if error.errno in FULL:
-                    raise DiskFull(len(rest) + reader.left) from error
+                if error.errno in DISK_FULL_ERRORS:
+                    raise DiskFull(len(remaining) + reader.remaining) from error
                 raise
 
 
-def _linked(here: int, old: bytes, new: bytes) -> bool:
+def _link_symlink(directory_fd: int, old: bytes, new: bytes) -> bool:
     """Give a symbolic link another name; False where the file system has its limits."""
     try:
-        os.link(old, new, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
+        os.link(old, new, src_dir_fd=directory_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
     except FileExistsError:
         raise
     except OSError:
@@ -354,36 +371,36 @@ def _linked(here: int, old: bytes, new: bytes) -> bool:
     return True
 
 
-def _times(owner: Owner) -> tuple[int, int]:
+def _clamp_times(owner: EntryOwner) -> tuple[int, int]:
     """Access and change time; to containerd, what Go cannot tell is the beginning of time."""
-    known = owner.mtime if 0 <= owner.mtime <= _LAST_TIME else 0
-    return known, known
+    timestamp = owner.mtime if 0 <= owner.mtime <= _MAX_MTIME else 0
+    return timestamp, timestamp
 
 
-def _shifted(owner: Owner, shift: int) -> tuple[int, int]:
-    uid, gid = (number if 0 <= number < _IDS else _NOBODY for number in owner[:2])
-    return shift + uid, shift + gid
+def _map_owner(owner: EntryOwner, id_offset: int) -> tuple[int, int]:
+    uid, gid = (number if 0 <= number < _ID_COUNT else _NOBODY for number in owner[:2])
+    return id_offset + uid, id_offset + gid
 
 
-def _folders_in(here: int) -> list[bytes]:
-    with os.scandir(here) as found:
-        return [os.fsencode(each.name) for each in found if each.is_dir(follow_symlinks=False)]
+def _list_subdirectories(directory_fd: int) -> list[bytes]:
+    with os.scandir(directory_fd) as entries:
+        return [os.fsencode(each.name) for each in entries if each.is_dir(follow_symlinks=False)]
 
 
-def _no_file(entry: Entry) -> MalformedImage:
+def _hard_link_error(entry: TarEntry) -> MalformedImage:
     return MalformedImage(f"{entry.name!r} is a hard link to {entry.linkname!r}, which is no file here")
 
 
-def _raw(name: str) -> bytes:
+def _encode_name(name: str) -> bytes:
     return name.encode() if name.isascii() else name.encode("utf-8", "surrogateescape")
 
 
-def _refused(what: str, error: OSError) -> Exception:
+def _translate_os_error(subject: str, error: OSError) -> Exception:
     """What it means that a kernel would not do something that an image asks for."""
-    if error.errno in FULL:
-        return DiskFull(_NODE)
-    if error.errno in _TOO_MUCH:
-        return LimitExceeded(f"{what}: {error.strerror}")
-    if error.errno in _BAD_NAME:
-        return MalformedImage(f"{what} cannot be: {error.strerror}")
+    if error.errno in DISK_FULL_ERRORS:
+        return DiskFull(_INODE_BYTES)
+    if error.errno in _LIMIT_ERRORS:
+        return LimitExceeded(f"{subject}: {error.strerror}")
+    if error.errno in _BAD_NAME_ERRORS:
+        return MalformedImage(f"{subject} cannot be: {error.strerror}")
     return error

@@ -39,52 +39,62 @@ if TYPE_CHECKING:  # typing alone would cost as much as everything above
     from typing import Any, NoReturn
 
 _MAX_MESSAGE = 1 << 16
-_WORDS = 300  # letters of a message
-_MAX_FILES = 4
+_MAX_REASON_CHARS = 300  # letters of a message
+_MAX_FDS = 4
 
 # sched.h, sys/mount.h, linux/mount.h, linux/prctl.h, linux/capability.h
-_NEW_USER, _NEW_MOUNTS, _NEW_PIDS, _NEW_NET = 0x10000000, 0x00020000, 0x20000000, 0x40000000
-_NEW_UTS, _NEW_IPC, _NEW_CGROUP = 0x04000000, 0x08000000, 0x02000000
-_READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_PROGRAMS = 1, 2, 4, 8
-_BIND, _RECURSIVE, _PRIVATE, _DETACH = 4096, 16384, 1 << 18, 2
-_HERE = -100  # AT_FDCWD
-_MOUNT_SETATTR = 442  # its number is the same on every architecture
-_DEATH_SIGNAL, _DUMPABLE, _DROP_BOUND, _NO_NEW_PRIVILEGES, _AMBIENT = 1, 4, 24, 38, 47
-_CLEAR_ALL = 4
-_CAPABILITIES_V3 = 0x20080522
-_FLAGS_OF_INTERFACE, _SET_FLAGS_OF_INTERFACE, _UP = 0x8913, 0x8914, 1
+_CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x00020000, 0x20000000, 0x40000000
+_CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWCGROUP = 0x04000000, 0x08000000, 0x02000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 4096, 16384, 1 << 18, 2
+_AT_FDCWD = -100  # AT_FDCWD
+_SYS_MOUNT_SETATTR = 442  # its number is the same on every architecture
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = (
+    1,
+    4,
+    24,
+    38,
+    47,
+)
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_STREAMS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
-_TABLE = "/proc/sys/fs/binfmt_misc"
-_EMULATORS = "/sys"  # nothing here needs what is there
+_FD_LINKS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
+_BINFMT_MISC = "/proc/sys/fs/binfmt_misc"
+_EMULATOR_DIRECTORY = "/sys"  # nothing here needs what is there
 _EXEC_FAILED = 127
-_QUICK, _SLOW, _LOOKS = 0.005, 0.05, 100  # seconds between looks at the caps; how many are quick
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_FAST_POLL_SECONDS, _SLOW_POLL_SECONDS, _FAST_POLLS = (
+    0.005,
+    0.05,
+    100,
+)  # seconds between looks at the caps; how many are quick
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Refused(Exception):
+class _KernelRefusal(Exception):
     """Something that the kernel did not let us do; ``stage`` says what."""
 
-    def __init__(self, stage: str, number: int) -> None:
+    def __init__(self, stage: str, error_number: int) -> None:
         super().__init__(stage)
         self.stage = stage
-        self.number = number
+        self.errno = error_number
 
 
-def _call(stage: str, name: str, *arguments: Any) -> int:
-    result = int(getattr(_libc, name)(*arguments))
+def _call_libc(stage: str, name: str, *args: Any) -> int:
+    result = int(getattr(_libc, name)(*args))
     if result < 0:
-        raise _Refused(stage, ctypes.get_errno())
+        raise _KernelRefusal(stage, ctypes.get_errno())
     return result
 
 
-def _mount(source: str, place: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    words = (os.fsencode(source), os.fsencode(place), kind.encode() or None)
-    more = (ctypes.c_ulong(flags), options.encode() or None)
-    _call(f"mount {kind or source} on {place}", "mount", *words, *more)
+def _mount(source: str, target: str, fstype: str = "", flags: int = 0, options: str = "") -> None:
+    mount_args = (os.fsencode(source), os.fsencode(target), fstype.encode() or None)
+    flag_args = (ctypes.c_ulong(flags), options.encode() or None)
+    _call_libc(f"mount {fstype or source} on {target}", "mount", *mount_args, *flag_args)
 
 
 # The warden
@@ -95,221 +105,230 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for whoever started us
     try:
-        _enter(channel)
-    except _Refused as refused:
-        _say(channel, refused=refused.stage, errno=refused.number)
+        _enter_namespaces(channel)
+    except _KernelRefusal as refusal:
+        _send_reply(channel, refused=refusal.stage, errno=refusal.errno)
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a guest's helper
-    life = os.pipe()  # of which we alone hold the end to write to: it hangs up when we die
+    lifeline = os.pipe()  # of which we alone hold the end to write to: it hangs up when we die
     while True:
-        data, files = _receive(channel)
+        data, fds = _receive_message(channel)
         if not data:
             return
         message = json.loads(data)
         if "handler" in message:
-            _say(channel, **_register(message["handler"], files[0]))
+            _send_reply(channel, **_register_handler(message["handler"], fds[0]))
         else:
-            _start(channel, life, files)
-        for each in files:
+            _fork_helper(channel, lifeline, fds)
+        for each in fds:
             os.close(each)
 
 
-def _enter(channel: socket.socket) -> None:
+def _enter_namespaces(channel: socket.socket) -> None:
     """A user namespace, the ids of which are mapped from outside, and in it a table of handlers."""
-    _call("unshare user namespace", "unshare", _NEW_USER)
-    _say(channel, unshared=True)
+    _call_libc("unshare user namespace", "unshare", _CLONE_NEWUSER)
+    _send_reply(channel, unshared=True)
     if not channel.recv(_MAX_MESSAGE):
         sys.exit()
-    _call("unshare mount namespace", "unshare", _NEW_MOUNTS)
-    _mount("none", "/", flags=_RECURSIVE | _PRIVATE)
+    _call_libc("unshare mount namespace", "unshare", _CLONE_NEWNS)
+    _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
     # The folder comes with the kernel's module, which the mount itself may load.
-    place = _TABLE if os.path.isdir(_TABLE) else os.path.dirname(_TABLE)
-    _mount("binfmt_misc", place, "binfmt_misc")
-    os.chdir(place)
-    _mount("tmpfs", _EMULATORS, "tmpfs", _NO_SUID | _NO_DEVICES)
-    _rehearse()
-    _say(channel, ready=True)
+    mount_point = _BINFMT_MISC if os.path.isdir(_BINFMT_MISC) else os.path.dirname(_BINFMT_MISC)
+    _mount("binfmt_misc", mount_point, "binfmt_misc")
+    os.chdir(mount_point)
+    _mount("tmpfs", _EMULATOR_DIRECTORY, "tmpfs", _MS_NOSUID | _MS_NODEV)
+    _probe_guest_setup()
+    _send_reply(channel, ready=True)
 
 
-def _rehearse() -> None:
+def _probe_guest_setup() -> None:
     """What every guest needs, tried once: in a container, say, /proc may not be mounted anew."""
-    said, saying = os.pipe()
+    read_fd, write_fd = os.pipe()
     if os.fork() == 0:
         try:
-            _unshare_all()
+            _unshare_guest_namespaces()
             if os.fork() == 0:
                 _mount("proc", "/proc", "proc")
-        except _Refused as refused:
-            os.write(saying, json.dumps([refused.stage, refused.number]).encode())
+        except _KernelRefusal as refusal:
+            os.write(write_fd, json.dumps([refusal.stage, refusal.errno]).encode())
         finally:
             os._exit(0)
-    os.close(saying)
-    failure = os.read(said, _MAX_MESSAGE)  # all who could write have ended
-    os.close(said)
+    os.close(write_fd)
+    failure = os.read(read_fd, _MAX_MESSAGE)  # all who could write have ended
+    os.close(read_fd)
     os.wait()
     if failure:
-        raise _Refused(*json.loads(failure))
+        raise _KernelRefusal(*json.loads(failure))
 
 
-def _unshare_all() -> None:
-    namespaces = _NEW_MOUNTS | _NEW_PIDS | _NEW_NET | _NEW_IPC | _NEW_UTS | _NEW_CGROUP
-    _call("unshare the guest's namespaces", "unshare", namespaces)
+def _unshare_guest_namespaces() -> None:
+    namespaces = (
+        _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
+    )
+    _call_libc("unshare the guest's namespaces", "unshare", namespaces)
 
 
-def _words(error: Exception, stage: str) -> dict[str, object]:
+def _describe_error(error: Exception, stage: str) -> dict[str, object]:
     """What went wrong, for who asked; not at such length as an image may name a file."""
-    if isinstance(error, _Refused):
-        return {"refused": error.stage, "errno": error.number}
+    if isinstance(error, _KernelRefusal):
+        return {"refused": error.stage, "errno": error.errno}
     if isinstance(error, OSError):
-        return {"refused": f"{stage} {error.filename or ''}".strip()[:_WORDS], "errno": error.errno}
-    return {"refused": f"{stage}: {error}"[:_WORDS], "errno": errno.EINVAL}  # a NUL in a word, say
+        return {
+            "refused": f"{stage} {error.filename or ''}".strip()[:_MAX_REASON_CHARS],
+            "errno": error.errno,
+        }
+    return {"refused": f"{stage}: {error}"[:_MAX_REASON_CHARS], "errno": errno.EINVAL}  # a NUL in a word, say
 
 
-def _say(channel: socket.socket, **words: object) -> None:
-    channel.send(json.dumps(words).encode())
+def _send_reply(channel: socket.socket, **reply: object) -> None:
+    channel.send(json.dumps(reply).encode())
 
 
-def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    data, extra, _, _ = channel.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FILES * 4))
-    files = array.array("i")
-    for level, kind, content in extra:
+def _receive_message(channel: socket.socket) -> tuple[bytes, list[int]]:
+    data, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4))
+    fds = array.array("i")
+    for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            files.frombytes(content[: len(content) - len(content) % files.itemsize])
-    for each in files:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    for each in fds:
         os.set_inheritable(each, False)
-    return data, list(files)
+    return data, list(fds)
 
 
-def _register(handler: str, program: int) -> dict[str, object]:
+def _register_handler(handler: str, emulator_fd: int) -> dict[str, object]:
     """Add a handler. The kernel opens the interpreter at once (flag F), of which only the name stays."""
     name = handler.split(":")[1]
     try:
-        os.symlink(f"/proc/self/fd/{program}", f"{_EMULATORS}/{name}")
-        _write("register", handler.replace("@", f"{_EMULATORS}/{name}"))
+        os.symlink(f"/proc/self/fd/{emulator_fd}", f"{_EMULATOR_DIRECTORY}/{name}")
+        _write_file("register", handler.replace("@", f"{_EMULATOR_DIRECTORY}/{name}"))
     except OSError as error:
         return {"refused": "register the emulator", "errno": error.errno}
     return {"registered": True}
 
 
-def _start(channel: socket.socket, life: tuple[int, int], files: list[int]) -> None:
+def _fork_helper(channel: socket.socket, lifeline: tuple[int, int], fds: list[int]) -> None:
     """Fork a guest's helper; it leads nothing back here."""
     if os.fork():
         return
     try:
         channel.close()
-        os.close(life[1])
-        _follow_parent()
+        os.close(lifeline[1])
+        _die_with_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _helper(life[0], *files)
+        _run_helper(lifeline[0], *fds)
     finally:
         os._exit(1)
 
 
-def _follow_parent() -> None:
+def _die_with_parent() -> None:
     """Be ended with the parent. It may have died just before: what hangs up is looked at as well."""
-    _call("be ended with the parent", "prctl", _DEATH_SIGNAL, signal.SIGKILL)
+    _call_libc("be ended with the parent", "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _helper(life: int, spec: int, out: int, err: int, control: int) -> None:
-    answer = socket.socket(fileno=control)
+def _run_helper(lifeline_fd: int, spec_fd: int, stdout_fd: int, stderr_fd: int, control_fd: int) -> None:
+    control_socket = socket.socket(fileno=control_fd)
     try:
-        _unshare_all()
-    except _Refused as refused:
-        _say(answer, refused=refused.stage, errno=refused.number)
+        _unshare_guest_namespaces()
+    except _KernelRefusal as refusal:
+        _send_reply(control_socket, refused=refusal.stage, errno=refusal.errno)
         return
-    first = os.fork()
-    if first == 0:
+    init_pid = os.fork()
+    if init_pid == 0:
         try:
-            _follow_parent()
-            with open(spec, "rb") as file:
-                _PidOne(json.load(file), (out, err), (answer, life)).run()
+            _die_with_parent()
+            with open(spec_fd, "rb") as file:
+                _GuestInit(json.load(file), (stdout_fd, stderr_fd), (control_socket, lifeline_fd)).run()
         except Exception as error:  # noqa: BLE001 - whatever it is: silence would be taken for a guest's end
-            _say(answer, **_words(error, "prepare the guest:"))
+            _send_reply(control_socket, **_describe_error(error, "prepare the guest:"))
         finally:
             os._exit(0)
-    for each in (spec, out, err):
+    for each in (spec_fd, stdout_fd, stderr_fd):
         os.close(each)
-    answer.close()
-    os.waitpid(first, 0)
+    control_socket.close()
+    os.waitpid(init_pid, 0)
 
 
 # A guest's PID 1
 
 
-class _PidOne:
+class _GuestInit:
     """Makes the guest's world, starts it, watches it, and says how it ended."""
 
     def __init__(
-        self, spec: dict[str, Any], streams: tuple[int, int], outside: tuple[socket.socket, int]
+        self, spec: dict[str, Any], streams: tuple[int, int], channels: tuple[socket.socket, int]
     ) -> None:
         self._spec = spec
         self._streams = streams
-        self._answer, self._life = outside
+        self._control, self._lifeline_fd = channels
 
     def run(self) -> None:
         os.setsid()
-        _make_root(self._spec["root"], self._spec["tmp"])
-        _raise_loopback()
+        _mount_root(self._spec["root"], self._spec["tmp"])
+        _bring_up_loopback()
         socket.sethostname("guest")
         if os.geteuid() != 0:  # root of the host, who is mapped beside the guest's ids
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
-            _follow_parent()  # a change of user forgets it
+            _die_with_parent()  # a change of user forgets it
         started = time.monotonic()
-        guest, said = self._fork_guest()
+        guest_pid, error_fd = self._fork_guest()
         for each in self._streams:
             os.close(each)
-        _drop_bounds()
+        _drop_bounding_set()
         _drop_capabilities()
-        _call("be private", "prctl", _DUMPABLE, 0)
-        limit = self._watch(guest)
-        ended = _status(os.waitpid(guest, os.WNOHANG)) if limit else _status(os.waitpid(guest, 0))
-        failure = os.read(said, _MAX_MESSAGE)
-        message = {"seconds": time.monotonic() - started, "limit": limit, **ended}
-        self._answer.send(failure or json.dumps(message).encode())
+        _call_libc("be private", "prctl", _PR_SET_DUMPABLE, 0)
+        limit_exceeded = self._wait_for_guest(guest_pid)
+        status = (
+            _decode_status(os.waitpid(guest_pid, os.WNOHANG))
+            if limit_exceeded
+            else _decode_status(os.waitpid(guest_pid, 0))
+        )
+        failure = os.read(error_fd, _MAX_MESSAGE)
+        message = {"seconds": time.monotonic() - started, "limit": limit_exceeded, **status}
+        self._control.send(failure or json.dumps(message).encode())
 
     def _fork_guest(self) -> tuple[int, int]:
         """Start the guest; gives its pid, and where it would say why it could not be."""
-        said, saying = os.pipe()
-        mapped, mapping = os.pipe()
-        unshared, unsharing = os.pipe()
-        guest = os.fork()
-        if guest == 0:
-            for each in (said, mapping, unshared):
+        error_read, error_write = os.pipe()
+        mapped_read, mapped_write = os.pipe()
+        unshared_read, unshared_write = os.pipe()
+        guest_pid = os.fork()
+        if guest_pid == 0:
+            for each in (error_read, mapped_write, unshared_read):
                 os.close(each)
-            _be_guest(self._spec, self._streams, unsharing, mapped, saying)
-        for each in (saying, mapped, unsharing):
+            _exec_guest(self._spec, self._streams, unshared_write, mapped_read, error_write)
+        for each in (error_write, mapped_read, unshared_write):
             os.close(each)
-        if os.read(unshared, 1):
-            _map_ids(guest, self._spec["ids"], denied=self._spec["alone"])
-            os.write(mapping, b"1")
-        os.close(mapping)
-        return guest, said
+        if os.read(unshared_read, 1):
+            _map_ids(guest_pid, self._spec["ids"], deny_setgroups=self._spec["alone"])
+            os.write(mapped_write, b"1")
+        os.close(mapped_write)
+        return guest_pid, error_read
 
-    def _watch(self, guest: int) -> str:
+    def _wait_for_guest(self, guest_pid: int) -> str:
         """Wait for the guest's end, a cap that is passed, or a hang-up; gives the words of the cap."""
-        ending = os.pidfd_open(guest)
+        pidfd = os.pidfd_open(guest_pid)
         poll = select.poll()
-        poll.register(ending, select.POLLIN)
-        poll.register(self._answer, select.POLLHUP | select.POLLRDHUP)
-        poll.register(self._life, select.POLLHUP)
-        looks = 0
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self._control, select.POLLHUP | select.POLLRDHUP)
+        poll.register(self._lifeline_fd, select.POLLHUP)
+        polls = 0
         while True:
-            pause = _QUICK if looks < _LOOKS else _SLOW
-            looks += 1
-            for descriptor, _ in poll.poll(pause * 1000):
-                if descriptor != ending:
+            seconds = _FAST_POLL_SECONDS if polls < _FAST_POLLS else _SLOW_POLL_SECONDS
+            polls += 1
+            for fd, _ in poll.poll(seconds * 1000):
+                if fd != pidfd:
                     os._exit(0)
                 return ""
-            _collect_orphans(guest)
-            limit = _passed(self._spec["memory"], self._spec["processes"])
-            if limit:
-                return limit
+            _reap_orphans(guest_pid)
+            limit_exceeded = _check_limits(self._spec["memory"], self._spec["processes"])
+            if limit_exceeded:
+                return limit_exceeded
 
 
-def _status(waited: tuple[int, int]) -> dict[str, int]:
-    pid, status = waited
+def _decode_status(wait_result: tuple[int, int]) -> dict[str, int]:
+    pid, status = wait_result
     if pid == 0:  # a cap was passed: it is ended with us
         return {"signal": int(signal.SIGKILL)}
     if os.WIFSIGNALED(status):
@@ -317,25 +336,25 @@ def _status(waited: tuple[int, int]) -> dict[str, int]:
     return {"exit": os.WEXITSTATUS(status)}
 
 
-def _collect_orphans(guest: int) -> None:
+def _reap_orphans(guest_pid: int) -> None:
     """Wait for whatever the guest's ended children left; the guest itself is looked at elsewhere."""
     while True:
         try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid == guest:
+        if child is None or child.si_pid == guest_pid:
             return
-        os.waitpid(found.si_pid, 0)
+        os.waitpid(child.si_pid, 0)
 
 
-def _passed(memory: int, processes: int) -> str:
+def _check_limits(memory: int, processes: int) -> str:
     """The words of a cap that everything in this pid namespace together has passed."""
     pages = threads = 0
-    there = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-    if len(there) > processes:  # a fork bomb: looking at each would take too long
+    pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+    if len(pids) > processes:  # a fork bomb: looking at each would take too long
         return f"more than {processes} processes and threads"
-    for name in there:
+    for name in pids:
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
@@ -347,135 +366,137 @@ def _passed(memory: int, processes: int) -> str:
         pages += int(resident) - int(shared)
     if threads > processes:
         return f"more than {processes} processes and threads"
-    if pages * _PAGE > memory:
+    if pages * _PAGE_SIZE > memory:
         return f"more than {memory >> 20} MiB of memory"
     return ""
 
 
-def _make_root(root: str, tmp: int) -> None:
+def _mount_root(root: str, tmp_size: int) -> None:
     """The image's files read-only, with a minimal /dev, /proc and a /tmp; nothing else is reached."""
     for name in ("dev", "proc", "tmp"):
         if not stat.S_ISDIR(os.lstat(f"{root}/{name}").st_mode):
-            raise _Refused(f"mount on /{name}, which is no folder in the image", errno.ENOTDIR)
-    _mount(root, root, flags=_BIND | _RECURSIVE)
-    _close_off(root)
-    _mount("tmpfs", f"{root}/dev", "tmpfs", _NO_SUID | _NO_PROGRAMS, "mode=755,size=64k")
+            raise _KernelRefusal(f"mount on /{name}, which is no folder in the image", errno.ENOTDIR)
+    _mount(root, root, flags=_MS_BIND | _MS_REC)
+    _set_read_only(root)
+    _mount("tmpfs", f"{root}/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k")
     for name in _DEVICES:
         os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY))
-        _mount(f"/dev/{name}", f"{root}/dev/{name}", flags=_BIND)
-    for name, rest in _STREAMS.items():
-        os.symlink(f"/proc/self/fd{rest}", f"{root}/dev/{name}")
+        _mount(f"/dev/{name}", f"{root}/dev/{name}", flags=_MS_BIND)
+    for name, suffix in _FD_LINKS.items():
+        os.symlink(f"/proc/self/fd{suffix}", f"{root}/dev/{name}")
     os.mkdir(f"{root}/dev/shm")  # noqa: S108 - the guest's own
-    for place in ("dev/shm", "tmp"):
-        _mount("tmpfs", f"{root}/{place}", "tmpfs", _NO_SUID | _NO_DEVICES, f"mode=1777,size={tmp}")
-    _mount("proc", f"{root}/proc", "proc", _NO_SUID | _NO_DEVICES | _NO_PROGRAMS)
+    for mount_point in ("dev/shm", "tmp"):
+        _mount(
+            "tmpfs", f"{root}/{mount_point}", "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=1777,size={tmp_size}"
+        )
+    _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     os.chdir(root)
     # The old root is put under the new one's own place and taken off from there (pivot_root(2)).
-    _call("pivot_root", "pivot_root", b".", b".")
-    _call("detach the old root", "umount2", b".", _DETACH)
+    _call_libc("pivot_root", "pivot_root", b".", b".")
+    _call_libc("detach the old root", "umount2", b".", _MNT_DETACH)
     os.chdir("/")
 
 
-def _close_off(root: str) -> None:
+def _set_read_only(root: str) -> None:
     """Read-only, without devices and set-user-id programs, added to whatever the mount has already."""
-    wanted = struct.pack("QQQQ", _READ_ONLY | _NO_SUID | _NO_DEVICES, 0, 0, 0)
-    words = (_MOUNT_SETATTR, _HERE, os.fsencode(root), 0, wanted, ctypes.c_size_t(len(wanted)))
-    _call("make the root read-only", "syscall", *words)
+    mount_attr = struct.pack("QQQQ", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, 0, 0, 0)
+    args = (_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(root), 0, mount_attr, ctypes.c_size_t(len(mount_attr)))
+    _call_libc("make the root read-only", "syscall", *args)
 
 
-def _raise_loopback() -> None:
+def _bring_up_loopback() -> None:
     """Let the guest talk to itself: its network has nothing but this interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        asked = struct.pack("16sh14x", b"lo", 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, _FLAGS_OF_INTERFACE, asked))[1]
-        fcntl.ioctl(any_socket, _SET_FLAGS_OF_INTERFACE, struct.pack("16sh14x", b"lo", flags | _UP))
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
-def _map_ids(guest: int, ids: dict[str, str], *, denied: bool) -> None:
-    if denied:  # an ordinary user may map an own group only without groups to drop
-        _write(f"/proc/{guest}/setgroups", "deny")
-    _write(f"/proc/{guest}/gid_map", ids["gid"])
-    _write(f"/proc/{guest}/uid_map", ids["uid"])
+def _map_ids(guest_pid: int, id_maps: dict[str, str], *, deny_setgroups: bool) -> None:
+    if deny_setgroups:  # an ordinary user may map an own group only without groups to drop
+        _write_file(f"/proc/{guest_pid}/setgroups", "deny")
+    _write_file(f"/proc/{guest_pid}/gid_map", id_maps["gid"])
+    _write_file(f"/proc/{guest_pid}/uid_map", id_maps["uid"])
 
 
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY)
+def _write_file(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
     try:
-        os.write(descriptor, text.encode())
+        os.write(fd, text.encode())
     finally:
-        os.close(descriptor)
+        os.close(fd)
 
 
 # The guest, until it is itself
 
 
-def _be_guest(
-    spec: dict[str, Any], streams: tuple[int, int], unsharing: int, mapped: int, saying: int
+def _exec_guest(
+    spec: dict[str, Any], streams: tuple[int, int], unshared_fd: int, mapped_fd: int, error_fd: int
 ) -> NoReturn:
     try:
         os.setsid()
-        _call("unshare the guest's user namespace", "unshare", _NEW_USER)
-        os.write(unsharing, b"1")
-        os.read(mapped, 1)
-        _drop_bounds()
-        _become(spec)
-        _attach(streams)
-        _cap(spec)
+        _call_libc("unshare the guest's user namespace", "unshare", _CLONE_NEWUSER)
+        os.write(unshared_fd, b"1")
+        os.read(mapped_fd, 1)
+        _drop_bounding_set()
+        _set_user(spec)
+        _redirect_streams(streams)
+        _set_resource_limits(spec)
         _drop_capabilities()
-        _start_program(spec)
+        _exec_program(spec)
     except Exception as error:  # noqa: BLE001 - whatever it is, no guest runs
-        os.write(saying, json.dumps(_words(error, "start")).encode())
+        os.write(error_fd, json.dumps(_describe_error(error, "start")).encode())
     finally:
         os._exit(_EXEC_FAILED)
 
 
-def _become(spec: dict[str, Any]) -> None:
+def _set_user(spec: dict[str, Any]) -> None:
     """The user that the image names, who may make no user namespace of his own."""
     if not spec["alone"]:
         os.setgroups(spec["groups"])
     os.setresgid(spec["gid"], spec["gid"], spec["gid"])
-    _write("/proc/sys/user/max_user_namespaces", "0")
+    _write_file("/proc/sys/user/max_user_namespaces", "0")
     os.setresuid(spec["uid"], spec["uid"], spec["uid"])
 
 
-def _attach(streams: tuple[int, int]) -> None:
-    nothing = os.open("/dev/null", os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, *streams)):
-        os.dup2(descriptor, number)
+def _redirect_streams(streams: tuple[int, int]) -> None:
+    null_fd = os.open("/dev/null", os.O_RDONLY)
+    for target_fd, source_fd in enumerate((null_fd, *streams)):
+        os.dup2(source_fd, target_fd)
 
 
-def _cap(spec: dict[str, Any]) -> None:
+def _set_resource_limits(spec: dict[str, Any]) -> None:
     """What one process may take; what all of them take together, PID 1 watches."""
     # Past the caps that PID 1 watches there is room until its next look, and then nothing.
-    spare = 16 * spec["processes"]
-    resource.setrlimit(resource.RLIMIT_NPROC, (spare, spare))
-    data = 2 * spec["memory"] + (512 << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
+    process_limit = 16 * spec["processes"]
+    resource.setrlimit(resource.RLIMIT_NPROC, (process_limit, process_limit))
+    data_limit = 2 * spec["memory"] + (512 << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if spec["cpus"]:
         os.sched_setaffinity(0, spec["cpus"])
 
 
-def _drop_bounds() -> None:
+def _drop_bounding_set() -> None:
     """No program that is started gains a capability."""
     capability = 0
-    while _libc.prctl(_DROP_BOUND, capability, 0, 0, 0) == 0:
+    while _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1
-    _call("drop ambient capabilities", "prctl", _AMBIENT, _CLEAR_ALL, 0, 0, 0)
-    _call("gain no privileges", "prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    _call_libc("drop ambient capabilities", "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _call_libc("gain no privileges", "prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def _drop_capabilities() -> None:
-    header = struct.pack("Ii", _CAPABILITIES_V3, 0)
-    _call("drop capabilities", "capset", header, struct.pack("6I", *[0] * 6))
+    header = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    _call_libc("drop capabilities", "capset", header, struct.pack("6I", *[0] * 6))
 
 
-def _start_program(spec: dict[str, Any]) -> None:
+def _exec_program(spec: dict[str, Any]) -> None:
     """Replace this process; of several candidates (PATH) the first that can be started counts."""
     os.chdir(spec["folder"])
     os.umask(0o022)
-    for number in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    for signum in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)
     failure: OSError | None = None
     for path in spec["candidates"]:
         try:

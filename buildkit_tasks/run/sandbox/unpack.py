@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import config_of, manifest_of
+from buildkit_tasks.oci.image import read_config, read_manifest
 from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count, open_layer
-from buildkit_tasks.oci.layers.tar import OwnedReader
+from buildkit_tasks.oci.layers.tar import OwnerTarReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.run.sandbox.openat2 import READ, remove
-from buildkit_tasks.run.sandbox.rootfs_writer import FULL, DiskFull, Tree
+from buildkit_tasks.run.sandbox.openat2 import DIRECTORY_FLAGS, remove_tree
+from buildkit_tasks.run.sandbox.rootfs_writer import DISK_FULL_ERRORS, DiskFull, RootfsWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor, Digest, ImageConfig, Manifest
     from buildkit_tasks.oci.source import Source
 
-__all__ = ["Unpacked", "unpack", "unpack_sized"]
+__all__ = ["UnpackedImage", "unpack", "unpack_with_size"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unpacked:
+class UnpackedImage:
     """The image's configuration, and about how many bytes its files take."""
 
     config: ImageConfig
@@ -35,10 +35,10 @@ class Unpacked:
 
 def unpack(
     source: Source,
-    manifest_descriptor: Descriptor,
-    place: Path,
+    descriptor: Descriptor,
+    destination: Path,
     *,
-    shift: int | None = None,
+    id_offset: int | None = None,
     limits: Limits = LIMITS,
 ) -> ImageConfig:
     """Make a new folder ``place`` the root file system of one platform's image; gives its config.
@@ -48,74 +48,85 @@ def unpack(
     :class:`LimitExceeded`, also for a full disk, and :class:`EmulatorError` for a disk that cannot be
     written; there is no ``place`` then.
     """
-    return unpack_sized(source, manifest_descriptor, place, shift=shift, limits=limits).config
+    return unpack_with_size(source, descriptor, destination, id_offset=id_offset, limits=limits).config
 
 
-def unpack_sized(
-    source: Source, entry: Descriptor, place: Path, *, shift: int | None = None, limits: Limits = LIMITS
-) -> Unpacked:
+def unpack_with_size(
+    source: Source,
+    descriptor: Descriptor,
+    destination: Path,
+    *,
+    id_offset: int | None = None,
+    limits: Limits = LIMITS,
+) -> UnpackedImage:
     """The same, and how much was unpacked."""
-    manifest = manifest_of(source, entry)
-    config = config_of(source, manifest)
+    manifest = read_manifest(source, descriptor)
+    config = read_config(source, manifest)
     check_layer_count(manifest, config.diff_ids)
-    image = f"{entry.platform or config.platform} ({entry.digest})"
+    image = f"{descriptor.platform or config.platform} ({descriptor.digest})"
     try:
-        place.mkdir(mode=0o700)
+        destination.mkdir(mode=0o700)
         try:
-            with Tree(place, shift, limits) as tree:
-                _fill(tree, source, manifest, config, limits)
+            with RootfsWriter(destination, id_offset, limits) as writer:
+                _apply_layers(writer, source, manifest, config, limits)
         except BaseException:
-            _undo(place)
+            _remove_destination(destination)
             raise
     except (DiskFull, OSError) as error:
-        raise _told(error, image, place) from error
-    return Unpacked(config=config, size=tree.size)
+        raise _translate_os_error(error, image, destination) from error
+    return UnpackedImage(config=config, size=writer.size)
 
 
-def _told(error: DiskFull | OSError, image: str, place: Path) -> Exception:
+def _translate_os_error(error: DiskFull | OSError, image: str, destination: Path) -> Exception:
     """What it means that the disk takes no more, or nothing."""
-    if isinstance(error, OSError) and error.errno not in FULL:
-        cause = f"{image} cannot be unpacked into {place.parent}: {error.strerror}"
-        return EmulatorError(cause, hint=f"ls -ld {place.parent}")
-    missing = error.missing if isinstance(error, DiskFull) else 1
+    if isinstance(error, OSError) and error.errno not in DISK_FULL_ERRORS:
+        message = f"{image} cannot be unpacked into {destination.parent}: {error.strerror}"
+        return EmulatorError(message, hint=f"ls -ld {destination.parent}")
+    missing_bytes = error.missing_bytes if isinstance(error, DiskFull) else 1
     return LimitExceeded(
-        f"the disk is full while unpacking {image}: at least {missing} bytes more are needed",
-        hint=f"df -h {place.parent}",
+        f"the disk is full while unpacking {image}: at least {missing_bytes} bytes more are needed",
+        hint=f"df -h {destination.parent}",
     )
 
 
-def _fill(tree: Tree, source: Source, manifest: Manifest, config: ImageConfig, limits: Limits) -> None:
-    left = limits.image
+def _apply_layers(
+    writer: RootfsWriter, source: Source, manifest: Manifest, config: ImageConfig, limits: Limits
+) -> None:
+    bytes_left = limits.image_bytes
     for number, (layer, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True), 1):
-        capped = dataclasses.replace(limits, layer=min(limits.layer, left))
+        layer_limits = dataclasses.replace(limits, layer_bytes=min(limits.layer_bytes, bytes_left))
         try:
-            left -= _apply(tree, source, layer, diff_id, capped)
-        except DiskFull as full:
-            raise DiskFull(full.missing + sum(each.size for each in manifest.layers[number:])) from full
-    tree.complete(config.working_dir)
+            bytes_left -= _apply_layer(writer, source, layer, diff_id, layer_limits)
+        except DiskFull as error:
+            raise DiskFull(
+                error.missing_bytes + sum(each.size for each in manifest.layers[number:])
+            ) from error
+    writer.complete(config.working_dir)
 
 
-def _apply(tree: Tree, source: Source, layer: Descriptor, diff_id: Digest, limits: Limits) -> int:
+def _apply_layer(
+    writer: RootfsWriter, source: Source, layer: Descriptor, diff_id: Digest, limits: Limits
+) -> int:
     """Lay one layer over the others; gives its size.
 
     A blob with other bytes than its digest promises is reported as that, whatever else they upset.
     """
     with open_layer(source, layer, algorithm=diff_id.algorithm, limits=limits) as stream:
         try:
-            tree.add(OwnedReader(stream, max_entries=limits.entries))
-            found = stream.finish()
+            writer.apply_layer(OwnerTarReader(stream, max_entries=limits.entries))
+            actual_diff_id = stream.finish()
         except MalformedImage as error:
-            stream.check_blob()
+            stream.verify_blob()
             raise MalformedImage(f"layer {layer.digest}: {error.message}") from error
-    check_diff_id(layer, found, diff_id)
+    check_diff_id(layer, actual_diff_id, diff_id)
     return stream.size
 
 
-def _undo(place: Path) -> None:
+def _remove_destination(destination: Path) -> None:
     """Leave nothing; should that fail, what led here is still what is told."""
     with contextlib.suppress(OSError):
-        above = os.open(place.parent, READ)
+        parent_fd = os.open(destination.parent, DIRECTORY_FLAGS)
         try:
-            remove(above, os.fsencode(place.name))
+            remove_tree(parent_fd, os.fsencode(destination.name))
         finally:
-            os.close(above)
+            os.close(parent_fd)
