@@ -105,18 +105,9 @@ def verify_arch(ctx: TaskContext) -> None:
 @task(IMAGE, PLATFORM, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
 def run_emulated(ctx: TaskContext) -> None:
     """Run every platform's image, under QEMU where need be, and check what it prints."""
-    from buildkit_tasks.pipeline.images import ImageResolver
-    from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import parse_platforms
 
-    settings, resolver = ctx.settings, ImageResolver(settings=ctx.settings, commands=ctx.commands)
-    image_runner = ImageRunner(
-        settings=settings,
-        commands=ctx.commands,
-        notify=ctx.notify,
-        resolver=resolver,
-        get_pipeline=lambda: ctx.pipeline,
-    )
+    settings, image_runner = ctx.settings, ctx.image_runner(ctx.settings)
     platforms = parse_platforms(settings.platforms) if settings.is_explicit("platforms") else ()
     with ctx.show_run_progress() as progress:
         report = image_runner.run_image(ctx.options["image"], platforms, progress)

@@ -40,26 +40,16 @@ def image_selection(edge: TaskContext) -> ImageSelection:
 def release_from_options(edge: TaskContext, image: str = "") -> tuple[ReleaseService, ReleaseSpec]:
     """What releases, and the release that the settings and options describe: those of one image, if named."""
     from buildkit_tasks.config.images import settings_for_image
-    from buildkit_tasks.pipeline.images import ImageResolver
     from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
-    from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import parse_platforms
 
     settings = settings_for_image(edge.settings, image)
-    resolver = ImageResolver(settings=settings, commands=edge.commands)
-    get_pipeline = (lambda: edge.pipeline.with_settings(settings)) if image else (lambda: edge.pipeline)
-    image_runner = ImageRunner(
-        settings=settings,
-        commands=edge.commands,
-        notify=edge.notify,
-        resolver=resolver,
-        get_pipeline=get_pipeline,
-    )
+    image_runner = edge.image_runner(settings)
     expected_platforms = parse_platforms(settings.platforms) if settings.is_explicit("platforms") else ()
     spec = ReleaseSpec.from_tags(
         settings.tags, expected_platforms, verify_first=not edge.options["no_verify"]
     )
-    return ReleaseService(resolver=resolver, image_runner=image_runner), spec
+    return ReleaseService(resolver=image_runner.resolver, image_runner=image_runner), spec
 
 
 def check_release_options(edge: TaskContext, request: BuildRequest, proving: Iterable[Option] = ()) -> None:

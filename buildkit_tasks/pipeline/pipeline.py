@@ -225,7 +225,8 @@ class Pipeline:
             commands=self.commands,
             notify=self.notify,
             resolver=self.resolver,
-            get_pipeline=lambda: self,
+            get_engine=lambda: self.engine,
+            open_containers=self.open_container_backend,
         )
 
     def run_matrix(

@@ -15,10 +15,11 @@ from buildkit_tasks.run.service import BackendSelector, RunObserver, RunRequest,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from buildkit_tasks.config.settings import Settings
+    from buildkit_tasks.host.engine import Engine
     from buildkit_tasks.pipeline.images import ImageResolver
-    from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunReport
     from buildkit_tasks.run.backend import RunBackend
@@ -30,20 +31,24 @@ __all__ = ["ImageRunner", "RunObserver"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRunner:
-    """Runs images; ``line`` gives the services for those that need an engine."""
+    """Runs images in the sandbox, or in an engine.
+
+    ``get_engine`` and ``open_containers`` are called only for a run that needs an engine.
+    """
 
     settings: Settings
     commands: CommandRunner
     notify: Notify
     resolver: ImageResolver
-    get_pipeline: Callable[[], Pipeline]
+    get_engine: Callable[[], Engine]
+    open_containers: Callable[[str, tuple[Platform, ...]], AbstractContextManager[RunBackend]]
 
     def run_image(
         self, image: str, platforms: tuple[Platform, ...] = (), observer: RunObserver | None = None
     ) -> RunReport:
         """Run the image on each platform and check what it prints, as the settings say.
 
-        Empty ``platforms`` means all that it holds; ``watch`` is told of each run as it ends.
+        Empty ``platforms`` means all that it holds; ``observer`` is called with each run as it ends.
         """
         name = self.resolver.resolve(image)
         request = RunRequest.from_settings(name, platforms, self.settings)
@@ -52,7 +57,7 @@ class ImageRunner:
         backends = BackendSelector(
             runner=self.settings.runner,
             open_sandbox=lambda: self._open_sandbox_backend(name),
-            open_docker=lambda: self.get_pipeline().open_container_backend(name, platforms),
+            open_docker=lambda: self.open_containers(name, platforms),
             notify=self.notify,
         )
         return run_emulated(request, backends, observer)
@@ -62,9 +67,8 @@ class ImageRunner:
         from buildkit_tasks.run.sandbox.supervisor import Supervisor
 
         with ThreadPoolExecutor(max_workers=1) as start_pool:
-            supervisor = start_pool.submit(
-                Supervisor
-            )  # a process that starts while the rest is imported here
+            # Its process starts while the rest is imported here.
+            supervisor = start_pool.submit(Supervisor)
             from buildkit_tasks.run.sandbox.backend import open_sandbox_backend
 
             qemu = QemuFinder(settings=self.settings, commands=self.commands, notify=self.notify)
@@ -75,5 +79,5 @@ class ImageRunner:
         from buildkit_tasks.run.dry_run import show_docker_commands, show_sandbox_commands
 
         if needs_engine(self.settings.runner, request.image):
-            return show_docker_commands(request, self.get_pipeline().engine, self.commands)
+            return show_docker_commands(request, self.get_engine(), self.commands)
         return show_sandbox_commands(request, self.resolver.open, self.commands)

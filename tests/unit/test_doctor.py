@@ -75,7 +75,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
     monkeypatch.setattr(reach, "DOCKER_HUB", "http://127.0.0.1:9")
     monkeypatch.setattr(
-        emulators, "Binfmt", functools.partial(HandlerTable, mount_point=tmp_path / "binfmt_misc")
+        emulators, "HandlerTable", functools.partial(HandlerTable, mount_point=tmp_path / "binfmt_misc")
     )
     with socket.socket(socket.AF_UNIX) as listener:
         # A socket's path may have 107 bytes: it is bound from inside its folder.

@@ -5,6 +5,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -48,10 +49,17 @@ def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rel
     settings, run = load_settings(), Scripted()
     images = ImageResolver(settings=settings, commands=run)
 
-    def line() -> None:
+    def needs_engine(*_: object) -> NoReturn:
         raise AssertionError("no engine is needed")
 
-    runs = ImageRunner(settings=settings, commands=run, notify=print, resolver=images, get_pipeline=line)  # type: ignore[arg-type]
+    runs = ImageRunner(
+        settings=settings,
+        commands=run,
+        notify=print,
+        resolver=images,
+        get_engine=needs_engine,
+        open_containers=needs_engine,
+    )
     return ReleaseService(resolver=images, image_runner=runs, registry_options=push.access)
 
 

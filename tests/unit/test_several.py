@@ -73,7 +73,7 @@ class World:
                 *map(samples.platform_setup, line.settings.platforms)
             ),
             (ImageResolver, "verify"): lambda _, image, expected: self._verify(image, expected),
-            (Pipeline, "emulate"): lambda line, *given: self._emulate(line, *given),  # noqa: PLW0108 - as above
+            (Pipeline, "run_image"): lambda line, *given: self._emulate(line, *given),  # noqa: PLW0108 - as above
         }
         for (owner, name), instead in told.items():
             monkeypatch.setattr(owner, name, instead)
@@ -269,11 +269,11 @@ ON_BASE = {"context": "web", "platforms": ["linux/arm64"], "contexts": {"base": 
 
 def test_a_bake_files_platforms_win_over_the_settings_and_lose_to_a_flag(world: World) -> None:
     bake(world, {"web": {"context": "web", "platforms": ["linux/s390x"]}, "tool": {"context": "tool"}})
-    world.report(bake="docker-bake.hcl")
+    world.report(bake_file="docker-bake.hcl")
     asked = {Path(str(each.outputs[0].dest)).stem: list(map(str, each.platforms)) for each in world.requests}
     assert asked == {"web": ["linux/s390x"], "tool": ["linux/amd64", "linux/arm64"]}
     world.requests.clear()
-    world.report(bake="docker-bake.hcl", flags={"platforms": ["linux/386"]})
+    world.report(bake_file="docker-bake.hcl", flags={"platforms": ["linux/386"]})
     assert [list(map(str, each.platforms)) for each in world.requests] == [["linux/386"], ["linux/386"]]
 
 
@@ -281,12 +281,12 @@ def test_a_bake_files_platforms_win_over_the_settings_and_lose_to_a_flag(world: 
 def test_a_platform_of_a_bake_file_that_is_none_is_named_with_its_target(world: World, name: str) -> None:
     bake(world, {"web": {"context": "web", "platforms": [name]}})
     with pytest.raises(UsageError, match=r"docker-bake\.hcl: target web: "):
-        world.report(bake="docker-bake.hcl")
+        world.report(bake_file="docker-bake.hcl")
 
 
 def test_the_settings_image_of_a_targets_name_says_what_to_run(world: World) -> None:
     bake(world, {"tool": {"context": "web"}, "web": {"context": "web"}})
-    world.report(bake="docker-bake.hcl")
+    world.report(bake_file="docker-bake.hcl")
     assert [
         (image.rpartition("/")[2], command) for what, image, command in world.proved if what == "run"
     ] == [
@@ -304,7 +304,7 @@ def test_the_command_line_adds_to_lists_and_replaces_outputs(world: World) -> No
         "outputs": (OutputSpec.parse("type=oci,dest=mine.tar"),),
         "pull": True,
     }
-    world.report(bake="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
+    world.report(bake_file="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
     (request,) = world.requests
     assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
     assert [str(each) for each in request.outputs] == ["type=oci,dest=mine.tar"]
@@ -313,7 +313,7 @@ def test_the_command_line_adds_to_lists_and_replaces_outputs(world: World) -> No
 
 def test_a_flag_that_takes_something_away_reaches_a_bake_files_images(world: World) -> None:
     bake(world, {"web": {"context": "web", "pull": True}})
-    world.report(bake="docker-bake.hcl", options={"verify_first": False, "pull": False, "provenance": ""})
+    world.report(bake_file="docker-bake.hcl", options={"verify_first": False, "pull": False, "provenance": ""})
     assert (world.requests[0].verify_first, world.requests[0].pull) == (False, True)
 
 
@@ -323,14 +323,14 @@ def test_options_that_describe_one_image_are_refused_with_a_bake_file(
 ) -> None:
     bake(world, {"web": {"context": "web"}})
     with pytest.raises(UsageError, match=f"{flag} is for one image"):
-        world.report(bake="docker-bake.hcl", flags={key: "x"})
+        world.report(bake_file="docker-bake.hcl", flags={key: "x"})
     assert world.run.calls == []
 
 
 def test_an_agent_is_given_only_by_the_command_line(world: World) -> None:
     bake(world, {"web": {"context": "web", "ssh": [{"id": "default"}]}})
     with pytest.raises(UsageError, match=r"(?s)target web asks for the SSH agent.*--ssh default"):
-        world.report(bake="docker-bake.hcl")
+        world.report(bake_file="docker-bake.hcl")
 
 
 def test_an_image_is_built_on_the_bytes_that_were_built(
@@ -343,7 +343,7 @@ def test_an_image_is_built_on_the_bytes_that_were_built(
         lambda source, place: layouts.append((source, str(place))),
     )
     bake(world, {**BASE, "web": ON_BASE}, ["web"])
-    report, _ = world.report(bake="docker-bake.hcl")
+    report, _ = world.report(bake_file="docker-bake.hcl")
     base, web = world.requests
     assert (names(report), report.ok) == (["web"], True)
     assert base.outputs[0].dest is not None
@@ -359,7 +359,7 @@ def test_an_image_is_built_on_the_bytes_that_were_built(
 def test_what_is_built_on_a_failure_is_not_built(world: World) -> None:
     bake(world, {**BASE, "web": ON_BASE, "tool": {"context": "tool"}}, ["web", "tool"])
     world.failures["base"] = LimitExceeded("the disk is full")
-    report, errors = world.report(bake="docker-bake.hcl")
+    report, errors = world.report(bake_file="docker-bake.hcl")
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
     assert "base, on which it is built, could not be built" in report.images[0].error
     assert [error.exit_code for error in errors] == [5, 1]
@@ -368,7 +368,7 @@ def test_what_is_built_on_a_failure_is_not_built(world: World) -> None:
 def test_an_image_cannot_be_built_on_one_that_lacks_a_platform(world: World) -> None:
     bake(world, {**BASE, "web": {**ON_BASE, "platforms": ["linux/arm64", "linux/386"]}}, ["web"])
     with pytest.raises(UsageError, match="target web is built on base, which is not for linux/386"):
-        world.report(bake="docker-bake.hcl")
+        world.report(bake_file="docker-bake.hcl")
 
 
 def test_the_order_of_the_report_is_that_of_the_file_with_what_others_are_built_on_first(
@@ -376,7 +376,7 @@ def test_the_order_of_the_report_is_that_of_the_file_with_what_others_are_built_
 ) -> None:
     world.run = Scripted(dry_run=True)
     bake(world, {**BASE, "web": ON_BASE}, ["web", "base"])
-    report, _ = world.report(bake="docker-bake.hcl")
+    report, _ = world.report(bake_file="docker-bake.hcl")
     assert names(report) == ["base", "web"]
     assert "@sha256:DIGEST" in world.request("web").build_contexts[0]
 
@@ -393,7 +393,7 @@ def test_an_inline_dockerfile_is_a_file_while_it_is_built(
 
     monkeypatch.setattr(Pipeline, "build", look)
     bake(world, BASE)
-    world.report(bake="docker-bake.hcl")
+    world.report(bake_file="docker-bake.hcl")
     assert seen == ["FROM alpine\n"]
     assert not world.requests[0].dockerfile.exists()
 
