@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.oci.model import Digest
-from tests.images import (
+from tests.support.oci import (
     LAYER_GZIP,
     Json,
     Memory,

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from benchmarks.building import Bench
 from benchmarks.timing import Row, command, compare
-from tests.actions_cache import serve as serve_actions
-from tests.buildkit import NotToBeHad, import_image, remove_image
-from tests.images import Memory, add_platform, make_tar
-from tests.nodes import several
-from tests.peers.gotools import KO, install
-from tests.registry import push, serve
+from tests.interop.gotools import KO, install
+from tests.support.engine.buildkit import NotToBeHad, import_image, remove_image
+from tests.support.engine.nodes import several
+from tests.support.oci import Memory, add_platform, make_tar
+from tests.support.registry.actions_cache import serve as serve_actions
+from tests.support.registry.real import push, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from buildkit_tasks.platforms import Platform
-    from tests.nodes import Node
+    from tests.support.engine.nodes import Node
 
 __all__ = ["measure"]
 

@@ -34,7 +34,7 @@ from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
-from tests.registry import push, serve
+from tests.support.registry.real import push, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -20,8 +20,9 @@ from buildkit_tasks.host.engine.private import PrivateEnginePaths, stop_private_
 from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.testing.skip import skip_without_engine
-from tests import buildkit, census
-from tests.project import Project, repository
+from tests.support import census
+from tests.support.engine import buildkit
+from tests.support.project import Project, repository
 
 pytest_plugins = ["pytester"]
 

@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.fuzz.campaign import SEED, fuzz
-from tests.fuzz.drive import Judge
+from tests.fuzz.runner import Judge
 from tests.fuzz.targets import TARGETS
 
 

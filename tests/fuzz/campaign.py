@@ -62,7 +62,7 @@ def fuzz(
         corpus = Path(folder, "corpus")
         corpus.mkdir()
         argv = [
-            sys.executable, "-m", "tests.fuzz.drive", target, f"--runs={runs}", f"--seed={seed}",
+            sys.executable, "-m", "tests.fuzz.runner", target, f"--runs={runs}", f"--seed={seed}",
             f"--corpus={corpus}", f"--driver={driver}", f"--table={table}",
         ]  # fmt: skip
         started = time.monotonic()

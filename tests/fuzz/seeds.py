@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC
-from tests.images import Memory, hard_link, hello, make_tar, member, platform_json, probe, symlink
+from tests.support.oci import Memory, hard_link, hello, make_tar, member, platform_json, probe, symlink
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -44,7 +44,7 @@ from buildkit_tasks.report.model import VerifyReport, to_document
 from buildkit_tasks.verify import verify
 from tests.fuzz import mutators, oracles, seeds
 from tests.fuzz.target import Target
-from tests.images import (
+from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
     LAYER_ZSTD,

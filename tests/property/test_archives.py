@@ -20,7 +20,7 @@ from buildkit_tasks.oci.layers.decompress import DecompressedStream
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 from buildkit_tasks.verify import verify
-from tests.images import hello, layout_files, make_tar, platform_json, symlink
+from tests.support.oci import hello, layout_files, make_tar, platform_json, symlink
 
 if sys.version_info >= (3, 14):
     from compression import zstd

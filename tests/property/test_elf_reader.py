@@ -14,7 +14,7 @@ from buildkit_tasks.platforms import MACHINES, Machine
 from buildkit_tasks.platforms.elf.probe import build_probe_program
 from buildkit_tasks.platforms.elf.reader import read_binary, read_elf_header, read_interpreter
 from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
-from tests.binaries import (
+from tests.support.binaries import (
     BASE,
     NEEDED,
     PT_INTERP,

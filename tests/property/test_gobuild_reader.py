@@ -9,7 +9,7 @@ from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC, read_go_build_info
 from buildkit_tasks.platforms.elf.reader import read_binary
 from buildkit_tasks.platforms.elf.view import WholeFile
-from tests.binaries import BASE, Elf, go_info
+from tests.support.binaries import BASE, Elf, go_info
 
 plain = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"='), max_size=30)
 keys = st.text(st.sampled_from("GOARMabc-_"), min_size=1, max_size=12)

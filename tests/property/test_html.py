@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from buildkit_tasks.report import to_html
 from buildkit_tasks.report.model import Report
 from buildkit_tasks.report.text import escape_unprintable
-from tests.unit.samples import bad_check, bad_run, good_check, run, stopped, verdict, verify, warning
+from tests.support.report_samples import (
+    bad_check,
+    bad_run,
+    good_check,
+    run,
+    stopped,
+    verdict,
+    verify,
+    warning,
+)
 
 # What HTML and XML treat apart, and every code point there is.
 MARKS = st.sampled_from(["<", ">", "&", '"', "'", "</div>", "<script>", "<!--", "-->", "]]>", "&lt;", "&#0;"])

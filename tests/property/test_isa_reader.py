@@ -17,7 +17,7 @@ from buildkit_tasks.platforms.elf.isa_check import (
 from buildkit_tasks.platforms.elf.model import Evidence, riscv_extensions
 from buildkit_tasks.platforms.elf.reader import read_binary
 from buildkit_tasks.platforms.elf.view import ByteOrder, WholeFile
-from tests.binaries import PT_NOTE, Elf, attributes, x86_note
+from tests.support.binaries import PT_NOTE, Elf, attributes, x86_note
 
 PT_PROCESSOR = 0x70000003
 PLATFORMS = [Platform("linux", row.architecture, level.name) for row in MACHINES for level in row.isa_levels]

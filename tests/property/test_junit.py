@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from buildkit_tasks.report import to_junit
 from buildkit_tasks.report.model import Outcome, Report
 from buildkit_tasks.report.run_labels import unique_labels
-from tests.unit.samples import bad_check, bad_run, good_run, on_cpu, run, stopped, verdict, verify
+from tests.support.report_samples import bad_check, bad_run, good_run, on_cpu, run, stopped, verdict, verify
 
 # Every code point there is, the ones that no UTF-8 has among them, and what XML treats apart.
 SPECIAL = st.sampled_from("\x00\x1b\r\n\t<>&\"']\udc80\uffff")

@@ -12,7 +12,7 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import platform_manifests, read_manifest
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType
 from buildkit_tasks.oci.layers.scan import flatten_layers, scan_layer
-from tests.images import LAYER_GZIP, Memory, descriptor, make_tar, one
+from tests.support.oci import LAYER_GZIP, Memory, descriptor, make_tar, one
 
 folders = st.sampled_from(["a", "b", "a/c", "a/c/d"])
 files = st.tuples(folders, st.sampled_from(["x", "y"])).map("/".join)

@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 
 from buildkit_tasks.report import to_markdown
 from buildkit_tasks.report.text import escape_unprintable, last_line, to_one_line, truncate_line
-from tests.unit.samples import bad_check, bad_run, run, verdict, verify
+from tests.support.report_samples import bad_check, bad_run, run, verdict, verify
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

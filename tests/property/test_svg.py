@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from buildkit_tasks.report import to_svg
 from buildkit_tasks.report.model import Report
 from buildkit_tasks.report.text import escape_unprintable
-from tests.unit.samples import bad_check, bad_run, good_check, run, stopped, verdict, verify, warning
+from tests.support.report_samples import (
+    bad_check,
+    bad_run,
+    good_check,
+    run,
+    stopped,
+    verdict,
+    verify,
+    warning,
+)
 
 MARKS = st.sampled_from(
     ["<", ">", "&", '"', "'", "</text>", "<script>", "<!--", "]]>", "&lt;", "日本", "👩‍💻"]

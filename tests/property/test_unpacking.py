@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.run.sandbox.unpack import unpack
-from tests.images import one
-from tests.unit.test_unpack import Item, entry_of, erase, item, layer
+from tests.support.oci import one
+from tests.unit.run.sandbox.test_unpack import Item, entry_of, erase, item, layer
 
 HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost\n"
 OUT = "/OUT"  # stands for the path of what lies beside the root

@@ -11,9 +11,9 @@ from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import fetch_newest_package
-from tests.faults.own_table import need_own_table
-from tests.images import Json, Memory, add_platform, folder, make_tar, symlink, write_archive
-from tests.project import Project
+from tests.failures.private_binfmt import need_own_table
+from tests.support.oci import Json, Memory, add_platform, folder, make_tar, symlink, write_archive
+from tests.support.project import Project
 
 APPLETS = (
     "cat", "chmod", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill", "ls", "mkdir", "mount",

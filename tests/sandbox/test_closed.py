@@ -16,8 +16,8 @@ from buildkit_tasks.run.sandbox import supervisor_pool as emulators
 from buildkit_tasks.run.sandbox.availability import explain_unavailable
 from buildkit_tasks.run.sandbox.supervisor import ID_OFFSET, KernelRefusal, Supervisor, id_offset
 from buildkit_tasks.system.command import SubprocessRunner
-from tests.engine.test_runs import image
-from tests.project import TASKS, Done, Project, program
+from tests.integration.test_runs import image
+from tests.support.project import TASKS, Done, Project, program
 
 # A user namespace in which none can be made, as where an administrator has closed them.
 _CLOSED = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.images import Memory, add_platform, make_tar, member, write_archive
-from tests.project import Project
 from tests.sandbox.conftest import Busy, layer_of_busybox, says
+from tests.support.oci import Memory, add_platform, make_tar, member, write_archive
+from tests.support.project import Project
 
 ORDINARY = os.geteuid() != 0
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import census
 from tests.conftest import Unchanged
-from tests.project import TASKS, Project
 from tests.sandbox.conftest import Busy, says
+from tests.support import census
+from tests.support.project import TASKS, Project
 
 PLATFORMS = ("linux/amd64", "linux/arm64")
 

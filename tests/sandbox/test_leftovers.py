@@ -14,8 +14,8 @@ import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from tests.conftest import Unchanged
-from tests.project import TASKS, Project
 from tests.sandbox.conftest import Busy, says
+from tests.support.project import TASKS, Project
 
 # A guest with a child, both of which would stay for an hour; nobody else sleeps so long.
 _SECONDS = ("3601.25", "3602.5")

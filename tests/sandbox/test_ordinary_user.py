@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import census, guests
 from tests.conftest import ROOT
-from tests.images import Memory, add_platform, make_tar, write_archive
-from tests.project import Done, Project
 from tests.sandbox.conftest import layer_of_busybox
+from tests.support import census, guests
+from tests.support.oci import Memory, add_platform, make_tar, write_archive
+from tests.support.project import Done, Project
 
 NOBODY = 65534
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v6", "linux/s390x")

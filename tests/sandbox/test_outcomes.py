@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests import crashers, guests
 from tests.conftest import Unchanged
-from tests.images import Memory, add_platform, make_tar, write_archive
-from tests.project import HOPELESS, Project, program
 from tests.sandbox.conftest import Busy
+from tests.support import crashers, guests
+from tests.support.oci import Memory, add_platform, make_tar, write_archive
+from tests.support.project import HOPELESS, Project, program
 
 EMULATED = "linux/arm64"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import hello, write_archive, write_folder
-from tests.project import Project
-from tests.registry import push, serve
+from tests.support.oci import hello, write_archive, write_folder
+from tests.support.project import Project
+from tests.support.registry.real import push, serve
 
 PLATFORMS = ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 

@@ -12,7 +12,7 @@ import pytest
 from buildkit_tasks.errors import EmulatorError
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, SandboxRun, Supervisor
-from tests.project import program
+from tests.support.project import program
 
 ARM64 = Platform.parse("linux/arm64").machine
 

@@ -13,7 +13,7 @@ import pytest
 
 from buildkit_tasks import pytest_plugin
 from buildkit_tasks.testing.session_image import SessionImage
-from tests.images import hello, write_archive
+from tests.support.oci import hello, write_archive
 
 if TYPE_CHECKING:
     from pathlib import Path

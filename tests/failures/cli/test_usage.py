@@ -1,0 +1,107 @@
+"""Mistakes that everybody makes: each is named, with what to type instead, and nothing is left."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from buildkit_tasks.host.engine import Engine
+from tests.conftest import Unchanged
+from tests.support.project import TASKS, Project
+
+INVOKE = (sys.executable, "-m", "invoke")
+
+
+@pytest.mark.parametrize(
+    ("typo", "nearest"),
+    [("linux/amr64", "linux/arm64"), ("linux/mips64", "linux/mips64le"), ("s390", "linux/s390x")],
+)
+def test_a_typo_in_a_platform_gets_the_nearest_name(
+    project: Project, unchanged: Unchanged, typo: str, nearest: str
+) -> None:
+    project.write({"Dockerfile": "FROM scratch\n"})
+    with unchanged():
+        done = project.task("build-multiarch", f"--platform=linux/amd64,{typo}", expect=2)
+    assert typo in done.stderr
+    assert f"did you mean {nearest}" in done.stderr
+
+
+def test_a_missing_dockerfile_is_named(project: Project, unchanged: Unchanged) -> None:
+    with unchanged():
+        done = project.task("build-multiarch", expect=2)
+    assert "there is no Dockerfile" in done.stderr
+    assert "next: -f FILE" in done.stderr
+
+
+def test_a_missing_context_is_named(project: Project, unchanged: Unchanged) -> None:
+    with unchanged():
+        done = project.task("build-multiarch", "--context=nowhere", expect=2)
+    assert "'nowhere'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "env", "named"),
+    [
+        ({"pyproject.toml": "[tool.buildkit-tasks]\nplatform = ['linux/amd64']\n"}, {}, "pyproject.toml"),
+        ({}, {"INVOKE_BUILDKIT_PLATFORM": "linux/amd64"}, "environment"),
+    ],
+)
+def test_an_unknown_settings_key_is_named_with_its_place(
+    project: Project, unchanged: Unchanged, files: dict[str, str], env: dict[str, str], named: str
+) -> None:
+    project.write({"Dockerfile": "FROM scratch\n", **files})
+    with unchanged():
+        done = project.with_env(**env).task("build-multiarch", expect=2)
+    assert named in done.stderr
+    assert "did you mean 'platforms'?" in done.stderr
+
+
+def test_an_unknown_key_in_invokes_configuration_is_named(project: Project, unchanged: Unchanged) -> None:
+    tasks = "from buildkit_tasks.tasks import ns\n"
+    project.write({"tasks.py": tasks, "invoke.yaml": "buildkit: {platfroms: [linux/amd64]}\n"})
+    with unchanged():
+        done = project.command(*INVOKE, "build-multiarch")
+    assert done.code == 2, done.stderr
+    assert "unknown key 'platfroms'" in done.stderr
+    assert "did you mean 'platforms'?" in done.stderr
+
+
+def test_a_step_that_fails_passes_its_status_on_and_names_the_platform(
+    engine: Engine, project: Project, unchanged: Unchanged
+) -> None:
+    assert engine.version
+    dockerfile = 'FROM alpine:latest\nRUN test "$(uname -m)" != armv7l || exit 9\n'
+    project.write({"Dockerfile": dockerfile})
+    with unchanged():
+        done = project.task("build-multiarch", "--platform=linux/arm64,linux/arm/v6", expect=1)
+    error = done.stderr.rpartition("error: ")[2]
+    assert error.startswith("linux/arm/v6: docker buildx build failed with status 1: ")
+    assert "exit code: 9" in error
+
+
+def test_a_traceback_is_shown_only_when_asked(project: Project) -> None:
+    done = project.command(*TASKS, "build-multiarch", "--debug")
+    assert done.code == 2
+    assert "Traceback" in done.stderr
+    project.task("build-multiarch", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "hint"),
+    [
+        (("setup-builder", "--keep-state"), "--keep-state", "--recreate"),
+        (("build-multiarch", "--no-verify"), "--no-verify", "--push"),
+        (("build-multiarch", "--expect=x", "--cpu=floor"), "--expect, --cpu", "--push"),
+        (("build-multiarch", "--split", "-tr.example.org/x", "--parity=fail"), "--parity", "--push"),
+        (("arch-matrix", "--no-verify"), "--no-verify", "--push"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_told_of(
+    project: Project, unchanged: Unchanged, words: tuple[str, ...], option: str, hint: str
+) -> None:
+    project.write({"Dockerfile": "FROM scratch\n"})
+    with unchanged():
+        done = project.task(*words, expect=2)
+    assert option in done.stderr
+    assert hint in done.stderr.partition("next:")[2]

@@ -1,0 +1,211 @@
+"""Two tasks that unpack one image at once, and one that is killed in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
+from tests.conftest import ROOT
+from tests.support.oci import one, write_archive
+from tests.unit.run.sandbox.test_unpack import Item, a_file, a_folder, a_link, erase, layer
+
+MANY = 4000
+
+# Says when it has the root, whether it had to unpack it, and what is in it; keeps it until it is told.
+_PROGRAM = """
+import sys
+from pathlib import Path
+from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
+from buildkit_tasks.oci.transports.oci_archive import OciArchive
+from buildkit_tasks.oci.image import platform_manifests
+folder, archive, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+source = OciArchive(archive)
+with RootfsCache(folder, cap, None).acquire(source, platform_manifests(source)[0][1]) as root:
+    unpacked = "buildkit_tasks.run.sandbox.unpack" in sys.modules
+    print(len(list((root.path / "d").iterdir())), unpacked, flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Task:
+    """A process that uses a root."""
+
+    def __init__(self, folder: Path, archive: Path, cap: int = 1 << 30) -> None:
+        argv = [sys.executable, "-c", _PROGRAM, str(folder), str(archive), str(cap)]
+        self.process = subprocess.Popen(
+            argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> None:
+        _, said = self.process.communicate("\n", timeout=60)
+        assert self.process.returncode == 0, said
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+Start = Callable[..., Task]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    tasks: list[Task] = []
+
+    def begin(archive: Path, cap: int = 1 << 30) -> Task:
+        tasks.append(Task(tmp_path / "roots", archive, cap))
+        return tasks[-1]
+
+    yield begin
+    for task in tasks:
+        task.kill()
+
+
+def image(path: Path, count: int, *more: Item) -> Path:
+    files = (a_file(f"d/{number}", b"x") for number in range(count))
+    return write_archive(one([layer(a_folder("d"), *more, *files)]), path)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """One that takes a while; folders and links in it would be in the way of who removes it carelessly."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    return image(tmp_path / "large.tar", MANY, a_folder("a", mode=0), a_link("a/l", str(outside)))
+
+
+def digest(archive: Path) -> str:
+    with OciArchive(archive) as source:
+        return platform_manifests(source)[0][1].digest.hex
+
+
+def staging(tmp_path: Path, archive: Path) -> Path:
+    """The folder in which that image is being unpacked, once a part of it is there."""
+    for _ in range(10_000):
+        for found in (tmp_path / "roots").glob(f".staging-*{digest(archive)}*"):
+            if (found / "root/d/20").exists():
+                return found
+        time.sleep(0.001)
+    raise AssertionError("nobody unpacks it")
+
+
+def names(tmp_path: Path) -> set[str]:
+    return {path.name.split("-")[1][:64] for path in (tmp_path / "roots").iterdir() if path.name != ".lock"}
+
+
+def stopped(start: Start, tmp_path: Path, archive: Path) -> tuple[Task, Path]:
+    """A task in the middle of unpacking, which goes on when it is told to."""
+    task = start(archive)
+    place = staging(tmp_path, archive)
+    task.send(signal.SIGSTOP)
+    time.sleep(0.05)
+    assert place.exists(), "it was faster than we are"
+    return task, place
+
+
+def test_one_of_two_unpacks_and_the_other_waits_for_it(start: Start, tmp_path: Path, large: Path) -> None:
+    first, place = stopped(start, tmp_path, large)
+    second = start(large)
+    time.sleep(0.3)
+    assert place.exists()
+    first.send(signal.SIGCONT)
+    assert first.line() == f"{MANY} True"
+    assert second.line() == f"{MANY} False"
+    first.end()
+    second.end()
+    assert names(tmp_path) == {digest(large)}
+
+
+def test_another_image_waits_for_nobody(start: Start, tmp_path: Path, large: Path) -> None:
+    first, place = stopped(start, tmp_path, large)
+    other = start(image(tmp_path / "small.tar", 3))
+    assert other.line() == "3 True"
+    other.end()
+    assert place.exists()
+    first.send(signal.SIGCONT)
+    assert first.line() == f"{MANY} True"
+    first.end()
+
+
+def test_sixteen_at_once_all_get_the_root(start: Start, tmp_path: Path) -> None:
+    small = image(tmp_path / "small.tar", 50)
+    tasks = [start(small) for _ in range(16)]
+    lines = [task.line() for task in tasks]
+    assert {line.split()[0] for line in lines} == {"50"}
+    assert lines.count("50 True") == 1
+    for task in tasks:
+        task.end()
+    assert names(tmp_path) == {digest(small)}
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same image", "another image"])
+def test_what_one_that_was_killed_left_is_gone_after_the_next_run(
+    same: bool, start: Start, tmp_path: Path, large: Path
+) -> None:
+    killed, place = stopped(start, tmp_path, large)
+    killed.kill()
+    assert place.exists()
+    following = large if same else image(tmp_path / "small.tar", 3)
+    task = start(following)
+    assert task.line() == f"{MANY if same else 3} True"
+    task.end()
+    assert names(tmp_path) == {digest(following)}
+    assert os.listdir(tmp_path / "outside") == ["file"]  # noqa: PTH208 - its name
+
+
+def test_who_waits_for_one_that_is_killed_unpacks_itself(start: Start, tmp_path: Path, large: Path) -> None:
+    killed, _ = stopped(start, tmp_path, large)
+    waiting = [start(large), start(large)]
+    time.sleep(0.2)
+    killed.kill()
+    assert sorted(task.line() for task in waiting) == [f"{MANY} False", f"{MANY} True"]
+    for task in waiting:
+        task.end()
+    assert names(tmp_path) == {digest(large)}
+
+
+def test_a_root_is_in_use_until_its_user_dies_and_no_longer(start: Start, tmp_path: Path) -> None:
+    used, other = image(tmp_path / "used.tar", 3), image(tmp_path / "other.tar", 4)
+    user = start(used)
+    assert user.line() == "3 True"
+    greedy = start(other, cap=0)
+    assert greedy.line() == "4 True"
+    greedy.end()
+    assert names(tmp_path) == {digest(used)}
+    user.kill()
+    greedy = start(other, cap=0)
+    assert greedy.line() == "4 True"
+    assert names(tmp_path) == {digest(other)}
+    greedy.end()
+    assert names(tmp_path) == set()
+
+
+def test_one_that_is_interrupted_cleans_up_itself(start: Start, tmp_path: Path, large: Path) -> None:
+    task, place = stopped(start, tmp_path, large)
+    task.send(signal.SIGINT)
+    task.send(signal.SIGCONT)
+    task.process.communicate(timeout=60)
+    assert task.process.returncode != 0
+    assert not place.exists()
+    assert names(tmp_path) == set()
+    erase(tmp_path / "roots")

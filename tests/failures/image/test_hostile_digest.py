@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from buildkit_tasks.oci.model import OCI_MANIFEST
+from tests.failures.hostile_images import FORMS, refused, write
+from tests.support.oci import Memory, hello, index_json, layout_files, make_tar, platform_json
+from tests.support.project import Project
+
+HEX = "0" * 64
+HOSTILE = (
+    "sha256:../../../../../../etc/passwd",
+    f"sha256:{HEX}\n",
+    f"sha256:{HEX[:-1]}",
+    f"sha256:{'A' * 64}",
+    f"sha256:{'٣' * 64}",
+    f"../sha256:{HEX}",
+    f"sha1:{'0' * 40}",
+    f"sha256:{HEX}/../{HEX}",
+    "",
+)
+
+
+def naming(digest: str, where: str) -> Memory:
+    """An image of one platform in which a manifest, a config, a layer or a diff_id has that digest."""
+    memory = hello(["linux/amd64"])
+    (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
+    document = json.loads(memory.blobs[entry["digest"]])
+    if where == "manifest":
+        entry["digest"] = digest
+    elif where == "config":
+        document["config"]["digest"] = digest
+    elif where == "layer":
+        document["layers"][0]["digest"] = digest
+    else:
+        config = json.loads(memory.blobs[document["config"]["digest"]])
+        config["rootfs"]["diff_ids"] = [digest]
+        document["config"] = memory.put(config, document["config"]["mediaType"])
+    if where != "manifest":
+        entry = {**memory.put(document, OCI_MANIFEST), "platform": platform_json("linux/amd64")}
+    return memory.index([entry])
+
+
+@pytest.mark.parametrize("digest", HOSTILE)
+def test_what_is_no_digest_never_becomes_a_path(digest: str, project: Project) -> None:
+    refused(project, write(naming(digest, "layer"), project.folder, "oci"), "is no digest")
+
+
+@pytest.mark.parametrize(
+    ("where", "form"), list(zip(["manifest", "config", "layer", "diff_id"], FORMS, strict=True))
+)
+def test_wherever_it_stands_it_is_refused(where: str, form: str, project: Project) -> None:
+    refused(project, write(naming(HOSTILE[0], where), project.folder, form), "is no digest", "etc/passwd")
+
+
+@pytest.mark.parametrize("form", ["oci", "oci-archive"])
+def test_the_layouts_own_index_json_is_no_better(form: str, project: Project) -> None:
+    entry = {"mediaType": OCI_MANIFEST, "digest": HOSTILE[0], "size": 1}
+    name = write(hello(), project.folder, form)
+    data = json.dumps(index_json([entry])).encode()
+    if form == "oci":
+        (project.folder / "layout/index.json").write_bytes(data)
+    else:
+        files = {**layout_files(hello()), "index.json": data}
+        (project.folder / "image.tar").write_bytes(make_tar(files))
+    refused(project, name, "is no digest")
+
+
+@pytest.mark.parametrize("where", ["Config", "Layers"])
+@pytest.mark.parametrize(
+    "path", ["../../../../etc/passwd", "/etc/passwd", "blobs/sha256/../../manifest.json", "x\0y"]
+)
+def test_a_saved_archives_paths_stay_in_the_archive(where: str, path: str, project: Project) -> None:
+    config = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [f"sha256:{HEX}"]}}).encode()
+    image = {"Config": "c.json", "Layers": ["layer.tar"]} | {where: path if where == "Config" else [path]}
+    files = {"manifest.json": json.dumps([image]).encode(), "c.json": config, "layer.tar": b""}
+    (project.folder / "image.tar").write_bytes(make_tar(files))
+    refused(project, f"docker-archive:{project.folder}/image.tar", "is missing from")

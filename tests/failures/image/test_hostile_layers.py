@@ -1,0 +1,374 @@
+"""The rows about hostile images, for who unpacks them: nothing outside of the root is ever touched."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import sys
+import tarfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
+from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.limits import LIMITS, Limits
+from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.transports.layout import OciLayout
+from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
+from buildkit_tasks.run.sandbox.unpack import unpack
+from tests.support.oci import (
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    Memory,
+    hello,
+    make_tar,
+    one,
+    platform_json,
+    put_manifest,
+    write_folder,
+)
+from tests.unit.oci.layers.test_tar import END, block, extended, header, pax
+from tests.unit.run.sandbox.test_unpack import (
+    Item,
+    a_file,
+    a_folder,
+    a_hard_link,
+    a_link,
+    entry_of,
+    item,
+    layer,
+    refused,
+    unpacked,
+)
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+PLATFORM = "linux/amd64"
+
+
+def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: object) -> Memory:
+    """An image of one layer, stored as it is; ``descriptor`` may lie about it."""
+    memory = Memory()
+    stored = {**memory.put(blob, media_type), **descriptor}
+    config = {
+        **platform_json(PLATFORM),
+        "rootfs": {"type": "layers", "diff_ids": [str(Digest.from_bytes(tar))]},
+    }
+    entry = put_manifest(memory, config, [stored])
+    return memory.index([{**entry, "platform": platform_json(PLATFORM)}])
+
+
+def fails(source: Memory, place: Path, kind: type[BuildkitTasksError], limits: Limits = LIMITS) -> str:
+    """Why it is refused, within bounded time and memory; nothing of it is left."""
+    place.mkdir(exist_ok=True)
+    started = time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(kind) as caught:
+        unpack(source, entry_of(source), place / "root", limits=limits)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(place.iterdir()) == []
+    assert peak < 32 << 20
+    assert time.monotonic() - started < 60
+    assert caught.value.exit_code == (5 if kind is LimitExceeded else 1)
+    return caught.value.message
+
+
+# Row 38: a blob that is no file.
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "socket", "folder"])
+@pytest.mark.timeout(60)
+def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Path) -> None:
+    memory = hello([PLATFORM])
+    digest = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
+    path = write_folder(memory, tmp_path / "layout") / "blobs/sha256" / digest.partition(":")[2]
+    path.rename(path.with_name("elsewhere"))
+    if kind == "symlink":
+        path.symlink_to("elsewhere")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    roots = RootfsCache(tmp_path / "roots", 1 << 30, None)
+    source = OciLayout(tmp_path / "layout")
+    entry = platform_manifests(source)[0][1]
+    with pytest.raises(MalformedImage, match=digest), roots.acquire(source, entry):
+        pytest.fail("it was unpacked")
+    assert [each.name for each in (tmp_path / "roots").iterdir()] == [".lock"]
+
+
+# Row 39: nested indexes.
+
+
+def test_row_39_an_index_is_nothing_to_unpack(tmp_path: Path) -> None:
+    source = hello([PLATFORM])
+    with pytest.raises(MalformedImage, match="no image manifest"):
+        unpack(source, source.root_descriptor(), tmp_path / "root")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Row 40: traversal.
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What lies beside the place of the root."""
+
+    place: Path
+    folder: Path
+
+    def look(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for path in (self.folder, *self.folder.rglob("*")):
+            about = path.lstat()
+            times = about.st_mtime_ns, about.st_ctime_ns
+            found[str(path)] = (about.st_mode, about.st_uid, about.st_nlink, about.st_size, *times)
+        return found
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Outside]:
+    """Nothing of it is touched, whatever a test unpacks."""
+    found = Outside(tmp_path / "place", tmp_path / "outside")
+    found.place.mkdir()
+    for name in ("a/b", "etc"):
+        (found.folder / name).mkdir(parents=True)
+    for name in ("file", "a/file", "etc/hosts"):
+        (found.folder / name).write_bytes(b"")
+    before = found.look()
+    yield found
+    assert found.look() == before
+    assert {path.name for path in found.place.iterdir()} <= {"root"}
+
+
+OUT = "{out}"
+CLIMB = "../" * 30
+ATTACKS: dict[str, list[list[Item]]] = {
+    "a file through a link to the outside": [[a_link("l", OUT), a_file("l/new", b"x")]],
+    "a file through a link of a lower layer": [
+        [a_link("l", OUT)],
+        [a_file("l/new", b"x"), a_file("l/file", b"x")],
+    ],
+    "a file through a link that climbs": [[a_link("l", f"{CLIMB}{OUT}"), a_file("l/file", b"x")]],
+    "a file through two links": [[a_link("m", OUT), a_link("l", "m/a"), a_file("l/file", b"x")]],
+    "a file over a link to the outside": [[a_link("l", f"{OUT}/file")], [a_file("l", b"x", mode=0o777)]],
+    "a folder over a link to the outside": [
+        [a_link("l", OUT)],
+        [a_folder("l", mode=0o777, mtime=1), a_file("l/new")],
+    ],
+    "a folder through a link": [[a_link("l", OUT), a_folder("l/a", mode=0o777, mtime=1), a_folder("l/new")]],
+    "a link through a link": [[a_link("l", OUT), a_link("l/new", "x"), a_link("l/file", "x")]],
+    "a FIFO through a link": [[a_link("l", OUT), item("l/file", tarfile.FIFOTYPE)]],
+    "a device that takes away": [
+        [a_link("l", OUT), item("l/file", tarfile.CHRTYPE), item("l/a", tarfile.BLKTYPE)]
+    ],
+    "a whiteout through a link": [[a_link("l", OUT)], [a_file("l/.wh.file"), a_file("l/.wh.a")]],
+    "an opaque folder through a link": [[a_link("l", OUT)], [a_file("l/.wh..wh..opq")]],
+    "an opaque folder with a link in it": [[a_link("d/l", OUT), a_file("d/x")], [a_file("d/.wh..wh..opq")]],
+    "a whiteout of a link": [[a_link("l", OUT)], [a_file(".wh.l")]],
+    "a whiteout of a folder with a link in it": [
+        [a_link("d/l", OUT), a_link("d/e/l", OUT)],
+        [a_file(".wh.d")],
+    ],
+    "a file over a folder with a link in it": [
+        [a_link("d/l", OUT), a_link("d/e/l", f"{OUT}/a")],
+        [a_file("d")],
+    ],
+    "a link that is swapped": [
+        [a_folder("d"), a_file("d/x"), a_link("d", OUT), a_file("d/file", b"x"), a_file("d/y")]
+    ],
+    "a link in the way of /etc/hosts": [[a_link("etc", f"{OUT}/etc")]],
+    "a link as /etc/hosts": [[a_link("etc/hosts", f"{OUT}/etc/hosts")]],
+    "links where something is mounted": [[a_link(name, OUT) for name in ("tmp", "proc", "sys", "dev")]],
+    "a link to where a process sees its root": [
+        [a_link("l", f"/proc/self/root{OUT}"), a_file("l/file", b"x")]
+    ],
+    "a link to a descriptor": [[a_link("l", "/proc/self/fd/3"), a_file("l/x", b"x")]],
+    "a link to where we stand": [[a_link("l", "/proc/self/cwd"), a_file("l/x", b"x")]],
+    "a name from the root": [[a_file(f"{OUT}/file", b"x"), a_folder(f"{OUT}/a", mode=0o777)]],
+    "equal links": [[a_link("l", OUT), a_link("m", OUT), a_file("m", b"x"), a_file("l/file", b"x")]],
+}
+REFUSED_ATTACKS: dict[str, list[list[Item]]] = {
+    "a name that climbs": [[a_file(f"{CLIMB}{OUT}/file", b"x")]],
+    "a name that climbs later": [[a_file(f"a/{CLIMB}{OUT}/file", b"x")]],
+    "a folder that climbs": [[a_folder(f"a/../../{OUT}", mode=0o777)]],
+    "a whiteout that climbs": [[a_file("a/x")], [a_file(f"{CLIMB}{OUT}/.wh.file")]],
+    "a whiteout of what is above": [[a_file("a/x")], [a_file("a/.wh...")]],
+    "a hard link to the outside": [[a_hard_link("h", f"{OUT}/file")]],
+    "a hard link that climbs": [[a_hard_link("h", f"{CLIMB}{OUT}/file"), a_file("h", b"x")]],
+    "a hard link through a link": [[a_link("l", OUT), a_hard_link("h", "l/file"), a_file("h", b"x")]],
+    "a hard link through a link of a lower layer": [[a_link("l", OUT)], [a_hard_link("h", "l/a/file")]],
+    "a hard link to a name above": [[a_link("l", "."), a_hard_link("h", "l/..")]],
+}
+
+
+def aimed(attack: list[list[Item]], out: Path) -> list[list[Item]]:
+    """The same layers, at what is really outside."""
+
+    def at(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        copy = tarfile.TarInfo(info.name.replace(OUT, str(out)))
+        copy.type, copy.mode, copy.size, copy.mtime = info.type, info.mode, info.size, info.mtime
+        copy.linkname = info.linkname.replace(OUT, str(out))
+        return copy
+
+    return [[(at(info), data) for info, data in items] for items in attack]
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_row_40_nothing_outside_is_touched(attack: list[list[Item]], outside: Outside) -> None:
+    root = unpacked(outside.place, *aimed(attack, outside.folder))
+    assert stat.S_ISDIR(root.lstat().st_mode)
+
+
+@pytest.mark.parametrize("attack", REFUSED_ATTACKS.values(), ids=REFUSED_ATTACKS)
+def test_row_40_what_leads_out_is_refused(attack: list[list[Item]], outside: Outside) -> None:
+    assert refused(outside.place, *aimed(attack, outside.folder))
+
+
+def test_row_40_a_working_directory_leads_to_no_outside(outside: Outside) -> None:
+    out = str(outside.folder)
+    for number, folder in enumerate((f"{out}/new", "/l/new", f"/{CLIMB}{out}/new", "l/../l/new")):
+        done = outside.place.parent / f"done{number}"
+        unpacked(outside.place, [a_link("l", out)], WorkingDir=folder).rename(done)
+
+
+def test_row_40_a_root_that_is_thrown_away_leads_to_no_outside(outside: Outside) -> None:
+    source = one(
+        [layer(a_link("l", str(outside.folder)), a_link("d/e/l", str(outside.folder)), a_folder("d", mode=0))]
+    )
+    with RootfsCache(outside.place.parent / "roots", 0, None).acquire(source, entry_of(source)) as root:
+        assert (root.path / "l").is_symlink()
+    assert [each.name for each in (outside.place.parent / "roots").iterdir()] == [".lock"]
+
+
+# Row 41: bombs.
+
+
+def zeros(size: int) -> tuple[bytes, int]:
+    """The beginning of an archive with one file of zeros, and how many of them there are."""
+    info = tarfile.TarInfo("zeros")
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT), size
+
+
+def test_row_41_a_gzip_bomb_is_stopped_at_the_cap(tmp_path: Path) -> None:
+    head, size = zeros(1 << 30)
+    packed = gzip.compress(head) + gzip.compress(bytes(64 << 20)) * (size >> 26)
+    said = fails(image(packed, b""), tmp_path / "place", LimitExceeded, Limits(layer_bytes=100 << 20))
+    assert "larger than" in said
+
+
+def test_row_41_a_zstd_bomb_is_stopped_by_its_ratio(tmp_path: Path) -> None:
+    head, size = zeros(1 << 34)
+    packed = zstd.compress(head) + zstd.compress(bytes(64 << 20)) * (size >> 26)
+    assert "decompression bomb" in fails(image(packed, b"", LAYER_ZSTD), tmp_path / "place", LimitExceeded)
+
+
+def test_row_41_the_cap_of_an_image_holds_while_its_last_layer_is_read(tmp_path: Path) -> None:
+    layers = [make_tar({str(number): bytes(30 << 20)}) for number in range(3)]
+    assert "larger than" in fails(
+        one(layers), tmp_path / "place", LimitExceeded, Limits(image_bytes=64 << 20)
+    )
+
+
+# Row 42: PAX bombs.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(size=b"%o" % (1 << 30), kind=b"x") + bytes(5 << 20),
+        header(size=b"%o" % (1 << 30), kind=b"g") + bytes(5 << 20),
+        header(size=b"%o" % (1 << 30), kind=b"L") + bytes(5 << 20),
+        extended(pax(b"comment", b"x" * ((1 << 20) + 1))),
+        extended(b"".join(pax(b"k%d" % number, b"v") for number in range(2000))),
+        extended(pax(b"path", b"p" * 5000)),
+        extended(pax(b"uid", b"9" * 4400)) + header(),
+        extended(pax(b"mtime", b"9" * 900_000)) + header(),
+    ],
+    ids=["x", "g", "L", "comment", "records", "path", "uid", "mtime"],
+)
+def test_row_42_a_pax_bomb_is_refused(data: bytes, tmp_path: Path) -> None:
+    tar = data + END
+    fails(image(gzip.compress(tar), tar), tmp_path / "place", MalformedImage)
+
+
+# Row 43: very many entries.
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        lambda number: a_file(f"d{number % 7}/{number}"),
+        lambda number: a_folder(f"{number}"),
+        lambda number: a_link(f"{number}", "x"),
+        lambda number: a_file(f"{number}/" * 40 + "x"),
+        lambda number: a_file(f".wh.{number}"),
+    ],
+    ids=["files", "folders", "links", "folders that no entry is for", "whiteouts"],
+)
+def test_row_43_very_many_entries_are_refused(entries: Callable[[int], Item], tmp_path: Path) -> None:
+    source = one([layer(*map(entries, range(1200)))])
+    assert "too many" in fails(source, tmp_path / "place", LimitExceeded, Limits(entries=1000, nodes=900))
+
+
+def test_row_43_many_entries_that_are_allowed_take_little_memory(tmp_path: Path) -> None:
+    tar = b"".join(header(b"%d/%d" % (number % 100, number)) for number in range(20_000)) + END
+    source = image(gzip.compress(tar, 1), tar)
+    tracemalloc.start()
+    unpack(source, entry_of(source), tmp_path / "root")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert sum(len(list(os.scandir(each))) for each in (tmp_path / "root").glob("[0-9]*")) == 20_000
+
+
+# Row 44: sizes that are none.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(size=b"\x80" + (1 << 62).to_bytes(11, "big")),
+        header(size=b"\xff" * 12),
+        header(size=b"-0000000001\0"),
+        header(size=b"77777777777\0"),
+        extended(pax(b"size", b"-1")) + header(),
+        extended(pax(b"size", b"%d" % (1 << 62))) + header(),
+        extended(pax(b"size", b"1e9")) + header(),
+        header(size=b"4000") + block(b"x" * 100),
+    ],
+    ids=[
+        "2^62",
+        "negative",
+        "a minus",
+        "8 GiB that are not there",
+        "pax -1",
+        "pax 2^62",
+        "pax 1e9",
+        "cut off",
+    ],
+)
+def test_row_44_a_size_that_cannot_be_is_refused(data: bytes, tmp_path: Path) -> None:
+    for media_type, packed in ((LAYER_GZIP, gzip.compress(data)), (LAYER_TAR, data)):
+        fails(image(packed, data, media_type), tmp_path / "place", MalformedImage)
+
+
+@pytest.mark.parametrize("change", [-1, 1, 1 << 40])
+def test_row_44_a_layer_of_another_size_than_stated_is_refused(change: int, tmp_path: Path) -> None:
+    tar = layer(a_file("x", b"1" * 5000))
+    packed = gzip.compress(tar)
+    source = image(packed, tar, size=len(packed) + change)
+    assert str(Digest.from_bytes(packed)) in fails(source, tmp_path / "place", MalformedImage)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from buildkit_tasks.oci.model import OCI_MANIFEST
+from tests.failures.hostile_images import FORMS, refused, write
+from tests.support.oci import LAYER_GZIP, Memory, hello, index_json, make_tar, platform_json, put_manifest
+from tests.support.project import Project
+
+AMD64 = platform_json("linux/amd64")
+
+
+def lying(kind: str, size: object) -> Memory:
+    """An image of one platform whose layer, config or manifest is stated to have that size."""
+    memory = Memory()
+    layer = memory.put(make_tar({"main": b"x"}), LAYER_GZIP)
+    entry = put_manifest(memory, {**AMD64, "rootfs": {"diff_ids": []}}, [{**layer, "size": size}])
+    document = json.loads(memory.blobs[entry["digest"]])
+    if kind == "config":
+        document["layers"], document["config"]["size"] = [], size
+        entry = memory.put(document, OCI_MANIFEST)
+    if kind == "manifest":
+        entry["size"] = size
+    return memory.index([{**entry, "platform": AMD64}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "cause"),
+    [
+        ("manifest", 10, "is longer than the 10 bytes"),
+        ("manifest", 4_000_000, "4000000 are stated"),
+        ("config", 3, "is longer than the 3 bytes"),
+        ("layer", -1, "malformed"),
+        ("layer", 1 << 63, "malformed"),
+        ("layer", 1.5, "malformed"),
+        ("manifest", -5, "malformed"),
+    ],
+)
+def test_a_size_that_does_not_hold_is_found(kind: str, size: object, cause: str, project: Project) -> None:
+    refused(project, write(lying(kind, size), project.folder, "oci-archive"), cause)
+
+
+@pytest.mark.parametrize("form", ["oci", "gzip"])
+@pytest.mark.parametrize(
+    ("size", "cause"), [(1 << 62, f"{1 << 62} are stated"), (1, "is longer than the 1 bytes")]
+)
+def test_a_layer_of_another_size_is_found(size: int, cause: str, form: str, project: Project) -> None:
+    memory = hello(["linux/amd64"])
+    index = json.loads(memory.blobs[str(memory.root_descriptor().digest)])
+    (entry,) = index["manifests"]
+    document = json.loads(memory.blobs[entry["digest"]])
+    document["layers"][0]["size"] = size
+    memory.index([{**memory.put(document, OCI_MANIFEST), "platform": AMD64}])
+    assert refused(project, write(memory, project.folder, form), cause) == ["linux/amd64"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size"), list(zip(FORMS, [5 << 20, 1 << 62, 5 << 20, (1 << 63) - 1], strict=True))
+)
+def test_a_document_that_claims_too_much_is_not_read(size: int, form: str, project: Project) -> None:
+    name = write(lying("manifest", size), project.folder, form)
+    refused(project, name, f"claims {size} bytes; at most {4 << 20} are read", code=5)
+
+
+def test_an_index_of_another_size_is_found(project: Project) -> None:
+    memory = hello()
+    data = json.dumps(index_json([{**AMD64}])).encode()
+    memory.blobs[str(memory.root_descriptor().digest)] = data
+    assert refused(project, write(memory, project.folder, "oci"), "are stated") == ["unknown"]

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from buildkit_tasks.oci.model import Digest
+from tests.failures.pushing import Push, push
+from tests.support.oci import hello
+from tests.support.registry.hostile import Reply
+
+__all__ = ["push"]
+
+
+def test_a_rival_push_is_noticed_and_its_digest_told(push: Push) -> None:
+    digest, rival = push.send(hello()), str(Digest.from_bytes(b"rival"))
+    push.server.answer(
+        "HEAD */manifests/v1", Reply(status=404), Reply(headers={"Docker-Content-Digest": rival})
+    )
+    found = push.unnamed(digest, "team/app:v0", "team/app:v1", "team/app:v2")
+    host = push.server.host
+    assert f"a rival push moved {host}/team/app:v1 to {rival}" in found.message
+    assert f"moved: {host}/team/app:v0; not moved: " in found.message
+    assert found.exit_code == 4
+    assert push.server.moved == ["team/app:v0", "team/app:v1"]
+
+
+def test_a_rival_that_takes_the_tag_away_is_noticed_too(push: Push) -> None:
+    digest = push.send(hello())
+    push.server.answer("HEAD */manifests/v1", Reply(status=404), Reply(status=404))
+    found = push.unnamed(digest, "team/app:v1")
+    assert f"a rival push moved {push.server.host}/team/app:v1 away" in found.message
+
+
+def test_without_stated_digests_the_bytes_themselves_are_compared(push: Push) -> None:
+    push.server.states_digests = False
+    digest = push.send(hello())
+    other = hello(["linux/s390x"])
+    rival = other.blobs[str(other.root_descriptor().digest)]
+    headers = {"Content-Type": other.root_descriptor().media_type}
+    push.server.answer("GET */manifests/v1", Reply(headers=headers, body=rival))
+    found = push.unnamed(digest, "team/app:v1")
+    assert f"to {other.root_descriptor().digest}" in found.message

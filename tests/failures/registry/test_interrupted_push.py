@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.oci import Memory, hello, write_archive
+from tests.support.project import TASKS, Done, Project
+from tests.support.registry.hostile import Hostile, Reply, hostile
+
+STEPS = ("/v2/", "POST *", "PUT /upload/*", "PUT */manifests/sha256*", "PUT */manifests/v1")
+
+
+@pytest.fixture
+def server() -> Iterator[Hostile]:
+    with hostile() as server:
+        yield server
+
+
+def interrupted(project: Project, server: Hostile, step: str, number: signal.Signals, *options: str) -> Done:
+    """Push an archive into a registry that falls silent at a step; interrupt it there."""
+    archive = write_archive(hello(["linux/s390x"]), project.folder / "new.tar")
+    server.always(step, Reply(silent=True, unread=10 if step.startswith("PUT /upload") else None))
+    argv = [*TASKS, "push-multiarch", str(archive), f"--tag={server.host}/team/app:v1", *options]
+    with project.start(argv) as child:
+        deadline = time.monotonic() + 60
+        while not server.requests(step):
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started = time.monotonic()
+        child.send_signal(number)
+        stdout, stderr = child.communicate(timeout=60)
+    return Done(code=child.returncode, stdout=stdout, stderr=stderr, seconds=time.monotonic() - started)
+
+
+def hold_old(server: Hostile) -> str:
+    """Let the tag name an older image; gives its digest."""
+    old: Memory = hello(["linux/amd64"])
+    root = old.root_descriptor()
+    server.keep("team/app").found["manifests"]["v1"] = (root.media_type, old.blobs[str(root.digest)])
+    return str(root.digest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_push_that_is_interrupted_ends_at_once_and_the_tag_is_unchanged(
+    project: Project, server: Hostile, step: str, number: signal.Signals
+) -> None:
+    old = hold_old(server)
+    done = interrupted(project.with_env(HOME=str(project.folder)), server, step, number, "--no-verify")
+    assert done.code == 130
+    assert done.seconds < 10  # and not the minute that a silence may take
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert server.named("team/app:v1") == old
+
+
+def test_in_the_middle_of_a_name_it_is_told_that_nobody_knows(project: Project, server: Hostile) -> None:
+    hold_old(server)
+    done = interrupted(
+        project.with_env(HOME=str(project.folder)),
+        server,
+        "PUT */manifests/v1",
+        signal.SIGINT,
+        "--no-verify",
+        f"--tag={server.host}/team/app:v2",
+    )
+    host = server.host
+    assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in done.stderr
+
+
+def test_nothing_is_left_behind(project: Project, server: Hostile, tmp_path: Path) -> None:
+    interrupted(
+        project.with_env(HOME=str(project.folder)), server, "PUT /upload/*", signal.SIGINT, "--no-verify"
+    )
+    assert list((tmp_path / "tmp").iterdir()) == []

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.failures.pulling import LAYER, one_layer
+from tests.failures.pushing import Push, push
+from tests.support.oci import Memory
+from tests.support.registry.hostile import Reply
+
+__all__ = ["push"]
+
+RESET = Reply(reset=True)
+
+
+def arrived(push: Push, memory: Memory) -> bool:
+    found = push.server.keep("team/app").found
+    return all(found["blobs"].get(key, found["manifests"].get(key)) is not None for key in memory.blobs)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+@pytest.mark.parametrize("step", ["HEAD */blobs/*", "POST *", "PUT /upload/*", "PUT */manifests/*"])
+def test_a_server_error_that_passes_is_waited_for(push: Push, step: str, status: int) -> None:
+    memory = one_layer()
+    push.server.answer(step, Reply(status=status), Reply(status=status))
+    push.send(memory)
+    assert arrived(push, memory)
+    assert sum(push.waits) < 10
+
+
+@pytest.mark.parametrize("step", ["HEAD */blobs/*", "POST *", "PUT /upload/*", "PUT */manifests/*"])
+def test_a_reset_is_tried_again(push: Push, step: str) -> None:
+    memory = one_layer()
+    push.server.answer(step, RESET, RESET)
+    push.send(memory)
+    assert arrived(push, memory)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(reset=True, unread=300_000),
+        Reply(status=404, unread=300_000, body=b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}'),
+        Reply(status=400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}'),
+        Reply(status=416, unread=10),
+        Reply(status=500, unread=0),
+    ],
+    ids=["reset", "upload lost", "digest does not hold", "out of order", "server error"],
+)
+def test_a_blob_refused_in_the_middle_is_begun_anew_from_its_source(push: Push, reply: Reply) -> None:
+    memory = one_layer()
+    push.server.answer("PUT /upload/*", reply, reply)
+    push.send(memory, jobs=1)
+    assert arrived(push, memory)
+    assert len(push.server.requests("POST *")) == 4  # two blobs, and one of them twice more
+    assert push.server.keep("team/app").found["blobs"][next(iter(memory.blobs))][1] == LAYER
+
+
+def test_a_blob_refused_for_ever_is_told_after_four_tries(push: Push) -> None:
+    push.server.always(
+        "PUT /upload/*", Reply(status=400, body=b'{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}')
+    )
+    found = push.refused(one_layer())
+    assert "answers 400 for" in found.message
+    assert "BLOB_UPLOAD_INVALID" in found.message
+    assert len(push.server.requests("PUT /upload/*")) <= 8
+    assert push.server.requests("PUT */manifests/*") == []
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_error_that_stays_is_told_after_four_requests(push: Push, status: int) -> None:
+    push.server.always("PUT */manifests/*", Reply(status=status))
+    assert f"answers {status}, again and again" in push.refused(one_layer()).message
+    assert len(push.server.requests("PUT */manifests/*")) == 4
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    "step", ["/v2/", "HEAD */blobs/*", "POST *", "PUT /upload/*", "HEAD */manifests/*", "PUT */manifests/*"]
+)
+def test_a_refusal_is_told_at_once_with_the_login(push: Push, step: str, status: int) -> None:
+    headers = {"WWW-Authenticate": 'Basic realm="x"'} if status == 401 else {}
+    push.server.always(step, Reply(status=status, headers=headers))
+    found = push.refused(one_layer())
+    assert push.server.host in found.message
+    assert "team/app" in found.message
+    assert str(status) in found.message
+    assert found.hint == f"docker login {push.server.host}"
+    assert (len(push.server.requests(step)) <= 2, push.waits) == (True, [])
+
+
+@pytest.mark.parametrize("status", [405, 413, 422, 501, 301, 307])
+def test_any_other_answer_is_told_at_once(push: Push, status: int) -> None:
+    push.server.always("PUT */manifests/*", Reply(status=status, headers={"Location": "/elsewhere"}))
+    assert f"answers {status} for" in push.refused(one_layer()).message
+    assert (len(push.server.requests("PUT */manifests/*")), push.waits) == (1, [])

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from buildkit_tasks.errors import RegistryError
+from buildkit_tasks.oci.copy import push as publish
+from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.reference import Reference
+from tests.failures.pulling import one_layer
+from tests.failures.pushing import Push
+from tests.failures.pushing import push as _push
+from tests.support.oci import LAYER_GZIP, Memory, hello, platform_json, put_manifest
+from tests.support.registry.hostile import Reply, black_hole
+
+__all__ = ["_push"]
+
+LARGE = bytes(64 << 20)  # more than the kernel takes for a reader that does not read
+
+
+@pytest.fixture
+def push(_push: Push) -> Iterator[Push]:
+    """Limits of half a second; every test has to end in four."""
+    _push.access = dataclasses.replace(_push.access, connect_timeout=0.5, read_timeout=0.5)
+    started = time.monotonic()
+    yield _push
+    assert time.monotonic() - started < 4
+
+
+def large() -> Memory:
+    memory = Memory()
+    entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LARGE, LAYER_GZIP)])
+    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+
+
+def test_a_connection_that_nobody_takes_is_given_up(push: Push) -> None:
+    with black_hole() as host, pytest.raises(RegistryError) as caught:
+        publish.copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.access)
+    assert caught.value.message == f"http://{host} does not answer: no connection within 0.5 s"
+    assert (caught.value.exit_code, push.waits) == (4, [])
+
+
+@pytest.mark.parametrize(
+    "step", ["/v2/", "HEAD */blobs/*", "POST *", "PUT /upload/*", "HEAD */manifests/*", "PUT */manifests/*"]
+)
+def test_a_registry_that_falls_silent_is_given_up(push: Push, step: str) -> None:
+    push.server.always(step, Reply(silent=True))
+    found = push.refused(one_layer())
+    assert "does not answer: nothing, or next to nothing, within 0.5 s" in found.message
+    assert push.server.host in found.message
+
+
+def test_a_registry_that_stops_reading_in_the_middle_is_given_up(push: Push) -> None:
+    push.server.always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
+    assert "does not answer" in push.refused(large()).message
+    assert push.waits == []
+
+
+def test_reading_slowly_is_allowed_for_longer_than_connecting(push: Push) -> None:
+    push.access = dataclasses.replace(push.access, connect_timeout=0.2, read_timeout=1.5)
+    push.server.sluggish = 0.5
+    push.send(large())
+    assert push.server.keep("team/app").found["manifests"]
+
+
+def test_a_silent_answer_to_a_name_is_told_as_not_known(push: Push) -> None:
+    digest = push.send(hello())
+    push.server.always("PUT */manifests/v1", Reply(silent=True))
+    found = push.unnamed(digest, "team/app:v1", "team/app:v2")
+    host = push.server.host
+    assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in found.message

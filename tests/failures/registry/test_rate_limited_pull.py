@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+from email.utils import formatdate
+
+import pytest
+
+from tests.failures.pulling import LAYER, Bench, bench, one_layer
+from tests.support.registry.hostile import Reply, bearer, token
+
+__all__ = ["bench"]
+
+
+def busy(retry_after: str = "") -> Reply:
+    return Reply(status=429, headers={"Retry-After": retry_after} if retry_after else {}, body=b"slow down")
+
+
+def test_the_registrys_own_wait_is_kept(bench: Bench) -> None:
+    reference = bench.server.hold(one_layer())
+    bench.server.answer("*/manifests/v1", busy("7"), busy("8"))
+    bench.server.answer("*/blobs/*", busy("9"))
+    assert bench.read(reference) == [LAYER]
+    assert bench.waits == [7, 8, 9]
+    assert bench.server.connections == 1
+
+
+def test_the_wait_is_really_waited(bench: Bench) -> None:
+    bench.access = dataclasses.replace(bench.access, sleep=time.sleep)
+    reference = bench.server.hold(one_layer())
+    bench.server.answer("*/manifests/v1", busy("1"))
+    started = time.monotonic()
+    assert bench.read(reference) == [LAYER]
+    assert time.monotonic() - started >= 1
+
+
+def test_a_wait_may_be_a_date(bench: Bench) -> None:
+    reference = bench.server.hold(one_layer())
+    bench.server.answer("*/manifests/v1", busy(formatdate(time.time() + 30, usegmt=True)))
+    assert bench.read(reference) == [LAYER]
+    assert 25 <= bench.waits[0] <= 30
+
+
+def test_a_wait_past_all_patience_is_told_at_once(bench: Bench) -> None:
+    reference = bench.server.hold(one_layer())
+    bench.server.always("*", busy("3600"))
+    found = bench.refused(reference)
+    assert f"{bench.server.host} says 429, too many requests, and asks to wait 3600 s" in found.message
+    assert (
+        found.hint == f"wait 3600 s, then try again; `docker login {bench.server.host}` may raise the limit"
+    )
+    assert (bench.waits, len(bench.server.asked)) == ([], 1)
+
+
+def test_all_waits_together_are_capped(bench: Bench) -> None:
+    reference = bench.server.hold(one_layer())
+    bench.server.answer("*/manifests/v1", busy("25"))
+    bench.server.answer("*/blobs/*", busy("25"), busy("25"))
+    bench.refused(reference)
+    assert bench.waits == [25, 25]
+
+
+@pytest.mark.parametrize(
+    "rubbish", ["", "soon", "-5", "1e9", "9" * 5000, "Fri, 99 Foo 99999 99:99:99 GMT", "0"]
+)
+def test_without_a_sound_wait_it_is_tried_a_few_times(bench: Bench, rubbish: str) -> None:
+    reference = bench.server.hold(one_layer())
+    bench.server.always("*", busy(rubbish))
+    found = bench.refused(reference)
+    assert "says 429" in found.message
+    assert len(found.message) < 500
+    assert len(bench.server.asked) in (1, 4)
+    assert sum(bench.waits) <= 60
+
+
+def test_a_token_server_may_be_busy_too(bench: Bench) -> None:
+    reference = bench.server.hold(one_layer())
+    bench.server.answer("/v2/*", bearer(f"http://{bench.server.host}/token"))
+    bench.server.answer("/token*", busy("3"), token())
+    assert bench.read(reference) == [LAYER]
+    assert bench.waits == [3]

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from tests.failures.pulling import one_layer
+from tests.failures.pushing import Push, push
+from tests.support.oci import hello
+from tests.support.registry.hostile import Reply
+
+__all__ = ["push"]
+
+
+def busy(retry_after: str) -> Reply:
+    return Reply(status=429, headers={"Retry-After": retry_after}, body=b"slow down")
+
+
+def test_the_registrys_own_wait_is_kept_at_every_step_of_a_push(push: Push) -> None:
+    memory = one_layer()
+    push.server.answer("HEAD */blobs/*", busy("1"))
+    push.server.answer("POST *", busy("2"))
+    push.server.answer("PUT /upload/*", busy("3"))
+    push.server.answer("PUT */manifests/*", busy("4"))
+    digest = push.send(memory, jobs=1)
+    push.server.answer("PUT */manifests/v1", busy("5"))
+    push.name(digest, "team/app:v1")
+    assert push.waits == [1, 2, 3, 4, 5]
+    assert push.server.named("team/app:v1") == digest
+
+
+def test_a_wait_past_all_patience_is_told_at_once_and_no_tag_moves(push: Push) -> None:
+    digest = push.send(hello())
+    push.server.always("PUT */manifests/v1", busy("3600"))
+    found = push.unnamed(digest, "team/app:v1")
+    assert "says 429, too many requests, and asks to wait 3600 s" in found.message
+    assert found.hint == f"wait 3600 s, then try again; `docker login {push.server.host}` may raise the limit"
+    assert (push.waits, push.server.moved) == ([], [])
+
+
+def test_all_waits_of_one_push_are_capped(push: Push) -> None:
+    push.server.always("PUT /upload/*", busy("25"))
+    memory = one_layer()
+    assert "429" in push.refused(memory).message
+    assert sum(push.waits) <= 75  # a minute, and what two uploads waited for at the same time
+    assert push.server.requests("PUT */manifests/*") == []

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
+from buildkit_tasks.host.engine.sdk import connect_client
+from buildkit_tasks.system.command import SubprocessRunner
+from tests.failures.run.test_wrong_binary_is_not_run import _events
+from tests.integration.test_outputs import DOCKERFILE
+from tests.support import census
+from tests.support.project import Project, program
+
+AMD64 = "buildkit-tasks-test/amd64-only:1"
+LIE = "buildkit-tasks-test/says-arm64:1"
+TOOLS = SubprocessRunner(dry_run_output=sys.stderr)
+
+
+@pytest.fixture(scope="module")
+def graph(engine: Engine) -> Iterator[Engine]:
+    """An engine with the classic store, gone with its data afterwards."""
+    assert engine.version
+    name = "graph-row-54"
+    try:
+        yield ensure_private_engine(load_settings(), TOOLS, lambda _: None, store="graph", name=name)
+    except EngineError as error:
+        pytest.skip(f"no private engine beside this one: {error}")
+    stop_private_engine(load_settings(), TOOLS, lambda _: None, name=name)
+
+
+@pytest.fixture(params=["containerd", "graph"])
+def store(request: pytest.FixtureRequest, engine: Engine) -> Engine:
+    found: Engine = request.getfixturevalue("graph") if request.param == "graph" else engine
+    assert found.store == request.param
+    return found
+
+
+@pytest.fixture
+def local(store: Engine, project: Project) -> Iterator[Project]:
+    """Two images in the engine: one for amd64 alone, and one that says arm64 and holds amd64's program."""
+    env = {"INVOKE_BUILDKIT_DRIVER": "docker", "INVOKE_BUILDKIT_RUNNER": "docker", **store.env}
+    files = {"hello-amd64": program("linux/amd64"), "hello-arm64": program("linux/amd64")}
+    project = project.write({"Dockerfile": DOCKERFILE, **files}).with_env(**env)
+    project.task("build-multiarch", "--load", "-t", AMD64, "--platform=linux/amd64")
+    project.task("build-multiarch", "--load", "-t", LIE, "--platform=linux/arm64")
+    yield project
+    with contextlib.closing(connect_client(store)) as client:
+        for name in (AMD64, LIE):
+            client.images.remove(name, force=True)
+
+
+@contextlib.contextmanager
+def _unchanged(store: Engine, project: Project) -> Iterator[None]:
+    before = census.take(store, project.folder.parent)
+    yield
+    assert before.differences(census.take(store, project.folder.parent)) == {}
+
+
+def test_it_is_found_before_anything_is_run(store: Engine, local: Project) -> None:
+    with _unchanged(store, local), _events(store) as seen:
+        report = local.json("run-emulated", f"docker-daemon:{AMD64}", "--platform=linux/arm64", expect=1)
+    (row,) = report["results"]
+    assert (row["platform"], row["outcome"], row["exit_code"]) == ("linux/arm64", "failed", None)
+    assert row["message"].startswith("linux/arm64 is not in the image, which holds linux/amd64")
+    assert seen == []
+
+
+def test_the_platform_that_it_is_for_runs_beside_it(store: Engine, local: Project) -> None:
+    with _unchanged(store, local), _events(store) as seen:
+        asked = "--platform=linux/amd64,linux/arm64"
+        report = local.json("run-emulated", f"docker-daemon:{AMD64}", asked, expect=1)
+    assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
+    assert sum(event["Action"] == "start" for event in seen) == 1
+
+
+def test_one_that_only_says_so_is_found_by_its_program(store: Engine, local: Project) -> None:
+    with _unchanged(store, local), _events(store) as seen:
+        report = local.json("run-emulated", f"docker-daemon:{LIE}", "--platform=linux/arm64", expect=1)
+    (row,) = report["results"]
+    assert row["outcome"] == "wrong-arch"
+    assert "is made for amd64, not for arm64" in row["message"]
+    assert "start" not in {event["Action"] for event in seen}

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from buildkit_tasks.host.engine import Engine
+from tests.conftest import Unchanged
+from tests.integration.test_runs import image
+from tests.support import guests
+from tests.support.project import Project, program
+
+MEMORY = "the guest was killed: it went over its memory limit"
+PROCESSES = "the guest went over a limit: more than 256 processes"
+STDOUT = "the guest went over a limit: more than 1 MiB on standard output"
+STDERR = "the guest went over a limit: more than 1 MiB on standard error"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def docker(engine: Engine, project: Project) -> Project:
+    assert engine.version
+    return project.with_env(INVOKE_BUILDKIT_RUNNER="docker")
+
+
+def _hog_in_a_child(platform: str) -> bytes:
+    return guests.memory_hog(platform, in_a_child=True)
+
+
+def _flood_of_errors(platform: str) -> bytes:
+    return guests.flood(platform, stream=2)
+
+
+@pytest.mark.parametrize(
+    ("guest", "message", "status"),
+    [
+        (guests.memory_hog, MEMORY, 137),
+        (_hog_in_a_child, MEMORY, 0),  # the first process waits for its child and is content
+        (guests.fork_bomb, PROCESSES, 137),
+        (guests.flood, STDOUT, 137),
+        (_flood_of_errors, STDERR, 137),
+    ],
+)
+def test_a_guest_that_goes_over_a_cap_is_ended_at_once_and_that_is_said(
+    docker: Project, unchanged: Unchanged, guest: guests.Guest, message: str, status: int
+) -> None:
+    name = image(docker, *((platform, guest(platform)) for platform in guests.PLATFORMS))
+    with unchanged():
+        report = docker.json("run-emulated", name, "--timeout=40", "--jobs=1", expect=5)
+    for row in report["results"]:
+        assert (row["outcome"], row["message"]) == ("failed", message), row["platform"]
+        assert row["exit_code"] == status
+        assert row["seconds"] < 30
+        assert max(len(row["stdout"]), len(row["stderr"])) <= MIB
+
+
+def test_the_words_of_a_shell_meet_the_same_caps(docker: Project, unchanged: Unchanged) -> None:
+    docker.write({"Dockerfile": "FROM alpine:latest\n"})
+    docker.task("build-multiarch", "--platform=linux/arm64")
+    cases = {
+        guests.MEMORY_HOG: MEMORY,
+        guests.MEMORY_HOG_IN_A_CHILD: MEMORY,
+        guests.FORK_BOMB: PROCESSES,
+        guests.FLOOD: STDOUT,
+        guests.FLOOD_OF_ERRORS: STDERR,
+    }
+    for words, message in cases.items():
+        with unchanged():
+            (row,) = docker.json("run-emulated", f"--command=sh -c '{words}'", "--timeout=60", expect=5)[
+                "results"
+            ]
+        assert (row["outcome"], row["message"]) == ("failed", message), words
+
+
+def test_all_that_a_guest_may_write_is_kept(docker: Project, unchanged: Unchanged) -> None:
+    docker.write({"Dockerfile": "FROM alpine:latest\n"})
+    docker.task("build-multiarch", "--platform=linux/amd64")
+    words = f"head -c {MIB} /dev/zero | tr '\\\\0' x; head -c {MIB} /dev/zero | tr '\\\\0' y >&2"
+    with unchanged():
+        (row,) = docker.json("run-emulated", f'--command=sh -c "{words}"')["results"]
+    assert row["outcome"] == "passed"
+    assert (row["stdout"], row["stderr"]) == ("x" * MIB, "y" * MIB)
+
+
+def test_one_guests_cap_is_not_anothers(docker: Project, unchanged: Unchanged) -> None:
+    name = image(
+        docker,
+        ("linux/amd64", guests.flood("linux/amd64")),
+        ("linux/arm64", program("linux/arm64")),
+        ("linux/s390x", program("linux/s390x")),
+    )
+    with unchanged():
+        report = docker.json("run-emulated", name, expect=5)
+    assert [row["outcome"] for row in report["results"]] == ["failed", "passed", "passed"]

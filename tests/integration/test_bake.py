@@ -1,0 +1,222 @@
+"""Bake files on a real engine, with the images that others are built on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.oci.image import open_image, platform_manifests, read_manifest
+from buildkit_tasks.system.command import SubprocessRunner
+from tests.conftest import Unchanged
+from tests.support.project import Done, Project, program
+from tests.support.registry import real as registry
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "bake"
+TWO = ("linux/amd64", "linux/arm64")
+TINY = """\
+FROM scratch
+ARG TARGETARCH
+COPY hello-$TARGETARCH /hello
+CMD ["/hello"]
+"""
+
+
+@pytest.fixture
+def baked(engine: Engine, project: Project) -> Project:
+    """The bake file that the unit tests have as buildx printed it, with all that it builds."""
+    assert engine.version
+    shutil.copy(FIXTURES / "group.hcl", project.folder / "docker-bake.hcl")
+    web = 'FROM base\nARG GREETING\nRUN test -f /based && echo "$GREETING" > /greeting\n'
+    words = 'CMD ["/bin/sh", "-c", "cat /greeting; echo $BASED"]\n'
+    tools = 'FROM alpine AS a\nCMD ["echo", "this is a"]\nFROM alpine AS b\nCMD ["echo", "this is b"]\n'
+    return project.write({"web/Dockerfile": web + words, "worker/Dockerfile": tools})
+
+
+@pytest.fixture
+def tiny(engine: Engine, project: Project) -> Project:
+    """What a bake file needs to build an image of two platforms without a base or a step that runs."""
+    assert engine.version
+    files = {f"hello-{name.rpartition('/')[2]}": program(name) for name in TWO}
+    return project.write({"Dockerfile": TINY, **files}).with_env(INVOKE_BUILDKIT_PLATFORMS=",".join(TWO))
+
+
+def bake(project: Project, *options: str, expect: int = 0, file: str = "docker-bake.hcl") -> Any:
+    return project.json("build-multiarch", "--bake", file, *options, expect=expect)
+
+
+def rows(document: Any) -> dict[str, bool]:
+    return {row["name"]: row["ok"] for row in document["images"]}
+
+
+@pytest.mark.parametrize("name", ["group.hcl", "every.json", "compose.yaml"])
+def test_the_unit_tests_have_what_buildx_prints(name: str, engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "secret").touch()
+    shutil.copy(FIXTURES / name, tmp_path)
+    argv = [*engine.tools.buildx, "bake", "--print", f"--file={name}", "--set=*.output=", "--"]
+    done = SubprocessRunner().run(argv, engine.command_options(cwd=tmp_path, env={"TOKEN": "x"}))
+    expected = FIXTURES / f"{name.partition('.')[0]}.printed.json"
+    assert json.loads(done.stdout) == json.loads(expected.read_bytes())
+
+
+def test_every_target_is_built_verified_and_run(baked: Project, unchanged: Unchanged) -> None:
+    with unchanged():
+        found = bake(baked)
+    assert rows(found) == {"tool-a": True, "tool-b": True, "web": True}
+    for row in found["images"]:
+        assert row["build"]["outputs"] == [{"type": "oci", "dest": f"dist/{row['name']}.tar"}]
+        for step, key in (("build", "platforms"), ("verify", "platforms"), ("run", "results")):
+            assert [each["platform"] for each in row[step][key]] == list(TWO)
+    said = {row["name"]: {each["stdout"] for each in row["run"]["results"]} for row in found["images"]}
+    assert said == {
+        "tool-a": {"this is a\n"},
+        "tool-b": {"this is b\n"},
+        "web": {"hi ${USER}\nyes\n"},
+    }
+    # What web is built on is no image of this run.
+    assert sorted(path.name for path in (baked.folder / "dist").iterdir()) == [
+        "tool-a.tar",
+        "tool-b.tar",
+        "web.tar",
+    ]
+
+
+def test_what_a_target_says_is_in_its_image(baked: Project) -> None:
+    bake(baked, "--target=web")
+    with open_image(f"oci-archive:{baked.folder}/dist/web.tar") as source:
+        for _, entry in platform_manifests(source):
+            with source.open(read_manifest(source, entry).config) as stream:
+                config = json.load(stream)["config"]
+            assert config["Labels"]["org.example.a"] == 'b,c="d"'
+            assert "BASED=yes" in config["Env"]
+
+
+def test_a_group_is_asked_for_by_its_name_and_targets_repeat(baked: Project) -> None:
+    assert list(rows(bake(baked, "--target=matrix", "--platform=linux/amd64"))) == ["tool-a", "tool-b"]
+    found = bake(baked, "--target=tool-a", "--target=base", "--platform=linux/amd64")
+    assert rows(found) == {"tool-a": True, "base": True}
+
+
+def test_an_unknown_target_is_refused_in_buildxs_words(baked: Project, unchanged: Unchanged) -> None:
+    with unchanged():
+        refused = bake(baked, "--target=nope", expect=2)
+    assert refused["error"] == (
+        "docker-bake.hcl: failed to find target nope\n"
+        "  next: docker buildx bake --file=docker-bake.hcl --list=targets"
+    )
+
+
+def test_a_file_that_is_no_bake_file_is_refused_in_buildxs_words(tiny: Project) -> None:
+    tiny.write({"docker-bake.hcl": 'target "x" {\n'})
+    assert "docker-bake.hcl: " in bake(tiny, expect=2)["error"]
+
+
+def test_one_target_failing_does_not_stop_the_others(baked: Project) -> None:
+    baked.write({"worker/Dockerfile": "FROM alpine AS a\nRUN false\nFROM alpine AS b\n"})
+    done = baked.task(
+        "build-multiarch", "--json", "--bake=docker-bake.hcl", "--report=x.xml", "--report=x.md", expect=1
+    )
+    assert rows(done.document) == {"tool-a": False, "tool-b": True, "web": True}
+    assert "linux/" in done.document["images"][0]["error"]
+    assert not (baked.folder / "dist" / "tool-a.tar").exists()
+    junit = (baked.folder / "x.xml").read_text(encoding="utf-8")
+    assert '<testsuite name="web: run" tests="2" failures="0"' in junit
+    assert '<testcase classname="buildkit_tasks.tool-a" name="tool-a as a whole"' in junit
+    assert "2 of 3 images hold" in (baked.folder / "x.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_built_on_is_told_of_the_target_above(baked: Project) -> None:
+    text = (baked.folder / "docker-bake.hcl").read_text(encoding="utf-8")
+    baked.write({"docker-bake.hcl": text.replace("FROM alpine", "FROM alpine\nRUN false")})
+    found = bake(baked, expect=1)
+    assert rows(found) == {"tool-a": True, "tool-b": True, "web": False}
+    assert "base, on which it is built, could not be built" in found["images"][2]["error"]
+
+
+def test_the_matrix_sets_up_once_and_does_the_same(baked: Project) -> None:
+    found = baked.json("arch-matrix", "--bake=docker-bake.hcl", "--target=tool-a", "--expect=this is a")
+    assert [row["platform"] for row in found["setup"]["platforms"]] == list(TWO)
+    assert rows(found) == {"tool-a": True}
+    failed = baked.json("arch-matrix", "--bake=docker-bake.hcl", "--target=tool-a", "--expect=b$", expect=1)
+    assert failed["images"][0]["run"]["results"][0]["outcome"] == "failed"
+
+
+def test_a_compose_file_builds_its_services(tiny: Project) -> None:
+    service = "services:\n  hello:\n    build:\n      context: .\n      platforms: [linux/arm64]\n"
+    tiny.write({"compose.yaml": service})
+    found = bake(tiny, file="compose.yaml")
+    assert [row["platform"] for row in found["images"][0]["build"]["platforms"]] == ["linux/arm64"]
+
+
+def test_a_json_file_without_platforms_takes_those_of_the_settings(tiny: Project) -> None:
+    tiny.write({"bake.json": json.dumps({"target": {"default": {"context": "."}}})})
+    found = bake(tiny, file="bake.json")
+    assert [row["platform"] for row in found["images"][0]["build"]["platforms"]] == list(TWO)
+
+
+def test_a_key_that_cannot_be_honoured_is_refused_before_anything_is_built(
+    tiny: Project, unchanged: Unchanged
+) -> None:
+    tiny.write({"docker-bake.hcl": 'target "default" {\n  network = "host"\n}\n'})
+    with unchanged():
+        refused = bake(tiny, expect=2)
+    assert 'docker-bake.hcl: target default: network = "host" cannot be honoured' in refused["error"]
+    assert not (tiny.folder / "dist").exists()
+
+
+OUTPUTS = """\
+target "default" {
+  platforms = ["linux/amd64"]
+  output = ["type=oci,dest=out/a.tar", "type=local,dest=out/files"]
+}
+"""
+
+
+def test_a_files_outputs_are_written(tiny: Project) -> None:
+    found = bake(tiny.write({"docker-bake.hcl": OUTPUTS}))
+    assert found["images"][0]["build"]["outputs"] == [
+        {"type": "oci", "dest": "out/a.tar"},
+        {"type": "local", "dest": "out/files"},
+    ]
+    assert (tiny.folder / "out/files/hello").read_bytes() == program("linux/amd64")
+
+
+def test_reading_a_bake_file_or_failing_to_build_it_loses_no_output(tiny: Project) -> None:
+    tiny.write({"docker-bake.hcl": OUTPUTS, "out/a.tar": "kept"})
+    tiny.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")
+    assert (tiny.folder / "out/a.tar").read_text(encoding="utf-8") == "kept"
+    tiny.write({"Dockerfile": "FROM scratch\nCOPY nowhere /\n"})
+    assert not bake(tiny, expect=1)["ok"]
+    assert (tiny.folder / "out/a.tar").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_dry_run_shows_a_command_for_each_target_and_builds_none(
+    baked: Project, unchanged: Unchanged
+) -> None:
+    with unchanged():
+        done: Done = baked.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")
+    builds = [line for line in done.stdout.splitlines() if " --metadata-file=" in line]
+    assert len(builds) == 4
+    assert sum("--build-context=base=oci-layout://" in line for line in builds) == 1
+    assert not (baked.folder / "dist").exists()
+
+
+def test_a_target_that_pushes_gets_its_name_once_it_is_proved(tiny: Project, tmp_path: Path) -> None:
+    place = tmp_path / "registry"
+    place.mkdir()
+    with registry.serve(place) as host:
+        target = f'context = "."\n  tags = ["{host}/team/tiny:1"]\n  output = ["type=registry"]\n'
+        tiny.write({"docker-bake.hcl": f'target "default" {{\n  {target}}}\n'})
+        (row,) = bake(tiny)["images"]
+        assert [tag["ref"] for tag in row["tags"]] == [f"{host}/team/tiny:1"]
+        assert row["verify"]["subject"].startswith(f"docker://{host}/team/tiny@sha256:")
+        assert tiny.json("verify-arch", f"docker://{host}/team/tiny:1")["digest"] == row["build"]["digest"]
+        tiny.write({"hello-arm64": program("linux/amd64")})
+        (row,) = bake(tiny, expect=1)["images"]
+        assert (row["ok"], row["tags"]) == (False, [])
+        assert tiny.json("verify-arch", f"docker://{host}/team/tiny:1")["ok"]

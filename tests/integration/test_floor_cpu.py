@@ -1,0 +1,78 @@
+"""What the oldest promised CPU tells of real programs: the classic Dockerfile, and the example."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.platforms import Platform
+from tests.conftest import ROOT, TEN
+from tests.support.project import Project, repository
+
+SIX = "linux/arm/v6"
+CLASSIC = (SIX, "linux/arm/v7", "linux/amd64", "linux/arm64")
+
+
+@pytest.fixture(scope="module")
+def classic(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The Dockerfile that everybody copies, which knows nothing of GOARM, built."""
+    assert engine.version
+    folder = tmp_path_factory.mktemp("classic")
+    shutil.copytree(ROOT / "tests/fixtures/classic", folder / "repo")
+    project = repository(folder)
+    project.task("build-multiarch", f"--platform={','.join(CLASSIC)}", timeout=600)
+    return project
+
+
+def outcomes(report: Any) -> dict[str, str]:
+    return {row["platform"]: row["outcome"] for row in report["results"]}
+
+
+@pytest.mark.parametrize("runner", ["sandbox", "docker"])
+def test_on_the_newest_cpu_the_classic_image_seems_sound(classic: Project, runner: str) -> None:
+    report = classic.json("run-emulated", f"--runner={runner}", r"--expect=\[{goarch}\]")
+    assert outcomes(report) == dict.fromkeys(CLASSIC, "passed")
+
+
+@pytest.mark.parametrize("runner", ["sandbox", "docker"])
+def test_on_the_floor_cpu_the_classic_image_fails_for_arm_v6_and_says_goarm(
+    classic: Project, runner: str
+) -> None:
+    words = (f"--runner={runner}", "--cpu=floor", "--platform=linux/arm/v6,linux/arm/v7,linux/arm64")
+    report = classic.json("run-emulated", *words, expect=1)
+    assert outcomes(report) == {
+        SIX: "illegal-instruction", "linux/arm/v7": "passed", "linux/arm64": "passed"
+    }  # fmt: skip
+    row = report["results"][0]
+    assert "GOARM=6" in row["message"]
+    assert row["emulator"]["cpu"] == "arm1176"
+
+
+def test_the_example_passes_everywhere_on_the_floor_cpu(hello: Project) -> None:
+    hello.task("build-multiarch", timeout=600)
+    report = hello.json("run-emulated", "--runner=sandbox", "--cpu=floor")
+    assert outcomes(report) == dict.fromkeys(TEN, "passed")
+    found = {row["platform"]: row["emulator"]["cpu"] for row in report["results"]}
+    assert found == {platform: Platform.parse(platform).baseline_cpu for platform in TEN}
+    assert all(row["emulated"] for row in report["results"])
+
+
+def test_docker_cannot_run_the_hosts_own_platform_on_another_cpu_and_says_so(hello: Project) -> None:
+    hello.task("build-multiarch", timeout=600)
+    words = ("--runner=docker", "--cpu=floor", "--platform=linux/amd64,linux/arm/v6")
+    report = hello.json("run-emulated", *words, expect=1)
+    assert outcomes(report) == {"linux/amd64": "not-registered", SIX: "passed"}
+    assert "--runner=sandbox" in report["results"][0]["message"]
+
+
+def test_the_emulator_of_the_hosts_own_platform_leaves_it_alone(hello: Project, tmp_path: Path) -> None:
+    """The marked copy is made once, and the host's own programs run as ever."""
+    own = hello.with_env(INVOKE_BUILDKIT_CACHE="", TMPDIR=str(tmp_path))
+    own.task("build-multiarch", timeout=600)
+    report = own.json("run-emulated", "--runner=sandbox", "--cpu=both", "--platform=linux/amd64")
+    assert [row["emulated"] for row in report["results"]] == [False, True]
+    assert [row["outcome"] for row in report["results"]] == ["passed", "passed"]

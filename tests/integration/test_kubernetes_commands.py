@@ -1,0 +1,43 @@
+"""The driver kubernetes without a cluster: its commands, and what is said of the cluster that is missing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from buildkit_tasks.host.engine import Engine
+from tests.support.project import Project
+
+NODES = (
+    "--node=name=amd,platform=linux/amd64,driver-opt=nodeselector=kubernetes.io/arch=amd64",
+    "--node=name=arm,platform=linux/arm64,driver-opt=nodeselector=kubernetes.io/arch=arm64",
+)
+SETUP = ("setup-builder", "--driver=kubernetes", "--name=cluster", "--driver-opt=namespace=ci,replicas=3")
+
+
+def without_cluster(project: Project) -> Project:
+    folder = project.folder.parent
+    return project.with_env(BUILDX_CONFIG=str(folder / "buildx"), KUBECONFIG=str(folder / "none"))
+
+
+def test_a_dry_run_shows_how_every_node_is_made(engine: Engine, project: Project) -> None:
+    done = without_cluster(project).task(*SETUP, *NODES, "--dry-run")
+    shown = [shlex.split(line) for line in done.stdout.splitlines()]
+    made = [line[line.index("create") :] for line in shown if "create" in line]
+    common = ["--driver-opt=namespace=ci", "--driver-opt=replicas=3"]
+    before = ["create", "--name=cluster"]
+    assert made == [
+        [*before, "--driver=kubernetes", "--node=amd", *common,
+         "--driver-opt=nodeselector=kubernetes.io/arch=amd64"],
+        [*before, "--append", "--driver=kubernetes", "--node=arm", *common,
+         "--driver-opt=nodeselector=kubernetes.io/arch=arm64"],
+    ]  # fmt: skip
+    assert engine.version
+
+
+def test_without_a_cluster_it_is_told_and_nothing_is_left(engine: Engine, project: Project) -> None:
+    here = without_cluster(project)
+    done = here.task(*SETUP, "--platform=linux/amd64", expect=3)
+    assert "KUBECONFIG" in done.stderr
+    assert list(Path(here.env["BUILDX_CONFIG"]).glob("instances/*")) == []
+    assert engine.version

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine import Engine
+from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
+from buildkit_tasks.system.command import SubprocessRunner
+from tests.conftest import Unchanged
+from tests.failures.private_binfmt import qemu
+from tests.support import census, crashers, guests
+from tests.support.oci import Memory, add_platform, make_tar, write_archive
+from tests.support.project import HOPELESS, Project, program
+
+# The outcomes that a hang, a wrong program and a fatal signal have stand in tests/faults, rows 49, 51, 57.
+
+
+def image(project: Project, *rows: tuple[str, bytes], env: tuple[str, ...] = ()) -> str:
+    """An archive with one program for each platform."""
+    memory = Memory()
+    entries = [
+        add_platform(
+            memory, name, [make_tar({"main": data, "tmp/x": b""})], Entrypoint=["/main"], Env=list(env)
+        )
+        for name, data in rows
+    ]
+    memory.index(entries)
+    return str(write_archive(memory, project.folder / "image.tar"))
+
+
+def test_each_failure_has_its_own_outcome(engine: Engine, project: Project, unchanged: Unchanged) -> None:
+    assert engine.version
+    name = image(
+        project,
+        ("linux/amd64", program("linux/amd64")),
+        ("linux/arm64", program("linux/arm64", 7)),
+        ("linux/riscv64", program("linux/riscv64", code=HOPELESS)),
+        ("linux/s390x", program("linux/ppc64le")),
+    )
+    with unchanged():
+        report = project.json("run-emulated", name, expect=1)
+    outcomes = {row["platform"]: row["outcome"] for row in report["results"]}
+    assert outcomes == {
+        "linux/amd64": "passed",
+        "linux/arm64": "failed",
+        "linux/riscv64": "illegal-instruction",
+        "linux/s390x": "wrong-arch",
+    }
+    arm64 = report["results"][1]
+    assert (arm64["exit_code"], arm64["message"]) == (7, "exit status 7, expected 0")
+
+
+def test_an_expected_status_other_than_nothing_passes(engine: Engine, project: Project) -> None:
+    assert engine.version
+    name = image(
+        project, ("linux/amd64", program("linux/amd64", 7)), ("linux/arm64", program("linux/arm64", 7))
+    )
+    report = project.json("run-emulated", name, "--expect-exit=7")
+    assert [row["exit_code"] for row in report["results"]] == [7, 7]
+
+
+def test_output_that_does_not_match_fails(engine: Engine, project: Project) -> None:
+    assert engine.version
+    name = image(project, ("linux/arm64", program("linux/arm64")))
+    report = project.json("run-emulated", name, "--expect=hello", expect=1)
+    assert [row["outcome"] for row in report["results"]] == ["failed"]
+    assert "does not match" in report["results"][0]["message"]
+
+
+def test_a_platform_that_the_image_has_not_is_a_failure(engine: Engine, project: Project) -> None:
+    assert engine.version
+    name = image(project, ("linux/arm64", program("linux/arm64")))
+    report = project.json("run-emulated", name, "--platform=linux/arm64,linux/s390x", expect=1)
+    assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
+    assert report["results"][1]["message"] == (
+        "linux/s390x is not in the image, which holds linux/arm64\n"
+        "  next: inv build-multiarch --platform=linux/s390x"
+    )
+
+
+@pytest.mark.parametrize("name", ["missing.tar", "docker-daemon:no-such/image:1"])
+def test_an_image_that_is_not_there_is_a_usage_error(engine: Engine, project: Project, name: str) -> None:
+    assert engine.version
+    done = project.task("run-emulated", name, expect=2)
+    assert name.removeprefix("docker-daemon:") in done.stderr
+
+
+@pytest.fixture
+def docker(engine: Engine, project: Project) -> Project:
+    """A repository whose images are run in the engine."""
+    assert engine.version
+    return project.with_env(INVOKE_BUILDKIT_RUNNER="docker")
+
+
+EMULATED = tuple(name for name in guests.ON_NEWER if name not in ("linux/amd64", "linux/386"))
+
+
+def test_the_floor_cpu_finds_what_a_cpu_of_today_hides(docker: Project, unchanged: Unchanged) -> None:
+    name = image(docker, *((each, guests.of_a_newer_cpu(each)) for each in EMULATED))
+    with unchanged():
+        ran = docker.json("run-emulated", name)
+        floor = docker.json("run-emulated", name, "--cpu=floor", expect=1)
+    assert [row["outcome"] for row in ran["results"]] == ["passed"] * len(EMULATED)
+    for row in floor["results"]:
+        cpu = Platform.parse(row["platform"]).baseline_cpu
+        assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132), row["platform"]
+        assert row["emulator"]["cpu"] == cpu
+        assert cpu in row["message"]
+
+
+def test_a_program_for_the_oldest_cpu_runs_on_it(docker: Project, unchanged: Unchanged) -> None:
+    name = image(docker, *((each, program(each)) for each in EMULATED))
+    with unchanged():
+        report = docker.json("run-emulated", name, "--cpu=floor")
+    assert [row["outcome"] for row in report["results"]] == ["passed"] * len(EMULATED)
+
+
+def test_a_cpu_model_that_qemu_does_not_have_is_told_with_how_to_list_them(
+    docker: Project, unchanged: Unchanged
+) -> None:
+    name = image(docker, ("linux/arm64", program("linux/arm64")))
+    with unchanged():
+        done = docker.task("run-emulated", "--json", name, "--cpu=cortex-x99", expect=1)
+    (row,) = done.document["results"]
+    assert row["outcome"] == "not-registered"
+    assert row["message"].startswith("linux/arm64: QEMU has no CPU model 'cortex-x99'; ")
+    assert "qemu-aarch64 -cpu help" in row["message"]
+
+
+def test_a_cpu_model_that_qemu_cannot_be_is_told_with_what_it_says(
+    docker: Project, unchanged: Unchanged
+) -> None:
+    name = image(docker, ("linux/s390x", program("linux/s390x")))
+    with unchanged():
+        done = docker.task("run-emulated", "--json", name, "--cpu=z13", expect=1)
+    (row,) = done.document["results"]
+    assert row["outcome"] == "not-registered"
+    assert row["message"].startswith("linux/s390x: QEMU does not run as CPU model 'z13' (qemu-s390x: ")
+    assert "qemu-s390x -cpu help" in row["message"]
+
+
+def test_what_runs_natively_in_the_engine_is_not_run_on_a_cpu_model(
+    docker: Project, unchanged: Unchanged
+) -> None:
+    name = image(docker, ("linux/amd64", program("linux/amd64")))
+    with unchanged():
+        done = docker.task("run-emulated", "--json", name, "--cpu=qemu64", expect=1)
+    (row,) = done.document["results"]
+    assert (row["outcome"], row["exit_code"]) == ("not-registered", None)
+    assert "--runner=sandbox" in row["message"]
+
+
+def test_an_image_does_not_steer_the_emulator(docker: Project, unchanged: Unchanged) -> None:
+    # With QEMU_VERSION in its environment QEMU prints its version and ends with 0: nothing is run.
+    env = ("QEMU_VERSION=1", "QEMU_CPU=no-such-model", "QEMU_STRACE=1")
+    name = image(docker, ("linux/arm64", program("linux/arm64", 7)), env=env)
+    with unchanged():
+        (row,) = docker.json("run-emulated", name, "--expect-exit=7")["results"]
+    assert (row["outcome"], row["stdout"], row["stderr"]) == ("passed", "", "")
+
+
+def test_every_variable_that_this_qemu_reads_is_known(engine: Engine) -> None:
+    assert engine.version
+    done = subprocess.run([str(qemu()), "--help"], capture_output=True, text=True, check=False, timeout=30)
+    named = set(re.findall(r"^-\S.*?\s(QEMU_[A-Z_]+)\s", done.stdout, re.MULTILINE))
+    assert len(named) > 15
+    assert named <= set(QEMU_ENV_VARS)
+
+
+@pytest.fixture(scope="module")
+def graph(engine: Engine) -> Iterator[Engine]:
+    """An engine with the classic store, gone with its data afterwards."""
+    assert engine.version
+    name, tools = "graph-runs", SubprocessRunner(dry_run_output=sys.stderr)
+    try:
+        yield ensure_private_engine(load_settings(), tools, lambda _: None, store="graph", name=name)
+    except EngineError as error:
+        pytest.skip(f"no private engine beside this one: {error}")
+    stop_private_engine(load_settings(), tools, lambda _: None, name=name)
+
+
+def test_the_classic_store_ends_them_alike(docker: Project, graph: Engine) -> None:
+    classic = docker.with_env(**graph.env)
+    amd64, arm64 = "linux/amd64", "linux/arm64"
+    cases: list[tuple[str, str, int, tuple[tuple[str, bytes], ...]]] = [
+        ("passed", "", 0, ((amd64, program(amd64)), (arm64, program(arm64)))),
+        ("emulator-crash", "version", 1, ((arm64, crashers.internal_fault(arm64)),)),
+        ("failed", "memory limit", 5, ((amd64, guests.memory_hog(amd64)),)),
+        ("failed", "more than 256 processes", 5, ((arm64, guests.fork_bomb(arm64)),)),
+        ("failed", "more than 1 MiB", 5, ((amd64, guests.flood(amd64)), (arm64, guests.flood(arm64)))),
+        ("timeout", "more than 5 s", 124, ((arm64, guests.deaf(arm64)),)),
+        ("wrong-arch", "made for amd64", 1, ((arm64, program(amd64)),)),
+    ]
+    for outcome, words, code, rows in cases:
+        before = census.take(graph, classic.folder.parent)
+        report = classic.json("run-emulated", image(classic, *rows), "--timeout=5", expect=code)
+        assert [row["outcome"] for row in report["results"]] == [outcome] * len(rows), words
+        assert all(words in row["message"] and row["digest"] for row in report["results"])
+        assert before.differences(census.take(graph, classic.folder.parent)) == {}

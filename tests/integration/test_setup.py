@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.host.engine import Engine
+from tests.conftest import Unchanged
+from tests.support import census
+from tests.support.oci import hello, write_archive
+from tests.support.project import Project
+
+SLOW = 15.0  # seconds; it takes one or two, of which Docker Hub's silence may take three more
+
+
+def test_a_second_setup_is_quick_and_changes_nothing(
+    engine: Engine, project: Project, unchanged: Unchanged
+) -> None:
+    assert engine.version
+    first = project.json("setup-builder", "--platform=linux/amd64,linux/arm64")
+    with unchanged():
+        done = project.task("setup-builder", "--json", "--platform=linux/amd64,linux/arm64")
+    assert done.document == first
+    assert done.document["ok"]
+    assert done.seconds < SLOW
+
+
+def test_doctor_is_content_after_a_setup(engine: Engine, project: Project, unchanged: Unchanged) -> None:
+    assert engine.version
+    with unchanged():
+        found = project.json("doctor", "--platform=linux/amd64,linux/arm64")
+    assert found["ok"]
+    assert found["next"] == "inv build-multiarch"
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "setup-builder",
+        "build-multiarch",
+        "verify-arch image.tar",
+        "run-emulated image.tar",
+        "arch-matrix",
+        "doctor",
+        "remove-builder",
+        "stop-engine",
+    ],
+)
+def test_a_dry_run_changes_nothing(engine: Engine, project: Project, unchanged: Unchanged, task: str) -> None:
+    assert engine.version
+    write_archive(hello(), project.folder / "image.tar")
+    project.write({"Dockerfile": "FROM alpine:latest\nRUN true\n"})
+    files = _files(project.folder.parent)
+    with unchanged():
+        project.task(*task.split(), "--dry-run")
+    assert _files(project.folder.parent) == files
+
+
+@pytest.mark.parametrize("task", ["setup-builder", "build-multiarch", "arch-matrix", "stop-engine"])
+def test_a_dry_run_where_nothing_is_there_yet_fetches_nothing(
+    engine: Engine, project: Project, task: str
+) -> None:
+    if engine.kind != "private":
+        pytest.skip("an engine is there already")
+    empty = project.folder.parent / "cache"
+    alone = project.with_env(INVOKE_BUILDKIT_CACHE=str(empty), INVOKE_BUILDKIT_ENGINE="private")
+    alone.write({"Dockerfile": "FROM alpine:latest\nRUN true\n"})
+    table = census.handlers()
+    alone.task(task, "--dry-run")
+    assert _files(empty) == {}
+    assert not (project.folder / "dist").exists()
+    assert census.handlers() == table
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

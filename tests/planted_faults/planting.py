@@ -1,0 +1,207 @@
+"""What a planted lie is, how it is told, and what caught it.
+
+A lie is a function that takes a sound image and gives one in which one thing is wrong. Where it
+should be caught is declared beside it; the verdict comes from a run of ``verify`` on both.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.report.model import Check, VerifyReport
+from buildkit_tasks.verify import VerifyOptions, verify
+from buildkit_tasks.verify.host_match import read_cluster_nodes
+from tests.planted_faults.bases import Parts
+from tests.support.oci import Memory
+
+SUBJECT = "image.tar"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Catch:
+    """A check that does not hold, or one that holds and warns, at a platform and perhaps a path."""
+
+    check: str
+    platform: str
+    path: str = ""
+    warning: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of an image: the words of ``verify-arch``."""
+
+    platforms: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+    nodes: str = ""
+    parity: str = "warn"
+    allow_foreign: Sequence[str] = ()
+
+    def options(self, folder: Path) -> list[str]:
+        """The task's options; a file of nodes is written into the folder."""
+        lists = [
+            f"--platform={','.join(self.platforms)}" if self.platforms else "",
+            f"--for={','.join(self.hosts)}" if self.hosts else "",
+            f"--for-nodes={self._nodes(folder)}" if self.nodes else "",
+            f"--parity={self.parity}" if self.parity != "warn" else "",
+            *(f"--allow-foreign={pattern}" for pattern in self.allow_foreign),
+        ]
+        return [option for option in lists if option]
+
+    def ask(self, image: Memory) -> VerifyReport:
+        """The verdict on an image in memory."""
+        hosts = dict.fromkeys(parse_platforms(self.hosts), 0)
+        if self.nodes:
+            with tempfile.TemporaryDirectory() as folder:
+                hosts |= read_cluster_nodes(self._nodes(Path(folder)))
+        rules = VerifyOptions(allow_foreign=tuple(self.allow_foreign), parity=self.parity, hosts=hosts)
+        return verify(image, parse_platforms(self.platforms), SUBJECT, rules)
+
+    def _nodes(self, folder: Path) -> Path:
+        path = folder / "nodes.json"
+        path.write_text(self.nodes)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """An image with a lie in it, and its control: the same one without the lie."""
+
+    image: Memory
+    control: Memory
+    question: Question = Question()
+    of_control: Question | None = None
+
+
+Planter = Callable[[Parts], Planted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lie:
+    """A planter, what it plants in words, and where it has to be caught, with which words.
+
+    A lie without catches is none: what only looks like a lie must hold. ``task`` is the exit status
+    where the lie is also told to the task as a process.
+    """
+
+    name: str
+    text: str
+    plant: Planter
+    catches: tuple[Catch, ...]
+    says: tuple[str, ...] = ()
+    layer: int | None = None
+    task: int | None = None
+
+
+ENTERED: list[Lie] = []
+
+
+def lie(
+    text: str,
+    *catches: Catch,
+    says: str | Sequence[str] = (),
+    layer: int | None = None,
+    task: int | None = None,
+) -> Callable[[Planter], Planter]:
+    """Enter a planter into the table. ``layer`` is the number of the layer that is named, from 0."""
+
+    def enter(plant: Planter) -> Planter:
+        words = (says,) if isinstance(says, str) else tuple(says)
+        name = plant.__name__
+        assert name not in {each.name for each in ENTERED}, name
+        ENTERED.append(
+            Lie(name=name, text=text, plant=plant, catches=catches, says=words, layer=layer, task=task)
+        )
+        return plant
+
+    return enter
+
+
+def truth(text: str) -> Callable[[Planter], Planter]:
+    """Enter something that only looks like a lie: nothing may catch it."""
+    return lie(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caught:
+    """One thing that ``verify`` said about an image with a lie in it; ``layer`` by its number."""
+
+    catch: Catch
+    message: str
+    layer: int | None = None
+    layers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of a lie: what was said about it, and about its control."""
+
+    lie: Lie
+    caught: tuple[Caught, ...]
+    control: tuple[Caught, ...]
+
+    @property
+    def surprises(self) -> list[str]:
+        """In words, everything that is not as it was declared; nothing if all is."""
+        return list(self._surprises())
+
+    def _surprises(self) -> Iterator[str]:
+        failed = [each for each in self.control if not each.catch.warning]
+        yield from (f"the control fails: {each.message}" for each in failed)
+        known = {(each.catch, each.message) for each in self.control}
+        new = [each for each in self.caught if (each.catch, each.message) not in known]
+        found, declared = {each.catch for each in new}, set(self.lie.catches)
+        said = "\n".join(each.message for each in new)
+        yield from (f"not caught: {each}" for each in sorted(declared - found))
+        yield from (f"caught as well: {each}\n{said}" for each in sorted(found - declared))
+        yield from (f"not said: {words!r} in\n{said}" for words in self.lie.says if words not in said)
+        if self.lie.layer is not None and self.lie.layer not in {each.layer for each in new}:
+            yield f"not layer {self.lie.layer} but {[each.layer for each in new]}"
+
+
+def judge(one: Lie, parts: Parts) -> Verdict:
+    """Plant a lie and let ``verify`` look at both images."""
+    planted = one.plant(parts)
+    question = planted.of_control or planted.question
+    return Verdict(
+        lie=one,
+        caught=tuple(_caught(planted.image, planted.question)),
+        control=tuple(_caught(planted.control, question)),
+    )
+
+
+def _caught(image: Memory, question: Question) -> Iterator[Caught]:
+    report = question.ask(image)
+    for verdict in report.platforms:
+        for check in verdict.checks:
+            if check.warning or not check.ok:
+                layers = _layers(image, verdict.digest) if check.layer else []
+                yield Caught(
+                    catch=_catch(check, verdict.platform),
+                    message=check.message,
+                    layer=layers.index(check.layer) if check.layer in layers else None,
+                    layers=len(layers),
+                )
+
+
+def _catch(check: Check, platform: str) -> Catch:
+    return Catch(check.name, platform, check.path, check.warning)
+
+
+def _layers(image: Memory, digest: str) -> list[str]:
+    """The digests of a platform's layers."""
+    found = [entry for _, entry in platform_manifests(image) if str(entry.digest) == digest]
+    return [str(layer.digest) for layer in read_manifest(image, found[0]).layers] if found else []
+
+
+def shortened(message: str, most: int = 240) -> str:
+    """A message for a table: digests without their digits, one line, not too long."""
+    text = " ".join(_DIGEST.sub("…", message).split())
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
+
+
+def images(text: str, **build_args: str) -> list[str]:
+    return list(parse_base_images(text, build_args).images)
+
+
+def test_the_examples_own_bases_are_found() -> None:
+    example = Path(__file__).parents[3] / "examples/hello/Dockerfile"
+    found = parse_base_images(example.read_text(encoding="utf-8"), {})
+    assert found == BaseImages(images=("golang:1.27", "alpine:latest"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("FROM alpine", ["alpine"]),
+        ("from alpine:3.20 as x", ["alpine:3.20"]),
+        ("FROM --platform=$BUILDPLATFORM golang:1.17 AS build", ["golang:1.17"]),
+        ("FROM docker.io/library/alpine@sha256:00", ["docker.io/library/alpine@sha256:00"]),
+        ("FROM scratch\nCOPY x /", []),
+        ("FROM a AS one\nFROM one AS two\nFROM TWO\nCOPY --from=One /x /x", ["a"]),
+        ("FROM a\nFROM a", ["a"]),
+        ("FROM a AS x\nFROM b\nCOPY --from=x / /\nCOPY --from=0 / /\nCOPY --from=c:1 / /", ["a", "b", "c:1"]),
+        ("FROM a\nRUN --mount=type=bind,from=b,target=/x ls", ["a", "b"]),
+        ("FROM a\nRUN --mount=type=cache,target=/x --mount=from=c,target=/y ls", ["a", "c"]),
+        ("FROM a\nCOPY --chown=1:1 --from=b /x /y", ["a", "b"]),
+        ("FROM a\nCOPY --from=$X /x /y", ["a"]),
+        ("# FROM b\nFROM a\n  # FROM c\n", ["a"]),
+        ("FROM \\\n  --platform=linux/amd64 \\\n  a \\\n  AS x", ["a"]),
+        ("FROM \\\n# a remark in between\n  a", ["a"]),
+        ("FROM a\nRUN echo FROM b", ["a"]),
+        ("FROM a\r\nFROM b\r\n", ["a", "b"]),
+        ("", []),
+        ("FROM", []),
+    ],
+)
+def test_what_is_fetched_is_found_and_nothing_else(text: str, expected: list[str]) -> None:
+    assert images(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "build_args", "expected"),
+    [
+        ("alpine:$V", {}, "alpine:3"),
+        ("alpine:${V}", {}, "alpine:3"),
+        ("alpine:$V", {"V": "4"}, "alpine:4"),
+        ("${R}/alpine", {}, "my.example/alpine"),
+        ("${NONE:-busybox}", {}, "busybox"),
+        ("${NONE-busybox}", {"NONE": "alpine"}, "busybox"),
+        ("${V:-9}", {}, "3"),
+        ('"alpine"', {}, "alpine"),
+    ],
+)
+def test_arguments_before_the_first_from_are_filled_in(
+    word: str, build_args: dict[str, str], expected: str
+) -> None:
+    text = f"ARG V=3 R='my.example'\nFROM {word}\n"
+    assert images(text, **build_args) == [expected]
+
+
+def test_an_argument_inside_a_stage_does_not_name_a_base() -> None:
+    assert images("ARG V=1\nFROM a:$V AS x\nARG V=2\nFROM b:$V\n") == ["a:1", "b:1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "syntax"),
+    [
+        ("# syntax=docker/dockerfile:1\nFROM a", "docker/dockerfile:1"),
+        ("#syntax = docker/dockerfile:1  \nFROM a", "docker/dockerfile:1"),
+        ("# Syntax=x\nFROM a", "x"),
+        ("# escape=`\n# check=skip=all\n# syntax=x\nFROM a", "x"),
+        ("\ufeff# syntax=x\nFROM a", "x"),
+        ("# a remark\n# syntax=x\nFROM a", ""),
+        ("\n# syntax=x\nFROM a", ""),
+        ("FROM a\n# syntax=x", ""),
+        ("FROM a", ""),
+    ],
+)
+def test_a_front_end_is_found_among_the_first_lines_only(text: str, syntax: str) -> None:
+    assert parse_base_images(text, {}) == BaseImages(images=("a",), syntax=syntax)
+
+
+def test_a_line_goes_on_after_the_escape_character_that_holds() -> None:
+    assert images("FROM a AS x\nRUN v=`date`\nFROM b\n") == ["a", "b"]
+    assert images("# escape=`\nFROM `\n a\nRUN dir C:\\\nFROM b\n") == ["a", "b"]

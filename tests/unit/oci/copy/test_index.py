@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from buildkit_tasks.errors import CheckFailed, MalformedImage
+from buildkit_tasks.oci.copy.index import Part, merge_parts
+from buildkit_tasks.oci.model import OCI_MANIFEST, Digest, parse_index
+from buildkit_tasks.platforms import Platform
+from tests.support.oci import Json, platform_json
+
+AMD, ARM, OLD = (Platform.parse(name) for name in ("linux/amd64", "linux/arm64", "linux/arm/v6"))
+
+
+def entry(text: str, platform: str, **more: object) -> Json:
+    digest = str(Digest.from_bytes(text.encode()))
+    return {
+        "mediaType": OCI_MANIFEST,
+        "digest": digest,
+        "size": 7,
+        "platform": platform_json(platform),
+        **more,
+    }
+
+
+def part(platform: Platform, *, about: str | None = None, name: str = "", **annotations: str) -> Part:
+    image = entry(f"image {platform}", str(platform))
+    stated = {"vnd.docker.reference.digest": about if about is not None else image["digest"]}
+    attestation = entry(f"about {platform}", "unknown/unknown", annotations=stated)
+    return Part(
+        name=name or f"part-{platform.slug}",
+        platform=platform,
+        image=image,
+        attestations=(attestation,),
+        annotations=annotations,
+    )
+
+
+def test_images_stand_in_the_order_that_was_asked_for_and_attestations_after() -> None:
+    index = parse_index(merge_parts([part(AMD), part(OLD), part(ARM)], [ARM, AMD, OLD]))
+    assert [entry.platform for entry in index.manifests[:3]] == [ARM, AMD, OLD]
+    about = [entry.annotations["vnd.docker.reference.digest"] for entry in index.manifests[3:]]
+    assert about == [str(entry.digest) for entry in index.manifests[:3]]
+
+
+def test_without_an_order_it_is_that_of_the_parts() -> None:
+    index = parse_index(merge_parts([part(OLD), part(AMD)]))
+    assert [entry.platform for entry in index.manifests[:2]] == [OLD, AMD]
+
+
+def test_the_order_of_the_parts_changes_no_byte() -> None:
+    parts = [part(AMD, key="value"), part(OLD, key="value"), part(ARM, key="value")]
+    assert merge_parts(parts, [AMD, ARM, OLD]) == merge_parts(parts[::-1], [AMD, ARM, OLD])
+
+
+def test_entries_keep_what_nobody_here_knows() -> None:
+    image = entry("x", "windows/amd64", data="eA==", annotations={"a": "b"})
+    image["platform"] |= {"os.version": "10.0.1", "os.features": ["win32k"]}
+    own = Part(name="x", platform=Platform.normalize("windows", "amd64"), image=image)
+    assert json.loads(merge_parts([own]))["manifests"] == [image]
+
+
+def test_what_all_parts_say_of_themselves_the_index_says_too() -> None:
+    data = merge_parts([part(AMD, version="1", built="a"), part(ARM, version="1", built="b")])
+    assert json.loads(data)["annotations"] == {"version": "1"}
+    assert "annotations" not in json.loads(merge_parts([part(AMD, built="a"), part(ARM)]))
+
+
+def test_a_platform_that_is_there_twice_is_named_with_both_parts() -> None:
+    with pytest.raises(CheckFailed, match=r"two parts are for this platform: one and two") as caught:
+        merge_parts([part(AMD, name="one"), part(AMD, name="two")])
+    assert (caught.value.platform, caught.value.exit_code) == (AMD, 1)
+
+
+def test_every_missing_and_every_extra_platform_is_named() -> None:
+    with pytest.raises(CheckFailed) as caught:
+        merge_parts([part(AMD)], [ARM, OLD])
+    assert caught.value.message == (
+        "the parts are not the 2 platforms that are expected: no part is for linux/arm64; "
+        "no part is for linux/arm/v6; part-amd64 is for linux/amd64"
+    )
+    assert caught.value.hint
+
+
+def test_variants_are_told_apart() -> None:
+    with pytest.raises(CheckFailed, match="no part is for linux/arm/v7"):
+        merge_parts([part(OLD)], [Platform.parse("linux/arm/v7")])
+
+
+def test_nothing_makes_no_index() -> None:
+    with pytest.raises(CheckFailed, match="no part"):
+        merge_parts([], [AMD])
+
+
+def test_an_attestation_about_something_else_is_refused() -> None:
+    other = str(Digest.from_bytes(b"other"))
+    with pytest.raises(MalformedImage, match=f"is about {other}, not about its image"):
+        merge_parts([part(AMD, about=other)])

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.layers.rootfs import FileType, RootFs, iter_names
+from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers, scan_layer
+from buildkit_tasks.oci.layers.stream import open_layer
+from buildkit_tasks.oci.limits import Limits
+from buildkit_tasks.oci.model import Digest
+from tests.support.oci import (
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    Memory,
+    add_platform,
+    descriptor,
+    flip,
+    folder,
+    hard_link,
+    make_tar,
+    member,
+    one,
+    probe,
+    symlink,
+)
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+TAR = make_tar({"a": b"x" * 100, "b": os.urandom(300_000)})
+SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\0\0\0meta"
+
+
+def tree(*tars: bytes) -> RootFs:
+    memory = one(tars)
+    return flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+
+
+def names(rootfs: RootFs, path: str = "/") -> list[str]:
+    found = rootfs.resolve(path)
+    assert found is not None
+    return sorted({name for name, _ in iter_names(found.node)})
+
+
+@pytest.mark.parametrize(
+    ("media_type", "data"),
+    [
+        (LAYER_TAR, TAR),
+        ("application/vnd.docker.image.rootfs.diff.tar", TAR),
+        (LAYER_GZIP, gzip.compress(TAR)),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip.compress(TAR)),
+        (LAYER_GZIP, gzip.compress(TAR[:5000]) + gzip.compress(b"") + gzip.compress(TAR[5000:])),
+        (LAYER_GZIP, b"".join(gzip.compress(TAR[at : at + 999], 1) for at in range(0, len(TAR), 999))),
+        (LAYER_ZSTD, zstd.compress(TAR)),
+        (LAYER_ZSTD, zstd.compress(TAR[:5000]) + SKIPPABLE + zstd.compress(TAR[5000:]) + SKIPPABLE),
+        (LAYER_ZSTD, SKIPPABLE + zstd.compress(TAR)),
+    ],
+)
+def test_each_form_of_layer_gives_the_same_archive(media_type: str, data: bytes) -> None:
+    memory = Memory()
+    scan = scan_layer(memory, descriptor(memory.put(data, media_type)))
+    assert scan.diff_id == Digest.from_bytes(TAR)
+    assert scan.size == len(TAR)
+    assert sorted(scan.root.children) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("media_type", "data", "cause"),
+    [
+        (LAYER_GZIP, zstd.compress(TAR), "says gzip; its bytes are zstd"),
+        (LAYER_TAR, gzip.compress(TAR), "says plain; its bytes are gzip"),
+        (LAYER_GZIP, TAR, "says gzip; its bytes are plain"),
+        (LAYER_GZIP, gzip.compress(TAR)[:-4], "end too early"),
+        (LAYER_GZIP, gzip.compress(TAR)[:-5000], "end too early"),
+        (LAYER_GZIP, flip(gzip.compress(TAR), -6), "gzip data are damaged"),
+        (LAYER_GZIP, gzip.compress(TAR) + b"garbage" * 9, "gzip data are damaged"),
+        (LAYER_ZSTD, zstd.compress(TAR)[:-4], "end too early"),
+        (LAYER_ZSTD, zstd.compress(TAR) + b"garbage", "zstd data are damaged"),
+        ("application/vnd.in-toto+json", b"{}", "no known kind of layer"),
+        (f"{LAYER_GZIP}+encrypted", b"{}", "no known kind of layer"),
+    ],
+)
+def test_a_layer_that_is_not_what_it_says_is_refused(media_type: str, data: bytes, cause: str) -> None:
+    memory = Memory()
+    with pytest.raises(MalformedImage, match=cause):
+        scan_layer(memory, descriptor(memory.put(data, media_type)))
+
+
+def test_row_33_a_flipped_byte_is_the_cause_that_is_named_whatever_it_upsets() -> None:
+    for data, media_type in ((gzip.compress(TAR), LAYER_GZIP), (TAR, LAYER_TAR)):
+        memory = Memory()
+        entry = memory.put(data, media_type)
+        for at in (5, 150, 600, 2000, -30, -3):
+            memory.blobs[entry["digest"]] = flip(data, at)
+            with pytest.raises(MalformedImage, match=r"holds other bytes|its bytes are plain"):
+                scan_layer(memory, descriptor(entry))
+
+
+def test_row_34_a_layer_of_another_size_is_refused() -> None:
+    for change, cause in ((-1, "is longer than"), (1, "are stated")):
+        memory = Memory()
+        entry = memory.put(gzip.compress(TAR), LAYER_GZIP)
+        with pytest.raises(MalformedImage, match=cause):
+            scan_layer(memory, descriptor({**entry, "size": entry["size"] + change}))
+
+
+@pytest.mark.parametrize(
+    "pack", [(LAYER_GZIP, gzip.compress), (LAYER_ZSTD, zstd.compress)], ids=["gzip", "zstd"]
+)
+def test_row_41_a_bomb_is_stopped_by_its_size_and_by_its_ratio(
+    pack: tuple[str, Callable[[bytes], bytes]],
+) -> None:
+    media_type, compress = pack
+    memory = Memory()
+    bomb = descriptor(memory.put(compress(make_tar({"zeros": bytes(48 << 20)})), media_type))
+    for limits, cause in (
+        (Limits(layer_bytes=1 << 20), "larger than 1048576 bytes"),
+        (Limits(compression_ratio=100, ratio_threshold=1 << 20), "decompression bomb"),
+    ):
+        tracemalloc.start()
+        with pytest.raises(LimitExceeded, match=cause):
+            scan_layer(memory, bomb, limits=limits)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        tracemalloc.stop()
+    assert scan_layer(memory, bomb).size > 48 << 20
+
+
+def test_row_41_a_zstd_window_past_the_cap_is_refused() -> None:
+    options = {
+        int(zstd.CompressionParameter.window_log): 27,
+        int(zstd.CompressionParameter.content_size_flag): 0,
+    }
+    packer = zstd.ZstdCompressor(options=options)
+    data = packer.compress(TAR) + packer.flush()
+    memory = Memory()
+    with pytest.raises(MalformedImage, match="zstd data are damaged"):
+        scan_layer(memory, descriptor(memory.put(data, LAYER_ZSTD)))
+
+
+def test_a_layer_can_be_read_as_a_plain_stream_and_finished() -> None:
+    memory = Memory()
+    with open_layer(memory, descriptor(memory.put(gzip.compress(TAR), LAYER_GZIP))) as stream:
+        assert stream.read(100) == TAR[:100]
+        assert stream.finish() == Digest.from_bytes(TAR)
+
+
+def test_files_keep_type_mode_size_layer_and_their_start() -> None:
+    program, script = probe("linux/arm64").ljust(1000, b"x"), b"#!/bin/sh\n" + b"#" * 500
+    tar = make_tar({"p": program, "s": script, "t": b"text" * 100}, [member("dev", tarfile.CHRTYPE)])
+    rootfs = tree(tar)
+    node = rootfs.root.children["p"]
+    assert (node.type, node.mode, node.size, node.head) == (FileType.FILE, 0o755, 1000, program[:256])
+    assert node.layer == str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
+    assert rootfs.root.children["s"].head == script[:256]
+    assert rootfs.root.children["t"].head == b"texttexttexttext"
+    assert rootfs.root.children["dev"].type is FileType.OTHER
+
+
+def test_a_whiteout_removes_what_is_below_and_not_what_its_own_layer_adds() -> None:
+    below = make_tar({"d/a": b"1", "d/b": b"1", "gone/x/y": b"1"})
+    above = make_tar({"d/a": b"22", "d/.wh.a": b"", "d/.wh.b": b"", ".wh.gone": b"", ".wh.never": b""})
+    rootfs = tree(below, above)
+    assert names(rootfs) == ["d"]
+    assert names(rootfs, "/d") == ["a"]
+    assert rootfs.root.children["d"].children["a"].size == 2
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_opaque_folder_hides_what_is_below_wherever_its_mark_stands(first: bool) -> None:
+    mark, new = {"d/.wh..wh..opq": b""}, {"d/new": b""}
+    above = make_tar({**mark, **new} if first else {**new, **mark})
+    rootfs = tree(make_tar({"d/old": b"1", "d/sub/x": b"1", "e/old": b"1"}), above)
+    assert names(rootfs, "/d") == ["new"]
+    assert names(rootfs, "/e") == ["old"]
+
+
+def test_folders_merge_and_anything_else_replaces() -> None:
+    below = make_tar({"d/a": b"", "file": b"", "sub/x": b""}, [symlink("link", "d")])
+    above = make_tar({"d/b": b"", "file/x": b"", "sub": b"", "link/c": b""})
+    rootfs = tree(below, above)
+    assert names(rootfs, "/d") == ["a", "b"]
+    assert names(rootfs, "/file") == ["x"]
+    assert rootfs.root.children["sub"].type is FileType.FILE
+    assert names(rootfs, "/link") == ["c"]
+
+
+def test_a_scan_that_is_shared_is_read_once_and_stays_as_it_is() -> None:
+    memory = Memory()
+    base, add, drop = make_tar({"d/a": b"1"}), make_tar({"d/b": b""}), make_tar({"d/.wh.a": b""})
+    memory.index(
+        [add_platform(memory, p, [base, t]) for p, t in (("linux/amd64", add), ("linux/arm64", drop))]
+    )
+    scans = LayerScanCache(memory)
+    found = [flatten_layers(memory, read_manifest(memory, e), scans) for _, e in platform_manifests(memory)]
+    assert [names(each, "/d") for each in found] == [["a", "b"], []]
+    assert memory.opened.count(str(Digest.from_bytes(gzip.compress(base, mtime=0)))) == 1
+
+
+def test_a_hard_link_is_the_file_that_it_names() -> None:
+    rootfs = tree(make_tar({"bin/busybox": probe("linux/amd64")}, [hard_link("bin/sh", "bin/busybox")]))
+    assert rootfs.root.children["bin"].children["sh"].head.startswith(b"\x7fELF")
+
+
+def test_a_hard_link_to_a_symbolic_link_is_that_link() -> None:
+    rootfs = tree(make_tar({"f": b""}, [symlink("s", "f"), symlink("gone", "x"), hard_link("h", "gone")]))
+    assert (rootfs.root.children["h"].type, rootfs.root.children["h"].target) == (FileType.SYMLINK, "x")
+
+
+@pytest.mark.parametrize("target", ["missing", "../../etc/passwd", "d"])
+def test_a_hard_link_to_no_file_of_its_layer_is_refused(target: str) -> None:
+    with pytest.raises(MalformedImage, match="hard link"):
+        tree(make_tar({"d/x": b""}, [hard_link("h", target)]))
+
+
+def test_entries_under_a_link_of_their_own_layer_go_where_it_leads() -> None:
+    layer = make_tar({}, [symlink("lib", "usr/lib"), folder("lib/deep")])
+    assert names(tree(layer), "/usr/lib") == ["deep"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/../evil", "a/..", ".."])
+def test_row_40_an_entry_that_leads_out_is_refused(name: str) -> None:
+    with pytest.raises(MalformedImage, match="leads out of its folder"):
+        tree(make_tar({name: b""}))
+
+
+def test_row_40_links_that_lead_out_stay_inside() -> None:
+    layer = make_tar({}, [symlink("up", "../../../.."), symlink("etc", "/../../etc2"), folder("up/etc/x")])
+    assert names(tree(layer)) == ["etc", "etc2", "up"]
+
+
+def test_an_entry_below_a_file_is_refused() -> None:
+    with pytest.raises(MalformedImage, match="below something that is no folder"):
+        tree(make_tar({"f": b"", "f/x": b""}))
+
+
+def test_links_lead_from_their_own_folder_or_from_the_root() -> None:
+    links = [symlink("a/b/near", "x"), symlink("a/b/root", "/x"), symlink("a/b/up", "../x")]
+    rootfs = tree(make_tar({"x": b"", "a/x": b"", "a/b/x": b""}, links))
+    found = [rootfs.resolve(f"/a/b/{name}") for name in ("near", "root", "up")]
+    assert [each.path for each in found if each] == ["/a/b/x", "/x", "/a/x"]
+
+
+def test_row_41_layers_that_are_too_large_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buildkit_tasks.oci.layers.scan.LIMITS", Limits(image_bytes=2 * len(TAR) - 1))
+    assert names(tree(TAR)) == ["a", "b"]
+    with pytest.raises(LimitExceeded, match="the image is larger than"):
+        tree(TAR, TAR)
+
+
+def test_row_46_link_cycles_lead_nowhere() -> None:
+    links = [symlink("a", "b"), symlink("b", "a"), symlink("self", "self/x"), symlink("up", "./up")]
+    rootfs = tree(make_tar({}, links))
+    assert [rootfs.resolve(f"/{name}") for name in ("a", "b", "self", "up")] == [None] * 4
+
+
+def test_row_46_forty_links_are_followed_and_not_more() -> None:
+    chain = [symlink(f"l{at}", f"l{at + 1}") for at in range(60)]
+    rootfs = tree(make_tar({"l60": b""}, chain))
+    assert rootfs.resolve("/l20") is not None
+    assert rootfs.resolve("/l19") is None
+
+
+def test_a_very_deep_tree_needs_no_stack() -> None:
+    deep = "d/" * 2000 + "f"
+    rootfs = tree(make_tar({deep: b"1"}), make_tar({deep: b"22"}))
+    found = rootfs.resolve(f"/{deep}")
+    assert found is not None
+    assert found.node.size == 2
+
+
+def test_commands_are_found_as_a_container_would() -> None:
+    files = {"usr/bin/tool": b"#!", "opt/tool": b"#!", "w/run": b"#!"}
+    rootfs = tree(make_tar(files, [symlink("bin", "usr/bin"), symlink("sbin", "/bin")]))
+
+    def path(name: str, *more: str) -> str | None:
+        found = rootfs.find_command(name, *more)
+        return found.path if found else None
+
+    assert path("tool") == "/usr/bin/tool"
+    assert path("tool", "/nowhere:/opt:/bin") == "/opt/tool"
+    assert path("/sbin/tool") == "/usr/bin/tool"
+    assert path("./run", "", "/w") == "/w/run"
+    assert path("../w/run", "", "/opt") == "/w/run"
+    assert [path("run"), path("/usr/bin"), path("bin", "/"), path("")] == [None] * 4
+
+
+def test_a_file_that_cannot_be_executed_is_no_command() -> None:
+    info = member("bin/data", mode=0o644)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(info)
+    assert tree(buffer.getvalue()).find_command("data") is None
+
+
+def test_row_47_a_diff_id_unlike_the_layer_is_refused() -> None:
+    memory = Memory()
+    wrong = str(Digest.from_bytes(b"something else"))
+    memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[wrong])])
+    with pytest.raises(MalformedImage, match=rf"the config states {wrong}"):
+        flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+
+
+def test_row_47_another_number_of_diff_ids_is_refused() -> None:
+    memory = Memory()
+    memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[])])
+    with pytest.raises(MalformedImage, match="1 layers, the config 0 diff_ids"):
+        flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+
+
+def test_a_diff_id_may_be_sha512() -> None:
+    memory = Memory()
+    memory.index(
+        [add_platform(memory, "linux/amd64", [TAR], diff_ids=[str(Digest.from_bytes(TAR, "sha512"))])]
+    )
+    assert names(flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))) == [
+        "a",
+        "b",
+    ]

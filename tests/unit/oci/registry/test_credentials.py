@@ -1,0 +1,206 @@
+# ruff: noqa: S105, S106 - no password here is anybody's
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import EngineError, RegistryError, SettingsError
+from buildkit_tasks.oci.registry.credentials import Credential, CredentialStore, load_credentials
+from buildkit_tasks.system.command import SubprocessRunner
+from tests.support.scripted import Scripted
+
+HUB_KEY = "https://index.docker.io/v1/"
+SECRET = "hunter2:and a colon"
+
+
+def auth(username: str = "me", password: str = SECRET) -> str:
+    return base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def store(folder: Path, document: object, run: Scripted | SubprocessRunner | None = None) -> CredentialStore:
+    text = document if isinstance(document, str) else json.dumps(document)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return load_credentials({"DOCKER_CONFIG": str(folder)}, run or Scripted())
+
+
+@pytest.mark.parametrize(
+    ("key", "host"),
+    [
+        ("127.0.0.1:5000", "127.0.0.1:5000"),
+        ("https://ghcr.io", "ghcr.io"),
+        ("http://ghcr.io/v2/", "ghcr.io"),
+        (HUB_KEY, "docker.io"),
+        ("index.docker.io", "docker.io"),
+    ],
+)
+def test_what_docker_login_wrote_is_found_by_host(tmp_path: Path, key: str, host: str) -> None:
+    found = store(tmp_path, {"auths": {key: {"auth": auth()}}}).find(host)
+    assert found == Credential(username="me", password=SECRET)
+    assert found.basic_authorization == "Basic " + auth()
+
+
+def test_another_host_gets_nothing(tmp_path: Path) -> None:
+    kept = store(tmp_path, {"auths": {"ghcr.io": {"auth": auth()}, HUB_KEY: {"auth": auth("hub")}}})
+    assert kept.find("ghcr.io.evil.example") is None
+    assert kept.find("evil.example") is None
+    assert kept.find("io") is None
+    assert kept.find("ghcr.io:5000") is None
+    assert kept.find("docker.io") == Credential(username="hub", password=SECRET)
+
+
+def test_an_exact_key_is_taken_before_one_that_means_the_same_host(tmp_path: Path) -> None:
+    both = {"https://ghcr.io": {"auth": auth("url")}, "ghcr.io": {"auth": auth("host")}}
+    found = store(tmp_path, {"auths": both}).find("ghcr.io")
+    assert found is not None
+    assert found.username == "host"
+
+
+def test_names_passwords_and_tokens_may_stand_as_they_are(tmp_path: Path) -> None:
+    entries = {
+        "a": {"username": "me", "password": "p"},
+        "b": {"auth": auth("<token>", ""), "identitytoken": "refresh"},
+        "c": {"registrytoken": "bearer"},
+        "d": {},
+        "e": {"auth": auth("me", "p\x00")},
+    }
+    kept = store(tmp_path, {"auths": entries})
+    assert kept.find("a") == Credential(username="me", password="p")
+    assert kept.find("b") == Credential(username="<token>", identity_token="refresh")
+    assert kept.find("c") == Credential(registry_token="bearer")
+    assert kept.find("d") == Credential()
+    assert kept.find("e") == Credential(username="me", password="p")
+
+
+def test_a_helper_is_asked_by_standard_input_alone(tmp_path: Path) -> None:
+    answer = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
+    run = Scripted().expect("docker-credential-keep get", stdout=answer)
+    kept = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
+    assert kept.find("ghcr.io") == Credential(username="me", password=SECRET)
+    assert kept.find("docker.io") == Credential(username="me", password=SECRET)
+    assert [each.argv for each in run.calls] == [("docker-credential-keep", "get")] * 2
+    assert [each.call.stdin for each in run.calls] == [b"ghcr.io", HUB_KEY.encode()]
+    assert all(each.call.timeout and not each.mutates for each in run.calls)
+
+
+def test_a_hosts_own_helper_comes_before_the_one_for_all(tmp_path: Path) -> None:
+    run = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
+    run.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
+    kept = store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
+    names = [found.username for host in ("ghcr.io", "quay.io") if (found := kept.find(host))]
+    assert names == ["own", "all"]
+
+
+def test_a_helper_may_give_an_identity_token(tmp_path: Path) -> None:
+    run = Scripted().expect("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
+    kept = store(tmp_path, {"credsStore": "keep"}, run)
+    assert kept.find("x.azurecr.io") == Credential(identity_token="refresh")
+
+
+@pytest.mark.parametrize("where", ["stdout", "stderr"])
+def test_a_helper_that_knows_nothing_means_a_stranger(tmp_path: Path, where: str) -> None:
+    said = "credentials not found in native keychain\n"
+    run = Scripted().expect(
+        "docker-credential-keep get",
+        returncode=1,
+        stdout=said if where == "stdout" else "",
+        stderr=said if where == "stderr" else "",
+    )
+    kept = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": auth()}}}, run)
+    assert kept.find("ghcr.io") is None  # as in Docker: the file does not count beside a helper
+
+
+@pytest.mark.parametrize(
+    ("returncode", "stdout", "error", "why"),
+    [
+        (1, SECRET, None, "ended with status 1"),
+        (0, SECRET, None, "no JSON"),
+        (0, "[" * 100_000, None, "no JSON"),
+        (0, '{"Username": 1, "Secret": "x"}', None, "no JSON"),
+        (0, "[]", None, "no JSON"),
+        (0, "", EngineError("'docker-credential-keep' does not exist here"), "does not exist here"),
+        (0, "", PermissionError(13, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_a_helper_that_does_not_work_is_named_without_its_words(
+    tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, why: str
+) -> None:
+    run = Scripted().expect("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
+    with pytest.raises(RegistryError, match=why) as caught:
+        store(tmp_path, {"credsStore": "keep"}, run).find("ghcr.io")
+    assert "docker-credential-keep" in caught.value.message
+    assert SECRET not in str(caught.value)
+
+
+def test_a_real_helper_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin/docker-credential-mine"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nread host\necho "{\\"Username\\":\\"$1-$host\\",\\"Secret\\":\\"s\\"}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    found = store(tmp_path, {"credsStore": "mine"}, SubprocessRunner()).find("ghcr.io")
+    assert found == Credential(username="get-ghcr.io", password="s")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"auths": []}',
+        '{"auths": {"x": "y"}}',
+        '{"auths": {"x": {"auth": 1}}}',
+        '{"auths": {"x": {"auth": "!!!"}}}',
+        '{"auths": {"x": {"auth": "bm9jb2xvbg=="}}}',
+        '{"credsStore": "../../bin/sh"}',
+        '{"credsStore": "a b"}',
+        '{"credsStore": "-x"}',
+        '{"credsStore": ["x"]}',
+        '{"credsStore": []}',
+        '{"auths": {"x": null}}',
+        '{"auths": {"x": {"identitytoken": 0}}}',
+        '{"credHelpers": {"x": ""}}',
+        '{"credHelpers": "x"}',
+        "[" * 100_000,
+        '{"a": ' + "1" * 5000 + "}",
+        "\ud800",
+    ],
+)
+def test_a_malformed_file_is_named_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    raw = text.encode("utf-8", "surrogatepass")
+    path.write_bytes(raw)
+    with pytest.raises(SettingsError) as caught:
+        load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted())
+    assert caught.value.exit_code == 2
+    assert str(path) in caught.value.message
+    assert path.read_bytes() == raw
+
+
+def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(SettingsError, match="Is a directory"):
+        load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted())
+
+
+@pytest.mark.parametrize("text", ["", " \n", "{}", '{"auths": null, "credsStore": ""}'])
+def test_an_empty_file_or_none_means_a_stranger(tmp_path: Path, text: str) -> None:
+    assert load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted()).find("ghcr.io") is None
+    assert store(tmp_path, text).find("ghcr.io") is None
+
+
+def test_without_docker_config_the_file_is_in_the_home_folder(tmp_path: Path) -> None:
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker/config.json").write_text(json.dumps({"auths": {"x": {"auth": auth()}}}))
+    assert load_credentials({"HOME": str(tmp_path)}, Scripted()).find("x") is not None
+
+
+def test_no_representation_shows_a_secret(tmp_path: Path) -> None:
+    entries = {"a": {"auth": auth()}, "b": {"identitytoken": SECRET}, "c": {"registrytoken": SECRET}}
+    kept = store(tmp_path, {"auths": entries})
+    shown = repr(kept) + "".join(repr(kept.find(host)) for host in entries)
+    assert SECRET not in shown
+    assert auth() not in shown

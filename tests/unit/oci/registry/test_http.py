@@ -1,0 +1,571 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage, RegistryError, UsageError
+from buildkit_tasks.oci.image import platform_manifests, read_config, read_manifest
+from buildkit_tasks.oci.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
+from buildkit_tasks.oci.registry import open_registry
+from buildkit_tasks.oci.registry import pull as registry
+from buildkit_tasks.oci.registry.connection import MIN_BYTES_PER_SECOND, MeteredReader
+from buildkit_tasks.oci.registry.errors import ManifestUnknown
+from buildkit_tasks.oci.registry.options import RegistryOptions
+from buildkit_tasks.oci.source import open_verified, read_blob
+from tests.support import oci as images
+from tests.support.oci import LAYER_GZIP, Memory, hello
+from tests.support.registry.hostile import Hostile, Reply, bearer, hostile, token
+from tests.support.scripted import Scripted
+
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+
+Config = Callable[[object], RegistryOptions]
+
+
+@pytest.fixture
+def server() -> Iterator[Hostile]:
+    with hostile() as told:
+        yield told
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> RegistryOptions:
+    """No credentials, no certificates, and no waiting."""
+    environ = {"DOCKER_CONFIG": str(tmp_path)}
+    return RegistryOptions(
+        environ=environ,
+        certificate_dirs=(),
+        commands=Scripted(),
+        sleep=lambda _: None,
+        connect_timeout=2,
+        read_timeout=2,
+    )
+
+
+def login(folder: Path, host: str, **entry: str) -> None:
+    document = {"auths": {host: entry or {"auth": base64.b64encode(b"me:secret").decode()}}}
+    (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def read_all(reference: str, access: RegistryOptions) -> list[bytes]:
+    """Everything of an image but its documents, digests checked."""
+    with open_registry(reference, options=access) as source:
+        manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
+        for manifest in manifests:
+            read_config(source, manifest)
+        return [read_blob(source, layer, 1 << 20) for manifest in manifests for layer in manifest.layers]
+
+
+def refused(reference: str, access: RegistryOptions) -> BuildkitTasksError:
+    with pytest.raises(BuildkitTasksError) as caught:
+        read_all(reference, access)
+    return caught.value
+
+
+def test_an_image_is_read_over_one_connection(server: Hostile, access: RegistryOptions) -> None:
+    names = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x")
+    assert len(read_all(server.hold(hello(names)), access)) == 4
+    assert (len(server.asked), server.connections) == (13, 1)
+
+
+def test_the_root_is_fetched_once(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    with open_registry(server.hold(memory), options=access) as source:
+        assert source.root_descriptor() == source.root_descriptor() == memory.root_descriptor()
+        assert (
+            source.open(memory.root_descriptor()).read() == memory.blobs[str(memory.root_descriptor().digest)]
+        )
+    assert [each.path for each in server.asked] == ["/v2/team/image/manifests/v1"]
+
+
+def test_documents_and_blobs_are_asked_for_where_they_are(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello(["linux/amd64"])
+    read_all(server.hold(memory), access)
+    kinds = [each.path.split("/")[4] for each in server.asked]
+    assert kinds == ["manifests", "manifests", "blobs", "blobs"]
+    first = server.asked[0].headers
+    assert set(first["Accept"].split(", ")) == {OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST}
+    assert first["Accept-Encoding"] == "identity"  # digests are of what is stored
+    assert first["User-Agent"].startswith("buildkit-tasks/")
+    assert server.asked[1].headers["Accept"] == OCI_MANIFEST
+
+
+def test_an_image_is_read_by_its_digest(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    server.hold(memory)
+    digest = memory.root_descriptor().digest
+    read_all(f"{server.host}/team/image@{digest}", access)
+    assert server.asked[0].path.endswith(f"/manifests/{digest}")
+
+
+def test_a_digest_of_another_algorithm_is_compared_as_well(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    data = memory.blobs[str(memory.root_descriptor().digest)]
+    digest = Digest.from_bytes(data, "sha512")
+    server.always("*/manifests/sha512:*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
+    with open_registry(f"{server.host}/team/image@{digest}", options=access) as source:
+        assert source.root_descriptor() == Descriptor(media_type=OCI_INDEX, digest=digest, size=len(data))
+
+
+def test_other_bytes_than_the_digest_asked_for_are_refused(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    server.hold(memory)
+    data = images.flip(memory.blobs[str(memory.root_descriptor().digest)])
+    server.always("*/manifests/*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
+    found = refused(f"{server.host}/team/image@{memory.root_descriptor().digest}", access)
+    assert isinstance(found, MalformedImage)
+    assert f"and gives {Digest.from_bytes(data)}" in found.message
+
+
+@pytest.mark.parametrize("stated", [str(Digest.from_bytes(b"")), "sha256:../../x", "md5:1"])
+def test_a_digest_that_the_registry_states_has_to_hold(
+    server: Hostile, access: RegistryOptions, stated: str
+) -> None:
+    headers = {"Content-Type": OCI_INDEX, "Docker-Content-Digest": stated}
+    server.always("*/manifests/*", Reply(headers=headers, body=b'{"schemaVersion":2,"manifests":[]}'))
+    assert isinstance(refused(f"{server.host}/team/image", access), MalformedImage)
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "why"),
+    [
+        ("application/vnd.docker.distribution.manifest.v1+json", "", "schema 1"),
+        ("application/vnd.docker.distribution.manifest.v1+prettyjws", "", "schema 1"),
+        ("text/html", "<html>", "no index and no manifest"),
+        ("application/json", "{}", "no index and no manifest"),
+        ("", "{}", "calls .* nothing"),
+        (OCI_INDEX, json.dumps({"mediaType": OCI_MANIFEST}), "calls itself"),
+        (OCI_MANIFEST, json.dumps({"mediaType": 7}), "calls itself"),
+        (OCI_INDEX, "[]", "JSON"),
+        (OCI_INDEX, "{" * 1000, "JSON"),
+    ],
+)
+def test_a_document_is_what_its_header_and_itself_say(
+    server: Hostile, access: RegistryOptions, header: str, body: str, why: str
+) -> None:
+    headers = {"Content-Type": header} if header else {}
+    server.always("*", Reply(headers=headers, body=body.encode()))
+    with (
+        open_registry(f"{server.host}/team/image", options=access) as source,
+        pytest.raises(MalformedImage, match=why),
+    ):
+        source.root_descriptor()
+
+
+def test_the_headers_parameters_and_case_do_not_matter(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    data = memory.blobs[str(memory.root_descriptor().digest)]
+    headers = {"Content-Type": f"{OCI_INDEX.upper()}; charset=utf-8"}
+    server.hold(memory)
+    server.always("*/manifests/v1", Reply(headers=headers, body=data))
+    assert read_all(f"{server.host}/team/image:v1", access)
+
+
+def test_dockers_own_media_types_are_read(server: Hostile, access: RegistryOptions) -> None:
+    memory = Memory()
+    config = {**images.platform_json("linux/amd64"), "rootfs": {"type": "layers", "diff_ids": []}}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": DOCKER_MANIFEST,
+        "config": memory.put(config, "application/vnd.docker.container.image.v1+json"),
+        "layers": [],
+    }
+    entry = {**memory.put(document, DOCKER_MANIFEST), "platform": images.platform_json("linux/amd64")}
+    listed = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [entry]}
+    memory.point(memory.put(listed, DOCKER_LIST))
+    with open_registry(server.hold(memory), options=access) as source:
+        ((platform, found),) = platform_manifests(source)
+        assert str(platform) == "linux/amd64"
+        assert read_manifest(source, found).media_type == DOCKER_MANIFEST
+
+
+def test_an_endless_manifest_is_not_read_to_its_end(server: Hostile, access: RegistryOptions) -> None:
+    server.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=bytes(20 << 20)))
+    found = refused(f"{server.host}/team/image", access)
+    assert isinstance(found, LimitExceeded)
+    assert found.exit_code == 5
+
+
+def test_an_unknown_image_is_named(server: Hostile, access: RegistryOptions) -> None:
+    found = refused(f"{server.host}/team/nothing:v9", access)
+    assert (type(found), found.exit_code) == (ManifestUnknown, 4)
+    assert f"{server.host} has no {server.host}/team/nothing:v9" in found.message
+    assert "docker login" in (found.hint or "")
+
+
+def test_a_missing_blob_is_the_images_fault(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello(["linux/amd64"])
+    layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
+    del memory.blobs[layer]
+    found = refused(server.hold(memory), access)
+    assert isinstance(found, MalformedImage)
+    assert f"{layer} is missing from {server.host}/team/image" in found.message
+
+
+def test_urls_in_a_descriptor_are_never_fetched(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello(["linux/amd64"])
+    entry = memory.put(b"layer", LAYER_GZIP)
+    del memory.blobs[entry["digest"]]
+    with hostile() as elsewhere:
+        entry["urls"] = [f"http://{elsewhere.host}/layer"]
+        manifest = images.put_manifest(memory, images.platform_json("linux/amd64"), [entry])
+        memory.point(manifest)
+        with open_registry(server.hold(memory), options=access) as source:
+            layer = read_manifest(source, source.root_descriptor()).layers[0]
+            with pytest.raises(MalformedImage, match="is missing"):
+                source.open(layer)
+        assert elsewhere.asked == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_a_blob_is_the_size_that_is_stated(server: Hostile, access: RegistryOptions, size: int) -> None:
+    memory = hello()
+    entry = memory.put(bytes(100), LAYER_GZIP)
+    server.hold(memory)
+    layer = images.descriptor({**entry, "size": size})
+    with open_registry(f"{server.host}/team/image:v1", options=access) as source:
+        got = source.open(layer).read()
+        assert len(got) == min(size + 1, 100)
+        if size < 100:
+            with pytest.raises(MalformedImage, match="longer than"):
+                read_blob(source, layer, 1000)
+
+
+def test_a_blob_shorter_than_stated_is_told_by_its_size(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    entry = memory.put(b"short", LAYER_GZIP)
+    server.hold(memory)
+    with (
+        open_registry(f"{server.host}/team/image:v1", options=access) as source,
+        pytest.raises(MalformedImage, match="has 5 bytes; 6 are stated"),
+    ):
+        read_blob(source, images.descriptor({**entry, "size": 6}), 1000)
+    assert len(server.requests("*/blobs/*")) == 1
+
+
+def test_flipped_bytes_of_a_blob_are_found(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello(["linux/amd64"])
+    layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
+    memory.blobs[layer] = images.flip(memory.blobs[layer])
+    assert "holds other bytes" in refused(server.hold(memory), access).message
+
+
+def test_a_stream_that_is_closed_early_is_not_read_to_its_end(
+    server: Hostile, access: RegistryOptions
+) -> None:
+    memory = hello()
+    entry = memory.put(bytes(1 << 20), LAYER_GZIP)
+    server.hold(memory)
+    server.answer("*/blobs/*", Reply(body=bytes(1 << 20), cut=1000, silent=True))
+    patient = dataclasses.replace(access, read_timeout=30)
+    started = time.monotonic()
+    with open_registry(f"{server.host}/team/image:v1", options=patient) as source:
+        with open_verified(source, images.descriptor(entry), 100) as stream:
+            assert stream.read(10) == bytes(10)
+        assert len(read_blob(source, images.descriptor(entry), 1 << 20)) == 1 << 20
+    assert time.monotonic() - started < 15
+    assert server.connections == 2
+
+
+def test_two_streams_may_be_open_at_once(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    one, two = (memory.put(bytes([each]) * 300_000, LAYER_GZIP) for each in (1, 2))
+    server.hold(memory)
+    with open_registry(f"{server.host}/team/image:v1", options=access) as source:
+        streams = [source.open(images.descriptor(each)) for each in (one, two)]
+        assert [stream.read(10) for stream in streams] == [b"\x01" * 10, b"\x02" * 10]
+        assert [len(stream.read()) for stream in streams] == [299_990] * 2
+        for stream in streams:
+            stream.close()
+
+
+def test_a_large_blob_takes_no_memory(server: Hostile, access: RegistryOptions) -> None:
+    memory = hello()
+    entry = memory.put(bytes(64 << 20), LAYER_GZIP)
+    server.hold(memory)
+    with open_registry(f"{server.host}/team/image:v1", options=access) as source:
+        stream = source.open(images.descriptor(entry))
+        tracemalloc.start()
+        size = 0
+        while data := stream.read(1 << 18):
+            size += len(data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert size == 64 << 20
+    assert peak < 4 << 20
+
+
+def test_a_token_is_fetched_once_and_for_this_repository(server: Hostile, access: RegistryOptions) -> None:
+    reference = server.hold(hello())
+    want_token(server, "first")
+    read_all(reference, access)
+    (asked,) = server.requests("/token*")
+    assert parse_qs(urlsplit(asked.path).query) == {
+        "service": ["tests"],
+        "scope": ["repository:team/image:pull"],
+    }
+    assert asked.authorization == ""
+    assert server.connections == 1
+
+
+def test_a_token_that_has_run_out_is_replaced_once(server: Hostile, access: RegistryOptions) -> None:
+    reference = server.hold(hello())
+    server.answer("/token*", token("first"), token("second"))
+    wanted = bearer(f"http://{server.host}/token")
+    server.answer("*/manifests/v1", wanted)
+    server.answer("*/blobs/*", wanted)
+    read_all(reference, access)
+    assert len(server.requests("/token*")) == 2
+    assert [each.authorization for each in server.asked if "/v2/" in each.path][-1] == "Bearer second"
+
+
+def test_a_token_that_does_not_help_is_an_end(server: Hostile, access: RegistryOptions) -> None:
+    server.always("/token*", token())
+    server.always("/v2/*", bearer(f"http://{server.host}/token"))
+    found = refused(server.hold(hello()), access)
+    assert f"docker login {server.host}" == found.hint
+    assert "gives team/image to nobody without a login" in found.message
+    assert len(server.requests("/token*")) == 1
+
+
+def test_scopes_and_a_query_in_the_realm_are_kept(server: Hostile, access: RegistryOptions) -> None:
+    server.answer("/token*", token())
+    scope = "repository:a:pull repository:b:pull,push"
+    server.answer("/v2/*", bearer(f"http://{server.host}/token?x=1", scope=scope))
+    read_all(server.hold(hello()), access)
+    query = parse_qs(urlsplit(server.requests("/token*")[0].path).query)
+    assert query == {"x": ["1"], "service": ["tests"], "scope": scope.split()}
+
+
+def test_the_token_server_gets_name_and_password(
+    server: Hostile, access: RegistryOptions, tmp_path: Path
+) -> None:
+    login(tmp_path, server.host)
+    want_token(server, "mine")
+    read_all(server.hold(hello()), access)
+    (asked,) = server.requests("/token*")
+    assert asked.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
+    assert "account=me" in asked.path
+    assert {each.authorization for each in server.requests("/v2/*")} == {"", "Bearer mine"}
+
+
+def test_an_identity_token_is_traded_by_post(
+    server: Hostile, access: RegistryOptions, tmp_path: Path
+) -> None:
+    login(tmp_path, server.host, identitytoken="refresh me")
+    want_token(server, "traded")
+    read_all(server.hold(hello()), access)
+    (asked,) = server.requests("/token*")
+    assert (asked.method, asked.path, asked.authorization) == ("POST", "/token", "")
+    form = {name: values[0] for name, values in parse_qs(asked.body.decode()).items()}
+    assert form == {
+        "grant_type": "refresh_token",
+        "service": "tests",
+        "client_id": "buildkit-tasks",
+        "scope": "repository:team/image:pull",
+        "refresh_token": "refresh me",
+    }
+
+
+def test_a_registry_token_is_sent_as_it_is(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+    login(tmp_path, server.host, registrytoken="ready")
+    want_token(server, "ready")
+    read_all(server.hold(hello()), access)
+    assert server.requests("/token*") == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Reply(body=b"{}"), "gives no token"),
+        (Reply(body=b'{"token": 7}'), "gives no token"),
+        (Reply(body=b'{"token": ""}'), "gives no token"),
+        (Reply(body=b'{"token": "a\\r\\nX: y"}'), "no header may hold"),
+        (Reply(body=b'{"token": "' + b"x" * 70_000 + b'"}'), "no header may hold"),
+        (Reply(body=b"<html>"), "JSON"),
+        (Reply(status=404), "answers 404"),
+        (Reply(status=401), "docker login"),
+        (Reply(status=403), "docker login"),
+    ],
+)
+def test_a_bad_token_is_told(server: Hostile, access: RegistryOptions, reply: Reply, why: str) -> None:
+    server.always("/token*", reply)
+    server.always("/v2/*", bearer(f"http://{server.host}/token"))
+    found = refused(server.hold(hello()), access)
+    assert isinstance(found, RegistryError)
+    assert found.exit_code == 4
+    assert why in str(found)
+
+
+def test_an_endless_token_is_not_read_to_its_end(server: Hostile, access: RegistryOptions) -> None:
+    server.always("/token*", Reply(body=bytes(5 << 20)))
+    server.always("/v2/*", bearer(f"http://{server.host}/token"))
+    assert isinstance(refused(server.hold(hello()), access), LimitExceeded)
+
+
+def test_a_name_and_password_are_sent_where_basic_is_wanted(
+    server: Hostile, access: RegistryOptions, tmp_path: Path
+) -> None:
+    login(tmp_path, server.host)
+    server.answer("/v2/*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
+    read_all(server.hold(hello()), access)
+    sent = [each.authorization for each in server.asked]
+    assert sent == ["", *["Basic " + base64.b64encode(b"me:secret").decode()] * (len(sent) - 1)]
+
+
+@pytest.mark.parametrize(
+    "challenge", ["", "Negotiate", "Digest realm=x", "Bearer", 'Bearer realm="/x"', "{}"]
+)
+def test_a_challenge_without_an_answer_is_told(
+    server: Hostile, access: RegistryOptions, challenge: str
+) -> None:
+    server.always("*", Reply(status=401, headers={"WWW-Authenticate": challenge} if challenge else {}))
+    found = refused(server.hold(hello()), access)
+    assert (type(found), found.exit_code) == (RegistryError, 4)
+
+
+def test_a_helper_that_is_broken_does_not_stop_a_stranger(
+    server: Hostile, access: RegistryOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"credsStore": "gone"}', encoding="utf-8")
+    run = access.commands
+    assert isinstance(run, Scripted)
+    run.expect("docker-credential-gone get", returncode=2)
+    want_token(server, "t")
+    assert read_all(server.hold(hello()), access)
+    server.always("/v2/*", bearer(f"http://{server.host}/token")).always("/token*", Reply(status=401))
+    found = refused(server.hold(hello(), "team/other"), access)
+    assert "docker-credential-gone" in found.message
+
+
+def want_token(server: Hostile, text: str) -> None:
+    """Want a token for the first request, and give it at /token."""
+    server.answer("/token*", token(text))
+    server.answer("/v2/*", bearer(f"http://{server.host}/token"))
+
+
+def test_a_tls_server_on_the_loopback_interface_is_found_out(
+    access: RegistryOptions, server: Hostile
+) -> None:
+    said = b"Client sent an HTTP request to an HTTPS server.\n"
+    server.always("*", Reply(status=400, body=said))
+    found = refused(f"{server.host}/team/image", access)
+    assert f"https://{server.host}" in found.message  # and there nobody speaks TLS
+
+
+def test_mirrors_are_asked_first_and_the_registry_last(
+    server: Hostile, access: RegistryOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = hello()
+    with hostile() as empty, hostile() as hub:
+        server.hold(memory, "library/alpine", "3")
+        hub.hold(memory, "library/alpine", "4")
+        monkeypatch.setattr(registry, "_DOCKER_HUB_HOST", hub.host)
+        mirrors = (f"http://{empty.host}/", "http://127.0.0.1:1", f"http://{server.host}")
+        for tag, good in (("3", server), ("4", hub)):
+            with open_registry(f"alpine:{tag}", mirrors=mirrors, options=access) as source:
+                assert len(platform_manifests(source)) == 3
+                for _, entry in platform_manifests(source):
+                    read_config(source, read_manifest(source, entry))
+            assert len(good.asked) > 3
+        assert [each.path for each in empty.asked] == [f"/v2/library/alpine/manifests/{tag}" for tag in "34"]
+
+
+def test_a_mirror_that_lies_about_a_digest_is_passed_over(
+    server: Hostile, access: RegistryOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = hello()
+    digest = memory.root_descriptor().digest
+    monkeypatch.setattr(registry, "_DOCKER_HUB_HOST", server.host)
+    server.hold(memory, "library/alpine")
+    with hostile() as liar:
+        liar.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=b"{}"))
+        with open_registry(f"alpine@{digest}", mirrors=[f"http://{liar.host}"], options=access) as source:
+            assert source.root_descriptor().digest == digest
+        assert len(liar.asked) == 1
+
+
+def test_other_registries_have_no_mirrors(server: Hostile, access: RegistryOptions) -> None:
+    reference = server.hold(hello())
+    with open_registry(reference, mirrors=["http://127.0.0.1:1"], options=access) as source:
+        assert source.root_descriptor()
+
+
+@pytest.mark.parametrize(
+    "text", ["http://mirror.example.com", "https://a/path", "ftp://a", "", "https://me:pw@a b"]
+)
+def test_a_mirror_that_cannot_be_used_is_told(access: RegistryOptions, text: str) -> None:
+    with pytest.raises(UsageError) as caught, open_registry("alpine", mirrors=[text], options=access):
+        pass
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["", "Alpine", "--privileged", "https://x/y"])
+def test_a_bad_reference_is_told_before_anything_is_opened(access: RegistryOptions, word: str) -> None:
+    with pytest.raises(UsageError), open_registry(word, options=access):
+        pass
+
+
+def test_requests_is_imported_when_a_registry_is_opened(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom buildkit_tasks.oci.registry import open_registry\n"
+        "assert not {'requests', 'urllib3'} & set(sys.modules)\n"
+        "with open_registry('alpine'): assert 'requests' in sys.modules\n"
+    )
+    argv, env = [sys.executable, "-c", code], {"DOCKER_CONFIG": str(tmp_path)}
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+class Slow(io.RawIOBase):
+    """A socket's file that gives a byte each time, and takes a while of a clock of its own."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        self.clock[0] += self.seconds
+        buffer[0] = 120
+        return 1
+
+
+def test_a_drip_ends_after_a_while_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    meter = MeteredReader(Slow(clock, 10), timeout=60)
+    for _ in range(6):
+        meter.read(1)
+        clock[0] += 1000  # the reader's own time does not count
+    with pytest.raises(TimeoutError):
+        meter.read(1)
+
+
+def test_a_slow_but_steady_line_is_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    meter = MeteredReader(Slow(clock, 0.9 / MIN_BYTES_PER_SECOND), timeout=0.01)
+    for _ in range(10_000):
+        meter.read(1)
+
+
+def test_more_than_was_asked_for_is_not_taken() -> None:
+    meter = MeteredReader(io.FileIO("/dev/zero"), timeout=60)
+    meter.allow_body(1 << 20)
+    with pytest.raises(OSError, match="more than it was asked for"):
+        meter.readall()
+    meter.close()

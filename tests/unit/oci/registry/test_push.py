@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pytest
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, SettingsError
+from buildkit_tasks.oci.copy.graph import push_order
+from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
+from buildkit_tasks.oci.registry.connection import MeteredAdapter
+from buildkit_tasks.oci.registry.options import RegistryOptions
+from buildkit_tasks.oci.registry.push import open_uploader
+from tests.failures.pushing import Push, push
+from tests.support.oci import (
+    LAYER_GZIP,
+    LAYER_TAR,
+    Memory,
+    flip,
+    hello,
+    index_json,
+    platform_json,
+    put_manifest,
+)
+from tests.support.registry.hostile import Asked, Reply, bearer, hostile, token
+
+__all__ = ["push"]
+
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+LAYER = bytes(range(256)) * 4096  # 1 MiB
+
+
+def one_layer(layer: bytes = LAYER, media_type: str = LAYER_GZIP) -> Memory:
+    memory = Memory()
+    entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(layer, media_type)])
+    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+
+
+def kept(push: Push, name: str = "team/app") -> dict[str, bytes]:
+    """Everything in a repository, by its digest."""
+    found = push.server.keep(name).found
+    return {
+        key: data for kind in found.values() for key, (_, data) in kind.items() if key.startswith("sha256:")
+    }
+
+
+def log_in(folder: Path, host: str) -> None:
+    auth = base64.b64encode(b"me:s3cret").decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}), encoding="utf-8")
+
+
+def uploads(push: Push) -> list[Asked]:
+    return push.server.requests("PUT /upload/*")
+
+
+# What is sent
+
+
+def test_every_byte_that_the_root_reaches_is_sent_and_nothing_else(push: Push) -> None:
+    memory = hello()
+    wanted = dict(memory.blobs)
+    memory.put(b"nobody names this", LAYER_TAR)
+    assert push.send(memory) == str(memory.root_descriptor().digest)
+    assert kept(push) == wanted
+
+
+def test_no_tag_is_touched_not_even_the_destinations_own(push: Push) -> None:
+    push.send(hello(), "team/app:v1")
+    assert push.server.moved == []
+    assert not push.server.requests("*/manifests/v1")
+
+
+def test_blobs_go_first_then_manifests_and_the_index_last(push: Push) -> None:
+    memory = hello()
+    push.send(memory)
+    puts = [each for each in push.server.asked if each.method == "PUT"]
+    kinds = ["blob" if each.path.startswith("/upload/") else each.path.rpartition("/")[2] for each in puts]
+    assert kinds[:6] == ["blob"] * 6
+    assert len(set(kinds[6:9])) == 3
+    assert kinds[9:] == [str(memory.root_descriptor().digest)]
+
+
+def test_an_index_in_an_index_comes_after_what_it_lists(push: Push) -> None:
+    memory = hello()
+    inner = {
+        "mediaType": OCI_INDEX,
+        "digest": str(memory.root_descriptor().digest),
+        "size": memory.root_descriptor().size,
+    }
+    memory.point(memory.put(index_json([inner]), OCI_INDEX))
+    push.send(memory)
+    order = [each.path.rpartition("/")[2] for each in push.server.requests("PUT */manifests/*")]
+    assert order[-2:] == [inner["digest"], str(memory.root_descriptor().digest)]
+
+
+def test_a_single_manifest_is_an_image_too(push: Push) -> None:
+    memory = Memory()
+    memory.point(put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)]))
+    push.send(memory)
+    assert kept(push) == memory.blobs
+
+
+def test_attestations_are_sent_like_the_rest(push: Push) -> None:
+    memory = Memory()
+    entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)])
+    statement = memory.put(b'{"_type":"https://in-toto.io/Statement/v0.1"}', "application/vnd.in-toto+json")
+    about = put_manifest(memory, platform_json("unknown/unknown"), [statement])
+    memory.index(
+        [
+            {**entry, "platform": platform_json("linux/amd64")},
+            {
+                **about,
+                "platform": platform_json("unknown/unknown"),
+                "annotations": {"vnd.docker.reference.digest": entry["digest"]},
+            },
+        ]
+    )
+    push.send(memory)
+    assert kept(push) == memory.blobs
+
+
+def test_of_a_foreign_layer_only_the_descriptor_is_sent(push: Push) -> None:
+    memory = Memory()
+    foreign = {**memory.put(b"licensed", FOREIGN), "urls": ["https://example.org/layer"]}
+    entry = put_manifest(memory, platform_json("windows/amd64"), [foreign])
+    memory.index([{**entry, "platform": platform_json("windows/amd64")}])
+    push.send(memory)
+    assert foreign["digest"] not in kept(push)
+    assert str(memory.root_descriptor().digest) in kept(push)
+    assert foreign["digest"] not in memory.opened
+
+
+def test_what_is_there_is_not_sent_again(push: Push) -> None:
+    memory = hello()
+    push.send(memory)
+    before = len(push.server.asked)
+    push.send(memory)
+    assert {each.method for each in push.server.asked[before:]} == {"GET", "HEAD"}
+
+
+def test_a_blob_of_another_length_counts_as_missing(push: Push) -> None:
+    memory = one_layer()
+    push.server.answer("HEAD */blobs/*", *[Reply(body=b"x" * 7)] * 2)
+    push.send(memory)
+    assert len(uploads(push)) == 2
+
+
+def test_a_blob_that_two_platforms_share_is_sent_once(push: Push) -> None:
+    memory = Memory()
+    layer = memory.put(LAYER, LAYER_GZIP)
+    entries = [
+        {**put_manifest(memory, platform_json(name), [layer]), "platform": platform_json(name)}
+        for name in ("linux/amd64", "linux/arm64")
+    ]
+    push.send(memory.index(entries))
+    assert len(uploads(push)) == 3
+
+
+def test_an_empty_blob_is_sent_with_its_length(push: Push) -> None:
+    memory = one_layer(b"", LAYER_TAR)
+    push.send(memory)
+    assert kept(push)[str(Digest.from_bytes(b""))] == b""
+    assert "0" in {each.headers.get("Content-Length") for each in uploads(push)}
+    assert not any("Transfer-Encoding" in each.headers for each in push.server.asked)
+
+
+def test_every_body_has_a_length(push: Push) -> None:
+    push.send(one_layer())
+    assert {each.headers.get("Content-Length") for each in uploads(push)} >= {str(len(LAYER))}
+
+
+def test_several_blobs_are_on_their_way_at_once(push: Push) -> None:
+    push.send(hello([f"linux/{name}" for name in ("amd64", "arm64", "s390x", "ppc64le")]))
+    assert len({each.connection for each in uploads(push)}) > 1
+
+
+def test_with_one_job_there_is_one_connection(push: Push) -> None:
+    push.send(hello(), jobs=1)
+    assert push.server.connections == 1
+
+
+# What is not sound is not sent
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (flip, "holds other bytes"),
+        (lambda data: data[:-1], f"has {len(LAYER) - 1} bytes; {len(LAYER)} are stated"),
+        (lambda data: data + b"x", "is longer than"),
+    ],
+    ids=["flipped", "short", "long"],
+)
+def test_a_wrong_blob_is_never_sent_to_its_end(
+    push: Push, change: Callable[[bytes], bytes], said: str
+) -> None:
+    memory = one_layer()
+    digest = str(Digest.from_bytes(LAYER))
+    memory.blobs[digest] = change(LAYER)
+    with pytest.raises(MalformedImage, match=said):
+        push.send(memory)
+    time.sleep(0.05)  # the server notices that its client went away
+    assert all(len(each.body) < len(LAYER) for each in uploads(push))
+    assert digest not in kept(push)
+    assert push.server.requests("PUT */manifests/*") == []
+
+
+def test_a_wrong_manifest_is_found_before_anything_is_asked(push: Push) -> None:
+    memory = one_layer()
+    memory.blobs[str(memory.root_descriptor().digest)] = flip(
+        memory.blobs[str(memory.root_descriptor().digest)]
+    )
+    with pytest.raises(MalformedImage, match="holds other bytes"):
+        push.send(memory)
+    assert push.server.asked == []
+
+
+def test_a_missing_layer_begins_no_upload(push: Push) -> None:
+    memory = one_layer()
+    del memory.blobs[str(Digest.from_bytes(LAYER))]
+    with pytest.raises(MalformedImage, match="missing"):
+        push.send(memory)
+    assert str(Digest.from_bytes(LAYER)) not in str(uploads(push))
+    assert push.server.requests("PUT */manifests/*") == []
+
+
+def test_a_part_of_an_image_is_not_pushed_as_the_whole(push: Push) -> None:
+    memory = Partial(**vars(hello()))
+    with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here: only a part of the image is"):
+        push.send(memory)
+    assert push.server.asked == []
+
+
+class Partial(Memory):
+    """As an engine that pulled one platform."""
+
+    def is_missing(self, descriptor: Descriptor) -> bool:
+        return "amd64" in str(descriptor.platform)
+
+
+def test_indexes_without_end_are_refused() -> None:
+    memory = hello(["linux/amd64"])
+    for _ in range(4):
+        root = memory.root_descriptor()
+        entry = {"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}
+        memory.point(memory.put(index_json([entry]), OCI_INDEX))
+    with pytest.raises(MalformedImage, match="nested more than 3 deep"):
+        push_order(memory)
+
+
+def test_an_index_with_too_many_entries_is_refused() -> None:
+    memory = Memory()
+    entry = put_manifest(memory, platform_json("linux/amd64"), [])
+    memory.index([{**entry, "annotations": {"n": str(number)}} for number in range(1001)])
+    with pytest.raises(LimitExceeded, match="more than 1000 entries"):
+        push_order(memory)
+
+
+def test_blobs_come_in_the_order_of_their_source() -> None:
+    class Ordered(Memory):
+        def read_order(self, descriptor: Descriptor) -> int:
+            return -sorted(self.blobs).index(str(descriptor.digest))
+
+    blobs = [str(each.digest) for each in push_order(Ordered(**vars(hello())))[0]]
+    assert blobs == sorted(blobs, reverse=True)
+
+
+# Where it is sent
+
+
+def test_an_upload_goes_where_the_registry_says_with_its_state(push: Push) -> None:
+    push.send(one_layer())
+    for each in uploads(push):
+        assert each.path.startswith("/upload/team/app?state=a%2Fb&digest=sha256%3A")
+
+
+def test_a_location_without_a_query_gets_one(push: Push) -> None:
+    push.server.always("POST *", Reply(status=202, headers={"Location": "/upload/team/app"}))
+    push.send(one_layer())
+    assert all(each.path.startswith("/upload/team/app?digest=sha256%3A") for each in uploads(push))
+
+
+def test_another_host_gets_the_bytes_and_no_authorization(push: Push, tmp_path: Path) -> None:
+    with hostile("127.0.0.2") as store:
+        log_in(tmp_path, push.server.host)
+        push.server.always(
+            "POST *", Reply(status=202, headers={"Location": f"http://me:pw@{store.host}/upload/team/app"})
+        )
+        challenge = Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+        push.server.answer("/v2/", challenge)
+        push.server.always("PUT */manifests/*", Reply(status=201))
+        push.send(one_layer())
+    assert len(store.requests("PUT /upload/*")) == 2
+    assert not any(each.authorization for each in store.asked)
+    assert all(each.authorization for each in push.server.requests("POST *"))
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("http://example.org/upload", "plain http"),
+        ("http://169.254.169.254/latest", "leads to"),
+        ("file:///etc/passwd", "no http or https URL"),
+        ("", "does not say where to go on"),
+        ("https://x y/", "no URL"),
+    ],
+)
+def test_a_location_that_leads_astray_is_not_followed(push: Push, location: str, said: str) -> None:
+    push.server.always("POST *", Reply(status=202, headers={"Location": location} if location else {}))
+    found = push.refused(one_layer())
+    assert said in found.message
+    assert uploads(push) == []
+
+
+def test_an_upload_that_ends_before_it_began_is_an_error(push: Push) -> None:
+    push.server.always("POST *", Reply(status=201))
+    assert "answers 201 for" in push.refused(one_layer()).message
+    assert uploads(push) == []
+
+
+def test_a_registry_that_makes_no_repositories_is_told_from_one_that_is_gone(push: Push) -> None:
+    push.server.always("POST *", Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}'))
+    found = push.refused(one_layer())
+    assert found.message.endswith(
+        "answers 404 for 127.0.0.1:" + f"{push.server.port}/team/app/blobs/uploads/: NAME_UNKNOWN"
+    )
+    assert found.hint == "make the repository first: not every registry makes one at the first push"
+
+
+# Who we are
+
+
+def test_a_token_is_asked_for_once_for_pulling_and_pushing(push: Push) -> None:
+    push.server.answer("/v2/", bearer(f"http://{push.server.host}/token"))
+    push.server.answer("/token*", token())
+    push.send(hello())
+    (asked,) = push.server.requests("/token*")
+    assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
+    others = [each for each in push.server.asked[2:] if "token" not in each.path]
+    assert {each.authorization for each in others} == {"Bearer t0ken"}
+
+
+def test_a_challenge_for_less_is_answered_for_all_that_is_needed(push: Push) -> None:
+    realm = f"http://{push.server.host}/token"
+    push.server.answer("HEAD */blobs/*", bearer(realm, scope="repository:team/app:pull repository:x/y:pull"))
+    push.server.answer("/token*", token())
+    push.send(one_layer())
+    (asked,) = push.server.requests("/token*")
+    assert asked.path.count("scope=") == 2
+    assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
+    assert "scope=repository%3Ax%2Fy%3Apull" in asked.path
+
+
+def test_of_several_threads_that_want_a_token_one_gets_it_for_all(push: Push) -> None:
+    wants = dataclasses.replace(bearer(f"http://{push.server.host}/token"), drip_headers=0.003)
+    push.server.answer("HEAD */blobs/*", wants, wants, wants, wants)
+    push.server.answer("/token*", token())
+    push.send(hello())
+    assert len(push.server.requests("/token*")) == 1
+
+
+def test_a_token_that_runs_out_in_the_middle_is_renewed_and_the_blob_sent_anew(push: Push) -> None:
+    realm = f"http://{push.server.host}/token"
+    push.server.answer("/v2/", bearer(realm))
+    push.server.answer("PUT /upload/*", bearer(realm))
+    push.server.answer("/token*", token("one"), token("two"))
+    memory = one_layer()
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert [each.authorization for each in uploads(push)] == ["Bearer one", "Bearer two", "Bearer two"]
+
+
+def test_a_malformed_docker_configuration_is_told_before_anything_is_asked(
+    push: Push, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(SettingsError):
+        push.send(hello())
+    assert push.server.asked == []
+
+
+# What the registry answers
+
+
+def test_a_registry_that_states_another_digest_is_not_believed(push: Push) -> None:
+    other = {"Docker-Content-Digest": str(Digest.from_bytes(b"other"))}
+    push.server.answer("PUT /upload/*", Reply(status=201, headers=other))
+    assert "states sha256:" in push.refused(one_layer()).message
+
+
+def test_a_registry_may_leave_out_digests(push: Push) -> None:
+    push.server.states_digests = False
+    memory = hello()
+    push.send(memory)
+    push.send(memory)
+    assert kept(push) == memory.blobs
+
+
+def test_a_digest_that_is_none_is_an_error_of_the_registry(push: Push) -> None:
+    memory = one_layer()
+    push.server.always("HEAD */manifests/*", Reply(headers={"Docker-Content-Digest": "sha256:../../x"}))
+    assert "states a digest that is none" in push.refused(memory).message
+
+
+def test_the_registrys_own_word_is_told(push: Push) -> None:
+    body = b'{"errors":[{"code":"MANIFEST_INVALID","message":"\x1b[2Jevil"}]}'
+    push.server.always("PUT */manifests/*", Reply(status=422, body=body))
+    found = push.refused(one_layer())
+    assert found.message.endswith(": MANIFEST_INVALID")
+    assert "answers 422 for" in found.message
+
+
+def test_the_first_failure_ends_the_uploads_that_hang(push: Push) -> None:
+    memory = hello(["linux/amd64", "linux/arm64"])
+    push.server.answer("PUT /upload/*", Reply(silent=True), Reply(status=413))
+    started = time.monotonic()
+    assert "answers 413" in push.refused(memory).message
+    assert time.monotonic() - started < 5  # and not the minute that a silence may take
+
+
+def test_waits_are_given_up_with_the_rest(tmp_path: Path) -> None:
+    with hostile() as server:
+        bench = Push(
+            server=server,
+            access=RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=()),
+        )
+        server.answer("PUT /upload/*", Reply(status=429, headers={"Retry-After": "50"}), Reply(status=403))
+        started = time.monotonic()
+        assert "403" in bench.refused(hello(["linux/amd64"])).message
+        assert time.monotonic() - started < 5
+
+
+def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
+    size = 512 << 20
+
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.given += size
+            return bytes(size)
+
+    class Large(Memory):
+        stream = Endless()
+
+        def open(self, descriptor: Descriptor) -> BinaryIO:
+            return cast("BinaryIO", self.stream) if descriptor.size == size else super().open(descriptor)
+
+    memory = Large()
+    digest = Digest.from_bytes(b"never mind")
+    layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
+    entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
+    memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    push.server.always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
+    push.server.always("PATCH *", Reply(status=413, unread=1 << 20))
+    push.refused(memory)
+    assert 1 << 20 <= memory.stream.given < 128 << 20  # what the kernel takes is not much
+
+
+def test_what_was_given_up_asks_nobody_any_more(push: Push) -> None:
+    with open_uploader(push.at("team/app"), options=push.access) as uploads:
+        before = len(push.server.asked)
+        uploads.abort()
+        with pytest.raises(RegistryError, match="is no longer asked"):
+            uploads.get_digest("v1")
+    assert len(push.server.asked) == before
+
+
+def test_a_connection_that_comes_too_late_is_not_used() -> None:
+    """It was made by another thread while the work was given up: nobody would ever end it."""
+    adapter = MeteredAdapter(None, 1.0)
+    adapter.abort()
+    with socket.socket() as late, pytest.raises(OSError, match="given up"):
+        adapter.register_socket(late)

@@ -1,0 +1,152 @@
+"""Blobs that are too large for one request of what stands before a registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import MalformedImage
+from tests.failures.pushing import Push, push
+from tests.support.oci import LAYER_TAR, Memory, flip, platform_json, put_manifest
+from tests.support.registry.hostile import Asked, Reply, hostile
+from tests.unit.oci.registry.test_push import kept, log_in, one_layer
+
+__all__ = ["push"]
+
+MIB = 1 << 20
+LAYER = bytes(range(251)) * (9 * MIB // 251 + 1)
+
+
+def parts(push: Push) -> list[Asked]:
+    """The parts that were taken."""
+    return [each for each in push.server.requests("PATCH *") if each.body]
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [(4 * MIB, [4, 4, 1]), (5 * MIB, [4, 4, 1]), (MIB, [1] * 9)],
+    ids=["four", "five", "one"],
+)
+def test_a_blob_that_is_too_large_for_one_request_is_sent_in_smaller_ones(
+    push: Push, largest: int, sizes: list[int]
+) -> None:
+    memory = one_layer(LAYER[: 9 * MIB])
+    push.server.largest = largest
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert [len(each.body) // MIB for each in parts(push)] == sizes
+    assert [each.headers["Content-Range"] for each in parts(push)][:2] == [
+        f"0-{sizes[0] * MIB - 1}",
+        f"{sizes[0] * MIB}-{2 * sizes[0] * MIB - 1}",
+    ]
+
+
+def test_what_does_fit_is_sent_whole(push: Push) -> None:
+    push.server.largest = 9 * MIB
+    push.send(one_layer(LAYER[: 9 * MIB]), jobs=1)
+    assert push.server.requests("PATCH *") == []
+
+
+def layers_of(*layers: bytes) -> Memory:
+    memory = Memory()
+    entries = [memory.put(layer, LAYER_TAR) for layer in layers]
+    entry = put_manifest(memory, platform_json("linux/amd64"), entries)
+    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+
+
+def test_the_next_blob_is_sent_in_parts_at_once(push: Push) -> None:
+    memory = layers_of(*(LAYER[number : number + 5 * MIB] for number in range(3)))
+    push.server.largest = 4 * MIB
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    lengths = [int(each.headers["Content-Length"]) for each in push.server.requests("PUT /upload/*")]
+    assert len([length for length in lengths if length > MIB]) == 1
+    assert push.waits == [0]
+
+
+def test_the_last_part_may_be_short_and_none_is_empty(push: Push) -> None:
+    memory = one_layer(LAYER[: 8 * MIB + 1])
+    push.server.largest = 4 * MIB
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert [len(each.body) for each in parts(push)] == [4 * MIB, 4 * MIB, 1]
+
+
+def test_a_registry_that_wants_larger_parts_gets_them(push: Push) -> None:
+    memory = one_layer(LAYER[: 9 * MIB])
+    push.server.largest = 6 * MIB
+    headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": str(5 * MIB)}
+    push.server.always("POST *", Reply(status=202, headers=headers))
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert [len(each.body) for each in parts(push)] == [5 * MIB, 4 * MIB]
+
+
+@pytest.mark.parametrize("stated", ["", "-1", "x", "9" * 30, "9" * 5000])
+def test_what_a_registry_says_of_parts_cannot_fill_the_memory(push: Push, stated: str) -> None:
+    memory = one_layer(LAYER[: 9 * MIB])
+    push.server.largest = 8 * MIB
+    headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": stated}
+    push.server.always("POST *", Reply(status=202, headers=headers))
+    if len(stated) > 2:  # as large as the blob, which is then sent whole
+        assert "answers 413" in push.refused(memory).message
+    else:
+        push.send(memory, jobs=1)
+        assert kept(push) == memory.blobs
+
+
+def test_where_even_a_small_part_is_too_large_the_refusal_is_told(push: Push) -> None:
+    push.server.largest = MIB // 2
+    found = push.refused(one_layer(LAYER[: 9 * MIB]))
+    assert "answers 413" in found.message
+    assert push.server.requests("PUT */manifests/*") == []
+
+
+def test_a_part_that_is_lost_begins_the_blob_anew(push: Push) -> None:
+    memory = one_layer(LAYER[: 9 * MIB])
+    push.server.largest = 4 * MIB
+    push.server.answer("PATCH *", Reply(status=202, headers={"Location": "/upload/team/app?state=lost"}))
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert [each.headers["Content-Range"].partition("-")[0] for each in parts(push)][:3] == [
+        "0",
+        str(4 * MIB),
+        "0",
+    ]
+
+
+def test_a_part_that_is_refused_before_all_of_it_was_read_ends_its_connection(push: Push) -> None:
+    memory = one_layer(LAYER[: 9 * MIB])
+    push.server.largest = 4 * MIB
+    push.server.answer("PATCH *", Reply(status=413, unread=4 * MIB - 1000))
+    push.send(memory, jobs=1)
+    assert kept(push) == memory.blobs
+    assert len(push.waits) == 2  # for the two refusals, and for nothing that was lost after them
+
+
+def test_what_is_not_what_it_should_be_is_never_ended(push: Push) -> None:
+    memory = layers_of(LAYER[: 5 * MIB], LAYER[: 9 * MIB])
+    _, digest, *_ = memory.blobs
+    memory.blobs[digest] = flip(memory.blobs[digest])
+    push.server.largest = 4 * MIB
+    with pytest.raises(MalformedImage, match="holds other bytes"):
+        push.send(memory, jobs=1)
+    # Of the second one the end was read before the last part was sent.
+    assert [len(each.body) // MIB for each in parts(push)] == [4, 1, 4, 4]
+    assert digest not in kept(push)
+
+
+def test_parts_that_lead_to_another_host_take_no_login_there(push: Push) -> None:
+    log_in(Path(push.access.environ["DOCKER_CONFIG"]), push.server.host)
+    push.server.answer("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
+    push.server.largest = 4 * MIB
+    with hostile("127.0.0.2") as other:
+        push.server.answer(
+            "PATCH *",
+            Reply(status=202, headers={"Location": f"http://{other.host}/upload/team/app?state=a%2Fb"}),
+        )
+        push.send(one_layer(LAYER[: 9 * MIB]), jobs=1)
+    assert all(each.authorization for each in push.server.requests("PATCH *"))
+    assert other.requests("PATCH *")
+    assert not any(each.authorization for each in other.asked)

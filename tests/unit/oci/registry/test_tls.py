@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import RegistryError, SettingsError
+from buildkit_tasks.oci.model import Descriptor
+from buildkit_tasks.oci.registry import open_registry
+from buildkit_tasks.oci.registry.options import RegistryOptions
+from buildkit_tasks.oci.registry.tls import find_certificate_dirs
+from tests.support.oci import hello
+from tests.support.registry.certificates import Certificate, make_certificate
+from tests.support.registry.hostile import bearer, hostile, token
+from tests.support.scripted import Scripted
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def root(reference: str, folder: Path, **environ: str) -> Descriptor:
+    given = {"DOCKER_CONFIG": str(folder), **environ}
+    access = RegistryOptions(
+        environ=given,
+        certificate_dirs=(folder / "certs.d",),
+        commands=Scripted(),
+        connect_timeout=5,
+        read_timeout=5,
+    )
+    with open_registry(reference, options=access) as source:
+        return source.root_descriptor()
+
+
+def put(folder: Path, host: str, **files: Path) -> Path:
+    """Put files into the folder of a host, ``ca_crt`` as ``ca.crt``."""
+    place = folder / "certs.d" / host
+    place.mkdir(parents=True, exist_ok=True)
+    for name, path in files.items():
+        shutil.copy(path, place / name.replace("_", "."))
+    return place
+
+
+def test_a_client_certificate_is_shown_where_there_is_one(certificate: Certificate, tmp_path: Path) -> None:
+    with hostile(tls=certificate, clients=True) as server:
+        reference = server.hold(hello())
+        put(tmp_path, server.host, ca_crt=certificate.authority)
+        with pytest.raises(RegistryError):
+            root(reference, tmp_path)
+        put(tmp_path, server.host, client_cert=certificate.certificate, client_key=certificate.key)
+        assert root(reference, tmp_path)
+
+
+def test_a_registrys_authority_counts_for_its_token_server(certificate: Certificate, tmp_path: Path) -> None:
+    with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate) as tokens:
+        reference = server.hold(hello())
+        put(tmp_path, server.host, ca_crt=certificate.authority)
+        server.answer("/v2/*", bearer(f"https://{tokens.host}/token"))
+        tokens.answer("/token*", token())
+        assert root(reference, tmp_path)
+        assert len(tokens.asked) == 1
+
+
+def test_a_client_certificate_is_shown_to_no_other_host(certificate: Certificate, tmp_path: Path) -> None:
+    with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate, clients=True) as tokens:
+        reference = server.hold(hello())
+        own = {"client_cert": certificate.certificate, "client_key": certificate.key}
+        put(tmp_path, server.host, ca_crt=certificate.authority, **own)
+        server.always("/v2/*", bearer(f"https://{tokens.host}/token"))
+        tokens.answer("/token*", token())
+        with pytest.raises(RegistryError):
+            root(reference, tmp_path)
+        assert tokens.asked == []
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "client.cert"])
+def test_a_file_that_is_no_certificate_is_named(certificate: Certificate, tmp_path: Path, name: str) -> None:
+    with hostile(tls=certificate) as server:
+        place = put(tmp_path, server.host, ca_crt=certificate.authority)
+        (place / name).write_text("rubbish", encoding="utf-8")
+        with pytest.raises(SettingsError, match=name) as caught:
+            root(server.hold(hello()), tmp_path)
+        assert str(place) in caught.value.message
+
+
+def test_a_bundle_in_the_environment_that_is_not_there_is_named(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    with hostile(tls=certificate) as server:
+        put(tmp_path, server.host, ca_crt=certificate.authority)
+        with pytest.raises(SettingsError, match="environment REQUESTS_CA_BUNDLE"):
+            root(server.hold(hello()), tmp_path, REQUESTS_CA_BUNDLE=str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("netloc", ["..", ".", "../x", "", "a/b", "-x", "a\n"])
+def test_no_host_leads_out_of_the_folder_of_certificates(tmp_path: Path, netloc: str) -> None:
+    (tmp_path / "certs.d/a/b").mkdir(parents=True)
+    access = RegistryOptions(certificate_dirs=(tmp_path / "certs.d",), commands=Scripted())
+    assert list(find_certificate_dirs(netloc, access)) == []

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.image import open_image, platform_manifests, read_config, read_index, read_manifest
+from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.source import Source, read_blob
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.docker_archive import (
+    DockerArchive,
+    DockerLayoutArchive,
+    open_docker_archive,
+)
+from buildkit_tasks.verify import verify
+from tests.support.oci import (
+    Json,
+    Memory,
+    add_platform,
+    flip,
+    hello,
+    index_json,
+    layout_files,
+    make_tar,
+    member,
+    platform_json,
+    probe,
+    symlink,
+)
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+AMD64, ARM64 = "linux/amd64", "linux/arm64"
+IMAGE_NAME = "io.containerd.image.name"
+
+
+def layer(platform: str) -> bytes:
+    return make_tar({"main": probe(platform)})
+
+
+class Saved:
+    """A save archive of the older form in the making."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.links: list[tarfile.TarInfo] = []
+        self.images: list[Json] = []
+
+    def add(
+        self, platform: str, layers: Mapping[str, bytes], tags: Sequence[str] = (), **more: object
+    ) -> Saved:
+        """An image whose layer files have these names."""
+        diff_ids = [str(Digest.from_bytes(data)) for data in layers.values()]
+        config = {**platform_json(platform), "config": {"Cmd": ["/main"]}, "rootfs": {"diff_ids": diff_ids}}
+        data = json.dumps(config).encode()
+        name = f"{Digest.from_bytes(data).hex}.json"
+        self.files |= {name: data, **layers}
+        self.images.append({"Config": name, "RepoTags": list(tags) or None, "Layers": list(layers), **more})
+        return self
+
+    @property
+    def config(self) -> str:
+        return str(self.images[0]["Config"])
+
+    def write(self, path: Path, pack: Callable[[bytes], bytes] = bytes) -> Path:
+        files = {"manifest.json": json.dumps(self.images).encode(), **self.files}
+        path.write_bytes(pack(make_tar(files, self.links)))
+        return path
+
+
+def one(platform: str = AMD64, *tags: str) -> Saved:
+    return Saved().add(platform, {"0a/layer.tar": layer(platform)}, tags)
+
+
+def blob(source: Source, what: str) -> bytes:
+    manifest = read_manifest(source, source.root_descriptor())
+    return read_blob(source, manifest.config if what == "config" else manifest.layers[0], 1 << 20)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
+@pytest.mark.parametrize("small", [1 << 20, 0])
+def test_an_image_of_the_older_form_is_read(
+    pack: Callable[[bytes], bytes], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", small)
+    saved = one()
+    path = saved.write(tmp_path / "a.tar", pack)
+    for name in (f"docker-archive:{path}", str(path)):
+        with open_image(name) as source:
+            assert isinstance(source, DockerArchive)
+            report = verify(source, [], "a")
+            assert [verdict.platform for verdict in report.platforms] == [AMD64]
+            assert report.ok
+            assert blob(source, "config") == saved.files[saved.config]
+            assert blob(source, "layer") == layer(AMD64)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_made_manifest_is_the_same_each_time_and_checked_like_any_other(tmp_path: Path) -> None:
+    path = one().write(tmp_path / "a.tar")
+    with open_docker_archive(path) as first, open_docker_archive(path) as second:
+        assert first.root_descriptor() == first.root_descriptor() == second.root_descriptor()
+        manifest = read_manifest(first, first.root_descriptor())
+        assert manifest.layers[0].digest == Digest.from_bytes(layer(AMD64))
+        assert read_config(first, manifest).cmd == ("/main",)
+
+
+@pytest.mark.parametrize(
+    ("pack", "media_type"),
+    [
+        (bytes, "application/vnd.oci.image.layer.v1.tar"),
+        (gzip.compress, "application/vnd.oci.image.layer.v1.tar+gzip"),
+        (zstd.compress, "application/vnd.oci.image.layer.v1.tar+zstd"),
+    ],
+)
+def test_a_layers_kind_is_told_by_its_first_bytes(
+    pack: Callable[[bytes], bytes], media_type: str, tmp_path: Path
+) -> None:
+    saved = one()
+    packed = pack(layer(AMD64))
+    saved.files["0a/layer.tar"] = packed
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        found = read_manifest(source, source.root_descriptor()).layers[0]
+        assert (found.media_type, found.digest, found.size) == (
+            media_type,
+            Digest.from_bytes(packed),
+            len(packed),
+        )
+        assert verify(source, [], "a").ok
+
+
+def test_a_layer_that_is_a_link_to_another_is_followed(tmp_path: Path) -> None:
+    saved = Saved().add(AMD64, {"shared.tar": layer(AMD64), "0a/layer.tar": layer(AMD64)})
+    del saved.files["0a/layer.tar"]
+    saved.links = [symlink("0a/layer.tar", "../0b/layer.tar"), symlink("0b/layer.tar", "../shared.tar")]
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        assert verify(source, [], "a").ok
+
+
+@pytest.mark.parametrize(
+    ("target", "cause"),
+    [
+        ("../../etc/passwd", r"link to '\.\./\.\./etc/passwd', which leads to no file in the archive"),
+        ("/etc/passwd", "which leads to no file"),
+        ("layer.tar", "which leads to no file"),
+        ("../nowhere", "which leads to no file"),
+        ("", "which leads to no file"),
+    ],
+)
+def test_row_38_a_layer_that_is_a_link_to_nowhere_is_refused(target: str, cause: str, tmp_path: Path) -> None:
+    saved = one()
+    del saved.files["0a/layer.tar"]
+    saved.links = [symlink("0a/layer.tar", target)]
+    path = saved.write(tmp_path / "a.tar")
+    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
+        source.root_descriptor()
+
+
+def test_row_38_a_layer_that_is_a_fifo_is_missing(tmp_path: Path) -> None:
+    saved = one()
+    del saved.files["0a/layer.tar"]
+    saved.links = [member("0a/layer.tar", tarfile.FIFOTYPE)]
+    path = saved.write(tmp_path / "a.tar")
+    with (
+        open_docker_archive(path) as source,
+        pytest.raises(MalformedImage, match=r"0a/layer\.tar is missing"),
+    ):
+        source.root_descriptor()
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    saved = one()
+    del saved.files[saved.config]
+    path = saved.write(tmp_path / "a.tar")
+    with (
+        open_docker_archive(path) as source,
+        pytest.raises(MalformedImage, match=f"{saved.config} is missing"),
+    ):
+        source.root_descriptor()
+
+
+def test_row_37_a_config_under_another_hex_is_found(tmp_path: Path) -> None:
+    for name in (f"{'0' * 64}.json", f"blobs/sha256/{'0' * 64}", f"sha256:{'0' * 64}"):
+        saved = one()
+        saved.files[name] = saved.files[saved.config]
+        saved.images[0]["Config"] = name
+        path = saved.write(tmp_path / "a.tar")
+        with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="holds other bytes"):
+            source.root_descriptor()
+
+
+def test_a_config_with_a_plain_name_is_taken(tmp_path: Path) -> None:
+    saved = one()
+    saved.files["config.json"] = saved.files.pop(saved.config)
+    saved.images[0]["Config"] = "config.json"
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        assert verify(source, [], "a").ok
+
+
+def test_row_33_a_flipped_byte_in_a_layer_is_found(tmp_path: Path) -> None:
+    saved = one()
+    saved.files["0a/layer.tar"] = flip(saved.files["0a/layer.tar"])
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        report = verify(source, [], "a")
+    messages = [check.message for check in report.platforms[0].checks if not check.ok]
+    assert any("holds other bytes" in message for message in messages)
+
+
+def test_two_layers_of_one_diff_id_are_both_looked_at(tmp_path: Path) -> None:
+    saved = Saved().add(AMD64, {"0a/layer.tar": layer(AMD64), "0b/layer.tar": layer(AMD64)})
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        assert verify(source, [], "a").ok
+    saved.files["0b/layer.tar"] = layer(ARM64)
+    path = saved.write(tmp_path / "a.tar")
+    with (
+        open_docker_archive(path) as source,
+        pytest.raises(MalformedImage, match=r"0b/layer\.tar holds other"),
+    ):
+        source.root_descriptor()
+
+
+def test_layers_and_diff_ids_have_to_be_as_many(tmp_path: Path) -> None:
+    saved = one()
+    saved.images[0]["Layers"] = ["0a/layer.tar"] * 2
+    path = saved.write(tmp_path / "a.tar")
+    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="2 layers, the config 1"):
+        source.root_descriptor()
+
+
+def test_a_foreign_layer_that_was_not_saved_is_called_that(tmp_path: Path) -> None:
+    saved = one()
+    data = saved.files.pop("0a/layer.tar")
+    digest = str(Digest.from_bytes(data))
+    kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    origin = {"mediaType": kind, "size": 99, "digest": digest, "urls": ["https://example.org"]}
+    saved.images[0]["LayerSources"] = {digest: origin}
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        found = read_manifest(source, source.root_descriptor()).layers[0]
+        assert (found.media_type, found.size) == (kind, 99)
+        with pytest.raises(MalformedImage, match="is a foreign layer, which this image does not carry"):
+            source.open(found)
+
+
+def test_one_of_several_images_is_chosen_by_name_or_number(tmp_path: Path) -> None:
+    saved = one(AMD64, "alpine:3", "example.org/a/b:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["x/y:2"])
+    path = saved.write(tmp_path / "a.tar")
+    chosen = {
+        "alpine:3": AMD64, "docker.io/library/alpine:3": AMD64, "example.org/a/b:1": AMD64, "@0": AMD64,
+        "x/y:2": ARM64, "index.docker.io/x/y:2": ARM64, "@1": ARM64,
+    }  # fmt: skip
+    for name, platform in chosen.items():
+        with open_image(f"docker-archive:{path}:{name}") as source:
+            assert [str(found) for found, _ in platform_manifests(source)] == [platform]
+    for wrong, cause in ((None, "holds 2 images"), ("alpine", "no image named 'alpine'"), ("@2", "no image")):
+        with open_docker_archive(path, wrong) as source, pytest.raises(UsageError, match=cause) as caught:
+            source.root_descriptor()
+        assert "@0 (alpine:3, example.org/a/b:1), @1 (x/y:2)" in str(caught.value.hint)
+
+
+def test_a_name_that_two_images_have_does_not_choose(tmp_path: Path) -> None:
+    saved = one(AMD64, "a:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["a:1"])
+    path = saved.write(tmp_path / "a.tar")
+    with open_docker_archive(path, "a:1") as source, pytest.raises(UsageError, match="holds 2 images named"):
+        source.root_descriptor()
+
+
+def test_one_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    saved = one()
+    saved.images *= 2
+    with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
+        assert len(platform_manifests(source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "not the JSON"),
+        ("[]", "lists no image"),
+        ("{}", "no list of at most 1000 images"),
+        ('[], "x": 1', "no list of at most"),
+        ('[], "images": []', "appears twice"),
+        ("[1]", "malformed"),
+        ("[{}]", "malformed"),
+        ('[{"Config": ""}]', "malformed"),
+        ('[{"Config": 1, "Layers": []}]', "malformed"),
+        ('[{"Config": "x", "Layers": ["%s"]}]' % ("y" * 513), "malformed"),
+        ('[{"Config": "x", "layers": []}]', "in other letters"),
+        ('[{"Config": "x", "Config": "y"}]', "appears twice"),
+        ('[{"Config": "x", "Layers": [%s"y"]}]' % ('"y",' * 512), "513 layers; 512 are allowed"),
+        ("[" * 100 + "]" * 100, "levels deep"),
+        ("[%s{}]" % ("{}," * 1000), "no list of at most"),
+    ],
+)
+def test_row_36_a_malformed_manifest_is_refused(text: str, cause: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(make_tar({"manifest.json": text.encode()}))
+    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
+        source.root_descriptor()
+
+
+def test_a_manifest_past_the_cap_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(make_tar({"manifest.json": bytes(LIMITS.document_bytes + 1)}))
+    with open_docker_archive(path) as source, pytest.raises(LimitExceeded, match=r"manifest\.json"):
+        source.root_descriptor()
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    saved = one()
+    saved.links = [symlink("./0a/layer.tar", "../x")]
+    with pytest.raises(MalformedImage, match=r"holds 0a/layer\.tar twice"):
+        open_docker_archive(saved.write(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cause"), [({"x": b""}, "has neither"), ({"repositories": b"{}"}, r"before docker 1\.10")]
+)
+def test_what_is_no_save_archive_is_refused(files: dict[str, bytes], cause: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(make_tar(files))
+    with pytest.raises(UsageError, match=cause):
+        open_docker_archive(path)
+
+
+# The newer form: a layout with a manifest.json beside its index.json.
+
+
+def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
+    """The ``manifest.json`` entry of one platform, as containerd writes it."""
+    entry = read_index(memory).manifests[at]
+    manifest = read_manifest(memory, entry)
+    layers = [f"blobs/sha256/{each.digest.hex}" for each in manifest.layers]
+    config = f"blobs/sha256/{manifest.config.digest.hex}"
+    return {"Config": config, "RepoTags": ["a/b:1"], "Layers": layers, **more}
+
+
+def write_new(memory: Memory, path: Path, *images: Json) -> Path:
+    files = layout_files(memory, **{IMAGE_NAME: "docker.io/a/b:1"})
+    path.write_bytes(make_tar({**files, "manifest.json": json.dumps(images).encode()}))
+    return path
+
+
+def test_an_image_of_the_newer_form_has_its_own_manifests(tmp_path: Path) -> None:
+    memory = hello()
+    path = write_new(memory, tmp_path / "a.tar", docker_manifest(memory))
+    for name in (
+        f"docker-archive:{path}",
+        f"docker-archive:{path}:a/b:1",
+        f"docker-archive:{path}:@0",
+        str(path),
+    ):
+        with open_image(name) as source:
+            assert isinstance(source, DockerLayoutArchive)
+            assert source.root_descriptor().digest == memory.root_descriptor().digest
+            assert verify(source, [], "a").ok
+    for chosen in ("a/b:2", "@1"):
+        with (
+            open_docker_archive(path, chosen) as source,
+            pytest.raises(UsageError, match="no image") as caught,
+        ):
+            source.root_descriptor()
+        assert "@0 (docker.io/a/b:1)" in str(caught.value.hint)
+
+
+def test_several_images_of_the_newer_form_have_to_be_chosen_from(tmp_path: Path) -> None:
+    memory, other = hello([AMD64]), hello([ARM64])
+    entries = [
+        {"mediaType": each.root_descriptor().media_type, "digest": str(each.root_descriptor().digest),
+        "size": each.root_descriptor().size,
+         "annotations": {IMAGE_NAME: f"docker.io/library/{name}:1"}}
+        for name, each in (("one", memory), ("two", other))
+    ]  # fmt: skip
+    files = layout_files(other) | layout_files(memory)
+    files["index.json"] = json.dumps(index_json(entries)).encode()
+    path = tmp_path / "a.tar"
+    path.write_bytes(make_tar(files))
+    for name, platform in (("one:1", AMD64), ("@1", ARM64)):
+        with open_docker_archive(path, name) as source:
+            assert [str(found) for found, _ in platform_manifests(source)] == [platform]
+    with open_docker_archive(path) as source, pytest.raises(UsageError, match="holds 2 images") as caught:
+        source.root_descriptor()
+    assert "@0 (docker.io/library/one:1), @1" in str(caught.value.hint)
+
+
+def test_two_halves_that_mean_different_images_are_refused(tmp_path: Path) -> None:
+    memory = hello()
+    lie = Memory()
+    add_platform(lie, AMD64, [make_tar({"main": b"evil"})])
+    config = next(digest for digest, data in lie.blobs.items() if data.startswith(b'{"os"'))
+    lies = {
+        "names the config": docker_manifest(memory, Config=f"blobs/sha256/{config.partition(':')[2]}"),
+        "other layers": docker_manifest(memory, Layers=docker_manifest(memory, 1)["Layers"]),
+        "names the config x": docker_manifest(memory, Config="x"),
+    }
+    for cause, entry in lies.items():
+        path = write_new(memory, tmp_path / "a.tar", docker_manifest(memory), entry)
+        with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
+            source.root_descriptor()
+
+
+def test_a_broken_document_is_reported_as_that_and_not_as_two_halves(tmp_path: Path) -> None:
+    memory = hello()
+    entry = docker_manifest(memory)
+    digest = str(read_index(memory).manifests[1].digest)
+    memory.blobs[digest] = flip(memory.blobs[digest])
+    with open_docker_archive(write_new(memory, tmp_path / "a.tar", entry)) as source:
+        report = verify(source, [], "a")
+    assert [verdict.ok for verdict in report.platforms] == [True, False, True]

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import pytest
+
+from buildkit_tasks.errors import EngineError, MalformedImage, UsageError
+from buildkit_tasks.oci.image import (
+    index_entries,
+    is_missing,
+    open_image,
+    platform_manifests,
+    read_blob,
+    read_index,
+    read_manifest,
+    read_order,
+)
+from buildkit_tasks.oci.model import OCI_INDEX
+from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
+from buildkit_tasks.verify import verify
+from tests.support.oci import Memory, flip, hello, index_json, layout_files, make_tar
+
+
+class Engine:
+    """Gives the save archive of one image, as often as it is asked."""
+
+    def __init__(self, memory: Memory, without: Sequence[str] = ()) -> None:
+        files = layout_files(memory, **{"io.containerd.image.name": "docker.io/a/b:1"})
+        kept = {name: data for name, data in files.items() if name.rpartition("/")[2] not in without}
+        self.data = make_tar(dict(sorted(kept.items())))
+        self.given: list[BinaryIO] = []
+
+    def __call__(self, reference: str) -> BinaryIO:
+        if reference != "a/b:1":
+            raise UsageError(f"the engine has no image {reference!r}")
+        self.given.append(io.BytesIO(self.data))
+        return self.given[-1]
+
+
+def test_an_image_is_read_from_the_stream_and_nothing_stays_open() -> None:
+    memory = hello()
+    engine = Engine(memory)
+    with open_image("docker-daemon:a/b:1", export=engine) as source:
+        assert source.root_descriptor().digest == memory.root_descriptor().digest
+        assert verify(source, [], "x").ok
+        assert not any(is_missing(source, entry.descriptor) for entry in index_entries(source))
+    assert all(stream.closed for stream in engine.given)
+
+
+def test_large_layers_in_the_streams_order_take_one_more_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = hello()
+    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", 0)
+    with DaemonSource("a/b:1", engine := Engine(memory)) as source:
+        entries = [entry.descriptor for entry in index_entries(source)]
+        engine.given.clear()
+        for each in sorted(entries, key=lambda entry: read_order(source, entry)):
+            assert read_blob(source, each, 1 << 20) == memory.blobs[str(each.digest)]
+        assert len(engine.given) <= 1
+
+
+def test_an_image_that_the_engine_does_not_have_is_a_usage_error() -> None:
+    with (
+        pytest.raises(UsageError, match="has no image"),
+        open_image("docker-daemon:x", export=Engine(hello())),
+    ):
+        pass
+
+
+def test_a_platform_that_was_not_pulled_is_told_apart_from_a_fault() -> None:
+    memory = hello()
+    _, arm64, arm = read_index(memory).manifests
+    layer = read_manifest(memory, arm).layers[0].digest.hex
+    with DaemonSource("a/b:1", Engine(memory, without=[arm64.digest.hex, layer])) as source:
+        names = {str(platform): is_missing(source, entry) for platform, entry in platform_manifests(source)}
+        assert names == {"linux/amd64": False, "linux/arm64": True, "linux/arm/v7": True}
+        assert not is_missing(source, source.root_descriptor())
+        assert verify(source, [], "x").platforms[0].ok
+        with pytest.raises(MalformedImage, match="is missing from docker-daemon:a/b:1"):
+            read_manifest(source, arm64)
+
+
+def test_a_nested_index_that_was_not_pulled_is_lacking() -> None:
+    memory = hello(["linux/amd64"])
+    (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
+    inner = memory.put(index_json([]), OCI_INDEX)
+    memory.index([entry, inner])
+    absent = inner["digest"].partition(":")[2]
+    with DaemonSource("a/b:1", Engine(memory, without=[absent])) as source:
+        assert [is_missing(source, each.descriptor) for each in index_entries(source)] == [False, True]
+        assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
+
+
+def test_a_config_that_is_not_there_is_lacking_too() -> None:
+    memory = hello(["linux/amd64"])
+    (entry,) = read_index(memory).manifests
+    config = read_manifest(memory, entry).config.digest.hex
+    with DaemonSource("a/b:1", Engine(memory, without=[config])) as source:
+        assert is_missing(source, entry)
+
+
+def test_a_manifest_that_is_there_and_broken_is_not_lacking() -> None:
+    memory = hello(["linux/amd64"])
+    (entry,) = read_index(memory).manifests
+    memory.blobs[str(entry.digest)] = flip(memory.blobs[str(entry.digest)])
+    with DaemonSource("a/b:1", Engine(memory)) as source:
+        assert not is_missing(source, entry)
+        assert not verify(source, [], "x").ok
+
+
+def test_the_older_form_lacks_nothing() -> None:
+    manifest = json.dumps([{"Config": "x.json", "Layers": []}]).encode()
+    config = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {}}).encode()
+    data = make_tar({"manifest.json": manifest, "x.json": config})
+    with DaemonSource("x", lambda _: io.BytesIO(data)) as source:
+        assert not source.is_missing(source.root_descriptor())
+        assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
+
+
+def test_an_engine_that_fails_in_the_middle_is_the_engines_fault() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(min(size or 0, 1000))
+            if self.tell() > 2000:
+                raise EngineError("the engine did not give the image")
+            return data
+
+    given: list[Failing] = []
+
+    def export(_: str) -> BinaryIO:
+        given.append(Failing(Engine(hello()).data))
+        return given[-1]
+
+    with pytest.raises(EngineError), open_image("docker-daemon:a/b:1", export=export):
+        pass
+    assert [stream.closed for stream in given] == [True]

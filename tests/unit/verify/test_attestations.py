@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_CONFIG, OCI_MANIFEST, Digest
+from buildkit_tasks.report.model import Check, VerifyReport
+from buildkit_tasks.verify import verify
+from tests.support.oci import Json, Memory, add_platform, flip, make_tar, probe
+
+ARM64 = "linux/arm64"
+IN_TOTO = "application/vnd.in-toto+json"
+PREDICATE = "in-toto.io/predicate-type"
+SLSA, SPDX = "https://slsa.dev/provenance/v1", "https://spdx.dev/Document"
+
+
+def image(memory: Memory) -> Json:
+    tar = make_tar({"main": probe(ARM64)})
+    return add_platform(memory, ARM64, [tar], Entrypoint=["/main"])
+
+
+def statement(about: str) -> bytes:
+    digest = {"sha256": about.removeprefix("sha256:")}
+    return json.dumps({"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": digest}]}).encode()
+
+
+def layers(memory: Memory, about: str, *predicates: str) -> list[Json]:
+    return [
+        memory.put(statement(about) + b" " * number, IN_TOTO, annotations={PREDICATE: predicate})
+        for number, predicate in enumerate(predicates)
+    ]
+
+
+def annotated(
+    memory: Memory, about: str, *, says: str | None = None, predicates: tuple[str, ...] = (SLSA,)
+) -> Json:
+    """BuildKit's first form: platform unknown/unknown, and annotations of the index entry."""
+    config = {"os": "unknown", "architecture": "unknown", "rootfs": {"type": "layers", "diff_ids": []}}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": memory.put(config, OCI_CONFIG),
+        "layers": layers(memory, says or about, *predicates),
+    }
+    annotations = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    return memory.put(manifest, OCI_MANIFEST, platform=unknown, annotations=annotations)
+
+
+def artifact(memory: Memory, about: Json) -> Json:
+    """Its second form: an OCI artifact with an empty configuration and a subject."""
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": "application/vnd.docker.attestation.manifest.v1+json",
+        "config": {"mediaType": EMPTY_CONFIG, "digest": str(Digest.from_bytes(b"{}")), "size": 2},
+        "layers": layers(memory, about["digest"], SPDX),
+        "subject": {key: about[key] for key in ("mediaType", "digest", "size")},
+    }
+    kind = "application/vnd.docker.attestation.manifest.v1+json"
+    return memory.put(manifest, OCI_MANIFEST, artifactType=kind)
+
+
+def of_attestations(report: VerifyReport) -> list[tuple[str, Check]]:
+    return [
+        (row.platform, check)
+        for row in report.platforms
+        for check in row.checks
+        if check.name == "attestations"
+    ]
+
+
+def test_both_forms_are_recognised_counted_and_no_platform() -> None:
+    memory = Memory()
+    entry = image(memory)
+    index = memory.index(
+        [entry, annotated(memory, entry["digest"], predicates=(SLSA, SPDX)), artifact(memory, entry)]
+    )
+    report = verify(index, (), "it")
+    assert report.ok
+    assert [row.platform for row in report.platforms] == [ARM64]
+    platform, check = of_attestations(report)[0]
+    assert (platform, check.message) == (ARM64, "3 attestations: SBOM (SPDX), SBOM (SPDX), provenance")
+
+
+def test_an_image_without_attestations_has_no_such_check() -> None:
+    memory = Memory()
+    assert of_attestations(verify(memory.index([image(memory)]), (), "it")) == []
+
+
+@pytest.mark.parametrize("form", ["annotated", "artifact"])
+def test_one_about_an_image_that_is_not_in_the_index_fails(form: str) -> None:
+    memory = Memory()
+    entry = image(memory)
+    elsewhere = {**entry, "digest": str(Digest.from_bytes(b"another"))}
+    dangling = annotated(memory, elsewhere["digest"]) if form == "annotated" else artifact(memory, elsewhere)
+    report = verify(memory.index([entry, dangling]), (), "it")
+    assert [row.ok for row in report.platforms] == [True, False]
+    _, check = of_attestations(report)[0]
+    assert f"is about {elsewhere['digest']}, of which this index has none" in check.message
+    assert report.platforms[1].digest == dangling["digest"]
+
+
+def test_one_about_nothing_fails() -> None:
+    memory = Memory()
+    entry = image(memory)
+    homeless = {**annotated(memory, entry["digest"]), "annotations": {}}
+    _, check = of_attestations(verify(memory.index([entry, homeless]), (), "it"))[0]
+    assert (check.ok, check.message) == (False, f"the attestation {homeless['digest']} is about no image")
+
+
+def test_one_whose_statement_is_about_another_image_fails_under_the_image_that_it_claims() -> None:
+    memory = Memory()
+    entry = image(memory)
+    other = str(Digest.from_bytes(b"another"))
+    liar = annotated(memory, entry["digest"], says=other)
+    report = verify(memory.index([entry, liar]), (), "it")
+    platform, check = of_attestations(report)[0]
+    assert (platform, check.ok) == (ARM64, False)
+    assert f"its statement is about {other.removeprefix('sha256:')}" in check.message
+
+
+@pytest.mark.parametrize("which", ["manifest", "config", "layer"])
+def test_row_33_a_flipped_byte_in_an_attestation_is_found(which: str) -> None:
+    memory = Memory()
+    entry = image(memory)
+    attestation = annotated(memory, entry["digest"])
+    document = json.loads(memory.blobs[attestation["digest"]])
+    digests = {
+        "manifest": attestation["digest"],
+        "config": document["config"]["digest"],
+        "layer": document["layers"][0]["digest"],
+    }
+    memory.blobs[digests[which]] = flip(memory.blobs[digests[which]])
+    report = verify(memory.index([entry, attestation]), (), "it")
+    assert not report.ok
+    assert [check.ok for _, check in of_attestations(report)] == [False]
+    assert "holds other bytes" in of_attestations(report)[0][1].message

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+
+from buildkit_tasks.report.model import Check
+from buildkit_tasks.verify import VerifyOptions, verify
+from buildkit_tasks.verify.binaries import compile_globs
+from tests.support.elf import ISA_NEEDED, ISA_USED, Shape, elf, shape_of
+from tests.support.oci import hard_link, make_tar, one, probe, symlink
+
+AMD64, ARM64, V6, V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
+SOFT, HARD = 0x05000200, 0x05000400
+
+
+def checks(files: Mapping[str, bytes], platform: str = AMD64, *allowed: str, **start: object) -> list[Check]:
+    image = one([make_tar(files)], platform, **start)
+    return list(verify(image, (), "the image", VerifyOptions(allow_foreign=allowed)).platforms[0].checks)
+
+
+def named(name: str, found: list[Check]) -> list[Check]:
+    return [check for check in found if check.name == name]
+
+
+def the(name: str, found: list[Check]) -> Check:
+    of_name = named(name, found)
+    assert len(of_name) == 1, of_name
+    return of_name[0]
+
+
+def arm(flags: int) -> bytes:
+    return elf(dataclasses.replace(shape_of(V7), flags=flags), needed=["libc.so.6"])
+
+
+def test_binaries_of_the_platform_are_counted() -> None:
+    check = the("binaries", checks({"a": probe(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
+    assert (check.ok, check.message) == (True, "2 binaries")
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4])
+def test_a_foreign_file_of_any_type_is_told_with_its_path(kind: int) -> None:
+    found = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe(AMD64)})
+    check = the("binaries", found)
+    assert (check.ok, check.path) == (False, "/opt/deep/er/file")
+    assert (check.expected, check.actual) == ("amd64", "arm64")
+    assert check.layer.startswith("sha256:")
+    assert "linux/amd64: /opt/deep/er/file is made for arm64, not for amd64" in check.message
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        (Shape(bits=32, order="little", machine=62), "x32, ILP32 on x86-64"),
+        (Shape(bits=64, order="big", machine=183), "arm64, big-endian"),
+        (Shape(bits=64, order="big", machine=8), "mips64, big-endian"),
+        (Shape(bits=32, order="big", machine=20), "powerpc, 32-bit"),
+        (Shape(bits=64, order="little", machine=0x1234), "unknown"),
+    ],
+)
+def test_machines_that_are_no_platforms_are_named(shape: Shape, name: str) -> None:
+    assert f"is made for {name}, not for amd64" in the("binaries", checks({"a": elf(shape)})).message
+
+
+def test_every_foreign_file_up_to_a_hundred_is_told_and_the_others_counted() -> None:
+    found = named("binaries", checks({f"f{number}": elf(ARM64) for number in range(103)}))
+    assert len(found) == 101
+    assert not any(check.ok for check in found)
+    assert found[-1].message == "3 more files are not made for amd64"
+    assert len({check.path for check in found[:-1]}) == 100
+
+
+@pytest.mark.parametrize("code", [247, 190, 224, 94])
+def test_code_for_devices_is_no_program_of_another_machine(code: int) -> None:
+    shape = Shape(bits=64, order="little", machine=code)
+    check = the("binaries", checks({"kernel.o": elf(shape, kind=1), "a": probe(AMD64)}))
+    assert (check.ok, check.message) == (True, "1 binary, 1 for other processors (such as /kernel.o)")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/opt/*", "/opt/tools/arm64", "opt/tools/*", "tools/*", "arm64", "*/arm64", "**/tools/**"]
+)
+def test_foreign_files_may_be_allowed_by_globs(pattern: str) -> None:
+    check = the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
+    assert (check.ok, check.message) == (
+        True,
+        "0 binaries, 1 foreign and allowed (such as /opt/tools/arm64)",
+    )
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/tools/*", "opt", "/opt", "ools/arm64", "arm6", "OPT/*", "/opt/tools/arm6[5]"]
+)
+def test_what_no_glob_matches_is_not_allowed(pattern: str) -> None:
+    assert not the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern)).ok
+
+
+def test_no_glob_allows_nothing() -> None:
+    assert not compile_globs([])("/any")
+
+
+def test_an_allowed_file_may_need_more_of_the_instruction_set() -> None:
+    files = {"opt/v3/lib.so": elf(AMD64, isa=[(ISA_NEEDED, 4)])}
+    assert not the("instruction-set", checks(files)).ok
+    assert the("instruction-set", checks(files, AMD64, "/opt/v3/*")).ok
+
+
+def test_a_program_that_was_told_is_not_told_again() -> None:
+    found = checks({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
+    assert the("entrypoint-arch", found).path == "/main"
+    assert the("binaries", found).path == "/other"
+
+
+def test_a_damaged_file_is_a_warning() -> None:
+    found = named("binaries", checks({"cut": probe(AMD64)[:20], "a": probe(AMD64)}))
+    assert [(check.ok, check.warning) for check in found] == [(True, True), (True, False)]
+    assert found[0].path == "/cut"
+    assert found[0].message == (
+        "/cut starts like an ELF file and cannot be read as one: a truncated ELF header"
+    )
+
+
+def test_a_link_is_no_second_file_and_a_hard_link_is_one() -> None:
+    tar = make_tar({"a": elf(ARM64)}, [symlink("s", "a"), hard_link("h", "a")])
+    report = verify(one([tar], AMD64), (), "the image")
+    paths = [check.path for check in report.platforms[0].checks if check.name == "binaries"]
+    assert sorted(paths) == ["/a", "/h"]
+
+
+def test_a_path_with_bytes_that_are_no_text_is_told_by_escapes() -> None:
+    tar = make_tar({"caf?": elf(ARM64)}).replace(b"caf?", b"caf\xe9")
+    tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
+    report = verify(one([tar], AMD64), (), "the image")
+    check = the("binaries", list(report.platforms[0].checks))
+    check.path.encode()
+    assert check.path.startswith("/caf\\")
+
+
+# The instruction set.
+
+
+@pytest.mark.parametrize(
+    ("bits", "platform", "ok"),
+    [
+        (0b0001, "linux/amd64", True),
+        (0b0010, "linux/amd64", False),
+        (0b0111, "linux/amd64/v3", True),
+        (0b1000, "linux/amd64/v3", False),
+        (0b1111, "linux/amd64/v4", True),
+    ],
+)
+def test_what_a_note_needs_is_measured_by_the_platforms_promise(bits: int, platform: str, ok: bool) -> None:
+    check = the("instruction-set", checks({"a": elf(platform, isa=[(ISA_NEEDED, bits)])}, platform))
+    assert (check.ok, check.expected) == (ok, platform)
+    assert ("needs x86-64-v" in check.message) == (not ok)
+
+
+def test_what_a_note_says_to_be_used_is_not_needed() -> None:
+    check = the("instruction-set", checks({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
+    assert (check.ok, check.message) == (True, "none in 1 of 1, which proves nothing")
+
+
+def test_silence_is_told_and_proves_nothing() -> None:
+    files = {"a": elf(AMD64), "b": elf(AMD64), "c": elf(AMD64, isa=[(ISA_NEEDED, 1)])}
+    assert the("instruction-set", checks(files)).message == (
+        "x86 ISA note in 1; none in 2 of 3, which proves nothing"
+    )
+
+
+def test_files_of_no_binary_say_nothing_of_instructions() -> None:
+    assert named("instruction-set", checks({"a": b"text"})) == []
+
+
+def test_every_binary_that_needs_more_up_to_a_hundred_is_told_and_the_others_counted() -> None:
+    needy = elf(AMD64, isa=[(ISA_NEEDED, 4)])
+    found = named("instruction-set", checks({f"f{number}": needy for number in range(102)}))
+    assert len(found) == 101
+    assert found[-1].message == "2 more binaries need more than linux/amd64 promises"
+
+
+def test_a_program_of_another_system_is_told() -> None:
+    shape = dataclasses.replace(shape_of(AMD64), abi=9)
+    check = the("instruction-set", checks({"a": elf(shape)}))
+    assert (check.ok, check.path) == (False, "/a")
+    assert "needs FreeBSD" in check.message
+
+
+# Floating point.
+
+
+def test_softfp_beside_hard_float_is_told_with_an_example_of_each() -> None:
+    files = {"lib/a.so": arm(HARD), "lib/b.so": arm(HARD), "opt/c.so": arm(SOFT)}
+    check = the("float-abi", checks(files, V7))
+    assert (check.ok, check.path, check.expected, check.actual) == (False, "/opt/c.so", "hard", "soft")
+    assert check.layer.startswith("sha256:")
+    assert "/opt/c.so passes floating-point numbers in integer registers (soft or softfp)" in check.message
+    assert "they cannot be loaded into one process" in check.message
+
+
+@pytest.mark.parametrize("flags", [HARD, SOFT, 0x05000000])
+def test_one_way_of_passing_numbers_is_no_matter(flags: int) -> None:
+    assert named("float-abi", checks({"lib/a.so": arm(flags), "lib/b.so": arm(flags)}, V7)) == []
+
+
+def test_static_programs_are_never_loaded_into_another_process() -> None:
+    static = elf(dataclasses.replace(shape_of(V7), flags=SOFT))
+    assert named("float-abi", checks({"lib/a.so": arm(HARD), "bin/tool": static}, V7)) == []
+
+
+# Where nothing can be compared.
+
+
+@pytest.mark.parametrize("platform", ["windows/amd64", "linux/z80"])
+def test_a_platform_without_a_row_has_no_checks_of_binaries(platform: str) -> None:
+    found = checks({"a": elf(ARM64)}, platform)
+    assert named("binaries", found) == named("instruction-set", found) == []

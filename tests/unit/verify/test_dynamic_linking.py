@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
+
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.report.model import Check
+from buildkit_tasks.verify import VerifyOptions, verify
+from tests.support.elf import EXECUTABLE, ISA_NEEDED, elf
+from tests.support.oci import hard_link, make_tar, one, symlink
+
+AMD64, V7 = "linux/amd64", "linux/arm/v7"
+GLIBC, MUSL = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
+TRIPLET = "lib/x86_64-linux-gnu"
+LIBRARY = elf(AMD64)
+
+
+def app(*needed: str, platform: str = AMD64, interpreter: str = GLIBC, **more: str) -> bytes:
+    return elf(platform, interpreter=interpreter, needed=needed, **more)  # type: ignore[arg-type]
+
+
+def starts(
+    files: Mapping[str, bytes],
+    others: Iterable[tarfile.TarInfo] = (),
+    *,
+    platform: str = AMD64,
+    loader: str = GLIBC,
+    env: Sequence[str] = (),
+) -> Check:
+    """The one check ``starts`` of ``/bin/app`` among these files and a loader."""
+    checks = all_starts(files, others, platform=platform, loader=loader, env=env)
+    assert len(checks) == 1, checks
+    return checks[0]
+
+
+def all_starts(
+    files: Mapping[str, bytes],
+    others: Iterable[tarfile.TarInfo] = (),
+    *,
+    platform: str = AMD64,
+    loader: str = GLIBC,
+    env: Sequence[str] = (),
+) -> list[Check]:
+    there = {loader[1:]: elf(platform)} if loader else {}
+    image = one([make_tar({**there, **files}, others)], platform, Entrypoint=["/bin/app"], Env=list(env))
+    report = verify(image, (), "the image")
+    return [check for check in report.platforms[0].checks if check.name == "starts"]
+
+
+def missing(check: Check) -> str:
+    """The library that a failing check is about."""
+    assert not check.ok, check.message
+    return check.expected
+
+
+# The loader.
+
+
+def test_a_static_program_needs_no_loader() -> None:
+    check = starts({"bin/app": elf(AMD64, kind=EXECUTABLE)}, loader="")
+    assert (check.ok, check.message) == (True, "/bin/app is static: it needs no loader")
+
+
+def test_what_was_found_is_counted() -> None:
+    files = {
+        "bin/app": app("liba.so", "libb.so"),
+        f"{TRIPLET}/liba.so": LIBRARY,
+        f"{TRIPLET}/libb.so": LIBRARY,
+    }
+    check = starts(files)
+    assert (check.ok, check.path) == (True, "/bin/app")
+    assert check.message == f"/bin/app finds its loader {GLIBC} and 2 libraries"
+
+
+def test_a_loader_alone_is_told_without_libraries() -> None:
+    assert starts({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
+
+
+def test_a_program_that_a_kernel_refuses_for_its_loaders_path_does_not_start() -> None:
+    empty = app(interpreter="\0")
+    check = starts({"bin/app": empty})
+    assert (check.ok, check.message) == (
+        False, "linux/amd64: /bin/app cannot start: it has an empty interpreter path",
+    )  # fmt: skip
+
+
+def test_a_loader_that_is_not_there_is_named() -> None:
+    check = starts({"bin/app": app()}, loader="")
+    assert (check.ok, check.expected, check.path) == (False, GLIBC, "/bin/app")
+    assert check.message == f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not in the image"
+
+
+def test_a_glibc_program_in_a_musl_image_is_told_in_those_words() -> None:
+    message = starts({"bin/app": app()}, loader=MUSL).message
+    assert "it was linked against glibc, and this is a musl image (Alpine)" in message
+
+
+def test_a_musl_program_in_a_glibc_image_is_told_in_those_words() -> None:
+    message = starts({"bin/app": app(interpreter=MUSL)}).message
+    assert "it was linked against musl, and this is a glibc image;" in message
+    assert "Alpine" not in message
+
+
+def test_the_loader_of_the_other_float_abi_is_told() -> None:
+    soft, hard = "/lib/ld-linux.so.3", "/lib/ld-linux-armhf.so.3"
+    files = {"bin/app": app(platform=V7, interpreter=hard)}
+    message = starts(files, platform=V7, loader=soft).message
+    assert f"its loader {hard} is not in the image; it has {soft}, of another ABI" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (elf("linux/arm64"), f"its loader {GLIBC} is made for arm64"),
+        (b"a text", f"its loader {GLIBC} is no ELF file"),
+    ],
+)
+def test_a_loader_that_is_something_else_is_told(data: bytes, words: str) -> None:
+    assert words in starts({"bin/app": app(), GLIBC[1:]: data}, loader="").message
+
+
+def test_a_loader_that_may_not_be_executed_is_told() -> None:
+    info = hard_link("lib64/unused", GLIBC[1:])
+    info.name, info.type, info.mode = GLIBC[1:], tarfile.REGTYPE, 0o644
+    tar = make_tar({"bin/app": app()})[:-1024].rstrip(b"\0")
+    tar += bytes(-len(tar) % 512)
+    loader = elf(AMD64)
+    info.size, info.linkname = len(loader), ""
+    tar += info.tobuf(tarfile.USTAR_FORMAT) + loader + bytes(-len(loader) % 512 + 1024)
+    report = verify(one([tar], AMD64, Entrypoint=["/bin/app"]), (), "the image")
+    messages = [check.message for check in report.platforms[0].checks if check.name == "starts"]
+    assert messages == [f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not executable"]
+
+
+def test_a_loader_behind_links_is_followed_and_one_that_dangles_is_missing() -> None:
+    link = symlink("lib64", "usr/lib64")
+    files = {"bin/app": app()}
+    assert starts({**files, f"usr{GLIBC}": elf(AMD64)}, [link], loader="").ok
+    dangling = symlink(GLIBC[1:], "../gone/ld.so")
+    assert missing(starts(files, [dangling], loader="")) == GLIBC
+
+
+# Libraries.
+
+
+def test_a_library_that_is_missing_is_told_with_what_needs_it() -> None:
+    files = {"bin/app": app("liba.so"), f"{TRIPLET}/liba.so": elf(AMD64, needed=["libgone.so"])}
+    check = starts(files)
+    assert missing(check) == "libgone.so"
+    assert check.actual == "missing"
+    assert check.path == f"/{TRIPLET}/liba.so"
+    assert check.message == f"{AMD64}: /{TRIPLET}/liba.so needs libgone.so, which is not in the image"
+
+
+def test_every_library_that_is_missing_is_told_once() -> None:
+    files = {
+        "bin/app": app("libx.so", "libx.so", "liba.so"),
+        "lib/liba.so": elf(AMD64, needed=["libx.so", "liby.so"]),
+    }
+    assert [missing(check) for check in all_starts(files)] == ["libx.so", "liby.so"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(elf("linux/arm64"), "is made for arm64"), (b"INPUT(libm.so.6)", "is no ELF file")],
+)
+def test_a_library_that_is_something_else_does_not_count(data: bytes, words: str) -> None:
+    check = starts({"bin/app": app("liba.so"), "usr/lib/liba.so": data})
+    assert missing(check) == "liba.so"
+    assert words in check.actual
+    assert "/usr/lib/liba.so" in check.message
+    assert words in check.message
+
+
+def test_a_right_library_behind_a_wrong_one_is_found() -> None:
+    files = {
+        "bin/app": app("liba.so"),
+        f"{TRIPLET}/liba.so": elf("linux/386"),
+        "usr/lib/liba.so": LIBRARY,
+    }
+    assert starts(files).ok
+
+
+def test_libraries_that_need_each_other_end() -> None:
+    files = {
+        "bin/app": app("liba.so"),
+        "lib/liba.so": elf(AMD64, needed=["libb.so"]),
+        "lib/libb.so": elf(AMD64, needed=["liba.so", "libb.so"]),
+    }
+    assert "and 2 libraries" in starts(files).message
+
+
+def test_one_file_under_two_names_is_counted_once() -> None:
+    files = {"bin/app": app("liba.so", "liba.so.1"), "lib/liba.so.1.0": LIBRARY}
+    links = [symlink("lib/liba.so", "liba.so.1.0"), symlink("lib/liba.so.1", "liba.so")]
+    assert "and 1 library" in starts(files, links).message
+
+
+@pytest.mark.parametrize("folder", ["lib64", "usr/lib64", TRIPLET, f"usr/{TRIPLET}", "lib", "usr/lib"])
+def test_the_loaders_own_folders_are_looked_into(folder: str) -> None:
+    assert starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY}).ok
+
+
+@pytest.mark.parametrize("folder", ["usr/local/lib", "opt/lib", "bin", "lib/i386-linux-gnu"])
+def test_other_folders_are_not(folder: str) -> None:
+    assert missing(starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY})) == "liba.so"
+
+
+@pytest.mark.parametrize("name", ["/opt/liba.so", "opt/liba.so", "$ORIGIN/../opt/liba.so"])
+def test_a_name_with_a_slash_is_a_path(name: str) -> None:
+    assert starts({"bin/app": app(name), "opt/liba.so": LIBRARY}).ok
+
+
+def test_a_name_with_a_slash_is_looked_for_nowhere_else() -> None:
+    assert missing(starts({"bin/app": app("/opt/liba.so"), "lib/liba.so": LIBRARY})) == "/opt/liba.so"
+
+
+# RPATH, RUNPATH and the environment (ld.so(8)).
+
+
+@pytest.mark.parametrize("text", ["$ORIGIN/../opt", "${ORIGIN}/../opt", "/gone:/opt", "/opt/"])
+@pytest.mark.parametrize("kind", ["rpath", "runpath"])
+def test_a_path_of_the_program_leads_to_its_libraries(kind: str, text: str) -> None:
+    assert starts({"bin/app": app("liba.so", **{kind: text}), "opt/liba.so": LIBRARY}).ok
+
+
+def test_lib_and_platform_are_filled_in() -> None:
+    files = {"bin/app": app("liba.so", runpath="/x/$LIB/$PLATFORM"), f"x/{TRIPLET}/x86_64/liba.so": LIBRARY}
+    assert starts({**files, f"{TRIPLET}/other.so": LIBRARY}).ok
+
+
+def test_a_path_that_leads_nowhere_is_no_help() -> None:
+    files = {"bin/app": app("liba.so", runpath="$ORIGIN/opt"), "opt/liba.so": LIBRARY}
+    assert missing(starts(files)) == "liba.so"
+
+
+def test_the_origin_of_a_program_behind_a_link_is_where_it_lies() -> None:
+    files = {"srv/app/bin/app": app("liba.so", runpath="$ORIGIN/../lib"), "srv/app/lib/liba.so": LIBRARY}
+    assert starts(files, [symlink("bin/app", "../srv/app/bin/app")]).ok
+
+
+def _chain(kind: str) -> dict[str, bytes]:
+    return {
+        "bin/app": app("liba.so", **{kind: "/opt"}),
+        "opt/liba.so": elf(AMD64, needed=["libb.so"]),
+        "opt/libb.so": LIBRARY,
+    }
+
+
+def test_an_rpath_holds_for_what_libraries_need_and_a_runpath_does_not() -> None:
+    assert starts(_chain("rpath")).ok
+    assert missing(starts(_chain("runpath"))) == "libb.so"
+
+
+def test_musl_lets_a_runpath_hold_for_what_libraries_need() -> None:
+    files = {**_chain("runpath"), "bin/app": app("liba.so", interpreter=MUSL, runpath="/opt")}
+    assert starts(files, loader=MUSL).ok
+
+
+def test_an_rpath_beside_a_runpath_does_not_count() -> None:
+    program = app("liba.so", rpath="/opt", runpath="/gone")
+    assert missing(starts({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
+
+
+def test_an_rpath_beside_a_runpath_does_not_count_for_libraries_either() -> None:
+    files = {**_chain("runpath"), "bin/app": app("liba.so", rpath="/more", runpath="/opt")}
+    assert missing(starts({**files, "more/libb.so": LIBRARY})) == "libb.so"
+
+
+def test_a_library_with_a_runpath_does_not_inherit_the_programs_rpath() -> None:
+    files = {**_chain("rpath"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
+    assert missing(starts(files)) == "libb.so"
+
+
+def test_the_environment_leads_to_libraries_of_libraries_too() -> None:
+    env = ["LD_LIBRARY_PATH=/gone", "LD_LIBRARY_PATH=/else:/opt"]
+    files = {**_chain("soname"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
+    assert starts(files, env=env).ok
+    assert missing(starts(files, env=env[:1])) == "liba.so"
+
+
+# The loaders' configurations.
+
+
+def _configured(**files: bytes) -> dict[str, bytes]:
+    return {"bin/app": app("liba.so"), "opt/lib/liba.so": LIBRARY, **files}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"etc/ld.so.conf": b"/opt/lib\n"},
+        {"etc/ld.so.conf": b"\t/opt/lib # ours\n"},
+        {"etc/ld.so.conf": b"include /etc/ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/a.conf": b"/opt/lib"},
+        {"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/a.conf": b"/opt/lib"},
+        {
+            "etc/ld.so.conf": b"include ld.so.conf\ninclude ld.so.conf.d/a.conf\n",
+            "etc/ld.so.conf.d/a.conf": b"/opt/lib",
+        },
+    ],
+)
+def test_the_folders_of_glibcs_configuration_are_looked_into(files: dict[str, bytes]) -> None:
+    assert starts(_configured(**files)).ok
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"etc/ld.so.conf": b"# /opt/lib\n"},
+        {"etc/ld.so.conf": b"opt/lib\n"},
+        {"etc/ld.so.conf.d/a.conf": b"/opt/lib\n"},  # nothing includes it
+        {"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/a.txt": b"/opt/lib\n"},
+    ],
+)
+def test_what_the_configuration_does_not_name_is_not(files: dict[str, bytes]) -> None:
+    assert missing(starts(_configured(**files))) == "liba.so"
+
+
+def test_a_configuration_that_includes_itself_ends() -> None:
+    files = {"etc/ld.so.conf": b"include ld.so.conf\n" * 100}
+    assert missing(starts(_configured(**files))) == "liba.so"
+
+
+def _of_musl(*needed: str, **files: bytes) -> Check:
+    return starts({"bin/app": app(*needed, interpreter=MUSL), **files}, loader=MUSL)
+
+
+@pytest.mark.parametrize("folder", ["lib", "usr/local/lib", "usr/lib"])
+def test_musl_looks_into_folders_of_its_own(folder: str) -> None:
+    assert _of_musl("liba.so", **{f"{folder}/liba.so": LIBRARY}).ok
+
+
+def test_musl_does_not_know_debians_folders() -> None:
+    assert missing(_of_musl("liba.so", **{f"{TRIPLET}/liba.so": LIBRARY})) == "liba.so"
+
+
+@pytest.mark.parametrize("text", [b"/opt\n/lib\n", b"/lib:/opt"])
+def test_musls_configuration_is_read_and_replaces_its_folders(text: bytes) -> None:
+    settings = {"etc/ld-musl-x86_64.path": text}
+    assert _of_musl("liba.so", **settings, **{"opt/liba.so": LIBRARY}).ok
+    assert missing(_of_musl("liba.so", **settings, **{"usr/lib/liba.so": LIBRARY})) == "liba.so"
+
+
+def test_musls_loader_is_its_libc_under_every_name() -> None:
+    assert _of_musl("libc.so", "libc.musl-x86_64.so.1", "libpthread.so.0", "libm.so.6").ok
+    assert missing(_of_musl("libcrypt.so.1")) == "libcrypt.so.1"
+
+
+# What is loaded is what `--for` judges.
+
+
+def test_a_library_that_needs_more_than_the_host_has_is_found_for_that_host_alone() -> None:
+    needy = elf(AMD64, isa=[(ISA_NEEDED, 0b100)])
+    files = {"bin/app": app("liba.so"), GLIBC[1:]: LIBRARY, "lib/liba.so": needy, "lib/unused.so": needy}
+    image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
+    host = Platform.parse(AMD64)
+    report = verify(image, (), "the image", VerifyOptions(hosts={host: 0}))
+    failing = [check for check in report.platforms[0].checks if not check.ok]
+    assert [(check.name, check.path) for check in failing] == [("instruction-set", "/lib/liba.so")]
+    assert "needs x86-64-v3 (x86 ISA note: needed x86-64-v3)" in failing[0].message
+
+
+def test_a_script_starts_on_a_host_where_its_interpreter_does() -> None:
+    files = {"bin/app": b"#!/bin/sh\n", "bin/sh": app(), GLIBC[1:]: LIBRARY}
+    image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
+    rules = VerifyOptions(hosts={Platform.parse(AMD64): 0})
+    row = verify(image, (), "the image", rules).platforms[0]
+    assert row.ok
+    assert [check.path for check in row.checks if check.name == "starts"] == ["/bin/sh"]

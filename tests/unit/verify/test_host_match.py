@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.report.model import Check, VerifyReport
+from buildkit_tasks.verify import VerifyOptions, verify
+from buildkit_tasks.verify.host_match import match_host, read_cluster_nodes, read_hosts
+from tests.support.elf import ISA_NEEDED, elf
+from tests.support.oci import Memory, add_platform, hello, make_tar
+
+
+def platform(text: str) -> Platform:
+    return Platform.parse(text)
+
+
+def fit(host: str, held: str, nodes: int = 0) -> tuple[str, Check]:
+    chosen, check = match_host(platform(host), parse_platforms([held]), "app:1", nodes)
+    assert check.ok == (chosen is not None)
+    assert (check.name, check.expected) == ("for", str(platform(host)))
+    return str(chosen or ""), check
+
+
+def nodes(tmp_path: Path, document: Any) -> Path:
+    path = tmp_path / "nodes.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+def node(architecture: str, system: str = "linux") -> dict[str, Any]:
+    info = {"operatingSystem": system, "architecture": architecture, "kernelVersion": "6.1"}
+    return {"kind": "Node", "metadata": {"name": "n"}, "status": {"nodeInfo": info}}
+
+
+@pytest.mark.parametrize(
+    ("host", "held", "chosen", "words"),
+    [
+        ("linux/arm64", "linux/amd64,linux/arm64", "linux/arm64", "linux/arm64 takes linux/arm64"),
+        ("linux/arm/v7", "linux/arm/v6", "linux/arm/v6", "takes linux/arm/v6, which it runs as well"),
+        ("linux/arm/v7", "linux/arm/v6,linux/arm/v7", "linux/arm/v7", "takes linux/arm/v7"),
+        ("linux/amd64", "linux/386", "linux/386", "takes linux/386, which it runs as well"),
+        ("linux/amd64/v3", "linux/amd64,linux/amd64/v2", "linux/amd64/v2", "which it runs as well"),
+    ],
+)
+def test_a_host_takes_what_containerd_would_take(host: str, held: str, chosen: str, words: str) -> None:
+    found, check = fit(host, held)
+    assert found == chosen == check.actual
+    assert words in check.message
+
+
+@pytest.mark.parametrize(
+    ("host", "held"),
+    [("linux/amd64", "linux/arm64"), ("linux/arm/v6", "linux/arm/v7"), ("linux/amd64", "linux/amd64/v2")],
+)
+def test_a_host_that_takes_nothing_is_told_what_to_type(host: str, held: str) -> None:
+    _, check = fit(host, held)
+    assert check.actual == held
+    assert f"{host} cannot start app:1: it holds {held}." in check.message
+    assert "exec format error" in check.message
+    assert check.message.endswith(f"next: inv build-multiarch --platform {held},{host} --push -t NAME:TAG")
+
+
+def test_an_image_of_no_platform_is_told_so() -> None:
+    _, check = fit("linux/amd64", "")
+    assert "it holds no platform." in check.message
+    assert "--platform linux/amd64 --push" in check.message
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "1 linux/arm64 node takes"), (3, "3 linux/arm64 nodes take")]
+)
+def test_the_number_of_nodes_is_told(count: int, words: str) -> None:
+    assert fit("linux/arm64", "linux/arm64", count)[1].message.startswith(words)
+
+
+def test_a_clusters_nodes_are_counted_by_their_platforms(tmp_path: Path) -> None:
+    items = [node("amd64"), node("arm64"), node("amd64"), node("amd64", "windows")]
+    found = read_cluster_nodes(nodes(tmp_path, {"kind": "List", "items": items}))
+    assert found == {
+        platform("linux/amd64"): 2,
+        platform("linux/arm64"): 1,
+        Platform("windows", "amd64"): 1,
+    }
+
+
+def test_one_node_alone_is_read_too(tmp_path: Path) -> None:
+    assert read_cluster_nodes(nodes(tmp_path, node("riscv64"))) == {platform("linux/riscv64"): 1}
+
+
+def test_a_node_that_says_arm_is_a_v7(tmp_path: Path) -> None:
+    assert read_cluster_nodes(nodes(tmp_path, node("arm"))) == {platform("linux/arm/v7"): 1}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "",
+        "NAME STATUS ROLES",
+        "[" * 200_000,
+        [],
+        1,
+        None,
+        {"items": 1},
+        {"items": [1]},
+        {"items": [{"kind": "Pod", "status": {}}]},
+        {"items": [{"status": {"nodeInfo": {"architecture": "amd64"}}}]},
+        {"items": [{"status": {"nodeInfo": []}}]},
+    ],
+)
+def test_what_holds_no_nodes_is_refused_with_the_command_that_prints_them(
+    tmp_path: Path, document: Any
+) -> None:
+    with pytest.raises(UsageError, match="does not hold the nodes of a cluster as JSON") as caught:
+        read_cluster_nodes(nodes(tmp_path, document))
+    assert caught.value.hint == "kubectl get nodes -o json > nodes.json"
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nodes.json"
+    path.write_bytes(b'{"items": "\xff"}')
+    with pytest.raises(UsageError, match="as JSON"):
+        read_cluster_nodes(path)
+
+
+def test_an_empty_cluster_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no node"):
+        read_cluster_nodes(nodes(tmp_path, {"items": []}))
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read_cluster_nodes(tmp_path / "missing.json")
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        read_cluster_nodes(tmp_path)
+
+
+def test_hosts_come_from_words_and_from_a_cluster(tmp_path: Path) -> None:
+    path = nodes(tmp_path, {"items": [node("arm64"), node("arm64")]})
+    assert read_hosts(["amd64,arm/v7"], str(path)) == {
+        platform("linux/amd64"): 0,
+        platform("linux/arm/v7"): 0,
+        platform("linux/arm64"): 2,
+    }
+    assert read_hosts([], "") == {}
+
+
+def asked(*hosts: str) -> VerifyReport:
+    rules = VerifyOptions(hosts={platform(host): 0 for host in hosts})
+    return verify(hello(["linux/amd64", "linux/arm64"]), (), "app:1", rules)
+
+
+def test_an_image_is_judged_for_each_host_and_for_nothing_else() -> None:
+    report = asked("linux/arm64", "linux/s390x")
+    assert [(row.platform, row.ok) for row in report.platforms] == [
+        ("linux/arm64", True),
+        ("linux/s390x", False),
+    ]
+    assert [check.name for check in report.platforms[0].checks] == [
+        "for",
+        "integrity",
+        "entrypoint-arch",
+        "starts",
+    ]
+    assert [check.name for check in report.platforms[1].checks] == ["for"]
+
+
+def test_a_host_is_judged_by_the_image_that_it_takes() -> None:
+    row = asked("linux/arm64/v9").platforms[0]
+    assert (row.platform, row.ok) == ("linux/arm64/v9", True)
+    assert row.digest == asked("linux/arm64").platforms[0].digest
+
+
+def test_what_a_host_takes_of_another_architecture_is_judged_as_that() -> None:
+    hosts = {platform("linux/amd64"): 0}
+    report = verify(hello(["linux/386"]), (), "app:1", VerifyOptions(hosts=hosts))
+    assert (report.ok, report.platforms[0].platform) == (True, "linux/amd64")
+
+
+def test_what_needs_more_than_the_image_says_starts_where_the_host_has_it() -> None:
+    memory = Memory()
+    v2 = elf("linux/amd64", isa=[(ISA_NEEDED, 2)])
+    memory.index([add_platform(memory, "linux/amd64", [make_tar({"a": v2})], Entrypoint=["/a"])])
+    hosts = {platform("linux/amd64"): 0, platform("linux/amd64/v3"): 0}
+    report = verify(memory, (), "app:1", VerifyOptions(hosts=hosts))
+    assert [(row.platform, row.ok) for row in report.platforms] == [
+        ("linux/amd64", False),
+        ("linux/amd64/v3", True),
+    ]

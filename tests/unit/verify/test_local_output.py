@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import UsageError
+from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.report.model import Check, VerifyReport
+from buildkit_tasks.verify import VerifyOptions
+from buildkit_tasks.verify.local_output import verify_local_output
+from tests.support.oci import probe
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def run(folder: Path, *expected: str, rules: VerifyOptions | None = None) -> VerifyReport:
+    return verify_local_output(folder, parse_platforms(expected), f"dir:{folder}", rules)
+
+
+def failures(report: VerifyReport) -> dict[str, list[Check]]:
+    found = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
+    return {platform: checks for platform, checks in found.items() if checks}
+
+
+def test_each_platform_of_a_local_output_is_looked_through(tmp_path: Path) -> None:
+    files = {"linux_amd64/bin/a": probe("linux/amd64"), "linux_arm_v7/bin/a": probe("linux/arm/v7")}
+    report = run(write(tmp_path, files), "linux/amd64", "linux/arm/v7")
+    assert report.ok
+    assert [row.platform for row in report.platforms] == ["linux/amd64", "linux/arm/v7"]
+
+
+def test_a_binary_of_another_machine_is_named_with_its_path(tmp_path: Path) -> None:
+    files = {"linux_amd64/a": probe("linux/amd64"), "linux_arm64/deep/er/a": probe("linux/amd64")}
+    found = failures(run(write(tmp_path, files)))
+    assert [check.name for check in found["linux/arm64"] if check.path] == ["binaries"]
+    assert found["linux/arm64"][0].path == "/deep/er/a"
+
+
+def test_missing_and_extra_platforms_are_named(tmp_path: Path) -> None:
+    files = {"linux_amd64/a": b"", "linux_arm64/a": b""}
+    found = failures(run(write(tmp_path, files), "linux/amd64", "linux/s390x"))
+    assert (
+        found["linux/s390x"][0].message
+        == "linux/s390x is not in the image, which holds linux/amd64, linux/arm64"
+    )
+    assert [check.name for check in found["linux/arm64"]] == ["expected"]
+
+
+def test_the_files_of_one_platform_need_its_name(tmp_path: Path) -> None:
+    folder = write(tmp_path / "out", {"bin/a": probe("linux/arm64")})
+    with pytest.raises(UsageError, match="is not said"):
+        run(folder)
+    assert run(folder, "linux/arm64").ok
+    assert not run(folder, "linux/amd64").ok
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(probe("linux/amd64"))
+    folder = write(tmp_path / "linux_arm64", {"a": probe("linux/arm64")})
+    (folder / "b").symlink_to("../secret")
+    (folder / "c").symlink_to(tmp_path)
+    assert run(folder).ok
+
+
+def test_the_question_for_a_host_is_asked_of_its_folder_alone(tmp_path: Path) -> None:
+    files = {"linux_amd64/a": probe("linux/arm64"), "linux_arm64/a": probe("linux/arm64")}
+    hosts = {Platform.parse(name): 0 for name in ("linux/arm64", "linux/s390x")}
+    report = run(write(tmp_path, files), rules=VerifyOptions(hosts=hosts))
+    assert [(row.platform, row.ok) for row in report.platforms] == [
+        ("linux/arm64", True),
+        ("linux/s390x", False),
+    ]

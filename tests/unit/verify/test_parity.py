@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.report.model import Check
+from buildkit_tasks.verify import VerifyOptions, verify
+from tests.support.oci import Memory, add_platform, folder, make_tar, symlink
+
+AMD64, ARM64 = "linux/amd64", "linux/arm64"
+Files = Mapping[str, bytes]
+
+
+def parity(
+    amd64: Files, arm64: Files, *, rule: str = "warn", start: Mapping[str, Any] | None = None
+) -> list[Check]:
+    """The checks ``parity`` of linux/arm64, whose config is ``start``."""
+    memory = Memory()
+    first = add_platform(memory, AMD64, [make_tar(amd64)])
+    second = add_platform(memory, ARM64, [make_tar(arm64)], **(start or {}))
+    report = verify(memory.index([first, second]), (), "the image", VerifyOptions(parity=rule))
+    assert not [check for check in report.platforms[0].checks if check.name == "parity"]
+    return [check for check in report.platforms[1].checks if check.name == "parity"]
+
+
+def the_words(checks: list[Check]) -> str:
+    assert len(checks) == 1, checks
+    return checks[0].message
+
+
+def test_platforms_of_the_same_files_are_said_to_be_the_same() -> None:
+    files = {"a": b"1", "b/c": b"2"}
+    checks = parity(files, {"a": b"other content is no matter of names", "b/c": b""})
+    assert (checks[0].ok, checks[0].warning) == (True, False)
+    assert the_words(checks).endswith("starts the same and has the files of linux/amd64")
+
+
+def test_a_missing_file_is_a_warning_and_a_failure_on_request() -> None:
+    warned, failed = (parity({"a": b"", "b": b""}, {"a": b""}, rule=rule) for rule in ("warn", "fail"))
+    assert (warned[0].ok, warned[0].warning) == (True, True)
+    assert (failed[0].ok, failed[0].warning) == (False, False)
+    assert the_words(warned) == the_words(failed) == "linux/arm64 lacks /b, which linux/amd64 has"
+
+
+def test_nothing_is_compared_when_it_is_off() -> None:
+    assert parity({"a": b""}, {"b": b""}, rule="off") == []
+
+
+def test_both_directions_are_told() -> None:
+    checks = parity({"x/a": b"", "x/same": b""}, {"x/b": b"", "x/same": b""})
+    assert [check.message for check in checks] == [
+        "linux/arm64 lacks /x/a, which linux/amd64 has",
+        "linux/arm64 has /x/b, which linux/amd64 lacks",
+    ]
+
+
+def test_a_file_where_the_other_has_a_folder_is_a_difference() -> None:
+    assert [check.message for check in parity({"x/y": b""}, {"x": b""})] == [
+        "linux/arm64 lacks /x/, which linux/amd64 has",
+        "linux/arm64 has /x, which linux/amd64 lacks",
+    ]
+
+
+def test_five_files_are_named_and_the_others_counted() -> None:
+    many = {f"f{number}": b"" for number in range(9)}
+    assert the_words(parity(many, {})) == (
+        "linux/arm64 lacks /f0, /f1, /f2, /f3, /f4 and 4 more, which linux/amd64 has"
+    )
+
+
+def test_programs_and_plain_files_are_compared_by_name() -> None:
+    checks = parity({"bin/tool": b"#!/bin/sh\n"}, {"bin/tool": b"plain"})
+    assert the_words(checks).endswith("has the files of linux/amd64")
+
+
+@pytest.mark.parametrize(
+    ("amd64", "arm64"),
+    [
+        ("lib/ld-musl-x86_64.so.1", "lib/ld-musl-aarch64.so.1"),
+        ("lib/x86_64-linux-gnu/libc.so.6", "lib/aarch64-linux-gnu/libc.so.6"),
+        ("opt/app-amd64", "opt/app-arm64"),
+        ("var/lib/dpkg/info/libc6:amd64.list", "var/lib/dpkg/info/libc6:arm64.list"),
+        ("usr/bin/qemu-x86_64", "usr/bin/qemu-aarch64"),
+        ("lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-aarch64.so.1"),
+    ],
+)
+def test_a_name_that_holds_the_architectures_is_the_same_name(amd64: str, arm64: str) -> None:
+    assert the_words(parity({amd64: b""}, {arm64: b""})).endswith("has the files of linux/amd64")
+
+
+@pytest.mark.parametrize(
+    ("i386", "armv6"),
+    [
+        ("lib/i386-linux-gnu/a", "lib/arm-linux-gnueabi/a"),
+        ("opt/app-i686", "opt/app-armv6l"),
+        ("opt/libc6:i386.list", "opt/libc6:armel.list"),
+        ("opt/libc6:i386.list", "opt/libc6:armhf.list"),
+        ("opt/386", "opt/arm"),
+    ],
+)
+def test_every_name_of_an_architecture_is_known(i386: str, armv6: str) -> None:
+    names = {"linux/386": i386, "linux/arm/v6": armv6}
+    memory = Memory()
+    entries = [add_platform(memory, name, [make_tar({path: b""})]) for name, path in names.items()]
+    report = verify(memory.index(entries), (), "the image")
+    checks = [check for check in report.platforms[1].checks if check.name == "parity"]
+    assert [check.warning for check in checks] == [False]
+
+
+def test_a_file_where_another_platform_has_a_folder_is_compared_without_harm() -> None:
+    for one, other in (({"x": b""}, {"x/y": b""}), ({"x": b"#!/a"}, {"x/y": b""})):
+        assert all(check.ok for check in (*parity(one, other), *parity(other, one)))
+
+
+@pytest.mark.parametrize(
+    ("amd64", "arm64"),
+    [
+        ("opt/arm64", "opt/amd64"),  # each has the other's: that is no coincidence
+        ("opt/myamd64x", "opt/myarm64x"),  # part of another word
+        ("opt/386", "opt/arm"),
+    ],
+)
+def test_a_name_that_holds_something_else_is_another_name(amd64: str, arm64: str) -> None:
+    assert len(parity({amd64: b""}, {arm64: b""})) == 2
+
+
+def test_a_file_that_a_later_layer_takes_away_is_missing() -> None:
+    memory = Memory()
+    lower = make_tar({"a": b"", "b": b""})
+    first = add_platform(memory, AMD64, [lower])
+    second = add_platform(memory, ARM64, [lower, make_tar({".wh.a": b""})])
+    report = verify(memory.index([first, second]), (), "the image")
+    messages = [check.message for check in report.platforms[1].checks if check.name == "parity"]
+    assert messages == ["linux/arm64 lacks /a, which linux/amd64 has"]
+
+
+def test_what_lies_below_a_missing_folder_is_missing_too() -> None:
+    memory = Memory()
+    full = make_tar({"x/y/z": b""}, [folder("empty"), symlink("link", "x")])
+    first = add_platform(memory, AMD64, [full])
+    second = add_platform(memory, ARM64, [make_tar({"a": b""})])
+    report = verify(memory.index([first, second]), (), "the image")
+    said = " ".join(check.message for check in report.platforms[1].checks if check.name == "parity")
+    assert all(path in said for path in ("/empty", "/link", "/x")), said
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ({"Entrypoint": ["/a"]}, "linux/arm64 has ENTRYPOINT ['/a']; linux/amd64 has []"),
+        ({"Cmd": ["/a", "-x"]}, "linux/arm64 has CMD ['/a', '-x']; linux/amd64 has []"),
+        ({"User": "nobody"}, "linux/arm64 has USER 'nobody'; linux/amd64 has ''"),
+        ({"WorkingDir": "/srv"}, "linux/arm64 has WORKDIR '/srv'; linux/amd64 has ''"),
+        ({"Env": ["A=1"]}, "linux/arm64 has ENV ['A=1']; linux/amd64 has []"),
+    ],
+)
+def test_each_setting_that_differs_is_told(start: dict[str, object], words: str) -> None:
+    files = {"a": b"#!/a\n"}
+    assert the_words(parity(files, files, start=start)) == words
+
+
+def test_every_platform_is_compared_with_the_first() -> None:
+    memory = Memory()
+    names = {AMD64: {"a": b""}, ARM64: {"a": b"", "b": b""}, "linux/s390x": {"a": b"", "b": b""}}
+    entries = [add_platform(memory, name, [make_tar(files)]) for name, files in names.items()]
+    report = verify(memory.index(entries), (), "the image")
+    said = [check.message for row in report.platforms for check in row.checks if check.name == "parity"]
+    assert said == [
+        "linux/arm64 has /b, which linux/amd64 lacks",
+        "linux/s390x has /b, which linux/amd64 lacks",
+    ]
+
+
+def test_a_name_that_is_no_text_is_told_by_escapes() -> None:
+    tar = make_tar({"caf?": b""}).replace(b"caf?", b"caf\xe9")
+    tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
+    memory = Memory()
+    entries = [add_platform(memory, name, [data]) for name, data in ((AMD64, tar), (ARM64, make_tar({})))]
+    report = verify(memory.index(entries), (), "the image")
+    said = [check.message for check in report.platforms[1].checks if check.name == "parity"]
+    assert len(said) == 1
+    assert "\\udce9" in said[0] or "\\xe9" in said[0]
+    said[0].encode()

@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from buildkit_tasks.oci.model import OCI_INDEX, Digest
+from buildkit_tasks.platforms import MACHINES, Platform, parse_platforms
+from buildkit_tasks.report.model import Check, VerifyReport, to_document
+from buildkit_tasks.verify import verify
+from tests.support.oci import (
+    LAYER_GZIP,
+    Memory,
+    add_platform,
+    flip,
+    folder,
+    hello,
+    index_json,
+    make_tar,
+    one,
+    platform_json,
+    probe,
+    put_manifest,
+    symlink,
+)
+
+AMD64, ARM64 = "linux/amd64", "linux/arm64"
+
+
+def run(memory: Memory, *expected: str) -> VerifyReport:
+    report = verify(memory, parse_platforms(expected), "the image")
+    json.dumps(to_document(report)).encode()
+    return report
+
+
+def failures(report: VerifyReport) -> dict[str, list[Check]]:
+    found = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
+    assert report.ok == (bool(found) and not any(found.values()))
+    return {platform: checks for platform, checks in found.items() if checks}
+
+
+def the_failure(report: VerifyReport) -> Check:
+    checks = [check for found in failures(report).values() for check in found]
+    assert len(checks) == 1, checks
+    return checks[0]
+
+
+def arch_checks(report: VerifyReport) -> list[Check]:
+    return [check for row in report.platforms for check in row.checks if check.name == "entrypoint-arch"]
+
+
+def starts(files: dict[str, bytes], links: Sequence[tuple[str, str]] = (), **start: object) -> VerifyReport:
+    """The verdict on a linux/arm64 image with these files."""
+    tar = make_tar(files, [symlink(name, target) for name, target in links])
+    return run(one([tar], ARM64, **start))
+
+
+def test_a_sound_image_of_every_architecture_holds() -> None:
+    names = [str(Platform.normalize("linux", row.architecture)) for row in MACHINES]
+    report = run(hello(names), *names)
+    assert failures(report) == {}
+    assert [row.platform for row in report.platforms] == names
+    names_of_checks = [[check.name for check in row.checks] for row in report.platforms]
+    every = ["present", "expected", "config-platform", "integrity", "entrypoint-arch", "starts", "binaries"]
+    assert names_of_checks[0] == [*every, "instruction-set"]
+    assert names_of_checks[1:] == [[*every, "instruction-set", "parity"]] * (len(names) - 1)
+
+
+def test_nothing_expected_means_whatever_is_there() -> None:
+    report = run(hello())
+    assert report.ok
+    assert report.digest == str(hello().root_descriptor().digest)
+    assert all(row.digest.startswith("sha256:") for row in report.platforms)
+
+
+def test_an_image_of_no_platform_fails_in_words() -> None:
+    assert the_failure(run(Memory().index([]))).message == "the image holds no platform at all"
+
+
+def test_rows_come_in_the_expected_order_and_missing_ones_are_named() -> None:
+    report = run(hello([AMD64]), ARM64, AMD64)
+    assert [row.platform for row in report.platforms] == [ARM64, AMD64]
+    check = the_failure(report)
+    assert check.name == "present"
+    assert check.message == "linux/arm64 is not in the image, which holds linux/amd64"
+
+
+def test_an_extra_platform_is_named_and_checked_too() -> None:
+    report = run(hello([AMD64, ARM64]), AMD64)
+    check = the_failure(report)
+    assert (check.name, report.platforms[1].platform) == ("expected", ARM64)
+    assert check.message == "linux/arm64 is in the image, but was not expected; expected: linux/amd64"
+    assert len(report.platforms[1].checks) == 9
+
+
+def test_an_image_with_nothing_in_it_lacks_every_expected_platform() -> None:
+    found = failures(run(Memory().index([]), AMD64, ARM64))
+    assert {platform: checks[0].name for platform, checks in found.items()} == {
+        AMD64: "present",
+        ARM64: "present",
+    }
+
+
+def test_a_platform_that_is_there_twice_fails_in_each_place() -> None:
+    memory = Memory()
+    tar = make_tar({"main": probe(AMD64)})
+    entries = [add_platform(memory, AMD64, [tar], Entrypoint=["/main"], User=user) for user in ("1", "2")]
+    report = run(memory.index(entries), AMD64)
+    assert [check.name for check in failures(report)[AMD64]] == ["present"]
+    assert [row.platform for row in report.platforms] == [AMD64, AMD64]
+    assert "in the index 2 times" in failures(report)[AMD64][0].message
+
+
+def test_versions_of_windows_are_no_duplicates() -> None:
+    memory = Memory()
+    entry = add_platform(memory, "windows/amd64", [make_tar({})])
+    versions = [
+        {**entry, "platform": {**entry["platform"], "os.version": text}} for text in ("10.0.1", "10.0.2")
+    ]
+    report = run(memory.index(versions))
+    assert all(check.ok for row in report.platforms for check in row.checks if check.name == "present")
+
+
+def disagreeing(index: str, config: str) -> VerifyReport:
+    memory = Memory()
+    tar = make_tar({"main": probe(index)})
+    return run(memory.index([add_platform(memory, index, [tar], says=config, Entrypoint=["/main"])]))
+
+
+def test_row_48_index_and_config_that_differ_are_told_in_words() -> None:
+    check = the_failure(disagreeing(ARM64, AMD64))
+    assert check.name == "config-platform"
+    assert check.message == "the index says linux/arm64, the config says linux/amd64"
+    assert (check.expected, check.actual) == (ARM64, AMD64)
+
+
+@pytest.mark.parametrize(
+    ("index", "config", "words"),
+    [
+        ("linux/arm/v6", "linux/arm/v7", "v6 against v7; programs for v7 may use instructions"),
+        ("linux/arm/v7", "linux/arm/v6", "v7 against v6; programs for v7 may use instructions"),
+        ("linux/amd64", "linux/amd64/v3", "v1 against v3; programs for v3 may use instructions"),
+        ("linux/arm64", "linux/arm64/v99", "v8 against v99"),
+    ],
+)
+def test_row_48_variants_that_differ_are_explained(index: str, config: str, words: str) -> None:
+    check = the_failure(disagreeing(index, config))
+    assert words in check.message
+    assert f"the index says {index}, the config says {config}" in check.message
+
+
+def test_row_48_a_missing_variant_names_the_one_that_is_there() -> None:
+    check = failures(run(hello(["linux/arm/v6"]), "linux/arm/v7"))["linux/arm/v7"][0]
+    assert "which holds linux/arm/v6; the variants differ, v7 against v6" in check.message
+
+
+def test_a_config_that_states_no_variant_contradicts_none() -> None:
+    report = disagreeing("linux/arm/v6", "linux/arm")
+    assert report.ok
+    notes = [check.message for check in report.platforms[0].checks if check.name == "config-platform"]
+    assert notes == ["the index says linux/arm/v6; the config states no variant"]
+
+
+@pytest.mark.parametrize("wrong", [str(Platform.normalize("linux", row.architecture)) for row in MACHINES])
+def test_row_49_a_program_of_another_machine_is_found(wrong: str) -> None:
+    report = starts({"main": probe(wrong)}, Entrypoint=["/main"])
+    if wrong == ARM64:
+        assert report.ok
+    else:
+        architecture = Platform.parse(wrong).architecture
+        assert f"/main is made for {architecture}, not for arm64" in the_failure(report).message
+
+
+def test_a_base_image_may_have_only_a_cmd_found_in_path() -> None:
+    report = starts({"bin/busybox": probe(ARM64)}, [("bin/sh", "busybox")], Cmd=["sh"])
+    assert report.ok
+    assert [check.path for check in arch_checks(report)] == ["/bin/busybox"]
+
+
+def test_an_image_that_starts_nothing_says_that_nothing_was_checked() -> None:
+    report = starts({"main": probe(ARM64)})
+    assert report.ok
+    assert arch_checks(report)[0].message == "no ENTRYPOINT or CMD: nothing to check"
+
+
+@pytest.mark.parametrize(
+    "text", ["/root/main", "exec /root/main -v", "A=1 B=2 /root/main; true", "/root/main&&ls"]
+)
+def test_a_shell_form_is_checked_at_the_shell_and_at_its_command(text: str) -> None:
+    files = {"bin/sh": probe(ARM64), "root/main": probe(AMD64)}
+    report = starts(files, Cmd=["/bin/sh", "-c", text])
+    assert [check.path for check in arch_checks(report)] == ["/bin/sh", "/root/main"]
+    assert the_failure(report).path == "/root/main"
+
+
+@pytest.mark.parametrize("text", ["cd /x && ./y", "echo 'unclosed", "$APP", "", "if true; then x; fi"])
+def test_what_only_a_shell_can_tell_is_checked_at_the_shell_alone(text: str) -> None:
+    report = starts({"bin/sh": probe(ARM64)}, Entrypoint=["/bin/sh", "-ec", text])
+    assert [(check.path, check.ok) for check in arch_checks(report)] == [("/bin/sh", True)]
+
+
+def test_cmd_after_an_entrypoint_and_the_child_of_an_init_are_checked_too() -> None:
+    files = {"init/tini": probe(ARM64), "bin/app": probe(AMD64), "bin/tool": probe("linux/386")}
+    report = starts(files, Entrypoint=["/init/tini", "-g", "--", "app"], Cmd=["tool"])
+    assert [(check.path, check.ok) for check in arch_checks(report)] == [
+        ("/init/tini", True),
+        ("/bin/tool", False),
+        ("/bin/app", False),
+    ]
+
+
+def test_a_script_is_followed_to_its_interpreter() -> None:
+    files = {"run": b"#! /bin/sh -e\nexec main\n", "bin/sh": probe(AMD64)}
+    assert the_failure(starts(files, Entrypoint=["/run"])).path == "/bin/sh"
+
+
+def test_a_script_run_by_env_is_followed_to_the_command() -> None:
+    files = {
+        "run": b"#!/usr/bin/env -S A=1 python3 -u\n",
+        "usr/bin/env": probe(ARM64),
+        "bin/python3": probe(AMD64),
+    }
+    report = starts(files, Entrypoint=["run"], Env=["PATH=/:/bin"])
+    assert [check.path for check in arch_checks(report)] == ["/usr/bin/env", "/bin/python3"]
+    assert the_failure(report).path == "/bin/python3"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (b"#!/bin/missing\n", "the script /run is run by '/bin/missing' is not in the image"),
+        (b"#!/bin/sh\r\n", r"'/bin/sh\r' is not in the image"),
+        (b"#!\n", "the script /run names no interpreter"),
+        (b"#!/run\n", "scripts that run each other"),
+        (b"#!/bin/\xff\n", "is not in the image"),
+    ],
+)
+def test_a_script_without_its_interpreter_fails_in_words(script: bytes, words: str) -> None:
+    assert words in the_failure(starts({"run": script, "bin/sh": probe(ARM64)}, Entrypoint=["/run"])).message
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("/missing", "linux/arm64: '/missing' is not in the image"),
+        ("missing", "'missing' is not in the image (PATH is /a:/b)"),
+        ("/folder", "'/folder' is not in the image"),
+        ("/dangling", "'/dangling' is not in the image"),
+        ("/cycle", "'/cycle' is not in the image"),
+        ("", "'' is not in the image"),
+    ],
+)
+def test_a_command_that_is_not_there_fails_with_the_path_looked_for(command: str, words: str) -> None:
+    tar = make_tar({}, [folder("folder"), symlink("dangling", "x"), symlink("cycle", "cycle")])
+    assert words in the_failure(run(one([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))).message
+
+
+def test_a_relative_command_is_looked_for_in_the_working_directory() -> None:
+    assert starts({"srv/main": probe(ARM64)}, Entrypoint=["./main"], WorkingDir="/srv").ok
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it is empty"),
+        (b"hello, world", "neither ELF nor a #! script: it starts 68 65 6c"),
+        (probe(ARM64)[:30], "truncated ELF header"),
+        (b"\x7fELF" + b"\xff" * 60, "class 255"),
+        (probe(ARM64)[:16] + b"\x01\0" + probe(ARM64)[18:], "ELF file of type 1: it cannot be started"),
+    ],
+)
+def test_row_45_a_file_that_is_no_program_fails_in_words(data: bytes, words: str) -> None:
+    assert words in the_failure(starts({"main": data}, Entrypoint=["/main"])).message
+
+
+def test_a_program_without_its_run_bit_fails() -> None:
+    info = folder("x")
+    tar = bytearray(make_tar({"main": probe(ARM64)}, [info]))
+    tar[100:108], old = b"0000644\0", bytes(tar[100:108])
+    checksum = int(tar[148:154], 8) + sum(b"0000644\0") - sum(old)
+    tar[148:156] = b"%06o\0 " % checksum
+    check = the_failure(run(one([bytes(tar)], ARM64, Entrypoint=["/main"])))
+    assert check.message == "linux/arm64: /main is not executable (mode 0644)"
+
+
+@pytest.mark.parametrize("platform", ["linux/z80", "windows/amd64", "linux/ppc64"])
+def test_a_platform_that_the_table_lacks_is_not_called_proven(platform: str) -> None:
+    memory = one([make_tar({"main": probe(AMD64)})], platform, Entrypoint=["/main"])
+    assert "which machine" in the_failure(run(memory)).message
+
+
+def test_the_layer_that_a_program_comes_from_is_named() -> None:
+    tars = [make_tar({"main": probe(ARM64)}), make_tar({"main": probe(AMD64)})]
+    check = the_failure(run(one(tars, ARM64, Entrypoint=["/main"])))
+    assert check.layer == str(Digest.from_bytes(gzip.compress(tars[1], mtime=0)))
+
+
+def test_row_33_every_damaged_blob_is_a_failing_check_of_its_platform() -> None:
+    memory = hello([AMD64, ARM64])
+    for digest in list(memory.blobs):
+        whole = memory.blobs[digest]
+        memory.blobs[digest] = flip(whole, len(whole) // 2)
+        found = failures(run(memory, AMD64, ARM64))
+        assert found, digest
+        assert all(check.name == "integrity" for checks in found.values() for check in checks)
+        assert all(digest in check.message for checks in found.values() for check in checks)
+        assert len(found) == (2 if digest == str(memory.root_descriptor().digest) else 1)
+        memory.blobs[digest] = whole
+
+
+def test_problems_of_all_platforms_and_layers_are_collected() -> None:
+    memory = Memory()
+    tars = [make_tar({"a": b"1"}), make_tar({"main": probe(AMD64)})]
+    first = add_platform(
+        memory, AMD64, tars, diff_ids=[str(Digest.from_bytes(b"1")), str(Digest.from_bytes(b"2"))]
+    )
+    second = add_platform(memory, ARM64, tars, Entrypoint=["/main"])
+    found = failures(run(memory.index([first, second])))
+    assert [check.name for check in found[AMD64]] == ["integrity", "integrity"]
+    assert all("the config states" in check.message and check.layer for check in found[AMD64])
+    assert [check.name for check in found[ARM64]] == ["entrypoint-arch"]
+
+
+def test_row_47_another_number_of_diff_ids_is_a_failing_check() -> None:
+    memory = Memory()
+    memory.index([add_platform(memory, AMD64, [make_tar({})], diff_ids=[])])
+    assert "0 diff_ids" in the_failure(run(memory)).message
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [(b"{}", "schemaVersion"), (b"", "JSON"), (json.dumps(index_json([], layers=[])).encode(), "at once")],
+)
+def test_an_index_that_cannot_be_read_is_a_failing_check_of_what_was_expected(
+    data: bytes, cause: str
+) -> None:
+    memory = Memory()
+    memory.point(memory.put(data, OCI_INDEX))
+    assert cause in failures(run(memory))["unknown"][0].message
+    assert set(failures(run(memory, AMD64, ARM64))) == {AMD64, ARM64}
+
+
+def test_row_40_a_hostile_layer_is_a_failing_check() -> None:
+    assert "leads out" in the_failure(run(one([make_tar({"../x": b""})], AMD64))).message
+
+
+def test_a_limit_that_was_passed_is_a_failing_check() -> None:
+    memory = Memory()
+    config = {**platform_json(AMD64), "rootfs": {"diff_ids": []}, "padding": "x" * (5 << 20)}
+    memory.index([{**put_manifest(memory, config, []), "platform": platform_json(AMD64)}])
+    assert "at most 4194304 are read" in the_failure(run(memory)).message
+
+
+def test_a_layer_that_platforms_share_is_read_once() -> None:
+    memory = Memory()
+    tar = make_tar({"share": b"x" * 10_000})
+    names = [AMD64, ARM64, "linux/s390x"]
+    entries = [
+        add_platform(memory, name, [tar, make_tar({"main": probe(name)})], Entrypoint=["/main"])
+        for name in names
+    ]
+    shared = str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
+    assert run(memory.index(entries)).ok
+    assert memory.opened.count(shared) == 1
+
+
+def test_a_shared_layer_with_another_size_in_one_manifest_is_still_found() -> None:
+    memory = Memory()
+    tar = make_tar({"main": probe(AMD64)})
+    sound = add_platform(memory, AMD64, [tar], Entrypoint=["/main"])
+    layer = memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP)
+    config = {**platform_json(ARM64), "rootfs": {"diff_ids": [str(Digest.from_bytes(tar))]}}
+    wrong = put_manifest(memory, config, [{**layer, "size": layer["size"] + 1}])
+    found = failures(run(memory.index([sound, {**wrong, "platform": platform_json(ARM64)}])))
+    assert list(found) == [ARM64]
+    assert "are stated" in found[ARM64][0].message
