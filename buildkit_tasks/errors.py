@@ -37,7 +37,7 @@ class BuildkitTasksError(Exception):
 
     def __str__(self) -> str:
         prefix = f"{self.platform}: " if self.platform is not None else ""
-        suffix = f"\n  next: {self.hint}" if self.hint else ""
+        suffix = f"\n  try: {self.hint}" if self.hint else ""
         return f"{prefix}{self.message}{suffix}"
 
 

@@ -58,7 +58,7 @@ class Diagnosis:
             f"{'ok     ' if each.ok else 'MISSING'}  {each.name:{width}}  {each.message}"
             for each in self.findings
         )
-        return "\n".join((*rows, f"next: {self.next}"))
+        return "\n".join((*rows, f"try: {self.next}"))
 
 
 def diagnose_environment(pipeline: Pipeline) -> Diagnosis:

@@ -213,7 +213,7 @@ def _reject_unrunnable(task: RunTask, backend: RunBackend) -> RunResult | None:
     if platform not in backend.platforms:
         image_platforms = ", ".join(map(str, backend.platforms)) or "no platform"
         problem = f"{platform} is not in the image, which holds {image_platforms}"
-        message = f"{problem}\n  next: inv build-multiarch --platform={platform}"
+        message = f"{problem}\n  try: inv build-multiarch --platform={platform}"
         return task.make_result(Outcome.FAILED, message, runner=backend.runner)
     if not platform.is_known:
         return task.make_result(

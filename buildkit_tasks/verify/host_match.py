@@ -68,7 +68,7 @@ def match_host(
             f"{host_text} cannot start {subject}: it holds {available_text}. An index without {host} "
             'gives "no match for '
             f'platform in manifest", a single image of another architecture "exec format error".\n'
-            f"next: {_suggest_build(host, available)}"
+            f"try: {_suggest_build(host, available)}"
         )
     elif selected == host:
         message = f"{host_text} takes {selected}"

@@ -41,7 +41,7 @@ def check_missing_content(platform: Platform, subject: str, *, is_requested: boo
     reference = subject.removeprefix("docker-daemon:")
     message = (
         f"{platform} is in the index, but its content is not in this engine\n"
-        f"next: docker pull --platform {platform} {reference}"
+        f"try: docker pull --platform {platform} {reference}"
     )
     return Check(
         name="present", ok=not is_requested, warning=not is_requested, expected=str(platform), message=message

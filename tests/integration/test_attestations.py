@@ -82,7 +82,7 @@ def test_a_scanner_that_cannot_be_pulled_fails_with_the_next_command(
 ) -> None:
     nowhere = "--attest=type=sbom,generator=127.0.0.1:1/docker/buildkit-syft-scanner:stable-1"
     failed = tiny.task("build-multiarch", nowhere, "-o=type=oci,dest=out.tar", *builders, expect=1)
-    assert "next: --attest type=sbom,generator=IMAGE names a scanner that can be pulled" in failed.stderr
+    assert "try: --attest type=sbom,generator=IMAGE names a scanner that can be pulled" in failed.stderr
     assert not (tiny.folder / "out.tar").exists()
 
 

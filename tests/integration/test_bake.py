@@ -107,7 +107,7 @@ def test_an_unknown_target_is_refused_in_buildxs_words(baked: Project, unchanged
         refused = bake(baked, "--target=nope", expect=2)
     assert refused["error"] == (
         "docker-bake.hcl: failed to find target nope\n"
-        "  next: docker buildx bake --file=docker-bake.hcl --list=targets"
+        "  try: docker buildx bake --file=docker-bake.hcl --list=targets"
     )
 
 

@@ -303,7 +303,7 @@ def test_jobs_that_build_all_images_for_one_platform_are_enough(
     refused = project.task("merge-multiarch", parts, expect=2)
     assert "no tag says where it goes" in refused.stderr
     refused = project.task("merge-multiarch", parts, f"-t{plain.host}/team/app:v1", expect=2)
-    assert "the parts are of several images: web, tool\n  next: --image says which" in refused.stderr
+    assert "the parts are of several images: web, tool\n  try: --image says which" in refused.stderr
     for image, place in (("web", "team/app:v1"), ("tool", "team/tool:v1")):
         assert plain.digest(place) == ""
         merged = project.json("merge-multiarch", parts, f"--image={image}")

@@ -66,7 +66,7 @@ def test_load_of_two_platforms_gives_one_tag_each_and_says_so(tiny: Project, gra
 def test_type_docker_with_two_platforms_is_refused_before_building(tiny: Project) -> None:
     done = tiny.task("build-multiarch", "-t", "both:1", "-o", "type=docker", expect=2)
     assert "containerd image store" in done.stderr
-    assert "next: " in done.stderr
+    assert "try: " in done.stderr
     assert "[internal]" not in done.stderr  # what BuildKit says first
 
 

@@ -82,7 +82,7 @@ def test_a_platform_that_the_image_has_not_is_a_failure(engine: Engine, project:
     assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
     assert report["results"][1]["message"] == (
         "linux/s390x is not in the image, which holds linux/arm64\n"
-        "  next: inv build-multiarch --platform=linux/s390x"
+        "  try: inv build-multiarch --platform=linux/s390x"
     )
 
 

@@ -90,7 +90,7 @@ def test_any_text_is_a_reference_or_a_usage_error_at_once(text: str) -> None:
         found = Reference.parse(text)
     except UsageError as error:
         told = str(error)
-        assert "next: " in told
+        assert "try: " in told
         assert len(told) < 3000
     else:
         assert _WHOLE.fullmatch(text)

@@ -21,6 +21,6 @@ def test_the_file_is_named_and_left_as_it_is(project: Project, task: str, record
     project.write({"pyproject.toml": settings, "Dockerfile": "FROM scratch\n"})
     done = project.with_env(BUILDX_CONFIG=str(store)).task(task, expect=3)
     assert str(path) in done.stderr
-    assert "next: " in done.stderr
+    assert "try: " in done.stderr
     assert path.read_text(encoding="utf-8") == record
     assert list(Path(store, "instances").iterdir()) == [path]

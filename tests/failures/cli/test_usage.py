@@ -31,7 +31,7 @@ def test_a_missing_dockerfile_is_named(project: Project, unchanged: Unchanged) -
     with unchanged():
         done = project.task("build-multiarch", expect=2)
     assert "there is no Dockerfile" in done.stderr
-    assert "next: -f FILE" in done.stderr
+    assert "try: -f FILE" in done.stderr
 
 
 def test_a_missing_context_is_named(project: Project, unchanged: Unchanged) -> None:

@@ -86,7 +86,7 @@ def test_row_3_a_build_stops_and_says_which_command_mends_it(
         ended = own_table.run(project, *task, handlers=(handler_line(qemu(), "OP"),))
     assert ended.done.code == 3
     assert f"error: {ARM64}: handler qemu-aarch64" in ended.done.stderr
-    assert "next: inv setup-builder --recreate" in ended.done.stderr
+    assert "try: inv setup-builder --recreate" in ended.done.stderr
     assert not (project.folder / "dist").exists()
 
 

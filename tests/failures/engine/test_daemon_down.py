@@ -16,7 +16,7 @@ def test_a_daemon_that_is_down_is_named_with_the_next_command(
         done = dead.task(task, "--engine=system", expect=3)
     said = done.stdout + done.stderr  # arch-matrix says it in its report
     assert f"no Docker daemon answers at unix://{project.folder}/dead.sock" in said
-    assert "next: " in said
+    assert "try: " in said
     assert "--engine=auto" in said
 
 

@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(tmp_path: Path) -> N
     assert f"the disk is full while unpacking linux/amd64 ({digest}): at least " in told[1]["message"]
     missing = int(told[1]["message"].partition("at least ")[2].split()[0])
     assert (6 << 20) - (4 << 20) <= missing < (6 << 20)
-    assert f"next: df -h {tmp_path}/roots" in told[1]["message"]
+    assert f"try: df -h {tmp_path}/roots" in told[1]["message"]
     assert (told[1]["same"], told[1]["freed"]) == (True, 0)
     assert "a" in told[0]["files"]
     assert "a" in told[2]["files"]
@@ -115,7 +115,7 @@ def test_a_file_system_with_hardly_a_place_left_is_full_before_anything_is_unpac
     (told,) = on_a_small_disk(f"nr_inodes={inodes}", tmp_path / "roots", small)["runs"]
     assert told["code"] == 5
     assert "No space left" in told["message"] or "the disk is full" in told["message"]
-    assert "next: df -h" in told["message"]
+    assert "try: df -h" in told["message"]
     assert set(told["new"]) <= {str(tmp_path / "roots/.lock")}
 
 

@@ -212,7 +212,7 @@ def test_a_value_that_cannot_be_read_is_refused_by_its_key(keys: dict[str, Any])
 def test_what_lies_beyond_this_folder_is_refused_unless_it_is_allowed(
     keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "is not in this folder\n  next: " in refused(**keys)
+    assert "is not in this folder\n  try: " in refused(**keys)
     monkeypatch.setenv("BUILDX_BAKE_ENTITLEMENTS_FS", "0")
     target(**keys)
 
@@ -388,7 +388,7 @@ def test_a_refusal_is_in_buildxs_words_with_the_next_command(tmp_path: Path) -> 
     with pytest.raises(UsageError) as caught:
         read(tmp_path, "", run)
     assert str(caught.value) == (
-        "x.hcl: failed to find target web\n  next: docker buildx bake --file=x.hcl --list=targets"
+        "x.hcl: failed to find target web\n  try: docker buildx bake --file=x.hcl --list=targets"
     )
 
 

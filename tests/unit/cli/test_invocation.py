@@ -238,7 +238,7 @@ def test_with_json_an_error_is_the_one_document(
 
 def test_an_error_says_what_happened_and_what_to_type_next(capsys: pytest.CaptureFixture[str]) -> None:
     inv("fail-with", "--kind", "usage")
-    assert capsys.readouterr().err == "error: no good\n  next: do it well\n"
+    assert capsys.readouterr().err == "error: no good\n  try: do it well\n"
 
 
 def test_a_file_that_fails_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +321,7 @@ def test_other_peoples_tasks_keep_invokes_own_status() -> None:
 def test_an_unknown_platform_gets_the_nearest(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert inv(task, "--platform", "linux/arm65", tasks=ns) == 2
     assert capsys.readouterr().err.endswith(
-        "unknown platform 'linux/arm65'\n  next: did you mean linux/arm64?\n"
+        "unknown platform 'linux/arm65'\n  try: did you mean linux/arm64?\n"
     )
 
 

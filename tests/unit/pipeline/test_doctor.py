@@ -223,7 +223,7 @@ def test_a_diagnosis_is_lines_for_people_and_a_document_for_programs() -> None:
         "ok       engine       28",
         "MISSING  linux/arm64  no emulator",
         "MISSING  builder      none",
-        "next: do one",
+        "try: do one",
     ]
     assert diagnosis.to_dict() == {
         "ok": False,

@@ -81,7 +81,7 @@ def test_hosts_narrow_the_question(images: ImageResolver) -> None:
     check = report.platforms[0].checks[0]
     assert (check.name, check.ok) == ("for", False)
     assert "3 linux/amd64 nodes cannot start a.tar: it holds linux/arm64" in check.message
-    assert "next: inv build-multiarch --platform linux/arm64,linux/amd64" in check.message
+    assert "try: inv build-multiarch --platform linux/arm64,linux/amd64" in check.message
 
 
 def test_an_image_in_an_engine_needs_one_and_none_is_started_for_it(

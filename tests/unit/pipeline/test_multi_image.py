@@ -170,7 +170,7 @@ def test_one_that_fails_does_not_keep_the_others_from_going_on(world: World) -> 
     world.failures["web"] = BuildFailed("it is broken", hint="mend it")
     report, errors = world.report()
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
-    assert report.images[0].error == "it is broken\n  next: mend it"
+    assert report.images[0].error == "it is broken\n  try: mend it"
     assert errors == (world.failures["web"],)
 
 

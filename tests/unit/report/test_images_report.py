@@ -24,7 +24,7 @@ from tests.support.report_samples import (
 )
 
 WRONG = replace(image("wrong"), verify=verify(verdict(TWO[0]), verdict(TWO[1], bad_check())))
-UNBUILT = ImageReport(name="unbuilt", error="the disk is full\n  next: free some space")
+UNBUILT = ImageReport(name="unbuilt", error="the disk is full\n  try: free some space")
 
 
 def table(report: Report) -> str:

@@ -151,7 +151,7 @@ def test_a_platform_that_the_image_lacks_is_a_failure_of_its_own() -> None:
     message, _, then = report.results[0].message.partition("\n")
     assert message == "linux/arm64 is not in the image, which holds linux/amd64"
     assert report.results[0].runner == "fake"
-    assert then == "  next: inv build-multiarch --platform=linux/arm64"
+    assert then == "  try: inv build-multiarch --platform=linux/arm64"
     assert [task.platform for task in fakes.ran] == [AMD64]
 
 

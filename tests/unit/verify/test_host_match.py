@@ -62,7 +62,7 @@ def test_a_host_that_takes_nothing_is_told_what_to_type(host: str, held: str) ->
     assert check.actual == held
     assert f"{host} cannot start app:1: it holds {held}." in check.message
     assert "exec format error" in check.message
-    assert check.message.endswith(f"next: inv build-multiarch --platform {held},{host} --push -t NAME:TAG")
+    assert check.message.endswith(f"try: inv build-multiarch --platform {held},{host} --push -t NAME:TAG")
 
 
 def test_an_image_of_no_platform_is_told_so() -> None:

@@ -337,7 +337,7 @@ def test_an_error_names_every_platform_that_fails_and_what_to_do() -> None:
     assert (caught.value.platform, caught.value.hint) == ("linux/arm64", "sudo inv setup-builder")
     with pytest.raises(EmulatorError) as caught:
         require_emulators([bad, good, other])
-    assert str(caught.value).startswith("linux/arm64: no emulator\nlinux/386: is disabled\n  next: ")
+    assert str(caught.value).startswith("linux/arm64: no emulator\nlinux/386: is disabled\n  try: ")
     assert "--recreate" in (caught.value.hint or "")
 
 
