@@ -1,4 +1,4 @@
-"""Platforms, and the one table of architectures."""
+"""Platforms and the table of architectures."""
 
 from buildkit_tasks.platforms.architectures import (
     DEVICE_MACHINES,

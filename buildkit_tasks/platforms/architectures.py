@@ -1,8 +1,8 @@
-"""The one table of architectures: each under all the names that the field has for it.
+"""The table of architectures: the names of each in OCI, Go, QEMU, Debian, ELF and the kernel.
 
-No other file spells an architecture list. What a platform's name promises of the instruction set is
-here too: the sources are OCI's image index specification ("Platform Variants"), Go's "Minimum
-Requirements" (go.dev/wiki/MinimumRequirements) and the psABI of each architecture.
+No other module lists architectures. The baseline of each platform is here too; its sources are the
+OCI image index specification ("Platform Variants"), Go's "Minimum Requirements"
+(go.dev/wiki/MinimumRequirements) and the psABI of each architecture.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 
 __all__ = ["DEVICE_MACHINES", "MACHINES", "IsaLevel", "Machine", "foreign_machine_name", "machine_from_elf"]
 
-# qemu64 without what it has beyond the baseline of the x86-64 psABI.
+# qemu64 without the features that are not in the baseline of the x86-64 psABI.
 _X86_64_BASELINE_CPU = "qemu64,-sse3,-cx16,-lahf-lm"
 
 _EI_CLASS = {32: 1, 64: 2}
@@ -23,13 +23,14 @@ _ET_EXEC_OR_DYN_MASK = 0xFE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsaLevel:
-    """A level of an architecture's instruction set: what runs on it runs on every later one.
+    """A level of an architecture's instruction set; a program for it runs on every later level too.
 
-    ``name`` is OCI's variant where it has one; ``title`` is what people call it; ``go`` the value of
-    the machine's Go setting; ``said`` what other evidence calls this level or one below it that has
-    no row (see :mod:`buildkit_tasks.platforms.elf.isa_evidence`); ``option`` makes GCC and Clang keep to it;
-    ``extensions`` are those that RISC-V's profile adds to the one before. Where they differ from the
-    machine's: ``debian`` is Debian's name, ``cpu`` the oldest QEMU model.
+    ``name`` is the OCI variant if there is one, ``title`` the name in messages. ``go_value`` is the
+    value of the machine's ``go_variable``, ``compiler_option`` limits GCC and Clang to this level, and
+    ``evidence_values`` are its names, and those of levels below it that have no entry, in
+    :mod:`buildkit_tasks.platforms.elf.isa_evidence`. ``extensions`` are those that a RISC-V profile
+    adds to the one before it. ``debian_architecture`` and ``baseline_cpu`` are set only where they
+    differ from the machine's.
     """
 
     name: str
@@ -44,20 +45,21 @@ class IsaLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """One architecture under all the names that the field has for it.
+    """An architecture and its names.
 
-    ``architecture`` is OCI's name and Go's GOARCH; ``uname`` what ``uname -m`` prints; ``qemu`` the
-    suffix of QEMU's user-mode binary; ``bits``, ``order`` and ``elf_machine`` the ELF header's
-    EI_CLASS, EI_DATA and e_machine (System V gABI, chapter 4); ``elf_flags`` the e_flags of a
-    program made for it (psABI supplements); ``cpu`` the oldest QEMU CPU model that the plain
-    name promises; ``default_variant`` the variant that is meant when none is written.
+    ``architecture`` is the OCI name and Go's GOARCH, ``uname_machines`` what ``uname -m`` prints, and
+    ``qemu_suffix`` the suffix of QEMU's user-mode binary. ``bits``, ``byte_order`` and ``e_machine``
+    are EI_CLASS, EI_DATA and e_machine of the ELF header (System V gABI, chapter 4), ``e_flags`` the
+    flags of a program for the baseline (psABI supplements). ``baseline_cpu`` is the oldest QEMU CPU
+    model with the baseline. ``default_variant`` is the variant of a platform written without one;
+    ``implied_variant`` is dropped when a platform is normalised.
 
-    ``variants`` are the levels that platforms name, oldest first; ``levels`` those that none is
-    named after, of which the first is promised where there are no variants. ``go_setting`` is the
-    environment variable that chooses among them. ``loaders`` are the paths of glibc's and then
-    musl's dynamic loaders, ``multiarch`` Debian's names of the library folders.
+    ``variants`` are the levels that OCI variants name, oldest first, and ``extra_levels`` the later
+    levels (without variants: all levels, and the first is the baseline). ``go_variable`` is the
+    environment variable that selects a level in Go. ``elf_interpreters`` are the paths of the dynamic
+    loaders of glibc and then musl, ``multiarch_triplets`` the names of Debian's library directories.
 
-    ``exit_code`` is machine code that ends a process with the status in its low byte
+    ``exit_instructions`` is machine code for ``exit(STATUS)``
     (see :mod:`buildkit_tasks.platforms.elf.probe`).
     """
 
@@ -81,7 +83,7 @@ class Machine:
 
     @cached_property
     def magic(self) -> bytes:
-        """The first 20 bytes of this architecture's executables, as binfmt_misc matches them.
+        """The first 20 bytes of an executable, for a binfmt_misc handler.
 
         See the kernel's Documentation/admin-guide/binfmt-misc.rst.
         """
@@ -90,7 +92,7 @@ class Machine:
 
     @cached_property
     def mask(self) -> bytes:
-        """Which bits of :attr:`magic` count: all but the OS ABI; ET_DYN matches like ET_EXEC."""
+        """The mask for :attr:`magic`: EI_OSABI and EI_ABIVERSION are ignored, ET_DYN matches as well."""
         ident = b"\xff" * 7 + b"\0" * 2 + b"\xff" * 7
         return ident + self._encode_half(0xFF00 | _ET_EXEC_OR_DYN_MASK) + b"\xff\xff"
 
@@ -103,7 +105,7 @@ class Machine:
         return self.variants + self.extra_levels
 
     def baseline_of(self, variant: str) -> IsaLevel | None:
-        """The level that a platform of this variant promises: the oldest for a variant nobody knows."""
+        """Return the baseline of a platform with this variant; the oldest level for an unknown one."""
         name = variant or self.implied_variant or self.default_variant
         matches = (level for level in self.isa_levels if level.name == name)
         return next(matches, self.isa_levels[0] if self.isa_levels else None)
@@ -153,7 +155,7 @@ MACHINES: tuple[Machine, ...] = (
                 go_value="v4",
                 evidence_values=("x86-64-v4",),
                 compiler_option="-march=x86-64-v4",
-                baseline_cpu="max",  # QEMU emulates no AVX-512
+                baseline_cpu="max",  # QEMU does not emulate AVX-512
             ),
         ),
         elf_interpreters=("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"),
@@ -169,9 +171,9 @@ MACHINES: tuple[Machine, ...] = (
         byte_order="little",
         e_machine=183,
         debian_architecture="arm64",
-        baseline_cpu="cortex-a53",  # among the first of Armv8.0-A
+        baseline_cpu="cortex-a53",  # Armv8.0-A
         implied_variant="v8",
-        # OCI's v8 is Armv8.0-A. Levels between have names too (v8.1 to v9.5): see binaries/isa.py.
+        # OCI's v8 is Armv8.0-A. GOARM64 also has the levels between (v8.1 to v9.5): see elf/isa_check.py.
         go_variable="GOARM64",
         variants=(
             IsaLevel(name="v8", title="Armv8.0-A", go_value="v8.0", compiler_option="-march=armv8-a"),
@@ -197,10 +199,10 @@ MACHINES: tuple[Machine, ...] = (
         e_machine=40,
         e_flags=0x05000000,
         debian_architecture="armhf",
-        baseline_cpu="cortex-a8",  # the first of ARMv7-A, without a divider
+        baseline_cpu="cortex-a8",  # the first ARMv7-A core, without integer division
         default_variant="v7",
         # "Build Attributes" of the Arm ABI, Tag_CPU_arch. The ARM1176 of the first Raspberry Pi is a
-        # v6KZ; v6T2 has the Thumb-2 that it lacks, and v7 has all of it.
+        # v6KZ, without the Thumb-2 of v6T2; v7 includes both.
         go_variable="GOARM",
         variants=(
             IsaLevel(
@@ -210,7 +212,7 @@ MACHINES: tuple[Machine, ...] = (
                 evidence_values=("Pre-v4", "v4", "v4T", "v5T", "v5TE", "v5TEJ"),
                 compiler_option="-march=armv5te",
                 debian_architecture="armel",
-                baseline_cpu="arm926",  # ARMv5TEJ, the last of its level that Linux still runs on
+                baseline_cpu="arm926",  # ARMv5TEJ, the level's last core that Linux still supports
             ),
             IsaLevel(
                 name="v6",
@@ -219,7 +221,7 @@ MACHINES: tuple[Machine, ...] = (
                 evidence_values=("v6", "v6K", "v6KZ"),
                 compiler_option="-march=armv6",
                 debian_architecture="armel",
-                baseline_cpu="arm1176",  # ARMv6KZ, of the first Raspberry Pi and the Zero
+                baseline_cpu="arm1176",  # ARMv6KZ, the core of the first Raspberry Pi and the Zero
             ),
             IsaLevel(
                 name="v7",
@@ -267,8 +269,8 @@ MACHINES: tuple[Machine, ...] = (
         byte_order="little",
         e_machine=3,
         debian_architecture="i386",
-        baseline_cpu="qemu32,-sse3",  # SSE2 and no more, as of the Pentium 4
-        # Go's default has been SSE2 since 1.16, and all that it needs is in every x86-64.
+        baseline_cpu="qemu32,-sse3",  # SSE2, as in the Pentium 4
+        # Go's default has been SSE2 since 1.16, and every x86-64 CPU has what it needs.
         go_variable="GO386",
         extra_levels=(
             IsaLevel(
@@ -296,8 +298,8 @@ MACHINES: tuple[Machine, ...] = (
         e_machine=21,
         e_flags=2,
         debian_architecture="ppc64el",
-        baseline_cpu="power8",  # where little-endian Linux starts
-        # 64-bit PowerPC ELF V2 ABI: little-endian Linux starts at POWER8.
+        baseline_cpu="power8",
+        # 64-bit PowerPC ELF V2 ABI: little-endian Linux needs POWER8.
         go_variable="GOPPC64",
         extra_levels=(
             IsaLevel(name="power8", title="POWER8", go_value="power8", compiler_option="-mcpu=power8"),
@@ -317,7 +319,7 @@ MACHINES: tuple[Machine, ...] = (
         byte_order="big",
         e_machine=22,
         debian_architecture="s390x",
-        baseline_cpu="qemu",  # named models, z13 too, need what TCG does not have and refuse to start
+        baseline_cpu="qemu",  # named models, z13 included, need features that TCG lacks and do not start
         elf_interpreters=("/lib/ld64.so.1", "/lib/ld-musl-s390x.so.1"),
         multiarch_triplets=("s390x-linux-gnu",),
         # lghi %r2, STATUS; svc 1 (exit)
@@ -332,9 +334,9 @@ MACHINES: tuple[Machine, ...] = (
         e_machine=243,
         e_flags=5,
         debian_architecture="riscv64",
-        baseline_cpu="sifive-u54",  # rv64gc and no more
+        baseline_cpu="sifive-u54",  # rv64gc
         # RISC-V Profiles: RVA20U64 is rv64gc and what it implies. The counters (zihpm) and fence.i are
-        # options of it that every Linux machine has.
+        # optional in it, but every Linux machine has them.
         go_variable="GORISCV64",
         extra_levels=(
             IsaLevel(
@@ -375,8 +377,8 @@ MACHINES: tuple[Machine, ...] = (
         e_machine=8,
         e_flags=0x80000006,
         debian_architecture="mips64el",
-        baseline_cpu="MIPS64R2-generic",  # release 2, which Debian's and Go's ports are made for
-        # MIPS release 6 took instructions away: neither it nor release 2 runs the other's programs.
+        baseline_cpu="MIPS64R2-generic",  # release 2, the target of Debian's and Go's ports
+        # MIPS release 6 removed instructions: release 2 and release 6 cannot run each other's programs.
         extra_levels=(
             IsaLevel(
                 name="mips64r2",
@@ -410,7 +412,7 @@ MACHINES: tuple[Machine, ...] = (
         e_machine=258,
         e_flags=0x43,
         debian_architecture="loong64",
-        baseline_cpu="la464",  # the first core of LoongArch
+        baseline_cpu="la464",  # the first LoongArch core
         elf_interpreters=("/lib64/ld-linux-loongarch-lp64d.so.1", "/lib/ld-musl-loongarch64.so.1"),
         multiarch_triplets=("loongarch64-linux-gnu",),
         # ori $a0, $zero, STATUS (bits 10..21); ori $a7, $zero, 93 (exit); syscall 0
@@ -418,7 +420,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
 )
 
-# What else may lie in an image: named so that a message can say what a file was made for.
+# Other machines that an image may contain files for, named in messages.
 _FOREIGN_MACHINES = {
     (32, "big", 2): "sparc",
     (32, "big", 18): "sparc",
@@ -451,7 +453,7 @@ DEVICE_MACHINES = {
     83: "AVR", 94: "Xtensa", 105: "MSP430", 140: "TI C6000", 141: "TI C2000", 142: "TI C5500",
     164: "Hexagon", 165: "8051", 190: "CUDA", 205: "Intel GPU", 224: "AMD GPU", 247: "BPF",
 }  # fmt: skip
-"""e_machine of code that a program loads into a GPU, a controller or the kernel's BPF machine."""
+"""e_machine of code that a program loads into a GPU, a microcontroller or the kernel's BPF VM."""
 
 
 _MACHINE_BY_ELF = {
@@ -461,10 +463,10 @@ _MACHINE_BY_ELF = {
 
 
 def machine_from_elf(ei_class: int, ei_data: int, e_machine: int) -> Machine | None:
-    """The row whose executables carry these EI_CLASS, EI_DATA and e_machine, if there is one."""
+    """Return the machine whose executables have these EI_CLASS, EI_DATA and e_machine, or None."""
     return _MACHINE_BY_ELF.get((ei_class, ei_data, e_machine))
 
 
 def foreign_machine_name(bits: int, byte_order: str, e_machine: int) -> str:
-    """What the world calls a machine that is not in the table; ``unknown`` if nobody does."""
+    """Return the usual name of a machine that is not in the table, or ``unknown``."""
     return _FOREIGN_MACHINES.get((bits, byte_order, e_machine)) or DEVICE_MACHINES.get(e_machine, "unknown")

@@ -1,8 +1,8 @@
-"""Which images a machine would take, and which of several first: containerd's rules.
+"""Choose the image platform that a host would run, by containerd's rules.
 
-They are those of ``Only`` in containerd's ``platforms`` package, which Docker and Kubernetes' CRI
-share: an older level of the same architecture, and the 32-bit architecture that a 64-bit machine may
-run as well. No emulator is counted on.
+The rules are those of ``Only`` in containerd's ``platforms`` package, which Docker and the Kubernetes
+CRI share: a host also accepts older levels of its architecture and the 32-bit architecture that its
+CPU can run. Emulators are not considered.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["accepted_platforms", "find_best_match", "is_compatible"]
 
 _VARIANT_PATTERN = re.compile(r"v([0-9]{1,2})(?:\.([0-9]))?\Z", re.ASCII)
 _V8, _V9, _OLDEST_ARM_VERSION = 8, 9, 5
-_V9_MINOR_OFFSET = 5  # Armv9.0-A came from Armv8.5-A: v9.N has all of v8.(N+5)
+_V9_MINOR_OFFSET = 5  # Armv9.0-A is based on Armv8.5-A: v9.N includes v8.(N+5)
 
 
 def is_compatible(host: Platform, platform: Platform) -> bool:
-    """Whether containerd on a machine of platform ``host`` takes an image for ``wanted``."""
+    """Return True if containerd on ``host`` accepts an image for ``platform``."""
     return platform in accepted_platforms(host)
 
 
 def find_best_match(host: Platform, available: Iterable[Platform]) -> Platform | None:
-    """The one that containerd on that machine takes of several platforms; None if it takes none."""
+    """Return the platform of ``available`` that containerd on ``host`` prefers, or None."""
     preferences = accepted_platforms(host)
-    return min((each for each in available if each in preferences), key=preferences.index, default=None)
+    return min((item for item in available if item in preferences), key=preferences.index, default=None)
 
 
 def accepted_platforms(host: Platform) -> tuple[Platform, ...]:
-    """All platforms whose images such a machine takes, the ones it likes best first."""
+    """Return the platforms whose images ``host`` accepts, the preferred ones first."""
     host = Platform.normalize(host.os, host.architecture, host.variant)
     fallbacks = _FALLBACKS.get(host.architecture, lambda _: [])(host.variant)
     return tuple(dict.fromkeys([host, *(Platform.normalize(host.os, *fallback) for fallback in fallbacks)]))
@@ -65,7 +65,7 @@ def _arm64_fallbacks(variant: str) -> list[tuple[str, str]]:
 
 
 def _parse_version(variant: str) -> tuple[int, int]:
-    """The numbers of ``v8.2``; zeros for anything else."""
+    """Return (8, 2) for ``v8.2``, and zeros for anything else."""
     match = _VARIANT_PATTERN.match(variant)
     return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
 

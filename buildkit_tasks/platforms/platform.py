@@ -1,9 +1,8 @@
-"""Platforms as they are written and read.
+"""The platform value, ``os/architecture[/variant]``, and its parser.
 
-A platform is written ``os/architecture[/variant]`` as in the OCI image index specification
-(section "Image Index Property Descriptions", ``platform``); names are normalised as containerd's
-``platforms`` package does (``aarch64`` is ``arm64``, ``arm`` alone is ``arm/v7``, ``arm64/v8`` is
-``arm64``).
+The fields are those of the OCI image index specification (section "Image Index Property
+Descriptions", ``platform``). Names are normalised as in containerd's ``platforms`` package:
+``aarch64`` is ``arm64``, ``arm`` alone is ``arm/v7``, ``arm64/v8`` is ``arm64``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["Platform", "known_platforms", "native_platform", "parse_platforms", 
 
 _MACHINE_BY_ARCHITECTURE = {machine.architecture: machine for machine in MACHINES}
 
-# Other spellings, as containerd's platforms.Normalize and `uname -m` have them.
+# Other spellings, from containerd's platforms.Normalize and `uname -m`.
 _ALIASES = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -44,7 +43,7 @@ _ALIASES = {
     "loongarch64": ("loong64", ""),
 }
 
-# Variants that some tools write without their letter; containerd takes these.
+# Variants that some tools write without the letter v; containerd accepts these.
 _NUMERIC_VARIANTS = {"arm": ("5", "6", "7", "8"), "arm64": ("8",)}
 
 _PLATFORM_PATTERN = re.compile(r"[a-z0-9_-]+(?:/[a-z0-9_.-]+){0,2}\Z", re.ASCII)
@@ -52,7 +51,7 @@ _PLATFORM_PATTERN = re.compile(r"[a-z0-9_-]+(?:/[a-z0-9_.-]+){0,2}\Z", re.ASCII)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Platform:
-    """An operating system, an architecture and a variant; ``str()`` gives its usual spelling."""
+    """An operating system, an architecture and a variant; ``str()`` gives ``linux/arm/v7``."""
 
     os: str
     architecture: str
@@ -63,22 +62,22 @@ class Platform:
 
     @property
     def slug(self) -> str:
-        """The name in test ids and tags, without the operating system: ``arm-v7``."""
+        """The name for test ids and tags, without the operating system: ``arm-v7``."""
         return "-".join(part for part in (self.architecture, self.variant) if part)
 
     @property
     def goarch(self) -> str:
-        """What Go calls the architecture, as ``go env GOARCH``: OCI took its names from there."""
+        """Go's name of the architecture (``go env GOARCH``), which OCI uses too."""
         return self.architecture
 
     @property
     def is_known(self) -> bool:
-        """Whether it is Linux on an architecture of the table, whose programs can be run."""
+        """Whether this is Linux on an architecture of the table, so that its programs can be run."""
         return self.os == "linux" and self.architecture in _MACHINE_BY_ARCHITECTURE
 
     @property
     def machine(self) -> Machine:
-        """This platform's row of the architecture table."""
+        """This platform's entry in the architecture table."""
         return _MACHINE_BY_ARCHITECTURE[self.architecture]
 
     @property
@@ -88,14 +87,14 @@ class Platform:
 
     @property
     def baseline_cpu(self) -> str:
-        """The oldest QEMU CPU model that this platform's name promises."""
+        """The oldest QEMU CPU model that implements this platform's baseline."""
         return self._variant_level().baseline_cpu or self.machine.baseline_cpu
 
     @property
     def baseline(self) -> IsaLevel | None:
-        """The level of the instruction set that this platform's name promises.
+        """The instruction set level that every CPU of this platform has.
 
-        None where there is nothing to tell: an architecture that has no levels or is not in the table.
+        None for an architecture that has no levels or is not in the table.
         """
         machine = _MACHINE_BY_ARCHITECTURE.get(self.architecture)
         return machine.baseline_of(self.variant) if machine else None
@@ -106,24 +105,24 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Read ``linux/arm/v7``, ``arm64`` or another usual spelling, normalised.
+        """Parse and normalise ``linux/arm/v7``, ``arm64`` or another usual spelling.
 
-        Raises :class:`UsageError` with the nearest known platform for anything that the table
-        does not have: buildx itself would build ``linux/zz`` and exit 0.
+        Raise :class:`UsageError`, with the closest known platform, for one that is not in the table:
+        buildx itself would build ``linux/zz`` and exit 0.
         """
         name = text.strip().lower()
         if not _PLATFORM_PATTERN.match(name):
-            raise UsageError(f"{text!r} is no platform", hint="write it as linux/arm64")
+            raise UsageError(f"{text!r} is not a valid platform", hint="write it as linux/arm64")
         parts = name.split("/")
         if parts[0] not in ("linux", "windows", "darwin", "freebsd", "wasip1"):
             parts.insert(0, "linux")
         if len(parts) > 3:  # noqa: PLR2004 - os, architecture, variant
-            raise UsageError(f"unknown platform {text!r}", hint=_suggest_platform(text))
+            raise _unknown_platform_error(text)
         return _parse_known(text, *parts)
 
     @classmethod
     def normalize(cls, os_name: str, architecture: str, variant: str = "") -> Platform:
-        """The platform that an image states, its spelling normalised but nothing refused."""
+        """Return the platform with its spelling normalised, whether or not it is known."""
         architecture, alias_variant = _ALIASES.get(architecture, (architecture, ""))
         variant = variant or alias_variant
         if architecture in _NUMERIC_VARIANTS and variant in _NUMERIC_VARIANTS[architecture]:
@@ -138,12 +137,12 @@ class Platform:
 def _parse_known(text: str, os_name: str, architecture: str = "", variant: str = "") -> Platform:
     platform = Platform.normalize(os_name, architecture, variant)
     if platform not in known_platforms():
-        raise UsageError(f"unknown platform {text!r}", hint=_suggest_platform(text))
+        raise _unknown_platform_error(text)
     return platform
 
 
 def known_platforms() -> list[Platform]:
-    """Every platform that the table can name, plain ones before their variants."""
+    """Return every platform of the table, an architecture before its variants."""
     return list(_iter_platforms())
 
 
@@ -156,30 +155,32 @@ def _iter_platforms() -> Iterator[Platform]:
                 yield Platform("linux", machine.architecture, level.name)
 
 
-def _suggest_platform(text: str) -> str:
-    """The known platform whose name after ``linux/`` is most like this one."""
+def _unknown_platform_error(text: str) -> UsageError:
+    """Name the known platform whose name after ``linux/`` is closest to ``text``."""
     platforms = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
     name = text.strip().lower().removeprefix("linux/")
     find_closest = functools.partial(difflib.get_close_matches, name, n=1, cutoff=0.5)
     matches = find_closest(list(platforms)) or find_closest(list(_ALIASES))
     if not matches:
-        return f"known are {', '.join(map(str, platforms.values()))}"
-    return f"did you mean {platforms.get(matches[0]) or Platform.parse(matches[0])}?"
+        hint = f"use one of {', '.join(map(str, platforms.values()))}"
+        return UsageError(f"unknown platform {text!r}", hint=hint)
+    match = platforms.get(matches[0]) or Platform.parse(matches[0])
+    return UsageError(f"unknown platform {text!r}, did you mean {match}?")
 
 
 def parse_platforms(values: Iterable[str]) -> tuple[Platform, ...]:
-    """Read platforms given one by one or separated by commas, in order, each once."""
+    """Parse platforms given one by one or separated by commas; keep their order, drop repetitions."""
     texts = (part for value in values for part in value.split(",") if part.strip())
     return tuple(dict.fromkeys(Platform.parse(text) for text in texts))
 
 
 def native_platform() -> Platform:
-    """The platform of the running kernel, from ``uname -m``."""
+    """Return the platform of the running kernel, from ``uname -m``."""
     return platform_of_uname(os.uname().machine)
 
 
 def platform_of_uname(name: str) -> Platform:
-    """The platform of a kernel whose ``uname -m`` is ``name``."""
+    """Return the platform of a kernel whose ``uname -m`` is ``name``."""
     architectures = (machine.architecture for machine in MACHINES if name in machine.uname_machines)
     architecture, variant = _ALIASES.get(name) or (next(architectures, name), "")
     return Platform.normalize("linux", architecture, variant)
