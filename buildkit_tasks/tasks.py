@@ -1,9 +1,11 @@
-"""The Invoke tasks. A body is: the line, one call of a service, a report, an exit code."""
+"""The Invoke tasks. Each reads its options, calls one service, shows the report and sets the exit code."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from buildkit_tasks.cli.declared_task import create_namespace, task
 from buildkit_tasks.cli.exit_codes import images_exit_code, push_exit_code, run_exit_code, verify_exit_code
-from buildkit_tasks.cli.invocation import TaskContext, create_namespace, task
 from buildkit_tasks.cli.options import (
     ARCHIVE,
     BAKE_FILE,
@@ -32,6 +34,9 @@ from buildkit_tasks.cli.requests import (
 )
 from buildkit_tasks.errors import EngineError, UsageError
 
+if TYPE_CHECKING:
+    from buildkit_tasks.cli.invocation import TaskContext
+
 __all__ = [
     "arch_matrix",
     "build_multiarch",
@@ -49,10 +54,10 @@ __all__ = [
 
 @task(*SETUP_OPTIONS, RECREATE, KEEP_STATE, REPORT)
 def setup_builder(ctx: TaskContext) -> None:
-    """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
+    """Set up engine, emulators and builder, and run a small program on each platform."""
     recreate, keep_state = ctx.options["recreate"], ctx.options["keep_state"]
     if keep_state and not recreate:
-        raise UsageError("--keep-state is for a builder that is made anew", hint="add --recreate")
+        raise UsageError("--keep-state applies to a builder that is recreated", hint="add --recreate")
     ctx.show_report(
         ctx.pipeline.setup(recreate=recreate, keep_state=keep_state), failure_code=EngineError.exit_code
     )
@@ -71,11 +76,11 @@ def setup_builder(ctx: TaskContext) -> None:
     REPORT,
 )
 def build_multiarch(ctx: TaskContext) -> None:
-    """Build one image for many platforms; with no output named, as an OCI archive in dist/.
+    """Build one image for many platforms; without --output, --push or --load as an OCI archive in dist/.
 
-    What is pushed is verified and run where it lies, by its digest, before a tag names it.
+    A pushed image is verified and run by its digest in the registry before it is tagged.
 
-    Several images, of the settings or of a bake file, are verified and run as well.
+    Several images, from the settings or a bake file, are also verified and run.
     """
     if _has_multiple_images(ctx):
         _build_multiple_images(ctx)
@@ -89,7 +94,7 @@ def build_multiarch(ctx: TaskContext) -> None:
 
 @task(IMAGE, PLATFORM, *VERIFY_OPTIONS, *HOST_OPTIONS, REPORT)
 def verify_arch(ctx: TaskContext) -> None:
-    """Prove that every platform in an image is what it says, or that it would start somewhere."""
+    """Check index, configuration and binaries of every platform, or whether the image starts on a host."""
     from buildkit_tasks.pipeline.images import ImageResolver
     from buildkit_tasks.platforms import parse_platforms
     from buildkit_tasks.verify.host_match import read_hosts
@@ -104,7 +109,7 @@ def verify_arch(ctx: TaskContext) -> None:
 
 @task(IMAGE, PLATFORM, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
 def run_emulated(ctx: TaskContext) -> None:
-    """Run every platform's image, under QEMU where need be, and check what it prints."""
+    """Run the image on every platform, under QEMU where needed, and check its exit status and output."""
     from buildkit_tasks.platforms import parse_platforms
 
     settings, image_runner = ctx.settings, ctx.image_runner(ctx.settings)
@@ -126,7 +131,7 @@ def run_emulated(ctx: TaskContext) -> None:
     REPORT,
 )
 def arch_matrix(ctx: TaskContext) -> None:
-    """Set up, build, verify and run for every platform: one row for each."""
+    """Set up, build, verify and run for every platform, with one row for each."""
     if _has_multiple_images(ctx):
         _build_multiple_images(ctx, setup=True)
         return
@@ -142,7 +147,7 @@ def arch_matrix(ctx: TaskContext) -> None:
 
 @task(ARCHIVE, TAG, NO_VERIFY, PLATFORM, *VERIFY_OPTIONS, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
 def push_multiarch(ctx: TaskContext) -> None:
-    """Send a built image to a registry, byte for byte: by digest first, its tags once it is proved."""
+    """Push a built image unchanged: by digest, then verify and run it, then tag it."""
     releases, release = release_from_options(ctx)
     if ctx.dry_run:
         plan = releases.plan_push(ctx.options["archive"], release)
@@ -155,7 +160,7 @@ def push_multiarch(ctx: TaskContext) -> None:
 
 @task(*PART_OPTIONS, TAG, NO_VERIFY, PLATFORM, *VERIFY_OPTIONS, *RUN_OPTIONS, *ENGINE_OPTIONS, REPORT)
 def merge_multiarch(ctx: TaskContext) -> None:
-    """Make one image of parts that were pushed by digest, and name it once it is proved."""
+    """Merge parts that were pushed by digest into one image, verify and run it, then tag it."""
     from buildkit_tasks.pipeline.parts_file import read_parts
 
     image = ctx.options["image"]
@@ -172,7 +177,7 @@ def merge_multiarch(ctx: TaskContext) -> None:
 
 @task(PLATFORM, *ENGINE_OPTIONS)
 def doctor(ctx: TaskContext) -> None:
-    """Say what is there, what is missing, and the one next command. Changes nothing."""
+    """Report what is installed, what is missing, and the next command. Changes nothing."""
     from buildkit_tasks.pipeline.doctor import diagnose_environment
 
     diagnosis = diagnose_environment(ctx.pipeline)
@@ -182,34 +187,32 @@ def doctor(ctx: TaskContext) -> None:
 
 @task(*SETUP_OPTIONS[:1], *ENGINE_OPTIONS[:1], KEEP_STATE)
 def remove_builder(ctx: TaskContext) -> None:
-    """Remove the builder and the binfmt_misc handlers that were added here, and nothing else."""
+    """Remove the builder and the binfmt_misc handlers that setup-builder added, and nothing else."""
     removed = ctx.pipeline.remove_builder(keep_state=ctx.options["keep_state"])
     verb = "would remove" if ctx.dry_run else "removed"
-    ctx.print_result({"ok": True, "removed": removed}, f"{verb}: {', '.join(removed) or 'nothing is there'}")
+    ctx.print_result({"ok": True, "removed": removed}, f"{verb}: {', '.join(removed) or 'nothing'}")
 
 
 @task(KEEP_STATE)
 def stop_engine(ctx: TaskContext) -> None:
-    """End the private engine and remove what it kept; the downloaded packages stay as a cache."""
+    """Stop the private engine and remove its state; downloaded packages stay cached."""
     from buildkit_tasks.host.engine.private import stop_private_engine
 
     pipeline = ctx.pipeline
     stopped = stop_private_engine(
         pipeline.settings, pipeline.commands, pipeline.notify, keep_state=ctx.options["keep_state"]
     )
-    message = "it would be stopped" if ctx.dry_run else "stopped"
-    ctx.print_result(
-        {"ok": True, "stopped": stopped}, message if stopped else "no private engine was running"
-    )
+    message = "would stop the private engine" if ctx.dry_run else "stopped the private engine"
+    ctx.print_result({"ok": True, "stopped": stopped}, message if stopped else "no private engine is running")
 
 
 def _has_multiple_images(ctx: TaskContext) -> bool:
-    """Whether images are wanted by their names: those of the settings or of a bake file."""
+    """Return True if images are selected by name, from the settings or a bake file."""
     return bool(ctx.options["bake"] or ctx.options["image"] or ctx.settings.images)
 
 
 def _build_multiple_images(ctx: TaskContext, *, setup: bool = False) -> None:
-    """Each image's build, verification and runs."""
+    """Build, verify and run each selected image."""
     from buildkit_tasks.pipeline.multi_image import open_images
 
     with open_images(ctx.pipeline, image_selection(ctx)) as images:

@@ -11,13 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.cli.invocation import DeclaredTask, Option
+from buildkit_tasks.cli.declared_task import DeclaredTask
 from buildkit_tasks.config.settings import SETTINGS_KEYS, Settings
 from buildkit_tasks.platforms import known_platforms
 from buildkit_tasks.tasks import ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from buildkit_tasks.cli.options import Option
 
 __all__ = ["PAGES", "fresh"]
 

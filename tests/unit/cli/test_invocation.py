@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from invoke.context import Context
 from invoke.program import Program
 
-from buildkit_tasks.cli.declared_task import create_namespace, task
+from buildkit_tasks.cli.declared_task import TaskFailed, create_namespace, task
 from buildkit_tasks.cli.invocation import RunProgress, TaskContext
 from buildkit_tasks.cli.options import BUILD_OPTIONS, IMAGE, PLATFORM, REPORT, RUN_OPTIONS, Option
 from buildkit_tasks.config.settings import SmokeCheck
@@ -30,24 +32,24 @@ seen: list[tuple[str, dict[str, Any]]] = []
 
 
 @task(IMAGE, PLATFORM, *RUN_OPTIONS, REPORT)
-def look_at(edge: TaskContext) -> None:
+def look_at(ctx: TaskContext) -> None:
     """Note what it was given."""
-    seen.append(("look-at", {**edge.options}))
+    seen.append(("look-at", {**ctx.options}))
 
 
 @task(*BUILD_OPTIONS, PLATFORM)
-def make_it(edge: TaskContext) -> None:
+def make_it(ctx: TaskContext) -> None:
     """Note what it was given, and the settings that follow."""
     seen.append(
         (
             "make-it",
-            {**edge.options, "settings": edge.pipeline.settings, "dry": edge.pipeline.commands.dry_run},
+            {**ctx.options, "settings": ctx.pipeline.settings, "dry": ctx.pipeline.commands.dry_run},
         )
     )
 
 
 @task(Option(name="kind", help="which error"), REPORT)
-def fail_with(edge: TaskContext) -> None:
+def fail_with(ctx: TaskContext) -> None:
     """Fail in the way that is asked for."""
     errors: dict[str, BaseException] = {
         "usage": UsageError("no good", hint="do it well"),
@@ -60,19 +62,25 @@ def fail_with(edge: TaskContext) -> None:
         "disk": OSError(28, "No space left on device", "/x/y"),
         "bug": ZeroDivisionError("a bug"),
     }
-    raise errors[edge.options["kind"]]
+    raise errors[ctx.options["kind"]]
 
 
 @task(REPORT)
-def show_it(edge: TaskContext) -> None:
+def show_it(ctx: TaskContext) -> None:
     """Show a report."""
-    edge.show_report(RunReport(subject="x", results=(good_run("linux/amd64"),)))
+    ctx.show_report(RunReport(subject="x", results=(good_run("linux/amd64"),)))
+
+
+@task(REPORT)
+def show_failure(ctx: TaskContext) -> None:
+    """Show a report of a run that failed."""
+    ctx.show_report(RunReport(subject="x", results=(bad_run("linux/amd64"),)))
 
 
 @task()
-def end_it(edge: TaskContext) -> None:
+def end_it(ctx: TaskContext) -> None:
     """Ask this very process to end."""
-    edge.notify("asking")
+    ctx.notify("asking")
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 
@@ -114,7 +122,7 @@ def given(*words: str) -> dict[str, Any]:
     return options
 
 
-def test_the_image_may_be_named_or_left_out() -> None:
+def test_image_is_optional() -> None:
     assert given("look-at", "oci:dist")["image"] == "oci:dist"
     seen.clear()
     assert given("look-at")["image"] == ""
@@ -129,12 +137,12 @@ def test_the_image_may_be_named_or_left_out() -> None:
         ("look-at", "--image=x.tar", "--timeout=3"),
     ],
 )
-def test_the_image_may_stand_before_or_after_options_or_be_one(words: tuple[str, ...]) -> None:
+def test_image_beside_options(words: tuple[str, ...]) -> None:
     options = given(*words)
     assert (options["image"], options["timeout"]) == ("x.tar", "3")
 
 
-def test_another_tasks_name_is_no_image() -> None:
+def test_task_name_is_not_an_image() -> None:
     assert inv("look-at", "make-it") == 0
     assert [(name, options.get("image")) for name, options in seen] == [("look-at", ""), ("make-it", None)]
     seen.clear()
@@ -142,13 +150,13 @@ def test_another_tasks_name_is_no_image() -> None:
     assert [options.get("image") for _, options in seen] == ["x.tar", None, "y.tar"]
 
 
-def test_a_second_word_is_not_taken_for_anything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_positional_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("look-at", "x.tar", "y.tar") == 2
     assert "y.tar" in capsys.readouterr().err
     assert seen == []
 
 
-def test_underscored_names_of_tasks_and_options_are_aliases() -> None:
+def test_underscored_aliases() -> None:
     options = given(
         "make_it", "--build_arg", "A_B=1", "--build_arg=C_D=2", "--no_cache", "--metadata_file=m_n"
     )
@@ -156,11 +164,11 @@ def test_underscored_names_of_tasks_and_options_are_aliases() -> None:
     assert options["metadata_file"] == "m_n"
 
 
-def test_an_underscored_value_is_left_as_it_is() -> None:
+def test_underscored_value_stays() -> None:
     assert given("make-it", "--tag", "make_it", "--target", "no_cache")["tag"] == ["make_it"]
 
 
-def test_the_short_names_are_those_of_docker_and_make() -> None:
+def test_short_options() -> None:
     options = given("make-it", "-t", "a:1", "-t=b:2", "-f", "Other", "-o", "type=oci,dest=x", "-oout")
     assert (options["tag"], options["file"]) == (["a:1", "b:2"], "Other")
     assert options["output"] == ["type=oci,dest=x", "out"]
@@ -168,26 +176,24 @@ def test_the_short_names_are_those_of_docker_and_make() -> None:
     assert given("look-at", "-j", "3")["jobs"] == "3"
 
 
-def test_list_options_repeat_and_take_commas() -> None:
+def test_list_options() -> None:
     words = ("--platform=linux/amd64,linux/386", "--platform", "arm64", "-t", "a:1,b:2", "-t", "c:3")
     settings = given("make-it", *words)["settings"]
     assert settings.platforms == ("linux/amd64", "linux/386", "arm64")
     assert settings.tags == ("a:1", "b:2", "c:3")
 
 
-def test_a_build_arguments_commas_are_its_own() -> None:
+def test_build_arg_keeps_commas() -> None:
     assert given("make-it", "--build-arg", "A=1,2")["settings"].build_args == ("A=1,2",)
 
 
-def test_an_option_that_is_not_given_leaves_the_settings_alone(here: Path) -> None:
+def test_absent_option_keeps_setting(here: Path) -> None:
     (here / "pyproject.toml").write_text('[tool.buildkit-tasks]\ntags = ["mine:1"]\n', encoding="utf-8")
     settings = given("make-it")["settings"]
     assert (settings.tags, settings.is_explicit("platforms")) == (("mine:1",), False)
 
 
-def test_invokes_own_configuration_and_environment_are_heeded(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invoke_configuration(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "buildkit:\n  platforms: linux/386\n  name: theirs\n  tags: ['a:1', 'b:2']\n"
     (here / ".invoke.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setenv("INVOKE_BUILDKIT_PLATFORMS", "linux/arm64,linux/s390x")
@@ -197,11 +203,11 @@ def test_invokes_own_configuration_and_environment_are_heeded(
 
 
 @pytest.mark.parametrize("words", [("--dry", "make-it"), ("make-it", "--dry-run"), ("make-it", "--dry_run")])
-def test_a_dry_run_is_asked_for_by_invoke_or_by_the_task(words: tuple[str, ...]) -> None:
+def test_dry_run_options(words: tuple[str, ...]) -> None:
     assert given(*words)["dry"] is True
 
 
-def test_without_it_nothing_is_dry() -> None:
+def test_default_is_not_dry() -> None:
     assert given("make-it")["dry"] is False
 
 
@@ -217,9 +223,7 @@ CODES = [
 
 
 @pytest.mark.parametrize(("kind", "code"), CODES)
-def test_an_errors_own_code_is_the_exit_status(
-    kind: str, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_exit_status(kind: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("fail-with", "--kind", kind) == code
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -228,26 +232,24 @@ def test_an_errors_own_code_is_the_exit_status(
 
 
 @pytest.mark.parametrize(("kind", "code"), CODES)
-def test_with_json_an_error_is_the_one_document(
-    kind: str, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_document(kind: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("fail-with", "--kind", kind, "--json") == code
     document = json.loads(capsys.readouterr().out)
     assert (document["ok"], document["exit_code"]) == (False, code)
     assert document["error"]
 
 
-def test_an_error_says_what_happened_and_what_to_type_next(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_message(capsys: pytest.CaptureFixture[str]) -> None:
     inv("fail-with", "--kind", "usage")
     assert capsys.readouterr().err == "error: no good\n  try: do it well\n"
 
 
-def test_a_file_that_fails_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_os_error_names_file(capsys: pytest.CaptureFixture[str]) -> None:
     inv("fail-with", "--kind", "file")
     assert capsys.readouterr().err == "error: /x/y: Permission denied\n"
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("fail-with", "--kind", "engine", "--debug") == 3
     shown = capsys.readouterr().err
     assert "Traceback (most recent call last)" in shown
@@ -255,15 +257,13 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.endswith("error: no engine\n")
 
 
-def test_a_bug_of_ours_is_not_hidden() -> None:
+def test_bug_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         inv("fail-with", "--kind", "bug")
 
 
 @pytest.mark.parametrize("words", [(), ("--json",), ("--debug",), ("--json", "--debug")])
-def test_a_secret_in_an_error_is_shown_nowhere(
-    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_is_redacted(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     inv("fail-with", "--kind", "secret", *words)
     shown = capsys.readouterr()
     assert "hunter2" not in shown.out
@@ -271,12 +271,12 @@ def test_a_secret_in_an_error_is_shown_nowhere(
     assert "error: cannot reach" in shown.err
 
 
-def test_with_json_a_report_is_the_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("show-it", "--json") == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["platform"] == "linux/amd64"
 
 
-def test_with_json_a_report_file_that_fails_is_the_one_document(
+def test_failed_report_file_document(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -287,7 +287,7 @@ def test_with_json_a_report_file_that_fails_is_the_one_document(
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
-def test_a_report_file_of_no_known_kind_is_refused_before_any_work(
+def test_unknown_report_format(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert inv("look-at", "--report", "x.zip") == 2
@@ -295,7 +295,7 @@ def test_a_report_file_of_no_known_kind_is_refused_before_any_work(
     assert "x.zip" in capsys.readouterr().err
 
 
-def test_in_a_dry_run_there_is_one_document_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("show-it", "--json", "--dry-run") == 0
     assert json.loads(capsys.readouterr().out) == {"ok": True, "dry_run": True}
 
@@ -304,29 +304,25 @@ def test_in_a_dry_run_there_is_one_document_too(capsys: pytest.CaptureFixture[st
     ("word", "named"),
     [("--nonsense", "--nonsense"), ("--target", "target"), ("--context", "context"), ("--push=yes", "yes")],
 )
-def test_an_unknown_or_half_given_option_is_a_usage_error(
-    word: str, named: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_option_is_usage_error(word: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("make-it", word) == 2
     assert named in capsys.readouterr().err
     assert seen == []
 
 
-def test_other_peoples_tasks_keep_invokes_own_status() -> None:
+def test_unknown_task_exit_status() -> None:
     assert inv("no-such-task") == 1
 
 
 @pytest.mark.parametrize(
     "task", ["build-multiarch", "arch-matrix", "setup-builder", "verify-arch", "run-emulated"]
 )
-def test_an_unknown_platform_gets_the_nearest(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_platform_suggestion(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert inv(task, "--platform", "linux/arm65", tasks=ns) == 2
     assert capsys.readouterr().err.endswith("unknown platform 'linux/arm65', did you mean linux/arm64?\n")
 
 
-def test_a_setting_that_nobody_knows_is_named_with_its_file(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_setting_names_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "pyproject.toml").write_text("[tool.buildkit-tasks]\nplatfroms = []\n", encoding="utf-8")
     assert inv("doctor", tasks=ns) == 2
     shown = capsys.readouterr().err
@@ -334,7 +330,7 @@ def test_a_setting_that_nobody_knows_is_named_with_its_file(
     assert "did you mean 'platforms'?" in shown
 
 
-def test_every_task_has_the_options_of_the_house_and_help_for_each(
+def test_common_options_and_help(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ns.task_names:
@@ -346,7 +342,7 @@ def test_every_task_has_the_options_of_the_house_and_help_for_each(
         assert all(option.help for option in task.options.values())
 
 
-def test_the_collection_holds_the_tasks_of_the_interface() -> None:
+def test_task_names() -> None:
     assert set(ns.task_names) == {
         "setup-builder", "build-multiarch", "verify-arch", "run-emulated", "arch-matrix", "doctor",
         "push-multiarch", "merge-multiarch",
@@ -374,13 +370,14 @@ def real(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_in_a_repository_of_its_own_other_tasks_are_left_alone(here: Path) -> None:
-    done = real(here, "mine", "--name_of", "a_b", "mine")
+def test_other_tasks_beside_ours(here: Path) -> None:
+    done = real(here, "mine", "--name-of", "a_b", "mine")
     assert (done.returncode, done.stdout) == (0, "mine a_b\nmine x\n"), done.stderr
+    assert real(here, "mine", "--name_of", "a_b").returncode == 1  # Invoke takes no underscores
     assert real(here, "mine", "--nonsense").returncode == 1
 
 
-def test_the_program_without_a_tasks_file_takes_the_same_words(here: Path) -> None:
+def test_program_without_tasks_file(here: Path) -> None:
     argv = [sys.executable, "-m", "buildkit_tasks", "build_multiarch", "--platform=linux/arm65", "--json"]
     done = subprocess.run(argv, cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -396,7 +393,7 @@ Program(namespace=OURS, version="0").run(["inv", "end-it", "--json"])
 """
 
 
-def test_being_asked_to_end_is_answered_like_ctrl_c() -> None:
+def test_sigterm_is_an_interrupt() -> None:
     root = Path(__file__).parents[3]
     argv = [sys.executable, "-c", ENDED]
     done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False, timeout=30)
@@ -412,9 +409,9 @@ class Screen(io.StringIO):
 
 
 @task()
-def watch_it(edge: TaskContext) -> None:
+def watch_it(ctx: TaskContext) -> None:
     """Note whether there is anybody to tell of runs."""
-    with edge.show_run_progress() as watch:
+    with ctx.show_run_progress() as watch:
         seen.append(("watch-it", {"watch": watch}))
 
 
@@ -422,7 +419,7 @@ def watch_it(edge: TaskContext) -> None:
     ("words", "terminal", "watched"),
     [((), True, True), (("--json",), True, False), (("--dry-run",), True, False), ((), False, False)],
 )
-def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
+def test_live_table_on_terminal_only(
     words: tuple[str, ...], terminal: bool, watched: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -432,7 +429,7 @@ def test_runs_are_watched_on_a_terminal_that_nothing_else_needs(
     assert (options["watch"] is not None and options["watch"].live_table is not None) is watched
 
 
-def test_what_draws_the_report_is_imported_while_guests_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renderers_preload_during_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = threading.Event()
     monkeypatch.setattr("buildkit_tasks.report.terminal.preload_rich", drawn.set)
     watched = RunProgress(live_table=None)
@@ -470,17 +467,17 @@ WRONG = bad_run("linux/s390x")
         ((), 1),
     ],
 )
-def test_limits_alone_and_time_outs_alone_have_exit_codes_of_their_own(
+def test_limit_and_timeout_exit_codes(
     task: str, results: tuple[RunResult, ...], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ended_with(*results, monkeypatch=monkeypatch, task=task) == code
 
 
-def test_runs_that_passed_end_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passed_runs_exit_0(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended_with(PASSED, monkeypatch=monkeypatch, task="run-emulated") == 0
 
 
-def test_checks_of_invokes_configuration_are_heeded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_from_invoke_configuration(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "buildkit:\n  check:\n  - {command: uname -m, expect-exit: 3}\n  - {expect: hello}\n"
     (here / ".invoke.yaml").write_text(text, encoding="utf-8")
     wanted = (SmokeCheck(command="uname -m", expect_exit=3), SmokeCheck(expect="hello"))
@@ -491,6 +488,29 @@ def test_checks_of_invokes_configuration_are_heeded(here: Path, monkeypatch: pyt
     assert inv("make-it") == 2
 
 
-def test_without_json_a_report_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("show-it") == 0
     assert "linux/amd64" in capsys.readouterr().out
+
+
+def test_call_from_python_returns_report() -> None:
+    report = show_it(Context())
+    assert isinstance(report, RunReport)
+    assert report.ok
+
+
+def test_call_from_python_raises_with_report() -> None:
+    with pytest.raises(TaskFailed) as caught:
+        show_failure(Context())
+    assert caught.value.code == 1
+    assert isinstance(caught.value.result, RunReport)
+
+
+def test_call_from_python_refuses_unknown_option() -> None:
+    with pytest.raises(TypeError, match="show_it\\(\\) has no option 'imgae'"):
+        show_it(Context(), imgae="x")
+
+
+def test_call_from_another_thread() -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(show_it, Context()).result().ok

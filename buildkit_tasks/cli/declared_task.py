@@ -1,0 +1,150 @@
+"""Invoke tasks made from declared options: their arguments, and how a call of one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from invoke.collection import Collection
+from invoke.exceptions import Exit
+from invoke.tasks import Task
+
+from buildkit_tasks.cli.invocation import TaskContext
+from buildkit_tasks.cli.invoke_parser import DeclaredArgument, OptionalPositional
+from buildkit_tasks.cli.options import COMMON_OPTIONS
+from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from invoke.context import Context
+    from invoke.parser.argument import Argument
+
+    from buildkit_tasks.cli.options import Option
+
+__all__ = ["DeclaredTask", "TaskFailed", "create_namespace", "task"]
+
+Body = Callable[[TaskContext], None]
+
+
+class TaskFailed(Exit):
+    """A task did not succeed. ``code`` is its exit status, ``result`` its report if there is one.
+
+    The message was printed already: Invoke's programs only exit with the status.
+    """
+
+    def __init__(self, code: int, result: object = None) -> None:
+        super().__init__(code=code)
+        self.result = result
+
+
+def task(*options: Option) -> Callable[[Body], DeclaredTask]:
+    """Make an Invoke task of a function that takes a :class:`TaskContext`.
+
+    The task has these options and :data:`COMMON_OPTIONS`.
+    """
+    return lambda body: DeclaredTask(body, (*options, *COMMON_OPTIONS))
+
+
+class DeclaredTask(Task[Any]):
+    """An Invoke task whose arguments are declared options.
+
+    A call from Python takes the options as keywords, ``verify_arch(c, image="oci:dist")``. It returns the
+    report and raises :class:`TaskFailed` where the command line ends with another status than 0.
+    """
+
+    def __init__(self, body: Body, options: tuple[Option, ...]) -> None:
+        self.options = {option.name: option for option in options}
+        super().__init__(_invoke_body(body, self.options), positional=[])
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:  # noqa: ARG002
+        """Return the arguments for Invoke's parser."""
+        return [_argument(option) for option in self.options.values()]
+
+
+def create_namespace(*tasks: DeclaredTask) -> Collection:
+    """Return a collection of the tasks that declares their settings to Invoke.
+
+    Invoke merges only what is declared. The values are None and not the defaults: Invoke cannot read a list
+    from the environment (``INVOKE_BUILDKIT_PLATFORMS``), and None means that nothing was set.
+    """
+    from buildkit_tasks.config.settings import SETTINGS_KEYS
+
+    namespace = Collection(*tasks)
+    namespace.configure({"buildkit": dict.fromkeys(SETTINGS_KEYS)})
+    return namespace
+
+
+def _argument(option: Option) -> Argument:
+    """Return an option as Invoke's parser has it; ``for_`` is ``--for``."""
+    name = option.name.strip("_").replace("_", "-")
+    kind: type = list if option.default == () else type(option.default)
+    return (OptionalPositional if option.positional else DeclaredArgument)(
+        names=(name, option.short) if option.short else (name,),
+        kind=kind,
+        default=None if kind is list else option.default,
+        help=option.help,
+        attr_name=option.name if option.name != name else None,
+    )
+
+
+def _invoke_body(body: Body, options: dict[str, Option]) -> Callable[..., object]:
+    """Return the function that Invoke calls: it fills in defaults, runs the body, and ends as it ended."""
+
+    def call(c: Context, **values: Any) -> object:
+        unknown = values.keys() - options.keys()
+        if unknown:
+            raise TypeError(f"{body.__name__}() has no option {min(unknown)!r}")
+        values = {name: values.get(name) or option.default for name, option in options.items()}
+        settings = {option.setting: values[option.name] for option in options.values() if option.setting}
+        ctx = TaskContext(invoke_context=c, options=values, setting_flags=settings)
+        exit_code = _run_body(ctx, body)
+        if exit_code:
+            raise TaskFailed(exit_code, ctx.result)
+        return ctx.result
+
+    call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
+    return call
+
+
+def _run_body(ctx: TaskContext, body: Body) -> int:
+    try:
+        with _interrupted_by_sigterm():
+            ctx.check_report_paths()
+            body(ctx)
+    except KeyboardInterrupt:
+        return ctx.show_error(Interrupted("interrupted"))
+    except BuildkitTasksError as error:
+        return ctx.show_error(error)
+    except OSError as error:
+        return ctx.show_error(_from_os_error(error))
+    return ctx.exit_code
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C: children are ended, files and containers removed.
+
+    Only the main thread may set a handler; a task that is called in another one is left as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _from_os_error(error: OSError) -> BuildkitTasksError:
+    """Return an error with the file and the reason; a full disk is a limit."""
+    kind = LimitExceeded if error.errno in (errno.ENOSPC, errno.EDQUOT) else BuildkitTasksError
+    where = f"{error.filename}: " if error.filename is not None else ""
+    translated = kind(f"{where}{error.strerror or error}")
+    translated.__cause__ = error
+    return translated
