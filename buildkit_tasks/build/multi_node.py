@@ -29,7 +29,7 @@ from buildkit_tasks.build.outputs import (
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.host.builder import assign_nodes
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform
-from buildkit_tasks.system.files import commit_files, remove_stale_partials, temporary_path, write_atomically
+from buildkit_tasks.system.files import replace_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -272,14 +272,8 @@ def _stage_file(output: OutputSpec, scratch_path: Path) -> Iterator[Path]:
     if output.dest is None:
         yield scratch_path
         return
-    output.dest.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_partials(output.dest)
-    temporary = temporary_path(output.dest)
-    try:
+    with replace_file(output.dest) as temporary:
         yield temporary
-        commit_files({temporary: output.dest})
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _join_archives(archives: Mapping[Platform, Path], names: Sequence[str], destination: Path) -> Any:

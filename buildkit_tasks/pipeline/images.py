@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.config.settings import Settings, cache_folder
 from buildkit_tasks.errors import EngineError, UsageError
+from buildkit_tasks.system.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -97,8 +98,7 @@ class ImageResolver:
         """Make a build's best output the one that is meant when none is named."""
         name = best_image_name(result)
         if name:
-            self._last_built_file.parent.mkdir(parents=True, exist_ok=True)
-            self._last_built_file.write_text(name, encoding="utf-8")
+            write_atomically(self._last_built_file, name)
 
     @property
     def _last_built_file(self) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.report.model import Report, to_document
+from buildkit_tasks.system.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,7 +58,7 @@ def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
     for path in check_report_paths(paths):
         text = _find_renderer(path)(report)
         try:
-            _write_atomically(path, text)
+            write_atomically(path, text)
         except OSError as error:
             raise _translate_write_error(path, error) from error
 
@@ -76,16 +76,6 @@ def _check_path(path: Path) -> Path:
     if path.is_dir():
         raise UsageError(f"no report can be written to {path}: it is a folder")
     return path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _translate_write_error(path: Path, error: OSError) -> UsageError | LimitExceeded:

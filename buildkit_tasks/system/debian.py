@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError, LimitExceeded
 from buildkit_tasks.system.command import CommandOptions, CommandResult, CommandRunner
-from buildkit_tasks.system.files import _COMPLETE, build_atomically
+from buildkit_tasks.system.files import build_atomically, is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,7 +102,7 @@ def install_packages(
     Raises :class:`EngineError` with apt's own words when the archive cannot be reached or a
     signature does not hold.
     """
-    if (prefix / _COMPLETE).exists():
+    if is_complete(prefix):
         return prefix
     mirror = find_mirror(commands)
 
@@ -125,7 +125,7 @@ def fetch_newest_package(
     architecture that no suite has. Architectures come and go: testing has loong64 and no mips64el.
     """
     prefixes = {each: folder / f"{name}-{each}" for each in architectures}
-    missing = [each for each, prefix in prefixes.items() if not (prefix / _COMPLETE).exists()]
+    missing = [each for each, prefix in prefixes.items() if not is_complete(prefix)]
     if not missing or commands.dry_run:
         return prefixes
     mirror = find_mirror(commands)

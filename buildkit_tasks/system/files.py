@@ -1,72 +1,78 @@
-"""Files and folders that appear whole or not at all: written beside their path, then renamed."""
+"""Atomic writes: a file or directory is written under a temporary name beside its path, then renamed."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
-import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
     "build_atomically",
     "commit_files",
+    "is_complete",
     "remove_stale_partials",
+    "replace_directory",
+    "replace_file",
     "temporary_path",
     "write_atomically",
 ]
 
-
 _COMPLETE = ".complete"
+_MAX_NAME_LENGTH = 100  # characters of the destination's name in a temporary one: NAME_MAX is 255 bytes
 
 
-def build_atomically(destination: Path, fill: Callable[[Path], None], *, dry_run: bool = False) -> Path:
-    """Let ``fill`` make a folder beside ``place``, then rename it there; once for all processes.
+def write_atomically(path: Path, data: str | bytes, *, mode: int | None = None) -> None:
+    """Write a file, its parent directories included; text as UTF-8. Readers see the old or the new content.
 
-    Whatever an earlier process left half done is removed first, under the same lock.
+    The permissions are those of a new file, or ``mode`` whatever the umask is. Raises :class:`OSError`.
     """
-    if dry_run:
-        fill(destination)
-        return destination
-    with file_lock(destination.with_name(f".{destination.name}.lock")):
-        if (destination / _COMPLETE).exists():
-            return destination
-        for leftover in (*destination.parent.glob(f".{destination.name}.*.staging"), destination):
-            shutil.rmtree(leftover, ignore_errors=True)
-        # A name of its own: the apt of a process that was killed may still write into the last one.
-        staging = Path(
-            tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".staging", dir=destination.parent)
-        )
-        try:
-            fill(staging)
-            (staging / _COMPLETE).touch()
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        staging.rename(destination)
-    return destination
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        if mode is not None:
+            temporary.chmod(mode)
 
 
-def temporary_path(dest: Path) -> Path:
-    """The temporary name of a file output: in the same folder, so that a rename is atomic."""
-    return dest.with_name(f".{dest.name}.{os.getpid()}.partial")
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; rename it to ``path`` afterwards, or remove it on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_partials(path)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        commit_files({temporary: path})
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def remove_stale_partials(dest: Path) -> None:
-    """Remove what a killed build left beside an output."""
-    for leftover in dest.parent.glob(f".{dest.name}.*.partial"):
-        pid = leftover.name.removesuffix(".partial").rpartition(".")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+def temporary_path(path: Path) -> Path:
+    """Return the name under which this thread writes a file: in the same directory, to be renamed."""
+    return path.with_name(f"{_partial_prefix(path)}{threading.get_native_id()}.partial")
+
+
+def remove_stale_partials(path: Path) -> None:
+    """Remove the temporary files of a path that threads which no longer exist have left."""
+    for leftover in path.parent.glob(f"{glob.escape(_partial_prefix(path))}*.partial"):
+        thread_id = leftover.name.removesuffix(".partial").rpartition(".")[2]
+        if thread_id.isdigit() and not Path(f"/proc/{thread_id}").exists():
             leftover.unlink(missing_ok=True)
 
 
+def _partial_prefix(path: Path) -> str:
+    return f".{path.name[:_MAX_NAME_LENGTH]}."
+
+
 def commit_files(moves: Mapping[Path, Path]) -> None:
-    """Put finished files in their places, each safely on disk first."""
+    """Rename finished files to their destinations, each synced to disk first."""
     for temporary, destination in moves.items():
         fd = os.open(temporary, os.O_RDONLY)
         try:
@@ -76,9 +82,45 @@ def commit_files(moves: Mapping[Path, Path]) -> None:
         temporary.replace(destination)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def build_atomically(destination: Path, fill: Callable[[Path], None], *, dry_run: bool = False) -> Path:
+    """Make a directory by calling ``fill`` with a temporary one, once among all processes; return it.
+
+    What an interrupted process has left is removed first, under the same lock.
+    """
+    if dry_run:
+        fill(destination)
+        return destination
+    with file_lock(destination.with_name(f".{destination.name}.lock")):
+        if is_complete(destination):
+            return destination
+        escaped_name = glob.escape(destination.name)
+        for leftover in (*destination.parent.glob(f".{escaped_name}.*.staging"), destination):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with replace_directory(destination) as staging:
+            fill(staging)
+            (staging / _COMPLETE).touch()
+    return destination
+
+
+def is_complete(directory: Path) -> bool:
+    """Return True if :func:`build_atomically` has made this directory."""
+    return (directory / _COMPLETE).exists()
+
+
+@contextlib.contextmanager
+def replace_directory(path: Path) -> Iterator[Path]:
+    """Yield a new directory (mode 0700); rename it to ``path`` afterwards, or remove it on an error.
+
+    ``path`` may be an empty directory. The temporary name is random: a child of a process that was
+    killed, such as apt, may still write to the previous one.
+    """
+    import tempfile
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    temporary.write_text(text, encoding="utf-8")
-    commit_files({temporary: path})
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".staging", dir=path.parent))
+    try:
+        yield staging
+        staging.rename(path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise

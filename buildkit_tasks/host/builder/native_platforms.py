@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.system.files import write_atomically
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -46,9 +48,8 @@ class NativePlatformStore:
     def save(self, builder: str, platforms: Mapping[str, str]) -> None:
         """Keep what is known of a builder's nodes; nodes that were noted before stay."""
         known_platforms = {name: platform for name, platform in platforms.items() if platform}
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**self.read(builder), **known_platforms}, indent=2)
-        (self.folder / f"{builder}.json").write_text(text, encoding="utf-8")
+        write_atomically(self.folder / f"{builder}.json", text)
 
     def remove(self, builder: str) -> None:
         """Drop a builder's note."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EmulatorError
+from buildkit_tasks.system.files import write_atomically
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine
@@ -156,8 +157,7 @@ class HandlerTable:
         return document if isinstance(document, dict) else {}
 
     def _add_to_state(self, name: str, text: str) -> None:
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        self.state_path.write_text(json.dumps(self._read_state() | {name: text}), encoding="utf-8")
+        write_atomically(self.state_path, json.dumps(self._read_state() | {name: text}))
 
 
 def format_registration(machine: Machine, interpreter: str) -> str:

@@ -30,6 +30,7 @@ from buildkit_tasks.host.engine.private_network import PrivateNetwork
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
+from buildkit_tasks.system.files import write_atomically
 from buildkit_tasks.system.lock import file_lock
 from buildkit_tasks.system.process import Process, find_processes_by_argument
 
@@ -198,7 +199,7 @@ def _private_network(paths: PrivateEnginePaths, commands: CommandRunner) -> Priv
 
 def _write_process(paths: PrivateEnginePaths, pid: int) -> None:
     try:
-        paths.process_file.write_text(str(Process.from_pid(pid)), encoding="utf-8")
+        write_atomically(paths.process_file, str(Process.from_pid(pid)))
     except ProcessLookupError:
         raise _start_error(paths) from None
 
@@ -243,8 +244,7 @@ def _write_configuration(paths: PrivateEnginePaths, store: str) -> None:
         "ip6tables": False,
         "userland-proxy": False,
     }
-    text = json.dumps(configuration, indent=2)
-    (paths.root / "daemon.json").write_text(text, encoding="utf-8")
+    write_atomically(paths.root / "daemon.json", json.dumps(configuration, indent=2))
 
 
 def _wait_until_ready(paths: PrivateEnginePaths) -> None:

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
@@ -27,9 +25,11 @@ from buildkit_tasks.oci.model import (
 )
 from buildkit_tasks.oci.source import Source, open_verified, read_blob
 from buildkit_tasks.oci.strict_json import load_object
+from buildkit_tasks.system.files import replace_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = [
     "OciLayout",
@@ -164,15 +164,8 @@ def write_layout(source: Source, path: Path) -> Descriptor:
     """
     if path.is_symlink() or (path.exists() and not _is_empty_dir(path)):
         raise UsageError(f"{path} is already there", hint=f"remove {path}, or choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        root = _write_image(source, staging)
-        staging.rename(path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return root
+    with replace_directory(path) as staging:
+        return _write_image(source, staging)
 
 
 def _is_empty_dir(path: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from buildkit_tasks.host.emulation.qemu import QemuFinder, read_qemu_version
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import EmulatorSummary
 from buildkit_tasks.run.sandbox.supervisor import Supervisor
+from buildkit_tasks.system.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,12 +104,7 @@ def _copy_with_mark(emulator_path: Path, directory: Path) -> Path:
     file_stat = emulator_path.stat()
     copy = directory / f"{emulator_path.name}-{file_stat.st_size}-{file_stat.st_mtime_ns}"
     if not copy.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary_path = directory / f".{copy.name}.{os.getpid()}"
-        shutil.copyfile(emulator_path, temporary_path)
-        with temporary_path.open("r+b") as file:
-            file.seek(_PADDING_OFFSET)
-            file.write(_MARK)
-        temporary_path.chmod(0o755)
-        temporary_path.rename(copy)
+        data = emulator_path.read_bytes()
+        marked = data[:_PADDING_OFFSET] + _MARK + data[_PADDING_OFFSET + len(_MARK) :]
+        write_atomically(copy, marked, mode=0o755)
     return copy

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from buildkit_tasks.build.outputs import OutputSpec, check_outputs, make_archive_name
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.system.files import commit_files, remove_stale_partials, temporary_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,35 +151,3 @@ def test_a_file_output_does_not_replace_a_folder(tmp_path: Path) -> None:
     (tmp_path / "dist").mkdir()
     assert "is a folder" in refused("type=oci,dest=dist").message
     check_outputs([OutputSpec.parse("type=oci,dest=dist,tar=false"), OutputSpec.parse("dist")], [])
-
-
-def test_a_temporary_name_lies_in_the_same_folder(tmp_path: Path) -> None:
-    name = temporary_path(tmp_path / "x.tar")
-    assert name.parent == tmp_path
-    assert name.name == f".x.tar.{os.getpid()}.partial"
-
-
-def test_only_what_a_dead_build_left_is_reaped(tmp_path: Path) -> None:
-    dest = tmp_path / "x.tar"
-    dead = tmp_path / ".x.tar.4194305.partial"  # past the highest pid of Linux
-    kept = [
-        dest,
-        temporary_path(dest),
-        tmp_path / ".x.tar.word.partial",
-        tmp_path / ".y.tar.4194305.partial",
-        tmp_path / "x.tar.4194305.partial",
-    ]
-    for path in (dead, *kept):
-        path.touch()
-    remove_stale_partials(dest)
-    assert not dead.exists()
-    assert all(path.exists() for path in kept)
-
-
-def test_finished_files_take_their_places_and_replace_what_was_there(tmp_path: Path) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("old", encoding="utf-8")
-    new.write_text("new", encoding="utf-8")
-    commit_files({new: old})
-    assert old.read_text(encoding="utf-8") == "new"
-    assert not new.exists()

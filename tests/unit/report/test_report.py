@@ -823,11 +823,11 @@ def test_a_full_disk_leaves_the_old_report_whole_and_nothing_beside_it(
     old = tmp_path / "r.json"
     old.write_text("old")
 
-    def full(path: Path, _text: str, **_options: str) -> None:
+    def full(path: Path, _data: bytes) -> None:
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(LimitExceeded, match="No space left"):
         faces.write_reports(matrix(), [old])
     assert old.read_text() == "old"

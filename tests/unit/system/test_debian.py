@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +15,6 @@ from buildkit_tasks.system.debian import (
     find_mirror,
     install_packages,
 )
-from buildkit_tasks.system.files import build_atomically
 from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
@@ -222,73 +217,6 @@ def test_row_19_a_failed_provisioning_leaves_nothing_and_a_second_run_completes(
     assert [each.name for each in place.parent.iterdir()] == [".x.lock"]
     assert install_packages(place, [PackageSet(names=("a",))], run, quiet) == place
     assert (place / "usr/bin/a").exists()
-
-
-def test_row_19_what_a_killed_run_left_half_done_is_made_again(tmp_path: Path) -> None:
-    place, staging = tmp_path / "x", tmp_path / ".x.cutoff.staging"
-    for folder in (place, staging):
-        folder.mkdir()
-        (folder / "half").touch()
-    build_atomically(place, lambda folder: (folder / "whole").touch())
-    assert {each.name for each in place.iterdir()} == {"whole", ".complete"}
-    assert not staging.exists()
-
-
-def test_a_place_is_not_there_before_it_is_whole_and_is_its_owners_alone(tmp_path: Path) -> None:
-    place = tmp_path / "x"
-    modes: list[int] = []
-
-    def fill(folder: Path) -> None:
-        assert not place.exists()
-        modes.append(folder.stat().st_mode & 0o777)
-
-    build_atomically(place, fill)
-    assert modes == [0o700]
-
-
-def test_an_interrupted_filling_is_tidied_and_not_swallowed(tmp_path: Path) -> None:
-    def fill(_: Path) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_atomically(tmp_path / "x", fill)
-    assert [each.name for each in tmp_path.iterdir() if "x" in each.name] == [".x.lock"]
-
-
-def test_row_12_sixteen_callers_at_once_fill_a_place_once(tmp_path: Path) -> None:
-    place, gate, filled = tmp_path / "x", threading.Barrier(16), []
-
-    def fill(folder: Path) -> None:
-        filled.append(folder)
-        (folder / "data").touch()
-
-    def one(_: int) -> bool:
-        gate.wait(20)
-        return (build_atomically(place, fill) / "data").exists()
-
-    with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(one, range(16)))
-    assert len(filled) == 1
-
-
-FILL = """
-import sys, time
-from pathlib import Path
-from buildkit_tasks.system.files import build_atomically
-place = Path(sys.argv[1])
-def fill(folder):
-    with place.with_name("log").open("a") as log:
-        log.write("x")
-    time.sleep(0.3)
-build_atomically(place, fill)
-"""
-
-
-def test_two_processes_at_once_fill_a_place_once(tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", FILL, str(tmp_path / "x")]
-    children = [subprocess.Popen(argv) for _ in range(3)]
-    assert [child.wait(30) for child in children] == [0, 0, 0]
-    assert (tmp_path / "log").read_text(encoding="utf-8") == "x"
 
 
 def newest(tmp_path: Path, suites: dict[str, str], *, status: int = 0) -> tuple[Scripted, dict[str, Path]]:

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.system.files import (
+    build_atomically,
+    commit_files,
+    is_complete,
+    remove_stale_partials,
+    replace_directory,
+    replace_file,
+    temporary_path,
+    write_atomically,
+)
+
+DEAD_PID = 4194305  # above Linux's highest
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(each.name for each in directory.iterdir())
+
+
+# Files
+
+
+@pytest.mark.parametrize("data", ["t\u00e4xt\n", b"\xff\x00"])
+def test_write_replaces_file(tmp_path: Path, data: str | bytes) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomically(path, "old")
+    write_atomically(path, data)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert names(path.parent) == ["file"]
+
+
+def test_write_mode(tmp_path: Path) -> None:
+    old_umask = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "plain", "")
+        write_atomically(tmp_path / "secret", "", mode=0o600)
+        write_atomically(tmp_path / "program", b"", mode=0o755)
+    finally:
+        os.umask(old_umask)
+    modes = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+    assert modes == {"plain": 0o640, "secret": 0o600, "program": 0o755}
+
+
+def test_failed_write_keeps_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old", encoding="utf-8")
+
+    def fail() -> None:
+        with replace_file(path) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_concurrent_writers(tmp_path: Path) -> None:
+    path, gate = tmp_path / "file", threading.Barrier(8)
+
+    def write(number: int) -> None:
+        gate.wait(20)
+        for _ in range(20):
+            write_atomically(path, str(number) * 1000)
+            assert len(set(path.read_text(encoding="utf-8"))) == 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert names(tmp_path) == ["file"]
+
+
+def test_temporary_name(tmp_path: Path) -> None:
+    assert temporary_path(tmp_path / "x.tar") == tmp_path / f".x.tar.{os.getpid()}.partial"
+
+
+def test_temporary_name_of_long_name(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    write_atomically(path, "whole")
+    assert path.read_text(encoding="utf-8") == "whole"
+
+
+def test_stale_partials_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "[x].tar"
+    stale = tmp_path / f".[x].tar.{DEAD_PID}.partial"
+    others = [
+        path,
+        temporary_path(path),
+        tmp_path / ".[x].tar.word.partial",
+        tmp_path / f".y.tar.{DEAD_PID}.partial",
+        tmp_path / f"[x].tar.{DEAD_PID}.partial",
+    ]
+    for each in (stale, *others):
+        each.touch()
+    remove_stale_partials(path)
+    assert names(tmp_path) == sorted(each.name for each in others)
+
+
+def test_commit_replaces_file(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("old", encoding="utf-8")
+    new.write_text("new", encoding="utf-8")
+    commit_files({new: old})
+    assert old.read_text(encoding="utf-8") == "new"
+    assert names(tmp_path) == ["old"]
+
+
+# Directories
+
+
+def test_build_replaces_incomplete(tmp_path: Path) -> None:
+    path, staging = tmp_path / "[x]", tmp_path / ".[x].cutoff.staging"
+    for directory in (path, staging):
+        directory.mkdir()
+        (directory / "half").touch()
+    build_atomically(path, lambda directory: (directory / "whole").touch())
+    assert names(path) == [".complete", "whole"]
+    assert is_complete(path)
+    assert not staging.exists()
+
+
+def test_directory_appears_complete(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    modes: list[int] = []
+
+    def fill(directory: Path) -> None:
+        assert not path.exists()
+        modes.append(directory.stat().st_mode & 0o777)
+
+    build_atomically(path, fill)
+    assert modes == [0o700]
+
+
+def test_interrupted_build_is_removed(tmp_path: Path) -> None:
+    def fill(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_atomically(tmp_path / "x", fill)
+    assert names(tmp_path) == [".x.lock"]
+
+
+def test_build_dry_run(tmp_path: Path) -> None:
+    filled: list[Path] = []
+    assert build_atomically(tmp_path / "x", filled.append, dry_run=True) == tmp_path / "x"
+    assert (filled, names(tmp_path)) == ([tmp_path / "x"], [])
+
+
+def test_threads_build_once(tmp_path: Path) -> None:
+    path, gate, filled = tmp_path / "x", threading.Barrier(16), []
+
+    def fill(directory: Path) -> None:
+        filled.append(directory)
+        (directory / "data").touch()
+
+    def build(_: int) -> bool:
+        gate.wait(20)
+        return (build_atomically(path, fill) / "data").exists()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(build, range(16)))
+    assert len(filled) == 1
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from buildkit_tasks.system.files import build_atomically
+path = Path(sys.argv[1])
+def fill(directory):
+    with path.with_name("log").open("a") as log:
+        log.write("x")
+    time.sleep(0.3)
+build_atomically(path, fill)
+"""
+
+
+def test_processes_build_once(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", BUILD, str(tmp_path / "x")]
+    children = [subprocess.Popen(argv) for _ in range(3)]
+    assert [child.wait(30) for child in children] == [0, 0, 0]
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "x"
+
+
+def test_replace_empty_directory(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with replace_directory(tmp_path / "x") as staging:
+        (staging / "file").touch()
+    assert names(tmp_path / "x") == ["file"]
+    assert names(tmp_path) == ["x"]
+
+
+def test_full_directory_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x/kept").mkdir(parents=True)
+    with pytest.raises(OSError, match="not empty"), replace_directory(tmp_path / "x") as staging:
+        (staging / "file").touch()
+    assert names(tmp_path / "x") == ["kept"]
+    assert names(tmp_path) == ["x"]
