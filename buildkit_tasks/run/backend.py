@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from buildkit_tasks.oci.layers.entrypoint import CommandFinder
+    from buildkit_tasks.oci.layers.entrypoint import FileLookup
     from buildkit_tasks.oci.model import ImageConfig
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
@@ -71,7 +71,7 @@ class RunTask:
         )  # fmt: skip
 
 
-def explain_program_mismatch(config: ImageConfig, rootfs: CommandFinder, platform: Platform) -> str:
+def explain_program_mismatch(config: ImageConfig, rootfs: FileLookup, platform: Platform) -> str:
     """The words why what an image would start is not for the platform; empty if it is."""
     from buildkit_tasks.oci.layers.entrypoint import find_programs
     from buildkit_tasks.verify import check_program

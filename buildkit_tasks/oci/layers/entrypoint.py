@@ -1,12 +1,13 @@
-"""Which files an image runs when it is started, as far as its configuration tells.
+"""Find the programs that an image starts, as far as its configuration says.
 
-The first word of ENTRYPOINT and CMD must be there. What it is given to run is looked at as well
-where that is plain: the command of a shell form, of a small init, CMD after ENTRYPOINT, and the
+The first argument of ENTRYPOINT + CMD has to exist. Programs that it runs in turn are followed where
+they are evident: the command of a shell form or of a small init, CMD after ENTRYPOINT, and the
 interpreter of a ``#!`` script (the kernel's fs/binfmt_script.c).
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from dataclasses import dataclass
@@ -19,33 +20,48 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.model import ImageConfig
 
-__all__ = ["CommandFinder", "Program", "find_programs"]
+__all__ = ["FileLookup", "Program", "find_command", "find_programs"]
 
 _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
 _INITS = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit"})
 _SHELL_COMMAND = re.compile(r"-[a-z]*c")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
-_MAX_INTERPRETER_DEPTH = 5  # a script of a script: the kernel's own bound (fs/exec.c)
+_MAX_INTERPRETER_DEPTH = 5  # scripts run by scripts: the kernel's own limit (fs/exec.c)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A file that is run, or in ``problem`` why there is none; ``command`` as it is written."""
+    """A program to run, or the ``problem`` of finding it; ``command`` is as written in the config or script."""
 
     command: str
     resolved: ResolvedPath | None = None
     problem: str = ""
 
 
-class CommandFinder(Protocol):
-    """A root file system in which a command can be looked up."""
+class FileLookup(Protocol):
+    """A root file system in which files can be looked up by path."""
 
-    def find_command(self, name: str, path_env: str, working_dir: str) -> ResolvedPath | None:
-        """The file that starting ``name`` would run."""
+    def find_file(self, path: str) -> ResolvedPath | None:
+        """Return the regular file at an absolute path, links resolved inside the root; None without one."""
 
 
-def find_programs(config: ImageConfig, rootfs: CommandFinder) -> tuple[Program, ...]:
-    """Every program that the image starts, each once; none if it states no command."""
+def find_command(
+    rootfs: FileLookup, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
+) -> ResolvedPath | None:
+    """Return the file that starting ``name`` in the image would run; None if there is none.
+
+    A name with a slash is a path, relative to ``working_dir``. Any other is searched in the absolute
+    directories of ``path_env`` as runc does (Go's ``exec.LookPath``), for a file with an execute bit.
+    """
+    if "/" in name:
+        return rootfs.find_file(posixpath.join("/", working_dir, name))
+    directories = (each for each in path_env.split(":") if each.startswith("/"))
+    files = (rootfs.find_file(f"{directory}/{name}") for directory in directories)
+    return next((file for file in files if file is not None and file.node.mode & 0o111), None)
+
+
+def find_programs(config: ImageConfig, rootfs: FileLookup) -> tuple[Program, ...]:
+    """Return every program that the image starts, each once; none if the config has no command."""
     search = _ProgramSearch(config, rootfs)
     argv = config.entrypoint + config.cmd
     if not argv:
@@ -54,18 +70,14 @@ def find_programs(config: ImageConfig, rootfs: CommandFinder) -> tuple[Program, 
     for command in _nested_commands(config):
         if search.find_command(command) is not None:
             programs += search.follow_interpreters(command)
-    return tuple(
-        {
-            (program.resolved and program.resolved.path, program.problem): program
-            for program in reversed(programs)
-        }.values()
-    )[::-1]
+    unique = {(each.resolved and each.resolved.path, each.problem): each for each in reversed(programs)}
+    return tuple(unique.values())[::-1]
 
 
 @dataclass(frozen=True, slots=True)
 class _ProgramSearch:
     config: ImageConfig
-    rootfs: CommandFinder
+    rootfs: FileLookup
 
     @property
     def search_path(self) -> str:
@@ -73,10 +85,10 @@ class _ProgramSearch:
         return paths[-1] if paths else DEFAULT_PATH
 
     def find_command(self, command: str) -> ResolvedPath | None:
-        return self.rootfs.find_command(command, self.search_path, self.config.working_dir or "/")
+        return find_command(self.rootfs, command, self.search_path, self.config.working_dir or "/")
 
     def follow_interpreters(self, command: str, depth: int = 0) -> Iterator[Program]:
-        """The program and, where it is a script, those that run it."""
+        """Yield the program and, if it is a script, its interpreters."""
         resolved = self.find_command(command)
         if resolved is None:
             path_note = "" if "/" in command else f" (PATH is {self.search_path})"
@@ -90,9 +102,9 @@ class _ProgramSearch:
         interpreter_commands = _parse_shebang(script.node.head)
         if not interpreter_commands or depth >= _MAX_INTERPRETER_DEPTH:
             reason = (
-                "names no interpreter"
-                if not interpreter_commands
-                else "is one of scripts that run each other"
+                f"is nested more than {_MAX_INTERPRETER_DEPTH} interpreters deep"
+                if interpreter_commands
+                else "names no interpreter"
             )
             yield Program(command=script.path, problem=f"the script {script.path} {reason}")
             return
@@ -103,7 +115,7 @@ class _ProgramSearch:
 
 
 def _parse_shebang(head: bytes) -> list[str]:
-    """The interpreter of a ``#!`` line, and the command after it where that is ``env``."""
+    """Return the interpreter of a ``#!`` line, followed by the command to run if it is ``env``."""
     line = head[2:].partition(b"\n")[0].strip(b" \t\0").decode("utf-8", "backslashreplace")
     argv = re.split(r"[ \t]+", line) if line else []
     if argv and _basename(argv[0]) == "env":
@@ -123,7 +135,7 @@ def _nested_commands(config: ImageConfig) -> Iterator[str]:
 
 
 def _parse_shell_command(arguments: tuple[str, ...]) -> list[str]:
-    """The first word of the command after ``-c``; none if it takes a shell to tell."""
+    """Return the first command of the text after ``-c``; none if shlex cannot parse it."""
     flag_positions = [
         position for position, argument in enumerate(arguments[:-1]) if _SHELL_COMMAND.fullmatch(argument)
     ]
@@ -138,7 +150,7 @@ def _parse_shell_command(arguments: tuple[str, ...]) -> list[str]:
 
 
 def _first_command(arguments: tuple[str, ...] | list[str]) -> list[str]:
-    """The first word that is no option, no assignment and no ``exec``."""
+    """Return the first argument that is not an option, an assignment or ``exec``."""
     candidates = (argument for argument in arguments if not argument.startswith("-") and argument != "exec")
     return [argument for argument in candidates if not _ASSIGNMENT.fullmatch(argument)][:1]
 

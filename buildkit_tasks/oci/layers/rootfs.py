@@ -1,4 +1,4 @@
-"""A root file system as a tree of names: what layers hold, and where a command leads."""
+"""A root file system as a tree of nodes, and path look-up in it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ __all__ = [
     "resolve_path",
 ]
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as Docker sets it
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's default
 _MAX_SYMLINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
 WHITEOUT_PREFIX = ".wh."
 
 
 class FileType(enum.Enum):
-    """What a name is; ``HARD_LINK`` is one to a lower layer's file, ``OTHER`` devices, FIFOs, whiteouts."""
+    """The type of a node.
+
+    ``HARD_LINK`` is a hard link to a file of a lower layer, not resolved yet; ``OTHER`` is a device or
+    a FIFO.
+    """
 
     FILE = "file"
     DIRECTORY = "folder"
@@ -44,10 +48,10 @@ class FileType(enum.Enum):
 class FileNode:
     """One name of a root file system.
 
-    ``head`` is the start of a script or of another file that may be run, ``binary`` what an ELF file
-    says of itself, ``flaw`` why it cannot be read. In a folder ``children`` are the names about which
-    more is known than that they are files or links, and ``plain`` the others, as each layer brought
-    them; a name that is among both is the child.
+    ``head`` is the start of an executable file, ``binary`` the headers of an ELF file, ``binary_error``
+    why they cannot be parsed. In a directory ``children`` are the nodes of which more is recorded than
+    name, mode and link target; ``packed_names`` has the other names, one list for each layer, lowest
+    first. A name that is in both is the child.
     """
 
     type: FileType
@@ -63,17 +67,17 @@ class FileNode:
 
     @classmethod
     def make_directory(cls, layer: str = "", mode: int = 0o755) -> FileNode:
-        """A folder with nothing in it yet."""
+        """Return an empty directory."""
         return cls(type=FileType.DIRECTORY, mode=mode, layer=layer, children={}, packed_names=[])
 
 
-# Of everything that is no folder: shared, and never changed.
+# Shared by all nodes that are not directories, and never changed.
 _NO_CHILDREN: dict[str, FileNode] = {}
 _NO_PACKED_NAMES: list[PackedNames] = []
 
 
 class ResolvedPath(NamedTuple):
-    """Where a path led, every symbolic link resolved."""
+    """The path of a node, with symbolic links resolved."""
 
     path: str
     node: FileNode
@@ -82,10 +86,11 @@ class ResolvedPath(NamedTuple):
 def resolve_path(
     root: FileNode, path: str, *, follow_last: bool = True, make_missing: bool = False
 ) -> ResolvedPath | None:
-    """Follow a path from ``root`` and never out of it; symbolic links count as if chrooted there.
+    """Resolve a path inside ``root``, as if chrooted there: absolute links and ``..`` do not leave it.
 
-    None if a name is missing, a file stands where a folder should, or there are more than 40
-    links. ``follow`` also follows the last name; ``make`` makes missing folders.
+    Return None if a component is missing or is not a directory, or if more than 40 symbolic links are
+    met. ``follow_last`` follows a link in the last component too; ``make_missing`` creates missing
+    components as directories.
     """
     resolved, pending, symlink_count = [("", root)], path.split("/")[::-1], 0
     while pending:
@@ -110,7 +115,7 @@ def resolve_path(
 
 
 def printable_path(path: str) -> str:
-    """Write bytes that are no UTF-8 as escapes: reports carry the path."""
+    """Escape bytes that are not UTF-8, which reports cannot contain."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -122,7 +127,7 @@ def _find_child(directory: FileNode, name: str, *, make_missing: bool) -> FileNo
 
 
 def _unpack_node(directory: FileNode, name: str) -> FileNode | None:
-    """A file or a link of which only that is kept: the uppermost layer's."""
+    """Return the node of a packed name, from the uppermost layer that has it."""
     matches = (names.find(name) for names in reversed(directory.packed_names))
     entry = next((match for match in matches if match is not None), None)
     if entry is None:
@@ -133,7 +138,7 @@ def _unpack_node(directory: FileNode, name: str) -> FileNode | None:
 
 
 def iter_nodes(root: FileNode) -> Iterator[tuple[str, FileNode]]:
-    """Everything below a folder about which more is known than its name, with its path."""
+    """Yield every node below a directory with its path; packed names are left out."""
     pending = [("", root)]
     while pending:
         prefix, directory = pending.pop()
@@ -144,34 +149,23 @@ def iter_nodes(root: FileNode) -> Iterator[tuple[str, FileNode]]:
 
 
 def iter_names(directory: FileNode) -> Iterator[tuple[str, FileNode | None]]:
-    """Every name in a folder, each at least once, with what is known of it beyond being there."""
+    """Yield every name in a directory, at least once, with its node (None for a packed name)."""
     for names in directory.packed_names:
         yield from ((name, None) for name in names)
     yield from directory.children.items()
 
 
 class RootFs:
-    """What a container of the image would see as its root, as far as names and heads go."""
+    """The root file system of an image: names, types and the start of executables, not the contents."""
 
     def __init__(self, root: FileNode) -> None:
         self.root = root
 
     def resolve(self, path: str) -> ResolvedPath | None:
-        """Where an absolute path leads, following symbolic links inside the root."""
+        """Resolve an absolute path; return None if it does not exist."""
         return resolve_path(self.root, path)
 
-    def find_command(
-        self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
-    ) -> ResolvedPath | None:
-        """Find the file that starting ``name`` would run.
-
-        With a slash it is that path, else the first executable of that name in ``path_env``.
-        """
-        if "/" in name:
-            resolved = self.resolve(name if name.startswith("/") else f"{working_dir}/{name}")
-            return resolved if resolved is not None and resolved.node.type is FileType.FILE else None
-        for directory in path_env.split(":"):
-            resolved = self.resolve(f"{directory}/{name}") if directory.startswith("/") else None
-            if resolved is not None and resolved.node.type is FileType.FILE and resolved.node.mode & 0o111:
-                return resolved
-        return None
+    def find_file(self, path: str) -> ResolvedPath | None:
+        """Return the regular file at an absolute path; None without one."""
+        resolved = self.resolve(path)
+        return resolved if resolved is not None and resolved.node.type is FileType.FILE else None

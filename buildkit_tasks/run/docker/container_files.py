@@ -6,7 +6,7 @@ import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, FileNode, FileType, ResolvedPath
+from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath
 from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
 from buildkit_tasks.run import backend as guests
@@ -56,20 +56,8 @@ class _ContainerFiles:
         self._api = api
         self._container_id = container_id
 
-    def find_command(
-        self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
-    ) -> ResolvedPath | None:
-        """The file that starting ``name`` would run."""
-        if "/" in name:
-            return self._find_file(name if name.startswith("/") else f"{working_dir}/{name}")
-        candidates = (
-            self._find_file(f"{directory}/{name}")
-            for directory in path_env.split(":")
-            if directory.startswith("/")
-        )
-        return next((file for file in candidates if file is not None and file.node.mode & 0o111), None)
-
-    def _find_file(self, path: str, max_links: int = 1) -> ResolvedPath | None:
+    def find_file(self, path: str, max_links: int = 1) -> ResolvedPath | None:
+        """Return the regular file at an absolute path; None without one."""
         from docker.errors import APIError, NotFound
 
         try:
@@ -83,7 +71,7 @@ class _ContainerFiles:
         with contextlib.closing(chunks):
             if file_stat["mode"] & _GO_MODE_SYMLINK:
                 # The engine has resolved the link inside the container's root: once is enough.
-                return self._find_file(file_stat["linkTarget"], max_links - 1) if max_links else None
+                return self.find_file(file_stat["linkTarget"], max_links - 1) if max_links else None
             if file_stat["mode"] & _GO_MODE_DIR:
                 return None
             mode, size = file_stat["mode"] & 0o777, file_stat["size"]

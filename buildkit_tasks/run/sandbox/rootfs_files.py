@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, FileNode, FileType, ResolvedPath
+from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath
 from buildkit_tasks.run.sandbox.openat2 import open_file
 
 if TYPE_CHECKING:
@@ -27,24 +26,14 @@ class RootfsFiles:
 
     root: Path
 
-    def find_command(
-        self, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
-    ) -> ResolvedPath | None:
-        """The file that starting ``name`` would run."""
-        if "/" in name:
-            return self._find_file(posixpath.join("/", working_dir, name))
-        candidates = (
-            self._find_file(posixpath.join("/", directory, name)) for directory in path_env.split(":")
-        )
-        return next((file for file in candidates if file is not None and file.node.mode & 0o111), None)
-
     def read_text(self, path: str, max_bytes: int) -> str:
         """What a file says, at most ``limit`` bytes of it; nothing if there is no such file."""
         with self._open_regular_file(path) as fd:
             data = os.read(fd, max_bytes) if fd is not None else b""
         return data.decode("utf-8", "replace")
 
-    def _find_file(self, path: str) -> ResolvedPath | None:
+    def find_file(self, path: str) -> ResolvedPath | None:
+        """Return the regular file at an absolute path; None without one."""
         with self._open_regular_file(path) as fd:
             if fd is None:
                 return None

@@ -12,6 +12,7 @@ import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.layers.entrypoint import find_command
 from buildkit_tasks.oci.layers.rootfs import FileType, RootFs, iter_names
 from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers, scan_layer
 from buildkit_tasks.oci.layers.stream import open_layer
@@ -285,7 +286,7 @@ def test_commands_are_found_as_a_container_would() -> None:
     rootfs = tree(make_tar(files, [symlink("bin", "usr/bin"), symlink("sbin", "/bin")]))
 
     def path(name: str, *more: str) -> str | None:
-        found = rootfs.find_command(name, *more)
+        found = find_command(rootfs, name, *more)
         return found.path if found else None
 
     assert path("tool") == "/usr/bin/tool"
@@ -301,7 +302,7 @@ def test_a_file_that_cannot_be_executed_is_no_command() -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(info)
-    assert tree(buffer.getvalue()).find_command("data") is None
+    assert find_command(tree(buffer.getvalue()), "data") is None
 
 
 def test_row_47_a_diff_id_unlike_the_layer_is_refused() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import CheckFailed
+from buildkit_tasks.oci.layers.entrypoint import find_command
 from buildkit_tasks.platforms import MACHINES, Machine
 from buildkit_tasks.run.sandbox.rootfs_files import RootfsFiles
 from buildkit_tasks.run.sandbox.supervisor_pool import _copy_with_mark
@@ -87,7 +88,7 @@ def test_links_are_followed_inside_the_root(root: Path) -> None:
     (root / "sbin").symlink_to("../../../bin")
     files = RootfsFiles(root)
     for name in ("/bin/sh", "/sbin/sh", "sh"):
-        found = files.find_command(name, "/nowhere:/sbin", "/")
+        found = find_command(files, name, "/nowhere:/sbin", "/")
         assert found is not None
         assert found.node.head == probe("linux/arm64")[:256]
         assert found.node.mode == 0o755
@@ -98,7 +99,7 @@ def test_what_is_no_file_is_no_program(root: Path) -> None:
     (root / "bin/loop").symlink_to("loop")
     files = RootfsFiles(root)
     for name in ("/bin/pipe", "/bin", "/bin/loop", "/bin/nothing", "nothing"):
-        assert files.find_command(name) is None
+        assert find_command(files, name) is None
 
 
 def test_a_plain_file_in_the_path_is_passed_over_for_one_that_may_be_run(root: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_plain_file_in_the_path_is_passed_over_for_one_that_may_be_run(root: P
     (root / "first/app").write_bytes(b"text")
     (root / "bin/app").write_bytes(b"#!/bin/sh\n")
     (root / "bin/app").chmod(0o755)
-    found = RootfsFiles(root).find_command("app", "/first:/bin")
+    found = find_command(RootfsFiles(root), "app", "/first:/bin")
     assert found is not None
     assert found.path == "/bin/app"
 
