@@ -1,4 +1,4 @@
-"""One platform's image unpacked into a folder, every digest, size and diff_id checked on the way."""
+"""Unpack one platform's image into a directory; every digest, size and diff_id is checked on the way."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor, Digest, ImageConfig, Manifest
     from buildkit_tasks.oci.source import Source
 
-__all__ = ["UnpackedImage", "unpack", "unpack_with_size"]
+__all__ = ["UnpackedImage", "unpack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackedImage:
-    """The image's configuration, and about how many bytes its files take."""
+    """The image's configuration, and roughly how many bytes its files take on disk."""
 
     config: ImageConfig
     size: int
@@ -40,26 +40,14 @@ def unpack(
     *,
     id_offset: int | None = None,
     limits: Limits = LIMITS,
-) -> ImageConfig:
-    """Make a new folder ``place`` the root file system of one platform's image; gives its config.
-
-    With ``shift``, for which one has to be root, what belongs to N in the image belongs to ``shift`` + N
-    on disk; without it everything belongs to who unpacks. Raises :class:`MalformedImage`,
-    :class:`LimitExceeded`, also for a full disk, and :class:`EmulatorError` for a disk that cannot be
-    written; there is no ``place`` then.
-    """
-    return unpack_with_size(source, descriptor, destination, id_offset=id_offset, limits=limits).config
-
-
-def unpack_with_size(
-    source: Source,
-    descriptor: Descriptor,
-    destination: Path,
-    *,
-    id_offset: int | None = None,
-    limits: Limits = LIMITS,
 ) -> UnpackedImage:
-    """The same, and how much was unpacked."""
+    """Unpack one platform's image into the new directory ``destination``.
+
+    With ``id_offset``, which only root can use, an owner N of the image becomes ``id_offset`` + N on disk;
+    without it every file belongs to the calling user. Raises :class:`MalformedImage`,
+    :class:`LimitExceeded` (also for a full disk), or :class:`EmulatorError` if the disk cannot be written;
+    what was unpacked is removed then.
+    """
     manifest = read_manifest(source, descriptor)
     config = read_config(source, manifest)
     check_layer_count(manifest, config.diff_ids)
@@ -78,7 +66,7 @@ def unpack_with_size(
 
 
 def _translate_os_error(error: DiskFull | OSError, image: str, destination: Path) -> Exception:
-    """What it means that the disk takes no more, or nothing."""
+    """Translate an error of writing to LimitExceeded (disk full) or EmulatorError."""
     if isinstance(error, OSError) and error.errno not in DISK_FULL_ERRORS:
         message = f"{image} cannot be unpacked into {destination.parent}: {error.strerror}"
         return EmulatorError(message, hint=f"ls -ld {destination.parent}")
@@ -107,9 +95,9 @@ def _apply_layers(
 def _apply_layer(
     writer: RootfsWriter, source: Source, layer: Descriptor, diff_id: Digest, limits: Limits
 ) -> int:
-    """Lay one layer over the others; gives its size.
+    """Apply one layer and return its uncompressed size in bytes.
 
-    A blob with other bytes than its digest promises is reported as that, whatever else they upset.
+    Bytes that do not match the blob's digest are reported as that, whatever other error they cause first.
     """
     with open_layer(source, layer, algorithm=diff_id.algorithm, limits=limits) as stream:
         try:
@@ -123,7 +111,7 @@ def _apply_layer(
 
 
 def _remove_destination(destination: Path) -> None:
-    """Leave nothing; should that fail, what led here is still what is told."""
+    """Remove it; if that fails, the error that led here is still the one that is raised."""
     with contextlib.suppress(OSError):
         parent_fd = os.open(destination.parent, DIRECTORY_FLAGS)
         try:

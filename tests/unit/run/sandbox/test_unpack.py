@@ -26,7 +26,7 @@ from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.run.sandbox import openat2 as beneath
 from buildkit_tasks.run.sandbox.openat2 import remove_tree
-from buildkit_tasks.run.sandbox.unpack import unpack, unpack_with_size
+from buildkit_tasks.run.sandbox.unpack import unpack
 from tests.support.oci import LAYER_TAR, Json, Memory, add_platform, flip, make_tar, member, one
 
 NOBODY = 65534
@@ -867,7 +867,7 @@ def test_bytes_have_a_cap_for_a_layer_and_for_the_image(tmp_path: Path) -> None:
 
 def test_what_it_takes_is_told(tmp_path: Path) -> None:
     source = one([layer(a_file("x", bytes(100_000)), a_file("y", bytes(50_000)))])
-    done = unpack_with_size(source, entry_of(source), tmp_path / "root")
+    done = unpack(source, entry_of(source), tmp_path / "root")
     assert 150_000 < done.size < 200_000
     assert done.config.os == "linux"
 
