@@ -1,4 +1,4 @@
-"""Nox sessions for a noxfile: ``arch_matrix`` tests an image on each platform, one session each."""
+"""The Nox session factory ``arch_matrix``: test the images of a repository, one session per platform."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,102 +23,124 @@ from buildkit_tasks.system.process import Process
 from buildkit_tasks.testing.images import select_tested_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.platforms import Platform
 
 __all__ = ["arch_matrix"]
 
 _DEFAULT_TESTS = ("--pyargs", "buildkit_tasks.testing.default_checks")
-# What a session may run beside, under `nox -j`: Nox knows it from 2026.8.10 on.
+# Since Nox 2026.8.10 a session says itself whether `nox -j` may run others beside it.
 _SESSION_OPTIONS: dict[str, Any] = {
     key: True for key in ("allow_parallel",) if key in inspect.signature(nox.session).parameters
 }
-_INTERRUPT_TIMEOUT = 30.0  # seconds in which what is interrupted takes away what it has made
-_SCHEDULER_VARIABLE = "BUILDKIT_TASKS_NOX"  # the process that read the noxfile first
+_INTERRUPT_TIMEOUT = 30.0  # seconds that an interrupted program has to remove its containers and files
+_SCHEDULER_VARIABLE = "BUILDKIT_TASKS_NOX"
 
 
 def arch_matrix(
     platforms: Sequence[str] = (), *, tests: Sequence[str] = (), name: str = "arch_matrix"
 ) -> Callable[[nox.Session, str], None]:
-    """Register a session for each platform, with ids such as ``arm-v7``; gives the session function.
+    """Register one session per platform, with ids such as ``arm-v7``, and return the session function.
 
-    ``platforms`` defaults to the settings', ``tests`` (pytest's arguments) to two checks that every
-    image must pass: it is what it says, and it runs. The image is built once, by whichever session
-    comes first, for all platforms; under ``nox -j`` the others wait for it. With several images in the
-    settings all are built, each for its own platforms unless these are given here, and a session tests
-    those that are for its platform. Of what follows ``--`` on nox's command line, options of
-    ``run-emulated`` become settings of the session, and the rest goes to pytest.
-    The sessions run where Nox runs, since that is where this package and pytest are installed.
+    ``platforms`` defaults to those of the settings. ``tests`` are arguments for pytest; by default two
+    checks run: the image verifies, and it runs. The first session builds the image for all platforms;
+    under ``nox -j`` the others wait for it. If the settings have several images, all are built, each for
+    its own platforms unless ``platforms`` is given, and a session tests those that are for its platform.
+
+    Of the arguments after ``--`` on Nox's command line, options of ``run-emulated`` become settings of the
+    session and the others go to pytest. Sessions run in Nox's own environment, where this package and
+    pytest are installed.
+
+    Raises :class:`UsageError` for an unknown platform and :class:`SettingsError` for bad settings.
     """
     settings = load_settings()
-    image_platforms = {
-        each.name: parse_platforms(platforms) if platforms else each.platforms
-        for each in select_tested_images(settings)
+    targets = {
+        image.name: parse_platforms(platforms) if platforms else image.platforms
+        for image in select_tested_images(settings)
     }
-    all_platforms = tuple(
-        dict.fromkeys(each for platforms_of_image in image_platforms.values() for each in platforms_of_image)
+    every = tuple(dict.fromkeys(platform for targeted in targets.values() for platform in targeted))
+    matrix = _Matrix(
+        name=name,
+        targets=targets,
+        # --platform would override the platforms of each of several images.
+        build_platforms=() if settings.images and not platforms else every,
+        test_args=tuple(tests) or _DEFAULT_TESTS,
+        scheduler=_find_scheduler(),
     )
-    # Several images have each their own, and what is typed would hold for all.
-    explicit_platforms = () if settings.images and not platforms else all_platforms
-    scheduler = _identify_scheduler()
-    shared_images: list[dict[str, str]] = []
 
     @nox.session(name=name, venv_backend="none", **_SESSION_OPTIONS)
-    @nox.parametrize(
-        "platform", [str(each) for each in all_platforms], ids=[each.slug for each in all_platforms]
-    )
+    @nox.parametrize("platform", [str(each) for each in every], ids=[each.slug for each in every])
     def session(session: nox.Session, platform: str) -> None:
         """Build once; then verify and run on one platform."""
-        env, pytest_args = session_env_and_args(session)
-        if not shared_images:
-            shared_images.append(
-                _build_once(session, name, scheduler, lambda: _build_images(session, explicit_platforms, env))
-            )
-        image_names = [
-            image for image, image_targets in image_platforms.items() if platform in map(str, image_targets)
-        ]
-        built_images = [
-            (image, shared_images[0][image]) for image in image_names if image in shared_images[0]
-        ]
-        if built_images:
-            test_args = [*(tests or _DEFAULT_TESTS), "-p", "no:cacheprovider"]
-            python = [sys.executable, "-m", "pytest"]
-            image_options = [
-                f"--image={image}={location}" if image else f"--image={location}"
-                for image, location in built_images
-            ]
-            options = [f"--platform={platform}", *image_options, *require_engine_option()]
-            session.run(
-                *python,
-                *test_args,
-                *options,
-                *pytest_args,
-                env=env,
-                external=True,
-                interrupt_timeout=_INTERRUPT_TIMEOUT,
-            )
-        if len(built_images) < len(image_names):
-            missing_images = ", ".join(
-                image or "the image" for image in image_names if image not in shared_images[0]
-            )
-            session.error(f"{missing_images} could not be built")
+        matrix.run_session(session, platform)
 
     return session
 
 
-def require_engine_option() -> list[str]:
-    """In CI a missing engine is a failure."""
-    return ["--require-engine"] if os.environ.get("CI") else []
+@dataclass(frozen=True, kw_only=True)
+class _Matrix:
+    """What the sessions of one ``arch_matrix`` share. An image without a table has an empty name."""
+
+    name: str
+    targets: Mapping[str, Sequence[Platform]]
+    build_platforms: Sequence[Platform]
+    test_args: tuple[str, ...]
+    scheduler: str
+    _built: list[dict[str, str]] = field(default_factory=list, init=False)
+
+    def run_session(self, session: nox.Session, platform: str) -> None:
+        """Test the images for ``platform`` that could be built; fail if one could not."""
+        env, pytest_args = session_env_and_args(session)
+        built = self._build_images_once(session, env)
+        wanted = [name for name, platforms in self.targets.items() if platform in map(str, platforms)]
+        images = {name: built[name] for name in wanted if name in built}
+        if images:
+            args = [*self.test_args, "-p", "no:cacheprovider", *_plugin_options(platform, images)]
+            args += pytest_args
+            session.run(
+                sys.executable,
+                "-m",
+                "pytest",
+                *args,
+                env=env,
+                external=True,
+                interrupt_timeout=_INTERRUPT_TIMEOUT,
+            )
+        missing = [name or "the image" for name in wanted if name not in built]
+        if missing:
+            session.error(f"{', '.join(missing)} could not be built")
+
+    def _build_images_once(self, session: nox.Session, env: Mapping[str, str]) -> dict[str, str]:
+        """Return the images that were built, by name: once per process, and once for all of ``nox -j``."""
+        if not self._built:
+            self._built.append(self._share_build(session, env))
+        return self._built[0]
+
+    def _share_build(self, session: nox.Session, env: Mapping[str, str]) -> dict[str, str]:
+        def build() -> dict[str, str]:
+            return _build_images(session, self.build_platforms, env)
+
+        if not self.scheduler:
+            return build()
+        record = session.cache_dir / f"{quote(self.name, safe='')}.image.json"
+        images: dict[str, str] = run_once(record, self.scheduler, build)
+        return images
+
+
+def _plugin_options(platform: str, images: Mapping[str, str]) -> Iterator[str]:
+    """Yield the options of our pytest plugin; in CI a missing engine is a failure."""
+    yield f"--arch-platform={platform}"
+    for name, image in images.items():
+        yield f"--arch-image={name}={image}" if name else f"--arch-image={image}"
+    if os.environ.get("CI"):
+        yield "--arch-require-engine"
 
 
 def _build_images(
     session: nox.Session, platforms: Sequence[Platform], env: Mapping[str, str]
 ) -> dict[str, str]:
-    """Build in a process of its own; gives where each image is that could be built, by its name.
-
-    The one image of a repository has the empty name.
-    """
+    """Build in a process of its own; return the archive of each image that could be built, by name."""
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))
@@ -126,21 +149,22 @@ def _build_images(
         session.warn(f"build-multiarch ended with status {status}")
     try:
         report = json.loads(stdout)
-    except ValueError:  # it was killed
+    except ValueError:  # the process was killed
         return {}
-    rows = report.get("images", [{"name": "", "build": report}])
-    return {row["name"]: location for row in rows if (location := _archive_image_name(row["build"] or {}))}
+    builds = report.get("images", [{"name": "", "build": report}])
+    return {each["name"]: image for each in builds if (image := _archive_image_name(each["build"] or {}))}
 
 
 def run_captured(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
-    """The status and the standard output of a program that Ctrl-C lets take away what it has made.
+    """Run ``argv`` and return its status and standard output.
 
-    (``subprocess.run`` kills it after a quarter of a second.)
+    On Ctrl-C, which a terminal sends to the child as well, wait for its cleanup
+    (``subprocess.run`` would kill it after a quarter of a second).
     """
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as child:
         try:
             stdout, _ = child.communicate()
-        except KeyboardInterrupt:  # of a terminal, which has interrupted it as well
+        except KeyboardInterrupt:
             try:
                 child.wait(_INTERRUPT_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -150,86 +174,84 @@ def run_captured(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]
 
 
 def _archive_image_name(build: Mapping[str, Any]) -> str:
-    """The archive of a build that has made one, as an image's name."""
+    """Return the OCI archive of a build report as an image name; empty if it wrote none."""
     archives = (output["dest"] for output in build.get("outputs", ()) if output["type"] == "oci")
     return next((f"oci-archive:{Path(path).absolute()}" for path in archives), "")
 
 
-def _identify_scheduler() -> str:
-    """The Nox that started this one for a single session, as ``nox -j`` does; empty if none did.
+def _find_scheduler() -> str:
+    """Return the identity of the Nox process that runs this one for a single session; empty if none does.
 
-    Each session of ``nox -j`` is a child process of Nox that reads the noxfile again. The one that
-    read it first leaves its pid and start time in the environment.
+    ``nox -j`` runs each session in a child process that reads the noxfile again. Every Nox leaves its pid and
+    start time in the environment; a child whose variable names its own parent belongs to that run.
     """
-    first_process = os.environ.pop(_SCHEDULER_VARIABLE, "")
-    with contextlib.suppress(ProcessLookupError):  # no /proc to look in: then each builds for itself
+    inherited = os.environ.pop(_SCHEDULER_VARIABLE, "")
+    with contextlib.suppress(ProcessLookupError):  # without /proc every session builds for itself
         os.environ[_SCHEDULER_VARIABLE] = str(Process.from_pid(os.getpid()))
-        return first_process if first_process == str(Process.from_pid(os.getppid())) else ""
+        return inherited if inherited == str(Process.from_pid(os.getppid())) else ""
     return ""
 
 
-def _build_once(
-    session: nox.Session, name: str, scheduler: str, build: Callable[[], dict[str, str]]
-) -> dict[str, str]:
-    """What ``build`` gives; under ``nox -j``, what it gave the first of this run's sessions."""
-    if not scheduler:
-        return build()
-    images: dict[str, str] = run_once(
-        session.cache_dir / f"{quote(name, safe='')}.image.json", scheduler, build
-    )
-    return images
-
-
 def session_env_and_args(session: nox.Session) -> tuple[dict[str, str], list[str]]:
-    """The environment that sets what the words after ``--`` ask of a run, and the words for pytest.
+    """Return the environment with the settings among the session's arguments, and pytest's arguments.
 
-    A value that cannot be ends the session in the words of the settings.
+    A bad value ends the session with the message of the settings, before anything is built.
     """
     from buildkit_tasks.run.outcomes import Expectation
 
     try:
-        values, pytest_args = split_posargs(session.posargs)
-        Expectation(pattern=load_settings(values).expect)  # which refuses what is no regular expression
+        settings, pytest_args = split_posargs(session.posargs)
+        Expectation(pattern=load_settings(settings).expect)  # raises if it is not a regular expression
     except UsageError as error:
         session.error(str(error))
-    return {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in values.items() if value}, pytest_args
+    return {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in settings.items() if value}, pytest_args
 
 
 def split_posargs(posargs: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Settings by their keys, from the words that are options of ``run-emulated``; and the other words."""
-    setting_keys = _map_options_to_settings()
-    values: dict[str, str] = {}
-    pytest_args: list[str] = []
-    remaining_args = iter(posargs)
-    for arg in remaining_args:
+    """Split arguments into settings by key (options of ``run-emulated``) and the others.
+
+    ``["--cpu=floor", "-j", "4", "-k", "web"]`` becomes ``{"cpu": "floor", "jobs": "4"}`` and
+    ``["-k", "web"]``. What follows another ``--`` is left alone. Raises :class:`UsageError` for an option
+    without a value.
+    """
+    keys = _setting_key_of_option()
+    settings: dict[str, str] = {}
+    others: list[str] = []
+    args = iter(posargs)
+    for arg in args:
         option, value = _split_option(arg)
-        if option not in setting_keys:
-            pytest_args.append(arg)
-            if arg == "--":
-                return values, [*pytest_args, *remaining_args]
-            continue
-        if value is None and (value := next(remaining_args, None)) is None:
-            raise UsageError(f"{arg} needs a value")
-        values[setting_keys[option]] = value
-    return values, pytest_args
+        if option in keys:
+            settings[keys[option]] = _next_value(args, arg) if value is None else value
+        elif arg == "--":
+            return settings, [*others, arg, *args]
+        else:
+            others.append(arg)
+    return settings, others
+
+
+def _next_value(args: Iterator[str], option: str) -> str:
+    value = next(args, None)
+    if value is None:
+        raise UsageError(f"{option} needs a value")
+    return value
 
 
 def _split_option(arg: str) -> tuple[str, str | None]:
-    """A word as an option, with dashes, and the value that is joined to it."""
+    """Split ``--cpu=floor`` and ``-j4`` into option and value; the value is None if it is not joined."""
     if arg.startswith("-j") and arg[2:3].isdecimal():
         return "-j", arg[2:]
     option, separator, value = arg.partition("=")
     return option.replace("_", "-"), value if separator else None
 
 
-def _map_options_to_settings() -> dict[str, str]:
-    """The options of a run that have one value, as typed, and the key of the settings that each sets."""
+def _setting_key_of_option() -> dict[str, str]:
+    """Return the settings key of each option of a run that takes one value; --timeout is pytest's."""
     from buildkit_tasks.cli.options import ENGINE_OPTIONS, RUN_OPTIONS
 
-    setting_keys: dict[str, Any] = {}
+    keys: dict[str, str] = {}
     for option in (*RUN_OPTIONS, *ENGINE_OPTIONS):
-        if option.setting and option.default == "" and option.name != "timeout":  # that one is pytest's
-            setting_keys[f"--{option.name.replace('_', '-')}"] = option.setting
+        if option.setting and option.default == "" and option.name != "timeout":
+            keys[f"--{option.name.replace('_', '-')}"] = option.setting
             if option.short:
-                setting_keys[f"-{option.short}"] = option.setting
-    return setting_keys
+                keys[f"-{option.short}"] = option.setting
+    return keys

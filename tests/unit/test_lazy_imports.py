@@ -31,20 +31,20 @@ def imported(statement: str, folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("heavy", HEAVY)
-def test_the_test_itself_sees_what_is_imported(heavy: str, tmp_path: Path) -> None:
+def test_detects_imports(heavy: str, tmp_path: Path) -> None:
     if heavy == "backports" and sys.version_info >= (3, 14):
         pytest.skip("in the standard library from 3.14")
     assert heavy in imported(f"import {heavy}", tmp_path)
 
 
 @pytest.mark.parametrize("module", ["tasks", "pytest_plugin", "nox_sessions"])
-def test_importing_a_face_imports_nothing_heavy(module: str, tmp_path: Path) -> None:
+def test_entry_points_import_little(module: str, tmp_path: Path) -> None:
     found = imported(f"import buildkit_tasks.{module}", tmp_path)
     assert "buildkit_tasks" in found
     assert found.isdisjoint(HEAVY)
 
 
-def test_listing_the_tasks_imports_nothing_heavy(tmp_path: Path) -> None:
+def test_listing_imports_little(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text("from buildkit_tasks.tasks import ns\n", encoding="utf-8")
     listing = "from invoke.main import program\nprogram.run(['inv', '--list'], exit=False)"
     found = imported(listing, tmp_path)

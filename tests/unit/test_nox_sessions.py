@@ -126,20 +126,20 @@ def nox(tmp_path: Path) -> Nox:
 TWO = 'platforms=["linux/arm/v7", "linux/amd64"]'
 
 
-def test_there_is_a_session_for_each_platform_for_ci_to_list(nox: Nox) -> None:
+def test_lists_a_session_per_platform(nox: Nox) -> None:
     done = nox(TWO, "-l", "--json")
     rows = json.loads(done.stdout)
     assert [row["session"] for row in rows] == ["arch_matrix(arm-v7)", "arch_matrix(amd64)"]
 
 
-def test_without_platforms_those_of_the_settings_are_taken(nox: Nox) -> None:
+def test_default_platforms(nox: Nox) -> None:
     text = '[tool.buildkit-tasks]\nplatforms = ["linux/s390x"]\n'
     (nox.folder / "pyproject.toml").write_text(text, encoding="utf-8")
     done = nox('name="matrix"', "-l", "--json")
     assert [row["session"] for row in json.loads(done.stdout)] == ["matrix(s390x)"]
 
 
-def test_the_image_is_built_once_for_all_and_tested_on_each(nox: Nox) -> None:
+def test_builds_once(nox: Nox) -> None:
     done = nox(TWO)
     assert done.returncode == 0, done.stderr
     (build,) = nox.builds
@@ -147,7 +147,7 @@ def test_the_image_is_built_once_for_all_and_tested_on_each(nox: Nox) -> None:
         "-m", "buildkit_tasks", "build-multiarch", "--json",
         "--platform=linux/arm/v7", "--platform=linux/amd64",
     ]  # fmt: skip
-    image = f"--image=oci-archive:{nox.folder / 'dist/x.tar'}"
+    image = f"--arch-image=oci-archive:{nox.folder / 'dist/x.tar'}"
     assert nox.tests == [
         [
             "-m",
@@ -159,27 +159,27 @@ def test_the_image_is_built_once_for_all_and_tested_on_each(nox: Nox) -> None:
             option,
             image,
         ]
-        for option in ("--platform=linux/arm/v7", "--platform=linux/amd64")
+        for option in ("--arch-platform=linux/arm/v7", "--arch-platform=linux/amd64")
     ]
 
 
-def test_one_session_can_be_asked_for_and_words_reach_pytest(nox: Nox) -> None:
+def test_one_session_with_pytest_args(nox: Nox) -> None:
     done = nox(f'{TWO}, tests=["tests/image"]', "-s", "arch_matrix(arm-v7)", "--", "-k", "x y")
     assert done.returncode == 0, done.stderr
     (words,) = nox.tests
     assert words[2] == "tests/image"
     assert words[-2:] == ["-k", "x y"]
-    assert "--platform=linux/arm/v7" in words
+    assert "--arch-platform=linux/arm/v7" in words
 
 
-def test_a_platform_that_fails_does_not_stop_the_others(nox: Nox) -> None:
+def test_failed_platform_does_not_stop_others(nox: Nox) -> None:
     done = nox(TWO, FAILING="no:cacheprovider")
     assert done.returncode == 1
     assert len(nox.tests) == 2
     assert len(nox.builds) == 1
 
 
-def test_an_image_that_cannot_be_built_is_tried_once_and_fails_every_session(nox: Nox) -> None:
+def test_failed_build_is_not_repeated(nox: Nox) -> None:
     done = nox(TWO, FAILING="build-multiarch")
     assert done.returncode == 1
     assert "build-multiarch ended with status 1" in done.stderr
@@ -206,45 +206,48 @@ def two(nox: Nox) -> Nox:
 
 def subjects(nox: Nox) -> list[list[str]]:
     """The options of each session that say what is tested."""
-    return [[word for word in words if word.startswith(("--platform", "--image"))] for words in nox.tests]
+    return [[word for word in words if word.startswith(("--arch-platform", "--arch-image"))] for words in nox.tests]
 
 
-def test_several_images_are_built_once_and_each_is_tested_on_its_own_platforms(two: Nox) -> None:
+def test_several_images(two: Nox) -> None:
     done = two("", IMAGES="web tool")
     assert done.returncode == 0, done.stderr
     assert two.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json"]]
-    web, tool = (f"--image={name}=oci-archive:{two.folder}/dist/{name}.tar" for name in ("web", "tool"))
+    web, tool = (f"--arch-image={name}=oci-archive:{two.folder}/dist/{name}.tar" for name in ("web", "tool"))
     assert subjects(two) == [
-        ["--platform=linux/amd64", web, tool],
-        ["--platform=linux/arm64", web],
-        ["--platform=linux/s390x", tool],
+        ["--arch-platform=linux/amd64", web, tool],
+        ["--arch-platform=linux/arm64", web],
+        ["--arch-platform=linux/s390x", tool],
     ]
 
 
-def test_platforms_of_the_noxfile_hold_for_each_of_several_images(two: Nox) -> None:
+def test_noxfile_platforms_for_several_images(two: Nox) -> None:
     done = two('platforms=["linux/386"]', IMAGES="web tool")
     assert done.returncode == 0, done.stderr
     assert two.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json", "--platform=linux/386"]]
     assert [len(words) for words in subjects(two)] == [3]
 
 
-def test_an_image_that_cannot_be_built_fails_its_sessions_and_the_others_are_tested(two: Nox) -> None:
+def test_one_failed_build_of_several(two: Nox) -> None:
     done = two("", IMAGES="web tool", BROKEN="web")
     assert done.returncode == 1
     assert done.stderr.count("web could not be built") == 2
     assert "arch_matrix(s390x): success" in done.stderr
-    assert [words[0] for words in subjects(two)] == ["--platform=linux/amd64", "--platform=linux/s390x"]
+    assert [words[0] for words in subjects(two)] == [
+        "--arch-platform=linux/amd64",
+        "--arch-platform=linux/s390x",
+    ]
     assert not any("web" in word for words in subjects(two) for word in words)
 
 
 @pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions")
-def test_sessions_that_run_at_once_share_the_build_of_several_images(two: Nox) -> None:
+def test_parallel_sessions_of_several_images(two: Nox) -> None:
     done = two("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (len(two.builds), len(two.tests)) == (1, 3)
 
 
-def test_a_build_that_says_nothing_has_built_nothing(nox: Nox) -> None:
+def test_build_without_report(nox: Nox) -> None:
     (nox.folder / "python").write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
     done = nox(ONE)
     assert done.returncode == 1
@@ -253,7 +256,7 @@ def test_a_build_that_says_nothing_has_built_nothing(nox: Nox) -> None:
 
 
 @pytest.mark.parametrize("word", ["build-multiarch", "pytest"])
-def test_ctrl_c_leaves_what_runs_the_time_to_clean_up(nox: Nox, word: str) -> None:
+def test_interrupt_waits_for_cleanup(nox: Nox, word: str) -> None:
     running = nox.start(ONE, HANGING=word)
     try:
         deadline = time.monotonic() + 60
@@ -270,12 +273,12 @@ def test_ctrl_c_leaves_what_runs_the_time_to_clean_up(nox: Nox, word: str) -> No
     assert running.returncode == 130
 
 
-def test_in_ci_an_engine_is_required(nox: Nox) -> None:
+def test_ci_requires_engine(nox: Nox) -> None:
     assert nox(TWO, "-s", "arch_matrix(amd64)", CI="true").returncode == 0
-    assert "--require-engine" in nox.tests[0]
+    assert "--arch-require-engine" in nox.tests[0]
 
 
-def test_an_unknown_platform_is_found_when_the_noxfile_is_read(nox: Nox) -> None:
+def test_unknown_platform(nox: Nox) -> None:
     done = nox('platforms=["linux/amd46"]', "-l")
     assert done.returncode != 0
     assert "did you mean linux/amd64?" in done.stderr
@@ -284,7 +287,7 @@ def test_an_unknown_platform_is_found_when_the_noxfile_is_read(nox: Nox) -> None
 ONE = 'platforms=["linux/s390x"]'
 
 
-def test_options_of_a_run_become_settings_and_the_rest_reaches_pytest(nox: Nox) -> None:
+def test_posargs_are_split(nox: Nox) -> None:
     ours = ["--cpu=floor", "-j", "4", "--expect-exit", "3"]
     others = ["-x", "--timeout=9", "-n2", "tests/a_test.py"]
     done = nox(ONE, "-s", "arch_matrix", "--", "-k", "hello", *ours, *others)
@@ -315,16 +318,26 @@ SPELT = [
 
 
 @pytest.mark.parametrize(("typed", "key", "value"), SPELT, ids=[each[0] for each in SPELT])
-def test_every_spelling_of_an_option_of_a_run_is_taken_out(typed: str, key: str, value: str) -> None:
+def test_option_spellings(typed: str, key: str, value: str) -> None:
     values, others = nox_sessions.split_posargs(["-v", *typed.split(), "-q"])
     assert values == {key.lower(): value}
     assert others == ["-v", "-q"]
 
 
-KEPT = ["--timeout=3", "--cpus=1", "-jx", "-n", "4", "--expect-exits", "j", "cpu=floor", "--platform=386"]
+KEPT = [
+    "--timeout=3",
+    "--cpus=1",
+    "-jx",
+    "-n",
+    "4",
+    "--expect-exits",
+    "j",
+    "cpu=floor",
+    "--arch-platform=386",
+]
 
 
-def test_what_only_looks_like_an_option_of_a_run_is_pytests() -> None:
+def test_pytest_options_stay() -> None:
     after = [*KEPT, "--", "--cpu=floor", "-j", "4"]
     assert nox_sessions.split_posargs(after) == ({}, after)
 
@@ -339,7 +352,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "said"), BAD)
-def test_a_bad_value_ends_the_session_in_words_before_anything_is_built(
+def test_bad_value_ends_session(
     nox: Nox, words: list[str], said: str
 ) -> None:
     done = nox(ONE, "-s", "arch_matrix", "--", *words)
@@ -349,7 +362,7 @@ def test_a_bad_value_ends_the_session_in_words_before_anything_is_built(
     assert nox.log == []
 
 
-def test_an_empty_value_says_nothing(nox: Nox) -> None:
+def test_empty_value_is_ignored(nox: Nox) -> None:
     assert nox(ONE, "-s", "arch_matrix", "--", "--expect=", "--cpu", "").returncode == 0
     assert nox.settings == [{}, {}]
 
@@ -359,18 +372,22 @@ parallel = pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this No
 
 
 @parallel
-def test_sessions_that_run_at_once_share_one_build(nox: Nox) -> None:
+def test_parallel_sessions_share_build(nox: Nox) -> None:
     done = nox(THREE, "-j", "3", "-s", "arch_matrix", "--", "-j", "2", BUILDING="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(nox.builds) == 1
-    platforms = {word for words in nox.tests for word in words if word.startswith("--platform=")}
-    assert platforms == {"--platform=linux/arm/v7", "--platform=linux/amd64", "--platform=linux/s390x"}
-    assert {words[-1] for words in nox.tests} == {f"--image=oci-archive:{nox.folder / 'dist/x.tar'}"}
+    platforms = {word for words in nox.tests for word in words if word.startswith("--arch-platform=")}
+    assert platforms == {
+        "--arch-platform=linux/arm/v7",
+        "--arch-platform=linux/amd64",
+        "--arch-platform=linux/s390x",
+    }
+    assert {words[-1] for words in nox.tests} == {f"--arch-image=oci-archive:{nox.folder / 'dist/x.tar'}"}
     assert [each["INVOKE_BUILDKIT_JOBS"] for each in nox.settings] == ["2"] * 4
 
 
 @parallel
-def test_sessions_do_run_at_once(nox: Nox) -> None:
+def test_sessions_run_in_parallel(nox: Nox) -> None:
     """Each waits until it sees all three: had they run in turn, the first would have waited in vain."""
     done = nox(THREE, "-j3", "-s", "arch_matrix", TOGETHER="3")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -378,21 +395,21 @@ def test_sessions_do_run_at_once(nox: Nox) -> None:
 
 
 @parallel
-def test_the_next_run_builds_anew(nox: Nox) -> None:
+def test_next_run_builds_again(nox: Nox) -> None:
     for _ in range(2):
         assert nox(TWO, "-j2", "-s", "arch_matrix").returncode == 0
     assert len(nox.builds) == 2
 
 
 @parallel
-def test_a_build_that_fails_is_tried_once_by_sessions_that_run_at_once(nox: Nox) -> None:
+def test_parallel_failed_build(nox: Nox) -> None:
     done = nox(THREE, "-j3", "-s", "arch_matrix", FAILING="build-multiarch", BUILDING="1")
     assert done.returncode == 1
     assert (done.stdout + done.stderr).count("the image could not be built") == 3
     assert (len(nox.builds), nox.tests) == (1, [])
 
 
-def test_only_the_sessions_of_a_nox_that_is_their_parent_share_with_each_other(nox: Nox) -> None:
+def test_other_parent_does_not_share(nox: Nox) -> None:
     """A stranger in the environment is the Nox in one of whose sessions this one was started."""
     record = nox.folder / ".nox/.cache/arch_matrix.image.json"
     for _ in range(2):
@@ -403,7 +420,7 @@ def test_only_the_sessions_of_a_nox_that_is_their_parent_share_with_each_other(n
     assert (len(nox.builds), record.exists()) == (3, True)
 
 
-def test_a_record_that_was_cut_off_by_a_kill_is_none(nox: Nox) -> None:
+def test_truncated_record_is_ignored(nox: Nox) -> None:
     record = nox.folder / ".nox/.cache/arch_matrix.image.json"
     record.parent.mkdir(parents=True)
     record.write_text('["1-', encoding="utf-8")
