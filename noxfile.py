@@ -16,21 +16,29 @@ arch_matrix()
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests against the built wheel's dependencies; in CI a missing engine is a failure."""
+    """Run all tests; in CI a missing engine is a failure."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "fuzz"))
-    strict = ["--require-engine"] if os.environ.get("CI") else []
-    # Ctrl-C: tests take away what they have made, an engine and handlers among it.
+    strict = ["--arch-require-engine"] if os.environ.get("CI") else []
+    # On Ctrl-C tests remove what they made, such as an engine and binfmt_misc handlers.
     session.run("pytest", *strict, *session.posargs, interrupt_timeout=60)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check types, style and the floors."""
+    """Check style, types, the direction of imports, and names."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports")
+    session.run("python", "tools/naming.py")
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Run what needs neither root nor an engine nor a network."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
+    session.run("pytest", "tests/unit", "tests/property", *session.posargs)
 
 
 @nox.session
