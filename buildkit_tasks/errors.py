@@ -1,8 +1,8 @@
-"""Every exception of the package and the exit code that it ends with.
+"""All exceptions of the package, each with the exit status of a task that fails with it.
 
-The codes are part of the interface: 1 a check, build or run failed; 2 usage or settings;
-3 environment (engine, emulator, builder); 4 registry; 5 a limit or a full disk; 124 time-out;
-130 interrupted. They are turned into a process status once, at the edge (``tasks.py``).
+The exit codes are part of the public interface: 1 a check, build or run failed; 2 usage or settings;
+3 environment (engine, emulator, builder); 4 registry; 5 a limit or a full disk; 124 timeout;
+130 interrupted. :mod:`buildkit_tasks.cli` turns them into the process status.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class BuildkitTasksError(Exception):
-    """What happened, for which platform, and the next command to type."""
+    """Base class: a message, the platform that it is about, and a hint, which is printed after ``try:``."""
 
     exit_code = 1
 
@@ -42,11 +42,11 @@ class BuildkitTasksError(Exception):
 
 
 class CheckFailed(BuildkitTasksError):
-    """A verification or a run did not hold."""
+    """A verification or a run failed."""
 
 
 class BuildFailed(BuildkitTasksError):
-    """``docker buildx build`` failed; its own exit status is passed on."""
+    """``docker buildx build`` failed; ``exit_code`` is its exit status."""
 
     def __init__(
         self, message: str, *, exit_code: int = 1, platform: object = None, hint: str | None = None
@@ -56,56 +56,56 @@ class BuildFailed(BuildkitTasksError):
 
 
 class MalformedImage(BuildkitTasksError):
-    """Bytes that claim to be part of an image, or of a binary in it, and are not well-formed."""
+    """Part of an image, or a binary in it, is not well-formed."""
 
 
 class UsageError(BuildkitTasksError):
-    """The command line asks for something that cannot be."""
+    """The command line is invalid."""
 
     exit_code = 2
 
 
 class SettingsError(UsageError):
-    """A settings file or an environment variable holds an unknown key or a bad value."""
+    """A settings file or an environment variable has an unknown key or an invalid value."""
 
 
 class EngineError(BuildkitTasksError):
-    """No Docker engine answers, or it cannot do what is asked."""
+    """No Docker engine answers, or it lacks a required feature."""
 
     exit_code = 3
 
 
 class EmulatorError(BuildkitTasksError):
-    """A platform's programs do not run here."""
+    """Programs of a platform cannot be run on this machine."""
 
     exit_code = 3
 
 
 class BuilderError(BuildkitTasksError):
-    """The buildx builder is missing, or is not what was asked for."""
+    """The buildx builder is missing, or does not match the settings."""
 
     exit_code = 3
 
 
 class RegistryError(BuildkitTasksError):
-    """A registry could not be reached, or refused."""
+    """A registry cannot be reached, or rejected a request."""
 
     exit_code = 4
 
 
 class LimitExceeded(BuildkitTasksError):
-    """A cap was passed or a disk is full."""
+    """A limit was exceeded, or a disk is full."""
 
     exit_code = 5
 
 
 class DeadlineExceeded(BuildkitTasksError):
-    """Something took longer than it may; it was ended."""
+    """An operation exceeded its timeout and was stopped."""
 
     exit_code = 124
 
 
 class Interrupted(BuildkitTasksError):
-    """The user pressed Ctrl-C, or the process was asked to end."""
+    """The process received SIGINT (Ctrl-C) or SIGTERM."""
 
     exit_code = 130

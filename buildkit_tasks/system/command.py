@@ -1,8 +1,8 @@
-"""The seam to other programs: run an argv list, or say what would be run.
+"""Run other programs, or print their commands in a dry run.
 
-Each child leads its own session, so that one signal reaches it and all that it started; it has a
-deadline, then TERM, then KILL. Nothing ever passes through a shell, and whatever is echoed or kept
-is redacted first.
+Each child leads a session, so that a signal to its process group reaches its own children as well. After
+its timeout it gets SIGTERM, then SIGKILL. No shell is involved, and secrets are redacted in everything
+that is printed or kept for messages.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandResult", "CommandRunner", "SubprocessRunner", "redact"]
 
-_GRACE_SECONDS = 10.0  # seconds between a polite signal and KILL: buildx needs some to cancel its solve
-_WATCH_INTERVAL = 5.0  # seconds between two questions whether what a command works with is still there
-_TAIL_LINES = 200  # lines of a streamed child's output that are kept for messages
+_GRACE_SECONDS = 10.0  # between SIGINT and SIGKILL: buildx needs time to cancel the build
+_WATCH_INTERVAL = 5.0  # seconds between calls of CommandOptions.watch
+_TAIL_LINES = 200  # of a streamed command's output, kept for messages
 
 _SECRET_PATTERNS = (
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
@@ -40,7 +40,7 @@ _SECRET_PATTERNS = (
 
 
 def redact(text: str) -> str:
-    """The text without user information in URLs and without authorization headers."""
+    """Replace user information in URLs and the values of Authorization headers by ``***``."""
     for pattern, replacement in _SECRET_PATTERNS:
         text = pattern.sub(replacement, text)
     return text
@@ -48,7 +48,7 @@ def redact(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """A command that has ended; ``returncode`` is negative for a signal, as in subprocess."""
+    """A finished command; ``returncode`` is negative for a signal, as in :mod:`subprocess`."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -57,22 +57,22 @@ class CommandResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it exited with status 0."""
+        """Whether the exit status is 0."""
         return self.returncode == 0
 
     @property
     def reason(self) -> str:
-        """The last line that it wrote to standard error, or its status in words."""
+        """The last line of standard error, or a description of the exit status."""
         lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else f"{self.argv[0]} ended with status {self.returncode}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandOptions:
-    """How a command is to run: added environment, standard input, deadline in seconds, folder.
+    """Additional environment, standard input, timeout in seconds and working directory of a command.
 
-    ``watch`` is asked every five seconds while it runs: an error that it gives ends the command, and
-    is raised in its place.
+    ``watch`` is called every five seconds while the command runs. An error that it returns ends the
+    command and is raised.
     """
 
     env: Mapping[str, str] = field(default_factory=dict)
@@ -86,43 +86,43 @@ _DEFAULT_OPTIONS = CommandOptions()
 
 
 class CommandRunner(Protocol):
-    """What a service may do to the world. Tests pass a scripted one."""
+    """Runs commands and changes kernel state for services. Tests use a scripted one."""
 
     @property
     def dry_run(self) -> bool:
-        """Whether commands that change something are shown instead of run."""
+        """Whether commands that change something are printed instead of run."""
 
     def run(
         self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, mutates: bool = False
     ) -> CommandResult:
-        """Run a command to its end and capture what it writes."""
+        """Run a command and capture its output."""
 
     def stream(
         self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, label: str = ""
     ) -> CommandResult:
-        """Run a changing command whose output the user watches; with a label, beside others."""
+        """Run a command that changes something and show its output, each line after ``label``."""
 
     def interrupt(self) -> None:
-        """End what other threads run, as Ctrl-C ends what this one does."""
+        """Interrupt the commands of all threads."""
 
     def start_daemon(
         self, argv: Sequence[str], log_path: Path, options: CommandOptions = _DEFAULT_OPTIONS
     ) -> int:
-        """Start a daemon that outlives this process; gives its pid."""
+        """Start a daemon that outlives this process; return its pid."""
 
     def write_kernel_file(self, path: Path, data: bytes) -> None:
         """Write to a kernel file such as binfmt_misc's ``register``."""
 
     def mount(self, filesystem: str, mount_point: Path) -> None:
-        """Mount a file system of the kernel's own."""
+        """Mount a pseudo file system such as binfmt_misc."""
 
     def unmount(self, mount_point: Path) -> None:
-        """Unmount it."""
+        """Unmount a file system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubprocessRunner:
-    """The real runner. ``echo`` is where a dry run prints; ``live`` where streamed output goes."""
+    """Runs commands as child processes. A dry run prints to ``dry_run_output``."""
 
     dry_run: bool = False
     dry_run_output: IO[str] = field(default_factory=lambda: sys.stdout)
@@ -131,14 +131,17 @@ class SubprocessRunner:
         default_factory=set, init=False, compare=False, repr=False
     )
 
+    def __post_init__(self) -> None:
+        _stop_ignoring_interrupts()
+
     def run(
         self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, mutates: bool = False
     ) -> CommandResult:
-        """Run ``argv`` to its end and give status and output, whatever the status is.
+        """Run a command and return its exit status and output, whatever the status is.
 
-        With ``mutates`` a dry run prints the command and reports success. Raises
-        :class:`EngineError` for a program that does not exist and :class:`DeadlineExceeded`
-        past the call's time-out, when the whole process group has been ended.
+        If ``mutates``, a dry run prints the command and reports success. Raises :class:`EngineError` if
+        the program does not exist, :class:`DeadlineExceeded` after the timeout and :class:`Interrupted`
+        on Ctrl-C, once the process group has ended.
         """
         if mutates and self.dry_run:
             return self._print_command(argv, options)
@@ -155,11 +158,11 @@ class SubprocessRunner:
     def stream(
         self, argv: Sequence[str], options: CommandOptions = _DEFAULT_OPTIONS, *, label: str = ""
     ) -> CommandResult:
-        """Run ``argv`` with its output on the terminal, unharmed; nothing reaches our stdout.
+        """Run a command with its output on ``stream_output``; nothing is written to our stdout.
 
-        On a terminal the child has it to itself, colours and moving cursor included. Elsewhere,
-        and where several run at once and each line begins with a ``label``, its lines are
-        redacted, passed on, and the last of them kept in ``stderr``.
+        On a terminal, without a label, the child writes to it directly, colours and cursor movements
+        included. Otherwise its lines are redacted, prefixed with ``label`` and forwarded, and the last
+        ones are returned in ``stderr``. Raises the same errors as :meth:`run`.
         """
         if self.dry_run:
             return self._print_command(argv, options)
@@ -175,7 +178,7 @@ class SubprocessRunner:
         return CommandResult(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
     def interrupt(self) -> None:
-        """End the commands of all threads, politely first: Ctrl-C reaches the main thread alone."""
+        """Interrupt the commands of all threads: Python raises KeyboardInterrupt in the main thread only."""
         children = tuple(self._children)
         threads = [
             threading.Thread(target=_terminate_group, args=(each, signal.SIGINT, _GRACE_SECONDS))
@@ -190,7 +193,7 @@ class SubprocessRunner:
     def _track_child(
         self, child: subprocess.Popen[bytes], argv: Sequence[str], options: CommandOptions
     ) -> Iterator[None]:
-        """Supervise the child and keep it among those that can be interrupted."""
+        """Enforce timeout and watch of a child, and let :meth:`interrupt` end it meanwhile."""
         self._children.add(child)
         try:
             with _watch_child(child, options), _enforce_deadline(child, argv, options.timeout):
@@ -201,17 +204,17 @@ class SubprocessRunner:
     def start_daemon(
         self, argv: Sequence[str], log_path: Path, options: CommandOptions = _DEFAULT_OPTIONS
     ) -> int:
-        """Start a daemon that outlives this process, its output appended to ``log``."""
+        """Start a daemon that outlives this process, its output appended to ``log_path``."""
         if self.dry_run:
             self._print_command(argv, options)
             return 0
         with log_path.open("ab") as output:
             child = _start_child(argv, options, stdout=output, stderr=output)
-        child.returncode = 0  # it outlives us: Python need not warn that nobody waited for it
+        child.returncode = 0  # avoids the ResourceWarning for a child that is still running
         return child.pid
 
     def write_kernel_file(self, path: Path, data: bytes) -> None:
-        """Write ``data`` in one system call, as binfmt_misc wants it; a dry run prints it."""
+        """Write ``data`` with one system call, as binfmt_misc requires; a dry run prints a command."""
         if self.dry_run:
             quoted_data = shlex.quote(data.decode("latin-1"))
             print(f"printf %s {quoted_data} > {path}", file=self.dry_run_output, flush=True)
@@ -223,9 +226,9 @@ class SubprocessRunner:
             os.close(fd)
 
     def mount(self, filesystem: str, mount_point: Path) -> None:
-        """Mount a file system that the kernel makes up; raises :class:`OSError`.
+        """Mount a pseudo file system by system call, as there may be no ``mount`` program.
 
-        By system call: a small machine may have no ``mount`` program.
+        Raises :class:`OSError`.
         """
         if self.dry_run:
             self._print_command(["mount", "-t", filesystem, filesystem, str(mount_point)], _DEFAULT_OPTIONS)
@@ -237,7 +240,7 @@ class SubprocessRunner:
         )
 
     def unmount(self, mount_point: Path) -> None:
-        """Unmount a file system; raises :class:`OSError`."""
+        """Unmount a file system. Raises :class:`OSError`."""
         if self.dry_run:
             self._print_command(["umount", str(mount_point)], _DEFAULT_OPTIONS)
             return
@@ -249,13 +252,26 @@ class SubprocessRunner:
         return CommandResult(argv=tuple(argv), returncode=0)
 
     def _forward_output(self, child: subprocess.Popen[bytes], tail: deque[str], prefix: str) -> None:
-        assert child.stdout is not None  # noqa: S101 - for the type checker; _popen made the pipe
+        assert child.stdout is not None  # noqa: S101 - for the type checker; the pipe exists
         for raw_line in child.stdout:
             line = redact(raw_line.decode(errors="replace"))
             tail.append(line)
             self.stream_output.write(prefix + line)
             self.stream_output.flush()
         child.wait()
+
+
+def _stop_ignoring_interrupts() -> None:
+    """Handle SIGINT and SIGQUIT by doing nothing where they are ignored, so that children do not ignore them.
+
+    A shell script starts its background jobs with both ignored. execve(2) keeps ignored signals ignored,
+    but resets handled ones to the default.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        return
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def _load_libc() -> ctypes.CDLL:
@@ -275,7 +291,7 @@ def _check_errno(status: int, mount_point: Path) -> None:
 def _is_terminal(stream: IO[str]) -> bool:
     try:
         return os.isatty(stream.fileno())
-    except (OSError, ValueError):  # a captured stream has no descriptor
+    except (OSError, ValueError):  # a captured stream has no file descriptor
         return False
 
 
@@ -298,14 +314,14 @@ def _start_child(
         )
     except FileNotFoundError as error:
         missing_path = options.cwd if options.cwd is not None and not options.cwd.is_dir() else argv[0]
-        raise EngineError(f"{str(missing_path)!r} does not exist here", hint="inv doctor") from error
+        raise EngineError(f"{str(missing_path)!r} does not exist", hint="inv doctor") from error
 
 
 @contextlib.contextmanager
 def _enforce_deadline(
     child: subprocess.Popen[bytes], argv: Sequence[str], timeout: float | None
 ) -> Iterator[None]:
-    """End the child's group when the deadline passes or when this process is interrupted."""
+    """End the child's process group after the timeout, on Ctrl-C and on any other exception."""
     expired = threading.Event()
 
     def expire() -> None:
@@ -320,7 +336,7 @@ def _enforce_deadline(
         yield
     except KeyboardInterrupt:
         _terminate_group(child, signal.SIGINT, grace_seconds=_GRACE_SECONDS)
-        raise Interrupted("interrupted; the command that ran was ended") from None
+        raise Interrupted("interrupted; the running command was ended") from None
     except BaseException:
         _terminate_group(child, signal.SIGTERM, grace_seconds=2.0)
         raise
@@ -336,7 +352,10 @@ def _enforce_deadline(
 
 @contextlib.contextmanager
 def _watch_child(child: subprocess.Popen[bytes], options: CommandOptions) -> Iterator[None]:
-    """End the child's group when its watch has found that it waits for nothing; raises what it found."""
+    """End the child's process group when ``options.watch`` returns an error, and raise that error.
+
+    A command that has succeeded meanwhile counts as successful.
+    """
     watch, finished = options.watch, threading.Event()
     if watch is None:
         yield
@@ -361,12 +380,12 @@ def _watch_child(child: subprocess.Popen[bytes], options: CommandOptions) -> Ite
 
 
 def _terminate_group(child: subprocess.Popen[bytes], first_signal: int, grace_seconds: float) -> None:
-    """Send ``polite`` to the child's group, wait, then KILL whatever is left of the group."""
+    """Send ``first_signal`` to the child's process group, wait for the child, then send SIGKILL."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, first_signal)
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(grace_seconds)
-        finally:  # a second Ctrl-C waits no longer
+        finally:  # also when a second Ctrl-C interrupts the wait
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()

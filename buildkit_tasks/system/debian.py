@@ -1,9 +1,8 @@
-"""The seam to Debian's archive: fetch signed packages and unpack them under a private prefix.
+"""Fetch signed Debian packages and unpack them below a private prefix.
 
-apt does the fetching and checks the signatures, in a root of its own: it reads the machine's mirror
-and proxy settings and writes nowhere but here, so that neither dpkg's lock nor its database is
-touched and no special rights are needed. A prefix is made beside its place and renamed when it is
-whole; one that was cut off is made again.
+apt downloads them and checks the signatures, with a root directory of its own: it reads the machine's
+mirror and proxy settings but needs neither dpkg's lock and database nor root privileges. A prefix is
+built atomically; an incomplete one is built again.
 """
 
 from __future__ import annotations
@@ -40,9 +39,10 @@ _SUITES = ("testing", "stable", "oldstable", "oldoldstable")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageSet:
-    """Package names of one suite, for some architectures; ``host`` names the host's own release.
+    """Packages of one suite, for some architectures (by default the machine's).
 
-    With ``dependencies`` apt adds those that the host itself does not have.
+    The suite ``host`` is the machine's own release. With ``with_dependencies`` apt adds the dependencies
+    that are not installed on the machine.
     """
 
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ class PackageSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebianMirror:
-    """The mirror that this machine uses, its own release and its Debian architecture."""
+    """The machine's Debian mirror, release (code name) and architecture."""
 
     uri: str
     release: str
@@ -61,16 +61,16 @@ class DebianMirror:
 
 
 def find_mirror(commands: CommandRunner) -> DebianMirror:
-    """Read the mirror from the machine's own apt sources.
+    """Read the mirror from the machine's apt sources.
 
-    Raises :class:`EngineError` where there is no apt, or where it is not Debian's.
+    Raises :class:`EngineError` if the machine is not Debian, or has no apt-get or no mirror.
     """
     os_release = _read_os_release()
     if os_release.get("ID") != "debian" or shutil.which("apt-get") is None:
         raise EngineError(
-            "the private engine is made from Debian packages, and this is "
-            f"{os_release.get('ID', 'not Debian')}",
-            hint="install a Docker engine with buildx, start it, and run this again",
+            "the private engine is made of Debian packages, but this machine runs "
+            f"{os_release.get('ID', 'an unknown system')}",
+            hint="install a Docker engine with buildx, start it and run this again",
         )
     codename = os_release.get("VERSION_CODENAME", "testing")
     output_format = "$(IDENTIFIER) $(RELEASE) $(REPO_URI)"
@@ -79,7 +79,7 @@ def find_mirror(commands: CommandRunner) -> DebianMirror:
     uris = [target[2] for target in targets if target[:2] == ["Packages", codename]]
     if not uris:
         raise EngineError(
-            f"apt's sources name no mirror for Debian {codename}", hint="look into /etc/apt/sources.list"
+            f"the apt sources have no mirror for Debian {codename}", hint="look into /etc/apt/sources.list"
         )
     architecture = commands.run(["dpkg", "--print-architecture"]).stdout.strip()
     return DebianMirror(uri=uris[0], release=codename, architecture=architecture)
@@ -97,10 +97,10 @@ def _read_os_release() -> dict[str, str]:
 def install_packages(
     prefix: Path, package_sets: Sequence[PackageSet], commands: CommandRunner, notify: Notify
 ) -> Path:
-    """Make ``prefix`` hold the unpacked packages, once; gives it back.
+    """Unpack the packages below ``prefix`` unless that is done already; return ``prefix``.
 
-    Raises :class:`EngineError` with apt's own words when the archive cannot be reached or a
-    signature does not hold.
+    Raises :class:`EngineError` with apt's messages if the archive cannot be reached or a signature is
+    invalid, and :class:`LimitExceeded` if the disk is full.
     """
     if is_complete(prefix):
         return prefix
@@ -119,10 +119,10 @@ def install_packages(
 def fetch_newest_package(
     name: str, architectures: Iterable[str], folder: Path, commands: CommandRunner, notify: Notify
 ) -> dict[str, Path]:
-    """Unpack a package for each architecture from the newest suite that has it.
+    """Unpack a package for each architecture from the newest suite that has it; return the prefixes.
 
-    Gives the prefix of each architecture under ``folder``. Raises :class:`EngineError` naming an
-    architecture that no suite has. Architectures come and go: testing has loong64 and no mips64el.
+    The newest suite differs by architecture: testing has loong64 but no mips64el. Raises
+    :class:`EngineError` for an architecture that no suite has.
     """
     prefixes = {each: folder / f"{name}-{each}" for each in architectures}
     missing = [each for each, prefix in prefixes.items() if not is_complete(prefix)]
@@ -130,7 +130,7 @@ def fetch_newest_package(
         return prefixes
     mirror = find_mirror(commands)
     notify(f"fetching {name} from Debian for {', '.join(missing)}")
-    # One apt root for each: a root of many architectures reads all their lists at every call.
+    # One apt root per architecture: apt reads the lists of all configured architectures at every call.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for _ in pool.map(
             lambda each: _fetch_for_architecture(name, each, prefixes[each], mirror, commands), missing
@@ -158,7 +158,7 @@ def _fetch_for_architecture(
 
 
 class _AptRoot:
-    """A private apt: its own sources, lists, cache and package database."""
+    """A private apt root with its own sources, lists, cache and package database."""
 
     def __init__(self, folder: Path, mirror: DebianMirror, package_set: PackageSet) -> None:
         self.folder = folder
@@ -168,7 +168,7 @@ class _AptRoot:
         self._architectures = package_set.architectures or (mirror.architecture,)
 
     def download(self, commands: CommandRunner, notify: Notify) -> Path:
-        """Download the packages into a folder of .deb files."""
+        """Download the packages and return the directory of the .deb files."""
         debs = self.folder / "archives"
         if not commands.dry_run:
             self._create_files(debs)
@@ -177,11 +177,11 @@ class _AptRoot:
         self._run_apt(commands, ["update"], _UPDATE_SECONDS)
         self._run_apt(commands, self._download_arguments(), _DOWNLOAD_SECONDS, cwd=debs)
         if not commands.dry_run and not any(debs.glob("*.deb")):
-            raise EngineError(f"could not fetch {names}: apt-get says it did, and nothing is there")
+            raise EngineError(f"could not fetch {names}: apt-get succeeded but downloaded no package")
         return debs
 
     def try_download(self, commands: CommandRunner) -> Path | None:
-        """Download quietly; None where this suite does not have the packages."""
+        """Download without output; return None if the suite does not have the packages."""
         debs = self.folder / "archives"
         self._create_files(debs)
         update_result = commands.run(self._build_argv(["update"]), CommandOptions(timeout=_UPDATE_SECONDS))
@@ -205,7 +205,7 @@ class _AptRoot:
         source_line = f"deb {options} {self._mirror.uri} {self._suite} main\n"
         (self.folder / "sources.list").write_text(source_line, encoding="utf-8")
         status = self.folder / "status"
-        # apt locks the database that it resolves against: a copy needs no lock of dpkg's.
+        # apt locks the package database it resolves dependencies with: a copy avoids waiting for dpkg.
         if self._package_set.with_dependencies:
             shutil.copyfile("/var/lib/dpkg/status", status)
         else:
@@ -252,7 +252,7 @@ class _AptRoot:
 
 
 def _current_user_name() -> str:
-    """Who apt downloads as: ``_apt`` could not write into a user's own folder."""
+    """Return the user to download as: apt's default, ``_apt``, cannot write to a user's directory."""
     import pwd
 
     return pwd.getpwuid(os.getuid()).pw_name

@@ -1,4 +1,4 @@
-"""One at a time, among all processes of this user."""
+"""Locks between processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["file_lock", "run_once"]
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, dry_run: bool = False) -> Iterator[None]:
-    """Hold a lock file while something is made; a dry run makes nothing and holds none."""
+    """Hold an exclusive lock on a file, whose directory is created; a dry run takes no lock."""
     if dry_run:
         yield
         return
@@ -27,15 +27,17 @@ def file_lock(path: Path, *, dry_run: bool = False) -> Iterator[None]:
 
 
 def run_once(result_path: Path, run_id: str, compute: Callable[[], Any]) -> Any:
-    """What ``make`` gives; to all processes of one ``run`` what it gave the first of them.
+    """Return the value of ``compute()``, called by the first process of a run only; the others wait for it.
 
-    It is a value that JSON can hold. The others wait; a process that is killed over it leaves it to them.
+    The value must be serialisable as JSON; it is stored in ``result_path`` with ``run_id``. If the first
+    process is killed, another one computes it.
     """
     with file_lock(result_path.with_suffix(".lock")):
-        with contextlib.suppress(OSError, ValueError):  # none yet, or cut off by a kill
+        with contextlib.suppress(OSError, ValueError):  # missing, or truncated by a kill
             recorded_run_id, value = json.loads(result_path.read_bytes())
             if recorded_run_id == run_id:
                 return value
         value = compute()
+        # Not atomic: readers hold the lock, and a truncated file is computed again.
         result_path.write_text(json.dumps([run_id, value]), encoding="utf-8")
         return value

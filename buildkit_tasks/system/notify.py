@@ -1,12 +1,9 @@
-"""The callback for progress messages that services are given."""
+"""The type of callbacks for progress messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = [
-    "Notify",
-]
-
+__all__ = ["Notify"]
 
 Notify = Callable[[str], None]

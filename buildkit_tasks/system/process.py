@@ -1,4 +1,4 @@
-"""Processes that cannot be mistaken for later ones with the same pid."""
+"""Processes identified by pid and start time, so that a reused pid is not mistaken for them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _KILL_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A pid and when it started: field 22 of /proc/PID/stat, clock ticks since boot (proc(5))."""
+    """A pid and the start time of its process: field 22 of /proc/PID/stat, ticks since boot (proc(5))."""
 
     pid: int
     start_time: int
 
     @classmethod
     def from_pid(cls, pid: int) -> Process:
-        """The running process with this pid. Raises :class:`ProcessLookupError`."""
+        """Return the process with this pid. Raises :class:`ProcessLookupError` if there is none."""
         start_time = _read_start_time(pid)
         if start_time is None:
             raise ProcessLookupError(pid)
@@ -33,7 +33,7 @@ class Process:
 
     @classmethod
     def parse(cls, text: str) -> Process | None:
-        """Read what ``str()`` gives; None for anything else."""
+        """Parse the result of ``str()``; return None for any other text."""
         pid, _, start_time = text.partition("-")
         return (
             cls(pid=int(pid), start_time=int(start_time))
@@ -46,21 +46,21 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether that very process still runs; one that is dead and not yet reaped does not."""
+        """Whether the process still exists and is not a zombie."""
         return _read_start_time(self.pid) == self.start_time
 
     @property
     def executable(self) -> Path:
-        """The file that it runs; of one that is gone, or may not be asked, a path that nothing has."""
+        """The program file; an empty path if the process is gone or belongs to another user."""
         try:
             return Path(f"/proc/{self.pid}/exe").readlink()
         except OSError:
             return Path()
 
     def terminate(self, grace_seconds: float) -> None:
-        """TERM, then after ``patience`` seconds KILL, each only while it is still that process.
+        """Send SIGTERM and, after ``grace_seconds``, SIGKILL, unless the pid has been reused.
 
-        Raises :class:`EngineError` if it does not end.
+        Raises :class:`EngineError` if the process survives both.
         """
         for signal_number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, _KILL_SECONDS)):
             deadline = time.monotonic() + seconds
@@ -71,11 +71,11 @@ class Process:
                 time.sleep(0.02)
             if not self.is_alive:
                 return
-        raise EngineError(f"process {self.pid} does not end")
+        raise EngineError(f"process {self.pid} could not be killed")
 
 
 def find_processes_by_argument(path: Path) -> list[Process]:
-    """Every process that has ``path``, a folder of our own making, in its command line."""
+    """Return all processes with ``path`` in their command line."""
     processes = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -89,6 +89,6 @@ def _read_start_time(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The command name, field 2, may hold spaces and parentheses: count from the last one.
+    # The command name (field 2, in parentheses) may contain spaces and parentheses.
     state, *fields = stat.rpartition(")")[2].split()
     return None if state == "Z" else int(fields[18])

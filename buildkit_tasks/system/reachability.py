@@ -1,4 +1,4 @@
-"""The seam to the network's one question: whether the registry answers, soon enough to be used."""
+"""Check quickly whether a registry can be reached."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def is_registry_reachable(mirrors: Sequence[str] = (), *, timeout: float = 3.0) -> bool:
-    """Whether Docker Hub, or a mirror that the engine uses for it, answers within ``seconds``.
+    """Return True if Docker Hub, or a mirror of the engine, answers within ``timeout`` seconds.
 
-    Any HTTP answer of the registry API counts (it says 401 to a stranger); a name that does not
-    resolve, a refused or silent connection and a TLS failure do not.
+    Any HTTP response below 500 counts, 401 included. A host name that does not resolve, a refused or
+    unanswered connection and a TLS error do not.
     """
     registry_urls = [mirror.rstrip("/") for mirror in mirrors] + [DOCKER_HUB]
     return any(
@@ -34,9 +34,9 @@ def is_registry_reachable(mirrors: Sequence[str] = (), *, timeout: float = 3.0) 
 
 
 def call_with_timeout(timeout: float, function: Callable[[], bool]) -> bool:
-    """The answer to a question, or False when it is not there in time.
+    """Return the result of ``function``, or False if it takes longer than ``timeout`` seconds.
 
-    The question is asked in a thread that nobody waits for: a name look-up cannot be interrupted.
+    It runs in a daemon thread and is abandoned then: a name lookup cannot be interrupted.
     """
     results: list[bool] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
@@ -48,15 +48,15 @@ def call_with_timeout(timeout: float, function: Callable[[], bool]) -> bool:
 def _is_url_reachable(registry_url: str, timeout: float) -> bool:
     if not any(os.environ.get(name) for name in _PROXY_VARIABLES) and not _can_connect(registry_url, timeout):
         return False
-    # Only now: these take 50 ms to import, which an offline build need not pay.
+    # These imports take 50 ms, which an offline build does not need.
     import urllib.error
     import urllib.request
 
     try:
-        with urllib.request.urlopen(f"{registry_url}/v2/", timeout=timeout):  # noqa: S310 - our own https URL or the engine's mirror
+        with urllib.request.urlopen(f"{registry_url}/v2/", timeout=timeout):  # noqa: S310 - Docker Hub or a mirror of the engine
             return True
     except urllib.error.HTTPError as error:
-        return error.code < 500  # noqa: PLR2004 - a 5xx registry is no use
+        return error.code < 500  # noqa: PLR2004 - a registry that answers 5xx cannot be used
     except (OSError, ValueError):
         return False
 
@@ -66,6 +66,6 @@ def _can_connect(registry_url: str, timeout: float) -> bool:
         url = urlsplit(registry_url)
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname or "", port), timeout=timeout).close()
-    except (OSError, ValueError):  # a mirror may be written as anything
+    except (OSError, ValueError):  # the mirror may not be a valid URL
         return False
     return True

@@ -51,7 +51,7 @@ def test_a_secret_is_read_as_buildx_reads_it(text: str) -> None:
         ("hunter2", "is not made of name=value pairs"),
         ("", "is not made of name=value pairs"),
         ("id=x,src=key\nid=y,src=key", "has more than one line"),
-        ('id=x,"src=hunter2', "is no CSV"),
+        ('id=x,"src=hunter2', "is not valid CSV"),
     ],
 )
 def test_a_secret_that_the_build_would_miss_is_refused_before_it(text: str, said: str) -> None:

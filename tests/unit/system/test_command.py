@@ -28,53 +28,55 @@ def child(code: str, *arguments: str) -> list[str]:
     return [PYTHON, "-I", "-c", code, *arguments]
 
 
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.01)
 
 
-def gone(pid: int) -> bool:
+def is_gone(pid: int) -> bool:
     try:
         return not Process.from_pid(pid).is_alive
     except ProcessLookupError:
         return True
 
 
-def test_every_word_reaches_the_child_as_it_is() -> None:
-    words = ["two words", "$HOME", "`id`", "a'b\"c", "*", "", "line\nbreak", "--flag=x;y"]
-    done = SubprocessRunner().run(child("import sys; sys.stdout.write('\\0'.join(sys.argv[1:]))", *words))
-    assert done.stdout.split("\0") == words
+def test_arguments_are_passed_unchanged() -> None:
+    arguments = ["two arguments", "$HOME", "`id`", "a'b\"c", "*", "", "line\nbreak", "--flag=x;y"]
+    result = SubprocessRunner().run(
+        child("import sys; sys.stdout.write('\\0'.join(sys.argv[1:]))", *arguments)
+    )
+    assert result.stdout.split("\0") == arguments
 
 
-def test_status_and_both_outputs_are_given_whatever_the_status_is() -> None:
-    done = SubprocessRunner().run(
+def test_status_and_output() -> None:
+    result = SubprocessRunner().run(
         child("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
     )
-    assert (done.returncode, done.ok, done.stdout, done.stderr) == (7, False, "out\n", "err\n")
+    assert (result.returncode, result.ok, result.stdout, result.stderr) == (7, False, "out\n", "err\n")
     assert SubprocessRunner().run(child("")).ok
 
 
-def test_a_signal_is_no_success() -> None:
-    done = SubprocessRunner().run(child("import os; os.kill(os.getpid(), 9)"))
-    assert (done.returncode, done.ok) == (-9, False)
+def test_death_by_signal() -> None:
+    result = SubprocessRunner().run(child("import os; os.kill(os.getpid(), 9)"))
+    assert (result.returncode, result.ok) == (-9, False)
 
 
-def test_input_environment_and_folder_are_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEPT", "kept")
     code = "import os, sys; print(sys.stdin.read(), os.environ['ADDED'], os.environ['KEPT'], os.getcwd())"
-    done = SubprocessRunner().run(
+    result = SubprocessRunner().run(
         child(code), CommandOptions(stdin=b"in", env={"ADDED": "added"}, cwd=tmp_path)
     )
-    assert done.stdout.split() == ["in", "added", "kept", str(tmp_path)]
-    done = SubprocessRunner().run(
+    assert result.stdout.split() == ["in", "added", "kept", str(tmp_path)]
+    result = SubprocessRunner().run(
         child(code), CommandOptions(stdin=b"in", env={"ADDED": "x", "KEPT": "replaced"})
     )
-    assert done.stdout.split()[:3] == ["in", "x", "replaced"]
+    assert result.stdout.split()[:3] == ["in", "x", "replaced"]
 
 
-READS = """
+READS_STDIN = """
 import sys
 from buildkit_tasks.system.command import SubprocessRunner
 print(SubprocessRunner().run([sys.executable, "-I", "-c",
@@ -82,33 +84,35 @@ print(SubprocessRunner().run([sys.executable, "-I", "-c",
 """
 
 
-def test_without_input_a_child_reads_nothing_of_ours() -> None:
-    done = subprocess.run([PYTHON, "-c", READS], input="ours", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "''"
+def test_empty_stdin() -> None:
+    result = subprocess.run(
+        [PYTHON, "-c", READS_STDIN], input="ours", capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "''"
 
 
-def test_bytes_that_are_no_text_do_no_harm() -> None:
-    done = SubprocessRunner().run(child("import sys; sys.stdout.buffer.write(b'a\\xffb')"))
-    assert done.stdout == "a\ufffdb"
+def test_invalid_utf8_output() -> None:
+    result = SubprocessRunner().run(child("import sys; sys.stdout.buffer.write(b'a\\xffb')"))
+    assert result.stdout == "a\ufffdb"
 
 
-def test_a_missing_program_is_named_with_a_next_command() -> None:
+def test_missing_program() -> None:
     with pytest.raises(EngineError, match="'no-such-program-here' does not exist") as caught:
         SubprocessRunner().run(["no-such-program-here"])
     assert caught.value.hint == "inv doctor"
 
 
-def test_a_missing_folder_is_not_taken_for_a_missing_program(tmp_path: Path) -> None:
+def test_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         SubprocessRunner().run(child(""), CommandOptions(cwd=tmp_path / "gone"))
     assert str(tmp_path / "gone") in caught.value.message
 
 
-def test_the_reason_is_the_last_line_that_says_something() -> None:
-    said = CommandResult(argv=("x",), returncode=3, stderr="first\n  ERROR: why  \n\n")
-    silent = CommandResult(argv=("docker", "x"), returncode=3, stderr=" \n")
-    assert said.reason == "ERROR: why"
-    assert silent.reason == "docker ended with status 3"
+def test_reason() -> None:
+    with_output = CommandResult(argv=("x",), returncode=3, stderr="first\n  ERROR: why  \n\n")
+    without_output = CommandResult(argv=("docker", "x"), returncode=3, stderr=" \n")
+    assert with_output.reason == "ERROR: why"
+    assert without_output.reason == "docker ended with status 3"
 
 
 IGNORES_TERM = """
@@ -126,39 +130,41 @@ if os.fork() == 0:
     "then",
     [
         pytest.param("time.sleep(60)", id="child-waits"),
-        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)", id="child-obeys"),
+        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)", id="child-ends"),
         pytest.param("os._exit(0)", id="child-is-gone"),
     ],
 )
-def test_past_the_deadline_a_grandchild_that_ignores_term_is_ended_too(tmp_path: Path, then: str) -> None:
-    noted = tmp_path / "pid"
+def test_timeout_kills_process_group(tmp_path: Path, then: str) -> None:
+    pid_file = tmp_path / "pid"
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"took longer than 0\.5 s and was ended"):
-        SubprocessRunner().run(child(IGNORES_TERM.format(then=then), str(noted)), CommandOptions(timeout=0.5))
+        SubprocessRunner().run(
+            child(IGNORES_TERM.format(then=then), str(pid_file)), CommandOptions(timeout=0.5)
+        )
     assert time.monotonic() - started < 10
-    until(lambda: gone(int(noted.read_text(encoding="utf-8"))))
+    wait_until(lambda: is_gone(int(pid_file.read_text(encoding="utf-8"))))
 
 
-def test_a_streamed_command_has_a_deadline_too(tmp_path: Path) -> None:
-    live = io.StringIO()
+def test_stream_timeout(tmp_path: Path) -> None:
+    stream = io.StringIO()
     code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
     with pytest.raises(DeadlineExceeded):
-        SubprocessRunner(stream_output=live).stream(child(code), CommandOptions(timeout=0.5, cwd=tmp_path))
-    until(lambda: gone(int(live.getvalue())))
+        SubprocessRunner(stream_output=stream).stream(child(code), CommandOptions(timeout=0.5, cwd=tmp_path))
+    wait_until(lambda: is_gone(int(stream.getvalue())))
 
 
-STUBBORN = """
+IGNORES_INT = """
 import os, pathlib, signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: pathlib.Path(sys.argv[1]).with_name("heard").touch())
-place = pathlib.Path(sys.argv[1])
-place.with_name("writing").write_text(str(os.getpid()))
-place.with_name("writing").rename(place)
+signal.signal(signal.SIGINT, lambda *_: pathlib.Path(sys.argv[1]).with_name("received").touch())
+path = pathlib.Path(sys.argv[1])
+path.with_name("writing").write_text(str(os.getpid()))
+path.with_name("writing").rename(path)
 while True:
     time.sleep(60)
 """
 
 
-def test_a_command_that_ends_in_time_is_left_alone() -> None:
+def test_command_within_timeout() -> None:
     assert SubprocessRunner().run(child("print(1)"), CommandOptions(timeout=30)).stdout == "1\n"
 
 
@@ -175,75 +181,77 @@ except Interrupted as error:
 sys.exit("nothing was raised")
 """
 
-TIDY = """
+CLEANS_UP = """
 import pathlib, signal, sys, time
-place = pathlib.Path(sys.argv[1])
-def tidy(*_):
-    place.with_name("tidied").touch()
+path = pathlib.Path(sys.argv[1])
+def clean_up(*_):
+    path.with_name("cleaned").touch()
     sys.exit(0)
-signal.signal(signal.SIGINT, tidy)
-place.touch()
+signal.signal(signal.SIGINT, clean_up)
+path.touch()
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("how", ["run", "stream"])
-def test_ctrl_c_is_passed_on_and_waited_for(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("method", ["run", "stream"])
+def test_ctrl_c_is_forwarded(tmp_path: Path, method: str) -> None:
     ready = tmp_path / "ready"
-    ours = subprocess.Popen([PYTHON, "-c", INTERRUPTED, how, TIDY, str(ready)], stderr=subprocess.PIPE)
+    ours = subprocess.Popen(
+        [PYTHON, "-c", INTERRUPTED, method, CLEANS_UP, str(ready)], stderr=subprocess.PIPE
+    )
     try:
-        until(ready.exists)
+        wait_until(ready.exists)
         ours.send_signal(signal.SIGINT)
-        _, said = ours.communicate(timeout=20)
+        _, stderr = ours.communicate(timeout=20)
     finally:
         ours.kill()
         ours.wait()
-    assert (ours.returncode, said) == (130, b"")
-    assert (tmp_path / "tidied").exists()
+    assert (ours.returncode, stderr) == (130, b"")
+    assert (tmp_path / "cleaned").exists()
 
 
-def test_a_second_ctrl_c_waits_no_longer_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_second_ctrl_c_kills(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ours = subprocess.Popen(
-        [PYTHON, "-c", INTERRUPTED, "run", STUBBORN, str(ready)], stderr=subprocess.DEVNULL
+        [PYTHON, "-c", INTERRUPTED, "run", IGNORES_INT, str(ready)], stderr=subprocess.DEVNULL
     )
     try:
-        until(ready.exists)
+        wait_until(ready.exists)
         ours.send_signal(signal.SIGINT)
-        until((tmp_path / "heard").exists)
+        wait_until((tmp_path / "received").exists)
         ours.send_signal(signal.SIGINT)
         ours.wait(5)
     finally:
         ours.kill()
         ours.wait()
-    until(lambda: gone(int(ready.read_text(encoding="utf-8"))))
+    wait_until(lambda: is_gone(int(ready.read_text(encoding="utf-8"))))
 
 
-def dry() -> tuple[SubprocessRunner, io.StringIO]:
-    page = io.StringIO()
-    return SubprocessRunner(dry_run=True, dry_run_output=page), page
+def dry_runner() -> tuple[SubprocessRunner, io.StringIO]:
+    output = io.StringIO()
+    return SubprocessRunner(dry_run=True, dry_run_output=output), output
 
 
-def test_a_dry_run_prints_what_a_shell_would_run_the_same_way_and_runs_nothing(tmp_path: Path) -> None:
-    runner, page = dry()
-    mark = tmp_path / "it's here"
-    argv = child("import os, sys; open(sys.argv[1], 'w').write(os.environ['NOTE'])", str(mark))
-    done = runner.run(argv, CommandOptions(env={"NOTE": "two words; $HOME"}), mutates=True)
-    assert done.ok
-    assert not mark.exists()
-    subprocess.run(["/bin/sh", "-c", page.getvalue()], check=True)
-    assert mark.read_text(encoding="utf-8") == "two words; $HOME"
-    assert shlex.split(page.getvalue()) == ["NOTE=two words; $HOME", *argv]
+def test_dry_run_output(tmp_path: Path) -> None:
+    runner, output = dry_runner()
+    path = tmp_path / "it's here"
+    argv = child("import os, sys; open(sys.argv[1], 'w').write(os.environ['NOTE'])", str(path))
+    result = runner.run(argv, CommandOptions(env={"NOTE": "two words; $HOME"}), mutates=True)
+    assert result.ok
+    assert not path.exists()
+    subprocess.run(["/bin/sh", "-c", output.getvalue()], check=True)
+    assert path.read_text(encoding="utf-8") == "two words; $HOME"
+    assert shlex.split(output.getvalue()) == ["NOTE=two words; $HOME", *argv]
 
 
-def test_a_dry_run_still_looks() -> None:
-    runner, page = dry()
-    assert runner.run(child("print('seen')")).stdout == "seen\n"
-    assert page.getvalue() == ""
+def test_dry_run_runs_queries() -> None:
+    runner, output = dry_runner()
+    assert runner.run(child("print('shown')")).stdout == "shown\n"
+    assert output.getvalue() == ""
 
 
-def test_a_dry_run_streams_starts_and_writes_nothing(tmp_path: Path) -> None:
-    runner, page = dry()
+def test_dry_run_changes_nothing(tmp_path: Path) -> None:
+    runner, output = dry_runner()
     entry, log = tmp_path / "register", tmp_path / "log"
     entry.touch()
     assert runner.stream(["docker", "buildx", "build", "--", "."]).ok
@@ -251,14 +259,14 @@ def test_a_dry_run_streams_starts_and_writes_nothing(tmp_path: Path) -> None:
     runner.write_kernel_file(entry, b":a b:\\x7f")
     assert entry.read_bytes() == b""
     assert not log.exists()
-    assert page.getvalue().splitlines() == [
+    assert output.getvalue().splitlines() == [
         "docker buildx build -- .",
         "dockerd --config-file=x",
         f"printf %s ':a b:\\x7f' > {entry}",
     ]
 
 
-def test_a_write_reaches_the_file_in_one_piece_and_makes_none(tmp_path: Path) -> None:
+def test_write_kernel_file(tmp_path: Path) -> None:
     entry = tmp_path / "register"
     entry.touch()
     SubprocessRunner().write_kernel_file(entry, b":x:")
@@ -267,7 +275,7 @@ def test_a_write_reaches_the_file_in_one_piece_and_makes_none(tmp_path: Path) ->
         SubprocessRunner().write_kernel_file(tmp_path / "other", b"x")
 
 
-def test_a_daemon_is_started_in_a_session_of_its_own_and_writes_to_its_log(tmp_path: Path) -> None:
+def test_daemon(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"before\n")
     code = "import os; print('out', os.getsid(0) == os.getpid()); print('err', file=__import__('sys').stderr)"
@@ -292,42 +300,59 @@ SECRET = "hunter2-hunter2-hunter2"  # noqa: S105 - nobody's
         ("the bearer of news", "the bearer of news"),
     ],
 )
-def test_user_information_and_authorization_are_hidden_and_nothing_else(text: str, shown: str) -> None:
+def test_redact(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
-def test_what_is_echoed_and_what_is_kept_holds_no_secret() -> None:
+def test_output_is_redacted() -> None:
     url, header = f"https://me:{SECRET}@example.org/x", f"Authorization: Bearer {SECRET}"
-    runner, page = dry()
+    runner, output = dry_runner()
     runner.run(
         ["fetch", url, header], CommandOptions(env={"HTTPS_PROXY": f"http://me:{SECRET}@proxy"}), mutates=True
     )
-    assert SECRET not in page.getvalue()
+    assert SECRET not in output.getvalue()
     code = "import sys; print(*sys.argv[1:], file=sys.stderr, sep='\\n')"
-    done = SubprocessRunner().run(child(code, url, header))
-    assert done.stderr == "https://***@example.org/x\nAuthorization: Bearer ***\n"
-    live = io.StringIO()
-    done = SubprocessRunner(stream_output=live).stream(child(code, url, header))
-    assert done.stderr == live.getvalue() == "https://***@example.org/x\nAuthorization: Bearer ***\n"
+    result = SubprocessRunner().run(child(code, url, header))
+    assert result.stderr == "https://***@example.org/x\nAuthorization: Bearer ***\n"
+    stream = io.StringIO()
+    result = SubprocessRunner(stream_output=stream).stream(child(code, url, header))
+    assert result.stderr == stream.getvalue() == "https://***@example.org/x\nAuthorization: Bearer ***\n"
 
 
-def test_a_deadlines_message_holds_no_secret_either() -> None:
+PRINTS_IGNORED = """
+import sys
+from buildkit_tasks.system.command import SubprocessRunner
+runner = SubprocessRunner()
+print(runner.run(["grep", "SigIgn", "/proc/self/status"]).stdout)
+"""
+
+
+def test_child_does_not_ignore_signals() -> None:
+    # A shell without job control starts background jobs with SIGINT and SIGQUIT ignored.
+    in_background = ["sh", "-c", '"$@" & wait $!', "sh"]
+    output = subprocess.check_output([*in_background, "grep", "SigIgn", "/proc/self/status"])
+    assert int(output.split()[1], 16) & 0b110
+    output = subprocess.check_output([*in_background, PYTHON, "-c", PRINTS_IGNORED])
+    assert int(output.split()[1], 16) == 0
+
+
+def test_timeout_message_is_redacted() -> None:
     url = f"https://me:{SECRET}@example.org/x"
     with pytest.raises(DeadlineExceeded) as caught:
         SubprocessRunner().run(child("import time; time.sleep(60)", url), CommandOptions(timeout=0.2))
     assert SECRET not in str(caught.value)
 
 
-def test_streamed_output_is_passed_on_and_its_end_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    live = io.StringIO()
+def test_stream_forwards_output(capfd: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
     code = (
         "import sys\nfor n in range(500): print(n, flush=True)\nprint('last', file=sys.stderr)\nsys.exit(4)"
     )
-    done = SubprocessRunner(stream_output=live).stream(child(code))
-    assert live.getvalue().splitlines() == [*map(str, range(500)), "last"]
-    kept = done.stderr.splitlines()
+    result = SubprocessRunner(stream_output=stream).stream(child(code))
+    assert stream.getvalue().splitlines() == [*map(str, range(500)), "last"]
+    kept = result.stderr.splitlines()
     assert kept == [*map(str, range(301, 500)), "last"]
-    assert (done.returncode, done.stdout) == (4, "")
+    assert (result.returncode, result.stdout) == (4, "")
     assert capfd.readouterr() == ("", "")
 
 
@@ -339,7 +364,7 @@ SubprocessRunner(stream_output=sys.stdout).stream(sys.argv[1:])
 
 
 @pytest.mark.timeout(30)
-def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> None:
+def test_stream_is_unbuffered(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     go = tmp_path / "go"
     code = (
@@ -347,9 +372,9 @@ def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> Non
         "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
     )
     argv = child(code, str(go))
-    with os.fdopen(reader, encoding="utf-8") as shown, os.fdopen(writer, "w", encoding="utf-8") as live:
+    with os.fdopen(reader, encoding="utf-8") as shown, os.fdopen(writer, "w", encoding="utf-8") as stream:
         buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        ours = subprocess.Popen([PYTHON, "-c", STREAMS, *argv], stdout=live, env=buffered)
+        ours = subprocess.Popen([PYTHON, "-c", STREAMS, *argv], stdout=stream, env=buffered)
         try:
             assert shown.readline() == "early\n"
             go.touch()
@@ -359,28 +384,27 @@ def test_a_streamed_line_is_shown_before_the_command_ends(tmp_path: Path) -> Non
             ours.wait()
 
 
-def test_on_a_terminal_the_child_has_it_to_itself() -> None:
+def test_stream_on_terminal() -> None:
     ours, theirs = pty.openpty()
     try:
-        with os.fdopen(theirs, "w", encoding="utf-8") as live:
-            code = (
-                "import sys; print('seen'); sys.exit(5 if sys.stdout.isatty() and sys.stderr.isatty() else 9)"
-            )
-            done = SubprocessRunner(stream_output=live).stream(child(code))
-        assert (done.returncode, done.stderr) == (5, "")
-        assert os.read(ours, 100) == b"seen\r\n"
+        with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+            both = "sys.stdout.isatty() and sys.stderr.isatty()"
+            code = f"import sys; print('shown'); sys.exit(5 if {both} else 9)"
+            result = SubprocessRunner(stream_output=stream).stream(child(code))
+        assert (result.returncode, result.stderr) == (5, "")
+        assert os.read(ours, 100) == b"shown\r\n"
     finally:
         os.close(ours)
 
 
-def test_what_other_threads_run_is_ended_by_an_interruption() -> None:
+def test_interrupt_ends_all_threads() -> None:
     run = SubprocessRunner(stream_output=io.StringIO())
     with ThreadPoolExecutor() as pool:
-        going = [pool.submit(run.stream, ["sleep", "600"], label=name) for name in ("a", "b")]
-        going.append(pool.submit(run.run, ["sleep", "600"]))
+        futures = [pool.submit(run.stream, ["sleep", "600"], label=name) for name in ("a", "b")]
+        futures.append(pool.submit(run.run, ["sleep", "600"]))
         deadline = time.monotonic() + 20
         while len(run._children) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         run.interrupt()
-        assert [each.result(timeout=20).returncode for each in going] == [-signal.SIGINT] * 3
+        assert [each.result(timeout=20).returncode for each in futures] == [-signal.SIGINT] * 3
     assert run._children == set()

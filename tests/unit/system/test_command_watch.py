@@ -1,4 +1,4 @@
-"""A command that waits for something else is ended when that is found to be gone."""
+"""A command is ended when its watch function reports an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDS = (sys.executable, "-c", "import time; time.sleep(0.3)")
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_WATCH_INTERVAL", 0.05)
 
 
@@ -31,7 +31,7 @@ class Watch:
         return self.answers.pop(0) if self.answers else None
 
 
-def test_what_a_watch_finds_ends_a_streamed_command_and_is_raised() -> None:
+def test_watch_error_ends_stream() -> None:
     gone = BuilderError("node b: says nothing")
     started = time.monotonic()
     with pytest.raises(BuilderError) as caught:
@@ -40,23 +40,23 @@ def test_what_a_watch_finds_ends_a_streamed_command_and_is_raised() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_it_ends_one_that_is_run_too() -> None:
+def test_watch_error_ends_run() -> None:
     with pytest.raises(BuilderError):
         SubprocessRunner().run(SLEEPS, CommandOptions(watch=Watch(BuilderError("x"))))
 
 
-def test_a_watch_that_finds_nothing_is_asked_again_and_again() -> None:
+def test_watch_is_called_repeatedly() -> None:
     watch = Watch()
     assert SubprocessRunner().run(ENDS, CommandOptions(watch=watch)).ok
     assert watch.asked > 1
     asked = watch.asked
     time.sleep(0.2)
-    assert watch.asked <= asked + 1  # not after its end
+    assert watch.asked <= asked + 1  # no calls after the end
 
 
-def test_a_command_that_has_succeeded_is_a_success_whatever_is_found() -> None:
-    def found() -> BuildkitTasksError:
-        time.sleep(0.5)  # meanwhile the command ends
+def test_success_beats_watch_error() -> None:
+    def watch() -> BuildkitTasksError:
+        time.sleep(0.5)  # the command ends meanwhile
         return BuilderError("too late")
 
-    assert SubprocessRunner().run(ENDS, CommandOptions(watch=found)).ok
+    assert SubprocessRunner().run(ENDS, CommandOptions(watch=watch)).ok
