@@ -8,7 +8,7 @@ from tests.support.registry.hostile import Reply
 __all__ = ["push"]
 
 
-def test_a_rival_push_is_noticed_and_its_digest_told(push: Push) -> None:
+def test_concurrent_push_moves_tag(push: Push) -> None:
     digest, rival = push.send(hello()), str(Digest.from_bytes(b"rival"))
     push.server.answer(
         "HEAD */manifests/v1", Reply(status=404), Reply(headers={"Docker-Content-Digest": rival})
@@ -21,14 +21,14 @@ def test_a_rival_push_is_noticed_and_its_digest_told(push: Push) -> None:
     assert push.server.moved == ["team/app:v0", "team/app:v1"]
 
 
-def test_a_rival_that_takes_the_tag_away_is_noticed_too(push: Push) -> None:
+def test_concurrent_push_deletes_tag(push: Push) -> None:
     digest = push.send(hello())
     push.server.answer("HEAD */manifests/v1", Reply(status=404), Reply(status=404))
     found = push.unnamed(digest, "team/app:v1")
     assert f"a rival push moved {push.server.host}/team/app:v1 away" in found.message
 
 
-def test_without_stated_digests_the_bytes_themselves_are_compared(push: Push) -> None:
+def test_registry_without_digests(push: Push) -> None:
     push.server.states_digests = False
     digest = push.send(hello())
     other = hello(["linux/s390x"])

@@ -15,7 +15,7 @@ TAGS = ("team/app:a", "team/app:b", "team/app:c")
     "reply",
     [Reply(status=403), Reply(status=400, body=b'{"errors":[{"code":"TAG_INVALID"}]}'), Reply(status=405)],
 )
-def test_which_tags_moved_and_which_did_not_is_told(push: Push, reply: Reply) -> None:
+def test_rejected_tag(push: Push, reply: Reply) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/b", reply)
     found = push.unnamed(digest, *TAGS)
@@ -25,7 +25,7 @@ def test_which_tags_moved_and_which_did_not_is_told(push: Push, reply: Reply) ->
     assert push.server.moved == ["team/app:a"]
 
 
-def test_a_registry_that_is_gone_in_the_middle_leaves_one_tag_in_doubt(push: Push) -> None:
+def test_connection_lost_between_tags(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/b", Reply(reset=True))
     found = push.unnamed(digest, *TAGS)
@@ -37,7 +37,7 @@ def test_a_registry_that_is_gone_in_the_middle_leaves_one_tag_in_doubt(push: Pus
     assert found.hint
 
 
-def test_without_access_to_one_repository_no_tag_moves_at_all(push: Push) -> None:
+def test_denied_repository_moves_no_tag(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("POST /v2/other/*", Reply(status=403))
     found = push.unnamed(digest, "team/app:a", "other/app:b")

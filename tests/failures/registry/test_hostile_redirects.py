@@ -51,7 +51,7 @@ def saw_secrets(*servers: Hostile) -> bool:
 
 
 @pytest.mark.usefixtures("login")
-def test_a_token_server_of_somebody_else_gets_no_credentials(bench: Bench, stranger: Hostile) -> None:
+def test_foreign_token_server(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("/v2/*", bearer(f"http://{stranger.host}/token"))
     stranger.answer("/token*", token())
@@ -61,7 +61,7 @@ def test_a_token_server_of_somebody_else_gets_no_credentials(bench: Bench, stran
 
 
 @pytest.mark.usefixtures("login")
-def test_the_token_server_that_got_none_is_named(bench: Bench, stranger: Hostile) -> None:
+def test_foreign_token_server_is_named(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("/v2/*", bearer(f"http://{stranger.host}/token"))
     stranger.always("/token*", Reply(status=401))
@@ -70,7 +70,7 @@ def test_the_token_server_that_got_none_is_named(bench: Bench, stranger: Hostile
     assert not saw_secrets(stranger)
 
 
-def test_an_identity_token_stays_at_home_as_well(bench: Bench, stranger: Hostile, tmp_path: Path) -> None:
+def test_identity_token_stays_home(bench: Bench, stranger: Hostile, tmp_path: Path) -> None:
     document = {"auths": {bench.server.host: {"identitytoken": "refresh"}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
     reference = bench.server.hold(one_layer())
@@ -82,7 +82,7 @@ def test_an_identity_token_stays_at_home_as_well(bench: Bench, stranger: Hostile
 
 
 @pytest.mark.usefixtures("login")
-def test_a_token_server_that_redirects_takes_no_credentials_along(bench: Bench, stranger: Hostile) -> None:
+def test_token_server_redirect(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("/v2/*", bearer(f"http://{bench.server.host}/token"))
     bench.server.always("/token*", redirect(f"http://{stranger.host}/token"))
@@ -100,7 +100,7 @@ def test_a_token_server_that_redirects_takes_no_credentials_along(bench: Bench, 
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("login")
-def test_a_realm_that_is_no_token_server_is_not_asked(bench: Bench, realm: str) -> None:
+def test_invalid_realm(bench: Bench, realm: str) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("/v2/*", bearer(realm))
     assert bench.server.host in bench.refused(reference).message
@@ -110,7 +110,7 @@ def test_a_realm_that_is_no_token_server_is_not_asked(bench: Bench, realm: str) 
 @pytest.mark.parametrize("wanted", ["Basic", "Bearer"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.usefixtures("login")
-def test_a_redirect_to_another_host_or_port_takes_no_authorization_along(
+def test_redirect_drops_authorization(
     bench: Bench, stranger: Hostile, neighbour: Hostile, wanted: str, status: int
 ) -> None:
     reference = bench.server.hold(one_layer())
@@ -140,7 +140,7 @@ def test_a_redirect_to_another_host_or_port_takes_no_authorization_along(
 
 
 @pytest.mark.usefixtures("login")
-def test_a_redirect_that_comes_back_has_lost_its_authorization(bench: Bench, stranger: Hostile) -> None:
+def test_redirect_back_has_no_authorization(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
     bench.server.answer("*/blobs/*", redirect(f"http://{stranger.host}/there"))
@@ -152,7 +152,7 @@ def test_a_redirect_that_comes_back_has_lost_its_authorization(bench: Bench, str
 
 
 @pytest.mark.usefixtures("login")
-def test_a_redirect_within_the_registry_keeps_it(bench: Bench) -> None:
+def test_redirect_within_registry(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
     bench.server.answer("*/blobs/*", redirect("/elsewhere"))
@@ -161,7 +161,7 @@ def test_a_redirect_within_the_registry_keeps_it(bench: Bench) -> None:
     assert bench.server.requests("/elsewhere")[0].authorization == BASIC
 
 
-def test_user_information_in_a_redirect_is_not_sent(bench: Bench, stranger: Hostile) -> None:
+def test_redirect_drops_user_info(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/blobs/*", redirect(f"http://admin:{SECRET}@{stranger.host}/blob"))
     stranger.answer("/blob", Reply(body=LAYER))
@@ -182,7 +182,7 @@ def test_user_information_in_a_redirect_is_not_sent(bench: Bench, stranger: Host
         ("http://[::1", "no http or https URL"),
     ],
 )
-def test_a_redirect_to_where_no_blobs_are_is_refused(bench: Bench, target: str, why: str) -> None:
+def test_forbidden_redirect(bench: Bench, target: str, why: str) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/blobs/*", redirect(target))
     found = bench.refused(reference)
@@ -190,7 +190,7 @@ def test_a_redirect_to_where_no_blobs_are_is_refused(bench: Bench, target: str, 
     assert bench.server.host in found.message
 
 
-def test_redirects_end(bench: Bench) -> None:
+def test_redirect_loop(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/blobs/*", redirect("/round"))
     bench.server.always("/round", redirect("/round"))
@@ -198,7 +198,7 @@ def test_redirects_end(bench: Bench) -> None:
     assert len(bench.server.requests("/round")) == 5
 
 
-def test_five_redirects_are_followed(bench: Bench) -> None:
+def test_five_redirects(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/blobs/*", redirect("/1"))
     for number in range(1, 5):
@@ -207,7 +207,7 @@ def test_five_redirects_are_followed(bench: Bench) -> None:
     assert bench.read(reference) == [LAYER]
 
 
-def test_nothing_leads_from_https_to_http(bench: Bench, neighbour: Hostile, tmp_path: Path) -> None:
+def test_https_never_leads_to_http(bench: Bench, neighbour: Hostile, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "tls")
     with hostile(tls=certificate) as secure:
         folder = tmp_path / "certs" / secure.host
@@ -223,7 +223,7 @@ def test_nothing_leads_from_https_to_http(bench: Bench, neighbour: Hostile, tmp_
     assert neighbour.asked == []
 
 
-def test_a_signed_address_is_not_shown_when_it_fails(bench: Bench, stranger: Hostile) -> None:
+def test_signed_url_is_hidden(bench: Bench, stranger: Hostile) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/blobs/*", redirect(f"http://{stranger.host}/blob?X-Signature={SECRET}"))
     for reply in (
@@ -240,7 +240,7 @@ def test_a_signed_address_is_not_shown_when_it_fails(bench: Bench, stranger: Hos
         assert SECRET not in repr(caught.value.__cause__)
 
 
-def test_the_addresses_in_a_descriptor_are_never_asked(bench: Bench, stranger: Hostile) -> None:
+def test_descriptor_urls_are_ignored(bench: Bench, stranger: Hostile) -> None:
     memory = Memory()
     layer = memory.put(LAYER, LAYER_GZIP, urls=[f"http://{stranger.host}/layer"])
     memory.point(put_manifest(memory, platform_json("linux/amd64"), [layer]))
@@ -253,7 +253,7 @@ def test_the_addresses_in_a_descriptor_are_never_asked(bench: Bench, stranger: H
 
 
 @pytest.mark.usefixtures("login")
-def test_a_netrc_and_a_proxy_have_no_say_about_the_loopback_interface(
+def test_loopback_ignores_netrc_and_proxy(
     bench: Bench, stranger: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -269,9 +269,7 @@ def test_a_netrc_and_a_proxy_have_no_say_about_the_loopback_interface(
     assert stranger.asked == []
 
 
-def test_a_proxy_is_asked_for_other_hosts(
-    bench: Bench, stranger: Hostile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxy_error(bench: Bench, stranger: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", f"http://me:{SECRET}@{stranger.host}")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")

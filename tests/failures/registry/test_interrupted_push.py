@@ -47,9 +47,7 @@ def hold_old(server: Hostile) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_push_that_is_interrupted_ends_at_once_and_the_tag_is_unchanged(
-    project: Project, server: Hostile, step: str, number: signal.Signals
-) -> None:
+def test_interrupted_push(project: Project, server: Hostile, step: str, number: signal.Signals) -> None:
     old = hold_old(server)
     done = interrupted(project.with_env(HOME=str(project.folder)), server, step, number, "--no-verify")
     assert done.code == 130
@@ -59,7 +57,7 @@ def test_a_push_that_is_interrupted_ends_at_once_and_the_tag_is_unchanged(
     assert server.named("team/app:v1") == old
 
 
-def test_in_the_middle_of_a_name_it_is_told_that_nobody_knows(project: Project, server: Hostile) -> None:
+def test_interrupted_tag(project: Project, server: Hostile) -> None:
     hold_old(server)
     done = interrupted(
         project.with_env(HOME=str(project.folder)),
@@ -73,7 +71,7 @@ def test_in_the_middle_of_a_name_it_is_told_that_nobody_knows(project: Project, 
     assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in done.stderr
 
 
-def test_nothing_is_left_behind(project: Project, server: Hostile, tmp_path: Path) -> None:
+def test_no_leftovers(project: Project, server: Hostile, tmp_path: Path) -> None:
     interrupted(
         project.with_env(HOME=str(project.folder)), server, "PUT /upload/*", signal.SIGINT, "--no-verify"
     )

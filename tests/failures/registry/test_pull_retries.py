@@ -15,7 +15,7 @@ RESET = Reply(reset=True)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_server_error_that_passes_is_waited_for(bench: Bench, status: int) -> None:
+def test_passing_server_error(bench: Bench, status: int) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", Reply(status=status), Reply(status=status))
     bench.server.answer("*/blobs/*", Reply(status=status))
@@ -23,7 +23,7 @@ def test_a_server_error_that_passes_is_waited_for(bench: Bench, status: int) -> 
     assert sum(bench.waits) < 10
 
 
-def test_a_server_error_that_stays_is_told_after_four_requests(bench: Bench) -> None:
+def test_lasting_server_error(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", Reply(status=503))
     found = bench.refused(reference)
@@ -33,14 +33,14 @@ def test_a_server_error_that_stays_is_told_after_four_requests(bench: Bench) -> 
     assert len(bench.waits) == 3
 
 
-def test_a_reset_is_tried_again(bench: Bench) -> None:
+def test_connection_reset(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/*", RESET, RESET)
     bench.server.answer("*/blobs/*", RESET)
     assert bench.read(reference) == [LAYER]
 
 
-def test_resets_without_end_are_told(bench: Bench) -> None:
+def test_endless_resets(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", RESET)
     found = bench.refused(reference)
@@ -50,7 +50,7 @@ def test_resets_without_end_are_told(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("cut", "reset"), [(100, False), (100, True), (0, False)])
-def test_a_manifest_cut_short_is_fetched_again(bench: Bench, cut: int, reset: bool) -> None:
+def test_truncated_manifest(bench: Bench, cut: int, reset: bool) -> None:
     memory = one_layer()
     reference = bench.server.hold(memory)
     body = memory.blobs[str(memory.root_descriptor().digest)]
@@ -64,7 +64,7 @@ def test_a_manifest_cut_short_is_fetched_again(bench: Bench, cut: int, reset: bo
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_blob_that_breaks_off_is_taken_up_where_it_broke(bench: Bench, ranges: bool, reset: bool) -> None:
+def test_truncated_blob_is_resumed(bench: Bench, ranges: bool, reset: bool) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.ranges = ranges
     cut = Reply(body=LAYER, cut=300_000, reset=reset)
@@ -76,21 +76,21 @@ def test_a_blob_that_breaks_off_is_taken_up_where_it_broke(bench: Bench, ranges:
         assert second.headers["Range"] == "bytes=300000-"
 
 
-def test_a_blob_may_break_off_several_times(bench: Bench) -> None:
+def test_repeatedly_truncated_blob(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.ranges = False
     bench.server.answer("*/blobs/*", *(Reply(body=LAYER, cut=at) for at in (1000, 500, 0, 900_000, 1 << 19)))
     assert bench.read(reference) == [LAYER]
 
 
-def test_a_body_without_a_length_that_ends_too_early_is_taken_up_as_well(bench: Bench) -> None:
+def test_truncated_body_without_length(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/blobs/*", Reply(body=LAYER[:1000], length=-1))
     assert bench.read(reference) == [LAYER]
     assert bench.server.requests("*/blobs/*")[1].headers["Range"] == "bytes=1000-"
 
 
-def test_a_chunked_body_is_read(bench: Bench) -> None:
+def test_chunked_body(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (LAYER[:77], LAYER[77:])) + b"0\r\n\r\n"
     chunked = {"Transfer-Encoding": "chunked"}
@@ -100,7 +100,7 @@ def test_a_chunked_body_is_read(bench: Bench) -> None:
     assert bench.read(reference) == [LAYER]
 
 
-def test_a_blob_that_breaks_off_for_ever_is_told_with_its_place(bench: Bench) -> None:
+def test_endlessly_truncated_blob(bench: Bench) -> None:
     memory = one_layer()
     reference = bench.server.hold(memory)
     bench.server.ranges = False
@@ -110,7 +110,7 @@ def test_a_blob_that_breaks_off_for_ever_is_told_with_its_place(bench: Bench) ->
     assert len(bench.server.requests("*/blobs/*")) == 6
 
 
-def test_what_is_sent_after_a_break_is_checked_like_all_else(bench: Bench) -> None:
+def test_resumed_bytes_are_verified(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     rest = flip(LAYER)[1000:]
     headers = {"Content-Range": f"bytes 1000-{len(LAYER) - 1}/{len(LAYER)}"}
@@ -122,7 +122,7 @@ def test_what_is_sent_after_a_break_is_checked_like_all_else(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("said", ["bytes 0-5/6", "bytes 1001-5/6", "1000-", "", "bytes 1000-x/y"])
-def test_another_part_than_was_asked_for_is_not_taken(bench: Bench, said: str) -> None:
+def test_wrong_range(bench: Bench, said: str) -> None:
     reference = bench.server.hold(one_layer())
     headers = {"Content-Range": said} if said else {}
     other = Reply(status=206, headers=headers, body=LAYER[1000:])
@@ -130,7 +130,7 @@ def test_another_part_than_was_asked_for_is_not_taken(bench: Bench, said: str) -
     assert "sends another part than byte 1000" in bench.refused(reference).message
 
 
-def test_a_part_that_nobody_asked_for_is_not_taken(bench: Bench) -> None:
+def test_unrequested_range(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     headers = {"Content-Range": f"bytes 0-9/{len(LAYER)}"}
     bench.server.answer("*/blobs/*", Reply(status=206, headers=headers, body=LAYER[:10]))
@@ -139,7 +139,7 @@ def test_a_part_that_nobody_asked_for_is_not_taken(bench: Bench) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("where", ["*/manifests/v1", "*/blobs/*"])
-def test_a_refusal_is_told_at_once_with_the_login(bench: Bench, where: str, status: int) -> None:
+def test_denied_pull(bench: Bench, where: str, status: int) -> None:
     reference = bench.server.hold(one_layer())
     headers = {"WWW-Authenticate": 'Basic realm="x"'} if status == 401 else {}
     bench.server.always(where, Reply(status=status, headers=headers))
@@ -152,21 +152,21 @@ def test_a_refusal_is_told_at_once_with_the_login(bench: Bench, where: str, stat
 
 
 @pytest.mark.parametrize("status", [400, 405, 416, 418, 451, 501, 505, 204, 304])
-def test_any_other_answer_is_told_at_once(bench: Bench, status: int) -> None:
+def test_other_status(bench: Bench, status: int) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/manifests/v1", Reply(status=status, length=0))
     assert f"http://{bench.server.host} answers {status}" in bench.refused(reference).message
     assert (len(bench.server.asked), bench.waits) == (1, [])
 
 
-def test_a_registry_that_is_not_there_is_told_at_once(bench: Bench) -> None:
+def test_closed_port(bench: Bench) -> None:
     found = bench.refused("127.0.0.1:1/team/image")
     assert found.message == "http://127.0.0.1:1 cannot be reached: Connection refused"
     assert found.hint == "try it by hand: curl -sS -o /dev/null http://127.0.0.1:1/v2/"
     assert bench.waits == []
 
 
-def test_a_name_that_does_not_resolve_is_told_at_once(bench: Bench) -> None:
+def test_unresolved_name(bench: Bench) -> None:
     found = bench.refused("registry.invalid/team/image")
     assert "https://registry.invalid cannot be reached" in found.message
     assert bench.waits == []
@@ -176,7 +176,7 @@ def test_a_name_that_does_not_resolve_is_told_at_once(bench: Bench) -> None:
     "body",
     [b"zz\r\nx", b"-5\r\nx", b"-1\r\n" + bytes(30 << 20), b"f" * 3000 + b"\r\nx", b"5;" + b"x" * 70_000],
 )
-def test_rubbish_in_the_framing_is_a_broken_connection(bench: Bench, body: bytes) -> None:
+def test_invalid_chunk_framing(bench: Bench, body: bytes) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=body))
     assert "broke off" in bench.refused(reference).message
@@ -191,7 +191,7 @@ def test_rubbish_in_the_framing_is_a_broken_connection(bench: Bench, body: bytes
         {"Location": "\x00"},
     ],
 )
-def test_rubbish_in_the_headers_is_no_end_of_the_world(bench: Bench, headers: dict[str, str]) -> None:
+def test_invalid_headers(bench: Bench, headers: dict[str, str]) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/manifests/v1", Reply(status=301, headers=headers))
     assert bench.server.host in bench.refused(reference).message

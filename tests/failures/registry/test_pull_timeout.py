@@ -25,7 +25,7 @@ def bench(_bench: Bench) -> Iterator[Bench]:
     assert time.monotonic() - started < 3
 
 
-def test_the_limits_are_ten_seconds_and_a_minute() -> None:
+def test_default_timeouts() -> None:
     assert (
         RegistryOptions().connect_timeout,
         RegistryOptions().read_timeout,
@@ -33,7 +33,7 @@ def test_the_limits_are_ten_seconds_and_a_minute() -> None:
     ) == (10, 60, 60)
 
 
-def test_a_connection_that_nobody_takes_is_given_up(bench: Bench) -> None:
+def test_connect_timeout(bench: Bench) -> None:
     with black_hole() as host:
         found = bench.refused(f"{host}/team/image")
     assert found.message == f"http://{host} does not answer: no connection within 0.5 s"
@@ -41,7 +41,7 @@ def test_a_connection_that_nobody_takes_is_given_up(bench: Bench) -> None:
     assert bench.waits == []
 
 
-def test_a_server_that_takes_a_request_and_is_silent_is_given_up(bench: Bench) -> None:
+def test_silent_server(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", Reply(silent=True))
     found = bench.refused(reference)
@@ -50,7 +50,7 @@ def test_a_server_that_takes_a_request_and_is_silent_is_given_up(bench: Bench) -
     assert len(bench.server.asked) == 1
 
 
-def test_silence_in_the_middle_of_a_manifest_is_given_up(bench: Bench) -> None:
+def test_silence_within_manifest(bench: Bench) -> None:
     memory = one_layer()
     reference = bench.server.hold(memory)
     body = memory.blobs[str(memory.root_descriptor().digest)]
@@ -59,20 +59,20 @@ def test_silence_in_the_middle_of_a_manifest_is_given_up(bench: Bench) -> None:
     assert "does not answer" in bench.refused(reference).message
 
 
-def test_silence_in_the_middle_of_a_blob_is_given_up(bench: Bench) -> None:
+def test_silence_within_blob(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/blobs/*", Reply(body=LAYER, cut=300_000, silent=True))
     assert "does not answer" in bench.refused(reference).message
 
 
-def test_a_silent_token_server_is_given_up(bench: Bench) -> None:
+def test_silent_token_server(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("/v2/*", bearer(f"http://{bench.server.host}/token"))
     bench.server.always("/token*", Reply(silent=True))
     assert "does not answer" in bench.refused(reference).message
 
 
-def test_a_silent_place_behind_a_redirect_is_given_up(bench: Bench) -> None:
+def test_silent_redirect_target(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     with black_hole() as host:
         bench.server.always(
@@ -84,9 +84,7 @@ def test_a_silent_place_behind_a_redirect_is_given_up(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("head", "body"), [(0.05, 0.0), (0.0, 0.05)])
-def test_a_drip_is_given_up_like_silence(
-    bench: Bench, head: float, body: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_trickle(bench: Bench, head: float, body: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         wire, "MIN_BYTES_PER_SECOND", 1000
     )  # no faster than a test's limits of half a second need
@@ -96,7 +94,7 @@ def test_a_drip_is_given_up_like_silence(
     assert "next to nothing" in bench.refused(reference).message
 
 
-def test_endless_trailers_are_given_up(bench: Bench) -> None:
+def test_endless_trailers(bench: Bench) -> None:
     memory = hello(["linux/amd64"])
     reference = bench.server.hold(memory)
     layer = next(data for data in memory.blobs.values() if data.startswith(b"\x1f\x8b"))

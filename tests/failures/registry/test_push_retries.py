@@ -19,7 +19,7 @@ def arrived(push: Push, memory: Memory) -> bool:
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 @pytest.mark.parametrize("step", ["HEAD */blobs/*", "POST *", "PUT /upload/*", "PUT */manifests/*"])
-def test_a_server_error_that_passes_is_waited_for(push: Push, step: str, status: int) -> None:
+def test_passing_server_error(push: Push, step: str, status: int) -> None:
     memory = one_layer()
     push.server.answer(step, Reply(status=status), Reply(status=status))
     push.send(memory)
@@ -28,7 +28,7 @@ def test_a_server_error_that_passes_is_waited_for(push: Push, step: str, status:
 
 
 @pytest.mark.parametrize("step", ["HEAD */blobs/*", "POST *", "PUT /upload/*", "PUT */manifests/*"])
-def test_a_reset_is_tried_again(push: Push, step: str) -> None:
+def test_connection_reset(push: Push, step: str) -> None:
     memory = one_layer()
     push.server.answer(step, RESET, RESET)
     push.send(memory)
@@ -46,7 +46,7 @@ def test_a_reset_is_tried_again(push: Push, step: str) -> None:
     ],
     ids=["reset", "upload lost", "digest does not hold", "out of order", "server error"],
 )
-def test_a_blob_refused_in_the_middle_is_begun_anew_from_its_source(push: Push, reply: Reply) -> None:
+def test_rejected_blob_is_sent_again(push: Push, reply: Reply) -> None:
     memory = one_layer()
     push.server.answer("PUT /upload/*", reply, reply)
     push.send(memory, jobs=1)
@@ -55,7 +55,7 @@ def test_a_blob_refused_in_the_middle_is_begun_anew_from_its_source(push: Push, 
     assert push.server.keep("team/app").found["blobs"][next(iter(memory.blobs))][1] == LAYER
 
 
-def test_a_blob_refused_for_ever_is_told_after_four_tries(push: Push) -> None:
+def test_lasting_rejection(push: Push) -> None:
     push.server.always(
         "PUT /upload/*", Reply(status=400, body=b'{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}')
     )
@@ -67,7 +67,7 @@ def test_a_blob_refused_for_ever_is_told_after_four_tries(push: Push) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_server_error_that_stays_is_told_after_four_requests(push: Push, status: int) -> None:
+def test_lasting_server_error(push: Push, status: int) -> None:
     push.server.always("PUT */manifests/*", Reply(status=status))
     assert f"answers {status}, again and again" in push.refused(one_layer()).message
     assert len(push.server.requests("PUT */manifests/*")) == 4
@@ -77,7 +77,7 @@ def test_a_server_error_that_stays_is_told_after_four_requests(push: Push, statu
 @pytest.mark.parametrize(
     "step", ["/v2/", "HEAD */blobs/*", "POST *", "PUT /upload/*", "HEAD */manifests/*", "PUT */manifests/*"]
 )
-def test_a_refusal_is_told_at_once_with_the_login(push: Push, step: str, status: int) -> None:
+def test_denied_push(push: Push, step: str, status: int) -> None:
     headers = {"WWW-Authenticate": 'Basic realm="x"'} if status == 401 else {}
     push.server.always(step, Reply(status=status, headers=headers))
     found = push.refused(one_layer())
@@ -89,7 +89,7 @@ def test_a_refusal_is_told_at_once_with_the_login(push: Push, step: str, status:
 
 
 @pytest.mark.parametrize("status", [405, 413, 422, 501, 301, 307])
-def test_any_other_answer_is_told_at_once(push: Push, status: int) -> None:
+def test_other_status(push: Push, status: int) -> None:
     push.server.always("PUT */manifests/*", Reply(status=status, headers={"Location": "/elsewhere"}))
     assert f"answers {status} for" in push.refused(one_layer()).message
     assert (len(push.server.requests("PUT */manifests/*")), push.waits) == (1, [])

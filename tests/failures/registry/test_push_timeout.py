@@ -36,7 +36,7 @@ def large() -> Memory:
     return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
 
 
-def test_a_connection_that_nobody_takes_is_given_up(push: Push) -> None:
+def test_connect_timeout(push: Push) -> None:
     with black_hole() as host, pytest.raises(RegistryError) as caught:
         publish.copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.access)
     assert caught.value.message == f"http://{host} does not answer: no connection within 0.5 s"
@@ -46,27 +46,27 @@ def test_a_connection_that_nobody_takes_is_given_up(push: Push) -> None:
 @pytest.mark.parametrize(
     "step", ["/v2/", "HEAD */blobs/*", "POST *", "PUT /upload/*", "HEAD */manifests/*", "PUT */manifests/*"]
 )
-def test_a_registry_that_falls_silent_is_given_up(push: Push, step: str) -> None:
+def test_silent_server(push: Push, step: str) -> None:
     push.server.always(step, Reply(silent=True))
     found = push.refused(one_layer())
     assert "does not answer: nothing, or next to nothing, within 0.5 s" in found.message
     assert push.server.host in found.message
 
 
-def test_a_registry_that_stops_reading_in_the_middle_is_given_up(push: Push) -> None:
+def test_server_stops_reading(push: Push) -> None:
     push.server.always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
     assert "does not answer" in push.refused(large()).message
     assert push.waits == []
 
 
-def test_reading_slowly_is_allowed_for_longer_than_connecting(push: Push) -> None:
+def test_slow_reader_is_allowed(push: Push) -> None:
     push.access = dataclasses.replace(push.access, connect_timeout=0.2, read_timeout=1.5)
     push.server.sluggish = 0.5
     push.send(large())
     assert push.server.keep("team/app").found["manifests"]
 
 
-def test_a_silent_answer_to_a_name_is_told_as_not_known(push: Push) -> None:
+def test_silence_after_tag(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/v1", Reply(silent=True))
     found = push.unnamed(digest, "team/app:v1", "team/app:v2")

@@ -16,7 +16,7 @@ def busy(retry_after: str = "") -> Reply:
     return Reply(status=429, headers={"Retry-After": retry_after} if retry_after else {}, body=b"slow down")
 
 
-def test_the_registrys_own_wait_is_kept(bench: Bench) -> None:
+def test_retry_after(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", busy("7"), busy("8"))
     bench.server.answer("*/blobs/*", busy("9"))
@@ -25,7 +25,7 @@ def test_the_registrys_own_wait_is_kept(bench: Bench) -> None:
     assert bench.server.connections == 1
 
 
-def test_the_wait_is_really_waited(bench: Bench) -> None:
+def test_retry_after_really_waits(bench: Bench) -> None:
     bench.access = dataclasses.replace(bench.access, sleep=time.sleep)
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", busy("1"))
@@ -34,14 +34,14 @@ def test_the_wait_is_really_waited(bench: Bench) -> None:
     assert time.monotonic() - started >= 1
 
 
-def test_a_wait_may_be_a_date(bench: Bench) -> None:
+def test_retry_after_date(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", busy(formatdate(time.time() + 30, usegmt=True)))
     assert bench.read(reference) == [LAYER]
     assert 25 <= bench.waits[0] <= 30
 
 
-def test_a_wait_past_all_patience_is_told_at_once(bench: Bench) -> None:
+def test_too_long_retry_after(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", busy("3600"))
     found = bench.refused(reference)
@@ -52,7 +52,7 @@ def test_a_wait_past_all_patience_is_told_at_once(bench: Bench) -> None:
     assert (bench.waits, len(bench.server.asked)) == ([], 1)
 
 
-def test_all_waits_together_are_capped(bench: Bench) -> None:
+def test_total_wait_is_capped(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("*/manifests/v1", busy("25"))
     bench.server.answer("*/blobs/*", busy("25"), busy("25"))
@@ -63,7 +63,7 @@ def test_all_waits_together_are_capped(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "rubbish", ["", "soon", "-5", "1e9", "9" * 5000, "Fri, 99 Foo 99999 99:99:99 GMT", "0"]
 )
-def test_without_a_sound_wait_it_is_tried_a_few_times(bench: Bench, rubbish: str) -> None:
+def test_invalid_retry_after(bench: Bench, rubbish: str) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", busy(rubbish))
     found = bench.refused(reference)
@@ -73,7 +73,7 @@ def test_without_a_sound_wait_it_is_tried_a_few_times(bench: Bench, rubbish: str
     assert sum(bench.waits) <= 60
 
 
-def test_a_token_server_may_be_busy_too(bench: Bench) -> None:
+def test_busy_token_server(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.answer("/v2/*", bearer(f"http://{bench.server.host}/token"))
     bench.server.answer("/token*", busy("3"), token())

@@ -12,7 +12,7 @@ def busy(retry_after: str) -> Reply:
     return Reply(status=429, headers={"Retry-After": retry_after}, body=b"slow down")
 
 
-def test_the_registrys_own_wait_is_kept_at_every_step_of_a_push(push: Push) -> None:
+def test_retry_after_at_every_step(push: Push) -> None:
     memory = one_layer()
     push.server.answer("HEAD */blobs/*", busy("1"))
     push.server.answer("POST *", busy("2"))
@@ -25,7 +25,7 @@ def test_the_registrys_own_wait_is_kept_at_every_step_of_a_push(push: Push) -> N
     assert push.server.named("team/app:v1") == digest
 
 
-def test_a_wait_past_all_patience_is_told_at_once_and_no_tag_moves(push: Push) -> None:
+def test_too_long_retry_after(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/v1", busy("3600"))
     found = push.unnamed(digest, "team/app:v1")
@@ -34,7 +34,7 @@ def test_a_wait_past_all_patience_is_told_at_once_and_no_tag_moves(push: Push) -
     assert (push.waits, push.server.moved) == ([], [])
 
 
-def test_all_waits_of_one_push_are_capped(push: Push) -> None:
+def test_total_wait_is_capped(push: Push) -> None:
     push.server.always("PUT /upload/*", busy("25"))
     memory = one_layer()
     assert "429" in push.refused(memory).message

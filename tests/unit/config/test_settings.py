@@ -58,20 +58,20 @@ def loaded(here: Path, *sources: str) -> Settings:
 
 
 @pytest.mark.parametrize(("weak", "strong"), list(combinations(range(5), 2)))
-def test_of_two_sources_the_stronger_wins(here: Path, weak: int, strong: int) -> None:
+def test_stronger_source_wins(here: Path, weak: int, strong: int) -> None:
     settings = loaded(here, SOURCES[weak], SOURCES[strong])
     assert settings.name == SOURCES[strong]
     assert settings.origins["name"] is ORIGINS[strong]
 
 
 @pytest.mark.parametrize(("source", "origin"), list(zip(SOURCES, ORIGINS, strict=True)))
-def test_any_source_is_stronger_than_the_default(here: Path, source: str, origin: SettingOrigin) -> None:
+def test_source_overrides_default(here: Path, source: str, origin: SettingOrigin) -> None:
     settings = loaded(here, source)
     assert (settings.name, settings.origins["name"], settings.is_explicit("name")) == (source, origin, True)
     assert not settings.is_explicit("driver")
 
 
-def test_every_origin_has_a_rank_of_its_own() -> None:
+def test_origin_order() -> None:
     assert [origin.name for origin in sorted(SettingOrigin)] == [
         "DEFAULT",
         "PYPROJECT",
@@ -81,19 +81,19 @@ def test_every_origin_has_a_rank_of_its_own() -> None:
     ]
 
 
-def test_without_any_source_the_defaults_hold(here: Path) -> None:
+def test_defaults(here: Path) -> None:
     settings = load_settings(environ={}, folder=here)
     assert settings == Settings()
     assert not any(map(settings.is_explicit, SETTINGS_KEYS))
 
 
-def test_the_weaker_sources_still_give_what_the_stronger_leave_out(here: Path) -> None:
+def test_sources_are_merged(here: Path) -> None:
     pyproject(here, 'name = "mine"\nengine = "private"')
     settings = load_settings({"name": "flag"}, environ={"INVOKE_BUILDKIT_JOBS": "3"}, folder=here)
     assert (settings.name, settings.engine, settings.jobs) == ("flag", "private", 3)
 
 
-def test_an_empty_flag_or_variable_is_not_given(here: Path) -> None:
+def test_empty_value_is_not_set(here: Path) -> None:
     pyproject(here, 'tags = ["kept:1"]\nname = "kept"')
     environ = {"INVOKE_BUILDKIT_NAME": "", "BUILDX_BUILDER": "", "DOCKER_DEFAULT_PLATFORM": ""}
     settings = load_settings({"tags": [], "name": "", "file": None}, environ=environ, folder=here)
@@ -102,36 +102,34 @@ def test_an_empty_flag_or_variable_is_not_given(here: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
-def test_a_list_from_the_environment_is_split_at_commas(here: Path, variable: str) -> None:
+def test_list_from_environment(here: Path, variable: str) -> None:
     settings = load_settings(environ={variable: "linux/arm64, linux/386,"}, folder=here)
     assert settings.platforms == ("linux/arm64", "linux/386")
     assert settings.is_explicit("platforms")
 
 
-def test_buildx_builder_names_the_builder(here: Path) -> None:
+def test_buildx_builder_variable(here: Path) -> None:
     assert load_settings(environ={"BUILDX_BUILDER": "theirs"}, folder=here).name == "theirs"
 
 
-def test_numbers_come_as_text_from_the_environment(here: Path) -> None:
+def test_numbers_from_environment(here: Path) -> None:
     environ = {"INVOKE_BUILDKIT_TIMEOUT": "1.5", "INVOKE_BUILDKIT_EXPECT_EXIT": "3"}
     settings = load_settings(environ=environ, folder=here)
     assert (settings.timeout, settings.expect_exit) == (1.5, 3)
 
 
-def test_a_whole_number_of_seconds_is_a_time(here: Path) -> None:
+def test_integer_timeout(here: Path) -> None:
     pyproject(here, "timeout = 90")
     assert load_settings(environ={}, folder=here).timeout == 90.0
 
 
-def test_keys_may_be_written_with_dashes(here: Path) -> None:
+def test_keys_with_dashes(here: Path) -> None:
     pyproject(here, 'build-args = ["A=1"]\nexpect-exit = 4')
     settings = load_settings(environ={}, folder=here)
     assert (settings.build_args, settings.expect_exit) == (("A=1",), 4)
 
 
-def test_the_process_environment_and_folder_are_taken_where_none_are_given(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_environment_and_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyproject(here, 'engine = "system"')
     (here / "deep" / "er").mkdir(parents=True)
     monkeypatch.chdir(here / "deep" / "er")
@@ -140,7 +138,7 @@ def test_the_process_environment_and_folder_are_taken_where_none_are_given(
     assert (settings.engine, settings.name) == ("system", "from-here")
 
 
-def test_the_nearest_pyproject_is_taken(here: Path) -> None:
+def test_nearest_pyproject(here: Path) -> None:
     (here / "near").mkdir()
     near = pyproject(here / "near", 'name = "near"')
     far = pyproject(here, 'name = "far"')
@@ -169,15 +167,13 @@ def failing(here: Path, source: dict[str, Any]) -> SettingsError:
 
 
 @pytest.mark.parametrize(("source", "place"), UNKNOWN)
-def test_an_unknown_key_is_an_error_that_names_place_and_key_and_the_nearest(
-    here: Path, source: dict[str, Any], place: str
-) -> None:
+def test_unknown_key_suggestion(here: Path, source: dict[str, Any], place: str) -> None:
     error = failing(here, source)
     assert error.message.endswith(f"{place}: unknown key 'platfroms'")
     assert error.hint == "did you mean 'platforms'?"
 
 
-def test_a_key_that_is_like_none_gets_the_list(here: Path) -> None:
+def test_unknown_key_list(here: Path) -> None:
     error = failing(here, {"pyproject": "zzz = 1"})
     assert error.hint == f"known are {', '.join(SETTINGS_KEYS)}"
 
@@ -210,7 +206,7 @@ BAD: list[tuple[str, str]] = [
 ]
 
 
-def test_nodes_hold_commas_so_that_blanks_part_those_of_the_environment(here: Path) -> None:
+def test_nodes_from_environment(here: Path) -> None:
     nodes = "name=a,endpoint=tcp://10.0.0.1:1 name=b,endpoint=tcp://10.0.0.2:1,platform=linux/arm64"
     found = load_settings(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
     assert found == tuple(nodes.split())
@@ -218,7 +214,7 @@ def test_nodes_hold_commas_so_that_blanks_part_those_of_the_environment(here: Pa
 
 
 @pytest.mark.parametrize(("text", "complaint"), BAD)
-def test_a_bad_value_is_an_error_that_names_file_key_and_value(here: Path, text: str, complaint: str) -> None:
+def test_bad_value(here: Path, text: str, complaint: str) -> None:
     error = failing(here, {"pyproject": text})
     assert error.message == f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: {complaint}"
 
@@ -231,22 +227,20 @@ def test_a_bad_value_is_an_error_that_names_file_key_and_value(here: Path, text:
         ({"flags": {"jobs": "x"}}, "command line"),
     ],
 )
-def test_a_bad_values_source_is_named_wherever_it_stands(
-    here: Path, source: dict[str, Any], place: str
-) -> None:
+def test_bad_value_source(here: Path, source: dict[str, Any], place: str) -> None:
     assert failing(here, source).message == f"{place}: jobs = 'x' is not a whole number, 0 or more"
 
 
 @pytest.mark.parametrize(
     "text", ["[tool", "[tool]\nbuildkit-tasks = 3", "tool = 3", "[[tool.buildkit-tasks]]\n"]
 )
-def test_a_file_that_cannot_be_read_is_named(here: Path, text: str) -> None:
+def test_unreadable_pyproject(here: Path, text: str) -> None:
     path = here / "pyproject.toml"
     path.write_text(text, encoding="utf-8")
     assert failing(here, {}).message.startswith(f"{path}: ")
 
 
-def test_the_cache_is_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder(Settings()) == tmp_path / "xdg" / "buildkit-tasks"
@@ -258,7 +252,7 @@ def test_the_cache_is_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     "cpu", ["max", "floor", "both", "arm1176", "Skylake-Server-v1,+avx2,pmu=off", "z14.2"]
 )
-def test_a_cpu_is_a_word_of_ours_or_a_model_of_qemus(here: Path, cpu: str) -> None:
+def test_cpu_values(here: Path, cpu: str) -> None:
     assert load_settings({"cpu": cpu}, environ={}, folder=here).cpu == cpu
 
 
@@ -274,7 +268,7 @@ timeout = 5
 """
 
 
-def test_checks_are_tables_with_keys_of_their_own(here: Path) -> None:
+def test_checks(here: Path) -> None:
     pyproject(here, CHECKS)
     settings = load_settings(environ={}, folder=here)
     given = SmokeCheck(
@@ -289,7 +283,7 @@ def test_checks_are_tables_with_keys_of_their_own(here: Path) -> None:
     assert not load_settings(environ={}, folder=here / "nowhere").checks[0].platforms
 
 
-def test_invokes_checks_are_a_list_of_tables_and_win(here: Path) -> None:
+def test_invoke_checks(here: Path) -> None:
     pyproject(here, CHECKS)
     settings = load_settings(invoke={"check": [{"command": "true", "expect": None}]}, environ={}, folder=here)
     assert settings.checks == (SmokeCheck(command="true"),)
@@ -309,34 +303,32 @@ BAD_CHECKS: list[tuple[str, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("line", "complaint", "hint"), BAD_CHECKS)
-def test_a_bad_check_is_an_error_that_names_file_number_and_key(
-    here: Path, line: str, complaint: str, hint: str | None
-) -> None:
+def test_bad_check(here: Path, line: str, complaint: str, hint: str | None) -> None:
     error = failing(here, {"pyproject": f"{CHECKS}\n[[tool.buildkit-tasks.check]]\n{line}"})
     assert error.message.startswith(f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: check 3: {complaint}")
     assert error.hint == hint
 
 
 @pytest.mark.parametrize("text", ["check = 'true'", "check = {command = 'a'}", "check = ['true']"])
-def test_checks_that_are_no_list_of_tables_are_refused_with_how_to_write_them(here: Path, text: str) -> None:
+def test_checks_not_a_list(here: Path, text: str) -> None:
     error = failing(here, {"pyproject": text})
     assert error.message.endswith("is not a list of tables")
     assert error.hint == "begin each with [[tool.buildkit-tasks.check]]"
 
 
-def test_a_bad_check_of_invokes_is_named_by_its_place(here: Path) -> None:
+def test_bad_invoke_check(here: Path) -> None:
     error = failing(here, {"invoke": {"check": [{}, {"timeout": "soon"}]}})
     assert error.message.startswith("Invoke's configuration: buildkit: check 2: timeout = 'soon' is not")
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_CHECK", "INVOKE_BUILDKIT_CHECKS"])
-def test_checks_do_not_come_from_the_environment(here: Path, variable: str) -> None:
+def test_checks_from_environment(here: Path, variable: str) -> None:
     error = failing(here, {"environ": {variable: "true"}})
     assert error.message == f"environment {variable}: checks cannot come from the environment"
     assert error.hint == "write them as [[tool.buildkit-tasks.check]] in pyproject.toml"
 
 
-def test_checks_is_no_key_but_check_is(here: Path) -> None:
+def test_check_key(here: Path) -> None:
     assert failing(here, {"pyproject": "checks = []"}).hint == "did you mean 'check'?"
     assert "check" in SETTINGS_KEYS
     assert "checks" not in SETTINGS_KEYS
@@ -363,7 +355,7 @@ command = "uname"
 """
 
 
-def test_an_image_has_what_its_table_says_and_inherits_the_rest(here: Path) -> None:
+def test_image_settings(here: Path) -> None:
     pyproject(here, IMAGES)
     settings = load_settings(environ={}, folder=here)
     assert [image.name for image in settings.images] == ["web", "worker.2"]
@@ -382,14 +374,14 @@ def test_an_image_has_what_its_table_says_and_inherits_the_rest(here: Path) -> N
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
-def test_what_is_stronger_than_a_file_is_stronger_than_an_image(here: Path, variable: str) -> None:
+def test_flag_overrides_image(here: Path, variable: str) -> None:
     pyproject(here, IMAGES)
     settings = load_settings({"tags": ["flag:1"]}, environ={variable: "linux/s390x"}, folder=here)
     for image in map(settings.for_image, settings.images):
         assert (image.platforms, image.tags) == (("linux/s390x",), ("flag:1",))
 
 
-def test_an_image_that_says_what_to_expect_is_not_put_to_the_checks_of_all(here: Path) -> None:
+def test_image_expect_replaces_checks(here: Path) -> None:
     pyproject(here, f'{IMAGES}\n[[tool.buildkit-tasks.check]]\ncommand = "id"')
     settings = load_settings(environ={}, folder=here)
     web, worker = map(settings.for_image, settings.images)
@@ -397,7 +389,7 @@ def test_an_image_that_says_what_to_expect_is_not_put_to_the_checks_of_all(here:
     assert worker.checks == ()
 
 
-def test_images_may_stand_in_the_configuration_of_invoke(here: Path) -> None:
+def test_invoke_images(here: Path) -> None:
     settings = load_settings(invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=here)
     assert settings.for_image(settings.images[0]).target == "x"
     assert settings.for_image(settings.images[0]).origins["target"] is SettingOrigin.INVOKE
@@ -424,7 +416,7 @@ def tables(*lines: str) -> str:
         ("image = [1]", "image = [1] is not a list of tables"),
     ],
 )
-def test_a_bad_image_is_an_error_that_names_file_table_and_key(here: Path, text: str, complaint: str) -> None:
+def test_bad_image(here: Path, text: str, complaint: str) -> None:
     path = pyproject(here, text)
     with pytest.raises(SettingsError) as caught:
         load_settings(environ={}, folder=here)
@@ -432,10 +424,10 @@ def test_a_bad_image_is_an_error_that_names_file_table_and_key(here: Path, text:
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_IMAGE", "INVOKE_BUILDKIT_IMAGES"])
-def test_no_variable_can_hold_images(here: Path, variable: str) -> None:
+def test_images_from_environment(here: Path, variable: str) -> None:
     with pytest.raises(SettingsError, match=r"(?s)images cannot come .*\[\[tool\.buildkit-tasks\.image\]\]"):
         load_settings(environ={variable: "web"}, folder=here)
 
 
-def test_an_option_that_may_repeat_is_one_text_where_the_key_is(here: Path) -> None:
+def test_repeated_flag_for_text_key(here: Path) -> None:
     assert load_settings({"target": ["a", "b"]}, environ={}, folder=here).target == "a,b"

@@ -11,7 +11,7 @@ HUB = (
 )
 
 
-def test_docker_hubs_challenge_is_read() -> None:
+def test_docker_hub_challenge() -> None:
     assert parse_challenges(HUB) == (
         Challenge(
             scheme="bearer",
@@ -44,7 +44,7 @@ def test_docker_hubs_challenge_is_read() -> None:
         ('Bearer realm="x",error="y"', [("bearer", {"realm": "x", "error": "y"})]),
     ],
 )  # fmt: skip
-def test_challenges_are_read_by_rfc_9110(text: str, expected: list[tuple[str, dict[str, str]]]) -> None:
+def test_rfc_9110_challenges(text: str, expected: list[tuple[str, dict[str, str]]]) -> None:
     assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == expected
 
 
@@ -69,6 +69,6 @@ def test_challenges_are_read_by_rfc_9110(text: str, expected: list[tuple[str, di
         ("x " + ",".join(f"p{number}=1" for number in range(33)), "more than 32 parameters"),
     ],
 )
-def test_rubbish_is_refused_as_the_registrys(text: str, why: str) -> None:
+def test_invalid_challenges(text: str, why: str) -> None:
     with pytest.raises(RegistryError, match=why):
         parse_challenges(text)

@@ -36,13 +36,13 @@ def store(folder: Path, document: object, run: Scripted | SubprocessRunner | Non
         ("index.docker.io", "docker.io"),
     ],
 )
-def test_what_docker_login_wrote_is_found_by_host(tmp_path: Path, key: str, host: str) -> None:
+def test_docker_login_is_found_by_host(tmp_path: Path, key: str, host: str) -> None:
     found = store(tmp_path, {"auths": {key: {"auth": auth()}}}).find(host)
     assert found == Credential(username="me", password=SECRET)
     assert found.basic_authorization == "Basic " + auth()
 
 
-def test_another_host_gets_nothing(tmp_path: Path) -> None:
+def test_other_host_has_no_credentials(tmp_path: Path) -> None:
     kept = store(tmp_path, {"auths": {"ghcr.io": {"auth": auth()}, HUB_KEY: {"auth": auth("hub")}}})
     assert kept.find("ghcr.io.evil.example") is None
     assert kept.find("evil.example") is None
@@ -51,14 +51,14 @@ def test_another_host_gets_nothing(tmp_path: Path) -> None:
     assert kept.find("docker.io") == Credential(username="hub", password=SECRET)
 
 
-def test_an_exact_key_is_taken_before_one_that_means_the_same_host(tmp_path: Path) -> None:
+def test_exact_key_wins(tmp_path: Path) -> None:
     both = {"https://ghcr.io": {"auth": auth("url")}, "ghcr.io": {"auth": auth("host")}}
     found = store(tmp_path, {"auths": both}).find("ghcr.io")
     assert found is not None
     assert found.username == "host"
 
 
-def test_names_passwords_and_tokens_may_stand_as_they_are(tmp_path: Path) -> None:
+def test_plain_credentials_and_tokens(tmp_path: Path) -> None:
     entries = {
         "a": {"username": "me", "password": "p"},
         "b": {"auth": auth("<token>", ""), "identitytoken": "refresh"},
@@ -74,7 +74,7 @@ def test_names_passwords_and_tokens_may_stand_as_they_are(tmp_path: Path) -> Non
     assert kept.find("e") == Credential(username="me", password="p")
 
 
-def test_a_helper_is_asked_by_standard_input_alone(tmp_path: Path) -> None:
+def test_helper_protocol(tmp_path: Path) -> None:
     answer = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
     run = Scripted().expect("docker-credential-keep get", stdout=answer)
     kept = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
@@ -85,7 +85,7 @@ def test_a_helper_is_asked_by_standard_input_alone(tmp_path: Path) -> None:
     assert all(each.call.timeout and not each.mutates for each in run.calls)
 
 
-def test_a_hosts_own_helper_comes_before_the_one_for_all(tmp_path: Path) -> None:
+def test_host_helper_wins(tmp_path: Path) -> None:
     run = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
     run.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
     kept = store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
@@ -93,14 +93,14 @@ def test_a_hosts_own_helper_comes_before_the_one_for_all(tmp_path: Path) -> None
     assert names == ["own", "all"]
 
 
-def test_a_helper_may_give_an_identity_token(tmp_path: Path) -> None:
+def test_helper_identity_token(tmp_path: Path) -> None:
     run = Scripted().expect("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
     kept = store(tmp_path, {"credsStore": "keep"}, run)
     assert kept.find("x.azurecr.io") == Credential(identity_token="refresh")
 
 
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
-def test_a_helper_that_knows_nothing_means_a_stranger(tmp_path: Path, where: str) -> None:
+def test_helper_without_credentials(tmp_path: Path, where: str) -> None:
     said = "credentials not found in native keychain\n"
     run = Scripted().expect(
         "docker-credential-keep get",
@@ -124,7 +124,7 @@ def test_a_helper_that_knows_nothing_means_a_stranger(tmp_path: Path, where: str
         (0, "", PermissionError(13, "Permission denied"), "Permission denied"),
     ],
 )
-def test_a_helper_that_does_not_work_is_named_without_its_words(
+def test_broken_helper_hides_output(
     tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, why: str
 ) -> None:
     run = Scripted().expect("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
@@ -134,7 +134,7 @@ def test_a_helper_that_does_not_work_is_named_without_its_words(
     assert SECRET not in str(caught.value)
 
 
-def test_a_real_helper_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "bin/docker-credential-mine"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nread host\necho "{\\"Username\\":\\"$1-$host\\",\\"Secret\\":\\"s\\"}"\n')
@@ -169,7 +169,7 @@ def test_a_real_helper_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "\ud800",
     ],
 )
-def test_a_malformed_file_is_named_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+def test_malformed_config(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     raw = text.encode("utf-8", "surrogatepass")
     path.write_bytes(raw)
@@ -180,25 +180,25 @@ def test_a_malformed_file_is_named_and_left_as_it_is(tmp_path: Path, text: str) 
     assert path.read_bytes() == raw
 
 
-def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+def test_config_is_directory(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     with pytest.raises(SettingsError, match="Is a directory"):
         load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted())
 
 
 @pytest.mark.parametrize("text", ["", " \n", "{}", '{"auths": null, "credsStore": ""}'])
-def test_an_empty_file_or_none_means_a_stranger(tmp_path: Path, text: str) -> None:
+def test_missing_docker_config_is_anonymous(tmp_path: Path, text: str) -> None:
     assert load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted()).find("ghcr.io") is None
     assert store(tmp_path, text).find("ghcr.io") is None
 
 
-def test_without_docker_config_the_file_is_in_the_home_folder(tmp_path: Path) -> None:
+def test_config_in_home(tmp_path: Path) -> None:
     (tmp_path / ".docker").mkdir()
     (tmp_path / ".docker/config.json").write_text(json.dumps({"auths": {"x": {"auth": auth()}}}))
     assert load_credentials({"HOME": str(tmp_path)}, Scripted()).find("x") is not None
 
 
-def test_no_representation_shows_a_secret(tmp_path: Path) -> None:
+def test_repr_hides_secrets(tmp_path: Path) -> None:
     entries = {"a": {"auth": auth()}, "b": {"identitytoken": SECRET}, "c": {"registrytoken": SECRET}}
     kept = store(tmp_path, {"auths": entries})
     shown = repr(kept) + "".join(repr(kept.find(host)) for host in entries)

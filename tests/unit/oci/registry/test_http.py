@@ -74,13 +74,13 @@ def refused(reference: str, access: RegistryOptions) -> BuildkitTasksError:
     return caught.value
 
 
-def test_an_image_is_read_over_one_connection(server: Hostile, access: RegistryOptions) -> None:
+def test_pull_uses_one_connection(server: Hostile, access: RegistryOptions) -> None:
     names = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x")
     assert len(read_all(server.hold(hello(names)), access)) == 4
     assert (len(server.asked), server.connections) == (13, 1)
 
 
-def test_the_root_is_fetched_once(server: Hostile, access: RegistryOptions) -> None:
+def test_root_is_fetched_once(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     with open_registry(server.hold(memory), options=access) as source:
         assert source.root_descriptor() == source.root_descriptor() == memory.root_descriptor()
@@ -90,7 +90,7 @@ def test_the_root_is_fetched_once(server: Hostile, access: RegistryOptions) -> N
     assert [each.path for each in server.asked] == ["/v2/team/image/manifests/v1"]
 
 
-def test_documents_and_blobs_are_asked_for_where_they_are(server: Hostile, access: RegistryOptions) -> None:
+def test_request_paths(server: Hostile, access: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     read_all(server.hold(memory), access)
     kinds = [each.path.split("/")[4] for each in server.asked]
@@ -102,7 +102,7 @@ def test_documents_and_blobs_are_asked_for_where_they_are(server: Hostile, acces
     assert server.asked[1].headers["Accept"] == OCI_MANIFEST
 
 
-def test_an_image_is_read_by_its_digest(server: Hostile, access: RegistryOptions) -> None:
+def test_pull_by_digest(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     server.hold(memory)
     digest = memory.root_descriptor().digest
@@ -110,7 +110,7 @@ def test_an_image_is_read_by_its_digest(server: Hostile, access: RegistryOptions
     assert server.asked[0].path.endswith(f"/manifests/{digest}")
 
 
-def test_a_digest_of_another_algorithm_is_compared_as_well(server: Hostile, access: RegistryOptions) -> None:
+def test_pull_by_sha512_digest(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     data = memory.blobs[str(memory.root_descriptor().digest)]
     digest = Digest.from_bytes(data, "sha512")
@@ -119,7 +119,7 @@ def test_a_digest_of_another_algorithm_is_compared_as_well(server: Hostile, acce
         assert source.root_descriptor() == Descriptor(media_type=OCI_INDEX, digest=digest, size=len(data))
 
 
-def test_other_bytes_than_the_digest_asked_for_are_refused(server: Hostile, access: RegistryOptions) -> None:
+def test_manifest_digest_mismatch(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     server.hold(memory)
     data = images.flip(memory.blobs[str(memory.root_descriptor().digest)])
@@ -130,9 +130,7 @@ def test_other_bytes_than_the_digest_asked_for_are_refused(server: Hostile, acce
 
 
 @pytest.mark.parametrize("stated", [str(Digest.from_bytes(b"")), "sha256:../../x", "md5:1"])
-def test_a_digest_that_the_registry_states_has_to_hold(
-    server: Hostile, access: RegistryOptions, stated: str
-) -> None:
+def test_stated_digest_mismatch(server: Hostile, access: RegistryOptions, stated: str) -> None:
     headers = {"Content-Type": OCI_INDEX, "Docker-Content-Digest": stated}
     server.always("*/manifests/*", Reply(headers=headers, body=b'{"schemaVersion":2,"manifests":[]}'))
     assert isinstance(refused(f"{server.host}/team/image", access), MalformedImage)
@@ -152,7 +150,7 @@ def test_a_digest_that_the_registry_states_has_to_hold(
         (OCI_INDEX, "{" * 1000, "JSON"),
     ],
 )
-def test_a_document_is_what_its_header_and_itself_say(
+def test_media_type_mismatch(
     server: Hostile, access: RegistryOptions, header: str, body: str, why: str
 ) -> None:
     headers = {"Content-Type": header} if header else {}
@@ -164,7 +162,7 @@ def test_a_document_is_what_its_header_and_itself_say(
         source.root_descriptor()
 
 
-def test_the_headers_parameters_and_case_do_not_matter(server: Hostile, access: RegistryOptions) -> None:
+def test_content_type_parameters(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     data = memory.blobs[str(memory.root_descriptor().digest)]
     headers = {"Content-Type": f"{OCI_INDEX.upper()}; charset=utf-8"}
@@ -173,7 +171,7 @@ def test_the_headers_parameters_and_case_do_not_matter(server: Hostile, access: 
     assert read_all(f"{server.host}/team/image:v1", access)
 
 
-def test_dockers_own_media_types_are_read(server: Hostile, access: RegistryOptions) -> None:
+def test_docker_media_types(server: Hostile, access: RegistryOptions) -> None:
     memory = Memory()
     config = {**images.platform_json("linux/amd64"), "rootfs": {"type": "layers", "diff_ids": []}}
     document = {
@@ -191,21 +189,21 @@ def test_dockers_own_media_types_are_read(server: Hostile, access: RegistryOptio
         assert read_manifest(source, found).media_type == DOCKER_MANIFEST
 
 
-def test_an_endless_manifest_is_not_read_to_its_end(server: Hostile, access: RegistryOptions) -> None:
+def test_oversized_manifest(server: Hostile, access: RegistryOptions) -> None:
     server.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=bytes(20 << 20)))
     found = refused(f"{server.host}/team/image", access)
     assert isinstance(found, LimitExceeded)
     assert found.exit_code == 5
 
 
-def test_an_unknown_image_is_named(server: Hostile, access: RegistryOptions) -> None:
+def test_unknown_image(server: Hostile, access: RegistryOptions) -> None:
     found = refused(f"{server.host}/team/nothing:v9", access)
     assert (type(found), found.exit_code) == (ManifestUnknown, 4)
     assert f"{server.host} has no {server.host}/team/nothing:v9" in found.message
     assert "docker login" in (found.hint or "")
 
 
-def test_a_missing_blob_is_the_images_fault(server: Hostile, access: RegistryOptions) -> None:
+def test_missing_blob(server: Hostile, access: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     del memory.blobs[layer]
@@ -214,7 +212,7 @@ def test_a_missing_blob_is_the_images_fault(server: Hostile, access: RegistryOpt
     assert f"{layer} is missing from {server.host}/team/image" in found.message
 
 
-def test_urls_in_a_descriptor_are_never_fetched(server: Hostile, access: RegistryOptions) -> None:
+def test_descriptor_urls_are_ignored(server: Hostile, access: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     entry = memory.put(b"layer", LAYER_GZIP)
     del memory.blobs[entry["digest"]]
@@ -230,7 +228,7 @@ def test_urls_in_a_descriptor_are_never_fetched(server: Hostile, access: Registr
 
 
 @pytest.mark.parametrize("size", [0, 1, 100])
-def test_a_blob_is_the_size_that_is_stated(server: Hostile, access: RegistryOptions, size: int) -> None:
+def test_blob_size_limit(server: Hostile, access: RegistryOptions, size: int) -> None:
     memory = hello()
     entry = memory.put(bytes(100), LAYER_GZIP)
     server.hold(memory)
@@ -243,7 +241,7 @@ def test_a_blob_is_the_size_that_is_stated(server: Hostile, access: RegistryOpti
                 read_blob(source, layer, 1000)
 
 
-def test_a_blob_shorter_than_stated_is_told_by_its_size(server: Hostile, access: RegistryOptions) -> None:
+def test_short_blob(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(b"short", LAYER_GZIP)
     server.hold(memory)
@@ -255,16 +253,14 @@ def test_a_blob_shorter_than_stated_is_told_by_its_size(server: Hostile, access:
     assert len(server.requests("*/blobs/*")) == 1
 
 
-def test_flipped_bytes_of_a_blob_are_found(server: Hostile, access: RegistryOptions) -> None:
+def test_corrupt_blob(server: Hostile, access: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     memory.blobs[layer] = images.flip(memory.blobs[layer])
     assert "holds other bytes" in refused(server.hold(memory), access).message
 
 
-def test_a_stream_that_is_closed_early_is_not_read_to_its_end(
-    server: Hostile, access: RegistryOptions
-) -> None:
+def test_early_close(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(bytes(1 << 20), LAYER_GZIP)
     server.hold(memory)
@@ -279,7 +275,7 @@ def test_a_stream_that_is_closed_early_is_not_read_to_its_end(
     assert server.connections == 2
 
 
-def test_two_streams_may_be_open_at_once(server: Hostile, access: RegistryOptions) -> None:
+def test_two_open_streams(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     one, two = (memory.put(bytes([each]) * 300_000, LAYER_GZIP) for each in (1, 2))
     server.hold(memory)
@@ -291,7 +287,7 @@ def test_two_streams_may_be_open_at_once(server: Hostile, access: RegistryOption
             stream.close()
 
 
-def test_a_large_blob_takes_no_memory(server: Hostile, access: RegistryOptions) -> None:
+def test_large_blob_memory(server: Hostile, access: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(bytes(64 << 20), LAYER_GZIP)
     server.hold(memory)
@@ -307,7 +303,7 @@ def test_a_large_blob_takes_no_memory(server: Hostile, access: RegistryOptions) 
     assert peak < 4 << 20
 
 
-def test_a_token_is_fetched_once_and_for_this_repository(server: Hostile, access: RegistryOptions) -> None:
+def test_token_scope(server: Hostile, access: RegistryOptions) -> None:
     reference = server.hold(hello())
     want_token(server, "first")
     read_all(reference, access)
@@ -320,7 +316,7 @@ def test_a_token_is_fetched_once_and_for_this_repository(server: Hostile, access
     assert server.connections == 1
 
 
-def test_a_token_that_has_run_out_is_replaced_once(server: Hostile, access: RegistryOptions) -> None:
+def test_expired_token_is_renewed(server: Hostile, access: RegistryOptions) -> None:
     reference = server.hold(hello())
     server.answer("/token*", token("first"), token("second"))
     wanted = bearer(f"http://{server.host}/token")
@@ -331,7 +327,7 @@ def test_a_token_that_has_run_out_is_replaced_once(server: Hostile, access: Regi
     assert [each.authorization for each in server.asked if "/v2/" in each.path][-1] == "Bearer second"
 
 
-def test_a_token_that_does_not_help_is_an_end(server: Hostile, access: RegistryOptions) -> None:
+def test_rejected_token(server: Hostile, access: RegistryOptions) -> None:
     server.always("/token*", token())
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
     found = refused(server.hold(hello()), access)
@@ -340,7 +336,7 @@ def test_a_token_that_does_not_help_is_an_end(server: Hostile, access: RegistryO
     assert len(server.requests("/token*")) == 1
 
 
-def test_scopes_and_a_query_in_the_realm_are_kept(server: Hostile, access: RegistryOptions) -> None:
+def test_challenge_scopes_and_query(server: Hostile, access: RegistryOptions) -> None:
     server.answer("/token*", token())
     scope = "repository:a:pull repository:b:pull,push"
     server.answer("/v2/*", bearer(f"http://{server.host}/token?x=1", scope=scope))
@@ -349,9 +345,7 @@ def test_scopes_and_a_query_in_the_realm_are_kept(server: Hostile, access: Regis
     assert query == {"x": ["1"], "service": ["tests"], "scope": scope.split()}
 
 
-def test_the_token_server_gets_name_and_password(
-    server: Hostile, access: RegistryOptions, tmp_path: Path
-) -> None:
+def test_token_server_gets_password(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host)
     want_token(server, "mine")
     read_all(server.hold(hello()), access)
@@ -361,9 +355,7 @@ def test_the_token_server_gets_name_and_password(
     assert {each.authorization for each in server.requests("/v2/*")} == {"", "Bearer mine"}
 
 
-def test_an_identity_token_is_traded_by_post(
-    server: Hostile, access: RegistryOptions, tmp_path: Path
-) -> None:
+def test_identity_token_exchange(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host, identitytoken="refresh me")
     want_token(server, "traded")
     read_all(server.hold(hello()), access)
@@ -379,7 +371,7 @@ def test_an_identity_token_is_traded_by_post(
     }
 
 
-def test_a_registry_token_is_sent_as_it_is(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+def test_registry_token(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host, registrytoken="ready")
     want_token(server, "ready")
     read_all(server.hold(hello()), access)
@@ -400,7 +392,7 @@ def test_a_registry_token_is_sent_as_it_is(server: Hostile, access: RegistryOpti
         (Reply(status=403), "docker login"),
     ],
 )
-def test_a_bad_token_is_told(server: Hostile, access: RegistryOptions, reply: Reply, why: str) -> None:
+def test_bad_token_response(server: Hostile, access: RegistryOptions, reply: Reply, why: str) -> None:
     server.always("/token*", reply)
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
     found = refused(server.hold(hello()), access)
@@ -409,15 +401,13 @@ def test_a_bad_token_is_told(server: Hostile, access: RegistryOptions, reply: Re
     assert why in str(found)
 
 
-def test_an_endless_token_is_not_read_to_its_end(server: Hostile, access: RegistryOptions) -> None:
+def test_oversized_token_response(server: Hostile, access: RegistryOptions) -> None:
     server.always("/token*", Reply(body=bytes(5 << 20)))
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
     assert isinstance(refused(server.hold(hello()), access), LimitExceeded)
 
 
-def test_a_name_and_password_are_sent_where_basic_is_wanted(
-    server: Hostile, access: RegistryOptions, tmp_path: Path
-) -> None:
+def test_basic_auth(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host)
     server.answer("/v2/*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     read_all(server.hold(hello()), access)
@@ -428,17 +418,13 @@ def test_a_name_and_password_are_sent_where_basic_is_wanted(
 @pytest.mark.parametrize(
     "challenge", ["", "Negotiate", "Digest realm=x", "Bearer", 'Bearer realm="/x"', "{}"]
 )
-def test_a_challenge_without_an_answer_is_told(
-    server: Hostile, access: RegistryOptions, challenge: str
-) -> None:
+def test_unsupported_challenge(server: Hostile, access: RegistryOptions, challenge: str) -> None:
     server.always("*", Reply(status=401, headers={"WWW-Authenticate": challenge} if challenge else {}))
     found = refused(server.hold(hello()), access)
     assert (type(found), found.exit_code) == (RegistryError, 4)
 
 
-def test_a_helper_that_is_broken_does_not_stop_a_stranger(
-    server: Hostile, access: RegistryOptions, tmp_path: Path
-) -> None:
+def test_broken_helper_pulls_anonymously(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"credsStore": "gone"}', encoding="utf-8")
     run = access.commands
     assert isinstance(run, Scripted)
@@ -456,16 +442,14 @@ def want_token(server: Hostile, text: str) -> None:
     server.answer("/v2/*", bearer(f"http://{server.host}/token"))
 
 
-def test_a_tls_server_on_the_loopback_interface_is_found_out(
-    access: RegistryOptions, server: Hostile
-) -> None:
+def test_tls_server_on_loopback(access: RegistryOptions, server: Hostile) -> None:
     said = b"Client sent an HTTP request to an HTTPS server.\n"
     server.always("*", Reply(status=400, body=said))
     found = refused(f"{server.host}/team/image", access)
     assert f"https://{server.host}" in found.message  # and there nobody speaks TLS
 
 
-def test_mirrors_are_asked_first_and_the_registry_last(
+def test_mirrors_come_first(
     server: Hostile, access: RegistryOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = hello()
@@ -483,7 +467,7 @@ def test_mirrors_are_asked_first_and_the_registry_last(
         assert [each.path for each in empty.asked] == [f"/v2/library/alpine/manifests/{tag}" for tag in "34"]
 
 
-def test_a_mirror_that_lies_about_a_digest_is_passed_over(
+def test_mirror_with_wrong_digest(
     server: Hostile, access: RegistryOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = hello()
@@ -506,19 +490,19 @@ def test_other_registries_have_no_mirrors(server: Hostile, access: RegistryOptio
 @pytest.mark.parametrize(
     "text", ["http://mirror.example.com", "https://a/path", "ftp://a", "", "https://me:pw@a b"]
 )
-def test_a_mirror_that_cannot_be_used_is_told(access: RegistryOptions, text: str) -> None:
+def test_invalid_mirror(access: RegistryOptions, text: str) -> None:
     with pytest.raises(UsageError) as caught, open_registry("alpine", mirrors=[text], options=access):
         pass
     assert "pw" not in str(caught.value)
 
 
 @pytest.mark.parametrize("word", ["", "Alpine", "--privileged", "https://x/y"])
-def test_a_bad_reference_is_told_before_anything_is_opened(access: RegistryOptions, word: str) -> None:
+def test_invalid_reference(access: RegistryOptions, word: str) -> None:
     with pytest.raises(UsageError), open_registry(word, options=access):
         pass
 
 
-def test_requests_is_imported_when_a_registry_is_opened(tmp_path: Path) -> None:
+def test_requests_is_imported_lazily(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom buildkit_tasks.oci.registry import open_registry\n"
         "assert not {'requests', 'urllib3'} & set(sys.modules)\n"
@@ -544,7 +528,7 @@ class Slow(io.RawIOBase):
         return 1
 
 
-def test_a_drip_ends_after_a_while_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_trickle_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     meter = MeteredReader(Slow(clock, 10), timeout=60)
@@ -555,7 +539,7 @@ def test_a_drip_ends_after_a_while_of_waiting(monkeypatch: pytest.MonkeyPatch) -
         meter.read(1)
 
 
-def test_a_slow_but_steady_line_is_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steady_slow_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     meter = MeteredReader(Slow(clock, 0.9 / MIN_BYTES_PER_SECOND), timeout=0.01)
@@ -563,7 +547,7 @@ def test_a_slow_but_steady_line_is_good_enough(monkeypatch: pytest.MonkeyPatch) 
         meter.read(1)
 
 
-def test_more_than_was_asked_for_is_not_taken() -> None:
+def test_excess_data_is_rejected() -> None:
     meter = MeteredReader(io.FileIO("/dev/zero"), timeout=60)
     meter.allow_body(1 << 20)
     with pytest.raises(OSError, match="more than it was asked for"):

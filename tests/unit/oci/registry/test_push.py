@@ -63,7 +63,7 @@ def uploads(push: Push) -> list[Asked]:
 # What is sent
 
 
-def test_every_byte_that_the_root_reaches_is_sent_and_nothing_else(push: Push) -> None:
+def test_push_sends_reachable_blobs(push: Push) -> None:
     memory = hello()
     wanted = dict(memory.blobs)
     memory.put(b"nobody names this", LAYER_TAR)
@@ -71,13 +71,13 @@ def test_every_byte_that_the_root_reaches_is_sent_and_nothing_else(push: Push) -
     assert kept(push) == wanted
 
 
-def test_no_tag_is_touched_not_even_the_destinations_own(push: Push) -> None:
+def test_push_moves_no_tag(push: Push) -> None:
     push.send(hello(), "team/app:v1")
     assert push.server.moved == []
     assert not push.server.requests("*/manifests/v1")
 
 
-def test_blobs_go_first_then_manifests_and_the_index_last(push: Push) -> None:
+def test_push_order(push: Push) -> None:
     memory = hello()
     push.send(memory)
     puts = [each for each in push.server.asked if each.method == "PUT"]
@@ -87,7 +87,7 @@ def test_blobs_go_first_then_manifests_and_the_index_last(push: Push) -> None:
     assert kinds[9:] == [str(memory.root_descriptor().digest)]
 
 
-def test_an_index_in_an_index_comes_after_what_it_lists(push: Push) -> None:
+def test_nested_index_order(push: Push) -> None:
     memory = hello()
     inner = {
         "mediaType": OCI_INDEX,
@@ -100,14 +100,14 @@ def test_an_index_in_an_index_comes_after_what_it_lists(push: Push) -> None:
     assert order[-2:] == [inner["digest"], str(memory.root_descriptor().digest)]
 
 
-def test_a_single_manifest_is_an_image_too(push: Push) -> None:
+def test_push_single_manifest(push: Push) -> None:
     memory = Memory()
     memory.point(put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)]))
     push.send(memory)
     assert kept(push) == memory.blobs
 
 
-def test_attestations_are_sent_like_the_rest(push: Push) -> None:
+def test_push_attestations(push: Push) -> None:
     memory = Memory()
     entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)])
     statement = memory.put(b'{"_type":"https://in-toto.io/Statement/v0.1"}', "application/vnd.in-toto+json")
@@ -126,7 +126,7 @@ def test_attestations_are_sent_like_the_rest(push: Push) -> None:
     assert kept(push) == memory.blobs
 
 
-def test_of_a_foreign_layer_only_the_descriptor_is_sent(push: Push) -> None:
+def test_foreign_layer_is_not_sent(push: Push) -> None:
     memory = Memory()
     foreign = {**memory.put(b"licensed", FOREIGN), "urls": ["https://example.org/layer"]}
     entry = put_manifest(memory, platform_json("windows/amd64"), [foreign])
@@ -137,7 +137,7 @@ def test_of_a_foreign_layer_only_the_descriptor_is_sent(push: Push) -> None:
     assert foreign["digest"] not in memory.opened
 
 
-def test_what_is_there_is_not_sent_again(push: Push) -> None:
+def test_second_push_sends_nothing(push: Push) -> None:
     memory = hello()
     push.send(memory)
     before = len(push.server.asked)
@@ -145,14 +145,14 @@ def test_what_is_there_is_not_sent_again(push: Push) -> None:
     assert {each.method for each in push.server.asked[before:]} == {"GET", "HEAD"}
 
 
-def test_a_blob_of_another_length_counts_as_missing(push: Push) -> None:
+def test_blob_of_wrong_size_is_sent(push: Push) -> None:
     memory = one_layer()
     push.server.answer("HEAD */blobs/*", *[Reply(body=b"x" * 7)] * 2)
     push.send(memory)
     assert len(uploads(push)) == 2
 
 
-def test_a_blob_that_two_platforms_share_is_sent_once(push: Push) -> None:
+def test_shared_blob_is_sent_once(push: Push) -> None:
     memory = Memory()
     layer = memory.put(LAYER, LAYER_GZIP)
     entries = [
@@ -163,7 +163,7 @@ def test_a_blob_that_two_platforms_share_is_sent_once(push: Push) -> None:
     assert len(uploads(push)) == 3
 
 
-def test_an_empty_blob_is_sent_with_its_length(push: Push) -> None:
+def test_empty_blob(push: Push) -> None:
     memory = one_layer(b"", LAYER_TAR)
     push.send(memory)
     assert kept(push)[str(Digest.from_bytes(b""))] == b""
@@ -171,17 +171,17 @@ def test_an_empty_blob_is_sent_with_its_length(push: Push) -> None:
     assert not any("Transfer-Encoding" in each.headers for each in push.server.asked)
 
 
-def test_every_body_has_a_length(push: Push) -> None:
+def test_uploads_have_content_length(push: Push) -> None:
     push.send(one_layer())
     assert {each.headers.get("Content-Length") for each in uploads(push)} >= {str(len(LAYER))}
 
 
-def test_several_blobs_are_on_their_way_at_once(push: Push) -> None:
+def test_parallel_uploads(push: Push) -> None:
     push.send(hello([f"linux/{name}" for name in ("amd64", "arm64", "s390x", "ppc64le")]))
     assert len({each.connection for each in uploads(push)}) > 1
 
 
-def test_with_one_job_there_is_one_connection(push: Push) -> None:
+def test_one_job_uses_one_connection(push: Push) -> None:
     push.send(hello(), jobs=1)
     assert push.server.connections == 1
 
@@ -198,9 +198,7 @@ def test_with_one_job_there_is_one_connection(push: Push) -> None:
     ],
     ids=["flipped", "short", "long"],
 )
-def test_a_wrong_blob_is_never_sent_to_its_end(
-    push: Push, change: Callable[[bytes], bytes], said: str
-) -> None:
+def test_wrong_blob_is_not_completed(push: Push, change: Callable[[bytes], bytes], said: str) -> None:
     memory = one_layer()
     digest = str(Digest.from_bytes(LAYER))
     memory.blobs[digest] = change(LAYER)
@@ -212,7 +210,7 @@ def test_a_wrong_blob_is_never_sent_to_its_end(
     assert push.server.requests("PUT */manifests/*") == []
 
 
-def test_a_wrong_manifest_is_found_before_anything_is_asked(push: Push) -> None:
+def test_wrong_manifest_sends_nothing(push: Push) -> None:
     memory = one_layer()
     memory.blobs[str(memory.root_descriptor().digest)] = flip(
         memory.blobs[str(memory.root_descriptor().digest)]
@@ -222,7 +220,7 @@ def test_a_wrong_manifest_is_found_before_anything_is_asked(push: Push) -> None:
     assert push.server.asked == []
 
 
-def test_a_missing_layer_begins_no_upload(push: Push) -> None:
+def test_missing_layer_starts_no_upload(push: Push) -> None:
     memory = one_layer()
     del memory.blobs[str(Digest.from_bytes(LAYER))]
     with pytest.raises(MalformedImage, match="missing"):
@@ -231,7 +229,7 @@ def test_a_missing_layer_begins_no_upload(push: Push) -> None:
     assert push.server.requests("PUT */manifests/*") == []
 
 
-def test_a_part_of_an_image_is_not_pushed_as_the_whole(push: Push) -> None:
+def test_partial_image_is_rejected(push: Push) -> None:
     memory = Partial(**vars(hello()))
     with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here: only a part of the image is"):
         push.send(memory)
@@ -245,7 +243,7 @@ class Partial(Memory):
         return "amd64" in str(descriptor.platform)
 
 
-def test_indexes_without_end_are_refused() -> None:
+def test_deeply_nested_indexes() -> None:
     memory = hello(["linux/amd64"])
     for _ in range(4):
         root = memory.root_descriptor()
@@ -255,7 +253,7 @@ def test_indexes_without_end_are_refused() -> None:
         push_order(memory)
 
 
-def test_an_index_with_too_many_entries_is_refused() -> None:
+def test_too_many_index_entries() -> None:
     memory = Memory()
     entry = put_manifest(memory, platform_json("linux/amd64"), [])
     memory.index([{**entry, "annotations": {"n": str(number)}} for number in range(1001)])
@@ -263,7 +261,7 @@ def test_an_index_with_too_many_entries_is_refused() -> None:
         push_order(memory)
 
 
-def test_blobs_come_in_the_order_of_their_source() -> None:
+def test_source_order_of_blobs() -> None:
     class Ordered(Memory):
         def read_order(self, descriptor: Descriptor) -> int:
             return -sorted(self.blobs).index(str(descriptor.digest))
@@ -275,19 +273,19 @@ def test_blobs_come_in_the_order_of_their_source() -> None:
 # Where it is sent
 
 
-def test_an_upload_goes_where_the_registry_says_with_its_state(push: Push) -> None:
+def test_upload_keeps_location_query(push: Push) -> None:
     push.send(one_layer())
     for each in uploads(push):
         assert each.path.startswith("/upload/team/app?state=a%2Fb&digest=sha256%3A")
 
 
-def test_a_location_without_a_query_gets_one(push: Push) -> None:
+def test_location_without_query(push: Push) -> None:
     push.server.always("POST *", Reply(status=202, headers={"Location": "/upload/team/app"}))
     push.send(one_layer())
     assert all(each.path.startswith("/upload/team/app?digest=sha256%3A") for each in uploads(push))
 
 
-def test_another_host_gets_the_bytes_and_no_authorization(push: Push, tmp_path: Path) -> None:
+def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
     with hostile("127.0.0.2") as store:
         log_in(tmp_path, push.server.host)
         push.server.always(
@@ -312,20 +310,20 @@ def test_another_host_gets_the_bytes_and_no_authorization(push: Push, tmp_path: 
         ("https://x y/", "no URL"),
     ],
 )
-def test_a_location_that_leads_astray_is_not_followed(push: Push, location: str, said: str) -> None:
+def test_unsafe_upload_location(push: Push, location: str, said: str) -> None:
     push.server.always("POST *", Reply(status=202, headers={"Location": location} if location else {}))
     found = push.refused(one_layer())
     assert said in found.message
     assert uploads(push) == []
 
 
-def test_an_upload_that_ends_before_it_began_is_an_error(push: Push) -> None:
+def test_unexpected_201_to_upload_start(push: Push) -> None:
     push.server.always("POST *", Reply(status=201))
     assert "answers 201 for" in push.refused(one_layer()).message
     assert uploads(push) == []
 
 
-def test_a_registry_that_makes_no_repositories_is_told_from_one_that_is_gone(push: Push) -> None:
+def test_missing_repository_hint(push: Push) -> None:
     push.server.always("POST *", Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}'))
     found = push.refused(one_layer())
     assert found.message.endswith(
@@ -337,7 +335,7 @@ def test_a_registry_that_makes_no_repositories_is_told_from_one_that_is_gone(pus
 # Who we are
 
 
-def test_a_token_is_asked_for_once_for_pulling_and_pushing(push: Push) -> None:
+def test_token_for_pull_and_push(push: Push) -> None:
     push.server.answer("/v2/", bearer(f"http://{push.server.host}/token"))
     push.server.answer("/token*", token())
     push.send(hello())
@@ -347,7 +345,7 @@ def test_a_token_is_asked_for_once_for_pulling_and_pushing(push: Push) -> None:
     assert {each.authorization for each in others} == {"Bearer t0ken"}
 
 
-def test_a_challenge_for_less_is_answered_for_all_that_is_needed(push: Push) -> None:
+def test_narrow_challenge_is_widened(push: Push) -> None:
     realm = f"http://{push.server.host}/token"
     push.server.answer("HEAD */blobs/*", bearer(realm, scope="repository:team/app:pull repository:x/y:pull"))
     push.server.answer("/token*", token())
@@ -358,7 +356,7 @@ def test_a_challenge_for_less_is_answered_for_all_that_is_needed(push: Push) -> 
     assert "scope=repository%3Ax%2Fy%3Apull" in asked.path
 
 
-def test_of_several_threads_that_want_a_token_one_gets_it_for_all(push: Push) -> None:
+def test_threads_share_token(push: Push) -> None:
     wants = dataclasses.replace(bearer(f"http://{push.server.host}/token"), drip_headers=0.003)
     push.server.answer("HEAD */blobs/*", wants, wants, wants, wants)
     push.server.answer("/token*", token())
@@ -366,7 +364,7 @@ def test_of_several_threads_that_want_a_token_one_gets_it_for_all(push: Push) ->
     assert len(push.server.requests("/token*")) == 1
 
 
-def test_a_token_that_runs_out_in_the_middle_is_renewed_and_the_blob_sent_anew(push: Push) -> None:
+def test_token_expires_during_push(push: Push) -> None:
     realm = f"http://{push.server.host}/token"
     push.server.answer("/v2/", bearer(realm))
     push.server.answer("PUT /upload/*", bearer(realm))
@@ -377,9 +375,7 @@ def test_a_token_that_runs_out_in_the_middle_is_renewed_and_the_blob_sent_anew(p
     assert [each.authorization for each in uploads(push)] == ["Bearer one", "Bearer two", "Bearer two"]
 
 
-def test_a_malformed_docker_configuration_is_told_before_anything_is_asked(
-    push: Push, tmp_path: Path
-) -> None:
+def test_malformed_docker_config(push: Push, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(SettingsError):
         push.send(hello())
@@ -389,13 +385,13 @@ def test_a_malformed_docker_configuration_is_told_before_anything_is_asked(
 # What the registry answers
 
 
-def test_a_registry_that_states_another_digest_is_not_believed(push: Push) -> None:
+def test_push_digest_mismatch(push: Push) -> None:
     other = {"Docker-Content-Digest": str(Digest.from_bytes(b"other"))}
     push.server.answer("PUT /upload/*", Reply(status=201, headers=other))
     assert "states sha256:" in push.refused(one_layer()).message
 
 
-def test_a_registry_may_leave_out_digests(push: Push) -> None:
+def test_registry_without_digests(push: Push) -> None:
     push.server.states_digests = False
     memory = hello()
     push.send(memory)
@@ -403,13 +399,13 @@ def test_a_registry_may_leave_out_digests(push: Push) -> None:
     assert kept(push) == memory.blobs
 
 
-def test_a_digest_that_is_none_is_an_error_of_the_registry(push: Push) -> None:
+def test_invalid_stated_digest(push: Push) -> None:
     memory = one_layer()
     push.server.always("HEAD */manifests/*", Reply(headers={"Docker-Content-Digest": "sha256:../../x"}))
     assert "states a digest that is none" in push.refused(memory).message
 
 
-def test_the_registrys_own_word_is_told(push: Push) -> None:
+def test_registry_error_message(push: Push) -> None:
     body = b'{"errors":[{"code":"MANIFEST_INVALID","message":"\x1b[2Jevil"}]}'
     push.server.always("PUT */manifests/*", Reply(status=422, body=body))
     found = push.refused(one_layer())
@@ -417,7 +413,7 @@ def test_the_registrys_own_word_is_told(push: Push) -> None:
     assert "answers 422 for" in found.message
 
 
-def test_the_first_failure_ends_the_uploads_that_hang(push: Push) -> None:
+def test_failure_aborts_other_uploads(push: Push) -> None:
     memory = hello(["linux/amd64", "linux/arm64"])
     push.server.answer("PUT /upload/*", Reply(silent=True), Reply(status=413))
     started = time.monotonic()
@@ -425,7 +421,7 @@ def test_the_first_failure_ends_the_uploads_that_hang(push: Push) -> None:
     assert time.monotonic() - started < 5  # and not the minute that a silence may take
 
 
-def test_waits_are_given_up_with_the_rest(tmp_path: Path) -> None:
+def test_failure_ends_waits(tmp_path: Path) -> None:
     with hostile() as server:
         bench = Push(
             server=server,
@@ -437,7 +433,7 @@ def test_waits_are_given_up_with_the_rest(tmp_path: Path) -> None:
         assert time.monotonic() - started < 5
 
 
-def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
+def test_source_is_read_on_demand(push: Push) -> None:
     size = 512 << 20
 
     class Endless(io.RawIOBase):
@@ -464,7 +460,7 @@ def test_no_more_is_read_of_a_blob_than_the_registry_takes(push: Push) -> None:
     assert 1 << 20 <= memory.stream.given < 128 << 20  # what the kernel takes is not much
 
 
-def test_what_was_given_up_asks_nobody_any_more(push: Push) -> None:
+def test_aborted_client_sends_nothing(push: Push) -> None:
     with open_uploader(push.at("team/app"), options=push.access) as uploads:
         before = len(push.server.asked)
         uploads.abort()
@@ -473,7 +469,7 @@ def test_what_was_given_up_asks_nobody_any_more(push: Push) -> None:
     assert len(push.server.asked) == before
 
 
-def test_a_connection_that_comes_too_late_is_not_used() -> None:
+def test_late_connection_is_closed() -> None:
     """It was made by another thread while the work was given up: nobody would ever end it."""
     adapter = MeteredAdapter(None, 1.0)
     adapter.abort()

@@ -28,9 +28,7 @@ def parts(push: Push) -> list[Asked]:
     [(4 * MIB, [4, 4, 1]), (5 * MIB, [4, 4, 1]), (MIB, [1] * 9)],
     ids=["four", "five", "one"],
 )
-def test_a_blob_that_is_too_large_for_one_request_is_sent_in_smaller_ones(
-    push: Push, largest: int, sizes: list[int]
-) -> None:
+def test_large_blob_is_chunked(push: Push, largest: int, sizes: list[int]) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = largest
     push.send(memory, jobs=1)
@@ -42,7 +40,7 @@ def test_a_blob_that_is_too_large_for_one_request_is_sent_in_smaller_ones(
     ]
 
 
-def test_what_does_fit_is_sent_whole(push: Push) -> None:
+def test_fitting_blob_is_not_chunked(push: Push) -> None:
     push.server.largest = 9 * MIB
     push.send(one_layer(LAYER[: 9 * MIB]), jobs=1)
     assert push.server.requests("PATCH *") == []
@@ -55,7 +53,7 @@ def layers_of(*layers: bytes) -> Memory:
     return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
 
 
-def test_the_next_blob_is_sent_in_parts_at_once(push: Push) -> None:
+def test_chunk_size_is_remembered(push: Push) -> None:
     memory = layers_of(*(LAYER[number : number + 5 * MIB] for number in range(3)))
     push.server.largest = 4 * MIB
     push.send(memory, jobs=1)
@@ -65,7 +63,7 @@ def test_the_next_blob_is_sent_in_parts_at_once(push: Push) -> None:
     assert push.waits == [0]
 
 
-def test_the_last_part_may_be_short_and_none_is_empty(push: Push) -> None:
+def test_last_chunk(push: Push) -> None:
     memory = one_layer(LAYER[: 8 * MIB + 1])
     push.server.largest = 4 * MIB
     push.send(memory, jobs=1)
@@ -73,7 +71,7 @@ def test_the_last_part_may_be_short_and_none_is_empty(push: Push) -> None:
     assert [len(each.body) for each in parts(push)] == [4 * MIB, 4 * MIB, 1]
 
 
-def test_a_registry_that_wants_larger_parts_gets_them(push: Push) -> None:
+def test_minimum_chunk_size(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = 6 * MIB
     headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": str(5 * MIB)}
@@ -84,7 +82,7 @@ def test_a_registry_that_wants_larger_parts_gets_them(push: Push) -> None:
 
 
 @pytest.mark.parametrize("stated", ["", "-1", "x", "9" * 30, "9" * 5000])
-def test_what_a_registry_says_of_parts_cannot_fill_the_memory(push: Push, stated: str) -> None:
+def test_minimum_chunk_size_is_capped(push: Push, stated: str) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = 8 * MIB
     headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": stated}
@@ -96,14 +94,14 @@ def test_what_a_registry_says_of_parts_cannot_fill_the_memory(push: Push, stated
         assert kept(push) == memory.blobs
 
 
-def test_where_even_a_small_part_is_too_large_the_refusal_is_told(push: Push) -> None:
+def test_smallest_chunk_is_rejected(push: Push) -> None:
     push.server.largest = MIB // 2
     found = push.refused(one_layer(LAYER[: 9 * MIB]))
     assert "answers 413" in found.message
     assert push.server.requests("PUT */manifests/*") == []
 
 
-def test_a_part_that_is_lost_begins_the_blob_anew(push: Push) -> None:
+def test_lost_chunk_restarts_blob(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = 4 * MIB
     push.server.answer("PATCH *", Reply(status=202, headers={"Location": "/upload/team/app?state=lost"}))
@@ -116,7 +114,7 @@ def test_a_part_that_is_lost_begins_the_blob_anew(push: Push) -> None:
     ]
 
 
-def test_a_part_that_is_refused_before_all_of_it_was_read_ends_its_connection(push: Push) -> None:
+def test_early_rejection_closes_connection(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.largest = 4 * MIB
     push.server.answer("PATCH *", Reply(status=413, unread=4 * MIB - 1000))
@@ -125,7 +123,7 @@ def test_a_part_that_is_refused_before_all_of_it_was_read_ends_its_connection(pu
     assert len(push.waits) == 2  # for the two refusals, and for nothing that was lost after them
 
 
-def test_what_is_not_what_it_should_be_is_never_ended(push: Push) -> None:
+def test_wrong_blob_is_not_completed(push: Push) -> None:
     memory = layers_of(LAYER[: 5 * MIB], LAYER[: 9 * MIB])
     _, digest, *_ = memory.blobs
     memory.blobs[digest] = flip(memory.blobs[digest])
@@ -137,7 +135,7 @@ def test_what_is_not_what_it_should_be_is_never_ended(push: Push) -> None:
     assert digest not in kept(push)
 
 
-def test_parts_that_lead_to_another_host_take_no_login_there(push: Push) -> None:
+def test_chunks_to_other_host(push: Push) -> None:
     log_in(Path(push.access.environ["DOCKER_CONFIG"]), push.server.host)
     push.server.answer("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     push.server.largest = 4 * MIB

@@ -43,7 +43,7 @@ def put(folder: Path, host: str, **files: Path) -> Path:
     return place
 
 
-def test_a_client_certificate_is_shown_where_there_is_one(certificate: Certificate, tmp_path: Path) -> None:
+def test_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
     with hostile(tls=certificate, clients=True) as server:
         reference = server.hold(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
@@ -53,7 +53,7 @@ def test_a_client_certificate_is_shown_where_there_is_one(certificate: Certifica
         assert root(reference, tmp_path)
 
 
-def test_a_registrys_authority_counts_for_its_token_server(certificate: Certificate, tmp_path: Path) -> None:
+def test_authority_covers_token_server(certificate: Certificate, tmp_path: Path) -> None:
     with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate) as tokens:
         reference = server.hold(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
@@ -63,7 +63,7 @@ def test_a_registrys_authority_counts_for_its_token_server(certificate: Certific
         assert len(tokens.asked) == 1
 
 
-def test_a_client_certificate_is_shown_to_no_other_host(certificate: Certificate, tmp_path: Path) -> None:
+def test_client_certificate_per_host(certificate: Certificate, tmp_path: Path) -> None:
     with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate, clients=True) as tokens:
         reference = server.hold(hello())
         own = {"client_cert": certificate.certificate, "client_key": certificate.key}
@@ -76,7 +76,7 @@ def test_a_client_certificate_is_shown_to_no_other_host(certificate: Certificate
 
 
 @pytest.mark.parametrize("name", ["ca.crt", "client.cert"])
-def test_a_file_that_is_no_certificate_is_named(certificate: Certificate, tmp_path: Path, name: str) -> None:
+def test_invalid_certificate_file(certificate: Certificate, tmp_path: Path, name: str) -> None:
     with hostile(tls=certificate) as server:
         place = put(tmp_path, server.host, ca_crt=certificate.authority)
         (place / name).write_text("rubbish", encoding="utf-8")
@@ -85,9 +85,7 @@ def test_a_file_that_is_no_certificate_is_named(certificate: Certificate, tmp_pa
         assert str(place) in caught.value.message
 
 
-def test_a_bundle_in_the_environment_that_is_not_there_is_named(
-    certificate: Certificate, tmp_path: Path
-) -> None:
+def test_missing_ca_bundle(certificate: Certificate, tmp_path: Path) -> None:
     with hostile(tls=certificate) as server:
         put(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(SettingsError, match="environment REQUESTS_CA_BUNDLE"):
@@ -95,7 +93,7 @@ def test_a_bundle_in_the_environment_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize("netloc", ["..", ".", "../x", "", "a/b", "-x", "a\n"])
-def test_no_host_leads_out_of_the_folder_of_certificates(tmp_path: Path, netloc: str) -> None:
+def test_unsafe_certificate_host(tmp_path: Path, netloc: str) -> None:
     (tmp_path / "certs.d/a/b").mkdir(parents=True)
     access = RegistryOptions(certificate_dirs=(tmp_path / "certs.d",), commands=Scripted())
     assert list(find_certificate_dirs(netloc, access)) == []

@@ -31,7 +31,7 @@ def place(text: str) -> Url:
     return Url.parse(text)
 
 
-def test_a_place_is_put_together_from_what_was_understood() -> None:
+def test_url_is_normalized() -> None:
     here = place("HTTPS://User:pass@Registry.Example.COM:443/a/b?c=d#e")
     assert (here.scheme, here.host, here.port) == ("https", "registry.example.com", 443)
     assert here.text == "https://registry.example.com/a/b?c=d"
@@ -40,7 +40,7 @@ def test_a_place_is_put_together_from_what_was_understood() -> None:
     assert place("https://a").with_target("/v2/").text == "https://a/v2/"
 
 
-def test_a_signature_is_not_shown() -> None:
+def test_repr_hides_query() -> None:
     assert "c2ln" not in repr(place("https://cdn.example.net/x?sig=c2ln"))
 
 
@@ -53,7 +53,7 @@ def test_a_signature_is_not_shown() -> None:
         ("http://b.example", "http://b.example/"),
     ],
 )
-def test_a_location_is_relative_to_where_it_was_said(location: str, url: str) -> None:
+def test_relative_location(location: str, url: str) -> None:
     assert Url.parse(location, place("https://a.example/v2/x")).text == url
 
 
@@ -66,13 +66,13 @@ def test_a_location_is_relative_to_where_it_was_said(location: str, url: str) ->
         "javascript:x", "https://a/" + "x" * 20000,
     ],
 )  # fmt: skip
-def test_what_is_no_http_url_is_refused(text: str) -> None:
+def test_invalid_url(text: str) -> None:
     with pytest.raises(RegistryError, match=r"no (http or https )?URL"):
         Url.parse(text)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
-def test_the_loopback_interface_is_known(host: str) -> None:
+def test_loopback(host: str) -> None:
     assert is_loopback(host)
 
 
@@ -80,7 +80,7 @@ def test_the_loopback_interface_is_known(host: str) -> None:
     "host",
     ["localhost.example.com", "128.0.0.1", "10.0.0.1", "0.0.0.0", "::2", "a", "127.1"],  # noqa: S104
 )
-def test_other_hosts_are_not_taken_for_it(host: str) -> None:
+def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -100,7 +100,7 @@ def test_other_hosts_are_not_taken_for_it(host: str) -> None:
         ("http://[::1]:5000", "http://localhost/x"),
     ],
 )
-def test_a_hop_that_leads_no_further_in_is_followed(home: str, target: str) -> None:
+def test_allowed_redirects(home: str, target: str) -> None:
     check_redirect(place(home), place(home), place(target), look_up)
 
 
@@ -136,7 +136,7 @@ def test_a_hop_that_leads_no_further_in_is_followed(home: str, target: str) -> N
         ("http://127.0.0.1:5000", "https://224.0.0.1/x", "no registry has"),
     ],
 )
-def test_a_hop_further_in_is_refused_by_name(home: str, target: str, why: str) -> None:
+def test_forbidden_redirects(home: str, target: str, why: str) -> None:
     with pytest.raises(RegistryError, match=why) as caught:
         check_redirect(place(home), place(home), place(target), look_up)
     assert place(home).netloc in caught.value.message
@@ -167,7 +167,7 @@ def test_a_hop_further_in_is_refused_by_name(home: str, target: str, why: str) -
         ("http://localhost:5000", "https://localhost:5001/token"),
     ],
 )
-def test_a_registrys_own_token_server_gets_its_credentials(home: str, realm: str) -> None:
+def test_trusted_realms(home: str, realm: str) -> None:
     assert is_trusted_realm(place(home), place(realm))
 
 
@@ -193,10 +193,10 @@ def test_a_registrys_own_token_server_gets_its_credentials(home: str, realm: str
         ("https://myhost", "https://other/token"),
     ],
 )
-def test_a_stranger_gets_none(home: str, realm: str) -> None:
+def test_untrusted_realms(home: str, realm: str) -> None:
     assert not is_trusted_realm(place(home), place(realm))
 
 
-def test_a_name_that_does_not_resolve_has_no_addresses() -> None:
+def test_unresolved_name() -> None:
     assert "127.0.0.1" in resolve_host("127.0.0.1")
     assert resolve_host("a" * 300) == ()
