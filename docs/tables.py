@@ -1,11 +1,12 @@
-"""The tables of ``tasks.md``, ``settings.md`` and ``running.md``, made from the code that they describe.
+"""The tables of the documentation that are made from the code that they describe.
 
-``python docs/tables.py`` writes them anew. ``conf.py`` compares them at every build, and one that
-does not say what the code says is a warning; with ``-W`` that is an error.
+``python docs/tables.py`` writes them. ``conf.py`` compares them at every build: a table that differs from the
+code is a warning, and with ``-W`` an error.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PAGES", "fresh"]
 
 _FOLDER = Path(__file__).parent
+_PACKAGE = _FOLDER.parent / "buildkit_tasks"
 _EVERY_TASK = "Options of every task"
 _KINDS = {tuple: "list", str: "text", int: "whole number", float: "number"}
 
@@ -75,7 +77,7 @@ def _key_table(words: dict[str, str]) -> Iterator[str]:
     defaults = {each.name: each.default for each in fields(Settings) if each.name in SETTINGS_KEYS}
     for name, default in defaults.items():
         key = _dashed(name)
-        said = words.get(key, "(nobody has said yet)")
+        said = words.get(key, "(not described)")
         yield f"| `{key}` | {_KINDS[type(default)]} |{_shown(default)} | {said} |"
 
 
@@ -112,10 +114,29 @@ def _replaced(text: str, heading: str, rows: Iterable[str]) -> str:
     return found
 
 
+def _architecture(text: str) -> str:
+    text = _replaced(text, "Entry points", _module_table(sorted(_PACKAGE.glob("*.py"))))
+    for package in sorted(_PACKAGE.glob("*/__init__.py")):
+        text = _replaced(text, package.parent.name, _module_table(sorted(package.parent.rglob("*.py"))))
+    return text
+
+
+def _module_table(paths: Iterable[Path]) -> Iterator[str]:
+    """A row for each module with the first sentence of its docstring."""
+    yield "| module | what it is |"
+    yield "| --- | --- |"
+    for path in paths:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        summary = docstring.split("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
+        if summary:
+            yield f"| `{path.relative_to(_PACKAGE)}` | {summary} |"
+
+
 PAGES: dict[str, Callable[[str], str]] = {
     "tasks.md": _tasks,
     "settings.md": _settings,
     "running.md": _running,
+    "architecture.md": _architecture,
 }
 
 

@@ -1,4 +1,4 @@
-"""The pipelines of ``docs/fleets.md`` as they stand there: each job in a checkout and a home of its own."""
+"""The pipelines of ``docs/ci-matrix.md`` as they stand there: each job in a checkout and a home of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.workflows import blocks, filled, read
 
 __all__ = ["plain"]  # a fixture
 
-PAGE = ROOT / "docs/fleets.md"
+PAGE = ROOT / "docs/ci-matrix.md"
 TAG = "v1"
 DOCKERFILE = """\
 FROM alpine:latest
