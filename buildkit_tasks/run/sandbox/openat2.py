@@ -1,8 +1,8 @@
-"""The seam for files below one folder, which no name of an image leads out of.
+"""File operations below one directory that no path or symbolic link of an image can leave.
 
-The folder that an entry lies in is opened by ``openat2(2)`` with RESOLVE_IN_ROOT, so that absolute
-symbolic links and ``..`` of the image lead where they would if it were the root; everything else is
-done to one name in an open folder, which is never followed.
+A parent directory is opened by openat2(2) with RESOLVE_IN_ROOT, so absolute symbolic links and ``..`` are
+resolved as if the directory were the root. Everything else is done to a single name in an open directory,
+without following it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10  # include/uapi/linux/open
 _FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_RETRIES = 10_000  # times that a rename elsewhere may come in between: openat2(2), EAGAIN
-_MAX_LINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
-_MAX_CACHED = 8  # folders: that of the entries, that of what they link to
+_MAX_RETRIES = 10_000  # after EAGAIN: a rename elsewhere in the system disturbed the look-up, see openat2(2)
+_MAX_LINKS = 40  # MAXSYMLINKS of Linux: include/linux/namei.h
+_MAX_CACHED = 8  # directories: those of entries and of hard link targets
 _OWNER_MODE = 0o700
 
 
@@ -54,17 +54,17 @@ _FILE_IN_ROOT = _OpenHow(_FILE_FLAGS, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLIN
 
 
 class DirectoryFd(NamedTuple):
-    """An open folder: its descriptor, for use below only, and its number in the file system."""
+    """An open directory: an O_PATH descriptor, for use as ``dir_fd`` only, and its inode number."""
 
     fd: int
     inode: int
 
 
 class RootedDirectory:
-    """Opens the folders below ``place``; ``make`` makes one that is missing: a name in an open folder.
+    """Opens directories below ``path``; ``make_directory`` creates a missing one: (parent descriptor, name).
 
-    Descriptors that it gives are its own, and good until the second
-    :meth:`forget` from then: whoever has one may still use it after one.
+    It caches and owns the descriptors that it returns. One stays open until the second :meth:`invalidate`
+    after it was returned, so a caller may still use it after the first.
     """
 
     def __init__(self, path: Path, make_directory: Callable[[int, bytes], object]) -> None:
@@ -74,26 +74,24 @@ class RootedDirectory:
         self._retired_directories: list[DirectoryFd] = []
 
     def close(self) -> None:
-        """Close everything that is open."""
+        """Close all descriptors."""
         self.invalidate()
         self.invalidate()
         os.close(self.fd)
 
     def open_directory(self, path: bytes, *, create: bool = False) -> DirectoryFd:
-        """The folder to which a path leads that counts from ``place``, and never out of it.
+        """Open the directory at a path, resolved inside the root.
 
-        Raises :class:`OSError` as ``open`` does. A folder that is missing can be made, also where a
-        symbolic link leads to it.
+        With ``create``, missing directories are created, also those that a symbolic link names. Raises
+        :class:`OSError` as ``open`` does.
         """
-        cached = self._cached.get(path)
-        return (
-            cached
-            if cached is not None
-            else self._cache_directory(path, self._open_or_create(path, create=create))
-        )
+        directory = self._cached.get(path)
+        if directory is None:
+            directory = self._cache_directory(path, self._open_or_create(path, create=create))
+        return directory
 
     def invalidate(self) -> None:
-        """Open everything anew from now on: a folder or a link, of which paths were made, is gone."""
+        """Forget resolved paths: a directory or a symbolic link was removed, so they may lead elsewhere."""
         for directory in self._retired_directories:
             os.close(directory.fd)
         self._retired_directories, self._cached = list(self._cached.values()), {}
@@ -113,7 +111,7 @@ class RootedDirectory:
         return self._create_path(path)
 
     def _create_path(self, path: bytes) -> int:
-        """Go the way that the kernel would, one name after the other, and make what is missing."""
+        """Resolve a path as the kernel does, one component at a time, and create missing directories."""
         current_fd, depth, link_count, pending = os.dup(self.fd), 0, 0, path.split(b"/")[::-1]
         try:
             while pending:
@@ -122,23 +120,22 @@ class RootedDirectory:
                     continue
                 target = None if name == b".." else self._resolve_component(current_fd, name)
                 if target is None:
-                    current_fd, depth = (
-                        _replace_fd(current_fd, _open_path_fd(current_fd, name)),
-                        depth + (-1 if name == b".." else 1),
-                    )
-                elif link_count < _MAX_LINKS:
-                    if target.startswith(b"/"):
-                        current_fd, depth = _replace_fd(current_fd, os.dup(self.fd)), 0
-                    link_count, pending = link_count + 1, pending + target.split(b"/")[::-1]
-                else:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # noqa: TRY301 - as the kernel's
+                    current_fd = _replace_fd(current_fd, _open_path_fd(current_fd, name))
+                    depth += -1 if name == b".." else 1
+                    continue
+                link_count += 1
+                if link_count > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # noqa: TRY301 - as the kernel does
+                if target.startswith(b"/"):
+                    current_fd, depth = _replace_fd(current_fd, os.dup(self.fd)), 0
+                pending += target.split(b"/")[::-1]
         except BaseException:
             os.close(current_fd)
             raise
         return current_fd
 
     def _resolve_component(self, directory_fd: int, name: bytes) -> bytes | None:
-        """Make that folder if there is nothing; where there is a symbolic link, its target."""
+        """Return the target of a symbolic link, else None; create the directory if the name is missing."""
         try:
             mode = os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
@@ -148,7 +145,7 @@ class RootedDirectory:
 
 
 def stat_entry(directory_fd: int, name: bytes) -> os.stat_result | None:
-    """What stands under that name, links not followed; None if nothing does."""
+    """Return lstat(2) of a name in a directory; None if it does not exist."""
     try:
         return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -156,7 +153,7 @@ def stat_entry(directory_fd: int, name: bytes) -> os.stat_result | None:
 
 
 def chmod_nofollow(directory_fd: int, name: bytes, mode: int) -> None:
-    """Set the mode of what is no link: before Linux 6.6 the kernel has no call that follows none."""
+    """Set the mode of a name that is not a symbolic link; fchmodat2(2) exists only since Linux 6.6."""
     path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         Path(f"/proc/self/fd/{path_fd}").chmod(mode)
@@ -167,11 +164,11 @@ def chmod_nofollow(directory_fd: int, name: bytes, mode: int) -> None:
 def walk_directories(
     directory_fd: int, enter: Callable[[int], list[bytes]], leave: Callable[[int, bytes, int], None]
 ) -> None:
-    """Go through the folders below an open one, each of them left after all that are in it.
+    """Walk the directories below an open one, children before their parent is left.
 
-    ``enter`` gets an open folder and names those in it to go into; ``leave`` gets the folder above,
-    the name in it and the folder itself. Two descriptors are enough for any depth. Nobody else may
-    move folders there meanwhile: the way up is ``..``.
+    ``enter(directory_fd)`` is called for each and returns the names of the children to descend into;
+    ``leave(parent_fd, name, directory_fd)`` is called for each but the first. Two descriptors suffice for
+    any depth. The way up is ``..``, so no other process may move directories meanwhile.
     """
     current_fd = os.dup(directory_fd)
     try:
@@ -196,7 +193,7 @@ def walk_directories(
 
 
 def remove_tree(directory_fd: int, name: bytes) -> None:
-    """Remove what stands there, and all that is in it, whatever modes an image gave its folders."""
+    """Remove a name and everything below it, whatever the modes of its directories."""
     try:
         os.unlink(name, dir_fd=directory_fd)
     except IsADirectoryError:
@@ -211,7 +208,7 @@ def remove_tree(directory_fd: int, name: bytes) -> None:
 
 
 def _remove_files(directory_fd: int) -> list[bytes]:
-    """Remove everything in a folder but folders, which are given."""
+    """Remove everything in a directory except subdirectories, and return these."""
     if os.fstat(directory_fd).st_mode & _OWNER_MODE != _OWNER_MODE:
         os.fchmod(directory_fd, _OWNER_MODE)
     subdirectories: list[bytes] = []
@@ -225,7 +222,7 @@ def _remove_files(directory_fd: int) -> list[bytes]:
 
 
 def _open_readable(directory_fd: int, name: bytes) -> int:
-    """Open a folder to read it; one that its owner may not is made usable."""
+    """Open a directory for reading; make it accessible to its owner if it is not."""
     try:
         return os.open(name, DIRECTORY_FLAGS, dir_fd=directory_fd)
     except PermissionError:
@@ -243,7 +240,7 @@ def _replace_fd(old_fd: int, new_fd: int) -> int:
 
 
 def open_file(root_fd: int, path: bytes) -> int:
-    """Open for reading what a path leads to if ``root`` is the root; a FIFO does not make it wait.
+    """Open a file below ``root_fd`` for reading, without waiting for a writer if it is a FIFO.
 
     Raises :class:`OSError` as ``open`` does.
     """
@@ -251,7 +248,7 @@ def open_file(root_fd: int, path: bytes) -> int:
 
 
 def _open_in_root(root_fd: int, path: bytes, how: _OpenHow = _DIRECTORY_IN_ROOT) -> int:
-    """A handle on the folder, or what ``how`` says, to which the path leads if ``root`` is the root."""
+    """Open a path with ``root_fd`` as the root."""
     if b"\0" in path:
         raise OSError(errno.EINVAL, "a path with a NUL")
     for _ in range(_MAX_RETRIES):
@@ -261,8 +258,8 @@ def _open_in_root(root_fd: int, path: bytes, how: _OpenHow = _DIRECTORY_IN_ROOT)
         error_number = ctypes.get_errno()
         if error_number in (errno.ENOSYS, errno.EPERM):
             raise EmulatorError(
-                f"this kernel gives no openat2: {os.strerror(error_number)}",
-                hint="run it with --runner=docker",
+                f"this kernel does not allow openat2: {os.strerror(error_number)}",
+                hint="inv run-emulated --runner=docker",
             )
         if error_number not in (errno.EAGAIN, errno.EINTR):
             break

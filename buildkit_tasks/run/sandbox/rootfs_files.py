@@ -1,4 +1,4 @@
-"""The files of an unpacked root, as its guest will see them: no link leads out of it."""
+"""Read files of an unpacked root file system, with symbolic links resolved inside it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _HEAD_BYTES = 256  # an ELF header, or a `#!` line
 
 @dataclass(frozen=True, slots=True)
 class RootfsFiles:
-    """Looks into the folder of a root file system, every symbolic link resolved as if chrooted there."""
+    """The files below ``root``; every symbolic link is resolved as if chrooted there."""
 
     root: Path
 
     def read_text(self, path: str, max_bytes: int) -> str:
-        """What a file says, at most ``limit`` bytes of it; nothing if there is no such file."""
+        """Return the first ``max_bytes`` bytes of a file as text; empty if there is no such regular file."""
         with self._open_regular_file(path) as fd:
             data = os.read(fd, max_bytes) if fd is not None else b""
         return data.decode("utf-8", "replace")
@@ -44,7 +44,7 @@ class RootfsFiles:
 
     @contextlib.contextmanager
     def _open_regular_file(self, path: str) -> Iterator[int | None]:
-        """A regular file by its path, or None."""
+        """Yield a descriptor of the regular file at a path, or None."""
         with contextlib.ExitStack() as stack:
             root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, root_fd)

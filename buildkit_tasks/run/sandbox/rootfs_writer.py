@@ -1,10 +1,10 @@
-"""A root file system in a folder while layers are laid over one another in it.
+"""Apply layers to a directory, which becomes the root file system of an image.
 
-OCI image specification, "Image Layer Filesystem Changeset". Where it leaves something open this does
-as containerd does: an entry replaces whatever stands under its name, be it a link to a folder where
-the entry is a folder, and only a folder upon a folder leaves what is in it; the parents of an entry
-may be symbolic links of the image, which lead where they would inside it. Unlike there, no file keeps
-a setuid or setgid bit and no device is made: what is unpacked here lies on the user's own disk.
+OCI image specification, layer.md, "Image Layer Filesystem Changeset". What the specification leaves open is
+done as containerd does it: an entry replaces whatever has its name, except that a directory entry keeps an
+existing directory and its content (but replaces a symbolic link to one); the parents of an entry may be
+symbolic links of the image, which are resolved inside the root. Unlike containerd, setuid and setgid bits
+are dropped and no device is created, since the result lies on the user's own disk.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 __all__ = ["DISK_FULL_ERRORS", "DiskFull", "RootfsWriter"]
 
 _CONTIGUOUS, _CHAR_DEVICE, _BLOCK_DEVICE, _FIFO = "7", "3", "4", "6"
-_PATH_MAX = 4095  # bytes without the NUL: include/uapi/linux/limits.h
-_SAFE_LENGTH = _PATH_MAX // 4  # letters, which take no more than four bytes each
+_PATH_MAX = 4095  # bytes, without the NUL: include/uapi/linux/limits.h
+_SAFE_LENGTH = _PATH_MAX // 4  # characters, of at most four bytes each in UTF-8
 _CHUNK_SIZE = 1 << 20
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE_MODE, _DIRECTORY_MODE, _FILE_MODE_MASK, _DIRECTORY_MODE_MASK = 0o700, 0o755, 0o777, 0o1777
 _ID_COUNT, _NOBODY = 1 << 16, 65534
-_MAX_MTIME = (1 << 63) - 1  # nanoseconds: what Go, and so containerd, can tell
-_INODE_BYTES = 1024  # bytes that a name takes besides its data, roughly
-_MAX_SHARED_SYMLINKS = 64  # kinds of symbolic links in one folder
+_MAX_MTIME = (1 << 63) - 1  # nanoseconds: the range of Go's time, and so of containerd
+_INODE_BYTES = 1024  # bytes that a name takes on disk besides its data, roughly
+_MAX_SHARED_SYMLINKS = 64  # different symbolic links of one directory
 _DEFAULT_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost\n"
 _MOUNT_POINTS = {b"proc": _DIRECTORY_MODE, b"sys": _DIRECTORY_MODE, b"dev": _DIRECTORY_MODE, b"tmp": 0o1777}
 DISK_FULL_ERRORS = frozenset([errno.ENOSPC, errno.EDQUOT])
 _LIMIT_ERRORS = frozenset([errno.EFBIG, errno.EMLINK])
-# What a kernel answers to names that an image should not have.
+# Errors of the kernel for names that an image must not have.
 _BAD_NAME_ERRORS = frozenset(
     [errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.EINVAL, errno.EILSEQ]
 )
 
 
 class DiskFull(Exception):
-    """At least so many bytes more are needed."""
+    """The disk is full: at least ``missing_bytes`` more are needed."""
 
     def __init__(self, missing_bytes: int) -> None:
         super().__init__(missing_bytes)
@@ -65,26 +65,24 @@ class DiskFull(Exception):
 
 
 class RootfsWriter:
-    """Takes layers, lowest first, and is completed then. A context manager.
+    """Writes a root file system: :meth:`apply_layer` for each layer, the lowest first, then :meth:`complete`.
 
-    ``size`` is about how much it takes on disk. Until the end its owner can use every folder; modes
-    and times of folders come last. Raises :class:`MalformedImage`, :class:`LimitExceeded`,
-    :class:`DiskFull`, and :class:`OSError` for a disk that cannot be written.
+    A context manager. ``size`` is roughly the number of bytes on disk. Modes and times of directories are
+    set by :meth:`complete`; until then the owner can write to all of them. Raises :class:`MalformedImage`,
+    :class:`LimitExceeded`, :class:`DiskFull`, and :class:`OSError` if the disk cannot be written.
     """
 
     def __init__(self, path: Path, id_offset: int | None, limits: Limits) -> None:
         self.size = 0
         self._id_offset = id_offset
         self._entries_left, self._directories_left = limits.entries, limits.nodes
-        self._directory_metadata: dict[
-            int, tuple[int, int]
-        ] = {}  # modes and times of folders, by their numbers
+        self._directory_metadata: dict[int, tuple[int, int]] = {}  # mode and mtime by inode
         self._layer_entries, self._is_lowest = LayerEntries(), True
         self._root = RootedDirectory(path, self._make_directory)
-        self._parent_path: str | None = None  # of the open folder, as entries name it
+        self._parent_path: str | None = None  # as written in entries
         self._parent = DirectoryFd(self._root.fd, 0)
         self._parent_names: PackedNames | None = None
-        self._shared_symlinks: dict[tuple[str, EntryOwner], bytes] = {}  # symbolic links in the open folder
+        self._shared_symlinks: dict[tuple[str, EntryOwner], bytes] = {}  # in the parent
         self._writers: dict[str, Callable[[bytes, TarEntry, OwnerTarReader], None]] = {
             REGULAR: self._write_file,
             _CONTIGUOUS: self._write_file,
@@ -103,7 +101,7 @@ class RootfsWriter:
         self._root.close()
 
     def apply_layer(self, reader: OwnerTarReader) -> None:
-        """Lay a layer over what there is."""
+        """Apply a layer on top of those before."""
         self._layer_entries, self._is_lowest, self._parent_path = (
             LayerEntries(is_lowest=self._is_lowest),
             False,
@@ -114,7 +112,7 @@ class RootfsWriter:
             if name in ("", ".", ".."):
                 parent, name = _split_path(entry.name)
                 if not name:
-                    continue  # the root itself: as with containerd, its mode is not the image's
+                    continue  # the root itself: as in containerd, the image does not set its mode
             try:
                 if name.startswith(WHITEOUT_PREFIX):
                     self._apply_whiteout(parent, name)
@@ -124,7 +122,7 @@ class RootfsWriter:
                 raise _translate_os_error(f"the entry {entry.name!r}", error) from error
 
     def complete(self, working_dir: str) -> None:
-        """Make what a container needs and an image may lack, since the root cannot be written then."""
+        """Create what a container needs and the image may lack: the root is mounted read-only."""
         self._layer_entries = LayerEntries()
         try:
             self._set_root_owner()
@@ -137,22 +135,25 @@ class RootfsWriter:
         walk_directories(self._root.fd, _list_subdirectories, self._restore_directory_metadata)
 
     def _open_parent(self, parent: str, *, create: bool = True) -> bool:
-        """Open the folder of an entry; False for what AUFS notes for itself, below a whiteout."""
+        """Open the parent directory of an entry. Return False below a ``.wh.`` directory: AUFS metadata."""
         if parent == self._parent_path:
             return True
         if ".." in parent.split("/"):
-            raise MalformedImage(f"an entry in {parent!r} leads out of its folder")
+            raise MalformedImage(f"an entry in {parent!r} leads out of its directory")
         if f"/{WHITEOUT_PREFIX}" in f"/{parent}":
             return False
         self._parent_path, self._shared_symlinks = None, {}
         self._parent = self._root.open_directory(_encode_name(parent), create=create)
-        self._parent_path, self._parent_names = parent, self._layer_entries.get_names(self._parent.inode)
+        self._parent_path, self._parent_names = (
+            parent,
+            self._layer_entries.names_to_record(self._parent.inode),
+        )
         return True
 
     def _apply_whiteout(self, parent: str, name: str) -> None:
         target = name.removeprefix(WHITEOUT_PREFIX)
         if target in ("", ".", ".."):
-            raise MalformedImage(f"the whiteout {name!r} hides no name")
+            raise MalformedImage(f"the whiteout {name!r} names nothing to hide")
         try:
             is_open = self._open_parent(parent, create=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -168,12 +169,12 @@ class RootfsWriter:
             self._invalidate_paths()
 
     def _write_entry(self, name: str, entry: TarEntry, reader: OwnerTarReader) -> None:
-        """Make an entry in the open folder, in the place of whatever stands there."""
+        """Create an entry in the parent directory, replacing whatever has its name."""
         write = self._writers.get(entry.type)
         if write is None:
-            raise MalformedImage(f"the entry {entry.name!r} is of the unknown kind {entry.type!r}")
+            raise MalformedImage(f"the entry {entry.name!r} has the unknown type {entry.type!r}")
         if len(entry.name) > _SAFE_LENGTH and len(_encode_name(entry.name)) > _PATH_MAX:
-            raise MalformedImage(f"the entry {entry.name!r} has a path longer than Linux takes")
+            raise MalformedImage(f"the entry {entry.name!r} has a path longer than Linux allows")
         raw_name = _encode_name(name)
         self._count_entry(entry.size + _INODE_BYTES)
         try:
@@ -191,7 +192,7 @@ class RootfsWriter:
             raise LimitExceeded("the image has too many files")
 
     def _remove_existing(self, name: bytes) -> None:
-        """Remove what stands in the open folder under that name."""
+        """Remove whatever has this name in the parent directory."""
         existing = stat_entry(self._parent.fd, name)
         if existing is None:
             return
@@ -200,11 +201,11 @@ class RootfsWriter:
             self._invalidate_paths()
 
     def _invalidate_paths(self) -> None:
-        """A folder or a link is gone: paths may lead elsewhere from now on."""
+        """Forget resolved paths: a directory or a symbolic link was removed, so they may lead elsewhere."""
         self._root.invalidate()
         self._parent_path = None
 
-    # What makes an entry of each kind; FileExistsError where something else stands.
+    # Writers of each entry type. They raise FileExistsError if something else has the name.
 
     def _write_file(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
         fd = os.open(name, _CREATE_FLAGS, _PRIVATE_MODE, dir_fd=self._parent.fd)
@@ -232,9 +233,9 @@ class RootfsWriter:
         self._directory_metadata[inode] = (entry.mode & _DIRECTORY_MODE_MASK, _clamp_times(owner)[0])
 
     def _write_symlink(self, name: bytes, entry: TarEntry, reader: OwnerTarReader) -> None:
-        """A symbolic link: of hundreds of equal ones in a folder, as busybox has them, one with many names.
+        """Create a symbolic link; equal ones of a directory (busybox has hundreds) are hard links to one.
 
-        A new inode for each takes ext4 up to thirty times as long, where many were freed a moment ago.
+        A new inode for each takes up to thirty times as long on ext4 after many inodes were freed.
         """
         key = entry.linkname, reader.read_owner()
         shared_name, parent_fd = self._shared_symlinks.get(key), self._parent.fd
@@ -246,7 +247,7 @@ class RootfsWriter:
             self._shared_symlinks[key] = name
 
     def _write_hard_link(self, name: bytes, entry: TarEntry, _reader: OwnerTarReader) -> None:
-        """Another name for a file of this layer or of a lower one; the header's mode and owner are its."""
+        """Link to a file of this layer or a lower one; mode and owner of the entry are those of the file."""
         target_directory, _, target_base = entry.linkname.rpartition("/")
         target_name, parent_fd = _encode_name(target_base), self._parent.fd
         try:
@@ -266,7 +267,7 @@ class RootfsWriter:
         chmod_nofollow(self._parent.fd, name, entry.mode & _FILE_MODE_MASK)
 
     def _skip_device(self, name: bytes, _entry: TarEntry, _reader: OwnerTarReader) -> None:
-        """A device is not made; what stood there is gone nevertheless."""
+        """Create no device, but remove what the device would replace."""
         self._remove_existing(name)
 
     def _set_metadata(self, name: bytes, reader: OwnerTarReader) -> None:
@@ -280,20 +281,20 @@ class RootfsWriter:
             os.chown(name, *ids, dir_fd=self._parent.fd, follow_symlinks=False)
 
     def _make_directory(self, parent_fd: int, name: bytes) -> int:
-        """Make a folder, of an entry or on the way to one; gives its number."""
+        """Create a directory, of an entry or a parent of one. Return its inode number."""
         if not self._directories_left:
-            raise LimitExceeded("the image has too many folders")
+            raise LimitExceeded("the image has too many directories")
         os.mkdir(name, _PRIVATE_MODE, dir_fd=parent_fd)
         self._directories_left -= 1
         self._count_entry(4 * _INODE_BYTES)
         if self._id_offset is not None:
             os.chown(name, self._id_offset, self._id_offset, dir_fd=parent_fd, follow_symlinks=False)
         inode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_ino
-        self._directory_metadata.pop(inode, None)  # of another folder, which is gone
+        self._directory_metadata.pop(inode, None)  # of a removed directory
         self._layer_entries.add_owned_dir(inode)
         return inode
 
-    # The end.
+    # Completion
 
     def _set_root_owner(self) -> None:
         root_fd = self._root.fd
@@ -302,7 +303,7 @@ class RootfsWriter:
             os.fchown(root_fd, self._id_offset, self._id_offset)
 
     def _make_mount_point(self, name: bytes, mode: int) -> None:
-        """A folder of that name in the root itself: mounting would follow a link."""
+        """Ensure a directory of that name in the root; a symbolic link would be followed by mount(2)."""
         root_fd = self._root.fd
         existing = stat_entry(root_fd, name)
         if existing is not None and stat.S_ISDIR(existing.st_mode):
@@ -313,18 +314,18 @@ class RootfsWriter:
         self._directory_metadata[self._make_directory(root_fd, name)] = (mode, 0)
 
     def _write_hosts(self) -> None:
-        """The names of the host itself, where the image says nothing: BuildKit leaves an empty file."""
+        """Write a default /etc/hosts if the image has none, or an empty one as BuildKit leaves it."""
         try:
             etc_fd = self._root.open_directory(b"etc", create=True).fd
         except OSError as error:
             if error.errno in _BAD_NAME_ERRORS:
-                return  # its /etc is no folder
+                return  # /etc is not a directory
             raise
         existing = stat_entry(etc_fd, b"hosts")
         if existing is not None and (existing.st_size or not stat.S_ISREG(existing.st_mode)):
             return
         if existing is not None:
-            os.unlink(b"hosts", dir_fd=etc_fd)  # the empty file may have other names
+            os.unlink(b"hosts", dir_fd=etc_fd)  # not truncated: it may have hard links
         fd = os.open(b"hosts", _CREATE_FLAGS, _PRIVATE_MODE, dir_fd=etc_fd)
         try:
             os.write(fd, _DEFAULT_HOSTS)
@@ -341,10 +342,10 @@ class RootfsWriter:
 
 
 def _split_path(path: str) -> tuple[str, str]:
-    """Folder and name of a path that ends in a slash or a dot; no name for the root."""
+    """Split a path that ends in a slash or a dot into parent and name; the name of the root is empty."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if parts and parts[-1] == "..":
-        raise MalformedImage(f"the entry {path!r} leads out of its folder")
+        raise MalformedImage(f"the entry {path!r} leads out of its directory")
     return "/".join(parts[:-1]), parts[-1] if parts else ""
 
 
@@ -361,7 +362,7 @@ def _copy_data(reader: OwnerTarReader, fd: int) -> None:
 
 
 def _link_symlink(directory_fd: int, old: bytes, new: bytes) -> bool:
-    """Give a symbolic link another name; False where the file system has its limits."""
+    """Hard-link a symbolic link. Return False if the file system refuses, for example with EMLINK."""
     try:
         os.link(old, new, src_dir_fd=directory_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
     except FileExistsError:
@@ -372,7 +373,7 @@ def _link_symlink(directory_fd: int, old: bytes, new: bytes) -> bool:
 
 
 def _clamp_times(owner: EntryOwner) -> tuple[int, int]:
-    """Access and change time; to containerd, what Go cannot tell is the beginning of time."""
+    """Return access and modification time; out of Go's range it is 0, as in containerd."""
     timestamp = owner.mtime if 0 <= owner.mtime <= _MAX_MTIME else 0
     return timestamp, timestamp
 
@@ -388,7 +389,9 @@ def _list_subdirectories(directory_fd: int) -> list[bytes]:
 
 
 def _hard_link_error(entry: TarEntry) -> MalformedImage:
-    return MalformedImage(f"{entry.name!r} is a hard link to {entry.linkname!r}, which is no file here")
+    return MalformedImage(
+        f"{entry.name!r} is a hard link to {entry.linkname!r}, which is not a file in the image"
+    )
 
 
 def _encode_name(name: str) -> bytes:
@@ -396,11 +399,11 @@ def _encode_name(name: str) -> bytes:
 
 
 def _translate_os_error(subject: str, error: OSError) -> Exception:
-    """What it means that a kernel would not do something that an image asks for."""
+    """Translate OSError for an entry of the image to DiskFull, LimitExceeded or MalformedImage."""
     if error.errno in DISK_FULL_ERRORS:
         return DiskFull(_INODE_BYTES)
     if error.errno in _LIMIT_ERRORS:
         return LimitExceeded(f"{subject}: {error.strerror}")
     if error.errno in _BAD_NAME_ERRORS:
-        return MalformedImage(f"{subject} cannot be: {error.strerror}")
+        return MalformedImage(f"{subject} cannot be created: {error.strerror}")
     return error

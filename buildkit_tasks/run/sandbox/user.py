@@ -1,4 +1,4 @@
-"""Who a guest is: the USER of an image's configuration (OCI image specification, config.md)."""
+"""Resolve the USER of an image's configuration (OCI image specification, config.md) to ids."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["User", "resolve_user"]
 
 _MAX_FILE_BYTES = 1 << 20
 _ID_PATTERN = re.compile(r"0*[0-9]{1,5}", re.ASCII)
-_MAX_ID = 0xFFFF  # as many as a guest's namespace has
+_MAX_ID = 0xFFFF  # a guest's user namespace has 65,536 ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Ids of a guest's user, the groups besides its own, and its home folder."""
+    """The ids of a guest's user, its supplementary groups, and its home directory."""
 
     uid: int = 0
     gid: int = 0
@@ -31,9 +31,10 @@ class User:
 
 
 def resolve_user(user_spec: str, root: Path) -> User:
-    """Look up ``USER[:GROUP]``, names or numbers, in the image's passwd and group files.
+    """Look up ``USER[:GROUP]``, names or numbers, in the image's /etc/passwd and /etc/group.
 
-    As with docker, a number need not be in them. Raises :class:`CheckFailed` for a name that is not.
+    As in Docker, a number need not be in them, and USER without GROUP has the supplementary groups of
+    /etc/group. Raises :class:`CheckFailed` for an unknown name.
     """
     name, separator, group = (user_spec or "0").partition(":")
     files = RootfsFiles(root)
@@ -60,7 +61,7 @@ def _get_home(account: list[str] | None) -> str:
 
 
 def _parse_rows(text: str, field_count: int) -> Iterator[list[str]]:
-    """The well-formed lines of a file such as passwd(5)."""
+    """Yield the well-formed lines of a file such as passwd(5)."""
     for line in text.splitlines():
         row = line.strip().split(":")
         if len(row) == field_count and row[0]:
@@ -68,5 +69,5 @@ def _parse_rows(text: str, field_count: int) -> Iterator[list[str]]:
 
 
 def _parse_id(text: str) -> int | None:
-    """An id that a guest can have; None for anything else."""
+    """Return an id that a guest can have; None for any other text."""
     return int(text) if _ID_PATTERN.fullmatch(text) and int(text) <= _MAX_ID else None

@@ -1,7 +1,27 @@
-"""What a layer hides of those below it, and never of itself.
+"""Apply the whiteouts of a layer to a directory tree that already holds entries of that layer.
 
-OCI image specification, "Whiteouts": ``.wh.NAME`` hides NAME, ``.wh..wh..opq`` everything in its
-folder; both are about lower layers only, in whatever order the layer has its entries.
+OCI image specification, layer.md, "Whiteouts": ``.wh.NAME`` hides NAME, and ``.wh..wh..opq`` hides everything
+in its directory. Both hide only what lower layers have, wherever in the layer they stand. But all layers are
+unpacked into one tree, so when a whiteout is read, entries of lower layers and of its own layer lie side by
+side. :class:`LayerEntries` remembers which are the layer's own.
+
+Example: the lower layers have ``x/old`` and ``x/s/old``, and the layer has these entries in this order:
+
+==================  ==============================  =========================  ==========
+entry               tree afterwards                 own names in shared        owned
+==================  ==============================  =========================  ==========
+``x/new``           ``x/old x/new x/s/old``         ``x: {new}``
+``.wh.x``           ``x/new``                       ``x: {new}``               ``x``
+``x/.wh.new``       ``x/new`` (``x`` is owned)      ``x: {new}``               ``x``
+``y/z``             ``x/new y/z``                   ``x: {new}``               ``x y``
+==================  ==============================  =========================  ==========
+
+A directory is
+
+* *owned* if lower layers have nothing in it: the layer has created it, or a whiteout has emptied it;
+* *shared* otherwise. Of a shared directory the names that the layer has written are recorded.
+
+In the lowest layer every directory is owned, and nothing is recorded.
 """
 
 from __future__ import annotations
@@ -9,10 +29,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.layers.packed_names import PackedNames
+from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX
 from buildkit_tasks.run.sandbox.openat2 import DIRECTORY_FLAGS, stat_entry, walk_directories
 
 if TYPE_CHECKING:
@@ -20,97 +40,106 @@ if TYPE_CHECKING:
 
 __all__ = ["OPAQUE_WHITEOUT", "WHITEOUT_PREFIX", "LayerEntries"]
 
-WHITEOUT_PREFIX = ".wh."
-OPAQUE_WHITEOUT = ".wh..wh..opq"
+OPAQUE_WHITEOUT = f"{WHITEOUT_PREFIX}{WHITEOUT_PREFIX}.opq"
 
 
-@dataclass(slots=True, kw_only=True)
 class LayerEntries:
-    """What the current layer has put down, so that its whiteouts spare that.
+    """Entries created by the layer being applied, which its own whiteouts must not delete.
 
-    ``names`` are its entries in folders that lower layers brought, ``whole`` the folders that hold
-    nothing of theirs (any more); both are known by the folder's number. With the ``lowest`` layer
-    that is any folder, and nothing need be known.
+    Directories are known by their inode numbers.
     """
 
-    is_lowest: bool = True
-    names_by_inode: dict[int, PackedNames] = field(default_factory=dict)
-    owned_dirs: set[int] = field(default_factory=set)
+    def __init__(self, *, is_lowest: bool = True) -> None:
+        self._is_lowest = is_lowest
+        self._owned_dirs: set[int] = set()
+        self._own_names: dict[int, PackedNames] = {}  # of shared directories
 
     def is_owned(self, inode: int) -> bool:
-        """Whether lower layers have nothing in this folder."""
-        return self.is_lowest or inode in self.owned_dirs
+        """Return True if lower layers have nothing in this directory."""
+        return self._is_lowest or inode in self._owned_dirs
 
     def add_owned_dir(self, inode: int) -> None:
-        """Note a folder that the layer made itself."""
-        if not self.is_lowest:
-            self.owned_dirs.add(inode)
+        """Record a directory that the layer has created, or a whiteout emptied."""
+        if not self._is_lowest:
+            self._owned_dirs.add(inode)
 
-    def get_names(self, inode: int) -> PackedNames | None:
-        """Where to note the names of that folder; None where no whiteout can hide any."""
-        return None if self.is_owned(inode) else self.names_by_inode.setdefault(inode, PackedNames())
+    def names_to_record(self, inode: int) -> PackedNames | None:
+        """Return where to add the names that the layer writes in a directory; None if it is owned."""
+        return None if self.is_owned(inode) else self._own_names.setdefault(inode, PackedNames())
 
     def apply_whiteout(self, directory: DirectoryFd, name: str) -> bool:
-        """Hide what lower layers have under that name; whether paths may lead elsewhere then."""
+        """Apply ``.wh.NAME``. Return True if cached directory lookups must be invalidated.
+
+        ==============================  ===========================================================
+        NAME                            effect
+        ==============================  ===========================================================
+        missing, in an owned directory  none: lower layers have nothing there
+        an owned directory              none, likewise
+        a file, own entry               none
+        a file of a lower layer         removed
+        a shared directory              emptied of lower entries, recursively; then removed if it is
+                                        empty, and the layer has an entry neither for it nor in it
+        ==============================  ===========================================================
+        """
         raw_name = name.encode("utf-8", "surrogateescape")
-        target_stat = None if self.is_owned(directory.inode) else stat_entry(directory.fd, raw_name)
-        if target_stat is None or self.is_owned(target_stat.st_ino):
+        target = None if self.is_owned(directory.inode) else stat_entry(directory.fd, raw_name)
+        if target is None or self.is_owned(target.st_ino):
             return False
-        is_protected = self._has_entry(directory.inode, name) or self._has_entries(target_stat.st_ino)
-        if stat.S_ISDIR(target_stat.st_mode):
-            self._hide_lower_entries(directory.fd, raw_name)
+        is_protected = self._is_own(directory.inode, name) or self._has_own_entries(target.st_ino)
+        if stat.S_ISDIR(target.st_mode):
+            self._remove_lower_entries(directory.fd, raw_name)
             if not is_protected:
                 _remove_if_empty(directory.fd, raw_name)
             return True
         if not is_protected:
             os.unlink(raw_name, dir_fd=directory.fd)
-        return not is_protected and stat.S_ISLNK(target_stat.st_mode)
+        return not is_protected and stat.S_ISLNK(target.st_mode)
 
     def apply_opaque(self, directory: DirectoryFd) -> bool:
-        """Hide everything that lower layers have in the folder; whether they may have had any."""
+        """Apply ``.wh..wh..opq``. Return True if cached directory lookups must be invalidated."""
         if self.is_owned(directory.inode):
             return False
-        self._hide_lower_entries(directory.fd, b".")
+        self._remove_lower_entries(directory.fd, b".")
         return True
 
-    def _has_entry(self, inode: int, name: str) -> bool:
-        names = self.names_by_inode.get(inode)
+    def _is_own(self, inode: int, name: str) -> bool:
+        names = self._own_names.get(inode)
         return names is not None and names.find(name) is not None
 
-    def _has_entries(self, inode: int) -> bool:
-        """Whether the layer has an entry in that folder: also if it is a device, which is not made."""
-        return bool(self.names_by_inode.get(inode))
+    def _has_own_entries(self, inode: int) -> bool:
+        """Return True if the layer has an entry in a shared directory, even a device (none is created)."""
+        return bool(self._own_names.get(inode))
 
-    def _hide_lower_entries(self, parent_fd: int, name: bytes) -> None:
+    def _remove_lower_entries(self, parent_fd: int, name: bytes) -> None:
+        """Remove what lower layers have in a shared directory, which is owned afterwards."""
         fd = os.open(name, DIRECTORY_FLAGS, dir_fd=parent_fd)
         try:
-            walk_directories(fd, self._hide_files, self._hide_directory)
+            walk_directories(fd, self._remove_lower_files, self._finish_directory)
             self.add_owned_dir(os.fstat(fd).st_ino)
         finally:
             os.close(fd)
 
-    def _hide_files(self, directory_fd: int) -> list[bytes]:
-        """Remove what is no folder; gives the folders in which lower layers may have something."""
-        inode, subdirectories = os.fstat(directory_fd).st_ino, []
+    def _remove_lower_files(self, directory_fd: int) -> list[bytes]:
+        """Remove the files of lower layers in a directory, and return its shared subdirectories."""
+        inode, shared_directories = os.fstat(directory_fd).st_ino, []
         with os.scandir(directory_fd) as entries:
             for each in entries:
                 raw_name = os.fsencode(each.name)
                 if each.is_dir(follow_symlinks=False):
-                    if not self.is_owned(
-                        os.stat(raw_name, dir_fd=directory_fd, follow_symlinks=False).st_ino
-                    ):
-                        subdirectories.append(raw_name)
-                elif not self._has_entry(inode, _decode_name(raw_name)):
+                    # Not each.inode(): on overlayfs, d_ino of readdir(3) may differ from st_ino.
+                    entry_stat = os.stat(raw_name, dir_fd=directory_fd, follow_symlinks=False)
+                    if not self.is_owned(entry_stat.st_ino):
+                        shared_directories.append(raw_name)
+                elif not self._is_own(inode, _decode_name(raw_name)):
                     os.unlink(raw_name, dir_fd=directory_fd)
-        return subdirectories
+        return shared_directories
 
-    def _hide_directory(self, parent_fd: int, name: bytes, directory_fd: int) -> None:
-        """Remove a folder that nothing is left in, unless the layer has an entry for it or in it."""
+    def _finish_directory(self, parent_fd: int, name: bytes, directory_fd: int) -> None:
+        """Record that a directory is owned now; remove it unless the layer has an entry for it or in it."""
         inode = os.fstat(directory_fd).st_ino
         self.add_owned_dir(inode)
-        if not self._has_entry(os.fstat(parent_fd).st_ino, _decode_name(name)) and not self._has_entries(
-            inode
-        ):
+        parent_inode = os.fstat(parent_fd).st_ino
+        if not self._is_own(parent_inode, _decode_name(name)) and not self._has_own_entries(inode):
             _remove_if_empty(parent_fd, name)
 
 
