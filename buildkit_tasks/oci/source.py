@@ -1,4 +1,7 @@
-"""The two-method interface to an image's bytes, and the one place where digests are checked."""
+"""The interface to an image's bytes, and the only code that checks the digests of blobs.
+
+OCI image specification, "Content Descriptors": a descriptor states a blob's digest and size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.streams import RawReader
 
 if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Descriptor
@@ -21,28 +25,31 @@ __all__ = [
     "read_blob",
 ]
 
+_BATCH_SIZE = 4 << 20  # bytes; handing over a batch costs about 0.4 ms, the wait for the interpreter's lock
+_MAX_PENDING_BATCHES = 3  # limits the memory that a reader takes which is faster than the hashing
+
 
 class Source(Protocol):
-    """Somewhere an image lies: a layout, an archive, a registry.
+    """Where an image is stored: an image layout, an archive, a registry.
 
-    Neither method checks content; everything is read through :func:`read_blob` and
-    :func:`open_verified`, which do.
+    Neither method checks content. Blobs are read through :func:`read_blob` and :func:`open_verified`,
+    which do.
     """
 
     def root_descriptor(self) -> Descriptor:
-        """The descriptor of the image: an index, or a single manifest."""
+        """Return the descriptor of the image: an index or a single manifest."""
         ...
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """The bytes that are stored under this digest; :class:`MalformedImage` if none are."""
+        """Open the blob with this digest. Raise :class:`MalformedImage` if the source does not have it."""
         ...
 
 
 def read_blob(source: Source, descriptor: Descriptor, limit: int) -> bytes:
-    """The whole blob, once its size and digest hold.
+    """Return the whole blob after checking its size and digest.
 
-    Raises :class:`LimitExceeded` before reading anything if it claims more than ``limit`` bytes,
-    :class:`MalformedImage` if it is not what the descriptor says.
+    Raise :class:`LimitExceeded`, without opening it, if the stated size is over ``limit`` bytes, and
+    :class:`MalformedImage` if the content is not what the descriptor states.
     """
     if descriptor.size > limit:
         reason = f"{descriptor.digest} claims {descriptor.size} bytes; at most {limit} are read"
@@ -52,27 +59,27 @@ def read_blob(source: Source, descriptor: Descriptor, limit: int) -> bytes:
 
 
 def open_verified(source: Source, descriptor: Descriptor, buffer_size: int = 1 << 18) -> BinaryIO:
-    """Stream the blob; only a stream that was read to its end has been checked.
-
-    Raises :class:`MalformedImage` there unless size and digest hold, and as soon as it is too long.
-    """
-    return io.BufferedReader(_RawBlobStream(VerifyingReader(source, descriptor)), buffer_size)
+    """Open the blob as a buffered :class:`VerifyingReader`; only a stream read to its end is verified."""
+    return io.BufferedReader(VerifyingReader(source, descriptor), buffer_size)
 
 
-class VerifyingReader:
-    """A blob in pieces, counted and hashed as they go by; the hashing runs beside the reader."""
+class VerifyingReader(RawReader):
+    """A blob's stream that checks size and digest at its end. Hashing runs in a thread of its own."""
+
+    _stream: BinaryIO = io.BytesIO()  # for close(), if the source cannot open the blob
 
     def __init__(self, source: Source, descriptor: Descriptor) -> None:
         self.descriptor = descriptor
-        self._stream = source.open(descriptor)
         self._hasher = Hasher(descriptor.digest.algorithm)
+        self._stream = source.open(descriptor)
         self._size = 0
         self._is_verified = False
 
-    def read(self, size: int) -> bytes:
-        """At most ``size`` of the next bytes; none at the end, where everything has been checked.
+    def read_some(self, size: int) -> bytes:
+        """Return at most ``size`` of the next bytes; none at the end, when everything is verified.
 
-        Raises :class:`MalformedImage` as :func:`open_verified` says.
+        Raise :class:`MalformedImage` at the end unless size and digest are as stated, and as soon as
+        there are more bytes than stated.
         """
         data = self._read_stream(size)
         self._hasher.update(data)
@@ -85,6 +92,7 @@ class VerifyingReader:
         """Close the source's stream."""
         self._hasher.close()
         self._stream.close()
+        super().close()
 
     def _read_stream(self, size: int) -> bytes:
         try:
@@ -107,37 +115,11 @@ class VerifyingReader:
         self._is_verified = True
 
 
-class _RawBlobStream(io.RawIOBase):
-    """The same as one of Python's own streams."""
-
-    def __init__(self, reader: VerifyingReader) -> None:
-        super().__init__()
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._reader.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._reader.close()
-        super().close()
-
-
-_BATCH_SIZE = 4 << 20  # bytes: handing over costs some 0.4 ms, the wait for the interpreter's lock
-
-
-_MAX_PENDING_BATCHES = 3  # batches that may wait, so that a fast reader does not fill the memory
-
-
 class Hasher:
-    """A running digest. What is given is hashed in its order, large amounts in a thread of its own.
+    """A running digest that hashes large amounts of data in a thread of its own, in order.
 
-    hashlib gives up the interpreter's lock for large buffers, so that this truly runs beside the
-    caller. Whoever gives it bytes must not change them afterwards.
+    hashlib releases the interpreter's lock for large buffers, so that the thread runs in parallel with
+    the caller. The caller must not change the bytes it has handed over.
     """
 
     def __init__(self, algorithm: str) -> None:
@@ -148,14 +130,14 @@ class Hasher:
         self._pending: deque[Future[None]] = deque()
 
     def update(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         self._batch.append(data)
         self._batch_size += len(data)
         if self._batch_size >= _BATCH_SIZE:
             self._submit_batch()
 
     def hexdigest(self) -> str:
-        """The digest of everything so far, in hex."""
+        """Return the digest of all bytes so far, in hexadecimal."""
         while self._pending:
             self._pending.popleft().result()
         self._hash_batch(self._batch)
@@ -163,7 +145,7 @@ class Hasher:
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        """End the thread; what it has not hashed by then is dropped."""
+        """End the thread, without hashing what is still pending."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
