@@ -1,0 +1,111 @@
+"""Pipeline files, workflows and the action: they are YAML, and the tasks and options in them exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildkit_tasks.tasks import ns
+from tests.conftest import ROOT
+from tests.support.workflows import read
+
+PIPELINES = [
+    *sorted((ROOT / "examples/ci").glob("*.yml")),
+    *sorted((ROOT / ".github/workflows").glob("*.yml")),
+    ROOT / "action.yml",
+]
+ACTION = read((ROOT / "action.yml").read_text(encoding="utf-8"))
+
+
+def document(path: Path) -> Any:
+    return read(path.read_text(encoding="utf-8"))
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every scalar of a document."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list):
+        for each in value:
+            yield from texts(each)
+    else:
+        yield str(value)
+
+
+def task_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each call of a task: its name, and the rest of its command."""
+    for text in texts(document(path)):
+        joined = text.replace("\\\n", " ")
+        yield from re.findall(r'(?:^|[\s/])buildkit-tasks"? ([a-z]+-[a-z]+)(.*)', joined)
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
+def test_pipeline_is_a_mapping(path: Path) -> None:
+    assert isinstance(document(path), dict)
+
+
+@pytest.mark.parametrize("path", PIPELINES[:-1], ids=lambda path: path.name)
+def test_jobs_are_well_formed(path: Path) -> None:
+    pipeline = document(path)
+    jobs = pipeline.get("jobs", pipeline)
+    assert "steps" in jobs or [job for job in jobs.values() if "steps" in job or "script" in job]
+    for job in pipeline.get("jobs", {}).values():
+        assert {job["needs"]} <= jobs.keys() if "needs" in job else True
+        assert all(len({"uses", "run"} & step.keys()) == 1 for step in job["steps"])
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
+def test_tasks_and_options_exist(path: Path) -> None:
+    for name, rest in task_lines(path):
+        flags = {flag for option in ns[name].options.values() for flag in (option.name, option.short) if flag}
+        used = re.findall(r"(?:^|\s)--?([a-z][a-z-]*)", rest)
+        assert {flag.replace("-", "_") for flag in used} <= flags, rest
+
+
+def test_pipelines_call_tasks() -> None:
+    assert {name for path in PIPELINES for name, _ in task_lines(path)} >= {
+        "arch-matrix",
+        "build-multiarch",
+        "merge-multiarch",
+    }
+
+
+def run_action(folder: Path, **inputs: str) -> tuple[list[str], str]:
+    """Run the action's last step with a program that records its arguments; return them and the outputs."""
+    program = folder / "buildkit-tasks/bin/buildkit-tasks"
+    program.parent.mkdir(parents=True)
+    record = shlex.quote(f"{folder}/argv")
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {record}\n", encoding="utf-8")
+    program.chmod(0o755)
+    (step,) = (step for step in ACTION["runs"]["steps"] if step.get("id") == "matrix")
+    env = {"PLATFORMS": "", "ARGS": "", "JUNIT": "", **inputs}
+    env |= {"PATH": os.environ["PATH"], "RUNNER_TEMP": str(folder), "GITHUB_OUTPUT": str(folder / "output")}
+    subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=env, cwd=folder, check=True)
+    return (folder / "argv").read_text().splitlines(), (folder / "output").read_text()
+
+
+def test_action_defaults(tmp_path: Path) -> None:
+    argv, output = run_action(tmp_path)
+    assert argv == ["arch-matrix", "--report", f"{tmp_path}/arch-matrix.json"]
+    assert output == f"report={tmp_path}/arch-matrix.json\n"
+
+
+def test_action_inputs(tmp_path: Path) -> None:
+    argv, _ = run_action(
+        tmp_path, PLATFORMS="linux/amd64,linux/arm64", JUNIT="a b.xml", ARGS="--cpu floor --push"
+    )
+    assert argv[3:] == [
+        "--platform", "linux/amd64,linux/arm64", "--report", "a b.xml", "--cpu", "floor", "--push"
+    ]  # fmt: skip
+
+
+def test_action_inputs_are_declared() -> None:
+    used = set(re.findall(r"inputs\.([a-z-]+)", (ROOT / "action.yml").read_text(encoding="utf-8")))
+    assert used == set(ACTION["inputs"])
