@@ -1,1 +1,1 @@
-"""Settings: their keys, their sources and how these are merged."""
+"""Settings: keys, sources and how they are merged."""

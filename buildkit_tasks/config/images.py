@@ -1,4 +1,4 @@
-"""The images of the settings, each a ``[[tool.buildkit-tasks.image]]`` table, by their names."""
+"""Look up the images of the settings (``[[tool.buildkit-tasks.image]]`` tables) by name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["check_image_names", "settings_for_image"]
 
 
 def check_image_names(settings: Settings, names: Collection[str]) -> None:
-    """Raise :class:`UsageError` for a name that no image of the settings has."""
+    """Raise :class:`UsageError` for a name that is not an image of the settings."""
     known_names = [table.name for table in settings.images]
     unknown_names = [name for name in names if name not in known_names]
     if unknown_names:
         hint = (
-            f"known are {', '.join(known_names)}"
+            f"choose one of {', '.join(known_names)}"
             if known_names
-            else "[[tool.buildkit-tasks.image]] in pyproject.toml"
+            else "add [[tool.buildkit-tasks.image]] to pyproject.toml"
         )
         raise UsageError(f"there is no image {unknown_names[0]!r} in the settings", hint=hint)
 
@@ -30,7 +30,7 @@ def check_image_names(settings: Settings, names: Collection[str]) -> None:
 def settings_for_image(settings: Settings, name: str) -> Settings:
     """Return the settings of the named image; unchanged if no image is named or no image has a table.
 
-    Raises :class:`UsageError` for a name that is not among the images of the settings.
+    Raises :class:`UsageError` for a name that is not an image of the settings.
     """
     if not name or not settings.images:
         return settings

@@ -1,7 +1,7 @@
-"""What may stand under a key of the settings: types, choices and grammars, and the tables of a file.
+"""Validation of settings: types, choices and patterns of values, and tables.
 
-Every function takes the words that name where a value stands, and raises a :class:`SettingsError`
-that begins with them.
+The functions take a ``label`` that names the source of a value, such as a file; the messages of
+:class:`SettingsError` start with it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = [
     "read_value",
 ]
 
-BUILDER_NAME_PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # buildx's own grammar
-_IMAGE_NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # it is a file's name in dist/ as well
+BUILDER_NAME_PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # as in buildx
+_IMAGE_NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # also a file name in dist/
 _CHOICES = {
     "driver": ("auto", "docker-container", "docker", "remote", "kubernetes"),
     "fallback": ("none", "emulate"),
@@ -41,24 +41,24 @@ _CHOICES = {
     "runner": ("auto", "docker", "sandbox"),
 }
 _PATTERNS = {
-    "name": (BUILDER_NAME_PATTERN, "builder name", "letters, digits, '.', '_' and '-'"),
-    # QEMU's: a model's name, and features of it after commas.
+    "name": (BUILDER_NAME_PATTERN, "builder name", "use letters, digits, '.', '_' and '-'"),
+    # As in QEMU: a model, and features separated by commas.
     "cpu": (
         re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_.,=+-]*)?\Z"),
         "CPU",
-        "max, floor, both, or a model that `qemu-ARCHITECTURE -cpu help` lists",
+        "use max, floor, both, or a model that `qemu-ARCHITECTURE -cpu help` lists",
     ),
 }
 _ITEM_PATTERNS = {
-    # BuildKit's entitlements; a device has a name of its own.
+    # BuildKit's entitlements; devices have names.
     "allow": (
         re.compile(r"(?:network\.host|security\.insecure|device(?:=[\w./=-]+)?)\Z", re.ASCII),
         "entitlement",
-        "network.host, security.insecure or device=NAME",
+        "use network.host, security.insecure or device=NAME",
     ),
 }
-_COMMA_SEPARATED_KEYS = ("platforms", "tags")  # whose items never hold a comma: each may be several
-_SPACE_SEPARATED_KEYS = ("nodes",)  # whose items hold commas: where they are one text, blanks part them
+_COMMA_SEPARATED_KEYS = ("platforms", "tags")  # items in a list are split at commas, too
+_SPACE_SEPARATED_KEYS = ("nodes",)  # items contain commas: a string is split at spaces instead
 _TYPE_DESCRIPTIONS = {
     tuple: "a list",
     str: "text",
@@ -69,9 +69,10 @@ _TYPE_DESCRIPTIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmokeCheck:
-    """One thing to run in an image and what it must do: a table of ``[[tool.buildkit-tasks.check]]``.
+    """A command to run in an image and its expected result: a ``[[tool.buildkit-tasks.check]]`` table.
 
-    Without ``platforms`` it holds for all; a ``timeout`` of 0 is the one of the settings.
+    It runs on all platforms if ``platforms`` is empty, with the timeout of the settings if ``timeout`` is
+    0 (seconds).
     """
 
     command: str = ""
@@ -87,9 +88,9 @@ IMAGE_KEYS = ("context", "file", "tags", "target", "build_args", "platforms", "e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSettings:
-    """One of several images: a table of ``[[tool.buildkit-tasks.image]]``.
+    """One of several images: a ``[[tool.buildkit-tasks.image]]`` table.
 
-    ``values`` is what the table says, by :data:`IMAGE_KEYS`; what it leaves out is the settings'.
+    ``values`` has the keys of the table, from :data:`IMAGE_KEYS`; the settings apply to the others.
     """
 
     name: str
@@ -97,7 +98,10 @@ class ImageSettings:
 
 
 def normalize_keys(table: Mapping[str, Any], label: str, keys: Sequence[str]) -> dict[str, Any]:
-    """The values under their Python names; None is "not given", an unknown key an error."""
+    """Return the values by their keys with underscores, without those that are None.
+
+    Raises :class:`SettingsError` for an unknown key.
+    """
     values: dict[str, Any] = {}
     for raw_key, value in table.items():
         key = raw_key.replace("-", "_")
@@ -106,7 +110,7 @@ def normalize_keys(table: Mapping[str, Any], label: str, keys: Sequence[str]) ->
             hint = (
                 f"did you mean {matches[0].replace('_', '-')!r}?"
                 if matches
-                else f"known are {', '.join(keys)}"
+                else f"use one of {', '.join(keys)}"
             )
             raise SettingsError(f"{label}: unknown key {raw_key!r}", hint=hint)
         if value is not None:
@@ -115,7 +119,7 @@ def normalize_keys(table: Mapping[str, Any], label: str, keys: Sequence[str]) ->
 
 
 def read_smoke_checks(raw: Any, label: str) -> tuple[SmokeCheck, ...]:
-    """The checks of a list of tables, or an error that also says which table it is."""
+    """Read a list of check tables. Messages name the table by its number."""
     return tuple(
         _read_smoke_check(table, table_label) for table, table_label in _iter_tables(raw, label, "check")
     )
@@ -131,17 +135,19 @@ def _read_smoke_check(table: dict[str, Any], label: str) -> SmokeCheck:
 
 
 def read_image_tables(raw: Any, label: str, defaults: Mapping[str, Any]) -> tuple[ImageSettings, ...]:
-    """The images of a list of tables, each with a name of its own; ``defaults`` are the settings'."""
+    """Read a list of image tables, whose names must differ; ``defaults`` give the types of the values."""
     images = tuple(
         _read_image_table(table, table_label, defaults)
         for table, table_label in _iter_tables(raw, label, "image")
     )
     first_numbers: dict[str, int] = {}
     for number, image in enumerate(images, start=1):
-        # Two files whose names differ in case alone are one on some disks.
+        # Some file systems ignore case, and the names become file names.
         first = first_numbers.setdefault(image.name.lower(), number)
         if first != number:
-            raise SettingsError(f"{label}: image {number}: name = {image.name!r} is that of image {first}")
+            raise SettingsError(
+                f"{label}: image {number}: name = {image.name!r} is already the name of image {first}"
+            )
     return images
 
 
@@ -149,32 +155,34 @@ def _read_image_table(table: dict[str, Any], label: str, defaults: Mapping[str, 
     raw_values = normalize_keys(table, label, ("name", *IMAGE_KEYS))
     name = raw_values.pop("name", None)
     if name is None:
-        raise SettingsError(f"{label}: it has no name", hint='name = "web"')
+        raise SettingsError(f"{label}: it has no name", hint='add name = "web"')
     if not isinstance(name, str) or not _IMAGE_NAME_PATTERN.match(name):
-        hint = "letters, digits, '.', '_' and '-'"
-        raise SettingsError(f"{label}: name = {name!r} is no name of an image", hint=hint)
+        hint = "use letters, digits, '.', '_' and '-'"
+        raise SettingsError(f"{label}: name = {name!r} is not a valid image name", hint=hint)
     values = {key: read_value(key, raw, label, defaults[key]) for key, raw in raw_values.items()}
     _check_regex(values.get("expect", ""), label)
     return ImageSettings(name=name, values=values)
 
 
 def _iter_tables(raw: Any, label: str, key: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each table with the words for where it stands; the first is 1."""
+    """Return each table with its label, numbered from 1."""
     if not isinstance(raw, list | tuple) or not all(isinstance(table, dict) for table in raw):
-        hint = f"begin each with [[tool.buildkit-tasks.{key}]]"
+        hint = f"start each table with [[tool.buildkit-tasks.{key}]]"
         raise SettingsError(f"{label}: {key} = {raw!r} is not a list of tables", hint=hint)
     return ((table, f"{label}: {key} {number}") for number, table in enumerate(raw, start=1))
 
 
 def _check_regex(pattern: str, label: str) -> None:
     try:
-        re.compile(pattern)  # what stands in braces is filled in later, and makes no difference
+        re.compile(pattern)  # placeholders such as {goarch} do not change whether it is valid
     except re.error as error:
-        raise SettingsError(f"{label}: expect = {pattern!r} is no regular expression: {error}") from error
+        raise SettingsError(
+            f"{label}: expect = {pattern!r} is not a valid regular expression: {error}"
+        ) from error
 
 
 def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
-    """The raw value as the type of the key's default, or an error that names where it stands."""
+    """Convert a value to the type of its default and check it. Raises :class:`SettingsError`."""
     if key in _SPACE_SEPARATED_KEYS and isinstance(raw, str):
         raw = raw.split()
     try:
@@ -184,11 +192,11 @@ def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
     except (TypeError, ValueError):
         raise SettingsError(f"{label}: {key} = {raw!r} is not {_TYPE_DESCRIPTIONS[type(default)]}") from None
     if key in _CHOICES and value not in _CHOICES[key]:
-        raise SettingsError(f"{label}: {key} = {raw!r} is none of {', '.join(_CHOICES[key])}")
+        raise SettingsError(f"{label}: {key} = {raw!r} is not one of {', '.join(_CHOICES[key])}")
     pattern, noun, hint = _PATTERNS.get(key) or _ITEM_PATTERNS.get(key) or (None, "", "")
     for each in value if key in _ITEM_PATTERNS else (value,):
         if pattern is not None and not pattern.match(each):
-            raise SettingsError(f"{label}: {each!r} is no {noun}", hint=hint)
+            raise SettingsError(f"{label}: {each!r} is not a valid {noun}", hint=hint)
     return value
 
 
@@ -210,7 +218,7 @@ def _convert_value(raw: Any, default: Any) -> Any:
 
 
 def _split_list(raw: Any) -> tuple[str, ...]:
-    """A list from a list or from text with commas."""
+    """Return the items of a list, or of a string split at commas."""
     items = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise TypeError

@@ -1,9 +1,9 @@
-"""Settings: what a repository, an environment and a command line ask for, merged.
+"""Settings, merged from all sources.
 
-Rank: flag, then environment (``INVOKE_BUILDKIT_*``, then the field's own variables), then Invoke's
-configuration ``buildkit.*``, then ``[tool.buildkit-tasks]`` in pyproject.toml, then the default. An
-unknown key or a bad value is a :class:`SettingsError` that names the file and the key. The checks of
-a run, and several images, are tables of their own, which only a file has room for.
+From strongest to weakest: flags, the environment (``INVOKE_BUILDKIT_*``, then variables of Docker),
+Invoke's configuration ``buildkit.*``, ``[tool.buildkit-tasks]`` in pyproject.toml, and the defaults.
+Unknown keys and invalid values raise a :class:`SettingsError` that names the source and the key. Checks
+and images are arrays of tables, which only files and Invoke's configuration can express.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _KEY_OF_VARIABLE = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "n
 
 
 class SettingOrigin(enum.IntEnum):
-    """Where a value came from; the higher wins."""
+    """The source of a value; the higher one wins."""
 
     DEFAULT = 0
     PYPROJECT = 1
@@ -57,13 +57,13 @@ class SettingOrigin(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that a repository can settle once; each name is also a key of the settings.
+    """All settings. Each field is a key of the configuration, ``checks`` and ``images`` in the singular.
 
-    ``timeout`` is the seconds that one guest may run, ``jobs`` how many run at once (0: two for
-    each processor), ``cache`` the folder for the private engine, packages, bases and unpacked
-    roots, of which ``root_cache`` megabytes are kept. ``cpu`` is max, floor, both or a model.
-    A builder's BuildKit does ``parallelism`` steps at once and keeps ``builder_cache`` megabytes (0:
-    its own default); ``allow`` are the entitlements that it may give to builds.
+    ``timeout`` limits one run, in seconds; ``jobs`` run in parallel (0: two per processor). ``cache`` is
+    the directory for the private engine, packages, stand-in bases and unpacked images, of which
+    ``root_cache`` megabytes are kept. ``cpu`` is max, floor, both or a QEMU model. BuildKit runs
+    ``parallelism`` steps in parallel and keeps ``builder_cache`` megabytes (0: its default); ``allow``
+    lists the entitlements that builds may use. ``origins`` has the source of each value that is set.
     """
 
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
@@ -103,13 +103,13 @@ class Settings:
     origins: Mapping[str, SettingOrigin] = field(default_factory=dict, compare=False)
 
     def is_explicit(self, name: str) -> bool:
-        """Whether somebody chose this value, so that a default may not overrule it."""
+        """Return True if a source set this value, so that it is not just the default."""
         return self._origin_of(name) is not SettingOrigin.DEFAULT
 
     def for_image(self, image: ImageSettings) -> Settings:
-        """The settings of one image: what its table says, unless a stronger source says otherwise.
+        """Return the settings of one image: its table overrides what weaker sources set.
 
-        An image that says what to run or to expect is not put to the checks of the others.
+        If the table sets ``command`` or ``expect``, the common checks do not apply to the image.
         """
         images_origin = self._origin_of("images")
         overrides = {
@@ -129,7 +129,7 @@ _DEFAULT_VALUES = {
     for each in dataclasses.fields(Settings)
     if each.name != "origins"
 }
-_FIELD_OF_KEY = {"check": "checks", "image": "images"}  # an array of tables is written as each of them is
+_FIELD_OF_KEY = {"check": "checks", "image": "images"}  # TOML: [[tool.buildkit-tasks.check]]
 _KEY_OF_FIELD = {field: key for key, field in _FIELD_OF_KEY.items()}
 SETTINGS_KEYS = tuple(_KEY_OF_FIELD.get(name, name) for name in _DEFAULT_VALUES)
 
@@ -141,12 +141,16 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """Merge all sources; in ``flags`` a None, an empty string or an empty list is "not given"."""
+    """Merge all sources. None, empty strings and empty lists in ``flags`` count as not set.
+
+    ``environ`` and ``folder`` default to those of the process; pyproject.toml is searched in ``folder``
+    and its parents. Raises :class:`SettingsError` for an unknown key or an invalid value.
+    """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, SettingOrigin] = {}
-    for origin, label, table in _iter_sources(flags, invoke, environ, folder or Path.cwd()):
-        for key, raw in table.items():
+    for origin, label, table in _iter_sources(flags or {}, invoke or {}, environ, folder or Path.cwd()):
+        for key, raw in normalize_keys(table, label, SETTINGS_KEYS).items():
             name = _FIELD_OF_KEY.get(key, key)
             values[name] = _read_setting(key, raw, label)
             origins[name] = origin
@@ -162,67 +166,54 @@ def _read_setting(key: str, raw: Any, label: str) -> Any:
 
 
 def _iter_sources(
-    flags: Mapping[str, Any] | None,
-    invoke: Mapping[str, Any] | None,
-    environ: Mapping[str, str],
-    folder: Path,
+    flags: Mapping[str, Any], invoke: Mapping[str, Any], environ: Mapping[str, str], folder: Path
 ) -> Iterator[tuple[SettingOrigin, str, dict[str, Any]]]:
-    """Every source, the weakest first, with the words that name it in an error."""
+    """Yield all sources, the weakest first: origin, label for messages, and values by key."""
     pyproject = find_pyproject(folder)
     if pyproject is not None:
         label = f"{pyproject}: [tool.buildkit-tasks]"
-        yield (
-            SettingOrigin.PYPROJECT,
-            label,
-            normalize_keys(_read_pyproject_table(pyproject), label, SETTINGS_KEYS),
-        )
+        yield SettingOrigin.PYPROJECT, label, _read_pyproject_table(pyproject)
     label = "Invoke's configuration: buildkit"
-    yield (
-        SettingOrigin.INVOKE,
-        label,
-        normalize_keys(_drop_environment_keys(invoke or {}, environ), label, SETTINGS_KEYS),
-    )
-    for variable, key in _KEY_OF_VARIABLE.items():
-        if environ.get(variable):
-            yield SettingOrigin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
-    for variable, text in environ.items():
-        if variable.startswith(_ENVIRONMENT_PREFIX) and text:
-            key = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
-            label = f"environment {variable}"
+    yield SettingOrigin.INVOKE, label, _drop_environment_keys(invoke, environ)
+    for variable, key in _environment_keys(environ).items():
+        yield SettingOrigin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
+    yield SettingOrigin.FLAG, "command line", _explicit_flags(flags)
+
+
+def _environment_keys(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the keys of the variables that are set, by variable; ``INVOKE_BUILDKIT_*`` come last."""
+    keys = {variable: key for variable, key in _KEY_OF_VARIABLE.items() if environ.get(variable)}
+    for variable in environ:
+        if variable.startswith(_ENVIRONMENT_PREFIX) and environ[variable]:
+            key = keys[variable] = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
             if key in (*_FIELD_OF_KEY, *_KEY_OF_FIELD):
-                hint = (
-                    f"write them as [[tool.buildkit-tasks.{_KEY_OF_FIELD.get(key, key)}]] in pyproject.toml"
-                )
                 raise SettingsError(
-                    f"{label}: {_FIELD_OF_KEY.get(key, key)} cannot come from the environment", hint=hint
+                    f"environment {variable}: {_FIELD_OF_KEY.get(key, key)} cannot be set in the environment",
+                    hint=f"add [[tool.buildkit-tasks.{_KEY_OF_FIELD.get(key, key)}]] to pyproject.toml",
                 )
-            yield SettingOrigin.ENVIRONMENT, label, normalize_keys({key: text}, label, SETTINGS_KEYS)
-    explicit_flags = {key: value for key, value in (flags or {}).items() if value not in (None, "", [], ())}
-    yield (
-        SettingOrigin.FLAG,
-        "command line",
-        {key: _join_repeated_flag(key, value) for key, value in explicit_flags.items()},
-    )
+    return keys
 
 
-def _join_repeated_flag(key: str, value: Any) -> Any:
-    """An option that may repeat, for a key that is one text: as if it were written with commas."""
-    return (
-        ",".join(value)
+def _explicit_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that are set; values of a repeated one are joined with commas for a string setting."""
+    return {
+        key: ",".join(value)
         if isinstance(value, list | tuple) and isinstance(_DEFAULT_VALUES[key], str)
         else value
-    )
+        for key, value in flags.items()
+        if value not in (None, "", [], ())
+    }
 
 
 def _drop_environment_keys(invoke: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Invoke has merged the environment into its configuration: a bad value there is not the file's."""
+    """Drop values that Invoke has read from the environment, so that messages name the right source."""
     return {
         key: value for key, value in invoke.items() if f"{_ENVIRONMENT_PREFIX}{key.upper()}" not in environ
     }
 
 
 def find_pyproject(folder: Path) -> Path | None:
-    """The nearest pyproject.toml, here or above."""
+    """Return the pyproject.toml of the directory or its nearest parent that has one."""
     candidates = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
     return next((path for path in candidates if path.is_file()), None)
 
@@ -240,7 +231,7 @@ def _read_pyproject_table(path: Path) -> dict[str, Any]:
 
 
 def cache_folder(settings: Settings) -> Path:
-    """Where the private engine, its packages and the stand-in bases live, for this user."""
+    """Return the cache directory: the private engine, packages, stand-in bases and unpacked images."""
     if settings.cache:
         return Path(settings.cache).expanduser().absolute()
     import platformdirs

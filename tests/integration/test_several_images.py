@@ -68,7 +68,7 @@ def test_one_is_chosen_by_its_name(two: Project) -> None:
     assert [row["name"] for row in two.json("build-multiarch", "--image=tool")["images"]] == ["tool"]
     assert not (two.folder / "dist" / "web.tar").exists()
     refused = two.json("build-multiarch", "--image=nope", expect=2)
-    assert "there is no image 'nope' in the settings\n  try: known are web, tool" in refused["error"]
+    assert "there is no image 'nope' in the settings\n  try: choose one of web, tool" in refused["error"]
 
 
 def test_one_that_is_wrong_does_not_stop_the_other(two: Project) -> None:

@@ -343,9 +343,9 @@ def test_pytest_options_stay() -> None:
 
 
 BAD = [
-    pytest.param(["--cpu=-cpu"], "command line: '-cpu' is no CPU", id="cpu"),
+    pytest.param(["--cpu=-cpu"], "command line: '-cpu' is not a valid CPU", id="cpu"),
     pytest.param(["-j", "many"], "command line: jobs = 'many' is not a whole number", id="jobs"),
-    pytest.param(["--runner=podman"], "runner = 'podman' is none of auto, docker, sandbox", id="runner"),
+    pytest.param(["--runner=podman"], "runner = 'podman' is not one of auto, docker, sandbox", id="runner"),
     pytest.param(["--expect=("], "--expect '(' is no regular expression", id="expect"),
     pytest.param(["-x", "--cpu"], "--cpu needs a value", id="no-value"),
 ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A repository without settings, so that none above it is found."""
+    """A repository without settings: its empty pyproject.toml hides those of parent directories."""
     (tmp_path / "pyproject.toml").touch()
     return tmp_path
 
@@ -33,7 +33,7 @@ def pyproject(folder: Path, text: str) -> Path:
     return path
 
 
-# The weakest first; each gives the same key a value by which it is known again.
+# From weakest to strongest; each source sets the same key to its own name.
 SOURCES = ("pyproject", "invoke", "field", "prefixed", "flag")
 ORIGINS = (
     SettingOrigin.PYPROJECT,
@@ -166,16 +166,16 @@ def failing(here: Path, source: dict[str, Any]) -> SettingsError:
     return caught.value
 
 
-@pytest.mark.parametrize(("source", "place"), UNKNOWN)
-def test_unknown_key_suggestion(here: Path, source: dict[str, Any], place: str) -> None:
+@pytest.mark.parametrize(("source", "label"), UNKNOWN)
+def test_unknown_key_suggestion(here: Path, source: dict[str, Any], label: str) -> None:
     error = failing(here, source)
-    assert error.message.endswith(f"{place}: unknown key 'platfroms'")
+    assert error.message.endswith(f"{label}: unknown key 'platfroms'")
     assert error.hint == "did you mean 'platforms'?"
 
 
 def test_unknown_key_list(here: Path) -> None:
     error = failing(here, {"pyproject": "zzz = 1"})
-    assert error.hint == f"known are {', '.join(SETTINGS_KEYS)}"
+    assert error.hint == f"use one of {', '.join(SETTINGS_KEYS)}"
 
 
 BAD: list[tuple[str, str]] = [
@@ -191,44 +191,47 @@ BAD: list[tuple[str, str]] = [
     ("platforms = 3", "platforms = 3 is not a list"),
     ("platforms = [3]", "platforms = [3] is not a list"),
     ("tags = {a = 1}", "tags = {'a': 1} is not a list"),
-    ('engine = "privat"', "engine = 'privat' is none of auto, system, private"),
-    ('driver = "Docker"', "driver = 'Docker' is none of auto, docker-container, docker, remote, kubernetes"),
-    ('runner = "podman"', "runner = 'podman' is none of auto, docker, sandbox"),
+    ('engine = "privat"', "engine = 'privat' is not one of auto, system, private"),
+    (
+        'driver = "Docker"',
+        "driver = 'Docker' is not one of auto, docker-container, docker, remote, kubernetes",
+    ),
+    ('runner = "podman"', "runner = 'podman' is not one of auto, docker, sandbox"),
     ('root-cache = "much"', "root_cache = 'much' is not a whole number, 0 or more"),
     ("cpu = 386", "cpu = 386 is not text"),
-    ('cpu = "-cpu"', "'-cpu' is no CPU"),
-    ('cpu = "max host"', "'max host' is no CPU"),
-    ('cpu = "max\\n"', "'max\\n' is no CPU"),
-    ('cpu = "a;b"', "'a;b' is no CPU"),
-    ('allow = ["network.host", "everything"]', "'everything' is no entitlement"),
-    ('allow = "network.host --debug"', "'network.host --debug' is no entitlement"),
-    ('fallback = "yes"', "fallback = 'yes' is none of none, emulate"),
+    ('cpu = "-cpu"', "'-cpu' is not a valid CPU"),
+    ('cpu = "max host"', "'max host' is not a valid CPU"),
+    ('cpu = "max\\n"', "'max\\n' is not a valid CPU"),
+    ('cpu = "a;b"', "'a;b' is not a valid CPU"),
+    ('allow = ["network.host", "everything"]', "'everything' is not a valid entitlement"),
+    ('allow = "network.host --debug"', "'network.host --debug' is not a valid entitlement"),
+    ('fallback = "yes"', "fallback = 'yes' is not one of none, emulate"),
 ]
 
 
 def test_nodes_from_environment(here: Path) -> None:
     nodes = "name=a,endpoint=tcp://10.0.0.1:1 name=b,endpoint=tcp://10.0.0.2:1,platform=linux/arm64"
-    found = load_settings(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
-    assert found == tuple(nodes.split())
-    assert load_settings({"nodes": nodes.split()}, environ={}, folder=here).nodes == found
+    from_environment = load_settings(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
+    assert from_environment == tuple(nodes.split())
+    assert load_settings({"nodes": nodes.split()}, environ={}, folder=here).nodes == from_environment
 
 
-@pytest.mark.parametrize(("text", "complaint"), BAD)
-def test_bad_value(here: Path, text: str, complaint: str) -> None:
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_bad_value(here: Path, text: str, message: str) -> None:
     error = failing(here, {"pyproject": text})
-    assert error.message == f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: {complaint}"
+    assert error.message == f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: {message}"
 
 
 @pytest.mark.parametrize(
-    ("source", "place"),
+    ("source", "label"),
     [
         ({"environ": {"INVOKE_BUILDKIT_JOBS": "x"}}, "environment INVOKE_BUILDKIT_JOBS"),
         ({"invoke": {"jobs": "x"}}, "Invoke's configuration: buildkit"),
         ({"flags": {"jobs": "x"}}, "command line"),
     ],
 )
-def test_bad_value_source(here: Path, source: dict[str, Any], place: str) -> None:
-    assert failing(here, source).message == f"{place}: jobs = 'x' is not a whole number, 0 or more"
+def test_bad_value_source(here: Path, source: dict[str, Any], label: str) -> None:
+    assert failing(here, source).message == f"{label}: jobs = 'x' is not a whole number, 0 or more"
 
 
 @pytest.mark.parametrize(
@@ -271,14 +274,14 @@ timeout = 5
 def test_checks(here: Path) -> None:
     pyproject(here, CHECKS)
     settings = load_settings(environ={}, folder=here)
-    given = SmokeCheck(
+    check = SmokeCheck(
         command="uname -m",
         expect="^{machine}$",
         expect_exit=3,
         platforms=("linux/arm64", "linux/386", "arm"),
         timeout=5.0,
     )
-    assert settings.checks == (SmokeCheck(), given)
+    assert settings.checks == (SmokeCheck(), check)
     assert settings.is_explicit("checks")
     assert not load_settings(environ={}, folder=here / "nowhere").checks[0].platforms
 
@@ -293,19 +296,23 @@ def test_invoke_checks(here: Path) -> None:
 BAD_CHECKS: list[tuple[str, str, str | None]] = [
     ('exepct = "x"', "unknown key 'exepct'", "did you mean 'expect'?"),
     ("expect_exti = 1", "unknown key 'expect_exti'", "did you mean 'expect-exit'?"),
-    ("zzz = 1", "unknown key 'zzz'", "known are command, expect, expect_exit, platforms, timeout"),
+    ("zzz = 1", "unknown key 'zzz'", "use one of command, expect, expect_exit, platforms, timeout"),
     ("command = ['a']", "command = ['a'] is not text", None),
     ("expect-exit = 'one'", "expect_exit = 'one' is not a whole number, 0 or more", None),
     ("timeout = -1", "timeout = -1 is not a number, 0 or more", None),
     ("platforms = 3", "platforms = 3 is not a list", None),
-    ("expect = '('", "expect = '(' is no regular expression: missing ), unterminated subpattern", None),
+    (
+        "expect = '('",
+        "expect = '(' is not a valid regular expression: missing ), unterminated subpattern",
+        None,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("line", "complaint", "hint"), BAD_CHECKS)
-def test_bad_check(here: Path, line: str, complaint: str, hint: str | None) -> None:
+@pytest.mark.parametrize(("line", "message", "hint"), BAD_CHECKS)
+def test_bad_check(here: Path, line: str, message: str, hint: str | None) -> None:
     error = failing(here, {"pyproject": f"{CHECKS}\n[[tool.buildkit-tasks.check]]\n{line}"})
-    assert error.message.startswith(f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: check 3: {complaint}")
+    assert error.message.startswith(f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: check 3: {message}")
     assert error.hint == hint
 
 
@@ -313,7 +320,7 @@ def test_bad_check(here: Path, line: str, complaint: str, hint: str | None) -> N
 def test_checks_not_a_list(here: Path, text: str) -> None:
     error = failing(here, {"pyproject": text})
     assert error.message.endswith("is not a list of tables")
-    assert error.hint == "begin each with [[tool.buildkit-tasks.check]]"
+    assert error.hint == "start each table with [[tool.buildkit-tasks.check]]"
 
 
 def test_bad_invoke_check(here: Path) -> None:
@@ -324,8 +331,8 @@ def test_bad_invoke_check(here: Path) -> None:
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_CHECK", "INVOKE_BUILDKIT_CHECKS"])
 def test_checks_from_environment(here: Path, variable: str) -> None:
     error = failing(here, {"environ": {variable: "true"}})
-    assert error.message == f"environment {variable}: checks cannot come from the environment"
-    assert error.hint == "write them as [[tool.buildkit-tasks.check]] in pyproject.toml"
+    assert error.message == f"environment {variable}: checks cannot be set in the environment"
+    assert error.hint == "add [[tool.buildkit-tasks.check]] to pyproject.toml"
 
 
 def test_check_key(here: Path) -> None:
@@ -400,32 +407,37 @@ def tables(*lines: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         (tables('context = "x"'), "image 1: it has no name"),
-        (tables("name = 5"), "image 1: name = 5 is no name of an image"),
-        (tables('name = "a"', 'name = "../b"'), "image 2: name = '../b' is no name of an image"),
-        (tables('name = "a\\n"'), r"image 1: name = 'a\n' is no name of an image"),
-        (tables('name = "-a"'), "image 1: name = '-a' is no name of an image"),
-        (tables('name = "a"', 'name = "b"', 'name = "A"'), "image 3: name = 'A' is that of image 1"),
+        (tables("name = 5"), "image 1: name = 5 is not a valid image name"),
+        (tables('name = "a"', 'name = "../b"'), "image 2: name = '../b' is not a valid image name"),
+        (tables('name = "a\\n"'), r"image 1: name = 'a\n' is not a valid image name"),
+        (tables('name = "-a"'), "image 1: name = '-a' is not a valid image name"),
+        (
+            tables('name = "a"', 'name = "b"', 'name = "A"'),
+            "image 3: name = 'A' is already the name of image 1",
+        ),
         (tables('name = "a"', 'name = "b"\ntag = "x:1"'), "image 2: unknown key 'tag'"),
         (tables('name = "a"\nplatforms = 5'), "image 1: platforms = 5 is not a list"),
         (tables('name = "a"\ncontext = ["x"]'), "image 1: context = ['x'] is not text"),
-        (tables('name = "a"\nexpect = "("'), "image 1: expect = '(' is no regular expression"),
+        (tables('name = "a"\nexpect = "("'), "image 1: expect = '(' is not a valid regular expression"),
         ('image = "web"', "image = 'web' is not a list of tables"),
         ("image = [1]", "image = [1] is not a list of tables"),
     ],
 )
-def test_bad_image(here: Path, text: str, complaint: str) -> None:
+def test_bad_image(here: Path, text: str, message: str) -> None:
     path = pyproject(here, text)
     with pytest.raises(SettingsError) as caught:
         load_settings(environ={}, folder=here)
-    assert f"{path}: [tool.buildkit-tasks]: {complaint}" in str(caught.value)
+    assert f"{path}: [tool.buildkit-tasks]: {message}" in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_IMAGE", "INVOKE_BUILDKIT_IMAGES"])
 def test_images_from_environment(here: Path, variable: str) -> None:
-    with pytest.raises(SettingsError, match=r"(?s)images cannot come .*\[\[tool\.buildkit-tasks\.image\]\]"):
+    with pytest.raises(
+        SettingsError, match=r"(?s)images cannot be set .*\[\[tool\.buildkit-tasks\.image\]\]"
+    ):
         load_settings(environ={variable: "web"}, folder=here)
 
 

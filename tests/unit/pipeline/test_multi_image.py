@@ -156,7 +156,7 @@ def test_each_image_is_built_into_its_own_archive_and_that_is_verified_and_run(w
 
 def test_images_are_chosen_by_their_names(world: World) -> None:
     assert names(world.report(names=("tool",))[0]) == ["tool"]
-    with pytest.raises(UsageError, match=r"(?s)no image 'nope' in the settings.*known are web, tool"):
+    with pytest.raises(UsageError, match=r"(?s)no image 'nope' in the settings.*choose one of web, tool"):
         world.report(names=("nope",))
 
 

@@ -265,7 +265,7 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
     assert settings_for_image(settings, "") == settings
     with pytest.raises(UsageError, match="there is no image 'nope' in the settings") as caught:
         settings_for_image(settings, "nope")
-    assert caught.value.hint == "known are web"
+    assert caught.value.hint == "choose one of web"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
         ('{"outputs": 7}', "names no image in a registry"),
         ("{", "is no report of build-multiarch"),
         ('{"outputs": [{"ref": "a@b"}]} []', "is no report of build-multiarch"),
-        ("UPPER@sha256:1", "is no image reference"),
+        ("UPPER@sha256:1", "is not a valid image reference"),
         ("", "no part is named"),
         ("{" * 100_000, "is no report of build-multiarch"),
     ],
