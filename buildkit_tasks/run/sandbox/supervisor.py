@@ -1,4 +1,7 @@
-"""Start the warden, give it emulators, and have it run guests: the outer side of ``supervisor_main.py``."""
+"""Start a supervisor, register emulators with it and run guests: the client of ``supervisor_main.py``.
+
+The wire protocol is described there.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +37,20 @@ __all__ = [
 ]
 
 ID_OFFSET = 0x3A000000
-"""The host's id of a guest's root, where the host's root runs it: 65,536 ids that nobody else has.
+"""The first of 65,536 host ids for guests that root runs; the host id of a guest's root.
 
-It lies in the range that systemd keeps for containers (systemd.io/UIDS-GIDS).
+It is in the range that systemd reserves for containers (systemd.io/UIDS-GIDS).
 """
 _ID_COUNT = 1 << 16
-_INSIDE = Path(__file__).with_name("supervisor_main.py")
-_START_TIMEOUT = 10.0
+_SUPERVISOR_MAIN = Path(__file__).with_name("supervisor_main.py")
+_START_TIMEOUT = 10.0  # seconds
 _MAX_MESSAGE = 1 << 16
 _CHUNK_SIZE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
-    """What a guest and all that it starts may take together; sizes are bytes, output for each stream."""
+    """Limits of a guest and its children together. Sizes are in bytes; ``output`` is per stream."""
 
     memory: int = 1 << 30
     processes: int = 256
@@ -60,9 +63,9 @@ DEFAULT_LIMITS = ResourceLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRun:
-    """What to start: ``candidates`` are the paths that are tried, ``argv[0]`` what it is called by.
+    """The program to start: the first of ``candidates`` that can be executed, with ``argv``.
 
-    ``root`` is the folder that it sees as ``/``, ``processors`` those that it may run on.
+    ``root`` is the directory that becomes its ``/``; ``processors`` are those that it may use, empty for all.
     """
 
     root: Path
@@ -78,9 +81,9 @@ class SandboxRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestExit:
-    """How a guest ended: a signal counts as 128 and its number, as a shell has it.
+    """How a guest ended; ``exit_code`` is 128 plus the number for a signal, as in a shell.
 
-    ``limit`` are the words of a cap that it passed, ``timed_out`` says that its time was up.
+    ``limit_exceeded`` says which limit it exceeded, and is empty for none.
     """
 
     exit_code: int
@@ -92,7 +95,7 @@ class GuestExit:
 
 
 class KernelRefusal(Exception):
-    """The kernel did not let us do something; ``number`` is its errno."""
+    """The kernel did not allow ``stage``; ``errno`` is its error number, 0 if unknown."""
 
     def __init__(self, stage: str, error_number: int) -> None:
         super().__init__(f"could not {stage}" + (f": {os.strerror(error_number)}" if error_number else ""))
@@ -101,9 +104,9 @@ class KernelRefusal(Exception):
 
 
 def id_offset(uid: int, proc_self: Path = Path("/proc/self")) -> int | None:
-    """Where a guest's ids begin among the host's; None for who has but one.
+    """Return the host id of a guest's id 0; None if guests have to share the user's only id.
 
-    That is an ordinary user, and a root that was given no such ids, as in a container.
+    That is so for an ordinary user, and for root in a user namespace without these ids (rootless container).
     """
     has_ids = uid == 0 and all(
         _has_id_range((proc_self / name).read_text(encoding="ascii")) for name in ("uid_map", "gid_map")
@@ -112,21 +115,21 @@ def id_offset(uid: int, proc_self: Path = Path("/proc/self")) -> int | None:
 
 
 def _has_id_range(id_map: str) -> bool:
-    """Whether a map of user_namespaces(7) holds the guests' ids."""
+    """Return True if a uid_map or gid_map (user_namespaces(7)) contains all ids for guests."""
     rows = (map(int, line.split()) for line in id_map.splitlines())
     return any(first <= ID_OFFSET and first + count >= ID_OFFSET + _ID_COUNT for first, _, count in rows)
 
 
 class Supervisor:
-    """A user namespace with a table of emulators of its own, and the guests in it.
+    """A supervisor process: a user namespace with its own binfmt_misc table, and the guests in it.
 
-    Raises :class:`Refused` if the kernel does not let this user have one.
+    Raises :class:`KernelRefusal` if the kernel does not allow this user to create one.
     """
 
     def __init__(self) -> None:
         self._channel, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._id_offset = id_offset(os.geteuid())
-        argv = [sys.executable, "-I", "-S", "-B", str(_INSIDE), str(child_end.fileno())]
+        argv = [sys.executable, "-I", "-S", "-B", str(_SUPERVISOR_MAIN), str(child_end.fileno())]
         with child_end:
             self._process = subprocess.Popen(
                 argv,
@@ -153,13 +156,13 @@ class Supervisor:
         self.close()
 
     def close(self) -> None:
-        """End the warden; every guest ends with it."""
+        """Kill the supervisor; its guests end with it."""
         self._channel.close()
         self._process.kill()
         self._process.wait()
 
     def register(self, machine: Machine, emulator_path: Path) -> None:
-        """Let this emulator run the machine's programs. Raises :class:`EmulatorError`."""
+        """Register an emulator for a machine. Raises :class:`EmulatorError` if the kernel refuses it."""
         with emulator_path.open("rb") as file:
             self._send_message({"handler": format_registration(machine, "@")}, [file.fileno()])
             try:
@@ -170,9 +173,9 @@ class Supervisor:
                 ) from refusal
 
     def run(self, guest: SandboxRun, timeout: float, limits: ResourceLimits = DEFAULT_LIMITS) -> GuestExit:
-        """Run a guest to its end; past ``timeout`` seconds, or a cap, it is killed with all its children.
+        """Run a guest; kill it with its children after ``timeout`` seconds or if it exceeds a limit.
 
-        May be called by several threads at once. Raises :class:`Refused` if it could not be started.
+        Several threads may call this at once. Raises :class:`KernelRefusal` if the guest cannot be started.
         """
         with contextlib.ExitStack() as stack:
             control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -198,7 +201,7 @@ class Supervisor:
             "candidates": guest.candidates,
             "argv": guest.argv,
             "env": dict(guest.env),
-            "folder": guest.working_dir,
+            "working_dir": guest.working_dir,
             "uid": guest.uid,
             "gid": guest.gid,
             "groups": guest.groups,
@@ -210,13 +213,13 @@ class Supervisor:
         }
 
     def _build_id_map(self, guest: SandboxRun) -> dict[str, Any]:
-        """The ids of the guest's user namespace: all, or of an ordinary user just the guest's own."""
+        """Map all ids into the guest's user namespace, or only its own if the user has no more."""
         if self._id_offset is not None:
-            return {"alone": False, "ids": {"uid": f"0 0 {_ID_COUNT}", "gid": f"0 0 {_ID_COUNT}"}}
-        return {"alone": True, "ids": {"uid": f"{guest.uid} 0 1", "gid": f"{guest.gid} 0 1"}}
+            return {"is_single_id": False, "id_maps": {"uid": f"0 0 {_ID_COUNT}", "gid": f"0 0 {_ID_COUNT}"}}
+        return {"is_single_id": True, "id_maps": {"uid": f"{guest.uid} 0 1", "gid": f"{guest.gid} 0 1"}}
 
     def _map_ids(self) -> None:
-        """Map the warden's ids (user_namespaces(7)); root's own is added, so that it reads root's files."""
+        """Write the supervisor's id maps. Root's own id is mapped last, so that root's files can be read."""
         proc_path = Path(f"/proc/{self._process.pid}")
         if self._id_offset is not None:
             lines = f"0 {self._id_offset} {_ID_COUNT}\n{_ID_COUNT} 0 1"
@@ -240,7 +243,7 @@ class Supervisor:
 
 
 class _Pipe:
-    """One of a guest's output streams, as it is collected."""
+    """One of a guest's output streams and what was read from it."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self.read_fd, self.write_fd = os.pipe()
@@ -251,7 +254,7 @@ class _Pipe:
         os.close(self.write_fd)
 
     def read_chunk(self) -> bool:
-        """Read on; False at its end."""
+        """Read what is available. Return False at the end."""
         chunk = os.read(self.read_fd, _CHUNK_SIZE)
         self.data += chunk
         return bool(chunk)
@@ -260,7 +263,7 @@ class _Pipe:
 def _collect_output(
     control: socket.socket, pipes: tuple[_Pipe, _Pipe], timeout: float, limits: ResourceLimits
 ) -> GuestExit:
-    """Collect what a guest writes until it has ended, or has to be."""
+    """Collect a guest's output until it has ended, exceeds its output limit or runs out of time."""
     deadline = time.monotonic() + timeout
     message, limit_exceeded, timed_out = b"", "", False
     with selectors.DefaultSelector() as selector:
@@ -269,7 +272,7 @@ def _collect_output(
             selector.register(pipe.read_fd, selectors.EVENT_READ, pipe)
         while selector.get_map():
             ready = selector.select(max(deadline - time.monotonic(), 0.0))
-            if time.monotonic() >= deadline:  # also of one that never stops writing
+            if time.monotonic() >= deadline:  # also of a guest that never stops writing
                 timed_out = True
                 break
             for key, _ in ready:
@@ -289,7 +292,7 @@ def _collect_output(
 
 
 def _parse_exit(
-    message: dict[str, Any], stdout: bytes, stderr: bytes, limit_exceeded: str, timeout: float
+    message: dict[str, Any], stdout: bytes, stderr: bytes, limit_exceeded: str, exceeded_timeout: float
 ) -> GuestExit:
     if "refused" in message:
         raise KernelRefusal(message["refused"], message["errno"])
@@ -298,7 +301,7 @@ def _parse_exit(
         exit_code=128 + message["signal"] if "signal" in message else message.get("exit", killed_status),
         stdout=stdout,
         stderr=stderr,
-        seconds=round(message.get("seconds", timeout), 3),
+        seconds=round(message.get("seconds", exceeded_timeout), 3),
         limit_exceeded=limit_exceeded or message.get("limit", ""),
-        timed_out=bool(timeout),
+        timed_out=bool(exceeded_timeout),
     )

@@ -1,20 +1,58 @@
-"""The warden: a process in a user namespace of its own that starts guests. Run as a program, by itself.
+"""The supervisor: a process in its own user namespace that starts guests. Run as a program, by itself.
 
-It imports nothing but a few of the standard library's modules, since it is started for every task and
-each guest begins as its fork. Its argument is the descriptor of a socket, the other end of which is
-held by whoever started it:
+It imports a few standard modules and nothing of this package: it is started for every task, and each guest
+begins as its fork. Four kinds of processes run this file, and its sections follow their order::
 
-* the warden makes its user namespace and says so; its ids are mapped from outside, as
-  user_namespaces(7) wants it;
-* ``handler`` messages register an emulator, whose file comes along, in the binfmt_misc table of that
-  namespace (Linux 6.7: one for each user namespace), which nobody else sees;
-* ``run`` messages start a guest, described by a JSON file that comes along with its standard output,
-  its standard error and a control socket.
+    supervisor    one per user namespace, with the binfmt_misc table of that namespace (Linux 6.7 or newer)
+      helper      one per guest: makes the guest's namespaces and waits
+        init      PID 1 of the guest's PID namespace: mounts the root, enforces limits, reaps orphans
+          guest   in one more user namespace, until its execve(2)
 
-A guest has three processes of ours around it: one that waits, so that there is a pid namespace to be
-in; its PID 1, which makes the root, watches the caps and collects orphans; and the guest itself, from
-its fork to its ``execve``. Whichever of them dies, or whoever hangs up the control socket, the kernel
-ends all that is in the pid namespace. No mount outlives its namespace, and so nothing is left behind.
+If one of them dies, or the other end of a socket is closed, the kernel ends everything below it: helper and
+init have a parent-death signal, and a PID namespace ends with its PID 1. Mounts end with their namespaces, so
+nothing is left behind.
+
+Wire protocol
+-------------
+Messages are JSON objects on SOCK_SEQPACKET sockets; descriptors come along by SCM_RIGHTS. The other end is
+``supervisor.py``. Wherever a reply is due, ``{"refused": STAGE, "errno": NUMBER}`` says that the kernel has
+refused STAGE instead.
+
+The channel is the socket whose descriptor is the only argument. Closing it ends the supervisor.
+
+=============  =============================  ==============================  =============================
+direction      message                        descriptors                     then
+=============  =============================  ==============================  =============================
+to client      ``{"unshared": true}``                                         the client writes the id maps
+to supervisor  ``mapped`` (not JSON)                                          it enters its mount namespace
+to client      ``{"ready": true}``                                            it serves requests
+to supervisor  ``{"handler": REGISTRATION}``  emulator                        reply ``{"registered": true}``
+to supervisor  ``{"run": true}``              spec, stdout, stderr, control   reply on the control socket
+=============  =============================  ==============================  =============================
+
+The id maps are written from outside, as user_namespaces(7) requires. REGISTRATION is a line for
+binfmt_misc's ``register`` with ``@`` as the interpreter's path.
+
+The control socket belongs to one guest; closing it kills the guest. It carries one message, when the guest
+has ended: ``{"exit": STATUS}`` or ``{"signal": NUMBER}``, with ``seconds`` (how long it ran) and ``limit``
+(which limit it exceeded, as text, or empty).
+
+The spec is a file with one JSON object:
+
+===============================  ======================================================================
+key                              value
+===============================  ======================================================================
+``root``                         the directory that becomes the guest's root, read-only
+``candidates``, ``argv``,        the paths to try with execve(2), its arguments and its environment
+``env``
+``working_dir``                  the directory in which it starts
+``uid``, ``gid``, ``groups``     its ids in its user namespace
+``id_maps``                      ``uid`` and ``gid``: the lines for its uid_map and gid_map
+``is_single_id``                 true if the maps have one id only; then there is no setgroups(2)
+``cpus``                         the processors that it may use; empty for all
+``memory``, ``processes``        limits of the guest and its children together: bytes, number
+``tmp``                          size of /tmp and of /dev/shm in bytes
+===============================  ======================================================================
 """
 
 from __future__ import annotations
@@ -35,48 +73,467 @@ import sys
 import time
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing alone would cost as much as everything above
+if TYPE_CHECKING:  # importing typing takes as long as everything above
     from typing import Any, NoReturn
 
-_MAX_MESSAGE = 1 << 16
-_MAX_REASON_CHARS = 300  # letters of a message
+_MAX_MESSAGE = 1 << 16  # bytes
+_MAX_STAGE_CHARS = 300
 _MAX_FDS = 4
 
-# sched.h, sys/mount.h, linux/mount.h, linux/prctl.h, linux/capability.h
+# sched.h, sys/mount.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/sockios.h
 _CLONE_NEWUSER, _CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x00020000, 0x20000000, 0x40000000
 _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWCGROUP = 0x04000000, 0x08000000, 0x02000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 4096, 16384, 1 << 18, 2
-_AT_FDCWD = -100  # AT_FDCWD
-_SYS_MOUNT_SETATTR = 442  # its number is the same on every architecture
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = (
-    1,
-    4,
-    24,
-    38,
-    47,
-)
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_AT_FDCWD = -100
+_SYS_MOUNT_SETATTR = 442  # the same on every architecture
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _FD_LINKS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
 _BINFMT_MISC = "/proc/sys/fs/binfmt_misc"
-_EMULATOR_DIRECTORY = "/sys"  # nothing here needs what is there
+_EMULATOR_DIRECTORY = "/sys"  # not needed otherwise in the supervisor's mount namespace
 _EXEC_FAILED = 127
-_FAST_POLL_SECONDS, _SLOW_POLL_SECONDS, _FAST_POLLS = (
-    0.005,
-    0.05,
-    100,
-)  # seconds between looks at the caps; how many are quick
+# Limits are checked every 5 ms at first, since a fork bomb is quick, and every 50 ms after half a second.
+_FAST_POLL_SECONDS, _SLOW_POLL_SECONDS, _FAST_POLLS = 0.005, 0.05, 100
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+
+# Supervisor
+
+
+def main() -> None:
+    """Serve requests until the other end of the channel is closed."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    try:
+        _enter_namespaces(channel)
+    except _KernelRefusal as refusal:
+        _send_reply(channel, refused=refusal.stage, errno=refusal.errno)
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # helpers are not waited for
+    lifeline = os.pipe()  # only the supervisor keeps the write end: readers see a hang-up when it dies
+    while True:
+        data, fds = _receive_message(channel)
+        if not data:
+            return
+        message = json.loads(data)
+        if "handler" in message:
+            _send_reply(channel, **_register_handler(message["handler"], fds[0]))
+        else:
+            _fork_helper(channel, lifeline, fds)
+        for each in fds:
+            os.close(each)
+
+
+def _enter_namespaces(channel: socket.socket) -> None:
+    """Enter a user namespace, and in it a mount namespace with its own binfmt_misc table."""
+    _call_libc("unshare user namespace", "unshare", _CLONE_NEWUSER)
+    _send_reply(channel, unshared=True)
+    if not channel.recv(_MAX_MESSAGE):
+        sys.exit()
+    _call_libc("unshare mount namespace", "unshare", _CLONE_NEWNS)
+    _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
+    # The directory appears when the kernel module is loaded; mounting elsewhere loads it.
+    mount_point = _BINFMT_MISC if os.path.isdir(_BINFMT_MISC) else os.path.dirname(_BINFMT_MISC)
+    _mount("binfmt_misc", mount_point, "binfmt_misc")
+    os.chdir(mount_point)
+    _mount("tmpfs", _EMULATOR_DIRECTORY, "tmpfs", _MS_NOSUID | _MS_NODEV)
+    _probe_guest_setup()
+    _send_reply(channel, ready=True)
+
+
+def _probe_guest_setup() -> None:
+    """Try once what every guest needs; in a container, for example, /proc may not be mounted again."""
+    read_fd, write_fd = os.pipe()
+    if os.fork() == 0:
+        try:
+            _unshare_guest_namespaces()
+            if os.fork() == 0:
+                _mount("proc", "/proc", "proc")
+        except _KernelRefusal as refusal:
+            os.write(write_fd, json.dumps([refusal.stage, refusal.errno]).encode())
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    failure = os.read(read_fd, _MAX_MESSAGE)  # returns when both children have ended
+    os.close(read_fd)
+    os.wait()
+    if failure:
+        raise _KernelRefusal(*json.loads(failure))
+
+
+def _register_handler(handler: str, emulator_fd: int) -> dict[str, object]:
+    """Register an emulator in binfmt_misc.
+
+    With flag F the kernel opens the interpreter now and keeps it open, so its path need not be visible to
+    guests.
+    """
+    name = handler.split(":")[1]
+    try:
+        os.symlink(f"/proc/self/fd/{emulator_fd}", f"{_EMULATOR_DIRECTORY}/{name}")
+        _write_file("register", handler.replace("@", f"{_EMULATOR_DIRECTORY}/{name}"))
+    except OSError as error:
+        return {"refused": "register the emulator", "errno": error.errno}
+    return {"registered": True}
+
+
+def _fork_helper(channel: socket.socket, lifeline: tuple[int, int], fds: list[int]) -> None:
+    if os.fork():
+        return
+    try:
+        channel.close()
+        os.close(lifeline[1])
+        _set_parent_death_signal()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _run_helper(lifeline[0], *fds)
+    finally:
+        os._exit(1)
+
+
+# Helper
+
+
+def _run_helper(lifeline_fd: int, spec_fd: int, stdout_fd: int, stderr_fd: int, control_fd: int) -> None:
+    """Make the guest's namespaces and wait for its init."""
+    control_socket = socket.socket(fileno=control_fd)
+    try:
+        _unshare_guest_namespaces()
+    except _KernelRefusal as refusal:
+        _send_reply(control_socket, refused=refusal.stage, errno=refusal.errno)
+        return
+    init_pid = os.fork()
+    if init_pid == 0:
+        try:
+            _set_parent_death_signal()
+            with open(spec_fd, "rb") as file:
+                _GuestInit(json.load(file), (stdout_fd, stderr_fd), (control_socket, lifeline_fd)).run()
+        except Exception as error:  # noqa: BLE001 - without a reply the guest would seem to have ended
+            _send_reply(control_socket, **_describe_error(error, "prepare the guest:"))
+        finally:
+            os._exit(0)
+    for each in (spec_fd, stdout_fd, stderr_fd):
+        os.close(each)
+    control_socket.close()
+    os.waitpid(init_pid, 0)
+
+
+def _unshare_guest_namespaces() -> None:
+    namespaces = (
+        _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
+    )
+    _call_libc("unshare the guest's namespaces", "unshare", namespaces)
+
+
+# Init: PID 1 of the guest's PID namespace
+
+
+class _GuestInit:
+    """Sets up the guest's namespaces, starts the guest, enforces its limits and reports how it ended."""
+
+    def __init__(
+        self, spec: dict[str, Any], streams: tuple[int, int], channels: tuple[socket.socket, int]
+    ) -> None:
+        self._spec = spec
+        self._streams = streams
+        self._control, self._lifeline_fd = channels
+
+    def run(self) -> None:
+        os.setsid()
+        _mount_root(self._spec["root"], self._spec["tmp"])
+        _bring_up_loopback()
+        socket.sethostname("guest")
+        _become_namespace_root()
+        started = time.monotonic()
+        guest_pid, error_fd = self._fork_guest()
+        for each in self._streams:
+            os.close(each)
+        _drop_bounding_set()
+        _drop_capabilities()
+        _call_libc("clear the dumpable flag", "prctl", _PR_SET_DUMPABLE, 0)
+        limit_exceeded = self._wait_for_guest(guest_pid)
+        status = _decode_status(os.waitpid(guest_pid, os.WNOHANG if limit_exceeded else 0))
+        failure = os.read(error_fd, _MAX_MESSAGE)
+        message = {"seconds": time.monotonic() - started, "limit": limit_exceeded, **status}
+        self._control.send(failure or json.dumps(message).encode())
+
+    def _fork_guest(self) -> tuple[int, int]:
+        """Start the guest. Return its PID, and the pipe on which it would report why it could not start.
+
+        The guest writes to ``unshared`` when it is in its user namespace, and reads from ``mapped`` until
+        its ids are mapped from here.
+        """
+        error_read, error_write = os.pipe()
+        mapped_read, mapped_write = os.pipe()
+        unshared_read, unshared_write = os.pipe()
+        guest_pid = os.fork()
+        if guest_pid == 0:
+            for each in (error_read, mapped_write, unshared_read):
+                os.close(each)
+            _exec_guest(self._spec, self._streams, unshared_write, mapped_read, error_write)
+        for each in (error_write, mapped_read, unshared_write):
+            os.close(each)
+        if os.read(unshared_read, 1):
+            _map_guest_ids(guest_pid, self._spec["id_maps"], deny_setgroups=self._spec["is_single_id"])
+            os.write(mapped_write, b"1")
+        os.close(mapped_write)
+        return guest_pid, error_read
+
+    def _wait_for_guest(self, guest_pid: int) -> str:
+        """Wait until the guest ends or exceeds a limit; return the limit. End everything on a hang-up."""
+        pidfd = os.pidfd_open(guest_pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.register(self._control, select.POLLHUP | select.POLLRDHUP)
+        poll.register(self._lifeline_fd, select.POLLHUP)
+        polls = 0
+        while True:
+            seconds = _FAST_POLL_SECONDS if polls < _FAST_POLLS else _SLOW_POLL_SECONDS
+            polls += 1
+            for fd, _ in poll.poll(seconds * 1000):
+                if fd != pidfd:
+                    os._exit(0)
+                return ""
+            _reap_orphans(guest_pid)
+            limit_exceeded = _check_limits(self._spec["memory"], self._spec["processes"])
+            if limit_exceeded:
+                return limit_exceeded
+
+
+def _mount_root(root: str, tmp_size: int) -> None:
+    """Make the image's files the root, read-only, with a minimal /dev, /proc and /tmp and nothing else."""
+    for name in ("dev", "proc", "tmp"):
+        if not stat.S_ISDIR(os.lstat(f"{root}/{name}").st_mode):
+            raise _KernelRefusal(f"mount on /{name}, which is not a directory in the image", errno.ENOTDIR)
+    _mount(root, root, flags=_MS_BIND | _MS_REC)
+    _set_read_only(root)
+    _mount("tmpfs", f"{root}/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k")
+    for name in _DEVICES:
+        os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY))
+        _mount(f"/dev/{name}", f"{root}/dev/{name}", flags=_MS_BIND)
+    for name, suffix in _FD_LINKS.items():
+        os.symlink(f"/proc/self/fd{suffix}", f"{root}/dev/{name}")
+    os.mkdir(f"{root}/dev/shm")  # noqa: S108 - the guest's own
+    for mount_point in ("dev/shm", "tmp"):
+        options = f"mode=1777,size={tmp_size}"
+        _mount("tmpfs", f"{root}/{mount_point}", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    os.chdir(root)
+    # The old root is stacked on the new one's mount point and unmounted from there: pivot_root(2), NOTES.
+    _call_libc("pivot_root", "pivot_root", b".", b".")
+    _call_libc("detach the old root", "umount2", b".", _MNT_DETACH)
+    os.chdir("/")
+
+
+def _set_read_only(root: str) -> None:
+    """Add read-only, nosuid and nodev to the flags of the mount, which keeps those that it has."""
+    mount_attr = struct.pack("QQQQ", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, 0, 0, 0)
+    args = (_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(root), 0, mount_attr, ctypes.c_size_t(len(mount_attr)))
+    _call_libc("make the root read-only", "syscall", *args)
+
+
+def _bring_up_loopback() -> None:
+    """Bring up lo, the only interface of the guest's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+def _become_namespace_root() -> None:
+    """Become root of the supervisor's user namespace.
+
+    The host's root, whose own id is mapped next to the guest's ids, is not; an ordinary user is already.
+    """
+    if os.geteuid() != 0:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        _set_parent_death_signal()  # it is cleared when ids change: prctl(2)
+
+
+def _map_guest_ids(guest_pid: int, id_maps: dict[str, str], *, deny_setgroups: bool) -> None:
+    if deny_setgroups:  # required of an unprivileged user: user_namespaces(7)
+        _write_file(f"/proc/{guest_pid}/setgroups", "deny")
+    _write_file(f"/proc/{guest_pid}/gid_map", id_maps["gid"])
+    _write_file(f"/proc/{guest_pid}/uid_map", id_maps["uid"])
+
+
+def _check_limits(memory: int, processes: int) -> str:
+    """Return which limit the processes of this PID namespace together exceed, as text; empty for none."""
+    pages = threads = 0
+    pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+    if len(pids) > processes:  # a fork bomb: reading each would take too long
+        return f"more than {processes} processes and threads"
+    for name in pids:
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            with open(f"/proc/{name}/statm", "rb") as file:
+                _, resident, shared, *_ = file.read().split()
+        except (OSError, ValueError):  # it has just ended
+            continue
+        threads += int(fields[17])  # num_threads: proc_pid_stat(5)
+        pages += int(resident) - int(shared)
+    if threads > processes:
+        return f"more than {processes} processes and threads"
+    if pages * _PAGE_SIZE > memory:
+        return f"more than {memory >> 20} MiB of memory"
+    return ""
+
+
+def _reap_orphans(guest_pid: int) -> None:
+    """Reap ended processes that were reparented to PID 1, but not the guest itself."""
+    while True:
+        try:
+            child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if child is None or child.si_pid == guest_pid:
+            return
+        os.waitpid(child.si_pid, 0)
+
+
+def _decode_status(wait_result: tuple[int, int]) -> dict[str, int]:
+    pid, status = wait_result
+    if pid == 0:  # still running after a limit was exceeded: the kernel kills it when PID 1 ends
+        return {"signal": int(signal.SIGKILL)}
+    if os.WIFSIGNALED(status):
+        return {"signal": os.WTERMSIG(status)}
+    return {"exit": os.WEXITSTATUS(status)}
+
+
+# Guest, until its execve(2)
+
+
+def _exec_guest(
+    spec: dict[str, Any], streams: tuple[int, int], unshared_fd: int, mapped_fd: int, error_fd: int
+) -> NoReturn:
+    """Give up every privilege and start the program; report to ``error_fd`` if that fails."""
+    try:
+        os.setsid()
+        _call_libc("unshare the guest's user namespace", "unshare", _CLONE_NEWUSER)
+        os.write(unshared_fd, b"1")
+        os.read(mapped_fd, 1)
+        _drop_bounding_set()
+        _set_user(spec)
+        _redirect_streams(streams)
+        _set_resource_limits(spec)
+        _drop_capabilities()
+        _exec_program(spec)
+    except Exception as error:  # noqa: BLE001 - any error means that the guest does not run
+        os.write(error_fd, json.dumps(_describe_error(error, "start")).encode())
+    finally:
+        os._exit(_EXEC_FAILED)
+
+
+def _set_user(spec: dict[str, Any]) -> None:
+    """Become the image's user, who may not create user namespaces."""
+    if not spec["is_single_id"]:
+        os.setgroups(spec["groups"])
+    os.setresgid(spec["gid"], spec["gid"], spec["gid"])
+    _write_file("/proc/sys/user/max_user_namespaces", "0")
+    os.setresuid(spec["uid"], spec["uid"], spec["uid"])
+
+
+def _redirect_streams(streams: tuple[int, int]) -> None:
+    null_fd = os.open("/dev/null", os.O_RDONLY)
+    for target_fd, source_fd in enumerate((null_fd, *streams)):
+        os.dup2(source_fd, target_fd)
+
+
+def _set_resource_limits(spec: dict[str, Any]) -> None:
+    """Bound each process well above the limits that init enforces: a stop between two of its checks."""
+    process_limit = 16 * spec["processes"]
+    resource.setrlimit(resource.RLIMIT_NPROC, (process_limit, process_limit))
+    data_limit = 2 * spec["memory"] + (512 << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if spec["cpus"]:
+        os.sched_setaffinity(0, spec["cpus"])
+
+
+def _exec_program(spec: dict[str, Any]) -> None:
+    """Execute the first candidate (of PATH) that can be started. Raise the most telling error if none can."""
+    os.chdir(spec["working_dir"])
+    os.umask(0o022)
+    for signum in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)
+    failure: OSError | None = None
+    for path in spec["candidates"]:
+        try:
+            os.execve(path, spec["argv"], spec["env"])  # noqa: S606 - a program of the image
+        except OSError as error:
+            if failure is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                failure = error
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                break
+    if failure is not None:
+        failure.filename = spec["argv"][0]
+        raise failure
+
+
+# Privileges, for init and guest
+
+
+def _drop_bounding_set() -> None:
+    """Prevent execve(2) from granting capabilities."""
+    capability = 0
+    while _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        capability += 1
+    _call_libc("drop ambient capabilities", "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _call_libc("set no_new_privs", "prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _drop_capabilities() -> None:
+    header = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    _call_libc("drop capabilities", "capset", header, struct.pack("6I", *[0] * 6))
+
+
+def _set_parent_death_signal() -> None:
+    """Be killed when the parent dies; as it may have died already, init also polls the lifeline."""
+    _call_libc("set the parent-death signal", "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# Messages
+
+
+def _send_reply(channel: socket.socket, **reply: object) -> None:
+    channel.send(json.dumps(reply).encode())
+
+
+def _receive_message(channel: socket.socket) -> tuple[bytes, list[int]]:
+    data, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4))
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    for each in fds:
+        os.set_inheritable(each, False)
+    return data, list(fds)
+
+
+def _describe_error(error: Exception, stage: str) -> dict[str, object]:
+    """Return an error as a reply, shortened: an image chooses the names of its files."""
+    if isinstance(error, _KernelRefusal):
+        return {"refused": error.stage, "errno": error.errno}
+    if isinstance(error, OSError):
+        text, number = f"{stage} {error.filename or ''}".strip(" :"), error.errno
+    else:  # for example a NUL in an argument
+        text, number = f"{stage.rstrip(':')}: {error}", errno.EINVAL
+    return {"refused": text[:_MAX_STAGE_CHARS], "errno": number}
+
+
+# System calls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _KernelRefusal(Exception):
-    """Something that the kernel did not let us do; ``stage`` says what."""
+    """The kernel did not allow ``stage``."""
 
     def __init__(self, stage: str, error_number: int) -> None:
         super().__init__(stage)
@@ -97,418 +554,12 @@ def _mount(source: str, target: str, fstype: str = "", flags: int = 0, options: 
     _call_libc(f"mount {fstype or source} on {target}", "mount", *mount_args, *flag_args)
 
 
-# The warden
-
-
-def main() -> None:
-    """Serve until the other end is closed."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for whoever started us
-    try:
-        _enter_namespaces(channel)
-    except _KernelRefusal as refusal:
-        _send_reply(channel, refused=refusal.stage, errno=refusal.errno)
-        return
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a guest's helper
-    lifeline = os.pipe()  # of which we alone hold the end to write to: it hangs up when we die
-    while True:
-        data, fds = _receive_message(channel)
-        if not data:
-            return
-        message = json.loads(data)
-        if "handler" in message:
-            _send_reply(channel, **_register_handler(message["handler"], fds[0]))
-        else:
-            _fork_helper(channel, lifeline, fds)
-        for each in fds:
-            os.close(each)
-
-
-def _enter_namespaces(channel: socket.socket) -> None:
-    """A user namespace, the ids of which are mapped from outside, and in it a table of handlers."""
-    _call_libc("unshare user namespace", "unshare", _CLONE_NEWUSER)
-    _send_reply(channel, unshared=True)
-    if not channel.recv(_MAX_MESSAGE):
-        sys.exit()
-    _call_libc("unshare mount namespace", "unshare", _CLONE_NEWNS)
-    _mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
-    # The folder comes with the kernel's module, which the mount itself may load.
-    mount_point = _BINFMT_MISC if os.path.isdir(_BINFMT_MISC) else os.path.dirname(_BINFMT_MISC)
-    _mount("binfmt_misc", mount_point, "binfmt_misc")
-    os.chdir(mount_point)
-    _mount("tmpfs", _EMULATOR_DIRECTORY, "tmpfs", _MS_NOSUID | _MS_NODEV)
-    _probe_guest_setup()
-    _send_reply(channel, ready=True)
-
-
-def _probe_guest_setup() -> None:
-    """What every guest needs, tried once: in a container, say, /proc may not be mounted anew."""
-    read_fd, write_fd = os.pipe()
-    if os.fork() == 0:
-        try:
-            _unshare_guest_namespaces()
-            if os.fork() == 0:
-                _mount("proc", "/proc", "proc")
-        except _KernelRefusal as refusal:
-            os.write(write_fd, json.dumps([refusal.stage, refusal.errno]).encode())
-        finally:
-            os._exit(0)
-    os.close(write_fd)
-    failure = os.read(read_fd, _MAX_MESSAGE)  # all who could write have ended
-    os.close(read_fd)
-    os.wait()
-    if failure:
-        raise _KernelRefusal(*json.loads(failure))
-
-
-def _unshare_guest_namespaces() -> None:
-    namespaces = (
-        _CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWCGROUP
-    )
-    _call_libc("unshare the guest's namespaces", "unshare", namespaces)
-
-
-def _describe_error(error: Exception, stage: str) -> dict[str, object]:
-    """What went wrong, for who asked; not at such length as an image may name a file."""
-    if isinstance(error, _KernelRefusal):
-        return {"refused": error.stage, "errno": error.errno}
-    if isinstance(error, OSError):
-        return {
-            "refused": f"{stage} {error.filename or ''}".strip()[:_MAX_REASON_CHARS],
-            "errno": error.errno,
-        }
-    return {"refused": f"{stage}: {error}"[:_MAX_REASON_CHARS], "errno": errno.EINVAL}  # a NUL in a word, say
-
-
-def _send_reply(channel: socket.socket, **reply: object) -> None:
-    channel.send(json.dumps(reply).encode())
-
-
-def _receive_message(channel: socket.socket) -> tuple[bytes, list[int]]:
-    data, ancillary, _, _ = channel.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4))
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    for each in fds:
-        os.set_inheritable(each, False)
-    return data, list(fds)
-
-
-def _register_handler(handler: str, emulator_fd: int) -> dict[str, object]:
-    """Add a handler. The kernel opens the interpreter at once (flag F), of which only the name stays."""
-    name = handler.split(":")[1]
-    try:
-        os.symlink(f"/proc/self/fd/{emulator_fd}", f"{_EMULATOR_DIRECTORY}/{name}")
-        _write_file("register", handler.replace("@", f"{_EMULATOR_DIRECTORY}/{name}"))
-    except OSError as error:
-        return {"refused": "register the emulator", "errno": error.errno}
-    return {"registered": True}
-
-
-def _fork_helper(channel: socket.socket, lifeline: tuple[int, int], fds: list[int]) -> None:
-    """Fork a guest's helper; it leads nothing back here."""
-    if os.fork():
-        return
-    try:
-        channel.close()
-        os.close(lifeline[1])
-        _die_with_parent()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _run_helper(lifeline[0], *fds)
-    finally:
-        os._exit(1)
-
-
-def _die_with_parent() -> None:
-    """Be ended with the parent. It may have died just before: what hangs up is looked at as well."""
-    _call_libc("be ended with the parent", "prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _run_helper(lifeline_fd: int, spec_fd: int, stdout_fd: int, stderr_fd: int, control_fd: int) -> None:
-    control_socket = socket.socket(fileno=control_fd)
-    try:
-        _unshare_guest_namespaces()
-    except _KernelRefusal as refusal:
-        _send_reply(control_socket, refused=refusal.stage, errno=refusal.errno)
-        return
-    init_pid = os.fork()
-    if init_pid == 0:
-        try:
-            _die_with_parent()
-            with open(spec_fd, "rb") as file:
-                _GuestInit(json.load(file), (stdout_fd, stderr_fd), (control_socket, lifeline_fd)).run()
-        except Exception as error:  # noqa: BLE001 - whatever it is: silence would be taken for a guest's end
-            _send_reply(control_socket, **_describe_error(error, "prepare the guest:"))
-        finally:
-            os._exit(0)
-    for each in (spec_fd, stdout_fd, stderr_fd):
-        os.close(each)
-    control_socket.close()
-    os.waitpid(init_pid, 0)
-
-
-# A guest's PID 1
-
-
-class _GuestInit:
-    """Makes the guest's world, starts it, watches it, and says how it ended."""
-
-    def __init__(
-        self, spec: dict[str, Any], streams: tuple[int, int], channels: tuple[socket.socket, int]
-    ) -> None:
-        self._spec = spec
-        self._streams = streams
-        self._control, self._lifeline_fd = channels
-
-    def run(self) -> None:
-        os.setsid()
-        _mount_root(self._spec["root"], self._spec["tmp"])
-        _bring_up_loopback()
-        socket.sethostname("guest")
-        if os.geteuid() != 0:  # root of the host, who is mapped beside the guest's ids
-            os.setgroups([])
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-            _die_with_parent()  # a change of user forgets it
-        started = time.monotonic()
-        guest_pid, error_fd = self._fork_guest()
-        for each in self._streams:
-            os.close(each)
-        _drop_bounding_set()
-        _drop_capabilities()
-        _call_libc("be private", "prctl", _PR_SET_DUMPABLE, 0)
-        limit_exceeded = self._wait_for_guest(guest_pid)
-        status = (
-            _decode_status(os.waitpid(guest_pid, os.WNOHANG))
-            if limit_exceeded
-            else _decode_status(os.waitpid(guest_pid, 0))
-        )
-        failure = os.read(error_fd, _MAX_MESSAGE)
-        message = {"seconds": time.monotonic() - started, "limit": limit_exceeded, **status}
-        self._control.send(failure or json.dumps(message).encode())
-
-    def _fork_guest(self) -> tuple[int, int]:
-        """Start the guest; gives its pid, and where it would say why it could not be."""
-        error_read, error_write = os.pipe()
-        mapped_read, mapped_write = os.pipe()
-        unshared_read, unshared_write = os.pipe()
-        guest_pid = os.fork()
-        if guest_pid == 0:
-            for each in (error_read, mapped_write, unshared_read):
-                os.close(each)
-            _exec_guest(self._spec, self._streams, unshared_write, mapped_read, error_write)
-        for each in (error_write, mapped_read, unshared_write):
-            os.close(each)
-        if os.read(unshared_read, 1):
-            _map_ids(guest_pid, self._spec["ids"], deny_setgroups=self._spec["alone"])
-            os.write(mapped_write, b"1")
-        os.close(mapped_write)
-        return guest_pid, error_read
-
-    def _wait_for_guest(self, guest_pid: int) -> str:
-        """Wait for the guest's end, a cap that is passed, or a hang-up; gives the words of the cap."""
-        pidfd = os.pidfd_open(guest_pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.register(self._control, select.POLLHUP | select.POLLRDHUP)
-        poll.register(self._lifeline_fd, select.POLLHUP)
-        polls = 0
-        while True:
-            seconds = _FAST_POLL_SECONDS if polls < _FAST_POLLS else _SLOW_POLL_SECONDS
-            polls += 1
-            for fd, _ in poll.poll(seconds * 1000):
-                if fd != pidfd:
-                    os._exit(0)
-                return ""
-            _reap_orphans(guest_pid)
-            limit_exceeded = _check_limits(self._spec["memory"], self._spec["processes"])
-            if limit_exceeded:
-                return limit_exceeded
-
-
-def _decode_status(wait_result: tuple[int, int]) -> dict[str, int]:
-    pid, status = wait_result
-    if pid == 0:  # a cap was passed: it is ended with us
-        return {"signal": int(signal.SIGKILL)}
-    if os.WIFSIGNALED(status):
-        return {"signal": os.WTERMSIG(status)}
-    return {"exit": os.WEXITSTATUS(status)}
-
-
-def _reap_orphans(guest_pid: int) -> None:
-    """Wait for whatever the guest's ended children left; the guest itself is looked at elsewhere."""
-    while True:
-        try:
-            child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if child is None or child.si_pid == guest_pid:
-            return
-        os.waitpid(child.si_pid, 0)
-
-
-def _check_limits(memory: int, processes: int) -> str:
-    """The words of a cap that everything in this pid namespace together has passed."""
-    pages = threads = 0
-    pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-    if len(pids) > processes:  # a fork bomb: looking at each would take too long
-        return f"more than {processes} processes and threads"
-    for name in pids:
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            with open(f"/proc/{name}/statm", "rb") as file:
-                _, resident, shared, *_ = file.read().split()
-        except (OSError, ValueError):  # it has just ended
-            continue
-        threads += int(fields[17])
-        pages += int(resident) - int(shared)
-    if threads > processes:
-        return f"more than {processes} processes and threads"
-    if pages * _PAGE_SIZE > memory:
-        return f"more than {memory >> 20} MiB of memory"
-    return ""
-
-
-def _mount_root(root: str, tmp_size: int) -> None:
-    """The image's files read-only, with a minimal /dev, /proc and a /tmp; nothing else is reached."""
-    for name in ("dev", "proc", "tmp"):
-        if not stat.S_ISDIR(os.lstat(f"{root}/{name}").st_mode):
-            raise _KernelRefusal(f"mount on /{name}, which is no folder in the image", errno.ENOTDIR)
-    _mount(root, root, flags=_MS_BIND | _MS_REC)
-    _set_read_only(root)
-    _mount("tmpfs", f"{root}/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755,size=64k")
-    for name in _DEVICES:
-        os.close(os.open(f"{root}/dev/{name}", os.O_CREAT | os.O_WRONLY))
-        _mount(f"/dev/{name}", f"{root}/dev/{name}", flags=_MS_BIND)
-    for name, suffix in _FD_LINKS.items():
-        os.symlink(f"/proc/self/fd{suffix}", f"{root}/dev/{name}")
-    os.mkdir(f"{root}/dev/shm")  # noqa: S108 - the guest's own
-    for mount_point in ("dev/shm", "tmp"):
-        _mount(
-            "tmpfs", f"{root}/{mount_point}", "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=1777,size={tmp_size}"
-        )
-    _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    os.chdir(root)
-    # The old root is put under the new one's own place and taken off from there (pivot_root(2)).
-    _call_libc("pivot_root", "pivot_root", b".", b".")
-    _call_libc("detach the old root", "umount2", b".", _MNT_DETACH)
-    os.chdir("/")
-
-
-def _set_read_only(root: str) -> None:
-    """Read-only, without devices and set-user-id programs, added to whatever the mount has already."""
-    mount_attr = struct.pack("QQQQ", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, 0, 0, 0)
-    args = (_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(root), 0, mount_attr, ctypes.c_size_t(len(mount_attr)))
-    _call_libc("make the root read-only", "syscall", *args)
-
-
-def _bring_up_loopback() -> None:
-    """Let the guest talk to itself: its network has nothing but this interface."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sh14x", b"lo", 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
-
-
-def _map_ids(guest_pid: int, id_maps: dict[str, str], *, deny_setgroups: bool) -> None:
-    if deny_setgroups:  # an ordinary user may map an own group only without groups to drop
-        _write_file(f"/proc/{guest_pid}/setgroups", "deny")
-    _write_file(f"/proc/{guest_pid}/gid_map", id_maps["gid"])
-    _write_file(f"/proc/{guest_pid}/uid_map", id_maps["uid"])
-
-
 def _write_file(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY)
     try:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
-
-
-# The guest, until it is itself
-
-
-def _exec_guest(
-    spec: dict[str, Any], streams: tuple[int, int], unshared_fd: int, mapped_fd: int, error_fd: int
-) -> NoReturn:
-    try:
-        os.setsid()
-        _call_libc("unshare the guest's user namespace", "unshare", _CLONE_NEWUSER)
-        os.write(unshared_fd, b"1")
-        os.read(mapped_fd, 1)
-        _drop_bounding_set()
-        _set_user(spec)
-        _redirect_streams(streams)
-        _set_resource_limits(spec)
-        _drop_capabilities()
-        _exec_program(spec)
-    except Exception as error:  # noqa: BLE001 - whatever it is, no guest runs
-        os.write(error_fd, json.dumps(_describe_error(error, "start")).encode())
-    finally:
-        os._exit(_EXEC_FAILED)
-
-
-def _set_user(spec: dict[str, Any]) -> None:
-    """The user that the image names, who may make no user namespace of his own."""
-    if not spec["alone"]:
-        os.setgroups(spec["groups"])
-    os.setresgid(spec["gid"], spec["gid"], spec["gid"])
-    _write_file("/proc/sys/user/max_user_namespaces", "0")
-    os.setresuid(spec["uid"], spec["uid"], spec["uid"])
-
-
-def _redirect_streams(streams: tuple[int, int]) -> None:
-    null_fd = os.open("/dev/null", os.O_RDONLY)
-    for target_fd, source_fd in enumerate((null_fd, *streams)):
-        os.dup2(source_fd, target_fd)
-
-
-def _set_resource_limits(spec: dict[str, Any]) -> None:
-    """What one process may take; what all of them take together, PID 1 watches."""
-    # Past the caps that PID 1 watches there is room until its next look, and then nothing.
-    process_limit = 16 * spec["processes"]
-    resource.setrlimit(resource.RLIMIT_NPROC, (process_limit, process_limit))
-    data_limit = 2 * spec["memory"] + (512 << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if spec["cpus"]:
-        os.sched_setaffinity(0, spec["cpus"])
-
-
-def _drop_bounding_set() -> None:
-    """No program that is started gains a capability."""
-    capability = 0
-    while _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
-        capability += 1
-    _call_libc("drop ambient capabilities", "prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _call_libc("gain no privileges", "prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _drop_capabilities() -> None:
-    header = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    _call_libc("drop capabilities", "capset", header, struct.pack("6I", *[0] * 6))
-
-
-def _exec_program(spec: dict[str, Any]) -> None:
-    """Replace this process; of several candidates (PATH) the first that can be started counts."""
-    os.chdir(spec["folder"])
-    os.umask(0o022)
-    for signum in (signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(signum, signal.SIG_DFL)
-    failure: OSError | None = None
-    for path in spec["candidates"]:
-        try:
-            os.execve(path, spec["argv"], spec["env"])  # noqa: S606 - that is what it is for
-        except OSError as error:
-            if failure is None or error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                failure = error
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                break
-    if failure is not None:
-        failure.filename = spec["argv"][0]
-        raise failure
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""The supervisor without the backend: how guests start and end, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.errors import EmulatorError
+from buildkit_tasks.platforms import Platform
+from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, SandboxRun, Supervisor
+from tests.support.project import program
+
+ARM64 = Platform.parse("linux/arm64").machine
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    with Supervisor() as started:
+        yield started
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("dev", "proc", "tmp"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    (tmp_path / "root/main").write_bytes(program("linux/amd64", 7))
+    (tmp_path / "root/main").chmod(0o755)
+    return tmp_path / "root"
+
+
+def guest(root: Path, *argv: str, working_dir: str = "/") -> SandboxRun:
+    return SandboxRun(root=root, candidates=argv[:1], argv=argv, env={}, working_dir=working_dir)
+
+
+def test_exit_status(supervisor: Supervisor, root: Path) -> None:
+    assert supervisor.run(guest(root, "/main"), 10).exit_code == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "working_dir", "message"),
+    [
+        (("/nothing",), "/", "could not start /nothing: No such file or directory"),
+        (("/" + "x" * 200_000,), "/", "could not start /xxx"),
+        (("/main",), "/nowhere", "could not start /nowhere: No such file or directory"),
+        (("/main\0",), "/", "could not start: embedded null byte"),
+        (("/tmp",), "/", "could not start /tmp: Permission denied"),  # noqa: S108 - the guest's
+    ],
+    ids=["missing", "endless", "working directory", "NUL", "directory"],
+)
+def test_start_failure(
+    supervisor: Supervisor, root: Path, argv: tuple[str, ...], working_dir: str, message: str
+) -> None:
+    with pytest.raises(KernelRefusal) as caught:
+        supervisor.run(guest(root, *argv, working_dir=working_dir), 10)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400
+
+
+def test_mount_point_is_not_a_directory(supervisor: Supervisor, root: Path) -> None:
+    (root / "dev").rmdir()
+    (root / "dev").symlink_to("proc")
+    with pytest.raises(KernelRefusal, match="mount on /dev, which is not a directory in the image"):
+        supervisor.run(guest(root, "/main"), 10)
+
+
+def test_preparation_failure(supervisor: Supervisor, tmp_path: Path) -> None:
+    with pytest.raises(KernelRefusal, match=f"could not prepare the guest: {tmp_path}/dev: No such file"):
+        supervisor.run(guest(tmp_path, "/main"), 10)
+
+
+def test_handler_is_already_registered(supervisor: Supervisor, root: Path) -> None:
+    supervisor.register(ARM64, root / "main")
+    with pytest.raises(EmulatorError, match="could not register the emulator: File exists"):
+        supervisor.register(ARM64, root / "main")
+
+
+def test_closed_supervisor_starts_nothing(root: Path) -> None:
+    supervisor = Supervisor()
+    supervisor.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        supervisor.run(guest(root, "/main"), 10)
+
+
+def test_guest_ends_with_supervisor(root: Path) -> None:
+    # pause(2) in a loop: only a signal ends it.
+    (root / "wait").write_bytes(program("linux/amd64", code="b8 22 00 00 00  0f 05  eb f7"))
+    (root / "wait").chmod(0o755)
+    supervisor = Supervisor()
+    exit_codes: list[int] = []
+    thread = threading.Thread(
+        target=lambda: exit_codes.append(supervisor.run(guest(root, "/wait"), 60).exit_code)
+    )
+    thread.start()
+    pid, deadline = supervisor._process.pid, time.monotonic() + 10
+    while not Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii"):
+        assert time.monotonic() < deadline
+    supervisor.close()
+    thread.join(10)
+    assert exit_codes == [137]
