@@ -1,4 +1,4 @@
-"""What this kernel lets this user do, and in words why not."""
+"""Explain why the kernel does not allow this user a sandbox."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 __all__ = ["SandboxUnavailable", "explain_unavailable"]
 
-_MIN_VERSION = (6, 7)  # binfmt_misc for each user namespace
+_MIN_VERSION = (6, 7)  # of Linux: binfmt_misc per user namespace
 _SYSCTL_ROOT = Path("/proc/sys")
 _APPARMOR_REASON = (
-    "AppArmor closes user namespaces to programs without a profile:"
+    "AppArmor denies user namespaces to programs without a profile:"
     " sysctl kernel.apparmor_restrict_unprivileged_userns is 1"
 )
 
 
 class SandboxUnavailable(EmulatorError):
-    """The kernel does not let this user have a sandbox."""
+    """The kernel does not allow this user a sandbox."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, hint="inv run-emulated --runner=docker")
 
 
 def explain_unavailable(refusal: KernelRefusal, sysctl_root: Path = _SYSCTL_ROOT, release: str = "") -> str:
-    """The likeliest cause of a refusal: the kernel's age, a closed setting, or a container around us."""
+    """Describe a refusal with its most likely cause: an old kernel, a sysctl, or a container around us."""
     release = release or os.uname().release
     causes = [*_list_blocking_sysctls(sysctl_root), *_detect_seccomp_filter()]
     if _parse_version(release) < _MIN_VERSION:
-        causes.insert(0, f"Linux {release} has one handler table for all; 6.7 has one per user namespace")
-    return f"no sandbox can be had: {refusal}" + "".join(f" ({cause})" for cause in causes[:1])
+        causes.insert(0, f"Linux {release} has one binfmt_misc table for all; 6.7 has one per user namespace")
+    return f"the sandbox is not available: {refusal}" + "".join(f" ({cause})" for cause in causes[:1])
 
 
 def _list_blocking_sysctls(sysctl_root: Path) -> list[str]:
@@ -53,10 +53,10 @@ def _list_blocking_sysctls(sysctl_root: Path) -> list[str]:
 
 
 def _detect_seccomp_filter() -> list[str]:
-    """A container's own confines: a filter of system calls (proc_pid_status(5)), a part of /proc hidden."""
+    """Return a cause if a seccomp filter is active (proc_pid_status(5)): we are probably in a container."""
     status = _read_text(Path("/proc/self/status"))
     match = re.search(r"^Seccomp:\s*2$", status, re.MULTILINE)
-    return ["a seccomp filter is at work, as in containers"] if match else []
+    return ["a seccomp filter is active, as in containers"] if match else []
 
 
 def _parse_version(release: str) -> tuple[int, ...]:

@@ -191,7 +191,7 @@ def test_where_there_is_no_sandbox_the_engine_is_said_to_serve(
     found = bench.finding("sandbox")
     assert found.ok
     assert found.message.startswith(
-        "no sandbox can be had: could not unshare user namespace: Operation not permitted"
+        "the sandbox is not available: could not unshare user namespace: Operation not permitted"
     )
     assert found.message.endswith("images run in the engine")
 

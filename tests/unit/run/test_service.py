@@ -98,10 +98,10 @@ def test_the_runner_is_the_one_asked_for_else_the_sandbox(choice: str, image: st
 
 
 def test_where_there_is_no_sandbox_auto_says_why_and_takes_docker() -> None:
-    fakes = Fakes(closed="no sandbox can be had: it is closed")
+    fakes = Fakes(closed="the sandbox is not available: it is closed")
     assert run_emulated(RunRequest(image=IMAGE), fakes.runners()).ok
     assert fakes.opened == ["docker"]
-    assert fakes.told == ["no sandbox can be had: it is closed: running in Docker"]
+    assert fakes.told == ["the sandbox is not available: it is closed: running in Docker"]
 
 
 def test_a_sandbox_that_was_asked_for_is_not_replaced() -> None:
