@@ -151,7 +151,10 @@ class TaskContext:
     def print_result(self, document: Mapping[str, Any], text: str) -> None:
         """Print a result that is not a report: a document with ``--json``, otherwise a line of text."""
         self.result = document
-        print(json.dumps(document) if self.json_output else text, flush=True)
+        if self.json_output:
+            _print_document(document)
+        else:
+            print(text, flush=True)
 
     def show_error(self, error: BuildkitTasksError) -> int:
         """Print an error once, redacted, and return its exit code."""
@@ -160,8 +163,7 @@ class TaskContext:
         if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
             self.notify("".join(traceback.format_exception(error)))
         if self.json_output:
-            document = {"ok": False, "error": redact(str(error)), "exit_code": error.exit_code}
-            print(json.dumps(document), flush=True)
+            _print_document({"ok": False, "error": redact(str(error)), "exit_code": error.exit_code})
         self.notify(f"error: {error}")
         return error.exit_code
 
@@ -182,6 +184,12 @@ class RunProgress:
         """Show the result of a run."""
         if self.live_table is not None:
             self.live_table(result)
+
+
+def _print_document(document: Mapping[str, Any]) -> None:
+    from buildkit_tasks.report.model import add_schema_version
+
+    print(json.dumps(add_schema_version(document)), flush=True)
 
 
 def _preload_renderers() -> None:

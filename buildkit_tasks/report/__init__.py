@@ -1,9 +1,8 @@
-"""One report value as a table, JSON, JUnit XML, Markdown, HTML, an SVG picture, or a word to GitHub Actions.
+"""Renderers of reports: a table, JSON, JUnit XML, Markdown, HTML, SVG, and GitHub Actions' annotations.
 
-Takes any value of :data:`buildkit_tasks.report.model.Report`. Everything an image printed is made
-harmless for the place that it is shown in, and every format shows a failure in full or says
-what it left out. A renderer is imported when it is first asked for (PEP 562): most commands end
-without one.
+Each takes any value of :data:`buildkit_tasks.report.model.Report`. What an image printed is escaped for
+the format, and a failure is shown in full or with how much is left out. A renderer is imported when it is
+first used (PEP 562), because most commands need none.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a checker would take any name to be here
+if not TYPE_CHECKING:  # otherwise a type checker accepts any name
 
     def __getattr__(name: str) -> object:
-        """Import the renderer that is asked for."""
+        """Import the module of a renderer."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

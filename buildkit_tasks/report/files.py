@@ -1,4 +1,4 @@
-"""Report files: one kind for each file name ending, whole or not there at all."""
+"""Write report files, in the format that the ending of their name selects."""
 
 from __future__ import annotations
 
@@ -23,37 +23,34 @@ _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def to_json(report: Report) -> str:
-    """Write a report as one JSON document, its keys in the interface's order.
+    """Return a report as one JSON document.
 
-    A lone surrogate, which is how Python keeps a byte that is no UTF-8, becomes U+FFFD: RFC 8259
-    has no encoding for it. In ``##[`` one sign is written as an escape, which reads the same,
-    because GitHub's runner obeys ``##[...]`` wherever it stands in a line of a log.
+    A lone surrogate, which is a byte that was not UTF-8, becomes U+FFFD: RFC 8259 has no encoding for
+    it. In ``##[`` the second character is an escape, because GitHub's runner executes ``##[...]``
+    wherever it is in a line of a log.
     """
     text = json.dumps(to_document(report), indent=2, ensure_ascii=False, allow_nan=False)
     return _SURROGATES.sub("\ufffd", text).replace("##[", "#\\u0023[") + "\n"
 
 
-# The renderers by name: the package imports the one that is asked for.
 _RENDERERS = {
-    ".json": "to_json",
-    ".xml": "to_junit",
-    ".md": "to_markdown",
-    ".html": "to_html",
-    ".svg": "to_svg",
+    ".json": ("files", "to_json"),
+    ".xml": ("junit", "to_junit"),
+    ".md": ("markdown", "to_markdown"),
+    ".html": ("html", "to_html"),
+    ".svg": ("svg", "to_svg"),
 }
 
 
 def check_report_paths(paths: Iterable[str | Path]) -> tuple[Path, ...]:
-    """Give the paths, or raise :class:`UsageError` for one that no report can be written to."""
+    """Return the paths, or raise :class:`UsageError` for a directory or an unknown ending."""
     return tuple(_check_path(Path(path)) for path in paths)
 
 
 def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
-    """Write a report to every path, in the format of its ending.
+    """Write a report to each path atomically, and create its parent directories.
 
-    Folders are made. Each file is written beside its place and renamed over it, so that a reader
-    sees the old one or the whole new one. Raises :class:`UsageError` before anything is written
-    for an ending that is not known.
+    Raises :class:`UsageError` for an unknown ending before anything is written.
     """
     for path in check_report_paths(paths):
         text = _find_renderer(path)(report)
@@ -64,8 +61,8 @@ def write_reports(report: Report, paths: Iterable[str | Path]) -> None:
 
 
 def _find_renderer(path: Path) -> Callable[[Report], str]:
-    package = importlib.import_module("buildkit_tasks.report")
-    renderer: Callable[[Report], str] = getattr(package, _RENDERERS[path.suffix.lower()])
+    module, name = _RENDERERS[path.suffix.lower()]
+    renderer: Callable[[Report], str] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
     return renderer
 
 

@@ -1,4 +1,4 @@
-"""A report told to GitHub Actions: a step's summary, and annotations of failures and warnings."""
+"""A report in GitHub Actions: the step summary, and annotations of failures and warnings."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.cases import (
-    Case,
-    Problem,
-    describe_problem,
-    iter_failures,
-    iter_warnings,
-    limit_problems,
-)
 from buildkit_tasks.report.markdown import to_markdown, to_short_markdown
-from buildkit_tasks.report.text import escape_unprintable
+from buildkit_tasks.report.rows import Problem, Row, describe_problem, limit_problems
+from buildkit_tasks.report.summary import summarize
+from buildkit_tasks.report.text import FULL_REPORT_HINT, escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["report_to_github"]
 
-# GitHub drops a summary of more than 1 MiB per step (docs.github.com, "Workflow commands for
-# GitHub Actions", step isolation and limits): better a short one than none.
+# GitHub rejects a summary of more than 1 MiB per step (docs.github.com, "Workflow commands for
+# GitHub Actions", step isolation and limits): then the table alone is written.
 _SUMMARY_LIMIT = 1 << 20
 _OMITTED_NOTE = (
     "\nThe failures and warnings are too long for a step summary of 1 MiB; "
@@ -42,11 +36,10 @@ def report_to_github(
     environ: Mapping[str, str],
     stream: TextIO | None = None,
 ) -> tuple[str, ...]:
-    """Append the report to the step's summary and print an annotation for each failure and warning.
+    """Append the report to the step summary, and print an annotation for each failure and warning.
 
-    Gives the workflow commands that went to ``stream`` (stderr unless given). Does nothing
-    outside GitHub Actions. A summary that cannot be written is a warning, never an error: the
-    work is done by then.
+    Return the workflow commands that were printed to ``stream`` (stderr by default), none outside of
+    GitHub Actions. A summary that cannot be written is a warning, not an error: the work is done.
     """
     if environ.get("GITHUB_ACTIONS") != "true":
         return ()
@@ -60,7 +53,7 @@ def report_to_github(
 
 
 def _write_step_summary(report: Report, path: str) -> Iterator[str]:
-    """Append to the summary, and give a command that warns where this did not work."""
+    """Append to the summary; yield a command that warns if that fails."""
     if not path:
         return
     try:
@@ -79,24 +72,25 @@ def _append_summary(report: Report, path: Path) -> None:
 
 
 def _iter_annotations(report: Report) -> Iterator[str]:
-    for step, case in iter_failures(report):
-        yield from _annotate_problems("error", step, case, case.problems)
-    for step, case in iter_warnings(report):
-        yield from _annotate_problems("warning", step, case, case.warnings)
+    summary = summarize(report)
+    for step, row in summary.failures:
+        yield from _annotate_problems("error", step, row, row.problems)
+    for step, row in summary.warnings:
+        yield from _annotate_problems("warning", step, row, row.warnings)
 
 
-def _annotate_problems(name: str, step: str, case: Case, problems: tuple[Problem, ...]) -> Iterator[str]:
-    """Give a command for each problem, and one that counts those for which there are too many."""
+def _annotate_problems(name: str, step: str, row: Row, problems: tuple[Problem, ...]) -> Iterator[str]:
+    """Yield a command for each of the first 20 problems, and one that counts the others."""
     listed, omitted = limit_problems(problems)
     for problem in listed:
-        title = " ".join(part for part in (step, case.name, problem.kind) if part)
+        title = " ".join(filter(None, (step, row.name, problem.kind)))
         yield _format_command(name, title, describe_problem(problem))
     if omitted:
-        title = " ".join(part for part in (step, case.name) if part)
-        yield _format_command(name, title, f"{omitted} more: a --report file has them all")
+        title = " ".join(filter(None, (step, row.name)))
+        yield _format_command(name, title, f"{omitted} more: {FULL_REPORT_HINT}")
 
 
 def _format_command(name: str, title: str, message: str) -> str:
-    """Write a workflow command as actions/toolkit does (packages/core/src/command.ts)."""
+    """Return a workflow command, escaped as by actions/toolkit (packages/core/src/command.ts)."""
     escaped_title = escape_unprintable(title).translate(_PROPERTY_ESCAPES)
     return f"::{name} title={escaped_title}::{escape_unprintable(message).translate(_DATA_ESCAPES)}"

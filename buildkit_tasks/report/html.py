@@ -1,15 +1,15 @@
-"""A report as one HTML file: no script, nothing fetched, for light and dark.
+"""A report as one HTML file without scripts, which fetches nothing, for light and dark.
 
-The document is well-formed XML too, so that a test can tell that no text in it breaks out, and its
-Content-Security-Policy keeps a browser from running or fetching anything if one ever did.
+The document is well-formed XML too, so that a test can prove that no text in it adds an element. Its
+Content-Security-Policy forbids scripts and requests in case a text ever did.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import Case, Problem, iter_failures, iter_warnings
-from buildkit_tasks.report.summary import Cell, Severity, SummaryTable, build_summary_table
+from buildkit_tasks.report.rows import Cell, Problem, Row, Severity
+from buildkit_tasks.report.summary import Summary, summarize
 from buildkit_tasks.report.text import escape_markup
 
 if TYPE_CHECKING:
@@ -71,62 +71,62 @@ _CONTENT_SECURITY_POLICY = (
 
 
 def to_html(report: Report) -> str:
-    """Write a report as a page with the table, its notes, and every failure and warning in full."""
-    table = build_summary_table(report)
-    lines = [*_render_head(table), *_render_summary(table)]
-    failure_sections = [
-        _render_section("fail", step, case, case.problems, _render_output(case))
-        for step, case in iter_failures(report)
+    """Return a page with the table, its notes, and every failure and warning in full."""
+    summary = summarize(report)
+    failures = [
+        _render_section("fail", step, row, row.problems, _render_outputs(row))
+        for step, row in summary.failures
     ]
-    lines += _add_heading("What failed", failure_sections)
-    warning_sections = [
-        _render_section("warn", step, case, case.warnings, ()) for step, case in iter_warnings(report)
+    warnings = [_render_section("warn", step, row, row.warnings) for step, row in summary.warnings]
+    lines = [
+        *_render_head(summary),
+        *_render_summary(summary),
+        *_add_heading("What failed", failures),
+        *_add_heading("Warnings", warnings),
     ]
-    lines += _add_heading("Warnings", warning_sections)
     return "\n".join([*lines, "</main>", "</body>", "</html>", ""])
 
 
-def _render_head(table: SummaryTable) -> Iterator[str]:
+def _render_head(summary: Summary) -> Iterator[str]:
     yield "<!DOCTYPE html>"
     yield '<html lang="en">'
     yield "<head>"
     yield '<meta charset="utf-8"/>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     yield f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}"/>'
-    yield f"<title>{escape_markup(f'{table.name}: {table.verdict}')}</title>"
+    yield f"<title>{escape_markup(summary.title)}</title>"
     yield f"<style>{_CSS}</style>"
     yield "</head>"
 
 
-def _render_summary(table: SummaryTable) -> Iterator[str]:
+def _render_summary(summary: Summary) -> Iterator[str]:
     yield "<body>"
     yield "<main>"
-    badge = f'<span class="badge {table.severity}">{escape_markup(table.verdict)}</span>'
-    yield f"<header><h1>{escape_markup(table.name)}</h1>{badge}</header>"
-    yield f'<p class="closing {table.severity}">{escape_markup(table.summary_line)}</p>'
+    badge = f'<span class="badge {summary.severity}">{escape_markup(summary.verdict)}</span>'
+    yield f"<header><h1>{escape_markup(summary.name)}</h1>{badge}</header>"
+    yield f'<p class="closing {summary.severity}">{escape_markup(summary.summary_line)}</p>'
     yield '<div class="card scroll"><table>'
     header_cells = (
-        f'<th scope="col"{_number_class(name)}>{escape_markup(name)}</th>' for name in table.columns
+        f'<th scope="col"{_number_class(name)}>{escape_markup(name)}</th>' for name in summary.columns
     )
     yield f"<thead><tr>{''.join(header_cells)}</tr></thead>"
     yield "<tbody>"
-    yield from (_render_row(table.columns, row) for row in table.rows)
+    yield from (_render_line(summary.columns, line) for line in summary.lines)
     yield "</tbody>"
     yield "</table></div>"
-    note_items = (f"<li>{escape_markup(note)}</li>" for note in table.notes)
+    note_items = (f"<li>{escape_markup(note)}</li>" for note in summary.notes)
     yield f'<ul class="notes">{"".join(note_items)}</ul>'
 
 
-def _render_row(columns: tuple[str, ...], row: tuple[Cell, ...]) -> str:
-    first_cell, *other_cells = row
-    cells = (_render_cell(column, cell) for column, cell in zip(columns[1:], other_cells, strict=True))
+def _render_line(columns: tuple[str, ...], line: tuple[Cell, ...]) -> str:
+    first_cell, *other_cells = line
+    cells = map(_render_cell, columns[1:], other_cells)
     return f'<tr><th scope="row">{escape_markup(first_cell.text)}</th>{"".join(cells)}</tr>'
 
 
 def _render_cell(column: str, cell: Cell) -> str:
-    class_attribute = (
-        _number_class(column) if cell.severity is Severity.PLAIN else f' class="{cell.severity}"'
-    )
+    is_plain = cell.severity is Severity.PLAIN
+    class_attribute = _number_class(column) if is_plain else f' class="{cell.severity}"'
     return f"<td{class_attribute}>{escape_markup(cell.text)}</td>"
 
 
@@ -139,28 +139,25 @@ def _add_heading(title: str, sections: list[str]) -> list[str]:
 
 
 def _render_section(
-    css_class: str, step: str, case: Case, problems: tuple[Problem, ...], outputs: Iterable[str]
+    css_class: str, step: str, row: Row, problems: tuple[Problem, ...], outputs: Iterable[str] = ()
 ) -> str:
-    """Write one case's problems, open: what is folded away is easily overlooked."""
-    heading = escape_markup(f"{step} {case.name}".strip())
+    """Return a row's problems, unfolded: what is folded is easily overlooked."""
+    heading = escape_markup(f"{step} {row.name}".strip())
     badge = f"<span>{len(problems)}</span>" if len(problems) > 1 else ""
     opening = f'<details class="card {css_class}" open="open"><summary>{heading}{badge}</summary>'
     return "\n".join([opening, *map(_render_problem, problems), *outputs, "</details>"])
 
 
 def _render_problem(problem: Problem) -> str:
-    facts = (
+    facts = "".join(
         f"<dt>{escape_markup(name)}</dt><dd>{escape_markup(value)}</dd>"
         for name, value in problem.facts
         if value
     )
-    joined_facts = "".join(facts)
-    facts_list = f"<dl>{joined_facts}</dl>" if joined_facts else ""
     body = f'<h3>{escape_markup(problem.kind)}</h3><div class="text">{escape_markup(problem.message)}</div>'
-    return f"<article>{body}{facts_list}</article>"
+    return f"<article>{body}{facts and f'<dl>{facts}</dl>'}</article>"
 
 
-def _render_output(case: Case) -> Iterator[str]:
-    for name, text in (("stdout", case.stdout), ("stderr", case.stderr)):
-        if text:
-            yield f'<article><h3>{name}</h3><div class="text output">{escape_markup(text)}</div></article>'
+def _render_outputs(row: Row) -> Iterator[str]:
+    for name, text in row.outputs.items():
+        yield f'<article><h3>{name}</h3><div class="text output">{escape_markup(text)}</div></article>'

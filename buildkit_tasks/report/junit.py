@@ -1,6 +1,6 @@
 """A report as JUnit XML, with one testcase per platform in each step, and per CPU and command in a run.
 
-The format is what the Ant and Jenkins schemas share (github.com/jenkinsci/xunit-plugin,
+The format is the common part of Ant's and Jenkins' schemas (github.com/jenkinsci/xunit-plugin,
 junit-10.xsd). Whatever an image prints, the document is well-formed XML 1.0.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.cases import Case, Problem, Step, describe_problem, list_steps, report_name
+from buildkit_tasks.report.rows import Problem, Row, Step, describe_problem
+from buildkit_tasks.report.summary import summarize
 from buildkit_tasks.report.text import escape_match
 
 if TYPE_CHECKING:
@@ -19,84 +20,82 @@ if TYPE_CHECKING:
 
 __all__ = ["to_junit"]
 
-# What is outside the production Char of XML 1.0, section 2.2: no escape may stand for it either.
+# Characters outside the production Char of XML 1.0, section 2.2: references to them are illegal too.
 _ILLEGAL_CHARS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
-# A carriage return is read back as a line end unless it is written as a reference (section 2.11),
-# and in an attribute so are tab and newline as spaces (section 3.3.3).
+# A parser reads a carriage return as a newline unless it is a reference (section 2.11), and in
+# an attribute tab and newline as spaces (section 3.3.3).
 _TEXT_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
 _ATTRIBUTE_ESCAPES = {**_TEXT_ESCAPES, **str.maketrans({'"': "&quot;", "\n": "&#10;", "\t": "&#9;"})}
 
 
 def to_junit(report: Report) -> str:
-    """Write a report as a JUnit XML document; times are in seconds."""
-    steps = list_steps(report)
-    cases = [case for step in steps for case in step.cases]
-    totals = _format_attributes(name=report_name(report)) + _count_attributes(
-        cases, sum(step.seconds for step in steps)
-    )
-    lines = ['<?xml version="1.0" encoding="utf-8"?>', f"<testsuites{totals}>"]
-    for step in steps:
-        lines += _render_suite(step)
+    """Return a report as a JUnit XML document; times are in seconds."""
+    summary = summarize(report)
+    rows = [row for step in summary.steps for row in step.rows]
+    counts = _count_attributes(rows, sum(step.seconds for step in summary.steps))
+    lines = [
+        '<?xml version="1.0" encoding="utf-8"?>',
+        f"<testsuites{_format_attributes(name=summary.name)}{counts}>",
+        *(line for step in summary.steps for line in _render_suite(step)),
+    ]
     return "\n".join([*lines, "</testsuites>", ""])
 
 
 def _render_suite(step: Step) -> Iterator[str]:
-    yield f"  <testsuite{_format_attributes(name=step.name)}{_count_attributes(step.cases, step.seconds)}>"
-    for case in step.cases:
-        yield from _render_case(step.name, case)
+    yield f"  <testsuite{_format_attributes(name=step.title)}{_count_attributes(step.rows, step.seconds)}>"
+    for row in step.rows:
+        yield from _render_case(step.title, row)
     if step.facts:
         facts = (f"<property{_format_attributes(name=name, value=value)}/>" for name, value in step.facts)
         yield f"    <properties>{''.join(facts)}</properties>"
     yield "  </testsuite>"
 
 
-def _count_attributes(cases: Sequence[Case], seconds: float) -> str:
-    errors = sum(_is_error(case) for case in cases)
+def _count_attributes(rows: Sequence[Row], seconds: float) -> str:
+    errors = sum(_is_error(row) for row in rows)
     return _format_attributes(
-        tests=str(len(cases)),
-        failures=str(sum(bool(case.problems) for case in cases) - errors),
+        tests=str(len(rows)),
+        failures=str(sum(bool(row.problems) for row in rows) - errors),
         errors=str(errors),
-        skipped=str(sum(bool(case.skipped) for case in cases)),
+        skipped=str(sum(bool(row.skipped) for row in rows)),
         time=f"{seconds:.3f}",
     )
 
 
-def _is_error(case: Case) -> bool:
-    return any(problem.is_environment_error for problem in case.problems)
+def _is_error(row: Row) -> bool:
+    return any(problem.is_environment_error for problem in row.problems)
 
 
-def _render_case(step: str, case: Case) -> Iterator[str]:
+def _render_case(step: str, row: Row) -> Iterator[str]:
     attributes = _format_attributes(
         classname=f"buildkit_tasks.{step}",
-        name=case.name or f"{step} as a whole",
-        time=f"{case.seconds:.3f}",
+        name=row.name or f"{step} as a whole",
+        time=f"{row.run.seconds if row.run else 0:.3f}",
     )
     yield f"    <testcase{attributes}>"
-    if case.skipped:
-        yield f"      <skipped{_format_attributes(message=case.skipped)}/>"
-    if case.problems:
-        yield _render_problems("error" if _is_error(case) else "failure", case.problems)
-    for tag, text in (("system-out", _format_warnings(case) + case.stdout), ("system-err", case.stderr)):
+    if row.skipped:
+        yield f"      <skipped{_format_attributes(message=row.skipped)}/>"
+    if row.problems:
+        yield _render_problems("error" if _is_error(row) else "failure", row.problems)
+    stdout = _format_warnings(row) + row.outputs.get("stdout", "")
+    for tag, text in (("system-out", stdout), ("system-err", row.outputs.get("stderr"))):
         if text:
             yield f"      <{tag}>{_escape_text(text)}</{tag}>"
     yield "    </testcase>"
 
 
-def _format_warnings(case: Case) -> str:
-    """Write warnings as output: the format has no word for them, and what holds has passed."""
-    entries = (f"warning: {warning.kind}: {describe_problem(warning)}\n\n" for warning in case.warnings)
-    return "".join(entries)
+def _format_warnings(row: Row) -> str:
+    """Return warnings as output: JUnit has no element for them, and the testcase has passed."""
+    return "".join(f"warning: {warning.kind}: {describe_problem(warning)}\n\n" for warning in row.warnings)
 
 
 def _render_problems(tag: str, problems: tuple[Problem, ...]) -> str:
-    """Write one element, since readers take only the first; its text has every problem."""
+    """Return one element, since readers use only the first; its text has every problem."""
     first = problems[0]
+    attributes = _format_attributes(message=first.message, type=first.kind)
     body = "\n\n".join(f"{problem.kind}: {describe_problem(problem)}" for problem in problems)
-    return (
-        "      "
-        f"<{tag}{_format_attributes(message=first.message, type=first.kind)}>{_escape_text(body)}</{tag}>"
-    )
+    return f"      <{tag}{attributes}>{_escape_text(body)}</{tag}>"
 
 
 def _format_attributes(**values: str) -> str:

@@ -1,7 +1,7 @@
-"""What each step of the line gives: frozen values, with the stable keys that programs read.
+"""The results of each step, as frozen values, and the JSON documents that are made of them.
 
-:func:`document` turns any of them into the JSON document of the interface; tables, JUnit and
-Markdown are made from the same values in ``report.py``.
+The fields are the keys of the documents, which programs read: a key is never removed or renamed without
+a new :data:`SCHEMA_VERSION`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
+    "HIDDEN_FIELDS",
+    "OPTIONAL_KEYS",
+    "REPORT_NAMES",
+    "SCHEMA_VERSION",
     "BuildResult",
     "BuilderSummary",
     "BuiltPlatform",
@@ -36,15 +40,18 @@ __all__ = [
     "RunResult",
     "SetupReport",
     "VerifyReport",
+    "add_schema_version",
+    "report_name",
     "to_document",
+    "to_json_value",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was compared: what was expected, what was found, and where.
+    """One comparison: what was expected, what was found, and in which file and layer.
 
-    One that holds may still be a ``warning``: something that is worth a look and proves nothing.
+    A check that is ok may be a ``warning``.
     """
 
     name: str
@@ -59,7 +66,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformVerdict:
-    """All checks of one platform of an image; ``digest`` is its manifest's."""
+    """All checks of one platform of an image; ``digest`` is that of its manifest."""
 
     platform: str
     digest: str
@@ -67,18 +74,18 @@ class PlatformVerdict:
 
     @property
     def ok(self) -> bool:
-        """Whether every check held."""
+        """Return True if every check is ok, and there is one."""
         return bool(self.checks) and all(check.ok for check in self.checks)
 
     @property
     def warnings(self) -> tuple[Check, ...]:
-        """The checks that hold and are worth a look all the same."""
+        """Return the checks that are ok and warnings."""
         return tuple(check for check in self.checks if check.ok and check.warning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """The verdict on an image: every platform that was expected or found."""
+    """The checks of an image, for each platform that was expected or found."""
 
     subject: str
     digest: str
@@ -86,7 +93,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every platform held, and there was one."""
+        """Return True if every platform is ok, and there is one."""
         return bool(self.platforms) and all(verdict.ok for verdict in self.platforms)
 
 
@@ -104,7 +111,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmulatorSummary:
-    """The emulator that ran a guest: interpreter path, version, CPU model."""
+    """The emulator of a run: path of the interpreter, version, CPU model."""
 
     path: str
     version: str = ""
@@ -113,10 +120,10 @@ class EmulatorSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What one platform's image did; ``seconds`` is wall time from start to exit.
+    """One run of one platform of an image; ``seconds`` is wall time from start to exit.
 
-    ``command`` is what was run, as it was written, and empty for what the image says. ``limited``
-    tells that a cap on processes, memory or output ended it.
+    ``command`` is what was run, as it was written, and empty for the image's own command. ``limited``
+    means that a limit on processes, memory or output ended the run.
     """
 
     platform: str
@@ -135,26 +142,26 @@ class RunResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it did what was expected."""
+        """Return True if the run passed."""
         return self.outcome is Outcome.PASSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The runs of an image on every platform asked for."""
+    """The runs of an image on every requested platform."""
 
     subject: str
     results: tuple[RunResult, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every run passed, and there was one."""
+        """Return True if every run passed, and there is one."""
         return bool(self.results) and all(result.ok for result in self.results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSummary:
-    """The Docker engine in use; ``kind`` is system or private, ``store`` containerd or graph."""
+    """The Docker engine in use: ``kind`` is system or private, the image ``store`` containerd or graph."""
 
     kind: str
     endpoint: str
@@ -166,8 +173,8 @@ class EngineSummary:
 class NodeSummary:
     """One node of a builder: the platforms that it builds, and its driver's options.
 
-    ``native`` is the platform of its machine, where that is known; ``fixed`` the platforms that are
-    built there and nowhere else; ``status`` and ``error`` are buildx's words.
+    ``native`` is the platform of its machine, if known; ``fixed`` the platforms that only this node
+    builds; ``status`` and ``error`` are quoted from buildx.
     """
 
     name: str
@@ -183,7 +190,7 @@ class NodeSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderSummary:
-    """The buildx builder in use, and in ``reason`` why its driver was chosen."""
+    """The buildx builder in use; ``reason`` is why its driver was chosen."""
 
     name: str
     driver: str
@@ -193,7 +200,7 @@ class BuilderSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformSetup:
-    """How one platform's programs run here: natively or through a binfmt_misc handler."""
+    """How programs of one platform run here: natively or through a binfmt_misc handler."""
 
     platform: str
     native: bool
@@ -208,7 +215,7 @@ class PlatformSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupReport:
-    """Engine, builder and emulators, ready or not."""
+    """The engine, the builder, and how programs of each platform run."""
 
     engine: EngineSummary
     builder: BuilderSummary
@@ -216,13 +223,13 @@ class SetupReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every platform runs, and there was one."""
+        """Return True if every platform runs, and there is one."""
         return bool(self.platforms) and all(row.runs for row in self.platforms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """Where a build went: a file or folder (``dest``) or an image reference (``ref``)."""
+    """Where a build was exported to: a file or directory (``dest``), or an image reference (``ref``)."""
 
     type: str
     dest: str | None = None
@@ -231,9 +238,9 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltPlatform:
-    """One platform of a build, the digest of its manifest where the output has one, and who built it.
+    """One platform of a build, the digest of its manifest if the output has one, and the node that built it.
 
-    ``native`` tells that it was the machine of that node's own platform, and not emulated.
+    ``native`` means that the node's machine is of this platform, and did not emulate it.
     """
 
     platform: str
@@ -244,7 +251,7 @@ class BuiltPlatform:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedTag:
-    """A tag, the digest that it names now, and what it named before: "" for nothing."""
+    """A tag, the digest that it has now, and its previous digest, empty for a new tag."""
 
     ref: str
     digest: str
@@ -254,9 +261,10 @@ class NamedTag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushResult:
-    """What a push named, once its digest was proved; a proof that was not asked for is None.
+    """A push by digest, and the tags that were set once the digest was verified and run.
 
-    ``seconds`` is wall time. Where a proof failed, no tag was named.
+    ``verify`` and ``run`` are None if they were not requested; if one fails, no tag is set. ``seconds``
+    is wall time.
     """
 
     digest: str
@@ -268,7 +276,7 @@ class PushResult:
 
     @property
     def is_verified(self) -> bool:
-        """Whether both proofs were made, of this digest and of each of its platforms, and held."""
+        """Return True if each platform of this digest was verified and run, and passed."""
         if self.verify is None or self.run is None or self.verify.digest != self.digest:
             return False
         verified = {row.platform for row in self.verify.platforms}
@@ -277,15 +285,15 @@ class PushResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the digest has its names, and was proved if it was to be."""
+        """Return True if the tags are set, and the digest was verified and run if that was requested."""
         return bool(self.tags) and (self.is_verified or (self.verify is None and self.run is None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """What a build made; ``bases`` is registry or standin, ``seconds`` wall time.
+    """A build; ``bases`` is registry or standin, ``seconds`` wall time.
 
-    ``pushed`` is the proof and the naming of what it pushed, and None where it pushed nothing or a part.
+    ``pushed`` is None unless the build pushed a whole image: a part of one is not tagged.
     """
 
     digest: str
@@ -300,7 +308,7 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixReport:
-    """The whole line, as far as it got; a step that was not reached is None."""
+    """The whole pipeline; a step that was not reached is None, and ``error`` says why."""
 
     setup: SetupReport | None = None
     build: BuildResult | None = None
@@ -310,7 +318,7 @@ class MatrixReport:
 
     @property
     def ok(self) -> bool:
-        """Whether all four steps held, each for the same platforms."""
+        """Return True if all four steps are ok, each for the same platforms."""
         steps = (self.setup, self.build, self.verify)
         if self.error or self.run is None or not all(step is not None and step.ok for step in steps):
             return False
@@ -322,9 +330,9 @@ class MatrixReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReport:
-    """One of several images, as far as it got; a step that was not reached is None.
+    """One of several images; a step that was not reached is None, and ``error`` says why.
 
-    ``tags`` are the names that it was given in registries, once it held and ran there.
+    ``tags`` were set in registries after the image was verified and run.
     """
 
     name: str
@@ -336,7 +344,7 @@ class ImageReport:
 
     @property
     def ok(self) -> bool:
-        """Whether it was built, held and ran, each for the same platforms."""
+        """Return True if build, verify and run are ok, each for the same platforms."""
         if self.error or self.build is None or self.verify is None or self.run is None:
             return False
         platform_sets = {
@@ -348,10 +356,7 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesReport:
-    """Several images, each by itself; ``setup`` is None where it was not asked for.
-
-    With an ``error`` there was none to begin with.
-    """
+    """Several images; ``setup`` is None unless requested, ``error`` is what failed before the first image."""
 
     setup: SetupReport | None = None
     images: tuple[ImageReport, ...] = ()
@@ -359,40 +364,68 @@ class ImagesReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every image holds, and there was one."""
+        """Return True if every image is ok, and there is one."""
         setup_ok = self.setup is None or self.setup.ok
         return setup_ok and not self.error and bool(self.images) and all(image.ok for image in self.images)
 
 
 Report = SetupReport | BuildResult | VerifyReport | RunReport | MatrixReport | ImagesReport | PushResult
 
+SCHEMA_VERSION = 1  # of every JSON document; it changes if a key is removed or changes its meaning
 
-_OMITTED_FIELDS = ("warning", "limited")  # fields that are no keys: the message says the same in words
+REPORT_NAMES: dict[type, str] = {
+    SetupReport: "setup",
+    BuildResult: "build",
+    VerifyReport: "verify",
+    RunReport: "run",
+    MatrixReport: "arch-matrix",
+    ImagesReport: "images",
+    PushResult: "push",
+}
+
+# Fields that are not keys: the message of a check or run says the same.
+HIDDEN_FIELDS = ("warning", "limited")
+
+# Keys that a document does not always have, each with the field that must have a value.
+OPTIONAL_KEYS: dict[type, dict[str, str]] = {
+    BuildResult: {"pushed": "pushed"},
+    BuiltPlatform: {"node": "node", "native": "node"},
+    Output: {"dest": "dest", "ref": "ref"},
+}
 
 
-def to_document(report: Any) -> Any:
-    """The JSON-ready form of a report: its fields, ``ok``, and no key that holds nothing new.
-
-    Keys are the interface's; an output has either ``dest`` or ``ref``, never an empty one, and the
-    message of a warning says that it is one, as that of a run says which limit ended it.
-    """
-    if isinstance(report, enum.Enum):
-        return report.value
-    if isinstance(report, tuple):
-        return [to_document(item) for item in report]
-    if not dataclasses.is_dataclass(report):
-        return report
-    return dict(_iter_items(report))
+def report_name(report: Report) -> str:
+    """Return the name of the task or step that a report is of."""
+    return REPORT_NAMES[type(report)]
 
 
-def _iter_items(report: Any) -> Iterator[tuple[str, Any]]:
-    if hasattr(type(report), "ok") and isinstance(type(report).ok, property):
-        yield "ok", report.ok
-    for field in dataclasses.fields(report):
-        value = getattr(report, field.name)
-        if field.name in _OMITTED_FIELDS or (value is None and field.name in ("dest", "ref", "pushed")):
+def to_document(report: Report) -> dict[str, Any]:
+    """Return the JSON document of a report: the version of its schema, ``ok``, then its fields."""
+    return add_schema_version(to_json_value(report))
+
+
+def add_schema_version(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with ``schema_version`` as its first key."""
+    return {"schema_version": SCHEMA_VERSION, **document}
+
+
+def to_json_value(value: Any) -> Any:
+    """Return a report, or a part of one, in the types of JSON."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [to_json_value(item) for item in value]
+    return dict(_iter_items(value)) if dataclasses.is_dataclass(value) else value
+
+
+def _iter_items(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(getattr(type(value), "ok", None), property):
+        yield "ok", value.ok
+    optional_keys = OPTIONAL_KEYS.get(type(value), {})
+    for field in dataclasses.fields(value):
+        required_field = optional_keys.get(field.name)
+        if field.name in HIDDEN_FIELDS or (required_field and not getattr(value, required_field)):
             continue
-        if field.name in ("node", "native") and isinstance(report, BuiltPlatform) and not report.node:
-            continue
-        is_warning = field.name == "message" and isinstance(report, Check) and report.warning
-        yield field.name, f"warning: {value}" if is_warning else to_document(value)
+        item = to_json_value(getattr(value, field.name))
+        is_warning = field.name == "message" and isinstance(value, Check) and value.warning
+        yield field.name, f"warning: {item}" if is_warning else item

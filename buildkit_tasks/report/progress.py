@@ -1,7 +1,7 @@
-"""A table that fills in on a terminal while guests run, and is gone before the report is shown.
+"""A table on the terminal that is updated while images run, and removed before the report is printed.
 
-Where nobody looks, nothing is written: no terminal, a dumb one, or CI. Where all guests end before
-anyone could read it, neither; rich is imported by the thread that draws, if it comes to that.
+Nothing is drawn in CI, without a terminal, on a dumb one, or if all runs end within 0.4 seconds. The
+thread that draws imports rich.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.run_labels import DEFAULT_CPU, IMAGE_COMMAND, command_label, cpu_label
-from buildkit_tasks.report.summary import Cell, distinguishing_columns, outcome_cell
+from buildkit_tasks.report.rows import Cell
+from buildkit_tasks.report.run_labels import (
+    DEFAULT_CPU,
+    IMAGE_COMMAND,
+    command_label,
+    cpu_label,
+    distinguishing_columns,
+)
+from buildkit_tasks.report.steps import outcome_cell
 from buildkit_tasks.report.terminal import (
     has_unicode,
     make_empty_table,
@@ -37,15 +44,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveTable", "open_live_table"]
 
-_INITIAL_DELAY = 0.4  # seconds for which nothing is drawn: most images have run by then
-_REFRESH_INTERVAL = 0.2  # seconds between two pictures
-_FRAME_LINES = 6  # lines of the table, and below it, that are no rows
+_INITIAL_DELAY = 0.4  # seconds before the table is drawn: most images have run by then
+_REFRESH_INTERVAL = 0.2  # seconds
+_FRAME_LINES = 6  # borders, header and footer
+_MAX_CELL_WIDTH = 48  # characters
 _DUMB_TERMINALS = ("dumb", "unknown")
 
 
 @contextlib.contextmanager
 def open_live_table(stream: TextIO, environ: Mapping[str, str]) -> Iterator[LiveTable | None]:
-    """Give what is told of each run as it ends, or None where no table can be drawn."""
+    """Give the table to call with each result, or None where no table can be drawn."""
     if not stream.isatty() or environ.get("CI") or environ.get("TERM") in _DUMB_TERMINALS:
         yield None
         return
@@ -58,7 +66,7 @@ def open_live_table(stream: TextIO, environ: Mapping[str, str]) -> Iterator[Live
 
 @dataclass(slots=True)
 class _LiveRow:
-    """One run, by platform, command and CPU, and its result as soon as there is one."""
+    """One run by platform, command and CPU, with its result once it has ended."""
 
     platform: str
     command: str
@@ -67,12 +75,12 @@ class _LiveRow:
 
     @property
     def passed(self) -> bool:
-        """Whether it has ended, and well."""
+        """Return True if the run has ended and passed."""
         return self.result is not None and self.result.ok
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """What the table says of it, by column."""
+        """Return the cells by column."""
         result = self.result
         return {
             "Platform": Cell(_shorten_cell(self.platform)),
@@ -84,11 +92,11 @@ class _LiveRow:
 
 
 def _shorten_cell(text: str) -> str:
-    return truncate_line(to_one_line(text), 48)
+    return truncate_line(to_one_line(text), _MAX_CELL_WIDTH)
 
 
 class LiveTable:
-    """The table; a call with a result fills in its row, from any thread."""
+    """The table; call it with a result, from any thread, to update its row."""
 
     def __init__(self, stream: TextIO, *, colour: bool) -> None:
         self._stream = stream
@@ -100,7 +108,7 @@ class LiveTable:
         self._started_at = 0.0
 
     def expect_runs(self, runs: Iterable[tuple[str, str, str]]) -> None:
-        """Say what will run: platform, command and CPU, the last two empty for the default."""
+        """Add a row for each run: platform, command and CPU, the last two empty for the default."""
         with self._lock:
             self._rows += [
                 _LiveRow(platform, command or IMAGE_COMMAND, cpu or DEFAULT_CPU)
@@ -109,13 +117,13 @@ class LiveTable:
             self._start_thread()
 
     def __call__(self, result: RunResult) -> None:
-        """Fill in the row of a run that has ended; one that nobody expected gets a row of its own."""
+        """Update the row of a run that has ended; add one if the run was not expected."""
         with self._lock:
             self._find_row(result).result = result
             self._start_thread()
 
     def close(self) -> None:
-        """Take the table away; the terminal is as it was."""
+        """Stop drawing and remove the table from the terminal."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -123,14 +131,14 @@ class LiveTable:
     def _find_row(self, result: RunResult) -> _LiveRow:
         row = _LiveRow(result.platform, command_label(result), cpu_label(result))
         candidates = [
-            each
-            for each in self._rows
-            if each.result is None and (each.platform, each.command) == (row.platform, row.command)
+            candidate
+            for candidate in self._rows
+            if candidate.result is None
+            and (candidate.platform, candidate.command) == (row.platform, row.command)
         ]
-        # What could not be started ran on no CPU, and may stand for any.
-        match = next(
-            (each for each in candidates if each.cpu == row.cpu), candidates[0] if candidates else None
-        )
+        # The result of a run that could not be started has no CPU: any row of its platform will do.
+        default = candidates[0] if candidates else None
+        match = next((candidate for candidate in candidates if candidate.cpu == row.cpu), default)
         if match is None:
             self._rows.append(row)
         return match or row
@@ -149,12 +157,11 @@ class LiveTable:
         console = make_terminal_console(self._stream, colour=self._colour)
 
         def render() -> RenderableType:
-            console.size = _terminal_size(
-                self._stream
-            )  # it may have changed; rich asks that of standard input
+            # The window may have been resized; rich would ask standard input for its size.
+            console.size = _terminal_size(self._stream)
             return self._render(console.height)
 
-        # The terminal may go away: whoever is left to read the report is told then.
+        # If the terminal is closed, printing the report will fail with an error.
         with (
             contextlib.suppress(OSError, ValueError),
             Live(
@@ -163,7 +170,7 @@ class LiveTable:
                 auto_refresh=False,
                 transient=True,
                 redirect_stdout=False,
-                redirect_stderr=sys.stderr.isatty(),  # else it is somebody's log
+                redirect_stderr=sys.stderr.isatty(),  # not if it is written to a log file
             ) as live,
         ):
             live.refresh()
@@ -187,7 +194,7 @@ class LiveTable:
         ascii_only = not has_unicode(self._stream)
         table = make_empty_table(ascii_only=ascii_only)
         for column in columns:
-            # Where room is short, it is the long ones that are cut.
+            # In a narrow terminal only the long columns are shortened.
             is_short = column not in ("Ran", "Command")
             table.add_column(column, no_wrap=is_short, justify="right" if column == "Seconds" else "left")
         for row in rows:
@@ -199,7 +206,7 @@ class LiveTable:
 
 
 def _crop_text(text: Text, *, ascii_only: bool) -> Text:
-    """In one line, however narrow."""
+    """Keep text in one line, however narrow its column is."""
     text.no_wrap, text.overflow = True, "crop" if ascii_only else "ellipsis"
     return text
 
@@ -210,7 +217,7 @@ def _terminal_size(stream: TextIO) -> tuple[int, int]:
 
 
 def _fit_rows(rows: Sequence[_LiveRow], max_rows: int) -> Sequence[_LiveRow]:
-    """As many rows as there are lines for: what is higher than its terminal cannot be taken away again."""
+    """Leave passed rows out if there are too many: a table higher than the terminal cannot be removed."""
     if len(rows) <= max_rows:
         return rows
     return [row for row in rows if not row.passed][: max(1, max_rows)]

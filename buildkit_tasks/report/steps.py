@@ -1,18 +1,16 @@
-"""Any report as steps, cases and problems: what every renderer shows in its own way.
+"""Turn any report into steps of rows.
 
-A step (setup, build, verify, run) has one case per platform, and a run one for each CPU and command
-of a platform. A report that does not hold always
-has a case with a problem, so that no renderer can show a failure as nothing at all. A warning is
-told like a problem, and makes nothing fail.
+A report that is not ok always has a row with a problem, so that no renderer can leave a failure out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.report.model import (
     BuildResult,
+    BuiltPlatform,
     Check,
     ImageReport,
     ImagesReport,
@@ -27,263 +25,294 @@ from buildkit_tasks.report.model import (
     SetupReport,
     VerifyReport,
 )
-from buildkit_tasks.report.run_labels import unique_labels
+from buildkit_tasks.report.rows import (
+    OK_CELL,
+    Cell,
+    Problem,
+    Row,
+    Severity,
+    Step,
+    failed_cell,
+    list_platforms,
+    plain_cell,
+)
+from buildkit_tasks.report.run_labels import command_label, cpu_label, unique_labels
+from buildkit_tasks.report.text import last_line, pluralise, to_one_line, truncate_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "LEFT_OUT",
     "STEPS",
-    "Case",
-    "Problem",
-    "Step",
-    "describe_check",
-    "describe_problem",
-    "first_failure",
-    "iter_failures",
-    "iter_warnings",
-    "limit_problems",
-    "list_image_steps",
-    "list_platforms",
+    "STOPPED",
     "list_runners",
     "list_steps",
-    "report_name",
+    "outcome_cell",
+    "short_digest",
 ]
 
 STEPS = ("setup", "build", "verify", "run")
 
-LEFT_OUT = "left-out"  # the kind of problem of a platform that a step should have had and has not
+# Kinds of problems that the steps of a pipeline can have.
+LEFT_OUT = "left-out"  # a step has no result for a platform that the other steps have
+STOPPED = "stopped"  # the pipeline did not reach its end
 
-_MAX_SHOWN = 20  # problems of one platform that a place of little room shows
+_EMPTY_VALUE = "(none)"  # of an expected or actual value, if the other one is given
+_DIGEST_DIGITS = 12  # as many digits of a digest as `docker images` shows
+_MAX_OUTPUT_WIDTH = 48  # characters of a run's last line of output
 
-_EMPTY_VALUE = "(none)"  # what stands for an empty value where its absence matters
-
-# The image is not to blame: nothing ran it, or what ran it broke.
+# The outcomes for which the image is not to blame: nothing ran it, or the emulator failed.
 _ENVIRONMENT_OUTCOMES = (Outcome.NOT_REGISTERED, Outcome.EMULATOR_CRASH)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that does not hold, or as a warning holds and is worth a look.
-
-    ``facts`` are named details, in the order to show them. ``environment`` tells a place that
-    cannot do the work from an image that is wrong.
-    """
-
-    kind: str
-    message: str
-    facts: tuple[tuple[str, str], ...] = ()
-    is_environment_error: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One platform in one step; ``platform`` is empty where a problem is about the whole step.
-
-    ``label`` tells it from the other cases of its platform, and is empty where there is none.
-    """
-
-    platform: str
-    label: str = ""
-    problems: tuple[Problem, ...] = ()
-    warnings: tuple[Problem, ...] = ()
-    seconds: float = 0.0
-    stdout: str = ""
-    stderr: str = ""
-    skipped: str = ""
-
-    @property
-    def name(self) -> str:
-        """What to call it in its step."""
-        return self.label or self.platform
-
-    @property
-    def passed(self) -> bool:
-        """Whether this was reached and nothing was wrong."""
-        return not self.problems and not self.skipped
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """The cases of one step; ``seconds`` is what the step says it took.
-
-    ``facts`` are named details of the step as a whole.
-    """
-
-    name: str
-    cases: tuple[Case, ...]
-    seconds: float = 0.0
-    facts: tuple[tuple[str, str], ...] = ()
-
-
-def report_name(report: Report) -> str:
-    """Give a report the name of the task or step that it comes from."""
-    if isinstance(report, MatrixReport):
-        return "arch-matrix"
-    if isinstance(report, ImagesReport):
-        return "images"
-    if isinstance(report, PushResult):
-        return "push"
-    step_names = {SetupReport: "setup", BuildResult: "build", VerifyReport: "verify", RunReport: "run"}
-    return step_names[type(report)]
-
-
 def list_steps(report: Report) -> tuple[Step, ...]:
-    """Give the steps of a report: one, or for a matrix all four and where the line stopped.
+    """Return the steps of a report in their order; the last one says where a pipeline stopped.
 
-    With several images each has steps of its own, which its name begins.
+    ====================  ======================================================================
+    report                steps
+    ====================  ======================================================================
+    of one step           that step
+    build that pushed     build, and the steps of the push
+    push                  verify and run as far as they were asked for, push
+    arch-matrix           setup, build, verify, run; with an error also "arch-matrix"
+    several images        setup if asked for; build, verify, run of each image, and if it has an
+                          error a step without a name; "images" if there was none to begin with
+    ====================  ======================================================================
     """
-    if isinstance(report, MatrixReport):
-        return tuple(_pipeline_steps(report, STEPS, "arch-matrix"))
-    if isinstance(report, ImagesReport):
-        return tuple(_images_steps(report))
-    if isinstance(report, PushResult):
-        return tuple(_push_steps(report))
-    if isinstance(report, BuildResult) and report.pushed is not None:
-        return (_make_step(replace(report, ok=True)), *_push_steps(report.pushed))
-    return (_make_step(report),)
+    match report:
+        case MatrixReport():
+            return tuple(_pipeline_steps(report, STEPS, "arch-matrix"))
+        case ImagesReport():
+            return tuple(_images_steps(report))
+        case PushResult():
+            return tuple(_push_steps(report))
+        case BuildResult(pushed=PushResult() as pushed):
+            # The build itself is done: if it is not ok, its push failed, and has the problem.
+            return (_make_step(replace(report, ok=True)), *_push_steps(pushed))
+        case _:
+            return (_make_step(report),)
 
 
-def list_image_steps(image: ImageReport) -> tuple[Step, ...]:
-    """Give the steps of one of several images, and where it stopped."""
-    return tuple(_pipeline_steps(image, STEPS[1:], ""))
+def _pipeline_steps(
+    report: MatrixReport | ImageReport, names: Sequence[str], stop_name: str
+) -> Iterator[Step]:
+    reports = {name: getattr(report, name) for name in names}
+    steps = [_make_step(value) if value else Step(name=name, rows=()) for name, value in reports.items()]
+    yield from _fill_steps(steps, list_platforms(steps))
+    missing = [name for name, value in reports.items() if value is None]
+    if report.error or missing:
+        yield Step(name=stop_name, rows=(_stopped_row(report.error, missing),))
 
 
-def iter_failures(report: Report) -> Iterator[tuple[str, Case]]:
-    """Give every case that has a problem, with its step's name."""
-    for step in list_steps(report):
-        yield from ((step.name, case) for case in step.cases if case.problems)
+def _images_steps(report: ImagesReport) -> Iterator[Step]:
+    if report.setup:
+        yield _make_step(report.setup)
+    for image in report.images:
+        yield from (replace(step, image=image.name) for step in _pipeline_steps(image, STEPS[1:], ""))
+    if report.error or not report.images:
+        yield Step(name="images", rows=(_stopped_row(report.error, ["build"]),))
 
 
-def iter_warnings(report: Report) -> Iterator[tuple[str, Case]]:
-    """Give every case that has a warning, with its step's name."""
-    for step in list_steps(report):
-        yield from ((step.name, case) for case in step.cases if case.warnings)
+def _push_steps(report: PushResult) -> Iterator[Step]:
+    steps = [_make_step(step_report) for step_report in (report.verify, report.run) if step_report]
+    yield from _fill_steps(steps, [built.platform for built in report.platforms])
+    rows = tuple(Row(platform=built.platform) for built in report.platforms)
+    yield Step(name="push", rows=rows if report.ok else (_untagged_row(report),), seconds=report.seconds)
 
 
-def limit_problems(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], int]:
-    """Give as many problems as a screen has room for, and how many those leave out.
+def _fill_steps(steps: Sequence[Step], platforms: Sequence[str]) -> Iterator[Step]:
+    """Add a row for each platform that a step has no row for.
 
-    An image can have one wrong binary or a thousand.
+    ==========================  =========================================  ===============
+    the step has                another step has a problem of the platform  row
+    ==========================  =========================================  ===============
+    no platform at all          either                                     skipped
+    rows of other platforms     yes                                        skipped
+    rows of other platforms     no                                         problem LEFT_OUT
+    ==========================  =========================================  ===============
+
+    Without the last one, nothing would say why such a matrix is not ok.
     """
-    return problems[:_MAX_SHOWN], max(0, len(problems) - _MAX_SHOWN)
-
-
-def list_platforms(steps: Iterable[Step]) -> list[str]:
-    """Every platform that any step names, in the order in which they first came up."""
-    return list(dict.fromkeys(case.platform for step in steps for case in step.cases if case.platform))
-
-
-def describe_problem(problem: Problem) -> str:
-    """Give the whole message of a problem: what it says, then each fact on a line of its own."""
-    facts = (f"{name}: {value}" for name, value in problem.facts if value)
-    return "\n".join([problem.message, *facts])
-
-
-def describe_check(check: Check) -> str:
-    """Give what a check says, or what can be said of it when it says nothing."""
-    return check.message or f"expected {check.expected or _EMPTY_VALUE}, found {check.actual or _EMPTY_VALUE}"
-
-
-def first_failure(verdict: PlatformVerdict) -> str:
-    """Give what the first failing check of a platform says, and nothing if the platform holds."""
-    if not verdict.checks:
-        return f"nothing was checked for {verdict.platform}"
-    messages = (describe_check(check) for check in verdict.checks if not check.ok)
-    return next(messages, "")
+    failed = {row.platform for step in steps for row in step.rows if row.problems}
+    for step in steps:
+        present = set(list_platforms([step]))
+        skipped = {name for name in platforms if not present or name in failed}
+        added = (
+            Row(platform=name, skipped="not reached") if name in skipped else _left_out_row(step, name)
+            for name in platforms
+            if name not in present
+        )
+        yield replace(step, rows=(*step.rows, *added))
 
 
 def _make_step(report: SetupReport | BuildResult | VerifyReport | RunReport) -> Step:
     match report:
         case SetupReport():
-            setup_cases = tuple(_setup_case(row) for row in report.platforms)
-            return Step(name="setup", cases=setup_cases or (_no_platforms_case(report.builder.name),))
+            rows = tuple(map(_setup_row, report.platforms))
+            return Step(name="setup", rows=rows or (_no_platforms_row(report.builder.name),))
         case BuildResult():
-            return Step(name="build", cases=_build_cases(report), seconds=report.seconds)
+            return Step(name="build", rows=tuple(_build_rows(report)), seconds=report.seconds)
         case VerifyReport():
-            cases = tuple(_verdict_case(verdict) for verdict in report.platforms)
-            return Step(name="verify", cases=cases or (_no_platforms_case(report.subject),))
+            rows = tuple(map(_verdict_row, report.platforms))
+            return Step(name="verify", rows=rows or (_no_platforms_row(report.subject),))
         case RunReport():
             return _run_step(report)
 
 
-def _setup_case(row: PlatformSetup) -> Case:
-    if row.runs:
-        return Case(platform=row.platform)
-    is_registered = row.native or row.handler
-    problem = Problem(
-        kind="does-not-run" if is_registered else "not-registered",
-        message=row.message or f"programs for {row.platform} do not run here",
+# Rows of each step
+
+
+def _setup_row(setup: PlatformSetup) -> Row:
+    status = OK_CELL if setup.runs else failed_cell(setup.message or "does not run")
+    cells = {
+        "Platform": plain_cell(setup.platform),
+        "Runs through": plain_cell(_handler_text(setup)),
+        "Flags": plain_cell(setup.flags),
+        "Node": plain_cell(setup.node),
+        "Ready": status,
+    }
+    return Row(platform=setup.platform, cells=cells, problems=() if setup.runs else (_setup_problem(setup),))
+
+
+def _handler_text(setup: PlatformSetup) -> str:
+    if setup.native:
+        return "native"
+    name = setup.handler or setup.interpreter.rpartition("/")[2]
+    if name:
+        return f"{name} {setup.version}"
+    return "emulated there" if setup.node and setup.runs else "not registered"
+
+
+def _setup_problem(setup: PlatformSetup) -> Problem:
+    return Problem(
+        kind="does-not-run" if setup.native or setup.handler else "not-registered",
+        message=setup.message or f"programs for {setup.platform} do not run here",
         facts=(
-            ("handler", row.handler),
-            ("interpreter", row.interpreter),
-            ("flags", row.flags),
-            ("version", row.version),
-            ("node", row.node),
+            ("handler", setup.handler),
+            ("interpreter", setup.interpreter),
+            ("flags", setup.flags),
+            ("version", setup.version),
+            ("node", setup.node),
         ),
         is_environment_error=True,
     )
-    return Case(platform=row.platform, problems=(problem,))
 
 
-def _build_cases(result: BuildResult) -> tuple[Case, ...]:
-    failure = Problem(kind="build", message="the build failed", facts=(("builder", result.builder),))
-    problems = () if result.ok else (failure,)
-    platforms = [built.platform for built in result.platforms] or [""]
-    return tuple(Case(platform=platform, problems=problems) for platform in platforms)
+def _build_rows(report: BuildResult) -> Iterator[Row]:
+    failure = Problem(kind="build", message="the build failed", facts=(("builder", report.builder),))
+    problems = () if report.ok else (failure,)
+    for built in report.platforms:
+        cells = _build_cells(built, ok=report.ok)
+        yield Row(platform=built.platform, digest=built.digest, cells=cells, problems=problems)
+    if not report.platforms:
+        yield Row(problems=problems)
 
 
-def _verdict_case(verdict: PlatformVerdict) -> Case:
+def _build_cells(built: BuiltPlatform, *, ok: bool) -> dict[str, Cell]:
+    return {
+        "Platform": plain_cell(built.platform),
+        "Node": plain_cell(f"{built.node}, {'native' if built.native else 'emulated'}"),
+        "Digest": plain_cell(built.digest),
+        "Built": OK_CELL if ok else failed_cell("build"),
+    }
+
+
+def _verdict_row(verdict: PlatformVerdict) -> Row:
     problems = tuple(_check_problem(check, verdict.digest) for check in verdict.checks if not check.ok)
     if not verdict.checks:
-        problems = (Problem(kind="no-checks", message=first_failure(verdict)),)
+        problems = (Problem(kind="no-checks", message=f"nothing was checked for {verdict.platform}"),)
     warnings = tuple(_check_problem(check, verdict.digest) for check in verdict.warnings)
-    return Case(platform=verdict.platform, problems=problems, warnings=warnings)
+    cells = {
+        "Platform": plain_cell(verdict.platform),
+        "Digest": plain_cell(short_digest(verdict.digest)),
+        "Checks": Cell(f"{sum(check.ok for check in verdict.checks)} of {len(verdict.checks)}"),
+        "Verified": _verified_cell(problems, warnings),
+    }
+    return Row(
+        platform=verdict.platform, digest=verdict.digest, cells=cells, problems=problems, warnings=warnings
+    )
 
 
 def _check_problem(check: Check, digest: str) -> Problem:
-    has_values = bool(check.expected or check.actual)
-    facts = (
-        ("expected", check.expected or _EMPTY_VALUE * has_values),
-        ("actual", check.actual or _EMPTY_VALUE * has_values),
-        ("path", check.path),
-        ("layer", check.layer),
-        ("manifest", digest),
+    expected, actual = check.expected, check.actual
+    if expected or actual:
+        expected, actual = expected or _EMPTY_VALUE, actual or _EMPTY_VALUE
+    default_message = f"expected {expected or _EMPTY_VALUE}, found {actual or _EMPTY_VALUE}"
+    return Problem(
+        kind=check.name,
+        message=check.message or default_message,
+        facts=(
+            ("expected", expected),
+            ("actual", actual),
+            ("path", check.path),
+            ("layer", check.layer),
+            ("manifest", digest),
+        ),
     )
-    return Problem(kind=check.name, message=describe_check(check), facts=facts)
 
 
-def _no_platforms_case(subject: str) -> Case:
-    problem = Problem(kind="no-platforms", message=f"no platform was looked at in {subject}")
-    return Case(platform="", problems=(problem,))
+def _verified_cell(problems: Sequence[Problem], warnings: Sequence[Problem]) -> Cell:
+    if problems:
+        return failed_cell(problems[0].message)
+    if warnings:
+        return Cell(f"ok, {pluralise(len(warnings), 'warning', 'warnings')}", Severity.WARNING)
+    return OK_CELL
+
+
+def short_digest(digest: str) -> str:
+    """Return the first 12 hexadecimal digits of a digest."""
+    return to_one_line(digest.rpartition(":")[2])[:_DIGEST_DIGITS]
 
 
 def _run_step(report: RunReport) -> Step:
     labels = unique_labels(report.results)
-    cases = tuple(_run_case(result, label) for result, label in zip(report.results, labels, strict=True))
+    rows = tuple(_run_row(result, label) for result, label in zip(report.results, labels, strict=True))
     return Step(
         name="run",
-        cases=cases or (_no_platforms_case(report.subject),),
-        seconds=sum(case.seconds for case in cases),
+        rows=rows or (_no_platforms_row(report.subject),),
+        seconds=sum(result.seconds for result in report.results),
         facts=tuple(("runner", runner) for runner in list_runners(report)),
     )
 
 
 def list_runners(report: RunReport) -> list[str]:
-    """Give what ran the image: one runner, unless it changed on the way."""
+    """Return what ran the image: one runner, unless it changed during the run."""
     return list(dict.fromkeys(result.runner for result in report.results))
 
 
-def _run_case(result: RunResult, run_label: str) -> Case:
-    return Case(
+def _run_row(result: RunResult, label: str) -> Row:
+    cells = {
+        "Platform": plain_cell(result.platform),
+        "Runs through": plain_cell(_emulator_text(result)),
+        "CPU": plain_cell(cpu_label(result)),
+        "Command": plain_cell(command_label(result)),
+        "Ran": outcome_cell(result),
+        "Seconds": Cell(f"{result.seconds:.2f}"),
+    }
+    return Row(
         platform=result.platform,
-        label="" if run_label == result.platform else run_label,
+        label="" if label == result.platform else label,
+        digest=result.digest,
+        cells=cells,
         problems=() if result.ok else (_run_problem(result),),
-        seconds=result.seconds,
-        stdout=result.stdout,
-        stderr=result.stderr,
+        run=result,
     )
+
+
+def _emulator_text(result: RunResult) -> str:
+    if result.emulator is None:
+        return "emulated" if result.emulated else "native"
+    return f"{result.emulator.path.rpartition('/')[2]} {result.emulator.version}"
+
+
+def outcome_cell(result: RunResult) -> Cell:
+    """Return how a run ended, with the last line that it printed."""
+    output = last_line(result.stdout) or last_line(result.stderr)
+    if not result.ok:
+        return failed_cell(f"{result.outcome.value}: {output or result.message}")
+    text = f"ok: {to_one_line(output)}" if output else "ok"
+    return Cell(truncate_line(text, _MAX_OUTPUT_WIDTH), Severity.GOOD)
 
 
 def _run_problem(result: RunResult) -> Problem:
@@ -296,92 +325,36 @@ def _run_problem(result: RunResult) -> Problem:
             ("command", result.command),
             ("exit code", "" if result.exit_code is None else str(result.exit_code)),
             ("runner", result.runner),
-            ("emulator", " ".join(part for part in emulator_details if part)),
+            ("emulator", " ".join(filter(None, emulator_details))),
             ("manifest", result.digest),
         ),
         is_environment_error=result.outcome in _ENVIRONMENT_OUTCOMES,
     )
 
 
-def _images_steps(report: ImagesReport) -> Iterator[Step]:
-    if report.setup:
-        yield _make_step(report.setup)
-    for image in report.images:
-        for step in list_image_steps(image):
-            yield replace(step, name=f"{image.name}: {step.name}" if step.name else image.name)
-    if report.error or not report.images:
-        yield Step(name="images", cases=(_stopped_case(report.error, ["build"]),))
+# Rows of problems that no step reports itself
 
 
-def _push_steps(report: PushResult) -> Iterator[Step]:
-    """The proofs that were made, and the push itself: its case says where no tag was named."""
-    check_steps = [
-        _make_step(check_report) for check_report in (report.verify, report.run) if check_report is not None
-    ]
-    failed_platforms = {case.platform for step in check_steps for case in step.cases if case.problems}
-    yield from (
-        _add_missing_cases(step, [built.platform for built in report.platforms], failed_platforms)
-        for step in check_steps
-    )
-    cases = tuple(Case(platform=built.platform) for built in report.platforms)
-    if not report.ok:
-        facts = (("digest", report.digest),)
-        tag_text = "tags were named all the same" if report.tags else "no tag was named"
-        problem = Problem(kind="not-named", message=f"{tag_text}: what was pushed is not proved", facts=facts)
-        cases = (Case(platform="", problems=(problem,)),)
-    yield Step(name="push", cases=cases, seconds=report.seconds)
+def _no_platforms_row(subject: str) -> Row:
+    return Row(problems=(Problem(kind="no-platforms", message=f"no platform was checked in {subject}"),))
 
 
-def _pipeline_steps(
-    report: MatrixReport | ImageReport, step_names: Sequence[str], pipeline_name: str
-) -> Iterator[Step]:
-    """The steps by these names, and under the name of the ``whole`` where the line stopped."""
-    step_reports = {name: getattr(report, name) for name in step_names}
-    reached_steps = {name: _make_step(value) for name, value in step_reports.items() if value is not None}
-    platforms = list_platforms(reached_steps.values())
-    failed_platforms = {
-        case.platform for step in reached_steps.values() for case in step.cases if case.problems
-    }
-    for name in step_names:
-        yield _add_missing_cases(
-            reached_steps.get(name, Step(name=name, cases=())), platforms, failed_platforms
-        )
-    missing_steps = [name for name in step_names if name not in reached_steps]
-    if report.error or missing_steps:
-        yield Step(name=pipeline_name, cases=(_stopped_case(report.error, missing_steps),))
-
-
-def _add_missing_cases(step: Step, platforms: list[str], failed_platforms: set[str]) -> Step:
-    """Add a case for each platform that this step has none for.
-
-    A step that was reached and passed over a platform of which nothing else says why has a
-    problem there: without one, a matrix that does not hold would look as if it did.
-    """
-    present = {case.platform for case in step.cases}
-    missing_platforms = (name for name in platforms if name not in present)
-    has_platforms = bool(present - {""})
-    added_cases = (
-        _left_out_case(step, name) if has_platforms and name not in failed_platforms else _skipped_case(name)
-        for name in missing_platforms
-    )
-    return replace(step, cases=(*step.cases, *added_cases))
-
-
-def _skipped_case(platform: str) -> Case:
-    return Case(platform=platform, skipped="not reached")
-
-
-def _left_out_case(step: Step, platform: str) -> Case:
+def _left_out_row(step: Step, platform: str) -> Row:
     problem = Problem(kind=LEFT_OUT, message=f"{platform} was left out of {step.name}")
-    return Case(platform=platform, problems=(problem,))
+    return Row(platform=platform, problems=(problem,))
 
 
-def _stopped_case(error: str, missing_steps: list[str]) -> Case:
-    stop_text = f"before {missing_steps[0]}" if missing_steps else "after run"
+def _stopped_row(error: str, missing_steps: Sequence[str]) -> Row:
     problem = Problem(
-        kind="stopped",
+        kind=STOPPED,
         message=error or "no error was given",
-        facts=(("stopped", stop_text),),
+        facts=(("stopped", f"before {missing_steps[0]}" if missing_steps else "after run"),),
         is_environment_error=True,
     )
-    return Case(platform="", problems=(problem,))
+    return Row(problems=(problem,))
+
+
+def _untagged_row(report: PushResult) -> Row:
+    tags = "tags were set anyway" if report.tags else "no tag was set"
+    message = f"{tags}: what was pushed is not verified"
+    return Row(problems=(Problem(kind="not-named", message=message, facts=(("digest", report.digest),)),))

@@ -1,18 +1,24 @@
-"""Text from images and tools, made safe to show.
+"""Make text from images and tools safe to show.
 
-What a guest prints is chosen by whoever wrote its image. Shown as it is, it could move the
-cursor, reverse the reading order, or be taken for a command by the log that it is printed to.
+Whoever builds an image chooses what it prints. Printed as it is, it could move the cursor, reverse
+the reading order, or be executed as a command by the log that it is printed to.
 """
 
 from __future__ import annotations
 
 import html
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
+    "FULL_REPORT_HINT",
     "escape_markup",
     "escape_match",
     "escape_unprintable",
+    "head_lines",
     "last_line",
     "pluralise",
     "tail_lines",
@@ -20,9 +26,11 @@ __all__ = [
     "truncate_line",
 ]
 
-# Control characters but tab and newline; what turns the reading order (Unicode UAX #9) or
-# separates lines for some readers; lone surrogates; and the second `#` of `##[`, which GitHub's
-# runner takes for a command wherever it stands in a line (ActionCommand.TryParse).
+FULL_REPORT_HINT = "a --report file has them all"
+
+# Control characters except tab and newline; characters that change the reading order (Unicode UAX #9)
+# or that some readers take for line ends; lone surrogates; and the second `#` of `##[`, which GitHub's
+# runner executes wherever it is in a line (ActionCommand.TryParse).
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
     r"|(?<=#)#(?=\[)",
@@ -30,23 +38,23 @@ _UNPRINTABLE = re.compile(
 
 
 def escape_match(match: re.Match[str]) -> str:
-    r"""Write the matched character as Python does: ``\x1b``, ``\udc80``."""
+    r"""Return the matched character as Python escapes it: ``\x1b``, ``\udc80``."""
     code = ord(match[0])
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004 - one byte
 
 
 def escape_unprintable(text: str) -> str:
-    """Keep tabs and newlines, make every other character that is not for reading visible."""
+    """Return the text with escapes instead of unprintable characters; tabs and newlines stay."""
     return _UNPRINTABLE.sub(escape_match, text.replace("\r\n", "\n"))
 
 
 def to_one_line(text: str) -> str:
-    r"""Make text printable in one line; its own line ends show as ``\n``."""
+    r"""Return printable text in one line; its line ends become ``\n``."""
     return escape_unprintable(text).strip().replace("\n", "\\n").replace("\t", " ")
 
 
 def escape_markup(text: str) -> str:
-    """Make text printable and escape it for HTML and XML, in an element and in an attribute.
+    """Return printable text, escaped for elements and attributes of HTML and XML.
 
     What is printable is within the production Char of XML 1.0, section 2.2.
     """
@@ -54,25 +62,31 @@ def escape_markup(text: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """Give the last line that has something on it, or nothing."""
+    """Return the last line that is not blank, or an empty string."""
     lines = (line.strip() for line in reversed(escape_unprintable(text).split("\n")))
     return next((line for line in lines if line), "")
 
 
 def truncate_line(text: str, max_width: int) -> str:
-    """Cut one line to at most ``width`` characters, and say so with three dots."""
+    """Return at most ``max_width`` characters of a line; the last three are dots if it is longer."""
     return text if len(text) <= max_width else text[: max_width - 3] + "..."
 
 
+def head_lines(lines: Sequence[str], max_lines: int, hint: str) -> list[str]:
+    """Return the first lines, then how many are left out and a hint where to find them."""
+    omitted = len(lines) - max_lines
+    return [*lines[:max_lines], f"({omitted} more lines: {hint})"] if omitted > 0 else [*lines]
+
+
 def tail_lines(text: str, max_lines: int) -> list[str]:
-    """Give the last ``lines`` lines, led by a note of how many were left out."""
-    all_lines = escape_unprintable(text).rstrip("\n").split("\n")
-    omitted = len(all_lines) - max_lines
+    """Return the last lines of printable text, after a note of how many are left out."""
+    lines = escape_unprintable(text).rstrip("\n").split("\n")
+    omitted = len(lines) - max_lines
     if omitted <= 0:
-        return all_lines
-    return [f"({omitted} lines before these: a --report file has them all)", *all_lines[omitted:]]
+        return lines
+    return [f"({omitted} lines before these: {FULL_REPORT_HINT})", *lines[omitted:]]
 
 
 def pluralise(number: int, singular: str, plural: str) -> str:
-    """The number and the noun that agrees with it."""
+    """Return the number with the noun that agrees with it."""
     return f"{number} {singular if number == 1 else plural}"

@@ -242,7 +242,7 @@ def test_a_fleet_of_jobs_makes_one_image_and_names_it_last(fleet: Fleet) -> None
         assert names(fleet.place) == []
     done = fleet.merge()
     assert done.code == 0, done.stdout + done.stderr
-    assert "2 of 2 platforms pushed: verified, run and named." in done.stdout
+    assert "2 of 2 platforms pushed: verified, run and tagged." in done.stdout
     assert names(fleet.place) == [TAG]
     index = fleet.place.fetch(f"team/app/manifests/{TAG}").json()
     rows = [entry["platform"] for entry in index["manifests"]]

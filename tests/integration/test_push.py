@@ -181,7 +181,7 @@ def test_a_program_that_fails_where_it_was_pushed_leaves_every_tag_as_it_was(
     )
     assert plain.digest("team/app:v1") == before
     assert "exit status 3, expected 0" in done.stdout
-    assert "No tag was named." in done.stdout
+    assert "No tag was set." in done.stdout
     suites = {suite.attrib["name"]: suite.attrib for suite in ET.parse(junit).getroot()}  # noqa: S314 - ours
     assert {name: suite["failures"] for name, suite in suites.items()} == {
         "verify": "0", "run": "2", "push": "1",

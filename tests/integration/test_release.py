@@ -107,7 +107,7 @@ def test_what_does_not_run_is_never_named(project: Project, plain: Place, builde
     shown = source(project, status=9).task(
         "build-multiarch", "--push", f"-t{tag}", PLATFORMS, *builder, expect=1
     )
-    assert "no tag was named" in shown.stdout
+    assert "no tag was set" in shown.stdout
     insisted = project.json("build-multiarch", "--push", "--no-verify", f"-t{tag}", PLATFORMS, *builder)
     assert insisted["ok"]
     assert plain.digest("app:v1") == insisted["digest"] != good

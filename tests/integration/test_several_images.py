@@ -80,7 +80,7 @@ def test_one_that_is_wrong_does_not_stop_the_other(two: Project) -> None:
     assert [each["outcome"] for each in web["run"]["results"]] == ["failed", "failed"]
     assert (tool["verify"]["ok"], tool["ok"], tool["error"]) == (False, False, "")
     table = two.task("build-multiarch", expect=1).stdout
-    assert "0 of 2 images hold. web: FAILED: linux/amd64 (run)" in table
+    assert "0 of 2 images passed. web: FAILED: linux/amd64 (run)" in table
 
 
 def test_the_matrix_sets_up_once_for_the_platforms_of_all(two: Project) -> None:
@@ -103,6 +103,7 @@ def test_without_tables_nothing_is_as_with_them(two: Project) -> None:
     )
     assert "images" not in two.json("build-multiarch")
     assert list(two.json("arch-matrix", "--command=/hello")) == [
+        "schema_version",
         "ok",
         "setup",
         "build",

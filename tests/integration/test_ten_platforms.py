@@ -11,7 +11,7 @@ from tests.support.project import Project
 
 Json = dict[str, Any]
 
-MATRIX = {"ok", "setup", "build", "verify", "run", "error"}
+MATRIX = {"schema_version", "ok", "setup", "build", "verify", "run", "error"}
 SETUP = {"ok", "engine", "builder", "platforms"}
 SETUP_ROW = {
     "platform", "native", "node", "handler", "interpreter", "flags", "version", "runs", "message",

@@ -40,7 +40,7 @@ def test_stopping_never_signals_the_process_that_has_the_pid_now(
     _leave_state(PrivateEnginePaths(cache), stranger.pid)
     with unchanged():
         stopped = project.with_env(INVOKE_BUILDKIT_CACHE=str(cache)).json("stop-engine")
-    assert stopped == {"ok": True, "stopped": False}
+    assert stopped == {"schema_version": 1, "ok": True, "stopped": False}
     assert stranger.poll() is None
 
 

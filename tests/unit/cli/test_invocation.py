@@ -297,7 +297,7 @@ def test_unknown_report_format(
 
 def test_dry_run_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("show-it", "--json", "--dry-run") == 0
-    assert json.loads(capsys.readouterr().out) == {"ok": True, "dry_run": True}
+    assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "ok": True, "dry_run": True}
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,8 @@ def test_sigterm_is_an_interrupt() -> None:
     argv = [sys.executable, "-c", ENDED]
     done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 130, done.stderr
-    assert json.loads(done.stdout) == {"ok": False, "error": "interrupted", "exit_code": 130}
+    expected = {"schema_version": 1, "ok": False, "error": "interrupted", "exit_code": 130}
+    assert json.loads(done.stdout) == expected
 
 
 class Screen(io.StringIO):

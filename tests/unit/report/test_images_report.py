@@ -8,7 +8,7 @@ from typing import Any
 
 from buildkit_tasks.report import print_table, to_json, to_junit, to_markdown
 from buildkit_tasks.report.model import ImageReport, ImagesReport, NamedTag, Outcome, Report
-from buildkit_tasks.report.summary_line import format_summary_line
+from buildkit_tasks.report.summary import summarize
 from tests.support.report_samples import (
     TWO,
     bad_check,
@@ -54,7 +54,7 @@ def test_images_hold_when_each_does_and_there_is_one() -> None:
 def test_the_document_has_a_row_for_each_image() -> None:
     tag = NamedTag(ref="example.org/web:1", digest="sha256:1")
     told = json.loads(to_json(images(replace(image("web"), tags=(tag,)), UNBUILT)))
-    assert list(told) == ["ok", "setup", "images", "error"]
+    assert list(told) == ["schema_version", "ok", "setup", "images", "error"]
     assert [list(row) for row in told["images"]] == [
         ["ok", "name", "build", "verify", "run", "tags", "error"]
     ] * 2
@@ -64,18 +64,18 @@ def test_the_document_has_a_row_for_each_image() -> None:
 
 
 def test_the_closing_line_counts_images_and_says_where_each_of_the_others_failed() -> None:
-    assert format_summary_line(images()) == "2 of 2 images hold: built, verified and run."
-    assert format_summary_line(images(image("web"), WRONG, UNBUILT)) == (
-        "1 of 3 images hold. wrong: FAILED: linux/arm64 (verify)."
+    assert summarize(images()).summary_line == "2 of 2 images passed: built, verified and run."
+    assert summarize(images(image("web"), WRONG, UNBUILT)).summary_line == (
+        "1 of 3 images passed. wrong: FAILED: linux/arm64 (verify)."
         " unbuilt: Stopped before build: the disk is full"
     )
-    assert "no engine" in format_summary_line(ImagesReport(error="no engine"))
+    assert "no engine" in summarize(ImagesReport(error="no engine")).summary_line
 
 
 def test_the_closing_line_counts_the_warnings_of_all_images() -> None:
     warned = replace(image("web"), verify=verify(*(verdict(name, warning()) for name in TWO)))
-    assert format_summary_line(images(warned, image("tool"))) == (
-        "2 of 2 images hold: built, verified and run, with 2 warnings."
+    assert summarize(images(warned, image("tool"))).summary_line == (
+        "2 of 2 images passed: built, verified and run, with 2 warnings."
     )
 
 
@@ -94,7 +94,7 @@ def test_the_table_has_a_row_for_each_platform_of_each_image() -> None:
 
 def test_what_an_image_was_named_stands_below_the_table() -> None:
     tag = NamedTag(ref="example.org/web:1", digest="sha256:1")
-    assert "web: named: example.org/web:1" in table(images(replace(image("web"), tags=(tag,))))
+    assert "web: tagged: example.org/web:1" in table(images(replace(image("web"), tags=(tag,))))
 
 
 def test_junit_has_a_testcase_for_each_platform_of_each_image() -> None:

@@ -14,6 +14,7 @@ from buildkit_tasks.report.model import (
     RunReport,
     VerifyReport,
     to_document,
+    to_json_value,
 )
 from tests.support.report_samples import (
     bad_check,
@@ -91,7 +92,7 @@ def test_every_document_is_plain_json_with_the_verdict_in_it(report: MatrixRepor
 
 def test_a_verify_document_has_the_keys_of_the_interface() -> None:
     made = to_document(verify(verdict("linux/arm64", bad_check())))
-    assert set(made) == {"ok", "subject", "digest", "platforms"}
+    assert set(made) == {"schema_version", "ok", "subject", "digest", "platforms"}
     assert set(made["platforms"][0]) == {"platform", "digest", "ok", "checks"}
     keys = {"name", "ok", "expected", "actual", "path", "layer", "message"}
     assert set(made["platforms"][0]["checks"][0]) == keys
@@ -106,7 +107,7 @@ def test_a_warning_has_the_same_keys_and_says_in_its_message_what_it_is() -> Non
 
 def test_a_run_document_has_the_keys_of_the_interface() -> None:
     made = to_document(run(good_run("linux/arm64")))
-    assert set(made) == {"ok", "subject", "results"}
+    assert set(made) == {"schema_version", "ok", "subject", "results"}
     keys = {"platform", "outcome", "exit_code", "stdout", "stderr", "seconds", "runner", "message"}
     assert keys | {"emulated", "emulator"} <= set(made["results"][0])
     assert set(made["results"][0]["emulator"]) == {"path", "version", "cpu"}
@@ -114,7 +115,7 @@ def test_a_run_document_has_the_keys_of_the_interface() -> None:
 
 def test_a_setup_document_has_the_keys_of_the_interface() -> None:
     made = to_document(setup())
-    assert set(made) == {"ok", "engine", "builder", "platforms"}
+    assert set(made) == {"schema_version", "ok", "engine", "builder", "platforms"}
     assert set(made["engine"]) == {"kind", "endpoint", "version", "store"}
     assert {"name", "driver", "nodes"} <= set(made["builder"])
     keys = {"platform", "native", "node", "handler", "interpreter", "flags", "version", "runs"}
@@ -123,10 +124,19 @@ def test_a_setup_document_has_the_keys_of_the_interface() -> None:
 
 def test_a_build_document_has_the_keys_of_the_interface() -> None:
     made = to_document(build())
-    assert set(made) == {"ok", "digest", "outputs", "platforms", "builder", "bases", "seconds"}
+    assert set(made) == {
+        "schema_version",
+        "ok",
+        "digest",
+        "outputs",
+        "platforms",
+        "builder",
+        "bases",
+        "seconds",
+    }
     assert set(made["platforms"][0]) == {"platform", "digest"}
     built = BuiltPlatform(platform="linux/arm64", digest="sha256:1", node="b", native=True)
-    assert to_document(built) == {
+    assert to_json_value(built) == {
         "platform": "linux/arm64", "digest": "sha256:1", "node": "b", "native": True,
     }  # fmt: skip
 
@@ -146,15 +156,15 @@ def test_a_step_that_was_not_reached_is_null_and_the_error_is_told() -> None:
 
 
 def test_an_outcome_is_written_as_its_word() -> None:
-    assert to_document(bad_run("linux/arm64", Outcome.WRONG_ARCH))["outcome"] == "wrong-arch"
+    assert to_json_value(bad_run("linux/arm64", Outcome.WRONG_ARCH))["outcome"] == "wrong-arch"
 
 
 def test_a_native_run_has_a_null_emulator() -> None:
-    assert to_document(good_run("linux/amd64"))["emulator"] is None
-    assert to_document(EmulatorSummary(path="/q")) == {"path": "/q", "version": "", "cpu": ""}
+    assert to_json_value(good_run("linux/amd64"))["emulator"] is None
+    assert to_json_value(EmulatorSummary(path="/q")) == {"path": "/q", "version": "", "cpu": ""}
 
 
 def test_a_run_says_what_was_run_and_keeps_its_limit_to_its_message() -> None:
-    made = to_document(replace(good_run("linux/arm64"), command="uname -m", limited=True))
+    made = to_json_value(replace(good_run("linux/arm64"), command="uname -m", limited=True))
     assert made["command"] == "uname -m"
     assert "limited" not in made

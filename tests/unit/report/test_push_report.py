@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from buildkit_tasks import report as faces
-from buildkit_tasks.report.cases import list_steps
+from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.model import BuiltPlatform, NamedTag, PushResult, Report, RunReport
-from buildkit_tasks.report.summary_line import format_summary_line
+from buildkit_tasks.report.summary import summarize
 from tests.support.report_samples import (
     TWO,
     bad_check,
@@ -67,12 +67,12 @@ def test_a_push_holds_when_every_proof_that_was_made_does_and_there_is_a_name() 
 def test_a_platform_that_was_not_run_is_not_proved() -> None:
     assert not LEFT_OUT.is_verified
     assert f"{TWO[1]} was left out of run" in drawn(LEFT_OUT)
-    assert f"FAILED: {TWO[1]} (left out of run). No tag was named." in format_summary_line(LEFT_OUT)
+    assert f"FAILED: {TWO[1]} (left out of run). No tag was set." in summarize(LEFT_OUT).summary_line
 
 
 @pytest.mark.parametrize("report", [GOOD, UNPROVED, *BAD])
 def test_a_push_holds_if_and_only_if_it_has_no_problem(report: PushResult) -> None:
-    assert report.ok is not any(case.problems for step in list_steps(report) for case in step.cases)
+    assert report.ok is not any(case.problems for step in list_steps(report) for case in step.rows)
 
 
 @pytest.mark.parametrize("report", [GOOD, UNPROVED, *BAD])
@@ -80,7 +80,7 @@ def test_a_push_holds_if_and_only_if_it_has_no_problem(report: PushResult) -> No
 def test_every_form_says_in_words_whether_it_failed(render: object, report: PushResult) -> None:
     text = render(report)  # type: ignore[operator]
     assert ("FAILED" in text) is not report.ok
-    assert ("No tag was named." in text) is not report.ok
+    assert ("No tag was set." in text) is not report.ok
     assert digest("index") in text.replace("\n", "")
 
 
@@ -88,21 +88,24 @@ def test_the_table_says_what_became_of_each_tag() -> None:
     text = drawn(GOOD)
     assert "example.org/app:1: new" in text
     assert f"example.org/app:2: moved, from {digest('old')}" in text
-    assert "example.org/app:3: named it before" in text
+    assert "example.org/app:3: unchanged" in text
     assert f"pushed {digest('index')} in 1.2 seconds" in text
 
 
 def test_the_closing_line_says_what_was_proved() -> None:
-    assert format_summary_line(GOOD) == "2 of 2 platforms pushed: verified, run and named."
-    assert format_summary_line(UNPROVED) == "2 of 2 platforms pushed: named without proof."
+    assert summarize(GOOD).summary_line == "2 of 2 platforms pushed: verified, run and tagged."
+    assert summarize(UNPROVED).summary_line == "2 of 2 platforms pushed: tagged without verification."
     warned = replace(GOOD, verify=verify(verdict(TWO[0]), verdict(TWO[1], good_check(), warning())))
-    assert format_summary_line(warned) == "2 of 2 platforms pushed, with 1 warning: verified, run and named."
     assert (
-        format_summary_line(UNVERIFIED)
-        == f"1 of 2 platforms hold. FAILED: {TWO[1]} (verify). No tag was named."
+        summarize(warned).summary_line == "2 of 2 platforms pushed, with 1 warning: verified, run and tagged."
     )
     assert (
-        format_summary_line(FAILED_RUN) == f"1 of 2 platforms hold. FAILED: {TWO[1]} (run). No tag was named."
+        summarize(UNVERIFIED).summary_line
+        == f"1 of 2 platforms passed. FAILED: {TWO[1]} (verify). No tag was set."
+    )
+    assert (
+        summarize(FAILED_RUN).summary_line
+        == f"1 of 2 platforms passed. FAILED: {TWO[1]} (run). No tag was set."
     )
 
 
@@ -122,7 +125,8 @@ def test_junit_has_a_suite_for_each_proof_and_for_the_push() -> None:
 
 def test_the_document_has_its_keys_in_their_order() -> None:
     told = json.loads(faces.to_json(GOOD))
-    assert list(told) == ["ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
+    keys = ["schema_version", "ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
+    assert list(told) == keys
     assert told["tags"][1] == {
         "ref": "example.org/app:2", "digest": digest("index"), "previous": digest("old"), "moved": True,
     }  # fmt: skip

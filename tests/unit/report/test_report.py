@@ -20,7 +20,7 @@ import pytest
 from buildkit_tasks import report as faces
 from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.report import github
-from buildkit_tasks.report.cases import list_steps
+from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.model import (
     BuildResult,
     EmulatorSummary,
@@ -115,7 +115,7 @@ def test_every_renderer_shows_what_was_reached_and_the_error_that_stopped_it(
 
 @pytest.mark.parametrize("report", every_bad_report())
 def test_a_report_that_does_not_hold_has_a_problem_to_show(report: Report) -> None:
-    assert any(case.problems for step in list_steps(report) for case in step.cases)
+    assert any(case.problems for step in list_steps(report) for case in step.rows)
 
 
 @pytest.mark.parametrize("report", every_bad_report())
@@ -128,12 +128,12 @@ def test_a_failure_is_readable_in_words_without_colour(report: Report) -> None:
 
 @pytest.mark.parametrize("report", [*every_good_report(), *every_bad_report(), *every_warning_report()])
 def test_a_report_holds_if_and_only_if_it_has_no_problem(report: Report) -> None:
-    assert report.ok is not any(case.problems for step in list_steps(report) for case in step.cases)
+    assert report.ok is not any(case.problems for step in list_steps(report) for case in step.rows)
 
 
 @pytest.mark.parametrize("report", every_good_report())
 def test_a_report_that_holds_has_no_word_of_failure(report: Report) -> None:
-    assert not any(case.problems for step in list_steps(report) for case in step.cases)
+    assert not any(case.problems for step in list_steps(report) for case in step.rows)
     for render in FOR_PEOPLE:
         text = render(report)
         assert "FAILED" not in text
@@ -187,7 +187,7 @@ def test_no_text_of_an_image_commands_a_terminal_or_a_runner(render: Callable[[R
 @pytest.mark.parametrize("report", every_warning_report())
 def test_a_report_with_warnings_holds_and_says_how_many_there_are(report: Report) -> None:
     assert report.ok
-    assert not any(case.problems for step in list_steps(report) for case in step.cases)
+    assert not any(case.problems for step in list_steps(report) for case in step.rows)
     for render in FOR_PEOPLE:
         assert "2 warnings." in render(report)
         assert "FAILED" not in render(report)
@@ -237,7 +237,7 @@ def test_a_failing_platform_is_shown_as_failing_and_its_warnings_below() -> None
 
 def test_a_matrix_says_with_how_many_warnings_its_platforms_hold() -> None:
     report = replace(matrix(), verify=verify(*(verdict(name, warning()) for name in TWO)))
-    assert "  2 of 2 platforms hold: built, verified and run, with 2 warnings.\n" in drawn(report)
+    assert "  2 of 2 platforms passed: built, verified and run, with 2 warnings.\n" in drawn(report)
     assert faces.to_markdown(report).startswith("## arch-matrix: ok, 2 warnings\n")
 
 
@@ -502,10 +502,10 @@ def test_a_platform_that_failed_is_not_said_to_be_left_out_as_well() -> None:
     extra = verdict("linux/s390x", bad_check(name="expected", message="not expected"))
     report = replace(matrix(), verify=verify(*map(verdict, TWO), extra))
     problems = [
-        problem.kind for step in list_steps(report) for case in step.cases for problem in case.problems
+        problem.kind for step in list_steps(report) for case in step.rows for problem in case.problems
     ]
     assert problems == ["expected"]
-    assert "2 of 3 platforms hold. FAILED: linux/s390x (verify)." in drawn(report)
+    assert "2 of 3 platforms passed. FAILED: linux/s390x (verify)." in drawn(report)
 
 
 def test_a_platform_of_which_nothing_was_checked_has_not_been_verified() -> None:
@@ -520,7 +520,7 @@ def test_a_platform_of_which_nothing_was_checked_has_not_been_verified() -> None
 def test_the_matrix_has_one_row_for_each_of_ten_platforms_and_a_closing_line() -> None:
     text = drawn(matrix(*TEN))
     assert [row.split()[1] for row in rows(text)] == list(TEN)
-    assert text.endswith("  10 of 10 platforms hold: built, verified and run.\n")
+    assert text.endswith("  10 of 10 platforms passed: built, verified and run.\n")
 
 
 def test_a_matrix_row_says_how_it_runs_and_what_was_built_verified_and_printed() -> None:
@@ -547,16 +547,16 @@ def test_a_matrix_row_names_the_first_check_that_failed_and_the_outcome_with_the
 
 
 def test_the_closing_line_says_which_platforms_failed_and_where() -> None:
-    assert "  1 of 2 platforms hold. FAILED: linux/arm64 (verify).\n" in drawn(half_bad())
+    assert "  1 of 2 platforms passed. FAILED: linux/arm64 (verify).\n" in drawn(half_bad())
 
 
 def test_the_closing_line_says_where_the_line_stopped() -> None:
-    assert "  0 of 2 platforms hold. Stopped before verify: refused\n" in drawn(stopped("refused\nmore"))
+    assert "  0 of 2 platforms passed. Stopped before verify: refused\n" in drawn(stopped("refused\nmore"))
 
 
 def test_a_platform_that_a_step_left_out_does_not_hold() -> None:
     report = replace(matrix(), run=run(good_run("linux/amd64")))
-    assert "1 of 2 platforms hold. FAILED: linux/arm64 (left out of run)." in drawn(report)
+    assert "1 of 2 platforms passed. FAILED: linux/arm64 (left out of run)." in drawn(report)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -564,7 +564,7 @@ def test_of_two_entries_for_one_platform_a_failing_one_is_shown(order: int) -> N
     both = (verdict("linux/arm64"), verdict("linux/arm64", bad_check(message="the other")))
     report = replace(matrix("linux/arm64"), verify=verify(*both[::order]))
     assert "FAILED the other" in rows(drawn(report))[0]
-    assert "0 of 1 platforms hold" in drawn(report)
+    assert "0 of 1 platforms passed" in drawn(report)
 
 
 def test_a_platform_that_only_the_verification_found_has_a_row() -> None:
@@ -687,7 +687,7 @@ def test_json_is_the_document_in_its_own_order(report: Report) -> None:
     assert json.loads(text) == to_document(report)
     assert list(json.loads(text)) == list(to_document(report))
     assert text.endswith("}\n")
-    assert '\n  "ok"' in text
+    assert text.startswith('{\n  "schema_version": 1,\n')
 
 
 def test_json_keeps_every_character_but_lone_surrogates() -> None:
@@ -963,8 +963,8 @@ def test_every_public_name_is_there_and_no_other() -> None:
 def test_a_table_of_a_report_without_anything_still_says_what_is_wrong() -> None:
     failed = BuildResult(digest="", outputs=(), platforms=(), builder="", bases="", seconds=0, ok=False)
     empty: list[tuple[Report, str]] = [
-        (VerifyReport(subject="x", digest="", platforms=()), "no platform was looked at in x"),
-        (RunReport(subject="x", results=()), "no platform was looked at in x"),
+        (VerifyReport(subject="x", digest="", platforms=()), "no platform was checked in x"),
+        (RunReport(subject="x", results=()), "no platform was checked in x"),
         (MatrixReport(), "Stopped before setup: no error was given"),
         (failed, "the build failed"),
     ]
