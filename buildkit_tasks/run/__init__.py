@@ -1,1 +1,1 @@
-"""Run a platform's image and tell how it ended."""
+"""Run images per platform, in a sandbox or in a Docker engine, and classify how they end."""

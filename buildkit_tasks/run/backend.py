@@ -1,4 +1,4 @@
-"""What both runners take and give: one task for each platform, check and CPU."""
+"""The interface of the runners: tasks, results, and the backend protocol."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ __all__ = ["RunBackend", "RunTask", "explain_program_mismatch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTask:
-    """One thing to run on one platform; ``timeout`` in seconds.
+    """One check on one platform and CPU model. ``timeout`` is in seconds.
 
-    ``words`` replace the image's CMD, as arguments of ``docker run`` do; ``command`` is how they were
-    written. ``cpu`` is the model that QEMU emulates, empty for its default, with which the host's own
-    programs run without it.
+    ``args`` replace the image's CMD, as arguments of ``docker run`` do; ``command`` is their unsplit form.
+    ``cpu`` is the model for QEMU. If it is empty QEMU uses its default, and native programs run without QEMU.
     """
 
     platform: Platform
@@ -42,7 +41,7 @@ class RunTask:
     def make_result(
         self, outcome: Outcome, message: str = "", *, emulator: EmulatorSummary | None = None, **fields: Any
     ) -> RunResult:
-        """A result of this task."""
+        """Return a result of this task; ``fields`` are those of :class:`RunResult`."""
         return RunResult(
             platform=str(self.platform),
             command=self.command,
@@ -56,7 +55,7 @@ class RunTask:
     def classify_result(
         self, process_result: ProcessResult, *, emulator: EmulatorSummary | None, **fields: Any
     ) -> RunResult:
-        """The result of a guest that has ended so."""
+        """Return the result for a guest that has ended like this."""
         emulator_path = emulator.path if emulator else ""
         cpu_error = explain_cpu_refusal(process_result, self.platform, emulator_path)
         outcome, message = classify_outcome(process_result, self.expectation, self.platform)
@@ -72,7 +71,7 @@ class RunTask:
 
 
 def explain_program_mismatch(config: ImageConfig, rootfs: FileLookup, platform: Platform) -> str:
-    """The words why what an image would start is not for the platform; empty if it is."""
+    """Return why the program that an image starts cannot run on the platform; empty if it can."""
     from buildkit_tasks.oci.layers.entrypoint import find_programs
     from buildkit_tasks.verify import check_program
 
@@ -82,18 +81,18 @@ def explain_program_mismatch(config: ImageConfig, rootfs: FileLookup, platform: 
 
 
 class RunBackend(Protocol):
-    """One image, ready to be run."""
+    """One image, ready to be run on its platforms."""
 
     @property
     def runner(self) -> str:
-        """Which runner it is: docker or sandbox."""
+        """The runner's name: docker or sandbox."""
 
     @property
     def platforms(self) -> Sequence[Platform]:
-        """The platforms that the image holds."""
+        """The platforms of the image."""
 
     def run(self, task: RunTask) -> RunResult:
-        """Run it and tell how it ended; may be called by several threads at once."""
+        """Run a task and return its result. Several threads may call this at once."""
 
     def stop(self) -> None:
-        """End whatever runs: it was interrupted."""
+        """Kill all running guests, after an interruption."""

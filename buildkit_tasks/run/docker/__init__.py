@@ -1,1 +1,1 @@
-"""The Docker runner: an image brought into an engine, and each run a container of its own."""
+"""The Docker runner: load an image into an engine and run each task in a container."""

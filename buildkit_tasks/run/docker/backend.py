@@ -1,4 +1,4 @@
-"""Run an image in the Docker engine: the image brought in, and each task a container."""
+"""The Docker runner's backend: the image is loaded into the engine, each task is a container."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def open_docker_backend(
     emulators: EmulatorManager,
     open_image: ImageOpener,
 ) -> Iterator[DockerBackend]:
-    """An image in the engine, ready to be run; what was loaded for it is removed afterwards.
+    """Yield the backend for an image; remove what was loaded into the engine afterwards.
 
-    Empty ``platforms`` means all that the image holds.
+    ``platforms`` are those to be run; empty means all of the image.
     """
     with ThreadPoolExecutor(max_workers=1) as executor:
-        # Platforms are probed while the image is found or loaded: neither needs the other.
+        # The platforms are probed while the image is loaded.
         setups_future = executor.submit(_ensure_emulators, platforms, emulators)
         client = connect_client(engine)
         remove_stale_containers(client)
@@ -67,11 +67,11 @@ class DockerBackend:
 
     @property
     def platforms(self) -> Sequence[Platform]:
-        """The platforms that the image holds."""
+        """The platforms of the image."""
         return tuple(self.images)
 
     def run(self, task: RunTask) -> RunResult:
-        """Run one task in a container of its own."""
+        """Run a task in a new container."""
         setup = next(candidate for candidate in self.setups if candidate.platform == str(task.platform))
         if not setup.runs:
             return task.make_result(Outcome.NOT_REGISTERED, setup.message)
@@ -80,7 +80,7 @@ class DockerBackend:
         )
 
     def stop(self) -> None:
-        """Kill our containers; whoever runs them removes them."""
+        """Kill the containers of this process; the threads that run them remove them."""
         for each in self.client.api.containers(
             filters={"label": f"{OWNER_LABEL}={Process.from_pid(os.getpid())}"}
         ):

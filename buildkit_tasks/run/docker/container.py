@@ -1,4 +1,4 @@
-"""Run a platform's image in the Docker engine: one container, confined, with an init and a deadline."""
+"""Run one task in a container, confined, with an init process and a deadline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FORK_ERROR = re.compile(
     r"[^\n]*(?:fork|clone|thread|process)[^\n]{0,80}(?:Resource temporarily unavailable|errno=11\b)[^\n]*"
 )
 _HOST_CONFIG: dict[str, Any] = {
-    # A fatal signal is not delivered to PID 1, and QEMU then hangs: an init passes it on.
+    # The kernel does not deliver fatal signals of PID 1 to itself, and QEMU would hang: PID 1 is an init.
     "init": True,
     "network_mode": "none",
     "read_only": True,
@@ -44,16 +44,16 @@ _HOST_CONFIG: dict[str, Any] = {
     "security_opt": ["no-new-privileges"],
     "pids_limit": PIDS_LIMIT,
     "mem_limit": "1g",
-    "memswap_limit": "1g",  # memory and swap together: else a hog would go on in the host's swap
+    "memswap_limit": "1g",  # memory plus swap: without it the guest could use the host's swap
     "nano_cpus": 1_000_000_000,
     "tmpfs": {"/tmp": "size=64m"},  # noqa: S108 - the guest's own
-    "log_config": {"Type": "none"},  # its output is read as it comes, and kept nowhere else
+    "log_config": {"Type": "none"},  # the output is read from the attached stream
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRun:
-    """A task, the image to run for it, and how its platform runs here."""
+    """A task, its image in the engine, and how the engine's host runs the platform."""
 
     task: RunTask
     image: LoadedImage
@@ -61,18 +61,18 @@ class ContainerRun:
 
     @property
     def emulator(self) -> EmulatorSummary | None:
-        """The emulator that the kernel starts for it; None where it runs natively."""
+        """The emulator that the kernel starts for the program; None if it runs natively."""
         if self.setup.native:
             return None
         return EmulatorSummary(path=self.setup.interpreter, version=self.setup.version, cpu=self.task.cpu)
 
     def make_result(self, outcome: Outcome, message: str = "") -> RunResult:
-        """A result of this guest, which was not run."""
+        """Return a result for a guest that was not run."""
         return self.task.make_result(outcome, message, emulator=self.emulator, digest=self.image.digest)
 
 
 def build_run_args(platform: Platform, image: str, args: Sequence[str], cpu: str = "") -> list[str]:
-    """The arguments of ``docker run`` that do the same, for a dry run."""
+    """Return the equivalent arguments of ``docker run``, for a dry run."""
     flags = {
         "network": _HOST_CONFIG["network_mode"],
         "cap-drop": _HOST_CONFIG["cap_drop"][0],
@@ -90,9 +90,9 @@ def build_run_args(platform: Platform, image: str, args: Sequence[str], cpu: str
 
 
 def run_container(client: DockerClient, run: ContainerRun) -> RunResult:
-    """Run one platform's image and tell how it ended; its container is removed whatever happens.
+    """Run a task and return its result; the container is always removed.
 
-    Raises :class:`EngineError` when the engine stops answering, with what may be left.
+    Raises :class:`EngineError`, which names what may be left, if the engine stops answering.
     """
     from docker.errors import APIError
 
@@ -113,8 +113,8 @@ def run_container(client: DockerClient, run: ContainerRun) -> RunResult:
 
 def _explain_missing_emulator(run: ContainerRun) -> str:
     return (
-        f"{run.task.platform} runs natively in this engine, without QEMU: it cannot be run as CPU model"
-        f" {run.task.cpu!r} there; --runner=sandbox can"
+        f"{run.task.platform} runs natively in this engine, without QEMU, so CPU model {run.task.cpu!r}"
+        " cannot be emulated; --runner=sandbox can"
     )
 
 
@@ -127,7 +127,7 @@ def _create_container(client: DockerClient, run: ContainerRun) -> Iterator[Mappi
         environment=_build_environment(run),
         host_config=api.create_host_config(**_HOST_CONFIG),
         labels={OWNER_LABEL: str(Process.from_pid(os.getpid()))},
-        # A classic store has one platform for each image, and older ones refuse to be asked.
+        # A classic store has one platform per image, and old engines reject the parameter.
         platform=str(run.task.platform) if run.image.digest else None,
     )
     with _remove_on_exit(client, created["Id"], run.task.platform):
@@ -135,7 +135,7 @@ def _create_container(client: DockerClient, run: ContainerRun) -> Iterator[Mappi
 
 
 def _build_environment(run: ContainerRun) -> list[str]:
-    """QEMU's own variables: which model, and none from the image; a name without a value takes it away."""
+    """Set QEMU_CPU and unset QEMU's other variables, which the image may set: a bare name unsets one."""
     if run.setup.native:
         return []
     cpu_env = [f"QEMU_CPU={run.task.cpu}"] if run.task.cpu else []
@@ -148,7 +148,7 @@ def _remove_on_exit(client: DockerClient, container_id: str, platform: Platform)
         try:
             yield
         except BaseException as error:
-            if is_connection_error(error):  # it would not say that it removes it either
+            if is_connection_error(error):  # it would not answer the removal either
                 request_removal(client, "containers", container_id, force=True, v=True)
             else:
                 _remove_container(client, container_id)
@@ -181,7 +181,7 @@ def _check_and_run(client: DockerClient, run: ContainerRun, container: Mapping[s
 def _classify_run(
     run: ContainerRun, state: Mapping[str, Any], container_result: ContainerResult
 ) -> RunResult:
-    """What the daemon's own state and the output say."""
+    """Return the result from the engine's State of the container and from what was monitored."""
     failed = state["ExitCode"] != run.task.expectation.exit_code
     process_result = ProcessResult(
         exit_code=state["ExitCode"],
@@ -200,13 +200,13 @@ def _classify_run(
 
 
 def _explain_fork_error(stderr: str) -> str:
-    """Words for a guest that came to its end too soon after its cap of processes to be seen at it."""
+    """Return the limit that a guest seems to have met: it may end before its process count is polled."""
     match = _FORK_ERROR.search(stderr)
     return f"it may have {PIDS_LIMIT} processes and says {match[0].strip()!r}" if match else ""
 
 
 def remove_stale_containers(client: DockerClient) -> None:
-    """Remove the containers of runs whose process is gone (a killed task cannot tidy up)."""
+    """Remove the containers of processes that no longer run: a killed task leaves them."""
     with translate_connection_errors(client):
         for container in client.api.containers(all=True, filters={"label": OWNER_LABEL}):
             owner = Process.parse(container["Labels"][OWNER_LABEL])

@@ -1,4 +1,4 @@
-"""Look into a container that was not started yet, whether its program is for the platform."""
+"""Check the program of a container that was not started yet, through the engine's archive endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath
 from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
-from buildkit_tasks.run import backend as guests
+from buildkit_tasks.run.backend import explain_program_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["explain_container_mismatch"]
 
-_MAX_ARCHIVE_BYTES = 64 * 1024  # a tar header, perhaps one with extended attributes, and the head
+_MAX_ARCHIVE_BYTES = 64 * 1024  # a tar header, possibly with pax records, and the head
 _HEAD_BYTES = 256  # an ELF header, or a `#!` line
-_GO_MODE_DIR, _GO_MODE_SYMLINK = 1 << 31, 1 << 27  # Go's os.FileMode, which the API gives
+_GO_MODE_DIR, _GO_MODE_SYMLINK = 1 << 31, 1 << 27  # Go's os.FileMode, as the API returns it
 
 
 def explain_container_mismatch(api: APIClient, container: Mapping[str, Any], platform: Platform) -> str:
-    """The words why what this container would start is not for the platform; empty if it is.
+    """Return why the program that a container starts cannot run on the platform; empty if it can.
 
-    ``container`` is the engine's description of it. What is looked at is the very file system that
-    the guest will see, whatever store or source the image came from.
+    ``container`` is what the engine's inspect endpoint returns. The file system that is read is the one
+    that the guest will see, whatever store or source the image came from.
     """
     config = _parse_config(container["Config"], platform)
-    return guests.explain_program_mismatch(config, _ContainerFiles(api, container["Id"]), platform)
+    return explain_program_mismatch(config, _ContainerFiles(api, container["Id"]), platform)
 
 
 def _parse_config(container_config: Mapping[str, Any], platform: Platform) -> ImageConfig:
@@ -50,7 +50,7 @@ def _parse_config(container_config: Mapping[str, Any], platform: Platform) -> Im
 
 
 class _ContainerFiles:
-    """The files of a container, through the engine's archive endpoint."""
+    """The files of a container (``GET /containers/{id}/archive``)."""
 
     def __init__(self, api: APIClient, container_id: str) -> None:
         self._api = api
@@ -64,13 +64,13 @@ class _ContainerFiles:
             chunks, file_stat = self._api.get_archive(self._container_id, path)
         except NotFound:
             return None
-        except APIError as error:  # a path through a file, for one
+        except APIError as error:  # for example a path below a file
             if error.is_client_error():
                 return None
             raise
         with contextlib.closing(chunks):
             if file_stat["mode"] & _GO_MODE_SYMLINK:
-                # The engine has resolved the link inside the container's root: once is enough.
+                # linkTarget is resolved completely, inside the container's root.
                 return self.find_file(file_stat["linkTarget"], max_links - 1) if max_links else None
             if file_stat["mode"] & _GO_MODE_DIR:
                 return None
@@ -81,7 +81,7 @@ class _ContainerFiles:
 
 
 def _read_head(chunks: Iterator[bytes]) -> bytes:
-    """The first bytes of the only file in an archive."""
+    """Return the first bytes of the only file in an archive."""
     buffer = bytearray()
     for chunk in chunks:
         buffer += chunk

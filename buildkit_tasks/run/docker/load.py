@@ -1,4 +1,4 @@
-"""Bring an image into the engine for a run, and take it out again."""
+"""Load an image into the engine for a run, and remove it afterwards."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from buildkit_tasks.run.docker.timeouts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from docker import DockerClient
 
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-
-    ImageOpener = Callable[[str], contextlib.AbstractContextManager[Source]]
+    from buildkit_tasks.run.backend import ImageOpener
 
 __all__ = ["LoadedImage", "load_into_engine"]
 
@@ -34,7 +33,7 @@ _DOCKER_DAEMON_PREFIX = "docker-daemon:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedImage:
-    """One platform's image in the engine: the id to run and the manifest's digest to prove."""
+    """One platform's image in the engine: the id to run, and the manifest digest that must be run."""
 
     image_id: str
     digest: str
@@ -44,11 +43,11 @@ class LoadedImage:
 def load_into_engine(
     name: str, platforms: Sequence[Platform], engine: Engine, client: DockerClient, open_image: ImageOpener
 ) -> Iterator[dict[Platform, LoadedImage]]:
-    """Each platform of an image, ready to be run; what was loaded for it is removed afterwards.
+    """Yield the platforms of an image, loaded into the engine; remove what was loaded afterwards.
 
-    ``name`` is ``docker-daemon:REF`` for an image that is there, else what ``open_image`` reads.
-    An image that the engine had already is neither loaded nor removed. ``platforms`` limits what
-    is loaded where platforms are loaded one by one; empty means all.
+    ``name`` is ``docker-daemon:REF`` for an image of the engine, else a name that ``open_image`` reads. An
+    image that the engine has already is neither loaded nor removed. A store that takes one platform at a
+    time loads only ``platforms``; empty means all.
     """
     with _remove_loaded_images(engine, client) as image_ids:
         if name.startswith(_DOCKER_DAEMON_PREFIX):
@@ -62,7 +61,7 @@ def load_into_engine(
 
 @contextlib.contextmanager
 def _remove_loaded_images(engine: Engine, client: DockerClient) -> Iterator[list[str]]:
-    """A list of images, which are removed from the engine afterwards if it answers."""
+    """Yield a list of image ids; remove these images afterwards, if the engine still answers."""
     image_ids: list[str] = []
     is_unresponsive = False
     try:
@@ -105,13 +104,13 @@ def _find_stored_platforms(reference: str, client: DockerClient) -> dict[Platfor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ImageLoader:
-    """Loads images into an engine, and notes in ``loaded`` those that it did not have."""
+    """Loads images into an engine; adds to ``image_ids`` those that the engine did not have."""
 
     client: DockerClient
     image_ids: list[str]
 
     def load_index(self, source: Source) -> dict[Platform, LoadedImage]:
-        """All platforms at once: a containerd store takes an index."""
+        """Load all platforms at once: a containerd store accepts an index."""
         root = source.root_descriptor()
         self._load_archive(str(root.digest), pack_image(source, root))
         return {
@@ -120,7 +119,7 @@ class _ImageLoader:
         }
 
     def load_platforms(self, source: Source, platforms: Sequence[Platform]) -> dict[Platform, LoadedImage]:
-        """One after the other: a classic store knows an image by the digest of its configuration."""
+        """Load each platform: a classic store identifies an image by the digest of its configuration."""
         images: dict[Platform, LoadedImage] = {}
         for platform, descriptor in platform_manifests(source):
             if platforms and platform not in platforms:
@@ -134,10 +133,10 @@ class _ImageLoader:
         if _inspect_image(self.client, image_id) is not None:
             return
         api: Any = self.client.api  # load_image has no types
-        # Noted before: what an engine took and did not say is removed as well.
+        # Recorded first: an engine may load the image and then fail to answer.
         self.image_ids.append(image_id)
         with (
-            _translate_api_errors(f"the engine did not take the image {image_id}"),
+            _translate_api_errors(f"the engine did not load the image {image_id}"),
             translate_connection_errors(self.client),
         ):
             messages = list(api.load_image(archive))
@@ -145,12 +144,12 @@ class _ImageLoader:
             details = "; ".join(
                 str(message.get("error") or message.get("stream", "")).strip() for message in messages
             )
-            raise EngineError(f"the engine did not take the image {image_id}: {details}")
+            raise EngineError(f"the engine did not load the image {image_id}: {details}")
 
 
 def _inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
     with (
-        _translate_api_errors(f"the engine does not tell of the image {name!r}"),
+        _translate_api_errors(f"the engine cannot inspect the image {name!r}"),
         translate_connection_errors(client),
     ):
         return inspect_image(client, name)
@@ -158,7 +157,7 @@ def _inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _translate_api_errors(problem: str) -> Iterator[None]:
-    """An engine's answer that says no, in its own words."""
+    """Translate an error response of the engine to UsageError (4xx) or EngineError."""
     from docker.errors import APIError
 
     try:
@@ -174,7 +173,7 @@ def _remove_image(client: DockerClient, image_id: str) -> None:
     try:
         client.api.remove_image(image_id)
     except APIError as error:
-        # Somebody tagged it or runs it meanwhile: then it is no longer ours to remove.
+        # 4xx: it was tagged or is run by somebody else meanwhile, so it must stay.
         if not error.is_client_error():
             raise CheckFailed(
                 f"the image {image_id} that was loaded for the run could not be removed: {error}"

@@ -1,4 +1,4 @@
-"""Follow a container while it runs: its output as it comes, its deadline, and the caps that it meets."""
+"""Monitor a running container: read its output, and enforce its deadline and its limits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ __all__ = ["OUTPUT_LIMIT", "PIDS_LIMIT", "ContainerOutput", "ContainerResult", "
 
 OUTPUT_LIMIT = 1 << 20  # bytes of each stream
 PIDS_LIMIT = 256
-_POLL_SECONDS = 0.05  # seconds: a fork bomb needs longer than this for its 256 processes
-_ENGINE_POLL_SECONDS = 1.0  # between looks at a container for which the engine has to be asked
+_POLL_SECONDS = 0.05  # a fork bomb takes longer to start 256 processes
+_ENGINE_POLL_SECONDS = 1.0  # between requests to the engine
 _CHUNK_SIZE = 1 << 16
-_FRAME_HEADER_SIZE = 8  # stream, three zero bytes, length: "Stream format" at the engine API's attach
+_FRAME_HEADER_SIZE = (
+    8  # stream, three zero bytes, length: Docker Engine API, ContainerAttach, "Stream format"
+)
 _STDOUT, _STDERR = 1, 2
 _STREAM_NAMES = {_STDOUT: "standard output", _STDERR: "standard error"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerResult:
-    """What was seen of a container: its output, the cap for which it was killed, or its deadline."""
+    """A container's output, and whether it exceeded a limit (as text, or empty) or its deadline."""
 
     stdout: str
     stderr: str
@@ -39,32 +41,30 @@ class ContainerResult:
 
 @contextlib.contextmanager
 def attach_output(api: APIClient, container_id: str) -> Iterator[socket.socket]:
-    """The output of a container that is not started yet, so that nothing of it is missed."""
-    sdk: Any = api  # its attach_socket waits for ever for an engine that is silent: its helpers do not
+    """Yield the output stream of a container, attached before it is started so that no output is missed."""
+    sdk: Any = api  # its attach_socket has no timeout: an unresponsive engine would block it for ever
     response = sdk._post(  # noqa: SLF001 - see above
         sdk._url("/containers/{0}/attach", container_id),  # noqa: SLF001
         params={"stdout": 1, "stderr": 1, "stream": 1},
         headers={"Connection": "Upgrade", "Upgrade": "tcp"},
         stream=True,
     )
-    with contextlib.closing(response):  # and with it the connection
+    with contextlib.closing(response):  # closes the connection as well
         raw_socket = sdk._get_raw_response_socket(response)  # noqa: SLF001
-        yield getattr(
-            raw_socket, "_sock", raw_socket
-        )  # where the engine is local: a file of http.client's around it
+        # For a local engine this is a file object of http.client around the socket.
+        yield getattr(raw_socket, "_sock", raw_socket)
 
 
 def monitor(api: APIClient, container_id: str, stream: socket.socket, timeout: float) -> ContainerResult:
-    """Follow a container that was just started to its end, or end it.
+    """Wait for a container that was just started; kill it after ``timeout`` seconds or over a limit.
 
-    It is killed when it has run for ``timeout`` seconds or goes over a cap. An engine that stops
-    answering meanwhile raises what the SDK raises, soon after the API's own time-out.
+    If the engine stops answering, the SDK's exception is raised soon after the client's own timeout.
     """
     return _ContainerMonitor(api=api, container_id=container_id, stream=stream, timeout=timeout).run()
 
 
 class ContainerOutput:
-    """What a container writes: the frames of the engine's stream, and of each stream what the cap allows."""
+    """Decodes the frames of the attached stream; keeps at most ``OUTPUT_LIMIT`` bytes per stream."""
 
     def __init__(self) -> None:
         self._streams = {_STDOUT: bytearray(), _STDERR: bytearray()}
@@ -79,7 +79,7 @@ class ContainerOutput:
         return stdout, stderr
 
     def feed(self, data: bytes) -> None:
-        """Add what was received; frames may be cut anywhere."""
+        """Add received data; a frame may be split anywhere."""
         remaining = memoryview(data)
         while remaining:
             if self._frame_bytes_left:
@@ -123,7 +123,7 @@ class _ContainerMonitor:
                 self.last_activity = time.monotonic()
             elif data is None:
                 self._ping_if_silent()
-            else:  # the end of its output, which a guest may close before its own
+            else:  # end of output, which a guest may close before it ends
                 ended = self._has_ended()
             limit_exceeded = self.output.limit_exceeded or process_limit.check_limit()
         timed_out = not (limit_exceeded or ended) and self._kill()
@@ -140,39 +140,39 @@ class _ContainerMonitor:
         return self.started + self.timeout - time.monotonic()
 
     def _receive(self) -> bytes | None:
-        """What the guest has written; None if that is nothing for now, empty at the end."""
+        """Return what the guest has written; None if there is nothing yet, empty at the end."""
         self.stream.settimeout(max(0.001, min(_POLL_SECONDS, self._seconds_left)))
         try:
             return self.stream.recv(_CHUNK_SIZE)
         except TimeoutError:
             return None
-        except OSError:  # the engine ended the connection: what is asked next tells why
+        except OSError:  # the engine closed the connection: the next request finds out why
             return b""
 
     def _has_ended(self) -> bool:
         from requests.exceptions import ConnectionError as Disconnected
         from requests.exceptions import ReadTimeout
 
-        wait: Any = self.api.wait  # its type says whole seconds
+        wait: Any = self.api.wait  # typed for whole seconds only
         try:
             wait(self.container_id, timeout=max(0.001, min(_ENGINE_POLL_SECONDS, self._seconds_left)))
         except (ReadTimeout, Disconnected):
-            # Both mean "not yet"; that the engine still answers is for the next call to prove.
+            # Both mean "not yet"; ping() raises if the engine does not answer at all.
             self.api.ping()
             return False
         return True
 
     def _ping_if_silent(self) -> None:
-        """A guest may be silent, the engine may not."""
+        """Check that the engine still answers when the guest has printed nothing for a while."""
         if time.monotonic() - self.last_activity > self.api.timeout / 3:
             self.api.ping()
             self.last_activity = time.monotonic()
 
     def _kill(self) -> bool:
-        """End the guest, which may ignore TERM; False if it has come to its end by itself."""
+        """Kill the guest with SIGKILL. Return False if it has ended by itself."""
         from docker.errors import APIError
 
-        # Nobody reads its output any more: without this the engine waits for us, and we for the engine.
+        # Nothing reads the output any more; without this the engine would wait for us while we wait for it.
         with contextlib.suppress(OSError):
             self.stream.shutdown(socket.SHUT_RDWR)
         try:
@@ -187,11 +187,11 @@ class _ContainerMonitor:
 
 @dataclass(slots=True, kw_only=True)
 class _ProcessLimit:
-    """Whether a container goes over its cap of processes.
+    """Detects that a container has reached its process limit.
 
-    Where the engine's kernel is this one, ``events`` is the file in which it counts how often one was
-    refused (pids.events: Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/pids.rst). Elsewhere the
-    engine can only be asked how many there are.
+    If the engine runs on this kernel, ``events_file`` counts the forks that were refused (pids.events:
+    Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/pids.rst). Otherwise the engine is asked for the
+    number of processes.
     """
 
     api: APIClient
@@ -205,7 +205,7 @@ class _ProcessLimit:
         return cls(api=api, container_id=container_id, events_file=_find_events_file(pid, container_id))
 
     def check_limit(self) -> str:
-        """The words of the cap if it was met."""
+        """Return the limit as text if it was reached, else an empty string."""
         if self.events_file is not None:
             return f"more than {PIDS_LIMIT} processes" if _count_refusals(self.events_file) else ""
         if time.monotonic() - self.last_polled < _ENGINE_POLL_SECONDS:
@@ -219,12 +219,12 @@ class _ProcessLimit:
 
 
 def _find_events_file(pid: int, container_id: str) -> Path | None:
-    """The file of that process's group, if it is the container's: another kernel has other processes."""
+    """Return pids.events of a process's cgroup; None if that is not the container's (of another kernel)."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    rows = [line.split(":", 2) for line in lines]  # cgroups(7): number, controllers, place
+    rows = [line.split(":", 2) for line in lines]  # cgroups(7): hierarchy, controllers, path
     directories = (
         Path(f"/sys/fs/cgroup/{controllers}{group}")
         for _, controllers, group in rows
@@ -236,7 +236,7 @@ def _find_events_file(pid: int, container_id: str) -> Path | None:
 
 
 def _count_refusals(events_file: Path) -> int:
-    """How often a process was refused (``max N``); 0 once the group is gone."""
+    """Return how many forks were refused (``max N``); 0 if the cgroup no longer exists."""
     try:
         rows = [line.split() for line in events_file.read_text(encoding="utf-8").splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""An engine that stops answering in the middle of a run: said within its time-out, with what may be left."""
+"""Report an engine that stops answering during a run, and name what may be left in it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = [
     "translate_connection_errors",
 ]
 
-OWNER_LABEL = "io.buildkit-tasks.owner"  # every container of ours has it
-_REMOVAL_TIMEOUT = 1.0
+OWNER_LABEL = "io.buildkit-tasks.owner"  # on every container that this package creates
+_REMOVAL_TIMEOUT = 1.0  # seconds
 
 
 @contextlib.contextmanager
 def translate_connection_errors(
     client: DockerClient, leftovers: str = "", *, platform: object = None, engine: Engine | None = None
 ) -> Iterator[None]:
-    """Turn silence into :class:`EngineError`, which names in ``left`` what may be left.
+    """Translate a lost connection or a timeout to :class:`EngineError`, which names ``leftovers``.
 
-    An answer that says no (``docker.errors.APIError``) is one: it passes.
+    An error response (``docker.errors.APIError``) is an answer and passes unchanged.
     """
     try:
         yield
@@ -47,7 +47,7 @@ def translate_connection_errors(
 
 
 def is_connection_error(error: BaseException | None) -> bool:
-    """Whether the SDK and its libraries say so that no answer came, or none that makes sense."""
+    """Return True if the error means that the engine sent no response, or an unreadable one."""
     from docker.errors import APIError, DockerException, StreamParseError
     from requests.exceptions import RequestException
     from urllib3.exceptions import HTTPError
@@ -60,21 +60,21 @@ def _describe_connection_error(error: Exception, timeout: float) -> str:
     from requests.exceptions import Timeout
     from urllib3.exceptions import TimeoutError as Late
 
-    reason = f"it said nothing for {timeout:g} s" if isinstance(error, (Timeout, Late)) else error
+    reason = f"no response for {timeout:g} s" if isinstance(error, (Timeout, Late)) else error
     return f"the engine stopped answering: {reason}"
 
 
 def request_removal(client: DockerClient, kind: str, name: str, **params: bool) -> None:
-    """Ask a silent engine to remove something, without waiting: one that only slept will do it."""
-    api: Any = client.api  # the SDK's own methods have no time-out: its helpers, one floor down
+    """Ask an unresponsive engine to remove something, without waiting: a paused one does it later."""
+    api: Any = client.api  # only its private methods accept a timeout
     timeout = min(_REMOVAL_TIMEOUT, client.api.timeout)
     with contextlib.suppress(Exception):
         api._delete(api._url(f"/{kind}/{{0}}", name), params=params, timeout=timeout)  # noqa: SLF001
 
 
 def suggest_list_command(engine: Engine | None = None) -> str:
-    """The command that lists the containers that may be left."""
+    """Return the command that lists the containers of this package."""
     program = shlex.join(engine.tools.docker) if engine else "docker"
     host = engine.env.get("DOCKER_HOST", "") if engine else ""
     env_prefix = f"DOCKER_HOST={shlex.quote(host)} " if host else ""
-    return f"{env_prefix}{program} ps -a --filter label={OWNER_LABEL} lists what may be left"
+    return f"{env_prefix}{program} ps -a --filter label={OWNER_LABEL}"

@@ -1,1 +1,1 @@
-"""Run a platform's image without an engine: its layers unpacked, namespaces of its own around it."""
+"""The sandbox runner: unpack an image's layers and run it in Linux namespaces, without an engine."""

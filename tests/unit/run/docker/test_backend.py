@@ -242,7 +242,7 @@ def test_every_way_to_say_nothing_is_an_engine_error(error: Exception) -> None:
         translate_connection_errors(client, "the container x", platform=ARM64),
     ):
         raise error
-    words = "it said nothing for 30 s" if "timed out" in str(error) else str(error)
+    words = "no response for 30 s" if "timed out" in str(error) else str(error)
     assert caught.value.message == f"the engine stopped answering: {words}; the container x may be left"
     assert caught.value.platform is ARM64
     assert "docker ps -a --filter label=io.buildkit-tasks.owner" in (caught.value.hint or "")
