@@ -1,4 +1,4 @@
-"""What a dry run shows of a run: commands that do the same by hand."""
+"""Dry run: show commands that do by hand what a run would do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNSHARE_FLAGS = ("map-root-user", "fork", "kill-child", "mount", "pid", "net", 
 
 
 def show_docker_commands(request: RunRequest, engine: Engine, commands: CommandRunner) -> RunReport:
-    """The commands of the Docker runner; the image is loaded without a name, and so is IMAGE."""
+    """Show the commands of the Docker runner; a loaded image has no name yet and is shown as IMAGE."""
     transport, _, location = request.image.partition(":")
     image = location if transport == "docker-daemon" else "IMAGE"
     if image == "IMAGE":
@@ -40,7 +40,7 @@ def show_docker_commands(request: RunRequest, engine: Engine, commands: CommandR
 
 
 def show_sandbox_commands(request: RunRequest, open_image: ImageOpener, commands: CommandRunner) -> RunReport:
-    """The commands of the sandbox, for util-linux 2.40 or newer; ROOT is where the image was unpacked to."""
+    """Show unshare(1) commands (util-linux 2.40 or newer); ROOT stands for the unpacked image."""
     with open_image(request.image) as source:
         configs = {
             platform: read_config(source, read_manifest(source, descriptor))
@@ -69,7 +69,7 @@ def _build_unshare_argv(task: RunTask, config: ImageConfig) -> Sequence[str]:
 
 
 def _build_handler_args(task: RunTask) -> list[str]:
-    """The emulator, in the form of the kernel's ``register``."""
+    """Return the option that registers the emulator; it has the format of binfmt_misc's ``register``."""
     machine = task.platform.machine
     if machine.architecture == native_platform().architecture and not task.cpu:
         return []

@@ -1,4 +1,4 @@
-"""What is asked of a run, and what its end means."""
+"""Classify how a guest ended: expectations, exit statuses and messages to outcomes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ __all__ = ["Expectation", "ProcessResult", "classify_outcome"]
 
 _SIGNAL_BASE = 128  # plus the signal's number, as a shell and an init report a fatal signal
 _SIGILL = _SIGNAL_BASE + 4
-_FATAL_SIGNAL_STATUSES = frozenset(
-    _SIGNAL_BASE + number for number in (6, 7, 8, 11)
-)  # ABRT, BUS, FPE, SEGV of the host
+# ABRT, BUS, FPE and SEGV, by the host's numbers
+_FATAL_SIGNAL_STATUSES = frozenset(_SIGNAL_BASE + number for number in (6, 7, 8, 11))
 _QEMU_SIGNAL_MESSAGE = "uncaught target signal"
-_MISSING_SIGNAL_NOTE = " (QEMU says nothing of a fatal signal of the guest's: it may itself have crashed)"
+_MISSING_SIGNAL_NOTE = " (QEMU reported no fatal signal of the guest: it may itself have crashed)"
 _START_FAILURE_STATUSES = (1, 126, 127, 255)  # of shells, inits and the runtime
 _EXEC_FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
-# Guests choose what they print, and every repetition below is bounded. QEMU's own last words come last.
+# Guests choose what they print, so every repetition below is bounded. QEMU's own error comes last.
 _TAIL_CHARS = 1 << 16
-_MAX_MESSAGE_CHARS = 300  # characters of a guest's last words in a message
-# What QEMU itself says when it is at fault: a guest's own fatal signal reads "uncaught target signal".
+_MAX_MESSAGE_CHARS = 300  # characters of a guest's last line in a message
+# QEMU's messages about its own faults. A guest's fatal signal is reported as "uncaught target signal".
 _QEMU_FAULT = re.compile(
     r"QEMU internal SIG[A-Z]+|qemu[\w-]{0,40}: (?:fatal|internal error|unhandled)|"
     r"qemu[\w/.-]{0,200}:[^\n]{0,400}Assertion|\*\*\s{0,9}ERROR:[^\n]{0,400}(?:tcg|accel|linux-user)",
     re.IGNORECASE,
 )
-# What a program says that looks at its CPU before it uses it, or catches the signal: Go's runtime
-# (asm_amd64.s, os_linux_arm.go, signal_unix.go) and glibc's loader.
+# Messages of programs that check the CPU first, or catch SIGILL: Go's runtime (asm_amd64.s,
+# os_linux_arm.go, signal_unix.go) and glibc's loader.
 _UNSUPPORTED_CPU = re.compile(
     r"^(?:This program can only be run on AMD64 processors with v\d|SIGILL: illegal instruction|"
     r"runtime: this CPU has no (?:VFPv3 )?floating point hardware|Fatal glibc error: CPU |"
@@ -44,10 +43,10 @@ _UNSUPPORTED_CPU = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """The exit status and the regular expression that a guest's standard output must meet.
+    """The exit status that a guest must have, and the regular expression that its standard output must match.
 
-    In the expression ``{goarch}``, ``{platform}`` and ``{machine}`` stand for what Go calls the
-    architecture, the platform's name, and any name that ``uname -m`` has for it.
+    In the expression, ``{goarch}`` stands for Go's name of the architecture, ``{platform}`` for the
+    platform, and ``{machine}`` for any name that ``uname -m`` prints for it.
     """
 
     pattern: str = ""
@@ -57,10 +56,12 @@ class Expectation:
         try:
             re.compile(self._fill_placeholders("x", "x", "x"))
         except re.error as error:
-            raise UsageError(f"--expect {self.pattern!r} is no regular expression: {error}") from error
+            raise UsageError(
+                f"--expect {self.pattern!r} is not a valid regular expression: {error}"
+            ) from error
 
     def expand_regex(self, platform: Platform) -> str:
-        """The expression for one platform."""
+        """Return the expression for one platform."""
         machine = "|".join(map(re.escape, platform.machine.uname_machines))
         return self._fill_placeholders(
             re.escape(platform.architecture), re.escape(str(platform)), f"(?:{machine})"
@@ -76,11 +77,11 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessResult:
-    """What was seen when a guest ended.
+    """How a guest ended.
 
-    ``cpu`` is the CPU model that QEMU was told, empty for its default. ``limit`` says in words
-    which cap ended it (``more than 256 processes``). ``timed_out`` is the deadline in seconds for a
-    guest that was killed because of it, and 0 for one that ended before.
+    ``cpu`` is the CPU model that QEMU was given, empty for its default. ``limit_exceeded`` is the limit for
+    which the guest was killed, as text (``more than 256 processes``). ``timeout_exceeded`` is the timeout in
+    seconds for which it was killed, and 0 if it ended before.
     """
 
     exit_code: int
@@ -94,16 +95,16 @@ class ProcessResult:
 
     @property
     def is_limited(self) -> bool:
-        """Whether a cap ended it: what a result's ``limited`` is."""
+        """True if the guest exceeded a limit."""
         return self.out_of_memory or bool(self.limit_exceeded)
 
 
 def classify_outcome(
     result: ProcessResult, expectation: Expectation, platform: Platform
 ) -> tuple[Outcome, str]:
-    """The outcome and, where it did not pass, the reason in words.
+    """Return the outcome and, unless it passed, the reason.
 
-    An emulator's own crash is told from the guest's, and both from a program that ran and failed.
+    A crash of the emulator is distinguished from one of the guest, and both from a program that failed.
     """
     return (
         _classify_limits(result)
@@ -113,7 +114,7 @@ def classify_outcome(
 
 
 def _classify_limits(result: ProcessResult) -> tuple[Outcome, str] | None:
-    """What a cap or the deadline stopped, whatever it was doing."""
+    """Classify a guest that was killed for a limit or its timeout; None for another."""
     if result.limit_exceeded:
         return Outcome.FAILED, f"the guest went over a limit: {result.limit_exceeded}"
     if result.out_of_memory:
@@ -126,7 +127,7 @@ def _classify_limits(result: ProcessResult) -> tuple[Outcome, str] | None:
 def _classify_crash(
     result: ProcessResult, expectation: Expectation, platform: Platform
 ) -> tuple[Outcome, str] | None:
-    """What ended the guest before it could do its work, if anything did."""
+    """Classify a guest that could not start, or that crashed; None for another."""
     tail = result.stderr[-_TAIL_CHARS:]
     if _EXEC_FORMAT_ERROR.search(result.stderr) and result.exit_code in _START_FAILURE_STATUSES:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
@@ -139,7 +140,7 @@ def _classify_crash(
 
 
 def _explain_illegal_instruction(result: ProcessResult, platform: Platform) -> str:
-    """Which CPU lacks an instruction, what the platform's name promises, and how to build for that."""
+    """Return which CPU lacks an instruction, the platform's baseline, and the options to build for it."""
     cpu = result.cpu or ("the emulated CPU" if result.emulated else "this CPU")
     message = f"{platform}: an instruction that {cpu} does not have"
     level, machine = platform.baseline, platform.machine
@@ -157,7 +158,7 @@ def _check_expectation(
     result: ProcessResult, expectation: Expectation, platform: Platform
 ) -> tuple[Outcome, str]:
     if result.exit_code != expectation.exit_code:
-        last_words = f": {_get_last_line(result.stderr)}" if result.stderr.strip() else ""
+        last_line = f": {_get_last_line(result.stderr)}" if result.stderr.strip() else ""
         signal_note = (
             _MISSING_SIGNAL_NOTE
             if result.emulated
@@ -166,7 +167,7 @@ def _check_expectation(
             else ""
         )
         status = f"exit status {result.exit_code}, expected {expectation.exit_code}{signal_note}"
-        return Outcome.FAILED, f"{status}{last_words}"
+        return Outcome.FAILED, f"{status}{last_line}"
     regex = expectation.expand_regex(platform)
     if not re.search(regex, result.stdout, re.MULTILINE):
         return Outcome.FAILED, f"its output does not match {regex!r}"
@@ -176,5 +177,5 @@ def _check_expectation(
 def _get_last_line(text: str) -> str:
     lines = [line.strip() for line in text[-_TAIL_CHARS:].splitlines() if line.strip()]
     if not lines:
-        return "it said nothing"
+        return "only blank lines"
     return lines[-1] if len(lines[-1]) <= _MAX_MESSAGE_CHARS else f"{lines[-1][:_MAX_MESSAGE_CHARS]}..."

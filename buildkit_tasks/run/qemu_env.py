@@ -1,7 +1,7 @@
-"""What QEMU's user-mode emulator takes from the environment, and what it says before a guest runs.
+"""QEMU's user-mode emulator: the environment variables that it reads, and its errors before a guest starts.
 
-The names are those that ``qemu-aarch64 --help`` lists as environment variables (QEMU 11.1), and those
-of the options that older versions had (5.2 and newer): QEMU reads them in the guest's own environment.
+The variables are those that ``qemu-aarch64 --help`` lists (QEMU 11.1), and those of options of older versions
+(5.2 and newer). QEMU reads them from the guest's own environment.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QEMU_ENV_VARS", "explain_cpu_refusal"]
 
-# An image that sets QEMU_VERSION is not run at all: QEMU prints its version and ends with 0. One that
-# sets QEMU_GDB waits for a debugger. Neither is a program's to choose.
+# They are not taken from the image: with QEMU_VERSION, QEMU prints its version and exits with 0 instead of
+# running the program; with QEMU_GDB it waits for a debugger.
 QEMU_ENV_VARS = tuple(
     f"QEMU_{name}"
     for name in (
@@ -27,26 +27,26 @@ QEMU_ENV_VARS = tuple(
     )
 )  # fmt: skip
 
-_QEMU_ERROR_STATUS = 1  # QEMU's exit status where it does not even start the guest
+_QEMU_ERROR_STATUS = 1  # QEMU's exit status if it does not start the guest
 _CPU_MODEL_ERROR = re.compile(
     r"^qemu[\w-]*: (?:(?P<unknown>unable to find CPU model)|Some features requested in the CPU model|"
     r"can't apply global|Property '|Expected key=value)|^ELF binary's NaN mode not supported by CPU",
     re.MULTILINE,
 )
-_MAX_REASON_CHARS = 200  # s390x lists every feature that is missing
+_MAX_REASON_CHARS = 200  # s390x lists every missing feature
 
 
 def explain_cpu_refusal(result: ProcessResult, platform: Platform, emulator_path: str = "") -> str:
-    """The words why QEMU did not start a guest on the CPU model asked for; empty if it did.
+    """Return why QEMU did not start a guest on the requested CPU model; empty if it did.
 
-    ``emulator`` is the interpreter's path, where it is known: it lists the models that it has.
+    ``emulator_path`` is the interpreter, if known, for the command that lists its models.
     """
     match = _CPU_MODEL_ERROR.search(result.stderr)
     if not result.cpu or result.exit_code != _QEMU_ERROR_STATUS or result.stdout or match is None:
         return ""
     help_command = f"{emulator_path or 'qemu-' + platform.machine.qemu_suffix} -cpu help"
     if match["unknown"]:
-        return f"{platform}: QEMU has no CPU model {result.cpu!r}; '{help_command}' lists those that it has"
+        return f"{platform}: QEMU has no CPU model {result.cpu!r}; '{help_command}' lists the models"
     line = result.stderr[match.start() :].partition("\n")[0]
     reason = line if len(line) <= _MAX_REASON_CHARS else f"{line[:_MAX_REASON_CHARS]}..."
     return (

@@ -1,4 +1,4 @@
-"""Run an image on every platform asked for, several at once, in a sandbox or in an engine."""
+"""Run an image on every requested platform, several at once, in the sandbox or in Docker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BOTH_CPUS = ("max", "floor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """A check whose words were read; ``only`` are its platforms, none for all."""
+    """A parsed smoke check; empty ``platforms`` means all."""
 
     command: str
     args: tuple[str, ...]
@@ -44,7 +44,7 @@ class RunPlan:
 
     @classmethod
     def from_check(cls, check: SmokeCheck, timeout: float) -> RunPlan:
-        """Read a check. Raises :class:`UsageError` for a command or an expectation that cannot be."""
+        """Parse a check. Raises :class:`UsageError` for an invalid command, expectation or platform."""
         return cls(
             command=check.command,
             args=_split_command(check.command),
@@ -54,7 +54,7 @@ class RunPlan:
         )
 
     def make_task(self, platform: Platform, cpu: str) -> RunTask:
-        """This check on one platform and CPU."""
+        """Return the task for this check on one platform and CPU model."""
         return RunTask(
             platform=platform,
             expectation=self.expectation,
@@ -67,10 +67,10 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """Which image to run, where, on which CPU, and what it must do.
+    """Which image to run, on which platforms and CPU, and with which checks.
 
-    ``cpu`` is max, floor, both or a QEMU model; ``timeout`` in seconds for each check that has none;
-    ``jobs`` how many run at once (0: two for each processor).
+    Empty ``platforms`` means all of the image. ``cpu`` is max, floor, both or a QEMU model. ``timeout`` is in
+    seconds, for checks without their own. ``jobs`` is how many tasks run at once (0: two per processor).
     """
 
     image: str
@@ -82,16 +82,18 @@ class RunRequest:
 
     @classmethod
     def from_settings(cls, image: str, platforms: tuple[Platform, ...], settings: Settings) -> RunRequest:
-        """What the settings ask for: their checks, unless somebody says now what to run or expect."""
+        """Return the request of the settings.
+
+        A command or expectation of the environment or of a flag replaces the configured checks; one of a
+        file applies only if there are none.
+        """
         single_check = SmokeCheck(
             command=settings.command, expect=settings.expect, expect_exit=settings.expect_exit
         )
         origins = (
             settings.origins.get(key, SettingOrigin.DEFAULT) for key in ("command", "expect", "expect_exit")
         )
-        is_overridden = (
-            max(origins) >= SettingOrigin.ENVIRONMENT
-        )  # those of the file stand beside the checks, and below them
+        is_overridden = max(origins) >= SettingOrigin.ENVIRONMENT
         return cls(
             image=image,
             platforms=platforms,
@@ -103,11 +105,11 @@ class RunRequest:
 
     @property
     def plans(self) -> list[RunPlan]:
-        """The checks, read. Raises :class:`UsageError` for one that cannot be."""
+        """The parsed checks. Raises :class:`UsageError` for an invalid one."""
         return [RunPlan.from_check(check, self.timeout) for check in self.checks]
 
     def make_tasks(self, plans: Sequence[RunPlan], image_platforms: Sequence[Platform]) -> list[RunTask]:
-        """Everything to run, platform by platform; ``held`` are those of the image."""
+        """Return the tasks in order of platform, check and CPU model."""
         return [
             plan.make_task(platform, cpu)
             for platform in self.platforms or image_platforms
@@ -123,7 +125,7 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSelector:
-    """The two ways to run the image of a request; ``choice`` is auto, docker or sandbox."""
+    """Selects the runner for an image; ``runner`` is auto, docker or sandbox."""
 
     runner: str
     open_sandbox: BackendOpener
@@ -132,7 +134,7 @@ class BackendSelector:
 
     @contextlib.contextmanager
     def open(self, image: str) -> Iterator[RunBackend]:
-        """The one that was asked for; else the sandbox, where the kernel lets us have one."""
+        """Yield the requested backend; for auto the sandbox, or Docker if the sandbox is unavailable."""
         if needs_engine(self.runner, image):
             with self.open_docker() as backend:
                 yield backend
@@ -156,26 +158,26 @@ class BackendSelector:
 
 
 def needs_engine(runner: str, image: str) -> bool:
-    """Whether the Docker runner is meant: it was asked for, or the image is in an engine."""
+    """Return True if the Docker runner is requested, or if the image is in an engine and any will do."""
     return runner == "docker" or (runner == "auto" and image.startswith(_DOCKER_DAEMON_PREFIX))
 
 
 class RunObserver(Protocol):
-    """Who is told of runs, from several threads."""
+    """Receives the progress of runs, from several threads."""
 
     def expect_runs(self, runs: Iterable[tuple[str, str, str]]) -> None:
-        """What will run: platform, command and CPU, the last two empty for the default."""
+        """Announce the runs: platform, command and CPU model; the last two are empty for the default."""
 
     def __call__(self, result: RunResult) -> None:
-        """How one of them ended."""
+        """Report the result of one run."""
 
 
 def run_emulated(
     request: RunRequest, selector: BackendSelector, observer: RunObserver | None = None
 ) -> RunReport:
-    """Run the image on each platform, and with each check and CPU asked for.
+    """Run the image on each platform, with each check and CPU model.
 
-    One failure does not stop the others; the report has results in the order asked for.
+    A failure does not stop the others. The report has the results in the order of the tasks.
     """
     plans = request.plans
     with selector.open(request.image) as backend:
@@ -200,15 +202,15 @@ def run_emulated(
 
 
 def _split_command(command: str) -> tuple[str, ...]:
-    """The command as a list."""
+    """Split a command as a POSIX shell does."""
     try:
         return tuple(shlex.split(command))
     except ValueError as error:
-        raise UsageError(f"--command {command!r} cannot be split into words: {error}") from error
+        raise UsageError(f"--command {command!r} cannot be split into arguments: {error}") from error
 
 
 def _reject_unrunnable(task: RunTask, backend: RunBackend) -> RunResult | None:
-    """The result of a task that nothing here can run."""
+    """Return a failed result if the task cannot run at all, else None."""
     platform = task.platform
     if platform not in backend.platforms:
         image_platforms = ", ".join(map(str, backend.platforms)) or "no platform"
@@ -217,6 +219,8 @@ def _reject_unrunnable(task: RunTask, backend: RunBackend) -> RunResult | None:
         return task.make_result(Outcome.FAILED, message, runner=backend.runner)
     if not platform.is_known:
         return task.make_result(
-            Outcome.NOT_REGISTERED, f"{platform}: nothing here runs its programs", runner=backend.runner
+            Outcome.NOT_REGISTERED,
+            f"{platform} is not a platform that can be run here",
+            runner=backend.runner,
         )
     return None

@@ -1,4 +1,4 @@
-"""Run an image without an engine: its layers unpacked, its guests in namespaces of their own."""
+"""The sandbox runner's backend: unpack a platform's image, check its program, run it under a supervisor."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _MEGABYTE = 1_000_000
 def open_sandbox_backend(
     name: str, supervisor_future: Future[Supervisor], open_image: ImageOpener, qemu: QemuFinder
 ) -> Iterator[SandboxBackend]:
-    """An image that ``open_image`` reads, its platforms ready to be run without an engine.
+    """Yield the backend for the image that ``open_image`` reads by its name.
 
-    ``started`` is the warden, which is ended with it. Raises :class:`SandboxClosed` if the kernel does
-    not let this user have one.
+    ``supervisor_future`` is the default supervisor, which is closed afterwards. Raises
+    :class:`SandboxUnavailable` if the kernel does not allow this user to create one.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(_close_supervisor, supervisor_future)
@@ -85,11 +85,11 @@ class SandboxBackend:
 
     @property
     def platforms(self) -> Sequence[Platform]:
-        """The platforms that the image holds."""
+        """The platforms of the image."""
         return tuple(self.manifests)
 
     def run(self, task: RunTask) -> RunResult:
-        """Unpack the platform's image, if it is not kept, look at its program, and run it."""
+        """Unpack the platform's image unless it is cached, check its program, and run it."""
         descriptor = self.manifests[task.platform]
         return replace(
             self._unpack_and_run(task, descriptor), runner=self.runner, digest=str(descriptor.digest)
@@ -98,7 +98,7 @@ class SandboxBackend:
     def _unpack_and_run(self, task: RunTask, descriptor: Descriptor) -> RunResult:
         try:
             with contextlib.ExitStack() as stack:
-                with self._unpack_lock:  # a stream has one reader; meanwhile others run
+                with self._unpack_lock:  # a streamed image has one reader; guests run meanwhile
                     rootfs = stack.enter_context(self.rootfs_cache.acquire(self.source, descriptor))
                 return self._run_in_rootfs(rootfs, task)
         except LimitExceeded as error:
@@ -107,7 +107,7 @@ class SandboxBackend:
             return task.make_result(Outcome.FAILED, str(error))
 
     def stop(self) -> None:
-        """End whatever runs."""
+        """Kill all running guests."""
         self.supervisor_pool.close()
 
     def _run_in_rootfs(self, rootfs: CachedRootfs, task: RunTask) -> RunResult:
@@ -151,21 +151,21 @@ class SandboxBackend:
         )
 
     def _assign_processor(self) -> tuple[int, ...]:
-        """One processor for each guest, taking turns."""
+        """Assign one processor to each guest, in rotation."""
         available = sorted(os.sched_getaffinity(0))
         return (available[next(self._turn_counter) % len(available)],)
 
 
 def _override_cmd(config: ImageConfig, args: tuple[str, ...]) -> ImageConfig:
-    """The configuration with other words for CMD, as ``docker run`` replaces it."""
+    """Replace CMD by ``args``, if there are any, as ``docker run`` does."""
     overridden = replace(config, cmd=args) if args else config
     if not overridden.entrypoint + overridden.cmd:
-        raise CheckFailed("the image has no ENTRYPOINT and no CMD", hint="name a --command")
+        raise CheckFailed("the image has no ENTRYPOINT and no CMD", hint="pass --command")
     return overridden
 
 
 def _build_environment(config: ImageConfig, user: User, cpu: str) -> dict[str, str]:
-    """The guest's environment, as Docker makes it; what would steer the emulator is ours alone."""
+    """Return the guest's environment as Docker sets it; QEMU's variables are not taken from the image."""
     image_env = dict(item.partition("=")[::2] for item in config.env)
     env = {"PATH": DEFAULT_PATH, "HOSTNAME": "guest", "HOME": user.home, **image_env}
     env = {name: value for name, value in env.items() if name and name not in QEMU_ENV_VARS}
@@ -182,5 +182,5 @@ def _classify_refusal(refusal: KernelRefusal, platform: Platform) -> tuple[Outco
     if refusal.errno == errno.ENOEXEC:
         return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
     if refusal.errno == errno.ENOSPC:
-        raise LimitExceeded(f"a namespace is refused: {refusal}", platform=platform)
+        raise LimitExceeded(f"the kernel refuses another namespace: {refusal}", platform=platform)
     return Outcome.FAILED, str(refusal)

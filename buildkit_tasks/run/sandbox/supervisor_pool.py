@@ -1,4 +1,4 @@
-"""The emulators that a sandbox's guests run through."""
+"""The supervisors of one run, with the emulators that guests need registered in them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["SupervisorPool"]
 
-_PADDING_OFFSET = 15  # the last byte of e_ident: nobody reads it (System V gABI, chapter 4)
+_PADDING_OFFSET = 15  # the last byte of e_ident, padding without a meaning: System V gABI, chapter 4
 _MARK = b"q"
 
 
 class SupervisorPool:
-    """The wardens of one task, with each emulator registered once.
+    """Creates supervisors as needed and registers each emulator once.
 
-    Programs of the host's own machine run without an emulator in the first. Those that are to run on
-    another CPU have a warden of their own: where that machine has a handler, nothing of it runs
-    natively.
+    =====================  ===========  ====================================================
+    architecture           CPU model    runs in
+    =====================  ===========  ====================================================
+    the host's             none         the default supervisor, natively
+    the host's             any          a second supervisor, through QEMU
+    any other              none or any  the default supervisor, through QEMU
+    =====================  ===========  ====================================================
+
+    The second is needed because a handler for the host's architecture would apply to all native programs.
     """
 
     def __init__(self, default_supervisor: Supervisor, qemu: QemuFinder) -> None:
@@ -43,16 +49,13 @@ class SupervisorPool:
         self._executor = ThreadPoolExecutor(max_workers=1)
 
     def close(self) -> None:
-        """End them all."""
-        for supervisor in {
-            self._default_supervisor,
-            *(supervisor for supervisor, _ in self._supervisors.values()),
-        }:
+        """Kill all supervisors, and with them their guests."""
+        for supervisor in {self._default_supervisor, *(each for each, _ in self._supervisors.values())}:
             supervisor.close()
         self._executor.shutdown()
 
     def summarize_emulator(self, emulator_path: Path | None, cpu: str) -> EmulatorSummary | None:
-        """What a program ran through."""
+        """Return the emulator that a program ran through; None for a native one."""
         if emulator_path is None:
             return None
         return EmulatorSummary(
@@ -60,7 +63,7 @@ class SupervisorPool:
         )
 
     def get_supervisor(self, machine: Machine, cpu: str) -> tuple[Supervisor, Path | None]:
-        """Where this machine's programs run on such a CPU, and through which program; None for natively.
+        """Return the supervisor for a machine and CPU model, and the emulator's path (None: native).
 
         Raises :class:`EmulatorError` if there is no emulator.
         """
@@ -77,11 +80,11 @@ class SupervisorPool:
         emulator_path = self._qemu.find(machine)
         if emulator_path is None:
             raise EmulatorError(
-                f"there is no static qemu-{machine.qemu_suffix} here",
+                f"no static qemu-{machine.qemu_suffix} was found",
                 platform=f"linux/{machine.architecture}",
                 hint="apt-get install qemu-user-static, or inv run-emulated --runner=docker",
             )
-        # Programs of one folder are of one package and have one version; it is asked for beside the runs.
+        # Emulators in one directory are of one package and version, which is read while guests run.
         if emulator_path.parent not in self._versions:
             self._versions[emulator_path.parent] = self._executor.submit(
                 read_qemu_version, str(emulator_path), self._qemu.commands
@@ -97,9 +100,9 @@ class SupervisorPool:
 
 
 def _copy_with_mark(emulator_path: Path, directory: Path) -> Path:
-    """A copy of a QEMU for the host's own machine, which the handler for that machine does not match.
+    """Return a copy of a native QEMU that the handler for its own machine does not match.
 
-    Without it the kernel would hand QEMU to QEMU, five times, and then give up (fs/exec.c).
+    Without the changed byte the kernel would start QEMU through QEMU, five times, and then fail (fs/exec.c).
     """
     file_stat = emulator_path.stat()
     copy = directory / f"{emulator_path.name}-{file_stat.st_size}-{file_stat.st_mtime_ns}"

@@ -87,7 +87,7 @@ def refused(
 
 
 def test_a_model_that_qemu_does_not_have_is_named_with_how_to_list_them() -> None:
-    words = "linux/s390x: QEMU has no CPU model 'nosuch'; '/q/qemu-x -cpu help' lists those that it has"
+    words = "linux/s390x: QEMU has no CPU model 'nosuch'; '/q/qemu-x -cpu help' lists the models"
     assert refused(UNKNOWN, cpu="nosuch") == words
     assert "'qemu-s390x -cpu help'" in refused(UNKNOWN, emulator="")
 
