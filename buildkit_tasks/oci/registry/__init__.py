@@ -1,4 +1,4 @@
-"""An image in a registry as a source (OCI distribution specification v1.1)."""
+"""Pull from and push to registries (OCI distribution specification v1.1)."""
 
 from buildkit_tasks.oci.registry.pull import open_registry
 

@@ -1,8 +1,8 @@
-"""From a registry's challenge to an Authorization header.
+"""Authentication: answer a registry's challenge with an Authorization header.
 
-The token protocol of distribution/distribution ("Token Authentication", "OAuth 2"), which Docker Hub and
-nearly all others speak, and HTTP Basic. We ask as strangers first; what ``docker login`` has kept is
-looked up once a registry asks for it.
+Implements HTTP Basic and the Bearer token protocol of distribution ("Token Authentication", "OAuth 2"),
+which Docker Hub and nearly all other registries use. The first request is anonymous; credentials of
+``docker login`` are looked up only when a registry asks for them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["Authorizer"]
 _MAX_TOKEN_RESPONSE = 1 << 20
 _OK = 200
 _DENIED_STATUSES = frozenset({401, 403})
-_TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # it becomes a header
+_TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")  # sent as a header value
 
 
 class Authorizer:
-    """Who we are to one registry, for one repository and ``actions`` on it: pull, or pull and push.
+    """Authenticates to one registry, for one repository and ``actions`` on it: ``pull`` or ``pull,push``.
 
-    ``header`` is what is sent to it.
+    ``authorization`` is the value of the Authorization header; empty for anonymous requests.
     """
 
-    def __init__(  # noqa: PLR0913 - all of it is needed to answer a challenge
+    def __init__(  # noqa: PLR0913 - all are needed to answer a challenge
         self,
         host: str,
         registry_url: Url,
@@ -61,7 +61,10 @@ class Authorizer:
         self._notes: list[str] = []
 
     def answer_challenge(self, header: str) -> None:
-        """Set ``header`` to what the registry asks for; :class:`RegistryError` if we have no answer."""
+        """Set ``authorization`` as the WWW-Authenticate header asks for.
+
+        Raises :class:`RegistryError` if that is not possible.
+        """
         self.authorization = ""
         challenges = {each.scheme: each for each in reversed(parse_challenges(header))}
         if "bearer" in challenges:
@@ -71,23 +74,27 @@ class Authorizer:
             if not self.authorization:
                 raise self.denied_error()
         else:
-            schemes = ", ".join(challenges) or "no way"
-            raise RegistryError(f"{self._host} wants a login by {schemes}; Bearer and Basic are known")
+            schemes = ", ".join(challenges) or "no known scheme"
+            raise RegistryError(
+                f"{self._host} requires authentication by {schemes}; only Bearer and Basic are supported"
+            )
 
     def denied_error(self, status: int = 401) -> RequestRejected:
-        """The registry's no, with what to do about it."""
+        """Return the error for a denied request, with the login command as hint."""
         username = self._credential.username
         if self._credential == Credential():
-            reason = f"{self._host} gives {self._repository} to nobody without a login"
+            reason = f"{self._host} denies anonymous access to {self._repository}"
         else:
-            reason = f"{self._host} refuses {self._repository} to us" + (f" ({username})" if username else "")
+            reason = f"{self._host} denies access to {self._repository}" + (
+                f" for {username}" if username else ""
+            )
         login = "docker login" if self._host == DOCKER_IO else f"docker login {self._host}"
         notes = "".join(f"; {note}" for note in self._notes)
-        return RequestRejected(f"{reason}, or has no such repository ({status}){notes}", hint=login)
+        return RequestRejected(f"{reason}, or the repository does not exist ({status}){notes}", hint=login)
 
     @functools.cached_property
     def _credential(self) -> Credential:
-        """What was kept for this registry; a helper that does not work is noted, not the end."""
+        """The credential for the registry; empty, with a note for later errors, if a helper fails."""
         try:
             return self._credential_store.find(self._host) or Credential()
         except RegistryError as error:
@@ -99,7 +106,7 @@ class Authorizer:
         check_redirect(self._registry_url, self._registry_url, realm, self._options.resolve)
         credential = self._credential
         if credential != Credential() and not is_trusted_realm(self._registry_url, realm):
-            note = f"its token server {realm.origin} is not its own, and got no credentials"
+            note = f"no credentials were sent to {realm.origin}, a token server of another domain"
             self._notes = [*(each for each in self._notes if each != note), note]
             credential = Credential()
         if credential.registry_token:
@@ -113,9 +120,9 @@ class Authorizer:
         return _bearer_header(self._read_token(response))
 
     def _merge_scopes(self, requested: list[str]) -> list[str]:
-        """What the registry asks for, and all that we are going to do in the repository.
+        """Return the requested scopes, extended to all our actions on the repository.
 
-        A registry that only looks whether a blob is there asks for a token for pulling.
+        The challenge to a HEAD request, for example, asks for ``pull`` only even if we push next.
         """
         prefix = f"repository:{self._repository}:"
         if requested and self._actions == "pull":
@@ -123,7 +130,7 @@ class Authorizer:
         return [f"{prefix}{self._actions}", *(scope for scope in requested if not scope.startswith(prefix))]
 
     def _request_token(self, realm: Url, service: str, scopes: list[str], credential: Credential) -> Response:
-        """GET a token, with name and password where we have them."""
+        """Request a token by GET, with username and password if there are any."""
         query = [("service", service)] if service else []
         query += [("scope", scope) for scope in scopes]
         if credential.username:
@@ -135,7 +142,7 @@ class Authorizer:
     def _exchange_identity_token(
         self, realm: Url, service: str, scopes: list[str], identity_token: str
     ) -> Response:
-        """POST an identity token for a token of this repository."""
+        """Request a token by POST with an identity token (OAuth 2 refresh token)."""
         form = {
             "grant_type": "refresh_token",
             "service": service,
@@ -146,28 +153,24 @@ class Authorizer:
         return self._client.post(realm, form)
 
     def _read_token(self, response: Response) -> str:
-        token_server = response.url.origin
+        token_server = f"the token server {response.url.origin} of {self._host}"
         if response.status in _DENIED_STATUSES:
             response.discard()
             raise self.denied_error(response.status)
         if response.status != _OK:
             response.discard()
-            raise RegistryError(
-                f"{token_server}, the token server of {self._host}, answers {response.status}"
-            )
+            raise RegistryError(f"{token_server} answers {response.status}")
         try:
             document = load_object(response.read_document(_MAX_TOKEN_RESPONSE, "a token"), "the token")
         except MalformedImage as error:
-            raise RegistryError(
-                f"{token_server}, the token server of {self._host}: {error.message}"
-            ) from None
+            raise RegistryError(f"{token_server}: {error.message}") from None
         token = document.get("token") or document.get("access_token")
         if not isinstance(token, str):
-            raise RegistryError(f"{token_server}, the token server of {self._host}, gives no token")
+            raise RegistryError(f"{token_server} returned no token")
         return token
 
 
 def _bearer_header(token: str) -> str:
     if not _TOKEN.fullmatch(token):
-        raise RegistryError("a registry's token holds characters that no header may hold")
+        raise RegistryError("the registry's token is not a valid header value")
     return f"Bearer {token}"

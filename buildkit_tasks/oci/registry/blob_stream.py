@@ -1,4 +1,4 @@
-"""A blob from a registry as one stream, however often the connection breaks."""
+"""Blob downloads that are resumed when the connection breaks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)", re.ASC
 
 
 class BlobStream(io.RawIOBase):
-    """The bytes behind a descriptor, unchecked, and at most one more than it states.
+    """The unverified bytes of a descriptor's blob, and at most one byte more than its size.
 
-    ``ask(offset)`` gives the answer to a request for everything from there on. A broken connection
-    is taken up again where it broke, :data:`_RESUMES` times in all: by range (RFC 9110, section
-    14), or from the start, skipping what was read. Closing it early reads no further.
+    ``fetch(offset)`` requests everything from an offset. After a broken connection the download resumes at
+    the same offset, :data:`_MAX_RESUMES` times in all: by a range request (RFC 9110, section 14) or, if
+    the server ignores ranges, by skipping the bytes before it. Closing the stream early reads no further.
     """
 
     def __init__(self, fetch: Callable[[int], Response], descriptor: Descriptor) -> None:
@@ -40,12 +40,12 @@ class BlobStream(io.RawIOBase):
         self._response = fetch(0)
 
     def readable(self) -> bool:
-        """It is for reading alone."""
+        """Return True."""
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes, straight from the connection: nothing is copied on the way."""
-        remaining = self._descriptor.size + 1 - self._offset  # one too many shows a blob that is too long
+        """Return at most ``size`` bytes as they arrive from the connection."""
+        remaining = self._descriptor.size + 1 - self._offset  # one more reveals a blob that is too long
         count = remaining if size < 0 else min(size, remaining)
         while count > 0:
             try:
@@ -56,30 +56,29 @@ class BlobStream(io.RawIOBase):
             if data or self._response.is_framed or self._offset >= self._descriptor.size:
                 self._offset += len(data)
                 return data
-            self._resume(TransientError(f"{self._response.url.origin} broke off"))
+            self._resume(TransientError(f"{self._response.url.origin} closed the connection early"))
         return b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """As :meth:`read` does."""
+        """Read at most ``len(buffer)`` bytes into a buffer."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
-        """Leave the connection to the next blob if this one was read to its end, or close it."""
+        """Close the stream; a connection that was read to the end of the body is reused."""
         if not self.closed:
             self._response.close()
         super().close()
 
     def _resume(self, cause: TransientError) -> None:
-        """Ask for the rest."""
+        """Request the rest of the blob, or raise :class:`RegistryError` after too many attempts."""
         while True:
             self._response.close()
             if self._resumes_left == 0:
                 raise RegistryError(
-                    f"{self._descriptor.digest} broke off {_MAX_RESUMES + 1} times, at byte "
-                    f"{self._offset} of "
-                    f"{self._descriptor.size}: {cause.message}",
+                    f"the download of {self._descriptor.digest} was interrupted {_MAX_RESUMES + 1} times, "
+                    f"at byte {self._offset} of {self._descriptor.size}: {cause.message}",
                     hint=cause.hint,
                 )
             self._resumes_left -= 1
@@ -92,18 +91,18 @@ class BlobStream(io.RawIOBase):
                 return
 
     def _skip_to_offset(self) -> None:
-        """Pass over what was read before, unless the server does so itself."""
+        """Skip the bytes before the offset if the server sends them."""
         response = self._response
         if response.status == _PARTIAL_CONTENT:
             match = _CONTENT_RANGE.fullmatch(response.get_header("Content-Range"))
             if match is None or int(match[1]) != self._offset:
                 raise RegistryError(
-                    f"{response.url.origin} sends another part than byte {self._offset} and on"
+                    f"{response.url.origin} sent a range that does not start at byte {self._offset}"
                 )
             return
         remaining = self._offset
         while remaining:
             data = response.read(min(remaining, _CHUNK_SIZE))
             if not data:
-                raise TransientError(f"{response.url.origin} sends less than before")
+                raise TransientError(f"{response.url.origin} sent fewer bytes than before")
             remaining -= len(data)

@@ -1,8 +1,11 @@
-"""What a server wants before it answers: the ``WWW-Authenticate`` header as values.
+"""Parser for the ``WWW-Authenticate`` header (RFC 9110, sections 11.3 and 11.6.1).
 
-RFC 9110, sections 11.3 and 11.6.1: a list of challenges, each a scheme with a token68 or with
-parameters; commas part both the challenges and the parameters, and may stand in quoted strings. One
-pass from left to right; whatever does not fit is a :class:`RegistryError`, for a registry sent it.
+The header is a list of challenges, each a scheme with a token68 or with parameters::
+
+    Negotiate YWJj, Bearer realm="https://auth.example/token",service="registry"
+
+Commas separate both challenges and parameters, and may occur in quoted strings. The parser makes one pass
+from left to right and raises a :class:`RegistryError` for anything else.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ _MAX_PARAMETERS = 32
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TOKEN68 = re.compile(r"[ \t]+([A-Za-z0-9._~+/-]+=*)[ \t]*(?=,|\Z)")
-# After a scheme: its first parameter, or nothing.
+# What may follow a scheme: its first parameter, a comma or the end.
 _AFTER_SCHEME = re.compile(r"[ \t]+(?=[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*=)|[ \t]*(?=,|\Z)")
 _EQUALS = re.compile(r"[ \t]*=[ \t]*")
-# Tabs, blanks, visible ASCII and obs-text; a backslash takes the next character as it is.
+# Tabs, spaces, visible ASCII and obs-text; a backslash escapes the next character.
 _QUOTED_STRING = re.compile(r'"((?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t -\x7e\x80-\xff])*)"')
 _QUOTED_PAIR = re.compile(r"\\(.)")
 _WHITESPACE = re.compile(r"[ \t]*")
@@ -36,51 +39,49 @@ _SEPARATORS = re.compile(r"[ \t,]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """A scheme and its parameters; schemes and names of parameters are in lower case."""
+    """A scheme and its parameters; the scheme and the parameter names are in lower case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def parse_challenges(text: str) -> tuple[Challenge, ...]:
-    """Every challenge of a header, in its order; of several header lines, joined by commas."""
+    """Return the challenges of a header in order; several header lines are joined with commas."""
     if len(text) > _MAX_HEADER_LENGTH:
         raise RegistryError(
-            f"a WWW-Authenticate header of {len(text)} characters; {_MAX_HEADER_LENGTH} are read"
+            f"a WWW-Authenticate header of {len(text)} characters is longer than {_MAX_HEADER_LENGTH}"
         )
     challenges: list[tuple[str, dict[str, str] | None]] = []
     for name, value in _iter_items(text):
         if value is None:
             challenges.append((name, {}))
         elif not name:
-            challenges[-1] = (challenges[-1][0], None)  # a token68: no parameter may follow
+            challenges[-1] = (challenges[-1][0], None)  # a token68; no parameter may follow
         else:
             _add_parameter(challenges, name, value)
         if len(challenges) > _MAX_CHALLENGES:
-            raise RegistryError(f"a WWW-Authenticate header with more than {_MAX_CHALLENGES} challenges")
+            raise _header_error(f"more than {_MAX_CHALLENGES} challenges")
     return tuple(Challenge(scheme=scheme, parameters=parameters or {}) for scheme, parameters in challenges)
 
 
 def _add_parameter(challenges: list[tuple[str, dict[str, str] | None]], name: str, value: str) -> None:
     parameters = challenges[-1][1] if challenges else None
     if parameters is None:
-        raise _header_error(f"the parameter {name!r} belongs to no scheme")
-    if name in parameters:  # readers would differ about which one counts
-        raise _header_error(f"the parameter {name!r} is there twice")
+        raise _header_error(f"parameter {name!r} without a scheme")
+    if name in parameters:  # parsers would disagree about which one counts
+        raise _header_error(f"duplicate parameter {name!r}")
     if len(parameters) >= _MAX_PARAMETERS:
-        raise _header_error(f"a challenge has more than {_MAX_PARAMETERS} parameters")
+        raise _header_error(f"more than {_MAX_PARAMETERS} parameters")
     parameters[name] = value
 
 
 def _iter_items(text: str) -> Iterator[tuple[str, str | None]]:
-    """A scheme is (name, None), its token68 ("", text), a parameter (name, value)."""
+    """Yield (name, None) for a scheme, ("", text) for its token68 and (name, value) for a parameter."""
     position = _skip_pattern(_SEPARATORS, text, 0)
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:
-            raise _header_error(
-                f"{text[position : position + 20]!r} stands where a scheme or a parameter should"
-            )
+            raise _header_error(f"expected a scheme or a parameter at {text[position : position + 20]!r}")
         equals = _EQUALS.match(text, token.end())
         if equals is not None:
             value, position = _read_value(text, equals.end())
@@ -92,7 +93,7 @@ def _iter_items(text: str) -> Iterator[tuple[str, str | None]]:
         if token68 is not None:
             yield "", token68[1]
         elif not _AFTER_SCHEME.match(text, token.end()):
-            raise _header_error(f"{text[token.end() : token.end() + 20]!r} follows a scheme")
+            raise _header_error(f"unexpected {text[token.end() : token.end() + 20]!r} after a scheme")
         position = _skip_pattern(_SEPARATORS, text, token.end() if token68 is None else token68.end())
 
 
@@ -102,15 +103,15 @@ def _read_value(text: str, position: int) -> tuple[str, int]:
         return _QUOTED_PAIR.sub(r"\1", quoted[1]), quoted.end()
     token = _TOKEN.match(text, position)
     if token is None:
-        raise _header_error(f"{text[position : position + 20]!r} is no value")
+        raise _header_error(f"expected a value at {text[position : position + 20]!r}")
     return token[0], token.end()
 
 
 def _skip_separator(text: str, position: int) -> int:
-    """After a parameter comes a comma or the end."""
+    """Skip the comma after a parameter; it may be missing at the end only."""
     position = _skip_pattern(_WHITESPACE, text, position)
     if position < len(text) and text[position] != ",":
-        raise _header_error(f"{text[position : position + 20]!r} stands where a comma should")
+        raise _header_error(f"expected a comma at {text[position : position + 20]!r}")
     return _skip_pattern(_SEPARATORS, text, position)
 
 
@@ -120,4 +121,4 @@ def _skip_pattern(pattern: re.Pattern[str], text: str, position: int) -> int:
 
 
 def _header_error(reason: str) -> RegistryError:
-    return RegistryError(f"a WWW-Authenticate header that cannot be read: {reason}")
+    return RegistryError(f"invalid WWW-Authenticate header: {reason}")

@@ -1,8 +1,8 @@
-"""HTTP connections that cannot be held up, and can be given up: what comes in is counted.
+"""HTTP connections with a minimum speed, a limit on received data, and a way to abort them.
 
-A socket's time-out bounds one silence. A server that drips a byte now and then, in headers, in a body
-or in trailers, would never meet it; here it may not be slower than :data:`SLOWEST` on the whole.
-What is sent goes out in pieces, none of which may take longer than one time-out.
+A socket timeout limits a single read. A server that sends a byte now and then, in headers, body or
+trailers, would never reach it, so the average speed must not fall below :data:`MIN_BYTES_PER_SECOND`.
+Request bodies are sent in chunks, each of which may take one timeout.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_BYTES_PER_SECOND", "MeteredAdapter", "MeteredReader"]
 
-MIN_BYTES_PER_SECOND = 4096  # bytes in a second, after one whole time-out
-_HEADER_ALLOWANCE = 1 << 20  # bytes before anybody has asked for the body
+MIN_BYTES_PER_SECOND = 4096  # enforced after one timeout
+_HEADER_ALLOWANCE = 1 << 20  # bytes that may arrive besides the requested body
 _BUFFER_SIZE = 1 << 16
-_FIRST_ERROR_STATUS = 400  # the first status of a refusal
-_CHUNKING_OVERHEAD = 8  # a chunked body of one-byte chunks has five more for each
+_FIRST_ERROR_STATUS = 400
+_CHUNKING_OVERHEAD = 8  # a chunk of one byte takes six: size, CRLF, data, CRLF
 
 
 class MeteredReader(io.RawIOBase):
-    """A socket's file that counts; ``grace`` is the socket's time-out in seconds."""
+    """A socket file that enforces speed and amount; ``timeout`` is the socket's, in seconds."""
 
     def __init__(self, inner: io.RawIOBase, timeout: float) -> None:
         super().__init__()
@@ -47,35 +47,35 @@ class MeteredReader(io.RawIOBase):
         self._max_received = _HEADER_ALLOWANCE
 
     def allow_body(self, size: int) -> None:
-        """Let so many bytes of a body come in."""
+        """Allow this many bytes of a body to be received."""
         self._max_received = max(
             self._max_received, self._received + size * _CHUNKING_OVERHEAD + _HEADER_ALLOWANCE
         )
 
     def readable(self) -> bool:
-        """It is for reading alone."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
-        """Read what is there; raises TimeoutError for a drip, OSError for a flood."""
+        """Read available bytes. Raises TimeoutError if they come too slowly, OSError if they are too many."""
         started = time.monotonic()
         size = self._inner.readinto(buffer)
-        self._read_seconds += time.monotonic() - started  # the reader's own time does not count
+        self._read_seconds += time.monotonic() - started  # without the time the caller takes
         self._received += size or 0
         if self._read_seconds > self._timeout + self._received / MIN_BYTES_PER_SECOND:
-            raise TimeoutError("the server drips")
+            raise TimeoutError("the server sends too slowly")
         if self._received > self._max_received:
-            raise OSError("the server sends more than it was asked for")
+            raise OSError("the server sends more than was requested")
         return size
 
     def close(self) -> None:
-        """Close the socket's file with it."""
+        """Close the socket file, too."""
         self._inner.close()
         super().close()
 
 
 class _MeteredResponse(HTTPResponse):
-    """A response whose socket is read through a meter."""
+    """A response that is read through a :class:`MeteredReader`."""
 
     def __init__(
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
@@ -87,19 +87,19 @@ class _MeteredResponse(HTTPResponse):
         self._closes_on_error = method in ("PUT", "PATCH")
 
     def begin(self) -> None:
-        """As usual; a refusal of what is sent is the last on its connection.
+        """Read the headers; do not reuse the connection after an error response to an upload.
 
-        It may come before all was read. A server ends such a connection a moment later (RFC 9112,
-        section 9.6), and the next request on it would be lost.
+        The server may send it before it has read the whole body, and then closes the connection (RFC 9112,
+        section 9.6), so that the next request on it would be lost.
         """
         super().begin()
         self.will_close = self.will_close or (self._closes_on_error and self.status >= _FIRST_ERROR_STATUS)
 
 
 class _SendTimeoutMixin:
-    """A connection whose requests' bodies have the time for a silence, not that for connecting.
+    """Sends bodies with the adapter's send timeout instead of the connect timeout.
 
-    urllib3 sets the latter for all of a request; a registry may take its time over a layer.
+    urllib3 uses the connect timeout for the whole request, but a registry may be slow to read a layer.
     """
 
     response_class: Any = _MeteredResponse
@@ -107,22 +107,22 @@ class _SendTimeoutMixin:
     sock: socket.socket | None
 
     def endheaders(self, *args: Any, **kwargs: Any) -> None:
-        """As usual, which connects; the body comes after it."""
+        """Connect and send the headers, then set the timeout for the body."""
         super().endheaders(*args, **kwargs)  # type: ignore[misc]
         if self.sock is not None:
             self.adapter.register_socket(self.sock)
 
 
 class _Connection(_SendTimeoutMixin, HTTPConnection):
-    """Without TLS."""
+    """A connection without TLS."""
 
 
 class _TLSConnection(_SendTimeoutMixin, HTTPSConnection):
-    """With TLS."""
+    """A connection with TLS."""
 
 
 class _PoolMixin:
-    """A pool whose connections know their adapter."""
+    """A pool that passes its adapter to the connections."""
 
     def __init__(self, *args: Any, adapter: MeteredAdapter, **kwargs: Any) -> None:
         self._adapter = adapter
@@ -146,9 +146,9 @@ _POOL_CLASSES: dict[str, Any] = {"http": _Pool, "https": _TLSPool}
 
 
 class MeteredAdapter(HTTPAdapter):
-    """Requests to one server, over connections that are kept, by one TLS context.
+    """Connections to one server, with one TLS context, which are kept for reuse.
 
-    ``idle`` is how many seconds a piece of a body may take to be sent.
+    ``send_timeout`` is the limit for a chunk of a request body, in seconds.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext | None, send_timeout: float) -> None:
@@ -160,29 +160,29 @@ class MeteredAdapter(HTTPAdapter):
         super().__init__()
 
     def register_socket(self, sock: socket.socket) -> None:
-        """A connection that is about to be sent a body, or to be read; OSError after :meth:`abort`."""
+        """Prepare a socket for sending a body and reading. Raises OSError after :meth:`abort`."""
         with self._lock:
             if self._aborted:
-                raise OSError("the work was given up")
+                raise OSError("the connections were aborted")
             self._sockets.add(sock)
         sock.settimeout(self._send_timeout)
 
     def abort(self) -> None:
-        """End every connection under the hands of whoever uses it, in whatever thread."""
+        """Shut down all connections, whichever thread uses them."""
         with self._lock:
             self._aborted = True
             sockets = list(self._sockets)
         for each in sockets:
-            with contextlib.suppress(OSError):  # closed by now
-                socket.socket.shutdown(each, socket.SHUT_RDWR)  # TLS would first stop encrypting
+            with contextlib.suppress(OSError):  # already closed
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # SSLSocket.shutdown would end TLS first
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
-        """As requests does, with our TLS context and metered connections."""
+        """Use our TLS context and connections."""
         super().init_poolmanager(connections, maxsize, block=block, **kwargs, **self._tls_kwargs)
         self.poolmanager.pool_classes_by_scheme = self._make_pool_classes()
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> PoolManager:
-        """As requests does, with our TLS context and metered connections."""
+        """Use our TLS context and connections."""
         manager: PoolManager = super().proxy_manager_for(proxy, **kwargs, **self._tls_kwargs)
         manager.pool_classes_by_scheme = self._make_pool_classes()
         return manager
@@ -193,6 +193,6 @@ class MeteredAdapter(HTTPAdapter):
         }
 
     def cert_verify(self, conn: Any, url: str, verify: object, cert: object) -> None:
-        """Requests would add its own bundle to the context's authorities."""
+        """Do not add the CA bundle of requests to those of our TLS context."""
         del url, verify, cert
         conn.cert_reqs = "CERT_REQUIRED"

@@ -1,8 +1,8 @@
-"""Who we are to a registry, as ``docker login`` has kept it: ``config.json`` and its helpers.
+"""Credentials of ``docker login``: ``config.json`` and credential helpers.
 
-Docker's own rules: ``credHelpers`` names a helper for one host, ``credsStore`` one for all others, and
-only where neither is set the file's ``auths`` count. Nothing is ever written. A secret stands in no
-argv, no message and no representation.
+As in Docker, ``credHelpers`` has helpers by host, ``credsStore`` is the helper for all other hosts, and
+``auths`` is used only without a helper. Nothing is written. Secrets do not appear in argv, messages or
+representations.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Credential", "CredentialStore", "load_credentials"]
 
-DOCKER_HUB_AUTH_KEY = "https://index.docker.io/v1/"  # older than registries with names of their own
+DOCKER_HUB_AUTH_KEY = "https://index.docker.io/v1/"  # predates registry host names
 _MAX_CONFIG_SIZE = 4 << 20
-_HELPER_TIMEOUT = 30.0  # a keychain may ask its user
+_HELPER_TIMEOUT = 30.0  # seconds; a keychain may ask the user
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
-_NOT_FOUND_MESSAGE = "credentials not found"  # how every helper of docker/docker-credential-helpers says so
-_TOKEN_USERNAME = "<token>"  # noqa: S105 - the user name by which a helper marks an identity token
+_NOT_FOUND_MESSAGE = "credentials not found"  # of all helpers in docker/docker-credential-helpers
+_TOKEN_USERNAME = "<token>"  # noqa: S105 - marks the secret as an identity token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """A name and a password, or a token: one that is traded for others, or one that is sent itself."""
+    """A username and password, an identity token (exchanged for others) or a registry token (sent itself)."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -45,7 +45,7 @@ class Credential:
 
     @property
     def basic_authorization(self) -> str:
-        """The value of an Authorization header by RFC 7617, or nothing without a password."""
+        """The value of a Basic Authorization header (RFC 7617); empty without a password."""
         if not self.password:
             return ""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
@@ -53,7 +53,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialStore:
-    """What a config.json says; helpers are run when somebody asks."""
+    """The credentials of a config.json; helpers are run when needed."""
 
     commands: CommandRunner = field(repr=False)
     path: Path = field(default_factory=Path)
@@ -62,9 +62,9 @@ class CredentialStore:
     default_helper: str = ""
 
     def find(self, host: str) -> Credential | None:
-        """The credential for a registry's host (and port); None for a stranger.
+        """Return the credential for a registry's host (and port); None if there is none.
 
-        Raises :class:`RegistryError` for a helper that does not work.
+        Raises :class:`RegistryError` if a helper fails.
         """
         key = DOCKER_HUB_AUTH_KEY if host == DOCKER_IO else host
         helper = self.helpers.get(key, self.helpers.get(host, self.default_helper))
@@ -80,37 +80,36 @@ class CredentialStore:
         return next(by_host, None)
 
     def _call_helper(self, helper: str, key: str) -> Credential | None:
-        """Run ``docker-credential-NAME get`` with the registry on its standard input."""
+        """Run ``docker-credential-NAME get`` with the registry on standard input."""
         program = f"docker-credential-{helper}"
         try:
             options = CommandOptions(stdin=key.encode(), timeout=_HELPER_TIMEOUT)
             result = self.commands.run([program, "get"], options)
         except BuildkitTasksError as error:
             raise self._helper_error(program, error.message) from None
-        except OSError as error:  # there, but no program
+        except OSError as error:  # exists but is not executable
             raise self._helper_error(program, error.strerror or "it cannot be started") from None
         if result.ok:
             return _parse_helper_output(result.stdout) or self._raise_invalid_output(program)
         if _NOT_FOUND_MESSAGE in result.stdout.lower() or _NOT_FOUND_MESSAGE in result.stderr.lower():
             return None
-        raise self._helper_error(
-            program, f"it ended with status {result.returncode}"
-        )  # what it says may be secret
+        # Without its output, which may contain secrets.
+        raise self._helper_error(program, f"it exited with status {result.returncode}")
 
     def _raise_invalid_output(self, program: str) -> Credential:
-        raise self._helper_error(program, "its answer is no JSON of a credential")
+        raise self._helper_error(program, "its output is not a JSON credential")
 
     def _helper_error(self, program: str, reason: str) -> RegistryError:
         return RegistryError(
-            f"{program}, which {self.path} names for credentials, does not work: {reason}",
-            hint=f"install {program}, or take it out of {self.path}",
+            f"the credential helper {program}, configured in {self.path}, failed: {reason}",
+            hint=f"install {program}, or remove it from {self.path}",
         )
 
 
 def load_credentials(environ: Mapping[str, str], commands: CommandRunner) -> CredentialStore:
-    """Read ``config.json`` in ``DOCKER_CONFIG`` or ``~/.docker``; no file means no credentials.
+    """Read ``config.json`` in ``DOCKER_CONFIG`` or ``~/.docker``; without a file there are no credentials.
 
-    Raises :class:`SettingsError` that names the file if it cannot be read.
+    Raises :class:`SettingsError` if it cannot be read or is malformed.
     """
     config_dir = environ.get("DOCKER_CONFIG")
     path = (
@@ -119,7 +118,7 @@ def load_credentials(environ: Mapping[str, str], commands: CommandRunner) -> Cre
     try:
         document = _read_config(path)
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no JSON object"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a JSON object"
         raise _settings_error(path, f"cannot be read: {reason}") from None
     return CredentialStore(
         commands=commands,
@@ -144,12 +143,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     document = json.loads(data[:_MAX_CONFIG_SIZE]) if data.strip() else {}
     if not isinstance(document, dict):
-        raise ValueError  # noqa: TRY004 - as for every other text that is no object
+        raise ValueError  # noqa: TRY004 - as for invalid JSON
     return document
 
 
 def _settings_error(path: Path, reason: str) -> SettingsError:
-    return SettingsError(f"{path} {reason}", hint=f"mend {path}, or name another folder with DOCKER_CONFIG")
+    return SettingsError(f"{path} {reason}", hint=f"fix {path}, or set DOCKER_CONFIG to another directory")
 
 
 def _get_object(path: Path, config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -157,16 +156,16 @@ def _get_object(path: Path, config: dict[str, Any], key: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _settings_error(path, f"is malformed: {key} is no object")
+        raise _settings_error(path, f"is malformed: {key} is not an object")
     return value
 
 
 def _check_helper_name(path: Path, key: str, name: object) -> str:
-    """A helper's name becomes a program's name: it is matched whole."""
+    """Return a valid helper name, which is part of a program name; empty if ``credsStore`` is not set."""
     if name in (None, "") and key == "credsStore":
         return ""
     if not isinstance(name, str) or not _HELPER_NAME.fullmatch(name):
-        raise _settings_error(path, f"is malformed: {key} is no helper's name")
+        raise _settings_error(path, f"is malformed: {key} is not a valid helper name")
     return name
 
 
@@ -176,7 +175,7 @@ def _parse_auth_entry(path: Path, host: str, entry: object) -> Credential:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise _settings_error(path, f"is malformed: auths: {host} holds something else than text")
+            raise _settings_error(path, f"is malformed: auths: {host}: {key} is not a string")
         return value
 
     username, password = read_text("username"), read_text("password")
@@ -191,18 +190,18 @@ def _parse_auth_entry(path: Path, host: str, entry: object) -> Credential:
 
 
 def _decode_auth(path: Path, host: str, auth: str) -> tuple[str, str]:
-    """Name and password of ``auth``: base64 of both with a colon between, as RFC 7617 has it."""
+    """Return username and password of ``auth``: base64 of ``USERNAME:PASSWORD``, as in RFC 7617."""
     try:
         username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeError):
         colon = ""
     if not colon:
-        raise _settings_error(path, f"is malformed: auths: {host}: auth is no base64 of NAME:PASSWORD")
+        raise _settings_error(path, f"is malformed: auths: {host}: auth is not base64 of USERNAME:PASSWORD")
     return username, password.strip("\x00")
 
 
 def _parse_helper_output(output: str) -> Credential | None:
-    """The credential in a helper's answer; None if there is none in it."""
+    """Return the credential in a helper's output; None if it is invalid."""
     try:
         document = json.loads(output)
         username, secret = document["Username"], document["Secret"]
@@ -216,5 +215,5 @@ def _parse_helper_output(output: str) -> Credential | None:
 
 
 def _strip_url(key: str) -> str:
-    """The host in a key of ``auths``, which may have been written as a URL."""
+    """Return the host of a key of ``auths``, which may be a URL."""
     return key.removeprefix("https://").removeprefix("http://").partition("/")[0]

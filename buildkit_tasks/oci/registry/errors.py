@@ -1,6 +1,6 @@
-"""What can go wrong on the way to a registry, in words and with the next command.
+"""Registry errors, and translation of errors of requests and urllib3.
 
-Messages name hosts, never whole URLs: those of blob stores are signed.
+Messages name hosts, never whole URLs: URLs of blob stores carry signatures.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ _TOO_MANY_REQUESTS = 429
 
 
 class TransientError(RegistryError):
-    """A connection broke; asking again may help."""
+    """A connection broke; a retry may succeed."""
 
 
 class RequestRejected(RegistryError):
-    """The registry has answered no: nothing was changed by what was asked."""
+    """The registry rejected a request; nothing was changed."""
 
 
 class ManifestUnknown(RegistryError):
-    """The registry has nothing by that name."""
+    """The registry does not have the manifest."""
 
 
 def busy_error(url: Url, status: int, retry_after: float | None) -> RegistryError:
-    """A server that has answered 429 or 5xx until we gave up; ``asked`` seconds were to be waited."""
+    """Return the error for repeated 429 or 5xx responses; ``retry_after`` is in seconds."""
     wait = f" and asks to wait {retry_after:.0f} s" if retry_after else ""
-    hint = f"wait {retry_after:.0f} s, then try again" if retry_after else RETRY_LATER
+    hint = f"wait {retry_after:.0f} s and try again" if retry_after else RETRY_LATER
     if status == _TOO_MANY_REQUESTS:
         hint += f"; `docker login {url.netloc}` may raise the limit"
-        return RegistryError(f"{url.origin} says 429, too many requests,{wait}", hint=hint)
-    return RegistryError(f"{url.origin} answers {status}{wait}, again and again", hint=hint)
+        return RegistryError(f"{url.origin} answers 429 (too many requests){wait}", hint=hint)
+    return RegistryError(f"{url.origin} repeatedly answers {status}{wait}", hint=hint)
 
 
 def classify_error(url: Url, error: Exception, options: RegistryOptions) -> RegistryError:
-    """What went wrong, in words; an :class:`Interruption` if asking again may help."""
-    origin, hint = url.origin, f"try it by hand: curl -sS -o /dev/null {url.origin}/v2/"
+    """Translate an error of requests or urllib3; to :class:`TransientError` if a retry may succeed."""
+    origin, hint = url.origin, f"curl -sS -o /dev/null {url.origin}/v2/"
     if isinstance(error, requests.ConnectTimeout):
         return RegistryError(
             f"{origin} does not answer: no connection within {options.connect_timeout:g} s", hint=hint
@@ -66,26 +66,24 @@ def classify_error(url: Url, error: Exception, options: RegistryOptions) -> Regi
     if isinstance(error, requests.exceptions.SSLError):
         return _tls_error(url, error, options)
     if isinstance(error, requests.exceptions.ProxyError):
-        hint = "look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
-        return RegistryError(
-            f"the proxy for {origin} does not let us through: {describe_cause(error)}", hint=hint
-        )
+        hint = "check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        return RegistryError(f"the proxy for {origin} failed: {describe_cause(error)}", hint=hint)
     inner = error.args[0] if error.args else None
     if isinstance(error, requests.ConnectionError) and isinstance(inner, ProtocolError | OSError):
-        return TransientError(f"{origin} broke off: {describe_cause(error)}", hint=RETRY_LATER)
+        return TransientError(f"the connection to {origin} broke: {describe_cause(error)}", hint=RETRY_LATER)
     return RegistryError(f"{origin} cannot be reached: {describe_cause(error)}", hint=hint)
 
 
 def timeout_error(url: Url, read_timeout: float) -> RegistryError:
-    """A server that takes a request and says nothing, or drips."""
+    """Return the error for a server that sends no response, or sends it too slowly."""
     return RegistryError(
-        f"{url.origin} does not answer: nothing, or next to nothing, within {read_timeout:g} s",
+        f"{url.origin} does not answer: no or almost no data within {read_timeout:g} s",
         hint=RETRY_LATER,
     )
 
 
 def _is_send_timeout(error: Exception) -> bool:
-    """Whether a body was sent and nobody read it for as long as that may take."""
+    """Return True if the server did not read a request body in time."""
     return type(error) is requests.ConnectionError and any(
         isinstance(each, TimeoutError) for each in _collect_causes(error)
     )
@@ -99,16 +97,16 @@ def _tls_error(url: Url, error: Exception, options: RegistryOptions) -> Registry
         reason = getattr(ssl_errors[-1], "verify_message", "") or ssl_errors[-1].reason or reason
     certificate_dir = options.certificate_dirs[0] if options.certificate_dirs else "/etc/docker/certs.d"
     return RegistryError(
-        f"{url.origin} cannot be trusted: TLS failed: {reason}",
-        hint=f"put the certificate of its authority into {certificate_dir}/{url.netloc}/ca.crt",
+        f"the TLS connection to {url.origin} failed: {reason}",
+        hint=f"put the CA certificate of the registry into {certificate_dir}/{url.netloc}/ca.crt",
     )
 
 
 def _collect_causes(error: BaseException) -> list[BaseException]:
-    """An exception and those within it: requests and urllib3 wrap each other's several times."""
+    """Return an exception and all that it wraps; requests and urllib3 nest them in several ways."""
     causes: list[BaseException] = []
     pending: list[object] = [error]
-    while pending and len(causes) < 16:  # noqa: PLR2004 - far more than there are
+    while pending and len(causes) < 16:  # noqa: PLR2004 - more than ever occur
         current = pending.pop(0)
         if isinstance(current, BaseException) and current not in causes:
             causes.append(current)
@@ -122,14 +120,14 @@ def _collect_causes(error: BaseException) -> list[BaseException]:
 
 
 def describe_cause(error: BaseException) -> str:
-    """The operating system's words for it, or the kind of the innermost exception.
+    """Return the operating system's message, or the type of the innermost exception.
 
-    The libraries' own messages may hold whole URLs, with the signatures in them.
+    Messages of requests and urllib3 may contain whole URLs with signatures.
     """
     causes = _collect_causes(error)
     for each in causes:
         if isinstance(each, NameResolutionError):
-            return "its name does not resolve"
+            return "the host name does not resolve"
         if isinstance(each, OSError) and not isinstance(each, requests.RequestException) and each.strerror:
             return str(each.strerror)
     return type(causes[-1]).__name__

@@ -1,8 +1,7 @@
-"""Requests as a registry needs them: patient, bounded, and careful about who is asked.
+"""HTTP client for registries: retries, redirects, timeouts and size limits.
 
-Retries are counted by urllib3's Retry. What may not be retried is said at once: a host that does not
-answer, a certificate that does not hold, a refusal. Messages name hosts, never whole URLs: those of blob
-stores are signed.
+Broken connections and the statuses 429 and 5xx are retried. A host that does not answer, an invalid
+certificate and a denied request fail immediately.
 """
 
 from __future__ import annotations
@@ -44,31 +43,31 @@ _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 _RETRYABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
 _MAX_RETRIES = 3
-_BACKOFF_FACTOR = 0.5  # the first retry comes at once, then 1 s, then 2 s
-_MAX_DISCARD_SIZE = 1 << 16  # bytes of an unwanted body that are read to keep a connection
+_BACKOFF_FACTOR = 0.5  # retries after 0 s, 1 s and 2 s
+_MAX_DISCARD_SIZE = 1 << 16  # larger unwanted bodies are not read; their connection is closed
 _CHUNK_SIZE = 1 << 20
 
 
 class Response:
-    """A response whose body is still to be read."""
+    """A response whose body has not been read."""
 
     def __init__(self, response: requests.Response, url: Url, read_timeout: float) -> None:
         self.status = response.status_code
         self.url = url
         self._headers = response.headers
         self._raw: urllib3.HTTPResponse = response.raw
-        # Whether its end is marked: then an early end of the connection is noticed.
+        # With a length or chunks, urllib3 notices that a connection ends early.
         self.is_framed = self._raw.chunked or self._raw.length_remaining is not None
         self._read_timeout = read_timeout
 
     def get_header(self, name: str) -> str:
-        """A header's value, or nothing."""
+        """Return the value of a header; empty if it is missing."""
         return self._headers.get(name, "")
 
     def read(self, size: int) -> bytes:
-        """At most ``size`` bytes of the body as they were sent; none at its end.
+        """Return at most ``size`` bytes of the body, without decoding; none at the end.
 
-        Raises :class:`Interruption` for a connection that broke.
+        Raises :class:`TransientError` if the connection broke.
         """
         meter: MeteredReader | None = getattr(getattr(self._raw, "_original_response", None), "meter", None)
         if meter is not None:
@@ -77,13 +76,17 @@ class Response:
             return self._raw.read(size, decode_content=False)
         except ReadTimeoutError:
             raise timeout_error(self.url, self._read_timeout) from None
-        except (HTTPError, OSError, ValueError) as error:  # http.client's for a chunk of size -2
+        except (
+            HTTPError,
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: http.client, for a negative chunk size
             raise TransientError(
-                f"{self.url.origin} broke off: {describe_cause(error)}", hint=RETRY_LATER
+                f"the connection to {self.url.origin} broke: {describe_cause(error)}", hint=RETRY_LATER
             ) from None
 
     def read_document(self, limit: int, description: str) -> bytes:
-        """The whole body; :class:`LimitExceeded` past ``limit`` bytes."""
+        """Read the whole body. Raises :class:`LimitExceeded` past ``limit`` bytes."""
         chunks: list[bytes] = []
         size = 0
         try:
@@ -97,23 +100,23 @@ class Response:
         return b"".join(chunks)
 
     def discard(self) -> None:
-        """Be done with it, its connection kept for the next request where that is cheap."""
-        length = self._raw.length_remaining  # 0 for what HEAD gets
+        """Close the response; a short body is read first, so that the connection can be reused."""
+        length = self._raw.length_remaining  # 0 after HEAD
         try:
             if length is not None and length < _MAX_DISCARD_SIZE:
                 self.read(length + 1)
         except RegistryError:
-            pass  # nobody wanted it
+            pass  # the body is not needed
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close the connection unless the body was read to its end; nothing more is read."""
+        """Close the connection, unless the body was read to its end."""
         self._raw.close()
 
 
 class HttpClient:
-    """Connections for the registry at ``home``, and its patience. Several threads may use it at once."""
+    """Sends requests for one registry, and to the hosts that it refers to. Thread-safe."""
 
     def __init__(self, registry_url: Url, options: RegistryOptions) -> None:
         self._registry_url = registry_url
@@ -131,7 +134,7 @@ class HttpClient:
             adapter.close()
 
     def abort(self) -> None:
-        """Let every thread that uses it fail at once: nobody waits for the outcome any more."""
+        """Make the requests of all threads fail now; new ones fail as well."""
         self._aborted.set()
         with self._lock:
             adapters = list(self._adapters.values())
@@ -141,10 +144,9 @@ class HttpClient:
     def get(
         self, url: Url, headers: Mapping[str, str], authorization: str = "", *, method: str = "GET"
     ) -> Response:
-        """Ask for ``place`` by GET or HEAD, and follow its redirects.
+        """Send GET or HEAD and follow redirects.
 
-        ``authorization`` is sent to that scheme, host and port alone, and to nobody once a redirect
-        has led away.
+        ``authorization`` is sent to the first origin only, and no longer after a redirect to another one.
         """
         origin = url.origin
         for _ in range(_MAX_REDIRECTS + 1):
@@ -157,23 +159,23 @@ class HttpClient:
         raise RegistryError(f"{origin} redirects more than {_MAX_REDIRECTS} times")
 
     def follow_location(self, response: Response) -> Url:
-        """Where an answer's Location leads, if the registry may lead there; the answer is done with."""
+        """Discard a response and return its Location if :func:`check_redirect` allows it."""
         location = response.get_header("Location")
         response.discard()
         if not location:
-            raise RegistryError(f"{response.url.origin} does not say where to go on")
+            raise RegistryError(f"{response.url.origin} sent no Location header")
         target = Url.parse(location, response.url)
         check_redirect(self._registry_url, response.url, target, self._options.resolve)
         return target
 
     def post(self, url: Url, form: Mapping[str, str]) -> Response:
-        """Send a form; a redirect is not followed."""
+        """Send a form; redirects are not followed."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode(form).encode()
         return self.with_retries("POST", url, lambda: self.send("POST", url, headers, body))
 
     def with_retries(self, method: str, url: Url, send_request: Callable[[], Response]) -> Response:
-        """Ask until there is an answer, as often and as long as that is allowed."""
+        """Send a request again while it fails temporarily, within the limits on retries and waiting."""
         retry = urllib3.Retry(total=_MAX_RETRIES, backoff_factor=_BACKOFF_FACTOR)
         while True:
             retry_after: float | None = None
@@ -194,9 +196,9 @@ class HttpClient:
             self._wait(retry.get_backoff_time() if retry_after is None else retry_after, failure)
 
     def _wait(self, seconds: float, failure: RegistryError) -> None:
-        """Wait, unless that is longer than all patience that is left: then it is told at once.
+        """Wait, or raise ``failure`` if that exceeds what is left of ``max_wait``.
 
-        Seconds in which another thread waits as well count once.
+        Time during which several threads wait counts once.
         """
         with self._lock:
             now = time.monotonic()
@@ -221,7 +223,7 @@ class HttpClient:
         *,
         authorization: str = "",
     ) -> Response:
-        """Ask once; a redirect is not followed. A ``body`` that is no bytes has a length all the same."""
+        """Send one request; redirects are not followed. An iterable ``body`` must have a length."""
         options = self._options
         all_headers = {"User-Agent": _user_agent(), "Accept-Encoding": "identity", **headers}
         if authorization:
@@ -241,7 +243,7 @@ class HttpClient:
     def _get_adapter(self, url: Url) -> MeteredAdapter:
         with self._lock:
             if self._aborted.is_set():
-                raise RegistryError(f"{url.origin} is no longer asked")
+                raise RegistryError(f"the request to {url.origin} was aborted")
             if url.origin not in self._adapters:
                 ssl_context = (
                     make_ssl_context(self._registry_url, url, self._options)
@@ -256,12 +258,12 @@ class HttpClient:
 def _user_agent() -> str:
     try:
         return f"buildkit-tasks/{importlib.metadata.version('buildkit-tasks')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a folder of sources
+    except importlib.metadata.PackageNotFoundError:  # not installed
         return "buildkit-tasks"
 
 
 def _parse_retry_after(response: Response) -> float | None:
-    """Seconds that the server asks us to wait (RFC 9110, section 10.2.3: a number or a date)."""
+    """Return the seconds of a Retry-After header (RFC 9110, section 10.2.3: a number or a date)."""
     value = response.get_header("Retry-After")
     try:
         return urllib3.Retry().parse_retry_after(value) if value else None

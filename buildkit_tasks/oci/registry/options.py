@@ -1,4 +1,4 @@
-"""How a registry is approached: time limits, certificates, credentials, and what a test may replace."""
+"""Options for access to registries: timeouts, certificates, credentials, and hooks for tests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ __all__ = ["RegistryOptions"]
 
 
 def _default_certificate_dirs() -> tuple[Path, ...]:
-    """Docker's folders: for the machine, and for a rootless engine's user."""
+    """Return Docker's directories: of the machine, and of the user of a rootless engine."""
     config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return (Path("/etc/docker/certs.d"), config_home / "docker/certs.d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryOptions:
-    """Times are seconds.
+    """How to access registries. Times are in seconds.
 
-    ``connect`` bounds a connection, ``idle`` a silence, ``patience`` the sum of all waits for a
-    registry that asks for some (429, 503). ``certificates`` are folders with a folder for each
-    ``HOST[:PORT]``, as Docker has them. ``environ`` says where credentials, proxies and
-    certificates are; credential helpers are run by ``run``. Without a ``sleep`` of one's own, waits end
-    when the work is given up.
+    ``connect_timeout`` limits connecting, ``read_timeout`` a pause in a response or in sending, and
+    ``max_wait`` the sum of all waits between retries. ``certificate_dirs`` contain a directory per
+    ``HOST[:PORT]``, as in Docker. ``environ`` locates credentials, proxies and certificates; ``commands``
+    runs credential helpers. The default ``sleep`` ends when the requests are aborted.
     """
 
     connect_timeout: float = 10.0

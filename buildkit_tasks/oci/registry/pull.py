@@ -1,7 +1,7 @@
-"""An image in a registry, read as a stream.
+"""Images in registries as sources (OCI distribution specification v1.1, "Pull").
 
-OCI distribution specification v1.1, "Pulling manifests" and "Pulling blobs". Like every source it gives
-bytes; :mod:`buildkit_tasks.oci.source` checks their digests. Nothing is written anywhere.
+Like every source it returns unverified blobs; :mod:`buildkit_tasks.oci.source` checks their digests.
+Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RegistrySource", "get_registry_url", "open_registry"]
 
-_DOCKER_HUB_HOST = "registry-1.docker.io"  # where docker.io's images really are
+_DOCKER_HUB_HOST = "registry-1.docker.io"  # serves the images of docker.io
 
 _Result = TypeVar("_Result")
 
@@ -35,11 +35,11 @@ _Result = TypeVar("_Result")
 def open_registry(
     reference_text: str, *, mirrors: Sequence[str] = (), options: RegistryOptions | None = None
 ) -> Iterator[RegistrySource]:
-    """The image that a reference names; connections are opened when it is read and closed at the end.
+    """Open the image of a reference; connections are made on the first read and closed at the end.
 
-    ``mirrors`` (URLs) are asked for docker.io's images first, in their order. Raises
-    :class:`UsageError` for bad words, :class:`SettingsError` for a malformed docker config.json;
-    reading raises :class:`RegistryError` for a registry that cannot be reached or refuses.
+    For images of docker.io, ``mirrors`` (URLs) are tried first, in order. Raises :class:`UsageError` for an
+    invalid reference or mirror and :class:`SettingsError` for a malformed config.json. Reading raises
+    :class:`RegistryError` if the registry cannot be reached or denies access.
     """
     reference = Reference.parse(reference_text)
     options = RegistryOptions() if options is None else options
@@ -57,30 +57,29 @@ def open_registry(
 
 
 class RegistrySource:
-    """The image of one reference, at the servers that may have it: mirrors first, its registry last."""
+    """The image of a reference, at its mirrors and its registry."""
 
     def __init__(self, repositories: Sequence[Repository]) -> None:
         self._repositories = list(repositories)
         self._root: tuple[Descriptor, bytes] | None = None
 
     def root_descriptor(self) -> Descriptor:
-        """The manifest or index that the reference names; it is fetched once.
+        """Return the descriptor of the manifest or index, which is fetched once.
 
-        Its digest is computed, and compared with the one that was asked for and with the one that
-        the registry states.
+        Its digest is computed and compared with the requested one and the one that the registry states.
         """
         if self._root is None:
             self._root = self._try_in_order(lambda repository: repository.get_manifest())
         return self._root[0]
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """Stream what lies under that digest here; other addresses (``urls``) are never fetched."""
+        """Open a blob of the repository. The descriptor's ``urls`` are ignored."""
         if self._root is not None and descriptor.digest == self._root[0].digest:
             return io.BytesIO(self._root[1])
         return self._try_in_order(lambda repository: repository.open(descriptor))
 
     def _try_in_order(self, operation: Callable[[Repository], _Result]) -> _Result:
-        """The first good answer; a mirror that gives none is not asked again."""
+        """Return the result of the first server that succeeds; a mirror that fails is not used again."""
         *mirrors, registry = self._repositories
         for mirror in mirrors:
             try:
@@ -91,7 +90,7 @@ class RegistrySource:
 
 
 def get_registry_url(reference: Reference, options: RegistryOptions) -> Url:
-    """Where the registry itself is: by https, but on the loopback interface without certificates."""
+    """Return the URL of the registry: https, or http on the loopback interface without certificates."""
     netloc = _DOCKER_HUB_HOST if reference.host == DOCKER_IO else reference.host
     url = Url.parse(f"https://{netloc}")
     if is_loopback(url.host) and not any(find_certificate_dirs(netloc, options)):
@@ -100,18 +99,18 @@ def get_registry_url(reference: Reference, options: RegistryOptions) -> Url:
 
 
 def _parse_mirrors(reference: Reference, mirrors: Sequence[str]) -> Iterator[tuple[str, Url]]:
-    """The mirrors of docker.io; other registries have none, as in Docker."""
+    """Yield host and URL of the mirrors; as in Docker, only docker.io has mirrors."""
     for text in mirrors if reference.host == DOCKER_IO else ():
         url = _parse_mirror(text)
         yield url.netloc, url
 
 
 def _parse_mirror(text: str) -> Url:
-    hint = "write it as https://HOST[:PORT]; plain http is for the loopback interface alone"
+    hint = "use https://HOST[:PORT]; plain http is allowed for the loopback interface only"
     try:
         url = Url.parse(text if "://" in text else f"https://{text}")
     except RegistryError:
-        raise UsageError(f"{redact(text)!r} is no mirror's URL", hint=hint) from None
+        raise UsageError(f"{redact(text)!r} is not a valid mirror URL", hint=hint) from None
     if url.target != "/" or (url.scheme == "http" and not is_loopback(url.host)):
-        raise UsageError(f"{redact(text)!r} is no mirror that can be used", hint=hint)
+        raise UsageError(f"{redact(text)!r} cannot be used as a mirror", hint=hint)
     return url

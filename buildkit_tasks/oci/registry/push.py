@@ -1,10 +1,12 @@
-"""What is put into a registry: blobs, manifests by their digests, and names for them.
+"""Push blobs, manifests and tags (OCI distribution specification v1.1, "Push").
 
-OCI distribution specification v1.1, "Pushing blobs" (POST, then PUT), "Pushing a blob in chunks",
-"Mounting a blob from another repository" and "Pushing manifests". The bytes come from a source and are
-checked as they go out: what is not what its descriptor says is never sent to its end. Where an upload
-breaks, or is refused in the middle, it is begun anew; where it is too large for one request it is sent in
-smaller ones.
+Blobs are verified while they are sent; an upload of wrong content is never completed. An upload has these
+steps, and starts again at the first one if the connection breaks or the registry loses it::
+
+    POST /v2/NAME/blobs/uploads/     -> 202, Location of the upload session
+    PUT Location?digest=...          the whole blob, or
+    PATCH Location (repeatedly)      chunks, if a single request is rejected as too large (413), then
+    PUT Location?digest=...          without a body
 """
 
 from __future__ import annotations
@@ -38,16 +40,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Uploader", "open_uploader"]
 
-_SEND_SIZE = 1 << 18  # bytes: one may take a time-out, 60 s, to be sent
-# Bytes of one request where a whole blob is refused as too large: what stands before a registry may allow
-# no more than a megabyte, as nginx does unless it is told otherwise.
+_SEND_SIZE = 1 << 18  # bytes that may take one timeout, 60 s, to be sent
+# Bytes per request, tried in this order if a whole blob is too large: a proxy in front of the registry may
+# allow only one megabyte, which is nginx's default.
 _CHUNK_SIZES = (16 << 20, 4 << 20, 1 << 20)
 _OK, _CREATED, _ACCEPTED, _NOT_FOUND, _CONTENT_TOO_LARGE = 200, 201, 202, 404, 413
 _SUCCESS_STATUSES = frozenset({_OK, _CREATED, _ACCEPTED})
-# Upload unknown, a digest that does not hold over there, a part out of order: begin anew.
+# Digest mismatch, unknown upload, chunk out of order: the upload starts again.
 _RESTART_STATUSES = frozenset({400, 404, 416})
 _ACCEPT_HEADERS = {"Accept": ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))}
-_NO_REPOSITORY_HINT = "make the repository first: not every registry makes one at the first push"
+_NO_REPOSITORY_HINT = "create the repository first: not every registry creates it on push"
 _BINARY_HEADERS = {"Content-Type": "application/octet-stream"}
 
 
@@ -55,11 +57,11 @@ _BINARY_HEADERS = {"Content-Type": "application/octet-stream"}
 def open_uploader(
     destination: Reference, *, options: RegistryOptions | None = None, mount_from: Reference | None = None
 ) -> Iterator[Uploader]:
-    """A repository to put things into, logged in where that is asked for; connections end with it.
+    """Connect to a repository for pushing; the connections are closed at the end.
 
-    What a repository ``origin`` of the same registry has need not be sent. Raises
-    :class:`RegistryError` for a registry that cannot be reached or refuses, and
-    :class:`SettingsError` for a malformed docker config.json.
+    Blobs of the repository ``mount_from`` of the same registry are mounted instead of sent. Raises
+    :class:`RegistryError` if the registry cannot be reached or denies access, and
+    :class:`SettingsError` for a malformed config.json.
     """
     options = RegistryOptions() if options is None else options
     credential_store = load_credentials(options.environ, options.commands)
@@ -84,10 +86,7 @@ def open_uploader(
 
 
 class Uploader:
-    """One repository, written to. Several threads may use it at once.
-
-    ``origin`` is another repository of the registry, from which blobs may be had.
-    """
+    """Pushes to one repository; mounts blobs from another one of the registry if given. Thread-safe."""
 
     def __init__(self, repository: Repository, mount_from: str = "") -> None:
         self._repository = repository
@@ -95,16 +94,16 @@ class Uploader:
         self._chunk_size = 0
 
     def abort(self) -> None:
-        """Let every upload that is under way fail at once."""
+        """Make all uploads fail now."""
         self._repository.client.abort()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the repository has that blob, as long as it should be."""
+        """Return True if the repository has the blob, with the right size."""
         response = self._repository.head(f"blobs/{descriptor.digest}", {})
         return response.status == _OK and response.get_header("Content-Length") in ("", str(descriptor.size))
 
     def push_blob(self, source: Source, descriptor: Descriptor) -> bool:
-        """Send a blob, unless it is there or nearby; gives whether it was sent."""
+        """Send a blob unless it exists or can be mounted; return True if it was sent."""
         if self.has_blob(descriptor) or self._mount_blob(descriptor):
             return False
         url = self._repository.url
@@ -117,7 +116,7 @@ class Uploader:
         return True
 
     def _mount_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the registry takes the blob from the other repository; one that does not is asked once."""
+        """Mount the blob from the other repository; return True on success. A failure disables mounting."""
         if not self._mount_from:
             return False
         repository = self._repository
@@ -138,7 +137,7 @@ class Uploader:
         return response.status == _CREATED
 
     def push_manifest(self, source: Source, descriptor: Descriptor) -> bool:
-        """Send a manifest or an index under its digest, unless it is there; gives whether it was sent."""
+        """Send a manifest or index by digest unless it exists; return True if it was sent."""
         data = read_blob(source, descriptor, LIMITS.document_bytes)
         if self.get_digest(str(descriptor.digest)) == descriptor.digest:
             return False
@@ -146,7 +145,7 @@ class Uploader:
         return True
 
     def put_manifest(self, data: bytes, descriptor: Descriptor, reference: str) -> None:
-        """Put a document's bytes under ``name``: a tag, which is moved, or its digest."""
+        """Put a manifest under ``reference``: its digest, or a tag, which is moved."""
         repository, path = self._repository, f"manifests/{reference}"
         url = repository.url.with_target(f"/v2/{repository.name}/{path}")
         headers = {"Content-Type": descriptor.media_type}
@@ -160,7 +159,7 @@ class Uploader:
         self._check_response(response, _SUCCESS_STATUSES, path, descriptor.digest)
 
     def get_digest(self, reference: str) -> Digest | None:
-        """What a tag or a digest names in the repository now; None if nothing."""
+        """Return the digest that a tag (or digest) refers to; None if it does not exist."""
         path = f"manifests/{reference}"
         response = self._repository.head(path, _ACCEPT_HEADERS)
         if response.status == _NOT_FOUND:
@@ -171,7 +170,7 @@ class Uploader:
         return _parse_digest(stated, response) if stated else self._compute_digest(reference)
 
     def _compute_digest(self, reference: str) -> Digest | None:
-        """The same of a registry that does not say it (the specification does not oblige it to)."""
+        """Compute the digest for a registry that does not state it: the header is optional in OCI."""
         response = self._repository.get(f"manifests/{reference}", _ACCEPT_HEADERS)
         if response.status == _NOT_FOUND:
             return None
@@ -180,45 +179,51 @@ class Uploader:
         return Digest.from_bytes(response.read_document(LIMITS.document_bytes, f"the manifest {reference}"))
 
     def _upload_blob(self, source: Source, descriptor: Descriptor, authorization: str) -> Response:
-        """Begin an upload and end it in one request. Its Location is the registry's word: hostile input.
+        """Upload a blob with POST + PUT, or in chunks. The Location header is untrusted.
 
-        ``header`` is our Authorization, which goes to the registry's own origin alone.
+        Raises :class:`TransientError` if the upload may succeed from the start, with smaller chunks perhaps.
         """
-        repository, client = self._repository, self._repository.client
         with contextlib.closing(VerifyingReader(source, descriptor)) as stream:
-            session_url = repository.url.with_target(f"/v2/{repository.name}/blobs/uploads/")
-            session = client.send("POST", session_url, {}, b"", authorization=authorization)
-            if session.status in _SUCCESS_STATUSES - {_ACCEPTED} or session.status == _NOT_FOUND:
-                error = repository.response_error(session, "blobs/uploads/")  # nobody has sent anything yet
-                raise RequestRejected(error.message, hint=error.hint or _NO_REPOSITORY_HINT)
+            session = self._start_session(authorization)
             if session.status != _ACCEPTED:
                 return session
-            request_size = (
-                min(max(self._chunk_size, _read_min_chunk_size(session)), descriptor.size)
-                if self._chunk_size
-                else descriptor.size
-            )
-            upload_url = client.follow_location(session)
+            request_size = self._choose_request_size(session, descriptor)
+            url = self._repository.client.follow_location(session)
             if request_size < descriptor.size:
-                response = self._upload_chunks(stream, request_size, upload_url, authorization)
+                response = self._upload_chunks(stream, request_size, url, authorization)
             else:
                 body = _BlobBody(stream=stream, size=request_size)
                 data = body if len(body) else b"".join(body)
-                response = self._send_data("PUT", _add_digest(upload_url, descriptor), data, authorization)
+                response = self._send_data("PUT", _add_digest(url, descriptor), data, authorization)
         smaller_size = next((each for each in _CHUNK_SIZES if each < request_size), 0)
         if response.status == _CONTENT_TOO_LARGE and smaller_size:
             self._chunk_size = smaller_size
         elif response.status not in _RESTART_STATUSES:
             return response
-        error = repository.response_error(response, f"blobs/{descriptor.digest}")
+        error = self._repository.response_error(response, f"blobs/{descriptor.digest}")
         raise TransientError(error.message, hint=error.hint)
 
+    def _start_session(self, authorization: str) -> Response:
+        """Start an upload session. A 404 means that the registry does not create repositories on push."""
+        repository = self._repository
+        url = repository.url.with_target(f"/v2/{repository.name}/blobs/uploads/")
+        response = repository.client.send("POST", url, {}, b"", authorization=authorization)
+        if response.status in _SUCCESS_STATUSES - {_ACCEPTED} or response.status == _NOT_FOUND:
+            error = repository.response_error(response, "blobs/uploads/")
+            raise RequestRejected(error.message, hint=error.hint or _NO_REPOSITORY_HINT)
+        return response
+
+    def _choose_request_size(self, session: Response, descriptor: Descriptor) -> int:
+        if not self._chunk_size:
+            return descriptor.size
+        return min(max(self._chunk_size, _read_min_chunk_size(session)), descriptor.size)
+
     def _upload_chunks(self, stream: VerifyingReader, size: int, url: Url, authorization: str) -> Response:
-        """Send a blob in requests of so many bytes each; the one that ends it goes once all is checked."""
+        """Send a blob in chunks of ``size`` bytes; the final PUT follows once all bytes are verified."""
         offset = 0
         while data := _read_exactly(stream, size):
             range_header = {"Content-Range": f"{offset}-{offset + len(data) - 1}"}
-            # Not as bytes: those would have one time-out for all of them.
+            # A file is sent in parts, each with its own timeout; bytes would have one timeout for all.
             response = self._send_data("PATCH", url, io.BytesIO(data), authorization, range_header)
             if response.status != _ACCEPTED:
                 return response
@@ -234,6 +239,7 @@ class Uploader:
         authorization: str,
         extra_headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
+        # Another host, such as a blob store, does not get our credentials.
         own_authorization = authorization if url.origin == self._repository.url.origin else ""
         return self._repository.client.send(
             method, url, {**_BINARY_HEADERS, **extra_headers}, data, authorization=own_authorization
@@ -247,12 +253,12 @@ class Uploader:
         response.discard()
         stated = response.get_header("Docker-Content-Digest")
         if stated and stated.startswith(f"{digest.algorithm}:") and stated != str(digest):
-            raise RegistryError(f"{response.url.origin} was sent {digest} and states {stated[:160]}")
+            raise RegistryError(f"{response.url.origin} received {digest}, but states {stated[:160]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BlobBody:
-    """A blob on its way out; the last piece goes once the whole has been checked."""
+    """A blob as request body; its last piece is sent only after the whole blob is verified."""
 
     stream: VerifyingReader
     size: int
@@ -271,19 +277,19 @@ class _BlobBody:
 
 
 def _add_digest(url: Url, descriptor: Descriptor) -> Url:
-    """Where an upload is ended: its place, with the blob's digest in the query."""
+    """Return the upload URL with the digest in the query, which completes the upload."""
     separator = "&" if "?" in url.target else "?"
     return url.with_target(f"{url.target}{separator}{urlencode({'digest': str(descriptor.digest)})}")
 
 
 def _read_min_chunk_size(session: Response) -> int:
-    """The smallest chunk that a registry takes but for the last one; no more than we send anyway."""
+    """Return the minimum size of all chunks but the last one, capped at our largest chunk."""
     value = session.get_header("OCI-Chunk-Min-Length")
     return min(int(value[:10]), _CHUNK_SIZES[0]) if value.isdecimal() else 0
 
 
 def _read_exactly(stream: VerifyingReader, size: int) -> bytes:
-    """The next ``size`` bytes, or what there is before the end; none at the end, which is checked."""
+    """Return the next ``size`` bytes; fewer before the end, none once the end is verified."""
     chunks: list[bytes] = []
     while size and (data := stream.read(size)):
         chunks.append(data)
@@ -295,4 +301,4 @@ def _parse_digest(text: str, response: Response) -> Digest:
     try:
         return Digest(text)
     except MalformedImage as error:
-        raise RegistryError(f"{response.url.origin} states a digest that is none: {error.message}") from None
+        raise RegistryError(f"{response.url.origin} states an invalid digest: {error.message}") from None

@@ -1,4 +1,4 @@
-"""One server that speaks the registry's API, and what it holds of one repository."""
+"""One repository at a registry or mirror."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _SCHEMA_1_PREFIX = "application/vnd.docker.distribution.manifest.v1+"  # json or
 _OK, _PARTIAL_CONTENT = 200, 206
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
 _ERROR_CODE = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,64})"')
-_MAX_ATTEMPTS = 3  # at a document whose connection breaks
-_MAX_ERROR_BODY = 4096  # bytes of an error's body that are looked at
+_MAX_ATTEMPTS = 3  # to read a manifest over connections that break
+_MAX_ERROR_BODY = 4096  # bytes of an error response that are read
 
 
 class Repository:
-    """A registry or a mirror of one; ``host`` is the name under which its credentials are kept.
+    """A repository at a registry or mirror. Thread-safe after :meth:`ping`.
 
-    ``actions`` are what a token is asked for. Once :meth:`greet` is over, several threads may use it.
+    Credentials are looked up by ``host``; tokens are requested for ``actions``.
     """
 
-    def __init__(  # noqa: PLR0913 - what a registry is, and who we are to it
+    def __init__(  # noqa: PLR0913 - location, credentials and options
         self,
         host: str,
         url: Url,
@@ -61,15 +61,15 @@ class Repository:
         self._connect(url)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         self.client.close()
 
     def get_manifest(self) -> tuple[Descriptor, bytes]:
-        """What the reference names, checked against the digests that are stated for it."""
+        """Return descriptor and bytes of the reference's manifest, verified against all known digests."""
         reference = self._reference
         not_found = ManifestUnknown(
             f"{self._host} has no {reference}: the repository or the tag is unknown",
-            hint=f"look at the spelling; a private repository may need: docker login {self._host}",
+            hint=f"check the spelling, or for a private repository: docker login {self._host}",
         )
         for attempts_left in reversed(range(_MAX_ATTEMPTS)):
             response = self._get_checked(f"manifests/{reference.identifier}", {"Accept": _ACCEPT}, not_found)
@@ -80,12 +80,12 @@ class Repository:
                 if not attempts_left:
                     raise
         media_type = _get_media_type(response, str(reference))
-        digest = self._check_digest(response, data)  # before it is parsed
+        digest = self._check_digest(response, data)  # before parsing
         _check_media_type_field(response, data, media_type, str(reference))
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """Stream what is stored under a digest; :class:`MalformedImage` if nothing is."""
+        """Open a blob or manifest by digest. Raises :class:`MalformedImage` if it is missing."""
         digest = descriptor.digest
         is_document = descriptor.media_type in _DOCUMENT_TYPES
         path = f"manifests/{digest}" if is_document else f"blobs/{digest}"
@@ -99,14 +99,14 @@ class Repository:
         return cast("BinaryIO", BlobStream(fetch, descriptor))
 
     def ping(self) -> None:
-        """Find out how the registry is spoken to, and log in where it wants that, before all else."""
+        """Determine the URL scheme and authenticate, before any other request."""
         response = self._get_authorized("/v2/", {})
         response.discard()
         if response.status in (_UNAUTHORIZED, _FORBIDDEN):
             raise self.response_error(response, "")
 
     def head(self, path: str, headers: Mapping[str, str]) -> Response:
-        """The answer to HEAD: whether something is there, and its headers. Refusals are raised."""
+        """Return the response to HEAD. Raises :class:`RequestRejected` for 401 and 403."""
         target = self._api_path(path)
 
         def send_request(authorization: str) -> Response:
@@ -119,20 +119,20 @@ class Repository:
         return response
 
     def send_authorized(self, send_request: Callable[[str], Response]) -> Response:
-        """Ask with our Authorization header; where another is wanted, get it and ask once more."""
+        """Send a request with our Authorization header; after a 401, authenticate and send it again."""
         sent_header = self._authorizer.authorization
         response = send_request(sent_header)
         if response.status != _UNAUTHORIZED or not self._is_own_response(response):
             return response
         response.discard()
         with self._lock:
-            if self._authorizer.authorization == sent_header:  # else another thread has got one meanwhile
+            if self._authorizer.authorization == sent_header:  # not renewed by another thread
                 self._authorizer.answer_challenge(response.get_header("WWW-Authenticate"))
             new_header = self._authorizer.authorization
         return send_request(new_header)
 
     def response_error(self, response: Response, path: str) -> RequestRejected:
-        """What to say of an answer that is none of the good ones."""
+        """Return the error for an unexpected response."""
         error_code = _read_error_code(response)
         response.discard()
         if response.status in (_UNAUTHORIZED, _FORBIDDEN) and self._is_own_response(response):
@@ -142,12 +142,12 @@ class Repository:
         return RequestRejected(f"{response.url.origin} answers {response.status} for {resource}{detail}")
 
     def get(self, path: str, headers: Mapping[str, str]) -> Response:
-        """The answer to GET, good or not."""
+        """Return the response to GET, whatever its status."""
         return self._get_authorized(self._api_path(path), headers)
 
     @property
     def name(self) -> str:
-        """The repository's path."""
+        """The name of the repository in the registry."""
         return self._reference.repository
 
     def _api_path(self, path: str) -> str:
@@ -170,7 +170,7 @@ class Repository:
         )
 
     def _get_checked(self, path: str, headers: Mapping[str, str], not_found: BuildkitTasksError) -> Response:
-        """The good answer to a request, with whatever login it takes; ``unknown`` is raised for a 404."""
+        """Return a successful response to GET; raise ``not_found`` for 404, an error for other statuses."""
         response = self.get(path, headers)
         if response.status == _OK or (response.status == _PARTIAL_CONTENT and "Range" in headers):
             return response
@@ -180,7 +180,7 @@ class Repository:
         raise self.response_error(response, path)
 
     def _get_authorized(self, target: str, headers: Mapping[str, str]) -> Response:
-        """GET; where a login is wanted, or a token has run out, get one and ask once more."""
+        """Send GET, authenticated if necessary; switch to https if an http request is rejected for it."""
 
         def send_request(authorization: str) -> Response:
             return self.client.get(self.url.with_target(target), headers, authorization)
@@ -191,7 +191,7 @@ class Repository:
             and self.url.scheme == "http"
             and b"HTTPS" in response.read(_MAX_ERROR_BODY)
         ):
-            # What Go's and nginx's servers answer: a registry on the loopback interface that has TLS.
+            # The response of Go and nginx servers with TLS: a registry on the loopback interface.
             response.close()
             self.close()
             self._connect(dataclasses.replace(self.url, scheme="https"))
@@ -199,19 +199,19 @@ class Repository:
         return response
 
     def _check_digest(self, response: Response, data: bytes) -> Digest:
-        """The document's digest, as it was asked for, or else as the registry states it."""
+        """Return the digest of a manifest; it must match the requested and the stated one."""
         requested, stated = self._reference.digest, response.get_header("Docker-Content-Digest")
         for expected in (requested, Digest(stated) if stated else None):
-            if expected is not None and Digest.from_bytes(data, expected.algorithm) != expected:
-                actual = Digest.from_bytes(data, expected.algorithm)
+            actual = Digest.from_bytes(data, expected.algorithm) if expected is not None else None
+            if actual != expected:
                 raise MalformedImage(
-                    f"{self._host} states {expected} for {self._reference} and gives {actual}"
+                    f"{self._host} sent {actual} for {self._reference} instead of {expected}"
                 )
         return requested or Digest.from_bytes(data)
 
 
 def _read_error_code(response: Response) -> str:
-    """The registry's own word for an error (OCI distribution specification, "Error Codes"), or nothing."""
+    """Return the error code of a response (OCI distribution specification, "Error Codes"), or nothing."""
     try:
         match = _ERROR_CODE.search(response.read(_MAX_ERROR_BODY))
     except RegistryError:
@@ -220,22 +220,24 @@ def _read_error_code(response: Response) -> str:
 
 
 def _get_media_type(response: Response, name: str) -> str:
-    """What the registry says that a document is."""
+    """Return the media type of a manifest from the Content-Type header."""
     media_type = response.get_header("Content-Type").partition(";")[0].strip().lower()
     if media_type.startswith(_SCHEMA_1_PREFIX):
         raise MalformedImage(
-            f"{name} is in Docker's schema 1, which had no platforms and which engines no longer read",
-            hint=f"build it anew: docker buildx build --push -t {name}",
+            f"{name} is a Docker manifest of schema 1, which has no platforms and is no longer supported",
+            hint=f"build it again: docker buildx build --push -t {name}",
         )
     if media_type not in _DOCUMENT_TYPES:
-        stated = repr(media_type[:160]) if media_type else "nothing"
-        raise MalformedImage(f"{response.url.origin} calls {name} {stated}: that is no index and no manifest")
+        stated = f"media type {media_type[:160]!r}" if media_type else "no media type"
+        raise MalformedImage(f"{response.url.origin} states {stated} for {name}: not an index or manifest")
     return media_type
 
 
 def _check_media_type_field(response: Response, data: bytes, media_type: str, name: str) -> None:
-    """A document is for everybody what it is for us (CVE-2021-41190)."""
+    """Raise :class:`MalformedImage` if the manifest has another ``mediaType`` (CVE-2021-41190)."""
     own_type = load_object(data, f"the manifest of {name}").get("mediaType", media_type)
     if own_type != media_type:
         stated = repr(own_type)[:160]
-        raise MalformedImage(f"{name} calls itself {stated}; {response.url.origin} says {media_type!r}")
+        raise MalformedImage(
+            f"{name} has the mediaType {stated}, but {response.url.origin} states {media_type!r}"
+        )

@@ -1,8 +1,8 @@
-"""Whom TLS believes: the system's authorities, and those that Docker was given for a registry.
+"""TLS: certificate authorities of the system and of Docker, and client certificates.
 
-Docker's documentation, "Verify repository client with certificates": in
-``/etc/docker/certs.d/HOST[:PORT]/`` each ``*.crt`` is an authority and each ``*.cert`` with its
-``*.key`` a client certificate. Verification cannot be turned off.
+See Docker's documentation, "Verify repository client with certificates": in
+``/etc/docker/certs.d/HOST[:PORT]/`` each ``*.crt`` is a CA certificate, and each ``*.cert`` with a
+``*.key`` a client certificate. Verification cannot be disabled.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _SAFE_NETLOC = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9._:\[\]-]*", re.ASCII)
 
 
 def find_certificate_dirs(netloc: str, options: RegistryOptions) -> Iterator[Path]:
-    """The folders with certificates for a host (and port), those that are there."""
-    if _SAFE_NETLOC.fullmatch(netloc):  # it becomes a part of a path
+    """Yield the existing certificate directories of a host (and port)."""
+    if _SAFE_NETLOC.fullmatch(netloc):  # becomes part of a path
         yield from (folder / netloc for folder in options.certificate_dirs if (folder / netloc).is_dir())
 
 
 def make_ssl_context(registry_url: Url, url: Url, options: RegistryOptions) -> ssl.SSLContext:
-    """What is believed of the server at ``place`` when it is asked for the registry at ``home``.
+    """Return the TLS context for requests to ``url`` on behalf of the registry.
 
-    The registry's own authorities count for its token server and its blob store as well, as they
-    do in Docker; a client certificate is shown only to the host that it was put there for.
+    As in Docker, the registry's CA certificates also apply to its token server and blob store. A client
+    certificate is only used for its own host.
     """
     context = ssl.create_default_context()
     for variable, path in _iter_ca_bundles(options.environ):
@@ -56,7 +56,7 @@ def make_ssl_context(registry_url: Url, url: Url, options: RegistryOptions) -> s
 
 
 def _iter_ca_bundles(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
-    """Files and folders that the environment names; those of OpenSSL's own may be missing."""
+    """Yield the CA bundles of the environment by variable; those of OpenSSL may be missing."""
     for variable in (*_CA_BUNDLE_VARS, _CERT_FILE_VAR, _CERT_DIR_VAR):
         path = Path(environ.get(variable) or "")
         if environ.get(variable) and (variable in _CA_BUNDLE_VARS or path.exists()):
@@ -69,8 +69,8 @@ def _load_authorities(context: ssl.SSLContext, path: Path, description: str) -> 
             context.load_verify_locations(capath=path)
         else:
             context.load_verify_locations(cafile=path)
-    except OSError as error:  # ssl.SSLError is one
-        raise SettingsError(f"{description} holds no certificates: {error.strerror or error}") from None
+    except OSError as error:  # includes ssl.SSLError
+        raise SettingsError(f"{description} has no valid certificates: {error.strerror or error}") from None
 
 
 def _load_client_certificate(context: ssl.SSLContext, certificate: Path) -> None:
@@ -79,4 +79,6 @@ def _load_client_certificate(context: ssl.SSLContext, certificate: Path) -> None
         context.load_cert_chain(certificate, key)
     except OSError as error:
         reason = error.strerror or error
-        raise SettingsError(f"{certificate} and {key.name} are no client certificate: {reason}") from None
+        raise SettingsError(
+            f"{certificate} and {key.name} are not a valid client certificate: {reason}"
+        ) from None

@@ -1,14 +1,15 @@
-"""Which address a registry may send us to, and which may see its credentials.
+"""URLs that a registry may refer to, and hosts that may receive its credentials.
 
-A registry answers with addresses: of its token server (``WWW-Authenticate: Bearer realm=...``), of the
-store where its blobs lie (redirects). Both are hostile input. The rules here are pure, but for one
-look-up of a host's addresses, which is passed in.
+A registry sends URLs of its token server (``WWW-Authenticate: Bearer realm=...``) and of its blob store
+(redirects, upload locations). Both are untrusted input, and subject to these rules:
 
-* Plain HTTP is for the loopback interface alone, and nothing leads from https to http.
-* Nobody leads us further in than they are themselves: a public registry not into a private network, none
-  but a loopback one to the loopback interface, and none at all to link-local addresses, where clouds
-  keep their secrets.
-* Credentials go to the registry's own host, or to a token server that plainly belongs to it.
+* Plain HTTP is allowed on the loopback interface only, and https never redirects to http.
+* A redirect never leads further inwards: a public registry cannot refer to a private network, only a
+  registry on the loopback interface to the loopback interface, and none to link-local addresses, where
+  cloud metadata services are.
+* Credentials are sent to the registry's host, or to a token server that belongs to the same domain.
+
+The rules have no side effects; DNS lookups are passed in as a function.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?", re.ASCII)
 _NAT64_PREFIX = ipaddress.IPv6Network("64:ff9b::/96")
 
-# Token servers that bear another name than the registries whose credentials they take.
+# Token servers in another domain than their registries.
 _TOKEN_SERVERS = {"scw.cloud": "api.scaleway.com"}
-# Domains under which anybody may have a name: none of these names speaks for another.
+# Domains below which anybody can register a name, so that their subdomains do not trust each other.
 _PUBLIC_SUFFIXES = frozenset(
     {
         *("amazonaws.com", "appspot.com", "awsapps.com", "on.aws", "cloudfront.net"),
@@ -49,7 +50,7 @@ _PUBLIC_SUFFIXES = frozenset(
         *("ngrok.app", "ngrok.dev", "ngrok.io", "ngrok-free.app"),
     }
 )
-# The second level under which a country's domains are given out: example.co.uk belongs to one owner.
+# Second-level labels of country domains: example.co.uk is a registrable domain, co.uk is not.
 _COUNTRY_SECOND_LEVELS = frozenset(
     ("ac", "co", "com", "edu", "go", "gob", "gov", "gv", "ltd", "mil", "ne", "net", "nom", "or", "org", "sch")
 )
@@ -57,7 +58,7 @@ _COUNTRY_CODE_LENGTH = 2
 
 
 class _NetworkScope(enum.IntEnum):
-    """How far in an address lies."""
+    """The scope of an address, from the outside inwards."""
 
     PUBLIC = 0
     PRIVATE = 1
@@ -67,9 +68,9 @@ class _NetworkScope(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Url:
-    """An absolute http or https URL taken apart: what is sent is put together from these parts again.
+    """A parsed http or https URL; requests are composed of these parts.
 
-    ``target`` is path and query. It may be signed, as a blob store's is, and is never shown.
+    ``target`` is path and query. It is never shown, as it may contain a signature.
     """
 
     scheme: str
@@ -79,31 +80,31 @@ class Url:
 
     @classmethod
     def parse(cls, text: str, base: Url | None = None, *, sender: str = "") -> Url:
-        """Read a URL, relative to ``base`` where there is one; user information in it is dropped.
+        """Parse a URL, relative to ``base`` if given; user information is dropped.
 
-        ``by`` is who gave it, for the :class:`RegistryError`.
+        ``sender`` is named in the :class:`RegistryError` for an invalid URL.
         """
         sender_name = sender or (base.netloc if base else "a registry")
         if len(text) > _MAX_URL_LENGTH or any(ord(letter) <= ord(" ") or letter == "\x7f" for letter in text):
-            raise RegistryError(f"an address that {sender_name} gave is no URL")
+            raise RegistryError(f"{sender_name} sent an invalid URL")
         try:
             parts = urlsplit(urljoin(base.text, text) if base else text)
             scheme, host = parts.scheme.lower(), _parse_host(parts.hostname or "")
             port = parts.port or _DEFAULT_PORTS[scheme]
         except (ValueError, KeyError):
-            raise RegistryError(f"an address that {sender_name} gave is no http or https URL") from None
+            raise RegistryError(f"{sender_name} sent an invalid http or https URL") from None
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(scheme=scheme, host=host, port=port, target=target)
 
     @property
     def netloc(self) -> str:
-        """Host and port as they stand in a URL; a scheme's own port is left out."""
+        """Host and port as in a URL, without the default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port."""
+        """Scheme, host and port, as in ``https://example.org:8443``."""
         return f"{self.scheme}://{self.netloc}"
 
     @property
@@ -112,7 +113,7 @@ class Url:
         return f"{self.origin}{self.target}"
 
     def with_target(self, target: str) -> Url:
-        """Another path of the same server."""
+        """Return the URL of another path and query on the same server."""
         return Url(scheme=self.scheme, host=self.host, port=self.port, target=target)
 
 
@@ -126,13 +127,13 @@ def _parse_host(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as written, is this machine: ``localhost``, 127.0.0.0/8 or ::1."""
+    """Return True for ``localhost``, 127.0.0.0/8 and ::1; names are not resolved."""
     address = _parse_ip_address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def resolve_host(host: str) -> tuple[str, ...]:
-    """What a name resolves to here; nothing if it does not, as behind a proxy."""
+    """Return the addresses of a host name; none if it does not resolve, as behind a proxy."""
     try:
         return tuple({str(info[4][0]) for info in socket.getaddrinfo(host, None)})
     except (OSError, UnicodeError):
@@ -142,32 +143,30 @@ def resolve_host(host: str) -> tuple[str, ...]:
 def check_redirect(
     registry_url: Url, source: Url, target: Url, resolve: Callable[[str], Sequence[str]]
 ) -> None:
-    """Refuse to follow the registry at ``home`` from ``start`` to ``target`` against the rules above.
+    """Raise :class:`RegistryError` if the registry must not refer from ``source`` to ``target``.
 
-    A name may resolve to something else by the time it is connected to; then it still has to show a
-    certificate for that name, for it is https.
+    A name may resolve to another address when it is connected to. As it is https, that server still needs
+    a certificate for the name.
     """
     if target.scheme == "http" and source.scheme == "https":
-        raise _redirect_error(registry_url, target, "from https to plain http")
+        raise _redirect_error(registry_url, target, "plain http after https")
     if target.scheme == "http" and not is_loopback(target.host):
-        raise _redirect_error(
-            registry_url, target, "to plain http, which is for the loopback interface alone"
-        )
+        raise _redirect_error(registry_url, target, "plain http is allowed on the loopback interface only")
     if target.host == registry_url.host:
         return
     scope = _classify_host(target.host, resolve)
     if scope is _NetworkScope.FORBIDDEN:
-        raise _redirect_error(registry_url, target, "to an address that no registry has")
-    if scope > _classify_host(registry_url.host, resolve):
-        raise _redirect_error(
-            registry_url, target, f"to a {scope.name.lower()} address, which it does not have itself"
-        )
+        raise _redirect_error(registry_url, target, "a link-local, multicast or unspecified address")
+    own_scope = _classify_host(registry_url.host, resolve)
+    if scope > own_scope:
+        reason = f"a {scope.name.lower()} address, while its own is {own_scope.name.lower()}"
+        raise _redirect_error(registry_url, target, reason)
 
 
 def _redirect_error(registry_url: Url, target: Url, reason: str) -> RegistryError:
     return RegistryError(
-        f"the registry {registry_url.netloc} leads to {target.origin}: {reason}; that is not followed",
-        hint=f"ask whoever runs {registry_url.netloc}: no sound registry does that",
+        f"the registry {registry_url.netloc} must not refer to {target.origin}: {reason}",
+        hint=f"report it to the operator of {registry_url.netloc}",
     )
 
 
@@ -195,7 +194,7 @@ def _classify_address(address: IPAddress) -> _NetworkScope:
 
 
 def _parse_ip_address(host: str) -> IPAddress | None:
-    """The address that a host is written as; of an IPv4 address within an IPv6 one, that one."""
+    """Return the address of a literal host, the IPv4 address if one is embedded; None for a name."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -208,11 +207,10 @@ def _parse_ip_address(host: str) -> IPAddress | None:
 
 
 def is_trusted_realm(registry_url: Url, realm: Url) -> bool:
-    """Whether a token server may see the credentials that are kept for the registry.
+    """Return True if a token server may receive the credentials of the registry.
 
-    It may on the registry's own host, on whatever port (GitLab's own registries), and over https on a
-    host of the same owner: auth.docker.io for registry-1.docker.io, gitlab.com for
-    registry.gitlab.com. Names under a domain that many owners share do not speak for each other.
+    It may on the registry's host with any port (self-managed GitLab), and over https in the same
+    registrable domain: auth.docker.io for registry-1.docker.io, gitlab.com for registry.gitlab.com.
     """
     if realm.scheme != "https" and not (is_loopback(realm.host) and is_loopback(registry_url.host)):
         return False
@@ -230,12 +228,12 @@ def is_trusted_realm(registry_url: Url, realm: Url) -> bool:
 
 
 def _registrable_domain(host: str) -> str:
-    """The domain that was given to one owner, or nothing where that cannot be told.
+    """Return the domain that belongs to one owner; empty if that is not certain.
 
-    The public suffix list would tell for certain; a short list errs on the side of "cannot be told".
+    A short list of shared domains is used instead of the public suffix list.
     """
     labels = host.split(".")
-    if _parse_ip_address(host) is not None or len(labels) < 2:  # noqa: PLR2004 - a name and a top-level domain
+    if _parse_ip_address(host) is not None or len(labels) < 2:  # noqa: PLR2004 - at least a name and a top-level domain
         return ""
     if any(".".join(labels[start:]) in _PUBLIC_SUFFIXES for start in range(len(labels))):
         return ""

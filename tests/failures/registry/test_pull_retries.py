@@ -27,7 +27,7 @@ def test_lasting_server_error(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", Reply(status=503))
     found = bench.refused(reference)
-    assert f"http://{bench.server.host} answers 503, again and again" in found.message
+    assert f"http://{bench.server.host} repeatedly answers 503" in found.message
     assert found.hint
     assert len(bench.server.asked) == 4
     assert len(bench.waits) == 3
@@ -44,7 +44,7 @@ def test_endless_resets(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", RESET)
     found = bench.refused(reference)
-    assert f"http://{bench.server.host} broke off" in found.message
+    assert f"the connection to http://{bench.server.host} broke" in found.message
     assert found.hint == "try again later"
     assert len(bench.server.asked) == 4
 
@@ -59,7 +59,7 @@ def test_truncated_manifest(bench: Bench, cut: int, reset: bool) -> None:
     bench.server.answer("*/manifests/v1", short, short)
     assert bench.read(reference) == [LAYER]
     bench.server.always("*/manifests/v1", short)
-    assert "broke off" in bench.refused(reference).message
+    assert "broke" in bench.refused(reference).message
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -106,7 +106,7 @@ def test_endlessly_truncated_blob(bench: Bench) -> None:
     bench.server.ranges = False
     bench.server.always("*/blobs/*", Reply(body=LAYER, cut=5000))
     found = bench.refused(reference)
-    assert "broke off 6 times, at byte 5000 of 1048576" in found.message
+    assert "was interrupted 6 times, at byte 5000 of 1048576" in found.message
     assert len(bench.server.requests("*/blobs/*")) == 6
 
 
@@ -127,7 +127,7 @@ def test_wrong_range(bench: Bench, said: str) -> None:
     headers = {"Content-Range": said} if said else {}
     other = Reply(status=206, headers=headers, body=LAYER[1000:])
     bench.server.answer("*/blobs/*", Reply(body=LAYER, cut=1000), other)
-    assert "sends another part than byte 1000" in bench.refused(reference).message
+    assert "does not start at byte 1000" in bench.refused(reference).message
 
 
 def test_unrequested_range(bench: Bench) -> None:
@@ -162,7 +162,7 @@ def test_other_status(bench: Bench, status: int) -> None:
 def test_closed_port(bench: Bench) -> None:
     found = bench.refused("127.0.0.1:1/team/image")
     assert found.message == "http://127.0.0.1:1 cannot be reached: Connection refused"
-    assert found.hint == "try it by hand: curl -sS -o /dev/null http://127.0.0.1:1/v2/"
+    assert found.hint == "curl -sS -o /dev/null http://127.0.0.1:1/v2/"
     assert bench.waits == []
 
 
@@ -179,7 +179,7 @@ def test_unresolved_name(bench: Bench) -> None:
 def test_invalid_chunk_framing(bench: Bench, body: bytes) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=body))
-    assert "broke off" in bench.refused(reference).message
+    assert "broke" in bench.refused(reference).message
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_silent_server(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", Reply(silent=True))
     found = bench.refused(reference)
-    assert "does not answer: nothing, or next to nothing, within 0.5 s" in found.message
+    assert "does not answer: no or almost no data within 0.5 s" in found.message
     assert bench.server.host in found.message
     assert len(bench.server.asked) == 1
 
@@ -91,7 +91,7 @@ def test_slow_trickle(bench: Bench, head: float, body: float, monkeypatch: pytes
     reference = bench.server.hold(one_layer())
     reply = Reply(headers={"X": "x" * 1000}, body=LAYER, drip_headers=head, drip=body)
     bench.server.always("*/blobs/*", reply)
-    assert "next to nothing" in bench.refused(reference).message
+    assert "almost no data" in bench.refused(reference).message
 
 
 def test_endless_trailers(bench: Bench) -> None:
@@ -100,4 +100,4 @@ def test_endless_trailers(bench: Bench) -> None:
     layer = next(data for data in memory.blobs.values() if data.startswith(b"\x1f\x8b"))
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(layer), layer) + b"X: y\r\n" * (2 << 20)
     bench.server.always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=chunks))
-    assert "broke off" in bench.refused(reference).message
+    assert "broke" in bench.refused(reference).message

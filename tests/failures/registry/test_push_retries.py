@@ -69,7 +69,7 @@ def test_lasting_rejection(push: Push) -> None:
 @pytest.mark.parametrize("status", [500, 503])
 def test_lasting_server_error(push: Push, status: int) -> None:
     push.server.always("PUT */manifests/*", Reply(status=status))
-    assert f"answers {status}, again and again" in push.refused(one_layer()).message
+    assert f"repeatedly answers {status}" in push.refused(one_layer()).message
     assert len(push.server.requests("PUT */manifests/*")) == 4
 
 

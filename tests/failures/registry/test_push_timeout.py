@@ -49,7 +49,7 @@ def test_connect_timeout(push: Push) -> None:
 def test_silent_server(push: Push, step: str) -> None:
     push.server.always(step, Reply(silent=True))
     found = push.refused(one_layer())
-    assert "does not answer: nothing, or next to nothing, within 0.5 s" in found.message
+    assert "does not answer: no or almost no data within 0.5 s" in found.message
     assert push.server.host in found.message
 
 

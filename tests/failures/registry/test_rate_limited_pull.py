@@ -45,10 +45,8 @@ def test_too_long_retry_after(bench: Bench) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", busy("3600"))
     found = bench.refused(reference)
-    assert f"{bench.server.host} says 429, too many requests, and asks to wait 3600 s" in found.message
-    assert (
-        found.hint == f"wait 3600 s, then try again; `docker login {bench.server.host}` may raise the limit"
-    )
+    assert f"{bench.server.host} answers 429 (too many requests) and asks to wait 3600 s" in found.message
+    assert found.hint == f"wait 3600 s and try again; `docker login {bench.server.host}` may raise the limit"
     assert (bench.waits, len(bench.server.asked)) == ([], 1)
 
 
@@ -67,7 +65,7 @@ def test_invalid_retry_after(bench: Bench, rubbish: str) -> None:
     reference = bench.server.hold(one_layer())
     bench.server.always("*", busy(rubbish))
     found = bench.refused(reference)
-    assert "says 429" in found.message
+    assert "answers 429" in found.message
     assert len(found.message) < 500
     assert len(bench.server.asked) in (1, 4)
     assert sum(bench.waits) <= 60

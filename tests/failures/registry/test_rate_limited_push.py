@@ -29,8 +29,8 @@ def test_too_long_retry_after(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/v1", busy("3600"))
     found = push.unnamed(digest, "team/app:v1")
-    assert "says 429, too many requests, and asks to wait 3600 s" in found.message
-    assert found.hint == f"wait 3600 s, then try again; `docker login {push.server.host}` may raise the limit"
+    assert "answers 429 (too many requests) and asks to wait 3600 s" in found.message
+    assert found.hint == f"wait 3600 s and try again; `docker login {push.server.host}` may raise the limit"
     assert (push.waits, push.server.moved) == ([], [])
 
 

@@ -115,11 +115,11 @@ def test_helper_without_credentials(tmp_path: Path, where: str) -> None:
 @pytest.mark.parametrize(
     ("returncode", "stdout", "error", "why"),
     [
-        (1, SECRET, None, "ended with status 1"),
-        (0, SECRET, None, "no JSON"),
-        (0, "[" * 100_000, None, "no JSON"),
-        (0, '{"Username": 1, "Secret": "x"}', None, "no JSON"),
-        (0, "[]", None, "no JSON"),
+        (1, SECRET, None, "exited with status 1"),
+        (0, SECRET, None, "not a JSON credential"),
+        (0, "[" * 100_000, None, "not a JSON credential"),
+        (0, '{"Username": 1, "Secret": "x"}', None, "not a JSON credential"),
+        (0, "[]", None, "not a JSON credential"),
         (0, "", EngineError("'docker-credential-keep' does not exist here"), "does not exist here"),
         (0, "", PermissionError(13, "Permission denied"), "Permission denied"),
     ],
