@@ -456,15 +456,12 @@ DEVICE_MACHINES = {
 """e_machine of code that a program loads into a GPU, a microcontroller or the kernel's BPF VM."""
 
 
-_MACHINE_BY_ELF = {
-    (_EI_CLASS[machine.bits], _EI_DATA[machine.byte_order], machine.e_machine): machine
-    for machine in MACHINES
-}
+_MACHINE_BY_ELF = {(machine.bits, machine.byte_order, machine.e_machine): machine for machine in MACHINES}
 
 
-def machine_from_elf(ei_class: int, ei_data: int, e_machine: int) -> Machine | None:
-    """Return the machine whose executables have these EI_CLASS, EI_DATA and e_machine, or None."""
-    return _MACHINE_BY_ELF.get((ei_class, ei_data, e_machine))
+def machine_from_elf(bits: int, byte_order: str, e_machine: int) -> Machine | None:
+    """Return the machine whose executables have this class, byte order and e_machine, or None."""
+    return _MACHINE_BY_ELF.get((bits, byte_order, e_machine))
 
 
 def foreign_machine_name(bits: int, byte_order: str, e_machine: int) -> str:

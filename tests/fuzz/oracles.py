@@ -20,8 +20,8 @@ from buildkit_tasks.platforms.elf.model import ElfHeader
 
 # Why our JSON reader refuses what the standard library takes (see oci/strict_json.py).
 STRICTER_JSON = (
-    "is no object", "appears twice", "is no JSON number", "digits", "past every limit", "levels deep",
-    "not UTF-8",
+    "is not an object", "appears twice", "is not a JSON number", "digits", "too large for a double",
+    "levels deep", "not UTF-8",
 )  # fmt: skip
 
 
@@ -176,7 +176,8 @@ def gunzip(data: bytes) -> bytes:
 
 
 _EHDR = {
-    "type": "e_type", "machine": "e_machine", "flags": "e_flags", "entry": "e_entry", "phoff": "e_phoff",
+    "e_type": "e_type", "e_machine": "e_machine", "e_flags": "e_flags", "entry_point": "e_entry",
+    "phoff": "e_phoff",
     "phentsize": "e_phentsize", "phnum": "e_phnum", "shoff": "e_shoff", "shentsize": "e_shentsize",
     "shnum": "e_shnum", "shstrndx": "e_shstrndx",
 }  # fmt: skip

@@ -31,7 +31,7 @@ from buildkit_tasks.platforms.elf.reader import read_binary
 from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
-from tests.support.binaries import GoBuilder
+from tests.support.go_builder import GoBuilder
 
 Programs = dict[tuple[str, str], Path]
 

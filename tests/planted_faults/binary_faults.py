@@ -225,7 +225,7 @@ def riscv_vector(parts: Parts) -> Planted:
 @lie(
     "a C program that has vector code, and asks the machine when it runs",
     Catch("instruction-set", RISCV, "/opt/tool", warning=True),
-    says=["has code for the RISC-V extension v", "taken as a choice"],
+    says=["has code for the RISC-V extension v", "checks the CPU at run time"],
 )
 def riscv_vector_by_choice(parts: Parts) -> Planted:
     program = parts.busybox("riscv64")

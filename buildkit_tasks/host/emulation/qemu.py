@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QemuFinder", "read_qemu_version"]
 
+_HEADERS_SIZE = 1 << 16  # of the start of a program, where linkers put the program headers
 _VERSION_SECONDS = 10.0
 _VERSION_PATTERN = re.compile(r"version (\d+(?:\.\d+)+)")
 
@@ -61,13 +62,18 @@ def _find_host_qemu(machine: Machine) -> Path | None:
 
 
 def _is_static(program: Path) -> bool:
-    from buildkit_tasks.platforms.elf.reader import read_interpreter
+    """Return True for an ELF file without a program interpreter."""
+    from buildkit_tasks.platforms.elf.reader import read_elf_header
+    from buildkit_tasks.platforms.elf.segments import PT_INTERP, ElfFile
+    from buildkit_tasks.platforms.elf.view import WholeFile
 
     try:
         with program.open("rb") as stream:
-            return read_interpreter(stream) is None
-    except (OSError, MalformedImage):  # a script, for one
+            view = WholeFile(stream.read(_HEADERS_SIZE))
+        elf = ElfFile(view, read_elf_header(view.read_at(0, _HEADERS_SIZE)))
+    except (OSError, MalformedImage):  # a script, for example
         return False
+    return elf.find_segment(PT_INTERP) is None and not elf.problems
 
 
 def _find_debian_qemu(

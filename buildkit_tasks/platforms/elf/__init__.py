@@ -1,1 +1,1 @@
-"""Reading and making executables: bytes in, values out."""
+"""Read ELF files, and build minimal ones."""

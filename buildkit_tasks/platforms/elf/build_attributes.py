@@ -1,9 +1,9 @@
-"""Build attributes: what a compiler noted of the instruction set and the ABI that it used.
+"""Build attributes, in which compilers record the instruction set and the ABI that they used.
 
-The format is that of "Addenda to, and Errata in, the ABI for the Arm Architecture", chapter "Build
-Attributes"; the RISC-V ELF psABI, section "Attributes", uses it too. A section holds the letter A,
-then subsections by vendor, each with attributes of the file, of sections or of symbols: pairs of a
-tag and a number (ULEB128) or a text (ended by a NUL byte).
+The format is from "Addenda to, and Errata in, the ABI for the Arm Architecture", chapter "Build
+Attributes"; the RISC-V ELF psABI, section "Attributes", uses it too. A section is the letter A, then
+subsections by vendor, each with attributes of the file, of sections or of symbols: pairs of a tag and
+a number (ULEB128) or a NUL-terminated string.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_ATTRIBUTES_SIZE", "read_attributes"]
 
 MAX_ATTRIBUTES_SIZE = 1 << 16
-"""The most bytes of a section that are read; real ones have about 50."""
+"""How many bytes of a section are read at most; real ones have about 50."""
 
 _TAG_FILE = 1
 _TAG_COMPATIBILITY = 32
@@ -31,12 +31,12 @@ _MAX_COUNT = 1024
 
 
 def read_attributes(data: bytes, vendor: str, byte_order: ByteOrder) -> dict[int, int | str]:
-    """The attributes of the whole file from one vendor (``aeabi`` or ``riscv``), by their tags.
+    """Return the attributes of the whole file from one vendor (``aeabi`` or ``riscv``) by tag.
 
-    Raises :class:`MalformedImage` for a section that contradicts itself.
+    Raise :class:`MalformedImage` for an unknown version, a wrong length or an unterminated value.
     """
     if data[:1] != b"A":
-        raise MalformedImage("build attributes of an unknown version")
+        raise MalformedImage("build attributes: unknown version")
     attributes: dict[int, int | str] = {}
     for subsection in _iter_blocks(data, 1, byte_order, length_offset=0):
         subsection_vendor, offset = _read_string(subsection, 4)
@@ -49,7 +49,7 @@ def read_attributes(data: bytes, vendor: str, byte_order: ByteOrder) -> dict[int
 
 
 def _iter_blocks(data: bytes, offset: int, byte_order: ByteOrder, length_offset: int) -> Iterator[bytes]:
-    """Pieces that start with their own length in 4 bytes, ``before`` bytes into the piece."""
+    """Yield the blocks at ``offset``; each has its length in 4 bytes at ``length_offset``."""
     count = 0
     while offset < len(data):
         length_field = data[offset + length_offset : offset + length_offset + 4]
@@ -61,7 +61,7 @@ def _iter_blocks(data: bytes, offset: int, byte_order: ByteOrder, length_offset:
             or offset + size > len(data)
             or count > _MAX_COUNT
         ):
-            raise MalformedImage(f"a block of build attributes of {size} bytes at {offset}")
+            raise MalformedImage(f"build attributes: invalid block of {size} bytes at offset {offset}")
         yield data[offset : offset + size]
         offset += size
 
@@ -72,7 +72,7 @@ def _iter_attributes(subsubsection: bytes, vendor: str) -> Iterator[tuple[int, i
         tag, offset = _read_uleb128(subsubsection, offset)
         value: int | str
         if vendor == "aeabi" and tag == _TAG_COMPATIBILITY:
-            # The one attribute of two values: a flag, then the name of a tool chain.
+            # The only attribute with two values: a flag, then the name of a toolchain.
             _, offset = _read_uleb128(subsubsection, offset)
             value, offset = _read_string(subsubsection, offset)
         elif _is_string_tag(tag, vendor):
@@ -84,7 +84,7 @@ def _iter_attributes(subsubsection: bytes, vendor: str) -> Iterator[tuple[int, i
 
 
 def _is_string_tag(tag: int, vendor: str) -> bool:
-    """Odd tags are texts, so that readers can step over what they do not know."""
+    """Return True for a tag whose value is a string: unknown odd tags are, so that they can be skipped."""
     return tag in _STRING_TAGS[vendor] or (tag >= _FIRST_PARITY_TAG[vendor] and tag % 2 == 1)
 
 
@@ -92,13 +92,13 @@ def _read_uleb128(data: bytes, offset: int) -> tuple[int, int]:
     value = 0
     for index, byte in enumerate(data[offset : offset + 10]):
         value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:  # the top bit says that more follows
+        if byte < 0x80:  # the top bit is set if more bytes follow
             return value, offset + index + 1
-    raise MalformedImage("a build attribute that is a number without end")
+    raise MalformedImage("build attributes: unterminated number")
 
 
 def _read_string(data: bytes, offset: int) -> tuple[str, int]:
     end = data.find(b"\0", offset, offset + _MAX_STRING_SIZE)
     if end < 0:
-        raise MalformedImage("a build attribute that is a text without end")
+        raise MalformedImage("build attributes: unterminated string")
     return data[offset:end].decode("utf-8", "replace"), end + 1

@@ -1,8 +1,8 @@
-"""What the Go linker writes into every program: the toolchain, the module and the build settings.
+"""Read Go build information: the toolchain, module and build settings that the Go linker records.
 
-The format is that of Go's ``debug/buildinfo`` package: a 32 byte header that is aligned to 16 bytes
-starts with a magic; since Go 1.18 two strings follow it, each with its length as a varint, and before
-that it held two addresses of Go string headers. ``go version -m FILE`` prints the same.
+The format is that of Go's ``debug/buildinfo`` package: a 32-byte header, aligned to 16 bytes, starts
+with a magic. Since Go 1.18 two strings follow it, each with its length as a varint; before, the header
+held the addresses of two Go string headers. ``go version -m FILE`` prints the same.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _FLAG_BIG_ENDIAN, _FLAG_INLINE_STRINGS = 1, 2
 _MAX_VERSION_SIZE = 256
 _MAX_MODULE_INFO_SIZE = 1 << 20  # the largest known programs have 0.1 MiB here
 _MAX_SETTINGS = 256
-_SENTINEL_SIZE = 16  # the linker frames the module text by 16 bytes on either side
+_SENTINEL_SIZE = 16  # the linker puts 16 bytes before and after the module information
 
 ReadAt = Callable[[int, int], bytes]
-"""Bytes at an offset or at an address, and their number; fewer where there are none."""
+"""Return ``size`` bytes at an offset or address, or fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoBuildInfo:
-    """A Go program's own account: ``version`` of Go, ``path`` of its main package, its settings."""
+    """The version of Go, the path of the main package and the build settings of a Go program."""
 
     version: str
     path: str = ""
@@ -41,7 +41,7 @@ class GoBuildInfo:
 
 
 def find_go_build_info(view: FileView, start: int, end: int) -> int:
-    """Where the header lies between these offsets of the data segment, or -1; it is aligned to 16 bytes."""
+    """Return the offset of the header in the data segment at these file offsets, or -1."""
     offset = view.find(GO_MAGIC, start, end)
     while offset > 0 and offset % _ALIGNMENT:
         offset = view.find(GO_MAGIC, offset + 1, end)
@@ -49,10 +49,10 @@ def find_go_build_info(view: FileView, start: int, end: int) -> int:
 
 
 def read_go_build_info(offset: int, read_offset: ReadAt, read_address: ReadAt) -> GoBuildInfo | None:
-    """Read the build information whose header is at ``offset``; None where there is no magic.
+    """Read the build information whose header is at ``offset``; return None if there is no magic.
 
-    ``read`` takes offsets in the file and ``read_address`` addresses. Raises
-    :class:`MalformedImage` for a header that leads nowhere.
+    ``read_offset`` reads at a file offset, ``read_address`` at an address. Raise
+    :class:`MalformedImage` for strings that are truncated or too long.
     """
     header = read_offset(offset, _HEADER_SIZE)
     if not header.startswith(GO_MAGIC) or len(header) < _HEADER_SIZE:
@@ -71,32 +71,31 @@ def read_go_build_info(offset: int, read_offset: ReadAt, read_address: ReadAt) -
 
 
 def _read_varint_string(read_offset: ReadAt, offset: int, max_size: int) -> tuple[bytes, int]:
-    """A length as Go's ``binary.Uvarint`` writes it, and that many bytes; then where they end."""
+    """Return a string after its length (Go's ``binary.Uvarint``), and the offset of its end."""
     length_field = read_offset(offset, 10)
     size = shift = length_size = 0
     for byte in length_field:
         size |= (byte & 0x7F) << shift
         shift, length_size = shift + 7, length_size + 1
-        if byte < 0x80:  # the top bit says that more follows
+        if byte < 0x80:  # the top bit is set if more bytes follow
             break
     else:
-        raise MalformedImage("Go build info with a length that has no end")
-    return _require_size(
-        read_offset(offset + length_size, min(size, max_size + 1)), size, max_size
-    ), offset + length_size + size
+        raise MalformedImage("Go build info: unterminated length")
+    start = offset + length_size
+    return _require_size(read_offset(start, min(size, max_size + 1)), size, max_size), start + size
 
 
 def _require_size(data: bytes, size: int, max_size: int) -> bytes:
     if size > max_size:
-        raise MalformedImage(f"Go build info with a string of {size} bytes")
+        raise MalformedImage(f"Go build info: a string of {size} bytes")
     if len(data) != size:
-        raise MalformedImage(f"Go build info is cut off: {len(data)} of {size} bytes are there")
+        raise MalformedImage(f"Go build info is truncated: {len(data)} of {size} bytes")
     return data
 
 
 @dataclass(frozen=True, slots=True)
 class _PointerReader:
-    """The form before Go 1.18: addresses of string headers, each an address and a length."""
+    """Reads the format before Go 1.18: addresses of string headers, each an address and a length."""
 
     pointer_size: int
     byte_order: ByteOrder
@@ -104,7 +103,7 @@ class _PointerReader:
 
     def decode_pointer(self, data: bytes) -> int:
         if self.pointer_size not in (4, 8):
-            raise MalformedImage(f"Go build info with pointers of {self.pointer_size} bytes")
+            raise MalformedImage(f"Go build info: pointers of {self.pointer_size} bytes")
         return int.from_bytes(data[: self.pointer_size], self.byte_order)
 
     def read_string(self, address: int, max_size: int) -> bytes:
@@ -118,7 +117,7 @@ class _PointerReader:
 
 
 def _parse_module_info(version: bytes, module_info: bytes) -> GoBuildInfo:
-    """Read the module text: a line each, fields separated by tabs."""
+    """Parse the module information: lines of fields separated by tabs."""
     if len(module_info) > 2 * _SENTINEL_SIZE and module_info[-_SENTINEL_SIZE - 1] == ord("\n"):
         module_info = module_info[_SENTINEL_SIZE:-_SENTINEL_SIZE]
     path, settings = "", dict[str, str]()

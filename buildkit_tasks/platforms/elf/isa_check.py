@@ -1,8 +1,8 @@
-"""Judge what a binary needs against what its platform's name promises.
+"""Compare the instruction set that a binary needs with the baseline of its platform.
 
-A platform promises a level of its architecture's instruction set (:attr:`Platform.promise`); a binary
-that says that it needs a later one may end with an illegal instruction, or be refused by its loader.
-One that needs less passes. A binary that says nothing proves nothing: see :func:`silence`.
+Every CPU of a platform has its baseline (:attr:`Platform.baseline`). A binary that needs more may end
+with an illegal instruction, or be refused by its loader; one that needs less passes. A binary without
+evidence proves nothing: see :func:`missing_isa_info_reason`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC
 from buildkit_tasks.platforms.elf.model import GO_BUILDINFO, RUNTIME_DETECTION, Evidence, riscv_extensions
 
 if TYPE_CHECKING:
@@ -27,31 +28,30 @@ __all__ = [
     "missing_isa_info_reason",
 ]
 
-STREAM_MAGICS: tuple[bytes, ...] = (b"\xff Go buildinf:", b"aeabi\0")
-"""What to look for in a file that is too large to keep: Go build info and Arm's build attributes.
+STREAM_MAGICS: tuple[bytes, ...] = (GO_MAGIC, b"aeabi\0")
+"""Byte strings to search for in a file that is too large to keep: Go build info, Arm build attributes.
 
-A kept window should start 16 bytes before a hit and reach :data:`STREAM_WINDOW` bytes behind it.
+A piece that is kept starts 16 bytes before a hit and ends :data:`STREAM_WINDOW_SIZE` bytes after it.
 """
 STREAM_WINDOW_SIZE = 1 << 17
 
-
-# Sources that are merged from all object files of a binary, hand-written ones included.
+# Sections that the linker merges from all object files, those in assembly language included.
 _WHOLE_FILE_SOURCES = frozenset({".ARM.attributes", ".riscv.attributes", ".MIPS.abiflags"})
 
 
 def isa_problems(platform: Platform, binary: Binary) -> tuple[str, ...]:
-    """Why the binary needs more than the platform promises, in words; nothing if it does not.
+    """Return why the binary needs more than the platform's baseline, a message for each reason.
 
-    Only for binaries of the platform's own machine; one for another machine has worse problems.
+    Binaries of another machine have no such problems: that they are is reported elsewhere.
     """
     return _isa_messages(platform, binary, as_warnings=False)
 
 
 def isa_warnings(platform: Platform, binary: Binary) -> tuple[str, ...]:
-    """What the binary has beyond the platform's promise, and seems to use only where the machine has it.
+    """Return what the binary has beyond the baseline but appears to use only on CPUs that support it.
 
-    Build attributes are of the whole file. A library that chooses among several forms of a function
-    when it runs has the attributes of the latest one: Debian's libgcrypt for ARMv7 says ARMv8.
+    Build attributes describe the whole file: a library that selects among several implementations of
+    a function at run time has the attributes of the newest one. Debian's libgcrypt for ARMv7 has ARMv8.
     """
     return _isa_messages(platform, binary, as_warnings=True)
 
@@ -67,8 +67,8 @@ def _isa_messages(platform: Platform, binary: Binary, *, as_warnings: bool) -> t
         requirement = _unmet_requirement(platform, machine, item) if is_detected == as_warnings else ""
         if requirement and as_warnings:
             messages.append(
-                f"has code for {requirement} ({item}) and asks the machine when it runs ({detection}): "
-                f"taken as a choice; {_describe_baseline(platform)}"
+                f"has code for {requirement} ({item}), which seems optional because it checks the CPU at "
+                f"run time ({detection}); {_describe_baseline(platform)}"
             )
         elif requirement:
             messages.append(
@@ -79,27 +79,27 @@ def _isa_messages(platform: Platform, binary: Binary, *, as_warnings: bool) -> t
 
 
 def _unmet_requirement(platform: Platform, machine: Machine, evidence: Evidence) -> str:
-    """What the item says is needed beyond the platform's promise."""
+    """Return what this evidence needs beyond the platform's baseline, or an empty string."""
     if evidence.source == GO_BUILDINFO and evidence.name not in ("GOOS", machine.go_variable):
-        return ""  # another machine's setting, which chose nothing here
+        return ""  # another machine's setting, which has no effect here
     check = _CHECKS.get((evidence.source, evidence.name))
     if check:
         return check(platform, evidence.value)
-    named = evidence.source == GO_BUILDINFO or (evidence.source, evidence.name) in _LEVEL_EVIDENCE
-    return _unmet_level(platform, machine, evidence.value) if named else ""
+    is_level = evidence.source == GO_BUILDINFO or (evidence.source, evidence.name) in _LEVEL_EVIDENCE
+    return _unmet_level(platform, machine, evidence.value) if is_level else ""
 
 
 def _unmet_level(platform: Platform, machine: Machine, value: str) -> str:
-    """The title of a level that the architecture table knows by this value, if the promise is below it."""
+    """Return the title of the level with this value if the platform's baseline is below it."""
     for index, level in enumerate(machine.isa_levels):
         if value == level.go_value or value in level.evidence_values:
             return level.title if platform.baseline in machine.isa_levels[:index] else ""
-    return f"{value}, a level that is not known here" if machine.isa_levels else ""
+    return f"{value}, an unknown level" if machine.isa_levels else ""
 
 
 def _describe_baseline(platform: Platform) -> str:
     baseline = platform.baseline
-    return f"{platform} promises {baseline.title}" if baseline else f"{platform} promises nothing of the kind"
+    return f"{platform} promises {baseline.title}" if baseline else f"{platform} does not promise it"
 
 
 def _suggest_build_option(platform: Platform, machine: Machine, evidence: Evidence) -> str:
@@ -107,11 +107,11 @@ def _suggest_build_option(platform: Platform, machine: Machine, evidence: Eviden
     if baseline is None or evidence.name in ("OS ABI", "GOOS"):
         return ""
     setting = f"{machine.go_variable}={baseline.go_value}" if baseline.go_value else ""
-    way = setting if evidence.source == GO_BUILDINFO else baseline.compiler_option
-    return f": build it with {way}" if way else ""
+    option = setting if evidence.source == GO_BUILDINFO else baseline.compiler_option
+    return f": build it with {option}" if option else ""
 
 
-# Evidence whose values are names of levels in the architecture table.
+# Evidence whose values are in IsaLevel.evidence_values.
 _LEVEL_EVIDENCE = frozenset(
     {
         (".ARM.attributes", "CPU architecture"),
@@ -125,9 +125,9 @@ _GOARM64_PATTERN = re.compile(r"v([89]\.[0-9])((?:,(?:lse|crypto))*)\Z", re.ASCI
 
 
 def _check_goarm64(platform: Platform, value: str) -> str:
-    """GOARM64 is a level and options: ``v8.0``, ``v9.2``, ``v8.0,lse,crypto``.
+    """Check GOARM64, a level with options: ``v8.0``, ``v9.2``, ``v8.0,lse,crypto``.
 
-    Armv9.N has all of Armv8.(N+5); LSE (atomics) is part of Armv8.1; crypto is promised by none.
+    Armv9.N includes Armv8.(N+5). LSE (atomics) is part of Armv8.1; no level includes crypto.
     """
     match = _GOARM64_PATTERN.match(value)
     if match is None:
@@ -145,21 +145,24 @@ def _check_goarm64(platform: Platform, value: str) -> str:
 
 
 def _rank_arm64_level(level: str) -> tuple[bool, int]:
-    """Whether it is Armv9, and the number of the Armv8 level that it has all of."""
+    """Return whether the level is Armv9, and the minor version of Armv8 that it includes."""
     major, _, minor = level.removeprefix("v").partition(".")
     rank = int(minor) if minor.isdecimal() and minor.isascii() and len(minor) == 1 else 0
     return (True, rank + 5) if major == "9" else (False, rank)
 
 
 def _check_goarm(platform: Platform, value: str) -> str:
-    """GOARM may also choose floating point: ``6,softfloat``, ``5,hardfloat``; 5 alone has none."""
+    """Check GOARM, a level with an optional float ABI: ``6,softfloat``, ``5,hardfloat``.
+
+    Without it, level 5 is soft-float and the others are hard-float.
+    """
     if value == "5,hardfloat" and platform.variant == "v5":
         return "a floating-point unit (VFP)"
     return _unmet_level(platform, platform.machine, value.partition(",")[0])
 
 
 def _check_goos(platform: Platform, value: str) -> str:
-    # Android's Go programs are Linux programs that look for Android's loader, if for any.
+    # Go programs for Android are Linux programs; a dynamic one has Android's loader as its interpreter.
     is_same_os = value == platform.os or (value == "android" and platform.os == "linux")
     return "" if is_same_os else value
 
@@ -169,16 +172,14 @@ def _check_os_abi(platform: Platform, value: str) -> str:
 
 
 def _check_riscv_arch(platform: Platform, value: str) -> str:
-    """The extensions beyond the promised profile, by name."""
+    """Name the extensions beyond those of the baseline profile."""
     unmet_extensions = riscv_extensions(value) - _baseline_extensions(platform)
-    if "v" in unmet_extensions:  # which implies these
+    if "v" in unmet_extensions:  # v implies zve* and zvl*
         unmet_extensions = {name for name in unmet_extensions if not name.startswith(("zve", "zvl"))}
+    if not unmet_extensions:
+        return ""
     noun = "extension" if len(unmet_extensions) == 1 else "extensions"
-    return (
-        f"the RISC-V {noun} {', '.join(sorted(unmet_extensions, key=_extension_sort_key))}"
-        if unmet_extensions
-        else ""
-    )
+    return f"the RISC-V {noun} {', '.join(sorted(unmet_extensions, key=_extension_sort_key))}"
 
 
 def _extension_sort_key(name: str) -> tuple[bool, str]:
@@ -203,7 +204,7 @@ def _check_ppc64_abi(_: Platform, value: str) -> str:
 
 
 def _check_mips_nan(_: Platform, value: str) -> str:
-    """The kernel refuses programs of the encoding that the FPU does not have (arch/mips/kernel/elf.c)."""
+    """Report 2008 NaNs: the kernel refuses an encoding that the FPU lacks (arch/mips/kernel/elf.c)."""
     return f"NaN as in IEEE 754-{value}"
 
 
@@ -225,7 +226,7 @@ _CHECKS: dict[tuple[str, str], Callable[[Platform, str], str]] = {
 
 
 def arm_float_abi(binary: Binary) -> str:
-    """How an ARM binary passes floating-point numbers: ``hard``, ``soft``, or nothing if it is not said."""
+    """Return the float ABI of an ARM binary: ``hard``, ``soft``, or an empty string if it is not recorded."""
     if binary.header.machine is None or binary.header.machine.architecture != "arm":
         return ""
     values = [item.value for item in binary.evidence if item.name == "float ABI"]
@@ -233,20 +234,18 @@ def arm_float_abi(binary: Binary) -> str:
 
 
 def missing_isa_info_reason(binary: Binary) -> str:
-    """Why nothing is known of the instruction set that a binary needs; nothing where it names a level."""
+    """Return why the level that a binary needs is unknown, or an empty string if it records one."""
     machine = binary.header.machine
     if machine is None:
-        return "its machine is not known here"
+        return "its machine is unknown"
     level_names = {machine.go_variable, "CPU architecture", "needed", "MIPS architecture", "arch"}
     if any(item.name in level_names for item in binary.evidence):
         return ""
-    if machine.architecture in _WITHOUT_ISA_INFO:
-        return (
-            f"{machine.architecture} files record no level of the instruction "
-            f"set{_WITHOUT_ISA_INFO[machine.architecture]}"
-        )
-    return "the file records no level of the instruction set"
+    exception = _WITHOUT_ISA_INFO.get(machine.architecture)
+    if exception is None:
+        return "the file records no level of the instruction set"
+    return f"{machine.architecture} files record no level of the instruction set{exception}"
 
 
-# Architectures whose ABI has no place for it.
+# Architectures whose ABI does not define a record of the level.
 _WITHOUT_ISA_INFO = {"arm64": ", except Go's", "ppc64le": ", except Go's", "s390x": "", "loong64": ""}

@@ -1,9 +1,9 @@
-"""Gather what a file says about the instruction set and the ABI that it was made for.
+"""Collect what a file records about the instruction set and the ABI that it was built for.
 
-Nothing here judges: see :mod:`buildkit_tasks.platforms.elf.isa_check`. Sources, by machine: the e_flags and
-their meaning (psABI supplements of Arm, MIPS, RISC-V, 64-bit PowerPC ELF V2 and LoongArch), Arm's and
-RISC-V's build attributes, x86 ISA notes ("Linux Extensions to gABI", ``.note.gnu.property``), and Go
-build info in any file.
+:mod:`buildkit_tasks.platforms.elf.isa_check` compares it with a platform's baseline. The sources are
+e_flags (the psABI supplements of Arm, MIPS, RISC-V, 64-bit PowerPC ELF V2 and LoongArch), the build
+attributes of Arm and RISC-V, x86 ISA notes ("Linux Extensions to gABI", ``.note.gnu.property``), and
+Go build information for every machine.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 __all__ = ["collect_evidence"]
 
 _FLAGS, _X86 = "ELF flags", "x86 ISA note"
-_MAX_DATA_SEARCH = 1 << 26  # of a data segment that is searched for Go's magic
+_MAX_DATA_SEARCH = 1 << 26  # bytes of the data segment that are searched for Go's magic
 _MAX_NOTES_SIZE = 1 << 16
-_MAX_STRING_SEARCH = 1 << 23  # of strings; more are data
+_MAX_STRING_SEARCH = 1 << 23  # bytes; larger sections hold data, not strings
 
-# How a program asks which extensions the machine has: glibc's call, the kernel's files, RISC-V's call.
+# How a program queries the CPU's extensions: a function of glibc, files of the kernel, a RISC-V syscall.
 _CPU_FEATURE_QUERIES = (b"getauxval", b"/proc/cpuinfo", b"/proc/self/auxv", b"riscv_hwprobe")
 
-# EI_OSABI of systems whose programs no Linux kernel can serve.
+# EI_OSABI of systems whose programs do not run on Linux.
 _FOREIGN_OS_ABIS = {2: "NetBSD", 6: "Solaris", 9: "FreeBSD", 12: "OpenBSD"}
 
 
 def collect_evidence(elf: ElfFile) -> Iterator[Evidence]:
-    """Everything found, in a fixed order; what is malformed goes to the layout's problems."""
+    """Yield all evidence in a fixed order; malformed parts are added to ``elf.problems``."""
     header = elf.header
     if header.os_abi in _FOREIGN_OS_ABIS:
         yield Evidence("ELF header", "OS ABI", _FOREIGN_OS_ABIS[header.os_abi])
-    if header.e_type in (2, 3):  # the kernel and the loader start no others
+    if header.e_type in (2, 3):  # ET_EXEC and ET_DYN, which the kernel and the loader start
         yield from _read_or_report(_read_go_build_info, elf)
     for reader in _READERS_BY_MACHINE.get(header.e_machine, ()):
         yield from _read_or_report(reader, elf)
@@ -61,7 +61,7 @@ def _read_go_build_info(elf: ElfFile) -> Iterator[Evidence]:
     try:
         build = read_go_build_info(offset, elf.view.read_at, elf.read_address)
     except MalformedImage:
-        # Its strings may lie in a piece of a large file that was not kept.
+        # The strings may be in a part of a large file that was not kept.
         if elf.is_complete:
             raise
         elf.report_unreadable("Go build info", offset, 0)
@@ -77,7 +77,7 @@ def _read_go_build_info(elf: ElfFile) -> Iterator[Evidence]:
 
 
 def _find_go_header(elf: ElfFile) -> int:
-    """Where the header lies, or -1. A file without sections is searched as Go's own reader does."""
+    """Return the header's offset, or -1; without sections, search the data segment as Go's reader does."""
     section = elf.find_section(b".go.buildinfo")
     if section is not None:
         if not elf.view.read_at(section[0], 1):
@@ -97,7 +97,7 @@ _ARM_ARCHITECTURES = (
 )  # fmt: skip
 _ARM_FP = ("none", "VFPv1", "VFPv2", "VFPv3", "VFPv3-D16", "VFPv4", "VFPv4-D16", "FP-ARMv8", "FP-ARMv8-D16")
 _ARM_ATTRIBUTES = (
-    # tag, name, the meanings of its values
+    # tag, name, meaning of each value
     (6, "CPU architecture", _ARM_ARCHITECTURES),
     (9, "Thumb", ("none", "Thumb", "Thumb-2", "yes")),
     (10, "FP architecture", _ARM_FP),
@@ -115,11 +115,11 @@ def _read_arm_flags(elf: ElfFile) -> Iterator[Evidence]:
 
 
 def _read_arm_entry_point(elf: ElfFile) -> Iterator[Evidence]:
-    """Thumb-2 where a program starts: a proof of ARMv7 (or v6T2), whatever it chooses later.
+    """Look for Thumb-2 at the entry point: it proves ARMv7 (or v6T2), run-time detection or not.
 
-    An odd entry point is Thumb code. Its 32-bit instructions are Thumb-2's, except for BL and BLX
-    (Arm Architecture Reference Manual, "Thumb instruction set encoding"). Only the first ones are
-    looked at: data follow soon.
+    An odd entry point is Thumb code. Its 32-bit instructions are Thumb-2, except for BL and BLX
+    (Arm Architecture Reference Manual, "Thumb instruction set encoding"). Only the first instructions
+    are decoded, because data may follow them.
     """
     entry = elf.header.entry_point
     if not entry & 1:
@@ -152,15 +152,15 @@ def _read_arm_attributes(elf: ElfFile) -> Iterator[Evidence]:
         yield Evidence(source, "CPU profile", _format_profile(profile))
     for tag, name, values in _ARM_ATTRIBUTES:
         value = attributes.get(tag, 0)
-        if isinstance(value, int) and (tag in attributes or tag == 28):  # absent means 0, soft
+        if isinstance(value, int) and (tag in attributes or tag == 28):  # Tag_ABI_VFP_args is 0 if absent
             yield Evidence(source, name, values[value] if value < len(values) else f"unknown ({value})")
-    # Plain ARMv7 without NEON is a compiler's word: nobody writes that by hand, for a choice.
+    # Plain ARMv7 without NEON is the compiler's target: functions selected at run time use NEON or ARMv8.
     if attributes.get(12) or attributes.get(6) not in (None, 0, 1, 2, 3, 4, 5, 10):
         yield from _find_runtime_detection(elf)
 
 
 def _find_runtime_detection(elf: ElfFile) -> Iterator[Evidence]:
-    """A sign that the binary looks at the machine before it uses all that its attributes name."""
+    """Look for strings that suggest that the binary checks the CPU before it uses optional extensions."""
     ranges = [elf.find_section(name) for name in (b".dynstr", b".rodata")]
     whole_file = (0, elf.view.size)
     for offset, size in [section for section in ranges if section] or [whole_file]:
@@ -219,7 +219,7 @@ def _parse_x86_properties(data: bytes, alignment: int) -> Iterator[Evidence]:
 
 
 def _iter_notes(data: bytes, alignment: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """Kind, owner and content of each note (gABI, chapter 5, "Note Section")."""
+    """Yield type, owner and descriptor of each note (System V gABI, chapter 5, "Note Section")."""
     offset = 0
     while offset + 12 <= len(data):
         name_size, descriptor_size, note_type = struct.unpack_from("<III", data, offset)
@@ -245,19 +245,19 @@ def _read_mips_flags(elf: ElfFile) -> Iterator[Evidence]:
     level = flags >> 28
     name = _MIPS_LEVELS[level] if level < len(_MIPS_LEVELS) else f"unknown ({level})"
     yield Evidence(_FLAGS, "MIPS architecture", name)
-    default_abi = "n64" if elf.header.bits == 64 else "o32"  # ELF has two classes
+    default_abi = "n64" if elf.header.bits == 64 else "o32"
     yield Evidence(_FLAGS, "MIPS ABI", "n32" if flags & 0x20 else _MIPS_ABIS.get(flags & 0xF000, default_abi))
     if flags & 0x400:
         yield Evidence(_FLAGS, "NaN", "2008")
 
 
 def _read_mips_abiflags(elf: ElfFile) -> Iterator[Evidence]:
-    """``.MIPS.abiflags``, which has a segment of its own in linked files."""
+    """Read ``.MIPS.abiflags``, which linked files have as a segment (PT_MIPS_ABIFLAGS)."""
     segment = elf.find_segment(PT_PROCESSOR)
     if segment is None:
         return
     data = elf.read(".MIPS.abiflags", segment.offset, 24)
-    if len(data) < 24 or data[0:2] != b"\0\0":  # Elf_Internal_ABIFlags_v0
+    if len(data) < 24 or data[0:2] != b"\0\0":  # Elf_Internal_ABIFlags_v0: 24 bytes, version 0
         return
     fp_abi, ases = data[7], int.from_bytes(data[12:16], elf.header.byte_order)
     if fp_abi:

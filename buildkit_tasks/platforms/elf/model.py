@@ -1,4 +1,4 @@
-"""What is read of an ELF file: its header, what its linker wrote, and what it says about its ISA."""
+"""Values read from an ELF file: its header, its dynamic section, and evidence of the ISA it needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["GO_BUILDINFO", "RUNTIME_DETECTION", "Binary", "ElfHeader", "Evidence
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One thing that a binary says about itself: where it is said, what about, and the words."""
+    """One fact that a binary records about itself: where, about what, and the value."""
 
     source: str
     name: str
@@ -32,8 +32,9 @@ class Evidence:
 
 
 GO_BUILDINFO = "Go build info"
-RUNTIME_DETECTION = "asks the machine"
-
+"""The source of evidence from Go's build information."""
+RUNTIME_DETECTION = "run-time detection"
+"""The name of evidence that a binary queries the CPU's features at run time."""
 
 _ISA_STRING_PATTERN = re.compile(r"rv(?:32|64|128)([a-z].*)\Z", re.ASCII)
 _SINGLE_LETTER_PATTERN = re.compile(r"([a-wy])(?:[0-9]+p[0-9]+)?", re.ASCII)
@@ -41,10 +42,10 @@ _EXTENSION_VERSION_PATTERN = re.compile(r"[0-9]+p[0-9]+\Z", re.ASCII)
 
 
 def riscv_extensions(arch: str) -> set[str]:
-    """The extensions in an ISA string such as ``rv64i2p1_m2p0_zicsr2p0`` or ``rv64gc``, without versions.
+    """Return the extensions of an ISA string such as ``rv64i2p1_m2p0_zicsr2p0`` or ``rv64gc``.
 
-    RISC-V Unprivileged ISA, "ISA Extension Naming Conventions". Supervisor extensions are left out:
-    they do not concern programs.
+    Versions are dropped, and supervisor extensions, which programs cannot use (RISC-V Unprivileged ISA,
+    "ISA Extension Naming Conventions").
     """
     match = _ISA_STRING_PATTERN.match(arch.lower()[:4096])
     if match is None:
@@ -62,7 +63,7 @@ def riscv_extensions(arch: str) -> set[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElfHeader:
-    """The fields of an ELF header by their meaning; ``type`` is e_type, ``abi`` EI_OSABI."""
+    """The ELF header (System V gABI, chapter 4); ``bits`` is EI_CLASS, ``byte_order`` EI_DATA."""
 
     bits: int
     byte_order: ByteOrder
@@ -81,40 +82,35 @@ class ElfHeader:
 
     @property
     def machine(self) -> Machine | None:
-        """The architecture table's row, or None for a machine that is not in it."""
-        return machine_from_elf(
-            1 if self.bits == 32 else 2, 1 if self.byte_order == "little" else 2, self.e_machine
-        )
+        """The entry of the architecture table, or None for a machine that is not in it."""
+        return machine_from_elf(self.bits, self.byte_order, self.e_machine)
 
     @property
     def machine_name(self) -> str:
-        """The machine's name: the architecture table's, or what the world calls a foreign one."""
-        machine = self.machine
-        return (
-            machine.architecture
-            if machine
-            else foreign_machine_name(self.bits, self.byte_order, self.e_machine)
-        )
+        """The OCI architecture, or the usual name of a machine that is not in the table."""
+        if self.machine:
+            return self.machine.architecture
+        return foreign_machine_name(self.bits, self.byte_order, self.e_machine)
 
     @property
     def is_device_code(self) -> bool:
-        """Whether a program carries this for another processor: a GPU's kernels, a BPF object, firmware."""
+        """Whether a program loads this into another processor: GPU kernels, BPF objects, firmware."""
         return self.e_machine in DEVICE_MACHINES
 
     def describe(self) -> str:
-        """Say it in words: ``ELF 64-bit little-endian, machine 62 (amd64)``."""
+        """Return a description such as ``ELF 64-bit little-endian, machine 62 (amd64)``."""
         return f"ELF {self.bits}-bit {self.byte_order}-endian, machine {self.e_machine} ({self.machine_name})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
-    """An ELF file in what matters for starting it.
+    """What an ELF file needs in order to start.
 
-    ``interpreter`` is PT_INTERP's path or empty, ``refused`` why a kernel would not start it for its
-    sake (fs/binfmt_elf.c); ``dynamic`` whether it has a dynamic section;
-    ``needed``, ``soname``, ``rpath`` and ``runpath`` are that section's, the paths split at colons.
-    ``evidence`` is all that was found about the instruction set and the ABI. ``problems`` names
-    what is damaged, ``unread`` what may be sound but was not kept of a large file.
+    ``interpreter`` is the path in PT_INTERP or empty; ``exec_error`` says why the kernel would refuse
+    to start the file because of it (fs/binfmt_elf.c). ``is_dynamic`` tells whether there is a dynamic
+    section; ``needed``, ``soname``, ``rpath`` and ``runpath`` are from there, the paths split at
+    colons. ``evidence`` is about the instruction set and the ABI. ``problems`` lists what is damaged,
+    ``unread_parts`` what may be intact but is not among the pieces kept of a large file.
     """
 
     header: ElfHeader

@@ -1,7 +1,7 @@
-"""Where things lie in an ELF file: segments, addresses and sections, read once and never trusted.
+"""Segments, addresses and sections of an ELF file (System V gABI, chapters 4 and 5).
 
-System V gABI, chapters 4 and 5. Nothing here raises: what cannot be read is noted among the
-problems when the file itself is at fault, and as unread when that piece of it was not kept.
+The file is untrusted, and nothing here raises: what cannot be read is added to ``problems`` if the
+file is damaged, and to ``unread_parts`` if that piece of a large file was not kept.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms.elf.model import ElfHeader
     from buildkit_tasks.platforms.elf.view import FileView
 
-__all__ = ["PROGRAM_HEADER_STRUCTS", "ElfFile", "Segment", "struct_variants"]
+__all__ = ["ELF_HEADER_STRUCTS", "PROGRAM_HEADER_STRUCTS", "ElfFile", "Segment", "struct_variants"]
 
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
 PT_GNU_PROPERTY = 0x6474E553
 PT_PROCESSOR = 0x70000003  # PT_RISCV_ATTRIBUTES; PT_MIPS_ABIFLAGS has the same number
 _USED_SEGMENT_TYPES = frozenset({PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_GNU_PROPERTY, PT_PROCESSOR})
 
-_MAX_PROGRAM_HEADERS_SIZE = 1 << 16  # more than that, and the kernel does not load the program (binfmt_elf.c)
+_MAX_PROGRAM_HEADERS_SIZE = 1 << 16  # the kernel's limit (load_elf_phdrs in fs/binfmt_elf.c)
 _MAX_SECTIONS = 1 << 16
 _MAX_SECTION_NAMES_SIZE = 1 << 20
+_SHN_XINDEX = 0xFFFF
 _PF_W, _PF_X = 2, 1
 
 
 def struct_variants(format32: str, format64: str) -> dict[tuple[int, str], struct.Struct]:
-    """One structure in its four shapes, by class and byte order."""
+    """Return a structure for both classes and both byte orders, by (bits, byte order)."""
     return {
         (bits, byte_order): struct.Struct(endian_prefix + field_formats)
         for bits, field_formats in ((32, format32), (64, format64))
@@ -35,13 +36,17 @@ def struct_variants(format32: str, format64: str) -> dict[tuple[int, str], struc
     }
 
 
+ELF_HEADER_STRUCTS = struct_variants("HHIIIIIHHHHHH", "HHIQQQIHHHHHH")
+"""The ELF header after e_ident: e_type to e_shstrndx."""
 PROGRAM_HEADER_STRUCTS = struct_variants("IIIIIIII", "IIQQQQQQ")
-"""A program header; its fields have another order in the two classes."""
+"""A program header; p_flags is the second field in 64-bit files and the seventh in 32-bit ones."""
 _SECTION_HEADER_STRUCTS = struct_variants("IIIIIIIIII", "IIQQQQIIQQ")
+# The positions of Segment's fields in a program header.
+_SEGMENT_FIELDS = {32: (0, 6, 1, 2, 4, 5, 7), 64: (0, 1, 2, 3, 5, 6, 7)}
 
 
 class Segment(NamedTuple):
-    """A program header's fields that are used here."""
+    """The fields of a program header that are used here."""
 
     p_type: int
     flags: int
@@ -53,7 +58,7 @@ class Segment(NamedTuple):
 
 
 class ElfFile:
-    """A file, its header, and what its tables say of the rest."""
+    """An ELF file with its header, segments and sections."""
 
     __slots__ = ("_sections", "header", "load_segments", "problems", "segments", "unread_parts", "view")
 
@@ -67,16 +72,18 @@ class ElfFile:
         self._sections: tuple[list[tuple[int, ...]], bytes] | None = None
 
     def read(self, label: str, offset: int, size: int) -> bytes:
-        """The bytes there; fewer, with a note, where the file ends or was not kept."""
+        """Return ``size`` bytes at ``offset``; report it if there are fewer."""
         data = self.view.read_at(offset, size)
         if len(data) < size:
             self.report_unreadable(label, offset, size)
         return data
 
     def report_unreadable(self, label: str, offset: int, size: int) -> None:
-        """Note that ``what`` cannot be read, and whose fault that is."""
+        """Record that ``label`` cannot be read: the file is too short, or that piece was not kept."""
         if offset + size > self.view.size:
-            self.problems.append(f"{label} at byte {offset} goes past the file's {self.view.size} bytes")
+            self.problems.append(
+                f"{label} at byte {offset}: past the end of the file, which has {self.view.size} bytes"
+            )
         else:
             self.unread_parts.append(
                 f"{label} at {_format_offset(offset)}: that part of the file was not kept"
@@ -84,7 +91,7 @@ class ElfFile:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every byte of the file is at hand."""
+        """Whether every byte of the file is in memory."""
         return len(self.view.read_at(0, self.view.size)) == self.view.size
 
     def _read_segments(self) -> list[Segment]:
@@ -96,30 +103,23 @@ class ElfFile:
             return []
         size = header.phnum * header_struct.size
         if size > _MAX_PROGRAM_HEADERS_SIZE:
-            self.problems.append(f"{header.phnum} program headers: no kernel loads that many")
+            self.problems.append(f"{header.phnum} program headers: the kernel does not load that many")
             size = _MAX_PROGRAM_HEADERS_SIZE // header_struct.size * header_struct.size
         data = self.read("program headers", header.phoff, size)
         program_headers = header_struct.iter_unpack(
             data[: len(data) // header_struct.size * header_struct.size]
         )
-        if header.bits == 64:  # ELF has two classes
-            return [
-                Segment(r[0], r[1], r[2], r[3], r[5], r[6], r[7])
-                for r in program_headers
-                if r[0] in _USED_SEGMENT_TYPES
-            ]
+        used_headers = (fields for fields in program_headers if fields[0] in _USED_SEGMENT_TYPES)
         return [
-            Segment(r[0], r[6], r[1], r[2], r[4], r[5], r[7])
-            for r in program_headers
-            if r[0] in _USED_SEGMENT_TYPES
+            Segment(*(fields[index] for index in _SEGMENT_FIELDS[header.bits])) for fields in used_headers
         ]
 
     def find_segment(self, p_type: int) -> Segment | None:
-        """The first segment of a kind."""
+        """Return the first segment of a type, or None."""
         return next((segment for segment in self.segments if segment.p_type == p_type), None)
 
     def map_address(self, address: int) -> tuple[int, int] | None:
-        """The file offset that is loaded at an address, and how many bytes follow it there."""
+        """Return the file offset that is loaded at an address, and how many bytes of its segment follow."""
         for segment in self.load_segments:
             segment_offset = address - segment.address
             if 0 <= segment_offset < segment.file_size:
@@ -127,7 +127,7 @@ class ElfFile:
         return None
 
     def read_address(self, address: int, size: int) -> bytes:
-        """What is loaded at an address; a segment's end that is not in the file is zeros (``.bss``)."""
+        """Return up to ``size`` bytes at an address; bytes beyond p_filesz are zero (``.bss``)."""
         for segment in self.load_segments:
             segment_offset = address - segment.address
             if 0 <= segment_offset < max(segment.file_size, segment.memory_size):
@@ -138,16 +138,16 @@ class ElfFile:
         return b""
 
     def find_data_segment(self) -> Segment | None:
-        """The first segment that is writable and not executable."""
+        """Return the first segment that is writable and not executable, or None."""
         return next((s for s in self.load_segments if s.flags & (_PF_W | _PF_X) == _PF_W), None)
 
     @property
     def has_sections(self) -> bool:
-        """Whether the file says that it has sections; a stripped or packed one may have none."""
+        """Whether there is a section header table; stripped and packed files may have none."""
         return bool(self.header.shoff)
 
     def find_section(self, name: bytes) -> tuple[int, int] | None:
-        """Offset and size of the section of that name, or None."""
+        """Return offset and size of the section of that name, or None."""
         section_headers, names = self._load_sections()
         terminated_name = name + b"\0"
         if terminated_name not in names:
@@ -178,24 +178,21 @@ class ElfFile:
         return list(header_struct.iter_unpack(data)) if len(data) == count * header_struct.size else []
 
     def _read_section_count(self, header_struct: struct.Struct) -> int:
-        """The count of a file with so many sections that the header has no room for it."""
+        """Return the count from sh_size of section 0, where it is if e_shnum is too small for it."""
         first_header = self.view.read_at(self.header.shoff, header_struct.size)
         return header_struct.unpack(first_header)[5] if len(first_header) == header_struct.size else 1
 
     def _read_section_names(self, section_headers: list[tuple[int, ...]]) -> bytes:
         if not section_headers:
             return b""
-        index = (
-            section_headers[0][6] if self.header.shstrndx == 0xFFFF else self.header.shstrndx
-        )  # SHN_XINDEX
+        index = self.header.shstrndx
+        if index == _SHN_XINDEX:
+            index = section_headers[0][6]
         if index >= len(section_headers):
             self.problems.append(f"section names in section {index} of {len(section_headers)}")
             return b""
-        return self.read(
-            "section names",
-            section_headers[index][4],
-            min(section_headers[index][5], _MAX_SECTION_NAMES_SIZE),
-        )
+        offset, size = section_headers[index][4:6]
+        return self.read("section names", offset, min(size, _MAX_SECTION_NAMES_SIZE))
 
 
 def _format_offset(offset: int) -> str:

@@ -1,4 +1,4 @@
-"""What is kept of a file: all of it, or some pieces of one that is too large to hold."""
+"""Random access to a file that is in memory, wholly or (a large one) in pieces."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 __all__ = ["ByteOrder", "FileView", "PartialFile", "WholeFile"]
 
 ByteOrder = Literal["little", "big"]
-"""A byte order, as ``int.from_bytes`` names it."""
+"""A byte order by its name in ``int.from_bytes``."""
 
 
 class FileView(Protocol):
-    """A file of ``size`` bytes, of which some are at hand."""
+    """A file of ``size`` bytes, all or some of which are in memory."""
 
     @property
     def size(self) -> int:
-        """The whole file's length in bytes, kept or not."""
+        """The length of the whole file in bytes."""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """What is kept of those bytes: fewer or none past the end or where the file was not kept."""
+        """Return up to ``size`` bytes at ``offset``: those before the end of the file and the first gap."""
 
     def find(self, needle: bytes, start: int, end: int) -> int:
-        """The offset of the first occurrence in what is kept between two offsets, or -1."""
+        """Return the offset of the first occurrence between two offsets, or -1."""
 
 
 class WholeFile:
-    """A file that is kept whole."""
+    """A file that is wholly in memory."""
 
     __slots__ = ("_data", "size")
 
@@ -38,16 +38,16 @@ class WholeFile:
         self.size = len(data)
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """See :meth:`View.at`."""
+        """See :meth:`FileView.read_at`."""
         return self._data[offset : offset + size]
 
     def find(self, needle: bytes, start: int, end: int) -> int:
-        """See :meth:`View.find`."""
+        """See :meth:`FileView.find`."""
         return self._data.find(needle, start, end)
 
 
 class PartialFile:
-    """A large file of which pieces are kept; they may touch or overlap."""
+    """Pieces of a large file, by their offsets; they may touch or overlap."""
 
     __slots__ = ("_offsets", "_pieces", "size")
 
@@ -57,7 +57,7 @@ class PartialFile:
         self._offsets = [start for start, _ in self._pieces]
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """See :meth:`View.at`; what lies beyond the first gap is not given."""
+        """See :meth:`FileView.read_at`."""
         data = bytearray()
         while len(data) < size:
             piece = self._read_piece(offset + len(data), size - len(data))
@@ -67,7 +67,7 @@ class PartialFile:
         return bytes(data)
 
     def find(self, needle: bytes, start: int, end: int) -> int:
-        """See :meth:`View.find`; an occurrence lies in one piece."""
+        """See :meth:`FileView.find`; an occurrence that spans two pieces is not found."""
         for piece_offset, data in self._pieces:
             if piece_offset < end and start < piece_offset + len(data):
                 position = data.find(needle, max(start - piece_offset, 0), end - piece_offset)
@@ -76,7 +76,7 @@ class PartialFile:
         return -1
 
     def _read_piece(self, offset: int, size: int) -> bytes:
-        """The bytes that one piece has from there on: the last that starts early enough, or an earlier."""
+        """Return the bytes at ``offset`` from the last piece that contains it."""
         for index in range(bisect_right(self._offsets, offset) - 1, -1, -1):
             start, data = self._pieces[index]
             if offset < start + len(data):

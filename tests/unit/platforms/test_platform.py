@@ -95,8 +95,9 @@ def test_magics_are_distinct() -> None:
 
 
 def test_machine_from_elf() -> None:
-    assert machine_from_elf(1, 1, 62) is None
-    assert machine_from_elf(2, 1, 62) is not None
+    assert machine_from_elf(32, "little", 62) is None
+    for machine in MACHINES:
+        assert machine_from_elf(machine.bits, machine.byte_order, machine.e_machine) is machine
 
 
 def test_native_platform_is_known() -> None:

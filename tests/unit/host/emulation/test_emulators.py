@@ -19,8 +19,8 @@ from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, build_probe_program
 from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system import debian
+from tests.support.elf import elf
 from tests.support.scripted import Entry, Kernel, Scripted
-from tests.unit.platforms.elf.test_reader import with_interpreter
 
 ARM64, AMD64 = parse_platforms(["linux/arm64", "linux/amd64"])
 BOTH = (AMD64, ARM64)
@@ -28,26 +28,26 @@ NO_FORMAT = OSError(8, "Exec format error")
 
 
 class Bench:
-    """Emulators of this kernel, whose table is a folder and whose commands are scripted."""
+    """The emulators of this kernel, with a directory as its table and scripted commands."""
 
     def __init__(self, folder: Path, *, choice: str = "auto", engine: Engine | None = None) -> None:
         self.run = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.settings = Settings(cache=str(folder / "cache"), emulators=choice)
         self.emulators = EmulatorManager(
-            engine=engine, settings=self.settings, commands=self.run, notify=self.told.append
+            engine=engine, settings=self.settings, commands=self.run, notify=self.messages.append
         )
         table = HandlerTable(
             commands=self.run, state_path=folder / "cache" / "binfmt.json", mount_point=self.run.folder
         )
         vars(self.emulators)["handler_table"] = table
-        self.runs("amd64")
-        self.fails("arm64")
+        self.let_probe_succeed("amd64")
+        self.let_probe_fail("arm64")
 
-    def runs(self, name: str) -> None:
+    def let_probe_succeed(self, name: str) -> None:
         self.run.expect(f"*/.probe-*/{name}", returncode=PROBE_STATUS)
 
-    def fails(self, name: str, error: BaseException = NO_FORMAT) -> None:
+    def let_probe_fail(self, name: str, error: BaseException = NO_FORMAT) -> None:
         self.run.expect(f"*/.probe-*/{name}", error=error)
 
     def add(self, name: str = "qemu-aarch64", interpreter: str = "/bin/sh", flags: str = "F") -> None:
@@ -62,8 +62,7 @@ class Bench:
     def names(self) -> list[str]:
         return [handler.name for handler in self.emulators.handler_table.read_handlers()]
 
-    def row(self) -> PlatformSetup:
-        """How arm64 runs."""
+    def inspect_arm64(self) -> PlatformSetup:
         return self.emulators.inspect([ARM64])[0]
 
 
@@ -84,99 +83,97 @@ def executable(path: Path, data: bytes) -> Path:
     return path
 
 
-def remote(run_kind: str = "graph") -> Engine:
+def make_engine(*, is_local: bool) -> Engine:
     return Engine(
-        kind="system",
-        endpoint="ssh://elsewhere",
-        version="28",
-        store=run_kind,
-        platform=AMD64,
-        is_local=False,
-        tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
-    )
+        kind="system", endpoint="ssh://builder", version="28", store="graph", platform=AMD64,
+        is_local=is_local, tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
+    )  # fmt: skip
 
 
-def test_a_platform_that_runs_without_a_handler_is_native(bench: Bench) -> None:
+def test_native_without_handler(bench: Bench) -> None:
     amd64, arm64 = bench.emulators.inspect(BOTH)
     assert (amd64.native, amd64.runs, amd64.message) == (True, True, "")
     assert (arm64.native, arm64.runs) == (False, False)
     assert arm64.message == "no emulator is registered for it (Exec format error)"
 
 
-def test_a_platform_that_runs_through_a_handler_names_it(bench: Bench) -> None:
+def test_emulated_by_handler(bench: Bench) -> None:
     bench.add(flags="POF")
-    bench.runs("arm64")
-    row = bench.row()
+    bench.let_probe_succeed("arm64")
+    row = bench.inspect_arm64()
     assert (row.native, row.runs, row.message) == (False, True, "")
     assert (row.handler, row.interpreter, row.flags) == ("qemu-aarch64", "/bin/sh", "POF")
 
 
-def test_the_probe_decides_whatever_the_table_says(bench: Bench) -> None:
+def test_failed_probe_with_handler(bench: Bench) -> None:
     bench.add(flags="F")
     bench.run.expect("*/.probe-*/arm64", returncode=0)
-    assert not bench.row().runs
+    assert not bench.inspect_arm64().runs
     bench.run.expect("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
-    row = bench.row()
+    row = bench.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
         "handler qemu-aarch64 with /bin/sh: its probe failed: qemu: uncaught target signal 11",
     )
 
 
-def test_row_3_a_handler_without_f_serves_no_container(bench: Bench) -> None:
+def test_handler_without_f(bench: Bench) -> None:
     bench.add(flags="PO")
-    bench.runs("arm64")
-    row = bench.row()
+    bench.let_probe_succeed("arm64")
+    row = bench.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
         "handler qemu-aarch64 has flags 'PO' without F: /bin/sh cannot be found inside a container",
     )
 
 
-def test_row_4_a_missing_interpreter_is_named(bench: Bench) -> None:
+def test_missing_interpreter(bench: Bench) -> None:
     bench.add(interpreter="/gone/qemu", flags="F")
-    row = bench.row()
+    row = bench.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
         "handler qemu-aarch64 names the interpreter /gone/qemu, which does not exist",
     )
 
 
-def test_row_5_a_deleted_interpreter_with_f_is_no_fault_while_it_works(bench: Bench) -> None:
+def test_deleted_interpreter_that_runs(bench: Bench) -> None:
     bench.add(interpreter="/gone/qemu", flags="F")
-    bench.runs("arm64")
-    assert bench.row().runs
+    bench.let_probe_succeed("arm64")
+    assert bench.inspect_arm64().runs
 
 
-def test_row_6_a_disabled_handler_says_disabled(bench: Bench) -> None:
+def test_disabled_handler(bench: Bench) -> None:
     bench.add()
     bench.disable("qemu-aarch64")
-    row = bench.row()
+    row = bench.inspect_arm64()
     assert (row.runs, row.message) == (False, "handler qemu-aarch64 is disabled")
 
 
-def test_a_disabled_handler_does_no_harm_to_what_runs_natively(bench: Bench) -> None:
+def test_disabled_handler_of_native_platform(bench: Bench) -> None:
     bench.add()
     bench.disable("qemu-aarch64")
-    bench.runs("arm64")
-    row = bench.row()
+    bench.let_probe_succeed("arm64")
+    row = bench.inspect_arm64()
     assert (row.native, row.runs, row.message) == (True, True, "")
 
 
-def test_row_7_of_two_handlers_the_winner_is_named(bench: Bench) -> None:
+def test_effective_handler_is_reported(bench: Bench) -> None:
     bench.add("old")
     bench.add("new", "/gone/qemu")
-    assert bench.row().message.startswith("handler new names the interpreter /gone/qemu")
+    assert bench.inspect_arm64().message.startswith("handler new names the interpreter /gone/qemu")
 
 
-def test_row_11_a_hanging_probe_is_told_with_its_deadline(bench: Bench) -> None:
+def test_probe_timeout(bench: Bench) -> None:
     bench.add()
-    bench.fails("arm64", DeadlineExceeded("it took too long"))
-    assert bench.row().message == "handler qemu-aarch64 with /bin/sh: its probe did not end within 10 s"
+    bench.let_probe_fail("arm64", DeadlineExceeded("it took too long"))
+    assert (
+        bench.inspect_arm64().message
+        == "handler qemu-aarch64 with /bin/sh: its probe did not end within 10 s"
+    )
     assert {each.call.timeout for each in bench.run.asked("*/.probe-*")} == {10.0}
 
 
-def test_inspecting_changes_nothing_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+def test_inspect_changes_nothing(bench: Bench, tmp_path: Path) -> None:
     bench.add()
     bench.emulators.inspect(BOTH)
     assert bench.run.written == []
@@ -184,65 +181,61 @@ def test_inspecting_changes_nothing_and_leaves_nothing(bench: Bench, tmp_path: P
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_programs_that_are_probed_are_the_architectures_own(tmp_path: Path) -> None:
-    seen: dict[str, bytes] = {}
+def test_probe_programs(tmp_path: Path) -> None:
+    programs: dict[str, bytes] = {}
 
-    def look(argv: list[str], _: object) -> None:
+    def record(argv: list[str], _: object) -> None:
         path = Path(argv[0])
         assert path.stat().st_mode & 0o777 == 0o700
-        seen[path.name] = path.read_bytes()
+        programs[path.name] = path.read_bytes()
 
-    run = Scripted().expect("*", returncode=PROBE_STATUS, effect=look)
+    run = Scripted().expect("*", returncode=PROBE_STATUS, effect=record)
     platforms = parse_platforms(["arm/v7", "arm/v6", "s390x"])
-    found = probe_machines((each.machine for each in platforms), Settings(cache=str(tmp_path)), run)
-    assert found == {"arm": "", "s390x": ""}
-    assert seen == {each.architecture: build_probe_program(each.machine) for each in platforms}
+    failures = probe_machines((each.machine for each in platforms), Settings(cache=str(tmp_path)), run)
+    assert failures == {"arm": "", "s390x": ""}
+    assert programs == {each.architecture: build_probe_program(each.machine) for each in platforms}
 
 
-def test_what_is_missing_is_registered_with_the_hosts_static_qemu(bench: Bench, tmp_path: Path) -> None:
+def test_register_host_qemu(bench: Bench, tmp_path: Path) -> None:
     qemu = static_qemu(tmp_path, "qemu-aarch64-static")
     bench.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
     bench.run.expect("*/.probe-*/arm64", error=NO_FORMAT, times=1)
     rows = bench.emulators.ensure(BOTH)
     assert [row.runs for row in rows] == [True, True]
     assert (rows[1].handler, rows[1].interpreter) == ("qemu-aarch64", str(qemu))
-    assert f"registering {qemu} for linux/arm64" in bench.told
+    assert f"registering {qemu} for linux/arm64" in bench.messages
 
 
 @pytest.mark.parametrize(
     "data",
-    [with_interpreter(AMD64.machine, b"/lib/ld.so\0"), b"#!/bin/sh\n", b""],
-    ids=["dynamic", "script", "empty"],
+    [elf("linux/amd64", interpreter="/lib/ld.so"), elf("linux/amd64")[:100], b"#!/bin/sh\n", b""],
+    ids=["dynamic", "truncated", "script", "empty"],
 )
-def test_a_host_qemu_that_would_not_work_in_a_container_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
-) -> None:
+def test_host_qemu_must_be_static(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     executable(tmp_path / "bin" / "qemu-aarch64-static", data)
     assert qemu._find_host_qemu(ARM64.machine) is None
-    better = static_qemu(tmp_path, "qemu-aarch64")
-    assert qemu._find_host_qemu(ARM64.machine) == better
+    static = static_qemu(tmp_path, "qemu-aarch64")
+    assert qemu._find_host_qemu(ARM64.machine) == static
 
 
-def test_two_variants_of_one_architecture_are_registered_once(bench: Bench, tmp_path: Path) -> None:
+def test_variants_are_registered_once(bench: Bench, tmp_path: Path) -> None:
     static_qemu(tmp_path, "qemu-arm")
-    bench.fails("arm")
+    bench.let_probe_fail("arm")
     bench.emulators.ensure(parse_platforms(["arm/v7", "arm/v6"]))
     assert bench.names == ["qemu-arm"]
     assert len(bench.run.written) == 1
 
 
-def test_what_works_is_not_touched(bench: Bench, tmp_path: Path) -> None:
+def test_ensure_keeps_working_handlers(bench: Bench, tmp_path: Path) -> None:
     static_qemu(tmp_path, "qemu-aarch64")
     bench.add("theirs")
-    bench.runs("arm64")
+    bench.let_probe_succeed("arm64")
     bench.emulators.ensure(BOTH, recreate=True)
     assert (bench.names, bench.run.written) == (["theirs"], [])
 
 
-def test_a_foreign_handler_that_fails_is_kept_unless_recreate_is_asked_for(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_recreate_replaces_failing_handlers(bench: Bench, tmp_path: Path) -> None:
     qemu = static_qemu(tmp_path, "qemu-aarch64")
     bench.add("theirs")
     bench.add("theirs-too")
@@ -251,23 +244,21 @@ def test_a_foreign_handler_that_fails_is_kept_unless_recreate_is_asked_for(
     bench.emulators.ensure([ARM64], recreate=True)
     assert bench.names == ["qemu-aarch64"]
     assert bench.emulators.handler_table.read_handlers()[0].interpreter == str(qemu)
-    assert "removing handler theirs, which does not work" in bench.told
+    assert "removing handler theirs, which does not work" in bench.messages
 
 
-def test_nothing_is_removed_before_its_replacement_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_handler_kept_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
     bench = Bench(tmp_path, choice="host")
     bench.add("theirs", flags="P")
-    with pytest.raises(EmulatorError, match="and this is arch") as caught:
+    with pytest.raises(EmulatorError, match="this machine runs arch") as caught:
         bench.emulators.ensure([ARM64], recreate=True)
     assert caught.value.exit_code == 3
     assert bench.names == ["theirs"]
 
 
-def test_with_emulators_none_nothing_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulators_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     static_qemu(tmp_path, "qemu-aarch64")
     bench = Bench(tmp_path, choice="none")
@@ -277,25 +268,19 @@ def test_with_emulators_none_nothing_is_registered(tmp_path: Path, monkeypatch: 
     assert len(bench.run.asked("*/.probe-*")) == 2
 
 
-def test_without_apt_the_binfmt_image_is_tried_and_its_words_are_passed_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_binfmt_image_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
-    local = Engine(
-        kind="system", endpoint="unix:///x", version="28", store="graph", platform=AMD64, is_local=True,
-        tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
-    )  # fmt: skip
-    bench = Bench(tmp_path, engine=local)
+    bench = Bench(tmp_path, engine=make_engine(is_local=True))
     bench.run.expect(
         "docker run --rm --privileged tonistiigi/binfmt --install arm64", returncode=1, stderr="no network"
     )
     assert not bench.emulators.ensure([ARM64])[0].runs
-    assert "tonistiigi/binfmt: no network" in bench.told
+    assert "tonistiigi/binfmt: no network" in bench.messages
 
 
-def test_row_9_an_installer_that_says_it_succeeded_is_not_believed(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, choice="image", engine=remote())
+def test_installer_status_is_not_trusted(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, choice="image", engine=make_engine(is_local=False))
     bench.run.expect("docker import *").expect("docker rmi *")
     bench.run.expect(
         "docker run --rm --network=none *", returncode=1, stderr="exec /probe: exec format error"
@@ -305,21 +290,21 @@ def test_row_9_an_installer_that_says_it_succeeded_is_not_believed(tmp_path: Pat
     assert (row.runs, row.message) == (False, "exec /probe: exec format error")
 
 
-def test_an_engine_on_another_kernel_is_probed_in_its_containers_and_tidied(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, engine=remote())
+def test_remote_engine_is_probed_in_containers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, engine=make_engine(is_local=False))
     bench.run.expect("docker import *").expect("docker rmi *")
     bench.run.expect("docker run *", returncode=PROBE_STATUS)
     rows = bench.emulators.inspect(BOTH)
     assert [(row.native, row.runs) for row in rows] == [(True, True), (False, True)]
-    made = {each.argv[-1] for each in bench.run.asked("docker import *")}
+    imported = {each.argv[-1] for each in bench.run.asked("docker import *")}
     removed = {each.argv[-1] for each in bench.run.asked("docker rmi *")}
-    assert made == removed
-    assert len(made) == 2
+    assert imported == removed
+    assert len(imported) == 2
     assert bench.run.asked("*/.probe-*") == []
 
 
-def test_a_probe_that_hangs_in_a_container_is_removed_too(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, engine=remote())
+def test_container_probe_timeout(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, engine=make_engine(is_local=False))
     bench.run.expect("docker import *").expect("docker rmi *")
     bench.run.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
     row = bench.emulators.inspect([ARM64])[0]
@@ -327,7 +312,7 @@ def test_a_probe_that_hangs_in_a_container_is_removed_too(tmp_path: Path) -> Non
     assert len(bench.run.asked("docker rmi *")) == 1
 
 
-def test_an_error_names_every_platform_that_fails_and_what_to_do() -> None:
+def test_require_emulators() -> None:
     good = PlatformSetup(platform="linux/amd64", native=True, runs=True)
     bad = PlatformSetup(platform="linux/arm64", native=False, message="no emulator")
     other = PlatformSetup(platform="linux/386", native=False, handler="x", message="is disabled")
@@ -341,10 +326,10 @@ def test_an_error_names_every_platform_that_fails_and_what_to_do() -> None:
     assert "--recreate" in (caught.value.hint or "")
 
 
-def test_a_version_is_what_the_interpreter_says_of_itself(tmp_path: Path) -> None:
+def test_add_versions(tmp_path: Path) -> None:
     here = executable(tmp_path / "qemu", b"")
-    said = "qemu-aarch64 version 10.0.2 (Debian 1:10.0.2+ds-1)\nCopyright (c) 2003-2025\n"
-    run = Scripted().expect(f"{here} --version", stdout=said)
+    output = "qemu-aarch64 version 10.0.2 (Debian 1:10.0.2+ds-1)\nCopyright (c) 2003-2025\n"
+    run = Scripted().expect(f"{here} --version", stdout=output)
     rows = [
         PlatformSetup(platform="linux/arm64", native=False, interpreter=str(here)),
         PlatformSetup(platform="linux/arm", native=False, interpreter=str(here)),
@@ -355,7 +340,7 @@ def test_a_version_is_what_the_interpreter_says_of_itself(tmp_path: Path) -> Non
     assert len(run.calls) == 1
 
 
-def test_an_interpreter_that_does_not_say_its_version_is_no_fault() -> None:
+def test_unknown_qemu_version() -> None:
     run = Scripted().expect("/q --version", error=DeadlineExceeded("slow"))
     assert qemu.read_qemu_version("/q", run) == ""
     assert qemu.read_qemu_version("/r", run.expect("/r --version", stdout="hello")) == ""
