@@ -1,1 +1,1 @@
-"""Images as bytes: sources to read them from, and what their documents and layers say."""
+"""Container images: sources to read them from, their documents, layers and copies."""

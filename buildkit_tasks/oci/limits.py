@@ -1,4 +1,4 @@
-"""How much of an image is read before it is refused: images are hostile input."""
+"""Limits on what is read of an image: images are untrusted input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ __all__ = ["LIMITS", "Limits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The caps; sizes are bytes.
+    """Maximum sizes and counts; sizes are bytes.
 
-    ``document`` bounds a manifest, an index and a config; ``layer`` and ``image`` are uncompressed
-    sizes; ``ratio`` is uncompressed to compressed and counts past ``ratio_free`` bytes only. Of a
-    layer's ``entries`` at most ``nodes`` may be anything but plain files.
+    ``document_bytes`` limits a manifest, an index and a config; ``layer_bytes`` and ``image_bytes`` are
+    uncompressed sizes. ``compression_ratio`` is uncompressed to compressed size and applies only past
+    ``ratio_threshold`` uncompressed bytes. ``entries`` limits the entries of one layer, ``nodes`` those
+    that need more memory than a packed name: directories, executables, devices.
     """
 
     document_bytes: int = 4 << 20

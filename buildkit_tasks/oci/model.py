@@ -1,8 +1,8 @@
-"""The documents of an image as values: bytes in, values out.
+"""Parse an image's documents: index, manifest, configuration.
 
 OCI image specification v1.1 ("Image Index", "Image Manifest", "Image Configuration", "Content
-Descriptors") and Docker's image manifest version 2, schema 2. Every problem is a
-:class:`MalformedImage` that says what is wrong with which document.
+Descriptors") and Docker's image manifest version 2, schema 2. Every parser raises
+:class:`MalformedImage`, which names the document and the problem.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG_TYPES",
     "EMPTY_CONFIG",
+    "IMAGE_NAME_ANNOTATION",
     "INDEX_TYPES",
     "MANIFEST_TYPES",
     "OCI_CONFIG",
@@ -48,33 +49,34 @@ INDEX_TYPES = frozenset({OCI_INDEX, "application/vnd.docker.distribution.manifes
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
 CONFIG_TYPES = frozenset({OCI_CONFIG, "application/vnd.docker.container.image.v1+json"})
 
-_REFERENCE_TYPE_ANNOTATION = "vnd.docker.reference.type"
-_SCHEMA_VERSION = 2
+IMAGE_NAME_ANNOTATION = "io.containerd.image.name"
 
+_REFERENCE_TYPE_ANNOTATION = "vnd.docker.reference.type"
+_FOREIGN_LAYER_MARKERS = (".nondistributable.", ".foreign.")
+_SCHEMA_VERSION = 2
 
 _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A content digest, ``sha256:`` or ``sha512:`` and lower-case hex; no other text can be one.
+    """A content digest: ``sha256:`` or ``sha512:`` and lower-case hex (OCI image specification, "Digests").
 
-    OCI image specification, "Digests". File names are made of it, so the match is exact: no path
-    separator, no trailing newline.
+    It becomes part of file names, so the whole text has to match: no path separator, no trailing newline.
     """
 
     text: str
 
     def __post_init__(self) -> None:
         if not _DIGEST_PATTERN.fullmatch(self.text):
-            raise MalformedImage(f"{self.text[:160]!r} is no digest (sha256: and 64 hex digits)")
+            raise MalformedImage(f"{self.text[:160]!r} is not a valid digest (sha256: and 64 hex digits)")
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def algorithm(self) -> str:
-        """The hash function's name."""
+        """The name of the hash function."""
         return self.text.partition(":")[0]
 
     @property
@@ -82,15 +84,20 @@ class Digest:
         """The digest without its algorithm: a safe file name."""
         return self.text.partition(":")[2]
 
+    @property
+    def blob_path(self) -> str:
+        """The blob's path in an OCI image layout."""
+        return f"blobs/{self.algorithm}/{self.hex}"
+
     @classmethod
     def from_bytes(cls, data: bytes, algorithm: str = "sha256") -> Digest:
-        """The digest of these bytes."""
+        """Return the digest of ``data``."""
         return cls(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """What a document says about another blob: media type, digest, size, platform."""
+    """A reference to a blob (OCI image specification, "Content Descriptors")."""
 
     media_type: str
     digest: Digest
@@ -103,22 +110,27 @@ class Descriptor:
 
     @property
     def is_attestation(self) -> bool:
-        """Whether the entry is about an image instead of being one.
+        """True if this index entry describes another image (provenance, SBOM) and is not one itself.
 
-        BuildKit marks provenance and SBOMs by an annotation, by platform unknown/unknown, or as
-        OCI artifacts. An entry that names a real platform is never one, whatever it claims: an
-        engine chooses by platform alone and would run it.
+        BuildKit marks attestations by an annotation, by platform unknown/unknown, or as OCI artifacts.
+        An entry with a real platform is never an attestation, whatever else it claims: engines select
+        by platform alone and would run it.
         """
         if self.platform is not None:
             return (self.platform.os, self.platform.architecture) == ("unknown", "unknown")
-        # crane writes the type of an image's config here.
+        # crane writes the media type of an image's config into artifactType.
         is_artifact = bool(self.artifact_type) and self.artifact_type not in CONFIG_TYPES
         return is_artifact or self.annotations.get(_REFERENCE_TYPE_ANNOTATION) == "attestation-manifest"
+
+    @property
+    def is_foreign_layer(self) -> bool:
+        """True for a layer that an image need not carry ("Non-Distributable Layers"; Docker: foreign)."""
+        return any(marker in self.media_type for marker in _FOREIGN_LAYER_MARKERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
-    """An image index (Docker: manifest list): one descriptor per platform, and attestations."""
+    """An image index (Docker: manifest list): one descriptor per platform, plus attestations."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
@@ -127,7 +139,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One platform's image: its configuration and its layers, lowest first."""
+    """One platform's image: its config and its layers, lowest first."""
 
     media_type: str
     config: Descriptor
@@ -138,13 +150,13 @@ class Manifest:
 
     @property
     def is_artifact(self) -> bool:
-        """Whether it carries something else than an image (OCI artifacts: the config is empty)."""
+        """True if the manifest does not describe an image: OCI artifacts have an empty config."""
         return self.config.media_type not in CONFIG_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """What an image says about itself, and what it starts."""
+    """An image configuration: its platform, the process to start and the layers' diff_ids."""
 
     os: str
     architecture: str
@@ -158,12 +170,12 @@ class ImageConfig:
 
     @property
     def platform(self) -> Platform:
-        """The stated platform, its spelling normalised."""
+        """The stated platform, normalised by the rules of containerd."""
         return Platform.normalize(self.os, self.architecture, self.variant)
 
 
 def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
-    """Read an image index that its descriptor calls ``media_type``."""
+    """Parse an image index whose descriptor states ``media_type``."""
     document = load_object(data, "the image index")
     raw = _convert_document(document, _RawIndex, "the image index")
     _check_document_kind(
@@ -174,14 +186,16 @@ def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
 
 
 def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
-    """Read an image manifest that its descriptor calls ``media_type``."""
+    """Parse an image manifest whose descriptor states ``media_type``."""
     document = load_object(data, "the image manifest")
     raw = _convert_document(document, _RawManifest, "the image manifest")
     _check_document_kind(
         document, raw, media_type, ("manifests", "fsLayers", "history"), "the image manifest"
     )
     if len(raw.layers) > LIMITS.layers:
-        raise MalformedImage(f"the image manifest has {len(raw.layers)} layers; {LIMITS.layers} are allowed")
+        raise MalformedImage(
+            f"the image manifest has {len(raw.layers)} layers; at most {LIMITS.layers} are allowed"
+        )
     return Manifest(
         media_type=media_type,
         config=_parse_descriptor(raw.config),
@@ -193,7 +207,7 @@ def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
 
 
 def parse_config(data: bytes) -> ImageConfig:
-    """Read an image configuration; a ``null`` list is an empty one, as Docker writes it."""
+    """Parse an image configuration; Docker writes ``null`` for an empty list."""
     raw = _convert_document(load_object(data, "the image config"), _RawConfig, "the image config")
     execution = raw.config or _RawExecutionParams()
     return ImageConfig(
@@ -209,7 +223,7 @@ def parse_config(data: bytes) -> ImageConfig:
     )
 
 
-# The documents as they are written; msgspec checks the types.
+# The JSON documents; msgspec checks the types.
 
 _BlobSize = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _ShortString = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -287,7 +301,7 @@ def _check_document_kind(
     foreign_keys: tuple[str, ...],
     description: str,
 ) -> None:
-    """One document is one thing: CVE-2021-41190, GHSA-77vh-xpmg-72qh."""
+    """Reject a document that readers could take for another kind: CVE-2021-41190, GHSA-77vh-xpmg-72qh."""
     if raw.schema_version != _SCHEMA_VERSION:
         raise MalformedImage(f"{description} has schemaVersion {raw.schema_version}, not {_SCHEMA_VERSION}")
     keys_by_lower = {key.lower(): key for key in document}
@@ -298,7 +312,7 @@ def _check_document_kind(
         )
     if raw.media_type is not None and raw.media_type != media_type:
         raise MalformedImage(
-            f"{description} calls itself {raw.media_type!r}; its descriptor says {media_type!r}"
+            f"{description} has mediaType {raw.media_type!r}, but its descriptor states {media_type!r}"
         )
 
 

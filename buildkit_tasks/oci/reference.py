@@ -1,8 +1,8 @@
-"""Image references: ``[HOST[:PORT]/]PATH[:TAG][@DIGEST]``, as every tool of the field reads them.
+"""Image references: ``[HOST[:PORT]/]PATH[:TAG][@DIGEST]``.
 
 The grammar and the short forms of github.com/distribution/reference: ``alpine`` means
-``docker.io/library/alpine:latest``. The text is parted at its separators first, and each small part is
-matched whole, so that no text, however hostile, takes more than linear time.
+``docker.io/library/alpine:latest``. The text is split at its separators before each component is
+matched, so that parsing takes linear time for any input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from buildkit_tasks.oci.model import Digest
 __all__ = ["DOCKER_IO", "Reference"]
 
 DOCKER_IO = "docker.io"
-_LEGACY_DOCKER_IO = "index.docker.io"  # what docker.io was called once
-_MAX_REFERENCE_LENGTH = 1024  # more than the longest host, path, tag and digest together
+_LEGACY_DOCKER_IO = "index.docker.io"  # the former name of docker.io
+_MAX_REFERENCE_LENGTH = 1024  # longer than the longest host, path, tag and digest together
 _MAX_REPOSITORY_LENGTH = 255
 _MAX_PORT = 65535
 _MAX_QUOTED_LENGTH = 160
@@ -32,9 +32,9 @@ _FORMAT_HINT = "write it as registry/name:tag or registry/name@sha256:..."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """Which image: the registry's host (and port), the repository in it, and a tag, a digest or both.
+    """A registry's host (and port), a repository in it, and a tag, a digest or both.
 
-    Where there is a digest it alone says what is meant; the tag is a remark.
+    With a digest the tag is informational only.
     """
 
     host: str
@@ -44,20 +44,19 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference, short forms included; :class:`UsageError` says what is wrong with one."""
-        if not text or len(text) > _MAX_REFERENCE_LENGTH:
-            raise _invalid_reference_error(
-                text, "it is empty" if not text else f"it is longer than {_MAX_REFERENCE_LENGTH} characters"
-            )
+        """Parse a reference, short forms included. Raises :class:`UsageError` if it is not valid."""
+        if not text:
+            raise _invalid_reference_error(text, "it is empty")
+        if len(text) > _MAX_REFERENCE_LENGTH:
+            raise _invalid_reference_error(text, f"it is longer than {_MAX_REFERENCE_LENGTH} characters")
         if "://" in text:
             raise UsageError(f"{_quote_text(text)} is a URL, not an image reference", hint=_FORMAT_HINT)
         named_part, separator, digest = text.partition("@")
         name, tag = _split_tag(named_part)
         host, repository = _split_host(name, text)
         if tag is not None and not _TAG.fullmatch(tag):
-            raise _invalid_reference_error(
-                text, f"{_quote_text(tag)} is no tag: letters, digits, '_', '.', '-', at most 128 of them"
-            )
+            reason = f"{_quote_text(tag)} is not a valid tag: at most 128 letters, digits, '_', '.' and '-'"
+            raise _invalid_reference_error(text, reason)
         parsed_digest = _parse_digest(digest, named_part) if separator else None
         return cls(
             host=host,
@@ -68,12 +67,12 @@ class Reference:
 
     @property
     def identifier(self) -> str:
-        """What the registry is asked for: the digest, or the tag."""
+        """The digest if there is one, else the tag: ``<reference>`` in the registry's URLs."""
         return self.tag if self.digest is None else str(self.digest)
 
     @property
     def name(self) -> str:
-        """Host and repository, without tag and digest."""
+        """Host and repository, without tag or digest."""
         return f"{self.host}/{self.repository}"
 
     def __str__(self) -> str:
@@ -82,16 +81,15 @@ class Reference:
 
 
 def _split_tag(named_part: str) -> tuple[str, str | None]:
-    """Part a name from its tag: a colon before the last slash is a port's."""
+    """Split a name from its tag; a colon before the last slash belongs to a port."""
     name, colon, tag = named_part.rpartition(":")
     return (name, tag) if colon and "/" not in tag else (named_part, None)
 
 
 def _split_host(name: str, text: str) -> tuple[str, str]:
-    """The registry and the repository in it.
+    """Return the registry's host and the repository.
 
-    The first component is a host if nothing else could be meant: it has a dot, a colon or an
-    upper-case letter, or is ``localhost``.
+    The first component is a host if it has a dot, a colon or an upper-case letter, or is ``localhost``.
     """
     first, slash, rest = name.partition("/")
     is_host = slash and (first == "localhost" or first != first.lower() or "." in first or ":" in first)
@@ -100,7 +98,9 @@ def _split_host(name: str, text: str) -> tuple[str, str]:
         host = DOCKER_IO
     if host == DOCKER_IO and "/" not in path:
         if _IMAGE_ID.fullmatch(path):
-            raise _invalid_reference_error(text, "64 hex digits are an image's id, which no registry knows")
+            raise _invalid_reference_error(
+                text, "64 hex digits are an image ID, which registries do not know"
+            )
         path = f"library/{path}"
     _check_host(host, text)
     _check_path(path, text)
@@ -120,16 +120,14 @@ def _check_path(path: str, text: str) -> None:
 def _reject_component(component: str, text: str) -> None:
     if component != component.lower() and _PATH_COMPONENT.fullmatch(component.lower()):
         raise UsageError(
-            f"{_quote_text(text)} is no image reference: repositories are written in lower case",
+            f"{_quote_text(text)} is not a valid image reference: repository names are lower case",
             hint=f"write {component.lower()} instead of {component}",
         )
-    reason = (
-        f"{_quote_text(component)} is no part of a repository's name"
-        if component
-        else "a part of it is empty"
+    subject = (
+        f"{_quote_text(component)} is not a valid path component" if component else "a component is empty"
     )
     raise _invalid_reference_error(
-        text, f"{reason}: lower-case letters and digits, parted by one '.', '_', '__' or by '-'"
+        text, f"{subject}: it has lower-case letters and digits, separated by one '.', '_', '__' or by '-'"
     )
 
 
@@ -147,7 +145,7 @@ def _check_host(host: str, text: str) -> None:
             not colon or _is_port(port)
         )
     if not is_valid:
-        raise _invalid_reference_error(text, f"{_quote_text(host)} is no registry's host and port")
+        raise _invalid_reference_error(text, f"{_quote_text(host)} is not a valid registry host and port")
 
 
 def _is_ipv6(address: str) -> bool:
@@ -169,15 +167,13 @@ def _parse_digest(text: str, named_part: str) -> Digest:
     except MalformedImage as error:
         corrected = text.replace("=", ":", 1)
         hint = (
-            f"a digest is written with a colon: {named_part}@{corrected}"
-            if corrected != text
-            else _FORMAT_HINT
+            _FORMAT_HINT if corrected == text else f"write the digest with a colon: {named_part}@{corrected}"
         )
         raise UsageError(error.message, hint=hint[:_MAX_REFERENCE_LENGTH]) from None
 
 
 def _invalid_reference_error(text: str, reason: str) -> UsageError:
-    return UsageError(f"{_quote_text(text)} is no image reference: {reason}", hint=_FORMAT_HINT)
+    return UsageError(f"{_quote_text(text)} is not a valid image reference: {reason}", hint=_FORMAT_HINT)
 
 
 def _quote_text(text: str) -> str:

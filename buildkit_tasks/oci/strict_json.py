@@ -1,7 +1,7 @@
-"""JSON as an image may carry it: one meaning or none.
+"""Parse JSON strictly: reject what parsers interpret differently.
 
-RFC 8259 leaves duplicate keys, huge numbers and deep nesting to the reader, and readers differ;
-an image that means one thing to a checker and another to an engine is refused here instead.
+RFC 8259 leaves duplicate keys, large numbers and deep nesting to the implementation (RFC 7493, I-JSON,
+restricts them). A document that a verifier and an engine could read differently is malformed here.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ if TYPE_CHECKING:
 __all__ = ["load_object", "reject_case_variants"]
 
 MAX_DEPTH = 64
-_MAX_DIGITS = 19  # of a 64-bit integer; Python alone would take thousands, in quadratic time
+_MAX_DIGITS = 19  # of a 64-bit integer; Python parses thousands of digits, in quadratic time
 
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _DEPTH_CHANGE = {"{": 1, "[": 1, "}": -1, "]": -1}
 
 
 def load_object(data: bytes, description: str) -> dict[str, Any]:
-    """The JSON object in ``data``; ``what`` names the document in messages.
+    """Parse the JSON object in ``data``; ``description`` names the document in messages.
 
-    Raises :class:`MalformedImage` for anything that is not exactly one object in UTF-8, has a key
-    twice, NaN or Infinity, an integer past 64 bits, a lone surrogate, or more than 64 levels.
+    Raises :class:`MalformedImage` unless ``data`` is exactly one object in UTF-8, and for a duplicate
+    key, NaN or Infinity, an integer of more than 19 digits, a lone surrogate, or more than 64 levels.
     """
     try:
         return _decode_object(data)
     except UnicodeError:
         raise MalformedImage(f"{description} is not UTF-8") from None
     except ValueError as error:
-        raise MalformedImage(f"{description} is not the JSON of an image: {error}") from None
+        raise MalformedImage(f"{description} is not valid JSON: {error}") from None
 
 
 def reject_case_variants(document: Iterable[str], names: Iterable[str], description: str) -> None:
-    """Refuse ``Layers`` where ``layers`` is known: Go's JSON reader takes one for the other."""
+    """Reject ``Layers`` where ``layers`` is a known key: Go's encoding/json matches keys in any case."""
     known = {name.lower(): name for name in names}
     for key in document:
         expected = known.get(key.lower(), key)
         if expected != key:
-            raise MalformedImage(f"{description} has the key {key!r}, which is {expected!r} in other letters")
+            raise MalformedImage(
+                f"{description} has the key {key!r}, which differs from {expected!r} only in case"
+            )
 
 
 def _decode_object(data: bytes) -> dict[str, Any]:
@@ -59,8 +61,8 @@ def _decode_object(data: bytes) -> dict[str, Any]:
         parse_float=_parse_finite_float,
     )
     if not isinstance(document, dict):
-        raise ValueError("it is no object")  # noqa: TRY004 - load_object turns it into MalformedImage
-    # An escaped lone surrogate parses, and then no report could be written.
+        raise ValueError("it is not an object")  # noqa: TRY004 - load_object turns it into MalformedImage
+    # json.loads accepts an escaped lone surrogate, which no report could contain.
     json.dumps(document, ensure_ascii=False).encode("utf-8")
     return document
 
@@ -70,7 +72,7 @@ def _check_depth(text: str) -> None:
     for match in _STRING_OR_BRACKET.finditer(text):
         depth += _DEPTH_CHANGE.get(match[0], 0)
         if depth > MAX_DEPTH:
-            raise ValueError(f"it nests more than {MAX_DEPTH} levels deep")
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,17 +85,18 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _parse_bounded_int(digits: str) -> int:
-    if len(digits.lstrip("-")) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits")
+    count = len(digits.lstrip("-"))
+    if count > _MAX_DIGITS:
+        raise ValueError(f"an integer has {count} digits; at most {_MAX_DIGITS} are allowed")
     return int(digits)
 
 
 def _parse_finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"the number {digits[:20]} is past every limit")
+        raise ValueError(f"the number {digits[:20]} is too large for a double")
     return value

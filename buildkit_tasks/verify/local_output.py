@@ -6,13 +6,12 @@ import os
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.layers.rootfs import RootFs
+from buildkit_tasks.oci.layers.rootfs import FileType, RootFs
 from buildkit_tasks.oci.layers.tar import DIRECTORY, REGULAR, SYMLINK, TarEntry
 from buildkit_tasks.oci.layers.tree_builder import TreeBuilder
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.transports.directory import (
     DirectoryEntry,
-    FileKind,
     find_platform_dirs,
     walk_directory,
 )
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_local_output"]
 
-_TAR_TYPES = {FileKind.FILE: REGULAR, FileKind.DIRECTORY: DIRECTORY, FileKind.SYMLINK: SYMLINK}
+_TAR_TYPES = {FileType.FILE: REGULAR, FileType.DIRECTORY: DIRECTORY, FileType.SYMLINK: SYMLINK}
 _DEVICE_TYPE = "3"  # whatever is neither of those
 
 

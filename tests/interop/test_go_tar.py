@@ -27,14 +27,14 @@ from tests.fuzz.mutators import change_tar
 COUNT = 6000
 # What is refused here and read by Go, by a piece of our message.
 STRICTER = {
-    "a GNU header with damaged times": "Go takes them for a part of the name",
+    "a GNU header with invalid times": "Go takes them for a part of the name",
     "sparse files are not supported": "no builder writes them, and each of four forms hides data differently",
-    "one zero block and then more": "Go stops at two zero blocks and takes one alone for a damaged header",
-    "after a name, before its entry": "Go drops an extended header with nothing behind it",
+    "a single zero block": "Go stops at two zero blocks and takes one alone for a damaged header",
+    "after a metadata record, before its entry": "Go drops an extended header with nothing behind it",
     "in the middle of": "Go takes an archive that is cut inside a padding for whole",
     "a metadata record of": "Go takes longer names than Linux does",
-    "too long or holds a NUL": "Go takes longer names than Linux does",
-    "a size of": "Go adds up what nobody can store",
+    "too long or contains a NUL": "Go takes longer names than Linux does",
+    "an invalid size of": "Go adds up what nobody can store",
 }
 
 Listed = list[tuple[bytes, str, int, bytes, int, str]]

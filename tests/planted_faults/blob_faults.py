@@ -106,15 +106,13 @@ def _hostile(parts: Parts, tar: bytes) -> Planted:
     return Planted(image=image, control=control, question=Question(platforms=[AMD64, ARM64], parity="off"))
 
 
-@lie(
-    "an entry of a layer leads out of it (../)", CAUGHT, layer=TOP + 1, says="leads out of its folder", task=1
-)
+@lie("an entry of a layer leads out of it (../)", CAUGHT, layer=TOP + 1, says="contains '..'", task=1)
 def entry_leads_out(parts: Parts) -> Planted:
     return _hostile(parts, make_tar({"../../etc/cron.d/job": b"* * * * * root true\n"}))
 
 
 @lie(
-    "an entry of a layer goes through a file as if it were a folder", CAUGHT, layer=TOP + 1, says="no folder"
+    "an entry of a layer goes through a file as if it were a folder", CAUGHT, layer=TOP + 1, says="directory"
 )
 def entry_below_a_file(parts: Parts) -> Planted:
     return _hostile(parts, make_tar({"a": b"", "a/b": b""}))

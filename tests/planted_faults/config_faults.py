@@ -91,7 +91,7 @@ def helper_truncated(parts: Parts) -> Planted:
 @lie(
     "what is started is a script, and its interpreter is not there",
     Catch("entrypoint-arch", ARM64, "/bin/bash"),
-    says="the script /run is run by '/bin/bash' is not in the image",
+    says="the interpreter of /run: '/bin/bash' is not in the image",
 )
 def interpreter_missing(parts: Parts) -> Planted:
     return _starts(parts, ARM64, b"#!/bin/bash\nexec hello\n")

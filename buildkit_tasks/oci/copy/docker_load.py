@@ -12,7 +12,7 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.oci.image import Source, open_verified, read_manifest
-from buildkit_tasks.oci.model import OCI_INDEX, Descriptor
+from buildkit_tasks.oci.model import IMAGE_NAME_ANNOTATION, OCI_INDEX, Descriptor
 from buildkit_tasks.oci.transports.layout import iter_reachable, make_index_entry
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["pack_image"]
 
 _CHUNK_SIZE = 1 << 20
-_IMAGE_NAME_ANNOTATION = "io.containerd.image.name"
 _BLOCK_SIZE = tarfile.BLOCKSIZE
 
 
@@ -52,7 +51,7 @@ def pack_image(
 def _make_index_entries(root: Descriptor, names: Sequence[str]) -> list[dict[str, Any]]:
     """The image once for each of its names, as containerd reads them; without a name once."""
     entry = make_index_entry(root)
-    return [{**entry, "annotations": {_IMAGE_NAME_ANNOTATION: name}} for name in names] or [entry]
+    return [{**entry, "annotations": {IMAGE_NAME_ANNOTATION: name}} for name in names] or [entry]
 
 
 def _make_docker_manifest(source: Source, root: Descriptor) -> dict[str, Any]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["push_order"]
 
 _MAX_INDEX_DEPTH = 3  # as for reading: an index in an index.json, and one more
-_FOREIGN_LAYER_MARKERS = (".nondistributable.", ".foreign.")
 
 
 def push_order(source: Source) -> tuple[tuple[Descriptor, ...], ...]:
@@ -58,7 +57,7 @@ def _iter_children(source: Source, descriptor: Descriptor, depth: int) -> Iterat
     if descriptor.media_type in MANIFEST_TYPES:
         manifest = parse_manifest(read_blob(source, descriptor, LIMITS.document_bytes), descriptor.media_type)
         yield manifest.config
-        yield from (layer for layer in manifest.layers if not _is_foreign(layer))
+        yield from (layer for layer in manifest.layers if not layer.is_foreign_layer)
     elif descriptor.media_type in INDEX_TYPES:
         if depth <= 0:
             raise MalformedImage(f"{descriptor.digest}: indexes are nested more than {_MAX_INDEX_DEPTH} deep")
@@ -76,7 +75,3 @@ def _iter_children(source: Source, descriptor: Descriptor, depth: int) -> Iterat
 
 def _is_document(descriptor: Descriptor) -> bool:
     return descriptor.media_type in INDEX_TYPES or descriptor.media_type in MANIFEST_TYPES
-
-
-def _is_foreign(layer: Descriptor) -> bool:
-    return any(marker in layer.media_type for marker in _FOREIGN_LAYER_MARKERS)

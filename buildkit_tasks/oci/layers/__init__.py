@@ -1,1 +1,1 @@
-"""Layers: decompress, read and overlay their file trees."""
+"""Image layers: decompress and read them, and merge their file trees."""

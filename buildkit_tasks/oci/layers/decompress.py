@@ -1,4 +1,4 @@
-"""A stream uncompressed on the way, plain, gzip or zstd, within caps that stop a decompression bomb."""
+"""Decompress a stream (plain, gzip or zstd) with limits on size and ratio against decompression bombs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ __all__ = ["GZIP", "PLAIN", "ZSTD", "DecompressedStream", "detect_compression"]
 
 PLAIN, GZIP, ZSTD = "plain", "gzip", "zstd"
 _COMPRESSION_MAGICS = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD}
-_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: a frame of zstd that holds no data
+# A skippable zstd frame, which holds no data, starts with 0x50 to 0x5f and these bytes (RFC 8878, 3.1.2).
+_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"
 _SKIPPABLE_HIGH_NIBBLE = 0x50
-_INPUT_SIZE = 1 << 16  # bytes fed at once: each of many tiny gzip members hands the rest of it back
+_INPUT_SIZE = 1 << 16  # bytes per call; small, as each of many tiny gzip members copies the unused rest
 _OUTPUT_SIZE = 1 << 20
 
 
 class Readable(Protocol):
-    """What the compressed bytes come from."""
+    """A stream of compressed bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` of the next bytes; none at the end."""
+        """Return at most ``size`` bytes; none at the end."""
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close the stream."""
 
 
 class _Decompressor(Protocol):
-    """What bz2, lzma, zstd and isal's decompressors have in common: one member or frame each."""
+    """The interface of bz2, lzma, zstd and isal decompressors; each reads one member or frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -51,18 +52,18 @@ class _Decompressor(Protocol):
 
 
 def detect_compression(head: bytes) -> str:
-    """How data that begin so are compressed: ``gzip``, ``zstd`` or ``plain``; four bytes tell."""
+    """Return the compression of data by its first four bytes: ``gzip``, ``zstd`` or ``plain``."""
     if head[1:4] == _SKIPPABLE_MAGIC and head[0] & 0xF0 == _SKIPPABLE_HIGH_NIBBLE:
         return ZSTD
     return next((name for magic, name in _COMPRESSION_MAGICS.items() if head.startswith(magic)), PLAIN)
 
 
 class DecompressedStream:
-    """What is in a stream that may be compressed, forward only.
+    """The uncompressed bytes of a stream, forward only.
 
-    ``what`` names it in messages, ``cap`` is the most bytes that it may have uncompressed. Raises
-    :class:`MalformedImage` for damaged or cut-off data, or another compression than a ``form`` that
-    is given, and :class:`LimitExceeded` for more than the cap, or for a decompression bomb.
+    ``description`` names the stream in messages. Reading raises :class:`MalformedImage` for corrupt or
+    truncated data and for another compression than ``compression`` (if not empty), and
+    :class:`LimitExceeded` past ``max_size`` uncompressed bytes or the limits' compression ratio.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class DecompressedStream:
         self.size = 0
 
     def read(self, size: int) -> bytes:
-        """The next ``size`` bytes; fewer only at the end."""
+        """Return the next ``size`` bytes; fewer only at the end."""
         start, end = self._offset, self._offset + size
         if end <= len(self._chunk):
             self._offset = end
@@ -101,19 +102,19 @@ class DecompressedStream:
         return b"".join(chunks)
 
     def peek(self, size: int) -> bytes:
-        """The same bytes, which are given again."""
+        """Return the next ``size`` bytes without consuming them; fewer only at the end."""
         if self._offset + size > len(self._chunk):
             self._chunk, self._offset = self.read(size) + self._chunk[self._offset :], 0
         return self._chunk[self._offset : self._offset + size]
 
     def seekable(self) -> bool:
-        """Forward it is, which is all that a reader of archives asks for."""
+        """Return True: :meth:`seek` works forward, which is enough for a tar reader."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_CUR) -> int:
-        """Skip ``offset`` bytes; a stream that ends before is at its end then."""
+        """Skip ``offset`` bytes, or to the end of a shorter stream; return the new position."""
         if whence != io.SEEK_CUR or offset < 0:
-            raise io.UnsupportedOperation("it is read forward only")
+            raise io.UnsupportedOperation("the stream can only be read forward")
         remaining = offset - (len(self._chunk) - self._offset)
         while remaining > 0 and self._next_chunk():
             remaining -= len(self._chunk)
@@ -121,38 +122,34 @@ class DecompressedStream:
         return self.size - (len(self._chunk) - self._offset)
 
     def close(self) -> None:
-        """Close the stream that is read from."""
+        """Close the compressed stream."""
         self._stream.close()
 
     def _next_chunk(self) -> bytes:
-        """Go to the next piece; none at the end."""
+        """Make the next chunk the current one and return it; it is empty at the end."""
         if not self._started:
-            self._detect_format()
+            self._detect_compression()
+        make = self._make_decompressor
         try:
-            chunk = (
-                self._decompress(self._make_decompressor) if self._make_decompressor else self._take_plain()
-            )
+            chunk = self._decompress(make) if make else self._read_plain()
         except _decompression_errors() as error:
-            raise MalformedImage(
-                f"{self._description}: the {self._compression} data are damaged: {error}"
-            ) from None
+            message = f"{self._description}: the {self._compression} data is corrupt: {error}"
+            raise MalformedImage(message) from None
         self._chunk, self._offset = chunk, 0
         self.size += len(chunk)
         self._check_limits()
         return chunk
 
-    def _detect_format(self) -> None:
+    def _detect_compression(self) -> None:
         self._started = True
         self._pending = self._read_input()
         compression = detect_compression(self._pending)
         if self._compression and compression != self._compression:
             raise MalformedImage(
-                f"{self._description}: its media type says {self._compression}; its bytes are {compression}"
+                f"{self._description}: the media type says {self._compression}, but the data is {compression}"
             )
-        self._compression, self._make_decompressor = (
-            compression,
-            _decompressor_factory(compression, self._limits),
-        )
+        self._compression = compression
+        self._make_decompressor = _decompressor_factory(compression, self._limits)
 
     def _read_input(self) -> bytes:
         try:
@@ -162,12 +159,12 @@ class DecompressedStream:
         self._compressed_size += len(data)
         return data
 
-    def _take_plain(self) -> bytes:
+    def _read_plain(self) -> bytes:
         data, self._pending = self._pending or self._read_input(), b""
         return data
 
     def _decompress(self, make_decompressor: Callable[[], _Decompressor]) -> bytes:
-        """Data of this member, or of the next one that has any: there may be several."""
+        """Return data of the current gzip member or zstd frame, or of the next one that has any."""
         while True:
             if self._decompressor is None or self._decompressor.eof:
                 if self._decompressor is not None:
@@ -179,7 +176,7 @@ class DecompressedStream:
             if self._decompressor.needs_input and not self._pending:
                 self._pending = self._read_input()
                 if not self._pending:
-                    raise MalformedImage(f"{self._description}: the {self._compression} data end too early")
+                    raise MalformedImage(f"{self._description}: the {self._compression} data is truncated")
             data, self._pending = self._decompressor.decompress(self._pending, _OUTPUT_SIZE), b""
             if data:
                 return data
@@ -199,7 +196,7 @@ class DecompressedStream:
 
 
 def _import_zstd() -> ModuleType:
-    """The module for zstd, which most images do without."""
+    """Import zstd late: most images do not use it."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -208,7 +205,7 @@ def _import_zstd() -> ModuleType:
 
 
 def _decompression_errors() -> tuple[type[Exception], ...]:
-    """What decompressors raise; isal's type stubs call its exception class an exception."""
+    """Return the exception classes of the decompressors (isal's stubs type its class as an instance)."""
     return cast("type[Exception]", igzip_lib.IsalError), _import_zstd().ZstdError
 
 

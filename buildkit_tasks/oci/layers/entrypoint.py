@@ -31,7 +31,7 @@ _MAX_INTERPRETER_DEPTH = 5  # scripts run by scripts: the kernel's own limit (fs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program to run, or the ``problem`` of finding it; ``command`` is as written in the config or script."""
+    """A program to run, or the ``problem`` of finding it; ``command`` is as the config or script has it."""
 
     command: str
     resolved: ResolvedPath | None = None
@@ -110,7 +110,7 @@ class _ProgramSearch:
             return
         for command in interpreter_commands:
             for program in self.follow_interpreters(command, depth + 1):
-                problem = program.problem and f"the script {script.path} is run by {program.problem}"
+                problem = program.problem and f"the interpreter of {script.path}: {program.problem}"
                 yield Program(command=program.command, resolved=program.resolved, problem=problem)
 
 

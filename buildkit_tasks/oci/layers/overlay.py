@@ -1,8 +1,8 @@
-"""Lay the trees of layers over one another, as overlayfs would.
+"""Merge the file trees of layers as overlayfs does.
 
-OCI image specification, "Image Layer Filesystem Changeset". Trees are never changed: what an upper
-layer does not touch is the lower tree's own folder again, so that platforms with common layers cost
-little more than one.
+OCI image specification, "Image Layer Filesystem Changeset". Trees are immutable: directories that the
+upper layer does not touch are shared with the lower tree, so that platforms with common layers need
+little more memory than one of them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,20 @@ _OPAQUE_WHITEOUT = f"{WHITEOUT_PREFIX}{WHITEOUT_PREFIX}.opq"
 
 
 def apply_layer(lower: FileNode, upper: FileNode, *, has_whiteouts: bool = True) -> FileNode:
-    """The tree of one layer over another; neither is changed.
+    """Return a new tree with ``upper`` applied over ``lower``.
 
-    A whiteout ``.wh.NAME`` removes the name below and an opaque folder everything below in it;
-    neither touches what its own layer adds. Folders merge, everything else replaces. ``whiteouts``
-    tells whether the upper layer may have any: a folder of one without is taken as it is.
+    ============================= ===================== =================================================
+    lower                         upper                 result
+    ============================= ===================== =================================================
+    anything                      ``.wh.NAME``          NAME of the lower layers is removed; an entry NAME
+                                                        of the upper layer itself stays
+    directory                     ``.wh..wh..opq`` in   only the upper directory's own entries
+                                  the same directory
+    directory                     directory             both are merged, with the upper one's mode
+    anything else, or no entry    any entry             the upper entry
+    ============================= ===================== =================================================
+
+    Without ``has_whiteouts`` the upper layer has none, and its new directories are used as they are.
     """
     root = _merge_directory(lower, upper)
     pending = [(root, upper)]
@@ -48,7 +57,7 @@ def apply_layer(lower: FileNode, upper: FileNode, *, has_whiteouts: bool = True)
 
 
 def _merge_directory(lower: FileNode | None, upper: FileNode) -> FileNode:
-    """A new folder: the upper one with what it leaves of the lower one, if that is a folder."""
+    """Return a new directory with the upper entries and the lower ones that these do not hide."""
     children: dict[str, FileNode] = {}
     packed_names: list[PackedNames] = []
     if lower is not None and lower.type is FileType.DIRECTORY and _OPAQUE_WHITEOUT not in upper.children:
@@ -71,22 +80,20 @@ def _merge_directory(lower: FileNode | None, upper: FileNode) -> FileNode:
 
 
 def resolve_hard_links(root: FileNode, hard_links: Iterable[tuple[str, str]]) -> FileNode:
-    """The tree with the files of lower layers where a layer has only hard links to them.
+    """Return the tree with a layer's hard links to files of lower layers replaced by those files.
 
-    Engines link in the file system as it is by then, whatever layer brought the file. Raises
-    :class:`MalformedImage` for a target that is not there, or is a folder.
+    Engines create the link in the file system as merged so far, whichever layer added the target.
+    Raises :class:`MalformedImage` for a target that is missing or is a directory.
     """
     hard_links = tuple(hard_links)
     root = _copy_directories(root) if hard_links else root
     for path, target in hard_links:
-        source, link = (
-            resolve_path(root, target, follow_last=False),
-            resolve_path(root, path, follow_last=False),
-        )
+        source = resolve_path(root, target, follow_last=False)
+        link = resolve_path(root, path, follow_last=False)
         if link is None or link.node.type is not FileType.HARD_LINK:
-            continue  # its own layer put something else there
+            continue  # a later entry of the same layer replaced the link
         if source is None or source.node.type in (FileType.DIRECTORY, FileType.HARD_LINK):
-            raise MalformedImage(f"{path!r} is a hard link to {target!r}, which is no file here")
+            raise MalformedImage(f"{path!r} is a hard link to {target!r}, which is not a file in the image")
         parent_path, _, name = path.rstrip("/").rpartition("/")
         parent = resolve_path(root, parent_path)
         if parent is not None:
@@ -95,7 +102,7 @@ def resolve_hard_links(root: FileNode, hard_links: Iterable[tuple[str, str]]) ->
 
 
 def _copy_directories(root: FileNode) -> FileNode:
-    """The same tree of folders that nobody else holds; layers with such links are rare."""
+    """Copy all directories, so that the copy can be changed; layers with such links are rare."""
     new_root = dataclasses.replace(root, children=dict(root.children))
     pending = [new_root]
     while pending:

@@ -1,6 +1,6 @@
-"""The names in one folder of files and links about which nothing more is kept, packed.
+"""The names of a directory's plain files and symbolic links, packed into one buffer.
 
-A layer may have millions of them; as objects of their own they would fill the memory.
+A layer may have millions of files of which only name and mode matter; one object each would exhaust memory.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ __all__ = ["PackedEntry", "PackedNames"]
 
 _OCTAL_MODES = [f"{mode:03o}" for mode in range(0o1000)]
 _MODE_LENGTH = 3
-_INDEX_THRESHOLD = 64 << 20  # bytes gone through by look-ups before an index is made
+_INDEX_THRESHOLD = 64 << 20  # bytes scanned by look-ups before an index is built
 _MAX_INDEXED_NAMES = 1_000_000
 
 
 class PackedEntry(NamedTuple):
-    """What is known of a name: a file's permissions, or a symbolic link's target."""
+    """A file's permissions, or with ``target`` a symbolic link."""
 
     mode: int
     target: str | None = None
 
 
 class PackedNames:
-    """A list of names, the latest of which counts.
+    r"""A list of names; the last record of a name wins.
 
-    A record is three octal digits of the mode, the name, for a symbolic link a slash, which no name
-    holds, and its target, and a NUL. A look-up goes through the bytes; where look-ups are many, as an
-    image may be made to need, an index is made.
+    A record is ``MODE NAME \0`` or, for a symbolic link, ``MODE NAME / TARGET \0`` without the spaces:
+    three octal digits, then a name, which cannot contain a slash. A look-up scans the buffer; after many
+    look-ups, which a malicious image can provoke, an index is built.
     """
 
     __slots__ = ("_buffer", "_index", "_scanned_bytes")
@@ -43,7 +43,7 @@ class PackedNames:
         self._index: dict[bytes, int] | None = None
 
     def add(self, name: str, mode: int, target: str | None = None) -> None:
-        """Add a file, or with a ``target`` a symbolic link."""
+        """Add a file, or with ``target`` a symbolic link."""
         if self._index is not None:
             self._index[_encode_name(name)] = len(self._buffer)
         if target is not None:
@@ -51,39 +51,32 @@ class PackedNames:
         self._buffer += _encode_name(f"{_OCTAL_MODES[mode & 0o777]}{name}\0")
 
     def find(self, name: str) -> PackedEntry | None:
-        """What is known of that name, or None if it is not among these."""
+        """Return the entry of that name, or None. Raises :class:`LimitExceeded` for a too large index."""
         encoded = _encode_name(name)
-        offset = (
-            self._look_up(encoded) if self._scanned_bytes > _INDEX_THRESHOLD else self._scan_records(encoded)
-        )
+        is_indexed = self._scanned_bytes > _INDEX_THRESHOLD
+        offset = self._look_up(encoded) if is_indexed else self._scan_records(encoded)
         if offset < 0:
             return None
+        name_offset = offset + _MODE_LENGTH
         end = self._buffer.index(b"\0", offset)
-        mode, link_field = (
-            int(self._buffer[offset : offset + _MODE_LENGTH], 8),
-            self._buffer[offset + _MODE_LENGTH + len(encoded) : end],
-        )
+        mode = int(self._buffer[offset:name_offset], 8)
+        link_field = self._buffer[name_offset + len(encoded) : end]
         return PackedEntry(mode, _decode_name(link_field[1:]) if link_field else None)
 
     def __iter__(self) -> Iterator[str]:
-        for record in self._buffer.split(b"\0")[:-1]:
-            yield _decode_name(record[_MODE_LENGTH:].partition(b"/")[0])
+        for name, _ in self._iter_records():
+            yield _decode_name(name)
 
     def __len__(self) -> int:
         return self._buffer.count(0)
 
     def exclude_names(self, names: Container[str]) -> PackedNames:
-        """The others."""
-        records = self._buffer.split(b"\0")[:-1]
-        remaining = (
-            record + b"\0"
-            for record in records
-            if _decode_name(record[_MODE_LENGTH:].partition(b"/")[0]) not in names
-        )
-        return PackedNames(b"".join(remaining))
+        """Return a copy without these names."""
+        remaining = (record for name, record in self._iter_records() if _decode_name(name) not in names)
+        return PackedNames(b"".join(record + b"\0" for record in remaining))
 
     def _scan_records(self, encoded: bytes) -> int:
-        """Where the latest record of the name begins, or -1."""
+        """Return the offset of the last record of the name, or -1."""
         return max(self._find_last(encoded + b"\0"), self._find_last(encoded + b"/"))
 
     def _find_last(self, pattern: bytes) -> int:
@@ -98,15 +91,17 @@ class PackedNames:
     def _look_up(self, encoded: bytes) -> int:
         if self._index is None:
             if len(self) > _MAX_INDEXED_NAMES:
-                raise LimitExceeded(f"a folder of {len(self)} files is looked into too often")
-            self._index = dict(self._iter_records())
+                raise LimitExceeded(f"the image needs too many look-ups in a directory of {len(self)} files")
+            self._index, offset = {}, 0
+            for name, record in self._iter_records():
+                self._index[name] = offset
+                offset += len(record) + 1
         return self._index.get(encoded, -1)
 
-    def _iter_records(self) -> Iterator[tuple[bytes, int]]:
-        offset = 0
+    def _iter_records(self) -> Iterator[tuple[bytes, bytearray]]:
+        """Yield each name with its record."""
         for record in self._buffer.split(b"\0")[:-1]:
-            yield bytes(record[_MODE_LENGTH:].partition(b"/")[0]), offset
-            offset += len(record) + 1
+            yield bytes(record[_MODE_LENGTH:].partition(b"/")[0]), record
 
 
 def _encode_name(name: str) -> bytes:

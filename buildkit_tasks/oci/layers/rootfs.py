@@ -38,7 +38,7 @@ class FileType(enum.Enum):
     """
 
     FILE = "file"
-    DIRECTORY = "folder"
+    DIRECTORY = "directory"
     SYMLINK = "symlink"
     HARD_LINK = "hard link"
     OTHER = "other"

@@ -1,6 +1,6 @@
-"""Layers read through once: what each adds, and the root file system that they make together.
+"""Scan layers, each once, and merge their trees into a root file system.
 
-Every read is forward only and in memory; nothing of an image is ever written to disk here.
+Layers are read forward only and scanned in memory; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerScan", "LayerScanCache", "flatten_layers", "scan_layer"]
 
-
-_MAX_CACHED_TREES = 8  # that are kept: platforms differ in their last few layers
+_MAX_CACHED_TREES = 8  # platforms differ in their last few layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerScan:
-    """A layer that was read to its end: its diff_id, its uncompressed size, its tree of names.
+    """The result of reading a layer: its diff_id, its uncompressed size in bytes, its tree.
 
-    ``links`` are its hard links to files of lower layers, each with its target; ``whiteouts`` tells
-    whether it removes anything of theirs.
+    ``hard_links`` are (path, target) of hard links to files of lower layers.
     """
 
     digest: Digest
@@ -45,10 +43,7 @@ class LayerScan:
 
 
 class LayerScanCache:
-    """Scans of one source's layers, each made once, sound or not: platforms share layers.
-
-    So they do with what some layers make together: :meth:`stacked`.
-    """
+    """Scans and merged trees of one source's layers: platforms share layers, and stacks of layers."""
 
     def __init__(self, source: Source, limits: Limits = LIMITS) -> None:
         self._source = source
@@ -57,7 +52,7 @@ class LayerScanCache:
         self._trees: dict[tuple[Digest, ...], FileNode] = {(): FileNode.make_directory()}
 
     def get(self, layer: Descriptor, algorithm: str = "sha256") -> LayerScan:
-        """The scan of this layer; fails as :func:`scan_layer` does, however often it is asked for."""
+        """Return the layer's scan, or raise the error of :func:`scan_layer`; each layer is read once."""
         key = (dataclasses.replace(layer, annotations={}), algorithm)
         if key not in self._scans:
             self._scans[key] = self._try_scan(layer, algorithm)
@@ -67,7 +62,7 @@ class LayerScanCache:
         raise scan
 
     def merge_layers(self, scans: Sequence[LayerScan]) -> FileNode:
-        """The tree of these layers laid over one another, lowest first."""
+        """Return the merged tree of these layers, lowest first."""
         digests = tuple(scan.digest for scan in scans)
         cached_count = max(count for count in range(len(digests) + 1) if digests[:count] in self._trees)
         tree = self._trees[digests[:cached_count]]
@@ -91,10 +86,10 @@ class LayerScanCache:
 def scan_layer(
     source: Source, layer: Descriptor, *, algorithm: str = "sha256", limits: Limits = LIMITS
 ) -> LayerScan:
-    """Read one layer through, checking digest, size and caps.
+    """Read one layer, checking digest, size and limits.
 
-    A blob with other bytes than its digest promises is reported as that, whatever else its bytes
-    upset on the way.
+    Raises :class:`MalformedImage` and :class:`LimitExceeded`. If the data cannot be read as a layer, a
+    blob that does not match its digest is reported as that, as it is the cause.
     """
     with open_layer(source, layer, algorithm=algorithm, limits=limits) as stream:
         try:
@@ -113,7 +108,7 @@ def scan_layer(
 
 
 class _LayerReader(TarReader):
-    """The entries of a layer, whose data can be looked at before they are read."""
+    """A tar reader that can also peek at an entry's data."""
 
     def __init__(self, stream: LayerStream, limits: Limits) -> None:
         super().__init__(stream, max_entries=limits.entries)
@@ -128,9 +123,9 @@ class _LayerReader(TarReader):
 
 
 def flatten_layers(source: Source, manifest: Manifest, scans: LayerScanCache | None = None) -> RootFs:
-    """The root file system of one platform's image, its diff_ids checked.
+    """Return the root file system of one platform's image; its diff_ids are checked.
 
-    ``scans`` keeps layers that were read already. Raises :class:`MalformedImage` and
+    ``scans`` caches layers that were read before. Raises :class:`MalformedImage` and
     :class:`LimitExceeded` at the first problem.
     """
     scans = scans or LayerScanCache(source)

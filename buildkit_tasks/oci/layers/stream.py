@@ -1,4 +1,4 @@
-"""A layer as the stream of its tar archive: its media type, its digests, its caps."""
+"""Open a layer as the stream of its tar archive: media type, digests, size limits."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ _COMPRESSION_BY_MEDIA_TYPE = {
 def open_layer(
     source: Source, layer: Descriptor, *, algorithm: str = "sha256", limits: Limits = LIMITS
 ) -> LayerStream:
-    """A stream of the layer's tar archive.
+    """Return a stream of the layer's tar archive.
 
-    The blob's digest and size are checked once it has been read to its end; so are the caps on
-    size and ratio while reading. Raises :class:`MalformedImage` if the media type is no layer's or
-    the bytes are of another compression, :class:`LimitExceeded` for a bomb.
+    The blob's size and digest are checked when its end is reached, the limits on size and ratio while
+    reading. Raises :class:`MalformedImage` if the media type is not a layer's or does not match the
+    compression of the data, :class:`LimitExceeded` for a decompression bomb.
     """
     compression = _COMPRESSION_BY_MEDIA_TYPE.get(layer.media_type)
     if compression is None:
-        raise MalformedImage(f"layer {layer.digest} is {layer.media_type!r}, which is no known kind of layer")
+        raise MalformedImage(
+            f"layer {layer.digest}: {layer.media_type!r} is not a supported layer media type"
+        )
     return LayerStream(VerifyingReader(source, layer), compression, algorithm, limits)
 
 
 def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:
-    """Raise :class:`MalformedImage` unless there is one diff_id per layer."""
+    """Raise :class:`MalformedImage` unless the config has one diff_id per layer."""
     if len(diff_ids) != len(manifest.layers):
         raise MalformedImage(
             f"the manifest has {len(manifest.layers)} layers, the config {len(diff_ids)} diff_ids"
@@ -48,15 +50,15 @@ def check_layer_count(manifest: Manifest, diff_ids: tuple[Digest, ...]) -> None:
 
 
 def check_diff_id(layer: Descriptor, actual: Digest, expected: Digest) -> None:
-    """Raise :class:`MalformedImage` unless the config states the diff_id that the layer has."""
+    """Raise :class:`MalformedImage` unless the layer has the diff_id that the config states."""
     if actual != expected:
         raise MalformedImage(
-            f"layer {layer.digest} has the diff_id {actual} uncompressed; the config states {expected}"
+            f"layer {layer.digest} has the diff_id {actual}, but the config states {expected}"
         )
 
 
 class LayerStream(DecompressedStream):
-    """An uncompressed layer; :meth:`finish` reads what is left and gives its diff_id."""
+    """The uncompressed bytes of a layer, hashed for its diff_id."""
 
     def __init__(self, blob: VerifyingReader, compression: str, algorithm: str, limits: Limits) -> None:
         super().__init__(
@@ -73,18 +75,18 @@ class LayerStream(DecompressedStream):
         self.close()
 
     def close(self) -> None:
-        """Close the blob's stream."""
+        """Close the blob."""
         self._hasher.close()
         super().close()
 
     def finish(self) -> Digest:
-        """Read to the end, so that everything has been checked; the digest of the tar archive."""
+        """Read to the end, which checks size and digest of the blob; return the layer's diff_id."""
         while self._next_chunk():
             pass
         return Digest(f"{self._algorithm}:{self._hasher.hexdigest()}")
 
     def verify_blob(self) -> None:
-        """Read the compressed rest: raises if the blob itself is not what its digest says."""
+        """Read the remaining compressed bytes; raise :class:`MalformedImage` if the digest does not match."""
         while self._blob.read(1 << 20):
             pass
 

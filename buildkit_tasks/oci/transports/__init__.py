@@ -1,4 +1,4 @@
-"""An image by its name: the transports of containers-transports(5), paths, and registry references."""
+"""Open an image by name: a transport of containers-transports(5), a path or a registry reference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_local_output", "open_image"]
 
-_BUILD_HINT = "build one that can be read with: inv build-multiarch -o type=oci,dest=dist/image.tar"
+_BUILD_HINT = "inv build-multiarch -o type=oci,dest=dist/image.tar"
 _KNOWN_TRANSPORTS = "docker://, docker-daemon:, docker-archive:, oci:, oci-archive:, dir:"
 _ARCHIVE_SUFFIXES = (".tar", ".oci", ".tgz", ".gz", ".zst")
 
@@ -30,28 +30,32 @@ _ARCHIVE_SUFFIXES = (".tar", ".oci", ".tgz", ".gz", ".zst")
 def open_image(
     name: str, *, export: ImageExporter | None = None, registry_opener: RegistryOpener | None = None
 ) -> Iterator[Source]:
-    """Open ``docker://REF``, ``docker-daemon:REF``, ``docker-archive:FILE[:NAME|:@N]``,
-    ``oci:DIR[:NAME]``, ``oci-archive:FILE[:NAME]``, a path, which is looked into, or a reference.
+    """Open an image and close it on exit.
 
-    NAME chooses among several images of one file. ``export`` opens an engine's save stream, without
-    it no engine can be read; ``registry`` opens a reference, without it the usual client does.
-    Raises :class:`UsageError` for a path that does not exist and for what holds no image.
-    """  # noqa: D205 - the names fill a line
+    ``name`` is ``docker://REF``, ``docker-daemon:REF``, ``docker-archive:FILE[:NAME|:@N]``,
+    ``oci:DIR[:NAME]``, ``oci-archive:FILE[:NAME]``, a path, whose format is detected, or a registry
+    reference. NAME selects one of several images in a file.
+
+    ``export`` opens the stream of `docker save`; ``docker-daemon:`` needs it. ``registry_opener`` opens a
+    reference; the default is :func:`buildkit_tasks.oci.registry.open_registry`.
+
+    Raises :class:`UsageError` for a path that does not exist or does not contain an image.
+    """
     with contextlib.ExitStack() as stack:
         yield stack.enter_context(_open_transport(name, export, registry_opener or _open_registry))
 
 
 def find_local_output(name: str) -> Path | None:
-    """The folder that ``dir:DIR`` or a path means, if it is a local output: files without a manifest.
+    """Return the directory of a local output, named by ``dir:DIR`` or by its path.
 
-    None for everything else, an OCI layout included. Raises :class:`UsageError` if ``dir:`` does
-    not name a folder.
+    Return None for any other image; a directory that is named by its path must not be an OCI layout.
+    Raises :class:`UsageError` if DIR is not a directory.
     """
     transport, colon, details = name.partition(":")
     if colon and transport == "dir":
         path = _require_path(details, "dir:DIR")
         if not _path_exists(path) or not path.is_dir():
-            raise UsageError(f"{path} is no folder", hint=_BUILD_HINT)
+            raise UsageError(f"{path} is not a directory", hint=_BUILD_HINT)
         return path
     path = Path(name)
     return path if name and _path_exists(path) and path.is_dir() and not _is_layout(path) else None
@@ -70,7 +74,7 @@ def _open_transport(
     source = _open_path(name)
     if source is None and "://" in name:
         raise UsageError(
-            f"{name}: no image is read from {transport!r}", hint=f"known are: {_KNOWN_TRANSPORTS}"
+            f"{name}: transport {transport!r} is not supported", hint=f"use one of {_KNOWN_TRANSPORTS}"
         )
     return registry_opener(name) if source is None else source
 
@@ -83,12 +87,12 @@ def _open_registry(reference: str) -> AbstractContextManager[Source]:
 
 def _open_docker_daemon(reference: str, export: ImageExporter | None) -> AbstractContextManager[Source]:
     if not reference:
-        raise UsageError("no image is named", hint="write it as docker-daemon:NAME:TAG")
+        raise UsageError("docker-daemon: needs an image name", hint="write it as docker-daemon:NAME:TAG")
     from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 
     if export is None:
-        what = f"docker-daemon:{reference} lies in a Docker engine"
-        raise UsageError(f"{what}, which is not asked here", hint=_BUILD_HINT)
+        message = f"docker-daemon:{reference} is in a Docker engine, which this operation does not use"
+        raise UsageError(message, hint=_BUILD_HINT)
     return DaemonSource(reference, export)
 
 
@@ -97,32 +101,26 @@ def _open_oci_layout(details: str) -> AbstractContextManager[Source]:
 
     path, image_name = _split_image_name(details, "oci:DIR")
     if not path.is_dir():
-        raise UsageError(f"{path} is no folder", hint=f"write it as oci-archive:{path}")
+        raise UsageError(f"{path} is not a directory", hint=f"write it as oci-archive:{path}")
     return contextlib.nullcontext(OciLayout(path, image_name))
 
 
 def _open_oci_archive(details: str) -> AbstractContextManager[Source]:
     from buildkit_tasks.oci.transports.oci_archive import OciArchive
 
-    path, image_name = _split_image_name(details, "oci-archive:FILE")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
-    return OciArchive(path, image_name)
+    return OciArchive(*_split_archive_name(details, "oci-archive:FILE"))
 
 
 def _open_docker_archive(details: str) -> AbstractContextManager[Source]:
     from buildkit_tasks.oci.transports.docker_archive import open_docker_archive
 
-    path, image_name = _split_image_name(details, "docker-archive:FILE")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, no archive", hint=f"write it as oci:{path}")
-    return open_docker_archive(path, image_name)
+    return open_docker_archive(*_split_archive_name(details, "docker-archive:FILE"))
 
 
 def _open_path(name: str) -> AbstractContextManager[Source] | None:
-    """What lies at the path; None if there is nothing and it may be a registry reference."""
+    """Open the image at a path; return None if nothing exists there and it may be a registry reference."""
     if not name:
-        raise UsageError("no image is named", hint=_BUILD_HINT)
+        raise UsageError("the image name is empty", hint=_BUILD_HINT)
     path = Path(name)
     if not _path_exists(path):
         if name.startswith((".", "/", "~")) or path.suffix in _ARCHIVE_SUFFIXES:
@@ -134,7 +132,7 @@ def _open_path(name: str) -> AbstractContextManager[Source] | None:
 
 
 def _open_archive_file(path: Path) -> AbstractContextManager[Source]:
-    """An OCI archive or one of `docker save`: both may have an ``index.json``."""
+    """Open an OCI archive or one of `docker save`; both may have an ``index.json``."""
     from buildkit_tasks.oci.transports.docker_archive import open_saved_image
     from buildkit_tasks.oci.transports.oci_archive import open_tar_archive
 
@@ -144,7 +142,7 @@ def _open_archive_file(path: Path) -> AbstractContextManager[Source]:
     except UsageError:
         archive.close()
         raise UsageError(
-            f"{path} is no image: it has neither index.json nor manifest.json", hint=_BUILD_HINT
+            f"{path} is not an image: it has neither index.json nor manifest.json", hint=_BUILD_HINT
         ) from None
     except BaseException:
         archive.close()
@@ -152,13 +150,13 @@ def _open_archive_file(path: Path) -> AbstractContextManager[Source]:
 
 
 def _reject_local_output(details: str) -> AbstractContextManager[Source]:
-    """Local outputs are files alone: whoever can check those asks :func:`local_folder` first."""
+    """Reject a local output, which is not an image: callers that can use one call find_local_output first."""
     path = _require_path(details, "dir:DIR")
-    raise UsageError(f"{path} is a local output folder, which has no manifests to read", hint=_BUILD_HINT)
+    raise UsageError(f"{path} is a local output directory, which has no manifests", hint=_BUILD_HINT)
 
 
 def _reject_containers_storage(_: str) -> AbstractContextManager[Source]:
-    hint = "skopeo copy containers-storage:NAME oci-archive:image.tar, then name that file"
+    hint = "skopeo copy containers-storage:NAME oci-archive:image.tar, then use that file"
     raise UsageError("images cannot be read from containers-storage", hint=hint)
 
 
@@ -175,8 +173,18 @@ def _is_layout(path: Path) -> bool:
     return any(os.path.lexists(path / name) for name in ("index.json", "oci-layout"))
 
 
+def _split_archive_name(details: str, syntax: str) -> tuple[Path, str | None]:
+    path, image_name = _split_image_name(details, syntax)
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, not an archive", hint=f"write it as oci:{path}")
+    return path, image_name
+
+
 def _split_image_name(details: str, syntax: str) -> tuple[Path, str | None]:
-    """Part ``PATH:NAME``. Both may have colons: the path is the first part of it all that exists."""
+    """Split ``PATH[:NAME]``. Both may contain colons: the path is the shortest prefix that exists.
+
+    A path of that whole name takes precedence.
+    """
     _require_path(details, syntax)
     parts = details.split(":")
     for count in (len(parts), *range(1, len(parts))):
@@ -188,12 +196,12 @@ def _split_image_name(details: str, syntax: str) -> tuple[Path, str | None]:
 
 def _require_path(details: str, syntax: str) -> Path:
     if not details:
-        raise UsageError("the image has no path", hint=f"write it as {syntax}")
+        raise UsageError("the image name has no path", hint=f"write it as {syntax}")
     return Path(details)
 
 
 def _path_exists(path: Path) -> bool:
-    """Whether it exists; a text that cannot be a path names nothing."""
+    """Return True if the path exists; False also for text that is not a possible path."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -1,18 +1,18 @@
-"""A local output (``-o type=local``): the files of one platform, or a folder of them for each.
+"""Walk a local output (``-o type=local``): the files of one platform, or a directory for each platform.
 
-There are no manifests, so that this is no source. The files come from an image: links in them
-are never followed, and of special files only the kind is told.
+It has no manifests, so it is not a :class:`~buildkit_tasks.oci.source.Source`. The files come from an
+untrusted image: links are never followed and special files never opened.
 """
 
 from __future__ import annotations
 
-import enum
 import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.layers.rootfs import FileType
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.platforms import Platform
 
@@ -20,40 +20,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["DirectoryEntry", "FileKind", "find_platform_dirs", "walk_directory"]
+__all__ = ["DirectoryEntry", "find_platform_dirs", "walk_directory"]
 
-_MAX_DEPTH = 256  # each level holds a file descriptor
+_MAX_DEPTH = 256  # directories; each level needs a file descriptor
 _OS_NAMES = ("linux", "windows", "darwin", "freebsd")
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class FileKind(enum.Enum):
-    """What a name in a folder is; ``OTHER`` are devices, FIFOs and sockets."""
-
-    FILE = "file"
-    DIRECTORY = "folder"
-    SYMLINK = "symlink"
-    OTHER = "other"
-
-
-_KIND_BY_FORMAT = {
-    stat.S_IFREG: FileKind.FILE,
-    stat.S_IFDIR: FileKind.DIRECTORY,
-    stat.S_IFLNK: FileKind.SYMLINK,
+_TYPE_BY_FORMAT = {
+    stat.S_IFREG: FileType.FILE,
+    stat.S_IFDIR: FileType.DIRECTORY,
+    stat.S_IFLNK: FileType.SYMLINK,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryEntry:
-    """One name: relative to ``root``, with slashes. Hard links share ``device`` and ``inode``.
+    """A file of a local output; ``name`` is its path relative to ``root``.
 
-    ``target`` is a symbolic link's, as the image had it.
+    Hard links have the same ``device`` and ``inode``. ``target`` is the target of a symbolic link in the
+    image. ``kind`` is OTHER for devices, FIFOs and sockets.
     """
 
     root: Path
     name: str
-    kind: FileKind
+    kind: FileType
     mode: int
     size: int
     device: int
@@ -61,9 +53,9 @@ class DirectoryEntry:
     target: str = ""
 
     def open(self) -> BinaryIO:
-        """The bytes of a regular file: of the one that was found, or :class:`MalformedImage`."""
-        if self.kind is not FileKind.FILE:
-            raise MalformedImage(f"{self.name} is no regular file")
+        """Open a regular file. Raises :class:`MalformedImage` if it is not the file that was listed."""
+        if self.kind is not FileType.FILE:
+            raise MalformedImage(f"{self.name} is not a regular file")
         fd = _open_nofollow(self.root, self.name)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != (self.device, self.inode):
@@ -73,38 +65,38 @@ class DirectoryEntry:
 
 
 def find_platform_dirs(path: Path) -> tuple[tuple[Platform | None, Path], ...]:
-    """The folders that hold one platform's files each, sorted by name.
+    """Return the directory of each platform, sorted by name.
 
-    Several platforms are written into folders such as ``linux_arm_v7``. A folder without such is
-    one platform's own files: which platform, only its own name may tell. Raises
-    :class:`UsageError` for a mixture, as two builds into one folder leave it.
+    buildx writes several platforms into directories such as ``linux_arm_v7``. A directory without such
+    entries has the files of one platform, which is None unless the directory's own name states it. Raises
+    :class:`UsageError` for a mixture, which two builds into one directory produce.
     """
     with _scan_directory(path) as entries:
         children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     platforms = {name: _parse_dir_name(name) for name, is_dir in children if is_dir}
     if not any(platforms.values()):
         return ((_parse_dir_name(path.absolute().name), path),)
-    # Attestations lie beside them where buildx was told not to split.
+    # Attestations are beside the platforms' directories if buildx does not split them by platform.
     others = sorted(name for name, _ in children if not platforms.get(name) and not name.endswith(".json"))
     if others:
         names = sorted(name for name, platform in platforms.items() if platform)
-        message = f"{path} holds the platform folders {', '.join(names)} and also {', '.join(others[:5])}"
-        raise UsageError(message, hint=f"name one platform's: dir:{path / names[0]}")
+        message = f"{path} has the platform directories {', '.join(names)} and also {', '.join(others[:5])}"
+        raise UsageError(message, hint=f"use the directory of one platform: dir:{path / names[0]}")
     return tuple((platforms[name], path / name) for name in sorted(platforms))
 
 
 def walk_directory(path: Path) -> Iterator[DirectoryEntry]:
-    """Everything in the folder, sorted by name, a folder before what is in it.
+    """Yield everything below the directory, sorted by name, a directory before its contents.
 
-    Raises :class:`LimitExceeded` for more entries or levels than an image may have, and
-    :class:`MalformedImage` for another file system that is mounted in it.
+    Raises :class:`LimitExceeded` for more entries or levels than allowed, and :class:`MalformedImage` for
+    another file system that is mounted below it.
     """
     root_fd = _open_directory(path)
     try:
         device = os.fstat(root_fd).st_dev
         for count, entry in enumerate(_walk_tree(path, root_fd, "", device, _platform_prefix(path))):
             if count >= LIMITS.entries:
-                raise LimitExceeded(f"{path} holds more than {LIMITS.entries} files")
+                raise LimitExceeded(f"{path} has more than {LIMITS.entries} files")
             yield entry
     finally:
         os.close(root_fd)
@@ -112,24 +104,27 @@ def walk_directory(path: Path) -> Iterator[DirectoryEntry]:
 
 def _walk_tree(root: Path, dir_fd: int, parent: str, device: int, prefix: str) -> Iterator[DirectoryEntry]:
     if parent.count("/") > _MAX_DEPTH:
-        raise LimitExceeded(f"{root} is more than {_MAX_DEPTH} folders deep")
+        raise LimitExceeded(f"{root} is more than {_MAX_DEPTH} directories deep")
     for base_name in _list_names(dir_fd, root):
         entry = _read_entry(root, dir_fd, parent, base_name, prefix)
         yield entry
-        if entry.kind is not FileKind.DIRECTORY:
+        if entry.kind is not FileType.DIRECTORY:
             continue
         if entry.device != device:
-            raise MalformedImage(f"{entry.name} is a file system of its own, mounted in {root}")
-        with _OpenDirectory(base_name, dir_fd, entry) as child_fd:
+            raise MalformedImage(f"{entry.name} is another file system, mounted in {root}")
+        child_fd = _open_at(base_name, _DIRECTORY_FLAGS, dir_fd, entry.name)
+        try:
             yield from _walk_tree(root, child_fd, f"{entry.name}/", device, prefix)
+        finally:
+            os.close(child_fd)
 
 
 def _read_entry(root: Path, dir_fd: int, parent: str, base_name: str, prefix: str) -> DirectoryEntry:
     name = parent + base_name
     try:
         status = os.lstat(base_name, dir_fd=dir_fd)
-        kind = _KIND_BY_FORMAT.get(stat.S_IFMT(status.st_mode), FileKind.OTHER)
-        target = os.readlink(base_name, dir_fd=dir_fd) if kind is FileKind.SYMLINK else ""
+        kind = _TYPE_BY_FORMAT.get(stat.S_IFMT(status.st_mode), FileType.OTHER)
+        target = os.readlink(base_name, dir_fd=dir_fd) if kind is FileType.SYMLINK else ""
     except OSError as error:
         raise _changed_error(name) from error
     return DirectoryEntry(
@@ -137,7 +132,7 @@ def _read_entry(root: Path, dir_fd: int, parent: str, base_name: str, prefix: st
         name=name,
         kind=kind,
         mode=stat.S_IMODE(status.st_mode),
-        size=status.st_size if kind is FileKind.FILE else 0,
+        size=status.st_size if kind is FileType.FILE else 0,
         device=status.st_dev,
         inode=status.st_ino,
         target=_strip_platform_prefix(target, prefix),
@@ -145,7 +140,7 @@ def _read_entry(root: Path, dir_fd: int, parent: str, base_name: str, prefix: st
 
 
 def _strip_platform_prefix(target: str, prefix: str) -> str:
-    """A link's target in the image: buildx writes ``/linux_arm64/etc/x`` for ``/etc/x``."""
+    """Return a link's target in the image: buildx writes ``/linux_arm64/etc/x`` for ``/etc/x``."""
     if prefix and (target == prefix or target.startswith(f"{prefix}/")):
         return target.removeprefix(prefix) or "/"
     return target
@@ -157,12 +152,12 @@ def _platform_prefix(path: Path) -> str:
 
 
 def _parse_dir_name(name: str) -> Platform | None:
-    """The platform that a folder's name says: ``linux_arm_v7``."""
+    """Return the platform of a directory name such as ``linux_arm_v7``; None if it is not one."""
     os_name, _, rest = name.partition("_")
     if os_name not in _OS_NAMES or not rest:
         return None
     try:
-        platform = Platform.parse("/".join(["linux", *rest.split("_")]))  # an architecture that there is
+        platform = Platform.parse("/".join(["linux", *rest.split("_")]))  # rejects unknown architectures
     except UsageError:
         return None
     return Platform.normalize(os_name, platform.architecture, platform.variant)
@@ -173,7 +168,7 @@ def _list_names(dir_fd: int, root: Path) -> list[str]:
     with _scan_directory(dir_fd) as entries:
         for entry in entries:
             if len(names) >= LIMITS.nodes:
-                raise LimitExceeded(f"a folder in {root} holds more than {LIMITS.nodes} files")
+                raise LimitExceeded(f"a directory in {root} has more than {LIMITS.nodes} files")
             names.append(entry.name)
     return sorted(names)
 
@@ -185,21 +180,8 @@ def _scan_directory(directory: Path | int) -> os._ScandirIterator[str]:
         raise UsageError(f"{directory} cannot be read: {error.strerror}") from error
 
 
-class _OpenDirectory:
-    """A folder's descriptor for as long as it is walked."""
-
-    def __init__(self, base_name: str, dir_fd: int, entry: DirectoryEntry) -> None:
-        self._fd = _open_at(base_name, _DIRECTORY_FLAGS, dir_fd, entry.name)
-
-    def __enter__(self) -> int:
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-
 def _open_directory(path: Path) -> int:
-    """The folder that the user named, which may be a link."""
+    """Open the directory that the user named, which may be a symbolic link."""
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -207,7 +189,7 @@ def _open_directory(path: Path) -> int:
 
 
 def _open_nofollow(root: Path, name: str) -> int:
-    """Open a file below the folder with no link on the way."""
+    """Open a file below the root without following a symbolic link in any component."""
     *parents, base_name = name.split("/")
     dir_fd = _open_directory(root)
     try:
@@ -230,4 +212,4 @@ def _open_at(base_name: str, flags: int, dir_fd: int, name: str) -> int:
 
 
 def _changed_error(name: str) -> MalformedImage:
-    return MalformedImage(f"{name} has changed while the folder was read")
+    return MalformedImage(f"{name} has changed while the directory was read")

@@ -1,8 +1,9 @@
-"""What ``docker save`` writes, in all its forms, compressed or not.
+"""The docker-archive transport: archives of ``docker save``, compressed or not.
 
-Since docker 25 the archive is an OCI layout with a ``manifest.json`` beside its ``index.json``: the
-layout is read, as its digests prove more. Older ones, and those of skopeo, podman and others, have
-``manifest.json`` alone (moby, ``image/spec/v1.2.md``): one manifest is made for each image in it.
+Two formats exist. Since Docker 25 the archive is an OCI layout with a ``manifest.json`` beside its
+``index.json``; the layout is read, as it has more digests to check. Older archives, and those of skopeo
+and podman, have ``manifest.json`` alone (moby, ``image/spec/v1.2.md``); an image manifest is generated
+for the selected image.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ __all__ = ["DockerArchive", "DockerLayoutArchive", "open_docker_archive", "open_
 
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 _LAYER_TYPE_BY_COMPRESSION = {PLAIN: _LAYER_TYPE, GZIP: f"{_LAYER_TYPE}+gzip", ZSTD: f"{_LAYER_TYPE}+zstd"}
-# The names that say what a config's bytes hash to: docker's old and new ones, and crane's.
+# Names that contain the config's digest: Docker's old and new ones, and crane's.
 _CONFIG_NAME = re.compile(r"(?:blobs/sha256/|sha256:)?([0-9a-f]{64})(?:\.json)?", re.ASCII)
 _MAX_LINKS = 8
 
 
 def open_docker_archive(path: Path, reference: str | None = None) -> DockerLayoutArchive | DockerArchive:
-    """The image in a ``docker save`` archive; ``reference`` (a name, or ``@N``) chooses among several."""
+    """Open an image in a ``docker save`` archive; ``reference`` (a name or ``@N``) selects one of several."""
     archive = open_tar_archive(path)
     try:
         return open_saved_image(archive, reference)
@@ -70,9 +71,9 @@ def open_docker_archive(path: Path, reference: str | None = None) -> DockerLayou
 def open_saved_image(
     archive: TarArchive, reference: str | None = None
 ) -> DockerLayoutArchive | DockerArchive:
-    """The image in these members, which are closed with it.
+    """Return the image in an archive, which is closed with it.
 
-    Raises :class:`UsageError` if they are no ``docker save`` archive's.
+    Raises :class:`UsageError` if it is not a ``docker save`` archive.
     """
     archive_index = archive.archive_index
     if "index.json" in archive_index.files:
@@ -82,21 +83,21 @@ def open_saved_image(
     cause = f"it has neither {MANIFEST_NAME} nor index.json"
     if "repositories" in archive_index.files:
         cause = f"it has no {MANIFEST_NAME}, as before docker 1.10"
-    raise UsageError(f"{archive_index.description} is no `docker save` archive: {cause}")
+    raise UsageError(f"{archive_index.description} is not a `docker save` archive: {cause}")
 
 
 class DockerLayoutArchive(ArchivedLayout):
-    """The newer form: a layout, whose ``manifest.json`` has to mean the same images."""
+    """The newer format: an OCI layout, whose ``manifest.json`` has to list the same images."""
 
     def __init__(self, archive: TarArchive, reference: str | None = None) -> None:
         super().__init__(archive, functools.partial(_choose_entry, reference=reference))
         self._is_consistent = MANIFEST_NAME not in archive.archive_index.files
 
     def root_descriptor(self) -> Descriptor:
-        """The chosen image. Raises :class:`MalformedImage` if ``manifest.json`` names others.
+        """Return the selected image. Raises :class:`MalformedImage` if ``manifest.json`` has others.
 
-        Engines differ in which of the two they load from: an archive whose two halves differ is
-        one image for a checker and another for an engine.
+        Engines differ in which of the two files they load from; if they disagreed, an engine could load
+        another image than the one that was verified.
         """
         root = super().root_descriptor()
         if not self._is_consistent:
@@ -105,26 +106,25 @@ class DockerLayoutArchive(ArchivedLayout):
         return root
 
     def _check_docker_manifest(self) -> None:
-        layers_by_config: dict[str, tuple[Digest, ...]] = {}
         try:
-            for manifest in self._iter_manifests():
-                layers_by_config[manifest.config.digest.hex] = tuple(
-                    layer.digest for layer in manifest.layers
-                )
+            layers_by_config = {
+                manifest.config.digest.hex: [layer.digest.blob_path for layer in manifest.layers]
+                for manifest in self._iter_manifests()
+            }
         except (MalformedImage, LimitExceeded):
-            return  # what is wrong with a document is said where it is read for its own sake
+            return  # a malformed document is reported by whoever reads the image that needs it
         for image in parse_docker_manifest(read_member(self._archive, MANIFEST_NAME, LIMITS.document_bytes)):
             match = _CONFIG_NAME.fullmatch(image.config)
             if match is None or match[1] not in layers_by_config:
                 raise MalformedImage(
-                    f"{MANIFEST_NAME} names the config {image.config}, which no image of index.json has"
+                    f"{MANIFEST_NAME} has the config {image.config}, which no image of index.json has"
                 )
-            stated = [f"blobs/{digest.algorithm}/{digest.hex}" for digest in layers_by_config[match[1]]]
-            if all(layer.startswith("blobs/") for layer in image.layers) and list(image.layers) != stated:
-                raise MalformedImage(f"{MANIFEST_NAME} gives {image.config} other layers than index.json")
+            has_blob_paths = all(layer.startswith("blobs/") for layer in image.layers)
+            if has_blob_paths and list(image.layers) != layers_by_config[match[1]]:
+                raise MalformedImage(f"{MANIFEST_NAME} has other layers for {image.config} than index.json")
 
     def _iter_manifests(self) -> Iterator[Manifest]:
-        """Every manifest that is here, of every image in the layout; each document is read once."""
+        """Yield every manifest in the layout, of all images; each document is read once."""
         pending = list(parse_index(self._index).manifests)
         seen: set[Digest] = set()
         while pending and len(seen) < LIMITS.manifests:
@@ -132,18 +132,17 @@ class DockerLayoutArchive(ArchivedLayout):
             if descriptor.digest in seen or not self.has_blob(descriptor):
                 continue
             seen.add(descriptor.digest)
-            if descriptor.media_type in INDEX_TYPES:
-                pending += parse_index(
-                    read_blob(self, descriptor, LIMITS.document_bytes), descriptor.media_type
-                ).manifests
-            elif descriptor.media_type in MANIFEST_TYPES:
-                yield parse_manifest(
-                    read_blob(self, descriptor, LIMITS.document_bytes), descriptor.media_type
-                )
+            media_type = descriptor.media_type
+            if media_type in INDEX_TYPES:
+                data = read_blob(self, descriptor, LIMITS.document_bytes)
+                pending += parse_index(data, media_type).manifests
+            elif media_type in MANIFEST_TYPES:
+                data = read_blob(self, descriptor, LIMITS.document_bytes)
+                yield parse_manifest(data, media_type)
 
 
 def _choose_entry(data: bytes, reference: str | None) -> Descriptor:
-    """The entry of an ``index.json`` that a reference means."""
+    """Return the entry of an ``index.json`` that the reference selects."""
     entries = list({entry.digest: entry for entry in parse_index(data).manifests}.values())
     names = [sorted(collect_entry_names(entry)) for entry in entries]
     if reference is not None:
@@ -155,12 +154,10 @@ def _choose_entry(data: bytes, reference: str | None) -> Descriptor:
 
 
 class DockerArchive:
-    """The older form. The manifest is made here: its digest is no one else's. A context manager."""
-
-    is_synthesised = True
+    """The older format, with a generated manifest, whose digest is not known elsewhere. A context manager."""
 
     def __init__(self, archive: TarArchive, reference: str | None = None) -> None:
-        """Take over the archive: it is closed with this."""
+        """Take ownership of the archive, which is closed with this source."""
         self._archive = archive
         self._archive_index = archive.archive_index
         self._reference = reference
@@ -174,11 +171,14 @@ class DockerArchive:
         self.close()
 
     def close(self) -> None:
-        """Close the archive; streams that are still open fail from then on."""
+        """Close the archive; reading from its open streams fails afterwards."""
         self._archive.close()
 
     def root_descriptor(self) -> Descriptor:
-        """The chosen image's manifest: its config by its hash, its plain layers by their diff_ids."""
+        """Return the descriptor of the generated manifest.
+
+        The config's digest is its hash; uncompressed layers have their diff_ids as digests.
+        """
         if not self._manifest:
             images = parse_docker_manifest(read_member(self._archive, MANIFEST_NAME, LIMITS.document_bytes))
             self._manifest = json.dumps(self._make_manifest(choose_image(images, self._reference))).encode()
@@ -186,7 +186,7 @@ class DockerArchive:
         return Descriptor(media_type=OCI_MANIFEST, digest=digest, size=len(self._manifest))
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """The made manifest, or the file that holds the blob."""
+        """Open the generated manifest, or the member that has the blob."""
         if (
             self._manifest
             and Digest.from_bytes(self._manifest, descriptor.digest.algorithm) == descriptor.digest
@@ -197,17 +197,16 @@ class DockerArchive:
         return self._archive.open(self._name_by_digest[descriptor.digest])
 
     def read_order(self, descriptor: Descriptor) -> int:
-        """Where the blob lies: a compressed archive is read fastest in this order."""
-        member = self._archive_index.files.get(self._name_by_digest.get(descriptor.digest, ""))
-        return member.offset if member else 0
+        """Return the blob's offset: compressed archives are read fastest in this order."""
+        return self._archive_index.get_offset(self._name_by_digest.get(descriptor.digest, ""))
 
     def _make_manifest(self, image: SavedImage) -> dict[str, Any]:
         name = _resolve_link(self._archive_index, image.config)
         data = read_member(self._archive, name, LIMITS.document_bytes)
+        digest = Digest.from_bytes(data)
         match = _CONFIG_NAME.fullmatch(image.config)
-        digest = Digest(f"sha256:{match[1]}") if match else Digest.from_bytes(data)
-        if digest != Digest.from_bytes(data):
-            raise MalformedImage(f"{image.config} holds other bytes: they hash to {Digest.from_bytes(data)}")
+        if match is not None and match[1] != digest.hex:
+            raise MalformedImage(f"{image.config} has other content: its digest is {digest}")
         self._name_by_digest[digest] = name
         diff_ids = parse_config(data).diff_ids
         if len(diff_ids) != len(image.layers):
@@ -223,9 +222,9 @@ class DockerArchive:
         return {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
 
     def _make_layer(self, layer: str, diff_id: Digest, source: LayerSource | None) -> dict[str, Any]:
-        """A layer's descriptor. What is compressed is hashed, since its diff_id says nothing of it."""
+        """Return a layer's descriptor; a compressed layer is hashed, as its diff_id is of other bytes."""
         is_saved = layer in self._archive_index.files or layer in self._archive_index.links
-        if not is_saved and source is not None:  # Windows' foreign layers are not saved
+        if not is_saved and source is not None:  # docker save leaves out foreign layers (Windows)
             return _make_descriptor(source.media_type, Digest(source.digest), source.size)
         name = _resolve_link(self._archive_index, layer)
         compression = detect_compression(self._archive.read_head(name))
@@ -235,22 +234,18 @@ class DockerArchive:
             and self._hash_member(name, digest.algorithm) != digest
         ):
             raise MalformedImage(
-                f"{layer} holds other bytes than {self._name_by_digest[digest]}; both are {digest}"
+                f"{layer} has other content than {self._name_by_digest[digest]}, but both should be {digest}"
             )
         return _make_descriptor(
             _LAYER_TYPE_BY_COMPRESSION[compression], digest, self._archive_index.files[name].size
         )
 
     def _hash_member(self, name: str, algorithm: str) -> Digest:
+        hasher = hashlib.new(algorithm)
         with self._archive.open(name) as stream:
-            return Digest(f"{algorithm}:{_hash_stream(stream, algorithm)}")
-
-
-def _hash_stream(stream: BinaryIO, algorithm: str) -> str:
-    hasher = hashlib.new(algorithm)
-    while data := stream.read(1 << 20):
-        hasher.update(data)
-    return hasher.hexdigest()
+            while chunk := stream.read(1 << 20):
+                hasher.update(chunk)
+        return Digest(f"{algorithm}:{hasher.hexdigest()}")
 
 
 def _make_descriptor(media_type: str, digest: Digest, size: int) -> dict[str, Any]:
@@ -258,7 +253,7 @@ def _make_descriptor(media_type: str, digest: Digest, size: int) -> dict[str, An
 
 
 def _resolve_link(archive_index: ArchiveIndex, name: str) -> str:
-    """The file that a name leads to: layers that images share are links beside the first one."""
+    """Return the file that a name refers to: layers that images share are saved as symbolic links."""
     current = name
     for _ in range(_MAX_LINKS):
         if current in archive_index.files:
@@ -268,5 +263,5 @@ def _resolve_link(archive_index: ArchiveIndex, name: str) -> str:
         current = posixpath.normpath(posixpath.join(posixpath.dirname(current), archive_index.links[current]))
     if name in archive_index.links:
         target = archive_index.links[name]
-        raise MalformedImage(f"{name} is a link to {target!r}, which leads to no file in the archive")
+        raise MalformedImage(f"{name} is a link to {target!r}, which is not a file in the archive")
     raise MalformedImage(f"{name} is missing from {archive_index.description}")

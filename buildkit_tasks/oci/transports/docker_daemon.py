@@ -1,7 +1,7 @@
-"""An image in a Docker engine, read from the stream of its ``docker save``; nothing touches the disk.
+"""The docker-daemon transport: an image of a Docker engine, read from the stream of ``docker save``.
 
-The engine itself is a service, floors above: whoever opens an image here brings the function that
-asks the engine.
+Nothing is written to disk. This package does not know engines: the caller passes the function that
+opens the stream.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ImageExporter = Callable[[str], BinaryIO]
 
 
 class DaemonSource:
-    """The image that an engine knows by ``reference``. A context manager.
+    """The image that an engine knows as ``reference``. A context manager.
 
-    ``export`` opens a fresh stream of the engine's save archive each time it is called.
+    ``export`` opens a new stream of the image's ``docker save`` archive on each call.
     """
 
     def __init__(self, reference: str, export: ImageExporter) -> None:
@@ -41,26 +41,26 @@ class DaemonSource:
         self.close()
 
     def close(self) -> None:
-        """End the stream."""
+        """Close the stream."""
         self._image.close()
 
     def root_descriptor(self) -> Descriptor:
-        """The image as the engine keeps it: a classic store keeps one platform's manifest."""
+        """Return the image as the engine stores it; without containerd that is one platform's manifest."""
         return self._image.root_descriptor()
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """The blob of that digest."""
+        """Open the blob with that digest."""
         return self._image.open(descriptor)
 
     def read_order(self, descriptor: Descriptor) -> int:
-        """Where the blob lies in the stream, which is read fastest in this order."""
+        """Return the blob's offset in the stream, which is read fastest in this order."""
         return self._image.read_order(descriptor)
 
     def is_missing(self, descriptor: Descriptor) -> bool:
-        """Whether the engine has not all that this entry of its index needs.
+        """Return True if the engine lacks blobs of this index entry.
 
-        A containerd store keeps the whole index of an image of which one platform was pulled. What
-        is there and malformed is not lacking.
+        A containerd image store keeps the whole index even if only one platform was pulled. An entry
+        whose manifest is malformed is not missing.
         """
         if not isinstance(self._image, DockerLayoutArchive):
             return False

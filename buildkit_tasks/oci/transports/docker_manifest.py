@@ -1,4 +1,4 @@
-"""``manifest.json``: which images a `docker save` archive holds, and which of them is meant."""
+"""Parse ``manifest.json``, the list of images of a `docker save` archive, and select one of them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 _IMAGE_NUMBER = re.compile(r"@([0-9]{1,6})", re.ASCII)
+_MAX_LISTED = 20
 
 _NonEmptyStr = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
 
 class LayerSource(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where a layer came from, as docker notes it in ``LayerSources`` by its diff_id."""
+    """The original descriptor of a layer, which Docker records by diff_id in ``LayerSources``."""
 
     media_type: _NonEmptyStr
     digest: _NonEmptyStr
@@ -59,12 +60,12 @@ class SavedImage:
 
 
 def parse_docker_manifest(data: bytes) -> tuple[SavedImage, ...]:
-    """Read ``manifest.json``: a list of images."""
-    # The strict reader takes objects only. An object whose only key is ours held just one value.
+    """Parse the images of a ``manifest.json``."""
+    # load_object accepts objects only. If the wrapping object has one key, the data was a single value.
     document = load_object(b'{"images":' + data + b"}", MANIFEST_NAME)
     images = document["images"]
     if len(document) != 1 or not isinstance(images, list) or len(images) > LIMITS.manifests:
-        raise MalformedImage(f"{MANIFEST_NAME} is no list of at most {LIMITS.manifests} images")
+        raise MalformedImage(f"{MANIFEST_NAME} is not a list of at most {LIMITS.manifests} images")
     if not images:
         raise MalformedImage(f"{MANIFEST_NAME} lists no image")
     return tuple(_parse_image(image) for image in images)
@@ -79,7 +80,9 @@ def _parse_image(image: Any) -> SavedImage:
         raise MalformedImage(f"{MANIFEST_NAME} is malformed: {error}") from None
     layers = tuple(normalize_name(layer) for layer in raw.layers or ())
     if len(layers) > LIMITS.layers:
-        raise MalformedImage(f"{MANIFEST_NAME} lists {len(layers)} layers; {LIMITS.layers} are allowed")
+        raise MalformedImage(
+            f"{MANIFEST_NAME} lists {len(layers)} layers; at most {LIMITS.layers} are allowed"
+        )
     return SavedImage(
         config=normalize_name(raw.config),
         names=tuple(raw.repo_tags or ()),
@@ -89,17 +92,24 @@ def _parse_image(image: Any) -> SavedImage:
 
 
 def choose_image(images: Sequence[SavedImage], reference: str | None) -> SavedImage:
-    """The one that a reference means, or the only one. Raises :class:`UsageError` with the choices."""
+    """Return the image that a reference selects, or the only one.
+
+    Raises :class:`UsageError`, with the choices, for none and for several.
+    """
     names = [image.names for image in images]
     if reference is not None:
         return images[choose_number(names, reference)]
     if len({(image.config, image.layers) for image in images}) > 1:
-        raise UsageError(f"the archive holds {len(images)} images", hint=describe_choices(names))
+        raise UsageError(f"the archive has {len(images)} images", hint=describe_choices(names))
     return images[0]
 
 
 def choose_number(names: Sequence[Sequence[str]], reference: str) -> int:
-    """The number of the image that a name or ``@N`` means."""
+    """Return the index of the image that ``reference``, a name or ``@N``, selects.
+
+    Raises :class:`UsageError`, with the choices, if it matches none or several. ``names`` has the names
+    of each image.
+    """
     match = _IMAGE_NUMBER.fullmatch(reference)
     if match:
         matches = [int(match[1])] if int(match[1]) < len(names) else []
@@ -108,16 +118,16 @@ def choose_number(names: Sequence[Sequence[str]], reference: str) -> int:
         matches = [
             number
             for number, image_names in enumerate(names)
-            if full_name in {_normalize_reference(name) for name in image_names}
+            if full_name in map(_normalize_reference, image_names)
         ]
     if len(matches) != 1:
         count = f"{len(matches)} images" if matches else "no image"
-        raise UsageError(f"the archive holds {count} named {reference!r}", hint=describe_choices(names))
+        raise UsageError(f"the archive has {count} named {reference!r}", hint=describe_choices(names))
     return matches[0]
 
 
 def _normalize_reference(name: str) -> str:
-    """``alpine`` and ``docker.io/library/alpine:latest`` are one; what is no reference is itself."""
+    """Expand short forms such as ``alpine``; return a name that is not a reference unchanged."""
     try:
         return str(Reference.parse(name))
     except (UsageError, MalformedImage):
@@ -125,10 +135,10 @@ def _normalize_reference(name: str) -> str:
 
 
 def describe_choices(names: Sequence[Sequence[str]]) -> str:
-    """Say how each of several images can be named."""
-    lines = [
-        f"@{number}" + (f" ({', '.join(image_names)})" if image_names else "")
-        for number, image_names in enumerate(names[:20])
+    """Return a hint that lists how each image can be selected."""
+    choices = [
+        f"@{number} ({', '.join(image_names)})" if image_names else f"@{number}"
+        for number, image_names in enumerate(names[:_MAX_LISTED])
     ]
-    rest = f" and {len(names) - 20} more" if len(names) > 20 else ""  # noqa: PLR2004 - as many as above
-    return f"add a name or a number after a colon: {', '.join(lines)}{rest}"
+    rest = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"add a name or a number after a colon: {', '.join(choices)}{rest}"

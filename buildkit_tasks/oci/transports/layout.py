@@ -1,4 +1,4 @@
-"""An OCI image layout in a folder: reading one, and keeping an image as one.
+"""The oci transport: read and write an OCI image layout directory.
 
 OCI image specification, "Image Layout": ``oci-layout``, ``index.json`` and ``blobs/``.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
+    IMAGE_NAME_ANNOTATION,
     INDEX_TYPES,
     MANIFEST_TYPES,
     OCI_INDEX,
@@ -32,23 +33,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "MAX_VERSION_SIZE",
     "OciLayout",
     "check_layout_version",
     "choose_root",
     "collect_entry_names",
+    "iter_reachable",
+    "make_index_entry",
     "missing_blob_error",
     "write_layout",
 ]
 
+MAX_VERSION_SIZE = 4096  # bytes of oci-layout
+
 _REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
-_IMAGE_NAME_ANNOTATION = "io.containerd.image.name"
 _LAYOUT_VERSION = {"imageLayoutVersion": "1.0.0"}
-_MAX_VERSION_SIZE = 4096
-_FOREIGN_LAYER_MARKERS = (".nondistributable.", ".foreign.")
 
 
 class OciLayout:
-    """The image in a layout folder; ``name`` chooses one if there are several."""
+    """The image in a layout directory; ``name`` selects one of several."""
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._path = path
@@ -56,17 +59,17 @@ class OciLayout:
         self._index = b""
 
     def root_descriptor(self) -> Descriptor:
-        """The image that ``index.json`` holds; see :func:`choose_root`."""
+        """Return the image of ``index.json``; see :func:`choose_root`."""
         if not (self._path / "index.json").exists():
-            raise UsageError(f"{self._path} is no OCI image layout: it has no index.json")
-        check_layout_version(self._read_file("oci-layout", _MAX_VERSION_SIZE))
+            raise UsageError(f"{self._path} is not an OCI image layout: it has no index.json")
+        check_layout_version(self._read_file("oci-layout", MAX_VERSION_SIZE))
         self._index = self._read_file("index.json", LIMITS.document_bytes)
         return choose_root(self._index, self._name)
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """The blob of that digest, or ``index.json`` where that is the image's index."""
+        """Open the blob with that digest, or ``index.json`` if that is the image's index."""
         digest = descriptor.digest
-        path = self._path / "blobs" / digest.algorithm / digest.hex
+        path = self._path / digest.blob_path
         if self._index and not path.exists() and Digest.from_bytes(self._index, digest.algorithm) == digest:
             path = self._path / "index.json"
         if not os.path.lexists(path):
@@ -82,7 +85,7 @@ class OciLayout:
 
 
 def _open_layout_file(path: Path, description: str) -> BinaryIO:
-    """Open without following a link and without waiting for a FIFO's writer."""
+    """Open a regular file. O_NONBLOCK: opening a FIFO does not wait for its writer."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -92,34 +95,41 @@ def _open_layout_file(path: Path, description: str) -> BinaryIO:
         raise MalformedImage(f"{description} cannot be read: {cause}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise MalformedImage(f"{description} is no regular file")
+        raise MalformedImage(f"{description} is not a regular file")
     return os.fdopen(fd, "rb", buffering=0)
 
 
 def missing_blob_error(descriptor: Descriptor, name: str, location: str) -> MalformedImage:
-    """What to say of a blob that is missing: foreign layers may be.
+    """Return the error for a missing blob, which may be a foreign layer.
 
-    OCI image specification, "Non-Distributable Layers": their content lies at the descriptor's
-    ``urls``, which are never followed here.
+    OCI image specification, "Non-Distributable Layers": these are downloaded from the descriptor's
+    ``urls``, which we never do.
     """
-    if descriptor.urls or any(marker in descriptor.media_type for marker in _FOREIGN_LAYER_MARKERS):
-        return MalformedImage(f"{descriptor.digest} is a foreign layer, which this image does not carry")
+    if descriptor.urls or descriptor.is_foreign_layer:
+        return MalformedImage(f"{descriptor.digest} is a foreign layer, which is not part of this image")
     return MalformedImage(f"{name} is missing from {location}")
 
 
 def check_layout_version(data: bytes) -> None:
-    """Refuse an ``oci-layout`` file of another version than the only one there is, 1.0.0."""
+    """Raise :class:`MalformedImage` unless an ``oci-layout`` file states the only version, 1.0.0."""
     version = load_object(data, "oci-layout").get("imageLayoutVersion")
     if version != _LAYOUT_VERSION["imageLayoutVersion"]:
-        raise MalformedImage(f"oci-layout states version {version!r}; 1.0.0 is known")
+        raise MalformedImage(f"oci-layout has version {version!r}; only 1.0.0 is supported")
 
 
 def choose_root(data: bytes, name: str | None) -> Descriptor:
-    """The image that these bytes of an ``index.json`` mean.
+    """Return the image of an ``index.json``.
 
-    One entry is the image; so are several for the same digest (one image, many tags). Several
-    platform manifests make ``index.json`` itself the image's index. Otherwise ``name`` has to
-    choose by the entry's ref.name or containerd's image name: :class:`UsageError` lists them.
+    ============================================== ==========================================
+    entries                                        image
+    ============================================== ==========================================
+    one, or several with the same digest           that entry
+    several manifests, none of them named          ``index.json`` itself, as an image index
+    several, at least one named or an index        the one that ``name`` selects
+    ============================================== ==========================================
+
+    ``name`` is compared with an entry's ref.name and containerd's image name. Raises :class:`UsageError`,
+    with the names, if it does not select exactly one image.
     """
     index = parse_index(data)
     if name is not None:
@@ -130,7 +140,7 @@ def choose_root(data: bytes, name: str | None) -> Descriptor:
     if len(entries) == 1:
         return next(iter(entries.values()))
     if any(entry.media_type in INDEX_TYPES or collect_entry_names(entry) for entry in entries.values()):
-        raise UsageError(f"the layout holds {len(entries)} images", hint=_describe_names(index))
+        raise UsageError(f"the layout has {len(entries)} images", hint=_describe_names(index))
     return Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(data), size=len(data))
 
 
@@ -138,32 +148,31 @@ def _choose_by_name(index: Index, name: str) -> Descriptor:
     matches = {entry.digest: entry for entry in index.manifests if name in collect_entry_names(entry)}
     if len(matches) != 1:
         count = "no image" if not matches else f"{len(matches)} images"
-        raise UsageError(f"the layout holds {count} named {name!r}", hint=_describe_names(index))
+        raise UsageError(f"the layout has {count} named {name!r}", hint=_describe_names(index))
     return next(iter(matches.values()))
 
 
 def collect_entry_names(entry: Descriptor) -> set[str]:
-    """The names that an entry of an ``index.json`` has."""
-    return {
-        entry.annotations[key]
-        for key in (_REF_NAME_ANNOTATION, _IMAGE_NAME_ANNOTATION)
-        if key in entry.annotations
-    }
+    """Return the names of an entry of an ``index.json``."""
+    keys = (_REF_NAME_ANNOTATION, IMAGE_NAME_ANNOTATION)
+    return {entry.annotations[key] for key in keys if key in entry.annotations}
 
 
 def _describe_names(index: Index) -> str:
     names = sorted({name for entry in index.manifests for name in collect_entry_names(entry)})
-    return f"add one of these after a colon: {', '.join(names)}" if names else "none of them has a name"
+    if not names:
+        return "give each image a name in its annotation org.opencontainers.image.ref.name"
+    return f"add one of these names after a colon: {', '.join(names)}"
 
 
 def write_layout(source: Source, path: Path) -> Descriptor:
-    """Copy everything that the image reaches into a new layout folder; gives the root.
+    """Write an image to a new layout directory; return its root.
 
-    Digests and sizes are checked on the way. Written beside, then renamed: ``path`` is complete
-    or is not there. Raises :class:`UsageError` if it already holds something.
+    Digests and sizes are checked. The directory is written under a temporary name and renamed, so that
+    ``path`` is complete or does not exist. Raises :class:`UsageError` if it exists and is not empty.
     """
     if path.is_symlink() or (path.exists() and not _is_empty_dir(path)):
-        raise UsageError(f"{path} is already there", hint=f"remove {path}, or choose another folder")
+        raise UsageError(f"{path} already exists", hint=f"remove {path}, or use another directory")
     with replace_directory(path) as staging:
         return _write_image(source, staging)
 
@@ -183,9 +192,10 @@ def _write_image(source: Source, staging: Path) -> Descriptor:
 
 
 def iter_reachable(source: Source, root: Descriptor) -> Iterator[Descriptor]:
-    """The descriptor and what it leads to; a blob of another media type leads nowhere.
+    """Yield a descriptor and all that it refers to: manifests, configs, layers.
 
-    Each document is read once, however many entries name it: indexes that fan out stay small.
+    Each document is read once, however often it is referred to: indexes that list each other many times
+    would take exponential time otherwise.
     """
     pending, seen = [root], set()
     while pending:
@@ -208,9 +218,9 @@ def _read_children(source: Source, descriptor: Descriptor) -> tuple[Descriptor, 
 
 
 def _copy_blob(source: Source, descriptor: Descriptor, staging: Path) -> None:
-    blob_dir = staging / "blobs" / descriptor.digest.algorithm
-    blob_dir.mkdir(parents=True, exist_ok=True)
-    with open_verified(source, descriptor) as stream, (blob_dir / descriptor.digest.hex).open("xb") as file:
+    path = staging / descriptor.digest.blob_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_verified(source, descriptor) as stream, path.open("xb") as file:
         shutil.copyfileobj(stream, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
@@ -224,7 +234,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def make_index_entry(root: Descriptor) -> dict[str, Any]:
-    """The entry of an ``index.json`` for an image, without a name."""
+    """Return the entry of an ``index.json`` for an image, without a name."""
     entry: dict[str, Any] = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
     if root.platform is not None:
         parts = {"os": root.platform.os, "architecture": root.platform.architecture}

@@ -1,6 +1,6 @@
-"""The members of a tar archive that holds an image: a table made once, and streams of what is in it.
+"""Random access to the members of a tar archive that contains an image.
 
-A plain archive is read in place, several members at a time if need be. Nothing is unpacked.
+An uncompressed archive is read in place, several members at once if needed. Nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.layers.tar import REGULAR, SYMLINK, TarReader
+from buildkit_tasks.oci.streams import FileSlice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,22 +33,22 @@ __all__ = [
     "read_member",
 ]
 
-HEAD_SIZE = 8  # bytes: enough to tell how a member is compressed
+HEAD_SIZE = 8  # bytes: enough to detect a member's compression
 _MAX_MEMBERS = 100_000
-# The names of a layout, and whatever lies at most one folder deep, as in `docker save` archives.
+# The blobs of a layout, and files at most one directory deep, as in `docker save` archives.
 _MEMBER_NAME = re.compile(r"blobs/sha(?:256/[0-9a-f]{64}|512/[0-9a-f]{128})|(?:[^/]{1,160}/)?[^/]{1,160}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A regular file of the archive: where its data begin, and how many bytes they are."""
+    """A regular file of the archive: offset and size of its data, in bytes."""
 
     offset: int
     size: int
 
 
 class ArchiveIndex:
-    """What an archive holds that can belong to an image: files, and links with their targets."""
+    """The members of an archive that can belong to an image: files, and symbolic links with their targets."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -55,7 +56,7 @@ class ArchiveIndex:
         self.links: dict[str, str] = {}
 
     def scan(self, reader: TarReader) -> Iterator[tuple[str, TarEntry]]:
-        """Note every member; gives each file while the reader stands at its data."""
+        """Add every member; yield each file while the reader is at its data."""
         for entry in reader:
             name = normalize_name(entry.name)
             if entry.type not in (REGULAR, SYMLINK) or not _MEMBER_NAME.fullmatch(name):
@@ -68,47 +69,51 @@ class ArchiveIndex:
                 yield name, entry
 
     def get_member(self, name: str) -> Member:
-        """The member of that name. Raises :class:`MalformedImage` if there is none."""
+        """Return the file of that name. Raises :class:`MalformedImage` if there is none."""
         if name not in self.files:
             raise MalformedImage(f"{name} is missing from {self.description}")
         return self.files[name]
 
+    def get_offset(self, name: str) -> int:
+        """Return the offset of a file's data; 0 if there is no such file."""
+        return self.files[name].offset if name in self.files else 0
+
     def _check_name(self, name: str) -> None:
-        """Two members of one name would be two images: one for each way of reading."""
+        """Reject a second member of the same name: tools differ in which of them they use."""
         if name in self.files or name in self.links:
-            raise MalformedImage(f"{self.description} holds {name} twice")
+            raise MalformedImage(f"{self.description} contains {name} twice")
         if len(self.files) + len(self.links) >= _MAX_MEMBERS:
-            raise LimitExceeded(f"{self.description} holds more than {_MAX_MEMBERS} files")
+            raise LimitExceeded(f"{self.description} contains more than {_MAX_MEMBERS} files")
 
 
 class TarArchive(Protocol):
-    """An archive whose members can be opened by name, in whatever order."""
+    """An archive whose members can be opened by name, in any order."""
 
     @property
     def archive_index(self) -> ArchiveIndex:
-        """What there is."""
+        """The members of the archive."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """The data of a file. Raises :class:`MalformedImage` if it is not there."""
+        """Open a file. Raises :class:`MalformedImage` if it is missing."""
         ...
 
     def read_head(self, name: str) -> bytes:
-        """The first few bytes of a file."""
+        """Return the first :data:`HEAD_SIZE` bytes of a file."""
         ...
 
     def close(self) -> None:
-        """Let go of the archive; streams that are still open fail from then on."""
+        """Close the archive; reading from its open streams fails afterwards."""
         ...
 
 
 def normalize_name(name: str) -> str:
-    """A member's name as it is looked for: ``tar -C DIR .`` puts ``./`` before each."""
+    """Remove the ``./`` that ``tar -C DIR .`` puts before each name."""
     return name.removeprefix("./")
 
 
 def read_member(archive: TarArchive, name: str, limit: int) -> bytes:
-    """A whole member. Raises :class:`LimitExceeded` past ``limit`` bytes."""
+    """Return the content of a file. Raises :class:`LimitExceeded` past ``limit`` bytes."""
     if archive.archive_index.get_member(name).size > limit:
         raise LimitExceeded(f"{name} in {archive.archive_index.description} has more than {limit} bytes")
     with archive.open(name) as stream:
@@ -116,14 +121,14 @@ def read_member(archive: TarArchive, name: str, limit: int) -> bytes:
 
 
 class SeekableArchive:
-    """A plain archive in a file, which random access serves best."""
+    """An uncompressed archive in a file."""
 
     def __init__(self, fd: int, description: str) -> None:
-        """Take over the open file ``number``."""
+        """Take ownership of the file descriptor; read the archive's headers."""
         self._fd = fd
         self.archive_index = ArchiveIndex(description)
         try:
-            with io.BufferedReader(_SeekableSlice(fd, 0, os.fstat(fd).st_size)) as stream:
+            with io.BufferedReader(FileSlice(fd, 0, os.fstat(fd).st_size)) as stream:
                 for _ in self.archive_index.scan(TarReader(stream)):
                     pass
         except BaseException:
@@ -131,56 +136,27 @@ class SeekableArchive:
             raise
 
     def open(self, name: str) -> BinaryIO:
-        """A seekable stream with a position of its own."""
+        """Open a file as a seekable stream with its own position."""
         member = self.archive_index.get_member(name)
-        return io.BufferedReader(_SeekableSlice(self._fd, member.offset, member.size), 1 << 16)
+        return io.BufferedReader(FileSlice(self._fd, member.offset, member.size), 1 << 16)
 
     def read_head(self, name: str) -> bytes:
-        """The first few bytes of a file."""
+        """Return the first :data:`HEAD_SIZE` bytes of a file."""
         member = self.archive_index.get_member(name)
         return os.pread(self._fd, min(HEAD_SIZE, member.size), member.offset)
 
     def close(self) -> None:
-        """Close the file; streams that are still open fail from then on."""
+        """Close the archive; reading from its open streams fails afterwards."""
         os.close(self._fd)
 
 
 def open_regular_file(path: Path) -> int:
-    """Open a regular file, without waiting for a FIFO's writer; gives its number."""
+    """Return a descriptor of a regular file. O_NONBLOCK: opening a FIFO does not wait for its writer."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise UsageError(f"{path} is no regular file")
+        raise UsageError(f"{path} is not a regular file")
     return fd
-
-
-class _SeekableSlice(io.RawIOBase):
-    """A span of a file with a position of its own; the file is not closed with it."""
-
-    def __init__(self, fd: int, offset: int, size: int) -> None:
-        super().__init__()
-        self._fd = fd
-        self._start = offset
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        count = max(min(len(buffer), self._size - self._position), 0)
-        data = os.pread(self._fd, count, self._start + self._position)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)

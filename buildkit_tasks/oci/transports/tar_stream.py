@@ -1,9 +1,12 @@
-"""An archive that can only be read forward, and be begun again: a compressed file, an engine's answer.
+"""Access the members of a tar archive that can only be streamed: a compressed file, an engine's response.
 
-Nothing is unpacked to disk and memory stays bounded. A first walk through the archive makes the
-table and keeps small members (documents, small layers). A larger one is gone forward to, from
-where an earlier stream ended if that lies before it, else from the beginning: whoever opens
-members in the order of their offsets needs one more walk.
+Nothing is unpacked to disk, and memory is bounded:
+
+1. The first pass through the archive builds the index and caches small members (documents, small layers).
+2. Opening a larger member reads forward to it, from the position of a closed stream if that is before
+   the member, else in a new pass from the beginning.
+
+Opening the members in the order of their offsets therefore needs only one more pass.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.decompress import DecompressedStream
 from buildkit_tasks.oci.layers.tar import REGULAR, TarReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
+from buildkit_tasks.oci.streams import RawReader
 from buildkit_tasks.oci.transports.tar_members import HEAD_SIZE, ArchiveIndex, Member, normalize_name
 
 if TYPE_CHECKING:
@@ -24,107 +28,106 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamedArchive"]
 
-_MAX_CACHED_MEMBER = 1 << 20  # a member that is kept in memory
-_MAX_CACHED_TOTAL = 32 << 20  # and how much is kept in all
-_ALWAYS_CACHED = frozenset({"index.json", "manifest.json", "oci-layout"})  # kept in any case
-_MAX_READ_FACTOR = 4  # the bytes of so many of the largest images may go by, over all walks
+_MAX_CACHED_MEMBER = 1 << 20  # bytes
+_MAX_CACHED_TOTAL = 32 << 20  # bytes, without those of _ALWAYS_CACHED
+_ALWAYS_CACHED = frozenset({"index.json", "manifest.json", "oci-layout"})
+_MAX_READ_FACTOR = 4  # all passes together may read this many times the largest allowed image
 
 
 class StreamedArchive:
-    """The members of an archive that ``opener`` opens afresh each time it is called."""
+    """An archive that is streamed; ``opener`` returns a new stream of it on each call.
+
+    Streams of members may be open at the same time, in several threads; each needs its own pass.
+    """
 
     def __init__(self, opener: Callable[[], BinaryIO], description: str, limits: Limits = LIMITS) -> None:
         self.archive_index = ArchiveIndex(description)
         self._opener = opener
         self._limits = limits
         self._lock = threading.Lock()
-        self._idle_walk: _ArchiveWalk | None = None
+        self._idle_pass: _ArchivePass | None = None
         self._cached: dict[str, bytes] = {}
         self._heads: dict[str, bytes] = {}
         self._total_size = 0
-        self._walk_count = 0
+        self._pass_count = 0
         self._closed = False
         self._build_index()
 
     def open(self, name: str) -> BinaryIO:
-        """The data of a file; streams may overlap, each that does has a walk of its own."""
+        """Open a file."""
         member = self.archive_index.get_member(name)
         if name in self._cached:
             return io.BytesIO(self._cached[name])
-        walk = self._acquire_walk(member)
+        archive_pass = self._acquire_pass(member)
         try:
-            walk.seek_member(name, member)
+            archive_pass.seek_member(name, member)
         except BaseException:
-            walk.close()
+            archive_pass.close()
             raise
-        return io.BufferedReader(_MemberStream(walk, self._release_walk), 1 << 16)
+        return io.BufferedReader(_MemberStream(archive_pass, self._release_pass), 1 << 16)
 
     def read_head(self, name: str) -> bytes:
-        """The first few bytes of a file."""
+        """Return the first :data:`HEAD_SIZE` bytes of a file."""
         self.archive_index.get_member(name)
         return self._heads.get(name) or self._cached.get(name, b"")[:HEAD_SIZE]
 
     def close(self) -> None:
-        """End the walk that waits for the next member."""
+        """Close the idle pass; passes of open streams are closed with them."""
         with self._lock:
             self._closed = True
-            idle_walk, self._idle_walk = self._idle_walk, None
-        if idle_walk is not None:
-            idle_walk.close()
+            idle_pass, self._idle_pass = self._idle_pass, None
+        if idle_pass is not None:
+            idle_pass.close()
 
     def _build_index(self) -> None:
-        """Make the table, and read to the very end: a file that was cut off is found here."""
+        """Build the index; read to the end of the stream, to detect a truncated file."""
         budget = _MAX_CACHED_TOTAL
-        with contextlib.closing(self._start_walk()) as walk:
-            for name, entry in self.archive_index.scan(walk.reader):
+        with contextlib.closing(self._start_pass()) as first_pass:
+            reader = first_pass.reader
+            for name, entry in self.archive_index.scan(reader):
                 is_document = name in _ALWAYS_CACHED and entry.size <= self._limits.document_bytes
                 if is_document or entry.size <= min(_MAX_CACHED_MEMBER, budget):
-                    self._cached[name] = walk.reader.read(entry.size)
+                    self._cached[name] = reader.read(entry.size)
                     budget -= 0 if is_document else entry.size
                 else:
-                    self._heads[name] = walk.reader.read(HEAD_SIZE)
-            self._total_size = walk.drain()
+                    self._heads[name] = reader.read(HEAD_SIZE)
+            self._total_size = first_pass.drain()
 
-    def _start_walk(self) -> _ArchiveWalk:
-        if self._walk_count * self._total_size > _MAX_READ_FACTOR * self._limits.image_bytes:
-            message = f"{self.archive_index.description} was read through {self._walk_count} times"
+    def _start_pass(self) -> _ArchivePass:
+        limits, description = self._limits, self.archive_index.description
+        if self._pass_count * self._total_size > _MAX_READ_FACTOR * limits.image_bytes:
             raise LimitExceeded(
-                f"{message}: its layers lie in too bad an order",
-                hint="uncompress it first, then name the .tar file",
+                f"{description} was read {self._pass_count} times, as its layers are not in the order of use",
+                hint="uncompress the file and use the .tar file",
             )
-        self._walk_count += 1
-        return _ArchiveWalk(
-            DecompressedStream(
-                self._opener(),
-                self.archive_index.description,
-                max_size=self._limits.image_bytes,
-                limits=self._limits,
-            ),
-            self.archive_index.description,
-        )
+        self._pass_count += 1
+        stream = DecompressedStream(self._opener(), description, max_size=limits.image_bytes, limits=limits)
+        return _ArchivePass(stream, description)
 
-    def _acquire_walk(self, member: Member) -> _ArchiveWalk:
+    def _acquire_pass(self, member: Member) -> _ArchivePass:
+        """Return the idle pass if it is before the member, else a new one."""
         with self._lock:
             if self._closed:
                 raise ValueError("the archive is closed")
-            idle_walk, self._idle_walk = self._idle_walk, None
-        if idle_walk is not None and idle_walk.offset < member.offset:
-            return idle_walk
-        if idle_walk is not None:
-            idle_walk.close()
-        return self._start_walk()
+            idle_pass, self._idle_pass = self._idle_pass, None
+        if idle_pass is not None and idle_pass.offset < member.offset:
+            return idle_pass
+        if idle_pass is not None:
+            idle_pass.close()
+        return self._start_pass()
 
-    def _release_walk(self, walk: _ArchiveWalk) -> None:
+    def _release_pass(self, archive_pass: _ArchivePass) -> None:
+        """Make a pass the idle one; close the previous one, or this one if the archive is closed."""
         with self._lock:
-            surplus = walk if self._closed else self._idle_walk
+            surplus = archive_pass if self._closed else self._idle_pass
             if not self._closed:
-                self._idle_walk = walk
+                self._idle_pass = archive_pass
         if surplus is not None:
             surplus.close()
 
 
-class _ArchiveWalk:
-    """One walk through the archive, from its beginning; ``at`` is the member where it stands."""
+class _ArchivePass:
+    """One pass through the archive; ``offset`` is that of the current member, -1 at the beginning."""
 
     def __init__(self, stream: DecompressedStream, description: str) -> None:
         self._stream = stream
@@ -133,15 +136,15 @@ class _ArchiveWalk:
         self.offset = -1
 
     def seek_member(self, name: str, member: Member) -> None:
-        """Walk on to that member's data."""
+        """Read forward to the data of a member."""
         for entry in self.reader:
             self.offset = entry.offset
             if entry.type == REGULAR and normalize_name(entry.name) == name and entry.size == member.size:
                 return
-        raise MalformedImage(f"{self._description} has changed while it was read: {name} is no longer there")
+        raise MalformedImage(f"{self._description} has changed while it was read: {name} no longer exists")
 
     def drain(self) -> int:
-        """Read what follows the archive's end; gives the size of everything."""
+        """Read to the end of the stream; return its uncompressed size."""
         while self._stream.read(1 << 20):
             pass
         return self._stream.size
@@ -150,31 +153,26 @@ class _ArchiveWalk:
         self._stream.close()
 
 
-class _MemberStream(io.RawIOBase):
-    """The data of the member where a walk stands; closing it gives the walk back."""
+class _MemberStream(RawReader):
+    """The data of a pass's current member; closing it releases the pass."""
 
-    def __init__(self, walk: _ArchiveWalk, release: Callable[[_ArchiveWalk], None]) -> None:
+    def __init__(self, archive_pass: _ArchivePass, release: Callable[[_ArchivePass], None]) -> None:
         super().__init__()
-        self._walk: _ArchiveWalk | None = walk
+        self._pass: _ArchivePass | None = archive_pass
         self._release = release
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        if self._walk is None:
-            raise ValueError("the stream failed before")
+    def read_some(self, size: int) -> bytes:
+        if self._pass is None:
+            raise ValueError("the stream has failed")
         try:
-            data = self._walk.reader.read(len(buffer))
+            return self._pass.reader.read(size)
         except BaseException:
-            self._walk.close()
-            self._walk = None
+            self._pass.close()
+            self._pass = None
             raise
-        buffer[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
-        walk, self._walk = self._walk, None
-        if walk is not None:
-            self._release(walk)
+        archive_pass, self._pass = self._pass, None
+        if archive_pass is not None:
+            self._release(archive_pass)
         super().close()

@@ -52,7 +52,7 @@ def test_a_layer_of_a_layout_that_is_no_file_is_refused_at_once(kind: str, proje
         replace(project.folder / "layout/blobs/sha256" / digest.partition(":")[2], kind)
     except PermissionError:
         pytest.skip("making a device takes root")
-    cause = "symbolic link" if "symlink" in kind else "sha256:" if kind == "socket" else "is no regular file"
+    cause = "symbolic link" if "symlink" in kind else "sha256:" if kind == "socket" else "not a regular file"
     assert refused(project, name, digest, cause) == ["linux/amd64"]
 
 
@@ -93,6 +93,4 @@ def test_a_saved_layer_that_is_a_link_leads_nowhere_but_into_the_archive(
         [symlink("0a/layer.tar", target), symlink("0b/layer.tar", "../0a/layer.tar")],
     )
     (project.folder / "image.tar").write_bytes(data)
-    refused(
-        project, f"docker-archive:{project.folder}/image.tar", f"a link to '{target}'", "leads to no file"
-    )
+    refused(project, f"docker-archive:{project.folder}/image.tar", f"a link to '{target}'", "not a file in")

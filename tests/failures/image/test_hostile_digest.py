@@ -45,14 +45,16 @@ def naming(digest: str, where: str) -> Memory:
 
 @pytest.mark.parametrize("digest", HOSTILE)
 def test_what_is_no_digest_never_becomes_a_path(digest: str, project: Project) -> None:
-    refused(project, write(naming(digest, "layer"), project.folder, "oci"), "is no digest")
+    refused(project, write(naming(digest, "layer"), project.folder, "oci"), "not a valid digest")
 
 
 @pytest.mark.parametrize(
     ("where", "form"), list(zip(["manifest", "config", "layer", "diff_id"], FORMS, strict=True))
 )
 def test_wherever_it_stands_it_is_refused(where: str, form: str, project: Project) -> None:
-    refused(project, write(naming(HOSTILE[0], where), project.folder, form), "is no digest", "etc/passwd")
+    refused(
+        project, write(naming(HOSTILE[0], where), project.folder, form), "not a valid digest", "etc/passwd"
+    )
 
 
 @pytest.mark.parametrize("form", ["oci", "oci-archive"])
@@ -65,7 +67,7 @@ def test_the_layouts_own_index_json_is_no_better(form: str, project: Project) ->
     else:
         files = {**layout_files(hello()), "index.json": data}
         (project.folder / "image.tar").write_bytes(make_tar(files))
-    refused(project, name, "is no digest")
+    refused(project, name, "not a valid digest")
 
 
 @pytest.mark.parametrize("where", ["Config", "Layers"])

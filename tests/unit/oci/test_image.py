@@ -253,7 +253,7 @@ def test_what_is_no_path_is_a_registry_reference(
 
 
 def test_the_usual_registry_client_is_asked_by_default() -> None:
-    with pytest.raises(UsageError, match="is no tag"), open_image("docker://x:!"):
+    with pytest.raises(UsageError, match="is not a valid tag"), open_image("docker://x:!"):
         pass
 
 
@@ -291,10 +291,10 @@ def test_an_image_in_an_engine_is_read_through_the_callers_function() -> None:
 @pytest.mark.parametrize(
     ("name", "cause", "hint"),
     [
-        ("oci-layout://dist/x", "no image is read from 'oci-layout'", "oci-archive:"),
-        ("https://example.org/x", "no image is read from 'https'", "docker://"),
+        ("oci-layout://dist/x", "transport 'oci-layout' is not supported", "oci-archive:"),
+        ("https://example.org/x", "transport 'https' is not supported", "docker://"),
         ("containers-storage:x", "from containers-storage", "skopeo copy"),
-        ("docker-daemon:", "no image is named", "docker-daemon:NAME:TAG"),
+        ("docker-daemon:", "needs an image name", "docker-daemon:NAME:TAG"),
         ("dir:", "has no path", "dir:DIR"),
         ("oci::x", ":x does not exist", "type=oci,dest="),
     ],
@@ -325,7 +325,7 @@ def test_compressed_archives_and_saved_ones_are_told_by_looking(tmp_path: Path) 
                 assert source.root_descriptor().digest == memory.root_descriptor().digest
     (tmp_path / "files.tar").write_bytes(make_tar({"etc/passwd": b""}))
     with (
-        pytest.raises(UsageError, match="is no image: it has neither"),
+        pytest.raises(UsageError, match="is not an image: it has neither"),
         open_image(str(tmp_path / "files.tar")),
     ):
         pass
@@ -360,9 +360,9 @@ def test_a_local_output_is_told_from_a_layout(tmp_path: Path) -> None:
     assert find_local_output(f"dir:{layout}") == layout  # who says so is believed
     for name in (str(layout), f"oci:{layout}", "", "alpine", "docker://alpine"):
         assert find_local_output(name) is None
-    with pytest.raises(UsageError, match="local output folder"), open_image(str(out)):
+    with pytest.raises(UsageError, match="local output directory"), open_image(str(out)):
         pass
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a directory"):
         find_local_output("dir:nowhere")
 
 
@@ -423,7 +423,7 @@ def test_both_forms_of_attestation_say_what_they_are_about() -> None:
 def test_an_attestation_about_no_digest_is_refused() -> None:
     memory = Memory()
     memory.index([attestation(memory, "sha256:../../x")])
-    with pytest.raises(MalformedImage, match="is no digest"):
+    with pytest.raises(MalformedImage, match="is not a valid digest"):
         attested_images(memory, index_entries(memory)[0].descriptor)
 
 
@@ -463,7 +463,7 @@ def test_a_missing_path_is_named(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "oci:", "oci-archive:"])
 def test_an_empty_name_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"no image is named|has no path"), open_image(name):
+    with pytest.raises(UsageError, match=r"image name is empty|has no path"), open_image(name):
         pass
 
 

@@ -71,7 +71,7 @@ def test_the_digest_of_bytes_is_their_hash() -> None:
     ],
 )
 def test_row_37_any_other_text_is_no_digest(text: str) -> None:
-    with pytest.raises(MalformedImage, match="is no digest"):
+    with pytest.raises(MalformedImage, match="is not a valid digest"):
         Digest(text)
 
 
@@ -103,12 +103,12 @@ def test_row_35_an_index_with_another_kinds_key_is_refused(key: str) -> None:
 
 
 def test_row_35_a_media_type_other_than_the_descriptors_is_refused() -> None:
-    with pytest.raises(MalformedImage, match=r"calls itself .*list.* its descriptor says .*index"):
+    with pytest.raises(MalformedImage, match=r"has mediaType .*list.* its descriptor states .*index"):
         parse_index(index(mediaType=DOCKER_LIST), OCI_INDEX)
 
 
 def test_a_key_in_other_letters_is_refused_because_go_would_read_it() -> None:
-    with pytest.raises(MalformedImage, match="'Layers', which is 'layers' in other letters"):
+    with pytest.raises(MalformedImage, match="'Layers', which differs from 'layers' only in case"):
         parse_manifest(manifest(Layers=[]))
 
 
@@ -200,16 +200,16 @@ def test_an_entry_with_a_real_platform_cannot_hide_as_an_attestation() -> None:
         (b'{"x": {"b": 1, "b": 1}}', "'b' appears twice"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": -Infinity}', "-Infinity"),
-        (b'{"a": 1e999}', "past every limit"),
+        (b'{"a": 1e999}', "too large"),
         (b'{"a": ' + b"9" * 5000 + b"}", "5000 digits"),
-        (b'{"a": -' + b"9" * 20 + b"}", "21 digits"),
-        (b'{"a":' * 65 + b"1" + b"}" * 65, "nests more than 64"),
-        (b"[" * 1_000_000, "nests more than 64"),
+        (b'{"a": -' + b"9" * 20 + b"}", "20 digits"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "nested more than 64"),
+        (b"[" * 1_000_000, "nested more than 64"),
         (b'{"a": "\\ud800"}', "not UTF-8"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b'\xef\xbb\xbf{"a": 1}', "BOM"),
         ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
-        (b"[]", "no object"),
+        (b"[]", "not an object"),
         (b"", "Expecting value"),
         (b'{"a": 1} {"a": 2}', "Extra data"),
     ],

@@ -74,5 +74,5 @@ def test_a_folder_too_large_for_an_index_is_refused(monkeypatch: pytest.MonkeyPa
     names = PackedNames()
     for name in "abc":
         names.add(name, 0o644)
-    with pytest.raises(LimitExceeded, match="a folder of 3 files is looked into too often"):
+    with pytest.raises(LimitExceeded, match="too many look-ups in a directory of 3 files"):
         names.find("a")

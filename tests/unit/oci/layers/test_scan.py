@@ -80,17 +80,17 @@ def test_each_form_of_layer_gives_the_same_archive(media_type: str, data: bytes)
 @pytest.mark.parametrize(
     ("media_type", "data", "cause"),
     [
-        (LAYER_GZIP, zstd.compress(TAR), "says gzip; its bytes are zstd"),
-        (LAYER_TAR, gzip.compress(TAR), "says plain; its bytes are gzip"),
-        (LAYER_GZIP, TAR, "says gzip; its bytes are plain"),
-        (LAYER_GZIP, gzip.compress(TAR)[:-4], "end too early"),
-        (LAYER_GZIP, gzip.compress(TAR)[:-5000], "end too early"),
-        (LAYER_GZIP, flip(gzip.compress(TAR), -6), "gzip data are damaged"),
-        (LAYER_GZIP, gzip.compress(TAR) + b"garbage" * 9, "gzip data are damaged"),
-        (LAYER_ZSTD, zstd.compress(TAR)[:-4], "end too early"),
-        (LAYER_ZSTD, zstd.compress(TAR) + b"garbage", "zstd data are damaged"),
-        ("application/vnd.in-toto+json", b"{}", "no known kind of layer"),
-        (f"{LAYER_GZIP}+encrypted", b"{}", "no known kind of layer"),
+        (LAYER_GZIP, zstd.compress(TAR), "says gzip, but the data is zstd"),
+        (LAYER_TAR, gzip.compress(TAR), "says plain, but the data is gzip"),
+        (LAYER_GZIP, TAR, "says gzip, but the data is plain"),
+        (LAYER_GZIP, gzip.compress(TAR)[:-4], "truncated"),
+        (LAYER_GZIP, gzip.compress(TAR)[:-5000], "truncated"),
+        (LAYER_GZIP, flip(gzip.compress(TAR), -6), "gzip data is corrupt"),
+        (LAYER_GZIP, gzip.compress(TAR) + b"garbage" * 9, "gzip data is corrupt"),
+        (LAYER_ZSTD, zstd.compress(TAR)[:-4], "truncated"),
+        (LAYER_ZSTD, zstd.compress(TAR) + b"garbage", "zstd data is corrupt"),
+        ("application/vnd.in-toto+json", b"{}", "not a supported layer media type"),
+        (f"{LAYER_GZIP}+encrypted", b"{}", "not a supported layer media type"),
     ],
 )
 def test_a_layer_that_is_not_what_it_says_is_refused(media_type: str, data: bytes, cause: str) -> None:
@@ -105,7 +105,7 @@ def test_row_33_a_flipped_byte_is_the_cause_that_is_named_whatever_it_upsets() -
         entry = memory.put(data, media_type)
         for at in (5, 150, 600, 2000, -30, -3):
             memory.blobs[entry["digest"]] = flip(data, at)
-            with pytest.raises(MalformedImage, match=r"holds other bytes|its bytes are plain"):
+            with pytest.raises(MalformedImage, match=r"holds other bytes|the data is plain"):
                 scan_layer(memory, descriptor(entry))
 
 
@@ -146,7 +146,7 @@ def test_row_41_a_zstd_window_past_the_cap_is_refused() -> None:
     packer = zstd.ZstdCompressor(options=options)
     data = packer.compress(TAR) + packer.flush()
     memory = Memory()
-    with pytest.raises(MalformedImage, match="zstd data are damaged"):
+    with pytest.raises(MalformedImage, match="zstd data is corrupt"):
         scan_layer(memory, descriptor(memory.put(data, LAYER_ZSTD)))
 
 
@@ -232,7 +232,7 @@ def test_entries_under_a_link_of_their_own_layer_go_where_it_leads() -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/../evil", "a/..", ".."])
 def test_row_40_an_entry_that_leads_out_is_refused(name: str) -> None:
-    with pytest.raises(MalformedImage, match="leads out of its folder"):
+    with pytest.raises(MalformedImage, match="contains"):
         tree(make_tar({name: b""}))
 
 
@@ -242,7 +242,7 @@ def test_row_40_links_that_lead_out_stay_inside() -> None:
 
 
 def test_an_entry_below_a_file_is_refused() -> None:
-    with pytest.raises(MalformedImage, match="below something that is no folder"):
+    with pytest.raises(MalformedImage, match="is not a directory"):
         tree(make_tar({"f": b"", "f/x": b""}))
 
 

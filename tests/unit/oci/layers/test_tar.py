@@ -176,7 +176,7 @@ def test_a_checksum_of_signed_bytes_holds_too() -> None:
 def test_an_archive_may_end_without_zero_blocks_but_not_go_on_after_one() -> None:
     assert [e.name for e in entries(header())] == ["a"]
     assert [e.name for e in entries(header() + bytes(BLOCK_SIZE))] == ["a"]
-    with pytest.raises(MalformedImage, match="one zero block and then more"):
+    with pytest.raises(MalformedImage, match="a single zero block"):
         entries(header() + bytes(BLOCK_SIZE) + header(b"hidden") + END)
 
 
@@ -198,13 +198,13 @@ def test_what_follows_the_end_is_no_entry() -> None:
     ],
 )
 def test_row_44_negative_huge_and_unreadable_sizes_are_refused(size: bytes) -> None:
-    with pytest.raises(MalformedImage, match=r"a size of|no octal number"):
+    with pytest.raises(MalformedImage, match=r"an invalid size of|not an octal number"):
         entries(header(size=size) + END)
 
 
 @pytest.mark.parametrize("size", [b"4611686018427387904", b"-1", b"1e3", b"9" * 4000, b" 1"])
 def test_row_44_a_pax_size_that_is_none_is_refused(size: bytes) -> None:
-    with pytest.raises(MalformedImage, match="a size of"):
+    with pytest.raises(MalformedImage, match="an invalid size of"):
         entries(extended(pax(b"size", size)) + header() + END)
 
 
@@ -255,7 +255,7 @@ def test_a_malformed_pax_record_is_refused(record: bytes) -> None:
 def test_pax_names_have_bounds() -> None:
     assert entries(extended(pax(b"path", b"n" * 4096)) + header() + END)[0].name == "n" * 4096
     for name in (b"n" * 4097, b"a\0b"):
-        with pytest.raises(MalformedImage, match="too long or holds a NUL"):
+        with pytest.raises(MalformedImage, match="too long or contains a NUL"):
             entries(extended(pax(b"path", name)) + header() + END)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.layers.rootfs import FileType
 from buildkit_tasks.oci.limits import Limits
-from buildkit_tasks.oci.transports import directory as folder
+from buildkit_tasks.oci.transports import directory
 from buildkit_tasks.oci.transports.directory import (
     DirectoryEntry,
-    FileKind,
     find_platform_dirs,
     walk_directory,
 )
@@ -59,9 +59,9 @@ def test_one_platforms_folder_may_be_named_itself(tmp_path: Path) -> None:
 def test_a_mixture_of_two_builds_is_refused(make_one: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path, "linux_amd64")
     make_one(tmp_path / "usr")
-    with pytest.raises(UsageError, match="platform folders linux_amd64 and also usr") as caught:
+    with pytest.raises(UsageError, match="platform directories linux_amd64 and also usr") as caught:
         find_platform_dirs(tmp_path)
-    assert caught.value.hint == f"name one platform's: dir:{tmp_path}/linux_amd64"
+    assert caught.value.hint == f"use the directory of one platform: dir:{tmp_path}/linux_amd64"
 
 
 def test_a_link_named_like_a_platform_is_no_platform(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_everything_is_given_in_order_with_its_kind(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b/c/file")
     found = entries(tmp_path)
     assert [(entry.name, entry.kind) for entry in found.values()] == [
-        ("a", FileKind.SYMLINK), ("b", FileKind.DIRECTORY), ("b/c", FileKind.DIRECTORY),
-        ("b/c/file", FileKind.FILE),
+        ("a", FileType.SYMLINK), ("b", FileType.DIRECTORY), ("b/c", FileType.DIRECTORY),
+        ("b/c/file", FileType.FILE),
     ]  # fmt: skip
     file = found["b/c/file"]
     assert (file.size, file.mode, found["a"].target) == (4, 0o4755, "b/c/file")
@@ -94,7 +94,7 @@ def test_links_are_told_and_never_followed(tmp_path: Path) -> None:
     (inside / "loop").symlink_to(".")
     found = entries(inside)
     assert {name: entry.target for name, entry in found.items()} == {"up": "../outside", "loop": "."}
-    with pytest.raises(MalformedImage, match="up is no regular file"):
+    with pytest.raises(MalformedImage, match="up is not a regular file"):
         found["up"].open()
 
 
@@ -104,9 +104,9 @@ def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         found = entries(tmp_path)
-    assert [entry.kind for entry in found.values()] == [FileKind.OTHER, FileKind.OTHER]
+    assert [entry.kind for entry in found.values()] == [FileType.OTHER, FileType.OTHER]
     for entry in found.values():
-        with pytest.raises(MalformedImage, match="no regular file"):
+        with pytest.raises(MalformedImage, match="not a regular file"):
             entry.open()
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_swapped_after_it_was_seen_is_not_read(what: str, tmp_pat
         (path / "sub").rename(path / "old")
         (path / "sub").symlink_to(tmp_path / "evil" if what == "parent" else "old")
     before = opened_files()
-    with pytest.raises(MalformedImage, match="sub/file has changed while the folder was read"):
+    with pytest.raises(MalformedImage, match="sub/file has changed while the directory was read"):
         entry.open()
     assert opened_files() == before
 
@@ -180,28 +180,28 @@ def test_a_file_system_that_is_mounted_in_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path, "mounted/secret")
-    look = folder._read_entry
+    read_entry = directory._read_entry
 
     def other_device(*arguments: Any) -> DirectoryEntry:
-        entry = look(*arguments)
+        entry = read_entry(*arguments)
         return dataclasses.replace(entry, device=entry.device + 1)
 
-    monkeypatch.setattr(folder, "_read_entry", other_device)
-    with pytest.raises(MalformedImage, match="mounted is a file system of its own"):
+    monkeypatch.setattr(directory, "_read_entry", other_device)
+    with pytest.raises(MalformedImage, match="mounted is another file system"):
         entries(tmp_path)
 
 
 def test_depth_and_number_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a/b/c/d")
-    monkeypatch.setattr(folder, "_MAX_DEPTH", 3)
-    with pytest.raises(LimitExceeded, match="more than 3 folders deep"):
+    monkeypatch.setattr(directory, "_MAX_DEPTH", 3)
+    with pytest.raises(LimitExceeded, match="more than 3 directories deep"):
         entries(tmp_path)
-    monkeypatch.setattr(folder, "LIMITS", Limits(entries=2))
+    monkeypatch.setattr(directory, "LIMITS", Limits(entries=2))
     with pytest.raises(LimitExceeded, match="more than 2 files"):
         entries(tmp_path)
     (tmp_path / "e").touch()
-    monkeypatch.setattr(folder, "LIMITS", Limits(nodes=1))
-    with pytest.raises(LimitExceeded, match=r"a folder in .* holds more than 1 files"):
+    monkeypatch.setattr(directory, "LIMITS", Limits(nodes=1))
+    with pytest.raises(LimitExceeded, match=r"a directory in .* has more than 1 files"):
         entries(tmp_path)
 
 

@@ -59,7 +59,7 @@ def test_several_images_need_a_name(tmp_path: Path) -> None:
     )
     assert OciLayout(tmp_path, "one").root_descriptor().digest == one.root_descriptor().digest
     assert OciLayout(tmp_path, "r/o:1").root_descriptor().digest == other.root_descriptor().digest
-    for name, cause in ((None, "holds 2 images"), ("two", "holds no image named 'two'")):
+    for name, cause in ((None, "has 2 images"), ("two", "has no image named 'two'")):
         with pytest.raises(UsageError, match=cause) as caught:
             OciLayout(tmp_path, name).root_descriptor()
         assert "one, r/o:1" in str(caught.value.hint)
@@ -77,7 +77,7 @@ def test_an_index_json_of_platforms_is_the_index_itself(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no OCI image layout"):
+    with pytest.raises(UsageError, match="not an OCI image layout"):
         OciLayout(tmp_path).root_descriptor()
 
 
@@ -135,7 +135,7 @@ def test_row_38_a_blob_that_is_no_regular_file_is_refused_at_once(
     path.unlink()
     make(path)
     layout = OciLayout(tmp_path)
-    with pytest.raises(MalformedImage, match="no regular file"):
+    with pytest.raises(MalformedImage, match="not a regular file"):
         layout.open(layout.root_descriptor())
 
 
@@ -167,7 +167,7 @@ def test_a_kept_single_manifest_keeps_its_platform(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         write_layout(hello(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 

@@ -84,7 +84,7 @@ def test_row_38_a_blob_that_is_a_link_is_not_there(tmp_path: Path) -> None:
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     files = layout_files(hello())
     data = make_tar({**files, "./index.json": files["index.json"]})
-    with pytest.raises(MalformedImage, match=r"holds index\.json twice"):
+    with pytest.raises(MalformedImage, match=r"contains index\.json twice"):
         OciArchive(put(tmp_path / "a.tar", data))
 
 
@@ -115,7 +115,7 @@ def test_a_compressed_archive_is_read_as_it_is(
 def test_a_compressed_archive_that_is_cut_off_anywhere_is_refused(form: str, tmp_path: Path) -> None:
     data = COMPRESSED[form](make_tar(layout_files(hello(["linux/amd64"]))))
     for length in (*range(4, len(data), 7), len(data) - 1):
-        with pytest.raises(MalformedImage, match=r"end too early|damaged|ends in the middle|one zero block"):
+        with pytest.raises(MalformedImage, match=r"truncated|corrupt|ends in the middle|a single zero block"):
             OciArchive(put(tmp_path / "a.tar.gz", data[:length]))
 
 
@@ -142,7 +142,7 @@ def test_an_archive_that_is_a_bomb_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "cause"), [({"manifest.json": b"[]"}, "docker save"), ({"README": b""}, r"no OCI archive")]
+    ("files", "cause"), [({"manifest.json": b"[]"}, "docker save"), ({"README": b""}, r"not an OCI archive")]
 )
 def test_another_kind_of_archive_is_told_apart(files: dict[str, bytes], cause: str, tmp_path: Path) -> None:
     with (
@@ -168,7 +168,7 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 @pytest.mark.timeout(10)
 def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         OciArchive(tmp_path / "a.tar")
 
 
@@ -208,7 +208,7 @@ def test_a_foreign_layer_that_is_not_carried_is_called_that(tmp_path: Path) -> N
         archive.root_descriptor()
         entry = {"mediaType": "x/y", "digest": str(Digest.from_bytes(b"absent")), "size": 1}
         for media_type in FOREIGN:
-            with pytest.raises(MalformedImage, match="is a foreign layer, which this image does not carry"):
+            with pytest.raises(MalformedImage, match="is a foreign layer, which is not part of this image"):
                 archive.open(descriptor({**entry, "mediaType": media_type}))
 
 
