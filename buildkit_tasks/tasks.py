@@ -95,7 +95,6 @@ def build_multiarch(ctx: TaskContext) -> None:
 @task(IMAGE, PLATFORM, *VERIFY_OPTIONS, *HOST_OPTIONS, REPORT)
 def verify_arch(ctx: TaskContext) -> None:
     """Check index, configuration and binaries of every platform, or whether the image starts on a host."""
-    from buildkit_tasks.pipeline.images import ImageResolver
     from buildkit_tasks.platforms import parse_platforms
     from buildkit_tasks.verify.host_match import read_hosts
 
@@ -103,7 +102,7 @@ def verify_arch(ctx: TaskContext) -> None:
     hosts = read_hosts(options["for_"], options["for_nodes"])
     platforms_named = settings.is_explicit("platforms") and not hosts
     expected = parse_platforms(settings.platforms) if platforms_named else ()
-    report = ImageResolver(settings=settings, commands=ctx.commands).verify(options["image"], expected, hosts)
+    report = ctx.pipeline.verify_image(options["image"], expected, hosts)
     ctx.show_report(report, failure_code=verify_exit_code(report), even_dry_run=True)
 
 
@@ -112,10 +111,10 @@ def run_emulated(ctx: TaskContext) -> None:
     """Run the image on every platform, under QEMU where needed, and check its exit status and output."""
     from buildkit_tasks.platforms import parse_platforms
 
-    settings, image_runner = ctx.settings, ctx.image_runner(ctx.settings)
+    settings = ctx.settings
     platforms = parse_platforms(settings.platforms) if settings.is_explicit("platforms") else ()
     with ctx.show_run_progress() as progress:
-        report = image_runner.run_image(ctx.options["image"], platforms, progress)
+        report = ctx.pipeline.run_image(ctx.options["image"], platforms, progress)
     ctx.show_report(report, failure_code=run_exit_code(report))
 
 

@@ -1,1 +1,1 @@
-"""buildx builds: the request, its outputs, caches and base images."""
+"""Builds by ``docker buildx``: requests, outputs, caches, base images, bake files."""

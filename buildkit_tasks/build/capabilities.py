@@ -1,4 +1,4 @@
-"""What an engine and a builder cannot make of a request, found before anything is built."""
+"""Check a request against the engine and the builder, before anything is built."""
 
 from __future__ import annotations
 
@@ -19,47 +19,54 @@ __all__ = ["check_capabilities"]
 
 
 def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSummary) -> None:
-    """What buildx would find out after the build, or say in words that do not help."""
+    """Raise for what this engine and builder cannot do.
+
+    buildx would report it after the build, or without saying what to do. Raises :class:`UsageError`, and
+    :class:`BuilderError` for a builder that cannot make an index of several platforms.
+    """
     check_exporters(request.cache_to, request.cache_from, builder.driver, engine.store)
     if request.reproducible:
         load_outputs = (OutputSpec(type="docker"),) if request.load else ()
         check_rewrite_timestamps((*request.outputs, *load_outputs), builder.driver)
     _check_load(request, engine)
     _check_image_output(request, builder)
-    if len(request.platforms) == 1:
-        return
-    alternatives = "-o type=oci,dest=dist/image.tar, or --load"
-    for output in request.outputs:
-        if output.type != "docker":
-            continue
-        if output.dest is not None:
-            raise UsageError("the docker archive format holds one platform only", hint=alternatives)
-        if engine.store != "containerd":
-            raise UsageError(
-                "type=docker with several platforms needs the containerd image store; "
-                "this engine has the graph store",
-                hint="--load (one tag for each platform), or --engine=private (containerd image store)",
-            )
-    if request.outputs:
+    if len(request.platforms) > 1 and request.outputs:
+        _check_docker_output(request, engine)
         require_index(builder, engine)
 
 
+def _check_load(request: BuildRequest, engine: Engine) -> None:
+    """Check that there is an engine to load into; a builder on another machine does not need one."""
+    loads_image = request.load or any(output.is_loaded for output in request.outputs)
+    if loads_image and engine.kind == "none":
+        raise UsageError(
+            "there is no Docker engine to load the image into: the builder runs on another machine",
+            hint="-o type=oci,dest=dist/image.tar, or set DOCKER_HOST to the engine's endpoint",
+        )
+
+
 def _check_image_output(request: BuildRequest, builder: BuilderSummary) -> None:
-    """An image that a BuildKit of its own keeps is seen by nobody: its build would vanish."""
+    """Refuse an image that would stay in the builder's own store, where nothing can use it."""
     for output in request.outputs:
         if output.type == "image" and not output.is_pushed and builder.driver != "docker":
             raise UsageError(
-                f"output {output}: an image stays inside a builder of driver {builder.driver}, "
+                f"output {output}: the image would stay in a builder of driver {builder.driver}, "
                 "where nothing can use it",
                 hint="--load, --push, or -o type=oci,dest=dist/image.tar",
             )
 
 
-def _check_load(request: BuildRequest, engine: Engine) -> None:
-    """A builder elsewhere needs no engine; an image that is loaded does."""
-    loads_image = request.load or any(output.is_loaded for output in request.outputs)
-    if loads_image and engine.kind == "none":
-        raise UsageError(
-            "there is no Docker engine here to load the image into: its builder runs elsewhere",
-            hint="-o type=oci,dest=dist/image.tar, or DOCKER_HOST=ENDPOINT of the engine that is meant",
-        )
+def _check_docker_output(request: BuildRequest, engine: Engine) -> None:
+    """Refuse ``type=docker`` of several platforms where format or store hold one platform only."""
+    for output in request.outputs:
+        if output.type == "docker" and output.dest is not None:
+            raise UsageError(
+                "the docker archive format holds one platform only",
+                hint="-o type=oci,dest=dist/image.tar, or --load",
+            )
+        if output.type == "docker" and engine.store != "containerd":
+            raise UsageError(
+                "type=docker with several platforms needs the containerd image store; "
+                "this engine has the graph store",
+                hint="--load (one tag for each platform), or --engine=private (containerd image store)",
+            )

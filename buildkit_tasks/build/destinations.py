@@ -1,4 +1,4 @@
-"""Where a build's outputs lie: files and folders, an engine's store, and registries by digest."""
+"""Where a build's outputs are afterwards, and pushes of what it wrote."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ if TYPE_CHECKING:
     from buildkit_tasks.build.outputs import OutputSpec
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["from_outputs", "make_platform_tag", "parse_repositories", "push_archive", "read_pushed_digests"]
+__all__ = [
+    "list_destinations",
+    "make_platform_tag",
+    "parse_repositories",
+    "push_archive",
+    "read_pushed_digests",
+]
 
 
 def make_platform_tag(tag: str, platform: Platform) -> str:
-    """``hello:0.1`` for linux/arm/v7 becomes ``hello:0.1-linux-arm-v7``."""
-    last_part = tag.rpartition("/")[2]
-    reference = tag if ":" in last_part else f"{tag}:latest"
+    """Return the tag of one platform: ``hello:0.1`` becomes ``hello:0.1-linux-arm-v7``."""
+    last_component = tag.rpartition("/")[2]
+    reference = tag if ":" in last_component else f"{tag}:latest"
     return f"{reference}-{platform.os}-{platform.slug}"
 
 
 def parse_repositories(references: Sequence[str]) -> tuple[str, ...]:
-    """The repositories of these names, each once."""
+    """Return the repositories of image references, without duplicates."""
     if not references:
         return ()
     from buildkit_tasks.oci.reference import Reference
@@ -32,8 +38,8 @@ def parse_repositories(references: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(Reference.parse(reference).name for reference in references))
 
 
-def from_outputs(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str) -> Iterator[Output]:
-    """Where the outputs are; a push is told by its digest, until somebody names it."""
+def list_destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str) -> Iterator[Output]:
+    """Yield where each output is: a path, ``REPOSITORY@DIGEST`` of a push, or the names of a loaded image."""
     for output in outputs:
         if output.dest is not None:
             yield Output(type=output.type, dest=str(output.dest))
@@ -45,7 +51,7 @@ def from_outputs(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str
 
 
 def read_pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
-    """What lies in the registry under the digest that was pushed."""
+    """Return the digest of each platform's manifest of an image in a registry."""
     from buildkit_tasks.oci.image import platform_manifests
     from buildkit_tasks.oci.registry import open_registry
 
@@ -54,7 +60,7 @@ def read_pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
 
 
 def push_archive(archive: Path, repositories: Sequence[str]) -> str:
-    """Put an OCI archive into registries, by its digest; gives that."""
+    """Push an OCI archive to each repository, by digest; return the digest."""
     from buildkit_tasks.oci.copy.push import copy_image
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.transports import open_image

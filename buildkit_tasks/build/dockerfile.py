@@ -1,7 +1,7 @@
-"""What a Dockerfile starts from: the image references that a build would fetch.
+"""Find the base images of a Dockerfile: the image references that a build pulls.
 
-Reads as much of the Dockerfile reference ("FROM", "ARG", "COPY --from", "RUN --mount") as is needed
-to know the bases; BuildKit remains the judge of everything else.
+Parses only what that needs (FROM, ARG, COPY --from, RUN --mount; see the Dockerfile reference). Errors in a
+Dockerfile are left to BuildKit.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MOUNT_FROM = re.compile(r"--mount=\S*?\bfrom=([^\s,]+)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseImages:
-    """The images that a Dockerfile names, as written, and its ``# syntax=`` front end if any."""
+    """The images that a Dockerfile names, as written, and its frontend of ``# syntax=``, if any."""
 
     images: tuple[str, ...]
     syntax: str = ""
 
 
 def parse_base_images(text: str, build_args: Mapping[str, str]) -> BaseImages:
-    """The images of FROM, COPY --from and RUN --mount=from, without stages and ``scratch``."""
+    """Return the images of FROM, COPY --from and RUN --mount=from, without stages and ``scratch``."""
     directives = _parse_directives(text)
     stage_names: set[str] = {"scratch", "context"}
     images: dict[str, None] = {}
@@ -52,13 +52,13 @@ def parse_base_images(text: str, build_args: Mapping[str, str]) -> BaseImages:
 
 
 def _parse_directives(text: str) -> dict[str, str]:
-    """The parser directives: comments NAME=VALUE before anything else."""
+    """Return the parser directives: comments ``# NAME=VALUE`` at the beginning."""
     matches = map(_DIRECTIVE.match, text.removeprefix("\ufeff").splitlines())
     return {match[1].lower(): match[2] for match in takewhile(bool, matches) if match}
 
 
 def _iter_instructions(text: str, escape: str) -> Iterator[tuple[str, str]]:
-    """Each instruction with its arguments on one line; comments and blank lines left out."""
+    """Yield each instruction with its arguments joined into one line, without comments."""
     lines = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     joined_text = re.sub(re.escape(escape) + r"[ \t]*\n", " ", "\n".join(lines))
     for line in joined_text.splitlines():
@@ -72,7 +72,7 @@ def _parse_arg(args_text: str, build_args: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parse_from(args_text: str, arg_values: Mapping[str, str]) -> tuple[str, str]:
-    """The image and the stage name of a FROM line."""
+    """Return the image and the stage's name, or "", of a FROM line."""
     tokens = [token for token in args_text.split() if not token.startswith("--")]
     image = _expand_variables(tokens[0], arg_values) if tokens else "scratch"
     has_stage_name = len(tokens) >= 3 and tokens[1].lower() == "as"  # noqa: PLR2004 - IMAGE AS NAME
@@ -88,6 +88,6 @@ def _expand_variables(token: str, arg_values: Mapping[str, str]) -> str:
 
 
 def _find_source_images(args_text: str) -> list[str]:
-    """Images, not stage numbers, that files are copied or mounted from."""
+    """Return the images, not the stages' numbers, that files are copied or mounted from."""
     references = [*_COPY_FROM.findall(args_text), *_MOUNT_FROM.findall(args_text)]
     return [reference for reference in references if not reference.isdigit() and "$" not in reference]

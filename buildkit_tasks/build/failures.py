@@ -1,4 +1,4 @@
-"""What a buildx that failed means: a full disk, a registry that refuses, a lost builder, or the build."""
+"""Turn a failed buildx into an error: full disk, refused push, lost builder, or failed build."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["classify_failure"]
 
-# How buildx shows the step that failed: ` > [linux/arm/v6 2/3] RUN ...`, `[linux/amd64->arm64 build 4/5]`.
+# buildx shows the failed step as ` > [linux/arm/v6 2/3] RUN ...` or ` > [linux/amd64->arm64 build 4/5]`.
 _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
 _SCANNER_HINT = (
-    "--attest type=sbom,generator=IMAGE names a scanner that can be pulled; --sbom=false does without"
+    "name a scanner that can be pulled by --attest type=sbom,generator=IMAGE, or omit it by --sbom=false"
 )
 _PUSH_REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
-# gRPC's words for a BuildKit that is no longer there, and docker's for an engine that is not.
+# Messages of gRPC for a BuildKit that has gone away, and of docker for an engine that has.
 _CONNECTION_LOST = re.compile(
     r"Unavailable: |code = Unavailable|transport is closing|no active session|waiting for connection"
     r"|error during connect"
@@ -31,18 +31,18 @@ _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNOR
 def classify_failure(
     result: CommandResult, builder: BuilderSummary, *, builder_down: bool = False
 ) -> BuildkitTasksError:
-    """What a failed buildx means, by its last error: disk, registry, builder, or the build itself.
+    """Return the error that a failed buildx means, by its last error message.
 
-    ``lost`` tells that the builder was found not to run.
+    ``builder_down`` is True if the builder does not run any more.
     """
     cause = _describe_cause(result)
     if _FULL_DISK.search(result.stderr):
-        prune_command = f"docker buildx prune --builder={builder.name}, which needs a little room itself"
-        return LimitExceeded(f"the disk is full: {cause}", hint=f"free some space, or {prune_command}")
+        prune_command = f"docker buildx prune --builder={builder.name} (which needs some space itself)"
+        return LimitExceeded(f"the disk is full: {cause}", hint=f"free some space, or run {prune_command}")
     if _PUSH_REFUSED.search(cause):
         return RegistryError(cause, hint=_make_refusal_hint(cause, builder))
     if builder_down or _CONNECTION_LOST.search(cause):
-        hint = "the same command again, which starts it anew"
+        hint = "run the same command again, which restarts it"
         return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
     failed_step = _FAILED_STEP.search(result.stderr)
     return BuildFailed(
@@ -55,13 +55,13 @@ def classify_failure(
 
 def _make_refusal_hint(cause: str, builder: BuilderSummary) -> str:
     if builder.driver == "docker-container" and "connection refused" in cause:
-        return "the builder's container has a loopback of its own: --driver-opt=network=host"
+        return "--driver-opt=network=host, since localhost is another one in the builder's container"
     is_denied = re.search(r"40[13]|denied|authoriz|insufficient_scope", cause)
-    return "docker login REGISTRY" if is_denied else "look at the registry's name, and whether it answers"
+    return "docker login REGISTRY" if is_denied else "check the registry's name, and whether it is reachable"
 
 
 def _describe_cause(result: CommandResult) -> str:
-    """BuildKit's last error line; on a terminal buildx has shown it itself."""
+    """Return buildx's last error line; on a terminal it was shown to the user and not captured."""
     error_lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-    message = error_lines[-1].removeprefix("ERROR: ") if error_lines else "see its messages above"
+    message = error_lines[-1].removeprefix("ERROR: ") if error_lines else "see its output above"
     return f"docker buildx build failed with status {result.returncode}: {message}"

@@ -1,9 +1,31 @@
-"""One image built on several nodes: a part for each platform, on its node, put together afterwards.
+"""Build one image on several nodes: one build for each platform, on its node, joined afterwards.
 
-buildx joins the parts of several nodes in a registry alone ("oci for multi-node builds currently not
-supported"). Here each platform is a build of its own, which buildx gives to the node that the platform is
-fixed on, with outputs and a cache of its own; the parts become one archive, one index in a registry, or
-a folder each. A node that goes away takes no other platform's part with it.
+buildx itself can join the parts of several nodes only in a registry ("oci for multi-node builds currently
+not supported"). Here each platform is a build of its own. buildx gives it to the node on which the platform
+is fixed (:mod:`buildkit_tasks.host.builder.assignment`).
+
+======================= =================================== ============================================
+output                  each platform's build writes        then
+======================= =================================== ============================================
+oci, docker (also load) an OCI archive in a temporary       they are joined into one archive, which is
+                        folder                              renamed to ``dest`` or loaded
+local                   ``dest/linux_arm64`` and so on      nothing
+image, registry (push)  the registry, by digest             an index of the parts is pushed by digest
+push, with an archive   nothing                             the joined archive is pushed by digest
+of the same packing
+tar                     refused: tar files cannot be joined
+======================= =================================== ============================================
+
+Parts are independent. What happens to a part that fails, once all others have ended:
+
+========================================= ======================= ======================================
+failure                                   ``--fallback=emulate``  result
+========================================= ======================= ======================================
+every node with a failed part was lost    yes                     the failed parts are built again on
+                                                                  the remaining nodes, once
+every node with a failed part was lost    no                      :class:`BuilderError`
+a part failed on a node that is not lost  yes or no               the first part's error
+========================================= ======================= ======================================
 """
 
 from __future__ import annotations
@@ -18,8 +40,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build.capabilities import check_capabilities
-from buildkit_tasks.build.destinations import from_outputs, push_archive
+from buildkit_tasks.build.destinations import push_archive
 from buildkit_tasks.build.outputs import (
     OutputSpec,
     find_pushable_archive,
@@ -28,272 +49,230 @@ from buildkit_tasks.build.outputs import (
 )
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.host.builder import assign_nodes
-from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform
 from buildkit_tasks.system.files import replace_file, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from buildkit_tasks.build.execute import BuildExecution
     from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.host.builder import Assignment
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.report.model import BuilderSummary, BuildResult
+
+    BuildxMetadata = Mapping[str, Any]
 
 __all__ = ["MultiNodeBuild", "needs_multi_node"]
 
-_MAX_PARALLEL_BUILDS = 8  # builds: each is a process of buildx, and the nodes do the work
-_ARCHIVE_TYPES = ("oci", "docker")  # what several parts make one of
+_MAX_PARALLEL_BUILDS = 8  # processes of buildx; the nodes do the work
+_ARCHIVE_TYPES = ("oci", "docker")
+_LOAD_SECONDS = 600
 
 
 def needs_multi_node(builder: BuilderSummary, platforms: Sequence[Platform]) -> bool:
-    """Whether these platforms are built on more than one node."""
+    """Return True if these platforms are built on more than one node."""
     return len(builder.nodes) > 1 and len({each.node for each in assign_nodes(platforms, builder)}) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiNodeBuild:
-    """A build on several nodes; ``without`` gives the builder that is left when nodes are lost."""
+    """A build on several nodes.
+
+    ``drop_nodes`` removes nodes from the builder, by name, and returns the builder that remains;
+    ``fallback`` allows it.
+    """
 
     build: BuildExecution
     drop_nodes: Callable[[BuilderSummary, Sequence[str]], BuilderSummary]
     fallback: bool = False
 
     def execute(self) -> BuildResult:
-        """Build every part and join them; see :meth:`buildkit_tasks.build.execute.Build.result`.
-
-        Raises the first platform's error when all parts have ended. Where a node went away and
-        ``fallback`` is set, its platforms are built on the others, emulated.
-        """
+        """Build and join all parts. See :meth:`.BuildExecution.execute` for the result and the errors."""
         start_time = time.monotonic()
         build, request = self.build, self.build.request
-        check_capabilities(request, build.engine, build.builder)
-        outputs = _require_joinable(
-            (*request.outputs, *((OutputSpec(type="docker"),) if request.load else ()))
-        )
+        outputs = (*request.outputs, *((OutputSpec(type="docker"),) if request.load else ()))
+        _check_joinable(outputs)
         with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
-            parts = _PlatformParts(
-                outputs=outputs,
-                folder=Path(folder),
-                tags=request.tags,
-                repositories=build.repositories,
-                pushed_archive=find_pushable_archive(outputs),
-            )
-            metadata = self._build_all_parts(parts)
-            digest = "" if build.commands.dry_run else str(parts.join_parts(metadata, request.tags, build))
+            plan = _PartsPlan(build=build, outputs=outputs, folder=Path(folder))
+            parts = self._build_all_parts(plan)
+            digest = "" if build.commands.dry_run else plan.join_parts(parts)
         if request.metadata_file and not build.commands.dry_run:
-            index_metadata = {"containerimage.digest": digest, **_key_by_platform(metadata)}
-            write_atomically(Path(request.metadata_file), json.dumps(index_metadata, indent=2) + "\n")
-        digests = build.read_manifest_digests(outputs, digest) if digest else {}
-        return BuildResult(
-            digest=digest,
-            outputs=tuple(from_outputs(outputs, request.tags, digest)),
-            platforms=tuple(
-                BuiltPlatform(
-                    platform=str(each.platform),
-                    digest=digests.get(each.platform, ""),
-                    node=each.node,
-                    native=each.is_native,
-                )
-                for each in parts.assignments
-            ),
-            builder=build.builder.name,
-            bases=build.base_plan.mode,
-            seconds=round(time.monotonic() - start_time, 3),
-        )
+            _write_metadata(Path(request.metadata_file), digest, parts)
+        return build.make_result(tuple(parts), outputs, digest, start_time)
 
-    def _build_all_parts(self, parts: _PlatformParts) -> dict[Platform, dict[str, Any]]:
-        """Every platform's metadata; with fallback, of a second try without the nodes that went away."""
+    def _build_all_parts(self, plan: _PartsPlan) -> dict[Assignment, BuildxMetadata]:
+        """Return buildx's metadata of every part, in the order of the request's platforms."""
         platforms = self.build.request.platforms
-        parts.assignments = assign_nodes(platforms, self.build.builder)
-        metadata, errors = self._build_parts(parts, parts.assignments, self.build)
-        node_errors = {each.node: error for each, error in errors.items() if isinstance(error, BuilderError)}
-        if not errors:
-            return metadata
-        if not self.fallback or len(node_errors) != len({each.node for each in errors}):
-            raise next(iter(errors.values()))
-        for error in node_errors.values():
-            self.build.notify(f"{error.message}; others emulate what it built")
-        remaining_builder = self.drop_nodes(self.build.builder, tuple(node_errors))
-        reassigned = assign_nodes([each.platform for each in errors], remaining_builder)
-        completed = [each for each in parts.assignments if each not in errors]
-        parts.assignments = tuple(
-            sorted((*completed, *reassigned), key=lambda each: platforms.index(each.platform))
-        )
-        retry_metadata, errors = self._build_parts(
-            parts, reassigned, replace(self.build, builder=remaining_builder)
-        )
+        parts, errors = plan.build_parts(assign_nodes(platforms, self.build.builder), self.build)
         if errors:
+            remaining_builder = self._drop_lost_nodes(errors)
+            reassigned = assign_nodes([each.platform for each in errors], remaining_builder)
+            rebuilt, errors = plan.build_parts(reassigned, replace(self.build, builder=remaining_builder))
+            if errors:
+                raise next(iter(errors.values()))
+            parts |= rebuilt
+        return dict(sorted(parts.items(), key=lambda part: platforms.index(part[0].platform)))
+
+    def _drop_lost_nodes(self, errors: Mapping[Assignment, BuildkitTasksError]) -> BuilderSummary:
+        """Return the builder without the nodes that were lost; raise if the failed parts must not move."""
+        lost_nodes = {each.node: error for each, error in errors.items() if isinstance(error, BuilderError)}
+        if not self.fallback or lost_nodes.keys() != {each.node for each in errors}:
             raise next(iter(errors.values()))
-        return {**metadata, **retry_metadata}
+        for error in lost_nodes.values():
+            self.build.notify(f"{error.message}; the other nodes emulate its platforms")
+        return self.drop_nodes(self.build.builder, tuple(lost_nodes))
 
-    def _build_parts(
-        self, parts: _PlatformParts, assignments: Sequence[Assignment], build: BuildExecution
-    ) -> tuple[dict[Platform, dict[str, Any]], dict[Assignment, BuildkitTasksError]]:
-        """Build these parts, several at once: what buildx says of each, and what went wrong."""
 
-        def build_part(assignment: Assignment) -> dict[str, Any] | BuildkitTasksError:
-            outputs = parts.make_part_outputs(assignment.platform)
-            request = replace(
-                build.request, platforms=(assignment.platform,), tags=(), load=False, metadata_file=""
-            )
-            label = f"{assignment.platform} on {assignment.node}"
-            try:
-                return build.run_buildx(_add_default_provenance(request, outputs), outputs, label=label)
-            except BuilderError as error:
-                return _node_lost_error(assignment, error)
-            except BuildkitTasksError as error:
-                error.platform = error.platform or assignment.platform
-                return error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PartsPlan:
+    """What each platform's build writes, and how the parts become one image: see this module's tables."""
 
+    build: BuildExecution
+    outputs: tuple[OutputSpec, ...]
+    folder: Path
+
+    def build_parts(
+        self, assignments: Sequence[Assignment], build: BuildExecution
+    ) -> tuple[dict[Assignment, BuildxMetadata], dict[Assignment, BuildkitTasksError]]:
+        """Build some parts, several at once; return buildx's metadata of each, and the errors."""
         with ThreadPoolExecutor(max_workers=_MAX_PARALLEL_BUILDS) as pool:
             try:
-                results = dict(zip(assignments, pool.map(build_part, assignments), strict=True))
+                results = list(pool.map(lambda each: self._build_part(each, build), assignments))
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 build.commands.interrupt()
-                raise Interrupted("interrupted; the builds that ran were ended") from None
-        metadata = {each.platform: value for each, value in results.items() if isinstance(value, dict)}
-        errors = {each: value for each, value in results.items() if isinstance(value, BuildkitTasksError)}
-        return metadata, errors
+                raise Interrupted("interrupted; the running builds were stopped") from None
+        pairs = list(zip(assignments, results, strict=True))
+        errors = {each: value for each, value in pairs if isinstance(value, BuildkitTasksError)}
+        return {each: value for each, value in pairs if not isinstance(value, BuildkitTasksError)}, errors
+
+    def _build_part(
+        self, assignment: Assignment, build: BuildExecution
+    ) -> BuildxMetadata | BuildkitTasksError:
+        platform = assignment.platform
+        outputs = self._make_part_outputs(platform)
+        request = replace(build.request, platforms=(platform,), tags=(), load=False, metadata_file="")
+        label = f"{platform} on {assignment.node}"
+        try:
+            return build.run_buildx(_add_default_provenance(request, outputs), outputs, label=label)
+        except BuilderError as error:
+            return _node_lost_error(assignment, error)
+        except BuildkitTasksError as error:
+            error.platform = error.platform or platform
+            return error
+
+    @property
+    def _pushed_archive(self) -> Path | None:
+        return find_pushable_archive(self.outputs)
+
+    def _make_part_outputs(self, platform: Platform) -> tuple[OutputSpec, ...]:
+        """Return the outputs of one platform's build. A push is last: buildx reports the last digest."""
+        part_outputs = (
+            self._make_part_output(number, output, platform)
+            for number, output in enumerate(self.outputs)
+            if not (output.is_pushed and self._pushed_archive is not None)
+        )
+        return tuple(sorted(part_outputs, key=lambda part: part.is_pushed))
+
+    def _make_part_output(self, number: int, output: OutputSpec, platform: Platform) -> OutputSpec:
+        if output.is_pushed:
+            return make_digest_output(output, self.build.repositories)
+        if output.type in _ARCHIVE_TYPES:
+            return make_archive_output(output, self._archive_path(number, platform), self.build.request.tags)
+        if output.dest is not None:  # a folder, named as by BuildKit for several platforms
+            return output.with_attribute("dest", str(output.dest / str(platform).replace("/", "_")))
+        return output
+
+    def _archive_path(self, number: int, platform: Platform) -> Path:
+        return self.folder / f"{number}-{platform.slug}.tar"
+
+    def join_parts(self, parts: Mapping[Assignment, BuildxMetadata]) -> str:
+        """Join the parts for each output; return the digest of their index, or "" if there is none."""
+        platforms = [each.platform for each in parts]
+        digest = ""
+        for number, output in enumerate(self.outputs):
+            if output.type in _ARCHIVE_TYPES:
+                digest = self._join_archives(number, output, platforms)
+        repositories = self.build.repositories
+        if self._pushed_archive is not None:
+            return push_archive(self._pushed_archive, repositories)
+        pushed_digests = (
+            [str(part["containerimage.digest"]) for part in parts.values()] if repositories else []
+        )
+        for repository in repositories:
+            digest = _push_platform_index(repository, pushed_digests, platforms)
+        return digest
+
+    def _join_archives(self, number: int, output: OutputSpec, platforms: Iterable[Platform]) -> str:
+        """Join the archives of one output into ``dest``, or into the engine's store if it has none."""
+        from buildkit_tasks.oci.copy.join import join_archives
+        from buildkit_tasks.oci.reference import Reference
+
+        archives = {platform: self._archive_path(number, platform) for platform in platforms}
+        names = [str(Reference.parse(name)) for name in output.names or self.build.request.tags]
+        scratch = self.folder / f"{number}.tar"
+        with replace_file(output.dest) if output.dest else contextlib.nullcontext(scratch) as archive:
+            digest = join_archives(archives, names, archive)
+            if output.is_loaded:
+                _load_archive(archive, self.build)
+        return str(digest)
+
+
+def _check_joinable(outputs: Iterable[OutputSpec]) -> None:
+    for output in outputs:
+        if output.type == "tar":
+            raise UsageError(
+                f"output {output}: the parts of several nodes cannot be joined into one tar file",
+                hint="-o type=oci,dest=FILE, or -o type=local,dest=FOLDER",
+            )
 
 
 def _add_default_provenance(request: BuildRequest, outputs: Sequence[OutputSpec]) -> BuildRequest:
-    """The request with the provenance that buildx gives by itself to what one node builds.
+    """Return the request with the provenance that buildx adds by default to an image of several platforms.
 
-    BuildKit leaves that out of an archive of a single platform unless it is asked for. A folder would get
-    a file more by it, so beside one nothing is asked for.
+    BuildKit omits it from an archive of one platform unless it is requested. In a folder it would be an
+    additional file, so that it is not requested if one of the outputs is a folder.
     """
-    has_explicit_choice = request.no_attest or request.reproducible or request.provenance
-    has_provenance_attest = any("type=provenance" in each for each in request.attest)
-    defaults_disabled = os.environ.get("BUILDX_NO_DEFAULT_ATTESTATIONS", "").lower() in ("1", "t", "true")
-    if (
-        has_explicit_choice
-        or has_provenance_attest
-        or defaults_disabled
-        or not all(output.is_file for output in outputs)
-    ):
+    is_explicit = (
+        request.no_attest
+        or request.reproducible
+        or request.provenance
+        or any("type=provenance" in each for each in request.attest)
+        or os.environ.get("BUILDX_NO_DEFAULT_ATTESTATIONS", "").lower() in ("1", "t", "true")
+    )
+    if is_explicit or not all(output.is_file for output in outputs):
         return request
     return replace(request, provenance="mode=min")
 
 
-def _key_by_platform(metadata: Mapping[Platform, Mapping[str, Any]]) -> dict[str, Any]:
-    """What buildx said of each part, as it writes of several nodes: ``KEY/linux/arm64``."""
-    return {
-        f"{key}/{platform}": value
-        for platform, part_metadata in metadata.items()
-        for key, value in part_metadata.items()
-    }
+def _write_metadata(path: Path, digest: str, parts: Mapping[Assignment, BuildxMetadata]) -> None:
+    """Write metadata as buildx does for several nodes: keys of a part are ``KEY/linux/arm64``."""
+    metadata = {"containerimage.digest": digest}
+    for assignment, part in parts.items():
+        metadata |= {f"{key}/{assignment.platform}": value for key, value in part.items()}
+    write_atomically(path, json.dumps(metadata, indent=2) + "\n")
 
 
 def _node_lost_error(assignment: Assignment, error: BuilderError) -> BuilderError:
-    node_prefix = f"node {assignment.node}: "
+    reason = error.message.removeprefix(f"node {assignment.node}: ")
     return BuilderError(
-        f"node {assignment.node} went away in mid-build: {error.message.removeprefix(node_prefix)}",
+        f"node {assignment.node} was lost during the build: {reason}",
         platform=assignment.platform,
         hint="start it again, or let another node emulate: --fallback=emulate",
     )
 
 
-@dataclass(kw_only=True)
-class _PlatformParts:
-    """What each platform's build writes, and how the parts become one."""
-
-    outputs: tuple[OutputSpec, ...]
-    folder: Path
-    tags: tuple[str, ...]
-    repositories: tuple[str, ...]
-    pushed_archive: Path | None
-    assignments: tuple[Assignment, ...] = ()
-
-    def make_part_outputs(self, platform: Platform) -> tuple[OutputSpec, ...]:
-        """The outputs of one platform's build; a push last, since buildx tells the last one's digest.
-
-        Where an archive is made anyway, that one is pushed when it is whole.
-        """
-        numbered_outputs = [
-            (number, output)
-            for number, output in enumerate(self.outputs)
-            if not (output.is_pushed and self.pushed_archive is not None)
-        ]
-        part_outputs = [
-            self._make_part_output(number, output, platform) for number, output in numbered_outputs
-        ]
-        return tuple(sorted(part_outputs, key=lambda part: part.is_pushed))
-
-    def _make_part_output(self, number: int, output: OutputSpec, platform: Platform) -> OutputSpec:
-        if output.is_pushed:
-            return make_digest_output(output, self.repositories)
-        if output.type in _ARCHIVE_TYPES:
-            return make_archive_output(output, self._make_archive_path(number, platform), self.tags)
-        if output.dest is not None:  # as BuildKit names the folders of several platforms
-            slug = str(platform).replace("/", "_")
-            return output.with_attribute("dest", str(output.dest / slug))
-        return output
-
-    def _make_archive_path(self, number: int, platform: Platform) -> Path:
-        return self.folder / f"{number}-{platform.slug}.tar"
-
-    def join_parts(
-        self, metadata: Mapping[Platform, Mapping[str, Any]], tags: Sequence[str], build: BuildExecution
-    ) -> Any:
-        """Make one of the parts everywhere; gives the digest of their index, empty without one."""
-        digest: Any = ""
-        platforms = [each.platform for each in self.assignments]
-        for number, output in enumerate(self.outputs):
-            if output.type not in _ARCHIVE_TYPES:
-                continue
-            archives = {platform: self._make_archive_path(number, platform) for platform in platforms}
-            with _stage_file(output, self.folder / f"{number}.tar") as archive_path:
-                digest = _join_archives(archives, [*output.names] or tags, archive_path)
-                if output.type == "docker":
-                    _load_archive(archive_path, build)
-        if self.pushed_archive is not None:
-            return push_archive(self.pushed_archive, self.repositories) if self.repositories else digest
-        for repository in self.repositories:
-            digest = _push_platform_index(
-                repository, {each: str(metadata[each]["containerimage.digest"]) for each in platforms}
-            )
-        return digest
-
-
-def _require_joinable(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
-    for output in outputs:
-        if output.type == "tar":
-            raise UsageError(
-                f"output {output}: the parts of several nodes do not make one tar file",
-                hint="-o type=oci,dest=FILE, or -o type=local,dest=FOLDER",
-            )
-    return tuple(outputs)
-
-
-@contextlib.contextmanager
-def _stage_file(output: OutputSpec, scratch_path: Path) -> Iterator[Path]:
-    """A file to write: beside the output's own place, and moved there at the end, or a temporary one."""
-    if output.dest is None:
-        yield scratch_path
-        return
-    with replace_file(output.dest) as temporary:
-        yield temporary
-
-
-def _join_archives(archives: Mapping[Platform, Path], names: Sequence[str], destination: Path) -> Any:
-    from buildkit_tasks.oci.copy.join import join_archives
-    from buildkit_tasks.oci.reference import Reference
-
-    return join_archives(archives, [str(Reference.parse(name)) for name in names], destination)
-
-
-def _push_platform_index(repository: str, digests: Mapping[Platform, str]) -> Any:
-    """One index of parts that were pushed by digest."""
+def _push_platform_index(repository: str, digests: Iterable[str], platforms: Sequence[Platform]) -> str:
+    """Push one index of parts that are in the repository already; return its digest."""
     from buildkit_tasks.oci.copy.push import push_index
     from buildkit_tasks.oci.reference import Reference
 
-    part_references = [Reference.parse(f"{repository}@{digest}") for digest in digests.values()]
-    return push_index(part_references, Reference.parse(repository), tuple(digests)).root.digest
+    parts = [Reference.parse(f"{repository}@{digest}") for digest in digests]
+    return str(push_index(parts, Reference.parse(repository), tuple(platforms)).root.digest)
 
 
 def _load_archive(archive: Path, build: BuildExecution) -> None:
     argv = [*build.engine.tools.docker, "load", f"--input={archive}"]
-    result = build.commands.run(argv, build.engine.command_options(timeout=600), mutates=True)
+    result = build.commands.run(argv, build.engine.command_options(timeout=_LOAD_SECONDS), mutates=True)
     if not result.ok:
-        raise BuildFailed(f"the engine does not load the joined image: {result.reason}")
+        raise BuildFailed(f"docker load of the joined image failed: {result.reason}")

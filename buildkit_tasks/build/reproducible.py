@@ -1,9 +1,9 @@
-"""The same bytes from the same source: the one time that a build may know, and who gives it.
+"""Reproducible builds: choose ``SOURCE_DATE_EPOCH`` and clamp the timestamps in layers to it.
 
-``SOURCE_DATE_EPOCH`` (reproducible-builds.org/specs/source-date-epoch) is in seconds since 1970. BuildKit
-takes it as a build argument for the times in configurations and histories; the times of files in layers
-are clamped to it only with the exporter option ``rewrite-timestamp``. buildx passes the variable on by
-itself; what it does not do is to set it, and to ask for the times of files.
+``SOURCE_DATE_EPOCH`` (https://reproducible-builds.org/specs/source-date-epoch) is in seconds since 1970.
+BuildKit takes it as a build argument for the timestamps in configurations and histories. It clamps the
+timestamps of files in layers only with the exporter attribute ``rewrite-timestamp``. buildx passes the
+variable on; it neither sets it nor adds that attribute.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ __all__ = [
 
 SOURCE_DATE_EPOCH = "SOURCE_DATE_EPOCH"
 _EPOCH_DIGITS = re.compile(r"[0-9]{1,12}\Z", re.ASCII)
-_MAX_EPOCH = 253402300799  # the last second of 9999, which is where JSON's times end
+_MAX_EPOCH = 253402300799  # 9999-12-31T23:59:59Z, the last second that RFC 3339 can express
 _GIT_SECONDS = 10.0
-# Those whose layers may be rewritten. local and tar have no layers: BuildKit sets their files' times anyway.
+# local and tar outputs have no layers: BuildKit sets the timestamps of their files without the attribute.
 _LAYERED_TYPES = ("image", "registry", "oci", "docker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceDateEpoch:
-    """Seconds since 1970, and in words where they come from."""
+    """Seconds since 1970, and where they come from, as text for the user."""
 
     seconds: int
     origin: str
 
 
 def find_explicit_epoch(build_args: Iterable[str], environ: Mapping[str, str]) -> SourceDateEpoch | None:
-    """The time that somebody gave: a build argument, else the environment; an empty one is none.
+    """Return the epoch of a build argument, else of the environment, else None. An empty variable is unset.
 
-    Raises :class:`UsageError` for a bad argument and :class:`SettingsError` for a bad variable.
+    Raises :class:`UsageError` for an argument and :class:`SettingsError` for a variable that is not valid.
     """
     for argument in build_args:
         name, separator, value = argument.partition("=")
@@ -69,7 +69,7 @@ def find_explicit_epoch(build_args: Iterable[str], environ: Mapping[str, str]) -
 def _parse_seconds(text: str, label: str, error: type[UsageError]) -> int:
     if not _EPOCH_DIGITS.match(text) or int(text) > _MAX_EPOCH:
         raise error(
-            f"{label}: {text!r} is no number of seconds since 1970",
+            f"{label}: {text!r} is not a valid number of seconds since 1970",
             hint=f"{SOURCE_DATE_EPOCH}=$(git log -1 --format=%ct)",
         )
     return int(text)
@@ -78,10 +78,10 @@ def _parse_seconds(text: str, label: str, error: type[UsageError]) -> int:
 def resolve_epoch(
     context: str, build_args: Iterable[str], environ: Mapping[str, str], commands: CommandRunner
 ) -> SourceDateEpoch:
-    """The time for a build of a folder: the one given, else that of its last git commit, else 0.
+    """Return the epoch for a build of a folder: the explicit one, else of its git commit, else 0.
 
-    The commit is the one that is checked out, not the last that changed the folder: a shallow clone,
-    which is what CI has, knows of no other, and would give another time than a full one.
+    The commit is the one that is checked out, not the last one that changed the folder: a shallow clone, as
+    in CI, does not have that one and would give a different epoch than a full clone.
     """
     explicit_epoch = find_explicit_epoch(build_args, environ)
     if explicit_epoch is not None:
@@ -93,7 +93,7 @@ def resolve_epoch(
             ["git", "-C", context, "log", "-1", "--format=%ct"], CommandOptions(timeout=_GIT_SECONDS)
         )
     except EngineError:
-        return SourceDateEpoch(seconds=0, origin="there is no git here")
+        return SourceDateEpoch(seconds=0, origin="git is not installed")
     text = result.stdout.strip()
     if result.ok and _EPOCH_DIGITS.match(text):
         return SourceDateEpoch(seconds=int(text), origin="the last git commit")
@@ -101,7 +101,7 @@ def resolve_epoch(
 
 
 def rewrite_timestamps(outputs: Iterable[OutputSpec]) -> tuple[OutputSpec, ...]:
-    """The outputs with the times in their layers rewritten, unless an output says otherwise."""
+    """Return the outputs with ``rewrite-timestamp=true`` where they have layers and do not set it."""
     return tuple(
         output.with_attribute("rewrite-timestamp", "true")
         if output.type in _LAYERED_TYPES and not output.get("rewrite-timestamp")
@@ -111,14 +111,14 @@ def rewrite_timestamps(outputs: Iterable[OutputSpec]) -> tuple[OutputSpec, ...]:
 
 
 def check_rewrite_timestamps(outputs: Iterable[OutputSpec], driver: str) -> None:
-    """Refuse what the engine's own builder cannot do: it unpacks what it stores.
+    """Raise :class:`UsageError` if the engine's own builder would store a reproducible image.
 
-    What it pushes goes through an archive, in which it can.
+    It unpacks what it stores and cannot rewrite it. What it pushes goes through an archive, where it can.
     """
     for output in outputs:
         is_stored = output.type in _LAYERED_TYPES and output.dest is None and not output.is_pushed
         if driver == "docker" and is_stored:
             raise UsageError(
-                f"-o {output}: the engine's own builder cannot rewrite times in what it stores",
+                f"-o {output}: the engine's own builder cannot rewrite timestamps in what it stores",
                 hint="--push, -o type=oci,dest=dist/image.tar, or --driver=docker-container",
             )

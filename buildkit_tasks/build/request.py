@@ -1,4 +1,8 @@
-"""A build request: what to build and where it goes, checked before any program is started."""
+"""A build request: what to build and where it goes, checked before any program is started.
+
+A request passes two checks on its way to buildx, each once: :func:`check_request` before any program is
+started, and :func:`buildkit_tasks.build.capabilities.check_capabilities` when engine and builder are known.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +50,11 @@ _REMOTE_CONTEXT = re.compile(r"(?:https?|git|ssh)://|git@")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """What to build and where it goes; the names are those of buildx's options.
+    """What to build and where it goes. Fields are named after the options of ``docker buildx build``.
 
-    ``epoch`` is the time in seconds since 1970 that a reproducible build gives to everything. What is
-    pushed is named once it is ``proved``; of a ``split`` build it stays without a name, to be merged.
+    ``epoch`` is the timestamp of a reproducible build, in seconds since 1970 (:func:`set_epoch`). A pushed
+    image is tagged after it was verified and run, or at once without ``verify_first``; that of a ``split``
+    build is never tagged, since it is a part for ``merge-multiarch``.
     """
 
     platforms: tuple[Platform, ...]
@@ -83,30 +88,36 @@ class BuildRequest:
 
     @property
     def has_remote_context(self) -> bool:
-        """Whether the context is a URL, which BuildKit fetches by itself."""
+        """Return True if the context is a URL, which BuildKit fetches."""
         return bool(_REMOTE_CONTEXT.match(self.context))
 
     @property
     def attestation_options(self) -> tuple[str, ...]:
-        """The options that ask for attestations."""
+        """Return the flags of this request that ask for attestations."""
         flag_values = {"--provenance": self.provenance, "--sbom": self.sbom}
         flags = tuple(flag for flag, value in flag_values.items() if value not in ("", "false"))
         return (*flags, "--attest") if self.attest else flags
 
     @property
     def dockerfile(self) -> Path:
-        """The Dockerfile on this disk: ``file``, or ``Dockerfile`` in the context."""
+        """Return the path of the Dockerfile: ``file``, or ``Dockerfile`` in the context."""
         return Path(self.file) if self.file else Path(self.context) / "Dockerfile"
+
+    @property
+    def pushed_names(self) -> tuple[str, ...]:
+        """Return the references that pushed images shall have: the outputs' own, else the tags."""
+        push_outputs = (output for output in self.outputs if output.is_pushed)
+        return tuple(name for output in push_outputs for name in output.names or self.tags)
 
 
 def check_request(request: BuildRequest) -> None:
-    """Refuse what cannot be built, before any program is started. Raises :class:`UsageError`."""
+    """Raise :class:`UsageError` for a request that cannot be built; no program is started."""
     if not request.platforms:
         raise UsageError("no platform to build for", hint="--platform linux/amd64,linux/arm64")
     for tag in request.tags:
         if not _TAG_PATTERN.match(tag):
             raise UsageError(
-                f"{redact_userinfo(tag)!r} is no image name",
+                f"{redact_userinfo(tag)!r} is not a valid image name",
                 hint="write it as registry/name:tag, in lower case",
             )
     for argument in request.build_args:
@@ -130,19 +141,19 @@ def _check_files(request: BuildRequest) -> None:
     if not Path(request.context).is_dir():
         raise UsageError(f"the build context {request.context!r} is not a folder", hint="--context FOLDER")
     if not request.dockerfile.is_file():
-        raise UsageError(f"there is no {request.dockerfile}", hint="-f FILE names another Dockerfile")
+        raise UsageError(f"there is no {request.dockerfile}", hint="name another Dockerfile by -f FILE")
 
 
 def _check_attestations(request: BuildRequest) -> None:
     if request.no_attest and request.attestation_options:
         raise UsageError(
-            f"--no-attest, and {', '.join(request.attestation_options)} asked for",
-            hint="leave one of them out",
+            f"--no-attest contradicts {', '.join(request.attestation_options)}",
+            hint="omit one of them",
         )
 
 
 def set_epoch(request: BuildRequest, commands: CommandRunner, notify: Notify) -> BuildRequest:
-    """The request with the time that a reproducible build may know, which is told; others as they are."""
+    """Return a reproducible request with its timestamp, which is notified; any other one unchanged."""
     if not request.reproducible:
         return request
     if request.has_remote_context:
@@ -155,23 +166,31 @@ def set_epoch(request: BuildRequest, commands: CommandRunner, notify: Notify) ->
         *request.attestation_options,
         *(["--cache-to type=inline"] if has_inline_cache(request.cache_to) else []),
     ):
-        notify(f"{option} holds times: the index digest will differ at every build, --reproducible or not")
+        notify(
+            f"{option} contains timestamps: the index digest differs in every build despite --reproducible"
+        )
     return replace(request, epoch=epoch.seconds)
 
 
 def read_base_images(request: BuildRequest) -> BaseImages:
-    """The base images of the request's Dockerfile; none are known for a remote context."""
+    """Return the base images of the request's Dockerfile; none for a remote context, which is not read.
+
+    Raises :class:`UsageError` if the Dockerfile cannot be read.
+    """
     if request.has_remote_context:
         return BaseImages(images=())
-    text = request.dockerfile.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = request.dockerfile.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{request.dockerfile} cannot be read: {error.strerror}") from error
     pairs = (argument.partition("=") for argument in request.build_args)
     return parse_base_images(text, {name: value or os.environ.get(name, "") for name, _, value in pairs})
 
 
 def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -> list[str]:
-    """The arguments of ``docker buildx`` for a request, values bound to their flags by ``=``.
+    """Return the arguments of ``docker buildx`` for a request. Values are joined to their flags by ``=``.
 
-    Outputs, tags and caches are as buildx is to have them: see :meth:`.Build.make`.
+    Outputs, tags and caches are passed on as they are; :meth:`.BuildExecution.run_buildx` sets them.
     """
     outputs, build_args, provenance = request.outputs, request.build_args, request.provenance
     if request.epoch is not None:
@@ -218,5 +237,5 @@ def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -
 
 
 def _choose_progress(requested: str) -> str:
-    """Plain in CI, where a moving display makes unreadable logs; else as buildx decides."""
+    """Return ``plain`` in CI, whose logs do not show a live display; else "", buildx's own choice."""
     return "plain" if requested == "auto" and os.environ.get("CI") else requested.replace("auto", "")

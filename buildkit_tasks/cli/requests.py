@@ -42,14 +42,13 @@ def image_selection(ctx: TaskContext) -> ImageSelection:
 def release_from_options(ctx: TaskContext, image: str = "") -> tuple[ReleaseService, ReleaseSpec]:
     """Return the release service and what to release, under the settings of ``image`` if it is named."""
     from buildkit_tasks.config.images import settings_for_image
-    from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
+    from buildkit_tasks.pipeline.release import ReleaseSpec
     from buildkit_tasks.platforms import parse_platforms
 
     settings = settings_for_image(ctx.settings, image)
-    image_runner = ctx.image_runner(settings)
     expected_platforms = parse_platforms(settings.platforms) if settings.is_explicit("platforms") else ()
     spec = ReleaseSpec.from_tags(settings.tags, expected_platforms, verify_first=not ctx.options["no_verify"])
-    return ReleaseService(resolver=image_runner.resolver, image_runner=image_runner), spec
+    return ctx.pipeline.with_settings(settings).releases, spec
 
 
 def check_release_options(

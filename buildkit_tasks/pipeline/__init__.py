@@ -1,1 +1,1 @@
-"""The order of the steps: setup, build, verify, run, release."""
+"""The order of the steps: set up, build, verify, run, release."""

@@ -1,7 +1,15 @@
-"""The targets of a bake file as images to build: the file, the settings and the command line joined.
+"""Make build jobs of a bake file's targets, the settings and the command line.
 
-The file describes its images. The command line adds to them and wins over them; of the settings hold
-what a file has no word for, and the platforms where it names none.
+==================== ================================================================================
+value                from
+==================== ================================================================================
+platforms            ``--platform``, else the target, else the settings
+lists (labels, ...)  the target, then the command line
+other build options  the command line, else the target
+outputs              ``--output``, else the target, else an OCI archive in ``dist/``
+progress             the settings; a bake file has no key for it
+command, expect      the settings' image of the target's name, else the settings
+==================== ================================================================================
 """
 
 from __future__ import annotations
@@ -11,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.build.bake.print import BakePrinter, check_bake_arguments
+from buildkit_tasks.build.outputs import add_archive_output
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.config.settings import SettingOrigin
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection, add_archive_output
+from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection
 from buildkit_tasks.platforms import Platform, parse_platforms
 
 if TYPE_CHECKING:
@@ -26,19 +35,19 @@ if TYPE_CHECKING:
 
 __all__ = ["read_bake_jobs"]
 
-# Settings that describe one image: of these the file has its own.
+# Settings that describe one image; a bake file has its own for each target.
 _SINGLE_IMAGE_FLAGS = {"context": "--context", "file": "--file", "tags": "--tag"}
 
 
 def read_bake_jobs(pipeline: Pipeline, selection: ImageSelection, scratch_dir: Path) -> tuple[ImageJob, ...]:
-    """The file's images, each after those that it is built on.
+    """Return a job for each target, after the jobs of its linked contexts.
 
-    What lies in no file of the user's is written into ``scratch``. Raises :class:`UsageError` for what
-    buildx refuses and for what cannot be honoured here.
+    Inline Dockerfiles, and archives of targets that are not reported, go to ``scratch_dir``. Raises
+    :class:`UsageError` for what buildx refuses and for what is not supported here.
     """
     for key, flag in _SINGLE_IMAGE_FLAGS.items():
         if _is_set_by_flag(pipeline.settings, key):
-            raise UsageError(f"{flag} is for one image, and {selection.bake_file} describes its own")
+            raise UsageError(f"{flag} applies to one image; {selection.bake_file} sets it for each target")
     check_bake_arguments(selection.bake_file, selection.names)
     factory = _BakeJobFactory(
         pipeline=pipeline, selection=selection, scratch_dir=scratch_dir, default_platforms=pipeline.platforms
@@ -65,17 +74,17 @@ def _check_linked_platforms(jobs: Mapping[str, ImageJob]) -> None:
     for job in jobs.values():
         for _, dependency in job.linked_contexts:
             available = jobs[dependency].request.platforms
-            missing = [str(each) for each in job.request.platforms if each not in available]
+            missing = ", ".join(str(each) for each in job.request.platforms if each not in available)
             if missing:
                 raise UsageError(
-                    f"target {job.name} is built on {dependency}, which is not for {', '.join(missing)}",
-                    hint="give both the same platforms",
+                    f"target {job.name} is built on {dependency}, which is not built for {missing}",
+                    hint="give both targets the same platforms",
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BakeJobFactory:
-    """One invocation; ``given`` are the platforms of the settings or the command line."""
+    """Makes the jobs; ``default_platforms`` are those of the command line, else of the settings."""
 
     pipeline: Pipeline
     selection: ImageSelection
@@ -119,7 +128,7 @@ class _BakeJobFactory:
         return str(path)
 
     def _select_options(self, *, reported: bool) -> dict[str, Any]:
-        """The command line's; where an image goes concerns only those that were asked for."""
+        """Return the command line's options; destinations apply to the requested targets only."""
         options = dict(self.selection.options)
         if _is_set_by_flag(self.pipeline.settings, "build_args"):
             options["build_args"] = self.pipeline.settings.build_args
@@ -128,26 +137,27 @@ class _BakeJobFactory:
         return options
 
     def _target_settings(self, target: BakeTarget) -> Settings:
-        """What to run and to expect, if the settings have an image of the target's name."""
-        tables = [table for table in self.pipeline.settings.images if table.name == target.name]
-        if not tables:
-            return self.pipeline.settings
-        run_values = {key: value for key, value in tables[0].values.items() if key in ("command", "expect")}
-        return self.pipeline.settings.for_image(replace(tables[0], values=run_values))
+        """Return the settings with ``command`` and ``expect`` of the image of the target's name, if any."""
+        settings = self.pipeline.settings
+        table = next((each for each in settings.images if each.name == target.name), None)
+        if table is None:
+            return settings
+        run_values = {key: value for key, value in table.values.items() if key in ("command", "expect")}
+        return settings.for_image(replace(table, values=run_values))
 
     def _check_ssh_agent(self, target: BakeTarget) -> None:
-        """An agent signs for whoever asks it: a file alone does not get it."""
+        """Refuse the SSH agent to a target unless ``--ssh`` allows it: it signs for the user."""
         allowed_ids = {text.partition("=")[0] for text in self.selection.options.get("ssh", ())}
         for text in target.request.ssh:
             if "=" not in text and text not in allowed_ids:
                 raise UsageError(
                     f"{self.selection.bake_file}: target {target.name} asks for the SSH agent",
-                    hint=f"--ssh {text} lets it",
+                    hint=f"allow it by --ssh {text}",
                 )
 
 
 def _merge_options(request: BuildRequest, options: Mapping[str, Any]) -> BuildRequest:
-    """The request with the command line's options: lists are added to, what is given replaces all else."""
+    """Return the request with the command line's options: lists are extended, other values replaced."""
     lists: dict[str, Any] = {
         name: tuple(dict.fromkeys((*getattr(request, name), *value)))
         for name, value in options.items()

@@ -1,4 +1,4 @@
-"""Look at everything that the main job needs, and change nothing."""
+"""Diagnose what the tasks need on this host: engine, builder, emulators, sandbox, Docker Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Diagnosis", "Finding", "diagnose_environment"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at; ``next`` is the command that mends it."""
+    """One thing that was checked; ``next`` is the command that fixes it."""
 
     name: str
     ok: bool
@@ -33,26 +33,26 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """All findings. It is well if the main job can run as it is."""
+    """All findings."""
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is missing."""
+        """Return True if nothing is missing."""
         return all(finding.ok for finding in self.findings)
 
     @property
     def next(self) -> str:
-        """The one next command."""
+        """Return the one next command."""
         return next((finding.next for finding in self.findings if not finding.ok), "inv build-multiarch")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the JSON document."""
         return {"ok": self.ok, "findings": [asdict(finding) for finding in self.findings], "next": self.next}
 
     def to_text(self) -> str:
-        """As lines."""
+        """Return one line for each finding, and the next command."""
         width = max(len(finding.name) for finding in self.findings)
         rows = (
             f"{'ok     ' if each.ok else 'MISSING'}  {each.name:{width}}  {each.message}"
@@ -62,7 +62,7 @@ class Diagnosis:
 
 
 def diagnose_environment(pipeline: Pipeline) -> Diagnosis:
-    """Look at the engine, its builder, the emulators and Docker Hub; nothing is fetched or started."""
+    """Check engine, builder, emulators, sandbox and Docker Hub. Nothing is downloaded, started or changed."""
     if is_remote(pipeline.settings):
         return Diagnosis(findings=(_check_remote_builder(pipeline), _check_sandbox()))
     engine = find_engine(pipeline.settings, pipeline.commands)
@@ -92,17 +92,15 @@ def _describe_engine(engine: Engine) -> str:
 
 
 def _check_remote_builder(pipeline: Pipeline) -> Finding:
-    """A builder whose BuildKit no engine here runs: its nodes, and whether each is there."""
+    """Check a builder whose BuildKit runs on other machines, and whether its nodes can be reached."""
     engine = find_clients(pipeline.settings, pipeline.commands)
     if not isinstance(engine, Engine):
         return Finding(name="builder", ok=False, message=engine, next="inv setup-builder")
-    builders = BuilderManager(
-        engine=engine, settings=pipeline.settings, commands=pipeline.commands, notify=pipeline.notify
-    )
+    builders = _create_builder_manager(pipeline, engine)
     unreachable = builders.node_manager.unreachable(builders.spec.nodes)
     if unreachable:
         message = "; ".join(f"node {name}: {reason}" for name, reason in unreachable.items())
-        return Finding(name="builder", ok=False, message=message, next="start BuildKit there")
+        return Finding(name="builder", ok=False, message=message, next="start BuildKit on that machine")
     name = pipeline.settings.name
     builder = builders.find(name)
     if builder is None:
@@ -110,8 +108,14 @@ def _check_remote_builder(pipeline: Pipeline) -> Finding:
     return _check_builder_nodes(builder)
 
 
+def _create_builder_manager(pipeline: Pipeline, engine: Engine) -> BuilderManager:
+    return BuilderManager(
+        engine=engine, settings=pipeline.settings, commands=pipeline.commands, notify=pipeline.notify
+    )
+
+
 def _check_builder_nodes(builder: BuilderSummary) -> Finding:
-    """A builder by its nodes, of which buildx has an error to tell where it cannot reach one."""
+    """Check that buildx reaches every node of a builder."""
     node_errors = [
         f"node {node.name} cannot be reached: {node.error}" for node in builder.nodes if node.error
     ]
@@ -121,19 +125,17 @@ def _check_builder_nodes(builder: BuilderSummary) -> Finding:
         name="builder",
         ok=not node_errors,
         message=message,
-        next="look at that machine" if node_errors else "",
+        next="check that machine" if node_errors else "",
     )
 
 
 def _check_builder(pipeline: Pipeline, engine: Engine) -> Finding:
     name = pipeline.settings.name
-    builder = BuilderManager(
-        engine=engine, settings=pipeline.settings, commands=pipeline.commands, notify=pipeline.notify
-    ).find(name)
+    builder = _create_builder_manager(pipeline, engine).find(name)
     if builder is not None:
         return _check_builder_nodes(builder)
     if engine.store == "containerd":
-        return Finding(name="builder", ok=True, message=f"no {name}; the engine's own builder serves")
+        return Finding(name="builder", ok=True, message=f"no {name}; the engine's own builder is used")
     return Finding(name="builder", ok=False, message=f"there is no {name}", next="inv setup-builder")
 
 
@@ -147,7 +149,7 @@ def _check_emulators(pipeline: Pipeline, emulators: EmulatorManager) -> Iterator
 
 
 def _check_sandbox() -> Finding:
-    """Whether images run without an engine; where they do not, one serves."""
+    """Check whether images run without an engine. If not, that is no problem: an engine runs them."""
     try:
         Supervisor().close()
     except KernelRefusal as refusal:
@@ -160,8 +162,8 @@ def _check_sandbox() -> Finding:
 def _check_registry(engine: Engine) -> Finding:
     is_reachable = is_registry_reachable(engine.mirrors)
     message = (
-        "Docker Hub answers"
+        "Docker Hub is reachable"
         if is_reachable
-        else "Docker Hub does not answer: stand-ins serve for alpine and golang"
+        else "Docker Hub is not reachable: stand-ins replace alpine and golang"
     )
     return Finding(name="registry", ok=True, message=message)

@@ -1,11 +1,10 @@
-"""Which images are wanted when there are several, each with its request; no two may go to one place."""
+"""Which images to build when there are several, and the request of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,15 +13,15 @@ if TYPE_CHECKING:
     from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["ImageJob", "ImageSelection", "add_archive_output", "check_distinct_destinations"]
+__all__ = ["ImageJob", "ImageSelection", "check_distinct_destinations"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSelection:
-    """Which images, and the options that are no settings, by the names of a build request.
+    """Which images to build, and the options of all of them that are not settings.
 
-    ``names`` are images of the settings, or targets of the bake file if there is one; none means all,
-    or what the file builds by default.
+    ``names`` are images of the settings, or targets of ``bake_file`` if that is given; empty means all
+    images of the settings, or the file's default targets. ``options`` are fields of :class:`BuildRequest`.
     """
 
     names: tuple[str, ...] = ()
@@ -32,10 +31,10 @@ class ImageSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageJob:
-    """One image: what to build under which settings, and on which others.
+    """One image: its name, what to build, and its settings.
 
-    ``links`` are contexts that are other images: a context's name and the image's. One that is not
-    ``told`` is there for others to be built on, and in no report.
+    ``linked_contexts`` are build contexts that are other images: (context's name, image's name) each. A job
+    that is not ``reported`` is built only as the context of others.
     """
 
     name: str
@@ -45,15 +44,8 @@ class ImageJob:
     reported: bool = True
 
 
-def add_archive_output(outputs: Sequence[OutputSpec], dest: str) -> tuple[OutputSpec, ...]:
-    """The outputs with an OCI archive among them, which the next steps read."""
-    if any(output.type == "oci" and output.is_file for output in outputs):
-        return tuple(outputs)
-    return (OutputSpec(type="oci", attributes=(("dest", dest),)), *outputs)
-
-
 def check_distinct_destinations(image_jobs: Sequence[ImageJob]) -> None:
-    """Refuse two images of one tag or one file: the later would replace the earlier."""
+    """Raise :class:`UsageError` if two images have the same tag or file: one would overwrite the other."""
     owners: dict[str, str] = {}
     for job in image_jobs:
         for destination in _describe_destinations(job.request):
@@ -61,7 +53,7 @@ def check_distinct_destinations(image_jobs: Sequence[ImageJob]) -> None:
             if owner != job.name:
                 raise UsageError(
                     f"{owner} and {job.name} would both be {destination}",
-                    hint="give each its own, or build one of them",
+                    hint="give each image its own, or build only one of them",
                 )
 
 

@@ -1,6 +1,6 @@
-"""Images by their names under the settings: what was built last here, opened and verified.
+"""Open and verify images by name, among them the last one built in this folder.
 
-Imports little: an image in a file or a registry is verified without a word about engines.
+Imports little: an image in a file or a registry is verified without importing anything of an engine.
 """
 
 from __future__ import annotations
@@ -29,19 +29,26 @@ __all__ = ["ImageResolver", "best_image_name"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResolver:
-    """The images that can be named in this folder; ``opened`` are those that are open already."""
+    """Opens images by the names that tasks accept (``containers-transports(5)`` prefixes, or a path).
+
+    The empty name is the last image built in the current folder. ``open_sources`` are images that are open
+    already, by name.
+    """
 
     settings: Settings
     commands: CommandRunner
     open_sources: Mapping[str, Source] = field(default_factory=dict)
 
     def resolve(self, image: str) -> str:
-        """The name given, or that of what was built last here."""
+        """Return the name, or that of the last image built if it is empty.
+
+        Raises :class:`UsageError` if nothing was built here yet.
+        """
         return image or self.last_built
 
     @contextmanager
     def open(self, name: str) -> Iterator[Source]:
-        """Open an image by its name; see :func:`.transports.open_image`."""
+        """Open an image; see :func:`buildkit_tasks.oci.transports.open_image`."""
         if name in self.open_sources:
             yield self.open_sources[name]
             return
@@ -54,7 +61,7 @@ class ImageResolver:
 
     @contextmanager
     def cached(self, name: str) -> Iterator[ImageResolver]:
-        """These images with one that is fetched once, however often it is read."""
+        """Open an image and yield a resolver that fetches each of its blobs once."""
         from buildkit_tasks.oci.transports.cached import cached_source
 
         folder = cache_folder(self.settings)
@@ -65,9 +72,10 @@ class ImageResolver:
     def verify(
         self, image: str, expected: Sequence[Platform], hosts: Mapping[Platform, int] | None = None
     ) -> VerifyReport:
-        """Prove that the image's platforms are the expected ones, and are what they say.
+        """Verify that an image has exactly the ``expected`` platforms and that each one is what it claims.
 
-        With ``hosts``, only that it would start on each of them.
+        Empty ``expected`` means the platforms that the image has. With ``hosts`` (the number of machines of
+        each platform), verify only that the image would start on each of them.
         """
         from buildkit_tasks.oci.transports import find_local_output
         from buildkit_tasks.verify import VerifyOptions, verify
@@ -86,7 +94,7 @@ class ImageResolver:
 
     @property
     def last_built(self) -> str:
-        """What was built last in this folder, as an image name."""
+        """Return the name of the last image built in this folder. Raises :class:`UsageError` if none was."""
         try:
             return self._last_built_file.read_text(encoding="utf-8")
         except OSError:
@@ -95,7 +103,7 @@ class ImageResolver:
             ) from None
 
     def record_last_built(self, result: BuildResult) -> None:
-        """Make a build's best output the one that is meant when none is named."""
+        """Record a build's best output as :attr:`last_built`; do nothing if no output can be read back."""
         name = best_image_name(result)
         if name:
             write_atomically(self._last_built_file, name)
@@ -106,7 +114,7 @@ class ImageResolver:
         return cache_folder(self.settings) / "last" / key
 
     def _export_from_engine(self, reference: str) -> BinaryIO:
-        """The engine's save stream of an image; no engine is started for it."""
+        """Return the engine's ``docker save`` stream of an image; no engine is started for it."""
         from buildkit_tasks.host.engine import Engine, find_engine
         from buildkit_tasks.host.engine.export import export_image
 
@@ -121,17 +129,16 @@ class ImageResolver:
         return open_registry(reference, mirrors=self.settings.mirrors)
 
 
-# An output's type, and the transport of a file or folder that it wrote. The best come first: an
-# archive proves most, and a local output has no manifests.
-_FILE_TRANSPORTS = {"oci": "oci-archive", "docker": "docker-archive", "local": "dir"}
+_FILE_TRANSPORTS = {"oci": "oci-archive", "docker": "docker-archive", "local": "dir"}  # by an output's type
 _REFERENCE_PREFIXES = {"docker": "docker-daemon:", "registry": "docker://"}
+# Best first: an archive can be verified most thoroughly, and a local output has no manifests.
 _OUTPUT_PREFERENCE = ("oci", "docker", "registry", "local")
 
 
 def best_image_name(result: BuildResult) -> str:
-    """A build's best output as the image name by which the next steps find it; empty if it has none."""
-    names = (name for name in map(_output_image_name, sorted(result.outputs, key=_preference_rank)) if name)
-    return next(names, "")
+    """Return a build's best output as an image name, or "" if no output can be read back."""
+    names = map(_output_image_name, sorted(result.outputs, key=_preference_rank))
+    return next(filter(None, names), "")
 
 
 def _preference_rank(output: Output) -> int:
@@ -139,11 +146,9 @@ def _preference_rank(output: Output) -> int:
 
 
 def _output_image_name(output: Output) -> str:
-    """An output as the image name by which the next steps find it; empty where they cannot."""
+    """Return an output as an image name, or "" if it cannot be read back (a ``tar``, say)."""
     if output.dest and output.type in _FILE_TRANSPORTS:
         return f"{_FILE_TRANSPORTS[output.type]}:{Path(output.dest).absolute()}"
-    return (
-        _REFERENCE_PREFIXES[output.type] + output.ref
-        if output.ref and output.type in _REFERENCE_PREFIXES
-        else ""
-    )
+    if output.ref and output.type in _REFERENCE_PREFIXES:
+        return _REFERENCE_PREFIXES[output.type] + output.ref
+    return ""

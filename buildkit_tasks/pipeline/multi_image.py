@@ -1,7 +1,7 @@
-"""Several images in one run: those of the settings, or the targets of a bake file.
+"""Build, verify and run several images: those of the settings, or the targets of a bake file.
 
-Each goes its own way from its request to its runs, and one that fails does not keep the others from
-theirs. What is built on another image gets it as an OCI layout: the very bytes that were built.
+One image that fails does not stop the others. An image that is the build context of another one is handed
+to BuildKit as an OCI layout with exactly the bytes that were built.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.build.cache import image_caches
+from buildkit_tasks.build.outputs import add_archive_output
 from buildkit_tasks.build.request import BuildRequest, check_request
 from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.pipeline.bake import read_bake_jobs
-from buildkit_tasks.pipeline.image_job import (
-    ImageJob,
-    ImageSelection,
-    add_archive_output,
-    check_distinct_destinations,
-)
+from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection, check_distinct_destinations
 from buildkit_tasks.pipeline.images import best_image_name
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from buildkit_tasks.config.settings import ImageSettings
     from buildkit_tasks.pipeline.pipeline import Pipeline
 
 __all__ = ["ImageSelection", "MultiImageBuild", "build_single_image", "open_images"]
@@ -36,10 +33,10 @@ __all__ = ["ImageSelection", "MultiImageBuild", "build_single_image", "open_imag
 
 @contextmanager
 def open_images(pipeline: Pipeline, selection: ImageSelection) -> Iterator[MultiImageBuild]:
-    """The images that are asked for, checked before any of them is built.
+    """Yield the selected images, all of them checked before any is built.
 
-    Raises :class:`UsageError` for a name that is not there, a value that cannot be, and for two images
-    that would go to one place.
+    Raises :class:`UsageError` for an unknown name, a request that is not valid, and two images with the
+    same destination. Temporary files are removed at the end.
     """
     with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
         scratch = Path(folder)
@@ -55,34 +52,34 @@ def open_images(pipeline: Pipeline, selection: ImageSelection) -> Iterator[Multi
 
 
 def build_single_image(pipeline: Pipeline, name: str) -> BuildResult:
-    """Build the image of the settings that is called so, and do nothing else with it."""
+    """Build one image of the settings, by its name, without verifying or running it."""
     with open_images(pipeline, ImageSelection(names=(name,))) as build:
         (job,) = build.image_jobs
-        return pipeline.with_settings(job.settings).build(job.request)
+        return pipeline.with_settings(job.settings).build_checked(job.request)
 
 
 def _image_jobs_from_settings(pipeline: Pipeline, selection: ImageSelection) -> tuple[ImageJob, ...]:
-    """The images of the settings that are named, or all."""
-    tables = {table.name: table for table in pipeline.settings.images}
     check_image_names(pipeline.settings, selection.names)
-    image_jobs = []
-    for name, table in tables.items():
-        if selection.names and name not in selection.names:
-            continue
-        settings = pipeline.settings.for_image(table)
-        outputs = add_archive_output(selection.options.get("outputs", ()), f"dist/{name}.tar")
-        # Not through `under`: no engine is started before all are known to be right.
-        cache_from = selection.options.get("cache_from", ())
-        caches = {
-            "cache_to": image_caches(selection.options.get("cache_to", ()), "--cache-to", name),
-            # The place itself as well: there is what buildx alone has put, or an image's inline cache.
+    return tuple(
+        _make_image_job(pipeline, table, selection)
+        for table in pipeline.settings.images
+        if not selection.names or table.name in selection.names
+    )
+
+
+def _make_image_job(pipeline: Pipeline, table: ImageSettings, selection: ImageSelection) -> ImageJob:
+    name, settings, options = table.name, pipeline.settings.for_image(table), selection.options
+    cache_from = options.get("cache_from", ())
+    request = pipeline.with_settings(settings).create_request(
+        **{
+            **options,
+            "outputs": add_archive_output(options.get("outputs", ()), f"dist/{name}.tar"),
+            "cache_to": image_caches(options.get("cache_to", ()), "--cache-to", name),
+            # The name as given, too: an inline cache, or a cache exported by buildx alone, has that name.
             "cache_from": (*cache_from, *image_caches(cache_from, "--cache-from", name)),
         }
-        request = replace(pipeline, settings=settings).create_request(
-            **{**selection.options, "outputs": outputs, **caches}
-        )
-        image_jobs.append(ImageJob(name=name, settings=settings, request=request))
-    return tuple(image_jobs)
+    )
+    return ImageJob(name=name, settings=settings, request=request)
 
 
 def _check_job_request(job: ImageJob) -> None:
@@ -93,25 +90,27 @@ def _check_job_request(job: ImageJob) -> None:
 
 
 def _add_push_result(report: ImageReport, build_result: BuildResult) -> ImageReport:
-    """The report with what a push has proved and named, which stands in no second place."""
-    if build_result.pushed is None:
-        return report
+    """Move the verification, the runs and the tags of a push from the build's result to the report."""
     pushed = build_result.pushed
-    build = replace(build_result, pushed=None)
+    if pushed is None:
+        return report
     verify_failed = pushed.verify is not None and pushed.run is None
     return replace(
         report,
-        build=build,
+        build=replace(build_result, pushed=None),
         verify=pushed.verify,
         run=pushed.run,
         tags=pushed.tags,
-        error="what was verified did not hold: it was not run, and no tag names it" if verify_failed else "",
+        error="the verification failed: the image was neither run nor tagged" if verify_failed else "",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiImageBuild:
-    """Images in an order in which each comes after those that it is built on."""
+    """Several images, each after those that are its build contexts. Made by :func:`open_images`.
+
+    ``scratch`` is a temporary directory for the OCI layouts of build contexts.
+    """
 
     pipeline: Pipeline
     image_jobs: tuple[ImageJob, ...]
@@ -119,9 +118,10 @@ class MultiImageBuild:
     _build_results: dict[str, BuildResult] = field(default_factory=dict, init=False)
 
     def run_all(self, *, setup: bool = False) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
-        """Build, verify and run each, after one setup if that is asked for; and what went wrong.
+        """Build, release, verify and run every image; with ``setup``, set up once for all platforms first.
 
-        An interruption ends it: what comes after is not begun.
+        Return the report, and the error of each image that failed. If the set-up fails or the user
+        interrupts, no further image is started. Raises :class:`EngineError` if there is no engine.
         """
         report = ImagesReport()
         if setup:
@@ -129,6 +129,7 @@ class MultiImageBuild:
                 report = replace(report, setup=self._pipeline_for_all_platforms().setup())
             except BuildkitTasksError as error:
                 return replace(report, error=str(error)), (error,)
+        self.pipeline.client_engine  # noqa: B018 - no engine is one error, not one for each image
         errors: list[BuildkitTasksError] = []
         for job in self.image_jobs:
             image_report, failure = self._run_job(job)
@@ -141,30 +142,28 @@ class MultiImageBuild:
         return report, tuple(errors)
 
     def _pipeline_for_all_platforms(self) -> Pipeline:
-        """The line for every platform that any of the images is for."""
         names = (str(platform) for job in self.image_jobs for platform in job.request.platforms)
-        return self.pipeline.with_settings(
-            replace(self.pipeline.settings, platforms=tuple(dict.fromkeys(names)))
-        )
+        settings = replace(self.pipeline.settings, platforms=tuple(dict.fromkeys(names)))
+        return self.pipeline.with_settings(settings)
 
     def _run_job(self, job: ImageJob) -> tuple[ImageReport, BuildkitTasksError | None]:
-        """One image as far as it gets. Of a dry run there is nothing to verify and to run."""
+        """Return the report of one image as far as it got, and the error that stopped it."""
         report, platforms = ImageReport(name=job.name), job.request.platforms
         pipeline = self.pipeline.with_settings(job.settings)
         pipeline.notify(f"{job.name}: {', '.join(map(str, platforms))}")
         try:
             request = self._link_contexts(job)
-            build_result = self._build_results[job.name] = pipeline.build(request)
+            build_result = self._build_results[job.name] = pipeline.build_checked(request)
             report = replace(report, build=build_result)
             if not job.reported:
                 return report, None
             build_result = pipeline.release_build(request, build_result)
             if pipeline.commands.dry_run:
-                return report, None
+                return report, None  # there is no image
             report = _add_push_result(report, build_result)
-            name = best_image_name(build_result)
-            if report.verify is None:  # else it was proved where it was pushed to
-                report = replace(report, verify=pipeline.resolver.verify(name, platforms))
+            if report.verify is None:  # not verified in the registry
+                name = best_image_name(build_result)
+                report = replace(report, verify=pipeline.verify_image(name, platforms))
                 report = replace(report, run=pipeline.run_image(name, platforms))
         except BuildkitTasksError as error:
             pipeline.notify(f"{job.name}: {error}")
@@ -172,15 +171,15 @@ class MultiImageBuild:
         return report, None
 
     def _link_contexts(self, job: ImageJob) -> BuildRequest:
-        """The image's request, with the images that it is built on as its contexts."""
+        """Return the job's request with the images that it is built on as build contexts."""
         contexts = (f"{context}={self._layout_context(name)}" for context, name in job.linked_contexts)
         return replace(job.request, build_contexts=(*job.request.build_contexts, *contexts))
 
     def _layout_context(self, name: str) -> str:
-        """An image that was built, as a named context's value."""
+        """Return the value of a named context for an image built before: ``oci-layout://PATH@DIGEST``."""
         build_result = self._build_results.get(name)
         if build_result is None:
-            raise BuildFailed(f"{name}, on which it is built, could not be built")
+            raise BuildFailed(f"not built, because the build of {name}, its base, failed")
         layout_path = self.scratch / "layouts" / name
         if self.pipeline.commands.dry_run:
             return f"oci-layout://{layout_path}@sha256:DIGEST"

@@ -1,4 +1,4 @@
-"""Read the parts of a release from `--part` and `--parts-file`."""
+"""Read the parts of a release from ``--part`` and ``--parts-file``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.oci.reference import Reference
 
-__all__ = [
-    "read_parts",
-]
-
+__all__ = ["read_parts"]
 
 _MAX_PARTS_FILE_BYTES = 64 << 20  # bytes; a report of 50 images of one platform has some 220,000
 
 
 def read_parts(values: Iterable[str], files: Iterable[str], image: str = "") -> tuple[Reference, ...]:
-    """The parts that are named on the command line, several with commas, and in files.
+    """Return the parts named on the command line and in files, without duplicates.
 
-    A file holds one ``REPOSITORY@sha256:...`` a line (``#`` begins a remark), or what
-    ``build-multiarch --json`` printed, be it several such documents one after the other. Where those
-    are of several images, ``image`` says of which. Raises :class:`UsageError` for anything else.
+    Both may hold several, separated by commas. A file holds one ``REPOSITORY@sha256:...`` per line (``#``
+    starts a comment), or the JSON that ``build-multiarch --json`` printed, also several documents one after
+    the other. If these describe several images, ``image`` selects one. Raises :class:`UsageError` for
+    anything else, and :class:`LimitExceeded` for a file over 64 MiB.
     """
     from buildkit_tasks.oci.reference import Reference
 
@@ -35,38 +33,31 @@ def read_parts(values: Iterable[str], files: Iterable[str], image: str = "") -> 
     file_texts = select_parts([part for path in paths for part in parts_from_file(path, image)], image)
     references = tuple(dict.fromkeys(Reference.parse(text) for text in (*texts, *file_texts)))
     if not references:
-        raise UsageError("no part is named", hint="name each with --part REPO@sha256:..., or --parts-file")
+        raise UsageError(
+            "no part is given", hint="name each one by --part REPOSITORY@sha256:..., or use --parts-file"
+        )
     return references
 
 
 def select_parts(parts: Iterable[tuple[str, str]], image: str) -> list[str]:
-    """The parts of one image; of those that say of which image they are no two may differ."""
+    """Return the parts of one image. Each pair is an image's name, which may be empty, and a part."""
     parts = list(parts)
     names = list(dict.fromkeys(name for name, _ in parts if name))
     if len(names) > 1 and not image:
-        raise UsageError(f"the parts are of several images: {', '.join(names)}", hint="--image says which")
+        raise UsageError(f"the parts are of several images: {', '.join(names)}", hint="select one by --image")
     if names and image and image not in names:
-        raise UsageError(f"no part is of {image!r}: they are of {', '.join(names)}")
+        raise UsageError(f"no part is of image {image!r}; the parts are of {', '.join(names)}")
     return [part for name, part in parts if part_matches_image(name, image)]
 
 
 def part_matches_image(part_image: str, image: str) -> bool:
-    """Whether a part may be of the image that is meant: it is, or says of none, or none is meant."""
+    """Return True unless both names are given and differ."""
     return not part_image or not image or part_image == image
 
 
 def parts_from_file(path: Path, image: str) -> list[tuple[str, str]]:
-    """Each part with the name of its image, or without any. Of other images than the one named: no part."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_PARTS_FILE_BYTES + 1)
-        if len(data) > _MAX_PARTS_FILE_BYTES:
-            raise LimitExceeded(f"{path} is larger than {_MAX_PARTS_FILE_BYTES >> 20} MiB: it holds no parts")
-        text = data.decode()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeError:
-        raise UsageError(f"{path} is no text") from None
+    """Return each part with the name of its image, if known; "" as the part of an image not selected."""
+    text = _read_text(path)
     if text.lstrip().startswith("{"):
         build_reports = [
             each for document in iter_json_documents(path, text) for each in _named_build_reports(document)
@@ -79,22 +70,37 @@ def parts_from_file(path: Path, image: str) -> list[tuple[str, str]]:
     return [("", line) for line in lines if line]
 
 
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_PARTS_FILE_BYTES + 1)
+        if len(data) > _MAX_PARTS_FILE_BYTES:
+            raise LimitExceeded(
+                f"{path} is larger than {_MAX_PARTS_FILE_BYTES >> 20} MiB: not a list of parts"
+            )
+        return data.decode()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+
+
 def iter_json_documents(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    """JSON documents, one after the other, as `cat` puts them together."""
+    """Yield JSON objects that follow one another, as ``cat`` concatenates reports."""
     offset, decoder = 0, json.JSONDecoder()
     while remaining := text[offset:].lstrip():
         try:
             document, length = decoder.raw_decode(remaining)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path} is no report of build-multiarch: {error}") from None
+            raise UsageError(f"{path} is not a report of build-multiarch: {error}") from None
         if not isinstance(document, dict):
-            raise UsageError(f"{path} is no report of build-multiarch: it holds no object")
+            raise UsageError(f"{path} is not a report of build-multiarch: not a JSON object")
         yield document
         offset = len(text) - len(remaining) + length
 
 
 def _named_build_reports(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """A build's report, or those of several images with their names."""
+    """Return the build reports of a document: one without a name, or one for each of several images."""
     rows = document.get("images")
     if not isinstance(rows, list):
         return [("", document)]
@@ -103,11 +109,10 @@ def _named_build_reports(document: dict[str, Any]) -> list[tuple[str, dict[str, 
 
 
 def _pushed_reference(path: Path, image: str, report: dict[str, Any]) -> str:
-    """What a build's report says that it pushed: a reference with its digest, or the report's."""
+    """Return what a build has pushed, as a reference with a digest: its own, or that of the report."""
     outputs = report.get("outputs")
-    refs = (
-        [each.get("ref") for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
-    )
+    rows = outputs if isinstance(outputs, list) else []
+    refs = [row.get("ref") for row in rows if isinstance(row, dict)]
     digest = report.get("digest") or ""
     pinned_refs = [
         ref if "@" in ref else f"{ref}@{digest}"
@@ -119,4 +124,4 @@ def _pushed_reference(path: Path, image: str, report: dict[str, Any]) -> str:
         raise UsageError(
             f"{location} names no image in a registry", hint="build the part with --split --json"
         )
-    return pinned_refs[0]  # one image, however many names it has
+    return pinned_refs[0]  # all of them are the same image

@@ -1,7 +1,11 @@
-"""The line from settings to reports: one method for each arrow, frozen values between them.
+"""The pipeline from settings to reports: one method for each step, frozen values between them.
 
-``Settings -> Engine -> Builder -> BuildResult -> Image -> VerifyReport -> RunReport``: each step takes
-what the earlier ones gave, and none reaches back.
+::
+
+    Settings -> Engine -> Builder -> BuildResult -> image -> VerifyReport -> RunReport
+
+No step changes what an earlier step returned. A step imports what only it needs: an image in a file or a
+registry is verified and run in the sandbox without importing anything of BuildKit or of the engine.
 """
 
 from __future__ import annotations
@@ -9,39 +13,28 @@ from __future__ import annotations
 import importlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build.capabilities import check_capabilities
-from buildkit_tasks.build.execute import BuildExecution
-from buildkit_tasks.build.multi_node import MultiNodeBuild, needs_multi_node
-from buildkit_tasks.build.outputs import OutputSpec, make_archive_name
-from buildkit_tasks.build.request import BuildRequest, check_request, read_base_images, set_epoch
-from buildkit_tasks.build.standin_bases import BasePlan, StandInBases, plan_bases
 from buildkit_tasks.errors import BuildkitTasksError
-from buildkit_tasks.host.builder import BuilderManager, is_remote, probe_platforms, require_index
-from buildkit_tasks.host.emulation.emulators import EmulatorManager, add_versions, require_emulators
-from buildkit_tasks.host.engine import Engine, ensure_clients, ensure_engine, find_engine
 from buildkit_tasks.pipeline.images import ImageResolver
-from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.platforms import Platform, parse_platforms
-from buildkit_tasks.report.model import (
-    BuilderSummary,
-    BuildResult,
-    MatrixReport,
-    Output,
-    RunReport,
-    SetupReport,
-)
-from buildkit_tasks.system.reachability import is_registry_reachable
+from buildkit_tasks.report.model import MatrixReport, Output, SetupReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from buildkit_tasks.build.request import BuildRequest
+    from buildkit_tasks.build.standin_bases import BasePlan
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.pipeline.runs import RunObserver
+    from buildkit_tasks.host.builder import BuilderManager
+    from buildkit_tasks.host.emulation.emulators import EmulatorManager
+    from buildkit_tasks.host.engine import Engine
+    from buildkit_tasks.pipeline.release import ReleaseService
+    from buildkit_tasks.pipeline.runs import ImageRunner, RunObserver
+    from buildkit_tasks.report.model import BuilderSummary, BuildResult, RunReport, VerifyReport
     from buildkit_tasks.run.backend import RunBackend
     from buildkit_tasks.system.command import CommandRunner
     from buildkit_tasks.system.notify import Notify
@@ -51,47 +44,129 @@ __all__ = ["Pipeline"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """One invocation: settings, the runner, and where to tell the user what goes on."""
+    """The steps of a multi-platform image under one set of settings: set up, build, verify, run, release.
+
+    Creating a pipeline starts nothing. The first step that needs a Docker engine looks for one and, unless
+    ``settings.engine`` is ``system``, starts a private one if no engine answers.
+
+    ``commands`` runs every external program; if its ``dry_run`` is true, steps print their commands and
+    change nothing. ``notify`` is called with each progress message, one line of text without a newline.
+    ``parent`` is set by :meth:`with_settings`.
+
+    Steps raise subclasses of :class:`BuildkitTasksError`: :class:`UsageError` for a request or a setting
+    that is not valid; :class:`EngineError`, :class:`BuilderError` and :class:`EmulatorError` if the host
+    lacks something; :class:`RegistryError`; :class:`LimitExceeded` for a full disk.
+    """
 
     settings: Settings
     commands: CommandRunner
     notify: Notify
+    parent: Pipeline | None = field(default=None, repr=False, compare=False)
 
-    @cached_property
-    def platforms(self) -> tuple[Platform, ...]:
-        """The platforms asked for. Raises :class:`UsageError` with the nearest name for a typo."""
-        return parse_platforms(self.settings.platforms)
+    def with_settings(self, settings: Settings) -> Pipeline:
+        """Return a pipeline under other settings that uses this pipeline's engine.
+
+        The engine is found once, under the settings of the first pipeline, whichever pipeline needs it
+        first::
+
+            web = pipeline.with_settings(web_settings)
+            web.engine  # finds or starts the engine of `pipeline`
+            pipeline.engine is web.engine  # True
+        """
+        return replace(self, settings=settings, parent=self)
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine, started if need be."""
+        """Return the engine; start it if necessary. Raises :class:`EngineError` if there is none."""
+        if self.parent is not None:
+            return self.parent.engine
+        from buildkit_tasks.host.engine import ensure_engine
+
         return ensure_engine(self.settings, self.commands, self.notify)
 
     @cached_property
     def client_engine(self) -> Engine:
-        """The engine whose client programs drive the builder; none is needed for a BuildKit elsewhere."""
-        if self._is_remote:
-            return ensure_clients(self.settings, self.commands, self.notify)
-        return self.engine
+        """Return the engine whose ``docker`` and ``buildx`` programs control the builder.
+
+        A builder on another machine needs only the programs: then no engine is started.
+        """
+        if self.parent is not None:
+            return self.parent.client_engine
+        if not self._is_remote:
+            return self.engine
+        from buildkit_tasks.host.engine import ensure_clients
+
+        return ensure_clients(self.settings, self.commands, self.notify)
+
+    @cached_property
+    def _is_remote(self) -> bool:
+        """Return True if the builder runs on another machine, whose emulators we cannot manage."""
+        from buildkit_tasks.host.builder import is_remote
+
+        return is_remote(self.settings)
+
+    @cached_property
+    def platforms(self) -> tuple[Platform, ...]:
+        """Return the platforms of the settings. Raises :class:`UsageError` with the nearest known name."""
+        return parse_platforms(self.settings.platforms)
 
     @cached_property
     def emulators(self) -> EmulatorManager:
-        """The emulators of that engine."""
+        """Return the manager of the engine's emulators (binfmt_misc handlers)."""
+        from buildkit_tasks.host.emulation.emulators import EmulatorManager
+
         return EmulatorManager(
             engine=self.engine, settings=self.settings, commands=self.commands, notify=self.notify
         )
 
-    def with_settings(self, settings: Settings) -> Pipeline:
-        """A line of the same engine, which is not asked again, for other settings."""
-        pipeline = replace(self, settings=settings)
-        self.client_engine  # noqa: B018 - connects
-        vars(pipeline).update(
-            {name: vars(self)[name] for name in ("client_engine", "engine") if name in vars(self)}
+    @cached_property
+    def builders(self) -> BuilderManager:
+        """Return the manager of the buildx builders that :attr:`client_engine` controls."""
+        return self._create_builder_manager(self.client_engine)
+
+    def _create_builder_manager(self, engine: Engine) -> BuilderManager:
+        from buildkit_tasks.host.builder import BuilderManager
+
+        return BuilderManager(
+            engine=engine, settings=self.settings, commands=self.commands, notify=self.notify
         )
-        return pipeline
+
+    @cached_property
+    def resolver(self) -> ImageResolver:
+        """Return what opens images by name, among them the last one built in this folder."""
+        return ImageResolver(settings=self.settings, commands=self.commands)
+
+    @cached_property
+    def image_runner(self) -> ImageRunner:
+        """Return what runs images, in the sandbox or in an engine."""
+        from buildkit_tasks.pipeline.runs import ImageRunner
+
+        return ImageRunner(
+            settings=self.settings,
+            commands=self.commands,
+            notify=self.notify,
+            resolver=self.resolver,
+            get_engine=lambda: self.engine,
+            open_containers=self._open_container_backend,
+        )
+
+    @cached_property
+    def releases(self) -> ReleaseService:
+        """Return what pushes images by digest, verifies them there, and then moves their tags."""
+        from buildkit_tasks.pipeline.release import ReleaseService
+
+        return ReleaseService(image_runner=self.image_runner)
 
     def setup(self, *, recreate: bool = False, keep_state: bool = False) -> SetupReport:
-        """Make engine, emulators and builder ready, and prove it by running a program for each platform."""
+        """Make engine, emulators and builder ready, and prove it by running a program for each platform.
+
+        Set-up is idempotent. ``recreate`` removes the builder and the emulators and makes them again;
+        ``keep_state`` keeps the build cache of a builder that is recreated.
+        """
+        from buildkit_tasks.host.builder import probe_platforms, require_index
+        from buildkit_tasks.host.emulation.emulators import add_versions
+        from buildkit_tasks.system.reachability import is_registry_reachable
+
         platforms = self.platforms
         rows = () if self._is_remote else self.emulators.ensure(platforms, recreate=recreate)
         builder = self.builders.ensure(
@@ -109,22 +184,51 @@ class Pipeline:
             rows = tuple(replace(row, node=node) for row in add_versions(rows, self.commands))
         return SetupReport(engine=self.client_engine.summary, builder=builder, platforms=rows)
 
-    @cached_property
-    def _is_remote(self) -> bool:
-        """Whether the builder's emulators are other machines' affair."""
-        return is_remote(self.settings)
+    def create_request(self, **options: Any) -> BuildRequest:
+        """Return a build request from the settings and more fields of :class:`BuildRequest`.
+
+        Without an output, the image is written to an OCI archive in ``dist/``.
+        """
+        from buildkit_tasks.build.request import BuildRequest
+
+        settings = self.settings
+        request = BuildRequest(
+            platforms=self.platforms,
+            context=settings.context,
+            file=settings.file,
+            tags=settings.tags,
+            target=settings.target,
+            build_args=settings.build_args,
+            progress=settings.progress,
+            allow=settings.allow,
+            **options,
+        )
+        return request if request.outputs or request.load else _add_dist_archive(request)
 
     def build(self, request: BuildRequest) -> BuildResult:
-        """Build on what is there, or is made ready; remembers the image for the next steps."""
+        """Build an image for the platforms of the request, and record it as the last one built here.
+
+        Emulators and builder are made ready first. What is pushed is pushed by digest:
+        :meth:`release_build` moves the tags. An output file is replaced only when the build has succeeded.
+        Raises also :class:`BuildFailed` with the exit status of buildx.
+        """
+        from buildkit_tasks.build.request import check_request
+
         check_request(request)
+        return self.build_checked(request)
+
+    def build_checked(self, request: BuildRequest) -> BuildResult:
+        """Do what :meth:`build` does, for a request that :func:`check_request` has accepted."""
+        from buildkit_tasks.build.capabilities import check_capabilities
+        from buildkit_tasks.build.request import set_epoch
+        from buildkit_tasks.system.reachability import is_registry_reachable
+
         request = set_epoch(request, self.commands, self.notify)
         with ThreadPoolExecutor(max_workers=1) as pool:
-            # Asked while the probes run: the answer may take seconds.
+            # In a thread while emulators are probed: Docker Hub may take seconds to answer.
             is_reachable = pool.submit(is_registry_reachable, self.client_engine.mirrors).result
             if not self._is_remote and not self.settings.nodes:
-                rows = self.emulators.ensure(request.platforms)
-                if not self.commands.dry_run:
-                    require_emulators(rows)
+                self._ensure_emulators(request.platforms)
             builder = self.builders.ensure(request.platforms, is_reachable)
             check_capabilities(request, self.client_engine, builder)
             base_plan = self._plan_bases(request, builder, is_reachable)
@@ -133,9 +237,36 @@ class Pipeline:
             self.resolver.record_last_built(result)
         return result
 
+    def _ensure_emulators(self, platforms: tuple[Platform, ...]) -> None:
+        from buildkit_tasks.host.emulation.emulators import require_emulators
+
+        rows = self.emulators.ensure(platforms)
+        if not self.commands.dry_run:
+            require_emulators(rows)
+
+    def _plan_bases(
+        self, request: BuildRequest, builder: BuilderSummary, is_reachable: Callable[[], bool]
+    ) -> BasePlan:
+        from buildkit_tasks.build.request import read_base_images
+        from buildkit_tasks.build.standin_bases import StandInBases, plan_bases
+
+        stand_ins = StandInBases(
+            engine=self.client_engine,
+            builder=builder.name,
+            settings=self.settings,
+            commands=self.commands,
+            notify=self.notify,
+            multi_node=len(builder.nodes) > 1,
+        )
+        bases = read_base_images(request)
+        return plan_bases(bases, self.settings.bases, is_reachable, stand_ins, request.platforms)
+
     def _execute_build(
         self, request: BuildRequest, builder: BuilderSummary, base_plan: BasePlan
     ) -> BuildResult:
+        from buildkit_tasks.build.execute import BuildExecution
+        from buildkit_tasks.build.multi_node import MultiNodeBuild, needs_multi_node
+
         execution = BuildExecution(
             request=request,
             engine=self.client_engine,
@@ -154,24 +285,25 @@ class Pipeline:
     def release_build(
         self, request: BuildRequest, result: BuildResult, observer: RunObserver | None = None
     ) -> BuildResult:
-        """Prove what a build has pushed, where it lies and by its digest, and let its tags name it.
+        """Verify and run what a build has pushed, by its digest in the registry, then move its tags.
 
-        A split build's part is left without a name. Where a proof fails no tag moves.
+        Return the result with the verification, the runs and the tags; unchanged if nothing was pushed or
+        if the build is ``split``. If a check or a run fails, no tag moves and ``ok`` is False.
         """
-        from buildkit_tasks.oci.model import Digest
-        from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
-
-        push_outputs = [output for output in request.outputs if output.is_pushed]
-        tags = [name for output in push_outputs for name in output.names or request.tags]
+        tags = request.pushed_names
         if not tags or request.split:
             return result
         if self.commands.dry_run:
-            condition = "once its digest is verified and has run" if request.verify_first else "without proof"
-            self.notify(f"would name it {', '.join(tags)}, {condition}")
+            condition = (
+                "once its digest is verified and has run" if request.verify_first else "without verification"
+            )
+            self.notify(f"would tag it {', '.join(tags)}, {condition}")
             return result
+        from buildkit_tasks.oci.model import Digest
+        from buildkit_tasks.pipeline.release import ReleaseSpec
+
         spec = ReleaseSpec.from_tags(tags, request.platforms, verify_first=request.verify_first)
-        service = ReleaseService(resolver=self.resolver, image_runner=self.image_runner)
-        pushed = service.verify_and_tag(
+        pushed = self.releases.verify_and_tag(
             Digest(result.digest), result.platforms, spec, time.monotonic(), observer
         )
         tag_outputs = (Output(type="registry", ref=tag.ref) for tag in pushed.tags)
@@ -184,126 +316,86 @@ class Pipeline:
             seconds=round(result.seconds + pushed.seconds, 3),
         )
 
-    def create_request(self, **options: Any) -> BuildRequest:
-        """A build request from the settings and more options; with no output, an archive in ``dist``."""
-        settings = self.settings
-        request = BuildRequest(
-            platforms=self.platforms,
-            context=settings.context,
-            file=settings.file,
-            tags=settings.tags,
-            target=settings.target,
-            build_args=settings.build_args,
-            progress=settings.progress,
-            allow=settings.allow,
-            **options,
-        )
-        return request if request.outputs or request.load else _add_dist_archive(request)
+    def verify_image(
+        self,
+        image: str,
+        expected: tuple[Platform, ...] = (),
+        hosts: Mapping[Platform, int] | None = None,
+    ) -> VerifyReport:
+        """Verify an image; see :meth:`ImageResolver.verify`. An empty name means the last one built here."""
+        return self.resolver.verify(image, expected, hosts)
 
     def run_image(
         self, image: str, platforms: tuple[Platform, ...] = (), observer: RunObserver | None = None
     ) -> RunReport:
-        """Run the image on each platform and check what it prints, as the settings say."""
+        """Run an image on each platform; see :meth:`ImageRunner.run_image`."""
         return self.image_runner.run_image(image, platforms, observer)
 
-    def open_container_backend(
+    def _open_container_backend(
         self, image: str, platforms: tuple[Platform, ...]
     ) -> AbstractContextManager[RunBackend]:
-        """The image in the engine, ready to be run."""
         with ThreadPoolExecutor(max_workers=1) as import_pool:
-            import_pool.submit(importlib.import_module, "docker")  # 120 ms, while the engine is asked
-            self.engine  # noqa: B018 - connects
+            import_pool.submit(importlib.import_module, "docker")  # 120 ms, while the engine is looked for
+            engine = self.engine
         from buildkit_tasks.run.docker.backend import open_docker_backend
 
-        return open_docker_backend(image, platforms, self.engine, self.emulators, self.resolver.open)
-
-    @cached_property
-    def image_runner(self) -> ImageRunner:
-        """What runs images here."""
-        return ImageRunner(
-            settings=self.settings,
-            commands=self.commands,
-            notify=self.notify,
-            resolver=self.resolver,
-            get_engine=lambda: self.engine,
-            open_containers=self.open_container_backend,
-        )
+        return open_docker_backend(image, platforms, engine, self.emulators, self.resolver.open)
 
     def run_matrix(
         self, request: BuildRequest, observer: RunObserver | None = None
     ) -> tuple[MatrixReport, BuildkitTasksError | None]:
-        """All four steps. One that cannot go on ends the line: what was reached, and the error."""
+        """Set up, build, verify and run. The pipeline stops at the first step that fails.
+
+        Return the report as far as it got, and the error that stopped it. An image that is pushed is
+        verified and run in the registry, any other one in its OCI archive.
+        """
+        from buildkit_tasks.build.request import check_request
+        from buildkit_tasks.host.emulation.emulators import require_emulators
+
         report = MatrixReport()
-        if not any(output.type == "oci" and output.is_file for output in request.outputs):
-            request = _add_dist_archive(request)  # the next steps read it
+        request = _add_dist_archive(request)  # what is verified and run
         try:
             check_request(request)
             setup = self.setup()
             report = replace(report, setup=setup)
             if not self.commands.dry_run:
                 require_emulators(setup.platforms)
-            build_result = self.build(request)
-            report = replace(report, build=build_result)
-            release_result = self.release_build(request, build_result, observer)
-            # The build held, whatever comes of the proof: that has rows of its own.
-            report = replace(report, build=replace(release_result, ok=True))
+            built = self.build_checked(request)
+            report = replace(report, build=built)
+            released = self.release_build(request, built, observer)
+            # The build succeeded even if the release did not: the report shows that in the next steps.
+            report = replace(report, build=replace(released, ok=True))
             if self.commands.dry_run:
-                return report, None  # there is no image to verify and to run
-            if release_result.pushed is not None and release_result.pushed.verify is not None:
-                return replace(
-                    report, verify=release_result.pushed.verify, run=release_result.pushed.run
-                ), None
-            report = replace(report, verify=self.resolver.verify("", request.platforms))
+                return report, None  # there is no image
+            if released.pushed is not None and released.pushed.verify is not None:
+                return replace(report, verify=released.pushed.verify, run=released.pushed.run), None
+            report = replace(report, verify=self.verify_image("", request.platforms))
             report = replace(report, run=self.run_image("", request.platforms, observer))
         except BuildkitTasksError as error:
             return replace(report, error=str(error)), error
         return report, None
 
     def remove_builder(self, *, keep_state: bool) -> list[str]:
-        """Remove the builder by the settings' name and the handlers that we added; gives their names.
+        """Remove the builder named in the settings and the handlers that were added here; return their names.
 
-        No engine is started for it: a builder that is not reached now was not made on one that runs.
+        No engine is started: a builder that was made on a running engine can be reached now.
         """
+        from buildkit_tasks.host.emulation.emulators import EmulatorManager
+        from buildkit_tasks.host.engine import Engine, find_engine
+
         local_emulators = EmulatorManager.for_host(self.settings, self.commands, self.notify)
         removed = [f"handler {name}" for name in local_emulators.handler_table.remove_registered()]
         engine = self.client_engine if self._is_remote else find_engine(self.settings, self.commands)
         if isinstance(engine, Engine):
-            builders = BuilderManager(
-                engine=engine, settings=self.settings, commands=self.commands, notify=self.notify
-            )
+            builders = self._create_builder_manager(engine)
             if builders.remove(self.settings.name, keep_state=keep_state):
                 removed.append(f"builder {self.settings.name}")
         return removed
 
-    @cached_property
-    def resolver(self) -> ImageResolver:
-        """The images that can be named here."""
-        return ImageResolver(settings=self.settings, commands=self.commands)
-
-    @cached_property
-    def builders(self) -> BuilderManager:
-        """The builders of that engine."""
-        return BuilderManager(
-            engine=self.client_engine, settings=self.settings, commands=self.commands, notify=self.notify
-        )
-
-    def _plan_bases(
-        self, request: BuildRequest, builder: BuilderSummary, is_reachable: Callable[[], bool]
-    ) -> BasePlan:
-        stand_ins = StandInBases(
-            engine=self.client_engine,
-            builder=builder.name,
-            settings=self.settings,
-            commands=self.commands,
-            notify=self.notify,
-            multi_node=len(builder.nodes) > 1,
-        )
-        bases = read_base_images(request)
-        return plan_bases(bases, self.settings.bases, is_reachable, stand_ins, request.platforms)
-
 
 def _add_dist_archive(request: BuildRequest) -> BuildRequest:
-    """The request with an OCI archive in ``dist`` as one more output."""
+    """Return the request with an OCI archive among its outputs: in ``dist/``, unless it has one."""
+    from buildkit_tasks.build.outputs import add_archive_output, make_archive_name
+
     dest = f"dist/{make_archive_name(request.tags, request.context)}"
-    archive = OutputSpec(type="oci", attributes=(("dest", dest),))
-    return replace(request, outputs=(archive, *request.outputs))
+    return replace(request, outputs=add_archive_output(request.outputs, dest))

@@ -1,6 +1,6 @@
-"""Releases that cannot lie: what is pushed is proved where it lies, by its digest, and named after that.
+"""Push or merge an image by digest, verify and run it in the registry, and only then move its tags.
 
-Put, verify, run, name. A proof that fails leaves every tag as it was.
+If a check or a run fails, no tag moves.
 """
 
 from __future__ import annotations
@@ -19,26 +19,23 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.model import Digest
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.options import RegistryOptions
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.pipeline.images import ImageResolver
     from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.run.service import RunObserver
 
-__all__ = [
-    "ReleasePlan",
-    "ReleaseService",
-    "ReleaseSpec",
-]
+__all__ = ["ReleasePlan", "ReleaseService", "ReleaseSpec"]
 
 _ARCHIVE_PREFIXES = ("oci-archive:", "oci:", "docker-archive:")
-_SEQUENTIAL_PREFIXES = ("docker-daemon:", "docker-archive:")  # several streams at once would be read anew
+_SEQUENTIAL_PREFIXES = ("docker-daemon:", "docker-archive:")  # a second stream would be read from the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseSpec:
-    """What is to be named how: the tags, the exact platforms, and whether it is proved before.
+    """The tags of a release, the exact platforms it must have, and whether it is verified first.
 
-    No ``expected`` platforms means those that are there.
+    Empty ``expected_platforms`` means the platforms that the image has.
     """
 
     tags: tuple[Reference, ...]
@@ -49,26 +46,28 @@ class ReleaseSpec:
     def from_tags(
         cls, tags: Iterable[str], expected_platforms: tuple[Platform, ...], *, verify_first: bool
     ) -> ReleaseSpec:
-        """Read the tags. Raises :class:`UsageError` without any, and for what is none."""
+        """Parse the tags. Raises :class:`UsageError` if there is none or one is not valid."""
         from buildkit_tasks.oci.reference import Reference
 
-        references = tuple(dict.fromkeys(Reference.parse(reference) for reference in tags))
+        references = tuple(dict.fromkeys(Reference.parse(tag) for tag in tags))
         if not references:
-            raise UsageError("no tag says where it goes", hint="name one: -t REGISTRY/NAME:TAG")
+            raise UsageError("no tag is given", hint="add -t REGISTRY/NAME:TAG")
         for reference in references:
             if reference.digest is not None:
-                raise UsageError(f"{reference} is no tag", hint="write it as REGISTRY/NAME:TAG")
+                raise UsageError(
+                    f"{reference} is not a valid tag: it has a digest", hint="write it as REGISTRY/NAME:TAG"
+                )
         return cls(tags=references, expected_platforms=expected_platforms, verify_first=verify_first)
 
     @property
     def repository(self) -> Reference:
-        """The repository where it is put and proved: that of the first tag."""
+        """Return the repository where the image is pushed and verified: that of the first tag."""
         return replace(self.tags[0], tag="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasePlan:
-    """What a push would do."""
+    """What a push or a merge would do (``--dry-run``)."""
 
     spec: ReleaseSpec
     digest: Digest
@@ -76,7 +75,7 @@ class ReleasePlan:
     upload_summary: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document."""
+        """Return the JSON document."""
         return {
             "ok": True,
             "dry_run": True,
@@ -86,29 +85,49 @@ class ReleasePlan:
         }
 
     def to_text(self) -> str:
-        """The same for people, a line for each step."""
+        """Return one line for each step."""
         target = f"{self.spec.repository.name}@{self.digest}"
         platforms = ", ".join(each.platform for each in self.platforms)
         verify_lines = (
             [f"would verify and run docker://{target} ({platforms})"] if self.spec.verify_first else []
         )
-        tag_lines = [f"would name it {tag}" for tag in self.spec.tags]
-        return "\n".join([f"would put {self.upload_summary} as {target}", *verify_lines, *tag_lines])
+        tag_lines = [f"would tag it {tag}" for tag in self.spec.tags]
+        return "\n".join([f"would push {self.upload_summary} as {target}", *verify_lines, *tag_lines])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseService:
-    """Puts images into registries and names them there."""
+    """Pushes images to registries and moves their tags.
 
-    resolver: ImageResolver
+    ======= ==================================== ===================================================
+    step    where                                if it fails
+    ======= ==================================== ===================================================
+    upload  repository of the first tag          raises; no tag has moved
+    verify  there, by digest                     the result has ``verify``; nothing runs or is tagged
+    run     there, by digest                     the result has ``verify`` and ``run``; nothing is tagged
+    tag     each tag in its own repository       raises; the error names the tags that have moved
+    ======= ==================================== ===================================================
+
+    ``image_runner`` also opens the images. ``registry_options`` are time-outs and the like.
+    """
+
     image_runner: ImageRunner
     registry_options: RegistryOptions | None = None
 
+    @property
+    def _resolver(self) -> ImageResolver:
+        return self.image_runner.resolver
+
     def push(self, archive: str, spec: ReleaseSpec, observer: RunObserver | None = None) -> PushResult:
-        """Send an image that was built before, byte for byte; prove it there; name it."""
+        """Push an image that was built before, byte for byte; verify and run it there; tag it.
+
+        An empty ``archive`` is the last one built here. ``observer`` is called with each run as it ends.
+        The result tells whether verification and runs succeeded. Raises :class:`UsageError` if the last
+        image built is not an archive, :class:`RegistryError`, and :class:`MalformedImage`.
+        """
         started = time.monotonic()
         image = self._resolve_archive(archive)
-        with self.resolver.open(image) as source:
+        with self._resolver.open(image) as source:
             jobs = 1 if image.startswith(_SEQUENTIAL_PREFIXES) else publish.DEFAULT_JOBS
             root = publish.copy_image(
                 source, spec.repository, registry_options=self.registry_options, jobs=jobs
@@ -119,7 +138,7 @@ class ReleaseService:
     def merge(
         self, parts: Sequence[Reference], spec: ReleaseSpec, observer: RunObserver | None = None
     ) -> PushResult:
-        """Make one index of parts that were pushed by digest; prove it; name it."""
+        """Push one index of parts that were pushed by digest; verify and run it; tag it. See :meth:`push`."""
         started = time.monotonic()
         index = publish.push_index(
             parts, spec.repository, spec.expected_platforms, registry_options=self.registry_options
@@ -136,74 +155,68 @@ class ReleaseService:
         started: float,
         observer: RunObserver | None = None,
     ) -> PushResult:
-        """Prove what lies in the release's repository under a digest, and name it if it holds.
+        """Verify and run an image by its digest in the release's repository; tag it if that succeeds.
 
-        ``started`` is when the work began, by the monotonic clock.
+        ``started`` is the time of the monotonic clock at which the release began, in seconds.
         """
         target = replace(spec.repository, digest=digest)
         result = PushResult(digest=str(digest), tags=(), platforms=platforms)
         if spec.verify_first:
             result = self._verify_and_run(result, f"docker://{target}", spec, observer)
         if not spec.verify_first or result.is_verified:
-            result = replace(
-                result, tags=publish.tag_image(target, spec.tags, registry_options=self.registry_options)
-            )
+            tags = publish.tag_image(target, spec.tags, registry_options=self.registry_options)
+            result = replace(result, tags=tags)
         return replace(result, seconds=round(time.monotonic() - started, 3))
 
     def _verify_and_run(
         self, result: PushResult, image: str, spec: ReleaseSpec, observer: RunObserver | None
     ) -> PushResult:
-        """Verify and run what lies there, fetched once for both."""
-        with self.resolver.cached(image) as resolver:
-            verify_report = resolver.verify(image, spec.expected_platforms)
-            if not verify_report.ok:
-                return replace(result, verify=verify_report)
+        """Return the result with the verification and, if that succeeded, the runs of the image."""
+        with self._resolver.cached(image) as resolver:
+            result = replace(result, verify=resolver.verify(image, spec.expected_platforms))
+            if result.verify is None or not result.verify.ok:
+                return result
             image_runner = replace(self.image_runner, resolver=resolver)
-            return replace(
-                result,
-                verify=verify_report,
-                run=image_runner.run_image(image, spec.expected_platforms, observer),
-            )
+            return replace(result, run=image_runner.run_image(image, spec.expected_platforms, observer))
 
     def plan_push(self, archive: str, spec: ReleaseSpec) -> ReleasePlan:
-        """What :meth:`push` would do; only the archive is read."""
+        """Return what :meth:`push` would do. Reads only the archive."""
         from buildkit_tasks.oci.copy.graph import push_order
 
-        with self.resolver.open(self._resolve_archive(archive)) as source:
+        with self._resolver.open(self._resolve_archive(archive)) as source:
             blobs, *manifest_levels = push_order(source)
-            upload_summary = f"{len(blobs)} blobs ({sum(blob.size for blob in blobs)} bytes) and "
-            upload_summary += f"{sum(map(len, manifest_levels))} manifests"
+            size, manifests = sum(blob.size for blob in blobs), sum(map(len, manifest_levels))
             return ReleasePlan(
                 spec=spec,
                 digest=source.root_descriptor().digest,
                 platforms=_read_source_platforms(source),
-                upload_summary=upload_summary,
+                upload_summary=f"{len(blobs)} blobs ({size} bytes) and {manifests} manifests",
             )
 
     def plan_merge(self, parts: Sequence[Reference], spec: ReleaseSpec) -> ReleasePlan:
-        """What :meth:`merge` would do; the parts' manifests are read where they lie."""
+        """Return what :meth:`merge` would do. Reads only the manifests of the parts."""
         index = publish.assemble_index(parts, spec.expected_platforms, registry_options=self.registry_options)
-        upload_summary = f"an index of {len(parts)} parts"
         return ReleasePlan(
             spec=spec,
             digest=index.root.digest,
             platforms=_to_built_platforms(index.platforms),
-            upload_summary=upload_summary,
+            upload_summary=f"an index of {len(parts)} parts",
         )
 
     def _resolve_archive(self, archive: str) -> str:
-        """The image named, or what was built last here where that can be sent as it is."""
+        """Return the image that is named, or the last one built here if it can be pushed as it is."""
         if archive:
             return archive
-        last = self.resolver.last_built
+        last = self._resolver.last_built
         if not last.startswith(_ARCHIVE_PREFIXES):
             raise UsageError(
-                f"what was built last here is {last}, no archive", hint="inv push-multiarch ARCHIVE -t REF"
+                f"the last image built here, {last}, is not an archive",
+                hint="inv push-multiarch ARCHIVE -t REF",
             )
         return last
 
 
-def _read_source_platforms(source: Any) -> tuple[BuiltPlatform, ...]:
+def _read_source_platforms(source: Source) -> tuple[BuiltPlatform, ...]:
     from buildkit_tasks.oci.image import platform_manifests
 
     return _to_built_platforms((platform, entry.digest) for platform, entry in platform_manifests(source))

@@ -1,6 +1,6 @@
-"""Runs of images under the settings; an engine is asked only where one is needed.
+"""Run images under the settings; an engine is looked for only if a run needs it.
 
-Imports little: an image in a file is run in the sandbox without a word about engines.
+Imports little: an image in a file is run in the sandbox without importing anything of an engine.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ __all__ = ["ImageRunner", "RunObserver"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRunner:
-    """Runs images in the sandbox, or in an engine.
+    """Runs images in the sandbox or in a Docker engine, as ``settings.runner`` says.
 
-    ``get_engine`` and ``open_containers`` are called only for a run that needs an engine.
+    ``resolver`` opens the images. ``get_engine`` and ``open_containers`` (of an image, for some platforms)
+    are called only for a run that needs an engine.
     """
 
     settings: Settings
@@ -46,9 +47,12 @@ class ImageRunner:
     def run_image(
         self, image: str, platforms: tuple[Platform, ...] = (), observer: RunObserver | None = None
     ) -> RunReport:
-        """Run the image on each platform and check what it prints, as the settings say.
+        """Run an image on each platform and check its output and exit status as the settings say.
 
-        Empty ``platforms`` means all that it holds; ``observer`` is called with each run as it ends.
+        An empty ``image`` is the last one built here; empty ``platforms`` means all that the image has.
+        ``observer`` is called with each result as soon as its run has ended. A run that fails is part of
+        the report. Raises :class:`UsageError` for a check that is not valid, :class:`EngineError` or
+        :class:`EmulatorError` if nothing here can run the image.
         """
         name = self.resolver.resolve(image)
         request = RunRequest.from_settings(name, platforms, self.settings)
@@ -67,8 +71,7 @@ class ImageRunner:
         from buildkit_tasks.run.sandbox.supervisor import Supervisor
 
         with ThreadPoolExecutor(max_workers=1) as start_pool:
-            # Its process starts while the rest is imported here.
-            supervisor = start_pool.submit(Supervisor)
+            supervisor = start_pool.submit(Supervisor)  # starts its process during the next import
             from buildkit_tasks.run.sandbox.backend import open_sandbox_backend
 
             qemu = QemuFinder(settings=self.settings, commands=self.commands, notify=self.notify)

@@ -135,7 +135,7 @@ def test_what_cannot_be_built_on_is_told_of_the_target_above(baked: Project) -> 
     baked.write({"docker-bake.hcl": text.replace("FROM alpine", "FROM alpine\nRUN false")})
     found = bake(baked, expect=1)
     assert rows(found) == {"tool-a": True, "tool-b": True, "web": False}
-    assert "base, on which it is built, could not be built" in found["images"][2]["error"]
+    assert "because the build of base, its base, failed" in found["images"][2]["error"]
 
 
 def test_the_matrix_sets_up_once_and_does_the_same(baked: Project) -> None:
@@ -165,7 +165,7 @@ def test_a_key_that_cannot_be_honoured_is_refused_before_anything_is_built(
     tiny.write({"docker-bake.hcl": 'target "default" {\n  network = "host"\n}\n'})
     with unchanged():
         refused = bake(tiny, expect=2)
-    assert 'docker-bake.hcl: target default: network = "host" cannot be honoured' in refused["error"]
+    assert 'docker-bake.hcl: target default: network = "host" is not supported' in refused["error"]
     assert not (tiny.folder / "dist").exists()
 
 

@@ -193,7 +193,7 @@ def test_a_cache_of_githubs_that_buildx_leaves_out_is_told(
     step = tiny.with_env(**{**actions.env, missing: ""})
     progress = build(step, *builders, "--cache-to=type=gha", "--cache-from=type=gha")
     assert (actions.entries, actions.shown) == ([], set())
-    assert f"cache type=gha: {missing} is not set, so buildx leaves it out" in progress
+    assert f"cache type=gha: {missing} is not set, so buildx skips it" in progress
 
 
 def test_the_engines_own_cache_serves_a_builder_elsewhere(

@@ -302,9 +302,9 @@ def test_jobs_that_build_all_images_for_one_platform_are_enough(
         (project.folder / f"part-{name[6:]}.json").write_text(done.stdout, encoding="utf-8")
     parts = "--parts-file=part-amd64.json,part-arm64.json"
     refused = project.task("merge-multiarch", parts, expect=2)
-    assert "no tag says where it goes" in refused.stderr
+    assert "no tag is given" in refused.stderr
     refused = project.task("merge-multiarch", parts, f"-t{plain.host}/team/app:v1", expect=2)
-    assert "the parts are of several images: web, tool\n  try: --image says which" in refused.stderr
+    assert "the parts are of several images: web, tool\n  try: select one by --image" in refused.stderr
     for image, place in (("web", "team/app:v1"), ("tool", "team/tool:v1")):
         assert plain.digest(place) == ""
         merged = project.json("merge-multiarch", parts, f"--image={image}")

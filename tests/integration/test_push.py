@@ -212,8 +212,8 @@ def test_a_dry_run_asks_the_registry_nothing(project: Project, plain: Place) -> 
     done = plain.prepared(project).task(
         "push-multiarch", str(archive), f"--tag={plain.host}/team/app:v1", "--dry-run"
     )
-    assert "would put 7 blobs" in done.stdout
-    assert f"would name it {plain.host}/team/app:v1" in done.stdout
+    assert "would push 7 blobs" in done.stdout
+    assert f"would tag it {plain.host}/team/app:v1" in done.stdout
     assert plain.log() == []
 
 

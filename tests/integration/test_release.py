@@ -167,5 +167,5 @@ def test_a_dry_run_says_what_would_be_named_and_changes_nothing(
 ) -> None:
     tag = f"{plain.host}/app:v1"
     done = source(project).task("build-multiarch", "--push", "--dry-run", f"-t{tag}", PLATFORMS, *builder)
-    assert f"would name it {tag}, once its digest is verified and has run" in done.stderr
+    assert f"would tag it {tag}, once its digest is verified and has run" in done.stderr
     assert not [path for _, path, _ in plain.log() if "/app/" in path]

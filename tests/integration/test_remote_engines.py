@@ -201,7 +201,7 @@ def test_an_engine_behind_ssh_that_falls_silent_in_mid_build_is_given_up_as_ssh_
         with ssh.silent():
             done = build.end(90)
         assert done.code == 0, done.stderr
-        assert f"node {builder.name}-there went away in mid-build" in done.stderr
+        assert f"node {builder.name}-there was lost during the build" in done.stderr
         assert {row["node"] for row in done.document["platforms"]} == {f"{builder.name}-here"}
         builder.project.write({"Dockerfile": SEEN})
         builder.build()  # it is back, and is taken in again

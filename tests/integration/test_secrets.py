@@ -98,7 +98,7 @@ def test_a_secret_is_in_no_command_that_a_dry_run_shows(project_with_secret: Pro
         (["--secret=id=token,env=NOT_SET"], "the variable NOT_SET is not set"),
         (["--secret=id=token,src=nowhere"], "there is no nowhere"),
         (["--secret=src=Dockerfile"], "has no id"),
-        (["--ssh=default"], "no agent runs"),
+        (["--ssh=default"], "no agent is running"),
         (["--build-arg=TOKEN=SECRET"], "build argument TOKEN looks like a secret"),
         (["--build-context=src=https://keeper:SECRET@127.0.0.1/x.git"], "https://***@127.0.0.1/x.git"),
         (["--context=https://SECRET@127.0.0.1/x.git"], "https://***@127.0.0.1/x.git"),

@@ -1,1 +1,1 @@
-"""Bake files: read by buildx, judged here, and built like any other image."""
+"""Bake files: parsed by buildx, checked here, and built like any other image."""

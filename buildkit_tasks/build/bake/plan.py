@@ -1,7 +1,6 @@
-"""What ``docker buildx bake --print`` says of a bake file: its targets, and which were asked for.
+"""Parse the output of ``docker buildx bake --print``: all targets, and the requested ones.
 
-buildx reads the file (HCL, JSON or compose), with its groups, matrices, variables and ``inherits``; what
-it prints is judged here.
+buildx itself parses the file (HCL, JSON or compose), with groups, matrices, variables and ``inherits``.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ __all__ = ["BakePlan", "parse_bake_plan"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakePlan:
-    """The targets that were asked for, in buildx's order, and all that they are built on."""
+    """The requested targets, in buildx's order, and all targets by name, linked ones included."""
 
     requested: tuple[str, ...]
     targets: Mapping[str, BakeTarget]
 
     @property
     def build_order(self) -> tuple[BakeTarget, ...]:
-        """Every target, each after those that it is built on. Raises :class:`UsageError` for a circle."""
+        """Return every target after those that it is built on. Raises :class:`UsageError` for a cycle."""
         ordered: dict[str, BakeTarget] = {}
         for name in self.requested:
             self._visit(name, (), ordered)
@@ -44,7 +43,7 @@ class BakePlan:
         ordered[name] = self.targets[name]
 
     def with_outputs_from(self, other: BakePlan) -> BakePlan:
-        """The same plan, its targets going where those of another plan go."""
+        """Return this plan with the outputs of another plan's targets."""
         outputs = {name: target.request.outputs for name, target in other.targets.items()}
         targets = {
             name: replace(target, request=replace(target.request, outputs=outputs.get(name, ())))
@@ -54,10 +53,10 @@ class BakePlan:
 
 
 def parse_bake_plan(text: str, file: str, *, only_outputs: bool = False) -> BakePlan:
-    """The plan that buildx printed for a file; with ``only_outputs`` nothing else is looked at.
+    """Parse the plan that buildx printed for ``file``; with ``only_outputs`` all other keys are ignored.
 
-    Raises :class:`BuilderError` for what is no plan, and :class:`UsageError` that names file, target
-    and key for a value that cannot be honoured here.
+    Raises :class:`BuilderError` if ``text`` is not a plan, and :class:`UsageError` with file, target and key
+    for a value that is not supported here.
     """
     try:
         document = json.loads(text)
@@ -68,7 +67,7 @@ def parse_bake_plan(text: str, file: str, *, only_outputs: bool = False) -> Bake
         requested = _expand_groups(groups, targets)
         raw_targets = {name: targets[name] for name in (*requested, *targets)}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BuilderError(f"buildx printed no bake plan for {file}: {error!r}") from error
+        raise BuilderError(f"buildx did not print a valid bake plan for {file}: {error!r}") from error
     parsed = {
         name: BakeTargetReader(f"{file}: target {name}").read_target(
             name, _select_keys(raw, is_requested=name in requested, only_outputs=only_outputs)
@@ -94,13 +93,13 @@ def _require_strings(value: Any) -> list[str]:
 
 
 def _expand_groups(groups: Mapping[str, Sequence[str]], targets: Container[str]) -> tuple[str, ...]:
-    """The targets that were asked for: those of the group ``default``, and of the groups in it."""
+    """Return the requested targets: buildx prints them as the group ``default``, which may nest groups."""
     requested: dict[str, None] = {}
     seen = {"default"}
     pending = [*groups["default"]]
     while pending:
         name = pending.pop(0)
-        if name in groups and name not in seen:  # a matrix is a group by its target's name
+        if name in groups and name not in seen:  # a matrix is a group with its target's name
             seen.add(name)
             pending = [*groups[name], *pending]
         elif name in targets or name not in groups:
@@ -109,7 +108,7 @@ def _expand_groups(groups: Mapping[str, Sequence[str]], targets: Container[str])
 
 
 def _select_keys(raw: Any, *, is_requested: bool, only_outputs: bool) -> Any:
-    """A target that nobody asked for goes nowhere and has no name: others are built on it."""
+    """Return the keys to parse. A target that is only a dependency is built but not tagged or exported."""
     if not isinstance(raw, dict):
         return raw
     excluded = () if is_requested else ("output", "tags")
@@ -122,4 +121,4 @@ def _check_linked_targets(plan: BakePlan, file: str) -> None:
         for context, dependency in target.linked_contexts:
             if dependency not in plan.targets:
                 raise UsageError(f"{file}: target {target.name}: context {context}: no target {dependency!r}")
-    _ = plan.build_order  # which refuses a circle
+    _ = plan.build_order  # raises for a cycle

@@ -1,9 +1,11 @@
-"""Let buildx print a bake file without losing a file of the user's.
+"""Run ``docker buildx bake --print`` without truncating the user's files.
 
-``bake --print`` opens what an ``output`` names as if it were about to build: a tar file that was there is
-empty afterwards (measured with buildx 0.29). So a file is printed without its outputs. Where it has any,
-it is printed once more for those alone, in an empty folder, in which nothing can be lost as long as
-every ``dest`` is seen to be a place in it.
+``bake --print`` opens the files of each ``output`` as if it were about to build, so that an existing tar file
+is empty afterwards (measured with buildx 0.29). Therefore a bake file is printed in two steps:
+
+1. without outputs (``--set=*.output=``), in the current folder;
+2. if it contains the word ``output``, once more in an empty folder, only to read the outputs. Before that,
+   every ``dest`` in its text must be a relative path inside that folder.
 """
 
 from __future__ import annotations
@@ -36,20 +38,20 @@ _RELATIVE_PATH = re.compile(r"[\w.@+-][\w.@+/-]*\Z")
 
 
 def check_bake_arguments(file: str, targets: Sequence[str]) -> None:
-    """Refuse, before any program is started, what buildx could take for something else."""
+    """Raise :class:`UsageError` for arguments that buildx would take for a flag or a URL."""
     if file.startswith("-") or not Path(file).is_file():
         raise UsageError(f"there is no bake file {file!r}", hint="--bake docker-bake.hcl")
     for name in targets:
-        # Of a URL in a target's place buildx would fetch the definitions.
+        # buildx would download definitions from a URL given as a target.
         if not TARGET_NAME.match(name):
             raise UsageError(
-                f"{name!r} is no name of a bake target", hint="letters, digits, '_' and '-', as in the file"
+                f"{name!r} is not a valid name of a bake target", hint="use letters, digits, '_' and '-'"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakePrinter:
-    """One file, the targets of it that are wanted (none: its default), and what reads it."""
+    """Prints a bake file for some of its targets; without any, for its default ones."""
 
     file: str
     targets: tuple[str, ...]
@@ -57,13 +59,13 @@ class BakePrinter:
     commands: CommandRunner
 
     def print_plan(self, *, with_outputs: bool) -> BakePlan:
-        """The file as buildx reads it, with its ``output`` keys only if they are asked for.
+        """Return the file as buildx parses it; its ``output`` keys only with ``with_outputs``.
 
-        A dry run without buildx shows the command, and gives a plan without targets. Raises
-        :class:`UsageError` with buildx's words if it refuses the file or a target.
+        A dry run on a host without buildx shows the command and returns a plan without targets. Raises
+        :class:`UsageError` with buildx's message if it refuses the file or a target.
         """
         if self.commands.dry_run and shutil.which(self.engine.tools.buildx[0]) is None:
-            # It would be fetched first; what the file says is known after that.
+            # A real run would install buildx first; without it the file cannot be parsed.
             self.commands.run(
                 self._print_argv(self.file, _NO_OUTPUTS), self.engine.command_options(), mutates=True
             )
@@ -78,15 +80,15 @@ class BakePrinter:
         return Path(self.file).read_text(encoding="utf-8", errors="replace")
 
     def _print_outputs(self) -> str:
-        """The file with its outputs; without what buildx would look for in the folder."""
+        """Print the file with its outputs, but without secrets: their files are not in the empty folder."""
         with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as directory:
             for match in _DEST_VALUE.finditer(self._file_text):
                 dest = match[1]
                 if not _RELATIVE_PATH.match(dest) or ".." in Path(dest).parts:
                     raise UsageError(
-                        f"{self.file}: it cannot be seen that dest={dest} is in this folder, and buildx "
-                        "would empty that file to print its name",
-                        hint="-o type=... says where it goes, or write a relative path",
+                        f"{self.file}: dest={dest} is not a relative path inside this folder, and buildx "
+                        "would truncate that file to print its name",
+                        hint="write a relative path, or give the destination by -o type=...",
                     )
                 (Path(directory) / dest).parent.mkdir(parents=True, exist_ok=True)
             without_secrets = ("--set=*.secrets=", "--set=*.ssh=")

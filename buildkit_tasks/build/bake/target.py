@@ -1,9 +1,9 @@
-"""One target of a bake file, as ``docker buildx bake --print`` shows it, read into a build request.
+"""Convert one target of ``docker buildx bake --print`` to a build request.
 
-The keys are those of docker's "Bake file reference"; one that cannot be honoured is refused by its name.
-``--print`` doubles the sign of ``${`` and ``%{`` in some of its texts, so that what it prints is a bake
-file again, and asks for none of the permissions (``--allow``) that baking asks for: a target that reaches
-beyond this folder is refused here.
+The keys are those of Docker's "Bake file reference"; an unsupported key is refused by its name. Two
+properties of ``--print`` matter here: in some strings it doubles the sign of ``${`` and ``%{``, so that its
+output is a bake file again; and it does not ask for the permissions (``--allow``) that ``bake`` asks for, so
+that a target which reads or writes outside of this folder is refused here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGET_NAME", "BakeTarget", "BakeTargetReader"]
 
-TARGET_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*\Z")  # buildx's own, and a compose service's dot
+TARGET_NAME = re.compile(
+    r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*\Z"
+)  # buildx's grammar, and the dot of compose services
 _ESCAPED_TEMPLATE = re.compile(r"([$%])\1\{")
 _REMOTE_CONTEXT = re.compile(r"(?:[a-z][a-z0-9+.-]*://|git@|docker-image:|oci-layout:)")
 _TARGET_PREFIX = "target:"
 _CWD_PREFIX = "cwd://"
-_IGNORED_KEYS = ("description",)  # what a list of targets shows
-# What a build is without them, so that nothing is lost where a file says just that.
+_IGNORED_KEYS = ("description",)  # shown by --list=targets only
+# Keys that are ignored with these values: they are what a build does without them.
 _IGNORED_DEFAULTS = {"network": ("default",), "call": ("build",)}
-_ENTITLEMENTS_FS = "BUILDX_BAKE_ENTITLEMENTS_FS"  # buildx's own switch for files beyond this folder
+_ENTITLEMENTS_FS = "BUILDX_BAKE_ENTITLEMENTS_FS"  # buildx's variable: 0 allows files outside of this folder
 _SUPPORTED_KEYS = (
     "annotations", "args", "attest", "cache-from", "cache-to", "context", "contexts", "dockerfile",
     "dockerfile-inline", "labels", "no-cache", "output", "platforms", "pull", "secret", "ssh", "tags",
@@ -43,10 +45,9 @@ _SUPPORTED_KEYS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakeTarget:
-    """One target: its request, without platforms where the file names none.
+    """One target; ``request`` has no platforms: those of the file, if any, are in ``platforms``.
 
-    ``links`` are the contexts that are other targets: a context's name and the target's. ``inline`` is
-    the text of a Dockerfile that lies in no file.
+    ``linked_contexts`` are build contexts that are other targets: (context's name, target's name) each.
     """
 
     name: str
@@ -58,12 +59,12 @@ class BakeTarget:
 
 @dataclass(frozen=True, slots=True)
 class BakeTargetReader:
-    """Reads one target; ``where`` begins its messages."""
+    """Reads targets; ``location`` (file and target) precedes its messages."""
 
     location: str
 
     def read_target(self, name: str, raw: Any) -> BakeTarget:
-        """The target. Raises :class:`UsageError` that names the key of what cannot be honoured."""
+        """Return the target. Raises :class:`UsageError`, which names the key, for what is not supported."""
         if not TARGET_NAME.match(name):
             raise self._unreadable_error("name", name)
         if not isinstance(raw, dict):
@@ -79,8 +80,8 @@ class BakeTargetReader:
                 and value not in _IGNORED_DEFAULTS.get(key, ())
             ):
                 raise UsageError(
-                    f"{self.location}: {key} = {json.dumps(value)} cannot be honoured here",
-                    hint="take it out, or bake that target with docker buildx bake",
+                    f"{self.location}: {key} = {json.dumps(value)} is not supported",
+                    hint="remove it, or build that target by docker buildx bake",
                 )
         return self._build_target(name, values, self._get_pairs(values, "contexts"))
 
@@ -157,7 +158,7 @@ class BakeTargetReader:
         return tuple(value)
 
     def _get_pairs(self, values: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
-        """The texts of a map; a name with ``=`` would end elsewhere on buildx's command line."""
+        """Return the items of a map of strings; a name with ``=`` would be split elsewhere by buildx."""
         value = values.get(key, {})
         if not isinstance(value, dict):
             raise self._unreadable_error(key, value)
@@ -176,7 +177,7 @@ class BakeTargetReader:
         return value
 
     def _get_csv_entries(self, values: Mapping[str, Any], key: str) -> list[dict[str, str]]:
-        """The entries of CSV that buildx has taken apart."""
+        """Return options that buildx has parsed from CSV to objects."""
         entries = self._get_objects(values, key)
         for entry in entries:
             if not all(isinstance(text, str) and name and "=" not in name for name, text in entry.items()):
@@ -199,7 +200,7 @@ class BakeTargetReader:
     def _format_secret(self, entry: Mapping[str, str]) -> str:
         if not set(entry) <= {"id", "env", "src", "type"} or "id" not in entry:
             raise self._unreadable_error("secret", entry)
-        # Without either, it is the variable of that name, or else the file.
+        # Without env and src, buildx uses the id as a variable, else as a file.
         if "env" not in entry and (entry.get("src") or entry["id"] not in os.environ):
             self._check_inside(entry.get("src") or entry["id"], "secret")
         return format_csv_row(f"{name}={value}" for name, value in entry.items())
@@ -217,7 +218,7 @@ class BakeTargetReader:
         return f"{entry['id']}={','.join(paths)}" if paths else str(entry["id"])
 
     def _resolve_context(self, value: str, key: str) -> str:
-        """A context as buildx's command line takes it; a folder is one of this folder's."""
+        """Return a context as ``buildx build`` takes it; a local one must be inside this folder."""
         if value == "-":
             raise self._unreadable_error(key, value)
         if value.startswith("oci-layout:"):
@@ -228,7 +229,7 @@ class BakeTargetReader:
         return value
 
     def _resolve_dockerfile(self, values: Mapping[str, Any], context: str, *, is_inline: bool) -> str:
-        """The Dockerfile, which in a bake file is named from the context on."""
+        """Return the Dockerfile's path; in a bake file it is relative to the context."""
         name = self._get_string(values, "dockerfile") or "Dockerfile"
         is_remote = bool(_REMOTE_CONTEXT.match(context))
         if name == "-" or _REMOTE_CONTEXT.match(name.removeprefix(_CWD_PREFIX)) or (is_inline and is_remote):
@@ -246,13 +247,13 @@ class BakeTargetReader:
             return
         if not Path(path).resolve().is_relative_to(Path.cwd().resolve()):
             raise UsageError(
-                f"{self.location}: {key}: {path} is not in this folder",
-                hint=f"run this from a folder above, or allow it as for buildx: {_ENTITLEMENTS_FS}=0",
+                f"{self.location}: {key}: {path} is outside of this folder",
+                hint=f"run this in a parent folder, or allow it as in buildx by {_ENTITLEMENTS_FS}=0",
             )
 
 
 def _iter_strings(value: Any) -> Iterator[str]:
-    """Every text in a value, names included."""
+    """Yield every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -264,10 +265,10 @@ def _iter_strings(value: Any) -> Iterator[str]:
 
 
 def _is_valid_argument(text: str) -> bool:
-    """Whether a program can be given it: no NUL, and UTF-8."""
+    """Return True if a program can be given the text as an argument: no NUL, and valid UTF-8."""
     return "\0" not in text and text.encode(errors="replace").decode() == text
 
 
 def _unescape_template(text: str) -> str:
-    """A text of which buildx has doubled the sign before each brace."""
+    """Return the text of a template in which buildx has doubled the sign before each brace."""
     return _ESCAPED_TEMPLATE.sub(r"\1{", text)

@@ -37,7 +37,7 @@ def test_the_command_that_makes_room_is_told(cramped: Node, project: Project) ->
     others.write_bytes(bytes(1 << 20))
     done = here.task("build-multiarch", expect=5)
     assert "the disk is full" in done.stderr
-    assert "docker buildx prune --builder=fleet, which needs a little room itself" in done.stderr
+    assert "docker buildx prune --builder=fleet (which needs some space itself)" in done.stderr
     assert list((here.folder / "dist").glob("*")) == []
 
     prune = [*cramped.engine.tools.buildx, "prune", "--builder=fleet", "--force", "--all"]

@@ -68,7 +68,7 @@ def test_a_node_that_is_killed_in_mid_build_is_named_with_its_platform(fleet: Fl
     fleet.b.do("kill")
     done = build.end(NOTICED)
     assert done.code == 3
-    assert "error: linux/arm64: node b went away in mid-build" in done.stderr
+    assert "error: linux/arm64: node b was lost during the build" in done.stderr
     assert "--fallback=emulate" in done.stderr
     assert not (fleet.project.folder / "dist").exists()
 
@@ -95,7 +95,7 @@ def test_with_fallback_the_build_is_finished_by_the_others(fleet: Fleet) -> None
     done = build.end(NOTICED + 30)
     assert done.code == 0, done.stderr
     assert built_on(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
-    assert "node b went away in mid-build" in done.stderr
+    assert "node b was lost during the build" in done.stderr
     verified = fleet.project.json("verify-arch", "--platform", ",".join(TWO))
     assert verified["digest"] == done.document["digest"]
     # When it is back, a setup that asks for it takes it in again.

@@ -125,7 +125,7 @@ def test_where_no_folder_holds_a_cache_the_base_is_left_for_buildx_to_name() -> 
 @pytest.mark.parametrize("tag", ["c", "c-linux-amd64", "c-linux-arm-v7"])
 def test_of_a_registry_only_what_it_has_is_imported(tag: str) -> None:
     with hostile() as server:
-        there = server.hold(hello(), "team/cache", tag)
+        there = server.add_image(hello(), "team/cache", tag)
         assert cache_imports([f"{server.host}/team/cache:c"], TWO, probe_registries=True) == (
             f"type=registry,ref={there}",
         )
@@ -168,7 +168,7 @@ def test_a_cache_that_is_named_twice_is_imported_once() -> None:
 @pytest.mark.parametrize("other", ["type=local,dest=d", "x:c", "type=gha"])
 def test_a_local_cache_beside_another_is_refused(other: str) -> None:
     for texts in (("type=local,dest=c", other), (other, "type=local,dest=c", "type=inline")):
-        with pytest.raises(UsageError, match="does not go together with another cache"):
+        with pytest.raises(UsageError, match="cannot be combined with another cache"):
             check_cache(texts, ())
 
 
@@ -185,11 +185,11 @@ def test_a_tag_that_a_scope_makes_too_long_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["type=registry", "type=registry,ref=", "type=local", "type=local,src=x"])
 def test_a_cache_that_goes_nowhere_is_refused(text: str) -> None:
-    assert "names no" in refused(cache_to=text).message
+    assert "has no" in refused(cache_to=text).message
 
 
 def test_an_import_needs_its_place_too() -> None:
-    assert refused(cache_from="type=local,dest=x").hint == "add src=PLACE"
+    assert refused(cache_from="type=local,dest=x").hint == "add src=FOLDER"
 
 
 def test_an_inline_cache_is_imported_from_its_image() -> None:

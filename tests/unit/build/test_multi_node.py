@@ -222,7 +222,7 @@ def test_an_engine_that_does_not_load_it_is_a_failure() -> None:
 
 def test_tar_is_refused_before_anything_is_built() -> None:
     bench = Bench("type=tar,dest=x.tar")
-    assert "do not make one tar file" in bench.raises(UsageError).message
+    assert "cannot be joined into one tar file" in bench.raises(UsageError).message
     assert bench.run.calls == []
 
 
@@ -238,7 +238,7 @@ def test_a_failing_step_is_the_error_and_an_old_file_stays(here: Path) -> None:
 def test_a_node_that_went_away_is_named_with_platform_and_what_to_do() -> None:
     error = Bench("type=oci,dest=x.tar").fails("linux/arm64", GONE).raises(BuilderError)
     assert error.platform == ARM64
-    assert error.message.startswith("node b went away in mid-build: ")
+    assert error.message.startswith("node b was lost during the build: ")
     assert "--fallback=emulate" in (error.hint or "")
 
 
@@ -252,8 +252,8 @@ def test_with_fallback_only_what_it_had_left_to_build_is_built_by_the_others(her
         ("linux/riscv64", "b", False),  # was finished when the node went
     ]
     (told,) = bench.told
-    assert told.startswith("node b went away in mid-build: the builder 'mine' was lost: ")
-    assert told.endswith("; others emulate what it built")
+    assert told.startswith("node b was lost during the build: the builder 'mine' was lost: ")
+    assert told.endswith("; the other nodes emulate its platforms")
     assert len(bench.run.calls) == len(THREE) + 1
     with open_image(f"oci-archive:{here}/x.tar") as source:
         assert verify(source, THREE, "it").ok

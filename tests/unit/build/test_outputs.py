@@ -117,8 +117,8 @@ def refused(text: str, *tags: str) -> UsageError:
 
 
 def test_a_push_without_a_name_goes_nowhere() -> None:
-    assert "no image is named" in refused("type=registry").message
-    assert "no image is named" in refused("type=image,push=true").message
+    assert "needs the name of an image" in refused("type=registry").message
+    assert "needs the name of an image" in refused("type=image,push=true").message
     check_outputs([OutputSpec.parse("type=registry")], ["a:1"])
     check_outputs([OutputSpec.parse("type=image,push=true,name=a")], [])
 

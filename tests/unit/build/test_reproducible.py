@@ -44,7 +44,7 @@ def test_else_it_is_0_with_the_reason() -> None:
     assert resolve_epoch("here", [], {}, no_commit).origin == "no git commit: fatal: not a git repository"
     assert resolve_epoch("here", [], {}, no_commit).seconds == 0
     no_git = Scripted().expect(GIT, error=EngineError("'git' does not exist here"))
-    assert resolve_epoch("here", [], {}, no_git).origin == "there is no git here"
+    assert resolve_epoch("here", [], {}, no_git).origin == "git is not installed"
 
 
 @pytest.mark.parametrize(

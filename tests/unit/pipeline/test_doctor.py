@@ -131,7 +131,7 @@ def test_the_engine_is_described(bench: Bench) -> None:
 
 
 def test_the_builder_is_named_or_who_serves_instead(bench: Bench) -> None:
-    assert bench.finding("builder").message == f"no {NAME}; the engine's own builder serves"
+    assert bench.finding("builder").message == f"no {NAME}; the engine's own builder is used"
     bench.builder("docker-container")
     assert bench.finding("builder").message == f"{NAME} (docker-container): x running"
 

@@ -68,11 +68,11 @@ class World:
         self.failures: dict[str, BaseException] = {}
         monkeypatch.chdir(folder)
         told = {
-            (Pipeline, "build"): lambda line, request: self._build(line, request),  # noqa: PLW0108 - bound twice
+            (Pipeline, "build_checked"): lambda line, request: self._build(line, request),  # noqa: PLW0108 - bound twice
             (Pipeline, "setup"): lambda line: samples.setup(
                 *map(samples.platform_setup, line.settings.platforms)
             ),
-            (ImageResolver, "verify"): lambda _, image, expected: self._verify(image, expected),
+            (ImageResolver, "verify"): lambda _, image, expected, __: self._verify(image, expected),
             (Pipeline, "run_image"): lambda line, *given: self._emulate(line, *given),  # noqa: PLW0108 - as above
         }
         for (owner, name), instead in told.items():
@@ -324,7 +324,7 @@ def test_options_that_describe_one_image_are_refused_with_a_bake_file(
     world: World, key: str, flag: str
 ) -> None:
     bake(world, {"web": {"context": "web"}})
-    with pytest.raises(UsageError, match=f"{flag} is for one image"):
+    with pytest.raises(UsageError, match=f"{flag} applies to one image"):
         world.report(bake_file="docker-bake.hcl", flags={key: "x"})
     assert world.run.calls == []
 
@@ -363,13 +363,13 @@ def test_what_is_built_on_a_failure_is_not_built(world: World) -> None:
     world.failures["base"] = LimitExceeded("the disk is full")
     report, errors = world.report(bake_file="docker-bake.hcl")
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
-    assert "base, on which it is built, could not be built" in report.images[0].error
+    assert "because the build of base, its base, failed" in report.images[0].error
     assert [error.exit_code for error in errors] == [5, 1]
 
 
 def test_an_image_cannot_be_built_on_one_that_lacks_a_platform(world: World) -> None:
     bake(world, {**BASE, "web": {**ON_BASE, "platforms": ["linux/arm64", "linux/386"]}}, ["web"])
-    with pytest.raises(UsageError, match="target web is built on base, which is not for linux/386"):
+    with pytest.raises(UsageError, match="target web is built on base, which is not built for linux/386"):
         world.report(bake_file="docker-bake.hcl")
 
 
@@ -387,13 +387,13 @@ def test_an_inline_dockerfile_is_a_file_while_it_is_built(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    build: Callable[..., BuildResult] = Pipeline.build
+    build: Callable[..., BuildResult] = Pipeline.build_checked
 
     def look(line: Pipeline, request: BuildRequest) -> BuildResult:
         seen.append(request.dockerfile.read_text(encoding="utf-8"))
         return build(line, request)
 
-    monkeypatch.setattr(Pipeline, "build", look)
+    monkeypatch.setattr(Pipeline, "build_checked", look)
     bake(world, BASE)
     world.report(bake_file="docker-bake.hcl")
     assert seen == ["FROM alpine\n"]

@@ -20,7 +20,7 @@ from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
 from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import to_document
-from tests.failures.pushing import Push, push
+from tests.support.registry.pushing import Push, push
 from tests.support.oci import (
     LAYER_GZIP,
     Memory,
@@ -60,7 +60,7 @@ def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rel
         get_engine=needs_engine,
         open_containers=needs_engine,
     )
-    return ReleaseService(resolver=images, image_runner=runs, registry_options=push.access)
+    return ReleaseService(image_runner=runs, registry_options=push.options)
 
 
 def release(push: Push, *tags: str, proved: bool = False, platforms: tuple[str, ...] = ()) -> ReleaseSpec:
@@ -78,10 +78,10 @@ def test_an_archive_arrives_byte_for_byte_and_is_named(
     memory = hello()
     path = (write_folder if form == "oci" else write_archive)(memory, tmp_path / "image")
     result = releases.push(f"{form}:{path}", release(push, "team/app:v1"))
-    found = push.server.keep("team/app").found
+    found = push.server.repository("team/app").content
     for digest, data in memory.blobs.items():
         assert found["blobs"].get(digest, found["manifests"].get(digest, ("", b"")))[1] == data
-    assert push.server.named("team/app:v1") == str(memory.root_descriptor().digest) == result.digest
+    assert push.server.tag_digest("team/app:v1") == str(memory.root_descriptor().digest) == result.digest
     assert result.ok
     assert [row.platform for row in result.platforms] == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 
@@ -91,7 +91,7 @@ def test_the_document_of_a_push_has_the_keys_that_programs_read(
 ) -> None:
     path = write_archive(hello(), tmp_path / "image.tar")
     told = to_document(releases.push(str(path), release(push, "team/app:v1")))
-    assert list(told) == ["ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
+    assert list(told) == ["schema_version", "ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
     assert (told["ok"], told["verify"], told["run"]) == (True, None, None)
     assert list(told["tags"][0]) == ["ref", "digest", "previous", "moved"]
     assert told["platforms"][0]["digest"].startswith("sha256:")
@@ -107,7 +107,7 @@ def test_what_does_not_hold_where_it_was_pushed_gets_no_name(
     assert result.verify is not None
     assert not result.verify.ok
     assert (result.tags, result.run) == ((), None)
-    assert push.server.moved == []
+    assert push.server.moved_tags == []
 
 
 def test_an_archive_with_a_flipped_byte_is_never_named(
@@ -119,7 +119,7 @@ def test_an_archive_with_a_flipped_byte_is_never_named(
     path = write_archive(memory, tmp_path / "image.tar")
     with pytest.raises(MalformedImage):
         releases.push(str(path), release(push, "team/app:v1"))
-    assert push.server.moved == []
+    assert push.server.moved_tags == []
 
 
 def test_without_a_name_what_was_built_last_is_meant(
@@ -135,14 +135,14 @@ def test_what_was_built_last_is_sent_from_a_file_alone(
     push: Push, releases: ReleaseService, last: str
 ) -> None:
     remember(releases, last)
-    with pytest.raises(UsageError, match="no archive") as caught:
+    with pytest.raises(UsageError, match="is not an archive") as caught:
         releases.push("", release(push, "team/app:v1"))
     assert caught.value.hint == "inv push-multiarch ARCHIVE -t REF"
-    assert push.server.asked == []
+    assert push.server.received == []
 
 
 def remember(releases: ReleaseService, name: str) -> None:
-    record = releases.resolver._last_built_file
+    record = releases.image_runner.resolver._last_built_file
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(name, encoding="utf-8")
 
@@ -156,13 +156,13 @@ def test_a_plan_says_what_would_be_put_where_and_asks_nobody(
     host, digest = push.server.host, memory.root_descriptor().digest
     size = sum(len(memory.blobs[key]) for key in list(memory.blobs)[:2])
     assert plan.to_text().splitlines() == [
-        f"would put 2 blobs ({size} bytes) and 2 manifests as {host}/team/app@{digest}",
+        f"would push 2 blobs ({size} bytes) and 2 manifests as {host}/team/app@{digest}",
         f"would verify and run docker://{host}/team/app@{digest} (linux/amd64)",
-        f"would name it {host}/team/app:v1",
-        f"would name it {host}/other/app:v2",
+        f"would tag it {host}/team/app:v1",
+        f"would tag it {host}/other/app:v2",
     ]
     assert plan.to_dict()["digest"] == str(digest)
-    assert push.server.asked == []
+    assert push.server.received == []
 
 
 # Parts
@@ -170,30 +170,30 @@ def test_a_plan_says_what_would_be_put_where_and_asks_nobody(
 
 def test_parts_become_one_image_with_a_name(push: Push, releases: ReleaseService) -> None:
     names = ("linux/amd64", "linux/arm64")
-    parts = [push.at(f"parts/x@{push.send(hello([name]), 'parts/x')}") for name in names]
+    parts = [push.reference(f"parts/x@{push.send(hello([name]), 'parts/x')}") for name in names]
     result = releases.merge(parts, release(push, "team/app:v1", platforms=names[::-1]))
-    assert push.server.named("team/app:v1") == result.digest
+    assert push.server.tag_digest("team/app:v1") == result.digest
     assert [row.platform for row in result.platforms] == ["linux/arm64", "linux/amd64"]
 
 
 def test_a_plan_of_a_merge_only_reads(push: Push, releases: ReleaseService) -> None:
-    part = push.at(f"parts/x@{push.send(hello(['linux/amd64']), 'parts/x')}")
-    before = len(push.server.asked)
+    part = push.reference(f"parts/x@{push.send(hello(['linux/amd64']), 'parts/x')}")
+    before = len(push.server.received)
     plan = releases.plan_merge([part], release(push, "team/app:v1"))
-    assert f"would put an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.to_text()
-    assert {each.method for each in push.server.asked[before:]} == {"GET"}
+    assert f"would push an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.to_text()
+    assert {each.method for each in push.server.received[before:]} == {"GET"}
 
 
 # Words
 
 
 def test_a_push_without_a_tag_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="no tag says where it goes"):
+    with pytest.raises(UsageError, match="no tag is given"):
         ReleaseSpec.from_tags((), (), verify_first=True)
 
 
 def test_a_digest_is_no_tag() -> None:
-    with pytest.raises(UsageError, match="is no tag"):
+    with pytest.raises(UsageError, match="is not a valid tag"):
         ReleaseSpec.from_tags([ONE], (), verify_first=True)
 
 
@@ -238,7 +238,7 @@ def test_of_several_images_parts_are_those_of_the_one_that_is_named(tmp_path: Pa
     assert read_parts([], files, "web") == references(ONE, TWO)
     with pytest.raises(UsageError, match="a: tool names no image in a registry"):
         read_parts([], files, "tool")
-    with pytest.raises(UsageError, match="no part is of 'nope': they are of web, tool"):
+    with pytest.raises(UsageError, match="no part is of image 'nope'; the parts are of web, tool"):
         read_parts([], files, "nope")
 
 
@@ -248,7 +248,7 @@ def test_parts_of_two_images_are_never_taken_for_those_of_one(tmp_path: Path) ->
     assert read_parts([], [str(tmp_path / "a")]) == references(ONE)
     with pytest.raises(UsageError, match="the parts are of several images: web, tool") as caught:
         read_parts([], [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert caught.value.hint == "--image says which"
+    assert caught.value.hint == "select one by --image"
 
 
 def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
@@ -272,15 +272,15 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
     ("text", "said"),
     [
         ('{"images": [{"name": "web", "build": 7}]}', "web names no image in a registry"),
-        ('{"images": [7]}', "no part is named"),
+        ('{"images": [7]}', "no part is given"),
         ('{"outputs": [], "digest": ""}', "names no image in a registry"),
         ('{"outputs": [{"ref": "app:v1"}]}', "names no image in a registry"),
         ('{"outputs": 7}', "names no image in a registry"),
-        ("{", "is no report of build-multiarch"),
-        ('{"outputs": [{"ref": "a@b"}]} []', "is no report of build-multiarch"),
+        ("{", "is not a report of build-multiarch"),
+        ('{"outputs": [{"ref": "a@b"}]} []', "is not a report of build-multiarch"),
         ("UPPER@sha256:1", "is not a valid image reference"),
-        ("", "no part is named"),
-        ("{" * 100_000, "is no report of build-multiarch"),
+        ("", "no part is given"),
+        ("{" * 100_000, "is not a report of build-multiarch"),
     ],
 )
 def test_a_file_without_parts_is_a_usage_error(tmp_path: Path, text: str, said: str) -> None:
@@ -297,7 +297,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(LimitExceeded, match="larger than 64 MiB"):
         read_parts([], [str(tmp_path / "zeros")])
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="is no text"):
+    with pytest.raises(UsageError, match="is not UTF-8 text"):
         read_parts([], [str(tmp_path / "binary")])
 
 
@@ -326,9 +326,9 @@ def test_a_compressed_archive_is_sent_from_several_threads(
     path = write_archive(memory, tmp_path / "image.tar")
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
     result = releases.push(str(path), release(push, "team/app:v1"))
-    found = push.server.keep("team/app").found["blobs"]
+    found = push.server.repository("team/app").content["blobs"]
     assert all(found[each["digest"]][1] == memory.blobs[each["digest"]] for each in layers)
-    assert push.server.named("team/app:v1") == result.digest
+    assert push.server.tag_digest("team/app:v1") == result.digest
 
 
 def test_what_docker_save_wrote_is_sent_over_one_connection(
@@ -343,6 +343,6 @@ def test_what_docker_save_wrote_is_sent_over_one_connection(
 def test_an_image_is_copied_from_one_registry_to_another(push: Push, releases: ReleaseService) -> None:
     memory = hello()
     with hostile() as other:
-        reference = other.hold(memory)
+        reference = other.add_image(memory)
         result = releases.push(f"docker://{reference}", release(push, "team/app:v1"))
-    assert result.digest == str(memory.root_descriptor().digest) == push.server.named("team/app:v1")
+    assert result.digest == str(memory.root_descriptor().digest) == push.server.tag_digest("team/app:v1")
