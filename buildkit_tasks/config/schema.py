@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILDER_NAME_PATTERN",
+    "CHOICES",
     "IMAGE_KEYS",
+    "IMAGE_NAME_PATTERN",
+    "ITEM_PATTERNS",
+    "PATTERNS",
     "ImageSettings",
     "SmokeCheck",
     "normalize_keys",
@@ -29,8 +33,8 @@ __all__ = [
 ]
 
 BUILDER_NAME_PATTERN = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]*\Z")  # as in buildx
-_IMAGE_NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # also a file name in dist/
-_CHOICES = {
+IMAGE_NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")  # also a file name in dist/
+CHOICES = {
     "driver": ("auto", "docker-container", "docker", "remote", "kubernetes"),
     "fallback": ("none", "emulate"),
     "engine": ("auto", "system", "private"),
@@ -40,7 +44,7 @@ _CHOICES = {
     "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
     "runner": ("auto", "docker", "sandbox"),
 }
-_PATTERNS = {
+PATTERNS = {
     "name": (BUILDER_NAME_PATTERN, "builder name", "use letters, digits, '.', '_' and '-'"),
     # As in QEMU: a model, and features separated by commas.
     "cpu": (
@@ -49,7 +53,7 @@ _PATTERNS = {
         "use max, floor, both, or a model that `qemu-ARCHITECTURE -cpu help` lists",
     ),
 }
-_ITEM_PATTERNS = {
+ITEM_PATTERNS = {
     # BuildKit's entitlements; devices have names.
     "allow": (
         re.compile(r"(?:network\.host|security\.insecure|device(?:=[\w./=-]+)?)\Z", re.ASCII),
@@ -156,7 +160,7 @@ def _read_image_table(table: dict[str, Any], label: str, defaults: Mapping[str, 
     name = raw_values.pop("name", None)
     if name is None:
         raise SettingsError(f"{label}: it has no name", hint='add name = "web"')
-    if not isinstance(name, str) or not _IMAGE_NAME_PATTERN.match(name):
+    if not isinstance(name, str) or not IMAGE_NAME_PATTERN.match(name):
         hint = "use letters, digits, '.', '_' and '-'"
         raise SettingsError(f"{label}: name = {name!r} is not a valid image name", hint=hint)
     values = {key: read_value(key, raw, label, defaults[key]) for key, raw in raw_values.items()}
@@ -191,10 +195,10 @@ def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
             value = _split_list(",".join(value))
     except (TypeError, ValueError):
         raise SettingsError(f"{label}: {key} = {raw!r} is not {_TYPE_DESCRIPTIONS[type(default)]}") from None
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise SettingsError(f"{label}: {key} = {raw!r} is not one of {', '.join(_CHOICES[key])}")
-    pattern, noun, hint = _PATTERNS.get(key) or _ITEM_PATTERNS.get(key) or (None, "", "")
-    for each in value if key in _ITEM_PATTERNS else (value,):
+    if key in CHOICES and value not in CHOICES[key]:
+        raise SettingsError(f"{label}: {key} = {raw!r} is not one of {', '.join(CHOICES[key])}")
+    pattern, noun, hint = PATTERNS.get(key) or ITEM_PATTERNS.get(key) or (None, "", "")
+    for each in value if key in ITEM_PATTERNS else (value,):
         if pattern is not None and not pattern.match(each):
             raise SettingsError(f"{label}: {each!r} is not a valid {noun}", hint=hint)
     return value

@@ -16,11 +16,13 @@ from buildkit_tasks.report.model import (
     ImageReport,
     ImagesReport,
     MatrixReport,
+    NamedTag,
     NodeSummary,
     Outcome,
     Output,
     PlatformSetup,
     PlatformVerdict,
+    PushResult,
     Report,
     RunReport,
     RunResult,
@@ -224,6 +226,24 @@ def stopped(error: str = "the registry refused: 401") -> MatrixReport:
     return MatrixReport(setup=setup(), build=build(), error=error)
 
 
+def push(**changes: Any) -> PushResult:
+    """Give a push that holds, of a new tag, a moved one and an unchanged one."""
+    index = digest("index")
+    values: dict[str, Any] = {
+        "digest": index,
+        "tags": (
+            NamedTag(ref="example.org/app:1", digest=index),
+            NamedTag(ref="example.org/app:2", digest=index, previous=digest("old")),
+            NamedTag(ref="example.org/app:3", digest=index, previous=index, moved=False),
+        ),
+        "platforms": build().platforms,
+        "verify": verify(),
+        "run": run(),
+        "seconds": 1.25,
+    }
+    return PushResult(**values | changes)
+
+
 def image(name: str, *platforms: str) -> ImageReport:
     """Give one of several images that holds, on two platforms unless others are named."""
     line = matrix(*platforms)
@@ -239,7 +259,13 @@ def every_good_report() -> list[Report]:
     two = ("linux/amd64", "linux/arm/v6")
     several: list[Report] = [both_cpus(), three_commands(), replace(matrix(*two), run=both_cpus())]
     several += [images(), replace(images(), setup=setup())]
-    return [setup(), build(), verify(), run(), matrix(), *several]
+    nodes = tuple(replace(each, node=f"node-{each.platform[-2:]}", native=True) for each in build().platforms)
+    pushed: list[Report] = [
+        push(),
+        push(verify=None, run=None),
+        replace(build(), platforms=nodes, pushed=push()),
+    ]
+    return [setup(), build(), verify(), run(), matrix(), *several, *pushed]
 
 
 def every_warning_report() -> list[Report]:
@@ -285,6 +311,9 @@ def every_bad_report() -> list[Report]:
         replace(matrix(), setup=setup(platform_setup("linux/amd64"))),
         replace(matrix(), verify=verify(*map(verdict, (*TWO, "linux/s390x")))),
         *every_bad_images(failed),
+        push(tags=()),
+        push(tags=(), run=failed.run),
+        replace(build(ok=False), pushed=push(tags=(), run=None, verify=failed.verify)),
     ]
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from buildkit_tasks import report as faces
-from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.model import BuiltPlatform, NamedTag, PushResult, Report, RunReport
+from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.summary import summarize
 from tests.support.report_samples import (
     TWO,

@@ -20,7 +20,6 @@ import pytest
 from buildkit_tasks import report as faces
 from buildkit_tasks.errors import LimitExceeded, UsageError
 from buildkit_tasks.report import github
-from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.model import (
     BuildResult,
     EmulatorSummary,
@@ -33,6 +32,7 @@ from buildkit_tasks.report.model import (
     VerifyReport,
     to_document,
 )
+from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.text import escape_unprintable, last_line, tail_lines, to_one_line
 from tests.support.report_samples import (
     TEN,
