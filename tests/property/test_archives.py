@@ -1,4 +1,4 @@
-"""Archives with anything in them: read as the standard library reads them, or refused by name."""
+"""Archives of any content are read or rejected with a declared error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ else:
 DECLARED = (MalformedImage, LimitExceeded, UsageError)
 DIFF_ID = str(Digest.from_bytes(b""))
 CONFIG = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [DIFF_ID]}}).encode()
-NEW = {**layout_files(hello(["linux/amd64"])), "manifest.json": b"[]"}
+LAYOUT = {**layout_files(hello(["linux/amd64"])), "manifest.json": b"[]"}
 SAVED = {"manifest.json": json.dumps([{"Config": "c", "Layers": ["l"]}]).encode(), "c": CONFIG, "l": b""}
 PACKS = [bytes, gzip.compress, zstd.compress]
 
@@ -45,11 +45,11 @@ entries = st.dictionaries(
     names | trees,
     max_size=5,
 )
-origins = st.fixed_dictionaries({"mediaType": scalars, "digest": scalars, "size": scalars})
+layer_sources = st.fixed_dictionaries({"mediaType": scalars, "digest": scalars, "size": scalars})
 
 
-def look(data: bytes, reference: str = "") -> None:
-    """Open it in every way and verify it: nothing undeclared, and nothing that stays open."""
+def open_and_verify(data: bytes, reference: str = "") -> None:
+    """Open it by every transport and verify it; only declared errors may occur."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.tar"
         path.write_bytes(data)
@@ -61,43 +61,45 @@ def look(data: bytes, reference: str = "") -> None:
 
 
 @settings(max_examples=150, deadline=2000)
-@given(pack=packs, at=st.integers(min_value=0), bit=st.integers(0, 7), files=st.sampled_from([NEW, SAVED]))
-def test_any_changed_bit_is_survived(pack: Any, at: int, bit: int, files: dict[str, bytes]) -> None:
+@given(pack=packs, at=st.integers(min_value=0), bit=st.integers(0, 7), files=st.sampled_from([LAYOUT, SAVED]))
+def test_any_changed_bit(pack: Any, at: int, bit: int, files: dict[str, bytes]) -> None:
     data = bytearray(pack(make_tar(files)))
     data[at % len(data)] ^= 1 << bit
-    look(bytes(data))
+    open_and_verify(bytes(data))
 
 
 @settings(max_examples=100, deadline=2000)
 @given(pack=packs, junk=st.binary(max_size=2000))
-def test_any_junk_is_survived(pack: Any, junk: bytes) -> None:
-    look(pack(junk))
-    look(junk + pack(make_tar(NEW)))
-    look(pack(make_tar(NEW)) + junk)
+def test_any_junk(pack: Any, junk: bytes) -> None:
+    open_and_verify(pack(junk))
+    open_and_verify(junk + pack(make_tar(LAYOUT)))
+    open_and_verify(pack(make_tar(LAYOUT)) + junk)
 
 
 @settings(max_examples=200, deadline=2000)
 @given(images=trees | st.lists(entries, max_size=3), reference=st.sampled_from(["", "@0", "@9", "c:1", "!"]))
-def test_any_manifest_of_a_saved_archive_is_read_or_refused(images: Any, reference: str) -> None:
+def test_any_docker_manifest(images: Any, reference: str) -> None:
     document = json.dumps(images).encode()
-    look(make_tar({**SAVED, "manifest.json": document}), reference)
-    look(make_tar({**NEW, "manifest.json": document}), reference)
+    open_and_verify(make_tar({**SAVED, "manifest.json": document}), reference)
+    open_and_verify(make_tar({**LAYOUT, "manifest.json": document}), reference)
 
 
 @settings(max_examples=100, deadline=2000)
-@given(sources=st.dictionaries(st.just(DIFF_ID) | names, origins | trees, max_size=2), there=st.booleans())
-def test_any_origin_of_a_layer_is_read_or_refused(sources: Any, there: bool) -> None:
+@given(
+    sources=st.dictionaries(st.just(DIFF_ID) | names, layer_sources | trees, max_size=2), there=st.booleans()
+)
+def test_any_layer_source(sources: Any, there: bool) -> None:
     image = {"Config": "c", "Layers": ["l" if there else "gone"], "LayerSources": sources}
-    look(make_tar({**SAVED, "manifest.json": json.dumps([image]).encode()}))
+    open_and_verify(make_tar({**SAVED, "manifest.json": json.dumps([image]).encode()}))
 
 
 @settings(max_examples=100, deadline=2000)
 @given(links=st.lists(st.tuples(names, names | st.text(max_size=5)), max_size=5))
-def test_any_links_in_a_saved_archive_are_followed_or_refused(links: list[tuple[str, str]]) -> None:
+def test_any_links(links: list[tuple[str, str]]) -> None:
     others = [symlink(name or "x", target.replace("\0", "")) for name, target in links]
     files = {name: data for name, data in SAVED.items() if name not in dict(links)}
-    with contextlib.suppress(UnicodeEncodeError):  # of the standard library, which writes the archive
-        look(make_tar(files, others))
+    with contextlib.suppress(UnicodeEncodeError):  # from tarfile, which writes the archive
+        open_and_verify(make_tar(files, others))
 
 
 @settings(max_examples=100, deadline=2000)
@@ -107,15 +109,15 @@ def test_any_links_in_a_saved_archive_are_followed_or_refused(links: list[tuple[
     order=st.lists(st.integers(0, 5), max_size=12),
     small=st.sampled_from([0, 500, 1 << 20]),
 )
-def test_members_of_a_rewindable_archive_are_what_they_are_in_any_order(
+def test_streamed_members_in_any_order(
     pack: Any, files: dict[str, bytes], order: list[int], small: int
 ) -> None:
     members = {f"m{number}": data for number, data in enumerate(files.values())}
     packed = pack(make_tar(members))
     archive = StreamedArchive(lambda: io.BytesIO(packed), "x")
-    kept = archive._cached
-    for name in [name for name, data in kept.items() if len(data) > small]:
-        del kept[name]  # as if it had been too large to keep
+    cached = archive._cached
+    for name in [name for name, data in cached.items() if len(data) > small]:
+        del cached[name]  # as if it were too large to cache
     for number in order:
         name = f"m{number}"
         if name in members:
@@ -130,18 +132,18 @@ def test_members_of_a_rewindable_archive_are_what_they_are_in_any_order(
     sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=5),
     pack=st.sampled_from(PACKS[1:]),
 )
-def test_several_members_or_frames_are_one_stream(parts: list[bytes], sizes: list[int], pack: Any) -> None:
+def test_concatenated_members_and_frames(parts: list[bytes], sizes: list[int], pack: Any) -> None:
     stream = DecompressedStream(io.BytesIO(b"".join(pack(part) for part in parts)), "x")
-    whole, found = b"".join(parts), b""
-    while data := stream.read(sizes[len(found) % len(sizes)]):
-        found += data
-    assert found == whole
-    assert stream.size == len(whole)
+    expected, data = b"".join(parts), b""
+    while chunk := stream.read(sizes[len(data) % len(sizes)]):
+        data += chunk
+    assert data == expected
+    assert stream.size == len(expected)
 
 
-def test_the_archives_that_are_changed_here_are_sound_to_begin_with(tmp_path: Path) -> None:
-    for files, good in ((SAVED, 1), ({**NEW, "manifest.json": b""}, 1)):
-        used = {name: data for name, data in files.items() if data or name == "l"}
-        (tmp_path / "image.tar").write_bytes(make_tar(used))
+def test_unchanged_archives_are_valid(tmp_path: Path) -> None:
+    for files, image_count in ((SAVED, 1), ({**LAYOUT, "manifest.json": b""}, 1)):
+        present = {name: data for name, data in files.items() if data or name == "l"}
+        (tmp_path / "image.tar").write_bytes(make_tar(present))
         with open_image(f"docker-archive:{tmp_path}/image.tar") as source:
-            assert len(index_entries(source)) == good
+            assert len(index_entries(source)) == image_count

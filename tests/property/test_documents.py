@@ -20,18 +20,18 @@ from buildkit_tasks.oci.model import (
 )
 from buildkit_tasks.oci.strict_json import load_object
 
-words = st.text(st.characters(codec="utf-8"), max_size=8)
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.integers(-(10**19) + 1, 10**19 - 1) | st.floats(allow_nan=False, allow_infinity=False)
-scalars = st.none() | st.booleans() | numbers | words
-values = st.recursive(scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(words, v, max_size=4))
-objects = st.dictionaries(words, values, max_size=5)
+scalars = st.none() | st.booleans() | numbers | texts
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(texts, v, max_size=4))
+objects = st.dictionaries(texts, values, max_size=5)
 
 digests = st.binary(max_size=4).map(lambda data: str(Digest.from_bytes(data)))
 names = st.text(st.characters(codec="ascii", min_codepoint=33), min_size=1, max_size=20)
 platforms = st.fixed_dictionaries({"os": names, "architecture": names}, optional={"variant": names})
 descriptors = st.fixed_dictionaries(
     {"mediaType": names, "digest": digests, "size": st.integers(0, 2**63 - 1)},
-    optional={"platform": platforms, "annotations": st.dictionaries(words, words, max_size=3)},
+    optional={"platform": platforms, "annotations": st.dictionaries(texts, texts, max_size=3)},
 )
 indexes = st.fixed_dictionaries(
     {"schemaVersion": st.just(2), "manifests": st.lists(descriptors, max_size=4)},
@@ -45,13 +45,13 @@ PARSERS: list[Callable[[bytes], object]] = [parse_index, parse_manifest, parse_c
 
 
 @given(objects, st.booleans())
-def test_an_object_reads_as_the_standard_library_reads_it(document: dict[str, Any], ascii_only: bool) -> None:
+def test_same_as_json_loads(document: dict[str, Any], ascii_only: bool) -> None:
     text = json.dumps(document, ensure_ascii=ascii_only)
     assert load_object(text.encode(), "it") == json.loads(text)
 
 
 @given(objects.filter(bool), st.data())
-def test_a_key_that_is_written_twice_is_refused(document: dict[str, Any], data: st.DataObject) -> None:
+def test_duplicate_key(document: dict[str, Any], data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(document)))
     text = f"{json.dumps(document)[:-1]}, {json.dumps(key)}: 1}}"
     with pytest.raises(MalformedImage, match="twice"):
@@ -59,33 +59,33 @@ def test_a_key_that_is_written_twice_is_refused(document: dict[str, Any], data: 
 
 
 @given(st.binary() | values.map(lambda value: json.dumps(value).encode()), st.sampled_from(PARSERS))
-def test_any_bytes_are_a_document_or_malformed(data: bytes, parse: Callable[[bytes], object]) -> None:
+def test_any_bytes(data: bytes, parse: Callable[[bytes], object]) -> None:
     with contextlib.suppress(MalformedImage):
         parse(data)
 
 
 @given(indexes)
-def test_a_well_formed_index_is_read_as_it_is(document: dict[str, Any]) -> None:
-    found = parse_index(json.dumps(document).encode())
+def test_any_valid_index(document: dict[str, Any]) -> None:
+    parsed = parse_index(json.dumps(document).encode())
     stated = [(e["mediaType"], e["digest"], e["size"]) for e in document["manifests"]]
-    assert [(e.media_type, str(e.digest), e.size) for e in found.manifests] == stated
-    for entry, raw in zip(found.manifests, document["manifests"], strict=True):
+    assert [(e.media_type, str(e.digest), e.size) for e in parsed.manifests] == stated
+    for entry, raw in zip(parsed.manifests, document["manifests"], strict=True):
         assert (entry.platform is None) == ("platform" not in raw)
         assert entry.annotations == raw.get("annotations", {})
 
 
 @given(manifests)
-def test_a_well_formed_manifest_is_read_as_it_is(document: dict[str, Any]) -> None:
-    found = parse_manifest(json.dumps(document).encode())
-    assert str(found.config.digest) == document["config"]["digest"]
-    assert [str(layer.digest) for layer in found.layers] == [e["digest"] for e in document["layers"]]
+def test_any_valid_manifest(document: dict[str, Any]) -> None:
+    parsed = parse_manifest(json.dumps(document).encode())
+    assert str(parsed.config.digest) == document["config"]["digest"]
+    assert [str(layer.digest) for layer in parsed.layers] == [e["digest"] for e in document["layers"]]
 
 
 @given(indexes, manifests, st.booleans())
-def test_row_35_no_document_is_both_whichever_way_it_is_read(
-    index: dict[str, Any], manifest: dict[str, Any], whole: bool
+def test_index_and_manifest_at_once(
+    index: dict[str, Any], manifest: dict[str, Any], with_all_keys: bool
 ) -> None:
-    both = {**index, **(manifest if whole else {"layers": []})}
+    both = {**index, **(manifest if with_all_keys else {"layers": []})}
     both.pop("mediaType", None)
     for parse in (parse_index, parse_manifest):
         with pytest.raises(MalformedImage):
@@ -93,9 +93,7 @@ def test_row_35_no_document_is_both_whichever_way_it_is_read(
 
 
 @given(indexes | manifests, st.data())
-def test_a_document_with_any_value_replaced_is_read_or_malformed(
-    document: dict[str, Any], data: st.DataObject
-) -> None:
+def test_any_replaced_value(document: dict[str, Any], data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(document)))
     raw = json.dumps({**document, key: data.draw(values)}).encode()
     for parse in PARSERS:

@@ -1,4 +1,4 @@
-"""Laying layers over one another against the plainest model: a set of paths per layer."""
+"""Merge layers, and compare the tree with a simple model: the set of paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ whiteouts = st.tuples(folders, st.sampled_from([".wh.x", ".wh.c", ".wh..wh..opq"
 layers = st.lists(st.lists(files | whiteouts, max_size=8, unique=True), min_size=1, max_size=4)
 
 
-def model(stack: list[list[str]]) -> set[str]:
+def model_paths(stack: list[list[str]]) -> set[str]:
     paths: set[str] = set()
     for layer in stack:
         for name in layer:
@@ -28,29 +28,29 @@ def model(stack: list[list[str]]) -> set[str]:
             if base == ".wh..wh..opq":
                 paths = {path for path in paths if not path.startswith(f"{folder}/")}
             elif base.startswith(".wh."):
-                gone = f"{folder}/{base.removeprefix('.wh.')}"
-                paths = {path for path in paths if path != gone and not path.startswith(f"{gone}/")}
+                removed = f"{folder}/{base.removeprefix('.wh.')}"
+                paths = {path for path in paths if path != removed and not path.startswith(f"{removed}/")}
         paths |= {name for name in layer if "/.wh." not in name}
     return paths
 
 
-def flat(node: FileNode, prefix: str = "") -> set[str]:
-    found: set[str] = set()
+def file_paths(node: FileNode, prefix: str = "") -> set[str]:
+    paths: set[str] = set()
     for name, child in node.children.items():
         path = f"{prefix}{name}"
-        found |= flat(child, f"{path}/") if child.type is FileType.DIRECTORY else {path}
-    return found
+        paths |= file_paths(child, f"{path}/") if child.type is FileType.DIRECTORY else {path}
+    return paths
 
 
 @given(layers)
-def test_whiteouts_and_layers_give_what_the_plain_model_gives(stack: list[list[str]]) -> None:
+def test_merged_layers_match_model(stack: list[list[str]]) -> None:
     memory = one([make_tar(dict.fromkeys(layer, b"")) for layer in stack])
     rootfs = flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
-    assert flat(rootfs.root) == model(stack)
+    assert file_paths(rootfs.root) == model_paths(stack)
 
 
 @given(st.binary(max_size=1200), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=5))
-def test_any_damage_to_a_layer_is_read_or_refused(data: bytes, damage: list[tuple[int, int]]) -> None:
+def test_any_damage(data: bytes, damage: list[tuple[int, int]]) -> None:
     packed = bytearray(gzip.compress(make_tar({"a/b": data})) + gzip.compress(data))
     for at, byte in damage:
         packed[at % len(packed)] = byte

@@ -10,7 +10,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 
-# The grammar as github.com/distribution/reference states it, in one piece and only for these tests.
+# The grammar of github.com/distribution/reference as one expression, for these tests only.
 _PART = r"[a-z0-9]+(?:(?:[._]|__|[-]+)[a-z0-9]+)*"
 _HOST = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _WHOLE = re.compile(
@@ -60,23 +60,24 @@ odd_hosts = st.sampled_from(
         *("localhost", "localhost:5", "1.2.3.4", "1.2.3.4:5", "\u00e4.b", "a.b:\u0661", "x@a.b"),
     ]
 )
-near = st.text(alphabet="aZ09._-/:@[]%= \n\u00e4", max_size=60)
+near_references = st.text(alphabet="aZ09._-/:@[]%= \n\u00e4", max_size=60)
 
 
 @given(hosts, st.lists(components, min_size=1, max_size=3), st.none() | tags, st.none() | digests)
-def test_what_is_put_together_is_read_back(
-    host: str, path: list[str], tag: str | None, digest: Digest | None
-) -> None:
+def test_reference_round_trip(host: str, path: list[str], tag: str | None, digest: Digest | None) -> None:
     repository = "/".join(path)
     text = f"{host}/{repository}" + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
-    found = Reference.parse(text)
-    official = host == "docker.io" and len(path) == 1
-    assert (found.host, found.repository) == (host, f"library/{repository}" if official else repository)
-    assert (found.tag, found.digest) == (tag or ("" if digest else "latest"), digest)
-    assert Reference.parse(str(found)) == found
+    reference = Reference.parse(text)
+    is_official = host == "docker.io" and len(path) == 1
+    assert (reference.host, reference.repository) == (
+        host,
+        f"library/{repository}" if is_official else repository,
+    )
+    assert (reference.tag, reference.digest) == (tag or ("" if digest else "latest"), digest)
+    assert Reference.parse(str(reference)) == reference
 
 
-@given(near | st.text(max_size=80))
+@given(near_references | st.text(max_size=80))
 @example("a" * 1024)
 @example("a-" * 512)
 @example("a/" * 512)
@@ -84,37 +85,35 @@ def test_what_is_put_together_is_read_back(
 @example("a." * 500 + "/!")
 @example(":" * 1000)
 @example("@" * 1000)
-def test_any_text_is_a_reference_or_a_usage_error_at_once(text: str) -> None:
-    started = time.thread_time()  # our own: the machine may be busy
+def test_any_text_in_linear_time(text: str) -> None:
+    started = time.thread_time()  # CPU time of this thread: the machine may be busy
     try:
-        found = Reference.parse(text)
+        reference = Reference.parse(text)
     except UsageError as error:
-        told = str(error)
-        assert "try: " in told
-        assert len(told) < 3000
+        message = str(error)
+        assert "try: " in message
+        assert len(message) < 3000
     else:
         assert _WHOLE.fullmatch(text)
-        assert Reference.parse(str(found)) == found
-        assert not set(found.host + found.repository + found.identifier) & set(" \n%@\\?#")
-        assert ".." not in found.repository.split("/")
+        assert Reference.parse(str(reference)) == reference
+        assert not set(reference.host + reference.repository + reference.identifier) & set(" \n%@\\?#")
+        assert ".." not in reference.repository.split("/")
     assert time.thread_time() - started < 0.2
 
 
 @example("a_b.c", ["0"], "")
 @given(odd_hosts, st.lists(components, min_size=1, max_size=3), st.sampled_from(["", ":1", ":Tag.x_-"]))
-def test_what_the_grammar_allows_is_read_unless_no_such_host_can_be(
-    host: str, path: list[str], tag: str
-) -> None:
+def test_matches_grammar(host: str, path: list[str], tag: str) -> None:
     text = f"{host}/{'/'.join(path)}{tag}"
     try:
-        found = Reference.parse(text)
+        reference = Reference.parse(text)
     except UsageError:
         allowed = False
     else:
         allowed = True
-        assert found.repository.endswith("/".join(path))
+        assert reference.repository.endswith("/".join(path))
     port = host.rpartition(":")[2] if re.search(r":[0-9]+\Z", host) and not host.endswith("::1") else "1"
-    # Stricter than the grammar in three things: a port has to be one, brackets hold an address, and what
-    # has a dot is meant as a host and never as the first part of a path, which may have an underscore.
+    # Three rules are stricter than the grammar: a port is in its range, brackets contain an IPv6 address, and
+    # a first component with a dot is a host, never a path component, which may have an underscore.
     expected = _WHOLE.fullmatch(text) and 0 < int(port) < 65536 and "[:::" not in host and "_" not in host
     assert allowed == bool(expected)

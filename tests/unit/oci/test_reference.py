@@ -11,7 +11,7 @@ SHA_512 = f"sha512:{HEX}{HEX}"
 
 
 @pytest.mark.parametrize(
-    ("text", "whole"),
+    ("text", "full"),
     [
         ("alpine", "docker.io/library/alpine:latest"),
         ("alpine:3.20", "docker.io/library/alpine:3.20"),
@@ -39,12 +39,12 @@ SHA_512 = f"sha512:{HEX}{HEX}"
         (f"example.com/{'a' * 255}", f"example.com/{'a' * 255}:latest"),
     ],
 )
-def test_a_reference_is_read_as_every_tool_reads_it(text: str, whole: str) -> None:
-    assert str(Reference.parse(text)) == whole
-    assert Reference.parse(whole) == Reference.parse(text)
+def test_parse_reference(text: str, full: str) -> None:
+    assert str(Reference.parse(text)) == full
+    assert Reference.parse(full) == Reference.parse(text)
 
 
-def test_a_digest_says_alone_what_is_meant() -> None:
+def test_digest_is_the_identifier() -> None:
     both = Reference.parse(f"alpine:3@{SHA}")
     assert (both.tag, str(both.digest), both.identifier) == ("3", SHA, SHA)
     assert Reference.parse("alpine:3").identifier == "3"
@@ -104,7 +104,7 @@ def test_a_digest_says_alone_what_is_meant() -> None:
         ("docker://alpine", "is a URL"),
     ],
 )
-def test_what_is_no_reference_is_refused_with_the_reason(text: str, why: str) -> None:
+def test_invalid_reference(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
         Reference.parse(text)
     assert caught.value.exit_code == 2
@@ -112,13 +112,13 @@ def test_what_is_no_reference_is_refused_with_the_reason(text: str, why: str) ->
     assert len(str(caught.value)) < 2000
 
 
-def test_an_equals_sign_in_a_digest_is_explained() -> None:
+def test_equals_sign_in_digest() -> None:
     with pytest.raises(UsageError) as caught:
         Reference.parse(f"alpine@sha256={HEX}")
     assert caught.value.hint == f"write the digest with a colon: alpine@{SHA}"
 
 
-def test_upper_case_is_refused_with_the_right_spelling() -> None:
+def test_upper_case_repository() -> None:
     with pytest.raises(UsageError, match="lower case") as caught:
         Reference.parse("quay.io/Team/app")
     assert caught.value.hint == "write team instead of Team"

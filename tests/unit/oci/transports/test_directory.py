@@ -24,21 +24,21 @@ def entries(path: Path) -> dict[str, DirectoryEntry]:
     return {entry.name: entry for entry in walk_directory(path)}
 
 
-def make(path: Path, *names: str) -> Path:
+def make_dirs(path: Path, *names: str) -> Path:
     for name in names:
         (path / name).mkdir(parents=True)
     return path
 
 
-def opened_files() -> int:
+def count_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_folder_for_each_platform_is_told_by_its_name(tmp_path: Path) -> None:
-    make(tmp_path, "linux_arm_v7", "linux_amd64", "windows_amd64")
+def test_platform_directories(tmp_path: Path) -> None:
+    make_dirs(tmp_path, "linux_arm_v7", "linux_amd64", "windows_amd64")
     (tmp_path / "provenance.linux_amd64.json").write_text("{}")
-    found = [(str(platform), path.name) for platform, path in find_platform_dirs(tmp_path)]
-    assert found == [
+    directories = [(str(platform), path.name) for platform, path in find_platform_dirs(tmp_path)]
+    assert directories == [
         ("linux/amd64", "linux_amd64"), ("linux/arm/v7", "linux_arm_v7"), ("windows/amd64", "windows_amd64"),
     ]  # fmt: skip
 
@@ -46,80 +46,80 @@ def test_a_folder_for_each_platform_is_told_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["usr", "arm_v7", "amd64", "x86_64", "linux", "linux_zz", "linux_arm_v7_x", "a_b"]
 )
-def test_a_folder_without_such_is_one_platforms_own(name: str, tmp_path: Path) -> None:
-    assert find_platform_dirs(make(tmp_path, name)) == ((None, tmp_path),)
+def test_directory_of_one_platform(name: str, tmp_path: Path) -> None:
+    assert find_platform_dirs(make_dirs(tmp_path, name)) == ((None, tmp_path),)
 
 
-def test_one_platforms_folder_may_be_named_itself(tmp_path: Path) -> None:
-    path = make(tmp_path, "linux_arm64/usr") / "linux_arm64"
-    assert [(str(platform), found) for platform, found in find_platform_dirs(path)] == [("linux/arm64", path)]
+def test_platform_directory_itself(tmp_path: Path) -> None:
+    path = make_dirs(tmp_path, "linux_arm64/usr") / "linux_arm64"
+    assert [(str(platform), each) for platform, each in find_platform_dirs(path)] == [("linux/arm64", path)]
 
 
 @pytest.mark.parametrize("make_one", [Path.mkdir, Path.touch, lambda path: path.symlink_to("linux_amd64")])
-def test_a_mixture_of_two_builds_is_refused(make_one: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path, "linux_amd64")
+def test_mixture_of_two_builds(make_one: Callable[[Path], None], tmp_path: Path) -> None:
+    make_dirs(tmp_path, "linux_amd64")
     make_one(tmp_path / "usr")
     with pytest.raises(UsageError, match="platform directories linux_amd64 and also usr") as caught:
         find_platform_dirs(tmp_path)
     assert caught.value.hint == f"use the directory of one platform: dir:{tmp_path}/linux_amd64"
 
 
-def test_a_link_named_like_a_platform_is_no_platform(tmp_path: Path) -> None:
-    make(tmp_path, "real")
+def test_symlink_named_like_platform(tmp_path: Path) -> None:
+    make_dirs(tmp_path, "real")
     (tmp_path / "linux_amd64").symlink_to("/etc")
     assert find_platform_dirs(tmp_path) == ((None, tmp_path),)
 
 
-def test_everything_is_given_in_order_with_its_kind(tmp_path: Path) -> None:
-    make(tmp_path, "b/c")
+def test_walk_directory(tmp_path: Path) -> None:
+    make_dirs(tmp_path, "b/c")
     (tmp_path / "b/c/file").write_bytes(b"data")
     (tmp_path / "b/c/file").chmod(0o4755)
     (tmp_path / "a").symlink_to("b/c/file")
-    found = entries(tmp_path)
-    assert [(entry.name, entry.kind) for entry in found.values()] == [
+    files = entries(tmp_path)
+    assert [(entry.name, entry.kind) for entry in files.values()] == [
         ("a", FileType.SYMLINK), ("b", FileType.DIRECTORY), ("b/c", FileType.DIRECTORY),
         ("b/c/file", FileType.FILE),
     ]  # fmt: skip
-    file = found["b/c/file"]
-    assert (file.size, file.mode, found["a"].target) == (4, 0o4755, "b/c/file")
+    file = files["b/c/file"]
+    assert (file.size, file.mode, files["a"].target) == (4, 0o4755, "b/c/file")
     with file.open() as stream:
         assert stream.read() == b"data"
 
 
-def test_links_are_told_and_never_followed(tmp_path: Path) -> None:
-    outside = make(tmp_path, "outside/deep") / "outside"
+def test_symlinks_are_not_followed(tmp_path: Path) -> None:
+    outside = make_dirs(tmp_path, "outside/deep") / "outside"
     (outside / "secret").write_text("x")
-    inside = make(tmp_path, "inside") / "inside"
+    inside = make_dirs(tmp_path, "inside") / "inside"
     (inside / "up").symlink_to("../outside")
     (inside / "loop").symlink_to(".")
-    found = entries(inside)
-    assert {name: entry.target for name, entry in found.items()} == {"up": "../outside", "loop": "."}
+    files = entries(inside)
+    assert {name: entry.target for name, entry in files.items()} == {"up": "../outside", "loop": "."}
     with pytest.raises(MalformedImage, match="up is not a regular file"):
-        found["up"].open()
+        files["up"].open()
 
 
 @pytest.mark.timeout(10)
-def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
+def test_special_files_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        found = entries(tmp_path)
-    assert [entry.kind for entry in found.values()] == [FileType.OTHER, FileType.OTHER]
-    for entry in found.values():
+        files = entries(tmp_path)
+    assert [entry.kind for entry in files.values()] == [FileType.OTHER, FileType.OTHER]
+    for entry in files.values():
         with pytest.raises(MalformedImage, match="not a regular file"):
             entry.open()
 
 
-def test_hard_links_share_their_inode(tmp_path: Path) -> None:
+def test_hard_links(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     (tmp_path / "c").write_text("x")
-    found = {name: (entry.device, entry.inode) for name, entry in entries(tmp_path).items()}
-    assert found["a"] == found["b"] != found["c"]
+    inodes = {name: (entry.device, entry.inode) for name, entry in entries(tmp_path).items()}
+    assert inodes["a"] == inodes["b"] != inodes["c"]
 
 
-def test_links_that_buildx_rewrote_have_their_own_target_again(tmp_path: Path) -> None:
-    path = make(tmp_path, "linux_arm64") / "linux_arm64"
+def test_buildx_link_targets(tmp_path: Path) -> None:
+    path = make_dirs(tmp_path, "linux_arm64") / "linux_arm64"
     targets = {
         "/linux_arm64/usr/bin/x": "/usr/bin/x", "/linux_arm64": "/", "/linux_arm64x/y": "/linux_arm64x/y",
         "linux_arm64/x": "linux_arm64/x", "../x": "../x", "/linux_amd64/x": "/linux_amd64/x",
@@ -131,18 +131,16 @@ def test_links_that_buildx_rewrote_have_their_own_target_again(tmp_path: Path) -
     assert [entry.target for entry in entries(plain).values()] == list(targets)
 
 
-def test_a_folder_named_by_a_dot_is_told_by_its_own_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(make(tmp_path, "linux_arm64") / "linux_arm64")
+def test_current_directory_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_dirs(tmp_path, "linux_arm64") / "linux_arm64")
     assert [str(platform) for platform, _ in find_platform_dirs(Path())] == ["linux/arm64"]
 
 
 @pytest.mark.parametrize("what", ["file", "parent", "parent's link to itself"])
-def test_a_file_that_is_swapped_after_it_was_seen_is_not_read(what: str, tmp_path: Path) -> None:
-    path = make(tmp_path, "root/sub") / "root"
+def test_swapped_file_or_parent(what: str, tmp_path: Path) -> None:
+    path = make_dirs(tmp_path, "root/sub") / "root"
     (path / "sub/file").write_text("x")
-    (make(tmp_path, "evil") / "evil/file").write_text("secret")
+    (make_dirs(tmp_path, "evil") / "evil/file").write_text("secret")
     entry = entries(path)["sub/file"]
     if what == "file":
         (path / "sub/file").unlink()
@@ -150,36 +148,34 @@ def test_a_file_that_is_swapped_after_it_was_seen_is_not_read(what: str, tmp_pat
     else:
         (path / "sub").rename(path / "old")
         (path / "sub").symlink_to(tmp_path / "evil" if what == "parent" else "old")
-    before = opened_files()
+    before = count_open_files()
     with pytest.raises(MalformedImage, match="sub/file has changed while the directory was read"):
         entry.open()
-    assert opened_files() == before
+    assert count_open_files() == before
 
 
-def test_another_file_in_its_place_is_noticed(tmp_path: Path) -> None:
+def test_replaced_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     entry = entries(tmp_path)["file"]
     (tmp_path / "new").write_text("y")
     (tmp_path / "new").rename(tmp_path / "file")
-    before = opened_files()
+    before = count_open_files()
     with pytest.raises(MalformedImage, match="has changed"):
         entry.open()
-    assert opened_files() == before
+    assert count_open_files() == before
 
 
-def test_a_walk_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
-    make(tmp_path, "a/b/c/d")
-    before = opened_files()
+def test_abandoned_walk_closes_files(tmp_path: Path) -> None:
+    make_dirs(tmp_path, "a/b/c/d")
+    before = count_open_files()
     walk = walk_directory(tmp_path)
     assert [next(walk).name for _ in range(4)][-1] == "a/b/c/d"
     walk.close()  # type: ignore[attr-defined]
-    assert opened_files() == before
+    assert count_open_files() == before
 
 
-def test_a_file_system_that_is_mounted_in_it_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path, "mounted/secret")
+def test_mounted_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dirs(tmp_path, "mounted/secret")
     read_entry = directory._read_entry
 
     def other_device(*arguments: Any) -> DirectoryEntry:
@@ -191,8 +187,8 @@ def test_a_file_system_that_is_mounted_in_it_is_refused(
         entries(tmp_path)
 
 
-def test_depth_and_number_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, "a/b/c/d")
+def test_depth_and_count_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dirs(tmp_path, "a/b/c/d")
     monkeypatch.setattr(directory, "_MAX_DEPTH", 3)
     with pytest.raises(LimitExceeded, match="more than 3 directories deep"):
         entries(tmp_path)
@@ -205,7 +201,7 @@ def test_depth_and_number_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
         entries(tmp_path)
 
 
-def test_names_in_no_encoding_are_names(tmp_path: Path) -> None:
+def test_undecodable_names(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n")).write_bytes(b"x")
     (entry,) = walk_directory(tmp_path)
     assert os.fsencode(entry.name) == b"\xff\n"
@@ -213,7 +209,7 @@ def test_names_in_no_encoding_are_names(tmp_path: Path) -> None:
         assert stream.read() == b"x"
 
 
-def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_not_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "missing"):
         with pytest.raises(UsageError, match="cannot be read"):

@@ -14,7 +14,7 @@ from buildkit_tasks.oci.image import open_image, platform_manifests, read_config
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.source import Source, read_blob
-from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports import tar_stream
 from buildkit_tasks.oci.transports.docker_archive import (
     DockerArchive,
     DockerLayoutArchive,
@@ -49,8 +49,8 @@ def layer(platform: str) -> bytes:
     return make_tar({"main": probe(platform)})
 
 
-class Saved:
-    """A save archive of the older form in the making."""
+class SaveArchive:
+    """Builder of a `docker save` archive in the older format."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -59,8 +59,8 @@ class Saved:
 
     def add(
         self, platform: str, layers: Mapping[str, bytes], tags: Sequence[str] = (), **more: object
-    ) -> Saved:
-        """An image whose layer files have these names."""
+    ) -> SaveArchive:
+        """Add an image; ``layers`` has the data of each layer by its file name."""
         diff_ids = [str(Digest.from_bytes(data)) for data in layers.values()]
         config = {**platform_json(platform), "config": {"Cmd": ["/main"]}, "rootfs": {"diff_ids": diff_ids}}
         data = json.dumps(config).encode()
@@ -79,22 +79,22 @@ class Saved:
         return path
 
 
-def one(platform: str = AMD64, *tags: str) -> Saved:
-    return Saved().add(platform, {"0a/layer.tar": layer(platform)}, tags)
+def one_image(platform: str = AMD64, *tags: str) -> SaveArchive:
+    return SaveArchive().add(platform, {"0a/layer.tar": layer(platform)}, tags)
 
 
-def blob(source: Source, what: str) -> bytes:
+def read_one(source: Source, what: str) -> bytes:
     manifest = read_manifest(source, source.root_descriptor())
     return read_blob(source, manifest.config if what == "config" else manifest.layers[0], 1 << 20)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
 @pytest.mark.parametrize("small", [1 << 20, 0])
-def test_an_image_of_the_older_form_is_read(
+def test_read_older_format(
     pack: Callable[[bytes], bytes], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", small)
-    saved = one()
+    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", small)
+    saved = one_image()
     path = saved.write(tmp_path / "a.tar", pack)
     for name in (f"docker-archive:{path}", str(path)):
         with open_image(name) as source:
@@ -102,13 +102,13 @@ def test_an_image_of_the_older_form_is_read(
             report = verify(source, [], "a")
             assert [verdict.platform for verdict in report.platforms] == [AMD64]
             assert report.ok
-            assert blob(source, "config") == saved.files[saved.config]
-            assert blob(source, "layer") == layer(AMD64)
+            assert read_one(source, "config") == saved.files[saved.config]
+            assert read_one(source, "layer") == layer(AMD64)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_made_manifest_is_the_same_each_time_and_checked_like_any_other(tmp_path: Path) -> None:
-    path = one().write(tmp_path / "a.tar")
+def test_generated_manifest_is_stable(tmp_path: Path) -> None:
+    path = one_image().write(tmp_path / "a.tar")
     with open_docker_archive(path) as first, open_docker_archive(path) as second:
         assert first.root_descriptor() == first.root_descriptor() == second.root_descriptor()
         manifest = read_manifest(first, first.root_descriptor())
@@ -124,15 +124,13 @@ def test_the_made_manifest_is_the_same_each_time_and_checked_like_any_other(tmp_
         (zstd.compress, "application/vnd.oci.image.layer.v1.tar+zstd"),
     ],
 )
-def test_a_layers_kind_is_told_by_its_first_bytes(
-    pack: Callable[[bytes], bytes], media_type: str, tmp_path: Path
-) -> None:
-    saved = one()
+def test_layer_media_types(pack: Callable[[bytes], bytes], media_type: str, tmp_path: Path) -> None:
+    saved = one_image()
     packed = pack(layer(AMD64))
     saved.files["0a/layer.tar"] = packed
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        found = read_manifest(source, source.root_descriptor()).layers[0]
-        assert (found.media_type, found.digest, found.size) == (
+        stated = read_manifest(source, source.root_descriptor()).layers[0]
+        assert (stated.media_type, stated.digest, stated.size) == (
             media_type,
             Digest.from_bytes(packed),
             len(packed),
@@ -140,8 +138,8 @@ def test_a_layers_kind_is_told_by_its_first_bytes(
         assert verify(source, [], "a").ok
 
 
-def test_a_layer_that_is_a_link_to_another_is_followed(tmp_path: Path) -> None:
-    saved = Saved().add(AMD64, {"shared.tar": layer(AMD64), "0a/layer.tar": layer(AMD64)})
+def test_linked_layer(tmp_path: Path) -> None:
+    saved = SaveArchive().add(AMD64, {"shared.tar": layer(AMD64), "0a/layer.tar": layer(AMD64)})
     del saved.files["0a/layer.tar"]
     saved.links = [symlink("0a/layer.tar", "../0b/layer.tar"), symlink("0b/layer.tar", "../shared.tar")]
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
@@ -158,8 +156,8 @@ def test_a_layer_that_is_a_link_to_another_is_followed(tmp_path: Path) -> None:
         ("", "which is not a file"),
     ],
 )
-def test_row_38_a_layer_that_is_a_link_to_nowhere_is_refused(target: str, cause: str, tmp_path: Path) -> None:
-    saved = one()
+def test_broken_layer_link(target: str, cause: str, tmp_path: Path) -> None:
+    saved = one_image()
     del saved.files["0a/layer.tar"]
     saved.links = [symlink("0a/layer.tar", target)]
     path = saved.write(tmp_path / "a.tar")
@@ -168,7 +166,7 @@ def test_row_38_a_layer_that_is_a_link_to_nowhere_is_refused(target: str, cause:
 
 
 def test_row_38_a_layer_that_is_a_fifo_is_missing(tmp_path: Path) -> None:
-    saved = one()
+    saved = one_image()
     del saved.files["0a/layer.tar"]
     saved.links = [member("0a/layer.tar", tarfile.FIFOTYPE)]
     path = saved.write(tmp_path / "a.tar")
@@ -179,8 +177,8 @@ def test_row_38_a_layer_that_is_a_fifo_is_missing(tmp_path: Path) -> None:
         source.root_descriptor()
 
 
-def test_a_missing_config_is_named(tmp_path: Path) -> None:
-    saved = one()
+def test_missing_config(tmp_path: Path) -> None:
+    saved = one_image()
     del saved.files[saved.config]
     path = saved.write(tmp_path / "a.tar")
     with (
@@ -190,9 +188,9 @@ def test_a_missing_config_is_named(tmp_path: Path) -> None:
         source.root_descriptor()
 
 
-def test_row_37_a_config_under_another_hex_is_found(tmp_path: Path) -> None:
+def test_config_with_wrong_name(tmp_path: Path) -> None:
     for name in (f"{'0' * 64}.json", f"blobs/sha256/{'0' * 64}", f"sha256:{'0' * 64}"):
-        saved = one()
+        saved = one_image()
         saved.files[name] = saved.files[saved.config]
         saved.images[0]["Config"] = name
         path = saved.write(tmp_path / "a.tar")
@@ -200,16 +198,16 @@ def test_row_37_a_config_under_another_hex_is_found(tmp_path: Path) -> None:
             source.root_descriptor()
 
 
-def test_a_config_with_a_plain_name_is_taken(tmp_path: Path) -> None:
-    saved = one()
+def test_config_with_plain_name(tmp_path: Path) -> None:
+    saved = one_image()
     saved.files["config.json"] = saved.files.pop(saved.config)
     saved.images[0]["Config"] = "config.json"
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         assert verify(source, [], "a").ok
 
 
-def test_row_33_a_flipped_byte_in_a_layer_is_found(tmp_path: Path) -> None:
-    saved = one()
+def test_flipped_byte_in_layer(tmp_path: Path) -> None:
+    saved = one_image()
     saved.files["0a/layer.tar"] = flip(saved.files["0a/layer.tar"])
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         report = verify(source, [], "a")
@@ -217,8 +215,8 @@ def test_row_33_a_flipped_byte_in_a_layer_is_found(tmp_path: Path) -> None:
     assert any("holds other bytes" in message for message in messages)
 
 
-def test_two_layers_of_one_diff_id_are_both_looked_at(tmp_path: Path) -> None:
-    saved = Saved().add(AMD64, {"0a/layer.tar": layer(AMD64), "0b/layer.tar": layer(AMD64)})
+def test_two_layers_with_one_diff_id(tmp_path: Path) -> None:
+    saved = SaveArchive().add(AMD64, {"0a/layer.tar": layer(AMD64), "0b/layer.tar": layer(AMD64)})
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         assert verify(source, [], "a").ok
     saved.files["0b/layer.tar"] = layer(ARM64)
@@ -230,30 +228,32 @@ def test_two_layers_of_one_diff_id_are_both_looked_at(tmp_path: Path) -> None:
         source.root_descriptor()
 
 
-def test_layers_and_diff_ids_have_to_be_as_many(tmp_path: Path) -> None:
-    saved = one()
+def test_diff_id_count(tmp_path: Path) -> None:
+    saved = one_image()
     saved.images[0]["Layers"] = ["0a/layer.tar"] * 2
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="2 layers, the config 1"):
         source.root_descriptor()
 
 
-def test_a_foreign_layer_that_was_not_saved_is_called_that(tmp_path: Path) -> None:
-    saved = one()
+def test_foreign_layer(tmp_path: Path) -> None:
+    saved = one_image()
     data = saved.files.pop("0a/layer.tar")
     digest = str(Digest.from_bytes(data))
-    kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-    origin = {"mediaType": kind, "size": 99, "digest": digest, "urls": ["https://example.org"]}
+    media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    origin = {"mediaType": media_type, "size": 99, "digest": digest, "urls": ["https://example.org"]}
     saved.images[0]["LayerSources"] = {digest: origin}
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        found = read_manifest(source, source.root_descriptor()).layers[0]
-        assert (found.media_type, found.size) == (kind, 99)
+        foreign = read_manifest(source, source.root_descriptor()).layers[0]
+        assert (foreign.media_type, foreign.size) == (media_type, 99)
         with pytest.raises(MalformedImage, match="is a foreign layer, which is not part of this image"):
-            source.open(found)
+            source.open(foreign)
 
 
-def test_one_of_several_images_is_chosen_by_name_or_number(tmp_path: Path) -> None:
-    saved = one(AMD64, "alpine:3", "example.org/a/b:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["x/y:2"])
+def test_choose_by_name_or_number(tmp_path: Path) -> None:
+    saved = one_image(AMD64, "alpine:3", "example.org/a/b:1").add(
+        ARM64, {"0b/layer.tar": layer(ARM64)}, ["x/y:2"]
+    )
     path = saved.write(tmp_path / "a.tar")
     chosen = {
         "alpine:3": AMD64, "docker.io/library/alpine:3": AMD64, "example.org/a/b:1": AMD64, "@0": AMD64,
@@ -261,22 +261,22 @@ def test_one_of_several_images_is_chosen_by_name_or_number(tmp_path: Path) -> No
     }  # fmt: skip
     for name, platform in chosen.items():
         with open_image(f"docker-archive:{path}:{name}") as source:
-            assert [str(found) for found, _ in platform_manifests(source)] == [platform]
+            assert [str(each) for each, _ in platform_manifests(source)] == [platform]
     for wrong, cause in ((None, "has 2 images"), ("alpine", "no image named 'alpine'"), ("@2", "no image")):
         with open_docker_archive(path, wrong) as source, pytest.raises(UsageError, match=cause) as caught:
             source.root_descriptor()
         assert "@0 (alpine:3, example.org/a/b:1), @1 (x/y:2)" in str(caught.value.hint)
 
 
-def test_a_name_that_two_images_have_does_not_choose(tmp_path: Path) -> None:
-    saved = one(AMD64, "a:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["a:1"])
+def test_name_of_two_images(tmp_path: Path) -> None:
+    saved = one_image(AMD64, "a:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["a:1"])
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path, "a:1") as source, pytest.raises(UsageError, match="has 2 images named"):
         source.root_descriptor()
 
 
-def test_one_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
-    saved = one()
+def test_image_listed_twice(tmp_path: Path) -> None:
+    saved = one_image()
     saved.images *= 2
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         assert len(platform_manifests(source)) == 1
@@ -302,22 +302,22 @@ def test_one_image_that_is_listed_twice_is_one(tmp_path: Path) -> None:
         ("[%s{}]" % ("{}," * 1000), "not a list of at most"),
     ],
 )
-def test_row_36_a_malformed_manifest_is_refused(text: str, cause: str, tmp_path: Path) -> None:
+def test_malformed_manifest(text: str, cause: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar({"manifest.json": text.encode()}))
     with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
         source.root_descriptor()
 
 
-def test_a_manifest_past_the_cap_is_not_read(tmp_path: Path) -> None:
+def test_manifest_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar({"manifest.json": bytes(LIMITS.document_bytes + 1)}))
     with open_docker_archive(path) as source, pytest.raises(LimitExceeded, match=r"manifest\.json"):
         source.root_descriptor()
 
 
-def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
-    saved = one()
+def test_duplicate_member(tmp_path: Path) -> None:
+    saved = one_image()
     saved.links = [symlink("./0a/layer.tar", "../x")]
     with pytest.raises(MalformedImage, match=r"contains 0a/layer\.tar twice"):
         open_docker_archive(saved.write(tmp_path / "a.tar"))
@@ -326,14 +326,14 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "cause"), [({"x": b""}, "has neither"), ({"repositories": b"{}"}, r"before docker 1\.10")]
 )
-def test_what_is_no_save_archive_is_refused(files: dict[str, bytes], cause: str, tmp_path: Path) -> None:
+def test_not_a_save_archive(files: dict[str, bytes], cause: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar(files))
     with pytest.raises(UsageError, match=cause):
         open_docker_archive(path)
 
 
-# The newer form: a layout with a manifest.json beside its index.json.
+# The newer format: an OCI layout with a manifest.json beside its index.json.
 
 
 def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
@@ -345,15 +345,15 @@ def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
     return {"Config": config, "RepoTags": ["a/b:1"], "Layers": layers, **more}
 
 
-def write_new(memory: Memory, path: Path, *images: Json) -> Path:
+def write_newer(memory: Memory, path: Path, *images: Json) -> Path:
     files = layout_files(memory, **{IMAGE_NAME: "docker.io/a/b:1"})
     path.write_bytes(make_tar({**files, "manifest.json": json.dumps(images).encode()}))
     return path
 
 
-def test_an_image_of_the_newer_form_has_its_own_manifests(tmp_path: Path) -> None:
+def test_read_newer_format(tmp_path: Path) -> None:
     memory = hello()
-    path = write_new(memory, tmp_path / "a.tar", docker_manifest(memory))
+    path = write_newer(memory, tmp_path / "a.tar", docker_manifest(memory))
     for name in (
         f"docker-archive:{path}",
         f"docker-archive:{path}:a/b:1",
@@ -373,7 +373,7 @@ def test_an_image_of_the_newer_form_has_its_own_manifests(tmp_path: Path) -> Non
         assert "@0 (docker.io/a/b:1)" in str(caught.value.hint)
 
 
-def test_several_images_of_the_newer_form_have_to_be_chosen_from(tmp_path: Path) -> None:
+def test_choose_in_newer_format(tmp_path: Path) -> None:
     memory, other = hello([AMD64]), hello([ARM64])
     entries = [
         {"mediaType": each.root_descriptor().media_type, "digest": str(each.root_descriptor().digest),
@@ -387,33 +387,33 @@ def test_several_images_of_the_newer_form_have_to_be_chosen_from(tmp_path: Path)
     path.write_bytes(make_tar(files))
     for name, platform in (("one:1", AMD64), ("@1", ARM64)):
         with open_docker_archive(path, name) as source:
-            assert [str(found) for found, _ in platform_manifests(source)] == [platform]
+            assert [str(each) for each, _ in platform_manifests(source)] == [platform]
     with open_docker_archive(path) as source, pytest.raises(UsageError, match="has 2 images") as caught:
         source.root_descriptor()
     assert "@0 (docker.io/library/one:1), @1" in str(caught.value.hint)
 
 
-def test_two_halves_that_mean_different_images_are_refused(tmp_path: Path) -> None:
+def test_index_and_manifest_differ(tmp_path: Path) -> None:
     memory = hello()
-    lie = Memory()
-    add_platform(lie, AMD64, [make_tar({"main": b"evil"})])
-    config = next(digest for digest, data in lie.blobs.items() if data.startswith(b'{"os"'))
-    lies = {
+    other = Memory()
+    add_platform(other, AMD64, [make_tar({"main": b"evil"})])
+    config = next(digest for digest, data in other.blobs.items() if data.startswith(b'{"os"'))
+    wrong_entries = {
         "has the config": docker_manifest(memory, Config=f"blobs/sha256/{config.partition(':')[2]}"),
         "other layers": docker_manifest(memory, Layers=docker_manifest(memory, 1)["Layers"]),
         "has the config x": docker_manifest(memory, Config="x"),
     }
-    for cause, entry in lies.items():
-        path = write_new(memory, tmp_path / "a.tar", docker_manifest(memory), entry)
+    for cause, entry in wrong_entries.items():
+        path = write_newer(memory, tmp_path / "a.tar", docker_manifest(memory), entry)
         with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
             source.root_descriptor()
 
 
-def test_a_broken_document_is_reported_as_that_and_not_as_two_halves(tmp_path: Path) -> None:
+def test_broken_document_is_the_cause(tmp_path: Path) -> None:
     memory = hello()
     entry = docker_manifest(memory)
     digest = str(read_index(memory).manifests[1].digest)
     memory.blobs[digest] = flip(memory.blobs[digest])
-    with open_docker_archive(write_new(memory, tmp_path / "a.tar", entry)) as source:
+    with open_docker_archive(write_newer(memory, tmp_path / "a.tar", entry)) as source:
         report = verify(source, [], "a")
     assert [verdict.ok for verdict in report.platforms] == [True, False, True]

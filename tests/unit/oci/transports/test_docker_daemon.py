@@ -19,50 +19,50 @@ from buildkit_tasks.oci.image import (
     read_order,
 )
 from buildkit_tasks.oci.model import OCI_INDEX
-from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports import tar_stream
 from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 from buildkit_tasks.verify import verify
 from tests.support.oci import Memory, flip, hello, index_json, layout_files, make_tar
 
 
 class Engine:
-    """Gives the save archive of one image, as often as it is asked."""
+    """Exports the `docker save` archive of one image, each time in a new stream."""
 
     def __init__(self, memory: Memory, without: Sequence[str] = ()) -> None:
         files = layout_files(memory, **{"io.containerd.image.name": "docker.io/a/b:1"})
-        kept = {name: data for name, data in files.items() if name.rpartition("/")[2] not in without}
-        self.data = make_tar(dict(sorted(kept.items())))
-        self.given: list[BinaryIO] = []
+        present = {name: data for name, data in files.items() if name.rpartition("/")[2] not in without}
+        self.data = make_tar(dict(sorted(present.items())))
+        self.streams: list[BinaryIO] = []
 
     def __call__(self, reference: str) -> BinaryIO:
         if reference != "a/b:1":
             raise UsageError(f"the engine has no image {reference!r}")
-        self.given.append(io.BytesIO(self.data))
-        return self.given[-1]
+        self.streams.append(io.BytesIO(self.data))
+        return self.streams[-1]
 
 
-def test_an_image_is_read_from_the_stream_and_nothing_stays_open() -> None:
+def test_read_image_from_stream() -> None:
     memory = hello()
     engine = Engine(memory)
     with open_image("docker-daemon:a/b:1", export=engine) as source:
         assert source.root_descriptor().digest == memory.root_descriptor().digest
         assert verify(source, [], "x").ok
         assert not any(is_missing(source, entry.descriptor) for entry in index_entries(source))
-    assert all(stream.closed for stream in engine.given)
+    assert all(stream.closed for stream in engine.streams)
 
 
-def test_large_layers_in_the_streams_order_take_one_more_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_order_needs_one_more_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = hello()
-    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", 0)
+    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", 0)
     with DaemonSource("a/b:1", engine := Engine(memory)) as source:
         entries = [entry.descriptor for entry in index_entries(source)]
-        engine.given.clear()
+        engine.streams.clear()
         for each in sorted(entries, key=lambda entry: read_order(source, entry)):
             assert read_blob(source, each, 1 << 20) == memory.blobs[str(each.digest)]
-        assert len(engine.given) <= 1
+        assert len(engine.streams) <= 1
 
 
-def test_an_image_that_the_engine_does_not_have_is_a_usage_error() -> None:
+def test_unknown_image() -> None:
     with (
         pytest.raises(UsageError, match="has no image"),
         open_image("docker-daemon:x", export=Engine(hello())),
@@ -70,20 +70,20 @@ def test_an_image_that_the_engine_does_not_have_is_a_usage_error() -> None:
         pass
 
 
-def test_a_platform_that_was_not_pulled_is_told_apart_from_a_fault() -> None:
+def test_platform_not_pulled() -> None:
     memory = hello()
     _, arm64, arm = read_index(memory).manifests
     layer = read_manifest(memory, arm).layers[0].digest.hex
     with DaemonSource("a/b:1", Engine(memory, without=[arm64.digest.hex, layer])) as source:
-        names = {str(platform): is_missing(source, entry) for platform, entry in platform_manifests(source)}
-        assert names == {"linux/amd64": False, "linux/arm64": True, "linux/arm/v7": True}
+        missing = {str(platform): is_missing(source, entry) for platform, entry in platform_manifests(source)}
+        assert missing == {"linux/amd64": False, "linux/arm64": True, "linux/arm/v7": True}
         assert not is_missing(source, source.root_descriptor())
         assert verify(source, [], "x").platforms[0].ok
         with pytest.raises(MalformedImage, match="is missing from docker-daemon:a/b:1"):
             read_manifest(source, arm64)
 
 
-def test_a_nested_index_that_was_not_pulled_is_lacking() -> None:
+def test_nested_index_not_pulled() -> None:
     memory = hello(["linux/amd64"])
     (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     inner = memory.put(index_json([]), OCI_INDEX)
@@ -94,7 +94,7 @@ def test_a_nested_index_that_was_not_pulled_is_lacking() -> None:
         assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
 
 
-def test_a_config_that_is_not_there_is_lacking_too() -> None:
+def test_missing_config() -> None:
     memory = hello(["linux/amd64"])
     (entry,) = read_index(memory).manifests
     config = read_manifest(memory, entry).config.digest.hex
@@ -102,7 +102,7 @@ def test_a_config_that_is_not_there_is_lacking_too() -> None:
         assert is_missing(source, entry)
 
 
-def test_a_manifest_that_is_there_and_broken_is_not_lacking() -> None:
+def test_broken_manifest_is_not_missing() -> None:
     memory = hello(["linux/amd64"])
     (entry,) = read_index(memory).manifests
     memory.blobs[str(entry.digest)] = flip(memory.blobs[str(entry.digest)])
@@ -111,7 +111,7 @@ def test_a_manifest_that_is_there_and_broken_is_not_lacking() -> None:
         assert not verify(source, [], "x").ok
 
 
-def test_the_older_form_lacks_nothing() -> None:
+def test_older_format_misses_nothing() -> None:
     manifest = json.dumps([{"Config": "x.json", "Layers": []}]).encode()
     config = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {}}).encode()
     data = make_tar({"manifest.json": manifest, "x.json": config})
@@ -120,20 +120,20 @@ def test_the_older_form_lacks_nothing() -> None:
         assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
 
 
-def test_an_engine_that_fails_in_the_middle_is_the_engines_fault() -> None:
+def test_engine_fails_midway() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             data = super().read(min(size or 0, 1000))
             if self.tell() > 2000:
-                raise EngineError("the engine did not give the image")
+                raise EngineError("the engine broke off")
             return data
 
-    given: list[Failing] = []
+    streams: list[Failing] = []
 
     def export(_: str) -> BinaryIO:
-        given.append(Failing(Engine(hello()).data))
-        return given[-1]
+        streams.append(Failing(Engine(hello()).data))
+        return streams[-1]
 
     with pytest.raises(EngineError), open_image("docker-daemon:a/b:1", export=export):
         pass
-    assert [stream.closed for stream in given] == [True]
+    assert [stream.closed for stream in streams] == [True]

@@ -30,11 +30,11 @@ def write_index(path: Path, *entries: Json) -> bytes:
     return data
 
 
-def blob(path: Path, memory: Memory) -> Path:
+def root_blob_path(path: Path, memory: Memory) -> Path:
     return path / "blobs" / "sha256" / memory.root_descriptor().digest.hex
 
 
-def test_the_one_entry_of_a_layout_is_the_image(tmp_path: Path) -> None:
+def test_single_entry(tmp_path: Path) -> None:
     memory = hello()
     layout = OciLayout(write_folder(memory, tmp_path))
     assert layout.root_descriptor().digest == memory.root_descriptor().digest
@@ -44,14 +44,14 @@ def test_the_one_entry_of_a_layout_is_the_image(tmp_path: Path) -> None:
     )
 
 
-def test_several_names_of_one_image_are_one_image(tmp_path: Path) -> None:
+def test_several_names_of_one_image(tmp_path: Path) -> None:
     memory = hello()
     write_folder(memory, tmp_path)
     write_index(tmp_path, entry_of(memory, **{REF: "a"}), entry_of(memory, **{REF: "b"}))
     assert OciLayout(tmp_path).root_descriptor().digest == memory.root_descriptor().digest
 
 
-def test_several_images_need_a_name(tmp_path: Path) -> None:
+def test_choose_by_name(tmp_path: Path) -> None:
     one, other = hello(["linux/amd64"]), hello(["linux/arm64"])
     write_folder(one, write_folder(other, tmp_path))
     write_index(
@@ -65,7 +65,7 @@ def test_several_images_need_a_name(tmp_path: Path) -> None:
         assert "one, r/o:1" in str(caught.value.hint)
 
 
-def test_an_index_json_of_platforms_is_the_index_itself(tmp_path: Path) -> None:
+def test_index_json_of_platforms(tmp_path: Path) -> None:
     memory = hello()
     write_folder(memory, tmp_path)
     entries = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
@@ -76,12 +76,12 @@ def test_an_index_json_of_platforms_is_the_index_itself(tmp_path: Path) -> None:
     assert verify(layout, [], "x").ok
 
 
-def test_a_folder_that_is_no_layout_is_refused(tmp_path: Path) -> None:
+def test_not_a_layout(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not an OCI image layout"):
         OciLayout(tmp_path).root_descriptor()
 
 
-def test_a_layout_without_an_image_is_refused(tmp_path: Path) -> None:
+def test_empty_layout(tmp_path: Path) -> None:
     write_folder(hello(), tmp_path)
     write_index(tmp_path)
     with pytest.raises(MalformedImage, match="lists no image"):
@@ -89,37 +89,37 @@ def test_a_layout_without_an_image_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"imageLayoutVersion": "2.0.0"}', "{}", "", "[]"])
-def test_a_layout_of_another_version_is_refused(text: str, tmp_path: Path) -> None:
+def test_other_layout_version(text: str, tmp_path: Path) -> None:
     (write_folder(hello(), tmp_path) / "oci-layout").write_text(text)
     with pytest.raises(MalformedImage, match="oci-layout"):
         OciLayout(tmp_path).root_descriptor()
 
 
-def test_a_layout_without_its_version_file_is_refused(tmp_path: Path) -> None:
+def test_missing_version_file(tmp_path: Path) -> None:
     (write_folder(hello(), tmp_path) / "oci-layout").unlink()
     with pytest.raises(MalformedImage, match="oci-layout is missing"):
         OciLayout(tmp_path).root_descriptor()
 
 
-def test_an_index_json_past_the_cap_is_not_read(tmp_path: Path) -> None:
+def test_index_size_limit(tmp_path: Path) -> None:
     os.truncate(write_folder(hello(), tmp_path) / "index.json", (4 << 20) + 1)
     with pytest.raises(LimitExceeded, match="more than 4194304 bytes"):
         OciLayout(tmp_path).root_descriptor()
 
 
-def test_a_missing_blob_is_named(tmp_path: Path) -> None:
+def test_missing_blob(tmp_path: Path) -> None:
     memory = hello()
-    blob(write_folder(memory, tmp_path), memory).unlink()
+    root_blob_path(write_folder(memory, tmp_path), memory).unlink()
     layout = OciLayout(tmp_path)
     with pytest.raises(MalformedImage, match=f"{memory.root_descriptor().digest} is missing"):
         layout.open(layout.root_descriptor())
 
 
-def test_row_38_a_blob_that_is_a_symlink_is_refused_even_to_the_right_bytes(tmp_path: Path) -> None:
+def test_symlinked_blob(tmp_path: Path) -> None:
     memory = hello()
-    path = blob(write_folder(memory, tmp_path), memory)
-    path.rename(tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
+    path = root_blob_path(write_folder(memory, tmp_path), memory)
+    path.rename(tmp_path / "target")
+    path.symlink_to(tmp_path / "target")
     layout = OciLayout(tmp_path)
     with pytest.raises(MalformedImage, match="symbolic link"):
         layout.open(layout.root_descriptor())
@@ -127,11 +127,9 @@ def test_row_38_a_blob_that_is_a_symlink_is_refused_even_to_the_right_bytes(tmp_
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_row_38_a_blob_that_is_no_regular_file_is_refused_at_once(
-    make: Callable[[Path], None], tmp_path: Path
-) -> None:
+def test_blob_is_not_a_regular_file(make: Callable[[Path], None], tmp_path: Path) -> None:
     memory = hello()
-    path = blob(write_folder(memory, tmp_path), memory)
+    path = root_blob_path(write_folder(memory, tmp_path), memory)
     path.unlink()
     make(path)
     layout = OciLayout(tmp_path)
@@ -139,66 +137,66 @@ def test_row_38_a_blob_that_is_no_regular_file_is_refused_at_once(
         layout.open(layout.root_descriptor())
 
 
-def test_row_38_the_layouts_own_files_may_be_no_links_either(tmp_path: Path) -> None:
+def test_symlinked_index_json(tmp_path: Path) -> None:
     path = write_folder(hello(), tmp_path) / "index.json"
-    path.rename(tmp_path / "elsewhere")
-    path.symlink_to("elsewhere")
+    path.rename(tmp_path / "target")
+    path.symlink_to("target")
     with pytest.raises(MalformedImage, match="symbolic link"):
         OciLayout(tmp_path).root_descriptor()
 
 
-def test_an_image_is_kept_as_a_layout_with_all_that_it_reaches(tmp_path: Path) -> None:
+def test_write_layout(tmp_path: Path) -> None:
     memory = hello()
     memory.put(b"unrelated", "x/y")
-    assert write_layout(memory, tmp_path / "new" / "kept") == memory.root_descriptor()
-    kept = OciLayout(tmp_path / "new" / "kept")
-    assert kept.root_descriptor() == memory.root_descriptor()
-    assert verify(kept, [], "kept").ok
-    stored = {f"sha256:{path.name}" for path in (tmp_path / "new/kept/blobs/sha256").iterdir()}
+    assert write_layout(memory, tmp_path / "new" / "layout") == memory.root_descriptor()
+    layout = OciLayout(tmp_path / "new" / "layout")
+    assert layout.root_descriptor() == memory.root_descriptor()
+    assert verify(layout, [], "layout").ok
+    stored = {f"sha256:{path.name}" for path in (tmp_path / "new/layout/blobs/sha256").iterdir()}
     assert stored == set(memory.blobs) - {str(Digest.from_bytes(b"unrelated"))}
 
 
-def test_a_kept_single_manifest_keeps_its_platform(tmp_path: Path) -> None:
+def test_write_single_manifest(tmp_path: Path) -> None:
     memory = hello(["linux/arm/v7"])
     entry = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"][0]
-    write_layout(memory.point(entry), tmp_path / "kept")
-    assert OciLayout(tmp_path / "kept").root_descriptor() == memory.root_descriptor()
+    write_layout(memory.point(entry), tmp_path / "layout")
+    assert OciLayout(tmp_path / "layout").root_descriptor() == memory.root_descriptor()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_write_to_used_directory(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     with pytest.raises(UsageError, match="already exists"):
         write_layout(hello(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_a_damaged_image_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_write_damaged_image(tmp_path: Path) -> None:
     memory = hello()
     for digest in memory.blobs:
-        whole = memory.blobs[digest]
-        memory.blobs[digest] = flip(whole)
+        intact = memory.blobs[digest]
+        memory.blobs[digest] = flip(intact)
         with pytest.raises(MalformedImage):
-            write_layout(memory, tmp_path / "kept")
+            write_layout(memory, tmp_path / "layout")
         assert list(tmp_path.iterdir()) == []
-        memory.blobs[digest] = whole
+        memory.blobs[digest] = intact
 
 
-def test_a_kept_layout_is_its_owners_alone(tmp_path: Path) -> None:
-    write_layout(hello(), tmp_path / "kept")
-    assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
+def test_written_layout_is_private(tmp_path: Path) -> None:
+    write_layout(hello(), tmp_path / "layout")
+    assert stat.S_IMODE((tmp_path / "layout").stat().st_mode) == 0o700
 
 
-def test_row_39_indexes_that_fan_out_are_each_read_once(tmp_path: Path) -> None:
+def test_repeated_indexes_are_read_once(tmp_path: Path) -> None:
     memory = hello(["linux/amd64"])
     entry = entry_of(memory)
     for _ in range(3):
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
-    write_layout(memory.point(entry), tmp_path / "kept")
+    write_layout(memory.point(entry), tmp_path / "layout")
     assert len(memory.opened) < 20
 
 
-def test_an_index_of_indexes_is_kept_whole(tmp_path: Path) -> None:
+def test_write_nested_index(tmp_path: Path) -> None:
     memory = hello()
     memory.point(memory.put(index_json([entry_of(memory)]), OCI_INDEX))
-    write_layout(memory, tmp_path / "kept")
-    assert len(platform_manifests(OciLayout(tmp_path / "kept"))) == 3
+    write_layout(memory, tmp_path / "layout")
+    assert len(platform_manifests(OciLayout(tmp_path / "layout"))) == 3

@@ -10,7 +10,7 @@ import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.oci.transports import tar_stream as rewind
+from buildkit_tasks.oci.transports import tar_stream
 from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 from tests.support.oci import make_tar, symlink
 
@@ -19,7 +19,7 @@ FILES = {name: os.urandom(size) for name, size in SIZES.items()}
 
 
 class Opener:
-    """Opens the same bytes again and again, and counts."""
+    """Opens a new stream of the same bytes on each call, and records it."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -30,13 +30,13 @@ class Opener:
         return self.opened[-1]
 
     @property
-    def live(self) -> int:
+    def open_count(self) -> int:
         return sum(not stream.closed for stream in self.opened)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewind, "_MAX_CACHED_MEMBER", 1000)
+def _cache_only_tiny_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", 1000)
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def opener() -> Opener:
 
 @pytest.fixture
 def archive(opener: Opener) -> Iterator[StreamedArchive]:
-    found = StreamedArchive(opener, "a.tar.gz")
-    yield found
-    found.close()
-    assert opener.live == 0
+    archive = StreamedArchive(opener, "a.tar.gz")
+    yield archive
+    archive.close()
+    assert opener.open_count == 0
 
 
 def read(archive: StreamedArchive, name: str) -> bytes:
@@ -57,61 +57,57 @@ def read(archive: StreamedArchive, name: str) -> bytes:
         return stream.read()
 
 
-def test_small_members_and_documents_are_kept_from_the_first_walk(
-    archive: StreamedArchive, opener: Opener
-) -> None:
+def test_small_members_are_cached(archive: StreamedArchive, opener: Opener) -> None:
     assert {name: read(archive, name) for name in ("c", "index.json")} == {
         name: FILES[name] for name in ("c", "index.json")
     }
     assert len(opener.opened) == 1
 
 
-def test_members_in_their_order_take_one_more_walk(archive: StreamedArchive, opener: Opener) -> None:
+def test_ordered_reads_need_one_pass(archive: StreamedArchive, opener: Opener) -> None:
     assert {name: read(archive, name) for name in FILES} == FILES
     assert len(opener.opened) == 2
 
 
-def test_members_in_any_order_are_the_same(archive: StreamedArchive, opener: Opener) -> None:
+def test_reads_in_any_order(archive: StreamedArchive, opener: Opener) -> None:
     for name in ("d", "b", "a", "a", "d"):
         assert read(archive, name) == FILES[name]
     assert len(opener.opened) == 1 + 4
 
 
-def test_streams_that_overlap_have_a_walk_each(archive: StreamedArchive, opener: Opener) -> None:
+def test_overlapping_streams(archive: StreamedArchive, opener: Opener) -> None:
     streams = {name: archive.open(name) for name in ("d", "a", "b")}
     starts = {name: stream.read(1000) for name, stream in streams.items()}
     assert {name: starts[name] + streams[name].read() for name in streams} == {
         name: FILES[name] for name in streams
     }
-    assert opener.live == 3
+    assert opener.open_count == 3
     for stream in streams.values():
         stream.close()
-    assert opener.live == 1  # the last is kept for the next member
+    assert opener.open_count == 1  # the last pass is kept for the next member
 
 
-def test_a_member_that_is_left_halfway_does_not_upset_the_next(
-    archive: StreamedArchive, opener: Opener
-) -> None:
+def test_partly_read_member(archive: StreamedArchive, opener: Opener) -> None:
     with archive.open("a") as stream:
         stream.read(10)
     assert read(archive, "b") == FILES["b"]
     assert len(opener.opened) == 2
 
 
-def test_the_first_bytes_of_each_member_are_known(archive: StreamedArchive, opener: Opener) -> None:
+def test_read_head(archive: StreamedArchive, opener: Opener) -> None:
     assert {name: archive.read_head(name) for name in FILES} == {
         name: data[:8] for name, data in FILES.items()
     }
     assert len(opener.opened) == 1
 
 
-def test_a_member_that_is_not_there_is_named(archive: StreamedArchive) -> None:
-    for ask in (archive.open, archive.read_head):
+def test_missing_member(archive: StreamedArchive) -> None:
+    for method in (archive.open, archive.read_head):
         with pytest.raises(MalformedImage, match=r"e is missing from a\.tar\.gz"):
-            ask("e")
+            method("e")
 
 
-def test_links_are_noted_and_are_no_files() -> None:
+def test_links() -> None:
     archive = StreamedArchive(Opener(make_tar({"a": b"x"}, [symlink("b/layer.tar", "../a")])), "x")
     assert (list(archive.archive_index.files), archive.archive_index.links) == (
         ["a"],
@@ -119,11 +115,9 @@ def test_links_are_noted_and_are_no_files() -> None:
     )
 
 
-def test_an_archive_that_changes_between_two_walks_is_found_out(
-    archive: StreamedArchive, opener: Opener
-) -> None:
+def test_archive_changes_between_passes(archive: StreamedArchive, opener: Opener) -> None:
     opener.data = make_tar({"b": b"", "a": FILES["a"], "d": FILES["d"]})
-    assert read(archive, "a") == FILES["a"]  # by its name, wherever it lies now
+    assert read(archive, "a") == FILES["a"]  # found by its name, at any offset
     with pytest.raises(MalformedImage, match=r"has changed while it was read: b no longer exists"):
         read(archive, "b")
     opener.data = make_tar({**FILES, "a": b"short"})
@@ -134,8 +128,8 @@ def test_an_archive_that_changes_between_two_walks_is_found_out(
         read(archive, "d")
 
 
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewind, "_MAX_CACHED_TOTAL", 2500)
+def test_cache_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_stream, "_MAX_CACHED_TOTAL", 2500)
     files = {f"blob{number}": bytes([number]) * 900 for number in range(5)}
     opener = Opener(make_tar(files))
     archive = StreamedArchive(opener, "x")
@@ -145,7 +139,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     archive.close()
 
 
-def test_the_bytes_that_go_by_over_all_walks_are_bounded() -> None:
+def test_total_read_limit() -> None:
     size = 10_000_000
     limits = Limits(image_bytes=size)
     archive = StreamedArchive(Opener(make_tar({"a": bytes(2000), "b": bytes(size - 20480)})), "x", limits)
@@ -157,12 +151,12 @@ def test_the_bytes_that_go_by_over_all_walks_are_bounded() -> None:
     archive.close()
 
 
-def test_an_archive_larger_than_any_image_is_refused() -> None:
+def test_image_size_limit() -> None:
     with pytest.raises(LimitExceeded, match="larger than 1000000 bytes uncompressed"):
         StreamedArchive(Opener(gzip.compress(make_tar(FILES))), "x", Limits(image_bytes=1_000_000))
 
 
-def test_many_tiny_gzip_members_are_read_at_their_pace() -> None:
+def test_many_tiny_gzip_members() -> None:
     data = make_tar({"a": bytes(40_000)})
     opener = Opener(b"".join(gzip.compress(data[at : at + 1], 1) for at in range(len(data))))
     archive = StreamedArchive(opener, "x")
@@ -170,7 +164,7 @@ def test_many_tiny_gzip_members_are_read_at_their_pace() -> None:
     archive.close()
 
 
-def test_a_stream_whose_source_fails_is_refused() -> None:
+def test_source_fails() -> None:
     class Broken(io.BytesIO):
         def read(self, _: int | None = -1, /) -> bytes:
             raise OSError(5, "Input/output error")
@@ -179,5 +173,5 @@ def test_a_stream_whose_source_fails_is_refused() -> None:
         StreamedArchive(lambda: Broken(b"x"), "x")
 
 
-def test_the_caps_are_those_of_every_image() -> None:
+def test_default_limits() -> None:
     assert StreamedArchive(Opener(make_tar({})), "x")._limits is LIMITS
