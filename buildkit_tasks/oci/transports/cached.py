@@ -20,6 +20,7 @@ from buildkit_tasks.errors import BuildkitTasksError, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, parse_index, parse_manifest
 from buildkit_tasks.oci.source import read_blob
+from buildkit_tasks.oci.streams import FileSlice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -111,7 +112,7 @@ class CachingSource:
     def _open_blob(self, descriptor: Descriptor) -> BinaryIO:
         region = self._regions.get(descriptor.digest)
         if region is not None:
-            return cast("BinaryIO", io.BufferedReader(_FileSlice(self._fd, *region), 1 << 18))
+            return cast("BinaryIO", io.BufferedReader(FileSlice(self._fd, *region), 1 << 18))
         offset = self._reserve(descriptor.size)
         stream = self._source.open(descriptor)
         if offset is None:
@@ -174,22 +175,3 @@ class _TeeStream(io.RawIOBase):
             if self._is_intact and self._position == self._descriptor.size:
                 self._cache.mark_complete(self._descriptor.digest, self._offset, self._position)
         super().close()
-
-
-class _FileSlice(io.RawIOBase):
-    """A part of the file, read by position: others read it at the same time."""
-
-    def __init__(self, fd: int, offset: int, size: int) -> None:
-        super().__init__()
-        self._fd = fd
-        self._position = offset
-        self._end = offset + size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = os.pread(self._fd, min(len(buffer), self._end - self._position), self._position)
-        self._position += len(data)
-        buffer[: len(data)] = data
-        return len(data)

@@ -165,7 +165,7 @@ def test_broken_layer_link(target: str, cause: str, tmp_path: Path) -> None:
         source.root_descriptor()
 
 
-def test_row_38_a_layer_that_is_a_fifo_is_missing(tmp_path: Path) -> None:
+def test_layer_is_a_fifo(tmp_path: Path) -> None:
     saved = one_image()
     del saved.files["0a/layer.tar"]
     saved.links = [member("0a/layer.tar", tarfile.FIFOTYPE)]
