@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
-names = [PackageSet(names=("tini",), suite="host", dependencies=True)]
+names = [PackageSet(names=("tini",), suite="host", with_dependencies=True)]
 install_packages(Path(sys.argv[1]), names, SubprocessRunner(echo=sys.stderr), lambda _: None)
 """
 
