@@ -21,7 +21,7 @@ from pathlib import Path
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
 names = [PackageSet(names=("tini",), suite="host", with_dependencies=True)]
-install_packages(Path(sys.argv[1]), names, SubprocessRunner(echo=sys.stderr), lambda _: None)
+install_packages(Path(sys.argv[1]), names, SubprocessRunner(dry_run_output=sys.stderr), lambda _: None)
 """
 
 LOCKS = [
