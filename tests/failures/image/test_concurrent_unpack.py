@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from tests.conftest import ROOT
 from tests.support.oci import one, write_archive
-from tests.unit.run.sandbox.test_unpack import Item, a_file, a_folder, a_link, erase, layer
+from tests.support.unpacking import (
+    Entry,
+    directory,
+    file,
+    layer_tar,
+    remove_path,
+    symlink,
+)
 
 MANY = 4000
 
@@ -26,11 +33,11 @@ import sys
 from pathlib import Path
 from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
-from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.image import Image
 folder, archive, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 source = OciArchive(archive)
-with RootfsCache(folder, cap, None).acquire(source, platform_manifests(source)[0][1]) as root:
+with RootfsCache(folder, cap, None).acquire(source, Image(source).platform_manifests[0][1]) as root:
     unpacked = "buildkit_tasks.run.sandbox.unpack" in sys.modules
     print(len(list((root.path / "d").iterdir())), unpacked, flush=True)
     sys.stdin.readline()
@@ -80,9 +87,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         task.kill()
 
 
-def image(path: Path, count: int, *more: Item) -> Path:
-    files = (a_file(f"d/{number}", b"x") for number in range(count))
-    return write_archive(one([layer(a_folder("d"), *more, *files)]), path)
+def image(path: Path, count: int, *more: Entry) -> Path:
+    files = (file(f"d/{number}", b"x") for number in range(count))
+    return write_archive(one([layer_tar(directory("d"), *more, *files)]), path)
 
 
 @pytest.fixture
@@ -91,12 +98,12 @@ def large(tmp_path: Path) -> Path:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
-    return image(tmp_path / "large.tar", MANY, a_folder("a", mode=0), a_link("a/l", str(outside)))
+    return image(tmp_path / "large.tar", MANY, directory("a", mode=0), symlink("a/l", str(outside)))
 
 
 def digest(archive: Path) -> str:
     with OciArchive(archive) as source:
-        return platform_manifests(source)[0][1].digest.hex
+        return Image(source).platform_manifests[0][1].digest.hex
 
 
 def staging(tmp_path: Path, archive: Path) -> Path:
@@ -208,4 +215,4 @@ def test_one_that_is_interrupted_cleans_up_itself(start: Start, tmp_path: Path, 
     assert task.process.returncode != 0
     assert not place.exists()
     assert names(tmp_path) == set()
-    erase(tmp_path / "roots")
+    remove_path(tmp_path / "roots")

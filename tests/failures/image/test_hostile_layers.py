@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.transports.layout import OciLayout
@@ -34,19 +34,19 @@ from tests.support.oci import (
     put_manifest,
     write_folder,
 )
-from tests.unit.oci.layers.test_tar import END, block, extended, header, pax
-from tests.unit.run.sandbox.test_unpack import (
-    Item,
-    a_file,
-    a_folder,
-    a_hard_link,
-    a_link,
-    entry_of,
-    item,
-    layer,
-    refused,
-    unpacked,
+from tests.support.unpacking import (
+    Entry,
+    directory,
+    file,
+    hard_link,
+    layer_tar,
+    platform_descriptor,
+    symlink,
+    tar_entry,
+    unpack_error,
+    unpack_layers,
 )
+from tests.unit.oci.layers.test_tar import END, block, extended, header, pax
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -74,7 +74,7 @@ def fails(source: Memory, place: Path, kind: type[BuildkitTasksError], limits: L
     started = time.monotonic()
     tracemalloc.start()
     with pytest.raises(kind) as caught:
-        unpack(source, entry_of(source), place / "root", limits=limits)
+        unpack(source, platform_descriptor(source), place / "root", limits=limits)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert list(place.iterdir()) == []
@@ -104,7 +104,7 @@ def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Pat
         os.mknod(path, stat.S_IFSOCK | 0o600)
     roots = RootfsCache(tmp_path / "roots", 1 << 30, None)
     source = OciLayout(tmp_path / "layout")
-    entry = platform_manifests(source)[0][1]
+    entry = Image(source).platform_manifests[0][1]
     with pytest.raises(MalformedImage, match=digest), roots.acquire(source, entry):
         pytest.fail("it was unpacked")
     assert [each.name for each in (tmp_path / "roots").iterdir()] == [".lock"]
@@ -156,66 +156,68 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 
 OUT = "{out}"
 CLIMB = "../" * 30
-ATTACKS: dict[str, list[list[Item]]] = {
-    "a file through a link to the outside": [[a_link("l", OUT), a_file("l/new", b"x")]],
+ATTACKS: dict[str, list[list[Entry]]] = {
+    "a file through a link to the outside": [[symlink("l", OUT), file("l/new", b"x")]],
     "a file through a link of a lower layer": [
-        [a_link("l", OUT)],
-        [a_file("l/new", b"x"), a_file("l/file", b"x")],
+        [symlink("l", OUT)],
+        [file("l/new", b"x"), file("l/file", b"x")],
     ],
-    "a file through a link that climbs": [[a_link("l", f"{CLIMB}{OUT}"), a_file("l/file", b"x")]],
-    "a file through two links": [[a_link("m", OUT), a_link("l", "m/a"), a_file("l/file", b"x")]],
-    "a file over a link to the outside": [[a_link("l", f"{OUT}/file")], [a_file("l", b"x", mode=0o777)]],
+    "a file through a link that climbs": [[symlink("l", f"{CLIMB}{OUT}"), file("l/file", b"x")]],
+    "a file through two links": [[symlink("m", OUT), symlink("l", "m/a"), file("l/file", b"x")]],
+    "a file over a link to the outside": [[symlink("l", f"{OUT}/file")], [file("l", b"x", mode=0o777)]],
     "a folder over a link to the outside": [
-        [a_link("l", OUT)],
-        [a_folder("l", mode=0o777, mtime=1), a_file("l/new")],
+        [symlink("l", OUT)],
+        [directory("l", mode=0o777, mtime=1), file("l/new")],
     ],
-    "a folder through a link": [[a_link("l", OUT), a_folder("l/a", mode=0o777, mtime=1), a_folder("l/new")]],
-    "a link through a link": [[a_link("l", OUT), a_link("l/new", "x"), a_link("l/file", "x")]],
-    "a FIFO through a link": [[a_link("l", OUT), item("l/file", tarfile.FIFOTYPE)]],
+    "a folder through a link": [
+        [symlink("l", OUT), directory("l/a", mode=0o777, mtime=1), directory("l/new")]
+    ],
+    "a link through a link": [[symlink("l", OUT), symlink("l/new", "x"), symlink("l/file", "x")]],
+    "a FIFO through a link": [[symlink("l", OUT), tar_entry("l/file", tarfile.FIFOTYPE)]],
     "a device that takes away": [
-        [a_link("l", OUT), item("l/file", tarfile.CHRTYPE), item("l/a", tarfile.BLKTYPE)]
+        [symlink("l", OUT), tar_entry("l/file", tarfile.CHRTYPE), tar_entry("l/a", tarfile.BLKTYPE)]
     ],
-    "a whiteout through a link": [[a_link("l", OUT)], [a_file("l/.wh.file"), a_file("l/.wh.a")]],
-    "an opaque folder through a link": [[a_link("l", OUT)], [a_file("l/.wh..wh..opq")]],
-    "an opaque folder with a link in it": [[a_link("d/l", OUT), a_file("d/x")], [a_file("d/.wh..wh..opq")]],
-    "a whiteout of a link": [[a_link("l", OUT)], [a_file(".wh.l")]],
+    "a whiteout through a link": [[symlink("l", OUT)], [file("l/.wh.file"), file("l/.wh.a")]],
+    "an opaque folder through a link": [[symlink("l", OUT)], [file("l/.wh..wh..opq")]],
+    "an opaque folder with a link in it": [[symlink("d/l", OUT), file("d/x")], [file("d/.wh..wh..opq")]],
+    "a whiteout of a link": [[symlink("l", OUT)], [file(".wh.l")]],
     "a whiteout of a folder with a link in it": [
-        [a_link("d/l", OUT), a_link("d/e/l", OUT)],
-        [a_file(".wh.d")],
+        [symlink("d/l", OUT), symlink("d/e/l", OUT)],
+        [file(".wh.d")],
     ],
     "a file over a folder with a link in it": [
-        [a_link("d/l", OUT), a_link("d/e/l", f"{OUT}/a")],
-        [a_file("d")],
+        [symlink("d/l", OUT), symlink("d/e/l", f"{OUT}/a")],
+        [file("d")],
     ],
     "a link that is swapped": [
-        [a_folder("d"), a_file("d/x"), a_link("d", OUT), a_file("d/file", b"x"), a_file("d/y")]
+        [directory("d"), file("d/x"), symlink("d", OUT), file("d/file", b"x"), file("d/y")]
     ],
-    "a link in the way of /etc/hosts": [[a_link("etc", f"{OUT}/etc")]],
-    "a link as /etc/hosts": [[a_link("etc/hosts", f"{OUT}/etc/hosts")]],
-    "links where something is mounted": [[a_link(name, OUT) for name in ("tmp", "proc", "sys", "dev")]],
+    "a link in the way of /etc/hosts": [[symlink("etc", f"{OUT}/etc")]],
+    "a link as /etc/hosts": [[symlink("etc/hosts", f"{OUT}/etc/hosts")]],
+    "links where something is mounted": [[symlink(name, OUT) for name in ("tmp", "proc", "sys", "dev")]],
     "a link to where a process sees its root": [
-        [a_link("l", f"/proc/self/root{OUT}"), a_file("l/file", b"x")]
+        [symlink("l", f"/proc/self/root{OUT}"), file("l/file", b"x")]
     ],
-    "a link to a descriptor": [[a_link("l", "/proc/self/fd/3"), a_file("l/x", b"x")]],
-    "a link to where we stand": [[a_link("l", "/proc/self/cwd"), a_file("l/x", b"x")]],
-    "a name from the root": [[a_file(f"{OUT}/file", b"x"), a_folder(f"{OUT}/a", mode=0o777)]],
-    "equal links": [[a_link("l", OUT), a_link("m", OUT), a_file("m", b"x"), a_file("l/file", b"x")]],
+    "a link to a descriptor": [[symlink("l", "/proc/self/fd/3"), file("l/x", b"x")]],
+    "a link to where we stand": [[symlink("l", "/proc/self/cwd"), file("l/x", b"x")]],
+    "a name from the root": [[file(f"{OUT}/file", b"x"), directory(f"{OUT}/a", mode=0o777)]],
+    "equal links": [[symlink("l", OUT), symlink("m", OUT), file("m", b"x"), file("l/file", b"x")]],
 }
-REFUSED_ATTACKS: dict[str, list[list[Item]]] = {
-    "a name that climbs": [[a_file(f"{CLIMB}{OUT}/file", b"x")]],
-    "a name that climbs later": [[a_file(f"a/{CLIMB}{OUT}/file", b"x")]],
-    "a folder that climbs": [[a_folder(f"a/../../{OUT}", mode=0o777)]],
-    "a whiteout that climbs": [[a_file("a/x")], [a_file(f"{CLIMB}{OUT}/.wh.file")]],
-    "a whiteout of what is above": [[a_file("a/x")], [a_file("a/.wh...")]],
-    "a hard link to the outside": [[a_hard_link("h", f"{OUT}/file")]],
-    "a hard link that climbs": [[a_hard_link("h", f"{CLIMB}{OUT}/file"), a_file("h", b"x")]],
-    "a hard link through a link": [[a_link("l", OUT), a_hard_link("h", "l/file"), a_file("h", b"x")]],
-    "a hard link through a link of a lower layer": [[a_link("l", OUT)], [a_hard_link("h", "l/a/file")]],
-    "a hard link to a name above": [[a_link("l", "."), a_hard_link("h", "l/..")]],
+REFUSED_ATTACKS: dict[str, list[list[Entry]]] = {
+    "a name that climbs": [[file(f"{CLIMB}{OUT}/file", b"x")]],
+    "a name that climbs later": [[file(f"a/{CLIMB}{OUT}/file", b"x")]],
+    "a folder that climbs": [[directory(f"a/../../{OUT}", mode=0o777)]],
+    "a whiteout that climbs": [[file("a/x")], [file(f"{CLIMB}{OUT}/.wh.file")]],
+    "a whiteout of what is above": [[file("a/x")], [file("a/.wh...")]],
+    "a hard link to the outside": [[hard_link("h", f"{OUT}/file")]],
+    "a hard link that climbs": [[hard_link("h", f"{CLIMB}{OUT}/file"), file("h", b"x")]],
+    "a hard link through a link": [[symlink("l", OUT), hard_link("h", "l/file"), file("h", b"x")]],
+    "a hard link through a link of a lower layer": [[symlink("l", OUT)], [hard_link("h", "l/a/file")]],
+    "a hard link to a name above": [[symlink("l", "."), hard_link("h", "l/..")]],
 }
 
 
-def aimed(attack: list[list[Item]], out: Path) -> list[list[Item]]:
+def aimed(attack: list[list[Entry]], out: Path) -> list[list[Entry]]:
     """The same layers, at what is really outside."""
 
     def at(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -228,28 +230,36 @@ def aimed(attack: list[list[Item]], out: Path) -> list[list[Item]]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_row_40_nothing_outside_is_touched(attack: list[list[Item]], outside: Outside) -> None:
-    root = unpacked(outside.place, *aimed(attack, outside.folder))
+def test_row_40_nothing_outside_is_touched(attack: list[list[Entry]], outside: Outside) -> None:
+    root = unpack_layers(outside.place, *aimed(attack, outside.folder))
     assert stat.S_ISDIR(root.lstat().st_mode)
 
 
 @pytest.mark.parametrize("attack", REFUSED_ATTACKS.values(), ids=REFUSED_ATTACKS)
-def test_row_40_what_leads_out_is_refused(attack: list[list[Item]], outside: Outside) -> None:
-    assert refused(outside.place, *aimed(attack, outside.folder))
+def test_row_40_what_leads_out_is_refused(attack: list[list[Entry]], outside: Outside) -> None:
+    assert unpack_error(outside.place, *aimed(attack, outside.folder))
 
 
 def test_row_40_a_working_directory_leads_to_no_outside(outside: Outside) -> None:
     out = str(outside.folder)
     for number, folder in enumerate((f"{out}/new", "/l/new", f"/{CLIMB}{out}/new", "l/../l/new")):
         done = outside.place.parent / f"done{number}"
-        unpacked(outside.place, [a_link("l", out)], WorkingDir=folder).rename(done)
+        unpack_layers(outside.place, [symlink("l", out)], WorkingDir=folder).rename(done)
 
 
 def test_row_40_a_root_that_is_thrown_away_leads_to_no_outside(outside: Outside) -> None:
     source = one(
-        [layer(a_link("l", str(outside.folder)), a_link("d/e/l", str(outside.folder)), a_folder("d", mode=0))]
+        [
+            layer_tar(
+                symlink("l", str(outside.folder)),
+                symlink("d/e/l", str(outside.folder)),
+                directory("d", mode=0),
+            )
+        ]
     )
-    with RootfsCache(outside.place.parent / "roots", 0, None).acquire(source, entry_of(source)) as root:
+    with RootfsCache(outside.place.parent / "roots", 0, None).acquire(
+        source, platform_descriptor(source)
+    ) as root:
         assert (root.path / "l").is_symlink()
     assert [each.name for each in (outside.place.parent / "roots").iterdir()] == [".lock"]
 
@@ -312,16 +322,16 @@ def test_row_42_a_pax_bomb_is_refused(data: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "entries",
     [
-        lambda number: a_file(f"d{number % 7}/{number}"),
-        lambda number: a_folder(f"{number}"),
-        lambda number: a_link(f"{number}", "x"),
-        lambda number: a_file(f"{number}/" * 40 + "x"),
-        lambda number: a_file(f".wh.{number}"),
+        lambda number: file(f"d{number % 7}/{number}"),
+        lambda number: directory(f"{number}"),
+        lambda number: symlink(f"{number}", "x"),
+        lambda number: file(f"{number}/" * 40 + "x"),
+        lambda number: file(f".wh.{number}"),
     ],
     ids=["files", "folders", "links", "folders that no entry is for", "whiteouts"],
 )
-def test_row_43_very_many_entries_are_refused(entries: Callable[[int], Item], tmp_path: Path) -> None:
-    source = one([layer(*map(entries, range(1200)))])
+def test_row_43_very_many_entries_are_refused(entries: Callable[[int], Entry], tmp_path: Path) -> None:
+    source = one([layer_tar(*map(entries, range(1200)))])
     assert "too many" in fails(source, tmp_path / "place", LimitExceeded, Limits(entries=1000, nodes=900))
 
 
@@ -329,7 +339,7 @@ def test_row_43_many_entries_that_are_allowed_take_little_memory(tmp_path: Path)
     tar = b"".join(header(b"%d/%d" % (number % 100, number)) for number in range(20_000)) + END
     source = image(gzip.compress(tar, 1), tar)
     tracemalloc.start()
-    unpack(source, entry_of(source), tmp_path / "root")
+    unpack(source, platform_descriptor(source), tmp_path / "root")
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
     assert sum(len(list(os.scandir(each))) for each in (tmp_path / "root").glob("[0-9]*")) == 20_000
@@ -368,7 +378,7 @@ def test_row_44_a_size_that_cannot_be_is_refused(data: bytes, tmp_path: Path) ->
 
 @pytest.mark.parametrize("change", [-1, 1, 1 << 40])
 def test_row_44_a_layer_of_another_size_than_stated_is_refused(change: int, tmp_path: Path) -> None:
-    tar = layer(a_file("x", b"1" * 5000))
+    tar = layer_tar(file("x", b"1" * 5000))
     packed = gzip.compress(tar)
     source = image(packed, tar, size=len(packed) + change)
     assert str(Digest.from_bytes(packed)) in fails(source, tmp_path / "place", MalformedImage)

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from tests.conftest import ROOT
 from tests.support.oci import make_tar, one, write_archive
-from tests.unit.run.sandbox.test_unpack import a_file, layer
+from tests.support.unpacking import (
+    file,
+    layer_tar,
+)
 
 # A tmpfs over the folder of roots, then this file again as a program; nobody else sees it.
 _SCRIPT = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
@@ -51,7 +54,7 @@ def _main(place: Path, archives: list[Path]) -> None:
         before = sorted(str(each) for each in place.rglob("*"))
         used = os.statvfs(place).f_bfree
         with OciArchive(path) as source:
-            entry = platform_manifests(source)[0][1]
+            entry = Image(source).platform_manifests[0][1]
             try:
                 with RootfsCache(place, 1 << 30, None).acquire(source, entry) as root:
                     said: dict[str, Any] = {"files": sorted(each.name for each in root.path.iterdir())}
@@ -78,7 +81,7 @@ def test_a_disk_that_fills_up_is_told_of_and_left_as_it_was(tmp_path: Path) -> N
     small = archive(tmp_path / "small.tar", make_tar(_SMALL))
     told = on_a_small_disk("size=4m", tmp_path / "roots", small, big, small)["runs"]
     with OciArchive(big) as source:
-        digest = platform_manifests(source)[0][1].digest
+        digest = Image(source).platform_manifests[0][1].digest
     assert told[1]["code"] == 5
     assert f"the disk is full while unpacking linux/amd64 ({digest}): at least " in told[1]["message"]
     missing = int(told[1]["message"].partition("at least ")[2].split()[0])
@@ -100,7 +103,9 @@ def test_layers_that_come_after_count_as_missing_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inodes", range(8, 30, 3))
 def test_a_file_system_without_inodes_left_is_a_full_disk(inodes: int, tmp_path: Path) -> None:
-    many = archive(tmp_path / "many.tar", layer(*(a_file(f"{number % 5}/{number}") for number in range(100))))
+    many = archive(
+        tmp_path / "many.tar", layer_tar(*(file(f"{number % 5}/{number}") for number in range(100)))
+    )
     (told,) = on_a_small_disk(f"nr_inodes={inodes}", tmp_path / "roots", many)["runs"]
     assert told["code"] == 5
     assert "the disk is full" in told["message"]

@@ -15,40 +15,38 @@ from typing import BinaryIO
 import pytest
 
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import read_config, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.run.sandbox import rootfs_cache
 from buildkit_tasks.run.sandbox.directory_lock import LOCK_NAME
 from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
 from tests.support.oci import Memory, one, write_archive
-from tests.unit.run.sandbox.test_unpack import (
+from tests.support.unpacking import (
+    IS_ROOT,
     NOBODY,
-    ROOT,
-    a_file,
-    a_folder,
-    a_link,
-    as_nobody,
-    descriptors,
-    entry_of,
-    erase,
-    layer,
-    listing,
+    call_as_nobody,
+    directory,
+    file,
+    layer_tar,
+    list_tree,
     only_root,
-    open_folder,
+    platform_descriptor,
+    remove_path,
+    symlink,
 )
-
-__all__ = ["open_folder"]  # a fixture of the unpacker's tests
 
 MIB = 1 << 20
 
 
 def image(name: str, size: int = 1000) -> Memory:
     """Return an image with one file of ``size`` bytes."""
-    return one([layer(a_file(name, bytes(size)))], Cmd=["/" + name], WorkingDir="/w", User="5:6", Env=["A=1"])
+    return one(
+        [layer_tar(file(name, bytes(size)))], Cmd=["/" + name], WorkingDir="/w", User="5:6", Env=["A=1"]
+    )
 
 
 def use(cache: RootfsCache, source: Memory) -> Path:
-    with cache.acquire(source, entry_of(source)) as root:
+    with cache.acquire(source, platform_descriptor(source)) as root:
         assert root.path.is_dir()
         return root.path
 
@@ -63,7 +61,7 @@ def list_files(cache_dir: Path) -> set[str]:
     return {
         name
         for entry in list_entries(cache_dir)
-        for name in listing(cache_dir / entry / "root")
+        for name in list_tree(cache_dir / entry / "root")
         if name != "w"
     }
 
@@ -73,23 +71,16 @@ def cache_dir(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "roots"
 
 
-@pytest.fixture(autouse=True)
-def _no_open_lock() -> object:
-    before = descriptors()
-    yield
-    assert descriptors() - before == set()  # a thread of another test may close some meanwhile
-
-
 def test_second_use_is_a_cache_hit(cache_dir: Path) -> None:
     source = image("x")
-    entry = entry_of(source)
+    entry = platform_descriptor(source)
     with RootfsCache(cache_dir, MIB, None).acquire(source, entry) as first:
         assert (first.path / "x").stat().st_size == 1000
     opened = len(source.opened)
     with RootfsCache(cache_dir, MIB, None).acquire(source, entry) as again:
         assert again == first
     assert len(source.opened) == opened
-    assert again.config == read_config(source, read_manifest(source, entry))
+    assert again.config == Image(source).config(entry)
     assert again.config.working_dir == "/w"
     assert len(list_entries(cache_dir)) == 1
 
@@ -102,7 +93,9 @@ def test_directories_are_private(cache_dir: Path) -> None:
 
 def test_entry_name_has_digest(cache_dir: Path) -> None:
     source = image("x")
-    assert entry_of(source).digest.hex in use(RootfsCache(cache_dir, MIB, None), source).parent.name
+    assert (
+        platform_descriptor(source).digest.hex in use(RootfsCache(cache_dir, MIB, None), source).parent.name
+    )
 
 
 @only_root
@@ -124,9 +117,9 @@ from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
 early = set(sys.modules)
 from pathlib import Path
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
-from buildkit_tasks.oci.image import platform_manifests
+from buildkit_tasks.oci.image import Image
 source = OciArchive(Path({str(archive)!r}))
-entry = platform_manifests(source)[0][1]
+entry = Image(source).platform_manifests[0][1]
 before = set(sys.modules)
 cache = RootfsCache(Path({str(cache_dir)!r}), 1 << 20, None)
 with cache.acquire(source, entry):
@@ -161,8 +154,8 @@ def test_evicts_least_recently_used(cache_dir: Path) -> None:
 def test_entry_in_use_is_not_evicted(cache_dir: Path) -> None:
     cache, other_cache = RootfsCache(cache_dir, MIB, None), RootfsCache(cache_dir, MIB, None)
     old, new = image("old", MIB - 100_000), image("new", MIB - 100_000)
-    with cache.acquire(old, entry_of(old)) as held:
-        with other_cache.acquire(new, entry_of(new)) as second:
+    with cache.acquire(old, platform_descriptor(old)) as held:
+        with other_cache.acquire(new, platform_descriptor(new)) as second:
             assert held.path.is_dir()
             assert second.path.is_dir()
         assert (held.path / "old").exists()
@@ -172,7 +165,10 @@ def test_entry_in_use_is_not_evicted(cache_dir: Path) -> None:
 
 def test_zero_limit_keeps_nothing(cache_dir: Path) -> None:
     cache, source = RootfsCache(cache_dir, 0, None), image("x")
-    with cache.acquire(source, entry_of(source)) as first, cache.acquire(source, entry_of(source)) as second:
+    with (
+        cache.acquire(source, platform_descriptor(source)) as first,
+        cache.acquire(source, platform_descriptor(source)) as second,
+    ):
         assert first.path == second.path
         assert (first.path / "x").exists()
     assert list_entries(cache_dir) == set()
@@ -234,7 +230,7 @@ def test_other_format_is_replaced(cache_dir: Path, monkeypatch: pytest.MonkeyPat
 
 def test_damaged_entry_in_use(cache_dir: Path) -> None:
     cache, source = RootfsCache(cache_dir, MIB, None), image("x")
-    with cache.acquire(source, entry_of(source)) as held:
+    with cache.acquire(source, platform_descriptor(source)) as held:
         (held.path.parent / "root.json").write_bytes(b"")
         with pytest.raises(EmulatorError, match="damaged and in use") as caught:
             use(RootfsCache(cache_dir, MIB, None), source)
@@ -255,7 +251,7 @@ def test_directory_without_lock_file(cache_dir: Path) -> None:
 
 
 def test_malformed_image_cleanup(cache_dir: Path) -> None:
-    source = one([layer(a_file("a/b")), layer(a_file("../x"))])
+    source = one([layer_tar(file("a/b")), layer_tar(file("../x"))])
     cache = RootfsCache(cache_dir, MIB, None)
     for _ in range(2):
         with pytest.raises(MalformedImage, match="leads out"):
@@ -265,7 +261,7 @@ def test_malformed_image_cleanup(cache_dir: Path) -> None:
 
 def test_error_in_body_releases_lock(cache_dir: Path) -> None:
     cache, source = RootfsCache(cache_dir, 0, None), image("x")
-    with pytest.raises(ZeroDivisionError), cache.acquire(source, entry_of(source)):
+    with pytest.raises(ZeroDivisionError), cache.acquire(source, platform_descriptor(source)):
         raise ZeroDivisionError
     assert list_entries(cache_dir) == set()
 
@@ -355,7 +351,7 @@ def test_concurrent_use_unpacks_once(max_bytes: int, cache_dir: Path) -> None:
     barrier = threading.Barrier(9)
 
     def use_cache() -> None:
-        with cache.acquire(source, entry_of(source)) as root:
+        with cache.acquire(source, platform_descriptor(source)) as root:
             sizes.append((root.path / "x").stat().st_size)
             barrier.wait(20)
 
@@ -373,7 +369,7 @@ def test_concurrent_use_unpacks_once(max_bytes: int, cache_dir: Path) -> None:
 
 
 def test_waiter_retries_after_failure(cache_dir: Path) -> None:
-    source, failures = BlockingSource(one([layer(a_file("../x"))])), []
+    source, failures = BlockingSource(one([layer_tar(file("../x"))])), []
 
     def expect_failure() -> None:
         with pytest.raises(MalformedImage) as caught:
@@ -394,7 +390,7 @@ def test_waiter_locks_replacement(cache_dir: Path) -> None:
     ready, go = threading.Event(), threading.Event()
 
     def wait_and_use() -> None:
-        with cache.acquire(source, entry_of(source)) as root:
+        with cache.acquire(source, platform_descriptor(source)) as root:
             assert (root.path / "x").exists()
             ready.set()
             assert go.wait(20)
@@ -462,7 +458,7 @@ def test_images_unpack_in_parallel(cache_dir: Path) -> None:
 def test_forked_child_holds_no_lock(cache_dir: Path) -> None:
     cache, source = RootfsCache(cache_dir, 0, None), image("x")
     read, write = os.pipe()
-    with cache.acquire(source, entry_of(source)):
+    with cache.acquire(source, platform_descriptor(source)):
         child = subprocess.Popen(["cat"], stdin=read, pass_fds=_open_fds(cache_dir))
     os.close(read)
     try:
@@ -483,23 +479,27 @@ def _open_fds(cache_dir: Path) -> list[int]:
     return fds
 
 
-def test_unprivileged_removal(open_folder: Path) -> None:
-    canary = open_folder / "canary"
+def test_unprivileged_removal(nobody_dir: Path) -> None:
+    canary = nobody_dir / "canary"
     canary.write_text("alive")
     source = one(
-        [layer(a_folder("a", mode=0), a_file("a/b/c"), a_link("a/l", str(canary)), a_folder("d", mode=0o500))]
+        [
+            layer_tar(
+                directory("a", mode=0), file("a/b/c"), symlink("a/l", str(canary)), directory("d", mode=0o500)
+            )
+        ]
     )
-    cache_dir = open_folder / "roots"
-    as_nobody(lambda: str(use(RootfsCache(cache_dir, 0, None), source)))
+    cache_dir = nobody_dir / "roots"
+    call_as_nobody(lambda: str(use(RootfsCache(cache_dir, 0, None), source)))
     assert list_entries(cache_dir) == set()
     assert canary.read_text() == "alive"
-    assert cache_dir.stat().st_uid == (NOBODY if ROOT else os.geteuid())
-    erase(cache_dir)
+    assert cache_dir.stat().st_uid == (NOBODY if IS_ROOT else os.geteuid())
+    remove_path(cache_dir)
 
 
 @only_root
-def test_users_do_not_share_entries(open_folder: Path) -> None:
-    source, cache_dir = image("x"), open_folder / "roots"
-    as_nobody(lambda: str(use(RootfsCache(cache_dir, MIB, None), source)))
+def test_users_do_not_share_entries(nobody_dir: Path) -> None:
+    source, cache_dir = image("x"), nobody_dir / "roots"
+    call_as_nobody(lambda: str(use(RootfsCache(cache_dir, MIB, None), source)))
     use(RootfsCache(cache_dir, 0, None), source)
     assert [(cache_dir / name).stat().st_uid for name in list_entries(cache_dir)] == [NOBODY]
