@@ -46,7 +46,7 @@ from tests.support.unpacking import (
     unpack_error,
     unpack_layers,
 )
-from tests.unit.oci.layers.test_tar import END, block, extended, header, pax
+from tests.unit.oci.layers.test_tar import END, header, metadata, padded, pax
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -303,11 +303,11 @@ def test_row_41_the_cap_of_an_image_holds_while_its_last_layer_is_read(tmp_path:
         header(size=b"%o" % (1 << 30), kind=b"x") + bytes(5 << 20),
         header(size=b"%o" % (1 << 30), kind=b"g") + bytes(5 << 20),
         header(size=b"%o" % (1 << 30), kind=b"L") + bytes(5 << 20),
-        extended(pax(b"comment", b"x" * ((1 << 20) + 1))),
-        extended(b"".join(pax(b"k%d" % number, b"v") for number in range(2000))),
-        extended(pax(b"path", b"p" * 5000)),
-        extended(pax(b"uid", b"9" * 4400)) + header(),
-        extended(pax(b"mtime", b"9" * 900_000)) + header(),
+        metadata(pax(b"comment", b"x" * ((1 << 20) + 1))),
+        metadata(b"".join(pax(b"k%d" % number, b"v") for number in range(2000))),
+        metadata(pax(b"path", b"p" * 5000)),
+        metadata(pax(b"uid", b"9" * 4400)) + header(),
+        metadata(pax(b"mtime", b"9" * 900_000)) + header(),
     ],
     ids=["x", "g", "L", "comment", "records", "path", "uid", "mtime"],
 )
@@ -355,10 +355,10 @@ def test_row_43_many_entries_that_are_allowed_take_little_memory(tmp_path: Path)
         header(size=b"\xff" * 12),
         header(size=b"-0000000001\0"),
         header(size=b"77777777777\0"),
-        extended(pax(b"size", b"-1")) + header(),
-        extended(pax(b"size", b"%d" % (1 << 62))) + header(),
-        extended(pax(b"size", b"1e9")) + header(),
-        header(size=b"4000") + block(b"x" * 100),
+        metadata(pax(b"size", b"-1")) + header(),
+        metadata(pax(b"size", b"%d" % (1 << 62))) + header(),
+        metadata(pax(b"size", b"1e9")) + header(),
+        header(size=b"4000") + padded(b"x" * 100),
     ],
     ids=[
         "2^62",
