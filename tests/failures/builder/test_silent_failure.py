@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.failures.pushing import Push, push
 from tests.support.oci import hello
 from tests.support.registry.hostile import Reply
+from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
 
@@ -15,9 +15,9 @@ __all__ = ["push"]
 @pytest.mark.parametrize("step", ["POST *", "PUT /upload/*", "PUT */manifests/*"])
 def test_an_error_with_an_empty_body_is_still_an_error(push: Push, step: str) -> None:
     push.server.always(step, Reply(status=422))
-    found = push.refused(hello())
+    found = push.error(hello())
     assert "answers 422 for" in found.message
-    assert push.server.moved == []
+    assert push.server.moved_tags == []
 
 
 def test_a_credential_helper_that_fails_without_a_word_is_told(
@@ -29,6 +29,6 @@ def test_a_credential_helper_that_fails_without_a_word_is_told(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "config.json").write_text(json.dumps({"credsStore": "mute"}), encoding="utf-8")
     push.server.always("POST *", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
-    found = push.refused(hello())
+    found = push.error(hello())
     assert "docker-credential-mute" in found.message
-    assert "it ended with status 7" in found.message
+    assert "it exited with status 7" in found.message

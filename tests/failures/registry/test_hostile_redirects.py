@@ -9,90 +9,94 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.image import read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.registry import open_registry
-from tests.failures.pulling import LAYER, Bench, bench, one_layer
 from tests.support.oci import LAYER_GZIP, Memory, platform_json, put_manifest
 from tests.support.registry.certificates import make_certificate
 from tests.support.registry.hostile import Hostile, Reply, bearer, hostile, redirect, token
+from tests.support.registry.pulling import LAYER, Pull, one_layer, pull
 
-__all__ = ["bench"]
+__all__ = ["pull"]
 
-SECRET = "hunter2"  # noqa: S105 - nobody's
+SECRET = "hunter2"  # noqa: S105 - not a real one
 BASIC = "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
 
 
 @pytest.fixture
-def login(bench: Bench, tmp_path: Path) -> None:
-    """We have a password for the registry, and for no other host."""
-    document = {"auths": {bench.server.host: {"username": "me", "password": SECRET}}}
+def login(pull: Pull, tmp_path: Path) -> None:
+    """Configure a password for the registry only."""
+    document = {"auths": {pull.server.host: {"username": "me", "password": SECRET}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 @pytest.fixture
-def stranger() -> Iterator[Hostile]:
+def other_host() -> Iterator[Hostile]:
     """A server on another host."""
     with hostile("127.0.0.2") as server:
         yield server
 
 
 @pytest.fixture
-def neighbour() -> Iterator[Hostile]:
+def other_port() -> Iterator[Hostile]:
     """A server on another port of the registry's host."""
     with hostile() as server:
         yield server
 
 
-def saw_secrets(*servers: Hostile) -> bool:
-    told = json.dumps(
-        [[each.path, dict(each.headers), each.body.decode()] for it in servers for each in it.asked]
+def received_secrets(*servers: Hostile) -> bool:
+    requests = json.dumps(
+        [
+            [each.path, dict(each.headers), each.body.decode()]
+            for server in servers
+            for each in server.received
+        ]
     )
-    return any(word in told for word in (SECRET, BASIC, "refresh", "mine", "Cookie"))
+    return any(secret in requests for secret in (SECRET, BASIC, "refresh", "mine", "Cookie"))
 
 
 @pytest.mark.usefixtures("login")
-def test_foreign_token_server(bench: Bench, stranger: Hostile) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("/v2/*", bearer(f"http://{stranger.host}/token"))
-    stranger.answer("/token*", token())
-    assert bench.read(reference) == [LAYER]  # what a stranger may read, may be read
-    assert [each.authorization for each in stranger.asked] == [""]
-    assert not saw_secrets(stranger)
+def test_foreign_token_server(pull: Pull, other_host: Hostile) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("/v2/*", bearer(f"http://{other_host.host}/token"))
+    other_host.answer("/token*", token())
+    assert pull.read(reference) == [LAYER]  # anonymous access is allowed
+    assert [each.authorization for each in other_host.received] == [""]
+    assert not received_secrets(other_host)
 
 
 @pytest.mark.usefixtures("login")
-def test_foreign_token_server_is_named(bench: Bench, stranger: Hostile) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.always("/v2/*", bearer(f"http://{stranger.host}/token"))
-    stranger.always("/token*", Reply(status=401))
-    found = bench.refused(reference)
+def test_foreign_token_server_is_named(pull: Pull, other_host: Hostile) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.always("/v2/*", bearer(f"http://{other_host.host}/token"))
+    other_host.always("/token*", Reply(status=401))
+    error = pull.error(reference)
     assert (
-        f"no credentials were sent to http://{stranger.host}, a token server of another domain"
-        in found.message
+        f"no credentials were sent to http://{other_host.host}, a token server of another domain"
+        in error.message
     )
-    assert not saw_secrets(stranger)
+    assert not received_secrets(other_host)
 
 
-def test_identity_token_stays_home(bench: Bench, stranger: Hostile, tmp_path: Path) -> None:
-    document = {"auths": {bench.server.host: {"identitytoken": "refresh"}}}
+def test_identity_token_stays_home(pull: Pull, other_host: Hostile, tmp_path: Path) -> None:
+    document = {"auths": {pull.server.host: {"identitytoken": "refresh"}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("/v2/*", bearer(f"http://{stranger.host}/token"))
-    stranger.answer("/token*", token())
-    assert bench.read(reference) == [LAYER]
-    assert [each.method for each in stranger.asked] == ["GET"]
-    assert not saw_secrets(stranger)
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("/v2/*", bearer(f"http://{other_host.host}/token"))
+    other_host.answer("/token*", token())
+    assert pull.read(reference) == [LAYER]
+    assert [each.method for each in other_host.received] == ["GET"]
+    assert not received_secrets(other_host)
 
 
 @pytest.mark.usefixtures("login")
-def test_token_server_redirect(bench: Bench, stranger: Hostile) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("/v2/*", bearer(f"http://{bench.server.host}/token"))
-    bench.server.always("/token*", redirect(f"http://{stranger.host}/token"))
-    stranger.answer("/token*", token())
-    assert bench.read(reference) == [LAYER]
-    assert bench.server.requests("/token*")[0].authorization == BASIC
-    assert not saw_secrets(stranger)
+def test_token_server_redirect(pull: Pull, other_host: Hostile) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("/v2/*", bearer(f"http://{pull.server.host}/token"))
+    pull.server.always("/token*", redirect(f"http://{other_host.host}/token"))
+    other_host.answer("/token*", token())
+    assert pull.read(reference) == [LAYER]
+    assert pull.server.requests("/token*")[0].authorization == BASIC
+    assert not received_secrets(other_host)
 
 
 @pytest.mark.parametrize(
@@ -103,77 +107,74 @@ def test_token_server_redirect(bench: Bench, stranger: Hostile) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("login")
-def test_invalid_realm(bench: Bench, realm: str) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.always("/v2/*", bearer(realm))
-    assert bench.server.host in bench.refused(reference).message
-    assert len(bench.server.asked) == 1
+def test_invalid_realm(pull: Pull, realm: str) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.always("/v2/*", bearer(realm))
+    assert pull.server.host in pull.error(reference).message
+    assert len(pull.server.received) == 1
 
 
-@pytest.mark.parametrize("wanted", ["Basic", "Bearer"])
+def with_cookie(reply: Reply) -> Reply:
+    return dataclasses.replace(reply, headers={**reply.headers, "Set-Cookie": "mine=1"})
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.usefixtures("login")
 def test_redirect_drops_authorization(
-    bench: Bench, stranger: Hostile, neighbour: Hostile, wanted: str, status: int
+    pull: Pull, other_host: Hostile, other_port: Hostile, scheme: str, status: int
 ) -> None:
-    reference = bench.server.hold(one_layer())
-    challenge = bearer(f"http://{bench.server.host}/token")
-    if wanted == "Basic":
+    reference = pull.server.add_image(one_layer())
+    challenge = bearer(f"http://{pull.server.host}/token")
+    if scheme == "Basic":
         challenge = Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
-    bench.server.answer("/token*", token("mine"))
-    bench.server.answer("*/manifests/v1", challenge)
-    cookie = {"Set-Cookie": "mine=1"}
-    for path, where in (("*/manifests/v1", stranger), ("*/blobs/*", neighbour)):
-        where.hold(one_layer())
-        target = redirect(
-            f"http://{where.host}{'/v2/team/image/manifests/v1' if where is stranger else '/blob'}", status
-        )
-        bench.server.answer(
-            path,
-            challenge if where is stranger else target,
-            dataclasses.replace(target, headers={**target.headers, **cookie}),
-        )
-    neighbour.answer("/blob", Reply(body=LAYER))
-    assert bench.read(reference) == [LAYER]
-    assert stranger.asked
-    assert neighbour.asked
-    assert any(each.authorization for each in bench.server.asked)
-    assert not any(each.authorization for each in (*stranger.asked, *neighbour.asked))
-    assert not saw_secrets(stranger, neighbour)
+    to_host = redirect(f"http://{other_host.host}/v2/team/image/manifests/v1", status)
+    to_port = redirect(f"http://{other_port.host}/blob", status)
+    pull.server.answer("/token*", token("mine"))
+    pull.server.answer("*/manifests/v1", challenge, with_cookie(to_host))
+    pull.server.answer("*/blobs/*", with_cookie(to_port))
+    other_host.add_image(one_layer())
+    other_port.answer("/blob", Reply(body=LAYER))
+    assert pull.read(reference) == [LAYER]
+    assert other_host.received
+    assert other_port.received
+    assert any(each.authorization for each in pull.server.received)
+    assert not any(each.authorization for each in (*other_host.received, *other_port.received))
+    assert not received_secrets(other_host, other_port)
 
 
 @pytest.mark.usefixtures("login")
-def test_redirect_back_has_no_authorization(bench: Bench, stranger: Hostile) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
-    bench.server.answer("*/blobs/*", redirect(f"http://{stranger.host}/there"))
-    stranger.answer("/there", redirect(f"http://{bench.server.host}/back?echo=1"))
-    bench.server.answer("/back*", Reply(body=LAYER))
-    assert bench.read(reference) == [LAYER]
-    assert bench.server.requests("*/blobs/*")[0].authorization == BASIC
-    assert bench.server.requests("/back*")[0].authorization == ""
+def test_redirect_back_has_no_authorization(pull: Pull, other_host: Hostile) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
+    pull.server.answer("*/blobs/*", redirect(f"http://{other_host.host}/there"))
+    other_host.answer("/there", redirect(f"http://{pull.server.host}/back?echo=1"))
+    pull.server.answer("/back*", Reply(body=LAYER))
+    assert pull.read(reference) == [LAYER]
+    assert pull.server.requests("*/blobs/*")[0].authorization == BASIC
+    assert pull.server.requests("/back*")[0].authorization == ""
 
 
 @pytest.mark.usefixtures("login")
-def test_redirect_within_registry(bench: Bench) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
-    bench.server.answer("*/blobs/*", redirect("/elsewhere"))
-    bench.server.answer("/elsewhere", Reply(body=LAYER))
-    assert bench.read(reference) == [LAYER]
-    assert bench.server.requests("/elsewhere")[0].authorization == BASIC
+def test_redirect_within_registry(pull: Pull) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
+    pull.server.answer("*/blobs/*", redirect("/elsewhere"))
+    pull.server.answer("/elsewhere", Reply(body=LAYER))
+    assert pull.read(reference) == [LAYER]
+    assert pull.server.requests("/elsewhere")[0].authorization == BASIC
 
 
-def test_redirect_drops_user_info(bench: Bench, stranger: Hostile) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("*/blobs/*", redirect(f"http://admin:{SECRET}@{stranger.host}/blob"))
-    stranger.answer("/blob", Reply(body=LAYER))
-    assert bench.read(reference) == [LAYER]
-    assert not saw_secrets(stranger)
+def test_redirect_drops_user_info(pull: Pull, other_host: Hostile) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("*/blobs/*", redirect(f"http://admin:{SECRET}@{other_host.host}/blob"))
+    other_host.answer("/blob", Reply(body=LAYER))
+    assert pull.read(reference) == [LAYER]
+    assert not received_secrets(other_host)
 
 
 @pytest.mark.parametrize(
-    ("target", "why"),
+    ("target", "message"),
     [
         ("https://169.254.169.254/latest/meta-data/", "a link-local, multicast or unspecified address"),
         ("http://169.254.169.254/latest/meta-data/", "plain http is allowed on the loopback interface only"),
@@ -185,50 +186,50 @@ def test_redirect_drops_user_info(bench: Bench, stranger: Hostile) -> None:
         ("http://[::1", "an invalid http or https URL"),
     ],
 )
-def test_forbidden_redirect(bench: Bench, target: str, why: str) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.always("*/blobs/*", redirect(target))
-    found = bench.refused(reference)
-    assert why in found.message
-    assert bench.server.host in found.message
+def test_forbidden_redirect(pull: Pull, target: str, message: str) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.always("*/blobs/*", redirect(target))
+    error = pull.error(reference)
+    assert message in error.message
+    assert pull.server.host in error.message
 
 
-def test_redirect_loop(bench: Bench) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.always("*/blobs/*", redirect("/round"))
-    bench.server.always("/round", redirect("/round"))
-    assert "redirects more than 5 times" in bench.refused(reference).message
-    assert len(bench.server.requests("/round")) == 5
+def test_redirect_loop(pull: Pull) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.always("*/blobs/*", redirect("/round"))
+    pull.server.always("/round", redirect("/round"))
+    assert "redirects more than 5 times" in pull.error(reference).message
+    assert len(pull.server.requests("/round")) == 5
 
 
-def test_five_redirects(bench: Bench) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.answer("*/blobs/*", redirect("/1"))
+def test_five_redirects(pull: Pull) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.answer("*/blobs/*", redirect("/1"))
     for number in range(1, 5):
-        bench.server.answer(f"/{number}", redirect(f"/{number + 1}"))
-    bench.server.answer("/5", Reply(body=LAYER))
-    assert bench.read(reference) == [LAYER]
+        pull.server.answer(f"/{number}", redirect(f"/{number + 1}"))
+    pull.server.answer("/5", Reply(body=LAYER))
+    assert pull.read(reference) == [LAYER]
 
 
-def test_https_never_leads_to_http(bench: Bench, neighbour: Hostile, tmp_path: Path) -> None:
+def test_https_never_leads_to_http(pull: Pull, other_port: Hostile, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "tls")
     with hostile(tls=certificate) as secure:
         folder = tmp_path / "certs" / secure.host
         folder.mkdir(parents=True)
         (folder / "ca.crt").write_bytes(certificate.authority.read_bytes())
-        bench.access = dataclasses.replace(bench.access, certificate_dirs=(tmp_path / "certs",))
-        reference = secure.hold(one_layer())
-        assert bench.read(reference) == [LAYER]
-        secure.always("*/blobs/*", redirect(f"http://{neighbour.host}/blob"))
-        assert "plain http after https" in bench.refused(reference).message
-        secure.always("/v2/*", bearer(f"http://{neighbour.host}/token"))
-        assert "plain http after https" in bench.refused(reference).message
-    assert neighbour.asked == []
+        pull.options = dataclasses.replace(pull.options, certificate_dirs=(tmp_path / "certs",))
+        reference = secure.add_image(one_layer())
+        assert pull.read(reference) == [LAYER]
+        secure.always("*/blobs/*", redirect(f"http://{other_port.host}/blob"))
+        assert "plain http after https" in pull.error(reference).message
+        secure.always("/v2/*", bearer(f"http://{other_port.host}/token"))
+        assert "plain http after https" in pull.error(reference).message
+    assert other_port.received == []
 
 
-def test_signed_url_is_hidden(bench: Bench, stranger: Hostile) -> None:
-    reference = bench.server.hold(one_layer())
-    bench.server.always("*/blobs/*", redirect(f"http://{stranger.host}/blob?X-Signature={SECRET}"))
+def test_signed_url_is_hidden(pull: Pull, other_host: Hostile) -> None:
+    reference = pull.server.add_image(one_layer())
+    pull.server.always("*/blobs/*", redirect(f"http://{other_host.host}/blob?X-Signature={SECRET}"))
     for reply in (
         Reply(status=403),
         Reply(status=404),
@@ -236,46 +237,47 @@ def test_signed_url_is_hidden(bench: Bench, stranger: Hostile) -> None:
         Reply(reset=True),
         redirect("/" * 20000),
     ):
-        stranger.answer("/blob*", *[reply] * 30)
+        other_host.answer("/blob*", *[reply] * 30)
         with pytest.raises(Exception, match="127") as caught:
-            bench.read(reference)
+            pull.read(reference)
         assert SECRET not in str(caught.value)
         assert SECRET not in repr(caught.value.__cause__)
 
 
-def test_descriptor_urls_are_ignored(bench: Bench, stranger: Hostile) -> None:
+def test_descriptor_urls_are_ignored(pull: Pull, other_host: Hostile) -> None:
     memory = Memory()
-    layer = memory.put(LAYER, LAYER_GZIP, urls=[f"http://{stranger.host}/layer"])
+    layer = memory.put(LAYER, LAYER_GZIP, urls=[f"http://{other_host.host}/layer"])
     memory.point(put_manifest(memory, platform_json("linux/amd64"), [layer]))
     del memory.blobs[layer["digest"]]
-    with open_registry(bench.server.hold(memory), options=bench.access) as source:
-        (found,) = read_manifest(source, source.root_descriptor()).layers
+    with open_registry(pull.server.add_image(memory), options=pull.options) as source:
+        (descriptor,) = Image(source).manifest(source.root_descriptor()).layers
         with pytest.raises(MalformedImage, match="is missing"):
-            source.open(found)
-    assert stranger.asked == []
+            source.open(descriptor)
+    assert other_host.received == []
 
 
 @pytest.mark.usefixtures("login")
 def test_loopback_ignores_netrc_and_proxy(
-    bench: Bench, stranger: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pull: Pull, other_host: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(f"default login me password {SECRET}\n", encoding="utf-8")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, f"http://{stranger.host}")
+        monkeypatch.setenv(name, f"http://{other_host.host}")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert bench.read(bench.server.hold(one_layer())) == [LAYER]
-    assert not saw_secrets(bench.server, stranger)
-    assert stranger.asked == []
+    assert pull.read(pull.server.add_image(one_layer())) == [LAYER]
+    assert not received_secrets(pull.server, other_host)
+    assert other_host.received == []
 
 
-def test_proxy_error(bench: Bench, stranger: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", f"http://me:{SECRET}@{stranger.host}")
+def test_proxy_error(pull: Pull, other_host: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", f"http://me:{SECRET}@{other_host.host}")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
-    found = bench.refused("registry.invalid/team/image")
-    assert "the proxy for https://registry.invalid failed" in found.message  # it knows no CONNECT
-    assert SECRET not in str(found)
+    error = pull.error("registry.invalid/team/image")
+    # The server does not support CONNECT.
+    assert "the proxy for https://registry.invalid failed" in error.message
+    assert SECRET not in str(error)

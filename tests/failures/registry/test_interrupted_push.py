@@ -20,8 +20,10 @@ def server() -> Iterator[Hostile]:
         yield server
 
 
-def interrupted(project: Project, server: Hostile, step: str, number: signal.Signals, *options: str) -> Done:
-    """Push an archive into a registry that falls silent at a step; interrupt it there."""
+def interrupted(
+    project: Project, server: Hostile, step: str, signal_number: signal.Signals, *options: str
+) -> Done:
+    """Push an archive to a registry that stops answering at a step; interrupt the push there."""
     archive = write_archive(hello(["linux/s390x"]), project.folder / "new.tar")
     server.always(step, Reply(silent=True, unread=10 if step.startswith("PUT /upload") else None))
     argv = [*TASKS, "push-multiarch", str(archive), f"--tag={server.host}/team/app:v1", *options]
@@ -32,33 +34,35 @@ def interrupted(project: Project, server: Hostile, step: str, number: signal.Sig
             assert time.monotonic() < deadline
             time.sleep(0.02)
         started = time.monotonic()
-        child.send_signal(number)
+        child.send_signal(signal_number)
         stdout, stderr = child.communicate(timeout=60)
     return Done(code=child.returncode, stdout=stdout, stderr=stderr, seconds=time.monotonic() - started)
 
 
-def hold_old(server: Hostile) -> str:
-    """Let the tag name an older image; gives its digest."""
+def tag_old_image(server: Hostile) -> str:
+    """Point the tag to an older image; return its digest."""
     old: Memory = hello(["linux/amd64"])
     root = old.root_descriptor()
-    server.keep("team/app").found["manifests"]["v1"] = (root.media_type, old.blobs[str(root.digest)])
+    server.repository("team/app").content["manifests"]["v1"] = (root.media_type, old.blobs[str(root.digest)])
     return str(root.digest)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", STEPS)
-def test_interrupted_push(project: Project, server: Hostile, step: str, number: signal.Signals) -> None:
-    old = hold_old(server)
-    done = interrupted(project.with_env(HOME=str(project.folder)), server, step, number, "--no-verify")
+def test_interrupted_push(
+    project: Project, server: Hostile, step: str, signal_number: signal.Signals
+) -> None:
+    old = tag_old_image(server)
+    done = interrupted(project.with_env(HOME=str(project.folder)), server, step, signal_number, "--no-verify")
     assert done.code == 130
-    assert done.seconds < 10  # and not the minute that a silence may take
+    assert done.seconds < 10  # less than the read timeout of a minute
     assert "interrupted" in done.stderr
     assert "Traceback" not in done.stderr
-    assert server.named("team/app:v1") == old
+    assert server.tag_digest("team/app:v1") == old
 
 
 def test_interrupted_tag(project: Project, server: Hostile) -> None:
-    hold_old(server)
+    tag_old_image(server)
     done = interrupted(
         project.with_env(HOME=str(project.folder)),
         server,

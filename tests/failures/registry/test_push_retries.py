@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from tests.failures.pulling import LAYER, one_layer
-from tests.failures.pushing import Push, push
 from tests.support.oci import Memory
 from tests.support.registry.hostile import Reply
+from tests.support.registry.pulling import LAYER, one_layer
+from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
 
 RESET = Reply(reset=True)
 
 
-def arrived(push: Push, memory: Memory) -> bool:
-    found = push.server.keep("team/app").found
-    return all(found["blobs"].get(key, found["manifests"].get(key)) is not None for key in memory.blobs)
+def is_stored(push: Push, memory: Memory) -> bool:
+    error = push.server.repository("team/app").content
+    return all(error["blobs"].get(key, error["manifests"].get(key)) is not None for key in memory.blobs)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
@@ -23,7 +23,7 @@ def test_passing_server_error(push: Push, step: str, status: int) -> None:
     memory = one_layer()
     push.server.answer(step, Reply(status=status), Reply(status=status))
     push.send(memory)
-    assert arrived(push, memory)
+    assert is_stored(push, memory)
     assert sum(push.waits) < 10
 
 
@@ -32,7 +32,7 @@ def test_connection_reset(push: Push, step: str) -> None:
     memory = one_layer()
     push.server.answer(step, RESET, RESET)
     push.send(memory)
-    assert arrived(push, memory)
+    assert is_stored(push, memory)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_rejected_blob_is_sent_again(push: Push, reply: Reply) -> None:
     memory = one_layer()
     push.server.answer("PUT /upload/*", reply, reply)
     push.send(memory, jobs=1)
-    assert arrived(push, memory)
-    assert len(push.server.requests("POST *")) == 4  # two blobs, and one of them twice more
-    assert push.server.keep("team/app").found["blobs"][next(iter(memory.blobs))][1] == LAYER
+    assert is_stored(push, memory)
+    assert len(push.server.requests("POST *")) == 4  # two blobs, one of them three times
+    assert push.server.repository("team/app").content["blobs"][next(iter(memory.blobs))][1] == LAYER
 
 
 def test_lasting_rejection(push: Push) -> None:
     push.server.always(
         "PUT /upload/*", Reply(status=400, body=b'{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}')
     )
-    found = push.refused(one_layer())
-    assert "answers 400 for" in found.message
-    assert "BLOB_UPLOAD_INVALID" in found.message
+    error = push.error(one_layer())
+    assert "answers 400 for" in error.message
+    assert "BLOB_UPLOAD_INVALID" in error.message
     assert len(push.server.requests("PUT /upload/*")) <= 8
     assert push.server.requests("PUT */manifests/*") == []
 
@@ -69,7 +69,7 @@ def test_lasting_rejection(push: Push) -> None:
 @pytest.mark.parametrize("status", [500, 503])
 def test_lasting_server_error(push: Push, status: int) -> None:
     push.server.always("PUT */manifests/*", Reply(status=status))
-    assert f"repeatedly answers {status}" in push.refused(one_layer()).message
+    assert f"repeatedly answers {status}" in push.error(one_layer()).message
     assert len(push.server.requests("PUT */manifests/*")) == 4
 
 
@@ -80,16 +80,16 @@ def test_lasting_server_error(push: Push, status: int) -> None:
 def test_denied_push(push: Push, step: str, status: int) -> None:
     headers = {"WWW-Authenticate": 'Basic realm="x"'} if status == 401 else {}
     push.server.always(step, Reply(status=status, headers=headers))
-    found = push.refused(one_layer())
-    assert push.server.host in found.message
-    assert "team/app" in found.message
-    assert str(status) in found.message
-    assert found.hint == f"docker login {push.server.host}"
+    error = push.error(one_layer())
+    assert push.server.host in error.message
+    assert "team/app" in error.message
+    assert str(status) in error.message
+    assert error.hint == f"docker login {push.server.host}"
     assert (len(push.server.requests(step)) <= 2, push.waits) == (True, [])
 
 
 @pytest.mark.parametrize("status", [405, 413, 422, 501, 301, 307])
 def test_other_status(push: Push, status: int) -> None:
     push.server.always("PUT */manifests/*", Reply(status=status, headers={"Location": "/elsewhere"}))
-    assert f"answers {status} for" in push.refused(one_layer()).message
+    assert f"answers {status} for" in push.error(one_layer()).message
     assert (len(push.server.requests("PUT */manifests/*")), push.waits) == (1, [])

@@ -10,21 +10,21 @@ from buildkit_tasks.errors import RegistryError
 from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
-from tests.failures.pulling import one_layer
-from tests.failures.pushing import Push
-from tests.failures.pushing import push as _push
 from tests.support.oci import LAYER_GZIP, Memory, hello, platform_json, put_manifest
 from tests.support.registry.hostile import Reply, black_hole
+from tests.support.registry.pulling import one_layer
+from tests.support.registry.pushing import Push
+from tests.support.registry.pushing import push as _push
 
 __all__ = ["_push"]
 
-LARGE = bytes(64 << 20)  # more than the kernel takes for a reader that does not read
+LARGE = bytes(64 << 20)  # more than fits into socket buffers
 
 
 @pytest.fixture
 def push(_push: Push) -> Iterator[Push]:
-    """Limits of half a second; every test has to end in four."""
-    _push.access = dataclasses.replace(_push.access, connect_timeout=0.5, read_timeout=0.5)
+    """Timeouts of half a second; each test must end within four."""
+    _push.options = dataclasses.replace(_push.options, connect_timeout=0.5, read_timeout=0.5)
     started = time.monotonic()
     yield _push
     assert time.monotonic() - started < 4
@@ -38,7 +38,7 @@ def large() -> Memory:
 
 def test_connect_timeout(push: Push) -> None:
     with black_hole() as host, pytest.raises(RegistryError) as caught:
-        publish.copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.access)
+        publish.copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.options)
     assert caught.value.message == f"http://{host} does not answer: no connection within 0.5 s"
     assert (caught.value.exit_code, push.waits) == (4, [])
 
@@ -48,27 +48,27 @@ def test_connect_timeout(push: Push) -> None:
 )
 def test_silent_server(push: Push, step: str) -> None:
     push.server.always(step, Reply(silent=True))
-    found = push.refused(one_layer())
-    assert "does not answer: no or almost no data within 0.5 s" in found.message
-    assert push.server.host in found.message
+    error = push.error(one_layer())
+    assert "does not answer: no or almost no data within 0.5 s" in error.message
+    assert push.server.host in error.message
 
 
 def test_server_stops_reading(push: Push) -> None:
     push.server.always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
-    assert "does not answer" in push.refused(large()).message
+    assert "does not answer" in push.error(large()).message
     assert push.waits == []
 
 
 def test_slow_reader_is_allowed(push: Push) -> None:
-    push.access = dataclasses.replace(push.access, connect_timeout=0.2, read_timeout=1.5)
-    push.server.sluggish = 0.5
+    push.options = dataclasses.replace(push.options, connect_timeout=0.2, read_timeout=1.5)
+    push.server.read_delay = 0.5
     push.send(large())
-    assert push.server.keep("team/app").found["manifests"]
+    assert push.server.repository("team/app").content["manifests"]
 
 
 def test_silence_after_tag(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/v1", Reply(silent=True))
-    found = push.unnamed(digest, "team/app:v1", "team/app:v2")
+    error = push.tag_error(digest, "team/app:v1", "team/app:v2")
     host = push.server.host
-    assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in found.message
+    assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in error.message

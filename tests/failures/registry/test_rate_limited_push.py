@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from tests.failures.pulling import one_layer
-from tests.failures.pushing import Push, push
 from tests.support.oci import hello
 from tests.support.registry.hostile import Reply
+from tests.support.registry.pulling import one_layer
+from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
 
@@ -20,23 +20,23 @@ def test_retry_after_at_every_step(push: Push) -> None:
     push.server.answer("PUT */manifests/*", busy("4"))
     digest = push.send(memory, jobs=1)
     push.server.answer("PUT */manifests/v1", busy("5"))
-    push.name(digest, "team/app:v1")
+    push.tag(digest, "team/app:v1")
     assert push.waits == [1, 2, 3, 4, 5]
-    assert push.server.named("team/app:v1") == digest
+    assert push.server.tag_digest("team/app:v1") == digest
 
 
 def test_too_long_retry_after(push: Push) -> None:
     digest = push.send(hello())
     push.server.always("PUT */manifests/v1", busy("3600"))
-    found = push.unnamed(digest, "team/app:v1")
-    assert "answers 429 (too many requests) and asks to wait 3600 s" in found.message
-    assert found.hint == f"wait 3600 s and try again; `docker login {push.server.host}` may raise the limit"
-    assert (push.waits, push.server.moved) == ([], [])
+    error = push.tag_error(digest, "team/app:v1")
+    assert "answers 429 (too many requests) and asks to wait 3600 s" in error.message
+    assert error.hint == f"wait 3600 s and try again; `docker login {push.server.host}` may raise the limit"
+    assert (push.waits, push.server.moved_tags) == ([], [])
 
 
 def test_total_wait_is_capped(push: Push) -> None:
     push.server.always("PUT /upload/*", busy("25"))
     memory = one_layer()
-    assert "429" in push.refused(memory).message
-    assert sum(push.waits) <= 75  # a minute, and what two uploads waited for at the same time
+    assert "429" in push.error(memory).message
+    assert sum(push.waits) <= 75  # a minute, and the simultaneous waits of two uploads
     assert push.server.requests("PUT */manifests/*") == []

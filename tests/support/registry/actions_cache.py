@@ -1,9 +1,8 @@
-"""The cache service of GitHub Actions for BuildKit's ``type=gha``, on the loopback interface.
+"""A fake of the GitHub Actions cache service (version 2) for BuildKit's ``type=gha``.
 
-Its second version: three calls of ``github.actions.results.api.v1.CacheService``, and blobs that are
-written and read as Azure's "Put Blob", "Put Block", "Put Block List" and "Get Blob" say. An entry can
-be found once it is complete; none is ever replaced. As GitHub does, it finds a key by its beginning, the
-newest first.
+It implements three methods of ``github.actions.results.api.v1.CacheService``, and Azure's "Put Blob",
+"Put Block", "Put Block List" and "Get Blob". As at GitHub, entries are immutable, are found once they are
+complete, and keys match by prefix, the newest entry first.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SERVICE = "/twirp/github.actions.results.api.v1.CacheService/"
 
 
 def _token() -> str:
-    """A token as the runner hands it out, as far as BuildKit reads it: nobody checks its signature."""
+    """Return a token like the runner's, as far as BuildKit reads it; its signature is not checked."""
     now = int(time.time())
     rights = json.dumps([{"Scope": "refs/heads/main", "Permission": 3}])
     parts = ({"alg": "HS256", "typ": "JWT"}, {"ac": rights, "nbf": now - 60, "exp": now + 3600})
@@ -36,7 +35,7 @@ def _token() -> str:
 
 @dataclass
 class ActionsCache:
-    """What was stored: entries in order, blobs by the entry's number; and the credentials that were shown."""
+    """The stored entries in order, their blobs by id, and the received credentials."""
 
     url: str = ""
     token: str = field(default_factory=_token)
@@ -48,7 +47,7 @@ class ActionsCache:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a step of a workflow has in its environment, once the runner's variables are handed to it."""
+        """The runner's variables, as a workflow step has to pass them on."""
         return {
             "ACTIONS_CACHE_SERVICE_V2": "true",
             "ACTIONS_RESULTS_URL": f"{self.url}/",
@@ -57,55 +56,55 @@ class ActionsCache:
 
     @property
     def scopes(self) -> set[str]:
-        """The names in the keys of the indexes that BuildKit has stored."""
-        found = (re.fullmatch(r"index-(.*)-1-[0-9a-f]{8}#[0-9]+", entry["key"]) for entry in self.entries)
-        return {match[1] for match in found if match}
+        """The scopes in the keys of the indexes that BuildKit has stored."""
+        matches = (re.fullmatch(r"index-(.*)-1-[0-9a-f]{8}#[0-9]+", entry["key"]) for entry in self.entries)
+        return {match[1] for match in matches if match}
 
-    def call(self, method: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Answer one call of the service."""
+    def call(self, method: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Call a method of the service; return HTTP status and response."""
         with self.lock:
             if method == "CreateCacheEntry":
-                return self._create(asked)
+                return self._create(request)
             if method == "FinalizeCacheEntryUpload":
-                entry = self._exact(asked)
+                entry = self._find_exact(request)
                 assert entry is not None
-                entry["done"] = int(asked["size_bytes"]) == len(self.blobs[entry["id"]])
+                entry["done"] = int(request["size_bytes"]) == len(self.blobs[entry["id"]])
                 return 200, {"ok": entry["done"], "entry_id": entry["id"]}
-            found = self._find(asked)
-            if found is None:
+            entry = self._find(request)
+            if entry is None:
                 return 200, {"ok": False}
             return 200, {
                 "ok": True,
-                "signed_download_url": f"{self.url}/blobs/{found['id']}",
-                "matched_key": found["key"],
+                "signed_download_url": f"{self.url}/blobs/{entry['id']}",
+                "matched_key": entry["key"],
             }
 
-    def _create(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if self._exact(asked) is not None:
+    def _create(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if self._find_exact(request) is not None:
             return 409, {"code": "already_exists", "msg": "cache entry already exists"}
         number = str(len(self.entries))
-        self.entries.append({**asked, "id": number, "done": False})
+        self.entries.append({**request, "id": number, "done": False})
         return 200, {"ok": True, "signed_upload_url": f"{self.url}/blobs/{number}"}
 
-    def _exact(self, asked: dict[str, Any]) -> dict[str, Any] | None:
-        same = (
+    def _find_exact(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        matches = (
             entry
             for entry in self.entries
-            if (entry["key"], entry["version"]) == (asked["key"], asked["version"])
+            if (entry["key"], entry["version"]) == (request["key"], request["version"])
         )
-        return next(same, None)
+        return next(matches, None)
 
-    def _find(self, asked: dict[str, Any]) -> dict[str, Any] | None:
-        done = [entry for entry in self.entries if entry["done"] and entry["version"] == asked["version"]]
-        for key in (asked["key"], *asked.get("restore_keys", ())):
+    def _find(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        done = [entry for entry in self.entries if entry["done"] and entry["version"] == request["version"]]
+        for key in (request["key"], *request.get("restore_keys", ())):
             exact = [entry for entry in done if entry["key"] == key]
-            begun = [entry for entry in done if entry["key"].startswith(key)]
-            if exact or begun:
-                return (exact or begun)[-1]
+            by_prefix = [entry for entry in done if entry["key"].startswith(key)]
+            if exact or by_prefix:
+                return (exact or by_prefix)[-1]
         return None
 
     def put(self, number: str, query: dict[str, list[str]], data: bytes) -> None:
-        """Write a blob whole, a block of it, or the list of its blocks."""
+        """Write a blob, a block of it, or the list of its blocks."""
         kind = query.get("comp", [""])[0]
         with self.lock:
             if kind == "block":
@@ -134,9 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         data = self.cache.blobs[urlsplit(self.path).path.removeprefix("/blobs/")]
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("x-ms-range", "bytes=0-"))
-        assert wanted
-        start, end = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("x-ms-range", "bytes=0-"))
+        assert byte_range
+        start, end = int(byte_range[1]), min(int(byte_range[2] or len(data)), len(data) - 1)
         headers = {"Content-Range": f"bytes {start}-{end}/{len(data)}", "ETag": '"1"'}
         self._answer(206, data[start : end + 1], headers)
 
@@ -151,12 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Keep the tests' output clean."""
+        """Do not log requests."""
 
 
 @contextlib.contextmanager
 def serve() -> Iterator[ActionsCache]:
-    """An empty cache service."""
+    """Serve an empty cache."""
     cache = ActionsCache()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cache": cache}))
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, and certificates for servers on the loopback interface."""
+"""Certificate authorities for tests, and certificates for servers on the loopback interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEW = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
 
 
 def make_certificate(folder: Path, name: str = "tests", names: str = LOOPBACK) -> Certificate:
-    """A new authority and a certificate of it for 127.0.0.1, 127.0.0.2, ::1, localhost (and clients)."""
+    """Create an authority and a certificate for the loopback interface, for servers and clients."""
     folder.mkdir(parents=True, exist_ok=True)
     authority, key = folder / "ca.crt", folder / "ca.key"
     subject = f"/CN={name} authority"
@@ -34,17 +34,33 @@ def make_certificate(folder: Path, name: str = "tests", names: str = LOOPBACK) -
 def sign(
     folder: Path, authority: Path, name: str = "tests", names: str = LOOPBACK, *, days: int = 2
 ) -> Certificate:
-    """One more certificate of an authority that was made here; with ``days`` below 0 it has expired."""
+    """Create a certificate of such an authority; with negative ``days`` it has expired."""
     folder.mkdir(parents=True, exist_ok=True)
     request, certificate, key = folder / "server.csr", folder / "server.crt", folder / "server.key"
     extensions = [f"subjectAltName={names}", "basicConstraints=critical,CA:FALSE"]
-    added = [word for extension in extensions for word in ("-addext", extension)]
-    _openssl("req", "-new", *_NEW, *added, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
-    signed = ["-CA", str(authority), "-CAkey", str(authority.with_suffix(".key")), "-copy_extensions=copy"]
-    words = ["-req", "-in", str(request), *signed, "-days", str(days)]
-    _openssl("x509", *words, "-out", str(certificate))
+    extension_options = [option for extension in extensions for option in ("-addext", extension)]
+    _openssl(
+        "req",
+        "-new",
+        *_NEW,
+        *extension_options,
+        "-subj",
+        f"/CN={name}",
+        "-keyout",
+        str(key),
+        "-out",
+        str(request),
+    )
+    ca_options = [
+        "-CA",
+        str(authority),
+        "-CAkey",
+        str(authority.with_suffix(".key")),
+        "-copy_extensions=copy",
+    ]
+    _openssl("x509", "-req", "-in", str(request), *ca_options, "-days", str(days), "-out", str(certificate))
     return Certificate(certificate=certificate, key=key, authority=authority)
 
 
-def _openssl(*words: str) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True)
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)

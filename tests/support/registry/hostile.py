@@ -1,7 +1,7 @@
-"""A server on the loopback interface that does what a test tells it to, soundly or not.
+"""A fake registry on the loopback interface that can be made to misbehave.
 
-It serves any image, sound or broken, takes what is pushed, and plays scripted answers in front of both:
-errors, resets, short reads, other bytes, silence, redirects, token realms.
+It serves images (invalid ones, too) and accepts pushes. Scripted replies override both: errors, resets,
+truncated bodies, wrong bytes, silence, redirects and token realms.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from buildkit_tasks.oci.model import Digest
 from tests.support.oci import Memory
 from tests.support.registry.certificates import Certificate
 
-_PIECE = 1 << 16
+_CHUNK_SIZE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What is answered. ``length`` is the Content-Length where that lies (-1: none is sent).
+    """A response.
 
-    ``cut`` ends the connection after so many bytes of the body, ``reset`` by a TCP reset and before
-    anything else is sent if there is no ``cut``; ``silent`` answers nothing until the test ends,
-    after so many bytes if there is a ``cut``; ``drip`` waits so many seconds before each byte of the
-    body, ``drip_headers`` of the headers. ``unread`` answers once that many bytes of the request's body
-    were read, and reads no more.
+    ``length`` is a wrong Content-Length (-1: none). ``cut`` closes the connection after that many bytes of
+    the body, or resets it with ``reset``, or keeps it open without data with ``silent``; without ``cut``
+    those two happen instead of a response. ``drip`` waits that many seconds before each byte of the
+    body, ``drip_headers`` before each one of the headers. ``unread`` replies after reading that many
+    bytes of the request body, and does not read the rest.
     """
 
     status: int = 200
@@ -52,8 +52,8 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request as it came in; ``connection`` is the peer's port."""
+class Request:
+    """A received request; ``connection`` is the client's port."""
 
     method: str
     path: str
@@ -67,31 +67,29 @@ class Asked:
 
 
 @dataclass(kw_only=True)
-class Kept:
-    """A repository that was pushed to: media type and bytes by digest, manifests by tag as well."""
+class StoredRepository:
+    """Pushed content: media type and bytes by digest, of manifests also by tag."""
 
-    found: dict[str, dict[str, tuple[str, bytes]]] = field(
+    content: dict[str, dict[str, tuple[str, bytes]]] = field(
         default_factory=lambda: {"blobs": {}, "manifests": {}}
     )
 
 
 @dataclass(kw_only=True)
 class Hostile:
-    """The server: where it listens, what it was asked, what it is told to answer."""
+    """The registry: its address, the requests that it received, and its behaviour."""
 
     host: str
-    asked: list[Asked] = field(default_factory=list)
+    received: list[Request] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True
     states_digests: bool = True
-    sluggish: float = 0.0  # seconds before it reads a body
-    largest: int | None = (
-        None  # bytes of a request's body; a longer one is refused, and what comes of it is not kept
-    )
-    kept: dict[str, Kept] = field(default_factory=dict, repr=False)
-    moved: list[str] = field(default_factory=list)
-    begun: dict[str, bytes] = field(default_factory=dict, repr=False)  # uploads in chunks, by their states
-    _told: list[tuple[str, list[Reply]]] = field(default_factory=list, repr=False)
+    read_delay: float = 0.0  # seconds before it reads a body
+    max_body: int | None = None  # bytes; larger request bodies are rejected with 413
+    repositories: dict[str, StoredRepository] = field(default_factory=dict, repr=False)
+    moved_tags: list[str] = field(default_factory=list)
+    sessions: dict[str, bytes] = field(default_factory=dict, repr=False)  # chunked uploads by state
+    _scripts: list[tuple[str, list[Reply]]] = field(default_factory=list, repr=False)
     _images: dict[str, tuple[Memory, str]] = field(default_factory=dict, repr=False)
 
     @property
@@ -100,131 +98,130 @@ class Hostile:
 
     @property
     def connections(self) -> int:
-        return len({each.connection for each in self.asked})
+        return len({each.connection for each in self.received})
 
-    def requests(self, pattern: str = "*") -> list[Asked]:
-        """The requests whose path (and query) matches, or method and path as in ``PUT */manifests/*``."""
-        return [each for each in self.asked if _matches(each, pattern)]
+    def requests(self, pattern: str = "*") -> list[Request]:
+        """Return the requests that match a pattern of path and query, or method and path (``PUT *blobs*``)."""
+        return [each for each in self.received if _matches(each, pattern)]
 
     def answer(self, pattern: str, *replies: Reply) -> Hostile:
-        """Answer paths that match: one reply after the other, the image after the last.
+        """Script replies for matching requests, one each; then the normal ones follow.
 
-        The latest told comes first. ``pattern`` is as a shell's, over path and query, or over those
-        after a method.
+        Later scripts take precedence. For ``pattern`` see :meth:`requests`.
         """
-        self._told.insert(0, (pattern, list(replies)))
+        self._scripts.insert(0, (pattern, list(replies)))
         return self
 
     def always(self, pattern: str, reply: Reply) -> Hostile:
-        """Answer paths that match with the same reply for ever."""
+        """Script the same reply for all matching requests."""
         return self.answer(pattern, *[reply] * 1000)
 
-    def hold(self, memory: Memory, name: str = "team/image", tag: str = "v1") -> str:
-        """Serve an image as it is, unchecked; gives its reference."""
+    def add_image(self, memory: Memory, name: str = "team/image", tag: str = "v1") -> str:
+        """Serve an image without checking it; return its reference."""
         self._images[name] = (memory, tag)
         return f"{self.host}/{name}:{tag}"
 
-    def scripted(self, asked: Asked) -> Reply | None:
-        """What it was told to answer, before the body is read."""
-        for pattern, replies in self._told:
-            if replies and _matches(asked, pattern):
+    def scripted_reply(self, request: Request) -> Reply | None:
+        """Return the scripted reply to a request, whose body has not been read; None without one."""
+        for pattern, replies in self._scripts:
+            if replies and _matches(request, pattern):
                 return replies.pop(0)
         return None
 
-    def stored(self, asked: Asked) -> Reply:
-        """What a sound registry answers."""
-        path = urlsplit(asked.path).path
+    def stored_reply(self, request: Request) -> Reply:
+        """Return the reply of a correct registry."""
+        path = urlsplit(request.path).path
         if path == "/v2/":
             return Reply(body=b"{}")
-        if asked.method in ("POST", "PUT", "PATCH"):
-            return self._take(asked, path)
-        return self._pushed(path) or self._held(asked, path)
+        if request.method in ("POST", "PUT", "PATCH"):
+            return self._accept(request, path)
+        return self._pushed_reply(path) or self._image_reply(request, path)
 
-    def _pushed(self, path: str) -> Reply | None:
-        found = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
-        if found is None or found[3] not in self.keep(found[1]).found[found[2]]:
+    def _pushed_reply(self, path: str) -> Reply | None:
+        match = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
+        if match is None or match[3] not in self.repository(match[1]).content[match[2]]:
             return None
-        media_type, data = self.keep(found[1]).found[found[2]][found[3]]
+        media_type, data = self.repository(match[1]).content[match[2]][match[3]]
         stated = {"Docker-Content-Digest": str(Digest.from_bytes(data))} if self.states_digests else {}
         return Reply(headers={"Content-Type": media_type, **stated}, body=data)
 
-    def _held(self, asked: Asked, path: str) -> Reply:
-        found = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
-        if found is None or found[1] not in self._images:
+    def _image_reply(self, request: Request, path: str) -> Reply:
+        match = re.fullmatch(r"/v2/(.+)/(manifests|blobs)/([^/]+)", path)
+        if match is None or match[1] not in self._images:
             return Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}')
-        memory, tag = self._images[found[1]]
-        name = found[3]
-        digest = str(memory.root_descriptor().digest) if found[2] == "manifests" and name == tag else name
+        memory, tag = self._images[match[1]]
+        name = match[3]
+        digest = str(memory.root_descriptor().digest) if match[2] == "manifests" and name == tag else name
         if digest not in memory.blobs:
             return Reply(status=404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
         data = memory.blobs[digest]
-        if found[2] == "manifests":
+        if match[2] == "manifests":
             headers = {"Content-Type": _media_type(memory, digest, data), "Docker-Content-Digest": digest}
             return Reply(headers=headers, body=data)
-        return self._ranged(data, asked.headers.get("Range", ""))
+        return self._ranged(data, request.headers.get("Range", ""))
 
-    def _take(self, asked: Asked, path: str) -> Reply:
-        """A push, as a sound registry takes it: a blob in two requests or in chunks, a manifest in one."""
-        begun = re.fullmatch(r"/v2/(.+)/blobs/uploads/", path)
-        if begun is not None:
-            return Reply(status=202, headers={"Location": f"/upload/{begun[1]}?state=a%2Fb"})
-        ended = re.fullmatch(r"/upload/(.+)", path)
-        if ended is not None:
-            return self._take_blob(asked, self.keep(ended[1]))
-        digest = str(Digest.from_bytes(asked.body))
-        named = re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path)
-        if named is None or asked.method != "PUT":
+    def _accept(self, request: Request, path: str) -> Reply:
+        """Accept part of a push: a blob by POST + PUT or in chunks, or a manifest."""
+        start = re.fullmatch(r"/v2/(.+)/blobs/uploads/", path)
+        if start is not None:
+            return Reply(status=202, headers={"Location": f"/upload/{start[1]}?state=a%2Fb"})
+        upload = re.fullmatch(r"/upload/(.+)", path)
+        if upload is not None:
+            return self._accept_blob(request, self.repository(upload[1]))
+        digest = str(Digest.from_bytes(request.body))
+        manifest = re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path)
+        if manifest is None or request.method != "PUT":
             return Reply(status=404)
-        entry = (asked.headers["Content-Type"], asked.body)
-        self.keep(named[1]).found["manifests"] |= {named[2]: entry, digest: entry}
-        if named[2] != digest:
-            self.moved.append(f"{named[1]}:{named[2]}")
+        entry = (request.headers["Content-Type"], request.body)
+        self.repository(manifest[1]).content["manifests"] |= {manifest[2]: entry, digest: entry}
+        if manifest[2] != digest:
+            self.moved_tags.append(f"{manifest[1]}:{manifest[2]}")
         return Reply(status=201, headers={"Docker-Content-Digest": digest})
 
-    def _take_blob(self, asked: Asked, kept: Kept) -> Reply:
-        query = parse_qs(urlsplit(asked.path).query)
+    def _accept_blob(self, request: Request, repository: StoredRepository) -> Reply:
+        query = parse_qs(urlsplit(request.path).query)
         state = query.get("state", [""])[0]
-        data = self.begun.get(state, b"")
-        if asked.method == "PATCH":
-            if asked.headers["Content-Range"] != f"{len(data)}-{len(data) + len(asked.body) - 1}":
+        data = self.sessions.get(state, b"")
+        if request.method == "PATCH":
+            if request.headers["Content-Range"] != f"{len(data)}-{len(data) + len(request.body) - 1}":
                 return Reply(status=416)
-            self.begun[f"{state}+"] = data + asked.body  # the next request goes where this one's answer leads
+            self.sessions[f"{state}+"] = data + request.body  # the new Location has the new state
             return Reply(
-                status=202, headers={"Location": f"{urlsplit(asked.path).path}?state={quote(state)}%2B"}
+                status=202, headers={"Location": f"{urlsplit(request.path).path}?state={quote(state)}%2B"}
             )
-        data += asked.body
+        data += request.body
         digest = str(Digest.from_bytes(data))
         if query.get("digest") != [digest]:
             return Reply(status=400, body=b'{"errors":[{"code":"DIGEST_INVALID"}]}')
-        kept.found["blobs"][digest] = ("application/octet-stream", data)
+        repository.content["blobs"][digest] = ("application/octet-stream", data)
         return Reply(status=201)
 
-    def keep(self, name: str) -> Kept:
-        """What was pushed into a repository."""
-        return self.kept.setdefault(name, Kept())
+    def repository(self, name: str) -> StoredRepository:
+        """Return the pushed content of a repository."""
+        return self.repositories.setdefault(name, StoredRepository())
 
-    def named(self, name: str) -> str:
-        """The digest that a pushed ``REPOSITORY:TAG`` names now, or nothing."""
+    def tag_digest(self, name: str) -> str:
+        """Return the digest of a pushed ``REPOSITORY:TAG``; empty without one."""
         repository, _, tag = name.rpartition(":")
-        found = self.keep(repository).found["manifests"].get(tag)
-        return str(Digest.from_bytes(found[1])) if found else ""
+        manifest = self.repository(repository).content["manifests"].get(tag)
+        return str(Digest.from_bytes(manifest[1])) if manifest else ""
 
-    def _ranged(self, data: bytes, wanted: str) -> Reply:
-        found = re.fullmatch(r"bytes=(\d+)-", wanted)
-        if found is None or not self.ranges:
+    def _ranged(self, data: bytes, range_header: str) -> Reply:
+        match = re.fullmatch(r"bytes=(\d+)-", range_header)
+        if match is None or not self.ranges:
             return Reply(body=data)
-        start = int(found[1])
+        start = int(match[1])
         if start >= len(data):
             return Reply(status=416)
         headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
         return Reply(status=206, headers=headers, body=data[start:])
 
 
-def _matches(asked: Asked, pattern: str) -> bool:
+def _matches(request: Request, pattern: str) -> bool:
     method, blank, path = pattern.partition(" ")
     if blank:
-        return method == asked.method and fnmatch.fnmatchcase(asked.path, path)
-    return fnmatch.fnmatchcase(asked.path, pattern)
+        return method == request.method and fnmatch.fnmatchcase(request.path, path)
+    return fnmatch.fnmatchcase(request.path, pattern)
 
 
 def redirect(url: str, status: int = 307) -> Reply:
@@ -232,9 +229,9 @@ def redirect(url: str, status: int = 307) -> Reply:
 
 
 def bearer(realm: str, **more: str) -> Reply:
-    """A registry that wants a token of that token server."""
-    given = {"realm": realm, "service": "tests", **more}
-    challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in given.items())
+    """Return the 401 response of a registry with that token server."""
+    parameters = {"realm": realm, "service": "tests", **more}
+    challenge = "Bearer " + ",".join(f'{name}="{value}"' for name, value in parameters.items())
     return Reply(status=401, headers={"WWW-Authenticate": challenge}, body=b"{}")
 
 
@@ -245,24 +242,24 @@ def token(text: str = "t0ken") -> Reply:
 
 @contextlib.contextmanager
 def hostile(
-    address: str = "127.0.0.1", *, tls: Certificate | None = None, clients: bool = False
+    address: str = "127.0.0.1", *, tls: Certificate | None = None, require_client_certificate: bool = False
 ) -> Iterator[Hostile]:
-    """Serve on a free port of a loopback address; with ``clients`` to those with a certificate alone."""
+    """Serve a registry on a free port of a loopback address."""
     server = _Server((address, 0), _Handler)
-    server.told = Hostile(host=f"{address}:{server.server_address[1]}")
+    server.registry = Hostile(host=f"{address}:{server.server_address[1]}")
     if tls is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(tls.certificate, tls.key)
-        if clients:
+        if require_client_certificate:
             context.load_verify_locations(tls.authority)
             context.verify_mode = ssl.CERT_REQUIRED
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield server.told
+        yield server.registry
     finally:
-        server.told.closing.set()
+        server.registry.closing.set()
         server.shutdown()
         server.server_close()
         thread.join(10)
@@ -270,7 +267,7 @@ def hostile(
 
 @contextlib.contextmanager
 def black_hole() -> Iterator[str]:
-    """A host and port that answers no connection: its queue of them is full."""
+    """Yield a host and port that does not accept connections: its backlog is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -284,12 +281,12 @@ def black_hole() -> Iterator[str]:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    told: Hostile
+    registry: Hostile
     daemon_threads = True
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is what many tests are about."""
+        """Ignore errors: in many tests the client disconnects."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -297,62 +294,62 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-        """Say nothing."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
+        """Do not log requests."""
 
     def do_GET(self) -> None:
-        self._play()
+        self._handle()
 
     def do_POST(self) -> None:
-        self._play()
+        self._handle()
 
     def do_HEAD(self) -> None:
-        self._play()
+        self._handle()
 
     def do_PUT(self) -> None:
-        self._play()
+        self._handle()
 
     def do_PATCH(self) -> None:
-        self._play()
+        self._handle()
 
-    def _play(self) -> None:
+    def _handle(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        asked = Asked(
+        request = Request(
             method=self.command,
             path=self.path,
             headers=dict(self.headers.items()),
             body=b"",
             connection=self.client_address[1],
         )
-        told = self.server.told
-        reply = told.scripted(asked)
-        too_large = reply is None and told.largest is not None and length > told.largest
+        registry = self.server.registry
+        reply = registry.scripted_reply(request)
+        too_large = reply is None and registry.max_body is not None and length > registry.max_body
         if too_large:
             reply = Reply(status=413, unread=0)
         unread = None if reply is None else reply.unread
-        time.sleep(told.sluggish if length else 0)
-        wanted = length if unread is None else min(unread, length)
-        asked = dataclasses.replace(asked, body=self.rfile.read(wanted))
-        told.asked.append(asked)
+        time.sleep(registry.read_delay if length else 0)
+        body = self.rfile.read(length if unread is None else min(unread, length))
+        request = dataclasses.replace(request, body=body)
+        registry.received.append(request)
         if unread is not None:
             self.close_connection = True
-        if len(asked.body) < length and unread is None:
-            self.close_connection = True  # the client broke off
+        if len(request.body) < length and unread is None:
+            self.close_connection = True  # the client disconnected
             return
-        reply = reply or told.stored(asked)
+        reply = reply or registry.stored_reply(request)
         if reply.cut is None and (reply.reset or reply.silent):
             self._end(reply)
             return
         self._send_head(reply)
         self._send_body(reply)
         if too_large:
-            self.rfile.read(length)  # as nginx does, so that the answer is not lost
+            self.rfile.read(length)  # as nginx does, so that the response is not lost
         elif unread is not None:
-            told.closing.wait(0.05)  # so that a client that goes on asking here has asked
+            registry.closing.wait(0.05)  # for requests that a client sends on this connection
 
     def _send_head(self, reply: Reply) -> None:
         lines = [
-            f"HTTP/1.1 {reply.status} Told",
+            f"HTTP/1.1 {reply.status} Scripted",
             *(f"{name}: {value}" for name, value in reply.headers.items()),
         ]
         length = len(reply.body) if reply.length is None else reply.length
@@ -370,25 +367,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._end(reply)
 
     def _send(self, data: bytes, drip: float) -> None:
-        step = 1 if drip else _PIECE
-        for at in range(0, len(data), step):
-            if drip and self.server.told.closing.wait(drip):
+        step = 1 if drip else _CHUNK_SIZE
+        for offset in range(0, len(data), step):
+            if drip and self.server.registry.closing.wait(drip):
                 return
-            self.wfile.write(data[at : at + step])
+            self.wfile.write(data[offset : offset + step])
             self.wfile.flush()
 
     def _end(self, reply: Reply) -> None:
         self.close_connection = True
         if reply.silent:
-            self.server.told.closing.wait(120)
+            self.server.registry.closing.wait(120)
         if reply.reset:
-            time.sleep(0.02)  # so that what was sent is read first
+            time.sleep(0.02)  # the client reads the sent bytes first
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
 
 def _media_type(memory: Memory, digest: str, data: bytes) -> str:
-    """What the root's descriptor says, or the document itself."""
+    """Return the media type of the root's descriptor, or of the document."""
     root = memory.root_descriptor()
     if str(root.digest) == digest:
         return root.media_type

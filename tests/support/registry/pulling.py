@@ -1,4 +1,4 @@
-"""How the rows about registries read an image: wholly, as a stranger, with waits that are only noted."""
+"""Fixture for pulls from a fake registry: anonymous, with recorded waits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import read_blob
@@ -20,20 +20,21 @@ LAYER = bytes(range(256)) * 4096  # 1 MiB
 
 
 @dataclasses.dataclass
-class Bench:
-    """A server and who we are to it; ``waits`` are the seconds that would have been slept."""
+class Pull:
+    """A registry and the options to access it; ``waits`` records the seconds of all waits."""
 
     server: Hostile
-    access: RegistryOptions
+    options: RegistryOptions
     waits: list[float] = dataclasses.field(default_factory=list)
 
     def read(self, reference: str) -> list[bytes]:
-        """The layers of an image, digests checked."""
-        with open_registry(reference, options=self.access) as source:
-            manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
+        """Return the verified layers of an image."""
+        with open_registry(reference, options=self.options) as source:
+            manifests = [Image(source).manifest(entry) for _, entry in Image(source).platform_manifests]
             return [read_blob(source, layer, 1 << 24) for each in manifests for layer in each.layers]
 
-    def refused(self, reference: str) -> RegistryError:
+    def error(self, reference: str) -> RegistryError:
+        """Return the error of a failing :meth:`read`."""
         with pytest.raises(RegistryError) as caught:
             self.read(reference)
         assert caught.value.exit_code == 4
@@ -41,17 +42,17 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def pull(tmp_path: Path) -> Iterator[Pull]:
     with hostile() as server:
         waits: list[float] = []
-        access = RegistryOptions(
+        options = RegistryOptions(
             environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(), sleep=waits.append
         )
-        yield Bench(server=server, access=access, waits=waits)
+        yield Pull(server=server, options=options, waits=waits)
 
 
 def one_layer() -> Memory:
-    """An image with one layer of 1 MiB."""
+    """Return an image with one layer of 1 MiB."""
     memory = Memory()
     layer = memory.put(LAYER, LAYER_GZIP)
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])

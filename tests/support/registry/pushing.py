@@ -1,4 +1,4 @@
-"""How the rows about registries push an image: into a server that can be told to misbehave."""
+"""Fixture for pushes to a fake registry: anonymous, with recorded waits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.copy import push as publish
+from buildkit_tasks.oci.copy.push import copy_image, tag_image
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.report.model import NamedTag
@@ -19,35 +19,37 @@ from tests.support.registry.hostile import Hostile, hostile
 
 @dataclasses.dataclass
 class Push:
-    """A server and who we are to it; ``waits`` are the seconds that would have been slept."""
+    """A registry and the options to access it; ``waits`` records the seconds of all waits."""
 
     server: Hostile
-    access: RegistryOptions
+    options: RegistryOptions
     waits: list[float] = dataclasses.field(default_factory=list)
 
-    def at(self, name: str) -> Reference:
-        """A reference into the server."""
+    def reference(self, name: str) -> Reference:
+        """Return a reference to the registry."""
         return Reference.parse(f"{self.server.host}/{name}")
 
     def send(self, memory: Memory, name: str = "team/app", jobs: int = 4) -> str:
-        """Put an image into a repository; gives its digest."""
-        root = publish.copy_image(memory, self.at(name), registry_options=self.access, jobs=jobs)
+        """Push an image by digest; return the digest."""
+        root = copy_image(memory, self.reference(name), registry_options=self.options, jobs=jobs)
         return str(root.digest)
 
-    def name(self, digest: str, *tags: str, repository: str = "team/app") -> tuple[NamedTag, ...]:
-        """Name what is there."""
-        at = self.at(f"{repository}@{digest}")
-        return publish.tag_image(at, [self.at(tag) for tag in tags], registry_options=self.access)
+    def tag(self, digest: str, *tags: str, repository: str = "team/app") -> tuple[NamedTag, ...]:
+        """Tag a pushed image."""
+        image = self.reference(f"{repository}@{digest}")
+        return tag_image(image, [self.reference(tag) for tag in tags], registry_options=self.options)
 
-    def refused(self, memory: Memory, name: str = "team/app") -> RegistryError:
+    def error(self, memory: Memory, name: str = "team/app") -> RegistryError:
+        """Return the error of a failing :meth:`send`."""
         with pytest.raises(RegistryError) as caught:
             self.send(memory, name)
         assert caught.value.exit_code == 4
         return caught.value
 
-    def unnamed(self, digest: str, *tags: str) -> RegistryError:
+    def tag_error(self, digest: str, *tags: str) -> RegistryError:
+        """Return the error of a failing :meth:`tag`."""
         with pytest.raises(RegistryError) as caught:
-            self.name(digest, *tags)
+            self.tag(digest, *tags)
         assert caught.value.exit_code == 4
         return caught.value
 
@@ -56,7 +58,7 @@ class Push:
 def push(tmp_path: Path) -> Iterator[Push]:
     with hostile() as server:
         waits: list[float] = []
-        access = RegistryOptions(
+        options = RegistryOptions(
             environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(), sleep=waits.append
         )
-        yield Push(server=server, access=access, waits=waits)
+        yield Push(server=server, options=options, waits=waits)

@@ -1,4 +1,4 @@
-"""A real registry on the loopback interface: Debian's docker-registry, unpacked for the tests alone."""
+"""A real registry on the loopback interface: Debian's docker-registry."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.support.oci import Memory, descriptor
 from tests.support.ports import free_port, listens
 from tests.support.registry.certificates import Certificate
 
-USER, PASSWORD = "keeper", "correct horse"  # of registries that live as long as a test
-# What htpasswd -B writes for them; the registry reads bcrypt alone.
+USER, PASSWORD = "keeper", "correct horse"  # of test registries
+# Written by `htpasswd -B`; the registry supports bcrypt only.
 _HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n"
 _DOCUMENTS = INDEX_TYPES | MANIFEST_TYPES
 
 
 @contextlib.contextmanager
 def serve(folder: Path, *, tls: Certificate | None = None, login: bool = False) -> Iterator[str]:
-    """Serve an empty registry from ``folder``; gives its host and port.
+    """Serve an empty registry with its data in ``folder``; yield its host and port.
 
-    With ``tls`` over https alone; with ``login`` only to :data:`USER` with :data:`PASSWORD`.
+    With ``tls`` over https only; with ``login`` only for :data:`USER` with :data:`PASSWORD`.
     """
     prefix = cache_folder(load_settings()) / "debian/docker-registry"
     run = SubprocessRunner(dry_run_output=sys.stderr)
@@ -44,14 +44,14 @@ def serve(folder: Path, *, tls: Certificate | None = None, login: bool = False) 
         argv = [str(prefix / "usr/bin/docker-registry"), "serve", str(configuration)]
         child = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
-            _await(port, child)
+            _wait_until_ready(port, child)
             yield f"127.0.0.1:{port}"
         finally:
             child.terminate()
             child.wait(10)
 
 
-def push(  # noqa: PLR0913 - the last ones are keywords with defaults
+def push(  # noqa: PLR0913 - the last two are keywords
     host: str,
     memory: Memory,
     name: str,
@@ -60,10 +60,9 @@ def push(  # noqa: PLR0913 - the last ones are keywords with defaults
     tls: Certificate | None = None,
     login: bool = False,
 ) -> str:
-    """Put the image into the registry as ``HOST/name:tag``; gives the digest of its root.
+    """Push an image as ``HOST/name:tag``; return its digest.
 
-    The registry refuses what is not sound (a manifest without its blobs, a digest that does not
-    hold): hostile images are for :mod:`tests.support.registry.hostile` to serve.
+    The registry rejects invalid images; :mod:`tests.support.registry.hostile` serves them.
     """
     root = memory.root_descriptor()
     with requests.Session() as session:
@@ -92,7 +91,7 @@ def _configuration(folder: Path, port: int, tls: Certificate | None, *, login: b
 
 
 def _children_first(memory: Memory, top: Descriptor) -> Iterator[Descriptor]:
-    """Everything that a document reaches, each before what names it; what is not there is left out."""
+    """Yield the blobs that a document reaches, children before parents, without missing ones."""
     if top.media_type in _DOCUMENTS:
         document = json.loads(memory.blobs[str(top.digest)])
         config = [document["config"]] if "config" in document else []
@@ -102,26 +101,27 @@ def _children_first(memory: Memory, top: Descriptor) -> Iterator[Descriptor]:
         yield top
 
 
-def _upload(session: requests.Session, base: str, what: Descriptor, data: bytes) -> None:
-    if what.media_type in _DOCUMENTS:
-        _put_manifest(session, f"{base}/manifests/{what.digest}", what, data)
+def _upload(session: requests.Session, base: str, blob: Descriptor, data: bytes) -> None:
+    if blob.media_type in _DOCUMENTS:
+        _put_manifest(session, f"{base}/manifests/{blob.digest}", blob, data)
         return
-    started = session.post(f"{base}/blobs/uploads/", timeout=60)
-    _expect(started, 202)
-    place, query = started.headers["Location"], {"digest": str(what.digest)}
+    response = session.post(f"{base}/blobs/uploads/", timeout=60)
+    _check_status(response, 202)
+    url, query = response.headers["Location"], {"digest": str(blob.digest)}
     headers = {"Content-Type": "application/octet-stream"}
-    _expect(session.put(place, params=query, data=data, headers=headers, timeout=60), 201)
+    _check_status(session.put(url, params=query, data=data, headers=headers, timeout=60), 201)
 
 
-def _put_manifest(session: requests.Session, url: str, what: Descriptor, data: bytes) -> None:
-    _expect(session.put(url, data=data, headers={"Content-Type": what.media_type}, timeout=60), 201)
+def _put_manifest(session: requests.Session, url: str, manifest: Descriptor, data: bytes) -> None:
+    headers = {"Content-Type": manifest.media_type}
+    _check_status(session.put(url, data=data, headers=headers, timeout=60), 201)
 
 
-def _expect(answer: requests.Response, status: int) -> None:
-    assert answer.status_code == status, f"{answer.url}: {answer.status_code} {answer.text[:500]}"
+def _check_status(response: requests.Response, status: int) -> None:
+    assert response.status_code == status, f"{response.url}: {response.status_code} {response.text[:500]}"
 
 
-def _await(port: int, child: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(port: int, child: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and child.poll() is None:
         if listens("127.0.0.1", port):

@@ -1,7 +1,6 @@
-"""A registry that serves whatever it is given, sound or not: a real one would refuse broken images.
+"""A read-only registry for any images: a real registry rejects invalid ones.
 
-Read only, plain HTTP, on the loopback interface; the distribution specification's GET and HEAD of
-manifests and blobs.
+It implements GET and HEAD of manifests and blobs (distribution specification) on the loopback interface.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from tests.support.oci import Memory
 
 
 @dataclass
-class Shelf:
+class ImageServer:
     """Images by repository; each has the one tag ``latest``."""
 
     images: dict[str, Memory] = field(default_factory=dict)
     host: str = ""
 
     def put(self, repository: str, memory: Memory) -> str:
-        """Serve an image; gives its reference."""
+        """Serve an image; return its reference."""
         self.images[repository] = memory
         return f"{self.host}/{repository}:latest"
 
     def find(self, path: str) -> tuple[str, str, bytes] | None:
-        """Media type, digest and bytes of ``/v2/REPOSITORY/manifests|blobs/WHAT``."""
+        """Return media type, digest and bytes of ``/v2/REPOSITORY/manifests|blobs/REFERENCE``."""
         repository, _, rest = path.removeprefix("/v2/").rpartition("/")
         repository, _, kind = repository.rpartition("/")
         memory = self.images.get(repository)
@@ -45,7 +44,7 @@ class Shelf:
 
 
 def _media_type(memory: Memory, digest: str) -> str:
-    """What a registry keeps beside a document: the type under which it was pushed, as the index has it."""
+    """Return the media type with which a registry stores a manifest: that of its index entry."""
     assert memory.top is not None
     if digest == str(memory.top.digest):
         return memory.top.media_type
@@ -57,8 +56,8 @@ def _media_type(memory: Memory, digest: str) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's acknowledgement
-    shelf: Shelf
+    disable_nagle_algorithm = True  # otherwise each response is delayed by 40 ms
+    images: ImageServer
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -70,12 +69,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/v2/":
             self._send(200, "application/json", b"{}", {}, body=body)
             return
-        found = self.shelf.find(self.path)
-        if found is None:
-            unknown = b'{"errors":[{"code":"BLOB_UNKNOWN","message":"not here"}]}'
+        content = self.images.find(self.path)
+        if content is None:
+            unknown = b'{"errors":[{"code":"BLOB_UNKNOWN","message":"unknown"}]}'
             self._send(404, "application/json", unknown, {}, body=body)
             return
-        media_type, digest, data = found
+        media_type, digest, data = content
         self._send(200, media_type, data, {"Docker-Content-Digest": digest}, body=body)
 
     def _send(self, status: int, media_type: str, data: bytes, more: dict[str, str], *, body: bool) -> None:
@@ -87,28 +86,28 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        pass
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
+        """Do not log requests."""
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has seen enough may hang up."""
+        """Ignore clients that disconnect early."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Shelf]:
-    """An empty shelf behind a server on a free port."""
-    shelf = Shelf()
-    handler = type("Handler", (_Handler,), {"shelf": shelf})
+def serve() -> Iterator[ImageServer]:
+    """Start an empty server on a free port."""
+    images = ImageServer()
+    handler = type("Handler", (_Handler,), {"images": images})
     with _Server(("127.0.0.1", 0), handler) as server:
-        shelf.host = f"127.0.0.1:{server.server_port}"
+        images.host = f"127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
-            yield shelf
+            yield images
         finally:
             server.shutdown()
             thread.join()

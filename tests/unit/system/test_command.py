@@ -283,7 +283,7 @@ def test_daemon(tmp_path: Path) -> None:
     assert sorted(log.read_text(encoding="utf-8").splitlines()) == ["before", "err", "out True"]
 
 
-SECRET = "hunter2-hunter2-hunter2"  # noqa: S105 - nobody's
+SECRET = "hunter2-hunter2-hunter2"  # noqa: S105 - not a real one
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,8 @@ def test_stream_forwards_output(capfd: pytest.CaptureFixture[str]) -> None:
     )
     result = SubprocessRunner(stream_output=stream).stream(child(code))
     assert stream.getvalue().splitlines() == [*map(str, range(500)), "last"]
-    kept = result.stderr.splitlines()
-    assert kept == [*map(str, range(301, 500)), "last"]
+    tail = result.stderr.splitlines()
+    assert tail == [*map(str, range(301, 500)), "last"]
     assert (result.returncode, result.stdout) == (4, "")
     assert capfd.readouterr() == ("", "")
 

@@ -49,7 +49,7 @@ def test_rfc_9110_challenges(text: str, expected: list[tuple[str, dict[str, str]
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "message"),
     [
         ('Bearer realm="never closed', "expected a value"),
         ('Bearer realm="x" service="y"', "expected a comma"),
@@ -69,6 +69,6 @@ def test_rfc_9110_challenges(text: str, expected: list[tuple[str, dict[str, str]
         ("x " + ",".join(f"p{number}=1" for number in range(33)), "more than 32 parameters"),
     ],
 )
-def test_invalid_challenges(text: str, why: str) -> None:
-    with pytest.raises(RegistryError, match=why):
+def test_invalid_challenges(text: str, message: str) -> None:
+    with pytest.raises(RegistryError, match=message):
         parse_challenges(text)

@@ -1,4 +1,4 @@
-# ruff: noqa: S105, S106 - no password here is anybody's
+# ruff: noqa: S105, S106 - not real passwords
 from __future__ import annotations
 
 import base64
@@ -37,25 +37,25 @@ def store(folder: Path, document: object, run: Scripted | SubprocessRunner | Non
     ],
 )
 def test_docker_login_is_found_by_host(tmp_path: Path, key: str, host: str) -> None:
-    found = store(tmp_path, {"auths": {key: {"auth": auth()}}}).find(host)
-    assert found == Credential(username="me", password=SECRET)
-    assert found.basic_authorization == "Basic " + auth()
+    credential = store(tmp_path, {"auths": {key: {"auth": auth()}}}).find(host)
+    assert credential == Credential(username="me", password=SECRET)
+    assert credential.basic_authorization == "Basic " + auth()
 
 
 def test_other_host_has_no_credentials(tmp_path: Path) -> None:
-    kept = store(tmp_path, {"auths": {"ghcr.io": {"auth": auth()}, HUB_KEY: {"auth": auth("hub")}}})
-    assert kept.find("ghcr.io.evil.example") is None
-    assert kept.find("evil.example") is None
-    assert kept.find("io") is None
-    assert kept.find("ghcr.io:5000") is None
-    assert kept.find("docker.io") == Credential(username="hub", password=SECRET)
+    credentials = store(tmp_path, {"auths": {"ghcr.io": {"auth": auth()}, HUB_KEY: {"auth": auth("hub")}}})
+    assert credentials.find("ghcr.io.evil.example") is None
+    assert credentials.find("evil.example") is None
+    assert credentials.find("io") is None
+    assert credentials.find("ghcr.io:5000") is None
+    assert credentials.find("docker.io") == Credential(username="hub", password=SECRET)
 
 
 def test_exact_key_wins(tmp_path: Path) -> None:
     both = {"https://ghcr.io": {"auth": auth("url")}, "ghcr.io": {"auth": auth("host")}}
-    found = store(tmp_path, {"auths": both}).find("ghcr.io")
-    assert found is not None
-    assert found.username == "host"
+    credential = store(tmp_path, {"auths": both}).find("ghcr.io")
+    assert credential is not None
+    assert credential.username == "host"
 
 
 def test_plain_credentials_and_tokens(tmp_path: Path) -> None:
@@ -66,20 +66,20 @@ def test_plain_credentials_and_tokens(tmp_path: Path) -> None:
         "d": {},
         "e": {"auth": auth("me", "p\x00")},
     }
-    kept = store(tmp_path, {"auths": entries})
-    assert kept.find("a") == Credential(username="me", password="p")
-    assert kept.find("b") == Credential(username="<token>", identity_token="refresh")
-    assert kept.find("c") == Credential(registry_token="bearer")
-    assert kept.find("d") == Credential()
-    assert kept.find("e") == Credential(username="me", password="p")
+    credentials = store(tmp_path, {"auths": entries})
+    assert credentials.find("a") == Credential(username="me", password="p")
+    assert credentials.find("b") == Credential(username="<token>", identity_token="refresh")
+    assert credentials.find("c") == Credential(registry_token="bearer")
+    assert credentials.find("d") == Credential()
+    assert credentials.find("e") == Credential(username="me", password="p")
 
 
 def test_helper_protocol(tmp_path: Path) -> None:
-    answer = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
-    run = Scripted().expect("docker-credential-keep get", stdout=answer)
-    kept = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
-    assert kept.find("ghcr.io") == Credential(username="me", password=SECRET)
-    assert kept.find("docker.io") == Credential(username="me", password=SECRET)
+    output = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
+    run = Scripted().expect("docker-credential-keep get", stdout=output)
+    credentials = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
+    assert credentials.find("ghcr.io") == Credential(username="me", password=SECRET)
+    assert credentials.find("docker.io") == Credential(username="me", password=SECRET)
     assert [each.argv for each in run.calls] == [("docker-credential-keep", "get")] * 2
     assert [each.call.stdin for each in run.calls] == [b"ghcr.io", HUB_KEY.encode()]
     assert all(each.call.timeout and not each.mutates for each in run.calls)
@@ -88,32 +88,32 @@ def test_helper_protocol(tmp_path: Path) -> None:
 def test_host_helper_wins(tmp_path: Path) -> None:
     run = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
     run.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
-    kept = store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
-    names = [found.username for host in ("ghcr.io", "quay.io") if (found := kept.find(host))]
+    credentials = store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
+    names = [credential.username for host in ("ghcr.io", "quay.io") if (credential := credentials.find(host))]
     assert names == ["own", "all"]
 
 
 def test_helper_identity_token(tmp_path: Path) -> None:
     run = Scripted().expect("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
-    kept = store(tmp_path, {"credsStore": "keep"}, run)
-    assert kept.find("x.azurecr.io") == Credential(identity_token="refresh")
+    credentials = store(tmp_path, {"credsStore": "keep"}, run)
+    assert credentials.find("x.azurecr.io") == Credential(identity_token="refresh")
 
 
-@pytest.mark.parametrize("where", ["stdout", "stderr"])
-def test_helper_without_credentials(tmp_path: Path, where: str) -> None:
-    said = "credentials not found in native keychain\n"
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_helper_without_credentials(tmp_path: Path, stream: str) -> None:
+    message = "credentials not found in native keychain\n"
     run = Scripted().expect(
         "docker-credential-keep get",
         returncode=1,
-        stdout=said if where == "stdout" else "",
-        stderr=said if where == "stderr" else "",
+        stdout=message if stream == "stdout" else "",
+        stderr=message if stream == "stderr" else "",
     )
-    kept = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": auth()}}}, run)
-    assert kept.find("ghcr.io") is None  # as in Docker: the file does not count beside a helper
+    credentials = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": auth()}}}, run)
+    assert credentials.find("ghcr.io") is None  # as in Docker, the file is not used with a helper
 
 
 @pytest.mark.parametrize(
-    ("returncode", "stdout", "error", "why"),
+    ("returncode", "stdout", "error", "message"),
     [
         (1, SECRET, None, "exited with status 1"),
         (0, SECRET, None, "not a JSON credential"),
@@ -125,10 +125,10 @@ def test_helper_without_credentials(tmp_path: Path, where: str) -> None:
     ],
 )
 def test_broken_helper_hides_output(
-    tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, why: str
+    tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, message: str
 ) -> None:
     run = Scripted().expect("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
-    with pytest.raises(RegistryError, match=why) as caught:
+    with pytest.raises(RegistryError, match=message) as caught:
         store(tmp_path, {"credsStore": "keep"}, run).find("ghcr.io")
     assert "docker-credential-keep" in caught.value.message
     assert SECRET not in str(caught.value)
@@ -140,8 +140,8 @@ def test_real_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text('#!/bin/sh\nread host\necho "{\\"Username\\":\\"$1-$host\\",\\"Secret\\":\\"s\\"}"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    found = store(tmp_path, {"credsStore": "mine"}, SubprocessRunner()).find("ghcr.io")
-    assert found == Credential(username="get-ghcr.io", password="s")
+    credential = store(tmp_path, {"credsStore": "mine"}, SubprocessRunner()).find("ghcr.io")
+    assert credential == Credential(username="get-ghcr.io", password="s")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_config_in_home(tmp_path: Path) -> None:
 
 def test_repr_hides_secrets(tmp_path: Path) -> None:
     entries = {"a": {"auth": auth()}, "b": {"identitytoken": SECRET}, "c": {"registrytoken": SECRET}}
-    kept = store(tmp_path, {"auths": entries})
-    shown = repr(kept) + "".join(repr(kept.find(host)) for host in entries)
-    assert SECRET not in shown
-    assert auth() not in shown
+    credentials = store(tmp_path, {"auths": entries})
+    text = repr(credentials) + "".join(repr(credentials.find(host)) for host in entries)
+    assert SECRET not in text
+    assert auth() not in text

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage, RegistryError, UsageError
-from buildkit_tasks.oci.image import platform_manifests, read_config, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry import pull as registry
@@ -36,13 +36,13 @@ Config = Callable[[object], RegistryOptions]
 
 @pytest.fixture
 def server() -> Iterator[Hostile]:
-    with hostile() as told:
-        yield told
+    with hostile() as registry:
+        yield registry
 
 
 @pytest.fixture
-def access(tmp_path: Path) -> RegistryOptions:
-    """No credentials, no certificates, and no waiting."""
+def options(tmp_path: Path) -> RegistryOptions:
+    """Options without credentials, certificates and waits."""
     environ = {"DOCKER_CONFIG": str(tmp_path)}
     return RegistryOptions(
         environ=environ,
@@ -59,85 +59,86 @@ def login(folder: Path, host: str, **entry: str) -> None:
     (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
 
 
-def read_all(reference: str, access: RegistryOptions) -> list[bytes]:
-    """Everything of an image but its documents, digests checked."""
-    with open_registry(reference, options=access) as source:
-        manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
-        for manifest in manifests:
-            read_config(source, manifest)
+def read_all(reference: str, options: RegistryOptions) -> list[bytes]:
+    """Read a whole image; return its verified layers."""
+    with open_registry(reference, options=options) as source:
+        image = Image(source)
+        manifests = [image.manifest(entry) for _, entry in image.platform_manifests]
+        for _, entry in image.platform_manifests:
+            image.config(entry)
         return [read_blob(source, layer, 1 << 20) for manifest in manifests for layer in manifest.layers]
 
 
-def refused(reference: str, access: RegistryOptions) -> BuildkitTasksError:
+def read_error(reference: str, options: RegistryOptions) -> BuildkitTasksError:
     with pytest.raises(BuildkitTasksError) as caught:
-        read_all(reference, access)
+        read_all(reference, options)
     return caught.value
 
 
-def test_pull_uses_one_connection(server: Hostile, access: RegistryOptions) -> None:
+def test_pull_uses_one_connection(server: Hostile, options: RegistryOptions) -> None:
     names = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x")
-    assert len(read_all(server.hold(hello(names)), access)) == 4
-    assert (len(server.asked), server.connections) == (13, 1)
+    assert len(read_all(server.add_image(hello(names)), options)) == 4
+    assert (len(server.received), server.connections) == (13, 1)
 
 
-def test_root_is_fetched_once(server: Hostile, access: RegistryOptions) -> None:
+def test_root_is_fetched_once(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
-    with open_registry(server.hold(memory), options=access) as source:
+    with open_registry(server.add_image(memory), options=options) as source:
         assert source.root_descriptor() == source.root_descriptor() == memory.root_descriptor()
         assert (
             source.open(memory.root_descriptor()).read() == memory.blobs[str(memory.root_descriptor().digest)]
         )
-    assert [each.path for each in server.asked] == ["/v2/team/image/manifests/v1"]
+    assert [each.path for each in server.received] == ["/v2/team/image/manifests/v1"]
 
 
-def test_request_paths(server: Hostile, access: RegistryOptions) -> None:
+def test_request_paths(server: Hostile, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
-    read_all(server.hold(memory), access)
-    kinds = [each.path.split("/")[4] for each in server.asked]
+    read_all(server.add_image(memory), options)
+    kinds = [each.path.split("/")[4] for each in server.received]
     assert kinds == ["manifests", "manifests", "blobs", "blobs"]
-    first = server.asked[0].headers
+    first = server.received[0].headers
     assert set(first["Accept"].split(", ")) == {OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST}
-    assert first["Accept-Encoding"] == "identity"  # digests are of what is stored
+    assert first["Accept-Encoding"] == "identity"  # digests are of the stored bytes
     assert first["User-Agent"].startswith("buildkit-tasks/")
-    assert server.asked[1].headers["Accept"] == OCI_MANIFEST
+    assert server.received[1].headers["Accept"] == OCI_MANIFEST
 
 
-def test_pull_by_digest(server: Hostile, access: RegistryOptions) -> None:
+def test_pull_by_digest(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
-    server.hold(memory)
+    server.add_image(memory)
     digest = memory.root_descriptor().digest
-    read_all(f"{server.host}/team/image@{digest}", access)
-    assert server.asked[0].path.endswith(f"/manifests/{digest}")
+    read_all(f"{server.host}/team/image@{digest}", options)
+    assert server.received[0].path.endswith(f"/manifests/{digest}")
 
 
-def test_pull_by_sha512_digest(server: Hostile, access: RegistryOptions) -> None:
+def test_pull_by_sha512_digest(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
     data = memory.blobs[str(memory.root_descriptor().digest)]
     digest = Digest.from_bytes(data, "sha512")
     server.always("*/manifests/sha512:*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
-    with open_registry(f"{server.host}/team/image@{digest}", options=access) as source:
+    with open_registry(f"{server.host}/team/image@{digest}", options=options) as source:
         assert source.root_descriptor() == Descriptor(media_type=OCI_INDEX, digest=digest, size=len(data))
 
 
-def test_manifest_digest_mismatch(server: Hostile, access: RegistryOptions) -> None:
+def test_manifest_digest_mismatch(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
-    server.hold(memory)
+    server.add_image(memory)
     data = images.flip(memory.blobs[str(memory.root_descriptor().digest)])
     server.always("*/manifests/*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
-    found = refused(f"{server.host}/team/image@{memory.root_descriptor().digest}", access)
-    assert isinstance(found, MalformedImage)
-    assert f"sent {Digest.from_bytes(data)} for" in found.message
+    error = read_error(f"{server.host}/team/image@{memory.root_descriptor().digest}", options)
+    assert isinstance(error, MalformedImage)
+    assert f"sent {Digest.from_bytes(data)} for" in error.message
 
 
 @pytest.mark.parametrize("stated", [str(Digest.from_bytes(b"")), "sha256:../../x", "md5:1"])
-def test_stated_digest_mismatch(server: Hostile, access: RegistryOptions, stated: str) -> None:
+def test_stated_digest_mismatch(server: Hostile, options: RegistryOptions, stated: str) -> None:
     headers = {"Content-Type": OCI_INDEX, "Docker-Content-Digest": stated}
     server.always("*/manifests/*", Reply(headers=headers, body=b'{"schemaVersion":2,"manifests":[]}'))
-    assert isinstance(refused(f"{server.host}/team/image", access), MalformedImage)
+    assert isinstance(read_error(f"{server.host}/team/image", options), MalformedImage)
 
 
 @pytest.mark.parametrize(
-    ("header", "body", "why"),
+    ("header", "body", "message"),
     [
         ("application/vnd.docker.distribution.manifest.v1+json", "", "schema 1"),
         ("application/vnd.docker.distribution.manifest.v1+prettyjws", "", "schema 1"),
@@ -151,27 +152,27 @@ def test_stated_digest_mismatch(server: Hostile, access: RegistryOptions, stated
     ],
 )
 def test_media_type_mismatch(
-    server: Hostile, access: RegistryOptions, header: str, body: str, why: str
+    server: Hostile, options: RegistryOptions, header: str, body: str, message: str
 ) -> None:
     headers = {"Content-Type": header} if header else {}
     server.always("*", Reply(headers=headers, body=body.encode()))
     with (
-        open_registry(f"{server.host}/team/image", options=access) as source,
-        pytest.raises(MalformedImage, match=why),
+        open_registry(f"{server.host}/team/image", options=options) as source,
+        pytest.raises(MalformedImage, match=message),
     ):
         source.root_descriptor()
 
 
-def test_content_type_parameters(server: Hostile, access: RegistryOptions) -> None:
+def test_content_type_parameters(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
     data = memory.blobs[str(memory.root_descriptor().digest)]
     headers = {"Content-Type": f"{OCI_INDEX.upper()}; charset=utf-8"}
-    server.hold(memory)
+    server.add_image(memory)
     server.always("*/manifests/v1", Reply(headers=headers, body=data))
-    assert read_all(f"{server.host}/team/image:v1", access)
+    assert read_all(f"{server.host}/team/image:v1", options)
 
 
-def test_docker_media_types(server: Hostile, access: RegistryOptions) -> None:
+def test_docker_media_types(server: Hostile, options: RegistryOptions) -> None:
     memory = Memory()
     config = {**images.platform_json("linux/amd64"), "rootfs": {"type": "layers", "diff_ids": []}}
     document = {
@@ -181,38 +182,38 @@ def test_docker_media_types(server: Hostile, access: RegistryOptions) -> None:
         "layers": [],
     }
     entry = {**memory.put(document, DOCKER_MANIFEST), "platform": images.platform_json("linux/amd64")}
-    listed = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [entry]}
-    memory.point(memory.put(listed, DOCKER_LIST))
-    with open_registry(server.hold(memory), options=access) as source:
-        ((platform, found),) = platform_manifests(source)
+    index = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [entry]}
+    memory.point(memory.put(index, DOCKER_LIST))
+    with open_registry(server.add_image(memory), options=options) as source:
+        ((platform, manifest),) = Image(source).platform_manifests
         assert str(platform) == "linux/amd64"
-        assert read_manifest(source, found).media_type == DOCKER_MANIFEST
+        assert Image(source).manifest(manifest).media_type == DOCKER_MANIFEST
 
 
-def test_oversized_manifest(server: Hostile, access: RegistryOptions) -> None:
+def test_oversized_manifest(server: Hostile, options: RegistryOptions) -> None:
     server.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=bytes(20 << 20)))
-    found = refused(f"{server.host}/team/image", access)
-    assert isinstance(found, LimitExceeded)
-    assert found.exit_code == 5
+    error = read_error(f"{server.host}/team/image", options)
+    assert isinstance(error, LimitExceeded)
+    assert error.exit_code == 5
 
 
-def test_unknown_image(server: Hostile, access: RegistryOptions) -> None:
-    found = refused(f"{server.host}/team/nothing:v9", access)
-    assert (type(found), found.exit_code) == (ManifestUnknown, 4)
-    assert f"{server.host} has no {server.host}/team/nothing:v9" in found.message
-    assert "docker login" in (found.hint or "")
+def test_unknown_image(server: Hostile, options: RegistryOptions) -> None:
+    error = read_error(f"{server.host}/team/nothing:v9", options)
+    assert (type(error), error.exit_code) == (ManifestUnknown, 4)
+    assert f"{server.host} has no {server.host}/team/nothing:v9" in error.message
+    assert "docker login" in (error.hint or "")
 
 
-def test_missing_blob(server: Hostile, access: RegistryOptions) -> None:
+def test_missing_blob(server: Hostile, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     del memory.blobs[layer]
-    found = refused(server.hold(memory), access)
-    assert isinstance(found, MalformedImage)
-    assert f"{layer} is missing from {server.host}/team/image" in found.message
+    error = read_error(server.add_image(memory), options)
+    assert isinstance(error, MalformedImage)
+    assert f"{layer} is missing from {server.host}/team/image" in error.message
 
 
-def test_descriptor_urls_are_ignored(server: Hostile, access: RegistryOptions) -> None:
+def test_descriptor_urls_are_ignored(server: Hostile, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     entry = memory.put(b"layer", LAYER_GZIP)
     del memory.blobs[entry["digest"]]
@@ -220,52 +221,52 @@ def test_descriptor_urls_are_ignored(server: Hostile, access: RegistryOptions) -
         entry["urls"] = [f"http://{elsewhere.host}/layer"]
         manifest = images.put_manifest(memory, images.platform_json("linux/amd64"), [entry])
         memory.point(manifest)
-        with open_registry(server.hold(memory), options=access) as source:
-            layer = read_manifest(source, source.root_descriptor()).layers[0]
+        with open_registry(server.add_image(memory), options=options) as source:
+            layer = Image(source).manifest(source.root_descriptor()).layers[0]
             with pytest.raises(MalformedImage, match="is missing"):
                 source.open(layer)
-        assert elsewhere.asked == []
+        assert elsewhere.received == []
 
 
 @pytest.mark.parametrize("size", [0, 1, 100])
-def test_blob_size_limit(server: Hostile, access: RegistryOptions, size: int) -> None:
+def test_blob_size_limit(server: Hostile, options: RegistryOptions, size: int) -> None:
     memory = hello()
     entry = memory.put(bytes(100), LAYER_GZIP)
-    server.hold(memory)
+    server.add_image(memory)
     layer = images.descriptor({**entry, "size": size})
-    with open_registry(f"{server.host}/team/image:v1", options=access) as source:
-        got = source.open(layer).read()
-        assert len(got) == min(size + 1, 100)
+    with open_registry(f"{server.host}/team/image:v1", options=options) as source:
+        data = source.open(layer).read()
+        assert len(data) == min(size + 1, 100)
         if size < 100:
             with pytest.raises(MalformedImage, match="longer than"):
                 read_blob(source, layer, 1000)
 
 
-def test_short_blob(server: Hostile, access: RegistryOptions) -> None:
+def test_short_blob(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(b"short", LAYER_GZIP)
-    server.hold(memory)
+    server.add_image(memory)
     with (
-        open_registry(f"{server.host}/team/image:v1", options=access) as source,
+        open_registry(f"{server.host}/team/image:v1", options=options) as source,
         pytest.raises(MalformedImage, match="has 5 bytes; 6 are stated"),
     ):
         read_blob(source, images.descriptor({**entry, "size": 6}), 1000)
     assert len(server.requests("*/blobs/*")) == 1
 
 
-def test_corrupt_blob(server: Hostile, access: RegistryOptions) -> None:
+def test_corrupt_blob(server: Hostile, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     memory.blobs[layer] = images.flip(memory.blobs[layer])
-    assert "holds other bytes" in refused(server.hold(memory), access).message
+    assert "holds other bytes" in read_error(server.add_image(memory), options).message
 
 
-def test_early_close(server: Hostile, access: RegistryOptions) -> None:
+def test_early_close(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(bytes(1 << 20), LAYER_GZIP)
-    server.hold(memory)
+    server.add_image(memory)
     server.answer("*/blobs/*", Reply(body=bytes(1 << 20), cut=1000, silent=True))
-    patient = dataclasses.replace(access, read_timeout=30)
+    patient = dataclasses.replace(options, read_timeout=30)
     started = time.monotonic()
     with open_registry(f"{server.host}/team/image:v1", options=patient) as source:
         with open_verified(source, images.descriptor(entry), 100) as stream:
@@ -275,11 +276,11 @@ def test_early_close(server: Hostile, access: RegistryOptions) -> None:
     assert server.connections == 2
 
 
-def test_two_open_streams(server: Hostile, access: RegistryOptions) -> None:
+def test_two_open_streams(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
     one, two = (memory.put(bytes([each]) * 300_000, LAYER_GZIP) for each in (1, 2))
-    server.hold(memory)
-    with open_registry(f"{server.host}/team/image:v1", options=access) as source:
+    server.add_image(memory)
+    with open_registry(f"{server.host}/team/image:v1", options=options) as source:
         streams = [source.open(images.descriptor(each)) for each in (one, two)]
         assert [stream.read(10) for stream in streams] == [b"\x01" * 10, b"\x02" * 10]
         assert [len(stream.read()) for stream in streams] == [299_990] * 2
@@ -287,11 +288,11 @@ def test_two_open_streams(server: Hostile, access: RegistryOptions) -> None:
             stream.close()
 
 
-def test_large_blob_memory(server: Hostile, access: RegistryOptions) -> None:
+def test_large_blob_memory(server: Hostile, options: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(bytes(64 << 20), LAYER_GZIP)
-    server.hold(memory)
-    with open_registry(f"{server.host}/team/image:v1", options=access) as source:
+    server.add_image(memory)
+    with open_registry(f"{server.host}/team/image:v1", options=options) as source:
         stream = source.open(images.descriptor(entry))
         tracemalloc.start()
         size = 0
@@ -303,65 +304,65 @@ def test_large_blob_memory(server: Hostile, access: RegistryOptions) -> None:
     assert peak < 4 << 20
 
 
-def test_token_scope(server: Hostile, access: RegistryOptions) -> None:
-    reference = server.hold(hello())
-    want_token(server, "first")
-    read_all(reference, access)
-    (asked,) = server.requests("/token*")
-    assert parse_qs(urlsplit(asked.path).query) == {
+def test_token_scope(server: Hostile, options: RegistryOptions) -> None:
+    reference = server.add_image(hello())
+    require_token(server, "first")
+    read_all(reference, options)
+    (request,) = server.requests("/token*")
+    assert parse_qs(urlsplit(request.path).query) == {
         "service": ["tests"],
         "scope": ["repository:team/image:pull"],
     }
-    assert asked.authorization == ""
+    assert request.authorization == ""
     assert server.connections == 1
 
 
-def test_expired_token_is_renewed(server: Hostile, access: RegistryOptions) -> None:
-    reference = server.hold(hello())
+def test_expired_token_is_renewed(server: Hostile, options: RegistryOptions) -> None:
+    reference = server.add_image(hello())
     server.answer("/token*", token("first"), token("second"))
-    wanted = bearer(f"http://{server.host}/token")
-    server.answer("*/manifests/v1", wanted)
-    server.answer("*/blobs/*", wanted)
-    read_all(reference, access)
+    challenge = bearer(f"http://{server.host}/token")
+    server.answer("*/manifests/v1", challenge)
+    server.answer("*/blobs/*", challenge)
+    read_all(reference, options)
     assert len(server.requests("/token*")) == 2
-    assert [each.authorization for each in server.asked if "/v2/" in each.path][-1] == "Bearer second"
+    assert [each.authorization for each in server.received if "/v2/" in each.path][-1] == "Bearer second"
 
 
-def test_rejected_token(server: Hostile, access: RegistryOptions) -> None:
+def test_rejected_token(server: Hostile, options: RegistryOptions) -> None:
     server.always("/token*", token())
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
-    found = refused(server.hold(hello()), access)
-    assert f"docker login {server.host}" == found.hint
-    assert "denies anonymous access to team/image" in found.message
+    error = read_error(server.add_image(hello()), options)
+    assert f"docker login {server.host}" == error.hint
+    assert "denies anonymous access to team/image" in error.message
     assert len(server.requests("/token*")) == 1
 
 
-def test_challenge_scopes_and_query(server: Hostile, access: RegistryOptions) -> None:
+def test_challenge_scopes_and_query(server: Hostile, options: RegistryOptions) -> None:
     server.answer("/token*", token())
     scope = "repository:a:pull repository:b:pull,push"
     server.answer("/v2/*", bearer(f"http://{server.host}/token?x=1", scope=scope))
-    read_all(server.hold(hello()), access)
+    read_all(server.add_image(hello()), options)
     query = parse_qs(urlsplit(server.requests("/token*")[0].path).query)
     assert query == {"x": ["1"], "service": ["tests"], "scope": scope.split()}
 
 
-def test_token_server_gets_password(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+def test_token_server_gets_password(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host)
-    want_token(server, "mine")
-    read_all(server.hold(hello()), access)
-    (asked,) = server.requests("/token*")
-    assert asked.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
-    assert "account=me" in asked.path
+    require_token(server, "mine")
+    read_all(server.add_image(hello()), options)
+    (request,) = server.requests("/token*")
+    assert request.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
+    assert "account=me" in request.path
     assert {each.authorization for each in server.requests("/v2/*")} == {"", "Bearer mine"}
 
 
-def test_identity_token_exchange(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+def test_identity_token_exchange(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host, identitytoken="refresh me")
-    want_token(server, "traded")
-    read_all(server.hold(hello()), access)
-    (asked,) = server.requests("/token*")
-    assert (asked.method, asked.path, asked.authorization) == ("POST", "/token", "")
-    form = {name: values[0] for name, values in parse_qs(asked.body.decode()).items()}
+    require_token(server, "traded")
+    read_all(server.add_image(hello()), options)
+    (request,) = server.requests("/token*")
+    assert (request.method, request.path, request.authorization) == ("POST", "/token", "")
+    form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
     assert form == {
         "grant_type": "refresh_token",
         "service": "tests",
@@ -371,15 +372,15 @@ def test_identity_token_exchange(server: Hostile, access: RegistryOptions, tmp_p
     }
 
 
-def test_registry_token(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+def test_registry_token(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host, registrytoken="ready")
-    want_token(server, "ready")
-    read_all(server.hold(hello()), access)
+    require_token(server, "ready")
+    read_all(server.add_image(hello()), options)
     assert server.requests("/token*") == []
 
 
 @pytest.mark.parametrize(
-    ("reply", "why"),
+    ("reply", "message"),
     [
         (Reply(body=b"{}"), "returned no token"),
         (Reply(body=b'{"token": 7}'), "returned no token"),
@@ -392,113 +393,115 @@ def test_registry_token(server: Hostile, access: RegistryOptions, tmp_path: Path
         (Reply(status=403), "docker login"),
     ],
 )
-def test_bad_token_response(server: Hostile, access: RegistryOptions, reply: Reply, why: str) -> None:
+def test_bad_token_response(server: Hostile, options: RegistryOptions, reply: Reply, message: str) -> None:
     server.always("/token*", reply)
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
-    found = refused(server.hold(hello()), access)
-    assert isinstance(found, RegistryError)
-    assert found.exit_code == 4
-    assert why in str(found)
+    error = read_error(server.add_image(hello()), options)
+    assert isinstance(error, RegistryError)
+    assert error.exit_code == 4
+    assert message in str(error)
 
 
-def test_oversized_token_response(server: Hostile, access: RegistryOptions) -> None:
+def test_oversized_token_response(server: Hostile, options: RegistryOptions) -> None:
     server.always("/token*", Reply(body=bytes(5 << 20)))
     server.always("/v2/*", bearer(f"http://{server.host}/token"))
-    assert isinstance(refused(server.hold(hello()), access), LimitExceeded)
+    assert isinstance(read_error(server.add_image(hello()), options), LimitExceeded)
 
 
-def test_basic_auth(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+def test_basic_auth(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host)
     server.answer("/v2/*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
-    read_all(server.hold(hello()), access)
-    sent = [each.authorization for each in server.asked]
-    assert sent == ["", *["Basic " + base64.b64encode(b"me:secret").decode()] * (len(sent) - 1)]
+    read_all(server.add_image(hello()), options)
+    headers = [each.authorization for each in server.received]
+    assert headers == ["", *["Basic " + base64.b64encode(b"me:secret").decode()] * (len(headers) - 1)]
 
 
 @pytest.mark.parametrize(
     "challenge", ["", "Negotiate", "Digest realm=x", "Bearer", 'Bearer realm="/x"', "{}"]
 )
-def test_unsupported_challenge(server: Hostile, access: RegistryOptions, challenge: str) -> None:
+def test_unsupported_challenge(server: Hostile, options: RegistryOptions, challenge: str) -> None:
     server.always("*", Reply(status=401, headers={"WWW-Authenticate": challenge} if challenge else {}))
-    found = refused(server.hold(hello()), access)
-    assert (type(found), found.exit_code) == (RegistryError, 4)
+    error = read_error(server.add_image(hello()), options)
+    assert (type(error), error.exit_code) == (RegistryError, 4)
 
 
-def test_broken_helper_pulls_anonymously(server: Hostile, access: RegistryOptions, tmp_path: Path) -> None:
+def test_broken_helper_pulls_anonymously(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"credsStore": "gone"}', encoding="utf-8")
-    run = access.commands
+    run = options.commands
     assert isinstance(run, Scripted)
     run.expect("docker-credential-gone get", returncode=2)
-    want_token(server, "t")
-    assert read_all(server.hold(hello()), access)
+    require_token(server, "t")
+    assert read_all(server.add_image(hello()), options)
     server.always("/v2/*", bearer(f"http://{server.host}/token")).always("/token*", Reply(status=401))
-    found = refused(server.hold(hello(), "team/other"), access)
-    assert "docker-credential-gone" in found.message
+    error = read_error(server.add_image(hello(), "team/other"), options)
+    assert "docker-credential-gone" in error.message
 
 
-def want_token(server: Hostile, text: str) -> None:
-    """Want a token for the first request, and give it at /token."""
+def require_token(server: Hostile, text: str) -> None:
+    """Require a token for the first request, and serve it at /token."""
     server.answer("/token*", token(text))
     server.answer("/v2/*", bearer(f"http://{server.host}/token"))
 
 
-def test_tls_server_on_loopback(access: RegistryOptions, server: Hostile) -> None:
-    said = b"Client sent an HTTP request to an HTTPS server.\n"
-    server.always("*", Reply(status=400, body=said))
-    found = refused(f"{server.host}/team/image", access)
-    assert f"https://{server.host}" in found.message  # and there nobody speaks TLS
+def test_tls_server_on_loopback(options: RegistryOptions, server: Hostile) -> None:
+    body = b"Client sent an HTTP request to an HTTPS server.\n"
+    server.always("*", Reply(status=400, body=body))
+    error = read_error(f"{server.host}/team/image", options)
+    assert f"https://{server.host}" in error.message  # the retry with TLS fails
 
 
 def test_mirrors_come_first(
-    server: Hostile, access: RegistryOptions, monkeypatch: pytest.MonkeyPatch
+    server: Hostile, options: RegistryOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = hello()
     with hostile() as empty, hostile() as hub:
-        server.hold(memory, "library/alpine", "3")
-        hub.hold(memory, "library/alpine", "4")
+        server.add_image(memory, "library/alpine", "3")
+        hub.add_image(memory, "library/alpine", "4")
         monkeypatch.setattr(registry, "_DOCKER_HUB_HOST", hub.host)
         mirrors = (f"http://{empty.host}/", "http://127.0.0.1:1", f"http://{server.host}")
-        for tag, good in (("3", server), ("4", hub)):
-            with open_registry(f"alpine:{tag}", mirrors=mirrors, options=access) as source:
-                assert len(platform_manifests(source)) == 3
-                for _, entry in platform_manifests(source):
-                    read_config(source, read_manifest(source, entry))
-            assert len(good.asked) > 3
-        assert [each.path for each in empty.asked] == [f"/v2/library/alpine/manifests/{tag}" for tag in "34"]
+        for tag, source_server in (("3", server), ("4", hub)):
+            with open_registry(f"alpine:{tag}", mirrors=mirrors, options=options) as source:
+                assert len(Image(source).platform_manifests) == 3
+                for _, entry in Image(source).platform_manifests:
+                    Image(source).config(entry)
+            assert len(source_server.received) > 3
+        assert [each.path for each in empty.received] == [
+            f"/v2/library/alpine/manifests/{tag}" for tag in "34"
+        ]
 
 
 def test_mirror_with_wrong_digest(
-    server: Hostile, access: RegistryOptions, monkeypatch: pytest.MonkeyPatch
+    server: Hostile, options: RegistryOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = hello()
     digest = memory.root_descriptor().digest
     monkeypatch.setattr(registry, "_DOCKER_HUB_HOST", server.host)
-    server.hold(memory, "library/alpine")
-    with hostile() as liar:
-        liar.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=b"{}"))
-        with open_registry(f"alpine@{digest}", mirrors=[f"http://{liar.host}"], options=access) as source:
+    server.add_image(memory, "library/alpine")
+    with hostile() as mirror:
+        mirror.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=b"{}"))
+        with open_registry(f"alpine@{digest}", mirrors=[f"http://{mirror.host}"], options=options) as source:
             assert source.root_descriptor().digest == digest
-        assert len(liar.asked) == 1
+        assert len(mirror.received) == 1
 
 
-def test_other_registries_have_no_mirrors(server: Hostile, access: RegistryOptions) -> None:
-    reference = server.hold(hello())
-    with open_registry(reference, mirrors=["http://127.0.0.1:1"], options=access) as source:
+def test_other_registries_have_no_mirrors(server: Hostile, options: RegistryOptions) -> None:
+    reference = server.add_image(hello())
+    with open_registry(reference, mirrors=["http://127.0.0.1:1"], options=options) as source:
         assert source.root_descriptor()
 
 
 @pytest.mark.parametrize(
     "text", ["http://mirror.example.com", "https://a/path", "ftp://a", "", "https://me:pw@a b"]
 )
-def test_invalid_mirror(access: RegistryOptions, text: str) -> None:
-    with pytest.raises(UsageError) as caught, open_registry("alpine", mirrors=[text], options=access):
+def test_invalid_mirror(options: RegistryOptions, text: str) -> None:
+    with pytest.raises(UsageError) as caught, open_registry("alpine", mirrors=[text], options=options):
         pass
     assert "pw" not in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["", "Alpine", "--privileged", "https://x/y"])
-def test_invalid_reference(access: RegistryOptions, word: str) -> None:
-    with pytest.raises(UsageError), open_registry(word, options=access):
+@pytest.mark.parametrize("text", ["", "Alpine", "--privileged", "https://x/y"])
+def test_invalid_reference(options: RegistryOptions, text: str) -> None:
+    with pytest.raises(UsageError), open_registry(text, options=options):
         pass
 
 
@@ -509,12 +512,12 @@ def test_requests_is_imported_lazily(tmp_path: Path) -> None:
         "with open_registry('alpine'): assert 'requests' in sys.modules\n"
     )
     argv, env = [sys.executable, "-c", code], {"DOCKER_CONFIG": str(tmp_path)}
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    result = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 class Slow(io.RawIOBase):
-    """A socket's file that gives a byte each time, and takes a while of a clock of its own."""
+    """A socket file that returns one byte per read and advances a fake clock."""
 
     def __init__(self, clock: list[float], seconds: float) -> None:
         self.clock, self.seconds = clock, seconds
@@ -534,7 +537,7 @@ def test_slow_trickle_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = MeteredReader(Slow(clock, 10), timeout=60)
     for _ in range(6):
         meter.read(1)
-        clock[0] += 1000  # the reader's own time does not count
+        clock[0] += 1000  # the caller's time does not count
     with pytest.raises(TimeoutError):
         meter.read(1)
 

@@ -18,7 +18,6 @@ from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.registry.connection import MeteredAdapter
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.registry.push import open_uploader
-from tests.failures.pushing import Push, push
 from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
@@ -29,7 +28,8 @@ from tests.support.oci import (
     platform_json,
     put_manifest,
 )
-from tests.support.registry.hostile import Asked, Reply, bearer, hostile, token
+from tests.support.registry.hostile import Reply, Request, bearer, hostile, token
+from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
 
@@ -43,11 +43,11 @@ def one_layer(layer: bytes = LAYER, media_type: str = LAYER_GZIP) -> Memory:
     return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
 
 
-def kept(push: Push, name: str = "team/app") -> dict[str, bytes]:
-    """Everything in a repository, by its digest."""
-    found = push.server.keep(name).found
+def pushed_content(push: Push, name: str = "team/app") -> dict[str, bytes]:
+    """Return the pushed blobs and manifests by digest."""
+    content = push.server.repository(name).content
     return {
-        key: data for kind in found.values() for key, (_, data) in kind.items() if key.startswith("sha256:")
+        key: data for kind in content.values() for key, (_, data) in kind.items() if key.startswith("sha256:")
     }
 
 
@@ -56,31 +56,31 @@ def log_in(folder: Path, host: str) -> None:
     (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}), encoding="utf-8")
 
 
-def uploads(push: Push) -> list[Asked]:
+def uploads(push: Push) -> list[Request]:
     return push.server.requests("PUT /upload/*")
 
 
-# What is sent
+# Content
 
 
 def test_push_sends_reachable_blobs(push: Push) -> None:
     memory = hello()
-    wanted = dict(memory.blobs)
-    memory.put(b"nobody names this", LAYER_TAR)
+    reachable = dict(memory.blobs)
+    memory.put(b"unreachable", LAYER_TAR)
     assert push.send(memory) == str(memory.root_descriptor().digest)
-    assert kept(push) == wanted
+    assert pushed_content(push) == reachable
 
 
 def test_push_moves_no_tag(push: Push) -> None:
     push.send(hello(), "team/app:v1")
-    assert push.server.moved == []
+    assert push.server.moved_tags == []
     assert not push.server.requests("*/manifests/v1")
 
 
 def test_push_order(push: Push) -> None:
     memory = hello()
     push.send(memory)
-    puts = [each for each in push.server.asked if each.method == "PUT"]
+    puts = [each for each in push.server.received if each.method == "PUT"]
     kinds = ["blob" if each.path.startswith("/upload/") else each.path.rpartition("/")[2] for each in puts]
     assert kinds[:6] == ["blob"] * 6
     assert len(set(kinds[6:9])) == 3
@@ -104,7 +104,7 @@ def test_push_single_manifest(push: Push) -> None:
     memory = Memory()
     memory.point(put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)]))
     push.send(memory)
-    assert kept(push) == memory.blobs
+    assert pushed_content(push) == memory.blobs
 
 
 def test_push_attestations(push: Push) -> None:
@@ -123,7 +123,7 @@ def test_push_attestations(push: Push) -> None:
         ]
     )
     push.send(memory)
-    assert kept(push) == memory.blobs
+    assert pushed_content(push) == memory.blobs
 
 
 def test_foreign_layer_is_not_sent(push: Push) -> None:
@@ -132,17 +132,17 @@ def test_foreign_layer_is_not_sent(push: Push) -> None:
     entry = put_manifest(memory, platform_json("windows/amd64"), [foreign])
     memory.index([{**entry, "platform": platform_json("windows/amd64")}])
     push.send(memory)
-    assert foreign["digest"] not in kept(push)
-    assert str(memory.root_descriptor().digest) in kept(push)
+    assert foreign["digest"] not in pushed_content(push)
+    assert str(memory.root_descriptor().digest) in pushed_content(push)
     assert foreign["digest"] not in memory.opened
 
 
 def test_second_push_sends_nothing(push: Push) -> None:
     memory = hello()
     push.send(memory)
-    before = len(push.server.asked)
+    before = len(push.server.received)
     push.send(memory)
-    assert {each.method for each in push.server.asked[before:]} == {"GET", "HEAD"}
+    assert {each.method for each in push.server.received[before:]} == {"GET", "HEAD"}
 
 
 def test_blob_of_wrong_size_is_sent(push: Push) -> None:
@@ -166,9 +166,9 @@ def test_shared_blob_is_sent_once(push: Push) -> None:
 def test_empty_blob(push: Push) -> None:
     memory = one_layer(b"", LAYER_TAR)
     push.send(memory)
-    assert kept(push)[str(Digest.from_bytes(b""))] == b""
+    assert pushed_content(push)[str(Digest.from_bytes(b""))] == b""
     assert "0" in {each.headers.get("Content-Length") for each in uploads(push)}
-    assert not any("Transfer-Encoding" in each.headers for each in push.server.asked)
+    assert not any("Transfer-Encoding" in each.headers for each in push.server.received)
 
 
 def test_uploads_have_content_length(push: Push) -> None:
@@ -186,11 +186,11 @@ def test_one_job_uses_one_connection(push: Push) -> None:
     assert push.server.connections == 1
 
 
-# What is not sound is not sent
+# Invalid images
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (flip, "holds other bytes"),
         (lambda data: data[:-1], f"has {len(LAYER) - 1} bytes; {len(LAYER)} are stated"),
@@ -198,15 +198,15 @@ def test_one_job_uses_one_connection(push: Push) -> None:
     ],
     ids=["flipped", "short", "long"],
 )
-def test_wrong_blob_is_not_completed(push: Push, change: Callable[[bytes], bytes], said: str) -> None:
+def test_wrong_blob_is_not_completed(push: Push, change: Callable[[bytes], bytes], message: str) -> None:
     memory = one_layer()
     digest = str(Digest.from_bytes(LAYER))
     memory.blobs[digest] = change(LAYER)
-    with pytest.raises(MalformedImage, match=said):
+    with pytest.raises(MalformedImage, match=message):
         push.send(memory)
-    time.sleep(0.05)  # the server notices that its client went away
+    time.sleep(0.05)  # until the server notices the closed connection
     assert all(len(each.body) < len(LAYER) for each in uploads(push))
-    assert digest not in kept(push)
+    assert digest not in pushed_content(push)
     assert push.server.requests("PUT */manifests/*") == []
 
 
@@ -217,7 +217,7 @@ def test_wrong_manifest_sends_nothing(push: Push) -> None:
     )
     with pytest.raises(MalformedImage, match="holds other bytes"):
         push.send(memory)
-    assert push.server.asked == []
+    assert push.server.received == []
 
 
 def test_missing_layer_starts_no_upload(push: Push) -> None:
@@ -231,13 +231,13 @@ def test_missing_layer_starts_no_upload(push: Push) -> None:
 
 def test_partial_image_is_rejected(push: Push) -> None:
     memory = Partial(**vars(hello()))
-    with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here: only a part of the image is"):
+    with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here: the source has only a part"):
         push.send(memory)
-    assert push.server.asked == []
+    assert push.server.received == []
 
 
 class Partial(Memory):
-    """As an engine that pulled one platform."""
+    """An image of an engine that has pulled one platform only."""
 
     def is_missing(self, descriptor: Descriptor) -> bool:
         return "amd64" in str(descriptor.platform)
@@ -270,7 +270,7 @@ def test_source_order_of_blobs() -> None:
     assert blobs == sorted(blobs, reverse=True)
 
 
-# Where it is sent
+# Upload locations
 
 
 def test_upload_keeps_location_query(push: Push) -> None:
@@ -296,12 +296,12 @@ def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
         push.server.always("PUT */manifests/*", Reply(status=201))
         push.send(one_layer())
     assert len(store.requests("PUT /upload/*")) == 2
-    assert not any(each.authorization for each in store.asked)
+    assert not any(each.authorization for each in store.received)
     assert all(each.authorization for each in push.server.requests("POST *"))
 
 
 @pytest.mark.parametrize(
-    ("location", "said"),
+    ("location", "message"),
     [
         ("http://example.org/upload", "plain http"),
         ("http://169.254.169.254/latest", "must not refer to"),
@@ -310,29 +310,29 @@ def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
         ("https://x y/", "an invalid URL"),
     ],
 )
-def test_unsafe_upload_location(push: Push, location: str, said: str) -> None:
+def test_unsafe_upload_location(push: Push, location: str, message: str) -> None:
     push.server.always("POST *", Reply(status=202, headers={"Location": location} if location else {}))
-    found = push.refused(one_layer())
-    assert said in found.message
+    error = push.error(one_layer())
+    assert message in error.message
     assert uploads(push) == []
 
 
 def test_unexpected_201_to_upload_start(push: Push) -> None:
     push.server.always("POST *", Reply(status=201))
-    assert "answers 201 for" in push.refused(one_layer()).message
+    assert "answers 201 for" in push.error(one_layer()).message
     assert uploads(push) == []
 
 
 def test_missing_repository_hint(push: Push) -> None:
     push.server.always("POST *", Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}'))
-    found = push.refused(one_layer())
-    assert found.message.endswith(
+    error = push.error(one_layer())
+    assert error.message.endswith(
         "answers 404 for 127.0.0.1:" + f"{push.server.port}/team/app/blobs/uploads/: NAME_UNKNOWN"
     )
-    assert found.hint == "create the repository first: not every registry creates it on push"
+    assert error.hint == "create the repository first: not every registry creates it on push"
 
 
-# Who we are
+# Authentication
 
 
 def test_token_for_pull_and_push(push: Push) -> None:
@@ -341,7 +341,7 @@ def test_token_for_pull_and_push(push: Push) -> None:
     push.send(hello())
     (asked,) = push.server.requests("/token*")
     assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
-    others = [each for each in push.server.asked[2:] if "token" not in each.path]
+    others = [each for each in push.server.received[2:] if "token" not in each.path]
     assert {each.authorization for each in others} == {"Bearer t0ken"}
 
 
@@ -371,7 +371,7 @@ def test_token_expires_during_push(push: Push) -> None:
     push.server.answer("/token*", token("one"), token("two"))
     memory = one_layer()
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
+    assert pushed_content(push) == memory.blobs
     assert [each.authorization for each in uploads(push)] == ["Bearer one", "Bearer two", "Bearer two"]
 
 
@@ -379,16 +379,16 @@ def test_malformed_docker_config(push: Push, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(SettingsError):
         push.send(hello())
-    assert push.server.asked == []
+    assert push.server.received == []
 
 
-# What the registry answers
+# Responses
 
 
 def test_push_digest_mismatch(push: Push) -> None:
     other = {"Docker-Content-Digest": str(Digest.from_bytes(b"other"))}
     push.server.answer("PUT /upload/*", Reply(status=201, headers=other))
-    assert "states sha256:" in push.refused(one_layer()).message
+    assert "states sha256:" in push.error(one_layer()).message
 
 
 def test_registry_without_digests(push: Push) -> None:
@@ -396,40 +396,38 @@ def test_registry_without_digests(push: Push) -> None:
     memory = hello()
     push.send(memory)
     push.send(memory)
-    assert kept(push) == memory.blobs
+    assert pushed_content(push) == memory.blobs
 
 
 def test_invalid_stated_digest(push: Push) -> None:
     memory = one_layer()
     push.server.always("HEAD */manifests/*", Reply(headers={"Docker-Content-Digest": "sha256:../../x"}))
-    assert "states an invalid digest" in push.refused(memory).message
+    assert "states an invalid digest" in push.error(memory).message
 
 
 def test_registry_error_message(push: Push) -> None:
     body = b'{"errors":[{"code":"MANIFEST_INVALID","message":"\x1b[2Jevil"}]}'
     push.server.always("PUT */manifests/*", Reply(status=422, body=body))
-    found = push.refused(one_layer())
-    assert found.message.endswith(": MANIFEST_INVALID")
-    assert "answers 422 for" in found.message
+    error = push.error(one_layer())
+    assert error.message.endswith(": MANIFEST_INVALID")
+    assert "answers 422 for" in error.message
 
 
 def test_failure_aborts_other_uploads(push: Push) -> None:
     memory = hello(["linux/amd64", "linux/arm64"])
     push.server.answer("PUT /upload/*", Reply(silent=True), Reply(status=413))
     started = time.monotonic()
-    assert "answers 413" in push.refused(memory).message
-    assert time.monotonic() - started < 5  # and not the minute that a silence may take
+    assert "answers 413" in push.error(memory).message
+    assert time.monotonic() - started < 5  # less than the read timeout of a minute
 
 
 def test_failure_ends_waits(tmp_path: Path) -> None:
     with hostile() as server:
-        bench = Push(
-            server=server,
-            access=RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=()),
-        )
+        options = RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=())
+        push = Push(server=server, options=options)
         server.answer("PUT /upload/*", Reply(status=429, headers={"Retry-After": "50"}), Reply(status=403))
         started = time.monotonic()
-        assert "403" in bench.refused(hello(["linux/amd64"])).message
+        assert "403" in push.error(hello(["linux/amd64"])).message
         assert time.monotonic() - started < 5
 
 
@@ -437,10 +435,10 @@ def test_source_is_read_on_demand(push: Push) -> None:
     size = 512 << 20
 
     class Endless(io.RawIOBase):
-        given = 0
+        sent = 0
 
         def read(self, size: int = -1) -> bytes:
-            self.given += size
+            self.sent += size
             return bytes(size)
 
     class Large(Memory):
@@ -450,28 +448,28 @@ def test_source_is_read_on_demand(push: Push) -> None:
             return cast("BinaryIO", self.stream) if descriptor.size == size else super().open(descriptor)
 
     memory = Large()
-    digest = Digest.from_bytes(b"never mind")
+    digest = Digest.from_bytes(b"any")
     layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
     memory.index([{**entry, "platform": platform_json("linux/amd64")}])
     push.server.always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
     push.server.always("PATCH *", Reply(status=413, unread=1 << 20))
-    push.refused(memory)
-    assert 1 << 20 <= memory.stream.given < 128 << 20  # what the kernel takes is not much
+    push.error(memory)
+    assert 1 << 20 <= memory.stream.sent < 128 << 20  # what fits into socket buffers
 
 
 def test_aborted_client_sends_nothing(push: Push) -> None:
-    with open_uploader(push.at("team/app"), options=push.access) as uploads:
-        before = len(push.server.asked)
-        uploads.abort()
+    with open_uploader(push.reference("team/app"), options=push.options) as uploader:
+        before = len(push.server.received)
+        uploader.abort()
         with pytest.raises(RegistryError, match="was aborted"):
-            uploads.get_digest("v1")
-    assert len(push.server.asked) == before
+            uploader.get_digest("v1")
+    assert len(push.server.received) == before
 
 
 def test_late_connection_is_closed() -> None:
-    """It was made by another thread while the work was given up: nobody would ever end it."""
+    """Another thread may connect while the client is aborted."""
     adapter = MeteredAdapter(None, 1.0)
     adapter.abort()
-    with socket.socket() as late, pytest.raises(OSError, match="aborted"):
-        adapter.register_socket(late)
+    with socket.socket() as sock, pytest.raises(OSError, match="aborted"):
+        adapter.register_socket(sock)

@@ -1,4 +1,4 @@
-"""Blobs that are too large for one request of what stands before a registry."""
+"""Chunked uploads of blobs that are too large for one request."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
-from tests.failures.pushing import Push, push
 from tests.support.oci import LAYER_TAR, Memory, flip, platform_json, put_manifest
-from tests.support.registry.hostile import Asked, Reply, hostile
-from tests.unit.oci.registry.test_push import kept, log_in, one_layer
+from tests.support.registry.hostile import Reply, Request, hostile
+from tests.support.registry.pushing import Push, push
+from tests.unit.oci.registry.test_push import log_in, one_layer, pushed_content
 
 __all__ = ["push"]
 
@@ -18,30 +18,30 @@ MIB = 1 << 20
 LAYER = bytes(range(251)) * (9 * MIB // 251 + 1)
 
 
-def parts(push: Push) -> list[Asked]:
-    """The parts that were taken."""
+def chunks(push: Push) -> list[Request]:
+    """Return the accepted chunks."""
     return [each for each in push.server.requests("PATCH *") if each.body]
 
 
 @pytest.mark.parametrize(
-    ("largest", "sizes"),
+    ("max_body", "sizes"),
     [(4 * MIB, [4, 4, 1]), (5 * MIB, [4, 4, 1]), (MIB, [1] * 9)],
     ids=["four", "five", "one"],
 )
-def test_large_blob_is_chunked(push: Push, largest: int, sizes: list[int]) -> None:
+def test_large_blob_is_chunked(push: Push, max_body: int, sizes: list[int]) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
-    push.server.largest = largest
+    push.server.max_body = max_body
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
-    assert [len(each.body) // MIB for each in parts(push)] == sizes
-    assert [each.headers["Content-Range"] for each in parts(push)][:2] == [
+    assert pushed_content(push) == memory.blobs
+    assert [len(each.body) // MIB for each in chunks(push)] == sizes
+    assert [each.headers["Content-Range"] for each in chunks(push)][:2] == [
         f"0-{sizes[0] * MIB - 1}",
         f"{sizes[0] * MIB}-{2 * sizes[0] * MIB - 1}",
     ]
 
 
 def test_fitting_blob_is_not_chunked(push: Push) -> None:
-    push.server.largest = 9 * MIB
+    push.server.max_body = 9 * MIB
     push.send(one_layer(LAYER[: 9 * MIB]), jobs=1)
     assert push.server.requests("PATCH *") == []
 
@@ -55,9 +55,9 @@ def layers_of(*layers: bytes) -> Memory:
 
 def test_chunk_size_is_remembered(push: Push) -> None:
     memory = layers_of(*(LAYER[number : number + 5 * MIB] for number in range(3)))
-    push.server.largest = 4 * MIB
+    push.server.max_body = 4 * MIB
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
+    assert pushed_content(push) == memory.blobs
     lengths = [int(each.headers["Content-Length"]) for each in push.server.requests("PUT /upload/*")]
     assert len([length for length in lengths if length > MIB]) == 1
     assert push.waits == [0]
@@ -65,49 +65,49 @@ def test_chunk_size_is_remembered(push: Push) -> None:
 
 def test_last_chunk(push: Push) -> None:
     memory = one_layer(LAYER[: 8 * MIB + 1])
-    push.server.largest = 4 * MIB
+    push.server.max_body = 4 * MIB
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
-    assert [len(each.body) for each in parts(push)] == [4 * MIB, 4 * MIB, 1]
+    assert pushed_content(push) == memory.blobs
+    assert [len(each.body) for each in chunks(push)] == [4 * MIB, 4 * MIB, 1]
 
 
 def test_minimum_chunk_size(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
-    push.server.largest = 6 * MIB
+    push.server.max_body = 6 * MIB
     headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": str(5 * MIB)}
     push.server.always("POST *", Reply(status=202, headers=headers))
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
-    assert [len(each.body) for each in parts(push)] == [5 * MIB, 4 * MIB]
+    assert pushed_content(push) == memory.blobs
+    assert [len(each.body) for each in chunks(push)] == [5 * MIB, 4 * MIB]
 
 
 @pytest.mark.parametrize("stated", ["", "-1", "x", "9" * 30, "9" * 5000])
 def test_minimum_chunk_size_is_capped(push: Push, stated: str) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
-    push.server.largest = 8 * MIB
+    push.server.max_body = 8 * MIB
     headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": stated}
     push.server.always("POST *", Reply(status=202, headers=headers))
-    if len(stated) > 2:  # as large as the blob, which is then sent whole
-        assert "answers 413" in push.refused(memory).message
+    if len(stated) > 2:  # at least as large as the blob, so that it is sent in one request
+        assert "answers 413" in push.error(memory).message
     else:
         push.send(memory, jobs=1)
-        assert kept(push) == memory.blobs
+        assert pushed_content(push) == memory.blobs
 
 
 def test_smallest_chunk_is_rejected(push: Push) -> None:
-    push.server.largest = MIB // 2
-    found = push.refused(one_layer(LAYER[: 9 * MIB]))
-    assert "answers 413" in found.message
+    push.server.max_body = MIB // 2
+    error = push.error(one_layer(LAYER[: 9 * MIB]))
+    assert "answers 413" in error.message
     assert push.server.requests("PUT */manifests/*") == []
 
 
 def test_lost_chunk_restarts_blob(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
-    push.server.largest = 4 * MIB
+    push.server.max_body = 4 * MIB
     push.server.answer("PATCH *", Reply(status=202, headers={"Location": "/upload/team/app?state=lost"}))
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
-    assert [each.headers["Content-Range"].partition("-")[0] for each in parts(push)][:3] == [
+    assert pushed_content(push) == memory.blobs
+    assert [each.headers["Content-Range"].partition("-")[0] for each in chunks(push)][:3] == [
         "0",
         str(4 * MIB),
         "0",
@@ -116,29 +116,29 @@ def test_lost_chunk_restarts_blob(push: Push) -> None:
 
 def test_early_rejection_closes_connection(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
-    push.server.largest = 4 * MIB
+    push.server.max_body = 4 * MIB
     push.server.answer("PATCH *", Reply(status=413, unread=4 * MIB - 1000))
     push.send(memory, jobs=1)
-    assert kept(push) == memory.blobs
-    assert len(push.waits) == 2  # for the two refusals, and for nothing that was lost after them
+    assert pushed_content(push) == memory.blobs
+    assert len(push.waits) == 2  # for the two rejections only; no request was lost
 
 
 def test_wrong_blob_is_not_completed(push: Push) -> None:
     memory = layers_of(LAYER[: 5 * MIB], LAYER[: 9 * MIB])
     _, digest, *_ = memory.blobs
     memory.blobs[digest] = flip(memory.blobs[digest])
-    push.server.largest = 4 * MIB
+    push.server.max_body = 4 * MIB
     with pytest.raises(MalformedImage, match="holds other bytes"):
         push.send(memory, jobs=1)
-    # Of the second one the end was read before the last part was sent.
-    assert [len(each.body) // MIB for each in parts(push)] == [4, 1, 4, 4]
-    assert digest not in kept(push)
+    # The last chunk of the second blob is not sent: its end was verified before.
+    assert [len(each.body) // MIB for each in chunks(push)] == [4, 1, 4, 4]
+    assert digest not in pushed_content(push)
 
 
 def test_chunks_to_other_host(push: Push) -> None:
-    log_in(Path(push.access.environ["DOCKER_CONFIG"]), push.server.host)
+    log_in(Path(push.options.environ["DOCKER_CONFIG"]), push.server.host)
     push.server.answer("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
-    push.server.largest = 4 * MIB
+    push.server.max_body = 4 * MIB
     with hostile("127.0.0.2") as other:
         push.server.answer(
             "PATCH *",
@@ -147,4 +147,4 @@ def test_chunks_to_other_host(push: Push) -> None:
         push.send(one_layer(LAYER[: 9 * MIB]), jobs=1)
     assert all(each.authorization for each in push.server.requests("PATCH *"))
     assert other.requests("PATCH *")
-    assert not any(each.authorization for each in other.asked)
+    assert not any(each.authorization for each in other.received)

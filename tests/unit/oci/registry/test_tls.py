@@ -22,30 +22,29 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 def root(reference: str, folder: Path, **environ: str) -> Descriptor:
-    given = {"DOCKER_CONFIG": str(folder), **environ}
-    access = RegistryOptions(
-        environ=given,
+    options = RegistryOptions(
+        environ={"DOCKER_CONFIG": str(folder), **environ},
         certificate_dirs=(folder / "certs.d",),
         commands=Scripted(),
         connect_timeout=5,
         read_timeout=5,
     )
-    with open_registry(reference, options=access) as source:
+    with open_registry(reference, options=options) as source:
         return source.root_descriptor()
 
 
 def put(folder: Path, host: str, **files: Path) -> Path:
-    """Put files into the folder of a host, ``ca_crt`` as ``ca.crt``."""
-    place = folder / "certs.d" / host
-    place.mkdir(parents=True, exist_ok=True)
+    """Copy files to the directory of a host, ``ca_crt`` as ``ca.crt``."""
+    directory = folder / "certs.d" / host
+    directory.mkdir(parents=True, exist_ok=True)
     for name, path in files.items():
-        shutil.copy(path, place / name.replace("_", "."))
-    return place
+        shutil.copy(path, directory / name.replace("_", "."))
+    return directory
 
 
 def test_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
-    with hostile(tls=certificate, clients=True) as server:
-        reference = server.hold(hello())
+    with hostile(tls=certificate, require_client_certificate=True) as server:
+        reference = server.add_image(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(RegistryError):
             root(reference, tmp_path)
@@ -55,45 +54,48 @@ def test_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
 
 def test_authority_covers_token_server(certificate: Certificate, tmp_path: Path) -> None:
     with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate) as tokens:
-        reference = server.hold(hello())
+        reference = server.add_image(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
         server.answer("/v2/*", bearer(f"https://{tokens.host}/token"))
         tokens.answer("/token*", token())
         assert root(reference, tmp_path)
-        assert len(tokens.asked) == 1
+        assert len(tokens.received) == 1
 
 
 def test_client_certificate_per_host(certificate: Certificate, tmp_path: Path) -> None:
-    with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate, clients=True) as tokens:
-        reference = server.hold(hello())
+    with (
+        hostile(tls=certificate) as server,
+        hostile("127.0.0.2", tls=certificate, require_client_certificate=True) as tokens,
+    ):
+        reference = server.add_image(hello())
         own = {"client_cert": certificate.certificate, "client_key": certificate.key}
         put(tmp_path, server.host, ca_crt=certificate.authority, **own)
         server.always("/v2/*", bearer(f"https://{tokens.host}/token"))
         tokens.answer("/token*", token())
         with pytest.raises(RegistryError):
             root(reference, tmp_path)
-        assert tokens.asked == []
+        assert tokens.received == []
 
 
 @pytest.mark.parametrize("name", ["ca.crt", "client.cert"])
 def test_invalid_certificate_file(certificate: Certificate, tmp_path: Path, name: str) -> None:
     with hostile(tls=certificate) as server:
-        place = put(tmp_path, server.host, ca_crt=certificate.authority)
-        (place / name).write_text("rubbish", encoding="utf-8")
+        directory = put(tmp_path, server.host, ca_crt=certificate.authority)
+        (directory / name).write_text("invalid", encoding="utf-8")
         with pytest.raises(SettingsError, match=name) as caught:
-            root(server.hold(hello()), tmp_path)
-        assert str(place) in caught.value.message
+            root(server.add_image(hello()), tmp_path)
+        assert str(directory) in caught.value.message
 
 
 def test_missing_ca_bundle(certificate: Certificate, tmp_path: Path) -> None:
     with hostile(tls=certificate) as server:
         put(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(SettingsError, match="environment REQUESTS_CA_BUNDLE"):
-            root(server.hold(hello()), tmp_path, REQUESTS_CA_BUNDLE=str(tmp_path / "missing"))
+            root(server.add_image(hello()), tmp_path, REQUESTS_CA_BUNDLE=str(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("netloc", ["..", ".", "../x", "", "a/b", "-x", "a\n"])
 def test_unsafe_certificate_host(tmp_path: Path, netloc: str) -> None:
     (tmp_path / "certs.d/a/b").mkdir(parents=True)
-    access = RegistryOptions(certificate_dirs=(tmp_path / "certs.d",), commands=Scripted())
-    assert list(find_certificate_dirs(netloc, access)) == []
+    options = RegistryOptions(certificate_dirs=(tmp_path / "certs.d",), commands=Scripted())
+    assert list(find_certificate_dirs(netloc, options)) == []

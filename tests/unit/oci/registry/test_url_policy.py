@@ -23,25 +23,25 @@ NAMES = {
 }
 
 
-def look_up(host: str) -> tuple[str, ...]:
+def resolve(host: str) -> tuple[str, ...]:
     return NAMES.get(host, ())
 
 
-def place(text: str) -> Url:
+def parse(text: str) -> Url:
     return Url.parse(text)
 
 
 def test_url_is_normalized() -> None:
-    here = place("HTTPS://User:pass@Registry.Example.COM:443/a/b?c=d#e")
-    assert (here.scheme, here.host, here.port) == ("https", "registry.example.com", 443)
-    assert here.text == "https://registry.example.com/a/b?c=d"
-    assert place("http://[::1]:5000").text == "http://[::1]:5000/"
-    assert place("https://example.com.:8443/x").origin == "https://example.com:8443"
-    assert place("https://a").with_target("/v2/").text == "https://a/v2/"
+    url = parse("HTTPS://User:pass@Registry.Example.COM:443/a/b?c=d#e")
+    assert (url.scheme, url.host, url.port) == ("https", "registry.example.com", 443)
+    assert url.text == "https://registry.example.com/a/b?c=d"
+    assert parse("http://[::1]:5000").text == "http://[::1]:5000/"
+    assert parse("https://example.com.:8443/x").origin == "https://example.com:8443"
+    assert parse("https://a").with_target("/v2/").text == "https://a/v2/"
 
 
 def test_repr_hides_query() -> None:
-    assert "c2ln" not in repr(place("https://cdn.example.net/x?sig=c2ln"))
+    assert "c2ln" not in repr(parse("https://cdn.example.net/x?sig=c2ln"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_repr_hides_query() -> None:
     ],
 )
 def test_relative_location(location: str, url: str) -> None:
-    assert Url.parse(location, place("https://a.example/v2/x")).text == url
+    assert Url.parse(location, parse("https://a.example/v2/x")).text == url
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_not_loopback(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("home", "target"),
+    ("registry", "target"),
     [
         ("https://registry.example.com", "https://registry.example.com:8443/x"),
         ("https://registry.example.com", "https://cdn.example.net/x"),
@@ -100,12 +100,12 @@ def test_not_loopback(host: str) -> None:
         ("http://[::1]:5000", "http://localhost/x"),
     ],
 )
-def test_allowed_redirects(home: str, target: str) -> None:
-    check_redirect(place(home), place(home), place(target), look_up)
+def test_allowed_redirects(registry: str, target: str) -> None:
+    check_redirect(parse(registry), parse(registry), parse(target), resolve)
 
 
 @pytest.mark.parametrize(
-    ("home", "target", "why"),
+    ("registry", "target", "message"),
     [
         ("https://registry.example.com", "http://registry.example.com/x", "plain http after https"),
         ("https://127.0.0.1:5000", "http://127.0.0.1:5000/x", "plain http after https"),
@@ -160,15 +160,15 @@ def test_allowed_redirects(home: str, target: str) -> None:
         ("http://127.0.0.1:5000", "https://224.0.0.1/x", "a link-local, multicast or unspecified address"),
     ],
 )
-def test_forbidden_redirects(home: str, target: str, why: str) -> None:
-    with pytest.raises(RegistryError, match=why) as caught:
-        check_redirect(place(home), place(home), place(target), look_up)
-    assert place(home).netloc in caught.value.message
-    assert place(target).netloc in caught.value.message
+def test_forbidden_redirects(registry: str, target: str, message: str) -> None:
+    with pytest.raises(RegistryError, match=message) as caught:
+        check_redirect(parse(registry), parse(registry), parse(target), resolve)
+    assert parse(registry).netloc in caught.value.message
+    assert parse(target).netloc in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("home", "realm"),
+    ("registry", "realm"),
     [
         ("https://registry-1.docker.io", "https://auth.docker.io/token"),
         ("https://ghcr.io", "https://ghcr.io/token"),
@@ -191,12 +191,12 @@ def test_forbidden_redirects(home: str, target: str, why: str) -> None:
         ("http://localhost:5000", "https://localhost:5001/token"),
     ],
 )
-def test_trusted_realms(home: str, realm: str) -> None:
-    assert is_trusted_realm(place(home), place(realm))
+def test_trusted_realms(registry: str, realm: str) -> None:
+    assert is_trusted_realm(parse(registry), parse(realm))
 
 
 @pytest.mark.parametrize(
-    ("home", "realm"),
+    ("registry", "realm"),
     [
         ("https://registry.example.com", "https://evil.example/token"),
         ("https://registry.example.com", "https://example.com.evil.example/token"),
@@ -217,8 +217,8 @@ def test_trusted_realms(home: str, realm: str) -> None:
         ("https://myhost", "https://other/token"),
     ],
 )
-def test_untrusted_realms(home: str, realm: str) -> None:
-    assert not is_trusted_realm(place(home), place(realm))
+def test_untrusted_realms(registry: str, realm: str) -> None:
+    assert not is_trusted_realm(parse(registry), parse(realm))
 
 
 def test_unresolved_name() -> None:
