@@ -16,7 +16,7 @@ from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.verify import verify
 from tests.interop.random_images import Case, cases
-from tests.support.registry.serving import Shelf, serve
+from tests.support.registry.serving import ImageServer, serve
 
 SEED, SOUND, EACH = 20260101, 60, 4
 
@@ -66,8 +66,8 @@ class Verdicts:
         return f"{self.case}\n  ours {self.ours}: {self.words}\n  crane {self.theirs}: {self.their_words}"
 
 
-def judge(crane: Path, shelf: Shelf, case: Case) -> Verdicts:
-    reference = shelf.put(case.name, case.memory)
+def judge(crane: Path, server: ImageServer, case: Case) -> Verdicts:
+    reference = server.put(case.name, case.memory)
     ours, words = ask_us(reference)
     done = subprocess.run(
         [str(crane), "validate", "--insecure", "--remote", reference],
@@ -93,8 +93,8 @@ def ask_us(reference: str) -> tuple[bool, str]:
 @pytest.fixture(scope="module")
 def verdicts(crane: Path) -> list[Verdicts]:
     images = cases(SEED, SOUND, EACH)
-    with serve() as shelf, ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
-        return list(pool.map(lambda case: judge(crane, shelf, case), images))
+    with serve() as server, ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
+        return list(pool.map(lambda case: judge(crane, server, case), images))
 
 
 def test_both_say_the_same_or_there_is_a_written_reason(verdicts: list[Verdicts]) -> None:

@@ -18,8 +18,8 @@ import pytest
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.oci.image import open_image, platform_manifests, read_index, read_manifest
-from buildkit_tasks.oci.source import Source
+from buildkit_tasks.oci.image import Image
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
@@ -43,7 +43,7 @@ Run = Callable[..., str]
 def judged(name: str, *platforms: str) -> str:
     """The image passes for exactly these platforms; gives and prints what it is made of."""
     with open_image(name) as source:
-        assert sorted(str(found) for found, _ in platform_manifests(source)) == sorted(platforms)
+        assert sorted(str(found) for found, _ in source.platform_manifests) == sorted(platforms)
         report = verify(source, [Platform.parse(each) for each in platforms], name)
         failed = [check.message for each in report.platforms for check in each.checks if not check.ok]
         assert report.ok, failed
@@ -61,9 +61,9 @@ def refused(name: str, *words: str) -> None:
     assert [word for word in words if word not in said] == [], said
 
 
-def _made_of(source: Source) -> str:
-    index = read_index(source)
-    manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
+def _made_of(image: Image) -> str:
+    index = image.index
+    manifests = [image.manifest(entry) for _, entry in image.platform_manifests]
     kinds = {index.media_type, *(each.media_type for each in manifests)}
     kinds |= {layer.media_type for each in manifests for layer in each.layers}
     return ", ".join(sorted(kind.removeprefix("application/vnd.") for kind in kinds))
@@ -85,7 +85,7 @@ def debian(pytestconfig: pytest.Config) -> Path:
     try:
         return install_packages(prefix, [wanted], _RUN, lambda _: None)
     except EngineError as error:
-        if pytestconfig.getoption("--require-engine"):
+        if pytestconfig.getoption("--arch-require-engine"):
             raise
         pytest.skip(f"no Debian packages: {error.message}")
 
@@ -245,9 +245,9 @@ def test_ko_builds_a_go_program_for_several_platforms(pytestconfig: pytest.Confi
     source.mkdir()
     (source / "main.go").write_text(_HELLO_GO, encoding="utf-8")
     (source / "go.mod").write_text("module example.com/hello\n\ngo 1.21\n", encoding="utf-8")
-    with serve() as shelf:
-        base = shelf.put("base", hello(list(THREE)))
-        env = {**go_environment(), "KO_DEFAULTBASEIMAGE": base, "KO_DOCKER_REPO": f"{shelf.host}/hello"}
+    with serve() as server:
+        base = server.put("base", hello(list(THREE)))
+        env = {**go_environment(), "KO_DEFAULTBASEIMAGE": base, "KO_DOCKER_REPO": f"{server.host}/hello"}
         words = [
             "build",
             "--push=false",

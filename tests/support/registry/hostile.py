@@ -101,7 +101,7 @@ class Hostile:
         return len({each.connection for each in self.received})
 
     def requests(self, pattern: str = "*") -> list[Request]:
-        """Return the requests that match a pattern of path and query, or method and path (``PUT *blobs*``)."""
+        """Return the requests that match a pattern of path and query, or of method and path (``PUT *``)."""
         return [each for each in self.received if _matches(each, pattern)]
 
     def answer(self, pattern: str, *replies: Reply) -> Hostile:
