@@ -20,12 +20,12 @@ IMAGE = "oci-archive:image.tar"
 
 
 @dataclass
-class Fakes:
-    """Both runners, of which each notes what it was given; guests of ``slow`` end last."""
+class FakeBackends:
+    """Both backends, which record what they run; tasks of the platform ``slow`` end last."""
 
     platforms: Sequence[Platform] = (AMD64, ARM64, SIX)
-    closed: str = ""
-    told: list[str] = field(default_factory=list)
+    unavailable: str = ""
+    messages: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     ran: list[RunTask] = field(default_factory=list)
     slow: Platform | None = None
@@ -34,42 +34,42 @@ class Fakes:
     runner: str = "fake"
 
     def __post_init__(self) -> None:
-        self.others = threading.Event()
+        self.others_ended = threading.Event()
 
     def run(self, task: RunTask) -> RunResult:
         self.ran.append(task)
         if self.interrupted:
             raise KeyboardInterrupt
         if task.platform == self.slow:
-            assert self.others.wait(10)
+            assert self.others_ended.wait(10)
         else:
-            self.others.set()
+            self.others_ended.set()
         return task.make_result(Outcome.PASSED)
 
     def stop(self) -> None:
         self.stopped = True
 
-    def runners(self, choice: str = "auto") -> BackendSelector:
+    def selector(self, runner: str = "auto") -> BackendSelector:
         return BackendSelector(
-            runner=choice, open_sandbox=self._sandbox, open_docker=self._docker, notify=self.told.append
+            runner=runner, open_sandbox=self._sandbox, open_docker=self._docker, notify=self.messages.append
         )
 
     @contextlib.contextmanager
-    def _sandbox(self) -> Iterator[Fakes]:
-        if self.closed:
-            raise SandboxUnavailable(self.closed)
+    def _sandbox(self) -> Iterator[FakeBackends]:
+        if self.unavailable:
+            raise SandboxUnavailable(self.unavailable)
         self.opened.append("sandbox")
         yield self
 
     @contextlib.contextmanager
-    def _docker(self) -> Iterator[Fakes]:
+    def _docker(self) -> Iterator[FakeBackends]:
         self.opened.append("docker")
         yield self
 
 
 @dataclass
-class Seen:
-    """Who watches."""
+class RecordingObserver:
+    """Records what it is notified of."""
 
     expected: list[tuple[str, str, str]] = field(default_factory=list)
     ended: list[RunResult] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Seen:
 
 
 @pytest.mark.parametrize(
-    ("choice", "image", "taken"),
+    ("runner", "image", "opened"),
     [
         ("auto", IMAGE, "sandbox"),
         ("auto", "docker://r.example/app:1", "sandbox"),
@@ -91,88 +91,91 @@ class Seen:
         ("docker", IMAGE, "docker"),
     ],
 )
-def test_the_runner_is_the_one_asked_for_else_the_sandbox(choice: str, image: str, taken: str) -> None:
-    fakes = Fakes()
-    run_emulated(RunRequest(image=image), fakes.runners(choice))
-    assert fakes.opened == [taken]
+def test_runner_selection(runner: str, image: str, opened: str) -> None:
+    backends = FakeBackends()
+    run_emulated(RunRequest(image=image), backends.selector(runner))
+    assert backends.opened == [opened]
 
 
-def test_where_there_is_no_sandbox_auto_says_why_and_takes_docker() -> None:
-    fakes = Fakes(closed="the sandbox is not available: it is closed")
-    assert run_emulated(RunRequest(image=IMAGE), fakes.runners()).ok
-    assert fakes.opened == ["docker"]
-    assert fakes.told == ["the sandbox is not available: it is closed: running in Docker"]
+def test_auto_falls_back_to_docker() -> None:
+    backends = FakeBackends(unavailable="the sandbox is not available: userns is off")
+    assert run_emulated(RunRequest(image=IMAGE), backends.selector()).ok
+    assert backends.opened == ["docker"]
+    assert backends.messages == ["the sandbox is not available: userns is off: running in Docker"]
 
 
-def test_a_sandbox_that_was_asked_for_is_not_replaced() -> None:
-    fakes = Fakes(closed="it is closed")
-    with pytest.raises(SandboxUnavailable, match="it is closed") as caught:
-        run_emulated(RunRequest(image=IMAGE), fakes.runners("sandbox"))
+def test_requested_sandbox_unavailable() -> None:
+    backends = FakeBackends(unavailable="userns is off")
+    with pytest.raises(SandboxUnavailable, match="userns is off") as caught:
+        run_emulated(RunRequest(image=IMAGE), backends.selector("sandbox"))
     assert caught.value.exit_code == 3
     assert "--runner=docker" in str(caught.value)
-    assert fakes.opened == []
+    assert backends.opened == []
 
 
-def test_an_error_while_guests_run_in_the_sandbox_is_no_reason_for_docker() -> None:
-    fakes = Fakes()
+def test_run_error_does_not_fall_back() -> None:
+    backends = FakeBackends()
 
     @contextlib.contextmanager
-    def broken() -> Iterator[Fakes]:
-        yield fakes
+    def failing_sandbox() -> Iterator[FakeBackends]:
+        yield backends
         raise EngineError("later")
 
-    runners = BackendSelector(
-        runner="auto", open_sandbox=broken, open_docker=fakes._docker, notify=fakes.told.append
+    selector = BackendSelector(
+        runner="auto",
+        open_sandbox=failing_sandbox,
+        open_docker=backends._docker,
+        notify=backends.messages.append,
     )
     with pytest.raises(EngineError, match="later"):
-        run_emulated(RunRequest(image=IMAGE), runners)
-    assert fakes.opened == []
+        run_emulated(RunRequest(image=IMAGE), selector)
+    assert backends.opened == []
 
 
-def test_results_are_in_the_order_asked_for_whoever_ends_first() -> None:
-    fakes, seen = Fakes(slow=ARM64), Seen()
+def test_results_keep_task_order() -> None:
+    backends, observer = FakeBackends(slow=ARM64), RecordingObserver()
     request = RunRequest(image=IMAGE, platforms=(ARM64, AMD64), jobs=2)
-    report = run_emulated(request, fakes.runners(), seen)
+    report = run_emulated(request, backends.selector(), observer)
     assert [result.platform for result in report.results] == ["linux/arm64", "linux/amd64"]
-    assert [result.platform for result in seen.ended] == ["linux/amd64", "linux/arm64"]
-    assert seen.expected == [("linux/arm64", "", ""), ("linux/amd64", "", "")]
+    assert [result.platform for result in observer.ended] == ["linux/amd64", "linux/arm64"]
+    assert observer.expected == [("linux/arm64", "", ""), ("linux/amd64", "", "")]
 
 
-def test_without_platforms_all_that_the_image_holds_are_run() -> None:
-    fakes = Fakes()
-    report = run_emulated(RunRequest(image=IMAGE), fakes.runners())
+def test_default_is_all_platforms() -> None:
+    backends = FakeBackends()
+    report = run_emulated(RunRequest(image=IMAGE), backends.selector())
     assert [result.platform for result in report.results] == ["linux/amd64", "linux/arm64", "linux/arm/v6"]
 
 
-def test_a_platform_that_the_image_lacks_is_a_failure_of_its_own() -> None:
-    fakes = Fakes(platforms=(AMD64,))
-    report = run_emulated(RunRequest(image=IMAGE, platforms=(ARM64, AMD64)), fakes.runners())
+def test_platform_not_in_image() -> None:
+    backends = FakeBackends(platforms=(AMD64,))
+    report = run_emulated(RunRequest(image=IMAGE, platforms=(ARM64, AMD64)), backends.selector())
     assert [result.outcome for result in report.results] == [Outcome.FAILED, Outcome.PASSED]
-    message, _, then = report.results[0].message.partition("\n")
+    message, _, hint = report.results[0].message.partition("\n")
     assert message == "linux/arm64 is not in the image, which holds linux/amd64"
     assert report.results[0].runner == "fake"
-    assert then == "  try: inv build-multiarch --platform=linux/arm64"
-    assert [task.platform for task in fakes.ran] == [AMD64]
+    assert hint == "  try: inv build-multiarch --platform=linux/arm64"
+    assert [task.platform for task in backends.ran] == [AMD64]
 
 
 @pytest.mark.parametrize("platform", [Platform("windows", "amd64"), Platform("linux", "mips")], ids=str)
 @pytest.mark.parametrize("cpu", ["max", "both"])
-def test_a_platform_that_nothing_here_runs_is_told(platform: Platform, cpu: str) -> None:
-    fakes = Fakes(platforms=(platform, AMD64))
-    report = run_emulated(RunRequest(image=IMAGE, cpu=cpu), fakes.runners())
-    found = {result.platform: result.outcome for result in report.results}
-    assert found == {str(platform): Outcome.NOT_REGISTERED, "linux/amd64": Outcome.PASSED}
-    assert {task.platform for task in fakes.ran} == {AMD64}
+def test_unsupported_platform(platform: Platform, cpu: str) -> None:
+    backends = FakeBackends(platforms=(platform, AMD64))
+    report = run_emulated(RunRequest(image=IMAGE, cpu=cpu), backends.selector())
+    outcomes = {result.platform: result.outcome for result in report.results}
+    assert outcomes == {str(platform): Outcome.NOT_REGISTERED, "linux/amd64": Outcome.PASSED}
+    assert {task.platform for task in backends.ran} == {AMD64}
 
 
-def test_every_check_runs_on_its_platforms() -> None:
-    fakes = Fakes(platforms=(AMD64, SIX))
+def test_check_platforms() -> None:
+    backends = FakeBackends(platforms=(AMD64, SIX))
     checks = (
         SmokeCheck(command="app --version", timeout=5.0),
         SmokeCheck(command="test", platforms=("arm/v6",)),
     )
-    run_emulated(RunRequest(image=IMAGE, checks=checks, timeout=60.0, jobs=1), fakes.runners())
-    assert [(task.platform, task.args, task.timeout) for task in fakes.ran] == [
+    run_emulated(RunRequest(image=IMAGE, checks=checks, timeout=60.0, jobs=1), backends.selector())
+    assert [(task.platform, task.args, task.timeout) for task in backends.ran] == [
         (AMD64, ("app", "--version"), 5.0),
         (SIX, ("app", "--version"), 5.0),
         (SIX, ("test",), 60.0),
@@ -183,29 +186,29 @@ def test_every_check_runs_on_its_platforms() -> None:
     ("cpu", "models"),
     [("max", [""]), ("floor", ["arm1176"]), ("both", ["", "arm1176"]), ("cortex-a7", ["cortex-a7"])],
 )
-def test_the_cpu_is_a_model_or_the_default(cpu: str, models: list[str]) -> None:
-    fakes = Fakes(platforms=(SIX,))
-    run_emulated(RunRequest(image=IMAGE, cpu=cpu, jobs=1), fakes.runners())
-    assert [task.cpu for task in fakes.ran] == models
+def test_cpu_models(cpu: str, models: list[str]) -> None:
+    backends = FakeBackends(platforms=(SIX,))
+    run_emulated(RunRequest(image=IMAGE, cpu=cpu, jobs=1), backends.selector())
+    assert [task.cpu for task in backends.ran] == models
 
 
 @pytest.mark.parametrize(
     "check",
     [SmokeCheck(command="it's"), SmokeCheck(expect="("), SmokeCheck(platforms=("linux/zz",))],
-    ids=["words", "expression", "platform"],
+    ids=["command", "expression", "platform"],
 )
-def test_what_cannot_be_read_is_told_before_anything_is_opened(check: SmokeCheck) -> None:
-    fakes = Fakes()
+def test_invalid_check(check: SmokeCheck) -> None:
+    backends = FakeBackends()
     with pytest.raises(UsageError):
-        run_emulated(RunRequest(image=IMAGE, checks=(check,)), fakes.runners())
-    assert fakes.opened == []
+        run_emulated(RunRequest(image=IMAGE, checks=(check,)), backends.selector())
+    assert backends.opened == []
 
 
-def test_an_interruption_ends_what_runs() -> None:
-    fakes = Fakes(interrupted=True)
+def test_interrupt_stops_backend() -> None:
+    backends = FakeBackends(interrupted=True)
     with pytest.raises(KeyboardInterrupt):
-        run_emulated(RunRequest(image=IMAGE), fakes.runners())
-    assert fakes.stopped
+        run_emulated(RunRequest(image=IMAGE), backends.selector())
+    assert backends.stopped
 
 
 CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))
@@ -216,16 +219,16 @@ CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))
     [
         (SettingOrigin.PYPROJECT, ["a", "b"]),
         (SettingOrigin.INVOKE, ["a", "b"]),
-        (SettingOrigin.ENVIRONMENT, ["now"]),
-        (SettingOrigin.FLAG, ["now"]),
+        (SettingOrigin.ENVIRONMENT, ["new"]),
+        (SettingOrigin.FLAG, ["new"]),
     ],
 )
-def test_a_command_said_now_stands_for_the_suite(origin: SettingOrigin, commands: list[str]) -> None:
-    settings = Settings(checks=CHECKS, command="now", origins={"command": origin})
+def test_command_overrides_checks(origin: SettingOrigin, commands: list[str]) -> None:
+    settings = Settings(checks=CHECKS, command="new", origins={"command": origin})
     assert [check.command for check in RunRequest.from_settings(IMAGE, (), settings).checks] == commands
 
 
-def test_without_a_suite_the_settings_are_the_only_check() -> None:
+def test_default_check() -> None:
     settings = Settings(command="a", expect="b", expect_exit=3)
     request = RunRequest.from_settings(IMAGE, (), settings)
     assert request.checks == (SmokeCheck(command="a", expect="b", expect_exit=3),)
