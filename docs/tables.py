@@ -86,11 +86,11 @@ def _running(text: str) -> str:
 
 
 def _cpu_table() -> Iterator[str]:
-    yield "| platform | what its name promises | CPU |"
+    yield "| platform | baseline | CPU |"
     yield "| --- | --- | --- |"
     for platform in known_platforms():
-        promise = platform.baseline.title if platform.baseline else ""
-        yield f"| `{platform}` | {promise} | `{platform.baseline_cpu}` |"
+        baseline = platform.baseline.title if platform.baseline else ""
+        yield f"| `{platform}` | {baseline} | `{platform.baseline_cpu}` |"
 
 
 def _shown(default: object) -> str:
