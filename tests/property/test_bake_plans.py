@@ -33,7 +33,7 @@ GROUPS = st.dictionaries(
 )
 
 
-def read(document: Any) -> BakePlan | None:
+def parse_or_none(document: Any) -> BakePlan | None:
     try:
         return parse_bake_plan(json.dumps(document), "x.hcl")
     except (BuilderError, UsageError):
@@ -41,23 +41,23 @@ def read(document: Any) -> BakePlan | None:
 
 
 @given(VALUES | st.fixed_dictionaries({"group": GROUPS, "target": TARGETS}))
-def test_any_document_is_a_plan_or_an_error_of_ours(document: Any) -> None:
-    plan = read(document)
+def test_any_document(document: Any) -> None:
+    plan = parse_or_none(document)
     if plan is not None:
         assert set(plan.requested) <= set(plan.targets)
-        places = [target.name for target in plan.build_order]
+        order = [target.name for target in plan.build_order]
         for target in plan.build_order:
-            assert all(places.index(other) < places.index(target.name) for _, other in target.linked_contexts)
+            assert all(order.index(other) < order.index(target.name) for _, other in target.linked_contexts)
 
 
 @given(TEXT)
-def test_any_text_is_a_plan_or_an_error_of_ours(text: str) -> None:
+def test_any_text(text: str) -> None:
     with pytest.raises((BuilderError, UsageError)):
         parse_bake_plan(text, "x.hcl")
 
 
 @given(st.dictionaries(KEYS | TEXT, VALUES, max_size=4))
-def test_a_key_is_in_the_request_or_is_refused_by_its_name(raw: dict[str, Any]) -> None:
+def test_key_is_read_or_refused(raw: dict[str, Any]) -> None:
     try:
         target = BakeTargetReader("x").read_target("web", raw)
     except UsageError as error:
@@ -67,8 +67,8 @@ def test_a_key_is_in_the_request_or_is_refused_by_its_name(raw: dict[str, Any]) 
     if refusal:
         assert any(f"{key} = " in refusal or f" {key}: " in refusal for key in [*raw, "dockerfile"])
         return
-    given = {key for key, value in raw.items() if value not in (None, [], {}, "", False)}
-    assert given <= {
+    keys = {key for key, value in raw.items() if value not in (None, [], {}, "", False)}
+    assert keys <= {
         "annotations", "args", "attest", "cache-from", "cache-to", "context", "contexts", "dockerfile",
         "dockerfile-inline", "labels", "no-cache", "output", "platforms", "pull", "secret", "ssh", "tags",
         "target", "network", "call", "description",
@@ -76,14 +76,14 @@ def test_a_key_is_in_the_request_or_is_refused_by_its_name(raw: dict[str, Any]) 
     assert target.request.platforms == ()
 
 
-def escaped(text: str) -> str:
-    """As buildx prints a text: so that it can be read as a bake file again."""
+def escape_template(text: str) -> str:
+    """Return a string as buildx prints it, so that its output is a bake file again."""
     return text.replace("${", "$${").replace("%{", "%%{")
 
 
 @given(st.text(alphabet="$%{}ab\n", max_size=30))
-def test_a_text_that_buildx_escaped_is_read_as_it_was(text: str) -> None:
-    target = BakeTargetReader("x").read_target("web", {"args": {"A": escaped(text)}})
+def test_unescape_template(text: str) -> None:
+    target = BakeTargetReader("x").read_target("web", {"args": {"A": escape_template(text)}})
     assert target.request.build_args == (f"A={text}",)
 
 
@@ -91,7 +91,7 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 @given(st.dictionaries(st.sampled_from(["ref", "mode", "scope"]), PLAIN, min_size=1))
-def test_an_entry_is_one_row_of_csv_whatever_is_in_it(entry: dict[str, str]) -> None:
+def test_entry_is_one_csv_row(entry: dict[str, str]) -> None:
     raw = {"type": "registry", **entry}
     request = BakeTargetReader("x").read_target("web", {"cache-from": [raw], "attest": [raw]}).request
     assert parse_csv_row(request.attest[0], "attest") == [f"{name}={value}" for name, value in raw.items()]

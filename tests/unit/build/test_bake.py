@@ -1,4 +1,4 @@
-"""Bake files as buildx 0.29 printed them: the files lie beside, and tests/engine prints them anew."""
+"""Bake files. tests/fixtures/bake has them as printed by buildx 0.29; tests/integration prints them again."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from tests.support.scripted import Scripted
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "bake"
 
 
-def printed(name: str) -> str:
+def read_fixture(name: str) -> str:
     return (FIXTURES / name).read_text(encoding="utf-8")
 
 
-def plan(targets: Mapping[str, Any], default: list[str] | None = None, **groups: list[str]) -> str:
+def format_plan(targets: Mapping[str, Any], default: list[str] | None = None, **groups: list[str]) -> str:
     """A plan as buildx prints it."""
     members = {"default": [*targets] if default is None else default, **groups}
     group = {name: {"targets": names} for name, names in members.items()}
     return json.dumps({"group": group, "target": targets})
 
 
-def target(**keys: Any) -> BakeTarget:
+def parse_target(**keys: Any) -> BakeTarget:
     raw = {key.replace("_", "-"): value for key, value in keys.items()}
-    return parse_bake_plan(plan({"web": raw}), "x.hcl").targets["web"]
+    return parse_bake_plan(format_plan({"web": raw}), "x.hcl").targets["web"]
 
 
-def refused(**keys: Any) -> str:
+def usage_error(**keys: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        target(**keys)
+        parse_target(**keys)
     return str(caught.value)
 
 
 @pytest.fixture(autouse=True)
-def _entitled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_entitlements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("BUILDX_BAKE_ENTITLEMENTS_FS", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def test_groups_and_matrices_come_expanded_and_in_order() -> None:
-    found = parse_bake_plan(printed("group.printed.json"), "group.hcl")
-    assert found.requested == ("tool-a", "tool-b", "web")
-    assert [each.name for each in found.build_order] == ["tool-a", "tool-b", "base", "web"]
+def test_groups_are_expanded() -> None:
+    bake_plan = parse_bake_plan(read_fixture("group.printed.json"), "group.hcl")
+    assert bake_plan.requested == ("tool-a", "tool-b", "web")
+    assert [each.name for each in bake_plan.build_order] == ["tool-a", "tool-b", "base", "web"]
 
 
-def test_what_a_target_inherits_is_its_own() -> None:
-    web = parse_bake_plan(printed("group.printed.json"), "group.hcl").targets["web"]
+def test_inherited_keys() -> None:
+    web = parse_bake_plan(read_fixture("group.printed.json"), "group.hcl").targets["web"]
     assert web.platforms == ("linux/amd64", "linux/arm64")
     assert (web.request.context, web.request.file) == ("web", "web/Dockerfile")
     assert web.request.tags == ("example.org/web:1",)
@@ -65,23 +65,23 @@ def test_what_a_target_inherits_is_its_own() -> None:
     assert web.request.build_contexts == ()
 
 
-def test_the_sign_that_printing_doubled_is_single_again() -> None:
-    found = parse_bake_plan(printed("group.printed.json"), "group.hcl")
-    assert found.targets["web"].request.build_args == ("GREETING=hi ${USER}",)
-    inline = found.targets["base"].inline_dockerfile
+def test_template_signs_are_unescaped() -> None:
+    bake_plan = parse_bake_plan(read_fixture("group.printed.json"), "group.hcl")
+    assert bake_plan.targets["web"].request.build_args == ("GREETING=hi ${USER}",)
+    inline = bake_plan.targets["base"].inline_dockerfile
     assert inline is not None
     assert inline.splitlines()[1] == 'RUN echo "${HOME:-none}" > /based'
 
 
 @pytest.mark.parametrize(
-    ("shown", "meant"), [("$${A}", "${A}"), ("$$${A}", "$${A}"), ("%%{a}$B", "%{a}$B"), ("$$A", "$$A")]
+    ("printed", "expected"), [("$${A}", "${A}"), ("$$${A}", "$${A}"), ("%%{a}$B", "%{a}$B"), ("$$A", "$$A")]
 )
-def test_only_the_sign_before_a_brace_was_doubled(shown: str, meant: str) -> None:
-    assert target(args={"A": shown}).request.build_args == (f"A={meant}",)
+def test_unescape_before_braces_only(printed: str, expected: str) -> None:
+    assert parse_target(args={"A": printed}).request.build_args == (f"A={expected}",)
 
 
-def test_every_key_that_is_honoured_is_in_the_request() -> None:
-    request = parse_bake_plan(printed("every.printed.json"), "every.json").targets["default"].request
+def test_supported_keys() -> None:
+    request = parse_bake_plan(read_fixture("every.printed.json"), "every.json").targets["default"].request
     assert (request.context, request.file, request.target) == ("app", "app/docker/Dockerfile", "release")
     assert request.build_args == ("EMPTY=", "TEMPLATE=${NAME}-%{x}", "VERSION=1.2")
     assert request.labels == ('org.example.title=a,b "c"',)
@@ -99,21 +99,21 @@ def test_every_key_that_is_honoured_is_in_the_request() -> None:
     assert (request.no_cache, request.pull) == (True, True)
 
 
-def test_outputs_keep_their_commas() -> None:
-    request = parse_bake_plan(printed("every.outputs.json"), "every.json").targets["default"].request
+def test_comma_in_output() -> None:
+    request = parse_bake_plan(read_fixture("every.outputs.json"), "every.json").targets["default"].request
     assert [str(each) for each in request.outputs] == ["type=local,dest=out", 'type=oci,"dest=out/a,b.tar"']
 
 
-def test_a_compose_file_has_a_target_for_each_service_that_is_built() -> None:
-    found = parse_bake_plan(printed("compose.printed.json"), "compose.yaml")
-    assert found.requested == ("web", "worker_one")
-    web = found.targets["web"].request
+def test_compose_services() -> None:
+    bake_plan = parse_bake_plan(read_fixture("compose.printed.json"), "compose.yaml")
+    assert bake_plan.requested == ("web", "worker_one")
+    web = bake_plan.targets["web"].request
     assert (web.file, web.tags, web.secrets) == (
         "web/Containerfile",
         ("example.org/web:1",),
         ("id=token,env=TOKEN",),
     )
-    assert found.targets["worker_one"].platforms == ()
+    assert bake_plan.targets["worker_one"].platforms == ()
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_compose_file_has_a_target_for_each_service_that_is_built() -> None:
         ("of-next-year", 1),
     ],
 )
-def test_a_key_that_cannot_be_honoured_is_refused_by_its_name(key: str, value: Any) -> None:
-    message = refused(**{key: value})
+def test_unsupported_key(key: str, value: Any) -> None:
+    message = usage_error(**{key: value})
     assert f"x.hcl: target web: {key} = {json.dumps(value)} is not supported" in message
 
 
@@ -149,8 +149,8 @@ def test_a_key_that_cannot_be_honoured_is_refused_by_its_name(key: str, value: A
         {"extra-hosts": None},
     ],
 )
-def test_a_key_that_changes_nothing_is_no_fault(keys: dict[str, Any]) -> None:
-    assert target(**keys).request == target().request
+def test_default_values_are_ignored(keys: dict[str, Any]) -> None:
+    assert parse_target(**keys).request == parse_target().request
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_a_key_that_changes_nothing_is_no_fault(keys: dict[str, Any]) -> None:
         {"ssh": [{"id": "default", "paths": ["\0"]}]},
     ],
 )
-def test_a_value_that_cannot_be_read_is_refused_by_its_key(keys: dict[str, Any]) -> None:
-    message = refused(**keys)
+def test_invalid_value(keys: dict[str, Any]) -> None:
+    message = usage_error(**keys)
     assert "x.hcl: target web: " in message
     assert any(f"{key} = " in message for key in keys)
 
@@ -209,22 +209,20 @@ def test_a_value_that_cannot_be_read_is_refused_by_its_key(keys: dict[str, Any])
     ],
     ids=json.dumps,
 )
-def test_what_lies_beyond_this_folder_is_refused_unless_it_is_allowed(
-    keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "is outside of this folder\n  try: " in refused(**keys)
+def test_path_outside_of_folder(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is outside of this folder\n  try: " in usage_error(**keys)
     monkeypatch.setenv("BUILDX_BAKE_ENTITLEMENTS_FS", "0")
-    target(**keys)
+    parse_target(**keys)
 
 
-def test_a_link_that_leads_out_of_this_folder_is_seen_through(tmp_path: Path) -> None:
+def test_symlink_out_of_folder(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("/etc")
-    assert "context: out is outside of this folder" in refused(context="out")
+    assert "context: out is outside of this folder" in usage_error(context="out")
 
 
-def test_a_secret_by_the_name_of_a_variable_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_from_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "x")
-    assert target(secret=[{"id": "TOKEN"}]).request.secrets == ("id=TOKEN",)
+    assert parse_target(secret=[{"id": "TOKEN"}]).request.secrets == ("id=TOKEN",)
 
 
 @pytest.mark.parametrize(
@@ -238,37 +236,39 @@ def test_a_secret_by_the_name_of_a_variable_is_no_file(monkeypatch: pytest.Monke
         ("https://example.org/x.git", "c/D", "c/D"),
     ],
 )
-def test_a_dockerfile_is_named_from_its_context_on(context: str, dockerfile: str, expected: str) -> None:
-    assert target(context=context, dockerfile=dockerfile).request.file == expected
+def test_dockerfile_path(context: str, dockerfile: str, expected: str) -> None:
+    assert parse_target(context=context, dockerfile=dockerfile).request.file == expected
 
 
-def test_agents_and_keys_are_passed_on() -> None:
-    request = target(ssh=[{"id": "default"}, {"id": "key", "paths": ["a", "b"]}]).request
+def test_ssh_agent_and_keys() -> None:
+    request = parse_target(ssh=[{"id": "default"}, {"id": "key", "paths": ["a", "b"]}]).request
     assert request.ssh == ("default", "key=a,b")
 
 
-def test_what_others_are_built_on_is_named_nothing_and_goes_nowhere() -> None:
+def test_dependency_is_not_exported() -> None:
     base = {"tags": ["base:1"], "output": [{"type": "cacheonly"}]}
-    found = parse_bake_plan(plan({"web": {"contexts": {"b": "target:base"}}, "base": base}, ["web"]), "x.hcl")
-    assert found.requested == ("web",)
-    assert (found.targets["base"].request.tags, found.targets["base"].request.outputs) == ((), ())
+    bake_plan = parse_bake_plan(
+        format_plan({"web": {"contexts": {"b": "target:base"}}, "base": base}, ["web"]), "x.hcl"
+    )
+    assert bake_plan.requested == ("web",)
+    assert (bake_plan.targets["base"].request.tags, bake_plan.targets["base"].request.outputs) == ((), ())
 
 
-def test_targets_that_are_built_on_each_other_are_refused() -> None:
-    circle = {"a": {"contexts": {"x": "target:b"}}, "b": {"contexts": {"x": "target:a"}}}
+def test_cyclic_targets() -> None:
+    cycle = {"a": {"contexts": {"x": "target:b"}}, "b": {"contexts": {"x": "target:a"}}}
     with pytest.raises(UsageError, match="a -> b -> a"):
-        parse_bake_plan(plan(circle), "x.hcl")
+        parse_bake_plan(format_plan(cycle), "x.hcl")
 
 
-def test_a_target_that_is_not_there_cannot_be_built_on() -> None:
+def test_unknown_linked_target() -> None:
     with pytest.raises(UsageError, match="target web: context x: no target 'nope'"):
-        parse_bake_plan(plan({"web": {"contexts": {"x": "target:nope"}}}), "x.hcl")
+        parse_bake_plan(format_plan({"web": {"contexts": {"x": "target:nope"}}}), "x.hcl")
 
 
-def test_groups_in_groups_are_taken_apart_once() -> None:
+def test_nested_groups() -> None:
     groups = {"one": ["web", "two"], "two": ["one", "tool"]}
-    found = parse_bake_plan(plan({"tool": {}, "web": {}}, ["one", "web"], **groups), "x.hcl")
-    assert found.requested == ("web", "tool")
+    bake_plan = parse_bake_plan(format_plan({"tool": {}, "web": {}}, ["one", "web"], **groups), "x.hcl")
+    assert bake_plan.requested == ("web", "tool")
 
 
 @pytest.mark.parametrize(
@@ -285,18 +285,18 @@ def test_groups_in_groups_are_taken_apart_once() -> None:
         "[" * 100_000,
     ],
 )
-def test_what_is_no_plan_is_said_to_be_none(text: str) -> None:
+def test_invalid_plan(text: str) -> None:
     with pytest.raises(BuilderError, match=r"buildx did not print a valid bake plan for x\.hcl"):
         parse_bake_plan(text, "x.hcl")
 
 
 @pytest.mark.parametrize("name", ["--privileged", "-", "nowhere.hcl", ".", ""])
-def test_a_file_that_is_none_is_refused(name: str) -> None:
+def test_missing_bake_file(name: str) -> None:
     with pytest.raises(UsageError, match="there is no bake file"):
         check_bake_arguments(name, ())
 
 
-def test_a_file_named_like_an_option_is_refused_even_if_it_is_there(tmp_path: Path) -> None:
+def test_bake_file_like_a_flag(tmp_path: Path) -> None:
     (tmp_path / "--privileged").touch()
     with pytest.raises(UsageError, match="there is no bake file"):
         check_bake_arguments("--privileged", ())
@@ -305,7 +305,7 @@ def test_a_file_named_like_an_option_is_refused_even_if_it_is_there(tmp_path: Pa
 @pytest.mark.parametrize(
     "name", ["--push", "https://example.org/x.git", "git@example.org:x", "a b", "a\n", "", "#x"]
 )
-def test_a_target_that_buildx_could_take_for_something_else_is_refused(name: str, tmp_path: Path) -> None:
+def test_invalid_target_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.hcl").touch()
     check_bake_arguments("x.hcl", ("web", "worker_one", "a-1"))
     with pytest.raises(UsageError, match="is not a valid name of a bake target"):
@@ -323,43 +323,45 @@ ENGINE = Engine(
 )
 
 
-def read(tmp_path: Path, text: str, run: Scripted, *, outputs: bool = True) -> BakePlan:
+def print_plan(tmp_path: Path, text: str, commands: Scripted, *, outputs: bool = True) -> BakePlan:
     (tmp_path / "x.hcl").write_text(text, encoding="utf-8")
-    return BakePrinter(file="x.hcl", targets=("web",), engine=ENGINE, commands=run).print_plan(
+    return BakePrinter(file="x.hcl", targets=("web",), engine=ENGINE, commands=commands).print_plan(
         with_outputs=outputs
     )
 
 
-def test_a_file_is_printed_without_its_outputs(tmp_path: Path) -> None:
-    run = Scripted().expect("buildx bake *", stdout=plan({"web": {}}))
-    read(tmp_path, 'output = ["type=oci,dest=x.tar"]', run, outputs=False)
-    assert run.lines == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
-    assert not run.calls[0].mutates
-    assert run.calls[0].call.cwd is None
+def test_print_without_outputs(tmp_path: Path) -> None:
+    commands = Scripted().expect("buildx bake *", stdout=format_plan({"web": {}}))
+    print_plan(tmp_path, 'output = ["type=oci,dest=x.tar"]', commands, outputs=False)
+    assert commands.lines == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
+    assert not commands.calls[0].mutates
+    assert commands.calls[0].call.cwd is None
 
 
-def test_outputs_are_printed_in_a_folder_where_nothing_can_be_lost(tmp_path: Path) -> None:
+def test_print_outputs_in_empty_folder(tmp_path: Path) -> None:
     folders: list[Path] = []
 
-    def aside(argv: list[str], call: CommandOptions) -> None:
+    def check_folder(argv: list[str], call: CommandOptions) -> None:
         assert argv[3] == f"--file={tmp_path}/x.hcl"
         assert call.cwd is not None
         assert (call.cwd / "dist").is_dir()
         folders.append(call.cwd)
 
-    found = {"output": [{"type": "oci", "dest": "dist/x.tar"}], "context": "../../elsewhere"}
-    run = Scripted().expect("buildx bake *--set=[*].secrets=*", stdout=plan({"web": found}), effect=aside)
-    run.expect("buildx bake *output=*", stdout=plan({"web": {"context": "web"}}))
-    web = read(tmp_path, 'output = ["type=oci,dest=dist/x.tar"]', run).targets["web"]
+    printed = {"output": [{"type": "oci", "dest": "dist/x.tar"}], "context": "../../elsewhere"}
+    commands = Scripted().expect(
+        "buildx bake *--set=[*].secrets=*", stdout=format_plan({"web": printed}), effect=check_folder
+    )
+    commands.expect("buildx bake *output=*", stdout=format_plan({"web": {"context": "web"}}))
+    web = print_plan(tmp_path, 'output = ["type=oci,dest=dist/x.tar"]', commands).targets["web"]
     assert (web.request.context, str(web.request.outputs[0])) == ("web", "type=oci,dest=dist/x.tar")
     assert tmp_path not in folders
     assert not folders[0].exists()
 
 
-def test_a_file_without_outputs_is_printed_once(tmp_path: Path) -> None:
-    run = Scripted().expect("buildx bake *", stdout=plan({"web": {}}))
-    read(tmp_path, 'target "web" {}', run)
-    assert len(run.calls) == 1
+def test_print_once_without_outputs(tmp_path: Path) -> None:
+    commands = Scripted().expect("buildx bake *", stdout=format_plan({"web": {}}))
+    print_plan(tmp_path, 'target "web" {}', commands)
+    assert len(commands.calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -374,25 +376,25 @@ def test_a_file_without_outputs_is_printed_once(tmp_path: Path) -> None:
         'output = [{ type = "oci", dest = PLACE }]\noutput = ["type=oci,dest=%{x}"]',
     ],
 )
-def test_outputs_of_which_it_cannot_be_seen_where_they_go_are_refused_unprinted(
-    tmp_path: Path, text: str
-) -> None:
-    run = Scripted().expect("buildx bake *output=*", stdout=plan({"web": {}}))
+def test_unsafe_dest_is_refused(tmp_path: Path, text: str) -> None:
+    commands = Scripted().expect("buildx bake *output=*", stdout=format_plan({"web": {}}))
     with pytest.raises(UsageError, match=r"dest=.* is not a relative path inside this folder"):
-        read(tmp_path, text, run)
-    assert len(run.calls) == 1
+        print_plan(tmp_path, text, commands)
+    assert len(commands.calls) == 1
 
 
-def test_a_refusal_is_in_buildxs_words_with_the_next_command(tmp_path: Path) -> None:
-    run = Scripted().expect("buildx bake *", returncode=1, stderr="#1 x\nERROR: failed to find target web\n")
+def test_buildx_error_and_hint(tmp_path: Path) -> None:
+    commands = Scripted().expect(
+        "buildx bake *", returncode=1, stderr="#1 x\nERROR: failed to find target web\n"
+    )
     with pytest.raises(UsageError) as caught:
-        read(tmp_path, "", run)
+        print_plan(tmp_path, "", commands)
     assert str(caught.value) == (
         "x.hcl: failed to find target web\n  try: docker buildx bake --file=x.hcl --list=targets"
     )
 
 
-def test_a_dry_run_where_buildx_is_still_to_be_fetched_shows_the_command(tmp_path: Path) -> None:
-    run = Scripted(dry_run=True)
-    assert read(tmp_path, "", run).build_order == ()
-    assert run.shown == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
+def test_dry_run_without_buildx(tmp_path: Path) -> None:
+    commands = Scripted(dry_run=True)
+    assert print_plan(tmp_path, "", commands).build_order == ()
+    assert commands.shown == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]

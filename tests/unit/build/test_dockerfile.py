@@ -11,10 +11,10 @@ def images(text: str, **build_args: str) -> list[str]:
     return list(parse_base_images(text, build_args).images)
 
 
-def test_the_examples_own_bases_are_found() -> None:
+def test_bases_of_example() -> None:
     example = Path(__file__).parents[3] / "examples/hello/Dockerfile"
-    found = parse_base_images(example.read_text(encoding="utf-8"), {})
-    assert found == BaseImages(images=("golang:1.27", "alpine:latest"))
+    bases = parse_base_images(example.read_text(encoding="utf-8"), {})
+    assert bases == BaseImages(images=("golang:1.27", "alpine:latest"))
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,19 @@ def test_the_examples_own_bases_are_found() -> None:
         ("FROM a\nCOPY --from=$X /x /y", ["a"]),
         ("# FROM b\nFROM a\n  # FROM c\n", ["a"]),
         ("FROM \\\n  --platform=linux/amd64 \\\n  a \\\n  AS x", ["a"]),
-        ("FROM \\\n# a remark in between\n  a", ["a"]),
+        ("FROM \\\n# a comment in between\n  a", ["a"]),
         ("FROM a\nRUN echo FROM b", ["a"]),
         ("FROM a\r\nFROM b\r\n", ["a", "b"]),
         ("", []),
         ("FROM", []),
     ],
 )
-def test_what_is_fetched_is_found_and_nothing_else(text: str, expected: list[str]) -> None:
+def test_base_images(text: str, expected: list[str]) -> None:
     assert images(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("word", "build_args", "expected"),
+    ("reference", "build_args", "expected"),
     [
         ("alpine:$V", {}, "alpine:3"),
         ("alpine:${V}", {}, "alpine:3"),
@@ -58,14 +58,12 @@ def test_what_is_fetched_is_found_and_nothing_else(text: str, expected: list[str
         ('"alpine"', {}, "alpine"),
     ],
 )
-def test_arguments_before_the_first_from_are_filled_in(
-    word: str, build_args: dict[str, str], expected: str
-) -> None:
-    text = f"ARG V=3 R='my.example'\nFROM {word}\n"
+def test_global_args(reference: str, build_args: dict[str, str], expected: str) -> None:
+    text = f"ARG V=3 R='my.example'\nFROM {reference}\n"
     assert images(text, **build_args) == [expected]
 
 
-def test_an_argument_inside_a_stage_does_not_name_a_base() -> None:
+def test_stage_args_are_ignored() -> None:
     assert images("ARG V=1\nFROM a:$V AS x\nARG V=2\nFROM b:$V\n") == ["a:1", "b:1"]
 
 
@@ -77,16 +75,16 @@ def test_an_argument_inside_a_stage_does_not_name_a_base() -> None:
         ("# Syntax=x\nFROM a", "x"),
         ("# escape=`\n# check=skip=all\n# syntax=x\nFROM a", "x"),
         ("\ufeff# syntax=x\nFROM a", "x"),
-        ("# a remark\n# syntax=x\nFROM a", ""),
+        ("# a comment\n# syntax=x\nFROM a", ""),
         ("\n# syntax=x\nFROM a", ""),
         ("FROM a\n# syntax=x", ""),
         ("FROM a", ""),
     ],
 )
-def test_a_front_end_is_found_among_the_first_lines_only(text: str, syntax: str) -> None:
+def test_syntax_directive(text: str, syntax: str) -> None:
     assert parse_base_images(text, {}) == BaseImages(images=("a",), syntax=syntax)
 
 
-def test_a_line_goes_on_after_the_escape_character_that_holds() -> None:
+def test_line_continuation() -> None:
     assert images("FROM a AS x\nRUN v=`date`\nFROM b\n") == ["a", "b"]
     assert images("# escape=`\nFROM `\n a\nRUN dir C:\\\nFROM b\n") == ["a", "b"]

@@ -15,31 +15,31 @@ from tests.support.scripted import Scripted
 GIT = "git -C here log -1 --format=%ct"
 
 
-def test_the_environment_gives_the_time() -> None:
+def test_epoch_of_environment() -> None:
     epoch = resolve_epoch("here", [], {"SOURCE_DATE_EPOCH": "1700000000"}, Scripted())
     assert (epoch.seconds, epoch.origin) == (1700000000, "the environment")
 
 
-def test_a_build_argument_wins_over_the_environment() -> None:
+def test_epoch_of_build_arg() -> None:
     epoch = find_explicit_epoch(["A=1", "SOURCE_DATE_EPOCH=5"], {"SOURCE_DATE_EPOCH": "7"})
     assert epoch is not None
     assert (epoch.seconds, epoch.origin) == (5, "--build-arg")
 
 
-def test_a_build_argument_without_a_value_is_taken_from_the_environment() -> None:
+def test_build_arg_without_value() -> None:
     epoch = find_explicit_epoch(["SOURCE_DATE_EPOCH"], {"SOURCE_DATE_EPOCH": "7"})
     assert epoch is not None
     assert epoch.seconds == 7
 
 
-def test_else_the_last_commit_does() -> None:
+def test_epoch_of_commit() -> None:
     epoch = resolve_epoch(
         "here", [], {"SOURCE_DATE_EPOCH": ""}, Scripted().expect(GIT, stdout="1600000000\n")
     )
     assert (epoch.seconds, epoch.origin) == (1600000000, "the last git commit")
 
 
-def test_else_it_is_0_with_the_reason() -> None:
+def test_epoch_zero() -> None:
     no_commit = Scripted().expect(GIT, returncode=128, stderr="fatal: not a git repository\n")
     assert resolve_epoch("here", [], {}, no_commit).origin == "no git commit: fatal: not a git repository"
     assert resolve_epoch("here", [], {}, no_commit).seconds == 0
@@ -50,7 +50,7 @@ def test_else_it_is_0_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "text", ["abc", "-5", "1.5", " 1", "1\n", "0x10", "\u0661", "253402300800", "1" * 13]
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_epoch(text: str) -> None:
     with pytest.raises(SettingsError, match="environment SOURCE_DATE_EPOCH") as caught:
         find_explicit_epoch([], {"SOURCE_DATE_EPOCH": text})
     assert caught.value.exit_code == 2
@@ -59,14 +59,14 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "1700000000", "253402300799"])
-def test_every_time_that_json_can_hold_is_taken(text: str) -> None:
+def test_epoch_bounds(text: str) -> None:
     epoch = find_explicit_epoch([], {"SOURCE_DATE_EPOCH": text})
     assert epoch is not None
     assert epoch.seconds == int(text)
 
 
 @pytest.mark.parametrize(
-    ("given", "made"),
+    ("text", "expected"),
     [
         ("type=oci,dest=x", "type=oci,dest=x,rewrite-timestamp=true"),
         ("type=docker,dest=x", "type=docker,dest=x,rewrite-timestamp=true"),
@@ -77,12 +77,12 @@ def test_every_time_that_json_can_hold_is_taken(text: str) -> None:
         ("type=oci,dest=x,rewrite-timestamp=false", "type=oci,dest=x,rewrite-timestamp=false"),
     ],
 )
-def test_times_are_rewritten_in_every_output_that_has_layers(given: str, made: str) -> None:
-    assert [str(output) for output in rewrite_timestamps([OutputSpec.parse(given)])] == [made]
+def test_rewrite_timestamps(text: str, expected: str) -> None:
+    assert [str(output) for output in rewrite_timestamps([OutputSpec.parse(text)])] == [expected]
 
 
 @pytest.mark.parametrize("text", ["type=image,name=x", "type=docker"])
-def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> None:
+def test_docker_driver_cannot_rewrite(text: str) -> None:
     with pytest.raises(UsageError, match="cannot rewrite times"):
         check_rewrite_timestamps([OutputSpec.parse(text)], "docker")
     check_rewrite_timestamps([OutputSpec.parse(text)], "docker-container")
@@ -99,5 +99,5 @@ def test_the_engines_own_builder_cannot_rewrite_what_it_stores(text: str) -> Non
         "type=image,push=true",
     ],
 )
-def test_it_can_in_what_it_sends(text: str) -> None:
+def test_docker_driver_can_rewrite(text: str) -> None:
     check_rewrite_timestamps([OutputSpec.parse(text)], "docker")

@@ -10,7 +10,7 @@ from buildkit_tasks.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text("hunter2", encoding="utf-8")
     (tmp_path / "a,b").write_text("hunter2", encoding="utf-8")
@@ -18,7 +18,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def refused(text: str, **environ: str) -> UsageError:
+def usage_error(text: str, **environ: str) -> UsageError:
     with pytest.raises(UsageError) as caught:
         check_secrets([text], environ)
     assert caught.value.exit_code == 2
@@ -32,12 +32,12 @@ def refused(text: str, **environ: str) -> UsageError:
         "id=x,env=KEY", "id=x,type=env,env=KEY", "id=x,type=env,src=KEY", "id=KEY", "id=key",
     ],
 )  # fmt: skip
-def test_a_secret_is_read_as_buildx_reads_it(text: str) -> None:
+def test_valid_secret(text: str) -> None:
     check_secrets([text], {"KEY": "hunter2"})
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("src=key", "has no id"),
         ("id=,src=key", "has no id"),
@@ -54,31 +54,31 @@ def test_a_secret_is_read_as_buildx_reads_it(text: str) -> None:
         ('id=x,"src=hunter2', "is not valid CSV"),
     ],
 )
-def test_a_secret_that_the_build_would_miss_is_refused_before_it(text: str, said: str) -> None:
-    error = refused(text)
-    assert said in error.message
+def test_invalid_secret(text: str, message: str) -> None:
+    error = usage_error(text)
+    assert message in error.message
     assert "hunter2" not in str(error)
 
 
-def test_a_variable_that_is_empty_is_as_good_as_none() -> None:
-    assert "is not set" in refused("id=x,env=KEY", KEY="").message
+def test_empty_variable() -> None:
+    assert "is not set" in usage_error("id=x,env=KEY", KEY="").message
 
 
-def test_a_secret_larger_than_buildkit_takes_is_refused(here: Path) -> None:
-    (here / "key").write_bytes(b"x" * (500 * 1024))
+def test_secret_size_limit(work_dir: Path) -> None:
+    (work_dir / "key").write_bytes(b"x" * (500 * 1024))
     check_secrets(["id=x,src=key"], {})
-    (here / "key").write_bytes(b"x" * (500 * 1024 + 1))
-    assert "the limit of BuildKit" in refused("id=x,src=key").message
+    (work_dir / "key").write_bytes(b"x" * (500 * 1024 + 1))
+    assert "the limit of BuildKit" in usage_error("id=x,src=key").message
 
 
-def test_an_agents_socket_or_a_key_is_taken(here: Path) -> None:
+def test_valid_ssh(work_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as agent:
-        agent.bind(str(here / "agent"))
-        check_ssh(["default", "mine=key", "other=agent"], {"SSH_AUTH_SOCK": str(here / "agent")})
+        agent.bind(str(work_dir / "agent"))
+        check_ssh(["default", "mine=key", "other=agent"], {"SSH_AUTH_SOCK": str(work_dir / "agent")})
 
 
 @pytest.mark.parametrize(
-    ("text", "environ", "said"),
+    ("text", "environ", "message"),
     [
         ("default", {}, "no agent is running"),
         ("default=", {}, "no agent is running"),
@@ -88,13 +88,13 @@ def test_an_agents_socket_or_a_key_is_taken(here: Path) -> None:
         ("=key", {}, "has no name"),
     ],
 )
-def test_an_agent_or_key_that_is_not_there_is_refused(text: str, environ: dict[str, str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_ssh(text: str, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         check_ssh([text], environ)
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "redacted"),
     [
         ("keeper:hunter2@example.org/x", "***@example.org/x"),
         ("type=registry,ref=a:b@example.org/x", "type=registry,ref=***@example.org/x"),
@@ -102,5 +102,5 @@ def test_an_agent_or_key_that_is_not_there_is_refused(text: str, environ: dict[s
         ("example.org:5000/x:1", "example.org:5000/x:1"),
     ],
 )
-def test_a_user_is_taken_out_of_a_reference_and_a_digest_is_none(text: str, shown: str) -> None:
-    assert redact_userinfo(text) == shown
+def test_redact_userinfo(text: str, redacted: str) -> None:
+    assert redact_userinfo(text) == redacted

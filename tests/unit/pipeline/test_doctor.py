@@ -19,20 +19,20 @@ from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS
 from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, Supervisor
-from buildkit_tasks.system import reachability as reach
+from buildkit_tasks.system import reachability
 from tests.support.scripted import Entry, Kernel
 
 NAME = "multi-platform-builder"
 
 
 class Bench:
-    """A machine with docker and buildx, whose daemon listens and whose answers are scripted."""
+    """A host with docker and buildx, whose daemon listens and whose commands are scripted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.run = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
-        self.run.expect("*/.probe-*/amd64", returncode=PROBE_STATUS)
-        self.run.expect("*/.probe-*/arm64", error=OSError(8, "Exec format error"))
+        self.commands = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
+        self.commands.expect("*/.probe-*/amd64", returncode=PROBE_STATUS)
+        self.commands.expect("*/.probe-*/arm64", error=OSError(8, "Exec format error"))
         self.settings = Settings(cache=str(folder / "cache"))
         self.engine()
 
@@ -44,7 +44,7 @@ class Bench:
             "DriverStatus": [["driver-type", store]],
             "RegistryConfig": {"Mirrors": None},
         }
-        self.run.expect("*/docker info *", stdout=json.dumps(info))
+        self.commands.expect("*/docker info *", stdout=json.dumps(info))
 
     def builder(self, driver: str, status: str = "Status: running") -> None:
         record = self.folder / "buildx" / "instances" / NAME
@@ -52,16 +52,16 @@ class Bench:
         node = {"Name": "x", "Endpoint": "y", "Platforms": None}
         record.write_text(json.dumps({"Name": NAME, "Driver": driver, "Nodes": [node]}), encoding="utf-8")
         text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\n{status}\n"
-        self.run.expect(f"*/docker buildx inspect {NAME}", stdout=text)
+        self.commands.expect(f"*/docker buildx inspect {NAME}", stdout=text)
 
     def diagnosis(self) -> Diagnosis:
         return diagnose_environment(
-            Pipeline(settings=self.settings, commands=self.run, notify=lambda _: None)
+            Pipeline(settings=self.settings, commands=self.commands, notify=lambda _: None)
         )
 
     def finding(self, name: str) -> Finding:
-        (found,) = [each for each in self.diagnosis().findings if each.name == name]
-        return found
+        (finding,) = [each for each in self.diagnosis().findings if each.name == name]
+        return finding
 
 
 @pytest.fixture
@@ -73,12 +73,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("BUILDX_CONFIG", str(tmp_path / "buildx"))
-    monkeypatch.setattr(reach, "DOCKER_HUB", "http://127.0.0.1:9")
+    monkeypatch.setattr(reachability, "DOCKER_HUB", "http://127.0.0.1:9")
     monkeypatch.setattr(
         emulators, "HandlerTable", functools.partial(HandlerTable, mount_point=tmp_path / "binfmt_misc")
     )
     with socket.socket(socket.AF_UNIX) as listener:
-        # A socket's path may have 107 bytes: it is bound from inside its folder.
+        # The path of a socket has at most 107 bytes: bind a relative one.
         monkeypatch.chdir(tmp_path)
         listener.bind("docker.sock")
         listener.listen()
@@ -86,7 +86,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         yield Bench(tmp_path)
 
 
-def test_a_machine_that_lacks_an_emulator_is_told_the_next_command(bench: Bench) -> None:
+def test_missing_emulator(bench: Bench) -> None:
     diagnosis = bench.diagnosis()
     assert [(each.name, each.ok) for each in diagnosis.findings] == [
         ("engine", True),
@@ -100,53 +100,53 @@ def test_a_machine_that_lacks_an_emulator_is_told_the_next_command(bench: Bench)
     assert "no emulator is registered" in bench.finding("linux/arm64").message
 
 
-def test_nothing_is_changed_by_looking(bench: Bench) -> None:
+def test_diagnosis_changes_nothing(bench: Bench) -> None:
     before = sorted(path for path in bench.folder.rglob("*") if "cache" not in path.parts)
     bench.diagnosis()
     assert sorted(path for path in bench.folder.rglob("*") if "cache" not in path.parts) == before
-    assert not any(each.mutates for each in bench.run.calls)
-    assert bench.run.written == []
+    assert not any(each.mutates for each in bench.commands.calls)
+    assert bench.commands.written == []
 
 
-def test_a_machine_that_has_all_may_build_at_once(bench: Bench) -> None:
+def test_complete_host(bench: Bench) -> None:
     machine = Platform.parse("linux/arm64").machine
-    bench.run.add(Entry("qemu-aarch64", "/q", "F", machine.magic, machine.mask))
-    bench.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
+    bench.commands.add(Entry("qemu-aarch64", "/q", "F", machine.magic, machine.mask))
+    bench.commands.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
     diagnosis = bench.diagnosis()
     assert (diagnosis.ok, diagnosis.next) == (True, "inv build-multiarch")
     assert bench.finding("linux/arm64").message == "qemu-aarch64 (/q, F)"
     assert bench.finding("linux/amd64").message == "native"
 
 
-def test_a_handler_that_does_not_work_needs_recreate(bench: Bench) -> None:
+def test_broken_handler(bench: Bench) -> None:
     machine = Platform.parse("linux/arm64").machine
-    bench.run.add(Entry("qemu-aarch64", "/gone", "F", machine.magic, machine.mask))
-    found = bench.finding("linux/arm64")
-    assert (found.ok, found.next) == (False, "inv setup-builder --recreate")
-    assert "/gone" in found.message
+    bench.commands.add(Entry("qemu-aarch64", "/gone", "F", machine.magic, machine.mask))
+    finding = bench.finding("linux/arm64")
+    assert (finding.ok, finding.next) == (False, "inv setup-builder --recreate")
+    assert "/gone" in finding.message
 
 
-def test_the_engine_is_described(bench: Bench) -> None:
+def test_engine_finding(bench: Bench) -> None:
     assert bench.finding("engine").message == "system 28.5.2 at unix:docker.sock, containerd image store"
 
 
-def test_the_builder_is_named_or_who_serves_instead(bench: Bench) -> None:
+def test_builder_finding(bench: Bench) -> None:
     assert bench.finding("builder").message == f"no {NAME}; the engine's own builder is used"
     bench.builder("docker-container")
     assert bench.finding("builder").message == f"{NAME} (docker-container): x running"
 
 
 @pytest.mark.parametrize("driver", ["docker-container", "kubernetes"])
-def test_a_node_that_buildx_does_not_reach_is_missing(bench: Bench, driver: str) -> None:
+def test_unreachable_node(bench: Bench, driver: str) -> None:
     if driver == "kubernetes":
         bench.settings = replace(bench.settings, driver=driver)
     bench.builder(driver, "Error: no route")
-    found = bench.finding("builder")
-    assert (found.ok, found.message) == (False, "node x cannot be reached: no route")
-    assert found.next
+    finding = bench.finding("builder")
+    assert (finding.ok, finding.message) == (False, "node x cannot be reached: no route")
+    assert finding.next
 
 
-def test_of_a_builder_elsewhere_the_nodes_are_looked_at_and_no_engine_is_missed(bench: Bench) -> None:
+def test_remote_builder(bench: Bench) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         node = f"name=a,endpoint=tcp://127.0.0.1:{closed.getsockname()[1]}"
     bench.settings = replace(bench.settings, driver="remote", nodes=(node,))
@@ -154,54 +154,50 @@ def test_of_a_builder_elsewhere_the_nodes_are_looked_at_and_no_engine_is_missed(
         ("builder", False),
         ("sandbox", True),
     ]
-    assert "node a: nobody listens at tcp://127.0.0.1:" in bench.finding("builder").message
+    assert "node a: nothing listens at tcp://127.0.0.1:" in bench.finding("builder").message
     bench.settings = replace(bench.settings, driver="kubernetes", nodes=())
     assert bench.finding("builder").message == f"there is no {NAME}"
     bench.builder("kubernetes")
     assert bench.finding("builder").message == f"{NAME} (kubernetes): x running"
 
 
-def test_a_graph_store_needs_a_builder(bench: Bench) -> None:
+def test_graph_store_needs_builder(bench: Bench) -> None:
     bench.engine(store="overlay2")
-    found = bench.finding("builder")
-    assert (found.ok, found.next) == (False, "inv setup-builder")
+    finding = bench.finding("builder")
+    assert (finding.ok, finding.next) == (False, "inv setup-builder")
 
 
-def test_without_a_daemon_the_private_engine_is_the_next_step(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_daemon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:nothing.sock")
     diagnosis = bench.diagnosis()
     engine = diagnosis.findings[0]
     assert (engine.name, engine.ok, engine.next) == ("engine", False, "inv setup-builder")
     assert "no Docker daemon answers at unix:nothing.sock" in engine.message
     assert [each.name for each in diagnosis.findings[1:]] == ["linux/amd64", "linux/arm64", "sandbox"]
-    assert bench.run.asked("*docker*") == []
+    assert bench.commands.asked("*docker*") == []
 
 
-def test_where_there_is_no_sandbox_the_engine_is_said_to_serve(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_sandbox(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.finding("sandbox").ok
 
     def refuse(_: Supervisor) -> None:
         raise KernelRefusal("unshare user namespace", 1)
 
     monkeypatch.setattr(Supervisor, "__init__", refuse)
-    found = bench.finding("sandbox")
-    assert found.ok
-    assert found.message.startswith(
+    finding = bench.finding("sandbox")
+    assert finding.ok
+    assert finding.message.startswith(
         "the sandbox is not available: could not unshare user namespace: Operation not permitted"
     )
-    assert found.message.endswith("images run in the engine")
+    assert finding.message.endswith("images run in the engine")
 
 
-def test_without_docker_or_buildx_that_is_the_message(bench: Bench) -> None:
+def test_no_docker(bench: Bench) -> None:
     (bench.folder / "bin" / "docker").unlink()
-    assert bench.diagnosis().findings[0].message == "there is no docker with buildx here"
+    assert bench.diagnosis().findings[0].message == "docker with buildx is not installed"
 
 
-def test_row_18_a_malformed_docker_configuration_is_named_and_not_rewritten(bench: Bench) -> None:
+def test_malformed_docker_config(bench: Bench) -> None:
     config = bench.folder / "config.json"
     config.write_text('{"auths": ', encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
@@ -211,7 +207,7 @@ def test_row_18_a_malformed_docker_configuration_is_named_and_not_rewritten(benc
     assert config.read_text(encoding="utf-8") == '{"auths": '
 
 
-def test_a_diagnosis_is_lines_for_people_and_a_document_for_programs() -> None:
+def test_text_and_document() -> None:
     diagnosis = Diagnosis(
         findings=(
             Finding(name="engine", ok=True, message="28"),

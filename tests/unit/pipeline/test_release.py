@@ -20,7 +20,6 @@ from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
 from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import to_document
-from tests.support.registry.pushing import Push, push
 from tests.support.oci import (
     LAYER_GZIP,
     Memory,
@@ -32,8 +31,9 @@ from tests.support.oci import (
     write_folder,
 )
 from tests.support.registry.hostile import hostile
+from tests.support.registry.pushing import Push, push
 from tests.support.scripted import Scripted
-from tests.unit.oci.transports.test_docker_archive import one
+from tests.unit.oci.transports.test_docker_archive import one_image
 
 __all__ = ["push"]
 
@@ -42,67 +42,70 @@ ONE, TWO = (f"example.org/app@{Digest.from_bytes(text)}" for text in (b"one", b"
 
 @pytest.fixture
 def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseService:
-    """Whatever starts a program fails here: an archive is pushed and verified without any."""
+    """Return the service with runners that fail: archives are pushed and verified without a program."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", str(tmp_path / "cache"))
-    settings, run = load_settings(), Scripted()
-    images = ImageResolver(settings=settings, commands=run)
+    settings, commands = load_settings(), Scripted()
+    resolver = ImageResolver(settings=settings, commands=commands)
 
     def needs_engine(*_: object) -> NoReturn:
         raise AssertionError("no engine is needed")
 
-    runs = ImageRunner(
+    image_runner = ImageRunner(
         settings=settings,
-        commands=run,
+        commands=commands,
         notify=print,
-        resolver=images,
+        resolver=resolver,
         get_engine=needs_engine,
         open_containers=needs_engine,
     )
-    return ReleaseService(image_runner=runs, registry_options=push.options)
+    return ReleaseService(image_runner=image_runner, registry_options=push.options)
 
 
-def release(push: Push, *tags: str, proved: bool = False, platforms: tuple[str, ...] = ()) -> ReleaseSpec:
+def make_spec(push: Push, *tags: str, verify: bool = False, platforms: tuple[str, ...] = ()) -> ReleaseSpec:
     names = [f"{push.server.host}/{tag}" for tag in tags]
-    return ReleaseSpec.from_tags(names, tuple(map(Platform.parse, platforms)), verify_first=proved)
+    return ReleaseSpec.from_tags(names, tuple(map(Platform.parse, platforms)), verify_first=verify)
 
 
-# An archive
+# Archives
 
 
 @pytest.mark.parametrize("form", ["oci-archive", "oci"])
-def test_an_archive_arrives_byte_for_byte_and_is_named(
-    push: Push, releases: ReleaseService, tmp_path: Path, form: str
-) -> None:
+def test_push_archive(push: Push, releases: ReleaseService, tmp_path: Path, form: str) -> None:
     memory = hello()
     path = (write_folder if form == "oci" else write_archive)(memory, tmp_path / "image")
-    result = releases.push(f"{form}:{path}", release(push, "team/app:v1"))
-    found = push.server.repository("team/app").content
+    result = releases.push(f"{form}:{path}", make_spec(push, "team/app:v1"))
+    content = push.server.repository("team/app").content
     for digest, data in memory.blobs.items():
-        assert found["blobs"].get(digest, found["manifests"].get(digest, ("", b"")))[1] == data
+        assert content["blobs"].get(digest, content["manifests"].get(digest, ("", b"")))[1] == data
     assert push.server.tag_digest("team/app:v1") == str(memory.root_descriptor().digest) == result.digest
     assert result.ok
     assert [row.platform for row in result.platforms] == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 
 
-def test_the_document_of_a_push_has_the_keys_that_programs_read(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
+def test_push_document_keys(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     path = write_archive(hello(), tmp_path / "image.tar")
-    told = to_document(releases.push(str(path), release(push, "team/app:v1")))
-    assert list(told) == ["schema_version", "ok", "digest", "tags", "platforms", "verify", "run", "seconds"]
-    assert (told["ok"], told["verify"], told["run"]) == (True, None, None)
-    assert list(told["tags"][0]) == ["ref", "digest", "previous", "moved"]
-    assert told["platforms"][0]["digest"].startswith("sha256:")
+    document = to_document(releases.push(str(path), make_spec(push, "team/app:v1")))
+    assert list(document) == [
+        "schema_version",
+        "ok",
+        "digest",
+        "tags",
+        "platforms",
+        "verify",
+        "run",
+        "seconds",
+    ]
+    assert (document["ok"], document["verify"], document["run"]) == (True, None, None)
+    assert list(document["tags"][0]) == ["ref", "digest", "previous", "moved"]
+    assert document["platforms"][0]["digest"].startswith("sha256:")
 
 
-def test_what_does_not_hold_where_it_was_pushed_gets_no_name(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
+def test_failed_verification(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     path = write_archive(hello(["linux/amd64"]), tmp_path / "image.tar")
-    wanted = release(push, "team/app:v1", proved=True, platforms=("linux/amd64", "linux/arm64"))
-    result = releases.push(str(path), wanted)
+    spec = make_spec(push, "team/app:v1", verify=True, platforms=("linux/amd64", "linux/arm64"))
+    result = releases.push(str(path), spec)
     assert not result.ok
     assert result.verify is not None
     assert not result.verify.ok
@@ -110,49 +113,41 @@ def test_what_does_not_hold_where_it_was_pushed_gets_no_name(
     assert push.server.moved_tags == []
 
 
-def test_an_archive_with_a_flipped_byte_is_never_named(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
+def test_corrupt_archive(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     memory = hello(["linux/amd64"])
     layer = next(key for key, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     memory.blobs[layer] = flip(memory.blobs[layer])
     path = write_archive(memory, tmp_path / "image.tar")
     with pytest.raises(MalformedImage):
-        releases.push(str(path), release(push, "team/app:v1"))
+        releases.push(str(path), make_spec(push, "team/app:v1"))
     assert push.server.moved_tags == []
 
 
-def test_without_a_name_what_was_built_last_is_meant(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
+def test_push_last_built(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     path = write_archive(hello(), tmp_path / "image.tar")
-    remember(releases, f"oci-archive:{path}")
-    assert releases.push("", release(push, "team/app:v1")).ok
+    record_last_built(releases, f"oci-archive:{path}")
+    assert releases.push("", make_spec(push, "team/app:v1")).ok
 
 
 @pytest.mark.parametrize("last", ["docker://example.org/app:v1", "docker-daemon:app:v1", "dir:/tmp/out"])
-def test_what_was_built_last_is_sent_from_a_file_alone(
-    push: Push, releases: ReleaseService, last: str
-) -> None:
-    remember(releases, last)
+def test_last_built_is_no_archive(push: Push, releases: ReleaseService, last: str) -> None:
+    record_last_built(releases, last)
     with pytest.raises(UsageError, match="is not an archive") as caught:
-        releases.push("", release(push, "team/app:v1"))
+        releases.push("", make_spec(push, "team/app:v1"))
     assert caught.value.hint == "inv push-multiarch ARCHIVE -t REF"
     assert push.server.received == []
 
 
-def remember(releases: ReleaseService, name: str) -> None:
+def record_last_built(releases: ReleaseService, name: str) -> None:
     record = releases.image_runner.resolver._last_built_file
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(name, encoding="utf-8")
 
 
-def test_a_plan_says_what_would_be_put_where_and_asks_nobody(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
+def test_plan_push(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     memory = hello(["linux/amd64"])
     path = write_archive(memory, tmp_path / "image.tar")
-    plan = releases.plan_push(str(path), release(push, "team/app:v1", "other/app:v2", proved=True))
+    plan = releases.plan_push(str(path), make_spec(push, "team/app:v1", "other/app:v2", verify=True))
     host, digest = push.server.host, memory.root_descriptor().digest
     size = sum(len(memory.blobs[key]) for key in list(memory.blobs)[:2])
     assert plan.to_text().splitlines() == [
@@ -168,51 +163,51 @@ def test_a_plan_says_what_would_be_put_where_and_asks_nobody(
 # Parts
 
 
-def test_parts_become_one_image_with_a_name(push: Push, releases: ReleaseService) -> None:
+def test_merge(push: Push, releases: ReleaseService) -> None:
     names = ("linux/amd64", "linux/arm64")
     parts = [push.reference(f"parts/x@{push.send(hello([name]), 'parts/x')}") for name in names]
-    result = releases.merge(parts, release(push, "team/app:v1", platforms=names[::-1]))
+    result = releases.merge(parts, make_spec(push, "team/app:v1", platforms=names[::-1]))
     assert push.server.tag_digest("team/app:v1") == result.digest
     assert [row.platform for row in result.platforms] == ["linux/arm64", "linux/amd64"]
 
 
-def test_a_plan_of_a_merge_only_reads(push: Push, releases: ReleaseService) -> None:
+def test_plan_merge(push: Push, releases: ReleaseService) -> None:
     part = push.reference(f"parts/x@{push.send(hello(['linux/amd64']), 'parts/x')}")
     before = len(push.server.received)
-    plan = releases.plan_merge([part], release(push, "team/app:v1"))
+    plan = releases.plan_merge([part], make_spec(push, "team/app:v1"))
     assert f"would push an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.to_text()
     assert {each.method for each in push.server.received[before:]} == {"GET"}
 
 
-# Words
+# Tags and parts
 
 
-def test_a_push_without_a_tag_is_a_usage_error() -> None:
+def test_no_tag() -> None:
     with pytest.raises(UsageError, match="no tag is given"):
         ReleaseSpec.from_tags((), (), verify_first=True)
 
 
-def test_a_digest_is_no_tag() -> None:
+def test_digest_as_tag() -> None:
     with pytest.raises(UsageError, match="is not a valid tag"):
         ReleaseSpec.from_tags([ONE], (), verify_first=True)
 
 
-def test_a_tag_that_is_named_twice_is_named_once() -> None:
-    found = ReleaseSpec.from_tags(["app", "docker.io/library/app:latest"], (), verify_first=True)
-    assert found.tags == (Reference.parse("app"),)
+def test_duplicate_tag() -> None:
+    spec = ReleaseSpec.from_tags(["app", "docker.io/library/app:latest"], (), verify_first=True)
+    assert spec.tags == (Reference.parse("app"),)
 
 
 def references(*texts: str) -> tuple[Reference, ...]:
     return tuple(map(Reference.parse, texts))
 
 
-def test_parts_are_named_by_words_and_in_files(tmp_path: Path) -> None:
+def test_parts_of_flags_and_files(tmp_path: Path) -> None:
     (tmp_path / "parts").write_text(f"# from CI\n\n{TWO}  # arm64\n", encoding="utf-8")
     assert read_parts([f"{ONE},"], [str(tmp_path / "parts")]) == references(ONE, TWO)
     assert read_parts([f"{ONE},{TWO}", ONE], []) == references(ONE, TWO)
 
 
-def test_reports_of_builds_name_parts_several_in_one_file_too(tmp_path: Path) -> None:
+def test_parts_of_reports(tmp_path: Path) -> None:
     name, digest = TWO.split("@")
     outputs = [{"type": "oci", "dest": "x"}, {"type": "registry", "ref": f"{name}:v1"}]
     reports = [
@@ -225,15 +220,15 @@ def test_reports_of_builds_name_parts_several_in_one_file_too(tmp_path: Path) ->
     assert read_parts([], [str(path)]) == (*references(ONE), second)
 
 
-def of_images(**parts: str) -> str:
-    """What a build of several images tells; one without a part could not be built."""
+def images_report(**parts: str) -> str:
+    """Return the report of a build of several images; "" is a part whose build failed."""
     builds = {name: {"outputs": [{"ref": part}]} if part else None for name, part in parts.items()}
     return json.dumps({"images": [{"name": name, "build": build} for name, build in builds.items()]})
 
 
-def test_of_several_images_parts_are_those_of_the_one_that_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(of_images(web=ONE, tool=""), encoding="utf-8")
-    (tmp_path / "b").write_text(of_images(tool=ONE) + of_images(web=TWO), encoding="utf-8")
+def test_parts_of_selected_image(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(images_report(web=ONE, tool=""), encoding="utf-8")
+    (tmp_path / "b").write_text(images_report(tool=ONE) + images_report(web=TWO), encoding="utf-8")
     files = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert read_parts([], files, "web") == references(ONE, TWO)
     with pytest.raises(UsageError, match="a: tool names no image in a registry"):
@@ -242,18 +237,16 @@ def test_of_several_images_parts_are_those_of_the_one_that_is_named(tmp_path: Pa
         read_parts([], files, "nope")
 
 
-def test_parts_of_two_images_are_never_taken_for_those_of_one(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(of_images(web=ONE), encoding="utf-8")
-    (tmp_path / "b").write_text(of_images(tool=TWO), encoding="utf-8")
+def test_parts_of_two_images(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(images_report(web=ONE), encoding="utf-8")
+    (tmp_path / "b").write_text(images_report(tool=TWO), encoding="utf-8")
     assert read_parts([], [str(tmp_path / "a")]) == references(ONE)
     with pytest.raises(UsageError, match="the parts are of several images: web, tool") as caught:
         read_parts([], [str(tmp_path / "a"), str(tmp_path / "b")])
     assert caught.value.hint == "select one by --image"
 
 
-def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_for_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = '[[tool.buildkit-tasks.image]]\nname = "web"\nexpect = "this is web"\ntags = ["app:web"]\n'
     (tmp_path / "pyproject.toml").write_text(table, encoding="utf-8")
@@ -269,7 +262,7 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"images": [{"name": "web", "build": 7}]}', "web names no image in a registry"),
         ('{"images": [7]}', "no part is given"),
@@ -283,13 +276,13 @@ def test_a_merge_of_one_of_several_images_is_under_that_images_settings(
         ("{" * 100_000, "is not a report of build-multiarch"),
     ],
 )
-def test_a_file_without_parts_is_a_usage_error(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_parts_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "parts").write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         read_parts([], [str(tmp_path / "parts")])
 
 
-def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+def test_unreadable_parts_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_parts([], [str(tmp_path / "none")])
     (tmp_path / "zeros").touch()
@@ -302,21 +295,19 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["--privileged", "-t", "app:v1 --x", "https://example.org/app", "app:", "App"]
+    "tag", ["--privileged", "-t", "app:v1 --x", "https://example.org/app", "app:", "App"]
 )
-def test_a_word_that_is_no_tag_is_refused_before_anything_is_asked(word: str) -> None:
+def test_invalid_tag(tag: str) -> None:
     with pytest.raises(UsageError):
-        ReleaseSpec.from_tags([word], (), verify_first=True)
+        ReleaseSpec.from_tags([tag], (), verify_first=True)
 
 
 # Other sources
 
 
-def test_a_compressed_archive_is_sent_from_several_threads(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
+def test_push_compressed_archive(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     memory = Memory()
-    noise = random.Random(5)  # noqa: S311 - bytes that do not get smaller
+    noise = random.Random(5)  # noqa: S311 - bytes that cannot be compressed
     layers = [memory.put(noise.randbytes(1_500_000), LAYER_GZIP) for _ in range(6)]
     entry = put_manifest(memory, platform_json("linux/amd64"), layers)
     config = json.loads(memory.blobs[json.loads(memory.blobs[entry["digest"]])["config"]["digest"]])
@@ -325,24 +316,22 @@ def test_a_compressed_archive_is_sent_from_several_threads(
     memory.index([{**entry, "platform": platform_json("linux/amd64")}])
     path = write_archive(memory, tmp_path / "image.tar")
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
-    result = releases.push(str(path), release(push, "team/app:v1"))
-    found = push.server.repository("team/app").content["blobs"]
-    assert all(found[each["digest"]][1] == memory.blobs[each["digest"]] for each in layers)
+    result = releases.push(str(path), make_spec(push, "team/app:v1"))
+    blobs = push.server.repository("team/app").content["blobs"]
+    assert all(blobs[each["digest"]][1] == memory.blobs[each["digest"]] for each in layers)
     assert push.server.tag_digest("team/app:v1") == result.digest
 
 
-def test_what_docker_save_wrote_is_sent_over_one_connection(
-    push: Push, releases: ReleaseService, tmp_path: Path
-) -> None:
-    path = one().write(tmp_path / "saved.tar")
-    result = releases.push(f"docker-archive:{path}", release(push, "team/app:v1"))
+def test_push_docker_archive(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
+    path = one_image().write(tmp_path / "saved.tar")
+    result = releases.push(f"docker-archive:{path}", make_spec(push, "team/app:v1"))
     assert result.ok
     assert len({each.connection for each in push.server.requests("PUT /upload/*")}) == 1
 
 
-def test_an_image_is_copied_from_one_registry_to_another(push: Push, releases: ReleaseService) -> None:
+def test_push_from_registry(push: Push, releases: ReleaseService) -> None:
     memory = hello()
     with hostile() as other:
         reference = other.add_image(memory)
-        result = releases.push(f"docker://{reference}", release(push, "team/app:v1"))
+        result = releases.push(f"docker://{reference}", make_spec(push, "team/app:v1"))
     assert result.digest == str(memory.root_descriptor().digest) == push.server.tag_digest("team/app:v1")
