@@ -20,14 +20,14 @@ from tests.support.report_samples import (
     warning,
 )
 
-# What HTML and XML treat apart, and every code point there is.
+# Markup of HTML and XML, and every code point.
 MARKS = st.sampled_from(["<", ">", "&", '"', "'", "</div>", "<script>", "<!--", "-->", "]]>", "&lt;", "&#0;"])
 SPECIAL = st.sampled_from("\x00\x1b\r\n\t\udc80\uffff\u202e")
 ANY_TEXT = st.lists(MARKS | SPECIAL | st.text(st.characters(exclude_categories=()))).map("".join)
 
 
 class Reader(HTMLParser):
-    """Reads as a browser does: the elements with their attributes, and the texts in them."""
+    """Read elements, attributes and texts as a browser does."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -47,38 +47,36 @@ class Reader(HTMLParser):
 
 
 def texts(report: Report) -> list[str]:
-    """Give the texts of a page, read as XML: strictly."""
+    """Return the texts of a page that is parsed as XML."""
     root = ET.fromstring(to_html(report).encode())  # noqa: S314 - a document made here
     return [element.text or "" for element in root.iter()]
 
 
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
 @example("</div><script>x</script>", "<!--", "\ud83d\ude00\x00")
-def test_whatever_a_run_prints_is_read_back_from_the_page(stdout: str, stderr: str, platform: str) -> None:
-    found = texts(run(bad_run(platform, stdout=stdout, stderr=stderr)))
-    for said in (stdout, stderr):
-        assert not said or escape_unprintable(said) in found
+def test_run_output_round_trips(stdout: str, stderr: str, platform: str) -> None:
+    page_texts = texts(run(bad_run(platform, stdout=stdout, stderr=stderr)))
+    for output in (stdout, stderr):
+        assert not output or escape_unprintable(output) in page_texts
 
 
 @given(ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool))
-def test_whatever_a_check_or_a_warning_says_is_read_back_from_the_page(
-    message: str, name: str, path: str, warned: str
-) -> None:
-    checks = (good_check(), bad_check(message=message, name=name, path=path), warning(warned))
-    found = texts(verify(verdict("linux/arm64", *checks)))
-    assert {escape_unprintable(text) for text in (message, name, path, warned)} <= set(found)
+def test_checks_round_trip(message: str, name: str, path: str, warning_message: str) -> None:
+    checks = (good_check(), bad_check(message=message, name=name, path=path), warning(warning_message))
+    page_texts = texts(verify(verdict("linux/arm64", *checks)))
+    assert {escape_unprintable(text) for text in (message, name, path, warning_message)} <= set(page_texts)
 
 
 @given(ANY_TEXT.filter(str.strip), ANY_TEXT.filter(bool))
 @example("<script>", '" onload="x')
-def test_no_text_adds_an_element_or_an_attribute(platform: str, message: str) -> None:
+def test_text_adds_no_markup(platform: str, message: str) -> None:
     def page(platform: str, message: str) -> Reader:
-        both = (bad_check(message=message, path=message), warning(message))
-        return Reader(to_html(verify(verdict(platform, *both))))
+        checks = (bad_check(message=message, path=message), warning(message))
+        return Reader(to_html(verify(verdict(platform, *checks))))
 
     assert page(platform, message).tags == page("linux/arm64", "m").tags
 
 
 @given(ANY_TEXT.filter(bool))
-def test_whatever_stopped_the_line_is_read_back_from_the_page(error: str) -> None:
+def test_error_round_trips(error: str) -> None:
     assert escape_unprintable(error) in texts(stopped(error))

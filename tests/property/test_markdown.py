@@ -19,14 +19,14 @@ MARKS = st.sampled_from(
 ANY_TEXT = st.lists(MARKS | st.text(st.characters(exclude_categories=()))).map("".join)
 
 
-def parsed(text: str) -> list[Token]:
-    """Read Markdown as GitHub does: CommonMark with tables, HTML let through."""
-    text.encode()  # a lone surrogate could not be written to the summary
+def parse(text: str) -> list[Token]:
+    """Parse Markdown as GitHub does: CommonMark with tables and HTML."""
+    text.encode()  # a lone surrogate cannot be encoded
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
 
 
 def cells(tokens: list[Token]) -> list[str]:
-    """Give the text of each cell, and fail on a cell that is anything but text."""
+    """Return the text of each cell, which must have no markup."""
     inside = [tokens[at + 1] for at, token in enumerate(tokens) if token.type == "td_open"]
     children = [child for token in inside for child in token.children or []]
     assert {child.type for child in children} <= {"text", "text_special"}
@@ -37,11 +37,11 @@ def cells(tokens: list[Token]) -> list[str]:
 @example("|", "a | b")
 @example("x\\", "\\")
 @example("`", "`<script>`")
-def test_no_text_breaks_out_of_its_cell_or_its_block(platform: str, stdout: str) -> None:
-    tokens = parsed(to_markdown(run(bad_run(platform, stdout=stdout, message="m"))))
+def test_text_stays_in_cell_and_block(platform: str, stdout: str) -> None:
+    tokens = parse(to_markdown(run(bad_run(platform, stdout=stdout, message="m"))))
     name = truncate_line(to_one_line(platform), 80)
-    said = last_line(stdout) or "m"
-    ran = truncate_line(f"FAILED {to_one_line(f'failed: {said}')}", 48)
+    output = last_line(stdout) or "m"
+    ran = truncate_line(f"FAILED {to_one_line(f'failed: {output}')}", 48)
     assert cells(tokens)[0].strip() == name
     assert cells(tokens)[2] == ran
     assert len(cells(tokens)) == 4
@@ -52,7 +52,7 @@ def test_no_text_breaks_out_of_its_cell_or_its_block(platform: str, stdout: str)
 
 
 @given(ANY_TEXT.filter(str.strip))
-def test_no_message_of_a_check_adds_to_the_documents_structure(message: str) -> None:
-    plain = parsed(to_markdown(verify(verdict("linux/arm64", bad_check(message="m")))))
-    tokens = parsed(to_markdown(verify(verdict("linux/arm64", bad_check(message=message)))))
+def test_message_adds_no_markup(message: str) -> None:
+    plain = parse(to_markdown(verify(verdict("linux/arm64", bad_check(message="m")))))
+    tokens = parse(to_markdown(verify(verdict("linux/arm64", bad_check(message=message)))))
     assert [token.type for token in tokens] == [token.type for token in plain]

@@ -1,4 +1,4 @@
-"""Report values for tests: ones that hold, and the parts to make ones that do not."""
+"""Sample reports of every kind: good ones, and parts to make bad ones from."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def digest(text: str) -> str:
 
 
 def architecture_of(platform: str) -> str:
-    """Give the middle of a platform's name, and of any other text the whole."""
+    """Return the architecture of a platform, or the whole of any other text."""
     return platform.split("/")[1] if platform.startswith("linux/") else platform
 
 
@@ -132,8 +132,8 @@ def warning(message: str = "linux/arm64 lacks /usr/bin/foo that linux/amd64 has"
 
 
 def verdict(platform: str, *checks: Check) -> PlatformVerdict:
-    every = checks or (good_check(), good_check("binary-machine"))
-    return PlatformVerdict(platform=platform, digest=digest(platform), checks=every)
+    default_checks = (good_check(), good_check("binary-machine"))
+    return PlatformVerdict(platform=platform, digest=digest(platform), checks=checks or default_checks)
 
 
 def verify(*verdicts: PlatformVerdict) -> VerifyReport:
@@ -182,14 +182,14 @@ def bad_run(
 
 
 def on_cpu(cpu: str, result: RunResult) -> RunResult:
-    """Give the same run on a CPU model, for which even the host's own programs are emulated."""
+    """Return the same run on a CPU model, for which programs of the host are emulated too."""
     path = f"/usr/bin/{qemu(result.platform)}"
     emulator = EmulatorSummary(path=path, version="10.0.2", cpu=cpu)
     return replace(result, emulated=True, emulator=emulator, runner="sandbox")
 
 
 def both_cpus(floor: Outcome = Outcome.PASSED) -> RunReport:
-    """Give the runs of two platforms on two CPUs each, of which the last ends as is said."""
+    """Return runs of two platforms on two CPUs each; ``floor`` is the outcome of the last."""
     results = (
         replace(good_run("linux/amd64"), runner="sandbox"),
         on_cpu("qemu64", good_run("linux/amd64")),
@@ -201,9 +201,9 @@ def both_cpus(floor: Outcome = Outcome.PASSED) -> RunReport:
 
 
 def three_commands(*last: RunResult) -> RunReport:
-    """Give the runs of three commands on two platforms, and more."""
+    """Return the runs of three commands on two platforms, and then others."""
     commands = ("", "uname -m", "/bin/true -x")
-    return run(*(replace(good_run(name), command=each) for name in TWO for each in commands), *last)
+    return run(*(replace(good_run(name), command=command) for name in TWO for command in commands), *last)
 
 
 def run(*results: RunResult) -> RunReport:
@@ -211,7 +211,7 @@ def run(*results: RunResult) -> RunReport:
 
 
 def matrix(*platforms: str) -> MatrixReport:
-    """Give a line that holds from end to end, on two platforms unless others are named."""
+    """Return a matrix that passed, by default on two platforms."""
     names = platforms or TWO
     return MatrixReport(
         setup=setup(*map(platform_setup, names)),
@@ -222,12 +222,12 @@ def matrix(*platforms: str) -> MatrixReport:
 
 
 def stopped(error: str = "the registry refused: 401") -> MatrixReport:
-    """Give a line that ended after the build."""
+    """Return a matrix that stopped after the build."""
     return MatrixReport(setup=setup(), build=build(), error=error)
 
 
 def push(**changes: Any) -> PushResult:
-    """Give a push that holds, of a new tag, a moved one and an unchanged one."""
+    """Return a push that set a new tag, moved one and left one unchanged."""
     index = digest("index")
     values: dict[str, Any] = {
         "digest": index,
@@ -245,17 +245,17 @@ def push(**changes: Any) -> PushResult:
 
 
 def image(name: str, *platforms: str) -> ImageReport:
-    """Give one of several images that holds, on two platforms unless others are named."""
-    line = matrix(*platforms)
-    return ImageReport(name=name, build=line.build, verify=line.verify, run=line.run)
+    """Return one of several images that passed, by default on two platforms."""
+    report = matrix(*platforms)
+    return ImageReport(name=name, build=report.build, verify=report.verify, run=report.run)
 
 
 def images(*rows: ImageReport) -> ImagesReport:
-    """Give several images that hold, or these."""
+    """Return two images that passed, or the given ones."""
     return ImagesReport(images=rows or (image("web"), image("worker", "linux/arm64", "linux/386")))
 
 
-def every_good_report() -> list[Report]:
+def good_reports() -> list[Report]:
     two = ("linux/amd64", "linux/arm/v6")
     several: list[Report] = [both_cpus(), three_commands(), replace(matrix(*two), run=both_cpus())]
     several += [images(), replace(images(), setup=setup())]
@@ -268,16 +268,16 @@ def every_good_report() -> list[Report]:
     return [setup(), build(), verify(), run(), matrix(), *several, *pushed]
 
 
-def every_warning_report() -> list[Report]:
-    """Give reports that hold, each with two warnings."""
+def warning_reports() -> list[Report]:
+    """Return reports that passed with two warnings each."""
     warned = verify(verdict("linux/amd64"), verdict("linux/arm64", good_check(), warning(), warning("other")))
     spread = verify(*(verdict(name, good_check(), warning()) for name in TWO))
     warned_image = replace(image("worker"), verify=warned)
     return [warned, spread, replace(matrix(), verify=warned), images(image("web"), warned_image)]
 
 
-def every_bad_report() -> list[Report]:
-    """Give each way that a report can fail, some with nothing in it to point at."""
+def bad_reports() -> list[Report]:
+    """Return a report for each kind of failure, some without any platform."""
     unready = PlatformSetup(platform="linux/arm64", native=False, message="no handler is registered")
     failed = MatrixReport(
         setup=setup(),
@@ -295,7 +295,7 @@ def every_bad_report() -> list[Report]:
         verify(verdict("linux/amd64"), verdict("linux/arm64", warning(), bad_check())),
         verify(PlatformVerdict(platform="linux/arm64", digest="", checks=())),
         VerifyReport(subject=IMAGE, digest="", platforms=()),
-        *(run(bad_run("linux/arm64", each)) for each in Outcome if each is not Outcome.PASSED),
+        *(run(bad_run("linux/arm64", outcome)) for outcome in Outcome if outcome is not Outcome.PASSED),
         empty_run,
         both_cpus(Outcome.ILLEGAL_INSTRUCTION),
         three_commands(replace(bad_run("linux/arm64"), command="uname -m")),
@@ -310,15 +310,15 @@ def every_bad_report() -> list[Report]:
         replace(matrix(), run=run(good_run("linux/amd64"))),
         replace(matrix(), setup=setup(platform_setup("linux/amd64"))),
         replace(matrix(), verify=verify(*map(verdict, (*TWO, "linux/s390x")))),
-        *every_bad_images(failed),
+        *bad_image_reports(failed),
         push(tags=()),
         push(tags=(), run=failed.run),
         replace(build(ok=False), pushed=push(tags=(), run=None, verify=failed.verify)),
     ]
 
 
-def every_bad_images(failed: MatrixReport) -> list[Report]:
-    """Give each way that several images can fail; ``failed`` is a line of which a step does."""
+def bad_image_reports(failed: MatrixReport) -> list[Report]:
+    """Return a report for each kind of failure of several images; ``failed`` has a failed step."""
     bad = ImageReport(name="bad", build=failed.build, verify=failed.verify, run=failed.run)
     unbuilt = ImageReport(name="unbuilt", error="the disk is full")
     return [

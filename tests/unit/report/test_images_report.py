@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import io
 import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from typing import Any
 
-from buildkit_tasks.report import print_table, to_json, to_junit, to_markdown
-from buildkit_tasks.report.model import ImageReport, ImagesReport, NamedTag, Outcome, Report
+from buildkit_tasks.report import to_json, to_junit, to_markdown
+from buildkit_tasks.report.model import ImageReport, ImagesReport, NamedTag, Outcome
 from buildkit_tasks.report.summary import summarize
 from tests.support.report_samples import (
     TWO,
@@ -22,18 +21,13 @@ from tests.support.report_samples import (
     verify,
     warning,
 )
+from tests.unit.report.rendering import draw
 
 WRONG = replace(image("wrong"), verify=verify(verdict(TWO[0]), verdict(TWO[1], bad_check())))
 UNBUILT = ImageReport(name="unbuilt", error="the disk is full\n  try: free some space")
 
 
-def table(report: Report) -> str:
-    file = io.StringIO()
-    print_table(report, file, colour=False)
-    return file.getvalue()
-
-
-def test_an_image_holds_when_it_was_built_and_verified_and_run_on_the_same_platforms() -> None:
+def test_image_is_ok() -> None:
     assert image("web").ok
     unreached: list[dict[str, Any]] = [{"build": None}, {"verify": None}, {"run": None}]
     assert not any(replace(image("web"), **step).ok for step in unreached)
@@ -42,7 +36,7 @@ def test_an_image_holds_when_it_was_built_and_verified_and_run_on_the_same_platf
     assert not WRONG.ok
 
 
-def test_images_hold_when_each_does_and_there_is_one() -> None:
+def test_images_are_ok() -> None:
     assert images().ok
     assert replace(images(), setup=setup()).ok
     assert not ImagesReport().ok
@@ -51,19 +45,19 @@ def test_images_hold_when_each_does_and_there_is_one() -> None:
     assert not replace(images(), setup=replace(setup(), platforms=())).ok
 
 
-def test_the_document_has_a_row_for_each_image() -> None:
+def test_document_keys() -> None:
     tag = NamedTag(ref="example.org/web:1", digest="sha256:1")
-    told = json.loads(to_json(images(replace(image("web"), tags=(tag,)), UNBUILT)))
-    assert list(told) == ["schema_version", "ok", "setup", "images", "error"]
-    assert [list(row) for row in told["images"]] == [
+    document = json.loads(to_json(images(replace(image("web"), tags=(tag,)), UNBUILT)))
+    assert list(document) == ["schema_version", "ok", "setup", "images", "error"]
+    assert [list(row) for row in document["images"]] == [
         ["ok", "name", "build", "verify", "run", "tags", "error"]
     ] * 2
-    assert [(row["name"], row["ok"]) for row in told["images"]] == [("web", True), ("unbuilt", False)]
-    assert told["images"][0]["tags"][0]["ref"] == "example.org/web:1"
-    assert (told["images"][1]["build"], told["images"][1]["error"]) == (None, UNBUILT.error)
+    assert [(row["name"], row["ok"]) for row in document["images"]] == [("web", True), ("unbuilt", False)]
+    assert document["images"][0]["tags"][0]["ref"] == "example.org/web:1"
+    assert (document["images"][1]["build"], document["images"][1]["error"]) == (None, UNBUILT.error)
 
 
-def test_the_closing_line_counts_images_and_says_where_each_of_the_others_failed() -> None:
+def test_summary_line_of_failed_images() -> None:
     assert summarize(images()).summary_line == "2 of 2 images passed: built, verified and run."
     assert summarize(images(image("web"), WRONG, UNBUILT)).summary_line == (
         "1 of 3 images passed. wrong: FAILED: linux/arm64 (verify)."
@@ -72,15 +66,15 @@ def test_the_closing_line_counts_images_and_says_where_each_of_the_others_failed
     assert "no engine" in summarize(ImagesReport(error="no engine")).summary_line
 
 
-def test_the_closing_line_counts_the_warnings_of_all_images() -> None:
+def test_summary_line_counts_warnings() -> None:
     warned = replace(image("web"), verify=verify(*(verdict(name, warning()) for name in TWO)))
     assert summarize(images(warned, image("tool"))).summary_line == (
         "2 of 2 images passed: built, verified and run, with 2 warnings."
     )
 
 
-def test_the_table_has_a_row_for_each_platform_of_each_image() -> None:
-    text = table(images(image("web"), image("tool", "linux/386"), UNBUILT))
+def test_table_row_per_platform() -> None:
+    text = draw(images(image("web"), image("tool", "linux/386"), UNBUILT))
     rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in text.splitlines() if "│" in line]
     assert rows == [
         ["Image", "Platform"],
@@ -92,15 +86,15 @@ def test_the_table_has_a_row_for_each_platform_of_each_image() -> None:
     assert "FAILED the disk is full" in text
 
 
-def test_what_an_image_was_named_stands_below_the_table() -> None:
+def test_tags_are_notes() -> None:
     tag = NamedTag(ref="example.org/web:1", digest="sha256:1")
-    assert "web: tagged: example.org/web:1" in table(images(replace(image("web"), tags=(tag,))))
+    assert "web: tagged: example.org/web:1" in draw(images(replace(image("web"), tags=(tag,))))
 
 
-def test_junit_has_a_testcase_for_each_platform_of_each_image() -> None:
+def test_junit_suite_per_image() -> None:
     ran = run(good_run(TWO[0]), bad_run(TWO[1], Outcome.FAILED))
     text = to_junit(images(image("web"), replace(image("tool"), run=ran), UNBUILT))
-    root = ET.fromstring(text)  # noqa: S314 - it was written above
+    root = ET.fromstring(text)  # noqa: S314 - a document made here
     suites = {suite.get("name", ""): [case.get("name") for case in suite] for suite in root}
     assert suites["web: run"][:2] == [*TWO]
     assert suites["tool: build"] == [*TWO]
@@ -113,7 +107,7 @@ def test_junit_has_a_testcase_for_each_platform_of_each_image() -> None:
     ]
 
 
-def test_markdown_names_the_image_of_each_failure() -> None:
+def test_markdown_names_failed_image() -> None:
     text = to_markdown(images(image("web"), WRONG))
     assert "**wrong: verify linux/arm64**" in text
     assert "web: verify" not in text

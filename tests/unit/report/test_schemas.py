@@ -15,11 +15,11 @@ from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import SettingsError
 from buildkit_tasks.report import to_json
 from buildkit_tasks.report.model import REPORT_NAMES, Report, report_name
-from tests.support.report_samples import every_bad_report, every_good_report, every_warning_report
+from tests.support.report_samples import bad_reports, good_reports, warning_reports
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "buildkit_tasks" / "schemas"
-REPORTS = [*every_good_report(), *every_bad_report(), *every_warning_report()]
+REPORTS = [*good_reports(), *bad_reports(), *warning_reports()]
 
 
 def read_schema(name: str) -> dict[str, Any]:
