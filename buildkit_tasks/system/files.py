@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "build_atomically",
-    "commit_files",
     "is_complete",
-    "remove_stale_partials",
     "replace_directory",
     "replace_file",
     "temporary_path",
@@ -45,11 +43,13 @@ def write_atomically(path: Path, data: str | bytes, *, mode: int | None = None) 
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; rename it to ``path`` afterwards, or remove it on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_partials(path)
+    _remove_stale_partials(path)
     temporary = temporary_path(path)
     try:
         yield temporary
-        commit_files({temporary: path})
+        with temporary.open("rb") as file:  # on disk before the rename, so that a crash leaves no empty file
+            os.fsync(file.fileno())
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,7 +59,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{_partial_prefix(path)}{threading.get_native_id()}.partial")
 
 
-def remove_stale_partials(path: Path) -> None:
+def _remove_stale_partials(path: Path) -> None:
     """Remove the temporary files of a path that threads which no longer exist have left."""
     for leftover in path.parent.glob(f"{glob.escape(_partial_prefix(path))}*.partial"):
         thread_id = leftover.name.removesuffix(".partial").rpartition(".")[2]
@@ -69,17 +69,6 @@ def remove_stale_partials(path: Path) -> None:
 
 def _partial_prefix(path: Path) -> str:
     return f".{path.name[:_MAX_NAME_LENGTH]}."
-
-
-def commit_files(moves: Mapping[Path, Path]) -> None:
-    """Rename finished files to their destinations, each synced to disk first."""
-    for temporary, destination in moves.items():
-        fd = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(destination)
 
 
 def build_atomically(destination: Path, fill: Callable[[Path], None], *, dry_run: bool = False) -> Path:

@@ -33,7 +33,7 @@ def run_once(result_path: Path, run_id: str, compute: Callable[[], Any]) -> Any:
     process is killed, another one computes it.
     """
     with file_lock(result_path.with_suffix(".lock")):
-        with contextlib.suppress(OSError, ValueError):  # missing, or truncated by a kill
+        with contextlib.suppress(OSError, TypeError, ValueError):  # missing, or truncated by a kill
             recorded_run_id, value = json.loads(result_path.read_bytes())
             if recorded_run_id == run_id:
                 return value

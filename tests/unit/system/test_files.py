@@ -11,9 +11,7 @@ import pytest
 
 from buildkit_tasks.system.files import (
     build_atomically,
-    commit_files,
     is_complete,
-    remove_stale_partials,
     replace_directory,
     replace_file,
     temporary_path,
@@ -102,17 +100,8 @@ def test_stale_partials_are_removed(tmp_path: Path) -> None:
     ]
     for each in (stale, *others):
         each.touch()
-    remove_stale_partials(path)
-    assert names(tmp_path) == sorted(each.name for each in others)
-
-
-def test_commit_replaces_file(tmp_path: Path) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("old", encoding="utf-8")
-    new.write_text("new", encoding="utf-8")
-    commit_files({new: old})
-    assert old.read_text(encoding="utf-8") == "new"
-    assert names(tmp_path) == ["old"]
+    with replace_file(path):
+        assert names(tmp_path) == sorted(each.name for each in others)
 
 
 # Directories
