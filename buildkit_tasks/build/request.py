@@ -192,16 +192,39 @@ def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -
 
     Outputs, tags and caches are passed on as they are; :meth:`.BuildExecution.run_buildx` sets them.
     """
-    outputs, build_args, provenance = request.outputs, request.build_args, request.provenance
+    return [
+        "build",
+        f"--builder={builder}",
+        f"--platform={','.join(map(str, request.platforms))}",
+        *(f"--{name}={value}" for name, value in _scalar_options(request).items() if value),
+        *(f"--{name}={value}" for name, values in _list_options(request).items() for value in values),
+        f"--metadata-file={metadata_path}",
+        "--",
+        request.context,
+    ]
+
+
+def _scalar_options(request: BuildRequest) -> dict[str, str]:
+    # By default buildx adds provenance, which contains timestamps.
+    omits_attestations = request.no_attest or (request.reproducible and not request.attestation_options)
+    return {
+        "file": request.file,
+        "target": request.target,
+        "provenance": "false" if omits_attestations else request.provenance,
+        "sbom": "false" if request.no_attest else request.sbom,
+        "no-cache": "true" if request.no_cache else "",
+        "pull": "true" if request.pull else "",
+        "progress": _choose_progress(request.progress),
+    }
+
+
+def _list_options(request: BuildRequest) -> dict[str, tuple[object, ...]]:
+    outputs, build_args = request.outputs, request.build_args
     if request.epoch is not None:
+        outputs = rewrite_timestamps(outputs)
         other_args = (argument for argument in build_args if argument.partition("=")[0] != SOURCE_DATE_EPOCH)
-        outputs, build_args = (
-            rewrite_timestamps(outputs),
-            (*other_args, f"{SOURCE_DATE_EPOCH}={request.epoch}"),
-        )
-    if request.no_attest or (request.reproducible and not request.attestation_options):
-        provenance = "false"  # buildx's default is to attest
-    list_options = {
+        build_args = (*other_args, f"{SOURCE_DATE_EPOCH}={request.epoch}")
+    return {
         "tag": request.tags,
         "output": outputs,
         "build-arg": build_args,
@@ -215,25 +238,6 @@ def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -
         "attest": request.attest,
         "allow": request.allow,
     }
-    scalar_options = {
-        "file": request.file,
-        "target": request.target,
-        "provenance": provenance,
-        "sbom": "false" if request.no_attest else request.sbom,
-        "no-cache": "true" if request.no_cache else "",
-        "pull": "true" if request.pull else "",
-        "progress": _choose_progress(request.progress),
-    }
-    return [
-        "build",
-        f"--builder={builder}",
-        f"--platform={','.join(map(str, request.platforms))}",
-        *(f"--{name}={value}" for name, value in scalar_options.items() if value),
-        *(f"--{name}={value}" for name, values in list_options.items() for value in values),
-        f"--metadata-file={metadata_path}",
-        "--",
-        request.context,
-    ]
 
 
 def _choose_progress(requested: str) -> str:

@@ -21,7 +21,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.system.csv_fields import format_csv_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["TARGET_NAME", "BakeTarget", "BakeTargetReader"]
 
@@ -83,21 +83,34 @@ class BakeTargetReader:
                     f"{self.location}: {key} = {json.dumps(value)} is not supported",
                     hint="remove it, or build that target by docker buildx bake",
                 )
-        return self._build_target(name, values, self._get_pairs(values, "contexts"))
+        return self._build_target(name, values)
 
-    def _build_target(
-        self, name: str, values: Mapping[str, Any], contexts: Sequence[tuple[str, str]]
-    ) -> BakeTarget:
-        inline_dockerfile = (
-            _unescape_template(self._get_string(values, "dockerfile-inline"))
-            if "dockerfile-inline" in values
-            else None
+    def _build_target(self, name: str, values: Mapping[str, Any]) -> BakeTarget:
+        inline_dockerfile = None
+        if "dockerfile-inline" in values:
+            inline_dockerfile = _unescape_template(self._get_string(values, "dockerfile-inline"))
+        contexts = self._get_pairs(values, "contexts")
+        links = [(key, value) for key, value in contexts if value.startswith(_TARGET_PREFIX)]
+        return BakeTarget(
+            name=name,
+            platforms=self._get_strings(values, "platforms"),
+            request=self._build_request(
+                values,
+                contexts=[pair for pair in contexts if pair not in links],
+                is_inline=inline_dockerfile is not None,
+            ),
+            linked_contexts=tuple((key, value.removeprefix(_TARGET_PREFIX)) for key, value in links),
+            inline_dockerfile=inline_dockerfile,
         )
+
+    def _build_request(
+        self, values: Mapping[str, Any], contexts: Iterable[tuple[str, str]], *, is_inline: bool
+    ) -> BuildRequest:
         context = self._resolve_context(self._get_string(values, "context") or ".", "context")
-        request = BuildRequest(
+        return BuildRequest(
             platforms=(),
             context=context,
-            file=self._resolve_dockerfile(values, context, is_inline=inline_dockerfile is not None),
+            file=self._resolve_dockerfile(values, context, is_inline=is_inline),
             tags=self._get_strings(values, "tags"),
             target=self._get_string(values, "target"),
             outputs=tuple(self._parse_output(entry) for entry in self._get_csv_entries(values, "output")),
@@ -105,36 +118,15 @@ class BakeTargetReader:
             labels=self._get_assignments(values, "labels"),
             annotations=tuple(map(_unescape_template, self._get_strings(values, "annotations"))),
             build_contexts=tuple(
-                f"{key}={self._resolve_context(value, 'contexts')}"
-                for key, value in contexts
-                if not value.startswith(_TARGET_PREFIX)
+                f"{key}={self._resolve_context(value, 'contexts')}" for key, value in contexts
             ),
-            cache_from=tuple(
-                self._format_entry(entry, "cache-from")
-                for entry in self._get_csv_entries(values, "cache-from")
-            ),
-            cache_to=tuple(
-                self._format_entry(entry, "cache-to") for entry in self._get_csv_entries(values, "cache-to")
-            ),
+            cache_from=self._format_entries(values, "cache-from"),
+            cache_to=self._format_entries(values, "cache-to"),
             secrets=tuple(self._format_secret(entry) for entry in self._get_csv_entries(values, "secret")),
             ssh=tuple(self._format_ssh(entry) for entry in self._get_objects(values, "ssh")),
-            attest=tuple(
-                self._format_entry(entry, "attest") for entry in self._get_csv_entries(values, "attest")
-            ),
+            attest=self._format_entries(values, "attest"),
             no_cache=self._get_flag(values, "no-cache"),
             pull=self._get_flag(values, "pull"),
-        )
-        linked_contexts = tuple(
-            (key, value.removeprefix(_TARGET_PREFIX))
-            for key, value in contexts
-            if value.startswith(_TARGET_PREFIX)
-        )
-        return BakeTarget(
-            name=name,
-            platforms=self._get_strings(values, "platforms"),
-            request=request,
-            linked_contexts=linked_contexts,
-            inline_dockerfile=inline_dockerfile,
         )
 
     def _unreadable_error(self, key: str, value: Any) -> UsageError:
@@ -183,6 +175,9 @@ class BakeTargetReader:
             if not all(isinstance(text, str) and name and "=" not in name for name, text in entry.items()):
                 raise self._unreadable_error(key, entry)
         return entries
+
+    def _format_entries(self, values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        return tuple(self._format_entry(entry, key) for entry in self._get_csv_entries(values, key))
 
     def _format_entry(self, entry: Mapping[str, str], key: str) -> str:
         if entry.get("type") == "local":
