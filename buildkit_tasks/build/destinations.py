@@ -52,11 +52,11 @@ def list_destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest
 
 def read_pushed_digests(repository: str, digest: str) -> dict[Platform, str]:
     """Return the digest of each platform's manifest of an image in a registry."""
-    from buildkit_tasks.oci.image import platform_manifests
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.registry import open_registry
 
     with open_registry(f"{repository}@{digest}") as source:
-        return {platform: str(descriptor.digest) for platform, descriptor in platform_manifests(source)}
+        return {platform: str(entry.digest) for platform, entry in Image(source).platform_manifests}
 
 
 def push_archive(archive: Path, repositories: Sequence[str]) -> str:

@@ -229,14 +229,12 @@ class BuildExecution:
 
     def _read_manifest_digests(self, outputs: Sequence[OutputSpec], digest: str) -> dict[Platform, str]:
         """Return the digest of each platform's manifest, from an archive, a registry or the engine."""
-        from buildkit_tasks.oci.image import open_image, platform_manifests
+        from buildkit_tasks.oci.transports import open_image
 
         archive = next((output.dest for output in outputs if output.is_oci_archive), None)
         if archive is not None:
-            with open_image(f"oci-archive:{archive}") as source:
-                return {
-                    platform: str(descriptor.digest) for platform, descriptor in platform_manifests(source)
-                }
+            with open_image(f"oci-archive:{archive}") as image:
+                return {platform: str(entry.digest) for platform, entry in image.platform_manifests}
         if self.repositories:
             return read_pushed_digests(self.repositories[0], digest)
         if any(output.is_loaded for output in outputs):

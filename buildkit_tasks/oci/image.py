@@ -1,13 +1,15 @@
-"""What follows from a source's two methods, whichever source it is.
+"""An image over any source: its index, manifests and configurations, and what they list.
 
-Which platforms an image has, their manifests and configurations, and what else its index lists.
+OCI image specification, "Image Index", "Image Manifest" and "Image Configuration".
 """
 
 from __future__ import annotations
 
 import enum
+import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.limits import LIMITS
@@ -23,60 +25,25 @@ from buildkit_tasks.oci.model import (
     parse_index,
     parse_manifest,
 )
-from buildkit_tasks.oci.source import Source, open_verified, read_blob
-from buildkit_tasks.oci.transports import find_local_output, open_image
+from buildkit_tasks.oci.source import Source, read_blob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from buildkit_tasks.platforms import Platform
 
-__all__ = [
-    "IndexEntry",
-    "IndexEntryKind",
-    "Source",
-    "attested_images",
-    "find_local_output",
-    "index_entries",
-    "is_missing",
-    "open_image",
-    "open_verified",
-    "platform_manifests",
-    "read_blob",
-    "read_config",
-    "read_index",
-    "read_manifest",
-    "read_order",
-]
+__all__ = ["REFERENCE_DIGEST_ANNOTATION", "Image", "IndexEntry", "IndexEntryKind"]
 
-_MAX_INDEX_DEPTH = 3  # an index in an index.json, and one more: deeper ones are nobody's image
-_REFERENCE_DIGEST_ANNOTATION = "vnd.docker.reference.digest"
+_MAX_INDEX_DEPTH = 3  # the image's index, one in it (as in an index.json), and one more
+_MAX_CACHED_BYTES = 16 << 20  # of documents; a usual image of ten platforms has less than 1 MB of them
+REFERENCE_DIGEST_ANNOTATION = "vnd.docker.reference.digest"
 
-
-def read_index(source: Source) -> Index:
-    """The image's index; of an image that is a single manifest, an index of just that."""
-    root = source.root_descriptor()
-    if root.media_type in INDEX_TYPES:
-        return parse_index(read_blob(source, root, LIMITS.document_bytes), root.media_type)
-    return Index(media_type=root.media_type, manifests=(root,))
-
-
-def read_manifest(source: Source, descriptor: Descriptor) -> Manifest:
-    """The manifest that an index entry points to."""
-    if descriptor.media_type not in MANIFEST_TYPES:
-        raise MalformedImage(f"{descriptor.digest} is {descriptor.media_type!r}, which is no image manifest")
-    return parse_manifest(read_blob(source, descriptor, LIMITS.document_bytes), descriptor.media_type)
-
-
-def read_config(source: Source, manifest: Manifest) -> ImageConfig:
-    """The configuration of one platform's image."""
-    if manifest.is_artifact:
-        raise MalformedImage(f"the config is {manifest.config.media_type!r}, which is no image config")
-    return parse_config(read_blob(source, manifest.config, LIMITS.document_bytes))
+_ContentKey = tuple[str, Digest, int]
+_Document = TypeVar("_Document")
 
 
 class IndexEntryKind(enum.Enum):
-    """What an entry of an index is."""
+    """What an entry of an index describes."""
 
     IMAGE = "image"
     ATTESTATION = "attestation"
@@ -86,115 +53,270 @@ class IndexEntryKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexEntry:
-    """An entry of the image's index, or of one that is nested in it.
+    """An entry of the image's index or of a nested index.
 
-    ``index`` is the digest of the index that lists it. ``platform`` is that of an image without
-    one in its entry, too: its configuration states it.
+    ``platform`` is set for images only. Where the entry states none, it is that of the configuration.
     """
 
     descriptor: Descriptor
     kind: IndexEntryKind
-    index_digest: Digest
     platform: Platform | None = None
-
-
-def index_entries(source: Source) -> tuple[IndexEntry, ...]:
-    """Everything that the image's index lists, in its order, a nested index before what is in it.
-
-    A nested index that the source :func:`lacks` is not gone into.
-    """
-    root = source.root_descriptor()
-    entries: list[IndexEntry] = []
-    for count, (index_digest, entry) in enumerate(
-        _iter_entries(source, root.digest, read_index(source), _MAX_INDEX_DEPTH)
-    ):
-        if count >= LIMITS.manifests:
-            raise LimitExceeded(f"the image index has more than {LIMITS.manifests} entries")
-        kind, platform = _classify_entry(source, entry)
-        entries.append(IndexEntry(descriptor=entry, kind=kind, index_digest=index_digest, platform=platform))
-    return tuple(entries)
-
-
-def platform_manifests(source: Source) -> tuple[tuple[Platform, Descriptor], ...]:
-    """Every platform that the image names, with its manifest's descriptor, in the index's order.
-
-    Attestations and artifacts are no platforms. A platform that is there twice is there twice in
-    the answer. An entry without a platform has the one that its configuration states.
-    """
-    return tuple(
-        (entry.platform, entry.descriptor)
-        for entry in index_entries(source)
-        if entry.kind is IndexEntryKind.IMAGE and entry.platform is not None
-    )
-
-
-def attested_images(source: Source, entry: Descriptor) -> tuple[Digest, ...]:
-    """The images that an attestation says it is about: one, unless it contradicts itself, or none.
-
-    BuildKit's two forms: an annotation of the index entry, and the ``subject`` of an OCI artifact.
-    Raises :class:`MalformedImage` if its manifest cannot be read or names something that is no digest.
-    """
-    digests: dict[Digest, None] = {}
-    if _REFERENCE_DIGEST_ANNOTATION in entry.annotations:
-        digests[Digest(entry.annotations[_REFERENCE_DIGEST_ANNOTATION])] = None
-    if entry.media_type in MANIFEST_TYPES:
-        subject = read_manifest(source, entry).subject
-        if subject is not None:
-            digests[subject.digest] = None
-    return tuple(digests)
-
-
-def _iter_entries(
-    source: Source, index_digest: Digest, index: Index, depth: int
-) -> Iterator[tuple[Digest, Descriptor]]:
-    """Every entry, an index before what is in it, so that counting them bounds the reading."""
-    for entry in index.manifests:
-        yield index_digest, entry
-        if entry.media_type in INDEX_TYPES:
-            if depth == 1:
-                raise MalformedImage(f"{entry.digest}: indexes are nested more than {_MAX_INDEX_DEPTH} deep")
-            if is_missing(source, entry):
-                continue
-            nested = parse_index(read_blob(source, entry, LIMITS.document_bytes), entry.media_type)
-            yield from _iter_entries(source, entry.digest, nested, depth - 1)
-
-
-def _classify_entry(source: Source, entry: Descriptor) -> tuple[IndexEntryKind, Platform | None]:
-    if entry.media_type in INDEX_TYPES:
-        return IndexEntryKind.INDEX, None
-    if entry.is_attestation:
-        return IndexEntryKind.ATTESTATION, None
-    if entry.media_type not in MANIFEST_TYPES:
-        return IndexEntryKind.ARTIFACT, None
-    if entry.platform is not None:
-        return IndexEntryKind.IMAGE, entry.platform
-    manifest = read_manifest(source, entry)
-    if manifest.is_artifact:
-        return IndexEntryKind.ARTIFACT, None
-    return IndexEntryKind.IMAGE, read_config(source, manifest).platform
-
-
-# What some sources can do besides.
 
 
 @runtime_checkable
 class _PartialSource(Protocol):
+    """A source that may hold only some blobs of its image."""
+
     def is_missing(self, descriptor: Descriptor) -> bool: ...
 
 
 @runtime_checkable
 class _OrderedSource(Protocol):
+    """A source that is read fastest in a certain order of its blobs."""
+
     def read_order(self, descriptor: Descriptor) -> int: ...
 
 
-def is_missing(source: Source, descriptor: Descriptor) -> bool:
-    """Whether the source is known to have only a part of the image, and not this entry's content.
+class Image:
+    """An image whose documents are read, hashed and parsed once; a :class:`Source` itself.
 
-    So it is with an engine that pulled one platform of an image. Elsewhere what is missing is a fault.
+    Verification, runs and pushes pass an Image on, so that each finds the documents that another has
+    read. Layers are not kept, nor documents past ``_MAX_CACHED_BYTES`` or with errors: those are read
+    again. Threads may share an image; two that ask for the same document at once may both read it.
     """
-    return isinstance(source, _PartialSource) and source.is_missing(descriptor)
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._documents: dict[_ContentKey, bytes] = {}
+        self._parsed: dict[_ContentKey, Any] = {}
+        self._free_bytes = _MAX_CACHED_BYTES
+
+    @classmethod
+    def wrap(cls, source: Source) -> Image:
+        """Return the source itself if it is an image already, else an image over it."""
+        return source if isinstance(source, cls) else cls(source)
+
+    # As a source.
+
+    @cached_property
+    def root(self) -> Descriptor:
+        """The descriptor of the image: an index or a single manifest."""
+        return self.source.root_descriptor()
+
+    def root_descriptor(self) -> Descriptor:
+        """Return :attr:`root`."""
+        return self.root
+
+    def open(self, descriptor: Descriptor) -> BinaryIO:
+        """Open a blob, from memory if it is a document that was read before."""
+        data = self._documents.get(_content_key(descriptor))
+        return self.source.open(descriptor) if data is None else io.BytesIO(data)
+
+    def read_order(self, descriptor: Descriptor) -> int:
+        """Return the blob's position in the source: reading by increasing position is fastest."""
+        return self.source.read_order(descriptor) if isinstance(self.source, _OrderedSource) else 0
+
+    def is_missing(self, descriptor: Descriptor) -> bool:
+        """Return True if the source is known to lack this blob or, for a manifest, a blob of that.
+
+        An engine's containerd store keeps the whole index of an image of which it pulled one platform.
+        In every other source a blob that is missing is an error.
+        """
+        source = self.source
+        if not isinstance(source, _PartialSource):
+            return False
+        try:
+            return source.is_missing(descriptor) or any(map(source.is_missing, self.blobs(descriptor)))
+        except (MalformedImage, LimitExceeded):
+            return False
+
+    # Documents.
+
+    @cached_property
+    def index(self) -> Index:
+        """The image's index; for a single manifest, an index that lists only that."""
+        return self._read_index(self.root)
+
+    def manifest(self, descriptor: Descriptor) -> Manifest:
+        """Return the manifest that an index entry describes."""
+        if descriptor.media_type not in MANIFEST_TYPES:
+            raise MalformedImage(
+                f"{descriptor.digest} is {descriptor.media_type!r}, which is not an image manifest"
+            )
+        return self._parse(descriptor, lambda data: parse_manifest(data, descriptor.media_type))
+
+    def config(self, descriptor: Descriptor) -> ImageConfig:
+        """Return the configuration of the platform whose manifest an index entry describes."""
+        manifest = self.manifest(descriptor)
+        if manifest.is_artifact:
+            raise MalformedImage(
+                f"the config is {manifest.config.media_type!r}, which is not an image config"
+            )
+        return self._parse(manifest.config, parse_config)
+
+    def blobs(self, descriptor: Descriptor) -> tuple[Descriptor, ...]:
+        """Return the configuration and the layers of a manifest; nothing for another media type."""
+        if descriptor.media_type not in MANIFEST_TYPES:
+            return ()
+        manifest = self.manifest(descriptor)
+        return (manifest.config, *manifest.layers)
+
+    def read_document(self, descriptor: Descriptor) -> bytes:
+        """Return the verified bytes of an index, a manifest or a configuration."""
+        key = _content_key(descriptor)
+        data = self._documents.get(key)
+        if data is None:
+            data = read_blob(self.source, descriptor, LIMITS.document_bytes)
+            if len(data) <= self._free_bytes:
+                self._free_bytes -= len(data)
+                self._documents[key] = data
+        return data
+
+    def _read_index(self, descriptor: Descriptor) -> Index:
+        if descriptor.media_type not in INDEX_TYPES:
+            return Index(media_type=descriptor.media_type, manifests=(descriptor,))
+        return self._parse(descriptor, lambda data: parse_index(data, descriptor.media_type))
+
+    def _parse(self, descriptor: Descriptor, parse: Callable[[bytes], _Document]) -> _Document:
+        key = _content_key(descriptor)
+        document: _Document | None = self._parsed.get(key)
+        if document is None:
+            document = parse(self.read_document(descriptor))
+            if key in self._documents:
+                self._parsed[key] = document
+        return document
+
+    # What the documents list.
+
+    def iter_entries(
+        self, root: Descriptor | None = None, is_missing: Callable[[Descriptor], bool] | None = None
+    ) -> Iterator[Descriptor]:
+        """Yield every entry of the image's index or of ``root``'s, a nested index before its entries.
+
+        Every other walk over an image's documents uses this one. The entries of a nested index that
+        :meth:`is_missing` are left out. Raise :class:`MalformedImage` if indexes are nested too deeply and
+        :class:`LimitExceeded` for too many entries in all: a few small indexes that list one another many
+        times expand to billions.
+        """
+        is_missing = is_missing or self.is_missing
+        nested, count = [iter(self._read_index(root or self.root).manifests)], 0
+        while nested:
+            entry = next(nested[-1], None)
+            if entry is None:
+                nested.pop()
+                continue
+            count += 1
+            if count > LIMITS.manifests:
+                raise LimitExceeded(f"the image index has more than {LIMITS.manifests} entries")
+            yield entry
+            if entry.media_type in INDEX_TYPES:
+                if len(nested) == _MAX_INDEX_DEPTH:
+                    raise MalformedImage(f"{entry.digest}: indexes are nested more than {len(nested)} deep")
+                if not is_missing(entry):
+                    nested.append(iter(self._read_index(entry).manifests))
+
+    @cached_property
+    def entries(self) -> tuple[IndexEntry, ...]:
+        """Every entry of the index and of nested indexes, in order, with its kind."""
+        return tuple(map(self._classify, self.iter_entries()))
+
+    @property
+    def platform_manifests(self) -> tuple[tuple[Platform, Descriptor], ...]:
+        """The platforms of the image with their manifests, in the index's order.
+
+        Attestations and artifacts have no platform. A platform that is listed twice is returned twice.
+        """
+        return tuple(
+            (entry.platform, entry.descriptor) for entry in self.entries if entry.platform is not None
+        )
+
+    def reachable(self, root: Descriptor | None = None) -> tuple[Descriptor, ...]:
+        """Return the root and everything it lists, each once; a document after all that it lists.
+
+        Raise :class:`MalformedImage` if the source has only a part of the image.
+        """
+        root = root or self.root
+        listed = [root, *self.iter_entries(root)]
+        for entry in listed:
+            if self.is_missing(entry):
+                platform = f" ({entry.platform})" if entry.platform else ""
+                raise MalformedImage(
+                    f"{entry.digest}{platform} is not here: the source has only a part of the image"
+                )
+        blobs = [blob for entry in listed for blob in self.blobs(entry)]
+        # Reversed, an index that is nested in several others comes before all of them: dict keeps the first.
+        return tuple({_content_key(each): each for each in (*blobs, *reversed(listed))}.values())
+
+    def attested_images(self, entry: Descriptor) -> tuple[Digest, ...]:
+        """Return the digests of the images that an attestation states it is about: one, if it is sound.
+
+        BuildKit writes either an annotation of the index entry, or the ``subject`` of an OCI artifact
+        (its docs/attestations/attestation-storage.md). Raise :class:`MalformedImage` if the manifest
+        cannot be read or states something that is not a digest.
+        """
+        digests: dict[Digest, None] = {}
+        if REFERENCE_DIGEST_ANNOTATION in entry.annotations:
+            digests[Digest(entry.annotations[REFERENCE_DIGEST_ANNOTATION])] = None
+        if entry.media_type in MANIFEST_TYPES:
+            subject = self.manifest(entry).subject
+            if subject is not None:
+                digests[subject.digest] = None
+        return tuple(digests)
+
+    def _classify(self, entry: Descriptor) -> IndexEntry:
+        kind, platform = IndexEntryKind.IMAGE, entry.platform
+        if entry.media_type in INDEX_TYPES:
+            kind = IndexEntryKind.INDEX
+        elif entry.is_attestation:
+            kind = IndexEntryKind.ATTESTATION
+        elif entry.media_type not in MANIFEST_TYPES or (
+            platform is None and self.manifest(entry).is_artifact
+        ):
+            kind = IndexEntryKind.ARTIFACT
+        elif platform is None:
+            platform = self.config(entry).platform
+        return IndexEntry(
+            descriptor=entry, kind=kind, platform=platform if kind is IndexEntryKind.IMAGE else None
+        )
+
+
+def _content_key(descriptor: Descriptor) -> _ContentKey:
+    """Return what two descriptors of the same content, read the same way, have in common."""
+    return descriptor.media_type, descriptor.digest, descriptor.size
+
+
+# Until every caller has an Image.
+
+
+def read_index(source: Source) -> Index:
+    return Image.wrap(source).index
+
+
+def read_manifest(source: Source, descriptor: Descriptor) -> Manifest:
+    return Image.wrap(source).manifest(descriptor)
+
+
+def read_config(source: Source, manifest: Manifest) -> ImageConfig:
+    if manifest.is_artifact:
+        raise MalformedImage(f"the config is {manifest.config.media_type!r}, which is not an image config")
+    return parse_config(read_blob(source, manifest.config, LIMITS.document_bytes))
+
+
+def index_entries(source: Source) -> tuple[IndexEntry, ...]:
+    return Image.wrap(source).entries
+
+
+def platform_manifests(source: Source) -> tuple[tuple[Platform, Descriptor], ...]:
+    return Image.wrap(source).platform_manifests
+
+
+def attested_images(source: Source, entry: Descriptor) -> tuple[Digest, ...]:
+    return Image.wrap(source).attested_images(entry)
+
+
+def is_missing(source: Source, descriptor: Descriptor) -> bool:
+    return Image.wrap(source).is_missing(descriptor)
 
 
 def read_order(source: Source, descriptor: Descriptor) -> int:
-    """Where the blob lies in its source: reading in this order is fastest; 0 where any order is."""
-    return source.read_order(descriptor) if isinstance(source, _OrderedSource) else 0
+    return Image.wrap(source).read_order(descriptor)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import BuildResult, Output, VerifyReport
@@ -37,7 +38,7 @@ class ImageResolver:
 
     settings: Settings
     commands: CommandRunner
-    open_sources: Mapping[str, Source] = field(default_factory=dict)
+    open_sources: Mapping[str, Image] = field(default_factory=dict)
 
     def resolve(self, image: str) -> str:
         """Return the name, or that of the last image built if it is empty.
@@ -47,7 +48,7 @@ class ImageResolver:
         return image or self.last_built
 
     @contextmanager
-    def open(self, name: str) -> Iterator[Source]:
+    def open(self, name: str) -> Iterator[Image]:
         """Open an image; see :func:`buildkit_tasks.oci.transports.open_image`."""
         if name in self.open_sources:
             yield self.open_sources[name]
@@ -56,8 +57,8 @@ class ImageResolver:
 
         with open_image(
             name, export=self._export_from_engine, registry_opener=self._open_registry_image
-        ) as source:
-            yield source
+        ) as image:
+            yield image
 
     @contextmanager
     def cached(self, name: str) -> Iterator[ImageResolver]:

@@ -16,10 +16,10 @@ from buildkit_tasks.report.model import BuiltPlatform, PushResult
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.model import Digest
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.options import RegistryOptions
-    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.pipeline.images import ImageResolver
     from buildkit_tasks.pipeline.runs import ImageRunner
     from buildkit_tasks.platforms import Platform
@@ -126,14 +126,12 @@ class ReleaseService:
         image built is not an archive, :class:`RegistryError`, and :class:`MalformedImage`.
         """
         started = time.monotonic()
-        image = self._resolve_archive(archive)
-        with self._resolver.open(image) as source:
-            jobs = 1 if image.startswith(_SEQUENTIAL_PREFIXES) else publish.DEFAULT_JOBS
-            root = publish.copy_image(
-                source, spec.repository, registry_options=self.registry_options, jobs=jobs
-            )
-            platforms = _read_source_platforms(source)
-        return self.verify_and_tag(root.digest, platforms, spec, started, observer)
+        name = self._resolve_archive(archive)
+        with self._resolver.open(name) as image:
+            platforms = _list_platforms(image)
+            jobs = 1 if name.startswith(_SEQUENTIAL_PREFIXES) else publish.DEFAULT_JOBS
+            publish.copy_image(image, spec.repository, registry_options=self.registry_options, jobs=jobs)
+        return self.verify_and_tag(image.root.digest, platforms, spec, started, observer)
 
     def merge(
         self, parts: Sequence[Reference], spec: ReleaseSpec, observer: RunObserver | None = None
@@ -183,13 +181,13 @@ class ReleaseService:
         """Return what :meth:`push` would do. Reads only the archive."""
         from buildkit_tasks.oci.copy.graph import push_order
 
-        with self._resolver.open(self._resolve_archive(archive)) as source:
-            blobs, *manifest_levels = push_order(source)
+        with self._resolver.open(self._resolve_archive(archive)) as image:
+            blobs, *manifest_levels = push_order(image)
             size, manifests = sum(blob.size for blob in blobs), sum(map(len, manifest_levels))
             return ReleasePlan(
                 spec=spec,
-                digest=source.root_descriptor().digest,
-                platforms=_read_source_platforms(source),
+                digest=image.root.digest,
+                platforms=_list_platforms(image),
                 upload_summary=f"{len(blobs)} blobs ({size} bytes) and {manifests} manifests",
             )
 
@@ -216,10 +214,8 @@ class ReleaseService:
         return last
 
 
-def _read_source_platforms(source: Source) -> tuple[BuiltPlatform, ...]:
-    from buildkit_tasks.oci.image import platform_manifests
-
-    return _to_built_platforms((platform, entry.digest) for platform, entry in platform_manifests(source))
+def _list_platforms(image: Image) -> tuple[BuiltPlatform, ...]:
+    return _to_built_platforms((platform, entry.digest) for platform, entry in image.platform_manifests)
 
 
 def _to_built_platforms(platforms: Iterable[tuple[Platform, Digest]]) -> tuple[BuiltPlatform, ...]:

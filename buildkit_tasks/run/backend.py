@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.layers.entrypoint import FileLookup
     from buildkit_tasks.oci.model import ImageConfig
-    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
-    ImageOpener = Callable[[str], AbstractContextManager[Source]]
+    ImageOpener = Callable[[str], AbstractContextManager[Image]]
 
 __all__ = ["RunBackend", "RunTask", "explain_program_mismatch"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.host.emulation.binfmt import format_registration
-from buildkit_tasks.oci.image import platform_manifests, read_config, read_manifest
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.report.model import RunReport
 from buildkit_tasks.run.docker.container import build_run_args
@@ -41,11 +40,8 @@ def show_docker_commands(request: RunRequest, engine: Engine, commands: CommandR
 
 def show_sandbox_commands(request: RunRequest, open_image: ImageOpener, commands: CommandRunner) -> RunReport:
     """Show unshare(1) commands (util-linux 2.40 or newer); ROOT stands for the unpacked image."""
-    with open_image(request.image) as source:
-        configs = {
-            platform: read_config(source, read_manifest(source, descriptor))
-            for platform, descriptor in platform_manifests(source)
-        }
+    with open_image(request.image) as image:
+        configs = {platform: image.config(entry) for platform, entry in image.platform_manifests}
     for task in request.make_tasks(request.plans, tuple(configs)):
         if task.platform in configs:
             env = {"QEMU_CPU": task.cpu} if task.cpu else {}

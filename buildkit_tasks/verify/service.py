@@ -1,4 +1,4 @@
-"""Verify an image: read it once, then judge each of its platforms."""
+"""Verify an image: read its layers in the order of the source, then check one platform after the other."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuildkitTasksError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import (
-    IndexEntry,
-    IndexEntryKind,
-    Source,
-    index_entries,
-    is_missing,
-    read_config,
-    read_manifest,
-    read_order,
-)
-from buildkit_tasks.oci.layers.rootfs import RootFs
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers
 from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
@@ -35,9 +25,9 @@ from buildkit_tasks.verify.rootfs import RootfsVerifier, VerifyOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from buildkit_tasks.oci.model import Descriptor, Digest, ImageConfig, Manifest
+    from buildkit_tasks.oci.model import Descriptor, Digest
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.verify.index import PlatformEntry
 
 __all__ = ["VerifyOptions", "verify"]
 
@@ -47,38 +37,27 @@ _IMAGE_ERRORS = (MalformedImage, LimitExceeded)
 def verify(
     source: Source, expected: Sequence[Platform], subject: str, options: VerifyOptions | None = None
 ) -> VerifyReport:
-    """Check the image against the exact platforms ``expected``; if empty, against what it names.
+    """Check that an image has exactly the ``expected`` platforms, if any, and that each is what it claims.
 
-    Whatever is wrong with the image is a failing check in the report, under the platform that it
-    is about (``unknown`` when the image cannot be read that far, ``none`` when it has none).
-    Errors of reaching the image, such as a registry's, are raised.
+    Every problem of the image becomes a failing check of the platform concerned: ``unknown`` if the image
+    cannot be read that far, ``none`` if it has no platform. Errors of the source, such as
+    :class:`RegistryError`, are raised. ``subject`` is the image's name in the report.
     """
-    digest = ""
+    image, digest = Image.wrap(source), ""
     try:
-        digest = str(source.root_descriptor().digest)
-        entries = index_entries(source)
+        digest = str(image.root.digest)
+        verification = _Verification(image, tuple(expected), subject, options or VerifyOptions())
     except _IMAGE_ERRORS as error:
-        platform_names = [str(platform) for platform in expected] or ["unknown"]
-        verdicts = [
-            PlatformVerdict(platform=name, digest="", checks=(_failed_check(error),))
-            for name in platform_names
-        ]
-        return VerifyReport(subject=subject, digest=digest, platforms=tuple(verdicts))
-    verification = _Verification(source, tuple(expected), entries, subject, options or VerifyOptions())
-    return VerifyReport(subject=subject, digest=digest, platforms=tuple(verification.iter_verdicts()))
-
-
-@dataclass(frozen=True, slots=True)
-class _PlatformDocuments:
-    """The manifest and the configuration of one platform."""
-
-    manifest: Manifest
-    config: ImageConfig
+        names, checks = [str(platform) for platform in expected] or ["unknown"], (_failed_check(error),)
+        verdicts = [PlatformVerdict(platform=name, digest="", checks=checks) for name in names]
+    else:
+        verdicts = list(verification.iter_verdicts())
+    return VerifyReport(subject=subject, digest=digest, platforms=tuple(verdicts))
 
 
 @dataclass(frozen=True, slots=True)
 class _PlannedVerdict:
-    """A verdict to be: its name, what is known before reading, and the manifest to judge as a platform's."""
+    """A platform to report: the checks that need no content, then the manifest to check as ``platform``."""
 
     name: str
     checks: tuple[Check, ...]
@@ -87,35 +66,25 @@ class _PlannedVerdict:
 
 
 class _Verification:
-    """One verification: what platforms share is read once in it."""
+    """The verification of one image, which scans each layer once for all platforms."""
 
     def __init__(
-        self,
-        source: Source,
-        expected: tuple[Platform, ...],
-        entries: Sequence[IndexEntry],
-        subject: str,
-        options: VerifyOptions,
+        self, image: Image, expected: tuple[Platform, ...], subject: str, options: VerifyOptions
     ) -> None:
-        self.source = source
+        self.image = image
         self.expected = expected
-        self.entries = entries
-        self.platform_entries: list[PlatformEntry] = [
-            (entry.platform, entry.descriptor)
-            for entry in entries
-            if entry.kind is IndexEntryKind.IMAGE and entry.platform is not None
-        ]
         self.subject = subject
         self.options = options
-        self.layer_scans = LayerScanCache(source)
-        self.documents: dict[Descriptor, _PlatformDocuments | Check] = {}
+        self.platform_entries = image.platform_manifests
+        self.present = [platform for platform, _ in self.platform_entries]
+        self.layer_scans = LayerScanCache(image)
         self.rootfs_verifier = RootfsVerifier(options)
 
     def iter_verdicts(self) -> Iterator[PlatformVerdict]:
-        """Expected platforms in their order, then the ones that nobody expected; or one for each host."""
+        """Yield the expected platforms in order, then the others; with hosts, one verdict for each host."""
         planned = list(self._plan_hosts() if self.options.hosts else self._plan_platforms())
-        self._read_contents(row.entry for row in planned if row.entry is not None)
-        attestations = read_attestations(self.source, () if self.options.hosts else self.entries)
+        self._scan_layers(plan.entry for plan in planned if plan.entry is not None)
+        attestations = read_attestations(self.image, () if self.options.hosts else self.image.entries)
         for plan in planned:
             checks, digest = list(plan.checks), ""
             if plan.entry is not None and plan.platform is not None:
@@ -126,86 +95,77 @@ class _Verification:
         yield from attestations.unattached
 
     def _plan_platforms(self) -> Iterator[_PlannedVerdict]:
-        present = [platform for platform, _ in self.platform_entries]
-        if not present and not self.expected:
-            check = Check(name="present", ok=False, message="the image holds no platform at all")
+        if not self.present and not self.expected:
+            check = Check(name="present", ok=False, message="the image has no platforms")
             yield _PlannedVerdict("none", (check,))
-        for target in dict.fromkeys((*self.expected, *present)):
-            entries = [entry for platform, entry in self.platform_entries if platform == target]
-            if not entries:
-                yield _PlannedVerdict(str(target), (check_missing_platform(target, present),))
-            for entry in entries:
-                if is_missing(self.source, entry):
-                    check = check_missing_content(target, self.subject, is_requested=target in self.expected)
-                    yield _PlannedVerdict(str(target), (check,))
-                    continue
-                checks = (
-                    check_unique_entry(target, self.platform_entries),
-                    check_expected_platform(target, self.expected),
-                )
-                yield _PlannedVerdict(str(target), checks, target, entry)
+        for target in dict.fromkeys((*self.expected, *self.present)):
+            if target not in self.present:
+                yield _PlannedVerdict(str(target), (check_missing_platform(target, self.present),))
+            for platform, entry in self.platform_entries:
+                if platform == target:
+                    yield self._plan_entry(platform, entry)
+
+    def _plan_entry(self, platform: Platform, entry: Descriptor) -> _PlannedVerdict:
+        if self.image.is_missing(entry):
+            check = check_missing_content(platform, self.subject, is_requested=platform in self.expected)
+            return _PlannedVerdict(str(platform), (check,))
+        checks = (
+            check_unique_entry(platform, self.platform_entries),
+            check_expected_platform(platform, self.expected),
+        )
+        return _PlannedVerdict(str(platform), checks, platform, entry)
 
     def _plan_hosts(self) -> Iterator[_PlannedVerdict]:
-        present = [platform for platform, _ in self.platform_entries]
         for host, node_count in self.options.hosts.items():
-            selected, check = match_host(host, present, self.subject, node_count)
+            selected, check = match_host(host, self.present, self.subject, node_count)
             entry = next((entry for platform, entry in self.platform_entries if platform == selected), None)
             yield _PlannedVerdict(str(host), (check,), baseline_for(host, selected), entry)
 
-    def _read_contents(self, entries: Iterable[Descriptor]) -> None:
-        """Read every document, then every layer once, in the order in which the source has them."""
+    def _scan_layers(self, entries: Iterable[Descriptor]) -> None:
+        """Scan every layer, in the order in which the source is read fastest.
+
+        Errors are found again in the caches, by the checks of each platform.
+        """
+        layers: list[tuple[Descriptor, Digest]] = []
         for entry in entries:
-            self.documents[entry] = self._read_documents(entry)
-        readable = [each for each in self.documents.values() if isinstance(each, _PlatformDocuments)]
-        layer_pairs = [pair for each in readable for pair in _pair_layers(each)]
-        for layer, diff_id in sorted(layer_pairs, key=lambda pair: read_order(self.source, pair[0])):
-            with contextlib.suppress(*_IMAGE_ERRORS):  # asked for again, and told, for each platform
+            with contextlib.suppress(*_IMAGE_ERRORS):
+                layers += self._read_layers(entry)
+        for layer, diff_id in sorted(layers, key=lambda pair: self.image.read_order(pair[0])):
+            with contextlib.suppress(*_IMAGE_ERRORS):
                 self.layer_scans.get(layer, diff_id.algorithm)
 
-    def _read_documents(self, entry: Descriptor) -> _PlatformDocuments | Check:
-        try:
-            manifest = read_manifest(self.source, entry)
-            config = read_config(self.source, manifest)
-            check_layer_count(manifest, config.diff_ids)
-        except _IMAGE_ERRORS as error:
-            return _failed_check(error)
-        return _PlatformDocuments(manifest, config)
+    def _read_layers(self, entry: Descriptor) -> list[tuple[Descriptor, Digest]]:
+        """Return the layers of a manifest with their diff_ids."""
+        manifest, diff_ids = self.image.manifest(entry), self.image.config(entry).diff_ids
+        check_layer_count(manifest, diff_ids)
+        return list(zip(manifest.layers, diff_ids, strict=True))
 
     def _check_platform(self, platform: Platform, entry: Descriptor) -> Iterator[Check]:
-        documents = self.documents[entry]
-        if isinstance(documents, Check):
-            yield documents
+        try:
+            config, layers = self.image.config(entry), self._read_layers(entry)
+            if not self.options.hosts:
+                yield check_config_platform(platform, entry, config)
+            failures = tuple(self._check_layers(layers))
+            if failures:
+                yield from failures
+                return
+            rootfs = flatten_layers(self.image, entry, self.layer_scans)
+        except _IMAGE_ERRORS as error:
+            yield _failed_check(error)
             return
-        if not self.options.hosts:
-            yield check_config_platform(platform, entry, documents.config)
-        rootfs = self._flatten_layers(documents)
-        if not isinstance(rootfs, RootFs):
-            yield from rootfs
-            return
-        count = len(documents.manifest.layers)
-        yield Check(name="integrity", ok=True, message=f"{count} layers: digests, sizes and diff_ids hold")
-        yield from self.rootfs_verifier.check_platform(platform, documents.config, rootfs)
+        message = f"{len(layers)} layers: digests, sizes and diff_ids match"
+        yield Check(name="integrity", ok=True, message=message)
+        yield from self.rootfs_verifier.check_platform(platform, config, rootfs)
 
-    def _flatten_layers(self, documents: _PlatformDocuments) -> RootFs | list[Check]:
-        """The flattened file system, or a failing check for each layer that is broken."""
-        failures = []
-        for layer, diff_id in _pair_layers(documents):
+    def _check_layers(self, layers: Iterable[tuple[Descriptor, Digest]]) -> Iterator[Check]:
+        """Yield a failing check for each broken layer."""
+        for layer, diff_id in layers:
             try:
                 check_diff_id(layer, self.layer_scans.get(layer, diff_id.algorithm).diff_id, diff_id)
             except _IMAGE_ERRORS as error:
-                failures.append(_failed_check(error, str(layer.digest)))
-        if failures:
-            return failures
-        try:
-            return flatten_layers(self.source, documents.manifest, self.layer_scans)
-        except _IMAGE_ERRORS as error:
-            return [_failed_check(error)]
+                yield _failed_check(error, str(layer.digest))
 
 
 def _failed_check(error: BuildkitTasksError, layer: str = "") -> Check:
     name = "limit" if isinstance(error, LimitExceeded) else "integrity"
     return Check(name=name, ok=False, layer=layer, message=error.message)
-
-
-def _pair_layers(documents: _PlatformDocuments) -> list[tuple[Descriptor, Digest]]:
-    return list(zip(documents.manifest.layers, documents.config.diff_ids, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.oci.image import open_image, platform_manifests, read_manifest
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.system.command import SubprocessRunner
 from tests.conftest import Unchanged
 from tests.support.project import Done, Project, program
@@ -89,8 +89,8 @@ def test_every_target_is_built_verified_and_run(baked: Project, unchanged: Uncha
 def test_what_a_target_says_is_in_its_image(baked: Project) -> None:
     bake(baked, "--target=web")
     with open_image(f"oci-archive:{baked.folder}/dist/web.tar") as source:
-        for _, entry in platform_manifests(source):
-            with source.open(read_manifest(source, entry).config) as stream:
+        for _, entry in source.platform_manifests:
+            with source.open(source.manifest(entry).config) as stream:
                 config = json.load(stream)["config"]
             assert config["Labels"]["org.example.a"] == 'b,c="d"'
             assert "BASED=yes" in config["Env"]

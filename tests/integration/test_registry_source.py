@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.image import platform_manifests, read_config, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry.options import RegistryOptions
@@ -24,9 +24,10 @@ from tests.support.registry.certificates import Certificate, make_certificate
 def read(reference: str, access: RegistryOptions) -> int:
     """Read the whole image; gives the number of its layers."""
     with open_registry(reference, options=access) as source:
-        manifests = [read_manifest(source, entry) for _, entry in platform_manifests(source)]
-        for manifest in manifests:
-            read_config(source, manifest)
+        image = Image(source)
+        manifests = [image.manifest(entry) for _, entry in image.platform_manifests]
+        for _, entry in image.platform_manifests:
+            image.config(entry)
         return len([read_blob(source, layer, 1 << 20) for each in manifests for layer in each.layers])
 
 
@@ -89,8 +90,8 @@ def test_every_byte_is_the_one_that_was_pushed(plain: str, access: RegistryOptio
     with open_registry(f"{plain}/team/bytes:1", options=access) as source:
         root = source.root_descriptor()
         read_back = [root]
-        for _, entry in platform_manifests(source):
-            manifest = read_manifest(source, entry)
+        for _, entry in Image(source).platform_manifests:
+            manifest = Image(source).manifest(entry)
             read_back += [entry, manifest.config, *manifest.layers]
         got = {
             f"blobs/{str(each.digest).replace(':', '/')}": read_blob(source, each, 1 << 20)

@@ -177,7 +177,7 @@ def _orphaned(image: Memory) -> Memory:
 @lie(
     "an attestation is about a manifest that is not in the index (annotation)",
     Catch("attestations", NOWHERE),
-    says="of which this index has none",
+    says="which is not in this index",
     task=1,
 )
 def attestation_dangling(parts: Parts) -> Planted:
@@ -200,7 +200,7 @@ def _told_by_subject(parts: Parts) -> Memory:
 @lie(
     "an attestation is about a manifest that is not in the index (OCI artifact with a subject)",
     Catch("attestations", "attestation"),
-    says="of which this index has none",
+    says="which is not in this index",
 )
 def artifact_dangling(parts: Parts) -> Planted:
     sound = _told_by_subject(parts)
@@ -210,7 +210,7 @@ def artifact_dangling(parts: Parts) -> Planted:
 @lie(
     "an attestation's annotation and its subject name two images",
     Catch("attestations", NOWHERE),
-    says="of which this index has one",
+    says="it has to be about one image",
 )
 def artifact_of_two_images(parts: Parts) -> Planted:
     sound = parts.attested_as_artifacts

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
@@ -197,8 +197,8 @@ def _catch(check: Check, platform: str) -> Catch:
 
 def _layers(image: Memory, digest: str) -> list[str]:
     """The digests of a platform's layers."""
-    found = [entry for _, entry in platform_manifests(image) if str(entry.digest) == digest]
-    return [str(layer.digest) for layer in read_manifest(image, found[0]).layers] if found else []
+    found = [entry for _, entry in Image(image).platform_manifests if str(entry.digest) == digest]
+    return [str(layer.digest) for layer in Image(image).manifest(found[0]).layers] if found else []
 
 
 def shortened(message: str, most: int = 240) -> str:

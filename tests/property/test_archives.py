@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.image import index_entries, open_image
 from buildkit_tasks.oci.layers.decompress import DecompressedStream
 from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 from buildkit_tasks.verify import verify
 from tests.support.oci import hello, layout_files, make_tar, platform_json, symlink
@@ -146,4 +146,4 @@ def test_unchanged_archives_are_valid(tmp_path: Path) -> None:
         present = {name: data for name, data in files.items() if data or name == "l"}
         (tmp_path / "image.tar").write_bytes(make_tar(present))
         with open_image(f"docker-archive:{tmp_path}/image.tar") as source:
-            assert len(index_entries(source)) == image_count
+            assert len(source.entries) == image_count

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType
 from buildkit_tasks.oci.layers.scan import flatten_layers, scan_layer
 from tests.support.oci import LAYER_GZIP, Memory, descriptor, make_tar, one
@@ -44,8 +44,8 @@ def file_paths(node: FileNode, prefix: str = "") -> set[str]:
 
 @given(layers)
 def test_merged_layers_match_model(stack: list[list[str]]) -> None:
-    memory = one([make_tar(dict.fromkeys(layer, b"")) for layer in stack])
-    rootfs = flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+    image = Image(one([make_tar(dict.fromkeys(layer, b"")) for layer in stack]))
+    rootfs = flatten_layers(image, image.platform_manifests[0][1])
     assert file_paths(rootfs.root) == model_paths(stack)
 
 

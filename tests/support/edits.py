@@ -12,8 +12,8 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 
-from buildkit_tasks.oci.image import read_blob
 from buildkit_tasks.oci.model import INDEX_TYPES, OCI_CONFIG, OCI_MANIFEST, Digest
+from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.platforms import Platform
 from tests.support.oci import LAYER_GZIP, Json, Memory, descriptor, make_tar

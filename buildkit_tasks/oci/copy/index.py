@@ -1,7 +1,7 @@
-"""Images of one platform each, put together as one index: values in, bytes out.
+"""Assemble one image index from images of one platform each.
 
-OCI image specification v1.1, "Image Index". What CI builds on one machine per platform, and pushes by
-digest, becomes one image; no byte of the parts changes.
+OCI image specification v1.1, "Image Index". A CI matrix builds each platform on its own machine and pushes
+it by digest; these parts become one image, without changing a byte of them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import CheckFailed, MalformedImage
-from buildkit_tasks.oci.image import IndexEntryKind, index_entries, read_config, read_manifest
-from buildkit_tasks.oci.limits import LIMITS
+from buildkit_tasks.oci.image import REFERENCE_DIGEST_ANNOTATION, Image, IndexEntryKind
 from buildkit_tasks.oci.model import INDEX_TYPES, OCI_INDEX
-from buildkit_tasks.oci.source import Source, read_blob
 from buildkit_tasks.oci.strict_json import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
 
 __all__ = [
@@ -28,16 +27,14 @@ __all__ = [
     "read_part",
 ]
 
-_REFERENCE_DIGEST_ANNOTATION = "vnd.docker.reference.digest"
-
 IndexEntryJson = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One platform's image: its index entry as JSON, and those of what is said about it.
+    """One platform's image: its index entry as JSON, and the entries of its attestations.
 
-    ``name`` is how it is called in messages. ``annotations`` are those of the index that it came in.
+    ``name`` is used in messages. ``annotations`` are those of the index that lists it.
     """
 
     name: str
@@ -48,12 +45,12 @@ class Part:
 
 
 def merge_parts(parts: Sequence[Part], expected: Sequence[Platform] = ()) -> bytes:
-    """The bytes of the index of these parts: images in the order of ``expected``, then attestations.
+    """Return the index of the parts: images in the order of ``expected``, then attestations.
 
-    Without ``expected`` the order is that of the parts. What all parts' own indexes say of themselves
-    (annotations) this one says too. The same parts give the same bytes. Raises :class:`CheckFailed` for
-    a platform that is there twice, is missing or is not expected, :class:`MalformedImage` for an
-    attestation about something else.
+    Without ``expected`` the order is that of the parts. Annotations that the indexes of all parts have in
+    common are kept. The result depends on the parts alone, byte for byte. Raise :class:`CheckFailed` for
+    a platform that occurs twice, is missing or is not expected, :class:`MalformedImage` for an attestation
+    of another image.
     """
     _check_platforms(parts, expected)
     for part in parts:
@@ -71,19 +68,18 @@ def merge_parts(parts: Sequence[Part], expected: Sequence[Platform] = ()) -> byt
 
 def _check_platforms(parts: Sequence[Part], expected: Sequence[Platform]) -> None:
     if not parts:
-        raise CheckFailed("there is no part to be merged", hint="name parts with --part or --parts-file")
+        raise CheckFailed("there are no parts to merge", hint="add --part or --parts-file")
     by_platform: dict[Platform, Part] = {}
     for part in parts:
         if part.platform in by_platform:
             names = f"{by_platform[part.platform].name} and {part.name}"
-            raise CheckFailed(f"two parts are for this platform: {names}", platform=part.platform)
+            raise CheckFailed(f"two parts have this platform: {names}", platform=part.platform)
         by_platform[part.platform] = part
     differences = list(_diff_platforms(by_platform, expected)) if expected else []
     if differences:
         raise CheckFailed(
-            f"the parts are not the {len(set(expected))} platforms that are expected: "
-            f"{'; '.join(differences)}",
-            hint="build what is missing with --split, or say what is expected with --platform",
+            f"the parts are not the {len(set(expected))} expected platforms: {'; '.join(differences)}",
+            hint="build what is missing with --split, or list the expected platforms with --platform",
         )
 
 
@@ -97,11 +93,10 @@ def _diff_platforms(by_platform: Mapping[Platform, Part], expected: Sequence[Pla
 
 
 def _check_attestations(part: Part) -> None:
-    """BuildKit's attestations name the manifest that they are about (its attestation storage document)."""
+    """Raise :class:`MalformedImage` if BuildKit's annotation names another image than the part's."""
     for entry in part.attestations:
-        subject = str(
-            (entry.get("annotations") or {}).get(_REFERENCE_DIGEST_ANNOTATION, part.image["digest"])
-        )
+        annotations = entry.get("annotations") or {}
+        subject = str(annotations.get(REFERENCE_DIGEST_ANNOTATION, part.image["digest"]))
         if subject != part.image["digest"]:
             raise MalformedImage(
                 f"{part.name}: the attestation {entry['digest']} is about {subject[:160]}, not about "
@@ -111,60 +106,42 @@ def _check_attestations(part: Part) -> None:
 
 
 def _common_annotations(all_annotations: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What every part says alike, in the order of its keys."""
-    first = all_annotations[0]
-    return {
-        key: first[key]
-        for key in sorted(first)
-        if all(each.get(key) == first[key] for each in all_annotations)
-    }
+    """Return the annotations that all have, sorted by key."""
+    common = set.intersection(*(set(annotations.items()) for annotations in all_annotations))
+    return dict(sorted(common))
 
 
 def read_part(source: Source, name: str) -> Part:
-    """The image in a source, a manifest or an index of one platform with what is said about it.
+    """Read an image of one platform: a manifest, or an index of it and its attestations.
 
-    Both forms of buildx: with attestations it makes an index, without them a manifest alone, whose
-    platform its configuration states. Raises :class:`CheckFailed` for more or fewer platforms than one.
+    buildx writes an index if there are attestations and a manifest otherwise, which has the platform of its
+    configuration. Raise :class:`CheckFailed` unless there is exactly one platform.
     """
-    root = source.root_descriptor()
+    image = Image.wrap(source)
+    root = image.root
     if root.media_type not in INDEX_TYPES:
-        config_platform = read_config(source, read_manifest(source, root)).platform
+        platform = image.config(root).platform
         entry = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
-        return Part(
-            name=name,
-            platform=config_platform,
-            image={**entry, "platform": _encode_platform(config_platform)},
-        )
-    entries = index_entries(source)
-    if any(entry.kind is IndexEntryKind.INDEX for entry in entries):
-        raise MalformedImage(f"{name} is an index of indexes, no image of one platform")
-    document = load_object(read_blob(source, root, LIMITS.document_bytes), "the image index")
-    raw_entries: list[dict[str, Any]] = document["manifests"]  # index_entries has read them: they are sound
-    images = [
-        (entry, raw)
-        for entry, raw in zip(entries, raw_entries, strict=True)
-        if entry.kind is IndexEntryKind.IMAGE
-    ]
-    if len(images) != 1:
-        platforms = ", ".join(str(entry.platform) for entry, _ in images) or "none"
-        raise CheckFailed(f"{name} is no image of one platform: it has {platforms}")
-    ((image, raw),) = images
-    platform = image.platform
-    if platform is None:
-        raise MalformedImage(f"{name} states no platform")
-    if not raw.get("platform"):
-        raw = {**raw, "platform": _encode_platform(platform)}
-    attestations = tuple(each for entry, each in zip(entries, raw_entries, strict=True) if entry is not image)
+        return Part(name=name, platform=platform, image={**entry, "platform": _encode_platform(platform)})
+    if any(entry.kind is IndexEntryKind.INDEX for entry in image.entries):
+        raise MalformedImage(f"{name} is an index of indexes, not an image of one platform")
+    if len(image.platform_manifests) != 1:
+        platforms = ", ".join(str(platform) for platform, _ in image.platform_manifests) or "none"
+        raise CheckFailed(f"{name} is not an image of one platform: it has {platforms}")
+    # The entries as they are written: they may have keys that Image does not know.
+    document = load_object(image.read_document(root), "the image index")
+    raw_entries = list(zip(image.entries, document["manifests"], strict=True))
+    ((platform, raw_image),) = ((entry.platform, raw) for entry, raw in raw_entries if entry.platform)
     return Part(
         name=name,
         platform=platform,
-        image=raw,
-        attestations=attestations,
+        image={**raw_image, "platform": raw_image.get("platform") or _encode_platform(platform)},
+        attestations=tuple(raw for entry, raw in raw_entries if not entry.platform),
         annotations=document.get("annotations") or {},
     )
 
 
 def _encode_platform(platform: Platform) -> dict[str, str]:
-    """A platform as a descriptor has it."""
+    """Return a platform as JSON of a descriptor."""
     variant = {"variant": platform.variant} if platform.variant else {}
     return {"architecture": platform.architecture, "os": platform.os, **variant}

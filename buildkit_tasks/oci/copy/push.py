@@ -1,11 +1,12 @@
-"""Releases: an image's bytes put into a registry, and names for what is there.
+"""Copy images to registries and move tags.
 
-Nothing is named before everything that it reaches is stored: blobs first, then manifests by digest,
-then the index by digest, and only then the tags, by whoever has proved that digest.
+A tag moves only after everything it reaches is stored. :func:`copy_image` pushes blobs, then manifests,
+then indexes, all by digest; :func:`tag_image` moves the tags, when the caller has verified the digest.
 """
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,8 +16,9 @@ from buildkit_tasks.errors import BuildkitTasksError, Interrupted, RegistryError
 from buildkit_tasks.report.model import NamedTag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.model import Descriptor, Digest
     from buildkit_tasks.oci.reference import Reference
     from buildkit_tasks.oci.registry.options import RegistryOptions
@@ -34,7 +36,7 @@ __all__ = [
     "tag_image",
 ]
 
-DEFAULT_JOBS = 4  # uploads at once: as many as a registry gladly takes from one
+DEFAULT_JOBS = 4  # parallel uploads; more from one client are often throttled by registries
 
 
 def copy_image(
@@ -45,27 +47,26 @@ def copy_image(
     registry_options: RegistryOptions | None = None,
     jobs: int = DEFAULT_JOBS,
 ) -> Descriptor:
-    """Put everything that the source's root reaches into the destination's repository; gives the root.
+    """Copy an image, attestations included, byte for byte into a repository; return its root.
 
-    The very bytes, attestations included; of foreign layers the descriptors alone. What is there is
-    not sent again, nor what the registry has in the repository of ``origin``. The root goes last, by
-    its digest: no tag is touched, and ``destination``'s own is not looked at. At most ``jobs`` blobs
-    are sent at once. Raises :class:`RegistryError` for a registry that cannot be reached or refuses,
-    :class:`MalformedImage` for a source that is not sound.
+    The destination's tag is ignored: manifests are pushed by digest, the root last. Of foreign layers only
+    the descriptors are copied. Blobs that the repository has, or that the registry can mount from
+    ``mount_from``, are not sent. At most ``jobs`` blobs are sent in parallel. Raise :class:`RegistryError`
+    if the registry cannot be reached or rejects a request, :class:`MalformedImage` for a broken source.
     """
     from buildkit_tasks.oci.copy.graph import push_order
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.registry.push import open_uploader
 
-    root = source.root_descriptor()
-    blobs, *documents = push_order(source)
+    image = Image.wrap(source)
+    blobs, *document_levels = push_order(image)
     with open_uploader(destination, options=registry_options, mount_from=mount_from) as uploader:
-        # A registry takes a document after what it lists, and keeps that as long (its collector too).
-        if uploader.get_digest(str(root.digest)) == root.digest:
-            return root
-        run_parallel(jobs, uploader, [partial(uploader.push_blob, source, blob) for blob in blobs])
-        for level in documents:  # an index after what it lists
-            run_parallel(jobs, uploader, [partial(uploader.push_manifest, source, each) for each in level])
-    return root
+        # A registry stores a document only after what it lists, and its garbage collector keeps both.
+        if uploader.get_digest(str(image.root.digest)) != image.root.digest:
+            run_parallel(jobs, uploader, [partial(uploader.push_blob, image, blob) for blob in blobs])
+            for level in document_levels:
+                run_parallel(jobs, uploader, [partial(uploader.push_manifest, image, each) for each in level])
+    return image.root
 
 
 def tag_image(
@@ -75,33 +76,25 @@ def tag_image(
     registry_options: RegistryOptions | None = None,
     jobs: int = DEFAULT_JOBS,
 ) -> tuple[NamedTag, ...]:
-    """Let tags name what the registry has under the digest of ``at``, in their order.
+    """Move tags, in their order, to the digest of ``image``.
 
-    A tag of another repository gets the whole image first, before any tag is moved. A tag that names
-    the digest already is left as it is. Each is looked at again afterwards. Raises
-    :class:`RegistryError` that says which tags moved and which did not.
+    For tags of other repositories the image is copied there before any tag moves. A tag that has the
+    digest already is left alone. Each moved tag is read again. Raise :class:`RegistryError` that states
+    which tags moved and which did not.
     """
-    from buildkit_tasks.oci.limits import LIMITS
-    from buildkit_tasks.oci.registry import open_registry
-    from buildkit_tasks.oci.source import read_blob
-
     _check_tags(image, tags)
-    untagged = replace(image, tag="")
     update = _TagUpdate(registry_options=registry_options, tags=tuple(tags))
     try:
-        with open_registry(str(untagged), options=registry_options) as source:
-            update.root = source.root_descriptor()
-            update.data = read_blob(source, update.root, LIMITS.document_bytes)
-            for destination in {
-                (tag.host, tag.repository): tag for tag in tags if tag.name != image.name
-            }.values():
+        with _open_by_digest(image, registry_options) as source:
+            root, data = source.root, source.read_document(source.root)
+            for destination in {tag.name: tag for tag in tags if tag.name != image.name}.values():
                 copy_image(
                     source, destination, mount_from=image, registry_options=registry_options, jobs=jobs
                 )
-        return tuple(update.move_tag(tag) for tag in tags)
+        return tuple(update.move_tag(tag, root, data) for tag in tags)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {update.describe_progress()}") from None
-    except UsageError:  # nothing was asked of a registry yet
+    except UsageError:  # raised before the first request
         raise
     except BuildkitTasksError as error:
         raise RegistryError(f"{error.message}; {update.describe_progress()}", hint=error.hint) from error
@@ -109,7 +102,7 @@ def tag_image(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssembledIndex:
-    """An index that was made of parts: its descriptor, its bytes, and whose manifests it lists."""
+    """An index made of parts: its descriptor, its bytes and the manifest digest of each platform."""
 
     root: Descriptor
     data: bytes = field(repr=False)
@@ -122,27 +115,13 @@ def assemble_index(
     *,
     registry_options: RegistryOptions | None = None,
 ) -> AssembledIndex:
-    """Make one index of parts, each an image of one platform by its digest; nothing is put anywhere.
+    """Make one index of parts, each an image of one platform by its digest; nothing is pushed.
 
-    A part is a manifest, or an index with the attestations of its one image. Raises
-    :class:`CheckFailed` that names a platform that is there twice, is missing or is not expected.
+    A part is a manifest, or an index of one image and its attestations. Raise :class:`CheckFailed` for a
+    platform that occurs twice, is missing or is not expected.
     """
-    from buildkit_tasks.oci.copy.index import merge_parts, read_part
-    from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
-    from buildkit_tasks.oci.registry import open_registry
-
-    images = []
-    for part in parts:
-        _check_part(part)
-        with open_registry(str(replace(part, tag="")), options=registry_options) as source:
-            images.append(read_part(source, str(part)))
-    data = merge_parts(images, expected)
-    digests = {part.platform: Digest(part.image["digest"]) for part in images}
-    return AssembledIndex(
-        root=Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(data), size=len(data)),
-        data=data,
-        platforms=tuple((platform, digests[platform]) for platform in expected or digests),
-    )
+    with _open_parts(parts, registry_options) as images:
+        return _assemble_images(images, expected)
 
 
 def push_index(
@@ -153,98 +132,134 @@ def push_index(
     registry_options: RegistryOptions | None = None,
     jobs: int = DEFAULT_JOBS,
 ) -> AssembledIndex:
-    """Put the index that :func:`join` makes of the parts into a repository, by its digest; never a tag.
+    """Push the index that :func:`assemble_index` makes to a repository, by digest; no tag moves.
 
-    Parts of other repositories are sent there first. ``into``'s own tag is not looked at.
+    Parts in other repositories are copied there first. The destination's tag is ignored.
     """
-    from buildkit_tasks.oci.registry import open_registry
     from buildkit_tasks.oci.registry.push import open_uploader
 
-    index = assemble_index(parts, expected, registry_options=registry_options)
-    for part in parts:
-        if part.name != destination.name:
-            with open_registry(str(replace(part, tag="")), options=registry_options) as source:
-                copy_image(source, destination, mount_from=part, registry_options=registry_options, jobs=jobs)
+    with _open_parts(parts, registry_options) as images:
+        index = _assemble_images(images, expected)
+        for part, image in images:
+            if part.name != destination.name:
+                copy_image(image, destination, mount_from=part, registry_options=registry_options, jobs=jobs)
     with open_uploader(destination, options=registry_options) as uploader:
         uploader.put_manifest(index.data, index.root, str(index.root.digest))
     return index
 
 
-def _check_part(part: Reference) -> None:
-    if part.digest is None:
-        raise UsageError(
-            f"the part {part} has no digest: what it names may change", hint="write it as REPO@sha256:..."
-        )
+@contextlib.contextmanager
+def _open_parts(
+    parts: Sequence[Reference], registry_options: RegistryOptions | None
+) -> Iterator[list[tuple[Reference, Image]]]:
+    for part in parts:
+        if part.digest is None:
+            raise UsageError(
+                f"the part {part} has no digest, so its content may change",
+                hint="write it as REPOSITORY@sha256:...",
+            )
+    with contextlib.ExitStack() as stack:
+        yield [(part, stack.enter_context(_open_by_digest(part, registry_options))) for part in parts]
+
+
+@contextlib.contextmanager
+def _open_by_digest(reference: Reference, registry_options: RegistryOptions | None) -> Iterator[Image]:
+    from buildkit_tasks.oci.image import Image
+    from buildkit_tasks.oci.registry import open_registry
+
+    with open_registry(str(replace(reference, tag="")), options=registry_options) as source:
+        yield Image(source)
+
+
+def _assemble_images(
+    images: Sequence[tuple[Reference, Image]], expected: Sequence[Platform]
+) -> AssembledIndex:
+    from buildkit_tasks.oci.copy.index import merge_parts, read_part
+    from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
+
+    parts = [read_part(image, str(reference)) for reference, image in images]
+    data = merge_parts(parts, expected)
+    digests = {part.platform: Digest(part.image["digest"]) for part in parts}
+    return AssembledIndex(
+        root=Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(data), size=len(data)),
+        data=data,
+        platforms=tuple((platform, digests[platform]) for platform in expected or digests),
+    )
 
 
 def _check_tags(image: Reference, tags: Sequence[Reference]) -> None:
     if image.digest is None:
-        raise UsageError(f"{image} has no digest to be named", hint="write it as REPOSITORY@sha256:...")
+        raise UsageError(f"{image} has no digest to be tagged", hint="write it as REPOSITORY@sha256:...")
     for tag in tags:
         if tag.digest is not None or not tag.tag:
-            raise UsageError(f"{tag} is no tag", hint="write it as REGISTRY/NAME:TAG")
+            raise UsageError(f"{tag} is not a valid tag", hint="write it as REGISTRY/NAME:TAG")
 
 
 @dataclass(kw_only=True)
 class _TagUpdate:
-    """How far the naming of several tags has come."""
+    """The progress of moving several tags.
+
+    ============= ==========================================================================
+    a tag is in   after
+    ============= ==========================================================================
+    neither       nothing, a rejected request, or a tag that had the digest already
+    ``uncertain`` a request without a response that we received
+    ``moved``     the registry has the digest under the tag, as read again
+    ============= ==========================================================================
+    """
 
     registry_options: RegistryOptions | None
     tags: tuple[Reference, ...]
-    root: Descriptor | None = None
-    data: bytes = field(default=b"", repr=False)
     moved: set[Reference] = field(default_factory=set)
     uncertain: set[Reference] = field(default_factory=set)
 
-    def move_tag(self, tag: Reference) -> NamedTag:
-        """Move one tag, and look whether it has stayed where it was put."""
+    def move_tag(self, tag: Reference, root: Descriptor, data: bytes) -> NamedTag:
+        """Move one tag to a document and check that it is still there."""
         from buildkit_tasks.oci.registry.push import open_uploader
 
-        root = self.root
-        if root is None:
-            raise RuntimeError("nothing is there to be named")
         with open_uploader(tag, options=self.registry_options) as uploader:
-            before = uploader.get_digest(tag.tag)
-            if before != root.digest:
-                self._put_tag(uploader, tag, root)
+            previous = uploader.get_digest(tag.tag)
+            if previous != root.digest:
+                self._put_tag(uploader, tag, root, data)
         return NamedTag(
-            ref=str(tag), digest=str(root.digest), previous=str(before or ""), moved=before != root.digest
+            ref=str(tag),
+            digest=str(root.digest),
+            previous=str(previous or ""),
+            moved=previous != root.digest,
         )
 
-    def _put_tag(self, uploader: Uploader, tag: Reference, root: Descriptor) -> None:
+    def _put_tag(self, uploader: Uploader, tag: Reference, root: Descriptor, data: bytes) -> None:
         from buildkit_tasks.oci.registry.errors import RequestRejected
 
-        self.uncertain.add(tag)  # should we not hear the end of it
+        self.uncertain.add(tag)
         try:
-            uploader.put_manifest(self.data, root, tag.tag)
+            uploader.put_manifest(data, root, tag.tag)
         except RequestRejected:
             self.uncertain.discard(tag)
             raise
-        after = uploader.get_digest(tag.tag)
-        if after == root.digest:
-            self.moved.add(tag)
+        actual = uploader.get_digest(tag.tag)
         self.uncertain.discard(tag)
-        if after != root.digest:
-            new_target = f"to {after}" if after else "away"
+        if actual != root.digest:
+            new_target = f"to {actual}" if actual else "away"
             raise RegistryError(
                 f"a rival push moved {tag} {new_target}, after it was put at {root.digest}",
                 hint="find out who else pushes that tag, then push again",
             )
+        self.moved.add(tag)
 
     def describe_progress(self) -> str:
-        """Which tags moved, and which did not."""
-        unmoved = [tag for tag in self.tags if tag not in self.moved | self.uncertain]
+        """Return which tags moved, which did not, and of which that is not known."""
         groups = {
-            "moved": [tag for tag in self.tags if tag in self.moved],
-            "not known whether moved": [tag for tag in self.tags if tag in self.uncertain],
-            "not moved": unmoved,
+            "moved": self.moved,
+            "not known whether moved": self.uncertain,
+            "not moved": set(self.tags) - self.moved - self.uncertain,
         }
-        phrases = [f"{label}: {', '.join(map(str, tags))}" for label, tags in groups.items() if tags]
-        return "; ".join(phrases)
+        names = {label: [str(tag) for tag in self.tags if tag in tags] for label, tags in groups.items()}
+        return "; ".join(f"{label}: {', '.join(tags)}" for label, tags in names.items() if tags)
 
 
 def run_parallel(jobs: int, uploader: Uploader, tasks: Sequence[Callable[[], object]]) -> None:
-    """Do them all, several at a time; the first failure, or Ctrl-C, ends the others at once."""
+    """Run the tasks, ``jobs`` at a time. The first error, or Ctrl-C, ends the others at once."""
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         futures: list[Future[object]] = []
         try:

@@ -16,11 +16,13 @@ from buildkit_tasks.oci.layers.stream import LayerStream, check_diff_id, check_l
 from buildkit_tasks.oci.layers.tar import TarReader, truncated_error
 from buildkit_tasks.oci.layers.tree_builder import TreeBuilder
 from buildkit_tasks.oci.limits import LIMITS, Limits
-from buildkit_tasks.oci.model import Descriptor, Digest, Manifest, parse_config
-from buildkit_tasks.oci.source import Source, read_blob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from buildkit_tasks.oci.image import Image
+    from buildkit_tasks.oci.model import Descriptor, Digest
+    from buildkit_tasks.oci.source import Source
 
 __all__ = ["LayerScan", "LayerScanCache", "flatten_layers", "scan_layer"]
 
@@ -122,14 +124,14 @@ class _LayerReader(TarReader):
         return data
 
 
-def flatten_layers(source: Source, manifest: Manifest, scans: LayerScanCache | None = None) -> RootFs:
-    """Return the root file system of one platform's image; its diff_ids are checked.
+def flatten_layers(image: Image, descriptor: Descriptor, scans: LayerScanCache | None = None) -> RootFs:
+    """Return the root file system of the platform with this manifest; its diff_ids are checked.
 
     ``scans`` caches layers that were read before. Raises :class:`MalformedImage` and
     :class:`LimitExceeded` at the first problem.
     """
-    scans = scans or LayerScanCache(source)
-    diff_ids = parse_config(read_blob(source, manifest.config, LIMITS.document_bytes)).diff_ids
+    scans = scans or LayerScanCache(image)
+    manifest, diff_ids = image.manifest(descriptor), image.config(descriptor).diff_ids
     check_layer_count(manifest, diff_ids)
     layer_scans, size = [], 0
     for layer, diff_id in zip(manifest.layers, diff_ids, strict=True):

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from buildkit_tasks.errors import MalformedImage, RegistryError
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Digest
 from buildkit_tasks.oci.registry.credentials import load_credentials
 from buildkit_tasks.oci.registry.errors import RequestRejected, TransientError
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.registry.pull import get_registry_url
-from buildkit_tasks.oci.source import VerifyingReader, read_blob
+from buildkit_tasks.oci.source import VerifyingReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -138,7 +139,7 @@ class Uploader:
 
     def push_manifest(self, source: Source, descriptor: Descriptor) -> bool:
         """Send a manifest or index by digest unless it exists; return True if it was sent."""
-        data = read_blob(source, descriptor, LIMITS.document_bytes)
+        data = Image.wrap(source).read_document(descriptor)
         if self.get_digest(str(descriptor.digest)) == descriptor.digest:
             return False
         self.put_manifest(data, descriptor, str(descriptor.digest))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.oci.transports.docker_daemon import ImageExporter
 
@@ -29,7 +30,7 @@ _ARCHIVE_SUFFIXES = (".tar", ".oci", ".tgz", ".gz", ".zst")
 @contextmanager
 def open_image(
     name: str, *, export: ImageExporter | None = None, registry_opener: RegistryOpener | None = None
-) -> Iterator[Source]:
+) -> Iterator[Image]:
     """Open an image and close it on exit.
 
     ``name`` is ``docker://REF``, ``docker-daemon:REF``, ``docker-archive:FILE[:NAME|:@N]``,
@@ -41,8 +42,10 @@ def open_image(
 
     Raises :class:`UsageError` for a path that does not exist or does not contain an image.
     """
-    with contextlib.ExitStack() as stack:
-        yield stack.enter_context(_open_transport(name, export, registry_opener or _open_registry))
+    from buildkit_tasks.oci.image import Image
+
+    with _open_transport(name, export, registry_opener or _open_registry) as source:
+        yield Image.wrap(source)
 
 
 def find_local_output(name: str) -> Path | None:

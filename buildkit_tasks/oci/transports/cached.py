@@ -1,9 +1,17 @@
-"""An image that is read twice and fetched once: its blobs are kept in one file without a name.
+"""Cache the blobs of a source in a file, for an image that is read twice: verified, then run.
 
-An image of ten platforms has a hundred small blobs, whose answers would be waited for one by one: those
-are fetched several at once, ahead of who reads them. Nothing of it is trusted for having been here:
-whoever reads a blob checks its digest, the second time as the first. The file is gone with the process
-that opened it, however that ends.
+The file has no name, so that it is gone when the process ends, however that happens. Blobs are not
+trusted for being cached: the reader checks the digest on every read.
+
+=============================== ====================================================================
+state of a blob                 what :meth:`CachingSource.open` does
+=============================== ====================================================================
+not read yet                    reads the source and writes every piece to the file
+being fetched ahead             waits for that, then continues as for one of the other states
+read to its end, size as stated reads the file
+read, but not stored            reads the source again: the blob is longer or shorter than stated, its
+                                reader stopped early, or the cache or the disk is full
+=============================== ====================================================================
 """
 
 from __future__ import annotations
@@ -14,16 +22,15 @@ import os
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, BinaryIO, cast
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from buildkit_tasks.errors import BuildkitTasksError, MalformedImage
-from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, parse_index, parse_manifest
-from buildkit_tasks.oci.source import read_blob
-from buildkit_tasks.oci.streams import FileSlice
+from buildkit_tasks.oci.image import Image
+from buildkit_tasks.oci.streams import FileSlice, RawReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from buildkit_tasks.oci.model import Descriptor, Digest
@@ -31,147 +38,147 @@ if TYPE_CHECKING:
 
 __all__ = ["CachingSource", "cached_source"]
 
-_MAX_CACHE_SIZE = 8 << 30  # bytes: what is beyond is fetched twice
-_MAX_PREFETCH_SIZE = 4 << 20  # bytes: what is larger is better read while it comes
+_MAX_CACHE_SIZE = 8 << 30  # bytes; blobs past it are read from the source each time
+_MAX_PREFETCH_SIZE = 4 << 20  # bytes; a larger blob is better processed while it arrives
 _PREFETCH_JOBS = 8
+_BUFFER_SIZE = 1 << 18
 
 
 @contextlib.contextmanager
-def cached_source(source: Source, cache_dir: Path) -> Iterator[CachingSource]:
-    """The source, its blobs kept in a file on that folder's disk; the small ones are on their way."""
-    with tempfile.TemporaryFile(dir=cache_dir) as file:
-        cache = CachingSource(source, file.fileno())
-        # By one thread: a registry's scheme and login are found out with the first answer.
-        with contextlib.suppress(BuildkitTasksError):
-            cache.root_descriptor()
-        with ThreadPoolExecutor(_PREFETCH_JOBS) as pool:
-            prefetcher = threading.Thread(target=_prefetch_image, args=(cache, pool))
-            prefetcher.start()
-            try:
-                yield cache
-            finally:
-                cache.stopped = True
-                prefetcher.join()
-                pool.shutdown(wait=True, cancel_futures=True)
+def cached_source(source: Source, cache_dir: Path) -> Iterator[Image]:
+    """Yield the image with its blobs cached in a file in ``cache_dir``.
 
-
-def _prefetch_image(cache: CachingSource, pool: ThreadPoolExecutor) -> None:
-    """Fetch the manifests, then what they name, as far as that is small.
-
-    What is wrong with any of it is for its reader to find and to tell.
+    Small blobs are fetched in the background, several at once: an image of ten platforms has a hundred
+    of them, which would take as many round trips one after the other.
     """
-    with contextlib.suppress(BuildkitTasksError, OSError):
-        root = cache.root_descriptor()
-        if root.media_type not in INDEX_TYPES:
+    with tempfile.TemporaryFile(dir=cache_dir) as file, ThreadPoolExecutor(_PREFETCH_JOBS) as pool:
+        cache = CachingSource(source, file.fileno())
+        image = Image(cache)
+        with contextlib.suppress(BuildkitTasksError):
+            # Read by this thread: the first response decides the registry's scheme and authentication.
+            pool.submit(_prefetch_image, image, image.index.manifests, cache, pool)
+        try:
+            yield image
+        finally:
+            cache.stopped = True
+
+
+def _prefetch_image(
+    image: Image, entries: Iterable[Descriptor], cache: CachingSource, pool: ThreadPoolExecutor
+) -> None:
+    """Fetch the small manifests, then the small blobs that they list. Errors are left to the reader."""
+    small_entries = [entry for entry in entries if entry.size <= _MAX_PREFETCH_SIZE]
+    for entry in small_entries:
+        cache.prefetch(entry, pool)
+    for entry in small_entries:
+        if cache.stopped:
             return
-        entries = parse_index(read_blob(cache, root, LIMITS.document_bytes), root.media_type).manifests
-        cache.prefetch(entries, pool)
-        for each in entries:
-            if each.media_type in MANIFEST_TYPES and each.size <= _MAX_PREFETCH_SIZE:
-                with contextlib.suppress(MalformedImage):
-                    manifest = parse_manifest(read_blob(cache, each, _MAX_PREFETCH_SIZE), each.media_type)
-                    cache.prefetch((manifest.config, *manifest.layers), pool)
+        with contextlib.suppress(MalformedImage):
+            for blob in image.blobs(entry):
+                cache.prefetch(blob, pool)
+
+
+class _Region(NamedTuple):
+    """A section of the file."""
+
+    offset: int
+    size: int
 
 
 class CachingSource:
-    """A source whose blobs, once read to their ends, are read from a file. For several threads."""
+    """A source that stores what is read in a file and reads it from there afterwards. Thread-safe.
+
+    Fetches that have not started when ``stopped`` is set end at once.
+    """
 
     def __init__(self, source: Source, fd: int) -> None:
         self._source = source
         self._fd = fd
         self._lock = threading.Lock()
         self._allocated = 0
-        self._regions: dict[Digest, tuple[int, int]] = {}
-        self._pending: dict[Digest, Future[object]] = {}
+        self._stored: dict[Digest, _Region] = {}
+        self._fetches: dict[Digest, Future[None]] = {}
         self.stopped = False
 
     def root_descriptor(self) -> Descriptor:
-        """The source's own."""
+        """Return the root of the cached source."""
         return self._source.root_descriptor()
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
-        """The blob from the file, or from the source and into the file."""
-        pending = self._pending.get(descriptor.digest)
-        if pending is not None:
-            wait([pending])
-        return self._open_blob(descriptor)
+        """Open the blob, from the file if possible."""
+        fetch = self._fetches.get(descriptor.digest)
+        if fetch is not None:
+            wait([fetch])
+        return self._open_now(descriptor)
 
-    def prefetch(self, blobs: Iterable[Descriptor], pool: ThreadPoolExecutor) -> None:
-        """Begin to fetch those that are small, each once."""
-        for each in blobs:
-            if each.size <= _MAX_PREFETCH_SIZE and each.digest not in self._pending and not each.urls:
-                self._pending[each.digest] = pool.submit(self._fetch_blob, each)
+    def prefetch(self, descriptor: Descriptor, pool: ThreadPoolExecutor) -> None:
+        """Start to fetch a blob, unless it is large, a foreign layer, or being fetched already."""
+        if (
+            descriptor.size <= _MAX_PREFETCH_SIZE
+            and descriptor.digest not in self._fetches
+            and not descriptor.urls
+        ):
+            self._fetches[descriptor.digest] = pool.submit(self._fetch, descriptor)
 
-    def _fetch_blob(self, descriptor: Descriptor) -> None:
-        if self.stopped:
-            return
-        with contextlib.closing(self._open_blob(descriptor)) as stream:
-            while stream.read(_MAX_PREFETCH_SIZE):
-                pass
+    def _fetch(self, descriptor: Descriptor) -> None:
+        if not self.stopped:
+            with contextlib.closing(self._open_now(descriptor)) as stream:
+                while stream.read(_MAX_PREFETCH_SIZE):
+                    pass
 
-    def _open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        region = self._regions.get(descriptor.digest)
-        if region is not None:
-            return cast("BinaryIO", io.BufferedReader(FileSlice(self._fd, *region), 1 << 18))
-        offset = self._reserve(descriptor.size)
+    def _open_now(self, descriptor: Descriptor) -> BinaryIO:
+        stored = self._stored.get(descriptor.digest)
+        if stored is not None:
+            return io.BufferedReader(FileSlice(self._fd, *stored), _BUFFER_SIZE)
+        region = self._allocate(descriptor.size)
         stream = self._source.open(descriptor)
-        if offset is None:
+        if region is None:
             return stream
-        return cast("BinaryIO", _TeeStream(stream, self, descriptor, offset))
+        on_stored = partial(self._stored.__setitem__, descriptor.digest, region)
+        return cast("BinaryIO", _StoringStream(stream, self._fd, region, on_stored))
 
-    def write_at(self, data: bytes, offset: int) -> bool:
-        """Keep a piece; gives whether there was room on the disk."""
-        try:
-            return os.pwrite(self._fd, data, offset) == len(data)
-        except OSError:
-            return False
-
-    def mark_complete(self, digest: Digest, offset: int, size: int) -> None:
-        """A blob lies there whole."""
-        self._regions[digest] = (offset, size)
-
-    def _reserve(self, size: int) -> int | None:
-        """Where a blob of that size may be put; None where it may not."""
+    def _allocate(self, size: int) -> _Region | None:
         with self._lock:
-            if size < 0 or self._allocated + size > _MAX_CACHE_SIZE:
+            if self._allocated + size > _MAX_CACHE_SIZE:
                 return None
-            offset = self._allocated
+            region = _Region(self._allocated, size)
             self._allocated += size
-            return offset
+            return region
 
 
-class _TeeStream(io.RawIOBase):
-    """A stream of the source that is written down as it is read."""
+class _StoringStream(RawReader):
+    """A source's stream that writes what is read to a region of a file.
 
-    def __init__(self, stream: BinaryIO, cache: CachingSource, descriptor: Descriptor, offset: int) -> None:
+    ``on_stored`` is called on close if the region was filled exactly.
+    """
+
+    def __init__(self, stream: BinaryIO, fd: int, region: _Region, on_stored: Callable[[], None]) -> None:
         super().__init__()
         self._stream = stream
-        self._cache = cache
-        self._descriptor = descriptor
-        self._offset = offset
+        self._fd = fd
+        self._region = region
+        self._on_stored = on_stored
         self._position = 0
-        self._is_intact = True
+        self._is_storable = True
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """As the source gives it; what is longer than it says is not kept."""
+    def read_some(self, size: int) -> bytes:
         data = self._stream.read(size)
-        if self._is_intact and data:
-            self._is_intact = self._position + len(data) <= self._descriptor.size
-            self._is_intact = self._is_intact and self._cache.write_at(data, self._offset + self._position)
+        self._is_storable = self._is_storable and self._store(data)
         self._position += len(data)
         return data
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         if not self.closed:
             self._stream.close()
-            if self._is_intact and self._position == self._descriptor.size:
-                self._cache.mark_complete(self._descriptor.digest, self._offset, self._position)
+            if self._is_storable and self._position == self._region.size:
+                self._on_stored()
         super().close()
+
+    def _store(self, data: bytes) -> bool:
+        """Write the next piece; return False if it exceeds the region or the disk is full."""
+        if self._position + len(data) > self._region.size:
+            return False
+        try:
+            return os.pwrite(self._fd, data, self._region.offset + self._position) == len(data)
+        except OSError:
+            return False

@@ -17,10 +17,10 @@ import re
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.layers.decompress import GZIP, PLAIN, ZSTD, detect_compression
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
-    INDEX_TYPES,
     MANIFEST_TYPES,
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -29,9 +29,7 @@ from buildkit_tasks.oci.model import (
     Manifest,
     parse_config,
     parse_index,
-    parse_manifest,
 )
-from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports.docker_manifest import (
     MANIFEST_NAME,
     LayerSource,
@@ -124,21 +122,12 @@ class DockerLayoutArchive(ArchivedLayout):
                 raise MalformedImage(f"{MANIFEST_NAME} has other layers for {image.config} than index.json")
 
     def _iter_manifests(self) -> Iterator[Manifest]:
-        """Yield every manifest in the layout, of all images; each document is read once."""
-        pending = list(parse_index(self._index).manifests)
-        seen: set[Digest] = set()
-        while pending and len(seen) < LIMITS.manifests:
-            descriptor = pending.pop()
-            if descriptor.digest in seen or not self.has_blob(descriptor):
-                continue
-            seen.add(descriptor.digest)
-            media_type = descriptor.media_type
-            if media_type in INDEX_TYPES:
-                data = read_blob(self, descriptor, LIMITS.document_bytes)
-                pending += parse_index(data, media_type).manifests
-            elif media_type in MANIFEST_TYPES:
-                data = read_blob(self, descriptor, LIMITS.document_bytes)
-                yield parse_manifest(data, media_type)
+        """Yield every manifest in the layout, of all images, as far as their blobs are in the archive."""
+        image = Image(self)
+        for root in filter(self.has_blob, parse_index(self._index).manifests):
+            for entry in image.iter_entries(root, is_missing=lambda entry: not self.has_blob(entry)):
+                if entry.media_type in MANIFEST_TYPES and self.has_blob(entry):
+                    yield image.manifest(entry)
 
 
 def _choose_entry(data: bytes, reference: str | None) -> Descriptor:

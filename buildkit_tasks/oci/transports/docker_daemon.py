@@ -9,10 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.model import MANIFEST_TYPES, parse_manifest
-from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports.docker_archive import DockerLayoutArchive, open_saved_image
 from buildkit_tasks.oci.transports.tar_stream import StreamedArchive
 
@@ -57,20 +53,8 @@ class DaemonSource:
         return self._image.read_order(descriptor)
 
     def is_missing(self, descriptor: Descriptor) -> bool:
-        """Return True if the engine lacks blobs of this index entry.
+        """Return True if the engine does not have the blob.
 
-        A containerd image store keeps the whole index even if only one platform was pulled. An entry
-        whose manifest is malformed is not missing.
+        A containerd image store keeps the whole index even if only one platform was pulled.
         """
-        if not isinstance(self._image, DockerLayoutArchive):
-            return False
-        if not self._image.has_blob(descriptor):
-            return True
-        if descriptor.media_type not in MANIFEST_TYPES:
-            return False
-        try:
-            data = read_blob(self, descriptor, LIMITS.document_bytes)
-            manifest = parse_manifest(data, descriptor.media_type)
-        except (MalformedImage, LimitExceeded):
-            return False
-        return any(not self._image.has_blob(blob) for blob in (manifest.config, *manifest.layers))
+        return isinstance(self._image, DockerLayoutArchive) and not self._image.has_blob(descriptor)

@@ -12,24 +12,22 @@ import stat
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
     IMAGE_NAME_ANNOTATION,
     INDEX_TYPES,
-    MANIFEST_TYPES,
     OCI_INDEX,
     Descriptor,
     Digest,
     Index,
     parse_index,
-    parse_manifest,
 )
-from buildkit_tasks.oci.source import Source, open_verified, read_blob
+from buildkit_tasks.oci.source import Source, open_verified
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.system.files import replace_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = [
@@ -38,7 +36,6 @@ __all__ = [
     "check_layout_version",
     "choose_root",
     "collect_entry_names",
-    "iter_reachable",
     "make_index_entry",
     "missing_blob_error",
     "write_layout",
@@ -182,39 +179,13 @@ def _is_empty_dir(path: Path) -> bool:
 
 
 def _write_image(source: Source, staging: Path) -> Descriptor:
-    root = source.root_descriptor()
-    for descriptor in {each.digest: each for each in iter_reachable(source, root)}.values():
-        _copy_blob(source, descriptor, staging)
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [make_index_entry(root)]}
+    image = Image.wrap(source)
+    for descriptor in {each.digest: each for each in image.reachable()}.values():
+        _copy_blob(image, descriptor, staging)
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [make_index_entry(image.root)]}
     _write_file(staging / "index.json", json.dumps(index).encode())
     _write_file(staging / "oci-layout", json.dumps(_LAYOUT_VERSION).encode())
-    return root
-
-
-def iter_reachable(source: Source, root: Descriptor) -> Iterator[Descriptor]:
-    """Yield a descriptor and all that it refers to: manifests, configs, layers.
-
-    Each document is read once, however often it is referred to: indexes that list each other many times
-    would take exponential time otherwise.
-    """
-    pending, seen = [root], set()
-    while pending:
-        descriptor = pending.pop()
-        if (descriptor.digest, descriptor.media_type) not in seen:
-            seen.add((descriptor.digest, descriptor.media_type))
-            yield descriptor
-            pending += reversed(_read_children(source, descriptor))
-
-
-def _read_children(source: Source, descriptor: Descriptor) -> tuple[Descriptor, ...]:
-    if descriptor.media_type in INDEX_TYPES:
-        data = read_blob(source, descriptor, LIMITS.document_bytes)
-        return parse_index(data, descriptor.media_type).manifests
-    if descriptor.media_type in MANIFEST_TYPES:
-        data = read_blob(source, descriptor, LIMITS.document_bytes)
-        manifest = parse_manifest(data, descriptor.media_type)
-        return (manifest.config, *manifest.layers)
-    return ()
+    return image.root
 
 
 def _copy_blob(source: Source, descriptor: Descriptor, staging: Path) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.errors import CheckFailed, EngineError, UsageError
 from buildkit_tasks.host.engine.sdk import available_manifests, inspect_image, parse_api_platform
 from buildkit_tasks.oci.copy.docker_load import pack_image
-from buildkit_tasks.oci.image import Source, platform_manifests, read_manifest
 from buildkit_tasks.run.docker.timeouts import (
     is_connection_error,
     request_removal,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
     from buildkit_tasks.host.engine.daemon import Engine
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.run.backend import ImageOpener
 
@@ -53,10 +53,10 @@ def load_into_engine(
         if name.startswith(_DOCKER_DAEMON_PREFIX):
             yield _find_stored_platforms(name.removeprefix(_DOCKER_DAEMON_PREFIX), client)
             return
-        with open_image(name) as source:
+        with open_image(name) as image:
             loader = _ImageLoader(client=client, image_ids=image_ids)
             is_containerd = engine.store == "containerd"
-            yield loader.load_index(source) if is_containerd else loader.load_platforms(source, platforms)
+            yield loader.load_index(image) if is_containerd else loader.load_platforms(image, platforms)
 
 
 @contextlib.contextmanager
@@ -109,24 +109,24 @@ class _ImageLoader:
     client: DockerClient
     image_ids: list[str]
 
-    def load_index(self, source: Source) -> dict[Platform, LoadedImage]:
+    def load_index(self, image: Image) -> dict[Platform, LoadedImage]:
         """Load all platforms at once: a containerd store accepts an index."""
-        root = source.root_descriptor()
-        self._load_archive(str(root.digest), pack_image(source, root))
+        image_id = str(image.root.digest)
+        self._load_archive(image_id, pack_image(image, image.root))
         return {
-            platform: LoadedImage(image_id=str(root.digest), digest=str(descriptor.digest))
-            for platform, descriptor in platform_manifests(source)
+            platform: LoadedImage(image_id=image_id, digest=str(entry.digest))
+            for platform, entry in image.platform_manifests
         }
 
-    def load_platforms(self, source: Source, platforms: Sequence[Platform]) -> dict[Platform, LoadedImage]:
+    def load_platforms(self, image: Image, platforms: Sequence[Platform]) -> dict[Platform, LoadedImage]:
         """Load each platform: a classic store identifies an image by the digest of its configuration."""
         images: dict[Platform, LoadedImage] = {}
-        for platform, descriptor in platform_manifests(source):
+        for platform, entry in image.platform_manifests:
             if platforms and platform not in platforms:
                 continue
-            image_id = str(read_manifest(source, descriptor).config.digest)
-            self._load_archive(image_id, pack_image(source, descriptor, classic=True))
-            images[platform] = LoadedImage(image_id=image_id, digest=str(descriptor.digest))
+            image_id = str(image.manifest(entry).config.digest)
+            self._load_archive(image_id, pack_image(image, entry, classic=True))
+            images[platform] = LoadedImage(image_id=image_id, digest=str(entry.digest))
         return images
 
     def _load_archive(self, image_id: str, archive: Iterator[bytes]) -> None:

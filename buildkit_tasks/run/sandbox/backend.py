@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
 from buildkit_tasks.run.backend import explain_program_mismatch
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from buildkit_tasks.host.emulation.qemu import QemuFinder
+    from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.model import Descriptor, ImageConfig
-    from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
     from buildkit_tasks.run.backend import ImageOpener, RunTask
@@ -52,8 +51,8 @@ def open_sandbox_backend(
     """
     with contextlib.ExitStack() as stack:
         stack.callback(_close_supervisor, supervisor_future)
-        source = stack.enter_context(open_image(name))
-        manifests = dict(platform_manifests(source))
+        image = stack.enter_context(open_image(name))
+        manifests = dict(image.platform_manifests)
         try:
             pool = SupervisorPool(supervisor_future.result(), qemu)
         except KernelRefusal as refusal:
@@ -62,7 +61,7 @@ def open_sandbox_backend(
         max_bytes = qemu.settings.root_cache * _MEGABYTE
         rootfs_cache = RootfsCache(cache_folder(qemu.settings) / "roots", max_bytes, id_offset(os.geteuid()))
         yield SandboxBackend(
-            source=source, manifests=manifests, supervisor_pool=pool, rootfs_cache=rootfs_cache
+            image=image, manifests=manifests, supervisor_pool=pool, rootfs_cache=rootfs_cache
         )
 
 
@@ -75,7 +74,7 @@ def _close_supervisor(supervisor_future: Future[Supervisor]) -> None:
 class SandboxBackend:
     """The platforms of one image in the sandbox."""
 
-    source: Source
+    image: Image
     manifests: dict[Platform, Descriptor]
     supervisor_pool: SupervisorPool
     rootfs_cache: RootfsCache
@@ -99,7 +98,7 @@ class SandboxBackend:
         try:
             with contextlib.ExitStack() as stack:
                 with self._unpack_lock:  # a streamed image has one reader; guests run meanwhile
-                    rootfs = stack.enter_context(self.rootfs_cache.acquire(self.source, descriptor))
+                    rootfs = stack.enter_context(self.rootfs_cache.acquire(self.image, descriptor))
                 return self._run_in_rootfs(rootfs, task)
         except LimitExceeded as error:
             return task.make_result(Outcome.FAILED, str(error), limited=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import read_config, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count, open_layer
 from buildkit_tasks.oci.layers.tar import OwnerTarReader
 from buildkit_tasks.oci.limits import LIMITS, Limits
@@ -48,10 +48,10 @@ def unpack(
     :class:`LimitExceeded` (also for a full disk), or :class:`EmulatorError` if the disk cannot be written;
     what was unpacked is removed then.
     """
-    manifest = read_manifest(source, descriptor)
-    config = read_config(source, manifest)
+    image = Image.wrap(source)
+    manifest, config = image.manifest(descriptor), image.config(descriptor)
     check_layer_count(manifest, config.diff_ids)
-    image = f"{descriptor.platform or config.platform} ({descriptor.digest})"
+    image_name = f"{descriptor.platform or config.platform} ({descriptor.digest})"
     try:
         destination.mkdir(mode=0o700)
         try:
@@ -61,18 +61,18 @@ def unpack(
             _remove_destination(destination)
             raise
     except (DiskFull, OSError) as error:
-        raise _translate_os_error(error, image, destination) from error
+        raise _translate_os_error(error, image_name, destination) from error
     return UnpackedImage(config=config, size=writer.size)
 
 
-def _translate_os_error(error: DiskFull | OSError, image: str, destination: Path) -> Exception:
+def _translate_os_error(error: DiskFull | OSError, image_name: str, destination: Path) -> Exception:
     """Translate an error of writing to LimitExceeded (disk full) or EmulatorError."""
     if isinstance(error, OSError) and error.errno not in DISK_FULL_ERRORS:
-        message = f"{image} cannot be unpacked into {destination.parent}: {error.strerror}"
+        message = f"{image_name} cannot be unpacked into {destination.parent}: {error.strerror}"
         return EmulatorError(message, hint=f"ls -ld {destination.parent}")
     missing_bytes = error.missing_bytes if isinstance(error, DiskFull) else 1
     return LimitExceeded(
-        f"the disk is full while unpacking {image}: at least {missing_bytes} bytes more are needed",
+        f"the disk is full while unpacking {image_name}: at least {missing_bytes} bytes more are needed",
         hint=f"df -h {destination.parent}",
     )
 

@@ -18,9 +18,10 @@ from docker.errors import ImageNotFound
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.daemon import ClientTools
+from buildkit_tasks.host.engine.daemon import API_SECONDS, ClientTools
 from buildkit_tasks.host.engine.private import PrivateEnginePaths, ensure_private_engine, stop_private_engine
-from buildkit_tasks.host.engine.sdk import API_SECONDS, connect_client
+from buildkit_tasks.host.engine.sdk import connect_client
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Outcome, PlatformSetup, RunResult
 from buildkit_tasks.run.backend import RunTask
@@ -64,7 +65,8 @@ def _run(client: DockerClient, engine: Engine, image: str | Memory, timeout: flo
     """Run an image that the engine has, or one that is loaded for it."""
     name, memory = (image, Memory()) if isinstance(image, str) else ("memory", image)
     setup = PlatformSetup(platform="linux/arm64", native=False, interpreter="/q/qemu-aarch64", runs=True)
-    with load_into_engine(name, (ARM64,), engine, client, lambda _: contextlib.nullcontext(memory)) as images:
+    opened = contextlib.nullcontext(Image(memory))
+    with load_into_engine(name, (ARM64,), engine, client, lambda _: opened) as images:
         task = RunTask(platform=ARM64, expectation=Expectation(), timeout=timeout)
         return run_container(client, ContainerRun(task=task, image=images[ARM64], setup=setup))
 
@@ -192,7 +194,7 @@ def test_a_real_engine_that_is_stopped_in_mid_run_is_told_and_tidies_up_once_it_
 ) -> None:
     engine, process = beside
     before = census.take(engine, tmp_path)
-    layer = make_tar({"main": guests.deaf("linux/arm64")})
+    layer = make_tar({"main": guests.ignore_signals("linux/arm64")})
     deaf = Memory()
     deaf.index([add_platform(deaf, "linux/arm64", [layer], Entrypoint=["/main"])])
     with contextlib.closing(connect_client(engine)) as client:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from buildkit_tasks.oci.image import open_image
+from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.verify import verify
 from tests.support.oci import Memory, add_platform, make_tar, probe, write_archive

@@ -12,22 +12,11 @@ from typing import BinaryIO, NoReturn
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.image import (
-    attested_images,
-    find_local_output,
-    index_entries,
-    is_missing,
-    open_image,
-    open_verified,
-    platform_manifests,
-    read_blob,
-    read_config,
-    read_index,
-    read_manifest,
-    read_order,
-)
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
+from buildkit_tasks.oci.source import open_verified, read_blob
+from buildkit_tasks.oci.transports import find_local_output, open_image
 from tests.support.oci import (
     LAYER_GZIP,
     Json,
@@ -55,7 +44,7 @@ UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 
 
 def platforms(memory: Memory) -> list[str]:
-    return [str(platform) for platform, _ in platform_manifests(memory)]
+    return [str(platform) for platform, _ in Image(memory).platform_manifests]
 
 
 def image(memory: Memory, platform: str = "linux/amd64") -> Json:
@@ -85,7 +74,7 @@ def test_row_33_every_single_flipped_byte_is_found_before_the_document_is_parsed
     for at in range(len(data)):
         memory.blobs[digest] = flip(data, at)
         with pytest.raises(MalformedImage, match="holds other bytes"):
-            read_index(memory)
+            Image(memory).index  # noqa: B018 - reads it
 
 
 def test_a_blob_that_claims_too_much_is_not_even_opened() -> None:
@@ -109,7 +98,7 @@ def test_a_stream_is_checked_at_its_end() -> None:
 def test_an_index_gives_its_platforms_in_order() -> None:
     memory = hello()
     assert platforms(memory) == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
-    assert len(read_index(memory).manifests) == 3
+    assert len(Image(memory).index.manifests) == 3
 
 
 def test_attestations_and_artifacts_are_no_platforms() -> None:
@@ -174,17 +163,15 @@ def test_row_39_indexes_that_fan_out_are_stopped() -> None:
     assert len(memory.opened) < 2 * LIMITS.manifests
 
 
-def test_what_is_no_manifest_or_config_is_refused_by_name() -> None:
+def test_other_media_types_are_not_manifests_or_configs() -> None:
     memory = Memory()
-    with pytest.raises(MalformedImage, match="no image manifest"):
-        read_manifest(memory, descriptor(memory.put({}, "text/plain")))
-    entry = image(memory)
-    manifest = read_manifest(memory, descriptor(entry))
-    assert read_config(memory, manifest).entrypoint == ("/main",)
-    document = {"schemaVersion": 2, "config": memory.put({}, "text/plain"), "layers": []}
-    other = read_manifest(memory, descriptor(memory.put(document, OCI_MANIFEST)))
-    with pytest.raises(MalformedImage, match="no image config"):
-        read_config(memory, other)
+    text = memory.put({}, "text/plain")
+    artifact = memory.put({"schemaVersion": 2, "config": text, "layers": []}, OCI_MANIFEST)
+    assert Image(memory).config(descriptor(image(memory))).entrypoint == ("/main",)
+    with pytest.raises(MalformedImage, match="is not an image manifest"):
+        Image(memory).manifest(descriptor(text))
+    with pytest.raises(MalformedImage, match="is not an image config"):
+        Image(memory).config(descriptor(artifact))
 
 
 def test_images_open_by_transport_and_by_looking(tmp_path: Path) -> None:
@@ -194,7 +181,7 @@ def test_images_open_by_transport_and_by_looking(tmp_path: Path) -> None:
     for name in (f"oci:{folder}", f"oci-archive:{file}", str(folder), str(file)):
         with open_image(name) as source:
             assert source.root_descriptor().digest == memory.root_descriptor().digest
-            assert len(platform_manifests(source)) == 3
+            assert len(source.platform_manifests) == 3
 
 
 def test_a_name_after_the_path_chooses_and_a_colon_in_the_path_is_allowed(tmp_path: Path) -> None:
@@ -202,10 +189,10 @@ def test_a_name_after_the_path_chooses_and_a_colon_in_the_path_is_allowed(tmp_pa
     folder = write_folder(hello(), tmp_path / "with:colon", **named)
     for name in (f"oci:{folder}", f"oci:{folder}:v1"):
         with open_image(name) as source:
-            assert len(platform_manifests(source)) == 3
+            assert len(source.platform_manifests) == 3
     write_folder(hello(["linux/amd64"]), tmp_path / "with", **named)  # the longer path is meant all the same
     with open_image(f"oci:{folder}") as source:
-        assert len(platform_manifests(source)) == 3
+        assert len(source.platform_manifests) == 3
     (tmp_path / "with/index.json").unlink()
     (tmp_path / "with").rename(tmp_path / "gone")
     with pytest.raises(UsageError, match="no image named 'v2'"), open_image(f"oci:{folder}:v2") as source:
@@ -248,7 +235,7 @@ def test_what_is_no_path_is_a_registry_reference(
         return nullcontext(memory)
 
     with open_image(name, registry_opener=registry) as source:
-        assert source is memory
+        assert source.root is memory.root_descriptor()
     assert asked == [reference]
 
 
@@ -367,7 +354,7 @@ def test_a_local_output_is_told_from_a_layout(tmp_path: Path) -> None:
 
 
 def kinds(memory: Memory) -> list[str]:
-    return [entry.kind.value for entry in index_entries(memory)]
+    return [entry.kind.value for entry in Image(memory).entries]
 
 
 def attestation(memory: Memory, about: str, *, subject: str | None = None) -> Json:
@@ -397,16 +384,7 @@ def test_every_entry_of_an_index_is_given_with_its_kind() -> None:
     other = memory.put(b"text", "text/plain")
     memory.index([entry, attestation(memory, entry["digest"]), inner, other])
     assert kinds(memory) == ["image", "attestation", "index", "image", "artifact", "artifact"]
-    entries = index_entries(memory)
-    assert [str(each.index_digest) == inner["digest"] for each in entries] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert [str(each.platform) for each in entries if each.platform] == ["linux/amd64", "linux/arm64"]
+    assert platforms(memory) == ["linux/amd64", "linux/arm64"]
 
 
 def test_both_forms_of_attestation_say_what_they_are_about() -> None:
@@ -416,7 +394,7 @@ def test_both_forms_of_attestation_say_what_they_are_about() -> None:
     entries = [attestation(memory, one), attestation(memory, "", subject=two), both]
     memory.index(entries)
     assert kinds(memory) == ["attestation"] * 3
-    stated = [attested_images(memory, entry.descriptor) for entry in index_entries(memory)]
+    stated = [Image(memory).attested_images(entry.descriptor) for entry in Image(memory).entries]
     assert [[str(digest) for digest in each] for each in stated] == [[one], [two], [one, two]]
 
 
@@ -424,16 +402,16 @@ def test_an_attestation_about_no_digest_is_refused() -> None:
     memory = Memory()
     memory.index([attestation(memory, "sha256:../../x")])
     with pytest.raises(MalformedImage, match="is not a valid digest"):
-        attested_images(memory, index_entries(memory)[0].descriptor)
+        Image(memory).attested_images(Image(memory).entries[0].descriptor)
 
 
 def test_sources_lack_nothing_and_have_no_order_unless_they_say_so(tmp_path: Path) -> None:
     memory = hello()
     entry = memory.root_descriptor()
-    assert (is_missing(memory, entry), read_order(memory, entry)) == (False, 0)
+    assert (Image(memory).is_missing(entry), Image(memory).read_order(entry)) == (False, 0)
     with open_image(str(write_archive(memory, tmp_path / "a.tar"))) as source:
         source.root_descriptor()
-        assert (is_missing(source, entry), read_order(source, entry) > 0) == (False, True)
+        assert (Image(source).is_missing(entry), Image(source).read_order(entry) > 0) == (False, True)
 
 
 def test_a_foreign_layer_is_told_from_one_that_is_missing(tmp_path: Path) -> None:
@@ -446,7 +424,7 @@ def test_a_foreign_layer_is_told_from_one_that_is_missing(tmp_path: Path) -> Non
     elsewhere["urls"] = ["https://example.org/layer"]
     memory.index([put_manifest(memory, {}, [plain, foreign, elsewhere])])
     with open_image(str(write_folder(memory, tmp_path / "a"))) as source:
-        layers = read_manifest(source, read_index(source).manifests[0]).layers
+        layers = Image(source).manifest(Image(source).index.manifests[0]).layers
         for layer, cause in zip(
             layers, ("is missing", "is a foreign layer", "is a foreign layer"), strict=True
         ):

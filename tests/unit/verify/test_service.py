@@ -76,7 +76,7 @@ def test_nothing_expected_means_whatever_is_there() -> None:
 
 
 def test_an_image_of_no_platform_fails_in_words() -> None:
-    assert the_failure(run(Memory().index([]))).message == "the image holds no platform at all"
+    assert the_failure(run(Memory().index([]))).message == "the image has no platforms"
 
 
 def test_rows_come_in_the_expected_order_and_missing_ones_are_named() -> None:

@@ -68,7 +68,7 @@ def test_what_all_parts_say_of_themselves_the_index_says_too() -> None:
 
 
 def test_a_platform_that_is_there_twice_is_named_with_both_parts() -> None:
-    with pytest.raises(CheckFailed, match=r"two parts are for this platform: one and two") as caught:
+    with pytest.raises(CheckFailed, match=r"two parts have this platform: one and two") as caught:
         merge_parts([part(AMD, name="one"), part(AMD, name="two")])
     assert (caught.value.platform, caught.value.exit_code) == (AMD, 1)
 
@@ -77,7 +77,7 @@ def test_every_missing_and_every_extra_platform_is_named() -> None:
     with pytest.raises(CheckFailed) as caught:
         merge_parts([part(AMD)], [ARM, OLD])
     assert caught.value.message == (
-        "the parts are not the 2 platforms that are expected: no part is for linux/arm64; "
+        "the parts are not the 2 expected platforms: no part is for linux/arm64; "
         "no part is for linux/arm/v6; part-amd64 is for linux/amd64"
     )
     assert caught.value.hint

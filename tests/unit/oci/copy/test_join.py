@@ -10,11 +10,9 @@ import pytest
 
 from buildkit_tasks.errors import CheckFailed, MalformedImage
 from buildkit_tasks.oci.copy.join import join_archives, open_joined_archives
-from buildkit_tasks.oci.image import platform_manifests
 from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports import open_image
-from buildkit_tasks.oci.transports.layout import iter_reachable
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.verify import verify
 from tests.support.oci import flip, hello, write_archive
@@ -35,17 +33,17 @@ def test_the_joined_image_is_sound_and_its_platforms_stand_in_the_order_asked_fo
     with open_image(f"oci-archive:{place}") as source:
         assert source.root_descriptor().digest == digest
         assert verify(source, TWO, "it").ok
-        assert [platform for platform, _ in platform_manifests(source)] == list(TWO)
+        assert [platform for platform, _ in source.platform_manifests] == list(TWO)
 
 
 def test_every_blob_of_every_part_is_there_once(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     with open_joined_archives(archives) as joined:
-        found = [each.digest for each in iter_reachable(joined, joined.root_descriptor())]
+        found = [each.digest for each in joined.reachable(joined.root_descriptor())]
     assert len(found) == len(set(found))
     for archive in archives.values():
         with open_image(f"oci-archive:{archive}") as part:
-            manifests = {each.digest for each in iter_reachable(part, part.root_descriptor())} - {
+            manifests = {each.digest for each in part.reachable(part.root_descriptor())} - {
                 part.root_descriptor().digest
             }
         assert manifests <= set(found)
@@ -79,7 +77,7 @@ def test_a_part_of_another_platform_is_refused(tmp_path: Path) -> None:
 
 def test_a_part_of_several_platforms_is_refused(tmp_path: Path) -> None:
     both = write_archive(hello(["linux/amd64", "linux/arm64"]), tmp_path / "both.tar")
-    with pytest.raises(CheckFailed, match="the part for linux/amd64 is no image of one platform"):
+    with pytest.raises(CheckFailed, match="the part for linux/amd64 is not an image of one platform"):
         join_archives({TWO[1]: both}, [], tmp_path / "x.tar")
 
 

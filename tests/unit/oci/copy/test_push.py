@@ -8,13 +8,13 @@ import pytest
 from buildkit_tasks.errors import CheckFailed, Interrupted, MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.copy.graph import push_order
-from buildkit_tasks.oci.model import OCI_INDEX, Digest, parse_index
+from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest, parse_index
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import NamedTag
-from tests.failures.pushing import Push, push
 from tests.support.oci import Memory, add_platform, hello, platform_json, put_manifest
 from tests.support.registry.hostile import Reply, hostile
+from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
 
@@ -43,44 +43,47 @@ def single(platform: str, *, attested: bool = False, bare: bool = False) -> Memo
 
 def test_a_tag_names_the_very_bytes_and_what_it_named_before_is_told(push: Push) -> None:
     first, second = push.send(hello()), push.send(hello(["linux/s390x"]))
-    (named,) = push.name(first, "team/app:v1")
+    (named,) = push.tag(first, "team/app:v1")
     assert named == NamedTag(ref=f"{push.server.host}/team/app:v1", digest=first, previous="", moved=True)
-    (moved,) = push.name(second, "team/app:v1")
+    (moved,) = push.tag(second, "team/app:v1")
     assert (moved.previous, moved.digest, moved.moved) == (first, second, True)
-    assert push.server.named("team/app:v1") == second
+    assert push.server.tag_digest("team/app:v1") == second
 
 
 def test_a_tag_that_names_it_already_is_not_put_again(push: Push) -> None:
     digest = push.send(hello())
-    push.name(digest, "team/app:v1")
-    (again,) = push.name(digest, "team/app:v1")
+    push.tag(digest, "team/app:v1")
+    (again,) = push.tag(digest, "team/app:v1")
     assert (again.digest, again.previous, again.moved) == (digest, digest, False)
-    assert push.server.moved == ["team/app:v1"]
+    assert push.server.moved_tags == ["team/app:v1"]
 
 
 def test_tags_are_named_in_their_order(push: Push) -> None:
-    push.name(push.send(hello()), "team/app:b", "team/app:a", "team/app:c")
-    assert push.server.moved == ["team/app:b", "team/app:a", "team/app:c"]
+    push.tag(push.send(hello()), "team/app:b", "team/app:a", "team/app:c")
+    assert push.server.moved_tags == ["team/app:b", "team/app:a", "team/app:c"]
 
 
 def test_another_repository_gets_the_whole_image_before_any_tag_moves(push: Push) -> None:
     memory = hello()
     digest = push.send(memory)
-    before = len(push.server.asked)
-    push.name(digest, "team/app:v1", "other/app:v1", "other/app:v2")
-    assert push.server.named("other/app:v2") == digest
-    found = push.server.keep("other/app").found
+    before = len(push.server.received)
+    push.tag(digest, "team/app:v1", "other/app:v1", "other/app:v2")
+    assert push.server.tag_digest("other/app:v2") == digest
+    found = push.server.repository("other/app").content
     assert set(found["blobs"]) | set(found["manifests"]) >= set(memory.blobs)
-    puts = [each.path for each in push.server.asked[before:] if each.method == "PUT"]
+    puts = [each.path for each in push.server.received[before:] if each.method == "PUT"]
     assert [path.rpartition("/")[2] for path in puts[-4:]] == [digest, "v1", "v1", "v2"]
 
 
 def test_a_registry_that_lends_no_blobs_is_asked_once(push: Push) -> None:
     digest = push.send(hello())
     publish.tag_image(
-        push.at(f"team/app@{digest}"), [push.at("other/app:v1")], registry_options=push.access, jobs=1
+        push.reference(f"team/app@{digest}"),
+        [push.reference("other/app:v1")],
+        registry_options=push.options,
+        jobs=1,
     )
-    posts = [each for each in push.server.asked if each.method == "POST" and "/other/" in each.path]
+    posts = [each for each in push.server.received if each.method == "POST" and "/other/" in each.path]
     assert ["mount=" in each.path for each in posts] == [True, *[False] * (len(posts) - 1)]
     assert len(posts) > 2
 
@@ -88,45 +91,45 @@ def test_a_registry_that_lends_no_blobs_is_asked_once(push: Push) -> None:
 def test_another_registry_gets_it_as_well(push: Push) -> None:
     digest = push.send(hello())
     with hostile() as other:
-        at = push.at(f"team/app@{digest}")
-        tag = replace(push.at("mirror/app:v1"), host=other.host)
-        publish.tag_image(at, [tag], registry_options=push.access)
-        assert other.named("mirror/app:v1") == digest
+        at = push.reference(f"team/app@{digest}")
+        tag = replace(push.reference("mirror/app:v1"), host=other.host)
+        publish.tag_image(at, [tag], registry_options=push.options)
+        assert other.tag_digest("mirror/app:v1") == digest
 
 
 @pytest.mark.parametrize(
     ("at", "tag", "said"),
     [
-        ("team/app:v1", "team/app:v1", "has no digest to be named"),
-        (f"team/app@{Digest.from_bytes(b'')}", f"team/app@{Digest.from_bytes(b'')}", "is no tag"),
+        ("team/app:v1", "team/app:v1", "has no digest to be tagged"),
+        (f"team/app@{Digest.from_bytes(b'')}", f"team/app@{Digest.from_bytes(b'')}", "is not a valid tag"),
     ],
 )
 def test_words_that_cannot_be_are_told_before_anything_is_asked(
     push: Push, at: str, tag: str, said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
-        publish.tag_image(push.at(at), [push.at(tag)], registry_options=push.access)
-    assert push.server.asked == []
+        publish.tag_image(push.reference(at), [push.reference(tag)], registry_options=push.options)
+    assert push.server.received == []
 
 
 def test_what_is_not_there_is_not_named(push: Push) -> None:
-    found = push.unnamed(str(Digest.from_bytes(b"")), "team/app:v1")
+    found = push.tag_error(str(Digest.from_bytes(b"")), "team/app:v1")
     assert "not moved: " in found.message
-    assert push.server.moved == []
+    assert push.server.moved_tags == []
 
 
 def test_ctrl_c_between_two_tags_says_which_moved(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = push.send(hello())
-    moved = publish._TagUpdate.move_tag
+    move_tag = publish._TagUpdate.move_tag
 
-    def interrupted(self: publish._TagUpdate, tag: Reference) -> NamedTag:
+    def interrupted(self: publish._TagUpdate, tag: Reference, root: Descriptor, data: bytes) -> NamedTag:
         if tag.tag == "b":
             raise KeyboardInterrupt
-        return moved(self, tag)
+        return move_tag(self, tag, root, data)
 
     monkeypatch.setattr(publish._TagUpdate, "move_tag", interrupted)
     with pytest.raises(Interrupted) as caught:
-        push.name(digest, "team/app:a", "team/app:b", "team/app:c")
+        push.tag(digest, "team/app:a", "team/app:b", "team/app:c")
     host = push.server.host
     assert caught.value.message == (
         f"interrupted; moved: {host}/team/app:a; not moved: {host}/team/app:b, {host}/team/app:c"
@@ -141,10 +144,12 @@ def test_parts_of_every_form_become_one_index(push: Push) -> None:
     parts = [
         single("linux/arm64", attested=True), single("linux/s390x", bare=True), single("linux/amd64"),
     ]  # fmt: skip
-    references = [push.at(f"team/app@{push.send(part)}") for part in parts]
+    references = [push.reference(f"team/app@{push.send(part)}") for part in parts]
     expected = tuple(Platform.parse(name) for name in ("linux/amd64", "linux/arm64", "linux/s390x"))
-    joined = publish.push_index(references, push.at("team/app"), expected, registry_options=push.access)
-    media_type, data = push.server.keep("team/app").found["manifests"][str(joined.root.digest)]
+    joined = publish.push_index(
+        references, push.reference("team/app"), expected, registry_options=push.options
+    )
+    media_type, data = push.server.repository("team/app").content["manifests"][str(joined.root.digest)]
     assert (media_type, data) == (OCI_INDEX, joined.data)
     index = parse_index(data)
     assert [str(entry.platform) for entry in index.manifests] == [
@@ -153,15 +158,15 @@ def test_parts_of_every_form_become_one_index(push: Push) -> None:
     images = [entry.digest for entry in index.manifests[:3]]
     assert joined.platforms == tuple(zip(expected, images, strict=True))
     assert index.manifests[3].annotations["vnd.docker.reference.digest"] == str(images[1])
-    assert push.server.moved == []
+    assert push.server.moved_tags == []
 
 
 def test_parts_of_other_repositories_are_sent_to_where_the_index_is(push: Push) -> None:
     part, other = single("linux/amd64", attested=True), single("linux/arm64")
-    references = [push.at(f"parts/one@{push.send(part, 'parts/one')}")]
-    references += [push.at(f"parts/two@{push.send(other, 'parts/two')}")]
-    publish.push_index(references, push.at("team/app"), registry_options=push.access)
-    found = push.server.keep("team/app").found
+    references = [push.reference(f"parts/one@{push.send(part, 'parts/one')}")]
+    references += [push.reference(f"parts/two@{push.send(other, 'parts/two')}")]
+    publish.push_index(references, push.reference("team/app"), registry_options=push.options)
+    found = push.server.repository("team/app").content
     wanted = {str(each.digest) for memory in (part, other) for level in push_order(memory) for each in level}
     assert set(found["blobs"]) | set(found["manifests"]) >= wanted
 
@@ -177,55 +182,61 @@ def test_the_exact_platforms_are_checked_before_anything_is_put(
     push: Push, wanted: list[str], said: str
 ) -> None:
     references = [
-        push.at(f"parts/x@{push.send(single(name), 'parts/x')}") for name in ("linux/amd64", "linux/arm64")
+        push.reference(f"parts/x@{push.send(single(name), 'parts/x')}")
+        for name in ("linux/amd64", "linux/arm64")
     ]
-    before = len(push.server.asked)
+    before = len(push.server.received)
     with pytest.raises(CheckFailed, match=said) as caught:
         publish.push_index(
-            references, push.at("team/app"), [*map(Platform.parse, wanted)], registry_options=push.access
+            references,
+            push.reference("team/app"),
+            [*map(Platform.parse, wanted)],
+            registry_options=push.options,
         )
     assert caught.value.exit_code == 1
-    assert {each.method for each in push.server.asked[before:]} == {"GET"}
+    assert {each.method for each in push.server.received[before:]} == {"GET"}
 
 
 def test_a_part_without_a_digest_is_refused(push: Push) -> None:
-    with pytest.raises(UsageError, match="has no digest: what it names may change"):
-        publish.assemble_index([push.at("team/app:v1")], registry_options=push.access)
-    assert push.server.asked == []
+    with pytest.raises(UsageError, match="has no digest, so its content may change"):
+        publish.assemble_index([push.reference("team/app:v1")], registry_options=push.options)
+    assert push.server.received == []
 
 
 def test_a_part_with_two_platforms_is_none(push: Push) -> None:
-    part = push.at(f"team/app@{push.send(hello(['linux/amd64', 'linux/arm64']))}")
+    part = push.reference(f"team/app@{push.send(hello(['linux/amd64', 'linux/arm64']))}")
     with pytest.raises(CheckFailed, match="it has linux/amd64, linux/arm64"):
-        publish.assemble_index([part], registry_options=push.access)
+        publish.assemble_index([part], registry_options=push.options)
 
 
 def test_an_index_of_indexes_is_no_part(push: Push) -> None:
     memory = hello(["linux/amd64"])
     root = memory.root_descriptor()
     memory.index([{"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}])
-    part = push.at(f"team/app@{push.send(memory)}")
+    part = push.reference(f"team/app@{push.send(memory)}")
     with pytest.raises(MalformedImage, match="index of indexes"):
-        publish.assemble_index([part], registry_options=push.access)
+        publish.assemble_index([part], registry_options=push.options)
 
 
 def test_a_part_that_is_not_there_is_told(push: Push) -> None:
     with pytest.raises(RegistryError, match="the repository or the tag is unknown"):
-        publish.assemble_index([push.at(f"team/app@{Digest.from_bytes(b'')}")], registry_options=push.access)
+        publish.assemble_index(
+            [push.reference(f"team/app@{Digest.from_bytes(b'')}")], registry_options=push.options
+        )
 
 
 def test_an_entry_without_a_platform_gets_that_of_its_configuration(push: Push) -> None:
     memory = Memory()
     entry = add_platform(memory, "linux/arm/v6", [])
     memory.index([{key: value for key, value in entry.items() if key != "platform"}])
-    part = push.at(f"team/app@{push.send(memory)}")
-    joined = publish.assemble_index([part], registry_options=push.access)
+    part = push.reference(f"team/app@{push.send(memory)}")
+    joined = publish.assemble_index([part], registry_options=push.options)
     assert [str(entry.platform) for entry in parse_index(joined.data).manifests] == ["linux/arm/v6"]
 
 
 def test_a_refused_index_names_nothing(push: Push) -> None:
-    part = push.at(f"team/app@{push.send(single('linux/amd64', bare=True))}")
+    part = push.reference(f"team/app@{push.send(single('linux/amd64', bare=True))}")
     push.server.always("PUT */manifests/*", Reply(status=400))
     with pytest.raises(RegistryError, match="answers 400"):
-        publish.push_index([part], push.at("team/app"), registry_options=push.access)
-    assert push.server.moved == []
+        publish.push_index([part], push.reference("team/app"), registry_options=push.options)
+    assert push.server.moved_tags == []

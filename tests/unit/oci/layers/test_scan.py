@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
-from buildkit_tasks.oci.image import platform_manifests, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.layers.entrypoint import find_command
 from buildkit_tasks.oci.layers.rootfs import FileType, RootFs, iter_names
 from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers, scan_layer
@@ -45,8 +45,8 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\0\0\0meta"
 
 
 def tree(*tars: bytes) -> RootFs:
-    memory = one(tars)
-    return flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+    image = Image(one(tars))
+    return flatten_layers(image, image.platform_manifests[0][1])
 
 
 def names(rootfs: RootFs, path: str = "/") -> list[str]:
@@ -203,8 +203,8 @@ def test_shared_scan_is_not_changed() -> None:
     memory.index(
         [add_platform(memory, p, [base, t]) for p, t in (("linux/amd64", add), ("linux/arm64", drop))]
     )
-    scans = LayerScanCache(memory)
-    images = [flatten_layers(memory, read_manifest(memory, e), scans) for _, e in platform_manifests(memory)]
+    image, scans = Image(memory), LayerScanCache(memory)
+    images = [flatten_layers(image, entry, scans) for _, entry in image.platform_manifests]
     assert [names(each, "/d") for each in images] == [["a", "b"], []]
     assert memory.opened.count(str(Digest.from_bytes(gzip.compress(base, mtime=0)))) == 1
 
@@ -309,15 +309,17 @@ def test_wrong_diff_id() -> None:
     memory = Memory()
     wrong = str(Digest.from_bytes(b"something else"))
     memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[wrong])])
+    image = Image(memory)
     with pytest.raises(MalformedImage, match=rf"the config states {wrong}"):
-        flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+        flatten_layers(image, image.platform_manifests[0][1])
 
 
 def test_diff_id_count() -> None:
     memory = Memory()
     memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[])])
+    image = Image(memory)
     with pytest.raises(MalformedImage, match="1 layers, the config 0 diff_ids"):
-        flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))
+        flatten_layers(image, image.platform_manifests[0][1])
 
 
 def test_sha512_diff_id() -> None:
@@ -325,7 +327,5 @@ def test_sha512_diff_id() -> None:
     memory.index(
         [add_platform(memory, "linux/amd64", [TAR], diff_ids=[str(Digest.from_bytes(TAR, "sha512"))])]
     )
-    assert names(flatten_layers(memory, read_manifest(memory, platform_manifests(memory)[0][1]))) == [
-        "a",
-        "b",
-    ]
+    image = Image(memory)
+    assert names(flatten_layers(image, image.platform_manifests[0][1])) == ["a", "b"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.image import open_image, platform_manifests, read_config, read_index, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.source import Source, read_blob
-from buildkit_tasks.oci.transports import tar_stream
+from buildkit_tasks.oci.transports import open_image, tar_stream
 from buildkit_tasks.oci.transports.docker_archive import (
     DockerArchive,
     DockerLayoutArchive,
@@ -84,7 +84,7 @@ def one_image(platform: str = AMD64, *tags: str) -> SaveArchive:
 
 
 def read_one(source: Source, what: str) -> bytes:
-    manifest = read_manifest(source, source.root_descriptor())
+    manifest = Image(source).manifest(source.root_descriptor())
     return read_blob(source, manifest.config if what == "config" else manifest.layers[0], 1 << 20)
 
 
@@ -98,7 +98,7 @@ def test_read_older_format(
     path = saved.write(tmp_path / "a.tar", pack)
     for name in (f"docker-archive:{path}", str(path)):
         with open_image(name) as source:
-            assert isinstance(source, DockerArchive)
+            assert isinstance(source.source, DockerArchive)
             report = verify(source, [], "a")
             assert [verdict.platform for verdict in report.platforms] == [AMD64]
             assert report.ok
@@ -111,9 +111,9 @@ def test_generated_manifest_is_stable(tmp_path: Path) -> None:
     path = one_image().write(tmp_path / "a.tar")
     with open_docker_archive(path) as first, open_docker_archive(path) as second:
         assert first.root_descriptor() == first.root_descriptor() == second.root_descriptor()
-        manifest = read_manifest(first, first.root_descriptor())
+        manifest = Image(first).manifest(first.root_descriptor())
         assert manifest.layers[0].digest == Digest.from_bytes(layer(AMD64))
-        assert read_config(first, manifest).cmd == ("/main",)
+        assert Image(first).config(first.root_descriptor()).cmd == ("/main",)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_layer_media_types(pack: Callable[[bytes], bytes], media_type: str, tmp_
     packed = pack(layer(AMD64))
     saved.files["0a/layer.tar"] = packed
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        stated = read_manifest(source, source.root_descriptor()).layers[0]
+        stated = Image(source).manifest(source.root_descriptor()).layers[0]
         assert (stated.media_type, stated.digest, stated.size) == (
             media_type,
             Digest.from_bytes(packed),
@@ -244,7 +244,7 @@ def test_foreign_layer(tmp_path: Path) -> None:
     origin = {"mediaType": media_type, "size": 99, "digest": digest, "urls": ["https://example.org"]}
     saved.images[0]["LayerSources"] = {digest: origin}
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        foreign = read_manifest(source, source.root_descriptor()).layers[0]
+        foreign = Image(source).manifest(source.root_descriptor()).layers[0]
         assert (foreign.media_type, foreign.size) == (media_type, 99)
         with pytest.raises(MalformedImage, match="is a foreign layer, which is not part of this image"):
             source.open(foreign)
@@ -261,7 +261,7 @@ def test_choose_by_name_or_number(tmp_path: Path) -> None:
     }  # fmt: skip
     for name, platform in chosen.items():
         with open_image(f"docker-archive:{path}:{name}") as source:
-            assert [str(each) for each, _ in platform_manifests(source)] == [platform]
+            assert [str(each) for each, _ in source.platform_manifests] == [platform]
     for wrong, cause in ((None, "has 2 images"), ("alpine", "no image named 'alpine'"), ("@2", "no image")):
         with open_docker_archive(path, wrong) as source, pytest.raises(UsageError, match=cause) as caught:
             source.root_descriptor()
@@ -279,7 +279,7 @@ def test_image_listed_twice(tmp_path: Path) -> None:
     saved = one_image()
     saved.images *= 2
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
-        assert len(platform_manifests(source)) == 1
+        assert len(Image(source).platform_manifests) == 1
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_not_a_save_archive(files: dict[str, bytes], cause: str, tmp_path: Path)
 
 def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
     """The ``manifest.json`` entry of one platform, as containerd writes it."""
-    entry = read_index(memory).manifests[at]
-    manifest = read_manifest(memory, entry)
+    entry = Image(memory).index.manifests[at]
+    manifest = Image(memory).manifest(entry)
     layers = [f"blobs/sha256/{each.digest.hex}" for each in manifest.layers]
     config = f"blobs/sha256/{manifest.config.digest.hex}"
     return {"Config": config, "RepoTags": ["a/b:1"], "Layers": layers, **more}
@@ -361,7 +361,7 @@ def test_read_newer_format(tmp_path: Path) -> None:
         str(path),
     ):
         with open_image(name) as source:
-            assert isinstance(source, DockerLayoutArchive)
+            assert isinstance(source.source, DockerLayoutArchive)
             assert source.root_descriptor().digest == memory.root_descriptor().digest
             assert verify(source, [], "a").ok
     for chosen in ("a/b:2", "@1"):
@@ -387,7 +387,7 @@ def test_choose_in_newer_format(tmp_path: Path) -> None:
     path.write_bytes(make_tar(files))
     for name, platform in (("one:1", AMD64), ("@1", ARM64)):
         with open_docker_archive(path, name) as source:
-            assert [str(each) for each, _ in platform_manifests(source)] == [platform]
+            assert [str(each) for each, _ in Image(source).platform_manifests] == [platform]
     with open_docker_archive(path) as source, pytest.raises(UsageError, match="has 2 images") as caught:
         source.root_descriptor()
     assert "@0 (docker.io/library/one:1), @1" in str(caught.value.hint)
@@ -412,7 +412,7 @@ def test_index_and_manifest_differ(tmp_path: Path) -> None:
 def test_broken_document_is_the_cause(tmp_path: Path) -> None:
     memory = hello()
     entry = docker_manifest(memory)
-    digest = str(read_index(memory).manifests[1].digest)
+    digest = str(Image(memory).index.manifests[1].digest)
     memory.blobs[digest] = flip(memory.blobs[digest])
     with open_docker_archive(write_newer(memory, tmp_path / "a.tar", entry)) as source:
         report = verify(source, [], "a")

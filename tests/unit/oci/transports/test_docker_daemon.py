@@ -8,18 +8,10 @@ from typing import BinaryIO
 import pytest
 
 from buildkit_tasks.errors import EngineError, MalformedImage, UsageError
-from buildkit_tasks.oci.image import (
-    index_entries,
-    is_missing,
-    open_image,
-    platform_manifests,
-    read_blob,
-    read_index,
-    read_manifest,
-    read_order,
-)
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import OCI_INDEX
-from buildkit_tasks.oci.transports import tar_stream
+from buildkit_tasks.oci.source import read_blob
+from buildkit_tasks.oci.transports import open_image, tar_stream
 from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 from buildkit_tasks.verify import verify
 from tests.support.oci import Memory, flip, hello, index_json, layout_files, make_tar
@@ -47,7 +39,7 @@ def test_read_image_from_stream() -> None:
     with open_image("docker-daemon:a/b:1", export=engine) as source:
         assert source.root_descriptor().digest == memory.root_descriptor().digest
         assert verify(source, [], "x").ok
-        assert not any(is_missing(source, entry.descriptor) for entry in index_entries(source))
+        assert not any(source.is_missing(entry.descriptor) for entry in source.entries)
     assert all(stream.closed for stream in engine.streams)
 
 
@@ -55,9 +47,9 @@ def test_read_order_needs_one_more_pass(monkeypatch: pytest.MonkeyPatch) -> None
     memory = hello()
     monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", 0)
     with DaemonSource("a/b:1", engine := Engine(memory)) as source:
-        entries = [entry.descriptor for entry in index_entries(source)]
+        entries = [entry.descriptor for entry in Image(source).entries]
         engine.streams.clear()
-        for each in sorted(entries, key=lambda entry: read_order(source, entry)):
+        for each in sorted(entries, key=source.read_order):
             assert read_blob(source, each, 1 << 20) == memory.blobs[str(each.digest)]
         assert len(engine.streams) <= 1
 
@@ -72,15 +64,18 @@ def test_unknown_image() -> None:
 
 def test_platform_not_pulled() -> None:
     memory = hello()
-    _, arm64, arm = read_index(memory).manifests
-    layer = read_manifest(memory, arm).layers[0].digest.hex
+    _, arm64, arm = Image(memory).index.manifests
+    layer = Image(memory).manifest(arm).layers[0].digest.hex
     with DaemonSource("a/b:1", Engine(memory, without=[arm64.digest.hex, layer])) as source:
-        missing = {str(platform): is_missing(source, entry) for platform, entry in platform_manifests(source)}
+        missing = {
+            str(platform): Image(source).is_missing(entry)
+            for platform, entry in Image(source).platform_manifests
+        }
         assert missing == {"linux/amd64": False, "linux/arm64": True, "linux/arm/v7": True}
-        assert not is_missing(source, source.root_descriptor())
+        assert not Image(source).is_missing(source.root_descriptor())
         assert verify(source, [], "x").platforms[0].ok
         with pytest.raises(MalformedImage, match="is missing from docker-daemon:a/b:1"):
-            read_manifest(source, arm64)
+            Image(source).manifest(arm64)
 
 
 def test_nested_index_not_pulled() -> None:
@@ -90,24 +85,24 @@ def test_nested_index_not_pulled() -> None:
     memory.index([entry, inner])
     absent = inner["digest"].partition(":")[2]
     with DaemonSource("a/b:1", Engine(memory, without=[absent])) as source:
-        assert [is_missing(source, each.descriptor) for each in index_entries(source)] == [False, True]
-        assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
+        assert [Image(source).is_missing(each.descriptor) for each in Image(source).entries] == [False, True]
+        assert [str(platform) for platform, _ in Image(source).platform_manifests] == ["linux/amd64"]
 
 
 def test_missing_config() -> None:
     memory = hello(["linux/amd64"])
-    (entry,) = read_index(memory).manifests
-    config = read_manifest(memory, entry).config.digest.hex
+    (entry,) = Image(memory).index.manifests
+    config = Image(memory).manifest(entry).config.digest.hex
     with DaemonSource("a/b:1", Engine(memory, without=[config])) as source:
-        assert is_missing(source, entry)
+        assert Image(source).is_missing(entry)
 
 
 def test_broken_manifest_is_not_missing() -> None:
     memory = hello(["linux/amd64"])
-    (entry,) = read_index(memory).manifests
+    (entry,) = Image(memory).index.manifests
     memory.blobs[str(entry.digest)] = flip(memory.blobs[str(entry.digest)])
     with DaemonSource("a/b:1", Engine(memory)) as source:
-        assert not is_missing(source, entry)
+        assert not Image(source).is_missing(entry)
         assert not verify(source, [], "x").ok
 
 
@@ -117,7 +112,7 @@ def test_older_format_misses_nothing() -> None:
     data = make_tar({"manifest.json": manifest, "x.json": config})
     with DaemonSource("x", lambda _: io.BytesIO(data)) as source:
         assert not source.is_missing(source.root_descriptor())
-        assert [str(platform) for platform, _ in platform_manifests(source)] == ["linux/amd64"]
+        assert [str(platform) for platform, _ in Image(source).platform_manifests] == ["linux/amd64"]
 
 
 def test_engine_fails_midway() -> None:

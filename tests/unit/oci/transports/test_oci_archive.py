@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
-from buildkit_tasks.oci.image import open_verified, platform_manifests, read_blob, read_manifest
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import Digest
+from buildkit_tasks.oci.source import open_verified, read_blob
 from buildkit_tasks.oci.transports import tar_members, tar_stream
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.verify import verify
@@ -42,7 +43,7 @@ def test_read_image(form: int, prefix: str, tmp_path: Path) -> None:
 def test_overlapping_streams(tmp_path: Path) -> None:
     memory = hello()
     with OciArchive(write_archive(memory, tmp_path / "a.tar")) as archive:
-        layers = [read_manifest(archive, entry).layers[0] for _, entry in platform_manifests(archive)]
+        layers = [Image(archive).manifest(entry).layers[0] for _, entry in Image(archive).platform_manifests]
         streams = [open_verified(archive, layer, 64) for layer in layers]
         starts = [stream.read(10) for stream in streams]
         contents = [start + stream.read() for start, stream in zip(starts, streams, strict=True)]
