@@ -1,12 +1,12 @@
-"""Programs on which QEMU's user-mode emulator itself crashes: real faults, found with QEMU 11.1.2.
+"""Programs on which QEMU's user-mode emulator itself crashes (seen with QEMU 11.1.2).
 
-:func:`internal_fault`: an ELF segment says that it has more of the file than there is. The kernel and
-QEMU map it all the same; a page of it beyond the file's end has nothing behind it. A system call that
-writes there gets EFAULT from a kernel. QEMU fills in the answer itself (here of ``uname``), dies by
-SIGBUS in its own code and says ``qemu-aarch64: QEMU internal SIGBUS {code=ADRERR, addr=0x20000}``.
+:func:`internal_fault`: an ELF segment claims more bytes than the file has. The kernel and QEMU map it
+nevertheless; pages beyond the end of the file are not backed. A system call that writes there fails with
+EFAULT on a kernel. QEMU writes the result itself (here of ``uname``), gets SIGBUS in its own code and prints
+``qemu-aarch64: QEMU internal SIGBUS {code=ADRERR, addr=0x20000}``.
 
-:func:`silent_fault`: the same segment has bytes beyond what is in the file, to be zeroed at the start.
-QEMU's loader writes them before it looks after signals: SIGBUS, and not a word.
+:func:`silent_fault`: the same segment also has bytes beyond its file part, which the loader must zero. QEMU's
+loader writes them before it installs signal handlers: SIGBUS without a message.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import struct
 from buildkit_tasks.platforms import Machine, Platform
 from tests.support.project import program
 
-SAYS = "QEMU internal SIGBUS"
-STATUS = 128 + 7  # SIGBUS, as a shell and an init report it; MIPS has another number, QEMU dies by the host's
+MESSAGE = "QEMU internal SIGBUS"
+EXIT_STATUS = (
+    128 + 7
+)  # SIGBUS as a shell or init reports it: the host's number, also for MIPS, which has another
 
-_FILE_SIZE = 0x40000  # far more than the file has, whatever the page size
+_FILE_SIZE = 0x40000  # larger than the file for any page size
 _READ_WRITE_EXECUTE = 7
 
-# uname(0x20000): the address is beyond the file's end, in the segment that starts at 0x10000.
+# uname(0x20000): an address beyond the end of the file, in the segment that starts at 0x10000.
 _UNAME = {
     "amd64": "bf 00 00 02 00  b8 3f 00 00 00  0f 05",
     "arm64": "40 00 a0 d2  08 14 80 d2  01 00 00 d4",
@@ -37,24 +39,24 @@ _UNAME = {
 
 
 def internal_fault(platform: str) -> bytes:
-    """A program on which QEMU dies by a signal in its own code and says so."""
+    """Return a program on which QEMU crashes in its own code and reports it."""
     machine = Platform.parse(platform).machine
-    return _stretched(machine, program(platform, code=_UNAME[machine.architecture]), _FILE_SIZE)
+    return _enlarge_segment(machine, program(platform, code=_UNAME[machine.architecture]), _FILE_SIZE)
 
 
 def silent_fault(platform: str) -> bytes:
-    """A program on which QEMU dies by a signal before it says anything."""
-    return _stretched(Platform.parse(platform).machine, program(platform), _FILE_SIZE + 0x800)
+    """Return a program on which QEMU crashes before it can report anything."""
+    return _enlarge_segment(Platform.parse(platform).machine, program(platform), _FILE_SIZE + 0x800)
 
 
-def _stretched(machine: Machine, data: bytes, memory: int) -> bytes:
-    """The same with one segment of that size in memory, nearly all of it said to be in the file."""
-    file = min(memory, memory - 0x400 if memory > _FILE_SIZE else memory)
-    changed = bytearray(data)
+def _enlarge_segment(machine: Machine, data: bytes, memory: int) -> bytes:
+    """Enlarge the program's segment to ``memory`` bytes, nearly all of them claimed to be in the file."""
+    file_size = memory - 0x400 if memory > _FILE_SIZE else memory
+    edited = bytearray(data)
     order = "<" if machine.byte_order == "little" else ">"
     if machine.bits == 64:
-        struct.pack_into(f"{order}I", changed, 64 + 4, _READ_WRITE_EXECUTE)
-        struct.pack_into(f"{order}QQ", changed, 64 + 32, file, memory)
+        struct.pack_into(f"{order}I", edited, 64 + 4, _READ_WRITE_EXECUTE)
+        struct.pack_into(f"{order}QQ", edited, 64 + 32, file_size, memory)
     else:
-        struct.pack_into(f"{order}III", changed, 52 + 16, file, memory, _READ_WRITE_EXECUTE)
-    return bytes(changed)
+        struct.pack_into(f"{order}III", edited, 52 + 16, file_size, memory, _READ_WRITE_EXECUTE)
+    return bytes(edited)

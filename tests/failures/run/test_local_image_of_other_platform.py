@@ -12,21 +12,21 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
 from buildkit_tasks.host.engine.sdk import connect_client
 from buildkit_tasks.system.command import SubprocessRunner
-from tests.failures.run.test_wrong_binary_is_not_run import _events
 from tests.integration.test_outputs import DOCKERFILE
 from tests.support import census
+from tests.support.engine.events import record_container_events
 from tests.support.project import Project, program
 
 AMD64 = "buildkit-tasks-test/amd64-only:1"
-LIE = "buildkit-tasks-test/says-arm64:1"
+MISLABELLED = "buildkit-tasks-test/mislabelled-arm64:1"
 TOOLS = SubprocessRunner(dry_run_output=sys.stderr)
 
 
 @pytest.fixture(scope="module")
-def graph(engine: Engine) -> Iterator[Engine]:
-    """An engine with the classic store, gone with its data afterwards."""
+def classic_engine(engine: Engine) -> Iterator[Engine]:
+    """An engine with the classic store; it is removed with its data afterwards."""
     assert engine.version
-    name = "graph-row-54"
+    name = "graph-local-image"
     try:
         yield ensure_private_engine(load_settings(), TOOLS, lambda _: None, store="graph", name=name)
     except EngineError as error:
@@ -36,22 +36,22 @@ def graph(engine: Engine) -> Iterator[Engine]:
 
 @pytest.fixture(params=["containerd", "graph"])
 def store(request: pytest.FixtureRequest, engine: Engine) -> Engine:
-    found: Engine = request.getfixturevalue("graph") if request.param == "graph" else engine
-    assert found.store == request.param
-    return found
+    chosen: Engine = request.getfixturevalue("classic_engine") if request.param == "graph" else engine
+    assert chosen.store == request.param
+    return chosen
 
 
 @pytest.fixture
-def local(store: Engine, project: Project) -> Iterator[Project]:
-    """Two images in the engine: one for amd64 alone, and one that says arm64 and holds amd64's program."""
+def loaded(store: Engine, project: Project) -> Iterator[Project]:
+    """A project with two loaded images: one for amd64, and one labelled arm64 with an amd64 program."""
     env = {"INVOKE_BUILDKIT_DRIVER": "docker", "INVOKE_BUILDKIT_RUNNER": "docker", **store.env}
     files = {"hello-amd64": program("linux/amd64"), "hello-arm64": program("linux/amd64")}
     project = project.write({"Dockerfile": DOCKERFILE, **files}).with_env(**env)
     project.task("build-multiarch", "--load", "-t", AMD64, "--platform=linux/amd64")
-    project.task("build-multiarch", "--load", "-t", LIE, "--platform=linux/arm64")
+    project.task("build-multiarch", "--load", "-t", MISLABELLED, "--platform=linux/arm64")
     yield project
     with contextlib.closing(connect_client(store)) as client:
-        for name in (AMD64, LIE):
+        for name in (AMD64, MISLABELLED):
             client.images.remove(name, force=True)
 
 
@@ -62,27 +62,29 @@ def _unchanged(store: Engine, project: Project) -> Iterator[None]:
     assert before.differences(census.take(store, project.folder.parent)) == {}
 
 
-def test_it_is_found_before_anything_is_run(store: Engine, local: Project) -> None:
-    with _unchanged(store, local), _events(store) as seen:
-        report = local.json("run-emulated", f"docker-daemon:{AMD64}", "--platform=linux/arm64", expect=1)
+def test_platform_not_in_image(store: Engine, loaded: Project) -> None:
+    with _unchanged(store, loaded), record_container_events(store) as events:
+        report = loaded.json("run-emulated", f"docker-daemon:{AMD64}", "--platform=linux/arm64", expect=1)
     (row,) = report["results"]
     assert (row["platform"], row["outcome"], row["exit_code"]) == ("linux/arm64", "failed", None)
     assert row["message"].startswith("linux/arm64 is not in the image, which holds linux/amd64")
-    assert seen == []
+    assert events == []
 
 
-def test_the_platform_that_it_is_for_runs_beside_it(store: Engine, local: Project) -> None:
-    with _unchanged(store, local), _events(store) as seen:
-        asked = "--platform=linux/amd64,linux/arm64"
-        report = local.json("run-emulated", f"docker-daemon:{AMD64}", asked, expect=1)
+def test_other_platform_is_run(store: Engine, loaded: Project) -> None:
+    with _unchanged(store, loaded), record_container_events(store) as events:
+        platforms = "--platform=linux/amd64,linux/arm64"
+        report = loaded.json("run-emulated", f"docker-daemon:{AMD64}", platforms, expect=1)
     assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
-    assert sum(event["Action"] == "start" for event in seen) == 1
+    assert sum(event["Action"] == "start" for event in events) == 1
 
 
-def test_one_that_only_says_so_is_found_by_its_program(store: Engine, local: Project) -> None:
-    with _unchanged(store, local), _events(store) as seen:
-        report = local.json("run-emulated", f"docker-daemon:{LIE}", "--platform=linux/arm64", expect=1)
+def test_mislabelled_image(store: Engine, loaded: Project) -> None:
+    with _unchanged(store, loaded), record_container_events(store) as events:
+        report = loaded.json(
+            "run-emulated", f"docker-daemon:{MISLABELLED}", "--platform=linux/arm64", expect=1
+        )
     (row,) = report["results"]
     assert row["outcome"] == "wrong-arch"
     assert "is made for amd64, not for arm64" in row["message"]
-    assert "start" not in {event["Action"] for event in seen}
+    assert "start" not in {event["Action"] for event in events}

@@ -21,11 +21,11 @@ def docker(engine: Engine, project: Project) -> Project:
     return project.with_env(INVOKE_BUILDKIT_RUNNER="docker")
 
 
-def _hog_in_a_child(platform: str) -> bytes:
-    return guests.memory_hog(platform, in_a_child=True)
+def _memory_hog_in_child(platform: str) -> bytes:
+    return guests.memory_hog(platform, in_child=True)
 
 
-def _flood_of_errors(platform: str) -> bytes:
+def _flood_stderr(platform: str) -> bytes:
     return guests.flood(platform, stream=2)
 
 
@@ -33,13 +33,13 @@ def _flood_of_errors(platform: str) -> bytes:
     ("guest", "message", "status"),
     [
         (guests.memory_hog, MEMORY, 137),
-        (_hog_in_a_child, MEMORY, 0),  # the first process waits for its child and is content
+        (_memory_hog_in_child, MEMORY, 0),  # PID 1 waits for its child and exits with 0
         (guests.fork_bomb, PROCESSES, 137),
         (guests.flood, STDOUT, 137),
-        (_flood_of_errors, STDERR, 137),
+        (_flood_stderr, STDERR, 137),
     ],
 )
-def test_a_guest_that_goes_over_a_cap_is_ended_at_once_and_that_is_said(
+def test_limit_kills_guest(
     docker: Project, unchanged: Unchanged, guest: guests.Guest, message: str, status: int
 ) -> None:
     name = image(docker, *((platform, guest(platform)) for platform in guests.PLATFORMS))
@@ -52,35 +52,35 @@ def test_a_guest_that_goes_over_a_cap_is_ended_at_once_and_that_is_said(
         assert max(len(row["stdout"]), len(row["stderr"])) <= MIB
 
 
-def test_the_words_of_a_shell_meet_the_same_caps(docker: Project, unchanged: Unchanged) -> None:
+def test_limits_of_shell_commands(docker: Project, unchanged: Unchanged) -> None:
     docker.write({"Dockerfile": "FROM alpine:latest\n"})
     docker.task("build-multiarch", "--platform=linux/arm64")
     cases = {
         guests.MEMORY_HOG: MEMORY,
-        guests.MEMORY_HOG_IN_A_CHILD: MEMORY,
+        guests.MEMORY_HOG_IN_CHILD: MEMORY,
         guests.FORK_BOMB: PROCESSES,
         guests.FLOOD: STDOUT,
-        guests.FLOOD_OF_ERRORS: STDERR,
+        guests.FLOOD_STDERR: STDERR,
     }
-    for words, message in cases.items():
+    for command, message in cases.items():
         with unchanged():
-            (row,) = docker.json("run-emulated", f"--command=sh -c '{words}'", "--timeout=60", expect=5)[
+            (row,) = docker.json("run-emulated", f"--command=sh -c '{command}'", "--timeout=60", expect=5)[
                 "results"
             ]
-        assert (row["outcome"], row["message"]) == ("failed", message), words
+        assert (row["outcome"], row["message"]) == ("failed", message), command
 
 
-def test_all_that_a_guest_may_write_is_kept(docker: Project, unchanged: Unchanged) -> None:
+def test_output_up_to_the_limit(docker: Project, unchanged: Unchanged) -> None:
     docker.write({"Dockerfile": "FROM alpine:latest\n"})
     docker.task("build-multiarch", "--platform=linux/amd64")
-    words = f"head -c {MIB} /dev/zero | tr '\\\\0' x; head -c {MIB} /dev/zero | tr '\\\\0' y >&2"
+    command = f"head -c {MIB} /dev/zero | tr '\\\\0' x; head -c {MIB} /dev/zero | tr '\\\\0' y >&2"
     with unchanged():
-        (row,) = docker.json("run-emulated", f'--command=sh -c "{words}"')["results"]
+        (row,) = docker.json("run-emulated", f'--command=sh -c "{command}"')["results"]
     assert row["outcome"] == "passed"
     assert (row["stdout"], row["stderr"]) == ("x" * MIB, "y" * MIB)
 
 
-def test_one_guests_cap_is_not_anothers(docker: Project, unchanged: Unchanged) -> None:
+def test_limits_are_per_guest(docker: Project, unchanged: Unchanged) -> None:
     name = image(
         docker,
         ("linux/amd64", guests.flood("linux/amd64")),
