@@ -1,1 +1,1 @@
-"""What this machine must have to build and run: engines, builders, emulators."""
+"""Prepare the host: Docker engines, buildx builders and QEMU emulators."""

@@ -1,4 +1,4 @@
-"""buildx builders: what is asked for, what is there, and the way from one to the other."""
+"""Create, compare, repair and remove buildx builders."""
 
 from __future__ import annotations
 

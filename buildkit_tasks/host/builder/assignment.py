@@ -1,8 +1,8 @@
-"""Which node builds which platform: the one whose own machine it is, else one that emulates it.
+"""Assign each platform to a node: one that runs it natively, else one that emulates it.
 
-buildx looks at nodes' fixed platforms first, and only if *every* platform of a build is fixed on some
-node; otherwise it takes the first node that can do a platform at all, emulated or not. So every platform
-that a builder of several nodes can do is fixed on one of them.
+buildx considers the platforms that are fixed on nodes (``create --platform``) first, but only if *every*
+platform of a build is fixed on some node; otherwise it takes the first node that supports a platform,
+emulated or not. So with several nodes, every platform that they support is fixed on one of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Assignment", "assign_nodes", "choose_fixed_platforms", "infer_native
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """The node that builds a platform, and whether that is its machine's own."""
+    """The node that builds a platform, and whether natively."""
 
     platform: Platform
     node: str
@@ -31,12 +31,14 @@ class Assignment:
 
 
 def assign_nodes(platforms: Iterable[Platform], builder: BuilderSummary) -> tuple[Assignment, ...]:
-    """The node of each platform. Raises :class:`BuilderError` for one that no node builds."""
+    """Return the node of each platform. Raise :class:`BuilderError` if no node can build one."""
     return tuple(_assign_node(platform, builder) for platform in platforms)
 
 
 def _assign_node(platform: Platform, builder: BuilderSummary) -> Assignment:
-    if builder.driver == "docker" or not builder.nodes:  # the engine's own, or what a dry run would make
+    if (
+        builder.driver == "docker" or not builder.nodes
+    ):  # the engine's own, or one that a dry run would create
         engine_node = builder.nodes[0] if builder.nodes else None
         native = engine_node is not None and is_native(engine_node, platform)
         return Assignment(platform=platform, node=engine_node.name if engine_node else "", is_native=native)
@@ -47,37 +49,36 @@ def _assign_node(platform: Platform, builder: BuilderSummary) -> Assignment:
             f"{node.name}: {node.error or ', '.join(node.platforms)}" for node in builder.nodes
         )
         raise BuilderError(
-            f"no node of builder {builder.name!r} builds it ({offers})",
+            f"no node of builder {builder.name!r} can build it ({offers})",
             platform=platform,
             hint="inv setup-builder, or add a node for it: --node name=...,endpoint=...",
         )
-    node = (fixed_nodes or [each for each in candidates if is_native(each, platform)] or candidates)[0]
+    node = (fixed_nodes or [node for node in candidates if is_native(node, platform)] or candidates)[0]
     return Assignment(platform=platform, node=node.name, is_native=is_native(node, platform))
 
 
 def is_native(node: NodeSummary, platform: Platform) -> bool:
-    """Whether a node's own machine runs that platform's programs."""
+    """Return True if the node's machine runs the platform's programs without emulation."""
     return bool(node.native) and is_compatible(parse_node_platform(node.native), platform)
 
 
 def parse_node_platform(name: str) -> Platform:
-    """A platform as BuildKit writes it, which may be none of the table."""
+    """Parse a platform as BuildKit writes it; it need not be in the table of architectures."""
     return Platform.normalize(*name.split("/"))
 
 
 def infer_native_platform(node: NodeSummary) -> str:
-    """The platform of a node's machine: BuildKit names it first, if none is fixed."""
+    """Return the platform of a node's machine: the first that BuildKit lists, unless some are fixed."""
     return "" if node.fixed or not node.platforms else node.platforms[0]
 
 
 def choose_fixed_platforms(
     nodes: Sequence[NodeSummary], requested: Mapping[str, Sequence[object]]
 ) -> dict[str, tuple[str, ...]]:
-    """The platforms to fix on each node, so that buildx chooses as :func:`assign` does.
+    """Return the platforms to fix on each node, so that buildx chooses as :func:`assign_nodes` does.
 
-    ``asked`` are those that somebody wants on a node: they are taken as they are. Of the others each
-    node for which nothing is asked gets its machine's own, and what is left goes to the first node
-    that emulates it.
+    The platforms in ``requested`` are fixed on their nodes. Of the others, each node without a request
+    gets those that it runs natively; the rest go to the first node that emulates them.
     """
     fixed_by_node: dict[str, list[str]] = {
         node.name: list(map(str, requested.get(node.name, ()))) for node in nodes

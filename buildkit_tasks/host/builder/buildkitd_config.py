@@ -1,7 +1,7 @@
-"""buildkitd.toml: the configuration of a builder's BuildKit, from a file or from settings.
+"""Generate buildkitd.toml, the configuration of a builder's BuildKit daemons, from the settings.
 
-The keys are those of BuildKit's docs/buildkitd.toml.md. A mirror serves docker.io, as everywhere else
-in the settings.
+The keys are documented in BuildKit's docs/buildkitd.toml.md. Mirrors are for docker.io, as in all
+settings.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["has_buildkitd_settings", "render_buildkitd_toml"]
 
 _HOST_PORT = r"(?:\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
 _REGISTRY_PATTERN = re.compile(rf"{_HOST_PORT}\Z", re.ASCII)
-_MIRROR_PATTERN = re.compile(rf"(?:(?P<scheme>https?)://)?(?P<place>{_HOST_PORT}(?:/[\w.-]+)*)\Z", re.ASCII)
+_MIRROR_PATTERN = re.compile(rf"(?:(?P<scheme>https?)://)?(?P<host>{_HOST_PORT}(?:/[\w.-]+)*)\Z", re.ASCII)
 
 
 def has_buildkitd_settings(settings: Settings) -> bool:
-    """Whether somebody asks for a configuration; mirrors alone are for our own reading too."""
+    """Return True if settings need a buildkitd.toml. Mirrors do not: our own pulls use them as well."""
     values = (settings.buildkitd_config, settings.plain_http, settings.parallelism, settings.builder_cache)
     return any(values)
 
 
 def render_buildkitd_toml(settings: Settings) -> str:
-    """The text of the configuration; empty where nothing is asked for.
+    """Return the text of buildkitd.toml; empty if no setting needs one.
 
-    Raises :class:`SettingsError` for a file that cannot be read, for settings beside a file (which
-    would be lost), and for a registry or mirror that is none.
+    Raise :class:`SettingsError` for a file that cannot be read, for settings that conflict with the
+    file, and for an invalid registry or mirror.
     """
     lines = list(_render_lines(settings))
     if not settings.buildkitd_config:
@@ -44,8 +44,8 @@ def render_buildkitd_toml(settings: Settings) -> str:
     conflicting = [key for key in ("plain_http", "parallelism", "builder_cache") if settings.is_explicit(key)]
     if conflicting:
         raise SettingsError(
-            f"{', '.join(conflicting)} would be lost: {settings.buildkitd_config} is the builder's "
-            "configuration",
+            f"{', '.join(conflicting)} cannot be combined with buildkitd-config = "
+            f"{settings.buildkitd_config!r}",
             hint="write them into that file",
         )
     try:
@@ -64,30 +64,25 @@ def _render_lines(settings: Settings) -> Iterator[str]:
     if settings.builder_cache:
         yield "  gc = true"
         yield f'  maxUsedSpace = "{settings.builder_cache}MB"'
-    plain_http = {_check_registry(each) for each in settings.plain_http}
+    plain_http = {_check_registry(text) for text in settings.plain_http}
     if settings.mirrors:
-        mirrors = [_parse_mirror(each) for each in settings.mirrors]
+        mirrors = [_parse_mirror(text) for text in settings.mirrors]
         plain_http |= {host for scheme, host in mirrors if scheme == "http"}
         yield '[registry."docker.io"]'
-        yield f"  mirrors = {_format_array(tuple(place for _, place in mirrors))}"
+        yield f"  mirrors = {json.dumps([host for _, host in mirrors])}"  # JSON's arrays are valid in TOML
     for registry in sorted(plain_http):
         yield f"[registry.{json.dumps(registry)}]"
         yield "  http = true"
 
 
-def _format_array(values: tuple[str, ...]) -> str:
-    """An array of strings: TOML writes them as JSON does."""
-    return json.dumps(list(values))
-
-
 def _check_registry(text: str) -> str:
     if not _REGISTRY_PATTERN.match(text):
-        raise SettingsError(f"plain-http: {text!r} is no registry", hint="write it as HOST or HOST:PORT")
+        raise SettingsError(f"plain-http: {text!r} is not a valid registry", hint="write HOST or HOST:PORT")
     return text
 
 
 def _parse_mirror(text: str) -> tuple[str, str]:
     match = _MIRROR_PATTERN.match(text.rstrip("/"))
     if match is None:
-        raise SettingsError(f"mirrors: {text!r} is no mirror", hint="write it as https://HOST[:PORT]")
-    return match["scheme"] or "https", match["place"]
+        raise SettingsError(f"mirrors: {text!r} is not a valid mirror", hint="write https://HOST[:PORT]")
+    return match["scheme"] or "https", match["host"]

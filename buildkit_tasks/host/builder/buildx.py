@@ -1,4 +1,4 @@
-"""``docker buildx create`` and ``inspect`` for one builder: their arguments, and what they print."""
+"""Run ``docker buildx create``, ``inspect`` and ``rm`` for one builder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BOOTSTRAP_SECONDS = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Buildx:
-    """The buildx of one engine, and its store."""
+    """The buildx client of one engine, and its store of builders."""
 
     engine: Engine
     settings: Settings
@@ -39,7 +39,7 @@ class Buildx:
 
     @cached_property
     def native_platforms(self) -> NativePlatformStore:
-        """What is known of the machines of the nodes."""
+        """The cached platforms of the nodes' machines."""
         return NativePlatformStore.for_store(
             self.record_path(self.settings.name).parent, cache_folder(self.settings)
         )
@@ -47,24 +47,25 @@ class Buildx:
     def run_command(
         self, *arguments: str, timeout: float = _BOOTSTRAP_SECONDS, mutates: bool = True
     ) -> CommandResult:
-        """Run ``docker buildx`` with these arguments; what it changes is shown by a dry run."""
+        """Run ``docker buildx`` with these arguments; a dry run only shows commands that ``mutate``."""
         argv = [*self.engine.tools.buildx, *arguments]
         return self.commands.run(argv, self.engine.command_options(timeout=timeout), mutates=mutates)
 
     def record_path(self, name: str) -> Path:
-        """The file in which buildx keeps a builder of that name."""
+        """Return the path of the file in which buildx stores a builder."""
         return record_path(name, self.engine.env)
 
     def read_record(self, name: str) -> BuilderRecord | None:
-        """What buildx keeps of a builder of that name, or None."""
+        """Return what buildx stores about a builder, or None."""
         return read_record(self.record_path(name))
 
     def find(self, name: str) -> BuilderSummary | None:
-        """The builder of that name as buildx describes it, or None."""
+        """Return the builder of that name as buildx describes it, or None."""
         if not BUILDER_NAME_PATTERN.match(name):
-            raise UsageError(f"{name!r} is no builder name", hint="letters, digits, '.', '_' and '-'")
+            hint = "use letters, digits, '.', '_' and '-'"
+            raise UsageError(f"{name!r} is not a valid builder name", hint=hint)
         record = self.read_record(name)
-        # A look into buildx's store saves starting buildx.
+        # Reading buildx's store is faster than running buildx.
         if name not in ("default", self.engine.context) and record is None:
             return None
         result = self.run_command("inspect", name, timeout=INSPECT_SECONDS, mutates=False)
@@ -73,24 +74,25 @@ class Buildx:
         if not result.ok:
             raise BuilderError(
                 f"buildx cannot read builder {name!r}: {result.reason}",
-                hint=f"look into {self.record_path(name)}",
+                hint=f"check {self.record_path(name)}",
             )
-        builder = parse_inspect_output(result.stdout)
-        fixed_platforms = {node.name: node.platforms for node in record.nodes} if record else {}
-        native_by_node = self.native_platforms.read(name)
-        nodes = (replace(node, fixed=fixed_platforms.get(node.name, ())) for node in builder.nodes)
-        # The engine's own builder runs where the engine does.
+        return self._add_platforms(parse_inspect_output(result.stdout), record)
+
+    def _add_platforms(self, builder: BuilderSummary, record: BuilderRecord | None) -> BuilderSummary:
+        """Set the fixed platforms and the native platform of each node, which buildx does not print."""
+        fixed_by_node = {node.name: node.platforms for node in record.nodes} if record else {}
+        native_by_node = self.native_platforms.read(builder.name)
+        # The engine's own builder runs on the engine's machine.
         engine_platform = str(self.engine.platform) if builder.driver == "docker" else ""
-        nodes_with_native = (
-            replace(
-                node, native=engine_platform or native_by_node.get(node.name) or infer_native_platform(node)
-            )
-            for node in nodes
-        )
-        return replace(builder, nodes=tuple(nodes_with_native))
+        nodes = []
+        for node in builder.nodes:
+            fixed_node = replace(node, fixed=fixed_by_node.get(node.name, ()))
+            native = engine_platform or native_by_node.get(node.name) or infer_native_platform(fixed_node)
+            nodes.append(replace(fixed_node, native=native))
+        return replace(builder, nodes=tuple(nodes))
 
     def remove(self, name: str, *, keep_state: bool = False) -> bool:
-        """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
+        """Remove the builder of that name and check that it is gone; return whether there was one."""
         builder = self.find(name)
         if builder is None or builder.driver == "docker":
             return False
@@ -98,7 +100,7 @@ class Buildx:
         try:
             reason = self.run_command("rm", "--force", *options, name).reason
         except DeadlineExceeded as error:
-            reason = error.message  # row 16: it may be gone all the same
+            reason = error.message  # it may be removed nevertheless
         if not self.commands.dry_run:
             if self.find(name) is not None:
                 raise BuilderError(
@@ -111,9 +113,10 @@ class Buildx:
 def create_args(
     spec: BuilderSpec, node: NodeSpec, driver: str, config_path: str, *, first: bool
 ) -> list[str]:
-    """Make one node; ``config`` is the file of its buildkitd.toml, if it has one.
+    """Return the arguments that create one node; ``config_path`` is its buildkitd.toml, or empty.
 
-    The only node of a builder is booted at once; several are booted together when all are there.
+    A builder without named nodes is booted at once; named nodes are booted together, after the last one
+    is created.
     """
     return [
         "create",
@@ -136,16 +139,16 @@ def _buildkitd_args(spec: BuilderSpec, config_path: str) -> Iterator[str]:
 
 
 def entitlement_flag(name: str) -> str:
-    """The option of buildkitd that lets it give an entitlement to builds that ask for it."""
+    """Return the option of buildkitd that allows builds to request an entitlement."""
     return f"--allow-insecure-entitlement={name}"
 
 
 def fix_platforms_args(builder: str, node: str, endpoint: str, platforms: Sequence[str]) -> list[str]:
-    """Say which platforms are built on a node that is there."""
+    """Return the arguments that fix the platforms of an existing node."""
     options = [f"--name={builder}", "--append", f"--node={node}"]
     return ["create", *options, f"--platform={','.join(platforms)}", "--", endpoint]
 
 
 def leave_args(builder: str, node: str) -> list[str]:
-    """Take a node out of a builder; what runs on it is left alone."""
+    """Return the arguments that remove a node from a builder, without stopping it."""
     return ["create", f"--name={builder}", "--leave", f"--node={node}"]

@@ -1,4 +1,4 @@
-"""A builder that is there, against the one that is asked for: every difference in words."""
+"""Compare an existing builder with its spec, and describe every difference."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["diff_builder"]
 
-_CERTIFICATE_KEYS = ("ca", "cert", "key", "keypair", "tlsconfigdir")  # of a registry: buildx moves these
+# Keys of registry tables whose values are files: buildx copies them and changes the paths.
+_CERTIFICATE_KEYS = ("ca", "cert", "key", "keypair", "tlsconfigdir")
 
 
 def diff_builder(spec: BuilderSpec, builder: BuilderSummary, record: BuilderRecord | None) -> list[str]:
-    """What is not as it is asked for; nothing where nothing is asked.
+    """Return the differences from what the spec requires, as predicates such as "has driver docker ...".
 
-    A node that is asked for and is not there is no difference: it can be taken in.
+    A missing node is not a difference, because it can be added.
     """
     if spec.driver not in ("auto", builder.driver):
-        return [f"has driver {builder.driver}, and {spec.driver} is asked for"]
+        return [f"has driver {builder.driver} instead of {spec.driver}"]
     if record is None:
-        message = "is the engine's own, which takes no nodes, options or configuration"
+        message = "is the engine's own builder, which has no nodes, options or configuration"
         return [message] if spec.has_requirements else []
     return list(_diff_nodes(spec, record))
 
@@ -38,7 +39,7 @@ def _diff_nodes(spec: BuilderSpec, record: BuilderRecord) -> Iterator[str]:
     if spec.nodes:
         extra = {node.name for node in record.nodes} - {node.name for node in spec.nodes}
         if extra:
-            yield f"has nodes that are not asked for: {', '.join(sorted(extra))}"
+            yield f"has nodes that are not in the settings: {', '.join(sorted(extra))}"
         pairs = [(node, record.find_node(node.name)) for node in spec.nodes]
     else:
         pairs = [(node, existing) for node in spec.effective_nodes for existing in record.nodes]
@@ -50,34 +51,33 @@ def _diff_nodes(spec: BuilderSpec, record: BuilderRecord) -> Iterator[str]:
 
 
 def _diff_node(spec: BuilderSpec, node: NodeSpec, existing: NodeRecord) -> Iterator[str]:
-    on_node = f"on node {existing.name} " if spec.nodes else ""
     if node.endpoint and node.endpoint != existing.endpoint:
-        yield f"has node {existing.name} at {existing.endpoint}, and {node.endpoint} is asked for"
-    requested = set(spec.driver_opts_for(node))
-    actual = {f"{name}={value}" for name, value in existing.driver_opts.items()}
-    if not requested <= actual:
-        yield (
-            f"has {on_node}the driver options {_format_values(actual)}, and "
-            f"{_format_values(requested)} are asked for"
-        )
-    requested_platforms = {str(platform) for platform in node.platforms}
-    if requested_platforms and not requested_platforms <= set(existing.platforms):
-        yield (
-            f"has {on_node}the platforms {_format_values(set(existing.platforms))}, and "
-            f"{_format_values(requested_platforms)} are asked for"
-        )
+        yield f"has node {existing.name} at {existing.endpoint} instead of {node.endpoint}"
+    driver_opts = {f"{name}={value}" for name, value in existing.driver_opts.items()}
+    platforms = {str(platform) for platform in node.platforms}
+    for name, requested, actual in (
+        ("driver options", set(spec.driver_opts_for(node)), driver_opts),
+        ("platforms", platforms, set(existing.platforms)),
+    ):
+        if not requested <= actual:
+            values = f"{_format_values(actual)} instead of {_format_values(requested)}"
+            yield f"has {_on_node(spec, existing)}the {name} {values}"
 
 
 def _diff_daemon(spec: BuilderSpec, existing: NodeRecord) -> Iterator[str]:
-    on_node = f"on node {existing.name} " if spec.nodes else ""
-    missing = [each for each in spec.entitlements if entitlement_flag(each) not in existing.buildkitd_flags]
+    on_node = _on_node(spec, existing)
+    missing = [name for name in spec.entitlements if entitlement_flag(name) not in existing.buildkitd_flags]
     if missing:
-        yield f"has no right {on_node}to give builds the entitlements {', '.join(missing)}"
-    difference = (
-        _find_config_difference(spec.buildkitd_toml, existing.buildkitd_toml) if spec.buildkitd_toml else ""
-    )
+        yield f"does not allow {on_node}the entitlements {', '.join(missing)}"
+    if not spec.buildkitd_toml:
+        return
+    difference = _find_config_difference(spec.buildkitd_toml, existing.buildkitd_toml)
     if difference:
-        yield f"has {on_node}another buildkitd.toml than the one that is asked for: {difference}"
+        yield f"has {on_node}another buildkitd.toml: {difference}"
+
+
+def _on_node(spec: BuilderSpec, existing: NodeRecord) -> str:
+    return f"on node {existing.name} " if spec.nodes else ""
 
 
 def _format_values(values: set[str]) -> str:
@@ -85,13 +85,12 @@ def _format_values(values: set[str]) -> str:
 
 
 def _find_config_difference(requested: str, actual: str) -> str:
-    """The first thing that only one of two configurations says, or says otherwise; empty if there is none.
+    """Describe the first key that is missing, extra or different; return an empty string if there is none.
 
-    buildx keeps what a file means, not how it was written, and puts certificates in places of its own.
+    Values are compared, not texts: buildx writes the file in its own format.
     """
     requested_values, actual_values = (
-        dict(_flatten_toml(tomllib.loads(requested))),
-        dict(_flatten_toml(tomllib.loads(actual))),
+        dict(_flatten_toml(tomllib.loads(text))) for text in (requested, actual)
     )
     for key in sorted(requested_values.keys() | actual_values.keys()):
         if key not in actual_values:
@@ -104,7 +103,7 @@ def _find_config_difference(requested: str, actual: str) -> str:
 
 
 def _flatten_toml(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a configuration, by its dotted key."""
+    """Yield every value with its dotted key."""
     for name, value in table.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The buildx builder: make it, find it, compare it with what is asked, heal it, remove it."""
+"""Create, find, check, repair and remove the buildx builder of the settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from buildkit_tasks.config.settings import cache_folder
 from buildkit_tasks.errors import BuilderError
 from buildkit_tasks.host.builder.buildx import INSPECT_SECONDS, Buildx, create_args
 from buildkit_tasks.host.builder.diff import diff_builder
+from buildkit_tasks.host.builder.health import format_reasons
 from buildkit_tasks.host.builder.nodes import NodeManager, extract_ssh_error
 from buildkit_tasks.host.builder.spec import REMOTE_DRIVERS, BuilderSpec, NodeSpec
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.host.engine.daemon import Engine
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["BuilderManager", "require_index"]
 
 _RECREATE_HINT = "inv setup-builder --recreate"
-_ENDPOINTS_HINT = "look at its nodes' endpoints, or let the other nodes emulate: --fallback=emulate"
-# What to do about a builder that could not be made, by its driver.
+_ENDPOINTS_HINT = "check the endpoints of its nodes, or let other nodes emulate: --fallback=emulate"
+# The hint for a builder that could not be created, by driver.
 _CREATE_FAILED_HINTS = {
-    "docker-container": "--driver=docker, or name an image that is here: --driver-opt=image=IMAGE",
-    "kubernetes": "look at kubectl's configuration (KUBECONFIG) and at --driver-opt=namespace=NAME",
+    "docker-container": "--driver=docker, or use an image that the engine has: --driver-opt=image=IMAGE",
+    "kubernetes": "check kubectl's configuration (KUBECONFIG) and --driver-opt=namespace=NAME",
 }
 
 
@@ -49,17 +50,17 @@ class BuilderManager:
 
     @cached_property
     def spec(self) -> BuilderSpec:
-        """What the settings ask for. Raises :class:`UsageError` for what cannot be."""
+        """The builder that the settings require. Raise :class:`UsageError` for an impossible one."""
         return BuilderSpec.from_settings(self.settings)
 
     @cached_property
     def buildx(self) -> Buildx:
-        """The buildx of the engine, with its store."""
+        """The buildx client of the engine."""
         return Buildx(engine=self.engine, settings=self.settings, commands=self.commands)
 
     @cached_property
     def node_manager(self) -> NodeManager:
-        """The nodes of the builder that is asked for."""
+        """The nodes of the builder of the settings."""
         fallback = self.settings.fallback == "emulate"
         return NodeManager(buildx=self.buildx, spec=self.spec, can_fall_back=fallback, notify=self.notify)
 
@@ -71,11 +72,12 @@ class BuilderManager:
         recreate: bool = False,
         keep_state: bool = False,
     ) -> BuilderSummary:
-        """The builder by the settings' name, or the engine's own where no builder image can be had.
+        """Find or create the builder of the settings, or return the engine's own.
 
-        ``answers`` tells whether a registry can be reached. Raises :class:`BuilderError` when a
-        builder of that name is not what is asked for (``recreate`` mends it, ``keep_state`` then keeps
-        its cache), when a node is silent, or when it cannot be made.
+        The engine's own is used if the builder's image is neither present nor can be pulled.
+        ``recreate`` replaces an existing builder; with ``keep_state`` its cache is kept. Raise
+        :class:`BuilderError` if an existing builder differs from the settings, a node does not respond,
+        or the builder cannot be created.
         """
         spec = self.spec
         if self.engine.is_planned and spec.driver not in REMOTE_DRIVERS:
@@ -94,15 +96,15 @@ class BuilderManager:
         )
 
     def find(self, name: str) -> BuilderSummary | None:
-        """The builder of that name as buildx describes it, or None."""
+        """Return the builder of that name as buildx describes it, or None."""
         return self.buildx.find(name)
 
     def remove(self, name: str, *, keep_state: bool = False) -> bool:
-        """Remove the builder of that name and confirm that it is gone; gives whether there was one."""
+        """Remove the builder of that name and check that it is gone; return whether there was one."""
         return self.buildx.remove(name, keep_state=keep_state)
 
     def _reconcile_nodes(self, builder: BuilderSummary) -> BuilderSummary:
-        """The builder, nodes that were lost taken in again. Raises for one that is not what is asked for."""
+        """Add missing nodes again. Raise :class:`BuilderError` if the builder differs from the settings."""
         record = self.buildx.read_record(builder.name)
         mismatches = diff_builder(self.spec, builder, record)
         if mismatches:
@@ -113,7 +115,7 @@ class BuilderManager:
         rejoining = [node for node in missing if node.name not in unreachable]
         if not rejoining:
             return builder
-        self.notify(f"taking {', '.join(node.name for node in rejoining)} into builder {builder.name} again")
+        self.notify(f"adding {', '.join(node.name for node in rejoining)} to builder {builder.name} again")
         with self._config_file() as config_path:
             for node in rejoining:
                 result = self._create_node(node, builder.driver, config_path, first=False)
@@ -126,12 +128,12 @@ class BuilderManager:
     def _restart_if_platforms_missing(
         self, builder: BuilderSummary, platforms: Sequence[Platform]
     ) -> BuilderSummary:
-        """A running BuildKit learns of new emulators only when it is started again."""
+        """Restart BuildKit if platforms are missing: it detects emulators only when it starts."""
         available = {name for node in builder.nodes for name in node.platforms}
         missing = [str(platform) for platform in platforms if str(platform) not in available]
         if builder.driver != "docker-container" or not missing:
             return builder
-        self.notify(f"starting builder {builder.name} again, so that it sees {', '.join(missing)}")
+        self.notify(f"restarting builder {builder.name} to detect {', '.join(missing)}")
         self.buildx.run_command("stop", builder.name)
         return self._bootstrap(builder.name)
 
@@ -139,32 +141,32 @@ class BuilderManager:
         spec = self.spec
         spec.check_creatable()
         if spec.driver == "docker":
-            return self._default_builder("asked for")
+            return self._default_builder("set in the settings")
         if spec.driver != "auto":
-            return self._create_locked(spec.driver, "asked for")
+            return self._create_locked(spec.driver, "set in the settings")
         if spec.nodes:
-            return self._create_locked("docker-container", "nodes are asked for")
+            return self._create_locked("docker-container", "the settings have nodes")
         if self._has_image(spec.image):
-            return self._create_locked("docker-container", f"its image {spec.image} is here")
+            return self._create_locked("docker-container", f"the engine has its image {spec.image}")
         if is_registry_reachable():
             return self._create_locked("docker-container", f"its image {spec.image} can be pulled")
-        return self._default_builder(f"{spec.image} is not here and Docker Hub does not answer")
+        return self._default_builder(f"the engine lacks {spec.image} and Docker Hub does not answer")
 
     def _has_image(self, image: str) -> bool:
         argv = [*self.engine.tools.docker, "image", "inspect", "--format=ok", "--", image]
         return self.commands.run(argv, self.engine.command_options(timeout=INSPECT_SECONDS)).ok
 
     def _default_builder(self, reason: str) -> BuilderSummary:
-        """The builder inside the engine: buildx names it after the docker context."""
+        """Return the engine's own builder, which buildx names after the docker context."""
         name = self.engine.context
         node = NodeSummary(name=name, endpoint=self.engine.endpoint, native=str(self.engine.platform))
         return BuilderSummary(name=name, driver="docker", nodes=(node,), reason=reason)
 
     def _create_locked(self, driver: str, reason: str) -> BuilderSummary:
-        """Make the builder, once: of many at the same time, one makes it and the others find it."""
+        """Create the builder under a lock, unless another process has just created it."""
         name = self.spec.name
         with file_lock(cache_folder(self.settings) / f".builder-{name}.lock", dry_run=self.commands.dry_run):
-            # A dry run shows how it is made, though the one to be made anew is still there.
+            # A dry run has not removed the builder that it would recreate.
             builder = None if self.commands.dry_run else self.find(name)
             if builder is None:
                 builder = self._create_unlocked(driver)
@@ -173,7 +175,7 @@ class BuilderManager:
     def _create_unlocked(self, driver: str) -> BuilderSummary:
         name = self.spec.name
         if not self.commands.dry_run:
-            self.buildx.native_platforms.remove(name)  # of one that somebody else has removed
+            self.buildx.native_platforms.remove(name)  # left by a builder that was removed by other means
         unreachable = self.node_manager.unreachable(self.spec.nodes)
         nodes = [node for node in self.spec.effective_nodes if node.name not in unreachable]
         failed = self._create_nodes(nodes, driver)
@@ -182,14 +184,7 @@ class BuilderManager:
         builder = self.find(name)
         if builder is None or (failed and self.settings.fallback != "emulate"):
             self.remove(name)
-            reasons = "; ".join(
-                f"node {node}: {reason}" if node else reason for node, reason in failed.items()
-            )
-            has_endpoint = any(node.endpoint for node in nodes)
-            raise BuilderError(
-                f"builder {name!r} could not be made: {reasons or 'no node answers'}",
-                hint=_ENDPOINTS_HINT if has_endpoint else _CREATE_FAILED_HINTS.get(driver, _ENDPOINTS_HINT),
-            )
+            raise self._create_error(driver, nodes, failed)
         self.node_manager.drop_or_fail(failed, len(nodes))
         try:
             return self._bootstrap(name) if self.spec.nodes else builder
@@ -197,8 +192,19 @@ class BuilderManager:
             self.remove(name)
             raise
 
+    def _create_error(
+        self, driver: str, nodes: Sequence[NodeSpec], failed: Mapping[str, str]
+    ) -> BuilderError:
+        # A builder without named nodes has one, whose name is empty.
+        reasons = failed.get("") or format_reasons(failed) or "no node answers"
+        has_endpoint = any(node.endpoint for node in nodes)
+        return BuilderError(
+            f"builder {self.spec.name!r} could not be created: {reasons}",
+            hint=_ENDPOINTS_HINT if has_endpoint else _CREATE_FAILED_HINTS.get(driver, _ENDPOINTS_HINT),
+        )
+
     def _create_nodes(self, nodes: Sequence[NodeSpec], driver: str) -> dict[str, str]:
-        """Make one after the other; gives those that could not be made, each with the reason."""
+        """Create the nodes one by one; return those that failed, with the reason."""
         failed: dict[str, str] = {}
         with self._config_file() as config_path:
             for number, node in enumerate(nodes):
@@ -213,11 +219,11 @@ class BuilderManager:
         return self.buildx.run_command(*create_args(self.spec, node, driver, config_path, first=first))
 
     def _bootstrap(self, name: str) -> BuilderSummary:
-        """The builder with all nodes booted, their machines noted and their platforms fixed."""
+        """Boot all nodes, save the platforms of their machines, and fix platforms on them."""
         self.buildx.run_command("inspect", "--bootstrap", name)
         builder = self.find(name)
         if builder is None:
-            raise BuilderError(f"builder {name!r} went away", hint="inv setup-builder")
+            raise BuilderError(f"builder {name!r} was removed meanwhile", hint="inv setup-builder")
         not_running = [node for node in builder.nodes if node.status != "running"]
         if not_running and self.settings.fallback != "emulate":
             reasons = "; ".join(
@@ -233,7 +239,7 @@ class BuilderManager:
 
     @contextlib.contextmanager
     def _config_file(self) -> Iterator[str]:
-        """The name of a file with the asked buildkitd.toml, of which buildx keeps a copy; empty for none."""
+        """Yield the path of a temporary buildkitd.toml, which buildx copies; empty if there is none."""
         if not self.spec.buildkitd_toml:
             yield ""
             return
@@ -241,15 +247,15 @@ class BuilderManager:
             path = Path(folder) / "buildkitd.toml"
             path.write_text(self.spec.buildkitd_toml, encoding="utf-8")
             if self.commands.dry_run:
-                self.notify(f"{path} would hold:\n{self.spec.buildkitd_toml}")
+                self.notify(f"{path} would contain:\n{self.spec.buildkitd_toml}")
             yield str(path)
 
 
 def require_index(builder: BuilderSummary, engine: Engine) -> None:
-    """Raise :class:`BuilderError` if this builder cannot make one image of several platforms."""
+    """Raise :class:`BuilderError` if this builder cannot build an image index."""
     if builder.driver == "docker" and engine.store != "containerd":
         raise BuilderError(
-            "this engine's own builder makes one platform at a time (its image store is not containerd's), "
-            f"and no other can be had: {builder.reason}",
+            "the engine's own builder builds one platform at a time, because the engine does not use the "
+            f"containerd image store; no other builder is available: {builder.reason}",
             hint='--engine=private, or set "features": {"containerd-snapshotter": true} in daemon.json',
         )

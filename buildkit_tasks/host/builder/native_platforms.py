@@ -1,7 +1,7 @@
-"""What is known of nodes' machines: the platform of each, noted when it was first seen.
+"""Cache the platform of each node's machine.
 
-BuildKit names its machine's platform first; once platforms are fixed on a node, buildx puts those before
-it, and nobody can tell any more.
+BuildKit lists the platform of its machine first. Once platforms are fixed on a node, buildx lists those
+first, so it is saved before.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["NativePlatformStore"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativePlatformStore:
-    """A folder of notes, one for each builder."""
+    """A directory with one JSON file for each builder, which maps node names to platforms."""
 
     folder: Path
 
     @classmethod
     def for_store(cls, buildx_store: Path, cache_root: Path) -> NativePlatformStore:
-        """The notes about the builders of one of buildx's stores: a name may mean another in each."""
+        """Return the cache for one of buildx's stores: each may have a builder of the same name."""
         key = hashlib.sha256(str(buildx_store).encode()).hexdigest()[:8]
         return cls(folder=cache_root / "builders" / key)
 
     def read(self, builder: str) -> dict[str, str]:
-        """The platform of each node's machine, by the node's name; what cannot be read is no note."""
+        """Return the platform of each node's machine by node name; ignore a file that cannot be read."""
         try:
             document = json.loads((self.folder / f"{builder}.json").read_bytes())
         except (OSError, ValueError):
@@ -46,13 +46,13 @@ class NativePlatformStore:
         )
 
     def save(self, builder: str, platforms: Mapping[str, str]) -> None:
-        """Keep what is known of a builder's nodes; nodes that were noted before stay."""
+        """Save the platforms that are known; keep those of other nodes."""
         known_platforms = {name: platform for name, platform in platforms.items() if platform}
         text = json.dumps({**self.read(builder), **known_platforms}, indent=2)
         write_atomically(self.folder / f"{builder}.json", text)
 
     def remove(self, builder: str) -> None:
-        """Drop a builder's note."""
+        """Remove a builder's file, and the directory if it is empty."""
         with contextlib.suppress(OSError):
             (self.folder / f"{builder}.json").unlink()
-            self.folder.rmdir()  # if it was the last
+            self.folder.rmdir()

@@ -1,4 +1,4 @@
-"""The nodes of a builder: which are there, what becomes of those that are not, and which builds what."""
+"""Remove nodes that do not respond from a builder, and fix platforms on the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.errors import BuilderError
 from buildkit_tasks.host.builder.assignment import choose_fixed_platforms
 from buildkit_tasks.host.builder.buildx import fix_platforms_args, leave_args
-from buildkit_tasks.host.builder.health import unreachable_nodes
+from buildkit_tasks.host.builder.health import format_reasons, unreachable_nodes
 from buildkit_tasks.host.builder.spec import NodeSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["NodeManager", "extract_ssh_error"]
 
 @dataclass(frozen=True, kw_only=True)
 class NodeManager:
-    """The nodes of the builder that is asked for; with ``fallback`` others emulate what one lost builds."""
+    """The nodes of the builder of the settings; with ``can_fall_back``, others replace one that is lost."""
 
     buildx: Buildx
     spec: BuilderSpec
@@ -33,17 +33,17 @@ class NodeManager:
     notify: Notify
 
     def unreachable(self, nodes: Sequence[NodeSpec]) -> dict[str, str]:
-        """The silent ones of these nodes, each with the reason, asked with the options that hold for it."""
+        """Return the nodes that do not respond, with the reason."""
         spec = self.spec
         record = self.buildx.read_record(spec.name) if spec.driver == "auto" else None
         specs = [replace(node, driver_opts=spec.driver_opts_for(node)) for node in nodes]
         return unreachable_nodes(specs, record.driver if record else spec.driver)
 
     def remove_unreachable(self, record: BuilderRecord | None) -> list[str]:
-        """Take silent nodes out of the builder where others may take over; gives their names.
+        """Remove unresponsive nodes from the builder; return their names.
 
-        Row 29's manners for nodes: a silent one is told of in seconds, where buildx waits for 35.
-        Raises :class:`BuilderError` if they may not, or if no node is left.
+        They are detected after a few seconds; buildx itself waits 35. Raise :class:`BuilderError`
+        without ``can_fall_back``, or if no node is left.
         """
         node_records = record.nodes if record else ()
         specs = self.spec.nodes or list(map(_spec_from_record, node_records))
@@ -55,46 +55,49 @@ class NodeManager:
         return removed
 
     def drop_failed_nodes(self, builder: BuilderSummary) -> BuilderSummary:
-        """The builder without nodes whose engine buildx cannot reach: by ssh, or in a docker context.
+        """Remove nodes whose engine buildx cannot reach, by ssh or through a docker context.
 
-        Raises :class:`BuilderError` if others may not take over.
+        Raise :class:`BuilderError` without ``can_fall_back``, or if no node is left.
         """
         errors = _node_errors(builder.nodes)
         self.drop_or_fail(errors, len(builder.nodes))
         return self.drop_nodes(builder, list(errors)) if errors else builder
 
     def check_recreatable(self, builder: BuilderSummary) -> None:
-        """Raise :class:`BuilderError` before a builder is removed whose nodes could not be made again."""
+        """Raise :class:`BuilderError` if nodes of the settings are unreachable and cannot be replaced."""
         endpoints = {node.endpoint for node in self.spec.nodes}
         errors = _node_errors([node for node in builder.nodes if node.endpoint in endpoints])
         if not self.can_fall_back:
             self.drop_or_fail(errors, len(builder.nodes))
 
     def drop_or_fail(self, reasons: Mapping[str, str], total: int) -> None:
-        """Notify of nodes of ``count`` that are not there; raise :class:`BuilderError` if they are needed."""
+        """Report nodes that are dropped; raise :class:`BuilderError` if they cannot be.
+
+        ``total`` is the number of nodes, with those in ``reasons``.
+        """
         if reasons and (not self.can_fall_back or len(reasons) == total):
             raise BuilderError(
-                "; ".join(f"node {name}: {reason}" for name, reason in reasons.items()),
-                hint="look at that machine, or let the other nodes emulate: --fallback=emulate",
+                format_reasons(reasons),
+                hint="check that machine, or let the other nodes emulate: --fallback=emulate",
             )
         for name, reason in reasons.items():
-            self.notify(f"node {name} is left out, others emulate: {reason}")
+            self.notify(f"node {name} is not used, others emulate its platforms: {reason}")
 
     def drop_nodes(self, builder: BuilderSummary, names: Sequence[str]) -> BuilderSummary:
-        """The builder without some of its nodes, whose platforms others emulate from now on.
+        """Remove nodes from the builder, whose platforms others then emulate.
 
-        Raises :class:`BuilderError` if none is left. What makes the builder ready the next time takes
-        them in again, if the settings ask for them.
+        The next ``setup-builder`` adds them again if they are in the settings. Raise
+        :class:`BuilderError` if none is left.
         """
         remaining = tuple(node for node in builder.nodes if node.name not in names)
         if not remaining:
-            raise BuilderError(f"builder {builder.name!r} has no node that answers", hint="inv doctor")
+            raise BuilderError(f"no node of builder {builder.name!r} answers", hint="inv doctor")
         for name in names:
             self.buildx.run_command(*leave_args(builder.name, name))
         return self.fix_platforms(replace(builder, nodes=remaining))
 
     def fix_platforms(self, builder: BuilderSummary) -> BuilderSummary:
-        """Fix each platform on a node, if there are several: see :mod:`.assignment`."""
+        """Fix each platform on a node if there are several nodes: see :mod:`.assignment`."""
         requested: dict[str, Sequence[object]] = {node.name: node.fixed for node in builder.nodes}
         requested |= {node.name: node.platforms for node in self.spec.nodes}
         if len(builder.nodes) == 1 and not any(requested.values()) and not builder.nodes[0].fixed:
@@ -110,7 +113,7 @@ class NodeManager:
 
 
 def _node_errors(nodes: Iterable[NodeSummary]) -> dict[str, str]:
-    """The nodes of which buildx has an error to tell, and nothing else, each with the reason."""
+    """Return the nodes for which buildx reports an error, with the reason."""
     return {
         node.name: f"{node.endpoint} cannot be reached: {extract_ssh_error(node.error)}"
         for node in nodes
@@ -119,11 +122,11 @@ def _node_errors(nodes: Iterable[NodeSummary]) -> dict[str, str]:
 
 
 def extract_ssh_error(message: str) -> str:
-    """What ssh itself said, if docker's client quotes it: the rest is the command and advice."""
+    """Return ssh's own message from an error of docker, which quotes it after its command and advice."""
     return message.rpartition("stderr=")[2]
 
 
 def _spec_from_record(node: NodeRecord) -> NodeSpec:
-    """A node that is there as if it were asked for."""
+    """Return the spec of an existing node."""
     driver_opts = tuple(f"{name}={value}" for name, value in node.driver_opts.items())
     return NodeSpec(name=node.name, endpoint=node.endpoint, driver_opts=driver_opts)

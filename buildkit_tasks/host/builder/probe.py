@@ -1,6 +1,6 @@
-"""Every platform proved on the node that builds it: a build of which one step runs a tiny program.
+"""Probe every platform on the node that builds it: a build step runs a minimal program.
 
-Emulators of another machine cannot be looked at from here. What runs in a build there, runs.
+This works for other machines too, whose binfmt_misc handlers cannot be read from here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DOCKERFILE = 'FROM scratch\nARG TARGETARCH\nCOPY ${TARGETARCH} /probe\nRUN --ne
 def probe_platforms(
     builder: BuilderSummary, platforms: Sequence[Platform], engine: Engine, commands: CommandRunner
 ) -> tuple[PlatformSetup, ...]:
-    """How each platform is built, and whether a program of it ran there just now."""
+    """Return how each platform is built, and whether its program ran."""
     with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as directory, ThreadPoolExecutor(4) as pool:
         folder = Path(directory)
         (folder / "Dockerfile").write_text(_DOCKERFILE, encoding="utf-8")
@@ -62,19 +62,15 @@ def _probe_platform(
         return PlatformSetup(platform=str(platform), native=False, message=error.message)
     try:
         result = _run_probe_build(platform, builder, folder, engine, commands)
-        message = (
-            ""
-            if result.ok
-            else f"its program does not run on node {assignment.node}: {_error_message(result)}"
-        )
+        failure = "" if result.ok else _error_message(result)
     except BuildkitTasksError as error:
-        message = f"its program does not run on node {assignment.node}: {error.message}"
+        failure = error.message
     return PlatformSetup(
         platform=str(platform),
         native=assignment.is_native,
         node=assignment.node,
-        runs=not message,
-        message=message,
+        runs=not failure,
+        message=f"its probe fails on node {assignment.node}: {failure}" if failure else "",
     )
 
 

@@ -1,7 +1,6 @@
-"""What is asked of a builder: its driver, its nodes, and the configuration of their BuildKit daemons.
+"""The builder that the settings require: its driver, its nodes and their buildkitd configuration.
 
-The names are those of ``docker buildx create``. Everything is matched whole against its grammar before
-a program sees it.
+The names are those of ``docker buildx create``. Every value is validated before it is passed to a program.
 """
 
 from __future__ import annotations
@@ -23,32 +22,41 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["DEFAULT_IMAGE", "MANAGED_DRIVERS", "REMOTE_DRIVERS", "TLS_OPTIONS", "BuilderSpec", "NodeSpec"]
+__all__ = [
+    "DEFAULT_IMAGE",
+    "MANAGED_DRIVERS",
+    "REMOTE_DRIVERS",
+    "TLS_OPTIONS",
+    "BuilderSpec",
+    "NodeSpec",
+    "parse_driver_opts",
+    "split_driver_opts",
+]
 
 DEFAULT_IMAGE = "moby/buildkit:buildx-stable-1"
-REMOTE_DRIVERS = ("remote", "kubernetes")  # drivers whose BuildKit no Docker engine runs
-MANAGED_DRIVERS = ("docker-container", "kubernetes")  # those that start it, and can configure it
+REMOTE_DRIVERS = ("remote", "kubernetes")  # BuildKit does not run in a Docker engine
+MANAGED_DRIVERS = ("docker-container", "kubernetes")  # buildx starts and configures BuildKit
 
-# A context's name, or a URL of a kind that buildx knows; nothing that looks like an option.
+# The name of a docker context, or a URL that buildx supports; never something like an option.
 _ENDPOINT_PATTERN = re.compile(
     r"(?:[a-zA-Z0-9][a-zA-Z0-9_.+-]*|tcp://[^\s\"',/:]+:[0-9]{1,5}|tcp://\[[0-9a-fA-F:]+\]:[0-9]{1,5}"
     r"|(?:unix|ssh|npipe|docker-container|kube-pod)://[^\s\"',]+)\Z",
     re.ASCII,
 )
-# Our names of TLS material, and the options of the driver `remote` that they are.
+# The keys of --node for TLS files, and the options of the driver `remote` that they set.
 _TLS_OPTION_OF_KEY = {"ca": "cacert", "cert": "cert", "key": "key"}
-TLS_OPTIONS = (*_TLS_OPTION_OF_KEY.values(), "servername")  # any of them means TLS
+TLS_OPTIONS = (*_TLS_OPTION_OF_KEY.values(), "servername")  # any of them enables TLS
 _NODE_KEYS = ("name", "endpoint", "platform", "platforms", "driver-opt", "servername", *_TLS_OPTION_OF_KEY)
 _REPEATABLE_KEYS = ("platform", "platforms", "driver-opt")
-_NO_ENDPOINT = "the driver remote needs to be told where each BuildKit is"
+_NO_ENDPOINT = "the driver remote needs the endpoint of each BuildKit"
 _NODE_HINT = "--node name=NAME,endpoint=tcp://HOST:PORT,platform=linux/arm64,ca=FILE,cert=FILE,key=FILE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSpec:
-    """One node: where its daemon is, for which platforms (none: those that it runs natively), and how.
+    """A node: the endpoint of its daemon, its platforms (none: the native ones) and its driver options.
 
-    ``options`` are the driver's, one ``NAME=VALUE`` each, TLS material among them.
+    ``driver_opts`` are ``NAME=VALUE``, TLS files included.
     """
 
     name: str = ""
@@ -58,19 +66,19 @@ class NodeSpec:
 
     @classmethod
     def parse(cls, text: str) -> NodeSpec:
-        """Read ``--node``: CSV of ``name=``, ``endpoint=``, ``platform=``, TLS material and ``driver-opt=``.
+        """Parse ``--node``: CSV of ``name=``, ``endpoint=``, ``platform=``, TLS files and ``driver-opt=``.
 
-        Raises :class:`UsageError` for an unknown key, a bad value or a file that is not there.
+        Raise :class:`UsageError` for an unknown key, an invalid value or a missing file.
         """
         pairs = list(_parse_pairs(text))
         values = {key: value for key, value in pairs if key not in _REPEATABLE_KEYS}
         if len(values) != sum(key not in _REPEATABLE_KEYS for key, _ in pairs):
-            raise UsageError(f"node {text!r} says something twice", hint=_NODE_HINT)
+            raise UsageError(f"node {text!r} repeats a key", hint=_NODE_HINT)
         name, endpoint = values.get("name", ""), values.get("endpoint", "")
         if not BUILDER_NAME_PATTERN.match(name):
-            raise UsageError(f"node {text!r}: {name!r} is no node's name", hint=_NODE_HINT)
+            raise UsageError(f"node {text!r}: {name!r} is not a valid node name", hint=_NODE_HINT)
         if endpoint and not _ENDPOINT_PATTERN.match(endpoint):
-            raise UsageError(f"node {name}: {endpoint!r} is no endpoint", hint=_NODE_HINT)
+            raise UsageError(f"node {name}: {endpoint!r} is not a valid endpoint", hint=_NODE_HINT)
         return cls(
             name=name,
             endpoint=endpoint,
@@ -83,17 +91,17 @@ class NodeSpec:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port of a tcp endpoint, which can be asked whether anybody listens."""
+        """Host and port of a tcp endpoint, or None."""
         match = re.fullmatch(r"tcp://\[?([^\]]+?)\]?:([0-9]+)", self.endpoint)
         return (match[1], int(match[2])) if match else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderSpec:
-    """A builder as the settings ask for it; without nodes, one that buildx names itself.
+    """A builder as the settings require it; without nodes, it has one that buildx names.
 
-    ``driver`` may be ``auto``; ``options`` hold for every node; ``config`` is the text of buildkitd.toml,
-    and ``configured`` tells that somebody insists on it.
+    ``driver`` may be ``auto``, and ``driver_opts`` are for every node. ``buildkitd_toml`` is the text of
+    buildkitd.toml; ``has_buildkitd_settings`` tells that settings require it (mirrors alone do not).
     """
 
     name: str
@@ -106,11 +114,13 @@ class BuilderSpec:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> BuilderSpec:
-        """What the settings ask for. Raises :class:`UsageError` for what no driver can do."""
+        """Return the builder that the settings require. Raise :class:`UsageError` for an impossible one."""
         nodes = tuple(NodeSpec.parse(text) for text in settings.nodes)
         names = [node.name for node in nodes]
         if len(set(names)) != len(names):
-            raise UsageError(f"two nodes have one name: {', '.join(names)}", hint="give each its own")
+            raise UsageError(
+                f"node names are not unique: {', '.join(names)}", hint="give each node its own name"
+            )
         spec = cls(
             name=settings.name,
             driver=settings.driver,
@@ -124,10 +134,10 @@ class BuilderSpec:
         return spec
 
     def check(self) -> None:
-        """Raise :class:`UsageError` for a driver and nodes that do not go together."""
+        """Raise :class:`UsageError` for settings that the driver does not support."""
         if self.driver == "docker" and self.has_requirements:
             raise UsageError(
-                "the engine's own builder (driver docker) takes no nodes, options or configuration",
+                "the engine's own builder (driver docker) has no nodes, options or configuration",
                 hint="--driver=docker-container",
             )
         if self.driver not in ("remote", "auto"):
@@ -136,24 +146,24 @@ class BuilderSpec:
             raise UsageError(_NO_ENDPOINT, hint=_NODE_HINT)
         if self.driver == "remote" and self.has_buildkitd_settings:
             raise UsageError(
-                "a remote BuildKit has its own configuration, which buildx cannot give it",
-                hint="put it into buildkitd.toml on that machine",
+                "buildx cannot configure a remote BuildKit",
+                hint="write the settings into buildkitd.toml on that machine",
             )
 
     def check_creatable(self) -> None:
-        """Raise :class:`UsageError` for what says too little to make a builder of."""
+        """Raise :class:`UsageError` if something is missing that is needed to create the builder."""
         if self.driver == "remote" and not self.nodes:
             raise UsageError(_NO_ENDPOINT, hint=_NODE_HINT)
         if self.driver == "auto":
             self._check_no_tls()
 
     def _check_no_tls(self) -> None:
-        """Raise for TLS material: a Docker engine's lies in a docker context, the cluster's with kubectl."""
+        """Raise for TLS files: a Docker engine's belong in a docker context, a cluster's in a kubeconfig."""
         for node in self.nodes:
             if any(option.partition("=")[0] in TLS_OPTIONS for option in node.driver_opts):
                 raise UsageError(
-                    f"node {node.name}: its TLS material goes with --driver=remote, to a BuildKit; a Docker"
-                    " engine's lies in a docker context",
+                    f"node {node.name}: TLS files are for a BuildKit, with --driver=remote; those of a Docker"
+                    " engine belong in a docker context",
                     hint=f"docker context create {node.name}"
                     " --docker host=tcp://HOST:2376,ca=FILE,cert=FILE,key=FILE, then"
                     f" --node name={node.name},endpoint={node.name}",
@@ -161,45 +171,51 @@ class BuilderSpec:
 
     @property
     def has_requirements(self) -> bool:
-        """Whether more is asked for than the engine's own builder can be given."""
+        """Whether the settings require what the engine's own builder does not support."""
         return bool(self.nodes or self.driver_opts or self.has_buildkitd_settings)
 
     @property
     def image(self) -> str:
-        """The image that a container of BuildKit is made from."""
-        driver_opts = dict(option.split("=", 1) for option in self.driver_opts if "=" in option)
-        return driver_opts.get("image", DEFAULT_IMAGE)
+        """The image of the BuildKit container."""
+        return parse_driver_opts(self.driver_opts).get("image", DEFAULT_IMAGE)
 
     def driver_opts_for(self, node: NodeSpec) -> tuple[str, ...]:
-        """The driver's options for one node: those of the builder, then its own."""
+        """Return the driver options of a node: those of the builder, then its own."""
         return (*self.driver_opts, *node.driver_opts)
 
     @property
     def effective_nodes(self) -> tuple[NodeSpec, ...]:
-        """Its nodes: one that is asked nothing of where none is named."""
+        """The nodes, or one without requirements if none is named."""
         return self.nodes or (NodeSpec(),)
 
 
 def split_driver_opts(texts: Iterable[str]) -> tuple[str, ...]:
-    """The driver's options one by one: buildx takes several in one, as CSV."""
+    """Return the driver options one by one; buildx accepts several in one value, as CSV."""
     return tuple(option for row in csv.reader(texts) for option in row)
+
+
+def parse_driver_opts(options: Iterable[str]) -> dict[str, str]:
+    """Return driver options ``NAME=VALUE`` as a dictionary."""
+    return dict(option.split("=", 1) for option in options if "=" in option)
 
 
 def _parse_pairs(text: str) -> Iterator[tuple[str, str]]:
     for field in parse_csv_row(text, f"node {text!r}"):
         key, separator, value = field.partition("=")
         if not separator or key not in _NODE_KEYS:
-            raise UsageError(f"node {text!r}: {field!r} is none of {', '.join(_NODE_KEYS)}", hint=_NODE_HINT)
+            raise UsageError(
+                f"node {text!r}: {field!r} does not set one of {', '.join(_NODE_KEYS)}", hint=_NODE_HINT
+            )
         yield key, value
 
 
 def _parse_tls_options(name: str, values: dict[str, str]) -> Iterator[str]:
-    """TLS material as options of the driver, absolute: buildx may be run anywhere."""
+    """Yield TLS files as driver options with absolute paths: buildx may run in another directory."""
     for key, option in _TLS_OPTION_OF_KEY.items():
         if key in values:
             path = Path(values[key]).expanduser().absolute()
             if not path.is_file():
-                raise UsageError(f"node {name}: {key} names {path}, which is no file")
+                raise UsageError(f"node {name}: {key}: {path} is not a file")
             yield f"{option}={path}"
     if "servername" in values:
         yield f"servername={values['servername']}"

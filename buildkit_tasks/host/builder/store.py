@@ -1,7 +1,7 @@
-"""What buildx's store and ``docker buildx inspect`` say of a builder.
+"""Read buildx's store and the output of ``docker buildx inspect``.
 
-The record (``instances/NAME``) is the JSON of buildx's ``store.NodeGroup``: it holds what was asked for
-when the builder was created, where the printed form has only a part of it.
+The record ``instances/NAME`` is the JSON of buildx's ``store.NodeGroup``. It has everything with which the
+builder was created; ``inspect`` prints only a part of it.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = [
 
 
 def record_path(name: str, env: Mapping[str, str]) -> Path:
-    """The file with the record of a builder of that name, for a client with this environment added."""
+    """Return the path of a builder's record; ``env`` is added to the process's environment."""
     folder = env.get("BUILDX_CONFIG") or os.environ.get("BUILDX_CONFIG")
     return (Path(folder) if folder else docker_config_folder() / "buildx") / "instances" / name
 
 
 def is_remote(settings: Settings) -> bool:
-    """Whether the builder's BuildKit runs where no Docker engine of ours is needed.
+    """Return True if the builder's BuildKit does not need a Docker engine.
 
-    It is asked for so, or the user's own store has a builder of that name that is.
+    The driver of the settings decides, or for ``auto`` that of the user's builder of that name.
     """
     if settings.driver != "auto":
         return settings.driver in REMOTE_DRIVERS
@@ -57,7 +57,7 @@ _CONFIG_FILE = "buildkitd.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """A node as it was made: its driver's options by name, its buildkitd.toml and buildkitd's options."""
+    """A node as it was created."""
 
     name: str
     endpoint: str
@@ -69,20 +69,20 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuilderRecord:
-    """A builder as it was made."""
+    """A builder as it was created."""
 
     driver: str
     nodes: tuple[NodeRecord, ...]
 
     def find_node(self, name: str) -> NodeRecord | None:
-        """The node of that name."""
+        """Return the node of that name, or None."""
         return next((node for node in self.nodes if node.name == name), None)
 
 
 def read_record(path: Path) -> BuilderRecord | None:
-    """The record in that file, or None if there is none.
+    """Read a builder's record; return None if the file does not exist.
 
-    Raises :class:`BuilderError` that names the file where it holds something else, as after a full disk.
+    Raise :class:`BuilderError` for a damaged file, as after a full disk.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -94,7 +94,7 @@ def read_record(path: Path) -> BuilderRecord | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BuilderError(
             f"buildx's record of builder {path.name!r} cannot be read: {path}: {error}",
-            hint=f"look into {path}; removed, the builder can be made anew: inv setup-builder",
+            hint=f"check {path}, or remove it and create the builder again: inv setup-builder",
         ) from error
 
 
@@ -117,7 +117,7 @@ def _format_platform(platform: Mapping[str, str]) -> str:
 
 
 def parse_inspect_output(text: str) -> BuilderSummary:
-    """Read ``docker buildx inspect``: a block for the builder, then one for each node."""
+    """Parse the output of ``docker buildx inspect``: a block for the builder, then one for each node."""
     head, _, tail = text.partition("\nNodes:")
     values = _parse_fields(head)
     blocks = [_parse_fields(block) for block in re.split(r"\n(?=Name:)", tail) if block.strip()]

@@ -1,8 +1,9 @@
-"""The seam to the kernel's binfmt_misc: read, add and remove handlers.
+"""Read, register and remove handlers of the kernel's binfmt_misc.
 
-See the kernel's Documentation/admin-guide/binfmt-misc.rst for the format of ``register`` and of the
-entries. Handlers are always added with F (the kernel opens the interpreter at once, so that it
-works in any container) and never with C (which would run setuid guests with their credentials).
+The formats of ``register`` and of the entries are in the kernel's
+Documentation/admin-guide/binfmt-misc.rst. Handlers are registered with F (the kernel opens the interpreter
+at once, so that it works in every container) and never with C (setuid guests would get their
+credentials).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _HANDLER_FLAGS = "OPF"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
-    """One entry of the table; ``flags`` as the kernel prints them, ``age`` orders registrations."""
+    """A handler; ``flags`` are as the kernel prints them, ``registration_order`` is (mtime, inode)."""
 
     name: str
     enabled: bool
@@ -41,7 +42,7 @@ class Handler:
     registration_order: tuple[int, int] = (0, 0)
 
     def matches(self, machine: Machine) -> bool:
-        """Whether the kernel would hand this architecture's executables to it."""
+        """Return True if the kernel would run this architecture's executables with the handler."""
         header = machine.magic[self.offset : self.offset + len(self.magic)]
         mask = self.mask or b"\xff" * len(self.magic)
         return (
@@ -55,7 +56,7 @@ class Handler:
 
     @classmethod
     def parse(cls, name: str, text: str, registration_order: tuple[int, int] = (0, 0)) -> Handler:
-        """Read an entry's text: ``enabled``, ``interpreter PATH``, ``flags: X``, ``magic HEX`` ..."""
+        """Parse an entry: ``enabled``, ``interpreter PATH``, ``flags: X``, ``magic HEX`` ..."""
         lines = [line.partition(" ") for line in text.splitlines()]
         values = {key.rstrip(":"): value.strip() for key, _, value in lines}
         return cls(
@@ -72,7 +73,7 @@ class Handler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerTable:
-    """The handler table of the running kernel, and in ``ledger`` what we added to it."""
+    """The handlers of the running kernel; ``state_path`` is a file with those that we registered."""
 
     commands: CommandRunner
     state_path: Path
@@ -80,11 +81,11 @@ class HandlerTable:
 
     @property
     def is_mounted(self) -> bool:
-        """Whether the table can be seen."""
+        """Whether binfmt_misc is mounted."""
         return (self.mount_point / "register").exists()
 
     def mount(self) -> None:
-        """Mount the table where it is not. Raises :class:`EmulatorError` if that is refused."""
+        """Mount binfmt_misc if necessary. Raise :class:`EmulatorError` if the kernel refuses."""
         if self.is_mounted:
             return
         try:
@@ -96,7 +97,7 @@ class HandlerTable:
             self._add_to_state(_MOUNTED_KEY, "by us")
 
     def read_handlers(self) -> list[Handler]:
-        """Every handler, the one that the kernel tries first at the front (the last registered)."""
+        """Return all handlers in the order in which the kernel tries them: the last registered first."""
         return sorted(
             map(_read_handler, self._handler_files()),
             key=lambda handler: handler.registration_order,
@@ -104,12 +105,12 @@ class HandlerTable:
         )
 
     def effective_handler(self, machine: Machine) -> Handler | None:
-        """The handler that runs this architecture's programs: enabled ones before disabled."""
+        """Return the handler that runs this architecture's programs, else a disabled one, else None."""
         matching = [handler for handler in self.read_handlers() if handler.matches(machine)]
         return next((handler for handler in matching if handler.enabled), matching[0] if matching else None)
 
     def register(self, machine: Machine, interpreter: Path) -> None:
-        """Add a handler. Raises :class:`EmulatorError` when the kernel refuses or the name is taken."""
+        """Register a handler. Raise :class:`EmulatorError` if the kernel refuses or the name exists."""
         name = f"qemu-{machine.qemu_suffix}"
         registration = format_registration(machine, str(interpreter))
         try:
@@ -122,13 +123,13 @@ class HandlerTable:
             self._add_to_state(name, (self.mount_point / name).read_text(encoding="utf-8"))
 
     def remove(self, handler: Handler) -> None:
-        """Take a handler out of the table."""
+        """Remove a handler."""
         self.commands.write_kernel_file(self.mount_point / handler.name, b"-1")
 
     def remove_registered(self) -> list[str]:
-        """Remove the handlers that we added, if they still are what we added; gives their names.
+        """Remove the handlers that we registered and nobody changed since; return their names.
 
-        A table that we mounted is unmounted again, unless there are handlers of others in it.
+        Unmount binfmt_misc if we mounted it and no other handlers are left.
         """
         removed = []
         registered = self._read_state()
@@ -144,10 +145,10 @@ class HandlerTable:
         return removed
 
     def _handler_files(self) -> list[Path]:
-        """The files of handlers; -1 written to one of the two others would remove everybody's."""
+        """Return the files of handlers. Writing -1 to ``status`` would remove all of them."""
         if not self.is_mounted:
             return []
-        return [each for each in self.mount_point.iterdir() if each.name not in ("register", "status")]
+        return [path for path in self.mount_point.iterdir() if path.name not in ("register", "status")]
 
     def _read_state(self) -> dict[str, str]:
         try:
@@ -161,13 +162,13 @@ class HandlerTable:
 
 
 def format_registration(machine: Machine, interpreter: str) -> str:
-    """What is written to ``register`` for an architecture's emulator."""
+    """Return the text to write to ``register`` for an architecture's emulator."""
     magic, mask = _escape_bytes(machine.magic), _escape_bytes(machine.mask)
     return f":qemu-{machine.qemu_suffix}:M::{magic}:{mask}:{interpreter}:{_HANDLER_FLAGS}"
 
 
 def _read_handler(path: Path) -> Handler:
-    # The kernel numbers and dates an entry when it is registered; the table itself has no order.
+    # An entry's inode number and mtime are from its registration; the directory is not ordered.
     status = path.stat()
     return Handler.parse(path.name, path.read_text(encoding="utf-8"), (status.st_mtime_ns, status.st_ino))
 
@@ -178,7 +179,7 @@ def _escape_bytes(data: bytes) -> str:
 
 def _explain_refusal(name: str, interpreter: Path, error: OSError) -> str:
     if error.errno == errno.EEXIST:
-        return f"the handler name {name} is taken"
+        return f"a handler {name} exists already"
     if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
         return f"registering {name} needs root on the host, or a privileged container ({error.strerror})"
     return f"the kernel refuses handler {name} for {interpreter}: {error.strerror}"

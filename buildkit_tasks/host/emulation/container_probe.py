@@ -1,4 +1,4 @@
-"""Probe an engine whose kernel is not this one: run each platform's tiny program in a container."""
+"""Probe platforms in containers, for an engine that runs on another kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import DeadlineExceeded
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, build_probe_program
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.system.command import CommandRunner
+    from buildkit_tasks.system.command import CommandResult, CommandRunner
 
 __all__ = ["install_emulators", "probe_in_containers"]
 
@@ -28,17 +28,17 @@ _INSTALLER_IMAGE = "tonistiigi/binfmt"
 def probe_in_containers(
     engine: Engine, platforms: Iterable[Platform], commands: CommandRunner
 ) -> dict[Platform, str]:
-    """For each platform the words why its program does not run there; empty where it does."""
-    probed = list(platforms)
+    """Return why each platform's program does not run, or an empty string if it does."""
+    platforms = list(platforms)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        failures = pool.map(lambda platform: _probe_in_container(engine, platform, commands), probed)
-        return dict(zip(probed, failures, strict=True))
+        failures = pool.map(lambda platform: _probe_in_container(engine, platform, commands), platforms)
+        return dict(zip(platforms, failures, strict=True))
 
 
 def install_emulators(engine: Engine, platforms: Iterable[Platform], commands: CommandRunner) -> str:
-    """Let the binfmt image register emulators in the engine's kernel; gives its complaint, if any.
+    """Register emulators in the engine's kernel with the binfmt image; return its error, if any.
 
-    Its exit status proves nothing (it may log a failure and exit 0): probe afterwards.
+    Probe afterwards: the image may log a failure and exit 0.
     """
     names = ",".join(sorted({platform.architecture for platform in platforms}))
     argv = [*engine.tools.docker, "run", "--rm", "--privileged", _INSTALLER_IMAGE, "--install", names]
@@ -48,31 +48,22 @@ def install_emulators(engine: Engine, platforms: Iterable[Platform], commands: C
 
 def _probe_in_container(engine: Engine, platform: Platform, commands: CommandRunner) -> str:
     reference = f"buildkit-tasks/probe:{platform.slug}-{os.getpid()}"
-    docker = engine.tools.docker
-    import_argv = [
-        *docker,
-        "import",
-        f"--platform={platform}",
-        '--change=ENTRYPOINT ["/probe"]',
-        "-",
-        reference,
-    ]
-    result = commands.run(
-        import_argv, engine.command_options(stdin=_pack_probe(platform), timeout=_PROBE_SECONDS), mutates=True
-    )
+
+    def docker(*arguments: str, **options: Any) -> CommandResult:
+        command_options = engine.command_options(timeout=_PROBE_SECONDS, **options)
+        return commands.run([*engine.tools.docker, *arguments], command_options, mutates=True)
+
+    on_platform = f"--platform={platform}"
+    entrypoint = '--change=ENTRYPOINT ["/probe"]'
+    result = docker("import", on_platform, entrypoint, "-", reference, stdin=_pack_probe(platform))
     if not result.ok:
         return result.reason
     try:
-        argv = [*docker, "run", "--rm", "--network=none", f"--platform={platform}", reference]
-        result = commands.run(argv, engine.command_options(timeout=_PROBE_SECONDS), mutates=True)
+        result = docker("run", "--rm", "--network=none", on_platform, reference)
     except DeadlineExceeded as error:
         return error.message
     finally:
-        commands.run(
-            [*docker, "rmi", "--force", reference],
-            engine.command_options(timeout=_PROBE_SECONDS),
-            mutates=True,
-        )
+        docker("rmi", "--force", reference)
     return "" if commands.dry_run or result.returncode == PROBE_STATUS else result.reason
 
 

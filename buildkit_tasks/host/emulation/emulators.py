@@ -1,7 +1,7 @@
-"""QEMU and its handlers: find out what runs here, register what is missing, prove it by running.
+"""Find out which platforms run here, register missing QEMU emulators, and probe the result.
 
-The probe decides. Whatever an installer's status or the handler table may say, a platform runs here
-when its tiny program has been run and has ended with the status that only it can end with.
+Only the probe decides: a platform runs here if its minimal program exits with its own status. The exit
+status of an installer and the handler table prove nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import Settings, cache_folder
-from buildkit_tasks.errors import (
-    BuildkitTasksError,
-    DeadlineExceeded,
-    EmulatorError,
-)
+from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError
 from buildkit_tasks.host.emulation.binfmt import Handler, HandlerTable
 from buildkit_tasks.host.emulation.container_probe import install_emulators, probe_in_containers
 from buildkit_tasks.host.emulation.qemu import QemuFinder, read_qemu_version
@@ -43,7 +39,7 @@ _PROBE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class EmulatorManager:
-    """What is needed to look after the emulators of one engine."""
+    """The emulators of the kernel that runs an engine."""
 
     engine: Engine | None
     settings: Settings
@@ -52,21 +48,21 @@ class EmulatorManager:
 
     @classmethod
     def for_host(cls, settings: Settings, commands: CommandRunner, notify: Notify) -> EmulatorManager:
-        """The emulators of this very kernel, whether or not an engine runs on it."""
+        """Return the emulators of this host's kernel, with or without an engine."""
         return cls(engine=None, settings=settings, commands=commands, notify=notify)
 
     @property
     def _remote_engine(self) -> Engine | None:
-        """The engine, if its kernel is another one."""
+        """The engine, if it runs on another kernel."""
         return self.engine if self.engine is not None and not self.engine.is_local else None
 
     @cached_property
     def handler_table(self) -> HandlerTable:
-        """The kernel's handlers, with the ledger of those that we added."""
+        """The kernel's binfmt_misc handlers."""
         return HandlerTable(commands=self.commands, state_path=cache_folder(self.settings) / "binfmt.json")
 
     def inspect(self, platforms: Sequence[Platform]) -> tuple[PlatformSetup, ...]:
-        """Run every platform's probe and say how it runs; changes nothing on a local engine."""
+        """Probe every platform and describe how it runs, without registering anything."""
         if self._remote_engine is not None:
             failures = probe_in_containers(self._remote_engine, platforms, self.commands)
             engine_platform = self._remote_engine.platform
@@ -83,10 +79,10 @@ class EmulatorManager:
         )
 
     def ensure(self, platforms: Sequence[Platform], *, recreate: bool = False) -> tuple[PlatformSetup, ...]:
-        """Register what is missing, then :meth:`inspect`; a row's ``runs`` is False if it still fails.
+        """Register missing emulators, then return :meth:`inspect`.
 
-        Handlers that work are kept. One that is there and does not work is somebody else's: it is
-        replaced only with ``recreate``.
+        Working handlers are kept. One that does not work may belong to other software, and is replaced
+        only with ``recreate``.
         """
         if self._remote_engine is None and self.settings.emulators != "none":
             self._mount_table()
@@ -103,9 +99,9 @@ class EmulatorManager:
         return self.inspect(platforms)
 
     def _mount_table(self) -> None:
-        """Mount the table: handlers work unseen, and what runs a program could not be told."""
+        """Mount binfmt_misc, because handlers work without it but cannot be listed."""
         if not self.handler_table.is_mounted and os.geteuid() == 0:
-            with contextlib.suppress(EmulatorError):  # it matters only if a platform does not run
+            with contextlib.suppress(EmulatorError):  # relevant only if a platform does not run
                 self.handler_table.mount()
 
     def _register_locked(self, platforms: Sequence[Platform], *, recreate: bool) -> None:
@@ -120,7 +116,7 @@ class EmulatorManager:
             handlers = [each for each in self.handler_table.read_handlers() if each.matches(machine)]
             if handlers and not recreate:
                 continue
-            # Had before anything is removed: a handler without F still serves the host itself.
+            # Find it before removing anything: a handler without F still works on the host.
             program = None if self.settings.emulators == "image" else self._find_qemu(machine)
             for handler in handlers:
                 self.notify(f"removing handler {handler.name}, which does not work")
@@ -128,7 +124,7 @@ class EmulatorManager:
             self._register_machine(machine, program)
 
     def _register_machine(self, machine: Machine, program: Path | None) -> None:
-        """Register one architecture, with the binfmt image where there is no program for it."""
+        """Register one architecture, with the binfmt image if there is no program for it."""
         if program is not None:
             self.notify(f"registering {program} for linux/{machine.architecture}")
             self.handler_table.register(machine, program)
@@ -149,7 +145,7 @@ class EmulatorManager:
     def _describe_platform(self, platform: Platform, failure: str) -> PlatformSetup:
         handler = self.handler_table.effective_handler(platform.machine)
         if handler is None or not (handler.enabled or failure):
-            # Unseen handlers may be at work for any machine but this one.
+            # Without binfmt_misc mounted, only this machine's own architecture is certain to be native.
             native = self.handler_table.is_mounted or platform.machine is native_platform().machine
             message = f"no emulator is registered for it ({failure})" if failure else ""
             return PlatformSetup(
@@ -174,29 +170,27 @@ def _describe_remote_platform(platform: Platform, engine_platform: Platform, fai
 
 
 def require_emulators(rows: Iterable[PlatformSetup]) -> None:
-    """Raise :class:`EmulatorError` if a platform does not run, with each one's cause."""
+    """Raise :class:`EmulatorError` if a platform does not run, with the cause for each."""
     failed = [row for row in rows if not row.runs]
     if not failed:
         return
     others = "".join(f"\n{row.platform}: {row.message}" for row in failed[1:])
     has_handler = any(row.handler for row in failed)
-    hint = (
-        "inv setup-builder --recreate (replaces handlers that do not work)"
-        if has_handler
-        else "sudo inv setup-builder"
-    )
+    hint = "sudo inv setup-builder"
+    if has_handler:
+        hint = "inv setup-builder --recreate (replaces handlers that do not work)"
     raise EmulatorError(failed[0].message + others, platform=failed[0].platform, hint=hint)
 
 
 def probe_machines(
     machines: Iterable[Machine], settings: Settings, commands: CommandRunner
 ) -> dict[str, str]:
-    """For each architecture the words why its program does not run; empty where it does."""
+    """Return why each architecture's program does not run, or an empty string if it does."""
     machine_by_architecture = {machine.architecture: machine for machine in machines}
     folder = cache_folder(settings)
     if not commands.dry_run:
         folder.mkdir(parents=True, exist_ok=True)
-    # Not in /tmp, which may be mounted noexec, if there is another place.
+    # Prefer the cache directory, because /tmp may be mounted noexec.
     parent = folder if folder.is_dir() else None
     with (
         tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as directory,
@@ -205,7 +199,7 @@ def probe_machines(
         programs = [
             _write_probe(Path(directory) / name, machine) for name, machine in machine_by_architecture.items()
         ]
-        # All files are closed before the first is run: a child holding one open gives ETXTBSY.
+        # All files are closed before the first is run: one open for writing cannot be executed (ETXTBSY).
         failures = pool.map(lambda path: _run_probe(path, commands), programs)
         return dict(zip(machine_by_architecture, failures, strict=True))
 
@@ -229,7 +223,7 @@ def _run_probe(program: Path, commands: CommandRunner) -> str:
 
 
 def _explain_handler_failure(handler: Handler, failure: str) -> str:
-    """Why a handler does not serve, or nothing. Without F it serves the host, but no container."""
+    """Return why a handler does not work, or an empty string; without F it works only on the host."""
     exists = Path(handler.interpreter).exists()
     if not handler.enabled:
         return f"handler {handler.name} is disabled"
@@ -246,7 +240,7 @@ def _explain_handler_failure(handler: Handler, failure: str) -> str:
 
 
 def add_versions(rows: Sequence[PlatformSetup], commands: CommandRunner) -> tuple[PlatformSetup, ...]:
-    """The same rows with the version that each interpreter prints of itself."""
+    """Return the rows with the version of each interpreter."""
     programs = {row.interpreter for row in rows if row.interpreter and Path(row.interpreter).exists()}
     versions = {program: read_qemu_version(program, commands) for program in programs}
     return tuple(replace(row, version=versions.get(row.interpreter, "")) for row in rows)

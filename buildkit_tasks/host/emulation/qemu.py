@@ -1,4 +1,4 @@
-"""QEMU's user-mode programs: the host's, or Debian's in the private prefix."""
+"""Find QEMU's user-mode programs: the host's, or Debian's in the cache directory."""
 
 from __future__ import annotations
 
@@ -25,25 +25,41 @@ _VERSION_PATTERN = re.compile(r"version (\d+(?:\.\d+)+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QemuFinder:
-    """What is needed to find QEMU's programs under the settings."""
+    """Finds QEMU's user-mode programs as the settings allow."""
 
     settings: Settings
     commands: CommandRunner
     notify: Notify
 
     def find(self, machine: Machine) -> Path | None:
-        """A static QEMU for this architecture: the host's, else Debian's, fetched if need be.
+        """Return a static QEMU for this architecture: the host's, else Debian's, or None.
 
-        None where there is neither. With ``emulators = "host"`` raises :class:`EmulatorError` for what
-        is in the way of fetching it, and with ``none`` nothing is fetched.
+        Debian's is downloaded unless ``emulators = "none"``. With ``emulators = "host"``, raise
+        :class:`EmulatorError` if that fails.
         """
-        return _find_host_qemu(machine) or _find_debian_qemu(
-            machine, self.settings, self.commands, self.notify
-        )
+        return _find_host_qemu(machine) or self._find_debian_qemu(machine)
+
+    def _find_debian_qemu(self, machine: Machine) -> Path | None:
+        prefix = cache_folder(self.settings) / "debian" / "qemu"
+        program = prefix / "usr/bin" / f"qemu-{machine.qemu_suffix}"
+        if program.exists():
+            return program
+        if self.settings.emulators == "none":
+            return None
+        from buildkit_tasks.system.debian import PackageSet, install_packages
+
+        try:
+            install_packages(prefix, [PackageSet(names=("qemu-user",))], self.commands, self.notify)
+        except EngineError as error:
+            if self.settings.emulators == "host":
+                raise EmulatorError(error.message, hint=error.hint) from error
+            self.notify(error.message)
+            return None
+        return program if program.exists() or self.commands.dry_run else None
 
 
 def read_qemu_version(program: str, commands: CommandRunner) -> str:
-    """The version that a QEMU binary prints, such as 11.1.2; empty where it does not say."""
+    """Return the version that a QEMU binary prints, such as 11.1.2, or an empty string."""
     try:
         result = commands.run([program, "--version"], CommandOptions(timeout=_VERSION_SECONDS))
     except BuildkitTasksError:
@@ -53,7 +69,7 @@ def read_qemu_version(program: str, commands: CommandRunner) -> str:
 
 
 def _find_host_qemu(machine: Machine) -> Path | None:
-    """The host's QEMU if it is static: a dynamic one cannot find its libraries in a container."""
+    """Return the host's QEMU if it is static; a dynamic one cannot find its libraries in a container."""
     for name in (f"qemu-{machine.qemu_suffix}-static", f"qemu-{machine.qemu_suffix}"):
         path = shutil.which(name)
         if path is not None and _is_static(Path(path)):
@@ -74,24 +90,3 @@ def _is_static(program: Path) -> bool:
     except (OSError, MalformedImage):  # a script, for example
         return False
     return elf.find_segment(PT_INTERP) is None and not elf.problems
-
-
-def _find_debian_qemu(
-    machine: Machine, settings: Settings, commands: CommandRunner, notify: Notify
-) -> Path | None:
-    prefix = cache_folder(settings) / "debian" / "qemu"
-    program = prefix / "usr/bin" / f"qemu-{machine.qemu_suffix}"
-    if program.exists():
-        return program
-    if settings.emulators == "none":
-        return None
-    from buildkit_tasks.system.debian import PackageSet, install_packages
-
-    try:
-        install_packages(prefix, [PackageSet(names=("qemu-user",))], commands, notify)
-    except EngineError as error:
-        if settings.emulators == "host":
-            raise EmulatorError(error.message, hint=error.hint) from error
-        notify(error.message)
-        return None
-    return program if program.exists() or commands.dry_run else None

@@ -1,4 +1,4 @@
-"""The Docker engine: an existing one where one answers, else a private one."""
+"""Docker engines: an existing one if it answers, else a private one."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "ensure_clients", "ensure_engine", "find_clients", "find_engine"]
 
+_NO_TOOLS = "docker with buildx is not installed"
+
 
 def ensure_engine(settings: Settings, commands: CommandRunner, notify: Notify) -> Engine:
-    """The engine to use, started if need be.
+    """Return the engine to use, and start a private one if no daemon answers.
 
-    An existing daemon is preferred and never touched; a private one is provisioned when none
-    answers, unless ``engine=system`` forbids it. Raises :class:`EngineError` (exit 3) otherwise.
+    An existing daemon is preferred and never changed. Raise :class:`EngineError` (exit 3) if none answers
+    and ``engine=system`` rules out a private one, or it cannot be started.
     """
     if settings.engine != "private":
         engine_or_reason = find_system_engine(lambda: ensure_tools(settings, commands, notify), commands)
         if isinstance(engine_or_reason, Engine):
             return engine_or_reason
         if settings.engine == "system":
-            raise EngineError(
-                engine_or_reason, hint="start it, or let a private engine be made: --engine=auto"
-            )
+            raise EngineError(engine_or_reason, hint="start it, or use a private engine: --engine=auto")
         notify(f"{engine_or_reason}: using the private engine")
     from buildkit_tasks.host.engine.private import ensure_private_engine
 
@@ -42,34 +42,33 @@ def ensure_engine(settings: Settings, commands: CommandRunner, notify: Notify) -
 
 
 def ensure_clients(settings: Settings, commands: CommandRunner, notify: Notify) -> Engine:
-    """The user's engine, or its client programs alone: no daemon is started for a BuildKit elsewhere."""
+    """Return the user's engine, or only client programs: a remote BuildKit needs no daemon here."""
     engine_or_reason = find_system_engine(lambda: ensure_tools(settings, commands, notify), commands)
-    return (
-        engine_or_reason
-        if isinstance(engine_or_reason, Engine)
-        else engine_without_daemon(ensure_tools(settings, commands, notify))
-    )
+    if isinstance(engine_or_reason, Engine):
+        return engine_or_reason
+    return engine_without_daemon(ensure_tools(settings, commands, notify))
 
 
 def find_clients(settings: Settings, commands: CommandRunner) -> Engine | str:
-    """What :func:`ensure_clients` gives if nothing may be fetched, or why there is nothing."""
+    """Return what :func:`ensure_clients` would without downloads, or why there is nothing."""
     tools = find_tools(settings)
     if tools is None:
-        return "there is no docker with buildx here"
+        return _NO_TOOLS
     engine_or_reason = find_system_engine(lambda: tools, commands)
     return engine_or_reason if isinstance(engine_or_reason, Engine) else engine_without_daemon(tools)
 
 
 def find_engine(settings: Settings, commands: CommandRunner) -> Engine | str:
-    """The engine that would be used if nothing may be fetched or started, or why there is none."""
+    """Return the engine that is usable without downloading or starting one, or why there is none."""
     from buildkit_tasks.host.engine.private import find_private_engine
 
     tools = find_tools(settings)
     if tools is None:
-        return "there is no docker with buildx here"
-    engine_or_reason: Engine | str = "no Docker daemon is asked for"
+        return _NO_TOOLS
+    engine_or_reason: Engine | str = "the settings select the private engine"
     if settings.engine != "private":
         engine_or_reason = find_system_engine(lambda: tools, commands)
     if isinstance(engine_or_reason, Engine) or settings.engine == "system":
         return engine_or_reason
-    return find_private_engine(settings, tools, commands) or f"{engine_or_reason}, and no private engine runs"
+    private_engine = find_private_engine(settings, tools, commands)
+    return private_engine or f"{engine_or_reason}, and no private engine is running"

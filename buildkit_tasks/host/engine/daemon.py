@@ -1,4 +1,4 @@
-"""A running Docker engine: find it, ask what it can do, and call its tools."""
+"""Find a running Docker engine and its client programs, and query its properties."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.system.notify import Notify
 
 __all__ = [
+    "API_SECONDS",
     "DEFAULT_ENDPOINT",
     "ClientTools",
     "Engine",
@@ -36,13 +37,16 @@ __all__ = [
     "is_listening",
 ]
 
-_RESPONSE_SECONDS = 30.0  # row 55: an engine that says nothing for this long has stopped answering
+API_SECONDS = 30
+"""How long an engine may take to answer before it counts as hanging."""
 DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
+# Where docker's CLI looks for plugins, in "docker/cli-plugins".
+_PLUGIN_ROOTS = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTools:
-    """The client programs: argv prefixes of ``docker`` and of buildx."""
+    """The client programs ``docker`` and buildx, each as the start of an argv."""
 
     docker: tuple[str, ...]
     buildx: tuple[str, ...]
@@ -50,11 +54,11 @@ class ClientTools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """A Docker engine that answered.
+    """A Docker engine that answers.
 
-    ``store`` is ``containerd`` or ``graph`` (the classic image store); ``local`` tells whether its
-    kernel is this one, so that binfmt_misc here is the one that its containers see; ``context`` is
-    docker's context, after which buildx names the engine's own builder.
+    ``store`` is ``containerd`` or ``graph`` (the classic image store). ``is_local`` tells whether it runs
+    on this kernel, so that its containers use the binfmt_misc handlers of this host. ``context`` is the
+    docker context, after which buildx names the engine's own builder.
     """
 
     kind: str
@@ -70,23 +74,23 @@ class Engine:
 
     @property
     def is_planned(self) -> bool:
-        """Whether it is only what a dry run would start."""
+        """Whether this engine is not running: a dry run only shows how it would be started."""
         return not self.version
 
     @property
     def summary(self) -> EngineSummary:
-        """What reports say of it."""
+        """The engine as reports describe it."""
         return EngineSummary(kind=self.kind, endpoint=self.endpoint, version=self.version, store=self.store)
 
     def command_options(self, **overrides: Any) -> CommandOptions:
-        """How to run a client of this engine."""
+        """Return options for running a client of this engine."""
         return CommandOptions(env={**self.env, **overrides.pop("env", {})}, **overrides)
 
 
 def find_system_engine(tools: Callable[[], ClientTools], commands: CommandRunner) -> Engine | str:
-    """The engine that the user's environment names, or the words why there is none.
+    """Return the engine that the user's environment selects, or why there is none.
 
-    ``tools`` is asked only when something answers: it may have to fetch them.
+    ``tools`` is called only if something listens at the endpoint, because it may download them.
     """
     endpoint = _resolve_endpoint()
     if not is_listening(endpoint):
@@ -100,14 +104,12 @@ def find_system_engine(tools: Callable[[], ClientTools], commands: CommandRunner
 def describe_engine(
     kind: str, endpoint: str, tools: ClientTools, env: Mapping[str, str], commands: CommandRunner
 ) -> Engine:
-    """Ask a daemon what it is. Raises :class:`EngineError` with its client's words if it is down."""
+    """Run ``docker info``. Raise :class:`EngineError` with its error if the daemon does not answer."""
     argv = [*tools.docker, "info", "--format={{json .}}"]
     try:
-        result = commands.run(argv, CommandOptions(env=env, timeout=_RESPONSE_SECONDS))
+        result = commands.run(argv, CommandOptions(env=env, timeout=API_SECONDS))
     except DeadlineExceeded as error:
-        raise EngineError(
-            f"the Docker daemon at {endpoint} said nothing for {_RESPONSE_SECONDS:.0f} s"
-        ) from error
+        raise EngineError(f"the Docker daemon at {endpoint} did not answer within {API_SECONDS} s") from error
     info = _parse_object(result.stdout)
     if not info.get("ServerVersion"):
         reason = (info.get("ServerErrors") or [result.reason])[0]
@@ -126,7 +128,7 @@ def describe_engine(
 
 
 def engine_without_daemon(tools: ClientTools) -> Engine:
-    """The client programs without any daemon, for builders whose BuildKit runs elsewhere."""
+    """Return an engine that has only client programs, for builders whose BuildKit is remote."""
     return Engine(
         kind="none",
         endpoint="",
@@ -139,7 +141,7 @@ def engine_without_daemon(tools: ClientTools) -> Engine:
 
 
 def ensure_tools(settings: Settings, commands: CommandRunner, notify: Notify) -> ClientTools:
-    """The user's docker and buildx; whichever is missing comes from Debian, for us alone."""
+    """Return docker and buildx; download Debian's into the cache directory if one is missing."""
     tools = find_tools(settings)
     if tools is not None:
         return tools
@@ -150,7 +152,7 @@ def ensure_tools(settings: Settings, commands: CommandRunner, notify: Notify) ->
 
 
 def find_tools(settings: Settings) -> ClientTools | None:
-    """The client programs that are here already, the user's own before those from Debian."""
+    """Return the client programs that are installed, else those downloaded before, else None."""
     docker = shutil.which("docker")
     if docker is not None and _has_buildx_plugin():
         return ClientTools(docker=(docker,), buildx=(docker, "buildx"))
@@ -164,14 +166,14 @@ def _tools_prefix(settings: Settings) -> Path:
 
 def _tools_below(prefix: Path) -> ClientTools:
     docker = shutil.which("docker") or str(prefix / "usr/bin/docker")
-    # buildx also runs by itself, without docker's plugin folders or anybody's config.json.
+    # buildx also runs as a program of its own, without docker's plugin directories and config.json.
     return ClientTools(
         docker=(docker,), buildx=(str(prefix / "usr/libexec/docker/cli-plugins/docker-buildx"),)
     )
 
 
 def _has_buildx_plugin() -> bool:
-    """Whether docker would find buildx, in the folders where docker's CLI looks for plugins."""
+    """Return True if docker's CLI would find buildx in its plugin directories."""
     folders = (
         docker_config_folder() / "cli-plugins",
         *(Path(str(folder)) for folder in _read_docker_config().get("cliPluginsExtraDirs", ())),
@@ -180,30 +182,27 @@ def _has_buildx_plugin() -> bool:
     return any(os.access(folder / "docker-buildx", os.X_OK) for folder in folders)
 
 
-_PLUGIN_ROOTS = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
-
-
 def docker_config_folder() -> Path:
-    """Where docker's CLI keeps its configuration."""
+    """Return the directory of the configuration of docker's CLI."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
 
 
 def _read_docker_config() -> dict[str, Any]:
-    """The user's config.json, read only. Raises :class:`SettingsError` if it is malformed."""
+    """Read the user's config.json. Raise :class:`SettingsError` if it is malformed."""
     path = docker_config_folder() / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: {error}", hint="mend or remove that file") from error
+        raise SettingsError(f"{path}: {error}", hint="fix or remove that file") from error
     if not isinstance(config, dict):
-        raise SettingsError(f"{path}: not a JSON object", hint="mend or remove that file")
+        raise SettingsError(f"{path}: not a JSON object", hint="fix or remove that file")
     return config
 
 
 def _resolve_endpoint() -> str:
-    """Where docker's CLI would connect: DOCKER_HOST, then the context, then the default."""
+    """Return where docker's CLI would connect: DOCKER_HOST, then the context, then the default."""
     if os.environ.get("DOCKER_HOST"):
         return os.environ["DOCKER_HOST"]
     context = _current_context()
@@ -217,7 +216,7 @@ def _current_context() -> str:
 
 
 def _read_context_endpoint(name: str) -> str:
-    """The host of a docker context, from its metadata file (named by docker after sha256 of name)."""
+    """Return the host of a docker context, from its metadata file in a directory with a hashed name."""
     for path in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
         metadata = _parse_object(path.read_text(encoding="utf-8"))
         if metadata.get("Name") == name:
@@ -226,7 +225,7 @@ def _read_context_endpoint(name: str) -> str:
 
 
 def is_listening(endpoint: str) -> bool:
-    """Whether something accepts connections at a unix socket; other endpoints are for docker to try."""
+    """Return True if a unix socket accepts connections, and for endpoints of other kinds."""
     parts = urlsplit(endpoint)
     if parts.scheme != "unix":
         return True

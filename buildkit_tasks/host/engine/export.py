@@ -1,4 +1,4 @@
-"""An image out of a Docker engine as a stream: what ``docker save`` would write to a file.
+"""Export an image from a Docker engine as a stream, like ``docker save``.
 
 Engine API, "Export an image" (``GET /images/{name}/get``).
 """
@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from buildkit_tasks.errors import EngineError, UsageError
-from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
+from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, get_from_api, inspect_image
 from buildkit_tasks.oci.reference import Reference
 
 if TYPE_CHECKING:
@@ -25,17 +25,16 @@ __all__ = ["export_image"]
 
 _IMAGE_ID = re.compile(r"(?:sha256:)?[0-9a-f]{6,64}", re.ASCII)
 _FULL_ID_LENGTH = 64
-_EXPORT_SECONDS = 300  # a classic store collects the whole archive before its first byte
+_EXPORT_SECONDS = 300  # the classic image store writes the whole archive before it sends the first byte
 
 
 def export_image(engine: Engine, reference: str) -> BinaryIO:
-    """A fresh stream of the image's save archive; ``reference`` is a name or an id.
+    """Open the archive of an image; ``reference`` is a name or an id.
 
-    Raises :class:`UsageError` for an image that the engine does not have, or has in a part that it
-    cannot export, and for what cannot be one's name; :class:`EngineError` for an engine that stops
-    answering.
+    Raise :class:`UsageError` for an invalid name, an image that the engine does not have, or one of
+    which it cannot export the platforms that it has; :class:`EngineError` if the engine stops answering.
     """
-    # What is no image's id has to be a reference: it becomes a part of a URL.
+    # Validate it, because it becomes a part of a URL.
     if not _IMAGE_ID.fullmatch(reference):
         Reference.parse(reference)
     with contextlib.ExitStack() as stack, _translate_engine_errors(reference):
@@ -48,13 +47,12 @@ def export_image(engine: Engine, reference: str) -> BinaryIO:
 
 
 def _find_image(client: DockerClient, reference: str) -> tuple[str, dict[str, Any]]:
-    """The name of one image: without a tag the engine would export all of a repository's tags."""
+    """Return an image's full name and description; without a tag, all tags would be exported."""
     if _IMAGE_ID.fullmatch(reference) and len(reference) == _FULL_ID_LENGTH:
-        reference = f"sha256:{reference}"  # alone, a whole id is no name to the engine
+        reference = f"sha256:{reference}"  # the engine does not accept a full id without its algorithm
     last_component = reference.rpartition("/")[2]
-    for name in (
-        [reference] if ":" in last_component or "@" in last_component else [f"{reference}:latest", reference]
-    ):
+    is_complete = ":" in last_component or "@" in last_component
+    for name in [reference] if is_complete else [f"{reference}:latest", reference]:
         image = inspect_image(client, name)
         if image is not None:
             return name, image
@@ -64,25 +62,21 @@ def _find_image(client: DockerClient, reference: str) -> tuple[str, dict[str, An
 def _request_export(client: DockerClient, name: str, image: dict[str, Any], engine: Engine) -> Any:
     from docker.errors import NotFound
 
-    api: Any = client.api  # its `get_image` gives pieces that cannot be closed: its helpers, one floor down
-    url = api._url("/images/{0}/get", name)  # noqa: SLF001 - see above
-    response = api._get(url, stream=True, timeout=_EXPORT_SECONDS)  # noqa: SLF001 - see above
     try:
-        api._raise_for_status(response)  # noqa: SLF001 - see above
+        # Not the SDK's `get_image`, whose iterator does not close the connection.
+        return get_from_api(client, "/images/{0}/get", name, stream=True, timeout=_EXPORT_SECONDS)
     except NotFound as error:
-        # A containerd store exports an image of which platforms are missing, but not its own.
-        response.close()
+        # The containerd store exports images without some platforms, but not without the engine's own.
         available = ", ".join(str(platform) for platform in available_manifests(image)) or "nothing"
         raise UsageError(
-            f"of {name} the engine has {available}, which it cannot export without {engine.platform}: "
+            f"the engine has {available} of {name}, which it cannot export without {engine.platform}: "
             f"{error}",
             hint=f"docker pull --platform {engine.platform} {name}",
         ) from error
-    return response
 
 
 class _ExportBody(io.RawIOBase):
-    """The body of an answer; closing it ends the connection."""
+    """The body of a response; closing it closes the connection."""
 
     def __init__(self, response: Any, reference: str, resources: contextlib.ExitStack) -> None:
         super().__init__()
@@ -113,4 +107,4 @@ def _translate_engine_errors(reference: str) -> Iterator[None]:
     try:
         yield
     except (DockerException, RequestException, HTTPError) as error:
-        raise EngineError(f"the engine did not give the image {reference}: {error}") from error
+        raise EngineError(f"the engine could not export the image {reference}: {error}") from error

@@ -1,8 +1,8 @@
-"""A private Docker engine: Debian's packages under the user's cache folder, started when needed.
+"""Run a private Docker engine from Debian packages in the user's cache directory.
 
-Its daemon has its own data, its own socket (mode 0600, in a folder that only its owner may enter)
-and its own pid file; nothing of it is installed into the system. What it is and when it started is
-kept in ``process``, so that no other process is ever taken for it.
+Its daemon has its own data directory, socket (mode 0600, in a directory of mode 0700) and pid file;
+nothing is installed into the system. The file ``process`` has its pid and start time, so that another
+process with the same pid is never mistaken for it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _STOP_SECONDS = 30.0
 
 _ENGINE_PACKAGES = (
     PackageSet(names=("containerd", "docker.io")),
-    # Testing's runc wants a newer libc than a stable host has: the host's own release serves.
+    # Testing's runc needs a newer libc than a stable host has, so take the host's own release.
     PackageSet(names=("runc", "iptables", "tini"), suite="host", with_dependencies=True),
 )
 
@@ -57,7 +57,7 @@ _ENGINE_PACKAGES = (
 def find_private_engine(
     settings: Settings, tools: ClientTools, commands: CommandRunner, *, name: str = "engine"
 ) -> Engine | None:
-    """The private engine if it runs and answers."""
+    """Return the private engine if it is running and answers, else None."""
     paths = PrivateEnginePaths(cache_folder(settings), name)
     if not _is_running(paths):
         return None
@@ -75,10 +75,10 @@ def ensure_private_engine(
     store: str = "containerd",
     name: str = "engine",
 ) -> Engine:
-    """The private engine, provisioned and started if it is not running.
+    """Return the private engine; download its packages and start it if it is not running.
 
-    Raises :class:`EngineError` where it cannot be: not root, no apt, no NAT in the kernel, or a
-    daemon that does not come up (with the end of its log).
+    Raise :class:`EngineError` if that fails: not root, no apt, no NAT in the kernel, or a daemon that
+    does not start (with the last message of its log).
     """
     paths = PrivateEnginePaths(cache_folder(settings), name)
     tools = ensure_tools(settings, commands, notify)
@@ -87,7 +87,7 @@ def ensure_private_engine(
         return engine
     if os.geteuid() != 0:
         raise EngineError(
-            "no Docker daemon answers, and a private one can be started by root only",
+            "no Docker daemon answers, and only root can start a private one",
             hint="sudo inv setup-builder, or install and start Docker with buildx",
         )
     with file_lock(paths.cache / f".{paths.name}.lock", dry_run=commands.dry_run):
@@ -108,15 +108,15 @@ def stop_private_engine(
     keep_state: bool = False,
     name: str = "engine",
 ) -> bool:
-    """End the private engine, that process alone, and remove what it kept unless told not to.
+    """Stop the private engine, and remove its data unless ``keep_state``; return whether it was running.
 
-    Gives whether one was running. The downloaded packages stay: they are a cache.
+    The downloaded packages stay in the cache.
     """
     paths = PrivateEnginePaths(cache_folder(settings), name)
     process = _read_process(paths)
     was_running = process is not None and process.is_alive
     if commands.dry_run:
-        notify(f"would end process {process.pid if process else 'none'} and remove {paths.root}")
+        notify(f"would stop process {process.pid if process else 'none'} and remove {paths.root}")
         return was_running
     if process is not None:
         process.terminate(_STOP_SECONDS)
@@ -141,7 +141,7 @@ def _describe_private_engine(
 
 
 def _read_process(paths: PrivateEnginePaths) -> Process | None:
-    """The process noted at the last start; anything that cannot be read is no note."""
+    """Return the process of the last start, or None if the file cannot be read."""
     try:
         return Process.parse(paths.process_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -149,24 +149,21 @@ def _read_process(paths: PrivateEnginePaths) -> Process | None:
 
 
 def _find_orphans(paths: PrivateEnginePaths) -> list[Process]:
-    """What a daemon that was killed leaves: its containerd and shims, which name our runtime folder.
+    """Return the containerd and shims that a killed daemon leaves; their arguments contain our directory.
 
-    Somebody who reads a log in that folder names it too: only our own programs count.
+    So do those of a program that reads a log there, so only our own executables count.
     """
     program_root = paths.prefix.resolve()
-    return [
-        each
-        for each in find_processes_by_argument(paths.runtime_dir)
-        if each.executable.is_relative_to(program_root)
-    ]
+    processes = find_processes_by_argument(paths.runtime_dir)
+    return [process for process in processes if process.executable.is_relative_to(program_root)]
 
 
 def _find_mounts(*folders: Path) -> list[Path]:
-    """What a daemon that was killed has left mounted in our folders, the innermost first."""
+    """Return what a killed daemon leaves mounted in these directories, the innermost first."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    # Field 5, its blanks as octal escapes: proc(5).
-    mount_points = (line.split(" ")[4].replace("\\040", " ") for line in lines)
-    mounts = [Path(path) for path in mount_points if any(Path(path).is_relative_to(each) for each in folders)]
+    # The mount point is field 5, with spaces as octal escapes (proc(5)).
+    mount_points = (Path(line.split(" ")[4].replace("\\040", " ")) for line in lines)
+    mounts = [path for path in mount_points if any(path.is_relative_to(folder) for folder in folders)]
     return mounts[::-1]
 
 
@@ -205,25 +202,25 @@ def _write_process(paths: PrivateEnginePaths, pid: int) -> None:
 
 
 def _prepare_folders(paths: PrivateEnginePaths) -> None:
-    """Folders, and an init under the name by which dockerd looks for it."""
+    """Create the directories, and a link to tini under the name that dockerd expects."""
     for folder in (paths.root, paths.runtime_dir):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-    # dockerd takes any process that has its last pid now for itself, and does not start.
+    # dockerd does not start if any process has the pid in its stale pid file.
     (paths.runtime_dir / "docker.pid").unlink(missing_ok=True)
     if not _find_orphans(paths):
         (paths.runtime_dir / "exec/containerd/containerd.pid").unlink(missing_ok=True)
     bin_folder = paths.root / "bin"
     shutil.rmtree(bin_folder, ignore_errors=True)
     bin_folder.mkdir()
-    # Without docker-init every `--init` run and every docker-container builder fails.
+    # Without docker-init, `docker run --init` and docker-container builders fail.
     (bin_folder / "docker-init").symlink_to(paths.prefix / "usr/bin/tini-static")
 
 
 def _daemon_environment(paths: PrivateEnginePaths) -> dict[str, str]:
     prefix = paths.prefix
     libraries = [*prefix.glob("usr/lib/*-linux-*"), *prefix.glob("lib/*-linux-*")]
-    programs = [paths.root / "bin", *(prefix / each for each in ("usr/sbin", "usr/bin", "sbin", "bin"))]
+    programs = [paths.root / "bin", *(prefix / name for name in ("usr/sbin", "usr/bin", "sbin", "bin"))]
     extensions = [folder / "xtables" for folder in libraries if (folder / "xtables").is_dir()]
     return {
         "PATH": os.pathsep.join([*map(str, programs), os.environ.get("PATH", os.defpath)]),
@@ -256,20 +253,22 @@ def _wait_until_ready(paths: PrivateEnginePaths) -> None:
         if not _is_running(paths):
             raise _start_error(paths)
         time.sleep(0.05)
-    raise EngineError(f"the private engine was not ready after {_READY_SECONDS:.0f} s; see {paths.log_file}")
+    raise EngineError(
+        f"the private engine was not ready after {_READY_SECONDS:.0f} s", hint=f"check {paths.log_file}"
+    )
 
 
 def _start_error(paths: PrivateEnginePaths) -> EngineError:
     lines = paths.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     reason = next((line for line in reversed(lines) if line.startswith("failed to")), "")
     return EngineError(
-        f"the private engine did not start: {reason or (lines or ['it said nothing'])[-1]}",
-        hint=f"look into {paths.log_file}",
+        f"the private engine did not start: {reason or (lines or ['its log is empty'])[-1]}",
+        hint=f"check {paths.log_file}",
     )
 
 
 def _client_environment(paths: PrivateEnginePaths) -> dict[str, str]:
-    """Clients talk to the private socket, and keep their builders apart from the user's."""
+    """Return the environment of clients: the private socket, and a buildx store of its own."""
     environment = {"DOCKER_HOST": paths.endpoint}
     if not os.environ.get("BUILDX_CONFIG"):
         environment["BUILDX_CONFIG"] = str(paths.root / "buildx")
@@ -277,7 +276,7 @@ def _client_environment(paths: PrivateEnginePaths) -> dict[str, str]:
 
 
 def _planned_engine(paths: PrivateEnginePaths, tools: ClientTools) -> Engine:
-    """What a dry run goes on with: the engine that the commands just shown would start."""
+    """Return the engine that the commands shown by a dry run would start."""
     return Engine(
         kind="private",
         endpoint=paths.endpoint,
@@ -292,7 +291,7 @@ def _planned_engine(paths: PrivateEnginePaths, tools: ClientTools) -> Engine:
 
 @dataclass(frozen=True, slots=True)
 class PrivateEnginePaths:
-    """Where one private engine keeps its things; ``name`` tells several engines apart."""
+    """The files and directories of one private engine, by its name."""
 
     cache: Path
     name: str = "engine"
@@ -304,28 +303,28 @@ class PrivateEnginePaths:
 
     @property
     def prefix(self) -> Path:
-        """The unpacked packages."""
+        """The installed packages."""
         return self.cache / "debian" / "engine"
 
     @property
     def runtime_dir(self) -> Path:
-        """Sockets and mounts: short, since a socket's path may have 107 bytes, and gone at reboot."""
+        """Sockets and mounts; a short path, because those of sockets are limited to 107 bytes (unix(7))."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
         return Path("/run/buildkit-tasks") / digest
 
     @property
     def bridge(self) -> str:
-        """The network device of its containers (15 characters at most)."""
+        """The network bridge of its containers (the name of a device has at most 15 characters)."""
         return f"bkt-{self.runtime_dir.name}"
 
     @property
     def socket(self) -> Path:
-        """The daemon's only listener."""
+        """The daemon's only socket."""
         return self.runtime_dir / "docker.sock"
 
     @property
     def endpoint(self) -> str:
-        """The socket as docker's clients write it."""
+        """The socket's URL for DOCKER_HOST."""
         return f"unix://{self.socket}"
 
     @property
@@ -335,10 +334,10 @@ class PrivateEnginePaths:
 
     @property
     def process_file(self) -> Path:
-        """Which process is the daemon, and when it started."""
+        """The daemon's pid and start time."""
         return self.root / "process"
 
     @property
     def log_file(self) -> Path:
-        """What the daemon says."""
+        """The daemon's output."""
         return self.root / "dockerd.log"

@@ -1,8 +1,8 @@
-"""The private engine's own network: a bridge, an address on it, and three firewall rules.
+"""Create the network of the private engine: a bridge with an address, and three firewall rules.
 
-dockerd is told to leave the firewall alone and to use this bridge. Left to itself it would take
-``docker0`` and docker's firewall chains, which belong to any other dockerd of this host (and with
-``bridge: none`` it deletes ``docker0``). What is made here is removed by name, and nothing else.
+dockerd is configured to use this bridge and no firewall rules of its own. By default it would use
+``docker0`` and docker's firewall chains, which may belong to another dockerd of this host (and with
+``bridge: none`` it deletes ``docker0``). Only what is created here is removed, by name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SUBNET_BITS = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateNetwork:
-    """A bridge by name, and how iptables is called; ``programs`` is where Debian's iptables lies."""
+    """The bridge and its firewall rules; ``program_dir`` is the directory of Debian's iptables."""
 
     bridge: str
     program_dir: Path
@@ -46,13 +46,13 @@ class PrivateNetwork:
     commands: CommandRunner
 
     def create(self) -> None:
-        """Make what is not there yet: bridge, address, rules. Raises :class:`EngineError`."""
+        """Create the bridge, its address and the rules that are missing. Raise :class:`EngineError`."""
         iptables = self._find_iptables()
         try:
             self._create_bridge()
         except OSError as error:
             raise EngineError(
-                f"the bridge {self.bridge} cannot be made: {error.strerror}",
+                f"cannot create the bridge {self.bridge}: {error.strerror}",
                 hint="run on a host or in a privileged container",
             ) from error
         for table, chain, rule in self._firewall_rules():
@@ -61,7 +61,7 @@ class PrivateNetwork:
                 self._run_iptables([*argv, "-I", chain, *rule], check=True)
 
     def remove(self) -> None:
-        """Remove rules and bridge; what is gone already is fine."""
+        """Remove the rules and the bridge, if they exist."""
         if not (Path("/sys/class/net") / self.bridge).exists():
             return
         iptables = self._find_iptables()
@@ -81,7 +81,7 @@ class PrivateNetwork:
             _set_link_state(control, self.bridge, up=True)
 
     def _firewall_rules(self) -> Iterator[tuple[str, str, list[str]]]:
-        """Guests reach out under this host's address; only answers come in."""
+        """Containers connect with this host's address (NAT); only replies reach them."""
         comment = ["-m", "comment", "--comment", "buildkit-tasks"]
         source = str(self._read_subnet())
         yield "nat", "POSTROUTING", ["-s", source, "!", "-o", self.bridge, *comment, "-j", "MASQUERADE"]
@@ -96,7 +96,7 @@ class PrivateNetwork:
         return ipaddress.IPv4Network((address, _SUBNET_BITS), strict=False)
 
     def _find_iptables(self) -> list[str]:
-        """Debian's iptables for the back end that this kernel has: nf_tables, else the legacy one."""
+        """Return Debian's iptables for the kernel's backend: nf_tables, else the legacy one."""
         reason = ""
         for name in ("xtables-nft-multi", "xtables-legacy-multi"):
             argv = [str(self.program_dir / name), "iptables"]
@@ -107,14 +107,14 @@ class PrivateNetwork:
                 return argv
             reason = result.reason
         raise EngineError(
-            f"this kernel lets nobody make NAT rules, which containers need for their network: {reason}",
+            f"the kernel refuses NAT rules, which containers need for their network: {reason}",
             hint="run on a host or in a privileged container",
         )
 
     def _run_iptables(self, argv: list[str], *, check: bool = False) -> bool:
         result = self.commands.run(argv, CommandOptions(env=self.env, timeout=30))
         if check and not result.ok:
-            raise EngineError(f"a firewall rule cannot be made: {result.reason}")
+            raise EngineError(f"cannot create a firewall rule: {result.reason}")
         return result.ok
 
 
@@ -127,7 +127,7 @@ def _encode_name(bridge: str) -> bytes:
 
 
 def _pack_ifreq(bridge: str, address: ipaddress.IPv4Address) -> bytes:
-    """A struct ifreq with a struct sockaddr_in in it."""
+    """Return a struct ifreq with a struct sockaddr_in (netdevice(7))."""
     return struct.pack("16sHH4s16x", bridge.encode(), socket.AF_INET, 0, address.packed)
 
 
@@ -139,7 +139,7 @@ def _set_link_state(control: socket.socket, bridge: str, *, up: bool) -> None:
 
 
 def _find_free_subnet() -> ipaddress.IPv4Network:
-    """A subnet of the pool that no route of this host meets."""
+    """Return a subnet of the pool that does not overlap with a route of this host."""
     lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
     routes = [_parse_route(line.split()) for line in lines]
     routed = [route for route in routes if route.prefixlen]
@@ -150,7 +150,7 @@ def _find_free_subnet() -> ipaddress.IPv4Network:
 
 
 def _parse_route(fields: list[str]) -> ipaddress.IPv4Network:
-    """Destination and mask of a line of /proc/net/route: hexadecimal words in the host's byte order."""
+    """Return the network of a line of /proc/net/route: hexadecimal words in the host's byte order."""
     addresses = (int(fields[index], 16).to_bytes(4, sys.byteorder) for index in (1, 7))
     destination, mask = map(ipaddress.IPv4Address, addresses)
     return ipaddress.IPv4Network((destination, str(mask)), strict=False)

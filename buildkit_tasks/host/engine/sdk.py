@@ -1,4 +1,4 @@
-"""The Docker SDK for one engine, imported only when a container or an image is looked at."""
+"""Access an engine through the Docker SDK, which is imported only when needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import EngineError
+from buildkit_tasks.host.engine.daemon import API_SECONDS
 from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
@@ -13,13 +14,17 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.host.engine.daemon import Engine
 
-__all__ = ["API_SECONDS", "available_manifests", "connect_client", "inspect_image"]
-
-API_SECONDS = 30  # row 55: an engine that says nothing for this long has stopped answering
+__all__ = [
+    "available_manifests",
+    "connect_client",
+    "get_from_api",
+    "inspect_image",
+    "parse_api_platform",
+]
 
 
 def connect_client(engine: Engine) -> DockerClient:
-    """A client of the engine. Raises :class:`EngineError` if it does not answer.
+    """Return a client of the engine. Raise :class:`EngineError` if it does not answer.
 
     ``docker.from_env`` follows DOCKER_HOST and the CLI's context since docker 7.2.
     """
@@ -32,28 +37,43 @@ def connect_client(engine: Engine) -> DockerClient:
         raise EngineError(f"the Docker daemon at {engine.endpoint} does not answer: {error}") from error
 
 
+def get_from_api(client: DockerClient, path: str, name: str, **options: Any) -> Any:
+    """Send a GET request and return the response. Raise the SDK's error if it failed.
+
+    The SDK's public methods lack options of the API that are needed here, so its internal ones are used.
+    """
+    api: Any = client.api
+    response = api._get(api._url(path, name), **options)  # noqa: SLF001 - see above
+    try:
+        api._raise_for_status(response)  # noqa: SLF001 - see above
+    except BaseException:
+        response.close()
+        raise
+    return response
+
+
 def inspect_image(client: DockerClient, name: str) -> dict[str, Any] | None:
-    """The engine's description of an image with its manifests (API 1.48), or None."""
+    """Return the engine's description of an image with its manifests (API 1.48), or None."""
     from docker.errors import ImageNotFound
 
-    api: Any = client.api  # the SDK has no `manifests` argument yet: its own helpers, one floor down
     try:
-        url = api._url("/images/{0}/json", name)  # noqa: SLF001 - see above
-        image: dict[str, Any] = api._result(api._get(url, params={"manifests": "1"}), json=True)  # noqa: SLF001 - see above
+        image: dict[str, Any] = get_from_api(
+            client, "/images/{0}/json", name, params={"manifests": "1"}
+        ).json()
     except ImageNotFound:
         return None
     return image
 
 
 def available_manifests(image: dict[str, Any]) -> dict[Platform, str]:
-    """Each platform of an image in a containerd store that is there whole, and its manifest's digest."""
-    manifests = (
-        row for row in image.get("Manifests") or () if row.get("Kind") == "image" and row.get("Available")
-    )
-    pairs = ((row["ImageData"]["Platform"], row["ID"]) for row in manifests)
-    return {parse_api_platform(platform): digest for platform, digest in pairs}
+    """Return the platforms that a containerd store has completely, with their manifests' digests."""
+    return {
+        parse_api_platform(manifest["ImageData"]["Platform"]): manifest["ID"]
+        for manifest in image.get("Manifests") or ()
+        if manifest.get("Kind") == "image" and manifest.get("Available")
+    }
 
 
 def parse_api_platform(platform: dict[str, str]) -> Platform:
-    """The platform that the engine states, its spelling normalised."""
+    """Return a platform of the Engine API, normalised."""
     return Platform.normalize(platform["os"], platform["architecture"], platform.get("variant", ""))

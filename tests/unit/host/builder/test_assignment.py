@@ -1,5 +1,3 @@
-"""Which node builds which platform."""
-
 from __future__ import annotations
 
 import pytest
@@ -21,52 +19,52 @@ def node(name: str, native: str = "", *platforms: str, fixed: tuple[str, ...] = 
     return NodeSummary(name=name, endpoint="x", native=native, platforms=platforms, fixed=fixed)
 
 
-def assigned(platforms: str, *nodes: NodeSummary, driver: str = "remote") -> list[tuple[str, str, bool]]:
+def assign(platforms: str, *nodes: NodeSummary, driver: str = "remote") -> list[tuple[str, str, bool]]:
     builder = BuilderSummary(name="m", driver=driver, nodes=nodes)
-    found = assign_nodes(parse_platforms(platforms.split()), builder)
-    return [(str(each.platform), each.node, each.is_native) for each in found]
+    assignments = assign_nodes(parse_platforms(platforms.split()), builder)
+    return [(str(each.platform), each.node, each.is_native) for each in assignments]
 
 
-def test_a_platforms_own_machine_builds_it() -> None:
+def test_native_node_is_preferred() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/arm64", *EVERYTHING))
-    assert assigned("linux/amd64 linux/arm64 linux/riscv64", *nodes) == [
+    assert assign("linux/amd64 linux/arm64 linux/riscv64", *nodes) == [
         ("linux/amd64", "a", True),
         ("linux/arm64", "b", True),
         ("linux/riscv64", "a", False),
     ]
 
 
-def test_where_it_is_fixed_it_is_built_be_it_emulated() -> None:
+def test_fixed_platforms_win() -> None:
     nodes = (
         node("a", "linux/amd64", *EVERYTHING, fixed=("linux/arm64",)),
         node("b", "linux/arm64", *EVERYTHING, fixed=("linux/amd64",)),
     )
-    assert assigned("linux/amd64 linux/arm64", *nodes) == [
+    assert assign("linux/amd64 linux/arm64", *nodes) == [
         ("linux/amd64", "b", False),
         ("linux/arm64", "a", False),
     ]
 
 
-def test_what_no_node_offers_is_an_error_that_says_what_each_offers() -> None:
+def test_no_node_for_platform() -> None:
     nodes = (node("a", "linux/amd64", "linux/amd64"), NodeSummary(name="b", endpoint="x", error="is dead"))
     with pytest.raises(BuilderError) as caught:
-        assigned("linux/s390x", *nodes)
+        assign("linux/s390x", *nodes)
     assert str(caught.value).startswith(
-        "linux/s390x: no node of builder 'm' builds it (a: linux/amd64; b: is dead)"
+        "linux/s390x: no node of builder 'm' can build it (a: linux/amd64; b: is dead)"
     )
     assert caught.value.exit_code == 3
 
 
-def test_the_engines_own_builder_builds_everything_and_says_what_is_native() -> None:
+def test_docker_driver_builds_everything() -> None:
     own = node("default", "linux/amd64")
-    assert assigned("linux/amd64 linux/arm64", own, driver="docker") == [
+    assert assign("linux/amd64 linux/arm64", own, driver="docker") == [
         ("linux/amd64", "default", True),
         ("linux/arm64", "default", False),
     ]
 
 
-def test_what_a_dry_run_would_make_has_no_nodes_yet() -> None:
-    assert assigned("linux/arm64") == [("linux/arm64", "", False)]
+def test_dry_run_has_no_nodes() -> None:
+    assert assign("linux/arm64") == [("linux/arm64", "", False)]
 
 
 @pytest.mark.parametrize(
@@ -80,38 +78,36 @@ def test_what_a_dry_run_would_make_has_no_nodes_yet() -> None:
         ("", "linux/amd64", False),
     ],
 )
-def test_a_machine_runs_its_own_programs_and_those_of_older_ones(
-    machine: str, platform: str, native: bool
-) -> None:
+def test_is_native(machine: str, platform: str, native: bool) -> None:
     assert is_native(node("a", machine), Platform.parse(platform)) is native
 
 
-def test_buildkit_names_its_own_machine_first_unless_something_is_fixed() -> None:
+def test_infer_native_platform() -> None:
     assert infer_native_platform(node("a", "", "linux/arm64", "linux/amd64")) == "linux/arm64"
     assert infer_native_platform(node("a", "", "linux/arm64", fixed=("linux/arm64",))) == ""
     assert infer_native_platform(node("a")) == ""
 
 
-def test_every_platform_is_fixed_on_exactly_one_node() -> None:
+def test_each_platform_is_fixed_once() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/arm64", *EVERYTHING))
-    found = choose_fixed_platforms(nodes, {})
-    assert found["b"][:1] == ("linux/arm64",)
-    assert sorted(sum(found.values(), ())) == sorted(EVERYTHING)
+    fixed = choose_fixed_platforms(nodes, {})
+    assert fixed["b"][:1] == ("linux/arm64",)
+    assert sorted(sum(fixed.values(), ())) == sorted(EVERYTHING)
 
 
-def test_what_is_asked_of_a_node_stays_there_and_the_rest_goes_to_the_others() -> None:
+def test_requested_platforms_stay() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/amd64", *EVERYTHING))
-    found = choose_fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
-    assert found == {"a": ("linux/amd64", "linux/arm/v7", "linux/riscv64"), "b": ("linux/arm64",)}
+    fixed = choose_fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
+    assert fixed == {"a": ("linux/amd64", "linux/arm/v7", "linux/riscv64"), "b": ("linux/arm64",)}
 
 
-def test_what_only_a_node_of_which_something_is_asked_can_do_goes_there_too() -> None:
+def test_only_possible_node_gets_the_rest() -> None:
     nodes = (node("a", "linux/amd64", "linux/amd64"), node("b", "linux/arm64", *EVERYTHING))
-    found = choose_fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
-    assert found == {"a": ("linux/amd64",), "b": ("linux/arm64", "linux/arm/v7", "linux/riscv64")}
+    fixed = choose_fixed_platforms(nodes, {"b": parse_platforms(["linux/arm64"])})
+    assert fixed == {"a": ("linux/amd64",), "b": ("linux/arm64", "linux/arm/v7", "linux/riscv64")}
 
 
-def test_the_same_nodes_give_the_same_platforms_again() -> None:
+def test_fixed_platforms_are_stable() -> None:
     nodes = (node("a", "linux/amd64", *EVERYTHING), node("b", "linux/arm64", *EVERYTHING))
     first = choose_fixed_platforms(nodes, {})
     assert choose_fixed_platforms(nodes, first) == first

@@ -1,5 +1,3 @@
-"""buildkitd.toml from settings, or from a file."""
-
 from __future__ import annotations
 
 import tomllib
@@ -13,27 +11,27 @@ from buildkit_tasks.errors import SettingsError
 from buildkit_tasks.host.builder.buildkitd_config import render_buildkitd_toml
 
 
-def read(**settings: Any) -> dict[str, Any]:
+def render(**settings: Any) -> dict[str, Any]:
     return tomllib.loads(render_buildkitd_toml(Settings(**settings)))
 
 
-def test_where_nothing_is_asked_there_is_none() -> None:
+def test_empty_without_settings() -> None:
     assert render_buildkitd_toml(Settings()) == ""
 
 
-def test_parallelism_and_cache_are_those_of_the_worker() -> None:
-    assert read(parallelism=4, builder_cache=2000) == {
+def test_parallelism_and_cache() -> None:
+    assert render(parallelism=4, builder_cache=2000) == {
         "worker": {"oci": {"max-parallelism": 4, "gc": True, "maxUsedSpace": "2000MB"}}
     }
-    assert read(parallelism=4) == {"worker": {"oci": {"max-parallelism": 4}}}
+    assert render(parallelism=4) == {"worker": {"oci": {"max-parallelism": 4}}}
 
 
-def test_a_mirror_serves_docker_hub_and_plain_http_is_said_for_each_registry() -> None:
-    found = read(
+def test_mirrors_and_plain_http() -> None:
+    config = render(
         mirrors=("https://mirror.example.org/hub/", "http://127.0.0.1:5001", "cache.example.org"),
         plain_http=("[::1]:5000", "registry.example.org"),
     )
-    assert found["registry"] == {
+    assert config["registry"] == {
         "docker.io": {"mirrors": ["mirror.example.org/hub", "127.0.0.1:5001", "cache.example.org"]},
         "127.0.0.1:5001": {"http": True},
         "[::1]:5000": {"http": True},
@@ -41,14 +39,14 @@ def test_a_mirror_serves_docker_hub_and_plain_http_is_said_for_each_registry() -
     }
 
 
-def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_file_is_unchanged(tmp_path: Path) -> None:
     text = "# mine\n[worker.oci]\nmax-parallelism = 1\n"
     (tmp_path / "x.toml").write_text(text, encoding="utf-8")
     assert render_buildkitd_toml(Settings(buildkitd_config=str(tmp_path / "x.toml"))) == text
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"[worker", b"a = 1\na = 2\n"])
-def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_invalid_file(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.toml"
     if content is not None:
         path.write_bytes(content)
@@ -56,20 +54,20 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: bytes
         render_buildkitd_toml(Settings(buildkitd_config=str(path)))
 
 
-def test_settings_beside_a_file_would_be_lost_and_are_refused(tmp_path: Path) -> None:
+def test_settings_conflict_with_file(tmp_path: Path) -> None:
     (tmp_path / "x.toml").touch()
     flags = {"buildkitd_config": str(tmp_path / "x.toml"), "parallelism": 2}
-    with pytest.raises(SettingsError, match="parallelism would be lost"):
+    with pytest.raises(SettingsError, match="parallelism cannot be combined with buildkitd-config"):
         render_buildkitd_toml(load_settings(flags, environ={}, folder=tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "http://h", "h/p", 'a"]\n[x', "h:port", "h h", "h\n"])
-def test_what_is_no_registry_cannot_write_into_the_configuration(text: str) -> None:
-    with pytest.raises(SettingsError, match="is no registry"):
+def test_invalid_registry(text: str) -> None:
+    with pytest.raises(SettingsError, match="is not a valid registry"):
         render_buildkitd_toml(Settings(plain_http=(text,)))
 
 
 @pytest.mark.parametrize("text", ["ftp://h", 'h"]\n[x', "h h", "https://", "https://user:pw@h"])
-def test_what_is_no_mirror_cannot_either(text: str) -> None:
-    with pytest.raises(SettingsError, match="is no mirror"):
+def test_invalid_mirror(text: str) -> None:
+    with pytest.raises(SettingsError, match="is not a valid mirror"):
         render_buildkitd_toml(Settings(mirrors=(text,)))

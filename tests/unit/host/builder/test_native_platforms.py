@@ -7,7 +7,7 @@ import pytest
 from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
 
 
-def test_what_was_noted_is_known_and_what_is_new_is_added(tmp_path: Path) -> None:
+def test_save_adds_nodes(tmp_path: Path) -> None:
     natives = NativePlatformStore(folder=tmp_path / "deep/er")
     assert natives.read("m") == {}
     natives.save("m", {"a": "linux/amd64", "b": ""})
@@ -16,14 +16,14 @@ def test_what_was_noted_is_known_and_what_is_new_is_added(tmp_path: Path) -> Non
     assert natives.read("other") == {}
 
 
-def test_a_machine_of_which_nothing_is_seen_keeps_its_note(tmp_path: Path) -> None:
+def test_unknown_platform_keeps_saved_one(tmp_path: Path) -> None:
     natives = NativePlatformStore(folder=tmp_path)
     natives.save("m", {"a": "linux/arm64"})
     natives.save("m", {"a": ""})
     assert natives.read("m") == {"a": "linux/arm64"}
 
 
-def test_what_is_forgotten_is_gone_and_may_be_forgotten_twice(tmp_path: Path) -> None:
+def test_remove(tmp_path: Path) -> None:
     natives = NativePlatformStore(folder=tmp_path)
     natives.save("m", {"a": "linux/arm64"})
     natives.remove("m")
@@ -32,7 +32,7 @@ def test_what_is_forgotten_is_gone_and_may_be_forgotten_twice(tmp_path: Path) ->
     assert not tmp_path.exists()
 
 
-def test_two_stores_of_buildx_have_notes_of_their_own(tmp_path: Path) -> None:
+def test_stores_are_separate(tmp_path: Path) -> None:
     one, two = (NativePlatformStore.for_store(tmp_path / name, tmp_path / "cache") for name in ("one", "two"))
     one.save("m", {"a": "linux/arm64"})
     assert two.read("m") == {}
@@ -42,6 +42,6 @@ def test_two_stores_of_buildx_have_notes_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '"x"', "{"])
-def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+def test_damaged_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.json").write_text(text, encoding="utf-8")
     assert NativePlatformStore(folder=tmp_path).read("m") == {}

@@ -1,5 +1,3 @@
-"""What is asked of a builder: ``--node`` and the settings around it."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,19 +15,19 @@ FLAG = "--allow-insecure-entitlement"
 REMOTE = "name=a,endpoint=tcp://127.0.0.1:1234"
 
 
-def wanted(**settings: Any) -> BuilderSpec:
+def make_spec(**settings: Any) -> BuilderSpec:
     return BuilderSpec.from_settings(Settings(**settings))
 
 
-def created(builder: BuilderSpec, driver: str, config: str = "") -> list[list[str]]:
-    """How each node is made."""
+def create_all_args(spec: BuilderSpec, driver: str, config: str = "") -> list[list[str]]:
+    """Return the arguments that create each node."""
     return [
-        create_args(builder, node, driver, config, first=number == 0)
-        for number, node in enumerate(builder.effective_nodes)
+        create_args(spec, node, driver, config, first=number == 0)
+        for number, node in enumerate(spec.effective_nodes)
     ]
 
 
-def test_a_node_is_read_whole(tmp_path: Path) -> None:
+def test_parse_node(tmp_path: Path) -> None:
     for name in ("ca", "cert", "key"):
         (tmp_path / name).touch()
     files = ",".join(f"{name}={tmp_path / name}" for name in ("ca", "cert", "key"))
@@ -45,19 +43,20 @@ def test_a_node_is_read_whole(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_quotes_keep_several_platforms_and_options_with_commas_in_one_node() -> None:
+def test_parse_quoted_node() -> None:
     node = NodeSpec.parse('name=a,"platforms=linux/arm64,linux/arm/v7","driver-opt=label=a,b"')
     assert [str(platform) for platform in node.platforms] == ["linux/arm64", "linux/arm/v7"]
     assert node.driver_opts == ("label=a,b",)
 
 
-@pytest.mark.parametrize("name", ["servername", "key", "cert", "ca"])
-def test_material_that_is_no_file_is_named_with_its_node(tmp_path: Path, name: str) -> None:
-    if name == "servername":
-        assert NodeSpec.parse(f"{REMOTE},servername=x").driver_opts == ("servername=x",)
-        return
-    with pytest.raises(UsageError, match=f"node a: {name} names {tmp_path}/none, which is no file"):
-        NodeSpec.parse(f"{REMOTE},{name}={tmp_path}/none")
+@pytest.mark.parametrize("key", ["key", "cert", "ca"])
+def test_missing_tls_file(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UsageError, match=f"node a: {key}: {tmp_path}/none is not a file"):
+        NodeSpec.parse(f"{REMOTE},{key}={tmp_path}/none")
+
+
+def test_tls_server_name() -> None:
+    assert NodeSpec.parse(f"{REMOTE},servername=x").driver_opts == ("servername=x",)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_material_that_is_no_file_is_named_with_its_node(tmp_path: Path, name: s
         "name=a\nname=b",
     ],
 )
-def test_row_56_what_is_no_node_is_refused(text: str) -> None:
+def test_parse_invalid_node(text: str) -> None:
     with pytest.raises(UsageError):
         NodeSpec.parse(text)
 
@@ -101,13 +100,13 @@ def test_row_56_what_is_no_node_is_refused(text: str) -> None:
         ("my-context", None),
     ],
 )
-def test_only_a_tcp_endpoint_has_an_address(endpoint: str, address: tuple[str, int] | None) -> None:
+def test_address(endpoint: str, address: tuple[str, int] | None) -> None:
     assert NodeSpec.parse(f"name=a,endpoint={endpoint}").address == address
 
 
-def test_two_nodes_of_one_name_are_refused() -> None:
-    with pytest.raises(UsageError, match="two nodes have one name: a, a"):
-        wanted(nodes=(REMOTE, "name=a,endpoint=tcp://127.0.0.1:2"))
+def test_node_names_are_unique() -> None:
+    with pytest.raises(UsageError, match="node names are not unique: a, a"):
+        make_spec(nodes=(REMOTE, "name=a,endpoint=tcp://127.0.0.1:2"))
 
 
 @pytest.mark.parametrize(
@@ -121,50 +120,52 @@ def test_two_nodes_of_one_name_are_refused() -> None:
         {"driver": "remote", "nodes": (REMOTE,), "parallelism": 2},
     ],
 )
-def test_a_driver_that_cannot_have_what_is_asked_is_refused(settings: dict[str, Any]) -> None:
+def test_driver_does_not_support_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
-        wanted(**settings)
+        make_spec(**settings)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("driver", ["docker-container", "kubernetes", "auto"])
-def test_tls_material_of_an_engine_lies_in_a_docker_context(driver: str, tmp_path: Path) -> None:
+def test_tls_files_are_for_driver_remote(driver: str, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("x", encoding="utf-8")
     node = f"name=a,endpoint=tcp://127.0.0.1:2376,ca={tmp_path}/ca.pem"
-    with pytest.raises(UsageError, match="node a: its TLS material goes with --driver=remote") as caught:
-        wanted(driver=driver, nodes=(node,)).check_creatable()
+    with pytest.raises(
+        UsageError, match="node a: TLS files are for a BuildKit, with --driver=remote"
+    ) as caught:
+        make_spec(driver=driver, nodes=(node,)).check_creatable()
     assert "docker context create a" in str(caught.value.hint)
-    wanted(driver="auto", nodes=(node,))  # of a remote builder that is there
+    make_spec(driver="auto", nodes=(node,))  # valid for an existing remote builder
 
 
-def test_a_remote_builder_that_is_there_needs_no_nodes_and_a_new_one_does() -> None:
-    found = wanted(driver="remote")
-    with pytest.raises(UsageError, match="where each BuildKit is"):
-        found.check_creatable()
-    wanted(driver="remote", nodes=(REMOTE,)).check_creatable()
+def test_new_remote_builder_needs_nodes() -> None:
+    spec = make_spec(driver="remote")
+    with pytest.raises(UsageError, match="needs the endpoint of each BuildKit"):
+        spec.check_creatable()
+    make_spec(driver="remote", nodes=(REMOTE,)).check_creatable()
 
 
 @pytest.mark.parametrize("driver", ["docker", "remote"])
-def test_a_mirror_is_for_our_own_reading_too_and_no_demand_on_a_builder(driver: str) -> None:
-    mirrored = wanted(driver=driver, mirrors=("https://mirror.example.org",))
+def test_mirrors_are_no_requirement(driver: str) -> None:
+    mirrored = make_spec(driver=driver, mirrors=("https://mirror.example.org",))
     assert (mirrored.has_buildkitd_settings, mirrored.has_requirements) == (False, False)
-    assert "mirror.example.org" in wanted(mirrors=("https://mirror.example.org",)).buildkitd_toml
+    assert "mirror.example.org" in make_spec(mirrors=("https://mirror.example.org",)).buildkitd_toml
 
 
-def test_options_are_split_as_buildx_splits_them() -> None:
+def test_split_driver_opts() -> None:
     assert split_driver_opts(["image=x,network=host", '"label=a,b"']) == (
         "image=x",
         "network=host",
         "label=a,b",
     )
-    assert wanted(driver_opt=("network=host,image=mine:1",)).image == "mine:1"
-    assert wanted().image == DEFAULT_IMAGE
+    assert make_spec(driver_opt=("network=host,image=mine:1",)).image == "mine:1"
+    assert make_spec().image == DEFAULT_IMAGE
 
 
-def test_every_node_of_a_remote_builder_is_made_with_its_own_options() -> None:
+def test_create_args_of_nodes() -> None:
     other = "name=b,endpoint=tcp://127.0.0.1:2,driver-opt=timeout=5s"
-    builder = wanted(name="m", driver="remote", nodes=(REMOTE, other), driver_opt=("servername=x",))
-    assert created(builder, "remote") == [
+    spec = make_spec(name="m", driver="remote", nodes=(REMOTE, other), driver_opt=("servername=x",))
+    assert create_all_args(spec, "remote") == [
         ["create", "--name=m", "--driver=remote", "--node=a", "--driver-opt=servername=x",
          "--", "tcp://127.0.0.1:1234"],
         ["create", "--name=m", "--append", "--driver=remote", "--node=b", "--driver-opt=servername=x",
@@ -172,43 +173,43 @@ def test_every_node_of_a_remote_builder_is_made_with_its_own_options() -> None:
     ]  # fmt: skip
 
 
-def test_an_option_with_a_comma_stays_one_option() -> None:
-    builder = wanted(name="m", driver="docker-container", driver_opt=('"env.LIST=a,b"',))
-    assert '--driver-opt="env.LIST=a,b"' in created(builder, "docker-container")[0]
+def test_create_args_option_with_comma() -> None:
+    spec = make_spec(name="m", driver="docker-container", driver_opt=('"env.LIST=a,b"',))
+    assert '--driver-opt="env.LIST=a,b"' in create_all_args(spec, "docker-container")[0]
 
 
-def test_buildkits_configuration_and_entitlements_go_to_daemons_that_buildx_starts() -> None:
-    builder = wanted(name="m", allow=("network.host", "security.insecure"))
-    assert created(builder, "docker-container", "/x.toml") == [
+def test_create_args_of_daemon() -> None:
+    spec = make_spec(name="m", allow=("network.host", "security.insecure"))
+    assert create_all_args(spec, "docker-container", "/x.toml") == [
         ["create", "--name=m", "--driver=docker-container", "--buildkitd-config=/x.toml",
          f"--buildkitd-flags={FLAG}=network.host {FLAG}=security.insecure", "--bootstrap"],
     ]  # fmt: skip
 
 
-def test_kubernetes_is_given_its_options_word_for_word() -> None:
+def test_create_args_kubernetes() -> None:
     options = ("namespace=ci", "replicas=3", '"nodeselector=kubernetes.io/arch=arm64"', "rootless=true")
-    builder = wanted(name="k", driver="kubernetes", driver_opt=options)
-    assert created(builder, "kubernetes", "/x.toml") == [
+    spec = make_spec(name="k", driver="kubernetes", driver_opt=options)
+    assert create_all_args(spec, "kubernetes", "/x.toml") == [
         ["create", "--name=k", "--driver=kubernetes", "--driver-opt=namespace=ci",
          "--driver-opt=replicas=3", "--driver-opt=nodeselector=kubernetes.io/arch=arm64",
          "--driver-opt=rootless=true", "--buildkitd-config=/x.toml", "--bootstrap"],
     ]  # fmt: skip
 
 
-def test_kubernetes_may_have_a_node_for_each_machine() -> None:
+def test_create_args_kubernetes_nodes() -> None:
     nodes = (
         "name=amd,platform=linux/amd64,driver-opt=nodeselector=kubernetes.io/arch=amd64",
         "name=arm,platform=linux/arm64,driver-opt=nodeselector=kubernetes.io/arch=arm64",
     )
-    builder = wanted(name="k", driver="kubernetes", nodes=nodes, driver_opt=("namespace=ci",))
-    assert created(builder, "kubernetes") == [
+    spec = make_spec(name="k", driver="kubernetes", nodes=nodes, driver_opt=("namespace=ci",))
+    assert create_all_args(spec, "kubernetes") == [
         ["create", "--name=k", *more, "--driver=kubernetes", f"--node={name}", "--driver-opt=namespace=ci",
-         f"--driver-opt=nodeselector=kubernetes.io/arch={machine}"]
-        for more, name, machine in (([], "amd", "amd64"), (["--append"], "arm", "arm64"))
+         f"--driver-opt=nodeselector=kubernetes.io/arch={architecture}"]
+        for more, name, architecture in (([], "amd", "amd64"), (["--append"], "arm", "arm64"))
     ]  # fmt: skip
 
 
-def test_platforms_are_fixed_on_a_node_that_is_there_and_nodes_leave() -> None:
+def test_fix_platforms_and_leave_args() -> None:
     assert fix_platforms_args("m", "a", "tcp://h:1", ("linux/arm64", "linux/arm/v7")) == [
         "create", "--name=m", "--append", "--node=a", "--platform=linux/arm64,linux/arm/v7", "--", "tcp://h:1",
     ]  # fmt: skip

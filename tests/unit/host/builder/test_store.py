@@ -1,5 +1,3 @@
-"""buildx's own record of a builder."""
-
 from __future__ import annotations
 
 import base64
@@ -32,7 +30,7 @@ def write(path: Path, *nodes: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_record_is_read_whole(tmp_path: Path) -> None:
+def test_read_record(tmp_path: Path) -> None:
     record = read_record(write(tmp_path / "m", NODE, BARE))
     assert record == BuilderRecord(
         driver="remote",
@@ -52,21 +50,21 @@ def test_a_record_is_read_whole(tmp_path: Path) -> None:
     assert record.find_node("c") is None
 
 
-def test_where_there_is_none_there_is_no_builder(tmp_path: Path) -> None:
+def test_missing_record(tmp_path: Path) -> None:
     assert read_record(tmp_path / "m") is None
 
 
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{}", '{"Driver": "x", "Nodes": [{}]}', '{"Driver": "x", "Nodes": 3}', "\0\0"]
 )
-def test_row_15_a_record_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+def test_damaged_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "m").write_text(text, encoding="utf-8")
     with pytest.raises(BuilderError, match=str(tmp_path / "m")) as caught:
         read_record(tmp_path / "m")
     assert caught.value.hint
 
 
-def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
+def test_record_is_directory(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     with pytest.raises(BuilderError, match=str(tmp_path / "m")):
         read_record(tmp_path / "m")

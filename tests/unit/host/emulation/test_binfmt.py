@@ -16,8 +16,8 @@ ARM64 = Platform.parse("linux/arm64").machine
 ARM = Platform.parse("linux/arm/v7").machine
 QEMU = Path("/opt/qemu/qemu-aarch64")
 
-# As the kernel printed it for Debian's qemu-user-binfmt on a real machine.
-REAL = """enabled
+# The kernel's text for the handler of Debian's qemu-user-binfmt.
+DEBIAN_ENTRY = """enabled
 interpreter /usr/libexec/qemu-binfmt/aarch64-binfmt-P
 flags: POF
 offset 0
@@ -44,8 +44,8 @@ def entry(
     return Entry(name, interpreter, flags, machine.magic, machine.mask, enabled)
 
 
-def test_an_entry_is_read_as_the_kernel_prints_it() -> None:
-    handler = Handler.parse("qemu-aarch64", REAL, (5, 6))
+def test_parse_entry() -> None:
+    handler = Handler.parse("qemu-aarch64", DEBIAN_ENTRY, (5, 6))
     assert handler == Handler(
         name="qemu-aarch64",
         enabled=True,
@@ -59,72 +59,70 @@ def test_an_entry_is_read_as_the_kernel_prints_it() -> None:
     assert [machine.architecture for machine in MACHINES if handler.matches(machine)] == ["arm64"]
 
 
-def test_a_disabled_entry_and_one_for_a_file_ending_are_read_too() -> None:
-    assert not Handler.parse("x", REAL.replace("enabled", "disabled")).enabled
+def test_parse_disabled_and_extension_entries() -> None:
+    assert not Handler.parse("x", DEBIAN_ENTRY.replace("enabled", "disabled")).enabled
     jar = Handler.parse("jar", "enabled\ninterpreter /usr/bin/jexec\nflags: \nextension .jar\n")
     assert (jar.flags, jar.magic) == ("", b"")
     assert not any(map(jar.matches, MACHINES))
 
 
-def test_an_interpreter_may_have_blanks_in_its_path() -> None:
+def test_parse_interpreter_with_spaces() -> None:
     assert Handler.parse("x", "enabled\ninterpreter /a b/c\n").interpreter == "/a b/c"
 
 
-@pytest.mark.parametrize("row", MACHINES, ids=lambda row: row.architecture)
-def test_a_handler_made_for_an_architecture_matches_that_one_alone(row: Machine) -> None:
-    handler = Handler(name="x", enabled=True, interpreter="/q", magic=row.magic, mask=row.mask)
-    assert [each.architecture for each in MACHINES if handler.matches(each)] == [row.architecture]
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.architecture)
+def test_matches_only_its_machine(machine: Machine) -> None:
+    handler = Handler(name="x", enabled=True, interpreter="/q", magic=machine.magic, mask=machine.mask)
+    assert [each.architecture for each in MACHINES if handler.matches(each)] == [machine.architecture]
 
 
-def test_offset_and_mask_are_heeded() -> None:
+def test_matches_with_offset_and_mask() -> None:
     any_elf = Handler(name="x", enabled=True, interpreter="/q", magic=b"\x7fELF")
     by_machine = Handler(name="x", enabled=True, interpreter="/q", offset=18, magic=b"\xb7\x00")
-    past_the_end = Handler(name="x", enabled=True, interpreter="/q", offset=19, magic=b"\x00\x00")
-    nothing_counts = Handler(name="x", enabled=True, interpreter="/q", magic=b"zzzz", mask=b"\0\0\0\0")
+    past_end = Handler(name="x", enabled=True, interpreter="/q", offset=19, magic=b"\x00\x00")
+    masked = Handler(name="x", enabled=True, interpreter="/q", magic=b"zzzz", mask=b"\0\0\0\0")
     assert all(map(any_elf.matches, MACHINES))
     assert [each.architecture for each in MACHINES if by_machine.matches(each)] == ["arm64"]
-    assert not any(map(past_the_end.matches, MACHINES))
-    assert all(map(nothing_counts.matches, MACHINES))
+    assert not any(map(past_end.matches, MACHINES))
+    assert all(map(masked.matches, MACHINES))
 
 
-def test_the_last_registered_wins_as_in_the_kernel(kernel: Kernel, table: HandlerTable) -> None:
+def test_last_registered_is_effective(kernel: Kernel, table: HandlerTable) -> None:
     for name in ("zz", "mm", "aa", "nn"):
         kernel.add(entry(ARM64, name))
     assert [handler.name for handler in table.read_handlers()] == ["nn", "aa", "mm", "zz"]
-    winner = table.effective_handler(ARM64)
-    assert winner is not None
-    assert winner.name == "nn"
+    effective = table.effective_handler(ARM64)
+    assert effective is not None
+    assert effective.name == "nn"
     assert table.effective_handler(ARM) is None
 
 
-def test_a_disabled_handler_gives_way_to_an_enabled_one_and_is_named_when_alone(
-    kernel: Kernel, table: HandlerTable
-) -> None:
+def test_enabled_handler_is_effective(kernel: Kernel, table: HandlerTable) -> None:
     kernel.add(entry(ARM64, "on"))
     kernel.add(entry(ARM64, "off", enabled=False))
     kernel.add(entry(ARM, "arm-off", enabled=False))
-    found = table.effective_handler(ARM64), table.effective_handler(ARM)
-    assert [handler and handler.name for handler in found] == ["on", "arm-off"]
+    handlers = table.effective_handler(ARM64), table.effective_handler(ARM)
+    assert [handler and handler.name for handler in handlers] == ["on", "arm-off"]
 
 
-def test_without_the_table_there_is_no_handler(tmp_path: Path) -> None:
+def test_not_mounted(tmp_path: Path) -> None:
     table = HandlerTable(commands=Scripted(), state_path=tmp_path / "x", mount_point=tmp_path / "gone")
     assert (table.is_mounted, table.read_handlers(), table.effective_handler(ARM64)) == (False, [], None)
 
 
-def test_the_table_is_mounted_where_it_is_not(tmp_path: Path) -> None:
+def test_mount(tmp_path: Path) -> None:
     run = Scripted().expect("mount -t binfmt_misc binfmt_misc *")
     HandlerTable(commands=run, state_path=tmp_path / "x", mount_point=tmp_path).mount()
     assert run.lines == [f"mount -t binfmt_misc binfmt_misc {tmp_path}"]
     assert run.calls[0].mutates
 
 
-def test_a_mounted_table_is_not_mounted_again(kernel: Kernel, table: HandlerTable) -> None:
+def test_mount_if_mounted(kernel: Kernel, table: HandlerTable) -> None:
     table.mount()
     assert kernel.calls == []
 
 
-def test_a_refused_mount_gives_mounts_own_words_and_a_next_command(tmp_path: Path) -> None:
+def test_mount_refused(tmp_path: Path) -> None:
     run = Scripted().expect(
         "mount *", returncode=32, stderr="mount: unknown filesystem type 'binfmt_misc'.\n"
     )
@@ -134,37 +132,34 @@ def test_a_refused_mount_gives_mounts_own_words_and_a_next_command(tmp_path: Pat
     assert (caught.value.hint, caught.value.exit_code) == ("sudo modprobe binfmt_misc", 3)
 
 
-@pytest.mark.parametrize("row", MACHINES, ids=lambda row: row.architecture)
-def test_a_handler_is_always_registered_with_f_and_never_with_c(
-    row: Machine, kernel: Kernel, table: HandlerTable
-) -> None:
-    table.register(row, QEMU)
-    ((place, line),) = kernel.written
-    assert place == kernel.folder / "register"
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.architecture)
+def test_register(machine: Machine, kernel: Kernel, table: HandlerTable) -> None:
+    table.register(machine, QEMU)
+    ((path, line),) = kernel.written
+    assert path == kernel.folder / "register"
     _, name, kind, offset, magic, mask, interpreter, flags = line.decode("ascii").split(":")
-    assert (name, kind, offset, interpreter) == (f"qemu-{row.qemu_suffix}", "M", "", str(QEMU))
+    assert (name, kind, offset, interpreter) == (f"qemu-{machine.qemu_suffix}", "M", "", str(QEMU))
     assert "F" in flags
     assert "C" not in flags
     assert set(flags) <= set("OPF")
-    assert bytes.fromhex(magic.replace("\\x", "")) == row.magic
-    assert bytes.fromhex(mask.replace("\\x", "")) == row.mask
+    assert bytes.fromhex(magic.replace("\\x", "")) == machine.magic
+    assert bytes.fromhex(mask.replace("\\x", "")) == machine.mask
     assert len(line) < 1920  # binfmt_misc.c, MAX_REGISTER_LENGTH
-    winner = table.effective_handler(row)
-    assert winner is not None
-    assert winner.interpreter == str(QEMU)
+    effective = table.effective_handler(machine)
+    assert effective is not None
+    assert effective.interpreter == str(QEMU)
 
 
-def test_the_register_line_is_written_by_the_real_runner_too(tmp_path: Path) -> None:
+def test_register_with_real_runner(tmp_path: Path) -> None:
     (tmp_path / "register").touch()
     (tmp_path / "qemu-aarch64").write_text("enabled\n", encoding="utf-8")
-    HandlerTable(commands=SubprocessRunner(), state_path=tmp_path / "ledger", mount_point=tmp_path).register(
-        ARM64, QEMU
-    )
+    table = HandlerTable(commands=SubprocessRunner(), state_path=tmp_path / "state", mount_point=tmp_path)
+    table.register(ARM64, QEMU)
     assert (tmp_path / "register").read_bytes().startswith(b":qemu-aarch64:M::\\x7f\\x45\\x4c\\x46\\x02\\x01")
 
 
 REFUSALS = [
-    (errno.EEXIST, "the handler name qemu-aarch64 is taken"),
+    (errno.EEXIST, "a handler qemu-aarch64 exists already"),
     (errno.EPERM, "registering qemu-aarch64 needs root on the host, or a privileged container"),
     (errno.EACCES, "registering qemu-aarch64 needs root on the host, or a privileged container"),
     (errno.EROFS, "registering qemu-aarch64 needs root on the host, or a privileged container"),
@@ -172,19 +167,17 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("number", "words"), REFUSALS)
-def test_the_kernels_refusal_is_put_into_words(
-    kernel: Kernel, table: HandlerTable, number: int, words: str
-) -> None:
+@pytest.mark.parametrize(("number", "message"), REFUSALS)
+def test_register_refused(kernel: Kernel, table: HandlerTable, number: int, message: str) -> None:
     kernel.refusal = OSError(number, errno.errorcode[number].replace("EINVAL", "Invalid argument"))
     with pytest.raises(EmulatorError) as caught:
         table.register(ARM64, QEMU)
-    assert caught.value.message.startswith(words)
+    assert caught.value.message.startswith(message)
     assert (caught.value.platform, caught.value.exit_code) == ("linux/arm64", 3)
     assert not table.state_path.exists()
 
 
-def test_what_was_added_is_noted_and_removed_again(kernel: Kernel, table: HandlerTable) -> None:
+def test_remove_registered(kernel: Kernel, table: HandlerTable) -> None:
     kernel.add(entry(ARM, "theirs"))
     table.register(ARM64, QEMU)
     table.register(ARM, Path("/opt/qemu/qemu-arm"))
@@ -194,7 +187,7 @@ def test_what_was_added_is_noted_and_removed_again(kernel: Kernel, table: Handle
     assert table.remove_registered() == []
 
 
-def test_an_entry_that_was_changed_since_is_not_removed(kernel: Kernel, table: HandlerTable) -> None:
+def test_remove_keeps_changed_handler(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
     table.register(ARM, QEMU)
     changed = kernel.folder / "qemu-aarch64"
@@ -205,14 +198,14 @@ def test_an_entry_that_was_changed_since_is_not_removed(kernel: Kernel, table: H
     assert changed.exists()
 
 
-def test_an_entry_that_is_gone_already_is_no_fault(kernel: Kernel, table: HandlerTable) -> None:
+def test_remove_missing_handler(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
     (kernel.folder / "qemu-aarch64").unlink()
     assert table.remove_registered() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"register": 4}', "\x00"])
-def test_a_damaged_ledger_removes_nothing(kernel: Kernel, table: HandlerTable, text: str) -> None:
+def test_damaged_state_removes_nothing(kernel: Kernel, table: HandlerTable, text: str) -> None:
     kernel.add(entry(ARM64, "theirs"))
     table.state_path.parent.mkdir()
     table.state_path.write_text(text, encoding="utf-8")
@@ -221,9 +214,7 @@ def test_a_damaged_ledger_removes_nothing(kernel: Kernel, table: HandlerTable, t
 
 
 @pytest.mark.parametrize("name", ["../outside", "register", "status"])
-def test_a_ledger_cannot_lead_outside_the_table_or_to_its_switches(
-    kernel: Kernel, table: HandlerTable, name: str
-) -> None:
+def test_hostile_state_removes_nothing(kernel: Kernel, table: HandlerTable, name: str) -> None:
     (kernel.folder / name).write_text("text", encoding="utf-8")
     table.state_path.parent.mkdir()
     table.state_path.write_text(json.dumps({name: "text"}), encoding="utf-8")
@@ -231,17 +222,17 @@ def test_a_ledger_cannot_lead_outside_the_table_or_to_its_switches(
     assert kernel.written == []
 
 
-def test_a_dry_run_notes_and_forgets_nothing(kernel: Kernel, table: HandlerTable) -> None:
+def test_dry_run_keeps_state(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
-    noted = table.state_path.read_bytes()
+    state = table.state_path.read_bytes()
     kernel.dry_run = True
     table.register(ARM, QEMU)
     assert table.remove_registered() == ["qemu-aarch64"]
-    assert table.state_path.read_bytes() == noted
+    assert table.state_path.read_bytes() == state
     assert [handler.name for handler in table.read_handlers()] == ["qemu-aarch64"]
 
 
-def test_a_handler_that_stands_in_the_way_is_removed_by_name(kernel: Kernel, table: HandlerTable) -> None:
+def test_remove(kernel: Kernel, table: HandlerTable) -> None:
     kernel.add(entry(ARM64, "broken"))
     kernel.add(entry(ARM, "kept"))
     table.remove(next(handler for handler in table.read_handlers() if handler.name == "broken"))
