@@ -61,7 +61,7 @@ def repo(engine: Engine, programs: Path, project: Project) -> Project:
     return project.write({"Dockerfile": DOCKERFILE}).with_env(PATH=path, PYTHONNOUSERSITE="1")
 
 
-def test_a_tasks_file_of_one_line_is_enough(repo: Project, programs: Path) -> None:
+def test_one_line_tasks_file(repo: Project, programs: Path) -> None:
     repo.write({"tasks.py": TASKS})
     listed = repo.command(str(programs / "inv"), "--list")
     for name in ("setup-builder", "build-multiarch", "verify-arch", "run-emulated", "arch-matrix"):
@@ -83,7 +83,7 @@ def test_the_program_needs_no_tasks_file(repo: Project, programs: Path) -> None:
     assert done.document["outputs"] == [{"type": "oci", "dest": "dist/repo.tar"}]
 
 
-def test_the_wheel_and_not_the_checkout_is_used(programs: Path) -> None:
+def test_installed_wheel_is_used(programs: Path) -> None:
     code = "import buildkit_tasks; print(buildkit_tasks.__file__)"
     argv = [str(programs / "python"), "-I", "-c", code]
     found = subprocess.run(argv, capture_output=True, text=True, check=True)
@@ -92,7 +92,7 @@ def test_the_wheel_and_not_the_checkout_is_used(programs: Path) -> None:
     assert types.is_file()
 
 
-def test_nox_runs_one_session_for_each_platform(repo: Project, programs: Path) -> None:
+def test_nox_session_per_platform(repo: Project, programs: Path) -> None:
     repo.write({"noxfile.py": NOXFILE})
     done = repo.command(str(programs / "nox"), "-s", "arch_matrix")
     assert done.code == 0, done.stdout + done.stderr
@@ -101,7 +101,7 @@ def test_nox_runs_one_session_for_each_platform(repo: Project, programs: Path) -
     assert (done.stdout + done.stderr).count("build-multiarch --json") == 1
 
 
-def test_nox_selects_one_platform_by_its_id(repo: Project, programs: Path) -> None:
+def test_nox_selects_platform_by_id(repo: Project, programs: Path) -> None:
     repo.write({"noxfile.py": NOXFILE})
     done = repo.command(str(programs / "nox"), "-s", "arch_matrix(arm-v7)")
     assert done.code == 0, done.stdout + done.stderr
@@ -110,7 +110,7 @@ def test_nox_selects_one_platform_by_its_id(repo: Project, programs: Path) -> No
     assert "arch_matrix(arm64)" not in said
 
 
-def test_nox_lists_the_ids_for_a_ci_matrix(repo: Project, programs: Path) -> None:
+def test_nox_lists_ci_matrix(repo: Project, programs: Path) -> None:
     repo.write({"noxfile.py": NOXFILE})
     done = repo.command(str(programs / "nox"), "-s", "arch_matrix", "-l", "--json")
     assert done.code == 0, done.stderr
@@ -118,7 +118,7 @@ def test_nox_lists_the_ids_for_a_ci_matrix(repo: Project, programs: Path) -> Non
     assert names == ["arch_matrix(amd64)", "arch_matrix(arm64)", "arch_matrix(arm-v7)"]
 
 
-def test_one_platform_that_fails_does_not_stop_the_others(repo: Project, programs: Path) -> None:
+def test_failing_platform_does_not_stop_others(repo: Project, programs: Path) -> None:
     dockerfile = 'FROM alpine:latest\nCMD ["sh", "-c", "test $(uname -m) != aarch64"]\n'
     repo.write({"noxfile.py": NOXFILE, "Dockerfile": dockerfile})
     done = repo.command(str(programs / "nox"), "-s", "arch_matrix")
@@ -128,7 +128,7 @@ def test_one_platform_that_fails_does_not_stop_the_others(repo: Project, program
     assert "arch_matrix(arm-v7): success" in done.stderr
 
 
-def test_a_users_test_of_five_lines_runs_on_each_platform(repo: Project, programs: Path) -> None:
+def test_users_test_runs_per_platform(repo: Project, programs: Path) -> None:
     repo.write({"test_image.py": USERS_TEST})
     options = [f"--platform={name}" for name in PLATFORMS]
     done = repo.command(str(programs / "pytest"), "-v", "-p", "no:cacheprovider", *options)
@@ -138,7 +138,7 @@ def test_a_users_test_of_five_lines_runs_on_each_platform(repo: Project, program
     assert "2 passed" in done.stdout
 
 
-def test_readmes_five_lines_run_on_this_repositorys_example(repo: Project, programs: Path) -> None:
+def test_readme_example_test(repo: Project, programs: Path) -> None:
     shutil.copytree(ROOT / "examples/hello", repo.folder, dirs_exist_ok=True)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = (
@@ -176,7 +176,7 @@ def test_it_ends_as_it_is_made_to(platform, run_on_platform, multiarch_image):
 """
 
 
-def test_two_workers_of_xdist_run_an_archive_on_every_platform(engine: Engine, project: Project) -> None:
+def test_xdist_workers_share_archive(engine: Engine, project: Project) -> None:
     """Real programs, one for each platform, each of which ends with a status of its own."""
     assert engine.version
     image = Memory()
@@ -202,7 +202,7 @@ def test_two_workers_of_xdist_run_an_archive_on_every_platform(engine: Engine, p
     assert set(re.findall(r"^\[(gw\d+)\]", done.stdout, re.MULTILINE)) == {"gw0", "gw1"}
 
 
-def test_a_missing_engine_skips_with_the_reason_and_fails_when_one_is_required(
+def test_missing_engine_skips_or_fails(
     repo: Project, programs: Path
 ) -> None:
     nowhere = repo.write({"test_image.py": USERS_TEST}).with_env(
@@ -213,6 +213,6 @@ def test_a_missing_engine_skips_with_the_reason_and_fails_when_one_is_required(
     assert done.code == 0, done.stdout
     assert "1 skipped" in done.stdout
     assert "no Docker daemon answers" in done.stdout
-    done = nowhere.command(*argv, "--require-engine")
+    done = nowhere.command(*argv, "--arch-require-engine")
     assert done.code == 1
     assert "no Docker daemon answers" in done.stdout

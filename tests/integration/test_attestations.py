@@ -53,21 +53,21 @@ def attested(project: Project, *options: str) -> list[str]:
     ]
 
 
-def test_a_provenance_is_counted_and_checked_for_each_platform(
+def test_provenance_per_platform(
     tiny: Project, builders: tuple[str, ...]
 ) -> None:
     found = attested(tiny, "--provenance=mode=max", *builders)
     assert found == [PROVENANCE, PROVENANCE]
 
 
-def test_no_attest_leaves_none_where_buildx_adds_one_by_itself(
+def test_no_attest(
     tiny: Project, builders: tuple[str, ...]
 ) -> None:
     assert attested(tiny, "--no-attest", *builders) == []
     assert attested(tiny, *builders) == [PROVENANCE, PROVENANCE]
 
 
-def test_an_sbom_is_counted_beside_the_provenance(
+def test_sbom_beside_provenance(
     tiny: Project, builders: tuple[str, ...], registry_host: str
 ) -> None:
     scanner = f"{registry_host}/tests/scanner:1"
@@ -77,7 +77,7 @@ def test_an_sbom_is_counted_beside_the_provenance(
     assert found == ["2 attestations: SBOM (SPDX), provenance"] * 2
 
 
-def test_a_scanner_that_cannot_be_pulled_fails_with_the_next_command(
+def test_unreachable_scanner(
     tiny: Project, builders: tuple[str, ...]
 ) -> None:
     nowhere = "--attest=type=sbom,generator=127.0.0.1:1/docker/buildkit-syft-scanner:stable-1"
@@ -86,6 +86,6 @@ def test_a_scanner_that_cannot_be_pulled_fails_with_the_next_command(
     assert not (tiny.folder / "out.tar").exists()
 
 
-def test_no_attest_and_an_attestation_contradict_each_other(tiny: Project) -> None:
+def test_no_attest_with_attestation(tiny: Project) -> None:
     refused = tiny.json("build-multiarch", "--no-attest", "--provenance=mode=max", expect=2)
     assert "--no-attest contradicts --provenance" in refused["error"]

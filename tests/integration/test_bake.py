@@ -54,7 +54,7 @@ def rows(document: Any) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("name", ["group.hcl", "every.json", "compose.yaml"])
-def test_the_unit_tests_have_what_buildx_prints(name: str, engine: Engine, tmp_path: Path) -> None:
+def test_fixtures_match_buildx(name: str, engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "secret").touch()
     shutil.copy(FIXTURES / name, tmp_path)
@@ -64,7 +64,7 @@ def test_the_unit_tests_have_what_buildx_prints(name: str, engine: Engine, tmp_p
     assert json.loads(done.stdout) == json.loads(expected.read_bytes())
 
 
-def test_every_target_is_built_verified_and_run(baked: Project, unchanged: Unchanged) -> None:
+def test_every_target_is_verified_and_run(baked: Project, unchanged: Unchanged) -> None:
     with unchanged():
         found = bake(baked)
     assert rows(found) == {"tool-a": True, "tool-b": True, "web": True}
@@ -86,7 +86,7 @@ def test_every_target_is_built_verified_and_run(baked: Project, unchanged: Uncha
     ]
 
 
-def test_what_a_target_says_is_in_its_image(baked: Project) -> None:
+def test_target_attributes_in_image(baked: Project) -> None:
     bake(baked, "--target=web")
     with open_image(f"oci-archive:{baked.folder}/dist/web.tar") as source:
         for _, entry in source.platform_manifests:
@@ -96,13 +96,13 @@ def test_what_a_target_says_is_in_its_image(baked: Project) -> None:
             assert "BASED=yes" in config["Env"]
 
 
-def test_a_group_is_asked_for_by_its_name_and_targets_repeat(baked: Project) -> None:
+def test_group_and_repeated_targets(baked: Project) -> None:
     assert list(rows(bake(baked, "--target=matrix", "--platform=linux/amd64"))) == ["tool-a", "tool-b"]
     found = bake(baked, "--target=tool-a", "--target=base", "--platform=linux/amd64")
     assert rows(found) == {"tool-a": True, "base": True}
 
 
-def test_an_unknown_target_is_refused_in_buildxs_words(baked: Project, unchanged: Unchanged) -> None:
+def test_unknown_target(baked: Project, unchanged: Unchanged) -> None:
     with unchanged():
         refused = bake(baked, "--target=nope", expect=2)
     assert refused["error"] == (
@@ -111,12 +111,12 @@ def test_an_unknown_target_is_refused_in_buildxs_words(baked: Project, unchanged
     )
 
 
-def test_a_file_that_is_no_bake_file_is_refused_in_buildxs_words(tiny: Project) -> None:
+def test_not_a_bake_file(tiny: Project) -> None:
     tiny.write({"docker-bake.hcl": 'target "x" {\n'})
     assert "docker-bake.hcl: " in bake(tiny, expect=2)["error"]
 
 
-def test_one_target_failing_does_not_stop_the_others(baked: Project) -> None:
+def test_failing_target_does_not_stop_others(baked: Project) -> None:
     baked.write({"worker/Dockerfile": "FROM alpine AS a\nRUN false\nFROM alpine AS b\n"})
     done = baked.task(
         "build-multiarch", "--json", "--bake=docker-bake.hcl", "--report=x.xml", "--report=x.md", expect=1
@@ -130,7 +130,7 @@ def test_one_target_failing_does_not_stop_the_others(baked: Project) -> None:
     assert "2 of 3 images passed" in (baked.folder / "x.md").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_built_on_is_told_of_the_target_above(baked: Project) -> None:
+def test_failed_base_target(baked: Project) -> None:
     text = (baked.folder / "docker-bake.hcl").read_text(encoding="utf-8")
     baked.write({"docker-bake.hcl": text.replace("FROM alpine", "FROM alpine\nRUN false")})
     found = bake(baked, expect=1)
@@ -138,7 +138,7 @@ def test_what_cannot_be_built_on_is_told_of_the_target_above(baked: Project) -> 
     assert "because the build of base, its base, failed" in found["images"][2]["error"]
 
 
-def test_the_matrix_sets_up_once_and_does_the_same(baked: Project) -> None:
+def test_matrix_sets_up_once(baked: Project) -> None:
     found = baked.json("arch-matrix", "--bake=docker-bake.hcl", "--target=tool-a", "--expect=this is a")
     assert [row["platform"] for row in found["setup"]["platforms"]] == list(TWO)
     assert rows(found) == {"tool-a": True}
@@ -146,20 +146,20 @@ def test_the_matrix_sets_up_once_and_does_the_same(baked: Project) -> None:
     assert failed["images"][0]["run"]["results"][0]["outcome"] == "failed"
 
 
-def test_a_compose_file_builds_its_services(tiny: Project) -> None:
+def test_compose_file(tiny: Project) -> None:
     service = "services:\n  hello:\n    build:\n      context: .\n      platforms: [linux/arm64]\n"
     tiny.write({"compose.yaml": service})
     found = bake(tiny, file="compose.yaml")
     assert [row["platform"] for row in found["images"][0]["build"]["platforms"]] == ["linux/arm64"]
 
 
-def test_a_json_file_without_platforms_takes_those_of_the_settings(tiny: Project) -> None:
+def test_json_file_uses_settings_platforms(tiny: Project) -> None:
     tiny.write({"bake.json": json.dumps({"target": {"default": {"context": "."}}})})
     found = bake(tiny, file="bake.json")
     assert [row["platform"] for row in found["images"][0]["build"]["platforms"]] == list(TWO)
 
 
-def test_a_key_that_cannot_be_honoured_is_refused_before_anything_is_built(
+def test_unsupported_key(
     tiny: Project, unchanged: Unchanged
 ) -> None:
     tiny.write({"docker-bake.hcl": 'target "default" {\n  network = "host"\n}\n'})
@@ -186,7 +186,7 @@ def test_a_files_outputs_are_written(tiny: Project) -> None:
     assert (tiny.folder / "out/files/hello").read_bytes() == program("linux/amd64")
 
 
-def test_reading_a_bake_file_or_failing_to_build_it_loses_no_output(tiny: Project) -> None:
+def test_outputs_survive_print_and_failure(tiny: Project) -> None:
     tiny.write({"docker-bake.hcl": OUTPUTS, "out/a.tar": "kept"})
     tiny.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")
     assert (tiny.folder / "out/a.tar").read_text(encoding="utf-8") == "kept"
@@ -195,7 +195,7 @@ def test_reading_a_bake_file_or_failing_to_build_it_loses_no_output(tiny: Projec
     assert (tiny.folder / "out/a.tar").read_text(encoding="utf-8") == "kept"
 
 
-def test_a_dry_run_shows_a_command_for_each_target_and_builds_none(
+def test_bake_dry_run(
     baked: Project, unchanged: Unchanged
 ) -> None:
     with unchanged():
@@ -206,7 +206,7 @@ def test_a_dry_run_shows_a_command_for_each_target_and_builds_none(
     assert not (baked.folder / "dist").exists()
 
 
-def test_a_target_that_pushes_gets_its_name_once_it_is_proved(tiny: Project, tmp_path: Path) -> None:
+def test_pushed_target_is_tagged_last(tiny: Project, tmp_path: Path) -> None:
     place = tmp_path / "registry"
     place.mkdir()
     with registry.serve(place) as host:

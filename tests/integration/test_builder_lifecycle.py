@@ -46,7 +46,7 @@ def cached(project: Project) -> bool:
     return all(found.values())
 
 
-def test_made_anew_it_has_forgotten_its_cache_unless_that_is_kept(ours: OwnBuilder, tiny: Project) -> None:
+def test_recreate_drops_or_keeps_cache(ours: OwnBuilder, tiny: Project) -> None:
     assert not cached(tiny)
     tiny.task("setup-builder", "--recreate", "--keep-state")
     assert cached(tiny)
@@ -55,7 +55,7 @@ def test_made_anew_it_has_forgotten_its_cache_unless_that_is_kept(ours: OwnBuild
     assert (len(ours.containers()), len(ours.volumes())) == (1, 1)
 
 
-def test_what_settings_ask_for_is_in_the_containers_own_configuration(
+def test_settings_reach_buildkitd_toml(
     ours: OwnBuilder, project: Project
 ) -> None:
     project.write({"pyproject.toml": ours.settings(*SETTINGS)})
@@ -75,16 +75,16 @@ def test_what_settings_ask_for_is_in_the_containers_own_configuration(
     assert project.json("setup-builder")["ok"]
 
 
-def test_no_insecure_entitlement_is_given_unless_asked_for(ours: OwnBuilder, project: Project) -> None:
+def test_no_entitlements_by_default(ours: OwnBuilder, project: Project) -> None:
     project.write({"pyproject.toml": ours.settings()})
     project.task("setup-builder")
     assert "--allow-insecure-entitlement=security.insecure" not in ours.arguments()
     project.write({"pyproject.toml": ours.settings('allow = ["security.insecure"]')})
     refused = project.json("setup-builder", expect=3)
-    assert "has no right to give builds the entitlements security.insecure" in refused["error"]
+    assert "does not allow the entitlements security.insecure" in refused["error"]
 
 
-def test_a_file_of_the_users_own_is_its_configuration(ours: OwnBuilder, project: Project) -> None:
+def test_user_buildkitd_config(ours: OwnBuilder, project: Project) -> None:
     text = "# ours\n[worker.oci]\n  max-parallelism = 2\n"
     project.write({"pyproject.toml": ours.settings(), "buildkitd.toml": text})
     project.task("setup-builder", "--buildkitd-config=buildkitd.toml")

@@ -95,7 +95,7 @@ def layers(folder: Path) -> list[str]:
     return [layer["digest"] for layer in manifest["layers"]]
 
 
-def test_platforms_that_are_built_apart_do_not_overwrite_each_others_cache(
+def test_platform_caches_are_separate(
     tiny: Project, builders: tuple[str, ...]
 ) -> None:
     for platform in TWO:
@@ -105,7 +105,7 @@ def test_platforms_that_are_built_apart_do_not_overwrite_each_others_cache(
     assert set(amd64) != set(arm64)
 
 
-def test_one_solve_of_both_exports_once_what_both_need(tiny: Project, builders: tuple[str, ...]) -> None:
+def test_shared_layers_are_exported_once(tiny: Project, builders: tuple[str, ...]) -> None:
     build(tiny, *builders, "--cache-to=type=local,dest=cache,mode=max")
     for platform in TWO:
         build(tiny, *builders, "--platform", platform, "--cache-to=type=local,dest=cache,mode=max")
@@ -114,7 +114,7 @@ def test_one_solve_of_both_exports_once_what_both_need(tiny: Project, builders: 
     assert set.union(*apart) <= both
 
 
-def test_a_first_build_has_an_empty_cache_and_is_no_error(
+def test_first_build_with_empty_cache(
     tiny: Project, builders: tuple[str, ...], registry_host: str
 ) -> None:
     caches = ("type=local,src=nowhere", f"{registry_host}/nothing:here")
@@ -135,7 +135,7 @@ def _registry(host: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("caches", [_local, _registry])
-def test_a_second_build_elsewhere_finds_what_one_solve_exported(
+def test_other_builder_imports_cache(
     tiny: Project, first: str, elsewhere: str, registry_host: str, caches: Caches
 ) -> None:
     cache_to, cache_from = caches(registry_host)
@@ -146,7 +146,7 @@ def test_a_second_build_elsewhere_finds_what_one_solve_exported(
 
 
 @pytest.mark.parametrize("caches", [_local, _registry])
-def test_a_second_build_elsewhere_finds_what_each_job_of_a_fleet_exported(
+def test_other_builder_imports_job_caches(
     tiny: Project, first: str, elsewhere: str, registry_host: str, caches: Caches
 ) -> None:
     cache_to, cache_from = caches(registry_host)
@@ -157,7 +157,7 @@ def test_a_second_build_elsewhere_finds_what_each_job_of_a_fleet_exported(
     assert all_cached(build(tiny, f"--builder={elsewhere}", f"--cache-from={cache_from}"), 6)
 
 
-def test_an_inline_cache_comes_with_the_image(
+def test_inline_cache(
     tiny: Project, first: str, elsewhere: str, registry_host: str
 ) -> None:
     name = f"{registry_host}/team/inline:{uuid.uuid4().hex}"
@@ -165,7 +165,7 @@ def test_an_inline_cache_comes_with_the_image(
     assert all_cached(build(tiny, f"--builder={elsewhere}", f"--cache-from={name}"), 6)
 
 
-def test_a_second_build_elsewhere_finds_what_one_solve_exported_to_github(
+def test_other_builder_imports_gha_cache(
     tiny: Project, builders: tuple[str, ...], elsewhere: str, actions: ActionsCache
 ) -> None:
     step = tiny.with_env(**actions.env)
@@ -176,7 +176,7 @@ def test_a_second_build_elsewhere_finds_what_one_solve_exported_to_github(
     assert all_cached(build(step, f"--builder={elsewhere}", "--cache-from=type=gha,scope=web"), 6)
 
 
-def test_jobs_of_a_fleet_have_scopes_of_their_own_at_github(
+def test_gha_scopes_per_job(
     tiny: Project, builders: tuple[str, ...], elsewhere: str, actions: ActionsCache
 ) -> None:
     step = tiny.with_env(**actions.env)
@@ -187,7 +187,7 @@ def test_jobs_of_a_fleet_have_scopes_of_their_own_at_github(
 
 
 @pytest.mark.parametrize("missing", ["ACTIONS_RUNTIME_TOKEN", "ACTIONS_RESULTS_URL"])
-def test_a_cache_of_githubs_that_buildx_leaves_out_is_told(
+def test_skipped_gha_cache_is_reported(
     tiny: Project, builders: tuple[str, ...], actions: ActionsCache, missing: str
 ) -> None:
     step = tiny.with_env(**{**actions.env, missing: ""})
@@ -196,7 +196,7 @@ def test_a_cache_of_githubs_that_buildx_leaves_out_is_told(
     assert f"cache type=gha: {missing} is not set, so buildx skips it" in progress
 
 
-def test_the_engines_own_cache_serves_a_builder_elsewhere(
+def test_engine_cache_serves_other_builder(
     tiny: Project, elsewhere: str, registry_host: str
 ) -> None:
     cache_to, cache_from = _registry(registry_host)
@@ -204,7 +204,7 @@ def test_the_engines_own_cache_serves_a_builder_elsewhere(
     assert all_cached(build(tiny, f"--builder={elsewhere}", f"--cache-from={cache_from}"), 6)
 
 
-def test_without_a_cache_a_builder_elsewhere_builds_every_step(
+def test_no_cache_on_other_builder(
     tiny: Project, first: str, elsewhere: str
 ) -> None:
     build(tiny, f"--builder={first}")
@@ -212,7 +212,7 @@ def test_without_a_cache_a_builder_elsewhere_builds_every_step(
 
 
 @pytest.mark.parametrize("caches", [_local, _registry])
-def test_nodes_that_build_a_platform_each_do_not_overwrite_each_others_cache(
+def test_node_caches_are_separate(
     tiny: Project, two_nodes: str, elsewhere: str, registry_host: str, caches: Caches
 ) -> None:
     cache_to, cache_from = caches(registry_host)
@@ -221,7 +221,7 @@ def test_nodes_that_build_a_platform_each_do_not_overwrite_each_others_cache(
     assert all_cached(build(tiny, f"--builder={elsewhere}", f"--cache-from={cache_from}"), 6)
 
 
-def test_a_cache_that_the_engines_own_builder_does_not_have_is_refused_before_the_build(
+def test_unsupported_cache_type(
     tiny: Project,
 ) -> None:
     refused = tiny.json("build-multiarch", "--cache-to=type=s3,region=x,bucket=y", expect=2)

@@ -233,7 +233,7 @@ def names(place: Place) -> list[str]:
     return [tag for tag in tags if not tag.startswith("cache")]
 
 
-def test_a_fleet_of_jobs_makes_one_image_and_names_it_last(fleet: Fleet) -> None:
+def test_jobs_make_one_image(fleet: Fleet) -> None:
     assert fleet.platforms == list(TWO)
     for platform in TWO:
         done = fleet.part(platform)
@@ -251,7 +251,7 @@ def test_a_fleet_of_jobs_makes_one_image_and_names_it_last(fleet: Fleet) -> None
     assert {f"cache-{name.replace('/', '-')}" for name in TWO} < set(tags)
 
 
-def test_a_fleet_whose_job_is_missing_names_the_platform_and_no_tag(fleet: Fleet) -> None:
+def test_missing_job_leaves_tag(fleet: Fleet) -> None:
     there, missing = TWO
     assert fleet.part(there).code == 0
     done = fleet.merge()
@@ -260,7 +260,7 @@ def test_a_fleet_whose_job_is_missing_names_the_platform_and_no_tag(fleet: Fleet
     assert names(fleet.place) == []
 
 
-def test_a_job_whose_image_tests_fail_leaves_no_part(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_image_test_leaves_no_part(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHECKOUT, "Dockerfile", DOCKERFILE.replace("[$TARGETARCH]", "[another]"))
     done = fleet.part(TWO[0])
     assert done.code == 1, done.stdout + done.stderr
@@ -292,7 +292,7 @@ CMD ["echo", "this is web"]
 """
 
 
-def test_jobs_that_build_all_images_for_one_platform_are_enough(
+def test_jobs_with_several_images(
     engine: Engine, project: Project, plain: Place
 ) -> None:
     assert engine.version
@@ -315,7 +315,7 @@ def test_jobs_that_build_all_images_for_one_platform_are_enough(
 # What the page says, without an engine
 
 
-def test_no_login_has_its_password_in_an_argument() -> None:
+def test_password_is_not_an_argument() -> None:
     lines = [line for path in PIPELINES for line in path.read_text().splitlines() if LOGIN in line]
     assert len(lines) == 3
     for line in lines:

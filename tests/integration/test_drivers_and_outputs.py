@@ -176,7 +176,7 @@ def _placed(output: str) -> str:
     return output.replace("FILE", "refused.tar").replace("FOLDER", "refused")
 
 
-def test_the_table_tells_of_every_driver_and_every_output() -> None:
+def test_table_is_complete() -> None:
     assert {output for output, _, _ in PAIRS} == set(HOW)
     assert {driver for _, driver, _ in PAIRS} == {
         "docker",

@@ -65,7 +65,7 @@ def mine(project: Project, engine: Engine, tmp_path: Path) -> Project:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "docker-container"])
-def test_a_buildkit_is_driven_by_each_kind_of_endpoint(mine: Project, reached: Reached, kind: str) -> None:
+def test_each_endpoint_kind(mine: Project, reached: Reached, kind: str) -> None:
     node = f"name=own,endpoint={reached.endpoint(kind)}"
     mine.write({"pyproject.toml": settings_of([node], TWO)})
     assert [(row["node"], row["runs"]) for row in mine.json("setup-builder")["platforms"]] == [
@@ -76,9 +76,9 @@ def test_a_buildkit_is_driven_by_each_kind_of_endpoint(mine: Project, reached: R
 
 
 @pytest.mark.parametrize("endpoint", ["unix:///nowhere/buildkitd.sock", "tcp://127.0.0.1:1"])
-def test_where_nobody_is_the_node_and_the_reason_are_named(mine: Project, endpoint: str) -> None:
+def test_unreachable_endpoint(mine: Project, endpoint: str) -> None:
     mine.write({"pyproject.toml": settings_of([f"name=own,endpoint={endpoint}"], TWO)})
     done = mine.task("setup-builder", expect=3)
-    assert f"node own: nobody listens at {endpoint}: " in done.stderr
+    assert f"node own: nothing listens at {endpoint}: " in done.stderr
     assert done.seconds < SOON
     assert not list(Path(mine.env["BUILDX_CONFIG"]).glob("instances/*"))

@@ -33,13 +33,13 @@ def outcomes(report: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("runner", ["sandbox", "docker"])
-def test_on_the_newest_cpu_the_classic_image_seems_sound(classic: Project, runner: str) -> None:
+def test_classic_image_passes_on_max_cpu(classic: Project, runner: str) -> None:
     report = classic.json("run-emulated", f"--runner={runner}", r"--expect=\[{goarch}\]")
     assert outcomes(report) == dict.fromkeys(CLASSIC, "passed")
 
 
 @pytest.mark.parametrize("runner", ["sandbox", "docker"])
-def test_on_the_floor_cpu_the_classic_image_fails_for_arm_v6_and_says_goarm(
+def test_classic_image_fails_on_arm1176(
     classic: Project, runner: str
 ) -> None:
     words = (f"--runner={runner}", "--cpu=floor", "--platform=linux/arm/v6,linux/arm/v7,linux/arm64")
@@ -52,7 +52,7 @@ def test_on_the_floor_cpu_the_classic_image_fails_for_arm_v6_and_says_goarm(
     assert row["emulator"]["cpu"] == "arm1176"
 
 
-def test_the_example_passes_everywhere_on_the_floor_cpu(hello: Project) -> None:
+def test_example_passes_on_floor_cpu(hello: Project) -> None:
     hello.task("build-multiarch", timeout=600)
     report = hello.json("run-emulated", "--runner=sandbox", "--cpu=floor")
     assert outcomes(report) == dict.fromkeys(TEN, "passed")
@@ -61,7 +61,7 @@ def test_the_example_passes_everywhere_on_the_floor_cpu(hello: Project) -> None:
     assert all(row["emulated"] for row in report["results"])
 
 
-def test_docker_cannot_run_the_hosts_own_platform_on_another_cpu_and_says_so(hello: Project) -> None:
+def test_docker_native_cpu_is_refused(hello: Project) -> None:
     hello.task("build-multiarch", timeout=600)
     words = ("--runner=docker", "--cpu=floor", "--platform=linux/amd64,linux/arm/v6")
     report = hello.json("run-emulated", *words, expect=1)
@@ -69,7 +69,7 @@ def test_docker_cannot_run_the_hosts_own_platform_on_another_cpu_and_says_so(hel
     assert "--runner=sandbox" in report["results"][0]["message"]
 
 
-def test_the_emulator_of_the_hosts_own_platform_leaves_it_alone(hello: Project, tmp_path: Path) -> None:
+def test_native_emulator_is_private(hello: Project, tmp_path: Path) -> None:
     """The marked copy is made once, and the host's own programs run as ever."""
     own = hello.with_env(INVOKE_BUILDKIT_CACHE="", TMPDIR=str(tmp_path))
     own.task("build-multiarch", timeout=600)

@@ -49,7 +49,7 @@ def test_the_store_is_told(tiny: Project, graph: Engine) -> None:
     assert (setup["engine"]["store"], setup["engine"]["endpoint"]) == ("graph", graph.endpoint)
 
 
-def test_load_of_two_platforms_gives_one_tag_each_and_says_so(tiny: Project, graph: Engine) -> None:
+def test_load_gives_tag_per_platform(tiny: Project, graph: Engine) -> None:
     done = tiny.task("build-multiarch", "--json", "--load", "-t", "tiny:1")
     tags = ["tiny:1-linux-amd64", "tiny:1-linux-arm64"]
     assert done.document["outputs"] == [{"type": "docker", "ref": tag} for tag in tags]
@@ -63,14 +63,14 @@ def test_load_of_two_platforms_gives_one_tag_each_and_says_so(tiny: Project, gra
     assert [row["outcome"] for row in ran["results"]] == ["passed"]
 
 
-def test_type_docker_with_two_platforms_is_refused_before_building(tiny: Project) -> None:
+def test_type_docker_takes_one_platform(tiny: Project) -> None:
     done = tiny.task("build-multiarch", "-t", "both:1", "-o", "type=docker", expect=2)
     assert "containerd image store" in done.stderr
     assert "try: " in done.stderr
     assert "[internal]" not in done.stderr  # what BuildKit says first
 
 
-def test_an_index_is_refused_before_building(tiny: Project) -> None:
+def test_index_is_refused(tiny: Project) -> None:
     done = tiny.task("build-multiarch", expect=3)
     assert "one platform at a time" in done.stderr
     assert "--engine=private" in done.stderr

@@ -20,7 +20,7 @@ def without_cluster(project: Project) -> Project:
     return project.with_env(BUILDX_CONFIG=str(folder / "buildx"), KUBECONFIG=str(folder / "none"))
 
 
-def test_a_dry_run_shows_how_every_node_is_made(engine: Engine, project: Project) -> None:
+def test_dry_run_shows_nodes(engine: Engine, project: Project) -> None:
     done = without_cluster(project).task(*SETUP, *NODES, "--dry-run")
     shown = [shlex.split(line) for line in done.stdout.splitlines()]
     made = [line[line.index("create") :] for line in shown if "create" in line]
@@ -35,7 +35,7 @@ def test_a_dry_run_shows_how_every_node_is_made(engine: Engine, project: Project
     assert engine.version
 
 
-def test_without_a_cluster_it_is_told_and_nothing_is_left(engine: Engine, project: Project) -> None:
+def test_missing_cluster(engine: Engine, project: Project) -> None:
     here = without_cluster(project)
     done = here.task(*SETUP, "--platform=linux/amd64", expect=3)
     assert "KUBECONFIG" in done.stderr

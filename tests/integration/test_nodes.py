@@ -63,7 +63,7 @@ def tiny(fleet: Fleet) -> Project:
     return fleet.project.write({"Dockerfile": TINY, **files})
 
 
-def test_each_platform_is_built_on_its_node_which_the_image_itself_shows(fleet: Fleet) -> None:
+def test_platform_is_built_on_its_node(fleet: Fleet) -> None:
     fleet.project.write({"Dockerfile": SEEN})
     fleet.project.task(
         "build-multiarch", "-o", "type=oci,dest=dist/seen.tar", "-o", "type=local,dest=out/seen"
@@ -79,7 +79,7 @@ def test_each_platform_is_built_on_its_node_which_the_image_itself_shows(fleet: 
             assert addresses == {node.name}
 
 
-def test_setup_tells_every_platforms_node_and_that_a_program_ran_there(fleet: Fleet) -> None:
+def test_setup_reports_nodes(fleet: Fleet) -> None:
     document = fleet.project.json("setup-builder")
     rows = document["platforms"]
     assert [(row["platform"], row["node"], row["native"], row["runs"]) for row in rows] == [
@@ -100,7 +100,7 @@ def test_a_second_setup_changes_nothing(fleet: Fleet, unchanged: Unchanged) -> N
     assert done.seconds < 15
 
 
-def test_table_and_json_say_which_node_built_a_platform_and_how(tiny: Project) -> None:
+def test_report_names_nodes(tiny: Project) -> None:
     rows = tiny.json("build-multiarch")["platforms"]
     assert [(row["platform"], row["node"], row["native"]) for row in rows] == [
         (AMD64, "a", True),
@@ -112,7 +112,7 @@ def test_table_and_json_say_which_node_built_a_platform_and_how(tiny: Project) -
         assert words in table
 
 
-def test_the_parts_make_one_archive_that_is_verified_and_runs(tiny: Project) -> None:
+def test_parts_join_into_archive(tiny: Project) -> None:
     built = tiny.json("build-multiarch", "-t", "fleet:1")
     assert built["outputs"] == [{"type": "oci", "dest": "dist/fleet-1.tar"}]
     verified = tiny.json("verify-arch", "--platform", ",".join(THREE))
@@ -123,12 +123,12 @@ def test_the_parts_make_one_archive_that_is_verified_and_runs(tiny: Project) -> 
     }
 
 
-def test_a_second_build_gives_the_same_digest(tiny: Project) -> None:
+def test_second_build_same_digest(tiny: Project) -> None:
     first, second = (tiny.json("build-multiarch", "--reproducible", "--no-cache") for _ in range(2))
     assert first["digest"] == second["digest"]
 
 
-def test_an_archive_of_several_nodes_has_the_provenance_that_one_node_gives(tiny: Project) -> None:
+def test_joined_archive_has_provenance(tiny: Project) -> None:
     assert attestations(tiny, "build-multiarch") == ["1 attestation: provenance"] * 3
     assert attestations(tiny, "build-multiarch", "--no-attest") == []
 
@@ -140,7 +140,7 @@ def attestations(project: Project, *words: str) -> list[str]:
     return [check["message"] for row in rows for check in row["checks"] if check["name"] == "attestations"]
 
 
-def test_local_writes_a_folder_for_each_platform(tiny: Project) -> None:
+def test_local_output_per_platform(tiny: Project) -> None:
     tiny.json("build-multiarch", "-o", "type=local,dest=out")
     assert sorted(path.name for path in (tiny.folder / "out").iterdir()) == [
         "linux_amd64",
@@ -151,7 +151,7 @@ def test_local_writes_a_folder_for_each_platform(tiny: Project) -> None:
         assert (tiny.folder / "out" / name.replace("/", "_") / "hello").read_bytes() == program(name)
 
 
-def test_load_puts_the_joined_image_into_the_users_engine(tiny: Project, engine: Engine) -> None:
+def test_load_joined_image(tiny: Project, engine: Engine) -> None:
     name = "buildkit-tasks-test/several-nodes:1"
     here = tiny.with_env(DOCKER_HOST=engine.endpoint)
     try:
@@ -166,7 +166,7 @@ def test_load_puts_the_joined_image_into_the_users_engine(tiny: Project, engine:
         docker(engine, "image", "rm", "--force", name)
 
 
-def test_load_without_an_engine_is_refused_before_the_build(tiny: Project) -> None:
+def test_load_needs_engine(tiny: Project) -> None:
     refused = tiny.json("build-multiarch", "--load", "-t", "x:1", expect=2)
     assert "no Docker engine" in refused["error"]
 
@@ -177,7 +177,7 @@ def test_tar_is_refused_before_the_build(tiny: Project) -> None:
     assert not (tiny.folder / "dist").exists()
 
 
-def test_every_platform_has_a_cache_of_its_own_which_serves_an_emptied_node(
+def test_node_cache_after_prune(
     tiny: Project, fleet: Fleet
 ) -> None:
     tiny.json("build-multiarch", "--cache-to=type=local,dest=cache,mode=max")
@@ -191,20 +191,20 @@ def test_every_platform_has_a_cache_of_its_own_which_serves_an_emptied_node(
         assert re.search(rf"^{platform} on {name} \| #\d+ CACHED$", progress, re.MULTILINE), progress
 
 
-def test_a_platform_that_no_node_builds_is_named(tiny: Project) -> None:
+def test_platform_without_node(tiny: Project) -> None:
     refused = tiny.json("build-multiarch", "--platform=linux/amd64,linux/arm/v5", expect=3)
     assert "linux/arm/v5" in refused["error"]
     assert "no node of builder 'fleet' builds it" in refused["error"]
 
 
-def test_a_failing_step_names_its_platform_and_the_others_parts_are_not_written(tiny: Project) -> None:
+def test_failing_step_names_platform(tiny: Project) -> None:
     tiny.write({"Dockerfile": TINY.replace('RUN ["/hello"]', 'RUN ["/only-$TARGETARCH"]')})
     failed = tiny.json("build-multiarch", expect=1)
     assert "linux/" in failed["error"]
     assert not (tiny.folder / "dist").exists()
 
 
-def test_a_node_on_which_nothing_runs_is_found_out_by_running(
+def test_setup_probes_each_node(
     engine: Engine, buildkit_image: str, tmp_path: Path
 ) -> None:
     (tmp_path / "repo").mkdir()
@@ -220,10 +220,10 @@ def test_a_node_on_which_nothing_runs_is_found_out_by_running(
         document = project.json("setup-builder", expect=3)
     rows = {row["platform"]: row for row in document["platforms"]}
     assert (rows[AMD64]["runs"], rows[ARM64]["runs"]) == (True, False)
-    assert "its program does not run on node lame" in rows[ARM64]["message"]
+    assert "its probe fails on node lame" in rows[ARM64]["message"]
 
 
-def test_a_push_of_several_nodes_is_one_image_named_at_the_end(
+def test_push_from_nodes(
     engine: Engine, buildkit_image: str, registry_host: str, tmp_path: Path
 ) -> None:
     (tmp_path / "repo").mkdir()

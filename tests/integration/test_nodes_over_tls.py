@@ -61,7 +61,7 @@ def refused(project: Project, node: Node, **options: str) -> Done:
     return done
 
 
-def test_with_the_right_certificate_it_builds(mine: Project, secured: Secured) -> None:
+def test_trusted_client_builds(mine: Project, secured: Secured) -> None:
     option = secured.node.option(**material(secured.certificate))
     mine.write({"pyproject.toml": settings_of([option], [AMD64])})
     assert mine.json("setup-builder")["ok"]
@@ -69,7 +69,7 @@ def test_with_the_right_certificate_it_builds(mine: Project, secured: Secured) -
     assert (row["node"], row["native"]) == ("secured", True)
 
 
-def test_while_it_builds_it_is_asked_with_the_same_certificates(mine: Project, secured: Secured) -> None:
+def test_watchdog_uses_certificates(mine: Project, secured: Secured) -> None:
     option = secured.node.option(**material(secured.certificate))
     mine.write({"pyproject.toml": settings_of([option], [AMD64])})
     (node,) = mine.json("setup-builder")["builder"]["nodes"]
@@ -85,7 +85,7 @@ def test_while_it_builds_it_is_asked_with_the_same_certificates(mine: Project, s
     assert [watch() for _ in range(4)] == [None] * 4
 
 
-def test_a_name_that_the_certificate_has_may_stand_for_the_address(
+def test_servername(
     engine: Engine, buildkit_image: str, mine: Project, tmp_path: Path
 ) -> None:
     named = make_certificate(tmp_path / "named", names="DNS:builder.example.org")
@@ -96,7 +96,7 @@ def test_a_name_that_the_certificate_has_may_stand_for_the_address(
         assert mine.json("setup-builder")["ok"]
 
 
-def test_an_authority_that_did_not_sign_the_nodes_certificate_is_refused(
+def test_wrong_authority(
     mine: Project, secured: Secured, tmp_path: Path
 ) -> None:
     other = make_certificate(tmp_path / "other", "other")
@@ -104,7 +104,7 @@ def test_an_authority_that_did_not_sign_the_nodes_certificate_is_refused(
     assert "unable to get local issuer certificate" in done.stderr
 
 
-def test_a_client_whose_certificate_another_authority_signed_is_refused(
+def test_untrusted_client(
     mine: Project, secured: Secured, tmp_path: Path
 ) -> None:
     other = make_certificate(tmp_path / "other", "other")
@@ -112,7 +112,7 @@ def test_a_client_whose_certificate_another_authority_signed_is_refused(
     assert "alert" in done.stderr
 
 
-def test_a_client_without_a_certificate_is_refused(mine: Project, secured: Secured) -> None:
+def test_client_without_certificate(mine: Project, secured: Secured) -> None:
     done = refused(mine, secured.node, ca=str(secured.certificate.authority))
     assert "certificate required" in done.stderr
 
@@ -122,7 +122,7 @@ def test_a_client_without_tls_is_refused(mine: Project, secured: Secured) -> Non
     assert "wants TLS" in done.stderr
 
 
-def test_a_client_whose_certificate_has_expired_is_refused(
+def test_expired_client_certificate(
     mine: Project, secured: Secured, tmp_path: Path
 ) -> None:
     old = sign(tmp_path / "old", secured.certificate.authority, days=-1)
@@ -130,16 +130,16 @@ def test_a_client_whose_certificate_has_expired_is_refused(
     assert "expired" in done.stderr
 
 
-def test_files_that_are_not_there_are_told_before_anything_is_asked(mine: Project, secured: Secured) -> None:
+def test_missing_tls_files(mine: Project, secured: Secured) -> None:
     missing = mine.folder / "no-such.crt"
     option = secured.node.option(**material(secured.certificate, cert=missing))
     mine.write({"pyproject.toml": settings_of([option], [AMD64])})
     done = mine.task("setup-builder", expect=2)
-    assert f"node secured: cert names {missing}, which is no file" in done.stderr
+    assert f"node secured: cert: {missing} is not a file" in done.stderr
     assert done.seconds < 10
 
 
-def test_a_key_is_no_part_of_what_is_shown(mine: Project, secured: Secured) -> None:
+def test_key_is_not_shown(mine: Project, secured: Secured) -> None:
     option = secured.node.option(**material(secured.certificate))
     mine.write({"pyproject.toml": settings_of([option], [AMD64])})
     done = mine.task("setup-builder", "--json")

@@ -108,7 +108,7 @@ def image(*platforms: str, status: int = 0) -> Memory:
     return memory.index([*entries, *others])
 
 
-def test_an_archive_is_pushed_proved_and_named(project: Project, place: Place) -> None:
+def test_push_archive(project: Project, place: Place) -> None:
     memory = image(*TWO)
     archive = write_archive(memory, project.folder / "image.tar")
     report = place.prepared(project).json(
@@ -126,7 +126,7 @@ def test_an_archive_is_pushed_proved_and_named(project: Project, place: Place) -
         assert data in [found.content for found in kinds if found.ok]
 
 
-def test_what_one_repository_has_is_not_sent_to_another_of_its_registry(
+def test_blobs_are_mounted(
     project: Project, place: Place
 ) -> None:
     archive = write_archive(image(*TWO), project.folder / "image.tar")
@@ -142,7 +142,7 @@ def test_what_one_repository_has_is_not_sent_to_another_of_its_registry(
     assert [path for method, path, _ in asked if method == "PUT"] == []
 
 
-def test_the_registrys_log_shows_blobs_then_digests_then_proof_then_tags(
+def test_request_order(
     project: Project, plain: Place
 ) -> None:
     memory = image(*TWO)
@@ -167,7 +167,7 @@ def test_the_registrys_log_shows_blobs_then_digests_then_proof_then_tags(
     assert max(stored) < min(layers) < max(layers) < min(named)  # what was stored was read, then named
 
 
-def test_a_program_that_fails_where_it_was_pushed_leaves_every_tag_as_it_was(
+def test_failing_run_leaves_tags(
     project: Project, plain: Place
 ) -> None:
     project = plain.prepared(project)
@@ -188,7 +188,7 @@ def test_a_program_that_fails_where_it_was_pushed_leaves_every_tag_as_it_was(
     }  # fmt: skip
 
 
-def test_another_set_of_platforms_than_was_said_is_not_named(project: Project, plain: Place) -> None:
+def test_unexpected_platforms_leave_tags(project: Project, plain: Place) -> None:
     archive = write_archive(image("linux/amd64"), project.folder / "image.tar")
     options = (f"--tag={plain.host}/team/app:v1", f"--platform={','.join(TWO)}")
     report = plain.prepared(project).json("push-multiarch", str(archive), *options, expect=1)
@@ -196,7 +196,7 @@ def test_another_set_of_platforms_than_was_said_is_not_named(project: Project, p
     assert plain.digest("team/app:v1") == ""
 
 
-def test_no_verify_names_it_without_reading_it_back(project: Project, plain: Place) -> None:
+def test_no_verify(project: Project, plain: Place) -> None:
     archive = write_archive(image(*TWO, status=3), project.folder / "image.tar")
     report = plain.prepared(project).json(
         "push-multiarch", str(archive), f"--tag={plain.host}/team/app:v1", "--no-verify"
@@ -206,7 +206,7 @@ def test_no_verify_names_it_without_reading_it_back(project: Project, plain: Pla
     assert not [line for line in plain.log() if line[0] == "GET" and "/blobs/" in line[1]]
 
 
-def test_a_dry_run_asks_the_registry_nothing(project: Project, plain: Place) -> None:
+def test_push_dry_run(project: Project, plain: Place) -> None:
     memory = image(*TWO)
     archive = write_archive(memory, project.folder / "image.tar")
     done = plain.prepared(project).task(
@@ -217,7 +217,7 @@ def test_a_dry_run_asks_the_registry_nothing(project: Project, plain: Place) -> 
     assert plain.log() == []
 
 
-def test_parts_of_a_fleet_become_one_image(project: Project, place: Place) -> None:
+def test_merge_parts(project: Project, place: Place) -> None:
     project = place.prepared(project)
     parts = []
     for name in TWO:
@@ -243,7 +243,7 @@ def test_parts_of_a_fleet_become_one_image(project: Project, place: Place) -> No
     assert about == [entry["digest"] for entry in index["manifests"][:2]]
 
 
-def test_a_wrong_password_is_told_with_the_login(project: Project, tmp_path: Path) -> None:
+def test_wrong_password(project: Project, tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir()
     archive = write_archive(image(*TWO), project.folder / "image.tar")
@@ -255,7 +255,7 @@ def test_a_wrong_password_is_told_with_the_login(project: Project, tmp_path: Pat
     assert "wrong" not in done.stderr
 
 
-def test_a_push_of_ten_platforms_takes_no_longer_than_its_requests(project: Project, plain: Place) -> None:
+def test_push_request_count(project: Project, plain: Place) -> None:
     archive = write_archive(image(*TEN), project.folder / "image.tar")
     project = plain.prepared(project)
     started = time.monotonic()
@@ -263,7 +263,7 @@ def test_a_push_of_ten_platforms_takes_no_longer_than_its_requests(project: Proj
     assert time.monotonic() - started < 6  # some 160 requests: 1 s where nothing else runs
 
 
-def test_parts_of_both_forms_that_buildx_pushed_become_one_image(
+def test_merge_manifests_and_indexes(
     engine: Engine, project: Project, plain: Place
 ) -> None:
     assert engine.version

@@ -77,7 +77,7 @@ def capped(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
             server.server_close()
 
 
-def test_an_image_with_large_layers_arrives(capped: tuple[str, list[int]], tmp_path: Path) -> None:
+def test_large_layers_arrive(capped: tuple[str, list[int]], tmp_path: Path) -> None:
     host, taken = capped
     memory = Memory()
     layers = [make_tar({f"{number}": os.urandom(SIZE)}) for number in range(3)]

@@ -98,7 +98,7 @@ def programs(go: GoBuilder) -> Programs:
 
 
 @pytest.mark.parametrize(("name", "setting", "need"), LEVELS)
-def test_gos_own_builds_need_what_they_were_built_for(
+def test_go_levels(
     programs: Programs, name: str, setting: str, need: str
 ) -> None:
     binary = seen(programs[name, setting])
@@ -109,7 +109,7 @@ def test_gos_own_builds_need_what_they_were_built_for(
     assert isa_warnings(platform(name), binary) == ()
 
 
-def test_a_level_that_is_needed_is_enough(programs: Programs) -> None:
+def test_required_level_is_enough(programs: Programs) -> None:
     for name, built in (
         ("linux/arm/v7", ("linux/arm/v6", "GOARM=7")),
         ("linux/amd64/v3", ("linux/amd64", "GOAMD64=v3")),
@@ -118,7 +118,7 @@ def test_a_level_that_is_needed_is_enough(programs: Programs) -> None:
         assert isa_problems(platform(name), seen(programs[built])) == ()
 
 
-def test_go_says_the_same_of_its_programs(go: GoBuilder, programs: Programs) -> None:
+def test_matches_go_version_m(go: GoBuilder, programs: Programs) -> None:
     paths = {str(path): path for path in programs.values()}
     told: dict[str, dict[str, str]] = {}
     for line in go.run("version", "-m", *paths).splitlines():
@@ -138,14 +138,14 @@ def test_go_says_the_same_of_its_programs(go: GoBuilder, programs: Programs) -> 
         assert mine == told[name]
 
 
-def test_a_go_program_without_section_headers_still_tells(programs: Programs) -> None:
+def test_go_without_section_headers(programs: Programs) -> None:
     data = bytearray(programs["linux/amd64", "GOAMD64=v3"].read_bytes())
     data[40:48] = bytes(8)  # e_shoff
     data[60:64] = bytes(4)  # e_shnum and e_shstrndx
     assert isa_problems(platform("linux/amd64"), read_binary(WholeFile(bytes(data))))
 
 
-def test_pieces_of_a_large_go_program_tell_as_much_as_all_of_it(programs: Programs) -> None:
+def test_partial_go_program(programs: Programs) -> None:
     data = programs["linux/riscv64", "GORISCV64=rva22u64"].read_bytes()
     at = data.index(b"\xff Go buildinf:", 1 << 16)
     front, tail = data[: 1 << 16], data[-(1 << 16) :]
@@ -204,7 +204,7 @@ def of(architecture: str) -> Platform:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_debians_binaries_fit_their_platforms(debian: dict[str, list[Path]], architecture: str) -> None:
+def test_debian_binaries_pass(debian: dict[str, list[Path]], architecture: str) -> None:
     for path in debian[architecture]:
         binary = seen(path)
         assert (binary.problems, binary.unread_parts) == ((), ())
@@ -212,7 +212,7 @@ def test_debians_binaries_fit_their_platforms(debian: dict[str, list[Path]], arc
         assert isa_problems(of(architecture), binary) == ()
 
 
-def test_debians_loaders_and_library_folders_are_in_the_table(debian: dict[str, list[Path]]) -> None:
+def test_debian_loaders_are_known(debian: dict[str, list[Path]]) -> None:
     for architecture, paths in debian.items():
         machine = of(architecture).machine
         loaders = {seen(path).interpreter for path in paths} - {""}
@@ -223,12 +223,12 @@ def test_debians_loaders_and_library_folders_are_in_the_table(debian: dict[str, 
         assert len(folders) == 1
 
 
-def test_armhf_passes_floats_in_registers_and_armel_does_not(debian: dict[str, list[Path]]) -> None:
+def test_armhf_and_armel_float_abi(debian: dict[str, list[Path]]) -> None:
     assert {arm_float_abi(seen(path)) for path in debian["armhf"]} == {"hard"}
     assert {arm_float_abi(seen(path)) for path in debian["armel"]} == {"soft"}
 
 
-def test_an_armhf_program_needs_more_than_arm_v6(debian: dict[str, list[Path]]) -> None:
+def test_armhf_needs_armv7(debian: dict[str, list[Path]]) -> None:
     v6 = platform("linux/arm/v6")
     programs = [path for path in debian["armhf"] if not path.name.startswith("lib")]
     assert len(programs) >= 4
@@ -236,7 +236,7 @@ def test_an_armhf_program_needs_more_than_arm_v6(debian: dict[str, list[Path]]) 
         assert isa_problems(v6, seen(path))[0].startswith("needs ARMv7 (")
 
 
-def test_a_library_that_chooses_when_it_runs_is_doubted_and_not_refused(
+def test_runtime_dispatch_is_a_warning(
     debian: dict[str, list[Path]],
 ) -> None:
     library = next(path for path in debian["armhf"] if path.name.startswith("libgcrypt.so"))
@@ -246,7 +246,7 @@ def test_a_library_that_chooses_when_it_runs_is_doubted_and_not_refused(
     assert [text.partition(" (")[0] for text in doubts] == ["has code for ARMv8"]
 
 
-def test_s390x_says_nothing_and_that_is_said(debian: dict[str, list[Path]]) -> None:
+def test_s390x_records_nothing(debian: dict[str, list[Path]]) -> None:
     for path in debian["s390x"]:
         assert seen(path).evidence == ()
         assert missing_isa_info_reason(seen(path)) == "s390x files record no level of the instruction set"

@@ -74,7 +74,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield host
 
 
-def test_ten_platforms_are_read_by_tag_and_by_digest(plain: str, access: RegistryOptions) -> None:
+def test_read_by_tag_and_digest(plain: str, access: RegistryOptions) -> None:
     memory = hello(TEN)
     digest = registry.push(plain, memory, "team/hello", "ten")
     assert Digest(digest) == memory.root_descriptor().digest
@@ -83,7 +83,7 @@ def test_ten_platforms_are_read_by_tag_and_by_digest(plain: str, access: Registr
     assert read(f"{plain}/team/hello:other@{digest}", access) == 10
 
 
-def test_every_byte_is_the_one_that_was_pushed(plain: str, access: RegistryOptions) -> None:
+def test_blobs_are_identical(plain: str, access: RegistryOptions) -> None:
     memory = hello()
     registry.push(plain, memory, "team/bytes", "1")
     stored = {name: data for name, data in layout_files(memory).items() if name.startswith("blobs/")}
@@ -100,7 +100,7 @@ def test_every_byte_is_the_one_that_was_pushed(plain: str, access: RegistryOptio
     assert got == stored
 
 
-def test_an_image_that_is_not_there_is_told_from_a_registry_that_is_not(
+def test_missing_image_or_registry(
     plain: str, access: RegistryOptions
 ) -> None:
     for name in ("team/nothing:1", "team/hello:nothing", f"team/hello@{Digest.from_bytes(b'nothing')}"):
@@ -109,7 +109,7 @@ def test_an_image_that_is_not_there_is_told_from_a_registry_that_is_not(
         assert name in caught.value.message
 
 
-def test_a_private_authority_is_believed_where_docker_would(
+def test_certs_d_authority(
     secure: str, certificate: Certificate, access: RegistryOptions, tmp_path: Path
 ) -> None:
     trust(tmp_path, secure, certificate.authority)
@@ -117,14 +117,14 @@ def test_a_private_authority_is_believed_where_docker_would(
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_a_private_authority_may_be_named_in_the_environment(
+def test_authority_from_environment(
     secure: str, certificate: Certificate, tmp_path: Path, variable: str
 ) -> None:
     environ = {"DOCKER_CONFIG": str(tmp_path), variable: str(certificate.authority)}
     assert read(f"{secure}/team/hello:1", RegistryOptions(environ=environ, certificate_dirs=())) == 3
 
 
-def test_an_authority_that_nobody_named_is_not_believed(
+def test_unknown_authority(
     secure: str, access: RegistryOptions, tmp_path: Path
 ) -> None:
     with pytest.raises(RegistryError, match=f"the TLS connection to https://{secure} failed") as caught:
@@ -135,7 +135,7 @@ def test_an_authority_that_nobody_named_is_not_believed(
     )
 
 
-def test_a_wrong_authority_is_not_believed_either(
+def test_other_authority(
     secure: str, access: RegistryOptions, tmp_path: Path
 ) -> None:
     trust(tmp_path, secure, make_certificate(tmp_path / "other", "other").authority)
@@ -145,7 +145,7 @@ def test_a_wrong_authority_is_not_believed_either(
         read(f"{secure}/team/hello:1", access)
 
 
-def test_an_authority_counts_for_its_own_host_alone(
+def test_authority_is_per_host(
     secure: str, certificate: Certificate, access: RegistryOptions, tmp_path: Path
 ) -> None:
     trust(tmp_path, "127.0.0.1:1", certificate.authority)
@@ -153,7 +153,7 @@ def test_an_authority_counts_for_its_own_host_alone(
         read(f"{secure}/team/hello:1", access)
 
 
-def test_a_login_that_docker_keeps_is_used(locked: str, access: RegistryOptions, tmp_path: Path) -> None:
+def test_docker_login(locked: str, access: RegistryOptions, tmp_path: Path) -> None:
     keep(tmp_path, locked, registry.PASSWORD)
     assert read(f"{locked}/team/hello:1", access) == 3
 
@@ -170,7 +170,7 @@ def test_a_login_that_docker_keeps_is_used(locked: str, access: RegistryOptions,
     ],
     ids=["wrong", "another host's", "none"],
 )
-def test_without_the_right_login_the_next_command_is_told(
+def test_missing_login(
     locked: str, access: RegistryOptions, tmp_path: Path, prepare: Callable[[Path, str], None], said: str
 ) -> None:
     prepare(tmp_path, locked)
@@ -181,7 +181,7 @@ def test_without_the_right_login_the_next_command_is_told(
     assert registry.PASSWORD not in str(caught.value)
 
 
-def test_ten_platforms_take_no_longer_than_their_requests(plain: str, access: RegistryOptions) -> None:
+def test_pull_request_count(plain: str, access: RegistryOptions) -> None:
     registry.push(plain, hello(TEN), "team/speed", "1")
     read(f"{plain}/team/speed:1", access)
     started = time.monotonic()

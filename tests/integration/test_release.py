@@ -62,7 +62,7 @@ def builder(
     assert done.ok, done.stderr
 
 
-def test_what_is_pushed_is_put_by_digest_proved_there_and_named_last(
+def test_push_verify_run_tag(
     project: Project, place: Place, builder: list[str]
 ) -> None:
     user = place.prepared(source(project))
@@ -94,7 +94,7 @@ def test_what_is_pushed_is_put_by_digest_proved_there_and_named_last(
     assert min(proofs) < named
 
 
-def test_what_does_not_run_is_never_named(project: Project, plain: Place, builder: list[str]) -> None:
+def test_failing_image_is_not_tagged(project: Project, plain: Place, builder: list[str]) -> None:
     tag = f"{plain.host}/app:v1"
     good = source(project).json("build-multiarch", "--push", f"-t{tag}", PLATFORMS, *builder)["digest"]
     report = source(project, status=9).json(
@@ -113,7 +113,7 @@ def test_what_does_not_run_is_never_named(project: Project, plain: Place, builde
     assert plain.digest("app:v1") == insisted["digest"] != good
 
 
-def test_an_archive_beside_a_push_is_the_very_image_that_is_pushed(
+def test_archive_and_push_same_image(
     project: Project, plain: Place, builder: list[str]
 ) -> None:
     outputs = ["--output=type=oci,dest=a.tar", "--push", f"-t{plain.host}/app:v1"]
@@ -122,7 +122,7 @@ def test_an_archive_beside_a_push_is_the_very_image_that_is_pushed(
     assert project.json("verify-arch", "a.tar")["digest"] == report["digest"]
 
 
-def test_the_wrong_architecture_is_found_before_it_is_run(
+def test_wrong_architecture_is_not_run(
     project: Project, plain: Place, builder: list[str]
 ) -> None:
     user = source(project).write({"arm64": program("linux/amd64")})
@@ -132,7 +132,7 @@ def test_the_wrong_architecture_is_found_before_it_is_run(
     assert plain.digest("app:v1") == ""
 
 
-def test_parts_of_a_fleet_are_merged_into_what_their_platforms_are(
+def test_split_and_merge(
     project: Project, plain: Place, builder: list[str]
 ) -> None:
     user, tag = source(project), f"-t{plain.host}/team/app:v1"
@@ -148,7 +148,7 @@ def test_parts_of_a_fleet_are_merged_into_what_their_platforms_are(
     assert [row["platform"] for row in merged["verify"]["platforms"]] == list(TWO)
 
 
-def test_the_matrix_pushes_and_names_what_it_proved(
+def test_matrix_push(
     project: Project, plain: Place, builder: list[str]
 ) -> None:
     del builder
@@ -162,7 +162,7 @@ def test_the_matrix_pushes_and_names_what_it_proved(
     assert plain.digest("app:v1") == report["build"]["digest"]
 
 
-def test_a_dry_run_says_what_would_be_named_and_changes_nothing(
+def test_release_dry_run(
     project: Project, plain: Place, builder: list[str]
 ) -> None:
     tag = f"{plain.host}/app:v1"

@@ -101,14 +101,14 @@ def ssh(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ss
         yield way
 
 
-def test_an_engine_at_a_tcp_endpoint_is_taken_for_no_buildkit(
+def test_tcp_engine_is_not_buildkit(
     project: Project, engine: Engine, asking: Asking
 ) -> None:
     with over_tcp(engine) as endpoint, asking(project, endpoint) as builder:
         builder.build()
 
 
-def test_an_engine_behind_tls_is_a_docker_context(
+def test_tls_engine_by_context(
     context: Callable[[str, Certificate], Project], engine: Engine, asking: Asking, certificate: Certificate
 ) -> None:
     with over_tcp(engine, certificate) as endpoint:
@@ -117,7 +117,7 @@ def test_an_engine_behind_tls_is_a_docker_context(
             builder.build()
 
 
-def test_an_engine_behind_tls_does_not_let_in_another_authoritys_client(
+def test_tls_engine_rejects_client(
     context: Callable[[str, Certificate], Project],
     engine: Engine,
     asking: Asking,
@@ -133,12 +133,12 @@ def test_an_engine_behind_tls_does_not_let_in_another_authoritys_client(
     assert f"{builder.name}-there" in done.stderr
 
 
-def test_an_engine_behind_tls_is_told_from_one_that_is_silent(
+def test_tls_engine_is_not_silent(
     project: Project, engine: Engine, asking: Asking, certificate: Certificate
 ) -> None:
     with over_tcp(engine, certificate) as endpoint, asking(project, endpoint) as builder:
         done = builder.project.task("setup-builder", expect=3)
-    assert f"node {builder.name}-there: {endpoint} is no Docker engine's, or wants TLS" in done.stderr
+    assert f"node {builder.name}-there: {endpoint} is not a Docker engine, or requires TLS" in done.stderr
     assert done.seconds < SOON
 
 
@@ -147,7 +147,7 @@ def test_an_engine_behind_ssh(project: Project, asking: Asking, ssh: Ssh) -> Non
         builder.build()
 
 
-def test_an_ssh_server_that_knows_no_key_of_ours_is_told_of(
+def test_ssh_rejects_key(
     project: Project, asking: Asking, ssh: Ssh
 ) -> None:
     with asking(project, ssh.endpoint) as builder:
@@ -158,7 +158,7 @@ def test_an_ssh_server_that_knows_no_key_of_ours_is_told_of(
     assert [(row["node"], row["runs"]) for row in rows] == [(f"{builder.name}-here", True)] * 2
 
 
-def test_an_engine_behind_ssh_that_went_away_is_told_of_or_left_out_and_taken_in_again(
+def test_ssh_engine_lost_and_back(
     project: Project, asking: Asking, ssh: Ssh, tmp_path: Path
 ) -> None:
     away = tmp_path / "away"
@@ -188,7 +188,7 @@ RUN ["/sleep"]
 """
 
 
-def test_an_engine_behind_ssh_that_falls_silent_in_mid_build_is_given_up_as_ssh_is_told_to(
+def test_ssh_engine_goes_silent(
     project: Project, asking: Asking, ssh: Ssh
 ) -> None:
     with asking(with_client(project, ssh), ssh.endpoint) as builder:

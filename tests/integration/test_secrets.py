@@ -59,7 +59,7 @@ def holding(found: dict[str, bytes], text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["env", "src"])
-def test_a_secret_is_used_and_left_nowhere(
+def test_secret_leaves_no_trace(
     project_with_secret: Project, builders: tuple[str, ...], secret: str, how: str, tmp_path: Path
 ) -> None:
     (tmp_path / "outside").write_text(secret, encoding="utf-8")
@@ -84,7 +84,7 @@ def test_a_secret_is_used_and_left_nowhere(
     assert holding(found, secret) == []
 
 
-def test_a_secret_is_in_no_command_that_a_dry_run_shows(project_with_secret: Project, secret: str) -> None:
+def test_secret_not_in_dry_run(project_with_secret: Project, secret: str) -> None:
     shown = project_with_secret.with_env(THE_TOKEN=secret).task(
         "build-multiarch", "--dry-run", "--secret=id=token,env=THE_TOKEN", "-o=type=oci,dest=out.tar"
     )
@@ -108,7 +108,7 @@ def test_a_secret_is_in_no_command_that_a_dry_run_shows(project_with_secret: Pro
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_what_the_build_would_miss_or_show_is_refused_before_it(
+def test_bad_secrets_are_refused(
     project_with_secret: Project, secret: str, options: list[str], said: str, more: list[str]
 ) -> None:
     given = [option.replace("SECRET", secret) for option in options]
@@ -120,7 +120,7 @@ def test_what_the_build_would_miss_or_show_is_refused_before_it(
     assert not (project_with_secret.folder / "out.tar").exists()
 
 
-def test_a_secret_that_a_step_does_not_need_changes_nothing(
+def test_unused_secret(
     project_with_secret: Project, secret: str
 ) -> None:
     options = ("--reproducible", "-o=type=oci,dest=out.tar")

@@ -13,7 +13,7 @@ from tests.support.project import Project
 SLOW = 15.0  # seconds; it takes one or two, of which Docker Hub's silence may take three more
 
 
-def test_a_second_setup_is_quick_and_changes_nothing(
+def test_second_setup_changes_nothing(
     engine: Engine, project: Project, unchanged: Unchanged
 ) -> None:
     assert engine.version
@@ -57,7 +57,7 @@ def test_a_dry_run_changes_nothing(engine: Engine, project: Project, unchanged: 
 
 
 @pytest.mark.parametrize("task", ["setup-builder", "build-multiarch", "arch-matrix", "stop-engine"])
-def test_a_dry_run_where_nothing_is_there_yet_fetches_nothing(
+def test_dry_run_with_empty_cache(
     engine: Engine, project: Project, task: str
 ) -> None:
     if engine.kind != "private":

@@ -42,7 +42,7 @@ def two(engine: Engine, project: Project) -> Project:
     )
 
 
-def test_all_are_built_verified_and_run_each_as_its_table_says(two: Project, unchanged: Unchanged) -> None:
+def test_each_image_by_its_table(two: Project, unchanged: Unchanged) -> None:
     with unchanged():
         found = two.json("build-multiarch")
     assert (found["ok"], found["setup"]) == (True, None)
@@ -71,7 +71,7 @@ def test_one_is_chosen_by_its_name(two: Project) -> None:
     assert "there is no image 'nope' in the settings\n  try: choose one of web, tool" in refused["error"]
 
 
-def test_one_that_is_wrong_does_not_stop_the_other(two: Project) -> None:
+def test_failing_image_does_not_stop_other(two: Project) -> None:
     two.write(
         {"hello": program("linux/amd64"), "web/Dockerfile": WEB.replace("this is web", "something else")}
     )
@@ -83,21 +83,21 @@ def test_one_that_is_wrong_does_not_stop_the_other(two: Project) -> None:
     assert "0 of 2 images passed. web: FAILED: linux/amd64 (run)" in table
 
 
-def test_the_matrix_sets_up_once_for_the_platforms_of_all(two: Project) -> None:
+def test_matrix_sets_up_all_platforms(two: Project) -> None:
     found = two.json("arch-matrix", "--report=x.json", "--report=x.html", "--report=x.svg", "--report=x.xml")
     assert [row["platform"] for row in found["setup"]["platforms"]] == [*TWO, "linux/386"]
     assert [(row["name"], row["ok"]) for row in found["images"]] == [("web", True), ("tool", True)]
     assert all((two.folder / f"x.{kind}").stat().st_size for kind in ("json", "html", "svg", "xml"))
 
 
-def test_a_flag_for_one_image_is_refused_for_two(two: Project) -> None:
+def test_single_image_flag_is_refused(two: Project) -> None:
     refused = two.json("build-multiarch", "-o", "type=oci,dest=x.tar", expect=2)
     assert "web and tool would both be written to" in refused["error"]
     found = two.json("build-multiarch", "--image=web", "-o", "type=oci,dest=x.tar")
     assert found["images"][0]["build"]["outputs"] == [{"type": "oci", "dest": "x.tar"}]
 
 
-def test_without_tables_nothing_is_as_with_them(two: Project) -> None:
+def test_without_image_tables(two: Project) -> None:
     two.write(
         {"pyproject.toml": "[tool.buildkit-tasks]\nplatforms = 'linux/386'\nfile = 'tool.Dockerfile'\n"}
     )
@@ -125,7 +125,7 @@ def test_each_runs(run_on_platform):
 """
 
 
-def test_each_session_of_nox_tests_the_images_that_are_for_its_platform(two: Project) -> None:
+def test_nox_sessions_select_images(two: Project) -> None:
     two.write({"noxfile.py": "from buildkit_tasks.nox_sessions import arch_matrix\n\narch_matrix()\n"})
     done = two.command(sys.executable, "-m", "nox", "-s", "arch_matrix", "--", "-v")
     said = done.stdout + done.stderr
@@ -138,9 +138,9 @@ def test_each_session_of_nox_tests_the_images_that_are_for_its_platform(two: Pro
     assert said.count("build-multiarch --json") == 1
 
 
-def test_a_users_tests_run_on_each_image_or_on_that_of_their_marker(two: Project) -> None:
+def test_users_tests_per_image(two: Project) -> None:
     two.write({"test_images.py": USERS_TESTS})
-    done = two.command(sys.executable, "-m", "pytest", "-v", "--require-engine", "-p", "no:cacheprovider")
+    done = two.command(sys.executable, "-m", "pytest", "-v", "--arch-require-engine", "-p", "no:cacheprovider")
     said = done.stdout + done.stderr
     assert done.code == 0, said
     assert "5 passed" in said

@@ -112,7 +112,7 @@ def members(path: Path) -> set[str]:
         return set(archive.getnames())
 
 
-def test_a_containerd_stores_image_is_read_from_the_engine(
+def test_containerd_store(
     engine: Engine, stored: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = hello(THREE).root_descriptor().digest
@@ -129,20 +129,20 @@ def test_a_containerd_stores_image_is_read_from_the_engine(
 @pytest.mark.parametrize(
     "name", ["buildkit-tasks-test/none", "buildkit-tasks-test/none:1", "sha256:" + "0" * 64]
 )
-def test_an_image_that_the_engine_does_not_have_is_named(engine: Engine, name: str) -> None:
+def test_missing_daemon_image(engine: Engine, name: str) -> None:
     with pytest.raises(UsageError, match=f"the engine has no image '{name}'") as caught:
         export_image(engine, name)
     assert caught.value.hint == f"docker pull {name}"
 
 
 @pytest.mark.parametrize("name", ["../containers/json?x=", "a b", "--all", "", "X", "a/../../info"])
-def test_row_56_what_can_be_no_name_is_never_sent(engine: Engine, name: str) -> None:
+def test_invalid_name_is_not_sent(engine: Engine, name: str) -> None:
     with pytest.raises(UsageError):
         export_image(engine, name)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_docker_save_of_a_containerd_store_is_read(
+def test_docker_save_of_containerd_store(
     packed: bool, engine: Engine, stored: str, project: Project
 ) -> None:
     path = save(engine, project, stored)
@@ -175,7 +175,7 @@ def partial_image(engine: Engine, tmp_path: Path) -> Iterator[Callable[[str], st
     client.close()
 
 
-def test_a_platform_that_was_not_pulled_is_lacking(
+def test_platform_not_pulled(
     engine: Engine, partial_image: Callable[[str], str]
 ) -> None:
     own = str(engine.platform)
@@ -185,7 +185,7 @@ def test_a_platform_that_was_not_pulled_is_lacking(
         assert own in [verdict.platform for verdict in verify(source, [], "x").platforms if verdict.ok]
 
 
-def test_an_image_that_the_engine_cannot_export_is_explained(
+def test_unexportable_image(
     engine: Engine, partial_image: Callable[[str], str]
 ) -> None:
     other = next(name for name in THREE if name != str(engine.platform))
@@ -208,7 +208,7 @@ def classic(graph: Engine, skopeo: Callable[..., None], tmp_path: Path) -> Itera
     yield from (f"{NAME}:1" for _ in store(graph, tmp_path / "load.tar", f"{NAME}:1", f"{NAME}:latest"))
 
 
-def test_a_classic_stores_image_is_read_from_the_engine(graph: Engine, classic: str) -> None:
+def test_graphdriver_store(graph: Engine, classic: str) -> None:
     client = connect_client(graph)
     image = str(client.images.get(classic).id)
     client.close()
@@ -220,7 +220,7 @@ def test_a_classic_stores_image_is_read_from_the_engine(graph: Engine, classic: 
             assert str(source.manifest(entry.descriptor).config.digest) == image
 
 
-def test_docker_save_of_a_classic_store_is_read(graph: Engine, classic: str, project: Project) -> None:
+def test_docker_save_of_graphdriver_store(graph: Engine, classic: str, project: Project) -> None:
     path = save(graph, project, classic, f"{NAME}:latest")
     for name in (
         f"docker-archive:{path}",
@@ -234,7 +234,7 @@ def test_docker_save_of_a_classic_store_is_read(graph: Engine, classic: str, pro
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_skopeos_archive_of_the_older_form_is_read(
+def test_skopeo_docker_archive(
     packed: bool, skopeo: Callable[..., None], tmp_path: Path
 ) -> None:
     memory = hello(THREE)
@@ -280,7 +280,7 @@ def tiny(engine: Engine, project: Project) -> Project:
     return project
 
 
-def test_a_local_output_gives_back_the_links_that_buildx_rewrote(tiny: Project) -> None:
+def test_local_output_links(tiny: Project) -> None:
     tiny.json("build-multiarch", "--platform=linux/amd64,linux/arm64", "-o", "type=local,dest=out")
     path = find_local_output(f"dir:{tiny.folder}/out")
     assert path is not None
@@ -294,7 +294,7 @@ def test_a_local_output_gives_back_the_links_that_buildx_rewrote(tiny: Project) 
             assert stream.read() == program(str(platform))
 
 
-def test_a_local_output_of_one_platform_has_no_folder_for_it(tiny: Project) -> None:
+def test_local_output_of_one_platform(tiny: Project) -> None:
     tiny.json("build-multiarch", "--platform=linux/arm64", "-o", "type=local,dest=out")
     path = tiny.folder / "out"
     assert find_platform_dirs(path) == ((None, path),)
@@ -302,7 +302,7 @@ def test_a_local_output_of_one_platform_has_no_folder_for_it(tiny: Project) -> N
 
 
 @pytest.mark.parametrize("artifact", ["false", "true"])
-def test_buildx_attestations_say_which_image_they_are_about(artifact: str, tiny: Project) -> None:
+def test_attestation_subjects(artifact: str, tiny: Project) -> None:
     """In both forms; older builders know the first alone."""
     output = f"type=oci,dest=out.tar,oci-artifact={artifact}"
     tiny.json("build-multiarch", "--platform=linux/amd64,linux/arm64", "--provenance=mode=min", "-o", output)
@@ -314,7 +314,7 @@ def test_buildx_attestations_say_which_image_they_are_about(artifact: str, tiny:
         assert proves(source, ["linux/amd64", "linux/arm64"])
 
 
-def test_buildx_type_docker_is_a_saved_archive(tiny: Project) -> None:
+def test_type_docker_archive(tiny: Project) -> None:
     tiny.json("build-multiarch", "--platform=linux/arm64", "-t", "a/b:1", "-o", "type=docker,dest=out.tar")
     path = tiny.folder / "out.tar"
     with tarfile.open(path) as archive:

@@ -32,7 +32,7 @@ def matrix(hello: Project) -> Json:
     return document
 
 
-def test_the_whole_line_holds_on_ten_platforms(matrix: Json) -> None:
+def test_matrix_passes(matrix: Json) -> None:
     assert (matrix["ok"], matrix["error"]) == (True, "")
     for step in ("setup", "build", "verify"):
         assert [row["platform"] for row in matrix[step]["platforms"]] == list(TEN), step
@@ -40,7 +40,7 @@ def test_the_whole_line_holds_on_ten_platforms(matrix: Json) -> None:
     assert {row["outcome"] for row in matrix["run"]["results"]} == {"passed"}
 
 
-def test_the_document_has_the_shape_that_programs_read(matrix: Json) -> None:
+def test_document_shape(matrix: Json) -> None:
     assert set(matrix) == MATRIX
     setup, build, verify, run = (matrix[name] for name in ("setup", "build", "verify", "run"))
     assert set(setup) == SETUP
@@ -57,7 +57,7 @@ def test_the_document_has_the_shape_that_programs_read(matrix: Json) -> None:
     assert all(set(row) == RUN_ROW for row in run["results"])
 
 
-def test_the_native_platform_is_never_emulated(matrix: Json) -> None:
+def test_native_platform_is_not_emulated(matrix: Json) -> None:
     native = str(_native(matrix))
     setup = {row["platform"]: row for row in matrix["setup"]["platforms"]}
     run = {row["platform"]: row for row in matrix["run"]["results"]}
@@ -74,7 +74,7 @@ def test_handlers_have_f_and_not_c(matrix: Json) -> None:
         assert row["version"], row
 
 
-def test_each_run_is_of_the_manifest_that_was_built_and_verified(matrix: Json) -> None:
+def test_digests_match_across_steps(matrix: Json) -> None:
     built = {row["platform"]: row["digest"] for row in matrix["build"]["platforms"]}
     verified = {row["platform"]: row["digest"] for row in matrix["verify"]["platforms"]}
     ran = {row["platform"]: row["digest"] for row in matrix["run"]["results"]}
@@ -82,14 +82,14 @@ def test_each_run_is_of_the_manifest_that_was_built_and_verified(matrix: Json) -
     assert len(set(built.values())) == len(TEN)
 
 
-def test_each_platform_says_its_own_architecture(matrix: Json) -> None:
+def test_printed_architecture(matrix: Json) -> None:
     for row in matrix["run"]["results"]:
         architecture = Platform.parse(row["platform"]).architecture
         assert row["stdout"] == f"Hello world!\nRunning in [{architecture}] architecture.\n"
         assert row["exit_code"] == 0
 
 
-def test_junit_has_one_testcase_for_each_platform_in_each_step(hello: Project, matrix: Json) -> None:
+def test_junit_testcases(hello: Project, matrix: Json) -> None:
     assert matrix["ok"]
     suites = ET.parse(hello.folder / "matrix.xml").getroot()  # noqa: S314 - our own report
     cases = {suite.get("name"): [case.get("name") for case in suite] for suite in suites}
@@ -108,7 +108,7 @@ def test_the_three_tasks_hold_one_by_one(hello: Project, matrix: Json) -> None:
     assert [row["outcome"] for row in ran["results"]] == ["passed", "passed"]
 
 
-def test_verify_finds_a_missing_and_an_unexpected_platform(hello: Project, matrix: Json) -> None:
+def test_missing_and_unexpected_platform(hello: Project, matrix: Json) -> None:
     assert matrix["ok"]
     report = hello.json("verify-arch", "--platform", ",".join((*TEN[1:], "linux/arm/v5")), expect=1)
     wrong = [row["platform"] for row in report["platforms"] if not row["ok"]]

@@ -10,7 +10,7 @@ from tests.interop.gotools import CRANE, GoTool, NotToBeHad, compile_here, insta
 
 
 def had(tool: GoTool, config: pytest.Config) -> Path:
-    """The tool's program. In CI, which wants everything (``--require-engine``), a missing one fails."""
+    """The tool's program. In CI, which wants everything (``--arch-require-engine``), a missing one fails."""
     try:
         return install(tool)
     except NotToBeHad as error:
@@ -18,7 +18,7 @@ def had(tool: GoTool, config: pytest.Config) -> Path:
 
 
 def missing(reason: str, config: pytest.Config) -> Path:
-    if config.getoption("--require-engine"):
+    if config.getoption("--arch-require-engine"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

@@ -29,7 +29,7 @@ def ask(crane: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_crane_finds_a_pushed_image_whole_and_under_the_same_digest(crane: Path, host: str) -> None:
+def test_crane_validates_push(crane: Path, host: str) -> None:
     memory = hello(PLATFORMS)
     digest = publish.copy_image(memory, Reference.parse(f"{host}/team/app")).digest
     at = Reference.parse(f"{host}/team/app@{digest}")
@@ -39,7 +39,7 @@ def test_crane_finds_a_pushed_image_whole_and_under_the_same_digest(crane: Path,
         ask(crane, "validate", "--remote", f"{host}/{name}")
 
 
-def test_crane_finds_a_merged_image_whole(crane: Path, host: str) -> None:
+def test_crane_validates_merge(crane: Path, host: str) -> None:
     place = Reference.parse(f"{host}/team/app")
     digests = [publish.copy_image(hello([name]), place).digest for name in PLATFORMS]
     parts = [Reference.parse(f"{host}/team/app@{digest}") for digest in digests]

@@ -97,7 +97,7 @@ def verdicts(crane: Path) -> list[Verdicts]:
         return list(pool.map(lambda case: judge(crane, server, case), images))
 
 
-def test_both_say_the_same_or_there_is_a_written_reason(verdicts: list[Verdicts]) -> None:
+def test_verdicts_agree(verdicts: list[Verdicts]) -> None:
     agree = [each for each in verdicts if each.ours == each.theirs]
     differ = [each for each in verdicts if each.ours != each.theirs]
     reasons = Counter(f"{each.case.fault}: {each.reason}" for each in differ)
@@ -110,7 +110,7 @@ def test_both_say_the_same_or_there_is_a_written_reason(verdicts: list[Verdicts]
     assert [str(each) for each in differ if not each.reason] == []
 
 
-def test_every_sound_image_passes_both_and_every_planted_fault_is_found_here(
+def test_faults_are_found(
     verdicts: list[Verdicts],
 ) -> None:
     sound = [each for each in verdicts if each.case.fault == "none"]
@@ -119,7 +119,7 @@ def test_every_sound_image_passes_both_and_every_planted_fault_is_found_here(
     assert [str(each) for each in wrong] == []
 
 
-def test_a_refused_image_is_refused_with_words(verdicts: list[Verdicts]) -> None:
+def test_refusal_has_a_message(verdicts: list[Verdicts]) -> None:
     assert [str(each.case) for each in verdicts if not each.ours and not each.words] == []
 
 

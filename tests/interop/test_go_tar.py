@@ -100,7 +100,7 @@ def verdict(archive: bytes, answer: dict[str, Any]) -> str:
     return "same" if mine == theirs(answer) else f"PROBLEM {mine} is not {theirs(answer)}"
 
 
-def test_mutated_archives_mean_the_same_here_and_to_go(tarlist: Path) -> None:
+def test_mutated_archives_read_alike(tarlist: Path) -> None:
     chance = random.Random(20260101)  # noqa: S311 - repeatable, not secret
     sound = list(seeds.archives())
     archives = sound + [change_tar(chance.choice(sound), chance) for _ in range(COUNT)]

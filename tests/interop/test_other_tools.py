@@ -135,7 +135,7 @@ def _built(run: Run, tmp_path: Path, platform: str) -> str:
     return name
 
 
-def test_buildah_manifests_of_three_platforms(run: Run, tmp_path: Path) -> None:
+def test_buildah_manifest_list(run: Run, tmp_path: Path) -> None:
     run("buildah", "manifest", "create", "localhost/all")
     for platform in THREE:
         name = _built(run, tmp_path, platform)
@@ -151,7 +151,7 @@ def test_buildah_manifests_of_three_platforms(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", ["oci-archive", "docker-archive", "oci"])
-def test_buildah_writes_one_platform_in_each_form(run: Run, tmp_path: Path, transport: str) -> None:
+def test_buildah_formats(run: Run, tmp_path: Path, transport: str) -> None:
     name = _built(run, tmp_path, "linux/arm64")
     named = ":localhost/x:latest" if transport == "docker-archive" else ""
     target = f"{transport}:{tmp_path}/out{named}"
@@ -161,7 +161,7 @@ def test_buildah_writes_one_platform_in_each_form(run: Run, tmp_path: Path, tran
 
 @pytest.mark.parametrize("transport", ["oci", "oci-archive"])
 @pytest.mark.parametrize("packing", ["gzip", "zstd"])
-def test_skopeo_copies_with_another_compression(
+def test_skopeo_recompression(
     run: Run, tmp_path: Path, layout: Path, transport: str, packing: str
 ) -> None:
     target = f"{transport}:{tmp_path}/out"
@@ -171,7 +171,7 @@ def test_skopeo_copies_with_another_compression(
 
 
 @pytest.mark.parametrize("form", ["oci", "v2s2"])
-def test_skopeo_copies_by_way_of_a_folder_of_its_own(
+def test_skopeo_dir_transport(
     run: Run, tmp_path: Path, layout: Path, form: str
 ) -> None:
     between = f"dir:{tmp_path}/between"
@@ -180,7 +180,7 @@ def test_skopeo_copies_by_way_of_a_folder_of_its_own(
     judged(f"oci:{tmp_path}/out:x", *THREE)
 
 
-def test_skopeo_writes_one_platform_as_docker_save_does(run: Run, tmp_path: Path, layout: Path) -> None:
+def test_skopeo_docker_archive(run: Run, tmp_path: Path, layout: Path) -> None:
     chosen = ["--override-os=linux", "--override-arch=arm", "--override-variant=v7"]
     target = f"docker-archive:{tmp_path}/out.tar:hello:latest"
     run("skopeo", "--insecure-policy", *chosen, "copy", f"oci:{layout}:hello", target)
@@ -205,11 +205,11 @@ def test_umoci_makes_an_image_by_hand(run: Run, tmp_path: Path) -> None:
     judged(_umoci(run, tmp_path, "linux/arm64", "linux/arm64"), "linux/arm64")
 
 
-def test_umoci_takes_a_program_of_another_platform_and_we_do_not(run: Run, tmp_path: Path) -> None:
+def test_umoci_misses_wrong_binary(run: Run, tmp_path: Path) -> None:
     refused(_umoci(run, tmp_path, "linux/amd64", "linux/arm64"), "/main is made for amd64, not for arm64")
 
 
-def test_crane_appends_a_layer_to_every_platform(crane: Path, tmp_path: Path) -> None:
+def test_crane_append(crane: Path, tmp_path: Path) -> None:
     (tmp_path / "layer.tar").write_bytes(make_tar({"etc/motd": b"appended\n"}))
     env = {"PATH": os.defpath, "HOME": str(tmp_path)}
     with registry.serve(tmp_path) as host:
@@ -239,7 +239,7 @@ def test_crane_appends_a_layer_to_every_platform(crane: Path, tmp_path: Path) ->
 _HELLO_GO = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
 
 
-def test_ko_builds_a_go_program_for_several_platforms(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_ko_build(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     ko = had(KO, pytestconfig)
     source = tmp_path / "source"
     source.mkdir()

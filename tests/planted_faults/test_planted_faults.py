@@ -21,12 +21,12 @@ def parts(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
-def test_every_lie_is_caught_where_it_was_planted_and_nothing_else_is_said(one: Lie, parts: Parts) -> None:
+def test_each_fault_is_caught_alone(one: Lie, parts: Parts) -> None:
     assert judge(one, parts).surprises == []
 
 
 @pytest.mark.parametrize("one", [one for one in LIES if one.task is not None], ids=lambda one: one.name)
-def test_the_task_tells_a_lie_by_its_exit_status_and_in_words(
+def test_task_reports_fault(
     one: Lie, parts: Parts, project: Project, tmp_path: Path
 ) -> None:
     assert one.task is not None
@@ -39,7 +39,7 @@ def test_the_task_tells_a_lie_by_its_exit_status_and_in_words(
     assert all(words in said for words in one.says), said
 
 
-def test_the_task_says_that_a_sound_image_holds(parts: Parts, project: Project, tmp_path: Path) -> None:
+def test_task_passes_sound_image(parts: Parts, project: Project, tmp_path: Path) -> None:
     path = write_archive(parts.hello, tmp_path / "image.tar")
     report = project.json("verify-arch", f"oci-archive:{path}", f"--platform={','.join(TEN)}")
     assert [row["platform"] for row in report["platforms"] if row["ok"]] == list(TEN)
@@ -52,7 +52,7 @@ def _asked(image: Memory, control: Memory, *catches: Catch, says: str = "") -> l
     return judge(one, Parts(folder=Path())).surprises
 
 
-def test_a_lie_that_is_not_caught_or_not_alone_or_has_no_sound_control_is_told() -> None:
+def test_checker_detects_misses() -> None:
     sound, wrong = hello(["linux/amd64"]), hello(["linux/arm64"])
     present, extra = Catch("present", "linux/amd64"), Catch("expected", "linux/arm64")
     assert _asked(wrong, sound, present, extra, says="is not in the image") == []
@@ -62,11 +62,11 @@ def test_a_lie_that_is_not_caught_or_not_alone_or_has_no_sound_control_is_told()
     assert _asked(wrong, sound, present, extra, says="other words")[0].startswith("not said: 'other words'")
 
 
-def test_there_are_more_lies_than_were_promised() -> None:
+def test_number_of_faults() -> None:
     assert len(LIES) >= 45
     assert len(TRUTHS) >= 6
 
 
-def test_the_table_in_the_documentation_has_every_lie_and_its_catcher() -> None:
+def test_documented_table() -> None:
     text = table.PAGE.read_text(encoding="utf-8")
     assert table.stable_cells(text) == [table.declared_cells(number, one) for number, one in table.numbered()]

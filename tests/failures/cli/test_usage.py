@@ -17,7 +17,7 @@ INVOKE = (sys.executable, "-m", "invoke")
     ("typo", "nearest"),
     [("linux/amr64", "linux/arm64"), ("linux/mips64", "linux/mips64le"), ("s390", "linux/s390x")],
 )
-def test_a_typo_in_a_platform_gets_the_nearest_name(
+def test_platform_typo(
     project: Project, unchanged: Unchanged, typo: str, nearest: str
 ) -> None:
     project.write({"Dockerfile": "FROM scratch\n"})
@@ -47,7 +47,7 @@ def test_a_missing_context_is_named(project: Project, unchanged: Unchanged) -> N
         ({}, {"INVOKE_BUILDKIT_PLATFORM": "linux/amd64"}, "environment"),
     ],
 )
-def test_an_unknown_settings_key_is_named_with_its_place(
+def test_unknown_settings_key(
     project: Project, unchanged: Unchanged, files: dict[str, str], env: dict[str, str], named: str
 ) -> None:
     project.write({"Dockerfile": "FROM scratch\n", **files})
@@ -57,7 +57,7 @@ def test_an_unknown_settings_key_is_named_with_its_place(
     assert "did you mean 'platforms'?" in done.stderr
 
 
-def test_an_unknown_key_in_invokes_configuration_is_named(project: Project, unchanged: Unchanged) -> None:
+def test_unknown_invoke_key(project: Project, unchanged: Unchanged) -> None:
     tasks = "from buildkit_tasks.tasks import ns\n"
     project.write({"tasks.py": tasks, "invoke.yaml": "buildkit: {platfroms: [linux/amd64]}\n"})
     with unchanged():
@@ -67,7 +67,7 @@ def test_an_unknown_key_in_invokes_configuration_is_named(project: Project, unch
     assert "did you mean 'platforms'?" in done.stderr
 
 
-def test_a_step_that_fails_passes_its_status_on_and_names_the_platform(
+def test_failing_step_status(
     engine: Engine, project: Project, unchanged: Unchanged
 ) -> None:
     assert engine.version
@@ -80,7 +80,7 @@ def test_a_step_that_fails_passes_its_status_on_and_names_the_platform(
     assert "exit code: 9" in error
 
 
-def test_a_traceback_is_shown_only_when_asked(project: Project) -> None:
+def test_traceback_needs_debug(project: Project) -> None:
     done = project.command(*TASKS, "build-multiarch", "--debug")
     assert done.code == 2
     assert "Traceback" in done.stderr
@@ -97,7 +97,7 @@ def test_a_traceback_is_shown_only_when_asked(project: Project) -> None:
         (("arch-matrix", "--no-verify"), "--no-verify", "--push"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_told_of(
+def test_useless_option(
     project: Project, unchanged: Unchanged, words: tuple[str, ...], option: str, hint: str
 ) -> None:
     project.write({"Dockerfile": "FROM scratch\n"})
