@@ -1,4 +1,4 @@
-"""Plant every lie and write the page: ``python -m tests.planted_faults > docs/planted-faults.md``."""
+"""Plant every fault and print the page: ``python -m tests.planted_faults > docs/planted-faults.md``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.planted_faults.table import page
 
 def main() -> int:
     """Write the page to standard output and what is not as declared to standard error."""
-    with tempfile.TemporaryDirectory(prefix="lies-") as folder:
+    with tempfile.TemporaryDirectory(prefix="planted-faults-") as folder:
         parts = Parts(folder=Path(folder))
         verdicts = [judge(one, parts) for one in ALL]
     sys.stdout.write(page(verdicts))
-    wrong = [(verdict.lie.name, each) for verdict in verdicts for each in verdict.surprises]
+    wrong = [(verdict.fault.name, each) for verdict in verdicts for each in verdict.surprises]
     sys.stderr.writelines(f"{name}: {each}\n" for name, each in wrong)
     return 1 if wrong else 0
 

@@ -1,4 +1,4 @@
-"""Lies of binaries: another architecture's, or more of an instruction set than was promised."""
+"""Faults of binaries: another architecture, or an instruction set beyond the baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from buildkit_tasks.platforms.elf.reader import read_elf_header
 from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64, V6, V7
-from tests.planted_faults.planting import Catch, Planted, Question, lie, truth
+from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
 from tests.support import edits
 from tests.support.oci import Memory
 
@@ -50,7 +50,7 @@ def with_flags(program: bytes, flags: int) -> bytes:
 # Another architecture's.
 
 
-@lie(
+@fault(
     "a helper deep in /opt is another architecture's",
     Catch("binaries", ARM64, "/opt/vendor/1.2/libexec/helper"),
     says="/opt/vendor/1.2/libexec/helper is made for amd64, not for arm64",
@@ -62,7 +62,7 @@ def helper_in_opt(parts: Parts) -> Planted:
     return _holding(parts, ARM64, path, parts.go["amd64"], parts.go["arm64-v8.0"])
 
 
-@lie(
+@fault(
     "a library is another architecture's",
     Catch("binaries", ARM64, "/usr/lib/aarch64-linux-gnu/libz.so.1"),
     says="libz.so.1 is made for amd64, not for arm64",
@@ -76,7 +76,7 @@ def library_of_another_architecture(parts: Parts) -> Planted:
     )
 
 
-@lie(
+@fault(
     "an x32 library (ILP32) in linux/amd64",
     Catch("binaries", AMD64, "/opt/libc.so.6"),
     says="is made for x32, ILP32 on x86-64",
@@ -87,7 +87,7 @@ def x32_in_amd64(parts: Parts) -> Planted:
     return _holding(parts, AMD64, "/opt/libc.so.6", wrong, right)
 
 
-@lie(
+@fault(
     "a big-endian program in linux/mips64le",
     Catch("binaries", MIPS, "/opt/tool"),
     says="is made for mips64, big-endian",
@@ -96,7 +96,7 @@ def big_endian_in_mips64le(parts: Parts) -> Planted:
     return _holding(parts, MIPS, "/opt/tool", parts.go["mips64"], parts.go["mips64le"])
 
 
-@lie(
+@fault(
     "a big-endian program in linux/ppc64le",
     Catch("entrypoint-arch", PPC, HELLO),
     says="is made for ppc64, big-endian",
@@ -105,7 +105,7 @@ def big_endian_in_ppc64le(parts: Parts) -> Planted:
     return _started(parts, PPC, parts.go["ppc64"])
 
 
-@lie(
+@fault(
     "a program for arm64 in linux/arm/v7, whose kernels would often start it",
     Catch("binaries", V7, "/opt/tool"),
     says="is made for arm64, not for arm",
@@ -114,7 +114,7 @@ def arm64_in_arm(parts: Parts) -> Planted:
     return _holding(parts, V7, "/opt/tool", parts.go["arm64-v8.0"], parts.go["arm-v7"])
 
 
-@truth("a foreign helper that is allowed by `--allow-foreign` is no lie")
+@sound_image("a foreign helper that is allowed by `--allow-foreign`")
 def foreign_and_allowed(parts: Parts) -> Planted:
     planted = helper_in_opt(parts)
     question = Question(allow_foreign=["/opt/vendor/*"])
@@ -124,7 +124,7 @@ def foreign_and_allowed(parts: Parts) -> Planted:
 # More of the instruction set than the platform's name promises.
 
 
-@lie(
+@fault(
     "GOARM=7 in linux/arm/v6: a Dockerfile that forgets GOARM",
     Catch("instruction-set", V6, "/root/main"),
     says=["needs ARMv7 (Go build info: GOARM=7)", "linux/arm/v6 promises ARMv6: build it with GOARM=6"],
@@ -135,12 +135,12 @@ def goarm_7_in_v6(parts: Parts) -> Planted:
     return Planted(image=parts.classic, control=control, question=Question(platforms=[V6]))
 
 
-@truth("GOARM=6 in linux/arm/v7 needs less than is promised")
+@sound_image("GOARM=6 in linux/arm/v7 needs less than is promised")
 def goarm_6_in_v7(parts: Parts) -> Planted:
     return _started(parts, V7, parts.go["arm-v6"])
 
 
-@lie("GOARM=6 in linux/arm/v5", Catch("instruction-set", "linux/arm/v5", HELLO), says="needs ARMv6")
+@fault("GOARM=6 in linux/arm/v5", Catch("instruction-set", "linux/arm/v5", HELLO), says="needs ARMv6")
 def goarm_6_in_v5(parts: Parts) -> Planted:
     # Debian's armel is made for ARMv5, so that the base is right for v5 as it is.
     sound = edits.replacing(edits.only(parts.hello, V6), V6, HELLO[1:], parts.go["arm-v5"])
@@ -148,7 +148,7 @@ def goarm_6_in_v5(parts: Parts) -> Planted:
     return Planted(image=_renamed(image, V6, "v5"), control=_renamed(sound, V6, "v5"))
 
 
-@lie(
+@fault(
     "GOAMD64=v3 in linux/amd64",
     Catch("instruction-set", AMD64, HELLO),
     says="needs x86-64-v3 (Go build info: GOAMD64=v3); linux/amd64 promises x86-64 (baseline)",
@@ -158,18 +158,18 @@ def goamd64_v3(parts: Parts) -> Planted:
     return _started(parts, AMD64, parts.go["amd64-v3"])
 
 
-@truth("GOAMD64=v3 in linux/amd64/v3")
+@sound_image("GOAMD64=v3 in linux/amd64/v3")
 def goamd64_v3_in_v3(parts: Parts) -> Planted:
     planted = goamd64_v3(parts)
     return Planted(image=_renamed(planted.image, AMD64, "v3"), control=_renamed(planted.control, AMD64, "v3"))
 
 
-@truth("GO386=softfloat in linux/386 needs less than is promised")
+@sound_image("GO386=softfloat in linux/386 needs less than is promised")
 def go386_softfloat(parts: Parts) -> Planted:
     return _started(parts, "linux/386", parts.go["386-softfloat"])
 
 
-@lie(
+@fault(
     "GOARM64=v9.0 in linux/arm64",
     Catch("instruction-set", ARM64, HELLO),
     says="linux/arm64 promises Armv8.0-A",
@@ -178,12 +178,12 @@ def goarm64_v9(parts: Parts) -> Planted:
     return _started(parts, ARM64, parts.go["arm64-v9"])
 
 
-@lie("GOARM64=v8.1 in linux/arm64", Catch("instruction-set", ARM64, HELLO), says="needs Armv8.1-A")
+@fault("GOARM64=v8.1 in linux/arm64", Catch("instruction-set", ARM64, HELLO), says="needs Armv8.1-A")
 def goarm64_v8_1(parts: Parts) -> Planted:
     return _started(parts, ARM64, parts.go["arm64-v8.1"])
 
 
-@lie(
+@fault(
     "GOARM64=v8.0,lse in linux/arm64",
     Catch("instruction-set", ARM64, HELLO),
     says="needs the atomics of Armv8.1-A (LSE)",
@@ -192,12 +192,12 @@ def goarm64_lse(parts: Parts) -> Planted:
     return _started(parts, ARM64, parts.go["arm64-lse"])
 
 
-@lie("GORISCV64=rva22u64 in linux/riscv64", Catch("instruction-set", RISCV, HELLO), says="needs RVA22U64")
+@fault("GORISCV64=rva22u64 in linux/riscv64", Catch("instruction-set", RISCV, HELLO), says="needs RVA22U64")
 def goriscv64_rva22(parts: Parts) -> Planted:
     return _started(parts, RISCV, parts.go["riscv64-rva22"])
 
 
-@lie(
+@fault(
     "GORISCV64=rva23u64, with vectors, in linux/riscv64",
     Catch("instruction-set", RISCV, HELLO),
     says="needs RVA23U64",
@@ -212,7 +212,7 @@ def _with_vectors(program: bytes) -> bytes:
     return program[:at] + b"_v1p0_" + program[at + 6 :]
 
 
-@lie(
+@fault(
     "a C program for RISC-V's vector extension in linux/riscv64",
     Catch("instruction-set", RISCV, "/opt/tool"),
     says="needs the RISC-V extension v",
@@ -222,7 +222,7 @@ def riscv_vector(parts: Parts) -> Planted:
     return _holding(parts, RISCV, "/opt/tool", _with_vectors(program), program)
 
 
-@lie(
+@fault(
     "a C program that has vector code, and asks the machine when it runs",
     Catch("instruction-set", RISCV, "/opt/tool", warning=True),
     says=["has code for the RISC-V extension v", "checks the CPU at run time"],
@@ -232,12 +232,12 @@ def riscv_vector_by_choice(parts: Parts) -> Planted:
     return _holding(parts, RISCV, "/opt/tool", _with_vectors(program), program)
 
 
-@lie("GOPPC64=power9 in linux/ppc64le", Catch("instruction-set", PPC, HELLO), says="needs POWER9")
+@fault("GOPPC64=power9 in linux/ppc64le", Catch("instruction-set", PPC, HELLO), says="needs POWER9")
 def goppc64_power9(parts: Parts) -> Planted:
     return _started(parts, PPC, parts.go["ppc64le-power9"])
 
 
-@lie(
+@fault(
     "a program of the old 64-bit PowerPC ABI (ELFv1) in linux/ppc64le",
     Catch("instruction-set", PPC, "/opt/tool"),
     says="needs ELF ABI v1, and little-endian Linux has v2",
@@ -247,7 +247,7 @@ def ppc64_elf_v1(parts: Parts) -> Planted:
     return _holding(parts, PPC, "/opt/tool", with_flags(program, 1), program)
 
 
-@lie(
+@fault(
     "a program for MIPS release 6 in linux/mips64le",
     Catch("instruction-set", MIPS, "/opt/tool"),
     says="needs MIPS64 release 6",
@@ -258,7 +258,7 @@ def mips_release_6(parts: Parts) -> Planted:
     return _holding(parts, MIPS, "/opt/tool", with_flags(program, flags), program)
 
 
-@lie(
+@fault(
     "Debian's armhf busybox, a C program for ARMv7, in linux/arm/v6",
     Catch("instruction-set", V6, "/opt/busybox"),
     says="needs ARMv7 (.ARM.attributes: CPU architecture v7); linux/arm/v6 promises ARMv6",
@@ -267,7 +267,7 @@ def armhf_in_v6(parts: Parts) -> Planted:
     return _holding(parts, V6, "/opt/busybox", parts.busybox("armhf"), parts.busybox("armel"))
 
 
-@lie(
+@fault(
     "a softfp library (armel) beside hard-float ones (armhf)",
     Catch("float-abi", V7, "/opt/lib/libc.so.6"),
     says="they cannot be loaded into one process",
@@ -282,6 +282,6 @@ def softfp_beside_hard_float(parts: Parts) -> Planted:
     )
 
 
-@lie("a program for FreeBSD in linux/amd64", Catch("instruction-set", AMD64, HELLO), says="needs FreeBSD")
+@fault("a program for FreeBSD in linux/amd64", Catch("instruction-set", AMD64, HELLO), says="needs FreeBSD")
 def program_for_freebsd(parts: Parts) -> Planted:
     return _started(parts, AMD64, parts.go["freebsd"])

@@ -1,4 +1,4 @@
-"""Lies of bytes: what a digest, a size or a media type says, and what is hostile in a layer."""
+"""Faults of blobs: digests, sizes, media types, and hostile layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64
-from tests.planted_faults.planting import Catch, Planted, Question, lie
+from tests.planted_faults.planting import Catch, Planted, Question, fault
 from tests.support import edits
 from tests.support.oci import LAYER_ZSTD, Json, Memory, flip, folder, make_tar, symlink
 
@@ -37,32 +37,32 @@ def _layer(image: Memory) -> str:
     return str(edits.manifest_of(image, ARM64)["layers"][TOP]["digest"])
 
 
-@lie("a bit of a layer was flipped", CAUGHT, says="holds other bytes", layer=TOP, task=1)
+@fault("a bit of a layer was flipped", CAUGHT, says="holds other bytes", layer=TOP, task=1)
 def bit_of_a_layer(parts: Parts) -> Planted:
     return _damaged(parts, _layer)
 
 
-@lie("a bit of a configuration was flipped", CAUGHT, says="holds other bytes")
+@fault("a bit of a configuration was flipped", CAUGHT, says="holds other bytes")
 def bit_of_a_config(parts: Parts) -> Planted:
     return _damaged(parts, lambda image: str(edits.manifest_of(image, ARM64)["config"]["digest"]))
 
 
-@lie("a bit of a manifest was flipped", CAUGHT, says="holds other bytes")
+@fault("a bit of a manifest was flipped", CAUGHT, says="holds other bytes")
 def bit_of_a_manifest(parts: Parts) -> Planted:
     return _damaged(parts, lambda image: str(edits.entry_of(image, ARM64)["digest"]))
 
 
-@lie("a bit of the index was flipped", Catch("integrity", AMD64), CAUGHT, says="holds other bytes")
+@fault("a bit of the index was flipped", Catch("integrity", AMD64), CAUGHT, says="holds other bytes")
 def bit_of_the_index(parts: Parts) -> Planted:
     return _damaged(parts, lambda image: str(image.root_descriptor().digest))
 
 
-@lie("a layer is cut off", CAUGHT, layer=TOP, says="bytes")
+@fault("a layer is cut off", CAUGHT, layer=TOP, says="bytes")
 def layer_cut_off(parts: Parts) -> Planted:
     return _damaged(parts, _layer, lambda data: data[:-1000])
 
 
-@lie("a layer's blob was replaced by that of another platform", CAUGHT, layer=TOP)
+@fault("a layer's blob was replaced by that of another platform", CAUGHT, layer=TOP)
 def blob_of_another_platform(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, AMD64, ARM64)
     theirs = sound.blobs[edits.manifest_of(sound, AMD64)["layers"][TOP]["digest"]]
@@ -76,22 +76,22 @@ def _relabelled(parts: Parts, change: Callable[[Json], object]) -> Planted:
     return Planted(image=image, control=sound, question=TWO)
 
 
-@lie("a layer's size is off by one", CAUGHT, layer=TOP, says="are stated")
+@fault("a layer's size is off by one", CAUGHT, layer=TOP, says="are stated")
 def size_off_by_one(parts: Parts) -> Planted:
     return _relabelled(parts, lambda layer: layer.update(size=layer["size"] + 1))
 
 
-@lie("a gzip layer is called zstd", CAUGHT, layer=TOP, says="zstd", task=1)
+@fault("a gzip layer is called zstd", CAUGHT, layer=TOP, says="zstd", task=1)
 def gzip_called_zstd(parts: Parts) -> Planted:
     return _relabelled(parts, lambda layer: layer.update(mediaType=LAYER_ZSTD))
 
 
-@lie("a layer that is no layer", CAUGHT, layer=TOP, says="application/json")
+@fault("a layer that is no layer", CAUGHT, layer=TOP, says="application/json")
 def media_type_of_no_layer(parts: Parts) -> Planted:
     return _relabelled(parts, lambda layer: layer.update(mediaType="application/json"))
 
 
-@lie("a layer is not there", CAUGHT, layer=TOP, says="missing")
+@fault("a layer is not there", CAUGHT, layer=TOP, says="missing")
 def layer_missing(parts: Parts) -> Planted:
     planted = _damaged(parts, _layer)
     del planted.image.blobs[_layer(planted.control)]
@@ -106,36 +106,36 @@ def _hostile(parts: Parts, tar: bytes) -> Planted:
     return Planted(image=image, control=control, question=Question(platforms=[AMD64, ARM64], parity="off"))
 
 
-@lie("an entry of a layer leads out of it (../)", CAUGHT, layer=TOP + 1, says="contains '..'", task=1)
+@fault("an entry of a layer leads out of it (../)", CAUGHT, layer=TOP + 1, says="contains '..'", task=1)
 def entry_leads_out(parts: Parts) -> Planted:
     return _hostile(parts, make_tar({"../../etc/cron.d/job": b"* * * * * root true\n"}))
 
 
-@lie(
+@fault(
     "an entry of a layer goes through a file as if it were a folder", CAUGHT, layer=TOP + 1, says="directory"
 )
 def entry_below_a_file(parts: Parts) -> Planted:
     return _hostile(parts, make_tar({"a": b"", "a/b": b""}))
 
 
-@lie("an entry of a layer claims 2^62 bytes", CAUGHT, layer=TOP + 1)
+@fault("an entry of a layer claims 2^62 bytes", CAUGHT, layer=TOP + 1)
 def entry_of_a_hostile_size(parts: Parts) -> Planted:
     info = folder("huge")
     info.type, info.size = tarfile.REGTYPE, 1 << 62
     return _hostile(parts, info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
 
-@lie("a layer's archive ends in the middle of a file", CAUGHT, layer=TOP + 1)
+@fault("a layer's archive ends in the middle of a file", CAUGHT, layer=TOP + 1)
 def archive_cut_off(parts: Parts) -> Planted:
     return _hostile(parts, make_tar({"file": b"x" * 5000})[:2048])
 
 
-@lie("a header of a layer's archive has a wrong checksum", CAUGHT, layer=TOP + 1, says="checksum")
+@fault("a header of a layer's archive has a wrong checksum", CAUGHT, layer=TOP + 1, says="checksum")
 def header_checksum(parts: Parts) -> Planted:
     return _hostile(parts, flip(make_tar({"file": b"x"}), 0))
 
 
-@lie("a layer unpacks to a thousand times its size", Catch("limit", ARM64), layer=TOP + 1, task=5)
+@fault("a layer unpacks to a thousand times its size", Catch("limit", ARM64), layer=TOP + 1, task=5)
 def layer_bomb(parts: Parts) -> Planted:
     planted = _hostile(parts, make_tar({}, [symlink("here", "there")]))
     huge = folder("huge")
@@ -147,7 +147,7 @@ def layer_bomb(parts: Parts) -> Planted:
     return Planted(image=image, control=planted.control, question=planted.question)
 
 
-@lie("gzip with something behind its last member", CAUGHT, layer=TOP)
+@fault("gzip with something behind its last member", CAUGHT, layer=TOP)
 def gzip_with_a_tail(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, AMD64, ARM64)
     made = edits.copy(sound)

@@ -1,4 +1,4 @@
-"""Every lie, in the order of the table."""
+"""Every fault, in the order of the table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from tests.planted_faults import blob_faults as of_the_blobs
 from tests.planted_faults import config_faults as of_the_config
 from tests.planted_faults import index_faults as of_the_index
 from tests.planted_faults import start_faults as of_the_start
-from tests.planted_faults.planting import ENTERED
+from tests.planted_faults.planting import DECLARED
 
 _ROOMS = [
     each.__name__ for each in (of_the_index, of_the_config, of_the_binaries, of_the_start, of_the_blobs)
 ]
-ALL = sorted(ENTERED, key=lambda one: _ROOMS.index(one.plant.__module__))
-LIES = [one for one in ALL if one.catches]
-TRUTHS = [one for one in ALL if not one.catches]
+ALL = sorted(DECLARED, key=lambda one: _ROOMS.index(one.plant.__module__))
+FAULTS = [one for one in ALL if one.catches]
+SOUND_IMAGES = [one for one in ALL if not one.catches]

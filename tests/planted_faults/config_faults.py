@@ -1,10 +1,10 @@
-"""Lies of a configuration: its layers' diff_ids, and what it starts."""
+"""Faults of a configuration: diff_ids, and the program that it starts."""
 
 from __future__ import annotations
 
 from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64
-from tests.planted_faults.planting import Catch, Planted, Question, lie, truth
+from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
 from tests.support import edits
 from tests.support.oci import Json, hard_link, symlink
 
@@ -24,7 +24,7 @@ def _starts(parts: Parts, platform: str, script: bytes, command: str = "/run") -
     )
 
 
-@lie("two diff_ids are swapped", Catch("integrity", AMD64), says="the config states", layer=0)
+@fault("two diff_ids are swapped", Catch("integrity", AMD64), says="the config states", layer=0)
 def diff_ids_swapped(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, AMD64)
 
@@ -35,14 +35,14 @@ def diff_ids_swapped(parts: Parts) -> Planted:
     return Planted(image=edits.with_config(sound, AMD64, swap), control=sound)
 
 
-@lie("a diff_id is missing", Catch("integrity", AMD64), says="layers, the config")
+@fault("a diff_id is missing", Catch("integrity", AMD64), says="layers, the config")
 def diff_ids_too_few(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, AMD64)
     image = edits.with_config(sound, AMD64, lambda config: config["rootfs"]["diff_ids"].pop())
     return Planted(image=image, control=sound)
 
 
-@lie(
+@fault(
     "the program is missing in one platform",
     Catch("entrypoint-arch", ARM64, HELLO),
     Catch("parity", ARM64, warning=True),
@@ -54,7 +54,7 @@ def program_missing(parts: Parts) -> Planted:
     return Planted(image=edits.removing(sound, ARM64, HELLO[1:]), control=sound, question=TWO)
 
 
-@lie(
+@fault(
     "the program may not be executed",
     Catch("entrypoint-arch", AMD64, HELLO),
     says="is not executable (mode 0644)",
@@ -64,7 +64,7 @@ def program_not_executable(parts: Parts) -> Planted:
     return Planted(image=edits.replacing(sound, AMD64, HELLO[1:], mode=0o644), control=sound)
 
 
-@lie(
+@fault(
     "the program is cut off in its ELF header",
     Catch("entrypoint-arch", AMD64, HELLO),
     says="a truncated ELF header",
@@ -75,7 +75,7 @@ def program_truncated(parts: Parts) -> Planted:
     return Planted(image=edits.replacing(sound, AMD64, HELLO[1:], data), control=sound)
 
 
-@lie(
+@fault(
     "a helper is cut off in its ELF header: a file that nobody may start",
     Catch("binaries", AMD64, "/opt/tool", warning=True),
     says="starts like an ELF file and cannot be read as one: a truncated ELF header",
@@ -88,7 +88,7 @@ def helper_truncated(parts: Parts) -> Planted:
     )
 
 
-@lie(
+@fault(
     "what is started is a script, and its interpreter is not there",
     Catch("entrypoint-arch", ARM64, "/bin/bash"),
     says="the interpreter of /run: '/bin/bash' is not in the image",
@@ -97,7 +97,7 @@ def interpreter_missing(parts: Parts) -> Planted:
     return _starts(parts, ARM64, b"#!/bin/bash\nexec hello\n")
 
 
-@lie(
+@fault(
     "what is started is a script, and its interpreter is another architecture's",
     Catch("entrypoint-arch", ARM64, "/opt/sh"),
     says="/opt/sh is made for amd64, not for arm64",
@@ -112,7 +112,7 @@ def interpreter_of_another_architecture(parts: Parts) -> Planted:
     )
 
 
-@lie(
+@fault(
     "the script was written on Windows: its #! line ends in CR LF",
     Catch("entrypoint-arch", ARM64, "/bin/sh\r"),
     says=r"'/bin/sh\r' is not in the image",
@@ -122,7 +122,7 @@ def script_with_carriage_returns(parts: Parts) -> Planted:
     return _starts(parts, ARM64, b"#!/bin/sh\r\nexec hello\r\n")
 
 
-@lie(
+@fault(
     "the program is reached through a hard link, and is another architecture's",
     Catch("entrypoint-arch", ARM64, "/opt/app"),
     says="/opt/app is made for amd64, not for arm64",
@@ -139,7 +139,7 @@ def behind_a_hard_link(parts: Parts) -> Planted:
     return Planted(image=image_of(parts.go["amd64"]).image, control=image_of(parts.go["arm64-v8.0"]).image)
 
 
-@lie(
+@fault(
     "the program is reached through a linked folder, and is another architecture's",
     Catch("entrypoint-arch", ARM64, "/opt/app-1.2/bin/app"),
     says="/opt/app-1.2/bin/app is made for amd64",
@@ -154,21 +154,21 @@ def in_a_linked_folder(parts: Parts) -> Planted:
     )
 
 
-@truth("a whiteout hides a program of another architecture")
+@sound_image("a whiteout hides a program of another architecture")
 def hidden_by_a_whiteout(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, ARM64)
     lower = edits.adding(sound, ARM64, {"opt/tool": parts.go["amd64"]})
     return Planted(image=edits.adding(lower, ARM64, {"opt/.wh.tool": b""}), control=sound)
 
 
-@truth("an opaque folder hides a program of another architecture")
+@sound_image("an opaque folder hides a program of another architecture")
 def hidden_by_an_opaque_folder(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, ARM64)
     lower = edits.adding(sound, ARM64, {"opt/vendor/tool": parts.go["amd64"]})
     return Planted(image=edits.adding(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), control=sound)
 
 
-@lie(
+@fault(
     "a whiteout hides it, and a later layer brings it back",
     Catch("binaries", ARM64, "/opt/tool"),
     says="/opt/tool is made for amd64, not for arm64",
@@ -183,7 +183,7 @@ def brought_back(parts: Parts) -> Planted:
 # What differs between platforms.
 
 
-@lie(
+@fault(
     "ENTRYPOINT differs between platforms (`--parity fail`)",
     Catch("parity", ARM64),
     says="has ENTRYPOINT ['/bin/sh']; linux/amd64 has",
@@ -197,7 +197,7 @@ def entrypoint_differs(parts: Parts) -> Planted:
     )
 
 
-@lie(
+@fault(
     "one platform starts nothing (`--parity fail`)",
     Catch("parity", ARM64),
     says="has CMD []; linux/amd64 has",
@@ -208,7 +208,7 @@ def nothing_started(parts: Parts) -> Planted:
     return Planted(image=edits.starting(sound, ARM64, Cmd=None), control=sound, question=question)
 
 
-@lie(
+@fault(
     "ENV differs between platforms",
     Catch("parity", ARM64, warning=True),
     says="'DEBUG=1']; linux/amd64 has",
@@ -228,7 +228,7 @@ def _lacking(parts: Parts, parity: str) -> Planted:
     return Planted(image=edits.removing(sound, ARM64, "etc/nsswitch.conf"), control=sound, question=question)
 
 
-@lie(
+@fault(
     "a file is missing in one platform",
     Catch("parity", ARM64, warning=True),
     says="linux/arm64 lacks /etc/nsswitch.conf, which linux/amd64 has",
@@ -238,7 +238,7 @@ def file_missing(parts: Parts) -> Planted:
     return _lacking(parts, "warn")
 
 
-@lie(
+@fault(
     "a file is missing in one platform (`--parity fail`)",
     Catch("parity", ARM64),
     says="linux/arm64 lacks /etc/nsswitch.conf, which linux/amd64 has",

@@ -1,4 +1,4 @@
-"""Lies of an index: which platforms there are, and what they are called."""
+"""Faults of an index: its platforms and their names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from tests.conftest import TEN
 from tests.planted_faults.bases import Parts
-from tests.planted_faults.planting import Catch, Planted, Question, lie, truth
+from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
 from tests.support import edits
 from tests.support.oci import Json, Memory, flip
 
@@ -26,21 +26,23 @@ def _called(image: Memory, platform: str, **kind: str) -> Memory:
     return edits.with_index(image, rename)
 
 
-@lie("a platform is missing", Catch("present", ARM64), says="is not in the image, which holds", task=1)
+@fault("a platform is missing", Catch("present", ARM64), says="is not in the image, which holds", task=1)
 def platform_missing(parts: Parts) -> Planted:
     others = [platform for platform in TEN if platform != ARM64]
     question = Question(platforms=TEN)
     return Planted(image=edits.only(parts.hello, *others), control=parts.hello, question=question)
 
 
-@lie("a platform that nobody asked for is there", Catch("expected", V6), says="was not expected", task=1)
+@fault("a platform that nobody asked for is there", Catch("expected", V6), says="was not expected", task=1)
 def platform_extra(parts: Parts) -> Planted:
     two = edits.only(parts.hello, AMD64, ARM64)
     question = Question(platforms=[AMD64, ARM64], parity="off")
     return Planted(image=edits.only(parts.hello, AMD64, ARM64, V6), control=two, question=question)
 
 
-@lie("the same platform is there twice", Catch("present", AMD64), says="2 times: which one runs is chance")
+@fault(
+    "the same platform is there twice", Catch("present", AMD64), says="2 times: which one runs is not defined"
+)
 def platform_twice(parts: Parts) -> Planted:
     two = edits.only(parts.hello, AMD64, ARM64)
     other = edits.starting(edits.only(two, AMD64), AMD64, User="nobody")
@@ -50,7 +52,7 @@ def platform_twice(parts: Parts) -> Planted:
     return Planted(image=image, control=two, question=Question(platforms=[AMD64, ARM64], parity="off"))
 
 
-@lie(
+@fault(
     "the entry of a linux/arm/v6 image says v7",
     Catch("config-platform", V7),
     says="the index says linux/arm/v7, the config says linux/arm/v6: the variants differ",
@@ -60,7 +62,7 @@ def v6_is_called_v7(parts: Parts) -> Planted:
     return Planted(image=_called(sound, V6, os="linux", architecture="arm", variant="v7"), control=sound)
 
 
-@lie(
+@fault(
     "the entry of an image whose config says v7 says v6",
     Catch("config-platform", V6),
     says="programs for v7 may use instructions that a machine of v6 does not have",
@@ -71,7 +73,7 @@ def v7_is_called_v6(parts: Parts) -> Planted:
     return Planted(image=image, control=sound)
 
 
-@lie(
+@fault(
     "index says arm64, config amd64",
     Catch("config-platform", ARM64),
     says="the config says linux/amd64",
@@ -83,7 +85,7 @@ def config_of_another_architecture(parts: Parts) -> Planted:
     return Planted(image=image, control=sound, question=TWO)
 
 
-@lie(
+@fault(
     "index says linux, config windows", Catch("config-platform", AMD64), says="the config says windows/amd64"
 )
 def config_of_another_system(parts: Parts) -> Planted:
@@ -93,7 +95,7 @@ def config_of_another_system(parts: Parts) -> Planted:
     )
 
 
-@lie(
+@fault(
     "index and config say arm64, and the program was COPYd from the amd64 host",
     Catch("entrypoint-arch", ARM64, "/usr/local/bin/main"),
     says="/usr/local/bin/main is made for amd64, not for arm64",
@@ -105,7 +107,7 @@ def program_of_the_host(parts: Parts) -> Planted:
     return Planted(image=parts.copied, control=right, question=TWO)
 
 
-@lie(
+@fault(
     "the entries of two platforms are swapped: each names the other's manifest",
     Catch("config-platform", AMD64),
     Catch("config-platform", ARM64),
@@ -124,7 +126,7 @@ def entries_swapped(parts: Parts) -> Planted:
     return Planted(image=edits.with_index(sound, swap), control=sound, question=TWO)
 
 
-@lie(
+@fault(
     "a single manifest, of another architecture than was asked for",
     Catch("present", AMD64),
     Catch("expected", ARM64),
@@ -144,13 +146,13 @@ def _nested(image: Memory, depth: int) -> Memory:
     return image
 
 
-@lie("indexes are nested too deep", Catch("integrity", "unknown"), says="nested more than 3 deep")
+@fault("indexes are nested too deep", Catch("integrity", "unknown"), says="nested more than 3 deep")
 def nested_too_deep(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, AMD64)
     return Planted(image=_nested(sound, 5), control=_nested(sound, 2))
 
 
-@lie("an index that is a manifest, too", Catch("integrity", "unknown"), says="at once")
+@fault("an index that is a manifest, too", Catch("integrity", "unknown"), says="at once")
 def index_and_manifest(parts: Parts) -> Planted:
     sound = edits.only(parts.hello, AMD64)
     layers = edits.manifest_of(sound, AMD64)["layers"]
@@ -174,7 +176,7 @@ def _orphaned(image: Memory) -> Memory:
     )
 
 
-@lie(
+@fault(
     "an attestation is about a manifest that is not in the index (annotation)",
     Catch("attestations", NOWHERE),
     says="which is not in this index",
@@ -197,7 +199,7 @@ def _told_by_subject(parts: Parts) -> Memory:
     return edits.with_index(image, plain)
 
 
-@lie(
+@fault(
     "an attestation is about a manifest that is not in the index (OCI artifact with a subject)",
     Catch("attestations", "attestation"),
     says="which is not in this index",
@@ -207,7 +209,7 @@ def artifact_dangling(parts: Parts) -> Planted:
     return Planted(image=_orphaned(sound), control=sound)
 
 
-@lie(
+@fault(
     "an attestation's annotation and its subject name two images",
     Catch("attestations", NOWHERE),
     says="it has to be about one image",
@@ -222,7 +224,7 @@ def artifact_of_two_images(parts: Parts) -> Planted:
     return Planted(image=edits.with_index(sound, mislead), control=sound)
 
 
-@lie("the provenance itself was altered", Catch("attestations", AMD64), says="holds other bytes")
+@fault("the provenance itself was altered", Catch("attestations", AMD64), says="holds other bytes")
 def attestation_damaged(parts: Parts) -> Planted:
     sound = parts.attested
     manifest = edits.load(sound, _provenance(sound)[0]["digest"])
@@ -231,7 +233,7 @@ def attestation_damaged(parts: Parts) -> Planted:
     return Planted(image=image, control=sound)
 
 
-@lie("an attestation's manifest is not there", Catch("attestations", NOWHERE), says="missing")
+@fault("an attestation's manifest is not there", Catch("attestations", NOWHERE), says="missing")
 def attestation_missing(parts: Parts) -> Planted:
     sound = parts.attested
     image = edits.copy(sound)
@@ -239,7 +241,7 @@ def attestation_missing(parts: Parts) -> Planted:
     return Planted(image=image, control=sound)
 
 
-@lie(
+@fault(
     "two platforms' attestations are swapped",
     Catch("attestations", AMD64),
     Catch("attestations", ARM64),
@@ -261,7 +263,7 @@ def attestations_swapped(parts: Parts) -> Planted:
 # What a user asks of a host, and of a cluster.
 
 
-@lie(
+@fault(
     "`--for linux/amd64` on an image for arm64 alone",
     Catch("for", AMD64),
     says=["holds linux/arm64", "exec format error", "inv build-multiarch --platform linux/arm64,linux/amd64"],
@@ -273,13 +275,15 @@ def host_of_another_architecture(parts: Parts) -> Planted:
     return Planted(image=edits.only(parts.hello, ARM64), control=control, question=question)
 
 
-@lie("`--for linux/arm/v6` on an image for v7", Catch("for", V6), says="--platform linux/arm/v7,linux/arm/v6")
+@fault(
+    "`--for linux/arm/v6` on an image for v7", Catch("for", V6), says="--platform linux/arm/v7,linux/arm/v6"
+)
 def host_of_an_older_variant(parts: Parts) -> Planted:
     control = edits.only(parts.hello, V6)
     return Planted(image=edits.only(parts.hello, V7), control=control, question=Question(hosts=[V6]))
 
 
-@truth("`--for linux/arm/v7` on an image for v6: containerd takes it")
+@sound_image("`--for linux/arm/v7` on an image for v6: containerd takes it")
 def host_of_a_newer_variant(parts: Parts) -> Planted:
     image = edits.only(parts.hello, V6)
     return Planted(image=image, control=image, question=Question(hosts=[V7]))
@@ -294,7 +298,7 @@ def _cluster(**nodes: int) -> str:
     return json.dumps({"kind": "List", "items": items})
 
 
-@lie(
+@fault(
     "`--for-nodes` of a mixed cluster, one architecture of which the image lacks",
     Catch("for", "linux/s390x"),
     says="2 linux/s390x nodes cannot start",
@@ -306,7 +310,7 @@ def cluster_of_more_architectures(parts: Parts) -> Planted:
     return Planted(image=image, control=control, question=Question(nodes=_cluster(amd64=3, arm64=1, s390x=2)))
 
 
-@lie(
+@fault(
     "`--for linux/arm64`, and what the image starts there is the host's amd64 program",
     Catch("entrypoint-arch", ARM64, "/usr/local/bin/main"),
     says="is made for amd64, not for arm64",

@@ -1,6 +1,6 @@
-"""What a planted lie is, how it is told, and what caught it.
+"""Planted faults: how one is declared, planted and compared with what caught it.
 
-A lie is a function that takes a sound image and gives one in which one thing is wrong. Where it
+A fault is a function that takes a sound image and returns one in which one thing is wrong. Where it
 should be caught is declared beside it; the verdict comes from a run of ``verify`` on both.
 """
 
@@ -72,7 +72,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """An image with a lie in it, and its control: the same one without the lie."""
+    """An image with a fault, and its control: the same image without it."""
 
     image: Memory
     control: Memory
@@ -84,11 +84,11 @@ Planter = Callable[[Parts], Planted]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lie:
+class Fault:
     """A planter, what it plants in words, and where it has to be caught, with which words.
 
-    A lie without catches is none: what only looks like a lie must hold. ``task`` is the exit status
-    where the lie is also told to the task as a process.
+    A fault without catches is a sound image that only looks wrong. ``task`` is the exit status of
+    verify-arch where the task is run on it as well.
     """
 
     name: str
@@ -100,10 +100,10 @@ class Lie:
     task: int | None = None
 
 
-ENTERED: list[Lie] = []
+DECLARED: list[Fault] = []
 
 
-def lie(
+def fault(
     text: str,
     *catches: Catch,
     says: str | Sequence[str] = (),
@@ -115,23 +115,23 @@ def lie(
     def enter(plant: Planter) -> Planter:
         words = (says,) if isinstance(says, str) else tuple(says)
         name = plant.__name__
-        assert name not in {each.name for each in ENTERED}, name
-        ENTERED.append(
-            Lie(name=name, text=text, plant=plant, catches=catches, says=words, layer=layer, task=task)
+        assert name not in {each.name for each in DECLARED}, name
+        DECLARED.append(
+            Fault(name=name, text=text, plant=plant, catches=catches, says=words, layer=layer, task=task)
         )
         return plant
 
     return enter
 
 
-def truth(text: str) -> Callable[[Planter], Planter]:
-    """Enter something that only looks like a lie: nothing may catch it."""
-    return lie(text)
+def sound_image(text: str) -> Callable[[Planter], Planter]:
+    """Declare a sound image that only looks wrong: nothing may catch it."""
+    return fault(text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caught:
-    """One thing that ``verify`` said about an image with a lie in it; ``layer`` by its number."""
+    """One failed or warning check of an image with a fault; ``layer`` by its number."""
 
     catch: Catch
     message: str
@@ -141,9 +141,9 @@ class Caught:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of a lie: what was said about it, and about its control."""
+    """What ``verify`` reported about a fault and about its control."""
 
-    lie: Lie
+    fault: Fault
     caught: tuple[Caught, ...]
     control: tuple[Caught, ...]
 
@@ -157,21 +157,21 @@ class Verdict:
         yield from (f"the control fails: {each.message}" for each in failed)
         known = {(each.catch, each.message) for each in self.control}
         new = [each for each in self.caught if (each.catch, each.message) not in known]
-        found, declared = {each.catch for each in new}, set(self.lie.catches)
+        found, declared = {each.catch for each in new}, set(self.fault.catches)
         said = "\n".join(each.message for each in new)
         yield from (f"not caught: {each}" for each in sorted(declared - found))
         yield from (f"caught as well: {each}\n{said}" for each in sorted(found - declared))
-        yield from (f"not said: {words!r} in\n{said}" for words in self.lie.says if words not in said)
-        if self.lie.layer is not None and self.lie.layer not in {each.layer for each in new}:
-            yield f"not layer {self.lie.layer} but {[each.layer for each in new]}"
+        yield from (f"not said: {words!r} in\n{said}" for words in self.fault.says if words not in said)
+        if self.fault.layer is not None and self.fault.layer not in {each.layer for each in new}:
+            yield f"not layer {self.fault.layer} but {[each.layer for each in new]}"
 
 
-def judge(one: Lie, parts: Parts) -> Verdict:
-    """Plant a lie and let ``verify`` look at both images."""
+def judge(one: Fault, parts: Parts) -> Verdict:
+    """Plant a fault and verify both images."""
     planted = one.plant(parts)
     question = planted.of_control or planted.question
     return Verdict(
-        lie=one,
+        fault=one,
         caught=tuple(_caught(planted.image, planted.question)),
         control=tuple(_caught(planted.control, question)),
     )

@@ -1,10 +1,10 @@
-"""Lies that only the start would show: loaders and libraries."""
+"""Faults of dynamic linking: loaders and libraries."""
 
 from __future__ import annotations
 
 from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64
-from tests.planted_faults.planting import Catch, Planted, lie, truth
+from tests.planted_faults.planting import Catch, Planted, fault, sound_image
 from tests.support import edits
 from tests.support.oci import Memory, symlink
 
@@ -29,7 +29,7 @@ def _without_pcre(parts: Parts) -> Memory:
     return edits.removing(image, AMD64, PCRE, *names)
 
 
-@lie(
+@fault(
     "a program linked against glibc in a musl image",
     Catch("starts", AMD64, "/usr/bin/dash"),
     says=["it was linked against glibc, and this is a musl image (Alpine)", "/lib64/ld-linux-x86-64.so.2"],
@@ -41,7 +41,7 @@ def glibc_program_on_musl(parts: Parts) -> Planted:
     return Planted(image=edits.starting(image, AMD64, Entrypoint=["/usr/bin/dash"]), control=parts.musl)
 
 
-@lie(
+@fault(
     "a program linked against musl in a glibc image",
     Catch("starts", AMD64, "/usr/bin/ninja"),
     says="it was linked against musl, and this is a glibc image",
@@ -52,7 +52,7 @@ def musl_program_on_glibc(parts: Parts) -> Planted:
     return Planted(image=edits.starting(image, AMD64, Entrypoint=["/usr/bin/ninja"]), control=sound)
 
 
-@lie(
+@fault(
     "a library that a library needs is missing",
     Catch("starts", AMD64, NEEDS_PCRE),
     says="/usr/lib/x86_64-linux-gnu/libselinux.so.1 needs libpcre2-8.so.0, which is not in the image",
@@ -62,11 +62,11 @@ def library_missing(parts: Parts) -> Planted:
     return Planted(image=_without_pcre(parts), control=_amd64(parts))
 
 
-@lie(
+@fault(
     "a library is there only for another architecture",
     Catch("starts", AMD64, NEEDS_PCRE),
     Catch("binaries", AMD64, f"/{PCRE}"),
-    says="which is there only as /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0, and that is made for arm64",
+    says="which exists only as /usr/lib/x86_64-linux-gnu/libpcre2-8.so.0, which is made for arm64",
 )
 def library_only_for_another_architecture(parts: Parts) -> Planted:
     wrong = parts.library("arm64", "libpcre2-8.so.0.*")
@@ -81,12 +81,12 @@ def _vendored(parts: Parts, runpath: str) -> Memory:
     return edits.adding(changed, AMD64, {"usr/lib/vendor/libpcre2-8.so.0": _real(_amd64(parts), PCRE)})
 
 
-@truth("a RUNPATH of `$ORIGIN/../vendor` leads to the library")
+@sound_image("a RUNPATH of `$ORIGIN/../vendor` leads to the library")
 def runpath_right(parts: Parts) -> Planted:
     return Planted(image=_vendored(parts, "$ORIGIN/../vendor"), control=_amd64(parts))
 
 
-@lie(
+@fault(
     "a RUNPATH of `$ORIGIN/vendor` leads nowhere",
     Catch("starts", AMD64, NEEDS_PCRE),
     says="needs libpcre2-8.so.0, which is not in the image",
@@ -95,7 +95,7 @@ def runpath_wrong(parts: Parts) -> Planted:
     return Planted(image=_vendored(parts, "$ORIGIN/vendor"), control=_vendored(parts, "$ORIGIN/../vendor"))
 
 
-@lie(
+@fault(
     "a program's RUNPATH does not count for its libraries' needs",
     Catch("starts", AMD64, NEEDS_PCRE),
     says="needs libpcre2-8.so.0, which is not in the image",
@@ -123,12 +123,12 @@ def _configured(parts: Parts) -> Memory:
     return edits.adding(_without_pcre(parts), AMD64, files)
 
 
-@truth("a file of /etc/ld.so.conf.d names the library's folder")
+@sound_image("a file of /etc/ld.so.conf.d names the library's folder")
 def configured(parts: Parts) -> Planted:
     return Planted(image=_configured(parts), control=_amd64(parts))
 
 
-@lie(
+@fault(
     "the file of /etc/ld.so.conf.d is gone that named the library's folder",
     Catch("starts", AMD64, NEEDS_PCRE),
     says="needs libpcre2-8.so.0, which is not in the image",
@@ -138,7 +138,7 @@ def configuration_gone(parts: Parts) -> Planted:
     return Planted(image=edits.removing(control, AMD64, "etc/ld.so.conf.d/pcre.conf"), control=control)
 
 
-@lie(
+@fault(
     "the loader is a link that leads nowhere",
     Catch("starts", AMD64, SED),
     says="its loader /lib64/ld-linux-x86-64.so.2 is not in the image",
@@ -148,7 +148,7 @@ def loader_dangling(parts: Parts) -> Planted:
     return Planted(image=edits.adding(_amd64(parts), AMD64, {}, [link]), control=_amd64(parts))
 
 
-@lie(
+@fault(
     "the loader is another architecture's",
     Catch("starts", AMD64, SED),
     Catch("binaries", AMD64, "/usr/lib64/ld-linux-x86-64.so.2"),
@@ -160,7 +160,7 @@ def loader_of_another_architecture(parts: Parts) -> Planted:
     return Planted(image=image, control=_amd64(parts))
 
 
-@lie(
+@fault(
     "the loader may not be executed",
     Catch("starts", AMD64, SED),
     says="ld-linux-x86-64.so.2 is not executable",
@@ -170,7 +170,7 @@ def loader_not_executable(parts: Parts) -> Planted:
     return Planted(image=edits.replacing(_amd64(parts), AMD64, path, mode=0o644), control=_amd64(parts))
 
 
-@lie(
+@fault(
     "a program that patchelf gave another machine's loader",
     Catch("starts", ARM64, "/usr/bin/dash"),
     says="its loader /lib64/ld-linux-x86-64.so.2 is not in the image",

@@ -1,12 +1,12 @@
-"""The table of planted lies, as ``docs/planted-faults.md`` has it: made from a run, never by hand."""
+"""The table of ``docs/planted-faults.md``, made from a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from tests.conftest import ROOT
-from tests.planted_faults.catalogue import LIES, TRUTHS
-from tests.planted_faults.planting import Caught, Lie, Verdict, shortened
+from tests.planted_faults.catalogue import FAULTS, SOUND_IMAGES
+from tests.planted_faults.planting import Caught, Fault, Verdict, shortened
 
 PAGE = ROOT / "docs/planted-faults.md"
 _HEAD = """\
@@ -17,8 +17,8 @@ by a run of `verify` on that image (`python -m tests.planted_faults > docs/plant
 without the fault passed, and no other check reported anything. A check in brackets passes with a warning.
 `tests/planted_faults` plants the faults; its tests compare each verdict with what was declared.
 """
-_TRUTHS = """
-## What only looks like a lie
+_SOUND_IMAGES_HEAD = """
+## Sound images that look wrong
 
 Nothing may be said about these images:
 """
@@ -26,16 +26,16 @@ Nothing may be said about these images:
 
 def page(verdicts: Iterable[Verdict]) -> str:
     """The whole page."""
-    found = {verdict.lie.name: verdict for verdict in verdicts}
-    return "\n".join([_HEAD, *_rows(found), _TRUTHS, *_held(found), ""])
+    found = {verdict.fault.name: verdict for verdict in verdicts}
+    return "\n".join([_HEAD, *_rows(found), _SOUND_IMAGES_HEAD, *_held(found), ""])
 
 
-def numbered() -> list[tuple[int, Lie]]:
-    """The lies with their numbers in the table."""
-    return list(enumerate(LIES, 1))
+def numbered() -> list[tuple[int, Fault]]:
+    """Return the faults with their numbers in the table."""
+    return list(enumerate(FAULTS, 1))
 
 
-def declared_cells(number: int, one: Lie) -> tuple[str, str, str, str]:
+def declared_cells(number: int, one: Fault) -> tuple[str, str, str, str]:
     """What a row says that does not depend on the run."""
     names = dict.fromkeys(f"({each.check})" if each.warning else each.check for each in one.catches)
     platforms = dict.fromkeys(each.platform for each in one.catches)
@@ -49,7 +49,7 @@ def stable_cells(text: str) -> list[tuple[str, ...]]:
 
 
 def _rows(found: dict[str, Verdict]) -> Iterator[str]:
-    yield "| # | lie | caught by | platform | where | what it says |"
+    yield "| # | fault | caught by | platform | where | message |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for number, one in numbered():
         verdict = found[one.name]
@@ -66,7 +66,7 @@ def _rows(found: dict[str, Verdict]) -> Iterator[str]:
 
 
 def _held(found: dict[str, Verdict]) -> Iterator[str]:
-    for one in TRUTHS:
+    for one in SOUND_IMAGES:
         said = found[one.name].surprises
         yield f"- {one.text}{f': **{shortened(said[0])}**' if said else ''}"
 

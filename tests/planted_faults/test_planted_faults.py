@@ -8,8 +8,8 @@ from buildkit_tasks.host.engine import Engine
 from tests.conftest import TEN
 from tests.planted_faults import table
 from tests.planted_faults.bases import Parts
-from tests.planted_faults.catalogue import ALL, LIES, TRUTHS
-from tests.planted_faults.planting import Catch, Lie, Planted, Question, judge
+from tests.planted_faults.catalogue import ALL, FAULTS, SOUND_IMAGES
+from tests.planted_faults.planting import Catch, Fault, Planted, Question, judge
 from tests.support.oci import Memory, hello, write_archive
 from tests.support.project import Project
 
@@ -17,18 +17,16 @@ from tests.support.project import Project
 @pytest.fixture(scope="session")
 def parts(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     assert engine.version
-    return Parts(folder=tmp_path_factory.mktemp("lies"))
+    return Parts(folder=tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
-def test_each_fault_is_caught_alone(one: Lie, parts: Parts) -> None:
+def test_each_fault_is_caught_alone(one: Fault, parts: Parts) -> None:
     assert judge(one, parts).surprises == []
 
 
-@pytest.mark.parametrize("one", [one for one in LIES if one.task is not None], ids=lambda one: one.name)
-def test_task_reports_fault(
-    one: Lie, parts: Parts, project: Project, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("one", [one for one in FAULTS if one.task is not None], ids=lambda one: one.name)
+def test_task_reports_fault(one: Fault, parts: Parts, project: Project, tmp_path: Path) -> None:
     assert one.task is not None
     planted = one.plant(parts)
     path = write_archive(planted.image, tmp_path / "image.tar")
@@ -46,9 +44,9 @@ def test_task_passes_sound_image(parts: Parts, project: Project, tmp_path: Path)
 
 
 def _asked(image: Memory, control: Memory, *catches: Catch, says: str = "") -> list[str]:
-    """What is not as declared of a lie that is told without an engine."""
+    """Return how the verdict on a fault without an engine differs from its declaration."""
     planted = Planted(image=image, control=control, question=Question(platforms=["linux/amd64"]))
-    one = Lie(name="x", text="x", plant=lambda _: planted, catches=catches, says=(says,) if says else ())
+    one = Fault(name="x", text="x", plant=lambda _: planted, catches=catches, says=(says,) if says else ())
     return judge(one, Parts(folder=Path())).surprises
 
 
@@ -63,8 +61,8 @@ def test_checker_detects_misses() -> None:
 
 
 def test_number_of_faults() -> None:
-    assert len(LIES) >= 45
-    assert len(TRUTHS) >= 6
+    assert len(FAULTS) >= 45
+    assert len(SOUND_IMAGES) >= 6
 
 
 def test_documented_table() -> None:
