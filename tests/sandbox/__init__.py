@@ -1,1 +1,1 @@
-"""The sandbox on the real kernel, as root and as an ordinary user; no engine is needed for any of it."""
+"""The sandbox on the real kernel, as root and as an ordinary user; no test needs an engine."""

@@ -1,4 +1,4 @@
-"""Every way in which a guest can end, each by a real guest."""
+"""Every outcome of a run, each with a real guest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Unchanged
-from tests.sandbox.conftest import Busy
+from tests.sandbox.conftest import BusyboxImage
 from tests.support import crashers, guests
 from tests.support.oci import Memory, add_platform, make_tar, write_archive
 from tests.support.project import HOPELESS, Project, program
@@ -19,15 +19,15 @@ from tests.support.project import HOPELESS, Project, program
 EMULATED = "linux/arm64"
 
 
-def image(place: Path, platform: str, data: bytes, command: str = "/main") -> str:
-    """An archive with one program for one platform."""
+def image(directory: Path, platform: str, data: bytes, command: str = "/main") -> str:
+    """Return the name of an archive with one program for one platform."""
     memory = Memory()
     memory.index([add_platform(memory, platform, [make_tar({"main": data})], Cmd=[command])])
-    return f"oci-archive:{write_archive(memory, place / 'image.tar')}"
+    return f"oci-archive:{write_archive(memory, directory / 'image.tar')}"
 
 
 def run(project: Project, name: str, *options: str, expect: int = 1) -> dict[str, Any]:
-    """The only result of a run in the sandbox."""
+    """Run an image of one platform in the sandbox and return the result."""
     report = project.json("run-emulated", name, "--runner=sandbox", *options, expect=expect)
     (row,) = report["results"]
     assert row["runner"] == "sandbox"
@@ -35,7 +35,7 @@ def run(project: Project, name: str, *options: str, expect: int = 1) -> dict[str
 
 
 @pytest.mark.parametrize("platform", ["linux/amd64", EMULATED, "linux/s390x", "linux/mips64le"])
-def test_a_guest_that_does_what_is_expected_passes(project: Project, tmp_path: Path, platform: str) -> None:
+def test_passed(project: Project, tmp_path: Path, platform: str) -> None:
     row = run(project, image(tmp_path, platform, program(platform, 3)), "--expect-exit=3", expect=0)
     assert (row["outcome"], row["exit_code"]) == ("passed", 3)
     assert row["emulated"] == (platform != "linux/amd64")
@@ -45,64 +45,62 @@ def test_a_guest_that_does_what_is_expected_passes(project: Project, tmp_path: P
 
 
 @pytest.mark.parametrize("platform", ["linux/amd64", EMULATED])
-def test_another_status_is_a_failure(project: Project, tmp_path: Path, platform: str) -> None:
+def test_unexpected_status(project: Project, tmp_path: Path, platform: str) -> None:
     row = run(project, image(tmp_path, platform, program(platform, 3)))
     assert (row["outcome"], row["message"]) == ("failed", "exit status 3, expected 0")
 
 
-def test_other_output_is_a_failure(project: Project, busy: Busy) -> None:
-    row = run(project, busy(EMULATED, Cmd=["/bin/echo", "moin"]), "--expect=^hello$")
+def test_unexpected_output(project: Project, busybox_image: BusyboxImage) -> None:
+    row = run(project, busybox_image(EMULATED, Cmd=["/bin/echo", "moin"]), "--expect=^hello$")
     assert (row["outcome"], row["stdout"]) == ("failed", "moin\n")
 
 
-def test_a_program_of_another_machine_is_found_before_it_runs(project: Project, tmp_path: Path) -> None:
+def test_wrong_architecture(project: Project, tmp_path: Path) -> None:
     row = run(project, image(tmp_path, EMULATED, program("linux/amd64")))
     assert (row["outcome"], row["exit_code"], row["seconds"]) == ("wrong-arch", None, 0)
     assert "/main is made for amd64, not for arm64" in row["message"]
 
 
-def test_a_missing_program_is_found_before_it_runs(project: Project, tmp_path: Path) -> None:
+def test_missing_program(project: Project, tmp_path: Path) -> None:
     row = run(project, image(tmp_path, EMULATED, program(EMULATED), "/other"))
     assert row["outcome"] == "wrong-arch"
     assert "'/other' is not in the image" in row["message"]
 
 
-def test_without_an_emulator_the_reason_is_told(project: Project, tmp_path: Path) -> None:
-    apart = project.with_env(INVOKE_BUILDKIT_CACHE=str(tmp_path / "cache"), PATH="/nowhere")
-    row = run(apart, image(tmp_path, EMULATED, program(EMULATED)), "--emulators=none")
+def test_missing_emulator(project: Project, tmp_path: Path) -> None:
+    project = project.with_env(INVOKE_BUILDKIT_CACHE=str(tmp_path / "cache"), PATH="/nowhere")
+    row = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--emulators=none")
     assert row["outcome"] == "not-registered"
     assert "qemu-aarch64" in row["message"]
 
 
 @pytest.mark.parametrize("platform", ["linux/amd64", EMULATED, "linux/arm/v7", "linux/ppc64le"])
-def test_the_emulators_own_crash_is_told_from_the_guests(
-    project: Project, tmp_path: Path, platform: str
-) -> None:
+def test_emulator_crash(project: Project, tmp_path: Path, platform: str) -> None:
     name = image(tmp_path, platform, crashers.internal_fault(platform))
     row = run(project, name, "--cpu=floor")
-    assert (row["outcome"], row["exit_code"]) == ("emulator-crash", crashers.STATUS)
-    assert crashers.SAYS in row["message"]
+    assert (row["outcome"], row["exit_code"]) == ("emulator-crash", crashers.EXIT_STATUS)
+    assert crashers.MESSAGE in row["message"]
     assert f"version {row['emulator']['version']}" in row["message"]
 
 
-@pytest.mark.parametrize("platform", guests.ON_NEWER)
-def test_the_floor_cpu_finds_what_the_newest_hides(project: Project, tmp_path: Path, platform: str) -> None:
-    name = image(tmp_path, platform, guests.of_a_newer_cpu(platform))
+@pytest.mark.parametrize("platform", guests.NEWER_INSTRUCTION_PLATFORMS)
+def test_floor_cpu(project: Project, tmp_path: Path, platform: str) -> None:
+    name = image(tmp_path, platform, guests.newer_instruction(platform))
     assert run(project, name, "--cpu=max", expect=0)["outcome"] == "passed"
     row = run(project, name, "--cpu=floor")
     assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
     assert row["emulator"]["cpu"] in row["message"]
 
 
-def test_both_cpus_are_two_results(project: Project, tmp_path: Path) -> None:
-    name = image(tmp_path, "linux/arm/v6", guests.of_a_newer_cpu("linux/arm/v6"))
+def test_both_cpus(project: Project, tmp_path: Path) -> None:
+    name = image(tmp_path, "linux/arm/v6", guests.newer_instruction("linux/arm/v6"))
     report = project.json("run-emulated", name, "--runner=sandbox", "--cpu=both", expect=1)
-    found = [(row["emulator"]["cpu"], row["outcome"]) for row in report["results"]]
-    assert found == [("", "passed"), ("arm1176", "illegal-instruction")]
+    outcomes = [(row["emulator"]["cpu"], row["outcome"]) for row in report["results"]]
+    assert outcomes == [("", "passed"), ("arm1176", "illegal-instruction")]
     assert "GOARM=6" in report["results"][1]["message"]
 
 
-def test_a_cpu_that_the_emulator_does_not_know_is_told(project: Project, tmp_path: Path) -> None:
+def test_unknown_cpu(project: Project, tmp_path: Path) -> None:
     row = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--cpu=cortex-z99")
     assert row["outcome"] == "not-registered"
     assert "QEMU has no CPU model 'cortex-z99'" in row["message"]
@@ -110,10 +108,8 @@ def test_a_cpu_that_the_emulator_does_not_know_is_told(project: Project, tmp_pat
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
-def test_a_guest_that_is_deaf_is_killed(
-    project: Project, tmp_path: Path, platform: str, unchanged: Unchanged
-) -> None:
-    name = image(tmp_path, platform, guests.deaf(platform))
+def test_guest_ignores_signals(project: Project, tmp_path: Path, platform: str, unchanged: Unchanged) -> None:
+    name = image(tmp_path, platform, guests.ignore_signals(platform))
     with unchanged():
         started = time.monotonic()
         row = run(project, name, "--timeout=1", expect=124)
@@ -124,24 +120,22 @@ def test_a_guest_that_is_deaf_is_killed(
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
-def test_a_fatal_signal_of_the_first_process_ends_in_seconds(
-    project: Project, tmp_path: Path, platform: str
-) -> None:
-    row = run(project, image(tmp_path, platform, guests.crashing(platform)), "--timeout=20")
+def test_segmentation_fault(project: Project, tmp_path: Path, platform: str) -> None:
+    row = run(project, image(tmp_path, platform, guests.segfault(platform)), "--timeout=20")
     assert (row["outcome"], row["exit_code"]) == ("failed", 139)
     assert row["seconds"] < 10
 
 
-def test_an_illegal_instruction_is_told(project: Project, tmp_path: Path) -> None:
+def test_illegal_instruction(project: Project, tmp_path: Path) -> None:
     row = run(project, image(tmp_path, EMULATED, program(EMULATED, code=HOPELESS)))
     assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
 
 
-GREEDY: dict[str, tuple[Callable[[str], bytes], str]] = {
+LIMIT_CASES: dict[str, tuple[Callable[[str], bytes], str]] = {
     "fork bomb": (guests.fork_bomb, "more than 256 processes"),
     "memory": (guests.memory_hog, "more than 1024 MiB of memory"),
     "a child's memory": (
-        functools.partial(guests.memory_hog, in_a_child=True),
+        functools.partial(guests.memory_hog, in_child=True),
         "more than 1024 MiB of memory",
     ),
     "output": (guests.flood, "more than 1024 KiB of output"),
@@ -150,49 +144,49 @@ GREEDY: dict[str, tuple[Callable[[str], bytes], str]] = {
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
-@pytest.mark.parametrize("greed", list(GREEDY))
-def test_caps_end_a_guest_and_are_reported(
-    project: Project, tmp_path: Path, unchanged: Unchanged, platform: str, greed: str
-) -> None:
-    make, words = GREEDY[greed]
-    name = image(tmp_path, platform, make(platform))
+@pytest.mark.parametrize("case", list(LIMIT_CASES))
+def test_limits(project: Project, tmp_path: Path, unchanged: Unchanged, platform: str, case: str) -> None:
+    make_program, message = LIMIT_CASES[case]
+    name = image(tmp_path, platform, make_program(platform))
     with unchanged():
         row = run(project, name, "--timeout=30", expect=5)
     assert row["outcome"] == "failed"
-    assert words in row["message"]
+    assert message in row["message"]
     assert len(row["stdout"]) <= 1 << 20
 
 
-def test_a_guest_that_writes_and_writes_is_still_ended_in_time(project: Project, busy: Busy) -> None:
-    name = busy("linux/amd64", Cmd=["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"])
+def test_timeout_of_writing_guest(project: Project, busybox_image: BusyboxImage) -> None:
+    name = busybox_image("linux/amd64", Cmd=["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"])
     started = time.monotonic()
     row = run(project, name, "--timeout=1", expect=124)
     assert (row["outcome"], row["stdout"][:2]) == ("timeout", "x\n")
     assert time.monotonic() - started < 10
 
 
-def test_a_word_that_no_program_can_be_given_is_told(project: Project, busy: Busy) -> None:
-    row = run(project, busy("linux/amd64", Cmd=["/bin/echo", "a\0b"]))
+def test_nul_in_argument(project: Project, busybox_image: BusyboxImage) -> None:
+    row = run(project, busybox_image("linux/amd64", Cmd=["/bin/echo", "a\0b"]))
     assert (row["outcome"], row["exit_code"]) == ("failed", None)
     assert row["message"].startswith("could not start: ")
 
 
-def test_a_program_that_cannot_be_started_is_told(project: Project, busy: Busy) -> None:
+def test_program_cannot_start(project: Project, busybox_image: BusyboxImage) -> None:
     script = {"run": b"#!/bin/sh\n"}
-    row = run(project, busy("linux/amd64", Cmd=["/run"], files=script, WorkingDir="/bin/sh"))
+    row = run(project, busybox_image("linux/amd64", Cmd=["/run"], files=script, WorkingDir="/bin/sh"))
     assert row["outcome"] == "failed"
     assert "/bin/sh" in row["message"]
 
 
-def test_what_fails_does_not_stop_the_others(project: Project, tmp_path: Path) -> None:
+def test_failure_does_not_stop_others(project: Project, tmp_path: Path) -> None:
     memory = Memory()
     bad, good = "linux/arm64", ("linux/amd64", "linux/riscv64", "linux/arm/v6")
-    programs = {good[0]: program(good[0]), bad: guests.deaf(bad)} | {each: program(each) for each in good[1:]}
+    programs = {good[0]: program(good[0]), bad: guests.ignore_signals(bad)} | {
+        each: program(each) for each in good[1:]
+    }
     tars = {each: [make_tar({"main": data})] for each, data in programs.items()}
     memory.index([add_platform(memory, each, layers, Cmd=["/main"]) for each, layers in tars.items()])
     name = f"oci-archive:{write_archive(memory, tmp_path / 'image.tar')}"
     report = project.json("run-emulated", name, "--runner=sandbox", "--timeout=2", expect=124)
-    found = [(row["platform"], row["outcome"]) for row in report["results"]]
-    assert found == [
+    outcomes = [(row["platform"], row["outcome"]) for row in report["results"]]
+    assert outcomes == [
         ("linux/amd64", "passed"), (bad, "timeout"), ("linux/riscv64", "passed"), ("linux/arm/v6", "passed")
     ]  # fmt: skip

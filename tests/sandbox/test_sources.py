@@ -1,4 +1,4 @@
-"""The sandbox reads images where they lie."""
+"""The sandbox runs images of every transport."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.registry.real import push, serve
 PLATFORMS = ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 
 
-def ran(project: Project, name: str) -> None:
+def check_run(project: Project, name: str) -> None:
     report = project.json("run-emulated", name, "--runner=sandbox", "--expect-exit=73")
     assert [(row["platform"], row["outcome"]) for row in report["results"]] == [
         (platform, "passed") for platform in PLATFORMS
@@ -22,22 +22,22 @@ def ran(project: Project, name: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["oci:", ""])
-def test_a_layout_is_run(project: Project, tmp_path: Path, prefix: str) -> None:
-    ran(project, f"{prefix}{write_folder(hello(), tmp_path / 'layout')}")
+def test_oci_layout(project: Project, tmp_path: Path, prefix: str) -> None:
+    check_run(project, f"{prefix}{write_folder(hello(), tmp_path / 'layout')}")
 
 
 @pytest.mark.parametrize("prefix", ["oci-archive:", ""])
-def test_an_archive_is_run(project: Project, tmp_path: Path, prefix: str) -> None:
-    ran(project, f"{prefix}{write_archive(hello(), tmp_path / 'image.tar')}")
+def test_oci_archive(project: Project, tmp_path: Path, prefix: str) -> None:
+    check_run(project, f"{prefix}{write_archive(hello(), tmp_path / 'image.tar')}")
 
 
-def test_an_image_in_a_registry_is_run(project: Project, tmp_path: Path) -> None:
+def test_registry(project: Project, tmp_path: Path) -> None:
     with serve(tmp_path) as host:
         push(host, hello(), "team/app")
-        ran(project, f"docker://{host}/team/app:latest")
+        check_run(project, f"docker://{host}/team/app:latest")
 
 
-def test_a_dry_run_shows_commands_that_do_the_same(project: Project, tmp_path: Path) -> None:
+def test_dry_run(project: Project, tmp_path: Path) -> None:
     name = f"oci-archive:{write_archive(hello(), tmp_path / 'image.tar')}"
     done = project.task("run-emulated", name, "--dry-run", "--cpu=floor", "--runner=sandbox")
     lines = [line for line in done.stdout.splitlines() if "unshare" in line]
