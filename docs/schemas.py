@@ -158,12 +158,18 @@ def _to_ecma(pattern: re.Pattern[str]) -> str:
 
 
 def _read_descriptions(heading: str) -> dict[str, str]:
-    """Return the last column of a section's table by key, as plain text."""
-    section = (
-        _SETTINGS_PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    )
+    """Return the last column of a section's table by key, as plain text. Raises :class:`LookupError`."""
+    page = _SETTINGS_PAGE.read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([a-z-]+)` \|.*\| ([^|]+) \|$", section, re.MULTILINE)
-    return {key: re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text) for key, text in rows}
+    if not rows:
+        raise LookupError(f"no table of keys under '## {heading}' in {_SETTINGS_PAGE}")
+    return {key: _strip_links(text) for key, text in rows}
+
+
+def _strip_links(text: str) -> str:
+    without_references = re.sub(r":? see \[[^]]+\]\([^)]+\)$", "", text)
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", without_references)
 
 
 def _dash(name: str) -> str:
