@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.rows import Cell
+from buildkit_tasks.report.rows import MAX_CELL_WIDTH, Cell
 from buildkit_tasks.report.run_labels import (
     DEFAULT_CPU,
     IMAGE_COMMAND,
@@ -47,7 +47,6 @@ __all__ = ["LiveTable", "open_live_table"]
 _INITIAL_DELAY = 0.4  # seconds before the table is drawn: most images have run by then
 _REFRESH_INTERVAL = 0.2  # seconds
 _FRAME_LINES = 6  # borders, header and footer
-_MAX_CELL_WIDTH = 48  # characters
 _DUMB_TERMINALS = ("dumb", "unknown")
 
 
@@ -92,7 +91,7 @@ class _LiveRow:
 
 
 def _shorten_cell(text: str) -> str:
-    return truncate_line(to_one_line(text), _MAX_CELL_WIDTH)
+    return truncate_line(to_one_line(text), MAX_CELL_WIDTH)
 
 
 class LiveTable:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMPTY_CELL",
+    "MAX_CELL_WIDTH",
     "OK_CELL",
     "Cell",
     "Problem",
@@ -28,7 +29,7 @@ __all__ = [
     "plain_cell",
 ]
 
-_MAX_CELL_WIDTH = 48  # characters; the full text is below the table or in a report file
+MAX_CELL_WIDTH = 48  # characters; the full text is below the table or in a report file
 _MAX_NAME_WIDTH = 80  # characters of a name: a sha256 digest fits
 _MAX_PROBLEMS = 20  # of one row, on a terminal, in a picture, and as annotations
 
@@ -61,7 +62,7 @@ def plain_cell(text: str) -> Cell:
 
 def failed_cell(reason: str) -> Cell:
     """Return ``FAILED`` and the reason, in one line of at most 48 characters."""
-    return Cell(truncate_line(f"FAILED {to_one_line(reason)}", _MAX_CELL_WIDTH), Severity.BAD)
+    return Cell(truncate_line(f"FAILED {to_one_line(reason)}", MAX_CELL_WIDTH), Severity.BAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from buildkit_tasks.report.model import (
     VerifyReport,
 )
 from buildkit_tasks.report.rows import (
+    MAX_CELL_WIDTH,
     OK_CELL,
     Cell,
     Problem,
@@ -60,7 +61,6 @@ STOPPED = "stopped"  # the pipeline did not reach its end
 
 _EMPTY_VALUE = "(none)"  # of an expected or actual value, if the other one is given
 _DIGEST_DIGITS = 12  # as many digits of a digest as `docker images` shows
-_MAX_OUTPUT_WIDTH = 48  # characters of a run's last line of output
 
 # The outcomes for which the image is not to blame: nothing ran it, or the emulator failed.
 _ENVIRONMENT_OUTCOMES = (Outcome.NOT_REGISTERED, Outcome.EMULATOR_CRASH)
@@ -312,7 +312,7 @@ def outcome_cell(result: RunResult) -> Cell:
     if not result.ok:
         return failed_cell(f"{result.outcome.value}: {output or result.message}")
     text = f"ok: {to_one_line(output)}" if output else "ok"
-    return Cell(truncate_line(text, _MAX_OUTPUT_WIDTH), Severity.GOOD)
+    return Cell(truncate_line(text, MAX_CELL_WIDTH), Severity.GOOD)
 
 
 def _run_problem(result: RunResult) -> Problem:
