@@ -1,8 +1,7 @@
-"""Prove that every platform in an image is what it says.
+"""Verify that every platform of an image is what it claims to be.
 
-An image can lie in four places: its index, its configurations, its binaries, and the instruction set
-inside them. Each is checked, and whether what it starts would find its loader and its libraries. All
-problems are collected; none ends the others' checks.
+The claims of an index, the configurations, the binaries and their instruction sets are compared, and whether
+the entry point would find its loader and libraries. All problems are collected; none ends the other checks.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ __all__ = ["VerifyOptions", "check_program", "verify"]
 _MODULES = {"VerifyOptions": "rootfs", "check_program": "entrypoint", "verify": "service"}
 
 
-if not TYPE_CHECKING:  # a checker would take any name to be here
+if not TYPE_CHECKING:  # type checkers would accept every attribute
 
     def __getattr__(name: str) -> object:
-        """Import the room that is asked for (PEP 562): a run needs one small one."""
+        """Import the module of the requested name (PEP 562): a run needs only a small one."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,11 +1,11 @@
-"""Every program, library and object of a platform's file system: machine, instruction set, float ABI."""
+"""Check every ELF file of a platform's root file system: machine, instruction set, float ABI."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.layers.rootfs import iter_nodes, printable_path
@@ -20,7 +20,7 @@ from buildkit_tasks.report.text import pluralise
 from buildkit_tasks.verify.entrypoint import describe_mismatch, find_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from buildkit_tasks.oci.layers.rootfs import FileNode, ResolvedPath, RootFs
     from buildkit_tasks.platforms import Machine, Platform
@@ -28,188 +28,203 @@ if TYPE_CHECKING:
 
 __all__ = ["check_binaries", "check_loaded_isa", "compile_globs"]
 
-_MAX_LISTED = 100  # failing files that are named one by one
-
-
-def compile_globs(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a path matches one of the globs, in which ``*`` goes across slashes."""
-    rooted_patterns = (pattern if pattern.startswith(("/", "*")) else f"*/{pattern}" for pattern in patterns)
-    regexes = [re.compile(fnmatch.translate(pattern)) for pattern in rooted_patterns]
-    return lambda path: any(regex.match(path) for regex in regexes)
-
-
-def check_binaries(
-    platform: Platform,
-    rootfs: RootFs,
-    is_allowed: Callable[[str], bool],
-    already_reported: frozenset[str] = frozenset(),
-) -> Iterator[Check]:
-    """The checks ``binaries``, ``instruction-set`` and ``float-abi`` of one platform's file system.
-
-    A file of another machine, or one that needs more than the platform promises, is a failing check
-    of its own, with its path and its layer, unless its path is ``allowed``, or ``told`` already. Files
-    of the machines that no kernel starts (BPF, GPUs) are not compared.
-    """
-    machine = find_machine(platform)
-    if machine is None:
-        return  # what it starts fails for that; see programs.py
-    counts = _BinaryCounts(platform=platform, machine=machine)
-    for path, node in iter_nodes(rootfs.root):
-        shown_path = printable_path(path) if node.binary is not None or node.binary_error else ""
-        if shown_path and shown_path not in already_reported:
-            counts.add_file(shown_path, node, is_allowed=is_allowed)
-    yield from counts.iter_checks()
-
-
-def check_loaded_isa(platform: Platform, loaded: Sequence[ResolvedPath]) -> Iterator[Check]:
-    """The check ``instruction-set`` of just these files: a program and what is loaded with it."""
-    for path, node in {file.path: file.node for file in loaded}.items():
-        for problem in isa_problems(platform, node.binary) if node.binary is not None else ():
-            yield _isa_check(platform, path, node, problem)
-
-
-@dataclass(kw_only=True)
-class _BinaryCounts:
-    """What was found in one platform's files."""
-
-    platform: Platform
-    machine: Machine
-    matching: int = 0
-    evidence_sources: Counter[str] = field(default_factory=Counter)
-    without_isa_info: int = 0
-    allowed_foreign: list[str] = field(default_factory=list)
-    device_code: list[str] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    damaged: list[tuple[str, str]] = field(default_factory=list)
-    wrong_machine: list[tuple[str, FileNode]] = field(default_factory=list)
-    above_baseline: list[tuple[str, FileNode, str]] = field(default_factory=list)
-    maybe_above_baseline: list[tuple[str, FileNode, str]] = field(default_factory=list)
-    float_abis: dict[str, list[tuple[str, FileNode]]] = field(default_factory=dict)
-
-    def add_file(self, path: str, node: FileNode, *, is_allowed: Callable[[str], bool]) -> None:
-        binary = node.binary
-        if binary is None:
-            self.unreadable.append((path, node.binary_error))
-        elif binary.header.machine is self.machine:
-            self.matching += 1
-            self._add_matching(path, node, binary, is_allowed=is_allowed)
-        elif is_allowed(path):
-            self.allowed_foreign.append(path)
-        elif binary.header.is_device_code:
-            self.device_code.append(path)
-        else:
-            self.wrong_machine.append((path, node))
-
-    def _add_matching(
-        self, path: str, node: FileNode, binary: Binary, *, is_allowed: Callable[[str], bool]
-    ) -> None:
-        self.damaged += [
-            (path, flaw) for flaw in (binary.exec_error, *binary.problems, *binary.unread_parts) if flaw
-        ]
-        if missing_isa_info_reason(binary):
-            self.without_isa_info += 1
-        else:
-            self.evidence_sources.update({evidence.source for evidence in binary.evidence})
-        problems, warnings = isa_problems(self.platform, binary), isa_warnings(self.platform, binary)
-        if (problems or warnings) and not is_allowed(path):
-            self.above_baseline += [(path, node, problem) for problem in problems]
-            self.maybe_above_baseline += [(path, node, warning) for warning in warnings]
-        if binary.is_dynamic and (abi := arm_float_abi(binary)):
-            self.float_abis.setdefault(abi, []).append((path, node))
-
-    def iter_checks(self) -> Iterator[Check]:
-        yield from self._check_machines()
-        yield from self._check_instruction_sets()
-        yield from self._check_float_abis()
-
-    def _check_machines(self) -> Iterator[Check]:
-        for path, node in self.wrong_machine[:_MAX_LISTED]:
-            assert node.binary is not None  # noqa: S101 - for the type checker; see add
-            yield Check(
-                name="binaries", ok=False, expected=self.machine.architecture,
-                actual=node.binary.header.machine_name, path=path, layer=node.layer,
-                message=describe_mismatch(self.platform, self.machine, node.binary.header, path),
-            )  # fmt: skip
-        yield from _omitted_check(
-            "binaries", len(self.wrong_machine), f"files are not made for {self.machine.architecture}"
-        )
-        for path, flaw in self.unreadable[:_MAX_LISTED]:
-            text = f"{path} starts like an ELF file and cannot be read as one: {flaw}"
-            yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
-        for path, flaw in self.damaged[:_MAX_LISTED]:
-            text = f"{path} is not sound, or was not read whole: {flaw}"
-            yield Check(name="binaries", ok=True, warning=True, path=path, message=text)
-        if not self.wrong_machine:
-            count_text = pluralise(self.matching, "binary", "binaries")
-            yield Check(name="binaries", ok=True, message=f"{count_text}{self._describe_exceptions()}")
-
-    def _describe_exceptions(self) -> str:
-        parts = [
-            f"{len(paths)} {label} (such as {paths[0]})"
-            for paths, label in (
-                (self.allowed_foreign, "foreign and allowed"),
-                (self.device_code, "for other processors"),
-            )
-            if paths
-        ]
-        return "".join(f", {part}" for part in parts)
-
-    def _check_instruction_sets(self) -> Iterator[Check]:
-        baseline = str(self.platform)
-        yield from (_isa_check(self.platform, *entry) for entry in self.above_baseline[:_MAX_LISTED])
-        for entry in self.maybe_above_baseline[:_MAX_LISTED]:
-            yield replace(_isa_check(self.platform, *entry), ok=True, warning=True)
-        yield from _omitted_check(
-            "instruction-set", len(self.above_baseline), f"binaries need more than {baseline} promises"
-        )
-        if not self.above_baseline and self.matching:
-            yield Check(name="instruction-set", ok=True, expected=baseline, message=self._describe_evidence())
-
-    def _describe_evidence(self) -> str:
-        """What the files say of themselves; what says nothing proves nothing."""
-        sources_text = ", ".join(
-            f"{source} in {count}" for source, count in sorted(self.evidence_sources.items())
-        )
-        missing_text = f"none in {self.without_isa_info} of {self.matching}, which proves nothing"
-        return "; ".join(
-            part for part in (sources_text, missing_text if self.without_isa_info else "") if part
-        )
-
-    def _check_float_abis(self) -> Iterator[Check]:
-        if len(self.float_abis) < 2:  # noqa: PLR2004 - one kind beside another
-            return
-        minority, majority = sorted(self.float_abis, key=lambda abi: len(self.float_abis[abi]))[:2]
-        path, node = self.float_abis[minority][0]
-        example = self.float_abis[majority][0][0]
-        text = (
-            f"{self.platform}: {path} passes floating-point numbers {_FLOAT_ABI_TEXTS[minority]}, {example} "
-            f"{_FLOAT_ABI_TEXTS[majority]}: they cannot be loaded into one process"
-        )
-        yield Check(
-            name="float-abi",
-            ok=False,
-            expected=majority,
-            actual=minority,
-            path=path,
-            layer=node.layer,
-            message=text,
-        )
-
-
-def _isa_check(platform: Platform, path: str, node: FileNode, problem: str) -> Check:
-    return Check(
-        name="instruction-set", ok=False, expected=str(platform), actual=problem.partition(";")[0],
-        path=path, layer=node.layer,
-        message=f"{platform}: {path} {problem}",
-    )  # fmt: skip
-
-
+_MAX_LISTED = 100  # checks of one kind; further ones are only counted
 _FLOAT_ABI_TEXTS = {
     "hard": "in registers of the FPU (hard float)",
     "soft": "in integer registers (soft or softfp)",
 }
 
 
-def _omitted_check(name: str, count: int, description: str) -> Iterator[Check]:
-    if count > _MAX_LISTED:
-        yield Check(name=name, ok=False, message=f"{count - _MAX_LISTED} more {description}")
+def compile_globs(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that tells whether a path matches one of the globs; ``*`` also matches slashes."""
+    rooted_patterns = (pattern if pattern.startswith(("/", "*")) else f"*/{pattern}" for pattern in patterns)
+    regexes = [re.compile(fnmatch.translate(pattern)) for pattern in rooted_patterns]
+    return lambda path: any(regex.match(path) for regex in regexes)
+
+
+def check_binaries(
+    platform: Platform, rootfs: RootFs, is_allowed: Callable[[str], bool], already_reported: Collection[str]
+) -> Iterator[Check]:
+    """Yield the checks ``binaries``, ``instruction-set`` and ``float-abi`` of a root file system.
+
+    ``is_allowed`` tells for which paths another machine or a larger instruction set is accepted. Paths in
+    ``already_reported`` are skipped. Yield nothing for a platform whose machine is unknown: the check of
+    its entry point fails.
+    """
+    machine = find_machine(platform)
+    if machine is None:
+        return
+    survey = _BinarySurvey(platform, machine, is_allowed)
+    for path, node in iter_nodes(rootfs.root):
+        if node.binary is not None or node.binary_error:
+            shown_path = printable_path(path)
+            if shown_path not in already_reported:
+                survey.add_file(shown_path, node)
+    yield from survey.iter_checks()
+
+
+def check_loaded_isa(platform: Platform, loaded: Iterable[ResolvedPath]) -> Iterator[Check]:
+    """Yield failing ``instruction-set`` checks of these files: a program and the libraries it loads."""
+    for path, node in {file.path: file.node for file in loaded}.items():
+        for problem in isa_problems(platform, node.binary) if node.binary is not None else ():
+            yield _isa_check(platform, path, node, problem)
+
+
+@dataclass(slots=True)
+class _CheckList:
+    """Checks of one kind: the first ones, and the number of all."""
+
+    checks: list[Check] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, check: Check) -> None:
+        self.count += 1
+        if self.count <= _MAX_LISTED:
+            self.checks.append(check)
+
+    def report_failures(self, description: str) -> Iterator[Check]:
+        """Yield the checks and, if there are more than are listed, one for the rest."""
+        yield from self.checks
+        if self.count > _MAX_LISTED:
+            message = f"{self.count - _MAX_LISTED} more {description}"
+            yield Check(name=self.checks[0].name, ok=False, message=message)
+
+
+class _BinarySurvey:
+    """The ELF files of one platform.
+
+    ====================================================== =================== =======
+    a file that                                            check               result
+    ====================================================== =================== =======
+    starts like ELF but cannot be parsed                   ``binaries``        warning
+    is for another machine, at a path that is allowed      (counted)
+    is for a device: BPF, GPU (no kernel starts it)        (counted)
+    is for another machine                                 ``binaries``        failure
+    is for this machine and damaged                        ``binaries``        warning
+    ... and needs more than the baseline                   ``instruction-set`` failure
+    ... and uses more only on CPUs that support it         ``instruction-set`` warning
+    ... and passes floats in other registers than the rest ``float-abi``       failure
+    ====================================================== =================== =======
+
+    Each check passes once with a summary if nothing fails. ``instruction-set`` ignores allowed paths.
+    """
+
+    def __init__(self, platform: Platform, machine: Machine, is_allowed: Callable[[str], bool]) -> None:
+        self._platform = platform
+        self._machine = machine
+        self._is_allowed = is_allowed
+        self._matching = 0
+        self._allowed_foreign: list[str] = []
+        self._device_code: list[str] = []
+        self._wrong_machine = _CheckList()
+        self._unreadable = _CheckList()
+        self._damaged = _CheckList()
+        self._above_baseline = _CheckList()
+        self._maybe_above_baseline = _CheckList()
+        self._evidence_sources: Counter[str] = Counter()
+        self._without_isa_info = 0
+        self._float_abis: dict[str, list[tuple[str, FileNode]]] = {}
+
+    def add_file(self, path: str, node: FileNode) -> None:
+        """Add an ELF file, or one that starts like it."""
+        binary = node.binary
+        if binary is None:
+            text = f"{path} starts like an ELF file and cannot be read as one: {node.binary_error}"
+            self._unreadable.add(Check(name="binaries", ok=True, warning=True, path=path, message=text))
+        elif binary.header.machine is self._machine:
+            self._add_matching(path, node, binary)
+        elif self._is_allowed(path):
+            self._allowed_foreign.append(path)
+        elif binary.header.is_device_code:
+            self._device_code.append(path)
+        else:
+            self._wrong_machine.add(self._machine_check(path, node, binary))
+
+    def _machine_check(self, path: str, node: FileNode, binary: Binary) -> Check:
+        return Check(
+            name="binaries", ok=False, expected=self._machine.architecture,
+            actual=binary.header.machine_name, path=path, layer=node.layer,
+            message=describe_mismatch(self._platform, self._machine, binary.header, path),
+        )  # fmt: skip
+
+    def _add_matching(self, path: str, node: FileNode, binary: Binary) -> None:
+        self._matching += 1
+        for flaw in filter(None, (binary.exec_error, *binary.problems, *binary.unread_parts)):
+            text = f"{path} is damaged or was not read completely: {flaw}"
+            self._damaged.add(Check(name="binaries", ok=True, warning=True, path=path, message=text))
+        if missing_isa_info_reason(binary):
+            self._without_isa_info += 1
+        else:
+            self._evidence_sources.update({evidence.source for evidence in binary.evidence})
+        self._add_isa_checks(path, node, binary)
+        if binary.is_dynamic and (abi := arm_float_abi(binary)):
+            self._float_abis.setdefault(abi, []).append((path, node))
+
+    def _add_isa_checks(self, path: str, node: FileNode, binary: Binary) -> None:
+        problems, warnings = isa_problems(self._platform, binary), isa_warnings(self._platform, binary)
+        if (problems or warnings) and not self._is_allowed(path):
+            for problem in problems:
+                self._above_baseline.add(_isa_check(self._platform, path, node, problem))
+            for warning in warnings:
+                check = _isa_check(self._platform, path, node, warning, is_failure=False)
+                self._maybe_above_baseline.add(check)
+
+    def iter_checks(self) -> Iterator[Check]:
+        """Yield the checks of all files."""
+        yield from self._check_machines()
+        yield from self._check_instruction_sets()
+        yield from self._check_float_abis()
+
+    def _check_machines(self) -> Iterator[Check]:
+        yield from self._wrong_machine.report_failures(f"files are not made for {self._machine.architecture}")
+        yield from self._unreadable.checks
+        yield from self._damaged.checks
+        if not self._wrong_machine.count:
+            parts = (
+                pluralise(self._matching, "binary", "binaries"),
+                _count_paths(self._allowed_foreign, "foreign and allowed"),
+                _count_paths(self._device_code, "for other processors"),
+            )
+            yield Check(name="binaries", ok=True, message=", ".join(filter(None, parts)))
+
+    def _check_instruction_sets(self) -> Iterator[Check]:
+        baseline = str(self._platform)
+        yield from self._above_baseline.report_failures(f"binaries need more than {baseline} promises")
+        yield from self._maybe_above_baseline.checks
+        if self._matching and not self._above_baseline.count:
+            message = self._describe_evidence()
+            yield Check(name="instruction-set", ok=True, expected=baseline, message=message)
+
+    def _describe_evidence(self) -> str:
+        """Return how many files state their instruction set, and where."""
+        parts = [f"{source} in {count}" for source, count in sorted(self._evidence_sources.items())]
+        missing_text = f"none in {self._without_isa_info} of {self._matching}, which proves nothing"
+        return "; ".join(filter(None, (", ".join(parts), missing_text if self._without_isa_info else "")))
+
+    def _check_float_abis(self) -> Iterator[Check]:
+        if len(self._float_abis) < 2:  # noqa: PLR2004 - one is the platform's, a second one a mixture
+            return
+        minority, majority = sorted(self._float_abis, key=lambda abi: len(self._float_abis[abi]))[:2]
+        (path, node), (example, _) = self._float_abis[minority][0], self._float_abis[majority][0]
+        text = (
+            f"{self._platform}: {path} passes floating-point numbers {_FLOAT_ABI_TEXTS[minority]}, {example} "
+            f"{_FLOAT_ABI_TEXTS[majority]}: they cannot be loaded into one process"
+        )
+        yield Check(
+            name="float-abi", ok=False, expected=majority, actual=minority, path=path, layer=node.layer,
+            message=text,
+        )  # fmt: skip
+
+
+def _isa_check(
+    platform: Platform, path: str, node: FileNode, problem: str, *, is_failure: bool = True
+) -> Check:
+    return Check(
+        name="instruction-set", ok=not is_failure, warning=not is_failure, expected=str(platform),
+        actual=problem.partition(";")[0], path=path, layer=node.layer,
+        message=f"{platform}: {path} {problem}",
+    )  # fmt: skip
+
+
+def _count_paths(paths: list[str], description: str) -> str:
+    return f"{len(paths)} {description} (such as {paths[0]})" if paths else ""

@@ -1,7 +1,7 @@
-"""Whether a program would start: its loader and every library that it needs, as loaders look for them.
+"""Check whether a dynamically linked program would start: its interpreter and the libraries it needs.
 
-ld.so(8) for glibc and musl's ldso/dynlink.c: RPATH, LD_LIBRARY_PATH, RUNPATH, the loader's
-configuration, its default folders. What a program opens by itself later (dlopen) is not known.
+Libraries are searched as by ld.so(8) of glibc or by musl's ldso/dynlink.c: RPATH, LD_LIBRARY_PATH, RUNPATH,
+the loader's configuration, its default directories. What a program loads later (dlopen) is not known.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from buildkit_tasks.oci.layers.rootfs import FileType, ResolvedPath, RootFs
 from buildkit_tasks.report.model import Check
@@ -24,129 +24,133 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.model import Binary
 
-__all__ = ["DependencyResolver", "check_dynamic_linking"]
+__all__ = ["check_dynamic_linking"]
 
 _MUSL_LOADER = re.compile(r"ld-musl-([^/]+)\.so\.1$")
-# Names that musl's loader has in itself (ldso/dynlink.c, load_library).
+# Libraries that musl's loader provides itself (ldso/dynlink.c, load_library).
 _MUSL_BUILTIN = re.compile(r"lib(?:c|pthread|rt|m|dl|util|xnet)\.")
 _MUSL_DEFAULT_DIRS = ("/lib", "/usr/local/lib", "/usr/lib")
 _MAX_LIBRARIES = 2000
-_MAX_INCLUDES = 200
+_MAX_INCLUDES = 200  # files that ld.so.conf includes
 
 
 def check_dynamic_linking(
     platform: Platform, program: ResolvedPath, rootfs: RootFs, environment: Sequence[str]
 ) -> tuple[tuple[Check, ...], tuple[ResolvedPath, ...]]:
-    """The checks ``starts`` of one program, and everything that its process would have loaded."""
-    machine = find_machine(platform)
-    binary = program.node.binary
+    """Return the ``starts`` checks of a program, and all files that its process would load.
+
+    ``environment`` are ``NAME=value`` items of the image's configuration.
+    """
+    machine, binary = find_machine(platform), program.node.binary
     if machine is None or binary is None or binary.header.machine is not machine:
         return (), (program,)
-    resolver = DependencyResolver(
-        rootfs=rootfs, machine=machine, program=program, environment=tuple(environment)
+    resolver = _DependencyResolver(
+        rootfs=rootfs, machine=machine, program=program, binary=binary, environment=tuple(environment)
     )
-    problems = tuple(resolver.iter_problems())
     checks = tuple(
         Check(
-            name="starts", ok=False, expected=expected, actual=actual, path=dependent.path,
-            layer=dependent.node.layer,
-            message=f"{platform}: {message}",
+            name="starts", ok=False, expected=problem.expected, actual=problem.actual,
+            path=problem.file.path, layer=problem.file.node.layer,
+            message=f"{platform}: {problem.message}",
         )
-        for dependent, expected, actual, message in problems
+        for problem in resolver.iter_problems()
     )  # fmt: skip
     if not checks:
         checks = (Check(name="starts", ok=True, path=program.path, message=resolver.describe_success()),)
     return checks, tuple(resolver.loaded)
 
 
-DependencyProblem = tuple[ResolvedPath, str, str, str]
+class _Problem(NamedTuple):
+    """A dependency of ``file`` that is missing or unusable."""
+
+    file: ResolvedPath
+    expected: str
+    actual: str
+    message: str
 
 
 @dataclass(kw_only=True)
-class DependencyResolver:
-    """A program, its loader and its libraries in one file system; ``loaded`` is filled on the way."""
+class _DependencyResolver:
+    """Resolves the dependencies of a program in a root file system; ``loaded`` collects them."""
 
     rootfs: RootFs
     machine: Machine
     program: ResolvedPath
+    binary: Binary
     environment: tuple[str, ...]
     loaded: list[ResolvedPath] = field(default_factory=list, init=False)
 
     @cached_property
-    def binary(self) -> Binary:
-        """The program's own headers."""
-        assert self.program.node.binary is not None  # noqa: S101 - for the type checker; see start_checks
-        return self.program.node.binary
-
-    @cached_property
     def musl_arch(self) -> str:
-        """Musl's own name for the architecture, where musl's loader is the program's."""
+        """Musl's name of the architecture if the interpreter is musl's, else empty."""
         match = _MUSL_LOADER.search(self.binary.interpreter)
         return match[1] if match else ""
 
-    def iter_problems(self) -> Iterator[DependencyProblem]:
-        """Each thing that is missing: what needs it, its name, what is there instead, and the words."""
+    def iter_problems(self) -> Iterator[_Problem]:
+        """Load the program and yield every problem."""
         self.loaded.append(self.program)
         if self.binary.exec_error:
-            yield self.program, "", "", f"{self.program.path} cannot start: it has {self.binary.exec_error}"
+            message = f"{self.program.path} cannot start: it has {self.binary.exec_error}"
+            yield _Problem(self.program, "", "", message)
         if self.binary.interpreter:
-            yield from self._check_loader()
+            yield from self._check_interpreter()
         if self.binary.needed:
             yield from self._resolve_libraries()
 
     def describe_success(self) -> str:
-        """What was found, when nothing is missing."""
+        """Return what was found, if there are no problems."""
         if not self.binary.interpreter:
             return f"{self.program.path} is static: it needs no loader"
         library_count = len(self.loaded) - 2
         library_text = pluralise(library_count, "library", "libraries") if library_count > 0 else "no library"
         return f"{self.program.path} finds its loader {self.binary.interpreter} and {library_text}"
 
-    def _check_loader(self) -> Iterator[DependencyProblem]:
+    def _check_interpreter(self) -> Iterator[_Problem]:
         name = self.binary.interpreter
-        loader = self.rootfs.resolve(name)
-        problem, actual = (
-            f"its loader {name} is not in the image{self._explain_libc_mismatch(name)}",
-            "missing",
-        )
-        if loader is not None and loader.node.type is FileType.FILE:
-            self.loaded.append(loader)
-            problem = actual = self._explain_unusable(loader, "loader")
+        interpreter = self._find_file(name)
+        if interpreter is None:
+            problem, actual = (
+                f"its loader {name} is not in the image{self._explain_mismatch(name)}",
+                "missing",
+            )
+        else:
+            self.loaded.append(interpreter)
+            problem = actual = self._explain_unusable(interpreter, "loader")
         if problem:
-            yield self.program, name, actual, f"{self.program.path} cannot start: {problem}"
+            yield _Problem(self.program, name, actual, f"{self.program.path} cannot start: {problem}")
+
+    def _find_file(self, path: str) -> ResolvedPath | None:
+        file = self.rootfs.resolve(path)
+        return file if file is not None and file.node.type is FileType.FILE else None
 
     def _explain_unusable(self, file: ResolvedPath, role: str) -> str:
+        """Return why a file cannot be the loader or a library; empty if it can."""
         binary = file.node.binary
         if binary is None:
-            return f"its {role} {file.path} is no ELF file"
+            return f"its {role} {file.path} is not an ELF file"
         if binary.header.machine is not self.machine:
             return f"its {role} {file.path} is made for {binary.header.machine_name}"
         if role == "loader" and not file.node.mode & 0o111:
             return f"its {role} {file.path} is not executable"
         return ""
 
-    def _explain_libc_mismatch(self, name: str) -> str:
-        """Say whose loader it is, where the image has the other C library's."""
-        other_loaders = [
-            path for path in self.machine.elf_interpreters if path != name and self._is_file(path)
-        ]
-        if not other_loaders:
+    def _explain_mismatch(self, name: str) -> str:
+        """Return that the image has the loader of another C library or ABI, if it has."""
+        others = (path for path in self.machine.elf_interpreters if path != name)
+        found_loader = next(filter(self._find_file, others), None)
+        if found_loader is None:
             return ""
-        libc, other_libc = ("musl", "glibc") if self.musl_arch else ("glibc", "musl")
-        if bool(_MUSL_LOADER.search(other_loaders[0])) == bool(self.musl_arch):
-            return f"; it has {other_loaders[0]}, of another ABI"
-        hint = " (Alpine)" if other_libc == "musl" else ""
+        libc, image_libc = ("musl", "glibc") if self.musl_arch else ("glibc", "musl")
+        if bool(_MUSL_LOADER.search(found_loader)) == bool(self.musl_arch):
+            return f"; it has {found_loader}, of another ABI"
+        distribution = " (Alpine)" if image_libc == "musl" else ""
         return (
-            f": it was linked against {libc}, and this is a {other_libc} image{hint}; "
+            f": it was linked against {libc}, and this is a {image_libc} image{distribution}; "
             f"link it statically, or build it on the base that it runs on"
         )
 
-    def _is_file(self, path: str) -> bool:
-        file = self.rootfs.resolve(path)
-        return file is not None and file.node.type is FileType.FILE
-
-    def _resolve_libraries(self) -> Iterator[DependencyProblem]:
-        """Breadth first, as loaders go; each name is loaded once."""
+    def _resolve_libraries(self) -> Iterator[_Problem]:
+        """Load libraries breadth first, as loaders do; each name is loaded once."""
         queue = deque([(self.program, self._effective_rpaths(self.program, ()))])
         seen: set[str] = set()
         while queue and len(self.loaded) < _MAX_LIBRARIES:
@@ -159,35 +163,32 @@ class DependencyResolver:
                 library, reason = self._find_library(name, dependent, rpaths)
                 if library is None:
                     message = f"{dependent.path} needs {name}, which {reason or 'is not in the image'}"
-                    yield dependent, name, reason or "missing", message
+                    yield _Problem(dependent, name, reason or "missing", message)
                 elif all(library.node is not each.node for each in self.loaded):
                     self.loaded.append(library)
                     queue.append((library, self._effective_rpaths(library, rpaths)))
 
     def _effective_rpaths(self, file: ResolvedPath, inherited: tuple[str, ...]) -> tuple[str, ...]:
-        """The RPATHs that hold for what a file needs: its own, then its users'."""
+        """Return the RPATHs for what a file needs: its own, then those of the files that need it."""
         binary = file.node.binary
         if binary is None:
             return inherited
-        own_paths = (
-            binary.runpath + binary.rpath if self.musl_arch else () if binary.runpath else binary.rpath
-        )
+        own_paths = binary.rpath if not binary.runpath else ()
+        if self.musl_arch:  # musl treats both alike
+            own_paths = binary.runpath + binary.rpath
         return (*self._expand_tokens(own_paths, file), *inherited)
 
     def _find_library(
         self, name: str, dependent: ResolvedPath, rpaths: tuple[str, ...]
     ) -> tuple[ResolvedPath | None, str]:
-        """The library, or None and what was found in its place."""
+        """Return the library, or None and why the first file of that name is unusable."""
         rejection = ""
-        for path in self._candidate_paths(name, dependent, rpaths):
-            library = self.rootfs.resolve(path)
-            if library is None or library.node.type is not FileType.FILE:
-                continue
+        for library in filter(None, map(self._find_file, self._candidate_paths(name, dependent, rpaths))):
             problem = self._explain_unusable(library, "library")
             if not problem:
                 return library, ""
             reason = problem.removeprefix(f"its library {library.path} ")
-            rejection = rejection or f"is there only as {library.path}, and that {reason}"
+            rejection = rejection or f"exists only as {library.path}, which {reason}"
         return None, rejection
 
     def _candidate_paths(self, name: str, dependent: ResolvedPath, rpaths: tuple[str, ...]) -> Iterator[str]:
@@ -197,12 +198,13 @@ class DependencyResolver:
             return
         binary = dependent.node.binary
         runpath = self._expand_tokens(binary.runpath, dependent) if binary and not self.musl_arch else ()
-        # ld.so(8): RPATH only counts where there is no RUNPATH; the environment stands between them.
+        # ld.so(8): RPATH is ignored if there is a RUNPATH; LD_LIBRARY_PATH comes between them.
         preceding_dirs = () if runpath else rpaths
         for directory in (*preceding_dirs, *self._library_path_dirs, *runpath, *self._system_dirs):
             yield f"{directory}/{name}"
 
     def _expand_tokens(self, paths: Iterable[str], dependent: ResolvedPath) -> tuple[str, ...]:
+        """Expand ``$ORIGIN``, ``$LIB`` and ``$PLATFORM`` (ld.so(8), "Dynamic string tokens")."""
         origin = posixpath.dirname(dependent.path)
         token_values = {"ORIGIN": origin, "LIB": self._lib_token, "PLATFORM": self.machine.uname_machines[0]}
         return tuple(
@@ -217,38 +219,28 @@ class DependencyResolver:
 
     @cached_property
     def _lib_token(self) -> str:
-        multiarch_dirs = [f"lib/{triplet}" for triplet in self.machine.multiarch_triplets]
-        existing_dirs = (
-            directory
-            for directory in (*multiarch_dirs, "lib64")
-            if self.rootfs.resolve(f"/{directory}") is not None
-        )
-        return next(existing_dirs, "lib")
+        directories = (*(f"lib/{triplet}" for triplet in self.machine.multiarch_triplets), "lib64")
+        return next((each for each in directories if self.rootfs.resolve(f"/{each}") is not None), "lib")
 
     @cached_property
     def _library_path_dirs(self) -> tuple[str, ...]:
         prefix = "LD_LIBRARY_PATH="
         values = [item.removeprefix(prefix) for item in self.environment if item.startswith(prefix)]
-        return tuple(directory for directory in re.split("[:;]", values[-1]) if directory) if values else ()
+        return tuple(filter(None, re.split("[:;]", values[-1]))) if values else ()
 
     @cached_property
     def _system_dirs(self) -> tuple[str, ...]:
-        """Where the loader looks in the end: its configuration, then its defaults."""
+        """The directories of the loader's configuration, then its default ones."""
         if self.musl_arch:
-            configured_dirs = self._read_config(f"/etc/ld-musl-{self.musl_arch}.path")
-            return (
-                tuple(re.split(r"[:\n]", configured_dirs)) if configured_dirs.strip() else _MUSL_DEFAULT_DIRS
-            )
-        multiarch_dirs = [
-            f"{root}/{triplet}"
-            for triplet in self.machine.multiarch_triplets
-            for root in ("/lib", "/usr/lib")
-        ]
-        lib64_dirs = ("/lib64", "/usr/lib64") if self.machine.bits == 64 else ()  # noqa: PLR2004 - a word's width
+            configured = self._read_config(f"/etc/ld-musl-{self.musl_arch}.path")
+            return tuple(re.split(r"[:\n]", configured)) if configured.strip() else _MUSL_DEFAULT_DIRS
+        triplets = self.machine.multiarch_triplets
+        multiarch_dirs = (f"{root}/{triplet}" for triplet in triplets for root in ("/lib", "/usr/lib"))
+        lib64_dirs = ("/lib64", "/usr/lib64") if self.machine.bits == 64 else ()  # noqa: PLR2004 - 64-bit
         return (*self._read_ld_so_conf("/etc/ld.so.conf"), *multiarch_dirs, *lib64_dirs, "/lib", "/usr/lib")
 
     def _read_ld_so_conf(self, path: str) -> Iterator[str]:
-        """The folders of ld.so.conf and of what it includes (ldconfig(8))."""
+        """Yield the directories of ld.so.conf and of the files that it includes (ldconfig(8))."""
         pending, file_count = [path], 0
         while pending and file_count < _MAX_INCLUDES:
             file_count += 1

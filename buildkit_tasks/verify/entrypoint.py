@@ -1,4 +1,4 @@
-"""What can be said of one program of an image: it is there, may be run, and fits the platform."""
+"""Check one program of an image: it exists, is executable and is made for the platform."""
 
 from __future__ import annotations
 
@@ -22,45 +22,36 @@ _MACHINES = {machine.architecture: machine for machine in MACHINES}
 
 
 def find_machine(platform: Platform) -> Machine | None:
-    """The architecture table's row for a platform whose programs are ELF files, if there is one."""
+    """Return the machine of a platform whose programs are ELF files, if it is known."""
     return _MACHINES.get(platform.architecture) if platform.os == "linux" else None
 
 
 def check_program(platform: Platform, program: Program) -> Iterator[Check]:
-    """The checks of one program; none for a script, whose interpreters are programs of their own."""
-    machine = find_machine(platform)
-    if program.resolved is None:
+    """Yield the check of one program; none for a script, whose interpreter is a program of its own."""
+    machine, file = find_machine(platform), program.resolved
+    if file is None:
         yield _failed_check(platform, program.command, program.problem)
-    elif not program.resolved.node.mode & 0o111:
-        mode = f"{program.resolved.node.mode:04o}"
-        yield _failed_check(
-            platform, program.resolved.path, f"{program.resolved.path} is not executable (mode {mode})"
-        )
+    elif not file.node.mode & 0o111:
+        yield _failed_check(platform, file.path, f"{file.path} is not executable (mode {file.node.mode:04o})")
     elif machine is None:
-        message = (
-            f"which machine {platform} means is not known here: {program.resolved.path} was not compared"
-        )
-        yield _failed_check(platform, program.resolved.path, message)
-    elif not program.resolved.node.head.startswith(b"#!"):
-        yield _check_architecture(platform, machine, program.resolved)
+        message = f"the machine of this platform is not known: {file.path} was not compared"
+        yield _failed_check(platform, file.path, message)
+    elif not file.node.head.startswith(b"#!"):
+        yield _check_architecture(platform, machine, file)
 
 
 def _check_architecture(platform: Platform, machine: Machine, file: ResolvedPath) -> Check:
     path, node = file
     if not node.head.startswith(ELF_MAGIC):
-        content_text = f"it starts {node.head.hex(' ', 1)}" if node.head else "it is empty"
-        content_text = "" if node.size and not node.head else f": {content_text}"
-        return _failed_check(
-            platform, path, f"{path} is no program, neither ELF nor a #! script{content_text}"
-        )
+        message = f"{path} is not a program, neither ELF nor a #! script{_describe_head(file)}"
+        return _failed_check(platform, path, message)
     try:
         header = read_elf_header(node.head)
     except MalformedImage as error:
         return _failed_check(platform, path, f"{path}: {error.message}")
     if header.e_type not in EXECUTABLE_TYPES:
-        return _failed_check(
-            platform, path, f"{path} is an ELF file of type {header.e_type}: it cannot be started"
-        )
+        message = f"{path} is an ELF file of type {header.e_type}: it cannot be started"
+        return _failed_check(platform, path, message)
     message = describe_mismatch(platform, machine, header, path)
     return Check(
         name="entrypoint-arch", ok=not message, expected=_describe_machine(machine), actual=header.describe(),
@@ -68,8 +59,15 @@ def _check_architecture(platform: Platform, machine: Machine, file: ResolvedPath
     )  # fmt: skip
 
 
+def _describe_head(file: ResolvedPath) -> str:
+    """Return how the file begins; empty if that was not read."""
+    if file.node.head:
+        return f": it starts {file.node.head.hex(' ', 1)}"
+    return "" if file.node.size else ": it is empty"
+
+
 def describe_mismatch(platform: Platform, machine: Machine, header: ElfHeader, path: str) -> str:
-    """Why a file made for the machine of ``header`` is wrong in the platform; empty if it is right."""
+    """Return why a file with this ELF header is wrong for the platform; empty if it is right."""
     if header.machine is machine:
         return ""
     message = f"{platform}: {path} is made for {header.machine_name}, not for {machine.architecture}"

@@ -1,4 +1,4 @@
-"""Whether an image would start on a host: the question of a user whose pod says `exec format error`."""
+"""Check whether an image would start on a host: the cause of ``exec format error`` in a pod."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, find_best_match, parse_platforms
 from buildkit_tasks.report.model import Check
+from buildkit_tasks.report.text import pluralise
 from buildkit_tasks.verify.index import join_platforms
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["baseline_for", "match_host", "read_cluster_nodes", "read_hosts"]
 
 _NODES_COMMAND = "kubectl get nodes -o json > nodes.json"
-_MAX_NODES_SIZE = 64 << 20  # bytes: a cluster of 5,000 nodes prints some 50 MB
+_MAX_NODES_SIZE = 64 << 20  # bytes; 5,000 nodes take about 50 MB
 
 
 def read_hosts(names: Sequence[str], nodes_file: str) -> dict[Platform, int]:
-    """The platforms to start on: those named, and those of a cluster with their number of nodes."""
+    """Return the named platforms, with 0, and those of a cluster, with their number of nodes."""
     return {
         **dict.fromkeys(parse_platforms(names), 0),
         **(read_cluster_nodes(Path(nodes_file)) if nodes_file else {}),
@@ -30,10 +31,10 @@ def read_hosts(names: Sequence[str], nodes_file: str) -> dict[Platform, int]:
 
 
 def read_cluster_nodes(path: Path) -> dict[Platform, int]:
-    """How many nodes of each platform a cluster has, from what ``kubectl get nodes -o json`` prints.
+    """Return the number of nodes of each platform in the output of ``kubectl get nodes -o json``.
 
-    Kubernetes API, ``v1.Node``: ``status.nodeInfo.operatingSystem`` and ``.architecture``, which are
-    Go's names; a variant is not stated there. Raises :class:`UsageError` for anything else.
+    Kubernetes API, ``v1.Node``: ``status.nodeInfo.operatingSystem`` and ``.architecture`` are Go's names;
+    variants are not stated. Raise :class:`UsageError` for any other content.
     """
     try:
         with path.open("rb") as file:
@@ -47,7 +48,7 @@ def read_cluster_nodes(path: Path) -> dict[Platform, int]:
             f"{path} does not hold the nodes of a cluster as JSON", hint=_NODES_COMMAND
         ) from error
     if not node_counts:
-        raise UsageError(f"{path} holds no node", hint=_NODES_COMMAND)
+        raise UsageError(f"{path} holds no nodes", hint=_NODES_COMMAND)
     return dict(node_counts)
 
 
@@ -59,34 +60,30 @@ def _node_platform(item: Any) -> Platform:
 def match_host(
     host: Platform, available: Sequence[Platform], subject: str, node_count: int = 0
 ) -> tuple[Platform | None, Check]:
-    """Which of an image's platforms a host takes, and the check ``for`` that says so."""
+    """Return the platform of the image that a host selects, if any, and the check ``for``."""
     selected = find_best_match(host, available)
-    host_text = f"{node_count} {host} node{'s' if node_count != 1 else ''}" if node_count else str(host)
+    host_text = pluralise(node_count, f"{host} node", f"{host} nodes") if node_count else str(host)
     available_text = join_platforms(available) or "no platform"
     if selected is None:
         message = (
             f"{host_text} cannot start {subject}: it holds {available_text}. An index without {host} "
-            'gives "no match for '
-            f'platform in manifest", a single image of another architecture "exec format error".\n'
-            f"try: {_suggest_build(host, available)}"
+            'gives "no match for platform in manifest", a single image of another architecture '
+            f'"exec format error".\ntry: {_suggest_build(host, available)}'
         )
     elif selected == host:
         message = f"{host_text} takes {selected}"
     else:
         message = f"{host_text} takes {selected}, which it runs as well"
+    actual = str(selected or available_text)
     return selected, Check(
-        name="for",
-        ok=selected is not None,
-        expected=str(host),
-        actual=str(selected or available_text),
-        message=message,
+        name="for", ok=selected is not None, expected=str(host), actual=actual, message=message
     )
 
 
 def baseline_for(host: Platform, selected: Platform | None) -> Platform | None:
-    """The platform as which a host's choice is judged: its own, if that is of the same architecture.
+    """Return the platform to check the selected one as: the host's, if the architecture is the same.
 
-    What is built for a later level than the image says still starts on a host of that level.
+    A binary that needs more than the platform it is labelled with still starts on a host that has it.
     """
     is_same_architecture = selected is not None and selected.architecture == host.architecture
     return host if is_same_architecture else selected

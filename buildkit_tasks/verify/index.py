@@ -1,4 +1,4 @@
-"""What an index and the configurations say: the exact platforms, and nothing that contradicts itself."""
+"""Check the index against the configurations and the expected platforms."""
 
 from __future__ import annotations
 
@@ -24,20 +24,18 @@ __all__ = [
 
 _MACHINES = {machine.architecture: machine for machine in MACHINES}
 
-PlatformEntry = tuple[Platform, "Descriptor"]
-
 
 def check_missing_platform(expected: Platform, present: Sequence[Platform]) -> Check:
-    """The failing check of a platform that the image, which has those ``found``, does not have."""
+    """Return the failing check of an expected platform that the image does not have."""
     present_text = join_platforms(present) or "no platform"
-    similar = [platform for platform in present if _is_same_machine(platform, expected)]
-    hint = f"; {_describe_variants(expected, similar[0])}" if similar else ""
+    similar = next((platform for platform in present if _is_same_machine(platform, expected)), None)
+    hint = f"; {_describe_variants(expected, similar)}" if similar else ""
     message = f"{expected} is not in the image, which holds {present_text}{hint}"
     return Check(name="present", ok=False, expected=str(expected), actual=present_text, message=message)
 
 
 def check_missing_content(platform: Platform, subject: str, *, is_requested: bool) -> Check:
-    """The check of a platform whose content an engine does not have: a failure if it was asked for."""
+    """Return the check of a platform whose content an engine lacks: a failure if it was requested."""
     reference = subject.removeprefix("docker-daemon:")
     message = (
         f"{platform} is in the index, but its content is not in this engine\n"
@@ -48,17 +46,17 @@ def check_missing_content(platform: Platform, subject: str, *, is_requested: boo
     )
 
 
-def check_unique_entry(platform: Platform, entries: Sequence[PlatformEntry]) -> Check:
-    """The platform is in the index once; Windows may name one several times, for its versions."""
+def check_unique_entry(platform: Platform, entries: Sequence[tuple[Platform, Descriptor]]) -> Check:
+    """Check that the platform is listed once; for Windows, once for each OS version."""
     entries_by_version = Counter(entry.os_version for each, entry in entries if each == platform)
     count = max(entries_by_version.values())
-    message = f"{platform} is in the index {count} times: which one runs is chance" if count > 1 else ""
+    message = f"{platform} is in the index {count} times: which one runs is not defined" if count > 1 else ""
     name = str(platform)
     return Check(name="present", ok=count == 1, expected=name, actual=name, message=message)
 
 
 def check_expected_platform(platform: Platform, expected: Sequence[Platform]) -> Check:
-    """The platform is one of those asked for, where any were."""
+    """Check that the platform is one of the expected ones, if there are any."""
     ok = not expected or platform in expected
     expected_text = join_platforms(expected) if expected else "any"
     message = "" if ok else f"{platform} is in the image, but was not expected; expected: {expected_text}"
@@ -66,19 +64,16 @@ def check_expected_platform(platform: Platform, expected: Sequence[Platform]) ->
 
 
 def check_config_platform(platform: Platform, entry: Descriptor, config: ImageConfig) -> Check:
-    """The index's entry and the configuration name the same platform; each difference in words."""
+    """Check that the index entry and the configuration state the same platform."""
     config_platform, ok, message = config.platform, config.platform == platform, ""
     if entry.platform is None:
-        message = "no index states a platform: this is the config's own word"
+        message = "no index states a platform; this is the one of the config"
     elif not ok and _is_same_machine(platform, config_platform) and not config.variant:
-        # The specification lets a config leave its variant out: that contradicts nothing.
+        # OCI image specification, "Image Configuration": the variant is optional, so this is no conflict.
         ok, message = True, f"the index says {platform}; the config states no variant"
     elif not ok:
-        difference = (
-            f": {_describe_variants(platform, config_platform)}"
-            if _is_same_machine(platform, config_platform)
-            else ""
-        )
+        is_variant = _is_same_machine(platform, config_platform)
+        difference = f": {_describe_variants(platform, config_platform)}" if is_variant else ""
         message = f"the index says {platform}, the config says {config_platform}{difference}"
     return Check(
         name="config-platform", ok=ok, expected=str(platform), actual=str(config_platform), message=message
@@ -90,12 +85,9 @@ def _is_same_machine(first: Platform, second: Platform) -> bool:
 
 
 def _describe_variants(first: Platform, second: Platform) -> str:
-    """Say how two variants of one architecture differ; the table lists them oldest first."""
-    known_variants = (
-        [level.name for level in _MACHINES[first.architecture].variants]
-        if first.architecture in _MACHINES
-        else []
-    )
+    """Return how two variants of one architecture differ; the table lists them oldest first."""
+    machine = _MACHINES.get(first.architecture)
+    known_variants = [level.name for level in machine.variants] if machine else []
     variants = [_variant_name(platform) for platform in (first, second)]
     text = f"the variants differ, {variants[0]} against {variants[1]}"
     if not set(variants) <= set(known_variants):
@@ -110,5 +102,5 @@ def _variant_name(platform: Platform) -> str:
 
 
 def join_platforms(platforms: Iterable[Platform]) -> str:
-    """The names, with commas."""
+    """Return the names, separated by commas."""
     return ", ".join(str(platform) for platform in platforms)

@@ -1,4 +1,4 @@
-"""Verify a local output: the files of each platform, which have no index and no configuration."""
+"""Verify a local output (``type=local``): files of each platform, without an index or configurations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from buildkit_tasks.verify.index import check_expected_platform, check_missing_p
 from buildkit_tasks.verify.rootfs import RootfsVerifier, VerifyOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from buildkit_tasks.platforms import Platform
@@ -29,48 +29,65 @@ if TYPE_CHECKING:
 __all__ = ["verify_local_output"]
 
 _TAR_TYPES = {FileType.FILE: REGULAR, FileType.DIRECTORY: DIRECTORY, FileType.SYMLINK: SYMLINK}
-_DEVICE_TYPE = "3"  # whatever is neither of those
+_DEVICE_TYPE = "3"  # stands for every other type
 
 
 def verify_local_output(
     path: Path, expected: Sequence[Platform], subject: str, options: VerifyOptions | None = None
 ) -> VerifyReport:
-    """Check a local output against the exact platforms ``expected``; if empty, against its folders.
+    """Check that a local output has exactly the ``expected`` platforms, if any, and check their files.
 
-    Raises :class:`UsageError` for files of one platform of which nobody says which it is.
+    Raise :class:`UsageError` if it has the files of one platform and nothing states which one.
     """
-    directories = _find_directories(path, expected)
-    present, verifier = [platform for platform, _ in directories], RootfsVerifier(options or VerifyOptions())
-    verdicts = []
-    if options is not None and options.hosts:
-        for host, node_count in options.hosts.items():
-            selected, check = match_host(host, present, subject, node_count)
-            paths = [directory for platform, directory in directories if platform == selected]
-            baseline = baseline_for(host, selected)
-            content_checks = _check_directory(paths[0], verifier, baseline) if baseline is not None else ()
-            verdicts.append(PlatformVerdict(platform=str(host), digest="", checks=(check, *content_checks)))
-        return VerifyReport(subject=subject, digest="", platforms=tuple(verdicts))
-    for target in dict.fromkeys((*expected, *present)):
-        paths = [directory for platform, directory in directories if platform == target]
-        checks_by_path = [_check_directory(directory, verifier, target) for directory in paths]
-        platform_checks = (
-            (check_expected_platform(target, expected), *checks_by_path[0])
-            if checks_by_path
-            else (check_missing_platform(target, present),)
-        )
-        verdicts.append(PlatformVerdict(platform=str(target), digest="", checks=tuple(platform_checks)))
+    options, directories = options or VerifyOptions(), _find_directories(path, expected)
+    verifier = RootfsVerifier(options)
+    if options.hosts:
+        verdicts = _verify_hosts(directories, verifier, subject, options.hosts)
+    else:
+        verdicts = _verify_platforms(directories, verifier, expected)
     return VerifyReport(subject=subject, digest="", platforms=tuple(verdicts))
 
 
-def _find_directories(path: Path, expected: Sequence[Platform]) -> list[tuple[Platform, Path]]:
+def _find_directories(path: Path, expected: Sequence[Platform]) -> dict[Platform, Path]:
     directories = find_platform_dirs(path)
     if len(directories) == 1 and directories[0][0] is None:
         if len(expected) != 1:
             raise UsageError(
-                f"which platform's files {path} holds is not said", hint="--platform linux/arm64"
+                f"{path} has the files of one platform and does not state which one",
+                hint="add --platform linux/arm64",
             )
-        return [(expected[0], path)]
-    return [(platform, directory) for platform, directory in directories if platform is not None]
+        return {expected[0]: path}
+    by_platform: dict[Platform, Path] = {}
+    for platform, directory in directories:
+        if platform is not None:
+            by_platform.setdefault(platform, directory)
+    return by_platform
+
+
+def _verify_hosts(
+    directories: Mapping[Platform, Path],
+    verifier: RootfsVerifier,
+    subject: str,
+    hosts: Mapping[Platform, int],
+) -> Iterator[PlatformVerdict]:
+    for host, node_count in hosts.items():
+        selected, *checks = match_host(host, tuple(directories), subject, node_count)
+        baseline = baseline_for(host, selected)
+        if selected is not None and baseline is not None:
+            checks += _check_directory(directories[selected], verifier, baseline)
+        yield PlatformVerdict(platform=str(host), digest="", checks=tuple(checks))
+
+
+def _verify_platforms(
+    directories: Mapping[Platform, Path], verifier: RootfsVerifier, expected: Sequence[Platform]
+) -> Iterator[PlatformVerdict]:
+    for target in dict.fromkeys((*expected, *directories)):
+        if target in directories:
+            checks = [check_expected_platform(target, expected)]
+            checks += _check_directory(directories[target], verifier, target)
+        else:
+            checks = [check_missing_platform(target, tuple(directories))]
+        yield PlatformVerdict(platform=str(target), digest="", checks=tuple(checks))
 
 
 def _check_directory(directory: Path, verifier: RootfsVerifier, platform: Platform) -> tuple[Check, ...]:
@@ -83,7 +100,7 @@ def _check_directory(directory: Path, verifier: RootfsVerifier, platform: Platfo
 
 
 class _DirectoryReader:
-    """A folder read as a layer's archive would be: entry by entry, each file's bytes on demand."""
+    """Presents a directory as the entries of a layer; a file is opened when its data are read."""
 
     def __init__(self, directory: Path) -> None:
         self._entries = walk_directory(directory)
@@ -101,11 +118,11 @@ class _DirectoryReader:
                 self._file = None
 
     def read(self, limit: int) -> bytes:
-        """The next bytes of the current file."""
+        """Return the next bytes of the current file."""
         return self._open_current().read(limit)
 
     def peek(self, limit: int) -> bytes:
-        """The same bytes, which are given again."""
+        """Return the next bytes of the current file without consuming them."""
         file = self._open_current()
         data = file.read(limit)
         file.seek(-len(data), os.SEEK_CUR)
@@ -113,6 +130,6 @@ class _DirectoryReader:
 
     def _open_current(self) -> BinaryIO:
         if self._file is None:
-            assert self._current is not None  # noqa: S101 - for the type checker: an entry was given
+            assert self._current is not None  # noqa: S101 - for the type checker: iteration has begun
             self._file = self._current.open()
         return self._file

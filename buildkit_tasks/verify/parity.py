@@ -1,4 +1,4 @@
-"""Whether the platforms of an image are the same program: what they start, and which files they have."""
+"""Check that the platforms of an image are the same program: what they start, and their files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _COMPARED_FIELDS = {
     "working_dir": "WORKDIR",
     "env": "ENV",
 }
-_MAX_DIRECTORY_NAMES = 200_000  # in one folder, compared by name
+_MAX_DIRECTORY_NAMES = 200_000  # a directory with more is not compared by name
 _MAX_EXAMPLES = 5
 
 
 class ParityChecker:
     """Compares each platform with the first one.
 
-    A name that holds an architecture's, such as ``ld-musl-x86_64.so.1``, is compared without it.
-    Folders that platforms have from common layers are not gone through. ``fails`` makes a difference a
-    failure instead of a warning.
+    Names of architectures in file names, as in ``ld-musl-x86_64.so.1``, are ignored. Directories that two
+    platforms have from a common layer are skipped. ``is_failure`` makes a difference a failure instead of
+    a warning.
     """
 
     def __init__(self, *, is_failure: bool) -> None:
@@ -46,7 +46,7 @@ class ParityChecker:
     def check_platform(
         self, platform: Platform, config: ImageConfig | None, rootfs: RootFs
     ) -> Iterator[Check]:
-        """The check ``parity`` of one more platform; none for the first."""
+        """Yield the ``parity`` checks of the next platform; none for the first."""
         current = _PlatformFiles(platform, config, rootfs.root)
         if self._reference is None:
             self._reference = current
@@ -55,27 +55,26 @@ class ParityChecker:
         for expected, actual, difference in differences:
             yield Check(
                 name="parity", ok=not self._is_failure, warning=not self._is_failure, expected=expected,
-                actual=actual,
-                message=f"{platform} {difference}",
+                actual=actual, message=f"{platform} {difference}",
             )  # fmt: skip
         if not differences:
-            yield Check(
-                name="parity",
-                ok=True,
-                message=f"it starts the same and has the files of {self._reference.platform}",
-            )
+            message = f"it starts the same and has the files of {self._reference.platform}"
+            yield Check(name="parity", ok=True, message=message)
 
 
 @dataclass(frozen=True, slots=True)
 class _PlatformFiles:
-    """One platform: what it starts, and its files."""
+    """The configuration and the files of one platform."""
 
     platform: Platform
     config: ImageConfig | None
     root: FileNode
 
     def list_names(self, directory: FileNode) -> dict[str, FileNode | None]:
-        """The names in one of its folders, without the architecture's; a folder's ends in a slash."""
+        """Return the nodes in a directory by name, without the architecture's name.
+
+        The name of a directory ends in a slash.
+        """
         arch_pattern = _architecture_pattern(self.platform.architecture)
         return {
             arch_pattern.sub("{arch}", name) + _directory_suffix(node): node
@@ -83,7 +82,7 @@ class _PlatformFiles:
         }
 
 
-_Difference = tuple[str, str, str]  # what the first platform has, what this one has, the words
+_Difference = tuple[str, str, str]  # value of the first platform, value of this one, description
 
 
 def _diff_settings(reference: _PlatformFiles, current: _PlatformFiles) -> Iterator[_Difference]:
@@ -101,42 +100,32 @@ def _format_value(value: str | tuple[str, ...]) -> str:
 
 
 def _diff_files(reference: _PlatformFiles, current: _PlatformFiles) -> Iterator[_Difference]:
-    missing, extra, large = _compare_trees(reference, current)
+    missing, extra, large = map(_format_examples, _compare_trees(reference, current))
     if missing:
-        yield (
-            _format_examples(missing),
-            "missing",
-            f"lacks {_format_examples(missing)}, which {reference.platform} has",
-        )
+        yield missing, "missing", f"lacks {missing}, which {reference.platform} has"
     if extra:
-        yield (
-            "missing",
-            _format_examples(extra),
-            f"has {_format_examples(extra)}, which {reference.platform} lacks",
-        )
+        yield "missing", extra, f"has {extra}, which {reference.platform} lacks"
     if large:
-        text = (
-            f"or {reference.platform} has more than {_MAX_DIRECTORY_NAMES} files in {_format_examples(large)}"
-        )
+        text = f"or {reference.platform} has more than {_MAX_DIRECTORY_NAMES} files in {large}"
         yield "", "", f"{text}: they were not compared by name"
 
 
 def _compare_trees(
     reference: _PlatformFiles, current: _PlatformFiles
 ) -> tuple[list[str], list[str], list[str]]:
-    """Paths that only the first has, that only this one has, and folders too large to tell."""
+    """Return paths that only the first has, paths that only the second has, and too large directories."""
     missing, extra, large = [], [], []
     pending = [("/", reference.root, current.root)]
     while pending:
-        path, reference_directory, current_directory = pending.pop()
-        if reference_directory is current_directory:
+        path, *directories = pending.pop()
+        if directories[0] is directories[1]:
             continue
-        if max(_count_names(reference_directory), _count_names(current_directory)) > _MAX_DIRECTORY_NAMES:
+        if max(map(_count_names, directories)) > _MAX_DIRECTORY_NAMES:
             large.append(path)
             continue
         reference_names, current_names = (
-            reference.list_names(reference_directory),
-            current.list_names(current_directory),
+            files.list_names(directory)
+            for files, directory in zip((reference, current), directories, strict=True)
         )
         missing += [path + name for name in reference_names.keys() - current_names.keys()]
         extra += [path + name for name in current_names.keys() - reference_names.keys()]
@@ -162,23 +151,12 @@ def _format_examples(paths: list[str]) -> str:
 
 @cache
 def _architecture_pattern(architecture: str) -> re.Pattern[str]:
-    """Every name that the architecture has in file names, the longest first."""
-    machine = next((each for each in MACHINES if each.architecture == architecture), None)
+    """Return a pattern of all names of the architecture in file names, the longest first."""
     names = {architecture}
-    if machine is not None:
-        loaders = [path.rpartition("/")[2] for path in machine.elf_interpreters]
-        debian_names = [
-            machine.debian_architecture,
-            *(level.debian_architecture for level in machine.isa_levels),
-        ]
-        names.update(
-            (
-                *machine.multiarch_triplets,
-                *machine.uname_machines,
-                *debian_names,
-                machine.qemu_suffix,
-                *loaders,
-            )
-        )
+    for machine in (each for each in MACHINES if each.architecture == architecture):
+        names |= {machine.debian_architecture, machine.qemu_suffix}
+        names.update(machine.multiarch_triplets, machine.uname_machines)
+        names.update(level.debian_architecture for level in machine.isa_levels)
+        names.update(path.rpartition("/")[2] for path in machine.elf_interpreters)
     alternatives = sorted(names - {""}, key=len, reverse=True)
     return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, alternatives))})(?![A-Za-z0-9])")

@@ -1,4 +1,4 @@
-"""What one platform's root file system holds: what it starts, and every binary in it."""
+"""Check a platform's root file system: the programs that it starts, and every binary in it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["RootfsVerifier", "VerifyOptions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """What is asked of an image beyond its platforms.
+    """Options of a verification besides the expected platforms.
 
-    ``allow_foreign`` are globs of paths that may hold binaries of other machines or of a larger
-    instruction set. ``parity`` is what a difference between platforms is: ``warn``, ``fail`` or
-    ``off``. ``hosts`` narrow the question to whether the image starts on these, each with the number
-    of a cluster's nodes of that kind, or 0.
+    ``allow_foreign`` are globs of paths where binaries of another machine, or with a larger instruction
+    set, are accepted. ``parity`` is ``warn``, ``fail`` or ``off``: what a difference between platforms
+    means. With ``hosts`` it is only verified that the image starts on these; the values are the number of
+    a cluster's nodes of that platform, or 0.
     """
 
     allow_foreign: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class VerifyOptions:
 
 
 class RootfsVerifier:
-    """Judges the file systems of one image's platforms, one after the other."""
+    """Checks the root file systems of one image's platforms, one after the other."""
 
     def __init__(self, options: VerifyOptions) -> None:
         self._options = options
@@ -50,7 +50,10 @@ class RootfsVerifier:
     def check_platform(
         self, platform: Platform, config: ImageConfig | None, rootfs: RootFs
     ) -> Iterator[Check]:
-        """Every check of one platform; with hosts in the rules only whether it starts there."""
+        """Yield every check of one platform; if the options have hosts, only whether it starts there.
+
+        A local output has no ``config``.
+        """
         loaded: list[ResolvedPath] = []
         entrypoint_checks = tuple(self._check_programs(platform, config, rootfs, loaded))
         yield from entrypoint_checks
@@ -67,6 +70,7 @@ class RootfsVerifier:
     def _check_programs(
         self, platform: Platform, config: ImageConfig | None, rootfs: RootFs, loaded: list[ResolvedPath]
     ) -> Iterator[Check]:
+        """Yield the checks of the programs that the image starts; add what they load to ``loaded``."""
         programs = find_programs(config, rootfs) if config is not None else ()
         for program in programs:
             checks = tuple(check_program(platform, program))
@@ -76,5 +80,5 @@ class RootfsVerifier:
                 yield from linking_checks
                 loaded += files
         if not programs:
-            reason = "no ENTRYPOINT or CMD" if config is not None else "a local output names no ENTRYPOINT"
+            reason = "no ENTRYPOINT or CMD" if config is not None else "a local output has no ENTRYPOINT"
             yield Check(name="entrypoint-arch", ok=True, message=f"{reason}: nothing to check")

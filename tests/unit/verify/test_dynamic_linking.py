@@ -114,7 +114,7 @@ def test_the_loader_of_the_other_float_abi_is_told() -> None:
     ("data", "words"),
     [
         (elf("linux/arm64"), f"its loader {GLIBC} is made for arm64"),
-        (b"a text", f"its loader {GLIBC} is no ELF file"),
+        (b"a text", f"its loader {GLIBC} is not an ELF file"),
     ],
 )
 def test_a_loader_that_is_something_else_is_told(data: bytes, words: str) -> None:
@@ -164,7 +164,7 @@ def test_every_library_that_is_missing_is_told_once() -> None:
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(elf("linux/arm64"), "is made for arm64"), (b"INPUT(libm.so.6)", "is no ELF file")],
+    [(elf("linux/arm64"), "is made for arm64"), (b"INPUT(libm.so.6)", "is not an ELF file")],
 )
 def test_a_library_that_is_something_else_does_not_count(data: bytes, words: str) -> None:
     check = starts({"bin/app": app("liba.so"), "usr/lib/liba.so": data})

@@ -55,7 +55,7 @@ def test_missing_and_extra_platforms_are_named(tmp_path: Path) -> None:
 
 def test_the_files_of_one_platform_need_its_name(tmp_path: Path) -> None:
     folder = write(tmp_path / "out", {"bin/a": probe("linux/arm64")})
-    with pytest.raises(UsageError, match="is not said"):
+    with pytest.raises(UsageError, match="does not state which one"):
         run(folder)
     assert run(folder, "linux/arm64").ok
     assert not run(folder, "linux/amd64").ok

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.oci import model, strict_json
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import OCI_INDEX, Digest
 from buildkit_tasks.platforms import MACHINES, Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport, to_document
+from buildkit_tasks.run.sandbox.unpack import unpack
 from buildkit_tasks.verify import verify
 from tests.support.oci import (
     LAYER_GZIP,
@@ -25,6 +30,7 @@ from tests.support.oci import (
     put_manifest,
     symlink,
 )
+from tests.unit.verify.test_attestations import annotated
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
 
@@ -288,7 +294,7 @@ def test_a_program_without_its_run_bit_fails() -> None:
 @pytest.mark.parametrize("platform", ["linux/z80", "windows/amd64", "linux/ppc64"])
 def test_a_platform_that_the_table_lacks_is_not_called_proven(platform: str) -> None:
     memory = one([make_tar({"main": probe(AMD64)})], platform, Entrypoint=["/main"])
-    assert "which machine" in the_failure(run(memory)).message
+    assert "the machine of this platform is not known" in the_failure(run(memory)).message
 
 
 def test_the_layer_that_a_program_comes_from_is_named() -> None:
@@ -376,3 +382,45 @@ def test_a_shared_layer_with_another_size_in_one_manifest_is_still_found() -> No
     found = failures(run(memory.index([sound, {**wrong, "platform": platform_json(ARM64)}])))
     assert list(found) == [ARM64]
     assert "are stated" in found[ARM64][0].message
+
+
+def mixed_image() -> Memory:
+    """An image with a nested index, an entry without a platform, and an attestation."""
+    memory = Memory()
+    first, second, third = (
+        add_platform(memory, name, [make_tar({"main": probe(name)})], Entrypoint=["/main"])
+        for name in (AMD64, ARM64, "linux/s390x")
+    )
+    del second["platform"]
+    nested = memory.put(index_json([third]), OCI_INDEX)
+    return memory.index([first, second, nested, annotated(memory, first["digest"])])
+
+
+def test_every_blob_is_read_once() -> None:
+    memory = mixed_image()
+    report = run(memory)
+    assert report.ok
+    assert [row.platform for row in report.platforms] == [AMD64, ARM64, "linux/s390x"]
+    assert Counter(memory.opened) == dict.fromkeys(memory.blobs, 1)
+
+
+def test_every_document_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, parsed = mixed_image(), Counter[bytes]()
+
+    def load_object(data: bytes, description: str) -> dict[str, object]:
+        parsed[data] += 1
+        return strict_json.load_object(data, description)
+
+    monkeypatch.setattr(model, "load_object", load_object)
+    assert run(memory).ok
+    assert len(parsed) == 9  # two indexes, four manifests, three configurations
+    assert set(parsed.values()) == {1}
+
+
+def test_documents_are_shared_with_a_run(tmp_path: Path) -> None:
+    memory = mixed_image()
+    image = Image(memory)
+    assert verify(image, (), "the image").ok
+    (layer,) = image.manifest(image.platform_manifests[1][1]).layers
+    unpack(image, image.platform_manifests[1][1], tmp_path / "root")
+    assert Counter(memory.opened) == dict.fromkeys(memory.blobs, 1) | {str(layer.digest): 2}
