@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["REFERENCE_DIGEST_ANNOTATION", "Image", "IndexEntry", "IndexEntryKind"]
 
 _MAX_INDEX_DEPTH = 3  # the image's index, one in it (as in an index.json), and one more
-_MAX_CACHED_BYTES = 16 << 20  # of documents; a usual image of ten platforms has less than 1 MB of them
+_MAX_CACHED_BYTES = 16 << 20  # of documents; an image of ten platforms usually has less than 1 MB
 REFERENCE_DIGEST_ANNOTATION = "vnd.docker.reference.digest"
 
 _ContentKey = tuple[str, Digest, int]
@@ -80,9 +80,14 @@ class _OrderedSource(Protocol):
 class Image:
     """An image whose documents are read, hashed and parsed once; a :class:`Source` itself.
 
-    Verification, runs and pushes pass an Image on, so that each finds the documents that another has
-    read. Layers are not kept, nor documents past ``_MAX_CACHED_BYTES`` or with errors: those are read
-    again. Threads may share an image; two that ask for the same document at once may both read it.
+    Pass it on instead of its source::
+
+        image = Image(source)
+        for platform, entry in image.platform_manifests:
+            layers, diff_ids = image.manifest(entry).layers, image.config(entry).diff_ids
+
+    Layers are not kept, nor documents with errors or past ``_MAX_CACHED_BYTES``: those are read each time.
+    Threads may share an image; two that ask for a document at the same time may both read it.
     """
 
     def __init__(self, source: Source) -> None:
@@ -96,7 +101,7 @@ class Image:
         """Return the source itself if it is an image already, else an image over it."""
         return source if isinstance(source, cls) else cls(source)
 
-    # As a source.
+    # The source.
 
     @cached_property
     def root(self) -> Descriptor:
@@ -117,7 +122,7 @@ class Image:
         return self.source.read_order(descriptor) if isinstance(self.source, _OrderedSource) else 0
 
     def is_missing(self, descriptor: Descriptor) -> bool:
-        """Return True if the source is known to lack this blob or, for a manifest, a blob of that.
+        """Return True if the source is known to lack this blob or, for a manifest, one that it lists.
 
         An engine's containerd store keeps the whole index of an image of which it pulled one platform.
         In every other source a blob that is missing is an error.
@@ -186,15 +191,15 @@ class Image:
                 self._parsed[key] = document
         return document
 
-    # What the documents list.
+    # Walks.
 
     def iter_entries(
         self, root: Descriptor | None = None, is_missing: Callable[[Descriptor], bool] | None = None
     ) -> Iterator[Descriptor]:
         """Yield every entry of the image's index or of ``root``'s, a nested index before its entries.
 
-        Every other walk over an image's documents uses this one. The entries of a nested index that
-        :meth:`is_missing` are left out. Raise :class:`MalformedImage` if indexes are nested too deeply and
+        All other walks over an image's documents use this one. A nested index for which :meth:`is_missing`
+        returns True has no entries. Raise :class:`MalformedImage` if indexes are nested too deeply and
         :class:`LimitExceeded` for too many entries in all: a few small indexes that list one another many
         times expand to billions.
         """
@@ -218,7 +223,7 @@ class Image:
     @cached_property
     def entries(self) -> tuple[IndexEntry, ...]:
         """Every entry of the index and of nested indexes, in order, with its kind."""
-        return tuple(map(self._classify, self.iter_entries()))
+        return tuple(map(self._make_entry, self.iter_entries()))
 
     @property
     def platform_manifests(self) -> tuple[tuple[Platform, Descriptor], ...]:
@@ -244,7 +249,7 @@ class Image:
                     f"{entry.digest}{platform} is not here: the source has only a part of the image"
                 )
         blobs = [blob for entry in listed for blob in self.blobs(entry)]
-        # Reversed, an index that is nested in several others comes before all of them: dict keeps the first.
+        # In `listed` an index comes before its entries wherever it is listed; the dict keeps the last place.
         return tuple({_content_key(each): each for each in (*blobs, *reversed(listed))}.values())
 
     def attested_images(self, entry: Descriptor) -> tuple[Digest, ...]:
@@ -263,60 +268,24 @@ class Image:
                 digests[subject.digest] = None
         return tuple(digests)
 
-    def _classify(self, entry: Descriptor) -> IndexEntry:
-        kind, platform = IndexEntryKind.IMAGE, entry.platform
+    def _make_entry(self, descriptor: Descriptor) -> IndexEntry:
+        kind, platform = self._classify(descriptor), None
+        if kind is IndexEntryKind.IMAGE:
+            platform = descriptor.platform or self.config(descriptor).platform
+        return IndexEntry(descriptor=descriptor, kind=kind, platform=platform)
+
+    def _classify(self, entry: Descriptor) -> IndexEntryKind:
         if entry.media_type in INDEX_TYPES:
-            kind = IndexEntryKind.INDEX
-        elif entry.is_attestation:
-            kind = IndexEntryKind.ATTESTATION
-        elif entry.media_type not in MANIFEST_TYPES or (
-            platform is None and self.manifest(entry).is_artifact
-        ):
-            kind = IndexEntryKind.ARTIFACT
-        elif platform is None:
-            platform = self.config(entry).platform
-        return IndexEntry(
-            descriptor=entry, kind=kind, platform=platform if kind is IndexEntryKind.IMAGE else None
-        )
+            return IndexEntryKind.INDEX
+        if entry.is_attestation:
+            return IndexEntryKind.ATTESTATION
+        if entry.media_type not in MANIFEST_TYPES:
+            return IndexEntryKind.ARTIFACT
+        if entry.platform is None and self.manifest(entry).is_artifact:
+            return IndexEntryKind.ARTIFACT
+        return IndexEntryKind.IMAGE
 
 
 def _content_key(descriptor: Descriptor) -> _ContentKey:
-    """Return what two descriptors of the same content, read the same way, have in common."""
+    """Return what decides which document is read: annotations, for example, do not."""
     return descriptor.media_type, descriptor.digest, descriptor.size
-
-
-# Until every caller has an Image.
-
-
-def read_index(source: Source) -> Index:
-    return Image.wrap(source).index
-
-
-def read_manifest(source: Source, descriptor: Descriptor) -> Manifest:
-    return Image.wrap(source).manifest(descriptor)
-
-
-def read_config(source: Source, manifest: Manifest) -> ImageConfig:
-    if manifest.is_artifact:
-        raise MalformedImage(f"the config is {manifest.config.media_type!r}, which is not an image config")
-    return parse_config(read_blob(source, manifest.config, LIMITS.document_bytes))
-
-
-def index_entries(source: Source) -> tuple[IndexEntry, ...]:
-    return Image.wrap(source).entries
-
-
-def platform_manifests(source: Source) -> tuple[tuple[Platform, Descriptor], ...]:
-    return Image.wrap(source).platform_manifests
-
-
-def attested_images(source: Source, entry: Descriptor) -> tuple[Digest, ...]:
-    return Image.wrap(source).attested_images(entry)
-
-
-def is_missing(source: Source, descriptor: Descriptor) -> bool:
-    return Image.wrap(source).is_missing(descriptor)
-
-
-def read_order(source: Source, descriptor: Descriptor) -> int:
-    return Image.wrap(source).read_order(descriptor)

@@ -112,7 +112,7 @@ class CachingSource:
         return self._open_now(descriptor)
 
     def prefetch(self, descriptor: Descriptor, pool: ThreadPoolExecutor) -> None:
-        """Start to fetch a blob, unless it is large, a foreign layer, or being fetched already."""
+        """Start to fetch a blob, unless it is large, stored elsewhere (``urls``) or being fetched already."""
         if (
             descriptor.size <= _MAX_PREFETCH_SIZE
             and descriptor.digest not in self._fetches
