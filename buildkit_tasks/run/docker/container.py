@@ -202,7 +202,7 @@ def _classify_run(
 def _explain_fork_error(stderr: str) -> str:
     """Return the limit that a guest seems to have met: it may end before its process count is polled."""
     match = _FORK_ERROR.search(stderr)
-    return f"it may have {PIDS_LIMIT} processes and says {match[0].strip()!r}" if match else ""
+    return f"it may have {PIDS_LIMIT} processes and printed {match[0].strip()!r}" if match else ""
 
 
 def remove_stale_containers(client: DockerClient) -> None:

@@ -100,7 +100,7 @@ class RootfsCache:
 
     @contextlib.contextmanager
     def acquire(self, source: Source, descriptor: Descriptor) -> Iterator[CachedRootfs]:
-        """Yield the root file system of a manifest, unpacked if it is not cached; it is in use meanwhile.
+        """Yield the root file system of a manifest, unpacked if it is not cached; hold its shared lock.
 
         Raises what :func:`~buildkit_tasks.run.sandbox.unpack.unpack` does.
         """
@@ -118,7 +118,7 @@ class RootfsCache:
     # Looking an entry up
 
     def _lock_entry(self, source: Source, descriptor: Descriptor) -> tuple[DirectoryLock, CachedRootfs]:
-        """Return the entry with its shared lock, whatever state it is in at first."""
+        """Bring an entry from any state to "in use"; return its shared lock and its content."""
         path = self._entry_path(descriptor)
         while True:
             lock = DirectoryLock.wait_shared(path) or self._unpack_entry(path, source, descriptor)
@@ -140,7 +140,7 @@ class RootfsCache:
     def _unpack_entry(self, path: Path, source: Source, descriptor: Descriptor) -> DirectoryLock | None:
         """Unpack an entry, or wait for the process that does.
 
-        Return its shared lock, or None if its state has changed meanwhile and has to be looked at again.
+        Return its shared lock, or None if the state of the entry has changed and must be examined again.
         """
         staging = self._directory / f"{_STAGING_PREFIX}{path.name}"
         lock = self._create_staging(path, staging)
@@ -238,7 +238,7 @@ class RootfsCache:
             return None
 
     def _evict_oldest(self) -> None:
-        """Remove unused entries, the least recently used first, until ``max_bytes`` is kept."""
+        """Remove unused entries, the least recently used first, until ``max_bytes`` are left."""
         entries: list[tuple[int, int, Path]] = []
         for path, _ in self._list_own_entries():
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile

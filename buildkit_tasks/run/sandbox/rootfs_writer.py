@@ -1,8 +1,8 @@
 """Apply layers to a directory, which becomes the root file system of an image.
 
 OCI image specification, layer.md, "Image Layer Filesystem Changeset". What the specification leaves open is
-done as containerd does it: an entry replaces whatever has its name, except that a directory entry keeps an
-existing directory and its content (but replaces a symbolic link to one); the parents of an entry may be
+done as containerd does it: an entry replaces what has its name before, except that a directory entry keeps
+an existing directory and its content (but replaces a symbolic link to one); the parents of an entry may be
 symbolic links of the image, which are resolved inside the root. Unlike containerd, setuid and setgid bits
 are dropped and no device is created, since the result lies on the user's own disk.
 """
@@ -102,11 +102,8 @@ class RootfsWriter:
 
     def apply_layer(self, reader: OwnerTarReader) -> None:
         """Apply a layer on top of those before."""
-        self._layer_entries, self._is_lowest, self._parent_path = (
-            LayerEntries(is_lowest=self._is_lowest),
-            False,
-            None,
-        )
+        self._layer_entries = LayerEntries(is_lowest=self._is_lowest)
+        self._is_lowest, self._parent_path = False, None
         for entry in reader:
             parent, _, name = entry.name.rpartition("/")
             if name in ("", ".", ".."):
@@ -144,10 +141,8 @@ class RootfsWriter:
             return False
         self._parent_path, self._shared_symlinks = None, {}
         self._parent = self._root.open_directory(_encode_name(parent), create=create)
-        self._parent_path, self._parent_names = (
-            parent,
-            self._layer_entries.names_to_record(self._parent.inode),
-        )
+        self._parent_path = parent
+        self._parent_names = self._layer_entries.names_to_record(self._parent.inode)
         return True
 
     def _apply_whiteout(self, parent: str, name: str) -> None:

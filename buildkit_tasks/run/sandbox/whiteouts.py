@@ -1,20 +1,20 @@
 """Apply the whiteouts of a layer to a directory tree that already holds entries of that layer.
 
 OCI image specification, layer.md, "Whiteouts": ``.wh.NAME`` hides NAME, and ``.wh..wh..opq`` hides everything
-in its directory. Both hide only what lower layers have, wherever in the layer they stand. But all layers are
-unpacked into one tree, so when a whiteout is read, entries of lower layers and of its own layer lie side by
-side. :class:`LayerEntries` remembers which are the layer's own.
+in its directory. Both hide only entries of lower layers, whatever the order of entries in the layer. All
+layers are unpacked into one tree, however, which holds entries of lower layers and of the current one when
+a whiteout is read. :class:`LayerEntries` records which are the layer's own.
 
-Example: the lower layers have ``x/old`` and ``x/s/old``, and the layer has these entries in this order:
+Example: the lower layers have ``x/old`` and ``x/s/old``; the layer has these entries, in this order:
 
-==================  ==============================  =========================  ==========
-entry               tree afterwards                 own names in shared        owned
-==================  ==============================  =========================  ==========
-``x/new``           ``x/old x/new x/s/old``         ``x: {new}``
-``.wh.x``           ``x/new``                       ``x: {new}``               ``x``
-``x/.wh.new``       ``x/new`` (``x`` is owned)      ``x: {new}``               ``x``
-``y/z``             ``x/new y/z``                   ``x: {new}``               ``x y``
-==================  ==============================  =========================  ==========
+=============  =======================  =================  =================  ==============================
+entry          tree afterwards          recorded names     owned directories  why
+=============  =======================  =================  =================  ==============================
+``x/new``      ``x/new x/old x/s/old``  ``x: {new}``                          ``x`` is shared
+``.wh.x``      ``x/new``                ``x: {new}``       ``x``              ``x/new`` is the layer's own
+``x/.wh.new``  ``x/new``                ``x: {new}``       ``x``              nothing below ``x`` is lower
+``y/z``        ``x/new y/z``            ``x: {new}``       ``x y``            the layer has created ``y``
+=============  =======================  =================  =================  ==============================
 
 A directory is
 

@@ -87,7 +87,7 @@ def test_fork_error_is_a_limit(stderr: str) -> None:
     state = {"ExitCode": 2, "OOMKilled": False}
     result = container._classify_run(make_run(), state, container_result(f"first\n{stderr}\n"))
     assert (result.outcome, result.limited) == (Outcome.FAILED, True)
-    assert result.message == f"the guest went over a limit: it may have 256 processes and says {stderr!r}"
+    assert result.message == f"the guest went over a limit: it may have 256 processes and printed {stderr!r}"
     # A guest that handles the error, or fails for another reason, has not met the limit.
     assert container._classify_run(make_run(expect_exit=2), state, container_result(stderr)).ok
     assert not container._classify_run(make_run(), state, container_result("fork failed")).limited
