@@ -15,7 +15,7 @@ from benchmarks.building import Bench
 from benchmarks.timing import Row, command, compare
 from tests.interop.gotools import KO, install
 from tests.support.engine.buildkit import NotToBeHad, import_image, remove_image
-from tests.support.engine.nodes import several
+from tests.support.engine.nodes import bridge_nodes
 from tests.support.oci import Memory, add_platform, make_tar
 from tests.support.registry.actions_cache import serve as serve_actions
 from tests.support.registry.real import push, serve
@@ -119,7 +119,7 @@ class _Releases:
 
     def nodes(self, image: str) -> Row:
         """Every step anew for the ten platforms, split over two nodes against one; both on this machine."""
-        with several(self.bench.engine, image, ("a", "b")) as nodes, contextlib.ExitStack() as stack:
+        with bridge_nodes(self.bench.engine, image, ("a", "b")) as nodes, contextlib.ExitStack() as stack:
             sides = [stack.enter_context(self._on_nodes(nodes[:count])) for count in (2, 1)]
             for side in sides:
                 side()

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
-from tests.failures.private_binfmt import need_own_table
+from tests.failures.private_binfmt import require_private_binfmt
 
 
 @pytest.fixture
-def own_table() -> Iterator[None]:
-    """What the product notes of handlers in a table of its own is forgotten with that table."""
-    need_own_table()
-    ledger = cache_folder(load_settings()) / "binfmt.json"
-    noted = ledger.read_bytes() if ledger.exists() else None
+def binfmt_state() -> Iterator[None]:
+    """Restore the file of registered handlers, because those in a private binfmt_misc are gone."""
+    require_private_binfmt()
+    path = cache_folder(load_settings()) / "binfmt.json"
+    state = path.read_bytes() if path.exists() else None
     yield
-    if noted is None:
-        ledger.unlink(missing_ok=True)
+    if state is None:
+        path.unlink(missing_ok=True)
     else:
-        ledger.write_bytes(noted)
+        path.write_bytes(state)

@@ -1,4 +1,4 @@
-"""How the rows about hostile images ask: the real task, on an image in each form that a file can have."""
+"""Verify hostile images with the real task, in each file format of an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMS = ("oci", "oci-archive", "gzip", "docker-archive")
 
 
 def write(memory: Memory, folder: Path, form: str) -> str:
-    """Write the image in one of :data:`FORMS`; gives the name by which the task knows it."""
+    """Write the image in one of :data:`FORMS`, and return its name for the task."""
     if form == "oci":
         return f"oci:{write_folder(memory, folder / 'layout')}"
     data = make_tar(layout_files(memory))
@@ -22,28 +22,29 @@ def write(memory: Memory, folder: Path, form: str) -> str:
     return f"{'oci-archive' if form == 'gzip' else form}:{path}"
 
 
-def refused(project: Project, name: str, *words: str, code: int = 1) -> list[str]:
-    """Verify the image, which must fail with these words and leave everything as it was.
+def verify_rejects(project: Project, name: str, *texts: str, code: int = 1) -> list[str]:
+    """Verify the image, which must fail with these texts and change no file.
 
-    Gives the platforms that failed.
+    Return the platforms that failed.
     """
-    before = _everything(project)
+    before = _hash_files(project)
     report = project.json("verify-arch", name, expect=code, timeout=60)
-    assert _everything(project) == before
+    assert _hash_files(project) == before
     failing = {
         platform["platform"]: [check["message"] for check in platform["checks"] if not check["ok"]]
         for platform in report["platforms"]
     }
-    said = "\n".join(message for messages in failing.values() for message in messages)
-    assert [word for word in words if word not in said] == [], said
+    output = "\n".join(message for messages in failing.values() for message in messages)
+    assert [text for text in texts if text not in output] == [], output
     assert not report["ok"]
     return [platform for platform, messages in failing.items() if messages]
 
 
-def _everything(project: Project) -> dict[str, str]:
-    """Every file of the project and its temporary folder, with a digest of what is in it."""
-    found = {}
-    for path in sorted(project.folder.parent.rglob("*")):
-        whole = path.is_file() and not path.is_symlink()
-        found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest() if whole else ""
-    return found
+def _hash_files(project: Project) -> dict[str, str]:
+    """Return the files of the project and its temporary directory, with their digests."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file() and not path.is_symlink()
+        else ""
+        for path in project.folder.parent.rglob("*")
+    }

@@ -9,7 +9,7 @@ import pytest
 
 from buildkit_tasks.host.engine import Engine
 from tests.support.engine.builders import steps
-from tests.support.engine.nodes import OwnBuilder, own_builder
+from tests.support.engine.nodes import TemporaryBuilder, temporary_builder
 from tests.support.project import Project, program
 
 AMD64 = "linux/amd64"
@@ -27,13 +27,13 @@ SETTINGS = (
 
 
 @pytest.fixture
-def ours(engine: Engine, buildkit_image: str) -> Iterator[OwnBuilder]:
-    with own_builder(engine, buildkit_image) as builder:
+def ours(engine: Engine, buildkit_image: str) -> Iterator[TemporaryBuilder]:
+    with temporary_builder(engine, buildkit_image) as builder:
         yield builder
 
 
 @pytest.fixture
-def tiny(ours: OwnBuilder, project: Project) -> Project:
+def tiny(ours: TemporaryBuilder, project: Project) -> Project:
     return project.write(
         {"pyproject.toml": ours.settings(), "Dockerfile": DOCKERFILE, "hello": program(AMD64)}
     )
@@ -46,7 +46,7 @@ def cached(project: Project) -> bool:
     return all(found.values())
 
 
-def test_recreate_drops_or_keeps_cache(ours: OwnBuilder, tiny: Project) -> None:
+def test_recreate_drops_or_keeps_cache(ours: TemporaryBuilder, tiny: Project) -> None:
     assert not cached(tiny)
     tiny.task("setup-builder", "--recreate", "--keep-state")
     assert cached(tiny)
@@ -55,9 +55,7 @@ def test_recreate_drops_or_keeps_cache(ours: OwnBuilder, tiny: Project) -> None:
     assert (len(ours.containers()), len(ours.volumes())) == (1, 1)
 
 
-def test_settings_reach_buildkitd_toml(
-    ours: OwnBuilder, project: Project
-) -> None:
+def test_settings_reach_buildkitd_toml(ours: TemporaryBuilder, project: Project) -> None:
     project.write({"pyproject.toml": ours.settings(*SETTINGS)})
     assert project.json("setup-builder")["ok"]
     held = tomllib.loads(ours.configuration(project.folder))
@@ -75,7 +73,7 @@ def test_settings_reach_buildkitd_toml(
     assert project.json("setup-builder")["ok"]
 
 
-def test_no_entitlements_by_default(ours: OwnBuilder, project: Project) -> None:
+def test_no_entitlements_by_default(ours: TemporaryBuilder, project: Project) -> None:
     project.write({"pyproject.toml": ours.settings()})
     project.task("setup-builder")
     assert "--allow-insecure-entitlement=security.insecure" not in ours.arguments()
@@ -84,7 +82,7 @@ def test_no_entitlements_by_default(ours: OwnBuilder, project: Project) -> None:
     assert "does not allow the entitlements security.insecure" in refused["error"]
 
 
-def test_user_buildkitd_config(ours: OwnBuilder, project: Project) -> None:
+def test_user_buildkitd_config(ours: TemporaryBuilder, project: Project) -> None:
     text = "# ours\n[worker.oci]\n  max-parallelism = 2\n"
     project.write({"pyproject.toml": ours.settings(), "buildkitd.toml": text})
     project.task("setup-builder", "--buildkitd-config=buildkitd.toml")

@@ -14,7 +14,7 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
 from buildkit_tasks.platforms import Platform
 from tests.conftest import ROOT
-from tests.support.engine.nodes import docker, host_node, own_builder, settings_of
+from tests.support.engine.nodes import docker, host_node, remote_settings, temporary_builder
 from tests.support.project import Project, program, repository
 
 TWO = ("linux/amd64", "linux/arm64")
@@ -54,13 +54,13 @@ def builders(
 
     def remote(name: str, *options: str) -> Project:
         store = str(tmp_path_factory.mktemp(f"{name}-buildx"))
-        settings = settings_of(options, TWO, name)
+        settings = remote_settings(options, TWO, name)
         return project(name, settings, BUILDX_CONFIG=store, DOCKER_HOST=engine.endpoint)
 
     with (
         host_node(engine, buildkit_image, "x") as x,
         host_node(engine, buildkit_image, "y") as y,
-        own_builder(engine, buildkit_image) as ours,
+        temporary_builder(engine, buildkit_image) as ours,
     ):
         own = f'[tool.buildkit-tasks]\ndriver = "docker"\nname = "default"\nplatforms = {list(TWO)}\n'
         yield {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.support.engine.nodes import Node, host_node, settings_of
+from tests.support.engine.nodes import Node, host_node, remote_settings
 from tests.support.project import Project, program
 
 AMD64, ARM64 = TWO = ("linux/amd64", "linux/arm64")
@@ -67,7 +67,7 @@ def mine(project: Project, engine: Engine, tmp_path: Path) -> Project:
 @pytest.mark.parametrize("kind", ["tcp", "unix", "docker-container"])
 def test_each_endpoint_kind(mine: Project, reached: Reached, kind: str) -> None:
     node = f"name=own,endpoint={reached.endpoint(kind)}"
-    mine.write({"pyproject.toml": settings_of([node], TWO)})
+    mine.write({"pyproject.toml": remote_settings([node], TWO)})
     assert [(row["node"], row["runs"]) for row in mine.json("setup-builder")["platforms"]] == [
         ("own", True)
     ] * 2
@@ -77,7 +77,7 @@ def test_each_endpoint_kind(mine: Project, reached: Reached, kind: str) -> None:
 
 @pytest.mark.parametrize("endpoint", ["unix:///nowhere/buildkitd.sock", "tcp://127.0.0.1:1"])
 def test_unreachable_endpoint(mine: Project, endpoint: str) -> None:
-    mine.write({"pyproject.toml": settings_of([f"name=own,endpoint={endpoint}"], TWO)})
+    mine.write({"pyproject.toml": remote_settings([f"name=own,endpoint={endpoint}"], TWO)})
     done = mine.task("setup-builder", expect=3)
     assert f"node own: nothing listens at {endpoint}: " in done.stderr
     assert done.seconds < SOON

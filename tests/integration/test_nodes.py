@@ -15,7 +15,7 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
 from tests.conftest import Unchanged
-from tests.support.engine.nodes import Node, docker, host_node, settings_of, several
+from tests.support.engine.nodes import Node, bridge_nodes, docker, host_node, remote_settings
 from tests.support.project import Project, program, repository
 
 AMD64, ARM64, RISCV64 = THREE = ("linux/amd64", "linux/arm64", "linux/riscv64")
@@ -46,10 +46,10 @@ class Fleet:
 def fleet(engine: Engine, buildkit_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Node a builds linux/amd64, b linux/arm64, c linux/riscv64; buildx keeps them in a store of its own."""
     folder = tmp_path_factory.mktemp("fleet")
-    with several(engine, buildkit_image, "abc") as nodes:
+    with bridge_nodes(engine, buildkit_image, "abc") as nodes:
         project = repository(folder).with_env(BUILDX_CONFIG=str(folder / "buildx"))
         options = [node.option(platform=platform) for node, platform in zip(nodes, THREE, strict=True)]
-        project.write({"pyproject.toml": settings_of(options, THREE)})
+        project.write({"pyproject.toml": remote_settings(options, THREE)})
         project.task("setup-builder")
         yield Fleet(project=project, nodes=nodes)
 
@@ -177,9 +177,7 @@ def test_tar_is_refused_before_the_build(tiny: Project) -> None:
     assert not (tiny.folder / "dist").exists()
 
 
-def test_node_cache_after_prune(
-    tiny: Project, fleet: Fleet
-) -> None:
+def test_node_cache_after_prune(tiny: Project, fleet: Fleet) -> None:
     tiny.json("build-multiarch", "--cache-to=type=local,dest=cache,mode=max")
     assert sorted(path.name for path in (tiny.folder / "cache").iterdir()) == [
         name.replace("/", "-") for name in THREE
@@ -204,9 +202,7 @@ def test_failing_step_names_platform(tiny: Project) -> None:
     assert not (tiny.folder / "dist").exists()
 
 
-def test_setup_probes_each_node(
-    engine: Engine, buildkit_image: str, tmp_path: Path
-) -> None:
+def test_setup_probes_each_node(engine: Engine, buildkit_image: str, tmp_path: Path) -> None:
     (tmp_path / "repo").mkdir()
     project = repository(tmp_path).with_env(BUILDX_CONFIG=str(tmp_path / "buildx"))
     # Its BuildKit says that it can, and has no program to run containers with.
@@ -216,23 +212,21 @@ def test_setup_probes_each_node(
         host_node(engine, buildkit_image, "lame", arguments=lame) as bad,
     ):
         options = (good.option(platform=AMD64), bad.option(platform=ARM64))
-        project.write({"pyproject.toml": settings_of(options, (AMD64, ARM64))})
+        project.write({"pyproject.toml": remote_settings(options, (AMD64, ARM64))})
         document = project.json("setup-builder", expect=3)
     rows = {row["platform"]: row for row in document["platforms"]}
     assert (rows[AMD64]["runs"], rows[ARM64]["runs"]) == (True, False)
     assert "its probe fails on node lame" in rows[ARM64]["message"]
 
 
-def test_push_from_nodes(
-    engine: Engine, buildkit_image: str, registry_host: str, tmp_path: Path
-) -> None:
+def test_push_from_nodes(engine: Engine, buildkit_image: str, registry_host: str, tmp_path: Path) -> None:
     (tmp_path / "repo").mkdir()
     project = repository(tmp_path).with_env(BUILDX_CONFIG=str(tmp_path / "buildx"))
     files = {f"hello-{name.rpartition('/')[2]}": program(name) for name in (AMD64, ARM64)}
     project.write({"Dockerfile": TINY, **files})
     with host_node(engine, buildkit_image, "x") as x, host_node(engine, buildkit_image, "y") as y:
         options = (x.option(platform=AMD64), y.option(platform=ARM64))
-        project.write({"pyproject.toml": settings_of(options, (AMD64, ARM64))})
+        project.write({"pyproject.toml": remote_settings(options, (AMD64, ARM64))})
         name = f"{registry_host}/team/nodes:1"
         built = project.json("build-multiarch", "--push", "-t", name, "--output=type=oci,dest=a.tar")
     assert built["outputs"] == [{"type": "oci", "dest": "a.tar"}, {"type": "registry", "ref": name}]

@@ -12,7 +12,7 @@ from buildkit_tasks.host.builder import watch_nodes
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
-from tests.support.engine.nodes import Node, host_node, settings_of
+from tests.support.engine.nodes import Node, host_node, remote_settings
 from tests.support.project import Done, Project, program
 from tests.support.registry.certificates import Certificate, make_certificate, sign
 
@@ -53,7 +53,7 @@ def material(certificate: Certificate, **other: Path) -> dict[str, str]:
 
 def refused(project: Project, node: Node, **options: str) -> Done:
     """Set up a builder of that node, which must not be let in; nothing of the builder may be left."""
-    project.write({"pyproject.toml": settings_of([node.option(**options)], [AMD64])})
+    project.write({"pyproject.toml": remote_settings([node.option(**options)], [AMD64])})
     done = project.task("setup-builder", expect=3)
     assert "error: node secured: tcp://" in done.stderr
     assert not list(Path(project.env["BUILDX_CONFIG"]).glob("instances/*"))
@@ -63,7 +63,7 @@ def refused(project: Project, node: Node, **options: str) -> Done:
 
 def test_trusted_client_builds(mine: Project, secured: Secured) -> None:
     option = secured.node.option(**material(secured.certificate))
-    mine.write({"pyproject.toml": settings_of([option], [AMD64])})
+    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
     assert mine.json("setup-builder")["ok"]
     (row,) = mine.json("build-multiarch")["platforms"]
     assert (row["node"], row["native"]) == ("secured", True)
@@ -71,7 +71,7 @@ def test_trusted_client_builds(mine: Project, secured: Secured) -> None:
 
 def test_watchdog_uses_certificates(mine: Project, secured: Secured) -> None:
     option = secured.node.option(**material(secured.certificate))
-    mine.write({"pyproject.toml": settings_of([option], [AMD64])})
+    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
     (node,) = mine.json("setup-builder")["builder"]["nodes"]
     summary = NodeSummary(
         name=node["name"],
@@ -85,28 +85,22 @@ def test_watchdog_uses_certificates(mine: Project, secured: Secured) -> None:
     assert [watch() for _ in range(4)] == [None] * 4
 
 
-def test_servername(
-    engine: Engine, buildkit_image: str, mine: Project, tmp_path: Path
-) -> None:
+def test_servername(engine: Engine, buildkit_image: str, mine: Project, tmp_path: Path) -> None:
     named = make_certificate(tmp_path / "named", names="DNS:builder.example.org")
     with host_node(engine, buildkit_image, "secured", tls=named) as node:
         assert "ip address mismatch" in refused(mine, node, **material(named)).stderr
         option = node.option(**material(named), servername="builder.example.org")
-        mine.write({"pyproject.toml": settings_of([option], [AMD64])})
+        mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
         assert mine.json("setup-builder")["ok"]
 
 
-def test_wrong_authority(
-    mine: Project, secured: Secured, tmp_path: Path
-) -> None:
+def test_wrong_authority(mine: Project, secured: Secured, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
     done = refused(mine, secured.node, **material(secured.certificate, ca=other.authority))
     assert "unable to get local issuer certificate" in done.stderr
 
 
-def test_untrusted_client(
-    mine: Project, secured: Secured, tmp_path: Path
-) -> None:
+def test_untrusted_client(mine: Project, secured: Secured, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
     done = refused(mine, secured.node, **material(other, ca=secured.certificate.authority))
     assert "alert" in done.stderr
@@ -122,9 +116,7 @@ def test_a_client_without_tls_is_refused(mine: Project, secured: Secured) -> Non
     assert "wants TLS" in done.stderr
 
 
-def test_expired_client_certificate(
-    mine: Project, secured: Secured, tmp_path: Path
-) -> None:
+def test_expired_client_certificate(mine: Project, secured: Secured, tmp_path: Path) -> None:
     old = sign(tmp_path / "old", secured.certificate.authority, days=-1)
     done = refused(mine, secured.node, **material(old))
     assert "expired" in done.stderr
@@ -133,7 +125,7 @@ def test_expired_client_certificate(
 def test_missing_tls_files(mine: Project, secured: Secured) -> None:
     missing = mine.folder / "no-such.crt"
     option = secured.node.option(**material(secured.certificate, cert=missing))
-    mine.write({"pyproject.toml": settings_of([option], [AMD64])})
+    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
     done = mine.task("setup-builder", expect=2)
     assert f"node secured: cert: {missing} is not a file" in done.stderr
     assert done.seconds < 10
@@ -141,7 +133,7 @@ def test_missing_tls_files(mine: Project, secured: Secured) -> None:
 
 def test_key_is_not_shown(mine: Project, secured: Secured) -> None:
     option = secured.node.option(**material(secured.certificate))
-    mine.write({"pyproject.toml": settings_of([option], [AMD64])})
+    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
     done = mine.task("setup-builder", "--json")
     secret = secured.certificate.key.read_text(encoding="utf-8").splitlines()[1]
     assert secret not in done.stdout + done.stderr

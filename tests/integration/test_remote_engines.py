@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.support.engine.nodes import Going, docker, sleeper
-from tests.support.engine.remote import Ssh, over_ssh, over_tcp, tls_context
+from tests.support.engine.nodes import RunningTask, docker, sleep_program
+from tests.support.engine.remote import Ssh, expose_over_ssh, expose_over_tcp, tls_endpoint
 from tests.support.project import Project
 from tests.support.registry.certificates import Certificate, make_certificate
 
@@ -88,7 +88,7 @@ def context(project: Project, engine: Engine, tmp_path: Path) -> Callable[[str, 
 
     def make(endpoint: str, certificate: Certificate) -> Project:
         mine = project.with_env(DOCKER_CONFIG=str(tmp_path / "docker"))
-        words = ["context", "create", "there", f"--docker={tls_context(endpoint, certificate)}"]
+        words = ["context", "create", "there", f"--docker={tls_endpoint(endpoint, certificate)}"]
         assert mine.command(*engine.tools.docker, *words).code == 0
         return mine
 
@@ -97,21 +97,19 @@ def context(project: Project, engine: Engine, tmp_path: Path) -> Callable[[str, 
 
 @pytest.fixture(scope="module")
 def ssh(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
-    with over_ssh(engine, tmp_path_factory.mktemp("ssh")) as way:
+    with expose_over_ssh(engine, tmp_path_factory.mktemp("ssh")) as way:
         yield way
 
 
-def test_tcp_engine_is_not_buildkit(
-    project: Project, engine: Engine, asking: Asking
-) -> None:
-    with over_tcp(engine) as endpoint, asking(project, endpoint) as builder:
+def test_tcp_engine_is_not_buildkit(project: Project, engine: Engine, asking: Asking) -> None:
+    with expose_over_tcp(engine) as endpoint, asking(project, endpoint) as builder:
         builder.build()
 
 
 def test_tls_engine_by_context(
     context: Callable[[str, Certificate], Project], engine: Engine, asking: Asking, certificate: Certificate
 ) -> None:
-    with over_tcp(engine, certificate) as endpoint:
+    with expose_over_tcp(engine, certificate) as endpoint:
         mine = context(endpoint, certificate)
         with asking(mine, "there") as builder:
             builder.build()
@@ -125,7 +123,7 @@ def test_tls_engine_rejects_client(
     tmp_path: Path,
 ) -> None:
     other = make_certificate(tmp_path / "other")
-    with over_tcp(engine, certificate) as endpoint:
+    with expose_over_tcp(engine, certificate) as endpoint:
         mine = context(endpoint, other)
         with asking(mine, "there") as builder:
             done = builder.project.task("setup-builder", expect=3)
@@ -136,7 +134,7 @@ def test_tls_engine_rejects_client(
 def test_tls_engine_is_not_silent(
     project: Project, engine: Engine, asking: Asking, certificate: Certificate
 ) -> None:
-    with over_tcp(engine, certificate) as endpoint, asking(project, endpoint) as builder:
+    with expose_over_tcp(engine, certificate) as endpoint, asking(project, endpoint) as builder:
         done = builder.project.task("setup-builder", expect=3)
     assert f"node {builder.name}-there: {endpoint} is not a Docker engine, or requires TLS" in done.stderr
     assert done.seconds < SOON
@@ -147,9 +145,7 @@ def test_an_engine_behind_ssh(project: Project, asking: Asking, ssh: Ssh) -> Non
         builder.build()
 
 
-def test_ssh_rejects_key(
-    project: Project, asking: Asking, ssh: Ssh
-) -> None:
+def test_ssh_rejects_key(project: Project, asking: Asking, ssh: Ssh) -> None:
     with asking(project, ssh.endpoint) as builder:
         done = builder.project.task("setup-builder", expect=3)
         assert f"node {builder.name}-there: Host key verification failed." in done.stderr
@@ -158,9 +154,7 @@ def test_ssh_rejects_key(
     assert [(row["node"], row["runs"]) for row in rows] == [(f"{builder.name}-here", True)] * 2
 
 
-def test_ssh_engine_lost_and_back(
-    project: Project, asking: Asking, ssh: Ssh, tmp_path: Path
-) -> None:
+def test_ssh_engine_lost_and_back(project: Project, asking: Asking, ssh: Ssh, tmp_path: Path) -> None:
     away = tmp_path / "away"
     away.mkdir()
     way = Switch(away, ssh)
@@ -188,18 +182,18 @@ RUN ["/sleep"]
 """
 
 
-def test_ssh_engine_goes_silent(
-    project: Project, asking: Asking, ssh: Ssh
-) -> None:
+def test_ssh_engine_goes_silent(project: Project, asking: Asking, ssh: Ssh) -> None:
     with asking(with_client(project, ssh), ssh.endpoint) as builder:
-        files = {f"sleep-{name.rpartition('/')[2]}": sleeper(name, 8 if name == ARM64 else 0) for name in TWO}
+        files = {
+            f"sleep-{name.rpartition('/')[2]}": sleep_program(name, 8 if name == ARM64 else 0) for name in TWO
+        }
         builder.project.write({"Dockerfile": SLEEPY, **files})
         builder.project.task("setup-builder")
         words = ("build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate")
-        build = Going(builder.project, *words)
-        build.until(f'{ARM64} on {builder.name}-there | #5 [2/2] RUN ["/sleep"]')
-        with ssh.silent():
-            done = build.end(90)
+        build = RunningTask(builder.project, *words)
+        build.wait_for(f'{ARM64} on {builder.name}-there | #5 [2/2] RUN ["/sleep"]')
+        with ssh.paused():
+            done = build.wait(90)
         assert done.code == 0, done.stderr
         assert f"node {builder.name}-there was lost during the build" in done.stderr
         assert {row["node"] for row in done.document["platforms"]} == {f"{builder.name}-here"}

@@ -8,42 +8,42 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.support.engine.nodes import Going, OwnBuilder, docker, own_builder, sleeper
+from tests.support.engine.nodes import RunningTask, TemporaryBuilder, docker, sleep_program, temporary_builder
 from tests.support.project import Project
 
 AMD64 = "linux/amd64"
 DOCKERFILE = 'FROM scratch\nCOPY sleep /sleep\nRUN ["/sleep"]\n'
-NOTICED = 30.0  # seconds
+DETECTION_SECONDS = 30.0
 
 
 @pytest.fixture
-def ours(engine: Engine, buildkit_image: str) -> Iterator[OwnBuilder]:
-    with own_builder(engine, buildkit_image) as builder:
+def builder(engine: Engine, buildkit_image: str) -> Iterator[TemporaryBuilder]:
+    with temporary_builder(engine, buildkit_image) as builder:
         yield builder
 
 
-def buildkitd(builder: OwnBuilder) -> int:
-    """The pid of the daemon in the builder's container, which an init has started there."""
+def find_buildkitd(builder: TemporaryBuilder) -> int:
+    """Return the pid of buildkitd, which is a child of the container's init."""
     pid = docker(builder.engine, "inspect", "--format={{.State.Pid}}", builder.container)
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-    (found,) = [
-        each for each in (pid, *children) if Path(f"/proc/{each}/comm").read_text().strip() == "buildkitd"
-    ]
-    return int(found)
+    pids = [pid, *children]
+    (buildkitd,) = [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == "buildkitd"]
+    return int(buildkitd)
 
 
-def test_it_is_noticed_and_healed_by_the_next_run(ours: OwnBuilder, project: Project) -> None:
-    project.write({"pyproject.toml": ours.settings(), "Dockerfile": DOCKERFILE, "sleep": sleeper(AMD64, 60)})
+def test_buildkitd_killed_during_build(builder: TemporaryBuilder, project: Project) -> None:
+    project.write({"pyproject.toml": builder.settings(), "Dockerfile": DOCKERFILE})
+    project.write({"sleep": sleep_program(AMD64, 60)})
     project.task("setup-builder")
-    build = Going(project, "build-multiarch", "--progress=plain")
-    build.until('[2/2] RUN ["/sleep"]')
-    os.kill(buildkitd(ours), signal.SIGKILL)
-    done = build.end(NOTICED)
+    build = RunningTask(project, "build-multiarch", "--progress=plain")
+    build.wait_for('[2/2] RUN ["/sleep"]')
+    os.kill(find_buildkitd(builder), signal.SIGKILL)
+    done = build.wait(DETECTION_SECONDS)
     assert done.code == 3
-    assert f"the builder '{ours.name}' was lost" in done.stderr
+    assert f"the builder '{builder.name}' was lost" in done.stderr
     assert "the same command again" in done.stderr
     assert list((project.folder / "dist").glob("*")) == []
 
-    project.write({"sleep": sleeper(AMD64, 0)})
+    project.write({"sleep": sleep_program(AMD64, 0)})
     assert project.json("build-multiarch")["ok"]
-    assert (len(ours.containers()), len(ours.volumes())) == (1, 1)
+    assert (len(builder.containers()), len(builder.volumes())) == (1, 1)

@@ -1,4 +1,4 @@
-"""Nodes that are killed, that hang, or that are not there: row 21 of the faults, for several machines."""
+"""Nodes that are killed, hang or do not run, before and during a build on several machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from buildkit_tasks.host.engine import Engine
 from tests.support import census
-from tests.support.engine.nodes import Going, Node, host_node, settings_of, sleeper
+from tests.support.engine.nodes import Node, RunningTask, host_node, remote_settings, sleep_program
 from tests.support.project import Project, repository
 
 AMD64, ARM64 = TWO = ("linux/amd64", "linux/arm64")
@@ -22,13 +22,13 @@ RUN ["/sleep"]
 CMD ["/sleep"]
 """
 STEP = 'linux/arm64 on b | #5 [2/2] RUN ["/sleep"]'
-NOTICED = 30.0  # seconds, in which a daemon that died is noticed
-QUICK = 15.0  # seconds, in which a node that is not there is told of
+DETECTION_SECONDS = 30.0  # until a node that dies during a build is reported
+CHECK_SECONDS = 15.0  # until a node that does not run is reported before a build
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """A repository whose image node a builds for amd64 and node b for arm64, which takes a while."""
+    """A project with two nodes: a builds for amd64, and b for arm64, which takes longer."""
 
     project: Project
     a: Node
@@ -37,7 +37,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def nodes(engine: Engine, buildkit_image: str) -> Iterator[tuple[Node, ...]]:
-    # On the host's network: they are found at the same place when they are started again.
+    # On the host's network they keep their addresses when they are restarted.
     with host_node(engine, buildkit_image, "a") as a, host_node(engine, buildkit_image, "b") as b:
         yield a, b
 
@@ -47,109 +47,109 @@ def fleet(nodes: tuple[Node, ...], tmp_path: Path) -> Iterator[Fleet]:
     (tmp_path / "repo").mkdir()
     project = repository(tmp_path).with_env(BUILDX_CONFIG=str(tmp_path / "buildx"))
     options = [node.option(platform=platform) for node, platform in zip(nodes, TWO, strict=True)]
-    files = {f"sleep-{name.rpartition('/')[2]}": sleeper(name, 4 if name == ARM64 else 0) for name in TWO}
-    project.write({"pyproject.toml": settings_of(options, TWO), "Dockerfile": DOCKERFILE, **files})
+    programs = {"sleep-amd64": sleep_program(AMD64, 0), "sleep-arm64": sleep_program(ARM64, 4)}
+    project.write({"pyproject.toml": remote_settings(options, TWO), "Dockerfile": DOCKERFILE, **programs})
     project.task("setup-builder")
     a, b = nodes
     yield Fleet(project=project, a=a, b=b)
-    if not b.runs:
-        b.do("start")
+    if not b.is_running:
+        b.docker("start")
 
 
-def built_on(document: dict[str, object]) -> list[tuple[str, str, bool]]:
+def build_nodes(document: dict[str, object]) -> list[tuple[str, str, bool]]:
     rows = document["platforms"]
     assert isinstance(rows, list)
     return [(row["platform"], row["node"], row["native"]) for row in rows]
 
 
-def test_a_node_that_is_killed_in_mid_build_is_named_with_its_platform(fleet: Fleet) -> None:
-    build = Going(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
-    build.until(STEP)
-    fleet.b.do("kill")
-    done = build.end(NOTICED)
+def test_node_killed_during_build(fleet: Fleet) -> None:
+    build = RunningTask(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
+    build.wait_for(STEP)
+    fleet.b.docker("kill")
+    done = build.wait(DETECTION_SECONDS)
     assert done.code == 3
     assert "error: linux/arm64: node b was lost during the build" in done.stderr
     assert "--fallback=emulate" in done.stderr
     assert not (fleet.project.folder / "dist").exists()
 
 
-def test_ctrl_c_ends_what_every_node_builds(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.project.write({"sleep-arm64": sleeper(ARM64, 300)})
+def test_interrupt_ends_all_builds(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.project.write({"sleep-arm64": sleep_program(ARM64, 300)})
     before = census.take(None, tmp_path)
-    build = Going(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
-    build.until(STEP)
+    build = RunningTask(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
+    build.wait_for(STEP)
     build.interrupt()
-    done = build.end(NOTICED)
+    done = build.wait(DETECTION_SECONDS)
     assert (done.code, "error: interrupted" in done.stderr) == (130, True)
-    assert "went away" not in done.stderr
+    assert "was lost" not in done.stderr
     assert before.differences(census.take(None, tmp_path)) == {}
     assert not (fleet.project.folder / "dist").exists()
 
 
-def test_with_fallback_the_build_is_finished_by_the_others(fleet: Fleet) -> None:
-    build = Going(
+def test_fallback_during_build(fleet: Fleet) -> None:
+    build = RunningTask(
         fleet.project, "build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate"
     )
-    build.until(STEP)
-    fleet.b.do("kill")
-    done = build.end(NOTICED + 30)
+    build.wait_for(STEP)
+    fleet.b.docker("kill")
+    done = build.wait(DETECTION_SECONDS + 30)
     assert done.code == 0, done.stderr
-    assert built_on(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
+    assert build_nodes(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
     assert "node b was lost during the build" in done.stderr
     verified = fleet.project.json("verify-arch", "--platform", ",".join(TWO))
     assert verified["digest"] == done.document["digest"]
-    # When it is back, a setup that asks for it takes it in again.
-    fleet.b.do("start")
-    told = fleet.project.task("setup-builder", "--json")
-    assert "taking b into builder fleet again" in told.stderr
-    assert [(row["platform"], row["node"]) for row in told.document["platforms"]] == [
+    # Once the node runs again, setup-builder adds it to the builder.
+    fleet.b.docker("start")
+    setup = fleet.project.task("setup-builder", "--json")
+    assert "adding b to builder fleet again" in setup.stderr
+    assert [(row["platform"], row["node"]) for row in setup.document["platforms"]] == [
         (AMD64, "a"),
         (ARM64, "b"),
     ]
     again = fleet.project.json("build-multiarch", "--no-cache")
-    assert built_on(again) == [(AMD64, "a", True), (ARM64, "b", False)]
+    assert build_nodes(again) == [(AMD64, "a", True), (ARM64, "b", False)]
 
 
-def test_a_node_that_hangs_in_mid_build_is_given_up(fleet: Fleet) -> None:
-    build = Going(
+def test_node_hangs_during_build(fleet: Fleet) -> None:
+    build = RunningTask(
         fleet.project, "build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate"
     )
-    build.until(STEP)
-    fleet.b.do("pause")
+    build.wait_for(STEP)
+    fleet.b.docker("pause")
     try:
-        done = build.end(90)
+        done = build.wait(90)
     finally:
-        fleet.b.do("unpause")
+        fleet.b.docker("unpause")
     assert done.code == 0, done.stderr
-    assert "takes a connection and says nothing" in done.stderr
-    assert built_on(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
+    assert "accepts connections but sends nothing" in done.stderr
+    assert build_nodes(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
 
 
-def test_a_node_that_is_dead_before_the_build_is_told_of_in_seconds(fleet: Fleet) -> None:
-    fleet.b.do("kill")
+def test_dead_node_before_build(fleet: Fleet) -> None:
+    fleet.b.docker("kill")
     done = fleet.project.task("build-multiarch", expect=3)
-    assert f"node b: nobody listens at {fleet.b.endpoint}" in done.stderr
+    assert f"node b: nothing listens at {fleet.b.endpoint}" in done.stderr
     assert "--fallback=emulate" in done.stderr
-    assert done.seconds < QUICK
+    assert done.seconds < CHECK_SECONDS
 
 
-def test_with_fallback_what_a_dead_node_would_build_is_built_elsewhere(fleet: Fleet) -> None:
-    fleet.b.do("kill")
+def test_fallback_before_build(fleet: Fleet) -> None:
+    fleet.b.docker("kill")
     done = fleet.project.task("build-multiarch", "--json", "--fallback=emulate")
-    assert built_on(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
-    assert "node b is left out, others emulate" in done.stderr
-    fleet.b.do("start")
+    assert build_nodes(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
+    assert "node b is not used, others emulate its platforms" in done.stderr
+    fleet.b.docker("start")
     rows = fleet.project.json("setup-builder")["platforms"]
     assert [(row["platform"], row["node"]) for row in rows] == [(AMD64, "a"), (ARM64, "b")]
 
 
-def test_where_no_node_is_left_a_fallback_is_an_error(fleet: Fleet) -> None:
-    fleet.a.do("kill")
-    fleet.b.do("kill")
+def test_no_node_left(fleet: Fleet) -> None:
+    fleet.a.docker("kill")
+    fleet.b.docker("kill")
     try:
         done = fleet.project.task("build-multiarch", "--fallback=emulate", expect=3)
     finally:
-        fleet.a.do("start")
-    assert "node a: nobody listens" in done.stderr
-    assert "node b: nobody listens" in done.stderr
-    assert done.seconds < QUICK
+        fleet.a.docker("start")
+    assert "node a: nothing listens" in done.stderr
+    assert "node b: nothing listens" in done.stderr
+    assert done.seconds < CHECK_SECONDS

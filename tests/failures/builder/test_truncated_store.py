@@ -10,9 +10,9 @@ NODE = "--node=name=a,endpoint=tcp://127.0.0.1:1,platform=linux/amd64"
 RECORDS = ("", '{"Name": "mine", "Driver": "remote", "Nodes": [', "[]", '{"Name": "mine"}', "\0" * 100)
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=["empty", "cut off", "a list", "no nodes", "zeros"])
+@pytest.mark.parametrize("record", RECORDS, ids=["empty", "truncated", "list", "no nodes", "zeros"])
 @pytest.mark.parametrize("task", ["setup-builder", "build-multiarch"])
-def test_the_file_is_named_and_left_as_it_is(project: Project, task: str, record: str) -> None:
+def test_damaged_record(project: Project, task: str, record: str) -> None:
     store = project.folder.parent / "buildx"
     path = store / "instances/mine"
     path.parent.mkdir(parents=True)

@@ -27,15 +27,15 @@ def paths() -> PrivateEnginePaths:
 
 @pytest.fixture
 def start(engine: Engine, paths: PrivateEnginePaths) -> Iterator[Start]:
-    """Starts one more private engine, whose daemon a test may kill."""
+    """Starts another private engine, whose daemon a test may kill."""
     if engine.kind != "private":
-        pytest.skip("no private engine is made here")
+        pytest.skip("the engine is not a private one")
     settings, run = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
 
     def ensure() -> tuple[Engine, Process]:
-        found = ensure_private_engine(settings, run, lambda _: None, name=NAME)
+        started = ensure_private_engine(settings, run, lambda _: None, name=NAME)
         (daemon,) = find_processes_by_argument(paths.root / "daemon.json")
-        return found, daemon
+        return started, daemon
 
     yield ensure
     stop_private_engine(settings, run, lambda _: None, name=NAME)
@@ -46,7 +46,7 @@ def _kill(process: Process) -> None:
     os.waitpid(process.pid, 0)
 
 
-def test_a_daemon_that_was_killed_is_healed_by_the_next_run(start: Start) -> None:
+def test_killed_daemon_is_restarted(start: Start) -> None:
     _, first = start()
     _kill(first)
     engine, second = start()
@@ -54,9 +54,7 @@ def test_a_daemon_that_was_killed_is_healed_by_the_next_run(start: Start) -> Non
     assert second != first
 
 
-def test_what_a_killed_daemon_leaves_is_removed_by_stop_engine(
-    start: Start, paths: PrivateEnginePaths, unchanged: Unchanged
-) -> None:
+def test_stop_engine_after_kill(start: Start, paths: PrivateEnginePaths, unchanged: Unchanged) -> None:
     with unchanged():
         _, daemon = start()
         _kill(daemon)

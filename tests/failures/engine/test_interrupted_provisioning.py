@@ -14,7 +14,7 @@ from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.support.project import Project
 
-# What the product does for its engine, with one small package.
+# Install one small package as the private engine's packages are.
 PROVISION = """\
 import sys
 from pathlib import Path
@@ -33,21 +33,21 @@ LOCKS = [
 
 
 @pytest.fixture
-def place(engine: Engine, project: Project) -> Path:
+def prefix(engine: Engine, project: Project) -> Path:
     if engine.kind != "private":
-        pytest.skip("no private engine is made here")
+        pytest.skip("the engine is not a private one")
     return project.folder.parent / "cache/tini"
 
 
-def _argv(place: Path) -> list[str]:
-    return [sys.executable, "-c", PROVISION, str(place)]
+def _install_argv(prefix: Path) -> list[str]:
+    return [sys.executable, "-c", PROVISION, str(prefix)]
 
 
-def test_what_was_cut_off_is_made_again(place: Path, project: Project, unchanged: Unchanged) -> None:
-    place.parent.mkdir()
+def test_install_after_kill(prefix: Path, project: Project, unchanged: Unchanged) -> None:
+    prefix.parent.mkdir()
     with unchanged():
-        child = project.start(_argv(place))
-        while not any(place.parent.glob(".tini.*.staging/.apt0/lists/partial/*")):
+        child = project.start(_install_argv(prefix))
+        while not any(prefix.parent.glob(".tini.*.staging/.apt0/lists/partial/*")):
             assert child.poll() is None, child.communicate()
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
@@ -55,24 +55,22 @@ def test_what_was_cut_off_is_made_again(place: Path, project: Project, unchanged
         for pipe in (child.stdout, child.stderr):
             assert pipe is not None
             pipe.close()
-        assert not place.exists()
-        assert any(place.parent.glob(".tini.*.staging"))
-        done = project.command(*_argv(place))
+        assert not prefix.exists()
+        assert any(prefix.parent.glob(".tini.*.staging"))
+        done = project.command(*_install_argv(prefix))
         assert done.code == 0, done.stderr
-    assert (place / "usr/bin/tini").exists()
-    assert (place / ".complete").exists()
+    assert (prefix / "usr/bin/tini").exists()
+    assert (prefix / ".complete").exists()
 
 
-def test_the_locks_of_dpkg_and_apt_are_none_of_our_business(
-    place: Path, project: Project, unchanged: Unchanged
-) -> None:
-    place.parent.mkdir()
+def test_install_ignores_apt_locks(prefix: Path, project: Project, unchanged: Unchanged) -> None:
+    prefix.parent.mkdir()
     if os.geteuid() != 0 or not LOCKS[0].exists():
         pytest.skip("only root can hold dpkg's lock")
-    with unchanged(), contextlib.ExitStack() as held:
+    with unchanged(), contextlib.ExitStack() as stack:
         for lock in LOCKS:
-            if lock.exists():  # apt makes its own at the first update
-                fcntl.lockf(held.enter_context(lock.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        done = project.command(*_argv(place))
+            if lock.exists():  # apt creates its locks at the first update
+                fcntl.lockf(stack.enter_context(lock.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done = project.command(*_install_argv(prefix))
         assert done.code == 0, done.stderr
-    assert (place / "usr/bin/tini").exists()
+    assert (prefix / "usr/bin/tini").exists()

@@ -8,7 +8,7 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.sdk import connect_client, inspect_image
 from tests.conftest import Unchanged
-from tests.failures import private_binfmt as own_table
+from tests.failures import private_binfmt
 from tests.failures.private_binfmt import ARM64
 from tests.support.project import Project, program
 
@@ -18,7 +18,7 @@ SETUP = ("setup-builder", "--json", f"--platform={ARM64}", "--emulators=image")
 
 @pytest.fixture
 def installer(engine: Engine, project: Project, request: pytest.FixtureRequest) -> Iterator[int]:
-    """An image under the installer's name that ends with a status and registers nothing."""
+    """Load an image with the installer's name, which exits with a status and registers nothing."""
     client = connect_client(engine)
     if inspect_image(client, INSTALLER):
         client.close()
@@ -32,17 +32,17 @@ def installer(engine: Engine, project: Project, request: pytest.FixtureRequest) 
     client.close()
 
 
-@pytest.mark.usefixtures("own_table")
+@pytest.mark.usefixtures("binfmt_state")
 @pytest.mark.parametrize("installer", [0, 1], indirect=True)
-def test_row_9_the_probe_decides_and_not_the_installers_status(
+def test_installer_status_is_not_trusted(
     engine: Engine, project: Project, unchanged: Unchanged, installer: int
 ) -> None:
     assert engine.version
     with unchanged():
-        ended = own_table.run(project, *SETUP)
-    row = json.loads(ended.done.stdout)["platforms"][0]
-    assert ended.done.code == 3
+        result = private_binfmt.run(project, *SETUP)
+    row = json.loads(result.done.stdout)["platforms"][0]
+    assert result.done.code == 3
     assert not row["runs"]
     assert "no emulator is registered" in row["message"]
-    assert ended.table == {}
-    assert ("tonistiigi/binfmt: " in ended.done.stderr) == bool(installer)
+    assert result.handlers == {}
+    assert ("tonistiigi/binfmt: " in result.done.stderr) == bool(installer)

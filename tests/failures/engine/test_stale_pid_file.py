@@ -19,8 +19,8 @@ NAME = "stale"
 
 
 @pytest.fixture
-def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of somebody else, which got the pid that a private engine once had."""
+def other_process() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, with the pid that a private engine had before."""
     with subprocess.Popen(["sleep", "600"]) as child:
         yield child
         child.kill()
@@ -33,20 +33,18 @@ def _leave_state(paths: PrivateEnginePaths, pid: int) -> None:
     (paths.runtime_dir / "docker.pid").write_text(str(pid), encoding="ascii")
 
 
-def test_stopping_never_signals_the_process_that_has_the_pid_now(
-    project: Project, stranger: subprocess.Popen[bytes], unchanged: Unchanged
+def test_stop_with_recycled_pid(
+    project: Project, other_process: subprocess.Popen[bytes], unchanged: Unchanged
 ) -> None:
     cache = project.folder.parent / "cache"
-    _leave_state(PrivateEnginePaths(cache), stranger.pid)
+    _leave_state(PrivateEnginePaths(cache), other_process.pid)
     with unchanged():
         stopped = project.with_env(INVOKE_BUILDKIT_CACHE=str(cache)).json("stop-engine")
     assert stopped == {"schema_version": 1, "ok": True, "stopped": False}
-    assert stranger.poll() is None
+    assert other_process.poll() is None
 
 
-def test_stopping_never_signals_a_process_that_only_names_our_socket(
-    project: Project, unchanged: Unchanged
-) -> None:
+def test_stop_spares_reader_of_log(project: Project, unchanged: Unchanged) -> None:
     cache = project.folder.parent / "cache"
     paths = PrivateEnginePaths(cache)
     _leave_state(paths, 1)
@@ -59,19 +57,19 @@ def test_stopping_never_signals_a_process_that_only_names_our_socket(
     assert alive
 
 
-def test_starting_with_a_recycled_pid_starts_an_engine_and_spares_the_stranger(
-    engine: Engine, stranger: subprocess.Popen[bytes], tmp_path: Path
+def test_start_with_recycled_pid(
+    engine: Engine, other_process: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     if engine.kind != "private":
-        pytest.skip("no private engine is made here")
+        pytest.skip("the engine is not a private one")
     settings, run = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
     paths = PrivateEnginePaths(cache_folder(settings), NAME)
-    _leave_state(paths, stranger.pid)
+    _leave_state(paths, other_process.pid)
     assert tmp_path.is_dir()
     try:
         started = ensure_private_engine(settings, run, lambda _: None, name=NAME)
         assert started.version
     finally:
         stop_private_engine(settings, run, lambda _: None, name=NAME)
-    assert stranger.poll() is None
+    assert other_process.poll() is None
     assert not paths.root.exists()

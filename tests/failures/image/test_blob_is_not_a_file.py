@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.failures.hostile_images import refused, write
+from tests.failures.hostile_images import verify_rejects, write
 from tests.support.oci import Memory, hard_link, hello, layout_files, make_tar, member, platform_json, symlink
 from tests.support.project import Project
 
@@ -53,7 +53,7 @@ def test_a_layer_of_a_layout_that_is_no_file_is_refused_at_once(kind: str, proje
     except PermissionError:
         pytest.skip("making a device takes root")
     cause = "symbolic link" if "symlink" in kind else "sha256:" if kind == "socket" else "not a regular file"
-    assert refused(project, name, digest, cause) == ["linux/amd64"]
+    assert verify_rejects(project, name, digest, cause) == ["linux/amd64"]
 
 
 @pytest.mark.parametrize("file", ["index.json", "oci-layout"])
@@ -61,7 +61,7 @@ def test_a_layer_of_a_layout_that_is_no_file_is_refused_at_once(kind: str, proje
 def test_neither_may_the_layouts_own_files_be_anything_else(kind: str, file: str, project: Project) -> None:
     name = write(hello(), project.folder, "oci")
     replace(project.folder / "layout" / file, kind)
-    assert refused(project, name, file) == ["unknown"]
+    assert verify_rejects(project, name, file) == ["unknown"]
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "device"])
@@ -76,7 +76,7 @@ def test_a_layer_of_an_archive_that_is_no_file_is_not_there(kind: str, project: 
         "fifo": member(name, tarfile.FIFOTYPE), "device": member(name, tarfile.CHRTYPE),
     }  # fmt: skip
     (project.folder / "image.tar").write_bytes(make_tar(files, [other[kind]]))
-    failed = refused(project, f"oci-archive:{project.folder}/image.tar", name, "is missing")
+    failed = verify_rejects(project, f"oci-archive:{project.folder}/image.tar", name, "is missing")
     assert failed == ["linux/amd64"]
 
 
@@ -93,4 +93,6 @@ def test_a_saved_layer_that_is_a_link_leads_nowhere_but_into_the_archive(
         [symlink("0a/layer.tar", target), symlink("0b/layer.tar", "../0a/layer.tar")],
     )
     (project.folder / "image.tar").write_bytes(data)
-    refused(project, f"docker-archive:{project.folder}/image.tar", f"a link to '{target}'", "not a file in")
+    verify_rejects(
+        project, f"docker-archive:{project.folder}/image.tar", f"a link to '{target}'", "not a file in"
+    )

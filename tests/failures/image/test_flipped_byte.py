@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.failures.hostile_images import FORMS, refused, write
+from tests.failures.hostile_images import FORMS, verify_rejects, write
 from tests.support.oci import Memory, flip, hello
 from tests.support.project import Project
 
@@ -24,7 +24,7 @@ def test_one_flipped_byte_is_found_and_blamed_on_its_blob(kind: str, form: str, 
     memory = hello()
     digest = blobs(memory)[kind]
     memory.blobs[digest] = flip(memory.blobs[digest])
-    failed = refused(project, write(memory, project.folder, form), digest, "holds other bytes")
+    failed = verify_rejects(project, write(memory, project.folder, form), digest, "holds other bytes")
     assert failed == (["unknown"] if kind == "index" else ["linux/amd64"])
 
 

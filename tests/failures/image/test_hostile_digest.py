@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
-from tests.failures.hostile_images import FORMS, refused, write
+from tests.failures.hostile_images import FORMS, verify_rejects, write
 from tests.support.oci import Memory, hello, index_json, layout_files, make_tar, platform_json
 from tests.support.project import Project
 
@@ -45,14 +45,14 @@ def naming(digest: str, where: str) -> Memory:
 
 @pytest.mark.parametrize("digest", HOSTILE)
 def test_what_is_no_digest_never_becomes_a_path(digest: str, project: Project) -> None:
-    refused(project, write(naming(digest, "layer"), project.folder, "oci"), "not a valid digest")
+    verify_rejects(project, write(naming(digest, "layer"), project.folder, "oci"), "not a valid digest")
 
 
 @pytest.mark.parametrize(
     ("where", "form"), list(zip(["manifest", "config", "layer", "diff_id"], FORMS, strict=True))
 )
 def test_wherever_it_stands_it_is_refused(where: str, form: str, project: Project) -> None:
-    refused(
+    verify_rejects(
         project, write(naming(HOSTILE[0], where), project.folder, form), "not a valid digest", "etc/passwd"
     )
 
@@ -67,7 +67,7 @@ def test_the_layouts_own_index_json_is_no_better(form: str, project: Project) ->
     else:
         files = {**layout_files(hello()), "index.json": data}
         (project.folder / "image.tar").write_bytes(make_tar(files))
-    refused(project, name, "not a valid digest")
+    verify_rejects(project, name, "not a valid digest")
 
 
 @pytest.mark.parametrize("where", ["Config", "Layers"])
@@ -79,4 +79,4 @@ def test_a_saved_archives_paths_stay_in_the_archive(where: str, path: str, proje
     image = {"Config": "c.json", "Layers": ["layer.tar"]} | {where: path if where == "Config" else [path]}
     files = {"manifest.json": json.dumps([image]).encode(), "c.json": config, "layer.tar": b""}
     (project.folder / "image.tar").write_bytes(make_tar(files))
-    refused(project, f"docker-archive:{project.folder}/image.tar", "is missing from")
+    verify_rejects(project, f"docker-archive:{project.folder}/image.tar", "is missing from")

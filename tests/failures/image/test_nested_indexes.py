@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.oci.model import OCI_INDEX, Digest
-from tests.failures.hostile_images import FORMS, refused, write
+from tests.failures.hostile_images import FORMS, verify_rejects, write
 from tests.support.oci import Json, Memory, add_platform, hello, index_json, make_tar, probe
 from tests.support.project import Project
 
@@ -23,7 +23,7 @@ def nested(depth: int) -> Memory:
 @pytest.mark.parametrize("form", FORMS)
 def test_indexes_are_followed_three_deep_and_no_farther(form: str, project: Project) -> None:
     project.task("verify-arch", write(nested(3), project.folder, form))
-    refused(project, write(nested(4), project.folder, form), "nested more than 3 deep")
+    verify_rejects(project, write(nested(4), project.folder, form), "nested more than 3 deep")
 
 
 def test_an_index_that_names_itself_is_not_what_its_digest_says(project: Project) -> None:
@@ -33,7 +33,7 @@ def test_an_index_that_names_itself_is_not_what_its_digest_says(project: Project
     data = data.replace(b'"size": 1', b'"size": %d' % (len(data) + 2))
     memory.blobs[own] = data
     memory.index([{"mediaType": OCI_INDEX, "digest": own, "size": len(data)}])
-    refused(project, write(memory, project.folder, "oci"), own, "holds other bytes")
+    verify_rejects(project, write(memory, project.folder, "oci"), own, "holds other bytes")
 
 
 def test_two_indexes_that_name_each_other_are_no_better(project: Project) -> None:
@@ -45,7 +45,7 @@ def test_two_indexes_that_name_each_other_are_no_better(project: Project) -> Non
         ).encode()
     size = len(memory.blobs[digests[0]])
     memory.index([{"mediaType": OCI_INDEX, "digest": digests[0], "size": size}])
-    refused(project, write(memory, project.folder, "gzip"), "holds other bytes")
+    verify_rejects(project, write(memory, project.folder, "gzip"), "holds other bytes")
 
 
 @pytest.mark.timeout(60)
@@ -55,4 +55,6 @@ def test_indexes_that_fan_out_are_stopped(form: str, project: Project) -> None:
     entry: Json = memory.put(index_json([]), OCI_INDEX)
     for _ in range(2):
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
-    refused(project, write(memory.point(entry), project.folder, form), "more than 1000 entries", code=5)
+    verify_rejects(
+        project, write(memory.point(entry), project.folder, form), "more than 1000 entries", code=5
+    )

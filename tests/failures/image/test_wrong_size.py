@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
-from tests.failures.hostile_images import FORMS, refused, write
+from tests.failures.hostile_images import FORMS, verify_rejects, write
 from tests.support.oci import LAYER_GZIP, Memory, hello, index_json, make_tar, platform_json, put_manifest
 from tests.support.project import Project
 
@@ -39,7 +39,7 @@ def lying(kind: str, size: object) -> Memory:
     ],
 )
 def test_a_size_that_does_not_hold_is_found(kind: str, size: object, cause: str, project: Project) -> None:
-    refused(project, write(lying(kind, size), project.folder, "oci-archive"), cause)
+    verify_rejects(project, write(lying(kind, size), project.folder, "oci-archive"), cause)
 
 
 @pytest.mark.parametrize("form", ["oci", "gzip"])
@@ -53,7 +53,7 @@ def test_a_layer_of_another_size_is_found(size: int, cause: str, form: str, proj
     document = json.loads(memory.blobs[entry["digest"]])
     document["layers"][0]["size"] = size
     memory.index([{**memory.put(document, OCI_MANIFEST), "platform": AMD64}])
-    assert refused(project, write(memory, project.folder, form), cause) == ["linux/amd64"]
+    assert verify_rejects(project, write(memory, project.folder, form), cause) == ["linux/amd64"]
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_a_layer_of_another_size_is_found(size: int, cause: str, form: str, proj
 )
 def test_a_document_that_claims_too_much_is_not_read(size: int, form: str, project: Project) -> None:
     name = write(lying("manifest", size), project.folder, form)
-    refused(project, name, f"claims {size} bytes; at most {4 << 20} are read", code=5)
+    verify_rejects(project, name, f"claims {size} bytes; at most {4 << 20} are read", code=5)
 
 
 def test_an_index_of_another_size_is_found(project: Project) -> None:
     memory = hello()
     data = json.dumps(index_json([{**AMD64}])).encode()
     memory.blobs[str(memory.root_descriptor().digest)] = data
-    assert refused(project, write(memory, project.folder, "oci"), "are stated") == ["unknown"]
+    assert verify_rejects(project, write(memory, project.folder, "oci"), "are stated") == ["unknown"]

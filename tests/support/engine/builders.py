@@ -1,4 +1,4 @@
-"""Builders of real BuildKits, made for a test and removed after it, and what one says of its steps."""
+"""Create temporary builders with real BuildKits, and parse their plain progress."""
 
 from __future__ import annotations
 
@@ -8,47 +8,43 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.system.command import CommandResult, SubprocessRunner
+from buildkit_tasks.system.command import SubprocessRunner
 
 _SECONDS = 300.0
 _STEP = re.compile(r"^#(\d+) (\[.*\] (?:COPY|RUN|ADD|WORKDIR) .*)$", re.MULTILINE)
-# A cached step whose layers are fetched at once shows those, and not always the word.
+# For a cached step whose layers are fetched at once, BuildKit shows these, sometimes without CACHED.
 _CACHED = re.compile(r"^#(\d+) (?:CACHED$|sha256:[0-9a-f]{64} )", re.MULTILINE)
 
 
 @contextlib.contextmanager
 def container_builder(engine: Engine, image: str, nodes: Sequence[str] = ("",)) -> Iterator[str]:
-    """A new builder of the driver docker-container; gives its name.
+    """Create a builder with the driver docker-container on the host's network, and yield its name.
 
-    ``nodes`` are the platforms of each node, none for those that BuildKit finds. The builder sees the
-    loopback interface of this machine, and the registries there.
+    ``nodes`` has the platforms of each node; an empty string means those that BuildKit detects.
     """
     name = f"tests-{uuid.uuid4().hex[:12]}"
     try:
         for number, platforms in enumerate(nodes):
-            more = ["--append"] if number else []
-            fixed = [f"--platform={platforms}"] if platforms else []
-            options = [f"--driver-opt=image={image}", "--driver-opt=network=host"]
-            arguments = ["--driver=docker-container", f"--node={name}-{number}", *more, *fixed, *options]
-            # buildx takes no endpoint twice, so each node spells it in its own way.
+            arguments = [f"--name={name}", "--driver=docker-container", f"--node={name}-{number}"]
+            arguments += ["--append"] if number else []
+            arguments += [f"--platform={platforms}"] if platforms else []
+            arguments += [f"--driver-opt=image={image}", "--driver-opt=network=host"]
+            # buildx refuses an endpoint that another node has, so each has more slashes.
             endpoint = engine.endpoint.replace("///", "///" + "/" * number)
-            done = _buildx(engine, "create", f"--name={name}", *arguments, endpoint)
-            assert done.ok, done.stderr
-        done = _buildx(engine, "inspect", "--bootstrap", name)
-        assert done.ok, done.stderr
+            _buildx(engine, "create", *arguments, endpoint)
+        _buildx(engine, "inspect", "--bootstrap", name)
         yield name
     finally:
-        done = _buildx(engine, "rm", "--force", name)
-        assert done.ok, done.stderr
+        _buildx(engine, "rm", "--force", name)
 
 
 def steps(progress: str) -> dict[str, bool]:
-    """Every step that plain progress shows, by its number, and whether it came from a cache."""
+    """Return the steps that plain progress shows, and whether each was cached."""
     cached = set(_CACHED.findall(progress))
     return {f"#{number} {step}": number in cached for number, step in _STEP.findall(progress)}
 
 
-def _buildx(engine: Engine, *arguments: str) -> CommandResult:
-    return SubprocessRunner().run(
-        [*engine.tools.buildx, *arguments], engine.command_options(timeout=_SECONDS)
-    )
+def _buildx(engine: Engine, *arguments: str) -> None:
+    options = engine.command_options(timeout=_SECONDS)
+    result = SubprocessRunner().run([*engine.tools.buildx, *arguments], options)
+    assert result.ok, result.stderr

@@ -1,8 +1,8 @@
-"""A real BuildKit in an image of its own, made from its Go module: nothing is pulled from a registry.
+"""Build an image of a real BuildKit from its Go module, without a registry.
 
-The image holds buildkitd, buildctl and runc with the libraries that it names. The two Go programs are
-compiled once for a cache folder, from the module's own folder: its go.mod excludes some versions, and
-``go install MODULE@VERSION`` refuses such a module.
+The image has buildkitd, buildctl, and runc with its libraries. The two Go programs are compiled once
+and cached. They are compiled in the module's directory, because ``go install MODULE@VERSION`` refuses
+modules whose go.mod excludes versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
 from buildkit_tasks.system.files import build_atomically
 from tests.interop.gotools import NotToBeHad, build_in_module
 
-__all__ = ["IMAGE", "VERSION", "NotToBeHad", "compiled", "import_image", "remove_image"]
+__all__ = ["IMAGE", "VERSION", "NotToBeHad", "compile_programs", "import_image", "remove_image"]
 
 VERSION = "v0.32.2"
 IMAGE = f"tests/buildkit:{VERSION}"
@@ -31,51 +31,51 @@ _NAMES = ("buildkitd", "buildctl")
 _SECONDS = 300.0
 
 
-def compiled() -> Path:
-    """The folder of buildkitd and buildctl. Raises :class:`NotToBeHad` with the reason."""
-    place = cache_folder(load_settings()) / "go" / f"buildkit-{VERSION}"
-    return build_atomically(place, lambda folder: build_in_module(_MODULE, VERSION, _NAMES, folder))
+def compile_programs() -> Path:
+    """Return the directory of buildkitd and buildctl. Raise :class:`NotToBeHad` with the reason."""
+    path = cache_folder(load_settings()) / "go" / f"buildkit-{VERSION}"
+    return build_atomically(path, lambda folder: build_in_module(_MODULE, VERSION, _NAMES, folder))
 
 
 def import_image(engine: Engine, name: str = IMAGE) -> str:
-    """Put the image into the engine's store; gives its name."""
-    programs = compiled()
+    """Import the image into the engine and return its name."""
+    programs = compile_programs()
     runc = PrivateEnginePaths(cache_folder(load_settings())).prefix / "usr/sbin/runc"
-    archive = _packed(_files(programs, runc))
+    archive = _pack(_iter_files(programs, runc))
     argv = [*engine.tools.docker, "import", "--change", 'ENTRYPOINT ["buildkitd"]', "-", name]
-    done = SubprocessRunner().run(argv, engine.command_options(stdin=archive, timeout=_SECONDS))
-    assert done.ok, done.stderr
+    result = SubprocessRunner().run(argv, engine.command_options(stdin=archive, timeout=_SECONDS))
+    assert result.ok, result.stderr
     return name
 
 
 def remove_image(engine: Engine, name: str) -> None:
-    """Take it out of the engine's store again."""
-    done = SubprocessRunner().run(
+    """Remove the image from the engine."""
+    result = SubprocessRunner().run(
         [*engine.tools.docker, "image", "rm", "--force", name], engine.command_options(timeout=_SECONDS)
     )
-    assert done.ok, done.stderr
+    assert result.ok, result.stderr
 
 
-def _files(programs: Path, runc: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of the image and its content."""
+def _iter_files(programs: Path, runc: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and content of each file of the image."""
     for name in _NAMES:
         yield f"usr/bin/{name}", (programs / name).read_bytes()
     yield "usr/bin/runc", runc.read_bytes()
-    for library in _libraries(runc):
+    for library in _find_libraries(runc):
         yield library.lstrip("/"), Path(library).read_bytes()
     yield "etc/ssl/certs/ca-certificates.crt", Path(certifi.where()).read_bytes()
     yield "etc/nsswitch.conf", b"hosts: files dns\n"
 
 
-def _libraries(program: Path) -> list[str]:
-    """The loader and the shared libraries of a program, where ld.so finds them here."""
+def _find_libraries(program: Path) -> list[str]:
+    """Return the paths of a program's interpreter and shared libraries."""
     folders = ":".join(map(str, program.parents[2].glob("usr/lib/*-linux-*")))
-    done = SubprocessRunner().run(["ldd", str(program)], CommandOptions(env={"LD_LIBRARY_PATH": folders}))
-    assert done.ok, done.stderr
-    return re.findall(r"(/\S+) \(0x", done.stdout)
+    result = SubprocessRunner().run(["ldd", str(program)], CommandOptions(env={"LD_LIBRARY_PATH": folders}))
+    assert result.ok, result.stderr
+    return re.findall(r"(/\S+) \(0x", result.stdout)
 
 
-def _packed(files: Iterator[tuple[str, bytes]]) -> bytes:
+def _pack(files: Iterator[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for folder in ("tmp", "run", "var/lib/buildkit"):

@@ -1,4 +1,4 @@
-"""An engine on a unix socket that answers as dockerd does, up to a chosen request, and then no more."""
+"""A fake Docker engine on a unix socket, which stops answering at a chosen request."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ _ID = re.compile(r"/(containers|images)/(?!create|json|load)[^/?]+")
 
 
 class FakeEngine(socketserver.ThreadingUnixStreamServer):
-    """``falls_silent_at`` is the request, such as ``POST /containers/*/start``, from which on nothing is
-    answered; with ``hangs_up`` connections are closed instead. ``asked`` is every request that came.
-    It has an image from the beginning, or with ``empty`` once one was loaded.
+    """Answers like dockerd until the request ``stop_at``, such as ``POST /containers/*/start``.
+
+    From then on it does not answer; with ``close_connections`` it closes connections instead.
+    ``requests`` has all requests. The engine has an image, with ``empty`` only after one was loaded.
     """
 
     daemon_threads = True
 
     def __init__(
-        self, path: Path, falls_silent_at: str, *, hangs_up: bool = False, empty: bool = False
+        self, path: Path, stop_at: str, *, close_connections: bool = False, empty: bool = False
     ) -> None:
         super().__init__(str(path), _Handler)
         self.endpoint = f"unix://{path}"
-        self.falls_silent_at, self.hangs_up = falls_silent_at, hangs_up
+        self.stop_at, self.close_connections = stop_at, close_connections
         self.empty = empty
-        self.asked: list[str] = []
-        self.silent = threading.Event()
+        self.requests: list[str] = []
+        self.stopped = threading.Event()
         self.started = threading.Event()
         self.released = threading.Event()
 
     @property
     def guest_ends(self) -> bool:
-        """Whether the guest comes to its end by itself, for silence after it."""
-        return self.falls_silent_at.endswith("/wait") or self.falls_silent_at.startswith("DELETE")
+        """Whether the guest exits by itself, because the engine stops only after that."""
+        return self.stop_at.endswith("/wait") or self.stop_at.startswith("DELETE")
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[FakeEngine]:
@@ -66,39 +67,39 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeEngine
 
-    def _answer(self) -> None:
+    def _handle(self) -> None:
         path = _VERSION.sub("", self.path).partition("?")[0]
-        asked = f"{self.command} " + _ID.sub(r"/\1/*", path)
+        request = f"{self.command} " + _ID.sub(r"/\1/*", path)
         self._read_body()
         engine = self.server
-        engine.asked.append(asked)
-        if asked == engine.falls_silent_at:
-            engine.silent.set()
-        if engine.silent.is_set():
+        engine.requests.append(request)
+        if request == engine.stop_at:
+            engine.stopped.set()
+        if engine.stopped.is_set():
             self.close_connection = True
-            if not engine.hangs_up:
+            if not engine.close_connections:
                 engine.released.wait()
             return
-        self._say(asked)
+        self._respond(request)
 
-    do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
+    do_GET = do_POST = do_DELETE = _handle  # noqa: N815 - the names that http.server calls
 
-    def _say(self, asked: str) -> None:
-        if asked == "POST /containers/*/start":
+    def _respond(self, request: str) -> None:
+        if request == "POST /containers/*/start":
             self.server.started.set()
-        if asked == "POST /images/load":
+        if request == "POST /images/load":
             self.server.empty = False
-        if asked.endswith("/attach"):
+        if request.endswith("/attach"):
             self._attach()
-        elif asked == "GET /images/*/json" and self.server.empty:
+        elif request == "GET /images/*/json" and self.server.empty:
             self._send(b'{"message": "No such image"}', status=404)
-        elif asked.endswith("/archive"):
+        elif request.endswith("/archive"):
             data = program("linux/arm64")
             stat = {"name": "main", "size": len(data), "mode": 0o755, "linkTarget": ""}
-            said = base64.b64encode(json.dumps(stat).encode()).decode()
-            self._send(make_tar({"main": data}), {"X-Docker-Container-Path-Stat": said})
+            header = base64.b64encode(json.dumps(stat).encode()).decode()
+            self._send(make_tar({"main": data}), {"X-Docker-Container-Path-Stat": header})
         else:
-            self._send(json.dumps(_ANSWERS.get(asked, {})).encode())
+            self._send(json.dumps(_RESPONSES.get(request, {})).encode())
 
     def _send(self, body: bytes, headers: Mapping[str, str] | None = None, *, status: int = 200) -> None:
         self.send_response(status)
@@ -127,10 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Do not log."""
 
 
-_ANSWERS: dict[str, Any] = {
+_RESPONSES: dict[str, Any] = {
     "GET /images/*/json": {"Id": IMAGE, "Os": "linux", "Architecture": "arm64", "Variant": ""},
     "POST /containers/create": {"Id": CONTAINER, "Warnings": []},
     "GET /containers/*/json": {

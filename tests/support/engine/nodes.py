@@ -1,7 +1,7 @@
-"""Machines for builders: a BuildKit each, in containers of the private engine, which listen by tcp.
+"""Run BuildKit daemons as nodes of builders, in containers that listen on tcp.
 
-On the engine's bridge each has a network namespace, an address and a host name of its own. On the
-host's network it sees the registries of the loopback interface.
+On the engine's bridge each has its own address and host name. On the host's network it can reach the
+registries on the loopback interface.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tests.support.project import TASKS, Done, Project, program
 from tests.support.registry.certificates import Certificate
 
 __all__ = [
-    "Going",
     "Node",
-    "OwnBuilder",
+    "RunningTask",
+    "TemporaryBuilder",
+    "bridge_nodes",
     "docker",
     "host_node",
-    "own_builder",
-    "settings_of",
-    "several",
-    "sleeper",
+    "remote_settings",
+    "sleep_program",
+    "temporary_builder",
 ]
 
 _PORT = 1234
@@ -47,7 +47,7 @@ _CERTIFICATES = "/certificates"
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A container with a BuildKit that listens at ``endpoint``; ``host`` is what ``uname -n`` says there."""
+    """A container with a BuildKit that listens at ``endpoint``; ``host`` is its ``uname -n``."""
 
     engine: Engine
     name: str
@@ -56,114 +56,112 @@ class Node:
     host: str
 
     def option(self, **more: str) -> str:
-        """The node as ``--node`` takes it."""
+        """Return the option ``--node`` for the node."""
         pairs = {"name": self.name, "endpoint": self.endpoint, **more}
         return "--node=" + ",".join(f"{key}={value}" for key, value in pairs.items())
 
     @property
     def address(self) -> str:
-        """The address alone."""
+        """The host of the endpoint."""
         return self.endpoint.removeprefix("tcp://").rpartition(":")[0]
 
     def buildctl(self, *arguments: str) -> str:
-        """Ask its BuildKit from inside the container."""
+        """Run ``buildctl`` in the container."""
         return docker(self.engine, "exec", self.container, "buildctl", f"--addr={self.endpoint}", *arguments)
 
     @property
-    def runs(self) -> bool:
-        """Whether the container runs."""
+    def is_running(self) -> bool:
         return docker(self.engine, "inspect", "--format={{.State.Running}}", self.container) == "true"
 
-    def do(self, verb: str) -> None:
-        """Kill, pause, unpause, stop or start it; what is started listens again."""
-        docker(self.engine, verb, self.container)
-        if verb in ("start", "unpause"):
-            _await(self.endpoint)
+    def docker(self, command: str) -> None:
+        """Kill, pause, unpause, stop or start the container; wait until a started one listens."""
+        docker(self.engine, command, self.container)
+        if command in ("start", "unpause"):
+            _wait_for_listener(self.endpoint)
 
 
 def docker(engine: Engine, *arguments: str) -> str:
-    """Run docker's client, which must succeed; gives what it prints."""
-    done = SubprocessRunner().run(
+    """Run docker's client, which must succeed, and return its output."""
+    result = SubprocessRunner().run(
         [*engine.tools.docker, *arguments], engine.command_options(timeout=_SECONDS)
     )
-    assert done.ok, done.stderr
-    return done.stdout.strip()
+    assert result.ok, result.stderr
+    return result.stdout.strip()
 
 
-def settings_of(nodes: Sequence[str], platforms: Sequence[str], name: str = "fleet") -> str:
-    """A pyproject.toml that asks for a builder of these nodes (options ``--node``)."""
+def remote_settings(nodes: Sequence[str], platforms: Sequence[str], name: str = "fleet") -> str:
+    """Return a pyproject.toml with a remote builder of these nodes (options ``--node``)."""
     values = [node.removeprefix("--node=") for node in nodes]
     lines = ['driver = "remote"', f'name = "{name}"', f"platforms = {list(platforms)}", f"nodes = {values}"]
     return "\n".join(["[tool.buildkit-tasks]", *lines, ""])
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnBuilder:
-    """A builder of the driver docker-container that the product makes and that a test may break."""
+class TemporaryBuilder:
+    """A builder with the driver docker-container, which the tasks create and a test may break."""
 
     engine: Engine
     image: str
     name: str
 
     def remove(self) -> None:
-        """As `remove-builder` does it, which would also remove this machine's handlers."""
+        """Remove the builder, but not the binfmt_misc handlers, which ``remove-builder`` removes too."""
         BuilderManager(
             engine=self.engine, settings=load_settings(), commands=SubprocessRunner(), notify=lambda _: None
         ).remove(self.name)
 
     @property
     def container(self) -> str:
-        """As buildx names the container of its first node."""
+        """The container of its first node, as buildx names it."""
         return f"buildx_buildkit_{self.name}0"
 
     def settings(self, *lines: str, platforms: Sequence[str] = ("linux/amd64",)) -> str:
-        """A pyproject.toml that asks for it, with more lines."""
-        options = [f"image={self.image}", "network=host"]
-        own = [f'name = "{self.name}"', f"platforms = {list(platforms)}", f"driver_opt = {options}"]
-        return "\n".join(["[tool.buildkit-tasks]", 'driver = "docker-container"', *own, *lines, ""])
+        """Return a pyproject.toml with this builder and more lines."""
+        driver_opts = [f"image={self.image}", "network=host"]
+        builder = [f'name = "{self.name}"', f"platforms = {list(platforms)}", f"driver_opt = {driver_opts}"]
+        return "\n".join(["[tool.buildkit-tasks]", 'driver = "docker-container"', *builder, *lines, ""])
 
     def containers(self) -> list[str]:
-        """Those that are there."""
+        """List its containers."""
         return docker(
             self.engine, "ps", "--all", f"--filter=name={self.container}", "--format={{.Names}}"
         ).split()
 
     def configuration(self, folder: Path) -> str:
-        """Its buildkitd.toml, copied into a folder."""
-        place = folder / "copied.toml"
-        docker(self.engine, "cp", f"{self.container}:/etc/buildkit/buildkitd.toml", str(place))
-        return place.read_text(encoding="utf-8")
+        """Read its buildkitd.toml, through a copy in ``folder``."""
+        path = folder / "copied.toml"
+        docker(self.engine, "cp", f"{self.container}:/etc/buildkit/buildkitd.toml", str(path))
+        return path.read_text(encoding="utf-8")
 
     def arguments(self) -> list[str]:
-        """How its buildkitd was started."""
-        found: list[str] = json.loads(
-            docker(self.engine, "inspect", "--format={{json .Args}}", self.container)
-        )
-        return found
+        """Return the arguments of its buildkitd."""
+        output = docker(self.engine, "inspect", "--format={{json .Args}}", self.container)
+        arguments: list[str] = json.loads(output)
+        return arguments
 
     def buildctl(self, *arguments: str) -> str:
-        """Ask its BuildKit from inside the container."""
+        """Run ``buildctl`` in the container."""
         return docker(self.engine, "exec", self.container, "buildctl", *arguments)
 
     def volumes(self) -> list[str]:
-        """Those that are there."""
+        """List its volumes."""
         return docker(self.engine, "volume", "ls", f"--filter=name={self.container}", "--quiet").split()
 
 
 @contextlib.contextmanager
-def own_builder(engine: Engine, image: str) -> Iterator[OwnBuilder]:
-    """A name for a builder, which is removed with all that it has."""
-    builder = OwnBuilder(engine=engine, image=image, name=f"tests-{uuid.uuid4().hex[:12]}")
+def temporary_builder(engine: Engine, image: str) -> Iterator[TemporaryBuilder]:
+    """Yield a builder that does not exist yet; remove it afterwards, with its state."""
+    builder = TemporaryBuilder(engine=engine, image=image, name=f"tests-{uuid.uuid4().hex[:12]}")
     yield builder
     builder.remove()
     assert (builder.containers(), builder.volumes()) == ([], [])
 
 
 @contextlib.contextmanager
-def several(engine: Engine, image: str, names: Sequence[str]) -> Iterator[tuple[Node, ...]]:
-    """Nodes of these names on the bridge, each with an address of its own."""
+def bridge_nodes(engine: Engine, image: str, names: Sequence[str]) -> Iterator[tuple[Node, ...]]:
+    """Run nodes with these names on the bridge, each with its own address."""
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
-        started = [
+        containers = [
             stack.enter_context(_container(engine, image, f"--hostname=node-{name}")) for name in names
         ]
         nodes = tuple(
@@ -174,9 +172,9 @@ def several(engine: Engine, image: str, names: Sequence[str]) -> Iterator[tuple[
                 endpoint=f"tcp://{_address(engine, container)}:{_PORT}",
                 host=f"node-{name}",
             )
-            for name, container in zip(names, started, strict=True)
+            for name, container in zip(names, containers, strict=True)
         )
-        list(pool.map(lambda node: _await(node.endpoint), nodes))
+        list(pool.map(lambda node: _wait_for_listener(node.endpoint), nodes))
         yield nodes
 
 
@@ -191,15 +189,15 @@ def host_node(  # noqa: PLR0913 - the last ones are keywords with defaults
     arguments: Sequence[str] = (),
     address: str = "127.0.0.1",
 ) -> Iterator[Node]:
-    """A node on the host's network; with ``tls`` it asks its clients for a certificate of that authority.
+    """Run a node on the host's network; with ``tls`` it requires client certificates of that authority.
 
-    ``options`` are those of ``docker create``, ``arguments`` those of buildkitd.
+    ``options`` are for ``docker create``, ``arguments`` for buildkitd.
     """
     endpoint = f"tcp://{address}:{free_port(address)}"
     with _container(
         engine, image, "--network=host", *options, addr=endpoint, arguments=arguments, tls=tls
     ) as container:
-        _await(endpoint)
+        _wait_for_listener(endpoint)
         yield Node(
             engine=engine, name=name, container=container, endpoint=endpoint, host=socket.gethostname()
         )
@@ -214,25 +212,13 @@ def _container(
     arguments: Sequence[str] = (),
     tls: Certificate | None = None,
 ) -> Iterator[str]:
-    """A running container of BuildKit, by its id; it and its volumes are removed in the end."""
-    state = (
-        () if any("/var/lib/buildkit" in option for option in options) else ("--volume=/var/lib/buildkit",)
-    )
+    """Run BuildKit in a container and yield its id; remove it and its volumes afterwards."""
+    has_state = any("/var/lib/buildkit" in option for option in options)
+    create = ["create", "--privileged", "--init", *options]
+    create += [] if has_state else ["--volume=/var/lib/buildkit"]
     files = {"tlscacert": "ca.crt", "tlscert": "server.crt", "tlskey": "server.key"} if tls else {}
-    given = [f"--{option}={_CERTIFICATES}/{name}" for option, name in files.items()]
-    container = docker(
-        engine,
-        "create",
-        "--privileged",
-        "--init",
-        *state,
-        *options,
-        image,
-        "--addr",
-        addr,
-        *given,
-        *arguments,
-    )
+    tls_arguments = [f"--{option}={_CERTIFICATES}/{name}" for option, name in files.items()]
+    container = docker(engine, *create, image, "--addr", addr, *tls_arguments, *arguments)
     try:
         if tls is not None:
             docker(engine, "cp", f"{tls.certificate.parent}/.", f"{container}:{_CERTIFICATES}")
@@ -247,18 +233,18 @@ def _address(engine: Engine, container: str) -> str:
     return docker(engine, "inspect", f"--format={networks}", container)
 
 
-def _await(endpoint: str) -> None:
+def _wait_for_listener(endpoint: str) -> None:
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
         if listens(host, int(port)):
             return
         time.sleep(0.1)
-    raise AssertionError(f"nobody listens at {endpoint}")
+    raise AssertionError(f"nothing listens at {endpoint}")
 
 
-class Going:
-    """A task that runs and can be looked at meanwhile; its stderr is read as it comes."""
+class RunningTask:
+    """A task in the background, whose stderr is read while it runs."""
 
     def __init__(self, project: Project, *argv: str) -> None:
         self._started = time.monotonic()
@@ -267,20 +253,20 @@ class Going:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def until(self, words: str) -> None:
-        """Wait until a line has these words."""
+    def wait_for(self, text: str) -> None:
+        """Wait until a line contains this text."""
         deadline = time.monotonic() + _SECONDS
-        while not any(words in line for line in self._lines):
+        while not any(text in line for line in self._lines):
             assert self._child.poll() is None, "".join(self._lines)
             assert time.monotonic() < deadline, "".join(self._lines)
             time.sleep(0.02)
 
     def interrupt(self) -> None:
-        """Press Ctrl-C, which reaches the task alone: what it started has sessions of its own."""
+        """Send SIGINT to the task only, as Ctrl-C does: its children have their own sessions."""
         self._child.send_signal(signal.SIGINT)
 
-    def end(self, timeout: float = _SECONDS) -> Done:
-        """Wait for its end; one that takes longer is killed."""
+    def wait(self, timeout: float = _SECONDS) -> Done:
+        """Wait for the task to end; kill it after ``timeout`` seconds."""
         try:
             self._child.wait(timeout)
         finally:
@@ -300,8 +286,8 @@ class Going:
             self._lines.extend(lines)
 
 
-def sleeper(platform: str, seconds: int) -> bytes:
-    """A tiny program of linux/amd64 or linux/arm64 that sleeps and ends with 0."""
+def sleep_program(platform: str, seconds: int) -> bytes:
+    """Return a program for linux/amd64 or linux/arm64 that sleeps and exits with status 0."""
     amd64 = "48 8d 3d 12 00 00 00  31 f6  b8 23 00 00 00  0f 05  31 ff  b8 3c 00 00 00  0f 05"
     arm64 = "e0 00 00 10  01 00 80 d2  a8 0c 80 d2  01 00 00 d4  00 00 80 d2  a8 0b 80 d2  01 00 00 d4"
     code = {"linux/amd64": amd64, "linux/arm64": arm64}[platform]
