@@ -88,12 +88,12 @@ def test_umask_is_ignored(tmp_path: Path) -> None:
 def test_setuid_and_setgid_are_dropped(tmp_path: Path) -> None:
     items = [
         file("file", mode=0o6755),
-        directory("folder", mode=0o7777),
+        directory("dir", mode=0o7777),
         tar_entry("pipe", tarfile.FIFOTYPE, mode=0o6644),
         file("sticky", mode=0o1644),
     ]
     root = unpack_layers(tmp_path, items)
-    names = ("file", "folder", "pipe", "sticky")
+    names = ("file", "dir", "pipe", "sticky")
     assert [oct(mode(root / name)) for name in names] == ["0o755", "0o1777", "0o644", "0o644"]
 
 
