@@ -115,7 +115,7 @@ def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Pat
 
 def test_row_39_an_index_is_nothing_to_unpack(tmp_path: Path) -> None:
     source = hello([PLATFORM])
-    with pytest.raises(MalformedImage, match="no image manifest"):
+    with pytest.raises(MalformedImage, match="not an image manifest"):
         unpack(source, source.root_descriptor(), tmp_path / "root")
     assert list(tmp_path.iterdir()) == []
 
