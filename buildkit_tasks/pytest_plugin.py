@@ -1,22 +1,32 @@
 """The pytest plugin: ``multiarch_image``, ``platform``, ``run_on_platform`` and two markers.
 
-A test that takes ``platform`` or ``run_on_platform`` runs once for each platform: those of
-``--platform``, else of the settings, narrowed by ``@pytest.mark.platforms(...)``. Where the settings
-have several images it runs so for each, narrowed by ``@pytest.mark.images(...)``. Nothing heavy is
-imported before a fixture is used.
+A test that takes ``platform`` or ``run_on_platform`` runs once per platform: those of ``--arch-platform``,
+otherwise of the settings, restricted by ``@pytest.mark.platforms(...)``. If the settings have several images
+it runs so for each image, restricted by ``@pytest.mark.images(...)``.
+
+Every repository where this package is installed loads the plugin. So it imports nothing but pytest before a
+fixture is used, and its fixtures depend on no fixture that has a common word as its name: ``platform`` and
+``line`` may be someone else's.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from buildkit_tasks.testing.pytest_options import (
+    add_options,
+    drop_values_from_paths,
+    expand_short_options,
+    get_option,
+)
 from buildkit_tasks.testing.skip import skip_or_fail, skip_without_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.pipeline.pipeline import Pipeline
@@ -26,74 +36,61 @@ if TYPE_CHECKING:
     from buildkit_tasks.testing.session_image import SessionImage
 
 __all__ = [
+    "buildkit_image_under_test",
+    "buildkit_pipeline",
+    "buildkit_platform",
     "image_under_test",
     "line",
     "multiarch_image",
     "run_on_platform",
 ]
 
+_IMAGE = "buildkit_image_under_test"
+_PLATFORM = "buildkit_platform"
 _SETTINGS_KEY = pytest.StashKey["Settings"]()
-_IMAGE_FIXTURE = "image_under_test"
 _SESSION_IMAGES_KEY = pytest.StashKey[dict[str, "SessionImage"]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the group ``multi-platform images``."""
-    group = parser.getgroup("multi-platform images")
-    group.addoption(
-        "--platform", action="append", default=[], metavar="OS/ARCH", help="platform to test on; repeatable"
-    )
-    group.addoption(
-        "--image",
-        action="append",
-        default=[],
-        metavar="IMAGE",
-        help="the image to test, instead of building one; with several in the settings NAME, or NAME=IMAGE, "
-        "repeatable",
-    )
-    # A dest of their own: an attribute of `config.option` is a short name that others may want.
-    group.addoption(
-        "--cpu",
-        default="",
-        dest="buildkit_tasks_cpu",
-        metavar="CPU",
-        help="max, floor (the oldest CPU that the platform's name promises), both, or a model of QEMU's",
-    )
-    group.addoption(
-        "--runner",
-        default="",
-        dest="buildkit_tasks_runner",
-        metavar="RUNNER",
-        help="auto, docker, or sandbox (without an engine)",
-    )
-    group.addoption(
-        "--require-engine", action="store_true", help="fail, not skip, where no Docker engine can be had"
-    )
+    """Register the ``--arch-*`` options."""
+    add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Accept the short options, such as ``--platform``, that no plugin and no ``conftest.py`` has."""
+    drop_values_from_paths(early_config, args)
+    result = yield
+    expand_short_options(parser, args)
+    return result
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers; refuse an option's bad value before anything is collected."""
+    """Declare the markers. Refuse an option's value that is not valid before tests are collected."""
     config.addinivalue_line("markers", "platforms(name, ...): run this test only on these platforms")
     config.addinivalue_line(
         "markers", "images(name, ...): run this test only on these images of the settings"
     )
-    if any(_read_flag_settings(config).values()) or any(config.getoption("--image")):
+    if any(_read_setting_options(config).values()) or any(get_option(config, "image")):
         from buildkit_tasks.errors import UsageError
 
         try:
-            for each in _requested_images(config):
-                each.platforms  # noqa: B018 - refuses a name that is none
+            for image in _requested_images(config):
+                image.platforms  # noqa: B018 - raises for an unknown platform
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case for each platform, with ids such as ``arm-v7``, in the order asked for.
+    """Make one case per platform, with ids such as ``arm-v7``, in the order of the options or settings.
 
-    With several images one for each and each of its platforms, such as ``web-arm-v7``.
-    Every worker of pytest-xdist must collect the same tests in the same order, and so it does.
+    With several images: one case per image and platform, such as ``web-arm-v7``. All workers of pytest-xdist
+    must collect the same tests in the same order.
     """
-    names = [_IMAGE_FIXTURE] if _IMAGE_FIXTURE in metafunc.fixturenames else []
+    names = [name for name in (_IMAGE, _PLATFORM) if name in metafunc.fixturenames]
     if "platform" in metafunc.fixturenames and not _has_own_platform(metafunc):
         names.append("platform")
     if not names:
@@ -102,35 +99,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     try:
         images = _select_images(metafunc.config, metafunc.definition)
-        if [each.name for each in images] == [""]:  # of one there is no choice
-            names = [name for name in names if name != _IMAGE_FIXTURE]
+        if [image.name for image in images] == [""]:  # a single image is not part of the ids
+            names = [name for name in names if name != _IMAGE]
         cases = _list_test_cases(images, metafunc.definition, names)
     except UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     if names:
-        indirect = [name for name in names if name == _IMAGE_FIXTURE]
+        indirect = [name for name in names if name != "platform"]
         metafunc.parametrize(names, [*cases.values()], ids=[*cases], indirect=indirect, scope="session")
+
+
+def _has_own_platform(metafunc: pytest.Metafunc) -> bool:
+    """Return True if ``platform`` is someone else's fixture, or a parameter that has its values already.
+
+    So ``platform`` is not a fixture here: it would override that of a plugin that is loaded before.
+    """
+    return bool(metafunc._arg2fixturedefs.get("platform"))  # noqa: SLF001 - pytest has no public way
 
 
 def _list_test_cases(
     images: Sequence[TestedImage], item: pytest.Item, names: Sequence[str]
 ) -> dict[str, tuple[Any, ...]]:
-    """The values of these arguments of a test, for each of its cases by their ids."""
+    """Return the values of the names for each case of a test, by the case's id."""
     cases: dict[str, tuple[Any, ...]] = {}
+    has_platform = any(name != _IMAGE for name in names)
     for image in images:
-        for platform in _select_platforms(image, item) if "platform" in names else [None]:
-            labels = {_IMAGE_FIXTURE: image.name, "platform": platform and platform.slug}
-            values = {_IMAGE_FIXTURE: image, "platform": platform}
-            cases["-".join(str(labels[name]) for name in names)] = tuple(values[name] for name in names)
+        for platform in _select_platforms(image, item) if has_platform else [None]:
+            labels = [image.name] if _IMAGE in names else []
+            labels += [platform.slug] if platform else []
+            cases["-".join(labels)] = tuple(image if name == _IMAGE else platform for name in names)
     return cases
 
 
 @pytest.fixture(scope="session")
-def image_under_test(request: pytest.FixtureRequest) -> TestedImage:
-    """The image that is tested, with its name in the settings and the settings that hold for it.
-
-    Where there are several each comes in its turn.
-    """
+def buildkit_image_under_test(request: pytest.FixtureRequest) -> TestedImage:
+    """The image under test: its ``name`` in the settings, or ``""``, and its ``settings``."""
     if hasattr(request, "param"):
         image: TestedImage = request.param
         return image
@@ -146,29 +149,61 @@ def image_under_test(request: pytest.FixtureRequest) -> TestedImage:
 
 
 @pytest.fixture(scope="session")
-def line(image_under_test: TestedImage) -> Pipeline:
-    """The services under the image's settings; an engine is asked for when one is needed."""
+def buildkit_platform(request: pytest.FixtureRequest) -> Platform:
+    """The platform that the test runs on, as ``platform``: for tests where that is something else."""
+    if not hasattr(request, "param"):
+        pytest.fail("the test has no platform: take platform as an argument", pytrace=False)
+    platform: Platform = request.param
+    return platform
+
+
+@pytest.fixture(scope="session")
+def buildkit_pipeline(buildkit_image_under_test: TestedImage) -> Pipeline:
+    """The pipeline under the settings of the image. An engine is looked for when a step needs one."""
     from buildkit_tasks.testing.session_image import create_test_pipeline
 
-    return create_test_pipeline(image_under_test.settings)
+    return create_test_pipeline(buildkit_image_under_test.settings)
+
+
+@pytest.fixture(scope="session")
+def image_under_test(buildkit_image_under_test: TestedImage) -> TestedImage:
+    """Deprecated: renamed to ``buildkit_image_under_test``."""
+    _warn_renamed("image_under_test", "buildkit_image_under_test")
+    return buildkit_image_under_test
+
+
+@pytest.fixture(scope="session")
+def line(buildkit_pipeline: Pipeline) -> Pipeline:
+    """Deprecated: renamed to ``buildkit_pipeline``."""
+    _warn_renamed("line", "buildkit_pipeline")
+    return buildkit_pipeline
+
+
+def _warn_renamed(name: str, new_name: str) -> None:
+    message = (
+        f"fixture {name!r} of buildkit_tasks is renamed to {new_name!r}; the next release removes {name!r}"
+    )
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
 
 
 @pytest.fixture(scope="session")
 def multiarch_image(
-    request: pytest.FixtureRequest, image_under_test: TestedImage, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    buildkit_image_under_test: TestedImage,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
-    """The name of the image under test: ``--image``, else what is built once from the settings.
+    """The name of the image under test: ``--arch-image``, otherwise what is built once from the settings.
 
-    "Once" holds for all workers of pytest-xdist together. Where it cannot be built for want of an
-    engine the test is skipped with the reason, or fails under ``--require-engine``.
+    It is built once for all workers of pytest-xdist. If it cannot be built because there is no engine, the
+    test is skipped with the reason, or fails under ``--arch-require-engine``.
     """
-    if image_under_test.image:
-        return image_under_test.image
+    if buildkit_image_under_test.image:
+        return buildkit_image_under_test.image
     from buildkit_tasks.testing.session_image import build_session_image
 
-    config, name = request.config, image_under_test.name
+    config, name = request.config, buildkit_image_under_test.name
     session_images = config.stash.setdefault(_SESSION_IMAGES_KEY, {})
-    if name not in session_images:  # several images come in their turns more than once
+    if name not in session_images:  # pytest sets this fixture up again whenever the image changes
         session_images[name] = _build_once(
             config, tmp_path_factory, name, lambda: build_session_image(_load_settings(config), name)
         )
@@ -182,14 +217,17 @@ def multiarch_image(
 
 @pytest.fixture
 def run_on_platform(
-    request: pytest.FixtureRequest, line: Pipeline, multiarch_image: str, platform: Platform
+    request: pytest.FixtureRequest,
+    buildkit_pipeline: Pipeline,
+    multiarch_image: str,
+    buildkit_platform: Platform,
 ) -> Callable[..., RunResult]:
-    """Run the image, or a command in it, on the test's platform; gives a ``RunResult``.
+    """Run the image, or a command in it, on the test's platform, and return a ``RunResult``.
 
-    ``run_on_platform("uname -m", expect="{machine}", cpu="floor")``: one command, one result. Without
-    a command the settings' own is run and their expectations hold; a command of the test's is held
-    to what the test expects. ``timeout`` is in seconds. Raises ``UsageError`` for a value that cannot
-    be, and for ``cpu="both"``: a test that wants both asks twice.
+    ``run_on_platform("uname -m", expect="{machine}", cpu="floor")`` runs one command. Without a command, the
+    command and the expectations of the settings apply. With a command, only the expectations that are passed
+    apply; by default, exit status 0. ``timeout`` is in seconds. Raises ``UsageError`` for a value that is not
+    valid, and for ``cpu="both"``, which would be two runs.
     """
     from buildkit_tasks.testing.images import run_settings
 
@@ -205,9 +243,10 @@ def run_on_platform(
         values: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
         if command:
             values = {"expect": "", "expect_exit": 0, "command": command} | values
-        pipeline = replace(line, settings=run_settings(line.settings, values, request.config.rootpath))
+        settings = run_settings(buildkit_pipeline.settings, values, request.config.rootpath)
+        pipeline = buildkit_pipeline.with_settings(settings)
         with skip_without_engine(request.config):
-            return pipeline.run_image(multiarch_image, (platform,)).results[0]
+            return pipeline.run_image(multiarch_image, (buildkit_platform,)).results[0]
 
     return run
 
@@ -218,10 +257,10 @@ def _build_once(
     name: str,
     build: Callable[[], SessionImage],
 ) -> SessionImage:
-    """What ``make`` gives; among workers of pytest-xdist, what it gave the first of them.
+    """Return the result of ``build``; among workers of pytest-xdist, the result of the first one.
 
-    A lock and a record in the folder that holds the workers' own: pytest-xdist's documentation,
-    "Making session-scoped fixtures execute only once". A build that failed is not tried again.
+    The result and a lock are in the parent of the workers' temporary directories (pytest-xdist's
+    documentation, "Making session-scoped fixtures execute only once"). A failed build is not repeated.
     """
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
@@ -233,32 +272,21 @@ def _build_once(
     return SessionImage(**run_once(record_path, worker["testrunuid"], lambda: asdict(build())))
 
 
-def _has_own_platform(metafunc: pytest.Metafunc) -> bool:
-    """Whether a test's ``platform`` is a parameter or a fixture of somebody else's: a common name."""
-    name_lists = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
-    names = {
-        name.strip()
-        for names_of_mark in name_lists
-        for name in (names_of_mark.split(",") if isinstance(names_of_mark, str) else names_of_mark)
-    }
-    return "platform" in names or bool(metafunc._arg2fixturedefs.get("platform"))  # noqa: SLF001 - no public way
-
-
 def _select_images(config: pytest.Config, item: pytest.Item) -> list[TestedImage]:
-    """The images that a test is about: those asked for, narrowed by its marks."""
+    """Return the requested images that the ``images`` marks of a test allow."""
     from buildkit_tasks.config.images import check_image_names
 
     names = _read_marker_names(item, "images")
     check_image_names(_load_settings(config), names)
-    return [each for each in _requested_images(config) if not names or each.name in names]
+    return [image for image in _requested_images(config) if not names or image.name in names]
 
 
 def _select_platforms(image: TestedImage, item: pytest.Item) -> list[Platform]:
-    """The platforms that a test of an image runs on: those asked for, narrowed by its marks."""
+    """Return the platforms of an image that the ``platforms`` marks of a test allow."""
     from buildkit_tasks.platforms import parse_platforms
 
     platforms = parse_platforms(_read_marker_names(item, "platforms"))
-    return [each for each in image.platforms if not platforms or each in platforms]
+    return [platform for platform in image.platforms if not platforms or platform in platforms]
 
 
 def _read_marker_names(item: pytest.Item, mark: str) -> list[str]:
@@ -268,19 +296,19 @@ def _read_marker_names(item: pytest.Item, mark: str) -> list[str]:
 def _requested_images(config: pytest.Config) -> tuple[TestedImage, ...]:
     from buildkit_tasks.testing.images import select_tested_images
 
-    return select_tested_images(_load_settings(config), config.getoption("--image"))
+    return select_tested_images(_load_settings(config), get_option(config, "image"))
 
 
 def _load_settings(config: pytest.Config) -> Settings:
-    """The settings of the repository, with what pytest's options say; read once."""
+    """Return the settings of the repository, overridden by pytest's options. They are read once."""
     if _SETTINGS_KEY not in config.stash:
         from buildkit_tasks.config.settings import load_settings
 
-        config.stash[_SETTINGS_KEY] = load_settings(_read_flag_settings(config), folder=config.rootpath)
+        config.stash[_SETTINGS_KEY] = load_settings(_read_setting_options(config), folder=config.rootpath)
     return config.stash[_SETTINGS_KEY]
 
 
-def _read_flag_settings(config: pytest.Config) -> dict[str, Any]:
-    """The settings that are options of pytest's here."""
-    option_names = {"platforms": "--platform", "cpu": "--cpu", "runner": "--runner"}
-    return {key: config.getoption(option) for key, option in option_names.items()}
+def _read_setting_options(config: pytest.Config) -> dict[str, Any]:
+    """Return the options that are settings, by the settings' keys."""
+    options = {"platforms": "platform", "cpu": "cpu", "runner": "runner"}
+    return {key: get_option(config, name) for key, name in options.items()}

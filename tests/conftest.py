@@ -73,16 +73,19 @@ def _engine_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def engine(
-    request: pytest.FixtureRequest, _handlers_as_before: None, _engine_as_before: None, line: Pipeline
+    request: pytest.FixtureRequest,
+    _handlers_as_before: None,
+    _engine_as_before: None,
+    buildkit_pipeline: Pipeline,
 ) -> Iterator[Engine]:
     """The engine that the product finds or starts, set up for the ten platforms as the product does it."""
-    name = line.settings.name
+    pipeline, name = buildkit_pipeline, buildkit_pipeline.settings.name
     with skip_without_engine(request.config):
-        found = line.builders.find(name)
-    assert [row.message for row in line.setup().platforms if not row.runs] == []
-    yield line.engine
+        found = pipeline.builders.find(name)
+    assert [row.message for row in pipeline.setup().platforms if not row.runs] == []
+    yield pipeline.engine
     if found is None:
-        line.builders.remove(name)
+        pipeline.builders.remove(name)
 
 
 @pytest.fixture(scope="session")

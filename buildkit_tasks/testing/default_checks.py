@@ -1,4 +1,4 @@
-"""The tests that ``arch_matrix`` runs in a repository that brings none of its own."""
+"""The tests that ``arch_matrix`` runs in a repository without tests of its own."""
 
 from __future__ import annotations
 
@@ -14,28 +14,33 @@ if TYPE_CHECKING:
     from buildkit_tasks.report.model import RunResult
 
 
-def test_image_verifies(line: Pipeline, multiarch_image: str, platform: Platform) -> None:
-    """Index, configuration and program of this platform agree."""
-    report = line.resolver.verify(multiarch_image, ())
-    verdicts = [verdict for verdict in report.platforms if verdict.platform == str(platform)]
+def test_image_verifies(
+    buildkit_pipeline: Pipeline, multiarch_image: str, buildkit_platform: Platform
+) -> None:
+    """Verify the image and require that every check of this platform passes."""
+    report = buildkit_pipeline.resolver.verify(multiarch_image, ())
+    verdicts = [verdict for verdict in report.platforms if verdict.platform == str(buildkit_platform)]
     problems = [check.message for verdict in verdicts for check in verdict.checks if not check.ok]
-    assert verdicts, f"{platform} is not in {multiarch_image}"
+    assert verdicts, f"{buildkit_platform} is not in {multiarch_image}"
     assert not problems, "\n".join(problems)
 
 
 def test_image_runs(
-    request: pytest.FixtureRequest, line: Pipeline, multiarch_image: str, platform: Platform
+    request: pytest.FixtureRequest,
+    buildkit_pipeline: Pipeline,
+    multiarch_image: str,
+    buildkit_platform: Platform,
 ) -> None:
-    """All that the settings run on this platform, on each CPU that they ask for, does what they expect."""
+    """Run every check of the settings on this platform, on each CPU of the settings."""
     with skip_without_engine(request.config):
-        report = line.run_image(multiarch_image, (platform,))
+        report = buildkit_pipeline.run_image(multiarch_image, (buildkit_platform,))
     problems = [_describe_failure(result) for result in report.results if not result.ok]
-    assert report.results, f"nothing was run on {platform}"
+    assert report.results, f"nothing was run on {buildkit_platform}"
     assert not problems, "\n".join(problems)
 
 
 def _describe_failure(result: RunResult) -> str:
-    """How a run that did not pass ended, with what it printed."""
+    """Return command, CPU, outcome and output of a run that did not pass."""
     cpu_suffix = f" on {result.emulator.cpu}" if result.emulator and result.emulator.cpu else ""
     subject = f"{result.command or 'the image'}{cpu_suffix}"
     return f"{subject}: {result.outcome}: {result.message}\n{result.stdout}{result.stderr}"

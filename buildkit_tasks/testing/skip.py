@@ -1,4 +1,4 @@
-"""Skip a test, or fail it, where no engine or emulator can be had."""
+"""Skip or fail a test that needs an engine or an emulator that is not available."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from buildkit_tasks.testing.pytest_options import get_option
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = [
-    "skip_or_fail",
-    "skip_without_engine",
-]
+__all__ = ["skip_or_fail", "skip_without_engine"]
 
 
 @contextlib.contextmanager
 def skip_without_engine(config: pytest.Config) -> Iterator[None]:
-    """Skip the test with the reason if no engine or emulator can be had for what is done here.
+    """Skip the test with the reason if the block raises :class:`EngineError` or :class:`EmulatorError`.
 
-    Under ``--require-engine`` it fails instead.
+    Under ``--arch-require-engine`` the test fails instead.
     """
     from buildkit_tasks.errors import EmulatorError, EngineError
     from buildkit_tasks.testing.session_image import format_skip_reason
@@ -32,7 +31,7 @@ def skip_without_engine(config: pytest.Config) -> Iterator[None]:
 
 
 def skip_or_fail(config: pytest.Config, reason: str) -> NoReturn:
-    """End the test with the reason: skipped, or failed under ``--require-engine``."""
-    if config.getoption("--require-engine"):
+    """Skip the test with the reason, or fail it under ``--arch-require-engine``."""
+    if get_option(config, "require-engine"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

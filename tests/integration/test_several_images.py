@@ -140,7 +140,9 @@ def test_nox_sessions_select_images(two: Project) -> None:
 
 def test_users_tests_per_image(two: Project) -> None:
     two.write({"test_images.py": USERS_TESTS})
-    done = two.command(sys.executable, "-m", "pytest", "-v", "--arch-require-engine", "-p", "no:cacheprovider")
+    done = two.command(
+        sys.executable, "-m", "pytest", "-v", "--arch-require-engine", "-p", "no:cacheprovider"
+    )
     said = done.stdout + done.stderr
     assert done.code == 0, said
     assert "5 passed" in said

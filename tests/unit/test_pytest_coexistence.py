@@ -1,0 +1,340 @@
+"""The pytest plugin beside options and fixtures of other plugins and of a user's ``conftest.py``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run pytest in an empty repository with the installed plugins; in this process, unless marked."""
+    for name in os.environ:
+        if name.startswith(("INVOKE_BUILDKIT_", "DOCKER_", "PYTEST_")) and name != "PYTEST_CURRENT_TEST":
+            monkeypatch.delenv(name)
+    pytester.makepyprojecttoml("")
+    pytester.syspathinsert()
+    method: Run = getattr(pytester, f"runpytest_{getattr(request, 'param', 'inprocess')}")
+    return lambda *args: method("-p", "no:cacheprovider", "-rA", *args)
+
+
+both_ways = pytest.mark.parametrize("run", ["inprocess", "subprocess"], indirect=True)
+
+OTHER_OPTIONS = """
+def pytest_addoption(parser):
+    for name in ("--platform", "--image", "--cpu", "--runner"):
+        parser.addoption(name, default="none")
+    parser.addoption("--require-engine", action="store_true")
+"""
+BOTH_OPTIONS = """
+def test_theirs(pytestconfig):
+    assert pytestconfig.option.platform == pytestconfig.getoption("--platform") == {theirs!r}
+
+def test_ours(platform):
+    assert platform.goarch == "s390x"
+"""
+
+
+def add_conftest(pytester: pytest.Pytester) -> list[str]:
+    pytester.makeconftest(OTHER_OPTIONS)
+    return []
+
+
+def add_plugin_before(pytester: pytest.Pytester) -> list[str]:
+    pytester.makepyfile(other_plugin=OTHER_OPTIONS)
+    return ["-p", "other_plugin"]  # loaded before installed plugins
+
+
+def add_plugin_after(pytester: pytest.Pytester) -> list[str]:
+    pytester.makepyfile(other_plugin=OTHER_OPTIONS)
+    pytester.makeconftest("pytest_plugins = ['other_plugin']")
+    return []
+
+
+@both_ways
+@pytest.mark.parametrize("add_other", [add_conftest, add_plugin_before, add_plugin_after])
+@pytest.mark.parametrize(
+    ("args", "theirs"),
+    [([], "none"), (["--platform=win32", "--require-engine"], "win32"), (["--platform", "win32"], "win32")],
+    ids=["unused", "joined", "separate"],
+)
+def test_options_of_others(
+    run: Run,
+    pytester: pytest.Pytester,
+    add_other: Callable[[pytest.Pytester], list[str]],
+    args: list[str],
+    theirs: str,
+) -> None:
+    more = add_other(pytester)
+    pytester.makepyfile(BOTH_OPTIONS.format(theirs=theirs))
+    run(*more, "--arch-platform=s390x", *args).assert_outcomes(passed=2)
+
+
+@both_ways
+def test_options_of_late_conftest(run: Run, pytester: pytest.Pytester) -> None:
+    """A conftest.py that pytest finds only during collection."""
+    folder = pytester.mkdir("checks")
+    (folder / "conftest.py").write_text(OTHER_OPTIONS)
+    (folder / "test_it.py").write_text(BOTH_OPTIONS.format(theirs="none"))
+    run("--arch-platform=s390x").assert_outcomes(passed=2)
+    run("--platform=s390x").assert_outcomes(passed=2)  # no one has --platform yet
+
+
+def test_flag_before_path(run: Run, pytester: pytest.Pytester) -> None:
+    folder = pytester.mkdir("checks")
+    (folder / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--platform', action='store_true')\n"
+    )
+    (folder / "test_it.py").write_text(
+        "def test_it(pytestconfig):\n    assert pytestconfig.option.platform\n"
+    )
+    run("--platform", "checks").assert_outcomes(passed=1)
+
+
+SHORT = [
+    pytest.param(["--platform=s390x,386"], id="joined"),
+    pytest.param(["--platform", "s390x", "--platform", "386"], id="separate"),
+    pytest.param(["--platform=s390x", "--arch-platform=386"], id="both-names"),
+    pytest.param(["-o", "addopts=--platform=s390x,386"], id="addopts"),
+]
+CASES = "def test_it(platform):\n    assert platform.goarch in ('s390x', '386')\n"
+
+
+@both_ways
+@pytest.mark.parametrize("args", SHORT)
+def test_short_options(run: Run, pytester: pytest.Pytester, args: list[str]) -> None:
+    pytester.makepyfile(CASES)
+    run(*args).assert_outcomes(passed=2)
+
+
+def test_short_options_of_environment(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--platform=s390x --runner sandbox")
+    pytester.makepyfile(CASES)
+    run().assert_outcomes(passed=1)
+
+
+def test_short_options_are_all_read(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        def test_it(pytestconfig):
+            names = ("platform", "image", "cpu", "runner", "require-engine")
+            values = [pytestconfig.getoption(f"--arch-{name}") for name in names]
+            assert values == [["s390x"], ["x.tar"], "max", "docker", True]
+    """)
+    args = ("--platform", "s390x", "--image=x.tar", "--cpu", "max", "--runner=docker", "--require-engine")
+    run(*args).assert_outcomes(passed=1)
+
+
+def test_short_options_of_workers(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(CASES)
+    run("-n2", "--platform", "s390x", "--platform=386").assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("image", ["oci-archive:x.tar", "x.tar"])
+def test_option_value_is_no_path(run: Run, pytester: pytest.Pytester, image: str) -> None:
+    """The initial conftest.py files are those of ``testpaths``."""
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\ntestpaths = ['checks']\n")
+    folder = pytester.mkdir("checks")
+    (pytester.path / "x.tar").touch()
+    (folder / "conftest.py").write_text("def pytest_addoption(parser):\n    parser.addoption('--mine')\n")
+    (folder / "test_it.py").write_text("def test_it(pytestconfig):\n    assert pytestconfig.option.mine\n")
+    run("--image", image, "--mine=1").assert_outcomes(passed=1)
+
+
+def test_unknown_option(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(CASES)
+    done = run("--platform=s390x", "--platforms=386")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines(["*unrecognized arguments: --platforms=386"])
+
+
+OTHER_PLATFORM = """
+import pytest
+
+@pytest.fixture
+def platform():
+    return "theirs"
+"""
+OTHER_FIXTURES = (
+    OTHER_PLATFORM
+    + """
+@pytest.fixture
+def line():
+    return "theirs"
+
+@pytest.fixture
+def image_under_test():
+    return "theirs"
+"""
+)
+
+
+@both_ways
+def test_fixtures_of_conftest(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(OTHER_FIXTURES)
+    pytester.makepyfile("""
+        def test_theirs(line, platform, image_under_test):
+            assert {line, platform, image_under_test} == {"theirs"}
+
+        def test_ours(buildkit_pipeline, buildkit_platform, buildkit_image_under_test):
+            assert buildkit_platform.goarch in ("s390x", "386")
+            assert buildkit_pipeline.settings is buildkit_image_under_test.settings
+    """)
+    run("--arch-platform=s390x,386").assert_outcomes(passed=3)
+
+
+@both_ways
+@pytest.mark.parametrize("args", [["-p", "other_plugin"], []], ids=["before", "after"])
+def test_platform_of_plugin(run: Run, pytester: pytest.Pytester, args: list[str]) -> None:
+    pytester.makepyfile(other_plugin=OTHER_PLATFORM)
+    pytester.makeconftest("" if args else "pytest_plugins = ['other_plugin']")
+    pytester.makepyfile("""
+        def test_it(platform, buildkit_platform):
+            assert platform == "theirs"
+            assert buildkit_platform.goarch in ("s390x", "386")
+    """)
+    run(*args, "--arch-platform=s390x,386").assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("args", [["-p", "other_plugin"], []], ids=["before", "after"])
+def test_platform_of_generate_tests(run: Run, pytester: pytest.Pytester, args: list[str]) -> None:
+    pytester.makepyfile(
+        other_plugin="""
+        def pytest_generate_tests(metafunc):
+            if "platform" in metafunc.fixturenames:
+                metafunc.parametrize("platform", ["win32"])
+    """
+    )
+    pytester.makeconftest("" if args else "pytest_plugins = ['other_plugin']")
+    pytester.makepyfile("def test_it(platform):\n    assert platform == 'win32'\n")
+    run(*args).assert_outcomes(passed=1)
+
+
+def test_parameter_named_platform(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("platform", ["win32"])
+        def test_one(platform):
+            assert platform == "win32"
+
+        @pytest.mark.parametrize(("x", "platform"), [(1, "win32")])
+        def test_two(x, platform):
+            assert platform == "win32"
+
+        @pytest.mark.parametrize("platform", ["win32"])
+        def test_three(platform, buildkit_platform):
+            assert (platform, buildkit_platform.goarch) == ("win32", "s390x")
+    """)
+    run("--arch-platform=s390x").assert_outcomes(passed=3)
+
+
+def test_fixture_from_platform(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        import pytest
+
+        @pytest.fixture
+        def platform(buildkit_platform):
+            return buildkit_platform.goarch
+    """)
+    pytester.makepyfile("def test_it(platform):\n    assert platform in ('s390x', '386')\n")
+    run("--arch-platform=s390x,386").assert_outcomes(passed=2)
+
+
+def test_platform_without_case(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(request):\n    request.getfixturevalue('buildkit_platform')\n")
+    done = run()
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*take platform as an argument"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("line", "buildkit_pipeline"), ("image_under_test", "buildkit_image_under_test")]
+)
+def test_renamed_fixture(run: Run, pytester: pytest.Pytester, old: str, new: str) -> None:
+    pytester.makepyfile(f"def test_it({old}, {new}):\n    assert {old} is {new}\n")
+    done = run()
+    done.assert_outcomes(passed=1, warnings=1)
+    done.stdout.fnmatch_lines([f"*DeprecationWarning: fixture '{old}' * is renamed to '{new}'*"])
+
+
+def test_installed_neighbours(run: Run, pytester: pytest.Pytester) -> None:
+    for plugin in ("pytest_docker", "pytest_playwright", "pytest_timeout", "xdist"):
+        pytest.importorskip(plugin)
+    pytester.makepyfile("""
+        def test_it(platform, browser_name, docker_compose_project_name, pytestconfig):
+            assert platform.goarch in ("s390x", "386")
+            assert browser_name == "firefox"
+            assert docker_compose_project_name
+            assert pytestconfig.getoption("--timeout") == 50
+    """)
+    theirs = ("-n2", "--browser=firefox", "--container-scope=session", "--timeout=50")
+    run(*theirs, "--platform=s390x", "--platform", "386").assert_outcomes(passed=2)
+
+
+SAVE_MODULES = """
+import pathlib, sys
+
+def pytest_collection_finish():
+    pathlib.Path("modules").write_text(" ".join(sys.modules))
+"""
+
+
+def collected_modules(pytester: pytest.Pytester, *args: str) -> set[str]:
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--collect-only", *args, timeout=60)
+    return set((pytester.path / "modules").read_text().split())
+
+
+def test_collection_imports_nothing(pytester: pytest.Pytester) -> None:
+    """A suite that does not use the plugin imports only the plugin's own three modules."""
+    pytester.makepyprojecttoml("[tool.buildkit-tasks]\nrunner = 'invalid'\n")
+    pytester.makeconftest(SAVE_MODULES)
+    pytester.makepyfile("def test_it():\n    pass\n")
+    added = collected_modules(pytester) - collected_modules(pytester, "-p", "no:buildkit_tasks")
+    assert added == {
+        "buildkit_tasks",
+        "buildkit_tasks.pytest_plugin",
+        "buildkit_tasks.testing",
+        "buildkit_tasks.testing.pytest_options",
+        "buildkit_tasks.testing.skip",
+    }
+
+
+def test_own_fixtures_and_run_on_platform(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """``run_on_platform`` runs what ``multiarch_image`` names, whatever ``line`` and ``platform`` are."""
+    pytester.makepyprojecttoml(f"[tool.buildkit-tasks]\ncache = '{tmp_path}'\n")
+    pytester.makeconftest(
+        OTHER_FIXTURES
+        + """
+@pytest.fixture
+def multiarch_image():
+    return "mine.tar"
+
+@pytest.fixture(autouse=True)
+def fake_run(monkeypatch):
+    from buildkit_tasks.pipeline.pipeline import Pipeline
+    from buildkit_tasks.report.model import RunReport, RunResult
+
+    def run_image(self, image, platforms):
+        result = RunResult(platform=str(platforms[0]), outcome="passed", stdout=image)
+        return RunReport(subject=image, results=(result,))
+
+    monkeypatch.setattr(Pipeline, "run_image", run_image)
+"""
+    )
+    pytester.makepyfile("""
+        def test_it(run_on_platform, line, platform):
+            result = run_on_platform("true")
+            assert (result.platform, result.stdout) == ("linux/s390x", "mine.tar")
+    """)
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--arch-platform=s390x", timeout=60)
+    done.assert_outcomes(passed=1)
