@@ -1,0 +1,5 @@
+"""Run the program as ``python -m hello``."""
+
+from hello import main
+
+main()
