@@ -35,6 +35,8 @@ from buildkit_tasks.system.lock import file_lock
 from buildkit_tasks.system.process import Process, find_processes_by_argument
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from buildkit_tasks.system.notify import Notify
 
 __all__ = [
@@ -90,7 +92,7 @@ def ensure_private_engine(
             "no Docker daemon answers, and only root can start a private one",
             hint="sudo inv setup-builder, or install and start Docker with buildx",
         )
-    with file_lock(paths.cache / f".{paths.name}.lock", dry_run=commands.dry_run):
+    with _lock(paths, dry_run=commands.dry_run):
         if not _is_running(paths):
             install_packages(paths.prefix, _ENGINE_PACKAGES, commands, notify)
             _start_daemon(paths, store, commands, notify)
@@ -118,10 +120,26 @@ def stop_private_engine(
     if commands.dry_run:
         notify(f"would stop process {process.pid if process else 'none'} and remove {paths.root}")
         return was_running
+    # Without the lock, another process could start the engine while its files are being removed.
+    with _lock(paths, dry_run=not paths.cache.is_dir()):
+        _stop_processes(paths)
+        _remove_files(paths, commands, keep_state=keep_state)
+    return was_running
+
+
+def _lock(paths: PrivateEnginePaths, *, dry_run: bool) -> AbstractContextManager[None]:
+    return file_lock(paths.cache / f".{paths.name}.lock", dry_run=dry_run)
+
+
+def _stop_processes(paths: PrivateEnginePaths) -> None:
+    process = _read_process(paths)
     if process is not None:
         process.terminate(_STOP_SECONDS)
     for orphan in _find_orphans(paths):
         orphan.terminate(_STOP_SECONDS)
+
+
+def _remove_files(paths: PrivateEnginePaths, commands: CommandRunner, *, keep_state: bool) -> None:
     if paths.prefix.is_dir():
         _private_network(paths, commands).remove()
     for mount_point in _find_mounts(paths.root, paths.runtime_dir):
@@ -131,7 +149,6 @@ def stop_private_engine(
     shutil.rmtree(paths.runtime_dir, ignore_errors=True)
     if not keep_state:
         shutil.rmtree(paths.root, ignore_errors=True)
-    return was_running
 
 
 def _describe_private_engine(
