@@ -101,7 +101,7 @@ def _shown(default: object) -> str:
 
 
 def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+    return name.strip("_").replace("_", "-")  # `for_` is the option --for
 
 
 def _replaced(text: str, heading: str, rows: Iterable[str]) -> str:
