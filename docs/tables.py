@@ -26,49 +26,53 @@ __all__ = ["PAGES", "fresh"]
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = _FOLDER.parent / "buildkit_tasks"
-_EVERY_TASK = "Options of every task"
+_COMMON_HEADING = "Options of every task"
 _KINDS = {tuple: "list", str: "text", int: "whole number", float: "number"}
 
 
-def fresh(name: str) -> str:
+def render_page(name: str) -> str:
     """The page as it has to be: each section's first table as the code has it, all else as it is."""
     return PAGES[name]((_FOLDER / name).read_text(encoding="utf-8"))
 
 
-def _tasks(text: str) -> str:
-    jobs = {name: job for name, job in ns.tasks.items() if isinstance(job, DeclaredTask)}
-    every = [option.name for option in next(iter(jobs.values())).options.values() if _is_common(option, jobs)]
-    text = _replaced(text, _EVERY_TASK, _option_table(jobs["doctor"], lambda option: option.name in every))
-    for name, job in jobs.items():
-        text = _replaced(text, name, _option_table(job, lambda option: option.name not in every))
+def _render_tasks(text: str) -> str:
+    tasks = {name: task for name, task in ns.tasks.items() if isinstance(task, DeclaredTask)}
+    common = [
+        option.name for option in next(iter(tasks.values())).options.values() if _is_common(option, tasks)
+    ]
+    text = _replace_table(
+        text, _COMMON_HEADING, _option_table(tasks["doctor"], lambda option: option.name in common)
+    )
+    for name, task in tasks.items():
+        text = _replace_table(text, name, _option_table(task, lambda option: option.name not in common))
     return text
 
 
-def _is_common(option: Option, jobs: dict[str, DeclaredTask]) -> bool:
-    return all(option.name in job.options for job in jobs.values())
+def _is_common(option: Option, tasks: dict[str, DeclaredTask]) -> bool:
+    return all(option.name in task.options for task in tasks.values())
 
 
-def _option_table(job: DeclaredTask, chosen: Callable[[Option], bool]) -> Iterator[str]:
+def _option_table(task: DeclaredTask, chosen: Callable[[Option], bool]) -> Iterator[str]:
     yield "| option | kind | what it is | setting |"
     yield "| --- | --- | --- | --- |"
-    for option in filter(chosen, job.options.values()):
+    for option in filter(chosen, task.options.values()):
         kind = {(): "list", False: "flag"}.get(option.default, "text")
         words = option.help.removesuffix("; repeatable").replace("|", "\\|")
-        setting = f"`{_dashed(option.setting)}`" if option.setting else ""
-        yield f"| {_written(option)} | {kind} | {words} | {setting} |"
+        setting = f"`{_dash_name(option.setting)}`" if option.setting else ""
+        yield f"| {_format_option(option)} | {kind} | {words} | {setting} |"
 
 
-def _written(option: Option) -> str:
-    name = f"`--{_dashed(option.name)}`"
+def _format_option(option: Option) -> str:
+    name = f"`--{_dash_name(option.name)}`"
     if option.positional:
         return f"`[{option.name.upper()}]`, {name}"
     return f"`-{option.short}`, {name}" if option.short else name
 
 
-def _settings(text: str) -> str:
+def _render_settings(text: str) -> str:
     """Keys, kinds and defaults are the code's; what a key is stays as it is written there."""
     words = dict(re.findall(r"^\| `([a-z-]+)` \|[^|]*\|[^|]*\| (.*) \|$", text, re.MULTILINE))
-    return _replaced(text, "Keys", _key_table(words))
+    return _replace_table(text, "Keys", _key_table(words))
 
 
 def _key_table(words: dict[str, str]) -> Iterator[str]:
@@ -76,13 +80,13 @@ def _key_table(words: dict[str, str]) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     defaults = {each.name: each.default for each in fields(Settings) if each.name in SETTINGS_KEYS}
     for name, default in defaults.items():
-        key = _dashed(name)
-        said = words.get(key, "(not described)")
-        yield f"| `{key}` | {_KINDS[type(default)]} |{_shown(default)} | {said} |"
+        key = _dash_name(name)
+        description = words.get(key, "(not described)")
+        yield f"| `{key}` | {_KINDS[type(default)]} |{_format_default(default)} | {description} |"
 
 
-def _running(text: str) -> str:
-    return _replaced(text, "The oldest CPU", _cpu_table())
+def _render_running(text: str) -> str:
+    return _replace_table(text, "The oldest CPU", _cpu_table())
 
 
 def _cpu_table() -> Iterator[str]:
@@ -93,31 +97,31 @@ def _cpu_table() -> Iterator[str]:
         yield f"| `{platform}` | {baseline} | `{platform.baseline_cpu}` |"
 
 
-def _shown(default: object) -> str:
+def _format_default(default: object) -> str:
     items = default if isinstance(default, tuple) else (default,)
     texts = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
-    shown = ", ".join(f"`{text}`" for text in texts if text)
-    return shown and f" {shown}"
+    formatted = ", ".join(f"`{text}`" for text in texts if text)
+    return formatted and f" {formatted}"
 
 
-def _dashed(name: str) -> str:
+def _dash_name(name: str) -> str:
     return name.strip("_").replace("_", "-")  # `for_` is the option --for
 
 
-def _replaced(text: str, heading: str, rows: Iterable[str]) -> str:
+def _replace_table(text: str, heading: str, rows: Iterable[str]) -> str:
     """The page with the first table under a heading replaced. Raises :class:`LookupError`."""
     pattern = rf"(^## {re.escape(heading)}\n(?:(?!## |\|).*\n)*)(?:\|.*\n)+"
     table = "".join(f"{row}\n" for row in rows)
-    found, count = re.subn(pattern, lambda match: match[1] + table, text, count=1, flags=re.MULTILINE)
+    page, count = re.subn(pattern, lambda match: match[1] + table, text, count=1, flags=re.MULTILINE)
     if not count:
         raise LookupError(f"no table under '## {heading}'")
-    return found
+    return page
 
 
-def _architecture(text: str) -> str:
-    text = _replaced(text, "Entry points", _module_table(sorted(_PACKAGE.glob("*.py"))))
+def _render_architecture(text: str) -> str:
+    text = _replace_table(text, "Entry points", _module_table(sorted(_PACKAGE.glob("*.py"))))
     for package in sorted(_PACKAGE.glob("*/__init__.py")):
-        text = _replaced(text, package.parent.name, _module_table(sorted(package.parent.rglob("*.py"))))
+        text = _replace_table(text, package.parent.name, _module_table(sorted(package.parent.rglob("*.py"))))
     return text
 
 
@@ -133,13 +137,13 @@ def _module_table(paths: Iterable[Path]) -> Iterator[str]:
 
 
 PAGES: dict[str, Callable[[str], str]] = {
-    "tasks.md": _tasks,
-    "settings.md": _settings,
-    "running.md": _running,
-    "architecture.md": _architecture,
+    "tasks.md": _render_tasks,
+    "settings.md": _render_settings,
+    "running.md": _render_running,
+    "architecture.md": _render_architecture,
 }
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        (_FOLDER / page).write_text(fresh(page), encoding="utf-8")
+        (_FOLDER / page).write_text(render_page(page), encoding="utf-8")
