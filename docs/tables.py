@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.cli.options import Option
 
-__all__ = ["PAGES", "fresh"]
+__all__ = ["PAGES", "render_page"]
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = _FOLDER.parent / "buildkit_tasks"
