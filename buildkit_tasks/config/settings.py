@@ -39,6 +39,7 @@ __all__ = [
     "cache_folder",
     "find_pyproject",
     "load_settings",
+    "override_settings",
 ]
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
@@ -155,6 +156,20 @@ def load_settings(
             values[name] = _read_setting(key, raw, label)
             origins[name] = origin
     return dataclasses.replace(_DEFAULTS, **values, origins=origins)
+
+
+def override_settings(settings: Settings, values: Mapping[str, Any], label: str) -> Settings:
+    """Return settings that flags with these values override; None and empty lists count as not set.
+
+    Raises :class:`SettingsError` for an invalid value; ``label`` begins its message.
+    """
+    flags = {
+        key: read_value(key, raw, label, _DEFAULT_VALUES[key])
+        for key, raw in values.items()
+        if raw not in (None, [], ())
+    }
+    origins = {**settings.origins, **dict.fromkeys(flags, SettingOrigin.FLAG)}
+    return dataclasses.replace(settings, **flags, origins=origins)
 
 
 def _read_setting(key: str, raw: Any, label: str) -> Any:

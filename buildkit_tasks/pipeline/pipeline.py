@@ -21,6 +21,8 @@ from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.pipeline.images import ImageResolver
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import MatrixReport, Output, SetupReport
+from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.notify import NotifyStream, log_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,7 +52,8 @@ class Pipeline:
     ``settings.engine`` is ``system``, starts a private one if no engine answers.
 
     ``commands`` runs every external program; if its ``dry_run`` is true, steps print their commands and
-    change nothing. ``notify`` is called with each progress message, one line of text without a newline.
+    change nothing. ``notify`` is called with each progress message, one line of text without a newline, also
+    from other threads. By default the logger ``buildkit_tasks`` gets these messages and the output of buildx.
     ``parent`` is set by :meth:`with_settings`.
 
     Steps raise subclasses of :class:`BuildkitTasksError`: :class:`UsageError` for a request or a setting
@@ -59,8 +62,10 @@ class Pipeline:
     """
 
     settings: Settings
-    commands: CommandRunner
-    notify: Notify
+    commands: CommandRunner = field(
+        default_factory=lambda: SubprocessRunner(stream_output=NotifyStream(log_progress))
+    )
+    notify: Notify = log_progress
     parent: Pipeline | None = field(default=None, repr=False, compare=False)
 
     def with_settings(self, settings: Settings) -> Pipeline:
