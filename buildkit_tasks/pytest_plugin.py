@@ -243,8 +243,7 @@ def run_on_platform(
         values: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
         if command:
             values = {"expect": "", "expect_exit": 0, "command": command} | values
-        settings = run_settings(buildkit_pipeline.settings, values, request.config.rootpath)
-        pipeline = buildkit_pipeline.with_settings(settings)
+        pipeline = buildkit_pipeline.with_settings(run_settings(buildkit_pipeline.settings, values))
         with skip_without_engine(request.config):
             return pipeline.run_image(multiarch_image, (buildkit_platform,)).results[0]
 

@@ -1,1 +1,1 @@
-"""What Nox sessions and pytest share: the images under test."""
+"""What the Nox sessions and the pytest plugin share: the images under test."""

@@ -1,17 +1,16 @@
-"""Which images a test run is about: the repository's one, those of its settings, or any that is named."""
+"""The images that a test session tests: those of the settings, or those that are requested by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.config.settings import override_settings
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.platforms import Platform
@@ -21,10 +20,10 @@ __all__ = ["TestedImage", "run_settings", "select_tested_images"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestedImage:
-    """An image under test, with the settings that hold for it.
+    """An image under test and its settings.
 
-    ``name`` is that of its table in the settings, or empty; ``image`` is where it lies, in the words
-    of the tasks, or empty for one that is still to be built.
+    ``name`` is the name of its table in the settings, or empty. ``image`` is an image name as the tasks take
+    it (``oci-archive:FILE``), or empty if the image is still to be built.
     """
 
     settings: Settings
@@ -33,45 +32,38 @@ class TestedImage:
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """The platforms that it is tested on. Raises :class:`UsageError` for a name that is none."""
+        """Return the platforms to test on. Raises :class:`UsageError` for an unknown platform."""
         return parse_platforms(self.settings.platforms)
 
 
 def select_tested_images(settings: Settings, requests: Iterable[str] = ()) -> tuple[TestedImage, ...]:
-    """The images that are asked for, or all of the settings.
+    """Return the requested images; without a request, all images of the settings.
 
-    ``NAME`` is an image of the settings, to be built; ``NAME=IMAGE`` is one that was built already;
-    anything else is an image without a table, of which there can be one. What is asked later replaces
-    what was asked before, as with any option.
+    ``NAME`` requests an image of the settings, to be built; ``NAME=IMAGE`` one that is built already; any
+    other value is an image without a table in the settings, of which there can be one. A later request
+    replaces an earlier one for the same table. Raises :class:`UsageError` for a mix of both kinds.
     """
     values = [value for value in requests if value]
-    images = {
-        each.name: each
-        for each in (_parse_image_requests(settings, values) if values else _images_from_settings(settings))
-    }
+    selected = _parse_image_requests(settings, values) if values else _images_from_settings(settings)
+    images = {image.name: image for image in selected}
     if "" in images and len(images) > 1:
         raise UsageError(
-            f"{images[''].image} is no image of the settings, and others are",
-            hint="--image NAME=IMAGE, with NAME as in [[tool.buildkit-tasks.image]]",
+            f"{images[''].image} is not an image of the settings, but {', '.join(filter(None, images))} is",
+            hint="--arch-image NAME=IMAGE, with NAME as in [[tool.buildkit-tasks.image]]",
         )
     return tuple(images.values())
 
 
-def run_settings(settings: Settings, values: Mapping[str, Any], folder: Path) -> Settings:
-    """The settings of a run that gives one result, with the values that a test gave.
+def run_settings(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Return settings for ``run_on_platform``: the values override, and only one command is run.
 
-    Raises :class:`UsageError` for a value that cannot be.
+    Raises :class:`UsageError` for a value that is not valid.
     """
-    try:
-        load_settings(values, folder=folder)  # by the rules of the command line
-    except UsageError as error:
-        reason = error.message.removeprefix("command line: ")
-        raise UsageError(f"run_on_platform: {reason}", hint=error.hint) from None
-    merged = replace(settings, checks=(), **values)
+    merged = replace(override_settings(settings, values, "run_on_platform"), checks=())
     if merged.cpu == "both":
         raise UsageError(
-            "run_on_platform: one run is on one CPU, not on both",
-            hint='run_on_platform(cpu="max"), and then run_on_platform(cpu="floor")',
+            "run_on_platform: cpu = 'both' would be two runs",
+            hint='call run_on_platform(cpu="max"), and then run_on_platform(cpu="floor")',
         )
     return merged
 

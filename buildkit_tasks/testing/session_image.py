@@ -1,4 +1,4 @@
-"""The image that tests are about, built from its settings, or the reason why it could not be."""
+"""Build the image under test, and say why if that fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["SessionImage", "build_session_image", "create_test_pipeline", "forma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionImage:
-    """The image that was built, or what the build was missing, or what went wrong with it."""
+    """The name of the image that was built, or why tests are skipped, or why they fail."""
 
     image: str = ""
     skip_reason: str = ""
@@ -28,21 +28,16 @@ class SessionImage:
 
 
 def create_test_pipeline(settings: Settings) -> Pipeline:
-    """The services as tests use them; what they tell goes to stderr, which pytest shows with a failure."""
-    return Pipeline(
-        settings=settings, commands=SubprocessRunner(dry_run_output=sys.stderr), notify=_notify_stderr
-    )
+    """Return a pipeline that reports on standard error, which pytest shows for a test that fails."""
+    return Pipeline(settings=settings, commands=SubprocessRunner(), notify=_print_on_stderr)
 
 
 def build_session_image(settings: Settings, name: str) -> SessionImage:
-    """Build the image that the settings call so, or their one if there is no name."""
+    """Build the named image of the settings, or the only one if ``name`` is empty."""
     pipeline = create_test_pipeline(settings)
     try:
-        return SessionImage(
-            image=best_image_name(
-                build_single_image(pipeline, name) if name else pipeline.build(pipeline.create_request())
-            )
-        )
+        result = build_single_image(pipeline, name) if name else pipeline.build(pipeline.create_request())
+        return SessionImage(image=best_image_name(result))
     except (EngineError, EmulatorError) as error:
         return SessionImage(skip_reason=format_skip_reason(error))
     except BuildkitTasksError as error:
@@ -50,9 +45,9 @@ def build_session_image(settings: Settings, name: str) -> SessionImage:
 
 
 def format_skip_reason(error: EngineError | EmulatorError) -> str:
-    """Why a test cannot run here, in the words in which pytest tells it."""
+    """Return the reason for skipping a test, such as ``no engine: MESSAGE``."""
     return f"no {'engine' if isinstance(error, EngineError) else 'emulator'}: {error}"
 
 
-def _notify_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - the sink for what a user is told
+def _print_on_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)  # noqa: T201 - pytest captures it
