@@ -31,7 +31,7 @@ def test_a_missing_dockerfile_is_named(project: Project, unchanged: Unchanged) -
     with unchanged():
         done = project.task("build-multiarch", expect=2)
     assert "there is no Dockerfile" in done.stderr
-    assert "try: -f FILE" in done.stderr
+    assert "try: name another Dockerfile by -f FILE" in done.stderr
 
 
 def test_a_missing_context_is_named(project: Project, unchanged: Unchanged) -> None:
@@ -104,4 +104,4 @@ def test_useless_option(
     with unchanged():
         done = project.task(*words, expect=2)
     assert option in done.stderr
-    assert hint in done.stderr.partition("next:")[2]
+    assert hint in done.stderr.partition("try:")[2]
