@@ -19,9 +19,16 @@ project = "buildkit_tasks"
 author = "the buildkit_tasks contributors"
 project_copyright = author
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+
+# docs/api.md: short names, and one line per parameter where there are many.
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 90
+python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = "buildkit_tasks"

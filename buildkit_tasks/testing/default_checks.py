@@ -18,7 +18,7 @@ def test_image_verifies(
     buildkit_pipeline: Pipeline, multiarch_image: str, buildkit_platform: Platform
 ) -> None:
     """Verify the image and require that every check of this platform passes."""
-    report = buildkit_pipeline.resolver.verify(multiarch_image, ())
+    report = buildkit_pipeline.verify_image(multiarch_image)
     verdicts = [verdict for verdict in report.platforms if verdict.platform == str(buildkit_platform)]
     problems = [check.message for verdict in verdicts for check in verdict.checks if not check.ok]
     assert verdicts, f"{buildkit_platform} is not in {multiarch_image}"

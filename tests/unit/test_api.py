@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import subprocess
 import sys
 import typing
@@ -108,6 +109,20 @@ def test_docstring_names_errors(name: str) -> None:
     assert documented is not None
     assert "Raises :class:`UsageError`" in documented
     assert ".. " not in documented
+
+
+PAGE = Path(__file__).parents[2] / "docs/api.md"
+
+
+@pytest.mark.parametrize("name", bt.__all__)
+def test_name_is_documented(name: str) -> None:
+    assert re.search(rf"(?<![\w.-])(?:bt\.)?{name}\b", PAGE.read_text())
+
+
+def test_exit_codes_are_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE.read_text(), re.MULTILINE)
+    codes = {name: str(getattr(errors, name).exit_code) for name in errors.__all__}
+    assert {"BuildkitTasksError": "1", **dict(rows)} == codes
 
 
 @pytest.fixture
