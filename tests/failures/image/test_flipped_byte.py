@@ -39,4 +39,4 @@ def test_a_flipped_byte_of_the_archives_compression_is_found(project: Project) -
     path.write_bytes(flip(path.read_bytes(), 700))
     done = project.task("verify-arch", name, expect=1)
     assert "image.tar.gz" in done.stderr
-    assert "damaged" in done.stderr
+    assert "corrupt" in done.stderr
