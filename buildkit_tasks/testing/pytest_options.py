@@ -43,7 +43,7 @@ def add_options(parser: pytest.Parser) -> None:
         "cpu",
         default="",
         metavar="CPU",
-        help="max, floor (the oldest CPU that the platform's name includes), both, or a CPU model of QEMU",
+        help="max, floor (the oldest CPU of the platform's baseline), both, or a QEMU CPU model",
     )
     add(
         "runner", default="", metavar="RUNNER", help="auto, docker, or sandbox (which needs no Docker engine)"
