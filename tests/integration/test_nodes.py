@@ -192,7 +192,7 @@ def test_node_cache_after_prune(tiny: Project, fleet: Fleet) -> None:
 def test_platform_without_node(tiny: Project) -> None:
     refused = tiny.json("build-multiarch", "--platform=linux/amd64,linux/arm/v5", expect=3)
     assert "linux/arm/v5" in refused["error"]
-    assert "no node of builder 'fleet' builds it" in refused["error"]
+    assert "no node of builder 'fleet' can build it" in refused["error"]
 
 
 def test_failing_step_names_platform(tiny: Project) -> None:

@@ -113,7 +113,7 @@ def test_client_without_certificate(mine: Project, secured: Secured) -> None:
 
 def test_a_client_without_tls_is_refused(mine: Project, secured: Secured) -> None:
     done = refused(mine, secured.node)
-    assert "wants TLS" in done.stderr
+    assert "requires TLS" in done.stderr
 
 
 def test_expired_client_certificate(mine: Project, secured: Secured, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_ssh_rejects_key(project: Project, asking: Asking, ssh: Ssh) -> None:
     with asking(project, ssh.endpoint) as builder:
         done = builder.project.task("setup-builder", expect=3)
         assert f"node {builder.name}-there: Host key verification failed." in done.stderr
-        assert "its nodes' endpoints" in done.stderr
+        assert "the endpoints of its nodes" in done.stderr
         rows = builder.project.json("setup-builder", "--fallback=emulate")["platforms"]
     assert [(row["node"], row["runs"]) for row in rows] == [(f"{builder.name}-here", True)] * 2
 
