@@ -202,9 +202,7 @@ def test_xdist_workers_share_archive(engine: Engine, project: Project) -> None:
     assert set(re.findall(r"^\[(gw\d+)\]", done.stdout, re.MULTILINE)) == {"gw0", "gw1"}
 
 
-def test_missing_engine_skips_or_fails(
-    repo: Project, programs: Path
-) -> None:
+def test_missing_engine_skips_or_fails(repo: Project, programs: Path) -> None:
     nowhere = repo.write({"test_image.py": USERS_TEST}).with_env(
         DOCKER_HOST=f"unix://{repo.folder}/dead.sock", INVOKE_BUILDKIT_ENGINE="system"
     )

@@ -53,23 +53,17 @@ def attested(project: Project, *options: str) -> list[str]:
     ]
 
 
-def test_provenance_per_platform(
-    tiny: Project, builders: tuple[str, ...]
-) -> None:
+def test_provenance_per_platform(tiny: Project, builders: tuple[str, ...]) -> None:
     found = attested(tiny, "--provenance=mode=max", *builders)
     assert found == [PROVENANCE, PROVENANCE]
 
 
-def test_no_attest(
-    tiny: Project, builders: tuple[str, ...]
-) -> None:
+def test_no_attest(tiny: Project, builders: tuple[str, ...]) -> None:
     assert attested(tiny, "--no-attest", *builders) == []
     assert attested(tiny, *builders) == [PROVENANCE, PROVENANCE]
 
 
-def test_sbom_beside_provenance(
-    tiny: Project, builders: tuple[str, ...], registry_host: str
-) -> None:
+def test_sbom_beside_provenance(tiny: Project, builders: tuple[str, ...], registry_host: str) -> None:
     scanner = f"{registry_host}/tests/scanner:1"
     tiny.write({"Scanner": SCANNER, "statement.json": json.dumps(STATEMENT)})
     tiny.task("build-multiarch", "-f", "Scanner", "--no-attest", "-t", scanner, "--push", "--no-verify")
@@ -77,9 +71,7 @@ def test_sbom_beside_provenance(
     assert found == ["2 attestations: SBOM (SPDX), provenance"] * 2
 
 
-def test_unreachable_scanner(
-    tiny: Project, builders: tuple[str, ...]
-) -> None:
+def test_unreachable_scanner(tiny: Project, builders: tuple[str, ...]) -> None:
     nowhere = "--attest=type=sbom,generator=127.0.0.1:1/docker/buildkit-syft-scanner:stable-1"
     failed = tiny.task("build-multiarch", nowhere, "-o=type=oci,dest=out.tar", *builders, expect=1)
     assert "try: name a scanner that can be pulled by --attest type=sbom,generator=IMAGE" in failed.stderr

@@ -159,9 +159,7 @@ def test_json_file_uses_settings_platforms(tiny: Project) -> None:
     assert [row["platform"] for row in found["images"][0]["build"]["platforms"]] == list(TWO)
 
 
-def test_unsupported_key(
-    tiny: Project, unchanged: Unchanged
-) -> None:
+def test_unsupported_key(tiny: Project, unchanged: Unchanged) -> None:
     tiny.write({"docker-bake.hcl": 'target "default" {\n  network = "host"\n}\n'})
     with unchanged():
         refused = bake(tiny, expect=2)
@@ -195,9 +193,7 @@ def test_outputs_survive_print_and_failure(tiny: Project) -> None:
     assert (tiny.folder / "out/a.tar").read_text(encoding="utf-8") == "kept"
 
 
-def test_bake_dry_run(
-    baked: Project, unchanged: Unchanged
-) -> None:
+def test_bake_dry_run(baked: Project, unchanged: Unchanged) -> None:
     with unchanged():
         done: Done = baked.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")
     builds = [line for line in done.stdout.splitlines() if " --metadata-file=" in line]

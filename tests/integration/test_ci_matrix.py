@@ -292,9 +292,7 @@ CMD ["echo", "this is web"]
 """
 
 
-def test_jobs_with_several_images(
-    engine: Engine, project: Project, plain: Place
-) -> None:
+def test_jobs_with_several_images(engine: Engine, project: Project, plain: Place) -> None:
     assert engine.version
     project.write({"pyproject.toml": SEVERAL.replace("HOST", plain.host), "Dockerfile": STAGES})
     for name in TWO:

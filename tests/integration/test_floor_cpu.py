@@ -39,9 +39,7 @@ def test_classic_image_passes_on_max_cpu(classic: Project, runner: str) -> None:
 
 
 @pytest.mark.parametrize("runner", ["sandbox", "docker"])
-def test_classic_image_fails_on_arm1176(
-    classic: Project, runner: str
-) -> None:
+def test_classic_image_fails_on_arm1176(classic: Project, runner: str) -> None:
     words = (f"--runner={runner}", "--cpu=floor", "--platform=linux/arm/v6,linux/arm/v7,linux/arm64")
     report = classic.json("run-emulated", *words, expect=1)
     assert outcomes(report) == {

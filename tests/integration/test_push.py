@@ -126,9 +126,7 @@ def test_push_archive(project: Project, place: Place) -> None:
         assert data in [found.content for found in kinds if found.ok]
 
 
-def test_blobs_are_mounted(
-    project: Project, place: Place
-) -> None:
+def test_blobs_are_mounted(project: Project, place: Place) -> None:
     archive = write_archive(image(*TWO), project.folder / "image.tar")
     place.prepared(project).task(
         "push-multiarch", str(archive), f"-t{place.host}/team/app:v1,{place.host}/other/app:v2"
@@ -142,9 +140,7 @@ def test_blobs_are_mounted(
     assert [path for method, path, _ in asked if method == "PUT"] == []
 
 
-def test_request_order(
-    project: Project, plain: Place
-) -> None:
+def test_request_order(project: Project, plain: Place) -> None:
     memory = image(*TWO)
     archive = write_archive(memory, project.folder / "image.tar")
     tags = (f"--tag={plain.host}/team/app:v1", f"--tag={plain.host}/team/app:latest")
@@ -167,9 +163,7 @@ def test_request_order(
     assert max(stored) < min(layers) < max(layers) < min(named)  # what was stored was read, then named
 
 
-def test_failing_run_leaves_tags(
-    project: Project, plain: Place
-) -> None:
+def test_failing_run_leaves_tags(project: Project, plain: Place) -> None:
     project = plain.prepared(project)
     good = write_archive(image(*TWO), project.folder / "good.tar")
     bad = write_archive(image(*TWO, status=3), project.folder / "bad.tar")
@@ -263,9 +257,7 @@ def test_push_request_count(project: Project, plain: Place) -> None:
     assert time.monotonic() - started < 6  # some 160 requests: 1 s where nothing else runs
 
 
-def test_merge_manifests_and_indexes(
-    engine: Engine, project: Project, plain: Place
-) -> None:
+def test_merge_manifests_and_indexes(engine: Engine, project: Project, plain: Place) -> None:
     assert engine.version
     project = plain.prepared(project).write(
         {

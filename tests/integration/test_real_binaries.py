@@ -98,9 +98,7 @@ def programs(go: GoBuilder) -> Programs:
 
 
 @pytest.mark.parametrize(("name", "setting", "need"), LEVELS)
-def test_go_levels(
-    programs: Programs, name: str, setting: str, need: str
-) -> None:
+def test_go_levels(programs: Programs, name: str, setting: str, need: str) -> None:
     binary = seen(programs[name, setting])
     problems = isa_problems(platform(name), binary)
     assert [text.partition(";")[0] for text in problems] == ([need] if need else [])

@@ -100,9 +100,7 @@ def test_blobs_are_identical(plain: str, access: RegistryOptions) -> None:
     assert got == stored
 
 
-def test_missing_image_or_registry(
-    plain: str, access: RegistryOptions
-) -> None:
+def test_missing_image_or_registry(plain: str, access: RegistryOptions) -> None:
     for name in ("team/nothing:1", "team/hello:nothing", f"team/hello@{Digest.from_bytes(b'nothing')}"):
         with pytest.raises(RegistryError, match="is unknown") as caught:
             read(f"{plain}/{name}", access)
@@ -124,23 +122,20 @@ def test_authority_from_environment(
     assert read(f"{secure}/team/hello:1", RegistryOptions(environ=environ, certificate_dirs=())) == 3
 
 
-def test_unknown_authority(
-    secure: str, access: RegistryOptions, tmp_path: Path
-) -> None:
+def test_unknown_authority(secure: str, access: RegistryOptions, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=f"the TLS connection to https://{secure} failed") as caught:
         read(f"{secure}/team/hello:1", access)
     assert caught.value.exit_code == 4
     assert caught.value.hint == (
-        f"put the certificate of its authority into {tmp_path}/certs.d/{secure}/ca.crt"
+        f"put the CA certificate of the registry into {tmp_path}/certs.d/{secure}/ca.crt"
     )
 
 
-def test_other_authority(
-    secure: str, access: RegistryOptions, tmp_path: Path
-) -> None:
+def test_other_authority(secure: str, access: RegistryOptions, tmp_path: Path) -> None:
     trust(tmp_path, secure, make_certificate(tmp_path / "other", "other").authority)
     with pytest.raises(
-        RegistryError, match=r"TLS failed: .*(unable to get local issuer|self-signed|signature)"
+        RegistryError,
+        match=r"TLS connection to .* failed: .*(unable to get local issuer|self-signed|signature)",
     ):
         read(f"{secure}/team/hello:1", access)
 

@@ -62,9 +62,7 @@ def builder(
     assert done.ok, done.stderr
 
 
-def test_push_verify_run_tag(
-    project: Project, place: Place, builder: list[str]
-) -> None:
+def test_push_verify_run_tag(project: Project, place: Place, builder: list[str]) -> None:
     user = place.prepared(source(project))
     tags = f"-t{place.host}/team/app:v1,{place.host}/team/app:latest,{place.host}/other/app:v2"
     report = user.json("build-multiarch", "--push", tags, PLATFORMS, *builder)
@@ -113,18 +111,14 @@ def test_failing_image_is_not_tagged(project: Project, plain: Place, builder: li
     assert plain.digest("app:v1") == insisted["digest"] != good
 
 
-def test_archive_and_push_same_image(
-    project: Project, plain: Place, builder: list[str]
-) -> None:
+def test_archive_and_push_same_image(project: Project, plain: Place, builder: list[str]) -> None:
     outputs = ["--output=type=oci,dest=a.tar", "--push", f"-t{plain.host}/app:v1"]
     report = source(project).json("build-multiarch", *outputs, PLATFORMS, *builder)
     assert plain.digest("app:v1") == report["digest"]
     assert project.json("verify-arch", "a.tar")["digest"] == report["digest"]
 
 
-def test_wrong_architecture_is_not_run(
-    project: Project, plain: Place, builder: list[str]
-) -> None:
+def test_wrong_architecture_is_not_run(project: Project, plain: Place, builder: list[str]) -> None:
     user = source(project).write({"arm64": program("linux/amd64")})
     report = user.json("build-multiarch", "--push", f"-t{plain.host}/app:v1", PLATFORMS, *builder, expect=1)
     failed = {row["platform"] for row in report["pushed"]["verify"]["platforms"] if not row["ok"]}
@@ -132,9 +126,7 @@ def test_wrong_architecture_is_not_run(
     assert plain.digest("app:v1") == ""
 
 
-def test_split_and_merge(
-    project: Project, plain: Place, builder: list[str]
-) -> None:
+def test_split_and_merge(project: Project, plain: Place, builder: list[str]) -> None:
     user, tag = source(project), f"-t{plain.host}/team/app:v1"
     for name in TWO:
         done = user.task("build-multiarch", "--split", "--json", f"--platform={name}", tag, *builder)
@@ -148,9 +140,7 @@ def test_split_and_merge(
     assert [row["platform"] for row in merged["verify"]["platforms"]] == list(TWO)
 
 
-def test_matrix_push(
-    project: Project, plain: Place, builder: list[str]
-) -> None:
+def test_matrix_push(project: Project, plain: Place, builder: list[str]) -> None:
     del builder
     tag = f"{plain.host}/app:v1"
     user = source(project)
@@ -162,9 +152,7 @@ def test_matrix_push(
     assert plain.digest("app:v1") == report["build"]["digest"]
 
 
-def test_release_dry_run(
-    project: Project, plain: Place, builder: list[str]
-) -> None:
+def test_release_dry_run(project: Project, plain: Place, builder: list[str]) -> None:
     tag = f"{plain.host}/app:v1"
     done = source(project).task("build-multiarch", "--push", "--dry-run", f"-t{tag}", PLATFORMS, *builder)
     assert f"would tag it {tag}, once its digest is verified and has run" in done.stderr

@@ -99,9 +99,7 @@ def test_same_digest_on_two_nodes(tiny: Project, engine: Engine, buildkit_image:
         assert first != second
 
 
-def test_same_image_loaded_twice(
-    tiny: Project, container: str, engine: Engine
-) -> None:
+def test_same_image_loaded_twice(tiny: Project, container: str, engine: Engine) -> None:
     name = "buildkit-tasks-test/same:1"
     ids = []
     client = connect_client(engine)

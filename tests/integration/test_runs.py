@@ -125,9 +125,7 @@ def test_floor_cpu_passes(docker: Project, unchanged: Unchanged) -> None:
     assert [row["outcome"] for row in report["results"]] == ["passed"] * len(EMULATED)
 
 
-def test_unknown_cpu_model(
-    docker: Project, unchanged: Unchanged
-) -> None:
+def test_unknown_cpu_model(docker: Project, unchanged: Unchanged) -> None:
     name = image(docker, ("linux/arm64", program("linux/arm64")))
     with unchanged():
         done = docker.task("run-emulated", "--json", name, "--cpu=cortex-x99", expect=1)
@@ -137,9 +135,7 @@ def test_unknown_cpu_model(
     assert "qemu-aarch64 -cpu help" in row["message"]
 
 
-def test_unusable_cpu_model(
-    docker: Project, unchanged: Unchanged
-) -> None:
+def test_unusable_cpu_model(docker: Project, unchanged: Unchanged) -> None:
     name = image(docker, ("linux/s390x", program("linux/s390x")))
     with unchanged():
         done = docker.task("run-emulated", "--json", name, "--cpu=z13", expect=1)
@@ -149,9 +145,7 @@ def test_unusable_cpu_model(
     assert "qemu-s390x -cpu help" in row["message"]
 
 
-def test_native_run_ignores_cpu_model(
-    docker: Project, unchanged: Unchanged
-) -> None:
+def test_native_run_ignores_cpu_model(docker: Project, unchanged: Unchanged) -> None:
     name = image(docker, ("linux/amd64", program("linux/amd64")))
     with unchanged():
         done = docker.task("run-emulated", "--json", name, "--cpu=qemu64", expect=1)

@@ -120,9 +120,7 @@ def test_bad_secrets_are_refused(
     assert not (project_with_secret.folder / "out.tar").exists()
 
 
-def test_unused_secret(
-    project_with_secret: Project, secret: str
-) -> None:
+def test_unused_secret(project_with_secret: Project, secret: str) -> None:
     options = ("--reproducible", "-o=type=oci,dest=out.tar")
     digests = {
         project_with_secret.with_env(OTHER=secret).json("build-multiarch", *options, *more)["digest"]

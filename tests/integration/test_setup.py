@@ -13,9 +13,7 @@ from tests.support.project import Project
 SLOW = 15.0  # seconds; it takes one or two, of which Docker Hub's silence may take three more
 
 
-def test_second_setup_changes_nothing(
-    engine: Engine, project: Project, unchanged: Unchanged
-) -> None:
+def test_second_setup_changes_nothing(engine: Engine, project: Project, unchanged: Unchanged) -> None:
     assert engine.version
     first = project.json("setup-builder", "--platform=linux/amd64,linux/arm64")
     with unchanged():
@@ -57,9 +55,7 @@ def test_a_dry_run_changes_nothing(engine: Engine, project: Project, unchanged: 
 
 
 @pytest.mark.parametrize("task", ["setup-builder", "build-multiarch", "arch-matrix", "stop-engine"])
-def test_dry_run_with_empty_cache(
-    engine: Engine, project: Project, task: str
-) -> None:
+def test_dry_run_with_empty_cache(engine: Engine, project: Project, task: str) -> None:
     if engine.kind != "private":
         pytest.skip("an engine is there already")
     empty = project.folder.parent / "cache"

@@ -112,9 +112,7 @@ def members(path: Path) -> set[str]:
         return set(archive.getnames())
 
 
-def test_containerd_store(
-    engine: Engine, stored: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_containerd_store(engine: Engine, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = hello(THREE).root_descriptor().digest
     export = partial(export_image, engine)
     for name in (stored, f"docker.io/{stored}", NAME, str(root), root.hex, f"{NAME}@{root}"):
@@ -142,9 +140,7 @@ def test_invalid_name_is_not_sent(engine: Engine, name: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_docker_save_of_containerd_store(
-    packed: bool, engine: Engine, stored: str, project: Project
-) -> None:
+def test_docker_save_of_containerd_store(packed: bool, engine: Engine, stored: str, project: Project) -> None:
     path = save(engine, project, stored)
     assert {"index.json", "manifest.json"} <= members(path)
     if packed:
@@ -175,9 +171,7 @@ def partial_image(engine: Engine, tmp_path: Path) -> Iterator[Callable[[str], st
     client.close()
 
 
-def test_platform_not_pulled(
-    engine: Engine, partial_image: Callable[[str], str]
-) -> None:
+def test_platform_not_pulled(engine: Engine, partial_image: Callable[[str], str]) -> None:
     own = str(engine.platform)
     with open_image(f"docker-daemon:{partial_image(own)}", export=partial(export_image, engine)) as source:
         found = {str(platform): source.is_missing(entry) for platform, entry in source.platform_manifests}
@@ -185,9 +179,7 @@ def test_platform_not_pulled(
         assert own in [verdict.platform for verdict in verify(source, [], "x").platforms if verdict.ok]
 
 
-def test_unexportable_image(
-    engine: Engine, partial_image: Callable[[str], str]
-) -> None:
+def test_unexportable_image(engine: Engine, partial_image: Callable[[str], str]) -> None:
     other = next(name for name in THREE if name != str(engine.platform))
     name = partial_image(other)
     with pytest.raises(UsageError, match=f"has {other} of .*, which it cannot export without") as caught:
@@ -234,9 +226,7 @@ def test_docker_save_of_graphdriver_store(graph: Engine, classic: str, project: 
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_skopeo_docker_archive(
-    packed: bool, skopeo: Callable[..., None], tmp_path: Path
-) -> None:
+def test_skopeo_docker_archive(packed: bool, skopeo: Callable[..., None], tmp_path: Path) -> None:
     memory = hello(THREE)
     archive, path = write_archive(memory, tmp_path / "oci.tar"), tmp_path / "saved.tar"
     skopeo("--override-arch=arm64", f"oci-archive:{archive}", f"docker-archive:{path}:{NAME}:1")
