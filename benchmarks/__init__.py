@@ -1,1 +1,1 @@
-"""Both sides of every promise about speed, measured in one run: ``nox -s bench``."""
+"""Benchmarks of every documented speed limit; both sides are measured in one run: ``nox -s bench``."""

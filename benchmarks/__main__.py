@@ -1,4 +1,4 @@
-"""Measure every promise and print a table; exit 1 if one is not kept."""
+"""Measure every documented limit and print a table; exit with 1 if one is exceeded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _show(rows: Sequence[Row]) -> None:
 
 
 def main() -> int:
-    """Run the groups named, or all of them."""
+    """Run the named groups, by default all."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"any of {', '.join(_GROUPS)}")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (medians are shown)")

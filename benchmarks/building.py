@@ -1,4 +1,4 @@
-"""Promises about building and running: against raw buildx, the bare compiler, and docker run."""
+"""Benchmark building and running against buildx, ``go build`` and ``docker run``."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def nothing(c):
 
 
 class Bench:
-    """A scratch repository with the example in it, and a line of services on the real engine."""
+    """A temporary repository with the example, and a pipeline on the real engine."""
 
-    def __init__(self, place: Path, rounds: int) -> None:
-        self.place = place
+    def __init__(self, directory: Path, rounds: int) -> None:
+        self.directory = directory
         self.rounds = rounds
-        self.example = place / "hello"
+        self.example = directory / "hello"
         shutil.copytree(_EXAMPLE, self.example)
-        shutil.copy(_ROOT / "pyproject.toml", place)
+        shutil.copy(_ROOT / "pyproject.toml", directory)
         self.line = Pipeline(
             settings=load_settings(folder=_ROOT),
             commands=SubprocessRunner(dry_run_output=sys.stderr),
-            notify=_tell,
+            notify=_notify,
         )
         self.engine = self.line.engine
         self.env = {**os.environ, **self.engine.env}
@@ -59,52 +59,52 @@ class Bench:
         self.edits = 0
 
     def tasks(self, *arguments: str) -> list[str]:
-        """The argv of one of our tasks."""
+        """Return the argv of one of our tasks."""
         return [*_TASKS, *arguments]
 
     def edit(self, source: Path | None = None) -> None:
-        """Change the program, so that nothing compiled before is of use."""
+        """Change the program, so that no compiler cache applies."""
         self.edits += 1
         path = (source or self.example) / "main.go"
         text = path.read_text(encoding="utf-8").split("// edit")[0]
         path.write_text(f"{text}// edit {os.getpid()} {self.edits}\n", encoding="utf-8")
 
     def raw_build(self) -> list[str]:
-        """The very buildx command that ours runs, from its own dry run."""
+        """Return the buildx command of our task, taken from its dry run."""
         argv = self.tasks("build-multiarch", "--dry-run", *self.options)
-        done = subprocess.run(argv, cwd=self.place, capture_output=True, text=True, check=True)
-        words = shlex.split(done.stdout.splitlines()[-1])
-        return [word for word in words if not word.startswith(("DOCKER_", "BUILDX_", "--metadata-file="))]
+        done = subprocess.run(argv, cwd=self.directory, capture_output=True, text=True, check=True)
+        buildx_argv = shlex.split(done.stdout.splitlines()[-1])
+        return [arg for arg in buildx_argv if not arg.startswith(("DOCKER_", "BUILDX_", "--metadata-file="))]
 
     def unchanged(self) -> Row:
-        """Nothing changed: ours against raw ``docker buildx build`` with the same flags."""
-        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.place)
+        """Compare an unchanged build with ``docker buildx build`` and the same flags."""
+        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.directory)
         ours()
-        raw = command(self.raw_build(), cwd=self.place, env=self.env)
+        raw = command(self.raw_build(), cwd=self.directory, env=self.env)
         times = compare(ours, raw, rounds=self.rounds)
         return _row("nothing changed: build-multiarch / raw buildx", times, 1.35, self.rounds)
 
     def edited(self) -> Iterator[Row]:
-        """An edit of main.go: ours against a bare ``go build`` loop, and the classic way against ours."""
+        """Compare a build after an edit of main.go with a ``go build`` loop and with the emulated build."""
         go = self._go_loop()
-        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.place)
+        ours = command(self.tasks("build-multiarch", *self.options), cwd=self.directory)
         ours()
         go()
         times = compare(ours, go, rounds=self.rounds, before=self.edit)
         yield _row("edit of main.go: build-multiarch / bare go build loop", times, 3.0, self.rounds)
-        classic = self.place / "classic"
+        classic = self.directory / "classic"
         shutil.copytree(_CLASSIC, classic)
         argv = self.tasks("build-multiarch", "--context=classic", "--tag=classic:bench")
-        command(argv, cwd=self.place)()
-        slow = compare(command(argv, cwd=self.place), rounds=1, before=lambda: self.edit(classic))
+        command(argv, cwd=self.directory)()
+        slow = compare(command(argv, cwd=self.directory), rounds=1, before=lambda: self.edit(classic))
         yield _row("edit of main.go: build-multiarch / classic Dockerfile", [times[0], slow[0]], 0.1, 1)
 
     def _go_loop(self) -> Callable[[], None]:
-        """The limit: the compiler on the host, one target after the other, its cache kept."""
-        go = fetch_go(self.place / "toolchain", self.line.commands) / "bin/go"
+        """Run the compiler on the host for one target after the other with a warm cache: the lower bound."""
+        go = fetch_go(self.directory / "toolchain", self.line.commands) / "bin/go"
         targets = [_go_environment(platform) for platform in self.line.platforms]
         cache = {
-            "GOCACHE": str(self.place / "gocache"),
+            "GOCACHE": str(self.directory / "gocache"),
             "CGO_ENABLED": "0",
             "GOOS": "linux",
             "GOTOOLCHAIN": "local",
@@ -118,7 +118,7 @@ class Bench:
                     "-trimpath",
                     "-ldflags=-s -w",
                     "-o",
-                    f"{self.place}/out{number}",
+                    f"{self.directory}/out{number}",
                     "main.go",
                 ]
                 command(argv, cwd=self.example, env={**os.environ, **cache, **target})()
@@ -126,24 +126,24 @@ class Bench:
         return loop
 
     def emulated(self) -> Row:
-        """Ten runs with Docker: ours against ``docker run``, one after the other."""
-        command(self.tasks("build-multiarch", *self.options, "--load"), cwd=self.place)()
+        """Compare ten runs with Docker with sequential ``docker run``."""
+        command(self.tasks("build-multiarch", *self.options, "--load"), cwd=self.directory)()
         docker = self.engine.tools.docker
 
         def loop() -> None:
             for platform in self.line.platforms:
                 command([*docker, "run", "--rm", f"--platform={platform}", "hello:bench"], env=self.env)()
 
-        ours = command(self.tasks("run-emulated", "docker-daemon:hello:bench"), cwd=self.place)
+        ours = command(self.tasks("run-emulated", "docker-daemon:hello:bench"), cwd=self.directory)
         times = compare(ours, loop, rounds=self.rounds)
         return _row("ten platforms: run-emulated / docker run loop", times, 0.7, self.rounds)
 
     def listing(self) -> Row:
-        """``inv --list`` with our tasks against Invoke with an empty tasks file."""
+        """Compare ``inv --list`` with our tasks and with an empty tasks file."""
         folders = {"ours": "from buildkit_tasks.tasks import ns\n", "empty": _EMPTY}
         sides = []
         for name, text in folders.items():
-            folder = self.place / name
+            folder = self.directory / name
             folder.mkdir()
             (folder / "tasks.py").write_text(text, encoding="utf-8")
             sides.append(command([str(Path(sys.executable).with_name("inv")), "--list"], cwd=folder))
@@ -162,13 +162,13 @@ def _row(promise: str, times: list[float], limit: float, rounds: int, *, absolut
     return Row(promise=promise, ours=ours, theirs=theirs, limit=limit, rounds=rounds, absolute=absolute)
 
 
-def _tell(message: str) -> None:
+def _notify(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def measure(place: Path, rounds: int) -> Iterator[Row]:
-    """Measure every promise of this group, in a folder of its own."""
-    bench = Bench(place, rounds)
+def measure(directory: Path, rounds: int) -> Iterator[Row]:
+    """Measure every limit of this group in a new directory."""
+    bench = Bench(directory, rounds)
     yield bench.listing()
     yield bench.unchanged()
     yield bench.emulated()

@@ -1,4 +1,4 @@
-"""A child that verifies one image and says what that took: ``python -m benchmarks.child IMAGE``."""
+"""Verify one image and print the time and memory used: ``python -m benchmarks.child IMAGE``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from buildkit_tasks.verify import verify
 
 
 def peak() -> int:
-    """The most memory that this process had resident, in bytes.
+    """Return the peak resident memory of this process in bytes.
 
-    ``getrusage`` would not do: Linux counts into its ``ru_maxrss`` what the parent's memory was when
-    this process was started from it (fs/exec.c, exec_mmap), and the benchmark is larger than we are.
+    ``getrusage`` does not work here: Linux includes the parent's memory at the time of the exec in
+    ``ru_maxrss`` (fs/exec.c, exec_mmap), and the benchmark is larger than this process.
     """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
@@ -23,14 +23,14 @@ def peak() -> int:
 
 
 def main(name: str) -> None:
-    """Verify, and print seconds, bytes, and whether the image holds."""
+    """Verify the image, and print seconds, bytes and whether it passes."""
     started = time.perf_counter()
     with open_image(name) as source:
         report = verify(source, (), name)
     seconds = time.perf_counter() - started
     bad = [check.message for verdict in report.platforms for check in verdict.checks if not check.ok]
-    taken = {"seconds": seconds, "peak": peak(), "ok": report.ok, "problems": bad[:10]}
-    json.dump(taken, sys.stdout)
+    result = {"seconds": seconds, "peak": peak(), "ok": report.ok, "problems": bad[:10]}
+    json.dump(result, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Images that are large in one way or another, written as OCI layout folders, layer by layer.
+"""Generate large images as OCI image layouts.
 
-A layer is written once as a stream, its two digests taken on the way: none is ever in memory whole.
+Each layer is streamed, and its digest and diff_id are computed on the way: no layer is held in memory.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _ELF = b"\x7fELF"
 
 
 class Writes(Protocol):
-    """What a layer's archive is written into."""
+    """A file object that a layer's archive is written to."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A gzip layer in a layout: its entry in a manifest, and the digest of what it holds."""
+    """A gzip layer in a layout: its descriptor and its diff_id."""
 
     entry: Json
     diff_id: str
@@ -69,19 +69,19 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """Compressed bytes."""
+        """Return the compressed size in bytes."""
         return int(self.entry["size"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """Paths of this machine, in the order in which they are put into a layer."""
+    """Paths of this machine in the order in which they are added to a layer."""
 
     files: tuple[Path, ...]
     links: tuple[Path, ...]
 
     def write(self, to: Writes) -> None:
-        """Write them as an archive, nothing in which tells when or for whom it was made."""
+        """Write the paths as a reproducible archive, without times and owners."""
         with tarfile.open(fileobj=to, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
             for name in _MERGED:
                 archive.addfile(_link(name, f"usr/{name}"))
@@ -97,7 +97,7 @@ class Chosen:
 def files_of_usr(count: int, large: int) -> Chosen:
     """Choose files of /usr by sorted order: programs and libraries of ``large`` bytes, then small ones.
 
-    What there is differs from machine to machine; what is chosen on one is always the same.
+    The choice differs between machines, but is always the same on one machine.
     """
     files: dict[Path, None] = {}
     seen: set[int] = set()  # git's programs are one file under a hundred names
@@ -117,7 +117,7 @@ def files_of_usr(count: int, large: int) -> Chosen:
 
 
 def data_of_usr(large: int) -> Chosen:
-    """Choose files of /usr that are no programs, ``large`` bytes of them: fit for every platform."""
+    """Choose ``large`` bytes of files of /usr that are not programs, and so fit every platform."""
     files = []
     for path in _regular(_OTHERS, _LARGEST):
         if _begins(path) == _ELF:
@@ -130,7 +130,7 @@ def data_of_usr(large: int) -> Chosen:
 
 
 def write_layer(folder: Path, write: Callable[[Writes], None], level: int = 6) -> Layer:
-    """Add a layer to the layout in ``folder``; ``write`` writes its archive, uncompressed."""
+    """Add a layer to the layout in ``folder``; ``write`` writes the uncompressed archive."""
     blobs = folder / "blobs/sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "layer"
@@ -151,12 +151,12 @@ def write_layer(folder: Path, write: Callable[[Writes], None], level: int = 6) -
 
 
 def layer_of_entries(kind: bytes, mode: int, link: str = "") -> Callable[[Writes], None]:
-    """A layer of a million entries of one kind, a thousand in each of a thousand folders."""
+    """Write a layer of a million entries of one kind, a thousand in each of a thousand directories."""
 
     def write(to: Writes) -> None:
         for outer in range(1000):
             to.write(_header(f"d{outer:03}", tarfile.DIRTYPE, 0o755, ""))
-            # A header is told from the next by three digits of its name, and by its checksum.
+            # Headers differ only in three digits of the name and in the checksum.
             first = _header(f"d{outer:03}/f000", kind, mode, link)
             at, added = len(f"d{outer:03}/f"), int(first[148:154], 8) - 3 * ord("0")
             for inner in range(1000):
@@ -169,7 +169,7 @@ def layer_of_entries(kind: bytes, mode: int, link: str = "") -> Callable[[Writes
 
 
 def noise(size: int) -> Callable[[Writes], None]:
-    """A layer of files of 1 MiB each that gzip cannot make smaller."""
+    """Write a layer of incompressible files of 1 MiB each."""
 
     def write(to: Writes) -> None:
         block = b"".join(hashlib.sha512(number.to_bytes(4, "big")).digest() for number in range(1 << 14))
@@ -184,9 +184,9 @@ def noise(size: int) -> Callable[[Writes], None]:
 
 
 def image(folder: Path, layer: Layer, platforms: Sequence[str], entrypoint: str = "/main") -> str:
-    """Make the layout an image of these platforms, each with the layer and a program of its own.
+    """Make the layout an image of these platforms, each with the layer and its own program.
 
-    Gives its name. An ``entrypoint`` other than ``/main`` is taken from the layer.
+    Return the image's name. An ``entrypoint`` other than ``/main`` is taken from the layer.
     """
     memory = Memory()
     entries = [_manifest(memory, layer, platform, entrypoint) for platform in platforms]
@@ -198,14 +198,14 @@ def image(folder: Path, layer: Layer, platforms: Sequence[str], entrypoint: str 
 
 
 def archive_of(folder: Path, path: Path) -> str:
-    """Write a layout as an archive; gives its name."""
+    """Write a layout as an archive and return its name."""
     with tarfile.open(path, "w") as archive:
         archive.add(folder, arcname=".")
     return f"oci-archive:{path}"
 
 
 def memory_of(folder: Path) -> Memory:
-    """Take a layout into memory, blobs and all, for a registry to be filled from."""
+    """Read a layout with all blobs into memory, to fill a registry from it."""
     (entry,) = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"]
     blobs = {f"sha256:{path.name}": path.read_bytes() for path in (folder / "blobs/sha256").iterdir()}
     return Memory(blobs=blobs, top=descriptor(entry))
@@ -226,7 +226,7 @@ def _manifest(memory: Memory, layer: Layer, platform: str, entrypoint: str) -> J
 
 
 class _Hashed(io.RawIOBase):
-    """Passes on what is written, and hashes it on the way."""
+    """A writer that forwards and hashes data."""
 
     def __init__(self, to: Writes) -> None:
         self.hash = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A child that runs one platform of an image many times and says what that took: ``IMAGE PLATFORM RUNS``."""
+"""Run one platform of an image many times and print the time and memory used: ``IMAGE PLATFORM RUNS``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from buildkit_tasks.system.command import SubprocessRunner
 
 
 def main(image: str, platform: str, runs: int) -> None:
-    """Run, two at once, and print seconds and bytes."""
+    """Run two at a time, and print seconds and bytes."""
     settings = replace(load_settings(), checks=(SmokeCheck(),) * runs, jobs=2, runner="sandbox")
     line = Pipeline(
-        settings=settings, commands=SubprocessRunner(), notify=lambda said: print(said, file=sys.stderr)
+        settings=settings, commands=SubprocessRunner(), notify=lambda message: print(message, file=sys.stderr)
     )
     started = time.perf_counter()
     report = line.run_image(image, (Platform.parse(platform),))

@@ -1,4 +1,4 @@
-"""Promises about pushing with proof, caches for a cold builder, and nodes; and what other tools take."""
+"""Benchmark verified pushes, caches for a cold builder, nodes, and other tools."""
 
 from __future__ import annotations
 
@@ -34,32 +34,30 @@ _PRICE_OF_PROOF = 1.5  # seconds, for the ten platforms of the hello image
 
 @dataclass(frozen=True, kw_only=True)
 class _Releases:
-    """The example, an engine, and an empty registry."""
+    """The example, an engine and an empty registry."""
 
     bench: Bench
     registry: str
 
     def proof(self, label: str, *options: str, builder: str) -> Row:
-        """What it costs to verify and run every platform by its digest before a tag is named."""
+        """Measure the cost of verifying and running every platform by digest before tagging."""
         bench, numbers = self.bench, itertools.count()
         tag = f"{self.registry}/hello"
 
         def ours() -> None:
             names = [f"--tag={tag}:ours-{next(numbers)}", "--push", *options]
-            command(bench.tasks("build-multiarch", "--context=hello", *names), cwd=bench.place)()
+            command(bench.tasks("build-multiarch", "--context=hello", *names), cwd=bench.directory)()
 
         def raw() -> None:
             name = f"{tag}:raw-{next(numbers)}"
             build = [
-                word
-                for word in bench.raw_build()
-                if not word.startswith(("--output=", "--tag=", "--builder="))
+                arg for arg in bench.raw_build() if not arg.startswith(("--output=", "--tag=", "--builder="))
             ]
             at = build.index("--")
             argv = [*build[:at], f"--builder={builder}", f"--tag={name}", "--push", *build[at:]]
-            command(argv, cwd=bench.place, env=bench.env)()
+            command(argv, cwd=bench.directory, env=bench.env)()
             inspect = [*bench.engine.tools.buildx, "imagetools", "inspect", name]
-            command(inspect, cwd=bench.place, env=bench.env)()
+            command(inspect, cwd=bench.directory, env=bench.env)()
 
         ours()
         raw()
@@ -74,7 +72,7 @@ class _Releases:
         )
 
     def caches(self, image: str) -> Iterator[Row]:
-        """A build on a builder that has nothing, through each kind of cache, against one without."""
+        """Compare a build on a cold builder with each kind of cache with one without."""
         tag = f"{self.registry}/inline:hello"
         places = {
             "local": ("type=local,dest=cache", "type=local,src=cache"),
@@ -82,14 +80,14 @@ class _Releases:
             "inline": ("type=inline", f"type=registry,ref={tag}"),
             "gha": ("type=gha", "type=gha"),
         }
-        # GitHub's own is not to be had here; this one stands on the loopback interface like the registry.
+        # GitHub's service is not available here: serve one on the loopback interface, like the registry.
         with serve_actions() as actions:
             with self._cold(image, actions.env) as build:
                 for export, _ in places.values():
                     build(f"--cache-to={export}", f"--tag={tag}", "--push", "--no-verify")()
             without = self._timed(image, {})
-            for kind, (_, place) in places.items():
-                cached = self._timed(image, actions.env, f"--cache-from={place}")
+            for kind, (_, directory) in places.items():
+                cached = self._timed(image, actions.env, f"--cache-from={directory}")
                 yield Row(
                     promise=f"cold builder with a {kind} cache / without",
                     ours=cached,
@@ -104,21 +102,21 @@ class _Releases:
 
     @contextlib.contextmanager
     def _cold(self, image: str, env: Mapping[str, str]) -> Iterator[Callable[..., Callable[[], None]]]:
-        """A new builder, and what builds the example on it."""
+        """Create a new builder, and the function that builds the example on it."""
         bench, name = self.bench, f"bench-{uuid.uuid4().hex[:8]}"
         driver = ["--driver=docker-container", f"--driver-opt=image={image}", "--driver-opt=network=host"]
-        command(bench.tasks("setup-builder", f"--name={name}", *driver), cwd=bench.place)()
+        command(bench.tasks("setup-builder", f"--name={name}", *driver), cwd=bench.directory)()
         try:
             yield lambda *options: command(
                 bench.tasks("build-multiarch", "--context=hello", f"--builder={name}", *options),
-                cwd=bench.place,
+                cwd=bench.directory,
                 env={**os.environ, **env},
             )
         finally:
             bench.line.builders.remove(name)
 
     def nodes(self, image: str) -> Row:
-        """Every step anew for the ten platforms, split over two nodes against one; both on this machine."""
+        """Compare an uncached build for ten platforms on two nodes with one node, all on this machine."""
         with bridge_nodes(self.bench.engine, image, ("a", "b")) as nodes, contextlib.ExitStack() as stack:
             sides = [stack.enter_context(self._on_nodes(nodes[:count])) for count in (2, 1)]
             for side in sides:
@@ -133,7 +131,7 @@ class _Releases:
 
     @contextlib.contextmanager
     def _on_nodes(self, nodes: Sequence[Node]) -> Iterator[Callable[[], None]]:
-        """A build of every step on a builder of these nodes, the platforms dealt out to them."""
+        """Build without cache on a builder whose nodes share the platforms."""
         bench, name = self.bench, f"bench-{uuid.uuid4().hex[:8]}"
         platforms = [str(platform) for platform in bench.line.platforms]
         options = [
@@ -141,18 +139,18 @@ class _Releases:
             for number, node in enumerate(nodes)
         ]
         command(
-            bench.tasks("setup-builder", f"--name={name}", "--driver=remote", *options), cwd=bench.place
+            bench.tasks("setup-builder", f"--name={name}", "--driver=remote", *options), cwd=bench.directory
         )()
         build = ["--context=hello", "--no-cache", "--output=type=oci,dest=nodes.tar", f"--builder={name}"]
-        yield command(bench.tasks("build-multiarch", *build), cwd=bench.place)
-        command(bench.tasks("remove-builder", f"--name={name}"), cwd=bench.place)()
+        yield command(bench.tasks("build-multiarch", *build), cwd=bench.directory)
+        command(bench.tasks("remove-builder", f"--name={name}"), cwd=bench.directory)()
 
     def bake(self, builder: str) -> Row:
-        """``docker buildx bake`` of the same target, nothing changed."""
+        """Compare with an unchanged ``docker buildx bake`` of the same target."""
         bench = self.bench
         build = bench.raw_build()
         contexts = [
-            word.removeprefix("--build-context=") for word in build if word.startswith("--build-context=")
+            arg.removeprefix("--build-context=") for arg in build if arg.startswith("--build-context=")
         ]
         named = ", ".join(
             f'"{name.removesuffix(":latest")}" = "{value}"'
@@ -161,10 +159,10 @@ class _Releases:
         platforms = ", ".join(f'"{platform}"' for platform in bench.line.platforms)
         lines = ['context = "hello"', f"contexts = {{ {named} }}", f"platforms = [{platforms}]"]
         text = "\n  ".join(['target "default" {', *lines, 'output = ["type=oci,dest=bake.tar"]'])
-        (bench.place / "docker-bake.hcl").write_text(f"{text}\n}}\n", encoding="utf-8")
+        (bench.directory / "docker-bake.hcl").write_text(f"{text}\n}}\n", encoding="utf-8")
         bake = [*bench.engine.tools.buildx, "bake", f"--builder={builder}", "--allow=fs=*"]
-        ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)
-        theirs = command(bake, cwd=bench.place, env=bench.env)
+        ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.directory)
+        theirs = command(bake, cwd=bench.directory, env=bench.env)
         ours()
         theirs()
         mine, other = compare(ours, theirs, rounds=bench.rounds)
@@ -176,12 +174,12 @@ class _Releases:
         )
 
     def ko(self) -> Row:
-        """ko, which builds Go programs alone and without an engine, for the same platforms."""
-        bench, source = self.bench, self.bench.place / "ko"
+        """Compare with ko, which builds only Go programs and needs no engine, for the same platforms."""
+        bench, source = self.bench, self.bench.directory / "ko"
         source.mkdir()
         shutil.copy(bench.example / "main.go", source)
         (source / "go.mod").write_text("module example.org/hello\n\ngo 1.22\n", encoding="utf-8")
-        # Without attestations, and on an empty base: an index of the program alone.
+        # Without attestations and on an empty base: an index of only the program.
         platforms = ",".join(map(str, bench.line.platforms))
         argv = [
             str(install(KO)), "build", ".", f"--platform={platforms}", "--push=false", "--sbom=none",
@@ -190,7 +188,7 @@ class _Releases:
         push(self.registry, _empty(bench.line.platforms), "base")
         env = {**bench.env, "KO_DEFAULTBASEIMAGE": f"{self.registry}/base", "KO_DOCKER_REPO": "ko.local"}
         theirs = command(argv, cwd=source, env=env)
-        ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)
+        ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.directory)
         theirs()
         ours()
 
@@ -205,16 +203,16 @@ class _Releases:
 
 
 def _empty(platforms: Iterable[Platform]) -> Memory:
-    """An image with nothing in it, for each platform."""
+    """Return an empty image for each platform."""
     memory = Memory()
     return memory.index([add_platform(memory, str(platform), [make_tar({})]) for platform in platforms])
 
 
-def measure(place: Path, rounds: int) -> Iterator[Row]:
-    """Measure every promise of this group, in a folder of its own."""
-    bench = Bench(place, rounds)
-    (place / "registry").mkdir()
-    with serve(place / "registry") as registry:
+def measure(directory: Path, rounds: int) -> Iterator[Row]:
+    """Measure every limit of this group in a new directory."""
+    bench = Bench(directory, rounds)
+    (directory / "registry").mkdir()
+    with serve(directory / "registry") as registry:
         releases = _Releases(bench=bench, registry=registry)
         yield releases.proof("docker", builder="default")
         yield releases.bake("default")

@@ -1,4 +1,4 @@
-"""Promises about running: the sandbox against ``docker run``, and against QEMU alone."""
+"""Benchmark runs in the sandbox against ``docker run`` and against QEMU alone."""
 
 from __future__ import annotations
 
@@ -32,30 +32,32 @@ _MANY = "linux/arm64"
 
 
 class Bench:
-    """The example built for ten platforms, as an archive and in the engine, and its bare programs."""
+    """The example for ten platforms: as an archive, in the engine, and as extracted programs."""
 
-    def __init__(self, place: Path, rounds: int) -> None:
-        self.place = place
+    def __init__(self, directory: Path, rounds: int) -> None:
+        self.directory = directory
         self.rounds = rounds
-        shutil.copytree(_ROOT / "examples" / "hello", place / "hello")
-        shutil.copy(_ROOT / "pyproject.toml", place)
+        shutil.copytree(_ROOT / "examples" / "hello", directory / "hello")
+        shutil.copy(_ROOT / "pyproject.toml", directory)
         self.line = Pipeline(
             settings=load_settings(folder=_ROOT),
             commands=SubprocessRunner(dry_run_output=sys.stderr),
-            notify=_tell,
+            notify=_notify,
         )
         self.engine = self.line.engine
         self._build("--output=type=oci,dest=hello.tar")
         self._build("--load", "--tag=hello:bench")
         self._build("--output=type=local,dest=out")
-        self.image = f"oci-archive:{place}/hello.tar"
+        self.image = f"oci-archive:{directory}/hello.tar"
 
     def sandbox(self, *options: str) -> Callable[[], None]:
-        """Our side."""
-        return command([*_TASKS, "run-emulated", self.image, "--runner=sandbox", *options], cwd=self.place)
+        """Run all platforms in the sandbox."""
+        return command(
+            [*_TASKS, "run-emulated", self.image, "--runner=sandbox", *options], cwd=self.directory
+        )
 
     def first(self) -> Iterator[Row]:
-        """Nothing unpacked yet: seconds, and against ``docker run``, one after the other."""
+        """Measure runs with an empty rootfs cache, in seconds and against sequential ``docker run``."""
         docker = self.engine.tools.docker
         env = {**os.environ, **self.engine.env}
 
@@ -71,7 +73,7 @@ class Bench:
         )
 
     def again(self) -> Row:
-        """Roots kept: against QEMU directly on the ten programs, one after the other."""
+        """Compare runs with a filled rootfs cache with QEMU on the ten programs, one after the other."""
         bare = [command(self._bare(platform)) for platform in self.line.platforms]
 
         def loop() -> None:
@@ -84,7 +86,7 @@ class Bench:
         return Row(promise=what, ours=ours, theirs=theirs, limit=1.3, rounds=3 * self.rounds)
 
     def many(self) -> Row:
-        """A hundred runs of one platform, two at once: what each costs over bare QEMU, in milliseconds."""
+        """Measure the overhead over bare QEMU in ms for a hundred runs of one platform, two at a time."""
         bare = command(self._bare(Platform.parse(_MANY)))
 
         def loop() -> None:
@@ -107,7 +109,7 @@ class Bench:
         )
 
     def growth(self) -> Row:
-        """A thousand runs in one process: its memory after all of them, and after a hundred."""
+        """Measure the memory of one process after a hundred and after a thousand runs."""
         before = self._census()
         few, all_of_them = (self._megabytes(runs) for runs in (_RUNS, 10 * _RUNS))
         if self._census() != before:
@@ -120,7 +122,7 @@ class Bench:
         return float(json.loads(done.stdout)["peak"]) / 1_000_000
 
     def _census(self) -> list[str]:
-        """What runs could leave: mounts, handlers, processes of ours, unpacked roots."""
+        """Count what runs could leave behind: mounts, handlers, our processes, cached root file systems."""
         handlers = Path("/proc/sys/fs/binfmt_misc").glob("qemu-*")
         roots = cache_folder(self.line.settings) / "roots"
         return [
@@ -134,31 +136,31 @@ class Bench:
         return [sys.executable, "-m", "benchmarks.many", self.image, _MANY, str(runs)]
 
     def _bare(self, platform: Platform) -> list[str]:
-        """QEMU on the program, or the program alone where it runs natively."""
+        """Return the argv of QEMU with the program, or of the program alone where it runs natively."""
         folder = f"linux_{platform.slug.replace('-', '_')}"
-        program = str(self.place / "out" / folder / "usr/local/bin/hello")
+        program = str(self.directory / "out" / folder / "usr/local/bin/hello")
         if platform.architecture == native_platform().architecture:
             return [program]
-        qemu = QemuFinder(settings=self.line.settings, commands=self.line.commands, notify=_tell).find(
+        qemu = QemuFinder(settings=self.line.settings, commands=self.line.commands, notify=_notify).find(
             platform.machine
         )
         return [str(qemu), program]
 
     def _forget(self) -> None:
-        """Remove what was unpacked."""
+        """Remove the cached root file systems."""
         shutil.rmtree(cache_folder(self.line.settings) / "roots", ignore_errors=True)
 
     def _build(self, *options: str) -> None:
-        command([*_TASKS, "build-multiarch", "--context=hello", *options], cwd=self.place)()
+        command([*_TASKS, "build-multiarch", "--context=hello", *options], cwd=self.directory)()
 
 
-def _tell(message: str) -> None:
+def _notify(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def measure(place: Path, rounds: int) -> Iterator[Row]:
-    """Measure every promise of this group, in a folder of its own."""
-    bench = Bench(place, rounds)
+def measure(directory: Path, rounds: int) -> Iterator[Row]:
+    """Measure every limit of this group in a new directory."""
+    bench = Bench(directory, rounds)
     yield from bench.first()
     yield bench.again()
     yield bench.many()

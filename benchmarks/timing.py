@@ -1,4 +1,4 @@
-"""Measure two or more ways to do the same, taking turns, so that a noisy machine hits all alike."""
+"""Measure alternatives in turns, so that noise on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Row", "command", "compare"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One promise: the medians of both sides in ``unit``, and what their ratio must not pass.
+    """One measurement: the medians of both sides in ``unit``, and the limit for their ratio.
 
-    Without ``theirs`` the limit is for ours alone; without a ``limit`` the row only informs.
+    Without ``theirs`` the limit applies to ``ours`` alone. A row without a ``limit`` is informative.
     """
 
     promise: str
@@ -32,33 +32,33 @@ class Row:
 
     @property
     def measure(self) -> float:
-        """The ratio of ours to theirs, for an absolute promise the difference, else ours alone."""
+        """Return the ratio of ours to theirs, the difference for an absolute limit, or ours alone."""
         if self.theirs is None:
             return self.ours
         return self.ours - self.theirs if self.absolute else self.ours / self.theirs
 
     @property
     def holds(self) -> bool:
-        """Whether the promise was kept in this run."""
+        """Return True if the limit was not exceeded."""
         return self.limit is None or self.measure <= self.limit
 
 
 def command(
     argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Callable[[], None]:
-    """A side that runs a command; its failure ends the benchmark with what it said."""
+    """Return a function that runs a command; its failure ends the benchmark with the command's output."""
 
     def side() -> None:
         done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr[-2000:] or done.stdout[-2000:]
-            raise SystemExit(f"{' '.join(argv)} failed with {done.returncode}:\n{said}")
+            completed = done.stderr[-2000:] or done.stdout[-2000:]
+            raise SystemExit(f"{' '.join(argv)} failed with {done.returncode}:\n{completed}")
 
     return side
 
 
 def compare(*sides: Callable[[], None], rounds: int, before: Callable[[], None] | None = None) -> list[float]:
-    """The median seconds of each side; ``before`` is called, untimed, ahead of every measurement."""
+    """Return the median seconds of each side; ``before`` is called untimed before each measurement."""
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds):
         for side, times in zip(sides, seconds, strict=True):

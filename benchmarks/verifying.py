@@ -1,4 +1,4 @@
-"""Promises about verify-arch: against the check by hand, the bare decompressor, and fixed limits."""
+"""Benchmark verify-arch against a manual check, plain decompression and fixed limits."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ _KINDS = {
 _MB = 1_000_000
 
 
-def measure(place: Path, rounds: int) -> Iterator[Row]:
-    """Measure every promise of this group, in a folder of its own that is emptied after each."""
+def measure(directory: Path, rounds: int) -> Iterator[Row]:
+    """Measure every limit of this group in a new directory that is emptied after each."""
     for group in (_hello, _usr, _million, _large, _sharing):
-        folder = place / group.__name__
+        folder = directory / group.__name__
         folder.mkdir()
         yield from group(folder, rounds)
         shutil.rmtree(folder)
 
 
-def _hello(place: Path, rounds: int) -> Iterator[Row]:
-    """The ten-platform example as a process, against what people do by hand for each platform."""
-    bench = Bench(place, rounds)
-    command(bench.tasks("build-multiarch", *bench.options), cwd=bench.place)()
-    (archive,) = (bench.place / "dist").glob("*.tar")
-    layout = place / "layout"
+def _hello(directory: Path, rounds: int) -> Iterator[Row]:
+    """Compare verify-arch of the ten-platform example with the manual check of each platform."""
+    bench = Bench(directory, rounds)
+    command(bench.tasks("build-multiarch", *bench.options), cwd=bench.directory)()
+    (archive,) = (bench.directory / "dist").glob("*.tar")
+    layout = directory / "layout"
     with tarfile.open(archive) as packed:
         packed.extractall(layout, filter="data")
     hands = _Hands.fetched(bench)
-    registry = place / "registry"
+    registry = directory / "registry"
     registry.mkdir()
     with serve(registry) as host:
         push(host, memory_of(layout), "hello")
@@ -79,8 +79,8 @@ def _hello(place: Path, rounds: int) -> Iterator[Row]:
             ("archive", f"oci-archive:{archive}"),
             ("registry", f"docker://{host}/hello:latest"),
         ):
-            ours = command(bench.tasks("verify-arch", name, "--json"), cwd=bench.place)
-            theirs = hands.check(name, bench.line.platforms, place / "by-hand")
+            ours = command(bench.tasks("verify-arch", name, "--json"), cwd=bench.directory)
+            theirs = hands.check(name, bench.line.platforms, directory / "by-hand")
             times = compare(ours, theirs, rounds=rounds)
             promise = f"ten platforms, {where}: verify-arch / skopeo + umoci + file"
             yield Row(promise=promise, ours=times[0], theirs=times[1], limit=1 / 3, rounds=rounds)
@@ -88,36 +88,36 @@ def _hello(place: Path, rounds: int) -> Iterator[Row]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Hands:
-    """The three programs of the usual check, from Debian's packages under a prefix of their own."""
+    """The three programs of the usual manual check, from Debian packages under their own prefix."""
 
     prefix: Path
     env: dict[str, str]
 
     @classmethod
     def fetched(cls, bench: Bench) -> _Hands:
-        """Fetch them once; later runs find them in the cache folder."""
-        wanted = PackageSet(names=("skopeo", "umoci", "file"), suite="host", with_dependencies=True)
+        """Download the programs once; later runs use the cache directory."""
+        packages = PackageSet(names=("skopeo", "umoci", "file"), suite="host", with_dependencies=True)
         prefix = cache_folder(bench.line.settings) / "debian/by-hand"
-        install_packages(prefix, [wanted], bench.line.commands, bench.line.notify)
+        install_packages(prefix, [packages], bench.line.commands, bench.line.notify)
         libraries = ":".join(str(path) for path in (prefix / "usr/lib").glob("*-linux-gnu*"))
         magic = prefix / "usr/lib/file/magic.mgc"
-        found = {"MAGIC": str(magic)} if magic.exists() else {}
-        return cls(prefix=prefix, env={**os.environ, "LD_LIBRARY_PATH": libraries, **found})
+        magic_env = {"MAGIC": str(magic)} if magic.exists() else {}
+        return cls(prefix=prefix, env={**os.environ, "LD_LIBRARY_PATH": libraries, **magic_env})
 
-    def check(self, name: str, platforms: Sequence[Platform], place: Path) -> Callable[[], None]:
-        """Copy, unpack and look, for one platform after the other."""
-        steps = [step for platform in platforms for step in self._steps(name, platform, place)]
+    def check(self, name: str, platforms: Sequence[Platform], directory: Path) -> Callable[[], None]:
+        """Copy, unpack and inspect one platform after the other."""
+        steps = [step for platform in platforms for step in self._steps(name, platform, directory)]
 
         def side() -> None:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
             for step in steps:
                 step()
 
         return side
 
-    def _steps(self, name: str, platform: Platform, place: Path) -> Iterator[Callable[[], None]]:
-        layout = place / str(platform).replace("/", "-")
+    def _steps(self, name: str, platform: Platform, directory: Path) -> Iterator[Callable[[], None]]:
+        layout = directory / str(platform).replace("/", "-")
         chosen = [f"--override-os={platform.os}", f"--override-arch={platform.architecture}"]
         if platform.variant:
             chosen.append(f"--override-variant={platform.variant}")
@@ -132,11 +132,11 @@ class _Hands:
         return command([str(self.prefix / "usr/bin" / program), *arguments], env=self.env)
 
 
-def _usr(place: Path, rounds: int) -> Iterator[Row]:
-    """One layer made of /usr: all checks and both hashes, against decompression and against tarfile."""
+def _usr(directory: Path, rounds: int) -> Iterator[Row]:
+    """Compare all checks and both hashes of a layer of /usr with decompression and with tarfile."""
     chosen = files_of_usr(16_000, 800 * _MB)
-    layer = write_layer(place, chosen.write)
-    name = image(place, layer, ["linux/amd64"], "/usr/bin/env")
+    layer = write_layer(directory, chosen.write)
+    name = image(directory, layer, ["linux/amd64"], "/usr/bin/env")
     what = f"{len(chosen.files):,} files of /usr, {layer.size / _MB:.0f} MB gzip"
     sides = (lambda: _verified(name), lambda: _decompressed(layer), lambda: _listed(layer))
     ours, bare, listed = compare(*sides, rounds=rounds)
@@ -154,7 +154,7 @@ def _verified(name: str) -> None:
 
 
 def _decompressed(layer: Layer) -> None:
-    """The limit: nothing done with what comes out; 64 KiB at a time was the fastest step."""
+    """Decompress and discard the output: the lower bound. 64 KiB was the fastest chunk size."""
     inflate = isal_zlib.decompressobj(wbits=31)
     with layer.path.open("rb") as file:
         while data := file.read(1 << 16):
@@ -167,50 +167,50 @@ def _listed(layer: Layer) -> None:
             pass
 
 
-def _million(place: Path, rounds: int) -> Iterator[Row]:
-    """A million entries: seconds and memory of a process of its own.
+def _million(directory: Path, rounds: int) -> Iterator[Row]:
+    """Measure the seconds and memory of a separate process for a million entries.
 
-    An image may be refused for them; that has to be as quick and as small, and the row says it.
+    The image may be rejected for them. That has to be as quick and as small, and the row states it.
     """
     for number, (what, (kind, mode, link)) in enumerate(_KINDS.items()):
-        folder = place / str(number)
+        folder = directory / str(number)
         layer = write_layer(folder, layer_of_entries(kind, mode, link), level=1)
-        taken = _Taken.by_child(image(folder, layer, ["linux/amd64"]), rounds)
-        refused = "".join(f" (refused: {problem})" for problem in taken.problems)
+        usage = _Usage.measure(image(folder, layer, ["linux/amd64"]), rounds)
+        refused = "".join(f" (refused: {problem})" for problem in usage.problems)
         whole = f"a million {what}, {layer.size / _MB:.0f} MB gzip{refused}"
-        yield Row(promise=f"{whole}: seconds", ours=taken.seconds, limit=5, rounds=rounds)
-        yield Row(promise=f"{whole}: memory", ours=taken.megabytes, limit=100, rounds=rounds, unit="MB")
+        yield Row(promise=f"{whole}: seconds", ours=usage.seconds, limit=5, rounds=rounds)
+        yield Row(promise=f"{whole}: memory", ours=usage.megabytes, limit=100, rounds=rounds, unit="MB")
 
 
-def _large(place: Path, rounds: int) -> Iterator[Row]:
-    """A layer of 1 GB, compressed as well: memory of a process of its own."""
+def _large(directory: Path, rounds: int) -> Iterator[Row]:
+    """Measure the memory of a separate process for a layer of 1 GB, also compressed."""
     rounds = min(rounds, 3)
-    layout = place / "layout"
+    layout = directory / "layout"
     layer = write_layer(layout, noise(1000 * _MB), level=1)
     image(layout, layer, ["linux/amd64"])
-    registry = place / "registry"
+    registry = directory / "registry"
     registry.mkdir()
     with serve(registry) as host:
         push(host, memory_of(layout), "large")
         names = {
-            "an archive": archive_of(layout, place / "large.tar"),
+            "an archive": archive_of(layout, directory / "large.tar"),
             "a registry": f"docker://{host}/large:latest",
         }
         for where, name in names.items():
-            taken = _Taken.by_child(name, rounds).holding()
+            usage = _Usage.measure(name, rounds).holding()
             whole = f"a layer of {layer.size / _MB:.0f} MB from {where}"
-            yield Row(promise=f"{whole}: seconds", ours=taken.seconds, rounds=rounds)
-            yield Row(promise=f"{whole}: memory", ours=taken.megabytes, limit=150, rounds=rounds, unit="MB")
+            yield Row(promise=f"{whole}: seconds", ours=usage.seconds, rounds=rounds)
+            yield Row(promise=f"{whole}: memory", ours=usage.megabytes, limit=150, rounds=rounds, unit="MB")
 
 
-def _sharing(place: Path, rounds: int) -> Iterator[Row]:
-    """Platforms that share a big layer: it is read once, however many they are."""
+def _sharing(directory: Path, rounds: int) -> Iterator[Row]:
+    """Show that a big layer is read once, however many platforms share it."""
     chosen = data_of_usr(530 * _MB)
-    layer = write_layer(place / "layer", chosen.write)
+    layer = write_layer(directory / "layer", chosen.write)
     platforms = [str(platform) for platform in _platforms()]
     names = {}
     for count in (1, 2, 5, 10):
-        folder = place / str(count)
+        folder = directory / str(count)
         (folder / "blobs/sha256").mkdir(parents=True)
         os.link(layer.path, folder / "blobs/sha256" / layer.path.name)
         names[count] = image(folder, layer, platforms[:count])
@@ -234,16 +234,16 @@ def _platforms() -> tuple[Platform, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Taken:
-    """What a verification took in a process of its own: its median seconds, and its most memory."""
+class _Usage:
+    """Resources of a verification in a separate process: median seconds and peak memory."""
 
     seconds: float
     megabytes: float
     problems: tuple[str, ...]
 
     @classmethod
-    def by_child(cls, name: str, rounds: int) -> _Taken:
-        """Verify that many times, each in a new process."""
+    def measure(cls, name: str, rounds: int) -> _Usage:
+        """Verify ``rounds`` times, each in a new process."""
         argv = [sys.executable, "-m", "benchmarks.child", name]
         runs = []
         for _ in range(rounds):
@@ -257,8 +257,8 @@ class _Taken:
             problems=tuple(runs[-1]["problems"]),
         )
 
-    def holding(self) -> _Taken:
-        """Give this, of an image that has to hold: what ends early is no measurement."""
+    def holding(self) -> _Usage:
+        """Return this if the image passed: a verification that fails early is not a measurement."""
         if self.problems:
             raise SystemExit("\n".join(["an image that was to be measured does not hold:", *self.problems]))
         return self
