@@ -1,4 +1,4 @@
-"""Everything of ours that could be left behind, counted before and after a fault."""
+"""Count the state that could be left behind, before and after a fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Census:
-    """What was there at one moment; engine's things are empty where no engine is asked."""
+    """The state at one moment. The engine's fields are empty if no engine was queried."""
 
     containers: frozenset[str]
     volumes: frozenset[str]
@@ -32,17 +32,17 @@ class Census:
     handlers: tuple[tuple[str, bytes], ...]
 
     def differences(self, after: Census) -> dict[str, tuple[Any, Any]]:
-        """What is gone and what is new, by kind."""
-        found = {}
+        """Return the removed and the new items by kind."""
+        changes = {}
         for each in fields(self):
             old, new = frozenset(getattr(self, each.name)), frozenset(getattr(after, each.name))
             if old != new:
-                found[each.name] = (sorted(old - new), sorted(new - old))
-        return found
+                changes[each.name] = (sorted(old - new), sorted(new - old))
+        return changes
 
 
 def take(engine: Engine | None, *folders: Path) -> Census:
-    """Count now. ``folders`` are searched for temporary files, as the cache folder is."""
+    """Take a census. ``folders`` and the cache directory are searched for temporary files."""
     cache = cache_folder(load_settings())
     containers: set[str] = set()
     volumes: set[str] = set()
@@ -66,33 +66,33 @@ def take(engine: Engine | None, *folders: Path) -> Census:
 
 
 def handlers() -> tuple[tuple[str, bytes], ...]:
-    """The handler table, byte for byte."""
+    """Return the handler table byte for byte."""
     names = sorted(BINFMT.iterdir()) if BINFMT.is_dir() else []
     return tuple((path.name, path.read_bytes()) for path in names if path.name not in ("register", "status"))
 
 
 def _processes() -> Iterator[str]:
-    """Those that a test has started, however far down: they inherit its mark."""
+    """Yield the processes started by a test, descendants included: they inherit its environment variable."""
     ((name, value),) = MARK.items()
     mark = f"{name}={value}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if mark in (entry / "environ").read_bytes().split(b"\0"):
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if words:  # a zombie has none
-                    yield f"{entry.name} {words.strip()}"
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if command:  # a zombie has none
+                    yield f"{entry.name} {command.strip()}"
 
 
 def _mounts(cache: Path) -> Iterator[str]:
     ours = (str(cache), str(PrivateEnginePaths(cache).runtime_dir), str(BINFMT))
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        place = line.split(" ")[4]
-        if place.startswith(ours):
-            yield place
+        mount_point = line.split(" ")[4]
+        if mount_point.startswith(ours):
+            yield mount_point
 
 
 def _temporary_files(folder: Path) -> Iterator[str]:
-    """Hidden files that are no locks; the daemon's own data is its own affair."""
+    """Yield hidden files that are not locks, except for the daemon's data."""
     for root, names, files in os.walk(folder):
         if Path(root).parent == folder:
             names[:] = [name for name in names if name != "data"]

@@ -1,7 +1,7 @@
-"""Change one thing in an image, and make anew every digest and size above it.
+"""Change one part of an image, and recompute every digest and size above it.
 
-An image is never changed in place: each function gives another :class:`Memory`, in which whatever
-referred to the changed document refers to the new one. So what is planted is the only thing wrong.
+Images are not changed in place: each function returns a new :class:`Memory`, in which references to
+the changed document point to the new one. So the planted fault is the only fault.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REFERENCE = "vnd.docker.reference.digest"
 
 
 def read_archive(archive: OciArchive) -> Memory:
-    """All of an image in an OCI archive, into memory."""
+    """Read an image in an OCI archive into memory."""
     memory = Memory(top=archive.root_descriptor())
     todo = [archive.root_descriptor()]
     while todo:

@@ -1,7 +1,7 @@
-"""Small images made from nothing, sound ones and ones with a planted fault.
+"""Generate small images, valid ones and ones with a planted fault.
 
-An image here is a :class:`Memory`: blobs by digest, and a root. It is a source itself, and can be
-written as a layout folder or an archive.
+An image is a :class:`Memory`: blobs by digest, and a root. It is a source, and can be written as a
+layout directory or an archive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Memory:
-    """A source in memory; ``blobs`` may be changed behind its digests' backs."""
+    """A source in memory; ``blobs`` may be changed without changing their digests."""
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     top: Descriptor | None = None
@@ -46,7 +46,7 @@ class Memory:
         return io.BytesIO(self.blobs[str(descriptor.digest)])
 
     def put(self, data: bytes | Json, media_type: str, **more: object) -> Json:
-        """Store a blob and give its descriptor as JSON."""
+        """Store a blob and return its descriptor as JSON."""
         raw = json.dumps(data).encode() if isinstance(data, dict) else data
         digest = str(Digest.from_bytes(raw))
         self.blobs[digest] = raw
@@ -80,7 +80,7 @@ def platform_json(platform: str) -> Json:
 
 
 def probe(platform: str) -> bytes:
-    """A real executable of that platform."""
+    """Return a real executable for the platform."""
     return build_probe_program(Platform.parse(platform).machine)
 
 
@@ -105,7 +105,7 @@ def folder(name: str) -> tarfile.TarInfo:
 def make_tar(
     files: Mapping[str, bytes], others: Iterable[tarfile.TarInfo] = (), form: int = tarfile.PAX_FORMAT
 ) -> bytes:
-    """A tar archive of regular files (mode 0755) and then other members, by the standard library."""
+    """Return a tar archive of regular files (mode 0755) and then other members, written by ``tarfile``."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for name, data in files.items():
@@ -118,7 +118,7 @@ def make_tar(
 
 
 def put_manifest(memory: Memory, config: Json, layers: Sequence[Json], **more: object) -> Json:
-    """Store config and manifest; gives the manifest's entry without a platform."""
+    """Store config and manifest; return the manifest's descriptor without a platform."""
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -138,7 +138,7 @@ def add_platform(
     diff_ids: Sequence[str] | None = None,
     **start: object,
 ) -> Json:
-    """Store one platform's image, its layers gzipped; gives its index entry.
+    """Store one platform's image with gzipped layers; return its index entry.
 
     ``says`` is the platform in the config where that differs; ``start`` fills the config's
     ``config`` (``Entrypoint``, ``Cmd``, ``Env``...).
@@ -154,7 +154,7 @@ def add_platform(
 
 
 def hello(platforms: Sequence[str] = ("linux/amd64", "linux/arm64", "linux/arm/v7")) -> Memory:
-    """A sound image: one layer with ``/usr/bin/main`` for each platform."""
+    """Return a valid image: one layer with ``/usr/bin/main`` for each platform."""
     memory = Memory()
     entries = [
         add_platform(memory, name, [make_tar({"usr/bin/main": probe(name)})], Entrypoint=["/usr/bin/main"])
@@ -170,14 +170,14 @@ def one(tars: Sequence[bytes], platform: str = "linux/amd64", **start: object) -
 
 
 def flip(data: bytes, at: int = -20) -> bytes:
-    """The same bytes with one bit changed."""
+    """Return the bytes with one bit changed."""
     changed = bytearray(data)
     changed[at] ^= 1
     return bytes(changed)
 
 
 def layout_files(memory: Memory, **annotations: str) -> dict[str, bytes]:
-    """The files of a layout, as buildx writes them: an index.json that names one index."""
+    """Return the files of a layout as buildx writes them: an index.json with one index."""
     root = memory.root_descriptor()
     entry = {
         "mediaType": root.media_type,

@@ -1,4 +1,4 @@
-"""Ports of this machine: one that is free, and whether somebody listens at one."""
+"""Find free ports, and test whether a port accepts connections."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["free_port", "listens"]
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port at which nobody listened just now."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether a connection is taken there."""
+    """Return True if the port accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False

@@ -1,4 +1,4 @@
-"""A user's repository in a temporary folder, and the tasks run in it as the user runs them."""
+"""A user's repository in a temporary directory, in which tasks are run as a user runs them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOPELESS = "00 00 00 00"  # arm64's udf and riscv64's defined-illegal word: SIGI
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     stdout: str
@@ -33,13 +33,13 @@ class Done:
 
     @property
     def document(self) -> Any:
-        """The JSON document that is all of standard output."""
+        """Return the JSON document on standard output."""
         return json.loads(self.stdout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A folder with files in it, and the environment that commands get there."""
+    """A directory with files, and the environment of commands in it."""
 
     folder: Path
     env: Mapping[str, str] = field(default_factory=dict)
@@ -56,9 +56,9 @@ class Project:
         return self
 
     def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
-        """Start any command here, in a session of its own; it hears Ctrl-C even if we do not."""
+        """Start a command here in a new session. It handles SIGINT even if this process ignores it."""
         return subprocess.Popen(
-            # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+            # Background jobs of a shell ignore SIGINT, and their children inherit that.
             ["/usr/bin/env", "--default-signal=INT", *argv],
             cwd=self.folder,
             env={**os.environ, **MARK, **self.env},
@@ -70,7 +70,7 @@ class Project:
         )
 
     def command(self, *argv: str, timeout: float = 300) -> Done:
-        """Run any command here to its end."""
+        """Run a command here and wait for its end."""
         started = time.monotonic()
         with self.start(argv) as child:
             try:
@@ -82,26 +82,26 @@ class Project:
         return Done(code=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
 
     def task(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> Done:
-        """Run a task, which must end with the status that is expected and without a traceback."""
+        """Run a task, which must exit with the expected status and without a traceback."""
         done = self.command(*TASKS, name, *options, timeout=timeout)
-        said = f"{name} ended with {done.code}, not {expect}:\n{done.stdout}\n{done.stderr}"
-        assert done.code == expect, said
-        assert "Traceback" not in done.stdout + done.stderr, said
+        output = f"{name} ended with {done.code}, not {expect}:\n{done.stdout}\n{done.stderr}"
+        assert done.code == expect, output
+        assert "Traceback" not in done.stdout + done.stderr, output
         return done
 
     def json(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> Any:
-        """Run a task with ``--json`` and give its document."""
+        """Run a task with ``--json`` and return its document."""
         return self.task(name, "--json", *options, expect=expect, timeout=timeout).document
 
 
-def repository(place: Path) -> Project:
-    """The repository in ``place/repo``: it asks for no registry, and its temporary files stay beside it."""
-    (place / "tmp").mkdir()
-    env = {"TMPDIR": str(place / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
-    return Project(folder=place / "repo", env=env)
+def repository(parent: Path) -> Project:
+    """Return a repository in ``parent/repo`` that needs no registry, with TMPDIR in ``parent/tmp``."""
+    (parent / "tmp").mkdir()
+    env = {"TMPDIR": str(parent / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
+    return Project(folder=parent / "repo", env=env)
 
 
 def program(platform: str, status: int = 0, *, code: str | None = None) -> bytes:
-    """A tiny real program of that platform: it ends with ``status``, or does what ``code`` says."""
+    """Return a tiny real program for the platform that exits with ``status``, or runs ``code``."""
     machine = Platform.parse(platform).machine
     return build_probe_program(machine if code is None else replace(machine, exit_instructions=code), status)

@@ -1,4 +1,4 @@
-"""A runner that knows only the commands it was told of, and fails the test on any other."""
+"""A command runner with scripted results. An unexpected command fails the test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN = CommandOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """A command that was asked for: how (run, stream, start), its words and its call."""
+    """A requested command: its kind (run, stream, start), argv and options."""
 
     kind: str
     argv: tuple[str, ...]
@@ -35,7 +35,7 @@ class Ran:
 
 
 @dataclass(kw_only=True)
-class _Told:
+class _Expectation:
     pattern: str
     answer: CommandResult
     effect: Effect | None
@@ -45,10 +45,10 @@ class _Told:
 
 @dataclass(kw_only=True)
 class Scripted:
-    """Answers commands by patterns over their words joined by blanks; the latest told comes first.
+    """Answer commands by patterns over their argv joined by blanks; the latest expectation wins.
 
-    A dry run answers what changes something with success, as the real runner does, and keeps it in
-    ``shown``.
+    In a dry run commands that change something succeed, as with the real runner, and are recorded
+    in ``shown``.
     """
 
     dry_run: bool = False
@@ -57,7 +57,7 @@ class Scripted:
     written: list[tuple[Path, bytes]] = field(default_factory=list)
     refusal: OSError | None = None
     interrupted: int = 0
-    _told: list[_Told] = field(default_factory=list)
+    _expectations: list[_Expectation] = field(default_factory=list)
 
     def expect(  # noqa: PLR0913 - each is a keyword with a default
         self,
@@ -70,9 +70,11 @@ class Scripted:
         error: BaseException | None = None,
         times: int | None = None,
     ) -> Scripted:
-        """Say how a command that matches ``pattern`` (as a shell matches names) will end."""
+        """Set the result of commands that match ``pattern``, a shell pattern."""
         answer = CommandResult(argv=(), returncode=returncode, stdout=stdout, stderr=stderr)
-        self._told.insert(0, _Told(pattern=pattern, answer=answer, effect=effect, error=error, left=times))
+        self._expectations.insert(
+            0, _Expectation(pattern=pattern, answer=answer, effect=effect, error=error, left=times)
+        )
         return self
 
     def mount(self, filesystem: str, mount_point: Path) -> None:
@@ -85,11 +87,11 @@ class Scripted:
 
     @property
     def lines(self) -> list[str]:
-        """Every command that was asked for, in order."""
+        """Return every requested command in order."""
         return [each.line for each in self.calls]
 
     def asked(self, pattern: str) -> list[Ran]:
-        """The commands that match a pattern."""
+        """Return the requested commands that match a pattern."""
         return [each for each in self.calls if fnmatch.fnmatchcase(" ".join(each.argv), pattern)]
 
     def run(
@@ -118,27 +120,27 @@ class Scripted:
     def _answer(
         self, kind: str, argv: Sequence[str], call: CommandOptions, *, mutates: bool
     ) -> CommandResult:
-        words = tuple(argv)
-        assert all(type(word) is str for word in words), f"not a list of text: {words}"
-        self.calls.append(Ran(kind=kind, argv=words, call=call, mutates=mutates))
+        args = tuple(argv)
+        assert all(type(arg) is str for arg in args), f"not a list of text: {args}"
+        self.calls.append(Ran(kind=kind, argv=args, call=call, mutates=mutates))
         if mutates and self.dry_run:
-            self.shown.append(shlex.join(words))
-            return CommandResult(argv=words, returncode=0)
-        for told in self._told:
-            if told.left != 0 and fnmatch.fnmatchcase(" ".join(words), told.pattern):
-                return _given(told, words, call)
-        pytest.fail(f"a command that nobody told of: {shlex.join(words)}")
+            self.shown.append(shlex.join(args))
+            return CommandResult(argv=args, returncode=0)
+        for expectation in self._expectations:
+            if expectation.left != 0 and fnmatch.fnmatchcase(" ".join(args), expectation.pattern):
+                return _result_of(expectation, args, call)
+        pytest.fail(f"an unexpected command: {shlex.join(args)}")
 
 
-def _given(told: _Told, words: tuple[str, ...], call: CommandOptions) -> CommandResult:
-    if told.left is not None:
-        told.left -= 1
-    if told.effect is not None:
-        told.effect(list(words), call)
-    if told.error is not None:
-        raise told.error
-    answer = told.answer
-    return CommandResult(argv=words, returncode=answer.returncode, stdout=answer.stdout, stderr=answer.stderr)
+def _result_of(expectation: _Expectation, args: tuple[str, ...], call: CommandOptions) -> CommandResult:
+    if expectation.left is not None:
+        expectation.left -= 1
+    if expectation.effect is not None:
+        expectation.effect(list(args), call)
+    if expectation.error is not None:
+        raise expectation.error
+    answer = expectation.answer
+    return CommandResult(argv=args, returncode=answer.returncode, stdout=answer.stdout, stderr=answer.stderr)
 
 
 class Entry(NamedTuple):
@@ -179,7 +181,7 @@ class Kernel(Scripted):
         self.add(Entry(name, interpreter, flags, value, bits))
 
     def add(self, new: Entry) -> None:
-        """Put an entry into the table, later than all before it."""
+        """Add an entry to the table, newer than all others."""
         entry = self.folder / new.name
         if entry.exists():
             raise FileExistsError(17, "File exists")

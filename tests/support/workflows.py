@@ -1,4 +1,4 @@
-"""Pipelines of CI systems as documents show them, read as text alone, their expressions filled in."""
+"""Parse CI pipelines from the documentation and fill in their expressions."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _EXPRESSION = re.compile(r"\$\{\{ *(.*?) *\}\}")
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The blocks of a page that are written in a language."""
+    """Return the code blocks of a page in a language."""
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def read(text: str) -> Any:
-    """The document that is in the text; every scalar is a text, so that ``on`` is no truth."""
+    """Parse a YAML document. Every scalar is a string, so that ``on`` is not a boolean."""
     return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it makes texts, lists and maps alone
 
 
 def filled(value: Any, values: Mapping[str, str]) -> Any:
-    """The same with each ``${{ expression }}`` replaced by what is known of it; others are an error."""
+    """Return the text with each ``${{ expression }}`` replaced by its value; unknown ones are an error."""
     if isinstance(value, dict):
         return {key: filled(each, values) for key, each in value.items()}
     if isinstance(value, list):

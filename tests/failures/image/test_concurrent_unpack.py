@@ -1,4 +1,4 @@
-"""Two tasks that unpack one image at once, and one that is killed in the middle of it."""
+"""Concurrent unpacking of one image, and a task that is killed while it unpacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.unpacking import (
 
 MANY = 4000
 
-# Says when it has the root, whether it had to unpack it, and what is in it; keeps it until it is told.
+# Print how many entries the acquired root has and whether it was unpacked here; hold it until a line is read.
 _PROGRAM = """
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ with RootfsCache(folder, cap, None).acquire(source, Image(source).platform_manif
 
 
 class Task:
-    """A process that uses a root."""
+    """A process that uses a cached root file system."""
 
     def __init__(self, folder: Path, archive: Path, cap: int = 1 << 30) -> None:
         argv = [sys.executable, "-c", _PROGRAM, str(folder), str(archive), str(cap)]
@@ -62,8 +62,8 @@ class Task:
         self.process.send_signal(number)
 
     def end(self) -> None:
-        _, said = self.process.communicate("\n", timeout=60)
-        assert self.process.returncode == 0, said
+        _, stderr = self.process.communicate("\n", timeout=60)
+        assert self.process.returncode == 0, stderr
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -94,7 +94,7 @@ def image(path: Path, count: int, *more: Entry) -> Path:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """One that takes a while; folders and links in it would be in the way of who removes it carelessly."""
+    """Return an image that unpacks slowly, with directories and links that make careless removal fail."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
@@ -107,7 +107,7 @@ def digest(archive: Path) -> str:
 
 
 def staging(tmp_path: Path, archive: Path) -> Path:
-    """The folder in which that image is being unpacked, once a part of it is there."""
+    """Return the staging directory of the image, once a part of it is unpacked."""
     for _ in range(10_000):
         for found in (tmp_path / "roots").glob(f".staging-*{digest(archive)}*"):
             if (found / "root/d/20").exists():
@@ -121,20 +121,20 @@ def names(tmp_path: Path) -> set[str]:
 
 
 def stopped(start: Start, tmp_path: Path, archive: Path) -> tuple[Task, Path]:
-    """A task in the middle of unpacking, which goes on when it is told to."""
+    """Return a task that is stopped while it unpacks, and its staging directory."""
     task = start(archive)
-    place = staging(tmp_path, archive)
+    staged = staging(tmp_path, archive)
     task.send(signal.SIGSTOP)
     time.sleep(0.05)
-    assert place.exists(), "it was faster than we are"
-    return task, place
+    assert staged.exists(), "it was faster than we are"
+    return task, staged
 
 
-def test_one_of_two_unpacks_and_the_other_waits_for_it(start: Start, tmp_path: Path, large: Path) -> None:
-    first, place = stopped(start, tmp_path, large)
+def test_second_task_waits_for_unpack(start: Start, tmp_path: Path, large: Path) -> None:
+    first, staged = stopped(start, tmp_path, large)
     second = start(large)
     time.sleep(0.3)
-    assert place.exists()
+    assert staged.exists()
     first.send(signal.SIGCONT)
     assert first.line() == f"{MANY} True"
     assert second.line() == f"{MANY} False"
@@ -144,17 +144,17 @@ def test_one_of_two_unpacks_and_the_other_waits_for_it(start: Start, tmp_path: P
 
 
 def test_another_image_waits_for_nobody(start: Start, tmp_path: Path, large: Path) -> None:
-    first, place = stopped(start, tmp_path, large)
+    first, staged = stopped(start, tmp_path, large)
     other = start(image(tmp_path / "small.tar", 3))
     assert other.line() == "3 True"
     other.end()
-    assert place.exists()
+    assert staged.exists()
     first.send(signal.SIGCONT)
     assert first.line() == f"{MANY} True"
     first.end()
 
 
-def test_sixteen_at_once_all_get_the_root(start: Start, tmp_path: Path) -> None:
+def test_sixteen_tasks_share_one_root(start: Start, tmp_path: Path) -> None:
     small = image(tmp_path / "small.tar", 50)
     tasks = [start(small) for _ in range(16)]
     lines = [task.line() for task in tasks]
@@ -166,12 +166,10 @@ def test_sixteen_at_once_all_get_the_root(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same image", "another image"])
-def test_what_one_that_was_killed_left_is_gone_after_the_next_run(
-    same: bool, start: Start, tmp_path: Path, large: Path
-) -> None:
-    killed, place = stopped(start, tmp_path, large)
+def test_next_run_removes_stale_staging(same: bool, start: Start, tmp_path: Path, large: Path) -> None:
+    killed, staged = stopped(start, tmp_path, large)
     killed.kill()
-    assert place.exists()
+    assert staged.exists()
     following = large if same else image(tmp_path / "small.tar", 3)
     task = start(following)
     assert task.line() == f"{MANY if same else 3} True"
@@ -180,7 +178,7 @@ def test_what_one_that_was_killed_left_is_gone_after_the_next_run(
     assert os.listdir(tmp_path / "outside") == ["file"]  # noqa: PTH208 - its name
 
 
-def test_who_waits_for_one_that_is_killed_unpacks_itself(start: Start, tmp_path: Path, large: Path) -> None:
+def test_waiter_unpacks_after_a_kill(start: Start, tmp_path: Path, large: Path) -> None:
     killed, _ = stopped(start, tmp_path, large)
     waiting = [start(large), start(large)]
     time.sleep(0.2)
@@ -191,7 +189,7 @@ def test_who_waits_for_one_that_is_killed_unpacks_itself(start: Start, tmp_path:
     assert names(tmp_path) == {digest(large)}
 
 
-def test_a_root_is_in_use_until_its_user_dies_and_no_longer(start: Start, tmp_path: Path) -> None:
+def test_root_is_in_use_until_user_exits(start: Start, tmp_path: Path) -> None:
     used, other = image(tmp_path / "used.tar", 3), image(tmp_path / "other.tar", 4)
     user = start(used)
     assert user.line() == "3 True"
@@ -207,12 +205,12 @@ def test_a_root_is_in_use_until_its_user_dies_and_no_longer(start: Start, tmp_pa
     assert names(tmp_path) == set()
 
 
-def test_one_that_is_interrupted_cleans_up_itself(start: Start, tmp_path: Path, large: Path) -> None:
-    task, place = stopped(start, tmp_path, large)
+def test_interrupted_task_cleans_up(start: Start, tmp_path: Path, large: Path) -> None:
+    task, staged = stopped(start, tmp_path, large)
     task.send(signal.SIGINT)
     task.send(signal.SIGCONT)
     task.process.communicate(timeout=60)
     assert task.process.returncode != 0
-    assert not place.exists()
+    assert not staged.exists()
     assert names(tmp_path) == set()
     remove_path(tmp_path / "roots")

@@ -1,4 +1,4 @@
-"""The rows about hostile images, for who unpacks them: nothing outside of the root is ever touched."""
+"""Unpack hostile layers: nothing outside of the root is ever touched."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PLATFORM = "linux/amd64"
 
 
 def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: object) -> Memory:
-    """An image of one layer, stored as it is; ``descriptor`` may lie about it."""
+    """Return an image of one layer, stored unchanged; ``descriptor`` may contradict it."""
     memory = Memory()
     stored = {**memory.put(blob, media_type), **descriptor}
     config = {
@@ -69,7 +69,7 @@ def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: o
 
 
 def fails(source: Memory, place: Path, kind: type[BuildkitTasksError], limits: Limits = LIMITS) -> str:
-    """Why it is refused, within bounded time and memory; nothing of it is left."""
+    """Return the error message. Unpacking must fail within bounded time and memory and leave nothing."""
     place.mkdir(exist_ok=True)
     started = time.monotonic()
     tracemalloc.start()
@@ -84,12 +84,12 @@ def fails(source: Memory, place: Path, kind: type[BuildkitTasksError], limits: L
     return caught.value.message
 
 
-# Row 38: a blob that is no file.
+# A blob that is not a regular file.
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "socket", "folder"])
 @pytest.mark.timeout(60)
-def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Path) -> None:
+def test_layer_must_be_a_regular_file(kind: str, tmp_path: Path) -> None:
     memory = hello([PLATFORM])
     digest = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     path = write_folder(memory, tmp_path / "layout") / "blobs/sha256" / digest.partition(":")[2]
@@ -110,22 +110,22 @@ def test_row_38_a_layer_that_is_no_file_is_not_unpacked(kind: str, tmp_path: Pat
     assert [each.name for each in (tmp_path / "roots").iterdir()] == [".lock"]
 
 
-# Row 39: nested indexes.
+# Nested indexes.
 
 
-def test_row_39_an_index_is_nothing_to_unpack(tmp_path: Path) -> None:
+def test_index_is_not_unpacked(tmp_path: Path) -> None:
     source = hello([PLATFORM])
     with pytest.raises(MalformedImage, match="not an image manifest"):
         unpack(source, source.root_descriptor(), tmp_path / "root")
     assert list(tmp_path.iterdir()) == []
 
 
-# Row 40: traversal.
+# Path traversal.
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What lies beside the place of the root."""
+    """The files outside of the root."""
 
     place: Path
     folder: Path
@@ -141,7 +141,7 @@ class Outside:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Outside]:
-    """Nothing of it is touched, whatever a test unpacks."""
+    """Yield files outside of the root, and check afterwards that they are unchanged."""
     found = Outside(tmp_path / "place", tmp_path / "outside")
     found.place.mkdir()
     for name in ("a/b", "etc"):
@@ -218,7 +218,7 @@ REFUSED_ATTACKS: dict[str, list[list[Entry]]] = {
 
 
 def aimed(attack: list[list[Entry]], out: Path) -> list[list[Entry]]:
-    """The same layers, at what is really outside."""
+    """Return the layers with their targets replaced by paths that exist outside."""
 
     def at(info: tarfile.TarInfo) -> tarfile.TarInfo:
         copy = tarfile.TarInfo(info.name.replace(OUT, str(out)))
@@ -230,24 +230,24 @@ def aimed(attack: list[list[Entry]], out: Path) -> list[list[Entry]]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_row_40_nothing_outside_is_touched(attack: list[list[Entry]], outside: Outside) -> None:
+def test_nothing_outside_is_touched(attack: list[list[Entry]], outside: Outside) -> None:
     root = unpack_layers(outside.place, *aimed(attack, outside.folder))
     assert stat.S_ISDIR(root.lstat().st_mode)
 
 
 @pytest.mark.parametrize("attack", REFUSED_ATTACKS.values(), ids=REFUSED_ATTACKS)
-def test_row_40_what_leads_out_is_refused(attack: list[list[Entry]], outside: Outside) -> None:
+def test_escaping_path_is_rejected(attack: list[list[Entry]], outside: Outside) -> None:
     assert unpack_error(outside.place, *aimed(attack, outside.folder))
 
 
-def test_row_40_a_working_directory_leads_to_no_outside(outside: Outside) -> None:
+def test_working_dir_stays_inside(outside: Outside) -> None:
     out = str(outside.folder)
     for number, folder in enumerate((f"{out}/new", "/l/new", f"/{CLIMB}{out}/new", "l/../l/new")):
         done = outside.place.parent / f"done{number}"
         unpack_layers(outside.place, [symlink("l", out)], WorkingDir=folder).rename(done)
 
 
-def test_row_40_a_root_that_is_thrown_away_leads_to_no_outside(outside: Outside) -> None:
+def test_root_removal_stays_inside(outside: Outside) -> None:
     source = one(
         [
             layer_tar(
@@ -264,37 +264,37 @@ def test_row_40_a_root_that_is_thrown_away_leads_to_no_outside(outside: Outside)
     assert [each.name for each in (outside.place.parent / "roots").iterdir()] == [".lock"]
 
 
-# Row 41: bombs.
+# Decompression bombs.
 
 
 def zeros(size: int) -> tuple[bytes, int]:
-    """The beginning of an archive with one file of zeros, and how many of them there are."""
+    """Return the start of an archive with one file of zeros, and the file's size."""
     info = tarfile.TarInfo("zeros")
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT), size
 
 
-def test_row_41_a_gzip_bomb_is_stopped_at_the_cap(tmp_path: Path) -> None:
+def test_gzip_bomb_hits_layer_limit(tmp_path: Path) -> None:
     head, size = zeros(1 << 30)
     packed = gzip.compress(head) + gzip.compress(bytes(64 << 20)) * (size >> 26)
-    said = fails(image(packed, b""), tmp_path / "place", LimitExceeded, Limits(layer_bytes=100 << 20))
-    assert "larger than" in said
+    message = fails(image(packed, b""), tmp_path / "place", LimitExceeded, Limits(layer_bytes=100 << 20))
+    assert "larger than" in message
 
 
-def test_row_41_a_zstd_bomb_is_stopped_by_its_ratio(tmp_path: Path) -> None:
+def test_zstd_bomb_hits_ratio_limit(tmp_path: Path) -> None:
     head, size = zeros(1 << 34)
     packed = zstd.compress(head) + zstd.compress(bytes(64 << 20)) * (size >> 26)
     assert "decompression bomb" in fails(image(packed, b"", LAYER_ZSTD), tmp_path / "place", LimitExceeded)
 
 
-def test_row_41_the_cap_of_an_image_holds_while_its_last_layer_is_read(tmp_path: Path) -> None:
+def test_image_limit_during_last_layer(tmp_path: Path) -> None:
     layers = [make_tar({str(number): bytes(30 << 20)}) for number in range(3)]
     assert "larger than" in fails(
         one(layers), tmp_path / "place", LimitExceeded, Limits(image_bytes=64 << 20)
     )
 
 
-# Row 42: PAX bombs.
+# PAX bombs.
 
 
 @pytest.mark.parametrize(
@@ -311,12 +311,12 @@ def test_row_41_the_cap_of_an_image_holds_while_its_last_layer_is_read(tmp_path:
     ],
     ids=["x", "g", "L", "comment", "records", "path", "uid", "mtime"],
 )
-def test_row_42_a_pax_bomb_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_pax_bomb_is_rejected(data: bytes, tmp_path: Path) -> None:
     tar = data + END
     fails(image(gzip.compress(tar), tar), tmp_path / "place", MalformedImage)
 
 
-# Row 43: very many entries.
+# Very many entries.
 
 
 @pytest.mark.parametrize(
@@ -330,12 +330,12 @@ def test_row_42_a_pax_bomb_is_refused(data: bytes, tmp_path: Path) -> None:
     ],
     ids=["files", "folders", "links", "folders that no entry is for", "whiteouts"],
 )
-def test_row_43_very_many_entries_are_refused(entries: Callable[[int], Entry], tmp_path: Path) -> None:
+def test_too_many_entries_are_rejected(entries: Callable[[int], Entry], tmp_path: Path) -> None:
     source = one([layer_tar(*map(entries, range(1200)))])
     assert "too many" in fails(source, tmp_path / "place", LimitExceeded, Limits(entries=1000, nodes=900))
 
 
-def test_row_43_many_entries_that_are_allowed_take_little_memory(tmp_path: Path) -> None:
+def test_many_entries_take_little_memory(tmp_path: Path) -> None:
     tar = b"".join(header(b"%d/%d" % (number % 100, number)) for number in range(20_000)) + END
     source = image(gzip.compress(tar, 1), tar)
     tracemalloc.start()
@@ -345,7 +345,7 @@ def test_row_43_many_entries_that_are_allowed_take_little_memory(tmp_path: Path)
     assert sum(len(list(os.scandir(each))) for each in (tmp_path / "root").glob("[0-9]*")) == 20_000
 
 
-# Row 44: sizes that are none.
+# Invalid sizes.
 
 
 @pytest.mark.parametrize(
@@ -371,13 +371,13 @@ def test_row_43_many_entries_that_are_allowed_take_little_memory(tmp_path: Path)
         "cut off",
     ],
 )
-def test_row_44_a_size_that_cannot_be_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_invalid_size_is_rejected(data: bytes, tmp_path: Path) -> None:
     for media_type, packed in ((LAYER_GZIP, gzip.compress(data)), (LAYER_TAR, data)):
         fails(image(packed, data, media_type), tmp_path / "place", MalformedImage)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1 << 40])
-def test_row_44_a_layer_of_another_size_than_stated_is_refused(change: int, tmp_path: Path) -> None:
+def test_layer_size_mismatch_is_rejected(change: int, tmp_path: Path) -> None:
     tar = layer_tar(file("x", b"1" * 5000))
     packed = gzip.compress(tar)
     source = image(packed, tar, size=len(packed) + change)
