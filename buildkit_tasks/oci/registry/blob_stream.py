@@ -67,7 +67,7 @@ class BlobStream(io.RawIOBase):
 
     def close(self) -> None:
         """Close the stream; a connection that was read to the end of the body is reused."""
-        if not self.closed:
+        if not self.closed and "_response" in vars(self):  # not if the first request failed
             self._response.close()
         super().close()
 
