@@ -37,9 +37,7 @@ def campaigns(request: pytest.FixtureRequest) -> Iterator[Campaigns]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_target_survives(
-    target: str, campaigns: Campaigns, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_target_survives(target: str, campaigns: Campaigns, capsys: pytest.CaptureFixture[str]) -> None:
     done = campaigns[target].result()
     with capsys.disabled():
         sys.stdout.write(f"\n{done} ")

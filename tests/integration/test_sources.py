@@ -147,7 +147,7 @@ def test_docker_save_of_containerd_store(packed: bool, engine: Engine, stored: s
         path.write_bytes(gzip.compress(path.read_bytes()))
     for name in (f"docker-archive:{path}", f"docker-archive:{path}:{stored}", str(path)):
         with open_image(name) as source:
-            assert isinstance(source, DockerLayoutArchive)
+            assert isinstance(source.source, DockerLayoutArchive)
             assert source.root_descriptor().digest == hello(THREE).root_descriptor().digest
             assert proves(source, THREE)
 
@@ -221,7 +221,7 @@ def test_docker_save_of_graphdriver_store(graph: Engine, classic: str, project: 
         str(path),
     ):
         with open_image(name) as source:
-            assert isinstance(source, DockerLayoutArchive)
+            assert isinstance(source.source, DockerLayoutArchive)
             assert proves(source, ["linux/arm64"])
 
 
@@ -246,7 +246,7 @@ def test_skopeo_docker_archive(packed: bool, skopeo: Callable[..., None], tmp_pa
         str(path),
     ):
         with open_image(name) as source:
-            assert isinstance(source, DockerArchive)
+            assert isinstance(source.source, DockerArchive)
             assert proves(source, ["linux/arm64"])
             assert source.manifest(source.root_descriptor()).config.digest == config.digest
 

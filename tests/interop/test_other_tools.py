@@ -161,9 +161,7 @@ def test_buildah_formats(run: Run, tmp_path: Path, transport: str) -> None:
 
 @pytest.mark.parametrize("transport", ["oci", "oci-archive"])
 @pytest.mark.parametrize("packing", ["gzip", "zstd"])
-def test_skopeo_recompression(
-    run: Run, tmp_path: Path, layout: Path, transport: str, packing: str
-) -> None:
+def test_skopeo_recompression(run: Run, tmp_path: Path, layout: Path, transport: str, packing: str) -> None:
     target = f"{transport}:{tmp_path}/out"
     words = ["--all", f"--dest-compress-format={packing}", "--dest-compress"]
     run("skopeo", "--insecure-policy", "copy", *words, f"oci:{layout}:hello", f"{target}:x")
@@ -171,9 +169,7 @@ def test_skopeo_recompression(
 
 
 @pytest.mark.parametrize("form", ["oci", "v2s2"])
-def test_skopeo_dir_transport(
-    run: Run, tmp_path: Path, layout: Path, form: str
-) -> None:
+def test_skopeo_dir_transport(run: Run, tmp_path: Path, layout: Path, form: str) -> None:
     between = f"dir:{tmp_path}/between"
     run("skopeo", "--insecure-policy", "copy", "--all", f"--format={form}", f"oci:{layout}:hello", between)
     run("skopeo", "--insecure-policy", "copy", "--all", between, f"oci:{tmp_path}/out:x")

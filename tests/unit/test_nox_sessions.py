@@ -206,7 +206,10 @@ def two(nox: Nox) -> Nox:
 
 def subjects(nox: Nox) -> list[list[str]]:
     """The options of each session that say what is tested."""
-    return [[word for word in words if word.startswith(("--arch-platform", "--arch-image"))] for words in nox.tests]
+    return [
+        [word for word in words if word.startswith(("--arch-platform", "--arch-image"))]
+        for words in nox.tests
+    ]
 
 
 def test_several_images(two: Nox) -> None:
@@ -352,9 +355,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "said"), BAD)
-def test_bad_value_ends_session(
-    nox: Nox, words: list[str], said: str
-) -> None:
+def test_bad_value_ends_session(nox: Nox, words: list[str], said: str) -> None:
     done = nox(ONE, "-s", "arch_matrix", "--", *words)
     assert done.returncode == 1
     assert said in done.stderr

@@ -17,9 +17,7 @@ INVOKE = (sys.executable, "-m", "invoke")
     ("typo", "nearest"),
     [("linux/amr64", "linux/arm64"), ("linux/mips64", "linux/mips64le"), ("s390", "linux/s390x")],
 )
-def test_platform_typo(
-    project: Project, unchanged: Unchanged, typo: str, nearest: str
-) -> None:
+def test_platform_typo(project: Project, unchanged: Unchanged, typo: str, nearest: str) -> None:
     project.write({"Dockerfile": "FROM scratch\n"})
     with unchanged():
         done = project.task("build-multiarch", f"--platform=linux/amd64,{typo}", expect=2)
@@ -67,9 +65,7 @@ def test_unknown_invoke_key(project: Project, unchanged: Unchanged) -> None:
     assert "did you mean 'platforms'?" in done.stderr
 
 
-def test_failing_step_status(
-    engine: Engine, project: Project, unchanged: Unchanged
-) -> None:
+def test_failing_step_status(engine: Engine, project: Project, unchanged: Unchanged) -> None:
     assert engine.version
     dockerfile = 'FROM alpine:latest\nRUN test "$(uname -m)" != armv7l || exit 9\n'
     project.write({"Dockerfile": dockerfile})

@@ -45,9 +45,7 @@ runpy.run_module("buildkit_tasks", run_name="__main__")
     ],
     ids=" ".join,
 )
-def test_refused_before_any_command(
-    project: Project, unchanged: Unchanged, words: tuple[str, ...]
-) -> None:
+def test_refused_before_any_command(project: Project, unchanged: Unchanged, words: tuple[str, ...]) -> None:
     project.write({"Dockerfile": "FROM scratch\n", "x.tar": b"", "x.hcl": "", "--privileged": ""})
     log = project.folder.parent / "commands"
     with unchanged():

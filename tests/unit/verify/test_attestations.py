@@ -71,7 +71,7 @@ def of_attestations(report: VerifyReport) -> list[tuple[str, Check]]:
     ]
 
 
-def test_both_forms_are_recognised_counted_and_no_platform() -> None:
+def test_both_formats_are_counted() -> None:
     memory = Memory()
     entry = image(memory)
     index = memory.index(
@@ -84,13 +84,13 @@ def test_both_forms_are_recognised_counted_and_no_platform() -> None:
     assert (platform, check.message) == (ARM64, "3 attestations: SBOM (SPDX), SBOM (SPDX), provenance")
 
 
-def test_an_image_without_attestations_has_no_such_check() -> None:
+def test_no_attestations() -> None:
     memory = Memory()
     assert of_attestations(verify(memory.index([image(memory)]), (), "it")) == []
 
 
 @pytest.mark.parametrize("form", ["annotated", "artifact"])
-def test_one_about_an_image_that_is_not_in_the_index_fails(form: str) -> None:
+def test_unknown_target(form: str) -> None:
     memory = Memory()
     entry = image(memory)
     elsewhere = {**entry, "digest": str(Digest.from_bytes(b"another"))}
@@ -102,7 +102,7 @@ def test_one_about_an_image_that_is_not_in_the_index_fails(form: str) -> None:
     assert report.platforms[1].digest == dangling["digest"]
 
 
-def test_one_about_nothing_fails() -> None:
+def test_no_target() -> None:
     memory = Memory()
     entry = image(memory)
     homeless = {**annotated(memory, entry["digest"]), "annotations": {}}
@@ -111,7 +111,7 @@ def test_one_about_nothing_fails() -> None:
     assert "it is about no image; it has to be about one image" in check.message
 
 
-def test_one_whose_statement_is_about_another_image_fails_under_the_image_that_it_claims() -> None:
+def test_statement_of_other_image() -> None:
     memory = Memory()
     entry = image(memory)
     other = str(Digest.from_bytes(b"another"))
@@ -123,7 +123,7 @@ def test_one_whose_statement_is_about_another_image_fails_under_the_image_that_i
 
 
 @pytest.mark.parametrize("which", ["manifest", "config", "layer"])
-def test_row_33_a_flipped_byte_in_an_attestation_is_found(which: str) -> None:
+def test_flipped_byte(which: str) -> None:
     memory = Memory()
     entry = image(memory)
     attestation = annotated(memory, entry["digest"])

@@ -34,13 +34,13 @@ def arm(flags: int) -> bytes:
     return elf(dataclasses.replace(shape_of(V7), flags=flags), needed=["libc.so.6"])
 
 
-def test_binaries_of_the_platform_are_counted() -> None:
+def test_matching_binaries_are_counted() -> None:
     check = the("binaries", checks({"a": probe(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
     assert (check.ok, check.message) == (True, "2 binaries")
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
-def test_a_foreign_file_of_any_type_is_told_with_its_path(kind: int) -> None:
+def test_foreign_file_of_any_type(kind: int) -> None:
     found = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe(AMD64)})
     check = the("binaries", found)
     assert (check.ok, check.path) == (False, "/opt/deep/er/file")
@@ -59,11 +59,11 @@ def test_a_foreign_file_of_any_type_is_told_with_its_path(kind: int) -> None:
         (Shape(bits=64, order="little", machine=0x1234), "unknown"),
     ],
 )
-def test_machines_that_are_no_platforms_are_named(shape: Shape, name: str) -> None:
+def test_machine_names(shape: Shape, name: str) -> None:
     assert f"is made for {name}, not for amd64" in the("binaries", checks({"a": elf(shape)})).message
 
 
-def test_every_foreign_file_up_to_a_hundred_is_told_and_the_others_counted() -> None:
+def test_many_foreign_files() -> None:
     found = named("binaries", checks({f"f{number}": elf(ARM64) for number in range(103)}))
     assert len(found) == 101
     assert not any(check.ok for check in found)
@@ -72,7 +72,7 @@ def test_every_foreign_file_up_to_a_hundred_is_told_and_the_others_counted() -> 
 
 
 @pytest.mark.parametrize("code", [247, 190, 224, 94])
-def test_code_for_devices_is_no_program_of_another_machine(code: int) -> None:
+def test_device_code(code: int) -> None:
     shape = Shape(bits=64, order="little", machine=code)
     check = the("binaries", checks({"kernel.o": elf(shape, kind=1), "a": probe(AMD64)}))
     assert (check.ok, check.message) == (True, "1 binary, 1 for other processors (such as /kernel.o)")
@@ -81,7 +81,7 @@ def test_code_for_devices_is_no_program_of_another_machine(code: int) -> None:
 @pytest.mark.parametrize(
     "pattern", ["/opt/*", "/opt/tools/arm64", "opt/tools/*", "tools/*", "arm64", "*/arm64", "**/tools/**"]
 )
-def test_foreign_files_may_be_allowed_by_globs(pattern: str) -> None:
+def test_allowed_globs(pattern: str) -> None:
     check = the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
     assert (check.ok, check.message) == (
         True,
@@ -92,27 +92,27 @@ def test_foreign_files_may_be_allowed_by_globs(pattern: str) -> None:
 @pytest.mark.parametrize(
     "pattern", ["/tools/*", "opt", "/opt", "ools/arm64", "arm6", "OPT/*", "/opt/tools/arm6[5]"]
 )
-def test_what_no_glob_matches_is_not_allowed(pattern: str) -> None:
+def test_globs_without_match(pattern: str) -> None:
     assert not the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern)).ok
 
 
-def test_no_glob_allows_nothing() -> None:
+def test_no_globs() -> None:
     assert not compile_globs([])("/any")
 
 
-def test_an_allowed_file_may_need_more_of_the_instruction_set() -> None:
+def test_allowed_instruction_set() -> None:
     files = {"opt/v3/lib.so": elf(AMD64, isa=[(ISA_NEEDED, 4)])}
     assert not the("instruction-set", checks(files)).ok
     assert the("instruction-set", checks(files, AMD64, "/opt/v3/*")).ok
 
 
-def test_a_program_that_was_told_is_not_told_again() -> None:
+def test_entrypoint_is_reported_once() -> None:
     found = checks({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
     assert the("entrypoint-arch", found).path == "/main"
     assert the("binaries", found).path == "/other"
 
 
-def test_a_damaged_file_is_a_warning() -> None:
+def test_damaged_file() -> None:
     found = named("binaries", checks({"cut": probe(AMD64)[:20], "a": probe(AMD64)}))
     assert [(check.ok, check.warning) for check in found] == [(True, True), (True, False)]
     assert found[0].path == "/cut"
@@ -121,14 +121,14 @@ def test_a_damaged_file_is_a_warning() -> None:
     )
 
 
-def test_a_link_is_no_second_file_and_a_hard_link_is_one() -> None:
+def test_links() -> None:
     tar = make_tar({"a": elf(ARM64)}, [symlink("s", "a"), hard_link("h", "a")])
     report = verify(one([tar], AMD64), (), "the image")
     paths = [check.path for check in report.platforms[0].checks if check.name == "binaries"]
     assert sorted(paths) == ["/a", "/h"]
 
 
-def test_a_path_with_bytes_that_are_no_text_is_told_by_escapes() -> None:
+def test_path_that_is_not_utf8() -> None:
     tar = make_tar({"caf?": elf(ARM64)}).replace(b"caf?", b"caf\xe9")
     tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
     report = verify(one([tar], AMD64), (), "the image")
@@ -150,36 +150,36 @@ def test_a_path_with_bytes_that_are_no_text_is_told_by_escapes() -> None:
         (0b1111, "linux/amd64/v4", True),
     ],
 )
-def test_what_a_note_needs_is_measured_by_the_platforms_promise(bits: int, platform: str, ok: bool) -> None:
+def test_isa_note_against_baseline(bits: int, platform: str, ok: bool) -> None:
     check = the("instruction-set", checks({"a": elf(platform, isa=[(ISA_NEEDED, bits)])}, platform))
     assert (check.ok, check.expected) == (ok, platform)
     assert ("needs x86-64-v" in check.message) == (not ok)
 
 
-def test_what_a_note_says_to_be_used_is_not_needed() -> None:
+def test_isa_note_of_used_features() -> None:
     check = the("instruction-set", checks({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
     assert (check.ok, check.message) == (True, "none in 1 of 1, which proves nothing")
 
 
-def test_silence_is_told_and_proves_nothing() -> None:
+def test_files_without_isa_info() -> None:
     files = {"a": elf(AMD64), "b": elf(AMD64), "c": elf(AMD64, isa=[(ISA_NEEDED, 1)])}
     assert the("instruction-set", checks(files)).message == (
         "x86 ISA note in 1; none in 2 of 3, which proves nothing"
     )
 
 
-def test_files_of_no_binary_say_nothing_of_instructions() -> None:
+def test_no_binaries() -> None:
     assert named("instruction-set", checks({"a": b"text"})) == []
 
 
-def test_every_binary_that_needs_more_up_to_a_hundred_is_told_and_the_others_counted() -> None:
+def test_many_files_above_baseline() -> None:
     needy = elf(AMD64, isa=[(ISA_NEEDED, 4)])
     found = named("instruction-set", checks({f"f{number}": needy for number in range(102)}))
     assert len(found) == 101
     assert found[-1].message == "2 more binaries need more than linux/amd64 promises"
 
 
-def test_a_program_of_another_system_is_told() -> None:
+def test_other_operating_system() -> None:
     shape = dataclasses.replace(shape_of(AMD64), abi=9)
     check = the("instruction-set", checks({"a": elf(shape)}))
     assert (check.ok, check.path) == (False, "/a")
@@ -189,7 +189,7 @@ def test_a_program_of_another_system_is_told() -> None:
 # Floating point.
 
 
-def test_softfp_beside_hard_float_is_told_with_an_example_of_each() -> None:
+def test_mixed_float_abis() -> None:
     files = {"lib/a.so": arm(HARD), "lib/b.so": arm(HARD), "opt/c.so": arm(SOFT)}
     check = the("float-abi", checks(files, V7))
     assert (check.ok, check.path, check.expected, check.actual) == (False, "/opt/c.so", "hard", "soft")
@@ -199,11 +199,11 @@ def test_softfp_beside_hard_float_is_told_with_an_example_of_each() -> None:
 
 
 @pytest.mark.parametrize("flags", [HARD, SOFT, 0x05000000])
-def test_one_way_of_passing_numbers_is_no_matter(flags: int) -> None:
+def test_one_float_abi(flags: int) -> None:
     assert named("float-abi", checks({"lib/a.so": arm(flags), "lib/b.so": arm(flags)}, V7)) == []
 
 
-def test_static_programs_are_never_loaded_into_another_process() -> None:
+def test_static_programs_mix_float_abis() -> None:
     static = elf(dataclasses.replace(shape_of(V7), flags=SOFT))
     assert named("float-abi", checks({"lib/a.so": arm(HARD), "bin/tool": static}, V7)) == []
 
@@ -212,6 +212,6 @@ def test_static_programs_are_never_loaded_into_another_process() -> None:
 
 
 @pytest.mark.parametrize("platform", ["windows/amd64", "linux/z80"])
-def test_a_platform_without_a_row_has_no_checks_of_binaries(platform: str) -> None:
+def test_unknown_machine(platform: str) -> None:
     found = checks({"a": elf(ARM64)}, platform)
     assert named("binaries", found) == named("instruction-set", found) == []

@@ -58,12 +58,12 @@ def missing(check: Check) -> str:
 # The loader.
 
 
-def test_a_static_program_needs_no_loader() -> None:
+def test_static_program() -> None:
     check = starts({"bin/app": elf(AMD64, kind=EXECUTABLE)}, loader="")
     assert (check.ok, check.message) == (True, "/bin/app is static: it needs no loader")
 
 
-def test_what_was_found_is_counted() -> None:
+def test_libraries_are_counted() -> None:
     files = {
         "bin/app": app("liba.so", "libb.so"),
         f"{TRIPLET}/liba.so": LIBRARY,
@@ -74,11 +74,11 @@ def test_what_was_found_is_counted() -> None:
     assert check.message == f"/bin/app finds its loader {GLIBC} and 2 libraries"
 
 
-def test_a_loader_alone_is_told_without_libraries() -> None:
+def test_loader_without_libraries() -> None:
     assert starts({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
 
 
-def test_a_program_that_a_kernel_refuses_for_its_loaders_path_does_not_start() -> None:
+def test_invalid_interpreter_path() -> None:
     empty = app(interpreter="\0")
     check = starts({"bin/app": empty})
     assert (check.ok, check.message) == (
@@ -86,24 +86,24 @@ def test_a_program_that_a_kernel_refuses_for_its_loaders_path_does_not_start() -
     )  # fmt: skip
 
 
-def test_a_loader_that_is_not_there_is_named() -> None:
+def test_missing_loader() -> None:
     check = starts({"bin/app": app()}, loader="")
     assert (check.ok, check.expected, check.path) == (False, GLIBC, "/bin/app")
     assert check.message == f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not in the image"
 
 
-def test_a_glibc_program_in_a_musl_image_is_told_in_those_words() -> None:
+def test_glibc_program_in_musl_image() -> None:
     message = starts({"bin/app": app()}, loader=MUSL).message
     assert "it was linked against glibc, and this is a musl image (Alpine)" in message
 
 
-def test_a_musl_program_in_a_glibc_image_is_told_in_those_words() -> None:
+def test_musl_program_in_glibc_image() -> None:
     message = starts({"bin/app": app(interpreter=MUSL)}).message
     assert "it was linked against musl, and this is a glibc image;" in message
     assert "Alpine" not in message
 
 
-def test_the_loader_of_the_other_float_abi_is_told() -> None:
+def test_loader_of_other_float_abi() -> None:
     soft, hard = "/lib/ld-linux.so.3", "/lib/ld-linux-armhf.so.3"
     files = {"bin/app": app(platform=V7, interpreter=hard)}
     message = starts(files, platform=V7, loader=soft).message
@@ -117,11 +117,11 @@ def test_the_loader_of_the_other_float_abi_is_told() -> None:
         (b"a text", f"its loader {GLIBC} is not an ELF file"),
     ],
 )
-def test_a_loader_that_is_something_else_is_told(data: bytes, words: str) -> None:
+def test_unusable_loader(data: bytes, words: str) -> None:
     assert words in starts({"bin/app": app(), GLIBC[1:]: data}, loader="").message
 
 
-def test_a_loader_that_may_not_be_executed_is_told() -> None:
+def test_loader_is_not_executable() -> None:
     info = hard_link("lib64/unused", GLIBC[1:])
     info.name, info.type, info.mode = GLIBC[1:], tarfile.REGTYPE, 0o644
     tar = make_tar({"bin/app": app()})[:-1024].rstrip(b"\0")
@@ -134,7 +134,7 @@ def test_a_loader_that_may_not_be_executed_is_told() -> None:
     assert messages == [f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not executable"]
 
 
-def test_a_loader_behind_links_is_followed_and_one_that_dangles_is_missing() -> None:
+def test_loader_behind_links() -> None:
     link = symlink("lib64", "usr/lib64")
     files = {"bin/app": app()}
     assert starts({**files, f"usr{GLIBC}": elf(AMD64)}, [link], loader="").ok
@@ -145,7 +145,7 @@ def test_a_loader_behind_links_is_followed_and_one_that_dangles_is_missing() -> 
 # Libraries.
 
 
-def test_a_library_that_is_missing_is_told_with_what_needs_it() -> None:
+def test_missing_library() -> None:
     files = {"bin/app": app("liba.so"), f"{TRIPLET}/liba.so": elf(AMD64, needed=["libgone.so"])}
     check = starts(files)
     assert missing(check) == "libgone.so"
@@ -154,7 +154,7 @@ def test_a_library_that_is_missing_is_told_with_what_needs_it() -> None:
     assert check.message == f"{AMD64}: /{TRIPLET}/liba.so needs libgone.so, which is not in the image"
 
 
-def test_every_library_that_is_missing_is_told_once() -> None:
+def test_missing_libraries_are_reported_once() -> None:
     files = {
         "bin/app": app("libx.so", "libx.so", "liba.so"),
         "lib/liba.so": elf(AMD64, needed=["libx.so", "liby.so"]),
@@ -166,7 +166,7 @@ def test_every_library_that_is_missing_is_told_once() -> None:
     ("data", "words"),
     [(elf("linux/arm64"), "is made for arm64"), (b"INPUT(libm.so.6)", "is not an ELF file")],
 )
-def test_a_library_that_is_something_else_does_not_count(data: bytes, words: str) -> None:
+def test_unusable_library(data: bytes, words: str) -> None:
     check = starts({"bin/app": app("liba.so"), "usr/lib/liba.so": data})
     assert missing(check) == "liba.so"
     assert words in check.actual
@@ -174,7 +174,7 @@ def test_a_library_that_is_something_else_does_not_count(data: bytes, words: str
     assert words in check.message
 
 
-def test_a_right_library_behind_a_wrong_one_is_found() -> None:
+def test_usable_library_after_unusable_one() -> None:
     files = {
         "bin/app": app("liba.so"),
         f"{TRIPLET}/liba.so": elf("linux/386"),
@@ -183,7 +183,7 @@ def test_a_right_library_behind_a_wrong_one_is_found() -> None:
     assert starts(files).ok
 
 
-def test_libraries_that_need_each_other_end() -> None:
+def test_circular_dependencies() -> None:
     files = {
         "bin/app": app("liba.so"),
         "lib/liba.so": elf(AMD64, needed=["libb.so"]),
@@ -192,28 +192,28 @@ def test_libraries_that_need_each_other_end() -> None:
     assert "and 2 libraries" in starts(files).message
 
 
-def test_one_file_under_two_names_is_counted_once() -> None:
+def test_library_with_two_names() -> None:
     files = {"bin/app": app("liba.so", "liba.so.1"), "lib/liba.so.1.0": LIBRARY}
     links = [symlink("lib/liba.so", "liba.so.1.0"), symlink("lib/liba.so.1", "liba.so")]
     assert "and 1 library" in starts(files, links).message
 
 
 @pytest.mark.parametrize("folder", ["lib64", "usr/lib64", TRIPLET, f"usr/{TRIPLET}", "lib", "usr/lib"])
-def test_the_loaders_own_folders_are_looked_into(folder: str) -> None:
+def test_default_directories(folder: str) -> None:
     assert starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY}).ok
 
 
 @pytest.mark.parametrize("folder", ["usr/local/lib", "opt/lib", "bin", "lib/i386-linux-gnu"])
-def test_other_folders_are_not(folder: str) -> None:
+def test_other_directories_are_not_searched(folder: str) -> None:
     assert missing(starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY})) == "liba.so"
 
 
 @pytest.mark.parametrize("name", ["/opt/liba.so", "opt/liba.so", "$ORIGIN/../opt/liba.so"])
-def test_a_name_with_a_slash_is_a_path(name: str) -> None:
+def test_needed_path(name: str) -> None:
     assert starts({"bin/app": app(name), "opt/liba.so": LIBRARY}).ok
 
 
-def test_a_name_with_a_slash_is_looked_for_nowhere_else() -> None:
+def test_needed_path_is_not_searched() -> None:
     assert missing(starts({"bin/app": app("/opt/liba.so"), "lib/liba.so": LIBRARY})) == "/opt/liba.so"
 
 
@@ -222,21 +222,21 @@ def test_a_name_with_a_slash_is_looked_for_nowhere_else() -> None:
 
 @pytest.mark.parametrize("text", ["$ORIGIN/../opt", "${ORIGIN}/../opt", "/gone:/opt", "/opt/"])
 @pytest.mark.parametrize("kind", ["rpath", "runpath"])
-def test_a_path_of_the_program_leads_to_its_libraries(kind: str, text: str) -> None:
+def test_rpath_and_runpath(kind: str, text: str) -> None:
     assert starts({"bin/app": app("liba.so", **{kind: text}), "opt/liba.so": LIBRARY}).ok
 
 
-def test_lib_and_platform_are_filled_in() -> None:
+def test_lib_and_platform_tokens() -> None:
     files = {"bin/app": app("liba.so", runpath="/x/$LIB/$PLATFORM"), f"x/{TRIPLET}/x86_64/liba.so": LIBRARY}
     assert starts({**files, f"{TRIPLET}/other.so": LIBRARY}).ok
 
 
-def test_a_path_that_leads_nowhere_is_no_help() -> None:
+def test_useless_rpath() -> None:
     files = {"bin/app": app("liba.so", runpath="$ORIGIN/opt"), "opt/liba.so": LIBRARY}
     assert missing(starts(files)) == "liba.so"
 
 
-def test_the_origin_of_a_program_behind_a_link_is_where_it_lies() -> None:
+def test_origin_behind_link() -> None:
     files = {"srv/app/bin/app": app("liba.so", runpath="$ORIGIN/../lib"), "srv/app/lib/liba.so": LIBRARY}
     assert starts(files, [symlink("bin/app", "../srv/app/bin/app")]).ok
 
@@ -249,32 +249,32 @@ def _chain(kind: str) -> dict[str, bytes]:
     }
 
 
-def test_an_rpath_holds_for_what_libraries_need_and_a_runpath_does_not() -> None:
+def test_rpath_is_inherited() -> None:
     assert starts(_chain("rpath")).ok
     assert missing(starts(_chain("runpath"))) == "libb.so"
 
 
-def test_musl_lets_a_runpath_hold_for_what_libraries_need() -> None:
+def test_musl_inherits_runpath() -> None:
     files = {**_chain("runpath"), "bin/app": app("liba.so", interpreter=MUSL, runpath="/opt")}
     assert starts(files, loader=MUSL).ok
 
 
-def test_an_rpath_beside_a_runpath_does_not_count() -> None:
+def test_rpath_beside_runpath() -> None:
     program = app("liba.so", rpath="/opt", runpath="/gone")
     assert missing(starts({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
 
 
-def test_an_rpath_beside_a_runpath_does_not_count_for_libraries_either() -> None:
+def test_rpath_beside_runpath_is_not_inherited() -> None:
     files = {**_chain("runpath"), "bin/app": app("liba.so", rpath="/more", runpath="/opt")}
     assert missing(starts({**files, "more/libb.so": LIBRARY})) == "libb.so"
 
 
-def test_a_library_with_a_runpath_does_not_inherit_the_programs_rpath() -> None:
+def test_runpath_of_library_ends_inheritance() -> None:
     files = {**_chain("rpath"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
     assert missing(starts(files)) == "libb.so"
 
 
-def test_the_environment_leads_to_libraries_of_libraries_too() -> None:
+def test_ld_library_path() -> None:
     env = ["LD_LIBRARY_PATH=/gone", "LD_LIBRARY_PATH=/else:/opt"]
     files = {**_chain("soname"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
     assert starts(files, env=env).ok
@@ -301,7 +301,7 @@ def _configured(**files: bytes) -> dict[str, bytes]:
         },
     ],
 )
-def test_the_folders_of_glibcs_configuration_are_looked_into(files: dict[str, bytes]) -> None:
+def test_ld_so_conf(files: dict[str, bytes]) -> None:
     assert starts(_configured(**files)).ok
 
 
@@ -315,11 +315,11 @@ def test_the_folders_of_glibcs_configuration_are_looked_into(files: dict[str, by
         {"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/a.txt": b"/opt/lib\n"},
     ],
 )
-def test_what_the_configuration_does_not_name_is_not(files: dict[str, bytes]) -> None:
+def test_directory_outside_ld_so_conf(files: dict[str, bytes]) -> None:
     assert missing(starts(_configured(**files))) == "liba.so"
 
 
-def test_a_configuration_that_includes_itself_ends() -> None:
+def test_recursive_ld_so_conf() -> None:
     files = {"etc/ld.so.conf": b"include ld.so.conf\n" * 100}
     assert missing(starts(_configured(**files))) == "liba.so"
 
@@ -329,22 +329,22 @@ def _of_musl(*needed: str, **files: bytes) -> Check:
 
 
 @pytest.mark.parametrize("folder", ["lib", "usr/local/lib", "usr/lib"])
-def test_musl_looks_into_folders_of_its_own(folder: str) -> None:
+def test_musl_default_directories(folder: str) -> None:
     assert _of_musl("liba.so", **{f"{folder}/liba.so": LIBRARY}).ok
 
 
-def test_musl_does_not_know_debians_folders() -> None:
+def test_musl_ignores_multiarch_directories() -> None:
     assert missing(_of_musl("liba.so", **{f"{TRIPLET}/liba.so": LIBRARY})) == "liba.so"
 
 
 @pytest.mark.parametrize("text", [b"/opt\n/lib\n", b"/lib:/opt"])
-def test_musls_configuration_is_read_and_replaces_its_folders(text: bytes) -> None:
+def test_musl_path_file(text: bytes) -> None:
     settings = {"etc/ld-musl-x86_64.path": text}
     assert _of_musl("liba.so", **settings, **{"opt/liba.so": LIBRARY}).ok
     assert missing(_of_musl("liba.so", **settings, **{"usr/lib/liba.so": LIBRARY})) == "liba.so"
 
 
-def test_musls_loader_is_its_libc_under_every_name() -> None:
+def test_musl_builtin_libraries() -> None:
     assert _of_musl("libc.so", "libc.musl-x86_64.so.1", "libpthread.so.0", "libm.so.6").ok
     assert missing(_of_musl("libcrypt.so.1")) == "libcrypt.so.1"
 
@@ -352,7 +352,7 @@ def test_musls_loader_is_its_libc_under_every_name() -> None:
 # What is loaded is what `--for` judges.
 
 
-def test_a_library_that_needs_more_than_the_host_has_is_found_for_that_host_alone() -> None:
+def test_library_above_host_baseline() -> None:
     needy = elf(AMD64, isa=[(ISA_NEEDED, 0b100)])
     files = {"bin/app": app("liba.so"), GLIBC[1:]: LIBRARY, "lib/liba.so": needy, "lib/unused.so": needy}
     image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
@@ -363,7 +363,7 @@ def test_a_library_that_needs_more_than_the_host_has_is_found_for_that_host_alon
     assert "needs x86-64-v3 (x86 ISA note: needed x86-64-v3)" in failing[0].message
 
 
-def test_a_script_starts_on_a_host_where_its_interpreter_does() -> None:
+def test_script_on_host() -> None:
     files = {"bin/app": b"#!/bin/sh\n", "bin/sh": app(), GLIBC[1:]: LIBRARY}
     image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
     rules = VerifyOptions(hosts={Platform.parse(AMD64): 0})

@@ -47,7 +47,7 @@ def node(architecture: str, system: str = "linux") -> dict[str, Any]:
         ("linux/amd64/v3", "linux/amd64,linux/amd64/v2", "linux/amd64/v2", "which it runs as well"),
     ],
 )
-def test_a_host_takes_what_containerd_would_take(host: str, held: str, chosen: str, words: str) -> None:
+def test_host_selects_as_containerd(host: str, held: str, chosen: str, words: str) -> None:
     found, check = fit(host, held)
     assert found == chosen == check.actual
     assert words in check.message
@@ -57,7 +57,7 @@ def test_a_host_takes_what_containerd_would_take(host: str, held: str, chosen: s
     ("host", "held"),
     [("linux/amd64", "linux/arm64"), ("linux/arm/v6", "linux/arm/v7"), ("linux/amd64", "linux/amd64/v2")],
 )
-def test_a_host_that_takes_nothing_is_told_what_to_type(host: str, held: str) -> None:
+def test_no_match_has_hint(host: str, held: str) -> None:
     _, check = fit(host, held)
     assert check.actual == held
     assert f"{host} cannot start app:1: it holds {held}." in check.message
@@ -65,7 +65,7 @@ def test_a_host_that_takes_nothing_is_told_what_to_type(host: str, held: str) ->
     assert check.message.endswith(f"try: inv build-multiarch --platform {held},{host} --push -t NAME:TAG")
 
 
-def test_an_image_of_no_platform_is_told_so() -> None:
+def test_image_without_platforms() -> None:
     _, check = fit("linux/amd64", "")
     assert "it holds no platform." in check.message
     assert "--platform linux/amd64 --push" in check.message
@@ -74,11 +74,11 @@ def test_an_image_of_no_platform_is_told_so() -> None:
 @pytest.mark.parametrize(
     ("count", "words"), [(1, "1 linux/arm64 node takes"), (3, "3 linux/arm64 nodes take")]
 )
-def test_the_number_of_nodes_is_told(count: int, words: str) -> None:
+def test_node_count(count: int, words: str) -> None:
     assert fit("linux/arm64", "linux/arm64", count)[1].message.startswith(words)
 
 
-def test_a_clusters_nodes_are_counted_by_their_platforms(tmp_path: Path) -> None:
+def test_cluster_nodes_are_counted(tmp_path: Path) -> None:
     items = [node("amd64"), node("arm64"), node("amd64"), node("amd64", "windows")]
     found = read_cluster_nodes(nodes(tmp_path, {"kind": "List", "items": items}))
     assert found == {
@@ -88,11 +88,11 @@ def test_a_clusters_nodes_are_counted_by_their_platforms(tmp_path: Path) -> None
     }
 
 
-def test_one_node_alone_is_read_too(tmp_path: Path) -> None:
+def test_single_node(tmp_path: Path) -> None:
     assert read_cluster_nodes(nodes(tmp_path, node("riscv64"))) == {platform("linux/riscv64"): 1}
 
 
-def test_a_node_that_says_arm_is_a_v7(tmp_path: Path) -> None:
+def test_arm_node_is_v7(tmp_path: Path) -> None:
     assert read_cluster_nodes(nodes(tmp_path, node("arm"))) == {platform("linux/arm/v7"): 1}
 
 
@@ -112,22 +112,20 @@ def test_a_node_that_says_arm_is_a_v7(tmp_path: Path) -> None:
         {"items": [{"status": {"nodeInfo": []}}]},
     ],
 )
-def test_what_holds_no_nodes_is_refused_with_the_command_that_prints_them(
-    tmp_path: Path, document: Any
-) -> None:
+def test_invalid_nodes_file(tmp_path: Path, document: Any) -> None:
     with pytest.raises(UsageError, match="does not hold the nodes of a cluster as JSON") as caught:
         read_cluster_nodes(nodes(tmp_path, document))
     assert caught.value.hint == "kubectl get nodes -o json > nodes.json"
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_nodes_file_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
     path.write_bytes(b'{"items": "\xff"}')
     with pytest.raises(UsageError, match="as JSON"):
         read_cluster_nodes(path)
 
 
-def test_an_empty_cluster_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+def test_empty_and_missing_nodes_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no node"):
         read_cluster_nodes(nodes(tmp_path, {"items": []}))
     with pytest.raises(UsageError, match="cannot be read: No such file"):
@@ -136,7 +134,7 @@ def test_an_empty_cluster_and_a_missing_file_are_refused(tmp_path: Path) -> None
         read_cluster_nodes(tmp_path)
 
 
-def test_hosts_come_from_words_and_from_a_cluster(tmp_path: Path) -> None:
+def test_read_hosts(tmp_path: Path) -> None:
     path = nodes(tmp_path, {"items": [node("arm64"), node("arm64")]})
     assert read_hosts(["amd64,arm/v7"], str(path)) == {
         platform("linux/amd64"): 0,
@@ -151,7 +149,7 @@ def asked(*hosts: str) -> VerifyReport:
     return verify(hello(["linux/amd64", "linux/arm64"]), (), "app:1", rules)
 
 
-def test_an_image_is_judged_for_each_host_and_for_nothing_else() -> None:
+def test_verdict_for_each_host() -> None:
     report = asked("linux/arm64", "linux/s390x")
     assert [(row.platform, row.ok) for row in report.platforms] == [
         ("linux/arm64", True),
@@ -166,19 +164,19 @@ def test_an_image_is_judged_for_each_host_and_for_nothing_else() -> None:
     assert [check.name for check in report.platforms[1].checks] == ["for"]
 
 
-def test_a_host_is_judged_by_the_image_that_it_takes() -> None:
+def test_selected_platform_is_checked() -> None:
     row = asked("linux/arm64/v9").platforms[0]
     assert (row.platform, row.ok) == ("linux/arm64/v9", True)
     assert row.digest == asked("linux/arm64").platforms[0].digest
 
 
-def test_what_a_host_takes_of_another_architecture_is_judged_as_that() -> None:
+def test_other_architecture_is_checked_as_itself() -> None:
     hosts = {platform("linux/amd64"): 0}
     report = verify(hello(["linux/386"]), (), "app:1", VerifyOptions(hosts=hosts))
     assert (report.ok, report.platforms[0].platform) == (True, "linux/amd64")
 
 
-def test_what_needs_more_than_the_image_says_starts_where_the_host_has_it() -> None:
+def test_host_baseline_is_used() -> None:
     memory = Memory()
     v2 = elf("linux/amd64", isa=[(ISA_NEEDED, 2)])
     memory.index([add_platform(memory, "linux/amd64", [make_tar({"a": v2})], Entrypoint=["/a"])])

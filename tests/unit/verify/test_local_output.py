@@ -29,21 +29,21 @@ def failures(report: VerifyReport) -> dict[str, list[Check]]:
     return {platform: checks for platform, checks in found.items() if checks}
 
 
-def test_each_platform_of_a_local_output_is_looked_through(tmp_path: Path) -> None:
+def test_platforms_are_checked(tmp_path: Path) -> None:
     files = {"linux_amd64/bin/a": probe("linux/amd64"), "linux_arm_v7/bin/a": probe("linux/arm/v7")}
     report = run(write(tmp_path, files), "linux/amd64", "linux/arm/v7")
     assert report.ok
     assert [row.platform for row in report.platforms] == ["linux/amd64", "linux/arm/v7"]
 
 
-def test_a_binary_of_another_machine_is_named_with_its_path(tmp_path: Path) -> None:
+def test_foreign_binary(tmp_path: Path) -> None:
     files = {"linux_amd64/a": probe("linux/amd64"), "linux_arm64/deep/er/a": probe("linux/amd64")}
     found = failures(run(write(tmp_path, files)))
     assert [check.name for check in found["linux/arm64"] if check.path] == ["binaries"]
     assert found["linux/arm64"][0].path == "/deep/er/a"
 
 
-def test_missing_and_extra_platforms_are_named(tmp_path: Path) -> None:
+def test_missing_and_extra_platforms(tmp_path: Path) -> None:
     files = {"linux_amd64/a": b"", "linux_arm64/a": b""}
     found = failures(run(write(tmp_path, files), "linux/amd64", "linux/s390x"))
     assert (
@@ -53,7 +53,7 @@ def test_missing_and_extra_platforms_are_named(tmp_path: Path) -> None:
     assert [check.name for check in found["linux/arm64"]] == ["expected"]
 
 
-def test_the_files_of_one_platform_need_its_name(tmp_path: Path) -> None:
+def test_unnamed_platform(tmp_path: Path) -> None:
     folder = write(tmp_path / "out", {"bin/a": probe("linux/arm64")})
     with pytest.raises(UsageError, match="does not state which one"):
         run(folder)
@@ -61,7 +61,7 @@ def test_the_files_of_one_platform_need_its_name(tmp_path: Path) -> None:
     assert not run(folder, "linux/amd64").ok
 
 
-def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+def test_link_out_of_directory(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(probe("linux/amd64"))
     folder = write(tmp_path / "linux_arm64", {"a": probe("linux/arm64")})
     (folder / "b").symlink_to("../secret")
@@ -69,7 +69,7 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> 
     assert run(folder).ok
 
 
-def test_the_question_for_a_host_is_asked_of_its_folder_alone(tmp_path: Path) -> None:
+def test_host(tmp_path: Path) -> None:
     files = {"linux_amd64/a": probe("linux/arm64"), "linux_arm64/a": probe("linux/arm64")}
     hosts = {Platform.parse(name): 0 for name in ("linux/arm64", "linux/s390x")}
     report = run(write(tmp_path, files), rules=VerifyOptions(hosts=hosts))

@@ -37,43 +37,43 @@ def part(platform: Platform, *, about: str | None = None, name: str = "", **anno
     )
 
 
-def test_images_stand_in_the_order_that_was_asked_for_and_attestations_after() -> None:
+def test_order_of_entries() -> None:
     index = parse_index(merge_parts([part(AMD), part(OLD), part(ARM)], [ARM, AMD, OLD]))
     assert [entry.platform for entry in index.manifests[:3]] == [ARM, AMD, OLD]
     about = [entry.annotations["vnd.docker.reference.digest"] for entry in index.manifests[3:]]
     assert about == [str(entry.digest) for entry in index.manifests[:3]]
 
 
-def test_without_an_order_it_is_that_of_the_parts() -> None:
+def test_default_order() -> None:
     index = parse_index(merge_parts([part(OLD), part(AMD)]))
     assert [entry.platform for entry in index.manifests[:2]] == [OLD, AMD]
 
 
-def test_the_order_of_the_parts_changes_no_byte() -> None:
+def test_result_ignores_order_of_parts() -> None:
     parts = [part(AMD, key="value"), part(OLD, key="value"), part(ARM, key="value")]
     assert merge_parts(parts, [AMD, ARM, OLD]) == merge_parts(parts[::-1], [AMD, ARM, OLD])
 
 
-def test_entries_keep_what_nobody_here_knows() -> None:
+def test_unknown_fields_are_kept() -> None:
     image = entry("x", "windows/amd64", data="eA==", annotations={"a": "b"})
     image["platform"] |= {"os.version": "10.0.1", "os.features": ["win32k"]}
     own = Part(name="x", platform=Platform.normalize("windows", "amd64"), image=image)
     assert json.loads(merge_parts([own]))["manifests"] == [image]
 
 
-def test_what_all_parts_say_of_themselves_the_index_says_too() -> None:
+def test_common_annotations() -> None:
     data = merge_parts([part(AMD, version="1", built="a"), part(ARM, version="1", built="b")])
     assert json.loads(data)["annotations"] == {"version": "1"}
     assert "annotations" not in json.loads(merge_parts([part(AMD, built="a"), part(ARM)]))
 
 
-def test_a_platform_that_is_there_twice_is_named_with_both_parts() -> None:
+def test_repeated_platform() -> None:
     with pytest.raises(CheckFailed, match=r"two parts have this platform: one and two") as caught:
         merge_parts([part(AMD, name="one"), part(AMD, name="two")])
     assert (caught.value.platform, caught.value.exit_code) == (AMD, 1)
 
 
-def test_every_missing_and_every_extra_platform_is_named() -> None:
+def test_missing_and_extra_platforms() -> None:
     with pytest.raises(CheckFailed) as caught:
         merge_parts([part(AMD)], [ARM, OLD])
     assert caught.value.message == (
@@ -83,17 +83,17 @@ def test_every_missing_and_every_extra_platform_is_named() -> None:
     assert caught.value.hint
 
 
-def test_variants_are_told_apart() -> None:
+def test_variants_differ() -> None:
     with pytest.raises(CheckFailed, match="no part is for linux/arm/v7"):
         merge_parts([part(OLD)], [Platform.parse("linux/arm/v7")])
 
 
-def test_nothing_makes_no_index() -> None:
+def test_no_parts() -> None:
     with pytest.raises(CheckFailed, match="no part"):
         merge_parts([], [AMD])
 
 
-def test_an_attestation_about_something_else_is_refused() -> None:
+def test_attestation_of_other_image() -> None:
     other = str(Digest.from_bytes(b"other"))
     with pytest.raises(MalformedImage, match=f"is about {other}, not about its image"):
         merge_parts([part(AMD, about=other)])

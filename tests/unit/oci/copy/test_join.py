@@ -27,7 +27,7 @@ def parts(folder: Path, platforms: tuple[Platform, ...] = TWO) -> dict[Platform,
     }
 
 
-def test_the_joined_image_is_sound_and_its_platforms_stand_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_joined_image(tmp_path: Path) -> None:
     place = tmp_path / "joined.tar"
     digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1"], place)
     with open_image(f"oci-archive:{place}") as source:
@@ -36,7 +36,7 @@ def test_the_joined_image_is_sound_and_its_platforms_stand_in_the_order_asked_fo
         assert [platform for platform, _ in source.platform_manifests] == list(TWO)
 
 
-def test_every_blob_of_every_part_is_there_once(tmp_path: Path) -> None:
+def test_all_blobs_once(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     with open_joined_archives(archives) as joined:
         found = [each.digest for each in joined.reachable(joined.root_descriptor())]
@@ -49,7 +49,7 @@ def test_every_blob_of_every_part_is_there_once(tmp_path: Path) -> None:
         assert manifests <= set(found)
 
 
-def test_its_names_are_noted_as_buildkit_notes_them(tmp_path: Path) -> None:
+def test_image_names(tmp_path: Path) -> None:
     place = tmp_path / "joined.tar"
     digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1", "r.example.org/hello:2"], place)
     with tarfile.open(place) as archive:
@@ -59,14 +59,14 @@ def test_its_names_are_noted_as_buildkit_notes_them(tmp_path: Path) -> None:
     assert {each["digest"] for each in index["manifests"]} == {str(digest)}
 
 
-def test_the_same_parts_give_the_same_bytes(tmp_path: Path) -> None:
+def test_reproducible(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     one, two = tmp_path / "one.tar", tmp_path / "two.tar"
     assert join_archives(archives, [], one) == join_archives(archives, [], two)
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_part_of_another_platform_is_refused(tmp_path: Path) -> None:
+def test_wrong_platform(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     swapped = dict(zip(archives, reversed(archives.values()), strict=True))
     join_archives(swapped, [], tmp_path / "x.tar")  # the set is the same: which file brought which is all one
@@ -75,13 +75,13 @@ def test_a_part_of_another_platform_is_refused(tmp_path: Path) -> None:
         join_archives(wrong, [], tmp_path / "y.tar")
 
 
-def test_a_part_of_several_platforms_is_refused(tmp_path: Path) -> None:
+def test_part_with_two_platforms(tmp_path: Path) -> None:
     both = write_archive(hello(["linux/amd64", "linux/arm64"]), tmp_path / "both.tar")
     with pytest.raises(CheckFailed, match="the part for linux/amd64 is not an image of one platform"):
         join_archives({TWO[1]: both}, [], tmp_path / "x.tar")
 
 
-def test_row_33_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
+def test_flipped_byte(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     broken = hello(["linux/arm64"])
     layer = next(name for name, data in broken.blobs.items() if data[:2] == b"\x1f\x8b")
@@ -91,7 +91,7 @@ def test_row_33_a_flipped_byte_in_a_part_is_found(tmp_path: Path) -> None:
         join_archives(archives, [], tmp_path / "x.tar")
 
 
-def test_what_is_in_no_part_is_not_opened(tmp_path: Path) -> None:
+def test_unknown_blob(tmp_path: Path) -> None:
     with open_joined_archives(parts(tmp_path)) as joined:
         assert read_blob(joined, joined.root_descriptor(), 1 << 20)
         stranger = Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(b"x"), size=1)

@@ -41,7 +41,7 @@ def single(platform: str, *, attested: bool = False, bare: bool = False) -> Memo
 # Names
 
 
-def test_a_tag_names_the_very_bytes_and_what_it_named_before_is_told(push: Push) -> None:
+def test_tag_reports_previous_digest(push: Push) -> None:
     first, second = push.send(hello()), push.send(hello(["linux/s390x"]))
     (named,) = push.tag(first, "team/app:v1")
     assert named == NamedTag(ref=f"{push.server.host}/team/app:v1", digest=first, previous="", moved=True)
@@ -50,7 +50,7 @@ def test_a_tag_names_the_very_bytes_and_what_it_named_before_is_told(push: Push)
     assert push.server.tag_digest("team/app:v1") == second
 
 
-def test_a_tag_that_names_it_already_is_not_put_again(push: Push) -> None:
+def test_unchanged_tag_is_not_pushed(push: Push) -> None:
     digest = push.send(hello())
     push.tag(digest, "team/app:v1")
     (again,) = push.tag(digest, "team/app:v1")
@@ -58,12 +58,12 @@ def test_a_tag_that_names_it_already_is_not_put_again(push: Push) -> None:
     assert push.server.moved_tags == ["team/app:v1"]
 
 
-def test_tags_are_named_in_their_order(push: Push) -> None:
+def test_tag_order(push: Push) -> None:
     push.tag(push.send(hello()), "team/app:b", "team/app:a", "team/app:c")
     assert push.server.moved_tags == ["team/app:b", "team/app:a", "team/app:c"]
 
 
-def test_another_repository_gets_the_whole_image_before_any_tag_moves(push: Push) -> None:
+def test_tag_in_other_repository(push: Push) -> None:
     memory = hello()
     digest = push.send(memory)
     before = len(push.server.received)
@@ -75,7 +75,7 @@ def test_another_repository_gets_the_whole_image_before_any_tag_moves(push: Push
     assert [path.rpartition("/")[2] for path in puts[-4:]] == [digest, "v1", "v1", "v2"]
 
 
-def test_a_registry_that_lends_no_blobs_is_asked_once(push: Push) -> None:
+def test_unsupported_mount_is_tried_once(push: Push) -> None:
     digest = push.send(hello())
     publish.tag_image(
         push.reference(f"team/app@{digest}"),
@@ -88,7 +88,7 @@ def test_a_registry_that_lends_no_blobs_is_asked_once(push: Push) -> None:
     assert len(posts) > 2
 
 
-def test_another_registry_gets_it_as_well(push: Push) -> None:
+def test_tag_in_other_registry(push: Push) -> None:
     digest = push.send(hello())
     with hostile() as other:
         at = push.reference(f"team/app@{digest}")
@@ -104,21 +104,19 @@ def test_another_registry_gets_it_as_well(push: Push) -> None:
         (f"team/app@{Digest.from_bytes(b'')}", f"team/app@{Digest.from_bytes(b'')}", "is not a valid tag"),
     ],
 )
-def test_words_that_cannot_be_are_told_before_anything_is_asked(
-    push: Push, at: str, tag: str, said: str
-) -> None:
+def test_invalid_references(push: Push, at: str, tag: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         publish.tag_image(push.reference(at), [push.reference(tag)], registry_options=push.options)
     assert push.server.received == []
 
 
-def test_what_is_not_there_is_not_named(push: Push) -> None:
+def test_tag_of_missing_image(push: Push) -> None:
     found = push.tag_error(str(Digest.from_bytes(b"")), "team/app:v1")
     assert "not moved: " in found.message
     assert push.server.moved_tags == []
 
 
-def test_ctrl_c_between_two_tags_says_which_moved(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_between_tags(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = push.send(hello())
     move_tag = publish._TagUpdate.move_tag
 
@@ -140,7 +138,7 @@ def test_ctrl_c_between_two_tags_says_which_moved(push: Push, monkeypatch: pytes
 # Parts
 
 
-def test_parts_of_every_form_become_one_index(push: Push) -> None:
+def test_push_index(push: Push) -> None:
     parts = [
         single("linux/arm64", attested=True), single("linux/s390x", bare=True), single("linux/amd64"),
     ]  # fmt: skip
@@ -161,7 +159,7 @@ def test_parts_of_every_form_become_one_index(push: Push) -> None:
     assert push.server.moved_tags == []
 
 
-def test_parts_of_other_repositories_are_sent_to_where_the_index_is(push: Push) -> None:
+def test_parts_in_other_repositories(push: Push) -> None:
     part, other = single("linux/amd64", attested=True), single("linux/arm64")
     references = [push.reference(f"parts/one@{push.send(part, 'parts/one')}")]
     references += [push.reference(f"parts/two@{push.send(other, 'parts/two')}")]
@@ -178,9 +176,7 @@ def test_parts_of_other_repositories_are_sent_to_where_the_index_is(push: Push) 
         (["linux/amd64"], "is for linux/arm64"),
     ],
 )
-def test_the_exact_platforms_are_checked_before_anything_is_put(
-    push: Push, wanted: list[str], said: str
-) -> None:
+def test_platforms_are_checked_first(push: Push, wanted: list[str], said: str) -> None:
     references = [
         push.reference(f"parts/x@{push.send(single(name), 'parts/x')}")
         for name in ("linux/amd64", "linux/arm64")
@@ -197,19 +193,19 @@ def test_the_exact_platforms_are_checked_before_anything_is_put(
     assert {each.method for each in push.server.received[before:]} == {"GET"}
 
 
-def test_a_part_without_a_digest_is_refused(push: Push) -> None:
+def test_part_without_digest(push: Push) -> None:
     with pytest.raises(UsageError, match="has no digest, so its content may change"):
         publish.assemble_index([push.reference("team/app:v1")], registry_options=push.options)
     assert push.server.received == []
 
 
-def test_a_part_with_two_platforms_is_none(push: Push) -> None:
+def test_part_with_two_platforms(push: Push) -> None:
     part = push.reference(f"team/app@{push.send(hello(['linux/amd64', 'linux/arm64']))}")
     with pytest.raises(CheckFailed, match="it has linux/amd64, linux/arm64"):
         publish.assemble_index([part], registry_options=push.options)
 
 
-def test_an_index_of_indexes_is_no_part(push: Push) -> None:
+def test_index_of_indexes(push: Push) -> None:
     memory = hello(["linux/amd64"])
     root = memory.root_descriptor()
     memory.index([{"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}])
@@ -218,14 +214,14 @@ def test_an_index_of_indexes_is_no_part(push: Push) -> None:
         publish.assemble_index([part], registry_options=push.options)
 
 
-def test_a_part_that_is_not_there_is_told(push: Push) -> None:
+def test_missing_part(push: Push) -> None:
     with pytest.raises(RegistryError, match="the repository or the tag is unknown"):
         publish.assemble_index(
             [push.reference(f"team/app@{Digest.from_bytes(b'')}")], registry_options=push.options
         )
 
 
-def test_an_entry_without_a_platform_gets_that_of_its_configuration(push: Push) -> None:
+def test_platform_from_config(push: Push) -> None:
     memory = Memory()
     entry = add_platform(memory, "linux/arm/v6", [])
     memory.index([{key: value for key, value in entry.items() if key != "platform"}])
@@ -234,7 +230,7 @@ def test_an_entry_without_a_platform_gets_that_of_its_configuration(push: Push) 
     assert [str(entry.platform) for entry in parse_index(joined.data).manifests] == ["linux/arm/v6"]
 
 
-def test_a_refused_index_names_nothing(push: Push) -> None:
+def test_rejected_index(push: Push) -> None:
     part = push.reference(f"team/app@{push.send(single('linux/amd64', bare=True))}")
     push.server.always("PUT */manifests/*", Reply(status=400))
     with pytest.raises(RegistryError, match="answers 400"):

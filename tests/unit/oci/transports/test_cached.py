@@ -52,7 +52,7 @@ def blob(source: Counted, data: bytes) -> Descriptor:
     return descriptor(source.memory.put(data, LAYER_TAR))
 
 
-def test_what_was_read_to_its_end_is_fetched_once(source: Counted, kept: CachingSource) -> None:
+def test_complete_blob_is_fetched_once(source: Counted, kept: CachingSource) -> None:
     blobs = [blob(source, bytes([number]) * size) for number, size in enumerate((1, 5000, 300_000, 0))]
     for _ in range(3):
         for each in blobs:
@@ -61,7 +61,7 @@ def test_what_was_read_to_its_end_is_fetched_once(source: Counted, kept: Caching
     assert kept.root_descriptor() == source.root_descriptor()
 
 
-def test_what_was_left_in_the_middle_is_fetched_again(source: Counted, kept: CachingSource) -> None:
+def test_partly_read_blob_is_fetched_again(source: Counted, kept: CachingSource) -> None:
     large = blob(source, bytes(1 << 20))
     with open_verified(kept, large) as stream:
         stream.read(10)
@@ -69,9 +69,7 @@ def test_what_was_left_in_the_middle_is_fetched_again(source: Counted, kept: Cac
     assert source.asked[str(large.digest)] == 2
 
 
-def test_other_bytes_than_those_that_are_stated_are_found_each_time(
-    source: Counted, kept: CachingSource
-) -> None:
+def test_wrong_bytes_are_found_on_each_read(source: Counted, kept: CachingSource) -> None:
     good = blob(source, b"good bytes")
     source.memory.blobs[str(good.digest)] = b"evil bytes"
     for _ in range(2):
@@ -80,7 +78,7 @@ def test_other_bytes_than_those_that_are_stated_are_found_each_time(
 
 
 @pytest.mark.parametrize("data", [b"too long a blob", b"short"])
-def test_a_blob_of_another_size_is_not_kept(source: Counted, kept: CachingSource, data: bytes) -> None:
+def test_wrong_size_is_not_stored(source: Counted, kept: CachingSource, data: bytes) -> None:
     stated = blob(source, b"ten bytes.")
     source.memory.blobs[str(stated.digest)] = data
     other = blob(source, b"its neighbour")
@@ -92,9 +90,7 @@ def test_a_blob_of_another_size_is_not_kept(source: Counted, kept: CachingSource
     assert read_blob(kept, other, 1 << 20) == b"its neighbour"
 
 
-def test_where_there_is_no_more_room_blobs_are_fetched_twice(
-    source: Counted, kept: CachingSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_cache(source: Counted, kept: CachingSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_MAX_CACHE_SIZE", 1000)
     large, small = blob(source, bytes(1001)), blob(source, bytes(1000))
     for each in (large, small) * 2:
@@ -102,9 +98,7 @@ def test_where_there_is_no_more_room_blobs_are_fetched_twice(
     assert (source.asked[str(large.digest)], source.asked[str(small.digest)]) == (2, 1)
 
 
-def test_a_full_disk_costs_no_more_than_a_second_fetch(
-    source: Counted, kept: CachingSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk(source: Counted, kept: CachingSource, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -114,7 +108,7 @@ def test_a_full_disk_costs_no_more_than_a_second_fetch(
     assert source.asked[str(each.digest)] == 2
 
 
-def test_many_threads_read_what_others_are_writing(source: Counted, kept: CachingSource) -> None:
+def test_concurrent_reads(source: Counted, kept: CachingSource) -> None:
     blobs = [blob(source, os.urandom(100_000)) for _ in range(20)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda each: read_blob(kept, each, 1 << 20), blobs * 10))
@@ -137,7 +131,7 @@ class Slow(Counted):
         return super().open(what)
 
 
-def test_small_blobs_are_fetched_several_at_once_ahead_of_who_reads_them(tmp_path: Path) -> None:
+def test_prefetch_in_parallel(tmp_path: Path) -> None:
     source = Slow(hello(["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x"]))
     with cached_source(source, tmp_path) as kept:
         time.sleep(0.5)
@@ -149,7 +143,7 @@ def test_small_blobs_are_fetched_several_at_once_ahead_of_who_reads_them(tmp_pat
     assert set(source.asked.values()) == {1}
 
 
-def test_what_is_large_is_read_while_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_blobs_are_not_prefetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_MAX_PREFETCH_SIZE", 10)
     source = Counted(hello())
     with cached_source(source, tmp_path):
@@ -157,7 +151,7 @@ def test_what_is_large_is_read_while_it_comes(tmp_path: Path, monkeypatch: pytes
     assert sum(source.asked.values()) <= 1  # the index
 
 
-def test_a_broken_image_is_its_readers_to_find(tmp_path: Path) -> None:
+def test_prefetch_ignores_broken_image(tmp_path: Path) -> None:
     source = Counted(hello())
     for digest in source.memory.blobs:
         source.memory.blobs[digest] = b"{"
@@ -165,7 +159,7 @@ def test_a_broken_image_is_its_readers_to_find(tmp_path: Path) -> None:
         read_blob(kept, kept.root_descriptor(), 1 << 20)
 
 
-def test_an_early_end_waits_for_little(tmp_path: Path) -> None:
+def test_interrupted_prefetch(tmp_path: Path) -> None:
     source = Slow(hello(["linux/amd64", "linux/arm64"]))
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), cached_source(source, tmp_path):
