@@ -2,6 +2,8 @@
 
 A request passes two checks on its way to buildx, each once: :func:`check_request` before any program is
 started, and :func:`buildkit_tasks.build.capabilities.check_capabilities` when engine and builder are known.
+
+:func:`make_buildx_argv` makes the arguments of ``docker buildx build``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The variables are those that ``qemu-aarch64 --help`` lists (QEMU 11.1), and those of options of older versions
 (5.2 and newer). QEMU reads them from the guest's own environment.
+
+The CPU model of a platform's baseline is :attr:`.Platform.baseline_cpu`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 OCI image specification, "Image Layer Filesystem Changeset". Trees are immutable: directories that the
 upper layer does not touch are shared with the lower tree, so that platforms with common layers need
 little more memory than one of them.
+
+The sandbox applies the whiteouts of a layer on disk: see ``buildkit_tasks/run/sandbox/whiteouts.py``.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ A directory is
 * *shared* otherwise. Of a shared directory the names that the layer has written are recorded.
 
 In the lowest layer every directory is owned, and nothing is recorded.
+
+Verification applies whiteouts to file trees in memory instead: see :mod:`buildkit_tasks.oci.layers.overlay`.
 """
 
 from __future__ import annotations
