@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci import image as image_module
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
+from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
+from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports import open_image
 from tests.support.oci import (
     LAYER_GZIP,
@@ -26,11 +29,6 @@ from tests.support.oci import (
     write_folder,
 )
 
-if sys.version_info >= (3, 14):
-    pass
-else:
-    pass
-
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 
@@ -39,15 +37,15 @@ def platforms(memory: Memory) -> list[str]:
     return [str(platform) for platform, _ in Image(memory).platform_manifests]
 
 
-def image(memory: Memory, platform: str = "linux/amd64") -> Json:
+def add_image(memory: Memory, platform: str = "linux/amd64") -> Json:
     return add_platform(memory, platform, [make_tar({"main": probe(platform)})], Entrypoint=["/main"])
 
 
 def test_every_flipped_byte_is_detected() -> None:
     memory = hello(["linux/amd64"])
     digest, data = str(memory.root_descriptor().digest), memory.blobs[str(memory.root_descriptor().digest)]
-    for at in range(len(data)):
-        memory.blobs[digest] = flip(data, at)
+    for offset in range(len(data)):
+        memory.blobs[digest] = flip(data, offset)
         with pytest.raises(MalformedImage, match="holds other bytes"):
             Image(memory).index  # noqa: B018 - reads it
 
@@ -62,15 +60,15 @@ def test_attestations_and_artifacts_are_not_platforms() -> None:
     memory = Memory()
     artifact = put_manifest(memory, {}, [])
     empty = {"mediaType": EMPTY_CONFIG, "digest": artifact["digest"], "size": artifact["size"]}
-    odd = memory.put({"schemaVersion": 2, "config": empty, "layers": []}, OCI_MANIFEST)
+    unmarked = memory.put({"schemaVersion": 2, "config": empty, "layers": []}, OCI_MANIFEST)
     memory.index(
         [
-            image(memory),
+            add_image(memory),
             {**artifact, "platform": UNKNOWN},
             {**artifact, "annotations": {"vnd.docker.reference.type": "attestation-manifest"}},
             {**artifact, "artifactType": "application/x"},
-            odd,
-            {**artifact, "mediaType": "application/vnd.unheard.of", "platform": UNKNOWN},
+            unmarked,
+            {**artifact, "mediaType": "application/vnd.unknown", "platform": UNKNOWN},
         ]
     )
     assert platforms(memory) == ["linux/amd64"]
@@ -78,27 +76,27 @@ def test_attestations_and_artifacts_are_not_platforms() -> None:
 
 def test_repeated_platform() -> None:
     memory = Memory()
-    memory.index([image(memory), image(memory)])
+    memory.index([add_image(memory), add_image(memory)])
     assert platforms(memory) == ["linux/amd64", "linux/amd64"]
 
 
 def test_platform_of_single_manifest() -> None:
     memory = Memory()
-    entry = image(memory, "linux/arm/v6")
+    entry = add_image(memory, "linux/arm/v6")
     del entry["platform"]
     assert platforms(memory.point(entry)) == ["linux/arm/v6"]
 
 
 def test_platform_from_config() -> None:
     memory = Memory()
-    entry = image(memory, "linux/s390x")
+    entry = add_image(memory, "linux/s390x")
     del entry["platform"]
     assert platforms(memory.index([entry])) == ["linux/s390x"]
 
 
 def nested(depth: int) -> Memory:
     memory = Memory()
-    entry = image(memory)
+    entry = add_image(memory)
     for _ in range(depth):
         entry = memory.put(index_json([entry]), OCI_INDEX)
     return memory.point(entry)
@@ -117,14 +115,14 @@ def test_index_entry_limit() -> None:
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
     with pytest.raises(LimitExceeded, match=f"more than {LIMITS.manifests} entries"):
         platforms(memory.point(entry))
-    assert len(memory.opened) < 2 * LIMITS.manifests
+    assert len(memory.opened) == 3  # each index once
 
 
 def test_unknown_media_types() -> None:
     memory = Memory()
     text = memory.put({}, "text/plain")
     artifact = memory.put({"schemaVersion": 2, "config": text, "layers": []}, OCI_MANIFEST)
-    assert Image(memory).config(descriptor(image(memory))).entrypoint == ("/main",)
+    assert Image(memory).config(descriptor(add_image(memory))).entrypoint == ("/main",)
     with pytest.raises(MalformedImage, match="is not an image manifest"):
         Image(memory).manifest(descriptor(text))
     with pytest.raises(MalformedImage, match="is not an image config"):
@@ -136,10 +134,10 @@ def kinds(memory: Memory) -> list[str]:
 
 
 def attestation(memory: Memory, about: str, *, subject: str | None = None) -> Json:
-    """An entry of BuildKit's first form, or of its second with a subject."""
-    notes = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
+    """Add an attestation with annotations or, given a subject, one as an OCI artifact."""
+    annotations = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
     if subject is None:
-        return {**put_manifest(memory, {}, []), "platform": UNKNOWN, "annotations": notes}
+        return {**put_manifest(memory, {}, []), "platform": UNKNOWN, "annotations": annotations}
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -153,8 +151,8 @@ def attestation(memory: Memory, about: str, *, subject: str | None = None) -> Js
 
 def test_entry_kinds() -> None:
     memory = Memory()
-    entry = image(memory)
-    bare = {key: value for key, value in image(memory, "linux/arm64").items() if key != "platform"}
+    entry = add_image(memory)
+    bare = {key: value for key, value in add_image(memory, "linux/arm64").items() if key != "platform"}
     empty = memory.put(
         {"schemaVersion": 2, "config": memory.put({}, EMPTY_CONFIG), "layers": []}, OCI_MANIFEST
     )
@@ -172,8 +170,8 @@ def test_attested_images() -> None:
     entries = [attestation(memory, one), attestation(memory, "", subject=two), both]
     memory.index(entries)
     assert kinds(memory) == ["attestation"] * 3
-    stated = [Image(memory).attested_images(entry.descriptor) for entry in Image(memory).entries]
-    assert [[str(digest) for digest in each] for each in stated] == [[one], [two], [one, two]]
+    targets = [Image(memory).attested_images(entry.descriptor) for entry in Image(memory).entries]
+    assert [[str(digest) for digest in each] for each in targets] == [[one], [two], [one, two]]
 
 
 def test_attestation_with_invalid_digest() -> None:
@@ -189,7 +187,7 @@ def test_missing_and_order_defaults(tmp_path: Path) -> None:
     assert (Image(memory).is_missing(entry), Image(memory).read_order(entry)) == (False, 0)
     with open_image(str(write_archive(memory, tmp_path / "a.tar"))) as source:
         source.root_descriptor()
-        assert (Image(source).is_missing(entry), Image(source).read_order(entry) > 0) == (False, True)
+        assert (source.is_missing(entry), source.read_order(entry) > 0) == (False, True)
 
 
 def test_foreign_layer_error(tmp_path: Path) -> None:
@@ -202,9 +200,82 @@ def test_foreign_layer_error(tmp_path: Path) -> None:
     elsewhere["urls"] = ["https://example.org/layer"]
     memory.index([put_manifest(memory, {}, [plain, foreign, elsewhere])])
     with open_image(str(write_folder(memory, tmp_path / "a"))) as source:
-        layers = Image(source).manifest(Image(source).index.manifests[0]).layers
+        layers = source.manifest(source.index.manifests[0]).layers
         for layer, cause in zip(
             layers, ("is missing", "is a foreign layer", "is a foreign layer"), strict=True
         ):
             with pytest.raises(MalformedImage, match=cause):
                 source.open(layer)
+
+
+def test_wrap() -> None:
+    image = Image(hello())
+    assert Image.wrap(image) is image
+    assert Image.wrap(image.source).source is image.source
+
+
+def test_documents_are_read_once() -> None:
+    memory = hello()
+    image = Image(memory)
+    for _ in range(2):
+        assert [image.config(entry).architecture for _, entry in image.platform_manifests] == [
+            "amd64", "arm64", "arm",
+        ]  # fmt: skip
+        assert read_blob(image, image.root, 1 << 20) == image.read_document(image.root)
+    assert Counter(memory.opened) == dict.fromkeys(memory.opened, 1)
+    assert len(memory.opened) == 7  # no layers
+
+
+def test_document_of_other_size_is_rejected() -> None:
+    memory = hello(["linux/amd64"])
+    image = Image(memory)
+    ((_, entry),) = image.platform_manifests
+    assert image.manifest(replace(entry, annotations={"a": "b"})) is image.manifest(entry)
+    with pytest.raises(MalformedImage, match="are stated"):
+        image.manifest(replace(entry, size=entry.size + 1))
+
+
+def test_document_cache_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = hello()
+    monkeypatch.setattr(image_module, "_MAX_CACHED_BYTES", memory.root_descriptor().size)
+    image = Image(memory)
+    for _ in range(2):
+        assert [image.config(entry).os for _, entry in image.platform_manifests] == ["linux"] * 3
+    counts = Counter(memory.opened)
+    assert counts.pop(str(image.root.digest)) == 1
+    assert min(counts.values()) > 1
+
+
+def test_broken_document_is_not_cached() -> None:
+    memory = hello(["linux/amd64"])
+    digest = str(memory.root_descriptor().digest)
+    data = memory.blobs[digest]
+    memory.blobs[digest] = flip(data)
+    image = Image(memory)
+    with pytest.raises(MalformedImage, match="holds other bytes"):
+        image.index  # noqa: B018 - reads it
+    memory.blobs[digest] = data
+    assert len(image.index.manifests) == 1
+
+
+def test_reachable() -> None:
+    memory = Memory()
+    first, second = add_image(memory, "linux/amd64"), add_image(memory, "linux/arm64")
+    inner = memory.put(index_json([first]), OCI_INDEX)
+    outer = memory.put(index_json([inner, second]), OCI_INDEX)
+    memory.index([inner, outer, first])
+    contents = [str(each.digest) for each in Image(memory).reachable()]
+    assert sorted(contents) == sorted(memory.blobs)
+    documents = [first["digest"], inner["digest"], outer["digest"], str(memory.root_descriptor().digest)]
+    assert [digest for digest in contents if digest in documents] == documents
+    assert len(Image(memory).reachable(descriptor(first))) == 3
+
+
+def test_reachable_of_partial_source() -> None:
+    class Partial(Memory):
+        def is_missing(self, blob: Descriptor) -> bool:
+            return blob.media_type == LAYER_GZIP
+
+    memory = Partial(**vars(hello(["linux/amd64"])))
+    with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here"):
+        Image(memory).reachable()
