@@ -189,7 +189,7 @@ class _BinarySurvey:
 
     def _check_instruction_sets(self) -> Iterator[Check]:
         baseline = str(self._platform)
-        yield from self._above_baseline.report_failures(f"binaries need more than {baseline} promises")
+        yield from self._above_baseline.report_failures(f"binaries need more than the baseline of {baseline}")
         yield from self._maybe_above_baseline.checks
         if self._matching and not self._above_baseline.count:
             message = self._describe_evidence()

@@ -70,10 +70,12 @@ def match_host(
             'gives "no match for platform in manifest", a single image of another architecture '
             f'"exec format error".\ntry: {_suggest_build(host, available)}'
         )
-    elif selected == host:
-        message = f"{host_text} takes {selected}"
     else:
-        message = f"{host_text} takes {selected}, which it runs as well"
+        verb, note = (
+            "take" if node_count > 1 else "takes",
+            "" if selected == host else ", a compatible platform",
+        )
+        message = f"{host_text} {verb} {selected}{note}"
     actual = str(selected or available_text)
     return selected, Check(
         name="for", ok=selected is not None, expected=str(host), actual=actual, message=message

@@ -15,7 +15,7 @@ PREDICATE = "in-toto.io/predicate-type"
 SLSA, SPDX = "https://slsa.dev/provenance/v1", "https://spdx.dev/Document"
 
 
-def image(memory: Memory) -> Json:
+def add_image(memory: Memory) -> Json:
     tar = make_tar({"main": probe(ARM64)})
     return add_platform(memory, ARM64, [tar], Entrypoint=["/main"])
 
@@ -35,7 +35,7 @@ def layers(memory: Memory, about: str, *predicates: str) -> list[Json]:
 def annotated(
     memory: Memory, about: str, *, says: str | None = None, predicates: tuple[str, ...] = (SLSA,)
 ) -> Json:
-    """BuildKit's first form: platform unknown/unknown, and annotations of the index entry."""
+    """Add an attestation with platform unknown/unknown and annotations of the index entry."""
     config = {"os": "unknown", "architecture": "unknown", "rootfs": {"type": "layers", "diff_ids": []}}
     manifest = {
         "schemaVersion": 2,
@@ -49,7 +49,7 @@ def annotated(
 
 
 def artifact(memory: Memory, about: Json) -> Json:
-    """Its second form: an OCI artifact with an empty configuration and a subject."""
+    """Add an attestation as an OCI artifact with an empty configuration and a subject."""
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -62,7 +62,7 @@ def artifact(memory: Memory, about: Json) -> Json:
     return memory.put(manifest, OCI_MANIFEST, artifactType=kind)
 
 
-def of_attestations(report: VerifyReport) -> list[tuple[str, Check]]:
+def attestation_checks(report: VerifyReport) -> list[tuple[str, Check]]:
     return [
         (row.platform, check)
         for row in report.platforms
@@ -73,51 +73,51 @@ def of_attestations(report: VerifyReport) -> list[tuple[str, Check]]:
 
 def test_both_formats_are_counted() -> None:
     memory = Memory()
-    entry = image(memory)
+    entry = add_image(memory)
     index = memory.index(
         [entry, annotated(memory, entry["digest"], predicates=(SLSA, SPDX)), artifact(memory, entry)]
     )
     report = verify(index, (), "it")
     assert report.ok
     assert [row.platform for row in report.platforms] == [ARM64]
-    platform, check = of_attestations(report)[0]
+    platform, check = attestation_checks(report)[0]
     assert (platform, check.message) == (ARM64, "3 attestations: SBOM (SPDX), SBOM (SPDX), provenance")
 
 
 def test_no_attestations() -> None:
     memory = Memory()
-    assert of_attestations(verify(memory.index([image(memory)]), (), "it")) == []
+    assert attestation_checks(verify(memory.index([add_image(memory)]), (), "it")) == []
 
 
 @pytest.mark.parametrize("form", ["annotated", "artifact"])
 def test_unknown_target(form: str) -> None:
     memory = Memory()
-    entry = image(memory)
-    elsewhere = {**entry, "digest": str(Digest.from_bytes(b"another"))}
-    dangling = annotated(memory, elsewhere["digest"]) if form == "annotated" else artifact(memory, elsewhere)
+    entry = add_image(memory)
+    other = {**entry, "digest": str(Digest.from_bytes(b"another"))}
+    dangling = annotated(memory, other["digest"]) if form == "annotated" else artifact(memory, other)
     report = verify(memory.index([entry, dangling]), (), "it")
     assert [row.ok for row in report.platforms] == [True, False]
-    _, check = of_attestations(report)[0]
-    assert f"is about {elsewhere['digest']}, which is not in this index" in check.message
+    _, check = attestation_checks(report)[0]
+    assert f"is about {other['digest']}, which is not in this index" in check.message
     assert report.platforms[1].digest == dangling["digest"]
 
 
 def test_no_target() -> None:
     memory = Memory()
-    entry = image(memory)
-    homeless = {**annotated(memory, entry["digest"]), "annotations": {}}
-    _, check = of_attestations(verify(memory.index([entry, homeless]), (), "it"))[0]
+    entry = add_image(memory)
+    unattached = {**annotated(memory, entry["digest"]), "annotations": {}}
+    _, check = attestation_checks(verify(memory.index([entry, unattached]), (), "it"))[0]
     assert not check.ok
     assert "it is about no image; it has to be about one image" in check.message
 
 
 def test_statement_of_other_image() -> None:
     memory = Memory()
-    entry = image(memory)
+    entry = add_image(memory)
     other = str(Digest.from_bytes(b"another"))
-    liar = annotated(memory, entry["digest"], says=other)
-    report = verify(memory.index([entry, liar]), (), "it")
-    platform, check = of_attestations(report)[0]
+    wrong = annotated(memory, entry["digest"], says=other)
+    report = verify(memory.index([entry, wrong]), (), "it")
+    platform, check = attestation_checks(report)[0]
     assert (platform, check.ok) == (ARM64, False)
     assert f"its statement is about {other.removeprefix('sha256:')}" in check.message
 
@@ -125,7 +125,7 @@ def test_statement_of_other_image() -> None:
 @pytest.mark.parametrize("which", ["manifest", "config", "layer"])
 def test_flipped_byte(which: str) -> None:
     memory = Memory()
-    entry = image(memory)
+    entry = add_image(memory)
     attestation = annotated(memory, entry["digest"])
     document = json.loads(memory.blobs[attestation["digest"]])
     digests = {
@@ -136,5 +136,5 @@ def test_flipped_byte(which: str) -> None:
     memory.blobs[digests[which]] = flip(memory.blobs[digests[which]])
     report = verify(memory.index([entry, attestation]), (), "it")
     assert not report.ok
-    assert [check.ok for _, check in of_attestations(report)] == [False]
-    assert "holds other bytes" in of_attestations(report)[0][1].message
+    assert [check.ok for _, check in attestation_checks(report)] == [False]
+    assert "holds other bytes" in attestation_checks(report)[0][1].message

@@ -20,14 +20,14 @@ def checks(files: Mapping[str, bytes], platform: str = AMD64, *allowed: str, **s
     return list(verify(image, (), "the image", VerifyOptions(allow_foreign=allowed)).platforms[0].checks)
 
 
-def named(name: str, found: list[Check]) -> list[Check]:
-    return [check for check in found if check.name == name]
+def select(name: str, results: list[Check]) -> list[Check]:
+    return [check for check in results if check.name == name]
 
 
-def the(name: str, found: list[Check]) -> Check:
-    of_name = named(name, found)
-    assert len(of_name) == 1, of_name
-    return of_name[0]
+def single(name: str, results: list[Check]) -> Check:
+    matching = select(name, results)
+    assert len(matching) == 1, matching
+    return matching[0]
 
 
 def arm(flags: int) -> bytes:
@@ -35,14 +35,14 @@ def arm(flags: int) -> bytes:
 
 
 def test_matching_binaries_are_counted() -> None:
-    check = the("binaries", checks({"a": probe(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
+    check = single("binaries", checks({"a": probe(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
     assert (check.ok, check.message) == (True, "2 binaries")
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
 def test_foreign_file_of_any_type(kind: int) -> None:
-    found = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe(AMD64)})
-    check = the("binaries", found)
+    results = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe(AMD64)})
+    check = single("binaries", results)
     assert (check.ok, check.path) == (False, "/opt/deep/er/file")
     assert (check.expected, check.actual) == ("amd64", "arm64")
     assert check.layer.startswith("sha256:")
@@ -60,21 +60,21 @@ def test_foreign_file_of_any_type(kind: int) -> None:
     ],
 )
 def test_machine_names(shape: Shape, name: str) -> None:
-    assert f"is made for {name}, not for amd64" in the("binaries", checks({"a": elf(shape)})).message
+    assert f"is made for {name}, not for amd64" in single("binaries", checks({"a": elf(shape)})).message
 
 
 def test_many_foreign_files() -> None:
-    found = named("binaries", checks({f"f{number}": elf(ARM64) for number in range(103)}))
-    assert len(found) == 101
-    assert not any(check.ok for check in found)
-    assert found[-1].message == "3 more files are not made for amd64"
-    assert len({check.path for check in found[:-1]}) == 100
+    results = select("binaries", checks({f"f{number}": elf(ARM64) for number in range(103)}))
+    assert len(results) == 101
+    assert not any(check.ok for check in results)
+    assert results[-1].message == "3 more files are not made for amd64"
+    assert len({check.path for check in results[:-1]}) == 100
 
 
 @pytest.mark.parametrize("code", [247, 190, 224, 94])
 def test_device_code(code: int) -> None:
     shape = Shape(bits=64, order="little", machine=code)
-    check = the("binaries", checks({"kernel.o": elf(shape, kind=1), "a": probe(AMD64)}))
+    check = single("binaries", checks({"kernel.o": elf(shape, kind=1), "a": probe(AMD64)}))
     assert (check.ok, check.message) == (True, "1 binary, 1 for other processors (such as /kernel.o)")
 
 
@@ -82,7 +82,7 @@ def test_device_code(code: int) -> None:
     "pattern", ["/opt/*", "/opt/tools/arm64", "opt/tools/*", "tools/*", "arm64", "*/arm64", "**/tools/**"]
 )
 def test_allowed_globs(pattern: str) -> None:
-    check = the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
+    check = single("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
     assert (check.ok, check.message) == (
         True,
         "0 binaries, 1 foreign and allowed (such as /opt/tools/arm64)",
@@ -93,7 +93,7 @@ def test_allowed_globs(pattern: str) -> None:
     "pattern", ["/tools/*", "opt", "/opt", "ools/arm64", "arm6", "OPT/*", "/opt/tools/arm6[5]"]
 )
 def test_globs_without_match(pattern: str) -> None:
-    assert not the("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern)).ok
+    assert not single("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern)).ok
 
 
 def test_no_globs() -> None:
@@ -102,21 +102,21 @@ def test_no_globs() -> None:
 
 def test_allowed_instruction_set() -> None:
     files = {"opt/v3/lib.so": elf(AMD64, isa=[(ISA_NEEDED, 4)])}
-    assert not the("instruction-set", checks(files)).ok
-    assert the("instruction-set", checks(files, AMD64, "/opt/v3/*")).ok
+    assert not single("instruction-set", checks(files)).ok
+    assert single("instruction-set", checks(files, AMD64, "/opt/v3/*")).ok
 
 
 def test_entrypoint_is_reported_once() -> None:
-    found = checks({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
-    assert the("entrypoint-arch", found).path == "/main"
-    assert the("binaries", found).path == "/other"
+    results = checks({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
+    assert single("entrypoint-arch", results).path == "/main"
+    assert single("binaries", results).path == "/other"
 
 
 def test_damaged_file() -> None:
-    found = named("binaries", checks({"cut": probe(AMD64)[:20], "a": probe(AMD64)}))
-    assert [(check.ok, check.warning) for check in found] == [(True, True), (True, False)]
-    assert found[0].path == "/cut"
-    assert found[0].message == (
+    results = select("binaries", checks({"cut": probe(AMD64)[:20], "a": probe(AMD64)}))
+    assert [(check.ok, check.warning) for check in results] == [(True, True), (True, False)]
+    assert results[0].path == "/cut"
+    assert results[0].message == (
         "/cut starts like an ELF file and cannot be read as one: a truncated ELF header"
     )
 
@@ -132,7 +132,7 @@ def test_path_that_is_not_utf8() -> None:
     tar = make_tar({"caf?": elf(ARM64)}).replace(b"caf?", b"caf\xe9")
     tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
     report = verify(one([tar], AMD64), (), "the image")
-    check = the("binaries", list(report.platforms[0].checks))
+    check = single("binaries", list(report.platforms[0].checks))
     check.path.encode()
     assert check.path.startswith("/caf\\")
 
@@ -151,37 +151,37 @@ def test_path_that_is_not_utf8() -> None:
     ],
 )
 def test_isa_note_against_baseline(bits: int, platform: str, ok: bool) -> None:
-    check = the("instruction-set", checks({"a": elf(platform, isa=[(ISA_NEEDED, bits)])}, platform))
+    check = single("instruction-set", checks({"a": elf(platform, isa=[(ISA_NEEDED, bits)])}, platform))
     assert (check.ok, check.expected) == (ok, platform)
     assert ("needs x86-64-v" in check.message) == (not ok)
 
 
 def test_isa_note_of_used_features() -> None:
-    check = the("instruction-set", checks({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
+    check = single("instruction-set", checks({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
     assert (check.ok, check.message) == (True, "none in 1 of 1, which proves nothing")
 
 
 def test_files_without_isa_info() -> None:
     files = {"a": elf(AMD64), "b": elf(AMD64), "c": elf(AMD64, isa=[(ISA_NEEDED, 1)])}
-    assert the("instruction-set", checks(files)).message == (
+    assert single("instruction-set", checks(files)).message == (
         "x86 ISA note in 1; none in 2 of 3, which proves nothing"
     )
 
 
 def test_no_binaries() -> None:
-    assert named("instruction-set", checks({"a": b"text"})) == []
+    assert select("instruction-set", checks({"a": b"text"})) == []
 
 
 def test_many_files_above_baseline() -> None:
-    needy = elf(AMD64, isa=[(ISA_NEEDED, 4)])
-    found = named("instruction-set", checks({f"f{number}": needy for number in range(102)}))
-    assert len(found) == 101
-    assert found[-1].message == "2 more binaries need more than linux/amd64 promises"
+    above_baseline = elf(AMD64, isa=[(ISA_NEEDED, 4)])
+    results = select("instruction-set", checks({f"f{number}": above_baseline for number in range(102)}))
+    assert len(results) == 101
+    assert results[-1].message == "2 more binaries need more than the baseline of linux/amd64"
 
 
 def test_other_operating_system() -> None:
     shape = dataclasses.replace(shape_of(AMD64), abi=9)
-    check = the("instruction-set", checks({"a": elf(shape)}))
+    check = single("instruction-set", checks({"a": elf(shape)}))
     assert (check.ok, check.path) == (False, "/a")
     assert "needs FreeBSD" in check.message
 
@@ -191,7 +191,7 @@ def test_other_operating_system() -> None:
 
 def test_mixed_float_abis() -> None:
     files = {"lib/a.so": arm(HARD), "lib/b.so": arm(HARD), "opt/c.so": arm(SOFT)}
-    check = the("float-abi", checks(files, V7))
+    check = single("float-abi", checks(files, V7))
     assert (check.ok, check.path, check.expected, check.actual) == (False, "/opt/c.so", "hard", "soft")
     assert check.layer.startswith("sha256:")
     assert "/opt/c.so passes floating-point numbers in integer registers (soft or softfp)" in check.message
@@ -200,18 +200,18 @@ def test_mixed_float_abis() -> None:
 
 @pytest.mark.parametrize("flags", [HARD, SOFT, 0x05000000])
 def test_one_float_abi(flags: int) -> None:
-    assert named("float-abi", checks({"lib/a.so": arm(flags), "lib/b.so": arm(flags)}, V7)) == []
+    assert select("float-abi", checks({"lib/a.so": arm(flags), "lib/b.so": arm(flags)}, V7)) == []
 
 
 def test_static_programs_mix_float_abis() -> None:
     static = elf(dataclasses.replace(shape_of(V7), flags=SOFT))
-    assert named("float-abi", checks({"lib/a.so": arm(HARD), "bin/tool": static}, V7)) == []
+    assert select("float-abi", checks({"lib/a.so": arm(HARD), "bin/tool": static}, V7)) == []
 
 
-# Where nothing can be compared.
+# Unknown machines.
 
 
 @pytest.mark.parametrize("platform", ["windows/amd64", "linux/z80"])
 def test_unknown_machine(platform: str) -> None:
-    found = checks({"a": elf(ARM64)}, platform)
-    assert named("binaries", found) == named("instruction-set", found) == []
+    results = checks({"a": elf(ARM64)}, platform)
+    assert select("binaries", results) == select("instruction-set", results) == []

@@ -21,7 +21,7 @@ def app(*needed: str, platform: str = AMD64, interpreter: str = GLIBC, **more: s
     return elf(platform, interpreter=interpreter, needed=needed, **more)  # type: ignore[arg-type]
 
 
-def starts(
+def check_app(
     files: Mapping[str, bytes],
     others: Iterable[tarfile.TarInfo] = (),
     *,
@@ -29,13 +29,13 @@ def starts(
     loader: str = GLIBC,
     env: Sequence[str] = (),
 ) -> Check:
-    """The one check ``starts`` of ``/bin/app`` among these files and a loader."""
-    checks = all_starts(files, others, platform=platform, loader=loader, env=env)
+    """Return the only ``starts`` check of ``/bin/app`` among these files and a loader."""
+    checks = all_checks(files, others, platform=platform, loader=loader, env=env)
     assert len(checks) == 1, checks
     return checks[0]
 
 
-def all_starts(
+def all_checks(
     files: Mapping[str, bytes],
     others: Iterable[tarfile.TarInfo] = (),
     *,
@@ -43,14 +43,16 @@ def all_starts(
     loader: str = GLIBC,
     env: Sequence[str] = (),
 ) -> list[Check]:
-    there = {loader[1:]: elf(platform)} if loader else {}
-    image = one([make_tar({**there, **files}, others)], platform, Entrypoint=["/bin/app"], Env=list(env))
+    loader_file = {loader[1:]: elf(platform)} if loader else {}
+    image = one(
+        [make_tar({**loader_file, **files}, others)], platform, Entrypoint=["/bin/app"], Env=list(env)
+    )
     report = verify(image, (), "the image")
     return [check for check in report.platforms[0].checks if check.name == "starts"]
 
 
 def missing(check: Check) -> str:
-    """The library that a failing check is about."""
+    """Return the library that a failing check is about."""
     assert not check.ok, check.message
     return check.expected
 
@@ -59,7 +61,7 @@ def missing(check: Check) -> str:
 
 
 def test_static_program() -> None:
-    check = starts({"bin/app": elf(AMD64, kind=EXECUTABLE)}, loader="")
+    check = check_app({"bin/app": elf(AMD64, kind=EXECUTABLE)}, loader="")
     assert (check.ok, check.message) == (True, "/bin/app is static: it needs no loader")
 
 
@@ -69,36 +71,36 @@ def test_libraries_are_counted() -> None:
         f"{TRIPLET}/liba.so": LIBRARY,
         f"{TRIPLET}/libb.so": LIBRARY,
     }
-    check = starts(files)
+    check = check_app(files)
     assert (check.ok, check.path) == (True, "/bin/app")
     assert check.message == f"/bin/app finds its loader {GLIBC} and 2 libraries"
 
 
 def test_loader_without_libraries() -> None:
-    assert starts({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
+    assert check_app({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
 
 
 def test_invalid_interpreter_path() -> None:
     empty = app(interpreter="\0")
-    check = starts({"bin/app": empty})
+    check = check_app({"bin/app": empty})
     assert (check.ok, check.message) == (
         False, "linux/amd64: /bin/app cannot start: it has an empty interpreter path",
     )  # fmt: skip
 
 
 def test_missing_loader() -> None:
-    check = starts({"bin/app": app()}, loader="")
+    check = check_app({"bin/app": app()}, loader="")
     assert (check.ok, check.expected, check.path) == (False, GLIBC, "/bin/app")
     assert check.message == f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not in the image"
 
 
 def test_glibc_program_in_musl_image() -> None:
-    message = starts({"bin/app": app()}, loader=MUSL).message
+    message = check_app({"bin/app": app()}, loader=MUSL).message
     assert "it was linked against glibc, and this is a musl image (Alpine)" in message
 
 
 def test_musl_program_in_glibc_image() -> None:
-    message = starts({"bin/app": app(interpreter=MUSL)}).message
+    message = check_app({"bin/app": app(interpreter=MUSL)}).message
     assert "it was linked against musl, and this is a glibc image;" in message
     assert "Alpine" not in message
 
@@ -106,19 +108,19 @@ def test_musl_program_in_glibc_image() -> None:
 def test_loader_of_other_float_abi() -> None:
     soft, hard = "/lib/ld-linux.so.3", "/lib/ld-linux-armhf.so.3"
     files = {"bin/app": app(platform=V7, interpreter=hard)}
-    message = starts(files, platform=V7, loader=soft).message
+    message = check_app(files, platform=V7, loader=soft).message
     assert f"its loader {hard} is not in the image; it has {soft}, of another ABI" in message
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (elf("linux/arm64"), f"its loader {GLIBC} is made for arm64"),
         (b"a text", f"its loader {GLIBC} is not an ELF file"),
     ],
 )
-def test_unusable_loader(data: bytes, words: str) -> None:
-    assert words in starts({"bin/app": app(), GLIBC[1:]: data}, loader="").message
+def test_unusable_loader(data: bytes, message: str) -> None:
+    assert message in check_app({"bin/app": app(), GLIBC[1:]: data}, loader="").message
 
 
 def test_loader_is_not_executable() -> None:
@@ -137,9 +139,9 @@ def test_loader_is_not_executable() -> None:
 def test_loader_behind_links() -> None:
     link = symlink("lib64", "usr/lib64")
     files = {"bin/app": app()}
-    assert starts({**files, f"usr{GLIBC}": elf(AMD64)}, [link], loader="").ok
+    assert check_app({**files, f"usr{GLIBC}": elf(AMD64)}, [link], loader="").ok
     dangling = symlink(GLIBC[1:], "../gone/ld.so")
-    assert missing(starts(files, [dangling], loader="")) == GLIBC
+    assert missing(check_app(files, [dangling], loader="")) == GLIBC
 
 
 # Libraries.
@@ -147,7 +149,7 @@ def test_loader_behind_links() -> None:
 
 def test_missing_library() -> None:
     files = {"bin/app": app("liba.so"), f"{TRIPLET}/liba.so": elf(AMD64, needed=["libgone.so"])}
-    check = starts(files)
+    check = check_app(files)
     assert missing(check) == "libgone.so"
     assert check.actual == "missing"
     assert check.path == f"/{TRIPLET}/liba.so"
@@ -159,19 +161,19 @@ def test_missing_libraries_are_reported_once() -> None:
         "bin/app": app("libx.so", "libx.so", "liba.so"),
         "lib/liba.so": elf(AMD64, needed=["libx.so", "liby.so"]),
     }
-    assert [missing(check) for check in all_starts(files)] == ["libx.so", "liby.so"]
+    assert [missing(check) for check in all_checks(files)] == ["libx.so", "liby.so"]
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [(elf("linux/arm64"), "is made for arm64"), (b"INPUT(libm.so.6)", "is not an ELF file")],
 )
-def test_unusable_library(data: bytes, words: str) -> None:
-    check = starts({"bin/app": app("liba.so"), "usr/lib/liba.so": data})
+def test_unusable_library(data: bytes, message: str) -> None:
+    check = check_app({"bin/app": app("liba.so"), "usr/lib/liba.so": data})
     assert missing(check) == "liba.so"
-    assert words in check.actual
+    assert message in check.actual
     assert "/usr/lib/liba.so" in check.message
-    assert words in check.message
+    assert message in check.message
 
 
 def test_usable_library_after_unusable_one() -> None:
@@ -180,7 +182,7 @@ def test_usable_library_after_unusable_one() -> None:
         f"{TRIPLET}/liba.so": elf("linux/386"),
         "usr/lib/liba.so": LIBRARY,
     }
-    assert starts(files).ok
+    assert check_app(files).ok
 
 
 def test_circular_dependencies() -> None:
@@ -189,56 +191,56 @@ def test_circular_dependencies() -> None:
         "lib/liba.so": elf(AMD64, needed=["libb.so"]),
         "lib/libb.so": elf(AMD64, needed=["liba.so", "libb.so"]),
     }
-    assert "and 2 libraries" in starts(files).message
+    assert "and 2 libraries" in check_app(files).message
 
 
 def test_library_with_two_names() -> None:
     files = {"bin/app": app("liba.so", "liba.so.1"), "lib/liba.so.1.0": LIBRARY}
     links = [symlink("lib/liba.so", "liba.so.1.0"), symlink("lib/liba.so.1", "liba.so")]
-    assert "and 1 library" in starts(files, links).message
+    assert "and 1 library" in check_app(files, links).message
 
 
 @pytest.mark.parametrize("folder", ["lib64", "usr/lib64", TRIPLET, f"usr/{TRIPLET}", "lib", "usr/lib"])
 def test_default_directories(folder: str) -> None:
-    assert starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY}).ok
+    assert check_app({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY}).ok
 
 
 @pytest.mark.parametrize("folder", ["usr/local/lib", "opt/lib", "bin", "lib/i386-linux-gnu"])
 def test_other_directories_are_not_searched(folder: str) -> None:
-    assert missing(starts({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY})) == "liba.so"
+    assert missing(check_app({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY})) == "liba.so"
 
 
 @pytest.mark.parametrize("name", ["/opt/liba.so", "opt/liba.so", "$ORIGIN/../opt/liba.so"])
 def test_needed_path(name: str) -> None:
-    assert starts({"bin/app": app(name), "opt/liba.so": LIBRARY}).ok
+    assert check_app({"bin/app": app(name), "opt/liba.so": LIBRARY}).ok
 
 
 def test_needed_path_is_not_searched() -> None:
-    assert missing(starts({"bin/app": app("/opt/liba.so"), "lib/liba.so": LIBRARY})) == "/opt/liba.so"
+    assert missing(check_app({"bin/app": app("/opt/liba.so"), "lib/liba.so": LIBRARY})) == "/opt/liba.so"
 
 
-# RPATH, RUNPATH and the environment (ld.so(8)).
+# RPATH, RUNPATH and LD_LIBRARY_PATH (ld.so(8)).
 
 
 @pytest.mark.parametrize("text", ["$ORIGIN/../opt", "${ORIGIN}/../opt", "/gone:/opt", "/opt/"])
 @pytest.mark.parametrize("kind", ["rpath", "runpath"])
 def test_rpath_and_runpath(kind: str, text: str) -> None:
-    assert starts({"bin/app": app("liba.so", **{kind: text}), "opt/liba.so": LIBRARY}).ok
+    assert check_app({"bin/app": app("liba.so", **{kind: text}), "opt/liba.so": LIBRARY}).ok
 
 
 def test_lib_and_platform_tokens() -> None:
     files = {"bin/app": app("liba.so", runpath="/x/$LIB/$PLATFORM"), f"x/{TRIPLET}/x86_64/liba.so": LIBRARY}
-    assert starts({**files, f"{TRIPLET}/other.so": LIBRARY}).ok
+    assert check_app({**files, f"{TRIPLET}/other.so": LIBRARY}).ok
 
 
 def test_useless_rpath() -> None:
     files = {"bin/app": app("liba.so", runpath="$ORIGIN/opt"), "opt/liba.so": LIBRARY}
-    assert missing(starts(files)) == "liba.so"
+    assert missing(check_app(files)) == "liba.so"
 
 
 def test_origin_behind_link() -> None:
     files = {"srv/app/bin/app": app("liba.so", runpath="$ORIGIN/../lib"), "srv/app/lib/liba.so": LIBRARY}
-    assert starts(files, [symlink("bin/app", "../srv/app/bin/app")]).ok
+    assert check_app(files, [symlink("bin/app", "../srv/app/bin/app")]).ok
 
 
 def _chain(kind: str) -> dict[str, bytes]:
@@ -250,38 +252,38 @@ def _chain(kind: str) -> dict[str, bytes]:
 
 
 def test_rpath_is_inherited() -> None:
-    assert starts(_chain("rpath")).ok
-    assert missing(starts(_chain("runpath"))) == "libb.so"
+    assert check_app(_chain("rpath")).ok
+    assert missing(check_app(_chain("runpath"))) == "libb.so"
 
 
 def test_musl_inherits_runpath() -> None:
     files = {**_chain("runpath"), "bin/app": app("liba.so", interpreter=MUSL, runpath="/opt")}
-    assert starts(files, loader=MUSL).ok
+    assert check_app(files, loader=MUSL).ok
 
 
 def test_rpath_beside_runpath() -> None:
     program = app("liba.so", rpath="/opt", runpath="/gone")
-    assert missing(starts({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
+    assert missing(check_app({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
 
 
 def test_rpath_beside_runpath_is_not_inherited() -> None:
     files = {**_chain("runpath"), "bin/app": app("liba.so", rpath="/more", runpath="/opt")}
-    assert missing(starts({**files, "more/libb.so": LIBRARY})) == "libb.so"
+    assert missing(check_app({**files, "more/libb.so": LIBRARY})) == "libb.so"
 
 
 def test_runpath_of_library_ends_inheritance() -> None:
     files = {**_chain("rpath"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
-    assert missing(starts(files)) == "libb.so"
+    assert missing(check_app(files)) == "libb.so"
 
 
 def test_ld_library_path() -> None:
     env = ["LD_LIBRARY_PATH=/gone", "LD_LIBRARY_PATH=/else:/opt"]
     files = {**_chain("soname"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
-    assert starts(files, env=env).ok
-    assert missing(starts(files, env=env[:1])) == "liba.so"
+    assert check_app(files, env=env).ok
+    assert missing(check_app(files, env=env[:1])) == "liba.so"
 
 
-# The loaders' configurations.
+# Configuration of the loaders.
 
 
 def _configured(**files: bytes) -> dict[str, bytes]:
@@ -302,7 +304,7 @@ def _configured(**files: bytes) -> dict[str, bytes]:
     ],
 )
 def test_ld_so_conf(files: dict[str, bytes]) -> None:
-    assert starts(_configured(**files)).ok
+    assert check_app(_configured(**files)).ok
 
 
 @pytest.mark.parametrize(
@@ -311,21 +313,21 @@ def test_ld_so_conf(files: dict[str, bytes]) -> None:
         {},
         {"etc/ld.so.conf": b"# /opt/lib\n"},
         {"etc/ld.so.conf": b"opt/lib\n"},
-        {"etc/ld.so.conf.d/a.conf": b"/opt/lib\n"},  # nothing includes it
+        {"etc/ld.so.conf.d/a.conf": b"/opt/lib\n"},  # not included
         {"etc/ld.so.conf": b"include ld.so.conf.d/*.conf\n", "etc/ld.so.conf.d/a.txt": b"/opt/lib\n"},
     ],
 )
 def test_directory_outside_ld_so_conf(files: dict[str, bytes]) -> None:
-    assert missing(starts(_configured(**files))) == "liba.so"
+    assert missing(check_app(_configured(**files))) == "liba.so"
 
 
 def test_recursive_ld_so_conf() -> None:
     files = {"etc/ld.so.conf": b"include ld.so.conf\n" * 100}
-    assert missing(starts(_configured(**files))) == "liba.so"
+    assert missing(check_app(_configured(**files))) == "liba.so"
 
 
 def _of_musl(*needed: str, **files: bytes) -> Check:
-    return starts({"bin/app": app(*needed, interpreter=MUSL), **files}, loader=MUSL)
+    return check_app({"bin/app": app(*needed, interpreter=MUSL), **files}, loader=MUSL)
 
 
 @pytest.mark.parametrize("folder", ["lib", "usr/local/lib", "usr/lib"])
@@ -349,7 +351,7 @@ def test_musl_builtin_libraries() -> None:
     assert missing(_of_musl("libcrypt.so.1")) == "libcrypt.so.1"
 
 
-# What is loaded is what `--for` judges.
+# Loaded files and `--for`.
 
 
 def test_library_above_host_baseline() -> None:

@@ -25,8 +25,8 @@ def run(folder: Path, *expected: str, rules: VerifyOptions | None = None) -> Ver
 
 
 def failures(report: VerifyReport) -> dict[str, list[Check]]:
-    found = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
-    return {platform: checks for platform, checks in found.items() if checks}
+    failing = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
+    return {platform: checks for platform, checks in failing.items() if checks}
 
 
 def test_platforms_are_checked(tmp_path: Path) -> None:
@@ -38,19 +38,19 @@ def test_platforms_are_checked(tmp_path: Path) -> None:
 
 def test_foreign_binary(tmp_path: Path) -> None:
     files = {"linux_amd64/a": probe("linux/amd64"), "linux_arm64/deep/er/a": probe("linux/amd64")}
-    found = failures(run(write(tmp_path, files)))
-    assert [check.name for check in found["linux/arm64"] if check.path] == ["binaries"]
-    assert found["linux/arm64"][0].path == "/deep/er/a"
+    failing = failures(run(write(tmp_path, files)))
+    assert [check.name for check in failing["linux/arm64"] if check.path] == ["binaries"]
+    assert failing["linux/arm64"][0].path == "/deep/er/a"
 
 
 def test_missing_and_extra_platforms(tmp_path: Path) -> None:
     files = {"linux_amd64/a": b"", "linux_arm64/a": b""}
-    found = failures(run(write(tmp_path, files), "linux/amd64", "linux/s390x"))
+    failing = failures(run(write(tmp_path, files), "linux/amd64", "linux/s390x"))
     assert (
-        found["linux/s390x"][0].message
+        failing["linux/s390x"][0].message
         == "linux/s390x is not in the image, which holds linux/amd64, linux/arm64"
     )
-    assert [check.name for check in found["linux/arm64"]] == ["expected"]
+    assert [check.name for check in failing["linux/arm64"]] == ["expected"]
 
 
 def test_unnamed_platform(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ Files = Mapping[str, bytes]
 def parity(
     amd64: Files, arm64: Files, *, rule: str = "warn", start: Mapping[str, Any] | None = None
 ) -> list[Check]:
-    """The checks ``parity`` of linux/arm64, whose config is ``start``."""
+    """Return the ``parity`` checks of linux/arm64, whose config is ``start``."""
     memory = Memory()
     first = add_platform(memory, AMD64, [make_tar(amd64)])
     second = add_platform(memory, ARM64, [make_tar(arm64)], **(start or {}))
@@ -25,23 +25,23 @@ def parity(
     return [check for check in report.platforms[1].checks if check.name == "parity"]
 
 
-def the_words(checks: list[Check]) -> str:
+def single_message(checks: list[Check]) -> str:
     assert len(checks) == 1, checks
     return checks[0].message
 
 
 def test_equal_platforms() -> None:
     files = {"a": b"1", "b/c": b"2"}
-    checks = parity(files, {"a": b"other content is no matter of names", "b/c": b""})
+    checks = parity(files, {"a": b"other content", "b/c": b""})
     assert (checks[0].ok, checks[0].warning) == (True, False)
-    assert the_words(checks).endswith("starts the same and has the files of linux/amd64")
+    assert single_message(checks).endswith("starts the same and has the files of linux/amd64")
 
 
 def test_missing_file() -> None:
     warned, failed = (parity({"a": b"", "b": b""}, {"a": b""}, rule=rule) for rule in ("warn", "fail"))
     assert (warned[0].ok, warned[0].warning) == (True, True)
     assert (failed[0].ok, failed[0].warning) == (False, False)
-    assert the_words(warned) == the_words(failed) == "linux/arm64 lacks /b, which linux/amd64 has"
+    assert single_message(warned) == single_message(failed) == "linux/arm64 lacks /b, which linux/amd64 has"
 
 
 def test_parity_off() -> None:
@@ -65,14 +65,14 @@ def test_file_instead_of_directory() -> None:
 
 def test_many_differences() -> None:
     many = {f"f{number}": b"" for number in range(9)}
-    assert the_words(parity(many, {})) == (
+    assert single_message(parity(many, {})) == (
         "linux/arm64 lacks /f0, /f1, /f2, /f3, /f4 and 4 more, which linux/amd64 has"
     )
 
 
 def test_executables_and_plain_files() -> None:
     checks = parity({"bin/tool": b"#!/bin/sh\n"}, {"bin/tool": b"plain"})
-    assert the_words(checks).endswith("has the files of linux/amd64")
+    assert single_message(checks).endswith("has the files of linux/amd64")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_executables_and_plain_files() -> None:
     ],
 )
 def test_architecture_in_name_is_ignored(amd64: str, arm64: str) -> None:
-    assert the_words(parity({amd64: b""}, {arm64: b""})).endswith("has the files of linux/amd64")
+    assert single_message(parity({amd64: b""}, {arm64: b""})).endswith("has the files of linux/amd64")
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_name_of_file_and_directory() -> None:
 @pytest.mark.parametrize(
     ("amd64", "arm64"),
     [
-        ("opt/arm64", "opt/amd64"),  # each has the other's: that is no coincidence
-        ("opt/myamd64x", "opt/myarm64x"),  # part of another word
+        ("opt/arm64", "opt/amd64"),  # the name of the other architecture
+        ("opt/myamd64x", "opt/myarm64x"),  # inside another word
         ("opt/386", "opt/arm"),
     ],
 )
@@ -142,12 +142,12 @@ def test_missing_directory() -> None:
     first = add_platform(memory, AMD64, [full])
     second = add_platform(memory, ARM64, [make_tar({"a": b""})])
     report = verify(memory.index([first, second]), (), "the image")
-    said = " ".join(check.message for check in report.platforms[1].checks if check.name == "parity")
-    assert all(path in said for path in ("/empty", "/link", "/x")), said
+    messages = " ".join(check.message for check in report.platforms[1].checks if check.name == "parity")
+    assert all(path in messages for path in ("/empty", "/link", "/x")), messages
 
 
 @pytest.mark.parametrize(
-    ("start", "words"),
+    ("start", "message"),
     [
         ({"Entrypoint": ["/a"]}, "linux/arm64 has ENTRYPOINT ['/a']; linux/amd64 has []"),
         ({"Cmd": ["/a", "-x"]}, "linux/arm64 has CMD ['/a', '-x']; linux/amd64 has []"),
@@ -156,9 +156,9 @@ def test_missing_directory() -> None:
         ({"Env": ["A=1"]}, "linux/arm64 has ENV ['A=1']; linux/amd64 has []"),
     ],
 )
-def test_different_settings(start: dict[str, object], words: str) -> None:
+def test_different_settings(start: dict[str, object], message: str) -> None:
     files = {"a": b"#!/a\n"}
-    assert the_words(parity(files, files, start=start)) == words
+    assert single_message(parity(files, files, start=start)) == message
 
 
 def test_first_platform_is_reference() -> None:
@@ -166,8 +166,8 @@ def test_first_platform_is_reference() -> None:
     names = {AMD64: {"a": b""}, ARM64: {"a": b"", "b": b""}, "linux/s390x": {"a": b"", "b": b""}}
     entries = [add_platform(memory, name, [make_tar(files)]) for name, files in names.items()]
     report = verify(memory.index(entries), (), "the image")
-    said = [check.message for row in report.platforms for check in row.checks if check.name == "parity"]
-    assert said == [
+    messages = [check.message for row in report.platforms for check in row.checks if check.name == "parity"]
+    assert messages == [
         "linux/arm64 has /b, which linux/amd64 lacks",
         "linux/s390x has /b, which linux/amd64 lacks",
     ]
@@ -179,7 +179,7 @@ def test_name_that_is_not_utf8() -> None:
     memory = Memory()
     entries = [add_platform(memory, name, [data]) for name, data in ((AMD64, tar), (ARM64, make_tar({})))]
     report = verify(memory.index(entries), (), "the image")
-    said = [check.message for check in report.platforms[1].checks if check.name == "parity"]
-    assert len(said) == 1
-    assert "\\udce9" in said[0] or "\\xe9" in said[0]
-    said[0].encode()
+    messages = [check.message for check in report.platforms[1].checks if check.name == "parity"]
+    assert len(messages) == 1
+    assert "\\udce9" in messages[0] or "\\xe9" in messages[0]
+    messages[0].encode()

@@ -42,13 +42,13 @@ def run(memory: Memory, *expected: str) -> VerifyReport:
 
 
 def failures(report: VerifyReport) -> dict[str, list[Check]]:
-    found = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
-    assert report.ok == (bool(found) and not any(found.values()))
-    return {platform: checks for platform, checks in found.items() if checks}
+    failing = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
+    assert report.ok == (bool(failing) and not any(failing.values()))
+    return {platform: checks for platform, checks in failing.items() if checks}
 
 
-def the_failure(report: VerifyReport) -> Check:
-    checks = [check for found in failures(report).values() for check in found]
+def single_failure(report: VerifyReport) -> Check:
+    checks = [check for failing in failures(report).values() for check in failing]
     assert len(checks) == 1, checks
     return checks[0]
 
@@ -57,8 +57,10 @@ def arch_checks(report: VerifyReport) -> list[Check]:
     return [check for row in report.platforms for check in row.checks if check.name == "entrypoint-arch"]
 
 
-def starts(files: dict[str, bytes], links: Sequence[tuple[str, str]] = (), **start: object) -> VerifyReport:
-    """The verdict on a linux/arm64 image with these files."""
+def verify_files(
+    files: dict[str, bytes], links: Sequence[tuple[str, str]] = (), **start: object
+) -> VerifyReport:
+    """Verify a linux/arm64 image with these files."""
     tar = make_tar(files, [symlink(name, target) for name, target in links])
     return run(one([tar], ARM64, **start))
 
@@ -82,28 +84,28 @@ def test_no_expected_platforms() -> None:
 
 
 def test_empty_index() -> None:
-    assert the_failure(run(Memory().index([]))).message == "the image has no platforms"
+    assert single_failure(run(Memory().index([]))).message == "the image has no platforms"
 
 
 def test_order_and_missing_platform() -> None:
     report = run(hello([AMD64]), ARM64, AMD64)
     assert [row.platform for row in report.platforms] == [ARM64, AMD64]
-    check = the_failure(report)
+    check = single_failure(report)
     assert check.name == "present"
     assert check.message == "linux/arm64 is not in the image, which holds linux/amd64"
 
 
 def test_extra_platform() -> None:
     report = run(hello([AMD64, ARM64]), AMD64)
-    check = the_failure(report)
+    check = single_failure(report)
     assert (check.name, report.platforms[1].platform) == ("expected", ARM64)
     assert check.message == "linux/arm64 is in the image, but was not expected; expected: linux/amd64"
     assert len(report.platforms[1].checks) == 9
 
 
 def test_empty_index_lacks_expected_platforms() -> None:
-    found = failures(run(Memory().index([]), AMD64, ARM64))
-    assert {platform: checks[0].name for platform, checks in found.items()} == {
+    failing = failures(run(Memory().index([]), AMD64, ARM64))
+    assert {platform: checks[0].name for platform, checks in failing.items()} == {
         AMD64: "present",
         ARM64: "present",
     }
@@ -136,14 +138,14 @@ def disagreeing(index: str, config: str) -> VerifyReport:
 
 
 def test_config_of_other_platform() -> None:
-    check = the_failure(disagreeing(ARM64, AMD64))
+    check = single_failure(disagreeing(ARM64, AMD64))
     assert check.name == "config-platform"
     assert check.message == "the index says linux/arm64, the config says linux/amd64"
     assert (check.expected, check.actual) == (ARM64, AMD64)
 
 
 @pytest.mark.parametrize(
-    ("index", "config", "words"),
+    ("index", "config", "message"),
     [
         ("linux/arm/v6", "linux/arm/v7", "v6 against v7; programs for v7 may use instructions"),
         ("linux/arm/v7", "linux/arm/v6", "v7 against v6; programs for v7 may use instructions"),
@@ -151,9 +153,9 @@ def test_config_of_other_platform() -> None:
         ("linux/arm64", "linux/arm64/v99", "v8 against v99"),
     ],
 )
-def test_different_variants(index: str, config: str, words: str) -> None:
-    check = the_failure(disagreeing(index, config))
-    assert words in check.message
+def test_different_variants(index: str, config: str, message: str) -> None:
+    check = single_failure(disagreeing(index, config))
+    assert message in check.message
     assert f"the index says {index}, the config says {config}" in check.message
 
 
@@ -171,22 +173,22 @@ def test_config_without_variant() -> None:
 
 @pytest.mark.parametrize("wrong", [str(Platform.normalize("linux", row.architecture)) for row in MACHINES])
 def test_program_of_other_machine(wrong: str) -> None:
-    report = starts({"main": probe(wrong)}, Entrypoint=["/main"])
+    report = verify_files({"main": probe(wrong)}, Entrypoint=["/main"])
     if wrong == ARM64:
         assert report.ok
     else:
         architecture = Platform.parse(wrong).architecture
-        assert f"/main is made for {architecture}, not for arm64" in the_failure(report).message
+        assert f"/main is made for {architecture}, not for arm64" in single_failure(report).message
 
 
 def test_cmd_in_path() -> None:
-    report = starts({"bin/busybox": probe(ARM64)}, [("bin/sh", "busybox")], Cmd=["sh"])
+    report = verify_files({"bin/busybox": probe(ARM64)}, [("bin/sh", "busybox")], Cmd=["sh"])
     assert report.ok
     assert [check.path for check in arch_checks(report)] == ["/bin/busybox"]
 
 
 def test_no_entrypoint() -> None:
-    report = starts({"main": probe(ARM64)})
+    report = verify_files({"main": probe(ARM64)})
     assert report.ok
     assert arch_checks(report)[0].message == "no ENTRYPOINT or CMD: nothing to check"
 
@@ -196,20 +198,20 @@ def test_no_entrypoint() -> None:
 )
 def test_shell_form(text: str) -> None:
     files = {"bin/sh": probe(ARM64), "root/main": probe(AMD64)}
-    report = starts(files, Cmd=["/bin/sh", "-c", text])
+    report = verify_files(files, Cmd=["/bin/sh", "-c", text])
     assert [check.path for check in arch_checks(report)] == ["/bin/sh", "/root/main"]
-    assert the_failure(report).path == "/root/main"
+    assert single_failure(report).path == "/root/main"
 
 
 @pytest.mark.parametrize("text", ["cd /x && ./y", "echo 'unclosed", "$APP", "", "if true; then x; fi"])
 def test_complex_shell_form(text: str) -> None:
-    report = starts({"bin/sh": probe(ARM64)}, Entrypoint=["/bin/sh", "-ec", text])
+    report = verify_files({"bin/sh": probe(ARM64)}, Entrypoint=["/bin/sh", "-ec", text])
     assert [(check.path, check.ok) for check in arch_checks(report)] == [("/bin/sh", True)]
 
 
 def test_cmd_and_child_of_init() -> None:
     files = {"init/tini": probe(ARM64), "bin/app": probe(AMD64), "bin/tool": probe("linux/386")}
-    report = starts(files, Entrypoint=["/init/tini", "-g", "--", "app"], Cmd=["tool"])
+    report = verify_files(files, Entrypoint=["/init/tini", "-g", "--", "app"], Cmd=["tool"])
     assert [(check.path, check.ok) for check in arch_checks(report)] == [
         ("/init/tini", True),
         ("/bin/tool", False),
@@ -219,7 +221,7 @@ def test_cmd_and_child_of_init() -> None:
 
 def test_script_interpreter() -> None:
     files = {"run": b"#! /bin/sh -e\nexec main\n", "bin/sh": probe(AMD64)}
-    assert the_failure(starts(files, Entrypoint=["/run"])).path == "/bin/sh"
+    assert single_failure(verify_files(files, Entrypoint=["/run"])).path == "/bin/sh"
 
 
 def test_script_run_by_env() -> None:
@@ -228,13 +230,13 @@ def test_script_run_by_env() -> None:
         "usr/bin/env": probe(ARM64),
         "bin/python3": probe(AMD64),
     }
-    report = starts(files, Entrypoint=["run"], Env=["PATH=/:/bin"])
+    report = verify_files(files, Entrypoint=["run"], Env=["PATH=/:/bin"])
     assert [check.path for check in arch_checks(report)] == ["/usr/bin/env", "/bin/python3"]
-    assert the_failure(report).path == "/bin/python3"
+    assert single_failure(report).path == "/bin/python3"
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "message"),
     [
         (b"#!/bin/missing\n", "the interpreter of /run: '/bin/missing' is not in the image"),
         (b"#!/bin/sh\r\n", r"'/bin/sh\r' is not in the image"),
@@ -243,12 +245,15 @@ def test_script_run_by_env() -> None:
         (b"#!/bin/\xff\n", "is not in the image"),
     ],
 )
-def test_script_without_interpreter(script: bytes, words: str) -> None:
-    assert words in the_failure(starts({"run": script, "bin/sh": probe(ARM64)}, Entrypoint=["/run"])).message
+def test_script_without_interpreter(script: bytes, message: str) -> None:
+    assert (
+        message
+        in single_failure(verify_files({"run": script, "bin/sh": probe(ARM64)}, Entrypoint=["/run"])).message
+    )
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "message"),
     [
         ("/missing", "linux/arm64: '/missing' is not in the image"),
         ("missing", "'missing' is not in the image (PATH is /a:/b)"),
@@ -258,17 +263,17 @@ def test_script_without_interpreter(script: bytes, words: str) -> None:
         ("", "'' is not in the image"),
     ],
 )
-def test_missing_command(command: str, words: str) -> None:
+def test_missing_command(command: str, message: str) -> None:
     tar = make_tar({}, [folder("folder"), symlink("dangling", "x"), symlink("cycle", "cycle")])
-    assert words in the_failure(run(one([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))).message
+    assert message in single_failure(run(one([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))).message
 
 
 def test_command_in_working_directory() -> None:
-    assert starts({"srv/main": probe(ARM64)}, Entrypoint=["./main"], WorkingDir="/srv").ok
+    assert verify_files({"srv/main": probe(ARM64)}, Entrypoint=["./main"], WorkingDir="/srv").ok
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "it is empty"),
         (b"hello, world", "neither ELF nor a #! script: it starts 68 65 6c"),
@@ -277,8 +282,8 @@ def test_command_in_working_directory() -> None:
         (probe(ARM64)[:16] + b"\x01\0" + probe(ARM64)[18:], "ELF file of type 1: it cannot be started"),
     ],
 )
-def test_file_is_not_a_program(data: bytes, words: str) -> None:
-    assert words in the_failure(starts({"main": data}, Entrypoint=["/main"])).message
+def test_file_is_not_a_program(data: bytes, message: str) -> None:
+    assert message in single_failure(verify_files({"main": data}, Entrypoint=["/main"])).message
 
 
 def test_program_is_not_executable() -> None:
@@ -287,19 +292,19 @@ def test_program_is_not_executable() -> None:
     tar[100:108], old = b"0000644\0", bytes(tar[100:108])
     checksum = int(tar[148:154], 8) + sum(b"0000644\0") - sum(old)
     tar[148:156] = b"%06o\0 " % checksum
-    check = the_failure(run(one([bytes(tar)], ARM64, Entrypoint=["/main"])))
+    check = single_failure(run(one([bytes(tar)], ARM64, Entrypoint=["/main"])))
     assert check.message == "linux/arm64: /main is not executable (mode 0644)"
 
 
 @pytest.mark.parametrize("platform", ["linux/z80", "windows/amd64", "linux/ppc64"])
 def test_unknown_machine(platform: str) -> None:
     memory = one([make_tar({"main": probe(AMD64)})], platform, Entrypoint=["/main"])
-    assert "the machine of this platform is not known" in the_failure(run(memory)).message
+    assert "the machine of this platform is not known" in single_failure(run(memory)).message
 
 
 def test_layer_of_program() -> None:
     tars = [make_tar({"main": probe(ARM64)}), make_tar({"main": probe(AMD64)})]
-    check = the_failure(run(one(tars, ARM64, Entrypoint=["/main"])))
+    check = single_failure(run(one(tars, ARM64, Entrypoint=["/main"])))
     assert check.layer == str(Digest.from_bytes(gzip.compress(tars[1], mtime=0)))
 
 
@@ -308,11 +313,11 @@ def test_damaged_blobs() -> None:
     for digest in list(memory.blobs):
         whole = memory.blobs[digest]
         memory.blobs[digest] = flip(whole, len(whole) // 2)
-        found = failures(run(memory, AMD64, ARM64))
-        assert found, digest
-        assert all(check.name == "integrity" for checks in found.values() for check in checks)
-        assert all(digest in check.message for checks in found.values() for check in checks)
-        assert len(found) == (2 if digest == str(memory.root_descriptor().digest) else 1)
+        failing = failures(run(memory, AMD64, ARM64))
+        assert failing, digest
+        assert all(check.name == "integrity" for checks in failing.values() for check in checks)
+        assert all(digest in check.message for checks in failing.values() for check in checks)
+        assert len(failing) == (2 if digest == str(memory.root_descriptor().digest) else 1)
         memory.blobs[digest] = whole
 
 
@@ -323,16 +328,16 @@ def test_all_problems_are_collected() -> None:
         memory, AMD64, tars, diff_ids=[str(Digest.from_bytes(b"1")), str(Digest.from_bytes(b"2"))]
     )
     second = add_platform(memory, ARM64, tars, Entrypoint=["/main"])
-    found = failures(run(memory.index([first, second])))
-    assert [check.name for check in found[AMD64]] == ["integrity", "integrity"]
-    assert all("the config states" in check.message and check.layer for check in found[AMD64])
-    assert [check.name for check in found[ARM64]] == ["entrypoint-arch"]
+    failing = failures(run(memory.index([first, second])))
+    assert [check.name for check in failing[AMD64]] == ["integrity", "integrity"]
+    assert all("the config states" in check.message and check.layer for check in failing[AMD64])
+    assert [check.name for check in failing[ARM64]] == ["entrypoint-arch"]
 
 
 def test_wrong_number_of_diff_ids() -> None:
     memory = Memory()
     memory.index([add_platform(memory, AMD64, [make_tar({})], diff_ids=[])])
-    assert "0 diff_ids" in the_failure(run(memory)).message
+    assert "0 diff_ids" in single_failure(run(memory)).message
 
 
 @pytest.mark.parametrize(
@@ -347,14 +352,14 @@ def test_unreadable_index(data: bytes, cause: str) -> None:
 
 
 def test_hostile_layer() -> None:
-    assert "contains '..'" in the_failure(run(one([make_tar({"../x": b""})], AMD64))).message
+    assert "contains '..'" in single_failure(run(one([make_tar({"../x": b""})], AMD64))).message
 
 
 def test_exceeded_limit() -> None:
     memory = Memory()
     config = {**platform_json(AMD64), "rootfs": {"diff_ids": []}, "padding": "x" * (5 << 20)}
     memory.index([{**put_manifest(memory, config, []), "platform": platform_json(AMD64)}])
-    assert "at most 4194304 are read" in the_failure(run(memory)).message
+    assert "at most 4194304 are read" in single_failure(run(memory)).message
 
 
 def test_shared_layer_is_read_once() -> None:
@@ -373,13 +378,13 @@ def test_shared_layer_is_read_once() -> None:
 def test_shared_layer_with_wrong_size() -> None:
     memory = Memory()
     tar = make_tar({"main": probe(AMD64)})
-    sound = add_platform(memory, AMD64, [tar], Entrypoint=["/main"])
+    valid = add_platform(memory, AMD64, [tar], Entrypoint=["/main"])
     layer = memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP)
     config = {**platform_json(ARM64), "rootfs": {"diff_ids": [str(Digest.from_bytes(tar))]}}
     wrong = put_manifest(memory, config, [{**layer, "size": layer["size"] + 1}])
-    found = failures(run(memory.index([sound, {**wrong, "platform": platform_json(ARM64)}])))
-    assert list(found) == [ARM64]
-    assert "are stated" in found[ARM64][0].message
+    failing = failures(run(memory.index([valid, {**wrong, "platform": platform_json(ARM64)}])))
+    assert list(failing) == [ARM64]
+    assert "are stated" in failing[ARM64][0].message
 
 
 def mixed_image() -> Memory:
