@@ -10,7 +10,7 @@ from buildkit_tasks.oci.model import OCI_MANIFEST, Digest, parse_index
 from buildkit_tasks.platforms import Platform
 from tests.support.oci import Json, platform_json
 
-AMD, ARM, OLD = (Platform.parse(name) for name in ("linux/amd64", "linux/arm64", "linux/arm/v6"))
+AMD, ARM, V6 = (Platform.parse(name) for name in ("linux/amd64", "linux/arm64", "linux/arm/v6"))
 
 
 def entry(text: str, platform: str, **more: object) -> Json:
@@ -26,8 +26,8 @@ def entry(text: str, platform: str, **more: object) -> Json:
 
 def part(platform: Platform, *, about: str | None = None, name: str = "", **annotations: str) -> Part:
     image = entry(f"image {platform}", str(platform))
-    stated = {"vnd.docker.reference.digest": about if about is not None else image["digest"]}
-    attestation = entry(f"about {platform}", "unknown/unknown", annotations=stated)
+    annotation = {"vnd.docker.reference.digest": about if about is not None else image["digest"]}
+    attestation = entry(f"about {platform}", "unknown/unknown", annotations=annotation)
     return Part(
         name=name or f"part-{platform.slug}",
         platform=platform,
@@ -38,27 +38,27 @@ def part(platform: Platform, *, about: str | None = None, name: str = "", **anno
 
 
 def test_order_of_entries() -> None:
-    index = parse_index(merge_parts([part(AMD), part(OLD), part(ARM)], [ARM, AMD, OLD]))
-    assert [entry.platform for entry in index.manifests[:3]] == [ARM, AMD, OLD]
+    index = parse_index(merge_parts([part(AMD), part(V6), part(ARM)], [ARM, AMD, V6]))
+    assert [entry.platform for entry in index.manifests[:3]] == [ARM, AMD, V6]
     about = [entry.annotations["vnd.docker.reference.digest"] for entry in index.manifests[3:]]
     assert about == [str(entry.digest) for entry in index.manifests[:3]]
 
 
 def test_default_order() -> None:
-    index = parse_index(merge_parts([part(OLD), part(AMD)]))
-    assert [entry.platform for entry in index.manifests[:2]] == [OLD, AMD]
+    index = parse_index(merge_parts([part(V6), part(AMD)]))
+    assert [entry.platform for entry in index.manifests[:2]] == [V6, AMD]
 
 
 def test_result_ignores_order_of_parts() -> None:
-    parts = [part(AMD, key="value"), part(OLD, key="value"), part(ARM, key="value")]
-    assert merge_parts(parts, [AMD, ARM, OLD]) == merge_parts(parts[::-1], [AMD, ARM, OLD])
+    parts = [part(AMD, key="value"), part(V6, key="value"), part(ARM, key="value")]
+    assert merge_parts(parts, [AMD, ARM, V6]) == merge_parts(parts[::-1], [AMD, ARM, V6])
 
 
 def test_unknown_fields_are_kept() -> None:
     image = entry("x", "windows/amd64", data="eA==", annotations={"a": "b"})
     image["platform"] |= {"os.version": "10.0.1", "os.features": ["win32k"]}
-    own = Part(name="x", platform=Platform.normalize("windows", "amd64"), image=image)
-    assert json.loads(merge_parts([own]))["manifests"] == [image]
+    windows_part = Part(name="x", platform=Platform.normalize("windows", "amd64"), image=image)
+    assert json.loads(merge_parts([windows_part]))["manifests"] == [image]
 
 
 def test_common_annotations() -> None:
@@ -75,7 +75,7 @@ def test_repeated_platform() -> None:
 
 def test_missing_and_extra_platforms() -> None:
     with pytest.raises(CheckFailed) as caught:
-        merge_parts([part(AMD)], [ARM, OLD])
+        merge_parts([part(AMD)], [ARM, V6])
     assert caught.value.message == (
         "the parts are not the 2 expected platforms: no part is for linux/arm64; "
         "no part is for linux/arm/v6; part-amd64 is for linux/amd64"
@@ -85,7 +85,7 @@ def test_missing_and_extra_platforms() -> None:
 
 def test_variants_differ() -> None:
     with pytest.raises(CheckFailed, match="no part is for linux/arm/v7"):
-        merge_parts([part(OLD)], [Platform.parse("linux/arm/v7")])
+        merge_parts([part(V6)], [Platform.parse("linux/arm/v7")])
 
 
 def test_no_parts() -> None:

@@ -1,5 +1,3 @@
-"""Archives of one platform each, joined into one image."""
-
 from __future__ import annotations
 
 import json
@@ -28,31 +26,31 @@ def parts(folder: Path, platforms: tuple[Platform, ...] = TWO) -> dict[Platform,
 
 
 def test_joined_image(tmp_path: Path) -> None:
-    place = tmp_path / "joined.tar"
-    digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1"], place)
-    with open_image(f"oci-archive:{place}") as source:
+    path = tmp_path / "joined.tar"
+    digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1"], path)
+    with open_image(f"oci-archive:{path}") as source:
         assert source.root_descriptor().digest == digest
-        assert verify(source, TWO, "it").ok
+        assert verify(source, TWO, "image").ok
         assert [platform for platform, _ in source.platform_manifests] == list(TWO)
 
 
 def test_all_blobs_once(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     with open_joined_archives(archives) as joined:
-        found = [each.digest for each in joined.reachable(joined.root_descriptor())]
-    assert len(found) == len(set(found))
+        digests = [each.digest for each in joined.reachable(joined.root_descriptor())]
+    assert len(digests) == len(set(digests))
     for archive in archives.values():
         with open_image(f"oci-archive:{archive}") as part:
             manifests = {each.digest for each in part.reachable(part.root_descriptor())} - {
                 part.root_descriptor().digest
             }
-        assert manifests <= set(found)
+        assert manifests <= set(digests)
 
 
 def test_image_names(tmp_path: Path) -> None:
-    place = tmp_path / "joined.tar"
-    digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1", "r.example.org/hello:2"], place)
-    with tarfile.open(place) as archive:
+    path = tmp_path / "joined.tar"
+    digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1", "r.example.org/hello:2"], path)
+    with tarfile.open(path) as archive:
         index = json.loads(archive.extractfile("index.json").read())  # type: ignore[union-attr]
     names = {each["annotations"]["io.containerd.image.name"] for each in index["manifests"]}
     assert names == {"docker.io/library/hello:1", "r.example.org/hello:2"}
@@ -69,7 +67,7 @@ def test_reproducible(tmp_path: Path) -> None:
 def test_wrong_platform(tmp_path: Path) -> None:
     archives = parts(tmp_path)
     swapped = dict(zip(archives, reversed(archives.values()), strict=True))
-    join_archives(swapped, [], tmp_path / "x.tar")  # the set is the same: which file brought which is all one
+    join_archives(swapped, [], tmp_path / "x.tar")  # only the set of platforms counts
     wrong = {TWO[0]: archives[TWO[0]], Platform.parse("linux/s390x"): archives[TWO[1]]}
     with pytest.raises(CheckFailed, match="linux/s390x"):
         join_archives(wrong, [], tmp_path / "y.tar")
@@ -94,6 +92,6 @@ def test_flipped_byte(tmp_path: Path) -> None:
 def test_unknown_blob(tmp_path: Path) -> None:
     with open_joined_archives(parts(tmp_path)) as joined:
         assert read_blob(joined, joined.root_descriptor(), 1 << 20)
-        stranger = Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(b"x"), size=1)
+        unknown = Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(b"x"), size=1)
         with pytest.raises(MalformedImage, match="is in none of the parts"):
-            joined.open(stranger)
+            joined.open(unknown)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ __all__ = ["push"]
 
 
 def single(platform: str, *, attested: bool = False, bare: bool = False) -> Memory:
-    """One platform's image in one of buildx's forms."""
+    """Return an image of one platform as buildx pushes it: with attestations, as an index, or bare."""
     memory = hello([platform])
     index = json.loads(memory.blobs[str(memory.root_descriptor().digest)])
     (entry,) = index["manifests"]
@@ -38,7 +39,14 @@ def single(platform: str, *, attested: bool = False, bare: bool = False) -> Memo
     return memory
 
 
-# Names
+def test_blobs_are_read_once(push: Push) -> None:
+    memory = single("linux/arm64", attested=True)
+    push.send(memory)
+    assert set(Counter(memory.opened).values()) == {1}
+    assert len(memory.opened) == 7  # two manifests with a config and a layer each, and the index
+
+
+# Tags
 
 
 def test_tag_reports_previous_digest(push: Push) -> None:
@@ -69,8 +77,8 @@ def test_tag_in_other_repository(push: Push) -> None:
     before = len(push.server.received)
     push.tag(digest, "team/app:v1", "other/app:v1", "other/app:v2")
     assert push.server.tag_digest("other/app:v2") == digest
-    found = push.server.repository("other/app").content
-    assert set(found["blobs"]) | set(found["manifests"]) >= set(memory.blobs)
+    content = push.server.repository("other/app").content
+    assert set(content["blobs"]) | set(content["manifests"]) >= set(memory.blobs)
     puts = [each.path for each in push.server.received[before:] if each.method == "PUT"]
     assert [path.rpartition("/")[2] for path in puts[-4:]] == [digest, "v1", "v1", "v2"]
 
@@ -98,21 +106,21 @@ def test_tag_in_other_registry(push: Push) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "tag", "said"),
+    ("at", "tag", "message"),
     [
         ("team/app:v1", "team/app:v1", "has no digest to be tagged"),
         (f"team/app@{Digest.from_bytes(b'')}", f"team/app@{Digest.from_bytes(b'')}", "is not a valid tag"),
     ],
 )
-def test_invalid_references(push: Push, at: str, tag: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_references(push: Push, at: str, tag: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         publish.tag_image(push.reference(at), [push.reference(tag)], registry_options=push.options)
     assert push.server.received == []
 
 
 def test_tag_of_missing_image(push: Push) -> None:
-    found = push.tag_error(str(Digest.from_bytes(b"")), "team/app:v1")
-    assert "not moved: " in found.message
+    error = push.tag_error(str(Digest.from_bytes(b"")), "team/app:v1")
+    assert "not moved: " in error.message
     assert push.server.moved_tags == []
 
 
@@ -164,29 +172,31 @@ def test_parts_in_other_repositories(push: Push) -> None:
     references = [push.reference(f"parts/one@{push.send(part, 'parts/one')}")]
     references += [push.reference(f"parts/two@{push.send(other, 'parts/two')}")]
     publish.push_index(references, push.reference("team/app"), registry_options=push.options)
-    found = push.server.repository("team/app").content
-    wanted = {str(each.digest) for memory in (part, other) for level in push_order(memory) for each in level}
-    assert set(found["blobs"]) | set(found["manifests"]) >= wanted
+    content = push.server.repository("team/app").content
+    expected = {
+        str(each.digest) for memory in (part, other) for level in push_order(memory) for each in level
+    }
+    assert set(content["blobs"]) | set(content["manifests"]) >= expected
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("expected", "message"),
     [
         (["linux/amd64", "linux/arm64", "linux/s390x"], "no part is for linux/s390x"),
         (["linux/amd64"], "is for linux/arm64"),
     ],
 )
-def test_platforms_are_checked_first(push: Push, wanted: list[str], said: str) -> None:
+def test_platforms_are_checked_first(push: Push, expected: list[str], message: str) -> None:
     references = [
         push.reference(f"parts/x@{push.send(single(name), 'parts/x')}")
         for name in ("linux/amd64", "linux/arm64")
     ]
     before = len(push.server.received)
-    with pytest.raises(CheckFailed, match=said) as caught:
+    with pytest.raises(CheckFailed, match=message) as caught:
         publish.push_index(
             references,
             push.reference("team/app"),
-            [*map(Platform.parse, wanted)],
+            [*map(Platform.parse, expected)],
             registry_options=push.options,
         )
     assert caught.value.exit_code == 1
