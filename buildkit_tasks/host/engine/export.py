@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, get_from_api, inspect_image
 from buildkit_tasks.oci.reference import Reference
+from buildkit_tasks.oci.streams import RawReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def _request_export(client: DockerClient, name: str, image: dict[str, Any], engi
         ) from error
 
 
-class _ExportBody(io.RawIOBase):
+class _ExportBody(RawReader):
     """The body of a response; closing it closes the connection."""
 
     def __init__(self, response: Any, reference: str, resources: contextlib.ExitStack) -> None:
@@ -84,14 +85,10 @@ class _ExportBody(io.RawIOBase):
         self._reference = reference
         self._resources = resources
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+    def read_some(self, size: int) -> bytes:
         with _translate_engine_errors(self._reference):
-            data: bytes = self._response.raw.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+            data: bytes = self._response.raw.read(size)
+        return data
 
     def close(self) -> None:
         self._resources.close()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import RegistryError
 from buildkit_tasks.oci.registry.errors import TransientError
+from buildkit_tasks.oci.streams import RawReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ _CHUNK_SIZE = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(?:\d{1,19}|\*)", re.ASCII)
 
 
-class BlobStream(io.RawIOBase):
+class BlobStream(RawReader):
     """The unverified bytes of a descriptor's blob, and at most one byte more than its size.
 
     ``fetch(offset)`` requests everything from an offset. After a broken connection the download resumes at
@@ -39,14 +39,10 @@ class BlobStream(io.RawIOBase):
         self._resumes_left = _MAX_RESUMES
         self._response = fetch(0)
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
+    def read_some(self, size: int) -> bytes:
         """Return at most ``size`` bytes as they arrive from the connection."""
-        remaining = self._descriptor.size + 1 - self._offset  # one more reveals a blob that is too long
-        count = remaining if size < 0 else min(size, remaining)
+        # One byte more than the size reveals a blob that is too long.
+        count = min(size, self._descriptor.size + 1 - self._offset)
         while count > 0:
             try:
                 data = self._response.read(count)
@@ -58,12 +54,6 @@ class BlobStream(io.RawIOBase):
                 return data
             self._resume(TransientError(f"{self._response.url.origin} closed the connection early"))
         return b""
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Read at most ``len(buffer)`` bytes into a buffer."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         """Close the stream; a connection that was read to the end of the body is reused."""
