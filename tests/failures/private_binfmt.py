@@ -12,7 +12,7 @@ import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.platforms import Platform
-from tests.support.project import TASKS, Done, Project
+from tests.support.project import TASKS, CompletedCommand, Project
 
 ARM64 = "linux/arm64"
 _MOUNT_POINT = "/proc/sys/fs/binfmt_misc"
@@ -36,7 +36,7 @@ exit $code
 class TaskResult:
     """How the task ended, and the handlers afterwards by name."""
 
-    done: Done
+    done: CompletedCommand
     handlers: dict[str, str]
 
 

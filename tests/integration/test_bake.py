@@ -13,7 +13,7 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.system.command import SubprocessRunner
 from tests.conftest import Unchanged
-from tests.support.project import Done, Project, program
+from tests.support.project import CompletedCommand, Project, program
 from tests.support.registry import real as registry
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "bake"
@@ -195,7 +195,7 @@ def test_outputs_survive_print_and_failure(tiny: Project) -> None:
 
 def test_bake_dry_run(baked: Project, unchanged: Unchanged) -> None:
     with unchanged():
-        done: Done = baked.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")
+        done: CompletedCommand = baked.task("build-multiarch", "--bake=docker-bake.hcl", "--dry-run")
     builds = [line for line in done.stdout.splitlines() if " --metadata-file=" in line]
     assert len(builds) == 4
     assert sum("--build-context=base=oci-layout://" in line for line in builds) == 1

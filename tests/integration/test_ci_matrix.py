@@ -18,7 +18,7 @@ from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import ROOT
 from tests.integration.test_push import TWO, Place, plain
-from tests.support.project import Done, Project
+from tests.support.project import CompletedCommand, Project
 from tests.support.registry import real as registry
 from tests.support.workflows import blocks, filled, read
 
@@ -73,17 +73,17 @@ class Fleet(ABC):
         }
         return Project(folder=home / "repo", env={**env, **own}).write(CHECKOUT)
 
-    def script(self, job: Project, text: str) -> Done:
+    def script(self, job: Project, text: str) -> CompletedCommand:
         """A step, unless it is one that prepares the machine."""
         if "apt-get" in text or "/opt/venv" in text or text.startswith("pip install"):
-            return Done(code=0, stdout="", stderr="", seconds=0)
+            return CompletedCommand(code=0, stdout="", stderr="", seconds=0)
         if LOGIN in text:
             docker = Path(self.engine.tools.docker[0]).parent
             path = f"{docker}{os.pathsep}{job.env['PATH']}"
             job = job.with_env(DOCKER_HOST=self.engine.endpoint, PATH=path)
         return job.command("bash", "-e", "-o", "pipefail", "-c", text)
 
-    def scripts(self, job: Project, texts: list[str]) -> Done:
+    def scripts(self, job: Project, texts: list[str]) -> CompletedCommand:
         """Steps, one after the other, until one fails; gives the last."""
         done = None
         for text in texts:
@@ -99,11 +99,11 @@ class Fleet(ABC):
         """Those that the pipeline has a job for."""
 
     @abstractmethod
-    def part(self, platform: str) -> Done:
+    def part(self, platform: str) -> CompletedCommand:
         """The job of one platform."""
 
     @abstractmethod
-    def merge(self) -> Done:
+    def merge(self) -> CompletedCommand:
         """The last job, which gets what the others have left."""
 
 
@@ -111,7 +111,7 @@ class Fleet(ABC):
 class GitHub(Fleet):
     """GitHub Actions, as far as this page's workflow uses it."""
 
-    def steps(self, name: str, values: Mapping[str, str], label: str) -> Done:
+    def steps(self, name: str, values: Mapping[str, str], label: str) -> CompletedCommand:
         job = GITHUB["jobs"][name]
         # There is no registry here that an emulators' image could be pulled from.
         known = {**GITHUB["env"], "INVOKE_BUILDKIT_EMULATORS": "auto"} | job.get("env", {})
@@ -124,7 +124,7 @@ class GitHub(Fleet):
         env = {key: self._here(text, values) for key, text in known.items()}
         output = self.folder / f"{label}.output"
         project = self.job(label, {**env, "GITHUB_REF_NAME": TAG, "GITHUB_OUTPUT": str(output)})
-        done = Done(code=0, stdout="", stderr="", seconds=0)
+        done = CompletedCommand(code=0, stdout="", stderr="", seconds=0)
         for step in job["steps"]:
             if step.get("uses", "").startswith("actions/download-artifact"):
                 for path in self.folder.glob("artifacts/*/*"):
@@ -169,7 +169,7 @@ class GitHub(Fleet):
     def platforms(self) -> list[str]:
         return [row["call_spec"]["platform"] for row in self.sessions()]
 
-    def part(self, platform: str) -> Done:
+    def part(self, platform: str) -> CompletedCommand:
         sessions = self.sessions()
         index = [row["call_spec"]["platform"] for row in sessions].index(platform)
         values = {
@@ -179,7 +179,7 @@ class GitHub(Fleet):
         }
         return self.steps("part", values, f"part-{index}")
 
-    def merge(self) -> Done:
+    def merge(self) -> CompletedCommand:
         return self.steps("merge", {}, "merge")
 
 
@@ -187,7 +187,7 @@ class GitHub(Fleet):
 class GitLab(Fleet):
     """GitLab's pipelines, as far as this page's uses them."""
 
-    def steps(self, name: str, env: Mapping[str, str], label: str) -> Done:
+    def steps(self, name: str, env: Mapping[str, str], label: str) -> CompletedCommand:
         known = {
             "CI_REGISTRY": self.place.host,
             "CI_REGISTRY_IMAGE": f"{self.place.host}/team/app",
@@ -210,13 +210,13 @@ class GitLab(Fleet):
     def platforms(self) -> list[str]:
         return [row["PLATFORM"] for row in GITLAB["part"]["parallel"]["matrix"]]
 
-    def part(self, platform: str) -> Done:
+    def part(self, platform: str) -> CompletedCommand:
         index = self.platforms.index(platform)
         row = GITLAB["part"]["parallel"]["matrix"][index]
         # Artifacts of jobs in the same stage are not there yet.
         return self.steps("part", {**row, "CI_NODE_INDEX": str(index + 1)}, f"part-{index}")
 
-    def merge(self) -> Done:
+    def merge(self) -> CompletedCommand:
         return self.steps("merge", {}, "merge")
 
 

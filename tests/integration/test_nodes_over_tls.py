@@ -14,7 +14,7 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.support.engine.nodes import Node, host_node, remote_settings
-from tests.support.project import Done, Project, program
+from tests.support.project import CompletedCommand, Project, program
 from tests.support.registry.certificates import Certificate, make_certificate, sign
 
 AMD64 = "linux/amd64"
@@ -52,7 +52,7 @@ def material(certificate: Certificate, **other: Path) -> dict[str, str]:
     return {name: str(path) for name, path in files.items()}
 
 
-def refused(project: Project, node: Node, **options: str) -> Done:
+def refused(project: Project, node: Node, **options: str) -> CompletedCommand:
     """Set up a builder of that node, which must not be let in; nothing of the builder may be left."""
     project.write({"pyproject.toml": remote_settings([node.option(**options)], [AMD64])})
     done = project.task("setup-builder", expect=3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.support.project import Done, Project
+from tests.support.project import CompletedCommand, Project
 
 DOCKERFILE = """\
 FROM alpine:latest
@@ -33,7 +33,7 @@ def project_with_secret(engine: Engine, project: Project) -> Project:
     )
 
 
-def everything(folder: Path, done: Done) -> dict[str, bytes]:
+def everything(folder: Path, done: CompletedCommand) -> dict[str, bytes]:
     """All that was said and written: output, files, the blobs of archives, the contents of layers."""
     found = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     for path in folder.rglob("*"):

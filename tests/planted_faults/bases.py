@@ -124,7 +124,7 @@ class Parts:
         source = 'package main\n\nfunc main() { println("hello") }\n'
         files = {"go.mod": "module lies\n", "main.go": source, "wanted": wanted, "Dockerfile": _GO_FILE}
         image = self._build("go", self._context("go", files), ["linux/amd64"])
-        return edits.files_in(edits.layers_of(image, "linux/amd64")[0])
+        return edits.layer_files(edits.layer_tars(image, "linux/amd64")[0])
 
     @cached_property
     def glibc(self) -> Memory:

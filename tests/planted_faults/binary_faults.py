@@ -18,25 +18,25 @@ _FLAGS = {32: 36, 64: 48}  # where e_flags stands in an ELF header
 
 def _holding(parts: Parts, platform: str, path: str, wrong: bytes, right: bytes) -> Planted:
     """The example with one more file, wrong or right."""
-    sound = edits.only(parts.hello, platform)
+    sound = edits.select_platforms(parts.hello, platform)
     return Planted(
-        image=edits.adding(sound, platform, {path[1:]: wrong}),
-        control=edits.adding(sound, platform, {path[1:]: right}),
+        image=edits.add_files(sound, platform, {path[1:]: wrong}),
+        control=edits.add_files(sound, platform, {path[1:]: right}),
     )
 
 
 def _started(parts: Parts, platform: str, program: bytes) -> Planted:
     """The example with another program in the place of its own."""
-    sound = edits.only(parts.hello, platform)
-    return Planted(image=edits.replacing(sound, platform, HELLO[1:], program), control=sound)
+    sound = edits.select_platforms(parts.hello, platform)
+    return Planted(image=edits.replace_file(sound, platform, HELLO[1:], program), control=sound)
 
 
 def _renamed(image: Memory, platform: str, variant: str) -> Memory:
     """The image as one of another variant, in its index and its config."""
-    kind = {**edits.entry_of(image, platform)["platform"], "variant": variant}
-    changed = edits.with_config(image, platform, lambda config: config.update(variant=variant))
-    entry = {**edits.entry_of(changed, platform), "platform": kind}
-    return edits.with_index(changed, lambda index: index.update(manifests=[entry]))
+    kind = {**edits.find_entry(image, platform)["platform"], "variant": variant}
+    changed = edits.change_config(image, platform, lambda config: config.update(variant=variant))
+    entry = {**edits.find_entry(changed, platform), "platform": kind}
+    return edits.change_index(changed, lambda index: index.update(manifests=[entry]))
 
 
 def with_flags(program: bytes, flags: int) -> bytes:
@@ -69,10 +69,11 @@ def helper_in_opt(parts: Parts) -> Planted:
     layer=1,
 )
 def library_of_another_architecture(parts: Parts) -> Planted:
-    sound, path = edits.only(parts.glibc, ARM64), "usr/lib/aarch64-linux-gnu/libz.so.1"
+    sound, path = edits.select_platforms(parts.glibc, ARM64), "usr/lib/aarch64-linux-gnu/libz.so.1"
     wrong, right = (parts.library(debian, "libacl.so.1.*") for debian in ("amd64", "arm64"))
     return Planted(
-        image=edits.adding(sound, ARM64, {path: wrong}), control=edits.adding(sound, ARM64, {path: right})
+        image=edits.add_files(sound, ARM64, {path: wrong}),
+        control=edits.add_files(sound, ARM64, {path: right}),
     )
 
 
@@ -131,7 +132,7 @@ def foreign_and_allowed(parts: Parts) -> Planted:
     task=1,
 )
 def goarm_7_in_v6(parts: Parts) -> Planted:
-    control = edits.replacing(parts.classic, V6, "root/main", parts.go["arm-v6"])
+    control = edits.replace_file(parts.classic, V6, "root/main", parts.go["arm-v6"])
     return Planted(image=parts.classic, control=control, question=Question(platforms=[V6]))
 
 
@@ -143,8 +144,8 @@ def goarm_6_in_v7(parts: Parts) -> Planted:
 @fault("GOARM=6 in linux/arm/v5", Catch("instruction-set", "linux/arm/v5", HELLO), says="needs ARMv6")
 def goarm_6_in_v5(parts: Parts) -> Planted:
     # Debian's armel is made for ARMv5, so that the base is right for v5 as it is.
-    sound = edits.replacing(edits.only(parts.hello, V6), V6, HELLO[1:], parts.go["arm-v5"])
-    image = edits.replacing(sound, V6, HELLO[1:], parts.go["arm-v6"])
+    sound = edits.replace_file(edits.select_platforms(parts.hello, V6), V6, HELLO[1:], parts.go["arm-v5"])
+    image = edits.replace_file(sound, V6, HELLO[1:], parts.go["arm-v6"])
     return Planted(image=_renamed(image, V6, "v5"), control=_renamed(sound, V6, "v5"))
 
 
@@ -274,11 +275,11 @@ def armhf_in_v6(parts: Parts) -> Planted:
     layer=1,
 )
 def softfp_beside_hard_float(parts: Parts) -> Planted:
-    sound = edits.only(parts.glibc, V7)
+    sound = edits.select_platforms(parts.glibc, V7)
     wrong, right = (parts.library(debian, "libc.so.6") for debian in ("armel", "armhf"))
     return Planted(
-        image=edits.adding(sound, V7, {"opt/lib/libc.so.6": wrong}),
-        control=edits.adding(sound, V7, {"opt/lib/libc.so.6": right}),
+        image=edits.add_files(sound, V7, {"opt/lib/libc.so.6": wrong}),
+        control=edits.add_files(sound, V7, {"opt/lib/libc.so.6": right}),
     )
 
 

@@ -27,14 +27,14 @@ def _damaged(
     parts: Parts, which: Callable[[Memory], str], damage: Callable[[bytes], bytes] = flip
 ) -> Planted:
     """The example with other bytes behind a digest that stays as it is."""
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    image, digest = edits.copy(sound), which(sound)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    image, digest = edits.copy_image(sound), which(sound)
     image.blobs[digest] = damage(image.blobs[digest])
     return Planted(image=image, control=sound, question=TWO)
 
 
 def _layer(image: Memory) -> str:
-    return str(edits.manifest_of(image, ARM64)["layers"][TOP]["digest"])
+    return str(edits.read_manifest(image, ARM64)["layers"][TOP]["digest"])
 
 
 @fault("a bit of a layer was flipped", CAUGHT, says="holds other bytes", layer=TOP, task=1)
@@ -44,12 +44,12 @@ def bit_of_a_layer(parts: Parts) -> Planted:
 
 @fault("a bit of a configuration was flipped", CAUGHT, says="holds other bytes")
 def bit_of_a_config(parts: Parts) -> Planted:
-    return _damaged(parts, lambda image: str(edits.manifest_of(image, ARM64)["config"]["digest"]))
+    return _damaged(parts, lambda image: str(edits.read_manifest(image, ARM64)["config"]["digest"]))
 
 
 @fault("a bit of a manifest was flipped", CAUGHT, says="holds other bytes")
 def bit_of_a_manifest(parts: Parts) -> Planted:
-    return _damaged(parts, lambda image: str(edits.entry_of(image, ARM64)["digest"]))
+    return _damaged(parts, lambda image: str(edits.find_entry(image, ARM64)["digest"]))
 
 
 @fault("a bit of the index was flipped", Catch("integrity", AMD64), CAUGHT, says="holds other bytes")
@@ -64,15 +64,15 @@ def layer_cut_off(parts: Parts) -> Planted:
 
 @fault("a layer's blob was replaced by that of another platform", CAUGHT, layer=TOP)
 def blob_of_another_platform(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    theirs = sound.blobs[edits.manifest_of(sound, AMD64)["layers"][TOP]["digest"]]
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    theirs = sound.blobs[edits.read_manifest(sound, AMD64)["layers"][TOP]["digest"]]
     return _damaged(parts, _layer, lambda _: theirs)
 
 
 def _relabelled(parts: Parts, change: Callable[[Json], object]) -> Planted:
     """The example with another descriptor of a layer, everything above made anew."""
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    image = edits.with_manifest(sound, ARM64, lambda manifest: change(manifest["layers"][TOP]))
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    image = edits.change_manifest(sound, ARM64, lambda manifest: change(manifest["layers"][TOP]))
     return Planted(image=image, control=sound, question=TWO)
 
 
@@ -100,9 +100,9 @@ def layer_missing(parts: Parts) -> Planted:
 
 def _hostile(parts: Parts, tar: bytes) -> Planted:
     """The example with one more layer, every digest right."""
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    image = edits.topped(sound, ARM64, tar)
-    control = edits.adding(sound, ARM64, {"opt/hello.txt": b"hello"})
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    image = edits.add_layer(sound, ARM64, tar)
+    control = edits.add_files(sound, ARM64, {"opt/hello.txt": b"hello"})
     return Planted(image=image, control=control, question=Question(platforms=[AMD64, ARM64], parity="off"))
 
 
@@ -141,19 +141,21 @@ def layer_bomb(parts: Parts) -> Planted:
     huge = folder("huge")
     huge.type, huge.size = tarfile.REGTYPE, 1 << 30
     bomb = zstd.compress(huge.tobuf() + bytes((1 << 30) + 1024))
-    made = edits.copy(planted.image)
+    made = edits.copy_image(planted.image)
     layer = made.put(bomb, LAYER_ZSTD)
-    image = edits.with_manifest(made, ARM64, lambda manifest: manifest["layers"].__setitem__(TOP + 1, layer))
+    image = edits.change_manifest(
+        made, ARM64, lambda manifest: manifest["layers"].__setitem__(TOP + 1, layer)
+    )
     return Planted(image=image, control=planted.control, question=planted.question)
 
 
 @fault("gzip with something behind its last member", CAUGHT, layer=TOP)
 def gzip_with_a_tail(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    made = edits.copy(sound)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    made = edits.copy_image(sound)
     data = sound.blobs[_layer(sound)] + b"and a few words more"
     assert gzip.decompress(sound.blobs[_layer(sound)])
-    kind = edits.manifest_of(sound, ARM64)["layers"][TOP]["mediaType"]
+    kind = edits.read_manifest(sound, ARM64)["layers"][TOP]["mediaType"]
     layer = made.put(data, kind)
-    image = edits.with_manifest(made, ARM64, lambda manifest: manifest["layers"].__setitem__(TOP, layer))
+    image = edits.change_manifest(made, ARM64, lambda manifest: manifest["layers"].__setitem__(TOP, layer))
     return Planted(image=image, control=sound, question=TWO)

@@ -15,30 +15,30 @@ TOP = 4  # the number of a layer on top of the example's four
 
 def _starts(parts: Parts, platform: str, script: bytes, command: str = "/run") -> Planted:
     """The example started by a script; the control's names busybox's shell."""
-    sound = edits.only(parts.hello, platform)
-    right = edits.adding(sound, platform, {"run": b"#!/bin/sh\nexec hello\n"})
-    wrong = edits.adding(sound, platform, {"run": script})
+    sound = edits.select_platforms(parts.hello, platform)
+    right = edits.add_files(sound, platform, {"run": b"#!/bin/sh\nexec hello\n"})
+    wrong = edits.add_files(sound, platform, {"run": script})
     return Planted(
-        image=edits.starting(wrong, platform, Entrypoint=[command], Cmd=None),
-        control=edits.starting(right, platform, Entrypoint=[command], Cmd=None),
+        image=edits.set_runtime_config(wrong, platform, Entrypoint=[command], Cmd=None),
+        control=edits.set_runtime_config(right, platform, Entrypoint=[command], Cmd=None),
     )
 
 
 @fault("two diff_ids are swapped", Catch("integrity", AMD64), says="the config states", layer=0)
 def diff_ids_swapped(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
+    sound = edits.select_platforms(parts.hello, AMD64)
 
     def swap(config: Json) -> None:
         ids = config["rootfs"]["diff_ids"]
         ids[0], ids[1] = ids[1], ids[0]
 
-    return Planted(image=edits.with_config(sound, AMD64, swap), control=sound)
+    return Planted(image=edits.change_config(sound, AMD64, swap), control=sound)
 
 
 @fault("a diff_id is missing", Catch("integrity", AMD64), says="layers, the config")
 def diff_ids_too_few(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
-    image = edits.with_config(sound, AMD64, lambda config: config["rootfs"]["diff_ids"].pop())
+    sound = edits.select_platforms(parts.hello, AMD64)
+    image = edits.change_config(sound, AMD64, lambda config: config["rootfs"]["diff_ids"].pop())
     return Planted(image=image, control=sound)
 
 
@@ -50,8 +50,8 @@ def diff_ids_too_few(parts: Parts) -> Planted:
     task=1,
 )
 def program_missing(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    return Planted(image=edits.removing(sound, ARM64, HELLO[1:]), control=sound, question=TWO)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    return Planted(image=edits.remove_files(sound, ARM64, HELLO[1:]), control=sound, question=TWO)
 
 
 @fault(
@@ -60,8 +60,8 @@ def program_missing(parts: Parts) -> Planted:
     says="is not executable (mode 0644)",
 )
 def program_not_executable(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
-    return Planted(image=edits.replacing(sound, AMD64, HELLO[1:], mode=0o644), control=sound)
+    sound = edits.select_platforms(parts.hello, AMD64)
+    return Planted(image=edits.replace_file(sound, AMD64, HELLO[1:], mode=0o644), control=sound)
 
 
 @fault(
@@ -70,9 +70,9 @@ def program_not_executable(parts: Parts) -> Planted:
     says="a truncated ELF header",
 )
 def program_truncated(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
-    data = edits.file_in(sound, AMD64, HELLO[1:])[:40]
-    return Planted(image=edits.replacing(sound, AMD64, HELLO[1:], data), control=sound)
+    sound = edits.select_platforms(parts.hello, AMD64)
+    data = edits.read_file(sound, AMD64, HELLO[1:])[:40]
+    return Planted(image=edits.replace_file(sound, AMD64, HELLO[1:], data), control=sound)
 
 
 @fault(
@@ -81,10 +81,10 @@ def program_truncated(parts: Parts) -> Planted:
     says="starts like an ELF file and cannot be read as one: a truncated ELF header",
 )
 def helper_truncated(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
+    sound = edits.select_platforms(parts.hello, AMD64)
     return Planted(
-        image=edits.adding(sound, AMD64, {"opt/tool": parts.go["amd64"][:40]}),
-        control=edits.adding(sound, AMD64, {"opt/tool": parts.go["amd64"]}),
+        image=edits.add_files(sound, AMD64, {"opt/tool": parts.go["amd64"][:40]}),
+        control=edits.add_files(sound, AMD64, {"opt/tool": parts.go["amd64"]}),
     )
 
 
@@ -104,11 +104,13 @@ def interpreter_missing(parts: Parts) -> Planted:
     layer=TOP,
 )
 def interpreter_of_another_architecture(parts: Parts) -> Planted:
-    sound = edits.starting(edits.only(parts.hello, ARM64), ARM64, Entrypoint=["/run"], Cmd=None)
+    sound = edits.set_runtime_config(
+        edits.select_platforms(parts.hello, ARM64), ARM64, Entrypoint=["/run"], Cmd=None
+    )
     files = {"run": b"#!/opt/sh\nexec hello\n"}
     return Planted(
-        image=edits.adding(sound, ARM64, {**files, "opt/sh": parts.busybox("amd64")}),
-        control=edits.adding(sound, ARM64, {**files, "opt/sh": parts.busybox("arm64")}),
+        image=edits.add_files(sound, ARM64, {**files, "opt/sh": parts.busybox("amd64")}),
+        control=edits.add_files(sound, ARM64, {**files, "opt/sh": parts.busybox("arm64")}),
     )
 
 
@@ -130,10 +132,12 @@ def script_with_carriage_returns(parts: Parts) -> Planted:
 )
 def behind_a_hard_link(parts: Parts) -> Planted:
     def image_of(program: bytes) -> Planted:
-        sound = edits.starting(edits.only(parts.hello, ARM64), ARM64, Cmd=["/opt/app"])
+        sound = edits.set_runtime_config(edits.select_platforms(parts.hello, ARM64), ARM64, Cmd=["/opt/app"])
         # The name that the file came under is gone again: only the link is left.
-        linked = edits.adding(sound, ARM64, {"opt/original": program}, [hard_link("opt/app", "opt/original")])
-        image = edits.adding(linked, ARM64, {"opt/.wh.original": b""})
+        linked = edits.add_files(
+            sound, ARM64, {"opt/original": program}, [hard_link("opt/app", "opt/original")]
+        )
+        image = edits.add_files(linked, ARM64, {"opt/.wh.original": b""})
         return Planted(image=image, control=image)
 
     return Planted(image=image_of(parts.go["amd64"]).image, control=image_of(parts.go["arm64-v8.0"]).image)
@@ -146,26 +150,28 @@ def behind_a_hard_link(parts: Parts) -> Planted:
     layer=TOP,
 )
 def in_a_linked_folder(parts: Parts) -> Planted:
-    sound = edits.starting(edits.only(parts.hello, ARM64), ARM64, Cmd=["/opt/app/bin/app"])
+    sound = edits.set_runtime_config(
+        edits.select_platforms(parts.hello, ARM64), ARM64, Cmd=["/opt/app/bin/app"]
+    )
     link, path = symlink("opt/app", "app-1.2"), "opt/app-1.2/bin/app"
     return Planted(
-        image=edits.adding(sound, ARM64, {path: parts.go["amd64"]}, [link]),
-        control=edits.adding(sound, ARM64, {path: parts.go["arm64-v8.0"]}, [link]),
+        image=edits.add_files(sound, ARM64, {path: parts.go["amd64"]}, [link]),
+        control=edits.add_files(sound, ARM64, {path: parts.go["arm64-v8.0"]}, [link]),
     )
 
 
 @sound_image("a whiteout hides a program of another architecture")
 def hidden_by_a_whiteout(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, ARM64)
-    lower = edits.adding(sound, ARM64, {"opt/tool": parts.go["amd64"]})
-    return Planted(image=edits.adding(lower, ARM64, {"opt/.wh.tool": b""}), control=sound)
+    sound = edits.select_platforms(parts.hello, ARM64)
+    lower = edits.add_files(sound, ARM64, {"opt/tool": parts.go["amd64"]})
+    return Planted(image=edits.add_files(lower, ARM64, {"opt/.wh.tool": b""}), control=sound)
 
 
 @sound_image("an opaque folder hides a program of another architecture")
 def hidden_by_an_opaque_folder(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, ARM64)
-    lower = edits.adding(sound, ARM64, {"opt/vendor/tool": parts.go["amd64"]})
-    return Planted(image=edits.adding(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), control=sound)
+    sound = edits.select_platforms(parts.hello, ARM64)
+    lower = edits.add_files(sound, ARM64, {"opt/vendor/tool": parts.go["amd64"]})
+    return Planted(image=edits.add_files(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), control=sound)
 
 
 @fault(
@@ -176,7 +182,7 @@ def hidden_by_an_opaque_folder(parts: Parts) -> Planted:
 )
 def brought_back(parts: Parts) -> Planted:
     control = hidden_by_a_whiteout(parts).image
-    image = edits.adding(control, ARM64, {"opt/tool": parts.go["amd64"], "opt/tool.new": b""})
+    image = edits.add_files(control, ARM64, {"opt/tool": parts.go["amd64"], "opt/tool.new": b""})
     return Planted(image=image, control=control)
 
 
@@ -190,10 +196,10 @@ def brought_back(parts: Parts) -> Planted:
     task=1,
 )
 def entrypoint_differs(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
     question = Question(platforms=[AMD64, ARM64], parity="fail")
     return Planted(
-        image=edits.starting(sound, ARM64, Entrypoint=["/bin/sh"]), control=sound, question=question
+        image=edits.set_runtime_config(sound, ARM64, Entrypoint=["/bin/sh"]), control=sound, question=question
     )
 
 
@@ -203,9 +209,9 @@ def entrypoint_differs(parts: Parts) -> Planted:
     says="has CMD []; linux/amd64 has",
 )
 def nothing_started(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
     question = Question(platforms=[AMD64, ARM64], parity="fail")
-    return Planted(image=edits.starting(sound, ARM64, Cmd=None), control=sound, question=question)
+    return Planted(image=edits.set_runtime_config(sound, ARM64, Cmd=None), control=sound, question=question)
 
 
 @fault(
@@ -214,18 +220,20 @@ def nothing_started(parts: Parts) -> Planted:
     says="'DEBUG=1']; linux/amd64 has",
 )
 def environment_differs(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
 
     def debug(config: Json) -> None:
         config["config"]["Env"].append("DEBUG=1")
 
-    return Planted(image=edits.with_config(sound, ARM64, debug), control=sound, question=TWO)
+    return Planted(image=edits.change_config(sound, ARM64, debug), control=sound, question=TWO)
 
 
 def _lacking(parts: Parts, parity: str) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
     question = Question(platforms=[AMD64, ARM64], parity=parity)
-    return Planted(image=edits.removing(sound, ARM64, "etc/nsswitch.conf"), control=sound, question=question)
+    return Planted(
+        image=edits.remove_files(sound, ARM64, "etc/nsswitch.conf"), control=sound, question=question
+    )
 
 
 @fault(

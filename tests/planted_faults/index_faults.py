@@ -20,35 +20,37 @@ def _called(image: Memory, platform: str, **kind: str) -> Memory:
 
     def rename(index: Json) -> None:
         for entry in index["manifests"]:
-            if edits.name_of(entry) == platform:
+            if edits.platform_name(entry) == platform:
                 entry["platform"] = kind
 
-    return edits.with_index(image, rename)
+    return edits.change_index(image, rename)
 
 
 @fault("a platform is missing", Catch("present", ARM64), says="is not in the image, which holds", task=1)
 def platform_missing(parts: Parts) -> Planted:
     others = [platform for platform in TEN if platform != ARM64]
     question = Question(platforms=TEN)
-    return Planted(image=edits.only(parts.hello, *others), control=parts.hello, question=question)
+    return Planted(image=edits.select_platforms(parts.hello, *others), control=parts.hello, question=question)
 
 
 @fault("a platform that nobody asked for is there", Catch("expected", V6), says="was not expected", task=1)
 def platform_extra(parts: Parts) -> Planted:
-    two = edits.only(parts.hello, AMD64, ARM64)
+    two = edits.select_platforms(parts.hello, AMD64, ARM64)
     question = Question(platforms=[AMD64, ARM64], parity="off")
-    return Planted(image=edits.only(parts.hello, AMD64, ARM64, V6), control=two, question=question)
+    return Planted(
+        image=edits.select_platforms(parts.hello, AMD64, ARM64, V6), control=two, question=question
+    )
 
 
 @fault(
     "the same platform is there twice", Catch("present", AMD64), says="2 times: which one runs is not defined"
 )
 def platform_twice(parts: Parts) -> Planted:
-    two = edits.only(parts.hello, AMD64, ARM64)
-    other = edits.starting(edits.only(two, AMD64), AMD64, User="nobody")
-    extra = [*edits.entries(two), *edits.entries(other)]
+    two = edits.select_platforms(parts.hello, AMD64, ARM64)
+    other = edits.set_runtime_config(edits.select_platforms(two, AMD64), AMD64, User="nobody")
+    extra = [*edits.index_entries(two), *edits.index_entries(other)]
     both = Memory(blobs={**two.blobs, **other.blobs}, top=two.top)
-    image = edits.with_index(both, lambda index: index.update(manifests=extra))
+    image = edits.change_index(both, lambda index: index.update(manifests=extra))
     return Planted(image=image, control=two, question=Question(platforms=[AMD64, ARM64], parity="off"))
 
 
@@ -58,7 +60,7 @@ def platform_twice(parts: Parts) -> Planted:
     says="the index says linux/arm/v7, the config says linux/arm/v6: the variants differ",
 )
 def v6_is_called_v7(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, V6)
+    sound = edits.select_platforms(parts.hello, V6)
     return Planted(image=_called(sound, V6, os="linux", architecture="arm", variant="v7"), control=sound)
 
 
@@ -68,8 +70,8 @@ def v6_is_called_v7(parts: Parts) -> Planted:
     says="programs for v7 may use instructions that a machine of v6 does not have",
 )
 def v7_is_called_v6(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, V6)
-    image = edits.with_config(sound, V6, lambda config: config.update(variant="v7"))
+    sound = edits.select_platforms(parts.hello, V6)
+    image = edits.change_config(sound, V6, lambda config: config.update(variant="v7"))
     return Planted(image=image, control=sound)
 
 
@@ -80,8 +82,8 @@ def v7_is_called_v6(parts: Parts) -> Planted:
     task=1,
 )
 def config_of_another_architecture(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
-    image = edits.with_config(sound, ARM64, lambda config: config.update(architecture="amd64"))
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+    image = edits.change_config(sound, ARM64, lambda config: config.update(architecture="amd64"))
     return Planted(image=image, control=sound, question=TWO)
 
 
@@ -89,9 +91,9 @@ def config_of_another_architecture(parts: Parts) -> Planted:
     "index says linux, config windows", Catch("config-platform", AMD64), says="the config says windows/amd64"
 )
 def config_of_another_system(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
+    sound = edits.select_platforms(parts.hello, AMD64)
     return Planted(
-        image=edits.with_config(sound, AMD64, lambda config: config.update(os="windows")), control=sound
+        image=edits.change_config(sound, AMD64, lambda config: config.update(os="windows")), control=sound
     )
 
 
@@ -103,7 +105,7 @@ def config_of_another_system(parts: Parts) -> Planted:
     task=1,
 )
 def program_of_the_host(parts: Parts) -> Planted:
-    right = edits.replacing(parts.copied, ARM64, "usr/local/bin/main", parts.go["arm64-v8.0"])
+    right = edits.replace_file(parts.copied, ARM64, "usr/local/bin/main", parts.go["arm64-v8.0"])
     return Planted(image=parts.copied, control=right, question=TWO)
 
 
@@ -117,13 +119,13 @@ def program_of_the_host(parts: Parts) -> Planted:
     Catch("binaries", ARM64, "/bin/busybox"),
 )
 def entries_swapped(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64, ARM64)
+    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
 
     def swap(index: Json) -> None:
         one, two = index["manifests"]
         one["platform"], two["platform"] = two["platform"], one["platform"]
 
-    return Planted(image=edits.with_index(sound, swap), control=sound, question=TWO)
+    return Planted(image=edits.change_index(sound, swap), control=sound, question=TWO)
 
 
 @fault(
@@ -134,7 +136,7 @@ def entries_swapped(parts: Parts) -> Planted:
     task=1,
 )
 def single_manifest(parts: Parts) -> Planted:
-    control, image = edits.single(parts.hello, AMD64), edits.single(parts.hello, ARM64)
+    control, image = edits.drop_index(parts.hello, AMD64), edits.drop_index(parts.hello, ARM64)
     return Planted(image=image, control=control, question=Question(platforms=[AMD64]))
 
 
@@ -142,36 +144,36 @@ def _nested(image: Memory, depth: int) -> Memory:
     for _ in range(depth):
         root = image.root_descriptor()
         entry = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
-        image = edits.copy(image).index([entry])
+        image = edits.copy_image(image).index([entry])
     return image
 
 
 @fault("indexes are nested too deep", Catch("integrity", "unknown"), says="nested more than 3 deep")
 def nested_too_deep(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
+    sound = edits.select_platforms(parts.hello, AMD64)
     return Planted(image=_nested(sound, 5), control=_nested(sound, 2))
 
 
 @fault("an index that is a manifest, too", Catch("integrity", "unknown"), says="at once")
 def index_and_manifest(parts: Parts) -> Planted:
-    sound = edits.only(parts.hello, AMD64)
-    layers = edits.manifest_of(sound, AMD64)["layers"]
-    return Planted(image=edits.with_index(sound, lambda index: index.update(layers=layers)), control=sound)
+    sound = edits.select_platforms(parts.hello, AMD64)
+    layers = edits.read_manifest(sound, AMD64)["layers"]
+    return Planted(image=edits.change_index(sound, lambda index: index.update(layers=layers)), control=sound)
 
 
 # Attestations.
 
 
 def _provenance(image: Memory) -> list[Json]:
-    return [entry for entry in edits.entries(image) if edits.name_of(entry) == NOWHERE]
+    return [entry for entry in edits.index_entries(image) if edits.platform_name(entry) == NOWHERE]
 
 
 def _orphaned(image: Memory) -> Memory:
     """The image without its second platform, whose attestation stays."""
-    return edits.with_index(
+    return edits.change_index(
         image,
         lambda index: index.update(
-            manifests=[entry for entry in index["manifests"] if edits.name_of(entry) != ARM64]
+            manifests=[entry for entry in index["manifests"] if edits.platform_name(entry) != ARM64]
         ),
     )
 
@@ -192,11 +194,11 @@ def _told_by_subject(parts: Parts) -> Memory:
 
     def plain(index: Json) -> None:
         for entry in index["manifests"]:
-            if edits.name_of(entry) == NOWHERE:
-                entry["artifactType"] = edits.load(image, entry["digest"])["artifactType"]
+            if edits.platform_name(entry) == NOWHERE:
+                entry["artifactType"] = edits.read_document(image, entry["digest"])["artifactType"]
                 del entry["platform"], entry["annotations"]
 
-    return edits.with_index(image, plain)
+    return edits.change_index(image, plain)
 
 
 @fault(
@@ -221,14 +223,14 @@ def artifact_of_two_images(parts: Parts) -> Planted:
         notes = index["manifests"][-1]["annotations"]
         notes[edits.REFERENCE] = f"sha256:{'0' * 64}"
 
-    return Planted(image=edits.with_index(sound, mislead), control=sound)
+    return Planted(image=edits.change_index(sound, mislead), control=sound)
 
 
 @fault("the provenance itself was altered", Catch("attestations", AMD64), says="holds other bytes")
 def attestation_damaged(parts: Parts) -> Planted:
     sound = parts.attested
-    manifest = edits.load(sound, _provenance(sound)[0]["digest"])
-    layer, image = manifest["layers"][0]["digest"], edits.copy(sound)
+    manifest = edits.read_document(sound, _provenance(sound)[0]["digest"])
+    layer, image = manifest["layers"][0]["digest"], edits.copy_image(sound)
     image.blobs[layer] = flip(image.blobs[layer])
     return Planted(image=image, control=sound)
 
@@ -236,7 +238,7 @@ def attestation_damaged(parts: Parts) -> Planted:
 @fault("an attestation's manifest is not there", Catch("attestations", NOWHERE), says="missing")
 def attestation_missing(parts: Parts) -> Planted:
     sound = parts.attested
-    image = edits.copy(sound)
+    image = edits.copy_image(sound)
     del image.blobs[_provenance(sound)[0]["digest"]]
     return Planted(image=image, control=sound)
 
@@ -257,7 +259,7 @@ def attestations_swapped(parts: Parts) -> Planted:
             notes = entry.get("annotations", {})
             notes |= {key: about[value] for key, value in notes.items() if key == edits.REFERENCE}
 
-    return Planted(image=edits.with_index(sound, swap), control=sound)
+    return Planted(image=edits.change_index(sound, swap), control=sound)
 
 
 # What a user asks of a host, and of a cluster.
@@ -270,22 +272,24 @@ def attestations_swapped(parts: Parts) -> Planted:
     task=1,
 )
 def host_of_another_architecture(parts: Parts) -> Planted:
-    control = edits.only(parts.hello, AMD64, ARM64)
+    control = edits.select_platforms(parts.hello, AMD64, ARM64)
     question = Question(hosts=[AMD64])
-    return Planted(image=edits.only(parts.hello, ARM64), control=control, question=question)
+    return Planted(image=edits.select_platforms(parts.hello, ARM64), control=control, question=question)
 
 
 @fault(
     "`--for linux/arm/v6` on an image for v7", Catch("for", V6), says="--platform linux/arm/v7,linux/arm/v6"
 )
 def host_of_an_older_variant(parts: Parts) -> Planted:
-    control = edits.only(parts.hello, V6)
-    return Planted(image=edits.only(parts.hello, V7), control=control, question=Question(hosts=[V6]))
+    control = edits.select_platforms(parts.hello, V6)
+    return Planted(
+        image=edits.select_platforms(parts.hello, V7), control=control, question=Question(hosts=[V6])
+    )
 
 
 @sound_image("`--for linux/arm/v7` on an image for v6: containerd takes it")
 def host_of_a_newer_variant(parts: Parts) -> Planted:
-    image = edits.only(parts.hello, V6)
+    image = edits.select_platforms(parts.hello, V6)
     return Planted(image=image, control=image, question=Question(hosts=[V7]))
 
 
@@ -305,8 +309,8 @@ def _cluster(**nodes: int) -> str:
     task=1,
 )
 def cluster_of_more_architectures(parts: Parts) -> Planted:
-    image = edits.only(parts.hello, AMD64, ARM64)
-    control = edits.only(parts.hello, AMD64, ARM64, "linux/s390x")
+    image = edits.select_platforms(parts.hello, AMD64, ARM64)
+    control = edits.select_platforms(parts.hello, AMD64, ARM64, "linux/s390x")
     return Planted(image=image, control=control, question=Question(nodes=_cluster(amd64=3, arm64=1, s390x=2)))
 
 
@@ -316,7 +320,7 @@ def cluster_of_more_architectures(parts: Parts) -> Planted:
     says="is made for amd64, not for arm64",
 )
 def host_gets_another_program(parts: Parts) -> Planted:
-    right = edits.replacing(parts.copied, ARM64, "usr/local/bin/main", parts.go["arm64-v8.0"])
+    right = edits.replace_file(parts.copied, ARM64, "usr/local/bin/main", parts.go["arm64-v8.0"])
     return Planted(image=parts.copied, control=right, question=Question(hosts=[ARM64]))
 
 

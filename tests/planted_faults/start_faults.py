@@ -15,18 +15,18 @@ NEEDS_PCRE = f"/{TRIPLET}/libselinux.so.1"
 
 def _real(image: Memory, path: str) -> bytes:
     """Debian's library behind the link that bears its soname."""
-    files = edits.files_in(edits.layers_of(image, AMD64)[0])
+    files = edits.layer_files(edits.layer_tars(image, AMD64)[0])
     return next(data for name, data in sorted(files.items()) if name.startswith(path))
 
 
 def _amd64(parts: Parts) -> Memory:
-    return edits.only(parts.glibc, AMD64)
+    return edits.select_platforms(parts.glibc, AMD64)
 
 
 def _without_pcre(parts: Parts) -> Memory:
     image = _amd64(parts)
-    names = [name for name in edits.files_in(edits.layers_of(image, AMD64)[0]) if name.startswith(PCRE)]
-    return edits.removing(image, AMD64, PCRE, *names)
+    names = [name for name in edits.layer_files(edits.layer_tars(image, AMD64)[0]) if name.startswith(PCRE)]
+    return edits.remove_files(image, AMD64, PCRE, *names)
 
 
 @fault(
@@ -36,9 +36,11 @@ def _without_pcre(parts: Parts) -> Memory:
     task=1,
 )
 def glibc_program_on_musl(parts: Parts) -> Planted:
-    dash = edits.file_in(parts.glibc, AMD64, "usr/bin/dash")
-    image = edits.adding(parts.musl, AMD64, {"usr/bin/dash": dash})
-    return Planted(image=edits.starting(image, AMD64, Entrypoint=["/usr/bin/dash"]), control=parts.musl)
+    dash = edits.read_file(parts.glibc, AMD64, "usr/bin/dash")
+    image = edits.add_files(parts.musl, AMD64, {"usr/bin/dash": dash})
+    return Planted(
+        image=edits.set_runtime_config(image, AMD64, Entrypoint=["/usr/bin/dash"]), control=parts.musl
+    )
 
 
 @fault(
@@ -48,8 +50,8 @@ def glibc_program_on_musl(parts: Parts) -> Planted:
 )
 def musl_program_on_glibc(parts: Parts) -> Planted:
     sound = _amd64(parts)
-    image = edits.adding(sound, AMD64, {"usr/bin/ninja": parts.ninja})
-    return Planted(image=edits.starting(image, AMD64, Entrypoint=["/usr/bin/ninja"]), control=sound)
+    image = edits.add_files(sound, AMD64, {"usr/bin/ninja": parts.ninja})
+    return Planted(image=edits.set_runtime_config(image, AMD64, Entrypoint=["/usr/bin/ninja"]), control=sound)
 
 
 @fault(
@@ -70,15 +72,15 @@ def library_missing(parts: Parts) -> Planted:
 )
 def library_only_for_another_architecture(parts: Parts) -> Planted:
     wrong = parts.library("arm64", "libpcre2-8.so.0.*")
-    return Planted(image=edits.adding(_without_pcre(parts), AMD64, {PCRE: wrong}), control=_amd64(parts))
+    return Planted(image=edits.add_files(_without_pcre(parts), AMD64, {PCRE: wrong}), control=_amd64(parts))
 
 
 def _vendored(parts: Parts, runpath: str) -> Memory:
     """The library in a folder beside the program, which a RUNPATH leads to."""
-    image, files = _without_pcre(parts), edits.files_in(edits.layers_of(_amd64(parts), AMD64)[0])
+    image, files = _without_pcre(parts), edits.layer_files(edits.layer_tars(_amd64(parts), AMD64)[0])
     selinux = parts.patched(files[f"{TRIPLET}/libselinux.so.1"], "--set-rpath", runpath)
-    changed = edits.replacing(image, AMD64, f"{TRIPLET}/libselinux.so.1", selinux)
-    return edits.adding(changed, AMD64, {"usr/lib/vendor/libpcre2-8.so.0": _real(_amd64(parts), PCRE)})
+    changed = edits.replace_file(image, AMD64, f"{TRIPLET}/libselinux.so.1", selinux)
+    return edits.add_files(changed, AMD64, {"usr/lib/vendor/libpcre2-8.so.0": _real(_amd64(parts), PCRE)})
 
 
 @sound_image("a RUNPATH of `$ORIGIN/../vendor` leads to the library")
@@ -108,9 +110,9 @@ def runpath_of_the_program_alone(parts: Parts) -> Planted:
 def _with_path(parts: Parts, *kind: str) -> Memory:
     """The library in a folder that the program itself names, as RUNPATH or as RPATH."""
     image, where = _without_pcre(parts), "usr/lib/vendor"
-    sed = parts.patched(edits.file_in(image, AMD64, "usr/bin/sed"), *kind, "--set-rpath", f"/{where}")
-    changed = edits.replacing(image, AMD64, "usr/bin/sed", sed)
-    return edits.adding(changed, AMD64, {f"{where}/libpcre2-8.so.0": _real(_amd64(parts), PCRE)})
+    sed = parts.patched(edits.read_file(image, AMD64, "usr/bin/sed"), *kind, "--set-rpath", f"/{where}")
+    changed = edits.replace_file(image, AMD64, "usr/bin/sed", sed)
+    return edits.add_files(changed, AMD64, {f"{where}/libpcre2-8.so.0": _real(_amd64(parts), PCRE)})
 
 
 def _configured(parts: Parts) -> Memory:
@@ -120,7 +122,7 @@ def _configured(parts: Parts) -> Memory:
         "etc/ld.so.conf": b"include /etc/ld.so.conf.d/*.conf\n",
         "etc/ld.so.conf.d/pcre.conf": b"# added by hand\n/opt/pcre\n",
     }
-    return edits.adding(_without_pcre(parts), AMD64, files)
+    return edits.add_files(_without_pcre(parts), AMD64, files)
 
 
 @sound_image("a file of /etc/ld.so.conf.d names the library's folder")
@@ -135,7 +137,7 @@ def configured(parts: Parts) -> Planted:
 )
 def configuration_gone(parts: Parts) -> Planted:
     control = _configured(parts)
-    return Planted(image=edits.removing(control, AMD64, "etc/ld.so.conf.d/pcre.conf"), control=control)
+    return Planted(image=edits.remove_files(control, AMD64, "etc/ld.so.conf.d/pcre.conf"), control=control)
 
 
 @fault(
@@ -145,7 +147,7 @@ def configuration_gone(parts: Parts) -> Planted:
 )
 def loader_dangling(parts: Parts) -> Planted:
     link = symlink("usr/lib64/ld-linux-x86-64.so.2", "../lib/gone/ld-linux-x86-64.so.2")
-    return Planted(image=edits.adding(_amd64(parts), AMD64, {}, [link]), control=_amd64(parts))
+    return Planted(image=edits.add_files(_amd64(parts), AMD64, {}, [link]), control=_amd64(parts))
 
 
 @fault(
@@ -156,7 +158,7 @@ def loader_dangling(parts: Parts) -> Planted:
 )
 def loader_of_another_architecture(parts: Parts) -> Planted:
     wrong = parts.library("arm64", "ld-linux-aarch64.so.1")
-    image = edits.adding(_amd64(parts), AMD64, {"usr/lib64/ld-linux-x86-64.so.2": wrong})
+    image = edits.add_files(_amd64(parts), AMD64, {"usr/lib64/ld-linux-x86-64.so.2": wrong})
     return Planted(image=image, control=_amd64(parts))
 
 
@@ -167,7 +169,7 @@ def loader_of_another_architecture(parts: Parts) -> Planted:
 )
 def loader_not_executable(parts: Parts) -> Planted:
     path = f"{TRIPLET}/ld-linux-x86-64.so.2"
-    return Planted(image=edits.replacing(_amd64(parts), AMD64, path, mode=0o644), control=_amd64(parts))
+    return Planted(image=edits.replace_file(_amd64(parts), AMD64, path, mode=0o644), control=_amd64(parts))
 
 
 @fault(
@@ -176,7 +178,9 @@ def loader_not_executable(parts: Parts) -> Planted:
     says="its loader /lib64/ld-linux-x86-64.so.2 is not in the image",
 )
 def loader_of_another_name(parts: Parts) -> Planted:
-    sound = edits.starting(edits.only(parts.glibc, ARM64), ARM64, Entrypoint=["/usr/bin/dash"])
-    dash = edits.file_in(sound, ARM64, "usr/bin/dash")
+    sound = edits.set_runtime_config(
+        edits.select_platforms(parts.glibc, ARM64), ARM64, Entrypoint=["/usr/bin/dash"]
+    )
+    dash = edits.read_file(sound, ARM64, "usr/bin/dash")
     wrong = parts.patched(dash, "--set-interpreter", "/lib64/ld-linux-x86-64.so.2")
-    return Planted(image=edits.replacing(sound, ARM64, "usr/bin/dash", wrong), control=sound)
+    return Planted(image=edits.replace_file(sound, ARM64, "usr/bin/dash", wrong), control=sound)

@@ -17,13 +17,13 @@ from buildkit_tasks.run.sandbox.availability import explain_unavailable
 from buildkit_tasks.run.sandbox.supervisor import ID_OFFSET, KernelRefusal, Supervisor, id_offset
 from buildkit_tasks.system.command import SubprocessRunner
 from tests.integration.test_runs import image
-from tests.support.project import TASKS, Done, Project, program
+from tests.support.project import TASKS, CompletedCommand, Project, program
 
 # Run a command in a user namespace in which no other can be created, as where an administrator denies them.
 _DENY_USER_NAMESPACES = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
 
 
-def run_without_sandbox(project: Project, *args: str) -> Done:
+def run_without_sandbox(project: Project, *args: str) -> CompletedCommand:
     shell = ("sh", "-c", _DENY_USER_NAMESPACES, "sh")
     argv = ("unshare", "--user", "--map-root-user", *shell, *TASKS, *args)
     done = project.command(*argv)

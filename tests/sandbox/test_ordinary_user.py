@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.sandbox.conftest import make_busybox_layer
 from tests.support import census, guests
 from tests.support.oci import Memory, add_platform, make_tar, write_archive
-from tests.support.project import Done, Project
+from tests.support.project import CompletedCommand, Project
 
 NOBODY = 65534
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v6", "linux/s390x")
@@ -45,7 +45,7 @@ class Nobody:
     def home(self) -> Path:
         return self.base / "home"
 
-    def task(self, *args: str, expect: int = 0, timeout: float = 300) -> Done:
+    def task(self, *args: str, expect: int = 0, timeout: float = 300) -> CompletedCommand:
         """Run a task as that user."""
         env = {
             "BASE": str(self.base),

@@ -23,7 +23,7 @@ HOPELESS = "00 00 00 00"  # arm64's udf and riscv64's defined-illegal word: SIGI
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class CompletedCommand:
     """The result of a command."""
 
     code: int
@@ -69,7 +69,7 @@ class Project:
             start_new_session=True,
         )
 
-    def command(self, *argv: str, timeout: float = 300) -> Done:
+    def command(self, *argv: str, timeout: float = 300) -> CompletedCommand:
         """Run a command here and wait for its end."""
         started = time.monotonic()
         with self.start(argv) as child:
@@ -79,9 +79,9 @@ class Project:
                 child.terminate()
                 raise
         seconds = time.monotonic() - started
-        return Done(code=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
+        return CompletedCommand(code=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
 
-    def task(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> Done:
+    def task(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> CompletedCommand:
         """Run a task, which must exit with the expected status and without a traceback."""
         done = self.command(*TASKS, name, *options, timeout=timeout)
         output = f"{name} ended with {done.code}, not {expect}:\n{done.stdout}\n{done.stderr}"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from buildkit_tasks.oci.model import Digest
 from tests.support.oci import hello
-from tests.support.registry.hostile import Reply
+from tests.support.registry.fake import Reply
 from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.oci import hello
-from tests.support.registry.hostile import Reply
+from tests.support.registry.fake import Reply
 from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
@@ -17,7 +17,7 @@ TAGS = ("team/app:a", "team/app:b", "team/app:c")
 )
 def test_rejected_tag(push: Push, reply: Reply) -> None:
     digest = push.send(hello())
-    push.server.always("PUT */manifests/b", reply)
+    push.server.answer_always("PUT */manifests/b", reply)
     error = push.tag_error(digest, *TAGS)
     host = push.server.host
     assert f"; moved: {host}/team/app:a; not moved: {host}/team/app:b, {host}/team/app:c" in error.message
@@ -27,7 +27,7 @@ def test_rejected_tag(push: Push, reply: Reply) -> None:
 
 def test_connection_lost_between_tags(push: Push) -> None:
     digest = push.send(hello())
-    push.server.always("PUT */manifests/b", Reply(reset=True))
+    push.server.answer_always("PUT */manifests/b", Reply(reset=True))
     error = push.tag_error(digest, *TAGS)
     host = push.server.host
     assert (
@@ -39,7 +39,7 @@ def test_connection_lost_between_tags(push: Push) -> None:
 
 def test_denied_repository_moves_no_tag(push: Push) -> None:
     digest = push.send(hello())
-    push.server.always("POST /v2/other/*", Reply(status=403))
+    push.server.answer_always("POST /v2/other/*", Reply(status=403))
     error = push.tag_error(digest, "team/app:a", "other/app:b")
     assert push.server.moved_tags == []
     assert f"not moved: {push.server.host}/team/app:a" in error.message

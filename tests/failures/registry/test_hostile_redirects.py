@@ -13,7 +13,7 @@ from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.registry import open_registry
 from tests.support.oci import LAYER_GZIP, Memory, platform_json, put_manifest
 from tests.support.registry.certificates import make_certificate
-from tests.support.registry.hostile import Hostile, Reply, bearer, hostile, redirect, token
+from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, redirect, token
 from tests.support.registry.pulling import LAYER, Pull, one_layer, pull
 
 __all__ = ["pull"]
@@ -30,20 +30,20 @@ def login(pull: Pull, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def other_host() -> Iterator[Hostile]:
+def other_host() -> Iterator[FakeRegistry]:
     """A server on another host."""
-    with hostile("127.0.0.2") as server:
+    with fake_registry("127.0.0.2") as server:
         yield server
 
 
 @pytest.fixture
-def other_port() -> Iterator[Hostile]:
+def other_port() -> Iterator[FakeRegistry]:
     """A server on another port of the registry's host."""
-    with hostile() as server:
+    with fake_registry() as server:
         yield server
 
 
-def received_secrets(*servers: Hostile) -> bool:
+def received_secrets(*servers: FakeRegistry) -> bool:
     requests = json.dumps(
         [
             [each.path, dict(each.headers), each.body.decode()]
@@ -55,7 +55,7 @@ def received_secrets(*servers: Hostile) -> bool:
 
 
 @pytest.mark.usefixtures("login")
-def test_foreign_token_server(pull: Pull, other_host: Hostile) -> None:
+def test_foreign_token_server(pull: Pull, other_host: FakeRegistry) -> None:
     reference = pull.server.add_image(one_layer())
     pull.server.answer("/v2/*", bearer(f"http://{other_host.host}/token"))
     other_host.answer("/token*", token())
@@ -65,10 +65,10 @@ def test_foreign_token_server(pull: Pull, other_host: Hostile) -> None:
 
 
 @pytest.mark.usefixtures("login")
-def test_foreign_token_server_is_named(pull: Pull, other_host: Hostile) -> None:
+def test_foreign_token_server_is_named(pull: Pull, other_host: FakeRegistry) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("/v2/*", bearer(f"http://{other_host.host}/token"))
-    other_host.always("/token*", Reply(status=401))
+    pull.server.answer_always("/v2/*", bearer(f"http://{other_host.host}/token"))
+    other_host.answer_always("/token*", Reply(status=401))
     error = pull.error(reference)
     assert (
         f"no credentials were sent to http://{other_host.host}, a token server of another domain"
@@ -77,7 +77,7 @@ def test_foreign_token_server_is_named(pull: Pull, other_host: Hostile) -> None:
     assert not received_secrets(other_host)
 
 
-def test_identity_token_stays_home(pull: Pull, other_host: Hostile, tmp_path: Path) -> None:
+def test_identity_token_stays_home(pull: Pull, other_host: FakeRegistry, tmp_path: Path) -> None:
     document = {"auths": {pull.server.host: {"identitytoken": "refresh"}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
     reference = pull.server.add_image(one_layer())
@@ -89,10 +89,10 @@ def test_identity_token_stays_home(pull: Pull, other_host: Hostile, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("login")
-def test_token_server_redirect(pull: Pull, other_host: Hostile) -> None:
+def test_token_server_redirect(pull: Pull, other_host: FakeRegistry) -> None:
     reference = pull.server.add_image(one_layer())
     pull.server.answer("/v2/*", bearer(f"http://{pull.server.host}/token"))
-    pull.server.always("/token*", redirect(f"http://{other_host.host}/token"))
+    pull.server.answer_always("/token*", redirect(f"http://{other_host.host}/token"))
     other_host.answer("/token*", token())
     assert pull.read(reference) == [LAYER]
     assert pull.server.requests("/token*")[0].authorization == BASIC
@@ -109,7 +109,7 @@ def test_token_server_redirect(pull: Pull, other_host: Hostile) -> None:
 @pytest.mark.usefixtures("login")
 def test_invalid_realm(pull: Pull, realm: str) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("/v2/*", bearer(realm))
+    pull.server.answer_always("/v2/*", bearer(realm))
     assert pull.server.host in pull.error(reference).message
     assert len(pull.server.received) == 1
 
@@ -122,7 +122,7 @@ def with_cookie(reply: Reply) -> Reply:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.usefixtures("login")
 def test_redirect_drops_authorization(
-    pull: Pull, other_host: Hostile, other_port: Hostile, scheme: str, status: int
+    pull: Pull, other_host: FakeRegistry, other_port: FakeRegistry, scheme: str, status: int
 ) -> None:
     reference = pull.server.add_image(one_layer())
     challenge = bearer(f"http://{pull.server.host}/token")
@@ -144,7 +144,7 @@ def test_redirect_drops_authorization(
 
 
 @pytest.mark.usefixtures("login")
-def test_redirect_back_has_no_authorization(pull: Pull, other_host: Hostile) -> None:
+def test_redirect_back_has_no_authorization(pull: Pull, other_host: FakeRegistry) -> None:
     reference = pull.server.add_image(one_layer())
     pull.server.answer("*/manifests/v1", Reply(status=401, headers={"WWW-Authenticate": "Basic"}))
     pull.server.answer("*/blobs/*", redirect(f"http://{other_host.host}/there"))
@@ -165,7 +165,7 @@ def test_redirect_within_registry(pull: Pull) -> None:
     assert pull.server.requests("/elsewhere")[0].authorization == BASIC
 
 
-def test_redirect_drops_user_info(pull: Pull, other_host: Hostile) -> None:
+def test_redirect_drops_user_info(pull: Pull, other_host: FakeRegistry) -> None:
     reference = pull.server.add_image(one_layer())
     pull.server.answer("*/blobs/*", redirect(f"http://admin:{SECRET}@{other_host.host}/blob"))
     other_host.answer("/blob", Reply(body=LAYER))
@@ -188,7 +188,7 @@ def test_redirect_drops_user_info(pull: Pull, other_host: Hostile) -> None:
 )
 def test_forbidden_redirect(pull: Pull, target: str, message: str) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/blobs/*", redirect(target))
+    pull.server.answer_always("*/blobs/*", redirect(target))
     error = pull.error(reference)
     assert message in error.message
     assert pull.server.host in error.message
@@ -196,8 +196,8 @@ def test_forbidden_redirect(pull: Pull, target: str, message: str) -> None:
 
 def test_redirect_loop(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/blobs/*", redirect("/round"))
-    pull.server.always("/round", redirect("/round"))
+    pull.server.answer_always("*/blobs/*", redirect("/round"))
+    pull.server.answer_always("/round", redirect("/round"))
     assert "redirects more than 5 times" in pull.error(reference).message
     assert len(pull.server.requests("/round")) == 5
 
@@ -211,25 +211,25 @@ def test_five_redirects(pull: Pull) -> None:
     assert pull.read(reference) == [LAYER]
 
 
-def test_https_never_leads_to_http(pull: Pull, other_port: Hostile, tmp_path: Path) -> None:
+def test_https_never_leads_to_http(pull: Pull, other_port: FakeRegistry, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path / "tls")
-    with hostile(tls=certificate) as secure:
+    with fake_registry(tls=certificate) as secure:
         folder = tmp_path / "certs" / secure.host
         folder.mkdir(parents=True)
         (folder / "ca.crt").write_bytes(certificate.authority.read_bytes())
         pull.options = dataclasses.replace(pull.options, certificate_dirs=(tmp_path / "certs",))
         reference = secure.add_image(one_layer())
         assert pull.read(reference) == [LAYER]
-        secure.always("*/blobs/*", redirect(f"http://{other_port.host}/blob"))
+        secure.answer_always("*/blobs/*", redirect(f"http://{other_port.host}/blob"))
         assert "plain http after https" in pull.error(reference).message
-        secure.always("/v2/*", bearer(f"http://{other_port.host}/token"))
+        secure.answer_always("/v2/*", bearer(f"http://{other_port.host}/token"))
         assert "plain http after https" in pull.error(reference).message
     assert other_port.received == []
 
 
-def test_signed_url_is_hidden(pull: Pull, other_host: Hostile) -> None:
+def test_signed_url_is_hidden(pull: Pull, other_host: FakeRegistry) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/blobs/*", redirect(f"http://{other_host.host}/blob?X-Signature={SECRET}"))
+    pull.server.answer_always("*/blobs/*", redirect(f"http://{other_host.host}/blob?X-Signature={SECRET}"))
     for reply in (
         Reply(status=403),
         Reply(status=404),
@@ -244,7 +244,7 @@ def test_signed_url_is_hidden(pull: Pull, other_host: Hostile) -> None:
         assert SECRET not in repr(caught.value.__cause__)
 
 
-def test_descriptor_urls_are_ignored(pull: Pull, other_host: Hostile) -> None:
+def test_descriptor_urls_are_ignored(pull: Pull, other_host: FakeRegistry) -> None:
     memory = Memory()
     layer = memory.put(LAYER, LAYER_GZIP, urls=[f"http://{other_host.host}/layer"])
     memory.point(put_manifest(memory, platform_json("linux/amd64"), [layer]))
@@ -258,7 +258,7 @@ def test_descriptor_urls_are_ignored(pull: Pull, other_host: Hostile) -> None:
 
 @pytest.mark.usefixtures("login")
 def test_loopback_ignores_netrc_and_proxy(
-    pull: Pull, other_host: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pull: Pull, other_host: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(f"default login me password {SECRET}\n", encoding="utf-8")
@@ -273,7 +273,7 @@ def test_loopback_ignores_netrc_and_proxy(
     assert other_host.received == []
 
 
-def test_proxy_error(pull: Pull, other_host: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_error(pull: Pull, other_host: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", f"http://me:{SECRET}@{other_host.host}")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")

@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.support.oci import Memory, hello, write_archive
-from tests.support.project import TASKS, Done, Project
-from tests.support.registry.hostile import Hostile, Reply, hostile
+from tests.support.project import TASKS, CompletedCommand, Project
+from tests.support.registry.fake import FakeRegistry, Reply, fake_registry
 
 STEPS = ("/v2/", "POST *", "PUT /upload/*", "PUT */manifests/sha256*", "PUT */manifests/v1")
 
 
 @pytest.fixture
-def server() -> Iterator[Hostile]:
-    with hostile() as server:
+def server() -> Iterator[FakeRegistry]:
+    with fake_registry() as server:
         yield server
 
 
 def interrupted(
-    project: Project, server: Hostile, step: str, signal_number: signal.Signals, *options: str
-) -> Done:
+    project: Project, server: FakeRegistry, step: str, signal_number: signal.Signals, *options: str
+) -> CompletedCommand:
     """Push an archive to a registry that stops answering at a step; interrupt the push there."""
     archive = write_archive(hello(["linux/s390x"]), project.folder / "new.tar")
-    server.always(step, Reply(silent=True, unread=10 if step.startswith("PUT /upload") else None))
+    server.answer_always(step, Reply(silent=True, unread=10 if step.startswith("PUT /upload") else None))
     argv = [*TASKS, "push-multiarch", str(archive), f"--tag={server.host}/team/app:v1", *options]
     with project.start(argv) as child:
         deadline = time.monotonic() + 60
@@ -36,10 +36,12 @@ def interrupted(
         started = time.monotonic()
         child.send_signal(signal_number)
         stdout, stderr = child.communicate(timeout=60)
-    return Done(code=child.returncode, stdout=stdout, stderr=stderr, seconds=time.monotonic() - started)
+    return CompletedCommand(
+        code=child.returncode, stdout=stdout, stderr=stderr, seconds=time.monotonic() - started
+    )
 
 
-def tag_old_image(server: Hostile) -> str:
+def tag_old_image(server: FakeRegistry) -> str:
     """Point the tag to an older image; return its digest."""
     old: Memory = hello(["linux/amd64"])
     root = old.root_descriptor()
@@ -50,7 +52,7 @@ def tag_old_image(server: Hostile) -> str:
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", STEPS)
 def test_interrupted_push(
-    project: Project, server: Hostile, step: str, signal_number: signal.Signals
+    project: Project, server: FakeRegistry, step: str, signal_number: signal.Signals
 ) -> None:
     old = tag_old_image(server)
     done = interrupted(project.with_env(HOME=str(project.folder)), server, step, signal_number, "--no-verify")
@@ -61,7 +63,7 @@ def test_interrupted_push(
     assert server.tag_digest("team/app:v1") == old
 
 
-def test_interrupted_tag(project: Project, server: Hostile) -> None:
+def test_interrupted_tag(project: Project, server: FakeRegistry) -> None:
     tag_old_image(server)
     done = interrupted(
         project.with_env(HOME=str(project.folder)),
@@ -75,7 +77,7 @@ def test_interrupted_tag(project: Project, server: Hostile) -> None:
     assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in done.stderr
 
 
-def test_no_leftovers(project: Project, server: Hostile, tmp_path: Path) -> None:
+def test_no_leftovers(project: Project, server: FakeRegistry, tmp_path: Path) -> None:
     interrupted(
         project.with_env(HOME=str(project.folder)), server, "PUT /upload/*", signal.SIGINT, "--no-verify"
     )

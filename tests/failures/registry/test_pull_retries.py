@@ -6,7 +6,7 @@ import pytest
 
 from buildkit_tasks.errors import MalformedImage
 from tests.support.oci import flip
-from tests.support.registry.hostile import Reply
+from tests.support.registry.fake import Reply
 from tests.support.registry.pulling import LAYER, Pull, one_layer, pull
 
 __all__ = ["pull"]
@@ -25,7 +25,7 @@ def test_passing_server_error(pull: Pull, status: int) -> None:
 
 def test_lasting_server_error(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*", Reply(status=503))
+    pull.server.answer_always("*", Reply(status=503))
     error = pull.error(reference)
     assert f"http://{pull.server.host} repeatedly answers 503" in error.message
     assert error.hint
@@ -42,7 +42,7 @@ def test_connection_reset(pull: Pull) -> None:
 
 def test_endless_resets(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*", RESET)
+    pull.server.answer_always("*", RESET)
     error = pull.error(reference)
     assert f"the connection to http://{pull.server.host} broke" in error.message
     assert error.hint == "try again later"
@@ -58,7 +58,7 @@ def test_truncated_manifest(pull: Pull, cut: int, reset: bool) -> None:
     short = dataclasses.replace(whole, cut=cut, reset=reset)
     pull.server.answer("*/manifests/v1", short, short)
     assert pull.read(reference) == [LAYER]
-    pull.server.always("*/manifests/v1", short)
+    pull.server.answer_always("*/manifests/v1", short)
     assert "broke" in pull.error(reference).message
 
 
@@ -104,7 +104,7 @@ def test_endlessly_truncated_blob(pull: Pull) -> None:
     memory = one_layer()
     reference = pull.server.add_image(memory)
     pull.server.ranges = False
-    pull.server.always("*/blobs/*", Reply(body=LAYER, cut=5000))
+    pull.server.answer_always("*/blobs/*", Reply(body=LAYER, cut=5000))
     error = pull.error(reference)
     assert "was interrupted 6 times, at byte 5000 of 1048576" in error.message
     assert len(pull.server.requests("*/blobs/*")) == 6
@@ -142,7 +142,7 @@ def test_unrequested_range(pull: Pull) -> None:
 def test_denied_pull(pull: Pull, where: str, status: int) -> None:
     reference = pull.server.add_image(one_layer())
     headers = {"WWW-Authenticate": 'Basic realm="x"'} if status == 401 else {}
-    pull.server.always(where, Reply(status=status, headers=headers))
+    pull.server.answer_always(where, Reply(status=status, headers=headers))
     error = pull.error(reference)
     assert pull.server.host in error.message
     assert "team/image" in error.message
@@ -154,7 +154,7 @@ def test_denied_pull(pull: Pull, where: str, status: int) -> None:
 @pytest.mark.parametrize("status", [400, 405, 416, 418, 451, 501, 505, 204, 304])
 def test_other_status(pull: Pull, status: int) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/manifests/v1", Reply(status=status, length=0))
+    pull.server.answer_always("*/manifests/v1", Reply(status=status, length=0))
     assert f"http://{pull.server.host} answers {status}" in pull.error(reference).message
     assert (len(pull.server.received), pull.waits) == (1, [])
 
@@ -178,7 +178,7 @@ def test_unresolved_name(pull: Pull) -> None:
 )
 def test_invalid_chunk_framing(pull: Pull, body: bytes) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=body))
+    pull.server.answer_always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=body))
     assert "broke" in pull.error(reference).message
 
 
@@ -193,5 +193,5 @@ def test_invalid_chunk_framing(pull: Pull, body: bytes) -> None:
 )
 def test_invalid_headers(pull: Pull, headers: dict[str, str]) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/manifests/v1", Reply(status=301, headers=headers))
+    pull.server.answer_always("*/manifests/v1", Reply(status=301, headers=headers))
     assert pull.server.host in pull.error(reference).message

@@ -9,7 +9,7 @@ import pytest
 from buildkit_tasks.oci.registry import connection as wire
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from tests.support.oci import hello
-from tests.support.registry.hostile import Reply, bearer, black_hole
+from tests.support.registry.fake import Reply, bearer, black_hole
 from tests.support.registry.pulling import LAYER, Pull, one_layer
 from tests.support.registry.pulling import pull as _pull
 
@@ -43,7 +43,7 @@ def test_connect_timeout(pull: Pull) -> None:
 
 def test_silent_server(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*", Reply(silent=True))
+    pull.server.answer_always("*", Reply(silent=True))
     error = pull.error(reference)
     assert "does not answer: no or almost no data within 0.5 s" in error.message
     assert pull.server.host in error.message
@@ -55,27 +55,27 @@ def test_silence_within_manifest(pull: Pull) -> None:
     reference = pull.server.add_image(memory)
     body = memory.blobs[str(memory.root_descriptor().digest)]
     headers = {"Content-Type": memory.root_descriptor().media_type}
-    pull.server.always("*/manifests/v1", Reply(headers=headers, body=body, cut=20, silent=True))
+    pull.server.answer_always("*/manifests/v1", Reply(headers=headers, body=body, cut=20, silent=True))
     assert "does not answer" in pull.error(reference).message
 
 
 def test_silence_within_blob(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*/blobs/*", Reply(body=LAYER, cut=300_000, silent=True))
+    pull.server.answer_always("*/blobs/*", Reply(body=LAYER, cut=300_000, silent=True))
     assert "does not answer" in pull.error(reference).message
 
 
 def test_silent_token_server(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("/v2/*", bearer(f"http://{pull.server.host}/token"))
-    pull.server.always("/token*", Reply(silent=True))
+    pull.server.answer_always("/v2/*", bearer(f"http://{pull.server.host}/token"))
+    pull.server.answer_always("/token*", Reply(silent=True))
     assert "does not answer" in pull.error(reference).message
 
 
 def test_silent_redirect_target(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
     with black_hole() as host:
-        pull.server.always(
+        pull.server.answer_always(
             "*/blobs/*", Reply(status=307, headers={"Location": f"http://{host}/blob?sig=s3cret"})
         )
         error = pull.error(reference)
@@ -88,7 +88,7 @@ def test_slow_trickle(pull: Pull, head: float, body: float, monkeypatch: pytest.
     monkeypatch.setattr(wire, "MIN_BYTES_PER_SECOND", 1000)  # reached within the timeout of half a second
     reference = pull.server.add_image(one_layer())
     reply = Reply(headers={"X": "x" * 1000}, body=LAYER, drip_headers=head, drip=body)
-    pull.server.always("*/blobs/*", reply)
+    pull.server.answer_always("*/blobs/*", reply)
     assert "almost no data" in pull.error(reference).message
 
 
@@ -97,5 +97,5 @@ def test_endless_trailers(pull: Pull) -> None:
     reference = pull.server.add_image(memory)
     layer = next(data for data in memory.blobs.values() if data.startswith(b"\x1f\x8b"))
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(layer), layer) + b"X: y\r\n" * (2 << 20)
-    pull.server.always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=chunks))
+    pull.server.answer_always("*/blobs/*", Reply(headers={"Transfer-Encoding": "chunked"}, body=chunks))
     assert "broke" in pull.error(reference).message

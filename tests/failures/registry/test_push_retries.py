@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.oci import Memory
-from tests.support.registry.hostile import Reply
+from tests.support.registry.fake import Reply
 from tests.support.registry.pulling import LAYER, one_layer
 from tests.support.registry.pushing import Push, push
 
@@ -56,7 +56,7 @@ def test_rejected_blob_is_sent_again(push: Push, reply: Reply) -> None:
 
 
 def test_lasting_rejection(push: Push) -> None:
-    push.server.always(
+    push.server.answer_always(
         "PUT /upload/*", Reply(status=400, body=b'{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}')
     )
     error = push.error(one_layer())
@@ -68,7 +68,7 @@ def test_lasting_rejection(push: Push) -> None:
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_lasting_server_error(push: Push, status: int) -> None:
-    push.server.always("PUT */manifests/*", Reply(status=status))
+    push.server.answer_always("PUT */manifests/*", Reply(status=status))
     assert f"repeatedly answers {status}" in push.error(one_layer()).message
     assert len(push.server.requests("PUT */manifests/*")) == 4
 
@@ -79,7 +79,7 @@ def test_lasting_server_error(push: Push, status: int) -> None:
 )
 def test_denied_push(push: Push, step: str, status: int) -> None:
     headers = {"WWW-Authenticate": 'Basic realm="x"'} if status == 401 else {}
-    push.server.always(step, Reply(status=status, headers=headers))
+    push.server.answer_always(step, Reply(status=status, headers=headers))
     error = push.error(one_layer())
     assert push.server.host in error.message
     assert "team/app" in error.message
@@ -90,6 +90,6 @@ def test_denied_push(push: Push, step: str, status: int) -> None:
 
 @pytest.mark.parametrize("status", [405, 413, 422, 501, 301, 307])
 def test_other_status(push: Push, status: int) -> None:
-    push.server.always("PUT */manifests/*", Reply(status=status, headers={"Location": "/elsewhere"}))
+    push.server.answer_always("PUT */manifests/*", Reply(status=status, headers={"Location": "/elsewhere"}))
     assert f"answers {status} for" in push.error(one_layer()).message
     assert (len(push.server.requests("PUT */manifests/*")), push.waits) == (1, [])

@@ -11,7 +11,7 @@ from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from tests.support.oci import LAYER_GZIP, Memory, hello, platform_json, put_manifest
-from tests.support.registry.hostile import Reply, black_hole
+from tests.support.registry.fake import Reply, black_hole
 from tests.support.registry.pulling import one_layer
 from tests.support.registry.pushing import Push
 from tests.support.registry.pushing import push as _push
@@ -47,14 +47,14 @@ def test_connect_timeout(push: Push) -> None:
     "step", ["/v2/", "HEAD */blobs/*", "POST *", "PUT /upload/*", "HEAD */manifests/*", "PUT */manifests/*"]
 )
 def test_silent_server(push: Push, step: str) -> None:
-    push.server.always(step, Reply(silent=True))
+    push.server.answer_always(step, Reply(silent=True))
     error = push.error(one_layer())
     assert "does not answer: no or almost no data within 0.5 s" in error.message
     assert push.server.host in error.message
 
 
 def test_server_stops_reading(push: Push) -> None:
-    push.server.always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
+    push.server.answer_always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
     assert "does not answer" in push.error(large()).message
     assert push.waits == []
 
@@ -68,7 +68,7 @@ def test_slow_reader_is_allowed(push: Push) -> None:
 
 def test_silence_after_tag(push: Push) -> None:
     digest = push.send(hello())
-    push.server.always("PUT */manifests/v1", Reply(silent=True))
+    push.server.answer_always("PUT */manifests/v1", Reply(silent=True))
     error = push.tag_error(digest, "team/app:v1", "team/app:v2")
     host = push.server.host
     assert f"not known whether moved: {host}/team/app:v1; not moved: {host}/team/app:v2" in error.message

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from tests.support.registry.hostile import Reply, bearer, token
+from tests.support.registry.fake import Reply, bearer, token
 from tests.support.registry.pulling import LAYER, Pull, one_layer, pull
 
 __all__ = ["pull"]
@@ -43,7 +43,7 @@ def test_retry_after_date(pull: Pull) -> None:
 
 def test_too_long_retry_after(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*", busy("3600"))
+    pull.server.answer_always("*", busy("3600"))
     error = pull.error(reference)
     assert f"{pull.server.host} answers 429 (too many requests) and asks to wait 3600 s" in error.message
     assert error.hint == f"wait 3600 s and try again; `docker login {pull.server.host}` may raise the limit"
@@ -63,7 +63,7 @@ def test_total_wait_is_capped(pull: Pull) -> None:
 )
 def test_invalid_retry_after(pull: Pull, retry_after: str) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.always("*", busy(retry_after))
+    pull.server.answer_always("*", busy(retry_after))
     error = pull.error(reference)
     assert "answers 429" in error.message
     assert len(error.message) < 500

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.support.oci import hello
-from tests.support.registry.hostile import Reply
+from tests.support.registry.fake import Reply
 from tests.support.registry.pulling import one_layer
 from tests.support.registry.pushing import Push, push
 
@@ -27,7 +27,7 @@ def test_retry_after_at_every_step(push: Push) -> None:
 
 def test_too_long_retry_after(push: Push) -> None:
     digest = push.send(hello())
-    push.server.always("PUT */manifests/v1", busy("3600"))
+    push.server.answer_always("PUT */manifests/v1", busy("3600"))
     error = push.tag_error(digest, "team/app:v1")
     assert "answers 429 (too many requests) and asks to wait 3600 s" in error.message
     assert error.hint == f"wait 3600 s and try again; `docker login {push.server.host}` may raise the limit"
@@ -35,7 +35,7 @@ def test_too_long_retry_after(push: Push) -> None:
 
 
 def test_total_wait_is_capped(push: Push) -> None:
-    push.server.always("PUT /upload/*", busy("25"))
+    push.server.answer_always("PUT /upload/*", busy("25"))
     memory = one_layer()
     assert "429" in push.error(memory).message
     assert sum(push.waits) <= 75  # a minute, and the simultaneous waits of two uploads

@@ -25,7 +25,7 @@ from buildkit_tasks.host.builder import BuilderManager
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.system.command import SubprocessRunner
 from tests.support.ports import free_port, listens
-from tests.support.project import TASKS, Done, Project, program
+from tests.support.project import TASKS, CompletedCommand, Project, program
 from tests.support.registry.certificates import Certificate
 
 __all__ = [
@@ -265,7 +265,7 @@ class RunningTask:
         """Send SIGINT to the task only, as Ctrl-C does: its children have their own sessions."""
         self._child.send_signal(signal.SIGINT)
 
-    def wait(self, timeout: float = _SECONDS) -> Done:
+    def wait(self, timeout: float = _SECONDS) -> CompletedCommand:
         """Wait for the task to end; kill it after ``timeout`` seconds."""
         try:
             self._child.wait(timeout)
@@ -278,7 +278,9 @@ class RunningTask:
         stdout = self._child.stdout.read()
         self._child.stdout.close()
         seconds = time.monotonic() - self._started
-        return Done(code=self._child.returncode, stdout=stdout, stderr="".join(self._lines), seconds=seconds)
+        return CompletedCommand(
+            code=self._child.returncode, stdout=stdout, stderr="".join(self._lines), seconds=seconds
+        )
 
     def _read(self) -> None:
         assert self._child.stderr is not None

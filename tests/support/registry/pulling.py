@@ -14,7 +14,7 @@ from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import read_blob
 from tests.support.oci import LAYER_GZIP, Memory, platform_json, put_manifest
-from tests.support.registry.hostile import Hostile, hostile
+from tests.support.registry.fake import FakeRegistry, fake_registry
 
 LAYER = bytes(range(256)) * 4096  # 1 MiB
 
@@ -23,7 +23,7 @@ LAYER = bytes(range(256)) * 4096  # 1 MiB
 class Pull:
     """A registry and the options to access it; ``waits`` records the seconds of all waits."""
 
-    server: Hostile
+    server: FakeRegistry
     options: RegistryOptions
     waits: list[float] = dataclasses.field(default_factory=list)
 
@@ -43,7 +43,7 @@ class Pull:
 
 @pytest.fixture
 def pull(tmp_path: Path) -> Iterator[Pull]:
-    with hostile() as server:
+    with fake_registry() as server:
         waits: list[float] = []
         options = RegistryOptions(
             environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(), sleep=waits.append

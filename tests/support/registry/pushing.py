@@ -14,14 +14,14 @@ from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.report.model import NamedTag
 from tests.support.oci import Memory
-from tests.support.registry.hostile import Hostile, hostile
+from tests.support.registry.fake import FakeRegistry, fake_registry
 
 
 @dataclasses.dataclass
 class Push:
     """A registry and the options to access it; ``waits`` records the seconds of all waits."""
 
-    server: Hostile
+    server: FakeRegistry
     options: RegistryOptions
     waits: list[float] = dataclasses.field(default_factory=list)
 
@@ -56,7 +56,7 @@ class Push:
 
 @pytest.fixture
 def push(tmp_path: Path) -> Iterator[Push]:
-    with hostile() as server:
+    with fake_registry() as server:
         waits: list[float] = []
         options = RegistryOptions(
             environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=(), sleep=waits.append

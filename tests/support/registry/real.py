@@ -62,7 +62,7 @@ def push(  # noqa: PLR0913 - the last two are keywords
 ) -> str:
     """Push an image as ``HOST/name:tag``; return its digest.
 
-    The registry rejects invalid images; :mod:`tests.support.registry.hostile` serves them.
+    The registry rejects invalid images; :mod:`tests.support.registry.fake` serves them.
     """
     root = memory.root_descriptor()
     with requests.Session() as session:

@@ -17,7 +17,7 @@ from buildkit_tasks.build.cache import (
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
 from tests.support.oci import hello
-from tests.support.registry.hostile import Reply, hostile
+from tests.support.registry.fake import Reply, fake_registry
 
 TWO = parse_platforms(["linux/amd64,linux/arm/v7"])
 ONE = TWO[1:]
@@ -124,7 +124,7 @@ def test_keep_base_if_all_are_missing() -> None:
 
 @pytest.mark.parametrize("tag", ["c", "c-linux-amd64", "c-linux-arm-v7"])
 def test_skip_unknown_references(tag: str) -> None:
-    with hostile() as server:
+    with fake_registry() as server:
         existing = server.add_image(hello(), "team/cache", tag)
         assert cache_imports([f"{server.host}/team/cache:c"], TWO, probe_registries=True) == (
             f"type=registry,ref={existing}",
@@ -133,7 +133,7 @@ def test_skip_unknown_references(tag: str) -> None:
 
 
 def test_keep_unknown_base_reference() -> None:
-    with hostile() as server:
+    with fake_registry() as server:
         base = f"type=registry,ref={server.host}/team/cache:c"
         assert cache_imports([base], TWO, probe_registries=True) == (base,)
 
@@ -143,8 +143,8 @@ def test_keep_unknown_base_reference() -> None:
 )
 def test_registry_error_keeps_all(monkeypatch: pytest.MonkeyPatch, reply: Reply) -> None:
     monkeypatch.setattr(cache, "_PROBE_TIMEOUT", 0.5)
-    with hostile() as server:
-        server.always("*", reply)
+    with fake_registry() as server:
+        server.answer_always("*", reply)
         texts = [f"{server.host}/team/cache:c", "type=gha"]
         assert cache_imports(texts, TWO, probe_registries=True) == cache_imports(texts, TWO)
     assert cache_imports(texts, TWO, probe_registries=True) == cache_imports(texts, TWO)  # connection refused

@@ -10,7 +10,7 @@ import pytest
 from buildkit_tasks.errors import BuildFailed, UsageError
 from buildkit_tasks.report.model import NodeSummary
 from tests.support.oci import hello
-from tests.support.registry.hostile import hostile
+from tests.support.registry.fake import fake_registry
 from tests.unit.build.test_execute import TWO, Bench, option_values
 
 NODE = NodeSummary(name="a", endpoint="tcp://10.0.0.1:1", platforms=tuple(map(str, TWO)))
@@ -35,7 +35,7 @@ def test_cache_export_to_base() -> None:
 
 
 def test_cache_scope_of_one_platform() -> None:
-    with hostile() as server:
+    with fake_registry() as server:
         existing = f"type=registry,ref={server.add_image(hello(), 'team/cache', 'c-linux-arm-v7')}"
         bench = Bench(
             "type=oci,dest=a.tar",
@@ -49,7 +49,7 @@ def test_cache_scope_of_one_platform() -> None:
 
 
 def test_dry_run_queries_no_registry() -> None:
-    with hostile() as server:
+    with fake_registry() as server:
         bench = Bench("type=oci,dest=a.tar", cache_from=(f"{server.host}/team/cache:c",))
         bench.commands.dry_run = True
         bench.execute()
@@ -59,7 +59,7 @@ def test_dry_run_queries_no_registry() -> None:
 
 @pytest.mark.parametrize("driver", ["remote", "kubernetes"])
 def test_remote_queries_no_registry(driver: str) -> None:
-    with hostile() as server:
+    with fake_registry() as server:
         bench = Bench("type=oci,dest=a.tar", driver=driver, cache_from=(f"{server.host}/team/cache:c",))
         bench.build = replace(bench.build, builder=replace(bench.build.builder, nodes=(NODE,)))
         bench.expect_success().execute()

@@ -30,7 +30,7 @@ from tests.support.oci import (
     write_archive,
     write_folder,
 )
-from tests.support.registry.hostile import hostile
+from tests.support.registry.fake import fake_registry
 from tests.support.registry.pushing import Push, push
 from tests.support.scripted import Scripted
 from tests.unit.oci.transports.test_docker_archive import one_image
@@ -331,7 +331,7 @@ def test_push_docker_archive(push: Push, releases: ReleaseService, tmp_path: Pat
 
 def test_push_from_registry(push: Push, releases: ReleaseService) -> None:
     memory = hello()
-    with hostile() as other:
+    with fake_registry() as other:
         reference = other.add_image(memory)
         result = releases.push(f"docker://{reference}", make_spec(push, "team/app:v1"))
     assert result.digest == str(memory.root_descriptor().digest) == push.server.tag_digest("team/app:v1")

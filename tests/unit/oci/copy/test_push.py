@@ -14,7 +14,7 @@ from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import NamedTag
 from tests.support.oci import Memory, add_platform, hello, platform_json, put_manifest
-from tests.support.registry.hostile import Reply, hostile
+from tests.support.registry.fake import Reply, fake_registry
 from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
@@ -98,7 +98,7 @@ def test_unsupported_mount_is_tried_once(push: Push) -> None:
 
 def test_tag_in_other_registry(push: Push) -> None:
     digest = push.send(hello())
-    with hostile() as other:
+    with fake_registry() as other:
         at = push.reference(f"team/app@{digest}")
         tag = replace(push.reference("mirror/app:v1"), host=other.host)
         publish.tag_image(at, [tag], registry_options=push.options)
@@ -242,7 +242,7 @@ def test_platform_from_config(push: Push) -> None:
 
 def test_rejected_index(push: Push) -> None:
     part = push.reference(f"team/app@{push.send(single('linux/amd64', bare=True))}")
-    push.server.always("PUT */manifests/*", Reply(status=400))
+    push.server.answer_always("PUT */manifests/*", Reply(status=400))
     with pytest.raises(RegistryError, match="answers 400"):
         publish.push_index([part], push.reference("team/app"), registry_options=push.options)
     assert push.server.moved_tags == []

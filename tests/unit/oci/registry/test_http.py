@@ -25,7 +25,7 @@ from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import open_verified, read_blob
 from tests.support import oci as images
 from tests.support.oci import LAYER_GZIP, Memory, hello
-from tests.support.registry.hostile import Hostile, Reply, bearer, hostile, token
+from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, token
 from tests.support.scripted import Scripted
 
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -35,8 +35,8 @@ Config = Callable[[object], RegistryOptions]
 
 
 @pytest.fixture
-def server() -> Iterator[Hostile]:
-    with hostile() as registry:
+def server() -> Iterator[FakeRegistry]:
+    with fake_registry() as registry:
         yield registry
 
 
@@ -75,13 +75,13 @@ def read_error(reference: str, options: RegistryOptions) -> BuildkitTasksError:
     return caught.value
 
 
-def test_pull_uses_one_connection(server: Hostile, options: RegistryOptions) -> None:
+def test_pull_uses_one_connection(server: FakeRegistry, options: RegistryOptions) -> None:
     names = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x")
     assert len(read_all(server.add_image(hello(names)), options)) == 4
     assert (len(server.received), server.connections) == (13, 1)
 
 
-def test_root_is_fetched_once(server: Hostile, options: RegistryOptions) -> None:
+def test_root_is_fetched_once(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     with open_registry(server.add_image(memory), options=options) as source:
         assert source.root_descriptor() == source.root_descriptor() == memory.root_descriptor()
@@ -91,7 +91,7 @@ def test_root_is_fetched_once(server: Hostile, options: RegistryOptions) -> None
     assert [each.path for each in server.received] == ["/v2/team/image/manifests/v1"]
 
 
-def test_request_paths(server: Hostile, options: RegistryOptions) -> None:
+def test_request_paths(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     read_all(server.add_image(memory), options)
     kinds = [each.path.split("/")[4] for each in server.received]
@@ -103,7 +103,7 @@ def test_request_paths(server: Hostile, options: RegistryOptions) -> None:
     assert server.received[1].headers["Accept"] == OCI_MANIFEST
 
 
-def test_pull_by_digest(server: Hostile, options: RegistryOptions) -> None:
+def test_pull_by_digest(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     server.add_image(memory)
     digest = memory.root_descriptor().digest
@@ -111,29 +111,29 @@ def test_pull_by_digest(server: Hostile, options: RegistryOptions) -> None:
     assert server.received[0].path.endswith(f"/manifests/{digest}")
 
 
-def test_pull_by_sha512_digest(server: Hostile, options: RegistryOptions) -> None:
+def test_pull_by_sha512_digest(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     data = memory.blobs[str(memory.root_descriptor().digest)]
     digest = Digest.from_bytes(data, "sha512")
-    server.always("*/manifests/sha512:*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
+    server.answer_always("*/manifests/sha512:*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
     with open_registry(f"{server.host}/team/image@{digest}", options=options) as source:
         assert source.root_descriptor() == Descriptor(media_type=OCI_INDEX, digest=digest, size=len(data))
 
 
-def test_manifest_digest_mismatch(server: Hostile, options: RegistryOptions) -> None:
+def test_manifest_digest_mismatch(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     server.add_image(memory)
     data = images.flip(memory.blobs[str(memory.root_descriptor().digest)])
-    server.always("*/manifests/*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
+    server.answer_always("*/manifests/*", Reply(headers={"Content-Type": OCI_INDEX}, body=data))
     error = read_error(f"{server.host}/team/image@{memory.root_descriptor().digest}", options)
     assert isinstance(error, MalformedImage)
     assert f"sent {Digest.from_bytes(data)} for" in error.message
 
 
 @pytest.mark.parametrize("stated", [str(Digest.from_bytes(b"")), "sha256:../../x", "md5:1"])
-def test_stated_digest_mismatch(server: Hostile, options: RegistryOptions, stated: str) -> None:
+def test_stated_digest_mismatch(server: FakeRegistry, options: RegistryOptions, stated: str) -> None:
     headers = {"Content-Type": OCI_INDEX, "Docker-Content-Digest": stated}
-    server.always("*/manifests/*", Reply(headers=headers, body=b'{"schemaVersion":2,"manifests":[]}'))
+    server.answer_always("*/manifests/*", Reply(headers=headers, body=b'{"schemaVersion":2,"manifests":[]}'))
     assert isinstance(read_error(f"{server.host}/team/image", options), MalformedImage)
 
 
@@ -152,10 +152,10 @@ def test_stated_digest_mismatch(server: Hostile, options: RegistryOptions, state
     ],
 )
 def test_media_type_mismatch(
-    server: Hostile, options: RegistryOptions, header: str, body: str, message: str
+    server: FakeRegistry, options: RegistryOptions, header: str, body: str, message: str
 ) -> None:
     headers = {"Content-Type": header} if header else {}
-    server.always("*", Reply(headers=headers, body=body.encode()))
+    server.answer_always("*", Reply(headers=headers, body=body.encode()))
     with (
         open_registry(f"{server.host}/team/image", options=options) as source,
         pytest.raises(MalformedImage, match=message),
@@ -163,16 +163,16 @@ def test_media_type_mismatch(
         source.root_descriptor()
 
 
-def test_content_type_parameters(server: Hostile, options: RegistryOptions) -> None:
+def test_content_type_parameters(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     data = memory.blobs[str(memory.root_descriptor().digest)]
     headers = {"Content-Type": f"{OCI_INDEX.upper()}; charset=utf-8"}
     server.add_image(memory)
-    server.always("*/manifests/v1", Reply(headers=headers, body=data))
+    server.answer_always("*/manifests/v1", Reply(headers=headers, body=data))
     assert read_all(f"{server.host}/team/image:v1", options)
 
 
-def test_docker_media_types(server: Hostile, options: RegistryOptions) -> None:
+def test_docker_media_types(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = Memory()
     config = {**images.platform_json("linux/amd64"), "rootfs": {"type": "layers", "diff_ids": []}}
     document = {
@@ -190,21 +190,21 @@ def test_docker_media_types(server: Hostile, options: RegistryOptions) -> None:
         assert Image(source).manifest(manifest).media_type == DOCKER_MANIFEST
 
 
-def test_oversized_manifest(server: Hostile, options: RegistryOptions) -> None:
-    server.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=bytes(20 << 20)))
+def test_oversized_manifest(server: FakeRegistry, options: RegistryOptions) -> None:
+    server.answer_always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=bytes(20 << 20)))
     error = read_error(f"{server.host}/team/image", options)
     assert isinstance(error, LimitExceeded)
     assert error.exit_code == 5
 
 
-def test_unknown_image(server: Hostile, options: RegistryOptions) -> None:
+def test_unknown_image(server: FakeRegistry, options: RegistryOptions) -> None:
     error = read_error(f"{server.host}/team/nothing:v9", options)
     assert (type(error), error.exit_code) == (ManifestUnknown, 4)
     assert f"{server.host} has no {server.host}/team/nothing:v9" in error.message
     assert "docker login" in (error.hint or "")
 
 
-def test_missing_blob(server: Hostile, options: RegistryOptions) -> None:
+def test_missing_blob(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     del memory.blobs[layer]
@@ -213,11 +213,11 @@ def test_missing_blob(server: Hostile, options: RegistryOptions) -> None:
     assert f"{layer} is missing from {server.host}/team/image" in error.message
 
 
-def test_descriptor_urls_are_ignored(server: Hostile, options: RegistryOptions) -> None:
+def test_descriptor_urls_are_ignored(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     entry = memory.put(b"layer", LAYER_GZIP)
     del memory.blobs[entry["digest"]]
-    with hostile() as elsewhere:
+    with fake_registry() as elsewhere:
         entry["urls"] = [f"http://{elsewhere.host}/layer"]
         manifest = images.put_manifest(memory, images.platform_json("linux/amd64"), [entry])
         memory.point(manifest)
@@ -229,7 +229,7 @@ def test_descriptor_urls_are_ignored(server: Hostile, options: RegistryOptions) 
 
 
 @pytest.mark.parametrize("size", [0, 1, 100])
-def test_blob_size_limit(server: Hostile, options: RegistryOptions, size: int) -> None:
+def test_blob_size_limit(server: FakeRegistry, options: RegistryOptions, size: int) -> None:
     memory = hello()
     entry = memory.put(bytes(100), LAYER_GZIP)
     server.add_image(memory)
@@ -242,7 +242,7 @@ def test_blob_size_limit(server: Hostile, options: RegistryOptions, size: int) -
                 read_blob(source, layer, 1000)
 
 
-def test_short_blob(server: Hostile, options: RegistryOptions) -> None:
+def test_short_blob(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(b"short", LAYER_GZIP)
     server.add_image(memory)
@@ -254,14 +254,14 @@ def test_short_blob(server: Hostile, options: RegistryOptions) -> None:
     assert len(server.requests("*/blobs/*")) == 1
 
 
-def test_corrupt_blob(server: Hostile, options: RegistryOptions) -> None:
+def test_corrupt_blob(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     layer = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
     memory.blobs[layer] = images.flip(memory.blobs[layer])
     assert "holds other bytes" in read_error(server.add_image(memory), options).message
 
 
-def test_early_close(server: Hostile, options: RegistryOptions) -> None:
+def test_early_close(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(bytes(1 << 20), LAYER_GZIP)
     server.add_image(memory)
@@ -276,7 +276,7 @@ def test_early_close(server: Hostile, options: RegistryOptions) -> None:
     assert server.connections == 2
 
 
-def test_two_open_streams(server: Hostile, options: RegistryOptions) -> None:
+def test_two_open_streams(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     one, two = (memory.put(bytes([each]) * 300_000, LAYER_GZIP) for each in (1, 2))
     server.add_image(memory)
@@ -288,7 +288,7 @@ def test_two_open_streams(server: Hostile, options: RegistryOptions) -> None:
             stream.close()
 
 
-def test_large_blob_memory(server: Hostile, options: RegistryOptions) -> None:
+def test_large_blob_memory(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello()
     entry = memory.put(bytes(64 << 20), LAYER_GZIP)
     server.add_image(memory)
@@ -304,7 +304,7 @@ def test_large_blob_memory(server: Hostile, options: RegistryOptions) -> None:
     assert peak < 4 << 20
 
 
-def test_token_scope(server: Hostile, options: RegistryOptions) -> None:
+def test_token_scope(server: FakeRegistry, options: RegistryOptions) -> None:
     reference = server.add_image(hello())
     require_token(server, "first")
     read_all(reference, options)
@@ -317,7 +317,7 @@ def test_token_scope(server: Hostile, options: RegistryOptions) -> None:
     assert server.connections == 1
 
 
-def test_expired_token_is_renewed(server: Hostile, options: RegistryOptions) -> None:
+def test_expired_token_is_renewed(server: FakeRegistry, options: RegistryOptions) -> None:
     reference = server.add_image(hello())
     server.answer("/token*", token("first"), token("second"))
     challenge = bearer(f"http://{server.host}/token")
@@ -328,16 +328,16 @@ def test_expired_token_is_renewed(server: Hostile, options: RegistryOptions) -> 
     assert [each.authorization for each in server.received if "/v2/" in each.path][-1] == "Bearer second"
 
 
-def test_rejected_token(server: Hostile, options: RegistryOptions) -> None:
-    server.always("/token*", token())
-    server.always("/v2/*", bearer(f"http://{server.host}/token"))
+def test_rejected_token(server: FakeRegistry, options: RegistryOptions) -> None:
+    server.answer_always("/token*", token())
+    server.answer_always("/v2/*", bearer(f"http://{server.host}/token"))
     error = read_error(server.add_image(hello()), options)
     assert f"docker login {server.host}" == error.hint
     assert "denies anonymous access to team/image" in error.message
     assert len(server.requests("/token*")) == 1
 
 
-def test_challenge_scopes_and_query(server: Hostile, options: RegistryOptions) -> None:
+def test_challenge_scopes_and_query(server: FakeRegistry, options: RegistryOptions) -> None:
     server.answer("/token*", token())
     scope = "repository:a:pull repository:b:pull,push"
     server.answer("/v2/*", bearer(f"http://{server.host}/token?x=1", scope=scope))
@@ -346,7 +346,7 @@ def test_challenge_scopes_and_query(server: Hostile, options: RegistryOptions) -
     assert query == {"x": ["1"], "service": ["tests"], "scope": scope.split()}
 
 
-def test_token_server_gets_password(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
+def test_token_server_gets_password(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host)
     require_token(server, "mine")
     read_all(server.add_image(hello()), options)
@@ -356,7 +356,7 @@ def test_token_server_gets_password(server: Hostile, options: RegistryOptions, t
     assert {each.authorization for each in server.requests("/v2/*")} == {"", "Bearer mine"}
 
 
-def test_identity_token_exchange(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
+def test_identity_token_exchange(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host, identitytoken="refresh me")
     require_token(server, "traded")
     read_all(server.add_image(hello()), options)
@@ -372,7 +372,7 @@ def test_identity_token_exchange(server: Hostile, options: RegistryOptions, tmp_
     }
 
 
-def test_registry_token(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
+def test_registry_token(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host, registrytoken="ready")
     require_token(server, "ready")
     read_all(server.add_image(hello()), options)
@@ -393,22 +393,24 @@ def test_registry_token(server: Hostile, options: RegistryOptions, tmp_path: Pat
         (Reply(status=403), "docker login"),
     ],
 )
-def test_bad_token_response(server: Hostile, options: RegistryOptions, reply: Reply, message: str) -> None:
-    server.always("/token*", reply)
-    server.always("/v2/*", bearer(f"http://{server.host}/token"))
+def test_bad_token_response(
+    server: FakeRegistry, options: RegistryOptions, reply: Reply, message: str
+) -> None:
+    server.answer_always("/token*", reply)
+    server.answer_always("/v2/*", bearer(f"http://{server.host}/token"))
     error = read_error(server.add_image(hello()), options)
     assert isinstance(error, RegistryError)
     assert error.exit_code == 4
     assert message in str(error)
 
 
-def test_oversized_token_response(server: Hostile, options: RegistryOptions) -> None:
-    server.always("/token*", Reply(body=bytes(5 << 20)))
-    server.always("/v2/*", bearer(f"http://{server.host}/token"))
+def test_oversized_token_response(server: FakeRegistry, options: RegistryOptions) -> None:
+    server.answer_always("/token*", Reply(body=bytes(5 << 20)))
+    server.answer_always("/v2/*", bearer(f"http://{server.host}/token"))
     assert isinstance(read_error(server.add_image(hello()), options), LimitExceeded)
 
 
-def test_basic_auth(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
+def test_basic_auth(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
     login(tmp_path, server.host)
     server.answer("/v2/*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     read_all(server.add_image(hello()), options)
@@ -419,42 +421,46 @@ def test_basic_auth(server: Hostile, options: RegistryOptions, tmp_path: Path) -
 @pytest.mark.parametrize(
     "challenge", ["", "Negotiate", "Digest realm=x", "Bearer", 'Bearer realm="/x"', "{}"]
 )
-def test_unsupported_challenge(server: Hostile, options: RegistryOptions, challenge: str) -> None:
-    server.always("*", Reply(status=401, headers={"WWW-Authenticate": challenge} if challenge else {}))
+def test_unsupported_challenge(server: FakeRegistry, options: RegistryOptions, challenge: str) -> None:
+    server.answer_always("*", Reply(status=401, headers={"WWW-Authenticate": challenge} if challenge else {}))
     error = read_error(server.add_image(hello()), options)
     assert (type(error), error.exit_code) == (RegistryError, 4)
 
 
-def test_broken_helper_pulls_anonymously(server: Hostile, options: RegistryOptions, tmp_path: Path) -> None:
+def test_broken_helper_pulls_anonymously(
+    server: FakeRegistry, options: RegistryOptions, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text('{"credsStore": "gone"}', encoding="utf-8")
     run = options.commands
     assert isinstance(run, Scripted)
     run.expect("docker-credential-gone get", returncode=2)
     require_token(server, "t")
     assert read_all(server.add_image(hello()), options)
-    server.always("/v2/*", bearer(f"http://{server.host}/token")).always("/token*", Reply(status=401))
+    server.answer_always("/v2/*", bearer(f"http://{server.host}/token")).answer_always(
+        "/token*", Reply(status=401)
+    )
     error = read_error(server.add_image(hello(), "team/other"), options)
     assert "docker-credential-gone" in error.message
 
 
-def require_token(server: Hostile, text: str) -> None:
+def require_token(server: FakeRegistry, text: str) -> None:
     """Require a token for the first request, and serve it at /token."""
     server.answer("/token*", token(text))
     server.answer("/v2/*", bearer(f"http://{server.host}/token"))
 
 
-def test_tls_server_on_loopback(options: RegistryOptions, server: Hostile) -> None:
+def test_tls_server_on_loopback(options: RegistryOptions, server: FakeRegistry) -> None:
     body = b"Client sent an HTTP request to an HTTPS server.\n"
-    server.always("*", Reply(status=400, body=body))
+    server.answer_always("*", Reply(status=400, body=body))
     error = read_error(f"{server.host}/team/image", options)
     assert f"https://{server.host}" in error.message  # the retry with TLS fails
 
 
 def test_mirrors_come_first(
-    server: Hostile, options: RegistryOptions, monkeypatch: pytest.MonkeyPatch
+    server: FakeRegistry, options: RegistryOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = hello()
-    with hostile() as empty, hostile() as hub:
+    with fake_registry() as empty, fake_registry() as hub:
         server.add_image(memory, "library/alpine", "3")
         hub.add_image(memory, "library/alpine", "4")
         monkeypatch.setattr(registry, "_DOCKER_HUB_HOST", hub.host)
@@ -471,20 +477,20 @@ def test_mirrors_come_first(
 
 
 def test_mirror_with_wrong_digest(
-    server: Hostile, options: RegistryOptions, monkeypatch: pytest.MonkeyPatch
+    server: FakeRegistry, options: RegistryOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = hello()
     digest = memory.root_descriptor().digest
     monkeypatch.setattr(registry, "_DOCKER_HUB_HOST", server.host)
     server.add_image(memory, "library/alpine")
-    with hostile() as mirror:
-        mirror.always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=b"{}"))
+    with fake_registry() as mirror:
+        mirror.answer_always("*", Reply(headers={"Content-Type": OCI_INDEX}, body=b"{}"))
         with open_registry(f"alpine@{digest}", mirrors=[f"http://{mirror.host}"], options=options) as source:
             assert source.root_descriptor().digest == digest
         assert len(mirror.received) == 1
 
 
-def test_other_registries_have_no_mirrors(server: Hostile, options: RegistryOptions) -> None:
+def test_other_registries_have_no_mirrors(server: FakeRegistry, options: RegistryOptions) -> None:
     reference = server.add_image(hello())
     with open_registry(reference, mirrors=["http://127.0.0.1:1"], options=options) as source:
         assert source.root_descriptor()

@@ -28,7 +28,7 @@ from tests.support.oci import (
     platform_json,
     put_manifest,
 )
-from tests.support.registry.hostile import Reply, Request, bearer, hostile, token
+from tests.support.registry.fake import Reply, Request, bearer, fake_registry, token
 from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
@@ -280,20 +280,20 @@ def test_upload_keeps_location_query(push: Push) -> None:
 
 
 def test_location_without_query(push: Push) -> None:
-    push.server.always("POST *", Reply(status=202, headers={"Location": "/upload/team/app"}))
+    push.server.answer_always("POST *", Reply(status=202, headers={"Location": "/upload/team/app"}))
     push.send(one_layer())
     assert all(each.path.startswith("/upload/team/app?digest=sha256%3A") for each in uploads(push))
 
 
 def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
-    with hostile("127.0.0.2") as store:
+    with fake_registry("127.0.0.2") as store:
         log_in(tmp_path, push.server.host)
-        push.server.always(
+        push.server.answer_always(
             "POST *", Reply(status=202, headers={"Location": f"http://me:pw@{store.host}/upload/team/app"})
         )
         challenge = Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
         push.server.answer("/v2/", challenge)
-        push.server.always("PUT */manifests/*", Reply(status=201))
+        push.server.answer_always("PUT */manifests/*", Reply(status=201))
         push.send(one_layer())
     assert len(store.requests("PUT /upload/*")) == 2
     assert not any(each.authorization for each in store.received)
@@ -311,20 +311,20 @@ def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
     ],
 )
 def test_unsafe_upload_location(push: Push, location: str, message: str) -> None:
-    push.server.always("POST *", Reply(status=202, headers={"Location": location} if location else {}))
+    push.server.answer_always("POST *", Reply(status=202, headers={"Location": location} if location else {}))
     error = push.error(one_layer())
     assert message in error.message
     assert uploads(push) == []
 
 
 def test_unexpected_201_to_upload_start(push: Push) -> None:
-    push.server.always("POST *", Reply(status=201))
+    push.server.answer_always("POST *", Reply(status=201))
     assert "answers 201 for" in push.error(one_layer()).message
     assert uploads(push) == []
 
 
 def test_missing_repository_hint(push: Push) -> None:
-    push.server.always("POST *", Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}'))
+    push.server.answer_always("POST *", Reply(status=404, body=b'{"errors":[{"code":"NAME_UNKNOWN"}]}'))
     error = push.error(one_layer())
     assert error.message.endswith(
         "answers 404 for 127.0.0.1:" + f"{push.server.port}/team/app/blobs/uploads/: NAME_UNKNOWN"
@@ -401,13 +401,15 @@ def test_registry_without_digests(push: Push) -> None:
 
 def test_invalid_stated_digest(push: Push) -> None:
     memory = one_layer()
-    push.server.always("HEAD */manifests/*", Reply(headers={"Docker-Content-Digest": "sha256:../../x"}))
+    push.server.answer_always(
+        "HEAD */manifests/*", Reply(headers={"Docker-Content-Digest": "sha256:../../x"})
+    )
     assert "states an invalid digest" in push.error(memory).message
 
 
 def test_registry_error_message(push: Push) -> None:
     body = b'{"errors":[{"code":"MANIFEST_INVALID","message":"\x1b[2Jevil"}]}'
-    push.server.always("PUT */manifests/*", Reply(status=422, body=body))
+    push.server.answer_always("PUT */manifests/*", Reply(status=422, body=body))
     error = push.error(one_layer())
     assert error.message.endswith(": MANIFEST_INVALID")
     assert "answers 422 for" in error.message
@@ -422,7 +424,7 @@ def test_failure_aborts_other_uploads(push: Push) -> None:
 
 
 def test_failure_ends_waits(tmp_path: Path) -> None:
-    with hostile() as server:
+    with fake_registry() as server:
         options = RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=())
         push = Push(server=server, options=options)
         server.answer("PUT /upload/*", Reply(status=429, headers={"Retry-After": "50"}), Reply(status=403))
@@ -452,8 +454,8 @@ def test_source_is_read_on_demand(push: Push) -> None:
     layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
     memory.index([{**entry, "platform": platform_json("linux/amd64")}])
-    push.server.always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
-    push.server.always("PATCH *", Reply(status=413, unread=1 << 20))
+    push.server.answer_always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
+    push.server.answer_always("PATCH *", Reply(status=413, unread=1 << 20))
     push.error(memory)
     assert 1 << 20 <= memory.stream.sent < 128 << 20  # what fits into socket buffers
 

@@ -8,7 +8,7 @@ import pytest
 
 from buildkit_tasks.errors import MalformedImage
 from tests.support.oci import LAYER_TAR, Memory, flip, platform_json, put_manifest
-from tests.support.registry.hostile import Reply, Request, hostile
+from tests.support.registry.fake import Reply, Request, fake_registry
 from tests.support.registry.pushing import Push, push
 from tests.unit.oci.registry.test_push import log_in, one_layer, pushed_content
 
@@ -75,7 +75,7 @@ def test_minimum_chunk_size(push: Push) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.max_body = 6 * MIB
     headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": str(5 * MIB)}
-    push.server.always("POST *", Reply(status=202, headers=headers))
+    push.server.answer_always("POST *", Reply(status=202, headers=headers))
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
     assert [len(each.body) for each in chunks(push)] == [5 * MIB, 4 * MIB]
@@ -86,7 +86,7 @@ def test_minimum_chunk_size_is_capped(push: Push, stated: str) -> None:
     memory = one_layer(LAYER[: 9 * MIB])
     push.server.max_body = 8 * MIB
     headers = {"Location": "/upload/team/app?state=x", "OCI-Chunk-Min-Length": stated}
-    push.server.always("POST *", Reply(status=202, headers=headers))
+    push.server.answer_always("POST *", Reply(status=202, headers=headers))
     if len(stated) > 2:  # at least as large as the blob, so that it is sent in one request
         assert "answers 413" in push.error(memory).message
     else:
@@ -139,7 +139,7 @@ def test_chunks_to_other_host(push: Push) -> None:
     log_in(Path(push.options.environ["DOCKER_CONFIG"]), push.server.host)
     push.server.answer("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     push.server.max_body = 4 * MIB
-    with hostile("127.0.0.2") as other:
+    with fake_registry("127.0.0.2") as other:
         push.server.answer(
             "PATCH *",
             Reply(status=202, headers={"Location": f"http://{other.host}/upload/team/app?state=a%2Fb"}),

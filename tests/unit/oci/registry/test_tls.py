@@ -12,7 +12,7 @@ from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.registry.tls import find_certificate_dirs
 from tests.support.oci import hello
 from tests.support.registry.certificates import Certificate, make_certificate
-from tests.support.registry.hostile import bearer, hostile, token
+from tests.support.registry.fake import bearer, fake_registry, token
 from tests.support.scripted import Scripted
 
 
@@ -43,7 +43,7 @@ def put(folder: Path, host: str, **files: Path) -> Path:
 
 
 def test_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
-    with hostile(tls=certificate, require_client_certificate=True) as server:
+    with fake_registry(tls=certificate, require_client_certificate=True) as server:
         reference = server.add_image(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(RegistryError):
@@ -53,7 +53,7 @@ def test_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
 
 
 def test_authority_covers_token_server(certificate: Certificate, tmp_path: Path) -> None:
-    with hostile(tls=certificate) as server, hostile("127.0.0.2", tls=certificate) as tokens:
+    with fake_registry(tls=certificate) as server, fake_registry("127.0.0.2", tls=certificate) as tokens:
         reference = server.add_image(hello())
         put(tmp_path, server.host, ca_crt=certificate.authority)
         server.answer("/v2/*", bearer(f"https://{tokens.host}/token"))
@@ -64,13 +64,13 @@ def test_authority_covers_token_server(certificate: Certificate, tmp_path: Path)
 
 def test_client_certificate_per_host(certificate: Certificate, tmp_path: Path) -> None:
     with (
-        hostile(tls=certificate) as server,
-        hostile("127.0.0.2", tls=certificate, require_client_certificate=True) as tokens,
+        fake_registry(tls=certificate) as server,
+        fake_registry("127.0.0.2", tls=certificate, require_client_certificate=True) as tokens,
     ):
         reference = server.add_image(hello())
         own = {"client_cert": certificate.certificate, "client_key": certificate.key}
         put(tmp_path, server.host, ca_crt=certificate.authority, **own)
-        server.always("/v2/*", bearer(f"https://{tokens.host}/token"))
+        server.answer_always("/v2/*", bearer(f"https://{tokens.host}/token"))
         tokens.answer("/token*", token())
         with pytest.raises(RegistryError):
             root(reference, tmp_path)
@@ -79,7 +79,7 @@ def test_client_certificate_per_host(certificate: Certificate, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["ca.crt", "client.cert"])
 def test_invalid_certificate_file(certificate: Certificate, tmp_path: Path, name: str) -> None:
-    with hostile(tls=certificate) as server:
+    with fake_registry(tls=certificate) as server:
         directory = put(tmp_path, server.host, ca_crt=certificate.authority)
         (directory / name).write_text("invalid", encoding="utf-8")
         with pytest.raises(SettingsError, match=name) as caught:
@@ -88,7 +88,7 @@ def test_invalid_certificate_file(certificate: Certificate, tmp_path: Path, name
 
 
 def test_missing_ca_bundle(certificate: Certificate, tmp_path: Path) -> None:
-    with hostile(tls=certificate) as server:
+    with fake_registry(tls=certificate) as server:
         put(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(SettingsError, match="environment REQUESTS_CA_BUNDLE"):
             root(server.add_image(hello()), tmp_path, REQUESTS_CA_BUNDLE=str(tmp_path / "missing"))

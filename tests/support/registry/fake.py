@@ -76,7 +76,7 @@ class StoredRepository:
 
 
 @dataclass(kw_only=True)
-class Hostile:
+class FakeRegistry:
     """The registry: its address, the requests that it received, and its behaviour."""
 
     host: str
@@ -104,7 +104,7 @@ class Hostile:
         """Return the requests that match a pattern of path and query, or of method and path (``PUT *``)."""
         return [each for each in self.received if _matches(each, pattern)]
 
-    def answer(self, pattern: str, *replies: Reply) -> Hostile:
+    def answer(self, pattern: str, *replies: Reply) -> FakeRegistry:
         """Script replies for matching requests, one each; then the normal ones follow.
 
         Later scripts take precedence. For ``pattern`` see :meth:`requests`.
@@ -112,7 +112,7 @@ class Hostile:
         self._scripts.insert(0, (pattern, list(replies)))
         return self
 
-    def always(self, pattern: str, reply: Reply) -> Hostile:
+    def answer_always(self, pattern: str, reply: Reply) -> FakeRegistry:
         """Script the same reply for all matching requests."""
         return self.answer(pattern, *[reply] * 1000)
 
@@ -241,12 +241,12 @@ def token(text: str = "t0ken") -> Reply:
 
 
 @contextlib.contextmanager
-def hostile(
+def fake_registry(
     address: str = "127.0.0.1", *, tls: Certificate | None = None, require_client_certificate: bool = False
-) -> Iterator[Hostile]:
+) -> Iterator[FakeRegistry]:
     """Serve a registry on a free port of a loopback address."""
     server = _Server((address, 0), _Handler)
-    server.registry = Hostile(host=f"{address}:{server.server_address[1]}")
+    server.registry = FakeRegistry(host=f"{address}:{server.server_address[1]}")
     if tls is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # set since Python 3.13; Go ignores key usage
@@ -282,7 +282,7 @@ def black_hole() -> Iterator[str]:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    registry: Hostile
+    registry: FakeRegistry
     daemon_threads = True
     block_on_close = False
 
