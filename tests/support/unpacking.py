@@ -135,8 +135,8 @@ def call_as_nobody(call: Callable[[], Any]) -> Any:
     if not child:
         try:
             os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.setresgid(NOBODY, NOBODY, NOBODY)  # type: ignore[attr-defined,unused-ignore]  # Linux only
+            os.setresuid(NOBODY, NOBODY, NOBODY)  # type: ignore[attr-defined,unused-ignore]  # Linux only
             outcome = (True, call())
         except BaseException as error:  # noqa: BLE001 - the parent raises it
             outcome = (False, repr(error))

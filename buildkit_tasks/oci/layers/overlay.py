@@ -13,7 +13,13 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
-from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX, FileNode, FileType, resolve_path
+from buildkit_tasks.oci.layers.rootfs import (
+    OPAQUE_WHITEOUT,
+    WHITEOUT_PREFIX,
+    FileNode,
+    FileType,
+    resolve_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,8 +27,6 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.layers.packed_names import PackedNames
 
 __all__ = ["apply_layer", "resolve_hard_links"]
-
-_OPAQUE_WHITEOUT = f"{WHITEOUT_PREFIX}{WHITEOUT_PREFIX}.opq"
 
 
 def apply_layer(lower: FileNode, upper: FileNode, *, has_whiteouts: bool = True) -> FileNode:
@@ -62,7 +66,7 @@ def _merge_directory(lower: FileNode | None, upper: FileNode) -> FileNode:
     """Return a new directory with the upper entries and the lower ones that these do not hide."""
     children: dict[str, FileNode] = {}
     packed_names: list[PackedNames] = []
-    if lower is not None and lower.type is FileType.DIRECTORY and _OPAQUE_WHITEOUT not in upper.children:
+    if lower is not None and lower.type is FileType.DIRECTORY and OPAQUE_WHITEOUT not in upper.children:
         children, packed_names = dict(lower.children), list(lower.packed_names)
         removed = {
             name.removeprefix(WHITEOUT_PREFIX) for name in upper.children if name.startswith(WHITEOUT_PREFIX)

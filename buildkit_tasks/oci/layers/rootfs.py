@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PATH",
+    "OPAQUE_WHITEOUT",
     "WHITEOUT_PREFIX",
     "FileNode",
     "FileType",
@@ -28,6 +29,7 @@ __all__ = [
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Docker's default
 _MAX_SYMLINKS = 40  # MAXSYMLINKS in Linux's include/linux/namei.h
 WHITEOUT_PREFIX = ".wh."
+OPAQUE_WHITEOUT = ".wh..wh..opq"
 
 
 class FileType(enum.Enum):

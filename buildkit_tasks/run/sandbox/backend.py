@@ -151,7 +151,7 @@ class SandboxBackend:
 
     def _assign_processor(self) -> tuple[int, ...]:
         """Assign one processor to each guest, in rotation."""
-        available = sorted(os.sched_getaffinity(0))
+        available = sorted(os.sched_getaffinity(0))  # type: ignore[attr-defined,unused-ignore]  # Linux only
         return (available[next(self._turn_counter) % len(available)],)
 
 

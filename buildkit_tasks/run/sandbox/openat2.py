@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIRECTORY_FLAGS",
+    "O_PATH",
     "DirectoryFd",
     "RootedDirectory",
     "chmod_nofollow",
@@ -33,7 +34,8 @@ __all__ = [
 _OPENAT2 = 437  # on every architecture: include/uapi/asm-generic/unistd.h
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10  # include/uapi/linux/openat2.h
 _FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+O_PATH: int = getattr(os, "O_PATH", 0)  # Linux only; this module can be imported elsewhere
+_PATH_FLAGS = O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_RETRIES = 10_000  # after EAGAIN: a rename elsewhere in the system disturbed the look-up, see openat2(2)
 _MAX_LINKS = 40  # MAXSYMLINKS of Linux: include/linux/namei.h
@@ -154,7 +156,7 @@ def stat_entry(directory_fd: int, name: bytes) -> os.stat_result | None:
 
 def chmod_nofollow(directory_fd: int, name: bytes, mode: int) -> None:
     """Set the mode of a name that is not a symbolic link; fchmodat2(2) exists only since Linux 6.6."""
-    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    path_fd = os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         Path(f"/proc/self/fd/{path_fd}").chmod(mode)
     finally:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath
-from buildkit_tasks.run.sandbox.openat2 import open_file
+from buildkit_tasks.run.sandbox.openat2 import O_PATH, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ class RootfsFiles:
     def _open_regular_file(self, path: str) -> Iterator[int | None]:
         """Yield a descriptor of the regular file at a path, or None."""
         with contextlib.ExitStack() as stack:
-            root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root_fd = os.open(self.root, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, root_fd)
             try:
                 fd = open_file(root_fd, os.fsencode(path))

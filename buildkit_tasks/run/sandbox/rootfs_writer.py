@@ -15,6 +15,7 @@ import stat
 from typing import TYPE_CHECKING, Self
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.layers.rootfs import OPAQUE_WHITEOUT, WHITEOUT_PREFIX
 from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK
 from buildkit_tasks.run.sandbox.openat2 import (
     DirectoryFd,
@@ -24,7 +25,7 @@ from buildkit_tasks.run.sandbox.openat2 import (
     stat_entry,
     walk_directories,
 )
-from buildkit_tasks.run.sandbox.whiteouts import OPAQUE_WHITEOUT, WHITEOUT_PREFIX, LayerEntries
+from buildkit_tasks.run.sandbox.whiteouts import LayerEntries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

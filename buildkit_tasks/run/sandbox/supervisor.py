@@ -181,7 +181,7 @@ class Supervisor:
             control, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(control)
             stdout, stderr = _Pipe(stack), _Pipe(stack)
-            spec_fd = os.memfd_create("guest")
+            spec_fd = os.memfd_create("guest")  # type: ignore[attr-defined,unused-ignore]  # Linux only
             try:
                 os.write(spec_fd, json.dumps(self._build_spec(guest, limits)).encode())
                 os.lseek(spec_fd, 0, os.SEEK_SET)

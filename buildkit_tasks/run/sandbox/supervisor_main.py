@@ -76,6 +76,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing takes as long as everything above
     from typing import Any, NoReturn
 
+assert sys.platform == "linux"  # noqa: S101 - type checkers for other systems, whose os has less, stop here
+
 _MAX_MESSAGE = 1 << 16  # bytes
 _MAX_STAGE_CHARS = 300
 _MAX_FDS = 4

@@ -34,15 +34,12 @@ import stat
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.layers.packed_names import PackedNames
-from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX
 from buildkit_tasks.run.sandbox.openat2 import DIRECTORY_FLAGS, stat_entry, walk_directories
 
 if TYPE_CHECKING:
     from buildkit_tasks.run.sandbox.openat2 import DirectoryFd
 
-__all__ = ["OPAQUE_WHITEOUT", "WHITEOUT_PREFIX", "LayerEntries"]
-
-OPAQUE_WHITEOUT = f"{WHITEOUT_PREFIX}{WHITEOUT_PREFIX}.opq"
+__all__ = ["LayerEntries"]
 
 
 class LayerEntries:

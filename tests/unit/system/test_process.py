@@ -66,7 +66,7 @@ def test_reused_pid(
 def test_zombie_is_not_alive() -> None:
     with subprocess.Popen(["true"]) as child:
         process = _process_of_zombie(child.pid)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # type: ignore[attr-defined,unused-ignore]  # Linux only
         assert Path(f"/proc/{child.pid}").exists()
         assert not process.is_alive
         with pytest.raises(ProcessLookupError):
