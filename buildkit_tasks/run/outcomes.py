@@ -151,7 +151,7 @@ def _explain_illegal_instruction(result: ProcessResult, platform: Platform) -> s
     )
     build_flags += [f"{level.compiler_option} (C)"] if level.compiler_option else []
     advice = f": build it with {' or '.join(build_flags)}" if build_flags else ""
-    return f"{message}; {platform} promises {level.title}{advice}"
+    return f"{message}; the baseline of {platform} is {level.title}{advice}"
 
 
 def _check_expectation(

@@ -128,7 +128,10 @@ def foreign_and_allowed(parts: Parts) -> Planted:
 @fault(
     "GOARM=7 in linux/arm/v6: a Dockerfile that forgets GOARM",
     Catch("instruction-set", V6, "/root/main"),
-    says=["needs ARMv7 (Go build info: GOARM=7)", "linux/arm/v6 promises ARMv6: build it with GOARM=6"],
+    says=[
+        "needs ARMv7 (Go build info: GOARM=7)",
+        "the baseline of linux/arm/v6 is ARMv6: build it with GOARM=6",
+    ],
     task=1,
 )
 def goarm_7_in_v6(parts: Parts) -> Planted:
@@ -136,7 +139,7 @@ def goarm_7_in_v6(parts: Parts) -> Planted:
     return Planted(image=parts.classic, control=control, question=Question(platforms=[V6]))
 
 
-@sound_image("GOARM=6 in linux/arm/v7 needs less than is promised")
+@sound_image("GOARM=6 in linux/arm/v7 needs less than the baseline")
 def goarm_6_in_v7(parts: Parts) -> Planted:
     return _started(parts, V7, parts.go["arm-v6"])
 
@@ -152,7 +155,7 @@ def goarm_6_in_v5(parts: Parts) -> Planted:
 @fault(
     "GOAMD64=v3 in linux/amd64",
     Catch("instruction-set", AMD64, HELLO),
-    says="needs x86-64-v3 (Go build info: GOAMD64=v3); linux/amd64 promises x86-64 (baseline)",
+    says="needs x86-64-v3 (Go build info: GOAMD64=v3); the baseline of linux/amd64 is x86-64 (baseline)",
     task=1,
 )
 def goamd64_v3(parts: Parts) -> Planted:
@@ -165,7 +168,7 @@ def goamd64_v3_in_v3(parts: Parts) -> Planted:
     return Planted(image=_renamed(planted.image, AMD64, "v3"), control=_renamed(planted.control, AMD64, "v3"))
 
 
-@sound_image("GO386=softfloat in linux/386 needs less than is promised")
+@sound_image("GO386=softfloat in linux/386 needs less than the baseline")
 def go386_softfloat(parts: Parts) -> Planted:
     return _started(parts, "linux/386", parts.go["386-softfloat"])
 
@@ -173,7 +176,7 @@ def go386_softfloat(parts: Parts) -> Planted:
 @fault(
     "GOARM64=v9.0 in linux/arm64",
     Catch("instruction-set", ARM64, HELLO),
-    says="linux/arm64 promises Armv8.0-A",
+    says="the baseline of linux/arm64 is Armv8.0-A",
 )
 def goarm64_v9(parts: Parts) -> Planted:
     return _started(parts, ARM64, parts.go["arm64-v9"])
@@ -262,7 +265,7 @@ def mips_release_6(parts: Parts) -> Planted:
 @fault(
     "Debian's armhf busybox, a C program for ARMv7, in linux/arm/v6",
     Catch("instruction-set", V6, "/opt/busybox"),
-    says="needs ARMv7 (.ARM.attributes: CPU architecture v7); linux/arm/v6 promises ARMv6",
+    says="needs ARMv7 (.ARM.attributes: CPU architecture v7); the baseline of linux/arm/v6 is ARMv6",
 )
 def armhf_in_v6(parts: Parts) -> Planted:
     return _holding(parts, V6, "/opt/busybox", parts.busybox("armhf"), parts.busybox("armel"))

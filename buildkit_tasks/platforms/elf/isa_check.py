@@ -99,7 +99,9 @@ def _unmet_level(platform: Platform, machine: Machine, value: str) -> str:
 
 def _describe_baseline(platform: Platform) -> str:
     baseline = platform.baseline
-    return f"{platform} promises {baseline.title}" if baseline else f"{platform} does not promise it"
+    if baseline is None:
+        return f"{platform} does not include it"
+    return f"the baseline of {platform} is {baseline.title}"
 
 
 def _suggest_build_option(platform: Platform, machine: Machine, evidence: Evidence) -> str:

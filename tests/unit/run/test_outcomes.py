@@ -184,7 +184,7 @@ def test_illegal_instruction_message() -> None:
     outcome, message = classify(132, err=stderr, cpu="arm1176", on=Platform.parse("linux/arm/v6"))
     assert outcome is Outcome.ILLEGAL_INSTRUCTION
     assert message == (
-        "linux/arm/v6: an instruction that arm1176 does not have; linux/arm/v6 promises ARMv6: "
+        "linux/arm/v6: an instruction that arm1176 does not have; the baseline of linux/arm/v6 is ARMv6: "
         "build it with GOARM=6 (Go) or -march=armv6 (C)"
     )
 
@@ -213,7 +213,8 @@ BASELINES = [
 def test_build_advice(name: str, baseline: str) -> None:
     message = classify(132, on=Platform.parse(name))[1]
     assert (
-        message == f"{name}: an instruction that the emulated CPU does not have; {name} promises {baseline}"
+        message
+        == f"{name}: an instruction that the emulated CPU does not have; the baseline of {name} is {baseline}"
     )
 
 
@@ -247,7 +248,9 @@ CPU_REFUSALS = [
 def test_program_refuses_cpu(code: int, stderr: str) -> None:
     outcome, message = classify(code, err=f"starting\n{stderr}", cpu="qemu64", on=AMD64)
     assert outcome is Outcome.ILLEGAL_INSTRUCTION
-    assert message.startswith("linux/amd64: an instruction that qemu64 does not have; linux/amd64 promises")
+    assert message.startswith(
+        "linux/amd64: an instruction that qemu64 does not have; the baseline of linux/amd64 is"
+    )
     assert "GOAMD64=v1" in message
 
 

@@ -54,11 +54,11 @@ def needs(name: str, binary: Binary, *, whole: bool = False) -> str:
 
 def test_isa_problem_message() -> None:
     assert needs("arm/v6", go_binary("arm", "GOARM=7"), whole=True) == (
-        "needs ARMv7 (Go build info: GOARM=7); linux/arm/v6 promises ARMv6: build it with GOARM=6"
+        "needs ARMv7 (Go build info: GOARM=7); the baseline of linux/arm/v6 is ARMv6: build it with GOARM=6"
     )
     arm = Elf(machine="arm", sections={".ARM.attributes": attributes("aeabi", [(6, 10)])})
     assert needs("arm/v6", read(arm), whole=True) == (
-        "needs ARMv7 (.ARM.attributes: CPU architecture v7); linux/arm/v6 promises ARMv6: "
+        "needs ARMv7 (.ARM.attributes: CPU architecture v7); the baseline of linux/arm/v6 is ARMv6: "
         "build it with -march=armv6"
     )
 
@@ -126,7 +126,7 @@ def test_go_levels(name: str, setting: str, need: str) -> None:
 def test_goarm64_options() -> None:
     assert needs("arm64", go_binary("arm64", "GOARM64=v8.0,lse,crypto"), whole=True) == (
         "needs the atomics of Armv8.1-A (LSE) and the cryptography extension (Go build info: "
-        "GOARM64=v8.0,lse,crypto); linux/arm64 promises Armv8.0-A: build it with GOARM64=v8.0"
+        "GOARM64=v8.0,lse,crypto); the baseline of linux/arm64 is Armv8.0-A: build it with GOARM64=v8.0"
     )
 
 
@@ -221,7 +221,7 @@ def test_run_time_detection_is_warning() -> None:
     assert isa_problems(platform("arm/v7"), library) == ()
     assert "".join(isa_warnings(platform("arm/v7"), library)) == (
         "has code for ARMv8 (.ARM.attributes: CPU architecture v8), which seems optional because it "
-        "checks the CPU at run time (/proc/cpuinfo); linux/arm/v7 promises ARMv7"
+        "checks the CPU at run time (/proc/cpuinfo); the baseline of linux/arm/v7 is ARMv7"
     )
     assert isa_warnings(platform("arm/v8"), library) == ()
     assert isa_warnings(platform("arm/v7"), read(Elf(machine="arm", sections=plain))) == ()
@@ -327,7 +327,7 @@ def test_other_flags_evidence() -> None:
 
 def test_foreign_os_abi() -> None:
     assert isa_problems(platform("amd64"), read(Elf(abi=9))) == (
-        "needs FreeBSD (ELF header: OS ABI FreeBSD); linux/amd64 promises x86-64 (baseline)",
+        "needs FreeBSD (ELF header: OS ABI FreeBSD); the baseline of linux/amd64 is x86-64 (baseline)",
     )
     assert isa_problems(platform("amd64"), read(Elf(abi=3))) == ()
     assert isa_problems(Platform("freebsd", "amd64"), read(Elf(abi=9))) == ()
