@@ -30,13 +30,14 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("mypy", "--platform=darwin")
     session.run("lint-imports")
     session.run("python", "tools/naming.py")
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Run what needs neither root nor an engine nor a network."""
+    """Run the tests that need no root, engine or network."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
     session.run("pytest", "tests/unit", "tests/property", *session.posargs)
 
@@ -50,7 +51,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure both sides of every promise in one run."""
+    """Measure this package and its alternatives, and check every documented limit."""
     session.install("-e", ".")
     session.run("python", "-m", "benchmarks", *session.posargs)
 

@@ -133,7 +133,7 @@ def _list_test_cases(
 
 @pytest.fixture(scope="session")
 def buildkit_image_under_test(request: pytest.FixtureRequest) -> TestedImage:
-    """The image under test: its ``name`` in the settings, or ``""``, and its ``settings``."""
+    """Return the image under test: its ``name`` in the settings, or ``""``, and its ``settings``."""
     if hasattr(request, "param"):
         image: TestedImage = request.param
         return image
@@ -150,7 +150,7 @@ def buildkit_image_under_test(request: pytest.FixtureRequest) -> TestedImage:
 
 @pytest.fixture(scope="session")
 def buildkit_platform(request: pytest.FixtureRequest) -> Platform:
-    """The platform that the test runs on, as ``platform``: for tests where that is something else."""
+    """Return the platform under test, as ``platform`` does; for suites with a ``platform`` of their own."""
     if not hasattr(request, "param"):
         pytest.fail("the test has no platform: take platform as an argument", pytrace=False)
     platform: Platform = request.param
@@ -159,7 +159,7 @@ def buildkit_platform(request: pytest.FixtureRequest) -> Platform:
 
 @pytest.fixture(scope="session")
 def buildkit_pipeline(buildkit_image_under_test: TestedImage) -> Pipeline:
-    """The pipeline under the settings of the image. An engine is looked for when a step needs one."""
+    """Return the pipeline with the image's settings. It looks for an engine when a step needs one."""
     from buildkit_tasks.testing.session_image import create_test_pipeline
 
     return create_test_pipeline(buildkit_image_under_test.settings)
@@ -167,14 +167,14 @@ def buildkit_pipeline(buildkit_image_under_test: TestedImage) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def image_under_test(buildkit_image_under_test: TestedImage) -> TestedImage:
-    """Deprecated: renamed to ``buildkit_image_under_test``."""
+    """Return ``buildkit_image_under_test``. Deprecated: use that name."""
     _warn_renamed("image_under_test", "buildkit_image_under_test")
     return buildkit_image_under_test
 
 
 @pytest.fixture(scope="session")
 def line(buildkit_pipeline: Pipeline) -> Pipeline:
-    """Deprecated: renamed to ``buildkit_pipeline``."""
+    """Return ``buildkit_pipeline``. Deprecated: use that name."""
     _warn_renamed("line", "buildkit_pipeline")
     return buildkit_pipeline
 
@@ -192,7 +192,7 @@ def multiarch_image(
     buildkit_image_under_test: TestedImage,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
-    """The name of the image under test: ``--arch-image``, otherwise what is built once from the settings.
+    """Return the name of the image under test: ``--arch-image``, or one built from the settings.
 
     It is built once for all workers of pytest-xdist. If it cannot be built because there is no engine, the
     test is skipped with the reason, or fails under ``--arch-require-engine``.

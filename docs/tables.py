@@ -31,7 +31,7 @@ _KINDS = {tuple: "list", str: "text", int: "whole number", float: "number"}
 
 
 def render_page(name: str) -> str:
-    """The page as it has to be: each section's first table as the code has it, all else as it is."""
+    """Return a page with its generated tables replaced by what the code says now."""
     return PAGES[name]((_FOLDER / name).read_text(encoding="utf-8"))
 
 
@@ -109,7 +109,7 @@ def _dash_name(name: str) -> str:
 
 
 def _replace_table(text: str, heading: str, rows: Iterable[str]) -> str:
-    """The page with the first table under a heading replaced. Raises :class:`LookupError`."""
+    """Return a page with the first table under a heading replaced. Raises :class:`LookupError`."""
     pattern = rf"(^## {re.escape(heading)}\n(?:(?!## |\|).*\n)*)(?:\|.*\n)+"
     table = "".join(f"{row}\n" for row in rows)
     page, count = re.subn(pattern, lambda match: match[1] + table, text, count=1, flags=re.MULTILINE)
@@ -126,7 +126,7 @@ def _render_architecture(text: str) -> str:
 
 
 def _module_table(paths: Iterable[Path]) -> Iterator[str]:
-    """A row for each module with the first sentence of its docstring."""
+    """Yield a row for each module with the first sentence of its docstring."""
     yield "| module | what it is |"
     yield "| --- | --- |"
     for path in paths:

@@ -25,14 +25,14 @@ def images_exit_code(report: ImagesReport, errors: Iterable[BuildkitTasksError])
 
 
 def push_exit_code(pushed: PushResult | None) -> int:
-    """The exit code of a push whose proof failed."""
+    """Return the exit code of a push whose verification or run failed."""
     if pushed is None or pushed.verify is None:
         return 1
     return verify_exit_code(pushed.verify) if pushed.run is None else run_exit_code(pushed.run)
 
 
 def verify_exit_code(report: VerifyReport) -> int:
-    """5 if limits are all that was in the way, else 1."""
+    """Return 5 if no other check than a limit failed, else 1."""
     failed_checks = {check.name for row in report.platforms for check in row.checks if not check.ok}
     return LimitExceeded.exit_code if failed_checks == {"limit"} else 1
 

@@ -59,7 +59,7 @@ def _expected_adler32(checksum_field: bytes) -> int:
 
 
 def has_invalid_times(prefix: bytes) -> bool:
-    """True if the access or change time that GNU stores in the prefix field is not a number."""
+    """Return True if the access or change time that GNU stores in the prefix field is not a number."""
     return any(map(_is_invalid_number, (prefix[:12], prefix[12:24])))
 
 
