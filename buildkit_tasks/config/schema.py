@@ -110,16 +110,17 @@ def normalize_keys(table: Mapping[str, Any], label: str, keys: Sequence[str]) ->
     for raw_key, value in table.items():
         key = raw_key.replace("-", "_")
         if key not in keys:
-            matches = difflib.get_close_matches(key, keys, n=1)
-            hint = (
-                f"did you mean {matches[0].replace('_', '-')!r}?"
-                if matches
-                else f"use one of {', '.join(keys)}"
-            )
-            raise SettingsError(f"{label}: unknown key {raw_key!r}", hint=hint)
+            raise _unknown_key_error(label, raw_key, keys)
         if value is not None:
             values[key] = value
     return values
+
+
+def _unknown_key_error(label: str, raw_key: str, keys: Sequence[str]) -> SettingsError:
+    message = f"{label}: unknown key {raw_key!r}"
+    if matches := difflib.get_close_matches(raw_key.replace("-", "_"), keys, n=1):
+        return SettingsError(f"{message}, did you mean {matches[0].replace('_', '-')!r}?")
+    return SettingsError(message, hint=f"use one of {', '.join(keys)}")
 
 
 def read_smoke_checks(raw: Any, label: str) -> tuple[SmokeCheck, ...]:

@@ -169,8 +169,8 @@ def failing(here: Path, source: dict[str, Any]) -> SettingsError:
 @pytest.mark.parametrize(("source", "label"), UNKNOWN)
 def test_unknown_key_suggestion(here: Path, source: dict[str, Any], label: str) -> None:
     error = failing(here, source)
-    assert error.message.endswith(f"{label}: unknown key 'platfroms'")
-    assert error.hint == "did you mean 'platforms'?"
+    assert error.message.endswith(f"{label}: unknown key 'platfroms', did you mean 'platforms'?")
+    assert error.hint is None
 
 
 def test_unknown_key_list(here: Path) -> None:
@@ -294,8 +294,8 @@ def test_invoke_checks(here: Path) -> None:
 
 
 BAD_CHECKS: list[tuple[str, str, str | None]] = [
-    ('exepct = "x"', "unknown key 'exepct'", "did you mean 'expect'?"),
-    ("expect_exti = 1", "unknown key 'expect_exti'", "did you mean 'expect-exit'?"),
+    ('exepct = "x"', "unknown key 'exepct', did you mean 'expect'?", None),
+    ("expect_exti = 1", "unknown key 'expect_exti', did you mean 'expect-exit'?", None),
     ("zzz = 1", "unknown key 'zzz'", "use one of command, expect, expect_exit, platforms, timeout"),
     ("command = ['a']", "command = ['a'] is not text", None),
     ("expect-exit = 'one'", "expect_exit = 'one' is not a whole number, 0 or more", None),
@@ -336,7 +336,9 @@ def test_checks_from_environment(here: Path, variable: str) -> None:
 
 
 def test_check_key(here: Path) -> None:
-    assert failing(here, {"pyproject": "checks = []"}).hint == "did you mean 'check'?"
+    assert failing(here, {"pyproject": "checks = []"}).message.endswith(
+        "unknown key 'checks', did you mean 'check'?"
+    )
     assert "check" in SETTINGS_KEYS
     assert "checks" not in SETTINGS_KEYS
 
