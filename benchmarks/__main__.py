@@ -30,16 +30,18 @@ def _measure(groups: Sequence[str], rounds: int) -> Iterator[Row]:
     for group in groups:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             for row in _GROUPS[group](Path(folder), rounds):
-                print(f"{row.promise}: {row.measure:.3f}", file=sys.stderr, flush=True)
+                print(f"{row.title}: {row.measure:.3f}", file=sys.stderr, flush=True)
                 yield row
 
 
 def _show(rows: Sequence[Row]) -> None:
-    table = Table("Promise", "Ours", "Theirs", "Measured", "Limit", "Rounds", "Holds")
+    table = Table("Benchmark", "Ours", "Theirs", "Measured", "Limit", "Rounds", "Within limit")
     for row in rows:
         sides = (f"{side:.3f} {row.unit}" if side is not None else "" for side in (row.ours, row.theirs))
-        limit, holds = ("", "") if row.limit is None else (f"{row.limit:.3g}", "yes" if row.holds else "NO")
-        table.add_row(row.promise, *sides, f"{row.measure:.3f}", limit, f"{row.rounds}", holds)
+        limit, verdict = (
+            ("", "") if row.limit is None else (f"{row.limit:.3g}", "yes" if row.is_within_limit else "NO")
+        )
+        table.add_row(row.title, *sides, f"{row.measure:.3f}", limit, f"{row.rounds}", verdict)
     Console(width=140).print(table)
 
 
@@ -48,12 +50,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"any of {', '.join(_GROUPS)}")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (medians are shown)")
-    given = parser.parse_args()
-    if not set(given.groups) <= set(_GROUPS):
+    args = parser.parse_args()
+    if not set(args.groups) <= set(_GROUPS):
         parser.error(f"known groups are {', '.join(_GROUPS)}")
-    rows = list(_measure(given.groups or list(_GROUPS), given.rounds))
+    rows = list(_measure(args.groups or list(_GROUPS), args.rounds))
     _show(rows)
-    return 0 if all(row.holds for row in rows) else 1
+    return 0 if all(row.is_within_limit for row in rows) else 1
 
 
 if __name__ == "__main__":

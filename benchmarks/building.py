@@ -48,12 +48,12 @@ class Bench:
         self.example = directory / "hello"
         shutil.copytree(_EXAMPLE, self.example)
         shutil.copy(_ROOT / "pyproject.toml", directory)
-        self.line = Pipeline(
+        self.pipeline = Pipeline(
             settings=load_settings(folder=_ROOT),
             commands=SubprocessRunner(dry_run_output=sys.stderr),
             notify=_notify,
         )
-        self.engine = self.line.engine
+        self.engine = self.pipeline.engine
         self.env = {**os.environ, **self.engine.env}
         self.options = ["--context=hello", "--tag=hello:bench"]
         self.edits = 0
@@ -101,8 +101,8 @@ class Bench:
 
     def _go_loop(self) -> Callable[[], None]:
         """Run the compiler on the host for one target after the other with a warm cache: the lower bound."""
-        go = fetch_go(self.directory / "toolchain", self.line.commands) / "bin/go"
-        targets = [_go_environment(platform) for platform in self.line.platforms]
+        go = fetch_go(self.directory / "toolchain", self.pipeline.commands) / "bin/go"
+        targets = [_go_environment(platform) for platform in self.pipeline.platforms]
         cache = {
             "GOCACHE": str(self.directory / "gocache"),
             "CGO_ENABLED": "0",
@@ -131,7 +131,7 @@ class Bench:
         docker = self.engine.tools.docker
 
         def loop() -> None:
-            for platform in self.line.platforms:
+            for platform in self.pipeline.platforms:
                 command([*docker, "run", "--rm", f"--platform={platform}", "hello:bench"], env=self.env)()
 
         ours = command(self.tasks("run-emulated", "docker-daemon:hello:bench"), cwd=self.directory)
@@ -157,9 +157,9 @@ def _go_environment(platform: Platform) -> dict[str, str]:
     return {"GOARCH": platform.architecture, **variant}
 
 
-def _row(promise: str, times: list[float], limit: float, rounds: int, *, absolute: bool = False) -> Row:
+def _row(title: str, times: list[float], limit: float, rounds: int, *, absolute: bool = False) -> Row:
     ours, theirs = times
-    return Row(promise=promise, ours=ours, theirs=theirs, limit=limit, rounds=rounds, absolute=absolute)
+    return Row(title=title, ours=ours, theirs=theirs, limit=limit, rounds=rounds, absolute=absolute)
 
 
 def _notify(message: str) -> None:

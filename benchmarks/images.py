@@ -20,12 +20,12 @@ from buildkit_tasks.oci.model import Digest
 from tests.support.oci import (
     LAYER_GZIP,
     Json,
-    Memory,
+    MemoryImage,
     descriptor,
     layout_files,
     make_tar,
     platform_json,
-    probe,
+    probe_program,
     put_manifest,
 )
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = [
-    "Chosen",
     "Layer",
-    "archive_of",
-    "data_of_usr",
-    "files_of_usr",
+    "SelectedFiles",
+    "generate_entries",
     "image",
-    "layer_of_entries",
-    "memory_of",
+    "load_layout",
     "noise",
+    "select_data",
+    "select_files",
+    "write_archive",
     "write_layer",
 ]
 
@@ -74,7 +74,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class SelectedFiles:
     """Paths of this machine in the order in which they are added to a layer."""
 
     files: tuple[Path, ...]
@@ -94,7 +94,7 @@ class Chosen:
                     )
 
 
-def files_of_usr(count: int, large: int) -> Chosen:
+def select_files(count: int, large: int) -> SelectedFiles:
     """Choose files of /usr by sorted order: programs and libraries of ``large`` bytes, then small ones.
 
     The choice differs between machines, but is always the same on one machine.
@@ -113,10 +113,10 @@ def files_of_usr(count: int, large: int) -> Chosen:
             break
         files[path] = None
     links = (path for root in _PROGRAMS for path in _walk(root) if path.is_symlink())
-    return Chosen(files=tuple(files), links=tuple(links))
+    return SelectedFiles(files=tuple(files), links=tuple(links))
 
 
-def data_of_usr(large: int) -> Chosen:
+def select_data(large: int) -> SelectedFiles:
     """Choose ``large`` bytes of files of /usr that are not programs, and so fit every platform."""
     files = []
     for path in _regular(_OTHERS, _LARGEST):
@@ -126,7 +126,7 @@ def data_of_usr(large: int) -> Chosen:
         if large < 0:
             break
         files.append(path)
-    return Chosen(files=tuple(files), links=())
+    return SelectedFiles(files=tuple(files), links=())
 
 
 def write_layer(folder: Path, write: Callable[[Writes], None], level: int = 6) -> Layer:
@@ -150,7 +150,7 @@ def write_layer(folder: Path, write: Callable[[Writes], None], level: int = 6) -
     return Layer(entry=entry, diff_id=f"sha256:{plain.hash.hexdigest()}", path=path)
 
 
-def layer_of_entries(kind: bytes, mode: int, link: str = "") -> Callable[[Writes], None]:
+def generate_entries(kind: bytes, mode: int, link: str = "") -> Callable[[Writes], None]:
     """Write a layer of a million entries of one kind, a thousand in each of a thousand directories."""
 
     def write(to: Writes) -> None:
@@ -188,31 +188,31 @@ def image(folder: Path, layer: Layer, platforms: Sequence[str], entrypoint: str 
 
     Return the image's name. An ``entrypoint`` other than ``/main`` is taken from the layer.
     """
-    memory = Memory()
+    memory = MemoryImage()
     entries = [_manifest(memory, layer, platform, entrypoint) for platform in platforms]
-    for name, data in layout_files(memory.index(entries)).items():
+    for name, data in layout_files(memory.set_index(entries)).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return f"oci:{folder}"
 
 
-def archive_of(folder: Path, path: Path) -> str:
+def write_archive(folder: Path, path: Path) -> str:
     """Write a layout as an archive and return its name."""
     with tarfile.open(path, "w") as archive:
         archive.add(folder, arcname=".")
     return f"oci-archive:{path}"
 
 
-def memory_of(folder: Path) -> Memory:
+def load_layout(folder: Path) -> MemoryImage:
     """Read a layout with all blobs into memory, to fill a registry from it."""
     (entry,) = json.loads((folder / "index.json").read_text(encoding="utf-8"))["manifests"]
     blobs = {f"sha256:{path.name}": path.read_bytes() for path in (folder / "blobs/sha256").iterdir()}
-    return Memory(blobs=blobs, top=descriptor(entry))
+    return MemoryImage(blobs=blobs, root=descriptor(entry))
 
 
-def _manifest(memory: Memory, layer: Layer, platform: str, entrypoint: str) -> Json:
-    program = make_tar({"main": probe(platform)})
+def _manifest(memory: MemoryImage, layer: Layer, platform: str, entrypoint: str) -> Json:
+    program = make_tar({"main": probe_program(platform)})
     own = memory.put(gzip.compress(program, mtime=0), LAYER_GZIP)
     config: dict[str, Any] = {
         **platform_json(platform),

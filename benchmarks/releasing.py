@@ -16,7 +16,7 @@ from benchmarks.timing import Row, command, compare
 from tests.interop.gotools import KO, install
 from tests.support.engine.buildkit import NotToBeHad, import_image, remove_image
 from tests.support.engine.nodes import bridge_nodes
-from tests.support.oci import Memory, add_platform, make_tar
+from tests.support.oci import MemoryImage, add_platform, make_tar
 from tests.support.registry.actions_cache import serve as serve_actions
 from tests.support.registry.real import push, serve
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-_PRICE_OF_PROOF = 1.5  # seconds, for the ten platforms of the hello image
+_MAX_VERIFICATION_SECONDS = 1.5  # for the ten platforms of the hello image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class _Releases:
     bench: Bench
     registry: str
 
-    def proof(self, label: str, *options: str, builder: str) -> Row:
+    def verified_push(self, label: str, *options: str, builder: str) -> Row:
         """Measure the cost of verifying and running every platform by digest before tagging."""
         bench, numbers = self.bench, itertools.count()
         tag = f"{self.registry}/hello"
@@ -61,12 +61,12 @@ class _Releases:
 
         ours()
         raw()
-        mine, theirs = compare(ours, raw, rounds=bench.rounds)
+        our_time, their_time = compare(ours, raw, rounds=bench.rounds)
         return Row(
-            promise=f"--push with proof - raw buildx --push and inspect ({label})",
-            ours=mine,
-            theirs=theirs,
-            limit=_PRICE_OF_PROOF,
+            title=f"verified --push - raw buildx --push and inspect ({label})",
+            ours=our_time,
+            theirs=their_time,
+            limit=_MAX_VERIFICATION_SECONDS,
             rounds=bench.rounds,
             absolute=True,
         )
@@ -74,7 +74,7 @@ class _Releases:
     def caches(self, image: str) -> Iterator[Row]:
         """Compare a build on a cold builder with each kind of cache with one without."""
         tag = f"{self.registry}/inline:hello"
-        places = {
+        cache_options = {
             "local": ("type=local,dest=cache", "type=local,src=cache"),
             "registry": (f"type=registry,ref={self.registry}/cache:hello",) * 2,
             "inline": ("type=inline", f"type=registry,ref={tag}"),
@@ -83,13 +83,13 @@ class _Releases:
         # GitHub's service is not available here: serve one on the loopback interface, like the registry.
         with serve_actions() as actions:
             with self._cold(image, actions.env) as build:
-                for export, _ in places.values():
+                for export, _ in cache_options.values():
                     build(f"--cache-to={export}", f"--tag={tag}", "--push", "--no-verify")()
             without = self._timed(image, {})
-            for kind, (_, directory) in places.items():
+            for kind, (_, directory) in cache_options.items():
                 cached = self._timed(image, actions.env, f"--cache-from={directory}")
                 yield Row(
-                    promise=f"cold builder with a {kind} cache / without",
+                    title=f"cold builder with a {kind} cache / without",
                     ours=cached,
                     theirs=without,
                     rounds=1,
@@ -113,7 +113,7 @@ class _Releases:
                 env={**os.environ, **env},
             )
         finally:
-            bench.line.builders.remove(name)
+            bench.pipeline.builders.remove(name)
 
     def nodes(self, image: str) -> Row:
         """Compare an uncached build for ten platforms on two nodes with one node, all on this machine."""
@@ -121,11 +121,11 @@ class _Releases:
             sides = [stack.enter_context(self._on_nodes(nodes[:count])) for count in (2, 1)]
             for side in sides:
                 side()
-            mine, theirs = compare(*sides, rounds=self.bench.rounds)
+            our_time, their_time = compare(*sides, rounds=self.bench.rounds)
         return Row(
-            promise="every step anew: two nodes / one node (one machine)",
-            ours=mine,
-            theirs=theirs,
+            title="uncached build: two nodes / one node (one machine)",
+            ours=our_time,
+            theirs=their_time,
             rounds=self.bench.rounds,
         )
 
@@ -133,7 +133,7 @@ class _Releases:
     def _on_nodes(self, nodes: Sequence[Node]) -> Iterator[Callable[[], None]]:
         """Build without cache on a builder whose nodes share the platforms."""
         bench, name = self.bench, f"bench-{uuid.uuid4().hex[:8]}"
-        platforms = [str(platform) for platform in bench.line.platforms]
+        platforms = [str(platform) for platform in bench.pipeline.platforms]
         options = [
             ",".join([node.option(), *(f"platform={each}" for each in platforms[number :: len(nodes)])])
             for number, node in enumerate(nodes)
@@ -156,7 +156,7 @@ class _Releases:
             f'"{name.removesuffix(":latest")}" = "{value}"'
             for name, _, value in (each.partition("=") for each in contexts)
         )
-        platforms = ", ".join(f'"{platform}"' for platform in bench.line.platforms)
+        platforms = ", ".join(f'"{platform}"' for platform in bench.pipeline.platforms)
         lines = ['context = "hello"', f"contexts = {{ {named} }}", f"platforms = [{platforms}]"]
         text = "\n  ".join(['target "default" {', *lines, 'output = ["type=oci,dest=bake.tar"]'])
         (bench.directory / "docker-bake.hcl").write_text(f"{text}\n}}\n", encoding="utf-8")
@@ -165,11 +165,11 @@ class _Releases:
         theirs = command(bake, cwd=bench.directory, env=bench.env)
         ours()
         theirs()
-        mine, other = compare(ours, theirs, rounds=bench.rounds)
+        our_time, their_time = compare(ours, theirs, rounds=bench.rounds)
         return Row(
-            promise="nothing changed: build-multiarch / buildx bake",
-            ours=mine,
-            theirs=other,
+            title="nothing changed: build-multiarch / buildx bake",
+            ours=our_time,
+            theirs=their_time,
             rounds=bench.rounds,
         )
 
@@ -180,12 +180,12 @@ class _Releases:
         shutil.copy(bench.example / "main.go", source)
         (source / "go.mod").write_text("module example.org/hello\n\ngo 1.22\n", encoding="utf-8")
         # Without attestations and on an empty base: an index of only the program.
-        platforms = ",".join(map(str, bench.line.platforms))
+        platforms = ",".join(map(str, bench.pipeline.platforms))
         argv = [
             str(install(KO)), "build", ".", f"--platform={platforms}", "--push=false", "--sbom=none",
             "--oci-layout-path=out",
         ]  # fmt: skip
-        push(self.registry, _empty(bench.line.platforms), "base")
+        push(self.registry, _empty(bench.pipeline.platforms), "base")
         env = {**bench.env, "KO_DEFAULTBASEIMAGE": f"{self.registry}/base", "KO_DOCKER_REPO": "ko.local"}
         theirs = command(argv, cwd=source, env=env)
         ours = command(bench.tasks("build-multiarch", *bench.options), cwd=bench.directory)
@@ -196,16 +196,19 @@ class _Releases:
             bench.edit()
             shutil.copy(bench.example / "main.go", source)
 
-        mine, other = compare(ours, theirs, rounds=bench.rounds, before=edit)
+        our_time, their_time = compare(ours, theirs, rounds=bench.rounds, before=edit)
         return Row(
-            promise="edit of main.go: build-multiarch / ko", ours=mine, theirs=other, rounds=bench.rounds
+            title="edit of main.go: build-multiarch / ko",
+            ours=our_time,
+            theirs=their_time,
+            rounds=bench.rounds,
         )
 
 
-def _empty(platforms: Iterable[Platform]) -> Memory:
+def _empty(platforms: Iterable[Platform]) -> MemoryImage:
     """Return an empty image for each platform."""
-    memory = Memory()
-    return memory.index([add_platform(memory, str(platform), [make_tar({})]) for platform in platforms])
+    memory = MemoryImage()
+    return memory.set_index([add_platform(memory, str(platform), [make_tar({})]) for platform in platforms])
 
 
 def measure(directory: Path, rounds: int) -> Iterator[Row]:
@@ -214,7 +217,7 @@ def measure(directory: Path, rounds: int) -> Iterator[Row]:
     (directory / "registry").mkdir()
     with serve(directory / "registry") as registry:
         releases = _Releases(bench=bench, registry=registry)
-        yield releases.proof("docker", builder="default")
+        yield releases.verified_push("docker", builder="default")
         yield releases.bake("default")
         try:
             image = import_image(bench.engine)

@@ -26,7 +26,7 @@ __all__ = ["measure"]
 
 _ROOT = Path(__file__).parent.parent
 _TASKS = [sys.executable, "-m", "buildkit_tasks"]
-_INSIDE = _ROOT / "buildkit_tasks/run/sandbox/supervisor_main.py"
+_SUPERVISOR_MAIN = _ROOT / "buildkit_tasks/run/sandbox/supervisor_main.py"
 _RUNS = 100
 _MANY = "linux/arm64"
 
@@ -39,12 +39,12 @@ class Bench:
         self.rounds = rounds
         shutil.copytree(_ROOT / "examples" / "hello", directory / "hello")
         shutil.copy(_ROOT / "pyproject.toml", directory)
-        self.line = Pipeline(
+        self.pipeline = Pipeline(
             settings=load_settings(folder=_ROOT),
             commands=SubprocessRunner(dry_run_output=sys.stderr),
             notify=_notify,
         )
-        self.engine = self.line.engine
+        self.engine = self.pipeline.engine
         self._build("--output=type=oci,dest=hello.tar")
         self._build("--load", "--tag=hello:bench")
         self._build("--output=type=local,dest=out")
@@ -62,19 +62,17 @@ class Bench:
         env = {**os.environ, **self.engine.env}
 
         def loop() -> None:
-            for platform in self.line.platforms:
+            for platform in self.pipeline.platforms:
                 command([*docker, "run", "--rm", f"--platform={platform}", "hello:bench"], env=env)()
 
         ours, theirs = compare(self.sandbox(), loop, rounds=self.rounds, before=self._forget)
         what = "ten platforms, first run in the sandbox"
-        yield Row(promise=f"{what}: seconds", ours=ours, limit=1.0, rounds=self.rounds)
-        yield Row(
-            promise=f"{what} / docker run loop", ours=ours, theirs=theirs, limit=0.3, rounds=self.rounds
-        )
+        yield Row(title=f"{what}: seconds", ours=ours, limit=1.0, rounds=self.rounds)
+        yield Row(title=f"{what} / docker run loop", ours=ours, theirs=theirs, limit=0.3, rounds=self.rounds)
 
     def again(self) -> Row:
         """Compare runs with a filled rootfs cache with QEMU on the ten programs, one after the other."""
-        bare = [command(self._bare(platform)) for platform in self.line.platforms]
+        bare = [command(self._bare(platform)) for platform in self.pipeline.platforms]
 
         def loop() -> None:
             for each in bare:
@@ -83,7 +81,7 @@ class Bench:
         self.sandbox()()
         ours, theirs = compare(self.sandbox(), loop, rounds=3 * self.rounds)
         what = "ten platforms, run again in the sandbox / qemu on the ten programs"
-        return Row(promise=what, ours=ours, theirs=theirs, limit=1.3, rounds=3 * self.rounds)
+        return Row(title=what, ours=ours, theirs=theirs, limit=1.3, rounds=3 * self.rounds)
 
     def many(self) -> Row:
         """Measure the overhead over bare QEMU in ms for a hundred runs of one platform, two at a time."""
@@ -99,7 +97,7 @@ class Bench:
         each = [2 * 1000 * seconds / _RUNS for seconds in compare(ours, loop, rounds=self.rounds)]
         what = f"{_RUNS} runs of {_MANY}, two at once: each - bare qemu"
         return Row(
-            promise=what,
+            title=what,
             ours=each[0],
             theirs=each[1],
             limit=40,
@@ -111,11 +109,11 @@ class Bench:
     def growth(self) -> Row:
         """Measure the memory of one process after a hundred and after a thousand runs."""
         before = self._census()
-        few, all_of_them = (self._megabytes(runs) for runs in (_RUNS, 10 * _RUNS))
+        hundred, thousand = (self._megabytes(runs) for runs in (_RUNS, 10 * _RUNS))
         if self._census() != before:
             raise SystemExit(f"{11 * _RUNS} runs have left something: {before} is now {self._census()}")
         what = f"memory of {10 * _RUNS} runs / of {_RUNS}, nothing left behind"
-        return Row(promise=what, ours=all_of_them, theirs=few, rounds=1, unit="MB")
+        return Row(title=what, ours=thousand, theirs=hundred, rounds=1, unit="MB")
 
     def _megabytes(self, runs: int) -> float:
         done = subprocess.run(self._suite(runs), cwd=_ROOT, capture_output=True, check=True)
@@ -124,11 +122,11 @@ class Bench:
     def _census(self) -> list[str]:
         """Count what runs could leave behind: mounts, handlers, our processes, cached root file systems."""
         handlers = Path("/proc/sys/fs/binfmt_misc").glob("qemu-*")
-        roots = cache_folder(self.line.settings) / "roots"
+        roots = cache_folder(self.pipeline.settings) / "roots"
         return [
             Path("/proc/self/mounts").read_text(encoding="utf-8"),
             *sorted(f"{path}: {path.read_text(encoding='utf-8')}" for path in handlers),
-            *(f"process {each}" for each in find_processes_by_argument(_INSIDE)),
+            *(f"process {each}" for each in find_processes_by_argument(_SUPERVISOR_MAIN)),
             *sorted(str(path) for path in roots.iterdir()),
         ]
 
@@ -141,14 +139,14 @@ class Bench:
         program = str(self.directory / "out" / folder / "usr/local/bin/hello")
         if platform.architecture == native_platform().architecture:
             return [program]
-        qemu = QemuFinder(settings=self.line.settings, commands=self.line.commands, notify=_notify).find(
-            platform.machine
-        )
+        qemu = QemuFinder(
+            settings=self.pipeline.settings, commands=self.pipeline.commands, notify=_notify
+        ).find(platform.machine)
         return [str(qemu), program]
 
     def _forget(self) -> None:
         """Remove the cached root file systems."""
-        shutil.rmtree(cache_folder(self.line.settings) / "roots", ignore_errors=True)
+        shutil.rmtree(cache_folder(self.pipeline.settings) / "roots", ignore_errors=True)
 
     def _build(self, *options: str) -> None:
         command([*_TASKS, "build-multiarch", "--context=hello", *options], cwd=self.directory)()

@@ -22,7 +22,7 @@ class Row:
     Without ``theirs`` the limit applies to ``ours`` alone. A row without a ``limit`` is informative.
     """
 
-    promise: str
+    title: str
     ours: float
     theirs: float | None = None
     limit: float | None = None
@@ -38,7 +38,7 @@ class Row:
         return self.ours - self.theirs if self.absolute else self.ours / self.theirs
 
     @property
-    def holds(self) -> bool:
+    def is_within_limit(self) -> bool:
         """Return True if the limit was not exceeded."""
         return self.limit is None or self.measure <= self.limit
 
@@ -48,13 +48,13 @@ def command(
 ) -> Callable[[], None]:
     """Return a function that runs a command; its failure ends the benchmark with the command's output."""
 
-    def side() -> None:
+    def run_side() -> None:
         done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             completed = done.stderr[-2000:] or done.stdout[-2000:]
             raise SystemExit(f"{' '.join(argv)} failed with {done.returncode}:\n{completed}")
 
-    return side
+    return run_side
 
 
 def compare(*sides: Callable[[], None], rounds: int, before: Callable[[], None] | None = None) -> list[float]:

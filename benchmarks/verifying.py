@@ -19,13 +19,13 @@ from isal import isal_zlib
 from benchmarks.building import Bench
 from benchmarks.images import (
     Layer,
-    archive_of,
-    data_of_usr,
-    files_of_usr,
+    generate_entries,
     image,
-    layer_of_entries,
-    memory_of,
+    load_layout,
     noise,
+    select_data,
+    select_files,
+    write_archive,
     write_layer,
 )
 from benchmarks.timing import Row, command, compare
@@ -70,51 +70,51 @@ def _hello(directory: Path, rounds: int) -> Iterator[Row]:
     layout = directory / "layout"
     with tarfile.open(archive) as packed:
         packed.extractall(layout, filter="data")
-    hands = _Hands.fetched(bench)
+    manual_check = _ManualCheck.install(bench)
     registry = directory / "registry"
     registry.mkdir()
     with serve(registry) as host:
-        push(host, memory_of(layout), "hello")
+        push(host, load_layout(layout), "hello")
         for where, name in (
             ("archive", f"oci-archive:{archive}"),
             ("registry", f"docker://{host}/hello:latest"),
         ):
             ours = command(bench.tasks("verify-arch", name, "--json"), cwd=bench.directory)
-            theirs = hands.check(name, bench.line.platforms, directory / "by-hand")
+            theirs = manual_check.run(name, bench.pipeline.platforms, directory / "by-hand")
             times = compare(ours, theirs, rounds=rounds)
-            promise = f"ten platforms, {where}: verify-arch / skopeo + umoci + file"
-            yield Row(promise=promise, ours=times[0], theirs=times[1], limit=1 / 3, rounds=rounds)
+            title = f"ten platforms, {where}: verify-arch / skopeo + umoci + file"
+            yield Row(title=title, ours=times[0], theirs=times[1], limit=1 / 3, rounds=rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Hands:
+class _ManualCheck:
     """The three programs of the usual manual check, from Debian packages under their own prefix."""
 
     prefix: Path
     env: dict[str, str]
 
     @classmethod
-    def fetched(cls, bench: Bench) -> _Hands:
+    def install(cls, bench: Bench) -> _ManualCheck:
         """Download the programs once; later runs use the cache directory."""
         packages = PackageSet(names=("skopeo", "umoci", "file"), suite="host", with_dependencies=True)
-        prefix = cache_folder(bench.line.settings) / "debian/by-hand"
-        install_packages(prefix, [packages], bench.line.commands, bench.line.notify)
+        prefix = cache_folder(bench.pipeline.settings) / "debian/by-hand"
+        install_packages(prefix, [packages], bench.pipeline.commands, bench.pipeline.notify)
         libraries = ":".join(str(path) for path in (prefix / "usr/lib").glob("*-linux-gnu*"))
         magic = prefix / "usr/lib/file/magic.mgc"
         magic_env = {"MAGIC": str(magic)} if magic.exists() else {}
         return cls(prefix=prefix, env={**os.environ, "LD_LIBRARY_PATH": libraries, **magic_env})
 
-    def check(self, name: str, platforms: Sequence[Platform], directory: Path) -> Callable[[], None]:
+    def run(self, name: str, platforms: Sequence[Platform], directory: Path) -> Callable[[], None]:
         """Copy, unpack and inspect one platform after the other."""
         steps = [step for platform in platforms for step in self._steps(name, platform, directory)]
 
-        def side() -> None:
+        def run_side() -> None:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
             for step in steps:
                 step()
 
-        return side
+        return run_side
 
     def _steps(self, name: str, platform: Platform, directory: Path) -> Iterator[Callable[[], None]]:
         layout = directory / str(platform).replace("/", "-")
@@ -134,15 +134,15 @@ class _Hands:
 
 def _usr(directory: Path, rounds: int) -> Iterator[Row]:
     """Compare all checks and both hashes of a layer of /usr with decompression and with tarfile."""
-    chosen = files_of_usr(16_000, 800 * _MB)
+    chosen = select_files(16_000, 800 * _MB)
     layer = write_layer(directory, chosen.write)
     name = image(directory, layer, ["linux/amd64"], "/usr/bin/env")
     what = f"{len(chosen.files):,} files of /usr, {layer.size / _MB:.0f} MB gzip"
     sides = (lambda: _verified(name), lambda: _decompressed(layer), lambda: _listed(layer))
     ours, bare, listed = compare(*sides, rounds=rounds)
-    yield Row(promise=f"{what}: verify / bare isal", ours=ours, theirs=bare, limit=1.6, rounds=rounds)
-    promise = f"{what}: verify / tarfile r:gz, headers only"
-    yield Row(promise=promise, ours=ours, theirs=listed, limit=1 / 1.7, rounds=rounds)
+    yield Row(title=f"{what}: verify / bare isal", ours=ours, theirs=bare, limit=1.6, rounds=rounds)
+    title = f"{what}: verify / tarfile r:gz, headers only"
+    yield Row(title=title, ours=ours, theirs=listed, limit=1 / 1.7, rounds=rounds)
 
 
 def _verified(name: str) -> None:
@@ -150,7 +150,7 @@ def _verified(name: str) -> None:
         report = verify(source, (), name)
     if not report.ok:
         bad = (check.message for verdict in report.platforms for check in verdict.checks if not check.ok)
-        raise SystemExit("\n".join([f"{name} does not hold:", *itertools.islice(bad, 10)]))
+        raise SystemExit("\n".join([f"{name} failed verification:", *itertools.islice(bad, 10)]))
 
 
 def _decompressed(layer: Layer) -> None:
@@ -174,12 +174,12 @@ def _million(directory: Path, rounds: int) -> Iterator[Row]:
     """
     for number, (what, (kind, mode, link)) in enumerate(_KINDS.items()):
         folder = directory / str(number)
-        layer = write_layer(folder, layer_of_entries(kind, mode, link), level=1)
+        layer = write_layer(folder, generate_entries(kind, mode, link), level=1)
         usage = _Usage.measure(image(folder, layer, ["linux/amd64"]), rounds)
         refused = "".join(f" (refused: {problem})" for problem in usage.problems)
         whole = f"a million {what}, {layer.size / _MB:.0f} MB gzip{refused}"
-        yield Row(promise=f"{whole}: seconds", ours=usage.seconds, limit=5, rounds=rounds)
-        yield Row(promise=f"{whole}: memory", ours=usage.megabytes, limit=100, rounds=rounds, unit="MB")
+        yield Row(title=f"{whole}: seconds", ours=usage.seconds, limit=5, rounds=rounds)
+        yield Row(title=f"{whole}: memory", ours=usage.megabytes, limit=100, rounds=rounds, unit="MB")
 
 
 def _large(directory: Path, rounds: int) -> Iterator[Row]:
@@ -191,21 +191,21 @@ def _large(directory: Path, rounds: int) -> Iterator[Row]:
     registry = directory / "registry"
     registry.mkdir()
     with serve(registry) as host:
-        push(host, memory_of(layout), "large")
+        push(host, load_layout(layout), "large")
         names = {
-            "an archive": archive_of(layout, directory / "large.tar"),
+            "an archive": write_archive(layout, directory / "large.tar"),
             "a registry": f"docker://{host}/large:latest",
         }
         for where, name in names.items():
-            usage = _Usage.measure(name, rounds).holding()
+            usage = _Usage.measure(name, rounds).require_ok()
             whole = f"a layer of {layer.size / _MB:.0f} MB from {where}"
-            yield Row(promise=f"{whole}: seconds", ours=usage.seconds, rounds=rounds)
-            yield Row(promise=f"{whole}: memory", ours=usage.megabytes, limit=150, rounds=rounds, unit="MB")
+            yield Row(title=f"{whole}: seconds", ours=usage.seconds, rounds=rounds)
+            yield Row(title=f"{whole}: memory", ours=usage.megabytes, limit=150, rounds=rounds, unit="MB")
 
 
 def _sharing(directory: Path, rounds: int) -> Iterator[Row]:
     """Show that a big layer is read once, however many platforms share it."""
-    chosen = data_of_usr(530 * _MB)
+    chosen = select_data(530 * _MB)
     layer = write_layer(directory / "layer", chosen.write)
     platforms = [str(platform) for platform in _platforms()]
     names = {}
@@ -219,9 +219,9 @@ def _sharing(directory: Path, rounds: int) -> Iterator[Row]:
     what = f"sharing a layer of {len(chosen.files):,} files, {layer.size / _MB:.0f} MB gzip"
     for count, seconds in times.items():
         plural = "platform" if count == 1 else "platforms"
-        yield Row(promise=f"{count} {plural} {what}: seconds", ours=seconds, rounds=rounds)
+        yield Row(title=f"{count} {plural} {what}: seconds", ours=seconds, rounds=rounds)
     yield Row(
-        promise=f"10 platforms / 1 platform {what}", ours=times[10], theirs=times[1], limit=1.3, rounds=rounds
+        title=f"10 platforms / 1 platform {what}", ours=times[10], theirs=times[1], limit=1.3, rounds=rounds
     )
 
 
@@ -257,8 +257,8 @@ class _Usage:
             problems=tuple(runs[-1]["problems"]),
         )
 
-    def holding(self) -> _Usage:
+    def require_ok(self) -> _Usage:
         """Return this if the image passed: a verification that fails early is not a measurement."""
         if self.problems:
-            raise SystemExit("\n".join(["an image that was to be measured does not hold:", *self.problems]))
+            raise SystemExit("\n".join(["the image under measurement failed verification:", *self.problems]))
         return self
