@@ -6,16 +6,16 @@ import gzip
 import hashlib
 from pathlib import Path
 
-from tests.support.oci import Memory, layout_files, make_tar, write_folder
+from tests.support.oci import MemoryImage, layout_files, make_tar, write_layout_dir
 from tests.support.project import Project
 
 FORMS = ("oci", "oci-archive", "gzip", "docker-archive")
 
 
-def write(memory: Memory, folder: Path, form: str) -> str:
+def write(memory: MemoryImage, folder: Path, form: str) -> str:
     """Write the image in one of :data:`FORMS`, and return its name for the task."""
     if form == "oci":
-        return f"oci:{write_folder(memory, folder / 'layout')}"
+        return f"oci:{write_layout_dir(memory, folder / 'layout')}"
     data = make_tar(layout_files(memory))
     path = folder / ("image.tar.gz" if form == "gzip" else "image.tar")
     path.write_bytes(gzip.compress(data) if form == "gzip" else data)

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.platforms.elf.go_buildinfo import GO_MAGIC
-from tests.support.oci import Memory, hard_link, hello, make_tar, member, platform_json, probe, symlink
+from tests.support.oci import (
+    MemoryImage,
+    hard_link,
+    hello,
+    make_tar,
+    member,
+    platform_json,
+    probe_program,
+    symlink,
+)
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -147,7 +156,7 @@ def x86_note(level: int = 4) -> bytes:
 def programs() -> Iterator[bytes]:
     """An ELF file of each kind that the readers have a path for."""
     for row in MACHINES:
-        yield probe(f"linux/{row.architecture}")
+        yield probe_program(f"linux/{row.architecture}")
         yield elf(
             row, [Piece(name=".go.buildinfo", data=go_info(GOARCH=row.architecture, GOARM="7,hardfloat"))]
         )
@@ -165,7 +174,7 @@ def programs() -> Iterator[bytes]:
 
 def archives() -> Iterator[bytes]:
     """Tar archives in all forms that are read: ustar, pax, GNU; all kinds of members."""
-    files = {"usr/bin/main": probe("linux/amd64"), "etc/passwd": b"root:x:0:0::/:/bin/sh\n"}
+    files = {"usr/bin/main": probe_program("linux/amd64"), "etc/passwd": b"root:x:0:0::/:/bin/sh\n"}
     others = [
         member("dir", tarfile.DIRTYPE), symlink("usr/lib/a", "../bin/main"),
         hard_link("again", "usr/bin/main"), member("pipe", tarfile.FIFOTYPE), member("null", tarfile.CHRTYPE),
@@ -205,7 +214,7 @@ def zstd_frames(data: bytes) -> bytes:
     return zstd.compress(data[:half]) + skippable + zstd.compress(data[half:])
 
 
-def documents(memory: Memory | None = None) -> dict[str, list[bytes]]:
+def documents(memory: MemoryImage | None = None) -> dict[str, list[bytes]]:
     """The documents of a sound image by their kind: ``index``, ``manifest`` and ``config``."""
     memory = memory or hello(["linux/amd64", "linux/arm/v6"])
     found: dict[str, list[bytes]] = {"index": [], "manifest": [], "config": []}

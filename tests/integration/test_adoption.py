@@ -15,7 +15,7 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import parse_platforms
 from tests.conftest import ROOT
-from tests.support.oci import Memory, add_platform, make_tar, write_archive
+from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
 from tests.support.project import Project, program
 
 DOCKERFILE = 'FROM alpine:latest\nCMD ["uname", "-m"]\n'
@@ -179,12 +179,12 @@ def test_it_ends_as_it_is_made_to(platform, run_on_platform, multiarch_image):
 def test_xdist_workers_share_archive(engine: Engine, project: Project) -> None:
     """Real programs, one for each platform, each of which ends with a status of its own."""
     assert engine.version
-    image = Memory()
+    image = MemoryImage()
     entries = [
         add_platform(image, name, [make_tar({"main": program(name, status)})], Entrypoint=["/main"])
         for name, status in ENDINGS.items()
     ]
-    write_archive(image.index(entries), project.folder / "image.tar")
+    write_archive(image.set_index(entries), project.folder / "image.tar")
     project.write({"pyproject.toml": "", "test_it.py": f"ENDINGS = {ENDINGS}\n{ON_EACH}"})
     argv = (
         sys.executable,

@@ -165,7 +165,7 @@ def test_other_builder_imports_gha_cache(
     step = tiny.with_env(**actions.env)
     progress = build(step, *builders, "--cache-to=type=gha,scope=web,mode=max")
     assert actions.scopes == {"web"}
-    assert actions.shown == {f"Bearer {actions.token}"}
+    assert actions.authorizations == {f"Bearer {actions.token}"}
     assert actions.token not in progress
     assert all_cached(build(step, f"--builder={elsewhere}", "--cache-from=type=gha,scope=web"), 6)
 
@@ -186,7 +186,7 @@ def test_skipped_gha_cache_is_reported(
 ) -> None:
     step = tiny.with_env(**{**actions.env, missing: ""})
     progress = build(step, *builders, "--cache-to=type=gha", "--cache-from=type=gha")
-    assert (actions.entries, actions.shown) == ([], set())
+    assert (actions.entries, actions.authorizations) == ([], set())
     assert f"cache type=gha: {missing} is not set, so buildx skips it" in progress
 
 

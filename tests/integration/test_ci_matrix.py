@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.integration.test_push import TWO, Place, plain
 from tests.support.project import CompletedCommand, Project
 from tests.support.registry import real as registry
-from tests.support.workflows import blocks, filled, read
+from tests.support.workflows import code_blocks, fill_expressions, parse_yaml
 
 __all__ = ["plain"]  # a fixture
 
@@ -35,11 +35,11 @@ CMD ["cat", "/arch"]
 """
 CHECKOUT = {
     "Dockerfile": DOCKERFILE,
-    "pyproject.toml": next(text for text in blocks(PAGE, "toml") if "platforms" in text),
-    "noxfile.py": next(text for text in blocks(PAGE, "python") if "arch_matrix" in text),
+    "pyproject.toml": next(text for text in code_blocks(PAGE, "toml") if "platforms" in text),
+    "noxfile.py": next(text for text in code_blocks(PAGE, "python") if "arch_matrix" in text),
 }
 LOGIN = "docker login"
-GITHUB, GITLAB = (read(path.read_text(encoding="utf-8")) for path in PIPELINES)
+GITHUB, GITLAB = (parse_yaml(path.read_text(encoding="utf-8")) for path in PIPELINES)
 
 
 @pytest.fixture
@@ -130,17 +130,17 @@ class GitHub(Fleet):
                 for path in self.folder.glob("artifacts/*/*"):
                     shutil.copy(path, project.folder)
             if step.get("uses", "").startswith("actions/upload-artifact"):
-                inputs = filled(step["with"], values)
+                inputs = fill_expressions(step["with"], values)
                 self._keep(project, inputs["name"], inputs["path"])
             if "run" in step:
                 own = {key: self._here(text, values) for key, text in step.get("env", {}).items()}
-                done = self.script(project.with_env(**own), filled(step["run"], values))
+                done = self.script(project.with_env(**own), fill_expressions(step["run"], values))
                 if done.code:
                     break
         return done
 
     def _here(self, text: str, values: Mapping[str, str]) -> str:
-        found: str = filled(text, values)
+        found: str = fill_expressions(text, values)
         return found.replace("ghcr.io", self.place.host)
 
     def _keep(self, project: Project, name: str, pattern: str) -> None:

@@ -16,7 +16,7 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.oci.model import MANIFEST_TYPES, OCI_INDEX, Digest
 from tests.conftest import TEN
 from tests.integration.test_registry_source import keep
-from tests.support.oci import Memory, add_platform, make_tar, platform_json, put_manifest, write_archive
+from tests.support.oci import MemoryImage, add_platform, make_tar, platform_json, put_manifest, write_archive
 from tests.support.project import Project, program
 from tests.support.registry import real as registry
 from tests.support.registry.certificates import Certificate, make_certificate
@@ -86,9 +86,9 @@ def plain(tmp_path: Path) -> Iterator[Place]:
         yield Place(host=host, folder=folder)
 
 
-def image(*platforms: str, status: int = 0) -> Memory:
+def image(*platforms: str, status: int = 0) -> MemoryImage:
     """Tiny real programs, an attestation for each, as buildx makes them."""
-    memory = Memory()
+    memory = MemoryImage()
     entries, others = [], []
     for name in platforms:
         entry = add_platform(memory, name, [make_tar({"main": program(name, status)})], Entrypoint=["/main"])
@@ -105,7 +105,7 @@ def image(*platforms: str, status: int = 0) -> Memory:
         }
         entries.append(entry)
         others.append({**about, "platform": platform_json("unknown/unknown"), "annotations": annotations})
-    return memory.index([*entries, *others])
+    return memory.set_index([*entries, *others])
 
 
 def test_push_archive(project: Project, place: Place) -> None:

@@ -17,7 +17,7 @@ from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.verify import verify
-from tests.support.oci import Memory, add_platform, make_tar
+from tests.support.oci import MemoryImage, add_platform, make_tar
 from tests.support.registry.real import serve
 
 LIMIT = 1 << 20
@@ -79,9 +79,9 @@ def capped(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
 
 def test_large_layers_arrive(capped: tuple[str, list[int]], tmp_path: Path) -> None:
     host, taken = capped
-    memory = Memory()
+    memory = MemoryImage()
     layers = [make_tar({f"{number}": os.urandom(SIZE)}) for number in range(3)]
-    memory.index([add_platform(memory, "linux/amd64", layers)])
+    memory.set_index([add_platform(memory, "linux/amd64", layers)])
     access = RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=())
     root = publish.copy_image(memory, Reference.parse(f"{host}/team/large"), registry_options=access)
     with open_registry(f"{host}/team/large@{root.digest}", options=access) as source:

@@ -17,22 +17,22 @@ from buildkit_tasks.system.command import SubprocessRunner
 from tests.conftest import Unchanged
 from tests.failures.private_binfmt import qemu
 from tests.support import census, crashers, guests
-from tests.support.oci import Memory, add_platform, make_tar, write_archive
-from tests.support.project import HOPELESS, Project, program
+from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
+from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
 # The outcomes that a hang, a wrong program and a fatal signal have stand in tests/faults, rows 49, 51, 57.
 
 
 def image(project: Project, *rows: tuple[str, bytes], env: tuple[str, ...] = ()) -> str:
     """An archive with one program for each platform."""
-    memory = Memory()
+    memory = MemoryImage()
     entries = [
         add_platform(
             memory, name, [make_tar({"main": data, "tmp/x": b""})], Entrypoint=["/main"], Env=list(env)
         )
         for name, data in rows
     ]
-    memory.index(entries)
+    memory.set_index(entries)
     return str(write_archive(memory, project.folder / "image.tar"))
 
 
@@ -42,7 +42,7 @@ def test_outcomes(engine: Engine, project: Project, unchanged: Unchanged) -> Non
         project,
         ("linux/amd64", program("linux/amd64")),
         ("linux/arm64", program("linux/arm64", 7)),
-        ("linux/riscv64", program("linux/riscv64", code=HOPELESS)),
+        ("linux/riscv64", program("linux/riscv64", code=ILLEGAL_INSTRUCTION)),
         ("linux/s390x", program("linux/ppc64le")),
     )
     with unchanged():

@@ -30,7 +30,15 @@ from buildkit_tasks.oci.transports.docker_archive import DockerArchive, DockerLa
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
-from tests.support.oci import Memory, add_platform, hello, make_tar, one, probe, write_archive
+from tests.support.oci import (
+    MemoryImage,
+    add_platform,
+    hello,
+    make_tar,
+    probe_program,
+    single_platform_image,
+    write_archive,
+)
 from tests.support.project import Project, program
 from tests.support.registry import real as registry
 
@@ -155,9 +163,9 @@ def test_docker_save_of_containerd_store(packed: bool, engine: Engine, stored: s
 @pytest.fixture
 def partial_image(engine: Engine, tmp_path: Path) -> Iterator[Callable[[str], str]]:
     """Pulls one platform of an image of three, whose bytes the engine has never had."""
-    memory = Memory()
-    tars = {name: make_tar({"main": probe(name), "new": os.urandom(99)}) for name in THREE}
-    memory.index([add_platform(memory, name, [tar], Cmd=["/main"]) for name, tar in tars.items()])
+    memory = MemoryImage()
+    tars = {name: make_tar({"main": probe_program(name), "new": os.urandom(99)}) for name in THREE}
+    memory.set_index([add_platform(memory, name, [tar], Cmd=["/main"]) for name, tar in tars.items()])
     client = connect_client(engine)
     with registry.serve(tmp_path) as host:
         registry.push(host, memory, "partial", "1")
@@ -192,8 +200,10 @@ def test_unexportable_image(engine: Engine, partial_image: Callable[[str], str])
 @pytest.fixture
 def classic(graph: Engine, skopeo: Callable[..., None], tmp_path: Path) -> Iterator[str]:
     """An image of one platform, two layers, in the classic store, under two tags."""
-    memory = one(
-        [make_tar({"main": probe("linux/arm64")}), make_tar({"data": b"x"})], "linux/arm64", Cmd=["/main"]
+    memory = single_platform_image(
+        [make_tar({"main": probe_program("linux/arm64")}), make_tar({"data": b"x"})],
+        "linux/arm64",
+        Cmd=["/main"],
     )
     archive = write_archive(memory, tmp_path / "oci.tar")
     skopeo("--override-arch=arm64", f"oci-archive:{archive}", f"docker-archive:{tmp_path}/load.tar:{NAME}:1")

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 
 from buildkit_tasks.oci.model import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest
 from tests.fuzz.seeds import several_members, zstd_frames
-from tests.support.oci import LAYER_GZIP, LAYER_TAR, LAYER_ZSTD, Json, Memory, make_tar, platform_json, probe
+from tests.support.oci import (
+    LAYER_GZIP,
+    LAYER_TAR,
+    LAYER_ZSTD,
+    Json,
+    MemoryImage,
+    make_tar,
+    platform_json,
+    probe_program,
+)
 
 DOCKER = "application/vnd.docker."
 _TYPES = {
@@ -105,15 +114,15 @@ class Draft:
     index: Json = field(default_factory=dict)
     index_text: Callable[[bytes], bytes] = bytes
     served_as: str = ""
-    after: Callable[[Memory, list[Json]], None] | None = None  # gets the first part's descriptors
+    after: Callable[[MemoryImage, list[Json]], None] | None = None  # gets the first part's descriptors
 
     @property
     def first(self) -> Part:
         return self.parts[0]
 
-    def finished(self) -> Memory:
+    def finished(self) -> MemoryImage:
         """The image, every digest and size made of what it is about."""
-        memory, names = Memory(), _TYPES[self.plan.types]
+        memory, names = MemoryImage(), _TYPES[self.plan.types]
         rows = [self._finish_part(memory, part) for part in self.parts]
         if self.plan.index:
             entries = [row[0] for row in rows]
@@ -121,7 +130,7 @@ class Draft:
             top = put(memory, self.index_text(_json(document)), names["index"])
         else:
             top = rows[0][0]
-        memory.top = Descriptor(
+        memory.root = Descriptor(
             media_type=self.served_as or top["mediaType"],
             digest=Digest(top["digest"]),
             size=len(memory.blobs[top["digest"]]),
@@ -130,7 +139,7 @@ class Draft:
             self.after(memory, [*rows[0], top])
         return memory
 
-    def _finish_part(self, memory: Memory, part: Part) -> list[Json]:
+    def _finish_part(self, memory: MemoryImage, part: Part) -> list[Json]:
         """Descriptors of the manifest, the config and the layers."""
         names = _TYPES[self.plan.types]
         layers = [put(memory, layer.packed(), layer.media_type, layer.stated) for layer in part.layers]
@@ -148,7 +157,7 @@ class Draft:
         return [put(memory, text, names["manifest"], {**platform, **part.entry}), stated, *layers]
 
 
-def put(memory: Memory, data: bytes, media_type: str, stated: Json | None = None) -> Json:
+def put(memory: MemoryImage, data: bytes, media_type: str, stated: Json | None = None) -> Json:
     return {**memory.put(data, media_type), **(stated or {})}
 
 
@@ -166,7 +175,7 @@ def draft(plan: Plan, chance: random.Random) -> Draft:
     parts = []
     for number, platform in enumerate(plan.platforms):
         own = [] if plan.shared else [make_tar({f"own-{number}": chance.randbytes(200)})]
-        tars = [*base, *own, make_tar({"main": probe(platform)})][-plan.layers :]
+        tars = [*base, *own, make_tar({"main": probe_program(platform)})][-plan.layers :]
         layers = [Layer(tar=tar, packing=plan.packing, media_type=names[plan.packing]) for tar in tars]
         parts.append(
             Part(platform=platform, layers=layers, diff_ids=[str(Digest.from_bytes(tar)) for tar in tars])
@@ -204,7 +213,7 @@ def _flipped(which: int) -> Fault:
     """One bit of a blob changed, behind the back of its digest."""
 
     def plant(image: Draft, chance: random.Random) -> None:
-        def after(memory: Memory, rows: list[Json]) -> None:
+        def after(memory: MemoryImage, rows: list[Json]) -> None:
             digest = rows[which]["digest"]
             data = bytearray(memory.blobs[digest])
             data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -229,16 +238,16 @@ def flipped_bit_in_manifest(image: Draft, chance: random.Random) -> None:
 def other_blanks_in_tagged_document(image: Draft, _: random.Random) -> None:
     """What the tag leads to means the same, and is not what the registry's digest header says."""
 
-    def after(memory: Memory, _: list[Json]) -> None:
-        assert memory.top is not None
-        memory.blobs[str(memory.top.digest)] += b"\n"
+    def after(memory: MemoryImage, _: list[Json]) -> None:
+        assert memory.root is not None
+        memory.blobs[str(memory.root.digest)] += b"\n"
 
     image.after = after
 
 
 def _removed(which: int) -> Fault:
     def plant(image: Draft, _: random.Random) -> None:
-        def after(memory: Memory, rows: list[Json]) -> None:
+        def after(memory: MemoryImage, rows: list[Json]) -> None:
             del memory.blobs[rows[which]["digest"]]
 
         image.after = after
@@ -260,7 +269,7 @@ def missing_manifest(image: Draft, chance: random.Random) -> None:
 def layer_cut_short(image: Draft, _: random.Random) -> None:
     """The registry gives fewer bytes than were stated."""
 
-    def after(memory: Memory, rows: list[Json]) -> None:
+    def after(memory: MemoryImage, rows: list[Json]) -> None:
         memory.blobs[rows[2]["digest"]] = memory.blobs[rows[2]["digest"]][:-10]
 
     image.after = after
@@ -268,7 +277,7 @@ def layer_cut_short(image: Draft, _: random.Random) -> None:
 
 @fault
 def bytes_behind_layer(image: Draft, _: random.Random) -> None:
-    def after(memory: Memory, rows: list[Json]) -> None:
+    def after(memory: MemoryImage, rows: list[Json]) -> None:
         memory.blobs[rows[2]["digest"]] += b"more"
 
     image.after = after
@@ -383,7 +392,7 @@ def bad_tar(image: Draft, chance: random.Random) -> None:
 def truncated_tar(image: Draft, chance: random.Random) -> None:
     at = chance.randrange(len(image.first.layers))
     layer = image.first.layers[at]
-    whole = make_tar({"main": probe(image.first.platform), "more": bytes(range(256)) * 8})
+    whole = make_tar({"main": probe_program(image.first.platform), "more": bytes(range(256)) * 8})
     layer.tar = whole[: 512 + 512 + 512 + 700]
     image.first.diff_ids[at] = str(Digest.from_bytes(layer.tar))
 
@@ -534,7 +543,7 @@ def no_such_entrypoint(image: Draft, _: random.Random) -> None:
 def _make(part: Part, platform: str) -> None:
     """Give a part another platform, with its program."""
     part.platform = platform
-    part.layers[-1].tar = make_tar({"main": probe(platform)})
+    part.layers[-1].tar = make_tar({"main": probe_program(platform)})
     part.diff_ids[-1] = str(Digest.from_bytes(part.layers[-1].tar))
 
 
@@ -545,7 +554,7 @@ class Case:
     name: str
     fault: str
     plan: Plan
-    memory: Memory
+    memory: MemoryImage
 
     def __str__(self) -> str:
         return f"{self.name}: {self.fault} in {self.plan}"

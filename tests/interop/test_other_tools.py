@@ -26,7 +26,7 @@ from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
 from tests.interop.conftest import had
 from tests.interop.gotools import KO, GoTool, buildx, go_environment
-from tests.support.oci import hello, make_tar, probe, write_folder
+from tests.support.oci import hello, make_tar, probe_program, write_layout_dir
 from tests.support.registry import real as registry
 from tests.support.registry.serving import serve
 
@@ -117,13 +117,13 @@ def run(debian: Path, tmp_path: Path) -> Run:
 def layout(tmp_path: Path) -> Path:
     """A sound image of three platforms as an OCI layout, for tools that copy."""
     note = {"org.opencontainers.image.ref.name": "hello"}
-    return write_folder(hello(list(THREE)), tmp_path / "layout", **note)
+    return write_layout_dir(hello(list(THREE)), tmp_path / "layout", **note)
 
 
 def _built(run: Run, tmp_path: Path, platform: str) -> str:
     """One platform's image by buildah: from scratch, add, commit."""
     program = tmp_path / "main"
-    program.write_bytes(probe(platform))
+    program.write_bytes(probe_program(platform))
     program.chmod(0o755)
     parts = platform.split("/")
     variant = [f"--variant={parts[2]}"] if len(parts) > 2 else []
@@ -186,7 +186,7 @@ def test_skopeo_docker_archive(run: Run, tmp_path: Path, layout: Path) -> None:
 def _umoci(run: Run, tmp_path: Path, platform: str, says: str) -> str:
     """An image by umoci: new, insert, config."""
     program, image = tmp_path / "main", f"{tmp_path}/made:latest"
-    program.write_bytes(probe(platform))
+    program.write_bytes(probe_program(platform))
     program.chmod(0o755)
     run("umoci", "init", f"--layout={tmp_path}/made")
     run("umoci", "new", f"--image={image}")
@@ -272,7 +272,7 @@ def context(tmp_path: Path) -> Path:
     (folder / "Dockerfile").write_text(_DOCKERFILE, encoding="utf-8")
     for platform in THREE:
         name = "".join(platform.split("/")[1:])
-        (folder / f"main-{name}").write_bytes(probe(platform))
+        (folder / f"main-{name}").write_bytes(probe_program(platform))
     return folder
 
 

@@ -24,7 +24,7 @@ from buildkit_tasks.system.debian import PackageSet, fetch_newest_package, insta
 from buildkit_tasks.system.files import build_atomically
 from tests.conftest import ROOT, TEN
 from tests.support import edits
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 from tests.support.project import Project
 
 # name: GOOS, GOARCH and the setting that chooses the instruction set
@@ -83,17 +83,17 @@ class Parts:
     folder: Path
 
     @cached_property
-    def hello(self) -> Memory:
+    def hello(self) -> MemoryImage:
         """The example for ten platforms: a busybox base and ``/usr/local/bin/hello``."""
         return self._build("hello", ROOT / "examples/hello", TEN)
 
     @cached_property
-    def classic(self) -> Memory:
+    def classic(self) -> MemoryImage:
         """A Dockerfile that forgets GOARM: its linux/arm/v6 holds an ARMv7 program, ``/root/main``."""
         return self._build("classic", ROOT / "tests/fixtures/classic", ["linux/arm/v6"])
 
     @cached_property
-    def copied(self) -> Memory:
+    def copied(self) -> MemoryImage:
         """The classic mistake: one program, built on an amd64 host, is COPYd into every platform."""
         files: dict[str, str | bytes] = {
             "main": self.go["amd64"],
@@ -102,16 +102,16 @@ class Parts:
         return self._build("copied", self._context("copied", files), ["linux/amd64", "linux/arm64"])
 
     @cached_property
-    def attested(self) -> Memory:
+    def attested(self) -> MemoryImage:
         """Two platforms, each with BuildKit's provenance, told by annotations."""
         return self._attested("annotated", "oci-artifact=false")
 
     @cached_property
-    def attested_as_artifacts(self) -> Memory:
+    def attested_as_artifacts(self) -> MemoryImage:
         """The same with the provenance as OCI artifacts, whose ``subject`` is the image."""
         return self._attested("artifacts", "oci-artifact=true")
 
-    def _attested(self, name: str, form: str) -> Memory:
+    def _attested(self, name: str, form: str) -> MemoryImage:
         files = {"Dockerfile": f'FROM alpine\nLABEL form={name}\nCMD ["/bin/true"]\n'}
         # Only with a name for the image do BuildKit's statements say which digest they are about.
         options = ("--provenance=mode=max", "--tag=lies:attested", form)
@@ -127,7 +127,7 @@ class Parts:
         return edits.layer_files(edits.layer_tars(image, "linux/amd64")[0])
 
     @cached_property
-    def glibc(self) -> Memory:
+    def glibc(self) -> MemoryImage:
         """Debian's glibc, dash and sed with their libraries for three platforms; starts sed."""
         context = self.folder / "glibc"
         for platform, debian in _USERLANDS.items():
@@ -136,7 +136,7 @@ class Parts:
         return self._build("glibc", context, ["linux/amd64", "linux/arm64", "linux/arm/v7"])
 
     @cached_property
-    def musl(self) -> Memory:
+    def musl(self) -> MemoryImage:
         """Debian's musl and a program that was linked against it; starts that."""
         context = self.folder / "musl"
         root, prefix = context / "amd64", self.debian["amd64"]
@@ -219,7 +219,7 @@ class Parts:
     def _context(self, name: str, files: Mapping[str, str | bytes]) -> Path:
         return Project(folder=self.folder / name).write(files).folder
 
-    def _build(self, name: str, context: Path, platforms: Iterable[str], *more: str) -> Memory:
+    def _build(self, name: str, context: Path, platforms: Iterable[str], *more: str) -> MemoryImage:
         """Build as a user does, and read the archive."""
         project = self.folder / f"{name}-project"
         (project / "tmp").mkdir(parents=True)

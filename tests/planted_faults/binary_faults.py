@@ -9,7 +9,7 @@ from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64, V6, V7
 from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
 from tests.support import edits
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 
 RISCV, PPC, MIPS = "linux/riscv64", "linux/ppc64le", "linux/mips64le"
 HELLO = "/usr/local/bin/hello"
@@ -31,7 +31,7 @@ def _started(parts: Parts, platform: str, program: bytes) -> Planted:
     return Planted(image=edits.replace_file(sound, platform, HELLO[1:], program), control=sound)
 
 
-def _renamed(image: Memory, platform: str, variant: str) -> Memory:
+def _renamed(image: MemoryImage, platform: str, variant: str) -> MemoryImage:
     """The image as one of another variant, in its index and its config."""
     kind = {**edits.find_entry(image, platform)["platform"], "variant": variant}
     changed = edits.change_config(image, platform, lambda config: config.update(variant=variant))

@@ -11,7 +11,7 @@ from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64
 from tests.planted_faults.planting import Catch, Planted, Question, fault
 from tests.support import edits
-from tests.support.oci import LAYER_ZSTD, Json, Memory, flip, folder, make_tar, symlink
+from tests.support.oci import LAYER_ZSTD, Json, MemoryImage, directory, flip, make_tar, symlink
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -24,7 +24,7 @@ CAUGHT = Catch("integrity", ARM64)
 
 
 def _damaged(
-    parts: Parts, which: Callable[[Memory], str], damage: Callable[[bytes], bytes] = flip
+    parts: Parts, which: Callable[[MemoryImage], str], damage: Callable[[bytes], bytes] = flip
 ) -> Planted:
     """The example with other bytes behind a digest that stays as it is."""
     sound = edits.select_platforms(parts.hello, AMD64, ARM64)
@@ -33,7 +33,7 @@ def _damaged(
     return Planted(image=image, control=sound, question=TWO)
 
 
-def _layer(image: Memory) -> str:
+def _layer(image: MemoryImage) -> str:
     return str(edits.read_manifest(image, ARM64)["layers"][TOP]["digest"])
 
 
@@ -120,7 +120,7 @@ def entry_below_a_file(parts: Parts) -> Planted:
 
 @fault("an entry of a layer claims 2^62 bytes", CAUGHT, layer=TOP + 1)
 def entry_of_a_hostile_size(parts: Parts) -> Planted:
-    info = folder("huge")
+    info = directory("huge")
     info.type, info.size = tarfile.REGTYPE, 1 << 62
     return _hostile(parts, info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
@@ -138,7 +138,7 @@ def header_checksum(parts: Parts) -> Planted:
 @fault("a layer unpacks to a thousand times its size", Catch("limit", ARM64), layer=TOP + 1, task=5)
 def layer_bomb(parts: Parts) -> Planted:
     planted = _hostile(parts, make_tar({}, [symlink("here", "there")]))
-    huge = folder("huge")
+    huge = directory("huge")
     huge.type, huge.size = tarfile.REGTYPE, 1 << 30
     bomb = zstd.compress(huge.tobuf() + bytes((1 << 30) + 1024))
     made = edits.copy_image(planted.image)

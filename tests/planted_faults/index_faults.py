@@ -8,14 +8,14 @@ from tests.conftest import TEN
 from tests.planted_faults.bases import Parts
 from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
 from tests.support import edits
-from tests.support.oci import Json, Memory, flip
+from tests.support.oci import Json, MemoryImage, flip
 
 AMD64, ARM64, V6, V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
 NOWHERE = "unknown/unknown"  # the platform of what is no image
 TWO = Question(platforms=[AMD64, ARM64])
 
 
-def _called(image: Memory, platform: str, **kind: str) -> Memory:
+def _called(image: MemoryImage, platform: str, **kind: str) -> MemoryImage:
     """The image with another platform in the index entry of one."""
 
     def rename(index: Json) -> None:
@@ -49,7 +49,7 @@ def platform_twice(parts: Parts) -> Planted:
     two = edits.select_platforms(parts.hello, AMD64, ARM64)
     other = edits.set_runtime_config(edits.select_platforms(two, AMD64), AMD64, User="nobody")
     extra = [*edits.index_entries(two), *edits.index_entries(other)]
-    both = Memory(blobs={**two.blobs, **other.blobs}, top=two.top)
+    both = MemoryImage(blobs={**two.blobs, **other.blobs}, root=two.root)
     image = edits.change_index(both, lambda index: index.update(manifests=extra))
     return Planted(image=image, control=two, question=Question(platforms=[AMD64, ARM64], parity="off"))
 
@@ -140,11 +140,11 @@ def single_manifest(parts: Parts) -> Planted:
     return Planted(image=image, control=control, question=Question(platforms=[AMD64]))
 
 
-def _nested(image: Memory, depth: int) -> Memory:
+def _nested(image: MemoryImage, depth: int) -> MemoryImage:
     for _ in range(depth):
         root = image.root_descriptor()
         entry = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
-        image = edits.copy_image(image).index([entry])
+        image = edits.copy_image(image).set_index([entry])
     return image
 
 
@@ -164,11 +164,11 @@ def index_and_manifest(parts: Parts) -> Planted:
 # Attestations.
 
 
-def _provenance(image: Memory) -> list[Json]:
+def _provenance(image: MemoryImage) -> list[Json]:
     return [entry for entry in edits.index_entries(image) if edits.platform_name(entry) == NOWHERE]
 
 
-def _orphaned(image: Memory) -> Memory:
+def _orphaned(image: MemoryImage) -> MemoryImage:
     """The image without its second platform, whose attestation stays."""
     return edits.change_index(
         image,
@@ -188,7 +188,7 @@ def attestation_dangling(parts: Parts) -> Planted:
     return Planted(image=_orphaned(parts.attested), control=parts.attested)
 
 
-def _told_by_subject(parts: Parts) -> Memory:
+def _told_by_subject(parts: Parts) -> MemoryImage:
     """BuildKit's OCI artifacts as other tools list them: the manifest's ``subject`` alone says of what."""
     image = parts.attested_as_artifacts
 

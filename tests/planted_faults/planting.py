@@ -18,7 +18,7 @@ from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
 from buildkit_tasks.verify.host_match import read_cluster_nodes
 from tests.planted_faults.bases import Parts
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 
 SUBJECT = "image.tar"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -55,7 +55,7 @@ class Question:
         ]
         return [option for option in lists if option]
 
-    def ask(self, image: Memory) -> VerifyReport:
+    def ask(self, image: MemoryImage) -> VerifyReport:
         """The verdict on an image in memory."""
         hosts = dict.fromkeys(parse_platforms(self.hosts), 0)
         if self.nodes:
@@ -74,8 +74,8 @@ class Question:
 class Planted:
     """An image with a fault, and its control: the same image without it."""
 
-    image: Memory
-    control: Memory
+    image: MemoryImage
+    control: MemoryImage
     question: Question = Question()
     of_control: Question | None = None
 
@@ -177,7 +177,7 @@ def judge(one: Fault, parts: Parts) -> Verdict:
     )
 
 
-def _caught(image: Memory, question: Question) -> Iterator[Caught]:
+def _caught(image: MemoryImage, question: Question) -> Iterator[Caught]:
     report = question.ask(image)
     for verdict in report.platforms:
         for check in verdict.checks:
@@ -195,7 +195,7 @@ def _catch(check: Check, platform: str) -> Catch:
     return Catch(check.name, platform, check.path, check.warning)
 
 
-def _layers(image: Memory, digest: str) -> list[str]:
+def _layers(image: MemoryImage, digest: str) -> list[str]:
     """The digests of a platform's layers."""
     found = [entry for _, entry in Image(image).platform_manifests if str(entry.digest) == digest]
     return [str(layer.digest) for layer in Image(image).manifest(found[0]).layers] if found else []

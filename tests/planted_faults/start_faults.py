@@ -6,24 +6,24 @@ from tests.planted_faults.bases import Parts
 from tests.planted_faults.index_faults import AMD64, ARM64
 from tests.planted_faults.planting import Catch, Planted, fault, sound_image
 from tests.support import edits
-from tests.support.oci import Memory, symlink
+from tests.support.oci import MemoryImage, symlink
 
 SED, TRIPLET = "/usr/bin/sed", "usr/lib/x86_64-linux-gnu"
 PCRE = f"{TRIPLET}/libpcre2-8.so.0"
 NEEDS_PCRE = f"/{TRIPLET}/libselinux.so.1"
 
 
-def _real(image: Memory, path: str) -> bytes:
+def _real(image: MemoryImage, path: str) -> bytes:
     """Debian's library behind the link that bears its soname."""
     files = edits.layer_files(edits.layer_tars(image, AMD64)[0])
     return next(data for name, data in sorted(files.items()) if name.startswith(path))
 
 
-def _amd64(parts: Parts) -> Memory:
+def _amd64(parts: Parts) -> MemoryImage:
     return edits.select_platforms(parts.glibc, AMD64)
 
 
-def _without_pcre(parts: Parts) -> Memory:
+def _without_pcre(parts: Parts) -> MemoryImage:
     image = _amd64(parts)
     names = [name for name in edits.layer_files(edits.layer_tars(image, AMD64)[0]) if name.startswith(PCRE)]
     return edits.remove_files(image, AMD64, PCRE, *names)
@@ -75,7 +75,7 @@ def library_only_for_another_architecture(parts: Parts) -> Planted:
     return Planted(image=edits.add_files(_without_pcre(parts), AMD64, {PCRE: wrong}), control=_amd64(parts))
 
 
-def _vendored(parts: Parts, runpath: str) -> Memory:
+def _vendored(parts: Parts, runpath: str) -> MemoryImage:
     """The library in a folder beside the program, which a RUNPATH leads to."""
     image, files = _without_pcre(parts), edits.layer_files(edits.layer_tars(_amd64(parts), AMD64)[0])
     selinux = parts.patched(files[f"{TRIPLET}/libselinux.so.1"], "--set-rpath", runpath)
@@ -107,7 +107,7 @@ def runpath_of_the_program_alone(parts: Parts) -> Planted:
     return Planted(image=image, control=control)
 
 
-def _with_path(parts: Parts, *kind: str) -> Memory:
+def _with_path(parts: Parts, *kind: str) -> MemoryImage:
     """The library in a folder that the program itself names, as RUNPATH or as RPATH."""
     image, where = _without_pcre(parts), "usr/lib/vendor"
     sed = parts.patched(edits.read_file(image, AMD64, "usr/bin/sed"), *kind, "--set-rpath", f"/{where}")
@@ -115,7 +115,7 @@ def _with_path(parts: Parts, *kind: str) -> Memory:
     return edits.add_files(changed, AMD64, {f"{where}/libpcre2-8.so.0": _real(_amd64(parts), PCRE)})
 
 
-def _configured(parts: Parts) -> Memory:
+def _configured(parts: Parts) -> MemoryImage:
     """The library in a folder that only a file of ld.so.conf.d names."""
     files = {
         "opt/pcre/libpcre2-8.so.0": _real(_amd64(parts), PCRE),

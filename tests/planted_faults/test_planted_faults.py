@@ -10,7 +10,7 @@ from tests.planted_faults import table
 from tests.planted_faults.bases import Parts
 from tests.planted_faults.catalogue import ALL, FAULTS, SOUND_IMAGES
 from tests.planted_faults.planting import Catch, Fault, Planted, Question, judge
-from tests.support.oci import Memory, hello, write_archive
+from tests.support.oci import MemoryImage, hello, write_archive
 from tests.support.project import Project
 
 
@@ -43,7 +43,7 @@ def test_task_passes_sound_image(parts: Parts, project: Project, tmp_path: Path)
     assert [row["platform"] for row in report["platforms"] if row["ok"]] == list(TEN)
 
 
-def _asked(image: Memory, control: Memory, *catches: Catch, says: str = "") -> list[str]:
+def _asked(image: MemoryImage, control: MemoryImage, *catches: Catch, says: str = "") -> list[str]:
     """Return how the verdict on a fault without an engine differs from its declaration."""
     planted = Planted(image=image, control=control, question=Question(platforms=["linux/amd64"]))
     one = Fault(name="x", text="x", plant=lambda _: planted, catches=catches, says=(says,) if says else ())

@@ -12,7 +12,7 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType
 from buildkit_tasks.oci.layers.scan import flatten_layers, scan_layer
-from tests.support.oci import LAYER_GZIP, Memory, descriptor, make_tar, one
+from tests.support.oci import LAYER_GZIP, MemoryImage, descriptor, make_tar, single_platform_image
 
 folders = st.sampled_from(["a", "b", "a/c", "a/c/d"])
 files = st.tuples(folders, st.sampled_from(["x", "y"])).map("/".join)
@@ -44,7 +44,7 @@ def file_paths(node: FileNode, prefix: str = "") -> set[str]:
 
 @given(layers)
 def test_merged_layers_match_model(stack: list[list[str]]) -> None:
-    image = Image(one([make_tar(dict.fromkeys(layer, b"")) for layer in stack]))
+    image = Image(single_platform_image([make_tar(dict.fromkeys(layer, b"")) for layer in stack]))
     rootfs = flatten_layers(image, image.platform_manifests[0][1])
     assert file_paths(rootfs.root) == model_paths(stack)
 
@@ -54,6 +54,6 @@ def test_any_damage(data: bytes, damage: list[tuple[int, int]]) -> None:
     packed = bytearray(gzip.compress(make_tar({"a/b": data})) + gzip.compress(data))
     for at, byte in damage:
         packed[at % len(packed)] = byte
-    memory = Memory()
+    memory = MemoryImage()
     with contextlib.suppress(MalformedImage, LimitExceeded):
         scan_layer(memory, descriptor(memory.put(bytes(packed), LAYER_GZIP)))

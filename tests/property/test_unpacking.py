@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.run.sandbox.unpack import unpack
-from tests.support.oci import one
+from tests.support.oci import single_platform_image
 from tests.support.unpacking import (
     Entry,
     directory,
@@ -341,7 +341,7 @@ def check(layers: list[list[Entry]]) -> None:
     with make_parent() as parent:
         layers = [[(resolve_outside(info, parent), data) for info, data in entries] for entries in layers]
         expected, before = build_model(layers), stat_outside(parent)
-        source = one([layer_tar(*entries) for entries in layers])
+        source = single_platform_image([layer_tar(*entries) for entries in layers])
         try:
             unpack(source, platform_descriptor(source), parent / "root")
         except MalformedImage:

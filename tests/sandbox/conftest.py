@@ -12,7 +12,7 @@ from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import fetch_newest_package
 from tests.failures.private_binfmt import require_private_binfmt
-from tests.support.oci import Json, Memory, add_platform, folder, make_tar, symlink, write_archive
+from tests.support.oci import Json, MemoryImage, add_platform, directory, make_tar, symlink, write_archive
 from tests.support.project import Project
 
 APPLETS = (
@@ -38,13 +38,13 @@ def busybox_image(tmp_path: Path) -> BusyboxImage:
     """Return a function that makes an archive of busybox images, one per platform, and returns its name."""
 
     def make(*platforms: str, files: dict[str, bytes] | None = None, **config: object) -> str:
-        memory = Memory()
+        memory = MemoryImage()
         tars = {each: [make_busybox_layer(each, files or {})] for each in platforms}
         config.setdefault("Cmd", ["/bin/sh"])
         # Typed loosely: all keywords are keys of the configuration.
         add: Callable[..., Json] = add_platform
         entries = [add(memory, each, layers, **config) for each, layers in tars.items()]
-        memory.index(entries)
+        memory.set_index(entries)
         path = tmp_path / f"busybox-{len(list(tmp_path.glob('busybox-*')))}.tar"
         return f"oci-archive:{write_archive(memory, path)}"
 
@@ -53,7 +53,7 @@ def busybox_image(tmp_path: Path) -> BusyboxImage:
 
 def make_busybox_layer(platform: str, files: dict[str, bytes]) -> bytes:
     links = [symlink(f"bin/{name}", "busybox") for name in APPLETS]
-    return make_tar({"bin/busybox": read_busybox(platform), **_ETC, **files}, [folder("srv"), *links])
+    return make_tar({"bin/busybox": read_busybox(platform), **_ETC, **files}, [directory("srv"), *links])
 
 
 def read_busybox(platform: str) -> bytes:

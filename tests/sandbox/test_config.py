@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.sandbox.conftest import BusyboxImage, make_busybox_layer, run_command
-from tests.support.oci import Memory, add_platform, make_tar, member, write_archive
+from tests.support.oci import MemoryImage, add_platform, make_tar, member, write_archive
 from tests.support.project import Project
 
 UNPRIVILEGED = os.geteuid() != 0
@@ -90,10 +90,10 @@ def test_path_of_image(busybox_image: BusyboxImage, project: Project) -> None:
 
 
 def test_file_owners(project: Project) -> None:
-    memory, other_file = Memory(), member("srv/other")
+    memory, other_file = MemoryImage(), member("srv/other")
     other_file.uid, other_file.gid = 1000, 1001
     layers = [make_busybox_layer("linux/amd64", {}), make_tar({}, [other_file])]
-    memory.index([add_platform(memory, "linux/amd64", layers, Cmd=["/bin/sh"])])
+    memory.set_index([add_platform(memory, "linux/amd64", layers, Cmd=["/bin/sh"])])
     name = f"oci-archive:{write_archive(memory, project.folder / 'image.tar')}"
     lines = run_command(project, name, "stat -c '%u:%g %a' /bin/busybox /srv/other")
     assert lines[0] == "0:0 755"

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.sandbox.conftest import make_busybox_layer
 from tests.support import census, guests
-from tests.support.oci import Memory, add_platform, make_tar, write_archive
+from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
 from tests.support.project import CompletedCommand, Project
 
 NOBODY = 65534
@@ -81,13 +81,13 @@ def nobody() -> Iterator[Nobody]:
 
 @pytest.fixture(scope="module")
 def archive(nobody: Nobody, tmp_path_factory: pytest.TempPathFactory) -> str:
-    memory = Memory()
+    memory = MemoryImage()
     script = {"main": b"#!/bin/sh\nid -u; uname -m\n"}
     entries = [
         add_platform(memory, each, [make_busybox_layer(each, script)], Cmd=["/main"], User="app")
         for each in PLATFORMS
     ]
-    memory.index(entries)
+    memory.set_index(entries)
     path = write_archive(memory, tmp_path_factory.mktemp("archive") / "image.tar")
     return f"oci-archive:{nobody.copy_to_home(path)}"
 
@@ -128,9 +128,9 @@ def test_owner_of_unpacked_files(nobody: Nobody, archive: str) -> None:
 
 
 def test_process_limit(nobody: Nobody, tmp_path: Path) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     bomb = make_tar({"main": guests.fork_bomb("linux/amd64")})
-    memory.index([add_platform(memory, "linux/amd64", [bomb], Cmd=["/main"])])
+    memory.set_index([add_platform(memory, "linux/amd64", [bomb], Cmd=["/main"])])
     name = f"oci-archive:{nobody.copy_to_home(write_archive(memory, tmp_path / 'bomb.tar'))}"
     report = nobody.task("run-emulated", name, "--json", "--timeout=20", expect=5).document
     assert "more than 256 processes" in report["results"][0]["message"]

@@ -13,16 +13,16 @@ import pytest
 from tests.conftest import Unchanged
 from tests.sandbox.conftest import BusyboxImage
 from tests.support import crashers, guests
-from tests.support.oci import Memory, add_platform, make_tar, write_archive
-from tests.support.project import HOPELESS, Project, program
+from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
+from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
 EMULATED = "linux/arm64"
 
 
 def image(directory: Path, platform: str, data: bytes, command: str = "/main") -> str:
     """Return the name of an archive with one program for one platform."""
-    memory = Memory()
-    memory.index([add_platform(memory, platform, [make_tar({"main": data})], Cmd=[command])])
+    memory = MemoryImage()
+    memory.set_index([add_platform(memory, platform, [make_tar({"main": data})], Cmd=[command])])
     return f"oci-archive:{write_archive(memory, directory / 'image.tar')}"
 
 
@@ -127,7 +127,7 @@ def test_segmentation_fault(project: Project, tmp_path: Path, platform: str) -> 
 
 
 def test_illegal_instruction(project: Project, tmp_path: Path) -> None:
-    row = run(project, image(tmp_path, EMULATED, program(EMULATED, code=HOPELESS)))
+    row = run(project, image(tmp_path, EMULATED, program(EMULATED, code=ILLEGAL_INSTRUCTION)))
     assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
 
 
@@ -177,13 +177,13 @@ def test_program_cannot_start(project: Project, busybox_image: BusyboxImage) -> 
 
 
 def test_failure_does_not_stop_others(project: Project, tmp_path: Path) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     bad, good = "linux/arm64", ("linux/amd64", "linux/riscv64", "linux/arm/v6")
     programs = {good[0]: program(good[0]), bad: guests.ignore_signals(bad)} | {
         each: program(each) for each in good[1:]
     }
     tars = {each: [make_tar({"main": data})] for each, data in programs.items()}
-    memory.index([add_platform(memory, each, layers, Cmd=["/main"]) for each, layers in tars.items()])
+    memory.set_index([add_platform(memory, each, layers, Cmd=["/main"]) for each, layers in tars.items()])
     name = f"oci-archive:{write_archive(memory, tmp_path / 'image.tar')}"
     report = project.json("run-emulated", name, "--runner=sandbox", "--timeout=2", expect=124)
     outcomes = [(row["platform"], row["outcome"]) for row in report["results"]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.oci import hello, write_archive, write_folder
+from tests.support.oci import hello, write_archive, write_layout_dir
 from tests.support.project import Project
 from tests.support.registry.real import push, serve
 
@@ -23,7 +23,7 @@ def check_run(project: Project, name: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["oci:", ""])
 def test_oci_layout(project: Project, tmp_path: Path, prefix: str) -> None:
-    check_run(project, f"{prefix}{write_folder(hello(), tmp_path / 'layout')}")
+    check_run(project, f"{prefix}{write_layout_dir(hello(), tmp_path / 'layout')}")
 
 
 @pytest.mark.parametrize("prefix", ["oci-archive:", ""])

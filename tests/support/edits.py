@@ -16,15 +16,15 @@ from buildkit_tasks.oci.model import INDEX_TYPES, OCI_MANIFEST, Digest
 from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.platforms import Platform
-from tests.support.oci import LAYER_GZIP, Json, Memory, descriptor, make_tar
+from tests.support.oci import LAYER_GZIP, Json, MemoryImage, descriptor, make_tar
 
 Change = Callable[[Json], object]
 REFERENCE = "vnd.docker.reference.digest"  # annotation of an attestation: the digest of its image manifest
 
 
-def read_archive(archive: OciArchive) -> Memory:
+def read_archive(archive: OciArchive) -> MemoryImage:
     """Read an image in an OCI archive into memory."""
-    memory = Memory(top=archive.root_descriptor())
+    memory = MemoryImage(root=archive.root_descriptor())
     pending = [archive.root_descriptor()]
     while pending:
         each = pending.pop()
@@ -37,23 +37,23 @@ def read_archive(archive: OciArchive) -> Memory:
     return memory if archive.root_descriptor().media_type in INDEX_TYPES else _add_index(memory)
 
 
-def _add_index(image: Memory) -> Memory:
+def _add_index(image: MemoryImage) -> MemoryImage:
     """Put a single manifest into an index, with the platform of its config."""
     root = image.root_descriptor()
     manifest = read_document(image, str(root.digest))
     config = read_document(image, manifest["config"]["digest"])
     platform = {key: config[key] for key in ("os", "architecture", "variant") if key in config}
     entry = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
-    return image.index([{**entry, "platform": platform}])
+    return image.set_index([{**entry, "platform": platform}])
 
 
-def read_document(image: Memory, digest: str) -> Json:
+def read_document(image: MemoryImage, digest: str) -> Json:
     """Return a JSON document of the image."""
     document: Json = json.loads(image.blobs[digest])
     return document
 
 
-def index_entries(image: Memory) -> list[Json]:
+def index_entries(image: MemoryImage) -> list[Json]:
     """Return the entries of the image's index."""
     entries: list[Json] = read_document(image, str(image.root_descriptor().digest))["manifests"]
     return entries
@@ -66,41 +66,41 @@ def platform_name(entry: Json) -> str:
     return str(Platform.normalize(*parts)) if platform else ""
 
 
-def find_entry(image: Memory, platform: str) -> Json:
+def find_entry(image: MemoryImage, platform: str) -> Json:
     """Return the platform's entry in the index."""
     return next(entry for entry in index_entries(image) if platform_name(entry) == platform)
 
 
-def read_manifest(image: Memory, platform: str) -> Json:
+def read_manifest(image: MemoryImage, platform: str) -> Json:
     """Return the platform's manifest."""
     return read_document(image, find_entry(image, platform)["digest"])
 
 
-def layer_tars(image: Memory, platform: str) -> list[bytes]:
+def layer_tars(image: MemoryImage, platform: str) -> list[bytes]:
     """Return the uncompressed archives of a platform's layers, the lowest first."""
     blobs = [image.blobs[layer["digest"]] for layer in read_manifest(image, platform)["layers"]]
     return [gzip.decompress(blob) if blob[:2] == b"\x1f\x8b" else blob for blob in blobs]
 
 
-def copy_image(image: Memory) -> Memory:
+def copy_image(image: MemoryImage) -> MemoryImage:
     """Return a copy, whose blobs can be changed without changing the original."""
-    return Memory(blobs=dict(image.blobs), top=image.top)
+    return MemoryImage(blobs=dict(image.blobs), root=image.root)
 
 
-def change_index(image: Memory, change: Change) -> Memory:
+def change_index(image: MemoryImage, change: Change) -> MemoryImage:
     """Return the image with a changed index."""
     copy, index = copy_image(image), read_document(image, str(image.root_descriptor().digest))
     change(index)
-    return copy.point(copy.put(index, image.root_descriptor().media_type))
+    return copy.set_root(copy.put(index, image.root_descriptor().media_type))
 
 
-def select_platforms(image: Memory, *platforms: str) -> Memory:
+def select_platforms(image: MemoryImage, *platforms: str) -> MemoryImage:
     """Return the image with only these platforms, without attestations."""
     selected = [find_entry(image, platform) for platform in platforms]
     return change_index(image, lambda index: index.update(manifests=selected))
 
 
-def change_manifest(image: Memory, platform: str, change: Change) -> Memory:
+def change_manifest(image: MemoryImage, platform: str, change: Change) -> MemoryImage:
     """Return the image with a changed manifest of one platform; its attestations refer to the new one."""
     copy, old, manifest = copy_image(image), find_entry(image, platform), read_manifest(image, platform)
     change(manifest)
@@ -116,7 +116,7 @@ def change_manifest(image: Memory, platform: str, change: Change) -> Memory:
     return change_index(copy, update_references)
 
 
-def change_config(image: Memory, platform: str, change: Change) -> Memory:
+def change_config(image: MemoryImage, platform: str, change: Change) -> MemoryImage:
     """Return the image with a changed configuration of one platform."""
     copy, manifest = copy_image(image), read_manifest(image, platform)
     config = read_document(image, manifest["config"]["digest"])
@@ -125,12 +125,12 @@ def change_config(image: Memory, platform: str, change: Change) -> Memory:
     return change_manifest(copy, platform, lambda document: document.update(config=new))
 
 
-def set_runtime_config(image: Memory, platform: str, **values: object) -> Memory:
+def set_runtime_config(image: MemoryImage, platform: str, **values: object) -> MemoryImage:
     """Return the image with other values in the ``config`` object: Entrypoint, Cmd, Env, User."""
     return change_config(image, platform, lambda config: config["config"].update(values))
 
 
-def replace_layers(image: Memory, platform: str, tars: Mapping[int, bytes]) -> Memory:
+def replace_layers(image: MemoryImage, platform: str, tars: Mapping[int, bytes]) -> MemoryImage:
     """Return the image with other layers of one platform, by number; the next number adds a layer."""
     copy = copy_image(image)
     blobs = {number: copy.put(gzip.compress(tar, 1, mtime=0), LAYER_GZIP) for number, tar in tars.items()}
@@ -145,20 +145,20 @@ def _set_items(items: list[object], new: Mapping[int, object]) -> None:
 
 
 def add_files(
-    image: Memory, platform: str, files: Mapping[str, bytes], others: Iterable[tarfile.TarInfo] = ()
-) -> Memory:
+    image: MemoryImage, platform: str, files: Mapping[str, bytes], others: Iterable[tarfile.TarInfo] = ()
+) -> MemoryImage:
     """Return the image with one more layer, which has these files and other members."""
     return add_layer(image, platform, make_tar(files, others))
 
 
-def add_layer(image: Memory, platform: str, tar: bytes) -> Memory:
+def add_layer(image: MemoryImage, platform: str, tar: bytes) -> MemoryImage:
     """Return the image with this archive as one more layer."""
     return replace_layers(image, platform, {len(read_manifest(image, platform)["layers"]): tar})
 
 
 def replace_file(
-    image: Memory, platform: str, path: str, data: bytes | None = None, mode: int | None = None
-) -> Memory:
+    image: MemoryImage, platform: str, path: str, data: bytes | None = None, mode: int | None = None
+) -> MemoryImage:
     """Return the image with other content or another mode of a file, in the highest layer that has it."""
     tars = layer_tars(image, platform)
     number = max(number for number, tar in enumerate(tars) if path in _member_names(tar))
@@ -172,7 +172,7 @@ def replace_file(
     return replace_layers(image, platform, {number: _rewrite_tar(tars[number], change)})
 
 
-def remove_files(image: Memory, platform: str, *paths: str) -> Memory:
+def remove_files(image: MemoryImage, platform: str, *paths: str) -> MemoryImage:
     """Return the image without these files: they are removed from the layers, without whiteouts."""
 
     def change(info: tarfile.TarInfo, old: bytes) -> bytes | None:
@@ -186,7 +186,7 @@ def remove_files(image: Memory, platform: str, *paths: str) -> Memory:
     return replace_layers(image, platform, changed)
 
 
-def read_file(image: Memory, platform: str, path: str) -> bytes:
+def read_file(image: MemoryImage, platform: str, path: str) -> bytes:
     """Return a regular file's content, from the highest layer that has it."""
     layers = map(layer_files, reversed(layer_tars(image, platform)))
     return next(files[path] for files in layers if path in files)
@@ -227,7 +227,7 @@ def _rewrite_tar(tar: bytes, change: Callable[[tarfile.TarInfo, bytes], bytes | 
     return buffer.getvalue()
 
 
-def drop_index(image: Memory, platform: str) -> Memory:
+def drop_index(image: MemoryImage, platform: str) -> MemoryImage:
     """Return an image whose root is the platform's manifest."""
     entry = {key: value for key, value in find_entry(image, platform).items() if key != "platform"}
-    return copy_image(image).point(entry)
+    return copy_image(image).set_root(entry)

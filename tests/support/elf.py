@@ -22,7 +22,7 @@ ISA_NEEDED, ISA_USED = 0xC0008002, 0xC0010002
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class Target:
     """The class, byte order, machine, e_flags and EI_OSABI of an ELF header."""
 
     bits: int
@@ -36,10 +36,10 @@ class Shape:
         return struct.pack(prefix + (format64 if self.bits == 64 else format32), *fields)
 
 
-def shape_of(platform: str) -> Shape:
-    """Return the shape of a platform's programs."""
+def target_of(platform: str) -> Target:
+    """Return the target of a platform."""
     machine = Platform.parse(platform).machine
-    return Shape(
+    return Target(
         bits=machine.bits, order=machine.byte_order, machine=machine.e_machine, flags=machine.e_flags
     )
 
@@ -51,7 +51,7 @@ class Elf:
     Segments have their number as the key there, sections their name.
     """
 
-    machine: str | Shape = "linux/amd64"
+    machine: str | Target = "linux/amd64"
     kind: int = SHARED
     flags: int | None = None
     abi: int = 0
@@ -63,12 +63,12 @@ class Elf:
     offsets: dict[object, int] = field(default_factory=dict)
 
     @property
-    def shape(self) -> Shape:
-        return self.machine if isinstance(self.machine, Shape) else shape_of(self.machine)
+    def target(self) -> Target:
+        return self.machine if isinstance(self.machine, Target) else target_of(self.machine)
 
     def build(self) -> bytes:
-        shape = self.shape
-        header_size, segment_size, section_size = (64, 56, 64) if shape.bits == 64 else (52, 32, 40)
+        target = self.target
+        header_size, segment_size, section_size = (64, 56, 64) if target.bits == 64 else (52, 32, 40)
         count = 1 + len(self.segments) + (self.dynamic is not None)
         body = bytearray(header_size + count * segment_size)
         segments = [*self.segments, *self._dynamic_segments(body)]
@@ -76,14 +76,14 @@ class Elf:
             (kind, self._put(body, number, data), len(data)) for number, (kind, data) in enumerate(segments)
         ]
         shoff, shnum = self._put_sections(body) if self.sections else (0, 0)
-        ident = b"\x7fELF" + bytes([shape.bits // 32, 1 if shape.order == "little" else 2, 1])
-        header = shape.pack(
-            "HHIIIIIHHHHHH", "HHIQQQIHHHHHH", self.kind, shape.machine, 1, self.entry, header_size, shoff,
-            shape.flags if self.flags is None else self.flags,
+        ident = b"\x7fELF" + bytes([target.bits // 32, 1 if target.order == "little" else 2, 1])
+        header = target.pack(
+            "HHIIIIIHHHHHH", "HHIQQQIHHHHHH", self.kind, target.machine, 1, self.entry, header_size, shoff,
+            target.flags if self.flags is None else self.flags,
             header_size, segment_size, count, section_size, shnum, max(shnum - 1, 0),
         )  # fmt: skip
         headers = [self._program_header(*each) for each in [(PT_LOAD, 0, len(body)), *placed]]
-        head = (ident + bytes([self.abi or shape.abi])).ljust(16, b"\0") + header + b"".join(headers)
+        head = (ident + bytes([self.abi or target.abi])).ljust(16, b"\0") + header + b"".join(headers)
         body[: len(head)] = head
         return bytes(body)
 
@@ -95,9 +95,9 @@ class Elf:
 
     def _program_header(self, kind: int, offset: int, size: int) -> bytes:
         extent = offset, BASE + offset, BASE + offset, size, size
-        is_64_bit, alignment = self.shape.bits == 64, self.shape.bits // 8
+        is_64_bit, alignment = self.target.bits == 64, self.target.bits // 8
         fields = (self.load_flags, *extent) if is_64_bit else (*extent, self.load_flags)
-        return self.shape.pack("8I", "2I6Q", kind, *fields, alignment)
+        return self.target.pack("8I", "2I6Q", kind, *fields, alignment)
 
     def _dynamic_segments(self, body: bytearray) -> list[tuple[int, bytes]]:
         """Put the strings of the dynamic section into the file, and return its segment."""
@@ -108,7 +108,7 @@ class Elf:
             entries.append((tag, value if isinstance(value, int) else len(strings)))
             strings += b"" if isinstance(value, int) else value.encode() + b"\0"
         entries += [(STRTAB, BASE + self._put(body, "strings", strings)), (STRSZ, len(strings)), (0, 0)]
-        return [(PT_DYNAMIC, b"".join(self.shape.pack("2I", "2Q", *entry) for entry in entries))]
+        return [(PT_DYNAMIC, b"".join(self.target.pack("2I", "2Q", *entry) for entry in entries))]
 
     def _put_sections(self, body: bytearray) -> tuple[int, int]:
         """Put the sections and their headers into the file; return e_shoff and e_shnum."""
@@ -118,12 +118,12 @@ class Elf:
             offset = self._put(body, name, data)
             position = names.index(b"\0" + name.encode() + b"\0") + 1
             headers.append((position, 1, 2, BASE + offset, offset, len(data), 0, 0, 1, 0))
-        table = b"".join(self.shape.pack("10I", "2I4Q2I2Q", *fields) for fields in headers)
+        table = b"".join(self.target.pack("10I", "2I4Q2I2Q", *fields) for fields in headers)
         return self._put(body, "section headers", table), len(headers)
 
 
 def elf(  # noqa: PLR0913 - one for each thing that an ELF file may contain
-    platform: str | Shape,
+    platform: str | Target,
     *,
     interpreter: str = "",
     needed: Sequence[str] = (),
@@ -139,7 +139,7 @@ def elf(  # noqa: PLR0913 - one for each thing that an ELF file may contain
     segments = [(PT_INTERP, interpreter.encode() + b"\0")] if interpreter else []
     file = Elf(machine=platform, kind=kind, dynamic=dynamic or None)
     if isa:
-        segments.append((PT_GNU_PROPERTY, x86_note(*isa, align=file.shape.bits // 8)))
+        segments.append((PT_GNU_PROPERTY, x86_note(*isa, align=file.target.bits // 8)))
     file.segments = segments
     return file.build()
 
@@ -158,15 +158,23 @@ def go_info(version: str, modules: str, *, inline: bool = True) -> bytes:
     return header + b"".join(_uleb128(len(data)) + data for data in (version.encode(), framed))
 
 
-def attributes(vendor: str, pairs: Sequence[tuple[int, int | str]], order: ByteOrder = "little") -> bytes:
-    """Return a section of build attributes with one block for the whole file."""
+def attributes(
+    vendor: str, pairs: Sequence[tuple[int, int | str | bytes]], order: ByteOrder = "little"
+) -> bytes:
+    """Return a section of build attributes with one block for the whole file; bytes are added unchanged."""
     body = b""
     for tag, value in pairs:
-        body += _uleb128(tag) + (_uleb128(value) if isinstance(value, int) else value.encode() + b"\0")
+        body += _uleb128(tag) + _attribute_value(value)
     name = vendor.encode() + b"\0"
     block = b"\1" + (len(body) + 5).to_bytes(4, order) + body
     size = len(block) + len(name) + 4
     return b"A" + size.to_bytes(4, order) + name + block
+
+
+def _attribute_value(value: int | str | bytes) -> bytes:
+    if isinstance(value, int):
+        return _uleb128(value)
+    return value.encode() + b"\0" if isinstance(value, str) else value
 
 
 def _uleb128(value: int) -> bytes:

@@ -28,16 +28,16 @@ Json = dict[str, Any]
 
 
 @dataclass
-class Memory:
+class MemoryImage:
     """A source in memory; ``blobs`` may be changed without changing their digests."""
 
     blobs: dict[str, bytes] = field(default_factory=dict)
-    top: Descriptor | None = None
+    root: Descriptor | None = None
     opened: list[str] = field(default_factory=list)
 
     def root_descriptor(self) -> Descriptor:
-        assert self.top is not None
-        return self.top
+        assert self.root is not None
+        return self.root
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         self.opened.append(str(descriptor.digest))
@@ -52,14 +52,14 @@ class Memory:
         self.blobs[digest] = raw
         return {"mediaType": media_type, "digest": digest, "size": len(raw), **more}
 
-    def point(self, entry: Json) -> Memory:
+    def set_root(self, entry: Json) -> MemoryImage:
         """Make a stored document the root."""
-        self.top = descriptor(entry)
+        self.root = descriptor(entry)
         return self
 
-    def index(self, entries: Sequence[Json], **more: object) -> Memory:
+    def set_index(self, entries: Sequence[Json], **more: object) -> MemoryImage:
         """Make an index of these entries the root."""
-        return self.point(self.put(index_json(entries, **more), OCI_INDEX))
+        return self.set_root(self.put(index_json(entries, **more), OCI_INDEX))
 
 
 def index_json(entries: Sequence[Json], **more: object) -> Json:
@@ -79,7 +79,7 @@ def platform_json(platform: str) -> Json:
     return dict(zip(("os", "architecture", "variant"), parts, strict=False))
 
 
-def probe(platform: str) -> bytes:
+def probe_program(platform: str) -> bytes:
     """Return a real executable for the platform."""
     return build_probe_program(Platform.parse(platform).machine)
 
@@ -98,7 +98,7 @@ def hard_link(name: str, target: str) -> tarfile.TarInfo:
     return member(name, tarfile.LNKTYPE, link=target)
 
 
-def folder(name: str) -> tarfile.TarInfo:
+def directory(name: str) -> tarfile.TarInfo:
     return member(name, tarfile.DIRTYPE)
 
 
@@ -117,7 +117,7 @@ def make_tar(
     return buffer.getvalue()
 
 
-def put_manifest(memory: Memory, config: Json, layers: Sequence[Json], **more: object) -> Json:
+def put_manifest(memory: MemoryImage, config: Json, layers: Sequence[Json], **more: object) -> Json:
     """Store config and manifest; return the manifest's descriptor without a platform."""
     manifest = {
         "schemaVersion": 2,
@@ -130,7 +130,7 @@ def put_manifest(memory: Memory, config: Json, layers: Sequence[Json], **more: o
 
 
 def add_platform(
-    memory: Memory,
+    memory: MemoryImage,
     platform: str,
     tars: Sequence[bytes],
     *,
@@ -153,20 +153,24 @@ def add_platform(
     return {**put_manifest(memory, config, layers), "platform": platform_json(platform)}
 
 
-def hello(platforms: Sequence[str] = ("linux/amd64", "linux/arm64", "linux/arm/v7")) -> Memory:
+def hello(platforms: Sequence[str] = ("linux/amd64", "linux/arm64", "linux/arm/v7")) -> MemoryImage:
     """Return a valid image: one layer with ``/usr/bin/main`` for each platform."""
-    memory = Memory()
+    memory = MemoryImage()
     entries = [
-        add_platform(memory, name, [make_tar({"usr/bin/main": probe(name)})], Entrypoint=["/usr/bin/main"])
+        add_platform(
+            memory, name, [make_tar({"usr/bin/main": probe_program(name)})], Entrypoint=["/usr/bin/main"]
+        )
         for name in platforms
     ]
-    return memory.index(entries)
+    return memory.set_index(entries)
 
 
-def one(tars: Sequence[bytes], platform: str = "linux/amd64", **start: object) -> Memory:
+def single_platform_image(
+    tars: Sequence[bytes], platform: str = "linux/amd64", **start: object
+) -> MemoryImage:
     """An image of one platform."""
-    memory = Memory()
-    return memory.index([add_platform(memory, platform, tars, says=None, diff_ids=None, **start)])
+    memory = MemoryImage()
+    return memory.set_index([add_platform(memory, platform, tars, says=None, diff_ids=None, **start)])
 
 
 def flip(data: bytes, at: int = -20) -> bytes:
@@ -176,7 +180,7 @@ def flip(data: bytes, at: int = -20) -> bytes:
     return bytes(changed)
 
 
-def layout_files(memory: Memory, **annotations: str) -> dict[str, bytes]:
+def layout_files(memory: MemoryImage, **annotations: str) -> dict[str, bytes]:
     """Return the files of a layout as buildx writes them: an index.json with one index."""
     root = memory.root_descriptor()
     entry = {
@@ -190,13 +194,13 @@ def layout_files(memory: Memory, **annotations: str) -> dict[str, bytes]:
     return {**blobs, "index.json": top, "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
 
 
-def write_folder(memory: Memory, path: Path, **annotations: str) -> Path:
+def write_layout_dir(memory: MemoryImage, path: Path, **annotations: str) -> Path:
     for name, data in layout_files(memory, **annotations).items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
     return path
 
 
-def write_archive(memory: Memory, path: Path, **annotations: str) -> Path:
+def write_archive(memory: MemoryImage, path: Path, **annotations: str) -> Path:
     path.write_bytes(make_tar(layout_files(memory, **annotations), form=tarfile.USTAR_FORMAT))
     return path

@@ -21,12 +21,12 @@ _PLAIN = CommandOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
+class RecordedCall:
     """A requested command: its kind (run, stream, start), argv and options."""
 
     kind: str
     argv: tuple[str, ...]
-    call: CommandOptions
+    options: CommandOptions
     mutates: bool
 
     @property
@@ -37,10 +37,10 @@ class Ran:
 @dataclass(kw_only=True)
 class _Expectation:
     pattern: str
-    answer: CommandResult
+    result: CommandResult
     effect: Effect | None
     error: BaseException | None
-    left: int | None
+    remaining: int | None
 
 
 @dataclass(kw_only=True)
@@ -48,15 +48,14 @@ class Scripted:
     """Answer commands by patterns over their argv joined by blanks; the latest expectation wins.
 
     In a dry run commands that change something succeed, as with the real runner, and are recorded
-    in ``shown``.
+    in ``dry_run_lines``.
     """
 
     dry_run: bool = False
-    calls: list[Ran] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)
+    calls: list[RecordedCall] = field(default_factory=list)
+    dry_run_lines: list[str] = field(default_factory=list)
     written: list[tuple[Path, bytes]] = field(default_factory=list)
-    refusal: OSError | None = None
-    interrupted: int = 0
+    write_error: OSError | None = None
     _expectations: list[_Expectation] = field(default_factory=list)
 
     def expect(  # noqa: PLR0913 - each is a keyword with a default
@@ -71,9 +70,9 @@ class Scripted:
         times: int | None = None,
     ) -> Scripted:
         """Set the result of commands that match ``pattern``, a shell pattern."""
-        answer = CommandResult(argv=(), returncode=returncode, stdout=stdout, stderr=stderr)
+        result = CommandResult(argv=(), returncode=returncode, stdout=stdout, stderr=stderr)
         self._expectations.insert(
-            0, _Expectation(pattern=pattern, answer=answer, effect=effect, error=error, left=times)
+            0, _Expectation(pattern=pattern, result=result, effect=effect, error=error, remaining=times)
         )
         return self
 
@@ -90,57 +89,57 @@ class Scripted:
         """Return every requested command in order."""
         return [each.line for each in self.calls]
 
-    def asked(self, pattern: str) -> list[Ran]:
+    def matching_calls(self, pattern: str) -> list[RecordedCall]:
         """Return the requested commands that match a pattern."""
         return [each for each in self.calls if fnmatch.fnmatchcase(" ".join(each.argv), pattern)]
 
     def run(
         self, argv: Sequence[str], options: CommandOptions = _PLAIN, *, mutates: bool = False
     ) -> CommandResult:
-        return self._answer("run", argv, options, mutates=mutates)
+        return self._record("run", argv, options, mutates=mutates)
 
     def stream(
         self, argv: Sequence[str], options: CommandOptions = _PLAIN, *, label: str = ""
     ) -> CommandResult:
         del label
-        return self._answer("stream", argv, options, mutates=True)
+        return self._record("stream", argv, options, mutates=True)
 
     def interrupt(self) -> None:
-        self.interrupted += 1
+        """Ignore the interrupt: no command is running."""
 
     def start_daemon(self, argv: Sequence[str], log_path: Path, options: CommandOptions = _PLAIN) -> int:
-        self._answer("start", argv, options, mutates=True)
+        self._record("start", argv, options, mutates=True)
         return 0 if self.dry_run else int(log_path.read_text(encoding="utf-8"))
 
     def write_kernel_file(self, path: Path, data: bytes) -> None:
-        if self.refusal is not None:
-            raise self.refusal
+        if self.write_error is not None:
+            raise self.write_error
         self.written.append((path, data))
 
-    def _answer(
-        self, kind: str, argv: Sequence[str], call: CommandOptions, *, mutates: bool
+    def _record(
+        self, kind: str, argv: Sequence[str], options: CommandOptions, *, mutates: bool
     ) -> CommandResult:
         args = tuple(argv)
         assert all(type(arg) is str for arg in args), f"not a list of text: {args}"
-        self.calls.append(Ran(kind=kind, argv=args, call=call, mutates=mutates))
+        self.calls.append(RecordedCall(kind=kind, argv=args, options=options, mutates=mutates))
         if mutates and self.dry_run:
-            self.shown.append(shlex.join(args))
+            self.dry_run_lines.append(shlex.join(args))
             return CommandResult(argv=args, returncode=0)
         for expectation in self._expectations:
-            if expectation.left != 0 and fnmatch.fnmatchcase(" ".join(args), expectation.pattern):
-                return _result_of(expectation, args, call)
+            if expectation.remaining != 0 and fnmatch.fnmatchcase(" ".join(args), expectation.pattern):
+                return _result_of(expectation, args, options)
         pytest.fail(f"an unexpected command: {shlex.join(args)}")
 
 
-def _result_of(expectation: _Expectation, args: tuple[str, ...], call: CommandOptions) -> CommandResult:
-    if expectation.left is not None:
-        expectation.left -= 1
+def _result_of(expectation: _Expectation, args: tuple[str, ...], options: CommandOptions) -> CommandResult:
+    if expectation.remaining is not None:
+        expectation.remaining -= 1
     if expectation.effect is not None:
-        expectation.effect(list(args), call)
+        expectation.effect(list(args), options)
     if expectation.error is not None:
         raise expectation.error
-    answer = expectation.answer
-    return CommandResult(argv=args, returncode=answer.returncode, stdout=answer.stdout, stderr=answer.stderr)
+    result = expectation.result
+    return CommandResult(argv=args, returncode=result.returncode, stdout=result.stdout, stderr=result.stderr)
 
 
 class Entry(NamedTuple):

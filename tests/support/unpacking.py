@@ -21,7 +21,7 @@ from buildkit_tasks.oci.limits import LIMITS, Limits
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.run.sandbox.openat2 import DIRECTORY_FLAGS, remove_tree
 from buildkit_tasks.run.sandbox.unpack import unpack
-from tests.support.oci import Memory, member, one
+from tests.support.oci import MemoryImage, member, single_platform_image
 
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0
@@ -66,14 +66,14 @@ def layer_tar(*entries: Entry) -> bytes:
     return buffer.getvalue()
 
 
-def platform_descriptor(source: Memory) -> Descriptor:
+def platform_descriptor(source: MemoryImage) -> Descriptor:
     """Return the manifest descriptor of an image's first platform."""
     return Image(source).platform_manifests[0][1]
 
 
 def unpack_layers(parent: Path, *layers: Iterable[Entry], limits: Limits = LIMITS, **config: Any) -> Path:
     """Unpack an image of these layers and return its root; ``config`` is the config's ``config``."""
-    source = one([layer_tar(*entries) for entries in layers], **config)
+    source = single_platform_image([layer_tar(*entries) for entries in layers], **config)
     root = parent / "root"
     unpack(source, platform_descriptor(source), root, limits=limits)
     return root

@@ -126,7 +126,7 @@ def test_exit_codes_are_documented() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory: a repository without settings."""
     for name in ("DOCKER_DEFAULT_PLATFORM", "BUILDX_BUILDER"):
         monkeypatch.delenv(name, raising=False)
@@ -172,22 +172,22 @@ PLATFORMS = [
 ]
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 @pytest.mark.parametrize("platforms", PLATFORMS)
 def test_platforms(calls: list[tuple[Any, ...]], platforms: Any) -> None:
     bt.run("x.tar", platforms=platforms)
     assert calls[0][1:] == ("x.tar", (bt.Platform("linux", "arm64"), bt.Platform("linux", "386")))
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 def test_single_platform(calls: list[tuple[Any, ...]]) -> None:
     bt.run(Path("x.tar"), platforms=bt.Platform("linux", "386"))
     assert calls[0][1:] == ("x.tar", (bt.Platform("linux", "386"),))
 
 
-def test_verify(folder: Path) -> None:
-    write_archive(hello(("linux/amd64", "linux/arm64")), folder / "image.tar")
-    report = bt.verify(folder / "image.tar", platforms=["linux/amd64", "linux/arm64"])
+def test_verify(project_dir: Path) -> None:
+    write_archive(hello(("linux/amd64", "linux/arm64")), project_dir / "image.tar")
+    report = bt.verify(project_dir / "image.tar", platforms=["linux/amd64", "linux/arm64"])
     assert report.ok, report
     assert bt.verify("oci-archive:image.tar", platforms="linux/amd64,linux/386").ok is False
     assert bt.verify("image.tar").ok
@@ -195,8 +195,10 @@ def test_verify(folder: Path) -> None:
     assert bt.verify("image.tar", hosts="linux/s390x").ok is False
 
 
-def test_settings_apply(folder: Path, calls: list[tuple[Any, ...]]) -> None:
-    (folder / "pyproject.toml").write_text("[tool.buildkit-tasks]\ncommand = 'one'\nplatforms = ['s390x']\n")
+def test_settings_apply(project_dir: Path, calls: list[tuple[Any, ...]]) -> None:
+    (project_dir / "pyproject.toml").write_text(
+        "[tool.buildkit-tasks]\ncommand = 'one'\nplatforms = ['s390x']\n"
+    )
     bt.run("x.tar", cpu="floor")
     bt.run("x.tar", command="", settings=bt.Settings(timeout=7))
     first, second = ((call[0].settings, call[2]) for call in calls)
@@ -205,7 +207,7 @@ def test_settings_apply(folder: Path, calls: list[tuple[Any, ...]]) -> None:
     assert (second[0].command, second[0].timeout, second[1]) == ("", 7, ())
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -220,7 +222,7 @@ def test_bad_value(options: Any, message: str) -> None:
         bt.run("x.tar", **options)
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 def test_run_results(calls: list[tuple[Any, ...]]) -> None:
     results: list[bt.RunResult] = []
     report = bt.run("x.tar", on_result=results.append)
@@ -228,9 +230,9 @@ def test_run_results(calls: list[tuple[Any, ...]]) -> None:
     assert len(calls) == 1
 
 
-def test_build(folder: Path, calls: list[tuple[Any, ...]]) -> None:
+def test_build(project_dir: Path, calls: list[tuple[Any, ...]]) -> None:
     result = bt.build(
-        folder,
+        project_dir,
         platforms="linux/386",
         tags=["a:1", "b:2"],
         outputs="type=oci,dest=x.tar",
@@ -243,12 +245,12 @@ def test_build(folder: Path, calls: list[tuple[Any, ...]]) -> None:
     assert result is RESULT
     pipeline, request = calls[0]
     assert pipeline.settings.bases == "registry"
-    assert (request.context, request.tags, request.build_args) == (str(folder), ("a:1", "b:2"), ("A=1",))
+    assert (request.context, request.tags, request.build_args) == (str(project_dir), ("a:1", "b:2"), ("A=1",))
     assert (request.secrets, request.no_cache) == (("id=x",), True)
     assert [str(output) for output in request.outputs] == ["type=oci,dest=x.tar", "type=registry"]
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 def test_build_into_dist(calls: list[tuple[Any, ...]]) -> None:
     bt.build(tags="hello:latest")
     assert [str(output) for output in calls[0][1].outputs] == ["type=oci,dest=dist/hello-latest.tar"]
@@ -264,8 +266,8 @@ platforms = ["s390x"]
 """
 
 
-def test_build_image_of_settings(folder: Path, calls: list[tuple[Any, ...]]) -> None:
-    (folder / "pyproject.toml").write_text(IMAGES)
+def test_build_image_of_settings(project_dir: Path, calls: list[tuple[Any, ...]]) -> None:
+    (project_dir / "pyproject.toml").write_text(IMAGES)
     bt.build(image="tool")
     bt.build(image="web", platforms="386")
     requests = [call[1] for call in calls]
@@ -278,7 +280,7 @@ def test_build_image_of_settings(folder: Path, calls: list[tuple[Any, ...]]) -> 
         bt.build(image="x")
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 def test_push(calls: list[tuple[Any, ...]]) -> None:
     result = bt.push("x.tar", tags="example.org/hello:1", platforms="386", verify_first=False)
     assert isinstance(result, bt.PushResult)
@@ -289,7 +291,7 @@ def test_push(calls: list[tuple[Any, ...]]) -> None:
         bt.push("x.tar")
 
 
-@pytest.mark.usefixtures("folder", "calls")
+@pytest.mark.usefixtures("project_dir", "calls")
 def test_progress_is_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.INFO, "buildkit_tasks")
     bt.build()
@@ -297,7 +299,7 @@ def test_progress_is_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.Capt
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("project_dir")
 def test_progress_callback(calls: list[tuple[Any, ...]], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     messages: list[str] = []

@@ -17,7 +17,7 @@ from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.run.outcomes import Expectation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FOLDERS = ("bake", "c", "python", "rust")
+EXAMPLE_NAMES = ("bake", "c", "python", "rust")
 
 
 def assert_expected(folder: Path, stdout: str) -> None:
@@ -30,7 +30,7 @@ def run(*argv: str | Path, cwd: Path) -> str:
     return subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
 def test_folder_is_complete(name: str) -> None:
     files = {path.name for path in (EXAMPLES / name).iterdir()}
     assert {"README.md", "pyproject.toml", "tasks.py"} <= files
@@ -38,7 +38,7 @@ def test_folder_is_complete(name: str) -> None:
     assert tasks.startswith("from buildkit_tasks.tasks import ns")
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
 def test_settings_are_valid(name: str) -> None:
     settings = load_settings(environ={}, folder=EXAMPLES / name)
     assert settings.expect or {image.name for image in settings.images} == {"base", "web"}

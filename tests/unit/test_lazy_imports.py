@@ -22,31 +22,31 @@ HEAVY = (
 )
 
 
-def imported(statement: str, folder: Path) -> set[str]:
+def imported_packages(statement: str, folder: Path) -> set[str]:
     """The top-level packages that a fresh interpreter has after a statement."""
     code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    process = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True)
+    return set(process.stdout.split())
 
 
 @pytest.mark.parametrize("heavy", HEAVY)
 def test_detects_imports(heavy: str, tmp_path: Path) -> None:
     if heavy == "backports" and sys.version_info >= (3, 14):
         pytest.skip("in the standard library from 3.14")
-    assert heavy in imported(f"import {heavy}", tmp_path)
+    assert heavy in imported_packages(f"import {heavy}", tmp_path)
 
 
 @pytest.mark.parametrize("module", ["tasks", "pytest_plugin", "nox_sessions"])
 def test_entry_points_import_little(module: str, tmp_path: Path) -> None:
-    found = imported(f"import buildkit_tasks.{module}", tmp_path)
-    assert "buildkit_tasks" in found
-    assert found.isdisjoint(HEAVY)
+    packages = imported_packages(f"import buildkit_tasks.{module}", tmp_path)
+    assert "buildkit_tasks" in packages
+    assert packages.isdisjoint(HEAVY)
 
 
 def test_listing_imports_little(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text("from buildkit_tasks.tasks import ns\n", encoding="utf-8")
     listing = "from invoke.main import program\nprogram.run(['inv', '--list'], exit=False)"
-    found = imported(listing, tmp_path)
-    assert "build-multiarch" in found
-    assert found.isdisjoint(HEAVY)
+    packages = imported_packages(listing, tmp_path)
+    assert "build-multiarch" in packages
+    assert packages.isdisjoint(HEAVY)

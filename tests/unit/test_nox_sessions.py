@@ -16,7 +16,7 @@ from buildkit_tasks import nox_sessions
 from buildkit_tasks.system.process import Process
 
 # Stands in for the interpreter that builds and tests: it notes its words, and fails where it is told to.
-FAKE = f"""#!{sys.executable} -I
+FAKE_PYTHON = f"""#!{sys.executable} -I
 import json, os, pathlib, signal, sys, time
 if "nox" in sys.argv[:3]:
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
@@ -67,20 +67,20 @@ class Nox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         program = folder / "python"
-        program.write_text(FAKE, encoding="utf-8")
+        program.write_text(FAKE_PYTHON, encoding="utf-8")
         program.chmod(0o755)
         (folder / "pyproject.toml").touch()
 
-    def __call__(self, arguments: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        argv, env = self._command(arguments, words, environ)
+    def __call__(self, arguments: str, *args: str, **env_vars: str) -> subprocess.CompletedProcess[str]:
+        argv, env = self._command(arguments, args, env_vars)
         return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
 
-    def start(self, arguments: str, **environ: str) -> subprocess.Popen[bytes]:
+    def start(self, arguments: str, **env_vars: str) -> subprocess.Popen[bytes]:
         """Begin what a terminal would interrupt together: a group of processes."""
-        argv, env = self._command(arguments, (), environ)
+        argv, env = self._command(arguments, (), env_vars)
         # A shell that started us in the background has left SIGINT ignored, which would be inherited.
-        heard = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
-        code = f"import os, signal, sys; {heard}; os.execv(sys.argv[1], sys.argv[1:])"
+        default_sigint = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+        code = f"import os, signal, sys; {default_sigint}; os.execv(sys.argv[1], sys.argv[1:])"
         return subprocess.Popen(
             [sys.executable, "-c", code, *argv],
             cwd=self.folder,
@@ -91,26 +91,26 @@ class Nox:
         )
 
     def _command(
-        self, arguments: str, words: Sequence[str], environ: Mapping[str, str]
+        self, arguments: str, args: Sequence[str], env_vars: Mapping[str, str]
     ) -> tuple[list[str], dict[str, str]]:
         (self.folder / "noxfile.py").write_text(NOXFILE.format(arguments=arguments), encoding="utf-8")
-        argv = [sys.executable, "-m", "nox", "--no-venv", *words]
-        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-        return argv, {**kept, "HOME": str(self.folder), **environ}
+        argv = [sys.executable, "-m", "nox", "--no-venv", *args]
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        return argv, {**inherited, "HOME": str(self.folder), **env_vars}
 
     @property
     def log(self) -> list[tuple[list[str], dict[str, str]]]:
         path = self.folder / "log"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [(words, settings) for words, settings in map(json.loads, lines)]
+        return [(args, settings) for args, settings in map(json.loads, lines)]
 
     @property
     def builds(self) -> list[list[str]]:
-        return [words for words, _ in self.log if "build-multiarch" in words]
+        return [args for args, _ in self.log if "build-multiarch" in args]
 
     @property
     def tests(self) -> list[list[str]]:
-        return [words for words, _ in self.log if "pytest" in words]
+        return [args for args, _ in self.log if "pytest" in args]
 
     @property
     def settings(self) -> list[dict[str, str]]:
@@ -123,25 +123,25 @@ def nox(tmp_path: Path) -> Nox:
     return Nox(tmp_path)
 
 
-TWO = 'platforms=["linux/arm/v7", "linux/amd64"]'
+TWO_PLATFORMS = 'platforms=["linux/arm/v7", "linux/amd64"]'
 
 
 def test_lists_a_session_per_platform(nox: Nox) -> None:
-    done = nox(TWO, "-l", "--json")
-    rows = json.loads(done.stdout)
+    result = nox(TWO_PLATFORMS, "-l", "--json")
+    rows = json.loads(result.stdout)
     assert [row["session"] for row in rows] == ["arch_matrix(arm-v7)", "arch_matrix(amd64)"]
 
 
 def test_default_platforms(nox: Nox) -> None:
     text = '[tool.buildkit-tasks]\nplatforms = ["linux/s390x"]\n'
     (nox.folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    done = nox('name="matrix"', "-l", "--json")
-    assert [row["session"] for row in json.loads(done.stdout)] == ["matrix(s390x)"]
+    result = nox('name="matrix"', "-l", "--json")
+    assert [row["session"] for row in json.loads(result.stdout)] == ["matrix(s390x)"]
 
 
 def test_builds_once(nox: Nox) -> None:
-    done = nox(TWO)
-    assert done.returncode == 0, done.stderr
+    result = nox(TWO_PLATFORMS)
+    assert result.returncode == 0, result.stderr
     (build,) = nox.builds
     assert build == [
         "-m", "buildkit_tasks", "build-multiarch", "--json",
@@ -164,30 +164,30 @@ def test_builds_once(nox: Nox) -> None:
 
 
 def test_one_session_with_pytest_args(nox: Nox) -> None:
-    done = nox(f'{TWO}, tests=["tests/image"]', "-s", "arch_matrix(arm-v7)", "--", "-k", "x y")
-    assert done.returncode == 0, done.stderr
-    (words,) = nox.tests
-    assert words[2] == "tests/image"
-    assert words[-2:] == ["-k", "x y"]
-    assert "--arch-platform=linux/arm/v7" in words
+    result = nox(f'{TWO_PLATFORMS}, tests=["tests/image"]', "-s", "arch_matrix(arm-v7)", "--", "-k", "x y")
+    assert result.returncode == 0, result.stderr
+    (args,) = nox.tests
+    assert args[2] == "tests/image"
+    assert args[-2:] == ["-k", "x y"]
+    assert "--arch-platform=linux/arm/v7" in args
 
 
 def test_failed_platform_does_not_stop_others(nox: Nox) -> None:
-    done = nox(TWO, FAILING="no:cacheprovider")
-    assert done.returncode == 1
+    result = nox(TWO_PLATFORMS, FAILING="no:cacheprovider")
+    assert result.returncode == 1
     assert len(nox.tests) == 2
     assert len(nox.builds) == 1
 
 
 def test_failed_build_is_not_repeated(nox: Nox) -> None:
-    done = nox(TWO, FAILING="build-multiarch")
-    assert done.returncode == 1
-    assert "build-multiarch ended with status 1" in done.stderr
-    assert done.stderr.count("the image could not be built") == 2
+    result = nox(TWO_PLATFORMS, FAILING="build-multiarch")
+    assert result.returncode == 1
+    assert "build-multiarch ended with status 1" in result.stderr
+    assert result.stderr.count("the image could not be built") == 2
     assert (len(nox.builds), nox.tests) == (1, [])
 
 
-SEVERAL = """
+TWO_IMAGES = """
 [tool.buildkit-tasks]
 platforms = ["linux/amd64", "linux/arm64"]
 [[tool.buildkit-tasks.image]]
@@ -199,109 +199,116 @@ platforms = ["amd64", "s390x"]
 
 
 @pytest.fixture
-def two(nox: Nox) -> Nox:
-    (nox.folder / "pyproject.toml").write_text(SEVERAL, encoding="utf-8")
+def two_images(nox: Nox) -> Nox:
+    (nox.folder / "pyproject.toml").write_text(TWO_IMAGES, encoding="utf-8")
     return nox
 
 
-def subjects(nox: Nox) -> list[list[str]]:
+def arch_options(nox: Nox) -> list[list[str]]:
     """The options of each session that say what is tested."""
     return [
-        [word for word in words if word.startswith(("--arch-platform", "--arch-image"))]
-        for words in nox.tests
+        [arg for arg in args if arg.startswith(("--arch-platform", "--arch-image"))] for args in nox.tests
     ]
 
 
-def test_several_images(two: Nox) -> None:
-    done = two("", IMAGES="web tool")
-    assert done.returncode == 0, done.stderr
-    assert two.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json"]]
-    web, tool = (f"--arch-image={name}=oci-archive:{two.folder}/dist/{name}.tar" for name in ("web", "tool"))
-    assert subjects(two) == [
+def test_several_images(two_images: Nox) -> None:
+    result = two_images("", IMAGES="web tool")
+    assert result.returncode == 0, result.stderr
+    assert two_images.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json"]]
+    web, tool = (
+        f"--arch-image={name}=oci-archive:{two_images.folder}/dist/{name}.tar" for name in ("web", "tool")
+    )
+    assert arch_options(two_images) == [
         ["--arch-platform=linux/amd64", web, tool],
         ["--arch-platform=linux/arm64", web],
         ["--arch-platform=linux/s390x", tool],
     ]
 
 
-def test_noxfile_platforms_for_several_images(two: Nox) -> None:
-    done = two('platforms=["linux/386"]', IMAGES="web tool")
-    assert done.returncode == 0, done.stderr
-    assert two.builds == [["-m", "buildkit_tasks", "build-multiarch", "--json", "--platform=linux/386"]]
-    assert [len(words) for words in subjects(two)] == [3]
+def test_noxfile_platforms_for_several_images(two_images: Nox) -> None:
+    result = two_images('platforms=["linux/386"]', IMAGES="web tool")
+    assert result.returncode == 0, result.stderr
+    assert two_images.builds == [
+        ["-m", "buildkit_tasks", "build-multiarch", "--json", "--platform=linux/386"]
+    ]
+    assert [len(args) for args in arch_options(two_images)] == [3]
 
 
-def test_one_failed_build_of_several(two: Nox) -> None:
-    done = two("", IMAGES="web tool", BROKEN="web")
-    assert done.returncode == 1
-    assert done.stderr.count("web could not be built") == 2
-    assert "arch_matrix(s390x): success" in done.stderr
-    assert [words[0] for words in subjects(two)] == [
+def test_one_failed_build_of_several(two_images: Nox) -> None:
+    result = two_images("", IMAGES="web tool", BROKEN="web")
+    assert result.returncode == 1
+    assert result.stderr.count("web could not be built") == 2
+    assert "arch_matrix(s390x): success" in result.stderr
+    assert [args[0] for args in arch_options(two_images)] == [
         "--arch-platform=linux/amd64",
         "--arch-platform=linux/s390x",
     ]
-    assert not any("web" in word for words in subjects(two) for word in words)
+    assert not any("web" in arg for args in arch_options(two_images) for arg in args)
 
 
 @pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions")
-def test_parallel_sessions_of_several_images(two: Nox) -> None:
-    done = two("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (len(two.builds), len(two.tests)) == (1, 3)
+def test_parallel_sessions_of_several_images(two_images: Nox) -> None:
+    result = two_images("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (len(two_images.builds), len(two_images.tests)) == (1, 3)
 
 
 def test_build_without_report(nox: Nox) -> None:
     (nox.folder / "python").write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
-    done = nox(ONE)
-    assert done.returncode == 1
-    assert "build-multiarch ended with status -9" in done.stderr
-    assert "the image could not be built" in done.stderr
+    result = nox(ONE_PLATFORM)
+    assert result.returncode == 1
+    assert "build-multiarch ended with status -9" in result.stderr
+    assert "the image could not be built" in result.stderr
 
 
-@pytest.mark.parametrize("word", ["build-multiarch", "pytest"])
-def test_interrupt_waits_for_cleanup(nox: Nox, word: str) -> None:
-    running = nox.start(ONE, HANGING=word)
+@pytest.mark.parametrize("step", ["build-multiarch", "pytest"])
+def test_interrupt_waits_for_cleanup(nox: Nox, step: str) -> None:
+    process = nox.start(ONE_PLATFORM, HANGING=step)
     try:
         deadline = time.monotonic() + 60
         while not (nox.folder / "hangs").exists():
             assert time.monotonic() < deadline
-            assert running.poll() is None
+            assert process.poll() is None
             time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)
-        running.wait(30)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(30)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
     assert (nox.folder / "cleaned").exists()
-    assert running.returncode == 130
+    assert process.returncode == 130
 
 
 def test_ci_requires_engine(nox: Nox) -> None:
-    assert nox(TWO, "-s", "arch_matrix(amd64)", CI="true").returncode == 0
+    assert nox(TWO_PLATFORMS, "-s", "arch_matrix(amd64)", CI="true").returncode == 0
     assert "--arch-require-engine" in nox.tests[0]
 
 
 def test_unknown_platform(nox: Nox) -> None:
-    done = nox('platforms=["linux/amd46"]', "-l")
-    assert done.returncode != 0
-    assert "did you mean linux/amd64?" in done.stderr
+    result = nox('platforms=["linux/amd46"]', "-l")
+    assert result.returncode != 0
+    assert "did you mean linux/amd64?" in result.stderr
 
 
-ONE = 'platforms=["linux/s390x"]'
+ONE_PLATFORM = 'platforms=["linux/s390x"]'
 
 
 def test_posargs_are_split(nox: Nox) -> None:
-    ours = ["--cpu=floor", "-j", "4", "--expect-exit", "3"]
-    others = ["-x", "--timeout=9", "-n2", "tests/a_test.py"]
-    done = nox(ONE, "-s", "arch_matrix", "--", "-k", "hello", *ours, *others)
-    assert done.returncode == 0, done.stderr
+    task_options = ["--cpu=floor", "-j", "4", "--expect-exit", "3"]
+    pytest_options = ["-x", "--timeout=9", "-n2", "tests/a_test.py"]
+    result = nox(ONE_PLATFORM, "-s", "arch_matrix", "--", "-k", "hello", *task_options, *pytest_options)
+    assert result.returncode == 0, result.stderr
     (tests,) = nox.tests
-    assert tests[-6:] == ["-k", "hello", *others]
-    told = {"INVOKE_BUILDKIT_CPU": "floor", "INVOKE_BUILDKIT_JOBS": "4", "INVOKE_BUILDKIT_EXPECT_EXIT": "3"}
-    assert nox.settings == [told, told]
+    assert tests[-6:] == ["-k", "hello", *pytest_options]
+    settings = {
+        "INVOKE_BUILDKIT_CPU": "floor",
+        "INVOKE_BUILDKIT_JOBS": "4",
+        "INVOKE_BUILDKIT_EXPECT_EXIT": "3",
+    }
+    assert nox.settings == [settings, settings]
 
 
-SPELT = [
+SPELLINGS = [
     ("--cpu=both", "CPU", "both"),
     ("--cpu both", "CPU", "both"),
     ("--runner sandbox", "RUNNER", "sandbox"),
@@ -320,14 +327,14 @@ SPELT = [
 ]
 
 
-@pytest.mark.parametrize(("typed", "key", "value"), SPELT, ids=[each[0] for each in SPELT])
-def test_option_spellings(typed: str, key: str, value: str) -> None:
-    values, others = nox_sessions.split_posargs(["-v", *typed.split(), "-q"])
+@pytest.mark.parametrize(("spelling", "key", "value"), SPELLINGS, ids=[each[0] for each in SPELLINGS])
+def test_option_spellings(spelling: str, key: str, value: str) -> None:
+    values, pytest_options = nox_sessions.split_posargs(["-v", *spelling.split(), "-q"])
     assert values == {key.lower(): value}
-    assert others == ["-v", "-q"]
+    assert pytest_options == ["-v", "-q"]
 
 
-KEPT = [
+PYTEST_OPTIONS = [
     "--timeout=3",
     "--cpus=1",
     "-jx",
@@ -341,11 +348,11 @@ KEPT = [
 
 
 def test_pytest_options_stay() -> None:
-    after = [*KEPT, "--", "--cpu=floor", "-j", "4"]
-    assert nox_sessions.split_posargs(after) == ({}, after)
+    posargs = [*PYTEST_OPTIONS, "--", "--cpu=floor", "-j", "4"]
+    assert nox_sessions.split_posargs(posargs) == ({}, posargs)
 
 
-BAD = [
+BAD_VALUES = [
     pytest.param(["--cpu=-cpu"], "command line: '-cpu' is not a valid CPU", id="cpu"),
     pytest.param(["-j", "many"], "command line: jobs = 'many' is not a whole number", id="jobs"),
     pytest.param(["--runner=podman"], "runner = 'podman' is not one of auto, docker, sandbox", id="runner"),
@@ -354,59 +361,61 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), BAD)
-def test_bad_value_ends_session(nox: Nox, words: list[str], said: str) -> None:
-    done = nox(ONE, "-s", "arch_matrix", "--", *words)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(("args", "message"), BAD_VALUES)
+def test_bad_value_ends_session(nox: Nox, args: list[str], message: str) -> None:
+    result = nox(ONE_PLATFORM, "-s", "arch_matrix", "--", *args)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
     assert nox.log == []
 
 
 def test_empty_value_is_ignored(nox: Nox) -> None:
-    assert nox(ONE, "-s", "arch_matrix", "--", "--expect=", "--cpu", "").returncode == 0
+    assert nox(ONE_PLATFORM, "-s", "arch_matrix", "--", "--expect=", "--cpu", "").returncode == 0
     assert nox.settings == [{}, {}]
 
 
-THREE = 'platforms=["linux/arm/v7", "linux/amd64", "linux/s390x"]'
-parallel = pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions")
+THREE_PLATFORMS = 'platforms=["linux/arm/v7", "linux/amd64", "linux/s390x"]'
+needs_parallel_sessions = pytest.mark.skipif(
+    not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions"
+)
 
 
-@parallel
+@needs_parallel_sessions
 def test_parallel_sessions_share_build(nox: Nox) -> None:
-    done = nox(THREE, "-j", "3", "-s", "arch_matrix", "--", "-j", "2", BUILDING="1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = nox(THREE_PLATFORMS, "-j", "3", "-s", "arch_matrix", "--", "-j", "2", BUILDING="1")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert len(nox.builds) == 1
-    platforms = {word for words in nox.tests for word in words if word.startswith("--arch-platform=")}
+    platforms = {arg for args in nox.tests for arg in args if arg.startswith("--arch-platform=")}
     assert platforms == {
         "--arch-platform=linux/arm/v7",
         "--arch-platform=linux/amd64",
         "--arch-platform=linux/s390x",
     }
-    assert {words[-1] for words in nox.tests} == {f"--arch-image=oci-archive:{nox.folder / 'dist/x.tar'}"}
+    assert {args[-1] for args in nox.tests} == {f"--arch-image=oci-archive:{nox.folder / 'dist/x.tar'}"}
     assert [each["INVOKE_BUILDKIT_JOBS"] for each in nox.settings] == ["2"] * 4
 
 
-@parallel
+@needs_parallel_sessions
 def test_sessions_run_in_parallel(nox: Nox) -> None:
     """Each waits until it sees all three: had they run in turn, the first would have waited in vain."""
-    done = nox(THREE, "-j3", "-s", "arch_matrix", TOGETHER="3")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = nox(THREE_PLATFORMS, "-j3", "-s", "arch_matrix", TOGETHER="3")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert len(nox.tests) == 3
 
 
-@parallel
+@needs_parallel_sessions
 def test_next_run_builds_again(nox: Nox) -> None:
     for _ in range(2):
-        assert nox(TWO, "-j2", "-s", "arch_matrix").returncode == 0
+        assert nox(TWO_PLATFORMS, "-j2", "-s", "arch_matrix").returncode == 0
     assert len(nox.builds) == 2
 
 
-@parallel
+@needs_parallel_sessions
 def test_parallel_failed_build(nox: Nox) -> None:
-    done = nox(THREE, "-j3", "-s", "arch_matrix", FAILING="build-multiarch", BUILDING="1")
-    assert done.returncode == 1
-    assert (done.stdout + done.stderr).count("the image could not be built") == 3
+    result = nox(THREE_PLATFORMS, "-j3", "-s", "arch_matrix", FAILING="build-multiarch", BUILDING="1")
+    assert result.returncode == 1
+    assert (result.stdout + result.stderr).count("the image could not be built") == 3
     assert (len(nox.builds), nox.tests) == (1, [])
 
 
@@ -414,10 +423,10 @@ def test_other_parent_does_not_share(nox: Nox) -> None:
     """A stranger in the environment is the Nox in one of whose sessions this one was started."""
     record = nox.folder / ".nox/.cache/arch_matrix.image.json"
     for _ in range(2):
-        assert nox(ONE, BUILDKIT_TASKS_NOX="1-1").returncode == 0
+        assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX="1-1").returncode == 0
     assert (len(nox.builds), record.exists()) == (2, False)
     for _ in range(2):
-        assert nox(ONE, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
+        assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
     assert (len(nox.builds), record.exists()) == (3, True)
 
 
@@ -425,5 +434,5 @@ def test_truncated_record_is_ignored(nox: Nox) -> None:
     record = nox.folder / ".nox/.cache/arch_matrix.image.json"
     record.parent.mkdir(parents=True)
     record.write_text('["1-', encoding="utf-8")
-    assert nox(ONE, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
+    assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
     assert len(nox.builds) == 1

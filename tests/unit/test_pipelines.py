@@ -14,18 +14,18 @@ import pytest
 
 from buildkit_tasks.tasks import ns
 from tests.conftest import ROOT
-from tests.support.workflows import read
+from tests.support.workflows import parse_yaml
 
 PIPELINES = [
     *sorted((ROOT / "examples/ci").glob("*.yml")),
     *sorted((ROOT / ".github/workflows").glob("*.yml")),
     ROOT / "action.yml",
 ]
-ACTION = read((ROOT / "action.yml").read_text(encoding="utf-8"))
+ACTION = parse_yaml((ROOT / "action.yml").read_text(encoding="utf-8"))
 
 
 def document(path: Path) -> Any:
-    return read(path.read_text(encoding="utf-8"))
+    return parse_yaml(path.read_text(encoding="utf-8"))
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -26,7 +26,7 @@ def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: 
     return lambda *args: method("-p", "no:cacheprovider", "-rA", *args)
 
 
-both_ways = pytest.mark.parametrize("run", ["inprocess", "subprocess"], indirect=True)
+in_both_processes = pytest.mark.parametrize("run", ["inprocess", "subprocess"], indirect=True)
 
 OTHER_OPTIONS = """
 def pytest_addoption(parser):
@@ -59,26 +59,26 @@ def add_plugin_after(pytester: pytest.Pytester) -> list[str]:
     return []
 
 
-@both_ways
-@pytest.mark.parametrize("add_other", [add_conftest, add_plugin_before, add_plugin_after])
+@in_both_processes
+@pytest.mark.parametrize("add_other_plugin", [add_conftest, add_plugin_before, add_plugin_after])
 @pytest.mark.parametrize(
-    ("args", "theirs"),
+    ("args", "other_value"),
     [([], "none"), (["--platform=win32", "--require-engine"], "win32"), (["--platform", "win32"], "win32")],
     ids=["unused", "joined", "separate"],
 )
 def test_options_of_others(
     run: Run,
     pytester: pytest.Pytester,
-    add_other: Callable[[pytest.Pytester], list[str]],
+    add_other_plugin: Callable[[pytest.Pytester], list[str]],
     args: list[str],
-    theirs: str,
+    other_value: str,
 ) -> None:
-    more = add_other(pytester)
-    pytester.makepyfile(BOTH_OPTIONS.format(theirs=theirs))
-    run(*more, "--arch-platform=s390x", *args).assert_outcomes(passed=2)
+    plugin_args = add_other_plugin(pytester)
+    pytester.makepyfile(BOTH_OPTIONS.format(theirs=other_value))
+    run(*plugin_args, "--arch-platform=s390x", *args).assert_outcomes(passed=2)
 
 
-@both_ways
+@in_both_processes
 def test_options_of_late_conftest(run: Run, pytester: pytest.Pytester) -> None:
     """A conftest.py that pytest finds only during collection."""
     folder = pytester.mkdir("checks")
@@ -99,19 +99,19 @@ def test_flag_before_path(run: Run, pytester: pytest.Pytester) -> None:
     run("--platform", "checks").assert_outcomes(passed=1)
 
 
-SHORT = [
+SHORT_OPTIONS = [
     pytest.param(["--platform=s390x,386"], id="joined"),
     pytest.param(["--platform", "s390x", "--platform", "386"], id="separate"),
     pytest.param(["--platform=s390x", "--arch-platform=386"], id="both-names"),
     pytest.param(["-o", "addopts=--platform=s390x,386"], id="addopts"),
 ]
-CASES = "def test_it(platform):\n    assert platform.goarch in ('s390x', '386')\n"
+PLATFORM_TEST = "def test_it(platform):\n    assert platform.goarch in ('s390x', '386')\n"
 
 
-@both_ways
-@pytest.mark.parametrize("args", SHORT)
+@in_both_processes
+@pytest.mark.parametrize("args", SHORT_OPTIONS)
 def test_short_options(run: Run, pytester: pytest.Pytester, args: list[str]) -> None:
-    pytester.makepyfile(CASES)
+    pytester.makepyfile(PLATFORM_TEST)
     run(*args).assert_outcomes(passed=2)
 
 
@@ -119,7 +119,7 @@ def test_short_options_of_environment(
     run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", "--platform=s390x --runner sandbox")
-    pytester.makepyfile(CASES)
+    pytester.makepyfile(PLATFORM_TEST)
     run().assert_outcomes(passed=1)
 
 
@@ -135,7 +135,7 @@ def test_short_options_are_all_read(run: Run, pytester: pytest.Pytester) -> None
 
 
 def test_short_options_of_workers(run: Run, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(CASES)
+    pytester.makepyfile(PLATFORM_TEST)
     run("-n2", "--platform", "s390x", "--platform=386").assert_outcomes(passed=2)
 
 
@@ -151,10 +151,10 @@ def test_option_value_is_no_path(run: Run, pytester: pytest.Pytester, image: str
 
 
 def test_unknown_option(run: Run, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(CASES)
-    done = run("--platform=s390x", "--platforms=386")
-    assert done.ret == pytest.ExitCode.USAGE_ERROR
-    done.stderr.fnmatch_lines(["*unrecognized arguments: --platforms=386"])
+    pytester.makepyfile(PLATFORM_TEST)
+    result = run("--platform=s390x", "--platforms=386")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unrecognized arguments: --platforms=386"])
 
 
 OTHER_PLATFORM = """
@@ -178,7 +178,7 @@ def image_under_test():
 )
 
 
-@both_ways
+@in_both_processes
 def test_fixtures_of_conftest(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makeconftest(OTHER_FIXTURES)
     pytester.makepyfile("""
@@ -192,7 +192,7 @@ def test_fixtures_of_conftest(run: Run, pytester: pytest.Pytester) -> None:
     run("--arch-platform=s390x,386").assert_outcomes(passed=3)
 
 
-@both_ways
+@in_both_processes
 @pytest.mark.parametrize("args", [["-p", "other_plugin"], []], ids=["before", "after"])
 def test_platform_of_plugin(run: Run, pytester: pytest.Pytester, args: list[str]) -> None:
     pytester.makepyfile(other_plugin=OTHER_PLATFORM)
@@ -252,9 +252,9 @@ def test_fixture_from_platform(run: Run, pytester: pytest.Pytester) -> None:
 
 def test_platform_without_case(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(request):\n    request.getfixturevalue('buildkit_platform')\n")
-    done = run()
-    done.assert_outcomes(failed=1)
-    done.stdout.fnmatch_lines(["*take platform as an argument"])
+    result = run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*take platform as an argument"])
 
 
 @pytest.mark.parametrize(
@@ -262,9 +262,9 @@ def test_platform_without_case(run: Run, pytester: pytest.Pytester) -> None:
 )
 def test_renamed_fixture(run: Run, pytester: pytest.Pytester, old: str, new: str) -> None:
     pytester.makepyfile(f"def test_it({old}, {new}):\n    assert {old} is {new}\n")
-    done = run()
-    done.assert_outcomes(passed=1, warnings=1)
-    done.stdout.fnmatch_lines([f"*DeprecationWarning: fixture '{old}' * is renamed to '{new}'*"])
+    result = run()
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines([f"*DeprecationWarning: fixture '{old}' * is renamed to '{new}'*"])
 
 
 def test_installed_neighbours(run: Run, pytester: pytest.Pytester) -> None:
@@ -277,8 +277,8 @@ def test_installed_neighbours(run: Run, pytester: pytest.Pytester) -> None:
             assert docker_compose_project_name
             assert pytestconfig.getoption("--timeout") == 50
     """)
-    theirs = ("-n2", "--browser=firefox", "--container-scope=session", "--timeout=50")
-    run(*theirs, "--platform=s390x", "--platform", "386").assert_outcomes(passed=2)
+    other_options = ("-n2", "--browser=firefox", "--container-scope=session", "--timeout=50")
+    run(*other_options, "--platform=s390x", "--platform", "386").assert_outcomes(passed=2)
 
 
 SAVE_MODULES = """
@@ -336,5 +336,5 @@ def fake_run(monkeypatch):
             result = run_on_platform("true")
             assert (result.platform, result.stdout) == ("linux/s390x", "mine.tar")
     """)
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--arch-platform=s390x", timeout=60)
-    done.assert_outcomes(passed=1)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--arch-platform=s390x", timeout=60)
+    result.assert_outcomes(passed=1)

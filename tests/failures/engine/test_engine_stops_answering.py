@@ -33,7 +33,7 @@ from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.process import Process
 from tests.support import census, guests
 from tests.support.engine.fake import CONTAINER, FakeEngine
-from tests.support.oci import Memory, add_platform, hello, make_tar
+from tests.support.oci import MemoryImage, add_platform, hello, make_tar
 
 ARM64 = Platform.parse("linux/arm64")
 CLIENT_TIMEOUT = 0.4  # seconds, instead of API_SECONDS
@@ -62,9 +62,9 @@ def _engine(endpoint: str) -> Engine:
     )  # fmt: skip
 
 
-def _run(client: DockerClient, engine: Engine, image: str | Memory, timeout: float) -> RunResult:
+def _run(client: DockerClient, engine: Engine, image: str | MemoryImage, timeout: float) -> RunResult:
     """Run an image that the engine has, or one that is loaded into it."""
-    name, memory = (image, Memory()) if isinstance(image, str) else ("memory", image)
+    name, memory = (image, MemoryImage()) if isinstance(image, str) else ("memory", image)
     setup = PlatformSetup(platform="linux/arm64", native=False, interpreter="/q/qemu-aarch64", runs=True)
     image_context = contextlib.nullcontext(Image(memory))
     with load_into_engine(name, (ARM64,), engine, client, lambda _: image_context) as images:
@@ -91,7 +91,11 @@ def _fake_engine(
 
 
 def _run_until(
-    path: Path, request: str, image: str | Memory = "docker-daemon:x:1", *, close_connections: bool = False
+    path: Path,
+    request: str,
+    image: str | MemoryImage = "docker-daemon:x:1",
+    *,
+    close_connections: bool = False,
 ) -> tuple[EngineError, list[str]]:
     """Return the error of a run whose engine stops answering at a request, and all requests."""
     timeout = 0.3 if request.endswith("/kill") else 30.0
@@ -193,8 +197,8 @@ def test_run_reports_paused_engine(second_engine: tuple[Engine, Process], tmp_pa
     engine, process = second_engine
     before = census.take(engine, tmp_path)
     layer = make_tar({"main": guests.ignore_signals("linux/arm64")})
-    image = Memory()
-    image.index([add_platform(image, "linux/arm64", [layer], Entrypoint=["/main"])])
+    image = MemoryImage()
+    image.set_index([add_platform(image, "linux/arm64", [layer], Entrypoint=["/main"])])
     with contextlib.closing(connect_client(engine)) as client:
         _set_timeout(client, 2)
         timer = threading.Timer(1.5, os.kill, (process.pid, signal.SIGSTOP))

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.failures.hostile_images import verify_rejects, write
-from tests.support.oci import Memory, hard_link, hello, layout_files, make_tar, member, platform_json, symlink
+from tests.support.oci import (
+    MemoryImage,
+    hard_link,
+    hello,
+    layout_files,
+    make_tar,
+    member,
+    platform_json,
+    symlink,
+)
 from tests.support.project import Project
 
 KINDS = ("symlink", "absolute symlink", "dangling symlink", "fifo", "socket", "folder", "device")
@@ -39,7 +48,7 @@ def replace(path: Path, kind: str) -> None:
         os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero, which never ends
 
 
-def layer_of(memory: Memory) -> str:
+def layer_of(memory: MemoryImage) -> str:
     return next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
 
 

@@ -15,7 +15,7 @@ import pytest
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from tests.conftest import ROOT
-from tests.support.oci import one, write_archive
+from tests.support.oci import single_platform_image, write_archive
 from tests.support.unpacking import (
     Entry,
     directory,
@@ -89,7 +89,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def image(path: Path, count: int, *more: Entry) -> Path:
     files = (file(f"d/{number}", b"x") for number in range(count))
-    return write_archive(one([layer_tar(directory("d"), *more, *files)]), path)
+    return write_archive(single_platform_image([layer_tar(directory("d"), *more, *files)]), path)
 
 
 @pytest.fixture

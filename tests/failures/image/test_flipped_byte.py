@@ -5,11 +5,11 @@ import json
 import pytest
 
 from tests.failures.hostile_images import FORMS, verify_rejects, write
-from tests.support.oci import Memory, flip, hello
+from tests.support.oci import MemoryImage, flip, hello
 from tests.support.project import Project
 
 
-def blobs(memory: Memory) -> dict[str, str]:
+def blobs(memory: MemoryImage) -> dict[str, str]:
     """The digest of one blob of each kind, those of the first platform."""
     index = str(memory.root_descriptor().digest)
     manifest = str(json.loads(memory.blobs[index])["manifests"][0]["digest"])

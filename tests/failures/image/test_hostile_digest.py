@@ -6,7 +6,7 @@ import pytest
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
 from tests.failures.hostile_images import FORMS, verify_rejects, write
-from tests.support.oci import Memory, hello, index_json, layout_files, make_tar, platform_json
+from tests.support.oci import MemoryImage, hello, index_json, layout_files, make_tar, platform_json
 from tests.support.project import Project
 
 HEX = "0" * 64
@@ -23,7 +23,7 @@ HOSTILE = (
 )
 
 
-def naming(digest: str, where: str) -> Memory:
+def naming(digest: str, where: str) -> MemoryImage:
     """An image of one platform in which a manifest, a config, a layer or a diff_id has that digest."""
     memory = hello(["linux/amd64"])
     (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
@@ -40,7 +40,7 @@ def naming(digest: str, where: str) -> Memory:
         document["config"] = memory.put(config, document["config"]["mediaType"])
     if where != "manifest":
         entry = {**memory.put(document, OCI_MANIFEST), "platform": platform_json("linux/amd64")}
-    return memory.index([entry])
+    return memory.set_index([entry])
 
 
 @pytest.mark.parametrize("digest", HOSTILE)

@@ -26,13 +26,13 @@ from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
     LAYER_ZSTD,
-    Memory,
+    MemoryImage,
     hello,
     make_tar,
-    one,
     platform_json,
     put_manifest,
-    write_folder,
+    single_platform_image,
+    write_layout_dir,
 )
 from tests.support.unpacking import (
     Entry,
@@ -56,19 +56,19 @@ else:
 PLATFORM = "linux/amd64"
 
 
-def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: object) -> Memory:
+def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: object) -> MemoryImage:
     """Return an image of one layer, stored unchanged; ``descriptor`` may contradict it."""
-    memory = Memory()
+    memory = MemoryImage()
     stored = {**memory.put(blob, media_type), **descriptor}
     config = {
         **platform_json(PLATFORM),
         "rootfs": {"type": "layers", "diff_ids": [str(Digest.from_bytes(tar))]},
     }
     entry = put_manifest(memory, config, [stored])
-    return memory.index([{**entry, "platform": platform_json(PLATFORM)}])
+    return memory.set_index([{**entry, "platform": platform_json(PLATFORM)}])
 
 
-def fails(source: Memory, place: Path, kind: type[BuildkitTasksError], limits: Limits = LIMITS) -> str:
+def fails(source: MemoryImage, place: Path, kind: type[BuildkitTasksError], limits: Limits = LIMITS) -> str:
     """Return the error message. Unpacking must fail within bounded time and memory and leave nothing."""
     place.mkdir(exist_ok=True)
     started = time.monotonic()
@@ -92,7 +92,7 @@ def fails(source: Memory, place: Path, kind: type[BuildkitTasksError], limits: L
 def test_layer_must_be_a_regular_file(kind: str, tmp_path: Path) -> None:
     memory = hello([PLATFORM])
     digest = next(digest for digest, data in memory.blobs.items() if data.startswith(b"\x1f\x8b"))
-    path = write_folder(memory, tmp_path / "layout") / "blobs/sha256" / digest.partition(":")[2]
+    path = write_layout_dir(memory, tmp_path / "layout") / "blobs/sha256" / digest.partition(":")[2]
     path.rename(path.with_name("elsewhere"))
     if kind == "symlink":
         path.symlink_to("elsewhere")
@@ -248,7 +248,7 @@ def test_working_dir_stays_inside(outside: Outside) -> None:
 
 
 def test_root_removal_stays_inside(outside: Outside) -> None:
-    source = one(
+    source = single_platform_image(
         [
             layer_tar(
                 symlink("l", str(outside.folder)),
@@ -290,7 +290,7 @@ def test_zstd_bomb_hits_ratio_limit(tmp_path: Path) -> None:
 def test_image_limit_during_last_layer(tmp_path: Path) -> None:
     layers = [make_tar({str(number): bytes(30 << 20)}) for number in range(3)]
     assert "larger than" in fails(
-        one(layers), tmp_path / "place", LimitExceeded, Limits(image_bytes=64 << 20)
+        single_platform_image(layers), tmp_path / "place", LimitExceeded, Limits(image_bytes=64 << 20)
     )
 
 
@@ -331,7 +331,7 @@ def test_pax_bomb_is_rejected(data: bytes, tmp_path: Path) -> None:
     ids=["files", "folders", "links", "folders that no entry is for", "whiteouts"],
 )
 def test_too_many_entries_are_rejected(entries: Callable[[int], Entry], tmp_path: Path) -> None:
-    source = one([layer_tar(*map(entries, range(1200)))])
+    source = single_platform_image([layer_tar(*map(entries, range(1200)))])
     assert "too many" in fails(source, tmp_path / "place", LimitExceeded, Limits(entries=1000, nodes=900))
 
 

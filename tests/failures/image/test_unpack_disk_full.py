@@ -14,7 +14,7 @@ import pytest
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from tests.conftest import ROOT
-from tests.support.oci import make_tar, one, write_archive
+from tests.support.oci import make_tar, single_platform_image, write_archive
 from tests.support.unpacking import (
     file,
     layer_tar,
@@ -73,7 +73,7 @@ def _main(directory: Path, archives: list[Path]) -> None:
 
 
 def archive(path: Path, *layers: bytes) -> Path:
-    return write_archive(one(list(layers)), path)
+    return write_archive(single_platform_image(list(layers)), path)
 
 
 def test_full_disk_is_reported_and_cleaned(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.verify import verify
-from tests.support.oci import Memory, add_platform, make_tar, probe, write_archive
+from tests.support.oci import MemoryImage, add_platform, make_tar, probe_program, write_archive
 
 
 def test_an_amd64_binary_in_an_arm64_image_is_found_before_it_is_run(tmp_path: Path) -> None:
-    memory = Memory()
-    tar = make_tar({"root/main": probe("linux/amd64")})
+    memory = MemoryImage()
+    tar = make_tar({"root/main": probe_program("linux/amd64")})
     platforms = ("linux/amd64", "linux/arm64")
-    memory.index([add_platform(memory, name, [tar], Entrypoint=["/root/main"]) for name in platforms])
+    memory.set_index([add_platform(memory, name, [tar], Entrypoint=["/root/main"]) for name in platforms])
     path = write_archive(memory, tmp_path / "image.tar")
     with open_image(f"oci-archive:{path}") as source:
         report = verify(source, parse_platforms(platforms), str(path))

@@ -6,15 +6,23 @@ import pytest
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
 from tests.failures.hostile_images import FORMS, verify_rejects, write
-from tests.support.oci import LAYER_GZIP, Memory, hello, index_json, make_tar, platform_json, put_manifest
+from tests.support.oci import (
+    LAYER_GZIP,
+    MemoryImage,
+    hello,
+    index_json,
+    make_tar,
+    platform_json,
+    put_manifest,
+)
 from tests.support.project import Project
 
 AMD64 = platform_json("linux/amd64")
 
 
-def lying(kind: str, size: object) -> Memory:
+def lying(kind: str, size: object) -> MemoryImage:
     """An image of one platform whose layer, config or manifest is stated to have that size."""
-    memory = Memory()
+    memory = MemoryImage()
     layer = memory.put(make_tar({"main": b"x"}), LAYER_GZIP)
     entry = put_manifest(memory, {**AMD64, "rootfs": {"diff_ids": []}}, [{**layer, "size": size}])
     document = json.loads(memory.blobs[entry["digest"]])
@@ -23,7 +31,7 @@ def lying(kind: str, size: object) -> Memory:
         entry = memory.put(document, OCI_MANIFEST)
     if kind == "manifest":
         entry["size"] = size
-    return memory.index([{**entry, "platform": AMD64}])
+    return memory.set_index([{**entry, "platform": AMD64}])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,7 @@ def test_a_layer_of_another_size_is_found(size: int, cause: str, form: str, proj
     (entry,) = index["manifests"]
     document = json.loads(memory.blobs[entry["digest"]])
     document["layers"][0]["size"] = size
-    memory.index([{**memory.put(document, OCI_MANIFEST), "platform": AMD64}])
+    memory.set_index([{**memory.put(document, OCI_MANIFEST), "platform": AMD64}])
     assert verify_rejects(project, write(memory, project.folder, form), cause) == ["linux/amd64"]
 
 

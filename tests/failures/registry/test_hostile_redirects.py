@@ -11,7 +11,7 @@ import pytest
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.registry import open_registry
-from tests.support.oci import LAYER_GZIP, Memory, platform_json, put_manifest
+from tests.support.oci import LAYER_GZIP, MemoryImage, platform_json, put_manifest
 from tests.support.registry.certificates import make_certificate
 from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, redirect, token
 from tests.support.registry.pulling import LAYER, Pull, one_layer, pull
@@ -245,9 +245,9 @@ def test_signed_url_is_hidden(pull: Pull, other_host: FakeRegistry) -> None:
 
 
 def test_descriptor_urls_are_ignored(pull: Pull, other_host: FakeRegistry) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     layer = memory.put(LAYER, LAYER_GZIP, urls=[f"http://{other_host.host}/layer"])
-    memory.point(put_manifest(memory, platform_json("linux/amd64"), [layer]))
+    memory.set_root(put_manifest(memory, platform_json("linux/amd64"), [layer]))
     del memory.blobs[layer["digest"]]
     with open_registry(pull.server.add_image(memory), options=pull.options) as source:
         (descriptor,) = Image(source).manifest(source.root_descriptor()).layers

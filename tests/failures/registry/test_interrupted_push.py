@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.oci import Memory, hello, write_archive
+from tests.support.oci import MemoryImage, hello, write_archive
 from tests.support.project import TASKS, CompletedCommand, Project
 from tests.support.registry.fake import FakeRegistry, Reply, fake_registry
 
@@ -43,7 +43,7 @@ def interrupted(
 
 def tag_old_image(server: FakeRegistry) -> str:
     """Point the tag to an older image; return its digest."""
-    old: Memory = hello(["linux/amd64"])
+    old: MemoryImage = hello(["linux/amd64"])
     root = old.root_descriptor()
     server.repository("team/app").content["manifests"]["v1"] = (root.media_type, old.blobs[str(root.digest)])
     return str(root.digest)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 from tests.support.registry.fake import Reply
 from tests.support.registry.pulling import LAYER, one_layer
 from tests.support.registry.pushing import Push, push
@@ -12,7 +12,7 @@ __all__ = ["push"]
 RESET = Reply(reset=True)
 
 
-def is_stored(push: Push, memory: Memory) -> bool:
+def is_stored(push: Push, memory: MemoryImage) -> bool:
     error = push.server.repository("team/app").content
     return all(error["blobs"].get(key, error["manifests"].get(key)) is not None for key in memory.blobs)
 

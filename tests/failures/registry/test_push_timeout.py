@@ -10,7 +10,7 @@ from buildkit_tasks.errors import RegistryError
 from buildkit_tasks.oci.copy import push as publish
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
-from tests.support.oci import LAYER_GZIP, Memory, hello, platform_json, put_manifest
+from tests.support.oci import LAYER_GZIP, MemoryImage, hello, platform_json, put_manifest
 from tests.support.registry.fake import Reply, black_hole
 from tests.support.registry.pulling import one_layer
 from tests.support.registry.pushing import Push
@@ -30,10 +30,10 @@ def push(_push: Push) -> Iterator[Push]:
     assert time.monotonic() - started < 4
 
 
-def large() -> Memory:
-    memory = Memory()
+def large() -> MemoryImage:
+    memory = MemoryImage()
     entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LARGE, LAYER_GZIP)])
-    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    return memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
 
 
 def test_connect_timeout(push: Push) -> None:

@@ -5,7 +5,7 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.integration.test_runs import image
-from tests.support.project import HOPELESS, Project, program
+from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
 
 @pytest.mark.parametrize("runner", ["docker", "sandbox"])
@@ -14,7 +14,7 @@ def test_illegal_instruction(
     engine: Engine, project: Project, unchanged: Unchanged, platform: str, runner: str
 ) -> None:
     assert engine.version
-    name = image(project, (platform, program(platform, code=HOPELESS)))
+    name = image(project, (platform, program(platform, code=ILLEGAL_INSTRUCTION)))
     with unchanged():
         options = ("--json", name, f"--runner={runner}", "--timeout=30")
         done = project.task("run-emulated", *options, expect=1)

@@ -42,7 +42,7 @@ class ActionsCache:
     entries: list[dict[str, Any]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     blocks: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    shown: set[str] = field(default_factory=set)
+    authorizations: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     cache: ActionsCache
 
     def do_POST(self) -> None:
-        self.cache.shown.add(self.headers.get("Authorization", ""))
+        self.cache.authorizations.add(self.headers.get("Authorization", ""))
         assert self.path.startswith(_SERVICE), self.path
         status, document = self.cache.call(self.path.removeprefix(_SERVICE), json.loads(self._body()))
         self._answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"})

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, quote, urlsplit
 
 from buildkit_tasks.oci.model import Digest
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 from tests.support.registry.certificates import Certificate
 
 _CHUNK_SIZE = 1 << 16
@@ -90,7 +90,7 @@ class FakeRegistry:
     moved_tags: list[str] = field(default_factory=list)
     sessions: dict[str, bytes] = field(default_factory=dict, repr=False)  # chunked uploads by state
     _scripts: list[tuple[str, list[Reply]]] = field(default_factory=list, repr=False)
-    _images: dict[str, tuple[Memory, str]] = field(default_factory=dict, repr=False)
+    _images: dict[str, tuple[MemoryImage, str]] = field(default_factory=dict, repr=False)
 
     @property
     def port(self) -> int:
@@ -116,7 +116,7 @@ class FakeRegistry:
         """Script the same reply for all matching requests."""
         return self.answer(pattern, *[reply] * 1000)
 
-    def add_image(self, memory: Memory, name: str = "team/image", tag: str = "v1") -> str:
+    def add_image(self, memory: MemoryImage, name: str = "team/image", tag: str = "v1") -> str:
         """Serve an image without checking it; return its reference."""
         self._images[name] = (memory, tag)
         return f"{self.host}/{name}:{tag}"
@@ -385,7 +385,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.close()
 
 
-def _media_type(memory: Memory, digest: str, data: bytes) -> str:
+def _media_type(memory: MemoryImage, digest: str, data: bytes) -> str:
     """Return the media type of the root's descriptor, or of the document."""
     root = memory.root_descriptor()
     if str(root.digest) == digest:

@@ -13,7 +13,7 @@ from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import read_blob
-from tests.support.oci import LAYER_GZIP, Memory, platform_json, put_manifest
+from tests.support.oci import LAYER_GZIP, MemoryImage, platform_json, put_manifest
 from tests.support.registry.fake import FakeRegistry, fake_registry
 
 LAYER = bytes(range(256)) * 4096  # 1 MiB
@@ -51,9 +51,9 @@ def pull(tmp_path: Path) -> Iterator[Pull]:
         yield Pull(server=server, options=options, waits=waits)
 
 
-def one_layer() -> Memory:
+def one_layer() -> MemoryImage:
     """Return an image with one layer of 1 MiB."""
-    memory = Memory()
+    memory = MemoryImage()
     layer = memory.put(LAYER, LAYER_GZIP)
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
-    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    return memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])

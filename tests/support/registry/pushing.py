@@ -13,7 +13,7 @@ from buildkit_tasks.oci.copy.push import copy_image, tag_image
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.report.model import NamedTag
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 from tests.support.registry.fake import FakeRegistry, fake_registry
 
 
@@ -29,7 +29,7 @@ class Push:
         """Return a reference to the registry."""
         return Reference.parse(f"{self.server.host}/{name}")
 
-    def send(self, memory: Memory, name: str = "team/app", jobs: int = 4) -> str:
+    def send(self, memory: MemoryImage, name: str = "team/app", jobs: int = 4) -> str:
         """Push an image by digest; return the digest."""
         root = copy_image(memory, self.reference(name), registry_options=self.options, jobs=jobs)
         return str(root.digest)
@@ -39,7 +39,7 @@ class Push:
         image = self.reference(f"{repository}@{digest}")
         return tag_image(image, [self.reference(tag) for tag in tags], registry_options=self.options)
 
-    def error(self, memory: Memory, name: str = "team/app") -> RegistryError:
+    def error(self, memory: MemoryImage, name: str = "team/app") -> RegistryError:
         """Return the error of a failing :meth:`send`."""
         with pytest.raises(RegistryError) as caught:
             self.send(memory, name)

@@ -17,7 +17,7 @@ from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
-from tests.support.oci import Memory, descriptor
+from tests.support.oci import MemoryImage, descriptor
 from tests.support.ports import free_port, listens
 from tests.support.registry.certificates import Certificate
 
@@ -53,7 +53,7 @@ def serve(folder: Path, *, tls: Certificate | None = None, login: bool = False) 
 
 def push(  # noqa: PLR0913 - the last two are keywords
     host: str,
-    memory: Memory,
+    memory: MemoryImage,
     name: str,
     tag: str = "latest",
     *,
@@ -90,7 +90,7 @@ def _configuration(folder: Path, port: int, tls: Certificate | None, *, login: b
     return configuration
 
 
-def _children_first(memory: Memory, top: Descriptor) -> Iterator[Descriptor]:
+def _children_first(memory: MemoryImage, top: Descriptor) -> Iterator[Descriptor]:
     """Yield the blobs that a document reaches, children before parents, without missing ones."""
     if top.media_type in _DOCUMENTS:
         document = json.loads(memory.blobs[str(top.digest)])

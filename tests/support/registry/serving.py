@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
-from tests.support.oci import Memory
+from tests.support.oci import MemoryImage
 
 
 @dataclass
 class ImageServer:
     """Images by repository; each has the one tag ``latest``."""
 
-    images: dict[str, Memory] = field(default_factory=dict)
+    images: dict[str, MemoryImage] = field(default_factory=dict)
     host: str = ""
 
-    def put(self, repository: str, memory: Memory) -> str:
+    def put(self, repository: str, memory: MemoryImage) -> str:
         """Serve an image; return its reference."""
         self.images[repository] = memory
         return f"{self.host}/{repository}:latest"
@@ -34,22 +34,22 @@ class ImageServer:
         repository, _, rest = path.removeprefix("/v2/").rpartition("/")
         repository, _, kind = repository.rpartition("/")
         memory = self.images.get(repository)
-        if memory is None or memory.top is None:
+        if memory is None or memory.root is None:
             return None
-        digest = str(memory.top.digest) if rest == "latest" else rest
+        digest = str(memory.root.digest) if rest == "latest" else rest
         if digest not in memory.blobs:
             return None
         media_type = "application/octet-stream" if kind == "blobs" else _media_type(memory, digest)
         return media_type, digest, memory.blobs[digest]
 
 
-def _media_type(memory: Memory, digest: str) -> str:
+def _media_type(memory: MemoryImage, digest: str) -> str:
     """Return the media type with which a registry stores a manifest: that of its index entry."""
-    assert memory.top is not None
-    if digest == str(memory.top.digest):
-        return memory.top.media_type
+    assert memory.root is not None
+    if digest == str(memory.root.digest):
+        return memory.root.media_type
     with contextlib.suppress(ValueError, KeyError):
-        entries = json.loads(memory.blobs[str(memory.top.digest)])["manifests"]
+        entries = json.loads(memory.blobs[str(memory.root.digest)])["manifests"]
         return next((str(entry["mediaType"]) for entry in entries if entry["digest"] == digest), OCI_MANIFEST)
     return OCI_MANIFEST
 

@@ -335,7 +335,7 @@ def test_print_without_outputs(tmp_path: Path) -> None:
     print_plan(tmp_path, 'output = ["type=oci,dest=x.tar"]', commands, outputs=False)
     assert commands.lines == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
     assert not commands.calls[0].mutates
-    assert commands.calls[0].call.cwd is None
+    assert commands.calls[0].options.cwd is None
 
 
 def test_print_outputs_in_empty_folder(tmp_path: Path) -> None:
@@ -397,4 +397,4 @@ def test_buildx_error_and_hint(tmp_path: Path) -> None:
 def test_dry_run_without_buildx(tmp_path: Path) -> None:
     commands = Scripted(dry_run=True)
     assert print_plan(tmp_path, "", commands).build_order == ()
-    assert commands.shown == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
+    assert commands.dry_run_lines == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]

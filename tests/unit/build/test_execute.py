@@ -123,7 +123,7 @@ def test_result_of_build(work_dir: Path) -> None:
     ]
     assert [path.name for path in (work_dir / "dist").iterdir()] == ["hello.tar"]
     (command,) = bench.commands.calls
-    assert (command.kind, dict(command.call.env)) == ("stream", {"DOCKER_HOST": "unix:///x"})
+    assert (command.kind, dict(command.options.env)) == ("stream", {"DOCKER_HOST": "unix:///x"})
     assert command.argv[:5] == (
         "docker",
         "buildx",
@@ -437,7 +437,7 @@ def test_dry_run(work_dir: Path) -> None:
     bench.commands.dry_run = True
     result = bench.execute()
     assert result.digest == ""
-    (line,) = bench.commands.shown
+    (line,) = bench.commands.dry_run_lines
     assert line.startswith(
         "docker buildx build --builder=mine --platform=linux/amd64,linux/arm/v7 --tag=a:1 "
     )
@@ -466,7 +466,7 @@ def test_locked_ref_is_retried() -> None:
         "docker buildx build *", returncode=1, stderr=LOCKED, effect=write_partial_files, times=2
     )
     assert bench.execute().ok
-    assert len(bench.commands.asked("docker buildx build *")) == 3
+    assert len(bench.commands.matching_calls("docker buildx build *")) == 3
     assert len(bench.messages) == 2
 
 
@@ -475,4 +475,4 @@ def test_retry_limit() -> None:
         bench = Bench("type=oci,dest=hello.tar").expect_failure(stderr=stderr)
         with pytest.raises(BuildFailed):
             bench.execute()
-        assert len(bench.commands.asked("docker buildx build *")) == times
+        assert len(bench.commands.matching_calls("docker buildx build *")) == times

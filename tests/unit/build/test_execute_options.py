@@ -54,7 +54,7 @@ def test_dry_run_queries_no_registry() -> None:
         bench.commands.dry_run = True
         bench.execute()
         assert server.received == []
-    assert [line.count("cache-from") for line in bench.commands.shown] == [3]
+    assert [line.count("cache-from") for line in bench.commands.dry_run_lines] == [3]
 
 
 @pytest.mark.parametrize("driver", ["remote", "kubernetes"])

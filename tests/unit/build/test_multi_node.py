@@ -144,7 +144,8 @@ def test_default_provenance(
     bench = Bench("type=oci,dest=x.tar", **options)
     bench.execute()
     assert [
-        option_values([*each.argv], "provenance") for each in bench.commands.asked("docker buildx build *")
+        option_values([*each.argv], "provenance")
+        for each in bench.commands.matching_calls("docker buildx build *")
     ] == [expected] * 3
 
 
@@ -152,7 +153,8 @@ def test_no_provenance_in_folder() -> None:
     bench = Bench("type=local,dest=out")
     bench.execute()
     assert [
-        option_values([*each.argv], "provenance") for each in bench.commands.asked("docker buildx build *")
+        option_values([*each.argv], "provenance")
+        for each in bench.commands.matching_calls("docker buildx build *")
     ] == [[]] * 3
 
 
@@ -278,5 +280,5 @@ def test_dry_run(work_dir: Path) -> None:
     bench = Bench("type=oci,dest=x.tar")
     bench.commands.dry_run = True
     assert bench.execute().digest == ""
-    assert len(bench.commands.shown) == len(THREE)
+    assert len(bench.commands.dry_run_lines) == len(THREE)
     assert list(work_dir.iterdir()) == []

@@ -157,9 +157,9 @@ def test_build_alpine(bench: Bench) -> None:
         "docker", "buildx", "build", "--builder=mine", "--provenance=false", "--network=none",
         "--platform=linux/amd64,linux/arm/v7",
     )  # fmt: skip
-    assert build.call.stdin is not None
-    assert build.call.stdin.startswith(b"FROM scratch\n")
-    assert dict(build.call.env) == {"DOCKER_HOST": "unix:///x"}
+    assert build.options.stdin is not None
+    assert build.options.stdin.startswith(b"FROM scratch\n")
+    assert dict(build.options.env) == {"DOCKER_HOST": "unix:///x"}
     (files,) = bench.contexts
     assert (files["busybox-amd64"], files["busybox-armv7"]) == (b"amd64", b"armhf")
     layout, _, digest = context.removeprefix("oci-layout://").partition("@")
@@ -187,13 +187,13 @@ def test_build_golang(bench: Bench) -> None:
 
     bench.commands.expect("docker buildx build *", effect=build)
     bench.plan("golang:1.27")
-    alpine, golang = bench.commands.asked("docker buildx build *")
+    alpine, golang = bench.commands.matching_calls("docker buildx build *")
     # Both are built for the platform that compiles.
     assert {each.argv[6] for each in (alpine, golang)} == {"--platform=linux/amd64"}
     (context,) = [argument for argument in golang.argv if argument.startswith("--build-context=")]
     assert context.startswith("--build-context=alpine-standin=oci-layout://")
-    assert golang.call.stdin is not None
-    assert b"GOCACHE=/root/.cache/go-build" in golang.call.stdin
+    assert golang.options.stdin is not None
+    assert b"GOCACHE=/root/.cache/go-build" in golang.options.stdin
     assert (modes["bin/go"], modes["pkg/tool/linux_amd64/link"]) == (0o755, 0o755)
     assert set(bench.contexts[1]) == {"go/bin/go", "go/pkg/tool/linux_amd64/link", "go/src/x.go"}
 
@@ -219,6 +219,6 @@ def test_failed_stand_in(bench: Bench) -> None:
 def test_dry_run(tmp_path: Path) -> None:
     bench = Bench(tmp_path, dry_run=True)
     plan = bench.plan("golang", "alpine")
-    assert len(bench.commands.shown) == 3
+    assert len(bench.commands.dry_run_lines) == 3
     assert all(value.endswith("@sha256:DIGEST") for _, value in plan.contexts)
     assert not (bench.cache / "bases").exists()

@@ -16,29 +16,29 @@ from buildkit_tasks.oci.transports import open_image
 from tests.support.oci import (
     LAYER_GZIP,
     Json,
-    Memory,
+    MemoryImage,
     add_platform,
     descriptor,
     flip,
     hello,
     index_json,
     make_tar,
-    probe,
+    probe_program,
     put_manifest,
     write_archive,
-    write_folder,
+    write_layout_dir,
 )
 
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 
 
-def platforms(memory: Memory) -> list[str]:
+def platforms(memory: MemoryImage) -> list[str]:
     return [str(platform) for platform, _ in Image(memory).platform_manifests]
 
 
-def add_image(memory: Memory, platform: str = "linux/amd64") -> Json:
-    return add_platform(memory, platform, [make_tar({"main": probe(platform)})], Entrypoint=["/main"])
+def add_image(memory: MemoryImage, platform: str = "linux/amd64") -> Json:
+    return add_platform(memory, platform, [make_tar({"main": probe_program(platform)})], Entrypoint=["/main"])
 
 
 def test_every_flipped_byte_is_detected() -> None:
@@ -57,11 +57,11 @@ def test_platforms_in_index_order() -> None:
 
 
 def test_attestations_and_artifacts_are_not_platforms() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     artifact = put_manifest(memory, {}, [])
     empty = {"mediaType": EMPTY_CONFIG, "digest": artifact["digest"], "size": artifact["size"]}
     unmarked = memory.put({"schemaVersion": 2, "config": empty, "layers": []}, OCI_MANIFEST)
-    memory.index(
+    memory.set_index(
         [
             add_image(memory),
             {**artifact, "platform": UNKNOWN},
@@ -75,31 +75,31 @@ def test_attestations_and_artifacts_are_not_platforms() -> None:
 
 
 def test_repeated_platform() -> None:
-    memory = Memory()
-    memory.index([add_image(memory), add_image(memory)])
+    memory = MemoryImage()
+    memory.set_index([add_image(memory), add_image(memory)])
     assert platforms(memory) == ["linux/amd64", "linux/amd64"]
 
 
 def test_platform_of_single_manifest() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory, "linux/arm/v6")
     del entry["platform"]
-    assert platforms(memory.point(entry)) == ["linux/arm/v6"]
+    assert platforms(memory.set_root(entry)) == ["linux/arm/v6"]
 
 
 def test_platform_from_config() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory, "linux/s390x")
     del entry["platform"]
-    assert platforms(memory.index([entry])) == ["linux/s390x"]
+    assert platforms(memory.set_index([entry])) == ["linux/s390x"]
 
 
-def nested(depth: int) -> Memory:
-    memory = Memory()
+def nested(depth: int) -> MemoryImage:
+    memory = MemoryImage()
     entry = add_image(memory)
     for _ in range(depth):
         entry = memory.put(index_json([entry]), OCI_INDEX)
-    return memory.point(entry)
+    return memory.set_root(entry)
 
 
 def test_index_depth_limit() -> None:
@@ -109,17 +109,17 @@ def test_index_depth_limit() -> None:
 
 
 def test_index_entry_limit() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = memory.put(index_json([]), OCI_INDEX)
     for _ in range(2):
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
     with pytest.raises(LimitExceeded, match=f"more than {LIMITS.manifests} entries"):
-        platforms(memory.point(entry))
+        platforms(memory.set_root(entry))
     assert len(memory.opened) == 3  # each index once
 
 
 def test_unknown_media_types() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     text = memory.put({}, "text/plain")
     artifact = memory.put({"schemaVersion": 2, "config": text, "layers": []}, OCI_MANIFEST)
     assert Image(memory).config(descriptor(add_image(memory))).entrypoint == ("/main",)
@@ -129,11 +129,11 @@ def test_unknown_media_types() -> None:
         Image(memory).config(descriptor(artifact))
 
 
-def kinds(memory: Memory) -> list[str]:
+def kinds(memory: MemoryImage) -> list[str]:
     return [entry.kind.value for entry in Image(memory).entries]
 
 
-def attestation(memory: Memory, about: str, *, subject: str | None = None) -> Json:
+def attestation(memory: MemoryImage, about: str, *, subject: str | None = None) -> Json:
     """Add an attestation with annotations or, given a subject, one as an OCI artifact."""
     annotations = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
     if subject is None:
@@ -150,7 +150,7 @@ def attestation(memory: Memory, about: str, *, subject: str | None = None) -> Js
 
 
 def test_entry_kinds() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory)
     bare = {key: value for key, value in add_image(memory, "linux/arm64").items() if key != "platform"}
     empty = memory.put(
@@ -158,25 +158,25 @@ def test_entry_kinds() -> None:
     )
     inner = memory.put(index_json([bare, empty]), OCI_INDEX)
     other = memory.put(b"text", "text/plain")
-    memory.index([entry, attestation(memory, entry["digest"]), inner, other])
+    memory.set_index([entry, attestation(memory, entry["digest"]), inner, other])
     assert kinds(memory) == ["image", "attestation", "index", "image", "artifact", "artifact"]
     assert platforms(memory) == ["linux/amd64", "linux/arm64"]
 
 
 def test_attested_images() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
     both = {**attestation(memory, one, subject=two), "annotations": {"vnd.docker.reference.digest": one}}
     entries = [attestation(memory, one), attestation(memory, "", subject=two), both]
-    memory.index(entries)
+    memory.set_index(entries)
     assert kinds(memory) == ["attestation"] * 3
     targets = [Image(memory).attested_images(entry.descriptor) for entry in Image(memory).entries]
     assert [[str(digest) for digest in each] for each in targets] == [[one], [two], [one, two]]
 
 
 def test_attestation_with_invalid_digest() -> None:
-    memory = Memory()
-    memory.index([attestation(memory, "sha256:../../x")])
+    memory = MemoryImage()
+    memory.set_index([attestation(memory, "sha256:../../x")])
     with pytest.raises(MalformedImage, match="is not a valid digest"):
         Image(memory).attested_images(Image(memory).entries[0].descriptor)
 
@@ -191,15 +191,15 @@ def test_missing_and_order_defaults(tmp_path: Path) -> None:
 
 
 def test_foreign_layer_error(tmp_path: Path) -> None:
-    memory = Memory()
-    tar = make_tar({"main": probe("linux/amd64")})
+    memory = MemoryImage()
+    tar = make_tar({"main": probe_program("linux/amd64")})
     plain, foreign, elsewhere = (
         {"mediaType": kind, "digest": str(Digest.from_bytes(kind.encode() + more)), "size": len(tar)}
         for kind, more in ((LAYER_GZIP, b""), (FOREIGN, b""), (LAYER_GZIP, b"urls"))
     )
     elsewhere["urls"] = ["https://example.org/layer"]
-    memory.index([put_manifest(memory, {}, [plain, foreign, elsewhere])])
-    with open_image(str(write_folder(memory, tmp_path / "a"))) as source:
+    memory.set_index([put_manifest(memory, {}, [plain, foreign, elsewhere])])
+    with open_image(str(write_layout_dir(memory, tmp_path / "a"))) as source:
         layers = source.manifest(source.index.manifests[0]).layers
         for layer, cause in zip(
             layers, ("is missing", "is a foreign layer", "is a foreign layer"), strict=True
@@ -259,11 +259,11 @@ def test_broken_document_is_not_cached() -> None:
 
 
 def test_reachable() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     first, second = add_image(memory, "linux/amd64"), add_image(memory, "linux/arm64")
     inner = memory.put(index_json([first]), OCI_INDEX)
     outer = memory.put(index_json([inner, second]), OCI_INDEX)
-    memory.index([inner, outer, first])
+    memory.set_index([inner, outer, first])
     contents = [str(each.digest) for each in Image(memory).reachable()]
     assert sorted(contents) == sorted(memory.blobs)
     documents = [first["digest"], inner["digest"], outer["digest"], str(memory.root_descriptor().digest)]
@@ -272,7 +272,7 @@ def test_reachable() -> None:
 
 
 def test_reachable_of_partial_source() -> None:
-    class Partial(Memory):
+    class Partial(MemoryImage):
         def is_missing(self, blob: Descriptor) -> bool:
             return blob.media_type == LAYER_GZIP
 

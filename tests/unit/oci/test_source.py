@@ -6,11 +6,11 @@ import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.source import open_verified, read_blob
-from tests.support.oci import Memory, descriptor, flip
+from tests.support.oci import MemoryImage, descriptor, flip
 
 
 def test_read_blob() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     for data in (b"", b"x", os.urandom(1 << 20)):
         assert read_blob(memory, descriptor(memory.put(data, "x/y")), 1 << 20) == data
 
@@ -19,7 +19,7 @@ def test_read_blob() -> None:
     ("stored", "cause"), [(b"datA", "holds other bytes"), (b"dat", "has 3 bytes"), (b"data+", "longer than")]
 )
 def test_wrong_bytes_are_rejected(stored: bytes, cause: str) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = memory.put(b"data", "x/y")
     memory.blobs[entry["digest"]] = stored
     with pytest.raises(MalformedImage, match=rf"{entry['digest']}.*{cause}"):
@@ -27,7 +27,7 @@ def test_wrong_bytes_are_rejected(stored: bytes, cause: str) -> None:
 
 
 def test_too_large_blob_is_not_opened() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = memory.put(b"data", "x/y")
     with pytest.raises(LimitExceeded, match="claims 4 bytes; at most 3"):
         read_blob(memory, descriptor(entry), 3)
@@ -35,7 +35,7 @@ def test_too_large_blob_is_not_opened() -> None:
 
 
 def test_stream_is_verified_at_its_end() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = memory.put(bytes(1 << 20), "x/y")
     memory.blobs[entry["digest"]] = flip(bytes(1 << 20))
     stream = open_verified(memory, descriptor(entry))

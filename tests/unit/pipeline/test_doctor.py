@@ -174,7 +174,7 @@ def test_no_daemon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (engine.name, engine.ok, engine.next) == ("engine", False, "inv setup-builder")
     assert "no Docker daemon answers at unix:nothing.sock" in engine.message
     assert [each.name for each in diagnosis.findings[1:]] == ["linux/amd64", "linux/arm64", "sandbox"]
-    assert bench.commands.asked("*docker*") == []
+    assert bench.commands.matching_calls("*docker*") == []
 
 
 def test_no_sandbox(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,13 @@ from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import to_document
 from tests.support.oci import (
     LAYER_GZIP,
-    Memory,
+    MemoryImage,
     flip,
     hello,
     platform_json,
     put_manifest,
     write_archive,
-    write_folder,
+    write_layout_dir,
 )
 from tests.support.registry.fake import fake_registry
 from tests.support.registry.pushing import Push, push
@@ -74,7 +74,7 @@ def make_spec(push: Push, *tags: str, verify: bool = False, platforms: tuple[str
 @pytest.mark.parametrize("form", ["oci-archive", "oci"])
 def test_push_archive(push: Push, releases: ReleaseService, tmp_path: Path, form: str) -> None:
     memory = hello()
-    path = (write_folder if form == "oci" else write_archive)(memory, tmp_path / "image")
+    path = (write_layout_dir if form == "oci" else write_archive)(memory, tmp_path / "image")
     result = releases.push(f"{form}:{path}", make_spec(push, "team/app:v1"))
     content = push.server.repository("team/app").content
     for digest, data in memory.blobs.items():
@@ -306,14 +306,14 @@ def test_invalid_tag(tag: str) -> None:
 
 
 def test_push_compressed_archive(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     noise = random.Random(5)  # noqa: S311 - bytes that cannot be compressed
     layers = [memory.put(noise.randbytes(1_500_000), LAYER_GZIP) for _ in range(6)]
     entry = put_manifest(memory, platform_json("linux/amd64"), layers)
     config = json.loads(memory.blobs[json.loads(memory.blobs[entry["digest"]])["config"]["digest"]])
     config["rootfs"] = {"type": "layers", "diff_ids": [each["digest"] for each in layers]}
     entry = put_manifest(memory, config, layers)
-    memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
     path = write_archive(memory, tmp_path / "image.tar")
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
     result = releases.push(str(path), make_spec(push, "team/app:v1"))

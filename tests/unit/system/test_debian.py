@@ -121,7 +121,7 @@ def test_install_packages(tmp_path: Path) -> None:
     assert 'Dir::Etc::SourceParts "/dev/null";' in lines
     assert "trusted" not in configuration.lower()
     assert "unauthenticated" not in configuration.lower()
-    arguments = [each.argv[4:] for each in run.asked("apt-get -q *")]
+    arguments = [each.argv[4:] for each in run.matching_calls("apt-get -q *")]
     assert arguments == [("update",), ("download", "qemu-user:amd64")]
 
 
@@ -144,8 +144,11 @@ def test_install_dry_run(tmp_path: Path) -> None:
     run.dry_run = True
     package_sets = [PackageSet(names=("runc", "tini"), suite="host", with_dependencies=True)]
     install_packages(tmp_path / "cache" / "engine", package_sets, run, quiet)
-    assert [line.split()[4] for line in run.shown if line.startswith("apt-get")] == ["update", "install"]
-    assert any(line.startswith("dpkg -x ") for line in run.shown)
+    assert [line.split()[4] for line in run.dry_run_lines if line.startswith("apt-get")] == [
+        "update",
+        "install",
+    ]
+    assert any(line.startswith("dpkg -x ") for line in run.dry_run_lines)
     assert not (tmp_path / "cache").exists()
 
 
@@ -241,8 +244,8 @@ def test_newest_suite_per_architecture(tmp_path: Path) -> None:
     run, prefixes = fetch_newest(tmp_path, {"amd64": "testing", "mips64el": "oldstable"})
     assert prefixes == {each: tmp_path / "cache" / f"a-{each}" for each in ("amd64", "mips64el")}
     assert all((prefix / "usr/bin/a").exists() for prefix in prefixes.values())
-    assert len(run.asked("*download a:amd64")) == 1
-    assert len(run.asked("*download a:mips64el")) == 3
+    assert len(run.matching_calls("*download a:amd64")) == 1
+    assert len(run.matching_calls("*download a:mips64el")) == 3
     again = fetch_newest_package("a", ["amd64"], tmp_path / "cache", Scripted(), quiet)
     assert list(again) == ["amd64"]
 

@@ -7,7 +7,7 @@ import pytest
 from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_CONFIG, OCI_MANIFEST, Digest
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import verify
-from tests.support.oci import Json, Memory, add_platform, flip, make_tar, probe
+from tests.support.oci import Json, MemoryImage, add_platform, flip, make_tar, probe_program
 
 ARM64 = "linux/arm64"
 IN_TOTO = "application/vnd.in-toto+json"
@@ -15,8 +15,8 @@ PREDICATE = "in-toto.io/predicate-type"
 SLSA, SPDX = "https://slsa.dev/provenance/v1", "https://spdx.dev/Document"
 
 
-def add_image(memory: Memory) -> Json:
-    tar = make_tar({"main": probe(ARM64)})
+def add_image(memory: MemoryImage) -> Json:
+    tar = make_tar({"main": probe_program(ARM64)})
     return add_platform(memory, ARM64, [tar], Entrypoint=["/main"])
 
 
@@ -25,7 +25,7 @@ def statement(about: str) -> bytes:
     return json.dumps({"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": digest}]}).encode()
 
 
-def layers(memory: Memory, about: str, *predicates: str) -> list[Json]:
+def layers(memory: MemoryImage, about: str, *predicates: str) -> list[Json]:
     return [
         memory.put(statement(about) + b" " * number, IN_TOTO, annotations={PREDICATE: predicate})
         for number, predicate in enumerate(predicates)
@@ -33,7 +33,7 @@ def layers(memory: Memory, about: str, *predicates: str) -> list[Json]:
 
 
 def annotated(
-    memory: Memory, about: str, *, says: str | None = None, predicates: tuple[str, ...] = (SLSA,)
+    memory: MemoryImage, about: str, *, says: str | None = None, predicates: tuple[str, ...] = (SLSA,)
 ) -> Json:
     """Add an attestation with platform unknown/unknown and annotations of the index entry."""
     config = {"os": "unknown", "architecture": "unknown", "rootfs": {"type": "layers", "diff_ids": []}}
@@ -48,7 +48,7 @@ def annotated(
     return memory.put(manifest, OCI_MANIFEST, platform=unknown, annotations=annotations)
 
 
-def artifact(memory: Memory, about: Json) -> Json:
+def artifact(memory: MemoryImage, about: Json) -> Json:
     """Add an attestation as an OCI artifact with an empty configuration and a subject."""
     manifest = {
         "schemaVersion": 2,
@@ -72,9 +72,9 @@ def attestation_checks(report: VerifyReport) -> list[tuple[str, Check]]:
 
 
 def test_both_formats_are_counted() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory)
-    index = memory.index(
+    index = memory.set_index(
         [entry, annotated(memory, entry["digest"], predicates=(SLSA, SPDX)), artifact(memory, entry)]
     )
     report = verify(index, (), "it")
@@ -85,17 +85,17 @@ def test_both_formats_are_counted() -> None:
 
 
 def test_no_attestations() -> None:
-    memory = Memory()
-    assert attestation_checks(verify(memory.index([add_image(memory)]), (), "it")) == []
+    memory = MemoryImage()
+    assert attestation_checks(verify(memory.set_index([add_image(memory)]), (), "it")) == []
 
 
 @pytest.mark.parametrize("form", ["annotated", "artifact"])
 def test_unknown_target(form: str) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory)
     other = {**entry, "digest": str(Digest.from_bytes(b"another"))}
     dangling = annotated(memory, other["digest"]) if form == "annotated" else artifact(memory, other)
-    report = verify(memory.index([entry, dangling]), (), "it")
+    report = verify(memory.set_index([entry, dangling]), (), "it")
     assert [row.ok for row in report.platforms] == [True, False]
     _, check = attestation_checks(report)[0]
     assert f"is about {other['digest']}, which is not in this index" in check.message
@@ -103,20 +103,20 @@ def test_unknown_target(form: str) -> None:
 
 
 def test_no_target() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory)
     unattached = {**annotated(memory, entry["digest"]), "annotations": {}}
-    _, check = attestation_checks(verify(memory.index([entry, unattached]), (), "it"))[0]
+    _, check = attestation_checks(verify(memory.set_index([entry, unattached]), (), "it"))[0]
     assert not check.ok
     assert "it is about no image; it has to be about one image" in check.message
 
 
 def test_statement_of_other_image() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory)
     other = str(Digest.from_bytes(b"another"))
     wrong = annotated(memory, entry["digest"], says=other)
-    report = verify(memory.index([entry, wrong]), (), "it")
+    report = verify(memory.set_index([entry, wrong]), (), "it")
     platform, check = attestation_checks(report)[0]
     assert (platform, check.ok) == (ARM64, False)
     assert f"its statement is about {other.removeprefix('sha256:')}" in check.message
@@ -124,7 +124,7 @@ def test_statement_of_other_image() -> None:
 
 @pytest.mark.parametrize("which", ["manifest", "config", "layer"])
 def test_flipped_byte(which: str) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_image(memory)
     attestation = annotated(memory, entry["digest"])
     document = json.loads(memory.blobs[attestation["digest"]])
@@ -134,7 +134,7 @@ def test_flipped_byte(which: str) -> None:
         "layer": document["layers"][0]["digest"],
     }
     memory.blobs[digests[which]] = flip(memory.blobs[digests[which]])
-    report = verify(memory.index([entry, attestation]), (), "it")
+    report = verify(memory.set_index([entry, attestation]), (), "it")
     assert not report.ok
     assert [check.ok for _, check in attestation_checks(report)] == [False]
     assert "holds other bytes" in attestation_checks(report)[0][1].message

@@ -8,15 +8,15 @@ import pytest
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import VerifyOptions, verify
 from buildkit_tasks.verify.binaries import compile_globs
-from tests.support.elf import ISA_NEEDED, ISA_USED, Shape, elf, shape_of
-from tests.support.oci import hard_link, make_tar, one, probe, symlink
+from tests.support.elf import ISA_NEEDED, ISA_USED, Target, elf, target_of
+from tests.support.oci import hard_link, make_tar, probe_program, single_platform_image, symlink
 
 AMD64, ARM64, V6, V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
 SOFT, HARD = 0x05000200, 0x05000400
 
 
 def checks(files: Mapping[str, bytes], platform: str = AMD64, *allowed: str, **start: object) -> list[Check]:
-    image = one([make_tar(files)], platform, **start)
+    image = single_platform_image([make_tar(files)], platform, **start)
     return list(verify(image, (), "the image", VerifyOptions(allow_foreign=allowed)).platforms[0].checks)
 
 
@@ -31,17 +31,17 @@ def single(name: str, results: list[Check]) -> Check:
 
 
 def arm(flags: int) -> bytes:
-    return elf(dataclasses.replace(shape_of(V7), flags=flags), needed=["libc.so.6"])
+    return elf(dataclasses.replace(target_of(V7), flags=flags), needed=["libc.so.6"])
 
 
 def test_matching_binaries_are_counted() -> None:
-    check = single("binaries", checks({"a": probe(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
+    check = single("binaries", checks({"a": probe_program(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
     assert (check.ok, check.message) == (True, "2 binaries")
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
 def test_foreign_file_of_any_type(kind: int) -> None:
-    results = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe(AMD64)})
+    results = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe_program(AMD64)})
     check = single("binaries", results)
     assert (check.ok, check.path) == (False, "/opt/deep/er/file")
     assert (check.expected, check.actual) == ("amd64", "arm64")
@@ -50,17 +50,17 @@ def test_foreign_file_of_any_type(kind: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "name"),
+    ("target", "name"),
     [
-        (Shape(bits=32, order="little", machine=62), "x32, ILP32 on x86-64"),
-        (Shape(bits=64, order="big", machine=183), "arm64, big-endian"),
-        (Shape(bits=64, order="big", machine=8), "mips64, big-endian"),
-        (Shape(bits=32, order="big", machine=20), "powerpc, 32-bit"),
-        (Shape(bits=64, order="little", machine=0x1234), "unknown"),
+        (Target(bits=32, order="little", machine=62), "x32, ILP32 on x86-64"),
+        (Target(bits=64, order="big", machine=183), "arm64, big-endian"),
+        (Target(bits=64, order="big", machine=8), "mips64, big-endian"),
+        (Target(bits=32, order="big", machine=20), "powerpc, 32-bit"),
+        (Target(bits=64, order="little", machine=0x1234), "unknown"),
     ],
 )
-def test_machine_names(shape: Shape, name: str) -> None:
-    assert f"is made for {name}, not for amd64" in single("binaries", checks({"a": elf(shape)})).message
+def test_machine_names(target: Target, name: str) -> None:
+    assert f"is made for {name}, not for amd64" in single("binaries", checks({"a": elf(target)})).message
 
 
 def test_many_foreign_files() -> None:
@@ -73,8 +73,8 @@ def test_many_foreign_files() -> None:
 
 @pytest.mark.parametrize("code", [247, 190, 224, 94])
 def test_device_code(code: int) -> None:
-    shape = Shape(bits=64, order="little", machine=code)
-    check = single("binaries", checks({"kernel.o": elf(shape, kind=1), "a": probe(AMD64)}))
+    target = Target(bits=64, order="little", machine=code)
+    check = single("binaries", checks({"kernel.o": elf(target, kind=1), "a": probe_program(AMD64)}))
     assert (check.ok, check.message) == (True, "1 binary, 1 for other processors (such as /kernel.o)")
 
 
@@ -113,7 +113,7 @@ def test_entrypoint_is_reported_once() -> None:
 
 
 def test_damaged_file() -> None:
-    results = select("binaries", checks({"cut": probe(AMD64)[:20], "a": probe(AMD64)}))
+    results = select("binaries", checks({"cut": probe_program(AMD64)[:20], "a": probe_program(AMD64)}))
     assert [(check.ok, check.warning) for check in results] == [(True, True), (True, False)]
     assert results[0].path == "/cut"
     assert results[0].message == (
@@ -123,7 +123,7 @@ def test_damaged_file() -> None:
 
 def test_links() -> None:
     tar = make_tar({"a": elf(ARM64)}, [symlink("s", "a"), hard_link("h", "a")])
-    report = verify(one([tar], AMD64), (), "the image")
+    report = verify(single_platform_image([tar], AMD64), (), "the image")
     paths = [check.path for check in report.platforms[0].checks if check.name == "binaries"]
     assert sorted(paths) == ["/a", "/h"]
 
@@ -131,7 +131,7 @@ def test_links() -> None:
 def test_path_that_is_not_utf8() -> None:
     tar = make_tar({"caf?": elf(ARM64)}).replace(b"caf?", b"caf\xe9")
     tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
-    report = verify(one([tar], AMD64), (), "the image")
+    report = verify(single_platform_image([tar], AMD64), (), "the image")
     check = single("binaries", list(report.platforms[0].checks))
     check.path.encode()
     assert check.path.startswith("/caf\\")
@@ -180,8 +180,8 @@ def test_many_files_above_baseline() -> None:
 
 
 def test_other_operating_system() -> None:
-    shape = dataclasses.replace(shape_of(AMD64), abi=9)
-    check = single("instruction-set", checks({"a": elf(shape)}))
+    target = dataclasses.replace(target_of(AMD64), abi=9)
+    check = single("instruction-set", checks({"a": elf(target)}))
     assert (check.ok, check.path) == (False, "/a")
     assert "needs FreeBSD" in check.message
 
@@ -204,7 +204,7 @@ def test_one_float_abi(flags: int) -> None:
 
 
 def test_static_programs_mix_float_abis() -> None:
-    static = elf(dataclasses.replace(shape_of(V7), flags=SOFT))
+    static = elf(dataclasses.replace(target_of(V7), flags=SOFT))
     assert select("float-abi", checks({"lib/a.so": arm(HARD), "bin/tool": static}, V7)) == []
 
 

@@ -9,7 +9,7 @@ from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import VerifyOptions, verify
 from tests.support.elf import EXECUTABLE, ISA_NEEDED, elf
-from tests.support.oci import hard_link, make_tar, one, symlink
+from tests.support.oci import hard_link, make_tar, single_platform_image, symlink
 
 AMD64, V7 = "linux/amd64", "linux/arm/v7"
 GLIBC, MUSL = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
@@ -44,7 +44,7 @@ def all_checks(
     env: Sequence[str] = (),
 ) -> list[Check]:
     loader_file = {loader[1:]: elf(platform)} if loader else {}
-    image = one(
+    image = single_platform_image(
         [make_tar({**loader_file, **files}, others)], platform, Entrypoint=["/bin/app"], Env=list(env)
     )
     report = verify(image, (), "the image")
@@ -131,7 +131,7 @@ def test_loader_is_not_executable() -> None:
     loader = elf(AMD64)
     info.size, info.linkname = len(loader), ""
     tar += info.tobuf(tarfile.USTAR_FORMAT) + loader + bytes(-len(loader) % 512 + 1024)
-    report = verify(one([tar], AMD64, Entrypoint=["/bin/app"]), (), "the image")
+    report = verify(single_platform_image([tar], AMD64, Entrypoint=["/bin/app"]), (), "the image")
     messages = [check.message for check in report.platforms[0].checks if check.name == "starts"]
     assert messages == [f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not executable"]
 
@@ -357,7 +357,7 @@ def test_musl_builtin_libraries() -> None:
 def test_library_above_host_baseline() -> None:
     needy = elf(AMD64, isa=[(ISA_NEEDED, 0b100)])
     files = {"bin/app": app("liba.so"), GLIBC[1:]: LIBRARY, "lib/liba.so": needy, "lib/unused.so": needy}
-    image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
+    image = single_platform_image([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
     host = Platform.parse(AMD64)
     report = verify(image, (), "the image", VerifyOptions(hosts={host: 0}))
     failing = [check for check in report.platforms[0].checks if not check.ok]
@@ -367,7 +367,7 @@ def test_library_above_host_baseline() -> None:
 
 def test_script_on_host() -> None:
     files = {"bin/app": b"#!/bin/sh\n", "bin/sh": app(), GLIBC[1:]: LIBRARY}
-    image = one([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
+    image = single_platform_image([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
     rules = VerifyOptions(hosts={Platform.parse(AMD64): 0})
     row = verify(image, (), "the image", rules).platforms[0]
     assert row.ok

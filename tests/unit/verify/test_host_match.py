@@ -12,7 +12,7 @@ from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
 from buildkit_tasks.verify.host_match import match_host, read_cluster_nodes, read_hosts
 from tests.support.elf import ISA_NEEDED, elf
-from tests.support.oci import Memory, add_platform, hello, make_tar
+from tests.support.oci import MemoryImage, add_platform, hello, make_tar
 
 
 def platform(text: str) -> Platform:
@@ -179,9 +179,9 @@ def test_other_architecture_is_checked_as_itself() -> None:
 
 
 def test_host_baseline_is_used() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     v2 = elf("linux/amd64", isa=[(ISA_NEEDED, 2)])
-    memory.index([add_platform(memory, "linux/amd64", [make_tar({"a": v2})], Entrypoint=["/a"])])
+    memory.set_index([add_platform(memory, "linux/amd64", [make_tar({"a": v2})], Entrypoint=["/a"])])
     hosts = {platform("linux/amd64"): 0, platform("linux/amd64/v3"): 0}
     report = verify(memory, (), "app:1", VerifyOptions(hosts=hosts))
     assert [(row.platform, row.ok) for row in report.platforms] == [

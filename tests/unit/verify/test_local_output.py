@@ -9,7 +9,7 @@ from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions
 from buildkit_tasks.verify.local_output import verify_local_output
-from tests.support.oci import probe
+from tests.support.oci import probe_program
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -30,14 +30,20 @@ def failures(report: VerifyReport) -> dict[str, list[Check]]:
 
 
 def test_platforms_are_checked(tmp_path: Path) -> None:
-    files = {"linux_amd64/bin/a": probe("linux/amd64"), "linux_arm_v7/bin/a": probe("linux/arm/v7")}
+    files = {
+        "linux_amd64/bin/a": probe_program("linux/amd64"),
+        "linux_arm_v7/bin/a": probe_program("linux/arm/v7"),
+    }
     report = run(write(tmp_path, files), "linux/amd64", "linux/arm/v7")
     assert report.ok
     assert [row.platform for row in report.platforms] == ["linux/amd64", "linux/arm/v7"]
 
 
 def test_foreign_binary(tmp_path: Path) -> None:
-    files = {"linux_amd64/a": probe("linux/amd64"), "linux_arm64/deep/er/a": probe("linux/amd64")}
+    files = {
+        "linux_amd64/a": probe_program("linux/amd64"),
+        "linux_arm64/deep/er/a": probe_program("linux/amd64"),
+    }
     failing = failures(run(write(tmp_path, files)))
     assert [check.name for check in failing["linux/arm64"] if check.path] == ["binaries"]
     assert failing["linux/arm64"][0].path == "/deep/er/a"
@@ -54,7 +60,7 @@ def test_missing_and_extra_platforms(tmp_path: Path) -> None:
 
 
 def test_unnamed_platform(tmp_path: Path) -> None:
-    folder = write(tmp_path / "out", {"bin/a": probe("linux/arm64")})
+    folder = write(tmp_path / "out", {"bin/a": probe_program("linux/arm64")})
     with pytest.raises(UsageError, match="does not state which one"):
         run(folder)
     assert run(folder, "linux/arm64").ok
@@ -62,15 +68,15 @@ def test_unnamed_platform(tmp_path: Path) -> None:
 
 
 def test_link_out_of_directory(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_bytes(probe("linux/amd64"))
-    folder = write(tmp_path / "linux_arm64", {"a": probe("linux/arm64")})
+    (tmp_path / "secret").write_bytes(probe_program("linux/amd64"))
+    folder = write(tmp_path / "linux_arm64", {"a": probe_program("linux/arm64")})
     (folder / "b").symlink_to("../secret")
     (folder / "c").symlink_to(tmp_path)
     assert run(folder).ok
 
 
 def test_host(tmp_path: Path) -> None:
-    files = {"linux_amd64/a": probe("linux/arm64"), "linux_arm64/a": probe("linux/arm64")}
+    files = {"linux_amd64/a": probe_program("linux/arm64"), "linux_arm64/a": probe_program("linux/arm64")}
     hosts = {Platform.parse(name): 0 for name in ("linux/arm64", "linux/s390x")}
     report = run(write(tmp_path, files), rules=VerifyOptions(hosts=hosts))
     assert [(row.platform, row.ok) for row in report.platforms] == [

@@ -7,7 +7,7 @@ import pytest
 
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify import VerifyOptions, verify
-from tests.support.oci import Memory, add_platform, folder, make_tar, symlink
+from tests.support.oci import MemoryImage, add_platform, directory, make_tar, symlink
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
 Files = Mapping[str, bytes]
@@ -17,10 +17,10 @@ def parity(
     amd64: Files, arm64: Files, *, rule: str = "warn", start: Mapping[str, Any] | None = None
 ) -> list[Check]:
     """Return the ``parity`` checks of linux/arm64, whose config is ``start``."""
-    memory = Memory()
+    memory = MemoryImage()
     first = add_platform(memory, AMD64, [make_tar(amd64)])
     second = add_platform(memory, ARM64, [make_tar(arm64)], **(start or {}))
-    report = verify(memory.index([first, second]), (), "the image", VerifyOptions(parity=rule))
+    report = verify(memory.set_index([first, second]), (), "the image", VerifyOptions(parity=rule))
     assert not [check for check in report.platforms[0].checks if check.name == "parity"]
     return [check for check in report.platforms[1].checks if check.name == "parity"]
 
@@ -102,9 +102,9 @@ def test_architecture_in_name_is_ignored(amd64: str, arm64: str) -> None:
 )
 def test_all_architecture_names(i386: str, armv6: str) -> None:
     names = {"linux/386": i386, "linux/arm/v6": armv6}
-    memory = Memory()
+    memory = MemoryImage()
     entries = [add_platform(memory, name, [make_tar({path: b""})]) for name, path in names.items()]
-    report = verify(memory.index(entries), (), "the image")
+    report = verify(memory.set_index(entries), (), "the image")
     checks = [check for check in report.platforms[1].checks if check.name == "parity"]
     assert [check.warning for check in checks] == [False]
 
@@ -127,21 +127,21 @@ def test_similar_name_differs(amd64: str, arm64: str) -> None:
 
 
 def test_whiteout() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     lower = make_tar({"a": b"", "b": b""})
     first = add_platform(memory, AMD64, [lower])
     second = add_platform(memory, ARM64, [lower, make_tar({".wh.a": b""})])
-    report = verify(memory.index([first, second]), (), "the image")
+    report = verify(memory.set_index([first, second]), (), "the image")
     messages = [check.message for check in report.platforms[1].checks if check.name == "parity"]
     assert messages == ["linux/arm64 lacks /a, which linux/amd64 has"]
 
 
 def test_missing_directory() -> None:
-    memory = Memory()
-    full = make_tar({"x/y/z": b""}, [folder("empty"), symlink("link", "x")])
+    memory = MemoryImage()
+    full = make_tar({"x/y/z": b""}, [directory("empty"), symlink("link", "x")])
     first = add_platform(memory, AMD64, [full])
     second = add_platform(memory, ARM64, [make_tar({"a": b""})])
-    report = verify(memory.index([first, second]), (), "the image")
+    report = verify(memory.set_index([first, second]), (), "the image")
     messages = " ".join(check.message for check in report.platforms[1].checks if check.name == "parity")
     assert all(path in messages for path in ("/empty", "/link", "/x")), messages
 
@@ -162,10 +162,10 @@ def test_different_settings(start: dict[str, object], message: str) -> None:
 
 
 def test_first_platform_is_reference() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     names = {AMD64: {"a": b""}, ARM64: {"a": b"", "b": b""}, "linux/s390x": {"a": b"", "b": b""}}
     entries = [add_platform(memory, name, [make_tar(files)]) for name, files in names.items()]
-    report = verify(memory.index(entries), (), "the image")
+    report = verify(memory.set_index(entries), (), "the image")
     messages = [check.message for row in report.platforms for check in row.checks if check.name == "parity"]
     assert messages == [
         "linux/arm64 has /b, which linux/amd64 lacks",
@@ -176,9 +176,9 @@ def test_first_platform_is_reference() -> None:
 def test_name_that_is_not_utf8() -> None:
     tar = make_tar({"caf?": b""}).replace(b"caf?", b"caf\xe9")
     tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
-    memory = Memory()
+    memory = MemoryImage()
     entries = [add_platform(memory, name, [data]) for name, data in ((AMD64, tar), (ARM64, make_tar({})))]
-    report = verify(memory.index(entries), (), "the image")
+    report = verify(memory.set_index(entries), (), "the image")
     messages = [check.message for check in report.platforms[1].checks if check.name == "parity"]
     assert len(messages) == 1
     assert "\\udce9" in messages[0] or "\\xe9" in messages[0]

@@ -17,17 +17,17 @@ from buildkit_tasks.run.sandbox.unpack import unpack
 from buildkit_tasks.verify import verify
 from tests.support.oci import (
     LAYER_GZIP,
-    Memory,
+    MemoryImage,
     add_platform,
+    directory,
     flip,
-    folder,
     hello,
     index_json,
     make_tar,
-    one,
     platform_json,
-    probe,
+    probe_program,
     put_manifest,
+    single_platform_image,
     symlink,
 )
 from tests.unit.verify.test_attestations import annotated
@@ -35,7 +35,7 @@ from tests.unit.verify.test_attestations import annotated
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
 
 
-def run(memory: Memory, *expected: str) -> VerifyReport:
+def run(memory: MemoryImage, *expected: str) -> VerifyReport:
     report = verify(memory, parse_platforms(expected), "the image")
     json.dumps(to_document(report)).encode()
     return report
@@ -62,7 +62,7 @@ def verify_files(
 ) -> VerifyReport:
     """Verify a linux/arm64 image with these files."""
     tar = make_tar(files, [symlink(name, target) for name, target in links])
-    return run(one([tar], ARM64, **start))
+    return run(single_platform_image([tar], ARM64, **start))
 
 
 def test_valid_image_of_every_architecture() -> None:
@@ -84,7 +84,7 @@ def test_no_expected_platforms() -> None:
 
 
 def test_empty_index() -> None:
-    assert single_failure(run(Memory().index([]))).message == "the image has no platforms"
+    assert single_failure(run(MemoryImage().set_index([]))).message == "the image has no platforms"
 
 
 def test_order_and_missing_platform() -> None:
@@ -104,7 +104,7 @@ def test_extra_platform() -> None:
 
 
 def test_empty_index_lacks_expected_platforms() -> None:
-    failing = failures(run(Memory().index([]), AMD64, ARM64))
+    failing = failures(run(MemoryImage().set_index([]), AMD64, ARM64))
     assert {platform: checks[0].name for platform, checks in failing.items()} == {
         AMD64: "present",
         ARM64: "present",
@@ -112,29 +112,29 @@ def test_empty_index_lacks_expected_platforms() -> None:
 
 
 def test_repeated_platform() -> None:
-    memory = Memory()
-    tar = make_tar({"main": probe(AMD64)})
+    memory = MemoryImage()
+    tar = make_tar({"main": probe_program(AMD64)})
     entries = [add_platform(memory, AMD64, [tar], Entrypoint=["/main"], User=user) for user in ("1", "2")]
-    report = run(memory.index(entries), AMD64)
+    report = run(memory.set_index(entries), AMD64)
     assert [check.name for check in failures(report)[AMD64]] == ["present"]
     assert [row.platform for row in report.platforms] == [AMD64, AMD64]
     assert "in the index 2 times" in failures(report)[AMD64][0].message
 
 
 def test_windows_versions() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_platform(memory, "windows/amd64", [make_tar({})])
     versions = [
         {**entry, "platform": {**entry["platform"], "os.version": text}} for text in ("10.0.1", "10.0.2")
     ]
-    report = run(memory.index(versions))
+    report = run(memory.set_index(versions))
     assert all(check.ok for row in report.platforms for check in row.checks if check.name == "present")
 
 
 def disagreeing(index: str, config: str) -> VerifyReport:
-    memory = Memory()
-    tar = make_tar({"main": probe(index)})
-    return run(memory.index([add_platform(memory, index, [tar], says=config, Entrypoint=["/main"])]))
+    memory = MemoryImage()
+    tar = make_tar({"main": probe_program(index)})
+    return run(memory.set_index([add_platform(memory, index, [tar], says=config, Entrypoint=["/main"])]))
 
 
 def test_config_of_other_platform() -> None:
@@ -173,7 +173,7 @@ def test_config_without_variant() -> None:
 
 @pytest.mark.parametrize("wrong", [str(Platform.normalize("linux", row.architecture)) for row in MACHINES])
 def test_program_of_other_machine(wrong: str) -> None:
-    report = verify_files({"main": probe(wrong)}, Entrypoint=["/main"])
+    report = verify_files({"main": probe_program(wrong)}, Entrypoint=["/main"])
     if wrong == ARM64:
         assert report.ok
     else:
@@ -182,13 +182,13 @@ def test_program_of_other_machine(wrong: str) -> None:
 
 
 def test_cmd_in_path() -> None:
-    report = verify_files({"bin/busybox": probe(ARM64)}, [("bin/sh", "busybox")], Cmd=["sh"])
+    report = verify_files({"bin/busybox": probe_program(ARM64)}, [("bin/sh", "busybox")], Cmd=["sh"])
     assert report.ok
     assert [check.path for check in arch_checks(report)] == ["/bin/busybox"]
 
 
 def test_no_entrypoint() -> None:
-    report = verify_files({"main": probe(ARM64)})
+    report = verify_files({"main": probe_program(ARM64)})
     assert report.ok
     assert arch_checks(report)[0].message == "no ENTRYPOINT or CMD: nothing to check"
 
@@ -197,7 +197,7 @@ def test_no_entrypoint() -> None:
     "text", ["/root/main", "exec /root/main -v", "A=1 B=2 /root/main; true", "/root/main&&ls"]
 )
 def test_shell_form(text: str) -> None:
-    files = {"bin/sh": probe(ARM64), "root/main": probe(AMD64)}
+    files = {"bin/sh": probe_program(ARM64), "root/main": probe_program(AMD64)}
     report = verify_files(files, Cmd=["/bin/sh", "-c", text])
     assert [check.path for check in arch_checks(report)] == ["/bin/sh", "/root/main"]
     assert single_failure(report).path == "/root/main"
@@ -205,12 +205,16 @@ def test_shell_form(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["cd /x && ./y", "echo 'unclosed", "$APP", "", "if true; then x; fi"])
 def test_complex_shell_form(text: str) -> None:
-    report = verify_files({"bin/sh": probe(ARM64)}, Entrypoint=["/bin/sh", "-ec", text])
+    report = verify_files({"bin/sh": probe_program(ARM64)}, Entrypoint=["/bin/sh", "-ec", text])
     assert [(check.path, check.ok) for check in arch_checks(report)] == [("/bin/sh", True)]
 
 
 def test_cmd_and_child_of_init() -> None:
-    files = {"init/tini": probe(ARM64), "bin/app": probe(AMD64), "bin/tool": probe("linux/386")}
+    files = {
+        "init/tini": probe_program(ARM64),
+        "bin/app": probe_program(AMD64),
+        "bin/tool": probe_program("linux/386"),
+    }
     report = verify_files(files, Entrypoint=["/init/tini", "-g", "--", "app"], Cmd=["tool"])
     assert [(check.path, check.ok) for check in arch_checks(report)] == [
         ("/init/tini", True),
@@ -220,15 +224,15 @@ def test_cmd_and_child_of_init() -> None:
 
 
 def test_script_interpreter() -> None:
-    files = {"run": b"#! /bin/sh -e\nexec main\n", "bin/sh": probe(AMD64)}
+    files = {"run": b"#! /bin/sh -e\nexec main\n", "bin/sh": probe_program(AMD64)}
     assert single_failure(verify_files(files, Entrypoint=["/run"])).path == "/bin/sh"
 
 
 def test_script_run_by_env() -> None:
     files = {
         "run": b"#!/usr/bin/env -S A=1 python3 -u\n",
-        "usr/bin/env": probe(ARM64),
-        "bin/python3": probe(AMD64),
+        "usr/bin/env": probe_program(ARM64),
+        "bin/python3": probe_program(AMD64),
     }
     report = verify_files(files, Entrypoint=["run"], Env=["PATH=/:/bin"])
     assert [check.path for check in arch_checks(report)] == ["/usr/bin/env", "/bin/python3"]
@@ -248,7 +252,9 @@ def test_script_run_by_env() -> None:
 def test_script_without_interpreter(script: bytes, message: str) -> None:
     assert (
         message
-        in single_failure(verify_files({"run": script, "bin/sh": probe(ARM64)}, Entrypoint=["/run"])).message
+        in single_failure(
+            verify_files({"run": script, "bin/sh": probe_program(ARM64)}, Entrypoint=["/run"])
+        ).message
     )
 
 
@@ -264,12 +270,17 @@ def test_script_without_interpreter(script: bytes, message: str) -> None:
     ],
 )
 def test_missing_command(command: str, message: str) -> None:
-    tar = make_tar({}, [folder("folder"), symlink("dangling", "x"), symlink("cycle", "cycle")])
-    assert message in single_failure(run(one([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))).message
+    tar = make_tar({}, [directory("folder"), symlink("dangling", "x"), symlink("cycle", "cycle")])
+    assert (
+        message
+        in single_failure(
+            run(single_platform_image([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))
+        ).message
+    )
 
 
 def test_command_in_working_directory() -> None:
-    assert verify_files({"srv/main": probe(ARM64)}, Entrypoint=["./main"], WorkingDir="/srv").ok
+    assert verify_files({"srv/main": probe_program(ARM64)}, Entrypoint=["./main"], WorkingDir="/srv").ok
 
 
 @pytest.mark.parametrize(
@@ -277,9 +288,12 @@ def test_command_in_working_directory() -> None:
     [
         (b"", "it is empty"),
         (b"hello, world", "neither ELF nor a #! script: it starts 68 65 6c"),
-        (probe(ARM64)[:30], "truncated ELF header"),
+        (probe_program(ARM64)[:30], "truncated ELF header"),
         (b"\x7fELF" + b"\xff" * 60, "class 255"),
-        (probe(ARM64)[:16] + b"\x01\0" + probe(ARM64)[18:], "ELF file of type 1: it cannot be started"),
+        (
+            probe_program(ARM64)[:16] + b"\x01\0" + probe_program(ARM64)[18:],
+            "ELF file of type 1: it cannot be started",
+        ),
     ],
 )
 def test_file_is_not_a_program(data: bytes, message: str) -> None:
@@ -287,24 +301,24 @@ def test_file_is_not_a_program(data: bytes, message: str) -> None:
 
 
 def test_program_is_not_executable() -> None:
-    info = folder("x")
-    tar = bytearray(make_tar({"main": probe(ARM64)}, [info]))
+    info = directory("x")
+    tar = bytearray(make_tar({"main": probe_program(ARM64)}, [info]))
     tar[100:108], old = b"0000644\0", bytes(tar[100:108])
     checksum = int(tar[148:154], 8) + sum(b"0000644\0") - sum(old)
     tar[148:156] = b"%06o\0 " % checksum
-    check = single_failure(run(one([bytes(tar)], ARM64, Entrypoint=["/main"])))
+    check = single_failure(run(single_platform_image([bytes(tar)], ARM64, Entrypoint=["/main"])))
     assert check.message == "linux/arm64: /main is not executable (mode 0644)"
 
 
 @pytest.mark.parametrize("platform", ["linux/z80", "windows/amd64", "linux/ppc64"])
 def test_unknown_machine(platform: str) -> None:
-    memory = one([make_tar({"main": probe(AMD64)})], platform, Entrypoint=["/main"])
+    memory = single_platform_image([make_tar({"main": probe_program(AMD64)})], platform, Entrypoint=["/main"])
     assert "the machine of this platform is not known" in single_failure(run(memory)).message
 
 
 def test_layer_of_program() -> None:
-    tars = [make_tar({"main": probe(ARM64)}), make_tar({"main": probe(AMD64)})]
-    check = single_failure(run(one(tars, ARM64, Entrypoint=["/main"])))
+    tars = [make_tar({"main": probe_program(ARM64)}), make_tar({"main": probe_program(AMD64)})]
+    check = single_failure(run(single_platform_image(tars, ARM64, Entrypoint=["/main"])))
     assert check.layer == str(Digest.from_bytes(gzip.compress(tars[1], mtime=0)))
 
 
@@ -322,21 +336,21 @@ def test_damaged_blobs() -> None:
 
 
 def test_all_problems_are_collected() -> None:
-    memory = Memory()
-    tars = [make_tar({"a": b"1"}), make_tar({"main": probe(AMD64)})]
+    memory = MemoryImage()
+    tars = [make_tar({"a": b"1"}), make_tar({"main": probe_program(AMD64)})]
     first = add_platform(
         memory, AMD64, tars, diff_ids=[str(Digest.from_bytes(b"1")), str(Digest.from_bytes(b"2"))]
     )
     second = add_platform(memory, ARM64, tars, Entrypoint=["/main"])
-    failing = failures(run(memory.index([first, second])))
+    failing = failures(run(memory.set_index([first, second])))
     assert [check.name for check in failing[AMD64]] == ["integrity", "integrity"]
     assert all("the config states" in check.message and check.layer for check in failing[AMD64])
     assert [check.name for check in failing[ARM64]] == ["entrypoint-arch"]
 
 
 def test_wrong_number_of_diff_ids() -> None:
-    memory = Memory()
-    memory.index([add_platform(memory, AMD64, [make_tar({})], diff_ids=[])])
+    memory = MemoryImage()
+    memory.set_index([add_platform(memory, AMD64, [make_tar({})], diff_ids=[])])
     assert "0 diff_ids" in single_failure(run(memory)).message
 
 
@@ -345,58 +359,61 @@ def test_wrong_number_of_diff_ids() -> None:
     [(b"{}", "schemaVersion"), (b"", "JSON"), (json.dumps(index_json([], layers=[])).encode(), "at once")],
 )
 def test_unreadable_index(data: bytes, cause: str) -> None:
-    memory = Memory()
-    memory.point(memory.put(data, OCI_INDEX))
+    memory = MemoryImage()
+    memory.set_root(memory.put(data, OCI_INDEX))
     assert cause in failures(run(memory))["unknown"][0].message
     assert set(failures(run(memory, AMD64, ARM64))) == {AMD64, ARM64}
 
 
 def test_hostile_layer() -> None:
-    assert "contains '..'" in single_failure(run(one([make_tar({"../x": b""})], AMD64))).message
+    assert (
+        "contains '..'"
+        in single_failure(run(single_platform_image([make_tar({"../x": b""})], AMD64))).message
+    )
 
 
 def test_exceeded_limit() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     config = {**platform_json(AMD64), "rootfs": {"diff_ids": []}, "padding": "x" * (5 << 20)}
-    memory.index([{**put_manifest(memory, config, []), "platform": platform_json(AMD64)}])
+    memory.set_index([{**put_manifest(memory, config, []), "platform": platform_json(AMD64)}])
     assert "at most 4194304 are read" in single_failure(run(memory)).message
 
 
 def test_shared_layer_is_read_once() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     tar = make_tar({"share": b"x" * 10_000})
     names = [AMD64, ARM64, "linux/s390x"]
     entries = [
-        add_platform(memory, name, [tar, make_tar({"main": probe(name)})], Entrypoint=["/main"])
+        add_platform(memory, name, [tar, make_tar({"main": probe_program(name)})], Entrypoint=["/main"])
         for name in names
     ]
     shared = str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
-    assert run(memory.index(entries)).ok
+    assert run(memory.set_index(entries)).ok
     assert memory.opened.count(shared) == 1
 
 
 def test_shared_layer_with_wrong_size() -> None:
-    memory = Memory()
-    tar = make_tar({"main": probe(AMD64)})
+    memory = MemoryImage()
+    tar = make_tar({"main": probe_program(AMD64)})
     valid = add_platform(memory, AMD64, [tar], Entrypoint=["/main"])
     layer = memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP)
     config = {**platform_json(ARM64), "rootfs": {"diff_ids": [str(Digest.from_bytes(tar))]}}
     wrong = put_manifest(memory, config, [{**layer, "size": layer["size"] + 1}])
-    failing = failures(run(memory.index([valid, {**wrong, "platform": platform_json(ARM64)}])))
+    failing = failures(run(memory.set_index([valid, {**wrong, "platform": platform_json(ARM64)}])))
     assert list(failing) == [ARM64]
     assert "are stated" in failing[ARM64][0].message
 
 
-def mixed_image() -> Memory:
+def mixed_image() -> MemoryImage:
     """An image with a nested index, an entry without a platform, and an attestation."""
-    memory = Memory()
+    memory = MemoryImage()
     first, second, third = (
-        add_platform(memory, name, [make_tar({"main": probe(name)})], Entrypoint=["/main"])
+        add_platform(memory, name, [make_tar({"main": probe_program(name)})], Entrypoint=["/main"])
         for name in (AMD64, ARM64, "linux/s390x")
     )
     del second["platform"]
     nested = memory.put(index_json([third]), OCI_INDEX)
-    return memory.index([first, second, nested, annotated(memory, first["digest"])])
+    return memory.set_index([first, second, nested, annotated(memory, first["digest"])])
 
 
 def test_every_blob_is_read_once() -> None:

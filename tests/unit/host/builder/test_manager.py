@@ -206,12 +206,12 @@ def test_create_with_present_image(bench: Bench) -> None:
     assert (builder.name, builder.driver) == (NAME, "docker-container")
     assert builder.reason == "the engine has its image moby/buildkit:buildx-stable-1"
     assert bench.registry_checks == 0
-    (create,) = bench.run.asked("* create *")
+    (create,) = bench.run.matching_calls("* create *")
     assert create.argv == (
         "docker", "buildx", "create", f"--name={NAME}", "--driver=docker-container", "--bootstrap",
     )  # fmt: skip
     assert create.mutates
-    assert dict(create.call.env) == dict(bench.engine.env)
+    assert dict(create.options.env) == dict(bench.engine.env)
 
 
 def test_create_with_pulled_image(bench: Bench) -> None:
@@ -226,7 +226,7 @@ def test_default_builder_without_image(bench: Bench) -> None:
     assert (builder.name, builder.driver) == ("default", "docker")
     reason = "the engine lacks moby/buildkit:buildx-stable-1 and Docker Hub does not answer"
     assert builder.reason == reason
-    assert bench.run.asked("* create *") == []
+    assert bench.run.matching_calls("* create *") == []
 
 
 def test_driver_of_settings(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_create_with_driver_options(tmp_path: Path, options: tuple[str, ...]) ->
     bench.set_image(present=True, name="mine:1")
     bench.let_create(inspect_output())
     assert bench.ensure().reason == "the engine has its image mine:1"
-    (create,) = bench.run.asked("* create *")
+    (create,) = bench.run.matching_calls("* create *")
     assert create.argv[5:-1] == ("--driver-opt=image=mine:1", "--driver-opt=network=host")
 
 
@@ -432,7 +432,7 @@ def test_dry_run_shows_recreation(bench: Bench) -> None:
     bench.set_image(present=True)
     bench.add_builder(inspect_output())
     assert bench.ensure(recreate=True).driver == "docker-container"
-    assert [line.split()[2] for line in bench.run.shown] == ["rm", "create"]
+    assert [line.split()[2] for line in bench.run.dry_run_lines] == ["rm", "create"]
 
 
 def test_planned_engine_runs_nothing(tmp_path: Path) -> None:

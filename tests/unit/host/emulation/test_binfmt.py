@@ -169,7 +169,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("number", "message"), REFUSALS)
 def test_register_refused(kernel: Kernel, table: HandlerTable, number: int, message: str) -> None:
-    kernel.refusal = OSError(number, errno.errorcode[number].replace("EINVAL", "Invalid argument"))
+    kernel.write_error = OSError(number, errno.errorcode[number].replace("EINVAL", "Invalid argument"))
     with pytest.raises(EmulatorError) as caught:
         table.register(ARM64, QEMU)
     assert caught.value.message.startswith(message)

@@ -170,7 +170,7 @@ def test_probe_timeout(bench: Bench) -> None:
         bench.inspect_arm64().message
         == "handler qemu-aarch64 with /bin/sh: its probe did not end within 10 s"
     )
-    assert {each.call.timeout for each in bench.run.asked("*/.probe-*")} == {10.0}
+    assert {each.options.timeout for each in bench.run.matching_calls("*/.probe-*")} == {10.0}
 
 
 def test_inspect_changes_nothing(bench: Bench, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_emulators_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     rows = bench.emulators.ensure(BOTH, recreate=True)
     assert [row.runs for row in rows] == [True, False]
     assert bench.run.written == []
-    assert len(bench.run.asked("*/.probe-*")) == 2
+    assert len(bench.run.matching_calls("*/.probe-*")) == 2
 
 
 def test_binfmt_image_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,11 +296,11 @@ def test_remote_engine_is_probed_in_containers(tmp_path: Path) -> None:
     bench.run.expect("docker run *", returncode=PROBE_STATUS)
     rows = bench.emulators.inspect(BOTH)
     assert [(row.native, row.runs) for row in rows] == [(True, True), (False, True)]
-    imported = {each.argv[-1] for each in bench.run.asked("docker import *")}
-    removed = {each.argv[-1] for each in bench.run.asked("docker rmi *")}
+    imported = {each.argv[-1] for each in bench.run.matching_calls("docker import *")}
+    removed = {each.argv[-1] for each in bench.run.matching_calls("docker rmi *")}
     assert imported == removed
     assert len(imported) == 2
-    assert bench.run.asked("*/.probe-*") == []
+    assert bench.run.matching_calls("*/.probe-*") == []
 
 
 def test_container_probe_timeout(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_container_probe_timeout(tmp_path: Path) -> None:
     bench.run.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
     row = bench.emulators.inspect([ARM64])[0]
     assert (row.runs, row.message) == (False, "docker run took longer than 30 s")
-    assert len(bench.run.asked("docker rmi *")) == 1
+    assert len(bench.run.matching_calls("docker rmi *")) == 1
 
 
 def test_require_emulators() -> None:

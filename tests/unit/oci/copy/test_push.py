@@ -13,20 +13,20 @@ from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest, parse_index
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import NamedTag
-from tests.support.oci import Memory, add_platform, hello, platform_json, put_manifest
+from tests.support.oci import MemoryImage, add_platform, hello, platform_json, put_manifest
 from tests.support.registry.fake import Reply, fake_registry
 from tests.support.registry.pushing import Push, push
 
 __all__ = ["push"]
 
 
-def single(platform: str, *, attested: bool = False, bare: bool = False) -> Memory:
+def single(platform: str, *, attested: bool = False, bare: bool = False) -> MemoryImage:
     """Return an image of one platform as buildx pushes it: with attestations, as an index, or bare."""
     memory = hello([platform])
     index = json.loads(memory.blobs[str(memory.root_descriptor().digest)])
     (entry,) = index["manifests"]
     if bare:
-        return memory.point({key: value for key, value in entry.items() if key != "platform"})
+        return memory.set_root({key: value for key, value in entry.items() if key != "platform"})
     if attested:
         statement = memory.put(f'{{"for":"{platform}"}}'.encode(), "application/vnd.in-toto+json")
         about = put_manifest(memory, platform_json("unknown/unknown"), [statement])
@@ -35,7 +35,7 @@ def single(platform: str, *, attested: bool = False, bare: bool = False) -> Memo
             "vnd.docker.reference.digest": entry["digest"],
         }
         about = {**about, "platform": platform_json("unknown/unknown"), "annotations": annotations}
-        return memory.index([entry, about])
+        return memory.set_index([entry, about])
     return memory
 
 
@@ -218,7 +218,7 @@ def test_part_with_two_platforms(push: Push) -> None:
 def test_index_of_indexes(push: Push) -> None:
     memory = hello(["linux/amd64"])
     root = memory.root_descriptor()
-    memory.index([{"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}])
+    memory.set_index([{"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}])
     part = push.reference(f"team/app@{push.send(memory)}")
     with pytest.raises(MalformedImage, match="index of indexes"):
         publish.assemble_index([part], registry_options=push.options)
@@ -232,9 +232,9 @@ def test_missing_part(push: Push) -> None:
 
 
 def test_platform_from_config(push: Push) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_platform(memory, "linux/arm/v6", [])
-    memory.index([{key: value for key, value in entry.items() if key != "platform"}])
+    memory.set_index([{key: value for key, value in entry.items() if key != "platform"}])
     part = push.reference(f"team/app@{push.send(memory)}")
     joined = publish.assemble_index([part], registry_options=push.options)
     assert [str(entry.platform) for entry in parse_index(joined.data).manifests] == ["linux/arm/v6"]

@@ -22,16 +22,16 @@ from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
     LAYER_ZSTD,
-    Memory,
+    MemoryImage,
     add_platform,
     descriptor,
+    directory,
     flip,
-    folder,
     hard_link,
     make_tar,
     member,
-    one,
-    probe,
+    probe_program,
+    single_platform_image,
     symlink,
 )
 
@@ -45,7 +45,7 @@ SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\0\0\0meta"
 
 
 def tree(*tars: bytes) -> RootFs:
-    image = Image(one(tars))
+    image = Image(single_platform_image(tars))
     return flatten_layers(image, image.platform_manifests[0][1])
 
 
@@ -70,7 +70,7 @@ def names(rootfs: RootFs, path: str = "/") -> list[str]:
     ],
 )
 def test_layer_media_types(media_type: str, data: bytes) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     scan = scan_layer(memory, descriptor(memory.put(data, media_type)))
     assert scan.diff_id == Digest.from_bytes(TAR)
     assert scan.size == len(TAR)
@@ -94,14 +94,14 @@ def test_layer_media_types(media_type: str, data: bytes) -> None:
     ],
 )
 def test_wrong_compression_or_type(media_type: str, data: bytes, cause: str) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     with pytest.raises(MalformedImage, match=cause):
         scan_layer(memory, descriptor(memory.put(data, media_type)))
 
 
 def test_flipped_byte_is_the_cause() -> None:
     for data, media_type in ((gzip.compress(TAR), LAYER_GZIP), (TAR, LAYER_TAR)):
-        memory = Memory()
+        memory = MemoryImage()
         entry = memory.put(data, media_type)
         for at in (5, 150, 600, 2000, -30, -3):
             memory.blobs[entry["digest"]] = flip(data, at)
@@ -111,7 +111,7 @@ def test_flipped_byte_is_the_cause() -> None:
 
 def test_wrong_blob_size() -> None:
     for change, cause in ((-1, "is longer than"), (1, "are stated")):
-        memory = Memory()
+        memory = MemoryImage()
         entry = memory.put(gzip.compress(TAR), LAYER_GZIP)
         with pytest.raises(MalformedImage, match=cause):
             scan_layer(memory, descriptor({**entry, "size": entry["size"] + change}))
@@ -124,7 +124,7 @@ def test_decompression_bomb(
     pack: tuple[str, Callable[[bytes], bytes]],
 ) -> None:
     media_type, compress = pack
-    memory = Memory()
+    memory = MemoryImage()
     bomb = descriptor(memory.put(compress(make_tar({"zeros": bytes(48 << 20)})), media_type))
     for limits, cause in (
         (Limits(layer_bytes=1 << 20), "larger than 1048576 bytes"),
@@ -145,20 +145,20 @@ def test_zstd_window_limit() -> None:
     }
     packer = zstd.ZstdCompressor(options=options)
     data = packer.compress(TAR) + packer.flush()
-    memory = Memory()
+    memory = MemoryImage()
     with pytest.raises(MalformedImage, match="zstd data is corrupt"):
         scan_layer(memory, descriptor(memory.put(data, LAYER_ZSTD)))
 
 
 def test_finish_layer_stream() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     with open_layer(memory, descriptor(memory.put(gzip.compress(TAR), LAYER_GZIP))) as stream:
         assert stream.read(100) == TAR[:100]
         assert stream.finish() == Digest.from_bytes(TAR)
 
 
 def test_file_nodes() -> None:
-    program, script = probe("linux/arm64").ljust(1000, b"x"), b"#!/bin/sh\n" + b"#" * 500
+    program, script = probe_program("linux/arm64").ljust(1000, b"x"), b"#!/bin/sh\n" + b"#" * 500
     tar = make_tar({"p": program, "s": script, "t": b"text" * 100}, [member("dev", tarfile.CHRTYPE)])
     rootfs = tree(tar)
     node = rootfs.root.children["p"]
@@ -198,9 +198,9 @@ def test_merge_and_replace() -> None:
 
 
 def test_shared_scan_is_not_changed() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     base, add, drop = make_tar({"d/a": b"1"}), make_tar({"d/b": b""}), make_tar({"d/.wh.a": b""})
-    memory.index(
+    memory.set_index(
         [add_platform(memory, p, [base, t]) for p, t in (("linux/amd64", add), ("linux/arm64", drop))]
     )
     image, scans = Image(memory), LayerScanCache(memory)
@@ -210,7 +210,9 @@ def test_shared_scan_is_not_changed() -> None:
 
 
 def test_hard_link() -> None:
-    rootfs = tree(make_tar({"bin/busybox": probe("linux/amd64")}, [hard_link("bin/sh", "bin/busybox")]))
+    rootfs = tree(
+        make_tar({"bin/busybox": probe_program("linux/amd64")}, [hard_link("bin/sh", "bin/busybox")])
+    )
     assert rootfs.root.children["bin"].children["sh"].head.startswith(b"\x7fELF")
 
 
@@ -226,7 +228,7 @@ def test_hard_link_without_target(target: str) -> None:
 
 
 def test_entry_below_symlink() -> None:
-    layer = make_tar({}, [symlink("lib", "usr/lib"), folder("lib/deep")])
+    layer = make_tar({}, [symlink("lib", "usr/lib"), directory("lib/deep")])
     assert names(tree(layer), "/usr/lib") == ["deep"]
 
 
@@ -237,7 +239,7 @@ def test_dot_dot_in_entry_path(name: str) -> None:
 
 
 def test_symlinks_stay_inside_root() -> None:
-    layer = make_tar({}, [symlink("up", "../../../.."), symlink("etc", "/../../etc2"), folder("up/etc/x")])
+    layer = make_tar({}, [symlink("up", "../../../.."), symlink("etc", "/../../etc2"), directory("up/etc/x")])
     assert names(tree(layer)) == ["etc", "etc2", "up"]
 
 
@@ -306,25 +308,25 @@ def test_command_needs_execute_bit() -> None:
 
 
 def test_wrong_diff_id() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     wrong = str(Digest.from_bytes(b"something else"))
-    memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[wrong])])
+    memory.set_index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[wrong])])
     image = Image(memory)
     with pytest.raises(MalformedImage, match=rf"the config states {wrong}"):
         flatten_layers(image, image.platform_manifests[0][1])
 
 
 def test_diff_id_count() -> None:
-    memory = Memory()
-    memory.index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[])])
+    memory = MemoryImage()
+    memory.set_index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[])])
     image = Image(memory)
     with pytest.raises(MalformedImage, match="1 layers, the config 0 diff_ids"):
         flatten_layers(image, image.platform_manifests[0][1])
 
 
 def test_sha512_diff_id() -> None:
-    memory = Memory()
-    memory.index(
+    memory = MemoryImage()
+    memory.set_index(
         [add_platform(memory, "linux/amd64", [TAR], diff_ids=[str(Digest.from_bytes(TAR, "sha512"))])]
     )
     image = Image(memory)

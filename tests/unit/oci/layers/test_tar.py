@@ -9,7 +9,7 @@ import pytest
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.tar import BLOCK_SIZE, DIRECTORY, REGULAR, SYMLINK, TarEntry, TarReader
-from tests.support.oci import folder, hard_link, make_tar, member, symlink
+from tests.support.oci import directory, hard_link, make_tar, member, symlink
 
 
 class Pipe(io.BytesIO):
@@ -67,7 +67,7 @@ END = bytes(2 * BLOCK_SIZE)
 
 def test_entry_fields() -> None:
     data = make_tar(
-        {"a": b"x" * 700}, [folder("d"), symlink("s", "a"), hard_link("h", "a"), member("f", b"6")]
+        {"a": b"x" * 700}, [directory("d"), symlink("s", "a"), hard_link("h", "a"), member("f", b"6")]
     )
     members = entries(data)
     assert [(e.name, e.type, e.size, e.linkname) for e in members] == [

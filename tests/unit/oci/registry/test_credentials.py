@@ -81,8 +81,8 @@ def test_helper_protocol(tmp_path: Path) -> None:
     assert credentials.find("ghcr.io") == Credential(username="me", password=SECRET)
     assert credentials.find("docker.io") == Credential(username="me", password=SECRET)
     assert [each.argv for each in run.calls] == [("docker-credential-keep", "get")] * 2
-    assert [each.call.stdin for each in run.calls] == [b"ghcr.io", HUB_KEY.encode()]
-    assert all(each.call.timeout and not each.mutates for each in run.calls)
+    assert [each.options.stdin for each in run.calls] == [b"ghcr.io", HUB_KEY.encode()]
+    assert all(each.options.timeout and not each.mutates for each in run.calls)
 
 
 def test_host_helper_wins(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from buildkit_tasks.oci.registry.errors import ManifestUnknown
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import open_verified, read_blob
 from tests.support import oci as images
-from tests.support.oci import LAYER_GZIP, Memory, hello
+from tests.support.oci import LAYER_GZIP, MemoryImage, hello
 from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, token
 from tests.support.scripted import Scripted
 
@@ -173,7 +173,7 @@ def test_content_type_parameters(server: FakeRegistry, options: RegistryOptions)
 
 
 def test_docker_media_types(server: FakeRegistry, options: RegistryOptions) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     config = {**images.platform_json("linux/amd64"), "rootfs": {"type": "layers", "diff_ids": []}}
     document = {
         "schemaVersion": 2,
@@ -183,7 +183,7 @@ def test_docker_media_types(server: FakeRegistry, options: RegistryOptions) -> N
     }
     entry = {**memory.put(document, DOCKER_MANIFEST), "platform": images.platform_json("linux/amd64")}
     index = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [entry]}
-    memory.point(memory.put(index, DOCKER_LIST))
+    memory.set_root(memory.put(index, DOCKER_LIST))
     with open_registry(server.add_image(memory), options=options) as source:
         ((platform, manifest),) = Image(source).platform_manifests
         assert str(platform) == "linux/amd64"
@@ -220,7 +220,7 @@ def test_descriptor_urls_are_ignored(server: FakeRegistry, options: RegistryOpti
     with fake_registry() as elsewhere:
         entry["urls"] = [f"http://{elsewhere.host}/layer"]
         manifest = images.put_manifest(memory, images.platform_json("linux/amd64"), [entry])
-        memory.point(manifest)
+        memory.set_root(manifest)
         with open_registry(server.add_image(memory), options=options) as source:
             layer = Image(source).manifest(source.root_descriptor()).layers[0]
             with pytest.raises(MalformedImage, match="is missing"):

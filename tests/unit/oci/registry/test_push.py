@@ -21,7 +21,7 @@ from buildkit_tasks.oci.registry.push import open_uploader
 from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
-    Memory,
+    MemoryImage,
     flip,
     hello,
     index_json,
@@ -37,10 +37,10 @@ FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 LAYER = bytes(range(256)) * 4096  # 1 MiB
 
 
-def one_layer(layer: bytes = LAYER, media_type: str = LAYER_GZIP) -> Memory:
-    memory = Memory()
+def one_layer(layer: bytes = LAYER, media_type: str = LAYER_GZIP) -> MemoryImage:
+    memory = MemoryImage()
     entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(layer, media_type)])
-    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    return memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
 
 
 def pushed_content(push: Push, name: str = "team/app") -> dict[str, bytes]:
@@ -94,25 +94,25 @@ def test_nested_index_order(push: Push) -> None:
         "digest": str(memory.root_descriptor().digest),
         "size": memory.root_descriptor().size,
     }
-    memory.point(memory.put(index_json([inner]), OCI_INDEX))
+    memory.set_root(memory.put(index_json([inner]), OCI_INDEX))
     push.send(memory)
     order = [each.path.rpartition("/")[2] for each in push.server.requests("PUT */manifests/*")]
     assert order[-2:] == [inner["digest"], str(memory.root_descriptor().digest)]
 
 
 def test_push_single_manifest(push: Push) -> None:
-    memory = Memory()
-    memory.point(put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)]))
+    memory = MemoryImage()
+    memory.set_root(put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)]))
     push.send(memory)
     assert pushed_content(push) == memory.blobs
 
 
 def test_push_attestations(push: Push) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)])
     statement = memory.put(b'{"_type":"https://in-toto.io/Statement/v0.1"}', "application/vnd.in-toto+json")
     about = put_manifest(memory, platform_json("unknown/unknown"), [statement])
-    memory.index(
+    memory.set_index(
         [
             {**entry, "platform": platform_json("linux/amd64")},
             {
@@ -127,10 +127,10 @@ def test_push_attestations(push: Push) -> None:
 
 
 def test_foreign_layer_is_not_sent(push: Push) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     foreign = {**memory.put(b"licensed", FOREIGN), "urls": ["https://example.org/layer"]}
     entry = put_manifest(memory, platform_json("windows/amd64"), [foreign])
-    memory.index([{**entry, "platform": platform_json("windows/amd64")}])
+    memory.set_index([{**entry, "platform": platform_json("windows/amd64")}])
     push.send(memory)
     assert foreign["digest"] not in pushed_content(push)
     assert str(memory.root_descriptor().digest) in pushed_content(push)
@@ -153,13 +153,13 @@ def test_blob_of_wrong_size_is_sent(push: Push) -> None:
 
 
 def test_shared_blob_is_sent_once(push: Push) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     layer = memory.put(LAYER, LAYER_GZIP)
     entries = [
         {**put_manifest(memory, platform_json(name), [layer]), "platform": platform_json(name)}
         for name in ("linux/amd64", "linux/arm64")
     ]
-    push.send(memory.index(entries))
+    push.send(memory.set_index(entries))
     assert len(uploads(push)) == 3
 
 
@@ -236,7 +236,7 @@ def test_partial_image_is_rejected(push: Push) -> None:
     assert push.server.received == []
 
 
-class Partial(Memory):
+class Partial(MemoryImage):
     """An image of an engine that has pulled one platform only."""
 
     def is_missing(self, descriptor: Descriptor) -> bool:
@@ -248,21 +248,21 @@ def test_deeply_nested_indexes() -> None:
     for _ in range(4):
         root = memory.root_descriptor()
         entry = {"mediaType": OCI_INDEX, "digest": str(root.digest), "size": root.size}
-        memory.point(memory.put(index_json([entry]), OCI_INDEX))
+        memory.set_root(memory.put(index_json([entry]), OCI_INDEX))
     with pytest.raises(MalformedImage, match="nested more than 3 deep"):
         push_order(memory)
 
 
 def test_too_many_index_entries() -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = put_manifest(memory, platform_json("linux/amd64"), [])
-    memory.index([{**entry, "annotations": {"n": str(number)}} for number in range(1001)])
+    memory.set_index([{**entry, "annotations": {"n": str(number)}} for number in range(1001)])
     with pytest.raises(LimitExceeded, match="more than 1000 entries"):
         push_order(memory)
 
 
 def test_source_order_of_blobs() -> None:
-    class Ordered(Memory):
+    class Ordered(MemoryImage):
         def read_order(self, descriptor: Descriptor) -> int:
             return -sorted(self.blobs).index(str(descriptor.digest))
 
@@ -443,7 +443,7 @@ def test_source_is_read_on_demand(push: Push) -> None:
             self.sent += size
             return bytes(size)
 
-    class Large(Memory):
+    class Large(MemoryImage):
         stream = Endless()
 
         def open(self, descriptor: Descriptor) -> BinaryIO:
@@ -453,7 +453,7 @@ def test_source_is_read_on_demand(push: Push) -> None:
     digest = Digest.from_bytes(b"any")
     layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])
-    memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
     push.server.answer_always(f"PUT /upload/*{digest.hex}", Reply(status=413, unread=1 << 20))
     push.server.answer_always("PATCH *", Reply(status=413, unread=1 << 20))
     push.error(memory)

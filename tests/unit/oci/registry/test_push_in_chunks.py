@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
-from tests.support.oci import LAYER_TAR, Memory, flip, platform_json, put_manifest
+from tests.support.oci import LAYER_TAR, MemoryImage, flip, platform_json, put_manifest
 from tests.support.registry.fake import Reply, Request, fake_registry
 from tests.support.registry.pushing import Push, push
 from tests.unit.oci.registry.test_push import log_in, one_layer, pushed_content
@@ -46,11 +46,11 @@ def test_fitting_blob_is_not_chunked(push: Push) -> None:
     assert push.server.requests("PATCH *") == []
 
 
-def layers_of(*layers: bytes) -> Memory:
-    memory = Memory()
+def layers_of(*layers: bytes) -> MemoryImage:
+    memory = MemoryImage()
     entries = [memory.put(layer, LAYER_TAR) for layer in layers]
     entry = put_manifest(memory, platform_json("linux/amd64"), entries)
-    return memory.index([{**entry, "platform": platform_json("linux/amd64")}])
+    return memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
 
 
 def test_chunk_size_is_remembered(push: Push) -> None:

@@ -18,13 +18,13 @@ from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.oci.source import open_verified, read_blob
 from buildkit_tasks.oci.transports import cached
 from buildkit_tasks.oci.transports.cached import CachingSource, cached_source
-from tests.support.oci import LAYER_TAR, Memory, descriptor, hello
+from tests.support.oci import LAYER_TAR, MemoryImage, descriptor, hello
 
 
 class CountingSource:
     """A source that counts how often each blob is opened."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryImage) -> None:
         self.memory = memory
         self.opened: Counter[str] = Counter()
 
@@ -119,7 +119,7 @@ def test_concurrent_reads(source: CountingSource, cache: CachingSource) -> None:
 class SlowSource(CountingSource):
     """Takes a while to open a blob, and counts how many are opened at the same time."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryImage) -> None:
         super().__init__(memory)
         self.waiting = self.max_waiting = 0
 

@@ -23,7 +23,7 @@ from buildkit_tasks.oci.transports.docker_archive import (
 from buildkit_tasks.verify import verify
 from tests.support.oci import (
     Json,
-    Memory,
+    MemoryImage,
     add_platform,
     flip,
     hello,
@@ -32,7 +32,7 @@ from tests.support.oci import (
     make_tar,
     member,
     platform_json,
-    probe,
+    probe_program,
     symlink,
 )
 
@@ -46,7 +46,7 @@ IMAGE_NAME = "io.containerd.image.name"
 
 
 def layer(platform: str) -> bytes:
-    return make_tar({"main": probe(platform)})
+    return make_tar({"main": probe_program(platform)})
 
 
 class SaveArchive:
@@ -336,7 +336,7 @@ def test_not_a_save_archive(files: dict[str, bytes], cause: str, tmp_path: Path)
 # The newer format: an OCI layout with a manifest.json beside its index.json.
 
 
-def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
+def docker_manifest(memory: MemoryImage, at: int = 0, **more: object) -> Json:
     """The ``manifest.json`` entry of one platform, as containerd writes it."""
     entry = Image(memory).index.manifests[at]
     manifest = Image(memory).manifest(entry)
@@ -345,7 +345,7 @@ def docker_manifest(memory: Memory, at: int = 0, **more: object) -> Json:
     return {"Config": config, "RepoTags": ["a/b:1"], "Layers": layers, **more}
 
 
-def write_newer(memory: Memory, path: Path, *images: Json) -> Path:
+def write_newer(memory: MemoryImage, path: Path, *images: Json) -> Path:
     files = layout_files(memory, **{IMAGE_NAME: "docker.io/a/b:1"})
     path.write_bytes(make_tar({**files, "manifest.json": json.dumps(images).encode()}))
     return path
@@ -395,7 +395,7 @@ def test_choose_in_newer_format(tmp_path: Path) -> None:
 
 def test_index_and_manifest_differ(tmp_path: Path) -> None:
     memory = hello()
-    other = Memory()
+    other = MemoryImage()
     add_platform(other, AMD64, [make_tar({"main": b"evil"})])
     config = next(digest for digest, data in other.blobs.items() if data.startswith(b'{"os"'))
     wrong_entries = {

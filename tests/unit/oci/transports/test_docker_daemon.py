@@ -14,13 +14,13 @@ from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports import open_image, tar_stream
 from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 from buildkit_tasks.verify import verify
-from tests.support.oci import Memory, flip, hello, index_json, layout_files, make_tar
+from tests.support.oci import MemoryImage, flip, hello, index_json, layout_files, make_tar
 
 
 class Engine:
     """Exports the `docker save` archive of one image, each time in a new stream."""
 
-    def __init__(self, memory: Memory, without: Sequence[str] = ()) -> None:
+    def __init__(self, memory: MemoryImage, without: Sequence[str] = ()) -> None:
         files = layout_files(memory, **{"io.containerd.image.name": "docker.io/a/b:1"})
         present = {name: data for name, data in files.items() if name.rpartition("/")[2] not in without}
         self.data = make_tar(dict(sorted(present.items())))
@@ -82,7 +82,7 @@ def test_nested_index_not_pulled() -> None:
     memory = hello(["linux/amd64"])
     (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     inner = memory.put(index_json([]), OCI_INDEX)
-    memory.index([entry, inner])
+    memory.set_index([entry, inner])
     absent = inner["digest"].partition(":")[2]
     with DaemonSource("a/b:1", Engine(memory, without=[absent])) as source:
         assert [Image(source).is_missing(each.descriptor) for each in Image(source).entries] == [False, True]

@@ -14,12 +14,12 @@ from buildkit_tasks.oci.model import OCI_INDEX, Digest
 from buildkit_tasks.oci.source import read_blob
 from buildkit_tasks.oci.transports.layout import OciLayout, write_layout
 from buildkit_tasks.verify import verify
-from tests.support.oci import Json, Memory, flip, hello, index_json, write_folder
+from tests.support.oci import Json, MemoryImage, flip, hello, index_json, write_layout_dir
 
 REF = "org.opencontainers.image.ref.name"
 
 
-def entry_of(memory: Memory, **annotations: str) -> Json:
+def entry_of(memory: MemoryImage, **annotations: str) -> Json:
     root = memory.root_descriptor()
     stated = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
     return {**stated, "annotations": annotations}
@@ -31,13 +31,13 @@ def write_index(path: Path, *entries: Json) -> bytes:
     return data
 
 
-def root_blob_path(path: Path, memory: Memory) -> Path:
+def root_blob_path(path: Path, memory: MemoryImage) -> Path:
     return path / "blobs" / "sha256" / memory.root_descriptor().digest.hex
 
 
 def test_single_entry(tmp_path: Path) -> None:
     memory = hello()
-    layout = OciLayout(write_folder(memory, tmp_path))
+    layout = OciLayout(write_layout_dir(memory, tmp_path))
     assert layout.root_descriptor().digest == memory.root_descriptor().digest
     assert (
         read_blob(layout, layout.root_descriptor(), 1 << 20)
@@ -47,14 +47,14 @@ def test_single_entry(tmp_path: Path) -> None:
 
 def test_several_names_of_one_image(tmp_path: Path) -> None:
     memory = hello()
-    write_folder(memory, tmp_path)
+    write_layout_dir(memory, tmp_path)
     write_index(tmp_path, entry_of(memory, **{REF: "a"}), entry_of(memory, **{REF: "b"}))
     assert OciLayout(tmp_path).root_descriptor().digest == memory.root_descriptor().digest
 
 
 def test_choose_by_name(tmp_path: Path) -> None:
     one, other = hello(["linux/amd64"]), hello(["linux/arm64"])
-    write_folder(one, write_folder(other, tmp_path))
+    write_layout_dir(one, write_layout_dir(other, tmp_path))
     write_index(
         tmp_path, entry_of(one, **{REF: "one"}), entry_of(other, **{"io.containerd.image.name": "r/o:1"})
     )
@@ -68,7 +68,7 @@ def test_choose_by_name(tmp_path: Path) -> None:
 
 def test_index_json_of_platforms(tmp_path: Path) -> None:
     memory = hello()
-    write_folder(memory, tmp_path)
+    write_layout_dir(memory, tmp_path)
     entries = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     data = write_index(tmp_path, *entries)
     layout = OciLayout(tmp_path)
@@ -83,7 +83,7 @@ def test_not_a_layout(tmp_path: Path) -> None:
 
 
 def test_empty_layout(tmp_path: Path) -> None:
-    write_folder(hello(), tmp_path)
+    write_layout_dir(hello(), tmp_path)
     write_index(tmp_path)
     with pytest.raises(MalformedImage, match="lists no image"):
         OciLayout(tmp_path).root_descriptor()
@@ -91,26 +91,26 @@ def test_empty_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ['{"imageLayoutVersion": "2.0.0"}', "{}", "", "[]"])
 def test_other_layout_version(text: str, tmp_path: Path) -> None:
-    (write_folder(hello(), tmp_path) / "oci-layout").write_text(text)
+    (write_layout_dir(hello(), tmp_path) / "oci-layout").write_text(text)
     with pytest.raises(MalformedImage, match="oci-layout"):
         OciLayout(tmp_path).root_descriptor()
 
 
 def test_missing_version_file(tmp_path: Path) -> None:
-    (write_folder(hello(), tmp_path) / "oci-layout").unlink()
+    (write_layout_dir(hello(), tmp_path) / "oci-layout").unlink()
     with pytest.raises(MalformedImage, match="oci-layout is missing"):
         OciLayout(tmp_path).root_descriptor()
 
 
 def test_index_size_limit(tmp_path: Path) -> None:
-    os.truncate(write_folder(hello(), tmp_path) / "index.json", (4 << 20) + 1)
+    os.truncate(write_layout_dir(hello(), tmp_path) / "index.json", (4 << 20) + 1)
     with pytest.raises(LimitExceeded, match="more than 4194304 bytes"):
         OciLayout(tmp_path).root_descriptor()
 
 
 def test_missing_blob(tmp_path: Path) -> None:
     memory = hello()
-    root_blob_path(write_folder(memory, tmp_path), memory).unlink()
+    root_blob_path(write_layout_dir(memory, tmp_path), memory).unlink()
     layout = OciLayout(tmp_path)
     with pytest.raises(MalformedImage, match=f"{memory.root_descriptor().digest} is missing"):
         layout.open(layout.root_descriptor())
@@ -118,7 +118,7 @@ def test_missing_blob(tmp_path: Path) -> None:
 
 def test_symlinked_blob(tmp_path: Path) -> None:
     memory = hello()
-    path = root_blob_path(write_folder(memory, tmp_path), memory)
+    path = root_blob_path(write_layout_dir(memory, tmp_path), memory)
     path.rename(tmp_path / "target")
     path.symlink_to(tmp_path / "target")
     layout = OciLayout(tmp_path)
@@ -130,7 +130,7 @@ def test_symlinked_blob(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_blob_is_not_a_regular_file(make: Callable[[Path], None], tmp_path: Path) -> None:
     memory = hello()
-    path = root_blob_path(write_folder(memory, tmp_path), memory)
+    path = root_blob_path(write_layout_dir(memory, tmp_path), memory)
     path.unlink()
     make(path)
     layout = OciLayout(tmp_path)
@@ -139,7 +139,7 @@ def test_blob_is_not_a_regular_file(make: Callable[[Path], None], tmp_path: Path
 
 
 def test_symlinked_index_json(tmp_path: Path) -> None:
-    path = write_folder(hello(), tmp_path) / "index.json"
+    path = write_layout_dir(hello(), tmp_path) / "index.json"
     path.rename(tmp_path / "target")
     path.symlink_to("target")
     with pytest.raises(MalformedImage, match="symbolic link"):
@@ -160,7 +160,7 @@ def test_write_layout(tmp_path: Path) -> None:
 def test_write_single_manifest(tmp_path: Path) -> None:
     memory = hello(["linux/arm/v7"])
     entry = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"][0]
-    write_layout(memory.point(entry), tmp_path / "layout")
+    write_layout(memory.set_root(entry), tmp_path / "layout")
     assert OciLayout(tmp_path / "layout").root_descriptor() == memory.root_descriptor()
 
 
@@ -193,12 +193,12 @@ def test_repeated_indexes_are_read_once(tmp_path: Path) -> None:
     for _ in range(2):
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
     with pytest.raises(LimitExceeded, match="more than 1000 entries"):
-        write_layout(memory.point(entry), tmp_path / "layout")
+        write_layout(memory.set_root(entry), tmp_path / "layout")
     assert len(memory.opened) == 3
 
 
 def test_write_nested_index(tmp_path: Path) -> None:
     memory = hello()
-    memory.point(memory.put(index_json([entry_of(memory)]), OCI_INDEX))
+    memory.set_root(memory.put(index_json([entry_of(memory)]), OCI_INDEX))
     write_layout(memory, tmp_path / "layout")
     assert len(Image(OciLayout(tmp_path / "layout")).platform_manifests) == 3

@@ -16,7 +16,16 @@ from buildkit_tasks.oci.source import open_verified, read_blob
 from buildkit_tasks.oci.transports import tar_members, tar_stream
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.verify import verify
-from tests.support.oci import descriptor, flip, folder, hello, layout_files, make_tar, symlink, write_archive
+from tests.support.oci import (
+    descriptor,
+    directory,
+    flip,
+    hello,
+    layout_files,
+    make_tar,
+    symlink,
+    write_archive,
+)
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -34,7 +43,7 @@ def write_file(path: Path, data: bytes) -> Path:
 def test_read_image(form: int, prefix: str, tmp_path: Path) -> None:
     memory = hello()
     files = {f"{prefix}{name}": data for name, data in layout_files(memory).items()}
-    data = make_tar(files, [folder("blobs"), folder("blobs/sha256")], form)
+    data = make_tar(files, [directory("blobs"), directory("blobs/sha256")], form)
     with OciArchive(write_file(tmp_path / "a.tar", data)) as archive:
         assert archive.root_descriptor().digest == memory.root_descriptor().digest
         assert verify(archive, [], "a").ok

@@ -12,7 +12,7 @@ import pytest
 
 from buildkit_tasks.errors import MalformedImage, UsageError
 from buildkit_tasks.oci.transports import find_local_output, open_image
-from tests.support.oci import Memory, hello, layout_files, make_tar, write_archive, write_folder
+from tests.support.oci import MemoryImage, hello, layout_files, make_tar, write_archive, write_layout_dir
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -22,7 +22,7 @@ else:
 
 def test_layout_and_archive(tmp_path: Path) -> None:
     memory = hello()
-    folder = write_folder(memory, tmp_path / "layout")
+    folder = write_layout_dir(memory, tmp_path / "layout")
     file = write_archive(memory, tmp_path / "image.tar")
     for name in (f"oci:{folder}", f"oci-archive:{file}", str(folder), str(file)):
         with open_image(name) as source:
@@ -32,11 +32,11 @@ def test_layout_and_archive(tmp_path: Path) -> None:
 
 def test_name_after_path(tmp_path: Path) -> None:
     annotations = {"org.opencontainers.image.ref.name": "v1"}
-    folder = write_folder(hello(), tmp_path / "with:colon", **annotations)
+    folder = write_layout_dir(hello(), tmp_path / "with:colon", **annotations)
     for name in (f"oci:{folder}", f"oci:{folder}:v1"):
         with open_image(name) as source:
             assert len(source.platform_manifests) == 3
-    write_folder(
+    write_layout_dir(
         hello(["linux/amd64"]), tmp_path / "with", **annotations
     )  # the longer path still takes precedence
     with open_image(f"oci:{folder}") as source:
@@ -78,7 +78,7 @@ def test_registry_reference(
     monkeypatch.chdir(tmp_path)
     memory, requested = hello(), []
 
-    def registry(text: str) -> AbstractContextManager[Memory]:
+    def registry(text: str) -> AbstractContextManager[MemoryImage]:
         requested.append(text)
         return nullcontext(memory)
 
@@ -95,7 +95,7 @@ def test_default_registry_client() -> None:
 def test_path_precedes_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     memory = hello()
-    write_folder(memory, tmp_path / "alpine")
+    write_layout_dir(memory, tmp_path / "alpine")
     with open_image("alpine", registry_opener=refuse) as source:
         assert source.root_descriptor().digest == memory.root_descriptor().digest
     with (
@@ -186,7 +186,7 @@ def test_no_descriptor_leaks(tmp_path: Path) -> None:
 
 
 def test_find_local_output(tmp_path: Path) -> None:
-    write_folder(hello(), tmp_path / "layout")
+    write_layout_dir(hello(), tmp_path / "layout")
     (tmp_path / "out/linux_amd64").mkdir(parents=True)
     out, layout = tmp_path / "out", tmp_path / "layout"
     assert find_local_output(str(out)) == find_local_output(f"dir:{out}") == out

@@ -20,7 +20,7 @@ from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.run.sandbox import rootfs_cache
 from buildkit_tasks.run.sandbox.directory_lock import LOCK_NAME
 from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
-from tests.support.oci import Memory, one, write_archive
+from tests.support.oci import MemoryImage, single_platform_image, write_archive
 from tests.support.unpacking import (
     IS_ROOT,
     NOBODY,
@@ -38,14 +38,14 @@ from tests.support.unpacking import (
 MIB = 1 << 20
 
 
-def image(name: str, size: int = 1000) -> Memory:
+def image(name: str, size: int = 1000) -> MemoryImage:
     """Return an image with one file of ``size`` bytes."""
-    return one(
+    return single_platform_image(
         [layer_tar(file(name, bytes(size)))], Cmd=["/" + name], WorkingDir="/w", User="5:6", Env=["A=1"]
     )
 
 
-def use(cache: RootfsCache, source: Memory) -> Path:
+def use(cache: RootfsCache, source: MemoryImage) -> Path:
     with cache.acquire(source, platform_descriptor(source)) as root:
         assert root.path.is_dir()
         return root.path
@@ -251,7 +251,7 @@ def test_directory_without_lock_file(cache_dir: Path) -> None:
 
 
 def test_malformed_image_cleanup(cache_dir: Path) -> None:
-    source = one([layer_tar(file("a/b")), layer_tar(file("../x"))])
+    source = single_platform_image([layer_tar(file("a/b")), layer_tar(file("../x"))])
     cache = RootfsCache(cache_dir, MIB, None)
     for _ in range(2):
         with pytest.raises(MalformedImage, match="leads out"):
@@ -322,11 +322,11 @@ def test_cache_hit_removes_abandoned(cache_dir: Path) -> None:
     assert len(list_entries(cache_dir)) == 1
 
 
-class BlockingSource(Memory):
+class BlockingSource(MemoryImage):
     """A source that opens layers only once ``allowed`` is set, and counts them."""
 
-    def __init__(self, inner: Memory) -> None:
-        super().__init__(inner.blobs, inner.top)
+    def __init__(self, inner: MemoryImage) -> None:
+        super().__init__(inner.blobs, inner.root)
         self.opening = threading.Event()
         self.allowed = threading.Event()
         self.layers = 0
@@ -369,7 +369,7 @@ def test_concurrent_use_unpacks_once(max_bytes: int, cache_dir: Path) -> None:
 
 
 def test_waiter_retries_after_failure(cache_dir: Path) -> None:
-    source, failures = BlockingSource(one([layer_tar(file("../x"))])), []
+    source, failures = BlockingSource(single_platform_image([layer_tar(file("../x"))])), []
 
     def expect_failure() -> None:
         with pytest.raises(MalformedImage) as caught:
@@ -482,7 +482,7 @@ def _open_fds(cache_dir: Path) -> list[int]:
 def test_unprivileged_removal(nobody_dir: Path) -> None:
     canary = nobody_dir / "canary"
     canary.write_text("alive")
-    source = one(
+    source = single_platform_image(
         [
             layer_tar(
                 directory("a", mode=0), file("a/b/c"), symlink("a/l", str(canary)), directory("d", mode=0o500)

@@ -7,7 +7,7 @@ import pytest
 
 from buildkit_tasks.oci.layers.entrypoint import find_command
 from buildkit_tasks.run.sandbox.rootfs_files import RootfsFiles
-from tests.support.oci import probe
+from tests.support.oci import probe_program
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_symlinks_resolve_in_root(root: Path) -> None:
-    (root / "bin/busybox").write_bytes(probe("linux/arm64"))
+    (root / "bin/busybox").write_bytes(probe_program("linux/arm64"))
     (root / "bin/busybox").chmod(0o755)
     (root / "bin/sh").symlink_to("/bin/busybox")
     (root / "sbin").symlink_to("../../../bin")
@@ -25,7 +25,7 @@ def test_symlinks_resolve_in_root(root: Path) -> None:
     for name in ("/bin/sh", "/sbin/sh", "sh"):
         command = find_command(files, name, "/nowhere:/sbin", "/")
         assert command is not None
-        assert command.node.head == probe("linux/arm64")[:256]
+        assert command.node.head == probe_program("linux/arm64")[:256]
         assert command.node.mode == 0o755
 
 

@@ -18,7 +18,16 @@ from buildkit_tasks.oci.layers.tar import OwnerTarReader
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.run.sandbox import openat2
 from buildkit_tasks.run.sandbox.unpack import unpack
-from tests.support.oci import LAYER_TAR, Json, Memory, add_platform, flip, make_tar, member, one
+from tests.support.oci import (
+    LAYER_TAR,
+    Json,
+    MemoryImage,
+    add_platform,
+    flip,
+    make_tar,
+    member,
+    single_platform_image,
+)
 from tests.support.unpacking import (
     IS_ROOT,
     NOBODY,
@@ -130,7 +139,7 @@ def test_names_are_normalized(tmp_path: Path) -> None:
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     name, target = b"a\xff\xfe".decode("utf-8", "surrogateescape"), b"\xe9".decode("utf-8", "surrogateescape")
     data = make_tar({}, [file(name)[0], symlink("l", target)[0]], tarfile.GNU_FORMAT)
-    source = one([data])
+    source = single_platform_image([data])
     unpack(source, platform_descriptor(source), tmp_path / "root")
     assert b"a\xff\xfe" in os.listdir(os.fsencode(tmp_path / "root"))  # noqa: PTH208 - bytes
     assert os.readlink(os.fsencode(tmp_path / "root/l")) == b"\xe9"  # noqa: PTH115 - likewise
@@ -596,7 +605,7 @@ def test_owners_with_id_offset(tmp_path: Path) -> None:
         directory("d", uid=7, gid=8),
         hard_link("h", "d/f"), file("made/f"), symlink("s2", "t", uid=3, gid=4),
     ]  # fmt: skip
-    source = one([layer_tar(*below), layer_tar(*above)], WorkingDir="/w")
+    source = single_platform_image([layer_tar(*below), layer_tar(*above)], WorkingDir="/w")
     root = tmp_path / "root"
     unpack(source, platform_descriptor(source), root, id_offset=100_000)
     owners = {
@@ -672,7 +681,7 @@ def test_unprivileged_removal(nobody_dir: Path) -> None:
 
 
 def test_unusable_destination(tmp_path: Path) -> None:
-    source = one([layer_tar(file("x"))])
+    source = single_platform_image([layer_tar(file("x"))])
     with pytest.raises(EmulatorError, match="cannot be unpacked into") as caught:
         unpack(source, platform_descriptor(source), tmp_path / "gone" / "root")
     assert caught.value.exit_code == 3
@@ -688,10 +697,10 @@ def test_unusable_destination(tmp_path: Path) -> None:
 
 def test_digests_sizes_and_diff_ids(tmp_path: Path) -> None:
     data = layer_tar(file("x", b"1" * 5000))
-    memory = Memory()
+    memory = MemoryImage()
 
     def unpack_message(entry: Json) -> str:
-        memory.index([entry])
+        memory.set_index([entry])
         with pytest.raises(MalformedImage) as caught:
             unpack(memory, platform_descriptor(memory), tmp_path / "root")
         assert list(tmp_path.iterdir()) == []
@@ -714,9 +723,9 @@ def test_digests_sizes_and_diff_ids(tmp_path: Path) -> None:
 
 
 def test_malformed_layer_is_named(tmp_path: Path) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     entry = add_platform(memory, "linux/amd64", [layer_tar(file("x")), layer_tar(file("../x"))])
-    memory.index([entry])
+    memory.set_index([entry])
     digest = next(
         name for name, data in memory.blobs.items() if data == gzip.compress(layer_tar(file("../x")), mtime=0)
     )
@@ -751,14 +760,14 @@ def test_limits_of_bytes(tmp_path: Path) -> None:
 
 
 def test_reported_size(tmp_path: Path) -> None:
-    source = one([layer_tar(file("x", bytes(100_000)), file("y", bytes(50_000)))])
+    source = single_platform_image([layer_tar(file("x", bytes(100_000)), file("y", bytes(50_000)))])
     unpacked = unpack(source, platform_descriptor(source), tmp_path / "root")
     assert 150_000 < unpacked.size < 200_000
     assert unpacked.config.os == "linux"
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    memory = Memory()
+    memory = MemoryImage()
     files = [file(f"{number % 50}/{number}") for number in range(20_000)]
     big = layer_tar(file("big", bytes(48 << 20)), *files)
     layers = [memory.put(big, LAYER_TAR)]
@@ -769,7 +778,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     }
     from tests.support.oci import put_manifest
 
-    memory.index(
+    memory.set_index(
         [{**put_manifest(memory, config, layers), "platform": {"os": "linux", "architecture": "amd64"}}]
     )
     tracemalloc.start()
