@@ -19,6 +19,7 @@ from buildkit_tasks.config.settings import SettingOrigin
 from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
 from buildkit_tasks.report import model
+from tests.support.environment import delete_env
 from tests.support.oci import hello, write_archive
 
 FUNCTIONS = ("build", "push", "run", "verify")
@@ -127,9 +128,8 @@ def test_exit_codes_are_documented() -> None:
 
 @pytest.fixture
 def project_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory: a repository without settings."""
-    for name in ("DOCKER_DEFAULT_PLATFORM", "BUILDX_BUILDER"):
-        monkeypatch.delenv(name, raising=False)
+    """Change to a repository without settings."""
+    delete_env(monkeypatch, "DOCKER_DEFAULT_PLATFORM", "BUILDX_BUILDER")
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "Dockerfile").touch()
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def project_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the functions call of a pipeline; nothing is built, run or pushed."""
+    """Record the calls to the pipeline; nothing is built, run or pushed."""
     calls: list[tuple[Any, ...]] = []
 
     def build(pipeline: Pipeline, request: BuildRequest) -> bt.BuildResult:

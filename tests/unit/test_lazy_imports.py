@@ -23,7 +23,7 @@ HEAVY = (
 
 
 def imported_packages(statement: str, folder: Path) -> set[str]:
-    """The top-level packages that a fresh interpreter has after a statement."""
+    """Return the top-level packages that a new interpreter has imported after a statement."""
     code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     argv = [sys.executable, "-c", code]
     process = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True)

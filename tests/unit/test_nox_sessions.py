@@ -14,8 +14,10 @@ import pytest
 
 from buildkit_tasks import nox_sessions
 from buildkit_tasks.system.process import Process
+from tests.support.environment import minimal_env
 
-# Stands in for the interpreter that builds and tests: it notes its words, and fails where it is told to.
+# A fake Python interpreter for the sessions: it logs its arguments and settings, and does not build or test.
+# Environment variables make a step fail (FAILING, BROKEN), hang (HANGING) or take time (BUILDING).
 FAKE_PYTHON = f"""#!{sys.executable} -I
 import json, os, pathlib, signal, sys, time
 if "nox" in sys.argv[:3]:
@@ -25,32 +27,33 @@ FAILING = os.environ.get("FAILING", "").split()
 settings = {{key: value for key, value in os.environ.items() if key.startswith("INVOKE_BUILDKIT_")}}
 with (here / "log").open("a") as log:
     print(json.dumps([sys.argv[1:], settings]), file=log)
-def clean(*_):
+def clean_up(*_):
     time.sleep(1.5)
     (here / "cleaned").touch()
     sys.exit(130)
 if os.environ.get("HANGING") in sys.argv:
-    signal.signal(signal.SIGINT, clean)
-    (here / "hangs").touch()
+    signal.signal(signal.SIGINT, clean_up)
+    (here / "hanging").touch()
     time.sleep(60)
 if "build-multiarch" in sys.argv:
     time.sleep(float(os.environ.get("BUILDING", "0")))
-    def built(name):
+    def build_result(name):
         archive = {{"type": "oci", "dest": "dist/" + name + ".tar"}}
         return {{"outputs": [{{"type": "docker", "ref": "x"}}, archive]}}
     names = os.environ.get("IMAGES", "").split()
     broken = os.environ.get("BROKEN", "").split()
-    rows = [{{"name": name, "build": None if name in broken else built(name)}} for name in names]
+    rows = [{{"name": name, "build": None if name in broken else build_result(name)}} for name in names]
     failed = {{"ok": False, "error": "why", "exit_code": 1}}
-    print(json.dumps({{"images": rows}} if rows else failed if "build-multiarch" in FAILING else built("x")))
+    one_image = failed if "build-multiarch" in FAILING else build_result("x")
+    print(json.dumps({{"images": rows}} if rows else one_image))
     if broken:
         sys.exit(1)
 if "pytest" in sys.argv:
-    end, together = time.monotonic() + 30, int(os.environ.get("TOGETHER", "0"))
-    while (here / "log").read_text().count('"pytest"') < together:
-        time.monotonic() < end or sys.exit("nobody else came")
+    deadline, sessions = time.monotonic() + 30, int(os.environ.get("TOGETHER", "0"))
+    while (here / "log").read_text().count('"pytest"') < sessions:
+        time.monotonic() < deadline or sys.exit("the other sessions did not start")
         time.sleep(0.05)
-sys.exit(any(word in sys.argv for word in FAILING))
+sys.exit(any(arg in sys.argv for arg in FAILING))
 """
 
 NOXFILE = """
@@ -62,7 +65,7 @@ arch_matrix({arguments})
 
 
 class Nox:
-    """The real Nox on a noxfile in a folder of its own."""
+    """Run the real Nox in a directory with a noxfile and the fake interpreter."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,9 +79,9 @@ class Nox:
         return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
 
     def start(self, arguments: str, **env_vars: str) -> subprocess.Popen[bytes]:
-        """Begin what a terminal would interrupt together: a group of processes."""
+        """Start Nox in a new session, so that its process group can be interrupted as by a terminal."""
         argv, env = self._command(arguments, (), env_vars)
-        # A shell that started us in the background has left SIGINT ignored, which would be inherited.
+        # Background jobs of a shell ignore SIGINT, and their children inherit that.
         default_sigint = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
         code = f"import os, signal, sys; {default_sigint}; os.execv(sys.argv[1], sys.argv[1:])"
         return subprocess.Popen(
@@ -95,8 +98,7 @@ class Nox:
     ) -> tuple[list[str], dict[str, str]]:
         (self.folder / "noxfile.py").write_text(NOXFILE.format(arguments=arguments), encoding="utf-8")
         argv = [sys.executable, "-m", "nox", "--no-venv", *args]
-        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-        return argv, {**inherited, "HOME": str(self.folder), **env_vars}
+        return argv, minimal_env(HOME=str(self.folder), **env_vars)
 
     @property
     def log(self) -> list[tuple[list[str], dict[str, str]]]:
@@ -114,7 +116,7 @@ class Nox:
 
     @property
     def settings(self) -> list[dict[str, str]]:
-        """What each program was told by ``INVOKE_BUILDKIT_*``, the build first."""
+        """Return the ``INVOKE_BUILDKIT_*`` variables of each command, the build first."""
         return [settings for _, settings in self.log]
 
 
@@ -123,7 +125,12 @@ def nox(tmp_path: Path) -> Nox:
     return Nox(tmp_path)
 
 
+ONE_PLATFORM = 'platforms=["linux/s390x"]'
 TWO_PLATFORMS = 'platforms=["linux/arm/v7", "linux/amd64"]'
+THREE_PLATFORMS = 'platforms=["linux/arm/v7", "linux/amd64", "linux/s390x"]'
+needs_parallel_sessions = pytest.mark.skipif(
+    not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions"
+)
 
 
 def test_lists_a_session_per_platform(nox: Nox) -> None:
@@ -205,7 +212,7 @@ def two_images(nox: Nox) -> Nox:
 
 
 def arch_options(nox: Nox) -> list[list[str]]:
-    """The options of each session that say what is tested."""
+    """Return the ``--arch-platform`` and ``--arch-image`` options of each session."""
     return [
         [arg for arg in args if arg.startswith(("--arch-platform", "--arch-image"))] for args in nox.tests
     ]
@@ -246,7 +253,7 @@ def test_one_failed_build_of_several(two_images: Nox) -> None:
     assert not any("web" in arg for args in arch_options(two_images) for arg in args)
 
 
-@pytest.mark.skipif(not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions")
+@needs_parallel_sessions
 def test_parallel_sessions_of_several_images(two_images: Nox) -> None:
     result = two_images("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -266,7 +273,7 @@ def test_interrupt_waits_for_cleanup(nox: Nox, step: str) -> None:
     process = nox.start(ONE_PLATFORM, HANGING=step)
     try:
         deadline = time.monotonic() + 60
-        while not (nox.folder / "hangs").exists():
+        while not (nox.folder / "hanging").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
@@ -288,9 +295,6 @@ def test_unknown_platform(nox: Nox) -> None:
     result = nox('platforms=["linux/amd46"]', "-l")
     assert result.returncode != 0
     assert "did you mean linux/amd64?" in result.stderr
-
-
-ONE_PLATFORM = 'platforms=["linux/s390x"]'
 
 
 def test_posargs_are_split(nox: Nox) -> None:
@@ -375,7 +379,6 @@ def test_empty_value_is_ignored(nox: Nox) -> None:
     assert nox.settings == [{}, {}]
 
 
-THREE_PLATFORMS = 'platforms=["linux/arm/v7", "linux/amd64", "linux/s390x"]'
 needs_parallel_sessions = pytest.mark.skipif(
     not nox_sessions._SESSION_OPTIONS, reason="this Nox has no parallel sessions"
 )
@@ -398,7 +401,7 @@ def test_parallel_sessions_share_build(nox: Nox) -> None:
 
 @needs_parallel_sessions
 def test_sessions_run_in_parallel(nox: Nox) -> None:
-    """Each waits until it sees all three: had they run in turn, the first would have waited in vain."""
+    """Each session waits until all three have started, which never happens if they run one by one."""
     result = nox(THREE_PLATFORMS, "-j3", "-s", "arch_matrix", TOGETHER="3")
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(nox.tests) == 3
@@ -420,7 +423,7 @@ def test_parallel_failed_build(nox: Nox) -> None:
 
 
 def test_other_parent_does_not_share(nox: Nox) -> None:
-    """A stranger in the environment is the Nox in one of whose sessions this one was started."""
+    """A build is shared with the Nox named by BUILDKIT_TASKS_NOX only if that is the parent process."""
     record = nox.folder / ".nox/.cache/arch_matrix.image.json"
     for _ in range(2):
         assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX="1-1").returncode == 0

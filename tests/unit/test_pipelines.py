@@ -1,4 +1,4 @@
-"""Pipeline files, workflows and the action: they are YAML, and the tasks and options in them exist."""
+"""Check CI files, workflows and the action: they are valid YAML, and their tasks and options exist."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def document(path: Path) -> Any:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every scalar of a document."""
+    """Yield every scalar of a document as text."""
     if isinstance(value, dict):
         value = [*value.values()]
     if isinstance(value, list):
@@ -40,7 +40,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def task_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each call of a task: its name, and the rest of its command."""
+    """Yield the name and the rest of the command line of each task call in a file."""
     for text in texts(document(path)):
         joined = text.replace("\\\n", " ")
         yield from re.findall(r'(?:^|[\s/])buildkit-tasks"? ([a-z]+-[a-z]+)(.*)', joined)

@@ -1,12 +1,13 @@
-"""The pytest plugin beside options and fixtures of other plugins and of a user's ``conftest.py``."""
+"""The pytest plugin together with options and fixtures of other plugins and of a user's ``conftest.py``."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.support.environment import delete_env
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +17,9 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run pytest in an empty repository with the installed plugins; in this process, unless marked."""
-    for name in os.environ:
-        if name.startswith(("INVOKE_BUILDKIT_", "DOCKER_", "PYTEST_")) and name != "PYTEST_CURRENT_TEST":
-            monkeypatch.delenv(name)
+    """Return a function that runs pytest in an empty repository, in this process unless parametrized."""
+    # PYTEST_CURRENT_TEST stays: pytest deletes it itself.
+    delete_env(monkeypatch, "INVOKE_BUILDKIT_*", "DOCKER_*", "PYTEST_[!C]*")
     pytester.makepyprojecttoml("")
     pytester.syspathinsert()
     method: Run = getattr(pytester, f"runpytest_{getattr(request, 'param', 'inprocess')}")
@@ -80,12 +80,12 @@ def test_options_of_others(
 
 @in_both_processes
 def test_options_of_late_conftest(run: Run, pytester: pytest.Pytester) -> None:
-    """A conftest.py that pytest finds only during collection."""
+    """pytest finds a conftest.py in a subdirectory only during collection."""
     folder = pytester.mkdir("checks")
     (folder / "conftest.py").write_text(OTHER_OPTIONS)
     (folder / "test_it.py").write_text(BOTH_OPTIONS.format(theirs="none"))
     run("--arch-platform=s390x").assert_outcomes(passed=2)
-    run("--platform=s390x").assert_outcomes(passed=2)  # no one has --platform yet
+    run("--platform=s390x").assert_outcomes(passed=2)  # no conftest.py has defined --platform yet
 
 
 def test_flag_before_path(run: Run, pytester: pytest.Pytester) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from buildkit_tasks import pytest_plugin
 from buildkit_tasks.testing.session_image import SessionImage
+from tests.support.environment import delete_env, minimal_env
 from tests.support.oci import hello, write_archive
 
 if TYPE_CHECKING:
@@ -25,14 +25,9 @@ def run_pytest(folder: Path, text: str, *options: str) -> tuple[int, str]:
     if not (folder / "pyproject.toml").exists():
         (folder / "pyproject.toml").touch()
     argv = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options, "test_it.py"]
-    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-    env = inherited | {
-        "HOME": str(folder),
-        "DOCKER_CONFIG": str(folder),
-        "DOCKER_HOST": f"unix://{folder}/no.sock",
-    }
-    result = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    return result.returncode, result.stdout + result.stderr
+    env = minimal_env(HOME=str(folder), DOCKER_CONFIG=str(folder), DOCKER_HOST=f"unix://{folder}/no.sock")
+    process = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return process.returncode, process.stdout + process.stderr
 
 
 PLATFORM_TEST = "def test_one(platform):\n    assert str(platform).startswith('linux/')\n"
@@ -154,7 +149,7 @@ def test_bad_setting(tmp_path: Path) -> None:
         assert "in load" not in output
 
 
-# A conftest.py that replaces builds and runs: each writes its arguments to a file beside the test.
+# A conftest.py that replaces builds and runs: each appends its arguments to a file beside the test.
 FAKES_CONFTEST = """
 import dataclasses, json, pathlib, time
 import pytest
@@ -202,7 +197,7 @@ Pipeline.run_image = emulate
 
 
 class Fakes:
-    """A repository with one test module, whose builds and runs are replaced."""
+    """A repository with one test module, in which builds and runs only record their arguments."""
 
     def __init__(self, pytester: pytest.Pytester) -> None:
         self.pytester = pytester
@@ -225,10 +220,7 @@ class Fakes:
 
 @pytest.fixture
 def fakes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    for name in [
-        name for name in os.environ if name.startswith(("INVOKE_BUILDKIT_", "DOCKER_", "PYTEST_XDIST"))
-    ]:
-        monkeypatch.delenv(name)
+    delete_env(monkeypatch, "INVOKE_BUILDKIT_*", "DOCKER_*", "PYTEST_XDIST*")
     return Fakes(pytester)
 
 
@@ -407,11 +399,11 @@ def test_next_session_builds_again(fakes: Fakes) -> None:
 def test_record_of_other_session_is_ignored(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Workers on another machine share one directory between sessions."""
+    """xdist workers on another machine keep one temporary directory for several sessions."""
     builds: list[str] = []
 
     def build_image() -> SessionImage:
-        builds.append("built")
+        builds.append("build")
         return SessionImage(image=f"image {len(builds)}")
 
     def build_in_session(session: str) -> str:
@@ -488,7 +480,7 @@ IMAGE_TEST = "def test_it(multiarch_image, platform):\n    pass\n"
 
 @pytest.fixture
 def two_images(fakes: Fakes) -> Fakes:
-    """A repository of two images."""
+    """Return a repository of two images."""
     for folder in (fakes.pytester.path, fakes.pytester.mkdir("webs")):
         (folder / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
     return fakes.settings(TWO_IMAGES)

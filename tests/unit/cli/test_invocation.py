@@ -25,32 +25,33 @@ from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult
 from buildkit_tasks.tasks import ns
+from tests.support.environment import delete_env
 from tests.support.report_samples import bad_run, good_run
 
 SECRET = "https://me:hunter2@example.org/x"  # noqa: S105 - nobody's
-seen: list[tuple[str, dict[str, Any]]] = []
+calls: list[tuple[str, dict[str, Any]]] = []
 
 
 @task(IMAGE, PLATFORM, *RUN_OPTIONS, REPORT)
-def look_at(ctx: TaskContext) -> None:
-    """Note what it was given."""
-    seen.append(("look-at", {**ctx.options}))
+def inspect_image(ctx: TaskContext) -> None:
+    """Record the options of this call."""
+    calls.append(("inspect-image", {**ctx.options}))
 
 
 @task(*BUILD_OPTIONS, PLATFORM)
-def make_it(ctx: TaskContext) -> None:
-    """Note what it was given, and the settings that follow."""
-    seen.append(
+def build_image(ctx: TaskContext) -> None:
+    """Record the options of this call and the settings that result from them."""
+    calls.append(
         (
-            "make-it",
+            "build-image",
             {**ctx.options, "settings": ctx.pipeline.settings, "dry": ctx.pipeline.commands.dry_run},
         )
     )
 
 
 @task(Option(name="kind", help="which error"), REPORT)
-def fail_with(ctx: TaskContext) -> None:
-    """Fail in the way that is asked for."""
+def raise_error(ctx: TaskContext) -> None:
+    """Raise the error that --kind names."""
     errors: dict[str, BaseException] = {
         "usage": UsageError("no good", hint="do it well"),
         "settings": SettingsError("bad key"),
@@ -66,152 +67,158 @@ def fail_with(ctx: TaskContext) -> None:
 
 
 @task(REPORT)
-def show_it(ctx: TaskContext) -> None:
-    """Show a report."""
+def report_success(ctx: TaskContext) -> None:
+    """Show a report of a run that passed."""
     ctx.show_report(RunReport(subject="x", results=(good_run("linux/amd64"),)))
 
 
 @task(REPORT)
-def show_failure(ctx: TaskContext) -> None:
+def report_failure(ctx: TaskContext) -> None:
     """Show a report of a run that failed."""
     ctx.show_report(RunReport(subject="x", results=(bad_run("linux/amd64"),)))
 
 
 @task()
-def end_it(ctx: TaskContext) -> None:
-    """Ask this very process to end."""
-    ctx.notify("asking")
+def terminate_self(ctx: TaskContext) -> None:
+    """Send SIGTERM to this process."""
+    ctx.notify("terminating")
     os.kill(os.getpid(), signal.SIGTERM)
     signal.pause()
 
 
-OURS = create_namespace(look_at, make_it, fail_with, show_it, end_it)
+TEST_TASKS = create_namespace(inspect_image, build_image, raise_error, report_success, terminate_self)
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository and home, and nothing of ours in the environment."""
-    seen.clear()
+def project_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to an empty repository, which is also the home, without variables that change settings."""
+    calls.clear()
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    for name in list(os.environ):
-        if name.startswith(("INVOKE_", "GITHUB_")) or name in (
-            "CI",
-            "DOCKER_DEFAULT_PLATFORM",
-            "BUILDX_BUILDER",
-        ):
-            monkeypatch.delenv(name)
+    delete_env(monkeypatch, "INVOKE_*", "GITHUB_*", "CI", "DOCKER_DEFAULT_PLATFORM", "BUILDX_BUILDER")
     return tmp_path
 
 
-def inv(*words: str, tasks: Any = OURS) -> int:
-    """Run Invoke's own program; gives its exit status."""
+def inv(*args: str, tasks: Any = TEST_TASKS) -> int:
+    """Run Invoke in this process and return its exit status."""
     try:
-        Program(namespace=tasks, version="0").run(["inv", *words])
+        Program(namespace=tasks, version="0").run(["inv", *args])
     except SystemExit as end:
         return int(end.code or 0)
     return 0
 
 
-def given(*words: str) -> dict[str, Any]:
-    assert inv(*words) == 0
-    ((_, options),) = seen
+def run_options(*args: str) -> dict[str, Any]:
+    """Run one recording task and return its options."""
+    assert inv(*args) == 0
+    ((_, options),) = calls
     return options
 
 
 def test_image_is_optional() -> None:
-    assert given("look-at", "oci:dist")["image"] == "oci:dist"
-    seen.clear()
-    assert given("look-at")["image"] == ""
+    assert run_options("inspect-image", "oci:dist")["image"] == "oci:dist"
+    calls.clear()
+    assert run_options("inspect-image")["image"] == ""
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
-        ("look-at", "x.tar", "--timeout", "3"),
-        ("look-at", "--timeout", "3", "x.tar"),
-        ("look-at", "--timeout=3", "--image", "x.tar"),
-        ("look-at", "--image=x.tar", "--timeout=3"),
+        ("inspect-image", "x.tar", "--timeout", "3"),
+        ("inspect-image", "--timeout", "3", "x.tar"),
+        ("inspect-image", "--timeout=3", "--image", "x.tar"),
+        ("inspect-image", "--image=x.tar", "--timeout=3"),
     ],
 )
-def test_image_beside_options(words: tuple[str, ...]) -> None:
-    options = given(*words)
+def test_image_beside_options(args: tuple[str, ...]) -> None:
+    options = run_options(*args)
     assert (options["image"], options["timeout"]) == ("x.tar", "3")
 
 
 def test_task_name_is_not_an_image() -> None:
-    assert inv("look-at", "make-it") == 0
-    assert [(name, options.get("image")) for name, options in seen] == [("look-at", ""), ("make-it", None)]
-    seen.clear()
-    assert inv("look-at", "x.tar", "make_it", "look_at", "y.tar") == 0
-    assert [options.get("image") for _, options in seen] == ["x.tar", None, "y.tar"]
+    assert inv("inspect-image", "build-image") == 0
+    assert [(name, options.get("image")) for name, options in calls] == [
+        ("inspect-image", ""),
+        ("build-image", None),
+    ]
+    calls.clear()
+    assert inv("inspect-image", "x.tar", "build_image", "inspect_image", "y.tar") == 0
+    assert [options.get("image") for _, options in calls] == ["x.tar", None, "y.tar"]
 
 
 def test_second_positional_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("look-at", "x.tar", "y.tar") == 2
+    assert inv("inspect-image", "x.tar", "y.tar") == 2
     assert "y.tar" in capsys.readouterr().err
-    assert seen == []
+    assert calls == []
 
 
 def test_underscored_aliases() -> None:
-    options = given(
-        "make_it", "--build_arg", "A_B=1", "--build_arg=C_D=2", "--no_cache", "--metadata_file=m_n"
+    options = run_options(
+        "build_image", "--build_arg", "A_B=1", "--build_arg=C_D=2", "--no_cache", "--metadata_file=m_n"
     )
     assert (options["build_arg"], options["no_cache"]) == (["A_B=1", "C_D=2"], True)
     assert options["metadata_file"] == "m_n"
 
 
 def test_underscored_value_stays() -> None:
-    assert given("make-it", "--tag", "make_it", "--target", "no_cache")["tag"] == ["make_it"]
+    assert run_options("build-image", "--tag", "build_image", "--target", "no_cache")["tag"] == [
+        "build_image"
+    ]
 
 
 def test_short_options() -> None:
-    options = given("make-it", "-t", "a:1", "-t=b:2", "-f", "Other", "-o", "type=oci,dest=x", "-oout")
+    options = run_options(
+        "build-image", "-t", "a:1", "-t=b:2", "-f", "Other", "-o", "type=oci,dest=x", "-oout"
+    )
     assert (options["tag"], options["file"]) == (["a:1", "b:2"], "Other")
     assert options["output"] == ["type=oci,dest=x", "out"]
-    seen.clear()
-    assert given("look-at", "-j", "3")["jobs"] == "3"
+    calls.clear()
+    assert run_options("inspect-image", "-j", "3")["jobs"] == "3"
 
 
 def test_list_options() -> None:
-    words = ("--platform=linux/amd64,linux/386", "--platform", "arm64", "-t", "a:1,b:2", "-t", "c:3")
-    settings = given("make-it", *words)["settings"]
+    args = ("--platform=linux/amd64,linux/386", "--platform", "arm64", "-t", "a:1,b:2", "-t", "c:3")
+    settings = run_options("build-image", *args)["settings"]
     assert settings.platforms == ("linux/amd64", "linux/386", "arm64")
     assert settings.tags == ("a:1", "b:2", "c:3")
 
 
 def test_build_arg_keeps_commas() -> None:
-    assert given("make-it", "--build-arg", "A=1,2")["settings"].build_args == ("A=1,2",)
+    assert run_options("build-image", "--build-arg", "A=1,2")["settings"].build_args == ("A=1,2",)
 
 
-def test_absent_option_keeps_setting(here: Path) -> None:
-    (here / "pyproject.toml").write_text('[tool.buildkit-tasks]\ntags = ["mine:1"]\n', encoding="utf-8")
-    settings = given("make-it")["settings"]
+def test_absent_option_keeps_setting(project_dir: Path) -> None:
+    (project_dir / "pyproject.toml").write_text(
+        '[tool.buildkit-tasks]\ntags = ["mine:1"]\n', encoding="utf-8"
+    )
+    settings = run_options("build-image")["settings"]
     assert (settings.tags, settings.is_explicit("platforms")) == (("mine:1",), False)
 
 
-def test_invoke_configuration(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invoke_configuration(project_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "buildkit:\n  platforms: linux/386\n  name: theirs\n  tags: ['a:1', 'b:2']\n"
-    (here / ".invoke.yaml").write_text(text, encoding="utf-8")
+    (project_dir / ".invoke.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setenv("INVOKE_BUILDKIT_PLATFORMS", "linux/arm64,linux/s390x")
-    settings = given("make-it")["settings"]
+    settings = run_options("build-image")["settings"]
     assert (settings.platforms, settings.name) == (("linux/arm64", "linux/s390x"), "theirs")
     assert settings.tags == ("a:1", "b:2")
 
 
-@pytest.mark.parametrize("words", [("--dry", "make-it"), ("make-it", "--dry-run"), ("make-it", "--dry_run")])
-def test_dry_run_options(words: tuple[str, ...]) -> None:
-    assert given(*words)["dry"] is True
+@pytest.mark.parametrize(
+    "args", [("--dry", "build-image"), ("build-image", "--dry-run"), ("build-image", "--dry_run")]
+)
+def test_dry_run_options(args: tuple[str, ...]) -> None:
+    assert run_options(*args)["dry"] is True
 
 
 def test_default_is_not_dry() -> None:
-    assert given("make-it")["dry"] is False
+    assert run_options("build-image")["dry"] is False
 
 
-CODES = [
+ERROR_CODES = [
     ("usage", 2),
     ("settings", 2),
     ("engine", 3),
@@ -222,92 +229,92 @@ CODES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "code"), CODES)
+@pytest.mark.parametrize(("kind", "code"), ERROR_CODES)
 def test_error_exit_status(kind: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("fail-with", "--kind", kind) == code
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("error: ")
-    assert "Traceback" not in shown.err
+    assert inv("raise-error", "--kind", kind) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
 
 
-@pytest.mark.parametrize(("kind", "code"), CODES)
+@pytest.mark.parametrize(("kind", "code"), ERROR_CODES)
 def test_error_document(kind: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("fail-with", "--kind", kind, "--json") == code
+    assert inv("raise-error", "--kind", kind, "--json") == code
     document = json.loads(capsys.readouterr().out)
     assert (document["ok"], document["exit_code"]) == (False, code)
     assert document["error"]
 
 
 def test_error_message(capsys: pytest.CaptureFixture[str]) -> None:
-    inv("fail-with", "--kind", "usage")
+    inv("raise-error", "--kind", "usage")
     assert capsys.readouterr().err == "error: no good\n  try: do it well\n"
 
 
 def test_os_error_names_file(capsys: pytest.CaptureFixture[str]) -> None:
-    inv("fail-with", "--kind", "file")
+    inv("raise-error", "--kind", "file")
     assert capsys.readouterr().err == "error: /x/y: Permission denied\n"
 
 
 def test_debug_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("fail-with", "--kind", "engine", "--debug") == 3
-    shown = capsys.readouterr().err
-    assert "Traceback (most recent call last)" in shown
-    assert "in fail_with" in shown
-    assert shown.endswith("error: no engine\n")
+    assert inv("raise-error", "--kind", "engine", "--debug") == 3
+    stderr = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in stderr
+    assert "in raise_error" in stderr
+    assert stderr.endswith("error: no engine\n")
 
 
 def test_bug_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        inv("fail-with", "--kind", "bug")
+        inv("raise-error", "--kind", "bug")
 
 
-@pytest.mark.parametrize("words", [(), ("--json",), ("--debug",), ("--json", "--debug")])
-def test_error_is_redacted(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    inv("fail-with", "--kind", "secret", *words)
-    shown = capsys.readouterr()
-    assert "hunter2" not in shown.out
-    assert "https://***@example.org/x" in shown.err
-    assert "error: cannot reach" in shown.err
+@pytest.mark.parametrize("args", [(), ("--json",), ("--debug",), ("--json", "--debug")])
+def test_error_is_redacted(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    inv("raise-error", "--kind", "secret", *args)
+    captured = capsys.readouterr()
+    assert "hunter2" not in captured.out
+    assert "https://***@example.org/x" in captured.err
+    assert "error: cannot reach" in captured.err
 
 
 def test_report_document(capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("show-it", "--json") == 0
+    assert inv("report-success", "--json") == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["platform"] == "linux/amd64"
 
 
 def test_failed_report_file_document(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "x.json")
 
     monkeypatch.setattr("buildkit_tasks.report.files.write_reports", full)
-    assert inv("show-it", "--json", "--report", str(here / "x.json")) == 5
+    assert inv("report-success", "--json", "--report", str(project_dir / "x.json")) == 5
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
 def test_unknown_report_format(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert inv("look-at", "--report", "x.zip") == 2
-    assert seen == []
+    assert inv("inspect-image", "--report", "x.zip") == 2
+    assert calls == []
     assert "x.zip" in capsys.readouterr().err
 
 
 def test_dry_run_document(capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("show-it", "--json", "--dry-run") == 0
+    assert inv("report-success", "--json", "--dry-run") == 0
     assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "ok": True, "dry_run": True}
 
 
 @pytest.mark.parametrize(
-    ("word", "named"),
+    ("option", "message"),
     [("--nonsense", "--nonsense"), ("--target", "target"), ("--context", "context"), ("--push=yes", "yes")],
 )
-def test_bad_option_is_usage_error(word: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("make-it", word) == 2
-    assert named in capsys.readouterr().err
-    assert seen == []
+def test_bad_option_is_usage_error(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inv("build-image", option) == 2
+    assert message in capsys.readouterr().err
+    assert calls == []
 
 
 def test_unknown_task_exit_status() -> None:
@@ -322,12 +329,12 @@ def test_unknown_platform_suggestion(task: str, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.endswith("unknown platform 'linux/arm65', did you mean linux/arm64?\n")
 
 
-def test_unknown_setting_names_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "pyproject.toml").write_text("[tool.buildkit-tasks]\nplatfroms = []\n", encoding="utf-8")
+def test_unknown_setting_names_file(project_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project_dir / "pyproject.toml").write_text("[tool.buildkit-tasks]\nplatfroms = []\n", encoding="utf-8")
     assert inv("doctor", tasks=ns) == 2
-    shown = capsys.readouterr().err
-    assert f"{here}/pyproject.toml: [tool.buildkit-tasks]: unknown key 'platfroms'" in shown
-    assert "did you mean 'platforms'?" in shown
+    stderr = capsys.readouterr().err
+    assert f"{project_dir}/pyproject.toml: [tool.buildkit-tasks]: unknown key 'platfroms'" in stderr
+    assert "did you mean 'platforms'?" in stderr
 
 
 def test_common_options_and_help(
@@ -335,8 +342,8 @@ def test_common_options_and_help(
 ) -> None:
     for name in ns.task_names:
         assert inv("--help", name, tasks=ns) == 0
-        shown = capsys.readouterr().out
-        assert all(option in shown for option in ("--json", "--dry-run", "--debug"))
+        stdout = capsys.readouterr().out
+        assert all(option in stdout for option in ("--json", "--dry-run", "--debug"))
         task = ns[name]
         assert (task.__doc__ or "").strip()
         assert all(option.help for option in task.options.values())
@@ -364,84 +371,84 @@ for each in theirs.tasks.values():
 """
 
 
-def real(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_invoke(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     (folder / "tasks.py").write_text(TASKS, encoding="utf-8")
-    argv = [sys.executable, "-m", "invoke", *words]
+    argv = [sys.executable, "-m", "invoke", *args]
     return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_other_tasks_beside_ours(here: Path) -> None:
-    done = real(here, "mine", "--name-of", "a_b", "mine")
-    assert (done.returncode, done.stdout) == (0, "mine a_b\nmine x\n"), done.stderr
-    assert real(here, "mine", "--name_of", "a_b").returncode == 1  # Invoke takes no underscores
-    assert real(here, "mine", "--nonsense").returncode == 1
+def test_other_tasks_beside_ours(project_dir: Path) -> None:
+    process = run_invoke(project_dir, "mine", "--name-of", "a_b", "mine")
+    assert (process.returncode, process.stdout) == (0, "mine a_b\nmine x\n"), process.stderr
+    assert run_invoke(project_dir, "mine", "--name_of", "a_b").returncode == 1  # Invoke takes no underscores
+    assert run_invoke(project_dir, "mine", "--nonsense").returncode == 1
 
 
-def test_program_without_tasks_file(here: Path) -> None:
+def test_program_without_tasks_file(project_dir: Path) -> None:
     argv = [sys.executable, "-m", "buildkit_tasks", "build_multiarch", "--platform=linux/arm65", "--json"]
-    done = subprocess.run(argv, cwd=here, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert json.loads(done.stdout)["exit_code"] == 2
-    assert "did you mean linux/arm64?" in done.stderr
+    process = subprocess.run(argv, cwd=project_dir, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert json.loads(process.stdout)["exit_code"] == 2
+    assert "did you mean linux/arm64?" in process.stderr
 
 
-ENDED = """
+SIGTERM_PROGRAM = """
 import sys
 from invoke.program import Program
-from tests.unit.cli.test_invocation import OURS
-Program(namespace=OURS, version="0").run(["inv", "end-it", "--json"])
+from tests.unit.cli.test_invocation import TEST_TASKS
+Program(namespace=TEST_TASKS, version="0").run(["inv", "terminate-self", "--json"])
 """
 
 
 def test_sigterm_is_an_interrupt() -> None:
     root = Path(__file__).parents[3]
-    argv = [sys.executable, "-c", ENDED]
-    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False, timeout=30)
-    assert done.returncode == 130, done.stderr
+    argv = [sys.executable, "-c", SIGTERM_PROGRAM]
+    process = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False, timeout=30)
+    assert process.returncode == 130, process.stderr
     expected = {"schema_version": 1, "ok": False, "error": "interrupted", "exit_code": 130}
-    assert json.loads(done.stdout) == expected
+    assert json.loads(process.stdout) == expected
 
 
-class Screen(io.StringIO):
-    """A terminal, as far as one can ask."""
+class FakeTerminal(io.StringIO):
+    """A text stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 @task()
-def watch_it(ctx: TaskContext) -> None:
-    """Note whether there is anybody to tell of runs."""
+def watch_runs(ctx: TaskContext) -> None:
+    """Record the observer of runs."""
     with ctx.show_run_progress() as watch:
-        seen.append(("watch-it", {"watch": watch}))
+        calls.append(("watch-runs", {"watch": watch}))
 
 
 @pytest.mark.parametrize(
-    ("words", "terminal", "watched"),
+    ("args", "is_terminal", "has_table"),
     [((), True, True), (("--json",), True, False), (("--dry-run",), True, False), ((), False, False)],
 )
 def test_live_table_on_terminal_only(
-    words: tuple[str, ...], terminal: bool, watched: bool, monkeypatch: pytest.MonkeyPatch
+    args: tuple[str, ...], is_terminal: bool, has_table: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdout", Screen() if terminal else io.StringIO())
-    assert inv("watch-it", *words, tasks=create_namespace(watch_it, look_at)) == 0
-    ((_, options),) = seen
-    assert (options["watch"] is not None and options["watch"].live_table is not None) is watched
+    monkeypatch.setattr(sys, "stdout", FakeTerminal() if is_terminal else io.StringIO())
+    assert inv("watch-runs", *args, tasks=create_namespace(watch_runs, inspect_image)) == 0
+    ((_, options),) = calls
+    assert (options["watch"] is not None and options["watch"].live_table is not None) is has_table
 
 
 def test_renderers_preload_during_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = threading.Event()
-    monkeypatch.setattr("buildkit_tasks.report.terminal.preload_rich", drawn.set)
-    watched = RunProgress(live_table=None)
-    assert not drawn.is_set()
-    watched.expect_runs([])
-    watched(good_run("linux/amd64"))
-    assert drawn.wait(10)
+    preloaded = threading.Event()
+    monkeypatch.setattr("buildkit_tasks.report.terminal.preload_rich", preloaded.set)
+    progress = RunProgress(live_table=None)
+    assert not preloaded.is_set()
+    progress.expect_runs([])
+    progress(good_run("linux/amd64"))
+    assert preloaded.wait(10)
 
 
-def ended_with(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:
-    """The exit status of a task whose runs ended so."""
+def exit_code_of_runs(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:
+    """Return the exit status of a task whose runs have these results."""
     report = RunReport(subject="x", results=results)
     monkeypatch.setattr(ImageRunner, "run_image", lambda *_, **__: report)
     monkeypatch.setattr(Pipeline, "run_matrix", lambda *_, **__: (MatrixReport(run=report), None))
@@ -450,7 +457,7 @@ def ended_with(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) 
 
 PASSED = good_run("linux/amd64")
 LIMITED = replace(bad_run("linux/386"), limited=True)
-LATE = bad_run("linux/arm64", Outcome.TIMEOUT)
+TIMED_OUT = bad_run("linux/arm64", Outcome.TIMEOUT)
 WRONG = bad_run("linux/s390x")
 
 
@@ -459,59 +466,59 @@ WRONG = bad_run("linux/s390x")
     ("results", "code"),
     [
         ((PASSED, LIMITED, LIMITED), 5),
-        ((PASSED, LATE, LATE), 124),
-        ((PASSED, replace(LATE, limited=True)), 5),
+        ((PASSED, TIMED_OUT, TIMED_OUT), 124),
+        ((PASSED, replace(TIMED_OUT, limited=True)), 5),
         ((PASSED, WRONG), 1),
-        ((LIMITED, LATE), 1),
+        ((LIMITED, TIMED_OUT), 1),
         ((LIMITED, WRONG), 1),
-        ((LATE, WRONG), 1),
+        ((TIMED_OUT, WRONG), 1),
         ((), 1),
     ],
 )
 def test_limit_and_timeout_exit_codes(
     task: str, results: tuple[RunResult, ...], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ended_with(*results, monkeypatch=monkeypatch, task=task) == code
+    assert exit_code_of_runs(*results, monkeypatch=monkeypatch, task=task) == code
 
 
 def test_passed_runs_exit_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ended_with(PASSED, monkeypatch=monkeypatch, task="run-emulated") == 0
+    assert exit_code_of_runs(PASSED, monkeypatch=monkeypatch, task="run-emulated") == 0
 
 
-def test_checks_from_invoke_configuration(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_from_invoke_configuration(project_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "buildkit:\n  check:\n  - {command: uname -m, expect-exit: 3}\n  - {expect: hello}\n"
-    (here / ".invoke.yaml").write_text(text, encoding="utf-8")
-    wanted = (SmokeCheck(command="uname -m", expect_exit=3), SmokeCheck(expect="hello"))
-    assert given("make-it")["settings"].checks == wanted
-    seen.clear()
-    (here / ".invoke.yaml").unlink()
+    (project_dir / ".invoke.yaml").write_text(text, encoding="utf-8")
+    checks = (SmokeCheck(command="uname -m", expect_exit=3), SmokeCheck(expect="hello"))
+    assert run_options("build-image")["settings"].checks == checks
+    calls.clear()
+    (project_dir / ".invoke.yaml").unlink()
     monkeypatch.setenv("INVOKE_BUILDKIT_CHECK", "uname -m")
-    assert inv("make-it") == 2
+    assert inv("build-image") == 2
 
 
 def test_report_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert inv("show-it") == 0
+    assert inv("report-success") == 0
     assert "linux/amd64" in capsys.readouterr().out
 
 
 def test_call_from_python_returns_report() -> None:
-    report = show_it(Context())
+    report = report_success(Context())
     assert isinstance(report, RunReport)
     assert report.ok
 
 
 def test_call_from_python_raises_with_report() -> None:
     with pytest.raises(TaskFailed) as caught:
-        show_failure(Context())
+        report_failure(Context())
     assert caught.value.code == 1
     assert isinstance(caught.value.result, RunReport)
 
 
 def test_call_from_python_refuses_unknown_option() -> None:
-    with pytest.raises(TypeError, match="show_it\\(\\) has no option 'imgae'"):
-        show_it(Context(), imgae="x")
+    with pytest.raises(TypeError, match="report_success\\(\\) has no option 'imgae'"):
+        report_success(Context(), imgae="x")
 
 
 def test_call_from_another_thread() -> None:
     with ThreadPoolExecutor() as pool:
-        assert pool.submit(show_it, Context()).result().ok
+        assert pool.submit(report_success, Context()).result().ok

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
+def project_dir(tmp_path: Path) -> Path:
     """A repository without settings: its empty pyproject.toml hides those of parent directories."""
     (tmp_path / "pyproject.toml").touch()
     return tmp_path
 
 
-def pyproject(folder: Path, text: str) -> Path:
+def write_pyproject(folder: Path, text: str) -> Path:
     path = folder / "pyproject.toml"
     path.write_text(f"[tool.buildkit-tasks]\n{text}\n", encoding="utf-8")
     return path
@@ -44,29 +44,29 @@ ORIGINS = (
 )
 
 
-def loaded(here: Path, *sources: str) -> Settings:
+def load_from(project_dir: Path, *sources: str) -> Settings:
     environ: dict[str, str] = {}
     if "pyproject" in sources:
-        pyproject(here, 'name = "pyproject"')
+        write_pyproject(project_dir, 'name = "pyproject"')
     if "field" in sources:
         environ["BUILDX_BUILDER"] = "field"
     if "prefixed" in sources:
         environ["INVOKE_BUILDKIT_NAME"] = "prefixed"
     invoke = {"name": "invoke" if "invoke" in sources else None}
     flags = {"name": "flag" if "flag" in sources else ""}
-    return load_settings(flags, invoke=invoke, environ=environ, folder=here)
+    return load_settings(flags, invoke=invoke, environ=environ, folder=project_dir)
 
 
 @pytest.mark.parametrize(("weak", "strong"), list(combinations(range(5), 2)))
-def test_stronger_source_wins(here: Path, weak: int, strong: int) -> None:
-    settings = loaded(here, SOURCES[weak], SOURCES[strong])
+def test_stronger_source_wins(project_dir: Path, weak: int, strong: int) -> None:
+    settings = load_from(project_dir, SOURCES[weak], SOURCES[strong])
     assert settings.name == SOURCES[strong]
     assert settings.origins["name"] is ORIGINS[strong]
 
 
 @pytest.mark.parametrize(("source", "origin"), list(zip(SOURCES, ORIGINS, strict=True)))
-def test_source_overrides_default(here: Path, source: str, origin: SettingOrigin) -> None:
-    settings = loaded(here, source)
+def test_source_overrides_default(project_dir: Path, source: str, origin: SettingOrigin) -> None:
+    settings = load_from(project_dir, source)
     assert (settings.name, settings.origins["name"], settings.is_explicit("name")) == (source, origin, True)
     assert not settings.is_explicit("driver")
 
@@ -81,104 +81,107 @@ def test_origin_order() -> None:
     ]
 
 
-def test_defaults(here: Path) -> None:
-    settings = load_settings(environ={}, folder=here)
+def test_defaults(project_dir: Path) -> None:
+    settings = load_settings(environ={}, folder=project_dir)
     assert settings == Settings()
     assert not any(map(settings.is_explicit, SETTINGS_KEYS))
 
 
-def test_sources_are_merged(here: Path) -> None:
-    pyproject(here, 'name = "mine"\nengine = "private"')
-    settings = load_settings({"name": "flag"}, environ={"INVOKE_BUILDKIT_JOBS": "3"}, folder=here)
+def test_sources_are_merged(project_dir: Path) -> None:
+    write_pyproject(project_dir, 'name = "mine"\nengine = "private"')
+    settings = load_settings({"name": "flag"}, environ={"INVOKE_BUILDKIT_JOBS": "3"}, folder=project_dir)
     assert (settings.name, settings.engine, settings.jobs) == ("flag", "private", 3)
 
 
-def test_empty_value_is_not_set(here: Path) -> None:
-    pyproject(here, 'tags = ["kept:1"]\nname = "kept"')
+def test_empty_value_is_not_set(project_dir: Path) -> None:
+    write_pyproject(project_dir, 'tags = ["kept:1"]\nname = "kept"')
     environ = {"INVOKE_BUILDKIT_NAME": "", "BUILDX_BUILDER": "", "DOCKER_DEFAULT_PLATFORM": ""}
-    settings = load_settings({"tags": [], "name": "", "file": None}, environ=environ, folder=here)
+    settings = load_settings({"tags": [], "name": "", "file": None}, environ=environ, folder=project_dir)
     assert (settings.tags, settings.name, settings.file) == (("kept:1",), "kept", "")
     assert not settings.is_explicit("platforms")
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
-def test_list_from_environment(here: Path, variable: str) -> None:
-    settings = load_settings(environ={variable: "linux/arm64, linux/386,"}, folder=here)
+def test_list_from_environment(project_dir: Path, variable: str) -> None:
+    settings = load_settings(environ={variable: "linux/arm64, linux/386,"}, folder=project_dir)
     assert settings.platforms == ("linux/arm64", "linux/386")
     assert settings.is_explicit("platforms")
 
 
-def test_buildx_builder_variable(here: Path) -> None:
-    assert load_settings(environ={"BUILDX_BUILDER": "theirs"}, folder=here).name == "theirs"
+def test_buildx_builder_variable(project_dir: Path) -> None:
+    assert load_settings(environ={"BUILDX_BUILDER": "theirs"}, folder=project_dir).name == "theirs"
 
 
-def test_numbers_from_environment(here: Path) -> None:
+def test_numbers_from_environment(project_dir: Path) -> None:
     environ = {"INVOKE_BUILDKIT_TIMEOUT": "1.5", "INVOKE_BUILDKIT_EXPECT_EXIT": "3"}
-    settings = load_settings(environ=environ, folder=here)
+    settings = load_settings(environ=environ, folder=project_dir)
     assert (settings.timeout, settings.expect_exit) == (1.5, 3)
 
 
-def test_integer_timeout(here: Path) -> None:
-    pyproject(here, "timeout = 90")
-    assert load_settings(environ={}, folder=here).timeout == 90.0
+def test_integer_timeout(project_dir: Path) -> None:
+    write_pyproject(project_dir, "timeout = 90")
+    assert load_settings(environ={}, folder=project_dir).timeout == 90.0
 
 
-def test_keys_with_dashes(here: Path) -> None:
-    pyproject(here, 'build-args = ["A=1"]\nexpect-exit = 4')
-    settings = load_settings(environ={}, folder=here)
+def test_keys_with_dashes(project_dir: Path) -> None:
+    write_pyproject(project_dir, 'build-args = ["A=1"]\nexpect-exit = 4')
+    settings = load_settings(environ={}, folder=project_dir)
     assert (settings.build_args, settings.expect_exit) == (("A=1",), 4)
 
 
-def test_default_environment_and_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pyproject(here, 'engine = "system"')
-    (here / "deep" / "er").mkdir(parents=True)
-    monkeypatch.chdir(here / "deep" / "er")
+def test_default_environment_and_folder(project_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pyproject(project_dir, 'engine = "system"')
+    (project_dir / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(project_dir / "deep" / "er")
     monkeypatch.setenv("INVOKE_BUILDKIT_NAME", "from-here")
     settings = load_settings()
     assert (settings.engine, settings.name) == ("system", "from-here")
 
 
-def test_nearest_pyproject(here: Path) -> None:
-    (here / "near").mkdir()
-    near = pyproject(here / "near", 'name = "near"')
-    far = pyproject(here, 'name = "far"')
-    assert find_pyproject(here / "near") == near
-    (here / "other").mkdir()
-    assert find_pyproject(here / "other") == far
-    assert load_settings(environ={}, folder=here / "near").name == "near"
+def test_nearest_pyproject(project_dir: Path) -> None:
+    (project_dir / "near").mkdir()
+    near = write_pyproject(project_dir / "near", 'name = "near"')
+    far = write_pyproject(project_dir, 'name = "far"')
+    assert find_pyproject(project_dir / "near") == near
+    (project_dir / "other").mkdir()
+    assert find_pyproject(project_dir / "other") == far
+    assert load_settings(environ={}, folder=project_dir / "near").name == "near"
 
 
-UNKNOWN: list[tuple[dict[str, Any], str]] = [
+UNKNOWN_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"pyproject": 'platfroms = ["linux/amd64"]'}, "pyproject.toml: [tool.buildkit-tasks]"),
     ({"invoke": {"platfroms": "x"}}, "Invoke's configuration: buildkit"),
     ({"environ": {"INVOKE_BUILDKIT_PLATFROMS": "x"}}, "environment INVOKE_BUILDKIT_PLATFROMS"),
 ]
 
 
-def failing(here: Path, source: dict[str, Any]) -> SettingsError:
+def settings_error(project_dir: Path, source: dict[str, Any]) -> SettingsError:
     if "pyproject" in source:
-        pyproject(here, source["pyproject"])
+        write_pyproject(project_dir, source["pyproject"])
     with pytest.raises(SettingsError) as caught:
         load_settings(
-            source.get("flags"), invoke=source.get("invoke"), environ=source.get("environ", {}), folder=here
+            source.get("flags"),
+            invoke=source.get("invoke"),
+            environ=source.get("environ", {}),
+            folder=project_dir,
         )
     assert caught.value.exit_code == 2
     return caught.value
 
 
-@pytest.mark.parametrize(("source", "label"), UNKNOWN)
-def test_unknown_key_suggestion(here: Path, source: dict[str, Any], label: str) -> None:
-    error = failing(here, source)
+@pytest.mark.parametrize(("source", "label"), UNKNOWN_KEYS)
+def test_unknown_key_suggestion(project_dir: Path, source: dict[str, Any], label: str) -> None:
+    error = settings_error(project_dir, source)
     assert error.message.endswith(f"{label}: unknown key 'platfroms', did you mean 'platforms'?")
     assert error.hint is None
 
 
-def test_unknown_key_list(here: Path) -> None:
-    error = failing(here, {"pyproject": "zzz = 1"})
+def test_unknown_key_list(project_dir: Path) -> None:
+    error = settings_error(project_dir, {"pyproject": "zzz = 1"})
     assert error.hint == f"use one of {', '.join(SETTINGS_KEYS)}"
 
 
-BAD: list[tuple[str, str]] = [
+BAD_VALUES: list[tuple[str, str]] = [
     ('timeout = "soon"', "timeout = 'soon' is not a number, 0 or more"),
     ("timeout = true", "timeout = True is not a number, 0 or more"),
     ("timeout = nan", "timeout = nan is not a number, 0 or more"),
@@ -209,17 +212,17 @@ BAD: list[tuple[str, str]] = [
 ]
 
 
-def test_nodes_from_environment(here: Path) -> None:
+def test_nodes_from_environment(project_dir: Path) -> None:
     nodes = "name=a,endpoint=tcp://10.0.0.1:1 name=b,endpoint=tcp://10.0.0.2:1,platform=linux/arm64"
-    from_environment = load_settings(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=here).nodes
+    from_environment = load_settings(environ={"INVOKE_BUILDKIT_NODES": nodes}, folder=project_dir).nodes
     assert from_environment == tuple(nodes.split())
-    assert load_settings({"nodes": nodes.split()}, environ={}, folder=here).nodes == from_environment
+    assert load_settings({"nodes": nodes.split()}, environ={}, folder=project_dir).nodes == from_environment
 
 
-@pytest.mark.parametrize(("text", "message"), BAD)
-def test_bad_value(here: Path, text: str, message: str) -> None:
-    error = failing(here, {"pyproject": text})
-    assert error.message == f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: {message}"
+@pytest.mark.parametrize(("text", "message"), BAD_VALUES)
+def test_bad_value(project_dir: Path, text: str, message: str) -> None:
+    error = settings_error(project_dir, {"pyproject": text})
+    assert error.message == f"{project_dir / 'pyproject.toml'}: [tool.buildkit-tasks]: {message}"
 
 
 @pytest.mark.parametrize(
@@ -230,17 +233,19 @@ def test_bad_value(here: Path, text: str, message: str) -> None:
         ({"flags": {"jobs": "x"}}, "command line"),
     ],
 )
-def test_bad_value_source(here: Path, source: dict[str, Any], label: str) -> None:
-    assert failing(here, source).message == f"{label}: jobs = 'x' is not a whole number, 0 or more"
+def test_bad_value_source(project_dir: Path, source: dict[str, Any], label: str) -> None:
+    assert (
+        settings_error(project_dir, source).message == f"{label}: jobs = 'x' is not a whole number, 0 or more"
+    )
 
 
 @pytest.mark.parametrize(
     "text", ["[tool", "[tool]\nbuildkit-tasks = 3", "tool = 3", "[[tool.buildkit-tasks]]\n"]
 )
-def test_unreadable_pyproject(here: Path, text: str) -> None:
-    path = here / "pyproject.toml"
+def test_unreadable_pyproject(project_dir: Path, text: str) -> None:
+    path = project_dir / "pyproject.toml"
     path.write_text(text, encoding="utf-8")
-    assert failing(here, {}).message.startswith(f"{path}: ")
+    assert settings_error(project_dir, {}).message.startswith(f"{path}: ")
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,11 +260,11 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cpu", ["max", "floor", "both", "arm1176", "Skylake-Server-v1,+avx2,pmu=off", "z14.2"]
 )
-def test_cpu_values(here: Path, cpu: str) -> None:
-    assert load_settings({"cpu": cpu}, environ={}, folder=here).cpu == cpu
+def test_cpu_values(project_dir: Path, cpu: str) -> None:
+    assert load_settings({"cpu": cpu}, environ={}, folder=project_dir).cpu == cpu
 
 
-CHECKS = """
+CHECK_TABLES = """
 [[tool.buildkit-tasks.check]]
 
 [[tool.buildkit-tasks.check]]
@@ -271,9 +276,9 @@ timeout = 5
 """
 
 
-def test_checks(here: Path) -> None:
-    pyproject(here, CHECKS)
-    settings = load_settings(environ={}, folder=here)
+def test_checks(project_dir: Path) -> None:
+    write_pyproject(project_dir, CHECK_TABLES)
+    settings = load_settings(environ={}, folder=project_dir)
     check = SmokeCheck(
         command="uname -m",
         expect="^{machine}$",
@@ -283,12 +288,14 @@ def test_checks(here: Path) -> None:
     )
     assert settings.checks == (SmokeCheck(), check)
     assert settings.is_explicit("checks")
-    assert not load_settings(environ={}, folder=here / "nowhere").checks[0].platforms
+    assert not load_settings(environ={}, folder=project_dir / "nowhere").checks[0].platforms
 
 
-def test_invoke_checks(here: Path) -> None:
-    pyproject(here, CHECKS)
-    settings = load_settings(invoke={"check": [{"command": "true", "expect": None}]}, environ={}, folder=here)
+def test_invoke_checks(project_dir: Path) -> None:
+    write_pyproject(project_dir, CHECK_TABLES)
+    settings = load_settings(
+        invoke={"check": [{"command": "true", "expect": None}]}, environ={}, folder=project_dir
+    )
     assert settings.checks == (SmokeCheck(command="true"),)
     assert settings.origins["checks"] is SettingOrigin.INVOKE
 
@@ -310,40 +317,44 @@ BAD_CHECKS: list[tuple[str, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("line", "message", "hint"), BAD_CHECKS)
-def test_bad_check(here: Path, line: str, message: str, hint: str | None) -> None:
-    error = failing(here, {"pyproject": f"{CHECKS}\n[[tool.buildkit-tasks.check]]\n{line}"})
-    assert error.message.startswith(f"{here / 'pyproject.toml'}: [tool.buildkit-tasks]: check 3: {message}")
+def test_bad_check(project_dir: Path, line: str, message: str, hint: str | None) -> None:
+    error = settings_error(
+        project_dir, {"pyproject": f"{CHECK_TABLES}\n[[tool.buildkit-tasks.check]]\n{line}"}
+    )
+    assert error.message.startswith(
+        f"{project_dir / 'pyproject.toml'}: [tool.buildkit-tasks]: check 3: {message}"
+    )
     assert error.hint == hint
 
 
 @pytest.mark.parametrize("text", ["check = 'true'", "check = {command = 'a'}", "check = ['true']"])
-def test_checks_not_a_list(here: Path, text: str) -> None:
-    error = failing(here, {"pyproject": text})
+def test_checks_not_a_list(project_dir: Path, text: str) -> None:
+    error = settings_error(project_dir, {"pyproject": text})
     assert error.message.endswith("is not a list of tables")
     assert error.hint == "start each table with [[tool.buildkit-tasks.check]]"
 
 
-def test_bad_invoke_check(here: Path) -> None:
-    error = failing(here, {"invoke": {"check": [{}, {"timeout": "soon"}]}})
+def test_bad_invoke_check(project_dir: Path) -> None:
+    error = settings_error(project_dir, {"invoke": {"check": [{}, {"timeout": "soon"}]}})
     assert error.message.startswith("Invoke's configuration: buildkit: check 2: timeout = 'soon' is not")
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_CHECK", "INVOKE_BUILDKIT_CHECKS"])
-def test_checks_from_environment(here: Path, variable: str) -> None:
-    error = failing(here, {"environ": {variable: "true"}})
+def test_checks_from_environment(project_dir: Path, variable: str) -> None:
+    error = settings_error(project_dir, {"environ": {variable: "true"}})
     assert error.message == f"environment {variable}: checks cannot be set in the environment"
     assert error.hint == "add [[tool.buildkit-tasks.check]] to pyproject.toml"
 
 
-def test_check_key(here: Path) -> None:
-    assert failing(here, {"pyproject": "checks = []"}).message.endswith(
+def test_check_key(project_dir: Path) -> None:
+    assert settings_error(project_dir, {"pyproject": "checks = []"}).message.endswith(
         "unknown key 'checks', did you mean 'check'?"
     )
     assert "check" in SETTINGS_KEYS
     assert "checks" not in SETTINGS_KEYS
 
 
-IMAGES = """
+IMAGE_TABLES = """
 platforms = ["linux/arm64"]
 tags = ["all:1"]
 expect = "all"
@@ -364,9 +375,9 @@ command = "uname"
 """
 
 
-def test_image_settings(here: Path) -> None:
-    pyproject(here, IMAGES)
-    settings = load_settings(environ={}, folder=here)
+def test_image_settings(project_dir: Path) -> None:
+    write_pyproject(project_dir, IMAGE_TABLES)
+    settings = load_settings(environ={}, folder=project_dir)
     assert [image.name for image in settings.images] == ["web", "worker.2"]
     web, worker = map(settings.for_image, settings.images)
     assert (web.context, web.tags, web.build_args) == ("web", ("web:1", "web:2", "web:3"), ("A=1",))
@@ -383,65 +394,67 @@ def test_image_settings(here: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", ["DOCKER_DEFAULT_PLATFORM", "INVOKE_BUILDKIT_PLATFORMS"])
-def test_flag_overrides_image(here: Path, variable: str) -> None:
-    pyproject(here, IMAGES)
-    settings = load_settings({"tags": ["flag:1"]}, environ={variable: "linux/s390x"}, folder=here)
+def test_flag_overrides_image(project_dir: Path, variable: str) -> None:
+    write_pyproject(project_dir, IMAGE_TABLES)
+    settings = load_settings({"tags": ["flag:1"]}, environ={variable: "linux/s390x"}, folder=project_dir)
     for image in map(settings.for_image, settings.images):
         assert (image.platforms, image.tags) == (("linux/s390x",), ("flag:1",))
 
 
-def test_image_expect_replaces_checks(here: Path) -> None:
-    pyproject(here, f'{IMAGES}\n[[tool.buildkit-tasks.check]]\ncommand = "id"')
-    settings = load_settings(environ={}, folder=here)
+def test_image_expect_replaces_checks(project_dir: Path) -> None:
+    write_pyproject(project_dir, f'{IMAGE_TABLES}\n[[tool.buildkit-tasks.check]]\ncommand = "id"')
+    settings = load_settings(environ={}, folder=project_dir)
     web, worker = map(settings.for_image, settings.images)
     assert web.checks == (SmokeCheck(command="id"),)
     assert worker.checks == ()
 
 
-def test_invoke_images(here: Path) -> None:
-    settings = load_settings(invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=here)
+def test_invoke_images(project_dir: Path) -> None:
+    settings = load_settings(
+        invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=project_dir
+    )
     assert settings.for_image(settings.images[0]).target == "x"
     assert settings.for_image(settings.images[0]).origins["target"] is SettingOrigin.INVOKE
 
 
-def tables(*lines: str) -> str:
+def image_tables(*lines: str) -> str:
     return "\n".join(f"[[tool.buildkit-tasks.image]]\n{line}" for line in lines)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (tables('context = "x"'), "image 1: it has no name"),
-        (tables("name = 5"), "image 1: name = 5 is not a valid image name"),
-        (tables('name = "a"', 'name = "../b"'), "image 2: name = '../b' is not a valid image name"),
-        (tables('name = "a\\n"'), r"image 1: name = 'a\n' is not a valid image name"),
-        (tables('name = "-a"'), "image 1: name = '-a' is not a valid image name"),
+        (image_tables('context = "x"'), "image 1: it has no name"),
+        (image_tables("name = 5"), "image 1: name = 5 is not a valid image name"),
+        (image_tables('name = "a"', 'name = "../b"'), "image 2: name = '../b' is not a valid image name"),
+        (image_tables('name = "a\\n"'), r"image 1: name = 'a\n' is not a valid image name"),
+        (image_tables('name = "-a"'), "image 1: name = '-a' is not a valid image name"),
         (
-            tables('name = "a"', 'name = "b"', 'name = "A"'),
+            image_tables('name = "a"', 'name = "b"', 'name = "A"'),
             "image 3: name = 'A' is already the name of image 1",
         ),
-        (tables('name = "a"', 'name = "b"\ntag = "x:1"'), "image 2: unknown key 'tag'"),
-        (tables('name = "a"\nplatforms = 5'), "image 1: platforms = 5 is not a list"),
-        (tables('name = "a"\ncontext = ["x"]'), "image 1: context = ['x'] is not text"),
-        (tables('name = "a"\nexpect = "("'), "image 1: expect = '(' is not a valid regular expression"),
+        (image_tables('name = "a"', 'name = "b"\ntag = "x:1"'), "image 2: unknown key 'tag'"),
+        (image_tables('name = "a"\nplatforms = 5'), "image 1: platforms = 5 is not a list"),
+        (image_tables('name = "a"\ncontext = ["x"]'), "image 1: context = ['x'] is not text"),
+        (image_tables('name = "a"\nexpect = "("'), "image 1: expect = '(' is not a valid regular expression"),
         ('image = "web"', "image = 'web' is not a list of tables"),
         ("image = [1]", "image = [1] is not a list of tables"),
     ],
 )
-def test_bad_image(here: Path, text: str, message: str) -> None:
-    path = pyproject(here, text)
+def test_bad_image(project_dir: Path, text: str, message: str) -> None:
+    path = write_pyproject(project_dir, text)
     with pytest.raises(SettingsError) as caught:
-        load_settings(environ={}, folder=here)
+        load_settings(environ={}, folder=project_dir)
     assert f"{path}: [tool.buildkit-tasks]: {message}" in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_IMAGE", "INVOKE_BUILDKIT_IMAGES"])
-def test_images_from_environment(here: Path, variable: str) -> None:
+def test_images_from_environment(project_dir: Path, variable: str) -> None:
     with pytest.raises(
         SettingsError, match=r"(?s)images cannot be set .*\[\[tool\.buildkit-tasks\.image\]\]"
     ):
-        load_settings(environ={variable: "web"}, folder=here)
+        load_settings(environ={variable: "web"}, folder=project_dir)
 
 
-def test_repeated_flag_for_text_key(here: Path) -> None:
-    assert load_settings({"target": ["a", "b"]}, environ={}, folder=here).target == "a,b"
+def test_repeated_flag_for_text_key(project_dir: Path) -> None:
+    assert load_settings({"target": ["a", "b"]}, environ={}, folder=project_dir).target == "a,b"
