@@ -1,4 +1,4 @@
-"""Count the state that could be left behind, before and after a fault."""
+"""Record what a task could leave behind (containers, processes, mounts...), to compare it afterwards."""
 
 from __future__ import annotations
 

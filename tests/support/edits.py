@@ -1,6 +1,6 @@
 """Change one part of an image, and recompute every digest and size above it.
 
-Images are not changed in place: each function returns a new :class:`Memory`, in which references to
+Images are not changed in place: each function returns a new :class:`MemoryImage`, in which references to
 the changed document point to the new one. So the planted fault is the only fault.
 """
 

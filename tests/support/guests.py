@@ -20,7 +20,7 @@ MEMORY_HOG_IN_CHILD = f"{MEMORY_HOG}; exit 0"
 FLOOD = "yes"
 FLOOD_STDERR = "yes >&2"
 
-PLATFORMS = ("linux/amd64", "linux/arm64")  # that every program below exists for
+PLATFORMS = ("linux/amd64", "linux/arm64")  # of all programs below
 
 _EXIT = {
     "linux/amd64": "31 ff  b8 3c 00 00 00  0f 05",
@@ -42,12 +42,12 @@ NEWER_INSTRUCTION_PLATFORMS = tuple(_NEWER_INSTRUCTIONS)
 
 
 def newer_instruction(platform: str) -> bytes:
-    """Exits with 0 on a current CPU, and ends by SIGILL (132) on one of the platform's baseline."""
+    """Return a program that exits with 0 on a current CPU, and by SIGILL (132) on the baseline CPU."""
     return program(platform, code=f"{_NEWER_INSTRUCTIONS[platform]}  {_EXIT[platform]}")
 
 
 def ignore_signals(platform: str) -> bytes:
-    """Blocks every signal that can be blocked, TERM included, and waits for ever."""
+    """Return a program that blocks every signal it can, TERM included, and waits for ever."""
     amd64 = (
         "b8 0e 00 00 00  31 ff  48 8d 35 13 00 00 00  31 d2  41 ba 08 00 00 00  0f 05"  # rt_sigprocmask
         "b8 22 00 00 00  0f 05  eb f7"  # pause in a loop
@@ -62,12 +62,12 @@ def ignore_signals(platform: str) -> bytes:
 
 
 def segfault(platform: str) -> bytes:
-    """Reads from address 0: SIGSEGV (139), which PID 1 of a namespace must not survive either."""
+    """Return a program that reads from address 0: SIGSEGV (139), which PID 1 must not survive either."""
     return _program(platform, "31 c0  8b 00", _encode_words(0xD2800000, 0xF9400000))
 
 
 def fork_bomb(platform: str) -> bytes:
-    """Forks for ever, as does each child."""
+    """Return a program that forks for ever, as does each child."""
     amd64 = "b8 39 00 00 00  0f 05  eb f7"
     arm64 = _encode_words(
         0xD2800220, 0xD2800001, 0xD2800002, 0xD2800003, 0xD2800004, 0xD2801B88, 0xD4000001, 0x17FFFFF9
@@ -76,7 +76,7 @@ def fork_bomb(platform: str) -> bytes:
 
 
 def memory_hog(platform: str, *, in_child: bool = False) -> bytes:
-    """Writes to each page of a segment that is larger than a guest's memory limit.
+    """Return a program that writes to each page of a segment larger than a guest's memory limit.
 
     With ``in_child`` a child does so; the parent waits for it and exits with 0.
     """
@@ -102,7 +102,7 @@ def memory_hog(platform: str, *, in_child: bool = False) -> bytes:
 
 
 def flood(platform: str, *, stream: int = 1) -> bytes:
-    """Writes its first page, which is binary, to standard output (1) or error (2) for ever."""
+    """Return a program that writes a page of binary data to standard output (1) or error (2) for ever."""
     amd64 = f"b8 01 00 00 00  bf 0{stream} 00 00 00  be 00 00 01 00  ba 00 10 00 00  0f 05  eb e8"
     arm64 = _encode_words(
         0xD2800000 | stream << 5, 0xD2A00021, 0xD2820002, 0xD2800808, 0xD4000001, 0x17FFFFFB

@@ -1,7 +1,7 @@
 """Generate small images, valid ones and ones with a planted fault.
 
-An image is a :class:`Memory`: blobs by digest, and a root. It is a source, and can be written as a
-layout directory or an archive.
+An image is a :class:`MemoryImage`. It is a :class:`buildkit_tasks.oci.source.Source`, and can be written
+as a layout directory or an archive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 @dataclass
 class MemoryImage:
-    """A source in memory; ``blobs`` may be changed without changing their digests."""
+    """Blobs by digest, and the root descriptor. A test may change blobs without changing their digests."""
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     root: Descriptor | None = None
@@ -67,8 +67,8 @@ def index_json(entries: Sequence[Json], **more: object) -> Json:
 
 
 def descriptor(entry: Json) -> Descriptor:
-    stated = entry.get("platform")
-    platform = stated and Platform(stated["os"], stated["architecture"], stated.get("variant", ""))
+    value = entry.get("platform")
+    platform = value and Platform(value["os"], value["architecture"], value.get("variant", ""))
     return Descriptor(
         media_type=entry["mediaType"], digest=Digest(entry["digest"]), size=entry["size"], platform=platform
     )
@@ -80,7 +80,7 @@ def platform_json(platform: str) -> Json:
 
 
 def probe_program(platform: str) -> bytes:
-    """Return a real executable for the platform."""
+    """Return a real executable for the platform; it exits with ``PROBE_STATUS``."""
     return build_probe_program(Platform.parse(platform).machine)
 
 
@@ -134,21 +134,22 @@ def add_platform(
     platform: str,
     tars: Sequence[bytes],
     *,
-    says: str | None = None,
+    config_platform: str | None = None,
     diff_ids: Sequence[str] | None = None,
-    **start: object,
+    **runtime_config: object,
 ) -> Json:
     """Store one platform's image with gzipped layers; return its index entry.
 
-    ``says`` is the platform in the config where that differs; ``start`` fills the config's
-    ``config`` (``Entrypoint``, ``Cmd``, ``Env``...).
+    ``config_platform`` is the platform in the config if it differs; ``runtime_config`` is the config's
+    ``config`` object (``Entrypoint``, ``Cmd``, ``Env``...).
     """
     layers = [memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP) for tar in tars]
-    stated = list(diff_ids) if diff_ids is not None else [str(Digest.from_bytes(tar)) for tar in tars]
+    if diff_ids is None:
+        diff_ids = [str(Digest.from_bytes(tar)) for tar in tars]
     config = {
-        **platform_json(says or platform),
-        "config": start,
-        "rootfs": {"type": "layers", "diff_ids": stated},
+        **platform_json(config_platform or platform),
+        "config": runtime_config,
+        "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
     }
     return {**put_manifest(memory, config, layers), "platform": platform_json(platform)}
 
@@ -166,11 +167,12 @@ def hello(platforms: Sequence[str] = ("linux/amd64", "linux/arm64", "linux/arm/v
 
 
 def single_platform_image(
-    tars: Sequence[bytes], platform: str = "linux/amd64", **start: object
+    tars: Sequence[bytes], platform: str = "linux/amd64", **runtime_config: object
 ) -> MemoryImage:
-    """An image of one platform."""
+    """Return an index with one platform, whose layers are these archives."""
     memory = MemoryImage()
-    return memory.set_index([add_platform(memory, platform, tars, says=None, diff_ids=None, **start)])
+    entry = add_platform(memory, platform, tars, config_platform=None, diff_ids=None, **runtime_config)
+    return memory.set_index([entry])
 
 
 def flip(data: bytes, at: int = -20) -> bytes:
@@ -181,7 +183,7 @@ def flip(data: bytes, at: int = -20) -> bytes:
 
 
 def layout_files(memory: MemoryImage, **annotations: str) -> dict[str, bytes]:
-    """Return the files of a layout as buildx writes them: an index.json with one index."""
+    """Return the files of an OCI image layout; as buildx writes it, index.json has one entry."""
     root = memory.root_descriptor()
     entry = {
         "mediaType": root.media_type,
@@ -190,8 +192,8 @@ def layout_files(memory: MemoryImage, **annotations: str) -> dict[str, bytes]:
         "annotations": {"org.opencontainers.image.created": "2026-01-01T00:00:00Z", **annotations},
     }
     blobs = {f"blobs/{digest.replace(':', '/')}": data for digest, data in memory.blobs.items()}
-    top = json.dumps(index_json([entry])).encode()
-    return {**blobs, "index.json": top, "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+    index = json.dumps(index_json([entry])).encode()
+    return {**blobs, "index.json": index, "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
 
 
 def write_layout_dir(memory: MemoryImage, path: Path, **annotations: str) -> Path:

@@ -19,7 +19,7 @@ from buildkit_tasks.platforms.elf.probe import build_probe_program
 # In the environment of every process that this test session starts, and of no other session's.
 MARK = {"BUILDKIT_TASKS_TESTED_BY": uuid.uuid4().hex}
 TASKS = (sys.executable, "-m", "buildkit_tasks")
-ILLEGAL_INSTRUCTION = "00 00 00 00"  # arm64's udf and riscv64's defined-illegal word: SIGILL
+ILLEGAL_INSTRUCTION = "00 00 00 00"  # undefined on arm64 (udf) and on riscv64: SIGILL
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,7 @@ class Scripted:
         self, kind: str, argv: Sequence[str], options: CommandOptions, *, mutates: bool
     ) -> CommandResult:
         args = tuple(argv)
-        assert all(type(arg) is str for arg in args), f"not a list of text: {args}"
+        assert all(type(arg) is str for arg in args), f"not a list of strings: {args}"
         self.calls.append(RecordedCall(kind=kind, argv=args, options=options, mutates=mutates))
         if mutates and self.dry_run:
             self.dry_run_lines.append(shlex.join(args))
@@ -128,7 +128,7 @@ class Scripted:
         for expectation in self._expectations:
             if expectation.remaining != 0 and fnmatch.fnmatchcase(" ".join(args), expectation.pattern):
                 return _result_of(expectation, args, options)
-        pytest.fail(f"an unexpected command: {shlex.join(args)}")
+        pytest.fail(f"unexpected command: {shlex.join(args)}")
 
 
 def _result_of(expectation: _Expectation, args: tuple[str, ...], options: CommandOptions) -> CommandResult:

@@ -1,4 +1,4 @@
-"""Build layers entry by entry, unpack them, and look at the result."""
+"""Build layers entry by entry, unpack them, and list the result."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _CREATED_BY_UNPACK = {"dev", "proc", "sys", "tmp", "etc", "etc/hosts"}
 
 
 def list_tree(root: Path) -> dict[str, str]:
-    """Return what the image has brought: a file's content, ``-> TARGET``, or ``/`` for a directory."""
+    """Return the image's files by path: a file's content, ``-> TARGET``, or ``/`` for a directory."""
     tree = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -123,14 +123,13 @@ def open_fds() -> set[tuple[str, str]]:
 
 
 def call_as_nobody(call: Callable[[], Any]) -> Any:
-    """Call a function as an ordinary user, in a child process; return its result, or fail with its error."""
+    """Call a function in a child process as an ordinary user; return its result, or fail with its error."""
     if not IS_ROOT:
         return call()
     read_fd, write_fd = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # fork with threads: the child only calls and ends
+        # fork with threads: the child only calls the function and exits.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
         try:

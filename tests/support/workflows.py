@@ -20,7 +20,7 @@ def code_blocks(page: Path, language: str) -> list[str]:
 
 def parse_yaml(text: str) -> Any:
     """Parse a YAML document. Every scalar is a string, so that ``on`` is not a boolean."""
-    return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it makes texts, lists and maps alone
+    return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader creates strings, lists and dicts only
 
 
 def fill_expressions(value: Any, values: Mapping[str, str]) -> Any:

@@ -244,7 +244,7 @@ def _wait_for_listener(endpoint: str) -> None:
 
 
 class RunningTask:
-    """A task in the background, whose stderr is read while it runs."""
+    """A task in the background; a thread reads its standard error."""
 
     def __init__(self, project: Project, *argv: str) -> None:
         self._started = time.monotonic()

@@ -134,7 +134,9 @@ def test_windows_versions() -> None:
 def disagreeing(index: str, config: str) -> VerifyReport:
     memory = MemoryImage()
     tar = make_tar({"main": probe_program(index)})
-    return run(memory.set_index([add_platform(memory, index, [tar], says=config, Entrypoint=["/main"])]))
+    return run(
+        memory.set_index([add_platform(memory, index, [tar], config_platform=config, Entrypoint=["/main"])])
+    )
 
 
 def test_config_of_other_platform() -> None:
