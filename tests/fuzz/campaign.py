@@ -1,4 +1,4 @@
-"""Targets run each in a process of its own, and what became of them."""
+"""Run a fuzz target in its own process and parse the result."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 SEED = 20260101
-_SECONDS_PER_RUN = 0.02  # ten times what the slowest target takes; and some to start
+_SECONDS_PER_RUN = 0.02  # ten times what the slowest target takes
 _SECONDS_TO_START = 120
-_TAIL = 4000
+_MAX_OUTPUT = 4000
 _CASES = re.compile(r"^CASES (\d+) ACCEPTED (\d+) REFUSED (\d+) SLOWEST (\d+) ms$", re.MULTILINE)
 _DONE = re.compile(r"^Done (\d+) runs", re.MULTILINE)
 _REPRODUCER = re.compile(r"^REPRODUCER \S+ (b['\"].*)$", re.MULTILINE)
@@ -24,59 +24,62 @@ _REPRODUCER = re.compile(r"^REPRODUCER \S+ (b['\"].*)$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """How a target's run ended; ``runs`` is what the process itself says that it did."""
+    """The result of fuzzing one target; ``runs`` is the number that the process reported."""
 
     target: str
     driver: str
-    code: int
+    status: int
     runs: int
     accepted: int
     refused: int
-    slowest: int
+    slowest_ms: int
     seconds: float
     reproducer: str
     output: str
 
     @property
     def ok(self) -> bool:
-        return self.code == 0 and not self.reproducer
+        return self.status == 0 and not self.reproducer
 
     def __str__(self) -> str:
-        """A line for a table, or everything about the failing case."""
+        """Return a row of a table; after a failure also the output and the failing case."""
         line = (
             f"{self.target:<12} {self.runs:>9} cases  {self.accepted:>9} read  {self.refused:>9} refused"
-            f"  slowest {self.slowest:>4} ms  {self.seconds:6.1f} s  {self.driver}"
+            f"  slowest {self.slowest_ms:>4} ms  {self.seconds:6.1f} s  {self.driver}"
         )
         if self.ok:
             return line
-        told = self.output.partition("REPRODUCER")[0][-_TAIL:]
-        again = f'nox -s fuzz -- {self.target} --case "$(cat FILE)", where FILE holds:\n{self.reproducer}'
-        return f"{line}\n{told}\nstatus {self.code}; to see it again: {again}"
+        output = self.output.partition("REPRODUCER")[0][-_MAX_OUTPUT:]
+        command = f'nox -s fuzz -- {self.target} --case "$(cat FILE)"'
+        return (
+            f"{line}\n{output}\nstatus {self.status}; try: {command}, with this in FILE:\n{self.reproducer}"
+        )
 
 
-def fuzz(
+def fuzz_target(
     target: str, runs: int, *, seed: int = SEED, driver: str = "auto", table: str = "tests.fuzz.targets"
 ) -> Campaign:
-    """Run one target for so many cases. Never raises for what a target does."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        corpus = Path(folder, "corpus")
+    """Run ``runs`` cases of one target; a failing target is reported in the result."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
+        corpus = Path(directory, "corpus")
         corpus.mkdir()
         argv = [
             sys.executable, "-m", "tests.fuzz.runner", target, f"--runs={runs}", f"--seed={seed}",
             f"--corpus={corpus}", f"--driver={driver}", f"--table={table}",
         ]  # fmt: skip
         started = time.monotonic()
-        code, output = _run(argv, runs * _SECONDS_PER_RUN + _SECONDS_TO_START)
-        return _campaign(target, code, output, time.monotonic() - started, _artifact(Path(folder)))
+        status, output = _run_process(argv, runs * _SECONDS_PER_RUN + _SECONDS_TO_START)
+        seconds = time.monotonic() - started
+        return _parse_output(target, status, output, seconds, _read_artifact(Path(directory)))
 
 
-def _run(argv: list[str], timeout: float) -> tuple[int, str]:
+def _run_process(argv: list[str], timeout: float) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    # A shell in between: Linux counts into a program's most memory what the process had that started it
-    # (fs/exec.c, exec_mmap), and a test session may have had more than a target is allowed.
-    between = ["sh", "-c", '"$@"; exit $?', "sh"]
+    # Start through a shell: a program's peak RSS starts at that of the process that called exec
+    # (fs/exec.c, exec_mmap), and a test session may have used more than a target may.
+    shell = ["sh", "-c", '"$@"; exit $?', "sh"]
     with subprocess.Popen(
-        [*between, *argv],
+        [*shell, *argv],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -85,35 +88,35 @@ def _run(argv: list[str], timeout: float) -> tuple[int, str]:
     ) as child:
         try:
             output, _ = child.communicate(timeout=timeout)
-        except BaseException as error:  # interrupted or too late: nothing of it may go on
+        except BaseException as error:  # interrupted or timed out: end the process group
             os.killpg(child.pid, signal.SIGKILL)
             output, _ = child.communicate()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            output += b"\nended after %d s" % timeout
+            output += b"\ntimed out after %d s" % timeout
     return child.returncode, output.decode(errors="backslashreplace")
 
 
-def _campaign(target: str, code: int, output: str, seconds: float, artifact: str) -> Campaign:
-    """Both the driver and the judge count the cases: the smaller number is believed."""
+def _parse_output(target: str, status: int, output: str, seconds: float, artifact: str) -> Campaign:
+    """Use the smaller of the numbers of cases that the driver and the case runner counted."""
     done, cases = _DONE.search(output), _CASES.search(output)
     counts = [int(number) for number in cases.groups()] if cases else [0, 0, 0, 0]
-    shown = _REPRODUCER.search(output)
+    reproducer = _REPRODUCER.search(output)
     return Campaign(
         target=target,
-        driver="mutations" if "atheris is not here" in output else "atheris",
-        code=code,
+        driver="mutations" if "atheris is not installed" in output else "atheris",
+        status=status,
         runs=min(int(done[1]), counts[0]) if done else 0,
         accepted=counts[1],
         refused=counts[2],
-        slowest=counts[3],
+        slowest_ms=counts[3],
         seconds=seconds,
-        reproducer=shown[1] if shown else artifact,
+        reproducer=reproducer[1] if reproducer else artifact,
         output=output,
     )
 
 
-def _artifact(folder: Path) -> str:
-    """The case that libFuzzer kept when it ended the process itself: a hang, or too much memory."""
-    kept = sorted(path for kind in ("timeout", "oom", "crash") for path in folder.glob(f"{kind}-*"))
-    return repr(kept[0].read_bytes()) if kept else ""
+def _read_artifact(directory: Path) -> str:
+    """Return the case that libFuzzer saved when it ended the process because of a hang or its memory."""
+    paths = sorted(path for kind in ("timeout", "oom", "crash") for path in directory.glob(f"{kind}-*"))
+    return repr(paths[0].read_bytes()) if paths else ""

@@ -1,4 +1,4 @@
-"""Changes that keep a document well-formed: bytes changed at random mostly end in a syntax error."""
+"""Mutations that keep a document well-formed; random bytes mostly end in a syntax error."""
 
 from __future__ import annotations
 
@@ -25,72 +25,73 @@ _KEYS = (
 )  # fmt: skip
 
 
-def change_json(data: bytes, chance: random.Random) -> bytes:
-    """The document with some of its parts replaced, removed, doubled or moved."""
+def mutate_json(data: bytes, rng: random.Random) -> bytes:
+    """Replace, remove, duplicate or move parts of a JSON document."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
         return data
-    for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        document = _changed(document, chance)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        document = _mutate_tree(document, rng)
     try:
-        text = json.dumps(document, ensure_ascii=chance.random() < 0.5)
+        text = json.dumps(document, ensure_ascii=rng.random() < 0.5)
     except (ValueError, RecursionError):
         return data
-    if chance.random() < 0.1:  # a key twice, which no dict can hold
-        key = chance.choice(_KEYS)
-        text = text.replace(f'"{key}":', f'"{key}": {chance.choice(("0", "null", "[]"))}, "{key}":', 1)
+    if rng.random() < 0.1:  # a duplicate key, which a dict cannot have
+        key = rng.choice(_KEYS)
+        text = text.replace(f'"{key}":', f'"{key}": {rng.choice(("0", "null", "[]"))}, "{key}":', 1)
     return text.encode("utf-8", "surrogatepass")
 
 
-def after_prefix(data: bytes, chance: random.Random) -> bytes:
-    """The same behind a first byte that chooses something."""
-    return data[:1] + change_json(data[1:], chance)
+def mutate_json_after_selector(data: bytes, rng: random.Random) -> bytes:
+    """Mutate the document that follows a selector byte."""
+    return data[:1] + mutate_json(data[1:], rng)
 
 
-def _changed(document: Any, chance: random.Random) -> Any:
-    """One change somewhere in the tree."""
-    places = [(None, None), *_places(document)]
-    holder, key = chance.choice(places)
-    if holder is None:
-        return document if chance.random() < 0.9 else chance.choice(_VALUES)
-    kind = chance.randrange(5)
+def _mutate_tree(document: Any, rng: random.Random) -> Any:
+    """Change one value, or one key, somewhere in the tree."""
+    slots = [(None, None), *_list_slots(document)]
+    container, key = rng.choice(slots)
+    if container is None:
+        return document if rng.random() < 0.9 else rng.choice(_VALUES)
+    kind = rng.randrange(5)
     if kind == 0:
-        del holder[key]
-    elif kind == 1 and isinstance(holder, list):
-        holder.insert(chance.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
+        del container[key]
+    elif kind == 1 and isinstance(container, list):
+        container.insert(rng.randrange(len(container) + 1), copy.deepcopy(container[key]))
     elif kind == 1:
-        holder[chance.choice(_KEYS)] = copy.deepcopy(holder[key])
+        container[rng.choice(_KEYS)] = copy.deepcopy(container[key])
     elif kind == 2:
-        other, its = chance.choice(places)
-        holder[key] = copy.deepcopy(document if other is None else other[its])
-    elif kind == 3 and isinstance(holder, dict):
-        holder[chance.choice(_KEYS)] = chance.choice(_VALUES)
+        other, other_key = rng.choice(slots)
+        container[key] = copy.deepcopy(document if other is None else other[other_key])
+    elif kind == 3 and isinstance(container, dict):
+        container[rng.choice(_KEYS)] = rng.choice(_VALUES)
     else:
-        holder[key] = _near(holder[key], chance)
+        container[key] = _mutate_value(container[key], rng)
     return document
 
 
-def _near(value: Any, chance: random.Random) -> Any:
-    """Another value, or nearly the same."""
-    if isinstance(value, int) and chance.random() < 0.5:
-        return value + chance.choice((-1, 1))
-    if isinstance(value, str) and value and chance.random() < 0.5:
-        at = chance.randrange(len(value))
-        return value[:at] + chance.choice(("", "0", "\n", "/", "..", "A", "\ud800")) + value[at + 1 :]
-    return copy.deepcopy(chance.choice(_VALUES))
+def _mutate_value(value: Any, rng: random.Random) -> Any:
+    """Return a value that differs slightly, or another one."""
+    if isinstance(value, int) and rng.random() < 0.5:
+        return value + rng.choice((-1, 1))
+    if isinstance(value, str) and value and rng.random() < 0.5:
+        at = rng.randrange(len(value))
+        return value[:at] + rng.choice(("", "0", "\n", "/", "..", "A", "\ud800")) + value[at + 1 :]
+    return copy.deepcopy(rng.choice(_VALUES))
 
 
-def _places(document: Any) -> list[tuple[Any, Any]]:
-    found: list[tuple[Any, Any]] = []
-    todo = [document]
-    while todo and len(found) < 500:
-        node = todo.pop()
+def _list_slots(document: Any) -> list[tuple[Any, Any]]:
+    """Return each object or array of the document with each of its keys; about 500 at most."""
+    slots: list[tuple[Any, Any]] = []
+    pending = [document]
+    while pending and len(slots) < 500:
+        node = pending.pop()
         if isinstance(node, dict | list):
             keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-            found += [(node, key) for key in keys]
-            todo += [node[key] for key in keys]
-    return found
+            slots += [(node, key) for key in keys]
+            pending += [node[key] for key in keys]
+    return slots
 
 
 _NAMES = (
@@ -113,83 +114,81 @@ _PAX = (
 )  # fmt: skip
 
 
-def change_tar(data: bytes, chance: random.Random) -> bytes:
-    """The archive with members whose headers say something else, or that are doubled, dropped, moved."""
-    members = [
-        header + held.ljust(-(-len(held) // 512) * 512, b"\0") for header, held in oracles.members(data)
-    ]
-    for _ in range(chance.choice((1, 1, 2, 3))):
+def mutate_tar(data: bytes, rng: random.Random) -> bytes:
+    """Change header fields of members, duplicate or move members, and add pax headers."""
+    members = [header + _pad_to_block(content) for header, content in oracles.iter_members(data)]
+    for _ in range(rng.choice((1, 1, 2, 3))):
         if not members:
             break
-        at = chance.randrange(len(members))
-        kind = chance.randrange(8)
+        at = rng.randrange(len(members))
+        kind = rng.randrange(8)
         if kind == 0:
-            members.insert(chance.randrange(len(members) + 1), members[at])
+            members.insert(rng.randrange(len(members) + 1), members[at])
         elif kind == 1:
             members.append(members.pop(at))
         elif kind == 2:
-            members.insert(at, _pax_header(chance))
+            members.insert(at, _random_pax_member(rng))
         else:
-            members[at] = _with_field(members[at], chance)
+            members[at] = _replace_field(members[at], rng)
     ends = (bytes(1024), bytes(1024), bytes(1024), b"", bytes(512), bytes(10240))
-    return b"".join(_summed(member) for member in members) + chance.choice(ends)
+    return b"".join(_fix_checksum(member) for member in members) + rng.choice(ends)
 
 
-def packed_tar(data: bytes, chance: random.Random) -> bytes:
-    """The same behind a first byte that says that it is to be packed, and how."""
-    return bytes([0x80 | chance.randrange(3)]) + change_tar(data[1:], chance)
+def mutate_packed_tar(data: bytes, rng: random.Random) -> bytes:
+    """Mutate the archive that follows a selector byte, and select a compression for it."""
+    return bytes([0x80 | rng.randrange(3)]) + mutate_tar(data[1:], rng)
 
 
-def image_part(data: bytes, chance: random.Random) -> bytes:
-    """A document or an archive, as the first byte says (see ``_PARTS`` of the targets)."""
-    return (b"\3" + change_tar(data[1:], chance)) if data[:1] == b"\3" else after_prefix(data, chance)
+def mutate_image_part(data: bytes, rng: random.Random) -> bytes:
+    """Mutate the document or archive that follows a selector byte (``_PARTS`` of the targets)."""
+    if data[:1] == b"\3":
+        return b"\3" + mutate_tar(data[1:], rng)
+    return mutate_json_after_selector(data, rng)
 
 
-def _with_field(member: bytes, chance: random.Random) -> bytes:
+def _replace_field(member: bytes, rng: random.Random) -> bytes:
     header = bytearray(member[:512])
-    start, width, values = chance.choice((
+    start, width, values = rng.choice((
         (0, 100, _NAMES), (157, 100, _NAMES), (124, 12, _SIZES), (345, 155, _NAMES), (100, 8, _SIZES),
         (257, 8, (b"ustar\x0000", b"ustar  \0", b"", b"ustar\0xx", b"ustar\0 \0")), (508, 4, (b"tar\0",)),
     ))  # fmt: skip
-    if chance.random() < 0.3:
-        header[156] = chance.choice(_FLAGS)
+    if rng.random() < 0.3:
+        header[156] = rng.choice(_FLAGS)
     else:
-        header[start : start + width] = chance.choice(values)[:width].ljust(width, b"\0")
+        header[start : start + width] = rng.choice(values)[:width].ljust(width, b"\0")
     return bytes(header) + member[512:]
 
 
-def _pax_header(chance: random.Random) -> bytes:
+def _random_pax_member(rng: random.Random) -> bytes:
     records = b""
-    for record in chance.sample(_PAX, chance.choice((1, 1, 2, 3))):
+    for record in rng.sample(_PAX, rng.choice((1, 1, 2, 3))):
         body = b" " + record + b"\n"
         size = len(body) + len(str(len(body) + 2))
         records += str(size).encode() + body
     header = bytearray(512)
     header[0:1] = b"p"
     header[124:136] = b"%011o\0" % len(records)
-    header[156:157] = chance.choice((b"x", b"x", b"x", b"g"))
+    header[156:157] = rng.choice((b"x", b"x", b"x", b"g"))
     header[257:265] = b"ustar\x0000"
-    return bytes(header) + _padded(records)
+    return bytes(header) + _pad_to_block(records)
 
 
-def _padded(data: bytes) -> bytes:
+def _pad_to_block(data: bytes) -> bytes:
     return data.ljust(-(-len(data) // 512) * 512, b"\0")
 
 
-def _summed(member: bytes) -> bytes:
-    header = member[:512]
-    checksum = sum(header[:148]) + sum(header[156:]) + 256
-    return header[:148] + b"%06o\0 " % checksum + member[156:]
+def _fix_checksum(member: bytes) -> bytes:
+    return member[:148] + oracles.checksum_field(member) + member[156:]
 
 
-_PLATFORM_WORDS = (
+_PLATFORM_COMPONENTS = (
     "linux", "windows", "darwin", "Linux", "amd64", "x86_64", "arm64", "aarch64", "arm", "armhf", "armv7l",
     "386", "i686", "s390x", "ppc64le", "ppc64el", "riscv64", "mips64le", "loong64", "v5", "v6", "v7", "v8",
     "v9", "v1", "v3", "", " ", "zz", "..", "v8.2",
 )  # fmt: skip
 
 
-def join_platform_words(data: bytes, chance: random.Random) -> bytes:
-    """Words that are or were parts of platforms, in any number and order; the bytes do not count."""
+def join_platform_components(data: bytes, rng: random.Random) -> bytes:
+    """Join known and unknown components of platforms; the input is ignored."""
     del data
-    return "/".join(chance.choices(_PLATFORM_WORDS, k=chance.choice((1, 2, 2, 3, 3, 4)))).encode()
+    return "/".join(rng.choices(_PLATFORM_COMPONENTS, k=rng.choice((1, 2, 2, 3, 3, 4)))).encode()

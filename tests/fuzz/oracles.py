@@ -1,4 +1,4 @@
-"""Second opinions: the same bytes read by somebody else's code, or by ours in another way."""
+"""Differential oracles: the standard library, zlib and pyelftools read the same bytes."""
 
 from __future__ import annotations
 
@@ -18,164 +18,184 @@ from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.layers.tar import TarEntry
 from buildkit_tasks.platforms.elf.model import ElfHeader
 
-# Why our JSON reader refuses what the standard library takes (see oci/strict_json.py).
-STRICTER_JSON = (
+# Parts of the messages for JSON that only oci/strict_json.py rejects.
+_STRICTER_JSON = (
     "is not an object", "appears twice", "is not a JSON number", "digits", "too large for a double",
     "levels deep", "not UTF-8",
 )  # fmt: skip
 
 
-def same_json(data: bytes, value: dict[str, Any]) -> None:
-    """The standard library reads the same document."""
+def check_same_json(data: bytes, value: dict[str, Any]) -> None:
+    """Compare a document with that of the standard library."""
     assert json.loads(data) == value
 
 
-def refused_json(data: bytes, error: MalformedImage) -> None:
-    """What is refused is no JSON for the standard library either, or one of the named exceptions."""
+def check_json_error(data: bytes, error: MalformedImage) -> None:
+    """Check that the standard library rejects the bytes too, or that only the strict reader has to."""
     try:
         json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         return
-    assert any(reason in error.message for reason in STRICTER_JSON), error.message
+    assert any(reason in error.message for reason in _STRICTER_JSON), error.message
 
 
-def same_archive(data: bytes, entries: list[tuple[TarEntry, bytes]]) -> None:
-    """``tarfile`` finds the same members with the same data, unless a documented difference excuses it."""
+def check_same_archive(data: bytes, entries: list[tuple[TarEntry, bytes]]) -> None:
+    """Compare the members with those of ``tarfile``, except for documented differences."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            oracle = [(info, _data(archive, info)) for info in archive]
+            members = [(info, _read_content(archive, info)) for info in archive]
     except (tarfile.TarError, ValueError, OverflowError, UnicodeError):
-        empty = not entries and not data.strip(b"\0")  # tarfile wants two zero blocks at least
-        assert empty or excuse(data, entries), f"tarfile cannot read it: {[entry for entry, _ in entries]}"
+        empty = not entries and not data.strip(b"\0")  # tarfile needs two zero blocks at least
+        assert empty or explain_difference(data, entries), (
+            f"tarfile cannot read it: {[entry for entry, _ in entries]}"
+        )
         return
-    mine = [_comparable(entry, held) for entry, held in entries]
-    theirs = [_theirs(info, held) for info, held in oracle]
-    assert mine == theirs or excuse(data, entries), f"{mine} is not {theirs}"
+    actual = [_entry_row(entry, content) for entry, content in entries]
+    expected = [_tarfile_row(info, content) for info, content in members]
+    assert actual == expected or explain_difference(data, entries), f"{actual} != {expected}"
 
 
-def _comparable(entry: TarEntry, held: bytes) -> tuple[object, ...]:
+def _entry_row(entry: TarEntry, content: bytes) -> tuple[object, ...]:
     link = entry.linkname if entry.type in "12" else ""
-    return (entry.name.rstrip("/"), entry.type, entry.size, link, held)
+    return (entry.name.rstrip("/"), entry.type, entry.size, link, content)
 
 
-def _theirs(info: tarfile.TarInfo, held: bytes) -> tuple[object, ...]:
+def _tarfile_row(info: tarfile.TarInfo, content: bytes) -> tuple[object, ...]:
     kind = info.type.decode("latin-1")
-    # A size in the header of a link or a folder means nothing, and tarfile shows it all the same.
+    # The size in the header of a link or directory has no meaning; tarfile returns it anyway.
     size = 0 if kind in "123456" else info.size
     link = info.linkname if kind in "12" else ""
-    return (info.name.rstrip("/"), "0" if kind == "\0" else kind, size, link, held)
+    return (info.name.rstrip("/"), "0" if kind == "\0" else kind, size, link, content)
 
 
-def _data(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+def _read_content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     if not info.isreg():
         return b""
     stream = archive.extractfile(info)
     assert stream is not None
-    held = stream.read()
-    if len(held) != info.size:
-        raise tarfile.ReadError("cut off")
-    return held
+    content = stream.read()
+    if len(content) != info.size:
+        raise tarfile.ReadError("truncated")
+    return content
 
 
-NUMBERS = ((100, 108), (108, 116), (116, 124), (124, 136), (136, 148), (148, 156), (329, 337), (337, 345))
-PLAIN = re.compile(rb"[0-7]*[ \0]*")
+NUMERIC_FIELDS = (
+    (100, 108),
+    (108, 116),
+    (116, 124),
+    (124, 136),
+    (136, 148),
+    (148, 156),
+    (329, 337),
+    (337, 345),
+)
+OCTAL = re.compile(rb"[0-7]*[ \0]*")
 _EMPTY_VALUE = re.compile(rb"[0-9] (?:path|linkpath|size)=\n")
 _EXTENDED = (b"x", b"L", b"K")
 
-# Why the two may read the same member differently: our reader follows Go's archive/tar. A predicate
-# takes a header, its data and the type flag of the header before.
-_EXCUSES: dict[str, Callable[[bytes, bytes, bytes], bool]] = {
+# Documented differences: our reader follows Go's archive/tar. A predicate takes a header, its content
+# and the type flag of the previous header.
+_DIFFERENCES: dict[str, Callable[[bytes, bytes, bytes], bool]] = {
     "tarfile applies global pax headers, engines do not": lambda header, _, __: header[156:157] == b"g",
-    "tarfile takes members of unknown types for files, and knows Solaris' and old GNU's": (
+    "tarfile reads members of unknown types as files, and supports types of Solaris and old GNU tar": (
         lambda header, _, __: header[156:157] not in b"\x000123456Lx7K"
     ),
-    "of several extended headers the first counts in tarfile, the last in Go": (
-        lambda header, _, before: before in _EXTENDED and header[156:157] in _EXTENDED
+    "of several extended headers tarfile uses the first, Go the last": (
+        lambda header, _, previous: previous in _EXTENDED and header[156:157] in _EXTENDED
     ),
-    "a GNU name that is empty (Go: the header's own one holds) or has no end within its size": (
-        lambda header, held, _: header[156:157] in b"LK" and (held[:1] in b"\0" or b"\0" not in held)
+    "an empty GNU name (Go uses the name in the header), or one that is not terminated within its size": (
+        lambda header, content, _: header[156:157] in b"LK" and (content[:1] in b"\0" or b"\0" not in content)
     ),
-    "tarfile reads a prefix in headers that are not POSIX's": (
+    "tarfile reads the prefix field of headers that are not POSIX headers": (
         lambda header, _, __: header[345] != 0 and header[257:265] != b"ustar\x0000"
     ),
-    "a number that is no plain octal one: tarfile asks Python's int, Go does not": (
-        lambda header, _, __: any(not PLAIN.fullmatch(header[a:b]) for a, b in NUMBERS)
+    "a number that is not plain octal: tarfile parses it with Python's int(), Go does not": (
+        lambda header, _, __: any(not OCTAL.fullmatch(header[a:b]) for a, b in NUMERIC_FIELDS)
     ),
-    "bytes behind the end of a name": (
+    "bytes after the end of a name": (
         lambda header, _, __: b"\0" in header[:100].rstrip(b"\0") or b"\0" in header[157:257].rstrip(b"\0")
     ),
-    "an old file or folder: tarfile asks the cut name which it is, Go the whole one": (
-        lambda header, _, before: before in _EXTENDED and header[156:157] == b"\0"
+    "file or directory in the v7 format: tarfile decides by the truncated name, Go by the whole one": (
+        lambda header, _, previous: previous in _EXTENDED and header[156:157] == b"\0"
     ),
-    "an empty pax value: in Go the header's own one holds then": (
-        lambda header, held, _: header[156:157] == b"x" and bool(_EMPTY_VALUE.search(held))
+    "an empty pax value: Go uses the value in the header": (
+        lambda header, content, _: header[156:157] == b"x" and bool(_EMPTY_VALUE.search(content))
     ),
 }
 
 
-def excuse(data: bytes, entries: list[tuple[TarEntry, bytes]]) -> str:
-    """The reason for which the two may differ about these bytes, if there is one."""
-    before = b""
-    for header, held in members(data):
-        for reason, holds in _EXCUSES.items():
-            if holds(header, held, before):
+def explain_difference(data: bytes, entries: list[tuple[TarEntry, bytes]]) -> str:
+    """Return why the two readers may differ for these bytes; an empty string if they may not."""
+    previous = b""
+    for header, content in iter_members(data):
+        for reason, applies in _DIFFERENCES.items():
+            if applies(header, content, previous):
                 return reason
-        before = header[156:157]
-    if _rubbish(data):
-        return "tarfile reads pax records beyond their size, up to the block's end"
+        previous = header[156:157]
+    if _has_data_after_pax_records(data):
+        return "tarfile reads pax records beyond their size, up to the end of the block"
     if len(data) % 512:
-        return "tarfile wants the padding of the last file, which umoci leaves out"
-    if before in _EXTENDED:
-        return "an extended header with nothing behind it"
+        return "tarfile needs the padding of the last file, which umoci omits"
+    if previous in _EXTENDED:
+        return "an extended header that is the last member"
     if any(entry.name.endswith("//") or not entry.name for entry, _ in entries):
-        return "tarfile strips slashes at other moments"
+        return "tarfile strips slashes at another point"
     return ""
 
 
-def _rubbish(data: bytes) -> bool:
-    """Whether something follows the records of a pax header in its last block."""
-    at = 0
-    for header, held in members(data):
-        end = at + 512 + -(-len(held) // 512) * 512
-        if header[156:157] == b"x" and data[at + 512 + len(held) : end].strip(b"\0"):
+def _has_data_after_pax_records(data: bytes) -> bool:
+    """Return True if bytes follow the records of a pax header in their last block."""
+    offset = 0
+    for header, content in iter_members(data):
+        end = offset + 512 + _padded_size(content)
+        if header[156:157] == b"x" and data[offset + 512 + len(content) : end].strip(b"\0"):
             return True
-        at = end
+        offset = end
     return False
 
 
-def members(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Header and data of every member, extended headers too, as a plain reader parts them."""
-    at = 0
-    while at + 512 <= len(data) and data[at : at + 512] != bytes(512):
-        header = data[at : at + 512]
-        size = 0 if header[156:157] in b"123456" else _size(header)
-        yield header, data[at + 512 : at + 512 + size]
-        at += 512 + -(-size // 512) * 512
+def iter_members(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield header and content of each member, extended headers included."""
+    offset = 0
+    while offset + 512 <= len(data) and data[offset : offset + 512] != bytes(512):
+        header = data[offset : offset + 512]
+        size = 0 if header[156:157] in b"123456" else _parse_size(header)
+        yield header, data[offset + 512 : offset + 512 + size]
+        offset += 512 + -(-size // 512) * 512
 
 
-def _size(header: bytes) -> int:
+def _parse_size(header: bytes) -> int:
     digits = re.match(rb" *([0-7]*)", header[124:136])
     return int(digits[1] or b"0", 8) if digits else 0
 
 
-def repaired(data: bytes) -> bytes:
-    """The archive with the checksum of every header made right: a mutation then reaches what it says."""
-    out, at = bytearray(data), 0
-    for header, held in members(data):
-        out[at + 148 : at + 156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 256)
-        at += 512 + -(-len(held) // 512) * 512
-    return bytes(out)
+def _padded_size(content: bytes) -> int:
+    return -(-len(content) // 512) * 512
 
 
-def gunzip(data: bytes) -> bytes:
-    """What zlib makes of it; that it refuses what was read is a finding."""
+def fix_checksums(data: bytes) -> bytes:
+    """Return the archive with valid checksums, so that mutated headers are read."""
+    fixed, offset = bytearray(data), 0
+    for header, content in iter_members(data):
+        fixed[offset + 148 : offset + 156] = checksum_field(header)
+        offset += 512 + _padded_size(content)
+    return bytes(fixed)
+
+
+def checksum_field(header: bytes) -> bytes:
+    """Return the checksum of a header: the sum of its bytes, with spaces in the field itself."""
+    return b"%06o\0 " % (sum(header[:148]) + sum(header[156:512]) + 8 * 0x20)
+
+
+def decompress_gzip(data: bytes) -> bytes:
+    """Decompress with zlib; fail if it rejects data that our reader accepted."""
     try:
         return gzip.decompress(data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise AssertionError(f"zlib refuses what was read: {error}") from error
+        raise AssertionError(f"zlib rejects accepted data: {error}") from error
 
 
-_EHDR = {
+_HEADER_FIELDS = {
     "e_type": "e_type", "e_machine": "e_machine", "e_flags": "e_flags", "entry_point": "e_entry",
     "phoff": "e_phoff",
     "phentsize": "e_phentsize", "phnum": "e_phnum", "shoff": "e_shoff", "shentsize": "e_shentsize",
@@ -183,19 +203,20 @@ _EHDR = {
 }  # fmt: skip
 
 
-def same_header(data: bytes, header: ElfHeader) -> None:
-    """pyelftools reads the same header."""
-    oracle = _structure(header.bits, header.byte_order).parse(data)
-    assert oracle["e_ident"]["EI_OSABI"] == header.os_abi or isinstance(oracle["e_ident"]["EI_OSABI"], str)
-    for mine, theirs in _EHDR.items():
-        value = oracle[theirs]
-        if isinstance(value, int):  # known types and machines are names there
-            assert getattr(header, mine) == value, theirs
+def check_same_header(data: bytes, header: ElfHeader) -> None:
+    """Compare an ELF header with that of pyelftools."""
+    expected = _header_parser(header.bits, header.byte_order).parse(data)
+    os_abi = expected["e_ident"]["EI_OSABI"]
+    assert os_abi == header.os_abi or isinstance(os_abi, str)
+    for attribute, field in _HEADER_FIELDS.items():
+        value = expected[field]
+        if isinstance(value, int):  # pyelftools returns names for known types and machines
+            assert getattr(header, attribute) == value, field
 
 
 @functools.cache
-def _structure(bits: int, order: str) -> Any:
-    """What pyelftools calls an ELF header; making it costs more than reading one."""
-    structures = ELFStructs(little_endian=order == "little", elfclass=bits)
+def _header_parser(bits: int, byte_order: str) -> Any:
+    """Return the header structure of pyelftools; creating it takes longer than parsing a header."""
+    structures = ELFStructs(little_endian=byte_order == "little", elfclass=bits)
     structures.create_basic_structs()
     return structures.Elf_Ehdr

@@ -1,9 +1,9 @@
 """One target in one process: ``python -m tests.fuzz.runner TARGET --runs N --seed S --corpus DIR``.
 
-atheris drives it, guided by coverage; where it cannot be imported, seeded mutations of the same seeds
-do. In both, a case fails that raises what its target does not declare, takes over 2 seconds, or makes
-the process larger than 256 MiB. The last lines say how many cases were run and how they ended; a
-failure is shown as the bytes that cause it.
+The driver is atheris, guided by coverage; without atheris it is seeded mutations of the same seeds. A
+case fails if it raises an error that its target does not declare, takes more than 2 seconds, or lets
+the process grow beyond 256 MiB. The last lines of output are the numbers of cases and their results; a
+failing case is printed as a bytes literal.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ try:
 except ImportError:
     atheris = None
 
-MOST_SECONDS = 2
-MOST_MEMORY = 256 << 20
+MAX_SECONDS = 2
+MAX_MEMORY = 256 << 20
 HALF = 0.5
-FAILED = 77  # the status that libFuzzer gives a crash
+EXIT_CRASH = 77  # libFuzzer's exit status for a crash
 
 
-class TooSlow(Exception):
-    """A case took longer than it may."""
+class CaseTimeout(Exception):
+    """A case took more than MAX_SECONDS."""
 
 
-class Judge:
-    """Runs cases, counts them, and shows the one that breaks a promise."""
+class CaseRunner:
+    """Runs and counts cases, and prints the one that fails."""
 
     def __init__(self, target: Target, runs: int) -> None:
         self._target = target
@@ -55,137 +55,139 @@ class Judge:
     def __call__(self, data: bytes) -> None:
         started = time.perf_counter()
         try:
-            self._judge(data)
+            self._run_case(data)
             seconds = time.perf_counter() - started
-            if seconds > MOST_SECONDS:
-                raise TooSlow(f"{seconds:.1f} s; {MOST_SECONDS} are allowed")  # noqa: TRY301 - one way to fail
+            if seconds > MAX_SECONDS:
+                raise CaseTimeout(f"{seconds:.1f} s; the limit is {MAX_SECONDS} s")  # noqa: TRY301 - handled below
         except BaseException:
             traceback.print_exc(file=sys.stdout)
-            say(f"REPRODUCER {self._target.name} {data!r}")
+            print_line(f"REPRODUCER {self._target.name} {data!r}")
             raise
         self._slowest = max(self._slowest, seconds)
         if self._accepted + self._refused == self._runs:
-            say(
+            print_line(
                 f"CASES {self._runs} ACCEPTED {self._accepted} REFUSED {self._refused}"
                 f" SLOWEST {self._slowest * 1000:.0f} ms"
             )
 
-    def _judge(self, data: bytes) -> None:
+    def _run_case(self, data: bytes) -> None:
         target = self._target
         try:
-            found = target.read(data)
-        except target.allowed as error:
+            result = target.read(data)
+        except target.allowed_errors as error:
             self._refused += 1
-            target.refused(data, error)
+            target.check_error(data, error)
         else:
             self._accepted += 1
-            target.check(data, found)
+            target.check_result(data, result)
 
 
-def say(line: str) -> None:
-    """Notify whoever started this, at once: the process may be ended any moment."""
+def print_line(line: str) -> None:
+    """Print without buffering: libFuzzer may end the process at any time."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def cap_memory() -> None:
-    """No allocation may take this process past its limit: it fails there and then, as MemoryError.
+def limit_memory() -> None:
+    """Make allocations fail with MemoryError once MAX_MEMORY is in use (RLIMIT_DATA, see setrlimit(2)).
 
-    What is resident now counts as used; of what is merely mapped, nothing more than the rest may come.
+    RLIMIT_DATA limits mapped data (VmData). Only the resident part of it (VmRSS) counts as used so far.
     """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     rows = (line.split() for line in lines)
     sizes = {row[0]: int(row[1]) << 10 for row in rows if row[0] in ("VmRSS:", "VmData:")}
-    limit = sizes["VmData:"] + MOST_MEMORY - sizes["VmRSS:"]
+    limit = sizes["VmData:"] + MAX_MEMORY - sizes["VmRSS:"]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def fuzz_with_atheris(target: Target, judge: Judge, asked: argparse.Namespace) -> None:
-    """Never returns: libFuzzer ends the process."""
-    folder = Path(asked.corpus)
-    dictionary = folder.with_name("dictionary")
-    words = ("".join(f"\\x{byte:02x}" for byte in token) for token in target.tokens)
-    dictionary.write_text("".join(f'"{word}"\n' for word in words), encoding="ascii")
+def fuzz_with_atheris(target: Target, run_case: CaseRunner, args: argparse.Namespace) -> None:
+    """Fuzz with libFuzzer, which ends the process."""
+    corpus = Path(args.corpus)
+    dictionary = corpus.with_name("dictionary")
+    escaped = ("".join(f"\\x{byte:02x}" for byte in token) for token in target.tokens)
+    dictionary.write_text("".join(f'"{token}"\n' for token in escaped), encoding="ascii")
     options = [
-        f"-runs={asked.runs}", f"-seed={asked.seed}", f"-timeout={MOST_SECONDS}",
-        f"-rss_limit_mb={MOST_MEMORY >> 20}", f"-max_len={target.max_len}", "-len_control=0",
-        f"-artifact_prefix={folder.parent}/", "-print_final_stats=0", "-verbosity=1",
+        f"-runs={args.runs}", f"-seed={args.seed}", f"-timeout={MAX_SECONDS}",
+        f"-rss_limit_mb={MAX_MEMORY >> 20}", f"-max_len={target.max_len}", "-len_control=0",
+        f"-artifact_prefix={corpus.parent}/", "-print_final_stats=0", "-verbosity=1",
     ]  # fmt: skip
     if target.tokens:
         options.append(f"-dict={dictionary}")
-    own = {} if target.change is None else {"custom_mutator": _mutator(target.change, list(target.seeds()))}
-    atheris.Setup([sys.argv[0], *options, str(folder)], judge, **own)
-    cap_memory()
+    custom_mutator = (
+        {}
+        if target.mutate is None
+        else {"custom_mutator": _make_mutator(target.mutate, list(target.seeds()))}
+    )
+    atheris.Setup([sys.argv[0], *options, str(corpus)], run_case, **custom_mutator)
+    limit_memory()
     atheris.Fuzz()
 
 
-def _mutator(
-    change: Callable[[bytes, random.Random], bytes], seeds: list[bytes]
+def _make_mutator(
+    mutate_document: Callable[[bytes, random.Random], bytes], seeds: list[bytes]
 ) -> Callable[[bytes, int, int], bytes]:
-    """Half of the changes are libFuzzer's; half the format's own, of what libFuzzer found or of a seed."""
+    """Return a mutator that mutates bytes half of the time, and else a document: a found case or a seed."""
 
-    def mutate(data: bytes, most: int, seed: int) -> bytes:
-        chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
-        if chance.random() < HALF:
-            return bytes(atheris.Mutate(data, most))
-        return change(data if chance.random() < HALF else chance.choice(seeds), chance)[:most]
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        if rng.random() < HALF:
+            return bytes(atheris.Mutate(data, max_size))
+        return mutate_document(data if rng.random() < HALF else rng.choice(seeds), rng)[:max_size]
 
     return mutate
 
 
-def fuzz_with_mutations(target: Target, judge: Judge, asked: argparse.Namespace) -> None:
-    """The same cases' kind without atheris: mutations of the seeds, always the same for one ``--seed``."""
-    say("atheris is not here: seeded mutations, not guided by coverage")
-    cap_memory()
-    signal.signal(signal.SIGALRM, _too_slow)
-    for data in mutations(list(target.seeds()), target, random.Random(asked.seed), asked.runs):  # noqa: S311
-        signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS + 0.5)
-        judge(data)
+def fuzz_with_mutations(target: Target, run_case: CaseRunner, args: argparse.Namespace) -> None:
+    """Fuzz with mutations of the seeds, which depend only on ``--seed``."""
+    print_line("atheris is not installed: seeded mutations, not guided by coverage")
+    limit_memory()
+    signal.signal(signal.SIGALRM, _raise_timeout)
+    for data in iter_cases(list(target.seeds()), target, random.Random(args.seed), args.runs):  # noqa: S311
+        signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS + 0.5)
+        run_case(data)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    say(f"Done {asked.runs} runs")
+    print_line(f"Done {args.runs} runs")
 
 
-def _too_slow(number: int, frame: FrameType | None) -> None:
+def _raise_timeout(number: int, frame: FrameType | None) -> None:
     del number, frame
-    raise TooSlow(f"more than {MOST_SECONDS} s")
+    raise CaseTimeout(f"more than {MAX_SECONDS} s")
 
 
-def mutations(seeds: list[bytes], target: Target, chance: random.Random, runs: int) -> Iterator[bytes]:
-    """The seeds, then changed ones."""
+def iter_cases(seeds: list[bytes], target: Target, rng: random.Random, runs: int) -> Iterator[bytes]:
+    """Yield the seeds, then mutations of them."""
     seeds = seeds or [b""]
     for number in range(runs):
-        if target.change is not None and number >= len(seeds) and chance.random() < HALF:
-            yield target.change(chance.choice(seeds), chance)[: target.max_len]
+        if target.mutate is not None and number >= len(seeds) and rng.random() < HALF:
+            yield target.mutate(rng.choice(seeds), rng)[: target.max_len]
             continue
-        data = bytearray(seeds[number % len(seeds)] if number < len(seeds) else chance.choice(seeds))
-        for _ in range(0 if number < len(seeds) else chance.choice((1, 1, 2, 3, 6))):
-            at = chance.randrange(len(data) + 1)
-            data[at : at + chance.choice((0, 0, 1, 1, 4, 8, len(data)))] = _piece(seeds, target, chance)
+        data = bytearray(seeds[number % len(seeds)] if number < len(seeds) else rng.choice(seeds))
+        for _ in range(0 if number < len(seeds) else rng.choice((1, 1, 2, 3, 6))):
+            at = rng.randrange(len(data) + 1)
+            data[at : at + rng.choice((0, 0, 1, 1, 4, 8, len(data)))] = _random_bytes(seeds, target, rng)
         yield bytes(data[: target.max_len])
 
 
-def _piece(seeds: list[bytes], target: Target, chance: random.Random) -> bytes:
-    kind = chance.randrange(5)
+def _random_bytes(seeds: list[bytes], target: Target, rng: random.Random) -> bytes:
+    kind = rng.randrange(5)
     if kind == 0 and target.tokens:
-        return chance.choice(target.tokens)
+        return rng.choice(target.tokens)
     if kind == 1:
-        return bytes([chance.choice((0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x2F))]) * chance.choice(
-            (1, 1, 2, 4, 8, 64)
-        )
+        return bytes([rng.choice((0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x2F))]) * rng.choice((1, 1, 2, 4, 8, 64))
     if kind == 2:
-        other = chance.choice(seeds)
-        at = chance.randrange(len(other) + 1)
-        return other[at : at + chance.randrange(64)]
-    return b"" if kind == 3 else chance.randbytes(chance.choice((1, 1, 1, 2, 4, 8)))
+        other = rng.choice(seeds)
+        at = rng.randrange(len(other) + 1)
+        return other[at : at + rng.randrange(64)]
+    return b"" if kind == 3 else rng.randbytes(rng.choice((1, 1, 1, 2, 4, 8)))
 
 
 @contextlib.contextmanager
-def instrumented(*, guided: bool) -> Iterator[None]:
-    """Imports in here give their coverage to libFuzzer."""
-    if not guided:
+def instrument_imports(*, enabled: bool) -> Iterator[None]:
+    """Report the coverage of modules that are imported in this context to libFuzzer."""
+    if not enabled:
         yield
         return
-    quiet = contextlib.redirect_stderr(io.StringIO())  # it names every module
+    quiet = contextlib.redirect_stderr(io.StringIO())  # atheris prints every module
     with quiet, atheris.instrument_imports(include=["buildkit_tasks"], enable_loader_override=False):
         yield
 
@@ -198,21 +200,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--driver", choices=["auto", "atheris", "mutations"], default="auto")
-    asked = parser.parse_args(argv)
-    guided = asked.driver == "atheris" or (asked.driver == "auto" and atheris is not None)
-    with instrumented(guided=guided):
-        table: Any = importlib.import_module(asked.table)
+    args = parser.parse_args(argv)
+    use_atheris = args.driver == "atheris" or (args.driver == "auto" and atheris is not None)
+    with instrument_imports(enabled=use_atheris):
+        table: Any = importlib.import_module(args.table)
     warnings.simplefilter("error")
-    target: Target = table.TARGETS[asked.target]
+    target: Target = table.TARGETS[args.target]
     for number, data in enumerate(target.seeds()):
-        Path(asked.corpus, f"seed-{number:03}").write_bytes(data)
-    fuzz = fuzz_with_atheris if guided else fuzz_with_mutations
+        Path(args.corpus, f"seed-{number:03}").write_bytes(data)
+    fuzz = fuzz_with_atheris if use_atheris else fuzz_with_mutations
     try:
-        fuzz(target, Judge(target, asked.runs), asked)
-    except BaseException:  # noqa: BLE001 - whatever it was is shown, and the process fails
+        fuzz(target, CaseRunner(target, args.runs), args)
+    except BaseException:  # noqa: BLE001 - print any error and exit
         traceback.print_exc(file=sys.stdout)
         sys.stdout.flush()
-        os._exit(FAILED)
+        os._exit(EXIT_CRASH)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a fuzz target is: a reader of bytes, what it may raise, and what must hold of what it gives."""
+"""A fuzz target: a reader of bytes, the errors it may raise, and the oracles for its results."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 
-def _nothing(data: bytes, given: Any) -> None:
-    """No opinion on this."""
+def _accept_any(data: bytes, result: Any) -> None:
+    """Accept every result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One reader under test.
 
-    ``read`` may raise ``allowed`` and nothing else. ``check`` sees what it gave, ``refused`` the error;
-    neither may raise anything: there live the oracles. ``tokens`` are words of the
-    format, ``change`` makes one well-formed input of another.
+    ``read`` may raise ``allowed_errors`` and nothing else. The oracles ``check_result`` and
+    ``check_error`` get the input and what ``read`` returned or raised; if they raise, the case fails.
+    ``tokens`` are the dictionary of the fuzzer, ``mutate`` derives one well-formed input from another.
     """
 
     name: str
     read: Callable[[bytes], Any]
     seeds: Callable[[], Iterable[bytes]]
-    allowed: tuple[type[Exception], ...] = ()
-    check: Callable[[bytes, Any], None] = _nothing
-    refused: Callable[[bytes, Any], None] = _nothing
+    allowed_errors: tuple[type[Exception], ...] = ()
+    check_result: Callable[[bytes, Any], None] = _accept_any
+    check_error: Callable[[bytes, Any], None] = _accept_any
     tokens: tuple[bytes, ...] = ()
-    change: Callable[[bytes, random.Random], bytes] | None = None
+    mutate: Callable[[bytes, random.Random], bytes] | None = None
     max_len: int = 4096
