@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.building import Bench
 from benchmarks.timing import Row, command, compare
 from tests.interop.gotools import KO, install
-from tests.support.engine.buildkit import NotToBeHad, import_image, remove_image
+from tests.support.engine.buildkit import ToolUnavailable, import_image, remove_image
 from tests.support.engine.nodes import bridge_nodes
 from tests.support.oci import MemoryImage, add_platform, make_tar
 from tests.support.registry.actions_cache import serve as serve_actions
@@ -221,7 +221,7 @@ def measure(directory: Path, rounds: int) -> Iterator[Row]:
         yield releases.bake("default")
         try:
             image = import_image(bench.engine)
-        except NotToBeHad as missing:
+        except ToolUnavailable as missing:
             print(f"without a BuildKit image: {missing}", file=sys.stderr)
             return
         try:
@@ -231,5 +231,5 @@ def measure(directory: Path, rounds: int) -> Iterator[Row]:
             remove_image(bench.engine, image)
         try:
             yield releases.ko()
-        except NotToBeHad as missing:
+        except ToolUnavailable as missing:
             print(f"without ko: {missing}", file=sys.stderr)

@@ -93,7 +93,7 @@ def buildkit_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> 
     """A real BuildKit in the engine's store, for builders of the driver docker-container and for nodes."""
     try:
         name = buildkit.import_image(engine, f"{buildkit.IMAGE}-{uuid.uuid4().hex[:8]}")
-    except buildkit.NotToBeHad as missing:
+    except buildkit.ToolUnavailable as missing:
         pytest.skip(str(missing))
     yield name
     buildkit.remove_image(engine, name)

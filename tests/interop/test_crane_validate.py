@@ -1,4 +1,4 @@
-"""Our verdict on generated images beside that of `crane validate`, which the field goes by."""
+"""Compare `verify` with `crane validate` on generated images."""
 
 from __future__ import annotations
 
@@ -15,72 +15,80 @@ import pytest
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.verify import verify
-from tests.interop.random_images import Case, cases
+from tests.interop.random_images import Case, make_cases
 from tests.support.registry.serving import ImageServer, serve
 
-SEED, SOUND, EACH = 20260101, 60, 4
+SEED, VALID_COUNT, COUNT_PER_FAULT = 20260101, 60, 4
 
-pytestmark = pytest.mark.timeout(1800)  # on a new machine crane is compiled first
+pytestmark = pytest.mark.timeout(1800)  # crane may have to be compiled first
 
-# Where the two may differ: what was planted, and why crane passes what is refused here.
+# Faults that crane accepts, and why.
 STRICTER = {
-    "other blanks in tagged document": "of a tag, crane does not compare the registry's digest header",
-    "manifest size wrong": "crane never compares the size of a manifest with what the index states",
-    "gzip called plain": "crane unpacks every layer as gzip, whatever its media type says",
-    "manifest calls itself something else": "crane takes the header's word (CVE-2021-41190)",
-    "manifest calls itself the other kind": "crane takes the header's word (CVE-2021-41190)",
-    "index and manifest at once": "crane reads the keys that it expects (CVE-2021-41190)",
-    "layers twice": "of two keys Go takes the last",
-    "config key twice": "of two keys Go takes the last",
-    "config with more behind": "crane stops reading where the first document ends",
-    "manifest of schema 1": "crane never looks at schemaVersion",
-    "index of schema 1": "crane never looks at schemaVersion",
-    "index without entries": "for crane an image of no platform is a sound one; it starts nowhere",
-    "platform twice": "crane never compares an index's entries with each other",
-    "program of another platform": "crane never looks at what an image runs",
-    "no such entrypoint": "crane never looks at what an image runs",
+    "whitespace in tagged document": "crane does not compare the digest header of a tag with the document",
+    "manifest size wrong": "crane does not compare the size of a manifest with its descriptor",
+    "gzip layer as tar": "crane decompresses every layer as gzip and ignores its media type",
+    "manifest with index media type": "crane uses the Content-Type header (CVE-2021-41190)",
+    "manifest with other media type": "crane uses the Content-Type header (CVE-2021-41190)",
+    "both index and manifest": "crane reads only the keys that it expects (CVE-2021-41190)",
+    "duplicate layers key": "Go uses the last of two keys",
+    "duplicate config key": "Go uses the last of two keys",
+    "bytes after config": "crane stops reading at the end of the first document",
+    "manifest of schema 1": "crane ignores schemaVersion",
+    "index of schema 1": "crane ignores schemaVersion",
+    "index without entries": "crane accepts an image without platforms, which cannot be run",
+    "duplicate platform": "crane does not compare the entries of an index",
+    "program of another platform": "crane does not read programs",
+    "missing entrypoint": "crane does not read programs",
 }
-# And why crane refuses what passes here.
+# Valid images that crane rejects, and why.
 LAXER = {
-    "layers of zstd": "`crane validate` unpacks gzip alone",
-    "layers not packed": "`crane validate` unpacks gzip alone",
+    "zstd layers": "`crane validate` decompresses only gzip",
+    "uncompressed layers": "`crane validate` decompresses only gzip",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """What both say of one image: whether it is sound, and in what words if not."""
+    """The results of both tools for one image, and their messages."""
 
     case: Case
-    ours: bool
-    theirs: bool
-    words: str
-    their_words: str
+    we_accept: bool
+    crane_accepts: bool
+    our_message: str
+    crane_output: str
 
     @property
     def reason(self) -> str:
-        """Why the two differ; nothing if they may not."""
-        return (STRICTER if self.theirs else LAXER).get(self.case.fault, "")
+        """Why the two may differ; empty if they may not."""
+        return (STRICTER if self.crane_accepts else LAXER).get(self.case.fault, "")
 
     def __str__(self) -> str:
-        return f"{self.case}\n  ours {self.ours}: {self.words}\n  crane {self.theirs}: {self.their_words}"
+        return (
+            f"{self.case}\n  we accept: {self.we_accept}: {self.our_message}"
+            f"\n  crane accepts: {self.crane_accepts}: {self.crane_output}"
+        )
 
 
-def judge(crane: Path, server: ImageServer, case: Case) -> Verdicts:
+def compare(crane: Path, server: ImageServer, case: Case) -> Verdicts:
     reference = server.put(case.name, case.memory)
-    ours, words = ask_us(reference)
-    done = subprocess.run(
+    we_accept, message = verify_image(reference)
+    result = subprocess.run(
         [str(crane), "validate", "--insecure", "--remote", reference],
         capture_output=True,
         check=False,
         timeout=60,
         env={"PATH": os.defpath, "HOME": os.devnull},
     )
-    said = (done.stdout + done.stderr).decode(errors="replace")
-    return Verdicts(case=case, ours=ours, theirs=done.returncode == 0, words=words, their_words=said)
+    return Verdicts(
+        case=case,
+        we_accept=we_accept,
+        crane_accepts=result.returncode == 0,
+        our_message=message,
+        crane_output=(result.stdout + result.stderr).decode(errors="replace"),
+    )
 
 
-def ask_us(reference: str) -> tuple[bool, str]:
+def verify_image(reference: str) -> tuple[bool, str]:
     try:
         with open_registry(reference) as source:
             report = verify(source, (), reference)
@@ -92,37 +100,33 @@ def ask_us(reference: str) -> tuple[bool, str]:
 
 @pytest.fixture(scope="module")
 def verdicts(crane: Path) -> list[Verdicts]:
-    images = cases(SEED, SOUND, EACH)
+    images = make_cases(SEED, VALID_COUNT, COUNT_PER_FAULT)
     with serve() as server, ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) + 1) as pool:
-        return list(pool.map(lambda case: judge(crane, server, case), images))
+        return list(pool.map(lambda case: compare(crane, server, case), images))
 
 
 def test_verdicts_agree(verdicts: list[Verdicts]) -> None:
-    agree = [each for each in verdicts if each.ours == each.theirs]
-    differ = [each for each in verdicts if each.ours != each.theirs]
+    agree = [each for each in verdicts if each.we_accept == each.crane_accepts]
+    differ = [each for each in verdicts if each.we_accept != each.crane_accepts]
     reasons = Counter(f"{each.case.fault}: {each.reason}" for each in differ)
-    lines = [
-        f"{len(verdicts)} images: the same verdict on {len(agree)}, another and a reason on {len(differ)}"
-    ]
+    lines = [f"{len(verdicts)} images: the tools agree on {len(agree)} and differ on {len(differ)}"]
     lines += [f"{count:4} {reason}" for reason, count in sorted(reasons.items())]
     sys.stdout.write("\n".join(lines) + "\n")
     assert len(verdicts) >= 200
     assert [str(each) for each in differ if not each.reason] == []
 
 
-def test_faults_are_found(
-    verdicts: list[Verdicts],
-) -> None:
-    sound = [each for each in verdicts if each.case.fault == "none"]
-    assert [str(each) for each in sound if not (each.ours and each.theirs)] == []
-    wrong = [each for each in verdicts if each.ours != (each.case.fault in ("none", *LAXER))]
+def test_faults_are_detected(verdicts: list[Verdicts]) -> None:
+    valid = [each for each in verdicts if each.case.fault == "none"]
+    assert [str(each) for each in valid if not (each.we_accept and each.crane_accepts)] == []
+    wrong = [each for each in verdicts if each.we_accept != (each.case.fault in ("none", *LAXER))]
     assert [str(each) for each in wrong] == []
 
 
-def test_refusal_has_a_message(verdicts: list[Verdicts]) -> None:
-    assert [str(each.case) for each in verdicts if not each.ours and not each.words] == []
+def test_rejection_has_a_message(verdicts: list[Verdicts]) -> None:
+    assert [str(each.case) for each in verdicts if not each.we_accept and not each.our_message] == []
 
 
 @pytest.mark.parametrize("fault", [*STRICTER, *LAXER])
-def test_each_reason_explains_something(verdicts: list[Verdicts], fault: str) -> None:
-    assert any(each.ours != each.theirs for each in verdicts if each.case.fault == fault)
+def test_each_difference_occurs(verdicts: list[Verdicts], fault: str) -> None:
+    assert any(each.we_accept != each.crane_accepts for each in verdicts if each.case.fault == fault)

@@ -1,6 +1,6 @@
-"""Archives that are read here as Go's archive/tar reads them, since engines unpack layers with that.
+"""Compare our tar reader with Go's archive/tar, which engines unpack layers with.
 
-A layer that means one thing to a checker and another to an engine is how a checker is deceived.
+If a layer means one thing to a checker and another to an engine, the checker can be deceived.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from typing import Any
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.tar import TarReader
 from tests.fuzz import oracles, seeds
-from tests.fuzz.mutators import change_tar
+from tests.fuzz.mutators import mutate_tar
 
 COUNT = 6000
-# What is refused here and read by Go, by a piece of our message.
+# Archives that only our reader rejects: part of its message, and why.
 STRICTER = {
-    "a GNU header with invalid times": "Go takes them for a part of the name",
-    "sparse files are not supported": "no builder writes them, and each of four forms hides data differently",
-    "a single zero block": "Go stops at two zero blocks and takes one alone for a damaged header",
-    "after a metadata record, before its entry": "Go drops an extended header with nothing behind it",
-    "in the middle of": "Go takes an archive that is cut inside a padding for whole",
-    "a metadata record of": "Go takes longer names than Linux does",
-    "too long or contains a NUL": "Go takes longer names than Linux does",
-    "an invalid size of": "Go adds up what nobody can store",
+    "a GNU header with invalid times": "Go reads them as a part of the name",
+    "sparse files are not supported": "no builder writes them, and their four formats can each hide data",
+    "a single zero block": "Go stops at two zero blocks and reads a single one as a damaged header",
+    "after a metadata record, before its entry": "Go ignores an extended header that is the last member",
+    "in the middle of": "Go accepts an archive that is truncated within padding",
+    "a metadata record of": "Go accepts longer names than Linux does",
+    "too long or contains a NUL": "Go accepts longer names than Linux does",
+    "an invalid size of": "Go accepts sizes that no file can have",
 }
 
-Listed = list[tuple[bytes, str, int, bytes, int, str]]
+Listing = list[tuple[bytes, str, int, bytes, int, str]]
 
 
-def ask(tarlist: Path, archives: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Go's listing of each archive."""
+def list_with_go(tarlist: Path, archives: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return the output of tarlist for each archive."""
     data = b"".join(struct.pack(">Q", len(archive)) + archive for archive in archives)
-    done = subprocess.run([str(tarlist)], input=data, stdout=subprocess.PIPE, check=True, timeout=120)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    result = subprocess.run([str(tarlist)], input=data, stdout=subprocess.PIPE, check=True, timeout=120)
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def theirs(answer: dict[str, Any]) -> Listed:
+def go_listing(output: dict[str, Any]) -> Listing:
     return [
         (
             base64.b64decode(each["name"]),
@@ -57,56 +57,58 @@ def theirs(answer: dict[str, Any]) -> Listed:
             each["mode"],
             each["data"],
         )
-        for each in answer["entries"]
+        for each in output["entries"]
     ]
 
 
-def ours(archive: bytes) -> Listed:
+def our_listing(archive: bytes) -> Listing:
     reader = TarReader(io.BytesIO(archive))
-    found: Listed = []
+    listing: Listing = []
     for entry in reader:
-        held = reader.read(entry.size)
+        content = reader.read(entry.size)
         name, link = (text.encode("utf-8", "surrogateescape") for text in (entry.name, entry.linkname))
-        row = (name, entry.type, entry.size, link, entry.mode, hashlib.sha256(held).hexdigest())
-        found.append(row)
-    return found
+        row = (name, entry.type, entry.size, link, entry.mode, hashlib.sha256(content).hexdigest())
+        listing.append(row)
+    return listing
 
 
-def says_nothing(archive: bytes) -> bool:
-    """Whether some member has a damaged number that changes no name, no data and no link.
+def has_damaged_metadata(archive: bytes) -> bool:
+    """Return True if a member may have a damaged number that changes no name, content or link.
 
-    A link's size, an owner, a time, a mode too large; what a global header or a pax record of those says.
+    Such numbers are the size of a link, an owner, a time, or a mode that is too large, in a header, a
+    pax record or a global header.
     """
-    for header, held in oracles.members(archive):
-        fields = (header[start:end] for start, end in oracles.NUMBERS)
-        if header[156:157] == b"g" or any(not oracles.PLAIN.fullmatch(field) for field in fields):
+    for header, content in oracles.iter_members(archive):
+        fields = (header[start:end] for start, end in oracles.NUMERIC_FIELDS)
+        if header[156:157] == b"g" or any(not oracles.OCTAL.fullmatch(field) for field in fields):
             return True
-        if header[156:157] == b"x" and re.search(rb"[0-9] (?:size|[ug]id|[amc]time)=", held):
+        if header[156:157] == b"x" and re.search(rb"[0-9] (?:size|[ug]id|[amc]time)=", content):
             return True
     return False
 
 
-def verdict(archive: bytes, answer: dict[str, Any]) -> str:
-    """``same``, why the two differ with good reason, or ``PROBLEM`` and what."""
+def compare(archive: bytes, output: dict[str, Any]) -> str:
+    """Return ``same``, the reason for an expected difference, or ``PROBLEM`` and the difference."""
     try:
-        mine = ours(archive)
+        listing = our_listing(archive)
     except (MalformedImage, LimitExceeded) as error:
-        reasons = (reason for piece, reason in STRICTER.items() if piece in error.message)
-        return "both refuse" if answer["error"] else next(reasons, f"PROBLEM refused: {error.message}")
-    if answer["error"]:
-        if says_nothing(archive):
-            return "Go refuses a damaged field that means nothing here"
-        return f"PROBLEM Go refuses what is read here: {answer['error']}"
-    return "same" if mine == theirs(answer) else f"PROBLEM {mine} is not {theirs(answer)}"
+        reasons = (reason for part, reason in STRICTER.items() if part in error.message)
+        return "both reject" if output["error"] else next(reasons, f"PROBLEM rejected: {error.message}")
+    if output["error"]:
+        if has_damaged_metadata(archive):
+            return "Go rejects a damaged field that our reader does not use"
+        return f"PROBLEM only Go rejects it: {output['error']}"
+    expected = go_listing(output)
+    return "same" if listing == expected else f"PROBLEM {listing} != {expected}"
 
 
 def test_mutated_archives_read_alike(tarlist: Path) -> None:
-    chance = random.Random(20260101)  # noqa: S311 - repeatable, not secret
-    sound = list(seeds.archives())
-    archives = sound + [change_tar(chance.choice(sound), chance) for _ in range(COUNT)]
-    answers = ask(tarlist, archives)
-    verdicts = Counter(verdict(archive, answer) for archive, answer in zip(archives, answers, strict=True))
-    sys.stdout.write("".join(f"{count:6} {what}\n" for what, count in verdicts.most_common()))
-    assert [what for what in verdicts if what.startswith("PROBLEM")] == []
-    assert verdicts["same"] > COUNT // 10
-    assert verdicts["both refuse"] > COUNT // 10
+    rng = random.Random(20260101)  # noqa: S311 - repeatable, not secret
+    valid = list(seeds.iter_archives())
+    archives = valid + [mutate_tar(rng.choice(valid), rng) for _ in range(COUNT)]
+    outputs = list_with_go(tarlist, archives)
+    results = Counter(compare(archive, output) for archive, output in zip(archives, outputs, strict=True))
+    sys.stdout.write("".join(f"{count:6} {result}\n" for result, count in results.most_common()))
+    assert [result for result in results if result.startswith("PROBLEM")] == []
+    assert results["same"] > COUNT // 10
+    assert results["both reject"] > COUNT // 10

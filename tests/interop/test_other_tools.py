@@ -1,7 +1,6 @@
-"""Verdicts on images that other people's tools made: sound ones pass, with exactly their platforms.
+"""Verify images that other tools made: valid images pass, with exactly their platforms.
 
-Each test prints what its tool made: the media types of the documents and of the layers, and how the
-layers are packed.
+Each test prints the media types of the documents and layers of its image.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,44 +23,44 @@ from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
-from tests.interop.conftest import had
-from tests.interop.gotools import KO, GoTool, buildx, go_environment
+from tests.interop.conftest import require_tool
+from tests.interop.gotools import KO, buildx_tool, go_environment
 from tests.support.oci import hello, make_tar, probe_program, write_layout_dir
 from tests.support.registry import real as registry
 from tests.support.registry.serving import serve
 
 THREE = ("linux/amd64", "linux/arm64", "linux/arm/v7")
-# One of the time when most builds of today were set up, and the newest.
+# An old version that is still in use, and the newest.
 BUILDX = ("v0.12.1", "latest")
-_RUN = SubprocessRunner(dry_run_output=sys.stderr)
+_RUNNER = SubprocessRunner(dry_run_output=sys.stderr)
 
-pytestmark = pytest.mark.timeout(1800)  # on a new machine some tools are compiled first
+pytestmark = pytest.mark.timeout(1800)  # some tools may have to be compiled first
 
-Run = Callable[..., str]
+RunTool = Callable[..., str]
 
 
-def judged(name: str, *platforms: str) -> str:
-    """The image passes for exactly these platforms; gives and prints what it is made of."""
+def check_passes(name: str, *platforms: str) -> str:
+    """Check that the image passes for exactly these platforms; print and return its media types."""
     with open_image(name) as source:
-        assert sorted(str(found) for found, _ in source.platform_manifests) == sorted(platforms)
+        assert sorted(str(platform) for platform, _ in source.platform_manifests) == sorted(platforms)
         report = verify(source, [Platform.parse(each) for each in platforms], name)
         failed = [check.message for each in report.platforms for check in each.checks if not check.ok]
         assert report.ok, failed
-        made = _made_of(source)
-    sys.stdout.write(f"{name.partition(':')[0]}: {made}\n")
-    return made
+        media_types = _media_types(source)
+    sys.stdout.write(f"{name.partition(':')[0]}: {media_types}\n")
+    return media_types
 
 
-def refused(name: str, *words: str) -> None:
-    """The image fails, with these words."""
+def check_fails(name: str, message: str) -> None:
+    """Check that verification of the image fails with this message."""
     with open_image(name) as source:
         report = verify(source, [], name)
-    said = "; ".join(check.message for each in report.platforms for check in each.checks if not check.ok)
+    messages = "; ".join(check.message for each in report.platforms for check in each.checks if not check.ok)
     assert not report.ok
-    assert [word for word in words if word not in said] == [], said
+    assert message in messages, messages
 
 
-def _made_of(image: Image) -> str:
+def _media_types(image: Image) -> str:
     index = image.index
     manifests = [image.manifest(entry) for _, entry in image.platform_manifests]
     kinds = {index.media_type, *(each.media_type for each in manifests)}
@@ -69,30 +68,30 @@ def _made_of(image: Image) -> str:
     return ", ".join(sorted(kind.removeprefix("application/vnd.") for kind in kinds))
 
 
-def ran(argv: list[str], env: Mapping[str, str], cwd: Path, timeout: float = 300) -> str:
-    done = subprocess.run(
+def run_checked(argv: list[str], env: Mapping[str, str], cwd: Path, timeout: float = 300) -> str:
+    result = subprocess.run(
         argv, env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout
     )
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout.strip()
+    assert result.returncode == 0, f"{argv}: {result.stdout}{result.stderr}"
+    return result.stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def debian(pytestconfig: pytest.Config) -> Path:
-    """Debian's buildah, skopeo and umoci, unpacked for the tests alone."""
+    """Debian's buildah, skopeo and umoci, unpacked into the cache directory."""
     prefix = cache_folder(load_settings()) / "debian/peers"
-    wanted = PackageSet(names=("buildah", "skopeo", "umoci"), suite="host", with_dependencies=True)
+    packages = PackageSet(names=("buildah", "skopeo", "umoci"), suite="host", with_dependencies=True)
     try:
-        return install_packages(prefix, [wanted], _RUN, lambda _: None)
+        return install_packages(prefix, [packages], _RUNNER, lambda _: None)
     except EngineError as error:
         if pytestconfig.getoption("--arch-require-engine"):
             raise
-        pytest.skip(f"no Debian packages: {error.message}")
+        pytest.skip(f"Debian packages are not available: {error.message}")
 
 
 @pytest.fixture
-def run(debian: Path, tmp_path: Path) -> Run:
-    """Run one of them, with storage, policy and settings of its own; gives what it prints."""
+def run_tool(debian: Path, tmp_path: Path) -> RunTool:
+    """Run one of these tools with its own storage, policy and settings, and return its output."""
     storage = {"driver": "vfs", "graphroot": str(tmp_path / "graph"), "runroot": str(tmp_path / "run")}
     rows = "".join(f"{name} = {json.dumps(value)}\n" for name, value in storage.items())
     (tmp_path / "storage.conf").write_text(f"[storage]\n{rows}", encoding="utf-8")
@@ -110,99 +109,108 @@ def run(debian: Path, tmp_path: Path) -> Run:
         "BUILDAH_ISOLATION": "chroot",
         "HOME": str(tmp_path),
     }
-    return lambda name, *words: ran([str(debian / "usr/bin" / name), *words], env, tmp_path)
+    return lambda name, *args: run_checked([str(debian / "usr/bin" / name), *args], env, tmp_path)
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
-    """A sound image of three platforms as an OCI layout, for tools that copy."""
-    note = {"org.opencontainers.image.ref.name": "hello"}
-    return write_layout_dir(hello(list(THREE)), tmp_path / "layout", **note)
+    """A valid image for three platforms as an OCI layout, for tools that copy images."""
+    annotations = {"org.opencontainers.image.ref.name": "hello"}
+    return write_layout_dir(hello(list(THREE)), tmp_path / "layout", **annotations)
 
 
-def _built(run: Run, tmp_path: Path, platform: str) -> str:
-    """One platform's image by buildah: from scratch, add, commit."""
+def _build_with_buildah(run_tool: RunTool, tmp_path: Path, platform: str) -> str:
+    """Build an image for one platform with buildah from, add, config and commit."""
     program = tmp_path / "main"
     program.write_bytes(probe_program(platform))
     program.chmod(0o755)
     parts = platform.split("/")
     variant = [f"--variant={parts[2]}"] if len(parts) > 2 else []
-    container = run("buildah", "from", f"--os={parts[0]}", f"--arch={parts[1]}", *variant, "scratch")
-    run("buildah", "add", container, str(program), "/main")
-    run("buildah", "config", '--entrypoint=["/main"]', *variant, container)
+    container = run_tool("buildah", "from", f"--os={parts[0]}", f"--arch={parts[1]}", *variant, "scratch")
+    run_tool("buildah", "add", container, str(program), "/main")
+    run_tool("buildah", "config", '--entrypoint=["/main"]', *variant, container)
     name = f"localhost/{'-'.join(parts)}"
-    run("buildah", "commit", f"--signature-policy={tmp_path}/policy.json", container, name)
+    run_tool("buildah", "commit", f"--signature-policy={tmp_path}/policy.json", container, name)
     return name
 
 
-def test_buildah_manifest_list(run: Run, tmp_path: Path) -> None:
-    run("buildah", "manifest", "create", "localhost/all")
+def test_buildah_manifest_list(run_tool: RunTool, tmp_path: Path) -> None:
+    run_tool("buildah", "manifest", "create", "localhost/all")
     for platform in THREE:
-        name = _built(run, tmp_path, platform)
-        run("buildah", "manifest", "add", "localhost/all", f"containers-storage:{name}")
+        name = _build_with_buildah(run_tool, tmp_path, platform)
+        run_tool("buildah", "manifest", "add", "localhost/all", f"containers-storage:{name}")
     policy = f"--signature-policy={tmp_path}/policy.json"
     for form in ("oci", "v2s2"):
         target = f"oci-archive:{tmp_path}/{form}.tar" if form == "oci" else f"dir:{tmp_path}/{form}"
-        run("buildah", "manifest", "push", "--all", f"--format={form}", policy, "localhost/all", target)
-    assert "oci.image.index" in judged(f"oci-archive:{tmp_path}/oci.tar", *THREE)
-    # Docker's media types, as a folder of skopeo's; copied into a layout for us to read.
-    run("skopeo", "--insecure-policy", "copy", "--all", f"dir:{tmp_path}/v2s2", f"oci:{tmp_path}/copied:x")
-    judged(f"oci:{tmp_path}/copied:x", *THREE)
+        run_tool("buildah", "manifest", "push", "--all", f"--format={form}", policy, "localhost/all", target)
+    assert "oci.image.index" in check_passes(f"oci-archive:{tmp_path}/oci.tar", *THREE)
+    # The dir: transport has Docker's media types; copy it to a layout, which open_image supports.
+    run_tool(
+        "skopeo", "--insecure-policy", "copy", "--all", f"dir:{tmp_path}/v2s2", f"oci:{tmp_path}/copied:x"
+    )
+    check_passes(f"oci:{tmp_path}/copied:x", *THREE)
 
 
 @pytest.mark.parametrize("transport", ["oci-archive", "docker-archive", "oci"])
-def test_buildah_formats(run: Run, tmp_path: Path, transport: str) -> None:
-    name = _built(run, tmp_path, "linux/arm64")
+def test_buildah_formats(run_tool: RunTool, tmp_path: Path, transport: str) -> None:
+    name = _build_with_buildah(run_tool, tmp_path, "linux/arm64")
     named = ":localhost/x:latest" if transport == "docker-archive" else ""
     target = f"{transport}:{tmp_path}/out{named}"
-    run("buildah", "push", f"--signature-policy={tmp_path}/policy.json", name, target)
-    judged(f"{transport}:{tmp_path}/out", "linux/arm64")
+    run_tool("buildah", "push", f"--signature-policy={tmp_path}/policy.json", name, target)
+    check_passes(f"{transport}:{tmp_path}/out", "linux/arm64")
 
 
 @pytest.mark.parametrize("transport", ["oci", "oci-archive"])
-@pytest.mark.parametrize("packing", ["gzip", "zstd"])
-def test_skopeo_recompression(run: Run, tmp_path: Path, layout: Path, transport: str, packing: str) -> None:
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_skopeo_recompression(
+    run_tool: RunTool, tmp_path: Path, layout: Path, transport: str, compression: str
+) -> None:
     target = f"{transport}:{tmp_path}/out"
-    words = ["--all", f"--dest-compress-format={packing}", "--dest-compress"]
-    run("skopeo", "--insecure-policy", "copy", *words, f"oci:{layout}:hello", f"{target}:x")
-    judged(target, *THREE)
+    options = ["--all", f"--dest-compress-format={compression}", "--dest-compress"]
+    run_tool("skopeo", "--insecure-policy", "copy", *options, f"oci:{layout}:hello", f"{target}:x")
+    check_passes(target, *THREE)
 
 
 @pytest.mark.parametrize("form", ["oci", "v2s2"])
-def test_skopeo_dir_transport(run: Run, tmp_path: Path, layout: Path, form: str) -> None:
-    between = f"dir:{tmp_path}/between"
-    run("skopeo", "--insecure-policy", "copy", "--all", f"--format={form}", f"oci:{layout}:hello", between)
-    run("skopeo", "--insecure-policy", "copy", "--all", between, f"oci:{tmp_path}/out:x")
-    judged(f"oci:{tmp_path}/out:x", *THREE)
+def test_skopeo_dir_transport(run_tool: RunTool, tmp_path: Path, layout: Path, form: str) -> None:
+    directory = f"dir:{tmp_path}/directory"
+    run_tool(
+        "skopeo", "--insecure-policy", "copy", "--all", f"--format={form}", f"oci:{layout}:hello", directory
+    )
+    run_tool("skopeo", "--insecure-policy", "copy", "--all", directory, f"oci:{tmp_path}/out:x")
+    check_passes(f"oci:{tmp_path}/out:x", *THREE)
 
 
-def test_skopeo_docker_archive(run: Run, tmp_path: Path, layout: Path) -> None:
-    chosen = ["--override-os=linux", "--override-arch=arm", "--override-variant=v7"]
+def test_skopeo_docker_archive(run_tool: RunTool, tmp_path: Path, layout: Path) -> None:
+    options = ["--override-os=linux", "--override-arch=arm", "--override-variant=v7"]
     target = f"docker-archive:{tmp_path}/out.tar:hello:latest"
-    run("skopeo", "--insecure-policy", *chosen, "copy", f"oci:{layout}:hello", target)
-    judged(f"docker-archive:{tmp_path}/out.tar", "linux/arm/v7")
+    run_tool("skopeo", "--insecure-policy", *options, "copy", f"oci:{layout}:hello", target)
+    check_passes(f"docker-archive:{tmp_path}/out.tar", "linux/arm/v7")
 
 
-def _umoci(run: Run, tmp_path: Path, platform: str, says: str) -> str:
-    """An image by umoci: new, insert, config."""
-    program, image = tmp_path / "main", f"{tmp_path}/made:latest"
+def _build_with_umoci(run_tool: RunTool, tmp_path: Path, platform: str, stated: str) -> str:
+    """Build an image with umoci init, new, insert and config; its config states another platform."""
+    program, image = tmp_path / "main", f"{tmp_path}/out:latest"
     program.write_bytes(probe_program(platform))
     program.chmod(0o755)
-    run("umoci", "init", f"--layout={tmp_path}/made")
-    run("umoci", "new", f"--image={image}")
-    run("umoci", "insert", f"--image={image}", str(program), "/main")
-    parts = says.split("/")
-    words = [f"--os={parts[0]}", f"--architecture={parts[1]}", "--config.entrypoint=/main"]
-    run("umoci", "config", f"--image={image}", *words)
+    run_tool("umoci", "init", f"--layout={tmp_path}/out")
+    run_tool("umoci", "new", f"--image={image}")
+    run_tool("umoci", "insert", f"--image={image}", str(program), "/main")
+    parts = stated.split("/")
+    options = [f"--os={parts[0]}", f"--architecture={parts[1]}", "--config.entrypoint=/main"]
+    run_tool("umoci", "config", f"--image={image}", *options)
     return f"oci:{image}"
 
 
-def test_umoci_makes_an_image_by_hand(run: Run, tmp_path: Path) -> None:
-    judged(_umoci(run, tmp_path, "linux/arm64", "linux/arm64"), "linux/arm64")
+def test_umoci_image(run_tool: RunTool, tmp_path: Path) -> None:
+    check_passes(_build_with_umoci(run_tool, tmp_path, "linux/arm64", "linux/arm64"), "linux/arm64")
 
 
-def test_umoci_misses_wrong_binary(run: Run, tmp_path: Path) -> None:
-    refused(_umoci(run, tmp_path, "linux/amd64", "linux/arm64"), "/main is made for amd64, not for arm64")
+def test_umoci_image_with_wrong_binary(run_tool: RunTool, tmp_path: Path) -> None:
+    check_fails(
+        _build_with_umoci(run_tool, tmp_path, "linux/amd64", "linux/arm64"),
+        "/main is made for amd64, not for arm64",
+    )
 
 
 def test_crane_append(crane: Path, tmp_path: Path) -> None:
@@ -213,30 +221,23 @@ def test_crane_append(crane: Path, tmp_path: Path) -> None:
         tags = []
         for platform in THREE:
             tag = f"{host}/{platform.replace('/', '-')}:latest"
-            words = [
-                "append",
-                "--insecure",
-                f"--platform={platform}",
-                f"--base={host}/base",
-                "-f",
-                "layer.tar",
-            ]
-            ran([str(crane), *words, f"--new_tag={tag}"], env, tmp_path)
-            judged(f"docker://{tag}", platform)
+            options = ["--insecure", f"--platform={platform}", f"--base={host}/base", "-f", "layer.tar"]
+            run_checked([str(crane), "append", *options, f"--new_tag={tag}"], env, tmp_path)
+            check_passes(f"docker://{tag}", platform)
             tags.append(f"--manifest={tag}")
-        ran([str(crane), "index", "append", "--insecure", *tags, f"--tag={host}/all"], env, tmp_path)
-        judged(f"docker://{host}/all", *THREE)
+        run_checked([str(crane), "index", "append", "--insecure", *tags, f"--tag={host}/all"], env, tmp_path)
+        check_passes(f"docker://{host}/all", *THREE)
         for form, transport in (("oci", "oci"), ("tarball", "docker-archive")):
             pulled = ["pull", "--insecure", f"--format={form}", f"{host}/linux-arm64", f"{form}.out"]
-            ran([str(crane), *pulled], env, tmp_path)
-            judged(f"{transport}:{tmp_path}/{form}.out", "linux/arm64")
+            run_checked([str(crane), *pulled], env, tmp_path)
+            check_passes(f"{transport}:{tmp_path}/{form}.out", "linux/arm64")
 
 
 _HELLO_GO = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
 
 
 def test_ko_build(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    ko = had(KO, pytestconfig)
+    ko = require_tool(KO, pytestconfig)
     source = tmp_path / "source"
     source.mkdir()
     (source / "main.go").write_text(_HELLO_GO, encoding="utf-8")
@@ -244,16 +245,11 @@ def test_ko_build(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     with serve() as server:
         base = server.put("base", hello(list(THREE)))
         env = {**go_environment(), "KO_DEFAULTBASEIMAGE": base, "KO_DOCKER_REPO": f"{server.host}/hello"}
-        words = [
-            "build",
-            "--push=false",
-            "--insecure-registry",
-            f"--oci-layout-path={tmp_path}/made",
-            "--sbom=none",
-        ]
-        # ko would leave GOARM to the variant: v7 here.
-        ran([str(ko), *words, f"--platform={','.join(THREE)}", "."], {**env, "HOME": str(tmp_path)}, source)
-    judged(f"oci:{tmp_path}/made", *THREE)
+        options = ["--push=false", "--insecure-registry", f"--oci-layout-path={tmp_path}/out", "--sbom=none"]
+        argv = [str(ko), "build", *options, f"--platform={','.join(THREE)}", "."]
+        # ko sets GOARM from the variant: 7 here.
+        run_checked(argv, {**env, "HOME": str(tmp_path)}, source)
+    check_passes(f"oci:{tmp_path}/out", *THREE)
 
 
 _DOCKERFILE = """\
@@ -266,7 +262,7 @@ ENTRYPOINT ["/main"]
 
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
-    """A context from which every version of buildx builds three platforms without a network."""
+    """A build context for three platforms that needs no network."""
     folder = tmp_path / "context"
     folder.mkdir()
     (folder / "Dockerfile").write_text(_DOCKERFILE, encoding="utf-8")
@@ -276,33 +272,25 @@ def context(tmp_path: Path) -> Path:
     return folder
 
 
-def _build(argv: list[str], engine: Engine, context: Path, output: str) -> None:
-    words = [
-        "build",
-        f"--platform={','.join(THREE)}",
-        "--provenance=false",
-        f"--output={output}",
-        str(context),
-    ]
+def _build_with_buildx(argv: list[str], engine: Engine, context: Path, output: str) -> None:
+    options = [f"--platform={','.join(THREE)}", "--provenance=false", f"--output={output}"]
     env = {**os.environ, **engine.env, "BUILDX_CONFIG": str(context.parent / "buildx")}
-    ran([*argv, *words], env, context)
+    run_checked([*argv, "build", *options, str(context)], env, context)
 
 
-@pytest.fixture(params=["the engine's own", *BUILDX])
-def builder(request: pytest.FixtureRequest, engine: Engine) -> Iterator[list[str]]:
-    """buildx in several versions, each with the engine's own BuildKit."""
+@pytest.fixture(params=["installed", *BUILDX])
+def buildx_argv(request: pytest.FixtureRequest, engine: Engine) -> list[str]:
+    """Several versions of buildx, each with the BuildKit of the engine."""
     if request.param not in BUILDX:
-        yield list(engine.tools.buildx)
-        return
-    tool: GoTool = buildx(request.param)
-    program = str(had(tool, request.config))
-    sys.stdout.write(f"{program.split('/')[-2]}: ")
-    yield [program]
+        return list(engine.tools.buildx)
+    program = require_tool(buildx_tool(request.param), request.config)
+    sys.stdout.write(f"{program.parent.name}: ")
+    return [str(program)]
 
 
 @pytest.mark.parametrize("options", ["", ",compression=zstd,force-compression=true", ",oci-mediatypes=false"])
-def test_buildx_of_several_versions(
-    builder: list[str], engine: Engine, context: Path, tmp_path: Path, options: str
+def test_buildx_versions(
+    buildx_argv: list[str], engine: Engine, context: Path, tmp_path: Path, options: str
 ) -> None:
-    _build(builder, engine, context, f"type=oci,dest={tmp_path}/made.tar{options}")
-    judged(f"oci-archive:{tmp_path}/made.tar", *THREE)
+    _build_with_buildx(buildx_argv, engine, context, f"type=oci,dest={tmp_path}/out.tar{options}")
+    check_passes(f"oci-archive:{tmp_path}/out.tar", *THREE)

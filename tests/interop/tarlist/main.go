@@ -1,5 +1,6 @@
-// Command tarlist reads archives from standard input, each after its length in 8 bytes, and writes what
-// Go's archive/tar finds in each as a line of JSON: engines unpack layers with that package.
+// Command tarlist reads archives from standard input, each preceded by its length in 8 bytes, and writes
+// the entries that Go's archive/tar reads from each as one line of JSON. Engines unpack layers with that
+// package.
 package main
 
 import (
@@ -28,29 +29,29 @@ type listing struct {
 	Error   string  `json:"error"`
 }
 
-func list(data []byte) (found listing) {
-	found.Entries = []entry{}
+func list(data []byte) (result listing) {
+	result.Entries = []entry{}
 	reader := tar.NewReader(bytes.NewReader(data))
 	for {
 		header, err := reader.Next()
 		if err == io.EOF {
-			return found
+			return result
 		}
 		if err != nil {
-			found.Error = err.Error()
-			return found
+			result.Error = err.Error()
+			return result
 		}
 		if header.Typeflag == tar.TypeXGlobalHeader {
 			continue // as containerd does
 		}
-		held, err := io.ReadAll(reader)
+		content, err := io.ReadAll(reader)
 		if err != nil {
-			found.Error = err.Error()
-			return found
+			result.Error = err.Error()
+			return result
 		}
-		sum := sha256.Sum256(held)
-		found.Entries = append(found.Entries, entry{
-			Name: []byte(header.Name), Type: header.Typeflag, Size: len(held),
+		sum := sha256.Sum256(content)
+		result.Entries = append(result.Entries, entry{
+			Name: []byte(header.Name), Type: header.Typeflag, Size: len(content),
 			Link: []byte(header.Linkname), Mode: header.Mode, Data: hex.EncodeToString(sum[:]),
 		})
 	}

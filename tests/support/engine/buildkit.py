@@ -20,9 +20,9 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import PrivateEnginePaths
 from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
 from buildkit_tasks.system.files import build_atomically
-from tests.interop.gotools import NotToBeHad, build_in_module
+from tests.interop.gotools import ToolUnavailable, build_in_module
 
-__all__ = ["IMAGE", "VERSION", "NotToBeHad", "compile_programs", "import_image", "remove_image"]
+__all__ = ["IMAGE", "VERSION", "ToolUnavailable", "compile_programs", "import_image", "remove_image"]
 
 VERSION = "v0.32.2"
 IMAGE = f"tests/buildkit:{VERSION}"
@@ -32,7 +32,7 @@ _SECONDS = 300.0
 
 
 def compile_programs() -> Path:
-    """Return the directory of buildkitd and buildctl. Raise :class:`NotToBeHad` with the reason."""
+    """Return the directory of buildkitd and buildctl. Raise :class:`ToolUnavailable` with the reason."""
     path = cache_folder(load_settings()) / "go" / f"buildkit-{VERSION}"
     return build_atomically(path, lambda folder: build_in_module(_MODULE, VERSION, _NAMES, folder))
 
