@@ -1,4 +1,4 @@
-"""Bake files. tests/fixtures/bake has them as printed by buildx 0.29; tests/integration prints them again."""
+"""Bake plans. tests/fixtures/bake has the output of buildx 0.29; tests/integration prints it again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from buildkit_tasks.build.bake.plan import BakePlan, parse_bake_plan
 from buildkit_tasks.build.bake.print import BakePrinter, check_bake_arguments
 from buildkit_tasks.build.bake.target import BakeTarget
 from buildkit_tasks.errors import BuilderError, UsageError
-from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.daemon import ClientTools
-from buildkit_tasks.platforms import Platform
 from buildkit_tasks.system.command import CommandOptions
+from tests.support.fake_engine import make_engine
 from tests.support.scripted import Scripted
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "bake"
@@ -27,7 +26,7 @@ def read_fixture(name: str) -> str:
 
 
 def format_plan(targets: Mapping[str, Any], default: list[str] | None = None, **groups: list[str]) -> str:
-    """A plan as buildx prints it."""
+    """Return a plan as ``buildx bake --print`` formats it."""
     members = {"default": [*targets] if default is None else default, **groups}
     group = {name: {"targets": names} for name, names in members.items()}
     return json.dumps({"group": group, "target": targets})
@@ -39,9 +38,9 @@ def parse_target(**keys: Any) -> BakeTarget:
 
 
 def usage_error(**keys: Any) -> str:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         parse_target(**keys)
-    return str(caught.value)
+    return str(excinfo.value)
 
 
 @pytest.fixture(autouse=True)
@@ -312,15 +311,7 @@ def test_invalid_target_name(name: str, tmp_path: Path) -> None:
         check_bake_arguments("x.hcl", ("web", name))
 
 
-ENGINE = Engine(
-    kind="system",
-    endpoint="unix:///x",
-    version="28",
-    store="containerd",
-    platform=Platform.parse("linux/amd64"),
-    is_local=True,
-    tools=ClientTools(docker=("docker",), buildx=("buildx",)),
-)
+ENGINE = make_engine(tools=ClientTools(docker=("docker",), buildx=("buildx",)))
 
 
 def print_plan(tmp_path: Path, text: str, commands: Scripted, *, outputs: bool = True) -> BakePlan:
@@ -387,9 +378,9 @@ def test_buildx_error_and_hint(tmp_path: Path) -> None:
     commands = Scripted().expect(
         "buildx bake *", returncode=1, stderr="#1 x\nERROR: failed to find target web\n"
     )
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         print_plan(tmp_path, "", commands)
-    assert str(caught.value) == (
+    assert str(excinfo.value) == (
         "x.hcl: failed to find target web\n  try: docker buildx bake --file=x.hcl --list=targets"
     )
 

@@ -19,8 +19,8 @@ from buildkit_tasks.platforms import parse_platforms
 from tests.support.oci import hello
 from tests.support.registry.fake import Reply, fake_registry
 
-TWO = parse_platforms(["linux/amd64,linux/arm/v7"])
-ONE = TWO[1:]
+TWO_PLATFORMS = parse_platforms(["linux/amd64,linux/arm/v7"])
+ONE_PLATFORM = TWO_PLATFORMS[1:]
 DIGEST = "sha256:" + "0" * 64
 
 
@@ -40,10 +40,10 @@ def make_caches(*folders: str) -> None:
 
 
 def usage_error(cache_to: str = "", cache_from: str = "") -> UsageError:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         check_cache([cache_to] if cache_to else [], [cache_from] if cache_from else [])
-    assert caught.value.exit_code == 2
-    return caught.value
+    assert excinfo.value.exit_code == 2
+    return excinfo.value
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_parse_invalid_cache(text: str) -> None:
     ],
 )
 def test_one_platform_exports_to_scope(text: str, scope: str) -> None:
-    assert cache_exports([text], ONE) == (scope,)
+    assert cache_exports([text], ONE_PLATFORM) == (scope,)
 
 
 def test_scopes_are_distinct() -> None:
@@ -94,39 +94,42 @@ def test_scopes_are_distinct() -> None:
 
 @pytest.mark.parametrize("text", ["type=local,dest=c", "type=registry,ref=x:c", "type=gha,scope=web"])
 def test_platforms_export_to_base(text: str) -> None:
-    assert cache_exports([text], TWO) == (text,)
+    assert cache_exports([text], TWO_PLATFORMS) == (text,)
 
 
 def test_import_base_and_scopes() -> None:
     both = ("type=registry,ref=x:c-linux-amd64", "type=registry,ref=x:c-linux-arm-v7")
-    assert cache_imports(["x:c"], TWO) == ("type=registry,ref=x:c", *both)
-    assert cache_imports(["x:c"], ONE) == ("type=registry,ref=x:c", both[1])
+    assert cache_imports(["x:c"], TWO_PLATFORMS) == ("type=registry,ref=x:c", *both)
+    assert cache_imports(["x:c"], ONE_PLATFORM) == ("type=registry,ref=x:c", both[1])
 
 
 def test_export_is_imported_later() -> None:
     make_caches("c/linux-arm-v7")
     for text, other in (("x:c", "x:c"), ("type=gha", "type=gha"), ("type=local,dest=c", "type=local,src=c")):
-        (exported,) = cache_exports([text], ONE)
-        for platforms in (ONE, TWO):
+        (exported,) = cache_exports([text], ONE_PLATFORM)
+        for platforms in (ONE_PLATFORM, TWO_PLATFORMS):
             assert exported.replace("dest=", "src=") in cache_imports([other], platforms)
 
 
 def test_skip_empty_folders() -> None:
     make_caches("c/linux-arm-v7", "c/linux-s390x")
-    assert cache_imports(["type=local,src=c"], TWO) == ("type=local,src=c/linux-arm-v7",)
+    assert cache_imports(["type=local,src=c"], TWO_PLATFORMS) == ("type=local,src=c/linux-arm-v7",)
     make_caches("c")
-    assert cache_imports(["type=local,src=c"], TWO) == ("type=local,src=c", "type=local,src=c/linux-arm-v7")
+    assert cache_imports(["type=local,src=c"], TWO_PLATFORMS) == (
+        "type=local,src=c",
+        "type=local,src=c/linux-arm-v7",
+    )
 
 
 def test_keep_base_if_all_are_missing() -> None:
-    assert cache_imports(["type=local,src=c"], TWO) == ("type=local,src=c",)
+    assert cache_imports(["type=local,src=c"], TWO_PLATFORMS) == ("type=local,src=c",)
 
 
 @pytest.mark.parametrize("tag", ["c", "c-linux-amd64", "c-linux-arm-v7"])
 def test_skip_unknown_references(tag: str) -> None:
     with fake_registry() as server:
         existing = server.add_image(hello(), "team/cache", tag)
-        assert cache_imports([f"{server.host}/team/cache:c"], TWO, probe_registries=True) == (
+        assert cache_imports([f"{server.host}/team/cache:c"], TWO_PLATFORMS, probe_registries=True) == (
             f"type=registry,ref={existing}",
         )
         assert len(server.requests("GET */manifests/*")) == 3
@@ -135,7 +138,7 @@ def test_skip_unknown_references(tag: str) -> None:
 def test_keep_unknown_base_reference() -> None:
     with fake_registry() as server:
         base = f"type=registry,ref={server.host}/team/cache:c"
-        assert cache_imports([base], TWO, probe_registries=True) == (base,)
+        assert cache_imports([base], TWO_PLATFORMS, probe_registries=True) == (base,)
 
 
 @pytest.mark.parametrize(
@@ -146,19 +149,25 @@ def test_registry_error_keeps_all(monkeypatch: pytest.MonkeyPatch, reply: Reply)
     with fake_registry() as server:
         server.answer_always("*", reply)
         texts = [f"{server.host}/team/cache:c", "type=gha"]
-        assert cache_imports(texts, TWO, probe_registries=True) == cache_imports(texts, TWO)
-    assert cache_imports(texts, TWO, probe_registries=True) == cache_imports(texts, TWO)  # connection refused
+        assert cache_imports(texts, TWO_PLATFORMS, probe_registries=True) == cache_imports(
+            texts, TWO_PLATFORMS
+        )
+    assert cache_imports(texts, TWO_PLATFORMS, probe_registries=True) == cache_imports(
+        texts, TWO_PLATFORMS
+    )  # connection refused
 
 
 @pytest.mark.parametrize("text", [f"type=local,src=c,digest={DIGEST}", f"type=registry,ref=x@{DIGEST}"])
 def test_digest_has_no_scopes(text: str) -> None:
     make_caches("c", "c/linux-arm-v7")
-    assert cache_imports([text], TWO) == (text,)
-    assert cache_exports([text], ONE) == (text,)
+    assert cache_imports([text], TWO_PLATFORMS) == (text,)
+    assert cache_exports([text], ONE_PLATFORM) == (text,)
 
 
 def test_import_without_duplicates() -> None:
-    assert cache_imports(["x:c", "type=registry,ref=x:c"], ONE) == cache_imports(["x:c"], ONE)
+    assert cache_imports(["x:c", "type=registry,ref=x:c"], ONE_PLATFORM) == cache_imports(
+        ["x:c"], ONE_PLATFORM
+    )
 
 
 @pytest.mark.parametrize("other", ["type=local,dest=d", "x:c", "type=gha"])
@@ -174,9 +183,9 @@ def test_allowed_combinations() -> None:
 
 
 def test_scope_tag_too_long() -> None:
-    cache_exports(["x:" + "c" * 115], ONE)
+    cache_exports(["x:" + "c" * 115], ONE_PLATFORM)
     with pytest.raises(UsageError, match="more than 128 characters"):
-        cache_exports(["x:" + "c" * 116], ONE)
+        cache_exports(["x:" + "c" * 116], ONE_PLATFORM)
 
 
 @pytest.mark.parametrize("text", ["type=registry", "type=registry,ref=", "type=local", "type=local,src=x"])
@@ -238,17 +247,17 @@ def test_docker_driver_types(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["s3,bucket=b", "azblob,name=x", "zz"])
 def test_docker_driver_unknown_type(kind: str) -> None:
     for cache_to, cache_from in (([f"type={kind}"], []), ([], [f"type={kind}"])):
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(UsageError) as excinfo:
             check_exporters(cache_to, cache_from, "docker", "containerd")
-        assert caught.value.hint == "--driver=docker-container"
+        assert excinfo.value.hint == "--driver=docker-container"
         check_exporters(cache_to, cache_from, "docker-container", "graph")
 
 
 def test_graph_store_exports_inline() -> None:
     check_exporters(["type=inline"], ["x:c", "type=local,src=c"], "docker", "graph")
-    with pytest.raises(UsageError, match="graph store") as caught:
+    with pytest.raises(UsageError, match="graph store") as excinfo:
         check_exporters(["type=local,dest=c"], [], "docker", "graph")
-    assert "--engine=private" in str(caught.value.hint)
+    assert "--engine=private" in str(excinfo.value.hint)
 
 
 @pytest.mark.parametrize("texts", [(["type=gha"], []), ([], ["type=gha,scope=x"])])

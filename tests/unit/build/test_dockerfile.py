@@ -7,7 +7,7 @@ import pytest
 from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
 
 
-def images(text: str, **build_args: str) -> list[str]:
+def base_images(text: str, **build_args: str) -> list[str]:
     return list(parse_base_images(text, build_args).images)
 
 
@@ -42,7 +42,7 @@ def test_bases_of_example() -> None:
     ],
 )
 def test_base_images(text: str, expected: list[str]) -> None:
-    assert images(text) == expected
+    assert base_images(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_base_images(text: str, expected: list[str]) -> None:
 )
 def test_global_args(reference: str, build_args: dict[str, str], expected: str) -> None:
     text = f"ARG V=3 R='my.example'\nFROM {reference}\n"
-    assert images(text, **build_args) == [expected]
+    assert base_images(text, **build_args) == [expected]
 
 
 def test_stage_args_are_ignored() -> None:
-    assert images("ARG V=1\nFROM a:$V AS x\nARG V=2\nFROM b:$V\n") == ["a:1", "b:1"]
+    assert base_images("ARG V=1\nFROM a:$V AS x\nARG V=2\nFROM b:$V\n") == ["a:1", "b:1"]
 
 
 @pytest.mark.parametrize(
@@ -86,5 +86,5 @@ def test_syntax_directive(text: str, syntax: str) -> None:
 
 
 def test_line_continuation() -> None:
-    assert images("FROM a AS x\nRUN v=`date`\nFROM b\n") == ["a", "b"]
-    assert images("# escape=`\nFROM `\n a\nRUN dir C:\\\nFROM b\n") == ["a", "b"]
+    assert base_images("FROM a AS x\nRUN v=`date`\nFROM b\n") == ["a", "b"]
+    assert base_images("# escape=`\nFROM `\n a\nRUN dir C:\\\nFROM b\n") == ["a", "b"]

@@ -13,21 +13,21 @@ from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
-from buildkit_tasks.host.engine.daemon import ClientTools, Engine
-from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
 from buildkit_tasks.system.files import temporary_path
+from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
     from buildkit_tasks.system.command import CommandOptions
 
-TWO = parse_platforms(["linux/amd64", "linux/arm/v7"])
+TWO_PLATFORMS = parse_platforms(["linux/amd64", "linux/arm/v7"])
 IMAGE = hello(["linux/amd64", "linux/arm/v7"])
-ROOT = str(IMAGE.root_descriptor().digest)
-OLD = b"the old file\0byte for byte"
-NOWHERE = "127.0.0.1:1"  # a registry that refuses connections
+IMAGE_DIGEST = str(IMAGE.root_descriptor().digest)
+OLD_CONTENT = b"the old file\0byte for byte"
+CLOSED_REGISTRY = "127.0.0.1:1"  # a registry that refuses connections
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def option_values(argv: list[str], name: str) -> list[str]:
     return [argument.removeprefix(f"--{name}=") for argument in argv if argument.startswith(f"--{name}=")]
 
 
-def successful_buildx(digest: str = ROOT) -> Any:
+def successful_buildx(digest: str = IMAGE_DIGEST) -> Any:
     """Return the effect of a buildx that succeeds: it writes each file output and its metadata."""
 
     def build(argv: list[str], _: CommandOptions) -> None:
@@ -73,56 +73,58 @@ def write_partial_files(argv: list[str], _: CommandOptions) -> None:
             spec.dest.write_bytes(b"half")
 
 
-class Bench:
+class Harness:
+    """A build by a scripted buildx."""
+
     def __init__(
         self, *outputs: str, store: str = "containerd", driver: str = "docker", **options: Any
     ) -> None:
         self.commands = Scripted()
         self.messages: list[str] = []
-        engine = Engine(
-            kind="system", endpoint="unix:///x", version="28", store=store, platform=Platform.parse("amd64"),
-            is_local=True, tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
-            env={"DOCKER_HOST": "unix:///x"},
-        )  # fmt: skip
         plan = options.pop("plan", BasePlan())
-        platforms = options.pop("platforms", TWO)
+        platforms = options.pop("platforms", TWO_PLATFORMS)
         specs = tuple(map(OutputSpec.parse, outputs))
         self.build = BuildExecution(
             request=BuildRequest(platforms=platforms, outputs=specs, **options),
-            engine=engine,
+            engine=make_engine(store=store, env={"DOCKER_HOST": "unix:///x"}),
             builder=BuilderSummary(name="mine", driver=driver, reason="test"),
             base_plan=plan,
             commands=self.commands,
             notify=self.messages.append,
         )
 
-    def expect_success(self, digest: str = ROOT) -> Bench:
+    def expect_success(self, digest: str = IMAGE_DIGEST) -> Harness:
         self.commands.expect("docker buildx build *", effect=successful_buildx(digest))
         return self
 
-    def expect_failure(self, code: int = 1, stderr: str = "", effect: Any = write_partial_files) -> Bench:
+    def expect_failure(self, code: int = 1, stderr: str = "", effect: Any = write_partial_files) -> Harness:
         self.commands.expect("docker buildx build *", returncode=code, stderr=stderr, effect=effect)
         return self
 
     def execute(self) -> BuildResult:
         return self.build.execute()
 
-    def check(self) -> None:
+    def check_capabilities(self) -> None:
         check_capabilities(self.build.request, self.build.engine, self.build.builder)
 
 
 def test_result_of_build(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=dist/hello.tar", tags=("hello:1",)).expect_success()
-    result = bench.execute()
-    assert (result.ok, result.digest, result.builder, result.bases) == (True, ROOT, "mine", "registry")
+    harness = Harness("type=oci,dest=dist/hello.tar", tags=("hello:1",)).expect_success()
+    result = harness.execute()
+    assert (result.ok, result.digest, result.builder, result.bases) == (
+        True,
+        IMAGE_DIGEST,
+        "mine",
+        "registry",
+    )
     assert result.outputs == (Output(type="oci", dest="dist/hello.tar"),)
-    entries = json.loads(IMAGE.blobs[ROOT])["manifests"]
+    entries = json.loads(IMAGE.blobs[IMAGE_DIGEST])["manifests"]
     assert [(row.platform, row.digest) for row in result.platforms] == [
         ("linux/amd64", entries[0]["digest"]),
         ("linux/arm/v7", entries[1]["digest"]),
     ]
     assert [path.name for path in (work_dir / "dist").iterdir()] == ["hello.tar"]
-    (command,) = bench.commands.calls
+    (command,) = harness.commands.calls
     assert (command.kind, dict(command.options.env)) == ("stream", {"DOCKER_HOST": "unix:///x"})
     assert command.argv[:5] == (
         "docker",
@@ -134,58 +136,58 @@ def test_result_of_build(work_dir: Path) -> None:
 
 
 def test_buildx_writes_temporary_file(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=hello.tar").expect_success()
-    (work_dir / "hello.tar").write_bytes(OLD)
-    bench.execute()
-    (dest,) = option_values(list(bench.commands.calls[0].argv), "output")
+    harness = Harness("type=oci,dest=hello.tar").expect_success()
+    (work_dir / "hello.tar").write_bytes(OLD_CONTENT)
+    harness.execute()
+    (dest,) = option_values(list(harness.commands.calls[0].argv), "output")
     assert dest == f"type=oci,dest={temporary_path(Path('hello.tar'))}"
-    assert (work_dir / "hello.tar").read_bytes() != OLD
+    assert (work_dir / "hello.tar").read_bytes() != OLD_CONTENT
 
 
 @pytest.mark.parametrize("kind", ["oci", "tar"])
 def test_failed_build_keeps_old_file(work_dir: Path, kind: str) -> None:
-    (work_dir / "hello.tar").write_bytes(OLD)
+    (work_dir / "hello.tar").write_bytes(OLD_CONTENT)
     with pytest.raises(BuildFailed):
-        Bench(f"type={kind},dest=hello.tar").expect_failure().execute()
-    assert (work_dir / "hello.tar").read_bytes() == OLD
+        Harness(f"type={kind},dest=hello.tar").expect_failure().execute()
+    assert (work_dir / "hello.tar").read_bytes() == OLD_CONTENT
     assert [path.name for path in work_dir.iterdir()] == ["hello.tar"]
 
 
 def test_interrupt_keeps_old_file(work_dir: Path) -> None:
-    (work_dir / "hello.tar").write_bytes(OLD)
-    bench = Bench("type=oci,dest=hello.tar")
-    bench.commands.expect("docker buildx build *", effect=write_partial_files, error=KeyboardInterrupt())
+    (work_dir / "hello.tar").write_bytes(OLD_CONTENT)
+    harness = Harness("type=oci,dest=hello.tar")
+    harness.commands.expect("docker buildx build *", effect=write_partial_files, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        bench.execute()
-    assert (work_dir / "hello.tar").read_bytes() == OLD
+        harness.execute()
+    assert (work_dir / "hello.tar").read_bytes() == OLD_CONTENT
 
 
 def test_stale_partial_is_removed(work_dir: Path) -> None:
     (work_dir / ".hello.tar.4194305.partial").touch()
-    Bench("type=oci,dest=hello.tar").expect_success().execute()
+    Harness("type=oci,dest=hello.tar").expect_success().execute()
     assert [path.name for path in work_dir.iterdir()] == ["hello.tar"]
 
 
 @pytest.mark.parametrize("code", [1, 17, 100, 130])
 def test_exit_status_of_buildx(code: int) -> None:
     stderr = "#5 ERROR: not the last\nERROR: first\nERROR: failed to solve: it broke\nnote\n"
-    with pytest.raises(BuildFailed) as caught:
-        Bench("type=oci,dest=x.tar").expect_failure(code, stderr).execute()
-    assert caught.value.exit_code == code
-    assert caught.value.message == (
+    with pytest.raises(BuildFailed) as excinfo:
+        Harness("type=oci,dest=x.tar").expect_failure(code, stderr).execute()
+    assert excinfo.value.exit_code == code
+    assert excinfo.value.message == (
         f"docker buildx build failed with status {code}: failed to solve: it broke"
     )
 
 
 def test_killed_buildx() -> None:
-    with pytest.raises(BuildFailed) as caught:
-        Bench("type=oci,dest=x.tar").expect_failure(-9).execute()
-    assert caught.value.exit_code == 1
+    with pytest.raises(BuildFailed) as excinfo:
+        Harness("type=oci,dest=x.tar").expect_failure(-9).execute()
+    assert excinfo.value.exit_code == 1
 
 
 def test_failure_without_stderr() -> None:
     with pytest.raises(BuildFailed, match="failed with status 3"):
-        Bench("type=oci,dest=x.tar").expect_failure(3).execute()
+        Harness("type=oci,dest=x.tar").expect_failure(3).execute()
 
 
 @pytest.mark.parametrize(
@@ -196,117 +198,117 @@ def test_failure_without_stderr() -> None:
     ],
 )
 def test_full_disk(work_dir: Path, stderr: str) -> None:
-    (work_dir / "x.tar").write_bytes(OLD)
-    with pytest.raises(LimitExceeded) as caught:
-        Bench("type=oci,dest=x.tar").expect_failure(1, stderr).execute()
-    assert caught.value.exit_code == 5
-    assert "docker buildx prune" in (caught.value.hint or "")
-    assert stderr.strip().removeprefix("ERROR: ") in caught.value.message
-    assert (work_dir / "x.tar").read_bytes() == OLD
+    (work_dir / "x.tar").write_bytes(OLD_CONTENT)
+    with pytest.raises(LimitExceeded) as excinfo:
+        Harness("type=oci,dest=x.tar").expect_failure(1, stderr).execute()
+    assert excinfo.value.exit_code == 5
+    assert "docker buildx prune" in (excinfo.value.hint or "")
+    assert stderr.strip().removeprefix("ERROR: ") in excinfo.value.message
+    assert (work_dir / "x.tar").read_bytes() == OLD_CONTENT
 
 
 def test_missing_output_file(work_dir: Path) -> None:
-    (work_dir / "x.tar").write_bytes(OLD)
-    bench = Bench("type=oci,dest=x.tar")
+    (work_dir / "x.tar").write_bytes(OLD_CONTENT)
+    harness = Harness("type=oci,dest=x.tar")
 
     def write_metadata_only(argv: list[str], _: CommandOptions) -> None:
         Path(option_values(argv, "metadata-file")[0]).write_text("{}", encoding="utf-8")
 
-    bench.commands.expect("docker buildx build *", effect=write_metadata_only)
+    harness.commands.expect("docker buildx build *", effect=write_metadata_only)
     with pytest.raises(BuildFailed, match=r"did not write x\.tar"):
-        bench.execute()
-    assert (work_dir / "x.tar").read_bytes() == OLD
+        harness.execute()
+    assert (work_dir / "x.tar").read_bytes() == OLD_CONTENT
 
 
 @pytest.mark.parametrize("metadata", [None, "", "{"])
 def test_missing_metadata(work_dir: Path, metadata: str | None) -> None:
-    (work_dir / "x.tar").write_bytes(OLD)
-    bench = Bench("type=oci,dest=x.tar")
+    (work_dir / "x.tar").write_bytes(OLD_CONTENT)
+    harness = Harness("type=oci,dest=x.tar")
 
     def write_partly(argv: list[str], call: CommandOptions) -> None:
         write_partial_files(argv, call)
         if metadata is not None:
             Path(option_values(argv, "metadata-file")[0]).write_text(metadata, encoding="utf-8")
 
-    bench.commands.expect("docker buildx build *", effect=write_partly)
+    harness.commands.expect("docker buildx build *", effect=write_partly)
     with pytest.raises(BuildFailed, match="metadata"):
-        bench.execute()
-    assert (work_dir / "x.tar").read_bytes() == OLD
+        harness.execute()
+    assert (work_dir / "x.tar").read_bytes() == OLD_CONTENT
 
 
 def test_several_outputs(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=a.tar", "type=tar,dest=b.tar", "type=local,dest=out").expect_success()
-    result = bench.execute()
+    harness = Harness("type=oci,dest=a.tar", "type=tar,dest=b.tar", "type=local,dest=out").expect_success()
+    result = harness.execute()
     assert [output.dest for output in result.outputs] == ["a.tar", "b.tar", "out"]
-    assert len(bench.commands.calls) == 1
+    assert len(harness.commands.calls) == 1
     assert {path.name for path in work_dir.iterdir()} == {"a.tar", "b.tar"}
 
 
 def test_stand_in_contexts() -> None:
     plan = BasePlan(mode="standin", contexts=(("alpine:3", "oci-layout:///x@sha256:1"),))
-    bench = Bench("type=oci,dest=a.tar", plan=plan, build_contexts=("alpine:3=mine",)).expect_success()
-    assert bench.execute().bases == "standin"
-    contexts = option_values(list(bench.commands.calls[0].argv), "build-context")
+    harness = Harness("type=oci,dest=a.tar", plan=plan, build_contexts=("alpine:3=mine",)).expect_success()
+    assert harness.execute().bases == "standin"
+    contexts = option_values(list(harness.commands.calls[0].argv), "build-context")
     assert contexts == ["alpine:3=oci-layout:///x@sha256:1", "alpine:3=mine"]
 
 
 def test_metadata_file(work_dir: Path) -> None:
-    Bench("type=oci,dest=a.tar", metadata_file="meta/m.json").expect_success().execute()
+    Harness("type=oci,dest=a.tar", metadata_file="meta/m.json").expect_success().execute()
     assert json.loads((work_dir / "meta/m.json").read_text(encoding="utf-8")) == {
-        "containerimage.digest": ROOT
+        "containerimage.digest": IMAGE_DIGEST
     }
     assert [path.name for path in (work_dir / "meta").iterdir()] == ["m.json"]
 
 
 def test_failed_build_keeps_metadata(work_dir: Path) -> None:
-    (work_dir / "m.json").write_bytes(OLD)
+    (work_dir / "m.json").write_bytes(OLD_CONTENT)
     with pytest.raises(BuildFailed):
-        Bench("type=oci,dest=a.tar", metadata_file="m.json").expect_failure().execute()
-    assert (work_dir / "m.json").read_bytes() == OLD
+        Harness("type=oci,dest=a.tar", metadata_file="m.json").expect_failure().execute()
+    assert (work_dir / "m.json").read_bytes() == OLD_CONTENT
 
 
 def test_docker_output_on_graph_store() -> None:
-    bench = Bench("type=docker", store="graph", driver="docker-container", tags=("a:1",))
-    with pytest.raises(UsageError) as caught:
-        bench.check()
-    assert "needs the containerd image store" in caught.value.message
-    assert "this engine has the graph store" in caught.value.message
-    assert "--load" in (caught.value.hint or "")
-    assert "--engine=private" in (caught.value.hint or "")
-    assert (caught.value.exit_code, bench.commands.calls) == (2, [])
+    harness = Harness("type=docker", store="graph", driver="docker-container", tags=("a:1",))
+    with pytest.raises(UsageError) as excinfo:
+        harness.check_capabilities()
+    assert "needs the containerd image store" in excinfo.value.message
+    assert "this engine has the graph store" in excinfo.value.message
+    assert "--load" in (excinfo.value.hint or "")
+    assert "--engine=private" in (excinfo.value.hint or "")
+    assert (excinfo.value.exit_code, harness.commands.calls) == (2, [])
 
 
 @pytest.mark.parametrize("store", ["graph", "containerd"])
 def test_multi_platform_docker_archive(store: str) -> None:
-    bench = Bench("type=docker,dest=x.tar", store=store)
-    with pytest.raises(UsageError, match="holds one platform only") as caught:
-        bench.check()
-    assert "type=oci" in (caught.value.hint or "")
-    assert "--load" in (caught.value.hint or "")
-    assert bench.commands.calls == []
+    harness = Harness("type=docker,dest=x.tar", store=store)
+    with pytest.raises(UsageError, match="holds one platform only") as excinfo:
+        harness.check_capabilities()
+    assert "type=oci" in (excinfo.value.hint or "")
+    assert "--load" in (excinfo.value.hint or "")
+    assert harness.commands.calls == []
 
 
 def test_one_platform_docker_archive(work_dir: Path) -> None:
-    Bench("type=docker,dest=x.tar", store="graph", platforms=TWO[:1]).expect_success("").execute()
+    Harness("type=docker,dest=x.tar", store="graph", platforms=TWO_PLATFORMS[:1]).expect_success("").execute()
     assert (work_dir / "x.tar").exists()
 
 
 def test_no_index_on_graph_store() -> None:
-    bench = Bench("type=oci,dest=x.tar", store="graph", driver="docker")
-    with pytest.raises(BuilderError, match="one platform at a time") as caught:
-        bench.check()
-    assert (caught.value.exit_code, bench.commands.calls) == (3, [])
+    harness = Harness("type=oci,dest=x.tar", store="graph", driver="docker")
+    with pytest.raises(BuilderError, match="one platform at a time") as excinfo:
+        harness.check_capabilities()
+    assert (excinfo.value.exit_code, harness.commands.calls) == (3, [])
 
 
 def test_load_per_platform() -> None:
-    bench = Bench(store="graph", tags=("hello:0.1", "r.example:5000/hello"), load=True).expect_success("")
-    result = bench.execute()
-    assert "holds one platform per tag" in bench.messages[0]
-    assert [each.argv[4] for each in bench.commands.calls] == [
+    harness = Harness(store="graph", tags=("hello:0.1", "r.example:5000/hello"), load=True).expect_success("")
+    result = harness.execute()
+    assert "holds one platform per tag" in harness.messages[0]
+    assert [each.argv[4] for each in harness.commands.calls] == [
         "--platform=linux/amd64",
         "--platform=linux/arm/v7",
     ]
-    assert [option_values(list(each.argv), "output") for each in bench.commands.calls] == [
+    assert [option_values(list(each.argv), "output") for each in harness.commands.calls] == [
         ["type=docker"]
     ] * 2
     tags = [
@@ -315,92 +317,106 @@ def test_load_per_platform() -> None:
         "hello:0.1-linux-arm-v7",
         "r.example:5000/hello:latest-linux-arm-v7",
     ]
-    assert [tag for each in bench.commands.calls for tag in option_values(list(each.argv), "tag")] == tags
+    assert [tag for each in harness.commands.calls for tag in option_values(list(each.argv), "tag")] == tags
     assert result.outputs == tuple(Output(type="docker", ref=tag) for tag in tags)
-    assert bench.messages[1:] == [f"loaded {', '.join(tags[:2])}", f"loaded {', '.join(tags[2:])}"]
+    assert harness.messages[1:] == [f"loaded {', '.join(tags[:2])}", f"loaded {', '.join(tags[2:])}"]
 
 
 def test_load_one_platform() -> None:
-    bench = Bench(store="graph", tags=("hello:1",), load=True, platforms=TWO[:1]).expect_success("")
-    assert bench.execute().outputs == (Output(type="docker", ref="hello:1"),)
-    assert option_values(list(bench.commands.calls[0].argv), "tag") == ["hello:1"]
+    harness = Harness(
+        store="graph", tags=("hello:1",), load=True, platforms=TWO_PLATFORMS[:1]
+    ).expect_success("")
+    assert harness.execute().outputs == (Output(type="docker", ref="hello:1"),)
+    assert option_values(list(harness.commands.calls[0].argv), "tag") == ["hello:1"]
 
 
 def test_load_with_other_output(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=x.tar", store="graph", driver="docker-container", tags=("a:1",), load=True)
-    result = bench.expect_success().execute()
+    harness = Harness(
+        "type=oci,dest=x.tar", store="graph", driver="docker-container", tags=("a:1",), load=True
+    )
+    result = harness.expect_success().execute()
     assert [(each.type, each.dest or each.ref) for each in result.outputs] == [
         ("oci", "x.tar"), ("docker", "a:1-linux-amd64"), ("docker", "a:1-linux-arm-v7"),
     ]  # fmt: skip
-    assert len(bench.commands.calls) == 3
+    assert len(harness.commands.calls) == 3
     assert (work_dir / "x.tar").exists()
 
 
 def test_load_per_platform_with_push() -> None:
-    bench = Bench(
+    harness = Harness(
         "type=oci,dest=x.tar", "type=registry,compression=zstd", store="graph", driver="docker-container",
-        tags=(f"{NOWHERE}/a:1",), load=True,
+        tags=(f"{CLOSED_REGISTRY}/a:1",), load=True,
     ).expect_success()  # fmt: skip
-    bench.execute()
-    pushed, *loaded = (option_values(list(each.argv), "tag") for each in bench.commands.calls)
+    harness.execute()
+    pushed, *loaded = (option_values(list(each.argv), "tag") for each in harness.commands.calls)
     assert pushed == []
-    assert loaded == [[f"{NOWHERE}/a:1-linux-amd64"], [f"{NOWHERE}/a:1-linux-arm-v7"]]
+    assert loaded == [[f"{CLOSED_REGISTRY}/a:1-linux-amd64"], [f"{CLOSED_REGISTRY}/a:1-linux-arm-v7"]]
 
 
 def test_load_keeps_metadata_file(work_dir: Path) -> None:
-    bench = Bench(
+    harness = Harness(
         "type=oci,dest=x.tar", store="graph", driver="docker-container", tags=("a:1",), load=True,
         metadata_file="m.json",
     ).expect_success()  # fmt: skip
-    bench.commands.expect("*--output=type=docker *", effect=successful_buildx("sha256:other"))
-    bench.execute()
-    assert json.loads((work_dir / "m.json").read_text(encoding="utf-8")) == {"containerimage.digest": ROOT}
+    harness.commands.expect("*--output=type=docker *", effect=successful_buildx("sha256:other"))
+    harness.execute()
+    assert json.loads((work_dir / "m.json").read_text(encoding="utf-8")) == {
+        "containerimage.digest": IMAGE_DIGEST
+    }
 
 
 def test_push_by_digest() -> None:
-    tags = (f"{NOWHERE}/team/a:1", f"{NOWHERE}/team/a:2", f"{NOWHERE}/b")
-    bench = Bench("type=registry,compression=zstd", tags=tags, driver="docker-container").expect_success()
-    with pytest.raises(RegistryError, match="Connection refused") as caught:
-        bench.execute()
-    assert caught.value.exit_code == 4
-    argv = list(bench.commands.calls[0].argv)
+    tags = (f"{CLOSED_REGISTRY}/team/a:1", f"{CLOSED_REGISTRY}/team/a:2", f"{CLOSED_REGISTRY}/b")
+    harness = Harness("type=registry,compression=zstd", tags=tags, driver="docker-container").expect_success()
+    with pytest.raises(RegistryError, match="Connection refused") as excinfo:
+        harness.execute()
+    assert excinfo.value.exit_code == 4
+    argv = list(harness.commands.calls[0].argv)
     assert option_values(argv, "tag") == []
     assert option_values(argv, "output") == [
-        f'type=image,compression=zstd,"name={NOWHERE}/team/a,{NOWHERE}/b",push=true,push-by-digest=true,name-canonical=true'
+        f'type=image,compression=zstd,"name={CLOSED_REGISTRY}/team/a,{CLOSED_REGISTRY}/b",push=true,push-by-digest=true,name-canonical=true'
     ]
 
 
 @pytest.mark.parametrize("driver", ["docker", "docker-container"])
 def test_push_of_archive_output(work_dir: Path, driver: str) -> None:
     outputs = ("type=oci,dest=x.tar,compression=zstd", "type=registry,compression=zstd")
-    bench = Bench(*outputs, tags=(f"{NOWHERE}/a:1",), driver=driver).expect_success()
+    harness = Harness(*outputs, tags=(f"{CLOSED_REGISTRY}/a:1",), driver=driver).expect_success()
     with pytest.raises(RegistryError, match="Connection refused"):
-        bench.execute()
-    (archive,) = map(OutputSpec.parse, option_values(list(bench.commands.calls[0].argv), "output"))
-    assert (archive.type, archive.get("compression"), archive.names) == ("oci", "zstd", (f"{NOWHERE}/a:1",))
+        harness.execute()
+    (archive,) = map(OutputSpec.parse, option_values(list(harness.commands.calls[0].argv), "output"))
+    assert (archive.type, archive.get("compression"), archive.names) == (
+        "oci",
+        "zstd",
+        (f"{CLOSED_REGISTRY}/a:1",),
+    )
     assert (work_dir / "x.tar").exists()
 
 
 def test_push_with_other_packing(work_dir: Path) -> None:
     outputs = ("type=oci,dest=x.tar", "type=registry,compression=zstd")
-    bench = Bench(*outputs, tags=(f"{NOWHERE}/a:1",), driver="docker-container").expect_success()
-    result = bench.execute()
-    archive, pushed = map(OutputSpec.parse, option_values(list(bench.commands.calls[0].argv), "output"))
-    assert (archive.type, archive.names) == ("oci", (f"{NOWHERE}/a:1",))
+    harness = Harness(*outputs, tags=(f"{CLOSED_REGISTRY}/a:1",), driver="docker-container").expect_success()
+    result = harness.execute()
+    archive, pushed = map(OutputSpec.parse, option_values(list(harness.commands.calls[0].argv), "output"))
+    assert (archive.type, archive.names) == ("oci", (f"{CLOSED_REGISTRY}/a:1",))
     assert (pushed.type, pushed.get("push-by-digest"), pushed.get("compression")) == ("image", "true", "zstd")
     assert result.outputs == (
-        Output(type="oci", dest="x.tar"), Output(type="registry", ref=f"{NOWHERE}/a@{ROOT}"),
+        Output(type="oci", dest="x.tar"), Output(type="registry", ref=f"{CLOSED_REGISTRY}/a@{IMAGE_DIGEST}"),
     )  # fmt: skip
     assert (work_dir / "x.tar").exists()
 
 
 def test_push_with_docker_driver() -> None:
-    bench = Bench("type=registry,compression=zstd", tags=(f"{NOWHERE}/a:1",)).expect_success()
+    harness = Harness("type=registry,compression=zstd", tags=(f"{CLOSED_REGISTRY}/a:1",)).expect_success()
     with pytest.raises(RegistryError, match="Connection refused"):
-        bench.execute()
-    (output,) = option_values(list(bench.commands.calls[0].argv), "output")
+        harness.execute()
+    (output,) = option_values(list(harness.commands.calls[0].argv), "output")
     archive = OutputSpec.parse(output)
-    assert (archive.type, archive.get("compression"), archive.names) == ("oci", "zstd", (f"{NOWHERE}/a:1",))
+    assert (archive.type, archive.get("compression"), archive.names) == (
+        "oci",
+        "zstd",
+        (f"{CLOSED_REGISTRY}/a:1",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -413,31 +429,31 @@ def test_push_with_docker_driver() -> None:
     ],
 )
 def test_failure_classes(reason: str, error_type: type[Exception], code: int) -> None:
-    bench = Bench("type=registry", tags=("r.example/a:1",), driver="docker-container")
-    bench.expect_failure(1, f"#5 DONE\nERROR: failed to build: {reason}\n")
-    with pytest.raises(error_type) as caught:
-        bench.execute()
-    assert getattr(caught.value, "exit_code", None) == code
-    assert reason in str(caught.value)
+    harness = Harness("type=registry", tags=("r.example/a:1",), driver="docker-container")
+    harness.expect_failure(1, f"#5 DONE\nERROR: failed to build: {reason}\n")
+    with pytest.raises(error_type) as excinfo:
+        harness.execute()
+    assert getattr(excinfo.value, "exit_code", None) == code
+    assert reason in str(excinfo.value)
 
 
 @pytest.mark.parametrize(
     ("status", "error_type"), [("stopped", BuilderError), ("running", BuildFailed), ("", BuildFailed)]
 )
 def test_inspect_after_silent_failure(status: str, error_type: type[Exception]) -> None:
-    bench = Bench("type=oci,dest=x.tar", driver="docker-container").expect_failure(1)
+    harness = Harness("type=oci,dest=x.tar", driver="docker-container").expect_failure(1)
     stdout = f"Name: mine\nDriver: docker-container\n\nNodes:\nName: mine0\nEndpoint: x\nStatus: {status}\n"
-    bench.commands.expect("docker buildx inspect mine", stdout=stdout, returncode=0 if status else 1)
+    harness.commands.expect("docker buildx inspect mine", stdout=stdout, returncode=0 if status else 1)
     with pytest.raises(error_type):
-        bench.execute()
+        harness.execute()
 
 
 def test_dry_run(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=dist/x.tar", tags=("a:1",))
-    bench.commands.dry_run = True
-    result = bench.execute()
+    harness = Harness("type=oci,dest=dist/x.tar", tags=("a:1",))
+    harness.commands.dry_run = True
+    result = harness.execute()
     assert result.digest == ""
-    (line,) = bench.commands.dry_run_lines
+    (line,) = harness.commands.dry_run_lines
     assert line.startswith(
         "docker buildx build --builder=mine --platform=linux/amd64,linux/arm/v7 --tag=a:1 "
     )
@@ -447,32 +463,32 @@ def test_dry_run(work_dir: Path) -> None:
 
 def test_unusable_dest(work_dir: Path) -> None:
     (work_dir / "file").touch()
-    bench = Bench("type=oci,dest=file/x.tar")
-    with pytest.raises(OSError, match="file") as caught:
-        bench.execute()
-    assert os.fspath(work_dir / "file") in str(Path(str(caught.value.filename)).absolute())
-    assert bench.commands.calls == []
+    harness = Harness("type=oci,dest=file/x.tar")
+    with pytest.raises(OSError, match="file") as excinfo:
+        harness.execute()
+    assert os.fspath(work_dir / "file") in str(Path(str(excinfo.value.filename)).absolute())
+    assert harness.commands.calls == []
 
 
-LOCKED = (
+LOCKED_REF_ERROR = (
     "ERROR: failed to build: failed to solve: mount callback failed on /x: failed to open writer: "
     "ref moby/1/uo27 locked for 7.080101ms (since 2026-11-25 02:07:40 UTC m=+281.3): unavailable\n"
 )
 
 
 def test_locked_ref_is_retried() -> None:
-    bench = Bench("type=oci,dest=hello.tar").expect_success()
-    bench.commands.expect(
-        "docker buildx build *", returncode=1, stderr=LOCKED, effect=write_partial_files, times=2
+    harness = Harness("type=oci,dest=hello.tar").expect_success()
+    harness.commands.expect(
+        "docker buildx build *", returncode=1, stderr=LOCKED_REF_ERROR, effect=write_partial_files, times=2
     )
-    assert bench.execute().ok
-    assert len(bench.commands.matching_calls("docker buildx build *")) == 3
-    assert len(bench.messages) == 2
+    assert harness.execute().ok
+    assert len(harness.commands.matching_calls("docker buildx build *")) == 3
+    assert len(harness.messages) == 2
 
 
 def test_retry_limit() -> None:
-    for stderr, times in ((LOCKED, 3), ("ERROR: it failed\n", 1)):
-        bench = Bench("type=oci,dest=hello.tar").expect_failure(stderr=stderr)
+    for stderr, times in ((LOCKED_REF_ERROR, 3), ("ERROR: it failed\n", 1)):
+        harness = Harness("type=oci,dest=hello.tar").expect_failure(stderr=stderr)
         with pytest.raises(BuildFailed):
-            bench.execute()
-        assert len(bench.commands.matching_calls("docker buildx build *")) == times
+            harness.execute()
+        assert len(harness.commands.matching_calls("docker buildx build *")) == times

@@ -11,10 +11,10 @@ from buildkit_tasks.errors import BuildFailed, UsageError
 from buildkit_tasks.report.model import NodeSummary
 from tests.support.oci import hello
 from tests.support.registry.fake import fake_registry
-from tests.unit.build.test_execute import TWO, Bench, option_values
+from tests.unit.build.test_execute import TWO_PLATFORMS, Harness, option_values
 
-NODE = NodeSummary(name="a", endpoint="tcp://10.0.0.1:1", platforms=tuple(map(str, TWO)))
-BASE = "type=registry,ref=x:c"
+NODE = NodeSummary(name="a", endpoint="tcp://10.0.0.1:1", platforms=tuple(map(str, TWO_PLATFORMS)))
+REGISTRY_CACHE = "type=registry,ref=x:c"
 
 
 @pytest.fixture(autouse=True)
@@ -23,70 +23,72 @@ def _work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACTIONS_RUNTIME_TOKEN", raising=False)
 
 
-def option_per_build(bench: Bench, name: str) -> list[list[str]]:
+def option_per_build(harness: Harness, name: str) -> list[list[str]]:
     """Return the values of an option for each run of buildx."""
-    return [option_values(list(command.argv), name) for command in bench.commands.calls]
+    return [option_values(list(command.argv), name) for command in harness.commands.calls]
 
 
 def test_cache_export_to_base() -> None:
-    bench = Bench("type=oci,dest=a.tar", cache_to=("x:c",)).expect_success()
-    bench.execute()
-    assert option_per_build(bench, "cache-to") == [[BASE]]
+    harness = Harness("type=oci,dest=a.tar", cache_to=("x:c",)).expect_success()
+    harness.execute()
+    assert option_per_build(harness, "cache-to") == [[REGISTRY_CACHE]]
 
 
 def test_cache_scope_of_one_platform() -> None:
     with fake_registry() as server:
-        existing = f"type=registry,ref={server.add_image(hello(), 'team/cache', 'c-linux-arm-v7')}"
-        bench = Bench(
+        existing_cache = f"type=registry,ref={server.add_image(hello(), 'team/cache', 'c-linux-arm-v7')}"
+        harness = Harness(
             "type=oci,dest=a.tar",
-            platforms=TWO[1:],
+            platforms=TWO_PLATFORMS[1:],
             cache_to=("x:c",),
             cache_from=(f"{server.host}/team/cache:c",),
         ).expect_success()
-        bench.execute()
-    assert option_per_build(bench, "cache-to") == [[f"{BASE}-linux-arm-v7"]]
-    assert option_per_build(bench, "cache-from") == [[existing]]
+        harness.execute()
+    assert option_per_build(harness, "cache-to") == [[f"{REGISTRY_CACHE}-linux-arm-v7"]]
+    assert option_per_build(harness, "cache-from") == [[existing_cache]]
 
 
 def test_dry_run_queries_no_registry() -> None:
     with fake_registry() as server:
-        bench = Bench("type=oci,dest=a.tar", cache_from=(f"{server.host}/team/cache:c",))
-        bench.commands.dry_run = True
-        bench.execute()
+        harness = Harness("type=oci,dest=a.tar", cache_from=(f"{server.host}/team/cache:c",))
+        harness.commands.dry_run = True
+        harness.execute()
         assert server.received == []
-    assert [line.count("cache-from") for line in bench.commands.dry_run_lines] == [3]
+    assert [line.count("cache-from") for line in harness.commands.dry_run_lines] == [3]
 
 
 @pytest.mark.parametrize("driver", ["remote", "kubernetes"])
 def test_remote_queries_no_registry(driver: str) -> None:
     with fake_registry() as server:
-        bench = Bench("type=oci,dest=a.tar", driver=driver, cache_from=(f"{server.host}/team/cache:c",))
-        bench.build = replace(bench.build, builder=replace(bench.build.builder, nodes=(NODE,)))
-        bench.expect_success().execute()
+        harness = Harness("type=oci,dest=a.tar", driver=driver, cache_from=(f"{server.host}/team/cache:c",))
+        harness.build = replace(harness.build, builder=replace(harness.build.builder, nodes=(NODE,)))
+        harness.expect_success().execute()
         assert server.received == []
-    assert [len(each) for each in option_per_build(bench, "cache-from")] == [3]
+    assert [len(each) for each in option_per_build(harness, "cache-from")] == [3]
 
 
 def test_skipped_cache_warning() -> None:
-    bench = Bench("type=oci,dest=a.tar", cache_to=("type=gha",)).expect_success()
-    bench.execute()
-    assert "ACTIONS_RUNTIME_TOKEN is not set" in bench.messages[0]
+    harness = Harness("type=oci,dest=a.tar", cache_to=("type=gha",)).expect_success()
+    harness.execute()
+    assert "ACTIONS_RUNTIME_TOKEN is not set" in harness.messages[0]
 
 
-@pytest.mark.parametrize("platforms", [TWO, TWO[:1]])
+@pytest.mark.parametrize("platforms", [TWO_PLATFORMS, TWO_PLATFORMS[:1]])
 def test_unsupported_cache_export(platforms: object) -> None:
     with pytest.raises(UsageError, match="graph store"):
-        Bench("type=local,dest=x", store="graph", cache_to=("x:c",), platforms=platforms).check()
+        Harness(
+            "type=local,dest=x", store="graph", cache_to=("x:c",), platforms=platforms
+        ).check_capabilities()
     with pytest.raises(UsageError, match="own builder supports"):
-        Bench("type=local,dest=x", cache_to=("type=s3,bucket=b",), platforms=platforms).check()
+        Harness("type=local,dest=x", cache_to=("type=s3,bucket=b",), platforms=platforms).check_capabilities()
 
 
 def test_unsupported_rewrite() -> None:
     with pytest.raises(UsageError, match="cannot rewrite timestamps"):
-        Bench(tags=("a:1",), load=True, reproducible=True).check()
-    Bench(tags=("a:1",), load=True).check()
-    Bench(tags=("a:1",), load=True, reproducible=True, driver="docker-container").check()
-    Bench("type=oci,dest=x", reproducible=True).check()
+        Harness(tags=("a:1",), load=True, reproducible=True).check_capabilities()
+    Harness(tags=("a:1",), load=True).check_capabilities()
+    Harness(tags=("a:1",), load=True, reproducible=True, driver="docker-container").check_capabilities()
+    Harness("type=oci,dest=x", reproducible=True).check_capabilities()
 
 
 def test_sbom_scanner_hint() -> None:
@@ -94,9 +96,9 @@ def test_sbom_scanner_hint() -> None:
         "ERROR: failed to build: failed to solve: failed to resolve source metadata for "
         "docker.io/docker/buildkit-syft-scanner:stable-1: dial tcp: no such host\n"
     )
-    with pytest.raises(BuildFailed) as caught:
-        Bench("type=oci,dest=a.tar", sbom="true").expect_failure(stderr=stderr).execute()
-    assert "--attest type=sbom,generator=IMAGE" in str(caught.value.hint)
-    with pytest.raises(BuildFailed) as other:
-        Bench("type=oci,dest=a.tar").expect_failure(stderr="ERROR: no\n").execute()
-    assert other.value.hint is None
+    with pytest.raises(BuildFailed) as excinfo:
+        Harness("type=oci,dest=a.tar", sbom="true").expect_failure(stderr=stderr).execute()
+    assert "--attest type=sbom,generator=IMAGE" in str(excinfo.value.hint)
+    with pytest.raises(BuildFailed) as other_error:
+        Harness("type=oci,dest=a.tar").expect_failure(stderr="ERROR: no\n").execute()
+    assert other_error.value.hint is None

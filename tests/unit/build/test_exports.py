@@ -11,14 +11,14 @@ from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.errors import BuildFailed
 from buildkit_tasks.platforms import parse_platforms
 
-TWO = parse_platforms(["linux/amd64", "linux/arm/v7"])
-SCRATCH = Path("/scratch")
-BY_DIGEST = "type=image,name=r.example/app,push=true,push-by-digest=true,name-canonical=true"
-NAMED = "name=r.example/app:1"
+TWO_PLATFORMS = parse_platforms(["linux/amd64", "linux/arm/v7"])
+SCRATCH_DIR = Path("/scratch")
+PUSH_BY_DIGEST = "type=image,name=r.example/app,push=true,push-by-digest=true,name-canonical=true"
+IMAGE_NAME = "name=r.example/app:1"
 
 
 def make_request(*outputs: str, **options: Any) -> BuildRequest:
-    platforms = options.pop("platforms", TWO)
+    platforms = options.pop("platforms", TWO_PLATFORMS)
     specs = tuple(map(OutputSpec.parse, outputs))
     return BuildRequest(platforms=platforms, outputs=specs, tags=("r.example/app:1",), **options)
 
@@ -28,31 +28,40 @@ def make_request(*outputs: str, **options: Any) -> BuildRequest:
     [
         (["type=oci,dest=x"], "docker", ["type=oci,dest=x"], None),
         (["type=local,dest=x", "type=tar,dest=y"], "docker", ["type=local,dest=x", "type=tar,dest=y"], None),
-        (["type=oci,dest=x", "type=registry"], "docker-container", [f"type=oci,dest=x,{NAMED}"], "x"),
-        (["type=oci,dest=x", "type=registry"], "docker", [f"type=oci,dest=x,{NAMED}"], "x"),
-        (["type=registry"], "docker-container", [BY_DIGEST], None),
-        (["type=image,push=true"], "remote", [BY_DIGEST], None),
-        (["type=registry"], "docker", [f"type=oci,dest=/scratch/image.tar,{NAMED}"], "/scratch/image.tar"),
+        (["type=oci,dest=x", "type=registry"], "docker-container", [f"type=oci,dest=x,{IMAGE_NAME}"], "x"),
+        (["type=oci,dest=x", "type=registry"], "docker", [f"type=oci,dest=x,{IMAGE_NAME}"], "x"),
+        (["type=registry"], "docker-container", [PUSH_BY_DIGEST], None),
+        (["type=image,push=true"], "remote", [PUSH_BY_DIGEST], None),
+        (
+            ["type=registry"],
+            "docker",
+            [f"type=oci,dest=/scratch/image.tar,{IMAGE_NAME}"],
+            "/scratch/image.tar",
+        ),
         (
             ["type=oci,dest=x,compression=zstd", "type=registry"],
             "docker-container",
-            [f"type=oci,dest=x,compression=zstd,{NAMED}", BY_DIGEST],
+            [f"type=oci,dest=x,compression=zstd,{IMAGE_NAME}", PUSH_BY_DIGEST],
             None,
         ),
     ],
 )
 def test_plan(outputs: list[str], driver: str, expected: list[str], pushed_archive: str | None) -> None:
-    plan = plan_exports(make_request(*outputs), driver, "containerd", SCRATCH)
+    plan = plan_exports(make_request(*outputs), driver, "containerd", SCRATCH_DIR)
     assert [str(output) for output in plan.buildx_outputs] == expected
     assert plan.pushed_archive == (Path(pushed_archive) if pushed_archive else None)
 
 
 @pytest.mark.parametrize(
     ("store", "platforms", "per_platform"),
-    [("containerd", TWO, False), ("graph", TWO[:1], False), ("graph", TWO, True)],
+    [
+        ("containerd", TWO_PLATFORMS, False),
+        ("graph", TWO_PLATFORMS[:1], False),
+        ("graph", TWO_PLATFORMS, True),
+    ],
 )
 def test_plan_load(store: str, platforms: Any, *, per_platform: bool) -> None:
-    plan = plan_exports(make_request(load=True, platforms=platforms), "docker", store, SCRATCH)
+    plan = plan_exports(make_request(load=True, platforms=platforms), "docker", store, SCRATCH_DIR)
     assert plan.loads_per_platform is per_platform
     assert [str(output) for output in plan.buildx_outputs] == ([] if per_platform else ["type=docker"])
 

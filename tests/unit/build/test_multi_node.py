@@ -15,40 +15,40 @@ from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
-from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output
 from buildkit_tasks.system.command import CommandOptions
 from buildkit_tasks.verify import verify
+from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
 from tests.unit.build.test_execute import _no_temporary_files, option_values, work_dir
 
 __all__ = ["_no_temporary_files", "work_dir"]  # autouse fixtures
 
-AMD64, ARM64, RISCV64 = THREE = parse_platforms(["linux/amd64", "linux/arm64", "linux/riscv64"])
-ALL_NAMES = tuple(map(str, THREE))
-LOST = "ERROR: failed to build: Unavailable: closing transport due to: connection error\n"
+AMD64, ARM64, RISCV64 = THREE_PLATFORMS = parse_platforms(["linux/amd64", "linux/arm64", "linux/riscv64"])
+PLATFORM_NAMES = tuple(map(str, THREE_PLATFORMS))
+CONNECTION_LOST = "ERROR: failed to build: Unavailable: closing transport due to: connection error\n"
 
 
-def make_builder(**fixed: Sequence[str]) -> BuilderSummary:
+def make_builder(**fixed_platforms: Sequence[str]) -> BuilderSummary:
     """Return a builder of nodes by name, each with the platforms fixed on it; the first one is an amd64."""
     nodes = (
         NodeSummary(
             name=name,
             endpoint=f"docker-container://{name}",
             native="linux/amd64" if number == 0 else "linux/arm64",
-            platforms=ALL_NAMES,
+            platforms=PLATFORM_NAMES,
             fixed=tuple(platforms),
         )
-        for number, (name, platforms) in enumerate(fixed.items())
+        for number, (name, platforms) in enumerate(fixed_platforms.items())
     )
     return BuilderSummary(name="mine", driver="remote", nodes=tuple(nodes))
 
 
 TWO_NODES = make_builder(a=["linux/amd64"], b=["linux/arm64", "linux/riscv64"])
-ALONE = make_builder(a=ALL_NAMES)
+ONE_NODE = make_builder(a=PLATFORM_NAMES)
 
 
 def build_platform(argv: list[str], _: CommandOptions) -> None:
@@ -67,19 +67,18 @@ def build_platform(argv: list[str], _: CommandOptions) -> None:
     )
 
 
-class Bench:
+class Harness:
+    """A build on two nodes by a scripted buildx."""
+
     def __init__(self, *outputs: str, fallback: bool = False, **options: Any) -> None:
         self.commands = Scripted()
         self.messages: list[str] = []
         self.dropped_nodes: list[tuple[str, ...]] = []
-        engine = Engine(
-            kind="system", endpoint="unix:///x", version="28", store="containerd", platform=AMD64,
-            is_local=True,
-            tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")), env={},
-        )  # fmt: skip
         build = BuildExecution(
-            request=BuildRequest(platforms=THREE, outputs=tuple(map(OutputSpec.parse, outputs)), **options),
-            engine=engine,
+            request=BuildRequest(
+                platforms=THREE_PLATFORMS, outputs=tuple(map(OutputSpec.parse, outputs)), **options
+            ),
+            engine=make_engine(),
             builder=TWO_NODES,
             base_plan=BasePlan(),
             commands=self.commands,
@@ -90,9 +89,9 @@ class Bench:
 
     def _drop_nodes(self, _: BuilderSummary, names: Sequence[str]) -> BuilderSummary:
         self.dropped_nodes.append(tuple(names))
-        return ALONE
+        return ONE_NODE
 
-    def expect_failure(self, platform: str, stderr: str, *, times: int | None = 1) -> Bench:
+    def expect_failure(self, platform: str, stderr: str, *, times: int | None = 1) -> Harness:
         pattern = f"docker buildx build *--platform={platform} *"
         self.commands.expect(pattern, returncode=1, stderr=stderr, times=times)
         return self
@@ -101,22 +100,22 @@ class Bench:
         return self.build.execute()
 
     def error(self, error_type: type[BuildkitTasksError]) -> BuildkitTasksError:
-        with pytest.raises(error_type) as caught:
+        with pytest.raises(error_type) as excinfo:
             self.execute()
-        return caught.value
+        return excinfo.value
 
 
-def rows(result: BuildResult) -> list[tuple[str, str, bool]]:
+def platform_rows(result: BuildResult) -> list[tuple[str, str, bool]]:
     return [(row.platform, row.node, row.native) for row in result.platforms]
 
 
 @pytest.mark.parametrize(
     ("builder", "platforms", "expected"),
     [
-        (TWO_NODES, THREE, True),
+        (TWO_NODES, THREE_PLATFORMS, True),
         (TWO_NODES, (ARM64, RISCV64), False),
         (TWO_NODES, (AMD64,), False),
-        (ALONE, THREE, False),
+        (ONE_NODE, THREE_PLATFORMS, False),
     ],
 )
 def test_needs_multi_node(builder: BuilderSummary, platforms: tuple[Platform, ...], expected: bool) -> None:
@@ -141,27 +140,27 @@ def test_default_provenance(
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    bench = Bench("type=oci,dest=x.tar", **options)
-    bench.execute()
+    harness = Harness("type=oci,dest=x.tar", **options)
+    harness.execute()
     assert [
         option_values([*each.argv], "provenance")
-        for each in bench.commands.matching_calls("docker buildx build *")
+        for each in harness.commands.matching_calls("docker buildx build *")
     ] == [expected] * 3
 
 
 def test_no_provenance_in_folder() -> None:
-    bench = Bench("type=local,dest=out")
-    bench.execute()
+    harness = Harness("type=local,dest=out")
+    harness.execute()
     assert [
         option_values([*each.argv], "provenance")
-        for each in bench.commands.matching_calls("docker buildx build *")
+        for each in harness.commands.matching_calls("docker buildx build *")
     ] == [[]] * 3
 
 
 def test_parts_are_joined(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=dist/hello.tar", tags=("hello:1",))
-    result = bench.execute()
-    assert rows(result) == [
+    harness = Harness("type=oci,dest=dist/hello.tar", tags=("hello:1",))
+    result = harness.execute()
+    assert platform_rows(result) == [
         ("linux/amd64", "a", True),
         ("linux/arm64", "b", True),
         ("linux/riscv64", "b", False),
@@ -169,116 +168,122 @@ def test_parts_are_joined(work_dir: Path) -> None:
     assert result.outputs == (Output(type="oci", dest="dist/hello.tar"),)
     with open_image(f"oci-archive:{work_dir}/dist/hello.tar") as source:
         assert str(source.root_descriptor().digest) == result.digest
-        report = verify(source, THREE, "it")
+        report = verify(source, THREE_PLATFORMS, "it")
     assert report.ok
     assert [row.digest for row in report.platforms] == [row.digest for row in result.platforms]
-    platforms = [option_values(list(command.argv), "platform") for command in bench.commands.calls]
+    platforms = [option_values(list(command.argv), "platform") for command in harness.commands.calls]
     assert sorted(platforms) == [["linux/amd64"], ["linux/arm64"], ["linux/riscv64"]]
     assert all(
         "--builder=mine" in command.argv and not option_values(list(command.argv), "tag")
-        for command in bench.commands.calls
+        for command in harness.commands.calls
     )
 
 
 def test_metadata_file(work_dir: Path) -> None:
-    result = Bench("type=oci,dest=x.tar", metadata_file="deep/meta.json").execute()
+    result = Harness("type=oci,dest=x.tar", metadata_file="deep/meta.json").execute()
     metadata = json.loads((work_dir / "deep/meta.json").read_bytes())
     assert metadata == {
         "containerimage.digest": result.digest,
         **{
             f"containerimage.digest/{platform}": str(hello([str(platform)]).root_descriptor().digest)
-            for platform in THREE
+            for platform in THREE_PLATFORMS
         },
     }
 
 
 def test_local_output_folders(work_dir: Path) -> None:
-    result = Bench("type=local,dest=out").execute()
+    result = Harness("type=local,dest=out").execute()
     assert result.outputs == (Output(type="local", dest="out"),)
     assert {path.name: (path / "made-for").read_text() for path in (work_dir / "out").iterdir()} == {
-        str(platform).replace("/", "_"): str(platform) for platform in THREE
+        str(platform).replace("/", "_"): str(platform) for platform in THREE_PLATFORMS
     }
 
 
 def test_load_joined_archive() -> None:
-    bench = Bench(load=True, tags=("hello:1",))
+    harness = Harness(load=True, tags=("hello:1",))
     loaded: list[list[str]] = []
 
     def load(argv: list[str], _: CommandOptions) -> None:
         archive = argv[-1].removeprefix("--input=")
         with open_image(f"oci-archive:{archive}") as source:
-            loaded.append([row.platform for row in verify(source, THREE, "it").platforms])
+            loaded.append([row.platform for row in verify(source, THREE_PLATFORMS, "it").platforms])
 
-    bench.commands.expect("docker load *", effect=load)
+    harness.commands.expect("docker load *", effect=load)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BuildExecution, "_read_stored_digests", lambda *_: {})
-        result = bench.execute()
-    assert loaded == [list(ALL_NAMES)]
+        result = harness.execute()
+    assert loaded == [list(PLATFORM_NAMES)]
     assert result.outputs == (Output(type="docker", ref="hello:1"),)
 
 
 def test_load_failure() -> None:
-    bench = Bench(load=True, tags=("hello:1",))
-    bench.commands.expect("docker load *", returncode=1, stderr="no space left on device\n")
-    assert "no space left on device" in bench.error(BuildFailed).message
+    harness = Harness(load=True, tags=("hello:1",))
+    harness.commands.expect("docker load *", returncode=1, stderr="no space left on device\n")
+    assert "no space left on device" in harness.error(BuildFailed).message
 
 
 def test_tar_output_is_refused() -> None:
-    bench = Bench("type=tar,dest=x.tar")
-    assert "cannot be joined into one tar file" in bench.error(UsageError).message
-    assert bench.commands.calls == []
+    harness = Harness("type=tar,dest=x.tar")
+    assert "cannot be joined into one tar file" in harness.error(UsageError).message
+    assert harness.commands.calls == []
 
 
 def test_failed_step(work_dir: Path) -> None:
     (work_dir / "x.tar").write_bytes(b"old")
-    bench = Bench("type=oci,dest=x.tar", fallback=True).expect_failure("linux/arm64", "ERROR: exit code: 7\n")
-    error = bench.error(BuildFailed)
+    harness = Harness("type=oci,dest=x.tar", fallback=True).expect_failure(
+        "linux/arm64", "ERROR: exit code: 7\n"
+    )
+    error = harness.error(BuildFailed)
     assert (error.platform, "exit code: 7" in error.message) == (ARM64, True)
-    assert bench.dropped_nodes == []  # its node was not lost
+    assert harness.dropped_nodes == []  # its node was not lost
     assert (work_dir / "x.tar").read_bytes() == b"old"
 
 
 def test_lost_node() -> None:
-    error = Bench("type=oci,dest=x.tar").expect_failure("linux/arm64", LOST).error(BuilderError)
+    error = Harness("type=oci,dest=x.tar").expect_failure("linux/arm64", CONNECTION_LOST).error(BuilderError)
     assert error.platform == ARM64
     assert error.message.startswith("node b was lost during the build: ")
     assert "--fallback=emulate" in (error.hint or "")
 
 
 def test_fallback_rebuilds_lost_part(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=x.tar", fallback=True).expect_failure("linux/arm64", LOST)
-    result = bench.execute()
-    assert bench.dropped_nodes == [("b",)]
-    assert rows(result) == [
+    harness = Harness("type=oci,dest=x.tar", fallback=True).expect_failure("linux/arm64", CONNECTION_LOST)
+    result = harness.execute()
+    assert harness.dropped_nodes == [("b",)]
+    assert platform_rows(result) == [
         ("linux/amd64", "a", True),
         ("linux/arm64", "a", False),
         ("linux/riscv64", "b", False),  # was built before the node was lost
     ]
-    (message,) = bench.messages
+    (message,) = harness.messages
     assert message.startswith("node b was lost during the build: the builder 'mine' was lost: ")
     assert message.endswith("; the other nodes emulate its platforms")
-    assert len(bench.commands.calls) == len(THREE) + 1
+    assert len(harness.commands.calls) == len(THREE_PLATFORMS) + 1
     with open_image(f"oci-archive:{work_dir}/x.tar") as source:
-        assert verify(source, THREE, "it").ok
+        assert verify(source, THREE_PLATFORMS, "it").ok
 
 
 def test_second_lost_node() -> None:
-    bench = Bench("type=oci,dest=x.tar", fallback=True).expect_failure("linux/arm64", LOST, times=2)
-    assert bench.error(BuilderError).platform == ARM64
-    assert bench.dropped_nodes == [("b",)]
+    harness = Harness("type=oci,dest=x.tar", fallback=True).expect_failure(
+        "linux/arm64", CONNECTION_LOST, times=2
+    )
+    assert harness.error(BuilderError).platform == ARM64
+    assert harness.dropped_nodes == [("b",)]
 
 
 def test_no_fallback_with_failed_step() -> None:
-    bench = Bench("type=oci,dest=x.tar", fallback=True)
-    bench.expect_failure("linux/arm64", LOST).expect_failure("linux/amd64", "ERROR: exit code: 7\n")
-    bench.error(BuildkitTasksError)
-    assert bench.dropped_nodes == []
-    assert len(bench.commands.calls) == len(THREE)
+    harness = Harness("type=oci,dest=x.tar", fallback=True)
+    harness.expect_failure("linux/arm64", CONNECTION_LOST).expect_failure(
+        "linux/amd64", "ERROR: exit code: 7\n"
+    )
+    harness.error(BuildkitTasksError)
+    assert harness.dropped_nodes == []
+    assert len(harness.commands.calls) == len(THREE_PLATFORMS)
 
 
 def test_dry_run(work_dir: Path) -> None:
-    bench = Bench("type=oci,dest=x.tar")
-    bench.commands.dry_run = True
-    assert bench.execute().digest == ""
-    assert len(bench.commands.dry_run_lines) == len(THREE)
+    harness = Harness("type=oci,dest=x.tar")
+    harness.commands.dry_run = True
+    assert harness.execute().digest == ""
+    assert len(harness.commands.dry_run_lines) == len(THREE_PLATFORMS)
     assert list(work_dir.iterdir()) == []

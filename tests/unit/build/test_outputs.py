@@ -107,9 +107,9 @@ def test_archive_name(tags: list[str], context: str, name: str) -> None:
 
 
 def usage_error(text: str, *tags: str) -> UsageError:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         check_outputs([OutputSpec.parse(text)], tags)
-    return caught.value
+    return excinfo.value
 
 
 def test_push_without_name() -> None:

@@ -51,9 +51,9 @@ def test_epoch_zero() -> None:
     "text", ["abc", "-5", "1.5", " 1", "1\n", "0x10", "\u0661", "253402300800", "1" * 13]
 )
 def test_invalid_epoch(text: str) -> None:
-    with pytest.raises(SettingsError, match="environment SOURCE_DATE_EPOCH") as caught:
+    with pytest.raises(SettingsError, match="environment SOURCE_DATE_EPOCH") as excinfo:
         find_explicit_epoch([], {"SOURCE_DATE_EPOCH": text})
-    assert caught.value.exit_code == 2
+    assert excinfo.value.exit_code == 2
     with pytest.raises(UsageError, match="--build-arg SOURCE_DATE_EPOCH"):
         find_explicit_epoch([f"SOURCE_DATE_EPOCH={text}"], {})
 

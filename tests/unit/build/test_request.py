@@ -34,10 +34,10 @@ def make_request(**options: Any) -> BuildRequest:
 
 
 def usage_error(**options: Any) -> UsageError:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         check_request(make_request(**options))
-    assert caught.value.exit_code == 2
-    return caught.value
+    assert excinfo.value.exit_code == 2
+    return excinfo.value
 
 
 @pytest.mark.parametrize(
@@ -288,11 +288,11 @@ def test_invalid_source_date_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(usage_error(reproducible=True), SettingsError)
 
 
-OCI = OutputSpec(type="oci", attributes=(("dest", "x.tar"),))
+OCI_OUTPUT = OutputSpec(type="oci", attributes=(("dest", "x.tar"),))
 
 
 def test_reproducible_argv() -> None:
-    options = {"reproducible": True, "epoch": 5, "outputs": (OCI,)}
+    options = {"reproducible": True, "epoch": 5, "outputs": (OCI_OUTPUT,)}
     assert option_values("build-arg", build_args=("SOURCE_DATE_EPOCH", "A=1"), **options) == [
         "A=1",
         "SOURCE_DATE_EPOCH=5",
@@ -303,9 +303,9 @@ def test_reproducible_argv() -> None:
 
 def test_epoch_of_other_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "5")
-    assert option_values("build-arg", outputs=(OCI,)) == []
-    assert option_values("output", outputs=(OCI,)) == ["type=oci,dest=x.tar"]
-    assert option_values("provenance", outputs=(OCI,)) == []
+    assert option_values("build-arg", outputs=(OCI_OUTPUT,)) == []
+    assert option_values("output", outputs=(OCI_OUTPUT,)) == ["type=oci,dest=x.tar"]
+    assert option_values("provenance", outputs=(OCI_OUTPUT,)) == []
 
 
 @pytest.mark.parametrize(

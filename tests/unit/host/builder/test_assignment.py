@@ -47,12 +47,12 @@ def test_fixed_platforms_win() -> None:
 
 def test_no_node_for_platform() -> None:
     nodes = (node("a", "linux/amd64", "linux/amd64"), NodeSummary(name="b", endpoint="x", error="is dead"))
-    with pytest.raises(BuilderError) as caught:
+    with pytest.raises(BuilderError) as excinfo:
         assign("linux/s390x", *nodes)
-    assert str(caught.value).startswith(
+    assert str(excinfo.value).startswith(
         "linux/s390x: no node of builder 'm' can build it (a: linux/amd64; b: is dead)"
     )
-    assert caught.value.exit_code == 3
+    assert excinfo.value.exit_code == 3
 
 
 def test_docker_driver_builds_everything() -> None:

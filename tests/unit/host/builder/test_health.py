@@ -26,19 +26,23 @@ Handler = Callable[[socket.socket], None]
 
 
 @contextlib.contextmanager
-def listening(handle: Handler | None, context: ssl.SSLContext | None = None) -> Iterator[str]:
+def run_server(handler: Handler | None, tls_context: ssl.SSLContext | None = None) -> Iterator[str]:
     """Run a server and yield its endpoint; without ``handle`` it never accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         stop = threading.Event()
 
         def serve() -> None:
-            while handle is not None and not stop.is_set():
+            while handler is not None and not stop.is_set():
                 with contextlib.suppress(OSError):
                     connection, _ = server.accept()
                     with connection:
-                        stream = context.wrap_socket(connection, server_side=True) if context else connection
+                        stream = (
+                            tls_context.wrap_socket(connection, server_side=True)
+                            if tls_context
+                            else connection
+                        )
                         with stream:
-                            handle(stream)
+                            handler(stream)
 
         thread = threading.Thread(target=serve)
         server.settimeout(0.1)
@@ -56,8 +60,8 @@ def send_settings(stream: socket.socket) -> None:
     stream.recv(100)
 
 
-def node(endpoint: str, name: str = "a", options: tuple[str, ...] = ()) -> NodeSpec:
-    return NodeSpec(name=name, endpoint=endpoint, driver_opts=options)
+def node(endpoint: str, name: str = "a", driver_opts: tuple[str, ...] = ()) -> NodeSpec:
+    return NodeSpec(name=name, endpoint=endpoint, driver_opts=driver_opts)
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +76,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 def mutual_tls(certificate: Certificate) -> ssl.SSLContext:
     """Return the context of a server that requires a client certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate.authority))
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # set since Python 3.13; Go ignores key usage
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(certificate.certificate, certificate.key)
-    return context
+    tls_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate.authority))
+    tls_context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # set since Python 3.13; Go ignores key usage
+    tls_context.verify_mode = ssl.CERT_REQUIRED
+    tls_context.load_cert_chain(certificate.certificate, certificate.key)
+    return tls_context
 
 
-def options(certificate: Certificate, **other: Path) -> tuple[str, ...]:
+def tls_driver_opts(certificate: Certificate, **other: Path) -> tuple[str, ...]:
     files = {
         "cacert": certificate.authority,
         "cert": certificate.certificate,
@@ -89,28 +93,28 @@ def options(certificate: Certificate, **other: Path) -> tuple[str, ...]:
     return tuple(f"{name}={path}" for name, path in files.items())
 
 
-def unreachable(*nodes: NodeSpec) -> dict[str, str]:
+def check_nodes(*nodes: NodeSpec) -> dict[str, str]:
     return unreachable_nodes(nodes, "remote")
 
 
 def test_buildkit_responds() -> None:
-    with listening(send_settings) as endpoint:
-        assert unreachable(node(endpoint)) == {}
+    with run_server(send_settings) as endpoint:
+        assert check_nodes(node(endpoint)) == {}
 
 
 def test_connection_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     started = time.monotonic()
-    assert unreachable(node(f"tcp://127.0.0.1:{port}")) == {
+    assert check_nodes(node(f"tcp://127.0.0.1:{port}")) == {
         "a": f"nothing listens at tcp://127.0.0.1:{port}: Connection refused"
     }
     assert time.monotonic() - started < TIMEOUT
 
 
 def test_daemon_hangs() -> None:
-    with listening(None) as endpoint:
-        assert unreachable(node(endpoint)) == {
+    with run_server(None) as endpoint:
+        assert check_nodes(node(endpoint)) == {
             "a": f"{endpoint} accepts connections but sends nothing within {TIMEOUT:g} s"
         }
 
@@ -119,13 +123,13 @@ def test_daemon_hangs() -> None:
     "reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x46xxx"]
 )
 def test_not_buildkit(reply: bytes) -> None:
-    def handle(stream: socket.socket) -> None:
+    def handler(stream: socket.socket) -> None:
         stream.recv(100)
         stream.sendall(reply)
 
-    with listening(handle) as endpoint:
+    with run_server(handler) as endpoint:
         message = f"{endpoint} is not a BuildKit daemon, or requires TLS"
-        assert unreachable(node(endpoint)) == {"a": message}
+        assert check_nodes(node(endpoint)) == {"a": message}
 
 
 @pytest.mark.parametrize(
@@ -142,11 +146,11 @@ def test_not_buildkit(reply: bytes) -> None:
 def test_ping_engine(reply: bytes, *, is_engine: bool) -> None:
     requests = []
 
-    def handle(stream: socket.socket) -> None:
+    def handler(stream: socket.socket) -> None:
         requests.append(stream.recv(100))
         stream.sendall(reply)
 
-    with listening(handle) as endpoint:
+    with run_server(handler) as endpoint:
         reasons = unreachable_nodes([node(endpoint)], "docker-container")
     message = "is not a Docker engine, or requires TLS, which needs a docker context: endpoint=CONTEXT"
     assert reasons == ({} if is_engine else {"a": f"{endpoint} {message}"})
@@ -154,21 +158,21 @@ def test_ping_engine(reply: bytes, *, is_engine: bool) -> None:
 
 
 def test_nodes_are_checked_in_parallel() -> None:
-    with listening(send_settings) as good, listening(None) as bad:
+    with run_server(send_settings) as good, run_server(None) as bad:
         started = time.monotonic()
-        reasons = unreachable(node(good, "good"), *(node(bad, f"bad{number}") for number in range(8)))
+        reasons = check_nodes(node(good, "good"), *(node(bad, f"bad{number}") for number in range(8)))
         assert time.monotonic() - started < 3 * TIMEOUT
     assert sorted(reasons) == [f"bad{number}" for number in range(8)]
 
 
 def test_other_endpoints_are_not_checked() -> None:
-    assert unreachable(*map(node, ("ssh://me@host", "docker-container://x", "context", ""))) == {}
+    assert check_nodes(*map(node, ("ssh://me@host", "docker-container://x", "context", ""))) == {}
 
 
 def test_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "s"
     endpoint = f"unix://{path}"
-    assert unreachable(node(endpoint)) == {"a": f"nothing listens at {endpoint}: No such file or directory"}
+    assert check_nodes(node(endpoint)) == {"a": f"nothing listens at {endpoint}: No such file or directory"}
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
@@ -180,57 +184,57 @@ def test_unix_socket(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=accept_once)
         thread.start()
-        assert unreachable(node(endpoint)) == {}
+        assert check_nodes(node(endpoint)) == {}
         thread.join()
-        assert unreachable(node(endpoint)) == {
+        assert check_nodes(node(endpoint)) == {
             "a": f"{endpoint} accepts connections but sends nothing within {TIMEOUT:g} s"
         }
-    assert unreachable(node(endpoint)) == {"a": f"nothing listens at {endpoint}: Connection refused"}
+    assert check_nodes(node(endpoint)) == {"a": f"nothing listens at {endpoint}: Connection refused"}
 
 
 def test_unknown_host_name() -> None:
-    (reason,) = unreachable(node("tcp://nowhere.invalid:1")).values()
+    (reason,) = check_nodes(node("tcp://nowhere.invalid:1")).values()
     assert "nothing listens at tcp://nowhere.invalid:1" in reason
 
 
 def test_tls(certificate: Certificate) -> None:
-    with listening(send_settings, mutual_tls(certificate)) as endpoint:
-        assert unreachable(node(endpoint, options=options(certificate))) == {}
+    with run_server(send_settings, mutual_tls(certificate)) as endpoint:
+        assert check_nodes(node(endpoint, driver_opts=tls_driver_opts(certificate))) == {}
 
 
 def test_tls_server_name(tmp_path: Path) -> None:
-    named = make_certificate(tmp_path, names="DNS:builder.example.org")
-    with listening(send_settings, mutual_tls(named)) as endpoint:
-        (reason,) = unreachable(node(endpoint, options=options(named))).values()
+    certificate_of_name = make_certificate(tmp_path, names="DNS:builder.example.org")
+    with run_server(send_settings, mutual_tls(certificate_of_name)) as endpoint:
+        (reason,) = check_nodes(node(endpoint, driver_opts=tls_driver_opts(certificate_of_name))).values()
         assert "ip address mismatch" in reason
-        with_name = (*options(named), "servername=builder.example.org")
-        assert unreachable(node(endpoint, options=with_name)) == {}
+        with_name = (*tls_driver_opts(certificate_of_name), "servername=builder.example.org")
+        assert check_nodes(node(endpoint, driver_opts=with_name)) == {}
 
 
 def test_wrong_certificates(certificate: Certificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
     expired = sign(tmp_path / "old", certificate.authority, days=-1)
-    with listening(send_settings, mutual_tls(certificate)) as endpoint:
+    with run_server(send_settings, mutual_tls(certificate)) as endpoint:
 
         def reason(*driver_opts: str) -> str:
-            (text,) = unreachable(node(endpoint, options=driver_opts)).values()
+            (text,) = check_nodes(node(endpoint, driver_opts=driver_opts)).values()
             return text
 
-        assert "certificate" in reason(*options(certificate, cacert=other.authority))
-        assert "unknown ca" in reason(*options(other, cacert=certificate.authority))
-        assert "expired" in reason(*options(expired))
+        assert "certificate" in reason(*tls_driver_opts(certificate, cacert=other.authority))
+        assert "unknown ca" in reason(*tls_driver_opts(other, cacert=certificate.authority))
+        assert "expired" in reason(*tls_driver_opts(expired))
         assert "certificate required" in reason(f"cacert={certificate.authority}")
 
 
 def test_unreadable_certificates(certificate: Certificate, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("no certificate", encoding="utf-8")
-    with listening(send_settings, mutual_tls(certificate)) as endpoint:
-        assert unreachable(node(endpoint, options=options(certificate, cert=tmp_path / "x")))
-        assert unreachable(node(endpoint, options=options(certificate, cacert=tmp_path / "none")))
+    with run_server(send_settings, mutual_tls(certificate)) as endpoint:
+        assert check_nodes(node(endpoint, driver_opts=tls_driver_opts(certificate, cert=tmp_path / "x")))
+        assert check_nodes(node(endpoint, driver_opts=tls_driver_opts(certificate, cacert=tmp_path / "none")))
 
 
 def test_watchdog_after_three_misses() -> None:
-    with listening(None) as hanging:
+    with run_server(None) as hanging:
         watchdog = NodeWatchdog([node(hanging, "b")], "remote")
         assert watchdog() is None
         assert watchdog() is None
@@ -242,11 +246,11 @@ def test_watchdog_after_three_misses() -> None:
 def test_watchdog_counts_misses_in_a_row() -> None:
     responses = iter([False, False, True, False, False, False])
 
-    def handle(stream: socket.socket) -> None:
+    def handler(stream: socket.socket) -> None:
         if next(responses):
             send_settings(stream)
 
-    with listening(handle) as endpoint:
+    with run_server(handler) as endpoint:
         watchdog = NodeWatchdog([node(endpoint)], "remote")
         assert [watchdog() is None for _ in range(6)] == [True] * 5 + [False]
 

@@ -9,9 +9,9 @@ from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import BuilderError, UsageError
 from buildkit_tasks.host.builder import BuilderManager, require_index
 from buildkit_tasks.host.builder.store import parse_inspect_output
-from buildkit_tasks.host.engine.daemon import ClientTools, Engine
-from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
+from tests.support.fake_engine import make_engine
 from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ GC Policy rule#0:
 """
 
 NAME = "multi-platform-builder"
-LOCAL, REMOTE = "name=here,endpoint=unix:///x,platform=linux/amd64", "name=there,endpoint=ssh://pi"
+LOCAL_NODE, REMOTE_NODE = "name=here,endpoint=unix:///x,platform=linux/amd64", "name=there,endpoint=ssh://pi"
 ONE_UNREACHABLE = f"""Name: {NAME}
 Driver: docker-container
 
@@ -102,7 +102,7 @@ def make_record(text: str) -> dict[str, Any]:
     return {"Name": builder.name, "Driver": builder.driver, "Nodes": nodes}
 
 
-class Bench:
+class Harness:
     """The builders of an engine, with scripted buildx commands and a real store directory."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
@@ -111,15 +111,9 @@ class Bench:
         self.run = Scripted()
         self.messages: list[str] = []
         self.registry_checks = 0
-        store = settings.pop("store", "containerd")
-        self.engine = Engine(
-            kind="system",
-            endpoint="unix:///x",
+        self.engine = make_engine(
             version=settings.pop("version", "28"),
-            store=store,
-            platform=Platform.parse("amd64"),
-            is_local=True,
-            tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
+            store=settings.pop("store", "containerd"),
             env={"BUILDX_CONFIG": str(folder / "buildx")},
         )
         self.builders = BuilderManager(
@@ -133,7 +127,7 @@ class Bench:
         (self.store / name).write_text(json.dumps(make_record(text)), encoding="utf-8")
         self.run.expect(f"docker buildx inspect {name}", stdout=text)
 
-    def let_create(self, text: str, **answer: Any) -> None:
+    def expect_create(self, text: str, **answer: Any) -> None:
         """Let ``buildx create`` add a builder with this inspect output."""
 
         def create(_: list[str], __: CommandOptions) -> None:
@@ -141,7 +135,7 @@ class Bench:
 
         self.run.expect("docker buildx create *", effect=create, **answer)
 
-    def let_remove(self) -> None:
+    def expect_remove(self) -> None:
         self.run.expect("docker buildx rm --force *", effect=lambda *_: (self.store / NAME).unlink())
 
     def set_image(self, *, present: bool, name: str = "moby/buildkit:buildx-stable-1") -> None:
@@ -160,8 +154,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 def test_parse_inspect_output() -> None:
@@ -199,261 +193,263 @@ def test_parse_inspect_output_without_platforms() -> None:
     assert builder.nodes == (NodeSummary(name="x0", endpoint="y"),)
 
 
-def test_create_with_present_image(bench: Bench) -> None:
-    bench.set_image(present=True)
-    bench.let_create(inspect_output())
-    builder = bench.ensure()
+def test_create_with_present_image(harness: Harness) -> None:
+    harness.set_image(present=True)
+    harness.expect_create(inspect_output())
+    builder = harness.ensure()
     assert (builder.name, builder.driver) == (NAME, "docker-container")
     assert builder.reason == "the engine has its image moby/buildkit:buildx-stable-1"
-    assert bench.registry_checks == 0
-    (create,) = bench.run.matching_calls("* create *")
+    assert harness.registry_checks == 0
+    (create,) = harness.run.matching_calls("* create *")
     assert create.argv == (
         "docker", "buildx", "create", f"--name={NAME}", "--driver=docker-container", "--bootstrap",
     )  # fmt: skip
     assert create.mutates
-    assert dict(create.options.env) == dict(bench.engine.env)
+    assert dict(create.options.env) == dict(harness.engine.env)
 
 
-def test_create_with_pulled_image(bench: Bench) -> None:
-    bench.set_image(present=False)
-    bench.let_create(inspect_output())
-    assert bench.ensure(registry=True).reason == "its image moby/buildkit:buildx-stable-1 can be pulled"
+def test_create_with_pulled_image(harness: Harness) -> None:
+    harness.set_image(present=False)
+    harness.expect_create(inspect_output())
+    assert harness.ensure(registry=True).reason == "its image moby/buildkit:buildx-stable-1 can be pulled"
 
 
-def test_default_builder_without_image(bench: Bench) -> None:
-    bench.set_image(present=False)
-    builder = bench.ensure(registry=False)
+def test_default_builder_without_image(harness: Harness) -> None:
+    harness.set_image(present=False)
+    builder = harness.ensure(registry=False)
     assert (builder.name, builder.driver) == ("default", "docker")
     reason = "the engine lacks moby/buildkit:buildx-stable-1 and Docker Hub does not answer"
     assert builder.reason == reason
-    assert bench.run.matching_calls("* create *") == []
+    assert harness.run.matching_calls("* create *") == []
 
 
 def test_driver_of_settings(tmp_path: Path) -> None:
-    docker = Bench(tmp_path, driver="docker")
+    docker = Harness(tmp_path, driver="docker")
     assert (docker.ensure(registry=True).driver, docker.registry_checks, docker.run.calls) == (
         "docker",
         0,
         [],
     )
-    container = Bench(tmp_path, driver="docker-container")
-    container.let_create(inspect_output())
+    container = Harness(tmp_path, driver="docker-container")
+    container.expect_create(inspect_output())
     assert (container.ensure().reason, container.registry_checks) == ("set in the settings", 0)
 
 
 @pytest.mark.parametrize("options", [("image=mine:1", "network=host"), ("image=mine:1,network=host",)])
 def test_create_with_driver_options(tmp_path: Path, options: tuple[str, ...]) -> None:
-    bench = Bench(tmp_path, driver_opt=options)
-    bench.set_image(present=True, name="mine:1")
-    bench.let_create(inspect_output())
-    assert bench.ensure().reason == "the engine has its image mine:1"
-    (create,) = bench.run.matching_calls("* create *")
+    harness = Harness(tmp_path, driver_opt=options)
+    harness.set_image(present=True, name="mine:1")
+    harness.expect_create(inspect_output())
+    assert harness.ensure().reason == "the engine has its image mine:1"
+    (create,) = harness.run.matching_calls("* create *")
     assert create.argv[5:-1] == ("--driver-opt=image=mine:1", "--driver-opt=network=host")
 
 
-def test_ensure_keeps_matching_builder(bench: Bench) -> None:
-    bench.add_builder(inspect_output())
-    builder = bench.ensure()
+def test_ensure_keeps_matching_builder(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
+    builder = harness.ensure()
     assert (builder.name, builder.driver) == (NAME, "docker-container")
-    assert bench.run.lines == [f"docker buildx inspect {NAME}"]
+    assert harness.run.lines == [f"docker buildx inspect {NAME}"]
 
 
 def test_other_driver_is_error(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver="docker")
-    bench.add_builder(inspect_output())
-    with pytest.raises(BuilderError) as caught:
-        bench.ensure()
-    assert caught.value.message == f"builder '{NAME}' has driver docker-container instead of docker"
-    assert (caught.value.hint, caught.value.exit_code) == ("inv setup-builder --recreate", 3)
+    harness = Harness(tmp_path, driver="docker")
+    harness.add_builder(inspect_output())
+    with pytest.raises(BuilderError) as excinfo:
+        harness.ensure()
+    assert excinfo.value.message == f"builder '{NAME}' has driver docker-container instead of docker"
+    assert (excinfo.value.hint, excinfo.value.exit_code) == ("inv setup-builder --recreate", 3)
 
 
 def test_other_driver_options_are_error(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver_opt=("network=host", "image=b"))
-    bench.add_builder(inspect_output(driver_options='image="a" network="host"'))
-    with pytest.raises(BuilderError) as caught:
-        bench.ensure()
-    assert caught.value.message == (
+    harness = Harness(tmp_path, driver_opt=("network=host", "image=b"))
+    harness.add_builder(inspect_output(driver_options='image="a" network="host"'))
+    with pytest.raises(BuilderError) as excinfo:
+        harness.ensure()
+    assert excinfo.value.message == (
         f"builder '{NAME}' has the driver options image=a, network=host instead of image=b, network=host"
     )
-    assert caught.value.hint == "inv setup-builder --recreate"
+    assert excinfo.value.hint == "inv setup-builder --recreate"
 
 
 def test_extra_driver_options_are_kept(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver_opt=("network=host",))
-    bench.add_builder(inspect_output(driver_options='image="a" network="host"'))
-    assert bench.ensure().name == NAME
+    harness = Harness(tmp_path, driver_opt=("network=host",))
+    harness.add_builder(inspect_output(driver_options='image="a" network="host"'))
+    assert harness.ensure().name == NAME
 
 
-def test_recreate(bench: Bench) -> None:
-    bench.add_builder(inspect_output())
-    bench.let_remove()
-    bench.set_image(present=True)
-    bench.let_create(inspect_output())
-    bench.ensure(recreate=True)
-    assert bench.mutating_steps == ["rm", "create"]
+def test_recreate(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
+    harness.expect_remove()
+    harness.set_image(present=True)
+    harness.expect_create(inspect_output())
+    harness.ensure(recreate=True)
+    assert harness.mutating_steps == ["rm", "create"]
 
 
 def test_unreachable_node_is_error(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver="docker-container", nodes=(LOCAL, REMOTE))
-    bench.add_builder(ONE_UNREACHABLE)
-    with pytest.raises(BuilderError) as caught:
-        bench.ensure()
+    harness = Harness(tmp_path, driver="docker-container", nodes=(LOCAL_NODE, REMOTE_NODE))
+    harness.add_builder(ONE_UNREACHABLE)
+    with pytest.raises(BuilderError) as excinfo:
+        harness.ensure()
     message = "node there: ssh://pi cannot be reached: ssh: no route"
-    assert (caught.value.message, caught.value.exit_code) == (message, 3)
-    assert "--fallback=emulate" in str(caught.value.hint)
-    assert bench.mutating_steps == []
+    assert (excinfo.value.message, excinfo.value.exit_code) == (message, 3)
+    assert "--fallback=emulate" in str(excinfo.value.hint)
+    assert harness.mutating_steps == []
 
 
 def test_fallback_drops_unreachable_node(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver="docker-container", nodes=(LOCAL, REMOTE), fallback="emulate")
-    bench.add_builder(ONE_UNREACHABLE)
-    bench.run.expect("docker buildx create *")
-    builder = bench.ensure()
+    harness = Harness(
+        tmp_path, driver="docker-container", nodes=(LOCAL_NODE, REMOTE_NODE), fallback="emulate"
+    )
+    harness.add_builder(ONE_UNREACHABLE)
+    harness.run.expect("docker buildx create *")
+    builder = harness.ensure()
     assert [(node.name, node.fixed) for node in builder.nodes] == [("here", ("linux/amd64", "linux/arm64"))]
-    assert bench.messages == [
+    assert harness.messages == [
         "node there is not used, others emulate its platforms: ssh://pi cannot be reached: ssh: no route"
     ]
-    assert "--leave" in next(each.argv for each in bench.run.calls if each.mutates)
+    assert "--leave" in next(each.argv for each in harness.run.calls if each.mutates)
 
 
 def test_recreate_needs_reachable_nodes(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver="docker-container", nodes=(LOCAL, REMOTE))
-    bench.add_builder(ONE_UNREACHABLE)
+    harness = Harness(tmp_path, driver="docker-container", nodes=(LOCAL_NODE, REMOTE_NODE))
+    harness.add_builder(ONE_UNREACHABLE)
     with pytest.raises(BuilderError, match="node there: ssh://pi cannot be reached"):
-        bench.ensure(recreate=True)
-    assert bench.mutating_steps == []
+        harness.ensure(recreate=True)
+    assert harness.mutating_steps == []
 
 
 def test_recreate_without_former_node(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, driver="docker-container", nodes=(LOCAL,))
-    bench.add_builder(ONE_UNREACHABLE)
-    bench.let_remove()
-    bench.let_create(ONE_UNREACHABLE.partition("\nName: there")[0])
-    bench.run.expect("docker buildx inspect --bootstrap *")
-    assert [node.name for node in bench.ensure(recreate=True).nodes] == ["here"]
+    harness = Harness(tmp_path, driver="docker-container", nodes=(LOCAL_NODE,))
+    harness.add_builder(ONE_UNREACHABLE)
+    harness.expect_remove()
+    harness.expect_create(ONE_UNREACHABLE.partition("\nName: there")[0])
+    harness.run.expect("docker buildx inspect --bootstrap *")
+    assert [node.name for node in harness.ensure(recreate=True).nodes] == ["here"]
 
 
 def test_recreate_keeps_default_builder(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, name="default")
-    bench.run.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
-    assert bench.ensure(recreate=True).driver == "docker"
-    assert bench.mutating_steps == []
+    harness = Harness(tmp_path, name="default")
+    harness.run.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
+    assert harness.ensure(recreate=True).driver == "docker"
+    assert harness.mutating_steps == []
 
 
-def test_restart_for_missing_platform(bench: Bench) -> None:
-    bench.add_builder(inspect_output(platforms="linux/amd64"))
-    bench.run.expect("docker buildx stop *")
-    bench.run.expect(
-        "docker buildx inspect --bootstrap *", effect=lambda *_: bench.add_builder(inspect_output())
+def test_restart_for_missing_platform(harness: Harness) -> None:
+    harness.add_builder(inspect_output(platforms="linux/amd64"))
+    harness.run.expect("docker buildx stop *")
+    harness.run.expect(
+        "docker buildx inspect --bootstrap *", effect=lambda *_: harness.add_builder(inspect_output())
     )
-    builder = bench.ensure()
+    builder = harness.ensure()
     assert builder.nodes[0].platforms == ("linux/amd64", "linux/arm64")
-    assert bench.messages == [f"restarting builder {NAME} to detect linux/arm64"]
+    assert harness.messages == [f"restarting builder {NAME} to detect linux/arm64"]
 
 
-def test_remove_checks_result(bench: Bench) -> None:
-    bench.add_builder(inspect_output())
-    bench.run.expect("docker buildx rm --force *", stderr="ERROR: context deadline exceeded")
+def test_remove_checks_result(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
+    harness.run.expect("docker buildx rm --force *", stderr="ERROR: context deadline exceeded")
     with pytest.raises(
         BuilderError, match="could not be removed: ERROR: context deadline exceeded"
-    ) as caught:
-        bench.builders.remove(NAME)
-    assert caught.value.hint == f"docker buildx rm {NAME}"
+    ) as excinfo:
+        harness.builders.remove(NAME)
+    assert excinfo.value.hint == f"docker buildx rm {NAME}"
 
 
-def test_remove_ignores_error_if_removed(bench: Bench) -> None:
-    bench.add_builder(inspect_output())
-    bench.run.expect(
-        "docker buildx rm --force *", returncode=1, effect=lambda *_: (bench.store / NAME).unlink()
+def test_remove_ignores_error_if_removed(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
+    harness.run.expect(
+        "docker buildx rm --force *", returncode=1, effect=lambda *_: (harness.store / NAME).unlink()
     )
-    assert bench.builders.remove(NAME)
+    assert harness.builders.remove(NAME)
 
 
-def test_remove_keeps_state(bench: Bench) -> None:
-    bench.add_builder(inspect_output())
-    bench.let_remove()
-    assert bench.builders.remove(NAME, keep_state=True)
-    assert bench.run.lines[1] == f"docker buildx rm --force --keep-state {NAME}"
+def test_remove_keeps_state(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
+    harness.expect_remove()
+    assert harness.builders.remove(NAME, keep_state=True)
+    assert harness.run.lines[1] == f"docker buildx rm --force --keep-state {NAME}"
 
 
-def test_remove_missing_or_default(bench: Bench) -> None:
-    bench.run.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
-    assert not bench.builders.remove(NAME)
-    assert not bench.builders.remove("default")
-    assert bench.run.lines == ["docker buildx inspect default"]
+def test_remove_missing_or_default(harness: Harness) -> None:
+    harness.run.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
+    assert not harness.builders.remove(NAME)
+    assert not harness.builders.remove("default")
+    assert harness.run.lines == ["docker buildx inspect default"]
 
 
-def test_find_without_record(bench: Bench) -> None:
-    assert bench.builders.find(NAME) is None
-    assert bench.run.calls == []
+def test_find_without_record(harness: Harness) -> None:
+    assert harness.builders.find(NAME) is None
+    assert harness.run.calls == []
 
 
-def test_find_removed_builder(bench: Bench) -> None:
-    bench.add_builder(inspect_output())
+def test_find_removed_builder(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
     stderr = f'ERROR: no builder "{NAME}" found\n'
-    bench.run.expect("docker buildx inspect *", returncode=1, stderr=stderr)
-    assert bench.builders.find(NAME) is None
+    harness.run.expect("docker buildx inspect *", returncode=1, stderr=stderr)
+    assert harness.builders.find(NAME) is None
 
 
-def test_damaged_record_is_error(bench: Bench) -> None:
-    (bench.store / NAME).write_text('{"Name": "x", "Nodes": [', encoding="utf-8")
-    with pytest.raises(BuilderError, match="cannot be read") as caught:
-        bench.ensure()
-    assert str(bench.store / NAME) in caught.value.message
-    assert bench.run.calls == []
+def test_damaged_record_is_error(harness: Harness) -> None:
+    (harness.store / NAME).write_text('{"Name": "x", "Nodes": [', encoding="utf-8")
+    with pytest.raises(BuilderError, match="cannot be read") as excinfo:
+        harness.ensure()
+    assert str(harness.store / NAME) in excinfo.value.message
+    assert harness.run.calls == []
 
 
 @pytest.mark.parametrize("name", ["--privileged", "", "-x", "a b", "x\n", "a/b", "../x", "1x"])
-def test_invalid_name_runs_nothing(bench: Bench, name: str) -> None:
+def test_invalid_name_runs_nothing(harness: Harness, name: str) -> None:
     with pytest.raises(UsageError):
-        bench.builders.find(name)
-    assert bench.run.calls == []
+        harness.builders.find(name)
+    assert harness.run.calls == []
 
 
-def test_failed_create_is_removed(bench: Bench) -> None:
-    bench.set_image(present=True)
-    bench.let_create(inspect_output(), returncode=1, stderr="ERROR: failed to start\n")
-    bench.let_remove()
-    with pytest.raises(BuilderError, match="could not be created: ERROR: failed to start") as caught:
-        bench.ensure()
-    assert caught.value.hint
-    assert not (bench.store / NAME).exists()
+def test_failed_create_is_removed(harness: Harness) -> None:
+    harness.set_image(present=True)
+    harness.expect_create(inspect_output(), returncode=1, stderr="ERROR: failed to start\n")
+    harness.expect_remove()
+    with pytest.raises(BuilderError, match="could not be created: ERROR: failed to start") as excinfo:
+        harness.ensure()
+    assert excinfo.value.hint
+    assert not (harness.store / NAME).exists()
 
 
-def test_create_without_result(bench: Bench) -> None:
-    bench.set_image(present=True)
-    bench.run.expect("docker buildx create *")
+def test_create_without_result(harness: Harness) -> None:
+    harness.set_image(present=True)
+    harness.run.expect("docker buildx create *")
     with pytest.raises(BuilderError, match="could not be created"):
-        bench.ensure()
+        harness.ensure()
 
 
-def test_dry_run_shows_recreation(bench: Bench) -> None:
-    bench.run.dry_run = True
-    bench.set_image(present=True)
-    bench.add_builder(inspect_output())
-    assert bench.ensure(recreate=True).driver == "docker-container"
-    assert [line.split()[2] for line in bench.run.dry_run_lines] == ["rm", "create"]
+def test_dry_run_shows_recreation(harness: Harness) -> None:
+    harness.run.dry_run = True
+    harness.set_image(present=True)
+    harness.add_builder(inspect_output())
+    assert harness.ensure(recreate=True).driver == "docker-container"
+    assert [line.split()[2] for line in harness.run.dry_run_lines] == ["rm", "create"]
 
 
 def test_planned_engine_runs_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, version="")
-    assert bench.ensure().driver == "docker"
-    assert bench.run.calls == []
+    harness = Harness(tmp_path, version="")
+    assert harness.ensure().driver == "docker"
+    assert harness.run.calls == []
 
 
 def test_require_index(tmp_path: Path) -> None:
     default = BuilderSummary(name="default", driver="docker", reason="Docker Hub does not answer")
     container = BuilderSummary(name="x", driver="docker-container")
-    graph, containerd = Bench(tmp_path, store="graph").engine, Bench(tmp_path).engine
+    graph, containerd = Harness(tmp_path, store="graph").engine, Harness(tmp_path).engine
     require_index(default, containerd)
     require_index(container, graph)
-    with pytest.raises(BuilderError, match="Docker Hub does not answer") as caught:
+    with pytest.raises(BuilderError, match="Docker Hub does not answer") as excinfo:
         require_index(default, graph)
-    assert "--engine=private" in (caught.value.hint or "")
+    assert "--engine=private" in (excinfo.value.hint or "")
 
 
-def test_create_forgets_native_platforms(bench: Bench) -> None:
-    bench.builders.buildx.native_platforms.save(NAME, {f"{NAME}0": "linux/s390x"})
-    bench.set_image(present=True)
-    bench.let_create(inspect_output())
-    assert bench.ensure().nodes[0].native == "linux/amd64"
+def test_create_forgets_native_platforms(harness: Harness) -> None:
+    harness.builders.buildx.native_platforms.save(NAME, {f"{NAME}0": "linux/s390x"})
+    harness.set_image(present=True)
+    harness.expect_create(inspect_output())
+    assert harness.ensure().nodes[0].native == "linux/amd64"

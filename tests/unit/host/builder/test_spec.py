@@ -11,8 +11,8 @@ from buildkit_tasks.host.builder.buildx import create_args, fix_platforms_args, 
 from buildkit_tasks.host.builder.spec import DEFAULT_IMAGE, BuilderSpec, NodeSpec, split_driver_opts
 from buildkit_tasks.platforms import parse_platforms
 
-FLAG = "--allow-insecure-entitlement"
-REMOTE = "name=a,endpoint=tcp://127.0.0.1:1234"
+ALLOW_FLAG = "--allow-insecure-entitlement"
+REMOTE_NODE = "name=a,endpoint=tcp://127.0.0.1:1234"
 
 
 def make_spec(**settings: Any) -> BuilderSpec:
@@ -31,7 +31,7 @@ def test_parse_node(tmp_path: Path) -> None:
     for name in ("ca", "cert", "key"):
         (tmp_path / name).touch()
     files = ",".join(f"{name}={tmp_path / name}" for name in ("ca", "cert", "key"))
-    text = f"{REMOTE},platform=linux/arm64,platform=linux/arm/v7,{files},servername=b.example.org"
+    text = f"{REMOTE_NODE},platform=linux/arm64,platform=linux/arm/v7,{files},servername=b.example.org"
     assert NodeSpec.parse(text) == NodeSpec(
         name="a",
         endpoint="tcp://127.0.0.1:1234",
@@ -52,11 +52,11 @@ def test_parse_quoted_node() -> None:
 @pytest.mark.parametrize("key", ["key", "cert", "ca"])
 def test_missing_tls_file(tmp_path: Path, key: str) -> None:
     with pytest.raises(UsageError, match=f"node a: {key}: {tmp_path}/none is not a file"):
-        NodeSpec.parse(f"{REMOTE},{key}={tmp_path}/none")
+        NodeSpec.parse(f"{REMOTE_NODE},{key}={tmp_path}/none")
 
 
 def test_tls_server_name() -> None:
-    assert NodeSpec.parse(f"{REMOTE},servername=x").driver_opts == ("servername=x",)
+    assert NodeSpec.parse(f"{REMOTE_NODE},servername=x").driver_opts == ("servername=x",)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +106,24 @@ def test_address(endpoint: str, address: tuple[str, int] | None) -> None:
 
 def test_node_names_are_unique() -> None:
     with pytest.raises(UsageError, match="node names are not unique: a, a"):
-        make_spec(nodes=(REMOTE, "name=a,endpoint=tcp://127.0.0.1:2"))
+        make_spec(nodes=(REMOTE_NODE, "name=a,endpoint=tcp://127.0.0.1:2"))
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"driver": "docker", "nodes": (REMOTE,)},
+        {"driver": "docker", "nodes": (REMOTE_NODE,)},
         {"driver": "docker", "driver_opt": ("a=b",)},
         {"driver": "docker", "parallelism": 2},
         {"driver": "remote", "nodes": ("name=a",)},
-        {"driver": "remote", "nodes": (REMOTE, "name=b")},
-        {"driver": "remote", "nodes": (REMOTE,), "parallelism": 2},
+        {"driver": "remote", "nodes": (REMOTE_NODE, "name=b")},
+        {"driver": "remote", "nodes": (REMOTE_NODE,), "parallelism": 2},
     ],
 )
 def test_driver_does_not_support_settings(settings: dict[str, Any]) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         make_spec(**settings)
-    assert caught.value.hint
+    assert excinfo.value.hint
 
 
 @pytest.mark.parametrize("driver", ["docker-container", "kubernetes", "auto"])
@@ -132,9 +132,9 @@ def test_tls_files_are_for_driver_remote(driver: str, tmp_path: Path) -> None:
     node = f"name=a,endpoint=tcp://127.0.0.1:2376,ca={tmp_path}/ca.pem"
     with pytest.raises(
         UsageError, match="node a: TLS files are for a BuildKit, with --driver=remote"
-    ) as caught:
+    ) as excinfo:
         make_spec(driver=driver, nodes=(node,)).check_creatable()
-    assert "docker context create a" in str(caught.value.hint)
+    assert "docker context create a" in str(excinfo.value.hint)
     make_spec(driver="auto", nodes=(node,))  # valid for an existing remote builder
 
 
@@ -142,7 +142,7 @@ def test_new_remote_builder_needs_nodes() -> None:
     spec = make_spec(driver="remote")
     with pytest.raises(UsageError, match="needs the endpoint of each BuildKit"):
         spec.check_creatable()
-    make_spec(driver="remote", nodes=(REMOTE,)).check_creatable()
+    make_spec(driver="remote", nodes=(REMOTE_NODE,)).check_creatable()
 
 
 @pytest.mark.parametrize("driver", ["docker", "remote"])
@@ -164,7 +164,7 @@ def test_split_driver_opts() -> None:
 
 def test_create_args_of_nodes() -> None:
     other = "name=b,endpoint=tcp://127.0.0.1:2,driver-opt=timeout=5s"
-    spec = make_spec(name="m", driver="remote", nodes=(REMOTE, other), driver_opt=("servername=x",))
+    spec = make_spec(name="m", driver="remote", nodes=(REMOTE_NODE, other), driver_opt=("servername=x",))
     assert create_all_args(spec, "remote") == [
         ["create", "--name=m", "--driver=remote", "--node=a", "--driver-opt=servername=x",
          "--", "tcp://127.0.0.1:1234"],
@@ -182,7 +182,7 @@ def test_create_args_of_daemon() -> None:
     spec = make_spec(name="m", allow=("network.host", "security.insecure"))
     assert create_all_args(spec, "docker-container", "/x.toml") == [
         ["create", "--name=m", "--driver=docker-container", "--buildkitd-config=/x.toml",
-         f"--buildkitd-flags={FLAG}=network.host {FLAG}=security.insecure", "--bootstrap"],
+         f"--buildkitd-flags={ALLOW_FLAG}=network.host {ALLOW_FLAG}=security.insecure", "--bootstrap"],
     ]  # fmt: skip
 
 

@@ -59,9 +59,9 @@ def test_missing_record(tmp_path: Path) -> None:
 )
 def test_damaged_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "m").write_text(text, encoding="utf-8")
-    with pytest.raises(BuilderError, match=str(tmp_path / "m")) as caught:
+    with pytest.raises(BuilderError, match=str(tmp_path / "m")) as excinfo:
         read_record(tmp_path / "m")
-    assert caught.value.hint
+    assert excinfo.value.hint
 
 
 def test_record_is_directory(tmp_path: Path) -> None:

@@ -126,10 +126,10 @@ def test_mount_refused(tmp_path: Path) -> None:
     run = Scripted().expect(
         "mount *", returncode=32, stderr="mount: unknown filesystem type 'binfmt_misc'.\n"
     )
-    with pytest.raises(EmulatorError) as caught:
+    with pytest.raises(EmulatorError) as excinfo:
         HandlerTable(commands=run, state_path=tmp_path / "x", mount_point=tmp_path).mount()
-    assert "unknown filesystem type" in caught.value.message
-    assert (caught.value.hint, caught.value.exit_code) == ("sudo modprobe binfmt_misc", 3)
+    assert "unknown filesystem type" in excinfo.value.message
+    assert (excinfo.value.hint, excinfo.value.exit_code) == ("sudo modprobe binfmt_misc", 3)
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.architecture)
@@ -170,10 +170,10 @@ REFUSALS = [
 @pytest.mark.parametrize(("number", "message"), REFUSALS)
 def test_register_refused(kernel: Kernel, table: HandlerTable, number: int, message: str) -> None:
     kernel.write_error = OSError(number, errno.errorcode[number].replace("EINVAL", "Invalid argument"))
-    with pytest.raises(EmulatorError) as caught:
+    with pytest.raises(EmulatorError) as excinfo:
         table.register(ARM64, QEMU)
-    assert caught.value.message.startswith(message)
-    assert (caught.value.platform, caught.value.exit_code) == ("linux/arm64", 3)
+    assert excinfo.value.message.startswith(message)
+    assert (excinfo.value.platform, excinfo.value.exit_code) == ("linux/arm64", 3)
     assert not table.state_path.exists()
 
 

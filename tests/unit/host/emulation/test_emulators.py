@@ -14,20 +14,22 @@ from buildkit_tasks.host.emulation.emulators import (
     probe_machines,
     require_emulators,
 )
-from buildkit_tasks.host.engine.daemon import ClientTools, Engine
+from buildkit_tasks.host.engine.daemon import Engine
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, build_probe_program
 from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system import debian
 from tests.support.elf import elf
+from tests.support.fake_engine import make_engine
 from tests.support.scripted import Entry, Kernel, Scripted
 
 ARM64, AMD64 = parse_platforms(["linux/arm64", "linux/amd64"])
-BOTH = (AMD64, ARM64)
-NO_FORMAT = OSError(8, "Exec format error")
+BOTH_PLATFORMS = (AMD64, ARM64)
+REMOTE_ENGINE = make_engine(endpoint="ssh://builder", is_local=False)
+EXEC_FORMAT_ERROR = OSError(8, "Exec format error")
 
 
-class Bench:
+class Harness:
     """The emulators of this kernel, with a directory as its table and scripted commands."""
 
     def __init__(self, folder: Path, *, choice: str = "auto", engine: Engine | None = None) -> None:
@@ -41,25 +43,25 @@ class Bench:
             commands=self.run, state_path=folder / "cache" / "binfmt.json", mount_point=self.run.folder
         )
         vars(self.emulators)["handler_table"] = table
-        self.let_probe_succeed("amd64")
-        self.let_probe_fail("arm64")
+        self.expect_working_probe("amd64")
+        self.expect_failing_probe("arm64")
 
-    def let_probe_succeed(self, name: str) -> None:
+    def expect_working_probe(self, name: str) -> None:
         self.run.expect(f"*/.probe-*/{name}", returncode=PROBE_STATUS)
 
-    def let_probe_fail(self, name: str, error: BaseException = NO_FORMAT) -> None:
+    def expect_failing_probe(self, name: str, error: BaseException = EXEC_FORMAT_ERROR) -> None:
         self.run.expect(f"*/.probe-*/{name}", error=error)
 
-    def add(self, name: str = "qemu-aarch64", interpreter: str = "/bin/sh", flags: str = "F") -> None:
+    def add_handler(self, name: str = "qemu-aarch64", interpreter: str = "/bin/sh", flags: str = "F") -> None:
         machine = ARM64.machine
         self.run.add(Entry(name, interpreter, flags, machine.magic, machine.mask))
 
-    def disable(self, name: str) -> None:
+    def disable_handler(self, name: str) -> None:
         path = self.run.folder / name
         path.write_text(path.read_text(encoding="utf-8").replace("enabled", "disabled"), encoding="utf-8")
 
     @property
-    def names(self) -> list[str]:
+    def handler_names(self) -> list[str]:
         return [handler.name for handler in self.emulators.handler_table.read_handlers()]
 
     def inspect_arm64(self) -> PlatformSetup:
@@ -67,117 +69,110 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    return Bench(tmp_path)
+    return Harness(tmp_path)
 
 
-def static_qemu(folder: Path, name: str) -> Path:
-    return executable(folder / "bin" / name, build_probe_program(AMD64.machine))
+def write_static_qemu(folder: Path, name: str) -> Path:
+    return write_executable(folder / "bin" / name, build_probe_program(AMD64.machine))
 
 
-def executable(path: Path, data: bytes) -> Path:
+def write_executable(path: Path, data: bytes) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     path.chmod(0o755)
     return path
 
 
-def make_engine(*, is_local: bool) -> Engine:
-    return Engine(
-        kind="system", endpoint="ssh://builder", version="28", store="graph", platform=AMD64,
-        is_local=is_local, tools=ClientTools(docker=("docker",), buildx=("docker", "buildx")),
-    )  # fmt: skip
-
-
-def test_native_without_handler(bench: Bench) -> None:
-    amd64, arm64 = bench.emulators.inspect(BOTH)
+def test_native_without_handler(harness: Harness) -> None:
+    amd64, arm64 = harness.emulators.inspect(BOTH_PLATFORMS)
     assert (amd64.native, amd64.runs, amd64.message) == (True, True, "")
     assert (arm64.native, arm64.runs) == (False, False)
     assert arm64.message == "no emulator is registered for it (Exec format error)"
 
 
-def test_emulated_by_handler(bench: Bench) -> None:
-    bench.add(flags="POF")
-    bench.let_probe_succeed("arm64")
-    row = bench.inspect_arm64()
+def test_emulated_by_handler(harness: Harness) -> None:
+    harness.add_handler(flags="POF")
+    harness.expect_working_probe("arm64")
+    row = harness.inspect_arm64()
     assert (row.native, row.runs, row.message) == (False, True, "")
     assert (row.handler, row.interpreter, row.flags) == ("qemu-aarch64", "/bin/sh", "POF")
 
 
-def test_failed_probe_with_handler(bench: Bench) -> None:
-    bench.add(flags="F")
-    bench.run.expect("*/.probe-*/arm64", returncode=0)
-    assert not bench.inspect_arm64().runs
-    bench.run.expect("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
-    row = bench.inspect_arm64()
+def test_failed_probe_with_handler(harness: Harness) -> None:
+    harness.add_handler(flags="F")
+    harness.run.expect("*/.probe-*/arm64", returncode=0)
+    assert not harness.inspect_arm64().runs
+    harness.run.expect("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
+    row = harness.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
         "handler qemu-aarch64 with /bin/sh: its probe failed: qemu: uncaught target signal 11",
     )
 
 
-def test_handler_without_f(bench: Bench) -> None:
-    bench.add(flags="PO")
-    bench.let_probe_succeed("arm64")
-    row = bench.inspect_arm64()
+def test_handler_without_f(harness: Harness) -> None:
+    harness.add_handler(flags="PO")
+    harness.expect_working_probe("arm64")
+    row = harness.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
         "handler qemu-aarch64 has flags 'PO' without F: /bin/sh cannot be found inside a container",
     )
 
 
-def test_missing_interpreter(bench: Bench) -> None:
-    bench.add(interpreter="/gone/qemu", flags="F")
-    row = bench.inspect_arm64()
+def test_missing_interpreter(harness: Harness) -> None:
+    harness.add_handler(interpreter="/gone/qemu", flags="F")
+    row = harness.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
         "handler qemu-aarch64 names the interpreter /gone/qemu, which does not exist",
     )
 
 
-def test_deleted_interpreter_that_runs(bench: Bench) -> None:
-    bench.add(interpreter="/gone/qemu", flags="F")
-    bench.let_probe_succeed("arm64")
-    assert bench.inspect_arm64().runs
+def test_deleted_interpreter_that_runs(harness: Harness) -> None:
+    harness.add_handler(interpreter="/gone/qemu", flags="F")
+    harness.expect_working_probe("arm64")
+    assert harness.inspect_arm64().runs
 
 
-def test_disabled_handler(bench: Bench) -> None:
-    bench.add()
-    bench.disable("qemu-aarch64")
-    row = bench.inspect_arm64()
+def test_disabled_handler(harness: Harness) -> None:
+    harness.add_handler()
+    harness.disable_handler("qemu-aarch64")
+    row = harness.inspect_arm64()
     assert (row.runs, row.message) == (False, "handler qemu-aarch64 is disabled")
 
 
-def test_disabled_handler_of_native_platform(bench: Bench) -> None:
-    bench.add()
-    bench.disable("qemu-aarch64")
-    bench.let_probe_succeed("arm64")
-    row = bench.inspect_arm64()
+def test_disabled_handler_of_native_platform(harness: Harness) -> None:
+    harness.add_handler()
+    harness.disable_handler("qemu-aarch64")
+    harness.expect_working_probe("arm64")
+    row = harness.inspect_arm64()
     assert (row.native, row.runs, row.message) == (True, True, "")
 
 
-def test_effective_handler_is_reported(bench: Bench) -> None:
-    bench.add("old")
-    bench.add("new", "/gone/qemu")
-    assert bench.inspect_arm64().message.startswith("handler new names the interpreter /gone/qemu")
+def test_effective_handler_is_reported(harness: Harness) -> None:
+    harness.add_handler("old")
+    harness.add_handler("new", "/gone/qemu")
+    assert harness.inspect_arm64().message.startswith("handler new names the interpreter /gone/qemu")
 
 
-def test_probe_timeout(bench: Bench) -> None:
-    bench.add()
-    bench.let_probe_fail("arm64", DeadlineExceeded("it took too long"))
+def test_probe_timeout(harness: Harness) -> None:
+    harness.add_handler()
+    harness.expect_failing_probe("arm64", DeadlineExceeded("it took too long"))
     assert (
-        bench.inspect_arm64().message
+        harness.inspect_arm64().message
         == "handler qemu-aarch64 with /bin/sh: its probe did not end within 10 s"
     )
-    assert {each.options.timeout for each in bench.run.matching_calls("*/.probe-*")} == {10.0}
+    assert {each.options.timeout for each in harness.run.matching_calls("*/.probe-*")} == {10.0}
 
 
-def test_inspect_changes_nothing(bench: Bench, tmp_path: Path) -> None:
-    bench.add()
-    bench.emulators.inspect(BOTH)
-    assert bench.run.written == []
-    assert not any(each.mutates for each in bench.run.calls)
+def test_inspect_changes_nothing(harness: Harness, tmp_path: Path) -> None:
+    harness.add_handler()
+    harness.emulators.inspect(BOTH_PLATFORMS)
+    assert harness.run.written == []
+    assert not any(each.mutates for each in harness.run.calls)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -196,14 +191,14 @@ def test_probe_programs(tmp_path: Path) -> None:
     assert programs == {each.architecture: build_probe_program(each.machine) for each in platforms}
 
 
-def test_register_host_qemu(bench: Bench, tmp_path: Path) -> None:
-    qemu = static_qemu(tmp_path, "qemu-aarch64-static")
-    bench.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
-    bench.run.expect("*/.probe-*/arm64", error=NO_FORMAT, times=1)
-    rows = bench.emulators.ensure(BOTH)
+def test_register_host_qemu(harness: Harness, tmp_path: Path) -> None:
+    qemu = write_static_qemu(tmp_path, "qemu-aarch64-static")
+    harness.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
+    harness.run.expect("*/.probe-*/arm64", error=EXEC_FORMAT_ERROR, times=1)
+    rows = harness.emulators.ensure(BOTH_PLATFORMS)
     assert [row.runs for row in rows] == [True, True]
     assert (rows[1].handler, rows[1].interpreter) == ("qemu-aarch64", str(qemu))
-    assert f"registering {qemu} for linux/arm64" in bench.messages
+    assert f"registering {qemu} for linux/arm64" in harness.messages
 
 
 @pytest.mark.parametrize(
@@ -213,103 +208,103 @@ def test_register_host_qemu(bench: Bench, tmp_path: Path) -> None:
 )
 def test_host_qemu_must_be_static(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    executable(tmp_path / "bin" / "qemu-aarch64-static", data)
+    write_executable(tmp_path / "bin" / "qemu-aarch64-static", data)
     assert qemu._find_host_qemu(ARM64.machine) is None
-    static = static_qemu(tmp_path, "qemu-aarch64")
+    static = write_static_qemu(tmp_path, "qemu-aarch64")
     assert qemu._find_host_qemu(ARM64.machine) == static
 
 
-def test_variants_are_registered_once(bench: Bench, tmp_path: Path) -> None:
-    static_qemu(tmp_path, "qemu-arm")
-    bench.let_probe_fail("arm")
-    bench.emulators.ensure(parse_platforms(["arm/v7", "arm/v6"]))
-    assert bench.names == ["qemu-arm"]
-    assert len(bench.run.written) == 1
+def test_variants_are_registered_once(harness: Harness, tmp_path: Path) -> None:
+    write_static_qemu(tmp_path, "qemu-arm")
+    harness.expect_failing_probe("arm")
+    harness.emulators.ensure(parse_platforms(["arm/v7", "arm/v6"]))
+    assert harness.handler_names == ["qemu-arm"]
+    assert len(harness.run.written) == 1
 
 
-def test_ensure_keeps_working_handlers(bench: Bench, tmp_path: Path) -> None:
-    static_qemu(tmp_path, "qemu-aarch64")
-    bench.add("theirs")
-    bench.let_probe_succeed("arm64")
-    bench.emulators.ensure(BOTH, recreate=True)
-    assert (bench.names, bench.run.written) == (["theirs"], [])
+def test_ensure_keeps_working_handlers(harness: Harness, tmp_path: Path) -> None:
+    write_static_qemu(tmp_path, "qemu-aarch64")
+    harness.add_handler("theirs")
+    harness.expect_working_probe("arm64")
+    harness.emulators.ensure(BOTH_PLATFORMS, recreate=True)
+    assert (harness.handler_names, harness.run.written) == (["theirs"], [])
 
 
-def test_recreate_replaces_failing_handlers(bench: Bench, tmp_path: Path) -> None:
-    qemu = static_qemu(tmp_path, "qemu-aarch64")
-    bench.add("theirs")
-    bench.add("theirs-too")
-    assert not bench.emulators.ensure([ARM64])[0].runs
-    assert (bench.names, bench.run.written) == (["theirs-too", "theirs"], [])
-    bench.emulators.ensure([ARM64], recreate=True)
-    assert bench.names == ["qemu-aarch64"]
-    assert bench.emulators.handler_table.read_handlers()[0].interpreter == str(qemu)
-    assert "removing handler theirs, which does not work" in bench.messages
+def test_recreate_replaces_failing_handlers(harness: Harness, tmp_path: Path) -> None:
+    qemu = write_static_qemu(tmp_path, "qemu-aarch64")
+    harness.add_handler("theirs")
+    harness.add_handler("theirs-too")
+    assert not harness.emulators.ensure([ARM64])[0].runs
+    assert (harness.handler_names, harness.run.written) == (["theirs-too", "theirs"], [])
+    harness.emulators.ensure([ARM64], recreate=True)
+    assert harness.handler_names == ["qemu-aarch64"]
+    assert harness.emulators.handler_table.read_handlers()[0].interpreter == str(qemu)
+    assert "removing handler theirs, which does not work" in harness.messages
 
 
 def test_handler_kept_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
-    bench = Bench(tmp_path, choice="host")
-    bench.add("theirs", flags="P")
-    with pytest.raises(EmulatorError, match="this machine runs arch") as caught:
-        bench.emulators.ensure([ARM64], recreate=True)
-    assert caught.value.exit_code == 3
-    assert bench.names == ["theirs"]
+    harness = Harness(tmp_path, choice="host")
+    harness.add_handler("theirs", flags="P")
+    with pytest.raises(EmulatorError, match="this machine runs arch") as excinfo:
+        harness.emulators.ensure([ARM64], recreate=True)
+    assert excinfo.value.exit_code == 3
+    assert harness.handler_names == ["theirs"]
 
 
 def test_emulators_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    static_qemu(tmp_path, "qemu-aarch64")
-    bench = Bench(tmp_path, choice="none")
-    rows = bench.emulators.ensure(BOTH, recreate=True)
+    write_static_qemu(tmp_path, "qemu-aarch64")
+    harness = Harness(tmp_path, choice="none")
+    rows = harness.emulators.ensure(BOTH_PLATFORMS, recreate=True)
     assert [row.runs for row in rows] == [True, False]
-    assert bench.run.written == []
-    assert len(bench.run.matching_calls("*/.probe-*")) == 2
+    assert harness.run.written == []
+    assert len(harness.run.matching_calls("*/.probe-*")) == 2
 
 
 def test_binfmt_image_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
-    bench = Bench(tmp_path, engine=make_engine(is_local=True))
-    bench.run.expect(
+    harness = Harness(tmp_path, engine=make_engine())
+    harness.run.expect(
         "docker run --rm --privileged tonistiigi/binfmt --install arm64", returncode=1, stderr="no network"
     )
-    assert not bench.emulators.ensure([ARM64])[0].runs
-    assert "tonistiigi/binfmt: no network" in bench.messages
+    assert not harness.emulators.ensure([ARM64])[0].runs
+    assert "tonistiigi/binfmt: no network" in harness.messages
 
 
 def test_installer_status_is_not_trusted(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, choice="image", engine=make_engine(is_local=False))
-    bench.run.expect("docker import *").expect("docker rmi *")
-    bench.run.expect(
+    harness = Harness(tmp_path, choice="image", engine=REMOTE_ENGINE)
+    harness.run.expect("docker import *").expect("docker rmi *")
+    harness.run.expect(
         "docker run --rm --network=none *", returncode=1, stderr="exec /probe: exec format error"
     )
-    bench.run.expect("docker run --rm --privileged tonistiigi/binfmt --install arm64")
-    row = bench.emulators.ensure([ARM64])[0]
+    harness.run.expect("docker run --rm --privileged tonistiigi/binfmt --install arm64")
+    row = harness.emulators.ensure([ARM64])[0]
     assert (row.runs, row.message) == (False, "exec /probe: exec format error")
 
 
 def test_remote_engine_is_probed_in_containers(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, engine=make_engine(is_local=False))
-    bench.run.expect("docker import *").expect("docker rmi *")
-    bench.run.expect("docker run *", returncode=PROBE_STATUS)
-    rows = bench.emulators.inspect(BOTH)
+    harness = Harness(tmp_path, engine=REMOTE_ENGINE)
+    harness.run.expect("docker import *").expect("docker rmi *")
+    harness.run.expect("docker run *", returncode=PROBE_STATUS)
+    rows = harness.emulators.inspect(BOTH_PLATFORMS)
     assert [(row.native, row.runs) for row in rows] == [(True, True), (False, True)]
-    imported = {each.argv[-1] for each in bench.run.matching_calls("docker import *")}
-    removed = {each.argv[-1] for each in bench.run.matching_calls("docker rmi *")}
+    imported = {each.argv[-1] for each in harness.run.matching_calls("docker import *")}
+    removed = {each.argv[-1] for each in harness.run.matching_calls("docker rmi *")}
     assert imported == removed
     assert len(imported) == 2
-    assert bench.run.matching_calls("*/.probe-*") == []
+    assert harness.run.matching_calls("*/.probe-*") == []
 
 
 def test_container_probe_timeout(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, engine=make_engine(is_local=False))
-    bench.run.expect("docker import *").expect("docker rmi *")
-    bench.run.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
-    row = bench.emulators.inspect([ARM64])[0]
+    harness = Harness(tmp_path, engine=REMOTE_ENGINE)
+    harness.run.expect("docker import *").expect("docker rmi *")
+    harness.run.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
+    row = harness.emulators.inspect([ARM64])[0]
     assert (row.runs, row.message) == (False, "docker run took longer than 30 s")
-    assert len(bench.run.matching_calls("docker rmi *")) == 1
+    assert len(harness.run.matching_calls("docker rmi *")) == 1
 
 
 def test_require_emulators() -> None:
@@ -317,22 +312,22 @@ def test_require_emulators() -> None:
     bad = PlatformSetup(platform="linux/arm64", native=False, message="no emulator")
     other = PlatformSetup(platform="linux/386", native=False, handler="x", message="is disabled")
     require_emulators([good])
-    with pytest.raises(EmulatorError) as caught:
+    with pytest.raises(EmulatorError) as excinfo:
         require_emulators([good, bad])
-    assert (caught.value.platform, caught.value.hint) == ("linux/arm64", "sudo inv setup-builder")
-    with pytest.raises(EmulatorError) as caught:
+    assert (excinfo.value.platform, excinfo.value.hint) == ("linux/arm64", "sudo inv setup-builder")
+    with pytest.raises(EmulatorError) as excinfo:
         require_emulators([bad, good, other])
-    assert str(caught.value).startswith("linux/arm64: no emulator\nlinux/386: is disabled\n  try: ")
-    assert "--recreate" in (caught.value.hint or "")
+    assert str(excinfo.value).startswith("linux/arm64: no emulator\nlinux/386: is disabled\n  try: ")
+    assert "--recreate" in (excinfo.value.hint or "")
 
 
 def test_add_versions(tmp_path: Path) -> None:
-    here = executable(tmp_path / "qemu", b"")
+    program = write_executable(tmp_path / "qemu", b"")
     output = "qemu-aarch64 version 10.0.2 (Debian 1:10.0.2+ds-1)\nCopyright (c) 2003-2025\n"
-    run = Scripted().expect(f"{here} --version", stdout=output)
+    run = Scripted().expect(f"{program} --version", stdout=output)
     rows = [
-        PlatformSetup(platform="linux/arm64", native=False, interpreter=str(here)),
-        PlatformSetup(platform="linux/arm", native=False, interpreter=str(here)),
+        PlatformSetup(platform="linux/arm64", native=False, interpreter=str(program)),
+        PlatformSetup(platform="linux/arm", native=False, interpreter=str(program)),
         PlatformSetup(platform="linux/386", native=False, interpreter="/gone"),
         PlatformSetup(platform="linux/amd64", native=True),
     ]
