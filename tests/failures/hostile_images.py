@@ -9,17 +9,17 @@ from pathlib import Path
 from tests.support.oci import MemoryImage, layout_files, make_tar, write_layout_dir
 from tests.support.project import Project
 
-FORMS = ("oci", "oci-archive", "gzip", "docker-archive")
+FORMATS = ("oci", "oci-archive", "gzip", "docker-archive")
 
 
-def write(memory: MemoryImage, folder: Path, form: str) -> str:
-    """Write the image in one of :data:`FORMS`, and return its name for the task."""
-    if form == "oci":
+def write_image(memory: MemoryImage, folder: Path, file_format: str) -> str:
+    """Write the image in one of :data:`FORMATS`, and return its name for the task."""
+    if file_format == "oci":
         return f"oci:{write_layout_dir(memory, folder / 'layout')}"
     data = make_tar(layout_files(memory))
-    path = folder / ("image.tar.gz" if form == "gzip" else "image.tar")
-    path.write_bytes(gzip.compress(data) if form == "gzip" else data)
-    return f"{'oci-archive' if form == 'gzip' else form}:{path}"
+    path = folder / ("image.tar.gz" if file_format == "gzip" else "image.tar")
+    path.write_bytes(gzip.compress(data) if file_format == "gzip" else data)
+    return f"{'oci-archive' if file_format == 'gzip' else file_format}:{path}"
 
 
 def verify_rejects(project: Project, name: str, *texts: str, code: int = 1) -> list[str]:

@@ -52,9 +52,9 @@ class Task:
         self.process = subprocess.Popen(
             argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        assert self.line() == "ready"
+        assert self.read_line() == "ready"
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
@@ -71,18 +71,18 @@ class Task:
         self.process.communicate()
 
 
-Start = Callable[..., Task]
+StartTask = Callable[..., Task]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[StartTask]:
     tasks: list[Task] = []
 
-    def begin(archive: Path, cap: int = 1 << 30) -> Task:
+    def start_task(archive: Path, cap: int = 1 << 30) -> Task:
         tasks.append(Task(tmp_path / "roots", archive, cap))
         return tasks[-1]
 
-    yield begin
+    yield start_task
     for task in tasks:
         task.kill()
 
@@ -94,7 +94,7 @@ def image(path: Path, count: int, *more: Entry) -> Path:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """Return an image that unpacks slowly, with directories and links that make careless removal fail."""
+    """Write an image that unpacks slowly, with a directory and a link that a naive removal cannot handle."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
@@ -106,111 +106,112 @@ def digest(archive: Path) -> str:
         return Image(source).platform_manifests[0][1].digest.hex
 
 
-def staging(tmp_path: Path, archive: Path) -> Path:
+def find_staging(tmp_path: Path, archive: Path) -> Path:
     """Return the staging directory of the image, once a part of it is unpacked."""
     for _ in range(10_000):
-        for found in (tmp_path / "roots").glob(f".staging-*{digest(archive)}*"):
-            if (found / "root/d/20").exists():
-                return found
+        for path in (tmp_path / "roots").glob(f".staging-*{digest(archive)}*"):
+            if (path / "root/d/20").exists():
+                return path
         time.sleep(0.001)
-    raise AssertionError("nobody unpacks it")
+    raise AssertionError("no task unpacks the image")
 
 
-def names(tmp_path: Path) -> set[str]:
+def cached_digests(tmp_path: Path) -> set[str]:
+    """Return the digests in the names of the cache's entries, staging directories included."""
     return {path.name.split("-")[1][:64] for path in (tmp_path / "roots").iterdir() if path.name != ".lock"}
 
 
-def stopped(start: Start, tmp_path: Path, archive: Path) -> tuple[Task, Path]:
+def start_and_stop(start: StartTask, tmp_path: Path, archive: Path) -> tuple[Task, Path]:
     """Return a task that is stopped while it unpacks, and its staging directory."""
     task = start(archive)
-    staged = staging(tmp_path, archive)
+    staged = find_staging(tmp_path, archive)
     task.send(signal.SIGSTOP)
     time.sleep(0.05)
-    assert staged.exists(), "it was faster than we are"
+    assert staged.exists(), "the task ended before it was stopped"
     return task, staged
 
 
-def test_second_task_waits_for_unpack(start: Start, tmp_path: Path, large: Path) -> None:
-    first, staged = stopped(start, tmp_path, large)
+def test_second_task_waits_for_unpack(start: StartTask, tmp_path: Path, large: Path) -> None:
+    first, staged = start_and_stop(start, tmp_path, large)
     second = start(large)
     time.sleep(0.3)
     assert staged.exists()
     first.send(signal.SIGCONT)
-    assert first.line() == f"{MANY} True"
-    assert second.line() == f"{MANY} False"
+    assert first.read_line() == f"{MANY} True"
+    assert second.read_line() == f"{MANY} False"
     first.end()
     second.end()
-    assert names(tmp_path) == {digest(large)}
+    assert cached_digests(tmp_path) == {digest(large)}
 
 
-def test_another_image_waits_for_nobody(start: Start, tmp_path: Path, large: Path) -> None:
-    first, staged = stopped(start, tmp_path, large)
+def test_other_image_does_not_wait(start: StartTask, tmp_path: Path, large: Path) -> None:
+    first, staged = start_and_stop(start, tmp_path, large)
     other = start(image(tmp_path / "small.tar", 3))
-    assert other.line() == "3 True"
+    assert other.read_line() == "3 True"
     other.end()
     assert staged.exists()
     first.send(signal.SIGCONT)
-    assert first.line() == f"{MANY} True"
+    assert first.read_line() == f"{MANY} True"
     first.end()
 
 
-def test_sixteen_tasks_share_one_root(start: Start, tmp_path: Path) -> None:
+def test_sixteen_tasks_share_one_root(start: StartTask, tmp_path: Path) -> None:
     small = image(tmp_path / "small.tar", 50)
     tasks = [start(small) for _ in range(16)]
-    lines = [task.line() for task in tasks]
+    lines = [task.read_line() for task in tasks]
     assert {line.split()[0] for line in lines} == {"50"}
     assert lines.count("50 True") == 1
     for task in tasks:
         task.end()
-    assert names(tmp_path) == {digest(small)}
+    assert cached_digests(tmp_path) == {digest(small)}
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same image", "another image"])
-def test_next_run_removes_stale_staging(same: bool, start: Start, tmp_path: Path, large: Path) -> None:
-    killed, staged = stopped(start, tmp_path, large)
+def test_next_run_removes_stale_staging(same: bool, start: StartTask, tmp_path: Path, large: Path) -> None:
+    killed, staged = start_and_stop(start, tmp_path, large)
     killed.kill()
     assert staged.exists()
     following = large if same else image(tmp_path / "small.tar", 3)
     task = start(following)
-    assert task.line() == f"{MANY if same else 3} True"
+    assert task.read_line() == f"{MANY if same else 3} True"
     task.end()
-    assert names(tmp_path) == {digest(following)}
+    assert cached_digests(tmp_path) == {digest(following)}
     assert os.listdir(tmp_path / "outside") == ["file"]  # noqa: PTH208 - its name
 
 
-def test_waiter_unpacks_after_a_kill(start: Start, tmp_path: Path, large: Path) -> None:
-    killed, _ = stopped(start, tmp_path, large)
+def test_waiter_unpacks_after_a_kill(start: StartTask, tmp_path: Path, large: Path) -> None:
+    killed, _ = start_and_stop(start, tmp_path, large)
     waiting = [start(large), start(large)]
     time.sleep(0.2)
     killed.kill()
-    assert sorted(task.line() for task in waiting) == [f"{MANY} False", f"{MANY} True"]
+    assert sorted(task.read_line() for task in waiting) == [f"{MANY} False", f"{MANY} True"]
     for task in waiting:
         task.end()
-    assert names(tmp_path) == {digest(large)}
+    assert cached_digests(tmp_path) == {digest(large)}
 
 
-def test_root_is_in_use_until_user_exits(start: Start, tmp_path: Path) -> None:
+def test_root_is_in_use_until_user_exits(start: StartTask, tmp_path: Path) -> None:
     used, other = image(tmp_path / "used.tar", 3), image(tmp_path / "other.tar", 4)
     user = start(used)
-    assert user.line() == "3 True"
+    assert user.read_line() == "3 True"
     greedy = start(other, cap=0)
-    assert greedy.line() == "4 True"
+    assert greedy.read_line() == "4 True"
     greedy.end()
-    assert names(tmp_path) == {digest(used)}
+    assert cached_digests(tmp_path) == {digest(used)}
     user.kill()
     greedy = start(other, cap=0)
-    assert greedy.line() == "4 True"
-    assert names(tmp_path) == {digest(other)}
+    assert greedy.read_line() == "4 True"
+    assert cached_digests(tmp_path) == {digest(other)}
     greedy.end()
-    assert names(tmp_path) == set()
+    assert cached_digests(tmp_path) == set()
 
 
-def test_interrupted_task_cleans_up(start: Start, tmp_path: Path, large: Path) -> None:
-    task, staged = stopped(start, tmp_path, large)
+def test_interrupted_task_cleans_up(start: StartTask, tmp_path: Path, large: Path) -> None:
+    task, staged = start_and_stop(start, tmp_path, large)
     task.send(signal.SIGINT)
     task.send(signal.SIGCONT)
     task.process.communicate(timeout=60)
     assert task.process.returncode != 0
     assert not staged.exists()
-    assert names(tmp_path) == set()
+    assert cached_digests(tmp_path) == set()
     remove_path(tmp_path / "roots")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
-from tests.failures.hostile_images import FORMS, verify_rejects, write
+from tests.failures.hostile_images import FORMATS, verify_rejects, write_image
 from tests.support.oci import MemoryImage, hello, index_json, layout_files, make_tar, platform_json
 from tests.support.project import Project
 
@@ -23,8 +23,8 @@ HOSTILE = (
 )
 
 
-def naming(digest: str, where: str) -> MemoryImage:
-    """An image of one platform in which a manifest, a config, a layer or a diff_id has that digest."""
+def image_with_digest(digest: str, where: str) -> MemoryImage:
+    """Return an image of one platform with this digest of its manifest, config or layer, or as a diff_id."""
     memory = hello(["linux/amd64"])
     (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     document = json.loads(memory.blobs[entry["digest"]])
@@ -44,25 +44,30 @@ def naming(digest: str, where: str) -> MemoryImage:
 
 
 @pytest.mark.parametrize("digest", HOSTILE)
-def test_what_is_no_digest_never_becomes_a_path(digest: str, project: Project) -> None:
-    verify_rejects(project, write(naming(digest, "layer"), project.folder, "oci"), "not a valid digest")
-
-
-@pytest.mark.parametrize(
-    ("where", "form"), list(zip(["manifest", "config", "layer", "diff_id"], FORMS, strict=True))
-)
-def test_wherever_it_stands_it_is_refused(where: str, form: str, project: Project) -> None:
+def test_invalid_layer_digest(digest: str, project: Project) -> None:
     verify_rejects(
-        project, write(naming(HOSTILE[0], where), project.folder, form), "not a valid digest", "etc/passwd"
+        project, write_image(image_with_digest(digest, "layer"), project.folder, "oci"), "not a valid digest"
     )
 
 
-@pytest.mark.parametrize("form", ["oci", "oci-archive"])
-def test_the_layouts_own_index_json_is_no_better(form: str, project: Project) -> None:
+@pytest.mark.parametrize(
+    ("where", "file_format"), list(zip(["manifest", "config", "layer", "diff_id"], FORMATS, strict=True))
+)
+def test_invalid_digest_in_each_document(where: str, file_format: str, project: Project) -> None:
+    verify_rejects(
+        project,
+        write_image(image_with_digest(HOSTILE[0], where), project.folder, file_format),
+        "not a valid digest",
+        "etc/passwd",
+    )
+
+
+@pytest.mark.parametrize("file_format", ["oci", "oci-archive"])
+def test_invalid_digest_in_index_json(file_format: str, project: Project) -> None:
     entry = {"mediaType": OCI_MANIFEST, "digest": HOSTILE[0], "size": 1}
-    name = write(hello(), project.folder, form)
+    name = write_image(hello(), project.folder, file_format)
     data = json.dumps(index_json([entry])).encode()
-    if form == "oci":
+    if file_format == "oci":
         (project.folder / "layout/index.json").write_bytes(data)
     else:
         files = {**layout_files(hello()), "index.json": data}
@@ -74,7 +79,7 @@ def test_the_layouts_own_index_json_is_no_better(form: str, project: Project) ->
 @pytest.mark.parametrize(
     "path", ["../../../../etc/passwd", "/etc/passwd", "blobs/sha256/../../manifest.json", "x\0y"]
 )
-def test_a_saved_archives_paths_stay_in_the_archive(where: str, path: str, project: Project) -> None:
+def test_docker_archive_path_stays_inside(where: str, path: str, project: Project) -> None:
     config = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [f"sha256:{HEX}"]}}).encode()
     image = {"Config": "c.json", "Layers": ["layer.tar"]} | {where: path if where == "Config" else [path]}
     files = {"manifest.json": json.dumps([image]).encode(), "c.json": config, "layer.tar": b""}

@@ -68,26 +68,28 @@ def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: o
     return memory.set_index([{**entry, "platform": platform_json(PLATFORM)}])
 
 
-def fails(source: MemoryImage, place: Path, kind: type[BuildkitTasksError], limits: Limits = LIMITS) -> str:
-    """Return the error message. Unpacking must fail within bounded time and memory and leave nothing."""
-    place.mkdir(exist_ok=True)
+def check_rejected(
+    source: MemoryImage, parent: Path, error_type: type[BuildkitTasksError], limits: Limits = LIMITS
+) -> str:
+    """Check that unpacking fails in bounded time and memory and leaves no file; return the error message."""
+    parent.mkdir(exist_ok=True)
     started = time.monotonic()
     tracemalloc.start()
-    with pytest.raises(kind) as caught:
-        unpack(source, platform_descriptor(source), place / "root", limits=limits)
+    with pytest.raises(error_type) as caught:
+        unpack(source, platform_descriptor(source), parent / "root", limits=limits)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert list(place.iterdir()) == []
+    assert list(parent.iterdir()) == []
     assert peak < 32 << 20
     assert time.monotonic() - started < 60
-    assert caught.value.exit_code == (5 if kind is LimitExceeded else 1)
+    assert caught.value.exit_code == (5 if error_type is LimitExceeded else 1)
     return caught.value.message
 
 
 # A blob that is not a regular file.
 
 
-@pytest.mark.parametrize("kind", ["symlink", "fifo", "socket", "folder"])
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "socket", "directory"])
 @pytest.mark.timeout(60)
 def test_layer_must_be_a_regular_file(kind: str, tmp_path: Path) -> None:
     memory = hello([PLATFORM])
@@ -98,7 +100,7 @@ def test_layer_must_be_a_regular_file(kind: str, tmp_path: Path) -> None:
         path.symlink_to("elsewhere")
     elif kind == "fifo":
         os.mkfifo(path)
-    elif kind == "folder":
+    elif kind == "directory":
         path.mkdir()
     else:
         os.mknod(path, stat.S_IFSOCK | 0o600)
@@ -125,143 +127,146 @@ def test_index_is_not_unpacked(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Outside:
-    """The files outside of the root."""
+    """A directory outside of the root, and the parent directory of the root."""
 
-    place: Path
-    folder: Path
+    parent: Path
+    directory: Path
 
-    def look(self) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {}
-        for path in (self.folder, *self.folder.rglob("*")):
-            about = path.lstat()
-            times = about.st_mtime_ns, about.st_ctime_ns
-            found[str(path)] = (about.st_mode, about.st_uid, about.st_nlink, about.st_size, *times)
-        return found
+    def stat_files(self) -> dict[str, tuple[int, ...]]:
+        result: dict[str, tuple[int, ...]] = {}
+        for path in (self.directory, *self.directory.rglob("*")):
+            status = path.lstat()
+            times = status.st_mtime_ns, status.st_ctime_ns
+            result[str(path)] = (status.st_mode, status.st_uid, status.st_nlink, status.st_size, *times)
+        return result
 
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Outside]:
-    """Yield files outside of the root, and check afterwards that they are unchanged."""
-    found = Outside(tmp_path / "place", tmp_path / "outside")
-    found.place.mkdir()
+    """Create files outside of the root, and check afterwards that they are unchanged."""
+    outside = Outside(tmp_path / "parent", tmp_path / "outside")
+    outside.parent.mkdir()
     for name in ("a/b", "etc"):
-        (found.folder / name).mkdir(parents=True)
+        (outside.directory / name).mkdir(parents=True)
     for name in ("file", "a/file", "etc/hosts"):
-        (found.folder / name).write_bytes(b"")
-    before = found.look()
-    yield found
-    assert found.look() == before
-    assert {path.name for path in found.place.iterdir()} <= {"root"}
+        (outside.directory / name).write_bytes(b"")
+    before = outside.stat_files()
+    yield outside
+    assert outside.stat_files() == before
+    assert {path.name for path in outside.parent.iterdir()} <= {"root"}
 
 
 OUT = "{out}"
-CLIMB = "../" * 30
+PARENTS = "../" * 30
 ATTACKS: dict[str, list[list[Entry]]] = {
     "a file through a link to the outside": [[symlink("l", OUT), file("l/new", b"x")]],
     "a file through a link of a lower layer": [
         [symlink("l", OUT)],
         [file("l/new", b"x"), file("l/file", b"x")],
     ],
-    "a file through a link that climbs": [[symlink("l", f"{CLIMB}{OUT}"), file("l/file", b"x")]],
+    "a file through a link with ..": [[symlink("l", f"{PARENTS}{OUT}"), file("l/file", b"x")]],
     "a file through two links": [[symlink("m", OUT), symlink("l", "m/a"), file("l/file", b"x")]],
     "a file over a link to the outside": [[symlink("l", f"{OUT}/file")], [file("l", b"x", mode=0o777)]],
-    "a folder over a link to the outside": [
+    "a directory over a link to the outside": [
         [symlink("l", OUT)],
         [directory("l", mode=0o777, mtime=1), file("l/new")],
     ],
-    "a folder through a link": [
+    "a directory through a link": [
         [symlink("l", OUT), directory("l/a", mode=0o777, mtime=1), directory("l/new")]
     ],
     "a link through a link": [[symlink("l", OUT), symlink("l/new", "x"), symlink("l/file", "x")]],
     "a FIFO through a link": [[symlink("l", OUT), tar_entry("l/file", tarfile.FIFOTYPE)]],
-    "a device that takes away": [
+    "devices through a link": [
         [symlink("l", OUT), tar_entry("l/file", tarfile.CHRTYPE), tar_entry("l/a", tarfile.BLKTYPE)]
     ],
     "a whiteout through a link": [[symlink("l", OUT)], [file("l/.wh.file"), file("l/.wh.a")]],
-    "an opaque folder through a link": [[symlink("l", OUT)], [file("l/.wh..wh..opq")]],
-    "an opaque folder with a link in it": [[symlink("d/l", OUT), file("d/x")], [file("d/.wh..wh..opq")]],
+    "an opaque whiteout through a link": [[symlink("l", OUT)], [file("l/.wh..wh..opq")]],
+    "an opaque whiteout of a directory with a link": [
+        [symlink("d/l", OUT), file("d/x")],
+        [file("d/.wh..wh..opq")],
+    ],
     "a whiteout of a link": [[symlink("l", OUT)], [file(".wh.l")]],
-    "a whiteout of a folder with a link in it": [
+    "a whiteout of a directory with a link": [
         [symlink("d/l", OUT), symlink("d/e/l", OUT)],
         [file(".wh.d")],
     ],
-    "a file over a folder with a link in it": [
+    "a file over a directory with a link": [
         [symlink("d/l", OUT), symlink("d/e/l", f"{OUT}/a")],
         [file("d")],
     ],
-    "a link that is swapped": [
+    "a link that replaces a directory": [
         [directory("d"), file("d/x"), symlink("d", OUT), file("d/file", b"x"), file("d/y")]
     ],
-    "a link in the way of /etc/hosts": [[symlink("etc", f"{OUT}/etc")]],
+    "a link as /etc": [[symlink("etc", f"{OUT}/etc")]],
     "a link as /etc/hosts": [[symlink("etc/hosts", f"{OUT}/etc/hosts")]],
-    "links where something is mounted": [[symlink(name, OUT) for name in ("tmp", "proc", "sys", "dev")]],
-    "a link to where a process sees its root": [
-        [symlink("l", f"/proc/self/root{OUT}"), file("l/file", b"x")]
+    "links as mount points": [[symlink(name, OUT) for name in ("tmp", "proc", "sys", "dev")]],
+    "a link through /proc/self/root": [[symlink("l", f"/proc/self/root{OUT}"), file("l/file", b"x")]],
+    "a link to a file descriptor": [[symlink("l", "/proc/self/fd/3"), file("l/x", b"x")]],
+    "a link to the working directory": [[symlink("l", "/proc/self/cwd"), file("l/x", b"x")]],
+    "absolute names": [[file(f"{OUT}/file", b"x"), directory(f"{OUT}/a", mode=0o777)]],
+    "a file over one of two equal links": [
+        [symlink("l", OUT), symlink("m", OUT), file("m", b"x"), file("l/file", b"x")]
     ],
-    "a link to a descriptor": [[symlink("l", "/proc/self/fd/3"), file("l/x", b"x")]],
-    "a link to where we stand": [[symlink("l", "/proc/self/cwd"), file("l/x", b"x")]],
-    "a name from the root": [[file(f"{OUT}/file", b"x"), directory(f"{OUT}/a", mode=0o777)]],
-    "equal links": [[symlink("l", OUT), symlink("m", OUT), file("m", b"x"), file("l/file", b"x")]],
 }
 REFUSED_ATTACKS: dict[str, list[list[Entry]]] = {
-    "a name that climbs": [[file(f"{CLIMB}{OUT}/file", b"x")]],
-    "a name that climbs later": [[file(f"a/{CLIMB}{OUT}/file", b"x")]],
-    "a folder that climbs": [[directory(f"a/../../{OUT}", mode=0o777)]],
-    "a whiteout that climbs": [[file("a/x")], [file(f"{CLIMB}{OUT}/.wh.file")]],
-    "a whiteout of what is above": [[file("a/x")], [file("a/.wh...")]],
+    "a name with ..": [[file(f"{PARENTS}{OUT}/file", b"x")]],
+    "a name with .. in the middle": [[file(f"a/{PARENTS}{OUT}/file", b"x")]],
+    "a directory with ..": [[directory(f"a/../../{OUT}", mode=0o777)]],
+    "a whiteout with ..": [[file("a/x")], [file(f"{PARENTS}{OUT}/.wh.file")]],
+    "a whiteout of ..": [[file("a/x")], [file("a/.wh...")]],
     "a hard link to the outside": [[hard_link("h", f"{OUT}/file")]],
-    "a hard link that climbs": [[hard_link("h", f"{CLIMB}{OUT}/file"), file("h", b"x")]],
+    "a hard link with ..": [[hard_link("h", f"{PARENTS}{OUT}/file"), file("h", b"x")]],
     "a hard link through a link": [[symlink("l", OUT), hard_link("h", "l/file"), file("h", b"x")]],
     "a hard link through a link of a lower layer": [[symlink("l", OUT)], [hard_link("h", "l/a/file")]],
-    "a hard link to a name above": [[symlink("l", "."), hard_link("h", "l/..")]],
+    "a hard link to .. through a link": [[symlink("l", "."), hard_link("h", "l/..")]],
 }
 
 
-def aimed(attack: list[list[Entry]], out: Path) -> list[list[Entry]]:
-    """Return the layers with their targets replaced by paths that exist outside."""
+def insert_target(attack: list[list[Entry]], target: Path) -> list[list[Entry]]:
+    """Return the layers with the path of the outside directory for :data:`OUT`."""
 
-    def at(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        copy = tarfile.TarInfo(info.name.replace(OUT, str(out)))
+    def insert(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        copy = tarfile.TarInfo(info.name.replace(OUT, str(target)))
         copy.type, copy.mode, copy.size, copy.mtime = info.type, info.mode, info.size, info.mtime
-        copy.linkname = info.linkname.replace(OUT, str(out))
+        copy.linkname = info.linkname.replace(OUT, str(target))
         return copy
 
-    return [[(at(info), data) for info, data in items] for items in attack]
+    return [[(insert(info), data) for info, data in entries] for entries in attack]
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_nothing_outside_is_touched(attack: list[list[Entry]], outside: Outside) -> None:
-    root = unpack_layers(outside.place, *aimed(attack, outside.folder))
+    root = unpack_layers(outside.parent, *insert_target(attack, outside.directory))
     assert stat.S_ISDIR(root.lstat().st_mode)
 
 
 @pytest.mark.parametrize("attack", REFUSED_ATTACKS.values(), ids=REFUSED_ATTACKS)
 def test_escaping_path_is_rejected(attack: list[list[Entry]], outside: Outside) -> None:
-    assert unpack_error(outside.place, *aimed(attack, outside.folder))
+    assert unpack_error(outside.parent, *insert_target(attack, outside.directory))
 
 
 def test_working_dir_stays_inside(outside: Outside) -> None:
-    out = str(outside.folder)
-    for number, folder in enumerate((f"{out}/new", "/l/new", f"/{CLIMB}{out}/new", "l/../l/new")):
-        done = outside.place.parent / f"done{number}"
-        unpack_layers(outside.place, [symlink("l", out)], WorkingDir=folder).rename(done)
+    out = str(outside.directory)
+    for number, folder in enumerate((f"{out}/new", "/l/new", f"/{PARENTS}{out}/new", "l/../l/new")):
+        unpacked = outside.parent.parent / f"unpacked{number}"
+        unpack_layers(outside.parent, [symlink("l", out)], WorkingDir=folder).rename(unpacked)
 
 
 def test_root_removal_stays_inside(outside: Outside) -> None:
     source = single_platform_image(
         [
             layer_tar(
-                symlink("l", str(outside.folder)),
-                symlink("d/e/l", str(outside.folder)),
+                symlink("l", str(outside.directory)),
+                symlink("d/e/l", str(outside.directory)),
                 directory("d", mode=0),
             )
         ]
     )
-    with RootfsCache(outside.place.parent / "roots", 0, None).acquire(
+    with RootfsCache(outside.parent.parent / "roots", 0, None).acquire(
         source, platform_descriptor(source)
     ) as root:
         assert (root.path / "l").is_symlink()
-    assert [each.name for each in (outside.place.parent / "roots").iterdir()] == [".lock"]
+    assert [each.name for each in (outside.parent.parent / "roots").iterdir()] == [".lock"]
 
 
 # Decompression bombs.
@@ -277,20 +282,24 @@ def zeros(size: int) -> tuple[bytes, int]:
 def test_gzip_bomb_hits_layer_limit(tmp_path: Path) -> None:
     head, size = zeros(1 << 30)
     packed = gzip.compress(head) + gzip.compress(bytes(64 << 20)) * (size >> 26)
-    message = fails(image(packed, b""), tmp_path / "place", LimitExceeded, Limits(layer_bytes=100 << 20))
+    message = check_rejected(
+        image(packed, b""), tmp_path / "parent", LimitExceeded, Limits(layer_bytes=100 << 20)
+    )
     assert "larger than" in message
 
 
 def test_zstd_bomb_hits_ratio_limit(tmp_path: Path) -> None:
     head, size = zeros(1 << 34)
     packed = zstd.compress(head) + zstd.compress(bytes(64 << 20)) * (size >> 26)
-    assert "decompression bomb" in fails(image(packed, b"", LAYER_ZSTD), tmp_path / "place", LimitExceeded)
+    assert "decompression bomb" in check_rejected(
+        image(packed, b"", LAYER_ZSTD), tmp_path / "parent", LimitExceeded
+    )
 
 
 def test_image_limit_during_last_layer(tmp_path: Path) -> None:
     layers = [make_tar({str(number): bytes(30 << 20)}) for number in range(3)]
-    assert "larger than" in fails(
-        single_platform_image(layers), tmp_path / "place", LimitExceeded, Limits(image_bytes=64 << 20)
+    assert "larger than" in check_rejected(
+        single_platform_image(layers), tmp_path / "parent", LimitExceeded, Limits(image_bytes=64 << 20)
     )
 
 
@@ -313,7 +322,7 @@ def test_image_limit_during_last_layer(tmp_path: Path) -> None:
 )
 def test_pax_bomb_is_rejected(data: bytes, tmp_path: Path) -> None:
     tar = data + END
-    fails(image(gzip.compress(tar), tar), tmp_path / "place", MalformedImage)
+    check_rejected(image(gzip.compress(tar), tar), tmp_path / "parent", MalformedImage)
 
 
 # Very many entries.
@@ -328,11 +337,13 @@ def test_pax_bomb_is_rejected(data: bytes, tmp_path: Path) -> None:
         lambda number: file(f"{number}/" * 40 + "x"),
         lambda number: file(f".wh.{number}"),
     ],
-    ids=["files", "folders", "links", "folders that no entry is for", "whiteouts"],
+    ids=["files", "directories", "links", "implicit directories", "whiteouts"],
 )
 def test_too_many_entries_are_rejected(entries: Callable[[int], Entry], tmp_path: Path) -> None:
     source = single_platform_image([layer_tar(*map(entries, range(1200)))])
-    assert "too many" in fails(source, tmp_path / "place", LimitExceeded, Limits(entries=1000, nodes=900))
+    assert "too many" in check_rejected(
+        source, tmp_path / "parent", LimitExceeded, Limits(entries=1000, nodes=900)
+    )
 
 
 def test_many_entries_take_little_memory(tmp_path: Path) -> None:
@@ -363,17 +374,17 @@ def test_many_entries_take_little_memory(tmp_path: Path) -> None:
     ids=[
         "2^62",
         "negative",
-        "a minus",
-        "8 GiB that are not there",
+        "minus sign",
+        "8 GiB without data",
         "pax -1",
         "pax 2^62",
         "pax 1e9",
-        "cut off",
+        "truncated",
     ],
 )
 def test_invalid_size_is_rejected(data: bytes, tmp_path: Path) -> None:
     for media_type, packed in ((LAYER_GZIP, gzip.compress(data)), (LAYER_TAR, data)):
-        fails(image(packed, data, media_type), tmp_path / "place", MalformedImage)
+        check_rejected(image(packed, data, media_type), tmp_path / "parent", MalformedImage)
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1 << 40])
@@ -381,4 +392,4 @@ def test_layer_size_mismatch_is_rejected(change: int, tmp_path: Path) -> None:
     tar = layer_tar(file("x", b"1" * 5000))
     packed = gzip.compress(tar)
     source = image(packed, tar, size=len(packed) + change)
-    assert str(Digest.from_bytes(packed)) in fails(source, tmp_path / "place", MalformedImage)
+    assert str(Digest.from_bytes(packed)) in check_rejected(source, tmp_path / "parent", MalformedImage)

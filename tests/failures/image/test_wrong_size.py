@@ -5,7 +5,7 @@ import json
 import pytest
 
 from buildkit_tasks.oci.model import OCI_MANIFEST
-from tests.failures.hostile_images import FORMS, verify_rejects, write
+from tests.failures.hostile_images import FORMATS, verify_rejects, write_image
 from tests.support.oci import (
     LAYER_GZIP,
     MemoryImage,
@@ -20,8 +20,8 @@ from tests.support.project import Project
 AMD64 = platform_json("linux/amd64")
 
 
-def lying(kind: str, size: object) -> MemoryImage:
-    """An image of one platform whose layer, config or manifest is stated to have that size."""
+def image_with_size(kind: str, size: object) -> MemoryImage:
+    """Return an image of one platform with this size in the descriptor of its layer, config or manifest."""
     memory = MemoryImage()
     layer = memory.put(make_tar({"main": b"x"}), LAYER_GZIP)
     entry = put_manifest(memory, {**AMD64, "rootfs": {"diff_ids": []}}, [{**layer, "size": size}])
@@ -46,34 +46,34 @@ def lying(kind: str, size: object) -> MemoryImage:
         ("manifest", -5, "malformed"),
     ],
 )
-def test_a_size_that_does_not_hold_is_found(kind: str, size: object, cause: str, project: Project) -> None:
-    verify_rejects(project, write(lying(kind, size), project.folder, "oci-archive"), cause)
+def test_wrong_size(kind: str, size: object, cause: str, project: Project) -> None:
+    verify_rejects(project, write_image(image_with_size(kind, size), project.folder, "oci-archive"), cause)
 
 
-@pytest.mark.parametrize("form", ["oci", "gzip"])
+@pytest.mark.parametrize("file_format", ["oci", "gzip"])
 @pytest.mark.parametrize(
     ("size", "cause"), [(1 << 62, f"{1 << 62} are stated"), (1, "is longer than the 1 bytes")]
 )
-def test_a_layer_of_another_size_is_found(size: int, cause: str, form: str, project: Project) -> None:
+def test_wrong_layer_size_in_valid_image(size: int, cause: str, file_format: str, project: Project) -> None:
     memory = hello(["linux/amd64"])
     index = json.loads(memory.blobs[str(memory.root_descriptor().digest)])
     (entry,) = index["manifests"]
     document = json.loads(memory.blobs[entry["digest"]])
     document["layers"][0]["size"] = size
     memory.set_index([{**memory.put(document, OCI_MANIFEST), "platform": AMD64}])
-    assert verify_rejects(project, write(memory, project.folder, form), cause) == ["linux/amd64"]
+    assert verify_rejects(project, write_image(memory, project.folder, file_format), cause) == ["linux/amd64"]
 
 
 @pytest.mark.parametrize(
-    ("form", "size"), list(zip(FORMS, [5 << 20, 1 << 62, 5 << 20, (1 << 63) - 1], strict=True))
+    ("file_format", "size"), list(zip(FORMATS, [5 << 20, 1 << 62, 5 << 20, (1 << 63) - 1], strict=True))
 )
-def test_a_document_that_claims_too_much_is_not_read(size: int, form: str, project: Project) -> None:
-    name = write(lying("manifest", size), project.folder, form)
+def test_too_large_document_is_not_read(size: int, file_format: str, project: Project) -> None:
+    name = write_image(image_with_size("manifest", size), project.folder, file_format)
     verify_rejects(project, name, f"claims {size} bytes; at most {4 << 20} are read", code=5)
 
 
-def test_an_index_of_another_size_is_found(project: Project) -> None:
+def test_wrong_index_size(project: Project) -> None:
     memory = hello()
     data = json.dumps(index_json([{**AMD64}])).encode()
     memory.blobs[str(memory.root_descriptor().digest)] = data
-    assert verify_rejects(project, write(memory, project.folder, "oci"), "are stated") == ["unknown"]
+    assert verify_rejects(project, write_image(memory, project.folder, "oci"), "are stated") == ["unknown"]
