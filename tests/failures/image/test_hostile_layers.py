@@ -46,7 +46,7 @@ from tests.support.unpacking import (
     unpack_error,
     unpack_layers,
 )
-from tests.unit.oci.layers.test_tar import END, header, metadata, padded, pax
+from tests.unit.oci.layers.test_tar import END, header, metadata_entry, padded, pax_record
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -312,11 +312,11 @@ def test_image_limit_during_last_layer(tmp_path: Path) -> None:
         header(size=b"%o" % (1 << 30), kind=b"x") + bytes(5 << 20),
         header(size=b"%o" % (1 << 30), kind=b"g") + bytes(5 << 20),
         header(size=b"%o" % (1 << 30), kind=b"L") + bytes(5 << 20),
-        metadata(pax(b"comment", b"x" * ((1 << 20) + 1))),
-        metadata(b"".join(pax(b"k%d" % number, b"v") for number in range(2000))),
-        metadata(pax(b"path", b"p" * 5000)),
-        metadata(pax(b"uid", b"9" * 4400)) + header(),
-        metadata(pax(b"mtime", b"9" * 900_000)) + header(),
+        metadata_entry(pax_record(b"comment", b"x" * ((1 << 20) + 1))),
+        metadata_entry(b"".join(pax_record(b"k%d" % number, b"v") for number in range(2000))),
+        metadata_entry(pax_record(b"path", b"p" * 5000)),
+        metadata_entry(pax_record(b"uid", b"9" * 4400)) + header(),
+        metadata_entry(pax_record(b"mtime", b"9" * 900_000)) + header(),
     ],
     ids=["x", "g", "L", "comment", "records", "path", "uid", "mtime"],
 )
@@ -366,9 +366,9 @@ def test_many_entries_take_little_memory(tmp_path: Path) -> None:
         header(size=b"\xff" * 12),
         header(size=b"-0000000001\0"),
         header(size=b"77777777777\0"),
-        metadata(pax(b"size", b"-1")) + header(),
-        metadata(pax(b"size", b"%d" % (1 << 62))) + header(),
-        metadata(pax(b"size", b"1e9")) + header(),
+        metadata_entry(pax_record(b"size", b"-1")) + header(),
+        metadata_entry(pax_record(b"size", b"%d" % (1 << 62))) + header(),
+        metadata_entry(pax_record(b"size", b"1e9")) + header(),
         header(size=b"4000") + padded(b"x" * 100),
     ],
     ids=[

@@ -33,7 +33,7 @@ FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 UNKNOWN = {"os": "unknown", "architecture": "unknown"}
 
 
-def platforms(memory: MemoryImage) -> list[str]:
+def image_platforms(memory: MemoryImage) -> list[str]:
     return [str(platform) for platform, _ in Image(memory).platform_manifests]
 
 
@@ -52,7 +52,7 @@ def test_every_flipped_byte_is_detected() -> None:
 
 def test_platforms_in_index_order() -> None:
     memory = hello()
-    assert platforms(memory) == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
+    assert image_platforms(memory) == ["linux/amd64", "linux/arm64", "linux/arm/v7"]
     assert len(Image(memory).index.manifests) == 3
 
 
@@ -71,30 +71,30 @@ def test_attestations_and_artifacts_are_not_platforms() -> None:
             {**artifact, "mediaType": "application/vnd.unknown", "platform": UNKNOWN},
         ]
     )
-    assert platforms(memory) == ["linux/amd64"]
+    assert image_platforms(memory) == ["linux/amd64"]
 
 
 def test_repeated_platform() -> None:
     memory = MemoryImage()
     memory.set_index([add_image(memory), add_image(memory)])
-    assert platforms(memory) == ["linux/amd64", "linux/amd64"]
+    assert image_platforms(memory) == ["linux/amd64", "linux/amd64"]
 
 
 def test_platform_of_single_manifest() -> None:
     memory = MemoryImage()
     entry = add_image(memory, "linux/arm/v6")
     del entry["platform"]
-    assert platforms(memory.set_root(entry)) == ["linux/arm/v6"]
+    assert image_platforms(memory.set_root(entry)) == ["linux/arm/v6"]
 
 
 def test_platform_from_config() -> None:
     memory = MemoryImage()
     entry = add_image(memory, "linux/s390x")
     del entry["platform"]
-    assert platforms(memory.set_index([entry])) == ["linux/s390x"]
+    assert image_platforms(memory.set_index([entry])) == ["linux/s390x"]
 
 
-def nested(depth: int) -> MemoryImage:
+def nested_image(depth: int) -> MemoryImage:
     memory = MemoryImage()
     entry = add_image(memory)
     for _ in range(depth):
@@ -103,9 +103,9 @@ def nested(depth: int) -> MemoryImage:
 
 
 def test_index_depth_limit() -> None:
-    assert platforms(nested(3)) == ["linux/amd64"]
+    assert image_platforms(nested_image(3)) == ["linux/amd64"]
     with pytest.raises(MalformedImage, match="nested more than 3 deep"):
-        platforms(nested(4))
+        image_platforms(nested_image(4))
 
 
 def test_index_entry_limit() -> None:
@@ -114,7 +114,7 @@ def test_index_entry_limit() -> None:
     for _ in range(2):
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
     with pytest.raises(LimitExceeded, match=f"more than {LIMITS.manifests} entries"):
-        platforms(memory.set_root(entry))
+        image_platforms(memory.set_root(entry))
     assert len(memory.opened) == 3  # each index once
 
 
@@ -129,13 +129,16 @@ def test_unknown_media_types() -> None:
         Image(memory).config(descriptor(artifact))
 
 
-def kinds(memory: MemoryImage) -> list[str]:
+def entry_kinds(memory: MemoryImage) -> list[str]:
     return [entry.kind.value for entry in Image(memory).entries]
 
 
-def attestation(memory: MemoryImage, about: str, *, subject: str | None = None) -> Json:
+def add_attestation(memory: MemoryImage, attested: str, *, subject: str | None = None) -> Json:
     """Add an attestation with annotations or, given a subject, one as an OCI artifact."""
-    annotations = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
+    annotations = {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": attested,
+    }
     if subject is None:
         return {**put_manifest(memory, {}, []), "platform": UNKNOWN, "annotations": annotations}
     document = {
@@ -158,25 +161,25 @@ def test_entry_kinds() -> None:
     )
     inner = memory.put(index_json([bare, empty]), OCI_INDEX)
     other = memory.put(b"text", "text/plain")
-    memory.set_index([entry, attestation(memory, entry["digest"]), inner, other])
-    assert kinds(memory) == ["image", "attestation", "index", "image", "artifact", "artifact"]
-    assert platforms(memory) == ["linux/amd64", "linux/arm64"]
+    memory.set_index([entry, add_attestation(memory, entry["digest"]), inner, other])
+    assert entry_kinds(memory) == ["image", "attestation", "index", "image", "artifact", "artifact"]
+    assert image_platforms(memory) == ["linux/amd64", "linux/arm64"]
 
 
 def test_attested_images() -> None:
     memory = MemoryImage()
     one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
-    both = {**attestation(memory, one, subject=two), "annotations": {"vnd.docker.reference.digest": one}}
-    entries = [attestation(memory, one), attestation(memory, "", subject=two), both]
+    both = {**add_attestation(memory, one, subject=two), "annotations": {"vnd.docker.reference.digest": one}}
+    entries = [add_attestation(memory, one), add_attestation(memory, "", subject=two), both]
     memory.set_index(entries)
-    assert kinds(memory) == ["attestation"] * 3
+    assert entry_kinds(memory) == ["attestation"] * 3
     targets = [Image(memory).attested_images(entry.descriptor) for entry in Image(memory).entries]
     assert [[str(digest) for digest in each] for each in targets] == [[one], [two], [one, two]]
 
 
 def test_attestation_with_invalid_digest() -> None:
     memory = MemoryImage()
-    memory.set_index([attestation(memory, "sha256:../../x")])
+    memory.set_index([add_attestation(memory, "sha256:../../x")])
     with pytest.raises(MalformedImage, match="is not a valid digest"):
         Image(memory).attested_images(Image(memory).entries[0].descriptor)
 
@@ -272,10 +275,10 @@ def test_reachable() -> None:
 
 
 def test_reachable_of_partial_source() -> None:
-    class Partial(MemoryImage):
+    class PartialImage(MemoryImage):
         def is_missing(self, blob: Descriptor) -> bool:
             return blob.media_type == LAYER_GZIP
 
-    memory = Partial(**vars(hello(["linux/amd64"])))
+    memory = PartialImage(**vars(hello(["linux/amd64"])))
     with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here"):
         Image(memory).reachable()

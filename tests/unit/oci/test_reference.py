@@ -54,7 +54,7 @@ def test_digest_is_the_identifier() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "message"),
     [
         ("", "it is empty"),
         ("a" * 1025, "longer than 1024"),
@@ -104,23 +104,23 @@ def test_digest_is_the_identifier() -> None:
         ("docker://alpine", "is a URL"),
     ],
 )
-def test_invalid_reference(text: str, why: str) -> None:
-    with pytest.raises(UsageError, match=why) as caught:
+def test_invalid_reference(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as excinfo:
         Reference.parse(text)
-    assert caught.value.exit_code == 2
-    assert caught.value.hint
-    assert len(str(caught.value)) < 2000
+    assert excinfo.value.exit_code == 2
+    assert excinfo.value.hint
+    assert len(str(excinfo.value)) < 2000
 
 
 def test_equals_sign_in_digest() -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         Reference.parse(f"alpine@sha256={HEX}")
-    assert caught.value.hint == f"write the digest with a colon: alpine@{SHA}"
+    assert excinfo.value.hint == f"write the digest with a colon: alpine@{SHA}"
 
 
 def test_upper_case_repository() -> None:
-    with pytest.raises(UsageError, match="lower case") as caught:
+    with pytest.raises(UsageError, match="lower case") as excinfo:
         Reference.parse("quay.io/Team/app")
-    assert caught.value.hint == "write team instead of Team"
+    assert excinfo.value.hint == "write team instead of Team"
     with pytest.raises(UsageError, match="lower case"):
         Reference.parse("Alpine")

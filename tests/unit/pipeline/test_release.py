@@ -33,7 +33,7 @@ from tests.support.oci import (
 from tests.support.registry.fake import fake_registry
 from tests.support.registry.pushing import Push, push
 from tests.support.scripted import Scripted
-from tests.unit.oci.transports.test_docker_archive import one_image
+from tests.unit.oci.transports.test_docker_archive import single_image
 
 __all__ = ["push"]
 
@@ -329,7 +329,7 @@ def test_push_compressed_archive(push: Push, releases: ReleaseService, tmp_path:
 
 
 def test_push_docker_archive(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
-    path = one_image().write(tmp_path / "saved.tar")
+    path = single_image().write(tmp_path / "saved.tar")
     result = releases.push(f"docker-archive:{path}", make_spec(push, "team/app:v1"))
     assert result.ok
     assert len({each.connection for each in push.server.requests("PUT /upload/*")}) == 1

@@ -15,7 +15,7 @@ from buildkit_tasks.run.backend import RunTask
 from buildkit_tasks.run.sandbox.availability import SandboxUnavailable
 from buildkit_tasks.run.service import BackendSelector, RunRequest, run_emulated
 
-AMD64, ARM64, SIX = parse_platforms(["linux/amd64", "linux/arm64", "linux/arm/v6"])
+AMD64, ARM64, ARM_V6 = parse_platforms(["linux/amd64", "linux/arm64", "linux/arm/v6"])
 IMAGE = "oci-archive:image.tar"
 
 
@@ -23,7 +23,7 @@ IMAGE = "oci-archive:image.tar"
 class FakeBackends:
     """Both backends, which record what they run; tasks of the platform ``slow`` end last."""
 
-    platforms: Sequence[Platform] = (AMD64, ARM64, SIX)
+    platforms: Sequence[Platform] = (AMD64, ARM64, ARM_V6)
     unavailable: str = ""
     messages: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
@@ -106,10 +106,10 @@ def test_auto_falls_back_to_docker() -> None:
 
 def test_requested_sandbox_unavailable() -> None:
     backends = FakeBackends(unavailable="userns is off")
-    with pytest.raises(SandboxUnavailable, match="userns is off") as caught:
+    with pytest.raises(SandboxUnavailable, match="userns is off") as excinfo:
         run_emulated(RunRequest(image=IMAGE), backends.selector("sandbox"))
-    assert caught.value.exit_code == 3
-    assert "--runner=docker" in str(caught.value)
+    assert excinfo.value.exit_code == 3
+    assert "--runner=docker" in str(excinfo.value)
     assert backends.opened == []
 
 
@@ -169,7 +169,7 @@ def test_unsupported_platform(platform: Platform, cpu: str) -> None:
 
 
 def test_check_platforms() -> None:
-    backends = FakeBackends(platforms=(AMD64, SIX))
+    backends = FakeBackends(platforms=(AMD64, ARM_V6))
     checks = (
         SmokeCheck(command="app --version", timeout=5.0),
         SmokeCheck(command="test", platforms=("arm/v6",)),
@@ -177,8 +177,8 @@ def test_check_platforms() -> None:
     run_emulated(RunRequest(image=IMAGE, checks=checks, timeout=60.0, jobs=1), backends.selector())
     assert [(task.platform, task.args, task.timeout) for task in backends.ran] == [
         (AMD64, ("app", "--version"), 5.0),
-        (SIX, ("app", "--version"), 5.0),
-        (SIX, ("test",), 60.0),
+        (ARM_V6, ("app", "--version"), 5.0),
+        (ARM_V6, ("test",), 60.0),
     ]
 
 
@@ -187,7 +187,7 @@ def test_check_platforms() -> None:
     [("max", [""]), ("floor", ["arm1176"]), ("both", ["", "arm1176"]), ("cortex-a7", ["cortex-a7"])],
 )
 def test_cpu_models(cpu: str, models: list[str]) -> None:
-    backends = FakeBackends(platforms=(SIX,))
+    backends = FakeBackends(platforms=(ARM_V6,))
     run_emulated(RunRequest(image=IMAGE, cpu=cpu, jobs=1), backends.selector())
     assert [task.cpu for task in backends.ran] == models
 
@@ -211,7 +211,7 @@ def test_interrupt_stops_backend() -> None:
     assert backends.stopped
 
 
-CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))
+TWO_CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))
     ],
 )
 def test_command_overrides_checks(origin: SettingOrigin, commands: list[str]) -> None:
-    settings = Settings(checks=CHECKS, command="new", origins={"command": origin})
+    settings = Settings(checks=TWO_CHECKS, command="new", origins={"command": origin})
     assert [check.command for check in RunRequest.from_settings(IMAGE, (), settings).checks] == commands
 
 

@@ -20,20 +20,20 @@ def add_image(memory: MemoryImage) -> Json:
     return add_platform(memory, ARM64, [tar], Entrypoint=["/main"])
 
 
-def statement(about: str) -> bytes:
-    digest = {"sha256": about.removeprefix("sha256:")}
+def statement(subject: str) -> bytes:
+    digest = {"sha256": subject.removeprefix("sha256:")}
     return json.dumps({"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": digest}]}).encode()
 
 
-def layers(memory: MemoryImage, about: str, *predicates: str) -> list[Json]:
+def put_layers(memory: MemoryImage, subject: str, *predicates: str) -> list[Json]:
     return [
-        memory.put(statement(about) + b" " * number, IN_TOTO, annotations={PREDICATE: predicate})
+        memory.put(statement(subject) + b" " * number, IN_TOTO, annotations={PREDICATE: predicate})
         for number, predicate in enumerate(predicates)
     ]
 
 
-def annotated(
-    memory: MemoryImage, about: str, *, says: str | None = None, predicates: tuple[str, ...] = (SLSA,)
+def add_annotated(
+    memory: MemoryImage, subject: str, *, stated: str | None = None, predicates: tuple[str, ...] = (SLSA,)
 ) -> Json:
     """Add an attestation with platform unknown/unknown and annotations of the index entry."""
     config = {"os": "unknown", "architecture": "unknown", "rootfs": {"type": "layers", "diff_ids": []}}
@@ -41,22 +41,25 @@ def annotated(
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": memory.put(config, OCI_CONFIG),
-        "layers": layers(memory, says or about, *predicates),
+        "layers": put_layers(memory, stated or subject, *predicates),
     }
-    annotations = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": about}
+    annotations = {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": subject,
+    }
     unknown = {"os": "unknown", "architecture": "unknown"}
     return memory.put(manifest, OCI_MANIFEST, platform=unknown, annotations=annotations)
 
 
-def artifact(memory: MemoryImage, about: Json) -> Json:
+def add_artifact(memory: MemoryImage, subject: Json) -> Json:
     """Add an attestation as an OCI artifact with an empty configuration and a subject."""
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "artifactType": "application/vnd.docker.attestation.manifest.v1+json",
         "config": {"mediaType": EMPTY_CONFIG, "digest": str(Digest.from_bytes(b"{}")), "size": 2},
-        "layers": layers(memory, about["digest"], SPDX),
-        "subject": {key: about[key] for key in ("mediaType", "digest", "size")},
+        "layers": put_layers(memory, subject["digest"], SPDX),
+        "subject": {key: subject[key] for key in ("mediaType", "digest", "size")},
     }
     kind = "application/vnd.docker.attestation.manifest.v1+json"
     return memory.put(manifest, OCI_MANIFEST, artifactType=kind)
@@ -75,7 +78,7 @@ def test_both_formats_are_counted() -> None:
     memory = MemoryImage()
     entry = add_image(memory)
     index = memory.set_index(
-        [entry, annotated(memory, entry["digest"], predicates=(SLSA, SPDX)), artifact(memory, entry)]
+        [entry, add_annotated(memory, entry["digest"], predicates=(SLSA, SPDX)), add_artifact(memory, entry)]
     )
     report = verify(index, (), "it")
     assert report.ok
@@ -94,7 +97,7 @@ def test_unknown_target(form: str) -> None:
     memory = MemoryImage()
     entry = add_image(memory)
     other = {**entry, "digest": str(Digest.from_bytes(b"another"))}
-    dangling = annotated(memory, other["digest"]) if form == "annotated" else artifact(memory, other)
+    dangling = add_annotated(memory, other["digest"]) if form == "annotated" else add_artifact(memory, other)
     report = verify(memory.set_index([entry, dangling]), (), "it")
     assert [row.ok for row in report.platforms] == [True, False]
     _, check = attestation_checks(report)[0]
@@ -105,7 +108,7 @@ def test_unknown_target(form: str) -> None:
 def test_no_target() -> None:
     memory = MemoryImage()
     entry = add_image(memory)
-    unattached = {**annotated(memory, entry["digest"]), "annotations": {}}
+    unattached = {**add_annotated(memory, entry["digest"]), "annotations": {}}
     _, check = attestation_checks(verify(memory.set_index([entry, unattached]), (), "it"))[0]
     assert not check.ok
     assert "it is about no image; it has to be about one image" in check.message
@@ -115,25 +118,25 @@ def test_statement_of_other_image() -> None:
     memory = MemoryImage()
     entry = add_image(memory)
     other = str(Digest.from_bytes(b"another"))
-    wrong = annotated(memory, entry["digest"], says=other)
+    wrong = add_annotated(memory, entry["digest"], stated=other)
     report = verify(memory.set_index([entry, wrong]), (), "it")
     platform, check = attestation_checks(report)[0]
     assert (platform, check.ok) == (ARM64, False)
     assert f"its statement is about {other.removeprefix('sha256:')}" in check.message
 
 
-@pytest.mark.parametrize("which", ["manifest", "config", "layer"])
-def test_flipped_byte(which: str) -> None:
+@pytest.mark.parametrize("blob", ["manifest", "config", "layer"])
+def test_flipped_byte(blob: str) -> None:
     memory = MemoryImage()
     entry = add_image(memory)
-    attestation = annotated(memory, entry["digest"])
+    attestation = add_annotated(memory, entry["digest"])
     document = json.loads(memory.blobs[attestation["digest"]])
     digests = {
         "manifest": attestation["digest"],
         "config": document["config"]["digest"],
         "layer": document["layers"][0]["digest"],
     }
-    memory.blobs[digests[which]] = flip(memory.blobs[digests[which]])
+    memory.blobs[digests[blob]] = flip(memory.blobs[digests[blob]])
     report = verify(memory.set_index([entry, attestation]), (), "it")
     assert not report.ok
     assert [check.ok for _, check in attestation_checks(report)] == [False]

@@ -11,11 +11,13 @@ from buildkit_tasks.verify.binaries import compile_globs
 from tests.support.elf import ISA_NEEDED, ISA_USED, Target, elf, target_of
 from tests.support.oci import hard_link, make_tar, probe_program, single_platform_image, symlink
 
-AMD64, ARM64, V6, V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
-SOFT, HARD = 0x05000200, 0x05000400
+AMD64, ARM64, ARM_V6, ARM_V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
+SOFT_FLOAT, HARD_FLOAT = 0x05000200, 0x05000400
 
 
-def checks(files: Mapping[str, bytes], platform: str = AMD64, *allowed: str, **start: object) -> list[Check]:
+def verify_files(
+    files: Mapping[str, bytes], platform: str = AMD64, *allowed: str, **start: object
+) -> list[Check]:
     image = single_platform_image([make_tar(files)], platform, **start)
     return list(verify(image, (), "the image", VerifyOptions(allow_foreign=allowed)).platforms[0].checks)
 
@@ -24,25 +26,27 @@ def select(name: str, results: list[Check]) -> list[Check]:
     return [check for check in results if check.name == name]
 
 
-def single(name: str, results: list[Check]) -> Check:
+def select_one(name: str, results: list[Check]) -> Check:
     matching = select(name, results)
     assert len(matching) == 1, matching
     return matching[0]
 
 
-def arm(flags: int) -> bytes:
-    return elf(dataclasses.replace(target_of(V7), flags=flags), needed=["libc.so.6"])
+def arm_binary(flags: int) -> bytes:
+    return elf(dataclasses.replace(target_of(ARM_V7), flags=flags), needed=["libc.so.6"])
 
 
 def test_matching_binaries_are_counted() -> None:
-    check = single("binaries", checks({"a": probe_program(AMD64), "lib/b.so": elf(AMD64), "text": b"x"}))
+    check = select_one(
+        "binaries", verify_files({"a": probe_program(AMD64), "lib/b.so": elf(AMD64), "text": b"x"})
+    )
     assert (check.ok, check.message) == (True, "2 binaries")
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3, 4])
 def test_foreign_file_of_any_type(kind: int) -> None:
-    results = checks({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe_program(AMD64)})
-    check = single("binaries", results)
+    results = verify_files({"opt/deep/er/file": elf(ARM64, kind=kind), "main": probe_program(AMD64)})
+    check = select_one("binaries", results)
     assert (check.ok, check.path) == (False, "/opt/deep/er/file")
     assert (check.expected, check.actual) == ("amd64", "arm64")
     assert check.layer.startswith("sha256:")
@@ -60,11 +64,14 @@ def test_foreign_file_of_any_type(kind: int) -> None:
     ],
 )
 def test_machine_names(target: Target, name: str) -> None:
-    assert f"is made for {name}, not for amd64" in single("binaries", checks({"a": elf(target)})).message
+    assert (
+        f"is made for {name}, not for amd64"
+        in select_one("binaries", verify_files({"a": elf(target)})).message
+    )
 
 
 def test_many_foreign_files() -> None:
-    results = select("binaries", checks({f"f{number}": elf(ARM64) for number in range(103)}))
+    results = select("binaries", verify_files({f"f{number}": elf(ARM64) for number in range(103)}))
     assert len(results) == 101
     assert not any(check.ok for check in results)
     assert results[-1].message == "3 more files are not made for amd64"
@@ -74,7 +81,7 @@ def test_many_foreign_files() -> None:
 @pytest.mark.parametrize("code", [247, 190, 224, 94])
 def test_device_code(code: int) -> None:
     target = Target(bits=64, order="little", machine=code)
-    check = single("binaries", checks({"kernel.o": elf(target, kind=1), "a": probe_program(AMD64)}))
+    check = select_one("binaries", verify_files({"kernel.o": elf(target, kind=1), "a": probe_program(AMD64)}))
     assert (check.ok, check.message) == (True, "1 binary, 1 for other processors (such as /kernel.o)")
 
 
@@ -82,7 +89,7 @@ def test_device_code(code: int) -> None:
     "pattern", ["/opt/*", "/opt/tools/arm64", "opt/tools/*", "tools/*", "arm64", "*/arm64", "**/tools/**"]
 )
 def test_allowed_globs(pattern: str) -> None:
-    check = single("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
+    check = select_one("binaries", verify_files({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
     assert (check.ok, check.message) == (
         True,
         "0 binaries, 1 foreign and allowed (such as /opt/tools/arm64)",
@@ -93,7 +100,7 @@ def test_allowed_globs(pattern: str) -> None:
     "pattern", ["/tools/*", "opt", "/opt", "ools/arm64", "arm6", "OPT/*", "/opt/tools/arm6[5]"]
 )
 def test_globs_without_match(pattern: str) -> None:
-    assert not single("binaries", checks({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern)).ok
+    assert not select_one("binaries", verify_files({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern)).ok
 
 
 def test_no_globs() -> None:
@@ -102,18 +109,18 @@ def test_no_globs() -> None:
 
 def test_allowed_instruction_set() -> None:
     files = {"opt/v3/lib.so": elf(AMD64, isa=[(ISA_NEEDED, 4)])}
-    assert not single("instruction-set", checks(files)).ok
-    assert single("instruction-set", checks(files, AMD64, "/opt/v3/*")).ok
+    assert not select_one("instruction-set", verify_files(files)).ok
+    assert select_one("instruction-set", verify_files(files, AMD64, "/opt/v3/*")).ok
 
 
 def test_entrypoint_is_reported_once() -> None:
-    results = checks({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
-    assert single("entrypoint-arch", results).path == "/main"
-    assert single("binaries", results).path == "/other"
+    results = verify_files({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
+    assert select_one("entrypoint-arch", results).path == "/main"
+    assert select_one("binaries", results).path == "/other"
 
 
 def test_damaged_file() -> None:
-    results = select("binaries", checks({"cut": probe_program(AMD64)[:20], "a": probe_program(AMD64)}))
+    results = select("binaries", verify_files({"cut": probe_program(AMD64)[:20], "a": probe_program(AMD64)}))
     assert [(check.ok, check.warning) for check in results] == [(True, True), (True, False)]
     assert results[0].path == "/cut"
     assert results[0].message == (
@@ -132,7 +139,7 @@ def test_path_that_is_not_utf8() -> None:
     tar = make_tar({"caf?": elf(ARM64)}).replace(b"caf?", b"caf\xe9")
     tar = tar[:148] + b"%06o\0 " % (sum(tar[:148]) + sum(tar[156:512]) + 8 * 32) + tar[156:]
     report = verify(single_platform_image([tar], AMD64), (), "the image")
-    check = single("binaries", list(report.platforms[0].checks))
+    check = select_one("binaries", list(report.platforms[0].checks))
     check.path.encode()
     assert check.path.startswith("/caf\\")
 
@@ -151,37 +158,39 @@ def test_path_that_is_not_utf8() -> None:
     ],
 )
 def test_isa_note_against_baseline(bits: int, platform: str, ok: bool) -> None:
-    check = single("instruction-set", checks({"a": elf(platform, isa=[(ISA_NEEDED, bits)])}, platform))
+    check = select_one(
+        "instruction-set", verify_files({"a": elf(platform, isa=[(ISA_NEEDED, bits)])}, platform)
+    )
     assert (check.ok, check.expected) == (ok, platform)
     assert ("needs x86-64-v" in check.message) == (not ok)
 
 
 def test_isa_note_of_used_features() -> None:
-    check = single("instruction-set", checks({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
+    check = select_one("instruction-set", verify_files({"a": elf(AMD64, isa=[(ISA_USED, 0b1000)])}))
     assert (check.ok, check.message) == (True, "none in 1 of 1, which proves nothing")
 
 
 def test_files_without_isa_info() -> None:
     files = {"a": elf(AMD64), "b": elf(AMD64), "c": elf(AMD64, isa=[(ISA_NEEDED, 1)])}
-    assert single("instruction-set", checks(files)).message == (
+    assert select_one("instruction-set", verify_files(files)).message == (
         "x86 ISA note in 1; none in 2 of 3, which proves nothing"
     )
 
 
 def test_no_binaries() -> None:
-    assert select("instruction-set", checks({"a": b"text"})) == []
+    assert select("instruction-set", verify_files({"a": b"text"})) == []
 
 
 def test_many_files_above_baseline() -> None:
     above_baseline = elf(AMD64, isa=[(ISA_NEEDED, 4)])
-    results = select("instruction-set", checks({f"f{number}": above_baseline for number in range(102)}))
+    results = select("instruction-set", verify_files({f"f{number}": above_baseline for number in range(102)}))
     assert len(results) == 101
     assert results[-1].message == "2 more binaries need more than the baseline of linux/amd64"
 
 
 def test_other_operating_system() -> None:
     target = dataclasses.replace(target_of(AMD64), abi=9)
-    check = single("instruction-set", checks({"a": elf(target)}))
+    check = select_one("instruction-set", verify_files({"a": elf(target)}))
     assert (check.ok, check.path) == (False, "/a")
     assert "needs FreeBSD" in check.message
 
@@ -190,22 +199,34 @@ def test_other_operating_system() -> None:
 
 
 def test_mixed_float_abis() -> None:
-    files = {"lib/a.so": arm(HARD), "lib/b.so": arm(HARD), "opt/c.so": arm(SOFT)}
-    check = single("float-abi", checks(files, V7))
+    files = {
+        "lib/a.so": arm_binary(HARD_FLOAT),
+        "lib/b.so": arm_binary(HARD_FLOAT),
+        "opt/c.so": arm_binary(SOFT_FLOAT),
+    }
+    check = select_one("float-abi", verify_files(files, ARM_V7))
     assert (check.ok, check.path, check.expected, check.actual) == (False, "/opt/c.so", "hard", "soft")
     assert check.layer.startswith("sha256:")
     assert "/opt/c.so passes floating-point numbers in integer registers (soft or softfp)" in check.message
     assert "they cannot be loaded into one process" in check.message
 
 
-@pytest.mark.parametrize("flags", [HARD, SOFT, 0x05000000])
+@pytest.mark.parametrize("flags", [HARD_FLOAT, SOFT_FLOAT, 0x05000000])
 def test_one_float_abi(flags: int) -> None:
-    assert select("float-abi", checks({"lib/a.so": arm(flags), "lib/b.so": arm(flags)}, V7)) == []
+    assert (
+        select(
+            "float-abi", verify_files({"lib/a.so": arm_binary(flags), "lib/b.so": arm_binary(flags)}, ARM_V7)
+        )
+        == []
+    )
 
 
 def test_static_programs_mix_float_abis() -> None:
-    static = elf(dataclasses.replace(target_of(V7), flags=SOFT))
-    assert select("float-abi", checks({"lib/a.so": arm(HARD), "bin/tool": static}, V7)) == []
+    static = elf(dataclasses.replace(target_of(ARM_V7), flags=SOFT_FLOAT))
+    assert (
+        select("float-abi", verify_files({"lib/a.so": arm_binary(HARD_FLOAT), "bin/tool": static}, ARM_V7))
+        == []
+    )
 
 
 # Unknown machines.
@@ -213,5 +234,5 @@ def test_static_programs_mix_float_abis() -> None:
 
 @pytest.mark.parametrize("platform", ["windows/amd64", "linux/z80"])
 def test_unknown_machine(platform: str) -> None:
-    results = checks({"a": elf(ARM64)}, platform)
+    results = verify_files({"a": elf(ARM64)}, platform)
     assert select("binaries", results) == select("instruction-set", results) == []

@@ -11,13 +11,13 @@ from buildkit_tasks.verify import VerifyOptions, verify
 from tests.support.elf import EXECUTABLE, ISA_NEEDED, elf
 from tests.support.oci import hard_link, make_tar, single_platform_image, symlink
 
-AMD64, V7 = "linux/amd64", "linux/arm/v7"
+AMD64, ARM_V7 = "linux/amd64", "linux/arm/v7"
 GLIBC, MUSL = "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"
 TRIPLET = "lib/x86_64-linux-gnu"
 LIBRARY = elf(AMD64)
 
 
-def app(*needed: str, platform: str = AMD64, interpreter: str = GLIBC, **more: str) -> bytes:
+def dynamic_program(*needed: str, platform: str = AMD64, interpreter: str = GLIBC, **more: str) -> bytes:
     return elf(platform, interpreter=interpreter, needed=needed, **more)  # type: ignore[arg-type]
 
 
@@ -30,12 +30,12 @@ def check_app(
     env: Sequence[str] = (),
 ) -> Check:
     """Return the only ``starts`` check of ``/bin/app`` among these files and a loader."""
-    checks = all_checks(files, others, platform=platform, loader=loader, env=env)
+    checks = check_all(files, others, platform=platform, loader=loader, env=env)
     assert len(checks) == 1, checks
     return checks[0]
 
 
-def all_checks(
+def check_all(
     files: Mapping[str, bytes],
     others: Iterable[tarfile.TarInfo] = (),
     *,
@@ -51,7 +51,7 @@ def all_checks(
     return [check for check in report.platforms[0].checks if check.name == "starts"]
 
 
-def missing(check: Check) -> str:
+def missing_library(check: Check) -> str:
     """Return the library that a failing check is about."""
     assert not check.ok, check.message
     return check.expected
@@ -67,7 +67,7 @@ def test_static_program() -> None:
 
 def test_libraries_are_counted() -> None:
     files = {
-        "bin/app": app("liba.so", "libb.so"),
+        "bin/app": dynamic_program("liba.so", "libb.so"),
         f"{TRIPLET}/liba.so": LIBRARY,
         f"{TRIPLET}/libb.so": LIBRARY,
     }
@@ -77,11 +77,14 @@ def test_libraries_are_counted() -> None:
 
 
 def test_loader_without_libraries() -> None:
-    assert check_app({"bin/app": app()}).message == f"/bin/app finds its loader {GLIBC} and no library"
+    assert (
+        check_app({"bin/app": dynamic_program()}).message
+        == f"/bin/app finds its loader {GLIBC} and no library"
+    )
 
 
 def test_invalid_interpreter_path() -> None:
-    empty = app(interpreter="\0")
+    empty = dynamic_program(interpreter="\0")
     check = check_app({"bin/app": empty})
     assert (check.ok, check.message) == (
         False, "linux/amd64: /bin/app cannot start: it has an empty interpreter path",
@@ -89,26 +92,26 @@ def test_invalid_interpreter_path() -> None:
 
 
 def test_missing_loader() -> None:
-    check = check_app({"bin/app": app()}, loader="")
+    check = check_app({"bin/app": dynamic_program()}, loader="")
     assert (check.ok, check.expected, check.path) == (False, GLIBC, "/bin/app")
     assert check.message == f"{AMD64}: /bin/app cannot start: its loader {GLIBC} is not in the image"
 
 
 def test_glibc_program_in_musl_image() -> None:
-    message = check_app({"bin/app": app()}, loader=MUSL).message
+    message = check_app({"bin/app": dynamic_program()}, loader=MUSL).message
     assert "it was linked against glibc, and this is a musl image (Alpine)" in message
 
 
 def test_musl_program_in_glibc_image() -> None:
-    message = check_app({"bin/app": app(interpreter=MUSL)}).message
+    message = check_app({"bin/app": dynamic_program(interpreter=MUSL)}).message
     assert "it was linked against musl, and this is a glibc image;" in message
     assert "Alpine" not in message
 
 
 def test_loader_of_other_float_abi() -> None:
     soft, hard = "/lib/ld-linux.so.3", "/lib/ld-linux-armhf.so.3"
-    files = {"bin/app": app(platform=V7, interpreter=hard)}
-    message = check_app(files, platform=V7, loader=soft).message
+    files = {"bin/app": dynamic_program(platform=ARM_V7, interpreter=hard)}
+    message = check_app(files, platform=ARM_V7, loader=soft).message
     assert f"its loader {hard} is not in the image; it has {soft}, of another ABI" in message
 
 
@@ -120,13 +123,13 @@ def test_loader_of_other_float_abi() -> None:
     ],
 )
 def test_unusable_loader(data: bytes, message: str) -> None:
-    assert message in check_app({"bin/app": app(), GLIBC[1:]: data}, loader="").message
+    assert message in check_app({"bin/app": dynamic_program(), GLIBC[1:]: data}, loader="").message
 
 
 def test_loader_is_not_executable() -> None:
     info = hard_link("lib64/unused", GLIBC[1:])
     info.name, info.type, info.mode = GLIBC[1:], tarfile.REGTYPE, 0o644
-    tar = make_tar({"bin/app": app()})[:-1024].rstrip(b"\0")
+    tar = make_tar({"bin/app": dynamic_program()})[:-1024].rstrip(b"\0")
     tar += bytes(-len(tar) % 512)
     loader = elf(AMD64)
     info.size, info.linkname = len(loader), ""
@@ -138,19 +141,19 @@ def test_loader_is_not_executable() -> None:
 
 def test_loader_behind_links() -> None:
     link = symlink("lib64", "usr/lib64")
-    files = {"bin/app": app()}
+    files = {"bin/app": dynamic_program()}
     assert check_app({**files, f"usr{GLIBC}": elf(AMD64)}, [link], loader="").ok
     dangling = symlink(GLIBC[1:], "../gone/ld.so")
-    assert missing(check_app(files, [dangling], loader="")) == GLIBC
+    assert missing_library(check_app(files, [dangling], loader="")) == GLIBC
 
 
 # Libraries.
 
 
 def test_missing_library() -> None:
-    files = {"bin/app": app("liba.so"), f"{TRIPLET}/liba.so": elf(AMD64, needed=["libgone.so"])}
+    files = {"bin/app": dynamic_program("liba.so"), f"{TRIPLET}/liba.so": elf(AMD64, needed=["libgone.so"])}
     check = check_app(files)
-    assert missing(check) == "libgone.so"
+    assert missing_library(check) == "libgone.so"
     assert check.actual == "missing"
     assert check.path == f"/{TRIPLET}/liba.so"
     assert check.message == f"{AMD64}: /{TRIPLET}/liba.so needs libgone.so, which is not in the image"
@@ -158,10 +161,10 @@ def test_missing_library() -> None:
 
 def test_missing_libraries_are_reported_once() -> None:
     files = {
-        "bin/app": app("libx.so", "libx.so", "liba.so"),
+        "bin/app": dynamic_program("libx.so", "libx.so", "liba.so"),
         "lib/liba.so": elf(AMD64, needed=["libx.so", "liby.so"]),
     }
-    assert [missing(check) for check in all_checks(files)] == ["libx.so", "liby.so"]
+    assert [missing_library(check) for check in check_all(files)] == ["libx.so", "liby.so"]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +172,8 @@ def test_missing_libraries_are_reported_once() -> None:
     [(elf("linux/arm64"), "is made for arm64"), (b"INPUT(libm.so.6)", "is not an ELF file")],
 )
 def test_unusable_library(data: bytes, message: str) -> None:
-    check = check_app({"bin/app": app("liba.so"), "usr/lib/liba.so": data})
-    assert missing(check) == "liba.so"
+    check = check_app({"bin/app": dynamic_program("liba.so"), "usr/lib/liba.so": data})
+    assert missing_library(check) == "liba.so"
     assert message in check.actual
     assert "/usr/lib/liba.so" in check.message
     assert message in check.message
@@ -178,7 +181,7 @@ def test_unusable_library(data: bytes, message: str) -> None:
 
 def test_usable_library_after_unusable_one() -> None:
     files = {
-        "bin/app": app("liba.so"),
+        "bin/app": dynamic_program("liba.so"),
         f"{TRIPLET}/liba.so": elf("linux/386"),
         "usr/lib/liba.so": LIBRARY,
     }
@@ -187,7 +190,7 @@ def test_usable_library_after_unusable_one() -> None:
 
 def test_circular_dependencies() -> None:
     files = {
-        "bin/app": app("liba.so"),
+        "bin/app": dynamic_program("liba.so"),
         "lib/liba.so": elf(AMD64, needed=["libb.so"]),
         "lib/libb.so": elf(AMD64, needed=["liba.so", "libb.so"]),
     }
@@ -195,28 +198,34 @@ def test_circular_dependencies() -> None:
 
 
 def test_library_with_two_names() -> None:
-    files = {"bin/app": app("liba.so", "liba.so.1"), "lib/liba.so.1.0": LIBRARY}
+    files = {"bin/app": dynamic_program("liba.so", "liba.so.1"), "lib/liba.so.1.0": LIBRARY}
     links = [symlink("lib/liba.so", "liba.so.1.0"), symlink("lib/liba.so.1", "liba.so")]
     assert "and 1 library" in check_app(files, links).message
 
 
 @pytest.mark.parametrize("folder", ["lib64", "usr/lib64", TRIPLET, f"usr/{TRIPLET}", "lib", "usr/lib"])
 def test_default_directories(folder: str) -> None:
-    assert check_app({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY}).ok
+    assert check_app({"bin/app": dynamic_program("liba.so"), f"{folder}/liba.so": LIBRARY}).ok
 
 
 @pytest.mark.parametrize("folder", ["usr/local/lib", "opt/lib", "bin", "lib/i386-linux-gnu"])
 def test_other_directories_are_not_searched(folder: str) -> None:
-    assert missing(check_app({"bin/app": app("liba.so"), f"{folder}/liba.so": LIBRARY})) == "liba.so"
+    assert (
+        missing_library(check_app({"bin/app": dynamic_program("liba.so"), f"{folder}/liba.so": LIBRARY}))
+        == "liba.so"
+    )
 
 
 @pytest.mark.parametrize("name", ["/opt/liba.so", "opt/liba.so", "$ORIGIN/../opt/liba.so"])
 def test_needed_path(name: str) -> None:
-    assert check_app({"bin/app": app(name), "opt/liba.so": LIBRARY}).ok
+    assert check_app({"bin/app": dynamic_program(name), "opt/liba.so": LIBRARY}).ok
 
 
 def test_needed_path_is_not_searched() -> None:
-    assert missing(check_app({"bin/app": app("/opt/liba.so"), "lib/liba.so": LIBRARY})) == "/opt/liba.so"
+    assert (
+        missing_library(check_app({"bin/app": dynamic_program("/opt/liba.so"), "lib/liba.so": LIBRARY}))
+        == "/opt/liba.so"
+    )
 
 
 # RPATH, RUNPATH and LD_LIBRARY_PATH (ld.so(8)).
@@ -225,27 +234,33 @@ def test_needed_path_is_not_searched() -> None:
 @pytest.mark.parametrize("text", ["$ORIGIN/../opt", "${ORIGIN}/../opt", "/gone:/opt", "/opt/"])
 @pytest.mark.parametrize("kind", ["rpath", "runpath"])
 def test_rpath_and_runpath(kind: str, text: str) -> None:
-    assert check_app({"bin/app": app("liba.so", **{kind: text}), "opt/liba.so": LIBRARY}).ok
+    assert check_app({"bin/app": dynamic_program("liba.so", **{kind: text}), "opt/liba.so": LIBRARY}).ok
 
 
 def test_lib_and_platform_tokens() -> None:
-    files = {"bin/app": app("liba.so", runpath="/x/$LIB/$PLATFORM"), f"x/{TRIPLET}/x86_64/liba.so": LIBRARY}
+    files = {
+        "bin/app": dynamic_program("liba.so", runpath="/x/$LIB/$PLATFORM"),
+        f"x/{TRIPLET}/x86_64/liba.so": LIBRARY,
+    }
     assert check_app({**files, f"{TRIPLET}/other.so": LIBRARY}).ok
 
 
 def test_useless_rpath() -> None:
-    files = {"bin/app": app("liba.so", runpath="$ORIGIN/opt"), "opt/liba.so": LIBRARY}
-    assert missing(check_app(files)) == "liba.so"
+    files = {"bin/app": dynamic_program("liba.so", runpath="$ORIGIN/opt"), "opt/liba.so": LIBRARY}
+    assert missing_library(check_app(files)) == "liba.so"
 
 
 def test_origin_behind_link() -> None:
-    files = {"srv/app/bin/app": app("liba.so", runpath="$ORIGIN/../lib"), "srv/app/lib/liba.so": LIBRARY}
+    files = {
+        "srv/app/bin/app": dynamic_program("liba.so", runpath="$ORIGIN/../lib"),
+        "srv/app/lib/liba.so": LIBRARY,
+    }
     assert check_app(files, [symlink("bin/app", "../srv/app/bin/app")]).ok
 
 
 def _chain(kind: str) -> dict[str, bytes]:
     return {
-        "bin/app": app("liba.so", **{kind: "/opt"}),
+        "bin/app": dynamic_program("liba.so", **{kind: "/opt"}),
         "opt/liba.so": elf(AMD64, needed=["libb.so"]),
         "opt/libb.so": LIBRARY,
     }
@@ -253,41 +268,41 @@ def _chain(kind: str) -> dict[str, bytes]:
 
 def test_rpath_is_inherited() -> None:
     assert check_app(_chain("rpath")).ok
-    assert missing(check_app(_chain("runpath"))) == "libb.so"
+    assert missing_library(check_app(_chain("runpath"))) == "libb.so"
 
 
 def test_musl_inherits_runpath() -> None:
-    files = {**_chain("runpath"), "bin/app": app("liba.so", interpreter=MUSL, runpath="/opt")}
+    files = {**_chain("runpath"), "bin/app": dynamic_program("liba.so", interpreter=MUSL, runpath="/opt")}
     assert check_app(files, loader=MUSL).ok
 
 
 def test_rpath_beside_runpath() -> None:
-    program = app("liba.so", rpath="/opt", runpath="/gone")
-    assert missing(check_app({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
+    program = dynamic_program("liba.so", rpath="/opt", runpath="/gone")
+    assert missing_library(check_app({"bin/app": program, "opt/liba.so": LIBRARY})) == "liba.so"
 
 
 def test_rpath_beside_runpath_is_not_inherited() -> None:
-    files = {**_chain("runpath"), "bin/app": app("liba.so", rpath="/more", runpath="/opt")}
-    assert missing(check_app({**files, "more/libb.so": LIBRARY})) == "libb.so"
+    files = {**_chain("runpath"), "bin/app": dynamic_program("liba.so", rpath="/more", runpath="/opt")}
+    assert missing_library(check_app({**files, "more/libb.so": LIBRARY})) == "libb.so"
 
 
 def test_runpath_of_library_ends_inheritance() -> None:
     files = {**_chain("rpath"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
-    assert missing(check_app(files)) == "libb.so"
+    assert missing_library(check_app(files)) == "libb.so"
 
 
 def test_ld_library_path() -> None:
     env = ["LD_LIBRARY_PATH=/gone", "LD_LIBRARY_PATH=/else:/opt"]
     files = {**_chain("soname"), "opt/liba.so": elf(AMD64, needed=["libb.so"], runpath="/gone")}
     assert check_app(files, env=env).ok
-    assert missing(check_app(files, env=env[:1])) == "liba.so"
+    assert missing_library(check_app(files, env=env[:1])) == "liba.so"
 
 
 # Configuration of the loaders.
 
 
 def _configured(**files: bytes) -> dict[str, bytes]:
-    return {"bin/app": app("liba.so"), "opt/lib/liba.so": LIBRARY, **files}
+    return {"bin/app": dynamic_program("liba.so"), "opt/lib/liba.so": LIBRARY, **files}
 
 
 @pytest.mark.parametrize(
@@ -318,16 +333,16 @@ def test_ld_so_conf(files: dict[str, bytes]) -> None:
     ],
 )
 def test_directory_outside_ld_so_conf(files: dict[str, bytes]) -> None:
-    assert missing(check_app(_configured(**files))) == "liba.so"
+    assert missing_library(check_app(_configured(**files))) == "liba.so"
 
 
 def test_recursive_ld_so_conf() -> None:
     files = {"etc/ld.so.conf": b"include ld.so.conf\n" * 100}
-    assert missing(check_app(_configured(**files))) == "liba.so"
+    assert missing_library(check_app(_configured(**files))) == "liba.so"
 
 
 def _of_musl(*needed: str, **files: bytes) -> Check:
-    return check_app({"bin/app": app(*needed, interpreter=MUSL), **files}, loader=MUSL)
+    return check_app({"bin/app": dynamic_program(*needed, interpreter=MUSL), **files}, loader=MUSL)
 
 
 @pytest.mark.parametrize("folder", ["lib", "usr/local/lib", "usr/lib"])
@@ -336,19 +351,19 @@ def test_musl_default_directories(folder: str) -> None:
 
 
 def test_musl_ignores_multiarch_directories() -> None:
-    assert missing(_of_musl("liba.so", **{f"{TRIPLET}/liba.so": LIBRARY})) == "liba.so"
+    assert missing_library(_of_musl("liba.so", **{f"{TRIPLET}/liba.so": LIBRARY})) == "liba.so"
 
 
 @pytest.mark.parametrize("text", [b"/opt\n/lib\n", b"/lib:/opt"])
 def test_musl_path_file(text: bytes) -> None:
     settings = {"etc/ld-musl-x86_64.path": text}
     assert _of_musl("liba.so", **settings, **{"opt/liba.so": LIBRARY}).ok
-    assert missing(_of_musl("liba.so", **settings, **{"usr/lib/liba.so": LIBRARY})) == "liba.so"
+    assert missing_library(_of_musl("liba.so", **settings, **{"usr/lib/liba.so": LIBRARY})) == "liba.so"
 
 
 def test_musl_builtin_libraries() -> None:
     assert _of_musl("libc.so", "libc.musl-x86_64.so.1", "libpthread.so.0", "libm.so.6").ok
-    assert missing(_of_musl("libcrypt.so.1")) == "libcrypt.so.1"
+    assert missing_library(_of_musl("libcrypt.so.1")) == "libcrypt.so.1"
 
 
 # Loaded files and `--for`.
@@ -356,7 +371,12 @@ def test_musl_builtin_libraries() -> None:
 
 def test_library_above_host_baseline() -> None:
     needy = elf(AMD64, isa=[(ISA_NEEDED, 0b100)])
-    files = {"bin/app": app("liba.so"), GLIBC[1:]: LIBRARY, "lib/liba.so": needy, "lib/unused.so": needy}
+    files = {
+        "bin/app": dynamic_program("liba.so"),
+        GLIBC[1:]: LIBRARY,
+        "lib/liba.so": needy,
+        "lib/unused.so": needy,
+    }
     image = single_platform_image([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
     host = Platform.parse(AMD64)
     report = verify(image, (), "the image", VerifyOptions(hosts={host: 0}))
@@ -366,7 +386,7 @@ def test_library_above_host_baseline() -> None:
 
 
 def test_script_on_host() -> None:
-    files = {"bin/app": b"#!/bin/sh\n", "bin/sh": app(), GLIBC[1:]: LIBRARY}
+    files = {"bin/app": b"#!/bin/sh\n", "bin/sh": dynamic_program(), GLIBC[1:]: LIBRARY}
     image = single_platform_image([make_tar(files)], AMD64, Entrypoint=["/bin/app"])
     rules = VerifyOptions(hosts={Platform.parse(AMD64): 0})
     row = verify(image, (), "the image", rules).platforms[0]

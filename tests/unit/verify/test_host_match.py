@@ -19,14 +19,14 @@ def platform(text: str) -> Platform:
     return Platform.parse(text)
 
 
-def fit(host: str, available: str, nodes: int = 0) -> tuple[str, Check]:
-    selected, check = match_host(platform(host), parse_platforms([available]), "app:1", nodes)
+def select_platform(host: str, available: str, write_nodes: int = 0) -> tuple[str, Check]:
+    selected, check = match_host(platform(host), parse_platforms([available]), "app:1", write_nodes)
     assert check.ok == (selected is not None)
     assert (check.name, check.expected) == ("for", str(platform(host)))
     return str(selected or ""), check
 
 
-def nodes(tmp_path: Path, document: Any) -> Path:
+def write_nodes(tmp_path: Path, document: Any) -> Path:
     path = tmp_path / "nodes.json"
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     return path
@@ -48,7 +48,7 @@ def node(architecture: str, system: str = "linux") -> dict[str, Any]:
     ],
 )
 def test_host_selects_as_containerd(host: str, available: str, selected: str, message: str) -> None:
-    platform, check = fit(host, available)
+    platform, check = select_platform(host, available)
     assert platform == selected == check.actual
     assert message in check.message
 
@@ -58,7 +58,7 @@ def test_host_selects_as_containerd(host: str, available: str, selected: str, me
     [("linux/amd64", "linux/arm64"), ("linux/arm/v6", "linux/arm/v7"), ("linux/amd64", "linux/amd64/v2")],
 )
 def test_no_match_has_hint(host: str, available: str) -> None:
-    _, check = fit(host, available)
+    _, check = select_platform(host, available)
     assert check.actual == available
     assert f"{host} cannot start app:1: it holds {available}." in check.message
     assert "exec format error" in check.message
@@ -68,7 +68,7 @@ def test_no_match_has_hint(host: str, available: str) -> None:
 
 
 def test_image_without_platforms() -> None:
-    _, check = fit("linux/amd64", "")
+    _, check = select_platform("linux/amd64", "")
     assert "it holds no platform." in check.message
     assert "--platform linux/amd64 --push" in check.message
 
@@ -77,12 +77,12 @@ def test_image_without_platforms() -> None:
     ("count", "message"), [(1, "1 linux/arm64 node takes"), (3, "3 linux/arm64 nodes take linux")]
 )
 def test_node_count(count: int, message: str) -> None:
-    assert fit("linux/arm64", "linux/arm64", count)[1].message.startswith(message)
+    assert select_platform("linux/arm64", "linux/arm64", count)[1].message.startswith(message)
 
 
 def test_cluster_nodes_are_counted(tmp_path: Path) -> None:
     items = [node("amd64"), node("arm64"), node("amd64"), node("amd64", "windows")]
-    counts = read_cluster_nodes(nodes(tmp_path, {"kind": "List", "items": items}))
+    counts = read_cluster_nodes(write_nodes(tmp_path, {"kind": "List", "items": items}))
     assert counts == {
         platform("linux/amd64"): 2,
         platform("linux/arm64"): 1,
@@ -91,11 +91,11 @@ def test_cluster_nodes_are_counted(tmp_path: Path) -> None:
 
 
 def test_single_node(tmp_path: Path) -> None:
-    assert read_cluster_nodes(nodes(tmp_path, node("riscv64"))) == {platform("linux/riscv64"): 1}
+    assert read_cluster_nodes(write_nodes(tmp_path, node("riscv64"))) == {platform("linux/riscv64"): 1}
 
 
 def test_arm_node_is_v7(tmp_path: Path) -> None:
-    assert read_cluster_nodes(nodes(tmp_path, node("arm"))) == {platform("linux/arm/v7"): 1}
+    assert read_cluster_nodes(write_nodes(tmp_path, node("arm"))) == {platform("linux/arm/v7"): 1}
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_arm_node_is_v7(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_nodes_file(tmp_path: Path, document: Any) -> None:
-    with pytest.raises(UsageError, match="does not hold the nodes of a cluster as JSON") as caught:
-        read_cluster_nodes(nodes(tmp_path, document))
-    assert caught.value.hint == "kubectl get nodes -o json > nodes.json"
+    with pytest.raises(UsageError, match="does not hold the nodes of a cluster as JSON") as excinfo:
+        read_cluster_nodes(write_nodes(tmp_path, document))
+    assert excinfo.value.hint == "kubectl get nodes -o json > nodes.json"
 
 
 def test_nodes_file_is_not_utf8(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_nodes_file_is_not_utf8(tmp_path: Path) -> None:
 
 def test_empty_and_missing_nodes_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no node"):
-        read_cluster_nodes(nodes(tmp_path, {"items": []}))
+        read_cluster_nodes(write_nodes(tmp_path, {"items": []}))
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         read_cluster_nodes(tmp_path / "missing.json")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
@@ -137,7 +137,7 @@ def test_empty_and_missing_nodes_file(tmp_path: Path) -> None:
 
 
 def test_read_hosts(tmp_path: Path) -> None:
-    path = nodes(tmp_path, {"items": [node("arm64"), node("arm64")]})
+    path = write_nodes(tmp_path, {"items": [node("arm64"), node("arm64")]})
     assert read_hosts(["amd64,arm/v7"], str(path)) == {
         platform("linux/amd64"): 0,
         platform("linux/arm/v7"): 0,
@@ -146,13 +146,13 @@ def test_read_hosts(tmp_path: Path) -> None:
     assert read_hosts([], "") == {}
 
 
-def asked(*hosts: str) -> VerifyReport:
-    rules = VerifyOptions(hosts={platform(host): 0 for host in hosts})
-    return verify(hello(["linux/amd64", "linux/arm64"]), (), "app:1", rules)
+def verify_for_hosts(*hosts: str) -> VerifyReport:
+    options = VerifyOptions(hosts={platform(host): 0 for host in hosts})
+    return verify(hello(["linux/amd64", "linux/arm64"]), (), "app:1", options)
 
 
 def test_verdict_for_each_host() -> None:
-    report = asked("linux/arm64", "linux/s390x")
+    report = verify_for_hosts("linux/arm64", "linux/s390x")
     assert [(row.platform, row.ok) for row in report.platforms] == [
         ("linux/arm64", True),
         ("linux/s390x", False),
@@ -167,9 +167,9 @@ def test_verdict_for_each_host() -> None:
 
 
 def test_selected_platform_is_checked() -> None:
-    row = asked("linux/arm64/v9").platforms[0]
+    row = verify_for_hosts("linux/arm64/v9").platforms[0]
     assert (row.platform, row.ok) == ("linux/arm64/v9", True)
-    assert row.digest == asked("linux/arm64").platforms[0].digest
+    assert row.digest == verify_for_hosts("linux/arm64").platforms[0].digest
 
 
 def test_other_architecture_is_checked_as_itself() -> None:

@@ -12,7 +12,7 @@ from buildkit_tasks.verify.local_output import verify_local_output
 from tests.support.oci import probe_program
 
 
-def write(folder: Path, files: dict[str, bytes]) -> Path:
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -20,13 +20,15 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def run(folder: Path, *expected: str, rules: VerifyOptions | None = None) -> VerifyReport:
-    return verify_local_output(folder, parse_platforms(expected), f"dir:{folder}", rules)
+def verify_directory(folder: Path, *expected: str, options: VerifyOptions | None = None) -> VerifyReport:
+    return verify_local_output(folder, parse_platforms(expected), f"dir:{folder}", options)
 
 
 def failures(report: VerifyReport) -> dict[str, list[Check]]:
-    failing = {row.platform: [check for check in row.checks if not check.ok] for row in report.platforms}
-    return {platform: checks for platform, checks in failing.items() if checks}
+    failed_checks = {
+        row.platform: [check for check in row.checks if not check.ok] for row in report.platforms
+    }
+    return {platform: checks for platform, checks in failed_checks.items() if checks}
 
 
 def test_platforms_are_checked(tmp_path: Path) -> None:
@@ -34,7 +36,7 @@ def test_platforms_are_checked(tmp_path: Path) -> None:
         "linux_amd64/bin/a": probe_program("linux/amd64"),
         "linux_arm_v7/bin/a": probe_program("linux/arm/v7"),
     }
-    report = run(write(tmp_path, files), "linux/amd64", "linux/arm/v7")
+    report = verify_directory(write_files(tmp_path, files), "linux/amd64", "linux/arm/v7")
     assert report.ok
     assert [row.platform for row in report.platforms] == ["linux/amd64", "linux/arm/v7"]
 
@@ -44,41 +46,41 @@ def test_foreign_binary(tmp_path: Path) -> None:
         "linux_amd64/a": probe_program("linux/amd64"),
         "linux_arm64/deep/er/a": probe_program("linux/amd64"),
     }
-    failing = failures(run(write(tmp_path, files)))
-    assert [check.name for check in failing["linux/arm64"] if check.path] == ["binaries"]
-    assert failing["linux/arm64"][0].path == "/deep/er/a"
+    failed_checks = failures(verify_directory(write_files(tmp_path, files)))
+    assert [check.name for check in failed_checks["linux/arm64"] if check.path] == ["binaries"]
+    assert failed_checks["linux/arm64"][0].path == "/deep/er/a"
 
 
 def test_missing_and_extra_platforms(tmp_path: Path) -> None:
     files = {"linux_amd64/a": b"", "linux_arm64/a": b""}
-    failing = failures(run(write(tmp_path, files), "linux/amd64", "linux/s390x"))
+    failed_checks = failures(verify_directory(write_files(tmp_path, files), "linux/amd64", "linux/s390x"))
     assert (
-        failing["linux/s390x"][0].message
+        failed_checks["linux/s390x"][0].message
         == "linux/s390x is not in the image, which holds linux/amd64, linux/arm64"
     )
-    assert [check.name for check in failing["linux/arm64"]] == ["expected"]
+    assert [check.name for check in failed_checks["linux/arm64"]] == ["expected"]
 
 
 def test_unnamed_platform(tmp_path: Path) -> None:
-    folder = write(tmp_path / "out", {"bin/a": probe_program("linux/arm64")})
+    folder = write_files(tmp_path / "out", {"bin/a": probe_program("linux/arm64")})
     with pytest.raises(UsageError, match="does not state which one"):
-        run(folder)
-    assert run(folder, "linux/arm64").ok
-    assert not run(folder, "linux/amd64").ok
+        verify_directory(folder)
+    assert verify_directory(folder, "linux/arm64").ok
+    assert not verify_directory(folder, "linux/amd64").ok
 
 
 def test_link_out_of_directory(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(probe_program("linux/amd64"))
-    folder = write(tmp_path / "linux_arm64", {"a": probe_program("linux/arm64")})
+    folder = write_files(tmp_path / "linux_arm64", {"a": probe_program("linux/arm64")})
     (folder / "b").symlink_to("../secret")
     (folder / "c").symlink_to(tmp_path)
-    assert run(folder).ok
+    assert verify_directory(folder).ok
 
 
 def test_host(tmp_path: Path) -> None:
     files = {"linux_amd64/a": probe_program("linux/arm64"), "linux_arm64/a": probe_program("linux/arm64")}
     hosts = {Platform.parse(name): 0 for name in ("linux/arm64", "linux/s390x")}
-    report = run(write(tmp_path, files), rules=VerifyOptions(hosts=hosts))
+    report = verify_directory(write_files(tmp_path, files), options=VerifyOptions(hosts=hosts))
     assert [(row.platform, row.ok) for row in report.platforms] == [
         ("linux/arm64", True),
         ("linux/s390x", False),

@@ -30,12 +30,12 @@ from tests.support.oci import (
     single_platform_image,
     symlink,
 )
-from tests.unit.verify.test_attestations import annotated
+from tests.unit.verify.test_attestations import add_annotated
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
 
 
-def run(memory: MemoryImage, *expected: str) -> VerifyReport:
+def verify_image(memory: MemoryImage, *expected: str) -> VerifyReport:
     report = verify(memory, parse_platforms(expected), "the image")
     json.dumps(to_document(report)).encode()
     return report
@@ -62,33 +62,41 @@ def verify_files(
 ) -> VerifyReport:
     """Verify a linux/arm64 image with these files."""
     tar = make_tar(files, [symlink(name, target) for name, target in links])
-    return run(single_platform_image([tar], ARM64, **start))
+    return verify_image(single_platform_image([tar], ARM64, **start))
 
 
 def test_valid_image_of_every_architecture() -> None:
     names = [str(Platform.normalize("linux", row.architecture)) for row in MACHINES]
-    report = run(hello(names), *names)
+    report = verify_image(hello(names), *names)
     assert failures(report) == {}
     assert [row.platform for row in report.platforms] == names
     names_of_checks = [[check.name for check in row.checks] for row in report.platforms]
-    every = ["present", "expected", "config-platform", "integrity", "entrypoint-arch", "starts", "binaries"]
-    assert names_of_checks[0] == [*every, "instruction-set"]
-    assert names_of_checks[1:] == [[*every, "instruction-set", "parity"]] * (len(names) - 1)
+    names_of_all = [
+        "present",
+        "expected",
+        "config-platform",
+        "integrity",
+        "entrypoint-arch",
+        "starts",
+        "binaries",
+    ]
+    assert names_of_checks[0] == [*names_of_all, "instruction-set"]
+    assert names_of_checks[1:] == [[*names_of_all, "instruction-set", "parity"]] * (len(names) - 1)
 
 
 def test_no_expected_platforms() -> None:
-    report = run(hello())
+    report = verify_image(hello())
     assert report.ok
     assert report.digest == str(hello().root_descriptor().digest)
     assert all(row.digest.startswith("sha256:") for row in report.platforms)
 
 
 def test_empty_index() -> None:
-    assert single_failure(run(MemoryImage().set_index([]))).message == "the image has no platforms"
+    assert single_failure(verify_image(MemoryImage().set_index([]))).message == "the image has no platforms"
 
 
 def test_order_and_missing_platform() -> None:
-    report = run(hello([AMD64]), ARM64, AMD64)
+    report = verify_image(hello([AMD64]), ARM64, AMD64)
     assert [row.platform for row in report.platforms] == [ARM64, AMD64]
     check = single_failure(report)
     assert check.name == "present"
@@ -96,7 +104,7 @@ def test_order_and_missing_platform() -> None:
 
 
 def test_extra_platform() -> None:
-    report = run(hello([AMD64, ARM64]), AMD64)
+    report = verify_image(hello([AMD64, ARM64]), AMD64)
     check = single_failure(report)
     assert (check.name, report.platforms[1].platform) == ("expected", ARM64)
     assert check.message == "linux/arm64 is in the image, but was not expected; expected: linux/amd64"
@@ -104,7 +112,7 @@ def test_extra_platform() -> None:
 
 
 def test_empty_index_lacks_expected_platforms() -> None:
-    failing = failures(run(MemoryImage().set_index([]), AMD64, ARM64))
+    failing = failures(verify_image(MemoryImage().set_index([]), AMD64, ARM64))
     assert {platform: checks[0].name for platform, checks in failing.items()} == {
         AMD64: "present",
         ARM64: "present",
@@ -115,7 +123,7 @@ def test_repeated_platform() -> None:
     memory = MemoryImage()
     tar = make_tar({"main": probe_program(AMD64)})
     entries = [add_platform(memory, AMD64, [tar], Entrypoint=["/main"], User=user) for user in ("1", "2")]
-    report = run(memory.set_index(entries), AMD64)
+    report = verify_image(memory.set_index(entries), AMD64)
     assert [check.name for check in failures(report)[AMD64]] == ["present"]
     assert [row.platform for row in report.platforms] == [AMD64, AMD64]
     assert "in the index 2 times" in failures(report)[AMD64][0].message
@@ -127,20 +135,20 @@ def test_windows_versions() -> None:
     versions = [
         {**entry, "platform": {**entry["platform"], "os.version": text}} for text in ("10.0.1", "10.0.2")
     ]
-    report = run(memory.set_index(versions))
+    report = verify_image(memory.set_index(versions))
     assert all(check.ok for row in report.platforms for check in row.checks if check.name == "present")
 
 
-def disagreeing(index: str, config: str) -> VerifyReport:
+def verify_disagreeing(index: str, config: str) -> VerifyReport:
     memory = MemoryImage()
     tar = make_tar({"main": probe_program(index)})
-    return run(
+    return verify_image(
         memory.set_index([add_platform(memory, index, [tar], config_platform=config, Entrypoint=["/main"])])
     )
 
 
 def test_config_of_other_platform() -> None:
-    check = single_failure(disagreeing(ARM64, AMD64))
+    check = single_failure(verify_disagreeing(ARM64, AMD64))
     assert check.name == "config-platform"
     assert check.message == "the index says linux/arm64, the config says linux/amd64"
     assert (check.expected, check.actual) == (ARM64, AMD64)
@@ -156,18 +164,18 @@ def test_config_of_other_platform() -> None:
     ],
 )
 def test_different_variants(index: str, config: str, message: str) -> None:
-    check = single_failure(disagreeing(index, config))
+    check = single_failure(verify_disagreeing(index, config))
     assert message in check.message
     assert f"the index says {index}, the config says {config}" in check.message
 
 
 def test_missing_variant() -> None:
-    check = failures(run(hello(["linux/arm/v6"]), "linux/arm/v7"))["linux/arm/v7"][0]
+    check = failures(verify_image(hello(["linux/arm/v6"]), "linux/arm/v7"))["linux/arm/v7"][0]
     assert "which holds linux/arm/v6; the variants differ, v7 against v6" in check.message
 
 
 def test_config_without_variant() -> None:
-    report = disagreeing("linux/arm/v6", "linux/arm")
+    report = verify_disagreeing("linux/arm/v6", "linux/arm")
     assert report.ok
     notes = [check.message for check in report.platforms[0].checks if check.name == "config-platform"]
     assert notes == ["the index says linux/arm/v6; the config states no variant"]
@@ -276,7 +284,7 @@ def test_missing_command(command: str, message: str) -> None:
     assert (
         message
         in single_failure(
-            run(single_platform_image([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))
+            verify_image(single_platform_image([tar], ARM64, Entrypoint=[command], Env=["PATH=/a:/b"]))
         ).message
     )
 
@@ -308,19 +316,19 @@ def test_program_is_not_executable() -> None:
     tar[100:108], old = b"0000644\0", bytes(tar[100:108])
     checksum = int(tar[148:154], 8) + sum(b"0000644\0") - sum(old)
     tar[148:156] = b"%06o\0 " % checksum
-    check = single_failure(run(single_platform_image([bytes(tar)], ARM64, Entrypoint=["/main"])))
+    check = single_failure(verify_image(single_platform_image([bytes(tar)], ARM64, Entrypoint=["/main"])))
     assert check.message == "linux/arm64: /main is not executable (mode 0644)"
 
 
 @pytest.mark.parametrize("platform", ["linux/z80", "windows/amd64", "linux/ppc64"])
 def test_unknown_machine(platform: str) -> None:
     memory = single_platform_image([make_tar({"main": probe_program(AMD64)})], platform, Entrypoint=["/main"])
-    assert "the machine of this platform is not known" in single_failure(run(memory)).message
+    assert "the machine of this platform is not known" in single_failure(verify_image(memory)).message
 
 
 def test_layer_of_program() -> None:
     tars = [make_tar({"main": probe_program(ARM64)}), make_tar({"main": probe_program(AMD64)})]
-    check = single_failure(run(single_platform_image(tars, ARM64, Entrypoint=["/main"])))
+    check = single_failure(verify_image(single_platform_image(tars, ARM64, Entrypoint=["/main"])))
     assert check.layer == str(Digest.from_bytes(gzip.compress(tars[1], mtime=0)))
 
 
@@ -329,7 +337,7 @@ def test_damaged_blobs() -> None:
     for digest in list(memory.blobs):
         whole = memory.blobs[digest]
         memory.blobs[digest] = flip(whole, len(whole) // 2)
-        failing = failures(run(memory, AMD64, ARM64))
+        failing = failures(verify_image(memory, AMD64, ARM64))
         assert failing, digest
         assert all(check.name == "integrity" for checks in failing.values() for check in checks)
         assert all(digest in check.message for checks in failing.values() for check in checks)
@@ -344,7 +352,7 @@ def test_all_problems_are_collected() -> None:
         memory, AMD64, tars, diff_ids=[str(Digest.from_bytes(b"1")), str(Digest.from_bytes(b"2"))]
     )
     second = add_platform(memory, ARM64, tars, Entrypoint=["/main"])
-    failing = failures(run(memory.set_index([first, second])))
+    failing = failures(verify_image(memory.set_index([first, second])))
     assert [check.name for check in failing[AMD64]] == ["integrity", "integrity"]
     assert all("the config states" in check.message and check.layer for check in failing[AMD64])
     assert [check.name for check in failing[ARM64]] == ["entrypoint-arch"]
@@ -353,7 +361,7 @@ def test_all_problems_are_collected() -> None:
 def test_wrong_number_of_diff_ids() -> None:
     memory = MemoryImage()
     memory.set_index([add_platform(memory, AMD64, [make_tar({})], diff_ids=[])])
-    assert "0 diff_ids" in single_failure(run(memory)).message
+    assert "0 diff_ids" in single_failure(verify_image(memory)).message
 
 
 @pytest.mark.parametrize(
@@ -363,14 +371,14 @@ def test_wrong_number_of_diff_ids() -> None:
 def test_unreadable_index(data: bytes, cause: str) -> None:
     memory = MemoryImage()
     memory.set_root(memory.put(data, OCI_INDEX))
-    assert cause in failures(run(memory))["unknown"][0].message
-    assert set(failures(run(memory, AMD64, ARM64))) == {AMD64, ARM64}
+    assert cause in failures(verify_image(memory))["unknown"][0].message
+    assert set(failures(verify_image(memory, AMD64, ARM64))) == {AMD64, ARM64}
 
 
 def test_hostile_layer() -> None:
     assert (
         "contains '..'"
-        in single_failure(run(single_platform_image([make_tar({"../x": b""})], AMD64))).message
+        in single_failure(verify_image(single_platform_image([make_tar({"../x": b""})], AMD64))).message
     )
 
 
@@ -378,7 +386,7 @@ def test_exceeded_limit() -> None:
     memory = MemoryImage()
     config = {**platform_json(AMD64), "rootfs": {"diff_ids": []}, "padding": "x" * (5 << 20)}
     memory.set_index([{**put_manifest(memory, config, []), "platform": platform_json(AMD64)}])
-    assert "at most 4194304 are read" in single_failure(run(memory)).message
+    assert "at most 4194304 are read" in single_failure(verify_image(memory)).message
 
 
 def test_shared_layer_is_read_once() -> None:
@@ -390,7 +398,7 @@ def test_shared_layer_is_read_once() -> None:
         for name in names
     ]
     shared = str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
-    assert run(memory.set_index(entries)).ok
+    assert verify_image(memory.set_index(entries)).ok
     assert memory.opened.count(shared) == 1
 
 
@@ -401,7 +409,7 @@ def test_shared_layer_with_wrong_size() -> None:
     layer = memory.put(gzip.compress(tar, mtime=0), LAYER_GZIP)
     config = {**platform_json(ARM64), "rootfs": {"diff_ids": [str(Digest.from_bytes(tar))]}}
     wrong = put_manifest(memory, config, [{**layer, "size": layer["size"] + 1}])
-    failing = failures(run(memory.set_index([valid, {**wrong, "platform": platform_json(ARM64)}])))
+    failing = failures(verify_image(memory.set_index([valid, {**wrong, "platform": platform_json(ARM64)}])))
     assert list(failing) == [ARM64]
     assert "are stated" in failing[ARM64][0].message
 
@@ -415,12 +423,12 @@ def mixed_image() -> MemoryImage:
     )
     del second["platform"]
     nested = memory.put(index_json([third]), OCI_INDEX)
-    return memory.set_index([first, second, nested, annotated(memory, first["digest"])])
+    return memory.set_index([first, second, nested, add_annotated(memory, first["digest"])])
 
 
 def test_every_blob_is_read_once() -> None:
     memory = mixed_image()
-    report = run(memory)
+    report = verify_image(memory)
     assert report.ok
     assert [row.platform for row in report.platforms] == [AMD64, ARM64, "linux/s390x"]
     assert Counter(memory.opened) == dict.fromkeys(memory.blobs, 1)
@@ -434,7 +442,7 @@ def test_every_document_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return strict_json.load_object(data, description)
 
     monkeypatch.setattr(model, "load_object", load_object)
-    assert run(memory).ok
+    assert verify_image(memory).ok
     assert len(parsed) == 9  # two indexes, four manifests, three configurations
     assert set(parsed.values()) == {1}
 

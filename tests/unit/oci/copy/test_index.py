@@ -24,9 +24,9 @@ def entry(text: str, platform: str, **more: object) -> Json:
     }
 
 
-def part(platform: Platform, *, about: str | None = None, name: str = "", **annotations: str) -> Part:
+def part(platform: Platform, *, subject: str | None = None, name: str = "", **annotations: str) -> Part:
     image = entry(f"image {platform}", str(platform))
-    annotation = {"vnd.docker.reference.digest": about if about is not None else image["digest"]}
+    annotation = {"vnd.docker.reference.digest": subject if subject is not None else image["digest"]}
     attestation = entry(f"about {platform}", "unknown/unknown", annotations=annotation)
     return Part(
         name=name or f"part-{platform.slug}",
@@ -40,8 +40,8 @@ def part(platform: Platform, *, about: str | None = None, name: str = "", **anno
 def test_order_of_entries() -> None:
     index = parse_index(merge_parts([part(AMD), part(V6), part(ARM)], [ARM, AMD, V6]))
     assert [entry.platform for entry in index.manifests[:3]] == [ARM, AMD, V6]
-    about = [entry.annotations["vnd.docker.reference.digest"] for entry in index.manifests[3:]]
-    assert about == [str(entry.digest) for entry in index.manifests[:3]]
+    subjects = [entry.annotations["vnd.docker.reference.digest"] for entry in index.manifests[3:]]
+    assert subjects == [str(entry.digest) for entry in index.manifests[:3]]
 
 
 def test_default_order() -> None:
@@ -68,19 +68,19 @@ def test_common_annotations() -> None:
 
 
 def test_repeated_platform() -> None:
-    with pytest.raises(CheckFailed, match=r"two parts have this platform: one and two") as caught:
+    with pytest.raises(CheckFailed, match=r"two parts have this platform: one and two") as excinfo:
         merge_parts([part(AMD, name="one"), part(AMD, name="two")])
-    assert (caught.value.platform, caught.value.exit_code) == (AMD, 1)
+    assert (excinfo.value.platform, excinfo.value.exit_code) == (AMD, 1)
 
 
 def test_missing_and_extra_platforms() -> None:
-    with pytest.raises(CheckFailed) as caught:
+    with pytest.raises(CheckFailed) as excinfo:
         merge_parts([part(AMD)], [ARM, V6])
-    assert caught.value.message == (
+    assert excinfo.value.message == (
         "the parts are not the 2 expected platforms: no part is for linux/arm64; "
         "no part is for linux/arm/v6; part-amd64 is for linux/amd64"
     )
-    assert caught.value.hint
+    assert excinfo.value.hint
 
 
 def test_variants_differ() -> None:
@@ -96,4 +96,4 @@ def test_no_parts() -> None:
 def test_attestation_of_other_image() -> None:
     other = str(Digest.from_bytes(b"other"))
     with pytest.raises(MalformedImage, match=f"is about {other}, not about its image"):
-        merge_parts([part(AMD, about=other)])
+        merge_parts([part(AMD, subject=other)])

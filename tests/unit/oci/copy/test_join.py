@@ -18,7 +18,7 @@ from tests.support.oci import flip, hello, write_archive
 TWO = parse_platforms(["linux/arm64", "linux/amd64"])
 
 
-def parts(folder: Path, platforms: tuple[Platform, ...] = TWO) -> dict[Platform, Path]:
+def write_parts(folder: Path, platforms: tuple[Platform, ...] = TWO) -> dict[Platform, Path]:
     return {
         platform: write_archive(hello([str(platform)]), folder / f"{platform.slug}.tar")
         for platform in platforms
@@ -27,7 +27,7 @@ def parts(folder: Path, platforms: tuple[Platform, ...] = TWO) -> dict[Platform,
 
 def test_joined_image(tmp_path: Path) -> None:
     path = tmp_path / "joined.tar"
-    digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1"], path)
+    digest = join_archives(write_parts(tmp_path), ["docker.io/library/hello:1"], path)
     with open_image(f"oci-archive:{path}") as source:
         assert source.root_descriptor().digest == digest
         assert verify(source, TWO, "image").ok
@@ -35,7 +35,7 @@ def test_joined_image(tmp_path: Path) -> None:
 
 
 def test_all_blobs_once(tmp_path: Path) -> None:
-    archives = parts(tmp_path)
+    archives = write_parts(tmp_path)
     with open_joined_archives(archives) as joined:
         digests = [each.digest for each in joined.reachable(joined.root_descriptor())]
     assert len(digests) == len(set(digests))
@@ -49,7 +49,9 @@ def test_all_blobs_once(tmp_path: Path) -> None:
 
 def test_image_names(tmp_path: Path) -> None:
     path = tmp_path / "joined.tar"
-    digest = join_archives(parts(tmp_path), ["docker.io/library/hello:1", "r.example.org/hello:2"], path)
+    digest = join_archives(
+        write_parts(tmp_path), ["docker.io/library/hello:1", "r.example.org/hello:2"], path
+    )
     with tarfile.open(path) as archive:
         index = json.loads(archive.extractfile("index.json").read())  # type: ignore[union-attr]
     names = {each["annotations"]["io.containerd.image.name"] for each in index["manifests"]}
@@ -58,14 +60,14 @@ def test_image_names(tmp_path: Path) -> None:
 
 
 def test_reproducible(tmp_path: Path) -> None:
-    archives = parts(tmp_path)
+    archives = write_parts(tmp_path)
     one, two = tmp_path / "one.tar", tmp_path / "two.tar"
     assert join_archives(archives, [], one) == join_archives(archives, [], two)
     assert one.read_bytes() == two.read_bytes()
 
 
 def test_wrong_platform(tmp_path: Path) -> None:
-    archives = parts(tmp_path)
+    archives = write_parts(tmp_path)
     swapped = dict(zip(archives, reversed(archives.values()), strict=True))
     join_archives(swapped, [], tmp_path / "x.tar")  # only the set of platforms counts
     wrong = {TWO[0]: archives[TWO[0]], Platform.parse("linux/s390x"): archives[TWO[1]]}
@@ -80,7 +82,7 @@ def test_part_with_two_platforms(tmp_path: Path) -> None:
 
 
 def test_flipped_byte(tmp_path: Path) -> None:
-    archives = parts(tmp_path)
+    archives = write_parts(tmp_path)
     broken = hello(["linux/arm64"])
     layer = next(name for name, data in broken.blobs.items() if data[:2] == b"\x1f\x8b")
     broken.blobs[layer] = flip(broken.blobs[layer])
@@ -90,7 +92,7 @@ def test_flipped_byte(tmp_path: Path) -> None:
 
 
 def test_unknown_blob(tmp_path: Path) -> None:
-    with open_joined_archives(parts(tmp_path)) as joined:
+    with open_joined_archives(write_parts(tmp_path)) as joined:
         assert read_blob(joined, joined.root_descriptor(), 1 << 20)
         unknown = Descriptor(media_type=OCI_INDEX, digest=Digest.from_bytes(b"x"), size=1)
         with pytest.raises(MalformedImage, match="is in none of the parts"):

@@ -20,27 +20,31 @@ from tests.support.registry.pushing import Push, push
 __all__ = ["push"]
 
 
-def single(platform: str, *, attested: bool = False, bare: bool = False) -> MemoryImage:
-    """Return an image of one platform as buildx pushes it: with attestations, as an index, or bare."""
+def make_image(platform: str, *, with_attestation: bool = False, as_manifest: bool = False) -> MemoryImage:
+    """Return an image of one platform as buildx pushes it: an index, or a single manifest."""
     memory = hello([platform])
     index = json.loads(memory.blobs[str(memory.root_descriptor().digest)])
     (entry,) = index["manifests"]
-    if bare:
+    if as_manifest:
         return memory.set_root({key: value for key, value in entry.items() if key != "platform"})
-    if attested:
+    if with_attestation:
         statement = memory.put(f'{{"for":"{platform}"}}'.encode(), "application/vnd.in-toto+json")
-        about = put_manifest(memory, platform_json("unknown/unknown"), [statement])
+        attestation = put_manifest(memory, platform_json("unknown/unknown"), [statement])
         annotations = {
             "vnd.docker.reference.type": "attestation-manifest",
             "vnd.docker.reference.digest": entry["digest"],
         }
-        about = {**about, "platform": platform_json("unknown/unknown"), "annotations": annotations}
-        return memory.set_index([entry, about])
+        attestation = {
+            **attestation,
+            "platform": platform_json("unknown/unknown"),
+            "annotations": annotations,
+        }
+        return memory.set_index([entry, attestation])
     return memory
 
 
 def test_blobs_are_read_once(push: Push) -> None:
-    memory = single("linux/arm64", attested=True)
+    memory = make_image("linux/arm64", with_attestation=True)
     push.send(memory)
     assert set(Counter(memory.opened).values()) == {1}
     assert len(memory.opened) == 7  # two manifests with a config and a layer each, and the index
@@ -51,18 +55,18 @@ def test_blobs_are_read_once(push: Push) -> None:
 
 def test_tag_reports_previous_digest(push: Push) -> None:
     first, second = push.send(hello()), push.send(hello(["linux/s390x"]))
-    (named,) = push.tag(first, "team/app:v1")
-    assert named == NamedTag(ref=f"{push.server.host}/team/app:v1", digest=first, previous="", moved=True)
-    (moved,) = push.tag(second, "team/app:v1")
-    assert (moved.previous, moved.digest, moved.moved) == (first, second, True)
+    (new_tag,) = push.tag(first, "team/app:v1")
+    assert new_tag == NamedTag(ref=f"{push.server.host}/team/app:v1", digest=first, previous="", moved=True)
+    (moved_tag,) = push.tag(second, "team/app:v1")
+    assert (moved_tag.previous, moved_tag.digest, moved_tag.moved) == (first, second, True)
     assert push.server.tag_digest("team/app:v1") == second
 
 
 def test_unchanged_tag_is_not_pushed(push: Push) -> None:
     digest = push.send(hello())
     push.tag(digest, "team/app:v1")
-    (again,) = push.tag(digest, "team/app:v1")
-    assert (again.digest, again.previous, again.moved) == (digest, digest, False)
+    (unchanged,) = push.tag(digest, "team/app:v1")
+    assert (unchanged.digest, unchanged.previous, unchanged.moved) == (digest, digest, False)
     assert push.server.moved_tags == ["team/app:v1"]
 
 
@@ -79,8 +83,8 @@ def test_tag_in_other_repository(push: Push) -> None:
     assert push.server.tag_digest("other/app:v2") == digest
     content = push.server.repository("other/app").content
     assert set(content["blobs"]) | set(content["manifests"]) >= set(memory.blobs)
-    puts = [each.path for each in push.server.received[before:] if each.method == "PUT"]
-    assert [path.rpartition("/")[2] for path in puts[-4:]] == [digest, "v1", "v1", "v2"]
+    put_paths = [each.path for each in push.server.received[before:] if each.method == "PUT"]
+    assert [path.rpartition("/")[2] for path in put_paths[-4:]] == [digest, "v1", "v1", "v2"]
 
 
 def test_unsupported_mount_is_tried_once(push: Push) -> None:
@@ -91,30 +95,32 @@ def test_unsupported_mount_is_tried_once(push: Push) -> None:
         registry_options=push.options,
         jobs=1,
     )
-    posts = [each for each in push.server.received if each.method == "POST" and "/other/" in each.path]
-    assert ["mount=" in each.path for each in posts] == [True, *[False] * (len(posts) - 1)]
-    assert len(posts) > 2
+    post_requests = [
+        each for each in push.server.received if each.method == "POST" and "/other/" in each.path
+    ]
+    assert ["mount=" in each.path for each in post_requests] == [True, *[False] * (len(post_requests) - 1)]
+    assert len(post_requests) > 2
 
 
 def test_tag_in_other_registry(push: Push) -> None:
     digest = push.send(hello())
     with fake_registry() as other:
-        at = push.reference(f"team/app@{digest}")
+        image = push.reference(f"team/app@{digest}")
         tag = replace(push.reference("mirror/app:v1"), host=other.host)
-        publish.tag_image(at, [tag], registry_options=push.options)
+        publish.tag_image(image, [tag], registry_options=push.options)
         assert other.tag_digest("mirror/app:v1") == digest
 
 
 @pytest.mark.parametrize(
-    ("at", "tag", "message"),
+    ("image", "tag", "message"),
     [
         ("team/app:v1", "team/app:v1", "has no digest to be tagged"),
         (f"team/app@{Digest.from_bytes(b'')}", f"team/app@{Digest.from_bytes(b'')}", "is not a valid tag"),
     ],
 )
-def test_invalid_references(push: Push, at: str, tag: str, message: str) -> None:
+def test_invalid_references(push: Push, image: str, tag: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        publish.tag_image(push.reference(at), [push.reference(tag)], registry_options=push.options)
+        publish.tag_image(push.reference(image), [push.reference(tag)], registry_options=push.options)
     assert push.server.received == []
 
 
@@ -134,13 +140,13 @@ def test_interrupt_between_tags(push: Push, monkeypatch: pytest.MonkeyPatch) -> 
         return move_tag(self, tag, root, data)
 
     monkeypatch.setattr(publish._TagUpdate, "move_tag", interrupted)
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted) as excinfo:
         push.tag(digest, "team/app:a", "team/app:b", "team/app:c")
     host = push.server.host
-    assert caught.value.message == (
+    assert excinfo.value.message == (
         f"interrupted; moved: {host}/team/app:a; not moved: {host}/team/app:b, {host}/team/app:c"
     )
-    assert caught.value.exit_code == 130
+    assert excinfo.value.exit_code == 130
 
 
 # Parts
@@ -148,8 +154,10 @@ def test_interrupt_between_tags(push: Push, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_push_index(push: Push) -> None:
     parts = [
-        single("linux/arm64", attested=True), single("linux/s390x", bare=True), single("linux/amd64"),
-    ]  # fmt: skip
+        make_image("linux/arm64", with_attestation=True),
+        make_image("linux/s390x", as_manifest=True),
+        make_image("linux/amd64"),
+    ]
     references = [push.reference(f"team/app@{push.send(part)}") for part in parts]
     expected = tuple(Platform.parse(name) for name in ("linux/amd64", "linux/arm64", "linux/s390x"))
     joined = publish.push_index(
@@ -168,7 +176,7 @@ def test_push_index(push: Push) -> None:
 
 
 def test_parts_in_other_repositories(push: Push) -> None:
-    part, other = single("linux/amd64", attested=True), single("linux/arm64")
+    part, other = make_image("linux/amd64", with_attestation=True), make_image("linux/arm64")
     references = [push.reference(f"parts/one@{push.send(part, 'parts/one')}")]
     references += [push.reference(f"parts/two@{push.send(other, 'parts/two')}")]
     publish.push_index(references, push.reference("team/app"), registry_options=push.options)
@@ -188,18 +196,18 @@ def test_parts_in_other_repositories(push: Push) -> None:
 )
 def test_platforms_are_checked_first(push: Push, expected: list[str], message: str) -> None:
     references = [
-        push.reference(f"parts/x@{push.send(single(name), 'parts/x')}")
+        push.reference(f"parts/x@{push.send(make_image(name), 'parts/x')}")
         for name in ("linux/amd64", "linux/arm64")
     ]
     before = len(push.server.received)
-    with pytest.raises(CheckFailed, match=message) as caught:
+    with pytest.raises(CheckFailed, match=message) as excinfo:
         publish.push_index(
             references,
             push.reference("team/app"),
             [*map(Platform.parse, expected)],
             registry_options=push.options,
         )
-    assert caught.value.exit_code == 1
+    assert excinfo.value.exit_code == 1
     assert {each.method for each in push.server.received[before:]} == {"GET"}
 
 
@@ -241,7 +249,7 @@ def test_platform_from_config(push: Push) -> None:
 
 
 def test_rejected_index(push: Push) -> None:
-    part = push.reference(f"team/app@{push.send(single('linux/amd64', bare=True))}")
+    part = push.reference(f"team/app@{push.send(make_image('linux/amd64', as_manifest=True))}")
     push.server.answer_always("PUT */manifests/*", Reply(status=400))
     with pytest.raises(RegistryError, match="answers 400"):
         publish.push_index([part], push.reference("team/app"), registry_options=push.options)

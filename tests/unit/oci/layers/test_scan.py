@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import sys
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -34,22 +33,18 @@ from tests.support.oci import (
     single_platform_image,
     symlink,
 )
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from tests.support.zstd import zstd
 
 TAR = make_tar({"a": b"x" * 100, "b": os.urandom(300_000)})
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\0\0\0meta"
 
 
-def tree(*tars: bytes) -> RootFs:
+def flatten(*tars: bytes) -> RootFs:
     image = Image(single_platform_image(tars))
     return flatten_layers(image, image.platform_manifests[0][1])
 
 
-def names(rootfs: RootFs, path: str = "/") -> list[str]:
+def list_names(rootfs: RootFs, path: str = "/") -> list[str]:
     directory = rootfs.resolve(path)
     assert directory is not None
     return sorted({name for name, _ in iter_names(directory.node)})
@@ -63,7 +58,10 @@ def names(rootfs: RootFs, path: str = "/") -> list[str]:
         (LAYER_GZIP, gzip.compress(TAR)),
         ("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip.compress(TAR)),
         (LAYER_GZIP, gzip.compress(TAR[:5000]) + gzip.compress(b"") + gzip.compress(TAR[5000:])),
-        (LAYER_GZIP, b"".join(gzip.compress(TAR[at : at + 999], 1) for at in range(0, len(TAR), 999))),
+        (
+            LAYER_GZIP,
+            b"".join(gzip.compress(TAR[offset : offset + 999], 1) for offset in range(0, len(TAR), 999)),
+        ),
         (LAYER_ZSTD, zstd.compress(TAR)),
         (LAYER_ZSTD, zstd.compress(TAR[:5000]) + SKIPPABLE + zstd.compress(TAR[5000:]) + SKIPPABLE),
         (LAYER_ZSTD, SKIPPABLE + zstd.compress(TAR)),
@@ -103,8 +101,8 @@ def test_flipped_byte_is_the_cause() -> None:
     for data, media_type in ((gzip.compress(TAR), LAYER_GZIP), (TAR, LAYER_TAR)):
         memory = MemoryImage()
         entry = memory.put(data, media_type)
-        for at in (5, 150, 600, 2000, -30, -3):
-            memory.blobs[entry["digest"]] = flip(data, at)
+        for offset in (5, 150, 600, 2000, -30, -3):
+            memory.blobs[entry["digest"]] = flip(data, offset)
             with pytest.raises(MalformedImage, match=r"holds other bytes|the data is plain"):
                 scan_layer(memory, descriptor(entry))
 
@@ -160,7 +158,7 @@ def test_finish_layer_stream() -> None:
 def test_file_nodes() -> None:
     program, script = probe_program("linux/arm64").ljust(1000, b"x"), b"#!/bin/sh\n" + b"#" * 500
     tar = make_tar({"p": program, "s": script, "t": b"text" * 100}, [member("dev", tarfile.CHRTYPE)])
-    rootfs = tree(tar)
+    rootfs = flatten(tar)
     node = rootfs.root.children["p"]
     assert (node.type, node.mode, node.size, node.head) == (FileType.FILE, 0o755, 1000, program[:256])
     assert node.layer == str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
@@ -172,9 +170,9 @@ def test_file_nodes() -> None:
 def test_whiteout() -> None:
     below = make_tar({"d/a": b"1", "d/b": b"1", "gone/x/y": b"1"})
     above = make_tar({"d/a": b"22", "d/.wh.a": b"", "d/.wh.b": b"", ".wh.gone": b"", ".wh.never": b""})
-    rootfs = tree(below, above)
-    assert names(rootfs) == ["d"]
-    assert names(rootfs, "/d") == ["a"]
+    rootfs = flatten(below, above)
+    assert list_names(rootfs) == ["d"]
+    assert list_names(rootfs, "/d") == ["a"]
     assert rootfs.root.children["d"].children["a"].size == 2
 
 
@@ -182,19 +180,19 @@ def test_whiteout() -> None:
 def test_opaque_whiteout(first: bool) -> None:
     mark, new = {"d/.wh..wh..opq": b""}, {"d/new": b""}
     above = make_tar({**mark, **new} if first else {**new, **mark})
-    rootfs = tree(make_tar({"d/old": b"1", "d/sub/x": b"1", "e/old": b"1"}), above)
-    assert names(rootfs, "/d") == ["new"]
-    assert names(rootfs, "/e") == ["old"]
+    rootfs = flatten(make_tar({"d/old": b"1", "d/sub/x": b"1", "e/old": b"1"}), above)
+    assert list_names(rootfs, "/d") == ["new"]
+    assert list_names(rootfs, "/e") == ["old"]
 
 
 def test_merge_and_replace() -> None:
     below = make_tar({"d/a": b"", "file": b"", "sub/x": b""}, [symlink("link", "d")])
     above = make_tar({"d/b": b"", "file/x": b"", "sub": b"", "link/c": b""})
-    rootfs = tree(below, above)
-    assert names(rootfs, "/d") == ["a", "b"]
-    assert names(rootfs, "/file") == ["x"]
+    rootfs = flatten(below, above)
+    assert list_names(rootfs, "/d") == ["a", "b"]
+    assert list_names(rootfs, "/file") == ["x"]
     assert rootfs.root.children["sub"].type is FileType.FILE
-    assert names(rootfs, "/link") == ["c"]
+    assert list_names(rootfs, "/link") == ["c"]
 
 
 def test_shared_scan_is_not_changed() -> None:
@@ -205,79 +203,79 @@ def test_shared_scan_is_not_changed() -> None:
     )
     image, scans = Image(memory), LayerScanCache(memory)
     images = [flatten_layers(image, entry, scans) for _, entry in image.platform_manifests]
-    assert [names(each, "/d") for each in images] == [["a", "b"], []]
+    assert [list_names(each, "/d") for each in images] == [["a", "b"], []]
     assert memory.opened.count(str(Digest.from_bytes(gzip.compress(base, mtime=0)))) == 1
 
 
 def test_hard_link() -> None:
-    rootfs = tree(
+    rootfs = flatten(
         make_tar({"bin/busybox": probe_program("linux/amd64")}, [hard_link("bin/sh", "bin/busybox")])
     )
     assert rootfs.root.children["bin"].children["sh"].head.startswith(b"\x7fELF")
 
 
 def test_hard_link_to_symlink() -> None:
-    rootfs = tree(make_tar({"f": b""}, [symlink("s", "f"), symlink("gone", "x"), hard_link("h", "gone")]))
+    rootfs = flatten(make_tar({"f": b""}, [symlink("s", "f"), symlink("gone", "x"), hard_link("h", "gone")]))
     assert (rootfs.root.children["h"].type, rootfs.root.children["h"].target) == (FileType.SYMLINK, "x")
 
 
 @pytest.mark.parametrize("target", ["missing", "../../etc/passwd", "d"])
 def test_hard_link_without_target(target: str) -> None:
     with pytest.raises(MalformedImage, match="hard link"):
-        tree(make_tar({"d/x": b""}, [hard_link("h", target)]))
+        flatten(make_tar({"d/x": b""}, [hard_link("h", target)]))
 
 
 def test_entry_below_symlink() -> None:
     layer = make_tar({}, [symlink("lib", "usr/lib"), directory("lib/deep")])
-    assert names(tree(layer), "/usr/lib") == ["deep"]
+    assert list_names(flatten(layer), "/usr/lib") == ["deep"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/../evil", "a/..", ".."])
 def test_dot_dot_in_entry_path(name: str) -> None:
     with pytest.raises(MalformedImage, match="contains"):
-        tree(make_tar({name: b""}))
+        flatten(make_tar({name: b""}))
 
 
 def test_symlinks_stay_inside_root() -> None:
     layer = make_tar({}, [symlink("up", "../../../.."), symlink("etc", "/../../etc2"), directory("up/etc/x")])
-    assert names(tree(layer)) == ["etc", "etc2", "up"]
+    assert list_names(flatten(layer)) == ["etc", "etc2", "up"]
 
 
 def test_entry_below_file() -> None:
     with pytest.raises(MalformedImage, match="is not a directory"):
-        tree(make_tar({"f": b"", "f/x": b""}))
+        flatten(make_tar({"f": b"", "f/x": b""}))
 
 
 def test_symlink_targets() -> None:
     links = [symlink("a/b/near", "x"), symlink("a/b/root", "/x"), symlink("a/b/up", "../x")]
-    rootfs = tree(make_tar({"x": b"", "a/x": b"", "a/b/x": b""}, links))
+    rootfs = flatten(make_tar({"x": b"", "a/x": b"", "a/b/x": b""}, links))
     resolved = [rootfs.resolve(f"/a/b/{name}") for name in ("near", "root", "up")]
     assert [each.path for each in resolved if each] == ["/a/b/x", "/x", "/a/x"]
 
 
 def test_image_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buildkit_tasks.oci.layers.scan.LIMITS", Limits(image_bytes=2 * len(TAR) - 1))
-    assert names(tree(TAR)) == ["a", "b"]
+    assert list_names(flatten(TAR)) == ["a", "b"]
     with pytest.raises(LimitExceeded, match="the image is larger than"):
-        tree(TAR, TAR)
+        flatten(TAR, TAR)
 
 
 def test_symlink_cycles() -> None:
     links = [symlink("a", "b"), symlink("b", "a"), symlink("self", "self/x"), symlink("up", "./up")]
-    rootfs = tree(make_tar({}, links))
+    rootfs = flatten(make_tar({}, links))
     assert [rootfs.resolve(f"/{name}") for name in ("a", "b", "self", "up")] == [None] * 4
 
 
 def test_symlink_limit() -> None:
-    chain = [symlink(f"l{at}", f"l{at + 1}") for at in range(60)]
-    rootfs = tree(make_tar({"l60": b""}, chain))
+    chain = [symlink(f"l{offset}", f"l{offset + 1}") for offset in range(60)]
+    rootfs = flatten(make_tar({"l60": b""}, chain))
     assert rootfs.resolve("/l20") is not None
     assert rootfs.resolve("/l19") is None
 
 
 def test_very_deep_tree() -> None:
     deep = "d/" * 2000 + "f"
-    rootfs = tree(make_tar({deep: b"1"}), make_tar({deep: b"22"}))
+    rootfs = flatten(make_tar({deep: b"1"}), make_tar({deep: b"22"}))
     file = rootfs.resolve(f"/{deep}")
     assert file is not None
     assert file.node.size == 2
@@ -285,7 +283,7 @@ def test_very_deep_tree() -> None:
 
 def test_find_command() -> None:
     files = {"usr/bin/tool": b"#!", "opt/tool": b"#!", "w/run": b"#!"}
-    rootfs = tree(make_tar(files, [symlink("bin", "usr/bin"), symlink("sbin", "/bin")]))
+    rootfs = flatten(make_tar(files, [symlink("bin", "usr/bin"), symlink("sbin", "/bin")]))
 
     def path(name: str, *more: str) -> str | None:
         command = find_command(rootfs, name, *more)
@@ -304,7 +302,7 @@ def test_command_needs_execute_bit() -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.addfile(info)
-    assert find_command(tree(buffer.getvalue()), "data") is None
+    assert find_command(flatten(buffer.getvalue()), "data") is None
 
 
 def test_wrong_diff_id() -> None:
@@ -330,4 +328,4 @@ def test_sha512_diff_id() -> None:
         [add_platform(memory, "linux/amd64", [TAR], diff_ids=[str(Digest.from_bytes(TAR, "sha512"))])]
     )
     image = Image(memory)
-    assert names(flatten_layers(image, image.platform_manifests[0][1])) == ["a", "b"]
+    assert list_names(flatten_layers(image, image.platform_manifests[0][1])) == ["a", "b"]

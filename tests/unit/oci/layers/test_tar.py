@@ -22,7 +22,7 @@ class Pipe(io.BytesIO):
         raise AssertionError("the reader seeks in a pipe")
 
 
-def entries(data: bytes, **options: int) -> list[TarEntry]:
+def read_entries(data: bytes, **options: int) -> list[TarEntry]:
     seeking = list(TarReader(io.BytesIO(data), **options))
     assert list(TarReader(Pipe(data), **options)) == seeking
     return seeking
@@ -51,11 +51,11 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % BLOCK_SIZE)
 
 
-def metadata(data: bytes, kind: bytes = b"x") -> bytes:
+def metadata_entry(data: bytes, kind: bytes = b"x") -> bytes:
     return header(size=b"%o" % len(data), kind=kind) + padded(data)
 
 
-def pax(key: bytes, value: bytes) -> bytes:
+def pax_record(key: bytes, value: bytes) -> bytes:
     length = len(key) + len(value) + 3
     while len(b"%d" % length) + len(key) + len(value) + 3 != length:
         length = len(b"%d" % length) + len(key) + len(value) + 3
@@ -69,16 +69,16 @@ def test_entry_fields() -> None:
     data = make_tar(
         {"a": b"x" * 700}, [directory("d"), symlink("s", "a"), hard_link("h", "a"), member("f", b"6")]
     )
-    members = entries(data)
-    assert [(e.name, e.type, e.size, e.linkname) for e in members] == [
+    entries = read_entries(data)
+    assert [(entry.name, entry.type, entry.size, entry.linkname) for entry in entries] == [
         ("a", REGULAR, 700, ""),
         ("d/", DIRECTORY, 0, ""),
         ("s", SYMLINK, 0, "a"),
         ("h", "1", 0, "a"),
         ("f", "6", 0, ""),
     ]
-    assert members[0].mode == 0o755
-    assert data[members[0].offset : members[0].offset + 700] == b"x" * 700
+    assert entries[0].mode == 0o755
+    assert data[entries[0].offset : entries[0].offset + 700] == b"x" * 700
 
 
 def test_partial_read_then_next_entry() -> None:
@@ -100,88 +100,107 @@ def test_truncated_data() -> None:
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_and_links(form: int) -> None:
     name, target = "ordner/" * 40 + "übung", "../" * 60 + "ziel"
-    members = entries(make_tar({name: b"1"}, [symlink(f"{name}l", target)], form))
-    assert [(e.name, e.linkname) for e in members] == [(name, ""), (f"{name}l", target)]
+    entries = read_entries(make_tar({name: b"1"}, [symlink(f"{name}l", target)], form))
+    assert [(entry.name, entry.linkname) for entry in entries] == [(name, ""), (f"{name}l", target)]
 
 
 def test_ustar_prefix() -> None:
     name = "p" * 100 + "/" + "n" * 90
-    assert entries(make_tar({name: b""}, form=tarfile.USTAR_FORMAT))[0].name == name
+    assert read_entries(make_tar({name: b""}, form=tarfile.USTAR_FORMAT))[0].name == name
 
 
 def test_base_256_size() -> None:
     data = header(size=b"\x80" + (600).to_bytes(11, "big")) + padded(b"y" * 600) + header(b"b") + END
-    assert [(e.name, e.size) for e in entries(data)] == [("a", 600), ("b", 0)]
+    assert [(entry.name, entry.size) for entry in read_entries(data)] == [("a", 600), ("b", 0)]
 
 
 def test_pax_size_overrides_header() -> None:
-    data = metadata(pax(b"size", b"600")) + header(size=b"1") + padded(b"y" * 600) + header(b"b") + END
-    assert [(e.name, e.size) for e in entries(data)] == [("a", 600), ("b", 0)]
+    data = (
+        metadata_entry(pax_record(b"size", b"600"))
+        + header(size=b"1")
+        + padded(b"y" * 600)
+        + header(b"b")
+        + END
+    )
+    assert [(entry.name, entry.size) for entry in read_entries(data)] == [("a", 600), ("b", 0)]
 
 
 def test_global_pax_header_is_ignored() -> None:
-    data = metadata(pax(b"path", b"evil"), b"g") + header(b"good") + END
-    assert [(e.name, e.linkname) for e in entries(data)] == [("good", "")]
+    data = metadata_entry(pax_record(b"path", b"evil"), b"g") + header(b"good") + END
+    assert [(entry.name, entry.linkname) for entry in read_entries(data)] == [("good", "")]
 
 
 def test_v7_directory_entry() -> None:
-    assert entries(header(b"d/", kind=b"\0") + END)[0].type == DIRECTORY
-    assert entries(header(b"f", kind=b"\0") + END)[0].type == REGULAR
+    assert read_entries(header(b"d/", kind=b"\0") + END)[0].type == DIRECTORY
+    assert read_entries(header(b"f", kind=b"\0") + END)[0].type == REGULAR
 
 
 def test_v7_directory_entry_ignores_size() -> None:
     data = header(b"d/", size=b"1000", kind=b"\0") + header(b"b") + END
-    assert [(e.name, e.type, e.size) for e in entries(data)] == [("d/", DIRECTORY, 0), ("b", REGULAR, 0)]
-    renamed = metadata(pax(b"path", b"long/")) + header(b"long", kind=b"\0") + END
-    assert [(e.name, e.type) for e in entries(renamed)] == [("long/", DIRECTORY)]
+    assert [(entry.name, entry.type, entry.size) for entry in read_entries(data)] == [
+        ("d/", DIRECTORY, 0),
+        ("b", REGULAR, 0),
+    ]
+    renamed = metadata_entry(pax_record(b"path", b"long/")) + header(b"long", kind=b"\0") + END
+    assert [(entry.name, entry.type) for entry in read_entries(renamed)] == [("long/", DIRECTORY)]
 
 
 def test_last_pax_header_wins() -> None:
-    data = metadata(pax(b"path", b"one")) + metadata(pax(b"linkpath", b"two")) + header(b"a", kind=b"2") + END
-    assert [(e.name, e.linkname) for e in entries(data)] == [("a", "two")]
+    data = (
+        metadata_entry(pax_record(b"path", b"one"))
+        + metadata_entry(pax_record(b"linkpath", b"two"))
+        + header(b"a", kind=b"2")
+        + END
+    )
+    assert [(entry.name, entry.linkname) for entry in read_entries(data)] == [("a", "two")]
 
 
 def test_global_pax_header_drops_pax() -> None:
-    data = metadata(pax(b"path", b"one")) + metadata(pax(b"comment", b"x"), b"g") + header(b"a") + END
-    assert [e.name for e in entries(data)] == ["a"]
+    data = (
+        metadata_entry(pax_record(b"path", b"one"))
+        + metadata_entry(pax_record(b"comment", b"x"), b"g")
+        + header(b"a")
+        + END
+    )
+    assert [entry.name for entry in read_entries(data)] == ["a"]
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_gnu_name_overrides_pax(first: bool) -> None:
-    headers = [metadata(b"gnu\0", b"L"), metadata(pax(b"path", b"pax"))]
+    headers = [metadata_entry(b"gnu\0", b"L"), metadata_entry(pax_record(b"path", b"pax"))]
     data = b"".join(headers if first else headers[::-1]) + header(b"a") + END
-    assert [e.name for e in entries(data)] == ["gnu"]
+    assert [entry.name for entry in read_entries(data)] == ["gnu"]
 
 
 def test_prefix_with_any_version() -> None:
     raw = bytearray(header(b"a", magic=b"ustar\x0099"))
     raw[345:348] = b"dir"
-    assert [e.name for e in entries(with_checksum(raw) + END)] == ["dir/a"]
+    assert [entry.name for entry in read_entries(with_checksum(raw) + END)] == ["dir/a"]
 
 
 def test_missing_final_padding() -> None:
     data = header(size=b"3") + b"xyz"
-    assert [e.size for e in entries(data)] == [3]
+    assert [entry.size for entry in read_entries(data)] == [3]
     with pytest.raises(MalformedImage, match="middle of a file"):
-        entries(data[:-1])
+        read_entries(data[:-1])
 
 
 def test_signed_checksum() -> None:
     raw = bytearray(header("ü".encode()))
     raw[148:156] = b" " * 8
     raw[148:156] = b"%06o\0 " % sum(byte - 256 if byte > 127 else byte for byte in raw)
-    assert entries(bytes(raw) + END)[0].name == "ü"
+    assert read_entries(bytes(raw) + END)[0].name == "ü"
 
 
 def test_end_of_archive() -> None:
-    assert [e.name for e in entries(header())] == ["a"]
-    assert [e.name for e in entries(header() + bytes(BLOCK_SIZE))] == ["a"]
+    assert [entry.name for entry in read_entries(header())] == ["a"]
+    assert [entry.name for entry in read_entries(header() + bytes(BLOCK_SIZE))] == ["a"]
     with pytest.raises(MalformedImage, match="a single zero block"):
-        entries(header() + bytes(BLOCK_SIZE) + header(b"hidden") + END)
+        read_entries(header() + bytes(BLOCK_SIZE) + header(b"hidden") + END)
 
 
 def test_data_after_end_is_ignored() -> None:
-    assert [e.name for e in entries(header() + END + header(b"hidden"))] == ["a"]
+    assert [entry.name for entry in read_entries(header() + END + header(b"hidden"))] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -199,13 +218,13 @@ def test_data_after_end_is_ignored() -> None:
 )
 def test_invalid_sizes(size: bytes) -> None:
     with pytest.raises(MalformedImage, match=r"an invalid size of|not an octal number"):
-        entries(header(size=size) + END)
+        read_entries(header(size=size) + END)
 
 
 @pytest.mark.parametrize("size", [b"4611686018427387904", b"-1", b"1e3", b"9" * 4000, b" 1"])
 def test_invalid_pax_size(size: bytes) -> None:
     with pytest.raises(MalformedImage, match="an invalid size of"):
-        entries(metadata(pax(b"size", size)) + header() + END)
+        read_entries(metadata_entry(pax_record(b"size", size)) + header() + END)
 
 
 def test_damaged_header() -> None:
@@ -214,7 +233,7 @@ def test_damaged_header() -> None:
         damaged = bytearray(valid)
         damaged[at] ^= 0x41
         with pytest.raises(MalformedImage):
-            entries(bytes(damaged) + END)
+            read_entries(bytes(damaged) + END)
 
 
 @pytest.mark.parametrize(
@@ -223,15 +242,15 @@ def test_damaged_header() -> None:
         (header()[:100], "middle of a header"),
         (header(size=b"1000") + b"x" * 100, "middle of a file"),
         (header(size=b"2000") + b"x" * BLOCK_SIZE, "middle of a file"),
-        (metadata(pax(b"path", b"b")), "before its entry"),
+        (metadata_entry(pax_record(b"path", b"b")), "before its entry"),
         (header(kind=b"L", size=b"5") + padded(b"name\0") + END, "before its entry"),
         (header(kind=b"S") + END, "sparse"),
-        (metadata(pax(b"GNU.sparse.major", b"1")) + header() + END, "sparse"),
+        (metadata_entry(pax_record(b"GNU.sparse.major", b"1")) + header() + END, "sparse"),
     ],
 )
 def test_truncated_or_unsupported(data: bytes, cause: str) -> None:
     with pytest.raises(MalformedImage, match=cause):
-        entries(data)
+        read_entries(data)
 
 
 @pytest.mark.parametrize(
@@ -249,36 +268,38 @@ def test_truncated_or_unsupported(data: bytes, cause: str) -> None:
 )
 def test_malformed_pax_record(record: bytes) -> None:
     with pytest.raises(MalformedImage, match="malformed pax record"):
-        entries(metadata(record) + header() + END)
+        read_entries(metadata_entry(record) + header() + END)
 
 
 def test_pax_name_limit() -> None:
-    assert entries(metadata(pax(b"path", b"n" * 4096)) + header() + END)[0].name == "n" * 4096
+    assert (
+        read_entries(metadata_entry(pax_record(b"path", b"n" * 4096)) + header() + END)[0].name == "n" * 4096
+    )
     for name in (b"n" * 4097, b"a\0b"):
         with pytest.raises(MalformedImage, match="too long or contains a NUL"):
-            entries(metadata(pax(b"path", name)) + header() + END)
+            read_entries(metadata_entry(pax_record(b"path", name)) + header() + END)
 
 
 def test_gnu_name_limit() -> None:
     with pytest.raises(MalformedImage, match="metadata record of 5000 bytes"):
-        entries(metadata(b"n" * 5000, b"L") + header() + END)
+        read_entries(metadata_entry(b"n" * 5000, b"L") + header() + END)
 
 
 def test_huge_pax_header() -> None:
-    claim = header(size=b"%o" % (1 << 30), kind=b"x")
+    huge_header = header(size=b"%o" % (1 << 30), kind=b"x")
     tracemalloc.start()
     with pytest.raises(MalformedImage, match="metadata record of 1073741824 bytes"):
-        entries(claim + END)
+        read_entries(huge_header + END)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
 
 def test_too_many_pax_records() -> None:
     with pytest.raises(MalformedImage, match="malformed pax record"):
-        entries(metadata(pax(b"a", b"b") * 100_000) + header() + END)
+        read_entries(metadata_entry(pax_record(b"a", b"b") * 100_000) + header() + END)
 
 
-class Repeated(io.RawIOBase):
+class RepeatedBlock(io.RawIOBase):
     """A stream of one block, repeated without holding it in memory."""
 
     def __init__(self, unit: bytes, count: int) -> None:
@@ -296,7 +317,7 @@ class Repeated(io.RawIOBase):
 
 
 def test_many_entries_in_constant_memory() -> None:
-    stream = io.BufferedReader(cast("io.RawIOBase", Repeated(header(b"name"), 100_000)), 1 << 16)
+    stream = io.BufferedReader(cast("io.RawIOBase", RepeatedBlock(header(b"name"), 100_000)), 1 << 16)
     tracemalloc.start()
     assert sum(1 for _ in TarReader(stream)) == 100_000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
@@ -304,8 +325,8 @@ def test_many_entries_in_constant_memory() -> None:
 
 
 def test_entry_limit() -> None:
-    assert len(entries(header() * 3 + END, max_entries=3)) == 3
+    assert len(read_entries(header() * 3 + END, max_entries=3)) == 3
     with pytest.raises(LimitExceeded, match="too many entries"):
-        entries(header() * 4 + END, max_entries=3)
+        read_entries(header() * 4 + END, max_entries=3)
     with pytest.raises(LimitExceeded, match="too many entries"):
-        entries(metadata(pax(b"path", b"b")) * 4 + header() + END, max_entries=4)
+        read_entries(metadata_entry(pax_record(b"path", b"b")) * 4 + header() + END, max_entries=4)

@@ -16,11 +16,13 @@ HUB_KEY = "https://index.docker.io/v1/"
 SECRET = "hunter2:and a colon"
 
 
-def auth(username: str = "me", password: str = SECRET) -> str:
+def encode_auth(username: str = "me", password: str = SECRET) -> str:
     return base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
-def store(folder: Path, document: object, run: Scripted | SubprocessRunner | None = None) -> CredentialStore:
+def load_store(
+    folder: Path, document: object, run: Scripted | SubprocessRunner | None = None
+) -> CredentialStore:
     text = document if isinstance(document, str) else json.dumps(document)
     (folder / "config.json").write_text(text, encoding="utf-8")
     return load_credentials({"DOCKER_CONFIG": str(folder)}, run or Scripted())
@@ -37,13 +39,15 @@ def store(folder: Path, document: object, run: Scripted | SubprocessRunner | Non
     ],
 )
 def test_docker_login_is_found_by_host(tmp_path: Path, key: str, host: str) -> None:
-    credential = store(tmp_path, {"auths": {key: {"auth": auth()}}}).find(host)
+    credential = load_store(tmp_path, {"auths": {key: {"auth": encode_auth()}}}).find(host)
     assert credential == Credential(username="me", password=SECRET)
-    assert credential.basic_authorization == "Basic " + auth()
+    assert credential.basic_authorization == "Basic " + encode_auth()
 
 
 def test_other_host_has_no_credentials(tmp_path: Path) -> None:
-    credentials = store(tmp_path, {"auths": {"ghcr.io": {"auth": auth()}, HUB_KEY: {"auth": auth("hub")}}})
+    credentials = load_store(
+        tmp_path, {"auths": {"ghcr.io": {"auth": encode_auth()}, HUB_KEY: {"auth": encode_auth("hub")}}}
+    )
     assert credentials.find("ghcr.io.evil.example") is None
     assert credentials.find("evil.example") is None
     assert credentials.find("io") is None
@@ -52,8 +56,8 @@ def test_other_host_has_no_credentials(tmp_path: Path) -> None:
 
 
 def test_exact_key_wins(tmp_path: Path) -> None:
-    both = {"https://ghcr.io": {"auth": auth("url")}, "ghcr.io": {"auth": auth("host")}}
-    credential = store(tmp_path, {"auths": both}).find("ghcr.io")
+    both = {"https://ghcr.io": {"auth": encode_auth("url")}, "ghcr.io": {"auth": encode_auth("host")}}
+    credential = load_store(tmp_path, {"auths": both}).find("ghcr.io")
     assert credential is not None
     assert credential.username == "host"
 
@@ -61,12 +65,12 @@ def test_exact_key_wins(tmp_path: Path) -> None:
 def test_plain_credentials_and_tokens(tmp_path: Path) -> None:
     entries = {
         "a": {"username": "me", "password": "p"},
-        "b": {"auth": auth("<token>", ""), "identitytoken": "refresh"},
+        "b": {"auth": encode_auth("<token>", ""), "identitytoken": "refresh"},
         "c": {"registrytoken": "bearer"},
         "d": {},
-        "e": {"auth": auth("me", "p\x00")},
+        "e": {"auth": encode_auth("me", "p\x00")},
     }
-    credentials = store(tmp_path, {"auths": entries})
+    credentials = load_store(tmp_path, {"auths": entries})
     assert credentials.find("a") == Credential(username="me", password="p")
     assert credentials.find("b") == Credential(username="<token>", identity_token="refresh")
     assert credentials.find("c") == Credential(registry_token="bearer")
@@ -77,7 +81,7 @@ def test_plain_credentials_and_tokens(tmp_path: Path) -> None:
 def test_helper_protocol(tmp_path: Path) -> None:
     output = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
     run = Scripted().expect("docker-credential-keep get", stdout=output)
-    credentials = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
+    credentials = load_store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
     assert credentials.find("ghcr.io") == Credential(username="me", password=SECRET)
     assert credentials.find("docker.io") == Credential(username="me", password=SECRET)
     assert [each.argv for each in run.calls] == [("docker-credential-keep", "get")] * 2
@@ -88,14 +92,14 @@ def test_helper_protocol(tmp_path: Path) -> None:
 def test_host_helper_wins(tmp_path: Path) -> None:
     run = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
     run.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
-    credentials = store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
+    credentials = load_store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
     names = [credential.username for host in ("ghcr.io", "quay.io") if (credential := credentials.find(host))]
     assert names == ["own", "all"]
 
 
 def test_helper_identity_token(tmp_path: Path) -> None:
     run = Scripted().expect("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
-    credentials = store(tmp_path, {"credsStore": "keep"}, run)
+    credentials = load_store(tmp_path, {"credsStore": "keep"}, run)
     assert credentials.find("x.azurecr.io") == Credential(identity_token="refresh")
 
 
@@ -108,7 +112,9 @@ def test_helper_without_credentials(tmp_path: Path, stream: str) -> None:
         stdout=message if stream == "stdout" else "",
         stderr=message if stream == "stderr" else "",
     )
-    credentials = store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": auth()}}}, run)
+    credentials = load_store(
+        tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": encode_auth()}}}, run
+    )
     assert credentials.find("ghcr.io") is None  # as in Docker, the file is not used with a helper
 
 
@@ -128,10 +134,10 @@ def test_broken_helper_hides_output(
     tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, message: str
 ) -> None:
     run = Scripted().expect("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
-    with pytest.raises(RegistryError, match=message) as caught:
-        store(tmp_path, {"credsStore": "keep"}, run).find("ghcr.io")
-    assert "docker-credential-keep" in caught.value.message
-    assert SECRET not in str(caught.value)
+    with pytest.raises(RegistryError, match=message) as excinfo:
+        load_store(tmp_path, {"credsStore": "keep"}, run).find("ghcr.io")
+    assert "docker-credential-keep" in excinfo.value.message
+    assert SECRET not in str(excinfo.value)
 
 
 def test_real_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +146,7 @@ def test_real_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text('#!/bin/sh\nread host\necho "{\\"Username\\":\\"$1-$host\\",\\"Secret\\":\\"s\\"}"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    credential = store(tmp_path, {"credsStore": "mine"}, SubprocessRunner()).find("ghcr.io")
+    credential = load_store(tmp_path, {"credsStore": "mine"}, SubprocessRunner()).find("ghcr.io")
     assert credential == Credential(username="get-ghcr.io", password="s")
 
 
@@ -173,10 +179,10 @@ def test_malformed_config(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     raw = text.encode("utf-8", "surrogatepass")
     path.write_bytes(raw)
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SettingsError) as excinfo:
         load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted())
-    assert caught.value.exit_code == 2
-    assert str(path) in caught.value.message
+    assert excinfo.value.exit_code == 2
+    assert str(path) in excinfo.value.message
     assert path.read_bytes() == raw
 
 
@@ -189,18 +195,18 @@ def test_config_is_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", " \n", "{}", '{"auths": null, "credsStore": ""}'])
 def test_missing_docker_config_is_anonymous(tmp_path: Path, text: str) -> None:
     assert load_credentials({"DOCKER_CONFIG": str(tmp_path)}, Scripted()).find("ghcr.io") is None
-    assert store(tmp_path, text).find("ghcr.io") is None
+    assert load_store(tmp_path, text).find("ghcr.io") is None
 
 
 def test_config_in_home(tmp_path: Path) -> None:
     (tmp_path / ".docker").mkdir()
-    (tmp_path / ".docker/config.json").write_text(json.dumps({"auths": {"x": {"auth": auth()}}}))
+    (tmp_path / ".docker/config.json").write_text(json.dumps({"auths": {"x": {"auth": encode_auth()}}}))
     assert load_credentials({"HOME": str(tmp_path)}, Scripted()).find("x") is not None
 
 
 def test_repr_hides_secrets(tmp_path: Path) -> None:
-    entries = {"a": {"auth": auth()}, "b": {"identitytoken": SECRET}, "c": {"registrytoken": SECRET}}
-    credentials = store(tmp_path, {"auths": entries})
+    entries = {"a": {"auth": encode_auth()}, "b": {"identitytoken": SECRET}, "c": {"registrytoken": SECRET}}
+    credentials = load_store(tmp_path, {"auths": entries})
     text = repr(credentials) + "".join(repr(credentials.find(host)) for host in entries)
     assert SECRET not in text
-    assert auth() not in text
+    assert encode_auth() not in text

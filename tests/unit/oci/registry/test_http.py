@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 import json
@@ -24,6 +23,7 @@ from buildkit_tasks.oci.registry.errors import ManifestUnknown
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.source import open_verified, read_blob
 from tests.support import oci as images
+from tests.support.docker_login import AUTH, write_login
 from tests.support.oci import LAYER_GZIP, MemoryImage, hello
 from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, token
 from tests.support.scripted import Scripted
@@ -54,11 +54,6 @@ def options(tmp_path: Path) -> RegistryOptions:
     )
 
 
-def login(folder: Path, host: str, **entry: str) -> None:
-    document = {"auths": {host: entry or {"auth": base64.b64encode(b"me:secret").decode()}}}
-    (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
-
-
 def read_all(reference: str, options: RegistryOptions) -> list[bytes]:
     """Read a whole image; return its verified layers."""
     with open_registry(reference, options=options) as source:
@@ -70,9 +65,9 @@ def read_all(reference: str, options: RegistryOptions) -> list[bytes]:
 
 
 def read_error(reference: str, options: RegistryOptions) -> BuildkitTasksError:
-    with pytest.raises(BuildkitTasksError) as caught:
+    with pytest.raises(BuildkitTasksError) as excinfo:
         read_all(reference, options)
-    return caught.value
+    return excinfo.value
 
 
 def test_pull_uses_one_connection(server: FakeRegistry, options: RegistryOptions) -> None:
@@ -266,9 +261,9 @@ def test_early_close(server: FakeRegistry, options: RegistryOptions) -> None:
     entry = memory.put(bytes(1 << 20), LAYER_GZIP)
     server.add_image(memory)
     server.answer("*/blobs/*", Reply(body=bytes(1 << 20), cut=1000, silent=True))
-    patient = dataclasses.replace(options, read_timeout=30)
+    slow_options = dataclasses.replace(options, read_timeout=30)
     started = time.monotonic()
-    with open_registry(f"{server.host}/team/image:v1", options=patient) as source:
+    with open_registry(f"{server.host}/team/image:v1", options=slow_options) as source:
         with open_verified(source, images.descriptor(entry), 100) as stream:
             assert stream.read(10) == bytes(10)
         assert len(read_blob(source, images.descriptor(entry), 1 << 20)) == 1 << 20
@@ -347,17 +342,17 @@ def test_challenge_scopes_and_query(server: FakeRegistry, options: RegistryOptio
 
 
 def test_token_server_gets_password(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
-    login(tmp_path, server.host)
+    write_login(tmp_path, server.host)
     require_token(server, "mine")
     read_all(server.add_image(hello()), options)
     (request,) = server.requests("/token*")
-    assert request.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
+    assert request.authorization == f"Basic {AUTH}"
     assert "account=me" in request.path
     assert {each.authorization for each in server.requests("/v2/*")} == {"", "Bearer mine"}
 
 
 def test_identity_token_exchange(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
-    login(tmp_path, server.host, identitytoken="refresh me")
+    write_login(tmp_path, server.host, identitytoken="refresh me")
     require_token(server, "traded")
     read_all(server.add_image(hello()), options)
     (request,) = server.requests("/token*")
@@ -373,7 +368,7 @@ def test_identity_token_exchange(server: FakeRegistry, options: RegistryOptions,
 
 
 def test_registry_token(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
-    login(tmp_path, server.host, registrytoken="ready")
+    write_login(tmp_path, server.host, registrytoken="ready")
     require_token(server, "ready")
     read_all(server.add_image(hello()), options)
     assert server.requests("/token*") == []
@@ -411,11 +406,11 @@ def test_oversized_token_response(server: FakeRegistry, options: RegistryOptions
 
 
 def test_basic_auth(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
-    login(tmp_path, server.host)
+    write_login(tmp_path, server.host)
     server.answer("/v2/*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     read_all(server.add_image(hello()), options)
     headers = [each.authorization for each in server.received]
-    assert headers == ["", *["Basic " + base64.b64encode(b"me:secret").decode()] * (len(headers) - 1)]
+    assert headers == ["", *[f"Basic {AUTH}"] * (len(headers) - 1)]
 
 
 @pytest.mark.parametrize(
@@ -500,9 +495,9 @@ def test_other_registries_have_no_mirrors(server: FakeRegistry, options: Registr
     "text", ["http://mirror.example.com", "https://a/path", "ftp://a", "", "https://me:pw@a b"]
 )
 def test_invalid_mirror(options: RegistryOptions, text: str) -> None:
-    with pytest.raises(UsageError) as caught, open_registry("alpine", mirrors=[text], options=options):
+    with pytest.raises(UsageError) as excinfo, open_registry("alpine", mirrors=[text], options=options):
         pass
-    assert "pw" not in str(caught.value)
+    assert "pw" not in str(excinfo.value)
 
 
 @pytest.mark.parametrize("text", ["", "Alpine", "--privileged", "https://x/y"])
@@ -522,7 +517,7 @@ def test_requests_is_imported_lazily(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, b"")
 
 
-class Slow(io.RawIOBase):
+class SlowStream(io.RawIOBase):
     """A socket file that returns one byte per read and advances a fake clock."""
 
     def __init__(self, clock: list[float], seconds: float) -> None:
@@ -540,7 +535,7 @@ class Slow(io.RawIOBase):
 def test_slow_trickle_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    meter = MeteredReader(Slow(clock, 10), timeout=60)
+    meter = MeteredReader(SlowStream(clock, 10), timeout=60)
     for _ in range(6):
         meter.read(1)
         clock[0] += 1000  # the caller's time does not count
@@ -551,7 +546,7 @@ def test_slow_trickle_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steady_slow_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    meter = MeteredReader(Slow(clock, 0.9 / MIN_BYTES_PER_SECOND), timeout=0.01)
+    meter = MeteredReader(SlowStream(clock, 0.9 / MIN_BYTES_PER_SECOND), timeout=0.01)
     for _ in range(10_000):
         meter.read(1)
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.registry.connection import MeteredAdapter
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.registry.push import open_uploader
+from tests.support.docker_login import write_login
 from tests.support.oci import (
     LAYER_GZIP,
     LAYER_TAR,
@@ -51,11 +50,6 @@ def pushed_content(push: Push, name: str = "team/app") -> dict[str, bytes]:
     }
 
 
-def log_in(folder: Path, host: str) -> None:
-    auth = base64.b64encode(b"me:s3cret").decode()
-    (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}), encoding="utf-8")
-
-
 def uploads(push: Push) -> list[Request]:
     return push.server.requests("PUT /upload/*")
 
@@ -80,8 +74,10 @@ def test_push_moves_no_tag(push: Push) -> None:
 def test_push_order(push: Push) -> None:
     memory = hello()
     push.send(memory)
-    puts = [each for each in push.server.received if each.method == "PUT"]
-    kinds = ["blob" if each.path.startswith("/upload/") else each.path.rpartition("/")[2] for each in puts]
+    put_requests = [each for each in push.server.received if each.method == "PUT"]
+    kinds = [
+        "blob" if each.path.startswith("/upload/") else each.path.rpartition("/")[2] for each in put_requests
+    ]
     assert kinds[:6] == ["blob"] * 6
     assert len(set(kinds[6:9])) == 3
     assert kinds[9:] == [str(memory.root_descriptor().digest)]
@@ -111,12 +107,12 @@ def test_push_attestations(push: Push) -> None:
     memory = MemoryImage()
     entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LAYER, LAYER_GZIP)])
     statement = memory.put(b'{"_type":"https://in-toto.io/Statement/v0.1"}', "application/vnd.in-toto+json")
-    about = put_manifest(memory, platform_json("unknown/unknown"), [statement])
+    attestation = put_manifest(memory, platform_json("unknown/unknown"), [statement])
     memory.set_index(
         [
             {**entry, "platform": platform_json("linux/amd64")},
             {
-                **about,
+                **attestation,
                 "platform": platform_json("unknown/unknown"),
                 "annotations": {"vnd.docker.reference.digest": entry["digest"]},
             },
@@ -230,13 +226,13 @@ def test_missing_layer_starts_no_upload(push: Push) -> None:
 
 
 def test_partial_image_is_rejected(push: Push) -> None:
-    memory = Partial(**vars(hello()))
+    memory = PartialImage(**vars(hello()))
     with pytest.raises(MalformedImage, match=r"\(linux/amd64\) is not here: the source has only a part"):
         push.send(memory)
     assert push.server.received == []
 
 
-class Partial(MemoryImage):
+class PartialImage(MemoryImage):
     """An image of an engine that has pulled one platform only."""
 
     def is_missing(self, descriptor: Descriptor) -> bool:
@@ -262,11 +258,11 @@ def test_too_many_index_entries() -> None:
 
 
 def test_source_order_of_blobs() -> None:
-    class Ordered(MemoryImage):
+    class OrderedImage(MemoryImage):
         def read_order(self, descriptor: Descriptor) -> int:
             return -sorted(self.blobs).index(str(descriptor.digest))
 
-    blobs = [str(each.digest) for each in push_order(Ordered(**vars(hello())))[0]]
+    blobs = [str(each.digest) for each in push_order(OrderedImage(**vars(hello())))[0]]
     assert blobs == sorted(blobs, reverse=True)
 
 
@@ -287,7 +283,7 @@ def test_location_without_query(push: Push) -> None:
 
 def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
     with fake_registry("127.0.0.2") as store:
-        log_in(tmp_path, push.server.host)
+        write_login(tmp_path, push.server.host)
         push.server.answer_always(
             "POST *", Reply(status=202, headers={"Location": f"http://me:pw@{store.host}/upload/team/app"})
         )
@@ -339,8 +335,8 @@ def test_token_for_pull_and_push(push: Push) -> None:
     push.server.answer("/v2/", bearer(f"http://{push.server.host}/token"))
     push.server.answer("/token*", token())
     push.send(hello())
-    (asked,) = push.server.requests("/token*")
-    assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
+    (token_request,) = push.server.requests("/token*")
+    assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in token_request.path
     others = [each for each in push.server.received[2:] if "token" not in each.path]
     assert {each.authorization for each in others} == {"Bearer t0ken"}
 
@@ -350,15 +346,15 @@ def test_narrow_challenge_is_widened(push: Push) -> None:
     push.server.answer("HEAD */blobs/*", bearer(realm, scope="repository:team/app:pull repository:x/y:pull"))
     push.server.answer("/token*", token())
     push.send(one_layer())
-    (asked,) = push.server.requests("/token*")
-    assert asked.path.count("scope=") == 2
-    assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in asked.path
-    assert "scope=repository%3Ax%2Fy%3Apull" in asked.path
+    (token_request,) = push.server.requests("/token*")
+    assert token_request.path.count("scope=") == 2
+    assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in token_request.path
+    assert "scope=repository%3Ax%2Fy%3Apull" in token_request.path
 
 
 def test_threads_share_token(push: Push) -> None:
-    wants = dataclasses.replace(bearer(f"http://{push.server.host}/token"), drip_headers=0.003)
-    push.server.answer("HEAD */blobs/*", wants, wants, wants, wants)
+    unauthorized = dataclasses.replace(bearer(f"http://{push.server.host}/token"), drip_headers=0.003)
+    push.server.answer("HEAD */blobs/*", unauthorized, unauthorized, unauthorized, unauthorized)
     push.server.answer("/token*", token())
     push.send(hello())
     assert len(push.server.requests("/token*")) == 1
@@ -436,20 +432,20 @@ def test_failure_ends_waits(tmp_path: Path) -> None:
 def test_source_is_read_on_demand(push: Push) -> None:
     size = 512 << 20
 
-    class Endless(io.RawIOBase):
+    class EndlessStream(io.RawIOBase):
         sent = 0
 
         def read(self, size: int = -1) -> bytes:
             self.sent += size
             return bytes(size)
 
-    class Large(MemoryImage):
-        stream = Endless()
+    class LargeImage(MemoryImage):
+        stream = EndlessStream()
 
         def open(self, descriptor: Descriptor) -> BinaryIO:
             return cast("BinaryIO", self.stream) if descriptor.size == size else super().open(descriptor)
 
-    memory = Large()
+    memory = LargeImage()
     digest = Digest.from_bytes(b"any")
     layer = {"mediaType": LAYER_GZIP, "digest": str(digest), "size": size}
     entry = put_manifest(memory, platform_json("linux/amd64"), [layer])

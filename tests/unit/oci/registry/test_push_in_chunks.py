@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.errors import MalformedImage
+from tests.support.docker_login import write_login
 from tests.support.oci import LAYER_TAR, MemoryImage, flip, platform_json, put_manifest
 from tests.support.registry.fake import Reply, Request, fake_registry
 from tests.support.registry.pushing import Push, push
-from tests.unit.oci.registry.test_push import log_in, one_layer, pushed_content
+from tests.unit.oci.registry.test_push import one_layer, pushed_content
 
 __all__ = ["push"]
 
@@ -136,7 +137,7 @@ def test_wrong_blob_is_not_completed(push: Push) -> None:
 
 
 def test_chunks_to_other_host(push: Push) -> None:
-    log_in(Path(push.options.environ["DOCKER_CONFIG"]), push.server.host)
+    write_login(Path(push.options.environ["DOCKER_CONFIG"]), push.server.host)
     push.server.answer("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     push.server.max_body = 4 * MIB
     with fake_registry("127.0.0.2") as other:

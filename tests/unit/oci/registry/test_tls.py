@@ -21,7 +21,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def root(reference: str, folder: Path, **environ: str) -> Descriptor:
+def pull_root(reference: str, folder: Path, **environ: str) -> Descriptor:
     options = RegistryOptions(
         environ={"DOCKER_CONFIG": str(folder), **environ},
         certificate_dirs=(folder / "certs.d",),
@@ -33,7 +33,7 @@ def root(reference: str, folder: Path, **environ: str) -> Descriptor:
         return source.root_descriptor()
 
 
-def put(folder: Path, host: str, **files: Path) -> Path:
+def install_certificates(folder: Path, host: str, **files: Path) -> Path:
     """Copy files to the directory of a host, ``ca_crt`` as ``ca.crt``."""
     directory = folder / "certs.d" / host
     directory.mkdir(parents=True, exist_ok=True)
@@ -45,20 +45,22 @@ def put(folder: Path, host: str, **files: Path) -> Path:
 def test_client_certificate(certificate: Certificate, tmp_path: Path) -> None:
     with fake_registry(tls=certificate, require_client_certificate=True) as server:
         reference = server.add_image(hello())
-        put(tmp_path, server.host, ca_crt=certificate.authority)
+        install_certificates(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(RegistryError):
-            root(reference, tmp_path)
-        put(tmp_path, server.host, client_cert=certificate.certificate, client_key=certificate.key)
-        assert root(reference, tmp_path)
+            pull_root(reference, tmp_path)
+        install_certificates(
+            tmp_path, server.host, client_cert=certificate.certificate, client_key=certificate.key
+        )
+        assert pull_root(reference, tmp_path)
 
 
 def test_authority_covers_token_server(certificate: Certificate, tmp_path: Path) -> None:
     with fake_registry(tls=certificate) as server, fake_registry("127.0.0.2", tls=certificate) as tokens:
         reference = server.add_image(hello())
-        put(tmp_path, server.host, ca_crt=certificate.authority)
+        install_certificates(tmp_path, server.host, ca_crt=certificate.authority)
         server.answer("/v2/*", bearer(f"https://{tokens.host}/token"))
         tokens.answer("/token*", token())
-        assert root(reference, tmp_path)
+        assert pull_root(reference, tmp_path)
         assert len(tokens.received) == 1
 
 
@@ -68,30 +70,30 @@ def test_client_certificate_per_host(certificate: Certificate, tmp_path: Path) -
         fake_registry("127.0.0.2", tls=certificate, require_client_certificate=True) as tokens,
     ):
         reference = server.add_image(hello())
-        own = {"client_cert": certificate.certificate, "client_key": certificate.key}
-        put(tmp_path, server.host, ca_crt=certificate.authority, **own)
+        client_files = {"client_cert": certificate.certificate, "client_key": certificate.key}
+        install_certificates(tmp_path, server.host, ca_crt=certificate.authority, **client_files)
         server.answer_always("/v2/*", bearer(f"https://{tokens.host}/token"))
         tokens.answer("/token*", token())
         with pytest.raises(RegistryError):
-            root(reference, tmp_path)
+            pull_root(reference, tmp_path)
         assert tokens.received == []
 
 
 @pytest.mark.parametrize("name", ["ca.crt", "client.cert"])
 def test_invalid_certificate_file(certificate: Certificate, tmp_path: Path, name: str) -> None:
     with fake_registry(tls=certificate) as server:
-        directory = put(tmp_path, server.host, ca_crt=certificate.authority)
+        directory = install_certificates(tmp_path, server.host, ca_crt=certificate.authority)
         (directory / name).write_text("invalid", encoding="utf-8")
-        with pytest.raises(SettingsError, match=name) as caught:
-            root(server.add_image(hello()), tmp_path)
-        assert str(directory) in caught.value.message
+        with pytest.raises(SettingsError, match=name) as excinfo:
+            pull_root(server.add_image(hello()), tmp_path)
+        assert str(directory) in excinfo.value.message
 
 
 def test_missing_ca_bundle(certificate: Certificate, tmp_path: Path) -> None:
     with fake_registry(tls=certificate) as server:
-        put(tmp_path, server.host, ca_crt=certificate.authority)
+        install_certificates(tmp_path, server.host, ca_crt=certificate.authority)
         with pytest.raises(SettingsError, match="environment REQUESTS_CA_BUNDLE"):
-            root(server.add_image(hello()), tmp_path, REQUESTS_CA_BUNDLE=str(tmp_path / "missing"))
+            pull_root(server.add_image(hello()), tmp_path, REQUESTS_CA_BUNDLE=str(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("netloc", ["..", ".", "../x", "", "a/b", "-x", "a\n"])

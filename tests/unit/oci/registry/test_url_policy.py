@@ -27,21 +27,21 @@ def resolve(host: str) -> tuple[str, ...]:
     return NAMES.get(host, ())
 
 
-def parse(text: str) -> Url:
+def parse_url(text: str) -> Url:
     return Url.parse(text)
 
 
 def test_url_is_normalized() -> None:
-    url = parse("HTTPS://User:pass@Registry.Example.COM:443/a/b?c=d#e")
+    url = parse_url("HTTPS://User:pass@Registry.Example.COM:443/a/b?c=d#e")
     assert (url.scheme, url.host, url.port) == ("https", "registry.example.com", 443)
     assert url.text == "https://registry.example.com/a/b?c=d"
-    assert parse("http://[::1]:5000").text == "http://[::1]:5000/"
-    assert parse("https://example.com.:8443/x").origin == "https://example.com:8443"
-    assert parse("https://a").with_target("/v2/").text == "https://a/v2/"
+    assert parse_url("http://[::1]:5000").text == "http://[::1]:5000/"
+    assert parse_url("https://example.com.:8443/x").origin == "https://example.com:8443"
+    assert parse_url("https://a").with_target("/v2/").text == "https://a/v2/"
 
 
 def test_repr_hides_query() -> None:
-    assert "c2ln" not in repr(parse("https://cdn.example.net/x?sig=c2ln"))
+    assert "c2ln" not in repr(parse_url("https://cdn.example.net/x?sig=c2ln"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_repr_hides_query() -> None:
     ],
 )
 def test_relative_location(location: str, url: str) -> None:
-    assert Url.parse(location, parse("https://a.example/v2/x")).text == url
+    assert Url.parse(location, parse_url("https://a.example/v2/x")).text == url
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_not_loopback(host: str) -> None:
     ],
 )
 def test_allowed_redirects(registry: str, target: str) -> None:
-    check_redirect(parse(registry), parse(registry), parse(target), resolve)
+    check_redirect(parse_url(registry), parse_url(registry), parse_url(target), resolve)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_allowed_redirects(registry: str, target: str) -> None:
     ],
 )
 def test_forbidden_redirects(registry: str, target: str, message: str) -> None:
-    with pytest.raises(RegistryError, match=message) as caught:
-        check_redirect(parse(registry), parse(registry), parse(target), resolve)
-    assert parse(registry).netloc in caught.value.message
-    assert parse(target).netloc in caught.value.message
+    with pytest.raises(RegistryError, match=message) as excinfo:
+        check_redirect(parse_url(registry), parse_url(registry), parse_url(target), resolve)
+    assert parse_url(registry).netloc in excinfo.value.message
+    assert parse_url(target).netloc in excinfo.value.message
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_forbidden_redirects(registry: str, target: str, message: str) -> None:
     ],
 )
 def test_trusted_realms(registry: str, realm: str) -> None:
-    assert is_trusted_realm(parse(registry), parse(realm))
+    assert is_trusted_realm(parse_url(registry), parse_url(realm))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_trusted_realms(registry: str, realm: str) -> None:
     ],
 )
 def test_untrusted_realms(registry: str, realm: str) -> None:
-    assert not is_trusted_realm(parse(registry), parse(realm))
+    assert not is_trusted_realm(parse_url(registry), parse_url(realm))
 
 
 def test_unresolved_name() -> None:

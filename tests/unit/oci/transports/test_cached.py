@@ -31,9 +31,9 @@ class CountingSource:
     def root_descriptor(self) -> Descriptor:
         return self.memory.root_descriptor()
 
-    def open(self, blob: Descriptor) -> BinaryIO:
-        self.opened[str(blob.digest)] += 1
-        return self.memory.open(blob)
+    def open(self, put_blob: Descriptor) -> BinaryIO:
+        self.opened[str(put_blob.digest)] += 1
+        return self.memory.open(put_blob)
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def cache(source: CountingSource) -> Iterator[CachingSource]:
         yield CachingSource(source, file.fileno())
 
 
-def blob(source: CountingSource, data: bytes) -> Descriptor:
+def put_blob(source: CountingSource, data: bytes) -> Descriptor:
     return descriptor(source.memory.put(data, LAYER_TAR))
 
 
 def test_complete_blob_is_fetched_once(source: CountingSource, cache: CachingSource) -> None:
-    blobs = [blob(source, bytes([number]) * size) for number, size in enumerate((1, 5000, 300_000, 0))]
+    blobs = [put_blob(source, bytes([number]) * size) for number, size in enumerate((1, 5000, 300_000, 0))]
     for _ in range(3):
         for each in blobs:
             assert read_blob(cache, each, 1 << 20) == source.memory.blobs[str(each.digest)]
@@ -62,7 +62,7 @@ def test_complete_blob_is_fetched_once(source: CountingSource, cache: CachingSou
 
 
 def test_partly_read_blob_is_fetched_again(source: CountingSource, cache: CachingSource) -> None:
-    large = blob(source, bytes(1 << 20))
+    large = put_blob(source, bytes(1 << 20))
     with open_verified(cache, large) as stream:
         stream.read(10)
     assert read_blob(cache, large, 1 << 20) == bytes(1 << 20)
@@ -70,46 +70,46 @@ def test_partly_read_blob_is_fetched_again(source: CountingSource, cache: Cachin
 
 
 def test_wrong_bytes_are_found_on_each_read(source: CountingSource, cache: CachingSource) -> None:
-    stated = blob(source, b"right bytes")
-    source.memory.blobs[str(stated.digest)] = b"other bytes"
+    descriptor_of_blob = put_blob(source, b"right bytes")
+    source.memory.blobs[str(descriptor_of_blob.digest)] = b"other bytes"
     for _ in range(2):
         with pytest.raises(MalformedImage, match="holds other bytes"):
-            read_blob(cache, stated, 1 << 20)
+            read_blob(cache, descriptor_of_blob, 1 << 20)
 
 
 @pytest.mark.parametrize("data", [b"too long a blob", b"short"])
 def test_wrong_size_is_not_stored(source: CountingSource, cache: CachingSource, data: bytes) -> None:
-    stated = blob(source, b"ten bytes.")
-    source.memory.blobs[str(stated.digest)] = data
-    other = blob(source, b"the next blob")
+    descriptor_of_blob = put_blob(source, b"ten bytes.")
+    source.memory.blobs[str(descriptor_of_blob.digest)] = data
+    other = put_blob(source, b"the next blob")
     read_blob(cache, other, 1 << 20)
     for _ in range(2):
         with pytest.raises(MalformedImage):
-            read_blob(cache, stated, 1 << 20)
-    assert source.opened[str(stated.digest)] == 2
+            read_blob(cache, descriptor_of_blob, 1 << 20)
+    assert source.opened[str(descriptor_of_blob.digest)] == 2
     assert read_blob(cache, other, 1 << 20) == b"the next blob"
 
 
 def test_full_cache(source: CountingSource, cache: CachingSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "_MAX_CACHE_SIZE", 1000)
-    large, small = blob(source, bytes(1001)), blob(source, bytes(1000))
+    large, small = put_blob(source, bytes(1001)), put_blob(source, bytes(1000))
     for each in (large, small) * 2:
         read_blob(cache, each, 1 << 20)
     assert (source.opened[str(large.digest)], source.opened[str(small.digest)]) == (2, 1)
 
 
 def test_full_disk(source: CountingSource, cache: CachingSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
+    def raise_disk_full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "pwrite", full)
-    each = blob(source, b"some bytes")
+    monkeypatch.setattr(os, "pwrite", raise_disk_full)
+    each = put_blob(source, b"some bytes")
     assert [read_blob(cache, each, 1 << 20) for _ in range(2)] == [b"some bytes"] * 2
     assert source.opened[str(each.digest)] == 2
 
 
 def test_concurrent_reads(source: CountingSource, cache: CachingSource) -> None:
-    blobs = [blob(source, os.urandom(100_000)) for _ in range(20)]
+    blobs = [put_blob(source, os.urandom(100_000)) for _ in range(20)]
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(lambda each: read_blob(cache, each, 1 << 20), blobs * 10))
     assert contents == [source.memory.blobs[str(each.digest)] for each in blobs * 10]
@@ -123,12 +123,12 @@ class SlowSource(CountingSource):
         super().__init__(memory)
         self.waiting = self.max_waiting = 0
 
-    def open(self, blob: Descriptor) -> BinaryIO:
+    def open(self, put_blob: Descriptor) -> BinaryIO:
         self.waiting += 1
         self.max_waiting = max(self.max_waiting, self.waiting)
         time.sleep(0.02)
         self.waiting -= 1
-        return super().open(blob)
+        return super().open(put_blob)
 
 
 def test_prefetch_in_parallel(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from buildkit_tasks.oci.transports.directory import (
     find_platform_dirs,
     walk_directory,
 )
+from tests.support.unpacking import open_fds
 
 
-def entries(path: Path) -> dict[str, DirectoryEntry]:
+def walk_entries(path: Path) -> dict[str, DirectoryEntry]:
     return {entry.name: entry for entry in walk_directory(path)}
 
 
@@ -28,10 +29,6 @@ def make_dirs(path: Path, *names: str) -> Path:
     for name in names:
         (path / name).mkdir(parents=True)
     return path
-
-
-def count_open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_platform_directories(tmp_path: Path) -> None:
@@ -55,13 +52,13 @@ def test_platform_directory_itself(tmp_path: Path) -> None:
     assert [(str(platform), each) for platform, each in find_platform_dirs(path)] == [("linux/arm64", path)]
 
 
-@pytest.mark.parametrize("make_one", [Path.mkdir, Path.touch, lambda path: path.symlink_to("linux_amd64")])
-def test_mixture_of_two_builds(make_one: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make_entry", [Path.mkdir, Path.touch, lambda path: path.symlink_to("linux_amd64")])
+def test_mixture_of_two_builds(make_entry: Callable[[Path], None], tmp_path: Path) -> None:
     make_dirs(tmp_path, "linux_amd64")
-    make_one(tmp_path / "usr")
-    with pytest.raises(UsageError, match="platform directories linux_amd64 and also usr") as caught:
+    make_entry(tmp_path / "usr")
+    with pytest.raises(UsageError, match="platform directories linux_amd64 and also usr") as excinfo:
         find_platform_dirs(tmp_path)
-    assert caught.value.hint == f"use the directory of one platform: dir:{tmp_path}/linux_amd64"
+    assert excinfo.value.hint == f"use the directory of one platform: dir:{tmp_path}/linux_amd64"
 
 
 def test_symlink_named_like_platform(tmp_path: Path) -> None:
@@ -75,7 +72,7 @@ def test_walk_directory(tmp_path: Path) -> None:
     (tmp_path / "b/c/file").write_bytes(b"data")
     (tmp_path / "b/c/file").chmod(0o4755)
     (tmp_path / "a").symlink_to("b/c/file")
-    files = entries(tmp_path)
+    files = walk_entries(tmp_path)
     assert [(entry.name, entry.kind) for entry in files.values()] == [
         ("a", FileType.SYMLINK), ("b", FileType.DIRECTORY), ("b/c", FileType.DIRECTORY),
         ("b/c/file", FileType.FILE),
@@ -92,7 +89,7 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
     inside = make_dirs(tmp_path, "inside") / "inside"
     (inside / "up").symlink_to("../outside")
     (inside / "loop").symlink_to(".")
-    files = entries(inside)
+    files = walk_entries(inside)
     assert {name: entry.target for name, entry in files.items()} == {"up": "../outside", "loop": "."}
     with pytest.raises(MalformedImage, match="up is not a regular file"):
         files["up"].open()
@@ -103,7 +100,7 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        files = entries(tmp_path)
+        files = walk_entries(tmp_path)
     assert [entry.kind for entry in files.values()] == [FileType.OTHER, FileType.OTHER]
     for entry in files.values():
         with pytest.raises(MalformedImage, match="not a regular file"):
@@ -114,7 +111,7 @@ def test_hard_links(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     (tmp_path / "c").write_text("x")
-    inodes = {name: (entry.device, entry.inode) for name, entry in entries(tmp_path).items()}
+    inodes = {name: (entry.device, entry.inode) for name, entry in walk_entries(tmp_path).items()}
     assert inodes["a"] == inodes["b"] != inodes["c"]
 
 
@@ -126,9 +123,9 @@ def test_buildx_link_targets(tmp_path: Path) -> None:
     }  # fmt: skip
     for number, target in enumerate(targets):
         (path / str(number)).symlink_to(target)
-    assert [entry.target for entry in entries(path).values()] == list(targets.values())
+    assert [entry.target for entry in walk_entries(path).values()] == list(targets.values())
     plain = path.rename(tmp_path / "rootfs")
-    assert [entry.target for entry in entries(plain).values()] == list(targets)
+    assert [entry.target for entry in walk_entries(plain).values()] == list(targets)
 
 
 def test_current_directory_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,42 +133,42 @@ def test_current_directory_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [str(platform) for platform, _ in find_platform_dirs(Path())] == ["linux/arm64"]
 
 
-@pytest.mark.parametrize("what", ["file", "parent", "parent's link to itself"])
-def test_swapped_file_or_parent(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("swapped", ["file", "parent", "parent's link to itself"])
+def test_swapped_file_or_parent(swapped: str, tmp_path: Path) -> None:
     path = make_dirs(tmp_path, "root/sub") / "root"
     (path / "sub/file").write_text("x")
     (make_dirs(tmp_path, "evil") / "evil/file").write_text("secret")
-    entry = entries(path)["sub/file"]
-    if what == "file":
+    entry = walk_entries(path)["sub/file"]
+    if swapped == "file":
         (path / "sub/file").unlink()
         (path / "sub/file").symlink_to(tmp_path / "evil/file")
     else:
         (path / "sub").rename(path / "old")
-        (path / "sub").symlink_to(tmp_path / "evil" if what == "parent" else "old")
-    before = count_open_files()
+        (path / "sub").symlink_to(tmp_path / "evil" if swapped == "parent" else "old")
+    before = open_fds()
     with pytest.raises(MalformedImage, match="sub/file has changed while the directory was read"):
         entry.open()
-    assert count_open_files() == before
+    assert open_fds() == before
 
 
 def test_replaced_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    entry = entries(tmp_path)["file"]
+    entry = walk_entries(tmp_path)["file"]
     (tmp_path / "new").write_text("y")
     (tmp_path / "new").rename(tmp_path / "file")
-    before = count_open_files()
+    before = open_fds()
     with pytest.raises(MalformedImage, match="has changed"):
         entry.open()
-    assert count_open_files() == before
+    assert open_fds() == before
 
 
 def test_abandoned_walk_closes_files(tmp_path: Path) -> None:
     make_dirs(tmp_path, "a/b/c/d")
-    before = count_open_files()
+    before = open_fds()
     walk = walk_directory(tmp_path)
     assert [next(walk).name for _ in range(4)][-1] == "a/b/c/d"
     walk.close()  # type: ignore[attr-defined]
-    assert count_open_files() == before
+    assert open_fds() == before
 
 
 def test_mounted_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,21 +181,21 @@ def test_mounted_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(directory, "_read_entry", other_device)
     with pytest.raises(MalformedImage, match="mounted is another file system"):
-        entries(tmp_path)
+        walk_entries(tmp_path)
 
 
 def test_depth_and_count_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dirs(tmp_path, "a/b/c/d")
     monkeypatch.setattr(directory, "_MAX_DEPTH", 3)
     with pytest.raises(LimitExceeded, match="more than 3 directories deep"):
-        entries(tmp_path)
+        walk_entries(tmp_path)
     monkeypatch.setattr(directory, "LIMITS", Limits(entries=2))
     with pytest.raises(LimitExceeded, match="more than 2 files"):
-        entries(tmp_path)
+        walk_entries(tmp_path)
     (tmp_path / "e").touch()
     monkeypatch.setattr(directory, "LIMITS", Limits(nodes=1))
     with pytest.raises(LimitExceeded, match=r"a directory in .* has more than 1 files"):
-        entries(tmp_path)
+        walk_entries(tmp_path)
 
 
 def test_undecodable_names(tmp_path: Path) -> None:
@@ -213,6 +210,6 @@ def test_not_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "missing"):
         with pytest.raises(UsageError, match="cannot be read"):
-            entries(path)
+            walk_entries(path)
         with pytest.raises(UsageError, match="cannot be read"):
             find_platform_dirs(path)

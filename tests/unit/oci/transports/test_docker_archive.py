@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,22 +34,18 @@ from tests.support.oci import (
     probe_program,
     symlink,
 )
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from tests.support.zstd import zstd
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
 IMAGE_NAME = "io.containerd.image.name"
 
 
-def layer(platform: str) -> bytes:
+def make_layer(platform: str) -> bytes:
     return make_tar({"main": probe_program(platform)})
 
 
 class SaveArchive:
-    """Builder of a `docker save` archive in the older format."""
+    """Builds a `docker save` archive in the older format."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -79,22 +74,22 @@ class SaveArchive:
         return path
 
 
-def one_image(platform: str = AMD64, *tags: str) -> SaveArchive:
-    return SaveArchive().add(platform, {"0a/layer.tar": layer(platform)}, tags)
+def single_image(platform: str = AMD64, *tags: str) -> SaveArchive:
+    return SaveArchive().add(platform, {"0a/layer.tar": make_layer(platform)}, tags)
 
 
-def read_one(source: Source, what: str) -> bytes:
+def read_blob_of_image(source: Source, kind: str) -> bytes:
     manifest = Image(source).manifest(source.root_descriptor())
-    return read_blob(source, manifest.config if what == "config" else manifest.layers[0], 1 << 20)
+    return read_blob(source, manifest.config if kind == "config" else manifest.layers[0], 1 << 20)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
-@pytest.mark.parametrize("small", [1 << 20, 0])
+@pytest.mark.parametrize("max_cached_member", [1 << 20, 0])
 def test_read_older_format(
-    pack: Callable[[bytes], bytes], small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pack: Callable[[bytes], bytes], max_cached_member: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", small)
-    saved = one_image()
+    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", max_cached_member)
+    saved = single_image()
     path = saved.write(tmp_path / "a.tar", pack)
     for name in (f"docker-archive:{path}", str(path)):
         with open_image(name) as source:
@@ -102,17 +97,17 @@ def test_read_older_format(
             report = verify(source, [], "a")
             assert [verdict.platform for verdict in report.platforms] == [AMD64]
             assert report.ok
-            assert read_one(source, "config") == saved.files[saved.config]
-            assert read_one(source, "layer") == layer(AMD64)
+            assert read_blob_of_image(source, "config") == saved.files[saved.config]
+            assert read_blob_of_image(source, "layer") == make_layer(AMD64)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_generated_manifest_is_stable(tmp_path: Path) -> None:
-    path = one_image().write(tmp_path / "a.tar")
+    path = single_image().write(tmp_path / "a.tar")
     with open_docker_archive(path) as first, open_docker_archive(path) as second:
         assert first.root_descriptor() == first.root_descriptor() == second.root_descriptor()
         manifest = Image(first).manifest(first.root_descriptor())
-        assert manifest.layers[0].digest == Digest.from_bytes(layer(AMD64))
+        assert manifest.layers[0].digest == Digest.from_bytes(make_layer(AMD64))
         assert Image(first).config(first.root_descriptor()).cmd == ("/main",)
 
 
@@ -125,8 +120,8 @@ def test_generated_manifest_is_stable(tmp_path: Path) -> None:
     ],
 )
 def test_layer_media_types(pack: Callable[[bytes], bytes], media_type: str, tmp_path: Path) -> None:
-    saved = one_image()
-    packed = pack(layer(AMD64))
+    saved = single_image()
+    packed = pack(make_layer(AMD64))
     saved.files["0a/layer.tar"] = packed
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         stated = Image(source).manifest(source.root_descriptor()).layers[0]
@@ -139,7 +134,7 @@ def test_layer_media_types(pack: Callable[[bytes], bytes], media_type: str, tmp_
 
 
 def test_linked_layer(tmp_path: Path) -> None:
-    saved = SaveArchive().add(AMD64, {"shared.tar": layer(AMD64), "0a/layer.tar": layer(AMD64)})
+    saved = SaveArchive().add(AMD64, {"shared.tar": make_layer(AMD64), "0a/layer.tar": make_layer(AMD64)})
     del saved.files["0a/layer.tar"]
     saved.links = [symlink("0a/layer.tar", "../0b/layer.tar"), symlink("0b/layer.tar", "../shared.tar")]
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
@@ -157,7 +152,7 @@ def test_linked_layer(tmp_path: Path) -> None:
     ],
 )
 def test_broken_layer_link(target: str, cause: str, tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     del saved.files["0a/layer.tar"]
     saved.links = [symlink("0a/layer.tar", target)]
     path = saved.write(tmp_path / "a.tar")
@@ -166,7 +161,7 @@ def test_broken_layer_link(target: str, cause: str, tmp_path: Path) -> None:
 
 
 def test_layer_is_a_fifo(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     del saved.files["0a/layer.tar"]
     saved.links = [member("0a/layer.tar", tarfile.FIFOTYPE)]
     path = saved.write(tmp_path / "a.tar")
@@ -178,7 +173,7 @@ def test_layer_is_a_fifo(tmp_path: Path) -> None:
 
 
 def test_missing_config(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     del saved.files[saved.config]
     path = saved.write(tmp_path / "a.tar")
     with (
@@ -190,7 +185,7 @@ def test_missing_config(tmp_path: Path) -> None:
 
 def test_config_with_wrong_name(tmp_path: Path) -> None:
     for name in (f"{'0' * 64}.json", f"blobs/sha256/{'0' * 64}", f"sha256:{'0' * 64}"):
-        saved = one_image()
+        saved = single_image()
         saved.files[name] = saved.files[saved.config]
         saved.images[0]["Config"] = name
         path = saved.write(tmp_path / "a.tar")
@@ -199,7 +194,7 @@ def test_config_with_wrong_name(tmp_path: Path) -> None:
 
 
 def test_config_with_plain_name(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     saved.files["config.json"] = saved.files.pop(saved.config)
     saved.images[0]["Config"] = "config.json"
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
@@ -207,7 +202,7 @@ def test_config_with_plain_name(tmp_path: Path) -> None:
 
 
 def test_flipped_byte_in_layer(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     saved.files["0a/layer.tar"] = flip(saved.files["0a/layer.tar"])
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         report = verify(source, [], "a")
@@ -216,10 +211,10 @@ def test_flipped_byte_in_layer(tmp_path: Path) -> None:
 
 
 def test_two_layers_with_one_diff_id(tmp_path: Path) -> None:
-    saved = SaveArchive().add(AMD64, {"0a/layer.tar": layer(AMD64), "0b/layer.tar": layer(AMD64)})
+    saved = SaveArchive().add(AMD64, {"0a/layer.tar": make_layer(AMD64), "0b/layer.tar": make_layer(AMD64)})
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         assert verify(source, [], "a").ok
-    saved.files["0b/layer.tar"] = layer(ARM64)
+    saved.files["0b/layer.tar"] = make_layer(ARM64)
     path = saved.write(tmp_path / "a.tar")
     with (
         open_docker_archive(path) as source,
@@ -229,7 +224,7 @@ def test_two_layers_with_one_diff_id(tmp_path: Path) -> None:
 
 
 def test_diff_id_count(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     saved.images[0]["Layers"] = ["0a/layer.tar"] * 2
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="2 layers, the config 1"):
@@ -237,7 +232,7 @@ def test_diff_id_count(tmp_path: Path) -> None:
 
 
 def test_foreign_layer(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     data = saved.files.pop("0a/layer.tar")
     digest = str(Digest.from_bytes(data))
     media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
@@ -251,8 +246,8 @@ def test_foreign_layer(tmp_path: Path) -> None:
 
 
 def test_choose_by_name_or_number(tmp_path: Path) -> None:
-    saved = one_image(AMD64, "alpine:3", "example.org/a/b:1").add(
-        ARM64, {"0b/layer.tar": layer(ARM64)}, ["x/y:2"]
+    saved = single_image(AMD64, "alpine:3", "example.org/a/b:1").add(
+        ARM64, {"0b/layer.tar": make_layer(ARM64)}, ["x/y:2"]
     )
     path = saved.write(tmp_path / "a.tar")
     chosen = {
@@ -262,21 +257,25 @@ def test_choose_by_name_or_number(tmp_path: Path) -> None:
     for name, platform in chosen.items():
         with open_image(f"docker-archive:{path}:{name}") as source:
             assert [str(each) for each, _ in source.platform_manifests] == [platform]
-    for wrong, cause in ((None, "has 2 images"), ("alpine", "no image named 'alpine'"), ("@2", "no image")):
-        with open_docker_archive(path, wrong) as source, pytest.raises(UsageError, match=cause) as caught:
+    for selector, cause in (
+        (None, "has 2 images"),
+        ("alpine", "no image named 'alpine'"),
+        ("@2", "no image"),
+    ):
+        with open_docker_archive(path, selector) as source, pytest.raises(UsageError, match=cause) as excinfo:
             source.root_descriptor()
-        assert "@0 (alpine:3, example.org/a/b:1), @1 (x/y:2)" in str(caught.value.hint)
+        assert "@0 (alpine:3, example.org/a/b:1), @1 (x/y:2)" in str(excinfo.value.hint)
 
 
 def test_name_of_two_images(tmp_path: Path) -> None:
-    saved = one_image(AMD64, "a:1").add(ARM64, {"0b/layer.tar": layer(ARM64)}, ["a:1"])
+    saved = single_image(AMD64, "a:1").add(ARM64, {"0b/layer.tar": make_layer(ARM64)}, ["a:1"])
     path = saved.write(tmp_path / "a.tar")
     with open_docker_archive(path, "a:1") as source, pytest.raises(UsageError, match="has 2 images named"):
         source.root_descriptor()
 
 
 def test_image_listed_twice(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     saved.images *= 2
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         assert len(Image(source).platform_manifests) == 1
@@ -317,7 +316,7 @@ def test_manifest_size_limit(tmp_path: Path) -> None:
 
 
 def test_duplicate_member(tmp_path: Path) -> None:
-    saved = one_image()
+    saved = single_image()
     saved.links = [symlink("./0a/layer.tar", "../x")]
     with pytest.raises(MalformedImage, match=r"contains 0a/layer\.tar twice"):
         open_docker_archive(saved.write(tmp_path / "a.tar"))
@@ -337,7 +336,7 @@ def test_not_a_save_archive(files: dict[str, bytes], cause: str, tmp_path: Path)
 
 
 def docker_manifest(memory: MemoryImage, at: int = 0, **more: object) -> Json:
-    """The ``manifest.json`` entry of one platform, as containerd writes it."""
+    """Return the ``manifest.json`` entry of one platform, as containerd writes it."""
     entry = Image(memory).index.manifests[at]
     manifest = Image(memory).manifest(entry)
     layers = [f"blobs/sha256/{each.digest.hex}" for each in manifest.layers]
@@ -367,10 +366,10 @@ def test_read_newer_format(tmp_path: Path) -> None:
     for chosen in ("a/b:2", "@1"):
         with (
             open_docker_archive(path, chosen) as source,
-            pytest.raises(UsageError, match="no image") as caught,
+            pytest.raises(UsageError, match="no image") as excinfo,
         ):
             source.root_descriptor()
-        assert "@0 (docker.io/a/b:1)" in str(caught.value.hint)
+        assert "@0 (docker.io/a/b:1)" in str(excinfo.value.hint)
 
 
 def test_choose_in_newer_format(tmp_path: Path) -> None:
@@ -388,9 +387,9 @@ def test_choose_in_newer_format(tmp_path: Path) -> None:
     for name, platform in (("one:1", AMD64), ("@1", ARM64)):
         with open_docker_archive(path, name) as source:
             assert [str(each) for each, _ in Image(source).platform_manifests] == [platform]
-    with open_docker_archive(path) as source, pytest.raises(UsageError, match="has 2 images") as caught:
+    with open_docker_archive(path) as source, pytest.raises(UsageError, match="has 2 images") as excinfo:
         source.root_descriptor()
-    assert "@0 (docker.io/library/one:1), @1" in str(caught.value.hint)
+    assert "@0 (docker.io/library/one:1), @1" in str(excinfo.value.hint)
 
 
 def test_index_and_manifest_differ(tmp_path: Path) -> None:

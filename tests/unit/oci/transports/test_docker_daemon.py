@@ -17,7 +17,7 @@ from buildkit_tasks.verify import verify
 from tests.support.oci import MemoryImage, flip, hello, index_json, layout_files, make_tar
 
 
-class Engine:
+class FakeEngine:
     """Exports the `docker save` archive of one image, each time in a new stream."""
 
     def __init__(self, memory: MemoryImage, without: Sequence[str] = ()) -> None:
@@ -35,7 +35,7 @@ class Engine:
 
 def test_read_image_from_stream() -> None:
     memory = hello()
-    engine = Engine(memory)
+    engine = FakeEngine(memory)
     with open_image("docker-daemon:a/b:1", export=engine) as source:
         assert source.root_descriptor().digest == memory.root_descriptor().digest
         assert verify(source, [], "x").ok
@@ -46,7 +46,7 @@ def test_read_image_from_stream() -> None:
 def test_read_order_needs_one_more_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = hello()
     monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", 0)
-    with DaemonSource("a/b:1", engine := Engine(memory)) as source:
+    with DaemonSource("a/b:1", engine := FakeEngine(memory)) as source:
         entries = [entry.descriptor for entry in Image(source).entries]
         engine.streams.clear()
         for each in sorted(entries, key=source.read_order):
@@ -57,7 +57,7 @@ def test_read_order_needs_one_more_pass(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown_image() -> None:
     with (
         pytest.raises(UsageError, match="has no image"),
-        open_image("docker-daemon:x", export=Engine(hello())),
+        open_image("docker-daemon:x", export=FakeEngine(hello())),
     ):
         pass
 
@@ -66,7 +66,7 @@ def test_platform_not_pulled() -> None:
     memory = hello()
     _, arm64, arm = Image(memory).index.manifests
     layer = Image(memory).manifest(arm).layers[0].digest.hex
-    with DaemonSource("a/b:1", Engine(memory, without=[arm64.digest.hex, layer])) as source:
+    with DaemonSource("a/b:1", FakeEngine(memory, without=[arm64.digest.hex, layer])) as source:
         missing = {
             str(platform): Image(source).is_missing(entry)
             for platform, entry in Image(source).platform_manifests
@@ -83,8 +83,8 @@ def test_nested_index_not_pulled() -> None:
     (entry,) = json.loads(memory.blobs[str(memory.root_descriptor().digest)])["manifests"]
     inner = memory.put(index_json([]), OCI_INDEX)
     memory.set_index([entry, inner])
-    absent = inner["digest"].partition(":")[2]
-    with DaemonSource("a/b:1", Engine(memory, without=[absent])) as source:
+    missing_digest = inner["digest"].partition(":")[2]
+    with DaemonSource("a/b:1", FakeEngine(memory, without=[missing_digest])) as source:
         assert [Image(source).is_missing(each.descriptor) for each in Image(source).entries] == [False, True]
         assert [str(platform) for platform, _ in Image(source).platform_manifests] == ["linux/amd64"]
 
@@ -93,7 +93,7 @@ def test_missing_config() -> None:
     memory = hello(["linux/amd64"])
     (entry,) = Image(memory).index.manifests
     config = Image(memory).manifest(entry).config.digest.hex
-    with DaemonSource("a/b:1", Engine(memory, without=[config])) as source:
+    with DaemonSource("a/b:1", FakeEngine(memory, without=[config])) as source:
         assert Image(source).is_missing(entry)
 
 
@@ -101,7 +101,7 @@ def test_broken_manifest_is_not_missing() -> None:
     memory = hello(["linux/amd64"])
     (entry,) = Image(memory).index.manifests
     memory.blobs[str(entry.digest)] = flip(memory.blobs[str(entry.digest)])
-    with DaemonSource("a/b:1", Engine(memory)) as source:
+    with DaemonSource("a/b:1", FakeEngine(memory)) as source:
         assert not Image(source).is_missing(entry)
         assert not verify(source, [], "x").ok
 
@@ -116,17 +116,17 @@ def test_older_format_misses_nothing() -> None:
 
 
 def test_engine_fails_midway() -> None:
-    class Failing(io.BytesIO):
+    class FailingStream(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             data = super().read(min(size or 0, 1000))
             if self.tell() > 2000:
                 raise EngineError("the engine broke off")
             return data
 
-    streams: list[Failing] = []
+    streams: list[FailingStream] = []
 
     def export(_: str) -> BinaryIO:
-        streams.append(Failing(Engine(hello()).data))
+        streams.append(FailingStream(FakeEngine(hello()).data))
         return streams[-1]
 
     with pytest.raises(EngineError), open_image("docker-daemon:a/b:1", export=export):

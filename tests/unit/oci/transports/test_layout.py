@@ -19,7 +19,7 @@ from tests.support.oci import Json, MemoryImage, flip, hello, index_json, write_
 REF = "org.opencontainers.image.ref.name"
 
 
-def entry_of(memory: MemoryImage, **annotations: str) -> Json:
+def root_entry(memory: MemoryImage, **annotations: str) -> Json:
     root = memory.root_descriptor()
     stated = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
     return {**stated, "annotations": annotations}
@@ -48,7 +48,7 @@ def test_single_entry(tmp_path: Path) -> None:
 def test_several_names_of_one_image(tmp_path: Path) -> None:
     memory = hello()
     write_layout_dir(memory, tmp_path)
-    write_index(tmp_path, entry_of(memory, **{REF: "a"}), entry_of(memory, **{REF: "b"}))
+    write_index(tmp_path, root_entry(memory, **{REF: "a"}), root_entry(memory, **{REF: "b"}))
     assert OciLayout(tmp_path).root_descriptor().digest == memory.root_descriptor().digest
 
 
@@ -56,14 +56,14 @@ def test_choose_by_name(tmp_path: Path) -> None:
     one, other = hello(["linux/amd64"]), hello(["linux/arm64"])
     write_layout_dir(one, write_layout_dir(other, tmp_path))
     write_index(
-        tmp_path, entry_of(one, **{REF: "one"}), entry_of(other, **{"io.containerd.image.name": "r/o:1"})
+        tmp_path, root_entry(one, **{REF: "one"}), root_entry(other, **{"io.containerd.image.name": "r/o:1"})
     )
     assert OciLayout(tmp_path, "one").root_descriptor().digest == one.root_descriptor().digest
     assert OciLayout(tmp_path, "r/o:1").root_descriptor().digest == other.root_descriptor().digest
     for name, cause in ((None, "has 2 images"), ("two", "has no image named 'two'")):
-        with pytest.raises(UsageError, match=cause) as caught:
+        with pytest.raises(UsageError, match=cause) as excinfo:
             OciLayout(tmp_path, name).root_descriptor()
-        assert "one, r/o:1" in str(caught.value.hint)
+        assert "one, r/o:1" in str(excinfo.value.hint)
 
 
 def test_index_json_of_platforms(tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_symlinked_blob(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(10)
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_blob_is_not_a_regular_file(make: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make_file", [os.mkfifo, os.mkdir])
+def test_blob_is_not_a_regular_file(make_file: Callable[[Path], None], tmp_path: Path) -> None:
     memory = hello()
     path = root_blob_path(write_layout_dir(memory, tmp_path), memory)
     path.unlink()
-    make(path)
+    make_file(path)
     layout = OciLayout(tmp_path)
     with pytest.raises(MalformedImage, match="not a regular file"):
         layout.open(layout.root_descriptor())
@@ -189,7 +189,7 @@ def test_written_layout_is_private(tmp_path: Path) -> None:
 
 def test_repeated_indexes_are_read_once(tmp_path: Path) -> None:
     memory = hello(["linux/amd64"])
-    entry = entry_of(memory)
+    entry = root_entry(memory)
     for _ in range(2):
         entry = memory.put(index_json([entry] * 500), OCI_INDEX)
     with pytest.raises(LimitExceeded, match="more than 1000 entries"):
@@ -199,6 +199,6 @@ def test_repeated_indexes_are_read_once(tmp_path: Path) -> None:
 
 def test_write_nested_index(tmp_path: Path) -> None:
     memory = hello()
-    memory.set_root(memory.put(index_json([entry_of(memory)]), OCI_INDEX))
+    memory.set_root(memory.put(index_json([root_entry(memory)]), OCI_INDEX))
     write_layout(memory, tmp_path / "layout")
     assert len(Image(OciLayout(tmp_path / "layout")).platform_manifests) == 3

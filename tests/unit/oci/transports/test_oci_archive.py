@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +25,8 @@ from tests.support.oci import (
     symlink,
     write_archive,
 )
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from tests.support.unpacking import open_fds
+from tests.support.zstd import zstd
 
 
 def write_file(path: Path, data: bytes) -> Path:
@@ -61,10 +57,10 @@ def test_overlapping_streams(tmp_path: Path) -> None:
 
 def test_close(tmp_path: Path) -> None:
     path = write_archive(hello(), tmp_path / "a.tar")
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_fds()
     with OciArchive(path) as archive:
         archive.root_descriptor()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_fds() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -105,9 +101,11 @@ COMPRESSED: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd"
 
 
 @pytest.mark.parametrize("form", COMPRESSED)
-@pytest.mark.parametrize("small", [1 << 20, 0])
-def test_compressed_archive(form: str, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", small)
+@pytest.mark.parametrize("max_cached_member", [1 << 20, 0])
+def test_compressed_archive(
+    form: str, max_cached_member: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar_stream, "_MAX_CACHED_MEMBER", max_cached_member)
     memory = hello()
     data = make_tar(layout_files(memory))
     pieces = [data[: len(data) // 2], data[len(data) // 2 :]]  # as pigz and `cat` write
@@ -130,8 +128,8 @@ def test_flipped_compressed_byte(tmp_path: Path) -> None:
     data = make_tar(layout_files(hello(["linux/amd64"])))
     packed = gzip.compress(data)
     harmless = 0
-    for at in range(10, len(packed), 3):
-        changed = flip(packed, at)
+    for offset in range(10, len(packed), 3):
+        changed = flip(packed, offset)
         try:
             OciArchive(write_file(tmp_path / "a.tar.gz", changed)).close()
         except MalformedImage:
@@ -167,9 +165,9 @@ def test_not_a_tar_file(data: bytes, tmp_path: Path) -> None:
 
 def test_truncated_archive(tmp_path: Path) -> None:
     path = write_archive(hello(), tmp_path / "a.tar")
-    last = path.read_bytes().rstrip(b"\0")
+    last_bytes = path.read_bytes().rstrip(b"\0")
     with pytest.raises(MalformedImage, match="ends in the middle"):
-        OciArchive(write_file(path, last[:-1]))
+        OciArchive(write_file(path, last_bytes[:-1]))
 
 
 @pytest.mark.timeout(10)
@@ -202,8 +200,14 @@ def test_read_order(tmp_path: Path) -> None:
         offsets = [archive.read_order(entry) for entry in entries]
         assert len(names) == len(offsets) == len(set(offsets))
         assert offsets == sorted(offsets)
-        absent = descriptor({"mediaType": "x/y", "digest": str(Digest.from_bytes(b"absent")), "size": 1})
-        assert (archive.has_blob(entries[0]), archive.has_blob(absent), archive.read_order(absent)) == (
+        missing_blob = descriptor(
+            {"mediaType": "x/y", "digest": str(Digest.from_bytes(b"absent")), "size": 1}
+        )
+        assert (
+            archive.has_blob(entries[0]),
+            archive.has_blob(missing_blob),
+            archive.read_order(missing_blob),
+        ) == (
             True,
             False,
             0,

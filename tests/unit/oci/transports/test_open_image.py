@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -13,11 +12,8 @@ import pytest
 from buildkit_tasks.errors import MalformedImage, UsageError
 from buildkit_tasks.oci.transports import find_local_output, open_image
 from tests.support.oci import MemoryImage, hello, layout_files, make_tar, write_archive, write_layout_dir
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from tests.support.unpacking import open_fds
+from tests.support.zstd import zstd
 
 
 def test_layout_and_archive(tmp_path: Path) -> None:
@@ -56,9 +52,9 @@ def test_name_after_path(tmp_path: Path) -> None:
     ],
 )
 def test_unusable_name_has_hint(name: str, where: str) -> None:
-    with pytest.raises(UsageError, match=where) as caught, open_image(name):
+    with pytest.raises(UsageError, match=where) as excinfo, open_image(name):
         pass
-    assert "type=oci,dest=" in str(caught.value.hint)
+    assert "type=oci,dest=" in str(excinfo.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +74,11 @@ def test_registry_reference(
     monkeypatch.chdir(tmp_path)
     memory, requested = hello(), []
 
-    def registry(text: str) -> AbstractContextManager[MemoryImage]:
+    def open_registry(text: str) -> AbstractContextManager[MemoryImage]:
         requested.append(text)
         return nullcontext(memory)
 
-    with open_image(name, registry_opener=registry) as source:
+    with open_image(name, registry_opener=open_registry) as source:
         assert source.root is memory.root_descriptor()
     assert requested == [reference]
 
@@ -96,16 +92,16 @@ def test_path_precedes_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     memory = hello()
     write_layout_dir(memory, tmp_path / "alpine")
-    with open_image("alpine", registry_opener=refuse) as source:
+    with open_image("alpine", registry_opener=refuse_open) as source:
         assert source.root_descriptor().digest == memory.root_descriptor().digest
     with (
         pytest.raises(AssertionError, match="opened alpine"),
-        open_image("docker://alpine", registry_opener=refuse),
+        open_image("docker://alpine", registry_opener=refuse_open),
     ):
         pass
 
 
-def refuse(text: str) -> NoReturn:
+def refuse_open(text: str) -> NoReturn:
     raise AssertionError(f"opened {text}")
 
 
@@ -133,14 +129,14 @@ def test_docker_daemon_export() -> None:
     ],
 )
 def test_invalid_names(name: str, cause: str, hint: str) -> None:
-    with pytest.raises(UsageError, match=cause) as caught, open_image(name, registry_opener=refuse):
+    with pytest.raises(UsageError, match=cause) as excinfo, open_image(name, registry_opener=refuse_open):
         pass
-    assert hint in str(caught.value.hint)
+    assert hint in str(excinfo.value.hint)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "é" * 300])
 def test_impossible_paths(name: str) -> None:
-    with pytest.raises(AssertionError, match="opened"), open_image(name, registry_opener=refuse):
+    with pytest.raises(AssertionError, match="opened"), open_image(name, registry_opener=refuse_open):
         pass
     assert find_local_output(name) is None
     with pytest.raises(UsageError, match="does not exist"), open_image(f"oci:{name}"):
@@ -165,13 +161,13 @@ def test_archive_format_is_detected(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_leaks(tmp_path: Path) -> None:
-    valid, other = make_tar(layout_files(hello())), make_tar({"x": b""})
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    image_tar, other_tar = make_tar(layout_files(hello())), make_tar({"x": b""})
+    before = open_fds()
     for data in (
-        valid,
-        gzip.compress(valid),
-        other,
-        gzip.compress(other),
+        image_tar,
+        gzip.compress(image_tar),
+        other_tar,
+        gzip.compress(other_tar),
         b"junk" * 500,
         gzip.compress(b"junk"),
     ):
@@ -182,7 +178,7 @@ def test_no_descriptor_leaks(tmp_path: Path) -> None:
                 open_image(f"{prefix}{tmp_path}/x.tar") as source,
             ):
                 source.root_descriptor()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_fds() == before
 
 
 def test_find_local_output(tmp_path: Path) -> None:
@@ -218,6 +214,6 @@ def test_wrong_transport_hint(tmp_path: Path) -> None:
         (f"oci-archive:{tmp_path}", f"oci:{tmp_path}"),
         (f"oci:{file}", f"oci-archive:{file}"),
     ):
-        with pytest.raises(UsageError) as caught, open_image(name):
+        with pytest.raises(UsageError) as excinfo, open_image(name):
             pass
-        assert suggestion in str(caught.value.hint)
+        assert suggestion in str(excinfo.value.hint)

@@ -52,26 +52,26 @@ def archive(opener: Opener) -> Iterator[StreamedArchive]:
     assert opener.open_count == 0
 
 
-def read(archive: StreamedArchive, name: str) -> bytes:
+def read_member(archive: StreamedArchive, name: str) -> bytes:
     with archive.open(name) as stream:
         return stream.read()
 
 
 def test_small_members_are_cached(archive: StreamedArchive, opener: Opener) -> None:
-    assert {name: read(archive, name) for name in ("c", "index.json")} == {
+    assert {name: read_member(archive, name) for name in ("c", "index.json")} == {
         name: FILES[name] for name in ("c", "index.json")
     }
     assert len(opener.opened) == 1
 
 
 def test_ordered_reads_need_one_pass(archive: StreamedArchive, opener: Opener) -> None:
-    assert {name: read(archive, name) for name in FILES} == FILES
+    assert {name: read_member(archive, name) for name in FILES} == FILES
     assert len(opener.opened) == 2
 
 
 def test_reads_in_any_order(archive: StreamedArchive, opener: Opener) -> None:
     for name in ("d", "b", "a", "a", "d"):
-        assert read(archive, name) == FILES[name]
+        assert read_member(archive, name) == FILES[name]
     assert len(opener.opened) == 1 + 4
 
 
@@ -90,7 +90,7 @@ def test_overlapping_streams(archive: StreamedArchive, opener: Opener) -> None:
 def test_partly_read_member(archive: StreamedArchive, opener: Opener) -> None:
     with archive.open("a") as stream:
         stream.read(10)
-    assert read(archive, "b") == FILES["b"]
+    assert read_member(archive, "b") == FILES["b"]
     assert len(opener.opened) == 2
 
 
@@ -117,15 +117,15 @@ def test_links() -> None:
 
 def test_archive_changes_between_passes(archive: StreamedArchive, opener: Opener) -> None:
     opener.data = make_tar({"b": b"", "a": FILES["a"], "d": FILES["d"]})
-    assert read(archive, "a") == FILES["a"]  # found by its name, at any offset
+    assert read_member(archive, "a") == FILES["a"]  # found by its name, at any offset
     with pytest.raises(MalformedImage, match=r"has changed while it was read: b no longer exists"):
-        read(archive, "b")
+        read_member(archive, "b")
     opener.data = make_tar({**FILES, "a": b"short"})
     with pytest.raises(MalformedImage, match="a no longer exists"):
-        read(archive, "a")
+        read_member(archive, "a")
     opener.data = make_tar(FILES)[:-200_000]
     with pytest.raises(MalformedImage, match="ends in the middle"):
-        read(archive, "d")
+        read_member(archive, "d")
 
 
 def test_cache_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_cache_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"blob{number}": bytes([number]) * 900 for number in range(5)}
     opener = Opener(make_tar(files))
     archive = StreamedArchive(opener, "x")
-    assert {name: read(archive, name) for name in files} == files
+    assert {name: read_member(archive, name) for name in files} == files
     assert len(opener.opened) == 2
     assert sum(map(len, archive._cached.values())) == 1800
     archive.close()
@@ -144,10 +144,10 @@ def test_total_read_limit() -> None:
     limits = Limits(image_bytes=size)
     archive = StreamedArchive(Opener(make_tar({"a": bytes(2000), "b": bytes(size - 20480)})), "x", limits)
     for _ in range(4):
-        read(archive, "a")
-    with pytest.raises(LimitExceeded, match="was read 5 times") as caught:
-        read(archive, "a")
-    assert "uncompress the file" in str(caught.value.hint)
+        read_member(archive, "a")
+    with pytest.raises(LimitExceeded, match="was read 5 times") as excinfo:
+        read_member(archive, "a")
+    assert "uncompress the file" in str(excinfo.value.hint)
     archive.close()
 
 
@@ -158,19 +158,19 @@ def test_image_size_limit() -> None:
 
 def test_many_tiny_gzip_members() -> None:
     data = make_tar({"a": bytes(40_000)})
-    opener = Opener(b"".join(gzip.compress(data[at : at + 1], 1) for at in range(len(data))))
+    opener = Opener(b"".join(gzip.compress(data[offset : offset + 1], 1) for offset in range(len(data))))
     archive = StreamedArchive(opener, "x")
-    assert read(archive, "a") == bytes(40_000)
+    assert read_member(archive, "a") == bytes(40_000)
     archive.close()
 
 
 def test_source_fails() -> None:
-    class Broken(io.BytesIO):
+    class BrokenStream(io.BytesIO):
         def read(self, _: int | None = -1, /) -> bytes:
             raise OSError(5, "Input/output error")
 
     with pytest.raises(MalformedImage, match="x cannot be read: Input/output error"):
-        StreamedArchive(lambda: Broken(b"x"), "x")
+        StreamedArchive(lambda: BrokenStream(b"x"), "x")
 
 
 def test_default_limits() -> None:
