@@ -17,29 +17,16 @@ from buildkit_tasks.system.command import SubprocessRunner
 from tests.conftest import Unchanged
 from tests.failures.private_binfmt import qemu
 from tests.support import census, crashers, guests
-from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
+from tests.support.oci import write_program_image
 from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
 # The outcomes that a hang, a wrong program and a fatal signal have stand in tests/faults, rows 49, 51, 57.
 
 
-def image(project: Project, *rows: tuple[str, bytes], env: tuple[str, ...] = ()) -> str:
-    """An archive with one program for each platform."""
-    memory = MemoryImage()
-    entries = [
-        add_platform(
-            memory, name, [make_tar({"main": data, "tmp/x": b""})], Entrypoint=["/main"], Env=list(env)
-        )
-        for name, data in rows
-    ]
-    memory.set_index(entries)
-    return str(write_archive(memory, project.folder / "image.tar"))
-
-
 def test_outcomes(engine: Engine, project: Project, unchanged: Unchanged) -> None:
     assert engine.version
-    name = image(
-        project,
+    name = write_program_image(
+        project.folder,
         ("linux/amd64", program("linux/amd64")),
         ("linux/arm64", program("linux/arm64", 7)),
         ("linux/riscv64", program("linux/riscv64", code=ILLEGAL_INSTRUCTION)),
@@ -60,8 +47,8 @@ def test_outcomes(engine: Engine, project: Project, unchanged: Unchanged) -> Non
 
 def test_expected_exit_status(engine: Engine, project: Project) -> None:
     assert engine.version
-    name = image(
-        project, ("linux/amd64", program("linux/amd64", 7)), ("linux/arm64", program("linux/arm64", 7))
+    name = write_program_image(
+        project.folder, ("linux/amd64", program("linux/amd64", 7)), ("linux/arm64", program("linux/arm64", 7))
     )
     report = project.json("run-emulated", name, "--expect-exit=7")
     assert [row["exit_code"] for row in report["results"]] == [7, 7]
@@ -69,7 +56,7 @@ def test_expected_exit_status(engine: Engine, project: Project) -> None:
 
 def test_output_mismatch(engine: Engine, project: Project) -> None:
     assert engine.version
-    name = image(project, ("linux/arm64", program("linux/arm64")))
+    name = write_program_image(project.folder, ("linux/arm64", program("linux/arm64")))
     report = project.json("run-emulated", name, "--expect=hello", expect=1)
     assert [row["outcome"] for row in report["results"]] == ["failed"]
     assert "does not match" in report["results"][0]["message"]
@@ -77,7 +64,7 @@ def test_output_mismatch(engine: Engine, project: Project) -> None:
 
 def test_missing_platform(engine: Engine, project: Project) -> None:
     assert engine.version
-    name = image(project, ("linux/arm64", program("linux/arm64")))
+    name = write_program_image(project.folder, ("linux/arm64", program("linux/arm64")))
     report = project.json("run-emulated", name, "--platform=linux/arm64,linux/s390x", expect=1)
     assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
     assert report["results"][1]["message"] == (
@@ -106,7 +93,7 @@ EMULATED = tuple(
 
 
 def test_floor_cpu_finds_v7_binary(docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, *((each, guests.newer_instruction(each)) for each in EMULATED))
+    name = write_program_image(docker.folder, *((each, guests.newer_instruction(each)) for each in EMULATED))
     with unchanged():
         ran = docker.json("run-emulated", name)
         floor = docker.json("run-emulated", name, "--cpu=floor", expect=1)
@@ -119,14 +106,14 @@ def test_floor_cpu_finds_v7_binary(docker: Project, unchanged: Unchanged) -> Non
 
 
 def test_floor_cpu_passes(docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, *((each, program(each)) for each in EMULATED))
+    name = write_program_image(docker.folder, *((each, program(each)) for each in EMULATED))
     with unchanged():
         report = docker.json("run-emulated", name, "--cpu=floor")
     assert [row["outcome"] for row in report["results"]] == ["passed"] * len(EMULATED)
 
 
 def test_unknown_cpu_model(docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, ("linux/arm64", program("linux/arm64")))
+    name = write_program_image(docker.folder, ("linux/arm64", program("linux/arm64")))
     with unchanged():
         done = docker.task("run-emulated", "--json", name, "--cpu=cortex-x99", expect=1)
     (row,) = done.document["results"]
@@ -136,7 +123,7 @@ def test_unknown_cpu_model(docker: Project, unchanged: Unchanged) -> None:
 
 
 def test_unusable_cpu_model(docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, ("linux/s390x", program("linux/s390x")))
+    name = write_program_image(docker.folder, ("linux/s390x", program("linux/s390x")))
     with unchanged():
         done = docker.task("run-emulated", "--json", name, "--cpu=z13", expect=1)
     (row,) = done.document["results"]
@@ -146,7 +133,7 @@ def test_unusable_cpu_model(docker: Project, unchanged: Unchanged) -> None:
 
 
 def test_native_run_ignores_cpu_model(docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, ("linux/amd64", program("linux/amd64")))
+    name = write_program_image(docker.folder, ("linux/amd64", program("linux/amd64")))
     with unchanged():
         done = docker.task("run-emulated", "--json", name, "--cpu=qemu64", expect=1)
     (row,) = done.document["results"]
@@ -157,7 +144,7 @@ def test_native_run_ignores_cpu_model(docker: Project, unchanged: Unchanged) -> 
 def test_image_cannot_control_qemu(docker: Project, unchanged: Unchanged) -> None:
     # With QEMU_VERSION in its environment QEMU prints its version and ends with 0: nothing is run.
     env = ("QEMU_VERSION=1", "QEMU_CPU=no-such-model", "QEMU_STRACE=1")
-    name = image(docker, ("linux/arm64", program("linux/arm64", 7)), env=env)
+    name = write_program_image(docker.folder, ("linux/arm64", program("linux/arm64", 7)), env=env)
     with unchanged():
         (row,) = docker.json("run-emulated", name, "--expect-exit=7")["results"]
     assert (row["outcome"], row["stdout"], row["stderr"]) == ("passed", "", "")
@@ -197,7 +184,9 @@ def test_graphdriver_store_outcomes(docker: Project, graph: Engine) -> None:
     ]
     for outcome, words, code, rows in cases:
         before = census.take(graph, classic.folder.parent)
-        report = classic.json("run-emulated", image(classic, *rows), "--timeout=5", expect=code)
+        report = classic.json(
+            "run-emulated", write_program_image(classic.folder, *rows), "--timeout=5", expect=code
+        )
         assert [row["outcome"] for row in report["results"]] == [outcome] * len(rows), words
         assert all(words in row["message"] and row["digest"] for row in report["results"])
         assert before.differences(census.take(graph, classic.folder.parent)) == {}

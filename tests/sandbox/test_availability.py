@@ -16,7 +16,7 @@ from buildkit_tasks.run.sandbox import supervisor_pool
 from buildkit_tasks.run.sandbox.availability import explain_unavailable
 from buildkit_tasks.run.sandbox.supervisor import ID_OFFSET, KernelRefusal, Supervisor, id_offset
 from buildkit_tasks.system.command import SubprocessRunner
-from tests.integration.test_runs import image
+from tests.support.oci import write_program_image
 from tests.support.project import TASKS, CompletedCommand, Project, program
 
 # Run a command in a user namespace in which no other can be created, as where an administrator denies them.
@@ -32,7 +32,7 @@ def run_without_sandbox(project: Project, *args: str) -> CompletedCommand:
 
 
 def test_sandbox_unavailable(project: Project) -> None:
-    name = image(project, ("linux/arm64", program("linux/arm64")))
+    name = write_program_image(project.folder, ("linux/arm64", program("linux/arm64")))
     done = run_without_sandbox(project, "run-emulated", name, "--runner=sandbox")
     assert done.code == 3
     assert "sysctl user.max_user_namespaces is 0" in done.stderr
@@ -41,7 +41,7 @@ def test_sandbox_unavailable(project: Project) -> None:
 
 
 def test_auto_falls_back_to_docker(project: Project) -> None:
-    name = image(project, ("linux/arm64", program("linux/arm64")))
+    name = write_program_image(project.folder, ("linux/arm64", program("linux/arm64")))
     unreachable = project.with_env(DOCKER_HOST="unix:///nowhere/docker.sock")
     done = run_without_sandbox(unreachable, "run-emulated", name, "--engine=system")
     assert "sysctl user.max_user_namespaces is 0" in done.stderr
@@ -52,7 +52,7 @@ def test_auto_falls_back_to_docker(project: Project) -> None:
 
 def test_root_without_guest_ids(project: Project) -> None:
     """For example in a rootless container."""
-    name = image(project, ("linux/arm64", program("linux/arm64")))
+    name = write_program_image(project.folder, ("linux/arm64", program("linux/arm64")))
     argv = (*TASKS, "run-emulated", name, "--runner=sandbox", "--json")
     done = project.command("unshare", "--user", "--map-root-user", *argv)
     assert done.code == 0, done.stderr
@@ -115,7 +115,7 @@ def test_old_kernel_is_named(tmp_path: Path, release: str, is_old: bool) -> None
 
 def test_unusable_cache_directory(project: Project, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    name = image(project, ("linux/amd64", program("linux/amd64")))
+    name = write_program_image(project.folder, ("linux/amd64", program("linux/amd64")))
     project = project.with_env(INVOKE_BUILDKIT_CACHE=str(tmp_path / "file"))
     done = project.task("run-emulated", name, "--runner=sandbox", "--json", expect=3)
     assert "cannot be used to unpack images" in done.document["error"]
@@ -128,7 +128,9 @@ def test_second_supervisor_is_refused(project: Project, monkeypatch: pytest.Monk
         raise KernelRefusal("unshare user namespace", errno.ENOSPC)
 
     native = str(native_platform())
-    name = image(project, (native, program(native)), ("linux/s390x", program("linux/s390x")))
+    name = write_program_image(
+        project.folder, (native, program(native)), ("linux/s390x", program("linux/s390x"))
+    )
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(supervisor_pool, "Supervisor", refuse)
     pipeline = Pipeline(

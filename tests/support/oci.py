@@ -206,3 +206,13 @@ def write_layout_dir(memory: MemoryImage, path: Path, **annotations: str) -> Pat
 def write_archive(memory: MemoryImage, path: Path, **annotations: str) -> Path:
     path.write_bytes(make_tar(layout_files(memory, **annotations), form=tarfile.USTAR_FORMAT))
     return path
+
+
+def write_program_image(folder: Path, *programs: tuple[str, bytes], env: Sequence[str] = ()) -> str:
+    """Write an archive of an image with one program for each platform; return its path."""
+    memory = MemoryImage()
+    tars = {platform: make_tar({"main": data, "tmp/x": b""}) for platform, data in programs}
+    memory.set_index(
+        [add_platform(memory, name, [tar], Entrypoint=["/main"], Env=list(env)) for name, tar in tars.items()]
+    )
+    return str(write_archive(memory, folder / "image.tar"))

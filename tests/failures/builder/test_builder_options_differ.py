@@ -1,20 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from buildkit_tasks.host.engine import Engine
-from tests.support.engine.nodes import TemporaryBuilder, host_node, remote_settings, temporary_builder
+from tests.support.engine.nodes import TemporaryBuilder, host_node, remote_settings
 from tests.support.project import Project
 
 DEBUG, TRACE = "debug = true\n", "trace = true\n"
-
-
-@pytest.fixture
-def builder(engine: Engine, buildkit_image: str) -> Iterator[TemporaryBuilder]:
-    with temporary_builder(engine, buildkit_image) as builder:
-        yield builder
 
 
 def test_recreate_after_changed_settings(builder: TemporaryBuilder, project: Project) -> None:

@@ -2,24 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from buildkit_tasks.host.engine import Engine
-from tests.support.engine.nodes import RunningTask, TemporaryBuilder, docker, sleep_program, temporary_builder
+from tests.support.engine.nodes import RunningTask, TemporaryBuilder, docker, sleep_program
 from tests.support.project import Project
 
 AMD64 = "linux/amd64"
 DOCKERFILE = 'FROM scratch\nCOPY sleep /sleep\nRUN ["/sleep"]\n'
 DETECTION_SECONDS = 30.0
-
-
-@pytest.fixture
-def builder(engine: Engine, buildkit_image: str) -> Iterator[TemporaryBuilder]:
-    with temporary_builder(engine, buildkit_image) as builder:
-        yield builder
 
 
 def find_buildkitd(builder: TemporaryBuilder) -> int:

@@ -1,22 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from buildkit_tasks.host.engine import Engine
 from tests.support.engine.builders import steps
-from tests.support.engine.nodes import TemporaryBuilder, docker, temporary_builder
+from tests.support.engine.nodes import TemporaryBuilder, docker
 from tests.support.project import Project, program
 
 AMD64 = "linux/amd64"
 DOCKERFILE = 'FROM scratch\nCOPY hello /hello\nRUN ["/hello"]\n'
-
-
-@pytest.fixture
-def builder(engine: Engine, buildkit_image: str) -> Iterator[TemporaryBuilder]:
-    with temporary_builder(engine, buildkit_image) as builder:
-        yield builder
 
 
 def test_container_removed(builder: TemporaryBuilder, project: Project) -> None:

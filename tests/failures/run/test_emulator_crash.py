@@ -1,28 +1,22 @@
 from __future__ import annotations
 
-import pytest
-
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import TEN, Unchanged
-from tests.integration.test_runs import image
 from tests.support import crashers
 from tests.support.engine.events import record_container_events
+from tests.support.oci import write_program_image
 from tests.support.project import Project
 
 NATIVE = ("linux/amd64", "linux/386")  # for an engine on amd64
 EMULATED = tuple(name for name in TEN if name not in NATIVE)
 
 
-@pytest.fixture
-def docker(engine: Engine, project: Project) -> Project:
-    assert engine.version
-    return project.with_env(INVOKE_BUILDKIT_RUNNER="docker")
-
-
-def test_crash_is_reported_once(engine: Engine, docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, *((platform, crashers.internal_fault(platform)) for platform in EMULATED))
+def test_crash_is_reported_once(engine: Engine, docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(
+        docker_project.folder, *((platform, crashers.internal_fault(platform)) for platform in EMULATED)
+    )
     with unchanged(), record_container_events(engine) as events:
-        report = docker.json("run-emulated", name, "--timeout=30", expect=1)
+        report = docker_project.json("run-emulated", name, "--timeout=30", expect=1)
     rows = {row["platform"]: row for row in report["results"]}
     assert list(rows) == list(EMULATED)
     for platform, row in rows.items():
@@ -35,17 +29,17 @@ def test_crash_is_reported_once(engine: Engine, docker: Project, unchanged: Unch
     assert sum(event["Action"] == "start" for event in events) == len(EMULATED)
 
 
-def test_same_program_natively(docker: Project, unchanged: Unchanged) -> None:
+def test_same_program_natively(docker_project: Project, unchanged: Unchanged) -> None:
     # The kernel returns EFAULT; execution then continues past the code, over zeros, to an unmapped page.
-    name = image(docker, ("linux/amd64", crashers.internal_fault("linux/amd64")))
+    name = write_program_image(docker_project.folder, ("linux/amd64", crashers.internal_fault("linux/amd64")))
     with unchanged():
-        (row,) = docker.json("run-emulated", name, expect=1)["results"]
+        (row,) = docker_project.json("run-emulated", name, expect=1)["results"]
     assert (row["outcome"], row["emulator"]) == ("failed", None)
 
 
-def test_silent_crash(docker: Project, unchanged: Unchanged) -> None:
-    name = image(docker, ("linux/arm64", crashers.silent_fault("linux/arm64")))
+def test_silent_crash(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(docker_project.folder, ("linux/arm64", crashers.silent_fault("linux/arm64")))
     with unchanged():
-        (row,) = docker.json("run-emulated", name, expect=1)["results"]
+        (row,) = docker_project.json("run-emulated", name, expect=1)["results"]
     assert (row["exit_code"], row["stderr"]) == (crashers.EXIT_STATUS, "")
     assert str(crashers.EXIT_STATUS) in row["message"]

@@ -4,7 +4,7 @@ import pytest
 
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
-from tests.integration.test_runs import image
+from tests.support.oci import write_program_image
 from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
 
@@ -14,7 +14,7 @@ def test_illegal_instruction(
     engine: Engine, project: Project, unchanged: Unchanged, platform: str, runner: str
 ) -> None:
     assert engine.version
-    name = image(project, (platform, program(platform, code=ILLEGAL_INSTRUCTION)))
+    name = write_program_image(project.folder, (platform, program(platform, code=ILLEGAL_INSTRUCTION)))
     with unchanged():
         options = ("--json", name, f"--runner={runner}", "--timeout=30")
         done = project.task("run-emulated", *options, expect=1)
@@ -27,7 +27,9 @@ def test_illegal_instruction(
 def test_segmentation_fault(engine: Engine, project: Project, unchanged: Unchanged, runner: str) -> None:
     assert engine.version
     # mov x0, #0; ldr x0, [x0]
-    name = image(project, ("linux/arm64", program("linux/arm64", code="00 00 80 d2  00 00 40 f9")))
+    name = write_program_image(
+        project.folder, ("linux/arm64", program("linux/arm64", code="00 00 80 d2  00 00 40 f9"))
+    )
     with unchanged():
         options = ("--json", name, f"--runner={runner}", "--timeout=30")
         done = project.task("run-emulated", *options, expect=1)

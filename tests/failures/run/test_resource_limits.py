@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
-from tests.integration.test_runs import image
 from tests.support import guests
+from tests.support.oci import write_program_image
 from tests.support.project import Project, program
 
 MEMORY = "the guest was killed: it went over its memory limit"
@@ -13,12 +12,6 @@ PROCESSES = "the guest went over a limit: more than 256 processes"
 STDOUT = "the guest went over a limit: more than 1 MiB on standard output"
 STDERR = "the guest went over a limit: more than 1 MiB on standard error"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def docker(engine: Engine, project: Project) -> Project:
-    assert engine.version
-    return project.with_env(INVOKE_BUILDKIT_RUNNER="docker")
 
 
 def _memory_hog_in_child(platform: str) -> bytes:
@@ -40,11 +33,13 @@ def _flood_stderr(platform: str) -> bytes:
     ],
 )
 def test_limit_kills_guest(
-    docker: Project, unchanged: Unchanged, guest: guests.Guest, message: str, status: int
+    docker_project: Project, unchanged: Unchanged, guest: guests.Guest, message: str, status: int
 ) -> None:
-    name = image(docker, *((platform, guest(platform)) for platform in guests.PLATFORMS))
+    name = write_program_image(
+        docker_project.folder, *((platform, guest(platform)) for platform in guests.PLATFORMS)
+    )
     with unchanged():
-        report = docker.json("run-emulated", name, "--timeout=40", "--jobs=1", expect=5)
+        report = docker_project.json("run-emulated", name, "--timeout=40", "--jobs=1", expect=5)
     for row in report["results"]:
         assert (row["outcome"], row["message"]) == ("failed", message), row["platform"]
         assert row["exit_code"] == status
@@ -52,9 +47,9 @@ def test_limit_kills_guest(
         assert max(len(row["stdout"]), len(row["stderr"])) <= MIB
 
 
-def test_limits_of_shell_commands(docker: Project, unchanged: Unchanged) -> None:
-    docker.write({"Dockerfile": "FROM alpine:latest\n"})
-    docker.task("build-multiarch", "--platform=linux/arm64")
+def test_limits_of_shell_commands(docker_project: Project, unchanged: Unchanged) -> None:
+    docker_project.write({"Dockerfile": "FROM alpine:latest\n"})
+    docker_project.task("build-multiarch", "--platform=linux/arm64")
     cases = {
         guests.MEMORY_HOG: MEMORY,
         guests.MEMORY_HOG_IN_CHILD: MEMORY,
@@ -64,29 +59,29 @@ def test_limits_of_shell_commands(docker: Project, unchanged: Unchanged) -> None
     }
     for command, message in cases.items():
         with unchanged():
-            (row,) = docker.json("run-emulated", f"--command=sh -c '{command}'", "--timeout=60", expect=5)[
-                "results"
-            ]
+            (row,) = docker_project.json(
+                "run-emulated", f"--command=sh -c '{command}'", "--timeout=60", expect=5
+            )["results"]
         assert (row["outcome"], row["message"]) == ("failed", message), command
 
 
-def test_output_up_to_the_limit(docker: Project, unchanged: Unchanged) -> None:
-    docker.write({"Dockerfile": "FROM alpine:latest\n"})
-    docker.task("build-multiarch", "--platform=linux/amd64")
+def test_output_up_to_the_limit(docker_project: Project, unchanged: Unchanged) -> None:
+    docker_project.write({"Dockerfile": "FROM alpine:latest\n"})
+    docker_project.task("build-multiarch", "--platform=linux/amd64")
     command = f"head -c {MIB} /dev/zero | tr '\\\\0' x; head -c {MIB} /dev/zero | tr '\\\\0' y >&2"
     with unchanged():
-        (row,) = docker.json("run-emulated", f'--command=sh -c "{command}"')["results"]
+        (row,) = docker_project.json("run-emulated", f'--command=sh -c "{command}"')["results"]
     assert row["outcome"] == "passed"
     assert (row["stdout"], row["stderr"]) == ("x" * MIB, "y" * MIB)
 
 
-def test_limits_are_per_guest(docker: Project, unchanged: Unchanged) -> None:
-    name = image(
-        docker,
+def test_limits_are_per_guest(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(
+        docker_project.folder,
         ("linux/amd64", guests.flood("linux/amd64")),
         ("linux/arm64", program("linux/arm64")),
         ("linux/s390x", program("linux/s390x")),
     )
     with unchanged():
-        report = docker.json("run-emulated", name, expect=5)
+        report = docker_project.json("run-emulated", name, expect=5)
     assert [row["outcome"] for row in report["results"]] == ["failed", "passed", "passed"]

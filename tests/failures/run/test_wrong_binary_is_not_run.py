@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
-from tests.integration.test_runs import image
 from tests.support.engine.events import record_container_events
+from tests.support.oci import write_program_image
 from tests.support.project import Project, program
 
 
 def test_wrong_binary_is_not_started(engine: Engine, project: Project, unchanged: Unchanged) -> None:
-    name = image(project, ("linux/arm64", program("linux/amd64")))
+    name = write_program_image(project.folder, ("linux/arm64", program("linux/amd64")))
     with unchanged(), record_container_events(engine) as events:
         report = project.json("run-emulated", name, "--runner=docker", expect=1)
     (row,) = report["results"]
