@@ -1,4 +1,4 @@
-"""What the tests on real parts share: an engine got as the product gets it, and users' repositories."""
+"""Fixtures of the tests with a real engine: the engine as the tasks find or start it, and repositories."""
 
 from __future__ import annotations
 
@@ -33,71 +33,71 @@ TEN = (
 )  # fmt: skip
 
 
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201 - pytest shows it with a failing test
+def _notify(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 - pytest shows it if the test fails
 
 
 @pytest.fixture(scope="session")
-def _handlers_as_before() -> Iterator[None]:
-    """The binfmt_misc table is left byte for byte as it was found, and unmounted if it was not mounted."""
-    ledger = cache_folder(load_settings()) / "binfmt.json"
-    noted = ledger.read_bytes() if ledger.exists() else None
-    mounted = (census.BINFMT / "register").exists()
+def _restore_handlers() -> Iterator[None]:
+    """Remove the handlers that were registered, check the table, and unmount it if it was not mounted."""
+    state_file = cache_folder(load_settings()) / "binfmt.json"
+    state = state_file.read_bytes() if state_file.exists() else None
+    was_mounted = (census.BINFMT / "register").exists()
     before = census.handlers()
     yield
-    known = {name for name, _ in before}
-    ours = json.loads(ledger.read_bytes()) if ledger.exists() else {}
+    names = {name for name, _ in before}
+    registered = json.loads(state_file.read_bytes()) if state_file.exists() else {}
     for name, text in census.handlers():
-        # Others on this machine may have added some meanwhile: those are theirs to remove.
-        if name not in known and ours.get(name) == text.decode():
+        # Other programs may have registered handlers meanwhile; those are not removed.
+        if name not in names and registered.get(name) == text.decode():
             (census.BINFMT / name).write_bytes(b"-1")
-    if noted is None:
-        ledger.unlink(missing_ok=True)
+    if state is None:
+        state_file.unlink(missing_ok=True)
     else:
-        ledger.write_bytes(noted)
+        state_file.write_bytes(state)
     assert census.handlers() == before
-    if not mounted and (census.BINFMT / "register").exists():
+    if not was_mounted and (census.BINFMT / "register").exists():
         SubprocessRunner().unmount(census.BINFMT)
 
 
 @pytest.fixture(scope="session")
-def _engine_as_before() -> Iterator[None]:
-    """A private engine that was not there before is ended; what it kept goes unless it was there."""
-    settings, run = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
-    found = find_engine(settings, run)
-    kept = PrivateEnginePaths(cache_folder(settings)).root.exists()
+def _stop_started_engine() -> Iterator[None]:
+    """Stop a private engine that did not run before, and remove its state if there was none."""
+    settings, commands = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
+    was_running = isinstance(find_engine(settings, commands), Engine)
+    had_state = PrivateEnginePaths(cache_folder(settings)).root.exists()
     yield
-    if not isinstance(found, Engine):
-        stop_private_engine(settings, run, _tell, keep_state=kept)
+    if not was_running:
+        stop_private_engine(settings, commands, _notify, keep_state=had_state)
 
 
 @pytest.fixture(scope="session")
 def engine(
     request: pytest.FixtureRequest,
-    _handlers_as_before: None,
-    _engine_as_before: None,
+    _restore_handlers: None,
+    _stop_started_engine: None,
     buildkit_pipeline: Pipeline,
 ) -> Iterator[Engine]:
-    """The engine that the product finds or starts, set up for the ten platforms as the product does it."""
+    """The engine that the tasks find or start, with a builder for the ten platforms."""
     pipeline, name = buildkit_pipeline, buildkit_pipeline.settings.name
     with skip_without_engine(request.config):
-        found = pipeline.builders.find(name)
-    assert [row.message for row in pipeline.setup().platforms if not row.runs] == []
+        builder = pipeline.builders.find(name)
+    assert [platform.message for platform in pipeline.setup().platforms if not platform.runs] == []
     yield pipeline.engine
-    if found is None:
+    if builder is None:
         pipeline.builders.remove(name)
 
 
 @pytest.fixture(scope="session")
 def buildkit_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real BuildKit in the engine's store, for builders of the driver docker-container and for nodes."""
+    """The name of an image of BuildKit in the engine, for the driver docker-container and for nodes."""
     try:
         name = buildkit.import_image(engine, f"{buildkit.IMAGE}-{uuid.uuid4().hex[:8]}")
-    except buildkit.ToolUnavailable as missing:
-        pytest.skip(str(missing))
+    except buildkit.ToolUnavailable as error:
+        pytest.skip(str(error))
     yield name
     buildkit.remove_image(engine, name)
-    # What was noted of nodes in this session's own stores of buildx.
+    # The native platforms that were stored for nodes in this session's own stores of buildx.
     for store in tmp_path_factory.getbasetemp().rglob("instances"):
         shutil.rmtree(
             NativePlatformStore.for_store(store, cache_folder(load_settings())).folder, ignore_errors=True
@@ -106,24 +106,24 @@ def buildkit_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """An empty repository whose settings ask for no registry, and a folder for temporary files."""
+    """An empty repository whose settings need no registry, and a directory for temporary files."""
     (tmp_path / "repo").mkdir()
     return repository(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def hello(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """This repository's example in a repository of its own, for ten platforms."""
+    """A repository with the example hello, for ten platforms."""
     assert engine.version
     folder = tmp_path_factory.mktemp("hello")
     shutil.copytree(ROOT / "examples/hello", folder / "repo")
-    table = [
+    settings = [
         "[tool.buildkit-tasks]",
         'tags = ["hello:latest"]',
         r"expect = '\[{goarch}\]'",
         f"platforms = {list(TEN)}",
     ]
-    return repository(folder).write({"pyproject.toml": "\n".join(table)})
+    return repository(folder).write({"pyproject.toml": "\n".join(settings)})
 
 
 Unchanged = Callable[..., AbstractContextManager[None]]
@@ -131,7 +131,7 @@ Unchanged = Callable[..., AbstractContextManager[None]]
 
 @pytest.fixture
 def unchanged(request: pytest.FixtureRequest, tmp_path: Path) -> Unchanged:
-    """``with unchanged():`` nothing of ours is left behind; with the engine's things where there is one."""
+    """Return a context manager that checks for leftovers, also in the engine if the test has one."""
     engine = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
 
     @contextlib.contextmanager
