@@ -1,4 +1,4 @@
-"""Attestations that a build makes are counted and checked by verify-arch; --no-attest leaves none."""
+"""Attestations of a build, as verify-arch counts and checks them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,9 @@ from typing import Any
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.support.project import Project, program
+from tests.integration.hello_image import DOCKERFILE, TWO, hello_programs
+from tests.support.project import Project
 
-TWO = ("linux/amd64", "linux/arm64")
-DOCKERFILE = """\
-FROM scratch
-ARG TARGETARCH
-COPY hello-$TARGETARCH /hello
-CMD ["/hello"]
-"""
 # BuildKit's docs/attestations/sbom-protocol.md: a scanner writes in-toto statements into a folder.
 STATEMENT = {
     "_type": "https://in-toto.io/Statement/v0.1",
@@ -26,22 +20,21 @@ STATEMENT = {
 SCANNER = """\
 FROM alpine:latest
 COPY statement.json /statement.json
-CMD ["sh", "-c", "cp /statement.json $BUILDKIT_SCAN_DESTINATION/tiny.spdx.json"]
+CMD ["sh", "-c", "cp /statement.json $BUILDKIT_SCAN_DESTINATION/image.spdx.json"]
 """
 PROVENANCE = "1 attestation: provenance"
 
 
 @pytest.fixture
-def tiny(engine: Engine, project: Project) -> Project:
+def project(engine: Engine, project: Project) -> Project:
     assert engine.version
-    files = {f"hello-{name.rpartition('/')[2]}": program(name) for name in TWO}
-    return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(
+    return project.write({"Dockerfile": DOCKERFILE, **hello_programs()}).with_env(
         INVOKE_BUILDKIT_PLATFORMS=",".join(TWO)
     )
 
 
-def attested(project: Project, *options: str) -> list[str]:
-    """What verify-arch says of the attestations of each platform that is built with these options."""
+def attestation_messages(project: Project, *options: str) -> list[str]:
+    """Build with these options; return what verify-arch reports of each platform's attestations."""
     project.task("build-multiarch", "-o=type=oci,dest=out.tar", *options)
     report: dict[str, Any] = project.json("verify-arch", "out.tar", "--platform", ",".join(TWO))
     assert [row["platform"] for row in report["platforms"]] == list(TWO)
@@ -53,31 +46,35 @@ def attested(project: Project, *options: str) -> list[str]:
     ]
 
 
-def test_provenance_per_platform(tiny: Project, builders: tuple[str, ...]) -> None:
-    found = attested(tiny, "--provenance=mode=max", *builders)
-    assert found == [PROVENANCE, PROVENANCE]
+def test_provenance_per_platform(project: Project, builder_options: tuple[str, ...]) -> None:
+    messages = attestation_messages(project, "--provenance=mode=max", *builder_options)
+    assert messages == [PROVENANCE, PROVENANCE]
 
 
-def test_no_attest(tiny: Project, builders: tuple[str, ...]) -> None:
-    assert attested(tiny, "--no-attest", *builders) == []
-    assert attested(tiny, *builders) == [PROVENANCE, PROVENANCE]
+def test_no_attest(project: Project, builder_options: tuple[str, ...]) -> None:
+    assert attestation_messages(project, "--no-attest", *builder_options) == []
+    assert attestation_messages(project, *builder_options) == [PROVENANCE, PROVENANCE]
 
 
-def test_sbom_beside_provenance(tiny: Project, builders: tuple[str, ...], registry_host: str) -> None:
+def test_sbom_beside_provenance(
+    project: Project, builder_options: tuple[str, ...], registry_host: str
+) -> None:
     scanner = f"{registry_host}/tests/scanner:1"
-    tiny.write({"Scanner": SCANNER, "statement.json": json.dumps(STATEMENT)})
-    tiny.task("build-multiarch", "-f", "Scanner", "--no-attest", "-t", scanner, "--push", "--no-verify")
-    found = attested(tiny, f"--attest=type=sbom,generator={scanner}", *builders)
-    assert found == ["2 attestations: SBOM (SPDX), provenance"] * 2
+    project.write({"Scanner": SCANNER, "statement.json": json.dumps(STATEMENT)})
+    project.task("build-multiarch", "-f", "Scanner", "--no-attest", "-t", scanner, "--push", "--no-verify")
+    messages = attestation_messages(project, f"--attest=type=sbom,generator={scanner}", *builder_options)
+    assert messages == ["2 attestations: SBOM (SPDX), provenance"] * 2
 
 
-def test_unreachable_scanner(tiny: Project, builders: tuple[str, ...]) -> None:
-    nowhere = "--attest=type=sbom,generator=127.0.0.1:1/docker/buildkit-syft-scanner:stable-1"
-    failed = tiny.task("build-multiarch", nowhere, "-o=type=oci,dest=out.tar", *builders, expect=1)
+def test_unreachable_scanner(project: Project, builder_options: tuple[str, ...]) -> None:
+    unreachable = "--attest=type=sbom,generator=127.0.0.1:1/docker/buildkit-syft-scanner:stable-1"
+    failed = project.task(
+        "build-multiarch", unreachable, "-o=type=oci,dest=out.tar", *builder_options, expect=1
+    )
     assert "try: name a scanner that can be pulled by --attest type=sbom,generator=IMAGE" in failed.stderr
-    assert not (tiny.folder / "out.tar").exists()
+    assert not (project.folder / "out.tar").exists()
 
 
-def test_no_attest_with_attestation(tiny: Project) -> None:
-    refused = tiny.json("build-multiarch", "--no-attest", "--provenance=mode=max", expect=2)
+def test_no_attest_with_attestation(project: Project) -> None:
+    refused = project.json("build-multiarch", "--no-attest", "--provenance=mode=max", expect=2)
     assert "--no-attest contradicts --provenance" in refused["error"]

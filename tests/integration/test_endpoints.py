@@ -1,4 +1,4 @@
-"""The driver remote by each kind of endpoint that a BuildKit here can have: tcp, a socket, its container."""
+"""The driver remote with each kind of endpoint: tcp, a unix socket and a container."""
 
 from __future__ import annotations
 
@@ -10,29 +10,22 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
+from tests.integration.hello_image import RUN_DOCKERFILE, TWO, hello_programs
 from tests.support.engine.nodes import Node, host_node, remote_settings
-from tests.support.project import Project, program
+from tests.support.project import Project
 
-AMD64, ARM64 = TWO = ("linux/amd64", "linux/arm64")
-DOCKERFILE = """\
-FROM scratch
-ARG TARGETARCH
-COPY hello-$TARGETARCH /hello
-RUN ["/hello"]
-CMD ["/hello"]
-"""
-SOON = 15.0  # seconds
+MAX_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reached:
-    """A BuildKit that listens at a tcp endpoint and at a socket in a folder of this machine."""
+class ListeningNode:
+    """A BuildKit that listens at a tcp endpoint and at ``folder/buildkitd.sock``."""
 
     node: Node
     folder: Path
 
     def endpoint(self, kind: str) -> str:
-        """Where it is, as that kind of endpoint."""
+        """Return the node's endpoint of this kind."""
         return {
             "tcp": self.node.endpoint,
             "unix": f"unix://{self.folder}/buildkitd.sock",
@@ -41,23 +34,22 @@ class Reached:
 
 
 @pytest.fixture(scope="module")
-def reached(
+def listening_node(
     engine: Engine, buildkit_image: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Reached]:
+) -> Iterator[ListeningNode]:
     folder = tmp_path_factory.mktemp("socket")
     options = [f"--volume={folder}:/run/buildkit"]
-    more = ["--addr", "unix:///run/buildkit/buildkitd.sock"]
-    with host_node(engine, buildkit_image, "own", options=options, arguments=more) as node:
-        yield Reached(node=node, folder=folder)
+    arguments = ["--addr", "unix:///run/buildkit/buildkitd.sock"]
+    with host_node(engine, buildkit_image, "own", options=options, arguments=arguments) as node:
+        yield ListeningNode(node=node, folder=folder)
 
 
 @pytest.fixture
-def mine(project: Project, engine: Engine, tmp_path: Path) -> Project:
-    """A repository whose buildx has a store of its own, and finds docker's client and the engine."""
+def project(project: Project, engine: Engine, tmp_path: Path) -> Project:
+    """A repository with its own buildx configuration, docker's client on PATH and the engine."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/docker").symlink_to(engine.tools.docker[0])
-    files = {f"hello-{name.rpartition('/')[2]}": program(name) for name in TWO}
-    return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(
+    return project.write({"Dockerfile": RUN_DOCKERFILE, **hello_programs()}).with_env(
         BUILDX_CONFIG=str(tmp_path / "buildx"),
         DOCKER_HOST=engine.endpoint,
         PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -65,20 +57,19 @@ def mine(project: Project, engine: Engine, tmp_path: Path) -> Project:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "docker-container"])
-def test_each_endpoint_kind(mine: Project, reached: Reached, kind: str) -> None:
-    node = f"name=own,endpoint={reached.endpoint(kind)}"
-    mine.write({"pyproject.toml": remote_settings([node], TWO)})
-    assert [(row["node"], row["runs"]) for row in mine.json("setup-builder")["platforms"]] == [
-        ("own", True)
-    ] * 2
-    built = mine.json("build-multiarch")
-    assert mine.json("verify-arch", "--platform", ",".join(TWO))["digest"] == built["digest"]
+def test_each_endpoint_kind(project: Project, listening_node: ListeningNode, kind: str) -> None:
+    node = f"name=own,endpoint={listening_node.endpoint(kind)}"
+    project.write({"pyproject.toml": remote_settings([node], TWO)})
+    rows = project.json("setup-builder")["platforms"]
+    assert [(row["node"], row["runs"]) for row in rows] == [("own", True)] * 2
+    built = project.json("build-multiarch")
+    assert project.json("verify-arch", "--platform", ",".join(TWO))["digest"] == built["digest"]
 
 
-@pytest.mark.parametrize("endpoint", ["unix:///nowhere/buildkitd.sock", "tcp://127.0.0.1:1"])
-def test_unreachable_endpoint(mine: Project, endpoint: str) -> None:
-    mine.write({"pyproject.toml": remote_settings([f"name=own,endpoint={endpoint}"], TWO)})
-    done = mine.task("setup-builder", expect=3)
+@pytest.mark.parametrize("endpoint", ["unix:///missing/buildkitd.sock", "tcp://127.0.0.1:1"])
+def test_unreachable_endpoint(project: Project, endpoint: str) -> None:
+    project.write({"pyproject.toml": remote_settings([f"name=own,endpoint={endpoint}"], TWO)})
+    done = project.task("setup-builder", expect=3)
     assert f"node own: nothing listens at {endpoint}: " in done.stderr
-    assert done.seconds < SOON
-    assert not list(Path(mine.env["BUILDX_CONFIG"]).glob("instances/*"))
+    assert done.seconds < MAX_SECONDS
+    assert not list(Path(project.env["BUILDX_CONFIG"]).glob("instances/*"))

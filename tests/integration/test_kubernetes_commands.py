@@ -1,4 +1,4 @@
-"""The driver kubernetes without a cluster: its commands, and what is said of the cluster that is missing."""
+"""The driver kubernetes without a cluster: its commands, and the error for the missing cluster."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ def without_cluster(project: Project) -> Project:
 
 def test_dry_run_shows_nodes(engine: Engine, project: Project) -> None:
     done = without_cluster(project).task(*SETUP, *NODES, "--dry-run")
-    shown = [shlex.split(line) for line in done.stdout.splitlines()]
-    made = [line[line.index("create") :] for line in shown if "create" in line]
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
     common = ["--driver-opt=namespace=ci", "--driver-opt=replicas=3"]
-    before = ["create", "--name=cluster"]
-    assert made == [
-        [*before, "--driver=kubernetes", "--node=amd", *common,
+    create = ["create", "--name=cluster"]
+    assert [argv[argv.index("create") :] for argv in commands if "create" in argv] == [
+        [*create, "--driver=kubernetes", "--node=amd", *common,
          "--driver-opt=nodeselector=kubernetes.io/arch=amd64"],
-        [*before, "--append", "--driver=kubernetes", "--node=arm", *common,
+        [*create, "--append", "--driver=kubernetes", "--node=arm", *common,
          "--driver-opt=nodeselector=kubernetes.io/arch=arm64"],
     ]  # fmt: skip
     assert engine.version
 
 
 def test_missing_cluster(engine: Engine, project: Project) -> None:
-    here = without_cluster(project)
-    done = here.task(*SETUP, "--platform=linux/amd64", expect=3)
+    project = without_cluster(project)
+    done = project.task(*SETUP, "--platform=linux/amd64", expect=3)
     assert "KUBECONFIG" in done.stderr
-    assert list(Path(here.env["BUILDX_CONFIG"]).glob("instances/*")) == []
+    assert list(Path(project.env["BUILDX_CONFIG"]).glob("instances/*")) == []
     assert engine.version

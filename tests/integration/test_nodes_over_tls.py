@@ -1,10 +1,9 @@
-"""The driver remote over mutual TLS: the right certificates, and every wrong one."""
+"""The driver remote over mutual TLS, with valid and invalid certificates."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,61 +18,51 @@ from tests.support.registry.certificates import Certificate, make_certificate, s
 
 AMD64 = "linux/amd64"
 DOCKERFILE = 'FROM scratch\nCOPY hello /hello\nRUN ["/hello"]\n'
-SOON = 15.0  # seconds: buildx itself waits 20 for a node that does not let it in, and says no reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Secured:
-    """A node that lets in whoever has a certificate of its authority."""
-
-    node: Node
-    certificate: Certificate
+MAX_SECONDS = 15.0  # buildx itself waits 20 s for a node that rejects it, and reports no reason
 
 
 @pytest.fixture(scope="module")
-def secured(
-    engine: Engine, buildkit_image: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Secured]:
-    certificate = make_certificate(tmp_path_factory.mktemp("tls"))
+def tls_node(engine: Engine, buildkit_image: str, certificate: Certificate) -> Iterator[Node]:
+    """A node that accepts clients with a certificate of its authority."""
     with host_node(engine, buildkit_image, "secured", tls=certificate) as node:
-        yield Secured(node=node, certificate=certificate)
+        yield node
 
 
 @pytest.fixture
-def mine(project: Project, tmp_path: Path) -> Project:
-    """A repository whose buildx has a store of its own."""
+def project(project: Project, tmp_path: Path) -> Project:
+    """A repository with its own buildx configuration."""
     project.write({"Dockerfile": DOCKERFILE, "hello": program(AMD64)})
     return project.with_env(BUILDX_CONFIG=str(tmp_path / "buildx"))
 
 
-def material(certificate: Certificate, **other: Path) -> dict[str, str]:
-    """TLS material as ``--node`` takes it."""
+def tls_options(certificate: Certificate, **other: Path) -> dict[str, str]:
+    """Return the options of ``--node`` for a certificate, or for ``other`` files."""
     files = {"ca": certificate.authority, "cert": certificate.certificate, "key": certificate.key, **other}
     return {name: str(path) for name, path in files.items()}
 
 
-def refused(project: Project, node: Node, **options: str) -> CompletedCommand:
-    """Set up a builder of that node, which must not be let in; nothing of the builder may be left."""
+def fail_setup(project: Project, node: Node, **options: str) -> CompletedCommand:
+    """Set up a builder of a node that must reject it, and check that no builder is left."""
     project.write({"pyproject.toml": remote_settings([node.option(**options)], [AMD64])})
     done = project.task("setup-builder", expect=3)
     assert re.search(r"error: node secured: (the connection to )?tcp://", done.stderr)
     assert not list(Path(project.env["BUILDX_CONFIG"]).glob("instances/*"))
-    assert done.seconds < SOON
+    assert done.seconds < MAX_SECONDS
     return done
 
 
-def test_trusted_client_builds(mine: Project, secured: Secured) -> None:
-    option = secured.node.option(**material(secured.certificate))
-    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
-    assert mine.json("setup-builder")["ok"]
-    (row,) = mine.json("build-multiarch")["platforms"]
+def test_trusted_client_builds(project: Project, tls_node: Node, certificate: Certificate) -> None:
+    option = tls_node.option(**tls_options(certificate))
+    project.write({"pyproject.toml": remote_settings([option], [AMD64])})
+    assert project.json("setup-builder")["ok"]
+    (row,) = project.json("build-multiarch")["platforms"]
     assert (row["node"], row["native"]) == ("secured", True)
 
 
-def test_watchdog_uses_certificates(mine: Project, secured: Secured) -> None:
-    option = secured.node.option(**material(secured.certificate))
-    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
-    (node,) = mine.json("setup-builder")["builder"]["nodes"]
+def test_watchdog_uses_certificates(project: Project, tls_node: Node, certificate: Certificate) -> None:
+    option = tls_node.option(**tls_options(certificate))
+    project.write({"pyproject.toml": remote_settings([option], [AMD64])})
+    (node,) = project.json("setup-builder")["builder"]["nodes"]
     summary = NodeSummary(
         name=node["name"],
         endpoint=node["endpoint"],
@@ -86,55 +75,57 @@ def test_watchdog_uses_certificates(mine: Project, secured: Secured) -> None:
     assert [watch() for _ in range(4)] == [None] * 4
 
 
-def test_servername(engine: Engine, buildkit_image: str, mine: Project, tmp_path: Path) -> None:
+def test_servername(engine: Engine, buildkit_image: str, project: Project, tmp_path: Path) -> None:
     named = make_certificate(tmp_path / "named", names="DNS:builder.example.org")
     with host_node(engine, buildkit_image, "secured", tls=named) as node:
-        assert "ip address mismatch" in refused(mine, node, **material(named)).stderr
-        option = node.option(**material(named), servername="builder.example.org")
-        mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
-        assert mine.json("setup-builder")["ok"]
+        assert "ip address mismatch" in fail_setup(project, node, **tls_options(named)).stderr
+        option = node.option(**tls_options(named), servername="builder.example.org")
+        project.write({"pyproject.toml": remote_settings([option], [AMD64])})
+        assert project.json("setup-builder")["ok"]
 
 
-def test_wrong_authority(mine: Project, secured: Secured, tmp_path: Path) -> None:
+def test_wrong_authority(project: Project, tls_node: Node, certificate: Certificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
-    done = refused(mine, secured.node, **material(secured.certificate, ca=other.authority))
+    done = fail_setup(project, tls_node, **tls_options(certificate, ca=other.authority))
     assert "unable to get local issuer certificate" in done.stderr
 
 
-def test_untrusted_client(mine: Project, secured: Secured, tmp_path: Path) -> None:
+def test_untrusted_client(project: Project, tls_node: Node, certificate: Certificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path / "other", "other")
-    done = refused(mine, secured.node, **material(other, ca=secured.certificate.authority))
+    done = fail_setup(project, tls_node, **tls_options(other, ca=certificate.authority))
     assert "alert" in done.stderr
 
 
-def test_client_without_certificate(mine: Project, secured: Secured) -> None:
-    done = refused(mine, secured.node, ca=str(secured.certificate.authority))
+def test_client_without_certificate(project: Project, tls_node: Node, certificate: Certificate) -> None:
+    done = fail_setup(project, tls_node, ca=str(certificate.authority))
     assert "certificate required" in done.stderr
 
 
-def test_a_client_without_tls_is_refused(mine: Project, secured: Secured) -> None:
-    done = refused(mine, secured.node)
+def test_client_without_tls(project: Project, tls_node: Node) -> None:
+    done = fail_setup(project, tls_node)
     assert "requires TLS" in done.stderr
 
 
-def test_expired_client_certificate(mine: Project, secured: Secured, tmp_path: Path) -> None:
-    old = sign(tmp_path / "old", secured.certificate.authority, days=-1)
-    done = refused(mine, secured.node, **material(old))
+def test_expired_client_certificate(
+    project: Project, tls_node: Node, certificate: Certificate, tmp_path: Path
+) -> None:
+    expired = sign(tmp_path / "old", certificate.authority, days=-1)
+    done = fail_setup(project, tls_node, **tls_options(expired))
     assert "expired" in done.stderr
 
 
-def test_missing_tls_files(mine: Project, secured: Secured) -> None:
-    missing = mine.folder / "no-such.crt"
-    option = secured.node.option(**material(secured.certificate, cert=missing))
-    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
-    done = mine.task("setup-builder", expect=2)
+def test_missing_tls_files(project: Project, tls_node: Node, certificate: Certificate) -> None:
+    missing = project.folder / "no-such.crt"
+    option = tls_node.option(**tls_options(certificate, cert=missing))
+    project.write({"pyproject.toml": remote_settings([option], [AMD64])})
+    done = project.task("setup-builder", expect=2)
     assert f"node secured: cert: {missing} is not a file" in done.stderr
     assert done.seconds < 10
 
 
-def test_key_is_not_shown(mine: Project, secured: Secured) -> None:
-    option = secured.node.option(**material(secured.certificate))
-    mine.write({"pyproject.toml": remote_settings([option], [AMD64])})
-    done = mine.task("setup-builder", "--json")
-    secret = secured.certificate.key.read_text(encoding="utf-8").splitlines()[1]
+def test_key_is_not_shown(project: Project, tls_node: Node, certificate: Certificate) -> None:
+    option = tls_node.option(**tls_options(certificate))
+    project.write({"pyproject.toml": remote_settings([option], [AMD64])})
+    done = project.task("setup-builder", "--json")
+    secret = certificate.key.read_text(encoding="utf-8").splitlines()[1]
     assert secret not in done.stdout + done.stderr

@@ -1,20 +1,23 @@
-"""The same source, built twice with nothing cached: the same bytes."""
+"""Reproducible builds: two builds of the same source without a cache have the same digest."""
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import tarfile
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.sdk import connect_client, inspect_image
+from buildkit_tasks.oci.source import read_blob
+from buildkit_tasks.oci.transports import open_image
+from tests.integration.hello_image import TWO, hello_programs
 from tests.support.engine.builders import container_builder
-from tests.support.project import Project, program
+from tests.support.project import Project
 
-TWO = ("linux/amd64", "linux/arm64")
 DOCKERFILE = """\
 FROM alpine:latest
 ARG TARGETARCH
@@ -22,22 +25,21 @@ COPY hello-$TARGETARCH /hello
 RUN echo made > /made && mkdir /folder && /hello
 CMD ["/hello"]
 """
-COMMITTED = 1_600_000_000
-GIVEN = 1_500_000_000
+COMMIT_TIME = 1_600_000_000
+EPOCH = 1_500_000_000
 
 
 @pytest.fixture
-def tiny(engine: Engine, project: Project) -> Project:
-    """An image of two platforms on a base, with a step that makes files."""
+def project(engine: Engine, project: Project) -> Project:
+    """An image of two platforms on a base, with a step that creates files."""
     assert engine.version
-    files = {f"hello-{name.rpartition('/')[2]}": program(name) for name in TWO}
-    return project.write({"Dockerfile": DOCKERFILE, **files}).with_env(
+    return project.write({"Dockerfile": DOCKERFILE, **hello_programs()}).with_env(
         INVOKE_BUILDKIT_PLATFORMS=",".join(TWO), SOURCE_DATE_EPOCH=""
     )
 
 
-def twice(project: Project, *options: str) -> tuple[str, str]:
-    """The digests of two builds with nothing cached, the files of the second with new times."""
+def build_twice(project: Project, *options: str) -> tuple[str, str]:
+    """Return the digests of two builds without a cache; the files of the second have new times."""
     digests = []
     for _ in range(2):
         digests.append(project.json("build-multiarch", "--no-cache", *options)["digest"])
@@ -47,65 +49,59 @@ def twice(project: Project, *options: str) -> tuple[str, str]:
     return first, second
 
 
-def times(project: Project, archive: str) -> set[int]:
-    """Every time in an archive's layers, bases aside, and in the history of its images."""
-    found = set()
-    with tarfile.open(project.folder / archive) as outer:
-        blobs = {
-            member.name.rpartition("/")[2]: member for member in outer if member.name.startswith("blobs/")
-        }
-
-        def read(descriptor: dict[str, Any]) -> Any:
-            stream = outer.extractfile(blobs[descriptor["digest"].partition(":")[2]])
-            assert stream is not None
-            return stream
-
-        index = json.load(outer.extractfile("index.json"))  # type: ignore[arg-type]
-        for image in json.load(read(index["manifests"][0]))["manifests"]:
-            manifest = json.load(read(image))
-            for layer in manifest["layers"][-2:]:
-                with tarfile.open(fileobj=read(layer)) as inner:
-                    found |= {int(member.mtime) for member in inner}
-    return found
+def layer_times(archive: Path) -> set[int]:
+    """Return the times of all files in the layers that the Dockerfile adds to its base."""
+    with open_image(str(archive)) as image:
+        layers = [
+            layer for _, entry in image.platform_manifests for layer in image.manifest(entry).layers[-2:]
+        ]
+        return {time for layer in layers for time in _file_times(read_blob(image, layer, 1 << 24))}
 
 
-def test_same_digest_without_cache(tiny: Project, builders: tuple[str, ...]) -> None:
-    first, second = twice(tiny, "--reproducible", *builders)
+def _file_times(layer: bytes) -> Iterator[int]:
+    with tarfile.open(fileobj=io.BytesIO(layer)) as members:
+        yield from (int(member.mtime) for member in members)
+
+
+def test_same_digest_without_cache(project: Project, builder_options: tuple[str, ...]) -> None:
+    first, second = build_twice(project, "--reproducible", *builder_options)
     assert first == second
-    assert [path.name for path in (tiny.folder / "dist").iterdir()] == ["repo.tar"]
+    assert [path.name for path in (project.folder / "dist").iterdir()] == ["repo.tar"]
 
 
-def test_digests_differ_by_default(tiny: Project, builders: tuple[str, ...]) -> None:
-    first, second = twice(tiny, "--no-attest", *builders)
+def test_digests_differ_by_default(project: Project, builder_options: tuple[str, ...]) -> None:
+    first, second = build_twice(project, "--no-attest", *builder_options)
     assert first != second
 
 
-def test_epoch_alone_is_not_enough(tiny: Project) -> None:
-    first, second = twice(tiny.with_env(SOURCE_DATE_EPOCH=str(GIVEN)), "--no-attest")
+def test_epoch_alone_is_not_enough(project: Project) -> None:
+    first, second = build_twice(project.with_env(SOURCE_DATE_EPOCH=str(EPOCH)), "--no-attest")
     assert first != second
 
 
-def test_two_pushes_name_one_digest(tiny: Project, builders: tuple[str, ...], registry_host: str) -> None:
-    name = f"{registry_host}/team/same:{len(builders)}"
-    first, second = twice(tiny, "--reproducible", "-o=type=registry", "-t", name, *builders)
+def test_same_digest_pushed_twice(
+    project: Project, builder_options: tuple[str, ...], registry_host: str
+) -> None:
+    name = f"{registry_host}/team/same:{len(builder_options)}"
+    first, second = build_twice(project, "--reproducible", "-o=type=registry", "-t", name, *builder_options)
     assert first == second
 
 
-def test_same_digest_on_two_nodes(tiny: Project, engine: Engine, buildkit_image: str) -> None:
+def test_same_digest_on_two_nodes(project: Project, engine: Engine, buildkit_image: str) -> None:
     with container_builder(engine, buildkit_image, nodes=TWO) as name:
-        first, second = twice(tiny, "--reproducible", f"--builder={name}")
+        first, second = build_twice(project, "--reproducible", f"--builder={name}")
         assert first == second
-        first, second = twice(tiny, "--no-attest", f"--builder={name}")
+        first, second = build_twice(project, "--no-attest", f"--builder={name}")
         assert first != second
 
 
-def test_same_image_loaded_twice(tiny: Project, container: str, engine: Engine) -> None:
+def test_same_image_loaded_twice(project: Project, builder: str, engine: Engine) -> None:
     name = "buildkit-tasks-test/same:1"
     ids = []
     client = connect_client(engine)
     for _ in range(2):
-        tiny.json(
-            "build-multiarch", "--no-cache", "--reproducible", f"--builder={container}", "--load", "-t", name
+        project.json(
+            "build-multiarch", "--no-cache", "--reproducible", f"--builder={builder}", "--load", "-t", name
         )
         stored = inspect_image(client, name)
         assert stored is not None
@@ -115,56 +111,58 @@ def test_same_image_loaded_twice(tiny: Project, container: str, engine: Engine) 
     assert ids[0] == ids[1]
 
 
-def test_docker_driver_refuses_load(tiny: Project) -> None:
-    refused = tiny.json("build-multiarch", "--reproducible", "--load", "-t", "same:1", expect=2)
+def test_docker_driver_refuses_load(project: Project) -> None:
+    refused = project.json("build-multiarch", "--reproducible", "--load", "-t", "same:1", expect=2)
     assert "cannot rewrite times" in refused["error"]
 
 
-def test_epoch_of_last_commit(tiny: Project) -> None:
+def test_epoch_of_last_commit(project: Project) -> None:
     identity = {
         f"GIT_{who}_{what}": "x@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
     }
-    git = tiny.with_env(GIT_COMMITTER_DATE=f"{COMMITTED} +0000", **identity)
-    for words in (("init", "--quiet"), ("commit", "--quiet", "--allow-empty", "--message=x")):
-        done = git.command("git", *words)
+    git = project.with_env(GIT_COMMITTER_DATE=f"{COMMIT_TIME} +0000", **identity)
+    for args in (("init", "--quiet"), ("commit", "--quiet", "--allow-empty", "--message=x")):
+        done = git.command("git", *args)
         assert done.code == 0, done.stderr
-    done = tiny.task("build-multiarch", "--reproducible", "-o", "type=oci,dest=out.tar")
-    assert f"SOURCE_DATE_EPOCH={COMMITTED} (the last git commit)" in done.stderr
-    assert times(tiny, "out.tar") == {COMMITTED}
+    done = project.task("build-multiarch", "--reproducible", "-o", "type=oci,dest=out.tar")
+    assert f"SOURCE_DATE_EPOCH={COMMIT_TIME} (the last git commit)" in done.stderr
+    assert layer_times(project.folder / "out.tar") == {COMMIT_TIME}
 
 
-def test_epoch_from_environment(tiny: Project) -> None:
-    given = tiny.with_env(SOURCE_DATE_EPOCH=str(GIVEN))
-    done = given.task("build-multiarch", "--reproducible", "-o", "type=oci,dest=out.tar")
-    assert f"SOURCE_DATE_EPOCH={GIVEN} (the environment)" in done.stderr
-    assert times(tiny, "out.tar") == {GIVEN}
-    done = tiny.task("build-multiarch", "--reproducible", "-o", "type=oci,dest=out.tar")
+def test_epoch_from_environment(project: Project) -> None:
+    project_with_epoch = project.with_env(SOURCE_DATE_EPOCH=str(EPOCH))
+    done = project_with_epoch.task("build-multiarch", "--reproducible", "-o", "type=oci,dest=out.tar")
+    assert f"SOURCE_DATE_EPOCH={EPOCH} (the environment)" in done.stderr
+    assert layer_times(project.folder / "out.tar") == {EPOCH}
+    done = project.task("build-multiarch", "--reproducible", "-o", "type=oci,dest=out.tar")
     assert "SOURCE_DATE_EPOCH=0 (no git commit: " in done.stderr
-    assert times(tiny, "out.tar") == {0}
+    assert layer_times(project.folder / "out.tar") == {0}
 
 
-def test_attestation_changes_digest(tiny: Project) -> None:
-    done = tiny.task("build-multiarch", "--reproducible", "--provenance=mode=min")
+def test_attestation_changes_digest(project: Project) -> None:
+    done = project.task("build-multiarch", "--reproducible", "--provenance=mode=min")
     assert "--provenance contains timestamps: the index digest differs in every build" in done.stderr
     options = ("--no-cache", "--reproducible", "--provenance=mode=min")
-    first, second = (tiny.json("build-multiarch", *options) for _ in range(2))
+    first, second = (project.json("build-multiarch", *options) for _ in range(2))
     assert first["digest"] != second["digest"]
     assert first["platforms"] == second["platforms"]  # the images themselves are the same
 
 
-def test_bad_epoch(tiny: Project) -> None:
-    bad = tiny.with_env(SOURCE_DATE_EPOCH="yesterday")
+def test_bad_epoch(project: Project) -> None:
+    bad = project.with_env(SOURCE_DATE_EPOCH="yesterday")
     refused = bad.json("build-multiarch", expect=2)
     assert "environment SOURCE_DATE_EPOCH: 'yesterday' is not a valid number of seconds" in refused["error"]
-    assert not (tiny.folder / "dist").exists()
+    assert not (project.folder / "dist").exists()
 
 
 @pytest.mark.parametrize("kind", ["local", "tar"])
-def test_local_output_timestamps(tiny: Project, kind: str) -> None:
-    given = tiny.with_env(SOURCE_DATE_EPOCH=str(GIVEN))
-    given.task("build-multiarch", "--reproducible", "-o", f"type={kind},dest=out", "--platform=linux/arm64")
+def test_local_output_timestamps(project: Project, kind: str) -> None:
+    project_with_epoch = project.with_env(SOURCE_DATE_EPOCH=str(EPOCH))
+    project_with_epoch.task(
+        "build-multiarch", "--reproducible", "-o", f"type={kind},dest=out", "--platform=linux/arm64"
+    )
     if kind == "local":
-        assert int((tiny.folder / "out/made").stat().st_mtime) == GIVEN
+        assert int((project.folder / "out/made").stat().st_mtime) == EPOCH
         return
-    with tarfile.open(tiny.folder / "out") as archive:
-        assert {int(member.mtime) for member in archive if member.name.endswith("made")} == {GIVEN}
+    with tarfile.open(project.folder / "out") as archive:
+        assert {int(member.mtime) for member in archive if member.name.endswith("made")} == {EPOCH}

@@ -1,4 +1,4 @@
-"""A secret that a step reads is in nothing that a build leaves behind or says."""
+"""Secrets of a build: their values are in none of its output, files and layers."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ def secret() -> str:
 
 
 @pytest.fixture
-def project_with_secret(engine: Engine, project: Project) -> Project:
+def project(engine: Engine, project: Project) -> Project:
     assert engine.version
     return project.write({"Dockerfile": DOCKERFILE}).with_env(
         INVOKE_BUILDKIT_PLATFORMS="linux/amd64,linux/arm64"
     )
 
 
-def everything(folder: Path, done: CompletedCommand) -> dict[str, bytes]:
-    """All that was said and written: output, files, the blobs of archives, the contents of layers."""
-    found = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+def read_all(folder: Path, done: CompletedCommand) -> dict[str, bytes]:
+    """Return the output of a command, all files of a directory, and the members of archives, unpacked."""
+    contents = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
     for path in folder.rglob("*"):
         if path.is_file():
-            found[str(path)] = path.read_bytes()
+            contents[str(path)] = path.read_bytes()
         if path.suffix == ".tar":
-            found |= _blobs(path)
-    return found
+            contents |= _read_members(path)
+    return contents
 
 
-def _blobs(path: Path) -> dict[str, bytes]:
-    found = {}
+def _read_members(path: Path) -> dict[str, bytes]:
+    contents = {}
     with tarfile.open(path) as archive:
         for member in archive:
             stream = archive.extractfile(member)
             data = stream.read() if stream else b""
-            found[member.name] = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-    return found
+            contents[member.name] = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    return contents
 
 
-def holding(found: dict[str, bytes], text: str) -> list[str]:
-    return [name for name, data in found.items() if text.encode() in data]
+def find_text(contents: dict[str, bytes], text: str) -> list[str]:
+    return [name for name, data in contents.items() if text.encode() in data]
 
 
-@pytest.mark.parametrize("how", ["env", "src"])
+@pytest.mark.parametrize("source", ["env", "src"])
 def test_secret_leaves_no_trace(
-    project_with_secret: Project, builders: tuple[str, ...], secret: str, how: str, tmp_path: Path
+    project: Project, builder_options: tuple[str, ...], secret: str, source: str, tmp_path: Path
 ) -> None:
     (tmp_path / "outside").write_text(secret, encoding="utf-8")
-    place = "env=THE_TOKEN" if how == "env" else f"src={tmp_path / 'outside'}"
-    done = project_with_secret.with_env(THE_TOKEN=secret).task(
+    value = "env=THE_TOKEN" if source == "env" else f"src={tmp_path / 'outside'}"
+    done = project.with_env(THE_TOKEN=secret).task(
         "build-multiarch",
-        f"--secret=id=token,{place}",
+        f"--secret=id=token,{value}",
         "-o=type=oci,dest=out.tar",
         "--provenance=mode=max",
         "--metadata-file=metadata.json",
@@ -74,26 +74,26 @@ def test_secret_leaves_no_trace(
         "--report=report.md",
         "--progress=plain",
         "--no-cache",
-        *builders,
+        *builder_options,
     )
     (tmp_path / "outside").unlink()
-    found = everything(tmp_path, done)
-    names = {Path(name).name for name in found}
+    contents = read_all(tmp_path, done)
+    names = {Path(name).name for name in contents}
     assert {"metadata.json", "report.json", "report.md", "out.tar", "index.json"} <= names
-    assert holding(found, hashlib.sha256(secret.encode()).hexdigest())  # it was there while the step ran
-    assert holding(found, secret) == []
+    assert find_text(contents, hashlib.sha256(secret.encode()).hexdigest())  # the step had the secret
+    assert find_text(contents, secret) == []
 
 
-def test_secret_not_in_dry_run(project_with_secret: Project, secret: str) -> None:
-    shown = project_with_secret.with_env(THE_TOKEN=secret).task(
+def test_secret_not_in_dry_run(project: Project, secret: str) -> None:
+    dry_run = project.with_env(THE_TOKEN=secret).task(
         "build-multiarch", "--dry-run", "--secret=id=token,env=THE_TOKEN", "-o=type=oci,dest=out.tar"
     )
-    assert "--secret=id=token,env=THE_TOKEN" in shown.stdout
-    assert secret not in shown.stdout + shown.stderr
+    assert "--secret=id=token,env=THE_TOKEN" in dry_run.stdout
+    assert secret not in dry_run.stdout + dry_run.stderr
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--secret=id=token,env=NOT_SET"], "the variable NOT_SET is not set"),
         (["--secret=id=token,src=nowhere"], "there is no nowhere"),
@@ -107,23 +107,23 @@ def test_secret_not_in_dry_run(project_with_secret: Project, secret: str) -> Non
         (["--tag=keeper:SECRET@127.0.0.1:1/x"], "***@127.0.0.1:1/x"),
     ],
 )
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
 def test_bad_secrets_are_refused(
-    project_with_secret: Project, secret: str, options: list[str], said: str, more: list[str]
+    project: Project, secret: str, options: list[str], message: str, dry_run: list[str]
 ) -> None:
-    given = [option.replace("SECRET", secret) for option in options]
-    refused = project_with_secret.with_env(SSH_AUTH_SOCK="").task(
-        "build-multiarch", *given, *more, "-o=type=oci,dest=out.tar", expect=2
+    args = [option.replace("SECRET", secret) for option in options]
+    refused = project.with_env(SSH_AUTH_SOCK="").task(
+        "build-multiarch", *args, *dry_run, "-o=type=oci,dest=out.tar", expect=2
     )
-    assert said in refused.stderr
+    assert message in refused.stderr
     assert secret not in refused.stdout + refused.stderr
-    assert not (project_with_secret.folder / "out.tar").exists()
+    assert not (project.folder / "out.tar").exists()
 
 
-def test_unused_secret(project_with_secret: Project, secret: str) -> None:
+def test_unused_secret(project: Project, secret: str) -> None:
     options = ("--reproducible", "-o=type=oci,dest=out.tar")
     digests = {
-        project_with_secret.with_env(OTHER=secret).json("build-multiarch", *options, *more)["digest"]
+        project.with_env(OTHER=secret).json("build-multiarch", *options, *more)["digest"]
         for more in ((), ("--secret=id=other,env=OTHER",))
     }
     assert len(digests) == 1

@@ -1,3 +1,5 @@
+"""Settings with several images: builds, matrices, Nox sessions and image tests of each."""
+
 from __future__ import annotations
 
 import sys
@@ -6,9 +8,9 @@ import pytest
 
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
+from tests.integration.hello_image import TWO
 from tests.support.project import Project, program
 
-TWO = ("linux/amd64", "linux/arm64")
 SETTINGS = """\
 [tool.buildkit-tasks]
 platforms = ["linux/amd64", "linux/arm64"]
@@ -29,8 +31,8 @@ TOOL = "FROM scratch\nCOPY hello /hello\n"
 
 
 @pytest.fixture
-def two(engine: Engine, project: Project) -> Project:
-    """A repository of two images: one on a base for two platforms, one from scratch for a third."""
+def project(engine: Engine, project: Project) -> Project:
+    """A repository with two images: one on a base for two platforms, one from scratch for a third."""
     assert engine.version
     return project.write(
         {
@@ -42,21 +44,23 @@ def two(engine: Engine, project: Project) -> Project:
     )
 
 
-def test_each_image_by_its_table(two: Project, unchanged: Unchanged) -> None:
+def test_build_all_images(project: Project, unchanged: Unchanged) -> None:
     with unchanged():
-        found = two.json("build-multiarch")
-    assert (found["ok"], found["setup"]) == (True, None)
-    assert {row["name"]: row["build"]["outputs"] for row in found["images"]} == {
+        report = project.json("build-multiarch")
+    assert (report["ok"], report["setup"]) == (True, None)
+    assert {row["name"]: row["build"]["outputs"] for row in report["images"]} == {
         "web": [{"type": "oci", "dest": "dist/web.tar"}],
         "tool": [{"type": "oci", "dest": "dist/tool.tar"}],
     }
-    web, tool = found["images"]
+    web, tool = report["images"]
     assert [each["platform"] for each in web["run"]["results"]] == list(TWO)
     assert [(each["platform"], each["command"]) for each in tool["run"]["results"]] == [
         ("linux/386", "/hello")
     ]
-    for row in found["images"]:
-        verified = two.json("verify-arch", row["build"]["outputs"][0]["dest"], "--platform", _platforms(row))
+    for row in report["images"]:
+        verified = project.json(
+            "verify-arch", row["build"]["outputs"][0]["dest"], "--platform", _platforms(row)
+        )
         assert verified["digest"] == row["build"]["digest"]
 
 
@@ -64,45 +68,47 @@ def _platforms(row: dict[str, dict[str, list[dict[str, str]]]]) -> str:
     return ",".join(each["platform"] for each in row["build"]["platforms"])
 
 
-def test_one_is_chosen_by_its_name(two: Project) -> None:
-    assert [row["name"] for row in two.json("build-multiarch", "--image=tool")["images"]] == ["tool"]
-    assert not (two.folder / "dist" / "web.tar").exists()
-    refused = two.json("build-multiarch", "--image=nope", expect=2)
+def test_select_image_by_name(project: Project) -> None:
+    assert [row["name"] for row in project.json("build-multiarch", "--image=tool")["images"]] == ["tool"]
+    assert not (project.folder / "dist" / "web.tar").exists()
+    refused = project.json("build-multiarch", "--image=nope", expect=2)
     assert "there is no image 'nope' in the settings\n  try: choose one of web, tool" in refused["error"]
 
 
-def test_failing_image_does_not_stop_other(two: Project) -> None:
-    two.write(
+def test_one_failing_image(project: Project) -> None:
+    project.write(
         {"hello": program("linux/amd64"), "web/Dockerfile": WEB.replace("this is web", "something else")}
     )
-    found = two.json("build-multiarch", expect=1)
-    web, tool = found["images"]
+    report = project.json("build-multiarch", expect=1)
+    web, tool = report["images"]
     assert [each["outcome"] for each in web["run"]["results"]] == ["failed", "failed"]
     assert (tool["verify"]["ok"], tool["ok"], tool["error"]) == (False, False, "")
-    table = two.task("build-multiarch", expect=1).stdout
+    table = project.task("build-multiarch", expect=1).stdout
     assert "0 of 2 images passed. web: FAILED: linux/amd64 (run)" in table
 
 
-def test_matrix_sets_up_all_platforms(two: Project) -> None:
-    found = two.json("arch-matrix", "--report=x.json", "--report=x.html", "--report=x.svg", "--report=x.xml")
-    assert [row["platform"] for row in found["setup"]["platforms"]] == [*TWO, "linux/386"]
-    assert [(row["name"], row["ok"]) for row in found["images"]] == [("web", True), ("tool", True)]
-    assert all((two.folder / f"x.{kind}").stat().st_size for kind in ("json", "html", "svg", "xml"))
+def test_matrix_sets_up_all_platforms(project: Project) -> None:
+    report = project.json(
+        "arch-matrix", "--report=x.json", "--report=x.html", "--report=x.svg", "--report=x.xml"
+    )
+    assert [row["platform"] for row in report["setup"]["platforms"]] == [*TWO, "linux/386"]
+    assert [(row["name"], row["ok"]) for row in report["images"]] == [("web", True), ("tool", True)]
+    assert all((project.folder / f"x.{kind}").stat().st_size for kind in ("json", "html", "svg", "xml"))
 
 
-def test_single_image_flag_is_refused(two: Project) -> None:
-    refused = two.json("build-multiarch", "-o", "type=oci,dest=x.tar", expect=2)
+def test_output_for_one_image(project: Project) -> None:
+    refused = project.json("build-multiarch", "-o", "type=oci,dest=x.tar", expect=2)
     assert "web and tool would both be written to" in refused["error"]
-    found = two.json("build-multiarch", "--image=web", "-o", "type=oci,dest=x.tar")
-    assert found["images"][0]["build"]["outputs"] == [{"type": "oci", "dest": "x.tar"}]
+    report = project.json("build-multiarch", "--image=web", "-o", "type=oci,dest=x.tar")
+    assert report["images"][0]["build"]["outputs"] == [{"type": "oci", "dest": "x.tar"}]
 
 
-def test_without_image_tables(two: Project) -> None:
-    two.write(
+def test_without_image_tables(project: Project) -> None:
+    project.write(
         {"pyproject.toml": "[tool.buildkit-tasks]\nplatforms = 'linux/386'\nfile = 'tool.Dockerfile'\n"}
     )
-    assert "images" not in two.json("build-multiarch")
-    assert list(two.json("arch-matrix", "--command=/hello")) == [
+    assert "images" not in project.json("build-multiarch")
+    assert list(project.json("arch-matrix", "--command=/hello")) == [
         "schema_version",
         "ok",
         "setup",
@@ -117,34 +123,34 @@ USERS_TESTS = """\
 import pytest
 
 @pytest.mark.images("web")
-def test_web_says_what_it_is(run_on_platform):
+def test_web_echo(run_on_platform):
     assert run_on_platform("echo hello").stdout == "hello\\n"
 
-def test_each_runs(run_on_platform):
+def test_run(run_on_platform):
     assert run_on_platform().ok
 """
 
 
-def test_nox_sessions_select_images(two: Project) -> None:
-    two.write({"noxfile.py": "from buildkit_tasks.nox_sessions import arch_matrix\n\narch_matrix()\n"})
-    done = two.command(sys.executable, "-m", "nox", "-s", "arch_matrix", "--", "-v")
-    said = done.stdout + done.stderr
-    assert done.code == 0, said
+def test_nox_sessions_select_images(project: Project) -> None:
+    project.write({"noxfile.py": "from buildkit_tasks.nox_sessions import arch_matrix\n\narch_matrix()\n"})
+    done = project.command(sys.executable, "-m", "nox", "-s", "arch_matrix", "--", "-v")
+    output = done.stdout + done.stderr
+    assert done.code == 0, output
     for platform in ("amd64", "arm64"):
-        assert f"arch_matrix({platform}): success" in said
-        assert f"test_image_runs[web-{platform}] PASSED" in said
-        assert f"[tool-{platform}]" not in said
-    assert "test_image_verifies[tool-386] PASSED" in said
-    assert said.count("build-multiarch --json") == 1
+        assert f"arch_matrix({platform}): success" in output
+        assert f"test_image_runs[web-{platform}] PASSED" in output
+        assert f"[tool-{platform}]" not in output
+    assert "test_image_verifies[tool-386] PASSED" in output
+    assert output.count("build-multiarch --json") == 1
 
 
-def test_users_tests_per_image(two: Project) -> None:
-    two.write({"test_images.py": USERS_TESTS})
-    done = two.command(
+def test_users_tests_per_image(project: Project) -> None:
+    project.write({"test_images.py": USERS_TESTS})
+    done = project.command(
         sys.executable, "-m", "pytest", "-v", "--arch-require-engine", "-p", "no:cacheprovider"
     )
-    said = done.stdout + done.stderr
-    assert done.code == 0, said
-    assert "5 passed" in said
-    for case in ("says_what_it_is[web-amd64]", "each_runs[web-arm64]", "each_runs[tool-386]"):
-        assert f"{case} PASSED" in said
+    output = done.stdout + done.stderr
+    assert done.code == 0, output
+    assert "5 passed" in output
+    for case in ("test_web_echo[web-amd64]", "test_run[web-arm64]", "test_run[tool-386]"):
+        assert f"{case} PASSED" in output

@@ -12,7 +12,7 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
 from buildkit_tasks.host.engine.sdk import connect_client
 from buildkit_tasks.system.command import SubprocessRunner
-from tests.integration.test_outputs import DOCKERFILE
+from tests.integration.hello_image import DOCKERFILE
 from tests.support import census
 from tests.support.engine.events import record_container_events
 from tests.support.project import Project, program
