@@ -396,9 +396,7 @@ def test_next_session_builds_again(fakes: Fakes) -> None:
     assert len(fakes.calls("builds")) == 2
 
 
-def test_record_of_other_session_is_ignored(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_record_of_other_session_is_ignored(tmp_path_factory: pytest.TempPathFactory) -> None:
     """xdist workers on another machine keep one temporary directory for several sessions."""
     builds: list[str] = []
 

@@ -117,10 +117,7 @@ def test_valid_build_arg(argument: str) -> None:
 
 def test_missing_context() -> None:
     error = usage_error(context="nowhere")
-    assert (error.message, error.hint) == (
-        "the build context 'nowhere' is not a folder",
-        "--context FOLDER",
-    )
+    assert (error.message, error.hint) == ("the build context 'nowhere' is not a folder", "--context FOLDER")
 
 
 def test_missing_dockerfile(context: Path) -> None:

@@ -294,9 +294,7 @@ def test_failed_report_file_document(
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
-def test_unknown_report_format(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_unknown_report_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("inspect-image", "--report", "x.zip") == 2
     assert calls == []
     assert "x.zip" in capsys.readouterr().err
@@ -337,9 +335,7 @@ def test_unknown_setting_names_file(project_dir: Path, capsys: pytest.CaptureFix
     assert "did you mean 'platforms'?" in stderr
 
 
-def test_common_options_and_help(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_common_options_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ns.task_names:
         assert inv("--help", name, tasks=ns) == 0
         stdout = capsys.readouterr().out
@@ -508,10 +504,10 @@ def test_call_from_python_returns_report() -> None:
 
 
 def test_call_from_python_raises_with_report() -> None:
-    with pytest.raises(TaskFailed) as caught:
+    with pytest.raises(TaskFailed) as excinfo:
         report_failure(Context())
-    assert caught.value.code == 1
-    assert isinstance(caught.value.result, RunReport)
+    assert excinfo.value.code == 1
+    assert isinstance(excinfo.value.result, RunReport)
 
 
 def test_call_from_python_refuses_unknown_option() -> None:

@@ -141,6 +141,6 @@ def test_positional_of_another_task_may_be_a_declared_name() -> None:
 
 @pytest.mark.parametrize("argv", [("--nonsense",), ("x.tar", "y.tar"), ("--tag",), ("--for-nodes",)])
 def test_usage_error_ends_with_2(argv: tuple[str, ...]) -> None:
-    with pytest.raises(Exit) as caught:
+    with pytest.raises(Exit) as excinfo:
         declared("verify-arch", *argv)
-    assert caught.value.code == 2
+    assert excinfo.value.code == 2

@@ -158,15 +158,15 @@ UNKNOWN_KEYS: list[tuple[dict[str, Any], str]] = [
 def settings_error(project_dir: Path, source: dict[str, Any]) -> SettingsError:
     if "pyproject" in source:
         write_pyproject(project_dir, source["pyproject"])
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SettingsError) as excinfo:
         load_settings(
             source.get("flags"),
             invoke=source.get("invoke"),
             environ=source.get("environ", {}),
             folder=project_dir,
         )
-    assert caught.value.exit_code == 2
-    return caught.value
+    assert excinfo.value.exit_code == 2
+    return excinfo.value
 
 
 @pytest.mark.parametrize(("source", "label"), UNKNOWN_KEYS)
@@ -443,9 +443,9 @@ def image_tables(*lines: str) -> str:
 )
 def test_bad_image(project_dir: Path, text: str, message: str) -> None:
     path = write_pyproject(project_dir, text)
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SettingsError) as excinfo:
         load_settings(environ={}, folder=project_dir)
-    assert f"{path}: [tool.buildkit-tasks]: {message}" in str(caught.value)
+    assert f"{path}: [tool.buildkit-tasks]: {message}" in str(excinfo.value)
 
 
 @pytest.mark.parametrize("variable", ["INVOKE_BUILDKIT_IMAGE", "INVOKE_BUILDKIT_IMAGES"])

@@ -298,10 +298,7 @@ def test_run_settings_of_target(harness: Harness) -> None:
     harness.report(bake_file="docker-bake.hcl")
     assert [
         (image.rpartition("/")[2], command) for step, image, command in harness.checked if step == "run"
-    ] == [
-        ("tool.tar", "tool"),
-        ("web.tar", "all"),
-    ]
+    ] == [("tool.tar", "tool"), ("web.tar", "all")]
     assert [request.context for request in harness.requests] == ["web", "web"]
 
 
@@ -382,9 +379,7 @@ def test_base_lacks_platform(harness: Harness) -> None:
         harness.report(bake_file="docker-bake.hcl")
 
 
-def test_report_order(
-    harness: Harness,
-) -> None:
+def test_report_order(harness: Harness) -> None:
     harness.commands = Scripted(dry_run=True)
     write_bake_file(harness, {**BASE_TARGET, "web": WEB_ON_BASE}, ["web", "base"])
     report, _ = harness.report(bake_file="docker-bake.hcl")

@@ -51,9 +51,9 @@ def test_parse_malformed_platform(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["linux/zz", "plan9/amd64", "linux/arm/v4"])
 def test_parse_unknown_platform(text: str) -> None:
-    with pytest.raises(UsageError, match="unknown platform") as caught:
+    with pytest.raises(UsageError, match="unknown platform") as excinfo:
         Platform.parse(text)
-    assert "did you mean" in caught.value.message or caught.value.hint
+    assert "did you mean" in excinfo.value.message or excinfo.value.hint
 
 
 def test_parse_suggests_platform() -> None:

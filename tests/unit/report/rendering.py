@@ -6,12 +6,7 @@ import io
 import xml.etree.ElementTree as ET
 
 from buildkit_tasks import report as renderers
-from buildkit_tasks.report.model import (
-    MatrixReport,
-    Outcome,
-    Report,
-    VerifyReport,
-)
+from buildkit_tasks.report.model import MatrixReport, Outcome, Report, VerifyReport
 from tests.support.report_samples import (
     bad_check,
     bad_run,

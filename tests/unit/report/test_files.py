@@ -8,17 +8,8 @@ import pytest
 
 from buildkit_tasks import report as renderers
 from buildkit_tasks.errors import LimitExceeded, UsageError
-from buildkit_tasks.report.model import (
-    Report,
-    to_document,
-)
-from tests.support.report_samples import (
-    bad_reports,
-    good_reports,
-    good_run,
-    matrix,
-    run,
-)
+from buildkit_tasks.report.model import Report, to_document
+from tests.support.report_samples import bad_reports, good_reports, good_run, matrix, run
 
 
 @pytest.mark.parametrize("report", [*good_reports(), *bad_reports()])
@@ -51,10 +42,10 @@ def test_format_by_suffix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["r.htm", "r.png", "r.txt", "r", "json", ".json", "html", ".svg"])
 def test_unknown_suffix(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"\.json, \.xml, \.md, \.html, \.svg") as caught:
+    with pytest.raises(UsageError, match=r"\.json, \.xml, \.md, \.html, \.svg") as excinfo:
         renderers.write_reports(matrix(), [tmp_path / "good.json", tmp_path / name])
-    assert name in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert name in str(excinfo.value)
+    assert excinfo.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,11 +68,11 @@ def test_full_disk_keeps_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     old = tmp_path / "r.json"
     old.write_text("old")
 
-    def full(path: Path, _data: bytes) -> None:
+    def raise_disk_full(path: Path, _data: bytes) -> None:
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", raise_disk_full)
     with pytest.raises(LimitExceeded, match="No space left"):
         renderers.write_reports(matrix(), [old])
     assert old.read_text() == "old"

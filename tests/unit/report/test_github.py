@@ -25,9 +25,12 @@ from tests.unit.report.rendering import HOSTILE, half_failed, thousand_problems
 def test_twenty_annotations() -> None:
     commands = renderers.report_to_github(thousand_problems(), {"GITHUB_ACTIONS": "true"}, io.StringIO())
     for name in ("error", "warning"):
-        own = [command for command in commands if command.startswith(f"::{name} ")]
-        assert len(own) == 21
-        assert own[-1] == f"::{name} title=verify linux/arm64::480 more: a --report file has them all"
+        commands_of_kind = [command for command in commands if command.startswith(f"::{name} ")]
+        assert len(commands_of_kind) == 21
+        assert (
+            commands_of_kind[-1]
+            == f"::{name} title=verify linux/arm64::480 more: a --report file has them all"
+        )
 
 
 def test_annotation_names_cpu_and_command() -> None:
@@ -60,20 +63,20 @@ def test_outside_github_actions(tmp_path: Path) -> None:
     assert stream.getvalue() == ""
 
 
-def in_actions(summary: Path) -> dict[str, str]:
+def actions_env(summary: Path) -> dict[str, str]:
     return {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
 
 
 def test_step_summary(tmp_path: Path) -> None:
     summary = tmp_path / "summary"
     summary.write_text("before")
-    assert renderers.report_to_github(matrix(), in_actions(summary), io.StringIO()) == ()
+    assert renderers.report_to_github(matrix(), actions_env(summary), io.StringIO()) == ()
     assert summary.read_text() == f"before\n{renderers.to_markdown(matrix())}"
 
 
 def test_error_annotations(tmp_path: Path) -> None:
     stream = io.StringIO()
-    commands = renderers.report_to_github(half_failed(), in_actions(tmp_path / "s"), stream)
+    commands = renderers.report_to_github(half_failed(), actions_env(tmp_path / "s"), stream)
     assert stream.getvalue().splitlines() == list(commands)
     first, second = commands
     assert first.startswith("::error title=verify linux/arm64 binary-machine::the entry point is for amd64")
@@ -107,7 +110,7 @@ def test_too_long_step_summary(tmp_path: Path) -> None:
     summary = tmp_path / "summary"
     summary.write_text("x" * 1000)
     report = run(bad_run("linux/arm64", stdout="y" * github._SUMMARY_LIMIT))
-    renderers.report_to_github(report, in_actions(summary), io.StringIO())
+    renderers.report_to_github(report, actions_env(summary), io.StringIO())
     text = summary.read_text()
     assert len(text) < 4000
     assert "| linux/arm64 |" in text
@@ -115,5 +118,5 @@ def test_too_long_step_summary(tmp_path: Path) -> None:
 
 
 def test_unwritable_step_summary(tmp_path: Path) -> None:
-    (warning,) = renderers.report_to_github(matrix(), in_actions(tmp_path / "no" / "s"), io.StringIO())
+    (warning,) = renderers.report_to_github(matrix(), actions_env(tmp_path / "no" / "s"), io.StringIO())
     assert warning.startswith("::warning title=step summary::not written to")

@@ -22,7 +22,7 @@ from tests.support.report_samples import (
     warning_reports,
 )
 
-EVERY = [*good_reports(), *bad_reports(), *warning_reports()]
+ALL_REPORTS = [*good_reports(), *bad_reports(), *warning_reports()]
 
 
 def parse_page(report: Report) -> ET.Element:
@@ -33,7 +33,7 @@ def child_texts(element: ET.Element) -> list[str]:
     return ["".join(child.itertext()) for child in element]
 
 
-@pytest.mark.parametrize("report", EVERY)
+@pytest.mark.parametrize("report", ALL_REPORTS)
 def test_no_scripts_or_requests(report: Report) -> None:
     text = to_html(report)
     assert not re.search(
@@ -52,7 +52,7 @@ def test_light_and_dark_colours() -> None:
     assert "@media (prefers-color-scheme: dark)" in text
 
 
-@pytest.mark.parametrize("report", EVERY)
+@pytest.mark.parametrize("report", ALL_REPORTS)
 def test_title_and_badge_have_verdict(report: Report) -> None:
     root = parse_page(report)
     title, badge = root.findtext("head/title") or "", root.findtext("body/main/header/span") or ""
@@ -103,10 +103,6 @@ def test_facts_and_output() -> None:
     root = parse_page(run(bad_run("linux/s390x", Outcome.TIMEOUT, stdout="\n one\n  two\n", stderr="three")))
     assert dict(
         zip(*([element.text for element in root.iter(tag)] for tag in ("dt", "dd")), strict=True)
-    ) == {
-        "exit code": "1",
-        "runner": "docker",
-        "emulator": "/usr/bin/qemu-s390x 10.0.2 max",
-    }
+    ) == {"exit code": "1", "runner": "docker", "emulator": "/usr/bin/qemu-s390x 10.0.2 max"}
     outputs = [element.text for element in root.iter("div") if element.attrib.get("class") == "text output"]
     assert outputs == ["\n one\n  two\n", "three"]

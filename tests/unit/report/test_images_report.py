@@ -23,8 +23,8 @@ from tests.support.report_samples import (
 )
 from tests.unit.report.rendering import draw
 
-WRONG = replace(image("wrong"), verify=verify(verdict(TWO[0]), verdict(TWO[1], bad_check())))
-UNBUILT = ImageReport(name="unbuilt", error="the disk is full\n  try: free some space")
+UNVERIFIED_IMAGE = replace(image("wrong"), verify=verify(verdict(TWO[0]), verdict(TWO[1], bad_check())))
+UNBUILT_IMAGE = ImageReport(name="unbuilt", error="the disk is full\n  try: free some space")
 
 
 def test_image_is_ok() -> None:
@@ -33,33 +33,33 @@ def test_image_is_ok() -> None:
     assert not any(replace(image("web"), **step).ok for step in unreached)
     assert not replace(image("web"), run=run(good_run(TWO[0]))).ok
     assert not replace(image("web"), error="late").ok
-    assert not WRONG.ok
+    assert not UNVERIFIED_IMAGE.ok
 
 
 def test_images_are_ok() -> None:
     assert images().ok
     assert replace(images(), setup=setup()).ok
     assert not ImagesReport().ok
-    assert not images(image("web"), WRONG).ok
+    assert not images(image("web"), UNVERIFIED_IMAGE).ok
     assert not replace(images(), error="no engine").ok
     assert not replace(images(), setup=replace(setup(), platforms=())).ok
 
 
 def test_document_keys() -> None:
     tag = NamedTag(ref="example.org/web:1", digest="sha256:1")
-    document = json.loads(to_json(images(replace(image("web"), tags=(tag,)), UNBUILT)))
+    document = json.loads(to_json(images(replace(image("web"), tags=(tag,)), UNBUILT_IMAGE)))
     assert list(document) == ["schema_version", "ok", "setup", "images", "error"]
     assert [list(row) for row in document["images"]] == [
         ["ok", "name", "build", "verify", "run", "tags", "error"]
     ] * 2
     assert [(row["name"], row["ok"]) for row in document["images"]] == [("web", True), ("unbuilt", False)]
     assert document["images"][0]["tags"][0]["ref"] == "example.org/web:1"
-    assert (document["images"][1]["build"], document["images"][1]["error"]) == (None, UNBUILT.error)
+    assert (document["images"][1]["build"], document["images"][1]["error"]) == (None, UNBUILT_IMAGE.error)
 
 
 def test_summary_line_of_failed_images() -> None:
     assert summarize(images()).summary_line == "2 of 2 images passed: built, verified and run."
-    assert summarize(images(image("web"), WRONG, UNBUILT)).summary_line == (
+    assert summarize(images(image("web"), UNVERIFIED_IMAGE, UNBUILT_IMAGE)).summary_line == (
         "1 of 3 images passed. wrong: FAILED: linux/arm64 (verify)."
         " unbuilt: Stopped before build: the disk is full"
     )
@@ -67,14 +67,14 @@ def test_summary_line_of_failed_images() -> None:
 
 
 def test_summary_line_counts_warnings() -> None:
-    warned = replace(image("web"), verify=verify(*(verdict(name, warning()) for name in TWO)))
-    assert summarize(images(warned, image("tool"))).summary_line == (
+    image_with_warnings = replace(image("web"), verify=verify(*(verdict(name, warning()) for name in TWO)))
+    assert summarize(images(image_with_warnings, image("tool"))).summary_line == (
         "2 of 2 images passed: built, verified and run, with 2 warnings."
     )
 
 
 def test_table_row_per_platform() -> None:
-    text = draw(images(image("web"), image("tool", "linux/386"), UNBUILT))
+    text = draw(images(image("web"), image("tool", "linux/386"), UNBUILT_IMAGE))
     rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in text.splitlines() if "│" in line]
     assert rows == [
         ["Image", "Platform"],
@@ -92,8 +92,8 @@ def test_tags_are_notes() -> None:
 
 
 def test_junit_suite_per_image() -> None:
-    ran = run(good_run(TWO[0]), bad_run(TWO[1], Outcome.FAILED))
-    text = to_junit(images(image("web"), replace(image("tool"), run=ran), UNBUILT))
+    half_passed = run(good_run(TWO[0]), bad_run(TWO[1], Outcome.FAILED))
+    text = to_junit(images(image("web"), replace(image("tool"), run=half_passed), UNBUILT_IMAGE))
     root = ET.fromstring(text)  # noqa: S314 - a document made here
     suites = {suite.get("name", ""): [case.get("name") for case in suite] for suite in root}
     assert suites["web: run"][:2] == [*TWO]
@@ -108,6 +108,6 @@ def test_junit_suite_per_image() -> None:
 
 
 def test_markdown_names_failed_image() -> None:
-    text = to_markdown(images(image("web"), WRONG))
+    text = to_markdown(images(image("web"), UNVERIFIED_IMAGE))
     assert "**wrong: verify linux/arm64**" in text
     assert "web: verify" not in text

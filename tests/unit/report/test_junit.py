@@ -6,11 +6,7 @@ from dataclasses import replace
 import pytest
 
 from buildkit_tasks import report as renderers
-from buildkit_tasks.report.model import (
-    Outcome,
-    PlatformSetup,
-    Report,
-)
+from buildkit_tasks.report.model import Outcome, PlatformSetup, Report
 from tests.support.report_samples import (
     TEN,
     TWO,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-UP, WIPE, HIDE, SHOW = "\x1b[1A", "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
+CURSOR_UP, ERASE_LINE, HIDE_CURSOR, SHOW_CURSOR = "\x1b[1A", "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
 
 
 class Terminal:
@@ -66,9 +66,9 @@ class Terminal:
                 row += 1
                 screen += [""] * (row + 1 - len(screen))
                 top = max(top, row + 1 - self.lines)
-            elif part == UP:
+            elif part == CURSOR_UP:
                 row = max(top, row - 1)  # the cursor cannot move above the screen
-            elif part == WIPE:
+            elif part == ERASE_LINE:
                 screen[row] = ""
             elif not part.startswith("\x1b"):
                 screen[row] = screen[row].ljust(column)[:column] + part + screen[row][column + len(part) :]
@@ -77,8 +77,8 @@ class Terminal:
 
     def wait_for(self, text: str) -> bool:
         """Return True as soon as a text was written, False after 10 seconds."""
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
             if text in self.output:
                 return True
             time.sleep(0.01)
@@ -107,19 +107,17 @@ def terminal() -> Iterator[Terminal]:
 
 
 @pytest.fixture(autouse=True)
-def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw immediately, except where a test sets a delay."""
     monkeypatch.setattr(live, "_INITIAL_DELAY", 0)
     monkeypatch.setattr(live, "_REFRESH_INTERVAL", 0.01)
 
 
-def run_on(cpu: str, result: RunResult) -> RunResult:
+def emulate_on(cpu: str, result: RunResult) -> RunResult:
     return replace(result, emulated=True, emulator=EmulatorSummary(path="/q/qemu-arm", cpu=cpu))
 
 
-def test_rows_until_removed(
-    terminal: Terminal,
-) -> None:
+def test_rows_until_removed(terminal: Terminal) -> None:
     print("before", file=terminal.file, flush=True)
     with open_live_table(terminal.file, {}) as live_table:
         assert live_table is not None
@@ -137,7 +135,7 @@ def test_rows_until_removed(
         assert "1.25" in passed
         assert "running" in running
     assert terminal.remaining_lines() == ["before"]
-    assert terminal.output.rindex(SHOW) > terminal.output.rindex(HIDE)
+    assert terminal.output.rindex(SHOW_CURSOR) > terminal.output.rindex(HIDE_CURSOR)
 
 
 def test_quick_runs_draw_nothing(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +183,7 @@ def test_cpu_and_command_columns(terminal: Terminal) -> None:
         runs = [("linux/arm/v6", command, cpu) for command in ("", "uname -m") for cpu in ("", "arm1176")]
         live_table.expect_runs(runs)
         assert terminal.wait_for("0 of 4 have ended")
-        live_table(run_on("arm1176", replace(good_run("linux/arm/v6", "armv6l"), command="uname -m")))
+        live_table(emulate_on("arm1176", replace(good_run("linux/arm/v6", "armv6l"), command="uname -m")))
         assert terminal.wait_for("ok: armv6l")
         rows = [
             [cell.strip() for cell in line.split("│")[2:5]] for line in terminal.screen() if "linux" in line
@@ -263,7 +261,12 @@ def test_output_is_escaped(terminal: Terminal) -> None:
     assert terminal.remaining_lines() == []
     assert "[red]" in terminal.output
     assert not {"\x07", "\u202e"} & set(terminal.output)
-    assert set(re.findall(r"\x1b.[0-9;?]*.", terminal.output)) <= {UP, WIPE, HIDE, SHOW}
+    assert set(re.findall(r"\x1b.[0-9;?]*.", terminal.output)) <= {
+        CURSOR_UP,
+        ERASE_LINE,
+        HIDE_CURSOR,
+        SHOW_CURSOR,
+    }
 
 
 def test_stderr_is_above_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +322,7 @@ def test_ascii_terminal() -> None:
 
 
 def test_interrupt_removes_table(terminal: Terminal) -> None:
-    def interrupted() -> None:
+    def raise_interrupt() -> None:
         with open_live_table(terminal.file, {}) as live_table:
             assert live_table is not None
             live_table(good_run("linux/arm64"))
@@ -327,9 +330,9 @@ def test_interrupt_removes_table(terminal: Terminal) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        raise_interrupt()
     assert terminal.remaining_lines() == []
-    assert terminal.output.rindex(SHOW) > terminal.output.rindex(HIDE)
+    assert terminal.output.rindex(SHOW_CURSOR) > terminal.output.rindex(HIDE_CURSOR)
 
 
 def test_rich_is_imported_only_to_draw() -> None:

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit_tasks import report as renderers
-from buildkit_tasks.report.model import (
-    ImagesReport,
-    Outcome,
-    Report,
-)
+from buildkit_tasks.report.model import ImagesReport, Outcome, Report
 from buildkit_tasks.report.steps import list_steps
 from tests.support.report_samples import (
     TWO,
@@ -138,9 +134,7 @@ def test_warning_message_is_shown(render: Callable[[Report], str], report: Repor
 
 
 @pytest.mark.parametrize("render", [draw, renderers.to_svg])
-def test_twenty_problems_are_shown(
-    render: Callable[[Report], str],
-) -> None:
+def test_twenty_problems_are_shown(render: Callable[[Report], str]) -> None:
     text = render(thousand_problems())
     for word in ("wrong", "odd"):
         assert f"{word} 19." in text
@@ -179,9 +173,7 @@ def test_failed_command_is_shown(render: Callable[[Report], str]) -> None:
 @pytest.mark.parametrize(
     "render", [draw, renderers.to_json, renderers.to_markdown, renderers.to_html, renderers.to_svg]
 )
-def test_run_fields_are_escaped(
-    render: Callable[[Report], str],
-) -> None:
+def test_run_fields_are_escaped(render: Callable[[Report], str]) -> None:
     bad = bad_run(HOSTILE, stdout=HOSTILE, stderr=HOSTILE, message=HOSTILE)
     good = good_run(HOSTILE, stdout=HOSTILE)
     results = [

@@ -25,26 +25,26 @@ from tests.support.report_samples import (
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
-EVERY = [*good_reports(), *bad_reports(), *warning_reports()]
+ALL_REPORTS = [*good_reports(), *bad_reports(), *warning_reports()]
 
 
 def parse_image(report: Report) -> ET.Element:
     return ET.fromstring(to_svg(report).encode())  # noqa: S314 - a document made here
 
 
-def texts(report: Report) -> list[ET.Element]:
+def text_elements(report: Report) -> list[ET.Element]:
     return list(parse_image(report).iter(f"{SVG}text"))
 
 
-def lines(report: Report) -> list[str]:
-    return [element.text or "" for element in texts(report)]
+def text_lines(report: Report) -> list[str]:
+    return [element.text or "" for element in text_elements(report)]
 
 
-def width_of(text: str) -> int:
+def column_width(text: str) -> int:
     return sum(2 if character > "\u2e80" else 1 for character in text)
 
 
-@pytest.mark.parametrize("report", EVERY)
+@pytest.mark.parametrize("report", ALL_REPORTS)
 def test_no_scripts_or_requests(report: Report) -> None:
     text = to_svg(report)
     assert not re.search(
@@ -60,29 +60,29 @@ def test_light_and_dark_colours() -> None:
         assert f"{name} {{" in dark
 
 
-@pytest.mark.parametrize("report", EVERY)
+@pytest.mark.parametrize("report", ALL_REPORTS)
 def test_title_has_verdict(report: Report) -> None:
     root = parse_image(report)
     title = root.findtext(f"{SVG}title") or ""
     assert title.partition(": ")[2].startswith("ok" if report.ok else "FAILED")
-    assert title.partition(": ")[2] in lines(report)
+    assert title.partition(": ")[2] in text_lines(report)
     assert root.attrib["role"] == "img"
 
 
 def test_table_row_per_platform() -> None:
-    elements = [element for element in texts(matrix(*TEN)) if element.text in TEN]
+    elements = [element for element in text_elements(matrix(*TEN)) if element.text in TEN]
     assert [element.text for element in elements] == list(TEN)
     heights = [float(element.attrib["y"]) for element in elements]
     assert {round(low - high, 3) for high, low in pairwise(heights)} == {30}
 
 
-@pytest.mark.parametrize("report", [*EVERY, run(good_run("linux/arm64", stdout="日本語" * 30))])
+@pytest.mark.parametrize("report", [*ALL_REPORTS, run(good_run("linux/arm64", stdout="日本語" * 30))])
 def test_texts_do_not_overlap(report: Report) -> None:
     root = parse_image(report)
     width, height = int(root.attrib["width"]), int(root.attrib["height"])
     rows: dict[str, list[tuple[float, float]]] = {}
-    for element in texts(report):
-        x, size = float(element.attrib["x"]), width_of(element.text or "") * 7.85
+    for element in text_elements(report):
+        x, size = float(element.attrib["x"]), column_width(element.text or "") * 7.85
         kind = element.attrib.get("class", "").split()
         left = x - size if "end" in kind else x
         right = left + size * (18 / 13 if "name" in kind else 1)
@@ -108,7 +108,7 @@ def test_icon_per_severity() -> None:
 def test_long_line_is_wrapped() -> None:
     words = [f"word{n**2}" for n in range(200)]
     message = " ".join(words)
-    all_lines = lines(verify(verdict("linux/arm64", bad_check(message=message))))
+    all_lines = text_lines(verify(verdict("linux/arm64", bad_check(message=message))))
     assert message in "".join(all_lines)
     wrapped = [
         line for line in all_lines if "word" in line and not line.endswith("...")
@@ -119,7 +119,7 @@ def test_long_line_is_wrapped() -> None:
 
 
 def test_long_problem_is_truncated() -> None:
-    all_lines = lines(verify(verdict("linux/arm64", bad_check(message="\n".join("x" * 1000)))))
+    all_lines = text_lines(verify(verdict("linux/arm64", bad_check(message="\n".join("x" * 1000)))))
     assert all_lines.count("x") == 60
     assert any(
         re.match(r"\(\d+ more lines: a --report file of another kind has them all\)", line)
@@ -128,7 +128,7 @@ def test_long_problem_is_truncated() -> None:
 
 
 def test_long_output_shows_its_end() -> None:
-    all_lines = lines(run(bad_run("linux/arm64", stdout="\n".join(f"line {n}." for n in range(100)))))
+    all_lines = text_lines(run(bad_run("linux/arm64", stdout="\n".join(f"line {n}." for n in range(100)))))
     assert "(60 lines before these: a --report file has them all)" in all_lines
     assert "line 59." not in all_lines
     assert {"line 60.", "line 99."} <= set(all_lines)

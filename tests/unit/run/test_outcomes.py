@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TypedDict, Unpack
+from typing import Any
 
 import pytest
 
@@ -11,36 +11,19 @@ from buildkit_tasks.run.outcomes import Expectation, ProcessResult, classify_out
 
 ARM = Platform.parse("linux/arm/v7")
 AMD64 = Platform.parse("linux/amd64")
+DEFAULT = Expectation()
 
 
-class ProcessEnd(TypedDict, total=False):
-    out: str
-    err: str
-    emulated: bool
-    memory: bool
-    cpu: str
-    limit: str
-    timed_out: float
-    on: Platform
-    expectation: Expectation
+def classify(
+    code: int = 0, *, expectation: Expectation = DEFAULT, platform: Platform = ARM, **fields: Any
+) -> tuple[Outcome, str]:
+    return classify_outcome(process_result(code, **fields), expectation, platform)
 
 
-def classify(code: int = 0, **end: Unpack[ProcessEnd]) -> tuple[Outcome, str]:
-    result = process_result(code, **end)
-    return classify_outcome(result, end.get("expectation", Expectation()), end.get("on", ARM))
-
-
-def process_result(code: int = 0, **end: Unpack[ProcessEnd]) -> ProcessResult:
-    return ProcessResult(
-        exit_code=code,
-        stdout=end.get("out", ""),
-        stderr=end.get("err", ""),
-        emulated=end.get("emulated", True),
-        out_of_memory=end.get("memory", False),
-        cpu=end.get("cpu", ""),
-        limit_exceeded=end.get("limit", ""),
-        timeout_exceeded=end.get("timed_out", 0.0),
-    )
+def process_result(code: int = 0, **fields: Any) -> ProcessResult:
+    """Return the result of an emulated process without output, changed by fields of ``ProcessResult``."""
+    defaults: dict[str, Any] = {"exit_code": code, "stdout": "", "stderr": "", "emulated": True}
+    return ProcessResult(**defaults | fields)
 
 
 def test_expected_end_passes() -> None:
@@ -49,23 +32,23 @@ def test_expected_end_passes() -> None:
 
 
 def test_unexpected_status() -> None:
-    assert classify(2, err="first\nboom\n\n") == (Outcome.FAILED, "exit status 2, expected 0: boom")
+    assert classify(2, stderr="first\nboom\n\n") == (Outcome.FAILED, "exit status 2, expected 0: boom")
     assert classify(0, expectation=Expectation(exit_code=2)) == (Outcome.FAILED, "exit status 0, expected 2")
 
 
 def test_unexpected_output() -> None:
-    outcome, message = classify(out="Hello [arm64]\n", expectation=Expectation(pattern=r"\[{goarch}\]"))
+    outcome, message = classify(stdout="Hello [arm64]\n", expectation=Expectation(pattern=r"\[{goarch}\]"))
     assert (outcome, message) == (Outcome.FAILED, r"its output does not match '\\[arm\\]'")
 
 
 def test_expected_status_needs_output() -> None:
     expectation = Expectation(pattern="^yes$", exit_code=2)
-    assert classify(2, out="a\nyes\nb\n", expectation=expectation)[0] is Outcome.PASSED
-    assert classify(2, out="no\n", expectation=expectation)[0] is Outcome.FAILED
+    assert classify(2, stdout="a\nyes\nb\n", expectation=expectation)[0] is Outcome.PASSED
+    assert classify(2, stdout="no\n", expectation=expectation)[0] is Outcome.FAILED
 
 
 def test_only_stdout_is_matched() -> None:
-    assert classify(out="", err="yes", expectation=Expectation(pattern="yes"))[0] is Outcome.FAILED
+    assert classify(stdout="", stderr="yes", expectation=Expectation(pattern="yes"))[0] is Outcome.FAILED
 
 
 @pytest.mark.parametrize(
@@ -94,21 +77,24 @@ def test_placeholders(pattern: str, platform: Platform, match: str, mismatch: st
 
 @pytest.mark.parametrize("pattern", ["(", "[{goarch}", "a{2,1}", "(?P<x>"])
 def test_invalid_expression(pattern: str) -> None:
-    with pytest.raises(UsageError, match="is not a valid regular expression") as caught:
+    with pytest.raises(UsageError, match="is not a valid regular expression") as excinfo:
         Expectation(pattern=pattern)
-    assert pattern in caught.value.message
+    assert pattern in excinfo.value.message
 
 
 def test_out_of_memory() -> None:
-    outcome, message = classify(137, memory=True)
+    outcome, message = classify(137, out_of_memory=True)
     assert outcome is Outcome.FAILED
     assert "memory limit" in message
 
 
 @pytest.mark.parametrize("code", [0, 1, 132, 137])
 def test_limit_is_named(code: int) -> None:
-    end = ProcessEnd(limit="more than 256 processes", err="QEMU internal SIGSEGV\n")
-    assert classify(code, **end) == (
+    fields: dict[str, Any] = {
+        "limit_exceeded": "more than 256 processes",
+        "stderr": "QEMU internal SIGSEGV\n",
+    }
+    assert classify(code, **fields) == (
         Outcome.FAILED,
         "the guest went over a limit: more than 256 processes",
     )
@@ -117,40 +103,40 @@ def test_limit_is_named(code: int) -> None:
 def test_timeout_whatever_the_status() -> None:
     for code in (0, 132, 137):
         expected = (Outcome.TIMEOUT, "it ran for more than 1.5 s and was killed")
-        assert classify(code, timed_out=1.5, err=FAULTS[0]) == expected
+        assert classify(code, timeout_exceeded=1.5, stderr=EMULATOR_ERRORS[0]) == expected
 
 
 def test_limit_takes_precedence() -> None:
-    assert "256 processes" in classify(137, timed_out=2, limit="more than 256 processes")[1]
-    assert "memory limit" in classify(137, timed_out=2, memory=True)[1]
+    assert "256 processes" in classify(137, timeout_exceeded=2, limit_exceeded="more than 256 processes")[1]
+    assert "memory limit" in classify(137, timeout_exceeded=2, out_of_memory=True)[1]
 
 
 @pytest.mark.parametrize(
-    ("end", "limited"),
+    ("fields", "limited"),
     [
-        (ProcessEnd(), False),
-        (ProcessEnd(timed_out=1), False),
-        (ProcessEnd(memory=True), True),
-        (ProcessEnd(limit="x"), True),
+        ({}, False),
+        ({"timeout_exceeded": 1}, False),
+        ({"out_of_memory": True}, True),
+        ({"limit_exceeded": "x"}, True),
     ],
 )
-def test_is_limited(end: ProcessEnd, limited: bool) -> None:
-    assert process_result(137, **end).is_limited is limited
+def test_is_limited(fields: dict[str, Any], limited: bool) -> None:
+    assert process_result(137, **fields).is_limited is limited
 
 
 @pytest.mark.parametrize("code", [1, 126, 127, 255])
 def test_missing_handler(code: int) -> None:
-    outcome, message = classify(code, err="exec /hello: Exec format error\n")
+    outcome, message = classify(code, stderr="exec /hello: Exec format error\n")
     assert outcome is Outcome.NOT_REGISTERED
     assert message == "the kernel has no handler for linux/arm/v7: exec format error"
 
 
 def test_program_prints_format_error() -> None:
-    assert classify(0, err="saw an exec format error, went on")[0] is Outcome.PASSED
-    assert classify(3, err="saw an exec format error, gave up")[0] is Outcome.FAILED
+    assert classify(0, stderr="saw an exec format error, went on")[0] is Outcome.PASSED
+    assert classify(3, stderr="saw an exec format error, gave up")[0] is Outcome.FAILED
 
 
-FAULTS = [
+EMULATOR_ERRORS = [
     "qemu-arm: fatal: unhandled ARM exception\n",
     "QEMU internal SIGSEGV {code=MAPERR, addr=0x20}\n",
     "**\nERROR:../accel/tcg/cpu-exec.c:928:cpu_exec_loop: code should not be reached\n",
@@ -158,30 +144,30 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("stderr", FAULTS)
+@pytest.mark.parametrize("stderr", EMULATOR_ERRORS)
 def test_emulator_crash(stderr: str) -> None:
-    outcome, message = classify(139, err=stderr)
+    outcome, message = classify(139, stderr=stderr)
     assert outcome is Outcome.EMULATOR_CRASH
     assert message == f"the emulator crashed: {stderr.splitlines()[-1]}"
 
 
 def test_guest_crash() -> None:
     stderr = "qemu: uncaught target signal 11 (Segmentation fault) - core dumped\n"
-    assert classify(139, err=stderr)[0] is Outcome.FAILED
+    assert classify(139, stderr=stderr)[0] is Outcome.FAILED
 
 
 def test_native_crash() -> None:
-    assert classify(139, err=FAULTS[0], emulated=False)[0] is Outcome.FAILED
+    assert classify(139, stderr=EMULATOR_ERRORS[0], emulated=False)[0] is Outcome.FAILED
 
 
 def test_program_prints_emulator_error() -> None:
-    assert classify(0, err=FAULTS[0])[0] is Outcome.PASSED
-    assert classify(1, err=FAULTS[0])[0] is Outcome.FAILED
+    assert classify(0, stderr=EMULATOR_ERRORS[0])[0] is Outcome.PASSED
+    assert classify(1, stderr=EMULATOR_ERRORS[0])[0] is Outcome.FAILED
 
 
 def test_illegal_instruction_message() -> None:
     stderr = "qemu: uncaught target signal 4 (Illegal instruction) - core dumped\n"
-    outcome, message = classify(132, err=stderr, cpu="arm1176", on=Platform.parse("linux/arm/v6"))
+    outcome, message = classify(132, stderr=stderr, cpu="arm1176", platform=Platform.parse("linux/arm/v6"))
     assert outcome is Outcome.ILLEGAL_INSTRUCTION
     assert message == (
         "linux/arm/v6: an instruction that arm1176 does not have; the baseline of linux/arm/v6 is ARMv6: "
@@ -190,15 +176,11 @@ def test_illegal_instruction_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "cpu"),
-    [
-        (ProcessEnd(), "the emulated CPU"),
-        (ProcessEnd(cpu="cortex-a8"), "cortex-a8"),
-        (ProcessEnd(emulated=False), "this CPU"),
-    ],
+    ("fields", "cpu"),
+    [({}, "the emulated CPU"), ({"cpu": "cortex-a8"}, "cortex-a8"), ({"emulated": False}, "this CPU")],
 )
-def test_illegal_instruction_names_cpu(end: ProcessEnd, cpu: str) -> None:
-    assert classify(132, **end)[1].startswith(f"linux/arm/v7: an instruction that {cpu} does not have; ")
+def test_illegal_instruction_names_cpu(fields: dict[str, Any], cpu: str) -> None:
+    assert classify(132, **fields)[1].startswith(f"linux/arm/v7: an instruction that {cpu} does not have; ")
 
 
 BASELINES = [
@@ -211,7 +193,7 @@ BASELINES = [
 
 @pytest.mark.parametrize(("name", "baseline"), BASELINES)
 def test_build_advice(name: str, baseline: str) -> None:
-    message = classify(132, on=Platform.parse(name))[1]
+    message = classify(132, platform=Platform.parse(name))[1]
     assert (
         message
         == f"{name}: an instruction that the emulated CPU does not have; the baseline of {name} is {baseline}"
@@ -220,13 +202,13 @@ def test_build_advice(name: str, baseline: str) -> None:
 
 @pytest.mark.parametrize("name", ["linux/s390x", "linux/loong64"])
 def test_no_advice_without_levels(name: str) -> None:
-    message = classify(132, cpu="qemu", on=Platform.parse(name))[1]
+    message = classify(132, cpu="qemu", platform=Platform.parse(name))[1]
     assert message == f"{name}: an instruction that qemu does not have"
 
 
 @pytest.mark.parametrize("platform", known_platforms(), ids=str)
 def test_message_for_every_platform(platform: Platform) -> None:
-    outcome, message = classify(132, on=platform)
+    outcome, message = classify(132, platform=platform)
     assert outcome is Outcome.ILLEGAL_INSTRUCTION
     assert message.startswith(f"{platform}: an instruction that ")
     assert "=)" not in message
@@ -246,7 +228,7 @@ CPU_REFUSALS = [
 
 @pytest.mark.parametrize(("code", "stderr"), CPU_REFUSALS)
 def test_program_refuses_cpu(code: int, stderr: str) -> None:
-    outcome, message = classify(code, err=f"starting\n{stderr}", cpu="qemu64", on=AMD64)
+    outcome, message = classify(code, stderr=f"starting\n{stderr}", cpu="qemu64", platform=AMD64)
     assert outcome is Outcome.ILLEGAL_INSTRUCTION
     assert message.startswith(
         "linux/amd64: an instruction that qemu64 does not have; the baseline of linux/amd64 is"
@@ -256,9 +238,9 @@ def test_program_refuses_cpu(code: int, stderr: str) -> None:
 
 @pytest.mark.parametrize(("code", "stderr"), CPU_REFUSALS)
 def test_other_cpu_refusals(code: int, stderr: str) -> None:
-    assert classify(code, err=stderr, expectation=Expectation(exit_code=code))[0] is Outcome.PASSED
-    assert classify(0, err=stderr)[0] is Outcome.PASSED
-    assert classify(code, err=f"> {stderr.splitlines()[0].removesuffix('required')}")[0] is Outcome.FAILED
+    assert classify(code, stderr=stderr, expectation=Expectation(exit_code=code))[0] is Outcome.PASSED
+    assert classify(0, stderr=stderr)[0] is Outcome.PASSED
+    assert classify(code, stderr=f"> {stderr.splitlines()[0].removesuffix('required')}")[0] is Outcome.FAILED
 
 
 SLOW_INPUTS = [
@@ -270,11 +252,11 @@ SLOW_INPUTS = [
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("stderr", SLOW_INPUTS, ids=lambda stderr: repr(stderr[:8]))
 def test_search_time_is_bounded(stderr: str) -> None:
-    assert classify(139, err=stderr)[0] in (Outcome.FAILED, Outcome.EMULATOR_CRASH)
+    assert classify(139, stderr=stderr)[0] in (Outcome.FAILED, Outcome.EMULATOR_CRASH)
 
 
 def test_last_line_is_truncated() -> None:
-    message = classify(1, err="x" * 1000)[1]
+    message = classify(1, stderr="x" * 1000)[1]
     assert message == f"exit status 1, expected 0: {'x' * 300}..."
 
 
@@ -282,16 +264,16 @@ def test_expected_illegal_instruction() -> None:
     assert classify(132, expectation=Expectation(exit_code=132))[0] is Outcome.PASSED
 
 
-@pytest.mark.parametrize(("code", "err", "is_doubtful"), [
+@pytest.mark.parametrize(("code", "stderr", "is_doubted"), [
     (135, "", True),
     (139, "qemu: uncaught target signal 11 (Segmentation fault) - core dumped", False),
     (3, "", False),
     (143, "", False),
 ])  # fmt: skip
-def test_unreported_fatal_signal(code: int, err: str, is_doubtful: bool) -> None:
-    result = ProcessResult(exit_code=code, stdout="", stderr=err, emulated=True)
+def test_unreported_fatal_signal(code: int, stderr: str, is_doubted: bool) -> None:
+    result = ProcessResult(exit_code=code, stdout="", stderr=stderr, emulated=True)
     outcome, message = classify_outcome(result, Expectation(), AMD64)
     assert outcome is Outcome.FAILED
-    assert ("may itself have crashed" in message) == is_doubtful
-    native = ProcessResult(exit_code=code, stdout="", stderr=err, emulated=False)
+    assert ("may itself have crashed" in message) == is_doubted
+    native = ProcessResult(exit_code=code, stdout="", stderr=stderr, emulated=False)
     assert "QEMU reported no" not in classify_outcome(native, Expectation(), AMD64)[1]

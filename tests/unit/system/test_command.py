@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PYTHON = sys.executable
 
 
-def child(code: str, *arguments: str) -> list[str]:
+def python_argv(code: str, *arguments: str) -> list[str]:
     return [PYTHON, "-I", "-c", code, *arguments]
 
 
@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def is_gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
         return not Process.from_pid(pid).is_alive
     except ProcessLookupError:
@@ -45,21 +45,21 @@ def is_gone(pid: int) -> bool:
 def test_arguments_are_passed_unchanged() -> None:
     arguments = ["two arguments", "$HOME", "`id`", "a'b\"c", "*", "", "line\nbreak", "--flag=x;y"]
     result = SubprocessRunner().run(
-        child("import sys; sys.stdout.write('\\0'.join(sys.argv[1:]))", *arguments)
+        python_argv("import sys; sys.stdout.write('\\0'.join(sys.argv[1:]))", *arguments)
     )
     assert result.stdout.split("\0") == arguments
 
 
 def test_status_and_output() -> None:
     result = SubprocessRunner().run(
-        child("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
+        python_argv("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
     )
     assert (result.returncode, result.ok, result.stdout, result.stderr) == (7, False, "out\n", "err\n")
-    assert SubprocessRunner().run(child("")).ok
+    assert SubprocessRunner().run(python_argv("")).ok
 
 
 def test_death_by_signal() -> None:
-    result = SubprocessRunner().run(child("import os; os.kill(os.getpid(), 9)"))
+    result = SubprocessRunner().run(python_argv("import os; os.kill(os.getpid(), 9)"))
     assert (result.returncode, result.ok) == (-9, False)
 
 
@@ -67,16 +67,16 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEPT", "kept")
     code = "import os, sys; print(sys.stdin.read(), os.environ['ADDED'], os.environ['KEPT'], os.getcwd())"
     result = SubprocessRunner().run(
-        child(code), CommandOptions(stdin=b"in", env={"ADDED": "added"}, cwd=tmp_path)
+        python_argv(code), CommandOptions(stdin=b"in", env={"ADDED": "added"}, cwd=tmp_path)
     )
     assert result.stdout.split() == ["in", "added", "kept", str(tmp_path)]
     result = SubprocessRunner().run(
-        child(code), CommandOptions(stdin=b"in", env={"ADDED": "x", "KEPT": "replaced"})
+        python_argv(code), CommandOptions(stdin=b"in", env={"ADDED": "x", "KEPT": "replaced"})
     )
     assert result.stdout.split()[:3] == ["in", "x", "replaced"]
 
 
-READS_STDIN = """
+READ_STDIN = """
 import sys
 from buildkit_tasks.system.command import SubprocessRunner
 print(SubprocessRunner().run([sys.executable, "-I", "-c",
@@ -86,26 +86,26 @@ print(SubprocessRunner().run([sys.executable, "-I", "-c",
 
 def test_empty_stdin() -> None:
     result = subprocess.run(
-        [PYTHON, "-c", READS_STDIN], input="ours", capture_output=True, text=True, check=True
+        [PYTHON, "-c", READ_STDIN], input="ours", capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "''"
 
 
 def test_invalid_utf8_output() -> None:
-    result = SubprocessRunner().run(child("import sys; sys.stdout.buffer.write(b'a\\xffb')"))
+    result = SubprocessRunner().run(python_argv("import sys; sys.stdout.buffer.write(b'a\\xffb')"))
     assert result.stdout == "a\ufffdb"
 
 
 def test_missing_program() -> None:
-    with pytest.raises(EngineError, match="'no-such-program-here' does not exist") as caught:
+    with pytest.raises(EngineError, match="'no-such-program-here' does not exist") as excinfo:
         SubprocessRunner().run(["no-such-program-here"])
-    assert caught.value.hint == "inv doctor"
+    assert excinfo.value.hint == "inv doctor"
 
 
 def test_missing_directory(tmp_path: Path) -> None:
-    with pytest.raises(EngineError) as caught:
-        SubprocessRunner().run(child(""), CommandOptions(cwd=tmp_path / "gone"))
-    assert str(tmp_path / "gone") in caught.value.message
+    with pytest.raises(EngineError) as excinfo:
+        SubprocessRunner().run(python_argv(""), CommandOptions(cwd=tmp_path / "gone"))
+    assert str(tmp_path / "gone") in excinfo.value.message
 
 
 def test_reason() -> None:
@@ -115,45 +115,48 @@ def test_reason() -> None:
     assert without_output.reason == "docker ended with status 3"
 
 
-IGNORES_TERM = """
+IGNORE_SIGTERM = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if os.fork() == 0:
     open(sys.argv[1], "w").write(str(os.getpid()))
     time.sleep(60)
     os._exit(0)
-{then}
+{last_step}
 """
 
 
 @pytest.mark.parametrize(
-    "then",
+    "last_step",
     [
         pytest.param("time.sleep(60)", id="child-waits"),
         pytest.param("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)", id="child-ends"),
         pytest.param("os._exit(0)", id="child-is-gone"),
     ],
 )
-def test_timeout_kills_process_group(tmp_path: Path, then: str) -> None:
+def test_timeout_kills_process_group(tmp_path: Path, last_step: str) -> None:
     pid_file = tmp_path / "pid"
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"took longer than 0\.5 s and was ended"):
         SubprocessRunner().run(
-            child(IGNORES_TERM.format(then=then), str(pid_file)), CommandOptions(timeout=0.5)
+            python_argv(IGNORE_SIGTERM.format(last_step=last_step), str(pid_file)),
+            CommandOptions(timeout=0.5),
         )
     assert time.monotonic() - started < 10
-    wait_until(lambda: is_gone(int(pid_file.read_text(encoding="utf-8"))))
+    wait_until(lambda: has_ended(int(pid_file.read_text(encoding="utf-8"))))
 
 
 def test_stream_timeout(tmp_path: Path) -> None:
     stream = io.StringIO()
     code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
     with pytest.raises(DeadlineExceeded):
-        SubprocessRunner(stream_output=stream).stream(child(code), CommandOptions(timeout=0.5, cwd=tmp_path))
-    wait_until(lambda: is_gone(int(stream.getvalue())))
+        SubprocessRunner(stream_output=stream).stream(
+            python_argv(code), CommandOptions(timeout=0.5, cwd=tmp_path)
+        )
+    wait_until(lambda: has_ended(int(stream.getvalue())))
 
 
-IGNORES_INT = """
+IGNORE_SIGINT = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGINT, lambda *_: pathlib.Path(sys.argv[1]).with_name("received").touch())
 path = pathlib.Path(sys.argv[1])
@@ -165,10 +168,10 @@ while True:
 
 
 def test_command_within_timeout() -> None:
-    assert SubprocessRunner().run(child("print(1)"), CommandOptions(timeout=30)).stdout == "1\n"
+    assert SubprocessRunner().run(python_argv("print(1)"), CommandOptions(timeout=30)).stdout == "1\n"
 
 
-INTERRUPTED = """
+RUN_UNTIL_INTERRUPTED = """
 import io, signal, sys
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.errors import Interrupted
@@ -181,7 +184,7 @@ except Interrupted as error:
 sys.exit("nothing was raised")
 """
 
-CLEANS_UP = """
+CLEAN_UP = """
 import pathlib, signal, sys, time
 path = pathlib.Path(sys.argv[1])
 def clean_up(*_):
@@ -196,35 +199,35 @@ time.sleep(60)
 @pytest.mark.parametrize("method", ["run", "stream"])
 def test_ctrl_c_is_forwarded(tmp_path: Path, method: str) -> None:
     ready = tmp_path / "ready"
-    ours = subprocess.Popen(
-        [PYTHON, "-c", INTERRUPTED, method, CLEANS_UP, str(ready)], stderr=subprocess.PIPE
+    process = subprocess.Popen(
+        [PYTHON, "-c", RUN_UNTIL_INTERRUPTED, method, CLEAN_UP, str(ready)], stderr=subprocess.PIPE
     )
     try:
         wait_until(ready.exists)
-        ours.send_signal(signal.SIGINT)
-        _, stderr = ours.communicate(timeout=20)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
     finally:
-        ours.kill()
-        ours.wait()
-    assert (ours.returncode, stderr) == (130, b"")
+        process.kill()
+        process.wait()
+    assert (process.returncode, stderr) == (130, b"")
     assert (tmp_path / "cleaned").exists()
 
 
 def test_second_ctrl_c_kills(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    ours = subprocess.Popen(
-        [PYTHON, "-c", INTERRUPTED, "run", IGNORES_INT, str(ready)], stderr=subprocess.DEVNULL
+    process = subprocess.Popen(
+        [PYTHON, "-c", RUN_UNTIL_INTERRUPTED, "run", IGNORE_SIGINT, str(ready)], stderr=subprocess.DEVNULL
     )
     try:
         wait_until(ready.exists)
-        ours.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         wait_until((tmp_path / "received").exists)
-        ours.send_signal(signal.SIGINT)
-        ours.wait(5)
+        process.send_signal(signal.SIGINT)
+        process.wait(5)
     finally:
-        ours.kill()
-        ours.wait()
-    wait_until(lambda: is_gone(int(ready.read_text(encoding="utf-8"))))
+        process.kill()
+        process.wait()
+    wait_until(lambda: has_ended(int(ready.read_text(encoding="utf-8"))))
 
 
 def dry_runner() -> tuple[SubprocessRunner, io.StringIO]:
@@ -235,7 +238,7 @@ def dry_runner() -> tuple[SubprocessRunner, io.StringIO]:
 def test_dry_run_output(tmp_path: Path) -> None:
     runner, output = dry_runner()
     path = tmp_path / "it's here"
-    argv = child("import os, sys; open(sys.argv[1], 'w').write(os.environ['NOTE'])", str(path))
+    argv = python_argv("import os, sys; open(sys.argv[1], 'w').write(os.environ['NOTE'])", str(path))
     result = runner.run(argv, CommandOptions(env={"NOTE": "two words; $HOME"}), mutates=True)
     assert result.ok
     assert not path.exists()
@@ -246,7 +249,7 @@ def test_dry_run_output(tmp_path: Path) -> None:
 
 def test_dry_run_runs_queries() -> None:
     runner, output = dry_runner()
-    assert runner.run(child("print('shown')")).stdout == "shown\n"
+    assert runner.run(python_argv("print('shown')")).stdout == "shown\n"
     assert output.getvalue() == ""
 
 
@@ -279,7 +282,7 @@ def test_daemon(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"before\n")
     code = "import os; print('out', os.getsid(0) == os.getpid()); print('err', file=__import__('sys').stderr)"
-    os.waitpid(SubprocessRunner().start_daemon(child(code), log), 0)
+    os.waitpid(SubprocessRunner().start_daemon(python_argv(code), log), 0)
     assert sorted(log.read_text(encoding="utf-8").splitlines()) == ["before", "err", "out True"]
 
 
@@ -287,7 +290,7 @@ SECRET = "hunter2-hunter2-hunter2"  # noqa: S105 - not a real one
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "redacted"),
     [
         (f"https://user:{SECRET}@example.org/x", "https://***@example.org/x"),
         (f"fetch https://{SECRET}@example.org", "fetch https://***@example.org"),
@@ -300,8 +303,8 @@ SECRET = "hunter2-hunter2-hunter2"  # noqa: S105 - not a real one
         ("the bearer of news", "the bearer of news"),
     ],
 )
-def test_redact(text: str, shown: str) -> None:
-    assert redact(text) == shown
+def test_redact(text: str, redacted: str) -> None:
+    assert redact(text) == redacted
 
 
 def test_output_is_redacted() -> None:
@@ -312,14 +315,14 @@ def test_output_is_redacted() -> None:
     )
     assert SECRET not in output.getvalue()
     code = "import sys; print(*sys.argv[1:], file=sys.stderr, sep='\\n')"
-    result = SubprocessRunner().run(child(code, url, header))
+    result = SubprocessRunner().run(python_argv(code, url, header))
     assert result.stderr == "https://***@example.org/x\nAuthorization: Bearer ***\n"
     stream = io.StringIO()
-    result = SubprocessRunner(stream_output=stream).stream(child(code, url, header))
+    result = SubprocessRunner(stream_output=stream).stream(python_argv(code, url, header))
     assert result.stderr == stream.getvalue() == "https://***@example.org/x\nAuthorization: Bearer ***\n"
 
 
-PRINTS_IGNORED = """
+PRINT_IGNORED_SIGNALS = """
 import sys
 from buildkit_tasks.system.command import SubprocessRunner
 runner = SubprocessRunner()
@@ -332,15 +335,15 @@ def test_child_does_not_ignore_signals() -> None:
     in_background = ["sh", "-c", '"$@" & wait $!', "sh"]
     output = subprocess.check_output([*in_background, "grep", "SigIgn", "/proc/self/status"])
     assert int(output.split()[1], 16) & 0b110
-    output = subprocess.check_output([*in_background, PYTHON, "-c", PRINTS_IGNORED])
+    output = subprocess.check_output([*in_background, PYTHON, "-c", PRINT_IGNORED_SIGNALS])
     assert int(output.split()[1], 16) & 0b110 == 0
 
 
 def test_timeout_message_is_redacted() -> None:
     url = f"https://me:{SECRET}@example.org/x"
-    with pytest.raises(DeadlineExceeded) as caught:
-        SubprocessRunner().run(child("import time; time.sleep(60)", url), CommandOptions(timeout=0.2))
-    assert SECRET not in str(caught.value)
+    with pytest.raises(DeadlineExceeded) as excinfo:
+        SubprocessRunner().run(python_argv("import time; time.sleep(60)", url), CommandOptions(timeout=0.2))
+    assert SECRET not in str(excinfo.value)
 
 
 def test_stream_forwards_output(capfd: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +351,7 @@ def test_stream_forwards_output(capfd: pytest.CaptureFixture[str]) -> None:
     code = (
         "import sys\nfor n in range(500): print(n, flush=True)\nprint('last', file=sys.stderr)\nsys.exit(4)"
     )
-    result = SubprocessRunner(stream_output=stream).stream(child(code))
+    result = SubprocessRunner(stream_output=stream).stream(python_argv(code))
     assert stream.getvalue().splitlines() == [*map(str, range(500)), "last"]
     tail = result.stderr.splitlines()
     assert tail == [*map(str, range(301, 500)), "last"]
@@ -356,7 +359,7 @@ def test_stream_forwards_output(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-STREAMS = """
+STREAM_COMMAND = """
 import sys
 from buildkit_tasks.system.command import SubprocessRunner
 SubprocessRunner(stream_output=sys.stdout).stream(sys.argv[1:])
@@ -366,35 +369,35 @@ SubprocessRunner(stream_output=sys.stdout).stream(sys.argv[1:])
 @pytest.mark.timeout(30)
 def test_stream_is_unbuffered(tmp_path: Path) -> None:
     reader, writer = os.pipe()
-    go = tmp_path / "go"
+    continue_file = tmp_path / "go"
     code = (
         "import pathlib, sys, time\nprint('early', flush=True)\n"
         "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
     )
-    argv = child(code, str(go))
-    with os.fdopen(reader, encoding="utf-8") as shown, os.fdopen(writer, "w", encoding="utf-8") as stream:
-        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        ours = subprocess.Popen([PYTHON, "-c", STREAMS, *argv], stdout=stream, env=buffered)
+    argv = python_argv(code, str(continue_file))
+    with os.fdopen(reader, encoding="utf-8") as output, os.fdopen(writer, "w", encoding="utf-8") as stream:
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        process = subprocess.Popen([PYTHON, "-c", STREAM_COMMAND, *argv], stdout=stream, env=env)
         try:
-            assert shown.readline() == "early\n"
-            go.touch()
-            assert ours.wait(20) == 0
+            assert output.readline() == "early\n"
+            continue_file.touch()
+            assert process.wait(20) == 0
         finally:
-            ours.kill()
-            ours.wait()
+            process.kill()
+            process.wait()
 
 
 def test_stream_on_terminal() -> None:
-    ours, theirs = pty.openpty()
+    master, slave = pty.openpty()
     try:
-        with os.fdopen(theirs, "w", encoding="utf-8") as stream:
-            both = "sys.stdout.isatty() and sys.stderr.isatty()"
-            code = f"import sys; print('shown'); sys.exit(5 if {both} else 9)"
-            result = SubprocessRunner(stream_output=stream).stream(child(code))
+        with os.fdopen(slave, "w", encoding="utf-8") as stream:
+            on_terminal = "sys.stdout.isatty() and sys.stderr.isatty()"
+            code = f"import sys; print('shown'); sys.exit(5 if {on_terminal} else 9)"
+            result = SubprocessRunner(stream_output=stream).stream(python_argv(code))
         assert (result.returncode, result.stderr) == (5, "")
-        assert os.read(ours, 100) == b"shown\r\n"
+        assert os.read(master, 100) == b"shown\r\n"
     finally:
-        os.close(ours)
+        os.close(master)
 
 
 def test_interrupt_ends_all_threads() -> None:

@@ -12,8 +12,8 @@ from buildkit_tasks.errors import BuilderError, BuildkitTasksError
 from buildkit_tasks.system import command as commands
 from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
 
-SLEEPS = (sys.executable, "-c", "import time; time.sleep(60)")
-ENDS = (sys.executable, "-c", "import time; time.sleep(0.3)")
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+SHORT_SLEEP = (sys.executable, "-c", "import time; time.sleep(0.3)")
 
 
 @pytest.fixture(autouse=True)
@@ -21,37 +21,39 @@ def _short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_WATCH_INTERVAL", 0.05)
 
 
-class Watch:
-    def __init__(self, *answers: BuildkitTasksError | None) -> None:
-        self.answers = list(answers)
-        self.asked = 0
+class FakeWatch:
+    def __init__(self, *results: BuildkitTasksError | None) -> None:
+        self.results = list(results)
+        self.call_count = 0
 
     def __call__(self) -> BuildkitTasksError | None:
-        self.asked += 1
-        return self.answers.pop(0) if self.answers else None
+        self.call_count += 1
+        return self.results.pop(0) if self.results else None
 
 
 def test_watch_error_ends_stream() -> None:
-    gone = BuilderError("node b: says nothing")
+    error = BuilderError("node b: says nothing")
     started = time.monotonic()
-    with pytest.raises(BuilderError) as caught:
-        SubprocessRunner(stream_output=io.StringIO()).stream(SLEEPS, CommandOptions(watch=Watch(None, gone)))
-    assert caught.value is gone
+    with pytest.raises(BuilderError) as excinfo:
+        SubprocessRunner(stream_output=io.StringIO()).stream(
+            SLEEP, CommandOptions(watch=FakeWatch(None, error))
+        )
+    assert excinfo.value is error
     assert time.monotonic() - started < 10
 
 
 def test_watch_error_ends_run() -> None:
     with pytest.raises(BuilderError):
-        SubprocessRunner().run(SLEEPS, CommandOptions(watch=Watch(BuilderError("x"))))
+        SubprocessRunner().run(SLEEP, CommandOptions(watch=FakeWatch(BuilderError("x"))))
 
 
 def test_watch_is_called_repeatedly() -> None:
-    watch = Watch()
-    assert SubprocessRunner().run(ENDS, CommandOptions(watch=watch)).ok
-    assert watch.asked > 1
-    asked = watch.asked
+    watch = FakeWatch()
+    assert SubprocessRunner().run(SHORT_SLEEP, CommandOptions(watch=watch)).ok
+    assert watch.call_count > 1
+    call_count = watch.call_count
     time.sleep(0.2)
-    assert watch.asked <= asked + 1  # no calls after the end
+    assert watch.call_count <= call_count + 1  # no calls after the end
 
 
 def test_success_beats_watch_error() -> None:
@@ -59,4 +61,4 @@ def test_success_beats_watch_error() -> None:
         time.sleep(0.5)  # the command ends meanwhile
         return BuilderError("too late")
 
-    assert SubprocessRunner().run(ENDS, CommandOptions(watch=watch)).ok
+    assert SubprocessRunner().run(SHORT_SLEEP, CommandOptions(watch=watch)).ok

@@ -39,13 +39,13 @@ def _debian_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "debian", "VERSION_CODENAME": "bookworm"})
 
 
-def host() -> Scripted:
+def debian_commands() -> Scripted:
     """Answer as apt and dpkg of a Debian machine."""
-    run = Scripted().expect("apt-get indextargets *", stdout=TARGETS)
-    return run.expect("dpkg --print-architecture", stdout="amd64\n")
+    commands = Scripted().expect("apt-get indextargets *", stdout=TARGETS)
+    return commands.expect("dpkg --print-architecture", stdout="amd64\n")
 
 
-def downloads(*names: str) -> Scripted:
+def download_commands(*names: str) -> Scripted:
     """Answer as apt that downloads the packages and dpkg that unpacks one file of each."""
 
     def download(_: list[str], call: CommandOptions) -> None:
@@ -59,24 +59,30 @@ def downloads(*names: str) -> Scripted:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    run = host().expect("apt-get -q -c * update").expect("apt-get -q -c * download *", effect=download)
-    return run.expect("dpkg -x *", effect=unpack)
+    commands = (
+        debian_commands()
+        .expect("apt-get -q -c * update")
+        .expect("apt-get -q -c * download *", effect=download)
+    )
+    return commands.expect("dpkg -x *", effect=unpack)
 
 
-def quiet(_: str) -> None:
+def ignore_message(_: str) -> None:
     """Ignore progress messages."""
 
 
 def test_find_mirror() -> None:
-    assert find_mirror(host()) == DebianMirror(uri=MIRROR, release="bookworm", architecture="amd64")
+    assert find_mirror(debian_commands()) == DebianMirror(
+        uri=MIRROR, release="bookworm", architecture="amd64"
+    )
 
 
-@pytest.mark.parametrize(("release", "shown"), [({"ID": "ubuntu"}, "ubuntu"), ({}, "an unknown system")])
-def test_other_distribution(monkeypatch: pytest.MonkeyPatch, release: dict[str, str], shown: str) -> None:
+@pytest.mark.parametrize(("release", "system"), [({"ID": "ubuntu"}, "ubuntu"), ({}, "an unknown system")])
+def test_other_distribution(monkeypatch: pytest.MonkeyPatch, release: dict[str, str], system: str) -> None:
     monkeypatch.setattr(debian, "_read_os_release", lambda: release)
-    with pytest.raises(EngineError, match=f"but this machine runs {shown}\\n") as caught:
+    with pytest.raises(EngineError, match=f"but this machine runs {system}\\n") as excinfo:
         find_mirror(Scripted())
-    assert (caught.value.exit_code, bool(caught.value.hint)) == (3, True)
+    assert (excinfo.value.exit_code, bool(excinfo.value.hint)) == (3, True)
 
 
 def test_debian_without_apt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +92,10 @@ def test_debian_without_apt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sources_without_mirror() -> None:
-    run = host().expect("apt-get indextargets *", stdout="Packages trixie http://x\n")
-    with pytest.raises(EngineError, match="have no mirror for Debian bookworm") as caught:
-        find_mirror(run)
-    assert caught.value.hint == "look into /etc/apt/sources.list"
+    commands = debian_commands().expect("apt-get indextargets *", stdout="Packages trixie http://x\n")
+    with pytest.raises(EngineError, match="have no mirror for Debian bookworm") as excinfo:
+        find_mirror(commands)
+    assert excinfo.value.hint == "look into /etc/apt/sources.list"
 
 
 def test_install_packages(tmp_path: Path) -> None:
@@ -105,9 +111,9 @@ def test_install_packages(tmp_path: Path) -> None:
             )
         )
 
-    run = downloads("qemu-user").expect("apt-get -q -c * update", effect=read_files)
+    commands = download_commands("qemu-user").expect("apt-get -q -c * update", effect=read_files)
     messages: list[str] = []
-    assert install_packages(prefix, [PackageSet(names=("qemu-user",))], run, messages.append) == prefix
+    assert install_packages(prefix, [PackageSet(names=("qemu-user",))], commands, messages.append) == prefix
     assert (prefix / "usr/bin/qemu-user").exists()
     assert {each.name for each in prefix.iterdir()} == {"usr", ".complete"}
     assert messages == ["fetching qemu-user from Debian testing"]
@@ -121,7 +127,7 @@ def test_install_packages(tmp_path: Path) -> None:
     assert 'Dir::Etc::SourceParts "/dev/null";' in lines
     assert "trusted" not in configuration.lower()
     assert "unauthenticated" not in configuration.lower()
-    arguments = [each.argv[4:] for each in run.matching_calls("apt-get -q *")]
+    arguments = [each.argv[4:] for each in commands.matching_calls("apt-get -q *")]
     assert arguments == [("update",), ("download", "qemu-user:amd64")]
 
 
@@ -129,26 +135,26 @@ def test_complete_prefix_is_reused(tmp_path: Path) -> None:
     prefix = tmp_path / "qemu"
     prefix.mkdir()
     (prefix / ".complete").touch()
-    assert install_packages(prefix, [PackageSet(names=("x",))], Scripted(), quiet) == prefix
+    assert install_packages(prefix, [PackageSet(names=("x",))], Scripted(), ignore_message) == prefix
 
 
 def test_host_suite(tmp_path: Path) -> None:
-    run = downloads("runc")
+    commands = download_commands("runc")
     messages: list[str] = []
-    install_packages(tmp_path / "x", [PackageSet(names=("runc",), suite="host")], run, messages.append)
+    install_packages(tmp_path / "x", [PackageSet(names=("runc",), suite="host")], commands, messages.append)
     assert messages == ["fetching runc from Debian bookworm"]
 
 
 def test_install_dry_run(tmp_path: Path) -> None:
-    run = host()
-    run.dry_run = True
+    commands = debian_commands()
+    commands.dry_run = True
     package_sets = [PackageSet(names=("runc", "tini"), suite="host", with_dependencies=True)]
-    install_packages(tmp_path / "cache" / "engine", package_sets, run, quiet)
-    assert [line.split()[4] for line in run.dry_run_lines if line.startswith("apt-get")] == [
+    install_packages(tmp_path / "cache" / "engine", package_sets, commands, ignore_message)
+    assert [line.split()[4] for line in commands.dry_run_lines if line.startswith("apt-get")] == [
         "update",
         "install",
     ]
-    assert any(line.startswith("dpkg -x ") for line in run.dry_run_lines)
+    assert any(line.startswith("dpkg -x ") for line in commands.dry_run_lines)
     assert not (tmp_path / "cache").exists()
 
 
@@ -160,22 +166,22 @@ E: The repository is not signed.
 
 
 def test_apt_errors(tmp_path: Path) -> None:
-    run = host().expect("apt-get -q -c * update", returncode=100, stderr=APT_OUTPUT)
-    with pytest.raises(EngineError) as caught:
-        install_packages(tmp_path / "x", [PackageSet(names=("a", "b"))], run, quiet)
-    assert caught.value.message == (
+    commands = debian_commands().expect("apt-get -q -c * update", returncode=100, stderr=APT_OUTPUT)
+    with pytest.raises(EngineError) as excinfo:
+        install_packages(tmp_path / "x", [PackageSet(names=("a", "b"))], commands, ignore_message)
+    assert excinfo.value.message == (
         "could not fetch a, b: E: Failed to fetch http://x/InRelease  403 Forbidden; "
         "E: The repository is not signed."
     )
-    assert (caught.value.hint, caught.value.exit_code) == ("apt-get update", 3)
+    assert (excinfo.value.hint, excinfo.value.exit_code) == ("apt-get update", 3)
 
 
 def test_download_error(tmp_path: Path) -> None:
-    run = downloads().expect(
+    commands = download_commands().expect(
         "apt-get -q -c * download *", returncode=100, stderr="E: Unable to locate package a\n"
     )
     with pytest.raises(EngineError, match="could not fetch a: E: Unable to locate package a"):
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
 
 
 @pytest.mark.parametrize(
@@ -186,37 +192,39 @@ def test_download_error(tmp_path: Path) -> None:
     ],
 )
 def test_full_disk_during_download(tmp_path: Path, stderr: str) -> None:
-    run = downloads().expect("apt-get -q -c * download *", returncode=100, stderr=stderr)
-    with pytest.raises(LimitExceeded) as caught:
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
-    assert caught.value.exit_code == 5
-    assert stderr.strip() in caught.value.message
+    commands = download_commands().expect("apt-get -q -c * download *", returncode=100, stderr=stderr)
+    with pytest.raises(LimitExceeded) as excinfo:
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
+    assert excinfo.value.exit_code == 5
+    assert stderr.strip() in excinfo.value.message
 
 
 def test_full_disk_during_unpack(tmp_path: Path) -> None:
     stderr = "tar: ./usr/bin/a: Cannot write: No space left on device\n"
-    run = downloads("a").expect("dpkg -x *", returncode=2, stderr=stderr)
-    with pytest.raises(LimitExceeded, match=r"could not unpack a_1\.0_amd64\.deb: .*No space left") as caught:
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
-    assert caught.value.exit_code == 5
-    run.expect("dpkg -x *", returncode=2, stderr="dpkg-deb: error: not a Debian format archive\n")
+    commands = download_commands("a").expect("dpkg -x *", returncode=2, stderr=stderr)
+    with pytest.raises(
+        LimitExceeded, match=r"could not unpack a_1\.0_amd64\.deb: .*No space left"
+    ) as excinfo:
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
+    assert excinfo.value.exit_code == 5
+    commands.expect("dpkg -x *", returncode=2, stderr="dpkg-deb: error: not a Debian format archive\n")
     with pytest.raises(EngineError, match="not a Debian format archive"):
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], run, quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
 
 
 def test_download_without_packages(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="could not fetch a"):
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], downloads(), quiet)
+        install_packages(tmp_path / "x", [PackageSet(names=("a",))], download_commands(), ignore_message)
     assert not (tmp_path / "x").exists()
 
 
 def test_failed_install_is_removed(tmp_path: Path) -> None:
     prefix = tmp_path / "cache" / "x"
-    run = downloads("a").expect("dpkg -x *", returncode=2, stderr="broken", times=1)
+    commands = download_commands("a").expect("dpkg -x *", returncode=2, stderr="broken", times=1)
     with pytest.raises(EngineError):
-        install_packages(prefix, [PackageSet(names=("a",))], run, quiet)
+        install_packages(prefix, [PackageSet(names=("a",))], commands, ignore_message)
     assert [each.name for each in prefix.parent.iterdir()] == [".x.lock"]
-    assert install_packages(prefix, [PackageSet(names=("a",))], run, quiet) == prefix
+    assert install_packages(prefix, [PackageSet(names=("a",))], commands, ignore_message) == prefix
     assert (prefix / "usr/bin/a").exists()
 
 
@@ -235,19 +243,23 @@ def fetch_newest(
             assert call.cwd is not None
             (call.cwd / "a_1_x.deb").touch()
 
-    run = downloads("a").expect("apt-get -q -c * update", returncode=status, stderr="E: no route\n" * status)
-    run.expect("apt-get -q -c * download *", effect=download)
-    return run, fetch_newest_package("a", ["amd64", "mips64el"], tmp_path / "cache", run, quiet)
+    commands = download_commands("a").expect(
+        "apt-get -q -c * update", returncode=status, stderr="E: no route\n" * status
+    )
+    commands.expect("apt-get -q -c * download *", effect=download)
+    return commands, fetch_newest_package(
+        "a", ["amd64", "mips64el"], tmp_path / "cache", commands, ignore_message
+    )
 
 
 def test_newest_suite_per_architecture(tmp_path: Path) -> None:
-    run, prefixes = fetch_newest(tmp_path, {"amd64": "testing", "mips64el": "oldstable"})
+    commands, prefixes = fetch_newest(tmp_path, {"amd64": "testing", "mips64el": "oldstable"})
     assert prefixes == {each: tmp_path / "cache" / f"a-{each}" for each in ("amd64", "mips64el")}
     assert all((prefix / "usr/bin/a").exists() for prefix in prefixes.values())
-    assert len(run.matching_calls("*download a:amd64")) == 1
-    assert len(run.matching_calls("*download a:mips64el")) == 3
-    again = fetch_newest_package("a", ["amd64"], tmp_path / "cache", Scripted(), quiet)
-    assert list(again) == ["amd64"]
+    assert len(commands.matching_calls("*download a:amd64")) == 1
+    assert len(commands.matching_calls("*download a:mips64el")) == 3
+    prefixes = fetch_newest_package("a", ["amd64"], tmp_path / "cache", Scripted(), ignore_message)
+    assert list(prefixes) == ["amd64"]
 
 
 def test_architecture_without_package(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from buildkit_tasks.system.files import (
 DEAD_PID = 4194305  # above Linux's highest
 
 
-def names(directory: Path) -> list[str]:
+def list_names(directory: Path) -> list[str]:
     return sorted(each.name for each in directory.iterdir())
 
 
@@ -34,7 +34,7 @@ def test_write_replaces_file(tmp_path: Path, data: str | bytes) -> None:
     write_atomically(path, "old")
     write_atomically(path, data)
     assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
-    assert names(path.parent) == ["file"]
+    assert list_names(path.parent) == ["file"]
 
 
 def test_write_mode(tmp_path: Path) -> None:
@@ -61,21 +61,21 @@ def test_failed_write_keeps_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert path.read_text(encoding="utf-8") == "old"
-    assert names(tmp_path) == ["file"]
+    assert list_names(tmp_path) == ["file"]
 
 
 def test_concurrent_writers(tmp_path: Path) -> None:
-    path, gate = tmp_path / "file", threading.Barrier(8)
+    path, barrier = tmp_path / "file", threading.Barrier(8)
 
     def write(number: int) -> None:
-        gate.wait(20)
+        barrier.wait(20)
         for _ in range(20):
             write_atomically(path, str(number) * 1000)
             assert len(set(path.read_text(encoding="utf-8"))) == 1
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
-    assert names(tmp_path) == ["file"]
+    assert list_names(tmp_path) == ["file"]
 
 
 def test_temporary_name(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_stale_partials_are_removed(tmp_path: Path) -> None:
     for each in (stale, *others):
         each.touch()
     with replace_file(path):
-        assert names(tmp_path) == sorted(each.name for each in others)
+        assert list_names(tmp_path) == sorted(each.name for each in others)
 
 
 # Directories
@@ -113,7 +113,7 @@ def test_build_replaces_incomplete(tmp_path: Path) -> None:
         directory.mkdir()
         (directory / "half").touch()
     build_atomically(path, lambda directory: (directory / "whole").touch())
-    assert names(path) == [".complete", "whole"]
+    assert list_names(path) == [".complete", "whole"]
     assert is_complete(path)
     assert not staging.exists()
 
@@ -136,24 +136,24 @@ def test_interrupted_build_is_removed(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build_atomically(tmp_path / "x", fill)
-    assert names(tmp_path) == [".x.lock"]
+    assert list_names(tmp_path) == [".x.lock"]
 
 
 def test_build_dry_run(tmp_path: Path) -> None:
     filled: list[Path] = []
     assert build_atomically(tmp_path / "x", filled.append, dry_run=True) == tmp_path / "x"
-    assert (filled, names(tmp_path)) == ([tmp_path / "x"], [])
+    assert (filled, list_names(tmp_path)) == ([tmp_path / "x"], [])
 
 
 def test_threads_build_once(tmp_path: Path) -> None:
-    path, gate, filled = tmp_path / "x", threading.Barrier(16), []
+    path, barrier, filled = tmp_path / "x", threading.Barrier(16), []
 
     def fill(directory: Path) -> None:
         filled.append(directory)
         (directory / "data").touch()
 
     def build(_: int) -> bool:
-        gate.wait(20)
+        barrier.wait(20)
         return (build_atomically(path, fill) / "data").exists()
 
     with ThreadPoolExecutor(16) as pool:
@@ -185,13 +185,13 @@ def test_replace_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with replace_directory(tmp_path / "x") as staging:
         (staging / "file").touch()
-    assert names(tmp_path / "x") == ["file"]
-    assert names(tmp_path) == ["x"]
+    assert list_names(tmp_path / "x") == ["file"]
+    assert list_names(tmp_path) == ["x"]
 
 
 def test_full_directory_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "x/kept").mkdir(parents=True)
     with pytest.raises(OSError, match="not empty"), replace_directory(tmp_path / "x") as staging:
         (staging / "file").touch()
-    assert names(tmp_path / "x") == ["kept"]
-    assert names(tmp_path) == ["x"]
+    assert list_names(tmp_path / "x") == ["kept"]
+    assert list_names(tmp_path) == ["x"]

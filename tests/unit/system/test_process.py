@@ -16,7 +16,7 @@ from buildkit_tasks.system.process import Process, find_processes_by_argument
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-IGNORES_TERM = """
+IGNORE_SIGTERM = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
@@ -32,8 +32,8 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def unresponsive() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-I", "-c", IGNORES_TERM], stdout=subprocess.PIPE) as child:
+def term_ignorer() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-I", "-c", IGNORE_SIGTERM], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         yield child
@@ -54,9 +54,7 @@ def test_parse_invalid_text(text: str) -> None:
     assert Process.parse(text) is None
 
 
-def test_reused_pid(
-    sleeper: subprocess.Popen[bytes],
-) -> None:
+def test_reused_pid(sleeper: subprocess.Popen[bytes]) -> None:
     previous = Process(pid=sleeper.pid, start_time=Process.from_pid(sleeper.pid).start_time - 1)
     assert not previous.is_alive
     previous.terminate(0.1)
@@ -108,11 +106,11 @@ def test_terminate(sleeper: subprocess.Popen[bytes]) -> None:
     assert sleeper.wait() == -signal.SIGTERM
 
 
-def test_terminate_kills(unresponsive: subprocess.Popen[bytes]) -> None:
+def test_terminate_kills(term_ignorer: subprocess.Popen[bytes]) -> None:
     started = time.monotonic()
-    Process.from_pid(unresponsive.pid).terminate(0.2)
+    Process.from_pid(term_ignorer.pid).terminate(0.2)
     assert time.monotonic() - started < 4
-    assert unresponsive.wait() == -signal.SIGKILL
+    assert term_ignorer.wait() == -signal.SIGKILL
 
 
 def test_unkillable_process(sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,17 +121,17 @@ def test_unkillable_process(sleeper: subprocess.Popen[bytes], monkeypatch: pytes
 
 
 def test_find_processes_by_argument(tmp_path: Path) -> None:
-    ours, other = tmp_path / "ours", tmp_path / "other"
+    root, other = tmp_path / "ours", tmp_path / "other"
     code = "import sys, time; print(1, flush=True); time.sleep(60)"
     argv = [sys.executable, "-I", "-c", code]
     with (
-        subprocess.Popen([*argv, f"--root={ours}/x"], stdout=subprocess.PIPE) as one,
+        subprocess.Popen([*argv, f"--root={root}/x"], stdout=subprocess.PIPE) as one,
         subprocess.Popen([*argv, f"--root={other}"], stdout=subprocess.PIPE) as two,
     ):
         for child in (one, two):
             assert child.stdout is not None
             child.stdout.readline()
-        assert find_processes_by_argument(ours) == [Process.from_pid(one.pid)]
+        assert find_processes_by_argument(root) == [Process.from_pid(one.pid)]
         one.kill()
         two.kill()
-    assert find_processes_by_argument(ours) == []
+    assert find_processes_by_argument(root) == []

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-SOON = 2.5  # seconds; every timeout of a failing test is longer
+MAX_SECONDS = 2.5  # seconds; every timeout of a failing test is longer
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     status = 200
-    asked: list[str]
+    paths: list[str]
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.paths.append(self.path)
         self.send_response(self.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -36,13 +36,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def registry(status: int) -> Iterator[tuple[str, list[str]]]:
     """Serve a registry that answers every request with one status."""
-    asked: list[str] = []
-    handler = type("Handler", (_Handler,), {"status": status, "asked": asked})
+    paths: list[str] = []
+    handler = type("Handler", (_Handler,), {"status": status, "paths": paths})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
+            yield f"http://127.0.0.1:{server.server_port}", paths
         finally:
             server.shutdown()
             thread.join()
@@ -70,22 +70,22 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     [(200, True), (401, True), (403, True), (404, True), (429, True), (500, False), (503, False)],
 )
 def test_status_codes(monkeypatch: pytest.MonkeyPatch, status: int, *, reachable: bool) -> None:
-    with registry(status) as (url, asked):
+    with registry(status) as (url, paths):
         monkeypatch.setattr(reachability, "DOCKER_HUB", url)
         assert is_registry_reachable(timeout=5) is reachable
-    assert asked == ["/v2/"]
+    assert paths == ["/v2/"]
 
 
 def test_mirror_counts() -> None:
-    with registry(401) as (url, asked):
+    with registry(401) as (url, paths):
         assert is_registry_reachable([f"{url}/"], timeout=5)
-    assert asked == ["/v2/"]
+    assert paths == ["/v2/"]
 
 
 def test_refused_connection() -> None:
     started = time.monotonic()
     assert not is_registry_reachable(timeout=30)
-    assert time.monotonic() - started < SOON
+    assert time.monotonic() - started < MAX_SECONDS
 
 
 def test_silent_registry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,24 +93,24 @@ def test_silent_registry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reachability, "DOCKER_HUB", url)
         started = time.monotonic()
         assert not is_registry_reachable(timeout=0.3)
-        assert time.monotonic() - started < SOON
+        assert time.monotonic() - started < MAX_SECONDS
 
 
 def test_unresolved_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail_to_resolve(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(socket, "getaddrinfo", fail_to_resolve)
     assert not is_registry_reachable(timeout=1)
 
 
 def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reachability, "DOCKER_HUB", "http://no-such-host.invalid")
-    with registry(401) as (proxy, asked):
+    with registry(401) as (proxy, paths):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         assert is_registry_reachable(timeout=5)
-    assert asked == ["http://no-such-host.invalid/v2/"]
+    assert paths == ["http://no-such-host.invalid/v2/"]
 
 
 @pytest.mark.parametrize("mirror", ["http://127.0.0.1:port", "nonsense", "", "http://[::1"])
@@ -124,8 +124,8 @@ def test_call_in_time() -> None:
 
 
 def test_call_timeout() -> None:
-    gate = threading.Event()
+    event = threading.Event()
     started = time.monotonic()
-    assert not call_with_timeout(0.1, lambda: gate.wait(30))
-    assert time.monotonic() - started < SOON
-    gate.set()
+    assert not call_with_timeout(0.1, lambda: event.wait(30))
+    assert time.monotonic() - started < MAX_SECONDS
+    event.set()

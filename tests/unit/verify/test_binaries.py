@@ -90,10 +90,7 @@ def test_device_code(code: int) -> None:
 )
 def test_allowed_globs(pattern: str) -> None:
     check = select_one("binaries", verify_files({"opt/tools/arm64": elf(ARM64)}, AMD64, pattern))
-    assert (check.ok, check.message) == (
-        True,
-        "0 binaries, 1 foreign and allowed (such as /opt/tools/arm64)",
-    )
+    assert (check.ok, check.message) == (True, "0 binaries, 1 foreign and allowed (such as /opt/tools/arm64)")
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,7 @@ def test_node_count(count: int, message: str) -> None:
 def test_cluster_nodes_are_counted(tmp_path: Path) -> None:
     items = [node("amd64"), node("arm64"), node("amd64"), node("amd64", "windows")]
     counts = read_cluster_nodes(write_nodes(tmp_path, {"kind": "List", "items": items}))
-    assert counts == {
-        platform("linux/amd64"): 2,
-        platform("linux/arm64"): 1,
-        Platform("windows", "amd64"): 1,
-    }
+    assert counts == {platform("linux/amd64"): 2, platform("linux/arm64"): 1, Platform("windows", "amd64"): 1}
 
 
 def test_single_node(tmp_path: Path) -> None:

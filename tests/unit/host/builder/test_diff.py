@@ -59,7 +59,7 @@ def test_extra_driver_options() -> None:
 
 def test_node_differs() -> None:
     settings: dict[str, Any] = {
-        "nodes": (f"name=a,endpoint={ENDPOINT},platform=linux/arm64", "name=b,endpoint=tcp://127.0.0.1:2"),
+        "nodes": (f"name=a,endpoint={ENDPOINT},platform=linux/arm64", "name=b,endpoint=tcp://127.0.0.1:2")
     }
     both = (node(platforms=("linux/arm64", "linux/386")), node("b", endpoint="tcp://127.0.0.1:2"))
     assert diff(*both, actual="remote", **settings) == []

@@ -118,9 +118,7 @@ def test_wrong_blob_size() -> None:
 @pytest.mark.parametrize(
     "pack", [(LAYER_GZIP, gzip.compress), (LAYER_ZSTD, zstd.compress)], ids=["gzip", "zstd"]
 )
-def test_decompression_bomb(
-    pack: tuple[str, Callable[[bytes], bytes]],
-) -> None:
+def test_decompression_bomb(pack: tuple[str, Callable[[bytes], bytes]]) -> None:
     media_type, compress = pack
     memory = MemoryImage()
     bomb = descriptor(memory.put(compress(make_tar({"zeros": bytes(48 << 20)})), media_type))

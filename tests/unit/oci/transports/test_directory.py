@@ -13,11 +13,7 @@ from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.layers.rootfs import FileType
 from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.transports import directory
-from buildkit_tasks.oci.transports.directory import (
-    DirectoryEntry,
-    find_platform_dirs,
-    walk_directory,
-)
+from buildkit_tasks.oci.transports.directory import DirectoryEntry, find_platform_dirs, walk_directory
 from tests.support.unpacking import open_fds
 
 

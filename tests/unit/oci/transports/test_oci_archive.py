@@ -207,11 +207,7 @@ def test_read_order(tmp_path: Path) -> None:
             archive.has_blob(entries[0]),
             archive.has_blob(missing_blob),
             archive.read_order(missing_blob),
-        ) == (
-            True,
-            False,
-            0,
-        )
+        ) == (True, False, 0)
 
 
 def test_foreign_layer(tmp_path: Path) -> None:

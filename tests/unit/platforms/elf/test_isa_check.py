@@ -239,8 +239,7 @@ def test_go_level_ignores_run_time_detection() -> None:
 @pytest.mark.parametrize("machine", ["amd64", "386"])
 @pytest.mark.parametrize("segment", [PT_NOTE, PT_GNU_PROPERTY])
 @pytest.mark.parametrize(
-    ("bits", "need"),
-    [(1, ""), (3, "needs x86-64-v2"), (7, "needs x86-64-v3"), (15, "needs x86-64-v4")],
+    ("bits", "need"), [(1, ""), (3, "needs x86-64-v2"), (7, "needs x86-64-v3"), (15, "needs x86-64-v4")]
 )
 def test_x86_isa_needed(machine: str, segment: int, bits: int, need: str) -> None:
     note = x86_note((ISA_NEEDED, bits), align=8 if machine == "amd64" else 4)

@@ -15,7 +15,7 @@ def frame(stream: int, data: bytes) -> bytes:
     return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
 
 
-def feed(*chunks: bytes) -> ContainerOutput:
+def feed_output(*chunks: bytes) -> ContainerOutput:
     output = ContainerOutput()
     for chunk in chunks:
         output.feed(chunk)
@@ -26,17 +26,17 @@ def test_frames_split_anywhere() -> None:
     data = frame(1, b"one ") + frame(2, b"") + frame(2, b"two") + frame(1, b"three")
     for start in range(len(data)):
         for end in range(start, len(data)):
-            assert feed(data[:start], data[start:end], data[end:]).texts == ("one three", "two")
+            assert feed_output(data[:start], data[start:end], data[end:]).texts == ("one three", "two")
 
 
 def test_invalid_utf_8() -> None:
-    assert feed(frame(1, b"a\xff\0b")).texts == ("a\ufffd\0b", "")
+    assert feed_output(frame(1, b"a\xff\0b")).texts == ("a\ufffd\0b", "")
 
 
 @pytest.mark.parametrize(("stream", "name"), [(1, "standard output"), (2, "standard error")])
 def test_output_limit_per_stream(stream: int, name: str) -> None:
     other = frame(3 - stream, b"o" * OUTPUT_LIMIT)
-    output = feed(other, frame(stream, b"x" * (OUTPUT_LIMIT - 1)), frame(stream, b"x"))
+    output = feed_output(other, frame(stream, b"x" * (OUTPUT_LIMIT - 1)), frame(stream, b"x"))
     assert output.limit_exceeded == ""
     output.feed(frame(stream, b"y"))
     assert output.limit_exceeded == f"more than 1 MiB on {name}"
@@ -44,7 +44,7 @@ def test_output_limit_per_stream(stream: int, name: str) -> None:
 
 
 def test_excess_output_is_dropped() -> None:
-    output = feed(*[frame(1, b"x" * 65536)] * 100)
+    output = feed_output(*[frame(1, b"x" * 65536)] * 100)
     assert [len(text) for text in output.texts] == [OUTPUT_LIMIT, 0]
 
 

@@ -27,19 +27,19 @@ CONNECTION_ERRORS: list[Exception] = [
 def test_connection_errors(error: Exception) -> None:
     client: Any = SimpleNamespace(api=SimpleNamespace(timeout=30))
     with (
-        pytest.raises(EngineError) as caught,
+        pytest.raises(EngineError) as excinfo,
         translate_connection_errors(client, "the container x", platform=ARM64),
     ):
         raise error
     reason = "no response for 30 s" if "timed out" in str(error) else str(error)
-    assert caught.value.message == f"the engine stopped answering: {reason}; the container x may be left"
-    assert caught.value.platform is ARM64
-    assert caught.value.hint == "docker ps -a --filter label=io.buildkit-tasks.owner"
+    assert excinfo.value.message == f"the engine stopped answering: {reason}; the container x may be left"
+    assert excinfo.value.platform is ARM64
+    assert excinfo.value.hint == "docker ps -a --filter label=io.buildkit-tasks.owner"
 
 
 @pytest.mark.parametrize("error", [APIError("no"), KeyError("x"), EngineError("other")])
 def test_other_errors_pass(error: Exception) -> None:
     client: Any = SimpleNamespace(api=SimpleNamespace(timeout=30))
-    with pytest.raises(type(error)) as caught, translate_connection_errors(client):
+    with pytest.raises(type(error)) as excinfo, translate_connection_errors(client):
         raise error
-    assert caught.value is error
+    assert excinfo.value is error

@@ -38,14 +38,14 @@ from tests.support.unpacking import (
 MIB = 1 << 20
 
 
-def image(name: str, size: int = 1000) -> MemoryImage:
+def make_image(name: str, size: int = 1000) -> MemoryImage:
     """Return an image with one file of ``size`` bytes."""
     return single_platform_image(
         [layer_tar(file(name, bytes(size)))], Cmd=["/" + name], WorkingDir="/w", User="5:6", Env=["A=1"]
     )
 
 
-def use(cache: RootfsCache, source: MemoryImage) -> Path:
+def acquire_path(cache: RootfsCache, source: MemoryImage) -> Path:
     with cache.acquire(source, platform_descriptor(source)) as root:
         assert root.path.is_dir()
         return root.path
@@ -72,45 +72,46 @@ def cache_dir(tmp_path: Path) -> Path:
 
 
 def test_second_use_is_a_cache_hit(cache_dir: Path) -> None:
-    source = image("x")
+    source = make_image("x")
     entry = platform_descriptor(source)
     with RootfsCache(cache_dir, MIB, None).acquire(source, entry) as first:
         assert (first.path / "x").stat().st_size == 1000
     opened = len(source.opened)
-    with RootfsCache(cache_dir, MIB, None).acquire(source, entry) as again:
-        assert again == first
+    with RootfsCache(cache_dir, MIB, None).acquire(source, entry) as second:
+        assert second == first
     assert len(source.opened) == opened
-    assert again.config == Image(source).config(entry)
-    assert again.config.working_dir == "/w"
+    assert second.config == Image(source).config(entry)
+    assert second.config.working_dir == "/w"
     assert len(list_entries(cache_dir)) == 1
 
 
 def test_directories_are_private(cache_dir: Path) -> None:
-    root = use(RootfsCache(cache_dir, MIB, None), image("x"))
+    root = acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
     assert [stat.S_IMODE(path.stat().st_mode) for path in (cache_dir, root.parent)] == [0o700, 0o700]
     assert root.parent.parent == cache_dir
 
 
 def test_entry_name_has_digest(cache_dir: Path) -> None:
-    source = image("x")
+    source = make_image("x")
     assert (
-        platform_descriptor(source).digest.hex in use(RootfsCache(cache_dir, MIB, None), source).parent.name
+        platform_descriptor(source).digest.hex
+        in acquire_path(RootfsCache(cache_dir, MIB, None), source).parent.name
     )
 
 
 @only_root
 def test_id_offset_is_part_of_key(cache_dir: Path) -> None:
-    source = image("x")
+    source = make_image("x")
     unmapped, mapped = (
-        use(RootfsCache(cache_dir, MIB, None), source),
-        use(RootfsCache(cache_dir, MIB, 100_000), source),
+        acquire_path(RootfsCache(cache_dir, MIB, None), source),
+        acquire_path(RootfsCache(cache_dir, MIB, 100_000), source),
     )
-    other = use(RootfsCache(cache_dir, MIB, 200_000), source)
+    other = acquire_path(RootfsCache(cache_dir, MIB, 200_000), source)
     assert [path.stat().st_uid for path in (unmapped, mapped, other)] == [0, 100_000, 200_000]
 
 
 def test_cache_hit_imports_little(cache_dir: Path, tmp_path: Path) -> None:
-    archive = write_archive(image("x"), tmp_path / "image.tar")
+    archive = write_archive(make_image("x"), tmp_path / "image.tar")
     code = f"""
 import sys
 from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
@@ -125,15 +126,17 @@ cache = RootfsCache(Path({str(cache_dir)!r}), 1 << 20, None)
 with cache.acquire(source, entry):
     print(*sorted(early), "/", *sorted(set(sys.modules) - before))
 """
-    cold, warm = (
+    first_run, second_run = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(
             "/"
         )
         for _ in range(2)
     )
-    assert {"ctypes", "buildkit_tasks.run.sandbox.unpack"} <= set(cold[1].split())
-    assert {name for name in warm[1].split() if not name.startswith("encodings")} == set()
-    assert set(warm[0].split()).isdisjoint({"msgspec", "isal", "backports", "ctypes", "filelock", "json"})
+    assert {"ctypes", "buildkit_tasks.run.sandbox.unpack"} <= set(first_run[1].split())
+    assert {name for name in second_run[1].split() if not name.startswith("encodings")} == set()
+    assert set(second_run[0].split()).isdisjoint(
+        {"msgspec", "isal", "backports", "ctypes", "filelock", "json"}
+    )
 
 
 # Eviction
@@ -141,30 +144,30 @@ with cache.acquire(source, entry):
 
 def test_evicts_least_recently_used(cache_dir: Path) -> None:
     cache = RootfsCache(cache_dir, 3 * MIB, None)
-    sources = {name: image(name, MIB - 100_000) for name in "abcd"}
+    sources = {name: make_image(name, MIB - 100_000) for name in "abcd"}
     for name in "abc":
-        use(cache, sources[name])
+        acquire_path(cache, sources[name])
         time.sleep(0.01)
-    use(cache, sources["a"])
+    acquire_path(cache, sources["a"])
     time.sleep(0.01)
-    use(cache, sources["d"])
+    acquire_path(cache, sources["d"])
     assert list_files(cache_dir) == {"a", "c", "d"}
 
 
 def test_entry_in_use_is_not_evicted(cache_dir: Path) -> None:
     cache, other_cache = RootfsCache(cache_dir, MIB, None), RootfsCache(cache_dir, MIB, None)
-    old, new = image("old", MIB - 100_000), image("new", MIB - 100_000)
-    with cache.acquire(old, platform_descriptor(old)) as held:
+    old, new = make_image("old", MIB - 100_000), make_image("new", MIB - 100_000)
+    with cache.acquire(old, platform_descriptor(old)) as first:
         with other_cache.acquire(new, platform_descriptor(new)) as second:
-            assert held.path.is_dir()
+            assert first.path.is_dir()
             assert second.path.is_dir()
-        assert (held.path / "old").exists()
+        assert (first.path / "old").exists()
         assert list_files(cache_dir) == {"old"}
     assert len(list_entries(cache_dir)) == 1
 
 
 def test_zero_limit_keeps_nothing(cache_dir: Path) -> None:
-    cache, source = RootfsCache(cache_dir, 0, None), image("x")
+    cache, source = RootfsCache(cache_dir, 0, None), make_image("x")
     with (
         cache.acquire(source, platform_descriptor(source)) as first,
         cache.acquire(source, platform_descriptor(source)) as second,
@@ -175,75 +178,77 @@ def test_zero_limit_keeps_nothing(cache_dir: Path) -> None:
 
 
 def test_oversized_entry_is_not_kept(cache_dir: Path) -> None:
-    assert use(RootfsCache(cache_dir, MIB, None), image("x", 2 * MIB)).parent.parent == cache_dir
+    assert (
+        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x", 2 * MIB)).parent.parent == cache_dir
+    )
     assert list_entries(cache_dir) == set()
 
 
 def test_lowered_limit_evicts(cache_dir: Path) -> None:
     for name in "ab":
-        use(RootfsCache(cache_dir, 9 * MIB, None), image(name, MIB))
-    use(RootfsCache(cache_dir, 2 * MIB, None), image("c", MIB - 100_000))
+        acquire_path(RootfsCache(cache_dir, 9 * MIB, None), make_image(name, MIB))
+    acquire_path(RootfsCache(cache_dir, 2 * MIB, None), make_image("c", MIB - 100_000))
     assert list_files(cache_dir) == {"b", "c"}
 
 
 def test_entry_of_earlier_boot_is_replaced(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = image("x")
-    first = use(RootfsCache(cache_dir, MIB, None), source)
+    source = make_image("x")
+    first = acquire_path(RootfsCache(cache_dir, MIB, None), source)
     (first / "x").write_bytes(b"")  # as after a power cut
     boot = tmp_path / "boot_id"
     boot.write_text("01234567-89ab-cdef-0123-456789abcdef\n")
     monkeypatch.setattr(rootfs_cache, "_BOOT_ID_FILE", boot)
-    again = use(RootfsCache(cache_dir, MIB, None), source)
-    assert (again / "x").stat().st_size == 1000
-    assert list_entries(cache_dir) == {again.parent.name}
+    second_path = acquire_path(RootfsCache(cache_dir, MIB, None), source)
+    assert (second_path / "x").stat().st_size == 1000
+    assert list_entries(cache_dir) == {second_path.parent.name}
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "metadata_bytes",
     [
         b"", b"{", b"[]", b"null", b'{"form": 1}', b'{"form": 1, "config": [], "diff_ids": []}',
         b'{"form": 1, "config": {"os": "linux", "new": 1}, "diff_ids": []}', b"\xff",
         b'{"form": 1, "config": {"os": "linux", "architecture": "amd64"}, "diff_ids": ["x"]}', None,
     ],
 )  # fmt: skip
-def test_damaged_entry_is_replaced(damage: bytes | None, cache_dir: Path) -> None:
-    source = image("x")
-    metadata = use(RootfsCache(cache_dir, MIB, None), source).parent / "root.json"
-    if damage is None:
+def test_damaged_entry_is_replaced(metadata_bytes: bytes | None, cache_dir: Path) -> None:
+    source = make_image("x")
+    metadata = acquire_path(RootfsCache(cache_dir, MIB, None), source).parent / "root.json"
+    if metadata_bytes is None:
         metadata.unlink()
     else:
-        metadata.write_bytes(damage)
+        metadata.write_bytes(metadata_bytes)
     (metadata.parent / "root/x").unlink()
-    assert (use(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
+    assert (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
     assert json.loads(metadata.read_bytes())["config"]["os"] == "linux"
     assert len(list_entries(cache_dir)) == 1
 
 
 def test_other_format_is_replaced(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = image("x")
-    (use(RootfsCache(cache_dir, MIB, None), source) / "x").unlink()
+    source = make_image("x")
+    (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").unlink()
     monkeypatch.setattr(rootfs_cache, "_FORMAT_VERSION", 2)
-    assert (use(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
+    assert (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
 
 
 def test_damaged_entry_in_use(cache_dir: Path) -> None:
-    cache, source = RootfsCache(cache_dir, MIB, None), image("x")
-    with cache.acquire(source, platform_descriptor(source)) as held:
-        (held.path.parent / "root.json").write_bytes(b"")
-        with pytest.raises(EmulatorError, match="damaged and in use") as caught:
-            use(RootfsCache(cache_dir, MIB, None), source)
-        assert caught.value.hint
-        assert (held.path / "x").exists()
+    cache, source = RootfsCache(cache_dir, MIB, None), make_image("x")
+    with cache.acquire(source, platform_descriptor(source)) as root:
+        (root.path.parent / "root.json").write_bytes(b"")
+        with pytest.raises(EmulatorError, match="damaged and in use") as excinfo:
+            acquire_path(RootfsCache(cache_dir, MIB, None), source)
+        assert excinfo.value.hint
+        assert (root.path / "x").exists()
 
 
 def test_directory_without_lock_file(cache_dir: Path) -> None:
-    source = image("x")
-    root = use(RootfsCache(cache_dir, MIB, None), source)
+    source = make_image("x")
+    root = acquire_path(RootfsCache(cache_dir, MIB, None), source)
     (root.parent / "lock").unlink()
     (root / "x").unlink()
-    assert (use(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
+    assert (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
     assert len(list_entries(cache_dir)) == 1
 
 
@@ -255,12 +260,12 @@ def test_malformed_image_cleanup(cache_dir: Path) -> None:
     cache = RootfsCache(cache_dir, MIB, None)
     for _ in range(2):
         with pytest.raises(MalformedImage, match="leads out"):
-            use(cache, source)
+            acquire_path(cache, source)
         assert list_entries(cache_dir) == set()
 
 
 def test_error_in_body_releases_lock(cache_dir: Path) -> None:
-    cache, source = RootfsCache(cache_dir, 0, None), image("x")
+    cache, source = RootfsCache(cache_dir, 0, None), make_image("x")
     with pytest.raises(ZeroDivisionError), cache.acquire(source, platform_descriptor(source)):
         raise ZeroDivisionError
     assert list_entries(cache_dir) == set()
@@ -268,57 +273,57 @@ def test_error_in_body_releases_lock(cache_dir: Path) -> None:
 
 def test_unusable_cache_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EmulatorError, match="cannot be used to unpack") as caught:
-        use(RootfsCache(tmp_path / "file" / "roots", MIB, None), image("x"))
-    assert caught.value.hint
+    with pytest.raises(EmulatorError, match="cannot be used to unpack") as excinfo:
+        acquire_path(RootfsCache(tmp_path / "file" / "roots", MIB, None), make_image("x"))
+    assert excinfo.value.hint
 
 
 def test_disk_full(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+    def raise_disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "write", raise_disk_full)
     with pytest.raises(
         LimitExceeded, match=r"the disk is full while unpacking linux/amd64 .*1000 bytes more"
-    ) as caught:
-        use(RootfsCache(cache_dir, MIB, None), image("x"))
-    assert caught.value.hint == f"df -h {cache_dir}"
+    ) as excinfo:
+        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+    assert excinfo.value.hint == f"df -h {cache_dir}"
     assert list_entries(cache_dir) == set()
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", raise_disk_full)
     with pytest.raises(LimitExceeded, match="No space left"):
-        use(RootfsCache(cache_dir, MIB, None), image("x"))
+        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
     assert list_entries(cache_dir) == set()
 
 
 def test_removes_abandoned_directories(cache_dir: Path) -> None:
-    use(RootfsCache(cache_dir, MIB, None), image("x"))
+    acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
     for name in (".staging-sha256-dead", ".gone-dead", ".staging-without-lock"):
         (cache_dir / name / "root/a").mkdir(parents=True)
         (cache_dir / name / "root/a/file").touch()
     for name in (".staging-sha256-dead", ".gone-dead"):
         (cache_dir / name / "lock").touch()
-    use(RootfsCache(cache_dir, MIB, None), image("y"))
+    acquire_path(RootfsCache(cache_dir, MIB, None), make_image("y"))
     assert list_files(cache_dir) == {"x", "y"}
     assert not any(name.startswith(".") for name in list_entries(cache_dir))
 
 
 def test_keeps_locked_staging(cache_dir: Path) -> None:
-    busy = cache_dir / ".staging-sha256-busy"
-    busy.mkdir(parents=True)
-    with (busy / "lock").open("w") as lock:
+    staging = cache_dir / ".staging-sha256-busy"
+    staging.mkdir(parents=True)
+    with (staging / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        use(RootfsCache(cache_dir, MIB, None), image("x"))
-        assert busy.exists()
-    use(RootfsCache(cache_dir, MIB, None), image("x"))
-    assert not busy.exists()
+        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+        assert staging.exists()
+    acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+    assert not staging.exists()
 
 
 def test_cache_hit_removes_abandoned(cache_dir: Path) -> None:
-    source = image("x")
-    use(RootfsCache(cache_dir, MIB, None), source)
+    source = make_image("x")
+    acquire_path(RootfsCache(cache_dir, MIB, None), source)
     (cache_dir / ".gone-dead/root").mkdir(parents=True)
-    use(RootfsCache(cache_dir, MIB, None), source)
+    acquire_path(RootfsCache(cache_dir, MIB, None), source)
     assert len(list_entries(cache_dir)) == 1
 
 
@@ -347,7 +352,7 @@ def start_thread(call: Callable[[], object]) -> threading.Thread:
 
 @pytest.mark.parametrize("max_bytes", [0, MIB])
 def test_concurrent_use_unpacks_once(max_bytes: int, cache_dir: Path) -> None:
-    source, cache, sizes = BlockingSource(image("x")), RootfsCache(cache_dir, max_bytes, None), []
+    source, cache, sizes = BlockingSource(make_image("x")), RootfsCache(cache_dir, max_bytes, None), []
     barrier = threading.Barrier(9)
 
     def use_cache() -> None:
@@ -372,9 +377,9 @@ def test_waiter_retries_after_failure(cache_dir: Path) -> None:
     source, failures = BlockingSource(single_platform_image([layer_tar(file("../x"))])), []
 
     def expect_failure() -> None:
-        with pytest.raises(MalformedImage) as caught:
-            use(RootfsCache(cache_dir, MIB, None), source)
-        failures.append(caught.value)
+        with pytest.raises(MalformedImage) as excinfo:
+            acquire_path(RootfsCache(cache_dir, MIB, None), source)
+        failures.append(excinfo.value)
 
     threads = [start_thread(expect_failure) for _ in range(3)]
     source.allowed.set()
@@ -385,15 +390,15 @@ def test_waiter_retries_after_failure(cache_dir: Path) -> None:
 
 
 def test_waiter_locks_replacement(cache_dir: Path) -> None:
-    cache, source = RootfsCache(cache_dir, 9 * MIB, None), image("x")
-    entry_path = use(cache, source).parent
-    ready, go = threading.Event(), threading.Event()
+    cache, source = RootfsCache(cache_dir, 9 * MIB, None), make_image("x")
+    entry_path = acquire_path(cache, source).parent
+    ready, may_finish = threading.Event(), threading.Event()
 
     def wait_and_use() -> None:
         with cache.acquire(source, platform_descriptor(source)) as root:
             assert (root.path / "x").exists()
             ready.set()
-            assert go.wait(20)
+            assert may_finish.wait(20)
             assert (root.path / "x").exists()
 
     with (entry_path / "lock").open("r+") as lock:
@@ -401,21 +406,22 @@ def test_waiter_locks_replacement(cache_dir: Path) -> None:
         thread = start_thread(wait_and_use)
         time.sleep(0.2)
         entry_path.rename(cache_dir / ".gone-x")
-        use(RootfsCache(cache_dir, 9 * MIB, None), source)
+        acquire_path(RootfsCache(cache_dir, 9 * MIB, None), source)
     assert ready.wait(20)
-    use(RootfsCache(cache_dir, 0, None), image("y"))
+    acquire_path(RootfsCache(cache_dir, 0, None), make_image("y"))
     assert list_files(cache_dir) == {"x"}
-    go.set()
+    may_finish.set()
     thread.join()
-    use(RootfsCache(cache_dir, 0, None), image("y"))
+    acquire_path(RootfsCache(cache_dir, 0, None), make_image("y"))
     assert not any("sha256" in name for name in list_entries(cache_dir))
 
 
 def test_concurrent_replacement(cache_dir: Path) -> None:
-    source, paths = image("x"), []
-    (use(RootfsCache(cache_dir, MIB, None), source).parent / "root.json").write_bytes(b"")
+    source, paths = make_image("x"), []
+    (acquire_path(RootfsCache(cache_dir, MIB, None), source).parent / "root.json").write_bytes(b"")
     threads = [
-        start_thread(lambda: paths.append(use(RootfsCache(cache_dir, MIB, None), source))) for _ in range(8)
+        start_thread(lambda: paths.append(acquire_path(RootfsCache(cache_dir, MIB, None), source)))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.join()
@@ -424,39 +430,39 @@ def test_concurrent_replacement(cache_dir: Path) -> None:
 
 
 def test_entry_ready_during_staging(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, other = BlockingSource(image("x")), BlockingSource(image("x"))
+    blocking_source, other = BlockingSource(make_image("x")), BlockingSource(make_image("x"))
     other.allowed.set()
-    unpacker = start_thread(lambda: use(RootfsCache(cache_dir, MIB, None), slow))
-    assert slow.opening.wait(20)
+    unpacker = start_thread(lambda: acquire_path(RootfsCache(cache_dir, MIB, None), blocking_source))
+    assert blocking_source.opening.wait(20)
     exists = Path.exists
 
     def finish_unpacking(path: Path) -> bool:
         result = exists(path)
         if path.name == LOCK_NAME and path.parent.parent == cache_dir and not result:
-            slow.allowed.set()
+            blocking_source.allowed.set()
             unpacker.join()
         return result
 
     monkeypatch.setattr(Path, "exists", finish_unpacking)
-    threading.Timer(0.2, slow.allowed.set).start()
-    use(RootfsCache(cache_dir, MIB, None), other)
+    threading.Timer(0.2, blocking_source.allowed.set).start()
+    acquire_path(RootfsCache(cache_dir, MIB, None), other)
     unpacker.join()
     assert other.layers == 0
 
 
 def test_images_unpack_in_parallel(cache_dir: Path) -> None:
-    slow, fast = BlockingSource(image("slow")), image("fast")
+    blocking_source, other_image = BlockingSource(make_image("slow")), make_image("fast")
     cache = RootfsCache(cache_dir, MIB, None)
-    thread = start_thread(lambda: use(cache, slow))
-    assert slow.opening.wait(20)
-    use(cache, fast)
-    slow.allowed.set()
+    thread = start_thread(lambda: acquire_path(cache, blocking_source))
+    assert blocking_source.opening.wait(20)
+    acquire_path(cache, other_image)
+    blocking_source.allowed.set()
     thread.join()
     assert list_files(cache_dir) == {"slow", "fast"}
 
 
 def test_forked_child_holds_no_lock(cache_dir: Path) -> None:
-    cache, source = RootfsCache(cache_dir, 0, None), image("x")
+    cache, source = RootfsCache(cache_dir, 0, None), make_image("x")
     read, write = os.pipe()
     with cache.acquire(source, platform_descriptor(source)):
         child = subprocess.Popen(["cat"], stdin=read, pass_fds=_open_fds(cache_dir))
@@ -490,7 +496,7 @@ def test_unprivileged_removal(nobody_dir: Path) -> None:
         ]
     )
     cache_dir = nobody_dir / "roots"
-    call_as_nobody(lambda: str(use(RootfsCache(cache_dir, 0, None), source)))
+    call_as_nobody(lambda: str(acquire_path(RootfsCache(cache_dir, 0, None), source)))
     assert list_entries(cache_dir) == set()
     assert canary.read_text() == "alive"
     assert cache_dir.stat().st_uid == (NOBODY if IS_ROOT else os.geteuid())
@@ -499,7 +505,7 @@ def test_unprivileged_removal(nobody_dir: Path) -> None:
 
 @only_root
 def test_users_do_not_share_entries(nobody_dir: Path) -> None:
-    source, cache_dir = image("x"), nobody_dir / "roots"
-    call_as_nobody(lambda: str(use(RootfsCache(cache_dir, MIB, None), source)))
-    use(RootfsCache(cache_dir, 0, None), source)
+    source, cache_dir = make_image("x"), nobody_dir / "roots"
+    call_as_nobody(lambda: str(acquire_path(RootfsCache(cache_dir, MIB, None), source)))
+    acquire_path(RootfsCache(cache_dir, 0, None), source)
     assert [(cache_dir / name).stat().st_uid for name in list_entries(cache_dir)] == [NOBODY]

@@ -49,7 +49,7 @@ from tests.support.unpacking import (
 )
 
 
-def mode(path: Path) -> int:
+def get_mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
@@ -71,7 +71,12 @@ def test_content_mode_and_time(tmp_path: Path) -> None:
     assert (root / "bin/sh").readlink() == Path("busybox")
     assert (root / "data").read_bytes() == b"contiguous"
     assert stat.S_ISFIFO((root / "pipe").stat().st_mode)
-    assert [mode(root / name) for name in ("bin", "bin/busybox", "pipe", "")] == [0o750, 0o711, 0o640, 0o755]
+    assert [get_mode(root / name) for name in ("bin", "bin/busybox", "pipe", "")] == [
+        0o750,
+        0o711,
+        0o640,
+        0o755,
+    ]
     times = [(root / name).lstat().st_mtime for name in ("bin", "bin/busybox", "bin/sh", "pipe")]
     assert times == [1_500_000_000, 1_600_000_000.5, 1_400_000_000, 1_300_000_000]
 
@@ -89,7 +94,7 @@ def test_umask_is_ignored(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     names = ("", "a", "a/b", "c", "p", "w", "tmp", "proc", "etc", "etc/hosts")
-    assert [oct(mode(root / name)) for name in names] == [
+    assert [oct(get_mode(root / name)) for name in names] == [
         "0o755", "0o777", "0o666", "0o755", "0o666", "0o755", "0o1777", "0o755", "0o755", "0o644",
     ]  # fmt: skip
 
@@ -103,7 +108,7 @@ def test_setuid_and_setgid_are_dropped(tmp_path: Path) -> None:
     ]
     root = unpack_layers(tmp_path, items)
     names = ("file", "dir", "pipe", "sticky")
-    assert [oct(mode(root / name)) for name in names] == ["0o755", "0o1777", "0o644", "0o644"]
+    assert [oct(get_mode(root / name)) for name in names] == ["0o755", "0o1777", "0o644", "0o644"]
 
 
 def test_device_only_removes(tmp_path: Path) -> None:
@@ -122,7 +127,7 @@ def test_unknown_entry_type(kind: bytes, tmp_path: Path) -> None:
 
 def test_root_entry_is_ignored(tmp_path: Path) -> None:
     names = (".", "./", "/", "./.", "")
-    assert mode(unpack_layers(tmp_path, [directory(name, mode=0) for name in names])) == 0o755
+    assert get_mode(unpack_layers(tmp_path, [directory(name, mode=0) for name in names])) == 0o755
 
 
 def test_names_are_normalized(tmp_path: Path) -> None:
@@ -185,10 +190,10 @@ def test_many_different_symlinks(tmp_path: Path) -> None:
 
 
 def test_symlinks_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+    def refuse_link(*_: object, **__: object) -> None:
         raise OSError(errno.EMLINK, "Too many links")
 
-    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "link", refuse_link)
     root = unpack_layers(tmp_path, [symlink("a", "t"), symlink("b", "t"), symlink("b", "t")])
     assert list_tree(root) == {"a": "-> t", "b": "-> t"}
 
@@ -198,7 +203,7 @@ def test_symlinks_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_missing_parents_are_created(tmp_path: Path) -> None:
     root = unpack_layers(tmp_path, [file("a/b/c", b"1")])
-    assert [mode(root / name) for name in ("a", "a/b")] == [0o755, 0o755]
+    assert [get_mode(root / name) for name in ("a", "a/b")] == [0o755, 0o755]
 
 
 def test_symlinks_resolve_in_root(tmp_path: Path) -> None:
@@ -245,11 +250,7 @@ def test_symlink_loop(items: list[Entry], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "items",
-    [
-        [file("a"), file("a/x")],
-        [file("a"), directory("a/b/c")],
-        [file("a"), symlink("l", "a"), file("l/x")],
-    ],
+    [[file("a"), file("a/x")], [file("a"), directory("a/b/c")], [file("a"), symlink("l", "a"), file("l/x")]],
 )
 def test_entry_below_a_file(items: list[Entry], tmp_path: Path) -> None:
     assert "Not a directory" in unpack_error(tmp_path, items)
@@ -312,13 +313,13 @@ def test_entry_replaces_existing(
     root = unpack_layers(tmp_path, *layers)
     assert list_tree(root) == expected
     if expected.get("x") == "/":
-        assert mode(root / "x") == after[0].mode
+        assert get_mode(root / "x") == after[0].mode
 
 
 def test_inode_reuse_keeps_no_mode(tmp_path: Path) -> None:
     items = [directory("x", mode=0o500), file("x"), *(file(f"{name}/f") for name in "abcdefgh")]
     root = unpack_layers(tmp_path, items)
-    assert {mode(root / name) for name in "abcdefgh"} == {0o755}
+    assert {get_mode(root / name) for name in "abcdefgh"} == {0o755}
 
 
 def test_hard_links(tmp_path: Path) -> None:
@@ -391,15 +392,10 @@ def test_whiteout_spares_own_layer(
 
 @pytest.mark.parametrize("opaque_first", [False, True])
 def test_whiteout_keeps_own_directory(opaque_first: bool, tmp_path: Path) -> None:
-    above = [
-        directory("x", mode=0o711),
-        directory("x/s", mode=0o700),
-        file("x/.wh..wh..opq"),
-        file(".wh.x"),
-    ]
+    above = [directory("x", mode=0o711), directory("x/s", mode=0o700), file("x/.wh..wh..opq"), file(".wh.x")]
     root = unpack_layers(tmp_path, [file("x/s/old"), file("x/t/old")], above[::-1] if opaque_first else above)
     assert list_tree(root) == {"x": "/", "x/s": "/"}
-    assert [mode(root / "x"), mode(root / "x/s")] == [0o711, 0o700]
+    assert [get_mode(root / "x"), get_mode(root / "x/s")] == [0o711, 0o700]
 
 
 @pytest.mark.parametrize("is_reversed", [False, True])
@@ -416,11 +412,7 @@ def test_whiteout_in_lowest_layer(tmp_path: Path) -> None:
 
 
 def test_whiteout_in_third_layer(tmp_path: Path) -> None:
-    layers = [
-        [file("x/a")],
-        [file("x/b"), file("y")],
-        [file("x/.wh..wh..opq"), file("x/c"), file(".wh.y")],
-    ]
+    layers = [[file("x/a")], [file("x/b"), file("y")], [file("x/.wh..wh..opq"), file("x/c"), file(".wh.y")]]
     assert list_tree(unpack_layers(tmp_path, *layers)) == {"x": "/", "x/c": ""}
 
 
@@ -466,8 +458,8 @@ def test_repeated_whiteouts_scan_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "scandir", record)
     below = [file(f"x/s{number}/old") for number in range(20)]
     above = [file(f"x/s{number}/new") for number in range(20)]
-    each = [f"x/s{number}/.wh..wh..opq" for number in range(20)]
-    opaque = [file(name) for _ in range(10) for name in ("x/.wh..wh..opq", ".wh.x", *each)]
+    opaque_names = [f"x/s{number}/.wh..wh..opq" for number in range(20)]
+    opaque = [file(name) for _ in range(10) for name in ("x/.wh..wh..opq", ".wh.x", *opaque_names)]
     new = [file(f"n{number}/{name}") for number in range(30) for name in ("a", ".wh..wh..opq")]
     root = unpack_layers(tmp_path, below, [*above, *opaque, *new])
     assert len(scanned) < 90  # once to hide and once to set modes; new directories only for their modes
@@ -479,7 +471,7 @@ def test_repeated_whiteouts_scan_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_required_directories_are_created(tmp_path: Path) -> None:
     root = unpack_layers(tmp_path, [file("x")], WorkingDir="/srv/app")
-    assert [oct(mode(root / name)) for name in ("proc", "sys", "dev", "tmp", "srv/app")] == [
+    assert [oct(get_mode(root / name)) for name in ("proc", "sys", "dev", "tmp", "srv/app")] == [
         "0o755", "0o755", "0o755", "0o1777", "0o755",
     ]  # fmt: skip
     assert (root / "etc/hosts").read_text() == "127.0.0.1\tlocalhost\n::1\tlocalhost\n"
@@ -488,7 +480,11 @@ def test_required_directories_are_created(tmp_path: Path) -> None:
 def test_existing_directories_are_kept(tmp_path: Path) -> None:
     items = [directory("tmp", mode=0o700), file("etc/hosts", b"mine", mode=0o600), directory("w", mode=0o711)]
     root = unpack_layers(tmp_path, items, WorkingDir="w")
-    assert (mode(root / "tmp"), mode(root / "w"), mode(root / "etc/hosts")) == (0o700, 0o711, 0o600)
+    assert (get_mode(root / "tmp"), get_mode(root / "w"), get_mode(root / "etc/hosts")) == (
+        0o700,
+        0o711,
+        0o600,
+    )
     assert (root / "etc/hosts").read_text() == "mine"
 
 
@@ -635,15 +631,9 @@ def test_unprivileged_unpack(nobody_dir: Path) -> None:
         directory("a/b", mode=0o555),
         file("a/b/y", b"2"),
     ]
-    above = [
-        file("a/z", b"3"),
-        directory("c", mode=0o111),
-        file("c/x"),
-        file("a/b/.wh.y"),
-        file("c/d/e"),
-    ]
+    above = [file("a/z", b"3"), directory("c", mode=0o111), file("c/x"), file("a/b/.wh.y"), file("c/d/e")]
     root = call_as_nobody(lambda: unpack_layers(nobody_dir, below, above))
-    assert [oct(mode(root / name)) for name in ("a", "a/x", "a/b", "c", "c/d")] == [
+    assert [oct(get_mode(root / name)) for name in ("a", "a/x", "a/b", "c", "c/d")] == [
         "0o0", "0o0", "0o555", "0o111", "0o755",
     ]  # fmt: skip
     if IS_ROOT:
@@ -677,14 +667,14 @@ def test_unprivileged_removal(nobody_dir: Path) -> None:
     call_as_nobody(unpack_and_remove)
     assert [path.name for path in nobody_dir.iterdir()] == ["canary"]
     assert (canary / "file").read_text() == "alive"
-    assert mode(canary) == 0o755
+    assert get_mode(canary) == 0o755
 
 
 def test_unusable_destination(tmp_path: Path) -> None:
     source = single_platform_image([layer_tar(file("x"))])
-    with pytest.raises(EmulatorError, match="cannot be unpacked into") as caught:
+    with pytest.raises(EmulatorError, match="cannot be unpacked into") as excinfo:
         unpack(source, platform_descriptor(source), tmp_path / "gone" / "root")
-    assert caught.value.exit_code == 3
+    assert excinfo.value.exit_code == 3
     (tmp_path / "root").mkdir()
     (tmp_path / "root/mine").touch()
     with pytest.raises(EmulatorError, match="File exists"):
@@ -701,10 +691,10 @@ def test_digests_sizes_and_diff_ids(tmp_path: Path) -> None:
 
     def unpack_message(entry: Json) -> str:
         memory.set_index([entry])
-        with pytest.raises(MalformedImage) as caught:
+        with pytest.raises(MalformedImage) as excinfo:
             unpack(memory, platform_descriptor(memory), tmp_path / "root")
         assert list(tmp_path.iterdir()) == []
-        return caught.value.message
+        return excinfo.value.message
 
     other = f"sha256:{'0' * 64}"
     entry = add_platform(memory, "linux/amd64", [data], diff_ids=[other])
@@ -734,18 +724,18 @@ def test_malformed_layer_is_named(tmp_path: Path) -> None:
 
 
 def test_limits_of_files_and_directories(tmp_path: Path) -> None:
-    many = [[file(f"{number}-{each}") for each in range(10)] for number in range(4)]
+    many = [[file(f"{number}-{index}") for index in range(10)] for number in range(4)]
     assert unpack_layers(tmp_path, *many, limits=Limits(entries=45))
     for layers, limits, cause in (
         (many, Limits(entries=39), "too many files"),
         ([[file("a/" * 50 + "x")]], Limits(entries=40), "too many files"),
         ([[file("a/" * 50 + "x")]], Limits(nodes=40), "too many directories"),
-        ([[directory(f"{each}") for each in range(50)]], Limits(nodes=49), "too many directories"),
+        ([[directory(f"{index}") for index in range(50)]], Limits(nodes=49), "too many directories"),
     ):
         (tmp_path / "new").mkdir(exist_ok=True)
-        with pytest.raises(LimitExceeded, match=cause) as caught:
+        with pytest.raises(LimitExceeded, match=cause) as excinfo:
             unpack_layers(tmp_path / "new", *layers, limits=limits)
-        assert caught.value.exit_code == 5
+        assert excinfo.value.exit_code == 5
         assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -795,21 +785,21 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_kernel_without_openat2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openat2, "_syscall", lambda *_: -1)
     monkeypatch.setattr(ctypes, "get_errno", lambda: errno.ENOSYS)
-    with pytest.raises(EmulatorError, match="openat2") as caught:
+    with pytest.raises(EmulatorError, match="openat2") as excinfo:
         unpack_layers(tmp_path, [file("a/x")])
-    assert caught.value.hint
+    assert excinfo.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
 def test_openat2_retries_on_eagain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = openat2._syscall, []
+    syscall, calls = openat2._syscall, []
 
     def interrupted(*arguments: object) -> int:
         calls.append(arguments)
         if len(calls) % 3:
             ctypes.set_errno(errno.EAGAIN)
             return -1
-        return int(real(*arguments))
+        return int(syscall(*arguments))
 
     monkeypatch.setattr(openat2, "_syscall", interrupted)
     assert list_tree(unpack_layers(tmp_path, [file("a/x"), file("a/b/y")])) == {

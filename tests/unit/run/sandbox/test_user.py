@@ -9,9 +9,9 @@ from buildkit_tasks.run.sandbox.user import User, resolve_user
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    (root / "etc").mkdir(parents=True)
+def rootfs_dir(tmp_path: Path) -> Path:
+    rootfs_dir = tmp_path / "root"
+    (rootfs_dir / "etc").mkdir(parents=True)
     lines = [
         "root:x:0:0:root:/root:/bin/sh",
         "app:x:1000:1001::/srv:/bin/sh",
@@ -19,10 +19,10 @@ def root(tmp_path: Path) -> Path:
         "# comment",
         "",
     ]
-    (root / "etc/passwd").write_text("\n".join(lines), encoding="utf-8")
+    (rootfs_dir / "etc/passwd").write_text("\n".join(lines), encoding="utf-8")
     groups = ["root:x:0:", "app:x:1001:", "extra:x:7:app,odd", "1002:x:8:", "bad:x:y:app"]
-    (root / "etc/group").write_text("\n".join(groups), encoding="utf-8")
-    return root
+    (rootfs_dir / "etc/group").write_text("\n".join(groups), encoding="utf-8")
+    return rootfs_dir
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def root(tmp_path: Path) -> Path:
         ("0004711", User(uid=4711)),
     ],
 )
-def test_user_lookup(root: Path, spec: str, user: User) -> None:
-    assert resolve_user(spec, root) == user
+def test_user_lookup(rootfs_dir: Path, spec: str, user: User) -> None:
+    assert resolve_user(spec, rootfs_dir) == user
 
 
 @pytest.mark.parametrize(
     "spec", ["ghost", "app:ghosts", "70000", "-1", "odd", "1e3", "00000000000099999", ":5"]
 )
-def test_invalid_user(root: Path, spec: str) -> None:
+def test_invalid_user(rootfs_dir: Path, spec: str) -> None:
     with pytest.raises(CheckFailed, match="USER"):
-        resolve_user(spec, root)
+        resolve_user(spec, rootfs_dir)
 
 
 def test_image_without_passwd(tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_image_without_passwd(tmp_path: Path) -> None:
 def test_symlink_to_host_passwd(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/passwd").write_text("spy:x:77:77::/:\n", encoding="utf-8")
-    root = tmp_path / "root"
-    (root / "etc").mkdir(parents=True)
-    (root / "etc/passwd").symlink_to(tmp_path / "outside/passwd")
+    rootfs_dir = tmp_path / "root"
+    (rootfs_dir / "etc").mkdir(parents=True)
+    (rootfs_dir / "etc/passwd").symlink_to(tmp_path / "outside/passwd")
     with pytest.raises(CheckFailed):
-        resolve_user("spy", root)
-    (root / "etc/passwd").unlink()
-    (root / "etc/passwd").symlink_to("../../outside/passwd")
+        resolve_user("spy", rootfs_dir)
+    (rootfs_dir / "etc/passwd").unlink()
+    (rootfs_dir / "etc/passwd").symlink_to("../../outside/passwd")
     with pytest.raises(CheckFailed):
-        resolve_user("spy", root)
+        resolve_user("spy", rootfs_dir)
