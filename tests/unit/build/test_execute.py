@@ -16,6 +16,7 @@ from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, Regi
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
 from buildkit_tasks.system.files import temporary_path
+from tests.support.argv import option_values
 from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
@@ -46,10 +47,6 @@ def _no_temporary_files(tmp_path: Path, work_dir: Path) -> Any:
     yield
     assert list((tmp_path / "tmp").iterdir()) == []
     assert [path for path in work_dir.rglob("*") if path.name.endswith(".partial")] == []
-
-
-def option_values(argv: list[str], name: str) -> list[str]:
-    return [argument.removeprefix(f"--{name}=") for argument in argv if argument.startswith(f"--{name}=")]
 
 
 def successful_buildx(digest: str = IMAGE_DIGEST) -> Any:
@@ -139,7 +136,7 @@ def test_buildx_writes_temporary_file(work_dir: Path) -> None:
     harness = Harness("type=oci,dest=hello.tar").expect_success()
     (work_dir / "hello.tar").write_bytes(OLD_CONTENT)
     harness.execute()
-    (dest,) = option_values(list(harness.commands.calls[0].argv), "output")
+    (dest,) = option_values(harness.commands.calls[0].argv, "output")
     assert dest == f"type=oci,dest={temporary_path(Path('hello.tar'))}"
     assert (work_dir / "hello.tar").read_bytes() != OLD_CONTENT
 
@@ -248,7 +245,7 @@ def test_stand_in_contexts() -> None:
     plan = BasePlan(mode="standin", contexts=(("alpine:3", "oci-layout:///x@sha256:1"),))
     harness = Harness("type=oci,dest=a.tar", plan=plan, build_contexts=("alpine:3=mine",)).expect_success()
     assert harness.execute().bases == "standin"
-    contexts = option_values(list(harness.commands.calls[0].argv), "build-context")
+    contexts = option_values(harness.commands.calls[0].argv, "build-context")
     assert contexts == ["alpine:3=oci-layout:///x@sha256:1", "alpine:3=mine"]
 
 
@@ -308,16 +305,14 @@ def test_load_per_platform() -> None:
         "--platform=linux/amd64",
         "--platform=linux/arm/v7",
     ]
-    assert [option_values(list(each.argv), "output") for each in harness.commands.calls] == [
-        ["type=docker"]
-    ] * 2
+    assert [option_values(each.argv, "output") for each in harness.commands.calls] == [["type=docker"]] * 2
     tags = [
         "hello:0.1-linux-amd64",
         "r.example:5000/hello:latest-linux-amd64",
         "hello:0.1-linux-arm-v7",
         "r.example:5000/hello:latest-linux-arm-v7",
     ]
-    assert [tag for each in harness.commands.calls for tag in option_values(list(each.argv), "tag")] == tags
+    assert [tag for each in harness.commands.calls for tag in option_values(each.argv, "tag")] == tags
     assert result.outputs == tuple(Output(type="docker", ref=tag) for tag in tags)
     assert harness.messages[1:] == [f"loaded {', '.join(tags[:2])}", f"loaded {', '.join(tags[2:])}"]
 
@@ -327,7 +322,7 @@ def test_load_one_platform() -> None:
         store="graph", tags=("hello:1",), load=True, platforms=TWO_PLATFORMS[:1]
     ).expect_success("")
     assert harness.execute().outputs == (Output(type="docker", ref="hello:1"),)
-    assert option_values(list(harness.commands.calls[0].argv), "tag") == ["hello:1"]
+    assert option_values(harness.commands.calls[0].argv, "tag") == ["hello:1"]
 
 
 def test_load_with_other_output(work_dir: Path) -> None:
@@ -348,7 +343,7 @@ def test_load_per_platform_with_push() -> None:
         tags=(f"{CLOSED_REGISTRY}/a:1",), load=True,
     ).expect_success()  # fmt: skip
     harness.execute()
-    pushed, *loaded = (option_values(list(each.argv), "tag") for each in harness.commands.calls)
+    pushed, *loaded = (option_values(each.argv, "tag") for each in harness.commands.calls)
     assert pushed == []
     assert loaded == [[f"{CLOSED_REGISTRY}/a:1-linux-amd64"], [f"{CLOSED_REGISTRY}/a:1-linux-arm-v7"]]
 
@@ -384,7 +379,7 @@ def test_push_of_archive_output(work_dir: Path, driver: str) -> None:
     harness = Harness(*outputs, tags=(f"{CLOSED_REGISTRY}/a:1",), driver=driver).expect_success()
     with pytest.raises(RegistryError, match="Connection refused"):
         harness.execute()
-    (archive,) = map(OutputSpec.parse, option_values(list(harness.commands.calls[0].argv), "output"))
+    (archive,) = map(OutputSpec.parse, option_values(harness.commands.calls[0].argv, "output"))
     assert (archive.type, archive.get("compression"), archive.names) == (
         "oci",
         "zstd",
@@ -397,7 +392,7 @@ def test_push_with_other_packing(work_dir: Path) -> None:
     outputs = ("type=oci,dest=x.tar", "type=registry,compression=zstd")
     harness = Harness(*outputs, tags=(f"{CLOSED_REGISTRY}/a:1",), driver="docker-container").expect_success()
     result = harness.execute()
-    archive, pushed = map(OutputSpec.parse, option_values(list(harness.commands.calls[0].argv), "output"))
+    archive, pushed = map(OutputSpec.parse, option_values(harness.commands.calls[0].argv, "output"))
     assert (archive.type, archive.names) == ("oci", (f"{CLOSED_REGISTRY}/a:1",))
     assert (pushed.type, pushed.get("push-by-digest"), pushed.get("compression")) == ("image", "true", "zstd")
     assert result.outputs == (
@@ -410,7 +405,7 @@ def test_push_with_docker_driver() -> None:
     harness = Harness("type=registry,compression=zstd", tags=(f"{CLOSED_REGISTRY}/a:1",)).expect_success()
     with pytest.raises(RegistryError, match="Connection refused"):
         harness.execute()
-    (output,) = option_values(list(harness.commands.calls[0].argv), "output")
+    (output,) = option_values(harness.commands.calls[0].argv, "output")
     archive = OutputSpec.parse(output)
     assert (archive.type, archive.get("compression"), archive.names) == (
         "oci",

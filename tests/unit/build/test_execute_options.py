@@ -9,9 +9,10 @@ import pytest
 
 from buildkit_tasks.errors import BuildFailed, UsageError
 from buildkit_tasks.report.model import NodeSummary
+from tests.support.argv import option_values
 from tests.support.oci import hello
 from tests.support.registry.fake import fake_registry
-from tests.unit.build.test_execute import TWO_PLATFORMS, Harness, option_values
+from tests.unit.build.test_execute import TWO_PLATFORMS, Harness
 
 NODE = NodeSummary(name="a", endpoint="tcp://10.0.0.1:1", platforms=tuple(map(str, TWO_PLATFORMS)))
 REGISTRY_CACHE = "type=registry,ref=x:c"
@@ -25,7 +26,7 @@ def _work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def option_per_build(harness: Harness, name: str) -> list[list[str]]:
     """Return the values of an option for each run of buildx."""
-    return [option_values(list(command.argv), name) for command in harness.commands.calls]
+    return [option_values(command.argv, name) for command in harness.commands.calls]
 
 
 def test_cache_export_to_base() -> None:

@@ -20,10 +20,11 @@ from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output
 from buildkit_tasks.system.command import CommandOptions
 from buildkit_tasks.verify import verify
+from tests.support.argv import option_values
 from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
-from tests.unit.build.test_execute import _no_temporary_files, option_values, work_dir
+from tests.unit.build.test_execute import _no_temporary_files, work_dir
 
 __all__ = ["_no_temporary_files", "work_dir"]  # autouse fixtures
 
@@ -143,7 +144,7 @@ def test_default_provenance(
     harness = Harness("type=oci,dest=x.tar", **options)
     harness.execute()
     assert [
-        option_values([*each.argv], "provenance")
+        option_values(each.argv, "provenance")
         for each in harness.commands.matching_calls("docker buildx build *")
     ] == [expected] * 3
 
@@ -152,7 +153,7 @@ def test_no_provenance_in_folder() -> None:
     harness = Harness("type=local,dest=out")
     harness.execute()
     assert [
-        option_values([*each.argv], "provenance")
+        option_values(each.argv, "provenance")
         for each in harness.commands.matching_calls("docker buildx build *")
     ] == [[]] * 3
 
@@ -171,10 +172,10 @@ def test_parts_are_joined(work_dir: Path) -> None:
         report = verify(source, THREE_PLATFORMS, "it")
     assert report.ok
     assert [row.digest for row in report.platforms] == [row.digest for row in result.platforms]
-    platforms = [option_values(list(command.argv), "platform") for command in harness.commands.calls]
+    platforms = [option_values(command.argv, "platform") for command in harness.commands.calls]
     assert sorted(platforms) == [["linux/amd64"], ["linux/arm64"], ["linux/riscv64"]]
     assert all(
-        "--builder=mine" in command.argv and not option_values(list(command.argv), "tag")
+        "--builder=mine" in command.argv and not option_values(command.argv, "tag")
         for command in harness.commands.calls
     )
 

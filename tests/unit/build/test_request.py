@@ -15,6 +15,7 @@ from buildkit_tasks.build.request import (
 )
 from buildkit_tasks.errors import SettingsError, UsageError
 from buildkit_tasks.platforms import parse_platforms
+from tests.support.argv import option_values
 from tests.support.scripted import Scripted
 
 PLATFORMS = parse_platforms(["linux/amd64,linux/arm/v7"])
@@ -232,10 +233,9 @@ def test_progress_in_ci(monkeypatch: pytest.MonkeyPatch, progress: str, ci: str,
     assert [argument for argument in argv if argument.startswith("--progress")] == expected
 
 
-def option_values(name: str, **options: Any) -> list[str]:
-    """Return the values of an option in buildx's arguments."""
-    argv = make_buildx_argv(make_request(**options), "x", Path("m"))
-    return [argument.removeprefix(f"--{name}=") for argument in argv if argument.startswith(f"--{name}=")]
+def buildx_values(name: str, **options: Any) -> list[str]:
+    """Return the values of an option in buildx's arguments for a request."""
+    return option_values(make_buildx_argv(make_request(**options), "x", Path("m")), name)
 
 
 def test_check_secrets_and_caches() -> None:
@@ -290,19 +290,19 @@ OCI_OUTPUT = OutputSpec(type="oci", attributes=(("dest", "x.tar"),))
 
 def test_reproducible_argv() -> None:
     options = {"reproducible": True, "epoch": 5, "outputs": (OCI_OUTPUT,)}
-    assert option_values("build-arg", build_args=("SOURCE_DATE_EPOCH", "A=1"), **options) == [
+    assert buildx_values("build-arg", build_args=("SOURCE_DATE_EPOCH", "A=1"), **options) == [
         "A=1",
         "SOURCE_DATE_EPOCH=5",
     ]
-    assert option_values("output", **options) == ["type=oci,dest=x.tar,rewrite-timestamp=true"]
-    assert option_values("provenance", **options) == ["false"]
+    assert buildx_values("output", **options) == ["type=oci,dest=x.tar,rewrite-timestamp=true"]
+    assert buildx_values("provenance", **options) == ["false"]
 
 
 def test_epoch_of_other_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "5")
-    assert option_values("build-arg", outputs=(OCI_OUTPUT,)) == []
-    assert option_values("output", outputs=(OCI_OUTPUT,)) == ["type=oci,dest=x.tar"]
-    assert option_values("provenance", outputs=(OCI_OUTPUT,)) == []
+    assert buildx_values("build-arg", outputs=(OCI_OUTPUT,)) == []
+    assert buildx_values("output", outputs=(OCI_OUTPUT,)) == ["type=oci,dest=x.tar"]
+    assert buildx_values("provenance", outputs=(OCI_OUTPUT,)) == []
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_reproducible_attestations(options: dict[str, Any], provenance: list[str
     assert resolved.epoch == 5
     assert messages[0] == "SOURCE_DATE_EPOCH=5 (--build-arg)"
     assert "the index digest differs in every build" in messages[1]
-    assert option_values("provenance", reproducible=True, epoch=5, **options) == provenance
+    assert buildx_values("provenance", reproducible=True, epoch=5, **options) == provenance
 
 
 def test_reproducible_inline_cache() -> None:
@@ -339,8 +339,8 @@ def test_no_epoch_by_default() -> None:
 
 
 def test_no_attest() -> None:
-    assert option_values("provenance", no_attest=True) == ["false"]
-    assert option_values("sbom", no_attest=True) == ["false"]
+    assert buildx_values("provenance", no_attest=True) == ["false"]
+    assert buildx_values("sbom", no_attest=True) == ["false"]
 
 
 @pytest.mark.parametrize(

