@@ -37,18 +37,18 @@ def _sandbox() -> None:
 def busybox_image(tmp_path: Path) -> BusyboxImage:
     """Return a function that makes an archive of busybox images, one per platform, and returns its name."""
 
-    def make(*platforms: str, files: dict[str, bytes] | None = None, **config: object) -> str:
+    def write_image(*platforms: str, files: dict[str, bytes] | None = None, **config: object) -> str:
         memory = MemoryImage()
         tars = {each: [make_busybox_layer(each, files or {})] for each in platforms}
         config.setdefault("Cmd", ["/bin/sh"])
-        # Typed loosely: all keywords are keys of the configuration.
+        # Typed without its named parameters: all keywords are keys of the config here.
         add: Callable[..., Json] = add_platform
         entries = [add(memory, each, layers, **config) for each, layers in tars.items()]
         memory.set_index(entries)
         path = tmp_path / f"busybox-{len(list(tmp_path.glob('busybox-*')))}.tar"
         return f"oci-archive:{write_archive(memory, path)}"
 
-    return make
+    return write_image
 
 
 def make_busybox_layer(platform: str, files: dict[str, bytes]) -> bytes:
@@ -57,7 +57,7 @@ def make_busybox_layer(platform: str, files: dict[str, bytes]) -> bytes:
 
 
 def read_busybox(platform: str) -> bytes:
-    """Return Debian's static busybox for a platform, of which the stand-in bases are made as well."""
+    """Return Debian's static busybox for a platform, which the stand-in bases also have."""
     debian = Platform.parse(platform).debian_architecture
     directory = cache_folder(load_settings()) / "debian"
     packages = fetch_newest_package(
@@ -74,6 +74,6 @@ def run_command(project: Project, image: str, command: str, *options: str, expec
     """Run a shell command in an image of one platform and return the lines that it prints."""
     args = ("--runner=sandbox", f"--command=sh -c {json.dumps(command)}", *options)
     report = project.json("run-emulated", image, *args, expect=expect)
-    (row,) = report["results"]
-    assert row["runner"] == "sandbox"
-    return str(row["stdout"]).splitlines()
+    (result,) = report["results"]
+    assert result["runner"] == "sandbox"
+    return str(result["stdout"]).splitlines()

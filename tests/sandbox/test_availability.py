@@ -1,4 +1,4 @@
-"""Kernels that do not allow a sandbox: the cause is named, and ``auto`` uses Docker."""
+"""Kernels that do not allow a sandbox: the message names the cause, and ``auto`` uses Docker."""
 
 from __future__ import annotations
 

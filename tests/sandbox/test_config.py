@@ -67,9 +67,9 @@ def test_supplementary_groups(busybox_image: BusyboxImage, project: Project) -> 
 @pytest.mark.parametrize("user", ["ghost", "app:ghosts", "70000", "-1"])
 def test_unknown_user(busybox_image: BusyboxImage, project: Project, user: str) -> None:
     name = busybox_image("linux/amd64", User=user)
-    (row,) = project.json("run-emulated", name, "--runner=sandbox", expect=1)["results"]
-    assert (row["outcome"], row["exit_code"]) == ("failed", None)
-    assert f"USER {user!r}" in row["message"]
+    (result,) = project.json("run-emulated", name, "--runner=sandbox", expect=1)["results"]
+    assert (result["outcome"], result["exit_code"]) == ("failed", None)
+    assert f"USER {user!r}" in result["message"]
 
 
 def test_home(busybox_image: BusyboxImage, project: Project) -> None:

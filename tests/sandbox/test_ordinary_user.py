@@ -97,11 +97,11 @@ def test_run_on_fresh_machine(nobody: Nobody, archive: str) -> None:
     before = census.handlers()
     assert not (nobody.home / ".cache").exists()
     done = nobody.task("run-emulated", archive, "--json", "--expect=^1000\n{machine}$")
-    rows = done.document["results"]
-    assert [(row["platform"], row["outcome"], row["runner"]) for row in rows] == [
+    results = done.document["results"]
+    assert [(result["platform"], result["outcome"], result["runner"]) for result in results] == [
         (platform, "passed", "sandbox") for platform in PLATFORMS
     ]
-    assert rows[1]["emulator"]["path"].startswith(str(nobody.home))
+    assert results[1]["emulator"]["path"].startswith(str(nobody.home))
     assert census.handlers() == before
 
 
@@ -114,7 +114,8 @@ def test_second_run_downloads_nothing(nobody: Nobody, archive: str) -> None:
     second = nobody.task("run-emulated", archive, "--json", "--cpu=both")
     assert "fetching" not in second.stderr
     results = [
-        [(row["outcome"], row["stdout"]) for row in each.document["results"]] for each in (first, second)
+        [(result["outcome"], result["stdout"]) for result in each.document["results"]]
+        for each in (first, second)
     ]
     assert results[0] == results[1]
 

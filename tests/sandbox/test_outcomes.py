@@ -29,82 +29,82 @@ def image(directory: Path, platform: str, data: bytes, command: str = "/main") -
 def run(project: Project, name: str, *options: str, expect: int = 1) -> dict[str, Any]:
     """Run an image of one platform in the sandbox and return the result."""
     report = project.json("run-emulated", name, "--runner=sandbox", *options, expect=expect)
-    (row,) = report["results"]
-    assert row["runner"] == "sandbox"
-    return dict(row)
+    (result,) = report["results"]
+    assert result["runner"] == "sandbox"
+    return dict(result)
 
 
 @pytest.mark.parametrize("platform", ["linux/amd64", EMULATED, "linux/s390x", "linux/mips64le"])
 def test_passed(project: Project, tmp_path: Path, platform: str) -> None:
-    row = run(project, image(tmp_path, platform, program(platform, 3)), "--expect-exit=3", expect=0)
-    assert (row["outcome"], row["exit_code"]) == ("passed", 3)
-    assert row["emulated"] == (platform != "linux/amd64")
-    if row["emulated"]:
-        assert row["emulator"]["path"].rpartition("/")[2].startswith("qemu-")
-        assert row["emulator"]["version"][0].isdigit()
+    result = run(project, image(tmp_path, platform, program(platform, 3)), "--expect-exit=3", expect=0)
+    assert (result["outcome"], result["exit_code"]) == ("passed", 3)
+    assert result["emulated"] == (platform != "linux/amd64")
+    if result["emulated"]:
+        assert result["emulator"]["path"].rpartition("/")[2].startswith("qemu-")
+        assert result["emulator"]["version"][0].isdigit()
 
 
 @pytest.mark.parametrize("platform", ["linux/amd64", EMULATED])
 def test_unexpected_status(project: Project, tmp_path: Path, platform: str) -> None:
-    row = run(project, image(tmp_path, platform, program(platform, 3)))
-    assert (row["outcome"], row["message"]) == ("failed", "exit status 3, expected 0")
+    result = run(project, image(tmp_path, platform, program(platform, 3)))
+    assert (result["outcome"], result["message"]) == ("failed", "exit status 3, expected 0")
 
 
 def test_unexpected_output(project: Project, busybox_image: BusyboxImage) -> None:
-    row = run(project, busybox_image(EMULATED, Cmd=["/bin/echo", "moin"]), "--expect=^hello$")
-    assert (row["outcome"], row["stdout"]) == ("failed", "moin\n")
+    result = run(project, busybox_image(EMULATED, Cmd=["/bin/echo", "moin"]), "--expect=^hello$")
+    assert (result["outcome"], result["stdout"]) == ("failed", "moin\n")
 
 
 def test_wrong_architecture(project: Project, tmp_path: Path) -> None:
-    row = run(project, image(tmp_path, EMULATED, program("linux/amd64")))
-    assert (row["outcome"], row["exit_code"], row["seconds"]) == ("wrong-arch", None, 0)
-    assert "/main is made for amd64, not for arm64" in row["message"]
+    result = run(project, image(tmp_path, EMULATED, program("linux/amd64")))
+    assert (result["outcome"], result["exit_code"], result["seconds"]) == ("wrong-arch", None, 0)
+    assert "/main is made for amd64, not for arm64" in result["message"]
 
 
 def test_missing_program(project: Project, tmp_path: Path) -> None:
-    row = run(project, image(tmp_path, EMULATED, program(EMULATED), "/other"))
-    assert row["outcome"] == "wrong-arch"
-    assert "'/other' is not in the image" in row["message"]
+    result = run(project, image(tmp_path, EMULATED, program(EMULATED), "/other"))
+    assert result["outcome"] == "wrong-arch"
+    assert "'/other' is not in the image" in result["message"]
 
 
 def test_missing_emulator(project: Project, tmp_path: Path) -> None:
     project = project.with_env(INVOKE_BUILDKIT_CACHE=str(tmp_path / "cache"), PATH="/nowhere")
-    row = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--emulators=none")
-    assert row["outcome"] == "not-registered"
-    assert "qemu-aarch64" in row["message"]
+    result = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--emulators=none")
+    assert result["outcome"] == "not-registered"
+    assert "qemu-aarch64" in result["message"]
 
 
 @pytest.mark.parametrize("platform", ["linux/amd64", EMULATED, "linux/arm/v7", "linux/ppc64le"])
 def test_emulator_crash(project: Project, tmp_path: Path, platform: str) -> None:
     name = image(tmp_path, platform, crashers.internal_fault(platform))
-    row = run(project, name, "--cpu=floor")
-    assert (row["outcome"], row["exit_code"]) == ("emulator-crash", crashers.EXIT_STATUS)
-    assert crashers.MESSAGE in row["message"]
-    assert f"version {row['emulator']['version']}" in row["message"]
+    result = run(project, name, "--cpu=floor")
+    assert (result["outcome"], result["exit_code"]) == ("emulator-crash", crashers.EXIT_STATUS)
+    assert crashers.MESSAGE in result["message"]
+    assert f"version {result['emulator']['version']}" in result["message"]
 
 
 @pytest.mark.parametrize("platform", guests.NEWER_INSTRUCTION_PLATFORMS)
 def test_floor_cpu(project: Project, tmp_path: Path, platform: str) -> None:
     name = image(tmp_path, platform, guests.newer_instruction(platform))
     assert run(project, name, "--cpu=max", expect=0)["outcome"] == "passed"
-    row = run(project, name, "--cpu=floor")
-    assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
-    assert row["emulator"]["cpu"] in row["message"]
+    result = run(project, name, "--cpu=floor")
+    assert (result["outcome"], result["exit_code"]) == ("illegal-instruction", 132)
+    assert result["emulator"]["cpu"] in result["message"]
 
 
 def test_both_cpus(project: Project, tmp_path: Path) -> None:
     name = image(tmp_path, "linux/arm/v6", guests.newer_instruction("linux/arm/v6"))
     report = project.json("run-emulated", name, "--runner=sandbox", "--cpu=both", expect=1)
-    outcomes = [(row["emulator"]["cpu"], row["outcome"]) for row in report["results"]]
+    outcomes = [(result["emulator"]["cpu"], result["outcome"]) for result in report["results"]]
     assert outcomes == [("", "passed"), ("arm1176", "illegal-instruction")]
     assert "GOARM=6" in report["results"][1]["message"]
 
 
 def test_unknown_cpu(project: Project, tmp_path: Path) -> None:
-    row = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--cpu=cortex-z99")
-    assert row["outcome"] == "not-registered"
-    assert "QEMU has no CPU model 'cortex-z99'" in row["message"]
-    assert "-cpu help" in row["message"]
+    result = run(project, image(tmp_path, EMULATED, program(EMULATED)), "--cpu=cortex-z99")
+    assert result["outcome"] == "not-registered"
+    assert "QEMU has no CPU model 'cortex-z99'" in result["message"]
+    assert "-cpu help" in result["message"]
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
@@ -112,23 +112,23 @@ def test_guest_ignores_signals(project: Project, tmp_path: Path, platform: str, 
     name = image(tmp_path, platform, guests.ignore_signals(platform))
     with unchanged():
         started = time.monotonic()
-        row = run(project, name, "--timeout=1", expect=124)
+        result = run(project, name, "--timeout=1", expect=124)
         seconds = time.monotonic() - started
-    assert row["outcome"] == "timeout"
-    assert "more than 1 s" in row["message"]
+    assert result["outcome"] == "timeout"
+    assert "more than 1 s" in result["message"]
     assert seconds < 10
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
 def test_segmentation_fault(project: Project, tmp_path: Path, platform: str) -> None:
-    row = run(project, image(tmp_path, platform, guests.segfault(platform)), "--timeout=20")
-    assert (row["outcome"], row["exit_code"]) == ("failed", 139)
-    assert row["seconds"] < 10
+    result = run(project, image(tmp_path, platform, guests.segfault(platform)), "--timeout=20")
+    assert (result["outcome"], result["exit_code"]) == ("failed", 139)
+    assert result["seconds"] < 10
 
 
 def test_illegal_instruction(project: Project, tmp_path: Path) -> None:
-    row = run(project, image(tmp_path, EMULATED, program(EMULATED, code=ILLEGAL_INSTRUCTION)))
-    assert (row["outcome"], row["exit_code"]) == ("illegal-instruction", 132)
+    result = run(project, image(tmp_path, EMULATED, program(EMULATED, code=ILLEGAL_INSTRUCTION)))
+    assert (result["outcome"], result["exit_code"]) == ("illegal-instruction", 132)
 
 
 LIMIT_CASES: dict[str, tuple[Callable[[str], bytes], str]] = {
@@ -149,31 +149,31 @@ def test_limits(project: Project, tmp_path: Path, unchanged: Unchanged, platform
     make_program, message = LIMIT_CASES[case]
     name = image(tmp_path, platform, make_program(platform))
     with unchanged():
-        row = run(project, name, "--timeout=30", expect=5)
-    assert row["outcome"] == "failed"
-    assert message in row["message"]
-    assert len(row["stdout"]) <= 1 << 20
+        result = run(project, name, "--timeout=30", expect=5)
+    assert result["outcome"] == "failed"
+    assert message in result["message"]
+    assert len(result["stdout"]) <= 1 << 20
 
 
 def test_timeout_of_writing_guest(project: Project, busybox_image: BusyboxImage) -> None:
     name = busybox_image("linux/amd64", Cmd=["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"])
     started = time.monotonic()
-    row = run(project, name, "--timeout=1", expect=124)
-    assert (row["outcome"], row["stdout"][:2]) == ("timeout", "x\n")
+    result = run(project, name, "--timeout=1", expect=124)
+    assert (result["outcome"], result["stdout"][:2]) == ("timeout", "x\n")
     assert time.monotonic() - started < 10
 
 
 def test_nul_in_argument(project: Project, busybox_image: BusyboxImage) -> None:
-    row = run(project, busybox_image("linux/amd64", Cmd=["/bin/echo", "a\0b"]))
-    assert (row["outcome"], row["exit_code"]) == ("failed", None)
-    assert row["message"].startswith("could not start: ")
+    result = run(project, busybox_image("linux/amd64", Cmd=["/bin/echo", "a\0b"]))
+    assert (result["outcome"], result["exit_code"]) == ("failed", None)
+    assert result["message"].startswith("could not start: ")
 
 
 def test_program_cannot_start(project: Project, busybox_image: BusyboxImage) -> None:
     script = {"run": b"#!/bin/sh\n"}
-    row = run(project, busybox_image("linux/amd64", Cmd=["/run"], files=script, WorkingDir="/bin/sh"))
-    assert row["outcome"] == "failed"
-    assert "/bin/sh" in row["message"]
+    result = run(project, busybox_image("linux/amd64", Cmd=["/run"], files=script, WorkingDir="/bin/sh"))
+    assert result["outcome"] == "failed"
+    assert "/bin/sh" in result["message"]
 
 
 def test_failure_does_not_stop_others(project: Project, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_failure_does_not_stop_others(project: Project, tmp_path: Path) -> None:
     memory.set_index([add_platform(memory, each, layers, Cmd=["/main"]) for each, layers in tars.items()])
     name = f"oci-archive:{write_archive(memory, tmp_path / 'image.tar')}"
     report = project.json("run-emulated", name, "--runner=sandbox", "--timeout=2", expect=124)
-    outcomes = [(row["platform"], row["outcome"]) for row in report["results"]]
+    outcomes = [(result["platform"], result["outcome"]) for result in report["results"]]
     assert outcomes == [
         ("linux/amd64", "passed"), (bad, "timeout"), ("linux/riscv64", "passed"), ("linux/arm/v6", "passed")
     ]  # fmt: skip

@@ -15,10 +15,10 @@ PLATFORMS = ["linux/amd64", "linux/arm64", "linux/arm/v7"]
 
 def check_run(project: Project, name: str) -> None:
     report = project.json("run-emulated", name, "--runner=sandbox", "--expect-exit=73")
-    assert [(row["platform"], row["outcome"]) for row in report["results"]] == [
+    assert [(result["platform"], result["outcome"]) for result in report["results"]] == [
         (platform, "passed") for platform in PLATFORMS
     ]
-    assert {row["runner"] for row in report["results"]} == {"sandbox"}
+    assert {result["runner"] for result in report["results"]} == {"sandbox"}
 
 
 @pytest.mark.parametrize("prefix", ["oci:", ""])

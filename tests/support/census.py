@@ -84,10 +84,10 @@ def _processes() -> Iterator[str]:
 
 
 def _mounts(cache: Path) -> Iterator[str]:
-    ours = (str(cache), str(PrivateEnginePaths(cache).runtime_dir), str(BINFMT))
+    prefixes = (str(cache), str(PrivateEnginePaths(cache).runtime_dir), str(BINFMT))
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         mount_point = line.split(" ")[4]
-        if mount_point.startswith(ours):
+        if mount_point.startswith(prefixes):
             yield mount_point
 
 

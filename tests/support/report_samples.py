@@ -1,4 +1,4 @@
-"""Sample reports of every kind: good ones, and parts to make bad ones from."""
+"""Sample reports of every kind: passed ones, and parts of failed ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def digest(text: str) -> str:
 
 
 def architecture_of(platform: str) -> str:
-    """Return the architecture of a platform, or the whole of any other text."""
+    """Return the architecture of a platform; other texts are returned unchanged."""
     return platform.split("/")[1] if platform.startswith("linux/") else platform
 
 
@@ -78,7 +78,7 @@ def platform_setup(platform: str) -> PlatformSetup:
     )
 
 
-def setup(*rows: PlatformSetup) -> SetupReport:
+def setup(*platforms: PlatformSetup) -> SetupReport:
     node = NodeSummary(name="hello0", endpoint="unix:///run/docker.sock", platforms=TWO)
     return SetupReport(
         engine=EngineSummary(
@@ -93,7 +93,7 @@ def setup(*rows: PlatformSetup) -> SetupReport:
             nodes=(node,),
             reason="the engine has the containerd store",
         ),
-        platforms=rows or tuple(map(platform_setup, TWO)),
+        platforms=platforms or tuple(map(platform_setup, TWO)),
     )
 
 
@@ -250,22 +250,22 @@ def image(name: str, *platforms: str) -> ImageReport:
     return ImageReport(name=name, build=report.build, verify=report.verify, run=report.run)
 
 
-def images(*rows: ImageReport) -> ImagesReport:
-    """Return two images that passed, or the given ones."""
-    return ImagesReport(images=rows or (image("web"), image("worker", "linux/arm64", "linux/386")))
+def images(*reports: ImageReport) -> ImagesReport:
+    """Return a report of these images, by default of two that passed."""
+    return ImagesReport(images=reports or (image("web"), image("worker", "linux/arm64", "linux/386")))
 
 
 def good_reports() -> list[Report]:
     two = ("linux/amd64", "linux/arm/v6")
-    several: list[Report] = [both_cpus(), three_commands(), replace(matrix(*two), run=both_cpus())]
-    several += [images(), replace(images(), setup=setup())]
+    multi_run: list[Report] = [both_cpus(), three_commands(), replace(matrix(*two), run=both_cpus())]
+    multi_run += [images(), replace(images(), setup=setup())]
     nodes = tuple(replace(each, node=f"node-{each.platform[-2:]}", native=True) for each in build().platforms)
     pushed: list[Report] = [
         push(),
         push(verify=None, run=None),
         replace(build(), platforms=nodes, pushed=push()),
     ]
-    return [setup(), build(), verify(), run(), matrix(), *several, *pushed]
+    return [setup(), build(), verify(), run(), matrix(), *multi_run, *pushed]
 
 
 def warning_reports() -> list[Report]:

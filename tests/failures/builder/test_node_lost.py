@@ -27,7 +27,7 @@ CHECK_SECONDS = 15.0  # until a node that does not run is reported before a buil
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fleet:
+class TwoNodes:
     """A project with two nodes: a builds for amd64, and b for arm64, which takes longer."""
 
     project: Project
@@ -43,7 +43,7 @@ def nodes(engine: Engine, buildkit_image: str) -> Iterator[tuple[Node, ...]]:
 
 
 @pytest.fixture
-def fleet(nodes: tuple[Node, ...], tmp_path: Path) -> Iterator[Fleet]:
+def two_nodes(nodes: tuple[Node, ...], tmp_path: Path) -> Iterator[TwoNodes]:
     (tmp_path / "repo").mkdir()
     project = repository(tmp_path).with_env(BUILDX_CONFIG=str(tmp_path / "buildx"))
     options = [node.option(platform=platform) for node, platform in zip(nodes, TWO, strict=True)]
@@ -51,105 +51,106 @@ def fleet(nodes: tuple[Node, ...], tmp_path: Path) -> Iterator[Fleet]:
     project.write({"pyproject.toml": remote_settings(options, TWO), "Dockerfile": DOCKERFILE, **programs})
     project.task("setup-builder")
     a, b = nodes
-    yield Fleet(project=project, a=a, b=b)
+    yield TwoNodes(project=project, a=a, b=b)
     if not b.is_running:
         b.docker("start")
 
 
 def build_nodes(document: dict[str, object]) -> list[tuple[str, str, bool]]:
-    rows = document["platforms"]
-    assert isinstance(rows, list)
-    return [(row["platform"], row["node"], row["native"]) for row in rows]
+    """Return platform, node and nativeness of each build."""
+    platforms = document["platforms"]
+    assert isinstance(platforms, list)
+    return [(each["platform"], each["node"], each["native"]) for each in platforms]
 
 
-def test_node_killed_during_build(fleet: Fleet) -> None:
-    build = RunningTask(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
+def test_node_killed_during_build(two_nodes: TwoNodes) -> None:
+    build = RunningTask(two_nodes.project, "build-multiarch", "--no-cache", "--progress=plain")
     build.wait_for(STEP)
-    fleet.b.docker("kill")
+    two_nodes.b.docker("kill")
     done = build.wait(DETECTION_SECONDS)
     assert done.code == 3
     assert "error: linux/arm64: node b was lost during the build" in done.stderr
     assert "--fallback=emulate" in done.stderr
-    assert not (fleet.project.folder / "dist").exists()
+    assert not (two_nodes.project.folder / "dist").exists()
 
 
-def test_interrupt_ends_all_builds(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.project.write({"sleep-arm64": sleep_program(ARM64, 300)})
+def test_interrupt_ends_all_builds(two_nodes: TwoNodes, tmp_path: Path) -> None:
+    two_nodes.project.write({"sleep-arm64": sleep_program(ARM64, 300)})
     before = census.take(None, tmp_path)
-    build = RunningTask(fleet.project, "build-multiarch", "--no-cache", "--progress=plain")
+    build = RunningTask(two_nodes.project, "build-multiarch", "--no-cache", "--progress=plain")
     build.wait_for(STEP)
     build.interrupt()
     done = build.wait(DETECTION_SECONDS)
     assert (done.code, "error: interrupted" in done.stderr) == (130, True)
     assert "was lost" not in done.stderr
     assert before.differences(census.take(None, tmp_path)) == {}
-    assert not (fleet.project.folder / "dist").exists()
+    assert not (two_nodes.project.folder / "dist").exists()
 
 
-def test_fallback_during_build(fleet: Fleet) -> None:
+def test_fallback_during_build(two_nodes: TwoNodes) -> None:
     build = RunningTask(
-        fleet.project, "build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate"
+        two_nodes.project, "build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate"
     )
     build.wait_for(STEP)
-    fleet.b.docker("kill")
+    two_nodes.b.docker("kill")
     done = build.wait(DETECTION_SECONDS + 30)
     assert done.code == 0, done.stderr
     assert build_nodes(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
     assert "node b was lost during the build" in done.stderr
-    verified = fleet.project.json("verify-arch", "--platform", ",".join(TWO))
+    verified = two_nodes.project.json("verify-arch", "--platform", ",".join(TWO))
     assert verified["digest"] == done.document["digest"]
     # Once the node runs again, setup-builder adds it to the builder.
-    fleet.b.docker("start")
-    setup = fleet.project.task("setup-builder", "--json")
+    two_nodes.b.docker("start")
+    setup = two_nodes.project.task("setup-builder", "--json")
     assert "adding b to builder fleet again" in setup.stderr
-    assert [(row["platform"], row["node"]) for row in setup.document["platforms"]] == [
+    assert [(each["platform"], each["node"]) for each in setup.document["platforms"]] == [
         (AMD64, "a"),
         (ARM64, "b"),
     ]
-    again = fleet.project.json("build-multiarch", "--no-cache")
+    again = two_nodes.project.json("build-multiarch", "--no-cache")
     assert build_nodes(again) == [(AMD64, "a", True), (ARM64, "b", False)]
 
 
-def test_node_hangs_during_build(fleet: Fleet) -> None:
+def test_node_hangs_during_build(two_nodes: TwoNodes) -> None:
     build = RunningTask(
-        fleet.project, "build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate"
+        two_nodes.project, "build-multiarch", "--no-cache", "--json", "--progress=plain", "--fallback=emulate"
     )
     build.wait_for(STEP)
-    fleet.b.docker("pause")
+    two_nodes.b.docker("pause")
     try:
         done = build.wait(90)
     finally:
-        fleet.b.docker("unpause")
+        two_nodes.b.docker("unpause")
     assert done.code == 0, done.stderr
     assert "accepts connections but sends nothing" in done.stderr
     assert build_nodes(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
 
 
-def test_dead_node_before_build(fleet: Fleet) -> None:
-    fleet.b.docker("kill")
-    done = fleet.project.task("build-multiarch", expect=3)
-    assert f"node b: nothing listens at {fleet.b.endpoint}" in done.stderr
+def test_dead_node_before_build(two_nodes: TwoNodes) -> None:
+    two_nodes.b.docker("kill")
+    done = two_nodes.project.task("build-multiarch", expect=3)
+    assert f"node b: nothing listens at {two_nodes.b.endpoint}" in done.stderr
     assert "--fallback=emulate" in done.stderr
     assert done.seconds < CHECK_SECONDS
 
 
-def test_fallback_before_build(fleet: Fleet) -> None:
-    fleet.b.docker("kill")
-    done = fleet.project.task("build-multiarch", "--json", "--fallback=emulate")
+def test_fallback_before_build(two_nodes: TwoNodes) -> None:
+    two_nodes.b.docker("kill")
+    done = two_nodes.project.task("build-multiarch", "--json", "--fallback=emulate")
     assert build_nodes(done.document) == [(AMD64, "a", True), (ARM64, "a", False)]
     assert "node b is not used, others emulate its platforms" in done.stderr
-    fleet.b.docker("start")
-    rows = fleet.project.json("setup-builder")["platforms"]
-    assert [(row["platform"], row["node"]) for row in rows] == [(AMD64, "a"), (ARM64, "b")]
+    two_nodes.b.docker("start")
+    platforms = two_nodes.project.json("setup-builder")["platforms"]
+    assert [(each["platform"], each["node"]) for each in platforms] == [(AMD64, "a"), (ARM64, "b")]
 
 
-def test_no_node_left(fleet: Fleet) -> None:
-    fleet.a.docker("kill")
-    fleet.b.docker("kill")
+def test_no_node_left(two_nodes: TwoNodes) -> None:
+    two_nodes.a.docker("kill")
+    two_nodes.b.docker("kill")
     try:
-        done = fleet.project.task("build-multiarch", "--fallback=emulate", expect=3)
+        done = two_nodes.project.task("build-multiarch", "--fallback=emulate", expect=3)
     finally:
-        fleet.a.docker("start")
+        two_nodes.a.docker("start")
     assert "node a: nothing listens" in done.stderr
     assert "node b: nothing listens" in done.stderr
     assert done.seconds < CHECK_SECONDS

@@ -1,4 +1,4 @@
-"""Mistakes that everybody makes: each is named, with what to type instead, and nothing is left."""
+"""Usage errors: the message names the mistake and the correction, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def test_platform_typo(project: Project, unchanged: Unchanged, typo: str, neares
     assert f"did you mean {nearest}" in done.stderr
 
 
-def test_a_missing_dockerfile_is_named(project: Project, unchanged: Unchanged) -> None:
+def test_missing_dockerfile(project: Project, unchanged: Unchanged) -> None:
     with unchanged():
         done = project.task("build-multiarch", expect=2)
     assert "there is no Dockerfile" in done.stderr
     assert "try: name another Dockerfile by -f FILE" in done.stderr
 
 
-def test_a_missing_context_is_named(project: Project, unchanged: Unchanged) -> None:
+def test_missing_context(project: Project, unchanged: Unchanged) -> None:
     with unchanged():
         done = project.task("build-multiarch", "--context=nowhere", expect=2)
     assert "'nowhere'" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("files", "env", "named"),
+    ("files", "env", "source"),
     [
         ({"pyproject.toml": "[tool.buildkit-tasks]\nplatform = ['linux/amd64']\n"}, {}, "pyproject.toml"),
         ({}, {"INVOKE_BUILDKIT_PLATFORM": "linux/amd64"}, "environment"),
     ],
 )
 def test_unknown_settings_key(
-    project: Project, unchanged: Unchanged, files: dict[str, str], env: dict[str, str], named: str
+    project: Project, unchanged: Unchanged, files: dict[str, str], env: dict[str, str], source: str
 ) -> None:
     project.write({"Dockerfile": "FROM scratch\n", **files})
     with unchanged():
         done = project.with_env(**env).task("build-multiarch", expect=2)
-    assert named in done.stderr
+    assert source in done.stderr
     assert "did you mean 'platforms'?" in done.stderr
 
 
@@ -84,7 +84,7 @@ def test_traceback_needs_debug(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "option", "hint"),
+    ("argv", "option", "hint"),
     [
         (("setup-builder", "--keep-state"), "--keep-state", "--recreate"),
         (("build-multiarch", "--no-verify"), "--no-verify", "--push"),
@@ -94,10 +94,10 @@ def test_traceback_needs_debug(project: Project) -> None:
     ],
 )
 def test_useless_option(
-    project: Project, unchanged: Unchanged, words: tuple[str, ...], option: str, hint: str
+    project: Project, unchanged: Unchanged, argv: tuple[str, ...], option: str, hint: str
 ) -> None:
     project.write({"Dockerfile": "FROM scratch\n"})
     with unchanged():
-        done = project.task(*words, expect=2)
+        done = project.task(*argv, expect=2)
     assert option in done.stderr
     assert hint in done.stderr.partition("try:")[2]

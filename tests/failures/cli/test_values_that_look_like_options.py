@@ -7,18 +7,18 @@ import pytest
 from tests.conftest import Unchanged
 from tests.support.project import Project
 
-# Runs the tasks and writes down every program that Python is asked to start.
-WATCHED = """\
+# Run a task, and log every program that it starts (events of sys.audit).
+LOGGED_TASK = """\
 import runpy, sys
 log = open(sys.argv.pop(1), "a")
-sys.addaudithook(lambda event, given: event in
-    ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn") and log.write(f"{given}\\n"))
+sys.addaudithook(lambda event, arguments: event in
+    ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn") and log.write(f"{arguments}\\n"))
 runpy.run_module("buildkit_tasks", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ("build-multiarch", "--tag=--privileged"),
         ("build-multiarch", "--tag", "--privileged"),
@@ -45,20 +45,20 @@ runpy.run_module("buildkit_tasks", run_name="__main__")
     ],
     ids=" ".join,
 )
-def test_refused_before_any_command(project: Project, unchanged: Unchanged, words: tuple[str, ...]) -> None:
+def test_value_like_option_is_rejected(project: Project, unchanged: Unchanged, argv: tuple[str, ...]) -> None:
     project.write({"Dockerfile": "FROM scratch\n", "x.tar": b"", "x.hcl": "", "--privileged": ""})
     log = project.folder.parent / "commands"
     with unchanged():
-        done = project.command(sys.executable, "-c", WATCHED, str(log), *words)
-    assert done.code in ((1, 2) if words[-1] == "--privileged" else (2,)), done.stderr
+        done = project.command(sys.executable, "-c", LOGGED_TASK, str(log), *argv)
+    assert done.code in ((1, 2) if argv[-1] == "--privileged" else (2,)), done.stderr
     assert "Traceback" not in done.stderr
     assert log.read_text(encoding="utf-8") == ""
     assert not (project.folder / "dist").exists()
 
 
-def test_the_watch_sees_commands(project: Project) -> None:
-    """The test above can fail."""
+def test_commands_are_logged(project: Project) -> None:
+    """A task that starts programs is logged, so the test above can fail."""
     log = project.folder.parent / "commands"
-    empty = project.with_env(DOCKER_HOST="tcp://127.0.0.1:1")
-    empty.command(sys.executable, "-c", WATCHED, str(log), "doctor", "--platform=linux/amd64")
+    unreachable = project.with_env(DOCKER_HOST="tcp://127.0.0.1:1")
+    unreachable.command(sys.executable, "-c", LOGGED_TASK, str(log), "doctor", "--platform=linux/amd64")
     assert log.read_text(encoding="utf-8") != ""

@@ -10,7 +10,7 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.failures import private_binfmt
-from tests.failures.private_binfmt import ARM64, handler_line, qemu
+from tests.failures.private_binfmt import ARM64, TaskResult, handler_line, qemu
 from tests.support.project import Project
 
 SETUP = ("setup-builder", "--json", f"--platform={ARM64}")
@@ -18,20 +18,20 @@ SETUP = ("setup-builder", "--json", f"--platform={ARM64}")
 pytestmark = pytest.mark.usefixtures("binfmt_state", "engine")
 
 
-def _row(stdout: str) -> dict[str, Any]:
-    row: dict[str, Any] = json.loads(stdout)["platforms"][0]
-    return row
+def _platform_setup(result: TaskResult) -> dict[str, Any]:
+    setup: dict[str, Any] = json.loads(result.done.stdout)["platforms"][0]
+    return setup
 
 
 def test_lost_handler_is_registered(engine: Engine, project: Project, unchanged: Unchanged) -> None:
     assert engine.version
     with unchanged():
         result = private_binfmt.run(project, *SETUP)
-    row = _row(result.done.stdout)
+    setup = _platform_setup(result)
     assert result.done.code == 0, result.done.stderr
-    assert (row["runs"], row["native"], row["handler"]) == (True, False, "qemu-aarch64")
-    assert "F" in row["flags"]
-    assert "C" not in row["flags"]
+    assert (setup["runs"], setup["native"], setup["handler"]) == (True, False, "qemu-aarch64")
+    assert "F" in setup["flags"]
+    assert "C" not in setup["flags"]
     assert list(result.handlers) == ["qemu-aarch64"]
     assert "flags: POF\n" in result.handlers["qemu-aarch64"]
 
@@ -42,7 +42,7 @@ def test_working_handler_is_kept(engine: Engine, project: Project, unchanged: Un
     with unchanged():
         result = private_binfmt.run(project, *SETUP, handlers=(line,))
     assert result.done.code == 0, result.done.stderr
-    assert _row(result.done.stdout)["handler"] == "qemu-mine"
+    assert _platform_setup(result)["handler"] == "qemu-mine"
     assert list(result.handlers) == ["qemu-mine"]
 
 
@@ -50,11 +50,11 @@ def test_handler_without_f_is_kept(engine: Engine, project: Project, unchanged: 
     assert engine.version
     with unchanged():
         result = private_binfmt.run(project, *SETUP, handlers=(handler_line(qemu(), "OP"),))
-    row = _row(result.done.stdout)
+    setup = _platform_setup(result)
     assert result.done.code == 3
-    assert not row["runs"]
-    assert "qemu-aarch64" in row["message"]
-    assert "without F" in row["message"]
+    assert not setup["runs"]
+    assert "qemu-aarch64" in setup["message"]
+    assert "without F" in setup["message"]
     assert "flags: PO\n" in result.handlers["qemu-aarch64"]
 
 
@@ -85,10 +85,10 @@ def test_missing_interpreter(engine: Engine, project: Project, unchanged: Unchan
     missing = project.folder / "gone/qemu-aarch64"
     with unchanged():
         result = private_binfmt.run(project, *SETUP, handlers=(handler_line(missing, "OP"),))
-    row = _row(result.done.stdout)
+    setup = _platform_setup(result)
     assert result.done.code == 3
-    assert not row["runs"]
-    assert f"names the interpreter {missing}, which does not exist" in row["message"]
+    assert not setup["runs"]
+    assert f"names the interpreter {missing}, which does not exist" in setup["message"]
 
 
 def test_hanging_probe(engine: Engine, project: Project, unchanged: Unchanged) -> None:
@@ -97,8 +97,8 @@ def test_hanging_probe(engine: Engine, project: Project, unchanged: Unchanged) -
     line = handler_line(project.folder / "hang", "")
     with unchanged():
         result = private_binfmt.run(project, *SETUP, handlers=(line,))
-    row = _row(result.done.stdout)
+    setup = _platform_setup(result)
     assert result.done.code == 3
-    assert not row["runs"]
-    assert "did not end within 10 s" in row["message"]
+    assert not setup["runs"]
+    assert "did not end within 10 s" in setup["message"]
     assert 10 < result.done.seconds < 50  # it is probed before and after the registration

@@ -40,9 +40,9 @@ def test_installer_status_is_not_trusted(
     assert engine.version
     with unchanged():
         result = private_binfmt.run(project, *SETUP)
-    row = json.loads(result.done.stdout)["platforms"][0]
+    setup = json.loads(result.done.stdout)["platforms"][0]
     assert result.done.code == 3
-    assert not row["runs"]
-    assert "no emulator is registered" in row["message"]
+    assert not setup["runs"]
+    assert "no emulator is registered" in setup["message"]
     assert result.handlers == {}
     assert ("tonistiigi/binfmt: " in result.done.stderr) == bool(installer)

@@ -1,4 +1,4 @@
-"""Unpack hostile layers: nothing outside of the root is ever touched."""
+"""Unpack hostile layers: files outside of the root must not change."""
 
 from __future__ import annotations
 

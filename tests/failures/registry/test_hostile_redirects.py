@@ -77,7 +77,7 @@ def test_foreign_token_server_is_named(pull: Pull, other_host: FakeRegistry) -> 
     assert not received_secrets(other_host)
 
 
-def test_identity_token_stays_home(pull: Pull, other_host: FakeRegistry, tmp_path: Path) -> None:
+def test_identity_token_is_not_forwarded(pull: Pull, other_host: FakeRegistry, tmp_path: Path) -> None:
     document = {"auths": {pull.server.host: {"identitytoken": "refresh"}}}
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
     reference = pull.server.add_image(one_layer())

@@ -20,7 +20,7 @@ def server() -> Iterator[FakeRegistry]:
         yield server
 
 
-def interrupted(
+def interrupt_push(
     project: Project, server: FakeRegistry, step: str, signal_number: signal.Signals, *options: str
 ) -> CompletedCommand:
     """Push an archive to a registry that stops answering at a step; interrupt the push there."""
@@ -55,7 +55,9 @@ def test_interrupted_push(
     project: Project, server: FakeRegistry, step: str, signal_number: signal.Signals
 ) -> None:
     old = tag_old_image(server)
-    done = interrupted(project.with_env(HOME=str(project.folder)), server, step, signal_number, "--no-verify")
+    done = interrupt_push(
+        project.with_env(HOME=str(project.folder)), server, step, signal_number, "--no-verify"
+    )
     assert done.code == 130
     assert done.seconds < 10  # less than the read timeout of a minute
     assert "interrupted" in done.stderr
@@ -65,7 +67,7 @@ def test_interrupted_push(
 
 def test_interrupted_tag(project: Project, server: FakeRegistry) -> None:
     tag_old_image(server)
-    done = interrupted(
+    done = interrupt_push(
         project.with_env(HOME=str(project.folder)),
         server,
         "PUT */manifests/v1",
@@ -78,7 +80,7 @@ def test_interrupted_tag(project: Project, server: FakeRegistry) -> None:
 
 
 def test_no_leftovers(project: Project, server: FakeRegistry, tmp_path: Path) -> None:
-    interrupted(
+    interrupt_push(
         project.with_env(HOME=str(project.folder)), server, "PUT /upload/*", signal.SIGINT, "--no-verify"
     )
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -54,11 +54,11 @@ def test_truncated_manifest(pull: Pull, cut: int, reset: bool) -> None:
     memory = one_layer()
     reference = pull.server.add_image(memory)
     body = memory.blobs[str(memory.root_descriptor().digest)]
-    whole = Reply(headers={"Content-Type": memory.root_descriptor().media_type}, body=body)
-    short = dataclasses.replace(whole, cut=cut, reset=reset)
-    pull.server.answer("*/manifests/v1", short, short)
+    complete = Reply(headers={"Content-Type": memory.root_descriptor().media_type}, body=body)
+    truncated = dataclasses.replace(complete, cut=cut, reset=reset)
+    pull.server.answer("*/manifests/v1", truncated, truncated)
     assert pull.read(reference) == [LAYER]
-    pull.server.answer_always("*/manifests/v1", short)
+    pull.server.answer_always("*/manifests/v1", truncated)
     assert "broke" in pull.error(reference).message
 
 

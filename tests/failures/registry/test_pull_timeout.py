@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.oci.registry import connection as wire
+from buildkit_tasks.oci.registry import connection
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from tests.support.oci import hello
 from tests.support.registry.fake import Reply, bearer, black_hole
@@ -85,7 +85,9 @@ def test_silent_redirect_target(pull: Pull) -> None:
 
 @pytest.mark.parametrize(("head", "body"), [(0.05, 0.0), (0.0, 0.05)])
 def test_slow_trickle(pull: Pull, head: float, body: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MIN_BYTES_PER_SECOND", 1000)  # reached within the timeout of half a second
+    monkeypatch.setattr(
+        connection, "MIN_BYTES_PER_SECOND", 1000
+    )  # reached within the timeout of half a second
     reference = pull.server.add_image(one_layer())
     reply = Reply(headers={"X": "x" * 1000}, body=LAYER, drip_headers=head, drip=body)
     pull.server.answer_always("*/blobs/*", reply)

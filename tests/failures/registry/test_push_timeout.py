@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from buildkit_tasks.errors import RegistryError
-from buildkit_tasks.oci.copy import push as publish
+from buildkit_tasks.oci.copy.push import copy_image
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from tests.support.oci import LAYER_GZIP, MemoryImage, hello, platform_json, put_manifest
@@ -30,7 +30,7 @@ def push(_push: Push) -> Iterator[Push]:
     assert time.monotonic() - started < 4
 
 
-def large() -> MemoryImage:
+def large_image() -> MemoryImage:
     memory = MemoryImage()
     entry = put_manifest(memory, platform_json("linux/amd64"), [memory.put(LARGE, LAYER_GZIP)])
     return memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
@@ -38,7 +38,7 @@ def large() -> MemoryImage:
 
 def test_connect_timeout(push: Push) -> None:
     with black_hole() as host, pytest.raises(RegistryError) as caught:
-        publish.copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.options)
+        copy_image(hello(), Reference.parse(f"{host}/team/app"), registry_options=push.options)
     assert caught.value.message == f"http://{host} does not answer: no connection within 0.5 s"
     assert (caught.value.exit_code, push.waits) == (4, [])
 
@@ -55,14 +55,14 @@ def test_silent_server(push: Push, step: str) -> None:
 
 def test_server_stops_reading(push: Push) -> None:
     push.server.answer_always(f"PUT /upload/*{Digest.from_bytes(LARGE).hex}", Reply(silent=True, unread=1000))
-    assert "does not answer" in push.error(large()).message
+    assert "does not answer" in push.error(large_image()).message
     assert push.waits == []
 
 
 def test_slow_reader_is_allowed(push: Push) -> None:
     push.options = dataclasses.replace(push.options, connect_timeout=0.2, read_timeout=1.5)
     push.server.read_delay = 0.5
-    push.send(large())
+    push.send(large_image())
     assert push.server.repository("team/app").content["manifests"]
 
 

@@ -6,20 +6,16 @@ from email.utils import formatdate
 
 import pytest
 
-from tests.support.registry.fake import Reply, bearer, token
+from tests.support.registry.fake import bearer, token, too_many_requests
 from tests.support.registry.pulling import LAYER, Pull, one_layer, pull
 
 __all__ = ["pull"]
 
 
-def busy(retry_after: str = "") -> Reply:
-    return Reply(status=429, headers={"Retry-After": retry_after} if retry_after else {}, body=b"slow down")
-
-
 def test_retry_after(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.answer("*/manifests/v1", busy("7"), busy("8"))
-    pull.server.answer("*/blobs/*", busy("9"))
+    pull.server.answer("*/manifests/v1", too_many_requests("7"), too_many_requests("8"))
+    pull.server.answer("*/blobs/*", too_many_requests("9"))
     assert pull.read(reference) == [LAYER]
     assert pull.waits == [7, 8, 9]
     assert pull.server.connections == 1
@@ -28,7 +24,7 @@ def test_retry_after(pull: Pull) -> None:
 def test_retry_after_really_waits(pull: Pull) -> None:
     pull.options = dataclasses.replace(pull.options, sleep=time.sleep)
     reference = pull.server.add_image(one_layer())
-    pull.server.answer("*/manifests/v1", busy("1"))
+    pull.server.answer("*/manifests/v1", too_many_requests("1"))
     started = time.monotonic()
     assert pull.read(reference) == [LAYER]
     assert time.monotonic() - started >= 1
@@ -36,14 +32,14 @@ def test_retry_after_really_waits(pull: Pull) -> None:
 
 def test_retry_after_date(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.answer("*/manifests/v1", busy(formatdate(time.time() + 30, usegmt=True)))
+    pull.server.answer("*/manifests/v1", too_many_requests(formatdate(time.time() + 30, usegmt=True)))
     assert pull.read(reference) == [LAYER]
     assert 25 <= pull.waits[0] <= 30
 
 
 def test_too_long_retry_after(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.answer_always("*", busy("3600"))
+    pull.server.answer_always("*", too_many_requests("3600"))
     error = pull.error(reference)
     assert f"{pull.server.host} answers 429 (too many requests) and asks to wait 3600 s" in error.message
     assert error.hint == f"wait 3600 s and try again; `docker login {pull.server.host}` may raise the limit"
@@ -52,8 +48,8 @@ def test_too_long_retry_after(pull: Pull) -> None:
 
 def test_total_wait_is_capped(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.answer("*/manifests/v1", busy("25"))
-    pull.server.answer("*/blobs/*", busy("25"), busy("25"))
+    pull.server.answer("*/manifests/v1", too_many_requests("25"))
+    pull.server.answer("*/blobs/*", too_many_requests("25"), too_many_requests("25"))
     pull.error(reference)
     assert pull.waits == [25, 25]
 
@@ -63,7 +59,7 @@ def test_total_wait_is_capped(pull: Pull) -> None:
 )
 def test_invalid_retry_after(pull: Pull, retry_after: str) -> None:
     reference = pull.server.add_image(one_layer())
-    pull.server.answer_always("*", busy(retry_after))
+    pull.server.answer_always("*", too_many_requests(retry_after))
     error = pull.error(reference)
     assert "answers 429" in error.message
     assert len(error.message) < 500
@@ -74,6 +70,6 @@ def test_invalid_retry_after(pull: Pull, retry_after: str) -> None:
 def test_busy_token_server(pull: Pull) -> None:
     reference = pull.server.add_image(one_layer())
     pull.server.answer("/v2/*", bearer(f"http://{pull.server.host}/token"))
-    pull.server.answer("/token*", busy("3"), token())
+    pull.server.answer("/token*", too_many_requests("3"), token())
     assert pull.read(reference) == [LAYER]
     assert pull.waits == [3]

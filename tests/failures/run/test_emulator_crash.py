@@ -17,15 +17,15 @@ def test_crash_is_reported_once(engine: Engine, docker_project: Project, unchang
     )
     with unchanged(), record_container_events(engine) as events:
         report = docker_project.json("run-emulated", name, "--timeout=30", expect=1)
-    rows = {row["platform"]: row for row in report["results"]}
-    assert list(rows) == list(EMULATED)
-    for platform, row in rows.items():
-        assert (row["outcome"], row["exit_code"]) == ("emulator-crash", crashers.EXIT_STATUS), platform
-        assert crashers.MESSAGE in row["message"]
-        assert row["message"].startswith("the emulator crashed: qemu-")
-        emulator = row["emulator"]
+    results = {result["platform"]: result for result in report["results"]}
+    assert list(results) == list(EMULATED)
+    for platform, result in results.items():
+        assert (result["outcome"], result["exit_code"]) == ("emulator-crash", crashers.EXIT_STATUS), platform
+        assert crashers.MESSAGE in result["message"]
+        assert result["message"].startswith("the emulator crashed: qemu-")
+        emulator = result["emulator"]
         assert emulator["version"]
-        assert row["message"].endswith(f"({emulator['path']}, version {emulator['version']})")
+        assert result["message"].endswith(f"({emulator['path']}, version {emulator['version']})")
     assert sum(event["Action"] == "start" for event in events) == len(EMULATED)
 
 
@@ -33,13 +33,13 @@ def test_same_program_natively(docker_project: Project, unchanged: Unchanged) ->
     # The kernel returns EFAULT; execution then continues past the code, over zeros, to an unmapped page.
     name = write_program_image(docker_project.folder, ("linux/amd64", crashers.internal_fault("linux/amd64")))
     with unchanged():
-        (row,) = docker_project.json("run-emulated", name, expect=1)["results"]
-    assert (row["outcome"], row["emulator"]) == ("failed", None)
+        (result,) = docker_project.json("run-emulated", name, expect=1)["results"]
+    assert (result["outcome"], result["emulator"]) == ("failed", None)
 
 
 def test_silent_crash(docker_project: Project, unchanged: Unchanged) -> None:
     name = write_program_image(docker_project.folder, ("linux/arm64", crashers.silent_fault("linux/arm64")))
     with unchanged():
-        (row,) = docker_project.json("run-emulated", name, expect=1)["results"]
-    assert (row["exit_code"], row["stderr"]) == (crashers.EXIT_STATUS, "")
-    assert str(crashers.EXIT_STATUS) in row["message"]
+        (result,) = docker_project.json("run-emulated", name, expect=1)["results"]
+    assert (result["exit_code"], result["stderr"]) == (crashers.EXIT_STATUS, "")
+    assert str(crashers.EXIT_STATUS) in result["message"]

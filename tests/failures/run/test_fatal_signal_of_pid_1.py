@@ -18,9 +18,9 @@ def test_illegal_instruction(
     with unchanged():
         options = ("--json", name, f"--runner={runner}", "--timeout=30")
         done = project.task("run-emulated", *options, expect=1)
-    (row,) = done.document["results"]
-    assert (row["outcome"], row["exit_code"], row["emulated"]) == ("illegal-instruction", 132, True)
-    assert row["seconds"] < 10
+    (result,) = done.document["results"]
+    assert (result["outcome"], result["exit_code"], result["emulated"]) == ("illegal-instruction", 132, True)
+    assert result["seconds"] < 10
 
 
 @pytest.mark.parametrize("runner", ["docker", "sandbox"])
@@ -33,6 +33,6 @@ def test_segmentation_fault(engine: Engine, project: Project, unchanged: Unchang
     with unchanged():
         options = ("--json", name, f"--runner={runner}", "--timeout=30")
         done = project.task("run-emulated", *options, expect=1)
-    (row,) = done.document["results"]
-    assert (row["outcome"], row["exit_code"]) == ("failed", 139)
-    assert row["seconds"] < 10
+    (result,) = done.document["results"]
+    assert (result["outcome"], result["exit_code"]) == ("failed", 139)
+    assert result["seconds"] < 10

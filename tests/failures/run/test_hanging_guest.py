@@ -37,7 +37,7 @@ def test_guest_that_ignores_signals(
         options = (f"--runner={runner}", "--timeout=3", "--expect=done")
         report = project.json("run-emulated", *options, expect=124)
         seconds = time.monotonic() - started
-    outcomes = {row["platform"]: row["outcome"] for row in report["results"]}
+    outcomes = {result["platform"]: result["outcome"] for result in report["results"]}
     assert outcomes == {"linux/amd64": "passed", "linux/arm64": "timeout", "linux/arm/v6": "passed"}
     hung = report["results"][1]
     assert hung["stdout"] == "ready\n"

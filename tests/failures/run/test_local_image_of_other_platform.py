@@ -65,9 +65,9 @@ def _unchanged(store: Engine, project: Project) -> Iterator[None]:
 def test_platform_not_in_image(store: Engine, loaded: Project) -> None:
     with _unchanged(store, loaded), record_container_events(store) as events:
         report = loaded.json("run-emulated", f"docker-daemon:{AMD64}", "--platform=linux/arm64", expect=1)
-    (row,) = report["results"]
-    assert (row["platform"], row["outcome"], row["exit_code"]) == ("linux/arm64", "failed", None)
-    assert row["message"].startswith("linux/arm64 is not in the image, which holds linux/amd64")
+    (result,) = report["results"]
+    assert (result["platform"], result["outcome"], result["exit_code"]) == ("linux/arm64", "failed", None)
+    assert result["message"].startswith("linux/arm64 is not in the image, which holds linux/amd64")
     assert events == []
 
 
@@ -75,7 +75,7 @@ def test_other_platform_is_run(store: Engine, loaded: Project) -> None:
     with _unchanged(store, loaded), record_container_events(store) as events:
         platforms = "--platform=linux/amd64,linux/arm64"
         report = loaded.json("run-emulated", f"docker-daemon:{AMD64}", platforms, expect=1)
-    assert [row["outcome"] for row in report["results"]] == ["passed", "failed"]
+    assert [result["outcome"] for result in report["results"]] == ["passed", "failed"]
     assert sum(event["Action"] == "start" for event in events) == 1
 
 
@@ -84,7 +84,7 @@ def test_mislabelled_image(store: Engine, loaded: Project) -> None:
         report = loaded.json(
             "run-emulated", f"docker-daemon:{MISLABELLED}", "--platform=linux/arm64", expect=1
         )
-    (row,) = report["results"]
-    assert row["outcome"] == "wrong-arch"
-    assert "is made for amd64, not for arm64" in row["message"]
+    (result,) = report["results"]
+    assert result["outcome"] == "wrong-arch"
+    assert "is made for amd64, not for arm64" in result["message"]
     assert "start" not in {event["Action"] for event in events}

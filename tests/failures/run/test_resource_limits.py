@@ -40,11 +40,11 @@ def test_limit_kills_guest(
     )
     with unchanged():
         report = docker_project.json("run-emulated", name, "--timeout=40", "--jobs=1", expect=5)
-    for row in report["results"]:
-        assert (row["outcome"], row["message"]) == ("failed", message), row["platform"]
-        assert row["exit_code"] == status
-        assert row["seconds"] < 30
-        assert max(len(row["stdout"]), len(row["stderr"])) <= MIB
+    for result in report["results"]:
+        assert (result["outcome"], result["message"]) == ("failed", message), result["platform"]
+        assert result["exit_code"] == status
+        assert result["seconds"] < 30
+        assert max(len(result["stdout"]), len(result["stderr"])) <= MIB
 
 
 def test_limits_of_shell_commands(docker_project: Project, unchanged: Unchanged) -> None:
@@ -59,10 +59,10 @@ def test_limits_of_shell_commands(docker_project: Project, unchanged: Unchanged)
     }
     for command, message in cases.items():
         with unchanged():
-            (row,) = docker_project.json(
+            (result,) = docker_project.json(
                 "run-emulated", f"--command=sh -c '{command}'", "--timeout=60", expect=5
             )["results"]
-        assert (row["outcome"], row["message"]) == ("failed", message), command
+        assert (result["outcome"], result["message"]) == ("failed", message), command
 
 
 def test_output_up_to_the_limit(docker_project: Project, unchanged: Unchanged) -> None:
@@ -70,9 +70,9 @@ def test_output_up_to_the_limit(docker_project: Project, unchanged: Unchanged) -
     docker_project.task("build-multiarch", "--platform=linux/amd64")
     command = f"head -c {MIB} /dev/zero | tr '\\\\0' x; head -c {MIB} /dev/zero | tr '\\\\0' y >&2"
     with unchanged():
-        (row,) = docker_project.json("run-emulated", f'--command=sh -c "{command}"')["results"]
-    assert row["outcome"] == "passed"
-    assert (row["stdout"], row["stderr"]) == ("x" * MIB, "y" * MIB)
+        (result,) = docker_project.json("run-emulated", f'--command=sh -c "{command}"')["results"]
+    assert result["outcome"] == "passed"
+    assert (result["stdout"], result["stderr"]) == ("x" * MIB, "y" * MIB)
 
 
 def test_limits_are_per_guest(docker_project: Project, unchanged: Unchanged) -> None:
@@ -84,4 +84,4 @@ def test_limits_are_per_guest(docker_project: Project, unchanged: Unchanged) -> 
     )
     with unchanged():
         report = docker_project.json("run-emulated", name, expect=5)
-    assert [row["outcome"] for row in report["results"]] == ["failed", "passed", "passed"]
+    assert [result["outcome"] for result in report["results"]] == ["failed", "passed", "passed"]

@@ -11,9 +11,9 @@ def test_wrong_binary_is_not_started(engine: Engine, project: Project, unchanged
     name = write_program_image(project.folder, ("linux/arm64", program("linux/amd64")))
     with unchanged(), record_container_events(engine) as events:
         report = project.json("run-emulated", name, "--runner=docker", expect=1)
-    (row,) = report["results"]
-    assert row["outcome"] == "wrong-arch"
-    assert row["message"].startswith("linux/arm64: /main is made for amd64, not for arm64")
+    (result,) = report["results"]
+    assert result["outcome"] == "wrong-arch"
+    assert result["message"].startswith("linux/arm64: /main is made for amd64, not for arm64")
     actions = {event["Action"] for event in events}
     assert "create" in actions  # events were received
     assert "start" not in actions

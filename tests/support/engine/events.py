@@ -13,7 +13,7 @@ from buildkit_tasks.host.engine.sdk import connect_client
 
 @contextlib.contextmanager
 def record_container_events(engine: Engine) -> Iterator[list[dict[str, Any]]]:
-    """Yield a list to which the engine's container events are added meanwhile."""
+    """Yield a list to which the engine's container events are added."""
     client = connect_client(engine)
     events: list[dict[str, Any]] = []
     stream = client.events(decode=True, filters={"type": "container"})

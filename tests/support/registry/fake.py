@@ -240,6 +240,10 @@ def token(text: str = "t0ken") -> Reply:
     return Reply(headers={"Content-Type": "application/json"}, body=body)
 
 
+def too_many_requests(retry_after: str = "") -> Reply:
+    return Reply(status=429, headers={"Retry-After": retry_after} if retry_after else {}, body=b"slow down")
+
+
 @contextlib.contextmanager
 def fake_registry(
     address: str = "127.0.0.1", *, tls: Certificate | None = None, require_client_certificate: bool = False
