@@ -1,1 +1,1 @@
-from buildkit_tasks.tasks import ns  # noqa: D100, F401, INP001
+from buildkit_tasks.tasks import ns

@@ -5,4 +5,4 @@ import platform
 
 def main() -> None:
     """Print the machine as ``uname -m`` has it, in brackets."""
-    print(f"Python {platform.python_version()} runs on [{platform.machine()}].")  # noqa: T201
+    print(f"Python {platform.python_version()} runs on [{platform.machine()}].")
