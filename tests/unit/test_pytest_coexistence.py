@@ -36,7 +36,7 @@ def pytest_addoption(parser):
 """
 BOTH_OPTIONS = """
 def test_theirs(pytestconfig):
-    assert pytestconfig.option.platform == pytestconfig.getoption("--platform") == {theirs!r}
+    assert pytestconfig.option.platform == pytestconfig.getoption("--platform") == {other_value!r}
 
 def test_ours(platform):
     assert platform.goarch == "s390x"
@@ -74,7 +74,7 @@ def test_options_of_others(
     other_value: str,
 ) -> None:
     plugin_args = add_other_plugin(pytester)
-    pytester.makepyfile(BOTH_OPTIONS.format(theirs=other_value))
+    pytester.makepyfile(BOTH_OPTIONS.format(other_value=other_value))
     run(*plugin_args, "--arch-platform=s390x", *args).assert_outcomes(passed=2)
 
 
@@ -83,7 +83,7 @@ def test_options_of_late_conftest(run: Run, pytester: pytest.Pytester) -> None:
     """pytest finds a conftest.py in a subdirectory only during collection."""
     folder = pytester.mkdir("checks")
     (folder / "conftest.py").write_text(OTHER_OPTIONS)
-    (folder / "test_it.py").write_text(BOTH_OPTIONS.format(theirs="none"))
+    (folder / "test_it.py").write_text(BOTH_OPTIONS.format(other_value="none"))
     run("--arch-platform=s390x").assert_outcomes(passed=2)
     run("--platform=s390x").assert_outcomes(passed=2)  # no conftest.py has defined --platform yet
 

@@ -210,8 +210,8 @@ def test_load_joined_archive() -> None:
             loaded.append([row.platform for row in verify(source, THREE_PLATFORMS, "it").platforms])
 
     harness.commands.expect("docker load *", effect=load)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BuildExecution, "_read_stored_digests", lambda *_: {})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(BuildExecution, "_read_stored_digests", lambda *_: {})
         result = harness.execute()
     assert loaded == [list(PLATFORM_NAMES)]
     assert result.outputs == (Output(type="docker", ref="hello:1"),)

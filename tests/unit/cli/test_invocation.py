@@ -28,7 +28,7 @@ from buildkit_tasks.tasks import ns
 from tests.support.environment import delete_env
 from tests.support.report_samples import bad_run, good_run
 
-SECRET = "https://me:hunter2@example.org/x"  # noqa: S105 - nobody's
+SECRET = "https://me:hunter2@example.org/x"  # noqa: S105 - not a real password
 calls: list[tuple[str, dict[str, Any]]] = []
 
 
@@ -355,14 +355,14 @@ def test_task_names() -> None:
 
 TASKS = """
 from invoke import Collection, task
-from buildkit_tasks.tasks import ns as theirs
+from buildkit_tasks.tasks import ns as package_tasks
 
 @task
 def mine(c, name_of="x"):
     print("mine", name_of)
 
 ns = Collection(mine)
-for each in theirs.tasks.values():
+for each in package_tasks.tasks.values():
     ns.add_task(each)
 """
 

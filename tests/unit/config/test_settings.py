@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def project_dir(tmp_path: Path) -> Path:
-    """A repository without settings: its empty pyproject.toml hides those of parent directories."""
+    """Return a repository without settings; its empty pyproject.toml hides those of parent directories."""
     (tmp_path / "pyproject.toml").touch()
     return tmp_path
 

@@ -401,13 +401,13 @@ def test_stream_on_terminal() -> None:
 
 
 def test_interrupt_ends_all_threads() -> None:
-    run = SubprocessRunner(stream_output=io.StringIO())
+    runner = SubprocessRunner(stream_output=io.StringIO())
     with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(run.stream, ["sleep", "600"], label=name) for name in ("a", "b")]
-        futures.append(pool.submit(run.run, ["sleep", "600"]))
+        futures = [pool.submit(runner.stream, ["sleep", "600"], label=name) for name in ("a", "b")]
+        futures.append(pool.submit(runner.run, ["sleep", "600"]))
         deadline = time.monotonic() + 20
-        while len(run._children) < 3 and time.monotonic() < deadline:
+        while len(runner._children) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-        run.interrupt()
+        runner.interrupt()
         assert [each.result(timeout=20).returncode for each in futures] == [-signal.SIGINT] * 3
-    assert run._children == set()
+    assert runner._children == set()

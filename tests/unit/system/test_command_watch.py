@@ -58,7 +58,7 @@ def test_watch_is_called_repeatedly() -> None:
 
 def test_success_beats_watch_error() -> None:
     def watch() -> BuildkitTasksError:
-        time.sleep(0.5)  # the command ends meanwhile
+        time.sleep(0.5)  # the command ends first
         return BuilderError("too late")
 
     assert SubprocessRunner().run(SHORT_SLEEP, CommandOptions(watch=watch)).ok

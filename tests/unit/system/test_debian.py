@@ -71,6 +71,11 @@ def ignore_message(_: str) -> None:
     """Ignore progress messages."""
 
 
+def install(prefix: Path, commands: Scripted, *names: str) -> Path:
+    """Install packages, or the package ``a``."""
+    return install_packages(prefix, [PackageSet(names=names or ("a",))], commands, ignore_message)
+
+
 def test_find_mirror() -> None:
     assert find_mirror(debian_commands()) == DebianMirror(
         uri=MIRROR, release="bookworm", architecture="amd64"
@@ -135,7 +140,7 @@ def test_complete_prefix_is_reused(tmp_path: Path) -> None:
     prefix = tmp_path / "qemu"
     prefix.mkdir()
     (prefix / ".complete").touch()
-    assert install_packages(prefix, [PackageSet(names=("x",))], Scripted(), ignore_message) == prefix
+    assert install(prefix, Scripted(), "x") == prefix
 
 
 def test_host_suite(tmp_path: Path) -> None:
@@ -168,7 +173,7 @@ E: The repository is not signed.
 def test_apt_errors(tmp_path: Path) -> None:
     commands = debian_commands().expect("apt-get -q -c * update", returncode=100, stderr=APT_OUTPUT)
     with pytest.raises(EngineError) as excinfo:
-        install_packages(tmp_path / "x", [PackageSet(names=("a", "b"))], commands, ignore_message)
+        install(tmp_path / "x", commands, "a", "b")
     assert excinfo.value.message == (
         "could not fetch a, b: E: Failed to fetch http://x/InRelease  403 Forbidden; "
         "E: The repository is not signed."
@@ -181,7 +186,7 @@ def test_download_error(tmp_path: Path) -> None:
         "apt-get -q -c * download *", returncode=100, stderr="E: Unable to locate package a\n"
     )
     with pytest.raises(EngineError, match="could not fetch a: E: Unable to locate package a"):
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
+        install(tmp_path / "x", commands)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_download_error(tmp_path: Path) -> None:
 def test_full_disk_during_download(tmp_path: Path, stderr: str) -> None:
     commands = download_commands().expect("apt-get -q -c * download *", returncode=100, stderr=stderr)
     with pytest.raises(LimitExceeded) as excinfo:
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
+        install(tmp_path / "x", commands)
     assert excinfo.value.exit_code == 5
     assert stderr.strip() in excinfo.value.message
 
@@ -205,16 +210,16 @@ def test_full_disk_during_unpack(tmp_path: Path) -> None:
     with pytest.raises(
         LimitExceeded, match=r"could not unpack a_1\.0_amd64\.deb: .*No space left"
     ) as excinfo:
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
+        install(tmp_path / "x", commands)
     assert excinfo.value.exit_code == 5
     commands.expect("dpkg -x *", returncode=2, stderr="dpkg-deb: error: not a Debian format archive\n")
     with pytest.raises(EngineError, match="not a Debian format archive"):
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], commands, ignore_message)
+        install(tmp_path / "x", commands)
 
 
 def test_download_without_packages(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="could not fetch a"):
-        install_packages(tmp_path / "x", [PackageSet(names=("a",))], download_commands(), ignore_message)
+        install(tmp_path / "x", download_commands())
     assert not (tmp_path / "x").exists()
 
 
@@ -222,9 +227,9 @@ def test_failed_install_is_removed(tmp_path: Path) -> None:
     prefix = tmp_path / "cache" / "x"
     commands = download_commands("a").expect("dpkg -x *", returncode=2, stderr="broken", times=1)
     with pytest.raises(EngineError):
-        install_packages(prefix, [PackageSet(names=("a",))], commands, ignore_message)
+        install(prefix, commands)
     assert [each.name for each in prefix.parent.iterdir()] == [".x.lock"]
-    assert install_packages(prefix, [PackageSet(names=("a",))], commands, ignore_message) == prefix
+    assert install(prefix, commands) == prefix
     assert (prefix / "usr/bin/a").exists()
 
 

@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 
-from buildkit_tasks.report.model import Check
+from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
 from tests.support.oci import MemoryImage, add_platform, directory, make_tar, symlink
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
 Files = Mapping[str, bytes]
+
+
+def parity_checks(report: VerifyReport, index: int = 1) -> list[Check]:
+    return [check for check in report.platforms[index].checks if check.name == "parity"]
 
 
 def parity(
@@ -21,8 +25,8 @@ def parity(
     first = add_platform(memory, AMD64, [make_tar(amd64)])
     second = add_platform(memory, ARM64, [make_tar(arm64)], **(start or {}))
     report = verify(memory.set_index([first, second]), (), "the image", VerifyOptions(parity=rule))
-    assert not [check for check in report.platforms[0].checks if check.name == "parity"]
-    return [check for check in report.platforms[1].checks if check.name == "parity"]
+    assert parity_checks(report, 0) == []
+    return parity_checks(report)
 
 
 def single_message(checks: list[Check]) -> str:
@@ -105,8 +109,7 @@ def test_all_architecture_names(i386: str, armv6: str) -> None:
     memory = MemoryImage()
     entries = [add_platform(memory, name, [make_tar({path: b""})]) for name, path in names.items()]
     report = verify(memory.set_index(entries), (), "the image")
-    checks = [check for check in report.platforms[1].checks if check.name == "parity"]
-    assert [check.warning for check in checks] == [False]
+    assert [check.warning for check in parity_checks(report)] == [False]
 
 
 def test_name_of_file_and_directory() -> None:
@@ -132,7 +135,7 @@ def test_whiteout() -> None:
     first = add_platform(memory, AMD64, [lower])
     second = add_platform(memory, ARM64, [lower, make_tar({".wh.a": b""})])
     report = verify(memory.set_index([first, second]), (), "the image")
-    messages = [check.message for check in report.platforms[1].checks if check.name == "parity"]
+    messages = [check.message for check in parity_checks(report)]
     assert messages == ["linux/arm64 lacks /a, which linux/amd64 has"]
 
 
@@ -142,7 +145,7 @@ def test_missing_directory() -> None:
     first = add_platform(memory, AMD64, [full])
     second = add_platform(memory, ARM64, [make_tar({"a": b""})])
     report = verify(memory.set_index([first, second]), (), "the image")
-    messages = " ".join(check.message for check in report.platforms[1].checks if check.name == "parity")
+    messages = " ".join(check.message for check in parity_checks(report))
     assert all(path in messages for path in ("/empty", "/link", "/x")), messages
 
 
@@ -179,7 +182,7 @@ def test_name_that_is_not_utf8() -> None:
     memory = MemoryImage()
     entries = [add_platform(memory, name, [data]) for name, data in ((AMD64, tar), (ARM64, make_tar({})))]
     report = verify(memory.set_index(entries), (), "the image")
-    messages = [check.message for check in report.platforms[1].checks if check.name == "parity"]
+    messages = [check.message for check in parity_checks(report)]
     assert len(messages) == 1
     assert "\\udce9" in messages[0] or "\\xe9" in messages[0]
     messages[0].encode()

@@ -415,7 +415,7 @@ def test_shared_layer_with_wrong_size() -> None:
 
 
 def mixed_image() -> MemoryImage:
-    """An image with a nested index, an entry without a platform, and an attestation."""
+    """Return an image with a nested index, an entry without a platform, and an attestation."""
     memory = MemoryImage()
     first, second, third = (
         add_platform(memory, name, [make_tar({"main": probe_program(name)})], Entrypoint=["/main"])

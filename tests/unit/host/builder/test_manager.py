@@ -108,7 +108,7 @@ class Harness:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.store = folder / "buildx" / "instances"
         self.store.mkdir(parents=True, exist_ok=True)
-        self.run = Scripted()
+        self.commands = Scripted()
         self.messages: list[str] = []
         self.registry_checks = 0
         self.engine = make_engine(
@@ -119,13 +119,13 @@ class Harness:
         self.builders = BuilderManager(
             engine=self.engine,
             settings=Settings(cache=str(folder / "cache"), **settings),
-            commands=self.run,
+            commands=self.commands,
             notify=self.messages.append,
         )
 
     def add_builder(self, text: str, name: str = NAME) -> None:
         (self.store / name).write_text(json.dumps(make_record(text)), encoding="utf-8")
-        self.run.expect(f"docker buildx inspect {name}", stdout=text)
+        self.commands.expect(f"docker buildx inspect {name}", stdout=text)
 
     def expect_create(self, text: str, **answer: Any) -> None:
         """Let ``buildx create`` add a builder with this inspect output."""
@@ -133,13 +133,13 @@ class Harness:
         def create(_: list[str], __: CommandOptions) -> None:
             self.add_builder(text)
 
-        self.run.expect("docker buildx create *", effect=create, **answer)
+        self.commands.expect("docker buildx create *", effect=create, **answer)
 
     def expect_remove(self) -> None:
-        self.run.expect("docker buildx rm --force *", effect=lambda *_: (self.store / NAME).unlink())
+        self.commands.expect("docker buildx rm --force *", effect=lambda *_: (self.store / NAME).unlink())
 
     def set_image(self, *, present: bool, name: str = "moby/buildkit:buildx-stable-1") -> None:
-        self.run.expect(f"docker image inspect --format=ok -- {name}", returncode=0 if present else 1)
+        self.commands.expect(f"docker image inspect --format=ok -- {name}", returncode=0 if present else 1)
 
     def ensure(self, *, registry: bool = False, recreate: bool = False) -> BuilderSummary:
         def is_registry_reachable() -> bool:
@@ -150,7 +150,7 @@ class Harness:
 
     @property
     def mutating_steps(self) -> list[str]:
-        return [each.argv[2] for each in self.run.calls if each.mutates]
+        return [each.argv[2] for each in self.commands.calls if each.mutates]
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_create_with_present_image(harness: Harness) -> None:
     assert (builder.name, builder.driver) == (NAME, "docker-container")
     assert builder.reason == "the engine has its image moby/buildkit:buildx-stable-1"
     assert harness.registry_checks == 0
-    (create,) = harness.run.matching_calls("* create *")
+    (create,) = harness.commands.matching_calls("* create *")
     assert create.argv == (
         "docker", "buildx", "create", f"--name={NAME}", "--driver=docker-container", "--bootstrap",
     )  # fmt: skip
@@ -220,12 +220,12 @@ def test_default_builder_without_image(harness: Harness) -> None:
     assert (builder.name, builder.driver) == ("default", "docker")
     reason = "the engine lacks moby/buildkit:buildx-stable-1 and Docker Hub does not answer"
     assert builder.reason == reason
-    assert harness.run.matching_calls("* create *") == []
+    assert harness.commands.matching_calls("* create *") == []
 
 
 def test_driver_of_settings(tmp_path: Path) -> None:
     docker = Harness(tmp_path, driver="docker")
-    assert (docker.ensure(registry=True).driver, docker.registry_checks, docker.run.calls) == (
+    assert (docker.ensure(registry=True).driver, docker.registry_checks, docker.commands.calls) == (
         "docker",
         0,
         [],
@@ -241,7 +241,7 @@ def test_create_with_driver_options(tmp_path: Path, options: tuple[str, ...]) ->
     harness.set_image(present=True, name="mine:1")
     harness.expect_create(inspect_output())
     assert harness.ensure().reason == "the engine has its image mine:1"
-    (create,) = harness.run.matching_calls("* create *")
+    (create,) = harness.commands.matching_calls("* create *")
     assert create.argv[5:-1] == ("--driver-opt=image=mine:1", "--driver-opt=network=host")
 
 
@@ -249,7 +249,7 @@ def test_ensure_keeps_matching_builder(harness: Harness) -> None:
     harness.add_builder(inspect_output())
     builder = harness.ensure()
     assert (builder.name, builder.driver) == (NAME, "docker-container")
-    assert harness.run.lines == [f"docker buildx inspect {NAME}"]
+    assert harness.commands.lines == [f"docker buildx inspect {NAME}"]
 
 
 def test_other_driver_is_error(tmp_path: Path) -> None:
@@ -303,13 +303,13 @@ def test_fallback_drops_unreachable_node(tmp_path: Path) -> None:
         tmp_path, driver="docker-container", nodes=(LOCAL_NODE, REMOTE_NODE), fallback="emulate"
     )
     harness.add_builder(ONE_UNREACHABLE)
-    harness.run.expect("docker buildx create *")
+    harness.commands.expect("docker buildx create *")
     builder = harness.ensure()
     assert [(node.name, node.fixed) for node in builder.nodes] == [("here", ("linux/amd64", "linux/arm64"))]
     assert harness.messages == [
         "node there is not used, others emulate its platforms: ssh://pi cannot be reached: ssh: no route"
     ]
-    assert "--leave" in next(each.argv for each in harness.run.calls if each.mutates)
+    assert "--leave" in next(each.argv for each in harness.commands.calls if each.mutates)
 
 
 def test_recreate_needs_reachable_nodes(tmp_path: Path) -> None:
@@ -325,21 +325,21 @@ def test_recreate_without_former_node(tmp_path: Path) -> None:
     harness.add_builder(ONE_UNREACHABLE)
     harness.expect_remove()
     harness.expect_create(ONE_UNREACHABLE.partition("\nName: there")[0])
-    harness.run.expect("docker buildx inspect --bootstrap *")
+    harness.commands.expect("docker buildx inspect --bootstrap *")
     assert [node.name for node in harness.ensure(recreate=True).nodes] == ["here"]
 
 
 def test_recreate_keeps_default_builder(tmp_path: Path) -> None:
     harness = Harness(tmp_path, name="default")
-    harness.run.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
+    harness.commands.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
     assert harness.ensure(recreate=True).driver == "docker"
     assert harness.mutating_steps == []
 
 
 def test_restart_for_missing_platform(harness: Harness) -> None:
     harness.add_builder(inspect_output(platforms="linux/amd64"))
-    harness.run.expect("docker buildx stop *")
-    harness.run.expect(
+    harness.commands.expect("docker buildx stop *")
+    harness.commands.expect(
         "docker buildx inspect --bootstrap *", effect=lambda *_: harness.add_builder(inspect_output())
     )
     builder = harness.ensure()
@@ -349,7 +349,7 @@ def test_restart_for_missing_platform(harness: Harness) -> None:
 
 def test_remove_checks_result(harness: Harness) -> None:
     harness.add_builder(inspect_output())
-    harness.run.expect("docker buildx rm --force *", stderr="ERROR: context deadline exceeded")
+    harness.commands.expect("docker buildx rm --force *", stderr="ERROR: context deadline exceeded")
     with pytest.raises(
         BuilderError, match="could not be removed: ERROR: context deadline exceeded"
     ) as excinfo:
@@ -359,7 +359,7 @@ def test_remove_checks_result(harness: Harness) -> None:
 
 def test_remove_ignores_error_if_removed(harness: Harness) -> None:
     harness.add_builder(inspect_output())
-    harness.run.expect(
+    harness.commands.expect(
         "docker buildx rm --force *", returncode=1, effect=lambda *_: (harness.store / NAME).unlink()
     )
     assert harness.builders.remove(NAME)
@@ -369,25 +369,25 @@ def test_remove_keeps_state(harness: Harness) -> None:
     harness.add_builder(inspect_output())
     harness.expect_remove()
     assert harness.builders.remove(NAME, keep_state=True)
-    assert harness.run.lines[1] == f"docker buildx rm --force --keep-state {NAME}"
+    assert harness.commands.lines[1] == f"docker buildx rm --force --keep-state {NAME}"
 
 
 def test_remove_missing_or_default(harness: Harness) -> None:
-    harness.run.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
+    harness.commands.expect("docker buildx inspect default", stdout=DEFAULT_BUILDER)
     assert not harness.builders.remove(NAME)
     assert not harness.builders.remove("default")
-    assert harness.run.lines == ["docker buildx inspect default"]
+    assert harness.commands.lines == ["docker buildx inspect default"]
 
 
 def test_find_without_record(harness: Harness) -> None:
     assert harness.builders.find(NAME) is None
-    assert harness.run.calls == []
+    assert harness.commands.calls == []
 
 
 def test_find_removed_builder(harness: Harness) -> None:
     harness.add_builder(inspect_output())
     stderr = f'ERROR: no builder "{NAME}" found\n'
-    harness.run.expect("docker buildx inspect *", returncode=1, stderr=stderr)
+    harness.commands.expect("docker buildx inspect *", returncode=1, stderr=stderr)
     assert harness.builders.find(NAME) is None
 
 
@@ -396,14 +396,14 @@ def test_damaged_record_is_error(harness: Harness) -> None:
     with pytest.raises(BuilderError, match="cannot be read") as excinfo:
         harness.ensure()
     assert str(harness.store / NAME) in excinfo.value.message
-    assert harness.run.calls == []
+    assert harness.commands.calls == []
 
 
 @pytest.mark.parametrize("name", ["--privileged", "", "-x", "a b", "x\n", "a/b", "../x", "1x"])
 def test_invalid_name_runs_nothing(harness: Harness, name: str) -> None:
     with pytest.raises(UsageError):
         harness.builders.find(name)
-    assert harness.run.calls == []
+    assert harness.commands.calls == []
 
 
 def test_failed_create_is_removed(harness: Harness) -> None:
@@ -418,23 +418,23 @@ def test_failed_create_is_removed(harness: Harness) -> None:
 
 def test_create_without_result(harness: Harness) -> None:
     harness.set_image(present=True)
-    harness.run.expect("docker buildx create *")
+    harness.commands.expect("docker buildx create *")
     with pytest.raises(BuilderError, match="could not be created"):
         harness.ensure()
 
 
 def test_dry_run_shows_recreation(harness: Harness) -> None:
-    harness.run.dry_run = True
+    harness.commands.dry_run = True
     harness.set_image(present=True)
     harness.add_builder(inspect_output())
     assert harness.ensure(recreate=True).driver == "docker-container"
-    assert [line.split()[2] for line in harness.run.dry_run_lines] == ["rm", "create"]
+    assert [line.split()[2] for line in harness.commands.dry_run_lines] == ["rm", "create"]
 
 
 def test_planned_engine_runs_nothing(tmp_path: Path) -> None:
     harness = Harness(tmp_path, version="")
     assert harness.ensure().driver == "docker"
-    assert harness.run.calls == []
+    assert harness.commands.calls == []
 
 
 def test_require_index(tmp_path: Path) -> None:

@@ -111,10 +111,10 @@ def test_not_mounted(tmp_path: Path) -> None:
 
 
 def test_mount(tmp_path: Path) -> None:
-    run = Scripted().expect("mount -t binfmt_misc binfmt_misc *")
-    HandlerTable(commands=run, state_path=tmp_path / "x", mount_point=tmp_path).mount()
-    assert run.lines == [f"mount -t binfmt_misc binfmt_misc {tmp_path}"]
-    assert run.calls[0].mutates
+    commands = Scripted().expect("mount -t binfmt_misc binfmt_misc *")
+    HandlerTable(commands=commands, state_path=tmp_path / "x", mount_point=tmp_path).mount()
+    assert commands.lines == [f"mount -t binfmt_misc binfmt_misc {tmp_path}"]
+    assert commands.calls[0].mutates
 
 
 def test_mount_if_mounted(kernel: Kernel, table: HandlerTable) -> None:
@@ -123,11 +123,11 @@ def test_mount_if_mounted(kernel: Kernel, table: HandlerTable) -> None:
 
 
 def test_mount_refused(tmp_path: Path) -> None:
-    run = Scripted().expect(
+    commands = Scripted().expect(
         "mount *", returncode=32, stderr="mount: unknown filesystem type 'binfmt_misc'.\n"
     )
     with pytest.raises(EmulatorError) as excinfo:
-        HandlerTable(commands=run, state_path=tmp_path / "x", mount_point=tmp_path).mount()
+        HandlerTable(commands=commands, state_path=tmp_path / "x", mount_point=tmp_path).mount()
     assert "unknown filesystem type" in excinfo.value.message
     assert (excinfo.value.hint, excinfo.value.exit_code) == ("sudo modprobe binfmt_misc", 3)
 

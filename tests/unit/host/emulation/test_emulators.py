@@ -33,31 +33,33 @@ class Harness:
     """The emulators of this kernel, with a directory as its table and scripted commands."""
 
     def __init__(self, folder: Path, *, choice: str = "auto", engine: Engine | None = None) -> None:
-        self.run = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
+        self.commands = Kernel(folder=folder / "binfmt_misc").mount_binfmt_misc()
         self.messages: list[str] = []
         self.settings = Settings(cache=str(folder / "cache"), emulators=choice)
         self.emulators = EmulatorManager(
-            engine=engine, settings=self.settings, commands=self.run, notify=self.messages.append
+            engine=engine, settings=self.settings, commands=self.commands, notify=self.messages.append
         )
         table = HandlerTable(
-            commands=self.run, state_path=folder / "cache" / "binfmt.json", mount_point=self.run.folder
+            commands=self.commands,
+            state_path=folder / "cache" / "binfmt.json",
+            mount_point=self.commands.folder,
         )
         vars(self.emulators)["handler_table"] = table
         self.expect_working_probe("amd64")
         self.expect_failing_probe("arm64")
 
     def expect_working_probe(self, name: str) -> None:
-        self.run.expect(f"*/.probe-*/{name}", returncode=PROBE_STATUS)
+        self.commands.expect(f"*/.probe-*/{name}", returncode=PROBE_STATUS)
 
     def expect_failing_probe(self, name: str, error: BaseException = EXEC_FORMAT_ERROR) -> None:
-        self.run.expect(f"*/.probe-*/{name}", error=error)
+        self.commands.expect(f"*/.probe-*/{name}", error=error)
 
     def add_handler(self, name: str = "qemu-aarch64", interpreter: str = "/bin/sh", flags: str = "F") -> None:
         machine = ARM64.machine
-        self.run.add(Entry(name, interpreter, flags, machine.magic, machine.mask))
+        self.commands.add(Entry(name, interpreter, flags, machine.magic, machine.mask))
 
     def disable_handler(self, name: str) -> None:
-        path = self.run.folder / name
+        path = self.commands.folder / name
         path.write_text(path.read_text(encoding="utf-8").replace("enabled", "disabled"), encoding="utf-8")
 
     @property
@@ -102,9 +104,9 @@ def test_emulated_by_handler(harness: Harness) -> None:
 
 def test_failed_probe_with_handler(harness: Harness) -> None:
     harness.add_handler(flags="F")
-    harness.run.expect("*/.probe-*/arm64", returncode=0)
+    harness.commands.expect("*/.probe-*/arm64", returncode=0)
     assert not harness.inspect_arm64().runs
-    harness.run.expect("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
+    harness.commands.expect("*/.probe-*/arm64", returncode=139, stderr="qemu: uncaught target signal 11\n")
     row = harness.inspect_arm64()
     assert (row.runs, row.message) == (
         False,
@@ -165,14 +167,14 @@ def test_probe_timeout(harness: Harness) -> None:
         harness.inspect_arm64().message
         == "handler qemu-aarch64 with /bin/sh: its probe did not end within 10 s"
     )
-    assert {each.options.timeout for each in harness.run.matching_calls("*/.probe-*")} == {10.0}
+    assert {each.options.timeout for each in harness.commands.matching_calls("*/.probe-*")} == {10.0}
 
 
 def test_inspect_changes_nothing(harness: Harness, tmp_path: Path) -> None:
     harness.add_handler()
     harness.emulators.inspect(BOTH_PLATFORMS)
-    assert harness.run.written == []
-    assert not any(each.mutates for each in harness.run.calls)
+    assert harness.commands.written == []
+    assert not any(each.mutates for each in harness.commands.calls)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -184,17 +186,17 @@ def test_probe_programs(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o700
         programs[path.name] = path.read_bytes()
 
-    run = Scripted().expect("*", returncode=PROBE_STATUS, effect=record)
+    commands = Scripted().expect("*", returncode=PROBE_STATUS, effect=record)
     platforms = parse_platforms(["arm/v7", "arm/v6", "s390x"])
-    failures = probe_machines((each.machine for each in platforms), Settings(cache=str(tmp_path)), run)
+    failures = probe_machines((each.machine for each in platforms), Settings(cache=str(tmp_path)), commands)
     assert failures == {"arm": "", "s390x": ""}
     assert programs == {each.architecture: build_probe_program(each.machine) for each in platforms}
 
 
 def test_register_host_qemu(harness: Harness, tmp_path: Path) -> None:
     qemu = write_static_qemu(tmp_path, "qemu-aarch64-static")
-    harness.run.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
-    harness.run.expect("*/.probe-*/arm64", error=EXEC_FORMAT_ERROR, times=1)
+    harness.commands.expect("*/.probe-*/arm64", returncode=PROBE_STATUS)
+    harness.commands.expect("*/.probe-*/arm64", error=EXEC_FORMAT_ERROR, times=1)
     rows = harness.emulators.ensure(BOTH_PLATFORMS)
     assert [row.runs for row in rows] == [True, True]
     assert (rows[1].handler, rows[1].interpreter) == ("qemu-aarch64", str(qemu))
@@ -219,7 +221,7 @@ def test_variants_are_registered_once(harness: Harness, tmp_path: Path) -> None:
     harness.expect_failing_probe("arm")
     harness.emulators.ensure(parse_platforms(["arm/v7", "arm/v6"]))
     assert harness.handler_names == ["qemu-arm"]
-    assert len(harness.run.written) == 1
+    assert len(harness.commands.written) == 1
 
 
 def test_ensure_keeps_working_handlers(harness: Harness, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_ensure_keeps_working_handlers(harness: Harness, tmp_path: Path) -> None
     harness.add_handler("theirs")
     harness.expect_working_probe("arm64")
     harness.emulators.ensure(BOTH_PLATFORMS, recreate=True)
-    assert (harness.handler_names, harness.run.written) == (["theirs"], [])
+    assert (harness.handler_names, harness.commands.written) == (["theirs"], [])
 
 
 def test_recreate_replaces_failing_handlers(harness: Harness, tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_recreate_replaces_failing_handlers(harness: Harness, tmp_path: Path) ->
     harness.add_handler("theirs")
     harness.add_handler("theirs-too")
     assert not harness.emulators.ensure([ARM64])[0].runs
-    assert (harness.handler_names, harness.run.written) == (["theirs-too", "theirs"], [])
+    assert (harness.handler_names, harness.commands.written) == (["theirs-too", "theirs"], [])
     harness.emulators.ensure([ARM64], recreate=True)
     assert harness.handler_names == ["qemu-aarch64"]
     assert harness.emulators.handler_table.read_handlers()[0].interpreter == str(qemu)
@@ -259,15 +261,15 @@ def test_emulators_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     harness = Harness(tmp_path, choice="none")
     rows = harness.emulators.ensure(BOTH_PLATFORMS, recreate=True)
     assert [row.runs for row in rows] == [True, False]
-    assert harness.run.written == []
-    assert len(harness.run.matching_calls("*/.probe-*")) == 2
+    assert harness.commands.written == []
+    assert len(harness.commands.matching_calls("*/.probe-*")) == 2
 
 
 def test_binfmt_image_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(debian, "_read_os_release", lambda: {"ID": "arch"})
     harness = Harness(tmp_path, engine=make_engine())
-    harness.run.expect(
+    harness.commands.expect(
         "docker run --rm --privileged tonistiigi/binfmt --install arm64", returncode=1, stderr="no network"
     )
     assert not harness.emulators.ensure([ARM64])[0].runs
@@ -276,35 +278,35 @@ def test_binfmt_image_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_installer_status_is_not_trusted(tmp_path: Path) -> None:
     harness = Harness(tmp_path, choice="image", engine=REMOTE_ENGINE)
-    harness.run.expect("docker import *").expect("docker rmi *")
-    harness.run.expect(
+    harness.commands.expect("docker import *").expect("docker rmi *")
+    harness.commands.expect(
         "docker run --rm --network=none *", returncode=1, stderr="exec /probe: exec format error"
     )
-    harness.run.expect("docker run --rm --privileged tonistiigi/binfmt --install arm64")
+    harness.commands.expect("docker run --rm --privileged tonistiigi/binfmt --install arm64")
     row = harness.emulators.ensure([ARM64])[0]
     assert (row.runs, row.message) == (False, "exec /probe: exec format error")
 
 
 def test_remote_engine_is_probed_in_containers(tmp_path: Path) -> None:
     harness = Harness(tmp_path, engine=REMOTE_ENGINE)
-    harness.run.expect("docker import *").expect("docker rmi *")
-    harness.run.expect("docker run *", returncode=PROBE_STATUS)
+    harness.commands.expect("docker import *").expect("docker rmi *")
+    harness.commands.expect("docker run *", returncode=PROBE_STATUS)
     rows = harness.emulators.inspect(BOTH_PLATFORMS)
     assert [(row.native, row.runs) for row in rows] == [(True, True), (False, True)]
-    imported = {each.argv[-1] for each in harness.run.matching_calls("docker import *")}
-    removed = {each.argv[-1] for each in harness.run.matching_calls("docker rmi *")}
+    imported = {each.argv[-1] for each in harness.commands.matching_calls("docker import *")}
+    removed = {each.argv[-1] for each in harness.commands.matching_calls("docker rmi *")}
     assert imported == removed
     assert len(imported) == 2
-    assert harness.run.matching_calls("*/.probe-*") == []
+    assert harness.commands.matching_calls("*/.probe-*") == []
 
 
 def test_container_probe_timeout(tmp_path: Path) -> None:
     harness = Harness(tmp_path, engine=REMOTE_ENGINE)
-    harness.run.expect("docker import *").expect("docker rmi *")
-    harness.run.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
+    harness.commands.expect("docker import *").expect("docker rmi *")
+    harness.commands.expect("docker run *", error=DeadlineExceeded("docker run took longer than 30 s"))
     row = harness.emulators.inspect([ARM64])[0]
     assert (row.runs, row.message) == (False, "docker run took longer than 30 s")
-    assert len(harness.run.matching_calls("docker rmi *")) == 1
+    assert len(harness.commands.matching_calls("docker rmi *")) == 1
 
 
 def test_require_emulators() -> None:
@@ -324,18 +326,18 @@ def test_require_emulators() -> None:
 def test_add_versions(tmp_path: Path) -> None:
     program = write_executable(tmp_path / "qemu", b"")
     output = "qemu-aarch64 version 10.0.2 (Debian 1:10.0.2+ds-1)\nCopyright (c) 2003-2025\n"
-    run = Scripted().expect(f"{program} --version", stdout=output)
+    commands = Scripted().expect(f"{program} --version", stdout=output)
     rows = [
         PlatformSetup(platform="linux/arm64", native=False, interpreter=str(program)),
         PlatformSetup(platform="linux/arm", native=False, interpreter=str(program)),
         PlatformSetup(platform="linux/386", native=False, interpreter="/gone"),
         PlatformSetup(platform="linux/amd64", native=True),
     ]
-    assert [row.version for row in add_versions(rows, run)] == ["10.0.2", "10.0.2", "", ""]
-    assert len(run.calls) == 1
+    assert [row.version for row in add_versions(rows, commands)] == ["10.0.2", "10.0.2", "", ""]
+    assert len(commands.calls) == 1
 
 
 def test_unknown_qemu_version() -> None:
-    run = Scripted().expect("/q --version", error=DeadlineExceeded("slow"))
-    assert qemu.read_qemu_version("/q", run) == ""
-    assert qemu.read_qemu_version("/r", run.expect("/r --version", stdout="hello")) == ""
+    commands = Scripted().expect("/q --version", error=DeadlineExceeded("slow"))
+    assert qemu.read_qemu_version("/q", commands) == ""
+    assert qemu.read_qemu_version("/r", commands.expect("/r --version", stdout="hello")) == ""

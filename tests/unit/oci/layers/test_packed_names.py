@@ -9,7 +9,7 @@ from buildkit_tasks.oci.layers.packed_names import PackedEntry, PackedNames
 
 @pytest.fixture(params=["scanned", "indexed"])
 def names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> PackedNames:
-    """An empty list that scans its records, or that builds an index at the first look-up."""
+    """Return an empty list that scans its records, or one that builds an index at the first look-up."""
     if request.param == "indexed":
         monkeypatch.setattr(packed_names, "_INDEX_THRESHOLD", -1)
     return PackedNames()

@@ -31,7 +31,7 @@ def read_entries(data: bytes, **options: int) -> list[TarEntry]:
 def header(
     name: bytes = b"a", size: bytes = b"0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
 ) -> bytes:
-    """A header of any field values, with a correct checksum."""
+    """Return a header of these field values with a correct checksum."""
     raw = bytearray(BLOCK_SIZE)
     raw[0 : len(name)] = name
     raw[100:107] = b"0000644"

@@ -21,11 +21,11 @@ def encode_auth(username: str = "me", password: str = SECRET) -> str:
 
 
 def load_store(
-    folder: Path, document: object, run: Scripted | SubprocessRunner | None = None
+    folder: Path, document: object, commands: Scripted | SubprocessRunner | None = None
 ) -> CredentialStore:
     text = document if isinstance(document, str) else json.dumps(document)
     (folder / "config.json").write_text(text, encoding="utf-8")
-    return load_credentials({"DOCKER_CONFIG": str(folder)}, run or Scripted())
+    return load_credentials({"DOCKER_CONFIG": str(folder)}, commands or Scripted())
 
 
 @pytest.mark.parametrize(
@@ -80,40 +80,42 @@ def test_plain_credentials_and_tokens(tmp_path: Path) -> None:
 
 def test_helper_protocol(tmp_path: Path) -> None:
     output = json.dumps({"ServerURL": "x", "Username": "me", "Secret": SECRET})
-    run = Scripted().expect("docker-credential-keep get", stdout=output)
-    credentials = load_store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, run)
+    commands = Scripted().expect("docker-credential-keep get", stdout=output)
+    credentials = load_store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, commands)
     assert credentials.find("ghcr.io") == Credential(username="me", password=SECRET)
     assert credentials.find("docker.io") == Credential(username="me", password=SECRET)
-    assert [each.argv for each in run.calls] == [("docker-credential-keep", "get")] * 2
-    assert [each.options.stdin for each in run.calls] == [b"ghcr.io", HUB_KEY.encode()]
-    assert all(each.options.timeout and not each.mutates for each in run.calls)
+    assert [each.argv for each in commands.calls] == [("docker-credential-keep", "get")] * 2
+    assert [each.options.stdin for each in commands.calls] == [b"ghcr.io", HUB_KEY.encode()]
+    assert all(each.options.timeout and not each.mutates for each in commands.calls)
 
 
 def test_host_helper_wins(tmp_path: Path) -> None:
-    run = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
-    run.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
-    credentials = load_store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, run)
+    commands = Scripted().expect("docker-credential-own get", stdout='{"Username":"own","Secret":"s"}')
+    commands.expect("docker-credential-all get", stdout='{"Username":"all","Secret":"s"}')
+    credentials = load_store(tmp_path, {"credsStore": "all", "credHelpers": {"ghcr.io": "own"}}, commands)
     names = [credential.username for host in ("ghcr.io", "quay.io") if (credential := credentials.find(host))]
     assert names == ["own", "all"]
 
 
 def test_helper_identity_token(tmp_path: Path) -> None:
-    run = Scripted().expect("docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}')
-    credentials = load_store(tmp_path, {"credsStore": "keep"}, run)
+    commands = Scripted().expect(
+        "docker-credential-keep get", stdout='{"Username":"<token>","Secret":"refresh"}'
+    )
+    credentials = load_store(tmp_path, {"credsStore": "keep"}, commands)
     assert credentials.find("x.azurecr.io") == Credential(identity_token="refresh")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_helper_without_credentials(tmp_path: Path, stream: str) -> None:
     message = "credentials not found in native keychain\n"
-    run = Scripted().expect(
+    commands = Scripted().expect(
         "docker-credential-keep get",
         returncode=1,
         stdout=message if stream == "stdout" else "",
         stderr=message if stream == "stderr" else "",
     )
     credentials = load_store(
-        tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": encode_auth()}}}, run
+        tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {"auth": encode_auth()}}}, commands
     )
     assert credentials.find("ghcr.io") is None  # as in Docker, the file is not used with a helper
 
@@ -133,9 +135,11 @@ def test_helper_without_credentials(tmp_path: Path, stream: str) -> None:
 def test_broken_helper_hides_output(
     tmp_path: Path, returncode: int, stdout: str, error: BaseException | None, message: str
 ) -> None:
-    run = Scripted().expect("docker-credential-keep get", returncode=returncode, stdout=stdout, error=error)
+    commands = Scripted().expect(
+        "docker-credential-keep get", returncode=returncode, stdout=stdout, error=error
+    )
     with pytest.raises(RegistryError, match=message) as excinfo:
-        load_store(tmp_path, {"credsStore": "keep"}, run).find("ghcr.io")
+        load_store(tmp_path, {"credsStore": "keep"}, commands).find("ghcr.io")
     assert "docker-credential-keep" in excinfo.value.message
     assert SECRET not in str(excinfo.value)
 

@@ -42,7 +42,7 @@ def server() -> Iterator[FakeRegistry]:
 
 @pytest.fixture
 def options(tmp_path: Path) -> RegistryOptions:
-    """Options without credentials, certificates and waits."""
+    """Return options without credentials, certificates and waits."""
     environ = {"DOCKER_CONFIG": str(tmp_path)}
     return RegistryOptions(
         environ=environ,
@@ -426,9 +426,9 @@ def test_broken_helper_pulls_anonymously(
     server: FakeRegistry, options: RegistryOptions, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"credsStore": "gone"}', encoding="utf-8")
-    run = options.commands
-    assert isinstance(run, Scripted)
-    run.expect("docker-credential-gone get", returncode=2)
+    commands = options.commands
+    assert isinstance(commands, Scripted)
+    commands.expect("docker-credential-gone get", returncode=2)
     require_token(server, "t")
     assert read_all(server.add_image(hello()), options)
     server.answer_always("/v2/*", bearer(f"http://{server.host}/token")).answer_always(

@@ -43,7 +43,7 @@ def source() -> CountingSource:
 
 @pytest.fixture
 def cache(source: CountingSource) -> Iterator[CachingSource]:
-    """A caching source without prefetching."""
+    """Yield a caching source that does not prefetch."""
     with tempfile.TemporaryFile() as file:
         yield CachingSource(source, file.fileno())
 

@@ -83,6 +83,11 @@ def read_blob_of_image(source: Source, kind: str) -> bytes:
     return read_blob(source, manifest.config if kind == "config" else manifest.layers[0], 1 << 20)
 
 
+def assert_malformed(path: Path, cause: str) -> None:
+    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
+        source.root_descriptor()
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd.compress])
 @pytest.mark.parametrize("max_cached_member", [1 << 20, 0])
 def test_read_older_format(
@@ -155,32 +160,20 @@ def test_broken_layer_link(target: str, cause: str, tmp_path: Path) -> None:
     saved = single_image()
     del saved.files["0a/layer.tar"]
     saved.links = [symlink("0a/layer.tar", target)]
-    path = saved.write(tmp_path / "a.tar")
-    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
-        source.root_descriptor()
+    assert_malformed(saved.write(tmp_path / "a.tar"), cause)
 
 
 def test_layer_is_a_fifo(tmp_path: Path) -> None:
     saved = single_image()
     del saved.files["0a/layer.tar"]
     saved.links = [member("0a/layer.tar", tarfile.FIFOTYPE)]
-    path = saved.write(tmp_path / "a.tar")
-    with (
-        open_docker_archive(path) as source,
-        pytest.raises(MalformedImage, match=r"0a/layer\.tar is missing"),
-    ):
-        source.root_descriptor()
+    assert_malformed(saved.write(tmp_path / "a.tar"), r"0a/layer\.tar is missing")
 
 
 def test_missing_config(tmp_path: Path) -> None:
     saved = single_image()
     del saved.files[saved.config]
-    path = saved.write(tmp_path / "a.tar")
-    with (
-        open_docker_archive(path) as source,
-        pytest.raises(MalformedImage, match=f"{saved.config} is missing"),
-    ):
-        source.root_descriptor()
+    assert_malformed(saved.write(tmp_path / "a.tar"), f"{saved.config} is missing")
 
 
 def test_config_with_wrong_name(tmp_path: Path) -> None:
@@ -188,9 +181,7 @@ def test_config_with_wrong_name(tmp_path: Path) -> None:
         saved = single_image()
         saved.files[name] = saved.files[saved.config]
         saved.images[0]["Config"] = name
-        path = saved.write(tmp_path / "a.tar")
-        with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="has other content"):
-            source.root_descriptor()
+        assert_malformed(saved.write(tmp_path / "a.tar"), "has other content")
 
 
 def test_config_with_plain_name(tmp_path: Path) -> None:
@@ -215,20 +206,13 @@ def test_two_layers_with_one_diff_id(tmp_path: Path) -> None:
     with open_docker_archive(saved.write(tmp_path / "a.tar")) as source:
         assert verify(source, [], "a").ok
     saved.files["0b/layer.tar"] = make_layer(ARM64)
-    path = saved.write(tmp_path / "a.tar")
-    with (
-        open_docker_archive(path) as source,
-        pytest.raises(MalformedImage, match=r"0b/layer\.tar has other content"),
-    ):
-        source.root_descriptor()
+    assert_malformed(saved.write(tmp_path / "a.tar"), r"0b/layer\.tar has other content")
 
 
 def test_diff_id_count(tmp_path: Path) -> None:
     saved = single_image()
     saved.images[0]["Layers"] = ["0a/layer.tar"] * 2
-    path = saved.write(tmp_path / "a.tar")
-    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match="2 layers, the config 1"):
-        source.root_descriptor()
+    assert_malformed(saved.write(tmp_path / "a.tar"), "2 layers, the config 1")
 
 
 def test_foreign_layer(tmp_path: Path) -> None:
@@ -304,8 +288,7 @@ def test_image_listed_twice(tmp_path: Path) -> None:
 def test_malformed_manifest(text: str, cause: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar({"manifest.json": text.encode()}))
-    with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
-        source.root_descriptor()
+    assert_malformed(path, cause)
 
 
 def test_manifest_size_limit(tmp_path: Path) -> None:
@@ -404,8 +387,7 @@ def test_index_and_manifest_differ(tmp_path: Path) -> None:
     }
     for cause, entry in wrong_entries.items():
         path = write_newer(memory, tmp_path / "a.tar", docker_manifest(memory), entry)
-        with open_docker_archive(path) as source, pytest.raises(MalformedImage, match=cause):
-            source.root_descriptor()
+        assert_malformed(path, cause)
 
 
 def test_broken_document_is_the_cause(tmp_path: Path) -> None:

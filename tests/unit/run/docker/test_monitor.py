@@ -66,7 +66,7 @@ class RemoteApi:
 
 @pytest.mark.parametrize(("count", "limit"), [(0, ""), (255, ""), (256, "all of its 256 processes")])
 def test_process_limit_of_remote_engine(count: int, limit: str) -> None:
-    """It is asked once a second."""
+    """The engine is queried once a second."""
     api: Any = RemoteApi(processes=count)
     process_limit = monitor._ProcessLimit.for_container(api, "c" * 64)
     assert process_limit.events_file is None  # this process is not in the container's cgroup

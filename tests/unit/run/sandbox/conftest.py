@@ -14,12 +14,12 @@ from tests.support.unpacking import IS_ROOT, NOBODY, open_fds, remove_path
 def _no_leaked_fds() -> Iterator[None]:
     before = open_fds()
     yield
-    assert open_fds() - before == set()  # a thread of another test may close some meanwhile
+    assert open_fds() - before == set()  # a thread of another test may close some at the same time
 
 
 @pytest.fixture
 def nobody_dir() -> Iterator[Path]:
-    """A directory that every user can reach, owned by nobody if we are root."""
+    """Yield a directory that every user can access, owned by ``nobody`` if the tests run as root."""
     directory = Path(tempfile.mkdtemp(prefix="unpack-"))
     if IS_ROOT:
         os.chown(directory, NOBODY, NOBODY)

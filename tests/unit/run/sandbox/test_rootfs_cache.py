@@ -106,10 +106,7 @@ def test_entry_name_has_digest(cache_dir: Path) -> None:
 @only_root
 def test_id_offset_is_part_of_key(cache_dir: Path) -> None:
     source = make_image("x")
-    unmapped, mapped = (
-        cached_path(cache_dir, source),
-        cached_path(cache_dir, source, id_offset=100_000),
-    )
+    unmapped, mapped = (cached_path(cache_dir, source), cached_path(cache_dir, source, id_offset=100_000))
     other = cached_path(cache_dir, source, id_offset=200_000)
     assert [path.stat().st_uid for path in (unmapped, mapped, other)] == [0, 100_000, 200_000]
 
