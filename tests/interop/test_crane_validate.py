@@ -16,7 +16,7 @@ from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.oci.registry import open_registry
 from buildkit_tasks.verify import verify
 from tests.interop.random_images import Case, make_cases
-from tests.support.registry.serving import ImageServer, serve
+from tests.support.registry.image_server import ImageServer, serve
 
 SEED, VALID_COUNT, COUNT_PER_FAULT = 20260101, 60, 4
 

@@ -27,7 +27,7 @@ from tests.interop.conftest import require_tool
 from tests.interop.gotools import KO, buildx_tool, go_environment
 from tests.support.oci import hello, make_tar, probe_program, write_layout_dir
 from tests.support.registry import real as registry
-from tests.support.registry.serving import serve
+from tests.support.registry.image_server import serve
 
 THREE = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 # An old version that is still in use, and the newest.
