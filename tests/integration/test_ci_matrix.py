@@ -1,4 +1,4 @@
-"""The release pipelines of ``examples/ci``: each job runs in a checkout and a home folder of its own."""
+"""The release pipelines of ``examples/ci``: each job runs in its own checkout and home directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import pytest
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import ROOT
-from tests.integration.test_push import TWO, Place, plain
+from tests.integration.hello_image import TWO
+from tests.integration.registry_server import RegistryServer
 from tests.support.project import CompletedCommand, Project
 from tests.support.registry import real as registry
 from tests.support.workflows import code_blocks, fill_expressions, parse_yaml
-
-__all__ = ["plain"]  # a fixture
 
 PAGE = ROOT / "docs/ci-matrix.md"
 PIPELINES = [ROOT / f"examples/ci/{system}-release.yml" for system in ("github", "gitlab")]
@@ -42,119 +41,105 @@ LOGIN = "docker login"
 GITHUB, GITLAB = (parse_yaml(path.read_text(encoding="utf-8")) for path in PIPELINES)
 
 
-@pytest.fixture
-def locked(tmp_path: Path) -> Iterator[Place]:
-    """A registry that lets in who has logged in."""
-    folder = tmp_path / "registry"
-    folder.mkdir()
-    with registry.serve(folder, login=True) as host:
-        yield Place(host=host, folder=folder, login=True)
+SUCCESS = CompletedCommand(code=0, stdout="", stderr="", seconds=0)
 
 
 @dataclass(kw_only=True)
-class Fleet(ABC):
-    """A CI system: a new folder, a new home and the pipeline's variables for each job."""
+class CiSystem(ABC):
+    """Runs a pipeline's jobs: each gets a new checkout, a new home and the pipeline's variables."""
 
-    place: Place
+    server: RegistryServer
     folder: Path
     engine: Engine
 
-    def job(self, name: str, env: Mapping[str, str]) -> Project:
-        """A new checkout on a machine that knows the engine and nothing else."""
+    def check_out(self, name: str, env: Mapping[str, str]) -> Project:
+        """Return a new checkout for a job; only the engine is shared with other jobs."""
         home = self.folder / name
         (home / "repo").mkdir(parents=True)
-        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        own = {
+        machine_env = {
             "HOME": str(home),
-            "PATH": programs,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "CI": "true",
-            "INVOKE_BUILDKIT_CACHE": str(cache_folder(load_settings())),  # where the engine is
+            "INVOKE_BUILDKIT_CACHE": str(cache_folder(load_settings())),  # the private engine's directory
             "INVOKE_BUILDKIT_BASES": "standin",
         }
-        return Project(folder=home / "repo", env={**env, **own}).write(CHECKOUT)
+        return Project(folder=home / "repo", env={**env, **machine_env}).write(CHECKOUT)
 
-    def script(self, job: Project, text: str) -> CompletedCommand:
-        """A step, unless it is one that prepares the machine."""
-        if "apt-get" in text or "/opt/venv" in text or text.startswith("pip install"):
-            return CompletedCommand(code=0, stdout="", stderr="", seconds=0)
-        if LOGIN in text:
+    def run_script(self, project: Project, script: str) -> CompletedCommand:
+        """Run one script of a job, except those that install software."""
+        if "apt-get" in script or "/opt/venv" in script or script.startswith("pip install"):
+            return SUCCESS
+        if LOGIN in script:
             docker = Path(self.engine.tools.docker[0]).parent
-            path = f"{docker}{os.pathsep}{job.env['PATH']}"
-            job = job.with_env(DOCKER_HOST=self.engine.endpoint, PATH=path)
-        return job.command("bash", "-e", "-o", "pipefail", "-c", text)
-
-    def scripts(self, job: Project, texts: list[str]) -> CompletedCommand:
-        """Steps, one after the other, until one fails; gives the last."""
-        done = None
-        for text in texts:
-            done = self.script(job, text)
-            if done.code:
-                break
-        assert done is not None
-        return done
+            path = f"{docker}{os.pathsep}{project.env['PATH']}"
+            project = project.with_env(DOCKER_HOST=self.engine.endpoint, PATH=path)
+        return project.command("bash", "-e", "-o", "pipefail", "-c", script)
 
     @property
     @abstractmethod
     def platforms(self) -> list[str]:
-        """Those that the pipeline has a job for."""
+        """The platforms that the pipeline has a job for."""
 
     @abstractmethod
-    def part(self, platform: str) -> CompletedCommand:
-        """The job of one platform."""
+    def run_part(self, platform: str) -> CompletedCommand:
+        """Run the job of one platform."""
 
     @abstractmethod
-    def merge(self) -> CompletedCommand:
-        """The last job, which gets what the others have left."""
+    def run_merge(self) -> CompletedCommand:
+        """Run the last job, which gets the artifacts of the others."""
 
 
 @dataclass(kw_only=True)
-class GitHub(Fleet):
-    """GitHub Actions, as far as this page's workflow uses it."""
+class GitHub(CiSystem):
+    """The parts of GitHub Actions that the workflow uses."""
 
-    def steps(self, name: str, values: Mapping[str, str], label: str) -> CompletedCommand:
+    def run_job(self, name: str, values: Mapping[str, str], label: str) -> CompletedCommand:
+        """Run a job's steps until one fails, and return the result of the last script."""
         job = GITHUB["jobs"][name]
-        # There is no registry here that an emulators' image could be pulled from.
-        known = {**GITHUB["env"], "INVOKE_BUILDKIT_EMULATORS": "auto"} | job.get("env", {})
         values = {
             "github.repository": "team/app",
             "github.actor": registry.USER,
             "secrets.GITHUB_TOKEN": registry.PASSWORD,
             **values,
         }
-        env = {key: self._here(text, values) for key, text in known.items()}
-        output = self.folder / f"{label}.output"
-        project = self.job(label, {**env, "GITHUB_REF_NAME": TAG, "GITHUB_OUTPUT": str(output)})
-        done = CompletedCommand(code=0, stdout="", stderr="", seconds=0)
+        # The image with emulators cannot be pulled in these tests.
+        env = {**GITHUB["env"], "INVOKE_BUILDKIT_EMULATORS": "auto"} | job.get("env", {})
+        outputs = {"GITHUB_REF_NAME": TAG, "GITHUB_OUTPUT": str(self.folder / f"{label}.output")}
+        project = self.check_out(label, {**self._fill_env(env, values), **outputs})
+        done = SUCCESS
         for step in job["steps"]:
-            if step.get("uses", "").startswith("actions/download-artifact"):
-                for path in self.folder.glob("artifacts/*/*"):
-                    shutil.copy(path, project.folder)
-            if step.get("uses", "").startswith("actions/upload-artifact"):
-                inputs = fill_expressions(step["with"], values)
-                self._keep(project, inputs["name"], inputs["path"])
+            self._transfer_artifacts(project, step, values)
             if "run" in step:
-                own = {key: self._here(text, values) for key, text in step.get("env", {}).items()}
-                done = self.script(project.with_env(**own), fill_expressions(step["run"], values))
+                env = self._fill_env(step.get("env", {}), values)
+                done = self.run_script(project.with_env(**env), fill_expressions(step["run"], values))
                 if done.code:
                     break
         return done
 
-    def _here(self, text: str, values: Mapping[str, str]) -> str:
-        found: str = fill_expressions(text, values)
-        return found.replace("ghcr.io", self.place.host)
+    def _fill_env(self, env: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+        filled: dict[str, str] = fill_expressions(dict(env), values)
+        return {name: value.replace("ghcr.io", self.server.host) for name, value in filled.items()}
 
-    def _keep(self, project: Project, name: str, pattern: str) -> None:
-        kept = self.folder / "artifacts" / name
-        kept.mkdir(parents=True)
-        files = list(project.folder.glob(pattern))
-        assert files, f"there is no {pattern} to keep"
-        for path in files:
-            shutil.copy(path, kept)
+    def _transfer_artifacts(
+        self, project: Project, step: Mapping[str, Any], values: Mapping[str, str]
+    ) -> None:
+        action = step.get("uses", "")
+        if action.startswith("actions/download-artifact"):
+            for path in self.folder.glob("artifacts/*/*"):
+                shutil.copy(path, project.folder)
+        if action.startswith("actions/upload-artifact"):
+            inputs = fill_expressions(step["with"], values)
+            artifact = self.folder / "artifacts" / inputs["name"]
+            artifact.mkdir(parents=True)
+            files = list(project.folder.glob(inputs["path"]))
+            assert files, f"no file matches {inputs['path']}"
+            for path in files:
+                shutil.copy(path, artifact)
 
     def sessions(self) -> list[dict[str, Any]]:
-        """The matrix, from the job that lists it."""
+        """Run the job that lists the matrix, and return the matrix."""
         label = f"list-{len(list(self.folder.glob('list-*.output')))}"
-        done = self.steps("list", {}, label)
+        done = self.run_job("list", {}, label)
         assert done.code == 0, done.stderr
         job = GITHUB["jobs"]["list"]
         assert job["outputs"] == {"sessions": "${{ steps.list.outputs.sessions }}"}
@@ -162,14 +147,14 @@ class GitHub(Fleet):
         assert include == "${{ fromJSON(needs.list.outputs.sessions) }}"
         key, _, value = (self.folder / f"{label}.output").read_text(encoding="utf-8").strip().partition("=")
         assert key == "sessions"
-        found: list[dict[str, Any]] = json.loads(value)
-        return found
+        sessions: list[dict[str, Any]] = json.loads(value)
+        return sessions
 
     @property
     def platforms(self) -> list[str]:
         return [row["call_spec"]["platform"] for row in self.sessions()]
 
-    def part(self, platform: str) -> CompletedCommand:
+    def run_part(self, platform: str) -> CompletedCommand:
         sessions = self.sessions()
         index = [row["call_spec"]["platform"] for row in sessions].index(platform)
         values = {
@@ -177,99 +162,108 @@ class GitHub(Fleet):
             "matrix.session": sessions[index]["session"],
             "strategy.job-index": str(index),
         }
-        return self.steps("part", values, f"part-{index}")
+        return self.run_job("part", values, f"part-{index}")
 
-    def merge(self) -> CompletedCommand:
-        return self.steps("merge", {}, "merge")
+    def run_merge(self) -> CompletedCommand:
+        return self.run_job("merge", {}, "merge")
 
 
 @dataclass(kw_only=True)
-class GitLab(Fleet):
-    """GitLab's pipelines, as far as this page's uses them."""
+class GitLab(CiSystem):
+    """The parts of GitLab CI that the pipeline uses."""
 
-    def steps(self, name: str, env: Mapping[str, str], label: str) -> CompletedCommand:
-        known = {
-            "CI_REGISTRY": self.place.host,
-            "CI_REGISTRY_IMAGE": f"{self.place.host}/team/app",
+    def run_job(self, name: str, env: Mapping[str, str], label: str) -> CompletedCommand:
+        """Run a job's scripts until one fails, and return the result of the last."""
+        predefined = {
+            "CI_REGISTRY": self.server.host,
+            "CI_REGISTRY_IMAGE": f"{self.server.host}/team/app",
             "CI_REGISTRY_USER": registry.USER,
             "CI_REGISTRY_PASSWORD": registry.PASSWORD,
             "CI_COMMIT_TAG": TAG,
         }
-        project = self.job(label, {**GITLAB["variables"], **known, **env})
-        for path in self.folder.glob("artifacts/*"):  # those of earlier stages come by themselves
+        project = self.check_out(label, {**GITLAB["variables"], **predefined, **env})
+        for path in self.folder.glob("artifacts/*"):  # GitLab downloads those of earlier stages
             shutil.copy(path, project.folder)
-        done = self.scripts(project, [*GITLAB["default"]["before_script"], *GITLAB[name]["script"]])
-        kept = self.folder / "artifacts"
-        kept.mkdir(exist_ok=True)
-        for pattern in GITLAB[name].get("artifacts", {}).get("paths", []) if done.code == 0 else []:
-            for path in project.folder.glob(pattern):
-                shutil.copy(path, kept)
+        done = SUCCESS
+        for script in [*GITLAB["default"]["before_script"], *GITLAB[name]["script"]]:
+            done = self.run_script(project, script)
+            if done.code:
+                return done
+        self._upload(project, GITLAB[name].get("artifacts", {}).get("paths", []))
         return done
+
+    def _upload(self, project: Project, patterns: list[str]) -> None:
+        artifacts = self.folder / "artifacts"
+        artifacts.mkdir(exist_ok=True)
+        for pattern in patterns:
+            for path in project.folder.glob(pattern):
+                shutil.copy(path, artifacts)
 
     @property
     def platforms(self) -> list[str]:
         return [row["PLATFORM"] for row in GITLAB["part"]["parallel"]["matrix"]]
 
-    def part(self, platform: str) -> CompletedCommand:
+    def run_part(self, platform: str) -> CompletedCommand:
         index = self.platforms.index(platform)
         row = GITLAB["part"]["parallel"]["matrix"][index]
-        # Artifacts of jobs in the same stage are not there yet.
-        return self.steps("part", {**row, "CI_NODE_INDEX": str(index + 1)}, f"part-{index}")
+        return self.run_job("part", {**row, "CI_NODE_INDEX": str(index + 1)}, f"part-{index}")
 
-    def merge(self) -> CompletedCommand:
-        return self.steps("merge", {}, "merge")
+    def run_merge(self) -> CompletedCommand:
+        return self.run_job("merge", {}, "merge")
 
 
 @pytest.fixture(params=[GitHub, GitLab])
-def fleet(request: pytest.FixtureRequest, engine: Engine, locked: Place, tmp_path: Path) -> Fleet:
-    (tmp_path / "fleet").mkdir()
-    found: Fleet = request.param(place=locked, folder=tmp_path / "fleet", engine=engine)
-    return found
+def ci_system(
+    request: pytest.FixtureRequest, engine: Engine, login_registry: RegistryServer, tmp_path: Path
+) -> CiSystem:
+    (tmp_path / "ci").mkdir()
+    system: CiSystem = request.param(server=login_registry, folder=tmp_path / "ci", engine=engine)
+    return system
 
 
-def names(place: Place) -> list[str]:
-    """The tags of the repository that are no caches."""
-    tags = place.fetch("team/app/tags/list").json().get("tags") or []
+def image_tags(server: RegistryServer) -> list[str]:
+    """Return the tags of the repository, except those of caches."""
+    tags = server.fetch("team/app/tags/list").json().get("tags") or []
     return [tag for tag in tags if not tag.startswith("cache")]
 
 
-def test_jobs_make_one_image(fleet: Fleet) -> None:
-    assert fleet.platforms == list(TWO)
+def test_jobs_make_one_image(ci_system: CiSystem) -> None:
+    assert ci_system.platforms == list(TWO)
     for platform in TWO:
-        done = fleet.part(platform)
+        done = ci_system.run_part(platform)
         assert done.code == 0, done.stdout + done.stderr
         assert "2 passed" in done.stdout  # the image tests, on that platform
-        assert names(fleet.place) == []
-    done = fleet.merge()
+        assert image_tags(ci_system.server) == []
+    done = ci_system.run_merge()
     assert done.code == 0, done.stdout + done.stderr
     assert "2 of 2 platforms pushed: verified, run and tagged." in done.stdout
-    assert names(fleet.place) == [TAG]
-    index = fleet.place.fetch(f"team/app/manifests/{TAG}").json()
+    assert image_tags(ci_system.server) == [TAG]
+    index = ci_system.server.fetch(f"team/app/manifests/{TAG}").json()
     rows = [entry["platform"] for entry in index["manifests"]]
     assert [f"{row['os']}/{row['architecture']}" for row in rows if row["os"] != "unknown"] == list(TWO)
-    tags = fleet.place.fetch("team/app/tags/list").json()["tags"]
+    tags = ci_system.server.fetch("team/app/tags/list").json()["tags"]
     assert {f"cache-{name.replace('/', '-')}" for name in TWO} < set(tags)
 
 
-def test_missing_job_leaves_tag(fleet: Fleet) -> None:
-    there, missing = TWO
-    assert fleet.part(there).code == 0
-    done = fleet.merge()
+def test_missing_job_leaves_tag(ci_system: CiSystem) -> None:
+    built, missing = TWO
+    assert ci_system.run_part(built).code == 0
+    done = ci_system.run_merge()
     assert done.code == 1, done.stdout + done.stderr
     assert f"no part is for {missing}" in done.stderr
-    assert names(fleet.place) == []
+    assert image_tags(ci_system.server) == []
 
 
-def test_failed_image_test_leaves_no_part(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_image_test_leaves_no_part(ci_system: CiSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHECKOUT, "Dockerfile", DOCKERFILE.replace("[$TARGETARCH]", "[another]"))
-    done = fleet.part(TWO[0])
+    done = ci_system.run_part(TWO[0])
     assert done.code == 1, done.stdout + done.stderr
     assert "1 failed" in done.stdout
-    assert [path for path in fleet.folder.glob("artifacts/**/*") if path.is_file()] == []
-    assert names(fleet.place) == []
+    assert [path for path in ci_system.folder.glob("artifacts/**/*") if path.is_file()] == []
+    assert image_tags(ci_system.server) == []
 
 
-SEVERAL = """\
+SETTINGS = """\
 [tool.buildkit-tasks]
 platforms = ["linux/amd64", "linux/arm64"]
 
@@ -292,32 +286,29 @@ CMD ["echo", "this is web"]
 """
 
 
-def test_jobs_with_several_images(engine: Engine, project: Project, plain: Place) -> None:
+def test_jobs_with_several_images(engine: Engine, project: Project, plain_registry: RegistryServer) -> None:
     assert engine.version
-    project.write({"pyproject.toml": SEVERAL.replace("HOST", plain.host), "Dockerfile": STAGES})
+    project.write({"pyproject.toml": SETTINGS.replace("HOST", plain_registry.host), "Dockerfile": STAGES})
     for name in TWO:
         done = project.task("build-multiarch", "--split", "--json", f"--platform={name}")
         (project.folder / f"part-{name[6:]}.json").write_text(done.stdout, encoding="utf-8")
     parts = "--parts-file=part-amd64.json,part-arm64.json"
     refused = project.task("merge-multiarch", parts, expect=2)
     assert "no tag is given" in refused.stderr
-    refused = project.task("merge-multiarch", parts, f"-t{plain.host}/team/app:v1", expect=2)
+    refused = project.task("merge-multiarch", parts, f"-t{plain_registry.host}/team/app:v1", expect=2)
     assert "the parts are of several images: web, tool\n  try: select one by --image" in refused.stderr
-    for image, place in (("web", "team/app:v1"), ("tool", "team/tool:v1")):
-        assert plain.digest(place) == ""
+    for image, name in (("web", "team/app:v1"), ("tool", "team/tool:v1")):
+        assert plain_registry.digest(name) == ""
         merged = project.json("merge-multiarch", parts, f"--image={image}")
-        assert plain.digest(place) == merged["digest"]
+        assert plain_registry.digest(name) == merged["digest"]
         assert {row["stdout"] for row in merged["run"]["results"]} == {f"this is {image}\n"}
-
-
-# What the page says, without an engine
 
 
 def test_password_is_not_an_argument() -> None:
     lines = [line for path in PIPELINES for line in path.read_text().splitlines() if LOGIN in line]
     assert len(lines) == 3
     for line in lines:
-        assert "printf %s " in line  # a word of the shell's own, and no program
-        words = line.partition(LOGIN)[2].split()
-        assert "--password-stdin" in words
-        assert not {"-p", "--password"} & set(words)
+        assert "printf %s " in line  # a shell builtin, so no process has the password as an argument
+        options = line.partition(LOGIN)[2].split()
+        assert "--password-stdin" in options
+        assert not {"-p", "--password"} & set(options)
