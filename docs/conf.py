@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: ``nox -s docs``."""
+"""Sphinx configuration; ``nox -s docs`` builds the documentation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ html_title = "buildkit_tasks"
 
 
 def setup(app: Sphinx) -> None:
-    """Compare the tables with the code."""
+    """Register the comparison of the generated tables with the code."""
     app.connect("builder-inited", _compare)
 
 
@@ -43,5 +43,5 @@ def _compare(app: Sphinx) -> None:
     for page in tables.PAGES:
         path = Path(app.srcdir) / page
         if tables.render_page(page) != path.read_text(encoding="utf-8"):
-            warning = "its tables are not what the code says: python docs/tables.py"
+            warning = "its tables differ from the code; run python docs/tables.py"
             logging.getLogger(__name__).warning(warning, location=path.stem)

@@ -1,7 +1,7 @@
-"""The JSON schemas in ``buildkit_tasks/schemas``, made from the types of the settings and the reports.
+"""Generate the JSON schemas in ``buildkit_tasks/schemas`` from the types of the settings and the reports.
 
 ``python docs/schemas.py`` writes them; ``tests/unit/report/test_schemas.py`` fails if they are out of
-date. What a key of the settings means is quoted from the tables of ``settings.md``.
+date. Descriptions of settings come from the tables of ``settings.md``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _report_schema(name: str, report_type: type) -> _Schema:
 
 
 def _document_schema(value_type: type, schema: _Schema) -> _Schema:
-    """Return a schema of what :func:`model.to_document` writes, which is not the same as the fields."""
+    """Return a schema of what :func:`model.to_document` writes, which differs from the fields."""
     if not dataclasses.is_dataclass(value_type):
         return schema
     optional = model.OPTIONAL_KEYS.get(value_type, {})
@@ -81,7 +81,7 @@ def _key_schema(schema: _Schema, *, is_optional: bool) -> _Schema:
 
 
 def _pyproject_schema(settings: _Schema) -> _Schema:
-    """Return the schema of a whole file, with the settings in it: taplo follows no reference to a file."""
+    """Return the schema of a whole file. It includes the settings: taplo follows no file references."""
     table = {"type": "object", "properties": {"buildkit-tasks": settings}}
     return {
         "title": "pyproject.toml with settings of buildkit-tasks",

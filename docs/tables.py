@@ -1,7 +1,7 @@
-"""The tables of the documentation that are made from the code that they describe.
+"""Generate the tables of the documentation from the code that they describe.
 
-``python docs/tables.py`` writes them. ``conf.py`` compares them at every build: a table that differs from the
-code is a warning, and with ``-W`` an error.
+``python docs/tables.py`` writes them. ``conf.py`` compares them in every build of the documentation: a
+table that differs from the code is a warning, and with ``-W`` an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KINDS = {tuple: "list", str: "text", int: "whole number", float: "number"}
 
 
 def render_page(name: str) -> str:
-    """Return a page with its generated tables replaced by what the code says now."""
+    """Return a page with its generated tables brought up to date."""
     return PAGES[name]((_FOLDER / name).read_text(encoding="utf-8"))
 
 
@@ -52,14 +52,14 @@ def _is_common(option: Option, tasks: dict[str, DeclaredTask]) -> bool:
     return all(option.name in task.options for task in tasks.values())
 
 
-def _option_table(task: DeclaredTask, chosen: Callable[[Option], bool]) -> Iterator[str]:
+def _option_table(task: DeclaredTask, is_selected: Callable[[Option], bool]) -> Iterator[str]:
     yield "| option | kind | what it is | setting |"
     yield "| --- | --- | --- | --- |"
-    for option in filter(chosen, task.options.values()):
+    for option in filter(is_selected, task.options.values()):
         kind = {(): "list", False: "flag"}.get(option.default, "text")
-        words = option.help.removesuffix("; repeatable").replace("|", "\\|")
+        text = option.help.removesuffix("; repeatable").replace("|", "\\|")
         setting = f"`{_dash_name(option.setting)}`" if option.setting else ""
-        yield f"| {_format_option(option)} | {kind} | {words} | {setting} |"
+        yield f"| {_format_option(option)} | {kind} | {text} | {setting} |"
 
 
 def _format_option(option: Option) -> str:
@@ -70,18 +70,18 @@ def _format_option(option: Option) -> str:
 
 
 def _render_settings(text: str) -> str:
-    """Keys, kinds and defaults are the code's; what a key is stays as it is written there."""
-    words = dict(re.findall(r"^\| `([a-z-]+)` \|[^|]*\|[^|]*\| (.*) \|$", text, re.MULTILINE))
-    return _replace_table(text, "Keys", _key_table(words))
+    """Take keys, kinds and defaults from the code, and descriptions from the page itself."""
+    descriptions = dict(re.findall(r"^\| `([a-z-]+)` \|[^|]*\|[^|]*\| (.*) \|$", text, re.MULTILINE))
+    return _replace_table(text, "Keys", _key_table(descriptions))
 
 
-def _key_table(words: dict[str, str]) -> Iterator[str]:
+def _key_table(descriptions: dict[str, str]) -> Iterator[str]:
     yield "| key | kind | default | what it is |"
     yield "| --- | --- | --- | --- |"
     defaults = {each.name: each.default for each in fields(Settings) if each.name in SETTINGS_KEYS}
     for name, default in defaults.items():
         key = _dash_name(name)
-        description = words.get(key, "(not described)")
+        description = descriptions.get(key, "(not described)")
         yield f"| `{key}` | {_KINDS[type(default)]} |{_format_default(default)} | {description} |"
 
 
