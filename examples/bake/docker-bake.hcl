@@ -6,7 +6,7 @@ target "common" {
   platforms = ["linux/amd64", "linux/arm64", "linux/arm/v6"]
 }
 
-# The base image of the team. It is an image of its own: it is verified, run and tagged too.
+# The team's base image. It is also verified, run and tagged as an image by itself.
 target "base" {
   inherits = ["common"]
   context  = "base"
