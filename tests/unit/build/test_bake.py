@@ -100,7 +100,10 @@ def test_supported_keys() -> None:
 
 def test_comma_in_output() -> None:
     request = parse_bake_plan(read_fixture("every.outputs.json"), "every.json").targets["default"].request
-    assert [str(each) for each in request.outputs] == ["type=local,dest=out", 'type=oci,"dest=out/a,b.tar"']
+    assert [str(output) for output in request.outputs] == [
+        "type=local,dest=out",
+        'type=oci,"dest=out/a,b.tar"',
+    ]
 
 
 def test_compose_services() -> None:
@@ -332,11 +335,11 @@ def test_print_without_outputs(tmp_path: Path) -> None:
 def test_print_outputs_in_empty_folder(tmp_path: Path) -> None:
     folders: list[Path] = []
 
-    def check_folder(argv: list[str], call: CommandOptions) -> None:
+    def check_folder(argv: list[str], options: CommandOptions) -> None:
         assert argv[3] == f"--file={tmp_path}/x.hcl"
-        assert call.cwd is not None
-        assert (call.cwd / "dist").is_dir()
-        folders.append(call.cwd)
+        assert options.cwd is not None
+        assert (options.cwd / "dist").is_dir()
+        folders.append(options.cwd)
 
     printed = {"output": [{"type": "oci", "dest": "dist/x.tar"}], "context": "../../elsewhere"}
     commands = Scripted().expect(

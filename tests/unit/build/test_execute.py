@@ -222,8 +222,8 @@ def test_missing_metadata(work_dir: Path, metadata: str | None) -> None:
     (work_dir / "x.tar").write_bytes(OLD_CONTENT)
     harness = Harness("type=oci,dest=x.tar")
 
-    def write_partly(argv: list[str], call: CommandOptions) -> None:
-        write_partial_files(argv, call)
+    def write_partly(argv: list[str], options: CommandOptions) -> None:
+        write_partial_files(argv, options)
         if metadata is not None:
             Path(option_values(argv, "metadata-file")[0]).write_text(metadata, encoding="utf-8")
 
@@ -301,18 +301,18 @@ def test_load_per_platform() -> None:
     harness = Harness(store="graph", tags=("hello:0.1", "r.example:5000/hello"), load=True).expect_success("")
     result = harness.execute()
     assert "holds one platform per tag" in harness.messages[0]
-    assert [each.argv[4] for each in harness.commands.calls] == [
+    assert [call.argv[4] for call in harness.commands.calls] == [
         "--platform=linux/amd64",
         "--platform=linux/arm/v7",
     ]
-    assert [option_values(each.argv, "output") for each in harness.commands.calls] == [["type=docker"]] * 2
+    assert [option_values(call.argv, "output") for call in harness.commands.calls] == [["type=docker"]] * 2
     tags = [
         "hello:0.1-linux-amd64",
         "r.example:5000/hello:latest-linux-amd64",
         "hello:0.1-linux-arm-v7",
         "r.example:5000/hello:latest-linux-arm-v7",
     ]
-    assert [tag for each in harness.commands.calls for tag in option_values(each.argv, "tag")] == tags
+    assert [tag for call in harness.commands.calls for tag in option_values(call.argv, "tag")] == tags
     assert result.outputs == tuple(Output(type="docker", ref=tag) for tag in tags)
     assert harness.messages[1:] == [f"loaded {', '.join(tags[:2])}", f"loaded {', '.join(tags[2:])}"]
 
@@ -330,7 +330,7 @@ def test_load_with_other_output(work_dir: Path) -> None:
         "type=oci,dest=x.tar", store="graph", driver="docker-container", tags=("a:1",), load=True
     )
     result = harness.expect_success().execute()
-    assert [(each.type, each.dest or each.ref) for each in result.outputs] == [
+    assert [(output.type, output.dest or output.ref) for output in result.outputs] == [
         ("oci", "x.tar"), ("docker", "a:1-linux-amd64"), ("docker", "a:1-linux-arm-v7"),
     ]  # fmt: skip
     assert len(harness.commands.calls) == 3
@@ -343,7 +343,7 @@ def test_load_per_platform_with_push() -> None:
         tags=(f"{CLOSED_REGISTRY}/a:1",), load=True,
     ).expect_success()  # fmt: skip
     harness.execute()
-    pushed, *loaded = (option_values(each.argv, "tag") for each in harness.commands.calls)
+    pushed, *loaded = (option_values(call.argv, "tag") for call in harness.commands.calls)
     assert pushed == []
     assert loaded == [[f"{CLOSED_REGISTRY}/a:1-linux-amd64"], [f"{CLOSED_REGISTRY}/a:1-linux-arm-v7"]]
 

@@ -65,7 +65,7 @@ def test_remote_queries_no_registry(driver: str) -> None:
         harness.build = replace(harness.build, builder=replace(harness.build.builder, nodes=(NODE,)))
         harness.expect_success().execute()
         assert server.received == []
-    assert [len(each) for each in option_per_build(harness, "cache-from")] == [3]
+    assert [len(values) for values in option_per_build(harness, "cache-from")] == [3]
 
 
 def test_skipped_cache_warning() -> None:

@@ -144,8 +144,8 @@ def test_default_provenance(
     harness = Harness("type=oci,dest=x.tar", **options)
     harness.execute()
     assert [
-        option_values(each.argv, "provenance")
-        for each in harness.commands.matching_calls("docker buildx build *")
+        option_values(call.argv, "provenance")
+        for call in harness.commands.matching_calls("docker buildx build *")
     ] == [expected] * 3
 
 
@@ -153,8 +153,8 @@ def test_no_provenance_in_folder() -> None:
     harness = Harness("type=local,dest=out")
     harness.execute()
     assert [
-        option_values(each.argv, "provenance")
-        for each in harness.commands.matching_calls("docker buildx build *")
+        option_values(call.argv, "provenance")
+        for call in harness.commands.matching_calls("docker buildx build *")
     ] == [[]] * 3
 
 

@@ -94,7 +94,7 @@ def test_find_stand_in(image: str, kind: str) -> None:
 def test_multi_node_stand_in(harness: Harness) -> None:
     harness.stand_ins = replace(harness.stand_ins, multi_node=True)
     ((_, context),) = harness.plan("alpine").contexts
-    assert [each.argv[6] for each in harness.commands.calls] == [
+    assert [call.argv[6] for call in harness.commands.calls] == [
         f"--platform={platform}" for platform in TWO_PLATFORMS
     ]
     layout, _, digest = context.removeprefix("oci-layout://").partition("@")
@@ -177,10 +177,10 @@ def test_build_golang(harness: Harness) -> None:
     modes: dict[str, int] = {}
     default_build = harness._build
 
-    def build(argv: list[str], call: CommandOptions) -> None:
+    def build(argv: list[str], options: CommandOptions) -> None:
         go = Path(argv[-1]) / "go"
         modes.update({str(path.relative_to(go)): path.stat().st_mode & 0o777 for path in go.rglob("*")})
-        default_build(argv, call)
+        default_build(argv, options)
 
     harness.commands.expect("docker buildx build *", effect=build)
     harness.plan("golang:1.27")

@@ -88,7 +88,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness
 
 def test_missing_emulator(harness: Harness) -> None:
     diagnosis = harness.diagnose()
-    assert [(each.name, each.ok) for each in diagnosis.findings] == [
+    assert [(finding.name, finding.ok) for finding in diagnosis.findings] == [
         ("engine", True),
         ("builder", True),
         ("linux/amd64", True),
@@ -104,7 +104,7 @@ def test_diagnosis_changes_nothing(harness: Harness) -> None:
     before = sorted(path for path in harness.folder.rglob("*") if "cache" not in path.parts)
     harness.diagnose()
     assert sorted(path for path in harness.folder.rglob("*") if "cache" not in path.parts) == before
-    assert not any(each.mutates for each in harness.commands.calls)
+    assert not any(call.mutates for call in harness.commands.calls)
     assert harness.commands.written == []
 
 
@@ -150,7 +150,7 @@ def test_remote_builder(harness: Harness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         node = f"name=a,endpoint=tcp://127.0.0.1:{closed.getsockname()[1]}"
     harness.settings = replace(harness.settings, driver="remote", nodes=(node,))
-    assert [(each.name, each.ok) for each in harness.diagnose().findings] == [
+    assert [(finding.name, finding.ok) for finding in harness.diagnose().findings] == [
         ("builder", False),
         ("sandbox", True),
     ]

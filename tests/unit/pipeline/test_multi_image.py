@@ -113,7 +113,7 @@ class Harness:
         return BuildResult(
             digest="sha256:" + "0" * 64,
             outputs=(Output(type="oci", dest=str(request.outputs[0].dest)),),
-            platforms=tuple(BuiltPlatform(platform=str(each)) for each in request.platforms),
+            platforms=tuple(BuiltPlatform(platform=str(platform)) for platform in request.platforms),
             builder="b",
             bases="registry",
             seconds=1.0,
@@ -121,11 +121,11 @@ class Harness:
 
     def _verify(self, image: str, expected: Any) -> Any:
         self.checked.append(("verify", image, ",".join(map(str, expected))))
-        return samples.verify(*(samples.verdict(str(each)) for each in expected))
+        return samples.verify(*(samples.verdict(str(platform)) for platform in expected))
 
     def _run(self, pipeline: Pipeline, image: str, platforms: Any) -> Any:
         self.checked.append(("run", image, pipeline.settings.command))
-        return samples.run(*(samples.good_run(str(each)) for each in platforms))
+        return samples.run(*(samples.good_run(str(platform)) for platform in platforms))
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def image_names(report: ImagesReport) -> list[str]:
 def test_build_verify_run_each(harness: Harness) -> None:
     report, errors = harness.report()
     assert (image_names(report), report.ok, errors) == (["web", "tool"], True, ())
-    assert [[str(each) for each in request.outputs] for request in harness.requests] == [
+    assert [[str(output) for output in request.outputs] for request in harness.requests] == [
         ["type=oci,dest=dist/web.tar"],
         ["type=oci,dest=dist/tool.tar"],
     ]
@@ -243,7 +243,7 @@ def test_pushed_image(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Pipeline, "release_build", lambda *args: replace(args[2], pushed=pushed))
     options = {"outputs": (OutputSpec(type="registry"),)}
     report, _ = harness.report(flags={"tags": ["r.example.org/a:1"]}, names=("web",), options=options)
-    assert [[str(each) for each in request.outputs] for request in harness.requests] == [
+    assert [[str(output) for output in request.outputs] for request in harness.requests] == [
         ["type=oci,dest=dist/web.tar", "type=registry"]
     ]
     (web,) = report.images
@@ -313,7 +313,7 @@ def test_flags_extend_lists(harness: Harness) -> None:
     harness.report(bake_file="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
     (request,) = harness.requests
     assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
-    assert [str(each) for each in request.outputs] == ["type=oci,dest=mine.tar"]
+    assert [str(output) for output in request.outputs] == ["type=oci,dest=mine.tar"]
     assert (request.no_cache, request.pull, request.verify_first) == (True, True, True)
 
 
@@ -406,9 +406,9 @@ def test_with_settings_shares_engine(harness: Harness) -> None:
     pipeline = harness.pipeline()
     other = pipeline.with_settings(replace(pipeline.settings, platforms=("linux/386",)))
     assert other.engine is pipeline.engine
-    assert [str(each) for each in other.platforms] == ["linux/386"]
+    assert [str(platform) for platform in other.platforms] == ["linux/386"]
     assert isinstance(other.settings, Settings)
-    assert json.dumps([str(each) for each in pipeline.platforms]) == '["linux/amd64", "linux/arm64"]'
+    assert json.dumps([str(platform) for platform in pipeline.platforms]) == '["linux/amd64", "linux/arm64"]'
 
 
 LIMITED = replace(samples.bad_run("linux/arm64", Outcome.FAILED), limited=True)

@@ -176,7 +176,7 @@ def test_plan_merge(push: Push, releases: ReleaseService) -> None:
     before = len(push.server.received)
     plan = releases.plan_merge([part], make_spec(push, "team/app:v1"))
     assert f"would push an index of 1 parts as {push.server.host}/team/app@{plan.digest}" in plan.to_text()
-    assert {each.method for each in push.server.received[before:]} == {"GET"}
+    assert {request.method for request in push.server.received[before:]} == {"GET"}
 
 
 # Tags and parts
@@ -219,7 +219,7 @@ def test_parts_of_reports(tmp_path: Path) -> None:
         {"ok": True, "digest": digest, "outputs": outputs},
     ]
     path = tmp_path / "all.json"
-    path.write_text("\n".join(json.dumps(each, indent=2) for each in reports), encoding="utf-8")
+    path.write_text("\n".join(json.dumps(report, indent=2) for report in reports), encoding="utf-8")
     (second,) = parse_references(f"{name}:v1@{digest}")
     assert read_parts([], [str(path)]) == (*parse_references(FIRST_PART), second)
 
@@ -317,14 +317,14 @@ def test_push_compressed_archive(push: Push, releases: ReleaseService, tmp_path:
     layers = [memory.put(noise.randbytes(1_500_000), LAYER_GZIP) for _ in range(6)]
     entry = put_manifest(memory, platform_json("linux/amd64"), layers)
     config = json.loads(memory.blobs[json.loads(memory.blobs[entry["digest"]])["config"]["digest"]])
-    config["rootfs"] = {"type": "layers", "diff_ids": [each["digest"] for each in layers]}
+    config["rootfs"] = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
     entry = put_manifest(memory, config, layers)
     memory.set_index([{**entry, "platform": platform_json("linux/amd64")}])
     path = write_archive(memory, tmp_path / "image.tar")
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
     result = releases.push(str(path), make_spec(push, "team/app:v1"))
     blobs = push.server.repository("team/app").content["blobs"]
-    assert all(blobs[each["digest"]][1] == memory.blobs[each["digest"]] for each in layers)
+    assert all(blobs[layer["digest"]][1] == memory.blobs[layer["digest"]] for layer in layers)
     assert push.server.tag_digest("team/app:v1") == result.digest
 
 
@@ -332,7 +332,7 @@ def test_push_docker_archive(push: Push, releases: ReleaseService, tmp_path: Pat
     path = single_image().write(tmp_path / "saved.tar")
     result = releases.push(f"docker-archive:{path}", make_spec(push, "team/app:v1"))
     assert result.ok
-    assert len({each.connection for each in push.server.requests("PUT /upload/*")}) == 1
+    assert len({request.connection for request in push.server.requests("PUT /upload/*")}) == 1
 
 
 def test_push_from_registry(push: Push, releases: ReleaseService) -> None:

@@ -409,5 +409,5 @@ def test_interrupt_ends_all_threads() -> None:
         while len(runner._children) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         runner.interrupt()
-        assert [each.result(timeout=20).returncode for each in futures] == [-signal.SIGINT] * 3
+        assert [future.result(timeout=20).returncode for future in futures] == [-signal.SIGINT] * 3
     assert runner._children == set()

@@ -48,10 +48,10 @@ def debian_commands() -> Scripted:
 def download_commands(*names: str) -> Scripted:
     """Answer as apt that downloads the packages and dpkg that unpacks one file of each."""
 
-    def download(_: list[str], call: CommandOptions) -> None:
-        assert call.cwd is not None
+    def download(_: list[str], options: CommandOptions) -> None:
+        assert options.cwd is not None
         for name in names:
-            (call.cwd / f"{name}_1.0_amd64.deb").touch()
+            (options.cwd / f"{name}_1.0_amd64.deb").touch()
 
     def unpack(argv: list[str], _: CommandOptions) -> None:
         name = Path(argv[2]).name.partition("_")[0]
@@ -120,7 +120,7 @@ def test_install_packages(tmp_path: Path) -> None:
     messages: list[str] = []
     assert install_packages(prefix, [PackageSet(names=("qemu-user",))], commands, messages.append) == prefix
     assert (prefix / "usr/bin/qemu-user").exists()
-    assert {each.name for each in prefix.iterdir()} == {"usr", ".complete"}
+    assert {path.name for path in prefix.iterdir()} == {"usr", ".complete"}
     assert messages == ["fetching qemu-user from Debian testing"]
     ((sources, configuration),) = files
     assert sources.split()[-3:] == [MIRROR, "testing", "main"]
@@ -132,7 +132,7 @@ def test_install_packages(tmp_path: Path) -> None:
     assert 'Dir::Etc::SourceParts "/dev/null";' in lines
     assert "trusted" not in configuration.lower()
     assert "unauthenticated" not in configuration.lower()
-    arguments = [each.argv[4:] for each in commands.matching_calls("apt-get -q *")]
+    arguments = [call.argv[4:] for call in commands.matching_calls("apt-get -q *")]
     assert arguments == [("update",), ("download", "qemu-user:amd64")]
 
 
@@ -228,7 +228,7 @@ def test_failed_install_is_removed(tmp_path: Path) -> None:
     commands = download_commands("a").expect("dpkg -x *", returncode=2, stderr="broken", times=1)
     with pytest.raises(EngineError):
         install(prefix, commands)
-    assert [each.name for each in prefix.parent.iterdir()] == [".x.lock"]
+    assert [path.name for path in prefix.parent.iterdir()] == [".x.lock"]
     assert install(prefix, commands) == prefix
     assert (prefix / "usr/bin/a").exists()
 
@@ -238,15 +238,15 @@ def fetch_newest(
 ) -> tuple[Scripted, dict[str, Path]]:
     """Fetch a package that is in one suite per architecture."""
 
-    def suite_of(call: CommandOptions) -> str:
-        assert call.cwd is not None
-        return (call.cwd.parent / "sources.list").read_text(encoding="utf-8").split()[-2]
+    def suite_of(options: CommandOptions) -> str:
+        assert options.cwd is not None
+        return (options.cwd.parent / "sources.list").read_text(encoding="utf-8").split()[-2]
 
-    def download(argv: list[str], call: CommandOptions) -> None:
+    def download(argv: list[str], options: CommandOptions) -> None:
         architecture = argv[-1].partition(":")[2]
-        if suites.get(architecture) == suite_of(call):
-            assert call.cwd is not None
-            (call.cwd / "a_1_x.deb").touch()
+        if suites.get(architecture) == suite_of(options):
+            assert options.cwd is not None
+            (options.cwd / "a_1_x.deb").touch()
 
     commands = download_commands("a").expect(
         "apt-get -q -c * update", returncode=status, stderr="E: no route\n" * status

@@ -22,7 +22,7 @@ DEAD_PID = 4194305  # above Linux's highest
 
 
 def list_names(directory: Path) -> list[str]:
-    return sorted(each.name for each in directory.iterdir())
+    return sorted(path.name for path in directory.iterdir())
 
 
 # Files
@@ -45,7 +45,7 @@ def test_write_mode(tmp_path: Path) -> None:
         write_atomically(tmp_path / "program", b"", mode=0o755)
     finally:
         os.umask(old_umask)
-    modes = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {"plain": 0o640, "secret": 0o600, "program": 0o755}
 
 

@@ -150,7 +150,7 @@ class Harness:
 
     @property
     def mutating_steps(self) -> list[str]:
-        return [each.argv[2] for each in self.commands.calls if each.mutates]
+        return [call.argv[2] for call in self.commands.calls if call.mutates]
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_fallback_drops_unreachable_node(tmp_path: Path) -> None:
     assert harness.messages == [
         "node there is not used, others emulate its platforms: ssh://pi cannot be reached: ssh: no route"
     ]
-    assert "--leave" in next(each.argv for each in harness.commands.calls if each.mutates)
+    assert "--leave" in next(call.argv for call in harness.commands.calls if call.mutates)
 
 
 def test_recreate_needs_reachable_nodes(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_matches_with_offset_and_mask() -> None:
     past_end = Handler(name="x", enabled=True, interpreter="/q", offset=19, magic=b"\x00\x00")
     masked = Handler(name="x", enabled=True, interpreter="/q", magic=b"zzzz", mask=b"\0\0\0\0")
     assert all(map(any_elf.matches, MACHINES))
-    assert [each.architecture for each in MACHINES if by_machine.matches(each)] == ["arm64"]
+    assert [machine.architecture for machine in MACHINES if by_machine.matches(machine)] == ["arm64"]
     assert not any(map(past_end.matches, MACHINES))
     assert all(map(masked.matches, MACHINES))
 

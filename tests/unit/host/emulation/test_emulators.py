@@ -167,14 +167,14 @@ def test_probe_timeout(harness: Harness) -> None:
         harness.inspect_arm64().message
         == "handler qemu-aarch64 with /bin/sh: its probe did not end within 10 s"
     )
-    assert {each.options.timeout for each in harness.commands.matching_calls("*/.probe-*")} == {10.0}
+    assert {call.options.timeout for call in harness.commands.matching_calls("*/.probe-*")} == {10.0}
 
 
 def test_inspect_changes_nothing(harness: Harness, tmp_path: Path) -> None:
     harness.add_handler()
     harness.emulators.inspect(BOTH_PLATFORMS)
     assert harness.commands.written == []
-    assert not any(each.mutates for each in harness.commands.calls)
+    assert not any(call.mutates for call in harness.commands.calls)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -188,9 +188,13 @@ def test_probe_programs(tmp_path: Path) -> None:
 
     commands = Scripted().expect("*", returncode=PROBE_STATUS, effect=record)
     platforms = parse_platforms(["arm/v7", "arm/v6", "s390x"])
-    failures = probe_machines((each.machine for each in platforms), Settings(cache=str(tmp_path)), commands)
+    failures = probe_machines(
+        (platform.machine for platform in platforms), Settings(cache=str(tmp_path)), commands
+    )
     assert failures == {"arm": "", "s390x": ""}
-    assert programs == {each.architecture: build_probe_program(each.machine) for each in platforms}
+    assert programs == {
+        platform.architecture: build_probe_program(platform.machine) for platform in platforms
+    }
 
 
 def test_register_host_qemu(harness: Harness, tmp_path: Path) -> None:
@@ -293,8 +297,8 @@ def test_remote_engine_is_probed_in_containers(tmp_path: Path) -> None:
     harness.commands.expect("docker run *", returncode=PROBE_STATUS)
     rows = harness.emulators.inspect(BOTH_PLATFORMS)
     assert [(row.native, row.runs) for row in rows] == [(True, True), (False, True)]
-    imported = {each.argv[-1] for each in harness.commands.matching_calls("docker import *")}
-    removed = {each.argv[-1] for each in harness.commands.matching_calls("docker rmi *")}
+    imported = {call.argv[-1] for call in harness.commands.matching_calls("docker import *")}
+    removed = {call.argv[-1] for call in harness.commands.matching_calls("docker rmi *")}
     assert imported == removed
     assert len(imported) == 2
     assert harness.commands.matching_calls("*/.probe-*") == []

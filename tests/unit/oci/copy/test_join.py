@@ -37,11 +37,11 @@ def test_joined_image(tmp_path: Path) -> None:
 def test_all_blobs_once(tmp_path: Path) -> None:
     archives = write_parts(tmp_path)
     with open_joined_archives(archives) as joined:
-        digests = [each.digest for each in joined.reachable(joined.root_descriptor())]
+        digests = [descriptor.digest for descriptor in joined.reachable(joined.root_descriptor())]
     assert len(digests) == len(set(digests))
     for archive in archives.values():
         with open_image(f"oci-archive:{archive}") as part:
-            manifests = {each.digest for each in part.reachable(part.root_descriptor())} - {
+            manifests = {descriptor.digest for descriptor in part.reachable(part.root_descriptor())} - {
                 part.root_descriptor().digest
             }
         assert manifests <= set(digests)

@@ -83,7 +83,7 @@ def test_tag_in_other_repository(push: Push) -> None:
     assert push.server.tag_digest("other/app:v2") == digest
     content = push.server.repository("other/app").content
     assert set(content["blobs"]) | set(content["manifests"]) >= set(memory.blobs)
-    put_paths = [each.path for each in push.server.received[before:] if each.method == "PUT"]
+    put_paths = [request.path for request in push.server.received[before:] if request.method == "PUT"]
     assert [path.rpartition("/")[2] for path in put_paths[-4:]] == [digest, "v1", "v1", "v2"]
 
 
@@ -96,7 +96,7 @@ def test_unsupported_mount_is_tried_once(push: Push) -> None:
         jobs=1,
     )
     post_requests = [
-        each for each in push.server.received if each.method == "POST" and "/other/" in each.path
+        request for request in push.server.received if request.method == "POST" and "/other/" in request.path
     ]
     assert ["mount=" in each.path for each in post_requests] == [True, *[False] * (len(post_requests) - 1)]
     assert len(post_requests) > 2
@@ -208,7 +208,7 @@ def test_platforms_are_checked_first(push: Push, expected: list[str], message: s
             registry_options=push.options,
         )
     assert excinfo.value.exit_code == 1
-    assert {each.method for each in push.server.received[before:]} == {"GET"}
+    assert {request.method for request in push.server.received[before:]} == {"GET"}
 
 
 def test_part_without_digest(push: Push) -> None:

@@ -45,7 +45,9 @@ def test_docker_hub_challenge() -> None:
     ],
 )  # fmt: skip
 def test_rfc_9110_challenges(text: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    assert [(each.scheme, dict(each.parameters)) for each in parse_challenges(text)] == expected
+    assert [
+        (challenge.scheme, dict(challenge.parameters)) for challenge in parse_challenges(text)
+    ] == expected
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,9 @@ def test_helper_protocol(tmp_path: Path) -> None:
     credentials = load_store(tmp_path, {"credsStore": "keep", "auths": {"ghcr.io": {}}}, commands)
     assert credentials.find("ghcr.io") == Credential(username="me", password=SECRET)
     assert credentials.find("docker.io") == Credential(username="me", password=SECRET)
-    assert [each.argv for each in commands.calls] == [("docker-credential-keep", "get")] * 2
-    assert [each.options.stdin for each in commands.calls] == [b"ghcr.io", HUB_KEY.encode()]
-    assert all(each.options.timeout and not each.mutates for each in commands.calls)
+    assert [call.argv for call in commands.calls] == [("docker-credential-keep", "get")] * 2
+    assert [call.options.stdin for call in commands.calls] == [b"ghcr.io", HUB_KEY.encode()]
+    assert all(call.options.timeout and not call.mutates for call in commands.calls)
 
 
 def test_host_helper_wins(tmp_path: Path) -> None:

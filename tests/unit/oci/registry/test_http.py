@@ -83,13 +83,13 @@ def test_root_is_fetched_once(server: FakeRegistry, options: RegistryOptions) ->
         assert (
             source.open(memory.root_descriptor()).read() == memory.blobs[str(memory.root_descriptor().digest)]
         )
-    assert [each.path for each in server.received] == ["/v2/team/image/manifests/v1"]
+    assert [request.path for request in server.received] == ["/v2/team/image/manifests/v1"]
 
 
 def test_request_paths(server: FakeRegistry, options: RegistryOptions) -> None:
     memory = hello(["linux/amd64"])
     read_all(server.add_image(memory), options)
-    kinds = [each.path.split("/")[4] for each in server.received]
+    kinds = [request.path.split("/")[4] for request in server.received]
     assert kinds == ["manifests", "manifests", "blobs", "blobs"]
     first = server.received[0].headers
     assert set(first["Accept"].split(", ")) == {OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST}
@@ -320,7 +320,7 @@ def test_expired_token_is_renewed(server: FakeRegistry, options: RegistryOptions
     server.answer("*/blobs/*", challenge)
     read_all(reference, options)
     assert len(server.requests("/token*")) == 2
-    assert [each.authorization for each in server.received if "/v2/" in each.path][-1] == "Bearer second"
+    assert server.requests("/v2/*")[-1].authorization == "Bearer second"
 
 
 def test_rejected_token(server: FakeRegistry, options: RegistryOptions) -> None:
@@ -409,7 +409,7 @@ def test_basic_auth(server: FakeRegistry, options: RegistryOptions, tmp_path: Pa
     write_login(tmp_path, server.host)
     server.answer("/v2/*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     read_all(server.add_image(hello()), options)
-    headers = [each.authorization for each in server.received]
+    headers = [request.authorization for request in server.received]
     assert headers == ["", *[f"Basic {AUTH}"] * (len(headers) - 1)]
 
 
@@ -466,7 +466,7 @@ def test_mirrors_come_first(
                 for _, entry in Image(source).platform_manifests:
                     Image(source).config(entry)
             assert len(source_server.received) > 3
-        assert [each.path for each in empty.received] == [
+        assert [request.path for request in empty.received] == [
             f"/v2/library/alpine/manifests/{tag}" for tag in "34"
         ]
 

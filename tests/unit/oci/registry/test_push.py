@@ -74,7 +74,7 @@ def test_push_moves_no_tag(push: Push) -> None:
 def test_push_order(push: Push) -> None:
     memory = hello()
     push.send(memory)
-    put_requests = [each for each in push.server.received if each.method == "PUT"]
+    put_requests = [request for request in push.server.received if request.method == "PUT"]
     kinds = [
         "blob" if each.path.startswith("/upload/") else each.path.rpartition("/")[2] for each in put_requests
     ]
@@ -92,7 +92,7 @@ def test_nested_index_order(push: Push) -> None:
     }
     memory.set_root(memory.put(index_json([inner]), OCI_INDEX))
     push.send(memory)
-    order = [each.path.rpartition("/")[2] for each in push.server.requests("PUT */manifests/*")]
+    order = [request.path.rpartition("/")[2] for request in push.server.requests("PUT */manifests/*")]
     assert order[-2:] == [inner["digest"], str(memory.root_descriptor().digest)]
 
 
@@ -138,7 +138,7 @@ def test_second_push_sends_nothing(push: Push) -> None:
     push.send(memory)
     before = len(push.server.received)
     push.send(memory)
-    assert {each.method for each in push.server.received[before:]} == {"GET", "HEAD"}
+    assert {request.method for request in push.server.received[before:]} == {"GET", "HEAD"}
 
 
 def test_blob_of_wrong_size_is_sent(push: Push) -> None:
@@ -163,18 +163,18 @@ def test_empty_blob(push: Push) -> None:
     memory = one_layer(b"", LAYER_TAR)
     push.send(memory)
     assert pushed_content(push)[str(Digest.from_bytes(b""))] == b""
-    assert "0" in {each.headers.get("Content-Length") for each in uploads(push)}
-    assert not any("Transfer-Encoding" in each.headers for each in push.server.received)
+    assert "0" in {request.headers.get("Content-Length") for request in uploads(push)}
+    assert not any("Transfer-Encoding" in request.headers for request in push.server.received)
 
 
 def test_uploads_have_content_length(push: Push) -> None:
     push.send(one_layer())
-    assert {each.headers.get("Content-Length") for each in uploads(push)} >= {str(len(LAYER))}
+    assert {request.headers.get("Content-Length") for request in uploads(push)} >= {str(len(LAYER))}
 
 
 def test_parallel_uploads(push: Push) -> None:
     push.send(hello([f"linux/{name}" for name in ("amd64", "arm64", "s390x", "ppc64le")]))
-    assert len({each.connection for each in uploads(push)}) > 1
+    assert len({request.connection for request in uploads(push)}) > 1
 
 
 def test_one_job_uses_one_connection(push: Push) -> None:
@@ -201,7 +201,7 @@ def test_wrong_blob_is_not_completed(push: Push, change: Callable[[bytes], bytes
     with pytest.raises(MalformedImage, match=message):
         push.send(memory)
     time.sleep(0.05)  # until the server notices the closed connection
-    assert all(len(each.body) < len(LAYER) for each in uploads(push))
+    assert all(len(request.body) < len(LAYER) for request in uploads(push))
     assert digest not in pushed_content(push)
     assert push.server.requests("PUT */manifests/*") == []
 
@@ -271,14 +271,14 @@ def test_source_order_of_blobs() -> None:
 
 def test_upload_keeps_location_query(push: Push) -> None:
     push.send(one_layer())
-    for each in uploads(push):
-        assert each.path.startswith("/upload/team/app?state=a%2Fb&digest=sha256%3A")
+    for request in uploads(push):
+        assert request.path.startswith("/upload/team/app?state=a%2Fb&digest=sha256%3A")
 
 
 def test_location_without_query(push: Push) -> None:
     push.server.answer_always("POST *", Reply(status=202, headers={"Location": "/upload/team/app"}))
     push.send(one_layer())
-    assert all(each.path.startswith("/upload/team/app?digest=sha256%3A") for each in uploads(push))
+    assert all(request.path.startswith("/upload/team/app?digest=sha256%3A") for request in uploads(push))
 
 
 def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_other_host_gets_no_authorization(push: Push, tmp_path: Path) -> None:
         push.server.answer_always("PUT */manifests/*", Reply(status=201))
         push.send(one_layer())
     assert len(store.requests("PUT /upload/*")) == 2
-    assert not any(each.authorization for each in store.received)
-    assert all(each.authorization for each in push.server.requests("POST *"))
+    assert not any(request.authorization for request in store.received)
+    assert all(request.authorization for request in push.server.requests("POST *"))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_token_for_pull_and_push(push: Push) -> None:
     push.send(hello())
     (token_request,) = push.server.requests("/token*")
     assert "scope=repository%3Ateam%2Fapp%3Apull%2Cpush" in token_request.path
-    others = [each for each in push.server.received[2:] if "token" not in each.path]
+    others = [request for request in push.server.received[2:] if "token" not in request.path]
     assert {each.authorization for each in others} == {"Bearer t0ken"}
 
 
@@ -368,7 +368,7 @@ def test_token_expires_during_push(push: Push) -> None:
     memory = one_layer()
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
-    assert [each.authorization for each in uploads(push)] == ["Bearer one", "Bearer two", "Bearer two"]
+    assert [request.authorization for request in uploads(push)] == ["Bearer one", "Bearer two", "Bearer two"]
 
 
 def test_malformed_docker_config(push: Push, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LAYER = bytes(range(251)) * (9 * MIB // 251 + 1)
 
 def chunks(push: Push) -> list[Request]:
     """Return the accepted chunks."""
-    return [each for each in push.server.requests("PATCH *") if each.body]
+    return [request for request in push.server.requests("PATCH *") if request.body]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_large_blob_is_chunked(push: Push, max_body: int, sizes: list[int]) -> N
     push.server.max_body = max_body
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
-    assert [len(each.body) // MIB for each in chunks(push)] == sizes
-    assert [each.headers["Content-Range"] for each in chunks(push)][:2] == [
+    assert [len(request.body) // MIB for request in chunks(push)] == sizes
+    assert [request.headers["Content-Range"] for request in chunks(push)][:2] == [
         f"0-{sizes[0] * MIB - 1}",
         f"{sizes[0] * MIB}-{2 * sizes[0] * MIB - 1}",
     ]
@@ -59,7 +59,7 @@ def test_chunk_size_is_remembered(push: Push) -> None:
     push.server.max_body = 4 * MIB
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
-    lengths = [int(each.headers["Content-Length"]) for each in push.server.requests("PUT /upload/*")]
+    lengths = [int(request.headers["Content-Length"]) for request in push.server.requests("PUT /upload/*")]
     assert len([length for length in lengths if length > MIB]) == 1
     assert push.waits == [0]
 
@@ -69,7 +69,7 @@ def test_last_chunk(push: Push) -> None:
     push.server.max_body = 4 * MIB
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
-    assert [len(each.body) for each in chunks(push)] == [4 * MIB, 4 * MIB, 1]
+    assert [len(request.body) for request in chunks(push)] == [4 * MIB, 4 * MIB, 1]
 
 
 def test_minimum_chunk_size(push: Push) -> None:
@@ -79,7 +79,7 @@ def test_minimum_chunk_size(push: Push) -> None:
     push.server.answer_always("POST *", Reply(status=202, headers=headers))
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
-    assert [len(each.body) for each in chunks(push)] == [5 * MIB, 4 * MIB]
+    assert [len(request.body) for request in chunks(push)] == [5 * MIB, 4 * MIB]
 
 
 @pytest.mark.parametrize("stated", ["", "-1", "x", "9" * 30, "9" * 5000])
@@ -108,7 +108,7 @@ def test_lost_chunk_restarts_blob(push: Push) -> None:
     push.server.answer("PATCH *", Reply(status=202, headers={"Location": "/upload/team/app?state=lost"}))
     push.send(memory, jobs=1)
     assert pushed_content(push) == memory.blobs
-    assert [each.headers["Content-Range"].partition("-")[0] for each in chunks(push)][:3] == [
+    assert [request.headers["Content-Range"].partition("-")[0] for request in chunks(push)][:3] == [
         "0",
         str(4 * MIB),
         "0",
@@ -132,7 +132,7 @@ def test_wrong_blob_is_not_completed(push: Push) -> None:
     with pytest.raises(MalformedImage, match="holds other bytes"):
         push.send(memory, jobs=1)
     # The last chunk of the second blob is not sent: its end was verified before.
-    assert [len(each.body) // MIB for each in chunks(push)] == [4, 1, 4, 4]
+    assert [len(request.body) // MIB for request in chunks(push)] == [4, 1, 4, 4]
     assert digest not in pushed_content(push)
 
 
@@ -146,6 +146,6 @@ def test_chunks_to_other_host(push: Push) -> None:
             Reply(status=202, headers={"Location": f"http://{other.host}/upload/team/app?state=a%2Fb"}),
         )
         push.send(one_layer(LAYER[: 9 * MIB]), jobs=1)
-    assert all(each.authorization for each in push.server.requests("PATCH *"))
+    assert all(request.authorization for request in push.server.requests("PATCH *"))
     assert other.requests("PATCH *")
-    assert not any(each.authorization for each in other.received)
+    assert not any(request.authorization for request in other.received)

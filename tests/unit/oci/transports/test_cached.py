@@ -55,8 +55,8 @@ def put_blob(source: CountingSource, data: bytes) -> Descriptor:
 def test_complete_blob_is_fetched_once(source: CountingSource, cache: CachingSource) -> None:
     blobs = [put_blob(source, bytes([number]) * size) for number, size in enumerate((1, 5000, 300_000, 0))]
     for _ in range(3):
-        for each in blobs:
-            assert read_blob(cache, each, 1 << 20) == source.memory.blobs[str(each.digest)]
+        for blob in blobs:
+            assert read_blob(cache, blob, 1 << 20) == source.memory.blobs[str(blob.digest)]
     assert set(source.opened.values()) == {1}
     assert cache.root_descriptor() == source.root_descriptor()
 
@@ -112,7 +112,7 @@ def test_concurrent_reads(source: CountingSource, cache: CachingSource) -> None:
     blobs = [put_blob(source, os.urandom(100_000)) for _ in range(20)]
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(lambda each: read_blob(cache, each, 1 << 20), blobs * 10))
-    assert contents == [source.memory.blobs[str(each.digest)] for each in blobs * 10]
+    assert contents == [source.memory.blobs[str(blob.digest)] for blob in blobs * 10]
     assert sum(source.opened.values()) < 100
 
 
