@@ -20,7 +20,7 @@ from tests.support import census, crashers, guests
 from tests.support.oci import write_program_image
 from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
-# The outcomes that a hang, a wrong program and a fatal signal have stand in tests/faults, rows 49, 51, 57.
+# tests/failures/run has the outcomes of hanging guests, wrong programs and fatal signals.
 
 
 def test_outcomes(engine: Engine, project: Project, unchanged: Unchanged) -> None:
