@@ -1,3 +1,5 @@
+"""A second setup, ``doctor`` and dry runs change nothing."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +12,7 @@ from tests.support import census
 from tests.support.oci import hello, write_archive
 from tests.support.project import Project
 
-SLOW = 15.0  # seconds; it takes one or two, of which Docker Hub's silence may take three more
+MAX_SECONDS = 15.0  # a second setup takes one or two, and three more if Docker Hub does not answer
 
 
 def test_second_setup_changes_nothing(engine: Engine, project: Project, unchanged: Unchanged) -> None:
@@ -20,15 +22,15 @@ def test_second_setup_changes_nothing(engine: Engine, project: Project, unchange
         done = project.task("setup-builder", "--json", "--platform=linux/amd64,linux/arm64")
     assert done.document == first
     assert done.document["ok"]
-    assert done.seconds < SLOW
+    assert done.seconds < MAX_SECONDS
 
 
-def test_doctor_is_content_after_a_setup(engine: Engine, project: Project, unchanged: Unchanged) -> None:
+def test_doctor_after_setup(engine: Engine, project: Project, unchanged: Unchanged) -> None:
     assert engine.version
     with unchanged():
-        found = project.json("doctor", "--platform=linux/amd64,linux/arm64")
-    assert found["ok"]
-    assert found["next"] == "inv build-multiarch"
+        report = project.json("doctor", "--platform=linux/amd64,linux/arm64")
+    assert report["ok"]
+    assert report["next"] == "inv build-multiarch"
 
 
 @pytest.mark.parametrize(
@@ -44,29 +46,29 @@ def test_doctor_is_content_after_a_setup(engine: Engine, project: Project, uncha
         "stop-engine",
     ],
 )
-def test_a_dry_run_changes_nothing(engine: Engine, project: Project, unchanged: Unchanged, task: str) -> None:
+def test_dry_run_changes_nothing(engine: Engine, project: Project, unchanged: Unchanged, task: str) -> None:
     assert engine.version
     write_archive(hello(), project.folder / "image.tar")
     project.write({"Dockerfile": "FROM alpine:latest\nRUN true\n"})
-    files = _files(project.folder.parent)
+    files = _read_files(project.folder.parent)
     with unchanged():
         project.task(*task.split(), "--dry-run")
-    assert _files(project.folder.parent) == files
+    assert _read_files(project.folder.parent) == files
 
 
 @pytest.mark.parametrize("task", ["setup-builder", "build-multiarch", "arch-matrix", "stop-engine"])
 def test_dry_run_with_empty_cache(engine: Engine, project: Project, task: str) -> None:
     if engine.kind != "private":
-        pytest.skip("an engine is there already")
-    empty = project.folder.parent / "cache"
-    alone = project.with_env(INVOKE_BUILDKIT_CACHE=str(empty), INVOKE_BUILDKIT_ENGINE="private")
-    alone.write({"Dockerfile": "FROM alpine:latest\nRUN true\n"})
+        pytest.skip("this machine has a system engine")
+    cache = project.folder.parent / "cache"
+    project = project.with_env(INVOKE_BUILDKIT_CACHE=str(cache), INVOKE_BUILDKIT_ENGINE="private")
+    project.write({"Dockerfile": "FROM alpine:latest\nRUN true\n"})
     table = census.handlers()
-    alone.task(task, "--dry-run")
-    assert _files(empty) == {}
+    project.task(task, "--dry-run")
+    assert _read_files(cache) == {}
     assert not (project.folder / "dist").exists()
     assert census.handlers() == table
 
 
-def _files(folder: Path) -> dict[str, bytes]:
+def _read_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
