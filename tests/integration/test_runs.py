@@ -1,26 +1,23 @@
+"""Outcomes of runs with the sandbox and with Docker.
+
+``tests/failures/run`` has those of hangs, wrong binaries and fatal signals.
+"""
+
 from __future__ import annotations
 
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
 
 import pytest
 
-from buildkit_tasks.config.settings import load_settings
-from buildkit_tasks.errors import EngineError
 from buildkit_tasks.host.engine import Engine
-from buildkit_tasks.host.engine.private import ensure_private_engine, stop_private_engine
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
-from buildkit_tasks.system.command import SubprocessRunner
 from tests.conftest import Unchanged
 from tests.failures.private_binfmt import qemu
 from tests.support import census, crashers, guests
 from tests.support.oci import write_program_image
 from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
-
-# tests/failures/run has the outcomes of hanging guests, wrong programs and fatal signals.
 
 
 def test_outcomes(engine: Engine, project: Project, unchanged: Unchanged) -> None:
@@ -81,8 +78,8 @@ def test_missing_image(engine: Engine, project: Project, name: str) -> None:
 
 
 @pytest.fixture
-def docker(engine: Engine, project: Project) -> Project:
-    """A repository whose images are run in the engine."""
+def docker_project(engine: Engine, project: Project) -> Project:
+    """A repository whose images are run by Docker."""
     assert engine.version
     return project.with_env(INVOKE_BUILDKIT_RUNNER="docker")
 
@@ -92,11 +89,13 @@ EMULATED = tuple(
 )
 
 
-def test_floor_cpu_finds_v7_binary(docker: Project, unchanged: Unchanged) -> None:
-    name = write_program_image(docker.folder, *((each, guests.newer_instruction(each)) for each in EMULATED))
+def test_floor_cpu_finds_v7_binary(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(
+        docker_project.folder, *((each, guests.newer_instruction(each)) for each in EMULATED)
+    )
     with unchanged():
-        ran = docker.json("run-emulated", name)
-        floor = docker.json("run-emulated", name, "--cpu=floor", expect=1)
+        ran = docker_project.json("run-emulated", name)
+        floor = docker_project.json("run-emulated", name, "--cpu=floor", expect=1)
     assert [row["outcome"] for row in ran["results"]] == ["passed"] * len(EMULATED)
     for row in floor["results"]:
         cpu = Platform.parse(row["platform"]).baseline_cpu
@@ -105,88 +104,86 @@ def test_floor_cpu_finds_v7_binary(docker: Project, unchanged: Unchanged) -> Non
         assert cpu in row["message"]
 
 
-def test_floor_cpu_passes(docker: Project, unchanged: Unchanged) -> None:
-    name = write_program_image(docker.folder, *((each, program(each)) for each in EMULATED))
+def test_floor_cpu_passes(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(docker_project.folder, *((each, program(each)) for each in EMULATED))
     with unchanged():
-        report = docker.json("run-emulated", name, "--cpu=floor")
+        report = docker_project.json("run-emulated", name, "--cpu=floor")
     assert [row["outcome"] for row in report["results"]] == ["passed"] * len(EMULATED)
 
 
-def test_unknown_cpu_model(docker: Project, unchanged: Unchanged) -> None:
-    name = write_program_image(docker.folder, ("linux/arm64", program("linux/arm64")))
+def test_unknown_cpu_model(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(docker_project.folder, ("linux/arm64", program("linux/arm64")))
     with unchanged():
-        done = docker.task("run-emulated", "--json", name, "--cpu=cortex-x99", expect=1)
+        done = docker_project.task("run-emulated", "--json", name, "--cpu=cortex-x99", expect=1)
     (row,) = done.document["results"]
     assert row["outcome"] == "not-registered"
     assert row["message"].startswith("linux/arm64: QEMU has no CPU model 'cortex-x99'; ")
     assert "qemu-aarch64 -cpu help" in row["message"]
 
 
-def test_unusable_cpu_model(docker: Project, unchanged: Unchanged) -> None:
-    name = write_program_image(docker.folder, ("linux/s390x", program("linux/s390x")))
+def test_unusable_cpu_model(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(docker_project.folder, ("linux/s390x", program("linux/s390x")))
     with unchanged():
-        done = docker.task("run-emulated", "--json", name, "--cpu=z13", expect=1)
+        done = docker_project.task("run-emulated", "--json", name, "--cpu=z13", expect=1)
     (row,) = done.document["results"]
     assert row["outcome"] == "not-registered"
     assert row["message"].startswith("linux/s390x: QEMU does not run as CPU model 'z13' (qemu-s390x: ")
     assert "qemu-s390x -cpu help" in row["message"]
 
 
-def test_native_run_ignores_cpu_model(docker: Project, unchanged: Unchanged) -> None:
-    name = write_program_image(docker.folder, ("linux/amd64", program("linux/amd64")))
+def test_native_run_ignores_cpu_model(docker_project: Project, unchanged: Unchanged) -> None:
+    name = write_program_image(docker_project.folder, ("linux/amd64", program("linux/amd64")))
     with unchanged():
-        done = docker.task("run-emulated", "--json", name, "--cpu=qemu64", expect=1)
+        done = docker_project.task("run-emulated", "--json", name, "--cpu=qemu64", expect=1)
     (row,) = done.document["results"]
     assert (row["outcome"], row["exit_code"]) == ("not-registered", None)
     assert "--runner=sandbox" in row["message"]
 
 
-def test_image_cannot_control_qemu(docker: Project, unchanged: Unchanged) -> None:
-    # With QEMU_VERSION in its environment QEMU prints its version and ends with 0: nothing is run.
+def test_image_cannot_control_qemu(docker_project: Project, unchanged: Unchanged) -> None:
+    # With QEMU_VERSION set, QEMU prints its version and exits with 0 without running the program.
     env = ("QEMU_VERSION=1", "QEMU_CPU=no-such-model", "QEMU_STRACE=1")
-    name = write_program_image(docker.folder, ("linux/arm64", program("linux/arm64", 7)), env=env)
+    name = write_program_image(docker_project.folder, ("linux/arm64", program("linux/arm64", 7)), env=env)
     with unchanged():
-        (row,) = docker.json("run-emulated", name, "--expect-exit=7")["results"]
+        (row,) = docker_project.json("run-emulated", name, "--expect-exit=7")["results"]
     assert (row["outcome"], row["stdout"], row["stderr"]) == ("passed", "", "")
 
 
 def test_qemu_variables_are_known(engine: Engine) -> None:
     assert engine.version
     done = subprocess.run([str(qemu()), "--help"], capture_output=True, text=True, check=False, timeout=30)
-    named = set(re.findall(r"^-\S.*?\s(QEMU_[A-Z_]+)\s", done.stdout, re.MULTILINE))
-    assert len(named) > 15
-    assert named <= set(QEMU_ENV_VARS)
+    variables = set(re.findall(r"^-\S.*?\s(QEMU_[A-Z_]+)\s", done.stdout, re.MULTILINE))
+    assert len(variables) > 15
+    assert variables <= set(QEMU_ENV_VARS)
 
 
-@pytest.fixture(scope="module")
-def graph(engine: Engine) -> Iterator[Engine]:
-    """An engine with the classic store, gone with its data afterwards."""
-    assert engine.version
-    name, tools = "graph-runs", SubprocessRunner(dry_run_output=sys.stderr)
-    try:
-        yield ensure_private_engine(load_settings(), tools, lambda _: None, store="graph", name=name)
-    except EngineError as error:
-        pytest.skip(f"no private engine beside this one: {error}")
-    stop_private_engine(load_settings(), tools, lambda _: None, name=name)
+AMD64, ARM64 = "linux/amd64", "linux/arm64"
 
 
-def test_graphdriver_store_outcomes(docker: Project, graph: Engine) -> None:
-    classic = docker.with_env(**graph.env)
-    amd64, arm64 = "linux/amd64", "linux/arm64"
-    cases: list[tuple[str, str, int, tuple[tuple[str, bytes], ...]]] = [
-        ("passed", "", 0, ((amd64, program(amd64)), (arm64, program(arm64)))),
-        ("emulator-crash", "version", 1, ((arm64, crashers.internal_fault(arm64)),)),
-        ("failed", "memory limit", 5, ((amd64, guests.memory_hog(amd64)),)),
-        ("failed", "more than 256 processes", 5, ((arm64, guests.fork_bomb(arm64)),)),
-        ("failed", "more than 1 MiB", 5, ((amd64, guests.flood(amd64)), (arm64, guests.flood(arm64)))),
-        ("timeout", "more than 5 s", 124, ((arm64, guests.ignore_signals(arm64)),)),
-        ("wrong-arch", "made for amd64", 1, ((arm64, program(amd64)),)),
-    ]
-    for outcome, words, code, rows in cases:
-        before = census.take(graph, classic.folder.parent)
-        report = classic.json(
-            "run-emulated", write_program_image(classic.folder, *rows), "--timeout=5", expect=code
-        )
-        assert [row["outcome"] for row in report["results"]] == [outcome] * len(rows), words
-        assert all(words in row["message"] and row["digest"] for row in report["results"])
-        assert before.differences(census.take(graph, classic.folder.parent)) == {}
+@pytest.mark.parametrize(
+    ("expected", "programs"),
+    [
+        (("passed", "", 0), [(AMD64, program(AMD64)), (ARM64, program(ARM64))]),
+        (("emulator-crash", "version", 1), [(ARM64, crashers.internal_fault(ARM64))]),
+        (("failed", "memory limit", 5), [(AMD64, guests.memory_hog(AMD64))]),
+        (("failed", "more than 256 processes", 5), [(ARM64, guests.fork_bomb(ARM64))]),
+        (("failed", "more than 1 MiB", 5), [(AMD64, guests.flood(AMD64)), (ARM64, guests.flood(ARM64))]),
+        (("timeout", "more than 5 s", 124), [(ARM64, guests.ignore_signals(ARM64))]),
+        (("wrong-arch", "made for amd64", 1), [(ARM64, program(AMD64))]),
+    ],
+    ids=["passed", "crash", "memory", "processes", "output", "timeout", "wrong-arch"],
+)
+def test_graphdriver_store_outcomes(
+    docker_project: Project,
+    graph_engine: Engine,
+    expected: tuple[str, str, int],
+    programs: list[tuple[str, bytes]],
+) -> None:
+    outcome, message, status = expected
+    project = docker_project.with_env(**graph_engine.env)
+    before = census.take(graph_engine, project.folder.parent)
+    image = write_program_image(project.folder, *programs)
+    report = project.json("run-emulated", image, "--timeout=5", expect=status)
+    assert [row["outcome"] for row in report["results"]] == [outcome] * len(programs)
+    assert all(message in row["message"] and row["digest"] for row in report["results"])
+    assert before.differences(census.take(graph_engine, project.folder.parent)) == {}
