@@ -1,4 +1,4 @@
-"""Machines that run these may be busy: how long an example takes is no finding, unless a test says so."""
+"""Disable the time limits of Hypothesis by default, because the machine may be busy."""
 
 from __future__ import annotations
 

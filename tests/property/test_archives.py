@@ -32,9 +32,9 @@ DIFF_ID = str(Digest.from_bytes(b""))
 CONFIG = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [DIFF_ID]}}).encode()
 LAYOUT = {**layout_files(hello(["linux/amd64"])), "manifest.json": b"[]"}
 SAVED = {"manifest.json": json.dumps([{"Config": "c", "Layers": ["l"]}]).encode(), "c": CONFIG, "l": b""}
-PACKS = [bytes, gzip.compress, zstd.compress]
+COMPRESSORS = [bytes, gzip.compress, zstd.compress]
 
-packs = st.sampled_from(PACKS)
+compressors = st.sampled_from(COMPRESSORS)
 names = st.sampled_from(
     ["c", "l", "a/b", "c/l", "manifest.json", "index.json", "oci-layout", "../x", "", "."]
 )
@@ -49,7 +49,7 @@ layer_sources = st.fixed_dictionaries({"mediaType": scalars, "digest": scalars, 
 
 
 def open_and_verify(data: bytes, reference: str = "") -> None:
-    """Open it by every transport and verify it; only declared errors may occur."""
+    """Open an archive by every transport and verify it; only declared errors may occur."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.tar"
         path.write_bytes(data)
@@ -61,19 +61,24 @@ def open_and_verify(data: bytes, reference: str = "") -> None:
 
 
 @settings(max_examples=150, deadline=2000)
-@given(pack=packs, at=st.integers(min_value=0), bit=st.integers(0, 7), files=st.sampled_from([LAYOUT, SAVED]))
-def test_any_changed_bit(pack: Any, at: int, bit: int, files: dict[str, bytes]) -> None:
-    data = bytearray(pack(make_tar(files)))
+@given(
+    compress=compressors,
+    at=st.integers(min_value=0),
+    bit=st.integers(0, 7),
+    files=st.sampled_from([LAYOUT, SAVED]),
+)
+def test_any_changed_bit(compress: Any, at: int, bit: int, files: dict[str, bytes]) -> None:
+    data = bytearray(compress(make_tar(files)))
     data[at % len(data)] ^= 1 << bit
     open_and_verify(bytes(data))
 
 
 @settings(max_examples=100, deadline=2000)
-@given(pack=packs, junk=st.binary(max_size=2000))
-def test_any_junk(pack: Any, junk: bytes) -> None:
-    open_and_verify(pack(junk))
-    open_and_verify(junk + pack(make_tar(LAYOUT)))
-    open_and_verify(pack(make_tar(LAYOUT)) + junk)
+@given(compress=compressors, junk=st.binary(max_size=2000))
+def test_any_junk(compress: Any, junk: bytes) -> None:
+    open_and_verify(compress(junk))
+    open_and_verify(junk + compress(make_tar(LAYOUT)))
+    open_and_verify(compress(make_tar(LAYOUT)) + junk)
 
 
 @settings(max_examples=200, deadline=2000)
@@ -86,10 +91,11 @@ def test_any_docker_manifest(images: Any, reference: str) -> None:
 
 @settings(max_examples=100, deadline=2000)
 @given(
-    sources=st.dictionaries(st.just(DIFF_ID) | names, layer_sources | trees, max_size=2), there=st.booleans()
+    sources=st.dictionaries(st.just(DIFF_ID) | names, layer_sources | trees, max_size=2),
+    has_layer=st.booleans(),
 )
-def test_any_layer_source(sources: Any, there: bool) -> None:
-    image = {"Config": "c", "Layers": ["l" if there else "gone"], "LayerSources": sources}
+def test_any_layer_source(sources: Any, has_layer: bool) -> None:
+    image = {"Config": "c", "Layers": ["l" if has_layer else "missing"], "LayerSources": sources}
     open_and_verify(make_tar({**SAVED, "manifest.json": json.dumps([image]).encode()}))
 
 
@@ -104,19 +110,19 @@ def test_any_links(links: list[tuple[str, str]]) -> None:
 
 @settings(max_examples=100, deadline=2000)
 @given(
-    pack=packs,
+    compress=compressors,
     files=st.dictionaries(st.text("abc/", min_size=1, max_size=9), st.binary(max_size=3000), max_size=6),
     order=st.lists(st.integers(0, 5), max_size=12),
-    small=st.sampled_from([0, 500, 1 << 20]),
+    cached_size=st.sampled_from([0, 500, 1 << 20]),
 )
 def test_streamed_members_in_any_order(
-    pack: Any, files: dict[str, bytes], order: list[int], small: int
+    compress: Any, files: dict[str, bytes], order: list[int], cached_size: int
 ) -> None:
     members = {f"m{number}": data for number, data in enumerate(files.values())}
-    packed = pack(make_tar(members))
-    archive = StreamedArchive(lambda: io.BytesIO(packed), "x")
+    compressed = compress(make_tar(members))
+    archive = StreamedArchive(lambda: io.BytesIO(compressed), "x")
     cached = archive._cached
-    for name in [name for name, data in cached.items() if len(data) > small]:
+    for name in [name for name, data in cached.items() if len(data) > cached_size]:
         del cached[name]  # as if it were too large to cache
     for number in order:
         name = f"m{number}"
@@ -130,10 +136,10 @@ def test_streamed_members_in_any_order(
 @given(
     parts=st.lists(st.binary(max_size=5000), min_size=1, max_size=5),
     sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=5),
-    pack=st.sampled_from(PACKS[1:]),
+    compress=st.sampled_from(COMPRESSORS[1:]),
 )
-def test_concatenated_members_and_frames(parts: list[bytes], sizes: list[int], pack: Any) -> None:
-    stream = DecompressedStream(io.BytesIO(b"".join(pack(part) for part in parts)), "x")
+def test_concatenated_members_and_frames(parts: list[bytes], sizes: list[int], compress: Any) -> None:
+    stream = DecompressedStream(io.BytesIO(b"".join(compress(part) for part in parts)), "x")
     expected, data = b"".join(parts), b""
     while chunk := stream.read(sizes[len(data) % len(sizes)]):
         data += chunk

@@ -57,15 +57,15 @@ def test_any_text(text: str) -> None:
 
 
 @given(st.dictionaries(KEYS | TEXT, VALUES, max_size=4))
-def test_key_is_read_or_refused(raw: dict[str, Any]) -> None:
+def test_key_is_read_or_rejected(raw: dict[str, Any]) -> None:
     try:
         target = BakeTargetReader("x").read_target("web", raw)
     except UsageError as error:
-        refusal = error.message
+        message = error.message
     else:
-        refusal = ""
-    if refusal:
-        assert any(f"{key} = " in refusal or f" {key}: " in refusal for key in [*raw, "dockerfile"])
+        message = ""
+    if message:
+        assert any(f"{key} = " in message or f" {key}: " in message for key in [*raw, "dockerfile"])
         return
     keys = {key for key, value in raw.items() if value not in (None, [], {}, "", False)}
     assert keys <= {

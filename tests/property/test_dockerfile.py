@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from buildkit_tasks.build.dockerfile import parse_base_images
 
-WORDS = st.sampled_from(
+TOKENS = st.sampled_from(
     ["FROM", "ARG", "COPY", "RUN", "AS", "scratch", "--from=", "--mount=from=", "$A", "${A:-", "}", "=",
      "\\", "`", "\n", " ", '"', "'", "#", "syntax", "escape=`", "alpine:3", "\ufeff", "\r", "\t", "\x85"]
 )  # fmt: skip
-TEXTS = st.one_of(st.text(), st.lists(WORDS, max_size=40).map("".join))
+TEXTS = st.one_of(st.text(), st.lists(TOKENS, max_size=40).map("".join))
 
 
 @given(TEXTS, st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=3))

@@ -67,8 +67,8 @@ def test_any_bytes(data: bytes, parse: Callable[[bytes], object]) -> None:
 @given(indexes)
 def test_any_valid_index(document: dict[str, Any]) -> None:
     parsed = parse_index(json.dumps(document).encode())
-    stated = [(e["mediaType"], e["digest"], e["size"]) for e in document["manifests"]]
-    assert [(e.media_type, str(e.digest), e.size) for e in parsed.manifests] == stated
+    expected = [(e["mediaType"], e["digest"], e["size"]) for e in document["manifests"]]
+    assert [(e.media_type, str(e.digest), e.size) for e in parsed.manifests] == expected
     for entry, raw in zip(parsed.manifests, document["manifests"], strict=True):
         assert (entry.platform is None) == ("platform" not in raw)
         assert entry.annotations == raw.get("annotations", {})

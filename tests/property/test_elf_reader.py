@@ -69,7 +69,7 @@ def test_any_bytes_after_magic(data: bytes) -> None:
 
 
 def build_full_binary(machine: Machine) -> bytes:
-    """Build a program with something in every part that is read."""
+    """Build a program with a value in every section and segment that is read."""
     riscv = attributes("riscv", [(4, 16), (5, "rv64gc_v1p0")])
     sections = {
         ".go.buildinfo": go_info("go1.26.8", "path\tx\nbuild\tGOARM=7\n"),
@@ -115,15 +115,15 @@ def test_mutated_binary(machine: Machine, damage: list[tuple[int, int]], keep: i
 def test_partial_binary(machine: Machine, spans: list[tuple[int, int]]) -> None:
     data = FULL_BINARIES[machine.architecture]
     whole = read_binary(WholeFile(data))
-    kept = [(at % len(data), data[at % len(data) :][:size]) for at, size in spans]
-    partial = read_binary(PartialFile(len(data), [(0, data[:64]), *kept]))
+    pieces = [(at % len(data), data[at % len(data) :][:size]) for at, size in spans]
+    partial = read_binary(PartialFile(len(data), [(0, data[:64]), *pieces]))
     assert partial.problems == ()
     assert set(partial.evidence) <= set(whole.evidence)
     assert set(partial.needed) <= set(whole.needed)
     assert partial.interpreter in ("", whole.interpreter)
 
 
-def test_worst_file_takes_under_a_second() -> None:
+def test_large_tables_take_under_a_second() -> None:
     names: list[tuple[int, str | int]] = [(NEEDED, "n" * 4000), *[(NEEDED, 1)] * 15_000]
     loads = [(PT_LOAD, b"")] * 1100
     notes = (PT_NOTE, bytes(1 << 16))

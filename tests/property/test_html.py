@@ -26,7 +26,7 @@ SPECIAL = st.sampled_from("\x00\x1b\r\n\t\udc80\uffff\u202e")
 ANY_TEXT = st.lists(MARKS | SPECIAL | st.text(st.characters(exclude_categories=()))).map("".join)
 
 
-class Reader(HTMLParser):
+class PageReader(HTMLParser):
     """Read elements, attributes and texts as a browser does."""
 
     def __init__(self, text: str) -> None:
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
         raise AssertionError(f"a comment: {data}")
 
 
-def texts(report: Report) -> list[str]:
+def page_texts(report: Report) -> list[str]:
     """Return the texts of a page that is parsed as XML."""
     root = ET.fromstring(to_html(report).encode())  # noqa: S314 - a document made here
     return [element.text or "" for element in root.iter()]
@@ -55,28 +55,28 @@ def texts(report: Report) -> list[str]:
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
 @example("</div><script>x</script>", "<!--", "\ud83d\ude00\x00")
 def test_run_output_round_trips(stdout: str, stderr: str, platform: str) -> None:
-    page_texts = texts(run(bad_run(platform, stdout=stdout, stderr=stderr)))
+    all_texts = page_texts(run(bad_run(platform, stdout=stdout, stderr=stderr)))
     for output in (stdout, stderr):
-        assert not output or escape_unprintable(output) in page_texts
+        assert not output or escape_unprintable(output) in all_texts
 
 
 @given(ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool), ANY_TEXT.filter(bool))
 def test_checks_round_trip(message: str, name: str, path: str, warning_message: str) -> None:
     checks = (good_check(), bad_check(message=message, name=name, path=path), warning(warning_message))
-    page_texts = texts(verify(verdict("linux/arm64", *checks)))
-    assert {escape_unprintable(text) for text in (message, name, path, warning_message)} <= set(page_texts)
+    all_texts = page_texts(verify(verdict("linux/arm64", *checks)))
+    assert {escape_unprintable(text) for text in (message, name, path, warning_message)} <= set(all_texts)
 
 
 @given(ANY_TEXT.filter(str.strip), ANY_TEXT.filter(bool))
 @example("<script>", '" onload="x')
 def test_text_adds_no_markup(platform: str, message: str) -> None:
-    def page(platform: str, message: str) -> Reader:
+    def read_page(platform: str, message: str) -> PageReader:
         checks = (bad_check(message=message, path=message), warning(message))
-        return Reader(to_html(verify(verdict(platform, *checks))))
+        return PageReader(to_html(verify(verdict(platform, *checks))))
 
-    assert page(platform, message).tags == page("linux/arm64", "m").tags
+    assert read_page(platform, message).tags == read_page("linux/arm64", "m").tags
 
 
 @given(ANY_TEXT.filter(bool))
 def test_error_round_trips(error: str) -> None:
-    assert escape_unprintable(error) in texts(stopped(error))
+    assert escape_unprintable(error) in page_texts(stopped(error))

@@ -1,4 +1,4 @@
-"""Merge layers, and compare the tree with a simple model: the set of paths."""
+"""Merge layers and compare the paths with a simple model, a set of paths."""
 
 from __future__ import annotations
 

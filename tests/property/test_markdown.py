@@ -25,7 +25,7 @@ def parse(text: str) -> list[Token]:
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
 
 
-def cells(tokens: list[Token]) -> list[str]:
+def table_cells(tokens: list[Token]) -> list[str]:
     """Return the text of each cell, which must have no markup."""
     inside = [tokens[at + 1] for at, token in enumerate(tokens) if token.type == "td_open"]
     children = [child for token in inside for child in token.children or []]
@@ -42,9 +42,9 @@ def test_text_stays_in_cell_and_block(platform: str, stdout: str) -> None:
     name = truncate_line(to_one_line(platform), 80)
     output = last_line(stdout) or "m"
     ran = truncate_line(f"FAILED {to_one_line(f'failed: {output}')}", 48)
-    assert cells(tokens)[0].strip() == name
-    assert cells(tokens)[2] == ran
-    assert len(cells(tokens)) == 4
+    assert table_cells(tokens)[0].strip() == name
+    assert table_cells(tokens)[2] == ran
+    assert len(table_cells(tokens)) == 4
     assert [token.type for token in tokens if token.type.startswith("html")] == []
     fences = [token.content for token in tokens if token.type == "fence"]
     assert len(fences) == 1

@@ -26,7 +26,7 @@ SPECIAL = st.sampled_from("\x00\x1b\r\n\t\udc80\uffff\u202e")
 ANY_TEXT = st.lists(MARKS | SPECIAL | st.text(st.characters(exclude_categories=()))).map("".join)
 
 SVG = "{http://www.w3.org/2000/svg}"
-SHORT = st.text("<a", min_size=1, max_size=20)  # is not wrapped
+SHORT = st.text("<a", min_size=1, max_size=20)  # not wrapped
 
 
 def parse_image(report: Report) -> ET.Element:
@@ -38,7 +38,7 @@ def image_text(report: Report) -> str:
     return "".join(element.text or "" for element in parse_image(report).iter(f"{SVG}text"))
 
 
-def unwrapped(text: str) -> str:
+def escape_and_unwrap(text: str) -> str:
     return escape_unprintable(text).expandtabs(4).replace("\n", "")
 
 
@@ -47,18 +47,18 @@ def unwrapped(text: str) -> str:
 def test_checks_round_trip(message: str, warning_message: str, platform: str) -> None:
     checks = (good_check(), bad_check(message=f"<{message}>"), warning(f"<{warning_message}>"))
     text = image_text(verify(verdict(platform, *checks)))
-    assert unwrapped(f"<{message}>") in text
-    assert unwrapped(f"<{warning_message}>") in text
+    assert escape_and_unwrap(f"<{message}>") in text
+    assert escape_and_unwrap(f"<{warning_message}>") in text
 
 
 @given(ANY_TEXT.filter(lambda text: text.count("\n") < 20))
 def test_run_output_round_trips(stdout: str) -> None:
-    assert unwrapped(f"<{stdout}>") in image_text(run(bad_run("linux/arm64", stdout=f"<{stdout}>")))
+    assert escape_and_unwrap(f"<{stdout}>") in image_text(run(bad_run("linux/arm64", stdout=f"<{stdout}>")))
 
 
 @given(ANY_TEXT)
 def test_error_round_trips(error: str) -> None:
-    assert unwrapped(f"<{error}>") in image_text(stopped(f"<{error}>"))
+    assert escape_and_unwrap(f"<{error}>") in image_text(stopped(f"<{error}>"))
 
 
 @given(SHORT, SHORT)

@@ -20,7 +20,7 @@ members = st.tuples(paths, kinds, st.binary(max_size=1500), paths, st.integers(0
 formats = st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 
 
-def write(files: list[tuple[str, bytes, bytes, str, int]], form: int) -> bytes:
+def write_tar(files: list[tuple[str, bytes, bytes, str, int]], form: int) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for name, kind, data, link, mode in files:
@@ -33,6 +33,8 @@ def write(files: list[tuple[str, bytes, bytes, str, int]], form: int) -> bytes:
 
 
 class Pipe(io.BytesIO):
+    """A stream that cannot seek."""
+
     def seekable(self) -> bool:
         return False
 
@@ -44,7 +46,7 @@ def read_all(stream: io.BytesIO, chunk: int) -> list[tuple[TarEntry, bytes]]:
 
 @given(st.lists(members, max_size=6), formats, st.integers(1, 2000))
 def test_same_as_tarfile(files: list[tuple[str, bytes, bytes, str, int]], form: int, chunk: int) -> None:
-    data = write(files, form)
+    data = write_tar(files, form)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         oracle = [
             (info.name, info.type, info.size, info.linkname, info.mode, info.offset_data)
@@ -66,7 +68,7 @@ def test_same_as_tarfile(files: list[tuple[str, bytes, bytes, str, int]], form: 
 def test_any_damage(
     files: list[tuple[str, bytes, bytes, str, int]], form: int, damage: list[tuple[int, int]], cut: int
 ) -> None:
-    data = bytearray(write(files, form))
+    data = bytearray(write_tar(files, form))
     for at, byte in damage:
         data[at % len(data)] = byte
     for stream in (io.BytesIO(data[: len(data) - cut]), Pipe(data[: len(data) - cut])):
@@ -84,7 +86,7 @@ def test_any_bytes(data: bytes) -> None:
 def test_any_header_field(
     files: list[tuple[str, bytes, bytes, str, int]], form: int, data: st.DataObject
 ) -> None:
-    raw = bytearray(write(files, form))
+    raw = bytearray(write_tar(files, form))
     at = data.draw(st.sampled_from([100, 124, 156, 157, 257, 345]))
     field = data.draw(st.binary(min_size=1, max_size=12))
     raw[at : at + len(field)] = field

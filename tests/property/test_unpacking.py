@@ -184,7 +184,7 @@ class Model:
         if (parent, name) not in self.own:
             del parent.children[name]
 
-    def complete(self) -> None:
+    def add_default_entries(self) -> None:
         for name, mode in (("proc", 0o755), ("sys", 0o755), ("dev", 0o755), ("tmp", 0o1777)):
             if not isinstance(self.root.children.get(name), Directory):
                 self.root.children[name] = Directory(mode=mode)
@@ -254,7 +254,7 @@ def list_hard_links(root: Path) -> Counter[frozenset[str]]:
 
 
 @contextmanager
-def make_parent() -> Iterator[Path]:
+def create_parent() -> Iterator[Path]:
     """Yield a directory for a root, with files beside it that must not change."""
     parent = Path(tempfile.mkdtemp(prefix="unpacking-"))
     for name in ("out/a", "out/b", "a", "etc"):
@@ -325,7 +325,7 @@ def build_model(layers: list[list[Entry]]) -> Model | None:
             model.apply_layer(entries, lowest=number == 0)
     except Malformed:
         return None
-    model.complete()
+    model.add_default_entries()
     return model
 
 
@@ -337,8 +337,8 @@ def resolve_outside(info: tarfile.TarInfo, parent: Path) -> tarfile.TarInfo:
     return info
 
 
-def check(layers: list[list[Entry]]) -> None:
-    with make_parent() as parent:
+def check_unpacking(layers: list[list[Entry]]) -> None:
+    with create_parent() as parent:
         layers = [[(resolve_outside(info, parent), data) for info, data in entries] for entries in layers]
         expected, before = build_model(layers), stat_outside(parent)
         source = single_platform_image([layer_tar(*entries) for entries in layers])
@@ -365,10 +365,10 @@ def check(layers: list[list[Entry]]) -> None:
 @example([[symlink("l", "../out")], [file("l/.wh.x"), file(".wh.l")]])
 @example([[file("a/b", b"1")], [file("a/c"), file(".wh.a"), file("a/.wh..wh..opq"), file("a/b")]])
 def test_unpacking_equals_model(layers: list[list[Entry]]) -> None:
-    check(layers)
+    check_unpacking(layers)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(valid_entries, min_size=2, max_size=15), min_size=2, max_size=4))
 def test_whiteouts_equal_model(layers: list[list[Entry]]) -> None:
-    check(layers)
+    check_unpacking(layers)
