@@ -1,4 +1,4 @@
-"""A small image from scratch: its Dockerfiles, and the programs that they copy."""
+"""Dockerfiles of small images, and the programs that they copy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ ARG TARGETARCH
 COPY hello-$TARGETARCH /hello
 CMD ["/hello"]
 """
-# The same with a step that each platform's builder has to run.
+# The same with a step that the builder has to run, so that it needs an emulator or a native node.
 RUN_DOCKERFILE = DOCKERFILE.replace("CMD", 'RUN ["/hello"]\nCMD')
+# A step sees the network of its node, so the local addresses in /node identify the node that ran it.
+ADDRESSES_DOCKERFILE = """\
+FROM alpine:latest
+RUN cp /proc/net/fib_trie /node
+"""
 
 
 def hello_programs(platforms: Iterable[str] = TWO) -> dict[str, bytes]:

@@ -15,17 +15,12 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image
 from tests.conftest import Unchanged
-from tests.integration.hello_image import RUN_DOCKERFILE, TWO, hello_programs
+from tests.integration.hello_image import ADDRESSES_DOCKERFILE, RUN_DOCKERFILE, TWO, hello_programs
 from tests.support.engine.nodes import Node, bridge_nodes, docker, host_node, remote_settings
 from tests.support.project import Project, program, repository
 
 AMD64, ARM64, RISCV64 = THREE = ("linux/amd64", "linux/arm64", "linux/riscv64")
 NODE_NAMES = dict(zip(THREE, "abc", strict=True))
-# A step sees the network of its node, so the addresses in this file identify the node (proc_net(5)).
-ADDRESSES_DOCKERFILE = """\
-FROM alpine:latest
-RUN cp /proc/net/fib_trie /node
-"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,18 +14,13 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.integration.hello_image import TWO
+from tests.integration.hello_image import ADDRESSES_DOCKERFILE, TWO
 from tests.support.engine.nodes import RunningTask, docker, sleep_program
 from tests.support.engine.remote import Ssh, expose_over_ssh, expose_over_tcp, tls_endpoint
 from tests.support.project import Project
 from tests.support.registry.certificates import Certificate, make_certificate
 
 AMD64, ARM64 = TWO
-# A step sees the network of its node, so the addresses in this file identify the node (proc_net(5)).
-ADDRESSES_DOCKERFILE = """\
-FROM alpine:latest
-RUN cp /proc/net/fib_trie /node
-"""
 MAX_SECONDS = 15.0
 
 

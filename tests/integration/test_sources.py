@@ -170,11 +170,11 @@ def partial_image(engine: Engine, tmp_path: Path) -> Iterator[Callable[[str], st
 
 
 def test_platform_not_pulled(engine: Engine, partial_image: Callable[[str], str]) -> None:
-    own = str(engine.platform)
-    with open_image(f"docker-daemon:{partial_image(own)}", export=partial(export_image, engine)) as source:
+    native = str(engine.platform)
+    with open_image(f"docker-daemon:{partial_image(native)}", export=partial(export_image, engine)) as source:
         missing = {str(platform): source.is_missing(entry) for platform, entry in source.platform_manifests}
-        assert missing == {name: name != own for name in THREE}
-        assert own in [verdict.platform for verdict in verify(source, [], "x").platforms if verdict.ok]
+        assert missing == {name: name != native for name in THREE}
+        assert native in [verdict.platform for verdict in verify(source, [], "x").platforms if verdict.ok]
 
 
 def test_unexportable_image(engine: Engine, partial_image: Callable[[str], str]) -> None:
