@@ -47,7 +47,7 @@ def _check_rejection(data: bytes, error: Exception) -> None:
 TARGETS = {
     target.name: target
     for target in (
-        Target(name="sound", read=bytes.hex, seeds=lambda: [_SEED], tokens=(b"k",)),
+        Target(name="correct", read=bytes.hex, seeds=lambda: [_SEED], tokens=(b"k",)),
         Target(
             name="raises", read=_raise, seeds=lambda: [_SEED], tokens=(b"k",), allowed_errors=(ValueError,)
         ),

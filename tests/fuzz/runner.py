@@ -126,7 +126,7 @@ def fuzz_with_atheris(target: Target, run_case: CaseRunner, args: argparse.Names
 def _make_mutator(
     mutate_document: Callable[[bytes, random.Random], bytes], seeds: list[bytes]
 ) -> Callable[[bytes, int, int], bytes]:
-    """Return a mutator that mutates bytes half of the time, and else a document: a found case or a seed."""
+    """Return a mutator that mutates bytes half of the time, and otherwise a whole document."""
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)  # noqa: S311 - repeatable, not secret

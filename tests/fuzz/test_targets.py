@@ -59,8 +59,8 @@ def test_planted_bug_is_found(planted: str, driver: str) -> None:
 
 
 @pytest.mark.parametrize("driver", ["auto", "mutations"])
-def test_sound_reader_passes(driver: str) -> None:
-    campaign = fuzz_target("sound", 3_000, driver=driver, table="tests.fuzz.planted")
+def test_correct_reader_passes(driver: str) -> None:
+    campaign = fuzz_target("correct", 3_000, driver=driver, table="tests.fuzz.planted")
     assert campaign.ok, str(campaign)
     assert (campaign.runs, campaign.accepted, campaign.refused) == (3_000, 3_000, 0)
 

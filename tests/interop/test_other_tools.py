@@ -263,13 +263,13 @@ ENTRYPOINT ["/main"]
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
     """A build context for three platforms that needs no network."""
-    folder = tmp_path / "context"
-    folder.mkdir()
-    (folder / "Dockerfile").write_text(_DOCKERFILE, encoding="utf-8")
+    directory = tmp_path / "context"
+    directory.mkdir()
+    (directory / "Dockerfile").write_text(_DOCKERFILE, encoding="utf-8")
     for platform in THREE:
         name = "".join(platform.split("/")[1:])
-        (folder / f"main-{name}").write_bytes(probe_program(platform))
-    return folder
+        (directory / f"main-{name}").write_bytes(probe_program(platform))
+    return directory
 
 
 def _build_with_buildx(argv: list[str], engine: Engine, context: Path, output: str) -> None:

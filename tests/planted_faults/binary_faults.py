@@ -26,15 +26,15 @@ def _with_file(samples: Samples, platform: str, path: str, wrong: bytes, right: 
     """Add the wrong file to examples/hello, and the right one to the control."""
     valid = edits.select_platforms(samples.hello, platform)
     return PlantedImage(
-        image=edits.add_files(valid, platform, {path[1:]: wrong}),
-        control=edits.add_files(valid, platform, {path[1:]: right}),
+        edits.add_files(valid, platform, {path[1:]: wrong}),
+        edits.add_files(valid, platform, {path[1:]: right}),
     )
 
 
 def _with_program(samples: Samples, platform: str, program: bytes) -> PlantedImage:
     """Replace the program of examples/hello."""
     valid = edits.select_platforms(samples.hello, platform)
-    return PlantedImage(image=edits.replace_file(valid, platform, HELLO[1:], program), control=valid)
+    return PlantedImage(edits.replace_file(valid, platform, HELLO[1:], program), valid)
 
 
 def _with_variant(image: MemoryImage, platform: str, variant: str) -> MemoryImage:
@@ -80,8 +80,7 @@ def library_of_another_architecture(samples: Samples) -> PlantedImage:
     valid, path = edits.select_platforms(samples.glibc, ARM64), "usr/lib/aarch64-linux-gnu/libz.so.1"
     wrong, right = (samples.library(debian, "libacl.so.1.*") for debian in ("amd64", "arm64"))
     return PlantedImage(
-        image=edits.add_files(valid, ARM64, {path: wrong}),
-        control=edits.add_files(valid, ARM64, {path: right}),
+        edits.add_files(valid, ARM64, {path: wrong}), edits.add_files(valid, ARM64, {path: right})
     )
 
 
@@ -127,7 +126,7 @@ def arm64_program_in_arm(samples: Samples) -> PlantedImage:
 def allowed_foreign_helper(samples: Samples) -> PlantedImage:
     planted = helper_in_opt(samples)
     request = VerifyRequest(allow_foreign=["/opt/vendor/*"])
-    return PlantedImage(image=planted.image, control=planted.control, request=request)
+    return PlantedImage(planted.image, planted.control, request=request)
 
 
 # Instruction sets above the baseline of the platform.
@@ -144,7 +143,7 @@ def allowed_foreign_helper(samples: Samples) -> PlantedImage:
 )
 def goarm_7_in_v6(samples: Samples) -> PlantedImage:
     control = edits.replace_file(samples.classic, V6, "root/main", samples.go["arm-v6"])
-    return PlantedImage(image=samples.classic, control=control, request=VerifyRequest(platforms=[V6]))
+    return PlantedImage(samples.classic, control, request=VerifyRequest(platforms=[V6]))
 
 
 @declare_valid_image("GOARM=6 in linux/arm/v7 needs less than the baseline")
@@ -159,7 +158,7 @@ def goarm_6_in_v5(samples: Samples) -> PlantedImage:
     # The base needs no change: Debian's armel is made for ARMv5.
     valid = edits.replace_file(edits.select_platforms(samples.hello, V6), V6, HELLO[1:], samples.go["arm-v5"])
     image = edits.replace_file(valid, V6, HELLO[1:], samples.go["arm-v6"])
-    return PlantedImage(image=_with_variant(image, V6, "v5"), control=_with_variant(valid, V6, "v5"))
+    return PlantedImage(_with_variant(image, V6, "v5"), _with_variant(valid, V6, "v5"))
 
 
 @declare_fault(
@@ -176,7 +175,7 @@ def goamd64_v3(samples: Samples) -> PlantedImage:
 def goamd64_v3_in_v3(samples: Samples) -> PlantedImage:
     planted = goamd64_v3(samples)
     return PlantedImage(
-        image=_with_variant(planted.image, AMD64, "v3"), control=_with_variant(planted.control, AMD64, "v3")
+        _with_variant(planted.image, AMD64, "v3"), _with_variant(planted.control, AMD64, "v3")
     )
 
 
@@ -299,8 +298,8 @@ def softfp_in_hard_float(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.glibc, V7)
     wrong, right = (samples.library(debian, "libc.so.6") for debian in ("armel", "armhf"))
     return PlantedImage(
-        image=edits.add_files(valid, V7, {"opt/lib/libc.so.6": wrong}),
-        control=edits.add_files(valid, V7, {"opt/lib/libc.so.6": right}),
+        edits.add_files(valid, V7, {"opt/lib/libc.so.6": wrong}),
+        edits.add_files(valid, V7, {"opt/lib/libc.so.6": right}),
     )
 
 

@@ -30,7 +30,7 @@ def _with_damaged_blob(
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     image, digest = edits.copy_image(valid), find_digest(valid)
     image.blobs[digest] = damage(image.blobs[digest])
-    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
+    return PlantedImage(image, valid, request=TWO_PLATFORMS)
 
 
 def _layer_digest(image: MemoryImage) -> str:
@@ -79,7 +79,7 @@ def _with_layer_descriptor(samples: Samples, change: Callable[[Json], object]) -
     """Change the descriptor of a layer in examples/hello, and recompute the digests above it."""
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     image = edits.change_manifest(valid, ARM64, lambda manifest: change(manifest["layers"][TOP]))
-    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
+    return PlantedImage(image, valid, request=TWO_PLATFORMS)
 
 
 @declare_fault("the size of a layer is off by one", CORRUPT_ARM64, layer=TOP, message="are stated")
@@ -113,9 +113,7 @@ def _with_added_layer(samples: Samples, tar: bytes) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     image = edits.add_layer(valid, ARM64, tar)
     control = edits.add_files(valid, ARM64, {"opt/hello.txt": b"hello"})
-    return PlantedImage(
-        image=image, control=control, request=VerifyRequest(platforms=[AMD64, ARM64], parity="off")
-    )
+    return PlantedImage(image, control, request=VerifyRequest(platforms=[AMD64, ARM64], parity="off"))
 
 
 @declare_fault(
@@ -158,7 +156,7 @@ def decompression_bomb(samples: Samples) -> PlantedImage:
     huge.type, huge.size = tarfile.REGTYPE, 1 << 30
     bomb = zstd.compress(huge.tobuf() + bytes((1 << 30) + 1024))
     image = _replace_layer_blob(planted.image, TOP + 1, bomb, LAYER_ZSTD)
-    return PlantedImage(image=image, control=planted.control, request=planted.request)
+    return PlantedImage(image, planted.control, request=planted.request)
 
 
 def _replace_layer_blob(image: MemoryImage, index: int, blob: bytes, media_type: str) -> MemoryImage:
@@ -176,4 +174,4 @@ def bytes_after_gzip(samples: Samples) -> PlantedImage:
     blob = valid.blobs[layer["digest"]]
     assert gzip.decompress(blob)
     image = _replace_layer_blob(valid, TOP, blob + b"trailing bytes", layer["mediaType"])
-    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
+    return PlantedImage(image, valid, request=TWO_PLATFORMS)

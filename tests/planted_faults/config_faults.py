@@ -25,8 +25,8 @@ def _with_script(samples: Samples, platform: str, script: bytes, command: str = 
     right = edits.add_files(valid, platform, {"run": b"#!/bin/sh\nexec hello\n"})
     wrong = edits.add_files(valid, platform, {"run": script})
     return PlantedImage(
-        image=edits.set_runtime_config(wrong, platform, Entrypoint=[command], Cmd=None),
-        control=edits.set_runtime_config(right, platform, Entrypoint=[command], Cmd=None),
+        edits.set_runtime_config(wrong, platform, Entrypoint=[command], Cmd=None),
+        edits.set_runtime_config(right, platform, Entrypoint=[command], Cmd=None),
     )
 
 
@@ -38,14 +38,14 @@ def diff_ids_swapped(samples: Samples) -> PlantedImage:
         ids = config["rootfs"]["diff_ids"]
         ids[0], ids[1] = ids[1], ids[0]
 
-    return PlantedImage(image=edits.change_config(valid, AMD64, swap), control=valid)
+    return PlantedImage(edits.change_config(valid, AMD64, swap), valid)
 
 
 @declare_fault("a diff_id is missing", Finding("integrity", AMD64), message="layers, the config")
 def diff_ids_too_few(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
     image = edits.change_config(valid, AMD64, lambda config: config["rootfs"]["diff_ids"].pop())
-    return PlantedImage(image=image, control=valid)
+    return PlantedImage(image, valid)
 
 
 @declare_fault(
@@ -57,9 +57,7 @@ def diff_ids_too_few(samples: Samples) -> PlantedImage:
 )
 def program_missing(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
-    return PlantedImage(
-        image=edits.remove_files(valid, ARM64, HELLO[1:]), control=valid, request=TWO_PLATFORMS
-    )
+    return PlantedImage(edits.remove_files(valid, ARM64, HELLO[1:]), valid, request=TWO_PLATFORMS)
 
 
 @declare_fault(
@@ -69,7 +67,7 @@ def program_missing(samples: Samples) -> PlantedImage:
 )
 def program_not_executable(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
-    return PlantedImage(image=edits.replace_file(valid, AMD64, HELLO[1:], mode=0o644), control=valid)
+    return PlantedImage(edits.replace_file(valid, AMD64, HELLO[1:], mode=0o644), valid)
 
 
 @declare_fault(
@@ -80,7 +78,7 @@ def program_not_executable(samples: Samples) -> PlantedImage:
 def program_truncated(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
     data = edits.read_file(valid, AMD64, HELLO[1:])[:40]
-    return PlantedImage(image=edits.replace_file(valid, AMD64, HELLO[1:], data), control=valid)
+    return PlantedImage(edits.replace_file(valid, AMD64, HELLO[1:], data), valid)
 
 
 @declare_fault(
@@ -91,8 +89,8 @@ def program_truncated(samples: Samples) -> PlantedImage:
 def other_file_truncated(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
     return PlantedImage(
-        image=edits.add_files(valid, AMD64, {"opt/tool": samples.go["amd64"][:40]}),
-        control=edits.add_files(valid, AMD64, {"opt/tool": samples.go["amd64"]}),
+        edits.add_files(valid, AMD64, {"opt/tool": samples.go["amd64"][:40]}),
+        edits.add_files(valid, AMD64, {"opt/tool": samples.go["amd64"]}),
     )
 
 
@@ -117,8 +115,8 @@ def interpreter_of_another_architecture(samples: Samples) -> PlantedImage:
     )
     files = {"run": b"#!/opt/sh\nexec hello\n"}
     return PlantedImage(
-        image=edits.add_files(valid, ARM64, {**files, "opt/sh": samples.busybox("amd64")}),
-        control=edits.add_files(valid, ARM64, {**files, "opt/sh": samples.busybox("arm64")}),
+        edits.add_files(valid, ARM64, {**files, "opt/sh": samples.busybox("amd64")}),
+        edits.add_files(valid, ARM64, {**files, "opt/sh": samples.busybox("arm64")}),
     )
 
 
@@ -148,11 +146,9 @@ def program_is_hard_link(samples: Samples) -> PlantedImage:
             valid, ARM64, {"opt/original": program}, [hard_link("opt/app", "opt/original")]
         )
         image = edits.add_files(linked, ARM64, {"opt/.wh.original": b""})
-        return PlantedImage(image=image, control=image)
+        return PlantedImage(image, image)
 
-    return PlantedImage(
-        image=image_of(samples.go["amd64"]).image, control=image_of(samples.go["arm64-v8.0"]).image
-    )
+    return PlantedImage(image_of(samples.go["amd64"]).image, image_of(samples.go["arm64-v8.0"]).image)
 
 
 @declare_fault(
@@ -167,8 +163,8 @@ def program_in_linked_directory(samples: Samples) -> PlantedImage:
     )
     link, path = symlink("opt/app", "app-1.2"), "opt/app-1.2/bin/app"
     return PlantedImage(
-        image=edits.add_files(valid, ARM64, {path: samples.go["amd64"]}, [link]),
-        control=edits.add_files(valid, ARM64, {path: samples.go["arm64-v8.0"]}, [link]),
+        edits.add_files(valid, ARM64, {path: samples.go["amd64"]}, [link]),
+        edits.add_files(valid, ARM64, {path: samples.go["arm64-v8.0"]}, [link]),
     )
 
 
@@ -176,14 +172,14 @@ def program_in_linked_directory(samples: Samples) -> PlantedImage:
 def whiteout_hides_program(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, ARM64)
     lower = edits.add_files(valid, ARM64, {"opt/tool": samples.go["amd64"]})
-    return PlantedImage(image=edits.add_files(lower, ARM64, {"opt/.wh.tool": b""}), control=valid)
+    return PlantedImage(edits.add_files(lower, ARM64, {"opt/.wh.tool": b""}), valid)
 
 
 @declare_valid_image("an opaque whiteout hides a program for another architecture")
 def opaque_whiteout_hides_program(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, ARM64)
     lower = edits.add_files(valid, ARM64, {"opt/vendor/tool": samples.go["amd64"]})
-    return PlantedImage(image=edits.add_files(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), control=valid)
+    return PlantedImage(edits.add_files(lower, ARM64, {"opt/vendor/.wh..wh..opq": b""}), valid)
 
 
 @declare_fault(
@@ -195,7 +191,7 @@ def opaque_whiteout_hides_program(samples: Samples) -> PlantedImage:
 def program_after_whiteout(samples: Samples) -> PlantedImage:
     control = whiteout_hides_program(samples).image
     image = edits.add_files(control, ARM64, {"opt/tool": samples.go["amd64"], "opt/tool.new": b""})
-    return PlantedImage(image=image, control=control)
+    return PlantedImage(image, control)
 
 
 # Differences between platforms.
@@ -211,7 +207,7 @@ def entrypoint_differs(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     request = VerifyRequest(platforms=[AMD64, ARM64], parity="fail")
     return PlantedImage(
-        image=edits.set_runtime_config(valid, ARM64, Entrypoint=["/bin/sh"]), control=valid, request=request
+        edits.set_runtime_config(valid, ARM64, Entrypoint=["/bin/sh"]), valid, request=request
     )
 
 
@@ -223,9 +219,7 @@ def entrypoint_differs(samples: Samples) -> PlantedImage:
 def cmd_missing(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     request = VerifyRequest(platforms=[AMD64, ARM64], parity="fail")
-    return PlantedImage(
-        image=edits.set_runtime_config(valid, ARM64, Cmd=None), control=valid, request=request
-    )
+    return PlantedImage(edits.set_runtime_config(valid, ARM64, Cmd=None), valid, request=request)
 
 
 @declare_fault(
@@ -239,15 +233,13 @@ def environment_differs(samples: Samples) -> PlantedImage:
     def debug(config: Json) -> None:
         config["config"]["Env"].append("DEBUG=1")
 
-    return PlantedImage(image=edits.change_config(valid, ARM64, debug), control=valid, request=TWO_PLATFORMS)
+    return PlantedImage(edits.change_config(valid, ARM64, debug), valid, request=TWO_PLATFORMS)
 
 
 def _without_file(samples: Samples, parity: str) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     request = VerifyRequest(platforms=[AMD64, ARM64], parity=parity)
-    return PlantedImage(
-        image=edits.remove_files(valid, ARM64, "etc/nsswitch.conf"), control=valid, request=request
-    )
+    return PlantedImage(edits.remove_files(valid, ARM64, "etc/nsswitch.conf"), valid, request=request)
 
 
 @declare_fault(

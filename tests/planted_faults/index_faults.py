@@ -41,9 +41,7 @@ def _with_entry_platform(image: MemoryImage, platform: str, **stated: str) -> Me
 def platform_missing(samples: Samples) -> PlantedImage:
     others = [platform for platform in TEN if platform != ARM64]
     request = VerifyRequest(platforms=TEN)
-    return PlantedImage(
-        image=edits.select_platforms(samples.hello, *others), control=samples.hello, request=request
-    )
+    return PlantedImage(edits.select_platforms(samples.hello, *others), samples.hello, request=request)
 
 
 @declare_fault(
@@ -52,9 +50,7 @@ def platform_missing(samples: Samples) -> PlantedImage:
 def platform_unexpected(samples: Samples) -> PlantedImage:
     two = edits.select_platforms(samples.hello, AMD64, ARM64)
     request = VerifyRequest(platforms=[AMD64, ARM64], parity="off")
-    return PlantedImage(
-        image=edits.select_platforms(samples.hello, AMD64, ARM64, V6), control=two, request=request
-    )
+    return PlantedImage(edits.select_platforms(samples.hello, AMD64, ARM64, V6), two, request=request)
 
 
 @declare_fault(
@@ -68,9 +64,7 @@ def platform_twice(samples: Samples) -> PlantedImage:
     extra = [*edits.index_entries(two), *edits.index_entries(other)]
     both = MemoryImage(blobs={**two.blobs, **other.blobs}, root=two.root)
     image = edits.change_index(both, lambda index: index.update(manifests=extra))
-    return PlantedImage(
-        image=image, control=two, request=VerifyRequest(platforms=[AMD64, ARM64], parity="off")
-    )
+    return PlantedImage(image, two, request=VerifyRequest(platforms=[AMD64, ARM64], parity="off"))
 
 
 @declare_fault(
@@ -80,9 +74,7 @@ def platform_twice(samples: Samples) -> PlantedImage:
 )
 def v6_listed_as_v7(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, V6)
-    return PlantedImage(
-        image=_with_entry_platform(valid, V6, os="linux", architecture="arm", variant="v7"), control=valid
-    )
+    return PlantedImage(_with_entry_platform(valid, V6, os="linux", architecture="arm", variant="v7"), valid)
 
 
 @declare_fault(
@@ -93,7 +85,7 @@ def v6_listed_as_v7(samples: Samples) -> PlantedImage:
 def v7_listed_as_v6(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, V6)
     image = edits.change_config(valid, V6, lambda config: config.update(variant="v7"))
-    return PlantedImage(image=image, control=valid)
+    return PlantedImage(image, valid)
 
 
 @declare_fault(
@@ -105,7 +97,7 @@ def v7_listed_as_v6(samples: Samples) -> PlantedImage:
 def config_of_another_architecture(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64, ARM64)
     image = edits.change_config(valid, ARM64, lambda config: config.update(architecture="amd64"))
-    return PlantedImage(image=image, control=valid, request=TWO_PLATFORMS)
+    return PlantedImage(image, valid, request=TWO_PLATFORMS)
 
 
 @declare_fault(
@@ -115,9 +107,7 @@ def config_of_another_architecture(samples: Samples) -> PlantedImage:
 )
 def config_of_another_system(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
-    return PlantedImage(
-        image=edits.change_config(valid, AMD64, lambda config: config.update(os="windows")), control=valid
-    )
+    return PlantedImage(edits.change_config(valid, AMD64, lambda config: config.update(os="windows")), valid)
 
 
 @declare_fault(
@@ -129,7 +119,7 @@ def config_of_another_system(samples: Samples) -> PlantedImage:
 )
 def host_program_copied(samples: Samples) -> PlantedImage:
     right = edits.replace_file(samples.copied, ARM64, "usr/local/bin/main", samples.go["arm64-v8.0"])
-    return PlantedImage(image=samples.copied, control=right, request=TWO_PLATFORMS)
+    return PlantedImage(samples.copied, right, request=TWO_PLATFORMS)
 
 
 @declare_fault(
@@ -148,7 +138,7 @@ def entries_swapped(samples: Samples) -> PlantedImage:
         one, two = index["manifests"]
         one["platform"], two["platform"] = two["platform"], one["platform"]
 
-    return PlantedImage(image=edits.change_index(valid, swap), control=valid, request=TWO_PLATFORMS)
+    return PlantedImage(edits.change_index(valid, swap), valid, request=TWO_PLATFORMS)
 
 
 @declare_fault(
@@ -160,7 +150,7 @@ def entries_swapped(samples: Samples) -> PlantedImage:
 )
 def single_manifest(samples: Samples) -> PlantedImage:
     control, image = edits.drop_index(samples.hello, AMD64), edits.drop_index(samples.hello, ARM64)
-    return PlantedImage(image=image, control=control, request=VerifyRequest(platforms=[AMD64]))
+    return PlantedImage(image, control, request=VerifyRequest(platforms=[AMD64]))
 
 
 def _nest_indexes(image: MemoryImage, depth: int) -> MemoryImage:
@@ -176,16 +166,14 @@ def _nest_indexes(image: MemoryImage, depth: int) -> MemoryImage:
 )
 def nested_too_deep(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
-    return PlantedImage(image=_nest_indexes(valid, 5), control=_nest_indexes(valid, 2))
+    return PlantedImage(_nest_indexes(valid, 5), _nest_indexes(valid, 2))
 
 
 @declare_fault("an index that is also a manifest", Finding("integrity", "unknown"), message="at once")
 def index_and_manifest(samples: Samples) -> PlantedImage:
     valid = edits.select_platforms(samples.hello, AMD64)
     layers = edits.read_manifest(valid, AMD64)["layers"]
-    return PlantedImage(
-        image=edits.change_index(valid, lambda index: index.update(layers=layers)), control=valid
-    )
+    return PlantedImage(edits.change_index(valid, lambda index: index.update(layers=layers)), valid)
 
 
 # Attestations.
@@ -212,7 +200,7 @@ def _without_arm64(image: MemoryImage) -> MemoryImage:
     exit_status=1,
 )
 def attestation_dangling(samples: Samples) -> PlantedImage:
-    return PlantedImage(image=_without_arm64(samples.attested), control=samples.attested)
+    return PlantedImage(_without_arm64(samples.attested), samples.attested)
 
 
 def _attached_by_subject(samples: Samples) -> MemoryImage:
@@ -235,7 +223,7 @@ def _attached_by_subject(samples: Samples) -> MemoryImage:
 )
 def artifact_subject_dangling(samples: Samples) -> PlantedImage:
     valid = _attached_by_subject(samples)
-    return PlantedImage(image=_without_arm64(valid), control=valid)
+    return PlantedImage(_without_arm64(valid), valid)
 
 
 @declare_fault(
@@ -249,7 +237,7 @@ def artifact_of_two_images(samples: Samples) -> PlantedImage:
     def set_reference(index: Json) -> None:
         index["manifests"][-1]["annotations"][edits.REFERENCE] = f"sha256:{'0' * 64}"
 
-    return PlantedImage(image=edits.change_index(valid, set_reference), control=valid)
+    return PlantedImage(edits.change_index(valid, set_reference), valid)
 
 
 @declare_fault(
@@ -262,7 +250,7 @@ def attestation_damaged(samples: Samples) -> PlantedImage:
     manifest = edits.read_document(valid, _attestation_entries(valid)[0]["digest"])
     layer, image = manifest["layers"][0]["digest"], edits.copy_image(valid)
     image.blobs[layer] = flip(image.blobs[layer])
-    return PlantedImage(image=image, control=valid)
+    return PlantedImage(image, valid)
 
 
 @declare_fault(
@@ -272,7 +260,7 @@ def attestation_missing(samples: Samples) -> PlantedImage:
     valid = samples.attested
     image = edits.copy_image(valid)
     del image.blobs[_attestation_entries(valid)[0]["digest"]]
-    return PlantedImage(image=image, control=valid)
+    return PlantedImage(image, valid)
 
 
 @declare_fault(
@@ -292,7 +280,7 @@ def attestations_swapped(samples: Samples) -> PlantedImage:
             if edits.REFERENCE in annotations:
                 annotations[edits.REFERENCE] = swapped[annotations[edits.REFERENCE]]
 
-    return PlantedImage(image=edits.change_index(valid, swap), control=valid)
+    return PlantedImage(edits.change_index(valid, swap), valid)
 
 
 # Hosts and nodes of a cluster that have to run the image.
@@ -311,7 +299,7 @@ def attestations_swapped(samples: Samples) -> PlantedImage:
 def host_of_another_architecture(samples: Samples) -> PlantedImage:
     control = edits.select_platforms(samples.hello, AMD64, ARM64)
     request = VerifyRequest(hosts=[AMD64])
-    return PlantedImage(image=edits.select_platforms(samples.hello, ARM64), control=control, request=request)
+    return PlantedImage(edits.select_platforms(samples.hello, ARM64), control, request=request)
 
 
 @declare_fault(
@@ -321,15 +309,13 @@ def host_of_another_architecture(samples: Samples) -> PlantedImage:
 )
 def host_of_an_older_variant(samples: Samples) -> PlantedImage:
     control = edits.select_platforms(samples.hello, V6)
-    return PlantedImage(
-        image=edits.select_platforms(samples.hello, V7), control=control, request=VerifyRequest(hosts=[V6])
-    )
+    return PlantedImage(edits.select_platforms(samples.hello, V7), control, request=VerifyRequest(hosts=[V6]))
 
 
 @declare_valid_image("`--for linux/arm/v7` with an image for v6, which containerd selects")
 def host_of_a_newer_variant(samples: Samples) -> PlantedImage:
     image = edits.select_platforms(samples.hello, V6)
-    return PlantedImage(image=image, control=image, request=VerifyRequest(hosts=[V7]))
+    return PlantedImage(image, image, request=VerifyRequest(hosts=[V7]))
 
 
 def _cluster(**nodes: int) -> str:
@@ -350,9 +336,7 @@ def _cluster(**nodes: int) -> str:
 def cluster_with_other_architecture(samples: Samples) -> PlantedImage:
     image = edits.select_platforms(samples.hello, AMD64, ARM64)
     control = edits.select_platforms(samples.hello, AMD64, ARM64, "linux/s390x")
-    return PlantedImage(
-        image=image, control=control, request=VerifyRequest(nodes=_cluster(amd64=3, arm64=1, s390x=2))
-    )
+    return PlantedImage(image, control, request=VerifyRequest(nodes=_cluster(amd64=3, arm64=1, s390x=2)))
 
 
 @declare_fault(
@@ -362,4 +346,4 @@ def cluster_with_other_architecture(samples: Samples) -> PlantedImage:
 )
 def host_program_for_arm64(samples: Samples) -> PlantedImage:
     right = edits.replace_file(samples.copied, ARM64, "usr/local/bin/main", samples.go["arm64-v8.0"])
-    return PlantedImage(image=samples.copied, control=right, request=VerifyRequest(hosts=[ARM64]))
+    return PlantedImage(samples.copied, right, request=VerifyRequest(hosts=[ARM64]))

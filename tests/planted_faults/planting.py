@@ -70,7 +70,7 @@ class VerifyRequest:
         return path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PlantedImage:
     """An image with a fault, and its control: the same image without it."""
 

@@ -38,9 +38,7 @@ def _without_pcre(samples: Samples) -> MemoryImage:
 def glibc_program_on_musl(samples: Samples) -> PlantedImage:
     dash = edits.read_file(samples.glibc, AMD64, "usr/bin/dash")
     image = edits.add_files(samples.musl, AMD64, {"usr/bin/dash": dash})
-    return PlantedImage(
-        image=edits.set_runtime_config(image, AMD64, Entrypoint=["/usr/bin/dash"]), control=samples.musl
-    )
+    return PlantedImage(edits.set_runtime_config(image, AMD64, Entrypoint=["/usr/bin/dash"]), samples.musl)
 
 
 @declare_fault(
@@ -51,9 +49,7 @@ def glibc_program_on_musl(samples: Samples) -> PlantedImage:
 def musl_program_on_glibc(samples: Samples) -> PlantedImage:
     valid = _glibc_image(samples)
     image = edits.add_files(valid, AMD64, {"usr/bin/ninja": samples.ninja})
-    return PlantedImage(
-        image=edits.set_runtime_config(image, AMD64, Entrypoint=["/usr/bin/ninja"]), control=valid
-    )
+    return PlantedImage(edits.set_runtime_config(image, AMD64, Entrypoint=["/usr/bin/ninja"]), valid)
 
 
 @declare_fault(
@@ -63,7 +59,7 @@ def musl_program_on_glibc(samples: Samples) -> PlantedImage:
     exit_status=1,
 )
 def library_missing(samples: Samples) -> PlantedImage:
-    return PlantedImage(image=_without_pcre(samples), control=_glibc_image(samples))
+    return PlantedImage(_without_pcre(samples), _glibc_image(samples))
 
 
 @declare_fault(
@@ -74,9 +70,7 @@ def library_missing(samples: Samples) -> PlantedImage:
 )
 def library_only_for_another_architecture(samples: Samples) -> PlantedImage:
     wrong = samples.library("arm64", "libpcre2-8.so.0.*")
-    return PlantedImage(
-        image=edits.add_files(_without_pcre(samples), AMD64, {PCRE: wrong}), control=_glibc_image(samples)
-    )
+    return PlantedImage(edits.add_files(_without_pcre(samples), AMD64, {PCRE: wrong}), _glibc_image(samples))
 
 
 def _with_vendored_library(samples: Samples, runpath: str) -> MemoryImage:
@@ -94,9 +88,7 @@ def _with_vendored_library(samples: Samples, runpath: str) -> MemoryImage:
 
 @declare_valid_image("a library is found by a RUNPATH of `$ORIGIN/../vendor`")
 def runpath_right(samples: Samples) -> PlantedImage:
-    return PlantedImage(
-        image=_with_vendored_library(samples, "$ORIGIN/../vendor"), control=_glibc_image(samples)
-    )
+    return PlantedImage(_with_vendored_library(samples, "$ORIGIN/../vendor"), _glibc_image(samples))
 
 
 @declare_fault(
@@ -106,8 +98,8 @@ def runpath_right(samples: Samples) -> PlantedImage:
 )
 def runpath_wrong(samples: Samples) -> PlantedImage:
     return PlantedImage(
-        image=_with_vendored_library(samples, "$ORIGIN/vendor"),
-        control=_with_vendored_library(samples, "$ORIGIN/../vendor"),
+        _with_vendored_library(samples, "$ORIGIN/vendor"),
+        _with_vendored_library(samples, "$ORIGIN/../vendor"),
     )
 
 
@@ -118,7 +110,7 @@ def runpath_wrong(samples: Samples) -> PlantedImage:
 )
 def runpath_of_program_only(samples: Samples) -> PlantedImage:
     image, control = (_with_search_path(samples, *kind) for kind in ((), ("--force-rpath",)))
-    return PlantedImage(image=image, control=control)
+    return PlantedImage(image, control)
 
 
 def _with_search_path(samples: Samples, *kind: str) -> MemoryImage:
@@ -145,7 +137,7 @@ def _with_ld_so_conf(samples: Samples) -> MemoryImage:
 
 @declare_valid_image("a library is found by a file in /etc/ld.so.conf.d")
 def ld_so_conf_directory(samples: Samples) -> PlantedImage:
-    return PlantedImage(image=_with_ld_so_conf(samples), control=_glibc_image(samples))
+    return PlantedImage(_with_ld_so_conf(samples), _glibc_image(samples))
 
 
 @declare_fault(
@@ -155,9 +147,7 @@ def ld_so_conf_directory(samples: Samples) -> PlantedImage:
 )
 def ld_so_conf_missing(samples: Samples) -> PlantedImage:
     control = _with_ld_so_conf(samples)
-    return PlantedImage(
-        image=edits.remove_files(control, AMD64, "etc/ld.so.conf.d/pcre.conf"), control=control
-    )
+    return PlantedImage(edits.remove_files(control, AMD64, "etc/ld.so.conf.d/pcre.conf"), control)
 
 
 @declare_fault(
@@ -167,9 +157,7 @@ def ld_so_conf_missing(samples: Samples) -> PlantedImage:
 )
 def loader_dangling(samples: Samples) -> PlantedImage:
     link = symlink("usr/lib64/ld-linux-x86-64.so.2", "../lib/gone/ld-linux-x86-64.so.2")
-    return PlantedImage(
-        image=edits.add_files(_glibc_image(samples), AMD64, {}, [link]), control=_glibc_image(samples)
-    )
+    return PlantedImage(edits.add_files(_glibc_image(samples), AMD64, {}, [link]), _glibc_image(samples))
 
 
 @declare_fault(
@@ -181,7 +169,7 @@ def loader_dangling(samples: Samples) -> PlantedImage:
 def loader_of_another_architecture(samples: Samples) -> PlantedImage:
     wrong = samples.library("arm64", "ld-linux-aarch64.so.1")
     image = edits.add_files(_glibc_image(samples), AMD64, {"usr/lib64/ld-linux-x86-64.so.2": wrong})
-    return PlantedImage(image=image, control=_glibc_image(samples))
+    return PlantedImage(image, _glibc_image(samples))
 
 
 @declare_fault(
@@ -192,8 +180,7 @@ def loader_of_another_architecture(samples: Samples) -> PlantedImage:
 def loader_not_executable(samples: Samples) -> PlantedImage:
     path = f"{TRIPLET}/ld-linux-x86-64.so.2"
     return PlantedImage(
-        image=edits.replace_file(_glibc_image(samples), AMD64, path, mode=0o644),
-        control=_glibc_image(samples),
+        edits.replace_file(_glibc_image(samples), AMD64, path, mode=0o644), _glibc_image(samples)
     )
 
 
@@ -208,4 +195,4 @@ def loader_of_another_name(samples: Samples) -> PlantedImage:
     )
     dash = edits.read_file(valid, ARM64, "usr/bin/dash")
     wrong = samples.patch_elf(dash, "--set-interpreter", "/lib64/ld-linux-x86-64.so.2")
-    return PlantedImage(image=edits.replace_file(valid, ARM64, "usr/bin/dash", wrong), control=valid)
+    return PlantedImage(edits.replace_file(valid, ARM64, "usr/bin/dash", wrong), valid)

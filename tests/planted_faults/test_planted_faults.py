@@ -49,7 +49,7 @@ def find_problems(
     image: MemoryImage, control: MemoryImage, *expected: Finding, message: str = ""
 ) -> list[str]:
     """Return the differences from the declaration of a fault that needs no samples."""
-    planted = PlantedImage(image=image, control=control, request=VerifyRequest(platforms=["linux/amd64"]))
+    planted = PlantedImage(image, control, request=VerifyRequest(platforms=["linux/amd64"]))
     messages = (message,) if message else ()
     fault = Fault(name="x", text="x", plant=lambda _: planted, expected=expected, messages=messages)
     return verify_fault(fault, Samples(directory=Path())).problems

@@ -50,14 +50,14 @@ layer_sources = st.fixed_dictionaries({"mediaType": scalars, "digest": scalars, 
 
 def open_and_verify(data: bytes, reference: str = "") -> None:
     """Open an archive by every transport and verify it; only declared errors may occur."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.tar"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "image.tar"
         path.write_bytes(data)
         for prefix in ("", "oci-archive:", "docker-archive:"):
             name = f"{prefix}{path}" + (f":{reference}" if prefix and reference else "")
             with contextlib.suppress(*DECLARED), open_image(name) as source:
                 verify(source, [], "x")
-        assert [each.name for each in Path(folder).iterdir()] == ["image.tar"]
+        assert [each.name for each in Path(directory).iterdir()] == ["image.tar"]
 
 
 @settings(max_examples=150, deadline=2000)

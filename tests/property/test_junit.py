@@ -59,9 +59,7 @@ def test_checks_round_trip(platform: str, name: str, message: str, path: str) ->
 @example([("p", "", "", True), ("p", "", "", True), ("p (2)", "", "", True)])
 @example([("p", "x", "", True), ("p", "", "", True), ("p: x", "", "", True)])
 @example([("p", "x", "c", True), ("p", "y", "d", False), ("p", "x", "", False), ("p", "x", "d", True)])
-def test_run_names_are_unique(
-    runs: list[tuple[str, str, str, bool]],
-) -> None:
+def test_run_names_are_unique(runs: list[tuple[str, str, str, bool]]) -> None:
     results = [
         on_cpu(cpu, replace(good_run(platform) if ok else bad_run(platform), command=command))
         for platform, command, cpu, ok in runs

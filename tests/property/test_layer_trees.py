@@ -24,11 +24,11 @@ def model_paths(stack: list[list[str]]) -> set[str]:
     paths: set[str] = set()
     for layer in stack:
         for name in layer:
-            folder, _, base = name.rpartition("/")
+            directory, _, base = name.rpartition("/")
             if base == ".wh..wh..opq":
-                paths = {path for path in paths if not path.startswith(f"{folder}/")}
+                paths = {path for path in paths if not path.startswith(f"{directory}/")}
             elif base.startswith(".wh."):
-                removed = f"{folder}/{base.removeprefix('.wh.')}"
+                removed = f"{directory}/{base.removeprefix('.wh.')}"
                 paths = {path for path in paths if path != removed and not path.startswith(f"{removed}/")}
         paths |= {name for name in layer if "/.wh." not in name}
     return paths
