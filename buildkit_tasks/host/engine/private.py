@@ -220,7 +220,7 @@ def _write_process(paths: PrivateEnginePaths, pid: int) -> None:
 
 def _prepare_folders(paths: PrivateEnginePaths) -> None:
     """Create the directories, and a link to tini under the name that dockerd expects."""
-    for folder in (paths.root, paths.runtime_dir):
+    for folder in (paths.root, paths.runtime_dir, paths.temporary_dir):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     # dockerd does not start if any process has the pid in its stale pid file.
@@ -243,6 +243,8 @@ def _daemon_environment(paths: PrivateEnginePaths) -> dict[str, str]:
         "PATH": os.pathsep.join([*map(str, programs), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
         "XTABLES_LIBDIR": os.pathsep.join(map(str, extensions)),
+        # The daemon outlives the task that starts it, whose own TMPDIR may be removed.
+        "TMPDIR": str(paths.temporary_dir),
     }
 
 
@@ -348,6 +350,11 @@ class PrivateEnginePaths:
     def data_root(self) -> Path:
         """Images, containers and build cache."""
         return self.root / "data"
+
+    @property
+    def temporary_dir(self) -> Path:
+        """Temporary files of the daemon and of BuildKit."""
+        return self.root / "tmp"
 
     @property
     def process_file(self) -> Path:
