@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.environment import delete_env
+from tests.support.environment import NO_OTHER_PLUGINS, delete_env
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ def run(request: pytest.FixtureRequest, pytester: pytest.Pytester, monkeypatch: 
     pytester.makepyprojecttoml("")
     pytester.syspathinsert()
     method: Run = getattr(pytester, f"runpytest_{getattr(request, 'param', 'inprocess')}")
-    return lambda *args: method("-p", "no:cacheprovider", "-rA", *args)
+    return lambda *args: method("-p", "no:cacheprovider", "-rA", *NO_OTHER_PLUGINS, *args)
 
 
 in_both_processes = pytest.mark.parametrize("run", ["inprocess", "subprocess"], indirect=True)
@@ -267,7 +267,8 @@ def test_renamed_fixture(run: Run, pytester: pytest.Pytester, old: str, new: str
     result.stdout.fnmatch_lines([f"*DeprecationWarning: fixture '{old}' * is renamed to '{new}'*"])
 
 
-def test_installed_neighbours(run: Run, pytester: pytest.Pytester) -> None:
+def test_installed_neighbours(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete_env(monkeypatch, "INVOKE_BUILDKIT_*", "DOCKER_*", "PYTEST_[!C]*")
     for plugin in ("pytest_docker", "pytest_playwright", "pytest_timeout", "xdist"):
         pytest.importorskip(plugin)
     pytester.makepyfile("""
@@ -278,7 +279,8 @@ def test_installed_neighbours(run: Run, pytester: pytest.Pytester) -> None:
             assert pytestconfig.getoption("--timeout") == 50
     """)
     other_options = ("-n2", "--browser=firefox", "--container-scope=session", "--timeout=50")
-    run(*other_options, "--platform=s390x", "--platform", "386").assert_outcomes(passed=2)
+    result = pytester.runpytest_subprocess(*other_options, "--platform=s390x", "--platform", "386")
+    result.assert_outcomes(passed=2)
 
 
 SAVE_MODULES = """

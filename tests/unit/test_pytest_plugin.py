@@ -12,7 +12,7 @@ import pytest
 
 from buildkit_tasks import pytest_plugin
 from buildkit_tasks.testing.session_image import SessionImage
-from tests.support.environment import delete_env, minimal_env
+from tests.support.environment import NO_OTHER_PLUGINS, delete_env, minimal_env
 from tests.support.oci import hello, write_archive
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def run_pytest(folder: Path, text: str, *options: str) -> tuple[int, str]:
     (folder / "test_it.py").write_text(text, encoding="utf-8")
     if not (folder / "pyproject.toml").exists():
         (folder / "pyproject.toml").touch()
-    argv = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *options, "test_it.py"]
+    options = ("-q", "-rA", "-p", "no:cacheprovider", *NO_OTHER_PLUGINS, *options)
+    argv = [sys.executable, "-m", "pytest", *options, "test_it.py"]
     env = minimal_env(HOME=str(folder), DOCKER_CONFIG=str(folder), DOCKER_HOST=f"unix://{folder}/no.sock")
     process = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
     return process.returncode, process.stdout + process.stderr

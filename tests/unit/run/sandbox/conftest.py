@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.unpacking import IS_ROOT, NOBODY, open_fds, remove_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_objects() -> Iterator[None]:
+    """Let the collections of ``open_fds`` skip everything that other tests have imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
