@@ -14,13 +14,27 @@ _GROUPS = nox.project.load_toml("pyproject.toml")
 arch_matrix()
 
 
+# Tests with an engine mostly wait, so there are more workers than processors.
+_IN_PARALLEL = ["--numprocesses=4", "--dist=loadgroup", "--no-loadscope-reorder"]
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests; in CI a missing engine is a failure."""
-    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "fuzz"))
+    """Run the tests that need Debian's packages at most; in CI a missing engine is a failure."""
+    _run_tests(session, "not interop", "test", "fuzz")
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Run the tests with other programs: BuildKit, buildx, crane and others, compiled from their sources."""
+    _run_tests(session, "interop", "test", "fuzz")
+
+
+def _run_tests(session: nox.Session, markers: str, *groups: str) -> None:
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, *groups))
     strict = ["--arch-require-engine"] if os.environ.get("CI") else []
     # On Ctrl-C tests remove what they made, such as an engine and binfmt_misc handlers.
-    session.run("pytest", *strict, *session.posargs, interrupt_timeout=60)
+    session.run("pytest", *strict, *_IN_PARALLEL, "-m", markers, *session.posargs, interrupt_timeout=60)
 
 
 @nox.session
@@ -39,7 +53,7 @@ def lint(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Run the tests that need no root, engine or network."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
-    session.run("pytest", "tests/unit", "tests/property", *session.posargs)
+    session.run("pytest", "--numprocesses=logical", "tests/unit", "tests/property", *session.posargs)
 
 
 @nox.session

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
-from buildkit_tasks.host.engine import Engine, find_engine
-from buildkit_tasks.host.engine.private import PrivateEnginePaths, stop_private_engine
+from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.pipeline.pipeline import Pipeline
-from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.testing.skip import skip_without_engine
 from tests.support import census
 from tests.support.engine import buildkit
 from tests.support.project import Project, repository
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.support.isolation", "tests.support.progress", "tests.support.scheduling"]
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile(
+    "busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
 
 ROOT = Path(__file__).parent.parent
 TEN = (
@@ -33,56 +36,16 @@ TEN = (
 )  # fmt: skip
 
 
-def _notify(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201 - pytest shows it if the test fails
-
-
-@pytest.fixture(scope="session")
-def _restore_handlers() -> Iterator[None]:
-    """Remove the handlers that were registered, check the table, and unmount it if it was not mounted."""
-    state_file = cache_folder(load_settings()) / "binfmt.json"
-    state = state_file.read_bytes() if state_file.exists() else None
-    was_mounted = (census.BINFMT / "register").exists()
-    before = census.handlers()
-    yield
-    names = {name for name, _ in before}
-    registered = json.loads(state_file.read_bytes()) if state_file.exists() else {}
-    for name, text in census.handlers():
-        # Other programs may have registered handlers meanwhile; those are not removed.
-        if name not in names and registered.get(name) == text.decode():
-            (census.BINFMT / name).write_bytes(b"-1")
-    if state is None:
-        state_file.unlink(missing_ok=True)
-    else:
-        state_file.write_bytes(state)
-    assert census.handlers() == before
-    if not was_mounted and (census.BINFMT / "register").exists():
-        SubprocessRunner().unmount(census.BINFMT)
-
-
-@pytest.fixture(scope="session")
-def _stop_started_engine() -> Iterator[None]:
-    """Stop a private engine that did not run before, and remove its state if there was none."""
-    settings, commands = load_settings(), SubprocessRunner(dry_run_output=sys.stderr)
-    was_running = isinstance(find_engine(settings, commands), Engine)
-    had_state = PrivateEnginePaths(cache_folder(settings)).root.exists()
-    yield
-    if not was_running:
-        stop_private_engine(settings, commands, _notify, keep_state=had_state)
-
-
 @pytest.fixture(scope="session")
 def engine(
-    request: pytest.FixtureRequest,
-    _restore_handlers: None,
-    _stop_started_engine: None,
-    buildkit_pipeline: Pipeline,
+    request: pytest.FixtureRequest, buildkit_pipeline: Pipeline, handlers_lock: HandlersLock
 ) -> Iterator[Engine]:
     """The engine that the tasks find or start, with a builder for the ten platforms."""
     pipeline, name = buildkit_pipeline, buildkit_pipeline.settings.name
     with skip_without_engine(request.config):
         builder = pipeline.builders.find(name)
-    assert [platform.message for platform in pipeline.setup().platforms if not platform.runs] == []
+    with handlers_lock(exclusive=True):
+        assert [platform.message for platform in pipeline.setup().platforms if not platform.runs] == []
     yield pipeline.engine
     if builder is None:
         pipeline.builders.remove(name)
@@ -126,18 +89,20 @@ def hello(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project:
     return repository(folder).write({"pyproject.toml": "\n".join(settings)})
 
 
+HandlersLock = Callable[..., AbstractContextManager[None]]
 Unchanged = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture
-def unchanged(request: pytest.FixtureRequest, tmp_path: Path) -> Unchanged:
+def unchanged(request: pytest.FixtureRequest, tmp_path: Path, handlers_lock: HandlersLock) -> Unchanged:
     """Return a context manager that checks for leftovers, also in the engine if the test has one."""
     engine = request.getfixturevalue("engine") if "engine" in request.fixturenames else None
 
     @contextlib.contextmanager
     def compare() -> Iterator[None]:
-        before = census.take(engine, tmp_path)
-        yield
-        assert before.differences(census.take(engine, tmp_path)) == {}
+        with handlers_lock():
+            before = census.take(engine, tmp_path)
+            yield
+            assert before.differences(census.take(engine, tmp_path)) == {}
 
     return compare

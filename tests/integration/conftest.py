@@ -65,7 +65,7 @@ def builder(engine: Engine, buildkit_image: str) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=["docker", "docker-container"])
+@pytest.fixture(params=["docker", pytest.param("docker-container", marks=pytest.mark.interop)])
 def builder_options(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The options for the engine's own builder, then those for one with the driver docker-container."""
     if request.param == "docker":

@@ -24,7 +24,7 @@ def write_source(project: Project, status: int = 0) -> Project:
     return project.write({"Dockerfile": DOCKERFILE, **files})
 
 
-@pytest.fixture(params=["docker", "docker-container"])
+@pytest.fixture(params=["docker", pytest.param("docker-container", marks=pytest.mark.interop)])
 def builder_options(request: pytest.FixtureRequest, project: Project, tmp_path: Path) -> Iterator[list[str]]:
     """The options for the engine's own builder, then for one that can use the test's registry."""
     if request.param == "docker":

@@ -25,6 +25,7 @@ def test_daemon_outlives_tmpdir_of_task(engine: Engine, project: Project, tmp_pa
         user.with_env(TMPDIR=str(job_tmp)).task("setup-builder", "--platform=linux/amd64")
         shutil.rmtree(job_tmp)
         daemon = Process.parse(PrivateEnginePaths(cache).process_file.read_text(encoding="utf-8"))
+        assert daemon is not None
         assert _tmpdir(daemon).is_dir()
     finally:
         user.task("stop-engine")

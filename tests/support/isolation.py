@@ -1,0 +1,101 @@
+"""Run each pytest process in a home directory of its own, and remove what was started in it.
+
+With its own home directory a process has its own engine, unpacked images, handlers file and buildx store,
+which neither another worker of pytest-xdist nor a user of the package on this machine changes. Downloads and
+compiled programs are those of the user's cache: they are only added to, by a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from buildkit_tasks.config.settings import Settings, cache_folder, load_settings
+from buildkit_tasks.host.emulation.binfmt import HandlerTable
+from buildkit_tasks.host.engine.private import stop_private_engine
+from buildkit_tasks.system.command import SubprocessRunner
+from tests.support import census
+
+_HOME = "home"
+_SHARED = ("bases", "debian", "emulators", "go", "planted-faults")  # in the cache directory
+_HANDLERS: pytest.StashKey[tuple[tuple[str, bytes], ...]] = pytest.StashKey()
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has chosen the directory for temporary files
+def pytest_configure(config: pytest.Config) -> None:
+    """Move this process to its own home directory."""
+    config.stash[_HANDLERS] = census.handlers()
+    _enter_home(_base(config) / _HOME)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Clean up once all workers have ended, also after Ctrl-C, and fail if handlers have changed."""
+    yield
+    if hasattr(session.config, "workerinput"):
+        return
+    base = _base(session.config)
+    for home in (base / _HOME, *base.glob(f"popen-*/{_HOME}")):
+        _clean_up(home)
+    if census.handlers() != session.config.stash[_HANDLERS]:
+        print("the tests have changed the handlers of binfmt_misc", file=sys.stderr)  # noqa: T201
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+HandlersLock = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def handlers_lock(pytestconfig: pytest.Config) -> HandlersLock:
+    """``with handlers_lock():`` no other worker registers handlers; ``exclusive=True`` to register some."""
+    base = _base(pytestconfig)
+    path = (base.parent if hasattr(pytestconfig, "workerinput") else base) / "handlers.lock"
+
+    @contextlib.contextmanager
+    def lock(*, exclusive: bool = False) -> Iterator[None]:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+
+    return lock
+
+
+def _base(config: pytest.Config) -> Path:
+    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
+    return factory.getbasetemp()
+
+
+def _enter_home(home: Path) -> None:
+    """Set HOME. The user's configuration of other programs, such as pip, still applies."""
+    user_home, user_cache = Path.home(), cache_folder(load_settings())
+    cache = home / ".cache/buildkit-tasks"
+    cache.mkdir(parents=True)
+    for name in _SHARED:
+        (user_cache / name).mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(user_cache / name)
+    os.environ.setdefault("XDG_CONFIG_HOME", str(user_home / ".config"))
+    os.environ.setdefault("PIP_CACHE_DIR", str(user_home / ".cache/pip"))
+    for variable in ("XDG_CACHE_HOME", "INVOKE_BUILDKIT_CACHE"):
+        os.environ.pop(variable, None)
+    os.environ["HOME"] = str(home)
+
+
+def _clean_up(home: Path) -> None:
+    """Stop the started engines, remove the registered handlers, and delete the directory."""
+    cache, commands = home / ".cache/buildkit-tasks", SubprocessRunner()
+    for process_file in cache.glob("*/process"):
+        stop_private_engine(Settings(cache=str(cache)), commands, _notify, name=process_file.parent.name)
+    HandlerTable(commands=commands, state_path=cache / "binfmt.json").remove_registered()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _notify(message: str) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 - pytest shows it if the test fails

@@ -1,0 +1,37 @@
+"""Choose the tests of the session ``interop``, and the order and groups in which pytest-xdist runs tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_TESTS = Path(__file__).parent.parent
+_ORDER = ("interop", "integration", "failures", "sandbox", "planted_faults", "fuzz", "property", "unit")
+_INTEROP_FIXTURES = {
+    "buildkit_image",
+    "crane",
+    "tarlist",
+}  # of programs that are compiled from foreign sources
+_SINGLE_TESTS = ("property", "unit")  # directories without expensive fixtures of a module
+# All workers use an engine that runs already. Otherwise each worker starts one of its own.
+_HAS_SYSTEM_ENGINE = "DOCKER_HOST" in os.environ or Path("/var/run/docker.sock").exists()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the session ``interop``; put long tests first, and those of a file on one worker."""
+    items.sort(key=lambda item: _ORDER.index(_directory(item)))
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if _directory(item) == "interop" or fixtures & _INTEROP_FIXTURES:
+            item.add_marker(pytest.mark.interop)
+        if "engine" in fixtures and _HAS_SYSTEM_ENGINE:
+            item.add_marker(pytest.mark.xdist_group("engine"))
+        elif _directory(item) not in _SINGLE_TESTS:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _directory(item: pytest.Item) -> str:
+    return item.path.relative_to(_TESTS).parts[0]
