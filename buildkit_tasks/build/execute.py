@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
-import re
 import tempfile
 import threading
 import time
@@ -27,7 +27,7 @@ from buildkit_tasks.build.destinations import (
     read_pushed_digests,
 )
 from buildkit_tasks.build.exports import plan_exports, stage_files
-from buildkit_tasks.build.failures import classify_failure
+from buildkit_tasks.build.failures import classify_failure, find_transient_failure
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest, make_buildx_argv
 from buildkit_tasks.errors import BuildFailed
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildExecution"]
 
-_LOCKED_REF = re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable")
-_LOCK_RETRIES = 2
 _INSPECT_SECONDS = 30.0
 # What verifies and runs a pushed image: imports that take half a second.
 _VERIFY_MODULES = (
@@ -186,17 +184,15 @@ class BuildExecution:
     def _stream_buildx(self, argv: Sequence[str], label: str, platforms: Sequence[Platform]) -> None:
         """Run buildx with its progress shown; raise the error that its failure means.
 
-        Platforms with an equal layer pack it at the same time, and the engine's store lets only one of them
-        write. The build is then repeated: what was packed by then is cached.
+        The build is repeated after a failure that :data:`TRANSIENT_FAILURES` lists.
         """
         watchdog = watch_nodes(self.builder, platforms)
-        for attempt in range(1 + _LOCK_RETRIES):
+        for attempt in itertools.count():
             result = self.commands.stream(argv, self.engine.command_options(watch=watchdog), label=label)
-            if attempt == _LOCK_RETRIES or result.ok or not _LOCKED_REF.search(result.stderr):
+            failure = find_transient_failure(result)
+            if failure is None or attempt >= failure.retries:
                 break
-            self.notify(
-                "two platforms packed an equal layer at once, which BuildKit does not support: retrying"
-            )
+            self.notify(f"{failure.cause}: building again, with what is cached")
         if not result.ok:
             raise classify_failure(result, self.builder, builder_down=self._is_builder_down(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.report.model import BuilderSummary
     from buildkit_tasks.system.command import CommandResult
 
-__all__ = ["classify_failure"]
+__all__ = ["TRANSIENT_FAILURES", "TransientFailure", "classify_failure", "find_transient_failure"]
 
 # buildx shows the failed step as ` > [linux/arm/v6 2/3] RUN ...` or ` > [linux/amd64->arm64 build 4/5]`.
 _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILINE)
@@ -26,6 +27,41 @@ _CONNECTION_LOST = re.compile(
     r"|error during connect"
 )
 _FULL_DISK = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransientFailure:
+    """A failure after which the same build may succeed: its pattern in the output, and how often to retry."""
+
+    pattern: re.Pattern[str]
+    cause: str
+    retries: int
+
+
+TRANSIENT_FAILURES = (
+    # The engine's store lets only one of them write. What was packed by then is cached.
+    TransientFailure(
+        pattern=re.compile(r"failed to open writer: ref \S+ locked for .*: unavailable"),
+        cause="two platforms packed an equal layer at once, which BuildKit does not support",
+        retries=2,
+    ),
+    # Seen with Docker's registry 2.8 while two nodes pushed the same layer.
+    TransientFailure(
+        pattern=re.compile(
+            r"provided digest did not match uploaded content|blob (?:upload )?unknown to registry"
+        ),
+        cause="the registry lost a layer during its upload, as happens if two builds push it at once",
+        retries=1,
+    ),
+)
+
+
+def find_transient_failure(result: CommandResult) -> TransientFailure | None:
+    """Return what a failed buildx may be repeated for, or None."""
+    if result.ok:
+        return None
+    matching = (failure for failure in TRANSIENT_FAILURES if failure.pattern.search(result.stderr))
+    return next(matching, None)
 
 
 def classify_failure(
@@ -56,6 +92,8 @@ def classify_failure(
 def _make_refusal_hint(cause: str, builder: BuilderSummary) -> str:
     if builder.driver == "docker-container" and "connection refused" in cause:
         return "--driver-opt=network=host, since localhost is another one in the builder's container"
+    if any(failure.pattern.search(cause) for failure in TRANSIENT_FAILURES):
+        return "run the same command again: layers that are cached are only pushed"
     is_denied = re.search(r"40[13]|denied|authoriz|insufficient_scope", cause)
     return "docker login REGISTRY" if is_denied else "check the registry's name, and whether it is reachable"
 

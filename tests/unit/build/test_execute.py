@@ -12,7 +12,14 @@ from buildkit_tasks.build.execute import BuildExecution
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
-from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
+from buildkit_tasks.errors import (
+    BuilderError,
+    BuildFailed,
+    BuildkitTasksError,
+    LimitExceeded,
+    RegistryError,
+    UsageError,
+)
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
 from buildkit_tasks.system.files import temporary_path
@@ -471,19 +478,44 @@ LOCKED_REF_ERROR = (
 )
 
 
-def test_locked_ref_is_retried() -> None:
+LOST_LAYER_ERROR = (
+    "ERROR: failed to build: failed to solve: failed to push 127.0.0.1:5000/app: failed commit on ref "
+    '"layer-sha256:1f": unexpected status from PUT request to http://127.0.0.1:5000/v2/app/blobs/uploads/5: '
+    "400 Bad Request: digest invalid: provided digest did not match uploaded content\n"
+)
+UNKNOWN_BLOB_ERROR = (
+    "ERROR: failed to build: failed to solve: failed to push 127.0.0.1:5000/app: "
+    "404 Not Found: blob unknown: blob unknown to registry\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "failures"), [(LOCKED_REF_ERROR, 2), (LOST_LAYER_ERROR, 1), (UNKNOWN_BLOB_ERROR, 1)]
+)
+def test_transient_failure_is_retried(stderr: str, failures: int) -> None:
     harness = Harness("type=oci,dest=hello.tar").expect_success()
     harness.commands.expect(
-        "docker buildx build *", returncode=1, stderr=LOCKED_REF_ERROR, effect=write_partial_files, times=2
+        "docker buildx build *", returncode=1, stderr=stderr, effect=write_partial_files, times=failures
     )
     assert harness.execute().ok
-    assert len(harness.commands.matching_calls("docker buildx build *")) == 3
-    assert len(harness.messages) == 2
+    assert len(harness.commands.matching_calls("docker buildx build *")) == failures + 1
+    assert [message.partition(": ")[2] for message in harness.messages] == (
+        ["building again, with what is cached"] * failures
+    )
 
 
-def test_retry_limit() -> None:
-    for stderr, times in ((LOCKED_REF_ERROR, 3), ("ERROR: it failed\n", 1)):
-        harness = Harness("type=oci,dest=hello.tar").expect_failure(stderr=stderr)
-        with pytest.raises(BuildFailed):
-            harness.execute()
-        assert len(harness.commands.matching_calls("docker buildx build *")) == times
+@pytest.mark.parametrize(
+    ("stderr", "error", "builds"),
+    [
+        (LOCKED_REF_ERROR, BuildFailed, 3),
+        (LOST_LAYER_ERROR, RegistryError, 2),
+        (UNKNOWN_BLOB_ERROR, RegistryError, 2),
+        ("ERROR: it failed\n", BuildFailed, 1),
+    ],
+)
+def test_retry_limit(stderr: str, error: type[BuildkitTasksError], builds: int) -> None:
+    harness = Harness("type=oci,dest=hello.tar").expect_failure(stderr=stderr)
+    with pytest.raises(error) as excinfo:
+        harness.execute()
+    assert len(harness.commands.matching_calls("docker buildx build *")) == builds
+    assert "reachable" not in (excinfo.value.hint or "")
