@@ -14,6 +14,8 @@ _INTEROP_FIXTURES = {
     "crane",
     "tarlist",
 }  # of programs that are compiled from foreign sources
+# A cold Go toolchain compiles its library for ten platforms: these share an engine, and so its cache.
+_GO_BUILDS = {"hello", "samples"}
 _SINGLE_TESTS = ("property", "unit")  # directories without expensive fixtures of a module
 # All workers use an engine that runs already. Otherwise each worker starts one of its own.
 _HAS_SYSTEM_ENGINE = "DOCKER_HOST" in os.environ or Path("/var/run/docker.sock").exists()
@@ -27,8 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if _directory(item) == "interop" or fixtures & _INTEROP_FIXTURES:
             item.add_marker(pytest.mark.interop)
+        if item.get_closest_marker("xdist_group"):
+            continue
         if "engine" in fixtures and _HAS_SYSTEM_ENGINE:
             item.add_marker(pytest.mark.xdist_group("engine"))
+        elif fixtures & _GO_BUILDS:
+            item.add_marker(pytest.mark.xdist_group("go"))
         elif _directory(item) not in _SINGLE_TESTS:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
