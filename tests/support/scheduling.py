@@ -9,11 +9,8 @@ import pytest
 
 _TESTS = Path(__file__).parent.parent
 _ORDER = ("interop", "integration", "failures", "sandbox", "planted_faults", "fuzz", "property", "unit")
-_INTEROP_FIXTURES = {
-    "buildkit_image",
-    "crane",
-    "tarlist",
-}  # of programs that are compiled from foreign sources
+# Programs compiled from foreign sources; Go compiled under emulation, which takes minutes.
+_INTEROP_FIXTURES = {"buildkit_image", "crane", "tarlist", "classic"}
 # A cold Go toolchain compiles its library for ten platforms: these share an engine, and so its cache.
 _GO_BUILDS = {"hello", "samples"}
 _SINGLE_TESTS = ("property", "unit")  # directories without expensive fixtures of a module
