@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import EngineError
 from buildkit_tasks.system.command import CommandOptions
+from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _IFF_UP = 1
 _ADDRESS_POOL = ipaddress.IPv4Network("172.29.0.0/16")
 _SUBNET_BITS = 24
+# Held from the search for a free subnet until a bridge has it: two engines may start at once.
+_SUBNET_LOCK = Path("/run/buildkit-tasks/.subnet.lock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,8 @@ class PrivateNetwork:
         """Create the bridge, its address and the rules that are missing. Raise :class:`EngineError`."""
         iptables = self._find_iptables()
         try:
-            self._create_bridge()
+            with file_lock(_SUBNET_LOCK):
+                self._create_bridge()
         except OSError as error:
             raise EngineError(
                 f"cannot create the bridge {self.bridge}: {error.strerror}",
