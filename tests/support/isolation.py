@@ -22,10 +22,12 @@ from buildkit_tasks.config.settings import Settings, cache_folder, load_settings
 from buildkit_tasks.host.emulation.binfmt import HandlerTable
 from buildkit_tasks.host.engine.private import stop_private_engine
 from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.process import Process
 from tests.support import census
 
 _HOME = "home"
 _SHARED = ("bases", "debian", "emulators", "go", "planted-faults")  # in the cache directory
+_STOP_SECONDS = 20.0
 _HANDLERS: pytest.StashKey[tuple[tuple[str, bytes], ...]] = pytest.StashKey()
 
 
@@ -39,9 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Clean up once all workers have ended, also after Ctrl-C, and fail if handlers have changed."""
-    yield
-    if hasattr(session.config, "workerinput"):
-        return
+    try:
+        yield
+    finally:
+        if not hasattr(session.config, "workerinput"):
+            _finish(session)
+
+
+def _finish(session: pytest.Session) -> None:
     base = _base(session.config)
     for home in (base / _HOME, *base.glob(f"popen-*/{_HOME}")):
         _clean_up(home)
@@ -80,7 +87,7 @@ def _enter_home(home: Path) -> None:
     cache.mkdir(parents=True)
     for name in _SHARED:
         (user_cache / name).mkdir(parents=True, exist_ok=True)
-        (cache / name).symlink_to(user_cache / name)
+        (cache / name).symlink_to((user_cache / name).resolve())  # a worker has the home of its controller
     os.environ.setdefault("XDG_CONFIG_HOME", str(user_home / ".config"))
     os.environ.setdefault("PIP_CACHE_DIR", str(user_home / ".cache/pip"))
     for variable in ("XDG_CACHE_HOME", "INVOKE_BUILDKIT_CACHE"):
@@ -89,12 +96,26 @@ def _enter_home(home: Path) -> None:
 
 
 def _clean_up(home: Path) -> None:
-    """Stop the started engines, remove the registered handlers, and delete the directory."""
+    """End the started processes and engines, remove the registered handlers, and delete the directory."""
     cache, commands = home / ".cache/buildkit-tasks", SubprocessRunner()
+    # Tasks whose worker was interrupted may still be starting an engine.
+    for process in _find_tasks(home):
+        process.terminate(_STOP_SECONDS)
     for process_file in cache.glob("*/process"):
         stop_private_engine(Settings(cache=str(cache)), commands, _notify, name=process_file.parent.name)
     HandlerTable(commands=commands, state_path=cache / "binfmt.json").remove_registered()
     shutil.rmtree(home, ignore_errors=True)
+
+
+def _find_tasks(home: Path) -> list[Process]:
+    """Return the Python processes with this home directory, except this one."""
+    variable, tasks = b"HOME=" + os.fsencode(home), []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_own = int(path.name) == os.getpid()
+            if not is_own and variable in (path / "environ").read_bytes().split(b"\0"):
+                tasks.append(Process.from_pid(int(path.name)))
+    return [task for task in tasks if task.executable.name.startswith("python")]
 
 
 def _notify(message: str) -> None:
