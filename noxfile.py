@@ -15,7 +15,7 @@ arch_matrix()
 
 
 # Tests with an engine mostly wait, so there are more workers than processors.
-_IN_PARALLEL = ["--numprocesses=4", "--dist=loadgroup", "--no-loadscope-reorder"]
+_IN_PARALLEL = ["--numprocesses=3", "--no-loadscope-reorder"]
 
 
 @nox.session

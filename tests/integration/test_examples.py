@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import ROOT
 from tests.support.project import repository
@@ -16,7 +14,6 @@ from tests.support.project import repository
 EXAMPLES = ROOT / "examples"
 
 
-@pytest.mark.xdist_group("go")
 def test_bake_example(engine: Engine, tmp_path: Path) -> None:
     assert engine.version
     shutil.copytree(EXAMPLES / "bake", tmp_path / "repo")

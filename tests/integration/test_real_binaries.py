@@ -34,6 +34,8 @@ from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
 from tests.support.go_builder import GoBuilder
 
+pytestmark = pytest.mark.interop  # Go compiles its runtime for each level
+
 Programs = dict[tuple[str, str], Path]
 
 # Platform, Go setting, and what the program needs beyond the platform's baseline. Go compiles its runtime

@@ -1,9 +1,10 @@
-"""Choose the tests of the session ``interop``, and the order and groups in which pytest-xdist runs tests."""
+"""Choose the tests of the session ``interop``, and how pytest-xdist distributes all tests to workers."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,30 +12,48 @@ _TESTS = Path(__file__).parent.parent
 _ORDER = ("interop", "integration", "failures", "sandbox", "planted_faults", "fuzz", "property", "unit")
 # Programs compiled from foreign sources; Go compiled under emulation, which takes minutes.
 _INTEROP_FIXTURES = {"buildkit_image", "crane", "tarlist", "classic"}
-# A cold Go toolchain compiles its library for ten platforms: these share an engine, and so its cache.
-_GO_BUILDS = {"hello", "samples"}
 _SINGLE_TESTS = ("property", "unit")  # directories without expensive fixtures of a module
+# Go compiles its library for ten platforms: these share an engine, and so its cache.
+_GO_BUILDS = (
+    "planted_faults/",
+    "integration/test_ten_platforms",
+    "integration/test_floor_cpu",
+    "integration/test_examples",
+)
+_ENGINE_TESTS = ("interop/", "integration/", "failures/", "planted_faults/")
 # All workers use an engine that runs already. Otherwise each worker starts one of its own.
 _HAS_SYSTEM_ENGINE = "DOCKER_HOST" in os.environ or Path("/var/run/docker.sock").exists()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the session ``interop``; put long tests first, and those of a file on one worker."""
-    items.sort(key=lambda item: _ORDER.index(_directory(item)))
+    """Mark the tests of the session ``interop``, and put long tests first."""
+    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_TESTS).parts[0]))
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if _directory(item) == "interop" or fixtures & _INTEROP_FIXTURES:
+        is_foreign = set(getattr(item, "fixturenames", ())) & _INTEROP_FIXTURES
+        if is_foreign or item.path.is_relative_to(_TESTS / "interop"):
             item.add_marker(pytest.mark.interop)
-        if item.get_closest_marker("xdist_group"):
-            continue
-        if "engine" in fixtures and _HAS_SYSTEM_ENGINE:
-            item.add_marker(pytest.mark.xdist_group("engine"))
-        elif fixtures & _GO_BUILDS:
-            item.add_marker(pytest.mark.xdist_group("go"))
-        elif _directory(item) not in _SINGLE_TESTS:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
-def _directory(item: pytest.Item) -> str:
-    return item.path.relative_to(_TESTS).parts[0]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that keeps the tests of a file on one worker, except for quick tests.
+
+    The option ``--dist=loadgroup`` has no effect with pytest 9.2, which computes the id of a test anew.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return Scheduler(config, log)
+
+
+def _scope(nodeid: str) -> str:
+    """Return the name that a test shares with all tests that run on the same worker."""
+    path = nodeid.removeprefix("tests/").partition("::")[0]
+    if _HAS_SYSTEM_ENGINE and path.startswith(_ENGINE_TESTS):
+        return "engine"
+    if path.startswith(_GO_BUILDS):
+        return "go"
+    return nodeid if path.startswith(_SINGLE_TESTS) else path
