@@ -27,6 +27,13 @@ from tests.support import census
 
 _HOME = "home"
 _SHARED = ("bases", "debian", "emulators", "go", "planted-faults")  # in the cache directory
+# Settings, caches and toolchains of other programs, by the variables that replace their default.
+_USER_DIRECTORIES = {
+    "CARGO_HOME": ".cargo",
+    "PIP_CACHE_DIR": ".cache/pip",
+    "RUSTUP_HOME": ".rustup",
+    "XDG_CONFIG_HOME": ".config",
+}
 _STOP_SECONDS = 20.0
 _HANDLERS: pytest.StashKey[tuple[tuple[str, bytes], ...]] = pytest.StashKey()
 
@@ -81,15 +88,15 @@ def _base(config: pytest.Config) -> Path:
 
 
 def _enter_home(home: Path) -> None:
-    """Set HOME. The user's configuration of other programs, such as pip, still applies."""
+    """Set HOME for this process; other programs keep the user's settings."""
     user_home, user_cache = Path.home(), cache_folder(load_settings())
     cache = home / ".cache/buildkit-tasks"
     cache.mkdir(parents=True)
     for name in _SHARED:
         (user_cache / name).mkdir(parents=True, exist_ok=True)
         (cache / name).symlink_to((user_cache / name).resolve())  # a worker has the home of its controller
-    os.environ.setdefault("XDG_CONFIG_HOME", str(user_home / ".config"))
-    os.environ.setdefault("PIP_CACHE_DIR", str(user_home / ".cache/pip"))
+    for variable, path in _USER_DIRECTORIES.items():
+        os.environ.setdefault(variable, str(user_home / path))
     for variable in ("XDG_CACHE_HOME", "INVOKE_BUILDKIT_CACHE"):
         os.environ.pop(variable, None)
     os.environ["HOME"] = str(home)
