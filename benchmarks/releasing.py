@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.building import Bench
 from benchmarks.timing import Row, command, compare
-from tests.interop.gotools import KO, install
 from tests.support.engine.buildkit import ToolUnavailable, import_image, remove_image
 from tests.support.engine.nodes import bridge_nodes
+from tests.support.go_tools import KO, install
 from tests.support.oci import MemoryImage, add_platform, make_tar
 from tests.support.registry.actions_cache import serve as serve_actions
 from tests.support.registry.real import push, serve

@@ -1,4 +1,4 @@
-"""Fixtures for other tools. Tests of a tool that is not available are skipped, or fail in CI."""
+"""Fixtures for other tools. Tests of a tool that cannot be downloaded are skipped."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.gotools import CRANE, GoTool, ToolUnavailable, compile_file, install
+from tests.support.go_tools import CRANE, GoTool, ToolUnavailable, compile_file, install
 
 
-def require_tool(tool: GoTool, config: pytest.Config) -> Path:
-    """Return the program of a tool. Without it, skip the test, or fail with ``--arch-require-engine``."""
+def require_tool(tool: GoTool) -> Path:
+    """Return the program of a tool, or skip the test with the reason why it cannot be downloaded."""
     try:
         return install(tool)
     except ToolUnavailable as error:
-        return skip_or_fail(str(error), config)
-
-
-def skip_or_fail(reason: str, config: pytest.Config) -> Path:
-    if config.getoption("--arch-require-engine"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
-def crane(pytestconfig: pytest.Config) -> Path:
+def crane() -> Path:
     """The newest version of go-containerregistry's command-line tool."""
-    return require_tool(CRANE, pytestconfig)
+    return require_tool(CRANE)
 
 
 @pytest.fixture(scope="session")
-def tarlist(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tarlist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program that lists archives with Go's archive/tar; compiling it needs Go, but no network."""
     try:
         return compile_file(Path(__file__).parent / "tarlist/main.go", tmp_path_factory.mktemp("tarlist"))
     except ToolUnavailable as error:
-        return skip_or_fail(str(error), pytestconfig)
+        pytest.skip(str(error))

@@ -24,7 +24,7 @@ from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
 from buildkit_tasks.verify import verify
 from tests.interop.conftest import require_tool
-from tests.interop.gotools import KO, buildx_tool, go_environment
+from tests.support.go_tools import KO, buildx_tool, go_environment
 from tests.support.oci import hello, make_tar, probe_program, write_layout_dir
 from tests.support.registry import real as registry
 from tests.support.registry.image_server import serve
@@ -236,8 +236,8 @@ def test_crane_append(crane: Path, tmp_path: Path) -> None:
 _HELLO_GO = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("hello") }\n'
 
 
-def test_ko_build(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    ko = require_tool(KO, pytestconfig)
+def test_ko_build(tmp_path: Path) -> None:
+    ko = require_tool(KO)
     source = tmp_path / "source"
     source.mkdir()
     (source / "main.go").write_text(_HELLO_GO, encoding="utf-8")
@@ -283,7 +283,7 @@ def buildx_argv(request: pytest.FixtureRequest, engine: Engine) -> list[str]:
     """Several versions of buildx, each with the BuildKit of the engine."""
     if request.param not in BUILDX:
         return list(engine.tools.buildx)
-    program = require_tool(buildx_tool(request.param), request.config)
+    program = require_tool(buildx_tool(request.param))
     sys.stdout.write(f"{program.parent.name}: ")
     return [str(program)]
 

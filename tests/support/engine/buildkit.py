@@ -20,7 +20,7 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.host.engine.private import PrivateEnginePaths
 from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
 from buildkit_tasks.system.files import build_atomically
-from tests.interop.gotools import ToolUnavailable, build_in_module
+from tests.support.go_tools import ToolUnavailable, build_in_module
 
 __all__ = ["IMAGE", "VERSION", "ToolUnavailable", "compile_programs", "import_image", "remove_image"]
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,10 +55,7 @@ def install(tool: GoTool) -> Path:
     """Return the program; compile it if this version is not cached. Raise :class:`ToolUnavailable`."""
     version = _resolve_latest(tool) if tool.version == "latest" else tool.version
     path = _go_cache() / f"{tool.name}-{version}"
-    try:
-        build_atomically(path, lambda directory: _compile(tool, version, directory))
-    except BuildkitTasksError as error:
-        raise ToolUnavailable(f"{tool.package}@{version} is not available: {error.message}") from error
+    build_atomically(path, lambda directory: _compile(tool, version, directory))
     return path / tool.name
 
 
@@ -123,11 +120,9 @@ def _resolve_latest(tool: GoTool) -> str:
 
 
 def _compile(tool: GoTool, version: str, directory: Path) -> None:
-    environment = {**go_environment(), "GOBIN": str(directory)}
-    argv = [str(go_program()), "install", "-trimpath", f"{tool.package}@{version}"]
-    result = _RUNNER.run(argv, CommandOptions(env=environment, timeout=_INSTALL_SECONDS, cwd=_go_cache()))
-    if not result.ok:
-        raise BuildkitTasksError(result.reason)
+    _download(tool.module, version)
+    options = _go_options(env={**go_environment(), "GOBIN": str(directory)})
+    _run_go(["install", "-trimpath", f"{tool.package}@{version}"], options)
 
 
 def build_in_module(module: str, version: str, names: Sequence[str], directory: Path) -> None:
@@ -136,18 +131,30 @@ def build_in_module(module: str, version: str, names: Sequence[str], directory: 
     ``go install MODULE@VERSION`` refuses modules whose go.mod replaces or excludes others. Raise
     :class:`ToolUnavailable` if the module cannot be downloaded.
     """
-    download = [str(go_program()), "mod", "download", "-json", f"{module}@{version}"]
-    options = CommandOptions(env=go_environment(), timeout=_INSTALL_SECONDS, cwd=_go_cache())
-    result = _RUNNER.run(download, options)
+    options = replace(_go_options(), cwd=_download(module, version))
+    for name in names:
+        output = ["-trimpath", "-ldflags=-s -w", "-o", str(directory / name), f"./cmd/{name}"]
+        _run_go(["build", *output], options)
+
+
+def _download(module: str, version: str) -> Path:
+    """Return the directory of a module's source. Raise :class:`ToolUnavailable` without a module proxy."""
+    argv = [str(go_program()), "mod", "download", "-json", f"{module}@{version}"]
+    result = _RUNNER.run(argv, _go_options())
     document = json.loads(result.stdout or "{}")
     if not result.ok:
         raise ToolUnavailable(f"{module}@{version} is not available: {document.get('Error', result.reason)}")
-    options = replace(options, cwd=Path(document["Dir"]))
-    for name in names:
-        output = ["-trimpath", "-ldflags=-s -w", "-o", str(directory / name), f"./cmd/{name}"]
-        result = _RUNNER.run([str(go_program()), "build", *output], options)
-        if not result.ok:  # the module is available, so this is an error and no reason to skip
-            raise BuildkitTasksError(f"{module}@{version} cannot be compiled: {result.reason}")
+    return Path(document["Dir"])
+
+
+def _run_go(args: Sequence[str], options: CommandOptions) -> None:
+    result = _RUNNER.run([str(go_program()), *args], options)
+    if not result.ok:  # the module is available, so this is an error and no reason to skip
+        raise BuildkitTasksError(f"go {' '.join(args)} failed: {result.reason}")
+
+
+def _go_options(env: Mapping[str, str] | None = None) -> CommandOptions:
+    return CommandOptions(env=env or go_environment(), timeout=_INSTALL_SECONDS, cwd=_go_cache())
 
 
 def compile_file(source: Path, directory: Path) -> Path:
