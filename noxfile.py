@@ -64,6 +64,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Apply planted mutants and print which test catches each: nox -s mutants -- oci verify."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure this package and its alternatives, and check every documented limit."""
     session.install("-e", ".")
