@@ -20,13 +20,13 @@ _IN_PARALLEL = ["--numprocesses=3", "--no-loadscope-reorder"]
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests that need Debian's packages at most; in CI a missing engine is a failure."""
-    _run_tests(session, "not interop", "test", "fuzz")
+    """Run all other tests; they need PyPI and Debian's packages. In CI a missing engine is a failure."""
+    _run_tests(session, "not interop", "test")
 
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Run the tests with other programs: BuildKit, buildx, crane and others, compiled from their sources."""
+    """Run the long tests: with BuildKit, buildx, crane and others, compiled from their sources, and fuzzers."""
     _run_tests(session, "interop", "test", "fuzz")
 
 

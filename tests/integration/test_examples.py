@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import ROOT
 from tests.support.project import repository
@@ -14,6 +16,7 @@ from tests.support.project import repository
 EXAMPLES = ROOT / "examples"
 
 
+@pytest.mark.interop  # compiles Go's net/http for three platforms
 def test_bake_example(engine: Engine, tmp_path: Path) -> None:
     assert engine.version
     shutil.copytree(EXAMPLES / "bake", tmp_path / "repo")

