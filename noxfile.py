@@ -26,7 +26,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Run the long tests: with BuildKit, buildx, crane and others, compiled from their sources, and fuzzers."""
+    """Run the long tests: with BuildKit, buildx, crane and others, compiled here, and the fuzzers."""
     _run_tests(session, "interop", "test", "fuzz")
 
 
