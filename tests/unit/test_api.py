@@ -312,9 +312,9 @@ def test_progress_callback(calls: list[tuple[Any, ...]], caplog: pytest.LogCaptu
 def test_pipeline_defaults(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.INFO, "buildkit_tasks")
     pipeline = bt.Pipeline(settings=bt.Settings())
-    pipeline.notify("one")
+    pipeline.notify("one of https://me:secret@example.org")
     pipeline.commands.stream([sys.executable, "-c", "print('two')"])
-    assert caplog.messages == ["one", "two"]
+    assert caplog.messages == ["one of https://***@example.org", "two"]
     assert capfd.readouterr() == ("", "")
 
 

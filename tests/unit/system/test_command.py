@@ -196,11 +196,28 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("method", ["run", "stream"])
-def test_ctrl_c_is_forwarded(tmp_path: Path, method: str) -> None:
+CLEAN_UP_IN_GRANDCHILD = f"""
+import os, signal
+if os.fork():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.wait()
+    os._exit(0)
+{CLEAN_UP}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        pytest.param("run", CLEAN_UP, id="run"),
+        pytest.param("stream", CLEAN_UP, id="stream"),
+        pytest.param("run", CLEAN_UP_IN_GRANDCHILD, id="grandchild"),
+    ],
+)
+def test_ctrl_c_is_forwarded(tmp_path: Path, method: str, code: str) -> None:
     ready = tmp_path / "ready"
     process = subprocess.Popen(
-        [PYTHON, "-c", RUN_UNTIL_INTERRUPTED, method, CLEAN_UP, str(ready)], stderr=subprocess.PIPE
+        [PYTHON, "-c", RUN_UNTIL_INTERRUPTED, method, code, str(ready)], stderr=subprocess.PIPE
     )
     try:
         wait_until(ready.exists)
@@ -260,13 +277,25 @@ def test_dry_run_changes_nothing(tmp_path: Path) -> None:
     assert runner.stream(["docker", "buildx", "build", "--", "."]).ok
     assert runner.start_daemon(["dockerd", "--config-file=x"], log) == 0
     runner.write_kernel_file(entry, b":a b:\\x7f")
+    runner.mount("binfmt_misc", tmp_path / "missing")
+    runner.unmount(tmp_path / "missing")
     assert entry.read_bytes() == b""
     assert not log.exists()
     assert output.getvalue().splitlines() == [
         "docker buildx build -- .",
         "dockerd --config-file=x",
         f"printf %s ':a b:\\x7f' > {entry}",
+        f"mount -t binfmt_misc binfmt_misc {tmp_path}/missing",
+        f"umount {tmp_path}/missing",
     ]
+
+
+def test_refused_mount_is_an_error(tmp_path: Path) -> None:
+    runner, mount_point = SubprocessRunner(), tmp_path / "missing"
+    with pytest.raises(FileNotFoundError):
+        runner.mount("binfmt_misc", mount_point)
+    with pytest.raises(FileNotFoundError):
+        runner.unmount(mount_point)
 
 
 def test_write_kernel_file(tmp_path: Path) -> None:
@@ -364,6 +393,18 @@ import sys
 from buildkit_tasks.system.command import SubprocessRunner
 SubprocessRunner(stream_output=sys.stdout).stream(sys.argv[1:])
 """
+
+
+def test_child_ends_if_its_output_cannot_be_shown(tmp_path: Path) -> None:
+    stream, pid_file = io.StringIO(), tmp_path / "pid"
+    stream.close()
+    code = (
+        "import os, pathlib, sys, time\npathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "print('shown', flush=True)\ntime.sleep(60)"
+    )
+    with pytest.raises(ValueError, match="closed file"):
+        SubprocessRunner(stream_output=stream).stream(python_argv(code, str(pid_file)))
+    assert has_ended(int(pid_file.read_text(encoding="utf-8")))
 
 
 @pytest.mark.timeout(30)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from buildkit_tasks.errors import BuilderError, BuildkitTasksError
 from buildkit_tasks.system import command as commands
 from buildkit_tasks.system.command import CommandOptions, SubprocessRunner
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 SHORT_SLEEP = (sys.executable, "-c", "import time; time.sleep(0.3)")
@@ -56,9 +60,14 @@ def test_watch_is_called_repeatedly() -> None:
     assert watch.call_count <= call_count + 1  # no calls after the end
 
 
-def test_success_beats_watch_error() -> None:
-    def watch() -> BuildkitTasksError:
-        time.sleep(0.5)  # the command ends first
-        return BuilderError("too late")
+def test_success_beats_watch_error(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    code = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+    )
 
-    assert SubprocessRunner().run(SHORT_SLEEP, CommandOptions(watch=watch)).ok
+    def watch() -> BuildkitTasksError | None:
+        return BuilderError("the command succeeds nevertheless") if ready.exists() else None
+
+    assert SubprocessRunner().run([sys.executable, "-c", code, str(ready)], CommandOptions(watch=watch)).ok

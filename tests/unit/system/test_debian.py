@@ -130,7 +130,8 @@ def test_install_packages(tmp_path: Path) -> None:
         (value,) = [line for line in lines if line.startswith(f"{name} ")]
         assert re.search(folder, value)
     assert 'Dir::Etc::SourceParts "/dev/null";' in lines
-    assert "trusted" not in configuration.lower()
+    assert 'APT::Update::Error-Mode "any";' in lines
+    assert "trusted" not in f"{sources}{configuration}".lower()
     assert "unauthenticated" not in configuration.lower()
     arguments = [call.argv[4:] for call in commands.matching_calls("apt-get -q *")]
     assert arguments == [("update",), ("download", "qemu-user:amd64")]
@@ -141,6 +142,14 @@ def test_complete_prefix_is_reused(tmp_path: Path) -> None:
     prefix.mkdir()
     (prefix / ".complete").touch()
     assert install(prefix, Scripted(), "x") == prefix
+
+
+def test_incomplete_prefix_is_replaced(tmp_path: Path) -> None:
+    prefix = tmp_path / "qemu"
+    prefix.mkdir()
+    (prefix / "half").touch()
+    install(prefix, download_commands("a"))
+    assert {path.name for path in prefix.iterdir()} == {"usr", ".complete"}
 
 
 def test_host_suite(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_write_mode(tmp_path: Path) -> None:
     assert modes == {"plain": 0o640, "secret": 0o600, "program": 0o755}
 
 
+def test_data_is_flushed_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, flushes = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda fd: flushes.append((os.fstat(fd).st_size, path.exists())))
+    write_atomically(path, "data")
+    assert flushes == [(4, False)]
+
+
 def test_failed_write_keeps_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old", encoding="utf-8")

@@ -82,6 +82,13 @@ def test_mirror_counts() -> None:
     assert paths == ["/v2/"]
 
 
+def test_mirrors_share_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[float] = []
+    monkeypatch.setattr(reachability, "call_with_timeout", lambda timeout, _: timeouts.append(timeout))
+    assert not is_registry_reachable(["http://a", "http://b"], timeout=3)
+    assert timeouts == [1, 1, 1]
+
+
 def test_refused_connection() -> None:
     started = time.monotonic()
     assert not is_registry_reachable(timeout=30)
