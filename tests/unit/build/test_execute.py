@@ -26,6 +26,7 @@ from buildkit_tasks.system.files import temporary_path
 from tests.support.argv import option_values
 from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
+from tests.support.registry.fake import fake_registry
 from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def test_exit_status_of_buildx(code: int) -> None:
 
 
 def test_killed_buildx() -> None:
-    with pytest.raises(BuildFailed) as excinfo:
+    with pytest.raises(BuildFailed, match="failed with status -9") as excinfo:
         Harness("type=oci,dest=x.tar").expect_failure(-9).execute()
     assert excinfo.value.exit_code == 1
 
@@ -395,6 +396,15 @@ def test_push_of_archive_output(work_dir: Path, driver: str) -> None:
     assert (work_dir / "x.tar").exists()
 
 
+def test_push_of_archive_to_several_repositories() -> None:
+    with fake_registry() as server:
+        tags = (f"{server.host}/team/a:1", f"{server.host}/b:1")
+        Harness("type=oci,dest=x.tar", "type=registry", tags=tags).expect_success().execute()
+        for name in ("team/a", "b"):
+            assert IMAGE_DIGEST in server.repository(name).content["manifests"]
+        assert server.moved_tags == []
+
+
 def test_push_with_other_packing(work_dir: Path) -> None:
     outputs = ("type=oci,dest=x.tar", "type=registry,compression=zstd")
     harness = Harness(*outputs, tags=(f"{CLOSED_REGISTRY}/a:1",), driver="docker-container").expect_success()
@@ -437,6 +447,14 @@ def test_failure_classes(reason: str, error_type: type[Exception], code: int) ->
         harness.execute()
     assert getattr(excinfo.value, "exit_code", None) == code
     assert reason in str(excinfo.value)
+
+
+def test_failed_step_that_prints_other_failures() -> None:
+    harness = Harness("type=registry", tags=("r.example/a:1",), driver="docker-container")
+    step_output = "#5 failed to push some refs\n#5 code = Unavailable: transport is closing\n"
+    harness.expect_failure(1, f"{step_output}ERROR: failed to build: exit code: 7\n")
+    with pytest.raises(BuildFailed, match="exit code: 7"):
+        harness.execute()
 
 
 @pytest.mark.parametrize(

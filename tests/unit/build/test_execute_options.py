@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.build.capabilities import check_capabilities
 from buildkit_tasks.errors import BuildFailed, UsageError
 from buildkit_tasks.report.model import NodeSummary
 from tests.support.argv import option_values
+from tests.support.fake_engine import make_engine
 from tests.support.oci import hello
 from tests.support.registry.fake import fake_registry
 from tests.unit.build.test_execute import TWO_PLATFORMS, Harness
@@ -90,6 +92,19 @@ def test_unsupported_rewrite() -> None:
     Harness(tags=("a:1",), load=True).check_capabilities()
     Harness(tags=("a:1",), load=True, reproducible=True, driver="docker-container").check_capabilities()
     Harness("type=oci,dest=x", reproducible=True).check_capabilities()
+
+
+def test_load_without_engine() -> None:
+    build = Harness(tags=("a:1",), load=True, driver="remote").build
+    with pytest.raises(UsageError, match="there is no Docker engine to load the image into"):
+        check_capabilities(build.request, make_engine(kind="none", store="none"), build.builder)
+
+
+def test_image_that_stays_in_builder() -> None:
+    with pytest.raises(UsageError, match="where nothing can use it"):
+        Harness("type=image", tags=("a:1",), driver="docker-container").check_capabilities()
+    Harness("type=image,push=true", tags=("a:1",), driver="docker-container").check_capabilities()
+    Harness("type=image", tags=("a:1",), driver="docker").check_capabilities()
 
 
 def test_sbom_scanner_hint() -> None:

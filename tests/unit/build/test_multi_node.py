@@ -14,7 +14,15 @@ from buildkit_tasks.build.multi_node import MultiNodeBuild, needs_multi_node
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
-from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, UsageError
+from buildkit_tasks.errors import (
+    BuilderError,
+    BuildFailed,
+    BuildkitTasksError,
+    Interrupted,
+    UsageError,
+)
+from buildkit_tasks.oci.copy.push import copy_image
+from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.transports import open_image
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output
@@ -23,6 +31,7 @@ from buildkit_tasks.verify import verify
 from tests.support.argv import option_values
 from tests.support.fake_engine import make_engine
 from tests.support.oci import hello, write_archive
+from tests.support.registry.fake import fake_registry
 from tests.support.scripted import Scripted
 from tests.unit.build.test_execute import _no_temporary_files, work_dir
 
@@ -280,6 +289,30 @@ def test_no_fallback_with_failed_step() -> None:
     harness.error(BuildkitTasksError)
     assert harness.dropped_nodes == []
     assert len(harness.commands.calls) == len(THREE_PLATFORMS)
+
+
+def test_interrupt_ends_running_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness, interrupts = Harness("type=oci,dest=x.tar"), []
+    monkeypatch.setattr(harness.commands, "interrupt", lambda: interrupts.append("all"))
+    harness.commands.expect("docker buildx build *", error=KeyboardInterrupt())
+    harness.error(Interrupted)
+    assert interrupts == ["all"]
+
+
+def test_index_is_pushed_to_every_repository() -> None:
+    def push_platform(argv: list[str], options: CommandOptions) -> None:
+        build_platform(argv, options)
+        for spec in map(OutputSpec.parse, option_values(argv, "output")):
+            for name in spec.names:
+                copy_image(hello(option_values(argv, "platform")), Reference.parse(name))
+
+    with fake_registry() as server:
+        harness = Harness("type=registry", tags=(f"{server.host}/team/a:1", f"{server.host}/b:1"))
+        harness.commands.expect("docker buildx build *", effect=push_platform)
+        digest = harness.execute().digest
+        for name in ("team/a", "b"):
+            assert digest in server.repository(name).content["manifests"]
+        assert server.moved_tags == []
 
 
 def test_dry_run(work_dir: Path) -> None:

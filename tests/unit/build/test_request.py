@@ -95,7 +95,7 @@ def test_invalid_tag(tag: str) -> None:
     "argument",
     [
         "PASSWORD=x", "db_password=x", "GITHUB_TOKEN=x", "NPM-TOKEN=x", "AWS_SECRET_ACCESS_KEY=x",
-        "API_KEY=x", "my_apikey=x", "SSH_PRIVATE_KEY=x", "CREDENTIALS", "TOKEN",
+        "S3_ACCESS_KEY=x", "API_KEY=x", "my_apikey=x", "SSH_PRIVATE_KEY=x", "CREDENTIALS", "TOKEN",
     ],
 )  # fmt: skip
 def test_secret_build_arg(argument: str) -> None:
@@ -290,10 +290,11 @@ OCI_OUTPUT = OutputSpec(type="oci", attributes=(("dest", "x.tar"),))
 
 def test_reproducible_argv() -> None:
     options = {"reproducible": True, "epoch": 5, "outputs": (OCI_OUTPUT,)}
-    assert buildx_values("build-arg", build_args=("SOURCE_DATE_EPOCH", "A=1"), **options) == [
-        "A=1",
-        "SOURCE_DATE_EPOCH=5",
-    ]
+    for argument in ("SOURCE_DATE_EPOCH", "SOURCE_DATE_EPOCH=5"):
+        assert buildx_values("build-arg", build_args=(argument, "A=1"), **options) == [
+            "A=1",
+            "SOURCE_DATE_EPOCH=5",
+        ]
     assert buildx_values("output", **options) == ["type=oci,dest=x.tar,rewrite-timestamp=true"]
     assert buildx_values("provenance", **options) == ["false"]
 

@@ -120,7 +120,7 @@ import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if os.fork() == 0:
     open(sys.argv[1], "w").write(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(20)
     os._exit(0)
 {last_step}
 """
@@ -129,8 +129,8 @@ if os.fork() == 0:
 @pytest.mark.parametrize(
     "last_step",
     [
-        pytest.param("time.sleep(60)", id="child-waits"),
-        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)", id="child-ends"),
+        pytest.param("time.sleep(20)", id="child-waits"),
+        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(20)", id="child-ends"),
         pytest.param("os._exit(0)", id="child-is-gone"),
     ],
 )
