@@ -36,6 +36,14 @@ def test_unexpected_status() -> None:
     assert classify(0, expectation=Expectation(exit_code=2)) == (Outcome.FAILED, "exit status 0, expected 2")
 
 
+def test_unexpected_status_with_expected_output() -> None:
+    expectation = Expectation(pattern="^yes$")
+    assert classify(2, stdout="yes\n", expectation=expectation) == (
+        Outcome.FAILED,
+        "exit status 2, expected 0",
+    )
+
+
 def test_unexpected_output() -> None:
     outcome, message = classify(stdout="Hello [arm64]\n", expectation=Expectation(pattern=r"\[{goarch}\]"))
     assert (outcome, message) == (Outcome.FAILED, r"its output does not match '\\[arm\\]'")

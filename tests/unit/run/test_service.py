@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +12,7 @@ from buildkit_tasks.config.settings import SettingOrigin, Settings, SmokeCheck
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Outcome, RunResult
+from buildkit_tasks.run import service
 from buildkit_tasks.run.backend import RunTask
 from buildkit_tasks.run.sandbox.availability import SandboxUnavailable
 from buildkit_tasks.run.service import BackendSelector, RunRequest, run_emulated
@@ -209,6 +211,44 @@ def test_interrupt_stops_backend() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_emulated(RunRequest(image=IMAGE), backends.selector())
     assert backends.stopped
+
+
+class InterruptedBackends(FakeBackends):
+    """The first run is interrupted; the others end when the backend is stopped."""
+
+    def __post_init__(self) -> None:
+        self.stop_requested = threading.Event()
+
+    def run(self, task: RunTask) -> RunResult:
+        self.ran.append(task)
+        if task.platform == AMD64:
+            raise KeyboardInterrupt
+        assert self.stop_requested.wait(10)
+        return task.make_result(Outcome.PASSED)
+
+    def stop(self) -> None:
+        self.stop_requested.set()
+
+
+def test_interrupt_starts_no_waiting_run() -> None:
+    backends = InterruptedBackends()
+    with pytest.raises(KeyboardInterrupt):
+        run_emulated(RunRequest(image=IMAGE, jobs=1), backends.selector())
+    assert ARM_V6 not in [task.platform for task in backends.ran]
+
+
+def test_jobs_limit_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def make_pool(max_workers: int) -> ThreadPoolExecutor:
+        sizes.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    monkeypatch.setattr(service, "ThreadPoolExecutor", make_pool)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for jobs in (0, 1):
+        run_emulated(RunRequest(image=IMAGE, jobs=jobs), FakeBackends().selector())
+    assert sizes == [8, 1]
 
 
 TWO_CHECKS = (SmokeCheck(command="a"), SmokeCheck(command="b"))

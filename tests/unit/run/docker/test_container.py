@@ -1,18 +1,29 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import docker
 import pytest
 
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import Outcome, PlatformSetup
 from buildkit_tasks.run.backend import RunTask
 from buildkit_tasks.run.docker import container
-from buildkit_tasks.run.docker.container import ContainerRun, build_run_args, run_container
+from buildkit_tasks.run.docker.container import (
+    OWNER_LABEL,
+    ContainerRun,
+    build_run_args,
+    remove_stale_containers,
+    run_container,
+)
 from buildkit_tasks.run.docker.load import LoadedImage
 from buildkit_tasks.run.docker.monitor import ContainerResult
 from buildkit_tasks.run.outcomes import Expectation, ProcessResult
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
+from buildkit_tasks.system.process import Process
 
 ARM64 = Platform.parse("linux/arm64")
 
@@ -68,6 +79,72 @@ def test_qemu_environment() -> None:
     assert len(set(QEMU_ENV_VARS)) == len(QEMU_ENV_VARS)
 
 
+class FakeApi:
+    """An engine that creates a container of the image's manifest ``chosen``."""
+
+    def __init__(self, chosen: str = "d", labels: Mapping[str, str] | None = None) -> None:
+        self.chosen = chosen
+        self.labels = labels or {}
+        self.host_config: dict[str, Any] = {}
+        self.removed: list[str] = []
+
+    def create_host_config(self, **options: Any) -> dict[str, Any]:
+        self.host_config = docker.APIClient(version="1.45").create_host_config(**options)
+        return self.host_config
+
+    def create_container(self, *_: object, **__: object) -> dict[str, str]:
+        return {"Id": "new"}
+
+    def inspect_container(self, container_id: str) -> dict[str, Any]:
+        return {"Id": container_id, "ImageManifestDescriptor": {"digest": self.chosen}, "Config": {}}
+
+    def containers(self, **_: object) -> list[dict[str, Any]]:
+        return [{"Id": name, "Labels": {OWNER_LABEL: owner}} for name, owner in self.labels.items()]
+
+    def remove_container(self, container_id: str, **_: object) -> None:
+        self.removed.append(container_id)
+
+
+def make_client(api: FakeApi) -> Any:
+    return SimpleNamespace(api=api)
+
+
+def test_other_manifest_is_not_run() -> None:
+    api = FakeApi(chosen="e")
+    result = run_container(make_client(api), make_run())
+    assert (result.outcome, result.message) == (Outcome.WRONG_ARCH, "the engine chose manifest e, not d")
+    assert api.removed == ["new"]
+
+
+def test_container_is_confined() -> None:
+    api = FakeApi(chosen="e")
+    run_container(make_client(api), make_run())
+    confinement = {
+        "Init": True,
+        "NetworkMode": "none",
+        "ReadonlyRootfs": True,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "PidsLimit": 256,
+        "Memory": 1 << 30,
+        "MemorySwap": 1 << 30,
+    }
+    assert api.host_config.items() >= confinement.items()
+    assert "Privileged" not in api.host_config
+    assert "Binds" not in api.host_config
+
+
+def test_only_containers_of_ended_tasks_are_stale() -> None:
+    owners = {
+        "ended": f"{os.getpid()}-1",  # the pid has been reused
+        "running": str(Process.from_pid(os.getpid())),
+        "of others": "their label",
+    }
+    api = FakeApi(labels=owners)
+    remove_stale_containers(make_client(api))
+    assert api.removed == ["ended"]
+
+
 def test_run_args_have_cpu() -> None:
     assert "--env=QEMU_CPU=cortex-a53" in build_run_args(ARM64, "IMAGE", ("/x", "-y"), "cortex-a53")
     args = build_run_args(ARM64, "IMAGE", ("/x", "-y"))
@@ -96,6 +173,8 @@ def test_fork_error_is_a_limit(stderr: str) -> None:
 def test_out_of_memory_and_timeout() -> None:
     result = container._classify_run(make_run(), {"ExitCode": 0, "OOMKilled": True}, container_result())
     assert (result.outcome, result.limited) == (Outcome.FAILED, True)
+    killed = container._classify_run(make_run(), {"ExitCode": 137, "OOMKilled": True}, container_result())
+    assert (killed.outcome, killed.limited) == (Outcome.FAILED, True)
     late = container._classify_run(make_run(), {"ExitCode": 137}, container_result(timed_out=True))
     assert (late.outcome, late.message) == (Outcome.TIMEOUT, "it ran for more than 7 s and was killed")
     assert not late.limited

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import APIError
+from requests.exceptions import ReadTimeout
 
 from buildkit_tasks.run.docker import monitor
 from buildkit_tasks.run.docker.monitor import OUTPUT_LIMIT, ContainerOutput
@@ -90,3 +93,70 @@ def test_process_limit_of_local_engine(tmp_path: Path) -> None:
 
 def test_events_file_of_ended_process() -> None:
     assert monitor._find_events_file(0, "c" * 64) is None
+
+
+def test_events_file_of_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "Path", lambda path: tmp_path / path.lstrip("/"))
+    for group in ("system/ours", "docker/abc"):
+        (tmp_path / "sys/fs/cgroup" / group).mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup" / group / "pids.events").touch()
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_text("1::/system/ours\n0::/docker/abc\n")
+    assert monitor._find_events_file(7, "abc") == tmp_path / "sys/fs/cgroup/docker/abc/pids.events"
+    assert monitor._find_events_file(7, "def") is None
+
+
+@dataclass
+class FakeEngine:
+    """An engine with a guest that runs until it is killed, unless it ``has_ended`` already."""
+
+    answers: bool = True
+    has_ended: bool = False
+    timeout: float = 0.03
+    killed: list[str] = field(default_factory=list)
+
+    def inspect_container(self, _: str) -> dict[str, Any]:
+        return {"State": {"Running": not self.has_ended}}
+
+    def ping(self) -> None:
+        if not self.answers:
+            raise ReadTimeout("the engine does not answer")
+
+    def kill(self, container: str) -> None:
+        self.killed.append(container)
+        if self.has_ended:
+            raise APIError("it is not running")
+
+    def wait(self, _: str) -> None:
+        """Return at once: the guest was killed."""
+
+
+def run_monitor(engine: FakeEngine, output: bytes = b"", timeout: float = 10.0) -> monitor.ContainerResult:
+    api: Any = engine
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(output)
+        return monitor.monitor(api, "c", ours, timeout)
+
+
+def test_guest_over_output_limit_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "OUTPUT_LIMIT", 3)
+    engine = FakeEngine()
+    result = run_monitor(engine, frame(1, b"1234"))
+    assert (result.stdout, bool(result.limit_exceeded), result.timed_out) == ("123", True, False)
+    assert engine.killed == ["c"]
+
+
+def test_guest_is_killed_after_timeout() -> None:
+    engine = FakeEngine()
+    assert run_monitor(engine, timeout=0.1).timed_out
+    assert engine.killed == ["c"]
+
+
+def test_guest_that_ends_with_the_timeout() -> None:
+    assert not run_monitor(FakeEngine(has_ended=True), timeout=0).timed_out
+
+
+def test_engine_that_stops_answering_a_silent_guest() -> None:
+    with pytest.raises(ReadTimeout):
+        run_monitor(FakeEngine(answers=False))
