@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import BuilderError, UsageError
-from buildkit_tasks.host.builder import BuilderManager, require_index
+from buildkit_tasks.host.builder import BuilderManager, manager, require_index
 from buildkit_tasks.host.builder.store import parse_inspect_output
 from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
@@ -15,6 +16,7 @@ from tests.support.fake_engine import make_engine
 from tests.support.scripted import Scripted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from buildkit_tasks.system.command import CommandOptions
@@ -312,6 +314,15 @@ def test_fallback_drops_unreachable_node(tmp_path: Path) -> None:
     assert "--leave" in next(call.argv for call in harness.commands.calls if call.mutates)
 
 
+def test_fallback_needs_a_reachable_node(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, driver="docker-container", nodes=(REMOTE_NODE,), fallback="emulate")
+    head, _, nodes = ONE_UNREACHABLE.partition("Name: here")
+    harness.add_builder(head + nodes[nodes.index("Name: there") :])
+    with pytest.raises(BuilderError, match="node there: ssh://pi cannot be reached: ssh: no route"):
+        harness.ensure()
+    assert harness.mutating_steps == []
+
+
 def test_recreate_needs_reachable_nodes(tmp_path: Path) -> None:
     harness = Harness(tmp_path, driver="docker-container", nodes=(LOCAL_NODE, REMOTE_NODE))
     harness.add_builder(ONE_UNREACHABLE)
@@ -345,6 +356,7 @@ def test_restart_for_missing_platform(harness: Harness) -> None:
     builder = harness.ensure()
     assert builder.nodes[0].platforms == ("linux/amd64", "linux/arm64")
     assert harness.messages == [f"restarting builder {NAME} to detect linux/arm64"]
+    assert harness.mutating_steps == ["stop", "inspect"]
 
 
 def test_remove_checks_result(harness: Harness) -> None:
@@ -389,6 +401,28 @@ def test_find_removed_builder(harness: Harness) -> None:
     stderr = f'ERROR: no builder "{NAME}" found\n'
     harness.commands.expect("docker buildx inspect *", returncode=1, stderr=stderr)
     assert harness.builders.find(NAME) is None
+
+
+def test_builder_that_buildx_cannot_read_is_error(harness: Harness) -> None:
+    harness.add_builder(inspect_output())
+    harness.commands.expect("docker buildx inspect *", returncode=1, stderr="ERROR: permission denied\n")
+    with pytest.raises(BuilderError, match=f"cannot read builder '{NAME}': ERROR: permission denied"):
+        harness.ensure()
+    assert harness.mutating_steps == []
+
+
+def test_builder_that_another_process_creates_meanwhile(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def wait_for_lock(*_: object, **__: object) -> Iterator[None]:
+        harness.add_builder(inspect_output())
+        yield
+
+    monkeypatch.setattr(manager, "file_lock", wait_for_lock)
+    harness.set_image(present=True)
+    assert harness.ensure().name == NAME
+    assert harness.mutating_steps == []
 
 
 def test_damaged_record_is_error(harness: Harness) -> None:

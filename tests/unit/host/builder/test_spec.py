@@ -186,6 +186,11 @@ def test_create_args_of_daemon() -> None:
     ]  # fmt: skip
 
 
+def test_create_args_of_daemon_without_configuration() -> None:
+    (args,) = create_all_args(make_spec(name="m", allow=("network.host",)), "docker-container")
+    assert [arg for arg in args if "buildkitd" in arg] == [f"--buildkitd-flags={ALLOW_FLAG}=network.host"]
+
+
 def test_create_args_kubernetes() -> None:
     options = ("namespace=ci", "replicas=3", '"nodeselector=kubernetes.io/arch=arm64"', "rootless=true")
     spec = make_spec(name="k", driver="kubernetes", driver_opt=options)

@@ -187,6 +187,23 @@ def test_remove_registered(kernel: Kernel, table: HandlerTable) -> None:
     assert table.remove_registered() == []
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_table_is_unmounted_unless_others_use_it(tmp_path: Path, *, others: bool) -> None:
+    kernel = Kernel(folder=tmp_path / "binfmt_misc")
+
+    def mount(*_: object) -> None:
+        kernel.mount_binfmt_misc()
+
+    kernel.expect("mount *", effect=mount).expect("umount *")
+    table = HandlerTable(commands=kernel, state_path=tmp_path / "state", mount_point=kernel.folder)
+    table.mount()
+    table.register(ARM64, QEMU)
+    if others:
+        kernel.add(entry(ARM, "theirs"))
+    assert table.remove_registered() == ["qemu-aarch64"]
+    assert len(kernel.matching_calls("umount *")) == (0 if others else 1)
+
+
 def test_remove_keeps_changed_handler(kernel: Kernel, table: HandlerTable) -> None:
     table.register(ARM64, QEMU)
     table.register(ARM, QEMU)

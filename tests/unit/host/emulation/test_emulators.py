@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import DeadlineExceeded, EmulatorError
-from buildkit_tasks.host.emulation import qemu
+from buildkit_tasks.host.emulation import emulators, qemu
 from buildkit_tasks.host.emulation.binfmt import HandlerTable
 from buildkit_tasks.host.emulation.emulators import (
     EmulatorManager,
@@ -14,8 +16,9 @@ from buildkit_tasks.host.emulation.emulators import (
     probe_machines,
     require_emulators,
 )
+from buildkit_tasks.host.emulation.qemu import QemuFinder
 from buildkit_tasks.host.engine.daemon import Engine
-from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, build_probe_program
 from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system import debian
@@ -246,6 +249,39 @@ def test_recreate_replaces_failing_handlers(harness: Harness, tmp_path: Path) ->
     assert harness.handler_names == ["qemu-aarch64"]
     assert harness.emulators.handler_table.read_handlers()[0].interpreter == str(qemu)
     assert "removing handler theirs, which does not work" in harness.messages
+
+
+def test_failing_handler_is_kept_beside_a_missing_one(harness: Harness, tmp_path: Path) -> None:
+    for name in ("qemu-aarch64", "qemu-s390x"):
+        write_static_qemu(tmp_path, name)
+    harness.add_handler("theirs")
+    harness.expect_failing_probe("s390x")
+    harness.emulators.ensure([ARM64, Platform.parse("linux/s390x")])
+    assert harness.handler_names == ["qemu-s390x", "theirs"]
+
+
+def test_handler_that_another_process_registers_meanwhile(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def wait_for_lock(*_: object, **__: object) -> Iterator[None]:
+        harness.add_handler("theirs")
+        harness.expect_working_probe("arm64")
+        yield
+
+    monkeypatch.setattr(emulators, "file_lock", wait_for_lock)
+    write_static_qemu(tmp_path, "qemu-aarch64")
+    assert harness.emulators.ensure([ARM64])[0].runs
+    assert (harness.handler_names, harness.commands.written) == (["theirs"], [])
+
+
+def test_qemu_is_not_downloaded_against_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    commands = Scripted()
+    settings = Settings(cache=str(tmp_path), emulators="none")
+    finder = QemuFinder(settings=settings, commands=commands, notify=print)
+    assert finder.find(ARM64.machine) is None
+    assert commands.calls == []
 
 
 def test_handler_kept_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
