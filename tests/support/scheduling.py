@@ -19,6 +19,7 @@ _GO_BUILDS = (
     "planted_faults/",
     "integration/test_ten_platforms",
     "integration/test_floor_cpu",
+    "integration/test_installed_wheel",
     "integration/test_examples",
 )
 _ENGINE_TESTS = ("interop/", "integration/", "failures/", "planted_faults/")
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Return a scheduler that keeps the tests of a file on one worker, except for quick tests.
 
-    The option ``--dist=loadgroup`` has no effect with pytest 9.2, which computes the id of a test anew.
+    The option ``--dist=loadgroup`` has no effect with pytest 9.2, which computes node ids again.
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
