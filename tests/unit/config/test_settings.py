@@ -409,6 +409,19 @@ def test_image_expect_replaces_checks(project_dir: Path) -> None:
     assert worker.checks == ()
 
 
+@pytest.mark.parametrize("key", ["command", "expect"])
+def test_image_replaces_checks(project_dir: Path, key: str) -> None:
+    tables = f'[[tool.buildkit-tasks.image]]\nname = "a"\n{key} = "x"\n'
+    write_pyproject(project_dir, f'{tables}[[tool.buildkit-tasks.check]]\ncommand = "id"')
+    settings = load_settings(environ={}, folder=project_dir)
+    assert settings.for_image(settings.images[0]).checks == ()
+
+
+def test_value_that_invoke_read_from_the_environment(project_dir: Path) -> None:
+    source = {"environ": {"INVOKE_BUILDKIT_JOBS": "x"}, "invoke": {"jobs": "x"}}
+    assert settings_error(project_dir, source).message.startswith("environment INVOKE_BUILDKIT_JOBS: ")
+
+
 def test_invoke_images(project_dir: Path) -> None:
     settings = load_settings(
         invoke={"image": [{"name": "web", "target": "x"}]}, environ={}, folder=project_dir
@@ -428,6 +441,7 @@ def image_tables(*lines: str) -> str:
         (image_tables("name = 5"), "image 1: name = 5 is not a valid image name"),
         (image_tables('name = "a"', 'name = "../b"'), "image 2: name = '../b' is not a valid image name"),
         (image_tables('name = "a\\n"'), r"image 1: name = 'a\n' is not a valid image name"),
+        (image_tables('name = "a/b"'), "image 1: name = 'a/b' is not a valid image name"),
         (image_tables('name = "-a"'), "image 1: name = '-a' is not a valid image name"),
         (
             image_tables('name = "a"', 'name = "b"', 'name = "A"'),

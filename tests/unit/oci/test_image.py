@@ -118,6 +118,12 @@ def test_index_entry_limit() -> None:
     assert len(memory.opened) == 3  # each index once
 
 
+def test_index_of_most_entries() -> None:
+    memory = MemoryImage()
+    memory.set_index([add_image(memory)] * LIMITS.manifests)
+    assert len(Image(memory).entries) == LIMITS.manifests
+
+
 def test_unknown_media_types() -> None:
     memory = MemoryImage()
     text = memory.put({}, "text/plain")

@@ -42,3 +42,10 @@ def test_stream_is_verified_at_its_end() -> None:
     assert stream.read(1 << 19) == bytes(1 << 19)
     with pytest.raises(MalformedImage, match="holds other bytes"):
         stream.read()
+
+
+def test_large_blob_is_hashed_in_order() -> None:
+    memory = MemoryImage()
+    data = os.urandom(9 << 20)  # more than two batches for the thread that hashes
+    with open_verified(memory, descriptor(memory.put(data, "x/y"))) as stream:
+        assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == data

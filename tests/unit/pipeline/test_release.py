@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from buildkit_tasks.config.images import settings_for_image
-from buildkit_tasks.config.settings import load_settings
+from buildkit_tasks.config.settings import Settings, load_settings
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
@@ -262,6 +262,7 @@ def test_settings_for_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("app:web",),
     )
     assert settings_for_image(settings, "") == settings
+    assert settings_for_image(Settings(), "web") == Settings()
     with pytest.raises(UsageError, match="there is no image 'nope' in the settings") as excinfo:
         settings_for_image(settings, "nope")
     assert excinfo.value.hint == "choose one of web"

@@ -186,6 +186,7 @@ def test_best_match_is_newest() -> None:
 
 def test_normalize_numeric_variants() -> None:
     assert normalize("linux/arm/7") == normalize("linux/arm/v7")
+    assert normalize("linux/arm/8") == normalize("linux/arm/v8")
     assert normalize("linux/arm64/8") == normalize("linux/arm64")
     assert normalize("linux/amd64/2") == Platform("linux", "amd64", "2")
 

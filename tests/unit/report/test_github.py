@@ -60,6 +60,7 @@ def test_outside_github_actions(tmp_path: Path) -> None:
     environ = {"GITHUB_STEP_SUMMARY": str(summary)}
     assert renderers.report_to_github(half_failed(), environ, stream) == ()
     assert not summary.exists()
+    assert renderers.report_to_github(half_failed(), environ | {"GITHUB_ACTIONS": "false"}, stream) == ()
     assert stream.getvalue() == ""
 
 
@@ -115,6 +116,13 @@ def test_too_long_step_summary(tmp_path: Path) -> None:
     assert len(text) < 4000
     assert "| linux/arm64 |" in text
     assert "too long for a step summary" in text
+
+
+def test_almost_full_step_summary(tmp_path: Path) -> None:
+    summary = tmp_path / "summary"
+    summary.write_text("x" * (github._SUMMARY_LIMIT - 100))
+    renderers.report_to_github(matrix(), actions_env(summary), io.StringIO())
+    assert "too long for a step summary" in summary.read_text()
 
 
 def test_unwritable_step_summary(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,16 @@ def test_no_scripts_or_requests(report: Report) -> None:
         meta.attrib["content"] for meta in parse_page(report).iter("meta") if "http-equiv" in meta.attrib
     )
     assert policy.startswith("default-src 'none'")
+
+
+def test_text_is_escaped() -> None:
+    check = replace(bad_check(), message="<b>message</b>")
+    text = to_html(verify(verdict("linux/arm64", check))) + to_html(
+        run(replace(bad_run("linux/arm64"), stdout="<b>output</b>"))
+    )
+    assert "&lt;b&gt;message&lt;/b&gt;" in text
+    assert "&lt;b&gt;output&lt;/b&gt;" in text
+    assert "<b>" not in text
 
 
 def test_light_and_dark_colours() -> None:

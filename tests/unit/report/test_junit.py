@@ -42,6 +42,25 @@ def test_warning_is_output() -> None:
     assert suites(report)["verify"].attrib["failures"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("outcome", "tag"),
+    [
+        (Outcome.FAILED, "failure"),
+        (Outcome.TIMEOUT, "failure"),
+        (Outcome.EMULATOR_CRASH, "error"),
+        (Outcome.NOT_REGISTERED, "error"),
+    ],
+)
+def test_emulator_fails_or_image(outcome: Outcome, tag: str) -> None:
+    (case,) = cases(run(bad_run("linux/arm64", outcome)), "run")
+    assert case[0].tag == tag
+
+
+def test_any_character() -> None:
+    (case,) = cases(verify(verdict("linux/arm64", replace(bad_check(), message="a\n\x00\ufffe"))), "verify")
+    assert case[0].attrib["message"] == "a\n\\x00\\ufffe"
+
+
 def test_single_run_has_platform_name() -> None:
     report = run(*(replace(on_cpu("x1", good_run(name)), command=f"say {name}") for name in TEN))
     assert [case.attrib["name"] for case in cases(report, "run")] == list(TEN)

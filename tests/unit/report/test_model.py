@@ -50,6 +50,12 @@ def test_one_failed_check() -> None:
     assert not verify(verdict("linux/amd64"), bad).ok
 
 
+def test_failed_check_is_not_a_warning() -> None:
+    bad = replace(bad_check(), warning=True)
+    warned = replace(good_check(), warning=True)
+    assert verdict("linux/arm64", bad, warned).warnings == (warned,)
+
+
 def test_no_platforms_is_not_ok() -> None:
     assert not VerifyReport(subject="x", digest="", platforms=()).ok
     assert not RunReport(subject="x", results=()).ok

@@ -11,6 +11,7 @@ import pytest
 from buildkit_tasks import report as renderers
 from buildkit_tasks.report.model import ImagesReport, Outcome, Report
 from buildkit_tasks.report.steps import list_steps
+from buildkit_tasks.report.summary import summarize
 from tests.support.report_samples import (
     TWO,
     bad_check,
@@ -46,6 +47,15 @@ def test_stopped_pipeline_is_shown(render: Callable[[Report], str], error: str) 
     text = render(stopped(error))
     for part in [*TWO, *error.split("\n"), "dist/hello.tar" if render is not renderers.to_junit else "build"]:
         assert part in text
+
+
+def test_platforms_that_were_not_reached_have_not_passed() -> None:
+    assert summarize(stopped()).summary_line.startswith("0 of 2 platforms passed.")
+
+
+def test_output_with_a_fence() -> None:
+    text = renderers.to_markdown(run(bad_run("linux/arm64", stdout="a\n````\nb")))
+    assert "`````text\n" in text
 
 
 @pytest.mark.parametrize("report", bad_reports())

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from buildkit_tasks.oci.limits import Limits
 from buildkit_tasks.oci.model import EMPTY_CONFIG, OCI_CONFIG, OCI_MANIFEST, Digest
 from buildkit_tasks.report.model import Check, VerifyReport
-from buildkit_tasks.verify import verify
+from buildkit_tasks.verify import attestations, verify
 from tests.support.oci import Json, MemoryImage, add_platform, flip, make_tar, probe_program
 
 ARM64 = "linux/arm64"
@@ -114,6 +115,16 @@ def test_no_target() -> None:
     assert "it is about no image; it has to be about one image" in check.message
 
 
+def test_two_targets() -> None:
+    memory = MemoryImage()
+    entry = add_image(memory)
+    other = str(Digest.from_bytes(b"another"))
+    both = {**add_artifact(memory, entry), "annotations": {"vnd.docker.reference.digest": other}}
+    _, check = attestation_checks(verify(memory.set_index([entry, both]), (), "it"))[0]
+    assert not check.ok
+    assert f"it is about {other} and {entry['digest']}; it has to be about one image" in check.message
+
+
 def test_statement_of_other_image() -> None:
     memory = MemoryImage()
     entry = add_image(memory)
@@ -141,3 +152,30 @@ def test_flipped_byte(blob: str) -> None:
     assert not report.ok
     assert [check.ok for _, check in attestation_checks(report)] == [False]
     assert "holds other bytes" in attestation_checks(report)[0][1].message
+
+
+def add_text(memory: MemoryImage, subject: str, data: bytes) -> tuple[Json, str]:
+    """Add an attestation whose layer is not an in-toto statement; return its entry and the layer's digest."""
+    attestation = add_annotated(memory, subject)
+    layer = memory.put(data, "text/spdx")
+    document = json.loads(memory.blobs[attestation["digest"]]) | {"layers": [layer]}
+    return attestation | memory.put(document, OCI_MANIFEST), layer["digest"]
+
+
+def test_flipped_byte_in_other_layer() -> None:
+    memory = MemoryImage()
+    entry = add_image(memory)
+    attestation, layer = add_text(memory, entry["digest"], b"an SBOM")
+    assert verify(memory.set_index([entry, attestation]), (), "it").ok
+    memory.blobs[layer] = flip(memory.blobs[layer], 0)
+    _, check = attestation_checks(verify(memory, (), "it"))[0]
+    assert "holds other bytes" in check.message
+
+
+def test_size_limit_of_other_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MemoryImage()
+    entry = add_image(memory)
+    attestation, layer = add_text(memory, entry["digest"], b"x" * 1001)
+    monkeypatch.setattr(attestations, "LIMITS", Limits(layer_bytes=1000))
+    _, check = attestation_checks(verify(memory.set_index([entry, attestation]), (), "it"))[0]
+    assert f"{layer} claims 1001 bytes; at most 1000 are read" in check.message

@@ -110,6 +110,20 @@ def test_allowed_instruction_set() -> None:
     assert select_one("instruction-set", verify_files(files, AMD64, "/opt/v3/*")).ok
 
 
+def test_entrypoint_is_counted() -> None:
+    results = verify_files({"main": probe_program(AMD64)}, Entrypoint=["/main"])
+    assert select_one("binaries", results).message == "1 binary"
+
+
+def test_truncated_program() -> None:
+    results = select("binaries", verify_files({"a": elf(AMD64, needed=["libc.so.6"])[:200]}))
+    assert [(check.ok, check.warning) for check in results] == [
+        *[(True, True)] * (len(results) - 1),
+        (True, False),
+    ]
+    assert results[0].message.startswith("/a is damaged or was not read completely: ")
+
+
 def test_entrypoint_is_reported_once() -> None:
     results = verify_files({"main": elf(ARM64), "other": elf(ARM64)}, AMD64, Entrypoint=["/main"])
     assert select_one("entrypoint-arch", results).path == "/main"

@@ -57,6 +57,14 @@ def missing_library(check: Check) -> str:
     return check.expected
 
 
+def test_object_file_has_no_libraries() -> None:
+    assert check_all({"bin/app": elf(AMD64, kind=1, interpreter=GLIBC, needed=["libx.so"])}) == []
+
+
+def test_libraries_that_only_musl_provides_itself() -> None:
+    assert missing_library(check_app({"bin/app": dynamic_program("libm.so.6")})) == "libm.so.6"
+
+
 # The loader.
 
 

@@ -65,6 +65,8 @@ def test_unnamed_platform(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "out", {"bin/a": probe_program("linux/arm64")})
     with pytest.raises(UsageError, match="does not state which one"):
         verify_directory(folder)
+    with pytest.raises(UsageError, match="does not state which one"):
+        verify_directory(folder, "linux/arm64", "linux/amd64")
     assert verify_directory(folder, "linux/arm64").ok
     assert not verify_directory(folder, "linux/amd64").ok
 

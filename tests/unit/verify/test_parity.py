@@ -7,6 +7,7 @@ import pytest
 
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
+from buildkit_tasks.verify import parity as parity_module
 from tests.support.oci import MemoryImage, add_platform, directory, make_tar, symlink
 
 AMD64, ARM64 = "linux/amd64", "linux/arm64"
@@ -74,6 +75,13 @@ def test_many_differences() -> None:
     )
 
 
+def test_too_large_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity_module, "_MAX_DIRECTORY_NAMES", 2)
+    assert single_message(parity({"a": b"", "b": b"", "c": b""}, {})) == (
+        "linux/arm64 or linux/amd64 has more than 2 files in /: they were not compared by name"
+    )
+
+
 def test_executables_and_plain_files() -> None:
     checks = parity({"bin/tool": b"#!/bin/sh\n"}, {"bin/tool": b"plain"})
     assert single_message(checks).endswith("has the files of linux/amd64")
@@ -122,6 +130,7 @@ def test_name_of_file_and_directory() -> None:
     [
         ("opt/arm64", "opt/amd64"),  # the name of the other architecture
         ("opt/myamd64x", "opt/myarm64x"),  # inside another word
+        ("opt/myamd64", "opt/myarm64"),
         ("opt/386", "opt/arm"),
     ],
 )

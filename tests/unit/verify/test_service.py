@@ -10,7 +10,7 @@ import pytest
 
 from buildkit_tasks.oci import model, strict_json
 from buildkit_tasks.oci.image import Image
-from buildkit_tasks.oci.model import OCI_INDEX, Digest
+from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.platforms import MACHINES, Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport, to_document
 from buildkit_tasks.run.sandbox.unpack import unpack
@@ -109,6 +109,27 @@ def test_extra_platform() -> None:
     assert (check.name, report.platforms[1].platform) == ("expected", ARM64)
     assert check.message == "linux/arm64 is in the image, but was not expected; expected: linux/amd64"
     assert len(report.platforms[1].checks) == 9
+
+
+def test_extra_variant() -> None:
+    report = verify_image(hello(["linux/arm/v6", "linux/arm/v7"]), "linux/arm/v7")
+    assert [check.name for check in failures(report)["linux/arm/v6"]] == ["expected"]
+
+
+class PartialImage(MemoryImage):
+    """An image in an engine that has pulled one platform of it."""
+
+    def is_missing(self, blob: Descriptor) -> bool:
+        return str(blob.digest) not in self.blobs
+
+
+def test_content_of_other_platform_is_missing() -> None:
+    memory = PartialImage(**vars(hello([AMD64, ARM64])))
+    del memory.blobs[str(Image(memory).platform_manifests[1][1].digest)]
+    assert verify_image(memory).ok
+    check = single_failure(verify_image(memory, AMD64, ARM64))
+    assert check.name == "present"
+    assert check.message.endswith("try: docker pull --platform linux/arm64 the image")
 
 
 def test_empty_index_lacks_expected_platforms() -> None:
@@ -249,6 +270,17 @@ def test_script_run_by_env() -> None:
     assert single_failure(report).path == "/bin/python3"
 
 
+@pytest.mark.parametrize(("count", "ok"), [(5, True), (6, False)])
+def test_scripts_run_by_scripts(count: int, *, ok: bool) -> None:
+    scripts = {f"s{number}": f"#!/s{number + 1}\n".encode() for number in range(count)}
+    assert verify_files({**scripts, f"s{count}": probe_program(ARM64)}, Entrypoint=["/s0"]).ok is ok
+
+
+def test_last_path_variable_wins() -> None:
+    files = {"b/main": probe_program(ARM64)}
+    assert verify_files(files, Entrypoint=["main"], Env=["PATH=/a", "PATH=/b"]).ok
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -386,7 +418,9 @@ def test_exceeded_limit() -> None:
     memory = MemoryImage()
     config = {**platform_json(AMD64), "rootfs": {"diff_ids": []}, "padding": "x" * (5 << 20)}
     memory.set_index([{**put_manifest(memory, config, []), "platform": platform_json(AMD64)}])
-    assert "at most 4194304 are read" in single_failure(verify_image(memory)).message
+    check = single_failure(verify_image(memory))
+    assert check.name == "limit"
+    assert "at most 4194304 are read" in check.message
 
 
 def test_shared_layer_is_read_once() -> None:

@@ -109,6 +109,7 @@ def test_tag_in_other_registry(push: Push) -> None:
         tag = replace(push.reference("mirror/app:v1"), host=other.host)
         publish.tag_image(image, [tag], registry_options=push.options)
         assert other.tag_digest("mirror/app:v1") == digest
+        assert other.requests("*mount=*") == []
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_decompression_bomb(pack: tuple[str, Callable[[bytes], bytes]]) -> None:
     bomb = descriptor(memory.put(compress(make_tar({"zeros": bytes(48 << 20)})), media_type))
     for limits, cause in (
         (Limits(layer_bytes=1 << 20), "larger than 1048576 bytes"),
-        (Limits(compression_ratio=100, ratio_threshold=1 << 20), "decompression bomb"),
+        (Limits(compression_ratio=600, ratio_threshold=1 << 20), "decompression bomb"),
     ):
         tracemalloc.start()
         with pytest.raises(LimitExceeded, match=cause):
@@ -132,6 +132,18 @@ def test_decompression_bomb(pack: tuple[str, Callable[[bytes], bytes]]) -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
         tracemalloc.stop()
     assert scan_layer(memory, bomb).size > 48 << 20
+
+
+def test_exact_limits() -> None:
+    memory = MemoryImage()
+    layer = descriptor(memory.put(TAR, LAYER_TAR))  # two executables
+    assert scan_layer(memory, layer, limits=Limits(layer_bytes=len(TAR), nodes=2)).size == len(TAR)
+    for limits, cause in (
+        (Limits(layer_bytes=len(TAR) - 1), "larger than"),
+        (Limits(nodes=1), "too many executables"),
+    ):
+        with pytest.raises(LimitExceeded, match=cause):
+            scan_layer(memory, layer, limits=limits)
 
 
 def test_zstd_window_limit() -> None:
@@ -174,6 +186,16 @@ def test_whiteout() -> None:
     assert rootfs.root.children["d"].children["a"].size == 2
 
 
+def test_whiteout_in_first_layer() -> None:
+    assert list_names(flatten(make_tar({"a": b"", ".wh.b": b""}))) == ["a"]
+
+
+def test_whiteout_of_plain_files() -> None:
+    below = make_tar({}, [member("d/a", mode=0o644), member("d/b", mode=0o644), symlink("d/link", "b")])
+    rootfs = flatten(below, make_tar({"d/.wh.a": b"", "d/.wh.link": b""}))
+    assert list_names(rootfs, "/d") == ["b"]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_opaque_whiteout(first: bool) -> None:
     mark, new = {"d/.wh..wh..opq": b""}, {"d/new": b""}
@@ -191,6 +213,37 @@ def test_merge_and_replace() -> None:
     assert list_names(rootfs, "/file") == ["x"]
     assert rootfs.root.children["sub"].type is FileType.FILE
     assert list_names(rootfs, "/link") == ["c"]
+
+
+def test_upper_symlink_and_mode() -> None:
+    below = make_tar({"old": b"1", "new": b"1"}, [symlink("link", "old"), directory("d")])
+    above = make_tar({}, [symlink("link", "new"), member("d", tarfile.DIRTYPE, mode=0o700)])
+    rootfs = flatten(below, above)
+    link, changed = rootfs.resolve("/link"), rootfs.resolve("/d")
+    assert link is not None
+    assert changed is not None
+    assert (link.path, changed.node.mode) == ("/new", 0o700)
+
+
+def flatten_stacks(*stacks: list[bytes]) -> list[RootFs]:
+    """Return the root file systems of platforms with these layers, which share their scans."""
+    memory = MemoryImage()
+    names = ("linux/amd64", "linux/arm64")
+    memory.set_index([add_platform(memory, *each) for each in zip(names, stacks, strict=True)])
+    image, scans = Image(memory), LayerScanCache(memory)
+    return [flatten_layers(image, entry, scans) for _, entry in image.platform_manifests]
+
+
+def test_stack_that_is_the_top_of_another() -> None:
+    low, top = make_tar({"low": b"1"}), make_tar({"top": b"1"})
+    assert [list_names(each) for each in flatten_stacks([low, top], [top])] == [["low", "top"], ["top"]]
+
+
+def test_hard_link_in_shared_layer() -> None:
+    link = make_tar({}, [hard_link("new/h", "f")])
+    roots = flatten_stacks([make_tar({"f": b"1"}), link], [make_tar({"f": b"22"}), link])
+    files = [each.find_file("/new/h") for each in roots]
+    assert [file.node.size for file in files if file] == [1, 2]
 
 
 def test_shared_scan_is_not_changed() -> None:
@@ -221,6 +274,8 @@ def test_hard_link_to_symlink() -> None:
 def test_hard_link_without_target(target: str) -> None:
     with pytest.raises(MalformedImage, match="hard link"):
         flatten(make_tar({"d/x": b""}, [hard_link("h", target)]))
+    with pytest.raises(MalformedImage, match="hard link"):
+        flatten(make_tar({"d/x": b""}), make_tar({}, [hard_link("h", target)]))
 
 
 def test_entry_below_symlink() -> None:
@@ -242,6 +297,8 @@ def test_symlinks_stay_inside_root() -> None:
 def test_entry_below_file() -> None:
     with pytest.raises(MalformedImage, match="is not a directory"):
         flatten(make_tar({"f": b"", "f/x": b""}))
+    with pytest.raises(MalformedImage, match="is not a directory"):
+        flatten(make_tar({"d/x": b"", "d": b"", "d/y": b""}))
 
 
 def test_symlink_targets() -> None:
@@ -312,11 +369,13 @@ def test_wrong_diff_id() -> None:
         flatten_layers(image, image.platform_manifests[0][1])
 
 
-def test_diff_id_count() -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_diff_id_count(count: int) -> None:
     memory = MemoryImage()
-    memory.set_index([add_platform(memory, "linux/amd64", [TAR], diff_ids=[])])
+    diff_ids = [str(Digest.from_bytes(TAR))] * count
+    memory.set_index([add_platform(memory, "linux/amd64", [TAR], diff_ids=diff_ids)])
     image = Image(memory)
-    with pytest.raises(MalformedImage, match="1 layers, the config 0 diff_ids"):
+    with pytest.raises(MalformedImage, match=f"1 layers, the config {count} diff_ids"):
         flatten_layers(image, image.platform_manifests[0][1])
 
 

@@ -199,6 +199,11 @@ def test_end_of_archive() -> None:
         read_entries(header() + bytes(BLOCK_SIZE) + header(b"hidden") + END)
 
 
+def test_size_of_link_is_ignored() -> None:
+    data = header(kind=b"1", size=b"1000") + header(b"b") + END
+    assert [(entry.name, entry.size) for entry in read_entries(data)] == [("a", 0), ("b", 0)]
+
+
 def test_data_after_end_is_ignored() -> None:
     assert [entry.name for entry in read_entries(header() + END + header(b"hidden"))] == ["a"]
 
@@ -249,8 +254,9 @@ def test_damaged_header() -> None:
     ],
 )
 def test_truncated_or_unsupported(data: bytes, cause: str) -> None:
-    with pytest.raises(MalformedImage, match=cause):
-        read_entries(data)
+    for stream in (io.BytesIO(data), Pipe(data)):
+        with pytest.raises(MalformedImage, match=cause):
+            list(TarReader(stream))
 
 
 @pytest.mark.parametrize(
@@ -294,9 +300,11 @@ def test_huge_pax_header() -> None:
     tracemalloc.stop()
 
 
-def test_too_many_pax_records() -> None:
-    with pytest.raises(MalformedImage, match="malformed pax record"):
-        read_entries(metadata_entry(pax_record(b"a", b"b") * 100_000) + header() + END)
+def test_pax_record_limit() -> None:
+    assert len(read_entries(metadata_entry(pax_record(b"a", b"b") * 1024) + header() + END)) == 1
+    for count in (1025, 100_000):
+        with pytest.raises(MalformedImage, match="malformed pax record"):
+            read_entries(metadata_entry(pax_record(b"a", b"b") * count) + header() + END)
 
 
 class RepeatedBlock(io.RawIOBase):

@@ -25,7 +25,7 @@ from buildkit_tasks.oci.source import open_verified, read_blob
 from tests.support import oci as images
 from tests.support.docker_login import AUTH, write_login
 from tests.support.oci import LAYER_GZIP, MemoryImage, hello
-from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, token
+from tests.support.registry.fake import FakeRegistry, Reply, bearer, fake_registry, redirect, token
 from tests.support.scripted import Scripted
 
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -413,6 +413,17 @@ def test_basic_auth(server: FakeRegistry, options: RegistryOptions, tmp_path: Pa
     assert headers == ["", *[f"Basic {AUTH}"] * (len(headers) - 1)]
 
 
+def test_challenge_of_redirect_target(server: FakeRegistry, options: RegistryOptions, tmp_path: Path) -> None:
+    write_login(tmp_path, server.host)
+    reference = server.add_image(hello())
+    with fake_registry("127.0.0.2") as other:
+        server.answer_always("*/blobs/*", redirect(f"http://{other.host}/blob"))
+        other.answer_always("*", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
+        error = read_error(reference, options)
+        assert f"http://{other.host} answers 401" in error.message
+        assert {request.authorization for request in (*server.received, *other.received)} == {""}
+
+
 @pytest.mark.parametrize(
     "challenge", ["", "Negotiate", "Digest realm=x", "Bearer", 'Bearer realm="/x"', "{}"]
 )
@@ -487,8 +498,12 @@ def test_mirror_with_wrong_digest(
 
 def test_other_registries_have_no_mirrors(server: FakeRegistry, options: RegistryOptions) -> None:
     reference = server.add_image(hello())
-    with open_registry(reference, mirrors=["http://127.0.0.1:1"], options=options) as source:
+    with (
+        fake_registry() as mirror,
+        open_registry(reference, mirrors=[f"http://{mirror.host}"], options=options) as source,
+    ):
         assert source.root_descriptor()
+        assert mirror.received == []
 
 
 @pytest.mark.parametrize(

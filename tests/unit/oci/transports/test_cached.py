@@ -92,10 +92,10 @@ def test_wrong_size_is_not_stored(source: CountingSource, cache: CachingSource, 
 
 def test_full_cache(source: CountingSource, cache: CachingSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "_MAX_CACHE_SIZE", 1000)
-    large, small = put_blob(source, bytes(1001)), put_blob(source, bytes(1000))
-    for each in (large, small) * 2:
+    large, small, extra = (put_blob(source, bytes(size)) for size in (1001, 1000, 1))
+    for each in (large, small, extra) * 2:
         read_blob(cache, each, 1 << 20)
-    assert (source.opened[str(large.digest)], source.opened[str(small.digest)]) == (2, 1)
+    assert [source.opened[str(each.digest)] for each in (large, small, extra)] == [2, 1, 2]
 
 
 def test_full_disk(source: CountingSource, cache: CachingSource, monkeypatch: pytest.MonkeyPatch) -> None:

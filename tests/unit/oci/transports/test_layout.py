@@ -182,6 +182,14 @@ def test_write_damaged_image(tmp_path: Path) -> None:
         memory.blobs[digest] = intact
 
 
+def test_written_files_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.add(os.fstat(fd).st_ino))
+    write_layout(hello(), tmp_path / "layout")
+    files = [path for path in (tmp_path / "layout").rglob("*") if path.is_file()]
+    assert {path.stat().st_ino for path in files} <= flushed
+
+
 def test_written_layout_is_private(tmp_path: Path) -> None:
     write_layout(hello(), tmp_path / "layout")
     assert stat.S_IMODE((tmp_path / "layout").stat().st_mode) == 0o700

@@ -129,6 +129,8 @@ def test_goarm64_options() -> None:
         "GOARM64=v8.0,lse,crypto); the baseline of linux/arm64 is Armv8.0-A: build it with GOARM64=v8.0"
     )
 
+    assert "(LSE)" not in needs("arm64", go_binary("arm64", "GOARM64=v8.1,lse"), whole=True)
+
 
 def test_other_go_variables_are_ignored() -> None:
     assert isa_problems(platform("amd64"), go_binary("amd64", "GOARM=7", "GOPPC64=power10")) == ()

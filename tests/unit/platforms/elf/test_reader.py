@@ -10,7 +10,7 @@ from buildkit_tasks.platforms.elf.model import Binary
 from buildkit_tasks.platforms.elf.probe import build_probe_program
 from buildkit_tasks.platforms.elf.reader import read_binary, read_elf_header
 from buildkit_tasks.platforms.elf.view import PartialFile, WholeFile
-from tests.support.elf import BASE, NEEDED, PT_INTERP, RPATH, RUNPATH, SONAME, STRTAB, Elf, go_info
+from tests.support.elf import BASE, NEEDED, PT_INTERP, RPATH, RUNPATH, SONAME, STRSZ, STRTAB, Elf, go_info
 
 
 def machine(name: str) -> Machine:
@@ -125,6 +125,17 @@ def test_name_beyond_string_table() -> None:
     binary = read(Elf(dynamic=[(NEEDED, "libc.so.6"), (NEEDED, 1 << 60)]))
     assert binary.needed == ("libc.so.6",)
     assert binary.problems == ("a name in the dynamic section is not terminated within 0 bytes",)
+
+
+def test_name_beyond_stated_size() -> None:
+    program = Elf(dynamic=[(NEEDED, "libc.so.6")]).build()
+    size = struct.pack("<QQ", STRSZ, len("\0libc.so.6\0"))
+    assert read_binary(WholeFile(program)).needed == ("libc.so.6",)
+    assert read_binary(WholeFile(program.replace(size, struct.pack("<QQ", STRSZ, 5)))).needed == ()
+
+
+def test_entries_after_the_end() -> None:
+    assert read(Elf(dynamic=[(NEEDED, "libc.so.6"), (0, 0)])).needed == ()
 
 
 def test_name_too_long() -> None:
