@@ -31,12 +31,14 @@ class Workspace:
     """A copy of the tracked files of the checkout."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder / "checkout"
+        # pytest's own choice is shared with other runs on this machine, whose old directories it deletes.
+        self._temporary = folder / "tmp"
         listed = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
         )
         for name in filter(None, listed.stdout.split("\0")):
-            target = folder / name
+            target = self._folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).exists():
                 shutil.copy2(ROOT / name, target, follow_symlinks=False)
@@ -57,7 +59,8 @@ class Workspace:
         ``compiled`` writes bytecode. A mutant must not: Python finds bytecode out of date by the size of the
         source and its modification time in whole seconds, so the next mutant could run with it.
         """
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={self._temporary}"]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "" if compiled else "1"}
         start = time.monotonic()
         process = subprocess.Popen(
