@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,4 +33,8 @@ def test_new_version_is_copied_again(tmp_path: Path) -> None:
     program.write_bytes(b"a" * 64)
     first = _copy_with_mark(program, tmp_path / "emulators")
     program.write_bytes(b"b" * 65)
-    assert _copy_with_mark(program, tmp_path / "emulators") != first
+    second = _copy_with_mark(program, tmp_path / "emulators")
+    program.write_bytes(b"c" * 65)
+    os.utime(program, (1, 1))
+    third = _copy_with_mark(program, tmp_path / "emulators")
+    assert [path.read_bytes()[:1] for path in (first, second, third)] == [b"a", b"b", b"c"]
