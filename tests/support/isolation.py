@@ -12,9 +12,11 @@ import fcntl
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.process import Process
 from tests.support import census
 
-_HOME = "home"
+_HOMES_KEY = "buildkit_tasks_homes"
 _SHARED = ("bases", "debian", "emulators", "go", "planted-faults")  # in the cache directory
 # Settings, caches and toolchains of other programs, by the variables that replace their default.
 _USER_DIRECTORIES = {
@@ -35,14 +37,24 @@ _USER_DIRECTORIES = {
     "XDG_CONFIG_HOME": ".config",
 }
 _STOP_SECONDS = 20.0
+_HOMES: pytest.StashKey[Path] = pytest.StashKey()
 _HANDLERS: pytest.StashKey[tuple[tuple[str, bytes], ...]] = pytest.StashKey()
 
 
-@pytest.hookimpl(trylast=True)  # after pytest has chosen the directory for temporary files
 def pytest_configure(config: pytest.Config) -> None:
     """Move this process to its own home directory."""
     config.stash[_HANDLERS] = census.handlers()
-    _enter_home(_base(config) / _HOME)
+    worker_input = getattr(config, "workerinput", None)
+    # Not below pytest's directory for temporary files, which a later session may clean up.
+    homes = worker_input[_HOMES_KEY] if worker_input else tempfile.mkdtemp(prefix="buildkit-tests-")
+    config.stash[_HOMES] = Path(homes)
+    _enter_home(Path(homes) / (worker_input["workerid"] if worker_input else "main"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist where the home directories are."""
+    node.workerinput[_HOMES_KEY] = str(node.config.stash[_HOMES])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,9 +68,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def _finish(session: pytest.Session) -> None:
-    base = _base(session.config)
-    for home in (base / _HOME, *base.glob(f"popen-*/{_HOME}")):
+    homes = session.config.stash[_HOMES]
+    for home in filter(Path.is_dir, homes.iterdir()):
         _clean_up(home)
+    shutil.rmtree(homes, ignore_errors=True)
     if census.handlers() != session.config.stash[_HANDLERS]:
         print("the tests have changed the handlers of binfmt_misc", file=sys.stderr)  # noqa: T201
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -70,8 +83,7 @@ HandlersLock = Callable[..., AbstractContextManager[None]]
 @pytest.fixture(scope="session")
 def handlers_lock(pytestconfig: pytest.Config) -> HandlersLock:
     """``with handlers_lock():`` no other worker registers handlers; ``exclusive=True`` to register some."""
-    base = _base(pytestconfig)
-    path = (base.parent if hasattr(pytestconfig, "workerinput") else base) / "handlers.lock"
+    path = pytestconfig.stash[_HOMES] / "handlers.lock"
 
     @contextlib.contextmanager
     def lock(*, exclusive: bool = False) -> Iterator[None]:
@@ -80,11 +92,6 @@ def handlers_lock(pytestconfig: pytest.Config) -> HandlersLock:
             yield
 
     return lock
-
-
-def _base(config: pytest.Config) -> Path:
-    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
-    return factory.getbasetemp()
 
 
 def _enter_home(home: Path) -> None:
