@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -95,7 +96,9 @@ class TreeBuilder:
         parent = resolve_path(self.root, parent_path, make_missing=True)
         if parent is None or parent.node.type is not FileType.DIRECTORY:
             raise MalformedImage(f"the parent of the entry {entry.name!r} is not a directory")
-        self._parent_path, self._parent = parent_path, parent.node
+        # A path through a symbolic link is resolved for each entry, because an entry may replace the link.
+        is_real_path = parent.path == posixpath.normpath(f"/{parent_path.strip('/')}")
+        self._parent_path, self._parent = parent_path if is_real_path else _NO_DIRECTORY, parent.node
 
     def _add_node(self, entry: TarEntry, name: str) -> None:
         children = self._parent.children
@@ -109,7 +112,6 @@ class TreeBuilder:
             node = self._make_special(entry, previous)
         if previous is not None:
             del children[name]
-            self._parent_path = _NO_DIRECTORY  # the replaced entry may be on the path of the cached directory
         if node is None:
             self._packed_names().add(name, entry.mode, entry.linkname if entry.type == SYMLINK else None)
         else:

@@ -46,6 +46,7 @@ def test_stream_is_verified_at_its_end() -> None:
 
 def test_large_blob_is_hashed_in_order() -> None:
     memory = MemoryImage()
-    data = os.urandom(9 << 20)  # more than two batches for the thread that hashes
-    with open_verified(memory, descriptor(memory.put(data, "x/y"))) as stream:
-        assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == data
+    data = os.urandom(13 << 20)  # more than three batches for the thread that hashes
+    for _ in range(5):
+        with open_verified(memory, descriptor(memory.put(data, "x/y"))) as stream:
+            assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == data

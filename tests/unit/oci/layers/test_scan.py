@@ -283,6 +283,13 @@ def test_entry_below_symlink() -> None:
     assert list_names(flatten(layer), "/usr/lib") == ["deep"]
 
 
+def test_entry_replaces_symlink_on_its_path() -> None:
+    links = [symlink("l", "."), directory("l/l"), symlink("l/x", "target")]
+    rootfs = flatten(make_tar({"x": b"1"}, links))
+    assert rootfs.root.children["x"].type is FileType.FILE
+    assert list_names(rootfs, "/l") == ["x"]
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/../evil", "a/..", ".."])
 def test_dot_dot_in_entry_path(name: str) -> None:
     with pytest.raises(MalformedImage, match="contains"):
