@@ -86,7 +86,16 @@ def terminate_self(ctx: TaskContext) -> None:
     signal.pause()
 
 
-TEST_TASKS = create_namespace(inspect_image, build_image, raise_error, report_success, terminate_self)
+@task()
+def run_command(ctx: TaskContext) -> None:
+    """Run a command that changes something, and show a report."""
+    ctx.commands.run(["touch", "changed"], mutates=True)
+    ctx.show_report(RunReport(subject="x", results=(good_run("linux/amd64"),)))
+
+
+TEST_TASKS = create_namespace(
+    inspect_image, build_image, raise_error, report_success, terminate_self, run_command
+)
 
 
 @pytest.fixture(autouse=True)
@@ -305,6 +314,14 @@ def test_dry_run_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "ok": True, "dry_run": True}
 
 
+def test_commands_of_dry_run_beside_document(project_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inv("run-command", "--json", "--dry-run") == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == {"schema_version": 1, "ok": True, "dry_run": True}
+    assert output.err == "touch changed\n"
+    assert not (project_dir / "changed").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [("--nonsense", "--nonsense"), ("--target", "target"), ("--context", "context"), ("--push=yes", "yes")],
@@ -403,6 +420,16 @@ def test_sigterm_is_an_interrupt() -> None:
     assert process.returncode == 130, process.stderr
     expected = {"schema_version": 1, "ok": False, "error": "interrupted", "exit_code": 130}
     assert json.loads(process.stdout) == expected
+
+
+def test_handler_of_sigterm_is_restored() -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        ours = signal.getsignal(signal.SIGTERM)
+        assert inv("report-success") == 0
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class FakeTerminal(io.StringIO):

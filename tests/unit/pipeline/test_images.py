@@ -60,9 +60,12 @@ def test_unreadable_output(resolver: ImageResolver) -> None:
 
 def test_last_built_per_folder(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
     resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
-    monkeypatch.chdir("..")
-    with pytest.raises(UsageError):
-        resolver.resolve("")
+    same_name = Path("other") / Path.cwd().name
+    same_name.mkdir(parents=True)
+    for folder in ("..", same_name.absolute()):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UsageError):
+            resolver.resolve("")
 
 
 def test_verify_archive(resolver: ImageResolver) -> None:

@@ -276,12 +276,14 @@ def test_handler_that_another_process_registers_meanwhile(
 
 
 def test_qemu_is_not_downloaded_against_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads: list[object] = []
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    commands = Scripted()
-    settings = Settings(cache=str(tmp_path), emulators="none")
-    finder = QemuFinder(settings=settings, commands=commands, notify=print)
-    assert finder.find(ARM64.machine) is None
-    assert commands.calls == []
+    monkeypatch.setattr(debian, "install_packages", lambda *args: downloads.append(args))
+    for emulators_setting in ("none", "auto"):
+        settings = Settings(cache=str(tmp_path), emulators=emulators_setting)
+        finder = QemuFinder(settings=settings, commands=Scripted(), notify=print)
+        assert finder.find(ARM64.machine) is None
+        assert len(downloads) == (emulators_setting == "auto")
 
 
 def test_handler_kept_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
