@@ -287,6 +287,8 @@ def test_push(calls: list[tuple[Any, ...]]) -> None:
     _, archive, spec = calls[0]
     assert (archive, [str(tag) for tag in spec.tags]) == ("x.tar", ["example.org/hello:1"])
     assert (spec.expected_platforms, spec.verify_first) == ((bt.Platform("linux", "386"),), False)
+    bt.push("x.tar", tags="example.org/hello:1")
+    assert calls[1][2].verify_first is True
     with pytest.raises(bt.UsageError, match="no tag is given"):
         bt.push("x.tar")
 

@@ -360,6 +360,18 @@ def test_linked_context(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> No
     assert not base.outputs[0].dest.parent.exists()
 
 
+def test_base_is_not_pushed(harness: Harness) -> None:
+    web_target = {**WEB_ON_BASE, "tags": ["r.example/web:1"]}
+    write_bake_file(harness, {**BASE_TARGET, "web": web_target}, ["web"])
+    options = {"outputs": (OutputSpec.parse("type=registry"),)}
+    with open_images(
+        harness.pipeline(), ImageSelection(bake_file="docker-bake.hcl", options=options)
+    ) as images:
+        requests = {job.name: job.request for job in images.image_jobs}
+    assert [output.type for output in requests["base"].outputs] == ["oci"]
+    assert [output.type for output in requests["web"].outputs] == ["oci", "registry"]
+
+
 def test_base_failure(harness: Harness) -> None:
     write_bake_file(
         harness, {**BASE_TARGET, "web": WEB_ON_BASE, "tool": {"context": "tool"}}, ["web", "tool"]

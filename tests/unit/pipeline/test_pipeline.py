@@ -90,6 +90,15 @@ def test_platform_that_does_not_run_is_not_built(steps: Steps) -> None:
     assert len(steps.executed) == 1
 
 
+def test_emulators_of_remote_builder_are_not_ours(steps: Steps) -> None:
+    steps.runs = False
+    pipeline = make_pipeline()
+    vars(pipeline)["_is_remote"] = True
+    vars(pipeline)["client_engine"] = make_engine()
+    pipeline.build(make_request())
+    assert len(steps.executed) == 1
+
+
 def test_index_that_the_engine_cannot_store_is_not_built(steps: Steps) -> None:
     with pytest.raises(BuilderError, match="builds one platform at a time"):
         make_pipeline(store="graph").build(make_request())

@@ -237,6 +237,8 @@ def test_parts_of_selected_image(tmp_path: Path) -> None:
     )
     files = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert read_parts([], files, "web") == parse_references(FIRST_PART, SECOND_PART)
+    (tmp_path / "c").write_text(images_report(web=SECOND_PART, webmail=FIRST_PART), encoding="utf-8")
+    assert read_parts([], [str(tmp_path / "c")], "web") == parse_references(SECOND_PART)
     with pytest.raises(UsageError, match="a: tool names no image in a registry"):
         read_parts([], files, "tool")
     with pytest.raises(UsageError, match="no part is of image 'nope'; the parts are of web, tool"):
