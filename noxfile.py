@@ -44,7 +44,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("mypy", "--platform=darwin")
+    session.run("mypy", "--platform=darwin", "buildkit_tasks")
     session.run("lint-imports")
     session.run("python", "tools/naming.py")
 
