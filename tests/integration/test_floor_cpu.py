@@ -24,7 +24,7 @@ def classic(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project
     folder = tmp_path_factory.mktemp("classic")
     shutil.copytree(ROOT / "tests/fixtures/classic", folder / "repo")
     project = repository(folder)
-    project.task("build-multiarch", f"--platform={','.join(PLATFORMS)}", timeout=600)
+    project.task("build-multiarch", f"--platform={','.join(PLATFORMS)}", timeout=1100)
     return project
 
 
@@ -51,7 +51,7 @@ def test_classic_image_fails_on_arm1176(classic: Project, runner: str) -> None:
 
 
 def test_example_passes_on_floor_cpu(hello: Project) -> None:
-    hello.task("build-multiarch", timeout=600)
+    hello.task("build-multiarch", timeout=1100)
     report = hello.json("run-emulated", "--runner=sandbox", "--cpu=floor")
     assert outcomes(report) == dict.fromkeys(TEN, "passed")
     cpus = {row["platform"]: row["emulator"]["cpu"] for row in report["results"]}
@@ -60,7 +60,7 @@ def test_example_passes_on_floor_cpu(hello: Project) -> None:
 
 
 def test_docker_native_cpu_is_refused(hello: Project) -> None:
-    hello.task("build-multiarch", timeout=600)
+    hello.task("build-multiarch", timeout=1100)
     options = ("--runner=docker", "--cpu=floor", "--platform=linux/amd64,linux/arm/v6")
     report = hello.json("run-emulated", *options, expect=1)
     assert outcomes(report) == {"linux/amd64": "not-registered", ARM_V6: "passed"}
@@ -70,7 +70,7 @@ def test_docker_native_cpu_is_refused(hello: Project) -> None:
 def test_native_emulator_is_private(hello: Project, tmp_path: Path) -> None:
     """The emulator of the native platform is used only where emulation is asked for."""
     project = hello.with_env(INVOKE_BUILDKIT_CACHE="", TMPDIR=str(tmp_path))
-    project.task("build-multiarch", timeout=600)
+    project.task("build-multiarch", timeout=1100)
     report = project.json("run-emulated", "--runner=sandbox", "--cpu=both", "--platform=linux/amd64")
     assert [row["emulated"] for row in report["results"]] == [False, True]
     assert [row["outcome"] for row in report["results"]] == ["passed", "passed"]

@@ -69,7 +69,7 @@ class Project:
             start_new_session=True,
         )
 
-    def command(self, *argv: str, timeout: float = 300) -> CompletedCommand:
+    def command(self, *argv: str, timeout: float = 600) -> CompletedCommand:
         """Run a command here and wait for its end."""
         started = time.monotonic()
         with self.start(argv) as child:
@@ -81,7 +81,7 @@ class Project:
         seconds = time.monotonic() - started
         return CompletedCommand(code=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
 
-    def task(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> CompletedCommand:
+    def task(self, name: str, *options: str, expect: int = 0, timeout: float = 600) -> CompletedCommand:
         """Run a task, which must exit with the expected status and without a traceback."""
         done = self.command(*TASKS, name, *options, timeout=timeout)
         output = f"{name} ended with {done.code}, not {expect}:\n{done.stdout}\n{done.stderr}"
@@ -89,7 +89,7 @@ class Project:
         assert "Traceback" not in done.stdout + done.stderr, output
         return done
 
-    def json(self, name: str, *options: str, expect: int = 0, timeout: float = 300) -> Any:
+    def json(self, name: str, *options: str, expect: int = 0, timeout: float = 600) -> Any:
         """Run a task with ``--json`` and return its document."""
         return self.task(name, "--json", *options, expect=expect, timeout=timeout).document
 
