@@ -67,6 +67,8 @@ def fuzz(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Apply planted mutants and print which test catches each: nox -s mutants -- oci verify."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
+    if "--generate" in session.posargs:
+        session.install("mutmut>=3.8")
     session.run("python", "-m", "tests.mutants", *session.posargs)
 
 

@@ -1,4 +1,4 @@
-"""Apply the mutants one after the other and print which test catches each: nox -s mutants -- oci verify."""
+"""Apply mutants one after the other and print which test catches each: nox -s mutants -- oci verify."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from tests.mutants import catalogue
 from tests.mutants.catalogue import CatalogueError, Mutant
+from tests.mutants.generate import survivors
 from tests.mutants.workspace import TestRun, Workspace
 
 _FIRST_TIMEOUT = 600.0
@@ -24,17 +25,28 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="mutants, or packages such as oci (all)")
     parser.add_argument("--jobs", type=int, default=2, help="how many run at once (2)")
+    parser.add_argument("--generate", metavar="MODULE", help="mutate this file; the names are its tests")
     options = parser.parse_args(arguments)
-    try:
-        mutants = catalogue.read(options.names)
-        for mutant in mutants:
-            mutant.changed()
-    except CatalogueError as error:
-        parser.error(str(error))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        runner = _Runner([Workspace(Path(folder, str(number))) for number in range(options.jobs)])
-        seconds = _run_unchanged(runner, mutants)
-        return _run_mutants(runner, mutants, seconds) if seconds else 1
+        try:
+            return (_run_generated if options.generate else _run_catalogue)(options, Path(folder))
+        except CatalogueError as error:
+            parser.error(str(error))
+
+
+def _run_catalogue(options: argparse.Namespace, folder: Path) -> int:
+    mutants = catalogue.read(options.names)
+    for mutant in mutants:
+        mutant.changed()
+    runner = _Runner([Workspace(folder / str(number)) for number in range(options.jobs)])
+    seconds = _run_unchanged(runner, mutants)
+    return _run_mutants(runner, mutants, seconds) if seconds else 1
+
+
+def _run_generated(options: argparse.Namespace, folder: Path) -> int:
+    for text in survivors(Workspace(folder).folder, options.generate, options.names, options.jobs):
+        sys.stdout.write(f"{text}\n")
+    return 0
 
 
 class _Runner:

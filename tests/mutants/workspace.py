@@ -28,17 +28,17 @@ class TestRun(NamedTuple):
 
 
 class Workspace:
-    """A copy of the tracked files of the checkout."""
+    """A copy of the tracked files of the checkout, in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "checkout"
+        self.folder = folder / "checkout"
         # pytest's own choice is shared with other runs on this machine, whose old directories it deletes.
         self._temporary = folder / "tmp"
         listed = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
         )
         for name in filter(None, listed.stdout.split("\0")):
-            target = self._folder / name
+            target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).exists():
                 shutil.copy2(ROOT / name, target, follow_symlinks=False)
@@ -46,7 +46,7 @@ class Workspace:
     @contextlib.contextmanager
     def apply(self, mutant: Mutant) -> Iterator[None]:
         """Change the file of this mutant for the duration of the context."""
-        file = self._folder / mutant.file
+        file = self.folder / mutant.file
         file.write_text(mutant.changed())
         try:
             yield
@@ -64,7 +64,7 @@ class Workspace:
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "" if compiled else "1"}
         start = time.monotonic()
         process = subprocess.Popen(
-            command, cwd=self._folder, env=environment, text=True, start_new_session=True,
+            command, cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:

@@ -26,6 +26,8 @@ SHA_512 = f"sha512:{HEX}{HEX}"
         ("localhost:5000/app:v1", "localhost:5000/app:v1"),
         ("127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000/a/b/c:v1"),
         ("[::1]:5000/app", "[::1]:5000/app:latest"),
+        ("host:1/app", "host:1/app:latest"),
+        ("host:65535/app", "host:65535/app:latest"),
         ("[2001:db8::1]/app:x", "[2001:db8::1]/app:x"),
         ("Registry/app", "Registry/app:latest"),
         ("REG.Example.com/app", "REG.Example.com/app:latest"),
@@ -87,6 +89,9 @@ def test_digest_is_the_identifier() -> None:
         ("host:\u0665/app", "not a valid registry host"),
         ("[::1/app", "not a valid registry host"),
         ("[::1]x/app", "not a valid registry host"),
+        ("[::1]5000/app", "not a valid registry host"),
+        ("[::1]:x/app", "not a valid registry host"),
+        ("[::1]]:5000/app", "not a valid registry host"),
         ("[::1%25lo]:5/app", "not a valid registry host"),
         ("[:::::]/app", "not a valid registry host"),
         ("user@host.io/app", "not a valid digest"),
@@ -110,6 +115,19 @@ def test_invalid_reference(text: str, message: str) -> None:
     assert excinfo.value.exit_code == 2
     assert excinfo.value.hint
     assert len(str(excinfo.value)) < 2000
+
+
+def test_quoted_text_is_shortened() -> None:
+    for text, quoted in (("-" * 160, "-" * 160), ("-" * 161, "-" * 160 + "...")):
+        with pytest.raises(UsageError) as excinfo:
+            Reference.parse(text)
+        assert excinfo.value.message.startswith(f"'{quoted}' is not a valid image reference: ")
+
+
+def test_hint_for_invalid_digest() -> None:
+    with pytest.raises(UsageError) as excinfo:
+        Reference.parse("alpine@sha256:abc")
+    assert excinfo.value.hint == "write it as registry/name:tag or registry/name@sha256:..."
 
 
 def test_equals_sign_in_digest() -> None:
