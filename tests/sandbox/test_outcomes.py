@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,19 @@ def test_unknown_cpu(project: Project, tmp_path: Path) -> None:
 def test_guest_ignores_signals(project: Project, tmp_path: Path, platform: str, unchanged: Unchanged) -> None:
     name = image(tmp_path, platform, guests.ignore_signals(platform))
     with unchanged():
+        started = time.monotonic()
         result = run(project, name, "--timeout=1", expect=124)
+        seconds = time.monotonic() - started
     assert result["outcome"] == "timeout"
     assert "more than 1 s" in result["message"]
+    assert seconds < 10
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
 def test_segmentation_fault(project: Project, tmp_path: Path, platform: str) -> None:
-    result = run(project, image(tmp_path, platform, guests.segfault(platform)))
+    result = run(project, image(tmp_path, platform, guests.segfault(platform)), "--timeout=20")
     assert (result["outcome"], result["exit_code"]) == ("failed", 139)
+    assert result["seconds"] < 10
 
 
 def test_illegal_instruction(project: Project, tmp_path: Path) -> None:
@@ -152,9 +157,10 @@ def test_limits(project: Project, tmp_path: Path, unchanged: Unchanged, platform
 
 def test_timeout_of_writing_guest(project: Project, busybox_image: BusyboxImage) -> None:
     name = busybox_image("linux/amd64", Cmd=["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"])
+    started = time.monotonic()
     result = run(project, name, "--timeout=1", expect=124)
     assert (result["outcome"], result["stdout"][:2]) == ("timeout", "x\n")
-    assert "more than 1 s" in result["message"]
+    assert time.monotonic() - started < 10
 
 
 def test_nul_in_argument(project: Project, busybox_image: BusyboxImage) -> None:
