@@ -120,6 +120,11 @@ def test_name_is_documented(name: str) -> None:
     assert re.search(rf"(?<![\w.-])(?:bt\.)?{name}\b", PAGE.read_text())
 
 
+def test_text_of_error() -> None:
+    error = bt.UsageError("no good", platform="linux/arm64", hint="do it well")
+    assert str(error) == "linux/arm64: no good\n  try: do it well"
+
+
 def test_exit_codes_are_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE.read_text(), re.MULTILINE)
     codes = {name: str(getattr(errors, name).exit_code) for name in errors.__all__}

@@ -21,12 +21,21 @@ from buildkit_tasks.cli.invocation import RunProgress, TaskContext
 from buildkit_tasks.cli.options import BUILD_OPTIONS, IMAGE, PLATFORM, REPORT, RUN_OPTIONS, Option
 from buildkit_tasks.config.settings import SmokeCheck
 from buildkit_tasks.errors import BuildFailed, EngineError, SettingsError, UsageError
+from buildkit_tasks.pipeline.doctor import Diagnosis, Finding
 from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.pipeline.runs import ImageRunner
-from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult
+from buildkit_tasks.report.model import MatrixReport, Outcome, RunReport, RunResult, VerifyReport
 from buildkit_tasks.tasks import ns
 from tests.support.environment import delete_env
-from tests.support.report_samples import bad_run, good_run
+from tests.support.report_samples import (
+    bad_run,
+    good_check,
+    good_run,
+    platform_setup,
+    setup,
+    verdict,
+    verify,
+)
 
 SECRET = "https://me:hunter2@example.org/x"  # noqa: S105 - not a real password
 calls: list[tuple[str, dict[str, Any]]] = []
@@ -506,6 +515,46 @@ def test_limit_and_timeout_exit_codes(
 
 def test_passed_runs_exit_0(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit_code_of_runs(PASSED, monkeypatch=monkeypatch, task="run-emulated") == 0
+
+
+def test_failed_setup_ends_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = replace(platform_setup("linux/arm64"), runs=False)
+    monkeypatch.setattr(Pipeline, "setup", lambda *_, **__: setup(failed))
+    assert inv("setup-builder", tasks=ns) == 3
+
+
+def test_keep_state_needs_recreate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Pipeline, "setup", lambda *_, **__: setup(platform_setup("linux/arm64")))
+    assert inv("setup-builder", "--keep-state", tasks=ns) == 2
+    assert "--keep-state applies to a builder that is recreated" in capsys.readouterr().err
+    assert inv("setup-builder", "--keep-state", "--recreate", tasks=ns) == 0
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 3)])
+def test_exit_status_of_diagnosis(monkeypatch: pytest.MonkeyPatch, ok: bool, code: int) -> None:
+    diagnosis = Diagnosis(findings=(Finding(name="engine", ok=ok, message="it answers"),))
+    monkeypatch.setattr("buildkit_tasks.pipeline.doctor.diagnose_environment", lambda _: diagnosis)
+    assert inv("doctor", tasks=ns) == code
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [((), ()), (("--platform=linux/arm64",), ("linux/arm64",)), (("--for=linux/386",), ())],
+)
+def test_only_named_platforms_are_required(
+    monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    required: list[tuple[str, ...]] = []
+
+    def verify_image(_: Pipeline, __: str, platforms: Any, ___: Any) -> VerifyReport:
+        required.append(tuple(map(str, platforms)))
+        return verify(verdict("linux/arm64", good_check()))
+
+    monkeypatch.setattr(Pipeline, "verify_image", verify_image)
+    assert inv("verify-arch", "x.tar", *args, tasks=ns) == 0
+    assert required == [expected]
 
 
 def test_checks_from_invoke_configuration(project_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.pipeline.release import ReleasePlan, ReleaseService, ReleaseSpec
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.report.model import BuildResult, PushResult
+from buildkit_tasks.report.model import BuildResult, MatrixReport, PushResult
 from buildkit_tasks.tasks import ns
 from tests.support import report_samples as samples
 from tests.unit.cli.test_invocation import inv, project_dir
@@ -33,6 +33,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
 
     monkeypatch.setattr(Pipeline, "build", build)
     monkeypatch.setattr(Pipeline, "release_build", lambda _, __, result, *___: result)
+    monkeypatch.setattr(Pipeline, "run_matrix", lambda *_: (MatrixReport(), None))
     return built
 
 
