@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tests.mutants.catalogue import ROOT, Mutant
 
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 class TestRun(NamedTuple):
@@ -61,7 +61,9 @@ class Workspace:
         """
         options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={self._temporary}"]
         command = [sys.executable, "-m", "pytest", *options, *tests]
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "" if compiled else "1"}
+        # Processes that a test starts elsewhere import the mutated package as well.
+        environment = os.environ | {"PYTHONPATH": str(self.folder)}
+        environment["PYTHONDONTWRITEBYTECODE"] = "" if compiled else "1"
         start = time.monotonic()
         process = subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, start_new_session=True,
