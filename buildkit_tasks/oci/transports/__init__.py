@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.oci.transports.names import ARCHIVE_SUFFIXES, check_forgotten_suffix, check_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["find_local_output", "open_image"]
 
 _BUILD_HINT = "inv build-multiarch -o type=oci,dest=dist/image.tar"
-_KNOWN_TRANSPORTS = "docker://, docker-daemon:, docker-archive:, oci:, oci-archive:, dir:"
-_ARCHIVE_SUFFIXES = (".tar", ".oci", ".tgz", ".gz", ".zst")
 
 
 @contextmanager
@@ -75,11 +74,9 @@ def _open_transport(
     if name.startswith("docker://"):
         return registry_opener(name.removeprefix("docker://"))
     source = _open_path(name)
-    if source is None and "://" in name:
-        raise UsageError(
-            f"{name}: transport {transport!r} is not supported", hint=f"use one of {_KNOWN_TRANSPORTS}"
-        )
-    return registry_opener(name) if source is None else source
+    if source is not None:
+        return source
+    return registry_opener(name)
 
 
 def _open_registry(reference: str) -> AbstractContextManager[Source]:
@@ -89,6 +86,9 @@ def _open_registry(reference: str) -> AbstractContextManager[Source]:
 
 
 def _open_docker_daemon(reference: str, export: ImageExporter | None) -> AbstractContextManager[Source]:
+    if reference.startswith("//"):
+        fixed = f"docker-daemon:{reference.strip('/')}"
+        raise UsageError(f"unknown image name 'docker-daemon:{reference}'", hint=fixed)
     if not reference:
         raise UsageError("docker-daemon: needs an image name", hint="write it as docker-daemon:NAME:TAG")
     from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
@@ -126,8 +126,10 @@ def _open_path(name: str) -> AbstractContextManager[Source] | None:
         raise UsageError("the image name is empty", hint=_BUILD_HINT)
     path = Path(name)
     if not _path_exists(path):
-        if name.startswith((".", "/", "~")) or path.suffix in _ARCHIVE_SUFFIXES:
+        check_prefix(name)
+        if name.startswith((".", "/", "~")) or path.suffix in ARCHIVE_SUFFIXES:
             raise UsageError(f"{name} does not exist", hint=_BUILD_HINT)
+        check_forgotten_suffix(name)
         return None
     if not path.is_dir():
         return _open_archive_file(path)
@@ -194,6 +196,9 @@ def _split_image_name(details: str, syntax: str) -> tuple[Path, str | None]:
         path = Path(":".join(parts[:count]))
         if parts[0] and _path_exists(path):
             return path, ":".join(parts[count:]) or None
+    if details.startswith("//"):
+        fixed = syntax.partition(":")[0] + f":{details.lstrip('/')}"
+        raise UsageError(f"{details} does not exist", hint=fixed)
     raise UsageError(f"{parts[0] or details} does not exist", hint=_BUILD_HINT)
 
 

@@ -20,6 +20,7 @@ from buildkit_tasks.oci.transports.layout import (
     choose_root,
     missing_blob_error,
 )
+from buildkit_tasks.oci.transports.tar_files import check_tar_file
 from buildkit_tasks.oci.transports.tar_members import (
     SeekableArchive,
     TarArchive,
@@ -105,9 +106,10 @@ class OciArchive(ArchivedLayout):
 def open_tar_archive(path: Path) -> TarArchive:
     """Open a tar file, which may be compressed.
 
-    Raises :class:`UsageError` if it is not a regular file or cannot be opened, :class:`MalformedImage` and
+    Raises :class:`UsageError` if it is not a tar file or cannot be opened, :class:`MalformedImage` and
     :class:`LimitExceeded` for its content.
     """
+    check_tar_file(path)
     fd = open_regular_file(path)
     if detect_compression(os.pread(fd, 4, 0)) != PLAIN:
         os.close(fd)

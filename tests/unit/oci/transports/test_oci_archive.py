@@ -157,10 +157,46 @@ def test_other_kind_of_archive(files: dict[str, bytes], cause: str, tmp_path: Pa
         archive.root_descriptor()
 
 
-@pytest.mark.parametrize("data", [b"hello, world" * 100, os.urandom(2048)])
-def test_not_a_tar_file(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(MalformedImage, match="tar archive"):
-        OciArchive(write_file(tmp_path / "a.tar", b"T" + data))
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"FROM scratch\n", "text"),
+        (b"FROM scratch\n" * 100, "text"),
+        ("é".encode() * 500, "text"),
+        (b"", "an empty file"),
+        (bytes(range(256)) * 8, "binary data"),
+        (b"\x7fELF" + bytes(600), "an ELF program"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive"),
+        (gzip.compress(b"FROM scratch\n"), "gzip-compressed text"),
+        (gzip.compress(b""), "gzip-compressed empty file"),
+        (zstd.compress(b"\x7fELF" + bytes(600)), "zstd-compressed ELF program"),
+    ],
+)
+def test_not_a_tar_file(data: bytes, kind: str, tmp_path: Path) -> None:
+    path = write_file(tmp_path / "a.tar", data)
+    with pytest.raises(UsageError) as excinfo:
+        OciArchive(path)
+    expected = "expected a tar file of an OCI layout or of docker save"
+    assert excinfo.value.message == f"{path} is not an image archive: {expected}, found {kind}"
+
+
+def test_damaged_first_header(tmp_path: Path) -> None:
+    data = bytearray(write_archive(hello(), tmp_path / "a.tar").read_bytes())
+    data[0] ^= 1
+    with pytest.raises(MalformedImage, match="before byte 512: the header checksum is wrong"):
+        OciArchive(write_file(tmp_path / "a.tar", bytes(data)))
+
+
+def test_v7_archive(tmp_path: Path) -> None:
+    files = layout_files(hello())
+    path = write_file(tmp_path / "a.tar", make_tar(files))
+    blocks = path.read_bytes()
+    header = bytearray(blocks[:512])
+    header[257:265] = bytes(8)  # no magic, as before POSIX
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with OciArchive(write_file(path, bytes(header) + blocks[512:])) as archive:
+        assert archive.root_descriptor()
 
 
 def test_truncated_archive(tmp_path: Path) -> None:
@@ -170,7 +206,7 @@ def test_truncated_archive(tmp_path: Path) -> None:
         OciArchive(write_file(path, last_bytes[:-1]))
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(UsageError, match="not a regular file"):

@@ -120,8 +120,21 @@ def test_docker_daemon_export() -> None:
 @pytest.mark.parametrize(
     ("name", "cause", "hint"),
     [
-        ("oci-layout://dist/x", "transport 'oci-layout' is not supported", "oci-archive:"),
-        ("https://example.org/x", "transport 'https' is not supported", "docker://"),
+        ("ostree://x", "transport 'ostree' is not supported", "oci-archive:"),
+        ("docker:q:1", "unknown image name 'docker:q:1'", "docker-daemon:q:1 or docker://q:1"),
+        ("image:q:1", "unknown image name", "docker-daemon:q:1 or docker://q:1"),
+        ("podman:q:1", "unknown image name", "docker-daemon:q:1 or docker://q:1"),
+        ("registry:r.example/q:1", "unknown image name", "docker://r.example/q:1"),
+        ("docker-image://alpine", "unknown image name", "docker://alpine"),
+        ("https://example.org/x", "unknown image name", "docker://example.org/x"),
+        ("Docker://alpine", "unknown image name", "docker://alpine"),
+        ("docker-deamon:q", "unknown image name", "docker-daemon:q"),
+        ("oci-archve:dist/a.tar", "unknown image name", "oci-archive:dist/a.tar"),
+        ("local:out/bin", "unknown image name", "dir:out/bin"),
+        ("tar:out/a.tar", "unknown image name", "oci-archive:out/a.tar or docker-archive:out/a.tar"),
+        ("oci-layout://dist/x", "unknown image name", "oci:dist/x"),
+        ("oci://dist/x", "//dist/x does not exist", "oci:dist/x"),
+        ("docker-daemon://q:1", "unknown image name", "docker-daemon:q:1"),
         ("containers-storage:x", "from containers-storage", "skopeo copy"),
         ("docker-daemon:", "needs an image name", "docker-daemon:NAME:TAG"),
         ("dir:", "has no path", "dir:DIR"),
@@ -132,6 +145,24 @@ def test_invalid_names(name: str, cause: str, hint: str) -> None:
     with pytest.raises(UsageError, match=cause) as excinfo, open_image(name, registry_opener=refuse_open):
         pass
     assert hint in str(excinfo.value.hint)
+
+
+def test_forgotten_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_archive(hello(), tmp_path / "app.tar")
+    (tmp_path / "dist").mkdir()
+    write_archive(hello(), tmp_path / "dist/app.tar.gz")
+    for name, cause, hint in (
+        ("app", "app does not exist, but app.tar does", "app.tar"),
+        ("dist/app.tar", r"dist/app\.tar does not exist", "inv build-multiarch"),
+        ("dist/other", "there is no dist/other in the folder dist", "docker://dist/other for a registry"),
+    ):
+        with pytest.raises(UsageError, match=cause) as excinfo, open_image(name, registry_opener=refuse_open):
+            pass
+        assert str(excinfo.value.hint).startswith(hint)
+    for name in ("dist/other:1", "team/app", "dist", "docker://dist/other"):
+        with pytest.raises((AssertionError, UsageError), match=r"opened|local output"):
+            open_image(name, registry_opener=refuse_open).__enter__()
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "é" * 300])
