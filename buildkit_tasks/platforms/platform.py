@@ -24,23 +24,15 @@ __all__ = ["Platform", "known_platforms", "native_platform", "parse_platforms", 
 
 _MACHINE_BY_ARCHITECTURE = {machine.architecture: machine for machine in MACHINES}
 
-# Other spellings, from containerd's platforms.Normalize and `uname -m`.
+# Other names of an architecture, or of one of its variants.
 _ALIASES = {
-    "x86_64": ("amd64", ""),
-    "x86-64": ("amd64", ""),
-    "aarch64": ("arm64", ""),
-    "armhf": ("arm", "v7"),
-    "armel": ("arm", "v6"),
-    "armv5": ("arm", "v5"),
-    "armv6": ("arm", "v6"),
-    "armv6l": ("arm", "v6"),
-    "armv7": ("arm", "v7"),
-    "armv7l": ("arm", "v7"),
-    "i386": ("386", ""),
-    "i686": ("386", ""),
-    "ppc64el": ("ppc64le", ""),
-    "mips64el": ("mips64le", ""),
-    "loongarch64": ("loong64", ""),
+    **{alias: (machine.architecture, "") for machine in MACHINES for alias in machine.aliases},
+    **{
+        alias: (machine.architecture, level.name)
+        for machine in MACHINES
+        for level in machine.variants
+        for alias in level.aliases
+    },
 }
 
 # Variants that some tools write without the letter v; containerd accepts these.
@@ -98,6 +90,16 @@ class Platform:
         """
         machine = _MACHINE_BY_ARCHITECTURE.get(self.architecture)
         return machine.baseline_of(self.variant) if machine else None
+
+    @property
+    def baseline_build_options(self) -> tuple[str, ...]:
+        """The settings of Go and of C compilers that limit a program to the baseline, each with its language."""
+        level = self.baseline
+        if level is None:
+            return ()
+        setting = f"{self.machine.go_variable}={level.go_value} (Go)" if level.go_value else ""
+        option = f"{level.compiler_option} (C)" if level.compiler_option else ""
+        return tuple(filter(None, (setting if self.machine.go_variable else "", option)))
 
     def _variant_level(self) -> IsaLevel:
         levels = (level for level in self.machine.variants if level.name == self.variant)

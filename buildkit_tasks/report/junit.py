@@ -94,8 +94,13 @@ def _render_problems(tag: str, problems: tuple[Problem, ...]) -> str:
     """Return one element, since readers use only the first; its text has every problem."""
     first = problems[0]
     attributes = _format_attributes(message=first.message, type=first.kind)
-    body = "\n\n".join(f"{problem.kind}: {describe_problem(problem)}" for problem in problems)
+    body = "\n\n".join(map(_format_problem, problems))
     return f"      <{tag}{attributes}>{_escape_text(body)}</{tag}>"
+
+
+def _format_problem(problem: Problem) -> str:
+    hint = f"\ntry: {problem.hint}" if problem.hint else ""
+    return f"{problem.kind}: {describe_problem(problem)}{hint}"
 
 
 def _format_attributes(**values: str) -> str:

@@ -51,7 +51,7 @@ __all__ = [
 class Check:
     """One comparison: what was expected, what was found, and in which file and layer.
 
-    A check that is ok may be a ``warning``.
+    A check that is ok may be a ``warning``. ``hint`` is what to do about one that is not, if that is known.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Check:
     path: str = ""
     layer: str = ""
     message: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +123,9 @@ class EmulatorSummary:
 class RunResult:
     """One run of one platform of an image; ``seconds`` is wall time from start to exit.
 
-    ``command`` is what was run, as it was written, and empty for the image's own command. ``limited``
-    means that a limit on processes, memory or output ended the run.
+    ``command`` is what was run, as it was written, and empty for the image's own command. ``cpu`` is the
+    CPU model that was requested, empty for the default. ``limited`` means that a limit on processes, memory
+    or output ended the run.
     """
 
     platform: str
@@ -137,6 +139,7 @@ class RunResult:
     emulator: EmulatorSummary | None = None
     digest: str = ""
     command: str = ""
+    cpu: str = ""
     limited: bool = False
     message: str = ""
 
@@ -144,6 +147,11 @@ class RunResult:
     def ok(self) -> bool:
         """Return True if the run passed."""
         return self.outcome is Outcome.PASSED
+
+    @property
+    def has_started(self) -> bool:
+        """Return True if the kernel started the program, natively or under an emulator."""
+        return self.exit_code is not None and self.outcome is not Outcome.NOT_REGISTERED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,11 +237,34 @@ class SetupReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """Where a build was exported to: a file or directory (``dest``), or an image reference (``ref``)."""
+    """Where a build was exported to: a file or directory (``dest``), or an image reference (``ref``).
+
+    ``unpacked`` means that ``dest`` is a directory although the type is one of archives. ``only_platform`` is
+    set if the image of the reference has no other platform of the build.
+    """
 
     type: str
     dest: str | None = None
     ref: str | None = None
+    unpacked: bool = False
+    only_platform: str = ""
+
+    @property
+    def image_name(self) -> str:
+        """Return the name by which every task opens the image; "" if this is not an image that can be read.
+
+        A ``tar`` and a ``local`` output are files, and ``image`` without a push is in the builder's store.
+        """
+        if self.dest and self.type in _ARCHIVE_TRANSPORTS:
+            return f"{'oci' if self.unpacked else _ARCHIVE_TRANSPORTS[self.type]}:{self.dest}"
+        if self.ref and self.type in _REFERENCE_PREFIXES:
+            return _REFERENCE_PREFIXES[self.type] + self.ref
+        return ""
+
+
+# By an output's type: buildx writes both types unpacked as an OCI layout.
+_ARCHIVE_TRANSPORTS = {"oci": "oci-archive", "docker": "docker-archive"}
+_REFERENCE_PREFIXES = {"docker": "docker-daemon:", "registry": "docker://"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +363,8 @@ class MatrixReport:
 class ImageReport:
     """One of several images; a step that was not reached is None, and ``error`` says why.
 
-    ``tags`` were set in registries after the image was verified and run.
+    ``steps`` are those that the task has: ``verify-arch`` of several images only verifies. ``tags`` were set
+    in registries after the image was verified and run. ``push`` is the result of ``push-multiarch``.
     """
 
     name: str
@@ -341,17 +373,21 @@ class ImageReport:
     run: RunReport | None = None
     tags: tuple[NamedTag, ...] = ()
     error: str = ""
+    push: PushResult | None = None
+    steps: tuple[str, ...] = ("build", "verify", "run")
 
     @property
     def ok(self) -> bool:
-        """Return True if build, verify and run are ok, each for the same platforms."""
-        if self.error or self.build is None or self.verify is None or self.run is None:
+        """Return True if each of the steps is ok, all for the same platforms."""
+        reports = [getattr(self, step) for step in self.steps]
+        if self.error or not all(report is not None and report.ok for report in reports):
             return False
-        platform_sets = {
-            frozenset(row.platform for row in step.platforms) for step in (self.build, self.verify)
-        }
-        run_platforms = frozenset(row.platform for row in self.run.results)
-        return self.build.ok and self.verify.ok and self.run.ok and platform_sets == {run_platforms}
+        return len({_platform_set(report) for report in reports}) <= 1
+
+
+def _platform_set(report: BuildResult | VerifyReport | RunReport | PushResult) -> frozenset[str]:
+    rows = report.results if isinstance(report, RunReport) else report.platforms
+    return frozenset(row.platform for row in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,14 +419,16 @@ REPORT_NAMES: dict[type, str] = {
     PushResult: "push",
 }
 
-# Fields that are not keys: the message of a check or run says the same.
-HIDDEN_FIELDS = ("warning", "limited")
+# Fields that are not keys: the message of a check or run says the same, or other keys do.
+HIDDEN_FIELDS = ("warning", "limited", "unpacked", "only_platform", "push", "steps")
 
 # Keys that a document does not always have, each with the field that must have a value.
 OPTIONAL_KEYS: dict[type, dict[str, str]] = {
     BuildResult: {"pushed": "pushed"},
     BuiltPlatform: {"node": "node", "native": "node"},
+    Check: {"hint": "hint"},
     Output: {"dest": "dest", "ref": "ref"},
+    RunResult: {"cpu": "cpu"},
 }
 
 

@@ -36,6 +36,7 @@ def list_notes(report: Report) -> Iterator[str]:
             yield from list_notes(report.pushed) if report.pushed else ()
         case VerifyReport():
             yield f"image: {report.subject} {report.digest}"
+            yield from _verify_notes(report)
         case RunReport():
             yield f"image: {report.subject}"
             yield from _run_notes(report)
@@ -43,9 +44,11 @@ def list_notes(report: Report) -> Iterator[str]:
             yield from _setup_notes(report.setup)
             yield from _build_notes(report.build)
             yield from _push_notes(report.build.pushed if report.build else None)
+            yield from _verify_notes(report.verify)
             yield from _run_notes(report.run)
         case PushResult():
             yield from _push_notes(report)
+            yield from _verify_notes(report.verify)
             yield from _run_notes(report.run)
         case ImagesReport():
             yield from _setup_notes(report.setup)
@@ -66,13 +69,23 @@ def _setup_notes(report: SetupReport | None) -> Iterator[str]:
 
 def _build_notes(result: BuildResult | None) -> Iterator[str]:
     if result:
-        yield f"image: {', '.join(map(_format_output, result.outputs))} {result.digest}"
+        yield from (_output_note(output, result.digest) for output in result.outputs)
         yield f"built in {result.seconds:.1f} seconds, bases: {result.bases}"
 
 
-def _format_output(output: Output) -> str:
-    destination = output.dest or output.ref
-    return f"{output.type}:{destination}" if destination else output.type
+_FILES = {
+    "local": "a folder of files, not an image; verify-arch dir:{dest} checks it",
+    "tar": "a tar archive of files, not an image",
+}
+
+
+def _output_note(output: Output, digest: str) -> str:
+    """Return the name that every task accepts, or say what the output is if it is not an image."""
+    if output.image_name:
+        return f"image: {output.image_name} {digest}".rstrip()
+    if output.dest:
+        return f"output: {output.dest}, {_FILES[output.type].format(dest=output.dest)}"
+    return f"output: {output.ref}, only in the store of the builder"
 
 
 def _push_notes(report: PushResult | None) -> Iterator[str]:
@@ -89,6 +102,13 @@ def _describe_move(tag: NamedTag) -> str:
     return f"moved, from {tag.previous}" if tag.previous else "new"
 
 
+def _verify_notes(report: VerifyReport | None) -> Iterator[str]:
+    """Yield what helps against the failures, each once for all platforms that have it."""
+    if report:
+        checks = (check for verdict in report.platforms for check in verdict.checks)
+        yield from dict.fromkeys(f"try: {check.hint}" for check in checks if check.hint and not check.ok)
+
+
 def _run_notes(report: RunReport | None) -> Iterator[str]:
     if report:
         if report.results:
@@ -99,6 +119,7 @@ def _run_notes(report: RunReport | None) -> Iterator[str]:
 
 def _image_notes(image: ImageReport) -> Iterator[str]:
     yield from _build_notes(image.build)
+    yield from _verify_notes(image.verify)
     yield from _run_notes(image.run)
     if image.tags:
         yield f"tagged: {', '.join(tag.ref for tag in image.tags)}"

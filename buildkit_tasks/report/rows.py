@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.report.model import Outcome
 from buildkit_tasks.report.text import to_one_line, truncate_line
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "Row",
     "Severity",
     "Step",
+    "describe_kind",
     "describe_problem",
     "failed_cell",
     "limit_problems",
@@ -62,19 +64,21 @@ def plain_cell(text: str) -> Cell:
 
 def failed_cell(reason: str) -> Cell:
     """Return ``FAILED`` and the reason, in one line of at most 48 characters."""
-    return Cell(truncate_line(f"FAILED {to_one_line(reason)}", MAX_CELL_WIDTH), Severity.BAD)
+    return Cell(truncate_line(f"FAILED {to_one_line(reason)}".rstrip(), MAX_CELL_WIDTH), Severity.BAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """A failure or a warning: ``kind`` is the name of its check or outcome, ``facts`` are named details.
 
+    ``hint`` is what to do about it; the notes of a report have it too, once for all platforms.
     ``is_environment_error`` means that an engine, builder or emulator failed, and not the image.
     """
 
     kind: str
     message: str
     facts: tuple[tuple[str, str], ...] = ()
+    hint: str = ""
     is_environment_error: bool = False
 
 
@@ -161,6 +165,11 @@ def list_platforms(steps: Iterable[Step]) -> list[str]:
 def limit_problems(problems: tuple[Problem, ...]) -> tuple[tuple[Problem, ...], int]:
     """Return the first 20 problems, and how many are left out: every binary of an image can be wrong."""
     return problems[:_MAX_PROBLEMS], max(0, len(problems) - _MAX_PROBLEMS)
+
+
+def describe_kind(kind: str) -> str:
+    """Return the kind of a problem beside the word ``FAILED``; empty for one that only says the same."""
+    return "" if kind == Outcome.FAILED.value else kind
 
 
 def describe_problem(problem: Problem) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "describe_cpu_differences",
     "describe_seconds",
     "distinguishing_columns",
+    "runner_label",
     "unique_labels",
 ]
 
@@ -27,7 +28,16 @@ IMAGE_COMMAND = "(the image's own)"
 
 def cpu_label(result: RunResult) -> str:
     """Return the CPU model of a run, as ``--cpu`` spells it."""
-    return (result.emulator.cpu if result.emulator else "") or DEFAULT_CPU
+    return result.cpu or (result.emulator.cpu if result.emulator else "") or DEFAULT_CPU
+
+
+def runner_label(result: RunResult) -> str:
+    """Return what the program ran through: the emulator, ``native``, or "" if it was not started."""
+    if result.emulator is not None:
+        return f"{result.emulator.path.rpartition('/')[2]} {result.emulator.version}"
+    if not result.has_started:
+        return ""
+    return "emulated" if result.emulated else "native"
 
 
 def command_label(result: RunResult) -> str:

@@ -33,11 +33,12 @@ from buildkit_tasks.report.rows import (
     Row,
     Severity,
     Step,
+    describe_kind,
     failed_cell,
     list_platforms,
     plain_cell,
 )
-from buildkit_tasks.report.run_labels import command_label, cpu_label, unique_labels
+from buildkit_tasks.report.run_labels import command_label, cpu_label, runner_label, unique_labels
 from buildkit_tasks.report.text import last_line, pluralise, to_one_line, truncate_line
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def list_steps(report: Report) -> tuple[Step, ...]:
     build that pushed     build, and the steps of the push
     push                  verify and run as far as they were asked for, push
     arch-matrix           setup, build, verify, run; with an error also "arch-matrix"
-    several images        setup if asked for; build, verify, run of each image, and if it has an
+    several images        setup if asked for; the task's steps of each image, and if it has an
                           error a step without a name; "images" if there was none to begin with
     ====================  ======================================================================
     """
@@ -109,7 +110,8 @@ def _images_steps(report: ImagesReport) -> Iterator[Step]:
     if report.setup:
         yield _make_step(report.setup)
     for image in report.images:
-        yield from (replace(step, image=image.name) for step in _pipeline_steps(image, STEPS[1:], ""))
+        steps = _push_steps(image.push) if image.push else _pipeline_steps(image, image.steps, "")
+        yield from (replace(step, image=image.name) for step in steps)
     if report.error or not report.images:
         yield Step(name="images", rows=(_stopped_row(report.error, ["build"]),))
 
@@ -249,6 +251,7 @@ def _check_problem(check: Check, digest: str) -> Problem:
             ("layer", check.layer),
             ("manifest", digest),
         ),
+        hint=check.hint,
     )
 
 
@@ -284,7 +287,7 @@ def list_runners(report: RunReport) -> list[str]:
 def _run_row(result: RunResult, label: str) -> Row:
     cells = {
         "Platform": plain_cell(result.platform),
-        "Runs through": plain_cell(_emulator_text(result)),
+        "Runs through": plain_cell(runner_label(result)),
         "CPU": plain_cell(cpu_label(result)),
         "Command": plain_cell(command_label(result)),
         "Ran": outcome_cell(result),
@@ -300,17 +303,12 @@ def _run_row(result: RunResult, label: str) -> Row:
     )
 
 
-def _emulator_text(result: RunResult) -> str:
-    if result.emulator is None:
-        return "emulated" if result.emulated else "native"
-    return f"{result.emulator.path.rpartition('/')[2]} {result.emulator.version}"
-
-
 def outcome_cell(result: RunResult) -> Cell:
-    """Return how a run ended, with the last line that it printed."""
+    """Return how a run ended: with the last line that it printed, or the cause why it failed."""
     output = last_line(result.stdout) or last_line(result.stderr)
     if not result.ok:
-        return failed_cell(f"{result.outcome.value}: {output or result.message}")
+        cause = result.message.partition("\n")[0] or output
+        return failed_cell(": ".join(filter(None, (describe_kind(result.outcome.value), cause))))
     text = f"ok: {to_one_line(output)}" if output else "ok"
     return Cell(truncate_line(text, MAX_CELL_WIDTH), Severity.GOOD)
 

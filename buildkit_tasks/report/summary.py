@@ -33,6 +33,8 @@ from buildkit_tasks.report.text import pluralise, to_one_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from buildkit_tasks.report.model import ImageReport
+
 __all__ = ["Summary", "summarize"]
 
 
@@ -109,6 +111,16 @@ _COLUMNS = {
 }
 
 
+# Of several images, which a task may only verify or run.
+_STEP_OF_COLUMN = {
+    "Built": "build",
+    "Verified": "verify",
+    "Ran": "run",
+    "Runs through": "run",
+    "Seconds": "run",
+}
+
+
 def _choose_columns(report: Report, steps: Iterable[Step]) -> tuple[str, ...]:
     """Return the columns of a report, without those that would be the same in every line."""
     runs = [row.run for step in steps for row in step.rows if row.run]
@@ -117,6 +129,9 @@ def _choose_columns(report: Report, steps: Iterable[Step]) -> tuple[str, ...]:
         if report.pushed:
             return _choose_columns(report.pushed, steps)
         hidden |= {"Node"} if len({built.node for built in report.platforms}) <= 1 else set()
+    if isinstance(report, ImagesReport) and report.images:
+        present = {step.name for step in steps}
+        hidden |= {column for column, step in _STEP_OF_COLUMN.items() if step not in present}
     return tuple(column for column in _COLUMNS[report_name(report)] if column not in hidden)
 
 
@@ -143,7 +158,12 @@ def _list_image_lines(report: ImagesReport, steps: Sequence[Step]) -> Iterator[_
         platforms = list_platforms(own)
         yield from (image_cell | line for line in _join_rows(platforms, [*shared, *own]))
         if not platforms:
-            yield image_cell | {"Built": failed_cell(image.error)}
+            yield image_cell | {_error_column(image): failed_cell(image.error)}
+
+
+def _error_column(image: ImageReport) -> str:
+    """Return the column of the first step, which an image without any platform has not reached."""
+    return next((column for column, step in _STEP_OF_COLUMN.items() if step in image.steps), "Verified")
 
 
 def _join_rows(platforms: Iterable[str], steps: Iterable[Step]) -> Iterator[dict[str, Cell]]:
@@ -185,11 +205,11 @@ def _built_cell(build: Row) -> Cell:
 def _runs_through_cell(setup: Row, run: Row) -> Cell:
     """Return the emulator of the run if it is known, otherwise the handler that was set up.
 
-    On an older CPU model the host's own programs are emulated too.
+    On an older CPU model the host's own programs are emulated too. What was not started ran through nothing.
     """
     handler = setup.cells.get("Runs through")
     if handler and setup.problems:
         return failed_cell(handler.text)
-    if handler and not (run.run and run.run.emulator):
+    if handler and not (run.run and (run.run.emulator or not run.run.has_started)):
         return handler
     return run.cells.get("Runs through", EMPTY_CELL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from buildkit_tasks.hints import format_hint
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, RunResult
 from buildkit_tasks.run.outcomes import Expectation, ProcessResult, classify_outcome
 from buildkit_tasks.run.qemu_env import explain_cpu_refusal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     ImageOpener = Callable[[str], AbstractContextManager[Image]]
 
-__all__ = ["RunBackend", "RunTask", "explain_program_mismatch"]
+__all__ = ["RunBackend", "RunTask", "explain_unstartable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class RunTask:
         return RunResult(
             platform=str(self.platform),
             command=self.command,
+            cpu=self.cpu,
             outcome=outcome,
             message=message,
             emulated=emulator is not None,
@@ -70,14 +72,24 @@ class RunTask:
         )  # fmt: skip
 
 
-def explain_program_mismatch(config: ImageConfig, rootfs: FileLookup, platform: Platform) -> str:
-    """Return why the program that an image starts cannot run on the platform; empty if it can."""
+def explain_unstartable(
+    config: ImageConfig, rootfs: FileLookup, platform: Platform
+) -> tuple[Outcome, str] | None:
+    """Return the outcome and the reason if the program that an image starts cannot run on the platform.
+
+    ``wrong-arch`` is a program of another machine; one that is missing, or that no kernel starts, ``failed``.
+    """
     from buildkit_tasks.oci.layers.entrypoint import find_programs
-    from buildkit_tasks.verify import check_program
+    from buildkit_tasks.verify.entrypoint import check_program, is_wrong_machine
 
     programs = find_programs(config, rootfs)
     checks = (check for program in programs for check in check_program(platform, program))
-    return "; ".join(check.message for check in checks if not check.ok)
+    failures = [check for check in checks if not check.ok]
+    if not failures:
+        return None
+    outcome = Outcome.WRONG_ARCH if is_wrong_machine(failures[0]) else Outcome.FAILED
+    reason = "; ".join(check.message for check in failures)
+    return outcome, f"{reason}{format_hint(failures[0].hint)}"
 
 
 class RunBackend(Protocol):

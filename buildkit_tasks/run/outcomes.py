@@ -143,15 +143,11 @@ def _explain_illegal_instruction(result: ProcessResult, platform: Platform) -> s
     """Return which CPU lacks an instruction, the platform's baseline, and the options to build for it."""
     cpu = result.cpu or ("the emulated CPU" if result.emulated else "this CPU")
     message = f"{platform}: an instruction that {cpu} does not have"
-    level, machine = platform.baseline, platform.machine
-    if level is None:
+    if platform.baseline is None:
         return message
-    build_flags = (
-        [f"{machine.go_variable}={level.go_value} (Go)"] if machine.go_variable and level.go_value else []
-    )
-    build_flags += [f"{level.compiler_option} (C)"] if level.compiler_option else []
-    advice = f": build it with {' or '.join(build_flags)}" if build_flags else ""
-    return f"{message}; the baseline of {platform} is {level.title}{advice}"
+    options = platform.baseline_build_options
+    advice = f": build it with {' or '.join(options)}" if options else ""
+    return f"{message}; the baseline of {platform} is {platform.baseline.title}{advice}"
 
 
 def _check_expectation(

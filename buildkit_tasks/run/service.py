@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.config.settings import SettingOrigin, SmokeCheck
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.hints import format_hint
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Outcome, RunReport, RunResult
 from buildkit_tasks.run.backend import RunBackend, RunTask
@@ -215,7 +216,7 @@ def _reject_unrunnable(task: RunTask, backend: RunBackend) -> RunResult | None:
     if platform not in backend.platforms:
         image_platforms = ", ".join(map(str, backend.platforms)) or "no platform"
         problem = f"{platform} is not in the image, which holds {image_platforms}"
-        message = f"{problem}\n  try: inv build-multiarch --platform={platform}"
+        message = f"{problem}{format_hint(f'inv build-multiarch --platform={platform}')}"
         return task.make_result(Outcome.FAILED, message, runner=backend.runner)
     if not platform.is_known:
         return task.make_result(

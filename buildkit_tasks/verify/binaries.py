@@ -17,7 +17,7 @@ from buildkit_tasks.platforms.elf.isa_check import (
 )
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.report.text import pluralise
-from buildkit_tasks.verify.entrypoint import describe_mismatch, find_machine
+from buildkit_tasks.verify.entrypoint import BUILD_HINT, describe_mismatch, find_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -144,7 +144,7 @@ class _BinarySurvey:
         return Check(
             name="binaries", ok=False, expected=self._machine.architecture,
             actual=binary.header.machine_name, path=path, layer=node.layer,
-            message=describe_mismatch(self._platform, self._machine, binary.header, path),
+            message=describe_mismatch(self._platform, self._machine, binary.header, path), hint=BUILD_HINT,
         )  # fmt: skip
 
     def _add_matching(self, path: str, node: FileNode, binary: Binary) -> None:
@@ -219,10 +219,12 @@ class _BinarySurvey:
 def _isa_check(
     platform: Platform, path: str, node: FileNode, problem: str, *, is_failure: bool = True
 ) -> Check:
+    options = platform.baseline_build_options
+    hint = f"build it for the baseline of {platform}: {' or '.join(options)}" if options else ""
     return Check(
         name="instruction-set", ok=not is_failure, warning=not is_failure, expected=str(platform),
         actual=problem.partition(";")[0], path=path, layer=node.layer,
-        message=f"{platform}: {path} {problem}",
+        message=f"{platform}: {path} {problem}", hint=hint if is_failure else "",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import shlex
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,7 @@ _MUSL_LOADER = re.compile(r"ld-musl-([^/]+)\.so\.1$")
 # Libraries that musl's loader provides itself (ldso/dynlink.c, load_library).
 _MUSL_BUILTIN = re.compile(r"lib(?:c|pthread|rt|m|dl|util|xnet)\.")
 _MUSL_DEFAULT_DIRS = ("/lib", "/usr/local/lib", "/usr/lib")
+_LOADER_HINT = "link it statically (CGO_ENABLED=0 in Go), or build it on the base that it runs on"
 _MAX_LIBRARIES = 2000
 _MAX_INCLUDES = 200  # files that ld.so.conf includes
 
@@ -51,7 +53,7 @@ def check_dynamic_linking(
         Check(
             name="starts", ok=False, expected=problem.expected, actual=problem.actual,
             path=problem.file.path, layer=problem.file.node.layer,
-            message=f"{platform}: {problem.message}",
+            message=f"{platform}: {problem.message}", hint=problem.hint,
         )
         for problem in resolver.iter_problems()
     )  # fmt: skip
@@ -67,6 +69,7 @@ class _Problem(NamedTuple):
     expected: str
     actual: str
     message: str
+    hint: str = ""
 
 
 @dataclass(kw_only=True)
@@ -109,15 +112,14 @@ class _DependencyResolver:
         name = self.binary.interpreter
         interpreter = self._find_file(name)
         if interpreter is None:
-            problem, actual = (
-                f"its loader {name} is not in the image{self._explain_mismatch(name)}",
-                "missing",
-            )
+            problem = f"its loader {name} is not in the image{self._explain_mismatch(name)}"
+            actual, hint = "missing", _LOADER_HINT
         else:
             self.loaded.append(interpreter)
             problem = actual = self._explain_unusable(interpreter, "loader")
+            hint = f"install the C library of {self.machine.architecture} in the image"
         if problem:
-            yield _Problem(self.program, name, actual, f"{self.program.path} cannot start: {problem}")
+            yield _Problem(self.program, name, actual, f"{self.program.path} cannot start: {problem}", hint)
 
     def _find_file(self, path: str) -> ResolvedPath | None:
         file = self.rootfs.resolve(path)
@@ -130,7 +132,7 @@ class _DependencyResolver:
             return f"its {role} {file.path} is not an ELF file"
         if binary.header.machine is not self.machine:
             return f"its {role} {file.path} is made for {binary.header.machine_name}"
-        if role == "loader" and not file.node.mode & 0o111:
+        if role == "loader" and not file.is_executable:
             return f"its {role} {file.path} is not executable"
         return ""
 
@@ -144,10 +146,7 @@ class _DependencyResolver:
         if bool(_MUSL_LOADER.search(found_loader)) == bool(self.musl_arch):
             return f"; it has {found_loader}, of another ABI"
         distribution = " (Alpine)" if image_libc == "musl" else ""
-        return (
-            f": it was linked against {libc}, and this is a {image_libc} image{distribution}; "
-            f"link it statically, or build it on the base that it runs on"
-        )
+        return f": it was linked against {libc}, and this is a {image_libc} image{distribution}"
 
     def _resolve_libraries(self) -> Iterator[_Problem]:
         """Load libraries breadth first, as loaders do; each name is loaded once."""
@@ -163,7 +162,8 @@ class _DependencyResolver:
                 library, reason = self._find_library(name, dependent, rpaths)
                 if library is None:
                     message = f"{dependent.path} needs {name}, which {reason or 'is not in the image'}"
-                    yield _Problem(dependent, name, reason or "missing", message)
+                    hint = f"install {shlex.quote(name)} in the image, in one of the loader's directories"
+                    yield _Problem(dependent, name, reason or "missing", message, hint)
                 elif all(library.node is not each.node for each in self.loaded):
                     self.loaded.append(library)
                     queue.append((library, self._effective_rpaths(library, rpaths)))

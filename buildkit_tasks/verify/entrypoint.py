@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.oci.layers.entrypoint import quoted_basename
 from buildkit_tasks.platforms import MACHINES, Machine, Platform
 from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, EXECUTABLE_TYPES, read_elf_header
 from buildkit_tasks.report.model import Check
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.layers.rootfs import ResolvedPath
     from buildkit_tasks.platforms.elf.model import ElfHeader
 
-__all__ = ["check_program", "describe_mismatch", "find_machine"]
+__all__ = ["BUILD_HINT", "check_program", "describe_mismatch", "find_machine", "is_wrong_machine"]
 
 _MACHINES = {machine.architecture: machine for machine in MACHINES}
+# The starts of foreign programs: Mach-O of 64 and 32 bits (<mach-o/loader.h>), and PE after MS-DOS's header.
+_FOREIGN_FORMATS = {
+    b"\xcf\xfa\xed\xfe": "macOS",
+    b"\xce\xfa\xed\xfe": "macOS",
+    b"MZ": "Windows",
+}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BUILD_HINT = (
+    "compile it for the platform of the build: GOOS=$TARGETOS GOARCH=$TARGETARCH (Go), after "
+    "ARG TARGETOS TARGETARCH; and no --platform in the last FROM of the Dockerfile"
+)
 
 
 def find_machine(platform: Platform) -> Machine | None:
@@ -30,9 +42,10 @@ def check_program(platform: Platform, program: Program) -> Iterator[Check]:
     """Yield the check of one program; none for a script, whose interpreter is a program of its own."""
     machine, file = find_machine(platform), program.resolved
     if file is None:
-        yield _failed_check(platform, program.command, program.problem)
-    elif not file.node.mode & 0o111:
-        yield _failed_check(platform, file.path, f"{file.path} is not executable (mode {file.node.mode:04o})")
+        yield _failed_check(platform, program.command, program.problem, program.hint)
+    elif not file.is_executable:
+        message = f"{file.path} is not executable (mode {file.node.mode:04o})"
+        yield _failed_check(platform, file.path, message, f"chmod +x {quoted_basename(file.path)}")
     elif machine is None:
         message = f"the machine of this platform is not known: {file.path} was not compared"
         yield _failed_check(platform, file.path, message)
@@ -43,8 +56,7 @@ def check_program(platform: Platform, program: Program) -> Iterator[Check]:
 def _check_architecture(platform: Platform, machine: Machine, file: ResolvedPath) -> Check:
     path, node = file
     if not node.head.startswith(ELF_MAGIC):
-        message = f"{path} is not a program, neither ELF nor a #! script{_describe_head(file)}"
-        return _failed_check(platform, path, message)
+        return _check_other_format(platform, machine, file)
     try:
         header = read_elf_header(node.head)
     except MalformedImage as error:
@@ -55,15 +67,32 @@ def _check_architecture(platform: Platform, machine: Machine, file: ResolvedPath
     message = describe_mismatch(platform, machine, header, path)
     return Check(
         name="entrypoint-arch", ok=not message, expected=_describe_machine(machine), actual=header.describe(),
-        path=path, layer=node.layer, message=message,
+        path=path, layer=node.layer, message=message, hint=BUILD_HINT if message else "",
     )  # fmt: skip
 
 
-def _describe_head(file: ResolvedPath) -> str:
-    """Return how the file begins; empty if that was not read."""
-    if file.node.head:
-        return f": it starts {file.node.head.hex(' ', 1)}"
-    return "" if file.node.size else ": it is empty"
+def _check_other_format(platform: Platform, machine: Machine, file: ResolvedPath) -> Check:
+    """Return the failing check of a file that the kernel cannot start (execve(2), ENOEXEC)."""
+    path, node = file
+    system = next((name for magic, name in _FOREIGN_FORMATS.items() if node.head.startswith(magic)), "")
+    if system:
+        return Check(
+            name="entrypoint-arch", ok=False, expected=_describe_machine(machine),
+            actual=f"a program for {system}", path=path, layer=node.layer, hint=BUILD_HINT,
+            message=f"{platform}: {path} is made for {system}, not for {platform.os}",
+        )  # fmt: skip
+    reason, hint = "no ELF header and no '#!' line", f"sed -i '1i #!/bin/sh' {quoted_basename(path)}"
+    if not node.size:
+        reason, hint = "it is empty", "copy the file after the step that writes it"
+    elif node.head.startswith(_BYTE_ORDER_MARK):
+        reason, hint = "it begins with a byte order mark", f"dos2unix --remove-bom {quoted_basename(path)}"
+    message = f"{path} is not executable by the kernel (exec format error): {reason}"
+    return _failed_check(platform, path, message, hint)
+
+
+def is_wrong_machine(check: Check) -> bool:
+    """Return True for a program of another machine or system; other programs are missing or damaged."""
+    return not check.ok and bool(check.actual)
 
 
 def describe_mismatch(platform: Platform, machine: Machine, header: ElfHeader, path: str) -> str:
@@ -74,8 +103,8 @@ def describe_mismatch(platform: Platform, machine: Machine, header: ElfHeader, p
     return f"{message} (it is {header.describe()}; {_describe_machine(machine)} is needed)"
 
 
-def _failed_check(platform: Platform, path: str, message: str) -> Check:
-    return Check(name="entrypoint-arch", ok=False, path=path, message=f"{platform}: {message}")
+def _failed_check(platform: Platform, path: str, message: str, hint: str = "") -> Check:
+    return Check(name="entrypoint-arch", ok=False, path=path, message=f"{platform}: {message}", hint=hint)
 
 
 def _describe_machine(machine: Machine) -> str:

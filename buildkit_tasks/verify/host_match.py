@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform, find_best_match, parse_platforms
+from buildkit_tasks.hints import translate_commands
+from buildkit_tasks.platforms import Platform, find_best_match, known_platforms, parse_platforms
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.report.text import pluralise
 from buildkit_tasks.verify.index import join_platforms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["baseline_for", "match_host", "read_cluster_nodes", "read_hosts"]
+__all__ = ["baseline_for", "match_hosts", "read_cluster_nodes", "read_hosts"]
 
 _NODES_COMMAND = "kubectl get nodes -o json > nodes.json"
+_SELECTOR_HINT = (
+    "keep the pods on other nodes, with a nodeSelector of kubernetes.io/os and kubernetes.io/arch"
+)
+_REGISTRY_PREFIX = "docker://"
 _MAX_NODES_SIZE = 64 << 20  # bytes; 5,000 nodes take about 50 MB
 
 
@@ -57,29 +63,51 @@ def _node_platform(item: Any) -> Platform:
     return Platform.normalize(str(info["operatingSystem"]), str(info["architecture"]))
 
 
-def match_host(
-    host: Platform, available: Sequence[Platform], subject: str, node_count: int = 0
-) -> tuple[Platform | None, Check]:
-    """Return the platform of the image that a host selects, if any, and the check ``for``."""
-    selected = find_best_match(host, available)
-    host_text = pluralise(node_count, f"{host} node", f"{host} nodes") if node_count else str(host)
+def match_hosts(
+    hosts: Mapping[Platform, int], available: Sequence[Platform], subject: str
+) -> dict[Platform, tuple[Platform | None, Check]]:
+    """Return the platform of the image that each host selects, if any, and the check ``for``.
+
+    ``hosts`` are the hosts with their number of nodes, or 0. The hint of the checks that fail is one for all
+    of them: what makes the image start on every host that can be built for.
+    """
+    selections = {host: find_best_match(host, available) for host in hosts}
+    missing = [host for host, selected in selections.items() if selected is None]
+    hint = _suggest_build(missing, available, subject)
+    return {
+        host: (
+            selected,
+            _check_match(host, selected, hosts[host])
+            if selected is not None
+            else _check_mismatch(host, hosts[host], available, subject, hint),
+        )
+        for host, selected in selections.items()
+    }
+
+
+def _check_match(host: Platform, selected: Platform, node_count: int) -> Check:
+    verb = "take" if node_count > 1 else "takes"
+    note = "" if selected == host else ", a compatible platform"
+    message = f"{_describe_host(host, node_count)} {verb} {selected}{note}"
+    return Check(name="for", ok=True, expected=str(host), actual=str(selected), message=message)
+
+
+def _check_mismatch(
+    host: Platform, node_count: int, available: Sequence[Platform], subject: str, hint: str
+) -> Check:
     available_text = join_platforms(available) or "no platform"
-    if selected is None:
-        message = (
-            f"{host_text} cannot start {subject}: it holds {available_text}. An index without {host} "
-            'gives "no match for platform in manifest", a single image of another architecture '
-            f'"exec format error".\ntry: {_suggest_build(host, available)}'
-        )
-    else:
-        verb, note = (
-            "take" if node_count > 1 else "takes",
-            "" if selected == host else ", a compatible platform",
-        )
-        message = f"{host_text} {verb} {selected}{note}"
-    actual = str(selected or available_text)
-    return selected, Check(
-        name="for", ok=selected is not None, expected=str(host), actual=actual, message=message
+    message = (
+        f"{_describe_host(host, node_count)} cannot start {subject}: it holds {available_text}. "
+        f'An index without {host} gives "no match for platform in manifest", a single image of another '
+        'architecture "exec format error"'
     )
+    if not _is_buildable(host):
+        message, hint = f"{message}. Images for {host} are not built here", _SELECTOR_HINT
+    return Check(name="for", ok=False, expected=str(host), actual=available_text, message=message, hint=hint)
+
+
+def _describe_host(host: Platform, node_count: int) -> str:
+    return pluralise(node_count, f"{host} node", f"{host} nodes") if node_count else str(host)
 
 
 def baseline_for(host: Platform, selected: Platform | None) -> Platform | None:
@@ -91,6 +119,17 @@ def baseline_for(host: Platform, selected: Platform | None) -> Platform | None:
     return host if is_same_architecture else selected
 
 
-def _suggest_build(host: Platform, available: Sequence[Platform]) -> str:
-    platforms = ",".join(map(str, dict.fromkeys((*available, host))))
-    return f"inv build-multiarch --platform {platforms} --push -t NAME:TAG"
+def _suggest_build(missing: Sequence[Platform], available: Sequence[Platform], subject: str) -> str:
+    """Return the command that builds what the image has and what is missing, as far as it can be built.
+
+    An image in a registry is replaced, unless that would take away a platform that cannot be built here.
+    """
+    platforms = [each for each in dict.fromkeys((*available, *missing)) if _is_buildable(each)]
+    command = f"inv build-multiarch --platform {','.join(map(str, platforms))}"
+    is_replaced = subject.startswith(_REGISTRY_PREFIX) and all(map(_is_buildable, available))
+    tag = subject.removeprefix(_REGISTRY_PREFIX).partition("@")[0]
+    return translate_commands(f"{command} --push -t {shlex.quote(tag)}" if is_replaced else command)
+
+
+def _is_buildable(platform: Platform) -> bool:
+    return platform in known_platforms()

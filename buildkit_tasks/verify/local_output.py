@@ -16,7 +16,7 @@ from buildkit_tasks.oci.transports.directory import (
     walk_directory,
 )
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
-from buildkit_tasks.verify.host_match import baseline_for, match_host
+from buildkit_tasks.verify.host_match import baseline_for, match_hosts
 from buildkit_tasks.verify.index import check_expected_platform, check_missing_platform
 from buildkit_tasks.verify.rootfs import RootfsVerifier, VerifyOptions
 
@@ -33,13 +33,19 @@ _DEVICE_TYPE = "3"  # stands for every other type
 
 
 def verify_local_output(
-    path: Path, expected: Sequence[Platform], subject: str, options: VerifyOptions | None = None
+    path: Path,
+    expected: Sequence[Platform],
+    subject: str,
+    options: VerifyOptions | None = None,
+    *,
+    built_for: Platform | None = None,
 ) -> VerifyReport:
     """Check that a local output has exactly the ``expected`` platforms, if any, and check their files.
 
-    Raise :class:`UsageError` if it has the files of one platform and nothing states which one.
+    ``built_for`` is the platform that an output of one platform was built for, if that is known; otherwise
+    the only expected one is taken for it. Raises :class:`UsageError` if there is neither.
     """
-    options, directories = options or VerifyOptions(), _find_directories(path, expected)
+    options, directories = options or VerifyOptions(), _find_directories(path, expected, built_for)
     verifier = RootfsVerifier(options)
     if options.hosts:
         verdicts = _verify_hosts(directories, verifier, subject, options.hosts)
@@ -48,13 +54,19 @@ def verify_local_output(
     return VerifyReport(subject=subject, digest="", platforms=tuple(verdicts))
 
 
-def _find_directories(path: Path, expected: Sequence[Platform]) -> dict[Platform, Path]:
+def _find_directories(
+    path: Path, expected: Sequence[Platform], built_for: Platform | None
+) -> dict[Platform, Path]:
     directories = find_platform_dirs(path)
+    if built_for is not None and len(directories) == 1 and directories[0][1] == path:
+        return {built_for: path}  # whatever the folder is called
     if len(directories) == 1 and directories[0][0] is None:
         if len(expected) != 1:
+            # No platform is proposed: files without binaries would pass as any.
             raise UsageError(
-                f"{path} has the files of one platform and does not state which one",
-                hint="add --platform linux/arm64",
+                f"cannot tell which platform the folder {path} was built for: name it by --platform, or "
+                "build an image, which states it",
+                hint="inv build-multiarch -o type=oci,dest=dist/image.tar",
             )
         return {expected[0]: path}
     by_platform: dict[Platform, Path] = {}
@@ -70,8 +82,8 @@ def _verify_hosts(
     subject: str,
     hosts: Mapping[Platform, int],
 ) -> Iterator[PlatformVerdict]:
-    for host, node_count in hosts.items():
-        selected, *checks = match_host(host, tuple(directories), subject, node_count)
+    for host, (selected, check) in match_hosts(hosts, tuple(directories), subject).items():
+        checks = [check]
         baseline = baseline_for(host, selected)
         if selected is not None and baseline is not None:
             checks += _check_directory(directories[selected], verifier, baseline)

@@ -12,7 +12,7 @@ from buildkit_tasks.oci.layers.scan import LayerScanCache, flatten_layers
 from buildkit_tasks.oci.layers.stream import check_diff_id, check_layer_count
 from buildkit_tasks.report.model import Check, PlatformVerdict, VerifyReport
 from buildkit_tasks.verify.attestations import read_attestations
-from buildkit_tasks.verify.host_match import baseline_for, match_host
+from buildkit_tasks.verify.host_match import baseline_for, match_hosts
 from buildkit_tasks.verify.index import (
     check_config_platform,
     check_expected_platform,
@@ -116,8 +116,8 @@ class _Verification:
         return _PlannedVerdict(str(platform), checks, platform, entry)
 
     def _plan_hosts(self) -> Iterator[_PlannedVerdict]:
-        for host, node_count in self.options.hosts.items():
-            selected, check = match_host(host, self.present, self.subject, node_count)
+        matches = match_hosts(self.options.hosts, self.present, self.subject)
+        for host, (selected, check) in matches.items():
             entry = next((entry for platform, entry in self.platform_entries if platform == selected), None)
             yield _PlannedVerdict(str(host), (check,), baseline_for(host, selected), entry)
 

@@ -122,8 +122,8 @@ def interpreter_of_another_architecture(samples: Samples) -> PlantedImage:
 
 @declare_fault(
     "the #! line of the entrypoint script ends in CR LF, as on Windows",
-    Finding("entrypoint-arch", ARM64, "/bin/sh\r"),
-    message=r"'/bin/sh\r' is not in the image",
+    Finding("entrypoint-arch", ARM64, "/run"),
+    message="/run cannot start: its first line has a Windows line ending",
     exit_status=1,
 )
 def script_with_crlf(samples: Samples) -> PlantedImage:

@@ -292,7 +292,7 @@ def attestations_swapped(samples: Samples) -> PlantedImage:
     message=[
         "holds linux/arm64",
         "exec format error",
-        "inv build-multiarch --platform linux/arm64,linux/amd64",
+        "build-multiarch --platform linux/arm64,linux/amd64",
     ],
     exit_status=1,
 )

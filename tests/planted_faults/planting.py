@@ -194,7 +194,7 @@ def _iter_findings(image: MemoryImage, request: VerifyRequest) -> Iterator[Repor
                 layers = _layer_digests(image, result.digest) if check.layer else []
                 yield ReportedFinding(
                     finding=_to_finding(check, result.platform),
-                    message=check.message,
+                    message=f"{check.message}\ntry: {check.hint}" if check.hint else check.message,
                     layer=layers.index(check.layer) if check.layer in layers else None,
                     layer_count=len(layers),
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,24 @@ def test_wrong_architecture(project: Project, tmp_path: Path) -> None:
 
 def test_missing_program(project: Project, tmp_path: Path) -> None:
     result = run(project, image(tmp_path, EMULATED, program(EMULATED), "/other"))
-    assert result["outcome"] == "wrong-arch"
+    assert (result["outcome"], result["emulator"]) == ("failed", None)
     assert "'/other' is not in the image" in result["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "(exec format error): it is empty"),
+        (b"echo hello\n", "(exec format error): no ELF header and no '#!' line"),
+        (b"#!/bin/sh\r\n", "/main cannot start: its first line has a Windows line ending"),
+        (b"#!/bin/bash\n", "the interpreter of /main: '/bin/bash' is not in the image"),
+        (b"\x7fELF\x02\x01\x01", "truncated ELF header"),
+    ],
+)
+def test_unstartable_program(project: Project, tmp_path: Path, data: bytes, message: str) -> None:
+    result = run(project, image(tmp_path, EMULATED, data))
+    assert (result["outcome"], result["exit_code"], result["emulated"]) == ("failed", None, False)
+    assert message in result["message"]
 
 
 def test_missing_emulator(project: Project, tmp_path: Path) -> None:
@@ -111,19 +126,15 @@ def test_unknown_cpu(project: Project, tmp_path: Path) -> None:
 def test_guest_ignores_signals(project: Project, tmp_path: Path, platform: str, unchanged: Unchanged) -> None:
     name = image(tmp_path, platform, guests.ignore_signals(platform))
     with unchanged():
-        started = time.monotonic()
         result = run(project, name, "--timeout=1", expect=124)
-        seconds = time.monotonic() - started
     assert result["outcome"] == "timeout"
     assert "more than 1 s" in result["message"]
-    assert seconds < 10
 
 
 @pytest.mark.parametrize("platform", guests.PLATFORMS)
 def test_segmentation_fault(project: Project, tmp_path: Path, platform: str) -> None:
-    result = run(project, image(tmp_path, platform, guests.segfault(platform)), "--timeout=20")
+    result = run(project, image(tmp_path, platform, guests.segfault(platform)))
     assert (result["outcome"], result["exit_code"]) == ("failed", 139)
-    assert result["seconds"] < 10
 
 
 def test_illegal_instruction(project: Project, tmp_path: Path) -> None:
@@ -157,10 +168,9 @@ def test_limits(project: Project, tmp_path: Path, unchanged: Unchanged, platform
 
 def test_timeout_of_writing_guest(project: Project, busybox_image: BusyboxImage) -> None:
     name = busybox_image("linux/amd64", Cmd=["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"])
-    started = time.monotonic()
     result = run(project, name, "--timeout=1", expect=124)
     assert (result["outcome"], result["stdout"][:2]) == ("timeout", "x\n")
-    assert time.monotonic() - started < 10
+    assert "more than 1 s" in result["message"]
 
 
 def test_nul_in_argument(project: Project, busybox_image: BusyboxImage) -> None:

@@ -14,28 +14,34 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH, ResolvedPath
+from buildkit_tasks.platforms.elf.reader import ELF_MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from buildkit_tasks.oci.model import ImageConfig
 
-__all__ = ["FileLookup", "Program", "find_command", "find_programs"]
+__all__ = ["FileLookup", "Program", "find_command", "find_programs", "quoted_basename"]
 
 _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
 _INITS = frozenset({"tini", "tini-static", "docker-init", "dumb-init", "catatonit"})
 _SHELL_COMMAND = re.compile(r"-[a-z]*c")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+_SCRIPT_MAGIC = b"#!"
 _MAX_INTERPRETER_DEPTH = 5  # scripts run by scripts: the kernel's own limit (fs/exec.c)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program to run, or the ``problem`` of finding it; ``command`` is as the config or script has it."""
+    """A program to run, or the ``problem`` of finding it; ``command`` is as the config or script has it.
+
+    ``hint`` says what helps with the problem.
+    """
 
     command: str
     resolved: ResolvedPath | None = None
     problem: str = ""
+    hint: str = ""
 
 
 class FileLookup(Protocol):
@@ -55,9 +61,14 @@ def find_command(
     """
     if "/" in name:
         return rootfs.find_file(posixpath.join("/", working_dir, name))
+    return next((file for file in _search_path(rootfs, name, path_env) if file.is_executable), None)
+
+
+def _search_path(rootfs: FileLookup, name: str, path_env: str) -> Iterator[ResolvedPath]:
+    """Yield the files of that name in the directories of PATH, executable or not."""
     directories = (each for each in path_env.split(":") if each.startswith("/"))
     files = (rootfs.find_file(f"{directory}/{name}") for directory in directories)
-    return next((file for file in files if file is not None and file.node.mode & 0o111), None)
+    return (file for file in files if file is not None)
 
 
 def find_programs(config: ImageConfig, rootfs: FileLookup) -> tuple[Program, ...]:
@@ -67,8 +78,10 @@ def find_programs(config: ImageConfig, rootfs: FileLookup) -> tuple[Program, ...
     if not argv:
         return ()
     programs = list(search.follow_interpreters(argv[0]))
-    for command in _nested_commands(config):
-        if search.find_command(command) is not None:
+    if config.entrypoint:
+        programs += search.follow_argument(*config.cmd[:1])
+    for command in _nested_commands(argv):
+        if search.find_started(command) is not None:
             programs += search.follow_interpreters(command)
     unique = {(each.resolved and each.resolved.path, each.problem): each for each in reversed(programs)}
     return tuple(unique.values())[::-1]
@@ -87,46 +100,106 @@ class _ProgramSearch:
     def find_command(self, command: str) -> ResolvedPath | None:
         return find_command(self.rootfs, command, self.search_path, self.config.working_dir or "/")
 
+    def find_started(self, command: str) -> ResolvedPath | None:
+        """Return the file of a command that a shell or an init starts; None if the kernel need not start it.
+
+        They run an executable file that is neither ELF nor a ``#!`` script as a shell script (POSIX, Shell
+        Command Language, 2.9.1).
+        """
+        resolved = self.find_command(command)
+        if resolved is None or (resolved.is_executable and not _is_program(resolved)):
+            return None
+        return resolved
+
     def follow_interpreters(self, command: str, depth: int = 0) -> Iterator[Program]:
         """Yield the program and, if it is a script, its interpreters."""
         resolved = self.find_command(command)
+        if resolved is None and "/" not in command:  # a file without an execute bit explains more than none
+            resolved = next(_search_path(self.rootfs, command, self.search_path), None)
         if resolved is None:
             path_note = "" if "/" in command else f" (PATH is {self.search_path})"
-            yield Program(command=command, problem=f"{command!r} is not in the image{path_note}")
+            yield Program(
+                command=command,
+                problem=f"{command!r} is not in the image{path_note}",
+                hint=f"add {command} to the image, or correct ENTRYPOINT and CMD in the Dockerfile",
+            )
             return
         yield Program(command=command, resolved=resolved)
-        if resolved.node.head.startswith(b"#!"):
+        if resolved.node.head.startswith(_SCRIPT_MAGIC):
             yield from self._script_interpreters(resolved, depth)
+
+    def follow_argument(self, argument: str = "") -> Iterator[Program]:
+        """Yield the programs of the argument of an entry point, which may run it or only read it.
+
+        Only what is found and can be started counts: ``python3 /app/main.py`` needs no execute bit.
+        """
+        resolved = self.find_command(argument)
+        if resolved is not None and resolved.is_executable and _is_program(resolved):
+            yield from (each for each in self.follow_interpreters(argument) if each.resolved is not None)
 
     def _script_interpreters(self, script: ResolvedPath, depth: int) -> Iterator[Program]:
         interpreter_commands = _parse_shebang(script.node.head)
-        if not interpreter_commands or depth >= _MAX_INTERPRETER_DEPTH:
-            reason = (
-                f"is nested more than {_MAX_INTERPRETER_DEPTH} interpreters deep"
-                if interpreter_commands
-                else "names no interpreter"
+        if not interpreter_commands:
+            yield Program(
+                command=script.path,
+                problem=f"the script {script.path} names no interpreter",
+                hint=f"sed -i '1s,.*,#!/bin/sh,' {quoted_basename(script.path)}",
             )
+        elif depth >= _MAX_INTERPRETER_DEPTH:
+            reason = f"is nested more than {_MAX_INTERPRETER_DEPTH} interpreters deep"
             yield Program(command=script.path, problem=f"the script {script.path} {reason}")
-            return
-        for command in interpreter_commands:
-            for program in self.follow_interpreters(command, depth + 1):
-                problem = program.problem and f"the interpreter of {script.path}: {program.problem}"
-                yield Program(command=program.command, resolved=program.resolved, problem=problem)
+        elif self._has_windows_line_ending(script):
+            yield Program(
+                command=script.path,
+                problem=f"{script.path} cannot start: its first line has a Windows line ending",
+                hint=f"dos2unix {quoted_basename(script.path)}",
+            )
+        else:
+            for command in interpreter_commands:
+                yield from self._follow_interpreter(script, command, depth + 1)
+
+    def _follow_interpreter(self, script: ResolvedPath, command: str, depth: int) -> Iterator[Program]:
+        for program in self.follow_interpreters(command, depth):
+            hint = program.hint
+            if program.command == command and program.resolved is None:
+                hint = f"install {_basename(command)} in the image, or change the first line of {script.path}"
+            yield Program(
+                command=program.command,
+                resolved=program.resolved,
+                problem=program.problem and f"the interpreter of {script.path}: {program.problem}",
+                hint=hint,
+            )
+
+    def _has_windows_line_ending(self, script: ResolvedPath) -> bool:
+        r"""Return True if the ``\r`` of a first line becomes a part of a name, or an option of a shell.
+
+        Not every interpreter minds one after an option: Perl ignores it.
+        """
+        commands = _parse_shebang(script.node.head)
+        if any(command.endswith("\r") and self.find_command(command) is None for command in commands):
+            return True
+        return _first_line(script.node.head).endswith("\r") and _basename(commands[-1]) in _SHELLS
+
+
+def _is_program(file: ResolvedPath) -> bool:
+    return file.node.head.startswith((ELF_MAGIC, _SCRIPT_MAGIC))
+
+
+def _first_line(head: bytes) -> str:
+    return head[len(_SCRIPT_MAGIC) :].partition(b"\n")[0].strip(b" \t\0").decode("utf-8", "backslashreplace")
 
 
 def _parse_shebang(head: bytes) -> list[str]:
     """Return the interpreter of a ``#!`` line, followed by the command to run if it is ``env``."""
-    line = head[2:].partition(b"\n")[0].strip(b" \t\0").decode("utf-8", "backslashreplace")
-    argv = re.split(r"[ \t]+", line) if line else []
+    line = _first_line(head)
+    argv = re.split(r"[ \t]+", line) if line.strip() else []
     if argv and _basename(argv[0]) == "env":
         return argv[:1] + _first_command(argv[1:])
     return argv[:1]
 
 
-def _nested_commands(config: ImageConfig) -> Iterator[str]:
-    argv = config.entrypoint + config.cmd
-    if config.entrypoint:
-        yield from config.cmd[:1]
+def _nested_commands(argv: tuple[str, ...]) -> Iterator[str]:
+    """Yield the commands that a shell or an init is told to run."""
     if _basename(argv[0]) in _SHELLS:
         yield from _parse_shell_command(argv[1:])
     if _basename(argv[0]) in _INITS:
@@ -153,6 +226,11 @@ def _first_command(arguments: tuple[str, ...] | list[str]) -> list[str]:
     """Return the first argument that is not an option, an assignment or ``exec``."""
     candidates = (argument for argument in arguments if not argument.startswith("-") and argument != "exec")
     return [argument for argument in candidates if not _ASSIGNMENT.fullmatch(argument)][:1]
+
+
+def quoted_basename(path: str) -> str:
+    """Return the last part of a path, quoted for a shell: images choose their names."""
+    return shlex.quote(_basename(path))
 
 
 def _basename(command: str) -> str:

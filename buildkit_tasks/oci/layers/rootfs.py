@@ -84,6 +84,11 @@ class ResolvedPath(NamedTuple):
     path: str
     node: FileNode
 
+    @property
+    def is_executable(self) -> bool:
+        """Return True if the file has an execute bit."""
+        return bool(self.node.mode & 0o111)
+
 
 def resolve_path(
     root: FileNode, path: str, *, follow_last: bool = True, make_missing: bool = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, PlatformSetup, RunResult
-from buildkit_tasks.run.docker.container_files import explain_container_mismatch
+from buildkit_tasks.run.docker.container_files import explain_unstartable_container
 from buildkit_tasks.run.docker.monitor import PIDS_LIMIT, ContainerResult, attach_output, monitor
 from buildkit_tasks.run.docker.timeouts import (
     OWNER_LABEL,
@@ -68,7 +68,7 @@ class ContainerRun:
 
     def make_result(self, outcome: Outcome, message: str = "") -> RunResult:
         """Return a result for a guest that was not run."""
-        return self.task.make_result(outcome, message, emulator=self.emulator, digest=self.image.digest)
+        return self.task.make_result(outcome, message, digest=self.image.digest)
 
 
 def build_run_args(platform: Platform, image: str, args: Sequence[str], cpu: str = "") -> list[str]:
@@ -169,9 +169,9 @@ def _check_and_run(client: DockerClient, run: ContainerRun, container: Mapping[s
         return run.make_result(
             Outcome.WRONG_ARCH, f"the engine chose manifest {manifest_digest}, not {run.image.digest}"
         )
-    mismatch = explain_container_mismatch(client.api, container, run.task.platform)
-    if mismatch:
-        return run.make_result(Outcome.WRONG_ARCH, mismatch)
+    problem = explain_unstartable_container(client.api, container, run.task.platform)
+    if problem:
+        return run.make_result(*problem)
     with attach_output(client.api, container["Id"]) as stream:
         client.api.start(container["Id"])
         container_result = monitor(client.api, container["Id"], stream, run.task.timeout)

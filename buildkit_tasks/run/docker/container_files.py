@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath
 from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
-from buildkit_tasks.run.backend import explain_program_mismatch
+from buildkit_tasks.run.backend import explain_unstartable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,22 +17,25 @@ if TYPE_CHECKING:
     from docker.api import APIClient
 
     from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.report.model import Outcome
 
-__all__ = ["explain_container_mismatch"]
+__all__ = ["explain_unstartable_container"]
 
 _MAX_ARCHIVE_BYTES = 64 * 1024  # a tar header, possibly with pax records, and the head
 _HEAD_BYTES = 256  # an ELF header, or a `#!` line
 _GO_MODE_DIR, _GO_MODE_SYMLINK = 1 << 31, 1 << 27  # Go's os.FileMode, as the API returns it
 
 
-def explain_container_mismatch(api: APIClient, container: Mapping[str, Any], platform: Platform) -> str:
-    """Return why the program that a container starts cannot run on the platform; empty if it can.
+def explain_unstartable_container(
+    api: APIClient, container: Mapping[str, Any], platform: Platform
+) -> tuple[Outcome, str] | None:
+    """Return the outcome and the reason if the program that a container starts cannot run on the platform.
 
     ``container`` is what the engine's inspect endpoint returns. The file system that is read is the one
     that the guest will see, whatever store or source the image came from.
     """
     config = _parse_config(container["Config"], platform)
-    return explain_program_mismatch(config, _ContainerFiles(api, container["Id"]), platform)
+    return explain_unstartable(config, _ContainerFiles(api, container["Id"]), platform)
 
 
 def _parse_config(container_config: Mapping[str, Any], platform: Platform) -> ImageConfig:

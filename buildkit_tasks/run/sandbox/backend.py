@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import cache_folder
+from buildkit_tasks.config.settings import writable_cache_folder
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
-from buildkit_tasks.run.backend import explain_program_mismatch
+from buildkit_tasks.run.backend import explain_unstartable
 from buildkit_tasks.run.outcomes import ProcessResult
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
 from buildkit_tasks.run.sandbox.availability import SandboxUnavailable, explain_unavailable
@@ -59,7 +59,8 @@ def open_sandbox_backend(
             raise SandboxUnavailable(explain_unavailable(refusal)) from refusal
         stack.callback(pool.close)
         max_bytes = qemu.settings.root_cache * _MEGABYTE
-        rootfs_cache = RootfsCache(cache_folder(qemu.settings) / "roots", max_bytes, id_offset(os.geteuid()))
+        folder = writable_cache_folder(qemu.settings) / "roots"
+        rootfs_cache = RootfsCache(folder, max_bytes, id_offset(os.geteuid()))
         yield SandboxBackend(
             image=image, manifests=manifests, supervisor_pool=pool, rootfs_cache=rootfs_cache
         )
@@ -111,9 +112,9 @@ class SandboxBackend:
 
     def _run_in_rootfs(self, rootfs: CachedRootfs, task: RunTask) -> RunResult:
         config = _override_cmd(rootfs.config, task.args)
-        mismatch = explain_program_mismatch(config, RootfsFiles(rootfs.path), task.platform)
-        if mismatch:
-            return task.make_result(Outcome.WRONG_ARCH, mismatch)
+        problem = explain_unstartable(config, RootfsFiles(rootfs.path), task.platform)
+        if problem:
+            return task.make_result(*problem)
         try:
             supervisor, emulator_path = self.supervisor_pool.get_supervisor(task.platform.machine, task.cpu)
             guest_exit = supervisor.run(self._make_run(rootfs, config, task), task.timeout)

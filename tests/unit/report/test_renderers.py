@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit_tasks import report as renderers
-from buildkit_tasks.report.model import ImagesReport, Outcome, Report
+from buildkit_tasks.report.model import ImagesReport, Outcome, Report, to_document
 from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.summary import summarize
 from tests.support.report_samples import (
+    TEN,
     TWO,
     bad_check,
     bad_reports,
@@ -33,7 +35,10 @@ from tests.unit.report.rendering import (
     READABLE,
     RENDERERS,
     UNLIMITED,
+    cases,
     draw,
+    half_failed,
+    rows,
     thousand_problems,
 )
 
@@ -223,3 +228,23 @@ def test_public_names() -> None:
     assert all(callable(getattr(renderers, name)) for name in renderers.__all__)
     with pytest.raises(AttributeError, match="to_pdf"):
         _ = renderers.to_pdf  # type: ignore[attr-defined]  # it does not exist
+
+
+def test_hint_is_shown_once() -> None:
+    hints = ("dos2unix run", "dos2unix run", "chmod +x run")
+    checks = (bad_check(message=f"failure {number}", hint=hint) for number, hint in enumerate(hints))
+    report = verify(*(verdict(name, check) for name, check in zip(TEN, checks, strict=False)))
+    for render in READABLE:
+        text = html.unescape(render(report))
+        assert [text.count(f"try: {hint}") for hint in hints[1:]] == [1, 1], render
+    assert to_document(report)["platforms"][0]["checks"][0]["hint"] == "dos2unix run"
+    assert [case.findtext("failure", "").count("try: ") for case in cases(report, "verify")] == [1, 1, 1]
+
+
+def test_never_started_run_has_no_runner() -> None:
+    never = replace(bad_run("linux/amd64", Outcome.WRONG_ARCH), exit_code=None, emulated=False, emulator=None)
+    for result in (never, replace(never, outcome=Outcome.FAILED), replace(never, cpu="qemu64")):
+        for report in (run(result), replace(half_failed(), run=run(result))):
+            (line,) = (line for line in rows(draw(report)) if "linux/amd64" in line)
+            assert "native" not in line
+            assert ("qemu64" in line) == bool(result.cpu)

@@ -43,7 +43,7 @@ class FakeBackends:
         if self.interrupted:
             raise KeyboardInterrupt
         if task.platform == self.slow:
-            assert self.others_ended.wait(10)
+            assert self.others_ended.wait(120)
         else:
             self.others_ended.set()
         return task.make_result(Outcome.PASSED)
@@ -156,7 +156,8 @@ def test_platform_not_in_image() -> None:
     message, _, hint = report.results[0].message.partition("\n")
     assert message == "linux/arm64 is not in the image, which holds linux/amd64"
     assert report.results[0].runner == "fake"
-    assert hint == "  try: inv build-multiarch --platform=linux/arm64"
+    assert hint.startswith("  try: ")
+    assert hint.endswith(" build-multiarch --platform=linux/arm64")
     assert [task.platform for task in backends.ran] == [AMD64]
 
 
@@ -223,7 +224,7 @@ class InterruptedBackends(FakeBackends):
         self.ran.append(task)
         if task.platform == AMD64:
             raise KeyboardInterrupt
-        assert self.stop_requested.wait(10)
+        assert self.stop_requested.wait(120)
         return task.make_result(Outcome.PASSED)
 
     def stop(self) -> None:

@@ -10,7 +10,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
-from buildkit_tasks.verify.host_match import match_host, read_cluster_nodes, read_hosts
+from buildkit_tasks.verify.host_match import match_hosts, read_cluster_nodes, read_hosts
 from tests.support.elf import ISA_NEEDED, elf
 from tests.support.oci import MemoryImage, add_platform, hello, make_tar
 
@@ -19,8 +19,11 @@ def platform(text: str) -> Platform:
     return Platform.parse(text)
 
 
-def select_platform(host: str, available: str, write_nodes: int = 0) -> tuple[str, Check]:
-    selected, check = match_host(platform(host), parse_platforms([available]), "app:1", write_nodes)
+def select_platform(
+    host: str, available: str, node_count: int = 0, subject: str = "docker://app:1"
+) -> tuple[str, Check]:
+    hosts = {platform(host): node_count}
+    ((selected, check),) = match_hosts(hosts, parse_platforms([available]), subject).values()
     assert check.ok == (selected is not None)
     assert (check.name, check.expected) == ("for", str(platform(host)))
     return str(selected or ""), check
@@ -60,17 +63,53 @@ def test_host_selects_as_containerd(host: str, available: str, selected: str, me
 def test_no_match_has_hint(host: str, available: str) -> None:
     _, check = select_platform(host, available)
     assert check.actual == available
-    assert f"{host} cannot start app:1: it holds {available}." in check.message
+    assert f"{host} cannot start docker://app:1: it holds {available}." in check.message
     assert "exec format error" in check.message
-    assert check.message.endswith(
-        f"try: inv build-multiarch --platform {available},{host} --push -t NAME:TAG"
-    )
+    assert check.hint.endswith(f" build-multiarch --platform {available},{host} --push -t app:1")
 
 
 def test_image_without_platforms() -> None:
     _, check = select_platform("linux/amd64", "")
     assert "it holds no platform." in check.message
-    assert "--platform linux/amd64 --push" in check.message
+    assert "--platform linux/amd64 --push" in check.hint
+
+
+@pytest.mark.parametrize(
+    ("subject", "ending"),
+    [
+        ("docker://r.example:5000/app@sha256:00", " --push -t r.example:5000/app"),
+        ("docker://a;b", " --push -t 'a;b'"),
+        ("dist/app.tar", " --platform linux/amd64,linux/arm64"),
+        ("docker-daemon:app:1", " --platform linux/amd64,linux/arm64"),
+    ],
+)
+def test_build_hint_of_image(subject: str, ending: str) -> None:
+    assert select_platform("linux/arm64", "linux/amd64", subject=subject)[1].hint.endswith(ending)
+
+
+def hints_of(hosts: list[Platform], *available: Platform) -> list[str]:
+    matches = match_hosts(dict.fromkeys(hosts, 1), available, "docker://app:1").values()
+    return [check.hint for _, check in matches]
+
+
+def test_one_hint_for_all_nodes() -> None:
+    hosts = [platform(name) for name in ("linux/amd64", "linux/arm64", "linux/s390x")]
+    matching, *others = hints_of(hosts, hosts[0])
+    assert (matching, len(set(others))) == ("", 1)
+    assert "--platform linux/amd64,linux/arm64,linux/s390x --push" in others[0]
+
+
+def test_windows_is_not_proposed() -> None:
+    windows = Platform("windows", "amd64")
+    first, second = hints_of([windows, platform("linux/arm64")], platform("linux/amd64"))
+    assert "windows" not in first + second
+    assert "nodeSelector" in first
+    assert "--platform linux/amd64,linux/arm64 --push" in second
+
+
+def test_windows_image_is_kept() -> None:
+    (hint,) = hints_of([platform("linux/arm64")], platform("linux/amd64"), Platform("windows", "amd64"))
+    assert hint.endswith("--platform linux/amd64,linux/arm64")
 
 
 @pytest.mark.parametrize(

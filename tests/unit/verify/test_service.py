@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.support.oci import (
     hello,
     index_json,
     make_tar,
+    member,
     platform_json,
     probe_program,
     put_manifest,
@@ -285,7 +288,6 @@ def test_last_path_variable_wins() -> None:
     ("script", "message"),
     [
         (b"#!/bin/missing\n", "the interpreter of /run: '/bin/missing' is not in the image"),
-        (b"#!/bin/sh\r\n", r"'/bin/sh\r' is not in the image"),
         (b"#!\n", "the script /run names no interpreter"),
         (b"#!/run\n", "is nested more than 5 interpreters deep"),
         (b"#!/bin/\xff\n", "is not in the image"),
@@ -298,6 +300,62 @@ def test_script_without_interpreter(script: bytes, message: str) -> None:
             verify_files({"run": script, "bin/sh": probe_program(ARM64)}, Entrypoint=["/run"])
         ).message
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["#!/bin/sh", "#! /bin/sh", "#!/usr/bin/env app", "#!/usr/bin/env -S app -u", "#!/bin/sh -e", "#!/gone"],
+)
+def test_windows_line_ending(line: str) -> None:
+    files = {name: probe_program(ARM64) for name in ("bin/sh", "usr/bin/env", "bin/app")}
+    script = {"opt/it's.sh": f"{line}\r\nexec app\r\n".encode()}
+    report = verify_files({**files, **script}, Entrypoint=["/opt/it's.sh"], Env=["PATH=/bin"])
+    if line.endswith("-u"):
+        assert report.ok  # not every interpreter minds
+        return
+    check = single_failure(report)
+    assert check.message == (
+        "linux/arm64: /opt/it's.sh cannot start: its first line has a Windows line ending"
+    )
+    assert (check.path, check.hint) == ("/opt/it's.sh", """dos2unix 'it'"'"'s.sh'""")
+
+
+def test_name_with_carriage_return() -> None:
+    files = {"run": b"#!/bin/sh\r\n", "bin/sh\r": probe_program(ARM64)}
+    assert verify_files(files, Entrypoint=["/run"]).ok
+
+
+@pytest.mark.parametrize(
+    ("cmd", "ok"),
+    [
+        ("/app/data", True),
+        ("/app/plain", True),
+        ("/app/script", True),
+        ("/app/other", False),
+        ("/gone", True),
+    ],
+)
+def test_argument_of_entrypoint(cmd: str, *, ok: bool) -> None:
+    files = {
+        "bin/python3": probe_program(ARM64),
+        "app/plain": b"print(1)",
+        "app/script": b"#!/usr/bin/env python3\n",
+        "app/other": probe_program(AMD64),
+    }
+    tars = [make_tar(files), make_tar_with_mode("app/data", b"#!/usr/bin/env python3\n", 0o644)]
+    image = single_platform_image(tars, ARM64, Entrypoint=["python3"], Cmd=[cmd])
+    assert all(check.ok for check in arch_checks(verify_image(image))) is ok
+
+
+def test_shell_runs_plain_script() -> None:
+    files = {"bin/sh": probe_program(ARM64), "run": b"echo plain"}
+    assert verify_files(files, Cmd=["/bin/sh", "-c", "/run"]).ok
+
+
+def test_shell_cannot_run_data() -> None:
+    tars = [make_tar({"bin/sh": probe_program(ARM64)}), make_tar_with_mode("run", b"echo", 0o644)]
+    check = single_failure(verify_image(single_platform_image(tars, ARM64, Cmd=["/bin/sh", "-c", "/run"])))
+    assert check.message == "linux/arm64: /run is not executable (mode 0644)"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +387,10 @@ def test_command_in_working_directory() -> None:
     ("data", "message"),
     [
         (b"", "it is empty"),
-        (b"hello, world", "neither ELF nor a #! script: it starts 68 65 6c"),
+        (b"hello, world", "(exec format error): no ELF header and no '#!' line"),
+        (b"\xef\xbb\xbf#!/bin/sh\n", "(exec format error): it begins with a byte order mark"),
+        (b"\xcf\xfa\xed\xfe" + bytes(28), "/main is made for macOS, not for linux"),
+        (b"MZ" + bytes(62), "/main is made for Windows, not for linux"),
         (probe_program(ARM64)[:30], "truncated ELF header"),
         (b"\x7fELF" + b"\xff" * 60, "class 255"),
         (
@@ -342,14 +403,21 @@ def test_file_is_not_a_program(data: bytes, message: str) -> None:
     assert message in single_failure(verify_files({"main": data}, Entrypoint=["/main"])).message
 
 
-def test_program_is_not_executable() -> None:
-    info = directory("x")
-    tar = bytearray(make_tar({"main": probe_program(ARM64)}, [info]))
-    tar[100:108], old = b"0000644\0", bytes(tar[100:108])
-    checksum = int(tar[148:154], 8) + sum(b"0000644\0") - sum(old)
-    tar[148:156] = b"%06o\0 " % checksum
-    check = single_failure(verify_image(single_platform_image([bytes(tar)], ARM64, Entrypoint=["/main"])))
-    assert check.message == "linux/arm64: /main is not executable (mode 0644)"
+def make_tar_with_mode(name: str, data: bytes, mode: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = member(name, mode=mode)
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("command", ["/bin/main", "main"])
+def test_program_is_not_executable(command: str) -> None:
+    tar = make_tar_with_mode("bin/main", probe_program(ARM64), 0o644)
+    check = single_failure(verify_image(single_platform_image([tar], ARM64, Entrypoint=[command])))
+    assert check.message == "linux/arm64: /bin/main is not executable (mode 0644)"
+    assert check.hint == "chmod +x main"
 
 
 @pytest.mark.parametrize("platform", ["linux/z80", "windows/amd64", "linux/ppc64"])
