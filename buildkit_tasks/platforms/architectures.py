@@ -25,8 +25,9 @@ _ET_EXEC_OR_DYN_MASK = 0xFE
 class IsaLevel:
     """A level of an architecture's instruction set; a program for it runs on every later level too.
 
-    ``name`` is the OCI variant if there is one, ``title`` the name in messages. ``go_value`` is the
-    value of the machine's ``go_variable``, ``compiler_option`` limits GCC and Clang to this level, and
+    ``name`` is the OCI variant if there is one, ``title`` the name in messages. ``aliases`` are other
+    names of the architecture that imply this level, such as ``armhf``. ``go_value`` is the value of the
+    machine's ``go_variable``, ``compiler_option`` limits GCC and Clang to this level, and
     ``evidence_values`` are its names, and those of levels below it that have no entry, in
     :mod:`buildkit_tasks.platforms.elf.isa_evidence`. ``extensions`` are those that a RISC-V profile
     adds to the one before it. ``debian_architecture`` and ``baseline_cpu`` are set only where they
@@ -35,6 +36,7 @@ class IsaLevel:
 
     name: str
     title: str
+    aliases: tuple[str, ...] = ()
     go_value: str = ""
     evidence_values: tuple[str, ...] = ()
     compiler_option: str = ""
@@ -47,12 +49,13 @@ class IsaLevel:
 class Machine:
     """An architecture and its names.
 
-    ``architecture`` is the OCI name and Go's GOARCH, ``uname_machines`` what ``uname -m`` prints, and
-    ``qemu_suffix`` the suffix of QEMU's user-mode binary. ``bits``, ``byte_order`` and ``e_machine``
-    are EI_CLASS, EI_DATA and e_machine of the ELF header (System V gABI, chapter 4), ``e_flags`` the
-    flags of a program for the baseline (psABI supplements). ``baseline_cpu`` is the oldest QEMU CPU
-    model with the baseline. ``default_variant`` is the variant of a platform written without one;
-    ``implied_variant`` is dropped when a platform is normalised.
+    ``architecture`` is the OCI name and Go's GOARCH. ``aliases`` are its other names, those of
+    containerd's ``platforms.Normalize`` and Debian's; a name that also means another machine is none.
+    ``uname_machines`` are what ``uname -m`` prints, ``qemu_suffix`` the suffix of QEMU's user-mode binary.
+    ``bits``, ``byte_order`` and ``e_machine`` are EI_CLASS, EI_DATA and e_machine of the ELF header
+    (System V gABI, chapter 4), ``e_flags`` the flags of a program for the baseline (psABI supplements).
+    ``baseline_cpu`` is the oldest QEMU CPU model with the baseline. ``default_variant`` is the variant of
+    a platform written without one; ``implied_variant`` is dropped when a platform is normalised.
 
     ``variants`` are the levels that OCI variants name, oldest first, and ``extra_levels`` the later
     levels (without variants: all levels, and the first is the baseline). ``go_variable`` is the
@@ -64,6 +67,7 @@ class Machine:
     """
 
     architecture: str
+    aliases: tuple[str, ...] = ()
     uname_machines: tuple[str, ...]
     qemu_suffix: str
     bits: int
@@ -104,6 +108,11 @@ class Machine:
         """Every level, oldest first."""
         return self.variants + self.extra_levels
 
+    @cached_property
+    def has_isa_records(self) -> bool:
+        """Return True if the ABI defines a record of the level in a file, whatever wrote the file."""
+        return any(level.evidence_values or level.extensions for level in self.isa_levels)
+
     def baseline_of(self, variant: str) -> IsaLevel | None:
         """Return the baseline of a platform with this variant; the oldest level for an unknown one."""
         name = variant or self.implied_variant or self.default_variant
@@ -114,6 +123,7 @@ class Machine:
 MACHINES: tuple[Machine, ...] = (
     Machine(
         architecture="amd64",
+        aliases=("x86_64", "x86-64"),
         uname_machines=("x86_64",),
         qemu_suffix="x86_64",
         bits=64,
@@ -165,6 +175,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         architecture="arm64",
+        aliases=("aarch64",),
         uname_machines=("aarch64", "arm64"),
         qemu_suffix="aarch64",
         bits=64,
@@ -208,6 +219,7 @@ MACHINES: tuple[Machine, ...] = (
             IsaLevel(
                 name="v5",
                 title="ARMv5",
+                aliases=("armv5", "armv5tel"),
                 go_value="5",
                 evidence_values=("Pre-v4", "v4", "v4T", "v5T", "v5TE", "v5TEJ"),
                 compiler_option="-march=armv5te",
@@ -217,6 +229,7 @@ MACHINES: tuple[Machine, ...] = (
             IsaLevel(
                 name="v6",
                 title="ARMv6",
+                aliases=("armel", "armv6", "armv6l"),
                 go_value="6",
                 evidence_values=("v6", "v6K", "v6KZ"),
                 compiler_option="-march=armv6",
@@ -226,6 +239,7 @@ MACHINES: tuple[Machine, ...] = (
             IsaLevel(
                 name="v7",
                 title="ARMv7",
+                aliases=("armhf", "armv7", "armv7l"),
                 go_value="7",
                 evidence_values=("Thumb-2", "v6T2", "v6-M", "v6S-M", "v7", "v7E-M"),
                 compiler_option="-march=armv7-a",
@@ -263,6 +277,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         architecture="386",
+        aliases=("i386", "i686"),
         uname_machines=("i686", "i386", "i586", "i486"),
         qemu_suffix="i386",
         bits=32,
@@ -291,6 +306,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         architecture="ppc64le",
+        aliases=("ppc64el",),
         uname_machines=("ppc64le",),
         qemu_suffix="ppc64le",
         bits=64,
@@ -370,6 +386,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         architecture="mips64le",
+        aliases=("mips64el",),
         uname_machines=("mips64",),
         qemu_suffix="mips64el",
         bits=64,
@@ -405,6 +422,7 @@ MACHINES: tuple[Machine, ...] = (
     ),
     Machine(
         architecture="loong64",
+        aliases=("loongarch64",),
         uname_machines=("loongarch64",),
         qemu_suffix="loongarch64",
         bits=64,

@@ -243,11 +243,7 @@ def missing_isa_info_reason(binary: Binary) -> str:
     level_names = {machine.go_variable, "CPU architecture", "needed", "MIPS architecture", "arch"}
     if any(item.name in level_names for item in binary.evidence):
         return ""
-    exception = _WITHOUT_ISA_INFO.get(machine.architecture)
-    if exception is None:
+    if machine.has_isa_records:
         return "the file records no level of the instruction set"
+    exception = ", except Go's" if machine.go_variable else ""
     return f"{machine.architecture} files record no level of the instruction set{exception}"
-
-
-# Architectures whose ABI does not define a record of the level.
-_WITHOUT_ISA_INFO = {"arm64": ", except Go's", "ppc64le": ", except Go's", "s390x": "", "loong64": ""}

@@ -14,6 +14,7 @@ from buildkit_tasks.platforms import (
     machine_from_elf,
     native_platform,
     parse_platforms,
+    platform_of_uname,
 )
 
 
@@ -34,6 +35,11 @@ from buildkit_tasks.platforms import (
         ("i386", "linux/386"),
         ("ppc64el", "linux/ppc64le"),
         ("loongarch64", "linux/loong64"),
+        ("x86-64", "linux/amd64"),
+        ("linux/mips64el", "linux/mips64le"),
+        ("armv7l", "linux/arm/v7"),
+        ("armv6l", "linux/arm/v6"),
+        ("armv5tel", "linux/arm/v5"),
         (" Linux/ARM64 ", "linux/arm64"),
     ],
 )
@@ -220,6 +226,37 @@ def test_no_baseline_without_levels() -> None:
         None,
         None,
     ]
+
+
+def test_names_are_unambiguous() -> None:
+    names = [name for machine in MACHINES for name in (machine.architecture, *machine.aliases)]
+    names += [name for machine in MACHINES for level in machine.variants for name in level.aliases]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert Platform.parse(name) == platform_of_uname(name)
+
+
+def test_levels_without_variant_have_no_alias() -> None:
+    assert [level.name for machine in MACHINES for level in machine.extra_levels if level.aliases] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [
+        ("x86_64", "amd64"),
+        ("armv5tel", "arm/v5"),
+        ("armv8l", "arm/v7"),
+        ("i586", "386"),
+        ("mips64", "mips64le"),
+    ],
+)
+def test_platform_of_uname(name: str, platform: str) -> None:
+    assert platform_of_uname(name) == Platform.parse(platform)
+
+
+def test_isa_records() -> None:
+    recorded = [machine.architecture for machine in MACHINES if machine.has_isa_records]
+    assert recorded == ["amd64", "arm", "386", "riscv64", "mips64le"]
 
 
 def test_isa_levels_are_unambiguous() -> None:
