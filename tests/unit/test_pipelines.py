@@ -106,6 +106,22 @@ def test_action_inputs(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("requirement", "installed"), [("", "/action"), ("./x.whl", "./x.whl")])
+def test_action_installs(tmp_path: Path, requirement: str, installed: str) -> None:
+    """By default the action installs the package of its own checkout."""
+    (step,) = (step for step in ACTION["runs"]["steps"] if step.get("name") == "Install")
+    for name in ("python", "buildkit-tasks/bin/pip"):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(tmp_path))}/log\n', encoding="utf-8")
+        program.chmod(0o755)
+    env = {"REQUIREMENT": requirement, "RUNNER_TEMP": str(tmp_path), "GITHUB_ACTION_PATH": "/action"}
+    env["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=env, cwd=tmp_path, check=True)
+    _, pip = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert pip.split()[-1] == installed
+
+
 def test_action_inputs_are_declared() -> None:
     used = set(re.findall(r"inputs\.([a-z-]+)", (ROOT / "action.yml").read_text(encoding="utf-8")))
     assert used == set(ACTION["inputs"])
