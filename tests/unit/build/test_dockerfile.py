@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
+from buildkit_tasks.platforms import Platform
 
 
 def base_images(text: str, **build_args: str) -> list[str]:
@@ -88,3 +90,58 @@ def test_syntax_directive(text: str, syntax: str) -> None:
 def test_line_continuation() -> None:
     assert base_images("FROM a AS x\nRUN v=`date`\nFROM b\n") == ["a", "b"]
     assert base_images("# escape=`\nFROM `\n a\nRUN dir C:\\\nFROM b\n") == ["a", "b"]
+
+
+def uses(text: str, target: str = "", **build_args: str) -> list[str]:
+    """Return the image and platform of each use in a build for arm64 on amd64."""
+    bases = replace(parse_base_images(text, build_args), target=target)
+    found = bases.list_uses(Platform.parse("linux/arm64"), Platform.parse("linux/amd64"))
+    return [f"{use.image} {use.platform}" for use in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "platform"),
+    [
+        ("FROM a", "linux/arm64"),
+        ("FROM --platform=$TARGETPLATFORM a", "linux/arm64"),
+        ("FROM --platform=$BUILDPLATFORM a", "linux/amd64"),
+        ("FROM --platform=${BUILDPLATFORM:-linux/386} a", "linux/amd64"),
+        ("FROM --platform=linux/$BUILDARCH a AS x", "linux/amd64"),
+        ("FROM --platform=linux/arm/v7 a", "linux/arm/v7"),
+        ("FROM --platform=$P a", "linux/s390x"),
+        ("FROM --platform=$NONE a", "linux/arm64"),
+        ("FROM --platform=no/such/thing/x a", "linux/arm64"),
+    ],
+)
+def test_platform_of_base(line: str, platform: str) -> None:
+    assert uses(f"ARG P=linux/386 BUILDPLATFORM\n{line}\n", P="linux/s390x") == [f"a {platform}"]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("", ["e linux/arm64", "b linux/amd64", "c linux/arm64", "d linux/arm64"]),
+        ("two", ["b linux/amd64"]),
+        ("0", ["a linux/arm64"]),
+        ("none", ["e linux/arm64", "b linux/amd64", "c linux/arm64", "d linux/arm64"]),
+    ],
+)
+def test_needed_stages(target: str, expected: list[str]) -> None:
+    text = """
+FROM a AS unused
+FROM --platform=$BUILDPLATFORM b AS one
+FROM one AS Two
+FROM e AS final-arm64
+FROM x AS final-amd64
+FROM final-$TARGETARCH
+COPY --from=two /x /x
+COPY --from=c /y /y
+RUN --mount=from=d,target=/d true
+COPY --from=1 /z /z
+"""
+    assert sorted(uses(text, target)) == sorted(expected)
+
+
+def test_unnamed_stages_are_no_base() -> None:
+    assert uses("FROM scratch\nFROM scratch\nCOPY --from=0 /a /a\nCOPY --from=7 /b /b\n") == ["7 linux/arm64"]
+    assert uses("") == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.build.dockerfile import BaseImages
+from buildkit_tasks.build.dockerfile import BaseImages, parse_base_images
 from buildkit_tasks.build.standin_bases import BasePlan, StandInBases, find_stand_in, plan_bases
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, RegistryError
@@ -54,6 +54,10 @@ class Harness:
     def plan(self, *images: str, mode: str = "auto", reachable: bool = False, syntax: str = "") -> BasePlan:
         bases = BaseImages(images=images, syntax=syntax)
         return plan_bases(bases, mode, lambda: reachable, self.stand_ins, TWO_PLATFORMS)
+
+    def plan_dockerfile(self, text: str, *platforms: str, target: str = "") -> BasePlan:
+        bases = replace(parse_base_images(text, {}), target=target)
+        return plan_bases(bases, "standin", lambda: False, self.stand_ins, parse_platforms(platforms))
 
 
 def _download(argv: list[str], _: CommandOptions) -> None:
@@ -219,3 +223,55 @@ def test_dry_run(tmp_path: Path) -> None:
     assert len(harness.commands.dry_run_lines) == 3
     assert all(value.endswith("@sha256:DIGEST") for _, value in plan.contexts)
     assert not (harness.cache / "bases").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("FROM golang", "write FROM --platform=$BUILDPLATFORM golang, and"),
+        ("from golang:1.27 as build", "write FROM --platform=$BUILDPLATFORM golang:1.27 AS build, and"),
+        ("FROM --platform=linux/arm/v7 golang\n", "write FROM --platform=$BUILDPLATFORM golang, and"),
+        ("FROM --platform=$TARGETPLATFORM golang AS x\nFROM x\n", "$BUILDPLATFORM golang AS x, and"),
+        (
+            "FROM scratch\nCOPY --from=golang /x /x",
+            "FROM --platform=$BUILDPLATFORM golang AS go, and --from=go",
+        ),
+        ("FROM scratch\nRUN --mount=from=golang,target=/x y", "golang AS go, and --from=go"),
+    ],
+)
+def test_foreign_go_stage(harness: Harness, text: str, hint: str) -> None:
+    with pytest.raises(RegistryError, match=r"linux/arm/v7 needs it.* Go for linux/amd64 only") as excinfo:
+        harness.plan_dockerfile(text, "linux/amd64", "linux/arm/v7")
+    assert hint in str(excinfo.value.hint)
+    assert (excinfo.value.exit_code, harness.commands.calls) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("FROM --platform=$BUILDPLATFORM golang AS build\nFROM scratch\nCOPY --from=build /x /x", ""),
+        ("FROM --platform=linux/amd64 golang", ""),
+        ("FROM --platform=$BUILDPLATFORM golang AS build\nFROM golang AS test", "build"),
+    ],
+)
+def test_native_go_stage(harness: Harness, text: str, target: str) -> None:
+    plan = harness.plan_dockerfile(text, "linux/arm/v7", target=target)
+    assert [name for name, _ in plan.contexts] == ["golang"]
+
+
+def test_go_for_the_engine_alone(harness: Harness) -> None:
+    assert harness.plan_dockerfile("FROM golang", "linux/amd64").mode == "standin"
+
+
+def test_unused_base_is_not_replaced(harness: Harness) -> None:
+    text = "FROM golang AS test\nFROM alpine\n"
+    assert [name for name, _ in harness.plan_dockerfile(text, "linux/arm/v7").contexts] == ["alpine"]
+
+
+def test_alpine_for_the_build_platform(harness: Harness) -> None:
+    harness.plan_dockerfile("FROM --platform=$BUILDPLATFORM alpine AS x\nFROM x", "linux/arm/v7")
+    assert option_values(harness.commands.calls[0].argv, "platform") == ["linux/amd64"]
+    harness.plan_dockerfile(
+        "FROM --platform=$BUILDPLATFORM alpine AS x\nFROM alpine\nCOPY --from=x /a /a", "linux/arm/v7"
+    )
+    assert option_values(harness.commands.calls[1].argv, "platform") == ["linux/amd64,linux/arm/v7"]
