@@ -11,6 +11,7 @@ __all__ = [
     "BuildFailed",
     "BuilderError",
     "BuildkitTasksError",
+    "CacheError",
     "CheckFailed",
     "DeadlineExceeded",
     "EmulatorError",
@@ -77,6 +78,12 @@ class EngineError(BuildkitTasksError):
 
 class EmulatorError(BuildkitTasksError):
     """Programs of a platform cannot be run on this machine."""
+
+    exit_code = 3
+
+
+class CacheError(BuildkitTasksError):
+    """The user cannot write to the cache directory, as without a home directory."""
 
     exit_code = 3
 

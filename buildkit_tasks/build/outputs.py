@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from buildkit_tasks.build.typed_option import TypedOption, parse_attributes
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.system.csv_fields import parse_csv_row
+from buildkit_tasks.system.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -160,5 +161,5 @@ def check_destination(label: str, dest: Path) -> None:
     if dest.is_symlink():
         raise UsageError(f"{label} is a symbolic link; name its target")
     resolved = dest.resolve()
-    if resolved in (Path("/"), Path.home()):
+    if resolved in (Path("/"), expand_home("~")):
         raise UsageError(f"{label} is {resolved}; name a folder inside it")

@@ -121,7 +121,7 @@ def _run_body(ctx: TaskContext, body: Body) -> int:
     except BuildkitTasksError as error:
         return ctx.show_error(error)
     except OSError as error:
-        return ctx.show_error(_from_os_error(error))
+        return ctx.show_error(ctx.explain_cache_error(error) or _from_os_error(error))
     return ctx.exit_code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,7 +12,10 @@ import threading
 import traceback
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from buildkit_tasks.errors import BuildkitTasksError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from invoke.context import Context
 
     from buildkit_tasks.config.settings import Settings
-    from buildkit_tasks.errors import BuildkitTasksError
     from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.report import LiveTable
     from buildkit_tasks.report.model import RunResult
@@ -66,8 +69,9 @@ class TaskContext:
     @cached_property
     def settings(self) -> Settings:
         """Return the settings: options over environment, Invoke's configuration and pyproject.toml."""
-        from buildkit_tasks.config.settings import load_settings
+        from buildkit_tasks.config.settings import check_section_names, load_settings
 
+        check_section_names(dict(self.invoke_context.config.items()))
         return load_settings(
             self.setting_flags, invoke=dict(self.invoke_context.config.get("buildkit") or {})
         )
@@ -138,6 +142,19 @@ class TaskContext:
         else:
             print(text, flush=True)
 
+    def explain_cache_error(self, error: OSError) -> BuildkitTasksError | None:
+        """Return the error for a file of the cache directory that this user may not write, else None."""
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not isinstance(error.filename, str):
+            return None
+        from buildkit_tasks.config.settings import cache_error, cache_folder
+
+        try:
+            settings = self.settings
+        except (BuildkitTasksError, OSError):  # the error may be from reading them
+            return None
+        path, reason = Path(error.filename), error.strerror or str(error)
+        return cache_error(settings, path, reason) if _is_at(path, cache_folder(settings)) else None
+
     def show_error(self, error: BuildkitTasksError) -> int:
         """Print an error once, redacted, and return its exit code."""
         from buildkit_tasks.system.command import redact
@@ -166,6 +183,11 @@ class RunProgress:
         """Show the result of a run."""
         if self.live_table is not None:
             self.live_table(result)
+
+
+def _is_at(path: Path, folder: Path) -> bool:
+    """Return True for a path in a directory, and for the parents that could not be created for it."""
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def _print_document(document: Mapping[str, Any]) -> None:

@@ -8,9 +8,13 @@ and images are arrays of tables, which only files and Invoke's configuration can
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import enum
 import os
+import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +29,8 @@ from buildkit_tasks.config.schema import (
     read_smoke_checks,
     read_value,
 )
-from buildkit_tasks.errors import SettingsError
+from buildkit_tasks.errors import CacheError, SettingsError
+from buildkit_tasks.system.files import expand_home, explain_unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,11 +41,18 @@ __all__ = [
     "SettingOrigin",
     "Settings",
     "SmokeCheck",
+    "cache_error",
     "cache_folder",
+    "check_section_names",
     "find_pyproject",
     "load_settings",
     "override_settings",
+    "writable_cache_folder",
 ]
+
+_TABLE = "buildkit-tasks"  # of pyproject.toml, in [tool]
+_SECTION = "buildkit"  # of Invoke's configuration
+_SIMILAR = 0.9  # by difflib; a name of another tool, such as build-tasks, is less similar than a typo
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
 _KEY_OF_VARIABLE = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
@@ -229,8 +241,11 @@ def _drop_environment_keys(invoke: Mapping[str, Any], environ: Mapping[str, str]
 
 def find_pyproject(folder: Path) -> Path | None:
     """Return the pyproject.toml of the directory or its nearest parent that has one."""
-    candidates = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
-    return next((path for path in candidates if path.is_file()), None)
+    for parent in (folder, *folder.parents):
+        with contextlib.suppress(PermissionError):  # of a parent that this user cannot look into
+            if (path := parent / "pyproject.toml").is_file():
+                return path
+    return None
 
 
 def _read_pyproject_table(path: Path) -> dict[str, Any]:
@@ -238,17 +253,100 @@ def _read_pyproject_table(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from error
+    for name in _iter_misnamed_tables(document):
+        raise _misnamed_table_error(path, name)
     tools = document.get("tool", {})
-    table = tools.get("buildkit-tasks", {}) if isinstance(tools, dict) else tools
+    table = tools.get(_TABLE, {}) if isinstance(tools, dict) else tools
     if not isinstance(table, dict):
-        raise SettingsError(f"{path}: [tool.buildkit-tasks] is not a table")
+        raise SettingsError(f"{path}: [tool.{_TABLE}] is not a table")
     return table
+
+
+def _iter_misnamed_tables(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of tables that are meant to be ``[tool.buildkit-tasks]``, but would not be read."""
+    for key, value in document.items():
+        if _is_table(value) and _is_similar(key, _TABLE):
+            yield key
+        elif isinstance(value, dict) and _is_similar(key, "tool", ratio=0.8):
+            yield from (
+                f"{key}.{name}" for name, table in _iter_subtables(value) if _is_misnamed(key, name, table)
+            )
+
+
+def _iter_subtables(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the tables with their names, also those inside them: ``[tool.buildkit.tasks]``."""
+    for key, value in tables.items():
+        yield key, value
+        if isinstance(value, dict) and key != _TABLE:
+            yield from ((f"{key}.{subkey}", subvalue) for subkey, subvalue in value.items())
+
+
+def _is_misnamed(parent: str, name: str, table: Any) -> bool:
+    if not _is_table(table) or (parent, name) == ("tool", _TABLE):
+        return False
+    has_own_keys = isinstance(table, dict) and any(key.replace("-", "_") in SETTINGS_KEYS for key in table)
+    ratio = 1 if "." in name else _SIMILAR  # a table in another tool's is that tool's
+    return _is_similar(name, _TABLE, ratio=ratio) or (name == _SECTION and has_own_keys)
+
+
+def _is_table(value: Any) -> bool:
+    """Return True for a table and for an array of tables."""
+    items = value if isinstance(value, list) and value else [value]
+    return all(isinstance(item, dict) for item in items)
+
+
+def _is_similar(name: str, right_name: str, *, ratio: float = _SIMILAR) -> bool:
+    """Return True for a typo, another spelling of ``-`` or of upper case, and the same name."""
+    normalized = re.sub(r"[-_.\s]+", "-", name).lower()
+    return difflib.SequenceMatcher(None, normalized, right_name).ratio() >= ratio
+
+
+def _misnamed_table_error(path: Path, name: str) -> SettingsError:
+    # The extension lets it work with BSD's sed, too.
+    command = f"sed -i.bak 's/\\[{name.replace('.', '[.]')}/[tool.{_TABLE}/' {shlex.quote(str(path))}"
+    is_plain = re.fullmatch(r"[\w.-]+", name, re.ASCII)
+    return SettingsError(
+        f"{path}: nothing reads [{name}]: the settings are in [tool.{_TABLE}]",
+        hint=command if is_plain else f"rename the table to [tool.{_TABLE}]",
+    )
+
+
+def check_section_names(sections: Mapping[str, Any]) -> None:
+    """Raise :class:`SettingsError` for a section of Invoke's configuration that is nearly ``buildkit``."""
+    for name, value in sections.items():
+        is_similar = _is_similar(name, _TABLE) or _is_similar(name, _SECTION, ratio=1)
+        if name != _SECTION and is_similar and _is_table(value):
+            raise SettingsError(
+                f"Invoke's configuration: nothing reads {name!r}: the settings are in {_SECTION!r}",
+                hint=f"rename the section to {_SECTION}",
+            )
 
 
 def cache_folder(settings: Settings) -> Path:
     """Return the cache directory: the private engine, packages, stand-in bases and unpacked images."""
     if settings.cache:
-        return Path(settings.cache).expanduser().absolute()
+        return expand_home(settings.cache).absolute()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("buildkit-tasks"))
+    try:
+        return expand_home(platformdirs.user_cache_dir(_TABLE))
+    except RuntimeError:  # newer versions raise it for a user without a home directory
+        return expand_home(f"~/.cache/{_TABLE}")
+
+
+def writable_cache_folder(settings: Settings) -> Path:
+    """Return :func:`cache_folder`. Raise :class:`CacheError` if the user cannot write there."""
+    folder = cache_folder(settings)
+    if reason := explain_unwritable(folder):
+        raise cache_error(settings, folder, reason)
+    return folder
+
+
+def cache_error(settings: Settings, path: Path, reason: str) -> CacheError:
+    """Return the error for a path in the cache directory that cannot be written."""
+    variable = f"{_ENVIRONMENT_PREFIX}CACHE" if settings.cache else "XDG_CACHE_HOME"
+    return CacheError(
+        f"the cache cannot be written: {path}: {reason}; set XDG_CACHE_HOME, or the key `cache` of "
+        f"[tool.{_TABLE}], to a folder of your own",
+        hint=f'export {variable}="$(mktemp -d)"',
+    )

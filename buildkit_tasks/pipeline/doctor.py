@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.config.settings import writable_cache_folder
+from buildkit_tasks.errors import BuilderError, CacheError
 from buildkit_tasks.host.builder import BuilderManager, is_remote
-from buildkit_tasks.host.emulation.emulators import EmulatorManager
+from buildkit_tasks.host.emulation.emulators import EmulatorManager, repair_command
 from buildkit_tasks.host.engine import Engine, find_clients, find_engine
 from buildkit_tasks.run.sandbox.availability import explain_unavailable
 from buildkit_tasks.run.sandbox.supervisor import KernelRefusal, Supervisor
@@ -15,6 +18,7 @@ from buildkit_tasks.system.reachability import is_registry_reachable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from buildkit_tasks.errors import BuildkitTasksError
     from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.report.model import BuilderSummary
 
@@ -62,15 +66,31 @@ class Diagnosis:
 
 
 def diagnose_environment(pipeline: Pipeline) -> Diagnosis:
-    """Check engine, builder, emulators, sandbox and Docker Hub. Nothing is downloaded, started or changed."""
+    """Check cache, engine, builder, emulators, sandbox and Docker Hub.
+
+    Nothing is downloaded, started or changed. A cache that can be written is not among the findings.
+    """
+    try:
+        writable_cache_folder(pipeline.settings)
+    except CacheError as error:
+        with tempfile.TemporaryDirectory(prefix="buildkit-tasks-") as folder:
+            diagnosis = _diagnose(replace(pipeline, settings=replace(pipeline.settings, cache=folder)))
+        return Diagnosis(findings=(_missing("cache", error), *diagnosis.findings))
+    return _diagnose(pipeline)
+
+
+def _diagnose(pipeline: Pipeline) -> Diagnosis:
     if is_remote(pipeline.settings):
         return Diagnosis(findings=(_check_remote_builder(pipeline), _check_sandbox()))
     engine = find_engine(pipeline.settings, pipeline.commands)
     if not isinstance(engine, Engine):
-        missing_engine = Finding(name="engine", ok=False, message=engine, next="inv setup-builder")
         local_emulators = EmulatorManager.for_host(pipeline.settings, pipeline.commands, pipeline.notify)
         return Diagnosis(
-            findings=(missing_engine, *_check_emulators(pipeline, local_emulators), _check_sandbox())
+            findings=(
+                _missing("engine", engine),
+                *_check_emulators(pipeline, local_emulators),
+                _check_sandbox(),
+            )
         )
     engine_finding = Finding(name="engine", ok=True, message=_describe_engine(engine))
     emulators = EmulatorManager(
@@ -87,6 +107,10 @@ def diagnose_environment(pipeline: Pipeline) -> Diagnosis:
     )
 
 
+def _missing(name: str, error: BuildkitTasksError) -> Finding:
+    return Finding(name=name, ok=False, message=error.message, next=error.hint or "")
+
+
 def _describe_engine(engine: Engine) -> str:
     return f"{engine.kind} {engine.version} at {engine.endpoint}, {engine.store} image store"
 
@@ -95,7 +119,7 @@ def _check_remote_builder(pipeline: Pipeline) -> Finding:
     """Check a builder whose BuildKit runs on other machines, and whether its nodes can be reached."""
     engine = find_clients(pipeline.settings, pipeline.commands)
     if not isinstance(engine, Engine):
-        return Finding(name="builder", ok=False, message=engine, next="inv setup-builder")
+        return _missing("builder", engine)
     builders = _create_builder_manager(pipeline, engine)
     unreachable = builders.node_manager.unreachable(builders.spec.nodes)
     if unreachable:
@@ -131,7 +155,12 @@ def _check_builder_nodes(builder: BuilderSummary) -> Finding:
 
 def _check_builder(pipeline: Pipeline, engine: Engine) -> Finding:
     name = pipeline.settings.name
-    builder = _create_builder_manager(pipeline, engine).find(name)
+    builders = _create_builder_manager(pipeline, engine)
+    try:
+        builders.buildx.check_store()
+    except BuilderError as error:
+        return _missing("builder", error)
+    builder = builders.find(name)
     if builder is not None:
         return _check_builder_nodes(builder)
     if engine.store == "containerd":
@@ -142,7 +171,7 @@ def _check_builder(pipeline: Pipeline, engine: Engine) -> Finding:
 def _check_emulators(pipeline: Pipeline, emulators: EmulatorManager) -> Iterator[Finding]:
     for row in emulators.inspect(pipeline.platforms):
         handler = "native" if row.native else f"{row.handler} ({row.interpreter}, {row.flags})"
-        fix = "inv setup-builder --recreate" if row.handler else "inv setup-builder"
+        fix = repair_command([row])
         yield Finding(
             name=row.platform, ok=row.runs, message=row.message or handler, next="" if row.runs else fix
         )

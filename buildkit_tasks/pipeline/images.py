@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from buildkit_tasks.config.settings import Settings, cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.system.files import write_atomically
 
@@ -65,7 +65,7 @@ class ImageResolver:
         """Open an image and yield a resolver that fetches each of its blobs once."""
         from buildkit_tasks.oci.transports.cached import cached_source
 
-        folder = cache_folder(self.settings)
+        folder = writable_cache_folder(self.settings)
         folder.mkdir(parents=True, exist_ok=True)
         with self.open(name) as source, cached_source(source, folder) as cached_image:
             yield replace(self, open_sources={**self.open_sources, name: cached_image})
@@ -121,7 +121,7 @@ class ImageResolver:
 
         engine = find_engine(self.settings, self.commands)
         if not isinstance(engine, Engine):
-            raise EngineError(f"docker-daemon:{reference} cannot be read: {engine}", hint="inv setup-builder")
+            raise EngineError(f"docker-daemon:{reference} cannot be read: {engine.message}", hint=engine.hint)
         return export_image(engine, reference)
 
     def _open_registry_image(self, reference: str) -> AbstractContextManager[Source]:

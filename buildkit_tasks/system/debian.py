@@ -195,7 +195,9 @@ class _AptRoot:
     def _download_arguments(self) -> list[str]:
         names = self._package_set.names
         if self._package_set.with_dependencies:
-            return ["install", "--download-only", "--reinstall", "--no-install-recommends", "--yes", *names]
+            # Quietly: apt lists packages that "will be installed", although it only downloads them.
+            options = ("-qq", "--download-only", "--reinstall", "--no-install-recommends", "--yes")
+            return ["install", *options, *names]
         return ["download", *(f"{name}:{arch}" for name in names for arch in self._architectures)]
 
     def _create_files(self, debs: Path) -> None:
@@ -224,7 +226,7 @@ class _AptRoot:
             "Dir::Cache::archives": debs,
             "Dir::Log": self.folder,
             "APT::Architecture": self._architectures[0],
-            "APT::Sandbox::User": _current_user_name(),
+            "APT::Sandbox::User": "root",  # stay the current user: `_apt` cannot write to its directory
             "APT::Update::Error-Mode": "any",
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
@@ -251,19 +253,12 @@ class _AptRoot:
             raise _apt_error(result, self._package_set.names)
 
 
-def _current_user_name() -> str:
-    """Return the user to download as: apt's default, ``_apt``, cannot write to a user's directory."""
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
-
-
 def _apt_error(result: CommandResult, names: Iterable[str]) -> Exception:
     errors = [line for line in result.stderr.splitlines() if line.startswith("E:")]
     details = "; ".join(errors) or result.reason
     if "No space left" in result.stderr or "don't have enough free space" in result.stderr:
         return LimitExceeded(f"the disk is full while fetching {', '.join(names)}: {details}")
-    return EngineError(f"could not fetch {', '.join(names)}: {details}", hint="apt-get update")
+    return EngineError(f"could not fetch {', '.join(names)}: {details}", hint="sudo apt-get update")
 
 
 def _unpack_debs(debs: Path, folder: Path, commands: CommandRunner) -> None:

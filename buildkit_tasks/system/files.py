@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import shutil
+import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_atomically",
+    "expand_home",
+    "explain_unwritable",
     "is_complete",
     "replace_directory",
     "replace_file",
@@ -25,6 +28,7 @@ __all__ = [
 ]
 
 _COMPLETE = ".complete"
+_NO_HOME = "/nonexistent"  # as in Debian's /etc/passwd
 _MAX_NAME_LENGTH = 100  # characters of the destination's name in a temporary one: NAME_MAX is 255 bytes
 
 
@@ -113,3 +117,33 @@ def replace_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return the path with the home directory for ``~``: that of ``HOME``, else of the user database.
+
+    A user without one gets a directory that does not exist. (:meth:`Path.home` raises an error for a user
+    id that is not in the database, as containers are run with.)
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(_NO_HOME, *Path(path).parts[1:])
+
+
+def explain_unwritable(folder: Path) -> str:
+    """Return why no file can be created in a directory, which need not exist, or an empty string."""
+    for ancestor in (folder, *folder.parents):
+        try:
+            mode = ancestor.stat().st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return error.strerror or str(error)
+        if not stat.S_ISDIR(mode):
+            return f"{ancestor} is not a directory"
+        if os.access(ancestor, os.W_OK | os.X_OK):
+            return ""
+        is_read_only = os.statvfs(ancestor).f_flag & os.ST_RDONLY
+        return f"{'read-only file system' if is_read_only else 'permission denied'} in {ancestor}"
+    return ""

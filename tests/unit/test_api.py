@@ -30,11 +30,11 @@ RUN_RESULT = bt.RunResult(platform="linux/386", outcome=bt.Outcome.PASSED)
 def test_names_are_pinned() -> None:
     names = """
         BuildFailed BuildOptions BuildResult BuilderError BuilderSummary BuildkitTasksError BuiltPlatform
-        Check CheckFailed DeadlineExceeded EmulatorError EmulatorSummary EngineError EngineSummary ImageReport
-        ImageSettings ImagesReport Interrupted LimitExceeded MalformedImage MatrixReport NamedTag NodeSummary
-        Notify Outcome Output Pipeline Platform PlatformSetup PlatformVerdict PushResult RegistryError Report
-        RunReport RunResult Settings SettingsError SetupReport SmokeCheck TaskFailed UsageError VerifyReport
-        __version__ build load_settings ns push run to_document verify
+        CacheError Check CheckFailed DeadlineExceeded EmulatorError EmulatorSummary EngineError EngineSummary
+        ImageReport ImageSettings ImagesReport Interrupted LimitExceeded MalformedImage MatrixReport NamedTag
+        NodeSummary Notify Outcome Output Pipeline Platform PlatformSetup PlatformVerdict PushResult
+        RegistryError Report RunReport RunResult Settings SettingsError SetupReport SmokeCheck TaskFailed
+        UsageError VerifyReport __version__ build load_settings ns push run to_document verify
     """
     assert bt.__all__ == names.split()
     assert dir(bt) == sorted(bt.__all__)

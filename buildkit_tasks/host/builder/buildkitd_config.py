@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import SettingsError
+from buildkit_tasks.system.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def render_buildkitd_toml(settings: Settings) -> str:
             hint="write them into that file",
         )
     try:
-        text = Path(settings.buildkitd_config).expanduser().read_text(encoding="utf-8")
+        text = expand_home(settings.buildkitd_config).read_text(encoding="utf-8")
         tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise SettingsError(f"buildkitd-config: {settings.buildkitd_config}: {error}") from error

@@ -13,6 +13,7 @@ from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
 from buildkit_tasks.host.builder.spec import MANAGED_DRIVERS, BuilderSpec, NodeSpec
 from buildkit_tasks.host.builder.store import BuilderRecord, parse_inspect_output, read_record, record_path
 from buildkit_tasks.system.csv_fields import format_csv_row
+from buildkit_tasks.system.files import explain_unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,6 +55,16 @@ class Buildx:
     def record_path(self, name: str) -> Path:
         """Return the path of the file in which buildx stores a builder."""
         return record_path(name, self.engine.env)
+
+    def check_store(self) -> None:
+        """Raise :class:`BuilderError` if buildx cannot write its store, which every build needs."""
+        folder = self.record_path(self.settings.name).parent.parent
+        if reason := explain_unwritable(folder):
+            raise BuilderError(
+                f"buildx cannot write its store: {folder}: {reason}; "
+                "set BUILDX_CONFIG to a folder of your own",
+                hint='export BUILDX_CONFIG="$(mktemp -d)"',
+            )
 
     def read_record(self, name: str) -> BuilderRecord | None:
         """Return what buildx stores about a builder, or None."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import BUILDER_NAME_PATTERN
@@ -16,6 +15,7 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.host.builder.buildkitd_config import has_buildkitd_settings, render_buildkitd_toml
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.system.csv_fields import parse_csv_row
+from buildkit_tasks.system.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -213,7 +213,7 @@ def _parse_tls_options(name: str, values: dict[str, str]) -> Iterator[str]:
     """Yield TLS files as driver options with absolute paths: buildx may run in another directory."""
     for key, option in _TLS_OPTION_OF_KEY.items():
         if key in values:
-            path = Path(values[key]).expanduser().absolute()
+            path = expand_home(values[key]).absolute()
             if not path.is_file():
                 raise UsageError(f"node {name}: {key}: {path} is not a file")
             yield f"{option}={path}"

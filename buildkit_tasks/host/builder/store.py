@@ -80,7 +80,7 @@ class BuilderRecord:
 
 
 def read_record(path: Path) -> BuilderRecord | None:
-    """Read a builder's record; return None if the file does not exist.
+    """Read a builder's record; return None if the file does not exist, or is in a directory of another user.
 
     Raise :class:`BuilderError` for a damaged file, as after a full disk.
     """
@@ -89,13 +89,21 @@ def read_record(path: Path) -> BuilderRecord | None:
         return BuilderRecord(
             driver=document["Driver"], nodes=tuple(map(_parse_node_record, document["Nodes"]))
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        if not os.access(path.parent, os.X_OK):
+            return None
+        raise _record_error(path, error) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BuilderError(
-            f"buildx's record of builder {path.name!r} cannot be read: {path}: {error}",
-            hint=f"check {path}, or remove it and create the builder again: inv setup-builder",
-        ) from error
+        raise _record_error(path, error) from error
+
+
+def _record_error(path: Path, error: Exception) -> BuilderError:
+    return BuilderError(
+        f"buildx's record of builder {path.name!r} cannot be read: {path}: {error}",
+        hint=f"check {path}, or remove it and create the builder again: inv setup-builder",
+    )
 
 
 def _parse_node_record(node: Mapping[str, Any]) -> NodeRecord:

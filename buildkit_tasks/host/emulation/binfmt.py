@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ __all__ = ["Handler", "HandlerTable", "format_registration"]
 _MOUNT_POINT = Path("/proc/sys/fs/binfmt_misc")
 _MOUNTED_KEY = "/mounted"  # no handler can have a slash in its name
 _HANDLER_FLAGS = "OPF"
+_DENIED = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,11 @@ class HandlerTable:
         """Whether binfmt_misc is mounted."""
         return (self.mount_point / "register").exists()
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether this user may register handlers, or mount binfmt_misc first."""
+        return os.access(self.mount_point / "register", os.W_OK) if self.is_mounted else os.geteuid() == 0
+
     def mount(self) -> None:
         """Mount binfmt_misc if necessary. Raise :class:`EmulatorError` if the kernel refuses."""
         if self.is_mounted:
@@ -91,8 +98,9 @@ class HandlerTable:
         try:
             self.commands.mount("binfmt_misc", self.mount_point)
         except OSError as error:
-            message = f"binfmt_misc cannot be mounted: {error.strerror}"
-            raise EmulatorError(message, hint="sudo modprobe binfmt_misc") from error
+            is_denied = error.errno in _DENIED
+            hint = "run on a host or in a privileged container" if is_denied else "modprobe binfmt_misc"
+            raise EmulatorError(f"binfmt_misc cannot be mounted: {error.strerror}", hint=hint) from error
         if not self.commands.dry_run:
             self._add_to_state(_MOUNTED_KEY, "by us")
 
@@ -180,6 +188,6 @@ def _escape_bytes(data: bytes) -> str:
 def _explain_refusal(name: str, interpreter: Path, error: OSError) -> str:
     if error.errno == errno.EEXIST:
         return f"a handler {name} exists already"
-    if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+    if error.errno in _DENIED:
         return f"registering {name} needs root on the host, or a privileged container ({error.strerror})"
     return f"the kernel refuses handler {name} for {interpreter}: {error.strerror}"

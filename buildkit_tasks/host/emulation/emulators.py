@@ -15,15 +15,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import Settings, cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EmulatorError
 from buildkit_tasks.host.emulation.binfmt import Handler, HandlerTable
 from buildkit_tasks.host.emulation.container_probe import install_emulators, probe_in_containers
 from buildkit_tasks.host.emulation.qemu import QemuFinder, read_qemu_version
+from buildkit_tasks.host.privileges import command_as_root
 from buildkit_tasks.platforms import Machine, Platform, native_platform
 from buildkit_tasks.platforms.elf.probe import PROBE_STATUS, build_probe_program
 from buildkit_tasks.report.model import PlatformSetup
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
+from buildkit_tasks.system.files import explain_unwritable
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.system.notify import Notify
 
-__all__ = ["EmulatorManager", "add_versions", "probe_machines", "require_emulators"]
+__all__ = ["EmulatorManager", "add_versions", "probe_machines", "repair_command", "require_emulators"]
 
 _PROBE_SECONDS = 10.0
 
@@ -92,11 +94,21 @@ class EmulatorManager:
         if is_irreparable or self.settings.emulators == "none":
             return rows
         failed_platforms = [Platform.parse(row.platform) for row in failed]
-        if self._remote_engine is None:
+        if self._remote_engine is not None:
+            self._install_with_image(failed_platforms)
+        elif self.handler_table.is_writable:
             self._register_locked(failed_platforms, recreate=recreate)
         else:
-            self._install_with_image(failed_platforms)
+            self._install_unprivileged([each for each in failed if not each.handler])
         return self.inspect(platforms)
+
+    def _install_unprivileged(self, rows: Sequence[PlatformSetup]) -> None:
+        """Let the engine register emulators: this user may not, and nothing is downloaded for it.
+
+        A handler that exists but does not work cannot be replaced in this way.
+        """
+        if self.settings.emulators != "host" and self.engine is not None and rows:
+            self._install_with_image([Platform.parse(row.platform) for row in rows])
 
     def _mount_table(self) -> None:
         """Mount binfmt_misc, because handlers work without it but cannot be listed."""
@@ -106,6 +118,8 @@ class EmulatorManager:
 
     def _register_locked(self, platforms: Sequence[Platform], *, recreate: bool) -> None:
         lock = cache_folder(self.settings) / ".binfmt.lock"
+        if not self.commands.dry_run:
+            writable_cache_folder(self.settings)
         with file_lock(lock, dry_run=self.commands.dry_run):
             self.handler_table.mount()
             self._register_machines(platforms, recreate=recreate)
@@ -175,11 +189,14 @@ def require_emulators(rows: Iterable[PlatformSetup]) -> None:
     if not failed:
         return
     others = "".join(f"\n{row.platform}: {row.message}" for row in failed[1:])
-    has_handler = any(row.handler for row in failed)
-    hint = "sudo inv setup-builder"
-    if has_handler:
-        hint = "inv setup-builder --recreate (replaces handlers that do not work)"
+    hint = repair_command(failed)
     raise EmulatorError(failed[0].message + others, platform=failed[0].platform, hint=hint)
+
+
+def repair_command(failed: Iterable[PlatformSetup]) -> str:
+    """Return the command that makes failed platforms run; ``--recreate`` replaces failing handlers."""
+    command = "inv setup-builder" + (" --recreate" if any(row.handler for row in failed) else "")
+    return command if os.geteuid() == 0 else command_as_root(command)
 
 
 def probe_machines(
@@ -187,13 +204,8 @@ def probe_machines(
 ) -> dict[str, str]:
     """Return why each architecture's program does not run, or an empty string if it does."""
     machine_by_architecture = {machine.architecture: machine for machine in machines}
-    folder = cache_folder(settings)
-    if not commands.dry_run:
-        folder.mkdir(parents=True, exist_ok=True)
-    # Prefer the cache directory, because /tmp may be mounted noexec.
-    parent = folder if folder.is_dir() else None
     with (
-        tempfile.TemporaryDirectory(prefix=".probe-", dir=parent) as directory,
+        tempfile.TemporaryDirectory(prefix=".probe-", dir=_probe_parent(settings, commands)) as directory,
         ThreadPoolExecutor(4) as pool,
     ):
         programs = [
@@ -202,6 +214,16 @@ def probe_machines(
         # All files are closed before the first is run: one open for writing cannot be executed (ETXTBSY).
         failures = pool.map(lambda path: _run_probe(path, commands), programs)
         return dict(zip(machine_by_architecture, failures, strict=True))
+
+
+def _probe_parent(settings: Settings, commands: CommandRunner) -> Path | None:
+    """Return the cache directory, because /tmp may be mounted noexec; None if it cannot be written."""
+    folder = cache_folder(settings)
+    if explain_unwritable(folder):
+        return None
+    if not commands.dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if folder.is_dir() else None
 
 
 def _write_probe(path: Path, machine: Machine) -> Path:
@@ -224,10 +246,9 @@ def _run_probe(program: Path, commands: CommandRunner) -> str:
 
 def _explain_handler_failure(handler: Handler, failure: str) -> str:
     """Return why a handler does not work, or an empty string; without F it works only on the host."""
-    exists = Path(handler.interpreter).exists()
     if not handler.enabled:
         return f"handler {handler.name} is disabled"
-    if not exists and failure:
+    if failure and _is_missing(Path(handler.interpreter)):
         return f"handler {handler.name} names the interpreter {handler.interpreter}, which does not exist"
     if failure:
         return f"handler {handler.name} with {handler.interpreter}: {failure}"
@@ -239,8 +260,16 @@ def _explain_handler_failure(handler: Handler, failure: str) -> str:
     return ""
 
 
+def _is_missing(path: Path) -> bool:
+    """Return True if a file does not exist; False also if this user may not look, as below /root."""
+    try:
+        return not path.exists()
+    except OSError:
+        return False
+
+
 def add_versions(rows: Sequence[PlatformSetup], commands: CommandRunner) -> tuple[PlatformSetup, ...]:
-    """Return the rows with the version of each interpreter."""
-    programs = {row.interpreter for row in rows if row.interpreter and Path(row.interpreter).exists()}
+    """Return the rows with the version of each interpreter that this user may run."""
+    programs = {row.interpreter for row in rows if os.access(row.interpreter, os.X_OK)}
     versions = {program: read_qemu_version(program, commands) for program in programs}
     return tuple(replace(row, version=versions.get(row.interpreter, "")) for row in rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import Settings, cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError, MalformedImage
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
 
@@ -42,12 +43,14 @@ class QemuFinder:
     def _find_debian_qemu(self, machine: Machine) -> Path | None:
         prefix = cache_folder(self.settings) / "debian" / "qemu"
         program = prefix / "usr/bin" / f"qemu-{machine.qemu_suffix}"
-        if program.exists():
+        if os.access(program, os.X_OK):
             return program
         if self.settings.emulators == "none":
             return None
         from buildkit_tasks.system.debian import PackageSet, install_packages
 
+        if not self.commands.dry_run:
+            writable_cache_folder(self.settings)
         try:
             install_packages(prefix, [PackageSet(names=("qemu-user",))], self.commands, self.notify)
         except EngineError as error:
@@ -62,7 +65,7 @@ def read_qemu_version(program: str, commands: CommandRunner) -> str:
     """Return the version that a QEMU binary prints, such as 11.1.2, or an empty string."""
     try:
         result = commands.run([program, "--version"], CommandOptions(timeout=_VERSION_SECONDS))
-    except BuildkitTasksError:
+    except (BuildkitTasksError, OSError):
         return ""
     match = _VERSION_PATTERN.search(result.stdout)
     return match[1] if match else ""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
-import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from buildkit_tasks.config.settings import Settings, cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
+from buildkit_tasks.host.engine.access import absent_error, connection_error, refused_error
 from buildkit_tasks.platforms import Platform, native_platform, platform_of_uname
 from buildkit_tasks.report.model import EngineSummary
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
+from buildkit_tasks.system.files import expand_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from buildkit_tasks.system.notify import Notify
 
@@ -34,13 +36,13 @@ __all__ = [
     "ensure_tools",
     "find_system_engine",
     "find_tools",
-    "is_listening",
 ]
 
 API_SECONDS = 30
 """How long an engine may take to answer before it counts as hanging."""
 DEFAULT_ENDPOINT = "unix:///var/run/docker.sock"
 # Where docker's CLI looks for plugins, in "docker/cli-plugins".
+_DENIED = re.compile("denied|forbidden|unauthorized", re.IGNORECASE)  # by ssh, or a plugin of the daemon
 _PLUGIN_ROOTS = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
 
 
@@ -87,18 +89,21 @@ class Engine:
         return CommandOptions(env={**self.env, **overrides.pop("env", {})}, **overrides)
 
 
-def find_system_engine(tools: Callable[[], ClientTools], commands: CommandRunner) -> Engine | str:
-    """Return the engine that the user's environment selects, or why there is none.
+def find_system_engine(tools: Callable[[], ClientTools], commands: CommandRunner) -> Engine | EngineError:
+    """Return the engine that the user's environment selects, or the error that says why there is none.
 
-    ``tools`` is called only if something listens at the endpoint, because it may download them.
+    ``tools`` is called only if the endpoint accepts connections, because it may download them.
     """
     endpoint = _resolve_endpoint()
-    if not is_listening(endpoint):
-        return f"no Docker daemon answers at {endpoint}"
+    failure = connection_error(endpoint)
+    if isinstance(failure, PermissionError):
+        return refused_error(endpoint, _iter_user_endpoints())
+    if failure is not None:
+        return absent_error(endpoint, _iter_user_endpoints())
     try:
         return replace(describe_engine("system", endpoint, tools(), {}, commands), context=_current_context())
     except EngineError as error:
-        return error.message
+        return error
 
 
 def describe_engine(
@@ -113,7 +118,8 @@ def describe_engine(
     info = _parse_object(result.stdout)
     if not info.get("ServerVersion"):
         reason = (info.get("ServerErrors") or [result.reason])[0]
-        raise EngineError(f"the Docker daemon at {endpoint} does not answer: {reason}")
+        verb = "refuses this user" if _DENIED.search(reason) else "does not answer"
+        raise EngineError(f"the Docker daemon at {endpoint} {verb}: {reason}")
     return Engine(
         kind=kind,
         endpoint=endpoint,
@@ -145,6 +151,8 @@ def ensure_tools(settings: Settings, commands: CommandRunner, notify: Notify) ->
     tools = find_tools(settings)
     if tools is not None:
         return tools
+    if not commands.dry_run:
+        writable_cache_folder(settings)
     prefix = install_packages(
         _tools_prefix(settings), [PackageSet(names=("docker-cli", "docker-buildx"))], commands, notify
     )
@@ -157,7 +165,7 @@ def find_tools(settings: Settings) -> ClientTools | None:
     if docker is not None and _has_buildx_plugin():
         return ClientTools(docker=(docker,), buildx=(docker, "buildx"))
     prefix = _tools_prefix(settings)
-    return _tools_below(prefix) if prefix.is_dir() else None
+    return _tools_below(prefix) if os.access(prefix, os.X_OK) else None
 
 
 def _tools_prefix(settings: Settings) -> Path:
@@ -184,15 +192,18 @@ def _has_buildx_plugin() -> bool:
 
 def docker_config_folder() -> Path:
     """Return the directory of the configuration of docker's CLI."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    return Path(os.environ.get("DOCKER_CONFIG") or expand_home("~/.docker"))
 
 
 def _read_docker_config() -> dict[str, Any]:
-    """Read the user's config.json. Raise :class:`SettingsError` if it is malformed."""
+    """Read the user's config.json. Raise :class:`SettingsError` if it is malformed.
+
+    Like docker's CLI, do without one that this user may not read: HOME may be another user's.
+    """
     path = docker_config_folder() / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return {}
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: {error}", hint="fix or remove that file") from error
@@ -216,25 +227,28 @@ def _current_context() -> str:
 
 
 def _read_context_endpoint(name: str) -> str:
-    """Return the host of a docker context, from its metadata file in a directory with a hashed name."""
-    for path in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
-        metadata = _parse_object(path.read_text(encoding="utf-8"))
-        if metadata.get("Name") == name:
-            return str(metadata.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT))
+    """Return the host of a docker context. Raise :class:`SettingsError` if there is no such context."""
+    for context, endpoint in _iter_contexts():
+        if context == name:
+            return endpoint
     raise SettingsError(f"docker context {name!r} does not exist", hint="docker context ls")
 
 
-def is_listening(endpoint: str) -> bool:
-    """Return True if a unix socket accepts connections, and for endpoints of other kinds."""
-    parts = urlsplit(endpoint)
-    if parts.scheme != "unix":
-        return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(parts.path)
-        except OSError:
-            return False
-    return True
+def _iter_contexts() -> Iterator[tuple[str, str]]:
+    """Yield name and host of each docker context, from metadata files in directories with hashed names."""
+    for path in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
+        with contextlib.suppress(OSError):
+            metadata = _parse_object(path.read_text(encoding="utf-8"))
+            host = metadata.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT)
+            yield str(metadata.get("Name", "")), str(host)
+
+
+def _iter_user_endpoints() -> Iterator[str]:
+    """Yield the endpoint of a rootless engine of this user, then those of the docker contexts."""
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    yield f"unix://{runtime_dir}/docker.sock"
+    for _, endpoint in _iter_contexts():
+        yield endpoint
 
 
 def _parse_object(text: str) -> dict[str, Any]:

@@ -17,16 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.settings import Settings, cache_folder
+from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import EngineError
-from buildkit_tasks.host.engine.daemon import (
-    ClientTools,
-    Engine,
-    describe_engine,
-    ensure_tools,
-    is_listening,
-)
+from buildkit_tasks.host.engine.access import is_listening
+from buildkit_tasks.host.engine.daemon import ClientTools, Engine, describe_engine, ensure_tools
 from buildkit_tasks.host.engine.private_network import PrivateNetwork
+from buildkit_tasks.host.privileges import list_missing_capabilities, rerun_as_root
 from buildkit_tasks.platforms import native_platform
 from buildkit_tasks.system.command import CommandOptions, CommandRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
@@ -43,6 +39,7 @@ __all__ = [
     "PrivateEnginePaths",
     "ensure_private_engine",
     "find_private_engine",
+    "private_engine_obstacle",
     "stop_private_engine",
 ]
 
@@ -69,6 +66,25 @@ def find_private_engine(
         return None
 
 
+def private_engine_obstacle(
+    settings: Settings, next_command: str, *, name: str = "engine"
+) -> EngineError | None:
+    """Return why this user can neither use nor start the private engine, or None.
+
+    ``next_command`` is the hint for a user who is not root.
+    """
+    if is_listening(PrivateEnginePaths(cache_folder(settings), name).endpoint):
+        return None
+    if os.geteuid() != 0:
+        return EngineError("only root can start a private one", hint=next_command)
+    if missing := list_missing_capabilities():
+        return EngineError(
+            f"this container cannot start a private one: it lacks {' and '.join(missing)}",
+            hint="run on a host or in a privileged container",
+        )
+    return None
+
+
 def ensure_private_engine(
     settings: Settings,
     commands: CommandRunner,
@@ -80,18 +96,18 @@ def ensure_private_engine(
     """Return the private engine; download its packages and start it if it is not running.
 
     Raise :class:`EngineError` if that fails: not root, no apt, no NAT in the kernel, or a daemon that
-    does not start (with the last message of its log).
+    does not start (with the last message of its log). Nothing is downloaded for a user who cannot start one.
     """
     paths = PrivateEnginePaths(cache_folder(settings), name)
+    obstacle = private_engine_obstacle(settings, rerun_as_root(), name=name)
+    if obstacle is not None:
+        raise EngineError(f"no private engine is running, and {obstacle.message}", hint=obstacle.hint)
+    if not commands.dry_run:
+        writable_cache_folder(settings)
     tools = ensure_tools(settings, commands, notify)
     engine = find_private_engine(settings, tools, commands, name=name)
     if engine is not None:
         return engine
-    if os.geteuid() != 0:
-        raise EngineError(
-            "no Docker daemon answers, and only root can start a private one",
-            hint="sudo inv setup-builder, or install and start Docker with buildx",
-        )
     with _lock(paths, dry_run=commands.dry_run):
         if not _is_running(paths):
             install_packages(paths.prefix, _ENGINE_PACKAGES, commands, notify)
@@ -121,7 +137,7 @@ def stop_private_engine(
         notify(f"would stop process {process.pid if process else 'none'} and remove {paths.root}")
         return was_running
     # Without the lock, another process could start the engine while its files are being removed.
-    with _lock(paths, dry_run=not paths.cache.is_dir()):
+    with _lock(paths, dry_run=not os.access(paths.cache, os.W_OK)):
         _stop_processes(paths)
         _remove_files(paths, commands, keep_state=keep_state)
     return was_running
@@ -140,7 +156,7 @@ def _stop_processes(paths: PrivateEnginePaths) -> None:
 
 
 def _remove_files(paths: PrivateEnginePaths, commands: CommandRunner, *, keep_state: bool) -> None:
-    if paths.prefix.is_dir():
+    if os.access(paths.prefix, os.X_OK):
         _private_network(paths, commands).remove()
     for mount_point in _find_mounts(paths.root, paths.runtime_dir):
         with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.errors import BuildkitTasksError, RegistryError, SettingsError
 from buildkit_tasks.oci.reference import DOCKER_IO
 from buildkit_tasks.system.command import CommandOptions
+from buildkit_tasks.system.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +114,7 @@ def load_credentials(environ: Mapping[str, str], commands: CommandRunner) -> Cre
     """
     config_dir = environ.get("DOCKER_CONFIG")
     path = (
-        Path(config_dir) if config_dir else Path(environ.get("HOME") or Path.home()) / ".docker"
+        Path(config_dir) if config_dir else Path(environ.get("HOME") or expand_home("~")) / ".docker"
     ) / "config.json"
     try:
         document = _read_config(path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.registry.url_policy import resolve_host
 from buildkit_tasks.system.command import SubprocessRunner
+from buildkit_tasks.system.files import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ __all__ = ["RegistryOptions"]
 
 def _default_certificate_dirs() -> tuple[Path, ...]:
     """Return Docker's directories: of the machine, and of the user of a rootless engine."""
-    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or expand_home("~/.config"))
     return (Path("/etc/docker/certs.d"), config_home / "docker/certs.d")
 
 

@@ -274,6 +274,24 @@ def test_os_error_names_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: /x/y: Permission denied\n"
 
 
+@pytest.mark.parametrize("cache", ["/x", "/x/y", "/x/y/z"])
+def test_os_error_in_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    monkeypatch.setenv("INVOKE_BUILDKIT_CACHE", cache)
+    assert inv("raise-error", "--kind", "file") == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: the cache cannot be written: /x/y: Permission denied; set XDG_CACHE_HOME")
+    assert error.endswith('try: export INVOKE_BUILDKIT_CACHE="$(mktemp -d)"\n')
+
+
+def test_misnamed_section(project_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "buildkit-tasks:\n  platforms: linux/386\n"
+    (project_dir / ".invoke.yaml").write_text(text, encoding="utf-8")
+    assert inv("build-image") == 2
+    assert "nothing reads 'buildkit-tasks': the settings are in 'buildkit'" in capsys.readouterr().err
+
+
 def test_debug_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("raise-error", "--kind", "engine", "--debug") == 3
     stderr = capsys.readouterr().err

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import pwd
+import shlex
+import subprocess
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,14 +14,15 @@ from buildkit_tasks.config.settings import (
     SettingOrigin,
     Settings,
     SmokeCheck,
+    cache_error,
     cache_folder,
+    check_section_names,
     find_pyproject,
     load_settings,
+    writable_cache_folder,
 )
-from buildkit_tasks.errors import SettingsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from buildkit_tasks.errors import CacheError, SettingsError
+from tests.support.users import call_as_nobody, needs_root
 
 
 @pytest.fixture
@@ -176,6 +181,58 @@ def test_unknown_key_suggestion(project_dir: Path, source: dict[str, Any], label
     assert error.hint is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tool.buildkit_tasks", "tool.Buildkit-Tasks", "tool.buildkit-task", "tool.buildkittasks",
+        "tool.buildkit-taks", "tool.buildkit.tasks", "tool.buildkit", "tools.buildkit-tasks",
+        "Tool.buildkit-tasks", "buildkit-tasks", "buildkit_tasks",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["", ".image"])
+def test_misnamed_table(project_dir: Path, name: str, suffix: str) -> None:
+    path = project_dir / "pyproject.toml"
+    brackets = ("[[", "]]") if suffix else ("[", "]")
+    text = f"{name}{suffix}".join(brackets) + '\nname = "mine"\n'
+    path.write_text(text, encoding="utf-8")
+    error = settings_error(project_dir, {})
+    assert error.message == f"{path}: nothing reads [{name}]: the settings are in [tool.buildkit-tasks]"
+    subprocess.run(shlex.split(error.hint or ""), check=True)
+    settings = load_settings(environ={}, folder=project_dir)
+    assert "mine" in (settings.name, *(image.name for image in settings.images))
+
+
+def test_misnamed_table_beside_the_right_one(project_dir: Path) -> None:
+    write_pyproject(project_dir, 'name = "x"\n[tool.buildkit_tasks]\nname = "y"')
+    assert "[tool.buildkit_tasks]" in settings_error(project_dir, {}).message
+
+
+def test_quoted_table_name(project_dir: Path) -> None:
+    (project_dir / "pyproject.toml").write_text('[tool."Buildkit Tasks"]\nname = "x"\n', encoding="utf-8")
+    assert settings_error(project_dir, {}).hint == "rename the table to [tool.buildkit-tasks]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.build-tasks]", "[tool.buildkit]\nworkers = 3", "[tool.buildx]", "[tool.ruff]\nname = 1",
+        "[dependency-groups]\nbuildkit-tasks = ['x']", "[project]\nname = 'buildkit-tasks'",
+        "[tool.uv.sources]\nbuildkit-tasks = {path = '.'}", "[tool.uv.buildkit-tasks]\nname = 'x'",
+        "tool.buildkit_tasks = 1",
+    ],
+)  # fmt: skip
+def test_table_of_another_tool(project_dir: Path, text: str) -> None:
+    (project_dir / "pyproject.toml").write_text(text, encoding="utf-8")
+    assert load_settings(environ={}, folder=project_dir) == Settings()
+
+
+@pytest.mark.parametrize("name", ["buildkit_tasks", "buildkit-tasks", "Buildkit", "buildkit-task"])
+def test_misnamed_section(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"nothing reads '{name}': the settings are in 'buildkit'"):
+        check_section_names({name: {"name": "x"}, "buildkit": {}})
+    check_section_names({"buildkit": {}, "buildkite": {}, "run": {"dry": True}, "tasks": {}, name: None})
+
+
 def test_unknown_key_list(project_dir: Path) -> None:
     error = settings_error(project_dir, {"pyproject": "zzz = 1"})
     assert error.hint == f"use one of {', '.join(SETTINGS_KEYS)}"
@@ -255,6 +312,52 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder(Settings(cache="~/mine")) == tmp_path / "mine"
     monkeypatch.chdir(tmp_path)
     assert cache_folder(Settings(cache="near")) == tmp_path / "near"
+
+
+def test_cache_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", find_nobody)
+    assert cache_folder(Settings()) == Path("/nonexistent/.cache/buildkit-tasks")
+    assert cache_folder(Settings(cache="~/mine")) == Path("/nonexistent/mine")
+
+
+def test_unwritable_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(cache=str(tmp_path / "file/cache"))
+    with pytest.raises(CacheError, match="Not a directory") as excinfo:
+        writable_cache_folder(settings)
+    error = excinfo.value
+    assert error.exit_code == 3
+    assert "XDG_CACHE_HOME, or the key `cache` of [tool.buildkit-tasks]" in error.message
+    new = Settings(cache=str(tmp_path / "new"))
+    assert writable_cache_folder(new) == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("cache", "variable"),
+    [("", "XDG_CACHE_HOME"), ("/mine", "INVOKE_BUILDKIT_CACHE")],
+    ids=["default", "set"],
+)
+def test_cache_hint(monkeypatch: pytest.MonkeyPatch, project_dir: Path, cache: str, variable: str) -> None:
+    """The hint, pasted into a shell, changes the folder that the next command uses."""
+    error = cache_error(Settings(cache=cache), Path("/x"), "read-only file system")
+    script = f'{error.hint} && printf %s "${variable}"'
+    folder = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
+    Path(folder).rmdir()
+    write_pyproject(project_dir, f"cache = {cache!r}")
+    monkeypatch.setenv(variable, folder)
+    assert cache_folder(load_settings(folder=project_dir)).is_relative_to(folder)
+
+
+@needs_root
+def test_unreadable_parent_has_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()  # pytest's directory is closed to other users
+    assert call_as_nobody(lambda: str(find_pyproject(tmp_path / "project"))) == "None"
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,38 @@ def test_no_daemon(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     diagnosis = harness.diagnose()
     engine = diagnosis.findings[0]
     assert (engine.name, engine.ok, engine.next) == ("engine", False, "inv setup-builder")
+    assert engine.message.endswith("and no private engine is running")
     assert "no Docker daemon answers at unix:nothing.sock" in engine.message
     assert [each.name for each in diagnosis.findings[1:]] == ["linux/amd64", "linux/arm64", "sandbox"]
     assert harness.commands.matching_calls("*docker*") == []
+
+
+def test_ordinary_user_without_daemon(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:nothing.sock")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    engine = harness.find("engine")
+    assert "only root can start a private one" in engine.message
+    assert engine.next == "su -c 'inv setup-builder'"
+
+
+def test_unwritable_cache(harness: Harness) -> None:
+    """All else is diagnosed as well."""
+    names = [finding.name for finding in harness.diagnose().findings]
+    (harness.folder / "file").touch()
+    harness.settings = replace(harness.settings, cache=str(harness.folder / "file/cache"))
+    diagnosis = harness.diagnose()
+    assert [finding.name for finding in diagnosis.findings] == ["cache", *names]
+    assert not diagnosis.findings[0].ok
+    assert "XDG_CACHE_HOME, or the key `cache`" in diagnosis.findings[0].message
+    assert diagnosis.next == 'export INVOKE_BUILDKIT_CACHE="$(mktemp -d)"'
+
+
+def test_unwritable_buildx_store(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    (harness.folder / "file").touch()
+    monkeypatch.setenv("BUILDX_CONFIG", str(harness.folder / "file/buildx"))
+    finding = harness.find("builder")
+    assert (finding.ok, finding.next) == (False, 'export BUILDX_CONFIG="$(mktemp -d)"')
+    assert "BUILDX_CONFIG" in finding.message
 
 
 def test_no_sandbox(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,15 @@ import pytest
 
 from buildkit_tasks.system.files import (
     build_atomically,
+    expand_home,
+    explain_unwritable,
     is_complete,
     replace_directory,
     replace_file,
     temporary_path,
     write_atomically,
 )
+from tests.support.users import call_as_nobody, needs_root
 
 DEAD_PID = 4194305  # above Linux's highest
 
@@ -75,7 +78,7 @@ def test_concurrent_writers(tmp_path: Path) -> None:
     path, barrier = tmp_path / "file", threading.Barrier(8)
 
     def write(number: int) -> None:
-        barrier.wait(20)
+        barrier.wait(120)
         for _ in range(20):
             write_atomically(path, str(number) * 1000)
             assert len(set(path.read_text(encoding="utf-8"))) == 1
@@ -160,7 +163,7 @@ def test_threads_build_once(tmp_path: Path) -> None:
         (directory / "data").touch()
 
     def build(_: int) -> bool:
-        barrier.wait(20)
+        barrier.wait(120)
         return (build_atomically(path, fill) / "data").exists()
 
     with ThreadPoolExecutor(16) as pool:
@@ -184,7 +187,7 @@ build_atomically(path, fill)
 def test_processes_build_once(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", BUILD, str(tmp_path / "x")]
     children = [subprocess.Popen(argv) for _ in range(3)]
-    assert [child.wait(30) for child in children] == [0, 0, 0]
+    assert [child.wait(120) for child in children] == [0, 0, 0]
     assert (tmp_path / "log").read_text(encoding="utf-8") == "x"
 
 
@@ -202,3 +205,42 @@ def test_full_directory_is_not_replaced(tmp_path: Path) -> None:
         (staging / "file").touch()
     assert list_names(tmp_path / "x") == ["kept"]
     assert list_names(tmp_path) == ["x"]
+
+
+def test_expand_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [str(expand_home(path)) for path in ("~", "~/x", "/x/~", "y")] == [
+        "/home/me", "/home/me/x", "/x/~", "y",
+    ]  # fmt: skip
+    assert expand_home("~no-such-user/x") == Path("/nonexistent/x")
+
+
+def test_writable_directory(tmp_path: Path) -> None:
+    assert explain_unwritable(tmp_path) == ""
+    assert explain_unwritable(tmp_path / "a/b") == ""
+    (tmp_path / "file").touch()
+    assert explain_unwritable(tmp_path / "file") == f"{tmp_path}/file is not a directory"
+    assert explain_unwritable(tmp_path / "file/a") == "Not a directory"
+    assert list_names(tmp_path) == ["file"]
+
+
+@needs_root
+def test_unwritable_directory(tmp_path: Path) -> None:
+    """Pytest's directory is closed to other users; ``/`` can be read, but not written."""
+    reasons = [call_as_nobody(lambda path=path: explain_unwritable(path)) for path in (  # type: ignore[misc]
+        tmp_path / "a", Path("/nonexistent/a"), Path("/root"),
+    )]  # fmt: skip
+    assert reasons == ["Permission denied", "permission denied in /", "permission denied in /root"]
+
+
+@needs_root
+def test_read_only_file_system(tmp_path: Path) -> None:
+    script = f"""\
+mount -t tmpfs -o ro tmpfs {tmp_path}
+exec {sys.executable} -c "from pathlib import Path; from buildkit_tasks.system import files
+print(files.explain_unwritable(Path('{tmp_path}/a')))"
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"read-only file system in {tmp_path}\n"

@@ -129,7 +129,11 @@ def test_mount_refused(tmp_path: Path) -> None:
     with pytest.raises(EmulatorError) as excinfo:
         HandlerTable(commands=commands, state_path=tmp_path / "x", mount_point=tmp_path).mount()
     assert "unknown filesystem type" in excinfo.value.message
-    assert (excinfo.value.hint, excinfo.value.exit_code) == ("sudo modprobe binfmt_misc", 3)
+    assert (excinfo.value.hint, excinfo.value.exit_code) == ("modprobe binfmt_misc", 3)
+    commands.expect("mount *", returncode=errno.EPERM, stderr="denied\n")
+    with pytest.raises(EmulatorError, match="cannot be mounted: denied") as excinfo:
+        HandlerTable(commands=commands, state_path=tmp_path / "x", mount_point=tmp_path).mount()
+    assert excinfo.value.hint == "run on a host or in a privileged container"
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.architecture)

@@ -14,6 +14,7 @@ from buildkit_tasks.host.emulation.emulators import (
     EmulatorManager,
     add_versions,
     probe_machines,
+    repair_command,
     require_emulators,
 )
 from buildkit_tasks.host.emulation.qemu import QemuFinder
@@ -25,6 +26,7 @@ from buildkit_tasks.system import debian
 from tests.support.elf import elf
 from tests.support.fake_engine import make_engine
 from tests.support.scripted import Entry, Kernel, Scripted
+from tests.support.users import call_as_nobody, needs_root
 
 ARM64, AMD64 = parse_platforms(["linux/arm64", "linux/amd64"])
 BOTH_PLATFORMS = (AMD64, ARM64)
@@ -140,6 +142,26 @@ def test_deleted_interpreter_that_runs(harness: Harness) -> None:
     harness.add_handler(interpreter="/gone/qemu", flags="F")
     harness.expect_working_probe("arm64")
     assert harness.inspect_arm64().runs
+
+
+@needs_root
+def test_hidden_interpreter(harness: Harness, tmp_path: Path) -> None:
+    """After root has registered handlers, their interpreters may be where other users cannot look."""
+    interpreter = write_executable(tmp_path / "bin" / "qemu", b"")  # pytest's directory is closed to others
+    harness.add_handler(interpreter=str(interpreter), flags="F")
+    (handler,) = harness.emulators.handler_table.read_handlers()
+    row = PlatformSetup(platform="linux/arm64", native=False, interpreter=str(interpreter))
+    assert call_as_nobody(lambda: emulators._explain_handler_failure(handler, "")) == ""
+    message = call_as_nobody(lambda: emulators._explain_handler_failure(handler, "Exec format error"))
+    assert message == f"handler qemu-aarch64 with {interpreter}: Exec format error"
+    assert call_as_nobody(lambda: add_versions([row], Scripted())[0].version) == ""
+
+
+def test_probe_outside_unwritable_cache(harness: Harness, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    harness.settings = Settings(cache=str(tmp_path / "file/cache"))
+    machine = AMD64.machine
+    assert probe_machines([machine], harness.settings, harness.commands) == {"amd64": ""}
 
 
 def test_disabled_handler(harness: Harness) -> None:
@@ -297,6 +319,25 @@ def test_handler_kept_without_replacement(tmp_path: Path, monkeypatch: pytest.Mo
     assert harness.handler_names == ["theirs"]
 
 
+@pytest.mark.parametrize("choice", ["auto", "image", "host"])
+def test_ordinary_user_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    """A user who may not register handlers lets the engine do it, and fetches no QEMU."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(HandlerTable, "is_writable", False)
+    monkeypatch.setattr(debian, "install_packages", lambda *_: pytest.fail("nothing may be fetched"))
+    harness = Harness(tmp_path, choice=choice, engine=make_engine())
+    harness.commands.expect("docker run --rm --privileged tonistiigi/binfmt --install arm64")
+    harness.expect_failing_probe("s390x")
+    s390x = Platform.parse("linux/s390x")
+    machine = s390x.machine
+    harness.commands.add(Entry("theirs", "/q", "F", machine.magic, machine.mask))
+    rows = harness.emulators.ensure([AMD64, ARM64, s390x], recreate=True)
+    assert [row.runs for row in rows] == [True, False, False]
+    installers = harness.commands.matching_calls("docker run *")
+    assert len(installers) == (0 if choice == "host" else 1)
+    assert harness.commands.written == []
+
+
 def test_emulators_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     write_static_qemu(tmp_path, "qemu-aarch64")
@@ -358,11 +399,24 @@ def test_require_emulators() -> None:
     require_emulators([good])
     with pytest.raises(EmulatorError) as excinfo:
         require_emulators([good, bad])
-    assert (excinfo.value.platform, excinfo.value.hint) == ("linux/arm64", "sudo inv setup-builder")
+    assert excinfo.value.platform == "linux/arm64"
     with pytest.raises(EmulatorError) as excinfo:
         require_emulators([bad, good, other])
     assert str(excinfo.value).startswith("linux/arm64: no emulator\nlinux/386: is disabled\n  try: ")
-    assert "--recreate" in (excinfo.value.hint or "")
+    assert excinfo.value.hint == repair_command([other])
+
+
+def test_repair_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = PlatformSetup(platform="linux/arm64", native=False)
+    failing = PlatformSetup(platform="linux/386", native=False, handler="x")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert repair_command([missing]) == "inv setup-builder"
+    assert repair_command([missing, failing]) == "inv setup-builder --recreate"
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert repair_command([failing]) == "su -c 'inv setup-builder --recreate'"
+    write_executable(tmp_path / "sudo", b"")
+    assert repair_command([failing]) == "sudo inv setup-builder --recreate"
 
 
 def test_add_versions(tmp_path: Path) -> None:

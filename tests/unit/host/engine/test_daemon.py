@@ -32,8 +32,10 @@ def refuse_tools() -> NoReturn:
     raise AssertionError("the client programs are not needed")
 
 
-def find_engine() -> Engine | str:
-    return find_system_engine(refuse_tools, Scripted())
+def find_engine() -> str:
+    error = find_system_engine(refuse_tools, Scripted())
+    assert isinstance(error, EngineError)
+    return error.message
 
 
 def describe(endpoint: str = "unix:///x", **info: object) -> Engine:
@@ -70,6 +72,22 @@ def test_local_engine(endpoint: str, kernel: str, is_local: bool) -> None:
 def test_engine_without_daemon_behind_its_client() -> None:
     with pytest.raises(EngineError, match="at unix:///x does not answer: Cannot connect"):
         describe(ServerVersion="", ServerErrors=["Cannot connect"])
+
+
+def test_denied_by_daemon() -> None:
+    with pytest.raises(EngineError, match="refuses this user: authorization denied by plugin x"):
+        describe(ServerVersion="", ServerErrors=["authorization denied by plugin x"])
+
+
+def test_unreadable_docker_config(docker_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A HOME that is another user's has no configuration, as for docker's CLI."""
+
+    def deny(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    write_context(docker_config, "mine", "unix:///missing/context.sock")
+    monkeypatch.setattr(Path, "read_text", deny)
+    assert find_engine() == "no Docker daemon answers at unix:///var/run/docker.sock"
 
 
 def test_hanging_daemon() -> None:
@@ -119,4 +137,4 @@ def test_private_engine_is_not_started_against_the_settings(
     settings = Settings(engine="system", cache=str(tmp_path))
     with pytest.raises(EngineError, match=r"answers at unix:///missing/host\.sock") as excinfo:
         ensure_engine(settings, Scripted(), print)
-    assert excinfo.value.hint == "start it, or use a private engine: --engine=auto"
+    assert "inv setup-builder --engine=auto" in (excinfo.value.hint or "")
