@@ -42,7 +42,7 @@ def list_destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest
     """Yield where each output is: a path, ``REPOSITORY@DIGEST`` of a push, or the names of a loaded image."""
     for output in outputs:
         if output.dest is not None:
-            yield Output(type=output.type, dest=str(output.dest))
+            yield Output(type=output.type, dest=str(output.dest), unpacked=output.is_unpacked)
         elif output.is_pushed:
             repositories = parse_repositories(output.names or tags)
             yield from (Output(type="registry", ref=f"{repository}@{digest}") for repository in repositories)

@@ -11,6 +11,8 @@ import importlib
 import itertools
 import json
 import os
+import shlex
+import shutil
 import tempfile
 import threading
 import time
@@ -28,9 +30,9 @@ from buildkit_tasks.build.destinations import (
 )
 from buildkit_tasks.build.exports import plan_exports, stage_files
 from buildkit_tasks.build.failures import classify_failure, find_transient_failure
-from buildkit_tasks.build.outputs import OutputSpec
+from buildkit_tasks.build.outputs import OutputSpec, make_archive_name
 from buildkit_tasks.build.request import BuildRequest, make_buildx_argv
-from buildkit_tasks.errors import BuildFailed
+from buildkit_tasks.errors import BuildFailed, RegistryError
 from buildkit_tasks.host.builder import (
     REMOTE_DRIVERS,
     Assignment,
@@ -39,18 +41,19 @@ from buildkit_tasks.host.builder import (
     watch_nodes,
 )
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, BuiltPlatform, Output
-from buildkit_tasks.system.files import write_atomically
+from buildkit_tasks.system.files import replace_file, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from buildkit_tasks.build.standin_bases import BasePlan
+    from buildkit_tasks.errors import BuildkitTasksError
     from buildkit_tasks.host.engine.daemon import Engine
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.system.command import CommandResult, CommandRunner
     from buildkit_tasks.system.notify import Notify
 
-__all__ = ["BuildExecution"]
+__all__ = ["BuildExecution", "FrontendAnswer", "write_metadata"]
 
 _INSPECT_SECONDS = 30.0
 # What verifies and runs a pushed image: imports that take half a second.
@@ -59,6 +62,18 @@ _VERIFY_MODULES = (
     "buildkit_tasks.verify.service",
     "buildkit_tasks.run.sandbox.backend",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendAnswer:
+    """What buildx prints for ``--call``: its output, its exit status, and the error if it failed.
+
+    A check that warns has the exit status 1 and no error.
+    """
+
+    output: str
+    exit_code: int
+    error: BuildkitTasksError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +107,21 @@ class BuildExecution:
                 metadata = self.run_buildx(self.request, plan.buildx_outputs)
                 digest = str(metadata.get("containerimage.digest", ""))
             if plan.pushed_archive is not None:
-                digest = self._push_archive(plan.pushed_archive)
+                digest = self.push_archive(plan.pushed_archive)
         loaded_outputs = self._load_per_platform() if plan.loads_per_platform else ()
         result = self.make_result(
             assign_nodes(self.request.platforms, self.builder), plan.outputs, digest, start_time
         )
         return replace(result, outputs=(*result.outputs, *loaded_outputs))
+
+    def call_frontend(self) -> FrontendAnswer:
+        """Let the Dockerfile's frontend answer to the request's method, and build nothing."""
+        request = self._make_buildx_request(self.request, ())
+        argv = [*self.engine.tools.buildx, *make_buildx_argv(request, self.builder.name, None)]
+        result = self.commands.run(argv, self.engine.command_options(stdin=self._stdin), mutates=True)
+        has_failed = not result.ok and ("ERROR: " in result.stderr or not result.stdout)
+        error = classify_failure(result, self.builder) if has_failed else None
+        return FrontendAnswer(output=result.stdout, exit_code=result.returncode, error=error)
 
     def make_result(
         self,
@@ -133,18 +157,44 @@ class BuildExecution:
         """Return the repositories that the build pushes to, without duplicates."""
         return parse_repositories(self.request.pushed_names)
 
-    def _push_archive(self, archive: Path) -> str:
+    def push_archive(self, archive: Path) -> str:
+        """Push an OCI archive by digest and return the digest, "" in a dry run.
+
+        Raises :class:`RegistryError`, which names the archive: it is kept, and can be pushed later.
+        """
         if self.commands.dry_run:
             self.notify(f"would push {archive} to {', '.join(self.repositories)}, by its digest")
             return ""
-        return push_archive(archive, self.repositories)
+        try:
+            return push_archive(archive, self.repositories)
+        except RegistryError as error:
+            raise self._archive_kept_error(error, self._keep_archive(archive)) from error
+
+    def _keep_archive(self, archive: Path) -> Path:
+        """Return where the archive stays: in its output, or else in ``dist/``."""
+        if any(output.dest == archive for output in self.request.outputs):
+            return archive
+        kept_archive = Path("dist") / make_archive_name(self.request.tags, self.request.context)
+        with replace_file(kept_archive) as temporary:
+            shutil.copyfile(archive, temporary)
+        return kept_archive
+
+    def _archive_kept_error(self, error: RegistryError, archive: Path) -> RegistryError:
+        tags = (f"-t {name}" for name in self.request.pushed_names)
+        push_command = f"inv push-multiarch {shlex.quote(str(archive))} {' '.join(tags)}"
+        is_denied = (error.hint or "").startswith("docker login ")
+        return RegistryError(
+            f"{error.message}; the image is kept in {archive}",
+            hint=f"{error.hint} && {push_command}" if is_denied else push_command,
+        )
 
     def run_buildx(
         self, request: BuildRequest, outputs: Sequence[OutputSpec], *, label: str = ""
     ) -> dict[str, Any]:
         """Run one build; return the metadata that buildx has written, or {} in a dry run.
 
-        ``label`` precedes each line of progress if several builds run at once.
+        ``label`` precedes each line of progress if several builds run at once. Metadata and image ID are
+        also written to the files of the request.
         """
         with (
             stage_files(outputs, dry_run=self.commands.dry_run) as staged_outputs,
@@ -158,8 +208,7 @@ class BuildExecution:
             if self.commands.dry_run:
                 return {}
             metadata = _read_build_metadata(metadata_path)
-        if request.metadata_file:
-            write_atomically(Path(request.metadata_file), json.dumps(metadata, indent=2) + "\n")
+        write_metadata(request, metadata)
         return metadata
 
     def _make_buildx_request(
@@ -188,13 +237,20 @@ class BuildExecution:
         """
         watchdog = watch_nodes(self.builder, platforms)
         for attempt in itertools.count():
-            result = self.commands.stream(argv, self.engine.command_options(watch=watchdog), label=label)
+            options = self.engine.command_options(watch=watchdog, stdin=self._stdin)
+            result = self.commands.stream(argv, options, label=label)
             failure = find_transient_failure(result)
             if failure is None or attempt >= failure.retries:
                 break
             self.notify(f"{failure.cause}: building again, with what is cached")
         if not result.ok:
             raise classify_failure(result, self.builder, builder_down=self._is_builder_down(result))
+
+    @property
+    def _stdin(self) -> bytes | None:
+        """Return what buildx reads for ``--file=-``: each run of buildx reads the Dockerfile again."""
+        text = self.request.dockerfile_text
+        return None if text is None else text.encode()
 
     def _is_builder_down(self, result: CommandResult) -> bool:
         """Return True if a node has stopped.
@@ -216,11 +272,11 @@ class BuildExecution:
         for platform in self.request.platforms:
             tags = tuple(make_platform_tag(tag, platform) for tag in self.request.tags)
             platform_request = replace(
-                self.request, platforms=(platform,), tags=tags, outputs=(), metadata_file=""
+                self.request, platforms=(platform,), tags=tags, outputs=(), metadata_file="", iidfile=""
             )
             self.run_buildx(platform_request, (OutputSpec(type="docker"),))
             self.notify(f"loaded {', '.join(tags)}")
-            loaded_outputs.extend(Output(type="docker", ref=tag) for tag in tags)
+            loaded_outputs.extend(Output(type="docker", ref=tag, only_platform=str(platform)) for tag in tags)
         return tuple(loaded_outputs)
 
     def _read_manifest_digests(self, outputs: Sequence[OutputSpec], digest: str) -> dict[Platform, str]:
@@ -253,6 +309,18 @@ def _preload_modules(extra_modules: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def write_metadata(request: BuildRequest, metadata: Mapping[str, Any]) -> None:
+    """Write the files of ``--metadata-file`` and ``--iidfile``, if the request has them.
+
+    The image ID is what buildx takes for it: the configuration's digest, or that of the index.
+    """
+    if request.metadata_file:
+        write_atomically(Path(request.metadata_file), json.dumps(metadata, indent=2) + "\n")
+    if request.iidfile:
+        image_id = metadata.get("containerimage.config.digest") or metadata.get("containerimage.digest", "")
+        write_atomically(Path(request.iidfile), str(image_id))
 
 
 def _read_build_metadata(path: Path) -> dict[str, Any]:

@@ -34,7 +34,9 @@ __all__ = [
 
 OUTPUT_TYPES = ("local", "tar", "oci", "docker", "image", "registry")
 _FILE_TYPES = ("tar", "oci", "docker")
-_TRUE_VALUES = ("true", "1", "t", "True", "TRUE")
+# What Go's strconv.ParseBool takes.
+_TRUE_VALUES = ("true", "1", "t", "T", "True", "TRUE")
+_FALSE_VALUES = ("false", "0", "f", "F", "False", "FALSE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,12 @@ class OutputSpec(TypedOption):
     @property
     def is_file(self) -> bool:
         """Return True if ``dest`` is one file."""
-        is_unpacked = self.get("tar").lower() == "false"
-        return self.dest is not None and self.type in _FILE_TYPES and not is_unpacked
+        return self.dest is not None and self.type in _FILE_TYPES and not self.is_unpacked
+
+    @property
+    def is_unpacked(self) -> bool:
+        """Return True if ``dest`` is an image layout in a folder, instead of an archive (``tar=false``)."""
+        return self.type in ("oci", "docker") and self.get("tar") in _FALSE_VALUES
 
     @property
     def is_oci_archive(self) -> bool:
@@ -139,12 +145,15 @@ def make_archive_name(tags: Sequence[str], context: str) -> str:
     return f"{stem or 'image'}.tar"
 
 
-def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
-    """Raise :class:`UsageError` for an output without a destination, or one that would destroy data."""
+def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str], *, is_split: bool = False) -> None:
+    """Raise :class:`UsageError` for an output without a destination, or one that would destroy data.
+
+    ``is_split`` is True if the pushed image is a part (``--split``).
+    """
     for output in outputs:
         if output.is_pushed and not (tags or output.names):
             raise UsageError(
-                f"output {output}: a push needs the name of an image", hint="add -t REGISTRY/NAME:TAG"
+                f"{_describe_push(output, is_split=is_split)} needs a tag", hint="-t REGISTRY/NAME:TAG"
             )
         if output.get("dest") == "-":
             raise UsageError(f"output {output}: standard output is reserved for reports")
@@ -154,6 +163,13 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str]) -> None:
             check_destination(f"output {output.dest}", output.dest)
             if output.is_file and output.dest.is_dir():
                 raise UsageError(f"output {output.dest} is a folder, but type {output.type} writes a file")
+
+
+def _describe_push(output: OutputSpec, *, is_split: bool) -> str:
+    """Return the option that asks for a push: ``--push`` and ``--split`` are short for an output."""
+    if output.attributes or output.type != "registry":
+        return f"--output={output}"
+    return "--split" if is_split else "--push"
 
 
 def check_destination(label: str, dest: Path) -> None:

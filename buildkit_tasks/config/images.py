@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import UsageError
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["check_image_names", "settings_for_image"]
+__all__ = ["check_image_names", "settings_for_image", "settings_for_target", "split_image_request"]
+
+_RUN_KEYS = ("command", "expect")
 
 
 def check_image_names(settings: Settings, names: Collection[str]) -> None:
@@ -36,3 +39,29 @@ def settings_for_image(settings: Settings, name: str) -> Settings:
         return settings
     check_image_names(settings, [name])
     return settings.for_image(next(table for table in settings.images if table.name == name))
+
+
+def settings_for_target(settings: Settings, name: str) -> Settings:
+    """Return the settings of a bake file's target: ``command`` and ``expect`` of the image of that name.
+
+    Everything else that an image's table can set is in the bake file.
+    """
+    table = next((each for each in settings.images if each.name == name), None)
+    if table is None:
+        return settings
+    values = {key: value for key, value in table.values.items() if key in _RUN_KEYS}
+    return settings.for_image(replace(table, values=values))
+
+
+def split_image_request(settings: Settings, value: str) -> list[tuple[str, str]]:
+    """Return the name in the settings, or "", and the location, or "", of each image of ``--image``.
+
+    ``web`` and ``web,tool`` are names of the settings, ``web=oci-archive:FILE`` is a location with a name,
+    and everything else is a location.
+    """
+    known_names = {table.name for table in settings.images}
+    names = [name.strip() for name in value.split(",")]
+    if known_names.issuperset(names):
+        return [(name, "") for name in names]
+    name, _, location = value.partition("=")
+    return [(name, location)] if name in known_names and location else [("", value)]

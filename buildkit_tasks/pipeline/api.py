@@ -19,6 +19,7 @@ from buildkit_tasks.system.notify import Notify, NotifyStream, log_progress
 
 if TYPE_CHECKING:
     from buildkit_tasks.build.request import BuildRequest
+    from buildkit_tasks.pipeline.chosen_images import ChosenImage
     from buildkit_tasks.report.model import BuildResult, PushResult, RunReport, RunResult, VerifyReport
 
 __all__ = ["BuildOptions", "Names", "PlatformNames", "StrPath", "build", "push", "run", "verify"]
@@ -31,14 +32,18 @@ PlatformNames = str | Platform | Iterable[str | Platform]
 class BuildOptions(TypedDict, total=False):
     """More options of a build, with the values that ``docker buildx build`` takes.
 
-    ``file``, ``target``, ``build_args``, ``allow``, ``progress``, ``bases``, ``name`` (the builder) and
-    ``fallback`` override settings. ``verify_first=False`` tags what is pushed without verifying and running
+    ``file``, ``target``, ``build_args``, ``network``, ``add_hosts``, ``shm_size``, ``ulimits``, ``allow``,
+    ``progress``, ``bases``, ``name`` (the builder) and ``fallback`` override settings. ``verify_first=False`` tags what is pushed without verifying and running
     it; ``split`` leaves it untagged, as a part for ``merge-multiarch``.
     """
 
     file: str
     target: str
     build_args: Names
+    network: str
+    add_hosts: Names
+    shm_size: str
+    ulimits: Names
     allow: Names
     progress: str
     bases: str
@@ -57,9 +62,13 @@ class BuildOptions(TypedDict, total=False):
     no_attest: bool
     reproducible: bool
     no_cache: bool
+    no_cache_filters: Names
+    resources: Names
+    cgroup_parent: str
     pull: bool
     load: bool
     metadata_file: str
+    iidfile: str
     split: bool
     verify_first: bool
 
@@ -128,7 +137,7 @@ def _select_image(pipeline: Pipeline, image: str, options: dict[str, Any]) -> tu
         if len(images.image_jobs) != 1:
             raise UsageError(f"build: the settings have several images: {names}", hint='pass image="NAME"')
         job = images.image_jobs[0]
-    return pipeline.with_settings(job.settings), job.request
+    return pipeline.with_settings(job.settings, job.name), job.request
 
 
 def verify(  # noqa: PLR0913 - options are keywords with defaults
@@ -142,11 +151,11 @@ def verify(  # noqa: PLR0913 - options are keywords with defaults
 ) -> VerifyReport:
     """Check that each platform of an image is what it says, and return the report, as ``verify-arch`` does.
 
-    ``image`` is a name such as ``docker://REF`` or ``oci-archive:FILE``, or a path; by default the last image
-    built in this directory. ``platforms`` are the exact platforms that it must have; by default those of the
-    settings if they have any, otherwise those that it has. With ``hosts``, check only that it would start on
-    hosts of these platforms. ``parity`` (``warn``, ``fail`` or ``off``) and ``allow_foreign`` override the
-    settings.
+    ``image`` is the name of an image of the settings, a name such as ``docker://REF`` or
+    ``oci-archive:FILE``, or a path; by default the last image built in this directory. ``platforms`` are the
+    exact platforms that it must have; by default those of the settings if they have any, otherwise those that
+    it has. With ``hosts``, check only that it would start on hosts of these platforms. ``parity`` (``warn``,
+    ``fail`` or ``off``) and ``allow_foreign`` override the settings.
 
     A check that fails is in the report, whose ``ok`` is then False. Raises :class:`UsageError`, and
     :class:`RegistryError` or :class:`EngineError` if the image cannot be read from there.
@@ -157,9 +166,9 @@ def verify(  # noqa: PLR0913 - options are keywords with defaults
         "parity": parity,
         "allow_foreign": _strings(allow_foreign),
     }
-    pipeline = _create_pipeline("verify", settings, values)
+    pipeline, chosen = _choose_image(_create_pipeline("verify", settings, values), image)
     expected = () if host_platforms else _explicit_platforms(pipeline)
-    return pipeline.verify_image(os.fspath(image), expected, dict.fromkeys(host_platforms, 0))
+    return pipeline.verify_image(chosen.require_location(), expected, dict.fromkeys(host_platforms, 0))
 
 
 def run(  # noqa: PLR0913 - options are keywords with defaults
@@ -198,8 +207,8 @@ def run(  # noqa: PLR0913 - options are keywords with defaults
         "runner": runner,
         "jobs": jobs,
     }
-    pipeline = _create_pipeline("run", settings, values, notify)
-    return pipeline.run_image(os.fspath(image), _explicit_platforms(pipeline), _observer(on_result))
+    pipeline, chosen = _choose_image(_create_pipeline("run", settings, values, notify), image)
+    return pipeline.run_image(chosen.require_location(), _explicit_platforms(pipeline), _observer(on_result))
 
 
 def push(  # noqa: PLR0913 - options are keywords with defaults
@@ -225,11 +234,11 @@ def push(  # noqa: PLR0913 - options are keywords with defaults
     from buildkit_tasks.pipeline.release import ReleaseSpec
 
     values = {"platforms": _platform_names(platforms), "tags": _strings(tags)}
-    pipeline = _create_pipeline("push", settings, values, notify)
+    pipeline, chosen = _choose_image(_create_pipeline("push", settings, values, notify), archive)
     spec = ReleaseSpec.from_tags(
         pipeline.settings.tags, _explicit_platforms(pipeline), verify_first=verify_first
     )
-    return pipeline.releases.push(os.fspath(archive), spec, _observer(on_result))
+    return pipeline.releases.push(chosen.require_archive(), spec, _observer(on_result))
 
 
 def _create_pipeline(
@@ -244,6 +253,20 @@ def _create_pipeline(
         commands=SubprocessRunner(stream_output=stream, dry_run_output=stream),
         notify=lambda message: report(redact(message)),
     )
+
+
+def _choose_image(pipeline: Pipeline, image: StrPath) -> tuple[Pipeline, ChosenImage]:
+    """Return an image, and the pipeline with its settings.
+
+    ``image`` may be the name of an image of the settings. Raises :class:`UsageError` if there are several.
+    """
+    from buildkit_tasks.pipeline.chosen_images import choose_images
+
+    images = choose_images(pipeline, [os.fspath(image)])
+    if len(images) > 1:
+        names = ", ".join(each.name for each in images)
+        raise UsageError(f"there are several images: {names}", hint=f'pass image="{images[0].name}"')
+    return pipeline.with_settings(images[0].settings), images[0]
 
 
 def _explicit_platforms(pipeline: Pipeline) -> tuple[Platform, ...]:

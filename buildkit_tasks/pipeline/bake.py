@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.build.bake.print import BakePrinter, check_bake_arguments
 from buildkit_tasks.build.outputs import add_archive_output
-from buildkit_tasks.build.request import BuildRequest
+from buildkit_tasks.build.request import BuildRequest, drop_outputs
+from buildkit_tasks.config.images import settings_for_target
 from buildkit_tasks.config.settings import SettingOrigin
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection
@@ -37,6 +38,8 @@ __all__ = ["read_bake_jobs"]
 
 # Settings that describe one image; a bake file has its own for each target.
 _SINGLE_IMAGE_FLAGS = {"context": "--context", "file": "--file", "tags": "--tag"}
+# Settings that the command line adds to every target, or sets for every one.
+_BUILD_SETTINGS = ("build_args", "network", "add_hosts", "shm_size", "ulimits")
 
 
 def read_bake_jobs(pipeline: Pipeline, selection: ImageSelection, scratch_dir: Path) -> tuple[ImageJob, ...]:
@@ -48,13 +51,14 @@ def read_bake_jobs(pipeline: Pipeline, selection: ImageSelection, scratch_dir: P
     for key, flag in _SINGLE_IMAGE_FLAGS.items():
         if _is_set_by_flag(pipeline.settings, key):
             raise UsageError(f"{flag} applies to one image; {selection.bake_file} sets it for each target")
-    check_bake_arguments(selection.bake_file, selection.names)
+    check_bake_arguments(selection.bake_files, selection.names, selection.bake_overrides)
     factory = _BakeJobFactory(
         pipeline=pipeline, selection=selection, scratch_dir=scratch_dir, default_platforms=pipeline.platforms
     )
     printer = BakePrinter(
-        file=selection.bake_file,
+        files=selection.bake_files,
         targets=selection.names,
+        overrides=selection.bake_overrides,
         engine=pipeline.client_engine,
         commands=pipeline.commands,
     )
@@ -98,14 +102,16 @@ class _BakeJobFactory:
             platforms=self._resolve_platforms(target),
             file=self._write_dockerfile(target),
             progress=self.pipeline.settings.progress,
+            allow=self._allowed_entitlements(target),
         )
-        request = _merge_options(request, self._select_options(reported=reported))
-        directory = Path("dist") if reported else self.scratch_dir
-        archive = str(directory / f"{target.name}.tar")
-        request = replace(request, outputs=add_archive_output(request.outputs, archive))
+        request = drop_outputs(_merge_options(request, self._select_options(reported=reported)))
+        if not request.call:
+            directory = Path("dist") if reported else self.scratch_dir
+            archive = str(directory / f"{target.name}.tar")
+            request = replace(request, outputs=add_archive_output(request.outputs, archive))
         return ImageJob(
             name=target.name,
-            settings=self._target_settings(target),
+            settings=settings_for_target(self.pipeline.settings, target.name),
             request=request,
             linked_contexts=target.linked_contexts,
             reported=reported,
@@ -129,21 +135,23 @@ class _BakeJobFactory:
 
     def _select_options(self, *, reported: bool) -> dict[str, Any]:
         """Return the command line's options; destinations apply to the requested targets only."""
+        settings = self.pipeline.settings
         options = dict(self.selection.options)
-        if _is_set_by_flag(self.pipeline.settings, "build_args"):
-            options["build_args"] = self.pipeline.settings.build_args
+        options |= {key: getattr(settings, key) for key in _BUILD_SETTINGS if _is_set_by_flag(settings, key)}
         if not reported:
-            options |= {"outputs": (), "load": False, "metadata_file": ""}
+            options |= {"outputs": (), "load": False, "metadata_file": "", "iidfile": ""}
         return options
 
-    def _target_settings(self, target: BakeTarget) -> Settings:
-        """Return the settings with ``command`` and ``expect`` of the image of the target's name, if any."""
-        settings = self.pipeline.settings
-        table = next((each for each in settings.images if each.name == target.name), None)
-        if table is None:
-            return settings
-        run_values = {key: value for key, value in table.values.items() if key in ("command", "expect")}
-        return settings.for_image(replace(table, values=run_values))
+    def _allowed_entitlements(self, target: BakeTarget) -> tuple[str, ...]:
+        """Return the entitlements of ``--allow``; as buildx, refuse a target that asks for another one."""
+        allowed = self.pipeline.settings.allow
+        refused = [name for name in target.entitlements if name not in allowed]
+        if refused:
+            raise UsageError(
+                f"{self.selection.bake_file}: target {target.name} asks for the entitlement {refused[0]}",
+                hint=f"allow it by --allow {refused[0]}",
+            )
+        return allowed
 
     def _check_ssh_agent(self, target: BakeTarget) -> None:
         """Refuse the SSH agent to a target unless ``--ssh`` allows it: it signs for the user."""

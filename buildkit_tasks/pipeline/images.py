@@ -6,6 +6,7 @@ Imports little: an image in a file or a registry is verified without importing a
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import EngineError, UsageError
-from buildkit_tasks.system.files import write_atomically
+from buildkit_tasks.pipeline.last_build import LastBuild, RecordedImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,17 +23,18 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.image import Image
     from buildkit_tasks.oci.source import Source
     from buildkit_tasks.platforms import Platform
-    from buildkit_tasks.report.model import BuildResult, Output, VerifyReport
+    from buildkit_tasks.report.model import BuildResult, VerifyReport
     from buildkit_tasks.system.command import CommandRunner
 
-__all__ = ["ImageResolver", "best_image_name"]
+__all__ = ["ImageResolver"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResolver:
     """Opens images by the names that tasks accept (``containers-transports(5)`` prefixes, or a path).
 
-    The empty name is the last image built in the current folder. ``open_sources`` are images that are open
+    The empty name is the last image built in the current folder; :mod:`buildkit_tasks.pipeline.chosen_images`
+    also knows the names of the settings' images. ``open_sources`` are images that are open
     already, by name.
     """
 
@@ -89,30 +91,47 @@ class ImageResolver:
         if folder is not None:
             from buildkit_tasks.verify.local_output import verify_local_output
 
-            return verify_local_output(folder, expected, name, options)
+            return verify_local_output(folder, expected, name, options, built_for=self._built_for(folder))
         with self.open(name) as source:
             return verify(source, expected, name, options)
 
+    def _built_for(self, folder: Path) -> Platform | None:
+        """Return the platform of a local output of one platform, if it was built here."""
+        from buildkit_tasks.platforms import Platform
+
+        platform = self.last_build.read().folders.get(str(folder.absolute()))
+        return Platform.parse(platform) if platform else None
+
     @property
     def last_built(self) -> str:
-        """Return the name of the last image built in this folder. Raises :class:`UsageError` if none was."""
-        try:
-            return self._last_built_file.read_text(encoding="utf-8")
-        except OSError:
-            raise UsageError(
-                "nothing was built here yet", hint="inv build-multiarch, or name an image"
-            ) from None
+        """Return the name of the last image built in this folder.
 
-    def record_last_built(self, result: BuildResult) -> None:
-        """Record a build's best output as :attr:`last_built`; do nothing if no output can be read back."""
-        name = best_image_name(result)
-        if name:
-            write_atomically(self._last_built_file, name)
+        Raises :class:`UsageError` if none was, if it cannot be read back, and if the last build made several.
+        """
+        return self.last_image.require_image()
 
     @property
-    def _last_built_file(self) -> Path:
-        key = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:16]
-        return cache_folder(self.settings) / "last" / key
+    def last_image(self) -> RecordedImage:
+        """Return the only image of the last build; :attr:`last_built` is its name."""
+        images = self.last_build.read().last_images
+        if len(images) > 1:
+            names = ", ".join(image.name for image in images)
+            raise UsageError(
+                f"the last build here made several images: {names}", hint=f'pass image="{images[0].name}"'
+            )
+        return images[0]
+
+    @property
+    def last_build(self) -> LastBuild:
+        """Return the record of the builds in the current folder."""
+        key = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
+        return LastBuild(path=cache_folder(self.settings) / "last" / f"{key}.json")
+
+    def record_last_built(self, result: BuildResult) -> None:
+        """Record a build of one image as :attr:`last_built`."""
+        platforms = tuple(built.platform for built in result.platforms)
+        self.last_build.start([RecordedImage(platforms=platforms)])
+        self.last_build.finish("", result)
 
     def _export_from_engine(self, reference: str) -> BinaryIO:
         """Return the engine's ``docker save`` stream of an image; no engine is started for it."""
@@ -128,28 +147,3 @@ class ImageResolver:
         from buildkit_tasks.oci.registry import open_registry
 
         return open_registry(reference, mirrors=self.settings.mirrors)
-
-
-_FILE_TRANSPORTS = {"oci": "oci-archive", "docker": "docker-archive", "local": "dir"}  # by an output's type
-_REFERENCE_PREFIXES = {"docker": "docker-daemon:", "registry": "docker://"}
-# Best first: an archive can be verified most thoroughly, and a local output has no manifests.
-_OUTPUT_PREFERENCE = ("oci", "docker", "registry", "local")
-
-
-def best_image_name(result: BuildResult) -> str:
-    """Return a build's best output as an image name, or "" if no output can be read back."""
-    names = map(_output_image_name, sorted(result.outputs, key=_preference_rank))
-    return next(filter(None, names), "")
-
-
-def _preference_rank(output: Output) -> int:
-    return [*_OUTPUT_PREFERENCE, output.type].index(output.type)
-
-
-def _output_image_name(output: Output) -> str:
-    """Return an output as an image name, or "" if it cannot be read back (a ``tar``, say)."""
-    if output.dest and output.type in _FILE_TRANSPORTS:
-        return f"{_FILE_TRANSPORTS[output.type]}:{Path(output.dest).absolute()}"
-    if output.ref and output.type in _REFERENCE_PREFIXES:
-        return _REFERENCE_PREFIXES[output.type] + output.ref
-    return ""

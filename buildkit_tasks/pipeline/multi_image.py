@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.build.cache import image_caches
 from buildkit_tasks.build.outputs import add_archive_output
-from buildkit_tasks.build.request import BuildRequest, check_request
+from buildkit_tasks.build.request import STANDARD_INPUT, BuildRequest, check_request
 from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.pipeline.bake import read_bake_jobs
 from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection, check_distinct_destinations
-from buildkit_tasks.pipeline.images import best_image_name
+from buildkit_tasks.pipeline.last_build import best_image_name
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
 
 if TYPE_CHECKING:
@@ -48,23 +48,28 @@ def open_images(pipeline: Pipeline, selection: ImageSelection) -> Iterator[Multi
         for job in image_jobs:
             _check_job_request(job)
         check_distinct_destinations([job for job in image_jobs if job.reported])
-        yield MultiImageBuild(pipeline=pipeline, image_jobs=image_jobs, scratch=scratch)
+        yield MultiImageBuild(
+            pipeline=pipeline, image_jobs=image_jobs, scratch=scratch, bake_files=selection.bake_files
+        )
 
 
 def build_single_image(pipeline: Pipeline, name: str) -> BuildResult:
     """Build one image of the settings, by its name, without verifying or running it."""
     with open_images(pipeline, ImageSelection(names=(name,))) as build:
         (job,) = build.image_jobs
-        return pipeline.with_settings(job.settings).build_checked(job.request)
+        return pipeline.with_settings(job.settings, name).build(job.request)
 
 
 def _image_jobs_from_settings(pipeline: Pipeline, selection: ImageSelection) -> tuple[ImageJob, ...]:
     check_image_names(pipeline.settings, selection.names)
-    return tuple(
-        _make_image_job(pipeline, table, selection)
-        for table in pipeline.settings.images
-        if not selection.names or table.name in selection.names
-    )
+    tables = [
+        table for table in pipeline.settings.images if not selection.names or table.name in selection.names
+    ]
+    if len(tables) > 1 and pipeline.settings.file == STANDARD_INPUT:
+        raise UsageError(
+            f"--file=- applies to one image, and there are {len(tables)}", hint=f"--image {tables[0].name}"
+        )
+    return tuple(_make_image_job(pipeline, table, selection) for table in tables)
 
 
 def _make_image_job(pipeline: Pipeline, table: ImageSettings, selection: ImageSelection) -> ImageJob:
@@ -109,12 +114,14 @@ def _add_push_result(report: ImageReport, build_result: BuildResult) -> ImageRep
 class MultiImageBuild:
     """Several images, each after those that are its build contexts. Made by :func:`open_images`.
 
-    ``scratch`` is a temporary directory for the OCI layouts of build contexts.
+    ``scratch`` is a temporary directory for the OCI layouts of build contexts; ``bake_files`` are where the
+    images are defined, if not in the settings.
     """
 
     pipeline: Pipeline
     image_jobs: tuple[ImageJob, ...]
     scratch: Path
+    bake_files: tuple[str, ...] = ()
     _build_results: dict[str, BuildResult] = field(default_factory=dict, init=False)
 
     def run_all(self, *, setup: bool = False) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
@@ -124,6 +131,10 @@ class MultiImageBuild:
         interrupts, no further image is started. Raises :class:`EngineError` if there is no engine.
         """
         report = ImagesReport()
+        for job in self.image_jobs:
+            self.pipeline.with_settings(job.settings).check_cpu(job.request.platforms)
+        requests = {job.name: job.request for job in self.image_jobs if job.reported}
+        self.pipeline.record_start(requests, bake_files=self.bake_files)
         if setup:
             try:
                 report = replace(report, setup=self._pipeline_for_all_platforms().setup())
@@ -157,6 +168,7 @@ class MultiImageBuild:
             report = replace(report, build=build_result)
             if not job.reported:
                 return report, None
+            pipeline.record_result(job.name, build_result)
             build_result = pipeline.release_build(request, build_result)
             if pipeline.commands.dry_run:
                 return report, None  # there is no image
@@ -188,7 +200,9 @@ class MultiImageBuild:
             from buildkit_tasks.oci.transports.oci_archive import OciArchive
 
             archives = (
-                output.dest for output in build_result.outputs if output.type == "oci" and output.dest
+                output.dest
+                for output in build_result.outputs
+                if output.type == "oci" and output.dest and not output.unpacked
             )
             write_layout(OciArchive(Path(next(archives))), layout_path)
         return f"oci-layout://{layout_path}@{build_result.digest}"

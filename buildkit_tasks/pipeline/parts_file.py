@@ -31,7 +31,8 @@ def read_parts(values: Iterable[str], files: Iterable[str], image: str = "") -> 
     texts = [each.strip() for value in values for each in value.split(",") if each.strip()]
     paths = [Path(name) for file in files for name in file.split(",") if name]
     file_texts = select_parts([part for path in paths for part in parts_from_file(path, image)], image)
-    references = tuple(dict.fromkeys(Reference.parse(text) for text in (*texts, *file_texts)))
+    names = (text.removeprefix("docker://") for text in (*texts, *file_texts))  # as build-multiarch prints it
+    references = tuple(dict.fromkeys(map(Reference.parse, names)))
     if not references:
         raise UsageError(
             "no part is given", hint="name each one by --part REPOSITORY@sha256:..., or use --parts-file"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import BuildkitTasksError
 from buildkit_tasks.pipeline.images import ImageResolver
+from buildkit_tasks.pipeline.last_build import RecordedImage, best_image_name
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import MatrixReport, Output, SetupReport
 from buildkit_tasks.system.command import SubprocessRunner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from buildkit_tasks.build.execute import BuildExecution, FrontendAnswer
     from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.build.standin_bases import BasePlan
     from buildkit_tasks.config.settings import Settings
@@ -54,7 +56,7 @@ class Pipeline:
     ``commands`` runs every external program; if its ``dry_run`` is true, steps print their commands and
     change nothing. ``notify`` is called with each progress message, one line of text without a newline, also
     from other threads. By default the logger ``buildkit_tasks`` gets these messages and the output of buildx.
-    ``parent`` is set by :meth:`with_settings`.
+    ``image_name`` and ``parent`` are set by :meth:`with_settings`.
 
     Steps raise subclasses of :class:`BuildkitTasksError`: :class:`UsageError` for a request or a setting
     that is not valid; :class:`EngineError`, :class:`BuilderError` and :class:`EmulatorError` if the host
@@ -66,10 +68,11 @@ class Pipeline:
         default_factory=lambda: SubprocessRunner(stream_output=NotifyStream(log_progress))
     )
     notify: Notify = log_progress
+    image_name: str = ""
     parent: Pipeline | None = field(default=None, repr=False, compare=False)
 
-    def with_settings(self, settings: Settings) -> Pipeline:
-        """Return a pipeline under other settings that uses this pipeline's engine.
+    def with_settings(self, settings: Settings, image_name: str = "") -> Pipeline:
+        """Return a pipeline under other settings, such as an image's, that uses this pipeline's engine.
 
         The engine is found once, under the settings of the first pipeline, whichever pipeline needs it
         first::
@@ -78,7 +81,7 @@ class Pipeline:
             web.engine  # finds or starts the engine of `pipeline`
             pipeline.engine is web.engine  # True
         """
-        return replace(self, settings=settings, parent=self)
+        return replace(self, settings=settings, image_name=image_name, parent=self)
 
     @cached_property
     def engine(self) -> Engine:
@@ -192,23 +195,36 @@ class Pipeline:
     def create_request(self, **options: Any) -> BuildRequest:
         """Return a build request from the settings and more fields of :class:`BuildRequest`.
 
-        Without an output, the image is written to an OCI archive in ``dist/``.
+        Without an output, the image is written to an OCI archive in ``dist/``. If the Dockerfile is "-",
+        it is read from standard input.
         """
-        from buildkit_tasks.build.request import BuildRequest
+        from buildkit_tasks.build.request import (
+            STANDARD_INPUT,
+            BuildRequest,
+            drop_outputs,
+            read_dockerfile_from_stdin,
+        )
 
         settings = self.settings
         request = BuildRequest(
             platforms=self.platforms,
             context=settings.context,
             file=settings.file,
+            dockerfile_text=read_dockerfile_from_stdin() if settings.file == STANDARD_INPUT else None,
             tags=settings.tags,
             target=settings.target,
             build_args=settings.build_args,
             progress=settings.progress,
             allow=settings.allow,
+            network=settings.network,
+            add_hosts=settings.add_hosts,
+            shm_size=settings.shm_size,
+            ulimits=settings.ulimits,
             **options,
         )
-        return request if request.outputs or request.load else _add_dist_archive(request)
+        request = drop_outputs(request)
+        has_output = request.call or ((request.outputs or request.load) and not request.no_push)
+        return request if has_output else _add_dist_archive(request)
 
     def build(self, request: BuildRequest) -> BuildResult:
         """Build an image for the platforms of the request, and record it as the last one built here.
@@ -220,15 +236,68 @@ class Pipeline:
         from buildkit_tasks.build.request import check_request
 
         check_request(request)
-        return self.build_checked(request)
+        self.check_cpu(request.platforms)
+        self.record_start({self.image_name: request})
+        result = self.build_checked(request)
+        self.record_result(self.image_name, result)
+        return result
+
+    def check_cpu(self, platforms: tuple[Platform, ...]) -> None:
+        """Raise :class:`UsageError` if a platform has no such CPU model as the settings request."""
+        self.image_runner.check_cpu(platforms)
+
+    def record_start(self, requests: Mapping[str, BuildRequest], *, bake_files: tuple[str, ...] = ()) -> None:
+        """Record that images are built, by name, as the last build here. A dry run records nothing.
+
+        Until :meth:`record_result` is called, the record is that of a build that has failed.
+        """
+        if not self.commands.dry_run:
+            self.resolver.last_build.start(
+                RecordedImage(
+                    name=name,
+                    platforms=tuple(map(str, request.platforms)),
+                    tags=request.tags,
+                    bake_files=bake_files,
+                )
+                for name, request in requests.items()
+            )
+
+    def record_result(self, name: str, result: BuildResult) -> None:
+        """Record what a build has made of the image with this name."""
+        if not self.commands.dry_run:
+            self.resolver.last_build.finish(name, result)
 
     def build_checked(self, request: BuildRequest) -> BuildResult:
-        """Do what :meth:`build` does, for a request that :func:`check_request` has accepted."""
-        from buildkit_tasks.build.capabilities import check_capabilities
+        """Build a request that :func:`check_request` has accepted, and do not record it.
+
+        Raises :class:`RegistryError` before anything is built if a registry to push to cannot be used.
+        """
+        from buildkit_tasks.build.multi_node import MultiNodeBuild, needs_multi_node
         from buildkit_tasks.build.request import set_epoch
+
+        if request.pushed_names and not self.commands.dry_run:
+            self.releases.check_access(request.pushed_names)
+        execution = self._prepare_execution(set_epoch(request, self.commands, self.notify))
+        if not needs_multi_node(execution.builder, request.platforms):
+            return execution.execute()
+        fallback = self.settings.fallback == "emulate"
+        return MultiNodeBuild(
+            build=execution, drop_nodes=self.builders.node_manager.drop_nodes, fallback=fallback
+        ).execute()
+
+    def call_frontend(self, request: BuildRequest) -> FrontendAnswer:
+        """Let the frontend of the Dockerfile answer to the request's method (``--call``); build nothing."""
+        from buildkit_tasks.build.request import check_request
+
+        check_request(request)
+        return self._prepare_execution(request).call_frontend()
+
+    def _prepare_execution(self, request: BuildRequest) -> BuildExecution:
+        """Make emulators, builder and base images ready."""
+        from buildkit_tasks.build.capabilities import check_capabilities
+        from buildkit_tasks.build.execute import BuildExecution
         from buildkit_tasks.system.reachability import is_registry_reachable
 
-        request = set_epoch(request, self.commands, self.notify)
         with ThreadPoolExecutor(max_workers=1) as pool:
             # In a thread while emulators are probed: Docker Hub may take seconds to answer.
             is_reachable = pool.submit(is_registry_reachable, self.client_engine.mirrors).result
@@ -237,10 +306,14 @@ class Pipeline:
             builder = self.builders.ensure(request.platforms, is_reachable)
             check_capabilities(request, self.client_engine, builder)
             base_plan = self._plan_bases(request, builder, is_reachable)
-        result = self._execute_build(request, builder, base_plan)
-        if not self.commands.dry_run:
-            self.resolver.record_last_built(result)
-        return result
+        return BuildExecution(
+            request=request,
+            engine=self.client_engine,
+            builder=builder,
+            base_plan=base_plan,
+            commands=self.commands,
+            notify=self.notify,
+        )
 
     def _ensure_emulators(self, platforms: tuple[Platform, ...]) -> None:
         from buildkit_tasks.host.emulation.emulators import require_emulators
@@ -265,27 +338,6 @@ class Pipeline:
         )
         bases = read_base_images(request)
         return plan_bases(bases, self.settings.bases, is_reachable, stand_ins, request.platforms)
-
-    def _execute_build(
-        self, request: BuildRequest, builder: BuilderSummary, base_plan: BasePlan
-    ) -> BuildResult:
-        from buildkit_tasks.build.execute import BuildExecution
-        from buildkit_tasks.build.multi_node import MultiNodeBuild, needs_multi_node
-
-        execution = BuildExecution(
-            request=request,
-            engine=self.client_engine,
-            builder=builder,
-            base_plan=base_plan,
-            commands=self.commands,
-            notify=self.notify,
-        )
-        if not needs_multi_node(builder, request.platforms):
-            return execution.execute()
-        fallback = self.settings.fallback == "emulate"
-        return MultiNodeBuild(
-            build=execution, drop_nodes=self.builders.node_manager.drop_nodes, fallback=fallback
-        ).execute()
 
     def release_build(
         self, request: BuildRequest, result: BuildResult, observer: RunObserver | None = None
@@ -361,11 +413,14 @@ class Pipeline:
         request = _add_dist_archive(request)  # what is verified and run
         try:
             check_request(request)
+            self.check_cpu(request.platforms)
+            self.record_start({"": request})
             setup = self.setup()
             report = replace(report, setup=setup)
             if not self.commands.dry_run:
                 require_emulators(setup.platforms)
             built = self.build_checked(request)
+            self.record_result("", built)
             report = replace(report, build=built)
             released = self.release_build(request, built, observer)
             # The build succeeded even if the release did not: the report shows that in the next steps.
@@ -374,8 +429,9 @@ class Pipeline:
                 return report, None  # there is no image
             if released.pushed is not None and released.pushed.verify is not None:
                 return replace(report, verify=released.pushed.verify, run=released.pushed.run), None
-            report = replace(report, verify=self.verify_image("", request.platforms))
-            report = replace(report, run=self.run_image("", request.platforms, observer))
+            name = best_image_name(built)
+            report = replace(report, verify=self.verify_image(name, request.platforms))
+            report = replace(report, run=self.run_image(name, request.platforms, observer))
         except BuildkitTasksError as error:
             return replace(report, error=str(error)), error
         return report, None

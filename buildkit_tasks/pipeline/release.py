@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ReleasePlan", "ReleaseService", "ReleaseSpec"]
 
-_ARCHIVE_PREFIXES = ("oci-archive:", "oci:", "docker-archive:")
 _SEQUENTIAL_PREFIXES = ("docker-daemon:", "docker-archive:")  # a second stream would be read from the start
 
 
@@ -51,7 +50,7 @@ class ReleaseSpec:
 
         references = tuple(dict.fromkeys(Reference.parse(tag) for tag in tags))
         if not references:
-            raise UsageError("no tag is given", hint="add -t REGISTRY/NAME:TAG")
+            raise UsageError("a push needs a tag", hint="-t REGISTRY/NAME:TAG")
         for reference in references:
             if reference.digest is not None:
                 raise UsageError(
@@ -118,6 +117,23 @@ class ReleaseService:
     def _resolver(self) -> ImageResolver:
         return self.image_runner.resolver
 
+    def check_access(self, names: Iterable[str]) -> None:
+        """Raise :class:`RegistryError` if a repository of these references cannot be pushed to.
+
+        A registry that cannot be reached, or that denies access, is found before a build, not after it.
+        """
+        from buildkit_tasks.oci.reference import Reference
+        from buildkit_tasks.oci.registry.push import open_uploader
+
+        repositories = {Reference.parse(name).name: Reference.parse(name) for name in names}
+        for repository in repositories.values():
+            with open_uploader(repository, options=self.registry_options):
+                pass
+
+    def _check_other_repositories(self, spec: ReleaseSpec) -> None:
+        """Check the repositories that are only tagged, after the image was pushed, verified and run."""
+        self.check_access(tag.name for tag in spec.tags if tag.name != spec.repository.name)
+
     def push(self, archive: str, spec: ReleaseSpec, observer: RunObserver | None = None) -> PushResult:
         """Push an image that was built before, byte for byte; verify and run it there; tag it.
 
@@ -127,8 +143,11 @@ class ReleaseService:
         """
         started = time.monotonic()
         name = self._resolve_archive(archive)
+        self._check_other_repositories(spec)
         with self._resolver.open(name) as image:
             platforms = _list_platforms(image)
+            if spec.verify_first:
+                self.image_runner.check_cpu(platform for platform, _ in image.platform_manifests)
             jobs = 1 if name.startswith(_SEQUENTIAL_PREFIXES) else publish.DEFAULT_JOBS
             publish.copy_image(image, spec.repository, registry_options=self.registry_options, jobs=jobs)
         return self.verify_and_tag(image.root.digest, platforms, spec, started, observer)
@@ -138,6 +157,7 @@ class ReleaseService:
     ) -> PushResult:
         """Push one index of parts that were pushed by digest; verify and run it; tag it. See :meth:`push`."""
         started = time.monotonic()
+        self._check_other_repositories(spec)
         index = publish.push_index(
             parts, spec.repository, spec.expected_platforms, registry_options=self.registry_options
         )
@@ -203,15 +223,7 @@ class ReleaseService:
 
     def _resolve_archive(self, archive: str) -> str:
         """Return the image that is named, or the last one built here if it can be pushed as it is."""
-        if archive:
-            return archive
-        last = self._resolver.last_built
-        if not last.startswith(_ARCHIVE_PREFIXES):
-            raise UsageError(
-                f"the last image built here, {last}, is not an archive",
-                hint="inv push-multiarch ARCHIVE -t REF",
-            )
-        return last
+        return archive or self._resolver.last_image.require_archive()
 
 
 def _list_platforms(image: Image) -> tuple[BuiltPlatform, ...]:

@@ -20,7 +20,8 @@ __all__ = ["count_warnings", "format_summary_line"]
 _MAX_LABEL_WIDTH = 60  # characters of what distinguishes a run from the others of its platform
 _MAX_ERROR_WIDTH = 200  # characters; the full error is below the table or in a report file
 
-_STEP_VERBS = {"setup": "are ready", "build": "built", "verify": "verified", "run": "ran as expected"}
+_STEP_VERBS = {"setup": "ready", "build": "built", "verify": "verified", "run": "ran as expected"}
+_STEP_PARTICIPLES = {"build": "built", "verify": "verified", "run": "run", "push": "tagged"}
 
 
 def format_summary_line(report: Report, steps: Sequence[Step]) -> str:
@@ -42,18 +43,32 @@ def format_summary_line(report: Report, steps: Sequence[Step]) -> str:
         case MatrixReport() | ImagesReport():
             if not report.ok:
                 return f"{count} passed{with_warnings}.{failures}"
-            return f"{count} passed: built, verified and run{with_warnings}."
+            return f"{count} passed: {_describe_steps(report)}{with_warnings}."
         case _:
             verb = _STEP_VERBS[report_name(report)]
             return f"{count} {verb}{f', {warnings}' if warning_count else ''}.{failures}"
 
 
+def _describe_steps(report: MatrixReport | ImagesReport) -> str:
+    """Return what was done, such as ``built, verified and run``."""
+    images = report.images if isinstance(report, ImagesReport) else ()
+    steps = ("push",) if any(each.tags for each in images) else ()
+    if images and images[0].push:
+        steps = ("verify", "run", *steps) if images[0].push.verify else steps
+    else:
+        steps = (*(images[0].steps if images else STEPS[1:]), *steps)
+    done = [_STEP_PARTICIPLES[step] for step in steps]
+    return " and ".join(filter(None, [", ".join(done[:-1]), done[-1]]))
+
+
 def _count_passed(report: Report, steps: Sequence[Step]) -> str:
     if isinstance(report, ImagesReport):
-        return f"{sum(image.ok for image in report.images)} of {len(report.images)} images"
+        passed = sum(image.ok for image in report.images)
+        return f"{passed} of {pluralise(len(report.images), 'image', 'images')}"
     platforms = list_platforms(steps)
     not_passed = {row.platform for step in steps for row in step.rows if not row.passed}
-    return f"{len(set(platforms) - not_passed)} of {len(platforms)} platforms"
+    passed = len(set(platforms) - not_passed)
+    return f"{passed} of {pluralise(len(platforms), 'platform', 'platforms')}"
 
 
 def count_warnings(steps: Iterable[Step]) -> int:

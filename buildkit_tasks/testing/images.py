@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.config.images import settings_for_image, split_image_request
 from buildkit_tasks.config.settings import override_settings
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import parse_platforms
@@ -76,10 +77,9 @@ def _images_from_settings(settings: Settings) -> Iterator[TestedImage]:
 
 
 def _parse_image_requests(settings: Settings, values: Iterable[str]) -> Iterator[TestedImage]:
-    tables = {table.name: table for table in settings.images}
     for value in values:
-        name, _, image = value.partition("=")
-        if name in tables:
-            yield TestedImage(name=name, image=image, settings=settings.for_image(tables[name]))
-        else:
-            yield TestedImage(image=value, settings=replace(settings, images=()))
+        for name, image in split_image_request(settings, value):
+            if name:
+                yield TestedImage(name=name, image=image, settings=settings_for_image(settings, name))
+            else:
+                yield TestedImage(image=value, settings=replace(settings, images=()))

@@ -6,14 +6,18 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.settings import override_settings
 from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError
-from buildkit_tasks.pipeline.images import best_image_name
+from buildkit_tasks.pipeline.last_build import best_image_name
 from buildkit_tasks.pipeline.multi_image import build_single_image
 from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.system.command import SubprocessRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from buildkit_tasks.config.settings import Settings
+    from buildkit_tasks.platforms import Platform
 
 __all__ = ["SessionImage", "build_session_image", "create_test_pipeline", "format_skip_reason"]
 
@@ -32,15 +36,19 @@ def create_test_pipeline(settings: Settings) -> Pipeline:
     return Pipeline(settings=settings, commands=SubprocessRunner(), notify=_print_on_stderr)
 
 
-def build_session_image(settings: Settings, name: str) -> SessionImage:
-    """Build the named image of the settings, or the only one if ``name`` is empty."""
-    pipeline = create_test_pipeline(settings)
+def build_session_image(settings: Settings, name: str, platforms: Iterable[Platform]) -> SessionImage:
+    """Build the named image of the settings, or the only one if ``name`` is empty.
+
+    ``platforms`` replace those of the settings, unless they are empty.
+    """
+    values = {"platforms": [str(platform) for platform in platforms]}
+    pipeline = create_test_pipeline(override_settings(settings, values, "pytest"))
     try:
         result = build_single_image(pipeline, name) if name else pipeline.build(pipeline.create_request())
         return SessionImage(image=best_image_name(result))
     except (EngineError, EmulatorError) as error:
         return SessionImage(skip_reason=format_skip_reason(error))
-    except BuildkitTasksError as error:
+    except (BuildkitTasksError, OSError) as error:
         return SessionImage(failure=f"{name or 'the image'} could not be built: {error}")
 
 

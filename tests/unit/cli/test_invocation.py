@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -137,9 +138,14 @@ def run_options(*args: str) -> dict[str, Any]:
 
 
 def test_image_is_optional() -> None:
-    assert run_options("inspect-image", "oci:dist")["image"] == "oci:dist"
+    assert run_options("inspect-image", "oci:dist")["image"] == ["oci:dist"]
     calls.clear()
-    assert run_options("inspect-image")["image"] == ""
+    assert run_options("inspect-image")["image"] == ()
+
+
+def test_several_images() -> None:
+    options = run_options("inspect-image", "web", "--image", "tool", "--image=x.tar")
+    assert options["image"] == ["web", "tool", "x.tar"]
 
 
 @pytest.mark.parametrize(
@@ -153,23 +159,25 @@ def test_image_is_optional() -> None:
 )
 def test_image_beside_options(args: tuple[str, ...]) -> None:
     options = run_options(*args)
-    assert (options["image"], options["timeout"]) == ("x.tar", "3")
+    assert (options["image"], options["timeout"]) == (["x.tar"], "3")
 
 
 def test_task_name_is_not_an_image() -> None:
     assert inv("inspect-image", "build-image") == 0
     assert [(name, options.get("image")) for name, options in calls] == [
-        ("inspect-image", ""),
+        ("inspect-image", ()),
         ("build-image", None),
     ]
     calls.clear()
     assert inv("inspect-image", "x.tar", "build_image", "inspect_image", "y.tar") == 0
-    assert [options.get("image") for _, options in calls] == ["x.tar", None, "y.tar"]
+    assert [options.get("image") for _, options in calls] == [["x.tar"], None, ["y.tar"]]
 
 
 def test_second_positional_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("inspect-image", "x.tar", "y.tar") == 2
-    assert "y.tar" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "error: inspect-image takes one IMAGE without an option, and not 'y.tar'\n  try: --image y.tar\n"
+    )
     assert calls == []
 
 
@@ -359,8 +367,75 @@ def test_bad_option_is_usage_error(option: str, message: str, capsys: pytest.Cap
     assert calls == []
 
 
-def test_unknown_task_exit_status() -> None:
-    assert inv("no-such-task") == 1
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("no-such-task",), "unknown task 'no-such-task'\n  try: "),
+        (("biuld_image",), "unknown task 'biuld_image', did you mean build-image?\n  try: "),
+        (("build-image", "inspct-image"), "unknown task 'inspct-image', did you mean inspect-image?\n"),
+        (
+            ("build-image", "--platfrom", "x"),
+            "build-image has no option '--platfrom', did you mean --platform?",
+        ),
+        (("build-image", "--kind=x"), "build-image has no option '--kind'; it is an option of raise-error\n"),
+        (("--platform=x", "build-image"), "--platform is an option of a task: it comes after the name"),
+        (("--lst",), "unknown option '--lst', did you mean --list?\n"),
+        (("build-image", "nowhere"), "build-image takes options only, and not 'nowhere'\n"),
+    ],
+)
+def test_unknown_token(args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inv(*args) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert calls == []
+
+
+def test_context_as_argument(
+    project_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["inv"])
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    (project_dir / "a b").mkdir()
+    assert inv("build-image", "a b") == 2
+    assert capsys.readouterr().err.endswith("\n  try: inv build-image --context 'a b'\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("build-image", "--tag"), "--tag needs a value, e.g. -t registry.example.org/app:1"),
+        (("build-image", "-t", "--push"), "--tag needs a value, e.g. -t registry.example.org/app:1"),
+        (
+            ("build-image", "--platform", ""),
+            "--platform needs a value, e.g. --platform linux/amd64,linux/arm64",
+        ),
+        (
+            ("build-image", "--platform= , "),
+            "--platform needs a value, e.g. --platform linux/amd64,linux/arm64",
+        ),
+        (("build-image", "--context="), "--context needs a value, e.g. --context ."),
+        (("inspect-image", "--timeout=3", "--timeout"), "--timeout needs a value, e.g. --timeout 60"),
+        (("inspect-image", ""), "IMAGE is empty\n  try: --image oci-archive:dist/app.tar"),
+    ],
+)
+def test_missing_value(args: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inv(*args) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert calls == []
+
+
+def test_last_value_wins() -> None:
+    assert run_options("inspect-image", "--timeout=3", "--timeout", "4")["timeout"] == "4"
+
+
+@pytest.mark.parametrize(("value", "json_output"), [("true", True), ("False", False)])
+def test_value_of_flag(value: str, json_output: bool) -> None:
+    options = run_options("inspect-image", f"--json={value}", "x.tar")
+    assert (options["json"], options["image"]) == (json_output, ["x.tar"])
+
+
+def test_every_value_has_an_example() -> None:
+    options = [option for each in ns.tasks.values() for option in each.options.values()]
+    assert {option.flag for option in options if option.default is not False and not option.example} == set()
 
 
 @pytest.mark.parametrize(
@@ -494,7 +569,7 @@ def test_renderers_preload_during_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not preloaded.is_set()
     progress.expect_runs([])
     progress(good_run("linux/amd64"))
-    assert preloaded.wait(10)
+    assert preloaded.wait(120)
 
 
 def exit_code_of_runs(*results: RunResult, monkeypatch: pytest.MonkeyPatch, task: str) -> int:

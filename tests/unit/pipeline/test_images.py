@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +10,9 @@ import pytest
 from buildkit_tasks.config.settings import Settings
 from buildkit_tasks.errors import EngineError, UsageError
 from buildkit_tasks.pipeline.images import ImageResolver
+from buildkit_tasks.pipeline.last_build import RecordedImage
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.report.model import BuildResult, Output
+from buildkit_tasks.report.model import BuildResult, BuiltPlatform, Output
 from tests.support.oci import hello, write_archive
 from tests.support.scripted import Scripted
 
@@ -43,6 +47,8 @@ def test_nothing_built_yet(resolver: ImageResolver) -> None:
             "docker-daemon:a:1",
         ),
         ((Output(type="docker", dest="a.tar"),), "docker-archive:{folder}/a.tar"),
+        ((Output(type="oci", dest="out", unpacked=True),), "oci:{folder}/out"),
+        ((Output(type="docker", dest="out", unpacked=True),), "oci:{folder}/out"),
         ((Output(type="local", dest="out"), Output(type="registry", ref="r/a:1")), "docker://r/a:1"),
         ((Output(type="tar", dest="a.tar"), Output(type="local", dest="out")), "dir:{folder}/out"),
     ],
@@ -52,10 +58,91 @@ def test_best_output(resolver: ImageResolver, outputs: tuple[Output, ...], name:
     assert resolver.resolve("") == name.format(folder=Path.cwd())
 
 
-def test_unreadable_output(resolver: ImageResolver) -> None:
+@pytest.mark.parametrize(
+    ("output", "cause"),
+    [
+        (Output(type="tar", dest="b.tar"), "wrote {folder}/b.tar, a tar archive of files"),
+        (Output(type="image", ref="app:1"), "left app:1 in the store of the builder"),
+        (None, "left the image in the store of the builder"),
+        (
+            Output(type="docker", ref="a:1-linux-arm64", only_platform="linux/arm64"),
+            "separate image for each platform: docker-daemon:a:1-linux-arm64",
+        ),
+    ],
+)
+def test_unreadable_output(resolver: ImageResolver, output: Output | None, cause: str) -> None:
     resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
-    resolver.record_last_built(make_result(Output(type="tar", dest="b.tar")))
+    platforms = tuple(BuiltPlatform(platform=name) for name in ("linux/arm64", "linux/386"))
+    unreadable = make_result(*filter(None, [output]))
+    resolver.record_last_built(replace(unreadable, platforms=platforms))
+    with pytest.raises(UsageError, match=re.escape(cause.format(folder=Path.cwd()))) as excinfo:
+        resolver.resolve("")
+    assert excinfo.value.hint == (
+        "inv build-multiarch --platform linux/arm64,linux/386 -o type=oci,dest=dist/image.tar"
+    )
+
+
+def test_failed_build(resolver: ImageResolver) -> None:
+    resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
+    for _ in range(2):
+        resolver.last_build.start([RecordedImage(platforms=("linux/386",))])
+    with pytest.raises(UsageError, match=r"has not succeeded; the one before it is oci-archive:.*/a\.tar"):
+        resolver.resolve("")
+
+
+def test_one_of_several_platforms(resolver: ImageResolver) -> None:
+    outputs = [Output(type="docker", ref=f"a:1-{name}", only_platform=name) for name in ("x", "y")]
+    platforms = tuple(BuiltPlatform(platform=name) for name in ("x", "y"))
+    archive = Output(type="oci", dest="a.tar")
+    resolver.record_last_built(replace(make_result(*outputs, archive), platforms=platforms))
     assert resolver.resolve("").endswith("/a.tar")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"oci-archive:/a.tar", b"{}", b'{"last": ["web"], "images": []}', b"[]"]
+)
+def test_damaged_record(resolver: ImageResolver, data: bytes) -> None:
+    path = resolver.last_build.path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match="nothing was built here yet"):
+        resolver.resolve("")
+    resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
+    assert resolver.resolve("").endswith("/a.tar")
+
+
+def test_folder_name_is_bytes(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.fsdecode(b"caf\xe9"))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
+    assert resolver.resolve("") == f"oci-archive:{Path.cwd()}/a.tar"
+
+
+def test_platform_of_folder(resolver: ImageResolver) -> None:
+    build_folder(resolver, "one", "linux/arm64")
+    build_folder(resolver, "two", "linux/386")
+    resolver.record_last_built(make_result(Output(type="oci", dest="a.tar")))
+    for name, platform in (("one", "linux/arm64"), ("dir:two", "linux/386")):
+        report = resolver.verify(name, ())
+        assert [(row.platform, row.ok) for row in report.platforms] == [(platform, True)]
+    report = resolver.verify("dir:one", [Platform.parse("linux/386")])
+    assert {row.platform: row.ok for row in report.platforms} == {"linux/386": False, "linux/arm64": False}
+
+
+def test_folder_is_built_again(resolver: ImageResolver) -> None:
+    build_folder(resolver, "out", "linux/arm64")
+    build_folder(resolver, "out", "linux/386")
+    assert [row.platform for row in resolver.verify("out", ()).platforms] == ["linux/386"]
+    build_folder(resolver, "out", "linux/arm64", "linux/386")  # in folders that are named after the platforms
+    with pytest.raises(UsageError, match="cannot tell which platform the folder out was built for"):
+        resolver.verify("out", ())
+
+
+def build_folder(resolver: ImageResolver, name: str, *platforms: str) -> None:
+    Path(name).mkdir(exist_ok=True)
+    built = tuple(BuiltPlatform(platform=platform) for platform in platforms)
+    resolver.record_last_built(replace(make_result(Output(type="local", dest=name)), platforms=built))
 
 
 def test_last_built_per_folder(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:

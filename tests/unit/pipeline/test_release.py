@@ -11,7 +11,7 @@ import pytest
 
 from buildkit_tasks.config.images import settings_for_image
 from buildkit_tasks.config.settings import Settings, load_settings
-from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.pipeline.images import ImageResolver
@@ -19,7 +19,7 @@ from buildkit_tasks.pipeline.parts_file import read_parts
 from buildkit_tasks.pipeline.release import ReleaseService, ReleaseSpec
 from buildkit_tasks.pipeline.runs import ImageRunner
 from buildkit_tasks.platforms import Platform
-from buildkit_tasks.report.model import to_document
+from buildkit_tasks.report.model import BuildResult, BuiltPlatform, Output, to_document
 from tests.support.oci import (
     LAYER_GZIP,
     MemoryImage,
@@ -66,6 +66,21 @@ def releases(push: Push, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rel
 def make_spec(push: Push, *tags: str, verify: bool = False, platforms: tuple[str, ...] = ()) -> ReleaseSpec:
     names = [f"{push.server.host}/{tag}" for tag in tags]
     return ReleaseSpec.from_tags(names, tuple(map(Platform.parse, platforms)), verify_first=verify)
+
+
+def test_access_to_every_repository(push: Push, releases: ReleaseService) -> None:
+    host = push.server.host
+    releases.check_access([f"{host}/a:1", f"{host}/a:2", f"{host}/b:1"])
+    with pytest.raises(RegistryError, match="Connection refused"):
+        releases.check_access([f"{host}/a:1", "127.0.0.1:1/b:1"])
+
+
+def test_unreachable_registry_of_second_tag(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
+    path = write_archive(hello(), tmp_path / "image.tar")
+    spec = ReleaseSpec.from_tags([f"{push.server.host}/a:1", "127.0.0.1:1/b:1"], (), verify_first=False)
+    with pytest.raises(RegistryError, match="Connection refused"):
+        releases.push(str(path), spec)
+    assert push.server.repository("a").content["manifests"] == {}
 
 
 # Archives
@@ -125,23 +140,40 @@ def test_corrupt_archive(push: Push, releases: ReleaseService, tmp_path: Path) -
 
 def test_push_last_built(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
     path = write_archive(hello(), tmp_path / "image.tar")
-    record_last_built(releases, f"oci-archive:{path}")
+    record_last_built(releases, Output(type="oci", dest=str(path)))
     assert releases.push("", make_spec(push, "team/app:v1")).ok
 
 
-@pytest.mark.parametrize("last", ["docker://example.org/app:v1", "docker-daemon:app:v1", "dir:/tmp/out"])
-def test_last_built_is_no_archive(push: Push, releases: ReleaseService, last: str) -> None:
+@pytest.mark.parametrize(
+    ("last", "hint"),
+    [
+        (
+            Output(type="registry", ref="example.org/app:v1"),
+            "inv push-multiarch docker://example.org/app:v1 -t REGISTRY/NAME:TAG",
+        ),
+        (
+            Output(type="docker", ref="app:v1"),
+            "inv push-multiarch docker-daemon:app:v1 -t REGISTRY/NAME:TAG",
+        ),
+        (
+            Output(type="local", dest="out"),
+            "inv build-multiarch --platform linux/386 -o type=oci,dest=dist/image.tar",
+        ),
+    ],
+)
+def test_last_built_is_no_archive(push: Push, releases: ReleaseService, last: Output, hint: str) -> None:
     record_last_built(releases, last)
     with pytest.raises(UsageError, match="is not an archive") as excinfo:
         releases.push("", make_spec(push, "team/app:v1"))
-    assert excinfo.value.hint == "inv push-multiarch ARCHIVE -t REF"
+    assert excinfo.value.hint == hint
     assert push.server.received == []
 
 
-def record_last_built(releases: ReleaseService, name: str) -> None:
-    record = releases.image_runner.resolver._last_built_file
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(name, encoding="utf-8")
+def record_last_built(releases: ReleaseService, output: Output) -> None:
+    platforms = (BuiltPlatform(platform="linux/386"),)
+    releases.image_runner.resolver.record_last_built(
+        BuildResult(digest="", outputs=(output,), platforms=platforms, builder="", bases="", seconds=0.0)
+    )
 
 
 def test_plan_push(push: Push, releases: ReleaseService, tmp_path: Path) -> None:
@@ -183,7 +215,7 @@ def test_plan_merge(push: Push, releases: ReleaseService) -> None:
 
 
 def test_no_tag() -> None:
-    with pytest.raises(UsageError, match="no tag is given"):
+    with pytest.raises(UsageError, match="a push needs a tag"):
         ReleaseSpec.from_tags((), (), verify_first=True)
 
 

@@ -15,6 +15,7 @@ from tests.support.report_samples import (
     good_run,
     image,
     images,
+    push,
     run,
     setup,
     verdict,
@@ -111,3 +112,45 @@ def test_markdown_names_failed_image() -> None:
     text = to_markdown(images(image("web"), UNVERIFIED_IMAGE))
     assert "**wrong: verify linux/arm64**" in text
     assert "web: verify" not in text
+
+
+def one_step(step: str, *names: str, **fields: Any) -> ImagesReport:
+    """Return the report of a task with one step, such as ``verify-arch``, on several images."""
+    return ImagesReport(images=tuple(ImageReport(name=name, steps=(step,), **fields) for name in names))
+
+
+def test_one_step_of_images() -> None:
+    verified, ran = one_step("verify", "web", "tool", verify=verify()), one_step("run", "web", run=run())
+    assert (verified.ok, ran.ok) == (True, True)
+    assert summarize(verified).summary_line == "2 of 2 images passed: verified."
+    assert summarize(ran).summary_line == "1 of 1 image passed: run."
+    assert summarize(verified).columns == ("Image", "Platform", "Verified")
+    assert "Built" not in summarize(ran).columns
+    assert not one_step("verify", "web", run=run()).ok
+    assert "web: verify" in to_junit(verified)
+    assert "web: build" not in to_junit(verified)
+
+
+def test_failed_step_of_images() -> None:
+    failed = one_step("verify", "web", error="no such file")
+    summary = summarize(
+        replace(failed, images=(*failed.images, *one_step("verify", "tool", verify=verify()).images))
+    )
+    assert not summary.ok
+    assert summary.summary_line == "1 of 2 images passed. web: Stopped before verify: no such file"
+    assert "FAILED no such file" in draw(failed)
+
+
+def test_pushed_images() -> None:
+    pushed = push(verify=None, run=None)
+    report = one_step("push", "web", "tool", push=pushed, tags=pushed.tags)
+    assert report.ok
+    assert summarize(report).summary_line == "2 of 2 images passed: tagged."
+    assert "web: tagged: example.org/app:1" in draw(report)
+    assert {"web: push", "tool: push"} <= {suite.get("name") for suite in ET.fromstring(to_junit(report))}  # noqa: S314
+    full = one_step("push", "web", push=push(), tags=push().tags)
+    assert summarize(full).summary_line == "1 of 1 image passed: verified, run and tagged."
+    failed = push(run=None, tags=(), verify=verify(verdict(TWO[0]), verdict(TWO[1], bad_check())))
+    report = one_step("push", "web", push=failed, verify=failed.verify)
+    assert not report.ok
+    assert "web: FAILED: linux/arm64 (verify)" in summarize(report).summary_line

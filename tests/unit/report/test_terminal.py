@@ -14,7 +14,11 @@ from buildkit_tasks import report as renderers
 from buildkit_tasks.report.model import (
     BuildResult,
     EmulatorSummary,
+    ImageReport,
+    ImagesReport,
     MatrixReport,
+    Outcome,
+    Output,
     PlatformSetup,
     Report,
     RunReport,
@@ -27,6 +31,7 @@ from tests.support.report_samples import (
     bad_check,
     bad_run,
     both_cpus,
+    build,
     digest,
     good_check,
     good_run,
@@ -103,7 +108,7 @@ def test_table_row_per_cpu() -> None:
         ["linux/amd64", "native", "max", "ok: Hello from amd64"],
         ["linux/amd64", "qemu-amd64 10.0.2", "qemu64", "ok: Hello from amd64"],
         ["linux/arm/v6", "qemu-arm 10.0.2", "max", "ok: Hello from arm"],
-        ["linux/arm/v6", "qemu-arm 10.0.2", "arm1176", "FAILED illegal-instruction: qemu: uncaught"],
+        ["linux/arm/v6", "qemu-arm 10.0.2", "arm1176", "FAILED illegal-instruction: no GOARM=6"],
     ]
 
 
@@ -143,7 +148,7 @@ def test_equal_outcomes_are_not_noted() -> None:
     for report in (both_cpus(), run(*failed)):
         assert ": passed on" not in draw(report)
         assert ": failed on" not in draw(report)
-    assert "0 of 1 platforms ran as expected. FAILED: linux/386 (run)." in draw(run(*failed))
+    assert "0 of 1 platform ran as expected. FAILED: linux/386 (run)." in draw(run(*failed))
 
 
 def test_cpu_difference_names_command() -> None:
@@ -204,7 +209,7 @@ def test_matrix_row_of_failure() -> None:
     good, bad = rows(draw(report))
     assert "FAILED" not in good
     assert "FAILED first" in bad
-    assert "FAILED failed: two" in bad
+    assert "FAILED it printed something else" in bad
 
 
 def test_summary_line_names_failures() -> None:
@@ -225,7 +230,7 @@ def test_duplicate_platform_shows_failure(order: int) -> None:
     verdicts = (verdict("linux/arm64"), verdict("linux/arm64", bad_check(message="the other")))
     report = replace(matrix("linux/arm64"), verify=verify(*verdicts[::order]))
     assert "FAILED the other" in rows(draw(report))[0]
-    assert "0 of 1 platforms passed" in draw(report)
+    assert "0 of 1 platform passed" in draw(report)
 
 
 def test_unexpected_platform_has_row() -> None:
@@ -354,3 +359,60 @@ def test_empty_reports() -> None:
 def test_emulator_without_version() -> None:
     result = replace(good_run("linux/arm64"), emulator=EmulatorSummary(path="/opt/qemu-aarch64"))
     assert "│ qemu-aarch64 │" in rows(draw(run(result)))[0]
+
+
+def test_failed_stands_once() -> None:
+    text = draw(run(bad_run("linux/386", stdout="the last line\n", message="expected 7\nand more")))
+    (row,) = rows(text)
+    assert "FAILED expected 7 " in row
+    assert "\nFAILED run linux/386\n" in text
+    assert "the last line" not in row
+
+
+@pytest.mark.parametrize(("stdout", "cell"), [("why\n", "FAILED why"), ("", "FAILED")])
+def test_cell_without_cause(stdout: str, cell: str) -> None:
+    report = run(bad_run("linux/386", stdout=stdout, message=""))
+    assert table_rows(report)[0][2] == cell
+
+
+def test_other_outcome_is_named() -> None:
+    report = run(bad_run("linux/386", Outcome.TIMEOUT, message="not ended after 2 s"))
+    assert table_rows(report)[0][2] == "FAILED timeout: not ended after 2 s"
+    assert "\nFAILED run linux/386 timeout\n" in draw(report)
+
+
+@pytest.mark.parametrize(
+    ("report", "count"),
+    [
+        (verify(verdict("linux/386")), "1 of 1 platform verified"),
+        (verify(verdict("linux/386"), verdict("linux/arm64", bad_check())), "1 of 2 platforms verified"),
+        (ImagesReport(images=(ImageReport(name="web", error="no"),)), "0 of 1 image passed"),
+    ],
+)
+def test_count_in_singular(report: Report, count: str) -> None:
+    assert f"  {count}" in draw(report)
+
+
+@pytest.mark.parametrize(
+    ("output", "note"),
+    [
+        (Output(type="oci", dest="dist/a.tar"), "image: oci-archive:dist/a.tar sha256:1"),
+        (Output(type="oci", dest="out", unpacked=True), "image: oci:out sha256:1"),
+        (Output(type="docker", dest="a.tar"), "image: docker-archive:a.tar sha256:1"),
+        (Output(type="docker", ref="q:1"), "image: docker-daemon:q:1 sha256:1"),
+        (
+            Output(type="registry", ref="r.example/q@sha256:1"),
+            "image: docker://r.example/q@sha256:1 sha256:1",
+        ),
+        (
+            Output(type="local", dest="out"),
+            "output: out, a folder of files, not an image; verify-arch dir:out",
+        ),
+        (Output(type="tar", dest="b.tar"), "output: b.tar, a tar archive of files, not an image"),
+        (Output(type="image", ref="q:1"), "output: q:1, only in the store of the builder"),
+    ],
+)
+def test_output_names(output: Output, note: str) -> None:
+    report = replace(build(), outputs=(output, Output(type="tar", dest="x.tar")), digest="sha256:1")
+    assert note in draw(report)
+    assert "x.tar, a tar archive" in draw(report)

@@ -63,12 +63,24 @@ def test_missing_and_extra_platforms(tmp_path: Path) -> None:
 
 def test_unnamed_platform(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "out", {"bin/a": probe_program("linux/arm64")})
-    with pytest.raises(UsageError, match="does not state which one"):
+    with pytest.raises(UsageError, match=r"cannot tell which platform the folder .*/out was built for"):
         verify_directory(folder)
-    with pytest.raises(UsageError, match="does not state which one"):
+    with pytest.raises(UsageError, match=r"cannot tell which platform the folder .*/out was built for"):
         verify_directory(folder, "linux/arm64", "linux/amd64")
     assert verify_directory(folder, "linux/arm64").ok
     assert not verify_directory(folder, "linux/amd64").ok
+
+
+def test_known_platform(tmp_path: Path) -> None:
+    arm64 = Platform.parse("linux/arm64")
+    for name in ("out", "linux_amd64"):  # whatever the folder is called
+        folder = write_files(tmp_path / name, {"bin/a": probe_program("linux/arm64")})
+        assert verify_local_output(folder, (), "out", built_for=arm64).ok
+        report = verify_local_output(folder, parse_platforms(["linux/amd64"]), "out", built_for=arm64)
+        assert {row.platform: row.ok for row in report.platforms} == {
+            "linux/amd64": False,
+            "linux/arm64": False,
+        }
 
 
 def test_link_out_of_directory(tmp_path: Path) -> None:
