@@ -29,6 +29,7 @@ def check_capabilities(request: BuildRequest, engine: Engine, builder: BuilderSu
         load_outputs = (OutputSpec(type="docker"),) if request.load else ()
         check_rewrite_timestamps((*request.outputs, *load_outputs), builder.driver)
     _check_load(request, engine)
+    _check_metadata(request, engine)
     _check_image_output(request, builder)
     if len(request.platforms) > 1 and request.outputs:
         _check_docker_output(request, engine)
@@ -42,6 +43,19 @@ def _check_load(request: BuildRequest, engine: Engine) -> None:
         raise UsageError(
             "there is no Docker engine to load the image into: the builder runs on another machine",
             hint="-o type=oci,dest=dist/image.tar, or set DOCKER_HOST to the engine's endpoint",
+        )
+
+
+def _check_metadata(request: BuildRequest, engine: Engine) -> None:
+    """Refuse to describe one image in a file if only images of one platform each are loaded."""
+    options = {"--metadata-file": request.metadata_file, "--iidfile": request.iidfile}
+    used = [name for name, value in options.items() if value]
+    loads_only = request.load and not request.outputs and len(request.platforms) > 1
+    if used and loads_only and engine.store != "containerd":
+        raise UsageError(
+            f"{', '.join(used)}: this engine has the graph store, where --load makes an image of each "
+            "platform, not one image",
+            hint="-o type=oci,dest=dist/image.tar",
         )
 
 

@@ -1,4 +1,4 @@
-"""Turn a failed buildx into an error: full disk, refused push, lost builder, or failed build."""
+"""Turn a failed buildx into an error: full disk, refused push, lost builder, failed pull, or failed build."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError
+from buildkit_tasks.errors import BuilderError, BuildFailed, LimitExceeded, RegistryError, UsageError
 
 if TYPE_CHECKING:
     from buildkit_tasks.errors import BuildkitTasksError
@@ -20,6 +20,19 @@ _FAILED_STEP = re.compile(r"^ > \[(?P<platform>[a-z0-9]+/[^\s\]]+) ", re.MULTILI
 _SCANNER_HINT = (
     "name a scanner that can be pulled by --attest type=sbom,generator=IMAGE, or omit it by --sbom=false"
 )
+# What buildx, BuildKit and its frontends put before the cause.
+_CAUSE_PREFIX = re.compile(
+    r"(?:failed to build|failed to solve(?: with frontend [\w./-]+)?|failed to create LLB definition"
+    r"|rpc error: code = \w+ desc =):? "
+)
+_UNKNOWN_STAGE = re.compile(r"(target stage \"[^\"]*\") could not be found")
+_UNKNOWN_FLAG = re.compile(r"unknown flag: (?P<flag>--[\w-]+)")
+# The image that could not be pulled, and the host that did not answer.
+_PULL_FAILED = re.compile(
+    r"(?:failed to resolve source metadata for|failed to load metadata for) (?P<image>[^\s:]+(?::[^\s:]+)*): "
+    r".*?failed to (?:do request|fetch \w+ token): \w+ \"?https?://(?P<host>[^/\"]+)/"
+)
+_FRONTEND_IMAGE = "docker.io/docker/dockerfile"
 _PUSH_REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
 # Messages of gRPC for a BuildKit that has gone away, and of docker for an engine that has.
 _CONNECTION_LOST = re.compile(
@@ -71,22 +84,38 @@ def classify_failure(
 
     ``builder_down`` is True if the builder does not run any more.
     """
-    cause = _describe_cause(result)
+    error = _find_last_error(result)
+    cause = _describe_cause(error)
     if _FULL_DISK.search(result.stderr):
         prune_command = f"docker buildx prune --builder={builder.name} (which needs some space itself)"
         return LimitExceeded(f"the disk is full: {cause}", hint=f"free some space, or run {prune_command}")
-    if _PUSH_REFUSED.search(cause):
+    is_scanner = "buildkit-syft-scanner" in error
+    if (pull := _PULL_FAILED.search(error)) and not is_scanner:
+        return _pull_error(pull["image"], pull["host"])
+    if _PUSH_REFUSED.search(error):
         return RegistryError(cause, hint=_make_refusal_hint(cause, builder))
-    if builder_down or _CONNECTION_LOST.search(cause):
+    if builder_down or _CONNECTION_LOST.search(error):
         hint = "run the same command again, which restarts it"
         return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
+    if unknown := _UNKNOWN_FLAG.match(error):
+        message = f"{unknown['flag']}: the buildx that is used here is too old for it"
+        return UsageError(message, hint="docker buildx version")
     failed_step = _FAILED_STEP.search(result.stderr)
     return BuildFailed(
-        cause,
-        hint=_SCANNER_HINT if "buildkit-syft-scanner" in cause else None,
+        f"build failed: {cause}",
+        hint=_SCANNER_HINT if is_scanner else None,
         exit_code=result.returncode if result.returncode > 0 else 1,
         platform=failed_step["platform"] if failed_step else None,
     )
+
+
+def _pull_error(image: str, host: str) -> RegistryError:
+    """Return the error for a base image whose registry does not answer; nothing replaces it."""
+    message = f"the base image {image} cannot be pulled: {host} does not answer"
+    if image.startswith(_FRONTEND_IMAGE):
+        return RegistryError(message, hint="remove the line '# syntax=' of the Dockerfile")
+    name = image.removeprefix("docker.io/").removeprefix("library/")
+    return RegistryError(message, hint=f"--build-context {name}=docker-image://REGISTRY/{name}")
 
 
 def _make_refusal_hint(cause: str, builder: BuilderSummary) -> str:
@@ -98,8 +127,16 @@ def _make_refusal_hint(cause: str, builder: BuilderSummary) -> str:
     return "docker login REGISTRY" if is_denied else "check the registry's name, and whether it is reachable"
 
 
-def _describe_cause(result: CommandResult) -> str:
-    """Return buildx's last error line; on a terminal it was shown to the user and not captured."""
-    error_lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-    message = error_lines[-1].removeprefix("ERROR: ") if error_lines else "see its output above"
-    return f"docker buildx build failed with status {result.returncode}: {message}"
+def _find_last_error(result: CommandResult) -> str:
+    """Return buildx's last error line; on a terminal it was shown to the user, and not captured."""
+    errors = [
+        line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")
+    ]
+    return errors[-1] if errors else f"buildx ended with status {result.returncode}; see its output above"
+
+
+def _describe_cause(error: str) -> str:
+    """Return the cause in an error line of buildx."""
+    while match := _CAUSE_PREFIX.match(error):
+        error = error[match.end() :]
+    return _UNKNOWN_STAGE.sub(r"\1 not found", error)

@@ -31,7 +31,6 @@ a part failed on a node that is not lost  yes or no               the first part
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -40,7 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.build.destinations import push_archive
+from buildkit_tasks.build.execute import write_metadata
 from buildkit_tasks.build.outputs import (
     OutputSpec,
     find_pushable_archive,
@@ -49,7 +48,7 @@ from buildkit_tasks.build.outputs import (
 )
 from buildkit_tasks.errors import BuilderError, BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.host.builder import assign_nodes
-from buildkit_tasks.system.files import replace_file, write_atomically
+from buildkit_tasks.system.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,8 +95,8 @@ class MultiNodeBuild:
             plan = _PartsPlan(build=build, outputs=outputs, folder=Path(folder))
             parts = self._build_all_parts(plan)
             digest = "" if build.commands.dry_run else plan.join_parts(parts)
-        if request.metadata_file and not build.commands.dry_run:
-            _write_metadata(Path(request.metadata_file), digest, parts)
+        if not build.commands.dry_run:
+            write_metadata(request, _merge_metadata(digest, parts))
         return build.make_result(tuple(parts), outputs, digest, start_time)
 
     def _build_all_parts(self, plan: _PartsPlan) -> dict[Assignment, BuildxMetadata]:
@@ -151,7 +150,9 @@ class _PartsPlan:
     ) -> BuildxMetadata | BuildkitTasksError:
         platform = assignment.platform
         outputs = self._make_part_outputs(platform)
-        request = replace(build.request, platforms=(platform,), tags=(), load=False, metadata_file="")
+        request = replace(
+            build.request, platforms=(platform,), tags=(), load=False, metadata_file="", iidfile=""
+        )
         label = f"{platform} on {assignment.node}"
         try:
             return build.run_buildx(_add_default_provenance(request, outputs), outputs, label=label)
@@ -195,7 +196,7 @@ class _PartsPlan:
                 digest = self._join_archives(number, output, platforms)
         repositories = self.build.repositories
         if self._pushed_archive is not None:
-            return push_archive(self._pushed_archive, repositories)
+            return self.build.push_archive(self._pushed_archive)
         pushed_digests = (
             [str(part["containerimage.digest"]) for part in parts.values()] if repositories else []
         )
@@ -245,12 +246,14 @@ def _add_default_provenance(request: BuildRequest, outputs: Sequence[OutputSpec]
     return replace(request, provenance="mode=min")
 
 
-def _write_metadata(path: Path, digest: str, parts: Mapping[Assignment, BuildxMetadata]) -> None:
-    """Write metadata as buildx does for several nodes: keys of a part are ``KEY/linux/arm64``."""
-    metadata = {"containerimage.digest": digest}
-    for assignment, part in parts.items():
-        metadata |= {f"{key}/{assignment.platform}": value for key, value in part.items()}
-    write_atomically(path, json.dumps(metadata, indent=2) + "\n")
+def _merge_metadata(digest: str, parts: Mapping[Assignment, BuildxMetadata]) -> BuildxMetadata:
+    """Return metadata as buildx has it for several nodes: keys of a part are ``KEY/linux/arm64``."""
+    part_items = (
+        (f"{key}/{assignment.platform}", value)
+        for assignment, part in parts.items()
+        for key, value in part.items()
+    )
+    return {"containerimage.digest": digest, **dict(part_items)}
 
 
 def _node_lost_error(assignment: Assignment, error: BuilderError) -> BuilderError:

@@ -163,7 +163,7 @@ def call_method(ctx: TaskContext) -> str:
 
     Raises :class:`UsageError` for two methods, and for a file that would describe the image.
     """
-    called = ctx.options.get("call", "").removeprefix("build")
+    called: str = ctx.options.get("call", "").removeprefix("build")
     if ctx.options.get("check"):
         if called and called.partition(",")[0] != "check":
             raise UsageError(f"--check contradicts --call={called}", hint="omit one of them")

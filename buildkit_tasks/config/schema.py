@@ -41,7 +41,7 @@ CHOICES = {
     "emulators": ("auto", "host", "image", "none"),
     "bases": ("auto", "registry", "standin"),
     "parity": ("warn", "fail", "off"),
-    "progress": ("auto", "plain", "tty", "quiet", "rawjson"),
+    "progress": ("auto", "none", "plain", "quiet", "rawjson", "tty"),
     "runner": ("auto", "docker", "sandbox"),
 }
 PATTERNS = {
@@ -87,7 +87,10 @@ class SmokeCheck:
 
 
 _CHECK_KEYS = tuple(each.name for each in fields(SmokeCheck))
-IMAGE_KEYS = ("context", "file", "tags", "target", "build_args", "platforms", "expect", "command")
+IMAGE_KEYS = (
+    "context", "file", "tags", "target", "build_args", "network", "add_hosts", "shm_size", "ulimits",
+    "platforms", "expect", "command",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

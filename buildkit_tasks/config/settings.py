@@ -98,6 +98,10 @@ class Settings:
     tags: tuple[str, ...] = ()
     target: str = ""
     build_args: tuple[str, ...] = ()
+    network: str = ""
+    add_hosts: tuple[str, ...] = ()
+    shm_size: str = ""
+    ulimits: tuple[str, ...] = ()
     progress: str = "auto"
     command: str = ""
     allow_foreign: tuple[str, ...] = ()

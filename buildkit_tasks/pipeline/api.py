@@ -33,8 +33,9 @@ class BuildOptions(TypedDict, total=False):
     """More options of a build, with the values that ``docker buildx build`` takes.
 
     ``file``, ``target``, ``build_args``, ``network``, ``add_hosts``, ``shm_size``, ``ulimits``, ``allow``,
-    ``progress``, ``bases``, ``name`` (the builder) and ``fallback`` override settings. ``verify_first=False`` tags what is pushed without verifying and running
-    it; ``split`` leaves it untagged, as a part for ``merge-multiarch``.
+    ``progress``, ``bases``, ``name`` (the builder) and ``fallback`` override settings.
+    ``verify_first=False`` tags what is pushed without verifying and running it; ``split`` leaves it untagged,
+    as a part for ``merge-multiarch``.
     """
 
     file: str

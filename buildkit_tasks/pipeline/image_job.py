@@ -20,13 +20,20 @@ __all__ = ["ImageJob", "ImageSelection", "check_distinct_destinations"]
 class ImageSelection:
     """Which images to build, and the options of all of them that are not settings.
 
-    ``names`` are images of the settings, or targets of ``bake_file`` if that is given; empty means all
-    images of the settings, or the file's default targets. ``options`` are fields of :class:`BuildRequest`.
+    ``names`` are images of the settings, or targets of ``bake_files`` if there are any; empty means all
+    images of the settings, or the files' default targets. ``bake_overrides`` change keys of targets, as
+    ``docker buildx bake --set``. ``options`` are fields of :class:`BuildRequest`.
     """
 
     names: tuple[str, ...] = ()
-    bake_file: str = ""
+    bake_files: tuple[str, ...] = ()
+    bake_overrides: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bake_file(self) -> str:
+        """Return the bake files as messages name them, or "" if there is none."""
+        return ", ".join(self.bake_files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,5 +70,5 @@ def _describe_destinations(request: BuildRequest) -> Iterator[str]:
         yield from (f"tagged {name}" for name in output.names)
         if output.dest is not None:
             yield f"written to {output.dest.absolute()}"
-    if request.metadata_file:
-        yield f"described in {request.metadata_file}"
+    for path in filter(None, (request.metadata_file, request.iidfile)):
+        yield f"described in {path}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["CommandResult", "CommandRunner", "SubprocessRunner", "redact"]
+__all__ = ["CommandResult", "CommandRunner", "SubprocessRunner", "print_bytes_of_paths", "redact"]
 
 _GRACE_SECONDS = 10.0  # between SIGINT and SIGKILL: buildx needs time to cancel the build
 _WATCH_INTERVAL = 5.0  # seconds between calls of CommandOptions.watch
@@ -37,6 +37,24 @@ _SECRET_PATTERNS = (
     (re.compile(r"(?i)(authorization:\s*(?:bearer\s+|basic\s+)?)\S+"), r"\1***"),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{16,}"), r"\1***"),
 )
+
+
+def print_bytes_of_paths(text: str, stream: IO[str]) -> None:
+    """Print a line as the bytes that it stands for: names of files need not be UTF-8 (PEP 383).
+
+    What a stream for text alone cannot hold is written as escapes.
+    """
+    encoding, buffer = stream.encoding or "utf-8", getattr(stream, "buffer", None)
+    try:
+        line = f"{text}\n".encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        line = f"{text}\n".encode(encoding, "backslashreplace")
+    if buffer is None:
+        stream.write(line.decode(encoding, "backslashreplace"))
+    else:
+        stream.flush()
+        buffer.write(line)
+    stream.flush()
 
 
 def redact(text: str) -> str:
@@ -168,12 +186,12 @@ class SubprocessRunner:
             return self._print_command(argv, options)
         if _is_terminal(self.stream_output) and not label:
             child = _start_child(argv, options, stdout=self.stream_output, stderr=self.stream_output)
-            with self._track_child(child, argv, options):
+            with self._track_child(child, argv, options), _feed_stdin(child, options.stdin):
                 child.wait()
             return CommandResult(argv=tuple(argv), returncode=child.returncode)
         child = _start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        with self._track_child(child, argv, options):
+        with self._track_child(child, argv, options), _feed_stdin(child, options.stdin):
             self._forward_output(child, tail, f"{label} | " if label else "")
         return CommandResult(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
@@ -217,7 +235,7 @@ class SubprocessRunner:
         """Write ``data`` with one system call, as binfmt_misc requires; a dry run prints a command."""
         if self.dry_run:
             quoted_data = shlex.quote(data.decode("latin-1"))
-            print(f"printf %s {quoted_data} > {path}", file=self.dry_run_output, flush=True)
+            print_bytes_of_paths(f"printf %s {quoted_data} > {path}", self.dry_run_output)
             return
         fd = os.open(path, os.O_WRONLY)
         try:
@@ -248,7 +266,7 @@ class SubprocessRunner:
 
     def _print_command(self, argv: Sequence[str], options: CommandOptions) -> CommandResult:
         env_assignments = [f"{name}={shlex.quote(value)}" for name, value in options.env.items()]
-        print(redact(" ".join([*env_assignments, shlex.join(argv)])), file=self.dry_run_output, flush=True)
+        print_bytes_of_paths(redact(" ".join([*env_assignments, shlex.join(argv)])), self.dry_run_output)
         return CommandResult(argv=tuple(argv), returncode=0)
 
     def _forward_output(self, child: subprocess.Popen[bytes], tail: deque[str], prefix: str) -> None:
@@ -348,6 +366,24 @@ def _enforce_deadline(
                 pipe.close()
     if expired.is_set():
         raise DeadlineExceeded(f"{redact(shlex.join(argv))} took longer than {timeout:g} s and was ended")
+
+
+@contextlib.contextmanager
+def _feed_stdin(child: subprocess.Popen[bytes], data: bytes | None) -> Iterator[None]:
+    """Write a child's standard input in a thread, since the child may write output before it reads."""
+    pipe = child.stdin
+    if pipe is None or data is None:
+        yield
+        return
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), pipe:  # a child may end without reading
+            pipe.write(data)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    yield
+    thread.join()
 
 
 @contextlib.contextmanager

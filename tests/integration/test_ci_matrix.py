@@ -41,7 +41,7 @@ LOGIN = "docker login"
 GITHUB, GITLAB = (parse_yaml(path.read_text(encoding="utf-8")) for path in PIPELINES)
 
 
-SUCCESS = CompletedCommand(code=0, stdout="", stderr="", seconds=0)
+SUCCESS = CompletedCommand(code=0, stdout="", stderr="")
 
 
 @dataclass(kw_only=True)
@@ -294,7 +294,7 @@ def test_jobs_with_several_images(engine: Engine, project: Project, plain_regist
         (project.folder / f"part-{name[6:]}.json").write_text(done.stdout, encoding="utf-8")
     parts = "--parts-file=part-amd64.json,part-arm64.json"
     refused = project.task("merge-multiarch", parts, expect=2)
-    assert "no tag is given" in refused.stderr
+    assert "a push needs a tag" in refused.stderr
     refused = project.task("merge-multiarch", parts, f"-t{plain_registry.host}/team/app:v1", expect=2)
     assert "the parts are of several images: web, tool\n  try: select one by --image" in refused.stderr
     for image, name in (("web", "team/app:v1"), ("tool", "team/tool:v1")):

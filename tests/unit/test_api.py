@@ -294,7 +294,7 @@ def test_push(calls: list[tuple[Any, ...]]) -> None:
     assert (spec.expected_platforms, spec.verify_first) == ((bt.Platform("linux", "386"),), False)
     bt.push("x.tar", tags="example.org/hello:1")
     assert calls[1][2].verify_first is True
-    with pytest.raises(bt.UsageError, match="no tag is given"):
+    with pytest.raises(bt.UsageError, match="a push needs a tag"):
         bt.push("x.tar")
 
 

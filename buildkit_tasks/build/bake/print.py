@@ -11,6 +11,7 @@ is empty afterwards (measured with buildx 0.29). Therefore a bake file is printe
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -34,27 +35,53 @@ _NO_OUTPUTS = "--set=*.output="
 _OUTPUT_KEY = re.compile(r"\boutput\b")
 # `type=oci,dest=x.tar` in a text, `dest = "x.tar"` or `"dest": "x.tar"` in an object.
 _DEST_VALUE = re.compile(r'\bdest\b\\?"?\s*[=:]\s*\\?"?([^",\]}\s]*)')
+# A pattern of targets, a key and perhaps a name in it: `web*.args.VERSION=1`, `web.tags+=x:1`, `web.pull`.
+_OVERRIDE = re.compile(r"[^.=\s-][^.=\s]*\.(?P<key>[a-z-]+)(?:\.[^=]+)?(?:\+?=.*)?\Z", re.DOTALL)
+_OUTPUT_OPTIONS = {
+    "output": "-o type=oci,dest=dist/image.tar",
+    "outputs": "-o type=oci,dest=dist/image.tar",
+    "push": "--push",
+    "load": "--load",
+}
 _RELATIVE_PATH = re.compile(r"[\w.@+-][\w.@+/-]*\Z")
 
 
-def check_bake_arguments(file: str, targets: Sequence[str]) -> None:
-    """Raise :class:`UsageError` for arguments that buildx would take for a flag or a URL."""
-    if file.startswith("-") or not Path(file).is_file():
-        raise UsageError(f"there is no bake file {file!r}", hint="--bake docker-bake.hcl")
+def check_bake_arguments(files: Sequence[str], targets: Sequence[str], overrides: Sequence[str] = ()) -> None:
+    """Raise :class:`UsageError` for arguments that buildx would take for a flag or a URL.
+
+    Also for ``overrides`` that change outputs: buildx would truncate the files that they name.
+    """
+    for file in files:
+        if file.startswith("-") or not Path(file).is_file():
+            raise UsageError(f"there is no bake file {file!r}", hint="--bake docker-bake.hcl")
     for name in targets:
         # buildx would download definitions from a URL given as a target.
         if not TARGET_NAME.match(name):
             raise UsageError(
                 f"{name!r} is not a valid name of a bake target", hint="use letters, digits, '_' and '-'"
             )
+    for override in overrides:
+        match = _OVERRIDE.match(override)
+        if match is None:
+            raise UsageError(
+                f"--set {override!r} is not of the form TARGET.KEY=VALUE", hint="--set web.args.VERSION=1"
+            )
+        if match["key"] in _OUTPUT_OPTIONS:
+            raise UsageError(
+                f"--set {override}: outputs are not set in this way", hint=_OUTPUT_OPTIONS[match["key"]]
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakePrinter:
-    """Prints a bake file for some of its targets; without any, for its default ones."""
+    """Prints bake files for some of their targets; without any, for the default ones.
 
-    file: str
+    ``overrides`` are values of ``--set`` that :func:`check_bake_arguments` has accepted.
+    """
+
+    files: tuple[str, ...]
     targets: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
     engine: Engine
     commands: CommandRunner
 
@@ -67,17 +94,27 @@ class BakePrinter:
         if self.commands.dry_run and shutil.which(self.engine.tools.buildx[0]) is None:
             # A real run would install buildx first; without it the file cannot be parsed.
             self.commands.run(
-                self._print_argv(self.file, _NO_OUTPUTS), self.engine.command_options(), mutates=True
+                self._print_argv(self.files, self._definition_flags),
+                self.engine.command_options(),
+                mutates=True,
             )
             return BakePlan(requested=(), targets={})
-        plan = parse_bake_plan(self._run_print(self.file, _NO_OUTPUTS), self.file)
+        plan = parse_bake_plan(self._run_print(self.files, self._definition_flags), self._label)
         if not with_outputs or not _OUTPUT_KEY.search(self._file_text):
             return plan
-        return plan.with_outputs_from(parse_bake_plan(self._print_outputs(), self.file, only_outputs=True))
+        return plan.with_outputs_from(parse_bake_plan(self._print_outputs(), self._label, only_outputs=True))
+
+    @property
+    def _label(self) -> str:
+        return ", ".join(self.files)
+
+    @property
+    def _definition_flags(self) -> tuple[str, ...]:
+        return (*(f"--set={override}" for override in self.overrides), _NO_OUTPUTS)
 
     @property
     def _file_text(self) -> str:
-        return Path(self.file).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in self.files)
 
     def _print_outputs(self) -> str:
         """Print the file with its outputs, but without secrets: their files are not in the empty folder."""
@@ -86,24 +123,26 @@ class BakePrinter:
                 dest = match[1]
                 if not _RELATIVE_PATH.match(dest) or ".." in Path(dest).parts:
                     raise UsageError(
-                        f"{self.file}: dest={dest} is not a relative path inside this folder, and buildx "
+                        f"{self._label}: dest={dest} is not a relative path inside this folder, and buildx "
                         "would truncate that file to print its name",
                         hint="write a relative path, or give the destination by -o type=...",
                     )
                 (Path(directory) / dest).parent.mkdir(parents=True, exist_ok=True)
             without_secrets = ("--set=*.secrets=", "--set=*.ssh=")
-            return self._run_print(str(Path(self.file).absolute()), *without_secrets, cwd=Path(directory))
+            files = [str(Path(file).absolute()) for file in self.files]
+            return self._run_print(files, without_secrets, cwd=Path(directory))
 
-    def _print_argv(self, file: str, *overrides: str) -> list[str]:
-        argv = [*self.engine.tools.buildx, "bake", "--print", f"--file={file}", *overrides]
-        return [*argv, "--", *self.targets]
+    def _print_argv(self, files: Sequence[str], flags: Sequence[str]) -> list[str]:
+        file_flags = (f"--file={file}" for file in files)
+        return [*self.engine.tools.buildx, "bake", "--print", *file_flags, *flags, "--", *self.targets]
 
-    def _run_print(self, file: str, *overrides: str, cwd: Path | None = None) -> str:
-        argv = self._print_argv(file, *overrides)
+    def _run_print(self, files: Sequence[str], flags: Sequence[str], cwd: Path | None = None) -> str:
+        argv = self._print_argv(files, flags)
         result = self.commands.run(argv, self.engine.command_options(timeout=_PRINT_TIMEOUT, cwd=cwd))
         if not result.ok:
             reason = result.reason.removeprefix("ERROR: ")
+            file_flags = shlex.join(f"--file={file}" for file in self.files)
             raise UsageError(
-                f"{self.file}: {reason}", hint=f"docker buildx bake --file={self.file} --list=targets"
+                f"{self._label}: {reason}", hint=f"docker buildx bake {file_flags} --list=targets"
             )
         return result.stdout

@@ -34,12 +34,12 @@ _TARGET_PREFIX = "target:"
 _CWD_PREFIX = "cwd://"
 _IGNORED_KEYS = ("description",)  # shown by --list=targets only
 # Keys that are ignored with these values: they are what a build does without them.
-_IGNORED_DEFAULTS = {"network": ("default",), "call": ("build",)}
+_IGNORED_DEFAULTS = {"call": ("build",)}
 _ENTITLEMENTS_FS = "BUILDX_BAKE_ENTITLEMENTS_FS"  # buildx's variable: 0 allows files outside of this folder
 _SUPPORTED_KEYS = (
     "annotations", "args", "attest", "cache-from", "cache-to", "context", "contexts", "dockerfile",
-    "dockerfile-inline", "labels", "no-cache", "output", "platforms", "pull", "secret", "ssh", "tags",
-    "target",
+    "dockerfile-inline", "entitlements", "extra-hosts", "labels", "network", "no-cache", "no-cache-filter",
+    "output", "platforms", "pull", "resources", "secret", "shm-size", "ssh", "tags", "target", "ulimits",
 )  # fmt: skip
 
 
@@ -48,6 +48,7 @@ class BakeTarget:
     """One target; ``request`` has no platforms: those of the file, if any, are in ``platforms``.
 
     ``linked_contexts`` are build contexts that are other targets: (context's name, target's name) each.
+    ``entitlements`` are those that the target asks for; the user has to allow them.
     """
 
     name: str
@@ -55,6 +56,7 @@ class BakeTarget:
     request: BuildRequest
     linked_contexts: tuple[tuple[str, str], ...] = ()
     inline_dockerfile: str | None = None
+    entitlements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class BakeTargetReader:
             ),
             linked_contexts=tuple((key, value.removeprefix(_TARGET_PREFIX)) for key, value in links),
             inline_dockerfile=inline_dockerfile,
+            entitlements=self._get_strings(values, "entitlements"),
         )
 
     def _build_request(
@@ -127,6 +130,12 @@ class BakeTargetReader:
             attest=self._format_entries(values, "attest"),
             no_cache=self._get_flag(values, "no-cache"),
             pull=self._get_flag(values, "pull"),
+            no_cache_filters=self._get_strings(values, "no-cache-filter"),
+            network=self._get_string(values, "network"),
+            add_hosts=self._format_hosts(values),
+            shm_size=self._get_string(values, "shm-size"),
+            ulimits=self._get_strings(values, "ulimits"),
+            resources=self._format_resources(values),
         )
 
     def _unreadable_error(self, key: str, value: Any) -> UsageError:
@@ -199,6 +208,19 @@ class BakeTargetReader:
         if "env" not in entry and (entry.get("src") or entry["id"] not in os.environ):
             self._check_inside(entry.get("src") or entry["id"], "secret")
         return format_csv_row(f"{name}={value}" for name, value in entry.items())
+
+    def _format_hosts(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return an entry for each address: in a bake file a host may have several, with commas."""
+        pairs = self._get_pairs(values, "extra-hosts")
+        return tuple(f"{host}={address}" for host, text in pairs for address in text.split(","))
+
+    def _format_resources(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        resources = values.get("resources", {})
+        if not isinstance(resources, dict) or not all(
+            isinstance(each, str | int) for each in resources.values()
+        ):
+            raise self._unreadable_error("resources", resources)
+        return tuple(f"{name}={value}" for name, value in resources.items())
 
     def _format_ssh(self, entry: Mapping[str, Any]) -> str:
         paths = entry.get("paths") or []

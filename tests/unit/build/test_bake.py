@@ -98,6 +98,26 @@ def test_supported_keys() -> None:
     assert (request.no_cache, request.pull) == (True, True)
 
 
+def test_container_keys() -> None:
+    target = parse_target(
+        network="host",
+        entitlements=["network.host"],
+        ulimits=["nofile=1024:2048"],
+        resources={"memory": "2g", "cpu-quota": 50000},
+        **{
+            "extra-hosts": {"a": "10.0.0.1,fe80::1", "b": "host-gateway"},
+            "shm-size": "1g",
+            "no-cache-filter": ["build"],
+        },
+    )
+    assert target.entitlements == ("network.host",)
+    request = target.request
+    assert (request.network, request.shm_size, request.no_cache_filters) == ("host", "1g", ("build",))
+    assert request.add_hosts == ("a=10.0.0.1", "a=fe80::1", "b=host-gateway")
+    assert request.ulimits == ("nofile=1024:2048",)
+    assert request.resources == ("memory=2g", "cpu-quota=50000")
+
+
 def test_comma_in_output() -> None:
     request = parse_bake_plan(read_fixture("every.outputs.json"), "every.json").targets["default"].request
     assert [str(output) for output in request.outputs] == [
@@ -121,14 +141,7 @@ def test_compose_services() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("network", "host"),
-        ("network", "none"),
-        ("no-cache-filter", ["build"]),
-        ("shm-size", "128m"),
-        ("ulimits", ["nofile=1024:1024"]),
         ("call", "check"),
-        ("entitlements", ["security.insecure"]),
-        ("extra-hosts", {"a": "1.2.3.4"}),
         ("policy", [{"filename": "x"}]),
         ("matrix", {"a": ["b"]}),
         ("inherits", ["b"]),
@@ -143,7 +156,6 @@ def test_unsupported_key(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        {"network": "default"},
         {"call": "build"},
         {"description": "a text"},
         {"no-cache": False},
@@ -295,13 +307,13 @@ def test_invalid_plan(text: str) -> None:
 @pytest.mark.parametrize("name", ["--privileged", "-", "nowhere.hcl", ".", ""])
 def test_missing_bake_file(name: str) -> None:
     with pytest.raises(UsageError, match="there is no bake file"):
-        check_bake_arguments(name, ())
+        check_bake_arguments((name,), ())
 
 
 def test_bake_file_like_a_flag(tmp_path: Path) -> None:
     (tmp_path / "--privileged").touch()
     with pytest.raises(UsageError, match="there is no bake file"):
-        check_bake_arguments("--privileged", ())
+        check_bake_arguments(("--privileged",), ())
 
 
 @pytest.mark.parametrize(
@@ -309,9 +321,9 @@ def test_bake_file_like_a_flag(tmp_path: Path) -> None:
 )
 def test_invalid_target_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.hcl").touch()
-    check_bake_arguments("x.hcl", ("web", "worker_one", "a-1"))
+    check_bake_arguments(("x.hcl",), ("web", "worker_one", "a-1"))
     with pytest.raises(UsageError, match="is not a valid name of a bake target"):
-        check_bake_arguments("x.hcl", ("web", name))
+        check_bake_arguments(("x.hcl",), ("web", name))
 
 
 ENGINE = make_engine(tools=ClientTools(docker=("docker",), buildx=("buildx",)))
@@ -319,7 +331,7 @@ ENGINE = make_engine(tools=ClientTools(docker=("docker",), buildx=("buildx",)))
 
 def print_plan(tmp_path: Path, text: str, commands: Scripted, *, outputs: bool = True) -> BakePlan:
     (tmp_path / "x.hcl").write_text(text, encoding="utf-8")
-    return BakePrinter(file="x.hcl", targets=("web",), engine=ENGINE, commands=commands).print_plan(
+    return BakePrinter(files=("x.hcl",), targets=("web",), engine=ENGINE, commands=commands).print_plan(
         with_outputs=outputs
     )
 
@@ -330,6 +342,45 @@ def test_print_without_outputs(tmp_path: Path) -> None:
     assert commands.lines == ["buildx bake --print --file=x.hcl '--set=*.output=' -- web"]
     assert not commands.calls[0].mutates
     assert commands.calls[0].options.cwd is None
+
+
+def test_print_of_several_files(tmp_path: Path) -> None:
+    for name, text in {"a.hcl": 'output = ["type=oci,dest=x.tar"]', "b.hcl": ""}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    commands = Scripted().expect("buildx bake *", stdout=format_plan({"web": {}}))
+    BakePrinter(
+        files=("a.hcl", "b.hcl"), targets=(), overrides=("web.args.A=1",), engine=ENGINE, commands=commands
+    ).print_plan(with_outputs=True)
+    assert commands.lines[0] == (
+        "buildx bake --print --file=a.hcl --file=b.hcl --set=web.args.A=1 '--set=*.output=' --"
+    )
+    assert f"--file={tmp_path}/a.hcl --file={tmp_path}/b.hcl " in commands.lines[1]
+
+
+@pytest.mark.parametrize(
+    "override", ["web.output=type=local,dest=x", "*.outputs+=x", "web.push=true", "w.load"]
+)
+def test_override_of_outputs(tmp_path: Path, override: str) -> None:
+    (tmp_path / "x.hcl").touch()
+    with pytest.raises(UsageError, match="outputs are not set in this way"):
+        check_bake_arguments(["x.hcl"], [], [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["", "web", "args=1", "--file=x", "-x.args=1", ".args=1", "web args.a=1"]
+)
+def test_malformed_override(tmp_path: Path, override: str) -> None:
+    (tmp_path / "x.hcl").touch()
+    with pytest.raises(UsageError, match=r"not of the form TARGET\.KEY=VALUE"):
+        check_bake_arguments(["x.hcl"], [], [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["web.args.A=b=c\nd", "w*.tags+=x:1", "*.no-cache", "*.platform=linux/arm64"]
+)
+def test_override(tmp_path: Path, override: str) -> None:
+    (tmp_path / "x.hcl").touch()
+    check_bake_arguments(["x.hcl"], [], [override])
 
 
 def test_print_outputs_in_empty_folder(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from buildkit_tasks.build import execute
 from buildkit_tasks.build.capabilities import check_capabilities
-from buildkit_tasks.build.execute import BuildExecution
+from buildkit_tasks.build.execute import BuildExecution, write_metadata
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.build.standin_bases import BasePlan
@@ -179,19 +180,17 @@ def test_exit_status_of_buildx(code: int) -> None:
     with pytest.raises(BuildFailed) as excinfo:
         Harness("type=oci,dest=x.tar").expect_failure(code, stderr).execute()
     assert excinfo.value.exit_code == code
-    assert excinfo.value.message == (
-        f"docker buildx build failed with status {code}: failed to solve: it broke"
-    )
+    assert excinfo.value.message == "build failed: it broke"
 
 
 def test_killed_buildx() -> None:
-    with pytest.raises(BuildFailed, match="failed with status -9") as excinfo:
+    with pytest.raises(BuildFailed, match="buildx ended with status -9") as excinfo:
         Harness("type=oci,dest=x.tar").expect_failure(-9).execute()
     assert excinfo.value.exit_code == 1
 
 
 def test_failure_without_stderr() -> None:
-    with pytest.raises(BuildFailed, match="failed with status 3"):
+    with pytest.raises(BuildFailed, match="buildx ended with status 3"):
         Harness("type=oci,dest=x.tar").expect_failure(3).execute()
 
 
@@ -208,7 +207,7 @@ def test_full_disk(work_dir: Path, stderr: str) -> None:
         Harness("type=oci,dest=x.tar").expect_failure(1, stderr).execute()
     assert excinfo.value.exit_code == 5
     assert "docker buildx prune" in (excinfo.value.hint or "")
-    assert stderr.strip().removeprefix("ERROR: ") in excinfo.value.message
+    assert stderr.strip().rpartition("failed to solve: ")[2].removeprefix("ERROR: ") in excinfo.value.message
     assert (work_dir / "x.tar").read_bytes() == OLD_CONTENT
 
 
@@ -446,7 +445,138 @@ def test_failure_classes(reason: str, error_type: type[Exception], code: int) ->
     with pytest.raises(error_type) as excinfo:
         harness.execute()
     assert getattr(excinfo.value, "exit_code", None) == code
-    assert reason in str(excinfo.value)
+    assert reason.removeprefix("failed to solve: ") in str(excinfo.value)
+
+
+FRONTEND_FAILED = (
+    "failed to solve: rpc error: code = Unknown desc = failed to solve with frontend dockerfile.v0: "
+    "failed to create LLB definition: "
+)
+PROCESS_FAILED = 'process "/bin/sh -c false" did not complete successfully: exit code: 1'
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (
+            'failed to build: failed to solve: target stage "release" could not be found',
+            'target stage "release" not found',
+        ),
+        (
+            f'{FRONTEND_FAILED}target stage "x" could not be found (did you mean y?)',
+            'target stage "x" not found (did you mean y?)',
+        ),
+        (f"failed to solve: {PROCESS_FAILED}", PROCESS_FAILED),
+    ],
+)
+def test_cause_of_failed_build(error: str, cause: str) -> None:
+    with pytest.raises(BuildFailed) as excinfo:
+        Harness("type=oci,dest=x.tar").expect_failure(1, f"#1 DONE\nERROR: {error}\n").execute()
+    assert str(excinfo.value) == f"build failed: {cause}"
+
+
+HUB, HUB_AUTH = "registry-1.docker.io", "auth.docker.io"
+
+
+@pytest.mark.parametrize(
+    ("image", "host", "hint"),
+    [
+        ("docker.io/library/python:3", HUB, "--build-context python:3=docker-image://REGISTRY/python:3"),
+        ("docker.io/team/app:1", HUB_AUTH, "--build-context team/app:1=docker-image://REGISTRY/team/app:1"),
+        ("docker.io/docker/dockerfile:1", HUB, "remove the line '# syntax=' of the Dockerfile"),
+    ],
+)
+def test_base_that_cannot_be_pulled(image: str, host: str, hint: str) -> None:
+    reason = {
+        HUB: f'failed to do request: Head "https://{HUB}/v2/x": dial tcp: no such host',
+        HUB_AUTH: "failed to authorize: failed to fetch anonymous token: "
+        f'Get "https://{HUB_AUTH}/token?x": dial tcp: i/o timeout',
+    }[host]
+    stderr = f"ERROR: failed to solve: x: failed to resolve source metadata for {image}: {reason}\n"
+    with pytest.raises(RegistryError) as excinfo:
+        Harness("type=oci,dest=x.tar").expect_failure(1, stderr).execute()
+    assert excinfo.value.message == f"the base image {image} cannot be pulled: {host} does not answer"
+    assert excinfo.value.hint == hint
+
+
+def test_base_that_is_denied() -> None:
+    error = "failed to solve: failed to resolve source metadata for docker.io/a/b:1: pull access denied"
+    with pytest.raises(BuildFailed, match="pull access denied"):
+        Harness("type=oci,dest=x.tar").expect_failure(1, f"ERROR: {error}\n").execute()
+
+
+def test_option_unknown_to_buildx() -> None:
+    harness = Harness("type=oci,dest=x.tar", resources=("memory=1g",))
+    with pytest.raises(UsageError, match="--resource: the buildx that is used here is too old for it"):
+        harness.expect_failure(1, "ERROR: unknown flag: --resource\n").execute()
+
+
+def test_dockerfile_on_stdin_of_each_run() -> None:
+    harness = Harness("type=oci,dest=x.tar", file="-", dockerfile_text="FROM scratch\n").expect_success()
+    harness.execute()
+    (call,) = harness.commands.calls
+    assert "--file=-" in call.argv
+    assert call.options.stdin == b"FROM scratch\n"
+
+
+def test_image_id_file(work_dir: Path) -> None:
+    Harness("type=oci,dest=x.tar", iidfile="out/id").expect_success().execute()
+    assert (work_dir / "out/id").read_text(encoding="utf-8") == IMAGE_DIGEST
+
+
+def test_image_id_is_that_of_the_config(work_dir: Path) -> None:
+    digests = {"containerimage.digest": "sha256:m", "containerimage.config.digest": "sha256:c"}
+    write_metadata(BuildRequest(platforms=(), iidfile="id"), digests)
+    assert (work_dir / "id").read_text(encoding="utf-8") == "sha256:c"
+
+
+@pytest.mark.parametrize("option", ["iidfile", "metadata_file"])
+def test_no_metadata_of_images_loaded_one_by_one(option: str) -> None:
+    options: dict[str, Any] = {option: "f", "tags": ("a:1",), "load": True}
+    with pytest.raises(UsageError, match="makes an image of each platform, not one image"):
+        Harness(store="graph", **options).check_capabilities()
+    Harness(store="containerd", **options).check_capabilities()
+    Harness("type=oci,dest=x.tar", store="graph", driver="docker-container", **options).check_capabilities()
+
+
+CALL_ERROR = 'ERROR: target stage "x" could not be found\n'
+
+
+@pytest.mark.parametrize(
+    ("status", "stdout", "stderr", "error"),
+    [
+        (0, "no warnings\n", "#1 DONE\n", "None"),
+        (1, "1 warning\n", "#1 DONE\n", "None"),
+        (1, "1 warning\n", CALL_ERROR, 'build failed: target stage "x" not found'),
+        (1, "", CALL_ERROR, 'build failed: target stage "x" not found'),
+    ],
+)
+def test_call_of_frontend(status: int, stdout: str, stderr: str, error: str) -> None:
+    harness = Harness(call="check")
+    harness.commands.expect("docker buildx build *", returncode=status, stdout=stdout, stderr=stderr)
+    answer = harness.build.call_frontend()
+    assert (answer.output, answer.exit_code, str(answer.error)) == (stdout, status, error)
+    assert harness.commands.calls[0].mutates  # a dry run prints it
+
+
+def test_archive_is_kept_if_its_push_fails(work_dir: Path) -> None:
+    harness = Harness("type=registry", tags=(f"{CLOSED_REGISTRY}/team/a:1",)).expect_success()
+    with pytest.raises(RegistryError) as excinfo:
+        harness.execute()
+    assert "Connection refused; the image is kept in dist/a-1.tar" in excinfo.value.message
+    assert excinfo.value.hint == f"inv push-multiarch dist/a-1.tar -t {CLOSED_REGISTRY}/team/a:1"
+    assert (work_dir / "dist/a-1.tar").is_file()
+
+
+def test_login_before_push_of_kept_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> str:
+        raise RegistryError("denied", hint="docker login r.example")
+
+    monkeypatch.setattr(execute, "push_archive", deny)
+    harness = Harness("type=oci,dest=x.tar", "type=registry", tags=("r.example/a:1",)).expect_success()
+    with pytest.raises(RegistryError, match=r"denied; the image is kept in x\.tar") as excinfo:
+        harness.execute()
+    assert excinfo.value.hint == "docker login r.example && inv push-multiarch x.tar -t r.example/a:1"
 
 
 def test_failed_step_that_prints_other_failures() -> None:

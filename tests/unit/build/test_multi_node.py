@@ -201,6 +201,27 @@ def test_metadata_file(work_dir: Path) -> None:
     }
 
 
+def test_image_id_file(work_dir: Path) -> None:
+    result = Harness("type=oci,dest=x.tar", iidfile="deep/id").execute()
+    assert (work_dir / "deep/id").read_text(encoding="utf-8") == result.digest
+
+
+def test_options_of_every_part() -> None:
+    harness = Harness(
+        "type=oci,dest=x.tar", network="none", shm_size="1g", add_hosts=("db:10.0.0.1",),
+        ulimits=("nofile=9",), no_cache_filters=("build",), file="-", dockerfile_text="FROM scratch\n",
+    )  # fmt: skip
+    harness.execute()
+    flags = {
+        "--network=none", "--shm-size=1g", "--add-host=db:10.0.0.1", "--ulimit=nofile=9",
+        "--no-cache-filter=build", "--file=-",
+    }  # fmt: skip
+    assert len(harness.commands.calls) == len(THREE_PLATFORMS)
+    for call in harness.commands.calls:
+        assert flags <= set(call.argv)
+        assert call.options.stdin == b"FROM scratch\n"
+
+
 def test_local_output_folders(work_dir: Path) -> None:
     result = Harness("type=local,dest=out").execute()
     assert result.outputs == (Output(type="local", dest="out"),)

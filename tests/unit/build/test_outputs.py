@@ -113,8 +113,11 @@ def usage_error(text: str, *tags: str) -> UsageError:
 
 
 def test_push_without_name() -> None:
-    assert "needs the name of an image" in usage_error("type=registry").message
-    assert "needs the name of an image" in usage_error("type=image,push=true").message
+    assert str(usage_error("type=registry")) == "--push needs a tag\n  try: -t REGISTRY/NAME:TAG"
+    message = usage_error("type=image,push=true").message
+    assert message == "--output=type=image,push=true needs a tag"
+    with pytest.raises(UsageError, match="--split needs a tag"):
+        check_outputs([OutputSpec(type="registry")], (), is_split=True)
     check_outputs([OutputSpec.parse("type=registry")], ["a:1"])
     check_outputs([OutputSpec.parse("type=image,push=true,name=a")], [])
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import (
     BuildRequest,
     check_request,
+    drop_outputs,
     make_buildx_argv,
     read_base_images,
+    read_dockerfile_from_stdin,
     set_epoch,
 )
 from buildkit_tasks.errors import SettingsError, UsageError
@@ -136,12 +141,14 @@ def test_no_platform() -> None:
 
 
 def test_load_without_tag() -> None:
-    assert usage_error(load=True).hint == "add -t NAME:TAG"
+    assert str(usage_error(load=True)) == "--load needs a tag\n  try: -t NAME:TAG"
     check_request(make_request(load=True, tags=("a",)))
 
 
 def test_check_outputs() -> None:
-    assert "needs the name of an image" in usage_error(outputs=(OutputSpec(type="registry"),)).message
+    assert usage_error(outputs=(OutputSpec(type="registry"),)).message == "--push needs a tag"
+    part = {"outputs": (OutputSpec(type="registry"),), "platforms": PLATFORMS[:1]}
+    assert usage_error(**part, split=True).message == "--split needs a tag"
 
 
 @pytest.mark.parametrize("url", ["https://example.org/x.git", "git@example.org:x", "ssh://x/y", "git://x/y"])
@@ -192,6 +199,13 @@ def test_argv_of_all_options() -> None:
             no_cache=True,
             pull=True,
             progress="plain",
+            network="host",
+            shm_size="1g",
+            cgroup_parent="builds",
+            no_cache_filters=("a", "b"),
+            add_hosts=("db:10.0.0.1",),
+            ulimits=("nofile=1:2",),
+            resources=("memory=1g",),
         ),
         "x",
         Path("m"),
@@ -207,6 +221,9 @@ def test_argv_of_all_options() -> None:
         "--no-cache=true",
         "--pull=true",
         "--progress=plain",
+        "--network=host",
+        "--shm-size=1g",
+        "--cgroup-parent=builds",
         "--build-arg=A=1,2",
         "--build-arg=B",
         "--build-context=alpine=oci-layout://x",
@@ -217,10 +234,88 @@ def test_argv_of_all_options() -> None:
         "--label=l=1",
         "--annotation=index:a=1",
         "--attest=type=sbom",
+        "--no-cache-filter=a",
+        "--no-cache-filter=b",
+        "--add-host=db:10.0.0.1",
+        "--ulimit=nofile=1:2",
+        "--resource=memory=1g",
         "--metadata-file=m",
         "--",
         "--help",
     ]
+
+
+def test_argv_of_a_call() -> None:
+    request = make_request(
+        outputs=(OutputSpec(type="registry"),),
+        tags=("a:1",),
+        load=True,
+        cache_to=("type=inline",),
+        call="check",
+    )
+    argv = make_buildx_argv(drop_outputs(request), "x", None)
+    assert argv == ["build", "--builder=x", "--platform=linux/amd64,linux/arm/v7", "--call=check", "--", "."]
+
+
+def test_no_push() -> None:
+    outputs = tuple(map(OutputSpec.parse, ["type=registry", "type=oci,dest=a.tar", "type=image,push=true"]))
+    assert drop_outputs(make_request(outputs=outputs)).outputs == outputs
+    assert drop_outputs(make_request(outputs=outputs, no_push=True)).outputs == outputs[1:2]
+
+
+def test_dockerfile_from_stdin(monkeypatch: pytest.MonkeyPatch, context: Path) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"FROM alpine\n")))
+    request = make_request(file="-", dockerfile_text=read_dockerfile_from_stdin())
+    (context / "Dockerfile").unlink()
+    check_request(request)
+    assert read_base_images(request).images == ("alpine",)
+    url = "https://example.org/a.git"
+    assert read_base_images(replace(request, context=url)).images == ("alpine",)
+    assert "is empty" in usage_error(file="-", dockerfile_text=" \n").message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"network": "host"},
+        {"network": "none"},
+        {"add_hosts": ("db:10.0.0.1", "db=fe80::1", "db:[::1]", "gw=host-gateway")},
+        {"shm_size": "512m"},
+        {"shm_size": "1.5 GiB"},
+        {"ulimits": ("nofile=1024", "core=0:-1", "nproc=-1", "cpu=10:20")},
+        {"resources": ("memory=2g", "memory-swap=-1", "cpuset-cpus=0-3")},
+    ],
+)
+def test_container_options(options: dict[str, Any]) -> None:
+    check_request(make_request(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "bridge"}, "--network=bridge: BuildKit has only the networks default, none, host"),
+        ({"add_hosts": ("db",)}, "--add-host=db is not a host and its address"),
+        ({"add_hosts": (":10.0.0.1",)}, "--add-host=:10.0.0.1 is not a host and its address"),
+        ({"add_hosts": ("db:gateway",)}, "--add-host=db:gateway is not a host and its address"),
+        ({"shm_size": "big"}, "--shm-size=big is not a size"),
+        ({"shm_size": "-1"}, "--shm-size=-1 is not a size"),
+        ({"ulimits": ("nofiles=1",)}, "--ulimit=nofiles=1 is not a limit"),
+        ({"ulimits": ("nofile",)}, "--ulimit=nofile is not a limit"),
+        ({"ulimits": ("nofile=2:1",)}, "--ulimit=nofile=2:1: the soft limit is above the hard one"),
+        ({"ulimits": ("nofile=-1:1",)}, "--ulimit=nofile=-1:1: the soft limit is above the hard one"),
+        ({"resources": ("disk=1g",)}, "--resource=disk=1g is not a limit"),
+        ({"resources": ("memory",)}, "--resource=memory is not a limit"),
+    ],
+)
+def test_invalid_container_option(options: dict[str, Any], message: str) -> None:
+    assert message in usage_error(**options).message
+
+
+def test_image_id_needs_an_image() -> None:
+    files = tuple(map(OutputSpec.parse, ["type=local,dest=out", "type=tar,dest=x.tar"]))
+    assert "have no image ID" in usage_error(iidfile="id", outputs=files).message
+    check_request(make_request(iidfile="id", outputs=(*files, OutputSpec.parse("type=oci,dest=y.tar"))))
+    check_request(make_request(iidfile="id", tags=("a:1",), load=True))
 
 
 @pytest.mark.parametrize(

@@ -276,13 +276,13 @@ def test_platforms_precedence(harness: Harness) -> None:
     write_bake_file(
         harness, {"web": {"context": "web", "platforms": ["linux/s390x"]}, "tool": {"context": "tool"}}
     )
-    harness.report(bake_file="docker-bake.hcl")
+    harness.report(bake_files=("docker-bake.hcl",))
     platforms = {
         Path(str(each.outputs[0].dest)).stem: list(map(str, each.platforms)) for each in harness.requests
     }
     assert platforms == {"web": ["linux/s390x"], "tool": ["linux/amd64", "linux/arm64"]}
     harness.requests.clear()
-    harness.report(bake_file="docker-bake.hcl", flags={"platforms": ["linux/386"]})
+    harness.report(bake_files=("docker-bake.hcl",), flags={"platforms": ["linux/386"]})
     assert [list(map(str, each.platforms)) for each in harness.requests] == [["linux/386"], ["linux/386"]]
 
 
@@ -290,12 +290,12 @@ def test_platforms_precedence(harness: Harness) -> None:
 def test_invalid_bake_platform(harness: Harness, name: str) -> None:
     write_bake_file(harness, {"web": {"context": "web", "platforms": [name]}})
     with pytest.raises(UsageError, match=r"docker-bake\.hcl: target web: "):
-        harness.report(bake_file="docker-bake.hcl")
+        harness.report(bake_files=("docker-bake.hcl",))
 
 
 def test_run_settings_of_target(harness: Harness) -> None:
     write_bake_file(harness, {"tool": {"context": "web"}, "web": {"context": "web"}})
-    harness.report(bake_file="docker-bake.hcl")
+    harness.report(bake_files=("docker-bake.hcl",))
     assert [
         (image.rpartition("/")[2], command) for step, image, command in harness.checked if step == "run"
     ] == [("tool.tar", "tool"), ("web.tar", "all")]
@@ -310,17 +310,66 @@ def test_flags_extend_lists(harness: Harness) -> None:
         "outputs": (OutputSpec.parse("type=oci,dest=mine.tar"),),
         "pull": True,
     }
-    harness.report(bake_file="docker-bake.hcl", options=options, flags={"build_args": ["B=2"]})
+    harness.report(bake_files=("docker-bake.hcl",), options=options, flags={"build_args": ["B=2"]})
     (request,) = harness.requests
     assert (request.labels, request.build_args) == (("a=b", "c=d"), ("A=1", "B=2"))
     assert [str(output) for output in request.outputs] == ["type=oci,dest=mine.tar"]
     assert (request.no_cache, request.pull, request.verify_first) == (True, True, True)
 
 
+def test_container_flags(harness: Harness) -> None:
+    target = {"context": "web", "shm-size": "1g", "ulimits": ["nofile=9"], "network": "none"}
+    write_bake_file(harness, {"web": target})
+    flags = {"network": "host", "ulimits": ["nproc=5"], "add_hosts": ["db:10.0.0.1"]}
+    harness.report(bake_files=("docker-bake.hcl",), flags=flags)
+    (request,) = harness.requests
+    assert (request.network, request.shm_size) == ("host", "1g")
+    assert (request.ulimits, request.add_hosts) == (("nofile=9", "nproc=5"), ("db:10.0.0.1",))
+
+
+def test_entitlement_needs_flag(harness: Harness) -> None:
+    write_bake_file(harness, {"web": {"context": "web", "entitlements": ["network.host"]}})
+    with pytest.raises(UsageError, match=r"target web asks for the entitlement network\.host") as excinfo:
+        harness.report(bake_files=("docker-bake.hcl",))
+    assert excinfo.value.hint == "allow it by --allow network.host"
+    harness.report(bake_files=("docker-bake.hcl",), flags={"allow": ["network.host"]})
+    assert [request.allow for request in harness.requests] == [("network.host",)]
+
+
+def test_bake_overrides(harness: Harness) -> None:
+    write_bake_file(harness, {"web": {"context": "web"}})
+    harness.report(bake_files=("docker-bake.hcl",), bake_overrides=("web.args.A=1",))
+    assert "--set=web.args.A=1" in harness.commands.calls[0].argv
+
+
+def test_no_push_of_bake_outputs(harness: Harness) -> None:
+    harness.write({"docker-bake.hcl": "output"})
+    pushed = {"context": "web", "tags": ["r.example/web:1"], "output": [{"type": "registry"}]}
+    harness.commands.expect("*/buildx bake --print *", stdout=format_plan({"web": pushed}))
+    report, _ = harness.report(bake_files=("docker-bake.hcl",), options={"no_push": True})
+    assert [str(output) for output in harness.requests[0].outputs] == ["type=oci,dest=dist/web.tar"]
+    assert report.ok
+
+
+def test_image_settings(harness: Harness) -> None:
+    table = '[[tool.buildkit-tasks.image]]\nname = "web"\ncontext = "web"\n'
+    keys = 'network = "none"\nadd-hosts = ["db:10.0.0.1"]\nshm-size = "1g"\nulimits = ["nofile=9"]\n'
+    harness.write({"pyproject.toml": table + keys})
+    harness.report()
+    (request,) = harness.requests
+    assert (request.network, request.shm_size) == ("none", "1g")
+    assert (request.add_hosts, request.ulimits) == (("db:10.0.0.1",), ("nofile=9",))
+
+
+def test_dockerfile_from_stdin_of_several_images(harness: Harness) -> None:
+    with pytest.raises(UsageError, match="--file=- applies to one image, and there are 2"):
+        harness.report(flags={"file": "-"})
+
+
 def test_flag_without_value(harness: Harness) -> None:
     write_bake_file(harness, {"web": {"context": "web", "pull": True}})
     harness.report(
-        bake_file="docker-bake.hcl", options={"verify_first": False, "pull": False, "provenance": ""}
+        bake_files=("docker-bake.hcl",), options={"verify_first": False, "pull": False, "provenance": ""}
     )
     assert (harness.requests[0].verify_first, harness.requests[0].pull) == (False, True)
 
@@ -329,14 +378,14 @@ def test_flag_without_value(harness: Harness) -> None:
 def test_single_image_flags(harness: Harness, key: str, flag: str) -> None:
     write_bake_file(harness, {"web": {"context": "web"}})
     with pytest.raises(UsageError, match=f"{flag} applies to one image"):
-        harness.report(bake_file="docker-bake.hcl", flags={key: "x"})
+        harness.report(bake_files=("docker-bake.hcl",), flags={key: "x"})
     assert harness.commands.calls == []
 
 
 def test_ssh_agent_needs_flag(harness: Harness) -> None:
     write_bake_file(harness, {"web": {"context": "web", "ssh": [{"id": "default"}]}})
     with pytest.raises(UsageError, match=r"(?s)target web asks for the SSH agent.*--ssh default"):
-        harness.report(bake_file="docker-bake.hcl")
+        harness.report(bake_files=("docker-bake.hcl",))
 
 
 def test_linked_context(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +396,7 @@ def test_linked_context(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> No
         lambda source, path: written_layouts.append((source, str(path))),
     )
     write_bake_file(harness, {**BASE_TARGET, "web": WEB_ON_BASE}, ["web"])
-    report, _ = harness.report(bake_file="docker-bake.hcl")
+    report, _ = harness.report(bake_files=("docker-bake.hcl",))
     base, web = harness.requests
     assert (image_names(report), report.ok) == (["web"], True)
     assert base.outputs[0].dest is not None
@@ -365,7 +414,7 @@ def test_base_is_not_pushed(harness: Harness) -> None:
     write_bake_file(harness, {**BASE_TARGET, "web": web_target}, ["web"])
     options = {"outputs": (OutputSpec.parse("type=registry"),)}
     with open_images(
-        harness.pipeline(), ImageSelection(bake_file="docker-bake.hcl", options=options)
+        harness.pipeline(), ImageSelection(bake_files=("docker-bake.hcl",), options=options)
     ) as images:
         requests = {job.name: job.request for job in images.image_jobs}
     assert [output.type for output in requests["base"].outputs] == ["oci"]
@@ -377,7 +426,7 @@ def test_base_failure(harness: Harness) -> None:
         harness, {**BASE_TARGET, "web": WEB_ON_BASE, "tool": {"context": "tool"}}, ["web", "tool"]
     )
     harness.failures["base"] = LimitExceeded("the disk is full")
-    report, errors = harness.report(bake_file="docker-bake.hcl")
+    report, errors = harness.report(bake_files=("docker-bake.hcl",))
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
     assert "because the build of base, its base, failed" in report.images[0].error
     assert [error.exit_code for error in errors] == [5, 1]
@@ -388,13 +437,13 @@ def test_base_lacks_platform(harness: Harness) -> None:
         harness, {**BASE_TARGET, "web": {**WEB_ON_BASE, "platforms": ["linux/arm64", "linux/386"]}}, ["web"]
     )
     with pytest.raises(UsageError, match="target web is built on base, which is not built for linux/386"):
-        harness.report(bake_file="docker-bake.hcl")
+        harness.report(bake_files=("docker-bake.hcl",))
 
 
 def test_report_order(harness: Harness) -> None:
     harness.commands = Scripted(dry_run=True)
     write_bake_file(harness, {**BASE_TARGET, "web": WEB_ON_BASE}, ["web", "base"])
-    report, _ = harness.report(bake_file="docker-bake.hcl")
+    report, _ = harness.report(bake_files=("docker-bake.hcl",))
     assert image_names(report) == ["base", "web"]
     assert "@sha256:DIGEST" in harness.request("web").build_contexts[0]
 
@@ -409,7 +458,7 @@ def test_inline_dockerfile(harness: Harness, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Pipeline, "build_checked", read_dockerfile)
     write_bake_file(harness, BASE_TARGET)
-    harness.report(bake_file="docker-bake.hcl")
+    harness.report(bake_files=("docker-bake.hcl",))
     assert dockerfiles == ["FROM alpine\n"]
     assert not harness.requests[0].dockerfile.exists()
 

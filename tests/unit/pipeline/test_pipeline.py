@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from buildkit_tasks.build.execute import BuildExecution
+from buildkit_tasks.build.execute import BuildExecution, FrontendAnswer
 from buildkit_tasks.build.multi_node import MultiNodeBuild
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.errors import BuilderError, EmulatorError, UsageError
+from buildkit_tasks.errors import BuilderError, EmulatorError, RegistryError, UsageError
 from buildkit_tasks.host.builder import BuilderManager
 from buildkit_tasks.host.emulation.binfmt import HandlerTable
 from buildkit_tasks.host.emulation.emulators import EmulatorManager
@@ -79,6 +79,24 @@ def test_invalid_request_is_not_executed(steps: Steps) -> None:
     with pytest.raises(UsageError, match="no platform to build for"):
         make_pipeline().build(replace(make_request(), platforms=()))
     assert steps.executed == []
+
+
+def test_unreachable_registry_is_found_first(steps: Steps) -> None:
+    request = make_request(OutputSpec(type="registry"), tags=("127.0.0.1:1/team/app:1",))
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:1 cannot be reached: Connection refused"):
+        make_pipeline().build(request)
+    assert steps.executed == []
+    make_pipeline(dry_run=True).build(request)
+    assert len(steps.executed) == 1
+
+
+def test_call_of_frontend(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = FrontendAnswer(output="x", exit_code=1)
+    monkeypatch.setattr(BuildExecution, "call_frontend", lambda _: answer)
+    pipeline = make_pipeline()
+    assert pipeline.call_frontend(pipeline.create_request(call="check")) is answer
+    assert steps.executed == []
+    assert not pipeline.resolver.last_build.path.exists()
 
 
 def test_platform_that_does_not_run_is_not_built(steps: Steps) -> None:
