@@ -116,9 +116,11 @@ def _has_failed(row: Row) -> bool:
 
 
 def _describe_stop(steps: Iterable[Step]) -> str:
-    """Return where the pipeline stopped, with the first line of its error."""
+    """Return where the pipeline stopped, with the first line of its error, which may say that itself."""
     for problem in (problem for step in steps for row in step.rows for problem in row.problems):
         if problem.kind == STOPPED:
             error = truncate_line(problem.message.partition("\n")[0], _MAX_ERROR_WIDTH)
-            return f" Stopped {dict(problem.facts)['stopped']}: {error}"
+            place = dict(problem.facts)["stopped"]  # "before build"
+            names_step = f"{place.rpartition(' ')[2]} failed: " in error
+            return f" Stopped: {error}" if names_step else f" Stopped {place}: {error}"
     return ""

@@ -216,6 +216,11 @@ def test_summary_line_names_failures() -> None:
     assert "  1 of 2 platforms passed. FAILED: linux/arm64 (verify).\n" in draw(half_failed())
 
 
+def test_summary_line_of_failed_build() -> None:
+    error = 'linux/arm64: build failed: target stage "x" not found'
+    assert f"passed. Stopped: {error}\n" in draw(replace(stopped(error), verify=None, build=None))
+
+
 def test_summary_line_of_stop() -> None:
     assert "  0 of 2 platforms passed. Stopped before verify: refused\n" in draw(stopped("refused\nmore"))
 
