@@ -1,7 +1,8 @@
 """Generate the tables of the documentation from the code that they describe.
 
-``python docs/tables.py`` writes them. ``conf.py`` compares them in every build of the documentation: a
-table that differs from the code is a warning, and with ``-W`` an error.
+``python docs/tables.py`` writes them, and :data:`REQUIREMENT` into the pipelines. ``conf.py`` compares them
+in every build of the documentation: a table that differs from the code is a warning, and with ``-W`` an
+error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.cli.options import Option
 
-__all__ = ["PAGES", "render_page"]
+__all__ = ["PAGES", "REQUIREMENT", "render_page"]
+
+# Change it to "buildkit-tasks" when the package is on PyPI; then run this file.
+REQUIREMENT = "git+https://github.com/buildkit-tasks/buildkit-tasks"
+"""What ``pip install`` installs in the pipelines of ``examples/ci``, where there is no clone."""
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = _FOLDER.parent / "buildkit_tasks"
@@ -63,7 +68,8 @@ def _option_table(task: DeclaredTask, is_selected: Callable[[Option], bool]) -> 
 
 
 def _format_option(option: Option) -> str:
-    name = f"`--{_dash_name(option.name)}`"
+    value = "" if option.default is False else "=STRING"
+    name = f"`{option.flag}{value}`"
     if option.positional:
         return f"`[{option.name.upper()}]`, {name}"
     return f"`-{option.short}`, {name}" if option.short else name
@@ -105,7 +111,7 @@ def _format_default(default: object) -> str:
 
 
 def _dash_name(name: str) -> str:
-    return name.strip("_").replace("_", "-")  # `for_` is the option --for
+    return name.replace("_", "-")
 
 
 def _replace_table(text: str, heading: str, rows: Iterable[str]) -> str:
@@ -136,12 +142,23 @@ def _module_table(paths: Iterable[Path]) -> Iterator[str]:
             yield f"| `{path.relative_to(_PACKAGE)}` | {summary} |"
 
 
+def _render_pipeline(text: str) -> str:
+    return re.sub(
+        r"(?<=pip install )(?:git\+https:\S+|buildkit-tasks\S*)$", REQUIREMENT, text, flags=re.MULTILINE
+    )
+
+
 PAGES: dict[str, Callable[[str], str]] = {
     "tasks.md": _render_tasks,
     "settings.md": _render_settings,
     "running.md": _render_running,
     "architecture.md": _render_architecture,
+    **{
+        f"../examples/ci/{path.name}": _render_pipeline
+        for path in sorted((_FOLDER.parent / "examples/ci").glob("*.yml"))
+    },
 }
+"""The function that renders each page again, by the page's path from this folder."""
 
 
 if __name__ == "__main__":
