@@ -8,19 +8,20 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.host.emulation.qemu import QemuFinder
 from buildkit_tasks.run.service import BackendSelector, RunObserver, RunRequest, needs_engine, run_emulated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.host.engine import Engine
     from buildkit_tasks.pipeline.images import ImageResolver
-    from buildkit_tasks.platforms import Platform
+    from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.report.model import RunReport
     from buildkit_tasks.run.backend import RunBackend
     from buildkit_tasks.system.command import CommandRunner
@@ -63,8 +64,33 @@ class ImageRunner:
             open_sandbox=lambda: self._open_sandbox_backend(name),
             open_docker=lambda: self.open_containers(name, platforms),
             notify=self.notify,
+            check_cpu=self.check_cpu,
         )
         return run_emulated(request, backends, observer)
+
+    def check_cpu(self, platforms: Iterable[Platform]) -> None:
+        """Raise :class:`UsageError` if QEMU has no such CPU model as the settings request for a platform."""
+        from buildkit_tasks.run.cpu_models import check_cpu_model
+
+        check_cpu_model(self.settings.cpu, platforms, self._find_qemu, self.commands)
+
+    def _find_qemu(self, machine: Machine) -> Path | None:
+        """Return the QEMU that would run a machine's programs; None if it is not on this host.
+
+        An engine on this host may have another one than the sandbox: that of the kernel's handler.
+        """
+        if self.settings.runner == "docker":
+            from buildkit_tasks.host.emulation.emulators import EmulatorManager
+
+            emulators = EmulatorManager.for_host(self.settings, self.commands, self.notify)
+            handler = emulators.handler_table.effective_handler(machine)
+            if handler is not None:
+                return Path(handler.interpreter)
+        return self._qemu_finder.find(machine)
+
+    @property
+    def _qemu_finder(self) -> QemuFinder:
+        return QemuFinder(settings=self.settings, commands=self.commands, notify=self.notify)
 
     @contextmanager
     def _open_sandbox_backend(self, name: str) -> Iterator[RunBackend]:
@@ -74,8 +100,7 @@ class ImageRunner:
             supervisor = start_pool.submit(Supervisor)  # starts its process during the next import
             from buildkit_tasks.run.sandbox.backend import open_sandbox_backend
 
-            qemu = QemuFinder(settings=self.settings, commands=self.commands, notify=self.notify)
-            with open_sandbox_backend(name, supervisor, self.resolver.open, qemu) as backend:
+            with open_sandbox_backend(name, supervisor, self.resolver.open, self._qemu_finder) as backend:
                 yield backend
 
     def _show_dry_run(self, request: RunRequest) -> RunReport:

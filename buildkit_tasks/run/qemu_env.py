@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.run.outcomes import ProcessResult
 
-__all__ = ["QEMU_ENV_VARS", "explain_cpu_refusal"]
+__all__ = ["QEMU_ENV_VARS", "explain_cpu_refusal", "is_invalid_cpu_model"]
 
 # They are not taken from the image: with QEMU_VERSION, QEMU prints its version and exits with 0 instead of
 # running the program; with QEMU_GDB it waits for a debugger.
@@ -32,10 +32,17 @@ QEMU_ENV_VARS = tuple(
 _QEMU_ERROR_STATUS = 1  # QEMU's exit status if it does not start the guest
 _CPU_MODEL_ERROR = re.compile(
     r"^qemu[\w-]*: (?:(?P<unknown>unable to find CPU model)|Some features requested in the CPU model|"
-    r"can't apply global|Property '|Expected key=value)|^ELF binary's NaN mode not supported by CPU",
+    r"(?P<invalid>can't apply global|Property '|Expected key=value))|"
+    r"^ELF binary's NaN mode not supported by CPU",
     re.MULTILINE,
 )
 _MAX_REASON_CHARS = 200  # s390x lists every missing feature
+
+
+def is_invalid_cpu_model(stderr: str) -> bool:
+    """Return True if QEMU does not know a model or a feature of it; others it knows, and cannot emulate."""
+    match = _CPU_MODEL_ERROR.search(stderr)
+    return match is not None and bool(match["unknown"] or match["invalid"])
 
 
 def explain_cpu_refusal(result: ProcessResult, platform: Platform, emulator_path: str = "") -> str:

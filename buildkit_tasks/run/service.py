@@ -126,12 +126,16 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSelector:
-    """Selects the runner for an image; ``runner`` is auto, docker or sandbox."""
+    """Selects the runner for an image; ``runner`` is auto, docker or sandbox.
+
+    ``check_cpu`` raises :class:`UsageError` if the requested CPU model does not exist on a platform.
+    """
 
     runner: str
     open_sandbox: BackendOpener
     open_docker: BackendOpener
     notify: Notify
+    check_cpu: Callable[[Iterable[Platform]], None] = lambda _: None
 
     @contextlib.contextmanager
     def open(self, image: str) -> Iterator[RunBackend]:
@@ -190,6 +194,7 @@ def run_emulated(
             return result
 
         tasks = request.make_tasks(plans, backend.platforms)
+        selector.check_cpu(task.platform for task in tasks if task.platform in backend.platforms)
         if observer is not None:
             observer.expect_runs((str(task.platform), task.command, task.cpu) for task in tasks)
         with ThreadPoolExecutor(max_workers=request.jobs or 2 * (os.cpu_count() or 1)) as pool:
