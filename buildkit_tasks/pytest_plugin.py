@@ -1,8 +1,9 @@
 """The pytest plugin: ``multiarch_image``, ``platform``, ``run_on_platform`` and two markers.
 
-A test that takes ``platform`` or ``run_on_platform`` runs once per platform: those of ``--arch-platform``,
-otherwise of the settings, restricted by ``@pytest.mark.platforms(...)``. If the settings have several images
-it runs so for each image, restricted by ``@pytest.mark.images(...)``.
+A test that takes ``platform`` or ``run_on_platform`` runs once per platform: those that
+``@pytest.mark.platforms(...)`` names, otherwise those of the settings. If the settings have several images it
+runs so for each image, or for those that ``@pytest.mark.images(...)`` names. ``--arch-platform`` and
+``--arch-image`` select among them; what they leave out of a marker is skipped.
 
 Every repository where this package is installed loads the plugin. So it imports nothing but pytest before a
 fixture is used, and its fixtures depend on no fixture that has a common word as its name: ``platform`` and
@@ -12,7 +13,8 @@ fixture is used, and its fixtures depend on no fixture that has a common word as
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,16 +24,20 @@ from buildkit_tasks.testing.pytest_options import (
     drop_values_from_paths,
     expand_short_options,
     get_option,
+    has_values,
 )
 from buildkit_tasks.testing.skip import skip_or_fail, skip_without_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping
+
+    from _pytest.mark.structures import ParameterSet
 
     from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.pipeline.pipeline import Pipeline
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import RunResult
+    from buildkit_tasks.testing.cases import Case, CaseSelection
     from buildkit_tasks.testing.images import TestedImage
     from buildkit_tasks.testing.session_image import SessionImage
 
@@ -47,6 +53,7 @@ __all__ = [
 
 _IMAGE = "buildkit_image_under_test"
 _PLATFORM = "buildkit_platform"
+_OWN_PLATFORM = "platform"  # ours, or that of another plugin, a conftest.py or a parameter
 _SETTINGS_KEY = pytest.StashKey["Settings"]()
 _SESSION_IMAGES_KEY = pytest.StashKey[dict[str, "SessionImage"]]()
 
@@ -69,18 +76,44 @@ def pytest_load_initial_conftests(
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers. Refuse an option's value that is not valid before tests are collected."""
-    config.addinivalue_line("markers", "platforms(name, ...): run this test only on these platforms")
+    config.addinivalue_line(
+        "markers", "platforms(name, ...): run this test on these platforms, whatever the settings have"
+    )
     config.addinivalue_line(
         "markers", "images(name, ...): run this test only on these images of the settings"
     )
-    if any(_read_setting_options(config).values()) or any(get_option(config, "image")):
-        from buildkit_tasks.errors import UsageError
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist, whose controller has checked the options
+    if not is_worker and has_values(config):
+        from buildkit_tasks.errors import MalformedImage, UsageError
+        from buildkit_tasks.testing.option_values import check_values
 
         try:
-            for image in _requested_images(config):
-                image.platforms  # noqa: B018 - raises for an unknown platform
-        except UsageError as error:
+            check_values(config, _load_settings(config))
+        except (UsageError, MalformedImage) as error:
             raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Add the fixture ``platform`` unless a plugin has one: among plugins, the last one would win."""
+    if not session._fixturemanager.getfixturedefs(_OWN_PLATFORM, session):  # noqa: SLF001 - no public way
+        session.config.pluginmanager.register(_make_platform_plugin(), "buildkit_tasks_platform")
+
+
+def _make_platform_plugin() -> ModuleType:
+    """Return a plugin with the fixture ``platform``, which this module does not have itself."""
+
+    @pytest.fixture(scope="session")
+    def platform(buildkit_platform: Platform) -> Platform:
+        """Return the platform under test: ``str(platform)`` is ``linux/arm/v7``, ``platform.goarch`` ``arm``.
+
+        A test that takes it runs once per platform.
+        """
+        return buildkit_platform
+
+    plugin = ModuleType("buildkit_tasks_platform")
+    vars(plugin)["platform"] = platform
+    return plugin
 
 
 @pytest.hookimpl(trylast=True)
@@ -90,45 +123,79 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     With several images: one case per image and platform, such as ``web-arm-v7``. All workers of pytest-xdist
     must collect the same tests in the same order.
     """
+    if {_PLATFORM, _OWN_PLATFORM} <= set(metafunc.fixturenames):
+        # Another plugin may have parametrized `platform`, so that the test needs nothing of ours for it.
+        metafunc.definition._fixtureinfo.prune_dependency_tree()  # noqa: SLF001 - pytest does so after this hook
     names = [name for name in (_IMAGE, _PLATFORM) if name in metafunc.fixturenames]
-    if "platform" in metafunc.fixturenames and not _has_own_platform(metafunc):
-        names.append("platform")
     if not names:
         return
     from buildkit_tasks.errors import UsageError
 
     try:
-        images = _select_images(metafunc.config, metafunc.definition)
-        if [image.name for image in images] == [""]:  # a single image is not part of the ids
-            names = [name for name in names if name != _IMAGE]
-        cases = _list_test_cases(images, metafunc.definition, names)
+        _parametrize(metafunc, names)
     except UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    if names:
-        indirect = [name for name in names if name != "platform"]
-        metafunc.parametrize(names, [*cases.values()], ids=[*cases], indirect=indirect, scope="session")
 
 
-def _has_own_platform(metafunc: pytest.Metafunc) -> bool:
-    """Return True if ``platform`` is someone else's fixture, or a parameter that has its values already.
+def _parametrize(metafunc: pytest.Metafunc, names: list[str]) -> None:
+    own_platforms = _own_platforms(metafunc)
+    selection = replace(_select_cases(metafunc.config, metafunc.definition), own_platforms=own_platforms)
+    if [case.image.name for case in selection.list_images()] == [""]:
+        names = [name for name in names if name != _IMAGE]  # a single image is not part of the ids
+    if not names:
+        return
+    cases: dict[str, Case] = {}
+    for case in selection.list_platforms() if _PLATFORM in names else selection.list_images():
+        labels = [case.image.name if _IMAGE in names else "", case.platform.slug if case.platform else ""]
+        label = "-".join(filter(None, labels))
+        if label not in cases or cases[label].skip_reason:  # without the image several are the same case
+            cases[label] = case
+    parameters = [_make_parameter(label, case, names) for label, case in cases.items()]
+    metafunc.parametrize(names, parameters, indirect=True, scope="session")
+    if own_platforms:
+        _drop_other_platforms(metafunc)
 
-    So ``platform`` is not a fixture here: it would override that of a plugin that is loaded before.
-    """
-    return bool(metafunc._arg2fixturedefs.get("platform"))  # noqa: SLF001 - pytest has no public way
+
+def _make_parameter(label: str, case: Case, names: list[str]) -> ParameterSet:
+    values = {_IMAGE: case.image, _PLATFORM: case.platform}
+    marks = [pytest.mark.skip(reason=case.skip_reason)] if case.skip_reason else []
+    return pytest.param(*(values[name] for name in names), id=label, marks=marks)
 
 
-def _list_test_cases(
-    images: Sequence[TestedImage], item: pytest.Item, names: Sequence[str]
-) -> dict[str, tuple[Any, ...]]:
-    """Return the values of the names for each case of a test, by the case's id."""
-    cases: dict[str, tuple[Any, ...]] = {}
-    has_platform = any(name != _IMAGE for name in names)
-    for image in images:
-        for platform in _select_platforms(image, item) if has_platform else [None]:
-            labels = [image.name] if _IMAGE in names else []
-            labels += [platform.slug] if platform else []
-            cases["-".join(labels)] = tuple(image if name == _IMAGE else platform for name in names)
-    return cases
+def _own_platforms(metafunc: pytest.Metafunc) -> list[Platform]:
+    """Return the values of a parameter ``platform`` that is not ours; none unless all are platforms."""
+    if _PLATFORM not in metafunc.fixturenames:
+        return []
+    from buildkit_tasks.testing.cases import parse_platform_value
+
+    calls = metafunc._calls  # noqa: SLF001 - no public way
+    values = [parse_platform_value(call.params.get(_OWN_PLATFORM)) for call in calls]
+    platforms = [platform for platform in values if platform]
+    return platforms if len(platforms) == len(values) else []
+
+
+def _drop_other_platforms(metafunc: pytest.Metafunc) -> None:
+    """Drop the cases that would run on another platform than their own parameter ``platform`` says."""
+    from buildkit_tasks.testing.cases import parse_platform_value
+
+    metafunc._calls = [  # noqa: SLF001 - no public way
+        call
+        for call in metafunc._calls  # noqa: SLF001
+        if parse_platform_value(call.params[_OWN_PLATFORM]) == call.params[_PLATFORM]
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report an error of this package at the line of the test, without the frames of this package."""
+    if call.excinfo is None or _IMAGE not in getattr(item, "fixturenames", ()):
+        return (yield)
+    from buildkit_tasks.testing.short_traceback import shorten_traceback
+
+    with shorten_traceback(item.config, call):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -204,9 +271,13 @@ def multiarch_image(
     config, name = request.config, buildkit_image_under_test.name
     session_images = config.stash.setdefault(_SESSION_IMAGES_KEY, {})
     if name not in session_images:  # pytest sets this fixture up again whenever the image changes
-        session_images[name] = _build_once(
-            config, tmp_path_factory, name, lambda: build_session_image(_load_settings(config), name)
-        )
+
+        def build() -> SessionImage:
+            added = _added_platforms(request.session, buildkit_image_under_test)
+            platforms = [*buildkit_image_under_test.platforms, *added] if added else []
+            return build_session_image(_load_settings(config), name, platforms)
+
+        session_images[name] = _build_once(config, tmp_path_factory, name, build)
     session_image = session_images[name]
     if session_image.skip_reason:
         skip_or_fail(config, session_image.skip_reason)
@@ -215,9 +286,24 @@ def multiarch_image(
     return session_image.image
 
 
+def _added_platforms(session: pytest.Session, image: TestedImage) -> list[Platform]:
+    """Return the platforms that selected tests of the image name and the settings do not have."""
+    added: dict[Platform, None] = {}
+    for item in session.items:
+        case: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if _PLATFORM in case and case.get(_IMAGE, image).name == image.name and _needs_image(item):
+            added[case[_PLATFORM]] = None
+    return [platform for platform in added if platform not in image.platforms]
+
+
+def _needs_image(item: pytest.Item) -> bool:
+    return "multiarch_image" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("skip")
+
+
 @pytest.fixture
 def run_on_platform(
     request: pytest.FixtureRequest,
+    buildkit_image_under_test: TestedImage,
     buildkit_pipeline: Pipeline,
     multiarch_image: str,
     buildkit_platform: Platform,
@@ -230,6 +316,8 @@ def run_on_platform(
     valid, and for ``cpu="both"``, which would be two runs.
     """
     from buildkit_tasks.testing.images import run_settings
+
+    platform = _choose_platform(request, buildkit_image_under_test, buildkit_platform)
 
     def run(
         command: str = "",
@@ -245,7 +333,7 @@ def run_on_platform(
             values = {"expect": "", "expect_exit": 0, "command": command} | values
         pipeline = buildkit_pipeline.with_settings(run_settings(buildkit_pipeline.settings, values))
         with skip_without_engine(request.config):
-            return pipeline.run_image(multiarch_image, (buildkit_platform,)).results[0]
+            return pipeline.run_image(multiarch_image, (platform,)).results[0]
 
     return run
 
@@ -271,21 +359,34 @@ def _build_once(
     return SessionImage(**run_once(record_path, worker["testrunuid"], lambda: asdict(build())))
 
 
-def _select_images(config: pytest.Config, item: pytest.Item) -> list[TestedImage]:
-    """Return the requested images that the ``images`` marks of a test allow."""
-    from buildkit_tasks.config.images import check_image_names
+def _choose_platform(request: pytest.FixtureRequest, image: TestedImage, platform: Platform) -> Platform:
+    """Return the platform of a case, or that of the test's own fixture ``platform`` if no case has that one.
 
-    names = _read_marker_names(item, "images")
-    check_image_names(_load_settings(config), names)
-    return [image for image in _requested_images(config) if not names or image.name in names]
+    Skip a case that the test's own fixture contradicts.
+    """
+    from buildkit_tasks.testing.cases import parse_platform_value
+
+    value = request.getfixturevalue(_OWN_PLATFORM) if _OWN_PLATFORM in request.fixturenames else None
+    own_platform = parse_platform_value(value)
+    less_exact_names = (platform.architecture, f"{platform.os}/{platform.architecture}", platform.slug)
+    if own_platform in (None, platform) or value in less_exact_names:
+        return platform
+    cases = _select_cases(request.config, request.node).list_platforms()
+    if own_platform in [case.platform for case in cases if case.image.name == image.name]:
+        pytest.skip(f"the test's own fixture platform is {own_platform}")
+    return own_platform
 
 
-def _select_platforms(image: TestedImage, item: pytest.Item) -> list[Platform]:
-    """Return the platforms of an image that the ``platforms`` marks of a test allow."""
-    from buildkit_tasks.platforms import parse_platforms
+def _select_cases(config: pytest.Config, item: pytest.Item) -> CaseSelection:
+    from buildkit_tasks.testing.cases import CaseSelection
 
-    platforms = parse_platforms(_read_marker_names(item, "platforms"))
-    return [platform for platform in image.platforms if not platforms or platform in platforms]
+    return CaseSelection(
+        settings=_load_settings(config),
+        image_requests=get_option(config, "image"),
+        is_restricted=bool(get_option(config, "platform")),
+        image_names=_read_marker_names(item, "images"),
+        platform_names=_read_marker_names(item, "platforms"),
+    )
 
 
 def _read_marker_names(item: pytest.Item, mark: str) -> list[str]:

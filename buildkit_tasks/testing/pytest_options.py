@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["add_options", "drop_values_from_paths", "expand_short_options", "get_option"]
+__all__ = ["add_options", "drop_values_from_paths", "expand_short_options", "get_option", "has_values"]
 
 _DEST_PREFIX = "buildkit_tasks_"  # not the names' own dest: attributes of `config.option` are short names too
 _VALUE_OPTIONS = ("--platform", "--image", "--cpu", "--runner")
@@ -43,7 +43,7 @@ def add_options(parser: pytest.Parser) -> None:
         "cpu",
         default="",
         metavar="CPU",
-        help="max, floor (the oldest CPU of the platform's baseline), both, or a QEMU CPU model",
+        help="max, floor (the oldest CPU of the platform's baseline), or a QEMU CPU model",
     )
     add(
         "runner", default="", metavar="RUNNER", help="auto, docker, or sandbox (which needs no Docker engine)"
@@ -54,6 +54,11 @@ def add_options(parser: pytest.Parser) -> None:
 def get_option(config: pytest.Config, name: str) -> Any:
     """Return the value of ``--arch-NAME``; None if the plugin is disabled (``-p no:buildkit_tasks``)."""
     return config.getoption(f"--arch-{name}", default=None)
+
+
+def has_values(config: pytest.Config) -> bool:
+    """Return True if an option has a value, also an empty one, that is to be checked."""
+    return any(get_option(config, name.removeprefix("--")) for name in _VALUE_OPTIONS)
 
 
 def drop_values_from_paths(config: pytest.Config, args: list[str]) -> None:

@@ -12,7 +12,7 @@ from buildkit_tasks.testing.pytest_options import get_option
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["skip_or_fail", "skip_without_engine"]
+__all__ = ["report_errors", "skip_or_fail", "skip_without_engine"]
 
 
 @contextlib.contextmanager
@@ -28,6 +28,18 @@ def skip_without_engine(config: pytest.Config) -> Iterator[None]:
         yield
     except (EngineError, EmulatorError) as error:
         skip_or_fail(config, format_skip_reason(error))
+
+
+@contextlib.contextmanager
+def report_errors(config: pytest.Config) -> Iterator[None]:
+    """Do as :func:`skip_without_engine`; fail the test with the message alone for any other error of ours."""
+    from buildkit_tasks.errors import BuildkitTasksError
+
+    try:
+        with skip_without_engine(config):
+            yield
+    except BuildkitTasksError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def skip_or_fail(config: pytest.Config, reason: str) -> NoReturn:

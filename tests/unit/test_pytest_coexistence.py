@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.environment import NO_OTHER_PLUGINS, delete_env
+from tests.support.oci import hello, write_archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,9 +129,9 @@ def test_short_options_are_all_read(run: Run, pytester: pytest.Pytester) -> None
         def test_it(pytestconfig):
             names = ("platform", "image", "cpu", "runner", "require-engine")
             values = [pytestconfig.getoption(f"--arch-{name}") for name in names]
-            assert values == [["s390x"], ["x.tar"], "max", "docker", True]
+            assert values == [["s390x"], ["app:1"], "max", "docker", True]
     """)
-    args = ("--platform", "s390x", "--image=x.tar", "--cpu", "max", "--runner=docker", "--require-engine")
+    args = ("--platform", "s390x", "--image=app:1", "--cpu", "max", "--runner=docker", "--require-engine")
     run(*args).assert_outcomes(passed=1)
 
 
@@ -144,7 +145,7 @@ def test_option_value_is_no_path(run: Run, pytester: pytest.Pytester, image: str
     """The initial conftest.py files are those of ``testpaths``."""
     pytester.makepyprojecttoml("[tool.pytest.ini_options]\ntestpaths = ['checks']\n")
     folder = pytester.mkdir("checks")
-    (pytester.path / "x.tar").touch()
+    write_archive(hello(), pytester.path / "x.tar")
     (folder / "conftest.py").write_text("def pytest_addoption(parser):\n    parser.addoption('--mine')\n")
     (folder / "test_it.py").write_text("def test_it(pytestconfig):\n    assert pytestconfig.option.mine\n")
     run("--image", image, "--mine=1").assert_outcomes(passed=1)

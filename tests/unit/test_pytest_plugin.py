@@ -1,158 +1,253 @@
+"""The pytest plugin. Projects run in this process where the point allows it: a pytest needs half a second."""
+
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+import textwrap
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from buildkit_tasks import pytest_plugin
+from buildkit_tasks.errors import EmulatorError
+from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.run import cpu_models
+
+# Imported before a pytest runs in this process, which forgets what it has imported at its end.
+from buildkit_tasks.testing import cases, default_checks, option_values, session_image, short_traceback
 from buildkit_tasks.testing.session_image import SessionImage
-from tests.support.environment import NO_OTHER_PLUGINS, delete_env, minimal_env
+from tests.support.environment import NO_OTHER_PLUGINS, delete_env
 from tests.support.oci import hello, write_archive
 
-if TYPE_CHECKING:
-    from pathlib import Path
+PRELOADED = (cpu_models, cases, default_checks, option_values, session_image, short_traceback)
 
 
-def run_pytest(folder: Path, text: str, *options: str) -> tuple[int, str]:
-    """Return pytest's status and output for a test module in ``folder``, without this process's settings."""
-    (folder / "test_it.py").write_text(text, encoding="utf-8")
-    if not (folder / "pyproject.toml").exists():
-        (folder / "pyproject.toml").touch()
-    options = ("-q", "-rA", "-p", "no:cacheprovider", *NO_OTHER_PLUGINS, *options)
-    argv = [sys.executable, "-m", "pytest", *options, "test_it.py"]
-    env = minimal_env(HOME=str(folder), DOCKER_CONFIG=str(folder), DOCKER_HOST=f"unix://{folder}/no.sock")
-    process = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    return process.returncode, process.stdout + process.stderr
+class Project:
+    """A repository with one test module, and without an engine or the settings of this process."""
+
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        delete_env(monkeypatch, "INVOKE_BUILDKIT_*", "DOCKER_*", "BUILDX_*", "PYTEST_[!C]*")
+        monkeypatch.setenv("DOCKER_CONFIG", str(pytester.path))
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{pytester.path}/no.sock")
+        self.pytester = pytester
+        self.path = pytester.path
+        self.settings()
+
+    def settings(self, *lines: str) -> None:
+        text = "\n".join(["[tool.buildkit-tasks]", f"cache = '{self.path}/cache'", *lines])
+        self.pytester.makepyprojecttoml(text)
+
+    def add_image(self, name: str, *platforms: str) -> Path:
+        return write_archive(hello(platforms or ("linux/amd64",)), self.path / name)
+
+    def run(self, text: str, *options: str) -> pytest.RunResult:
+        """Run pytest on a test module, in this process."""
+        (self.path / "test_it.py").write_text(textwrap.dedent(text), encoding="utf-8")
+        return self.pytester.runpytest_inprocess(*OPTIONS, *options, "test_it.py")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
+    return Project(pytester, monkeypatch)
+
+
+OPTIONS = ("-rA", "-p", "no:cacheprovider", *NO_OTHER_PLUGINS)
+
+
+def cases_of(result: pytest.RunResult, outcome: str = "PASSED") -> list[str]:
+    """Return the ids of the tests with that outcome, in order, without the name of the test."""
+    return [line.partition("[")[2].rstrip("]") for line in result.outlines if line.startswith(f"{outcome} ")]
+
+
+def skip_reasons(result: pytest.RunResult) -> list[str]:
+    lines = [line for line in result.outlines if line.startswith("SKIPPED")]
+    return [re.sub(r"^SKIPPED \[\d+\] \S+: ", "", line) for line in lines]
 
 
 PLATFORM_TEST = "def test_one(platform):\n    assert str(platform).startswith('linux/')\n"
 
 
-def test_platform_cases(tmp_path: Path) -> None:
-    code, output = run_pytest(
-        tmp_path, PLATFORM_TEST, "--arch-platform=linux/arm/v7,linux/386", "--arch-platform=s390x"
-    )
-    assert code == 0
-    assert [line for line in output.splitlines() if line.startswith("PASSED")] == [
-        "PASSED test_it.py::test_one[arm-v7]",
-        "PASSED test_it.py::test_one[386]",
-        "PASSED test_it.py::test_one[s390x]",
+def test_platform_cases(project: Project) -> None:
+    text = """
+        def test_one(platform):
+            assert str(platform).startswith("linux/")
+            assert platform.goarch == platform.slug.partition("-")[0]
+    """
+    result = project.run(text, "--arch-platform=linux/arm/v7,linux/386", "--arch-platform=s390x")
+    result.assert_outcomes(passed=3)
+    assert cases_of(result) == ["arm-v7", "386", "s390x"]
+
+
+def test_platforms_of_settings(project: Project) -> None:
+    project.settings('platforms = ["linux/riscv64"]')
+    assert cases_of(project.run(PLATFORM_TEST)) == ["riscv64"]
+
+
+MARKED_TEST = f"import pytest\n@pytest.mark.platforms('arm64', 'linux/386', 'arm/v7')\n{PLATFORM_TEST}"
+
+
+def test_marker_adds_platforms(project: Project) -> None:
+    """A marker runs what it names, the settings' platforms first."""
+    project.settings('platforms = ["linux/amd64", "linux/386"]')
+    result = project.run(MARKED_TEST, "--strict-markers")
+    result.assert_outcomes(passed=3)
+    assert cases_of(result) == ["386", "arm64", "arm-v7"]
+
+
+def test_option_skips_marked_platforms(project: Project) -> None:
+    result = project.run(MARKED_TEST, "--arch-platform=linux/386,linux/amd64")
+    result.assert_outcomes(passed=1, skipped=2)
+    assert cases_of(result) == ["386"]
+    assert skip_reasons(result) == [
+        "--arch-platform leaves out linux/arm64",
+        "--arch-platform leaves out linux/arm/v7",
     ]
 
 
-def test_platform_goarch(tmp_path: Path) -> None:
-    text = "def test_one(platform):\n    assert platform.goarch == platform.slug.partition('-')[0]\n"
-    code, output = run_pytest(tmp_path, text, "--arch-platform=linux/arm/v7,linux/386")
-    assert (code, "2 passed" in output) == (0, True)
+def test_unknown_platform_in_marker(project: Project) -> None:
+    text = f"import pytest\n@pytest.mark.platforms('arm46')\n{PLATFORM_TEST}"
+    result = project.run(text)
+    result.assert_outcomes(errors=1)
+    assert "did you mean linux/arm64?" in result.stdout.str()
 
 
-def test_platforms_of_settings(tmp_path: Path) -> None:
-    text = '[tool.buildkit-tasks]\nplatforms = ["linux/riscv64"]\n'
-    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-    code, output = run_pytest(tmp_path, PLATFORM_TEST)
-    assert (code, "test_one[riscv64]" in output, "1 passed" in output) == (0, True, True)
-
-
-def test_platforms_marker(tmp_path: Path) -> None:
-    marked_test = f"import pytest\n@pytest.mark.platforms('arm64', 'linux/386')\n{PLATFORM_TEST}"
-    code, output = run_pytest(
-        tmp_path, marked_test, "--strict-markers", "--arch-platform=linux/386,linux/amd64"
-    )
-    assert (code, "test_one[386]" in output, "1 passed" in output) == (0, True, True)
+def test_platform_is_listed(project: Project) -> None:
+    result = project.run(PLATFORM_TEST, "--fixtures")
+    result.stdout.fnmatch_lines(["platform [[]session scope[]] -- *", "*Return the platform under test: *"])
 
 
 NEEDS_IMAGE = "def test_two(multiarch_image):\n    pass\n"
-SYSTEM_ENGINE = '[tool.buildkit-tasks]\nengine = "system"\n'
+SYSTEM_ENGINE = 'engine = "system"'
 
 
-def make_dockerfile_project(folder: Path) -> Path:
+@pytest.fixture
+def dockerfile_project(project: Project) -> Project:
     """Return a repository with a Dockerfile whose settings allow only a running engine."""
-    (folder / "pyproject.toml").write_text(SYSTEM_ENGINE, encoding="utf-8")
-    (folder / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
-    return folder
+    project.settings(SYSTEM_ENGINE)
+    (project.path / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
+    return project
 
 
-def test_missing_engine_skips(tmp_path: Path) -> None:
-    code, output = run_pytest(make_dockerfile_project(tmp_path), NEEDS_IMAGE)
-    assert code == 0
-    assert "1 skipped" in output
-    assert "no engine: no Docker daemon answers at unix://" in output
+def test_missing_engine_skips(dockerfile_project: Project) -> None:
+    result = dockerfile_project.run(NEEDS_IMAGE)
+    result.assert_outcomes(skipped=1)
+    assert "no engine: no Docker daemon answers at unix://" in result.stdout.str()
 
 
-def test_required_engine_fails(tmp_path: Path) -> None:
-    code, output = run_pytest(make_dockerfile_project(tmp_path), NEEDS_IMAGE, "--arch-require-engine")
-    assert code == 1
-    assert "no engine: no Docker daemon answers at unix://" in output
-    assert "Traceback" not in output
+def test_required_engine_fails(dockerfile_project: Project) -> None:
+    result = dockerfile_project.run(NEEDS_IMAGE, "--arch-require-engine")
+    assert result.ret == 1
+    assert "no engine: no Docker daemon answers at unix://" in result.stdout.str()
+    assert "Traceback" not in result.stdout.str()
 
 
-def test_unknown_platform_hint(tmp_path: Path) -> None:
-    code, output = run_pytest(tmp_path, PLATFORM_TEST, "--arch-platform=linux/amd46")
-    assert code != 0
-    assert "did you mean linux/amd64?" in output
-
-
-def test_pipeline_needs_no_engine(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(SYSTEM_ENGINE, encoding="utf-8")
+def test_pipeline_needs_no_engine(project: Project) -> None:
+    project.settings(SYSTEM_ENGINE)
     text = "def test_four(buildkit_pipeline):\n    assert buildkit_pipeline.settings.engine == 'system'\n"
-    code, output = run_pytest(tmp_path, text, "--arch-require-engine")
-    assert code == 0, output
+    project.run(text, "--arch-require-engine").assert_outcomes(passed=1)
 
 
-def test_archive_needs_no_engine(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(SYSTEM_ENGINE, encoding="utf-8")
-    write_archive(hello(("linux/amd64", "linux/arm64")), tmp_path / "image.tar")
+def test_archive_needs_no_engine(project: Project) -> None:
+    project.settings(SYSTEM_ENGINE)
+    project.add_image("image.tar", "linux/amd64", "linux/arm64")
     text = "from buildkit_tasks.testing.default_checks import test_image_verifies\n"
-    options = ("--arch-require-engine", f"--arch-image=oci-archive:{tmp_path}/image.tar")
-    code, output = run_pytest(tmp_path, text, *options, "--arch-platform=linux/arm64,linux/amd64")
-    assert code == 0, output
-    assert "2 passed" in output
-    code, output = run_pytest(tmp_path, text, *options, "--arch-platform=linux/s390x")
-    assert code == 1
-    assert "linux/s390x is not in oci-archive:" in output
+    options = ("--arch-require-engine", f"--arch-image=oci-archive:{project.path}/image.tar")
+    result = project.run(text, *options, "--arch-platform=linux/arm64,linux/amd64,linux/s390x")
+    result.assert_outcomes(passed=2, failed=1)
+    assert "linux/s390x is not in oci-archive:" in result.stdout.str()
+    assert "def test_image_verifies" not in result.stdout.str()
 
 
 BAD_OPTIONS = [
     pytest.param("--arch-cpu=-cpu", "'-cpu' is not a valid CPU", id="cpu"),
+    pytest.param("--cpu=both", "--arch-cpu=both would be two runs", id="both-cpus"),
     pytest.param(
         "--arch-runner=podman", "runner = 'podman' is not one of auto, docker, sandbox", id="runner"
     ),
     pytest.param("--arch-platform=linux/amd46", "did you mean linux/amd64?", id="platform"),
+    pytest.param("--platform=", "--arch-platform= names no platform", id="no-platform"),
+    pytest.param("--image=", "--arch-image= names no image", id="no-image"),
+    pytest.param("--image=nofile.tar", "nofile.tar does not exist", id="no-file"),
+    pytest.param("--image=oci-archive:nofile", "nofile does not exist", id="no-archive"),
+    pytest.param("--image=oci:nodir", "nodir does not exist", id="no-layout"),
+    pytest.param("--image=dir:nodir", "nodir is not a directory", id="no-directory"),
+    pytest.param("--image=docker:q:1", "unknown image name 'docker:q:1'", id="unknown-transport"),
+    pytest.param("--image=docker://app@sha256:12", "'sha256:12' is not a valid digest", id="reference"),
+    pytest.param("--image=pyproject.toml", "pyproject.toml", id="no-image-file"),
 ]
 
 
 @pytest.mark.parametrize(("option", "message"), BAD_OPTIONS)
-def test_bad_option_value(tmp_path: Path, option: str, message: str) -> None:
-    code, output = run_pytest(tmp_path, "def test_five():\n    pass\n", option)
-    assert code == pytest.ExitCode.USAGE_ERROR
-    assert message in output
-    assert "Traceback" not in output
-    assert "INTERNALERROR" not in output
+def test_bad_option_value(project: Project, option: str, message: str) -> None:
+    result = project.run("raise AssertionError('this is collected')\n", option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str()
+    assert "this is collected" not in result.stdout.str()
+    assert "Traceback" not in result.stderr.str()
 
 
-def test_bad_setting(tmp_path: Path) -> None:
-    text = "[tool.buildkit-tasks]\nrunner = 'podman'\n"
-    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-    code, output = run_pytest(tmp_path, "def test_five():\n    pass\n")
-    assert code == 0, output
+QEMU_WITHOUT_MODEL = """#!/bin/sh
+echo "qemu: unable to find CPU model '$2'" >&2
+exit 1
+"""
+
+
+def test_unknown_cpu(project: Project) -> None:
+    folder = project.path / "cache/debian/qemu/usr/bin"
+    folder.mkdir(parents=True)
+    for suffix in ("aarch64", "x86_64"):
+        (folder / f"qemu-{suffix}").write_text(QEMU_WITHOUT_MODEL, encoding="utf-8")
+        (folder / f"qemu-{suffix}").chmod(0o755)
+    result = project.run("raise AssertionError('this is collected')\n", "--cpu=flor")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --cpu=flor: *QEMU has no CPU model 'flor'*", "*try: --cpu=floor"])
+
+
+def test_unavailable_qemu_is_no_bad_value(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise EmulatorError("there is no QEMU")
+
+    monkeypatch.setattr(Pipeline, "check_cpu", fail)
+    project.run("def test_it():\n    pass\n", "--cpu=cortex-a53").assert_outcomes(passed=1)
+
+
+def test_bad_option_of_process(project: Project) -> None:
+    result = project.pytester.runpytest_subprocess(*OPTIONS, "--image", "nofile.tar")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: nofile.tar does not exist"])
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
+GOOD_IMAGES = ["docker://registry.invalid/app:1", "registry.invalid/app", "docker-daemon:app:1", "image.tar"]
+
+
+def test_images_elsewhere_are_not_opened(project: Project) -> None:
+    project.add_image("image.tar")
+    options = [f"--arch-image={image}" for image in GOOD_IMAGES]
+    for option in options:
+        project.run("def test_five():\n    pass\n", option).assert_outcomes(passed=1)
+
+
+def test_bad_setting(project: Project) -> None:
+    project.settings("runner = 'podman'")
+    project.run("def test_five():\n    pass\n").assert_outcomes(passed=1)
     late_request = "def test_seven(request):\n    request.getfixturevalue('buildkit_pipeline')\n"
     for text in (PLATFORM_TEST, "def test_six(buildkit_pipeline):\n    pass\n", late_request):
-        code, output = run_pytest(tmp_path, text)
-        assert code != 0
+        result = project.run(text)
+        assert result.ret != 0
+        output = result.stdout.str()
         assert "pyproject.toml: [tool.buildkit-tasks]: runner = 'podman' is not one of" in output
         assert "SettingsError" not in output
         assert "in load" not in output
 
 
-# A conftest.py that replaces builds and runs: each appends its arguments to a file beside the test.
+# A conftest.py that replaces builds and runs, until the session ends: each appends its arguments to a file.
 FAKES_CONFTEST = """
-import dataclasses, json, pathlib, time
+import json, os, pathlib, time
 import pytest
 from buildkit_tasks import errors
 from buildkit_tasks.pipeline.pipeline import Pipeline
@@ -161,20 +256,26 @@ from buildkit_tasks.report.model import BuildResult, EmulatorSummary, Outcome, O
 HERE = pathlib.Path(__file__).parent
 
 
+def pytest_configure(config):
+    (HERE / f"started-{{getattr(config, 'workerinput', {{}}).get('workerid', 'main')}}").touch()
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    for name in ("build", "build_checked"):
+        patch.setattr(Pipeline, name, build)
+    patch.setattr(Pipeline, "run_image", emulate)
+
+
 def record(name, **arguments):
     with (HERE / name).open("a") as log:
         print(json.dumps(arguments), file=log)
 
 
-def build(self, request):
+def build(self, request, **_):
     record("builds", platforms=list(map(str, request.platforms)), context=str(request.context))
-    time.sleep(1)
     {build}
-    (dest,) = (str(each.dest.absolute()) for each in request.outputs)
-    output = Output(type="oci", dest=dest)
-    result = BuildResult(digest="", outputs=(output,), platforms=(), builder="", bases="", seconds=1)
-    self.resolver.record_last_built(result)
-    return result
+    dest = next(str(each.dest.absolute()) for each in request.outputs)
+    outputs = (Output(type="oci", dest=dest),)
+    return BuildResult(digest="", outputs=outputs, platforms=(), builder="", bases="", seconds=1)
 
 
 def emulate(self, image, platforms=()):
@@ -191,41 +292,33 @@ def emulate(self, image, platforms=()):
     return RunReport(subject=image, results=tuple(results))
 
 
-Pipeline.build = Pipeline.build_checked = build
-Pipeline.with_settings = lambda self, settings: dataclasses.replace(self, settings=settings)
-Pipeline.run_image = emulate
+def wait_for_workers():
+    deadline = time.monotonic() + 120
+    while len(list(HERE.glob("started-gw*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 """
 
 
-class Fakes:
+class Fakes(Project):
     """A repository with one test module, in which builds and runs only record their arguments."""
-
-    def __init__(self, pytester: pytest.Pytester) -> None:
-        self.pytester = pytester
-        self.settings()
-
-    def settings(self, *lines: str) -> Fakes:
-        text = "\n".join(["[tool.buildkit-tasks]", f"cache = '{self.pytester.path}/cache'", *lines])
-        self.pytester.makepyprojecttoml(text)
-        return self
 
     def run(self, text: str, *options: str, build: str = "", emulate: str = "") -> pytest.RunResult:
         self.pytester.makeconftest(FAKES_CONFTEST.format(build=build, emulate=emulate))
-        self.pytester.makepyfile(text)
-        return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rA", *options, timeout=120)
+        return super().run(text, *options)
 
     def calls(self, name: str) -> list[dict[str, Any]]:
-        path = self.pytester.path / name
+        path = self.path / name
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @pytest.fixture
 def fakes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    delete_env(monkeypatch, "INVOKE_BUILDKIT_*", "DOCKER_*", "PYTEST_XDIST*")
-    return Fakes(pytester)
+    return Fakes(pytester, monkeypatch)
 
 
 RUN_TEST = "def test_it(run_on_platform):\n    assert run_on_platform().ok\n"
+ON_S390X = ("--arch-image=docker://x", "--arch-platform=s390x")
 
 
 def test_run_result(fakes: Fakes) -> None:
@@ -235,63 +328,45 @@ def test_run_result(fakes: Fakes) -> None:
             assert (result.platform, result.stdout, result.exit_code) == (str(platform), "hello", 0)
             assert (result.seconds, result.runner, result.emulator.cpu) == (0.5, "sandbox", "floor")
     """
-    result = fakes.run(
-        text, "--arch-image=oci-archive:x.tar", "--arch-platform=s390x", "--arch-runner=sandbox"
-    )
-    result.assert_outcomes(passed=1)
+    fakes.run(text, *ON_S390X, "--arch-runner=sandbox").assert_outcomes(passed=1)
     expected = {"command": "uname -m", "expect": "x", "expect_exit": 3, "timeout": 7, "cpu": "floor"}
     (call,) = fakes.calls("runs")
-    assert call == expected | {"image": "oci-archive:x.tar", "checks": 0, "runner": "sandbox", "jobs": 0}
+    assert call == expected | {"image": "docker://x", "checks": 0, "runner": "sandbox", "jobs": 0}
     assert fakes.calls("builds") == []
 
 
 CHECK_TABLE = "[[tool.buildkit-tasks.check]]\ncommand = 'true'"
-RUN_SETTINGS = (
-    "command = 'one'",
-    "expect = 'two'",
-    "expect-exit = 3",
-    "timeout = 4",
-    "cpu = 'floor'",
-    CHECK_TABLE,
-)
+RUN_SETTINGS = ("command = 'one'", "expect = 'two'", "expect-exit = 3", "timeout = 4", "cpu = 'floor'")
 
 
-def test_run_settings_command(fakes: Fakes) -> None:
-    result = fakes.settings(*RUN_SETTINGS).run(RUN_TEST, "--arch-image=x", "--arch-platform=s390x")
-    result.assert_outcomes(passed=1)
-    (call,) = fakes.calls("runs")
-    assert {
-        "command": "one",
-        "expect": "two",
-        "expect_exit": 3,
-        "timeout": 4,
-        "cpu": "floor",
-    }.items() <= call.items()
-    assert call["checks"] == 0
+def test_run_settings(fakes: Fakes) -> None:
+    """A call without a command takes the settings; one with a command only its own expectations."""
+    text = """
+        def test_it(run_on_platform):
+            assert run_on_platform().ok
+            assert run_on_platform("three").ok
+            assert run_on_platform("three", cpu="max").ok
+    """
+    fakes.settings(*RUN_SETTINGS, CHECK_TABLE)
+    fakes.run(text, *ON_S390X).assert_outcomes(passed=1)
+    keys = ("command", "expect", "expect_exit", "timeout", "cpu", "checks")
+    assert [tuple(call[key] for key in keys) for call in fakes.calls("runs")] == [
+        ("one", "two", 3, 4, "floor", 0),
+        ("three", "", 0, 4, "floor", 0),
+        ("three", "", 0, 4, "max", 0),
+    ]
 
 
-def test_run_own_command(fakes: Fakes) -> None:
-    text = "def test_it(run_on_platform):\n    assert run_on_platform('three').ok\n"
-    result = fakes.settings(*RUN_SETTINGS).run(
-        text, "--arch-image=x", "--arch-platform=s390x", "--arch-cpu=max"
-    )
-    result.assert_outcomes(passed=1)
-    (call,) = fakes.calls("runs")
-    assert {
-        "command": "three",
-        "expect": "",
-        "expect_exit": 0,
-        "timeout": 4,
-        "cpu": "max",
-    }.items() <= call.items()
+def test_cpu_option_overrides_settings(fakes: Fakes) -> None:
+    fakes.settings(*RUN_SETTINGS)
+    fakes.run(RUN_TEST, *ON_S390X, "--arch-cpu=max").assert_outcomes(passed=1)
+    assert [call["cpu"] for call in fakes.calls("runs")] == ["max"]
 
 
 def test_default_checks_run_settings(fakes: Fakes) -> None:
+    fakes.settings("cpu = 'both'", CHECK_TABLE)
     text = "from buildkit_tasks.testing.default_checks import test_image_runs\n"
-    result = fakes.settings(*RUN_SETTINGS).run(
-        text, "--arch-image=x", "--arch-platform=s390x", "--arch-cpu=both"
-    )
-    result.assert_outcomes(passed=1)
+    fakes.run(text, *ON_S390X).assert_outcomes(passed=1)
     (call,) = fakes.calls("runs")
     assert (call["checks"], call["cpu"]) == (1, "both")
 
@@ -305,32 +380,11 @@ def test_default_check_failure_message(fakes: Fakes) -> None:
         RunResult(platform="linux/arm/v6", outcome=outcome, command=command, emulator=emulator,
                   message="build it with GOARM=6") for command, outcome, emulator in kinds))
     """
-    result = fakes.run(text, "--arch-image=x", "--arch-platform=arm/v6", emulate=emulate)
+    result = fakes.run(text, "--arch-image=docker://x", "--arch-platform=arm/v6", emulate=emulate)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*two --three on arm1176: illegal-instruction: build it with GOARM=6*"])
+    result.stdout.fnmatch_lines(["two --three on arm1176: illegal-instruction: build it with GOARM=6*"])
     assert "one: passed" not in result.stdout.str()
-
-
-BOTH_CPUS = [
-    pytest.param("cpu='both'", "--arch-image=x", id="argument"),
-    pytest.param("", "--arch-cpu=both", id="option"),
-]
-
-
-@pytest.mark.parametrize(("argument", "option"), BOTH_CPUS)
-def test_run_refuses_both_cpus(fakes: Fakes, argument: str, option: str) -> None:
-    text = f"""
-        import pytest
-        from buildkit_tasks.errors import UsageError
-        def test_it(run_on_platform):
-            with pytest.raises(UsageError, match="would be two runs"):
-                run_on_platform({argument})
-            assert run_on_platform(cpu="max").ok
-            assert run_on_platform(cpu="floor").ok
-    """
-    result = fakes.run(text, "--arch-image=x", "--arch-platform=s390x", option)
-    result.assert_outcomes(passed=1)
-    assert [call["cpu"] for call in fakes.calls("runs")] == ["max", "floor"]
+    assert "def test_image_runs" not in result.stdout.str()
 
 
 def test_run_refuses_bad_values(fakes: Fakes) -> None:
@@ -342,8 +396,24 @@ def test_run_refuses_bad_values(fakes: Fakes) -> None:
             with pytest.raises(UsageError, match="^run_on_platform: "):
                 run_on_platform(**bad)
     """
-    fakes.run(text, "--arch-image=x", "--arch-platform=s390x").assert_outcomes(passed=3)
+    fakes.run(text, *ON_S390X).assert_outcomes(passed=3)
     assert fakes.calls("runs") == []
+
+
+@pytest.mark.parametrize("setting", ["", "cpu = 'both'"])
+def test_run_refuses_both_cpus(fakes: Fakes, setting: str) -> None:
+    text = f"""
+        import pytest
+        from buildkit_tasks.errors import UsageError
+        def test_it(run_on_platform):
+            with pytest.raises(UsageError, match="would be two runs"):
+                run_on_platform({"" if setting else "cpu='both'"})
+            assert run_on_platform(cpu="max").ok
+            assert run_on_platform(cpu="floor").ok
+    """
+    fakes.settings(setting)
+    fakes.run(text, *ON_S390X).assert_outcomes(passed=1)
+    assert [call["cpu"] for call in fakes.calls("runs")] == ["max", "floor"]
 
 
 MISSING_PARTS = [
@@ -352,18 +422,63 @@ MISSING_PARTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "checks", [RUN_TEST, "from buildkit_tasks.testing.default_checks import test_image_runs\n"]
-)
 @pytest.mark.parametrize(("error", "message"), MISSING_PARTS)
-def test_run_without_engine_or_emulator(fakes: Fakes, error: str, message: str, checks: str) -> None:
-    options, missing = ("--arch-image=x", "--arch-platform=s390x"), f"raise errors.{error}('why')"
-    result = fakes.run(checks, *options, emulate=missing)
-    result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines([f"SKIPPED*{message}"])
-    result = fakes.run(checks, *options, "--arch-require-engine", emulate=missing)
+def test_run_without_engine_or_emulator(fakes: Fakes, error: str, message: str) -> None:
+    text = RUN_TEST + "from buildkit_tasks.testing.default_checks import test_image_runs\n"
+    missing = f"raise errors.{error}('why')"
+    result = fakes.run(text, *ON_S390X, emulate=missing)
+    result.assert_outcomes(skipped=2)
+    assert skip_reasons(result) == [message]
+    result = fakes.run(text, *ON_S390X, "--arch-require-engine", emulate=missing)
+    result.assert_outcomes(failed=2)
+    assert result.outlines.count(message) == 2
+
+
+FAILING_RUN = """
+    try:
+        open("/missing")
+    except OSError as error:
+        raise errors.MalformedImage("the layer is broken", hint="inv build-multiarch") from error
+"""
+FAILING_TEST = """
+    def call(run_on_platform):
+        run_on_platform()
+
+    def test_run(run_on_platform):
+        call(run_on_platform)
+
+    def test_verify(buildkit_pipeline, multiarch_image):
+        buildkit_pipeline.verify_image(f"oci-archive:{multiarch_image}.gz")
+"""
+
+
+def test_failures_are_short(fakes: Fakes) -> None:
+    """A failure shows the test's own lines and the message, but no frame of the package and no cause."""
+    fakes.add_image("x.tar")
+    result = fakes.run(FAILING_TEST, "--arch-image=x.tar", "--arch-platform=s390x", emulate=FAILING_RUN)
+    result.assert_outcomes(failed=2)
+    output = result.stdout.str()
+    assert "errors.MalformedImage: the layer is broken\nE " in output
+    assert "errors.UsageError: x.tar.gz does not exist\nE " in output
+    assert "call(run_on_platform)" in output
+    assert "buildkit_tasks/" not in output
+    assert "direct cause" not in output
+    assert "/missing" not in output
+    assert len(result.outlines) < 60
+
+
+def test_full_trace_shows_all(fakes: Fakes) -> None:
+    result = fakes.run(FAILING_TEST, *ON_S390X, "--full-trace", "-k", "test_run", emulate=FAILING_RUN)
+    result.assert_outcomes(failed=1, deselected=1)
+    assert "buildkit_tasks/pytest_plugin.py" in result.stdout.str()
+    assert "/missing" in result.stdout.str()
+
+
+def test_other_errors_keep_frames(fakes: Fakes) -> None:
+    """An exception that is not one of the package's own is a defect: all of it is shown."""
+    result = fakes.run(RUN_TEST, *ON_S390X, emulate="raise ValueError('bug')")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([message])
+    assert "buildkit_tasks/pytest_plugin.py" in result.stdout.str()
 
 
 TWO_TESTS = """
@@ -373,27 +488,188 @@ TWO_TESTS = """
     def test_two(multiarch_image, platform):
         pass
 """
-TEN_PLATFORMS = (
-    "--arch-platform=linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6,linux/386",
-    "--arch-platform=linux/ppc64le,linux/s390x,linux/riscv64,linux/mips64le,linux/loong64",
-)
+
+
+def test_single_image_is_built_once(fakes: Fakes) -> None:
+    fakes.run(TWO_TESTS, "--arch-platform=386,s390x").assert_outcomes(passed=4)
+    (build,) = fakes.calls("builds")
+    assert build["platforms"] == ["linux/386", "linux/s390x"]
+
+
+BUILDS_FOR_MARKER = """
+    import pytest
+
+    @pytest.mark.platforms("arm/v7", "arm64")
+    def test_one(run_on_platform, platform):
+        assert run_on_platform().platform == str(platform)
+
+    @pytest.mark.platforms("386")
+    def test_deselected(run_on_platform):
+        pass
+
+    @pytest.mark.platforms("riscv64")
+    def test_without_image(platform):
+        pass
+"""
+
+
+def test_marked_platforms_are_built(fakes: Fakes) -> None:
+    """README's example: the image has the settings' platforms and those that selected tests name."""
+    result = fakes.run(BUILDS_FOR_MARKER, "-k", "not deselected")
+    result.assert_outcomes(passed=3, deselected=1)
+    assert cases_of(result) == ["arm64", "arm-v7", "riscv64"]
+    assert [build["platforms"] for build in fakes.calls("builds")] == [
+        ["linux/amd64", "linux/arm64", "linux/arm/v7"]
+    ]
+
+
+def test_left_out_platforms_are_not_built(fakes: Fakes) -> None:
+    result = fakes.run(BUILDS_FOR_MARKER, "-k", "test_one", "--platform=arm64")
+    result.assert_outcomes(passed=1, skipped=1, deselected=2)
+    assert [build["platforms"] for build in fakes.calls("builds")] == [["linux/arm64"]]
+
+
+OWN_PARAMETERS = """
+    import pytest
+
+    @pytest.fixture(params=["linux/riscv64", "linux/amd64"])
+    def platform(request):
+        return request.param
+
+    def test_fixture(platform, run_on_platform):
+        assert run_on_platform().platform == platform
+
+    @pytest.mark.parametrize("platform", ["arm64", "linux/arm/v7"])
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_parameter(run_on_platform, platform, number):
+        assert run_on_platform().platform.startswith("linux/arm")
+
+    @pytest.mark.platforms("linux/amd64")
+    def test_marker(platform, run_on_platform):
+        assert platform == "linux/amd64"
+"""
+
+
+def test_own_platform_parameters(fakes: Fakes) -> None:
+    """A parameter of the project that has names of platforms says where the test runs, once each."""
+    result = fakes.run(OWN_PARAMETERS)
+    result.assert_outcomes(passed=7, skipped=1)
+    assert skip_reasons(result) == ["the marker platforms(...) leaves out linux/riscv64"]
+    (build,) = fakes.calls("builds")
+    assert build["platforms"] == ["linux/amd64", "linux/arm64", "linux/riscv64", "linux/arm/v7"]
+
+
+OWN_FIXTURE = """
+    import pytest
+
+    @pytest.fixture
+    def platform():
+        return "linux/arm64"
+
+    def test_fixture(platform, run_on_platform):
+        assert run_on_platform().platform == platform
+"""
+
+
+def test_own_platform_fixture(fakes: Fakes) -> None:
+    result = fakes.run(OWN_FIXTURE)
+    result.assert_outcomes(passed=1, skipped=1)
+    assert cases_of(result) == ["arm64"]
+    assert skip_reasons(result) == ["the test's own fixture platform is linux/arm64"]
+    result = fakes.run(OWN_FIXTURE, *ON_S390X)  # no case has its platform: the fixture decides
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("value", ["str(platform)", "platform.slug", "platform.goarch", "platform"])
+def test_own_platform_from_ours(fakes: Fakes, value: str) -> None:
+    """A fixture that overrides ours by its name, made of ours, changes nothing for the run."""
+    text = f"""
+        import pytest
+
+        @pytest.fixture
+        def platform(platform):
+            return {value}
+
+        def test_fixture(platform, run_on_platform, buildkit_platform):
+            assert run_on_platform().platform == str(buildkit_platform)
+    """
+    result = fakes.run(text, "--arch-image=docker://x", "--arch-platform=arm/v6,arm/v7,amd64")
+    result.assert_outcomes(passed=3)
+
+
+def test_own_platform_from_run(fakes: Fakes) -> None:
+    text = """
+        import pytest
+
+        @pytest.fixture
+        def platform(run_on_platform):
+            return run_on_platform("uname -m").stdout
+
+        def test_fixture(platform):
+            assert platform == "hello"
+    """
+    fakes.run(text, *ON_S390X).assert_outcomes(passed=1)
+
+
+# --- pytest-xdist: each worker is a process
 
 
 def worker_ids(output: str) -> set[str]:
     return set(re.findall(r"^\[(gw\d+)\]", output, re.MULTILINE))
 
 
-def test_workers_share_build(fakes: Fakes) -> None:
-    result = fakes.run(TWO_TESTS, "-n2", "-v", *TEN_PLATFORMS)
-    result.assert_outcomes(passed=20)
-    assert worker_ids(result.stdout.str()) == {"gw0", "gw1"}
-    (build,) = fakes.calls("builds")
-    assert len(build["platforms"]) == 10
+THREE_OUTCOMES = """
+platforms = ["linux/amd64", "linux/arm64", "linux/386", "linux/s390x"]
+[[tool.buildkit-tasks.image]]
+name = "web"
+context = "webs"
+[[tool.buildkit-tasks.image]]
+name = "broken"
+context = "broken"
+[[tool.buildkit-tasks.image]]
+name = "none"
+context = "none"
+"""
+THREE_BUILDS = """
+    wait_for_workers()
+    if request.context == "broken":
+        raise errors.BuildFailed("exit status 7", hint="fix it")
+    if request.context == "none":
+        raise errors.EngineError("why")
+"""
+WORKER_TESTS = """
+    import pytest
+
+    def test_one(multiarch_image, platform):
+        pass
+
+    @pytest.mark.platforms("riscv64", "386", "arm64")
+    def test_two(multiarch_image, platform):
+        pass
+"""
+
+
+def test_workers_share_outcomes(fakes: Fakes) -> None:
+    """Of each image there is one build, also one that fails, or that has no engine."""
+    for folder in ("webs", "broken", "none"):
+        (fakes.pytester.mkdir(folder) / "Dockerfile").write_text("FROM scratch\n")
+    fakes.settings(THREE_OUTCOMES)
+    result = fakes.run(WORKER_TESTS, "-n2", "-v", build=THREE_BUILDS)
+    result.assert_outcomes(passed=7, errors=7, skipped=7)
+    output = result.stdout.str()
+    assert worker_ids(output) == {"gw0", "gw1"}
+    assert "broken could not be built: exit status 7" in output
+    assert "Traceback" not in output
+    assert set(skip_reasons(result)) == {"no engine: why"}
+    builds = {build["context"]: build["platforms"] for build in fakes.calls("builds")}
+    platforms = ["linux/amd64", "linux/arm64", "linux/386", "linux/s390x", "linux/riscv64"]
+    assert builds == dict.fromkeys(["webs", "broken", "none"], platforms)
+    assert len(fakes.calls("builds")) == 3
 
 
 def test_next_session_builds_again(fakes: Fakes) -> None:
     for _ in range(2):
-        fakes.run(TWO_TESTS, "-n2", "--basetemp=base", "--arch-platform=386,s390x").assert_outcomes(passed=4)
+        fakes.run(TWO_TESTS, "-n1", "--basetemp=base", "--arch-platform=386,s390x").assert_outcomes(passed=4)
     assert len(fakes.calls("builds")) == 2
 
 
@@ -413,56 +689,36 @@ def test_record_of_other_session_is_ignored(tmp_path_factory: pytest.TempPathFac
     assert [build_in_session(each) for each in (first, first, second)] == ["image 1", "image 1", "image 2"]
 
 
-def test_failed_build_is_not_repeated(fakes: Fakes) -> None:
-    failing_build = "raise errors.BuildFailed('exit status 7', hint='fix it')"
-    result = fakes.run(TWO_TESTS, "-n2", "-v", *TEN_PLATFORMS, build=failing_build)
-    result.assert_outcomes(errors=20)
-    assert worker_ids(result.stdout.str()) == {"gw0", "gw1"}
-    assert "the image could not be built: exit status 7" in result.stdout.str()
-    assert "Traceback" not in result.stdout.str()
-    assert len(fakes.calls("builds")) == 1
-
-
-def test_missing_engine_skips_in_workers(fakes: Fakes) -> None:
-    result = fakes.run(TWO_TESTS, "-n2", *TEN_PLATFORMS, build="raise errors.EngineError('why')")
-    result.assert_outcomes(skipped=20)
-    result.stdout.fnmatch_lines(["SKIPPED*no engine: why"])
-    assert len(fakes.calls("builds")) == 1
-
-
 def test_killed_worker_leaves_build(fakes: Fakes) -> None:
-    kill_first_worker = (
-        "import os\n    len((HERE / 'builds').read_text().splitlines()) > 1 or os.kill(os.getpid(), 9)"
-    )
-    result = fakes.run(
-        TWO_TESTS, "-n2", "-v", "--max-worker-restart=2", *TEN_PLATFORMS, build=kill_first_worker
-    )
+    kill_first_worker = """
+    wait_for_workers()
+    if len((HERE / "builds").read_text().splitlines()) == 1:
+        os.kill(os.getpid(), 9)
+    """
+    platforms = "--arch-platform=amd64,arm64,386,ppc64le,s390x,riscv64"
+    result = fakes.run(TWO_TESTS, "-n2", "--max-worker-restart=2", platforms, build=kill_first_worker)
     assert "crashed" in result.stdout.str()
-    assert result.parseoutcomes()["passed"] == 19
+    assert result.parseoutcomes()["passed"] == 11
     assert len(fakes.calls("builds")) == 2
 
 
-def test_workers_verify_one_archive(fakes: Fakes) -> None:
-    platforms = ("linux/amd64", "linux/arm64", "linux/arm/v7")
-    write_archive(hello(platforms), fakes.pytester.path / "image.tar")
+def test_workers_verify_one_archive(project: Project) -> None:
+    project.add_image("image.tar", "linux/amd64", "linux/arm64", "linux/arm/v7")
     text = "from buildkit_tasks.testing.default_checks import test_image_verifies\n"
-    options = ("-n2", "-v", "--arch-platform=linux/amd64,linux/arm64,linux/arm/v7")
-    result = fakes.run(text, *options, "--arch-image=oci-archive:image.tar")
-    result.assert_outcomes(passed=3)
-    result = fakes.run(text, *options, "--arch-platform=linux/386", "--arch-image=oci-archive:image.tar")
+    options = ("-n2", "-v", "--arch-platform=amd64,arm64,arm/v7,386", "--arch-image=oci-archive:image.tar")
+    result = project.run(text, *options)
     result.assert_outcomes(passed=3, failed=1)
+    assert worker_ids(result.stdout.str()) == {"gw0", "gw1"}
 
 
-def test_case_order(fakes: Fakes) -> None:
-    marked_test = "import pytest\n@pytest.mark.platforms('386', 's390x', 'arm64')\n" + PLATFORM_TEST
-    result = fakes.run(marked_test, "-n2", "-v", "--arch-platform=s390x,amd64,386", "--arch-platform=arm64")
-    result.assert_outcomes(passed=3)
-    collection = fakes.run(
-        marked_test, "--collect-only", "-q", "--arch-platform=s390x,amd64,386", "--arch-platform=arm64"
-    )
-    cases = [line.partition("[")[2] for line in collection.outlines if "::test_one[" in line]
-    assert cases == ["s390x]", "386]", "arm64]"]
+def test_case_order(project: Project) -> None:
+    """All workers of pytest-xdist must collect the same order: that of the options."""
+    text = "import pytest\n@pytest.mark.platforms('386', 's390x', 'arm64')\n" + PLATFORM_TEST
+    options = ("--arch-platform=s390x,amd64,386", "--arch-platform=arm64")
+    assert cases_of(project.run(text, *options)) == ["s390x", "386", "arm64"]
 
+
+# --- several images
 
 TWO_IMAGES = """
 platforms = ["linux/amd64", "linux/arm64"]
@@ -479,14 +735,13 @@ IMAGE_TEST = "def test_it(multiarch_image, platform):\n    pass\n"
 
 @pytest.fixture
 def two_images(fakes: Fakes) -> Fakes:
-    """Return a repository of two images."""
-    for folder in (fakes.pytester.path, fakes.pytester.mkdir("webs")):
+    """Return a repository of two images, and archives of two others."""
+    for folder in (fakes.path, fakes.pytester.mkdir("webs")):
         (folder / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
-    return fakes.settings(TWO_IMAGES)
-
-
-def passed_cases(result: pytest.RunResult) -> list[str]:
-    return [line.partition("[")[2].rstrip("]") for line in result.outlines if line.startswith("PASSED")]
+    for name in ("x.tar", "y.tar"):
+        fakes.add_image(name)
+    fakes.settings(TWO_IMAGES)
+    return fakes
 
 
 def test_images_have_own_platforms_and_settings(two_images: Fakes) -> None:
@@ -499,18 +754,11 @@ def test_images_have_own_platforms_and_settings(two_images: Fakes) -> None:
     """
     result = two_images.run(text)
     result.assert_outcomes(passed=5)
-    assert sorted(passed_cases(result)) == ["tool", "tool-s390x", "web", "web-amd64", "web-arm64"]
+    assert sorted(cases_of(result)) == ["tool", "tool-s390x", "web", "web-amd64", "web-arm64"]
     built = [(build["context"], build["platforms"]) for build in two_images.calls("builds")]
     assert sorted(built) == [(".", ["linux/s390x"]), ("webs", ["linux/amd64", "linux/arm64"])]
     output = {run["image"].rpartition("/")[2]: run["expect"] for run in two_images.calls("runs")}
     assert output == {"web.tar": "this is web", "tool.tar": ""}
-
-
-def test_workers_share_builds_of_images(two_images: Fakes) -> None:
-    two_tests = IMAGE_TEST + IMAGE_TEST.replace("test_it", "test_again")
-    result = two_images.run(two_tests, "-n2", "-v")
-    result.assert_outcomes(passed=6)
-    assert len(two_images.calls("builds")) == 2
 
 
 def test_failed_image_fails_own_tests(two_images: Fakes) -> None:
@@ -519,6 +767,12 @@ def test_failed_image_fails_own_tests(two_images: Fakes) -> None:
     result.assert_outcomes(passed=1, errors=2)
     assert "web could not be built: exit status 7" in result.stdout.str()
     assert len(two_images.calls("builds")) == 2
+
+
+def test_unreadable_context_fails(two_images: Fakes) -> None:
+    result = two_images.run(IMAGE_TEST, build="raise PermissionError(13, 'Permission denied', 'webs')")
+    result.assert_outcomes(errors=3)
+    assert "web could not be built: [Errno 13] Permission denied: 'webs'" in result.stdout.str()
 
 
 SELECTIONS = [
@@ -541,7 +795,7 @@ def test_image_option(two_images: Fakes, options: list[str], cases: list[str], b
     text = "def test_it(multiarch_image, platform):\n    assert multiarch_image.endswith('.tar')\n"
     result = two_images.run(text, *options)
     assert result.ret == 0
-    assert passed_cases(result) == cases
+    assert cases_of(result) == cases
     assert len(two_images.calls("builds")) == builds
 
 
@@ -559,12 +813,31 @@ def test_prebuilt_image_is_run(two_images: Fakes, options: list[str], image: str
     assert two_images.calls("builds") == []
 
 
+MARKED_IMAGE = f"import pytest\n@pytest.mark.images('tool')\n{IMAGE_TEST}"
+
+
 def test_images_marker(two_images: Fakes) -> None:
-    marked_test = f"import pytest\n@pytest.mark.images('tool')\n{IMAGE_TEST}"
-    result = two_images.run(marked_test, "--strict-markers")
-    assert passed_cases(result) == ["tool-s390x"]
-    two_images.run(marked_test, "--arch-image=web=x.tar").assert_outcomes(skipped=1)
-    two_images.run(marked_test, "--arch-image=x.tar").assert_outcomes(skipped=1)
+    assert cases_of(two_images.run(MARKED_IMAGE, "--strict-markers")) == ["tool-s390x"]
+
+
+@pytest.mark.parametrize("option", ["--arch-image=web=x.tar", "--arch-image=x.tar"])
+def test_option_skips_marked_image(two_images: Fakes, option: str) -> None:
+    result = two_images.run(MARKED_IMAGE, option)
+    result.assert_outcomes(skipped=1)
+    assert skip_reasons(result) == ["--arch-image leaves out tool"]
+
+
+def test_marked_platform_of_one_image(two_images: Fakes) -> None:
+    """It runs on the images of the settings that have it; on all of them if none does."""
+    text = f"import pytest\n@pytest.mark.platforms('arm64', 'riscv64')\n{IMAGE_TEST}"
+    result = two_images.run(text)
+    assert sorted(cases_of(result)) == ["tool-riscv64", "web-arm64", "web-riscv64"]
+    assert skip_reasons(result) == ["linux/arm64 is not a platform of tool in the settings"]
+    built = {build["context"]: build["platforms"] for build in two_images.calls("builds")}
+    assert built == {
+        ".": ["linux/s390x", "linux/riscv64"],
+        "webs": ["linux/amd64", "linux/arm64", "linux/riscv64"],
+    }
 
 
 UNKNOWN = [
@@ -575,7 +848,8 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("settings", "message", "hint"), UNKNOWN)
 def test_unknown_image_in_marker(two_images: Fakes, settings: str, message: str, hint: str) -> None:
-    result = two_images.settings(settings).run(f"import pytest\n@pytest.mark.images('wbe')\n{IMAGE_TEST}")
+    two_images.settings(settings)
+    result = two_images.run(f"import pytest\n@pytest.mark.images('wbe')\n{IMAGE_TEST}")
     assert result.ret != 0
     assert message in result.stdout.str()
     assert hint in result.stdout.str()
@@ -588,8 +862,7 @@ def test_image_without_table(two_images: Fakes) -> None:
 
 
 def test_platforms_of_all_images(two_images: Fakes) -> None:
-    result = two_images.run(PLATFORM_TEST)
-    assert passed_cases(result) == ["amd64", "arm64", "s390x"]
+    assert cases_of(two_images.run(PLATFORM_TEST)) == ["amd64", "arm64", "s390x"]
 
 
 def test_dynamic_image_of_several(two_images: Fakes) -> None:

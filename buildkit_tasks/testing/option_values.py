@@ -1,0 +1,81 @@
+"""Check the values of the pytest plugin's options before tests are collected."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, NoReturn
+
+from buildkit_tasks.errors import BuildkitTasksError, UsageError
+from buildkit_tasks.oci.reference import Reference
+from buildkit_tasks.oci.transports import find_local_output, open_image
+from buildkit_tasks.testing.images import select_tested_images
+from buildkit_tasks.testing.pytest_options import get_option
+
+if TYPE_CHECKING:
+    import pytest
+
+    from buildkit_tasks.config.settings import Settings
+    from buildkit_tasks.testing.images import TestedImage
+
+__all__ = ["check_values"]
+
+
+def check_values(config: pytest.Config, settings: Settings) -> None:
+    """Check the values that were given; ``settings`` are those that the options override.
+
+    Neither a registry nor an engine is asked, but QEMU is. Raises :class:`UsageError`, and
+    :class:`MalformedImage` for a file that is not an image.
+    """
+    if get_option(config, "cpu") == "both":
+        raise UsageError(
+            "--arch-cpu=both would be two runs of each test",
+            hint="pytest --arch-cpu=max, and then pytest --arch-cpu=floor",
+        )
+    requests = get_option(config, "image")
+    for request in requests:
+        if not request or request.endswith("="):
+            raise UsageError(
+                f"--arch-image={request} names no image", hint="pytest --arch-image=dist/app.tar"
+            )
+    for image in select_tested_images(settings, requests):
+        if not image.platforms:
+            raise UsageError("--arch-platform= names no platform", hint="pytest --arch-platform=linux/arm64")
+        if image.image:
+            _check_image(image.image)
+        if get_option(config, "cpu"):
+            _check_cpu(image)
+
+
+def _check_cpu(image: TestedImage) -> None:
+    """Ask QEMU whether it has the CPU model. If it cannot be asked, the first run says why."""
+    from buildkit_tasks.testing.session_image import create_test_pipeline
+
+    try:
+        create_test_pipeline(image.settings).check_cpu(image.platforms)
+    except UsageError:
+        raise
+    except BuildkitTasksError:
+        pass
+
+
+class _Elsewhere(Exception):
+    """The image is in a registry or an engine."""
+
+
+def _check_image(name: str) -> None:
+    """Open an image in a file or a directory; check the name of another one."""
+    if find_local_output(name) is None:
+        with (
+            contextlib.suppress(_Elsewhere),
+            open_image(name, export=_stop_at_engine, registry_opener=_check_reference),
+        ):
+            pass
+
+
+def _stop_at_engine(_: str) -> NoReturn:
+    raise _Elsewhere
+
+
+def _check_reference(reference: str) -> NoReturn:
+    Reference.parse(reference)
+    raise _Elsewhere
