@@ -7,6 +7,8 @@ The exit codes are part of the public interface: 1 a check, build or run failed;
 
 from __future__ import annotations
 
+from buildkit_tasks.hints import format_hint
+
 __all__ = [
     "BuildFailed",
     "BuilderError",
@@ -38,8 +40,7 @@ class BuildkitTasksError(Exception):
 
     def __str__(self) -> str:
         prefix = f"{self.platform}: " if self.platform is not None else ""
-        suffix = f"\n  try: {self.hint}" if self.hint else ""
-        return f"{prefix}{self.message}{suffix}"
+        return f"{prefix}{self.message}{format_hint(self.hint)}"
 
 
 class CheckFailed(BuildkitTasksError):

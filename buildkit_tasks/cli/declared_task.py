@@ -63,7 +63,8 @@ class DeclaredTask(Task[Any]):
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:  # noqa: ARG002
         """Return the arguments for Invoke's parser."""
-        return [_argument(option) for option in self.options.values()]
+        task_name = self.body.__name__.replace("_", "-")
+        return [_argument(option, task_name) for option in self.options.values()]
 
 
 def create_namespace(*tasks: DeclaredTask) -> Collection:
@@ -79,9 +80,9 @@ def create_namespace(*tasks: DeclaredTask) -> Collection:
     return namespace
 
 
-def _argument(option: Option) -> Argument:
-    """Return an option as Invoke's parser has it; ``for_`` is ``--for``."""
-    name = option.name.strip("_").replace("_", "-")
+def _argument(option: Option, task_name: str) -> Argument:
+    """Return an option as Invoke's parser has it."""
+    name = option.flag_name
     kind: type = list if option.default == () else type(option.default)
     return (OptionalPositional if option.positional else DeclaredArgument)(
         names=(name, option.short) if option.short else (name,),
@@ -89,6 +90,8 @@ def _argument(option: Option) -> Argument:
         default=None if kind is list else option.default,
         help=option.help,
         attr_name=option.name if option.name != name else None,
+        task=task_name,
+        example=option.example,
     )
 
 

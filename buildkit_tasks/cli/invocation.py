@@ -140,7 +140,9 @@ class TaskContext:
         if self.json_output:
             _print_document(document)
         else:
-            print(text, flush=True)
+            from buildkit_tasks.system.command import print_bytes_of_paths
+
+            print_bytes_of_paths(text, sys.stdout)
 
     def explain_cache_error(self, error: OSError) -> BuildkitTasksError | None:
         """Return the error for a file of the cache directory that this user may not write, else None."""

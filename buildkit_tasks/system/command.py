@@ -44,7 +44,7 @@ def print_bytes_of_paths(text: str, stream: IO[str]) -> None:
 
     What a stream for text alone cannot hold is written as escapes.
     """
-    encoding, buffer = stream.encoding or "utf-8", getattr(stream, "buffer", None)
+    encoding, buffer = getattr(stream, "encoding", None) or "utf-8", getattr(stream, "buffer", None)
     try:
         line = f"{text}\n".encode(encoding, "surrogateescape")
     except UnicodeEncodeError:

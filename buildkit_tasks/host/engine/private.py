@@ -344,7 +344,7 @@ class PrivateEnginePaths:
     @property
     def runtime_dir(self) -> Path:
         """Sockets and mounts; a short path, because those of sockets are limited to 107 bytes (unix(7))."""
-        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
         return Path("/run/buildkit-tasks") / digest
 
     @property

@@ -687,3 +687,47 @@ def test_call_from_python_refuses_unknown_option() -> None:
 def test_call_from_another_thread() -> None:
     with ThreadPoolExecutor() as pool:
         assert pool.submit(report_success, Context()).result().ok
+
+
+@task()
+def print_path(ctx: TaskContext) -> None:
+    """Print a name that is not UTF-8, as a result and in a command."""
+    ctx.commands.run(["cat", os.fsdecode(b"caf\xe9")], mutates=True)
+    ctx.print_result({"ok": True}, os.fsdecode(b"caf\xe9"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-8", b"caf\xe9"), ("ascii", b"caf\xe9"), ("utf-16-le", "caf\\udce9".encode("utf-16-le"))],
+)
+def test_name_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, encoding: str, name: bytes) -> None:
+    stdout = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout, encoding=encoding))
+    assert inv("print-path", "--dry-run", tasks=create_namespace(print_path, inspect_image)) == 0
+    assert stdout.getvalue().count(name) == 2
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the options in the help of a task, with their values."""
+    monkeypatch.setattr("invoke.program.pty_size", lambda: (1000, 24))
+    assert inv("--help", name, tasks=ns) == 0
+    lines = capsys.readouterr().out.partition("Options:\n")[2].splitlines()
+    return [line.strip().partition("   ")[0] for line in lines if line.strip()]
+
+
+def test_values_in_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, each in ns.tasks.items():
+        specs = help_of(name, capsys, monkeypatch)
+        for option in each.options.values():
+            (spec,) = (
+                spec for spec in specs if option.flag in [part.partition("=")[0] for part in spec.split(", ")]
+            )
+            assert spec.endswith("=STRING") is (option.default is not False), spec
+            assert (f"[{option.flag_name.upper()}]" in spec) is option.positional
+
+
+def test_help_of_one_task(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = help_of("verify-arch", capsys, monkeypatch)
+    assert specs[0] == "[IMAGE], --image=STRING"
+    assert "--for=STRING" in specs
+    assert "-t STRING, --tag=STRING" in help_of("build-multiarch", capsys, monkeypatch)
