@@ -320,7 +320,8 @@ def test_load_per_platform() -> None:
         "r.example:5000/hello:latest-linux-arm-v7",
     ]
     assert [tag for call in harness.commands.calls for tag in option_values(call.argv, "tag")] == tags
-    assert result.outputs == tuple(Output(type="docker", ref=tag) for tag in tags)
+    assert [(each.type, each.ref) for each in result.outputs] == [("docker", tag) for tag in tags]
+    assert [each.only_platform for each in result.outputs[1:3]] == ["linux/amd64", "linux/arm/v7"]
     assert harness.messages[1:] == [f"loaded {', '.join(tags[:2])}", f"loaded {', '.join(tags[2:])}"]
 
 

@@ -110,7 +110,8 @@ def test_image_that_stays_in_builder() -> None:
 def test_sbom_scanner_hint() -> None:
     stderr = (
         "ERROR: failed to build: failed to solve: failed to resolve source metadata for "
-        "docker.io/docker/buildkit-syft-scanner:stable-1: dial tcp: no such host\n"
+        "docker.io/docker/buildkit-syft-scanner:stable-1: failed to do request: "
+        'Head "https://registry-1.docker.io/v2/x": dial tcp: no such host\n'
     )
     with pytest.raises(BuildFailed) as excinfo:
         Harness("type=oci,dest=a.tar", sbom="true").expect_failure(stderr=stderr).execute()

@@ -206,6 +206,12 @@ def test_image_id_file(work_dir: Path) -> None:
     assert (work_dir / "deep/id").read_text(encoding="utf-8") == result.digest
 
 
+def test_no_image_id_of_failed_build(work_dir: Path) -> None:
+    harness = Harness("type=oci,dest=x.tar", iidfile="id").expect_failure("linux/riscv64", "ERROR: no\n")
+    harness.error(BuildFailed)
+    assert not (work_dir / "id").exists()
+
+
 def test_options_of_every_part() -> None:
     harness = Harness(
         "type=oci,dest=x.tar", network="none", shm_size="1g", add_hosts=("db:10.0.0.1",),
