@@ -119,6 +119,9 @@ def _run_notes(report: RunReport | None) -> Iterator[str]:
 
 def _image_notes(image: ImageReport) -> Iterator[str]:
     yield from _build_notes(image.build)
+    if not image.build and (image.verify or image.run):
+        subject = image.verify.subject if image.verify else image.run.subject if image.run else ""
+        yield f"image: {subject} {image.verify.digest if image.verify else ''}".rstrip()
     yield from _verify_notes(image.verify)
     yield from _run_notes(image.run)
     if image.tags:

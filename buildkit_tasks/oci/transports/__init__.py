@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.errors import UsageError
+from buildkit_tasks.errors import RegistryError, UsageError
 from buildkit_tasks.oci.transports.names import ARCHIVE_SUFFIXES, check_forgotten_suffix, check_prefix
 
 if TYPE_CHECKING:
@@ -76,7 +76,19 @@ def _open_transport(
     source = _open_path(name)
     if source is not None:
         return source
-    return registry_opener(name)
+    return _open_bare_reference(name, registry_opener)
+
+
+@contextmanager
+def _open_bare_reference(name: str, registry_opener: RegistryOpener) -> Iterator[Source]:
+    """Open a reference without a prefix; if that fails, say that no file has the name, either."""
+    with registry_opener(name) as source:
+        try:
+            source.root_descriptor()
+        except RegistryError as error:
+            message = f"{error.message}; there is no file or folder {name!r} either"
+            raise RegistryError(message, hint=error.hint) from error
+        yield source
 
 
 def _open_registry(reference: str) -> AbstractContextManager[Source]:

@@ -127,6 +127,8 @@ def test_one_step_of_images() -> None:
     assert summarize(verified).columns == ("Image", "Platform", "Verified")
     assert "Built" not in summarize(ran).columns
     assert not one_step("verify", "web", run=run()).ok
+    assert f"web: image: {verify().subject} {verify().digest}" in draw(verified)
+    assert f"web: image: {run().subject}" in draw(ran)
     assert "web: verify" in to_junit(verified)
     assert "web: build" not in to_junit(verified)
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, NoReturn
 
 import pytest
 
-from buildkit_tasks.errors import MalformedImage, UsageError
+from buildkit_tasks.errors import MalformedImage, RegistryError, UsageError
 from buildkit_tasks.oci.transports import find_local_output, open_image
 from tests.support.oci import MemoryImage, hello, layout_files, make_tar, write_archive, write_layout_dir
 from tests.support.unpacking import open_fds
@@ -81,6 +81,23 @@ def test_registry_reference(
     with open_image(name, registry_opener=open_registry) as source:
         assert source.root is memory.root_descriptor()
     assert requested == [reference]
+
+
+def test_no_file_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable(MemoryImage):
+        def root_descriptor(self) -> NoReturn:
+            raise RegistryError("r.example cannot be reached", hint="curl r.example")
+
+    monkeypatch.chdir(tmp_path)
+    expected = {"app": "r.example cannot be reached; there is no file or folder 'app' either"}
+    for name in ("app", "docker://app"):
+        with (
+            pytest.raises(RegistryError) as excinfo,
+            open_image(name, registry_opener=lambda _: nullcontext(Unreachable())) as image,
+        ):
+            image.root_descriptor()
+        assert excinfo.value.message == expected.get(name, "r.example cannot be reached")
+        assert excinfo.value.hint == "curl r.example"
 
 
 def test_default_registry_client() -> None:
