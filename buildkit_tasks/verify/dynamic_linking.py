@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.model import Binary
 
-__all__ = ["check_dynamic_linking"]
+__all__ = ["LOADER_HINT", "check_dynamic_linking"]
 
 _MUSL_LOADER = re.compile(r"ld-musl-([^/]+)\.so\.1$")
 # Libraries that musl's loader provides itself (ldso/dynlink.c, load_library).
 _MUSL_BUILTIN = re.compile(r"lib(?:c|pthread|rt|m|dl|util|xnet)\.")
 _MUSL_DEFAULT_DIRS = ("/lib", "/usr/local/lib", "/usr/lib")
-_LOADER_HINT = "link it statically (CGO_ENABLED=0 in Go), or build it on the base that it runs on"
+LOADER_HINT = "link it statically (CGO_ENABLED=0 in Go), or build it on the base that it runs on"
 _MAX_LIBRARIES = 2000
 _MAX_INCLUDES = 200  # files that ld.so.conf includes
 
@@ -113,7 +113,7 @@ class _DependencyResolver:
         interpreter = self._find_file(name)
         if interpreter is None:
             problem = f"its loader {name} is not in the image{self._explain_mismatch(name)}"
-            actual, hint = "missing", _LOADER_HINT
+            actual, hint = "missing", LOADER_HINT
         else:
             self.loaded.append(interpreter)
             problem = actual = self._explain_unusable(interpreter, "loader")

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Unchanged
 from tests.sandbox.conftest import BusyboxImage
 from tests.support import crashers, guests
+from tests.support.elf import elf
 from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
 from tests.support.project import ILLEGAL_INSTRUCTION, Project, program
 
@@ -79,6 +80,19 @@ def test_missing_program(project: Project, tmp_path: Path) -> None:
 def test_unstartable_program(project: Project, tmp_path: Path, data: bytes, message: str) -> None:
     result = run(project, image(tmp_path, EMULATED, data))
     assert (result["outcome"], result["exit_code"], result["emulated"]) == ("failed", None, False)
+    assert message in result["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (program("linux/amd64")[:70], "Exec format error: it is made for linux/amd64, and damaged"),
+        (elf("linux/amd64", interpreter="/gone"), "it is in the image, its loader is not"),
+    ],
+)
+def test_kernel_refuses_program(project: Project, tmp_path: Path, data: bytes, message: str) -> None:
+    result = run(project, image(tmp_path, "linux/amd64", data))
+    assert (result["outcome"], result["exit_code"]) == ("failed", None)
     assert message in result["message"]
 
 

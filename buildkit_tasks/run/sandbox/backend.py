@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import writable_cache_folder
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
+from buildkit_tasks.hints import format_hint
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
 from buildkit_tasks.run.backend import explain_unstartable
@@ -179,8 +180,16 @@ def _list_candidates(command: str, search_path: str) -> tuple[str, ...]:
 
 
 def _classify_refusal(refusal: KernelRefusal, platform: Platform) -> tuple[Outcome, str]:
+    """Return why a program that is made for the platform, and whose emulator is registered, did not start."""
     if refusal.errno == errno.ENOEXEC:
-        return Outcome.NOT_REGISTERED, f"the kernel has no handler for {platform}: exec format error"
+        message = (
+            f"{refusal}: it is made for {platform}, and damaged or of a kind that the kernel does not start"
+        )
+        return Outcome.FAILED, message
+    if refusal.errno == errno.ENOENT and refusal.stage.startswith("start "):
+        from buildkit_tasks.verify.dynamic_linking import LOADER_HINT
+
+        return Outcome.FAILED, f"{refusal}: it is in the image, its loader is not{format_hint(LOADER_HINT)}"
     if refusal.errno == errno.ENOSPC:
         raise LimitExceeded(f"the kernel refuses another namespace: {refusal}", platform=platform)
     return Outcome.FAILED, str(refusal)
