@@ -38,7 +38,8 @@ h3 { font-size: .95rem; margin: 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .5rem .9rem; white-space: nowrap; }
+th, td { text-align: left; padding: .5rem .9rem; }
+th, .number { white-space: nowrap; } td { overflow-wrap: anywhere; min-width: 5rem; }
 thead th { color: var(--quiet); font-size: .85rem; font-weight: 600; }
 tbody tr { border-top: 1px solid var(--line); }
 tbody th, td, .text, dd { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
@@ -46,8 +47,7 @@ tbody th, td, .text, dd { font-family: ui-monospace, SFMono-Regular, Menlo, Cons
 tbody th { font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 td.good::before { content: "\\2713\\00a0"; } td.warning::before { content: "!\\00a0"; }
-td.bad::before { content: "\\2717\\00a0"; } td.bad { font-weight: 600; white-space: normal;
-  min-width: 16rem; }
+td.bad::before { content: "\\2717\\00a0"; } td.bad { font-weight: 600; min-width: 12rem; }
 .notes { color: var(--quiet); list-style: none; margin: 1rem 0 0; padding: 0; overflow-wrap: anywhere;
   font-size: .9rem; }
 details { margin: .75rem 0; }

@@ -184,7 +184,7 @@ class LiveTable:
             rows = [dataclasses.replace(row) for row in self._rows]
         ended_count = sum(row.result is not None for row in rows)
         seconds = time.monotonic() - self._started_at
-        footer = Text(f"  {ended_count} of {len(rows)} have ended, {seconds:.0f} s")
+        footer = Text(f"  {ended_count} of {len(rows)} ended, {seconds:.0f} s")
         return Group(self._build_table(_fit_rows(rows, height - _FRAME_LINES)), footer)
 
     def _build_table(self, rows: Sequence[_LiveRow]) -> RichTable:

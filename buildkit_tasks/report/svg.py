@@ -10,7 +10,15 @@ import math
 import unicodedata
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.report.rows import Cell, Problem, Row, Severity, describe_problem, limit_problems
+from buildkit_tasks.report.rows import (
+    Cell,
+    Problem,
+    Row,
+    Severity,
+    describe_kind,
+    describe_problem,
+    limit_problems,
+)
 from buildkit_tasks.report.summary import Summary, summarize
 from buildkit_tasks.report.text import escape_markup, escape_unprintable, head_lines, tail_lines
 
@@ -189,7 +197,9 @@ def _draw_problems(
     listed, omitted = limit_problems(problems)
     previous_heading = ""
     for problem in listed:
-        heading = " ".join(filter(None, (_HEADING_LABELS[severity], step, row.name, problem.kind)))
+        heading = " ".join(
+            filter(None, (_HEADING_LABELS[severity], step, row.name, describe_kind(problem.kind)))
+        )
         # Warnings of one kind are listed under one heading.
         if severity is Severity.BAD or heading != previous_heading:
             canvas.move_down(14)

@@ -8,7 +8,15 @@ import itertools
 import os
 from typing import TYPE_CHECKING, TextIO
 
-from buildkit_tasks.report.rows import Cell, Problem, Row, Severity, describe_problem, limit_problems
+from buildkit_tasks.report.rows import (
+    Cell,
+    Problem,
+    Row,
+    Severity,
+    describe_kind,
+    describe_problem,
+    limit_problems,
+)
 from buildkit_tasks.report.summary import Summary, summarize
 from buildkit_tasks.report.text import (
     FULL_REPORT_HINT,
@@ -181,7 +189,7 @@ def _print_warnings(step: str, row: Row, console: Console) -> None:
 
 def _print_heading(severity: Severity, step: str, row: Row, kind: str, console: Console) -> None:
     label = "FAILED" if severity is Severity.BAD else "WARNING"
-    heading = " ".join(filter(None, (step, row.name, kind)))
+    heading = " ".join(filter(None, (step, row.name, describe_kind(kind))))
     console.print(f"\n{label} {to_one_line(heading)}", style=_SEVERITY_STYLES[severity], soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from tests.support.report_samples import (
     good_reports,
     matrix,
     run,
+    three_commands,
     verdict,
     verify,
     warning,
@@ -117,3 +118,11 @@ def test_facts_and_output() -> None:
     ) == {"exit code": "1", "runner": "docker", "emulator": "/usr/bin/qemu-s390x 10.0.2 max"}
     outputs = [element.text for element in root.iter("div") if element.attrib.get("class") == "text output"]
     assert outputs == ["\n one\n  two\n", "three"]
+
+
+def test_cells_break_lines() -> None:
+    """Columns of several CPUs and commands are wider than a page: text is broken, and no column cut off."""
+    rules = re.findall(r"(?:^|\} )([^{}\n]+) \{ ([^{}]*)\}", to_html(three_commands()), re.MULTILINE)
+    cell_rules = [text for selectors, text in rules if "td" in selectors.split(", ")]
+    assert any("overflow-wrap: anywhere" in text for text in cell_rules)
+    assert not any("nowrap" in text for text in cell_rules)

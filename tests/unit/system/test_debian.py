@@ -187,7 +187,7 @@ def test_apt_errors(tmp_path: Path) -> None:
         "could not fetch a, b: E: Failed to fetch http://x/InRelease  403 Forbidden; "
         "E: The repository is not signed."
     )
-    assert (excinfo.value.hint, excinfo.value.exit_code) == ("apt-get update", 3)
+    assert (excinfo.value.hint, excinfo.value.exit_code) == ("sudo apt-get update", 3)
 
 
 def test_download_error(tmp_path: Path) -> None:
