@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from invoke.collection import Collection
@@ -19,7 +20,7 @@ from buildkit_tasks.cli.options import COMMON_OPTIONS
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from invoke.context import Context
     from invoke.parser.argument import Argument
@@ -53,8 +54,9 @@ def task(*options: Option) -> Callable[[Body], DeclaredTask]:
 class DeclaredTask(Task[Any]):
     """An Invoke task whose arguments are declared options.
 
-    A call from Python takes the options as keywords, ``verify_arch(c, image="oci:dist")``. It returns the
-    report and raises :class:`TaskFailed` where the command line ends with another status than 0.
+    A call from Python takes the options as keywords, ``verify_arch(c, image="oci:dist")``, and an image also
+    without its name. It returns the report and raises :class:`TaskFailed` where the command line ends with
+    another status than 0.
     """
 
     def __init__(self, body: Body, options: tuple[Option, ...]) -> None:
@@ -98,11 +100,8 @@ def _argument(option: Option, task_name: str) -> Argument:
 def _invoke_body(body: Body, options: dict[str, Option]) -> Callable[..., object]:
     """Return the function that Invoke calls: it fills in defaults, runs the body, and ends as it ended."""
 
-    def call(c: Context, **values: Any) -> object:
-        unknown = values.keys() - options.keys()
-        if unknown:
-            raise TypeError(f"{body.__name__}() has no option {min(unknown)!r}")
-        values = {name: values.get(name) or option.default for name, option in options.items()}
+    def call(c: Context, *args: object, **arguments: object) -> object:
+        values = _read_arguments(body.__name__, options, args, arguments)
         settings = {option.setting: values[option.name] for option in options.values() if option.setting}
         ctx = TaskContext(invoke_context=c, options=values, setting_flags=settings)
         exit_code = _run_body(ctx, body)
@@ -112,6 +111,42 @@ def _invoke_body(body: Body, options: dict[str, Option]) -> Callable[..., object
 
     call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
     return call
+
+
+def _read_arguments(
+    task_name: str, options: Mapping[str, Option], args: Sequence[object], arguments: Mapping[str, object]
+) -> dict[str, Any]:
+    """Return the value of each option, as the command line has it. Raises TypeError as a function does."""
+    positional = [name for name, option in options.items() if option.positional]
+    if len(args) > len(positional):
+        raise TypeError(f"{task_name}() takes {len(positional)} arguments without a name, not {len(args)}")
+    given = dict(zip(positional, args, strict=False))
+    repeated = given.keys() & arguments.keys()
+    if repeated:
+        raise TypeError(f"{task_name}() got several values for {min(repeated)!r}")
+    unknown = arguments.keys() - options.keys()
+    if unknown:
+        similar = difflib.get_close_matches(min(unknown), options, n=1)
+        suggestion = f", did you mean {similar[0]!r}?" if similar else ""
+        raise TypeError(f"{task_name}() has no option {min(unknown)!r}{suggestion}")
+    given |= arguments
+    return {name: _read_argument(option, given.get(name)) for name, option in options.items()}
+
+
+def _read_argument(option: Option, value: object) -> str | bool | Sequence[str]:
+    """Return a value as the command line has it: paths, platforms and numbers as text, one for a list."""
+    if value is None or value == "":
+        return option.default
+    if isinstance(option.default, bool):
+        return bool(value)
+    if isinstance(option.default, str):
+        return _to_text(value)
+    items = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return [_to_text(each) for each in items] or option.default
+
+
+def _to_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _run_body(ctx: TaskContext, body: Body) -> int:
