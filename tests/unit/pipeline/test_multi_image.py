@@ -88,7 +88,9 @@ class Harness:
 
     def pipeline(self, **flags: Any) -> Pipeline:
         pipeline = Pipeline(
-            settings=load_settings(flags, environ={}, folder=self.folder),
+            settings=load_settings(
+                {"cache": str(self.folder / "cache"), **flags}, environ={}, folder=self.folder
+            ),
             commands=self.commands,
             notify=lambda _: None,
         )
@@ -177,6 +179,17 @@ def test_failure_does_not_stop_others(harness: Harness) -> None:
     assert [(image.name, image.ok) for image in report.images] == [("web", False), ("tool", True)]
     assert report.images[0].error == "it is broken\n  try: fix it"
     assert errors == (harness.failures["web"],)
+
+
+def test_record_of_build(harness: Harness) -> None:
+    harness.report()
+    harness.failures["web"] = BuildFailed("broken")
+    harness.report(names=("web",))
+    record = harness.pipeline().resolver.last_build.read()
+    assert (record.last, [*record.images]) == (("web",), ["web", "tool"])
+    assert "has not succeeded" in record.images["web"].problem
+    assert record.images["tool"].image == f"oci-archive:{harness.folder}/dist/tool.tar"
+    assert record.images["tool"].platforms == ("linux/386",)
 
 
 def test_interrupt_stops(harness: Harness) -> None:

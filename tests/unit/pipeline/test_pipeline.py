@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -131,6 +132,21 @@ def test_dry_run_is_not_the_last_build(steps: Steps) -> None:
     make_pipeline().build(make_request())
     assert pipeline.resolver.last_built.startswith("oci-archive:")
     assert len(steps.executed) == 2
+
+
+@pytest.mark.parametrize("method", ["build", "run_matrix"])
+def test_failed_build_is_recorded(steps: Steps, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Pipeline) -> NoReturn:
+        raise EmulatorError("broken")
+
+    make_pipeline().build(make_request())
+    steps.runs = False
+    monkeypatch.setattr(Pipeline, "setup", fail)
+    pipeline = make_pipeline()
+    with contextlib.suppress(EmulatorError):
+        getattr(pipeline, method)(make_request())
+    with pytest.raises(UsageError, match="has not succeeded; the one before it is oci-archive:"):
+        _ = pipeline.resolver.last_built
 
 
 @pytest.mark.parametrize(("setting", "fallback"), [("none", "False"), ("emulate", "True")])

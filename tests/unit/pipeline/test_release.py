@@ -243,6 +243,13 @@ def test_parts_of_flags_and_files(tmp_path: Path) -> None:
     )
 
 
+def test_part_as_it_is_printed() -> None:
+    assert read_parts([f"docker://{FIRST_PART},{SECOND_PART}"], []) == (
+        Reference.parse(FIRST_PART),
+        Reference.parse(SECOND_PART),
+    )
+
+
 def test_parts_of_reports(tmp_path: Path) -> None:
     name, digest = SECOND_PART.split("@")
     outputs = [{"type": "oci", "dest": "x"}, {"type": "registry", "ref": f"{name}:v1"}]
