@@ -17,11 +17,17 @@ __all__ = ["command_as_root", "list_missing_capabilities", "rerun_as_root", "use
 # linux/capability.h: what dockerd needs for its bridge and for mounts.
 _ENGINE_CAPABILITIES = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
 _STATUS_FILE = Path("/proc/self/status")
+_SYSTEM_FOLDERS = "/usr/sbin:/sbin"  # in root's PATH; sudo sets that, su does not
 
 
 def command_as_root(command: str) -> str:
     """Return the command that runs ``command`` as root: with sudo, or with su if there is no sudo."""
-    return f"sudo {command}" if shutil.which("sudo") else f"su -c {shlex.quote(command)}"
+    if shutil.which("sudo"):
+        return f"sudo {command}"
+    program, separator, arguments = command.partition(" ")
+    if not shutil.which(program):
+        program = shutil.which(program, path=_SYSTEM_FOLDERS) or program
+    return f"su -c {shlex.quote(program + separator + arguments)}"
 
 
 def rerun_as_root() -> str:

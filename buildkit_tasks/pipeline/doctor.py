@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.config.settings import writable_cache_folder
 from buildkit_tasks.errors import BuilderError, CacheError
+from buildkit_tasks.hints import translate_commands
 from buildkit_tasks.host.builder import BuilderManager, is_remote
 from buildkit_tasks.host.emulation.emulators import EmulatorManager, repair_command
 from buildkit_tasks.host.engine import Engine, find_clients, find_engine
@@ -53,7 +54,10 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        return {"ok": self.ok, "findings": [asdict(finding) for finding in self.findings], "next": self.next}
+        findings = [
+            asdict(replace(finding, next=translate_commands(finding.next))) for finding in self.findings
+        ]
+        return {"ok": self.ok, "findings": findings, "next": translate_commands(self.next)}
 
     def to_text(self) -> str:
         """Return one line for each finding, and the next command."""
@@ -62,7 +66,7 @@ class Diagnosis:
             f"{'ok     ' if each.ok else 'MISSING'}  {each.name:{width}}  {each.message}"
             for each in self.findings
         )
-        return "\n".join((*rows, f"try: {self.next}"))
+        return "\n".join((*rows, f"try: {translate_commands(self.next)}"))
 
 
 def diagnose_environment(pipeline: Pipeline) -> Diagnosis:

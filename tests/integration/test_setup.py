@@ -30,7 +30,7 @@ def test_doctor_after_setup(engine: Engine, project: Project, unchanged: Unchang
     with unchanged():
         report = project.json("doctor", "--platform=linux/amd64,linux/arm64")
     assert report["ok"]
-    assert report["next"] == "inv build-multiarch"
+    assert report["next"].endswith("build-multiarch")
 
 
 @pytest.mark.parametrize(

@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-import sysconfig
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.sandbox.conftest import make_busybox_layer
 from tests.support import census, guests
+from tests.support.nobody import Nobody, create_nobody
 from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
-from tests.support.project import CompletedCommand, Project
+from tests.support.users import NOBODY, needs_root
 
-NOBODY = 65534
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v6", "linux/s390x")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-# Bind-mounts what only root can reach below a directory of the user, in a mount namespace of the test.
-_SCRIPT = """\
-set -e
-for name in python packages repository; do eval "mount --bind \\"\\$FROM_$name\\" \\"$BASE/$name\\""; done
-cd "$BASE/home"
-exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all \\
-    env -i PATH="$PATH" HOME="$BASE/home" PYTHONPATH="$BASE/packages:$BASE/repository" NO_COLOR=1 \\
-    PYTHONDONTWRITEBYTECODE=1 "$BASE/python/bin/$PYTHON" -m buildkit_tasks "$@"
-"""
-
-
-@dataclass(frozen=True)
-class Nobody:
-    """The user ``nobody``, with a home directory."""
-
-    base: Path
-
-    @property
-    def home(self) -> Path:
-        return self.base / "home"
-
-    def task(self, *args: str, expect: int = 0, timeout: float = 300) -> CompletedCommand:
-        """Run a task as that user."""
-        env = {
-            "BASE": str(self.base),
-            "PYTHON": f"python{sys.version_info.major}.{sys.version_info.minor}",
-            "FROM_python": sys.base_prefix,
-            "FROM_packages": sysconfig.get_path("purelib"),
-            "FROM_repository": str(ROOT),
-        }
-        project = Project(folder=self.base, env=env)
-        done = project.command("unshare", "--mount", "sh", "-c", _SCRIPT, "sh", *args, timeout=timeout)
-        assert done.code == expect, done.stdout + done.stderr
-        return done
-
-    def copy_to_home(self, path: Path) -> Path:
-        """Copy a file into the user's home and return the copy."""
-        copy = self.home / path.name
-        shutil.copyfile(path, copy)
-        os.chown(copy, NOBODY, NOBODY)
-        return copy
+pytestmark = needs_root
 
 
 @pytest.fixture(scope="module")
 def nobody() -> Iterator[Nobody]:
     """The user; everything that it has downloaded is removed afterwards."""
-    base = Path(tempfile.mkdtemp(prefix="nobody-"))
-    base.chmod(0o755)
-    for name in ("home", "python", "packages", "repository"):
-        (base / name).mkdir()
-    os.chown(base / "home", NOBODY, NOBODY)
-    yield Nobody(base)
-    shutil.rmtree(base)
+    with create_nobody() as user:
+        yield user
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from buildkit_tasks.host.builder.assignment import infer_native_platform
 from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
 from buildkit_tasks.host.builder.spec import MANAGED_DRIVERS, BuilderSpec, NodeSpec
 from buildkit_tasks.host.builder.store import BuilderRecord, parse_inspect_output, read_record, record_path
+from buildkit_tasks.host.engine.daemon import docker_config_folder, is_docker_config_closed
 from buildkit_tasks.system.csv_fields import format_csv_row
 from buildkit_tasks.system.files import explain_unwritable
 
@@ -57,7 +58,13 @@ class Buildx:
         return record_path(name, self.engine.env)
 
     def check_store(self) -> None:
-        """Raise :class:`BuilderError` if buildx cannot write its store, which every build needs."""
+        """Raise :class:`BuilderError` if buildx cannot use its directories, which every build needs."""
+        if is_docker_config_closed():
+            raise BuilderError(
+                f"docker cannot read its configuration: {docker_config_folder()}: permission denied; "
+                "set DOCKER_CONFIG to a folder of your own",
+                hint='export DOCKER_CONFIG="$(mktemp -d)"',
+            )
         folder = self.record_path(self.settings.name).parent.parent
         if reason := explain_unwritable(folder):
             raise BuilderError(

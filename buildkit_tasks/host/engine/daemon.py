@@ -36,6 +36,7 @@ __all__ = [
     "ensure_tools",
     "find_system_engine",
     "find_tools",
+    "is_docker_config_closed",
 ]
 
 API_SECONDS = 30
@@ -195,6 +196,20 @@ def docker_config_folder() -> Path:
     return Path(os.environ.get("DOCKER_CONFIG") or expand_home("~/.docker"))
 
 
+def is_docker_config_closed() -> bool:
+    """Return True if this user may not look into the directory: HOME may be another user's.
+
+    docker's CLI does without its configuration then, but buildx fails.
+    """
+    try:
+        (docker_config_folder() / "contexts").stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _read_docker_config() -> dict[str, Any]:
     """Read the user's config.json. Raise :class:`SettingsError` if it is malformed.
 
@@ -235,9 +250,12 @@ def _read_context_endpoint(name: str) -> str:
 
 
 def _iter_contexts() -> Iterator[tuple[str, str]]:
-    """Yield name and host of each docker context, from metadata files in directories with hashed names."""
-    for path in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
-        with contextlib.suppress(OSError):
+    """Yield name and host of each docker context, from metadata files in directories with hashed names.
+
+    There are none in a directory that this user may not read.
+    """
+    with contextlib.suppress(PermissionError):
+        for path in (docker_config_folder() / "contexts/meta").glob("*/meta.json"):
             metadata = _parse_object(path.read_text(encoding="utf-8"))
             host = metadata.get("Endpoints", {}).get("docker", {}).get("Host", DEFAULT_ENDPOINT)
             yield str(metadata.get("Name", "")), str(host)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from buildkit_tasks.host import privileges
 from buildkit_tasks.host.privileges import (
     command_as_root,
     list_missing_capabilities,
@@ -27,7 +28,11 @@ def write_program(path: Path, script: str) -> Path:
 def test_command_as_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert command_as_root("inv x 'a b'") == """su -c 'inv x '"'"'a b'"'"''"""
+    system_program = write_program(tmp_path / "sbin/usermod", "")
+    monkeypatch.setattr(privileges, "_SYSTEM_FOLDERS", str(system_program.parent))
+    assert command_as_root("usermod x") == f"su -c '{system_program} x'"
     write_program(tmp_path / "sudo", "")
+    assert command_as_root("usermod x") == "sudo usermod x"
     assert command_as_root("inv x 'a b'") == "sudo inv x 'a b'"
 
 

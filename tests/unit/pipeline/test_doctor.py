@@ -206,6 +206,12 @@ def test_unwritable_buildx_store(harness: Harness, monkeypatch: pytest.MonkeyPat
     assert "BUILDX_CONFIG" in finding.message
 
 
+def test_closed_docker_config(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buildkit_tasks.host.builder.buildx.is_docker_config_closed", lambda: True)
+    finding = harness.find("builder")
+    assert (finding.ok, finding.next) == (False, 'export DOCKER_CONFIG="$(mktemp -d)"')
+
+
 def test_no_sandbox(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     assert harness.find("sandbox").ok
 

@@ -143,6 +143,16 @@ def test_absent_for_ordinary_user(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert error.hint == "sudo this"
 
 
+@needs_root
+def test_closed_docker_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOME may be root's: what cannot be read there counts as missing, as for docker's CLI."""
+    (folder / "closed/contexts/meta/0123").mkdir(parents=True)
+    (folder / "closed/config.json").touch()
+    (folder / "closed").chmod(0o700)
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder / "closed"))
+    assert "no Docker daemon answers" in error_of_ordinary_user(folder).message
+
+
 def test_stopped_daemon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert absent_error("unix:///x", []).hint is None
     (folder / "none").mkdir()
