@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ __all__ = [
     "run_on_platform",
 ]
 
+_BUILT_IN_TESTS = Path(__file__).parent / "testing" / "default_checks.py"
+_BUILT_IN_TESTS_ID = "buildkit_tasks/testing/default_checks.py"
 _IMAGE = "buildkit_image_under_test"
 _PLATFORM = "buildkit_platform"
 _OWN_PLATFORM = "platform"  # ours, or that of another plugin, a conftest.py or a parameter
@@ -98,6 +101,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Add the fixture ``platform`` unless a plugin has one: among plugins, the last one would win."""
     if not session._fixturemanager.getfixturedefs(_OWN_PLATFORM, session):  # noqa: SLF001 - no public way
         session.config.pluginmanager.register(_make_platform_plugin(), "buildkit_tasks_platform")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Name the built-in tests by their module: JUnit's class name is not the path of site-packages."""
+    if module_path != _BUILT_IN_TESTS:
+        return None
+    module: pytest.Module = pytest.Module.from_parent(parent, path=module_path, nodeid=_BUILT_IN_TESTS_ID)
+    return module
 
 
 def _make_platform_plugin() -> ModuleType:

@@ -871,3 +871,14 @@ def test_dynamic_image_of_several(two_images: Fakes) -> None:
     result.assert_outcomes(failed=1)
     assert "there are several images: take multiarch_image as an argument" in result.stdout.str()
     two_images.run(text, "--arch-image=tool").assert_outcomes(passed=1)
+
+
+def test_name_of_built_in_tests(project: Project) -> None:
+    """JUnit's class name is the module, and not the path of the folder that the package is installed in."""
+    arguments = ("--pyargs", "buildkit_tasks.testing.default_checks", "--arch-image", "hello.tar")
+    project.add_image("hello.tar")
+    project.pytester.runpytest_inprocess(
+        *OPTIONS, *arguments, "--junit-xml=j.xml", "--arch-platform=linux/amd64"
+    )
+    report = (project.path / "j.xml").read_text(encoding="utf-8")
+    assert set(re.findall(r'classname="([^"]*)"', report)) == {"buildkit_tasks.testing.default_checks"}
