@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EngineError, Interrupted
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    _Output = int | IO[str] | IO[bytes]
 
 __all__ = ["CommandResult", "CommandRunner", "SubprocessRunner", "print_bytes_of_paths", "redact"]
 
@@ -163,8 +165,7 @@ class SubprocessRunner:
         """
         if mutates and self.dry_run:
             return self._print_command(argv, options)
-        child = _start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        with self._track_child(child, argv, options):
+        with self._start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
             stdout, stderr = child.communicate(options.stdin)
         return CommandResult(
             argv=tuple(argv),
@@ -185,13 +186,18 @@ class SubprocessRunner:
         if self.dry_run:
             return self._print_command(argv, options)
         if _is_terminal(self.stream_output) and not label:
-            child = _start_child(argv, options, stdout=self.stream_output, stderr=self.stream_output)
-            with self._track_child(child, argv, options), _feed_stdin(child, options.stdin):
+            output = self.stream_output
+            with (
+                self._start_child(argv, options, stdout=output, stderr=output) as child,
+                _feed_stdin(child, options.stdin),
+            ):
                 child.wait()
             return CommandResult(argv=tuple(argv), returncode=child.returncode)
-        child = _start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        with self._track_child(child, argv, options), _feed_stdin(child, options.stdin):
+        with (
+            self._start_child(argv, options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child,
+            _feed_stdin(child, options.stdin),
+        ):
             self._forward_output(child, tail, f"{label} | " if label else "")
         return CommandResult(argv=tuple(argv), returncode=child.returncode, stderr="".join(tail))
 
@@ -208,16 +214,19 @@ class SubprocessRunner:
             thread.join()
 
     @contextlib.contextmanager
-    def _track_child(
-        self, child: subprocess.Popen[bytes], argv: Sequence[str], options: CommandOptions
-    ) -> Iterator[None]:
-        """Enforce timeout and watch of a child, and let :meth:`interrupt` end it meanwhile."""
-        self._children.add(child)
-        try:
-            with _watch_child(child, options), _enforce_deadline(child, argv, options.timeout):
-                yield
-        finally:
-            self._children.discard(child)
+    def _start_child(
+        self, argv: Sequence[str], options: CommandOptions, *, stdout: _Output, stderr: _Output
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a child, enforce its timeout and watch, and let :meth:`interrupt` end it meanwhile."""
+        with _deferred_interrupts() as deliver_interrupts:
+            child = _open_process(argv, options, stdout=stdout, stderr=stderr)
+            self._children.add(child)
+            try:
+                with _watch_child(child, options), _enforce_deadline(child, argv, options.timeout):
+                    deliver_interrupts()
+                    yield child
+            finally:
+                self._children.discard(child)
 
     def start_daemon(
         self, argv: Sequence[str], log_path: Path, options: CommandOptions = _DEFAULT_OPTIONS
@@ -227,7 +236,7 @@ class SubprocessRunner:
             self._print_command(argv, options)
             return 0
         with log_path.open("ab") as output:
-            child = _start_child(argv, options, stdout=output, stderr=output)
+            child = _open_process(argv, options, stdout=output, stderr=output)
         child.returncode = 0  # avoids the ResourceWarning for a child that is still running
         return child.pid
 
@@ -313,12 +322,32 @@ def _is_terminal(stream: IO[str]) -> bool:
         return False
 
 
-def _start_child(
-    argv: Sequence[str],
-    options: CommandOptions,
-    *,
-    stdout: int | IO[str] | IO[bytes],
-    stderr: int | IO[str] | IO[bytes],
+@contextlib.contextmanager
+def _deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Keep SIGINT and SIGTERM until the yielded function is called, or the context is left.
+
+    An exception out of :class:`subprocess.Popen` would lose a child that has started already.
+    """
+    received: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def deliver() -> None:
+        while handlers:
+            signal.signal(*handlers.popitem())
+        while received:
+            signal.raise_signal(received.pop())
+
+    if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda signum, _: received.append(signum))
+    try:
+        yield deliver
+    finally:
+        deliver()
+
+
+def _open_process(
+    argv: Sequence[str], options: CommandOptions, *, stdout: _Output, stderr: _Output
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit_tasks.errors import DeadlineExceeded, EngineError
+from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
 from buildkit_tasks.system.command import CommandOptions, CommandResult, SubprocessRunner, redact
 from buildkit_tasks.system.process import Process
 from tests.support.waiting import wait_until
@@ -236,6 +236,28 @@ def test_second_ctrl_c_kills(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     wait_until(lambda: has_ended(int(ready.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_during_start(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    started = []
+
+    class InterruptedPopen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", InterruptedPopen)
+    previous = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted):
+            SubprocessRunner().run(["sleep", "600"])
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, previous)
+    assert [child.returncode for child in started] == [-signal.SIGINT]
 
 
 def dry_runner() -> tuple[SubprocessRunner, io.StringIO]:
