@@ -12,7 +12,8 @@ import pytest
 
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.platforms import Platform
-from tests.support.project import TASKS, CompletedCommand, Project
+from tests.support.project import TASKS, Project
+from tests.support.task_server import CompletedCommand
 
 ARM64 = "linux/arm64"
 _MOUNT_POINT = "/proc/sys/fs/binfmt_misc"

@@ -19,8 +19,9 @@ from buildkit_tasks.host.engine import Engine
 from tests.conftest import ROOT
 from tests.integration.hello_image import TWO
 from tests.integration.registry_server import RegistryServer
-from tests.support.project import CompletedCommand, Project
+from tests.support.project import Project
 from tests.support.registry import real as registry
+from tests.support.task_server import CompletedCommand
 from tests.support.workflows import code_blocks, fill_expressions, parse_yaml
 
 PAGE = ROOT / "docs/ci-matrix.md"

@@ -16,7 +16,8 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import parse_platforms
 from tests.conftest import ROOT
 from tests.support.oci import MemoryImage, add_platform, make_tar, write_archive
-from tests.support.project import CompletedCommand, Project, program
+from tests.support.project import Project, program
+from tests.support.task_server import CompletedCommand
 from tests.support.workflows import code_blocks
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
@@ -166,7 +167,7 @@ def test_exit_status(platform, run_on_platform, multiarch_image):
     assert result.ok, result.message
     assert (result.platform, result.exit_code, result.stdout) == (str(platform), expected, "")
     assert result.runner in ("sandbox", "docker")
-    assert 0 < result.seconds < 60
+    assert result.seconds > 0
     assert result.emulated == (result.emulator is not None) == (expected != 0)
     wrong = run_on_platform(expect_exit=expected + 1)
     assert (wrong.ok, wrong.exit_code, wrong.outcome) == (False, expected, "failed")

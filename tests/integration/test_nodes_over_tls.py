@@ -13,12 +13,12 @@ from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.report.model import BuilderSummary, NodeSummary
 from tests.support.engine.nodes import Node, host_node, remote_settings
-from tests.support.project import CompletedCommand, Project, program
+from tests.support.project import Project, program
 from tests.support.registry.certificates import Certificate, make_certificate, sign
+from tests.support.task_server import CompletedCommand
 
 AMD64 = "linux/amd64"
 DOCKERFILE = 'FROM scratch\nCOPY hello /hello\nRUN ["/hello"]\n'
-MAX_SECONDS = 15.0  # buildx itself waits 20 s for a node that rejects it, and reports no reason
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,6 @@ def fail_setup(project: Project, node: Node, **options: str) -> CompletedCommand
     done = project.task("setup-builder", expect=3)
     assert re.search(r"error: node secured: (the connection to )?tcp://", done.stderr)
     assert not list(Path(project.env["BUILDX_CONFIG"]).glob("instances/*"))
-    assert done.seconds < MAX_SECONDS
     return done
 
 
@@ -120,7 +119,6 @@ def test_missing_tls_files(project: Project, tls_node: Node, certificate: Certif
     project.write({"pyproject.toml": remote_settings([option], [AMD64])})
     done = project.task("setup-builder", expect=2)
     assert f"node secured: cert: {missing} is not a file" in done.stderr
-    assert done.seconds < 10
 
 
 def test_key_is_not_shown(project: Project, tls_node: Node, certificate: Certificate) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from buildkit_tasks.host.engine import Engine
-from tests.support.project import CompletedCommand, Project
+from tests.support.project import Project
+from tests.support.task_server import CompletedCommand
 
 DOCKERFILE = """\
 FROM alpine:latest

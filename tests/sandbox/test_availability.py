@@ -17,7 +17,8 @@ from buildkit_tasks.run.sandbox.availability import explain_unavailable
 from buildkit_tasks.run.sandbox.supervisor import ID_OFFSET, KernelRefusal, Supervisor, id_offset
 from buildkit_tasks.system.command import SubprocessRunner
 from tests.support.oci import write_program_image
-from tests.support.project import TASKS, CompletedCommand, Project, program
+from tests.support.project import TASKS, Project, program
+from tests.support.task_server import CompletedCommand
 
 # Run a command in a user namespace in which no other can be created, as where an administrator denies them.
 _DENY_USER_NAMESPACES = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'

@@ -19,6 +19,8 @@ from buildkit_tasks.system.files import build_atomically
 
 _RESOLVE_SECONDS = 60.0
 _INSTALL_SECONDS = 1200.0
+# Without debugging information and symbols, which take a part of the compiler's and linker's time.
+_STRIPPED = ["-trimpath", "-gcflags=all=-dwarf=false", "-ldflags=-s -w"]
 _RUNNER = SubprocessRunner(dry_run_output=sys.stderr)
 
 
@@ -123,7 +125,7 @@ def _resolve_latest(tool: GoTool) -> str:
 def _compile(tool: GoTool, version: str, directory: Path) -> None:
     _download(tool.module, version)
     options = _go_options(env={**go_environment(), "GOBIN": str(directory)})
-    _run_go(["install", "-trimpath", f"{tool.package}@{version}"], options)
+    _run_go(["install", *_STRIPPED, f"{tool.package}@{version}"], options)
 
 
 def build_in_module(module: str, version: str, names: Sequence[str], directory: Path) -> None:
@@ -134,8 +136,7 @@ def build_in_module(module: str, version: str, names: Sequence[str], directory: 
     """
     options = replace(_go_options(), cwd=_download(module, version))
     for name in names:
-        output = ["-trimpath", "-ldflags=-s -w", "-o", str(directory / name), f"./cmd/{name}"]
-        _run_go(["build", *output], options)
+        _run_go(["build", *_STRIPPED, "-o", str(directory / name), f"./cmd/{name}"], options)
 
 
 def _download(module: str, version: str) -> Path:

@@ -26,6 +26,7 @@ from buildkit_tasks.host.engine.private import stop_private_engine
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.process import Process
 from tests.support import census
+from tests.support.project import TASK_SERVER
 
 _HOMES_KEY = "buildkit_tasks_homes"
 _SHARED = ("bases", "debian", "emulators", "go", "planted-faults")  # in the cache directory
@@ -63,6 +64,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     try:
         yield
     finally:
+        TASK_SERVER.close()
         if not hasattr(session.config, "workerinput"):
             _finish(session)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.support.project import CompletedCommand, Project
+from tests.support.project import Project
+from tests.support.task_server import CompletedCommand
 from tests.support.users import NOBODY
 
 __all__ = ["Nobody", "create_nobody"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,26 +13,13 @@ from typing import Any
 
 from buildkit_tasks.platforms import Platform
 from buildkit_tasks.platforms.elf.probe import build_probe_program
+from tests.support.task_server import CompletedCommand, TaskServer, needs_new_interpreter
 
 # In the environment of every process that this test session starts, and of no other session's.
 MARK = {"BUILDKIT_TASKS_TESTED_BY": uuid.uuid4().hex}
 TASKS = (sys.executable, "-m", "buildkit_tasks")
+TASK_SERVER = TaskServer()
 ILLEGAL_INSTRUCTION = "00 00 00 00"  # undefined on arm64 (udf) and on riscv64: SIGILL
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompletedCommand:
-    """The result of a command."""
-
-    code: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-    @property
-    def document(self) -> Any:
-        """Return the JSON document on standard output."""
-        return json.loads(self.stdout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +56,21 @@ class Project:
 
     def command(self, *argv: str, timeout: float = 600) -> CompletedCommand:
         """Run a command here and wait for its end."""
-        started = time.monotonic()
         with self.start(argv) as child:
             try:
                 stdout, stderr = child.communicate(timeout=timeout)
             except BaseException:
                 child.terminate()
                 raise
-        seconds = time.monotonic() - started
-        return CompletedCommand(code=child.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
+        return CompletedCommand(code=child.returncode, stdout=stdout, stderr=stderr)
 
     def task(self, name: str, *options: str, expect: int = 0, timeout: float = 600) -> CompletedCommand:
         """Run a task, which must exit with the expected status and without a traceback."""
-        done = self.command(*TASKS, name, *options, timeout=timeout)
+        if needs_new_interpreter(self.env):
+            done = self.command(*TASKS, name, *options, timeout=timeout)
+        else:
+            env = {**os.environ, **MARK, **self.env}
+            done = TASK_SERVER.run((name, *options), self.folder, env, timeout)
         output = f"{name} ended with {done.code}, not {expect}:\n{done.stdout}\n{done.stderr}"
         assert done.code == expect, output
         assert "Traceback" not in done.stdout + done.stderr, output

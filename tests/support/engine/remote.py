@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.debian import PackageSet, install_packages
 from tests.support.ports import free_port, listens
 from tests.support.registry.certificates import Certificate
+from tests.support.waiting import wait_until
 
 __all__ = ["Ssh", "expose_over_ssh", "expose_over_tcp", "tls_endpoint"]
 
@@ -145,11 +145,8 @@ def _run_server(argv: Sequence[str], port: int) -> Iterator[int]:
     """Run a server in its own session and yield its pid once it listens on ``port``."""
     child = subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + _SECONDS
-        while not listens("127.0.0.1", port):
-            assert child.poll() is None, f"{argv} ended with {child.returncode}"
-            assert time.monotonic() < deadline, f"{argv} does not listen"
-            time.sleep(0.05)
+        wait_until(lambda: listens("127.0.0.1", port) or child.poll() is not None)
+        assert child.poll() is None, f"{argv} ended with {child.returncode}"
         yield child.pid
     finally:
         os.killpg(child.pid, signal.SIGTERM)

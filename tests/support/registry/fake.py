@@ -21,11 +21,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, quote, urlsplit
 
+import pytest
+
 from buildkit_tasks.oci.model import Digest
 from tests.support.oci import MemoryImage
 from tests.support.registry.certificates import Certificate
 
 _CHUNK_SIZE = 1 << 16
+# Less than the default read timeout of 60 s: a client that does not keep to a shorter one, or does not end
+# when it is interrupted, gets a broken connection.
+_MAX_SILENCE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +38,10 @@ class Reply:
     """A response.
 
     ``length`` is a wrong Content-Length (-1: none). ``cut`` closes the connection after that many bytes of
-    the body, or resets it with ``reset``, or keeps it open without data with ``silent``; without ``cut``
-    those two happen instead of a response. ``drip`` waits that many seconds before each byte of the
-    body, ``drip_headers`` before each one of the headers. ``unread`` replies after reading that many
-    bytes of the request body, and does not read the rest.
+    the body, or resets it with ``reset``, or keeps it open without data for 30 s with ``silent``; without
+    ``cut`` those two happen instead of a response. ``drip`` waits that many seconds before each byte of
+    the body, ``drip_headers`` before each one of the headers, for 30 s. ``unread`` replies after reading
+    that many bytes of the request body, and does not read the rest.
     """
 
     status: int = 200
@@ -82,6 +87,7 @@ class FakeRegistry:
     host: str
     received: list[Request] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
+    has_closed_silent: bool = False  # a client waited longer for a silent or dripping reply than 30 s
     ranges: bool = True
     states_digests: bool = True
     read_delay: float = 0.0  # seconds before it reads a body
@@ -285,6 +291,19 @@ def black_hole() -> Iterator[str]:
         yield f"127.0.0.1:{address[1]}"
 
 
+def record_socket_timeouts(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """Return a list to which the timeout of each socket is added when it is set."""
+    timeouts: list[float | None] = []
+    set_timeout = socket.socket.settimeout
+
+    def record(sock: socket.socket, value: float | None) -> None:
+        timeouts.append(value)
+        set_timeout(sock, value)
+
+    monkeypatch.setattr(socket.socket, "settimeout", record)
+    return timeouts
+
+
 class _Server(http.server.ThreadingHTTPServer):
     registry: FakeRegistry
     daemon_threads = True
@@ -373,8 +392,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, data: bytes, drip: float) -> None:
         step = 1 if drip else _CHUNK_SIZE
+        deadline = time.monotonic() + _MAX_SILENCE
         for offset in range(0, len(data), step):
-            if drip and self.server.registry.closing.wait(drip):
+            if drip and (self.server.registry.closing.wait(drip) or time.monotonic() > deadline):
+                self._close_silent()
                 return
             self.wfile.write(data[offset : offset + step])
             self.wfile.flush()
@@ -382,11 +403,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _end(self, reply: Reply) -> None:
         self.close_connection = True
         if reply.silent:
-            self.server.registry.closing.wait(120)
+            self.server.registry.closing.wait(_MAX_SILENCE)
+            self._close_silent()
         if reply.reset:
             time.sleep(0.02)  # the client reads the sent bytes first
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
+
+    def _close_silent(self) -> None:
+        self.close_connection = True
+        registry = self.server.registry
+        registry.has_closed_silent = registry.has_closed_silent or not registry.closing.is_set()
 
 
 def _media_type(memory: MemoryImage, digest: str, data: bytes) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from buildkit_tasks.system.debian import PackageSet, install_packages
 from tests.support.oci import MemoryImage, descriptor
 from tests.support.ports import free_port, listens
 from tests.support.registry.certificates import Certificate
+from tests.support.waiting import wait_until
 
 USER, PASSWORD = "keeper", "correct horse"  # of test registries
 # Written by `htpasswd -B`; the registry supports bcrypt only.
@@ -122,9 +122,5 @@ def _check_status(response: requests.Response, status: int) -> None:
 
 
 def _wait_until_ready(port: int, child: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and child.poll() is None:
-        if listens("127.0.0.1", port):
-            return
-        time.sleep(0.05)
-    raise AssertionError("the registry did not start")
+    wait_until(lambda: listens("127.0.0.1", port) or child.poll() is not None)
+    assert child.poll() is None, "the registry did not start"
