@@ -14,8 +14,6 @@ from tests.integration.hello_image import RUN_DOCKERFILE, TWO, hello_programs
 from tests.support.engine.nodes import Node, host_node, remote_settings
 from tests.support.project import Project
 
-MAX_SECONDS = 15.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class ListeningNode:
@@ -71,5 +69,4 @@ def test_unreachable_endpoint(project: Project, endpoint: str) -> None:
     project.write({"pyproject.toml": remote_settings([f"name=own,endpoint={endpoint}"], TWO)})
     done = project.task("setup-builder", expect=3)
     assert f"node own: nothing listens at {endpoint}: " in done.stderr
-    assert done.seconds < MAX_SECONDS
     assert not list(Path(project.env["BUILDX_CONFIG"]).glob("instances/*"))

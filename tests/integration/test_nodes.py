@@ -82,9 +82,8 @@ def test_second_setup_changes_nothing(remote_builder: RemoteBuilder, unchanged: 
     store = Path(remote_builder.project.env["BUILDX_CONFIG"]) / "instances/fleet"
     before = json.loads(store.read_bytes())["Nodes"]
     with unchanged():
-        done = remote_builder.project.task("setup-builder")
+        remote_builder.project.task("setup-builder")
     assert json.loads(store.read_bytes())["Nodes"] == before
-    assert done.seconds < 15
 
 
 def test_report_names_nodes(hello_project: Project) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
 from buildkit_tasks.host.engine import Engine
-from tests.conftest import TEN
 from tests.integration.hello_image import TWO
 from tests.integration.registry_server import RegistryServer, write_docker_login
 from tests.support.oci import (
@@ -190,14 +188,6 @@ def test_wrong_password(project: Project, tmp_path: Path) -> None:
         done = project.task("push-multiarch", str(archive), f"--tag={host}/team/app:v1", expect=4)
     assert f"docker login {host}" in done.stderr
     assert "wrong" not in done.stderr
-
-
-def test_push_duration(project: Project, plain_registry: RegistryServer) -> None:
-    archive = write_archive(attested_image(*TEN), project.folder / "image.tar")
-    project = plain_registry.configure(project)
-    started = time.monotonic()
-    project.task("push-multiarch", str(archive), f"--tag={plain_registry.host}/team/app:v1", "--no-verify")
-    assert time.monotonic() - started < 6  # seconds; about 160 requests take 1 on an idle machine
 
 
 def test_merge_manifests_and_indexes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,11 +158,3 @@ def test_missing_login(
     assert message in caught.value.message
     assert (caught.value.exit_code, caught.value.hint) == (4, f"docker login {login_host}")
     assert registry.PASSWORD not in str(caught.value)
-
-
-def test_pull_request_count(registry_host: str, access: RegistryOptions) -> None:
-    registry.push(registry_host, hello(TEN), "team/speed", "1")
-    read_layers(f"{registry_host}/team/speed:1", access)
-    started = time.monotonic()
-    assert read_layers(f"{registry_host}/team/speed:1", access) == 10
-    assert time.monotonic() - started < 2  # seconds; 31 requests take 0.1 on an idle machine

@@ -21,7 +21,6 @@ from tests.support.project import Project
 from tests.support.registry.certificates import Certificate, make_certificate
 
 AMD64, ARM64 = TWO
-MAX_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +130,6 @@ def test_tls_engine_without_certificate(
     with expose_over_tcp(engine, certificate) as endpoint, create_builder(project, endpoint) as builder:
         done = builder.project.task("setup-builder", expect=3)
     assert f"node {builder.name}-remote: {endpoint} is not a Docker engine, or requires TLS" in done.stderr
-    assert done.seconds < MAX_SECONDS
 
 
 def test_ssh_engine(project: Project, create_builder: CreateBuilder, ssh: Ssh) -> None:
@@ -160,7 +158,6 @@ def test_ssh_engine_lost_and_back(
         done = builder.project.task("build-multiarch", expect=3)
         assert f"error: node {builder.name}-remote: ssh://" in done.stderr
         assert "cannot be reached: client is disabled" in done.stderr
-        assert done.seconds < MAX_SECONDS
         assert not (project.folder / "dist").exists()
         for _ in range(2):  # at the second build it is no longer a node of the builder
             done = builder.project.task("build-multiarch", "--json", "--fallback=emulate")
@@ -187,7 +184,7 @@ def test_ssh_engine_stops_responding(project: Project, create_builder: CreateBui
         build = RunningTask(builder.project, "build-multiarch", *options)
         build.wait_for(f'{ARM64} on {builder.name}-remote | #5 [2/2] RUN ["/sleep"]')
         with ssh.paused():
-            done = build.wait(90)
+            done = build.wait()
         assert done.code == 0, done.stderr
         assert f"node {builder.name}-remote was lost during the build" in done.stderr
         assert {row["node"] for row in done.document["platforms"]} == {f"{builder.name}-local"}

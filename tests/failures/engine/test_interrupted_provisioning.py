@@ -5,7 +5,6 @@ import fcntl
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from buildkit_tasks.host.engine import Engine
 from tests.conftest import Unchanged
 from tests.support.project import Project
+from tests.support.waiting import wait_until
 
 # Install one small package as the private engine's packages are.
 PROVISION = """\
@@ -43,18 +43,20 @@ def _install_argv(prefix: Path) -> list[str]:
     return [sys.executable, "-c", PROVISION, str(prefix)]
 
 
+def _has_lists(folder: Path) -> bool:
+    """Return whether apt downloads lists of packages, to ``partial/``, or has done so."""
+    patterns = ("partial/*", "*_*")
+    return any(list(folder.glob(f".tini.*.staging/.apt0/lists/{pattern}")) for pattern in patterns)
+
+
 def test_install_after_kill(prefix: Path, project: Project, unchanged: Unchanged) -> None:
     prefix.parent.mkdir()
     with unchanged():
         child = project.start(_install_argv(prefix))
-        while not any(prefix.parent.glob(".tini.*.staging/.apt0/lists/partial/*")):
-            assert child.poll() is None, child.communicate()
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        for pipe in (child.stdout, child.stderr):
-            assert pipe is not None
-            pipe.close()
+        wait_until(lambda: _has_lists(prefix.parent) or child.poll() is not None)
+        child.kill()
+        _, stderr = child.communicate()
+        assert child.returncode == -signal.SIGKILL, stderr
         assert not prefix.exists()
         assert any(prefix.parent.glob(".tini.*.staging"))
         done = project.command(*_install_argv(prefix))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,18 +23,25 @@ from tests.support.unpacking import (
     remove_path,
     symlink,
 )
+from tests.support.waiting import process_state, wait_until, waits_for_flock
 
-MANY = 4000
+MANY = 400
 
 # Print how many entries the acquired root has and whether it was unpacked here; hold it until a line is read.
+# The process stops itself (SIGSTOP) before it creates the file whose name is the last argument.
 _PROGRAM = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
 from buildkit_tasks.oci.transports.oci_archive import OciArchive
 from buildkit_tasks.oci.image import Image
-folder, archive, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-print("ready", flush=True)
+folder, archive, cap, stop_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4].encode()
+
+def stop(event, args):
+    if event == "open" and args[0] == stop_at:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+sys.addaudithook(stop)
 source = OciArchive(archive)
 with RootfsCache(folder, cap, None).acquire(source, Image(source).platform_manifests[0][1]) as root:
     unpacked = "buildkit_tasks.run.sandbox.unpack" in sys.modules
@@ -47,12 +53,26 @@ with RootfsCache(folder, cap, None).acquire(source, Image(source).platform_manif
 class Task:
     """A process that uses a cached root file system."""
 
-    def __init__(self, folder: Path, archive: Path, cap: int = 1 << 30) -> None:
-        argv = [sys.executable, "-c", _PROGRAM, str(folder), str(archive), str(cap)]
+    def __init__(self, folder: Path, archive: Path, cap: int, stop_at: str) -> None:
+        argv = [sys.executable, "-c", _PROGRAM, str(folder), str(archive), str(cap), stop_at]
         self.process = subprocess.Popen(
-            argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            # Background jobs of a shell ignore SIGINT, and their children inherit that.
+            ["/usr/bin/env", "--default-signal=INT", *argv],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert self.read_line() == "ready"
+
+    def wait_until_stopped(self) -> None:
+        wait_until(lambda: process_state(self.process.pid) in "TZ")
+        assert self.process.poll() is None, self.process.communicate()
+
+    def wait_until_blocked(self) -> None:
+        """Wait until the process waits for the lock of another one."""
+        wait_until(lambda: waits_for_flock(self.process.pid) or self.process.poll() is not None)
+        assert self.process.poll() is None, self.process.communicate()
 
     def read_line(self) -> str:
         assert self.process.stdout is not None
@@ -78,8 +98,8 @@ StartTask = Callable[..., Task]
 def start(tmp_path: Path) -> Iterator[StartTask]:
     tasks: list[Task] = []
 
-    def start_task(archive: Path, cap: int = 1 << 30) -> Task:
-        tasks.append(Task(tmp_path / "roots", archive, cap))
+    def start_task(archive: Path, cap: int = 1 << 30, stop_at: str = "") -> Task:
+        tasks.append(Task(tmp_path / "roots", archive, cap, stop_at))
         return tasks[-1]
 
     yield start_task
@@ -94,7 +114,7 @@ def image(path: Path, count: int, *more: Entry) -> Path:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """Write an image that unpacks slowly, with a directory and a link that a naive removal cannot handle."""
+    """Write an image of many files, with a directory and a link that a naive removal cannot handle."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
@@ -106,16 +126,6 @@ def digest(archive: Path) -> str:
         return Image(source).platform_manifests[0][1].digest.hex
 
 
-def find_staging(tmp_path: Path, archive: Path) -> Path:
-    """Return the staging directory of the image, once a part of it is unpacked."""
-    for _ in range(10_000):
-        for path in (tmp_path / "roots").glob(f".staging-*{digest(archive)}*"):
-            if (path / "root/d/20").exists():
-                return path
-        time.sleep(0.001)
-    raise AssertionError("no task unpacks the image")
-
-
 def cached_digests(tmp_path: Path) -> set[str]:
     """Return the digests in the names of the cache's entries, staging directories included."""
     return {path.name.split("-")[1][:64] for path in (tmp_path / "roots").iterdir() if path.name != ".lock"}
@@ -123,18 +133,18 @@ def cached_digests(tmp_path: Path) -> set[str]:
 
 def start_and_stop(start: StartTask, tmp_path: Path, archive: Path) -> tuple[Task, Path]:
     """Return a task that is stopped while it unpacks, and its staging directory."""
-    task = start(archive)
-    staged = find_staging(tmp_path, archive)
-    task.send(signal.SIGSTOP)
-    time.sleep(0.05)
-    assert staged.exists(), "the task ended before it was stopped"
+    task = start(archive, stop_at="20")
+    task.wait_until_stopped()
+    (staged,) = (tmp_path / "roots").glob(f".staging-*{digest(archive)}*")
+    assert (staged / "root/d/19").exists()
+    assert not (staged / "root/d/20").exists()
     return task, staged
 
 
 def test_second_task_waits_for_unpack(start: StartTask, tmp_path: Path, large: Path) -> None:
     first, staged = start_and_stop(start, tmp_path, large)
     second = start(large)
-    time.sleep(0.3)
+    second.wait_until_blocked()
     assert staged.exists()
     first.send(signal.SIGCONT)
     assert first.read_line() == f"{MANY} True"
@@ -182,7 +192,8 @@ def test_next_run_removes_stale_staging(same: bool, start: StartTask, tmp_path: 
 def test_waiter_unpacks_after_a_kill(start: StartTask, tmp_path: Path, large: Path) -> None:
     killed, _ = start_and_stop(start, tmp_path, large)
     waiting = [start(large), start(large)]
-    time.sleep(0.2)
+    for task in waiting:
+        task.wait_until_blocked()
     killed.kill()
     assert sorted(task.read_line() for task in waiting) == [f"{MANY} False", f"{MANY} True"]
     for task in waiting:

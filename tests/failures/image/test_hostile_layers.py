@@ -71,9 +71,9 @@ def image(blob: bytes, tar: bytes, media_type: str = LAYER_GZIP, **descriptor: o
 def check_rejected(
     source: MemoryImage, parent: Path, error_type: type[BuildkitTasksError], limits: Limits = LIMITS
 ) -> str:
-    """Check that unpacking fails in bounded time and memory and leaves no file; return the error message."""
+    """Check that unpacking fails in bounded CPU time and memory and leaves no file; return the message."""
     parent.mkdir(exist_ok=True)
-    started = time.monotonic()
+    started = time.process_time()
     tracemalloc.start()
     with pytest.raises(error_type) as caught:
         unpack(source, platform_descriptor(source), parent / "root", limits=limits)
@@ -81,7 +81,7 @@ def check_rejected(
     tracemalloc.stop()
     assert list(parent.iterdir()) == []
     assert peak < 32 << 20
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
     assert caught.value.exit_code == (5 if error_type is LimitExceeded else 1)
     return caught.value.message
 

@@ -16,11 +16,9 @@ def test_illegal_instruction(
     assert engine.version
     name = write_program_image(project.folder, (platform, program(platform, code=ILLEGAL_INSTRUCTION)))
     with unchanged():
-        options = ("--json", name, f"--runner={runner}", "--timeout=30")
-        done = project.task("run-emulated", *options, expect=1)
+        done = project.task("run-emulated", "--json", name, f"--runner={runner}", expect=1)
     (result,) = done.document["results"]
     assert (result["outcome"], result["exit_code"], result["emulated"]) == ("illegal-instruction", 132, True)
-    assert result["seconds"] < 10
 
 
 @pytest.mark.parametrize("runner", ["docker", "sandbox"])
@@ -31,8 +29,6 @@ def test_segmentation_fault(engine: Engine, project: Project, unchanged: Unchang
         project.folder, ("linux/arm64", program("linux/arm64", code="00 00 80 d2  00 00 40 f9"))
     )
     with unchanged():
-        options = ("--json", name, f"--runner={runner}", "--timeout=30")
-        done = project.task("run-emulated", *options, expect=1)
+        done = project.task("run-emulated", "--json", name, f"--runner={runner}", expect=1)
     (result,) = done.document["results"]
     assert (result["outcome"], result["exit_code"]) == ("failed", 139)
-    assert result["seconds"] < 10

@@ -39,11 +39,10 @@ def test_limit_kills_guest(
         docker_project.folder, *((platform, guest(platform)) for platform in guests.PLATFORMS)
     )
     with unchanged():
-        report = docker_project.json("run-emulated", name, "--timeout=40", "--jobs=1", expect=5)
+        report = docker_project.json("run-emulated", name, "--jobs=1", expect=5)
     for result in report["results"]:
         assert (result["outcome"], result["message"]) == ("failed", message), result["platform"]
         assert result["exit_code"] == status
-        assert result["seconds"] < 30
         assert max(len(result["stdout"]), len(result["stderr"])) <= MIB
 
 
@@ -59,9 +58,9 @@ def test_limits_of_shell_commands(docker_project: Project, unchanged: Unchanged)
     }
     for command, message in cases.items():
         with unchanged():
-            (result,) = docker_project.json(
-                "run-emulated", f"--command=sh -c '{command}'", "--timeout=60", expect=5
-            )["results"]
+            (result,) = docker_project.json("run-emulated", f"--command=sh -c '{command}'", expect=5)[
+                "results"
+            ]
         assert (result["outcome"], result["message"]) == ("failed", message), command
 
 

@@ -34,7 +34,7 @@ def test_lock_excludes_others(tmp_path: Path) -> None:
     with file_lock(path):
         thread = threading.Thread(target=wait_for_lock)
         thread.start()
-        started.wait(10)
+        started.wait(120)
         thread.join(0.1)
         order.append("first")
     thread.join(10)
@@ -49,7 +49,7 @@ def test_dry_run_takes_no_lock(tmp_path: Path) -> None:
 def test_processes_compute_once(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", COMPUTE, str(tmp_path / "result.json"), str(tmp_path / "log")]
     children = [subprocess.Popen(argv) for _ in range(3)]
-    assert [child.wait(30) for child in children] == [0, 0, 0]
+    assert [child.wait(120) for child in children] == [0, 0, 0]
     assert (tmp_path / "log").read_text(encoding="utf-8") == "x"
 
 

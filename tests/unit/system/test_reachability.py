@@ -3,7 +3,6 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-MAX_SECONDS = 2.5  # seconds; every timeout of a failing test is longer
+pytestmark = pytest.mark.timeout(120)  # the timeouts of a failing test are longer
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -90,17 +89,13 @@ def test_mirrors_share_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refused_connection() -> None:
-    started = time.monotonic()
-    assert not is_registry_reachable(timeout=30)
-    assert time.monotonic() - started < MAX_SECONDS
+    assert not is_registry_reachable(timeout=600)
 
 
 def test_silent_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     with silent_server() as url:
         monkeypatch.setattr(reachability, "DOCKER_HUB", url)
-        started = time.monotonic()
         assert not is_registry_reachable(timeout=0.3)
-        assert time.monotonic() - started < MAX_SECONDS
 
 
 def test_unresolved_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +127,5 @@ def test_call_in_time() -> None:
 
 def test_call_timeout() -> None:
     event = threading.Event()
-    started = time.monotonic()
-    assert not call_with_timeout(0.1, lambda: event.wait(30))
-    assert time.monotonic() - started < MAX_SECONDS
+    assert not call_with_timeout(0.1, lambda: event.wait(600))
     event.set()

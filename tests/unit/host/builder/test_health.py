@@ -6,7 +6,6 @@ import contextlib
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,11 +104,9 @@ def test_buildkit_responds() -> None:
 def test_connection_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    started = time.monotonic()
     assert check_nodes(node(f"tcp://127.0.0.1:{port}")) == {
         "a": f"nothing listens at tcp://127.0.0.1:{port}: Connection refused"
     }
-    assert time.monotonic() - started < TIMEOUT
 
 
 def test_daemon_hangs() -> None:
@@ -157,12 +154,17 @@ def test_ping_engine(reply: bytes, *, is_engine: bool) -> None:
     assert requests[0].startswith(b"GET /_ping HTTP/1.1\r\n")
 
 
-def test_nodes_are_checked_in_parallel() -> None:
-    with run_server(send_settings) as good, run_server(None) as bad:
-        started = time.monotonic()
-        reasons = check_nodes(node(good, "good"), *(node(bad, f"bad{number}") for number in range(8)))
-        assert time.monotonic() - started < 3 * TIMEOUT
-    assert sorted(reasons) == [f"bad{number}" for number in range(8)]
+def test_nodes_are_checked_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_TIMEOUT_SECONDS", 60.0)
+    together = threading.Barrier(8)
+
+    def respond_together(stream: socket.socket) -> None:
+        together.wait(60)
+        send_settings(stream)
+
+    with contextlib.ExitStack() as servers:
+        endpoints = [servers.enter_context(run_server(respond_together)) for _ in range(8)]
+        assert check_nodes(*(node(endpoint, f"n{number}") for number, endpoint in enumerate(endpoints))) == {}
 
 
 def test_other_endpoints_are_not_checked() -> None:

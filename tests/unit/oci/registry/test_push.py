@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -16,6 +15,7 @@ from buildkit_tasks.oci.model import OCI_INDEX, Descriptor, Digest
 from buildkit_tasks.oci.registry.connection import MeteredAdapter
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.registry.push import open_uploader
+from tests.conftest import TEN
 from tests.support.docker_login import write_login
 from tests.support.oci import (
     LAYER_GZIP,
@@ -29,6 +29,7 @@ from tests.support.oci import (
 )
 from tests.support.registry.fake import Reply, Request, bearer, fake_registry, token
 from tests.support.registry.pushing import Push, push
+from tests.support.waiting import wait_until
 
 __all__ = ["push"]
 
@@ -182,6 +183,12 @@ def test_one_job_uses_one_connection(push: Push) -> None:
     assert push.server.connections == 1
 
 
+def test_request_count(push: Push) -> None:
+    push.send(hello(TEN))
+    # The version; for each of 20 blobs whether it is there, where to put it and the blob; 11 manifests.
+    assert len(push.server.received) <= 1 + 3 * 20 + 2 * 11
+
+
 # Invalid images
 
 
@@ -200,7 +207,7 @@ def test_wrong_blob_is_not_completed(push: Push, change: Callable[[bytes], bytes
     memory.blobs[digest] = change(LAYER)
     with pytest.raises(MalformedImage, match=message):
         push.send(memory)
-    time.sleep(0.05)  # until the server notices the closed connection
+    wait_until(lambda: push.server.requests(f"PUT /upload/*{Digest.from_bytes(LAYER).hex}"))
     assert all(len(request.body) < len(LAYER) for request in uploads(push))
     assert digest not in pushed_content(push)
     assert push.server.requests("PUT */manifests/*") == []
@@ -414,19 +421,17 @@ def test_registry_error_message(push: Push) -> None:
 def test_failure_aborts_other_uploads(push: Push) -> None:
     memory = hello(["linux/amd64", "linux/arm64"])
     push.server.answer("PUT /upload/*", Reply(silent=True), Reply(status=413))
-    started = time.monotonic()
     assert "answers 413" in push.error(memory).message
-    assert time.monotonic() - started < 5  # less than the read timeout of a minute
+    assert not push.server.has_closed_silent
 
 
+@pytest.mark.timeout(40)
 def test_failure_ends_waits(tmp_path: Path) -> None:
     with fake_registry() as server:
         options = RegistryOptions(environ={"DOCKER_CONFIG": str(tmp_path)}, certificate_dirs=())
         push = Push(server=server, options=options)
         server.answer("PUT /upload/*", Reply(status=429, headers={"Retry-After": "50"}), Reply(status=403))
-        started = time.monotonic()
         assert "403" in push.error(hello(["linux/amd64"])).message
-        assert time.monotonic() - started < 5
 
 
 def test_source_is_read_on_demand(push: Push) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-import time
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,14 @@ import pytest
 
 from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.copy.graph import push_order
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.oci.source import open_verified, read_blob
 from buildkit_tasks.oci.transports import cached
 from buildkit_tasks.oci.transports.cached import CachingSource, cached_source
+from tests.conftest import TEN
 from tests.support.oci import LAYER_TAR, MemoryImage, descriptor, hello
+from tests.support.waiting import wait_until
 
 
 class CountingSource:
@@ -116,39 +119,37 @@ def test_concurrent_reads(source: CountingSource, cache: CachingSource) -> None:
     assert sum(source.opened.values()) < 100
 
 
-class SlowSource(CountingSource):
-    """Takes a while to open a blob, and counts how many are opened at the same time."""
+class BlockingSource(CountingSource):
+    """Opens blobs other than the root only when as many as ``parties`` are opened at the same time."""
 
-    def __init__(self, memory: MemoryImage) -> None:
+    def __init__(self, memory: MemoryImage, parties: int) -> None:
         super().__init__(memory)
-        self.waiting = self.max_waiting = 0
+        self.barrier = threading.Barrier(parties)
 
     def open(self, put_blob: Descriptor) -> BinaryIO:
-        self.waiting += 1
-        self.max_waiting = max(self.max_waiting, self.waiting)
-        time.sleep(0.02)
-        self.waiting -= 1
+        if put_blob.digest != self.root_descriptor().digest:
+            self.barrier.wait(60)
         return super().open(put_blob)
 
 
 def test_prefetch_in_parallel(tmp_path: Path) -> None:
-    source = SlowSource(hello(["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x"]))
+    source = BlockingSource(hello(["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x"]), parties=4)
     with cached_source(source, tmp_path) as cache:
-        time.sleep(0.5)
-        assert len(source.opened) == len(source.memory.blobs)
+        wait_until(lambda: len(source.opened) == len(source.memory.blobs))
         for each in (each for level in push_order(cache) for each in level):
             assert read_blob(cache, each, 1 << 20) == source.memory.blobs[str(each.digest)]
         assert list(tmp_path.iterdir()) == []  # the file has no name
-    assert source.max_waiting > 2
     assert set(source.opened.values()) == {1}
 
 
-def test_large_blobs_are_not_prefetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_blobs_are_not_prefetched(
+    source: CountingSource, cache: CachingSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cached, "_MAX_PREFETCH_SIZE", 10)
-    source = CountingSource(hello())
-    with cached_source(source, tmp_path):
-        time.sleep(0.1)
-    assert sum(source.opened.values()) <= 1  # the index
+    entries = Image(source.memory).index.manifests
+    with ThreadPoolExecutor() as pool:
+        cached._prefetch_image(Image(cache), entries, cache, pool)
+    assert not source.opened
 
 
 def test_prefetch_ignores_broken_image(tmp_path: Path) -> None:
@@ -159,9 +160,28 @@ def test_prefetch_ignores_broken_image(tmp_path: Path) -> None:
         read_blob(cache, cache.root_descriptor(), 1 << 20)
 
 
+class SourceUntilStopped(CountingSource):
+    """Opens the root only, until the cache in front of it is stopped."""
+
+    cache: CachingSource | None = None
+
+    def open(self, put_blob: Descriptor) -> BinaryIO:
+        stream = super().open(put_blob)
+        if put_blob.digest != self.root_descriptor().digest:
+            wait_until(lambda: self.cache is not None and self.cache.stopped)
+        return stream
+
+
 def test_interrupted_prefetch(tmp_path: Path) -> None:
-    source = SlowSource(hello(["linux/amd64", "linux/arm64"]))
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), cached_source(source, tmp_path):
-        raise KeyboardInterrupt
-    assert time.monotonic() - started < 5
+    source = SourceUntilStopped(hello(TEN))
+
+    def interrupt() -> None:
+        with cached_source(source, tmp_path) as image:
+            assert isinstance(image.source, CachingSource)
+            source.cache = image.source
+            wait_until(lambda: len(source.opened) > 1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert len(source.opened) <= 1 + cached._PREFETCH_JOBS

@@ -91,7 +91,7 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
         files["up"].open()
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_special_files_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:

@@ -126,7 +126,7 @@ def test_symlinked_blob(tmp_path: Path) -> None:
         layout.open(layout.root_descriptor())
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("make_file", [os.mkfifo, os.mkdir])
 def test_blob_is_not_a_regular_file(make_file: Callable[[Path], None], tmp_path: Path) -> None:
     memory = hello()

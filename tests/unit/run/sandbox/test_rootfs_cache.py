@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +33,7 @@ from tests.support.unpacking import (
     remove_path,
     symlink,
 )
+from tests.support.waiting import wait_until, waits_for_flock
 
 MIB = 1 << 20
 
@@ -146,11 +146,10 @@ with cache.acquire(source, entry):
 def test_evicts_least_recently_used(cache_dir: Path) -> None:
     cache = RootfsCache(cache_dir, 3 * MIB, None)
     sources = {name: make_image(name, MIB - 100_000) for name in "abcd"}
-    for name in "abc":
-        acquire_path(cache, sources[name])
-        time.sleep(0.01)
+    for seconds, name in enumerate("abc"):
+        entry_path = acquire_path(cache, sources[name]).parent
+        os.utime(entry_path / LOCK_NAME, (seconds, seconds))
     acquire_path(cache, sources["a"])
-    time.sleep(0.01)
     acquire_path(cache, sources["d"])
     assert list_files(cache_dir) == {"a", "c", "d"}
 
@@ -339,7 +338,7 @@ class BlockingSource(MemoryImage):
         if descriptor.media_type.endswith("gzip"):
             self.layers += 1
             self.opening.set()
-            assert self.allowed.wait(20)
+            assert self.allowed.wait(120)
         return super().open(descriptor)
 
 
@@ -357,14 +356,13 @@ def test_concurrent_use_unpacks_once(max_bytes: int, cache_dir: Path) -> None:
     def use_cache() -> None:
         with cache.acquire(source, platform_descriptor(source)) as root:
             sizes.append((root.path / "x").stat().st_size)
-            barrier.wait(20)
+            barrier.wait(120)
 
     threads = [start_thread(use_cache) for _ in range(8)]
-    assert source.opening.wait(20)
-    time.sleep(0.1)
+    assert source.opening.wait(120)
     assert sizes == []
     source.allowed.set()
-    barrier.wait(20)
+    barrier.wait(120)
     for thread in threads:
         thread.join()
     assert sizes == [1000] * 8
@@ -397,16 +395,16 @@ def test_waiter_locks_replacement(cache_dir: Path) -> None:
         with cache.acquire(source, platform_descriptor(source)) as root:
             assert (root.path / "x").exists()
             ready.set()
-            assert may_finish.wait(20)
+            assert may_finish.wait(120)
             assert (root.path / "x").exists()
 
     with (entry_path / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as for removal
         thread = start_thread(wait_and_use)
-        time.sleep(0.2)
+        wait_until(lambda: waits_for_flock(os.getpid()))
         entry_path.rename(cache_dir / ".gone-x")
         cached_path(cache_dir, source, 9 * MIB)
-    assert ready.wait(20)
+    assert ready.wait(120)
     cached_path(cache_dir, make_image("y"), 0)
     assert list_files(cache_dir) == {"x"}
     may_finish.set()
@@ -429,7 +427,7 @@ def test_entry_ready_during_staging(cache_dir: Path, monkeypatch: pytest.MonkeyP
     blocking_source, other = BlockingSource(make_image("x")), BlockingSource(make_image("x"))
     other.allowed.set()
     unpacker = start_thread(lambda: cached_path(cache_dir, blocking_source))
-    assert blocking_source.opening.wait(20)
+    assert blocking_source.opening.wait(120)
     exists = Path.exists
 
     def finish_unpacking(path: Path) -> bool:
@@ -450,7 +448,7 @@ def test_images_unpack_in_parallel(cache_dir: Path) -> None:
     blocking_source, other_image = BlockingSource(make_image("slow")), make_image("fast")
     cache = RootfsCache(cache_dir, MIB, None)
     thread = start_thread(lambda: acquire_path(cache, blocking_source))
-    assert blocking_source.opening.wait(20)
+    assert blocking_source.opening.wait(120)
     acquire_path(cache, other_image)
     blocking_source.allowed.set()
     thread.join()
