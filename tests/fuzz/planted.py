@@ -14,9 +14,10 @@ def _raise(data: bytes) -> None:
         raise KeyError("planted")
 
 
-def _sleep(data: bytes) -> None:
-    if data[:1] == b"k":
-        time.sleep(2.2)
+def _compute(data: bytes) -> None:
+    end = time.process_time() + 2.2
+    while data[:1] == b"k" and time.process_time() < end:
+        pass
 
 
 def _hang(data: bytes) -> None:
@@ -51,7 +52,7 @@ TARGETS = {
         Target(
             name="raises", read=_raise, seeds=lambda: [_SEED], tokens=(b"k",), allowed_errors=(ValueError,)
         ),
-        Target(name="sleeps", read=_sleep, seeds=lambda: [_SEED], tokens=(b"k",)),
+        Target(name="computes", read=_compute, seeds=lambda: [_SEED], tokens=(b"k",)),
         Target(name="hangs", read=_hang, seeds=lambda: [_SEED], tokens=(b"k",)),
         Target(name="allocates", read=_allocate, seeds=lambda: [_SEED], tokens=(b"k",)),
         Target(

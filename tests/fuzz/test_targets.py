@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS
 RUNS = 50_000
 PLANTED = {
     "raises": "KeyError",
-    "sleeps": "CaseTimeout",
+    "computes": "CaseTimeout",
     "hangs": "",
     "allocates": "MemoryError",
     "wrong-result": "AssertionError",
