@@ -57,6 +57,13 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests under coverage.py, child processes and the supervisor too, and print what is not executed."""
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "coverage"))
+    session.run("python", "-m", "tests.coverage", *(session.posargs or [*_IN_PARALLEL, "-m", "not interop"]))
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz on demand: nox -s fuzz -- --runs 1000000 tar elf."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "fuzz"))
