@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
+import nox.__main__
+import nox.registry
 import pytest
 
 from buildkit_tasks import nox_sessions
@@ -49,7 +53,7 @@ if "build-multiarch" in sys.argv:
     if broken:
         sys.exit(1)
 if "pytest" in sys.argv:
-    deadline, sessions = time.monotonic() + 30, int(os.environ.get("TOGETHER", "0"))
+    deadline, sessions = time.monotonic() + 120, int(os.environ.get("TOGETHER", "0"))
     while (here / "log").read_text().count('"pytest"') < sessions:
         time.monotonic() < deadline or sys.exit("the other sessions did not start")
         time.sleep(0.05)
@@ -65,16 +69,45 @@ arch_matrix({arguments})
 
 
 class Nox:
-    """Run the real Nox in a directory with a noxfile and the fake interpreter."""
+    """Run the real Nox in a directory with a noxfile and the fake interpreter.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    It runs in this process; ``nox -j``, and what depends on the parent process, in a process of its own.
+    """
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capfd = folder, capfd
         program = folder / "python"
         program.write_text(FAKE_PYTHON, encoding="utf-8")
         program.chmod(0o755)
         (folder / "pyproject.toml").touch()
 
     def __call__(self, arguments: str, *args: str, **env_vars: str) -> subprocess.CompletedProcess[str]:
+        """Run ``nox`` in this process."""
+        argv, env = self._command(arguments, args, env_vars)
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        self.capfd.readouterr()
+        with (
+            mock.patch.dict(os.environ, env, clear=True),
+            mock.patch.multiple(sys, argv=argv[2:], executable=sys.executable),
+            contextlib.chdir(self.folder),
+        ):
+            try:
+                nox.__main__.main()
+                code: object = 0
+            except SystemExit as exit_:
+                code = exit_.code or 0
+            finally:
+                root.handlers[:] = handlers
+                root.setLevel(level)
+                nox.registry._REGISTRY.clear()
+                sys.modules.pop("user_nox_module", None)
+        output = self.capfd.readouterr()
+        assert isinstance(code, int), code
+        return subprocess.CompletedProcess(argv, code, output.out, output.err)
+
+    def run_process(self, arguments: str, *args: str, **env_vars: str) -> subprocess.CompletedProcess[str]:
+        """Run ``nox`` in a process of its own."""
         argv, env = self._command(arguments, args, env_vars)
         return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
 
@@ -121,8 +154,8 @@ class Nox:
 
 
 @pytest.fixture
-def nox(tmp_path: Path) -> Nox:
-    return Nox(tmp_path)
+def runner(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Nox:
+    return Nox(tmp_path, capfd)
 
 
 ONE_PLATFORM = 'platforms=["linux/s390x"]'
@@ -133,29 +166,29 @@ needs_parallel_sessions = pytest.mark.skipif(
 )
 
 
-def test_lists_a_session_per_platform(nox: Nox) -> None:
-    result = nox(TWO_PLATFORMS, "-l", "--json")
+def test_lists_a_session_per_platform(runner: Nox) -> None:
+    result = runner(TWO_PLATFORMS, "-l", "--json")
     rows = json.loads(result.stdout)
     assert [row["session"] for row in rows] == ["arch_matrix(arm-v7)", "arch_matrix(amd64)"]
 
 
-def test_default_platforms(nox: Nox) -> None:
+def test_default_platforms(runner: Nox) -> None:
     text = '[tool.buildkit-tasks]\nplatforms = ["linux/s390x"]\n'
-    (nox.folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    result = nox('name="matrix"', "-l", "--json")
+    (runner.folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    result = runner('name="matrix"', "-l", "--json")
     assert [row["session"] for row in json.loads(result.stdout)] == ["matrix(s390x)"]
 
 
-def test_builds_once(nox: Nox) -> None:
-    result = nox(TWO_PLATFORMS)
+def test_builds_once(runner: Nox) -> None:
+    result = runner(TWO_PLATFORMS)
     assert result.returncode == 0, result.stderr
-    (build,) = nox.builds
+    (build,) = runner.builds
     assert build == [
         "-m", "buildkit_tasks", "build-multiarch", "--json",
         "--platform=linux/arm/v7", "--platform=linux/amd64",
     ]  # fmt: skip
-    image = f"--arch-image=oci-archive:{nox.folder / 'dist/x.tar'}"
-    assert nox.tests == [
+    image = f"--arch-image=oci-archive:{runner.folder / 'dist/x.tar'}"
+    assert runner.tests == [
         [
             "-m",
             "pytest",
@@ -170,28 +203,28 @@ def test_builds_once(nox: Nox) -> None:
     ]
 
 
-def test_one_session_with_pytest_args(nox: Nox) -> None:
-    result = nox(f'{TWO_PLATFORMS}, tests=["tests/image"]', "-s", "arch_matrix(arm-v7)", "--", "-k", "x y")
+def test_one_session_with_pytest_args(runner: Nox) -> None:
+    result = runner(f'{TWO_PLATFORMS}, tests=["tests/image"]', "-s", "arch_matrix(arm-v7)", "--", "-k", "x y")
     assert result.returncode == 0, result.stderr
-    (args,) = nox.tests
+    (args,) = runner.tests
     assert args[2] == "tests/image"
     assert args[-2:] == ["-k", "x y"]
     assert "--arch-platform=linux/arm/v7" in args
 
 
-def test_failed_platform_does_not_stop_others(nox: Nox) -> None:
-    result = nox(TWO_PLATFORMS, FAILING="no:cacheprovider")
+def test_failed_platform_does_not_stop_others(runner: Nox) -> None:
+    result = runner(TWO_PLATFORMS, FAILING="no:cacheprovider")
     assert result.returncode == 1
-    assert len(nox.tests) == 2
-    assert len(nox.builds) == 1
+    assert len(runner.tests) == 2
+    assert len(runner.builds) == 1
 
 
-def test_failed_build_is_not_repeated(nox: Nox) -> None:
-    result = nox(TWO_PLATFORMS, FAILING="build-multiarch")
+def test_failed_build_is_not_repeated(runner: Nox) -> None:
+    result = runner(TWO_PLATFORMS, FAILING="build-multiarch")
     assert result.returncode == 1
     assert "build-multiarch ended with status 1" in result.stderr
     assert result.stderr.count("the image could not be built") == 2
-    assert (len(nox.builds), nox.tests) == (1, [])
+    assert (len(runner.builds), runner.tests) == (1, [])
 
 
 TWO_IMAGES = """
@@ -206,15 +239,15 @@ platforms = ["amd64", "s390x"]
 
 
 @pytest.fixture
-def two_images(nox: Nox) -> Nox:
-    (nox.folder / "pyproject.toml").write_text(TWO_IMAGES, encoding="utf-8")
-    return nox
+def two_images(runner: Nox) -> Nox:
+    (runner.folder / "pyproject.toml").write_text(TWO_IMAGES, encoding="utf-8")
+    return runner
 
 
-def arch_options(nox: Nox) -> list[list[str]]:
+def arch_options(runner: Nox) -> list[list[str]]:
     """Return the ``--arch-platform`` and ``--arch-image`` options of each session."""
     return [
-        [arg for arg in args if arg.startswith(("--arch-platform", "--arch-image"))] for args in nox.tests
+        [arg for arg in args if arg.startswith(("--arch-platform", "--arch-image"))] for args in runner.tests
     ]
 
 
@@ -255,61 +288,61 @@ def test_one_failed_build_of_several(two_images: Nox) -> None:
 
 @needs_parallel_sessions
 def test_parallel_sessions_of_several_images(two_images: Nox) -> None:
-    result = two_images("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
+    result = two_images.run_process("", "-j", "3", "-s", "arch_matrix", BUILDING="1", IMAGES="web tool")
     assert result.returncode == 0, result.stdout + result.stderr
     assert (len(two_images.builds), len(two_images.tests)) == (1, 3)
 
 
-def test_build_without_report(nox: Nox) -> None:
-    (nox.folder / "python").write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
-    result = nox(ONE_PLATFORM)
+def test_build_without_report(runner: Nox) -> None:
+    (runner.folder / "python").write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
+    result = runner(ONE_PLATFORM)
     assert result.returncode == 1
     assert "build-multiarch ended with status -9" in result.stderr
     assert "the image could not be built" in result.stderr
 
 
 @pytest.mark.parametrize("step", ["build-multiarch", "pytest"])
-def test_interrupt_waits_for_cleanup(nox: Nox, step: str) -> None:
-    process = nox.start(ONE_PLATFORM, HANGING=step)
+def test_interrupt_waits_for_cleanup(runner: Nox, step: str) -> None:
+    process = runner.start(ONE_PLATFORM, HANGING=step)
     try:
-        deadline = time.monotonic() + 60
-        while not (nox.folder / "hanging").exists():
+        deadline = time.monotonic() + 120
+        while not (runner.folder / "hanging").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(30)
+        process.wait(120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert (nox.folder / "cleaned").exists()
+    assert (runner.folder / "cleaned").exists()
     assert process.returncode == 130
 
 
-def test_ci_requires_engine(nox: Nox) -> None:
-    assert nox(TWO_PLATFORMS, "-s", "arch_matrix(amd64)", CI="true").returncode == 0
-    assert "--arch-require-engine" in nox.tests[0]
+def test_ci_requires_engine(runner: Nox) -> None:
+    assert runner(TWO_PLATFORMS, "-s", "arch_matrix(amd64)", CI="true").returncode == 0
+    assert "--arch-require-engine" in runner.tests[0]
 
 
-def test_unknown_platform(nox: Nox) -> None:
-    result = nox('platforms=["linux/amd46"]', "-l")
+def test_unknown_platform(runner: Nox) -> None:
+    result = runner.run_process('platforms=["linux/amd46"]', "-l")
     assert result.returncode != 0
     assert "did you mean linux/amd64?" in result.stderr
 
 
-def test_posargs_are_split(nox: Nox) -> None:
+def test_posargs_are_split(runner: Nox) -> None:
     task_options = ["--cpu=floor", "-j", "4", "--expect-exit", "3"]
     pytest_options = ["-x", "--timeout=9", "-n2", "tests/a_test.py"]
-    result = nox(ONE_PLATFORM, "-s", "arch_matrix", "--", "-k", "hello", *task_options, *pytest_options)
+    result = runner(ONE_PLATFORM, "-s", "arch_matrix", "--", "-k", "hello", *task_options, *pytest_options)
     assert result.returncode == 0, result.stderr
-    (tests,) = nox.tests
+    (tests,) = runner.tests
     assert tests[-6:] == ["-k", "hello", *pytest_options]
     settings = {
         "INVOKE_BUILDKIT_CPU": "floor",
         "INVOKE_BUILDKIT_JOBS": "4",
         "INVOKE_BUILDKIT_EXPECT_EXIT": "3",
     }
-    assert nox.settings == [settings, settings]
+    assert runner.settings == [settings, settings]
 
 
 SPELLINGS = [
@@ -366,17 +399,17 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("args", "message"), BAD_VALUES)
-def test_bad_value_ends_session(nox: Nox, args: list[str], message: str) -> None:
-    result = nox(ONE_PLATFORM, "-s", "arch_matrix", "--", *args)
+def test_bad_value_ends_session(runner: Nox, args: list[str], message: str) -> None:
+    result = runner(ONE_PLATFORM, "-s", "arch_matrix", "--", *args)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert nox.log == []
+    assert runner.log == []
 
 
-def test_empty_value_is_ignored(nox: Nox) -> None:
-    assert nox(ONE_PLATFORM, "-s", "arch_matrix", "--", "--expect=", "--cpu", "").returncode == 0
-    assert nox.settings == [{}, {}]
+def test_empty_value_is_ignored(runner: Nox) -> None:
+    assert runner(ONE_PLATFORM, "-s", "arch_matrix", "--", "--expect=", "--cpu", "").returncode == 0
+    assert runner.settings == [{}, {}]
 
 
 needs_parallel_sessions = pytest.mark.skipif(
@@ -385,57 +418,67 @@ needs_parallel_sessions = pytest.mark.skipif(
 
 
 @needs_parallel_sessions
-def test_parallel_sessions_share_build(nox: Nox) -> None:
-    result = nox(THREE_PLATFORMS, "-j", "3", "-s", "arch_matrix", "--", "-j", "2", BUILDING="1")
+def test_parallel_sessions_share_build(runner: Nox) -> None:
+    result = runner.run_process(
+        THREE_PLATFORMS, "-j", "3", "-s", "arch_matrix", "--", "-j", "2", BUILDING="1"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(nox.builds) == 1
-    platforms = {arg for args in nox.tests for arg in args if arg.startswith("--arch-platform=")}
+    assert len(runner.builds) == 1
+    platforms = {arg for args in runner.tests for arg in args if arg.startswith("--arch-platform=")}
     assert platforms == {
         "--arch-platform=linux/arm/v7",
         "--arch-platform=linux/amd64",
         "--arch-platform=linux/s390x",
     }
-    assert {args[-1] for args in nox.tests} == {f"--arch-image=oci-archive:{nox.folder / 'dist/x.tar'}"}
-    assert [each["INVOKE_BUILDKIT_JOBS"] for each in nox.settings] == ["2"] * 4
+    assert {args[-1] for args in runner.tests} == {f"--arch-image=oci-archive:{runner.folder / 'dist/x.tar'}"}
+    assert [each["INVOKE_BUILDKIT_JOBS"] for each in runner.settings] == ["2"] * 4
 
 
 @needs_parallel_sessions
-def test_sessions_run_in_parallel(nox: Nox) -> None:
+def test_sessions_run_in_parallel(runner: Nox) -> None:
     """Each session waits until all three have started, which never happens if they run one by one."""
-    result = nox(THREE_PLATFORMS, "-j3", "-s", "arch_matrix", TOGETHER="3")
+    result = runner.run_process(THREE_PLATFORMS, "-j3", "-s", "arch_matrix", TOGETHER="3")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(nox.tests) == 3
+    assert len(runner.tests) == 3
 
 
 @needs_parallel_sessions
-def test_next_run_builds_again(nox: Nox) -> None:
+def test_next_run_builds_again(runner: Nox) -> None:
     for _ in range(2):
-        assert nox(TWO_PLATFORMS, "-j2", "-s", "arch_matrix").returncode == 0
-    assert len(nox.builds) == 2
+        assert runner.run_process(TWO_PLATFORMS, "-j2", "-s", "arch_matrix").returncode == 0
+    assert len(runner.builds) == 2
 
 
 @needs_parallel_sessions
-def test_parallel_failed_build(nox: Nox) -> None:
-    result = nox(THREE_PLATFORMS, "-j3", "-s", "arch_matrix", FAILING="build-multiarch", BUILDING="1")
+def test_parallel_failed_build(runner: Nox) -> None:
+    result = runner.run_process(
+        THREE_PLATFORMS, "-j3", "-s", "arch_matrix", FAILING="build-multiarch", BUILDING="1"
+    )
     assert result.returncode == 1
     assert (result.stdout + result.stderr).count("the image could not be built") == 3
-    assert (len(nox.builds), nox.tests) == (1, [])
+    assert (len(runner.builds), runner.tests) == (1, [])
 
 
-def test_other_parent_does_not_share(nox: Nox) -> None:
+def test_other_parent_does_not_share(runner: Nox) -> None:
     """A build is shared with the Nox named by BUILDKIT_TASKS_NOX only if that is the parent process."""
-    record = nox.folder / ".nox/.cache/arch_matrix.image.json"
+    record = runner.folder / ".nox/.cache/arch_matrix.image.json"
     for _ in range(2):
-        assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX="1-1").returncode == 0
-    assert (len(nox.builds), record.exists()) == (2, False)
+        assert runner.run_process(ONE_PLATFORM, BUILDKIT_TASKS_NOX="1-1").returncode == 0
+    assert (len(runner.builds), record.exists()) == (2, False)
     for _ in range(2):
-        assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
-    assert (len(nox.builds), record.exists()) == (3, True)
+        assert (
+            runner.run_process(ONE_PLATFORM, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode
+            == 0
+        )
+    assert (len(runner.builds), record.exists()) == (3, True)
 
 
-def test_truncated_record_is_ignored(nox: Nox) -> None:
-    record = nox.folder / ".nox/.cache/arch_matrix.image.json"
+def test_truncated_record_is_ignored(runner: Nox) -> None:
+    record = runner.folder / ".nox/.cache/arch_matrix.image.json"
     record.parent.mkdir(parents=True)
     record.write_text('["1-', encoding="utf-8")
-    assert nox(ONE_PLATFORM, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode == 0
-    assert len(nox.builds) == 1
+    assert (
+        runner.run_process(ONE_PLATFORM, BUILDKIT_TASKS_NOX=str(Process.from_pid(os.getpid()))).returncode
+        == 0
+    )
+    assert len(runner.builds) == 1
