@@ -1,8 +1,9 @@
-"""Commands in hints: ``inv TASK`` in the code, and for the user the program that they typed.
+"""Commands in hints: ``inv TASK`` and ``docker ...`` in the code, and what the user must type in the output.
 
 A hint that names a task must work when it is pasted. The tasks are started by ``inv``, by
 ``buildkit-tasks``, by ``python -m``, or by a project's own program, and a project's ``tasks.py`` can have
-them in a sub-collection, under other names, or only some of them.
+them in a sub-collection, under other names, or only some of them. ``docker`` may be a downloaded client, and
+the engine that this process uses another one than the user's ``docker`` connects to.
 """
 
 from __future__ import annotations
@@ -19,9 +20,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["TypedProgram", "find_typed_command", "format_hint", "set_typed_program", "translate_commands"]
+__all__ = [
+    "DockerClient",
+    "TypedProgram",
+    "find_typed_command",
+    "format_hint",
+    "set_docker_client",
+    "set_typed_program",
+    "translate_commands",
+]
 
 _TASK_COMMAND = re.compile(r"\b(?P<sudo>sudo )?inv (?P<task>(?:--)?[a-z]+(?:-[a-z]+)*)(?![.\w-])")
+# Commands that a hint can have; those of the first kind need no engine.
+_DOCKER_COMMAND = re.compile(
+    r"(?<![\w./-])docker (?:(?=(?P<local>login|context)\b)|(?=(?:pull|ps)\b)|(?P<buildx>buildx )(?=[a-z]))"
+)
 _SUDO = re.compile(r"\bsudo (?=[a-z])")  # which a container without other users does not have
 _PACKAGE = __package__
 _PACKAGE_SCRIPT = "buildkit-tasks"
@@ -46,6 +59,23 @@ class TypedProgram:
         return f"sudo {shlex.join(_argv_for_sudo(argv))}" if sudo else shlex.join(argv)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerClient:
+    """The client programs of the engine in use, and the environment that selects that engine."""
+
+    docker: tuple[str, ...]
+    buildx: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, *, with_engine: bool = True, buildx: bool = False) -> str:
+        """Return how the user types ``docker``, or ``docker buildx``, for this engine."""
+        program, *arguments = self.buildx if buildx else self.docker
+        names = ("DOCKER_HOST", "BUILDX_CONFIG") if buildx else ("DOCKER_HOST",)
+        env = [f"{name}={shlex.quote(self.env[name])}" for name in names if with_engine and name in self.env]
+        return " ".join([*env, shlex.join([_shorten_path(program), *arguments])])
+
+
+_docker_clients: list[DockerClient] = []  # those of the last engine that answered
 _typed_programs: list[TypedProgram] = []  # the last one that Invoke parsed a command line of
 
 
@@ -54,19 +84,32 @@ def set_typed_program(program: TypedProgram) -> None:
     _typed_programs[:] = [program]
 
 
+def set_docker_client(client: DockerClient) -> None:
+    """Let hints name these client programs from now on."""
+    _docker_clients[:] = [client]
+
+
 def format_hint(hint: str | None) -> str:
     """Return the lines of a message that say what to type next; none without a hint."""
     return f"\n  try: {translate_commands(hint)}" if hint else ""
 
 
 def translate_commands(text: str) -> str:
-    """Return text of this package in which each ``inv TASK`` is what the user types.
+    """Return text of this package in which each ``inv TASK`` and ``docker`` is what the user types.
 
     Outside of Invoke, in pytest or Nox, that is the package's own program.
     """
     text = _SUDO.sub("", text) if os.geteuid() == 0 else text
     program = _typed_programs[0] if _typed_programs else TypedProgram(argv=_package_argv())
-    return _TASK_COMMAND.sub(lambda match: program.command(match["task"], sudo=bool(match["sudo"])), text)
+    text = _TASK_COMMAND.sub(lambda match: program.command(match["task"], sudo=bool(match["sudo"])), text)
+    return _DOCKER_COMMAND.sub(_name_docker, text)
+
+
+def _name_docker(match: re.Match[str]) -> str:
+    if not _docker_clients:
+        return match[0]
+    command = _docker_clients[0].command(with_engine=not match["local"], buildx=bool(match["buildx"]))
+    return f"{command} "
 
 
 def find_typed_command() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from buildkit_tasks import hints
 from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
 from buildkit_tasks.host.engine import Engine
@@ -34,6 +35,13 @@ TEN = (
     "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386",
     "linux/ppc64le", "linux/s390x", "linux/riscv64", "linux/mips64le", "linux/loong64",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def forget_typed_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let hints of one test not name the programs that another test started."""
+    monkeypatch.setattr(hints, "_typed_programs", [])
+    monkeypatch.setattr(hints, "_docker_clients", [])
 
 
 @pytest.fixture(scope="session")

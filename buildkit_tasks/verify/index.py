@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.hints import translate_commands
 from buildkit_tasks.platforms import MACHINES, Platform
 from buildkit_tasks.report.model import Check
 
@@ -37,12 +38,13 @@ def check_missing_platform(expected: Platform, present: Sequence[Platform]) -> C
 def check_missing_content(platform: Platform, subject: str, *, is_requested: bool) -> Check:
     """Return the check of a platform whose content an engine lacks: a failure if it was requested."""
     reference = subject.removeprefix("docker-daemon:")
-    message = (
-        f"{platform} is in the index, but its content is not in this engine\n"
-        f"try: docker pull --platform {platform} {reference}"
-    )
     return Check(
-        name="present", ok=not is_requested, warning=not is_requested, expected=str(platform), message=message
+        name="present",
+        ok=not is_requested,
+        warning=not is_requested,
+        expected=str(platform),
+        message=f"{platform} is in the index, but its content is not in this engine",
+        hint=translate_commands(f"docker pull --platform {platform} {reference}"),
     )
 
 

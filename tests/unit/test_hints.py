@@ -10,18 +10,25 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from buildkit_tasks import hints
 from buildkit_tasks.cli.typed_program import record_typed_program
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.hints import TypedProgram, find_typed_command, set_typed_program, translate_commands
+from buildkit_tasks.hints import (
+    DockerClient,
+    TypedProgram,
+    find_typed_command,
+    set_docker_client,
+    set_typed_program,
+    translate_commands,
+)
+from buildkit_tasks.host.engine.daemon import ClientTools, describe_engine
+from tests.support.scripted import Scripted
 
 INV = TypedProgram(argv=("inv",), task_names={"setup-builder": "setup-builder", "doctor": "env.doctor"})
 
 
 @pytest.fixture(autouse=True)
 def no_typed_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Forget typed programs afterwards; PATH has one folder, with the package's own program."""
-    monkeypatch.setattr(hints, "_typed_programs", [])
+    """PATH has one folder, with the package's own program."""
     monkeypatch.setenv("PATH", str(tmp_path))
     add_program(tmp_path / "buildkit-tasks")
     return tmp_path
@@ -113,6 +120,47 @@ def test_core_options(monkeypatch: pytest.MonkeyPatch) -> None:
     start_as(monkeypatch, "inv", "-e", "-c", "my tools", "--search-root=x", "doctor", "-c", "y")
     record_typed_program({"doctor": ["doctor"]}, "doctor")
     assert translate_commands("inv doctor") == "inv -c 'my tools' -r x doctor"
+
+
+PRIVATE = DockerClient(
+    docker=("/cache/docker",),
+    buildx=("/cache/docker-buildx",),
+    env={"DOCKER_HOST": "unix:///run/x y.sock", "BUILDX_CONFIG": "/cache/buildx"},
+)
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ("docker pull x:1", "DOCKER_HOST='unix:///run/x y.sock' /cache/docker pull x:1"),
+        (
+            "run docker buildx rm b",
+            "run DOCKER_HOST='unix:///run/x y.sock' BUILDX_CONFIG=/cache/buildx /cache/docker-buildx rm b",
+        ),
+        ("docker login r.example", "/cache/docker login r.example"),
+        ("write it as docker-daemon:x or docker://x", "write it as docker-daemon:x or docker://x"),
+        ("--driver=docker or docker-container", "--driver=docker or docker-container"),
+    ],
+)
+def test_client_of_private_engine(hint: str, expected: str) -> None:
+    set_docker_client(PRIVATE)
+    assert translate_commands(hint) == expected
+    assert translate_commands(expected) == expected
+
+
+def test_client_of_system_engine(no_typed_program: Path) -> None:
+    docker = add_program(no_typed_program / "docker")
+    set_docker_client(DockerClient(docker=(docker,), buildx=(docker, "buildx")))
+    for hint in ("docker pull x", "docker buildx rm x", "docker login x"):
+        assert translate_commands(hint) == hint
+
+
+def test_client_of_answering_engine() -> None:
+    tools = ClientTools(docker=("/x/docker",), buildx=("/x/docker-buildx",))
+    info = '{"ServerVersion": "1", "Architecture": "x86_64", "Driver": "overlay2"}'
+    commands = Scripted().expect("/x/docker info *", stdout=info)
+    describe_engine("private", "unix:///s", tools, {"DOCKER_HOST": "unix:///s"}, commands)
+    assert translate_commands("docker pull x") == "DOCKER_HOST=unix:///s /x/docker pull x"
 
 
 TASKS = """

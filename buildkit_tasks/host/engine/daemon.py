@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, SettingsError
+from buildkit_tasks.hints import DockerClient, set_docker_client
 from buildkit_tasks.host.engine.access import absent_error, connection_error, refused_error
 from buildkit_tasks.platforms import Platform, native_platform, platform_of_uname
 from buildkit_tasks.report.model import EngineSummary
@@ -121,6 +122,7 @@ def describe_engine(
         reason = (info.get("ServerErrors") or [result.reason])[0]
         verb = "refuses this user" if _DENIED.search(reason) else "does not answer"
         raise EngineError(f"the Docker daemon at {endpoint} {verb}: {reason}")
+    set_docker_client(DockerClient(docker=tools.docker, buildx=tools.buildx, env=env))
     return Engine(
         kind=kind,
         endpoint=endpoint,
@@ -136,6 +138,7 @@ def describe_engine(
 
 def engine_without_daemon(tools: ClientTools) -> Engine:
     """Return an engine that has only client programs, for builders whose BuildKit is remote."""
+    set_docker_client(DockerClient(docker=tools.docker, buildx=tools.buildx))
     return Engine(
         kind="none",
         endpoint="",

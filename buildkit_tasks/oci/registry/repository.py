@@ -225,7 +225,7 @@ def _get_media_type(response: Response, name: str) -> str:
     if media_type.startswith(_SCHEMA_1_PREFIX):
         raise MalformedImage(
             f"{name} is a Docker manifest of schema 1, which has no platforms and is no longer supported",
-            hint=f"build it again: docker buildx build --push -t {name}",
+            hint=f"build it again: inv build-multiarch --push -t {name}",
         )
     if media_type not in _DOCUMENT_TYPES:
         stated = f"media type {media_type[:160]!r}" if media_type else "no media type"

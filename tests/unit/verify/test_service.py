@@ -132,7 +132,7 @@ def test_content_of_other_platform_is_missing() -> None:
     assert verify_image(memory).ok
     check = single_failure(verify_image(memory, AMD64, ARM64))
     assert check.name == "present"
-    assert check.message.endswith("try: docker pull --platform linux/arm64 the image")
+    assert check.hint == "docker pull --platform linux/arm64 the image"
 
 
 def test_empty_index_lacks_expected_platforms() -> None:
