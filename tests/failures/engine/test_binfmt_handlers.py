@@ -76,7 +76,7 @@ def test_build_with_handler_without_f(engine: Engine, project: Project, unchange
         result = private_binfmt.run(project, *task, handlers=(handler_line(qemu(), "OP"),))
     assert result.done.code == 3
     assert f"error: {ARM64}: handler qemu-aarch64" in result.done.stderr
-    assert "try: inv setup-builder --recreate" in result.done.stderr
+    assert "buildkit_tasks setup-builder --recreate\n" in result.done.stderr
     assert not (project.folder / "dist").exists()
 
 
