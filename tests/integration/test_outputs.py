@@ -50,6 +50,40 @@ def test_local_output_per_platform(project: Project) -> None:
         assert (folder / "hello").read_bytes() == program(name)
 
 
+@pytest.mark.parametrize(
+    ("output", "image"),
+    [
+        ("type=oci,dest=layout,tar=false", "oci:layout"),
+        ("type=oci,dest=image.tar", "oci-archive:image.tar"),
+        ("type=tar,dest=files.tar", ""),
+        ("type=image,name=app:1", ""),
+    ],
+)
+def test_last_built_output(project: Project, output: str, image: str) -> None:
+    project.task("build-multiarch")  # what a task must not take instead
+    printed = project.task("build-multiarch", "-o", output).stdout
+    if not image:
+        assert "image:" not in printed
+        for task in ("verify-arch", "run-emulated"):
+            assert "try: " in project.json(task, expect=2)["error"]
+        return
+    assert f"image: {image} sha256:" in printed
+    for args in ([], [image]):
+        subject = project.json("verify-arch", *args)["subject"]
+        assert subject.partition(":")[0] == image.partition(":")[0]
+        assert subject.endswith(image.partition(":")[2])
+        assert project.json("run-emulated", *args)["ok"]
+
+
+def test_folder_of_one_platform(project: Project) -> None:
+    project.task("build-multiarch", "--platform=linux/arm64", "-o", "out")
+    for args in ([], ["out"]):
+        document = project.json("verify-arch", "--platform=linux/arm64", *args)
+        assert [row["platform"] for row in document["platforms"]] == ["linux/arm64"]
+    rows = project.json("verify-arch", "out", "--platform=linux/amd64", expect=1)["platforms"]
+    assert {row["platform"]: row["ok"] for row in rows} == {"linux/amd64": False, "linux/arm64": False}
+
+
 def test_tar_holds_both_platforms(project: Project) -> None:
     project.json("build-multiarch", "-o", "type=tar,dest=out.tar")
     with tarfile.open(project.folder / "out.tar") as archive:

@@ -64,6 +64,17 @@ def test_build_all_images(project: Project, unchanged: Unchanged) -> None:
         assert verified["digest"] == row["build"]["digest"]
 
 
+def test_tasks_on_built_images(project: Project) -> None:
+    project.task("build-multiarch")
+    verified, run = project.json("verify-arch"), project.json("run-emulated")
+    assert [(each["name"], each["ok"]) for each in verified["images"]] == [("web", True), ("tool", True)]
+    assert [(each["name"], each["ok"]) for each in run["images"]] == [("web", True), ("tool", True)]
+    assert [each["platform"] for each in project.json("verify-arch", "tool")["platforms"]] == ["linux/386"]
+    assert project.json("run-emulated", "--image", "web")["ok"]
+    project.task("build-multiarch", "--image=tool")
+    assert "subject" in project.json("verify-arch")  # the only image of the last build
+
+
 def _platforms(row: dict[str, dict[str, list[dict[str, str]]]]) -> str:
     return ",".join(each["platform"] for each in row["build"]["platforms"])
 
