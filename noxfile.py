@@ -34,7 +34,7 @@ def _run_tests(session: nox.Session, markers: str, *groups: str) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, *groups))
     strict = ["--arch-require-engine"] if os.environ.get("CI") else []
     # On Ctrl-C tests remove what they made, such as an engine and binfmt_misc handlers.
-    session.run("pytest", *strict, *_IN_PARALLEL, "-m", markers, *session.posargs, interrupt_timeout=60)
+    session.run("pytest", *strict, *_IN_PARALLEL, "-m", markers, *session.posargs, interrupt_timeout=300)
 
 
 @nox.session
