@@ -40,7 +40,7 @@ CHOICES = {
     "engine": ("auto", "system", "private"),
     "emulators": ("auto", "host", "image", "none"),
     "bases": ("auto", "registry", "standin"),
-    "parity": ("warn", "fail", "off"),
+    "parity": ("warn", "fail", "ignore", "off"),
     "progress": ("auto", "none", "plain", "quiet", "rawjson", "tty"),
     "runner": ("auto", "docker", "sandbox"),
 }

@@ -156,7 +156,7 @@ def verify(  # noqa: PLR0913 - options are keywords with defaults
     ``oci-archive:FILE``, or a path; by default the last image built in this directory. ``platforms`` are the
     exact platforms that it must have; by default those of the settings if they have any, otherwise those that
     it has. With ``hosts``, check only that it would start on hosts of these platforms. ``parity`` (``warn``,
-    ``fail`` or ``off``) and ``allow_foreign`` override the settings.
+    ``fail`` or ``ignore``) and ``allow_foreign`` override the settings.
 
     A check that fails is in the report, whose ``ok`` is then False. Raises :class:`UsageError`, and
     :class:`RegistryError` or :class:`EngineError` if the image cannot be read from there.

@@ -27,9 +27,9 @@ class VerifyOptions:
     """Options of a verification besides the expected platforms.
 
     ``allow_foreign`` are globs of paths where binaries of another machine, or with a larger instruction
-    set, are accepted. ``parity`` is ``warn``, ``fail`` or ``off``: what a difference between platforms
-    means. With ``hosts`` it is only verified that the image starts on these; the values are the number of
-    a cluster's nodes of that platform, or 0.
+    set, are accepted. ``parity`` is ``warn``, ``fail``, or ``ignore`` (also called ``off``): what a
+    difference between platforms means. With ``hosts`` it is only verified that the image starts on these;
+    the values are the number of a cluster's nodes of that platform, or 0.
     """
 
     allow_foreign: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class RootfsVerifier:
         self._options = options
         self._is_allowed = compile_globs(options.allow_foreign)
         self._parity_checker = (
-            ParityChecker(is_failure=options.parity == "fail") if options.parity != "off" else None
+            ParityChecker(is_failure=options.parity == "fail") if options.parity in ("warn", "fail") else None
         )
 
     def check_platform(

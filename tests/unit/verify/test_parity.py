@@ -49,8 +49,9 @@ def test_missing_file() -> None:
     assert single_message(warned) == single_message(failed) == "linux/arm64 lacks /b, which linux/amd64 has"
 
 
-def test_parity_off() -> None:
-    assert parity({"a": b""}, {"b": b""}, rule="off") == []
+@pytest.mark.parametrize("rule", ["ignore", "off"])
+def test_ignored_differences(rule: str) -> None:
+    assert parity({"a": b""}, {"b": b""}, rule=rule) == []
 
 
 def test_missing_and_extra_files() -> None:
