@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ def _find_stored_platforms(reference: str, client: DockerClient) -> dict[Platfor
     inspected = _inspect_image(client, reference)
     if inspected is None:
         raise UsageError(
-            f"the engine has no image {reference!r}", hint="inv build-multiarch --load -t NAME:TAG"
+            f"the engine has no image {reference!r}",
+            hint=f"inv build-multiarch --load -t {shlex.quote(reference.partition('@')[0])}",
         )
     manifests = available_manifests(inspected)
     if manifests:
