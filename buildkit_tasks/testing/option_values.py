@@ -29,7 +29,7 @@ def check_values(config: pytest.Config, settings: Settings) -> None:
     if get_option(config, "cpu") == "both":
         raise UsageError(
             "--arch-cpu=both would be two runs of each test",
-            hint="pytest --arch-cpu=max, and then pytest --arch-cpu=floor",
+            hint="pytest --arch-cpu=max && pytest --arch-cpu=floor",
         )
     requests = get_option(config, "image")
     for request in requests:
