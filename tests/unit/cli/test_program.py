@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from invoke.config import Config
 
 from buildkit_tasks.cli.program import create_program
 from buildkit_tasks.tasks import ns
@@ -78,3 +79,11 @@ def test_interrupt_at_start(code: str) -> None:
     argv = [sys.executable, "-c", code, "doctor"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_closed_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Config, "load_user", refuse)
+    assert run_program("--list") == 0

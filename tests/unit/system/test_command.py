@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit_tasks.errors import DeadlineExceeded, EngineError, Interrupted
-from buildkit_tasks.system.command import CommandOptions, CommandResult, SubprocessRunner, redact
+from buildkit_tasks.system.command import (
+    CommandOptions,
+    CommandResult,
+    SubprocessRunner,
+    _deferred_interrupts,
+    redact,
+)
 from buildkit_tasks.system.process import Process
 from tests.support.waiting import wait_until
 
@@ -465,6 +471,32 @@ def test_stream_on_terminal() -> None:
         assert os.read(master, 100) == b"shown\r\n"
     finally:
         os.close(master)
+
+
+def test_started_child_is_known() -> None:
+    runner, handler = SubprocessRunner(), signal.getsignal(signal.SIGINT)
+    output = subprocess.DEVNULL
+    with runner._start_child(["true"], CommandOptions(), stdout=output, stderr=output) as child:
+        known, handler_meanwhile = set(runner._children), signal.getsignal(signal.SIGINT)
+        child.wait()
+    assert (known, runner._children) == ({child}, set())
+    assert handler_meanwhile == handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_deferred_signal(number: signal.Signals) -> None:
+    received: list[int] = []
+    previous = signal.signal(number, lambda number, _: received.append(number))
+    try:
+        with _deferred_interrupts() as deliver:
+            signal.raise_signal(number)
+            assert received == []
+            deliver()
+            assert received == [number]
+            signal.raise_signal(number)
+        assert received == [number, number]
+    finally:
+        signal.signal(number, previous)
 
 
 def test_interrupt_ends_all_threads() -> None:
