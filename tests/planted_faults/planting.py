@@ -136,10 +136,11 @@ def declare_valid_image(text: str) -> Callable[[Planter], Planter]:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedFinding:
-    """A finding with its message, the index of its layer, and the number of layers."""
+    """A finding with its message and hint, the index of its layer, and the number of layers."""
 
     finding: Finding
     message: str
+    hint: str = ""
     layer: int | None = None
     layer_count: int = 0
 
@@ -168,7 +169,7 @@ class FaultResult:
         yield from (f"the control fails: {each.message}" for each in failed)
         new = self.new_findings
         reported, expected = {each.finding for each in new}, set(self.fault.expected)
-        messages = "\n".join(each.message for each in new)
+        messages = "\n".join(f"{each.message}\n{each.hint}" for each in new)
         yield from (f"not reported: {each}" for each in sorted(expected - reported))
         yield from (f"not expected: {each}\n{messages}" for each in sorted(reported - expected))
         missing = [part for part in self.fault.messages if part not in messages]
@@ -194,7 +195,8 @@ def _iter_findings(image: MemoryImage, request: VerifyRequest) -> Iterator[Repor
                 layers = _layer_digests(image, result.digest) if check.layer else []
                 yield ReportedFinding(
                     finding=_to_finding(check, result.platform),
-                    message=f"{check.message}\ntry: {check.hint}" if check.hint else check.message,
+                    message=check.message,
+                    hint=check.hint,
                     layer=layers.index(check.layer) if check.layer in layers else None,
                     layer_count=len(layers),
                 )

@@ -34,7 +34,8 @@ def test_task_reports_fault(fault: Fault, samples: Samples, project: Project, tm
     path = write_archive(planted.image, tmp_path / "image.tar")
     options = planted.request.to_arguments(tmp_path)
     report = project.json("verify-arch", f"oci-archive:{path}", *options, expect=fault.exit_status)
-    messages = "\n".join(check["message"] for row in report["platforms"] for check in row["checks"])
+    checks = [check for row in report["platforms"] for check in row["checks"]]
+    messages = "\n".join(check["message"] + check.get("hint", "") for check in checks)
     assert report["ok"] == (fault.exit_status == 0)
     assert all(part in messages for part in fault.messages), messages
 
