@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ _HANDLERS: pytest.StashKey[tuple[tuple[str, bytes], ...]] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Move this process to its own home directory."""
+    """Move this process to its own home directory, and let SIGTERM end it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[_HANDLERS] = census.handlers()
     worker_input = getattr(config, "workerinput", None)
     # Not below pytest's directory for temporary files, which a later session may clean up.
