@@ -58,7 +58,7 @@ def unit(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Run the tests under coverage.py, child processes and the supervisor too, and print what is not executed."""
+    """Run the tests under coverage.py, child processes and supervisor too; print what they do not reach."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "coverage"))
     session.run("python", "-m", "tests.coverage", *(session.posargs or [*_IN_PARALLEL, "-m", "not interop"]))
 

@@ -34,7 +34,7 @@ __all__ = ["ChosenImage", "choose_images", "report_each"]
 class ChosenImage:
     """An image and its settings. ``name`` is that of the settings' image or of a bake file's target, or "".
 
-    ``location`` is the name that tasks accept, or "" for the last build; that is ``recorded`` if there is one.
+    ``location`` is the name that tasks accept, or "" for the last build, ``recorded`` if there is one.
     """
 
     settings: Settings

@@ -93,7 +93,7 @@ class Platform:
 
     @property
     def baseline_build_options(self) -> tuple[str, ...]:
-        """The settings of Go and of C compilers that limit a program to the baseline, each with its language."""
+        """The settings of Go and of C compilers that limit a program to the baseline, and their languages."""
         level = self.baseline
         if level is None:
             return ()
