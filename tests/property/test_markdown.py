@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from buildkit_tasks.report import to_markdown
-from buildkit_tasks.report.text import escape_unprintable, last_line, to_one_line, truncate_line
+from buildkit_tasks.report.text import escape_unprintable, to_one_line, truncate_line
 from tests.support.report_samples import bad_check, bad_run, run, verdict, verify
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def table_cells(tokens: list[Token]) -> list[str]:
 @example("x\\", "\\")
 @example("`", "`<script>`")
 def test_text_stays_in_cell_and_block(platform: str, stdout: str) -> None:
-    tokens = parse(to_markdown(run(bad_run(platform, stdout=stdout, message="m"))))
+    tokens = parse(to_markdown(run(bad_run(platform, stdout=stdout, message="m" + stdout))))
     name = truncate_line(to_one_line(platform), 80)
-    output = last_line(stdout) or "m"
-    ran = truncate_line(f"FAILED {to_one_line(f'failed: {output}')}", 48)
+    ran = truncate_line(f"FAILED {to_one_line('m' + stdout.partition(chr(10))[0])}".rstrip(), 48)
     assert table_cells(tokens)[0].strip() == name
     assert table_cells(tokens)[2] == ran
     assert len(table_cells(tokens)) == 4

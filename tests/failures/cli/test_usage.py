@@ -89,7 +89,11 @@ def test_traceback_needs_debug(project: Project) -> None:
         (("setup-builder", "--keep-state"), "--keep-state", "--recreate"),
         (("build-multiarch", "--no-verify"), "--no-verify", "--push"),
         (("build-multiarch", "--expect=x", "--cpu=floor"), "--expect, --cpu", "--push"),
-        (("build-multiarch", "--split", "--platform=386", "-tr.example.org/x", "--parity=fail"), "--parity", "--push"),
+        (
+            ("build-multiarch", "--split", "--platform=386", "-tr.example.org/x", "--parity=fail"),
+            "--parity",
+            "--push",
+        ),
         (("arch-matrix", "--no-verify"), "--no-verify", "--push"),
     ],
 )
