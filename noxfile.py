@@ -40,7 +40,7 @@ def _run_tests(session: nox.Session, markers: str, *groups: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, the direction of imports, and names."""
-    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "lint"))
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "coverage", "lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")

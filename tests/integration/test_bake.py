@@ -110,10 +110,9 @@ def test_group_and_repeated_targets(group_project: Project) -> None:
 def test_unknown_target(group_project: Project, unchanged: Unchanged) -> None:
     with unchanged():
         refused = bake(group_project, "--target=nope", expect=2)
-    assert refused["error"] == (
-        "docker-bake.hcl: failed to find target nope\n"
-        "  try: docker buildx bake --file=docker-bake.hcl --list=targets"
-    )
+    message, hint = refused["error"].split("\n  try: ")
+    assert message == "docker-bake.hcl: failed to find target nope"
+    assert hint.endswith(" bake --file=docker-bake.hcl --list=targets")
 
 
 def test_not_a_bake_file(hello_project: Project) -> None:
@@ -167,10 +166,10 @@ def test_json_file_uses_settings_platforms(hello_project: Project) -> None:
 
 
 def test_unsupported_key(hello_project: Project, unchanged: Unchanged) -> None:
-    hello_project.write({"docker-bake.hcl": 'target "default" {\n  network = "host"\n}\n'})
+    hello_project.write({"docker-bake.hcl": 'target "default" {\n  call = "check"\n}\n'})
     with unchanged():
         refused = bake(hello_project, expect=2)
-    assert 'docker-bake.hcl: target default: network = "host" is not supported' in refused["error"]
+    assert 'docker-bake.hcl: target default: call = "check" is not supported' in refused["error"]
     assert not (hello_project.folder / "dist").exists()
 
 

@@ -133,10 +133,11 @@ def main() -> None:
             break
         for fd in fds:
             os.close(fd)
-    # Only the process of a task comes here, and ends as a program does.
-    from buildkit_tasks.__main__ import main as run_program
+    # Only the process of a task comes here, and ends as ``python -m buildkit_tasks`` does.
+    from buildkit_tasks import __main__ as program
 
-    run_program()
+    sys.modules["__main__"] = program
+    program.main()
 
 
 def _import_all() -> None:
