@@ -113,9 +113,10 @@ def test_terminate_kills(term_ignorer: subprocess.Popen[bytes]) -> None:
 
 def test_unkillable_process(sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buildkit_tasks.system.process._KILL_SECONDS", 0.05)
-    monkeypatch.setattr(os, "kill", lambda *_: None)
-    with pytest.raises(EngineError, match=f"process {sleeper.pid} could not be killed"):
-        Process.from_pid(sleeper.pid).terminate(0.05)
+    with monkeypatch.context() as patch:  # the fixture kills the process, maybe before monkeypatch's clean-up
+        patch.setattr(os, "kill", lambda *_: None)
+        with pytest.raises(EngineError, match=f"process {sleeper.pid} could not be killed"):
+            Process.from_pid(sleeper.pid).terminate(0.05)
 
 
 def test_find_processes_by_argument(tmp_path: Path) -> None:
