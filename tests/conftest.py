@@ -17,6 +17,7 @@ from buildkit_tasks.config.settings import cache_folder, load_settings
 from buildkit_tasks.host.builder.native_platforms import NativePlatformStore
 from buildkit_tasks.host.engine import Engine
 from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.system.files import build_atomically
 from buildkit_tasks.testing.skip import skip_without_engine
 from tests.support import census
 from tests.support.engine import buildkit
@@ -83,9 +84,30 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def hello(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A repository with the example hello, for ten platforms."""
+def hello_archive(engine: Engine, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image of the example hello for ten platforms, which one worker builds for all: Go takes long."""
     assert engine.version
+
+    def build(directory: Path) -> None:
+        folder = tmp_path_factory.mktemp("hello-build")
+        (folder / "repo").mkdir()
+        repository(folder).task(
+            "build-multiarch",
+            f"--context={ROOT / 'examples/hello'}",
+            f"--platform={','.join(TEN)}",
+            f"--output=type=oci,dest={directory / 'image.tar'}",
+            "--provenance=false",
+            timeout=1100,
+        )
+
+    shared_directory.mkdir(exist_ok=True)
+    return build_atomically(shared_directory / "hello", build) / "image.tar"
+
+
+@pytest.fixture(scope="session")
+def hello(hello_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A repository with the example hello, for ten platforms."""
+    assert hello_archive.exists()
     folder = tmp_path_factory.mktemp("hello")
     shutil.copytree(ROOT / "examples/hello", folder / "repo")
     settings = [

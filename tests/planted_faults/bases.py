@@ -78,13 +78,19 @@ _RUNNER = SubprocessRunner(dry_run_output=sys.stderr)
 
 @dataclass(frozen=True)
 class Samples:
-    """Images and programs for the planters, each built or downloaded on first use."""
+    """Images and programs for the planters, each built or downloaded on first use.
+
+    ``hello_archive`` is the example's image if it was built already.
+    """
 
     directory: Path
+    hello_archive: Path | None = None
 
     @cached_property
     def hello(self) -> MemoryImage:
         """``examples/hello`` for ten platforms: a busybox base and ``/usr/local/bin/hello``."""
+        if self.hello_archive is not None:
+            return _read_archive(self.hello_archive)
         return self._build("hello", ROOT / "examples/hello", TEN)
 
     @cached_property
@@ -230,10 +236,14 @@ class Samples:
             f"--output={','.join(('type=oci', f'dest={archive}', *attributes))}",
             *options,
         )
-        with OciArchive(archive) as source:
-            image = edits.read_archive(source)
+        image = _read_archive(archive)
         shutil.rmtree(project)
         return image
+
+
+def _read_archive(archive: Path) -> MemoryImage:
+    with OciArchive(archive) as source:
+        return edits.read_archive(source)
 
 
 def _compile_go(directory: Path) -> None:

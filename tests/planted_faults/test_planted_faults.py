@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from buildkit_tasks.host.engine import Engine
 from tests.conftest import TEN
 from tests.planted_faults import table
 from tests.planted_faults.bases import Samples
@@ -15,9 +14,8 @@ from tests.support.project import Project
 
 
 @pytest.fixture(scope="session")
-def samples(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    assert engine.version
-    return Samples(directory=tmp_path_factory.mktemp("faults"))
+def samples(hello_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return Samples(directory=tmp_path_factory.mktemp("faults"), hello_archive=hello_archive)
 
 
 @pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)

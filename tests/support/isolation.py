@@ -81,6 +81,12 @@ def _finish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture(scope="session")
+def shared_directory(pytestconfig: pytest.Config) -> Path:
+    """A directory that all workers of this session have in common."""
+    return pytestconfig.stash[_HOMES] / "shared"
+
+
 HandlersLock = Callable[..., AbstractContextManager[None]]
 
 

@@ -16,7 +16,6 @@ _INTEROP_DIRECTORIES = ("fuzz", "interop")
 _SINGLE_TESTS = ("property", "unit")  # directories without expensive fixtures of a module
 # Go compiles its library for ten platforms: these share an engine, and so its cache.
 _GO_BUILDS = (
-    "planted_faults/",
     "integration/test_ten_platforms",
     "integration/test_floor_cpu",
     "integration/test_installed_wheel",
@@ -29,11 +28,16 @@ _HAS_SYSTEM_ENGINE = "DOCKER_HOST" in os.environ or Path("/var/run/docker.sock")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of the session ``interop``, and put long tests first."""
-    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_TESTS).parts[0]))
+    items.sort(key=_rank)
     for item in items:
         is_foreign = set(getattr(item, "fixturenames", ())) & _INTEROP_FIXTURES
         if is_foreign or item.path.relative_to(_TESTS).parts[0] in _INTEROP_DIRECTORIES:
             item.add_marker(pytest.mark.interop)
+
+
+def _rank(item: pytest.Item) -> tuple[bool, int]:
+    path = item.path.relative_to(_TESTS)
+    return not str(path).startswith(_GO_BUILDS), _ORDER.index(path.parts[0])
 
 
 @pytest.hookimpl(optionalhook=True)
