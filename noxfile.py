@@ -26,7 +26,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Run the long tests: with BuildKit, buildx, crane and others, compiled here, and the fuzzers."""
+    """Run the long tests: BuildKit, buildx, crane and others, compiled here, CI pipelines and fuzzers."""
     _run_tests(session, "interop", "test", "fuzz")
 
 

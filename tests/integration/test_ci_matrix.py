@@ -42,6 +42,8 @@ LOGIN = "docker login"
 GITHUB, GITLAB = (parse_yaml(path.read_text(encoding="utf-8")) for path in PIPELINES)
 
 
+pytestmark = pytest.mark.interop  # each test runs all jobs of a pipeline, which takes minutes together
+
 SUCCESS = CompletedCommand(code=0, stdout="", stderr="")
 
 
