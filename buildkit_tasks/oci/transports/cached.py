@@ -98,6 +98,7 @@ class CachingSource:
         self._allocated = 0
         self._stored: dict[Digest, _Region] = {}
         self._fetches: dict[Digest, Future[None]] = {}
+        self._opened: set[Digest] = set()  # by a reader, before a fetch began
         self.stopped = False
 
     def root_descriptor(self) -> Descriptor:
@@ -106,19 +107,21 @@ class CachingSource:
 
     def open(self, descriptor: Descriptor) -> BinaryIO:
         """Open the blob, from the file if possible."""
-        fetch = self._fetches.get(descriptor.digest)
+        with self._lock:
+            fetch = self._fetches.get(descriptor.digest)
+            if fetch is None:
+                self._opened.add(descriptor.digest)
         if fetch is not None:
             wait([fetch])
         return self._open_now(descriptor)
 
     def prefetch(self, descriptor: Descriptor, pool: ThreadPoolExecutor) -> None:
-        """Start to fetch a blob, unless it is large, stored elsewhere (``urls``) or being fetched already."""
-        if (
-            descriptor.size <= _MAX_PREFETCH_SIZE
-            and descriptor.digest not in self._fetches
-            and not descriptor.urls
-        ):
-            self._fetches[descriptor.digest] = pool.submit(self._fetch, descriptor)
+        """Start to fetch a blob, unless it is large, stored elsewhere (``urls``) or being read already."""
+        if descriptor.size > _MAX_PREFETCH_SIZE or descriptor.urls:
+            return
+        with self._lock:
+            if descriptor.digest not in self._fetches and descriptor.digest not in self._opened:
+                self._fetches[descriptor.digest] = pool.submit(self._fetch, descriptor)
 
     def _fetch(self, descriptor: Descriptor) -> None:
         if not self.stopped:

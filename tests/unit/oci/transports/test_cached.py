@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -150,6 +151,13 @@ def test_large_blobs_are_not_prefetched(
     with ThreadPoolExecutor() as pool:
         cached._prefetch_image(Image(cache), entries, cache, pool)
     assert not source.opened
+
+
+def test_opened_blob_is_not_prefetched(source: CountingSource, cache: CachingSource) -> None:
+    blob = put_blob(source, b"read by somebody")
+    with contextlib.closing(cache.open(blob)), ThreadPoolExecutor() as pool:
+        cache.prefetch(blob, pool)
+    assert source.opened[str(blob.digest)] == 1
 
 
 def test_prefetch_ignores_broken_image(tmp_path: Path) -> None:
