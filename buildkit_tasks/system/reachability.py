@@ -56,6 +56,7 @@ def _is_url_reachable(registry_url: str, timeout: float) -> bool:
         with urllib.request.urlopen(f"{registry_url}/v2/", timeout=timeout):  # noqa: S310 - Docker Hub or a mirror of the engine
             return True
     except urllib.error.HTTPError as error:
+        error.close()  # it is the response, too
         return error.code < 500  # noqa: PLR2004 - a registry that answers 5xx cannot be used
     except (OSError, ValueError):
         return False

@@ -172,5 +172,7 @@ def test_verify_for_hosts(resolver: ImageResolver) -> None:
 
 def test_daemon_image_without_engine(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buildkit_tasks.host.engine.find_tools", lambda _: None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # only root can start a private engine
+    monkeypatch.setattr("buildkit_tasks.host.engine.private.list_missing_capabilities", list)
     with pytest.raises(EngineError, match="docker with buildx is not installed"):
         resolver.verify("docker-daemon:a:1", ())
