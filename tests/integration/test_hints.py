@@ -7,18 +7,15 @@ import subprocess
 
 import pytest
 
-from buildkit_tasks.config.settings import load_settings
-from buildkit_tasks.host.engine.daemon import find_tools
+from buildkit_tasks.host.engine import Engine
 from tests.support.hint_texts import docker_commands, texts_of_source
 
 COMMANDS = sorted({command for _, text in texts_of_source() for command in docker_commands(text)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_docker_command(command: str) -> None:
-    tools = find_tools(load_settings())
-    if tools is None:
-        pytest.skip("docker's client programs are not installed")
+def test_docker_command(engine: Engine, command: str) -> None:
+    tools = engine.tools
     name, *arguments = command.split()
     subcommand = [each for each in arguments[:1] if name in ("buildx", "context") and each.isalpha()]
     program = tools.buildx if name == "buildx" else (*tools.docker, name)
