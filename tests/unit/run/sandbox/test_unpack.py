@@ -633,8 +633,10 @@ def test_unprivileged_unpack(nobody_dir: Path) -> None:
     ]
     above = [file("a/z", b"3"), directory("c", mode=0o111), file("c/x"), file("a/b/.wh.y"), file("c/d/e")]
     root = call_as_nobody(lambda: unpack_layers(nobody_dir, below, above))
-    assert [oct(get_mode(root / name)) for name in ("a", "a/x", "a/b", "c", "c/d")] == [
-        "0o0", "0o0", "0o555", "0o111", "0o755",
+    assert get_mode(root / "a") == 0
+    (root / "a").chmod(0o700)  # an ordinary user could not look into it
+    assert [oct(get_mode(root / name)) for name in ("a/x", "a/b", "c", "c/d")] == [
+        "0o0", "0o555", "0o111", "0o755",
     ]  # fmt: skip
     if IS_ROOT:
         assert sorted(name for name in list_tree(root)) == [
