@@ -9,6 +9,7 @@ import nox
 from buildkit_tasks.nox_sessions import arch_matrix
 
 nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_venv = "yes"
 _GROUPS = nox.project.load_toml("pyproject.toml")
 
 arch_matrix()
@@ -16,6 +17,8 @@ arch_matrix()
 
 # Tests with an engine mostly wait, so there are more workers than processors.
 _IN_PARALLEL = ["--numprocesses=3", "--no-loadscope-reorder"]
+# Without compiled files each worker rewrites the assertions of all tests again, which takes ten seconds.
+_WRITE_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}
 
 
 @nox.session
@@ -34,13 +37,15 @@ def _run_tests(session: nox.Session, markers: str, *groups: str) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, *groups))
     strict = ["--arch-require-engine"] if os.environ.get("CI") else []
     # On Ctrl-C tests remove what they made, such as an engine and binfmt_misc handlers.
-    session.run("pytest", *strict, *_IN_PARALLEL, "-m", markers, *session.posargs, interrupt_timeout=300)
+    arguments = [*strict, *_IN_PARALLEL, "-m", markers, *session.posargs]
+    session.run("pytest", *arguments, env=_WRITE_BYTECODE, interrupt_timeout=300)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, the direction of imports, and names."""
-    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "coverage", "lint"))
+    groups = nox.project.dependency_groups(_GROUPS, "test", "coverage", "lint")
+    session.install("--no-compile", "-e", ".", *groups)  # most of it is never imported
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -51,9 +56,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Run the tests that need no root, engine or network."""
+    """Run the tests that need no root, engine or network; properties with a quarter of the examples."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test"))
-    session.run("pytest", "--numprocesses=logical", "tests/unit", "tests/property", *session.posargs)
+    arguments = ["--numprocesses=logical", "--hypothesis-profile=quick", "tests/unit", "tests/property"]
+    session.run("pytest", *arguments, *session.posargs, env=_WRITE_BYTECODE)
 
 
 @nox.session

@@ -30,6 +30,7 @@ settings.register_profile(
     "busy", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("busy")
+settings.register_profile("quick", max_examples=25)
 
 ROOT = Path(__file__).parent.parent
 TEN = (

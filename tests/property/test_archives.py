@@ -27,6 +27,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+EXAMPLES = settings().max_examples
 DECLARED = (MalformedImage, LimitExceeded, UsageError)
 DIFF_ID = str(Digest.from_bytes(b""))
 CONFIG = json.dumps({**platform_json("linux/amd64"), "rootfs": {"diff_ids": [DIFF_ID]}}).encode()
@@ -60,7 +61,7 @@ def open_and_verify(data: bytes, reference: str = "") -> None:
         assert [each.name for each in Path(directory).iterdir()] == ["image.tar"]
 
 
-@settings(max_examples=150, deadline=2000)
+@settings(max_examples=3 * EXAMPLES // 2)
 @given(
     compress=compressors,
     at=st.integers(min_value=0),
@@ -73,7 +74,6 @@ def test_any_changed_bit(compress: Any, at: int, bit: int, files: dict[str, byte
     open_and_verify(bytes(data))
 
 
-@settings(max_examples=100, deadline=2000)
 @given(compress=compressors, junk=st.binary(max_size=2000))
 def test_any_junk(compress: Any, junk: bytes) -> None:
     open_and_verify(compress(junk))
@@ -81,7 +81,7 @@ def test_any_junk(compress: Any, junk: bytes) -> None:
     open_and_verify(compress(make_tar(LAYOUT)) + junk)
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=2 * EXAMPLES)
 @given(images=trees | st.lists(entries, max_size=3), reference=st.sampled_from(["", "@0", "@9", "c:1", "!"]))
 def test_any_docker_manifest(images: Any, reference: str) -> None:
     document = json.dumps(images).encode()
@@ -89,7 +89,6 @@ def test_any_docker_manifest(images: Any, reference: str) -> None:
     open_and_verify(make_tar({**LAYOUT, "manifest.json": document}), reference)
 
 
-@settings(max_examples=100, deadline=2000)
 @given(
     sources=st.dictionaries(st.just(DIFF_ID) | names, layer_sources | trees, max_size=2),
     has_layer=st.booleans(),
@@ -99,7 +98,6 @@ def test_any_layer_source(sources: Any, has_layer: bool) -> None:
     open_and_verify(make_tar({**SAVED, "manifest.json": json.dumps([image]).encode()}))
 
 
-@settings(max_examples=100, deadline=2000)
 @given(links=st.lists(st.tuples(names, names | st.text(max_size=5)), max_size=5))
 def test_any_links(links: list[tuple[str, str]]) -> None:
     others = [symlink(name or "x", target.replace("\0", "")) for name, target in links]
@@ -108,7 +106,6 @@ def test_any_links(links: list[tuple[str, str]]) -> None:
         open_and_verify(make_tar(files, others))
 
 
-@settings(max_examples=100, deadline=2000)
 @given(
     compress=compressors,
     files=st.dictionaries(st.text("abc/", min_size=1, max_size=9), st.binary(max_size=3000), max_size=6),
@@ -132,7 +129,6 @@ def test_streamed_members_in_any_order(
     archive.close()
 
 
-@settings(max_examples=100, deadline=2000)
 @given(
     parts=st.lists(st.binary(max_size=5000), min_size=1, max_size=5),
     sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=5),

@@ -30,6 +30,7 @@ from tests.support.unpacking import (
     tar_entry,
 )
 
+EXAMPLES = settings().max_examples
 HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost\n"
 OUTSIDE = "/OUT"  # stands for the path of a directory beside the root
 
@@ -356,7 +357,7 @@ def check_unpacking(layers: list[list[Entry]]) -> None:
         assert stat_outside(parent) == before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * EXAMPLES)
 @given(images)
 @example([[symlink("l", OUTSIDE), file("l/x", b"1")]])
 @example([[symlink("l", "../../out")], [file("l/x", b"1"), file("l/.wh..wh..opq")]])
@@ -368,7 +369,7 @@ def test_unpacking_equals_model(layers: list[list[Entry]]) -> None:
     check_unpacking(layers)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * EXAMPLES)
 @given(st.lists(st.lists(valid_entries, min_size=2, max_size=15), min_size=2, max_size=4))
 def test_whiteouts_equal_model(layers: list[list[Entry]]) -> None:
     check_unpacking(layers)

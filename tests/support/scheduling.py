@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_foreign = set(getattr(item, "fixturenames", ())) & _INTEROP_FIXTURES
         if is_foreign or item.path.relative_to(_TESTS).parts[0] in _INTEROP_DIRECTORIES:
             item.add_marker(pytest.mark.interop)
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection go through what collection has made, which is most of a process."""
+    gc.collect()
+    gc.freeze()
 
 
 def _rank(item: pytest.Item) -> tuple[bool, int]:
