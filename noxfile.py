@@ -24,7 +24,7 @@ _WRITE_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all other tests; they need PyPI and Debian's packages. In CI a missing engine is a failure."""
-    _run_tests(session, "not interop", "test")
+    _run_tests(session, "not interop", "test", "plugins")
 
 
 @nox.session
@@ -65,7 +65,7 @@ def unit(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Run the tests under coverage.py, child processes and supervisor too; print what they do not reach."""
-    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "coverage"))
+    session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "plugins", "coverage"))
     session.run("python", "-m", "tests.coverage", *(session.posargs or [*_IN_PARALLEL, "-m", "not interop"]))
 
 
