@@ -88,6 +88,7 @@ def project(tmp_path: Path) -> Project:
 def hello_archive(engine: Engine, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image of the example hello for ten platforms, which one worker builds for all: Go takes long."""
     assert engine.version
+    cache = (cache_folder(load_settings()) / "hello").resolve()
 
     def build(directory: Path) -> None:
         folder = tmp_path_factory.mktemp("hello-build")
@@ -98,6 +99,9 @@ def hello_archive(engine: Engine, shared_directory: Path, tmp_path_factory: pyte
             f"--platform={','.join(TEN)}",
             f"--output=type=oci,dest={directory / 'image.tar'}",
             "--provenance=false",
+            # A later session compiles again only if something has changed.
+            f"--cache-from=type=local,src={cache}",
+            f"--cache-to=type=local,dest={cache}",
             timeout=1100,
         )
 

@@ -2,7 +2,7 @@
 
 With its own home directory a process has its own engine, unpacked images, handlers file and buildx store,
 which neither another worker of pytest-xdist nor a user of the package on this machine changes. Downloads and
-compiled programs are those of the user's cache: they are only added to, by a rename.
+compiled programs are those of the user's cache: they are only added to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support import census
 from tests.support.project import TASK_SERVER
 
 _HOMES_KEY = "buildkit_tasks_homes"
-_SHARED = ("bases", "debian", "emulators", "go", "planted-faults")  # in the cache directory
+_SHARED = ("bases", "debian", "emulators", "go", "hello", "planted-faults")  # in the cache directory
 # Settings, caches and toolchains of other programs, by the variables that replace their default.
 _USER_DIRECTORIES = {
     "CARGO_HOME": ".cargo",
