@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from coverage import CoverageData
 
 from buildkit_tasks.run.sandbox import supervisor_main
@@ -21,11 +23,21 @@ def main() -> int:
     """Return pytest's exit status."""
     with tempfile.TemporaryDirectory(prefix="buildkit-coverage-") as folder, _plugin_on_path():
         environ = {**os.environ, "COVERAGE_FILE": f"{folder}/data"}
-        tests = subprocess.run(_coverage("run", "-m", "pytest", *sys.argv[1:]), check=False, env=environ)
+        status = _run_tests(environ)
+        if status == pytest.ExitCode.INTERRUPTED:
+            return status
         subprocess.run(_coverage("combine", "--quiet"), check=True, env=environ)
         _add_supervisor_arcs(Path(folder))
         subprocess.run(_coverage("report"), check=True, env=environ)
-    return tests.returncode
+    return status
+
+
+def _run_tests(environ: dict[str, str]) -> int:
+    """Return pytest's exit status. Its Ctrl-C, and its SIGTERM, are not the end of this process."""
+    with subprocess.Popen(_coverage("run", "-m", "pytest", *sys.argv[1:]), env=environ) as tests:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: tests.terminate())
+        return tests.wait()
 
 
 def _coverage(*arguments: str) -> list[str]:
@@ -35,7 +47,8 @@ def _coverage(*arguments: str) -> list[str]:
 @contextlib.contextmanager
 def _plugin_on_path() -> Iterator[None]:
     """Let every process of this environment import the plugin, wherever it is started."""
-    path = Path(sysconfig.get_path("purelib")) / "buildkit-tasks-coverage.pth"
+    # Before coverage's own file, which starts the measurement: these files are read in order.
+    path = Path(sysconfig.get_path("purelib")) / "a0_buildkit_tasks_coverage.pth"
     path.write_text(f"{Path(__file__).parent}\n", encoding="utf-8")
     try:
         yield

@@ -10,6 +10,7 @@ from invoke.config import Config
 
 from buildkit_tasks.cli.program import create_program
 from buildkit_tasks.tasks import ns
+from tests.support.environment import minimal_env
 from tests.unit.cli.test_invocation import project_dir
 
 __all__ = ["project_dir"]  # an autouse fixture
@@ -77,7 +78,7 @@ main()
 )
 def test_interrupt_at_start(code: str) -> None:
     argv = [sys.executable, "-c", code, "doctor"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=minimal_env())
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 

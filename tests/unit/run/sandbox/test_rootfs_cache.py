@@ -19,6 +19,7 @@ from buildkit_tasks.oci.model import Descriptor
 from buildkit_tasks.run.sandbox import rootfs_cache
 from buildkit_tasks.run.sandbox.directory_lock import LOCK_NAME
 from buildkit_tasks.run.sandbox.rootfs_cache import RootfsCache
+from tests.support.environment import minimal_env
 from tests.support.oci import MemoryImage, single_platform_image, write_archive
 from tests.support.unpacking import (
     IS_ROOT,
@@ -128,9 +129,9 @@ with cache.acquire(source, entry):
     print(*sorted(early), "/", *sorted(set(sys.modules) - before))
 """
     first_run, second_run = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(
-            "/"
-        )
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=minimal_env()
+        ).stdout.split("/")
         for _ in range(2)
     )
     assert {"ctypes", "buildkit_tasks.run.sandbox.unpack"} <= set(first_run[1].split())
