@@ -14,6 +14,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 from invoke.tasks import Task
 
+import buildkit_tasks.cli.invoke_environment  # noqa: F401 - replaces a class of Invoke
 from buildkit_tasks.cli.invocation import TaskContext
 from buildkit_tasks.cli.invoke_parser import DeclaredArgument, OptionalPositional
 from buildkit_tasks.cli.options import COMMON_OPTIONS

@@ -37,7 +37,7 @@ from invoke.parser.context import ParserContext, to_flag
 from invoke.parser.parser import ParseMachine
 
 from buildkit_tasks.cli.typed_program import record_typed_program
-from buildkit_tasks.errors import UsageError
+from buildkit_tasks.errors import BuildkitTasksError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +50,7 @@ _SWITCH_VALUES = {"true": True, "false": False}  # as of a flag in Docker's comm
 class CommandLineError(Exit, ParseError):
     """A usage error, with the status of one. Completion catches Invoke's own kind of error."""
 
-    def __init__(self, error: UsageError, context: ParserContext | None = None) -> None:
+    def __init__(self, error: BuildkitTasksError, context: ParserContext | None = None) -> None:
         Exit.__init__(self, code=error.exit_code)  # without a message: ParseError's is printed
         ParseError.__init__(self, f"error: {error}", context)
 

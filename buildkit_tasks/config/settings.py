@@ -43,6 +43,7 @@ __all__ = [
     "SmokeCheck",
     "cache_error",
     "cache_folder",
+    "check_section_keys",
     "check_section_names",
     "find_pyproject",
     "load_settings",
@@ -52,7 +53,11 @@ __all__ = [
 
 _TABLE = "buildkit-tasks"  # of pyproject.toml, in [tool]
 _SECTION = "buildkit"  # of Invoke's configuration
-_SIMILAR = 0.9  # by difflib; a name of another tool, such as build-tasks, is less similar than a typo
+_INVOKE_LABEL = f"Invoke's configuration: {_SECTION}"
+# Shares of equal characters, by difflib: a typo is more similar than build-tasks, a name of another tool.
+_SIMILAR = 0.9
+_SIMILAR_SECTION = 0.87  # one typo in a name that is short
+_OTHER_PRODUCTS = ("buildkitd", "buildkite")  # one letter more: BuildKit's daemon, and a CI service
 
 _ENVIRONMENT_PREFIX = "INVOKE_BUILDKIT_"
 _KEY_OF_VARIABLE = {"DOCKER_DEFAULT_PLATFORM": "platforms", "BUILDX_BUILDER": "name"}
@@ -204,8 +209,7 @@ def _iter_sources(
     if pyproject is not None:
         label = f"{pyproject}: [tool.buildkit-tasks]"
         yield SettingOrigin.PYPROJECT, label, _read_pyproject_table(pyproject)
-    label = "Invoke's configuration: buildkit"
-    yield SettingOrigin.INVOKE, label, _drop_environment_keys(invoke, environ)
+    yield SettingOrigin.INVOKE, _INVOKE_LABEL, _drop_environment_keys(invoke, environ)
     for variable, key in _environment_keys(environ).items():
         yield SettingOrigin.ENVIRONMENT, f"environment {variable}", {key: environ[variable]}
     yield SettingOrigin.FLAG, "command line", _explicit_flags(flags)
@@ -269,7 +273,7 @@ def _read_pyproject_table(path: Path) -> dict[str, Any]:
 def _iter_misnamed_tables(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of tables that are meant to be ``[tool.buildkit-tasks]``, but would not be read."""
     for key, value in document.items():
-        if _is_table(value) and _is_similar(key, _TABLE):
+        if _is_meant(key, value):
             yield key
         elif isinstance(value, dict) and _is_similar(key, "tool", ratio=0.8):
             yield from (
@@ -286,23 +290,45 @@ def _iter_subtables(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_misnamed(parent: str, name: str, table: Any) -> bool:
-    if not _is_table(table) or (parent, name) == ("tool", _TABLE):
+    if (parent, name) == ("tool", _TABLE):
         return False
-    has_own_keys = isinstance(table, dict) and any(key.replace("-", "_") in SETTINGS_KEYS for key in table)
-    ratio = 1 if "." in name else _SIMILAR  # a table in another tool's is that tool's
-    return _is_similar(name, _TABLE, ratio=ratio) or (name == _SECTION and has_own_keys)
+    tool, _, subtable = name.partition(".")
+    if (
+        subtable and tool != "invoke"
+    ):  # a table in another tool's is that tool's; Invoke reads no pyproject.toml
+        return _is_table(table) and _is_similar(name, _TABLE, ratio=1)
+    return _is_meant(subtable or name, table)
+
+
+def _is_meant(name: str, table: Any) -> bool:
+    """Return True for a table that is named nearly like one with settings.
+
+    The short name is a word that other tools use, too: such a table has one of the settings' keys.
+    """
+    if not _is_table(table):
+        return False
+    is_section = name.lower() not in _OTHER_PRODUCTS and _is_similar(name, _SECTION, ratio=_SIMILAR_SECTION)
+    return _is_similar(name, _TABLE) or (is_section and _has_settings(table))
 
 
 def _is_table(value: Any) -> bool:
     """Return True for a table and for an array of tables."""
-    items = value if isinstance(value, list) and value else [value]
-    return all(isinstance(item, dict) for item in items)
+    return all(isinstance(item, dict) for item in _list_tables(value))
+
+
+def _has_settings(table: Any) -> bool:
+    keys = {key.replace("-", "_").lower() for each in _list_tables(table) for key in each}
+    return not keys.isdisjoint(SETTINGS_KEYS)
+
+
+def _list_tables(value: Any) -> list[Any]:
+    return value if isinstance(value, list) and value else [value]
 
 
 def _is_similar(name: str, right_name: str, *, ratio: float = _SIMILAR) -> bool:
-    """Return True for a typo, another spelling of ``-`` or of upper case, and the same name."""
-    normalized = re.sub(r"[-_.\s]+", "-", name).lower()
-    return difflib.SequenceMatcher(None, normalized, right_name).ratio() >= ratio
+    """Return True for a typo, other separators, another case, and the same name."""
+    names = [re.sub(r"[-_.\s]+", "", each).lower() for each in (name, right_name)]
+    return difflib.SequenceMatcher(None, *names).ratio() >= ratio
 
 
 def _misnamed_table_error(path: Path, name: str) -> SettingsError:
@@ -318,12 +344,18 @@ def _misnamed_table_error(path: Path, name: str) -> SettingsError:
 def check_section_names(sections: Mapping[str, Any]) -> None:
     """Raise :class:`SettingsError` for a section of Invoke's configuration that is nearly ``buildkit``."""
     for name, value in sections.items():
-        is_similar = _is_similar(name, _TABLE) or _is_similar(name, _SECTION, ratio=1)
-        if name != _SECTION and is_similar and _is_table(value):
+        is_meant = _is_meant(name, value) or (_is_similar(name, _SECTION, ratio=1) and _is_table(value))
+        if name != _SECTION and is_meant:
             raise SettingsError(
                 f"Invoke's configuration: nothing reads {name!r}: the settings are in {_SECTION!r}",
                 hint=f"rename the section to {_SECTION}",
             )
+
+
+def check_section_keys(sections: Mapping[str, Any]) -> None:
+    """Raise :class:`SettingsError` for a name or a key in Invoke's configuration that nothing reads."""
+    check_section_names(sections)
+    normalize_keys(sections.get(_SECTION) or {}, _INVOKE_LABEL, SETTINGS_KEYS)
 
 
 def cache_folder(settings: Settings) -> Path:

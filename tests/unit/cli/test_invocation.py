@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from invoke.context import Context
+from invoke.exceptions import AmbiguousEnvVar
 from invoke.program import Program
 
 from buildkit_tasks.cli.declared_task import TaskFailed, create_namespace, task
@@ -298,6 +299,46 @@ def test_misnamed_section(project_dir: Path, capsys: pytest.CaptureFixture[str])
     (project_dir / ".invoke.yaml").write_text(text, encoding="utf-8")
     assert inv("build-image") == 2
     assert "nothing reads 'buildkit-tasks': the settings are in 'buildkit'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Buildkit: {platforms: linux/386}", "nothing reads 'Buildkit': the settings are in 'buildkit'"),
+        ("BUILDKIT: {name: x}\nbuildkit: {jobs: 1}", "nothing reads 'BUILDKIT'"),
+        ("buildkit: {Name: x}", "unknown key 'Name', did you mean 'name'?"),
+        ("build-kit: {name: x}", "nothing reads 'build-kit'"),
+    ],
+)
+def test_ambiguous_section(
+    project_dir: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (project_dir / ".invoke.yaml").write_text(text, encoding="utf-8")
+    assert inv("build-image") == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: Invoke's configuration: ")
+    assert message in stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "status"), [("PLATFORMS", "linux/386", 0), ("JOBS", "3", 0), ("JOBS", "many", 2)]
+)
+def test_variable_over_invoke_yaml(
+    project_dir: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: int
+) -> None:
+    text = "buildkit: {platforms: [linux/arm64], jobs: 1}"
+    (project_dir / ".invoke.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv(f"INVOKE_BUILDKIT_{variable}", value)
+    assert inv("build-image") == status
+    if status == 0:
+        settings = calls[0][1]["settings"]
+        assert value in (str(settings.jobs), *settings.platforms)
+
+
+def test_ambiguity_of_others(project_dir: Path) -> None:
+    (project_dir / ".invoke.yaml").write_text("mine: {a: 1}\nMine: {a: 1}\n", encoding="utf-8")
+    with pytest.raises(AmbiguousEnvVar):
+        inv("build-image")
 
 
 def test_debug_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from buildkit_tasks.config.settings import (
     SmokeCheck,
     cache_error,
     cache_folder,
+    check_section_keys,
     check_section_names,
     find_pyproject,
     load_settings,
@@ -186,7 +187,8 @@ def test_unknown_key_suggestion(project_dir: Path, source: dict[str, Any], label
     [
         "tool.buildkit_tasks", "tool.Buildkit-Tasks", "tool.buildkit-task", "tool.buildkittasks",
         "tool.buildkit-taks", "tool.buildkit.tasks", "tool.buildkit", "tools.buildkit-tasks",
-        "Tool.buildkit-tasks", "buildkit-tasks", "buildkit_tasks",
+        "Tool.buildkit-tasks", "buildkit-tasks", "buildkit_tasks", "tool.Build_Kit-Tasks", "tool.build-kit",
+        "tool.buildkits", "tool.bulidkit", "buildkit", "tool.invoke.buildkit", "tool.invoke.buildkit_tasks",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", ["", ".image"])
@@ -218,7 +220,9 @@ def test_quoted_table_name(project_dir: Path) -> None:
         "[tool.build-tasks]", "[tool.buildkit]\nworkers = 3", "[tool.buildx]", "[tool.ruff]\nname = 1",
         "[dependency-groups]\nbuildkit-tasks = ['x']", "[project]\nname = 'buildkit-tasks'",
         "[tool.uv.sources]\nbuildkit-tasks = {path = '.'}", "[tool.uv.buildkit-tasks]\nname = 'x'",
-        "tool.buildkit_tasks = 1",
+        "tool.buildkit_tasks = 1", "[tool.buildkite]\nname = 'x'", "[tool.buildkitd]\nname = 'x'",
+        "[tool.buildkits]\nworkers = 3", "[tool.docker]\nname = 'x'", "[tool.invoke.run]\nname = 'x'",
+        "[tool.uv.buildkit]\nname = 'x'", "[tool.buildtasks]\nname = 'x'", "[tool.buildbot]\nname = 'x'",
     ],
 )  # fmt: skip
 def test_table_of_another_tool(project_dir: Path, text: str) -> None:
@@ -226,11 +230,35 @@ def test_table_of_another_tool(project_dir: Path, text: str) -> None:
     assert load_settings(environ={}, folder=project_dir) == Settings()
 
 
-@pytest.mark.parametrize("name", ["buildkit_tasks", "buildkit-tasks", "Buildkit", "buildkit-task"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "buildkit_tasks", "buildkit-tasks", "buildkit-task", "Buildkit", "BUILDKIT", "BuildKit", "build-kit",
+        "build_kit", "Build.Kit", "build kit", "buildkits", "bulidkit", "buildkt", "BuildkitTasks",
+    ],
+)  # fmt: skip
 def test_misnamed_section(name: str) -> None:
     with pytest.raises(SettingsError, match=f"nothing reads '{name}': the settings are in 'buildkit'"):
-        check_section_names({name: {"name": "x"}, "buildkit": {}})
-    check_section_names({"buildkit": {}, "buildkite": {}, "run": {"dry": True}, "tasks": {}, name: None})
+        check_section_names({name: {"Driver-Opt": "x"}, "buildkit": {}})
+    check_section_names({name: None})
+
+
+@pytest.mark.parametrize("name", ["buildkit", "buildkite", "buildkitd", "docker", "buildx", "build", "run"])
+def test_section_of_another_tool(name: str) -> None:
+    check_section_names({name: {"name": "x"}, "buildkits": {"workers": 3}})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"buildkit": {}, "BUILDKIT": {"name": "x"}}, "nothing reads 'BUILDKIT'"),
+        ({"buildkit": {"name": None, "Name": "x"}}, "unknown key 'Name'"),
+    ],
+)
+def test_section_keys(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_section_keys(sections)
+    check_section_keys({"buildkit": {"name": "x"}, "tasks": {}})
 
 
 def test_unknown_key_list(project_dir: Path) -> None:
