@@ -28,6 +28,7 @@ from tests.support.unpacking import (
     remove_path,
     symlink,
     tar_entry,
+    walk_closed,
 )
 
 EXAMPLES = settings().max_examples
@@ -230,7 +231,7 @@ class Model:
 
 def list_nodes(root: Path) -> dict[str, tuple[object, ...]]:
     nodes: dict[str, tuple[object, ...]] = {}
-    for path in root.rglob("*"):
+    for path in walk_closed(root):
         name, path_stat = str(path.relative_to(root)), path.lstat()
         mode = stat.S_IMODE(path_stat.st_mode)
         if stat.S_ISLNK(path_stat.st_mode):
@@ -248,7 +249,7 @@ def list_nodes(root: Path) -> dict[str, tuple[object, ...]]:
 
 def list_hard_links(root: Path) -> Counter[frozenset[str]]:
     names: dict[int, set[str]] = {}
-    for path in root.rglob("*"):
+    for path in walk_closed(root):
         if not path.is_symlink() and not path.is_dir():
             names.setdefault(path.stat().st_ino, set()).add(str(path.relative_to(root)))
     return Counter(map(frozenset, names.values()))
@@ -364,6 +365,7 @@ def check_unpacking(layers: list[list[Entry]]) -> None:
 @example([[symlink("l", f"{OUTSIDE}/x"), file("l", b"1")]])
 @example([[symlink("l", f"{OUTSIDE}/x"), hard_link("h", "l/x")]])
 @example([[symlink("l", "../out")], [file("l/.wh.x"), file(".wh.l")]])
+@example([[file("a"), directory("etc", mode=0)]])
 @example([[file("a/b", b"1")], [file("a/c"), file(".wh.a"), file("a/.wh..wh..opq"), file("a/b")]])
 def test_unpacking_equals_model(layers: list[list[Entry]]) -> None:
     check_unpacking(layers)

@@ -7,9 +7,10 @@ import gc
 import io
 import os
 import pickle
+import stat
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ def list_tree(root: Path) -> dict[str, str]:
     return tree
 
 
+def walk_closed(folder: Path) -> Iterator[Path]:
+    """Yield the paths below a folder, also those in directories whose mode keeps this user out."""
+    for path in list(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            path.chmod(0o700)
+            yield from walk_closed(path)
+            path.chmod(mode)
+
+
 def remove_path(path: Path) -> None:
     """Remove a tree of any depth and with any modes."""
     parent_fd = os.open(path.parent, DIRECTORY_FLAGS)
@@ -113,8 +125,11 @@ def remove_path(path: Path) -> None:
 
 
 def open_fds() -> set[tuple[str, str]]:
-    """Return the open descriptors of this process and their targets."""
-    gc.collect()  # closes what earlier tests have left open, so that it is not closed in between
+    """Return the open descriptors of this process and their targets.
+
+    Later there may be fewer: a thread that an earlier test has left closes its own.
+    """
+    gc.collect()  # closes what earlier tests have left open
     fds = set()
     for each in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the descriptor through which this directory is read

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def test_load_without_tag() -> None:
 
 
 def test_check_outputs() -> None:
-    assert usage_error(outputs=(OutputSpec(type="registry"),)).message == "--push needs a tag"
+    assert usage_error(outputs=(OutputSpec(type="registry"),)).message == "a push needs a tag"
     part = {"outputs": (OutputSpec(type="registry"),), "platforms": PLATFORMS[:1]}
     assert usage_error(**part, split=True).message == "--split needs a tag"
 
@@ -243,6 +243,23 @@ def test_argv_of_all_options() -> None:
         "--",
         "--help",
     ]
+
+
+# Fields that change what happens around buildx, and not its arguments.
+OTHER_FIELDS = {
+    "context", "dockerfile_text", "iidfile", "load", "metadata_file", "no_push", "split", "verify_first",
+}  # fmt: skip
+ARGUMENT_FIELDS = [each.name for each in fields(BuildRequest) if each.name not in OTHER_FIELDS]
+VALUES = {"platforms": PLATFORMS[:1], "outputs": (OutputSpec.parse("type=local,dest=x"),), "epoch": 1}
+
+
+@pytest.mark.parametrize("name", ARGUMENT_FIELDS)
+def test_field_is_an_argument(name: str) -> None:
+    request = make_request(tags=("x:1",), build_args=("A=b",))
+    defaults = {str: "x", bool: True, tuple: ("x=y",)}
+    value = VALUES.get(name, defaults.get(type(getattr(request, name))))
+    changed = replace(request, **{name: value})
+    assert make_buildx_argv(changed, "b", None) != make_buildx_argv(request, "b", None)
 
 
 def test_argv_of_a_call() -> None:

@@ -144,7 +144,7 @@ def test_swapped_file_or_parent(swapped: str, tmp_path: Path) -> None:
     before = open_fds()
     with pytest.raises(MalformedImage, match="sub/file has changed while the directory was read"):
         entry.open()
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_replaced_file(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_replaced_file(tmp_path: Path) -> None:
     before = open_fds()
     with pytest.raises(MalformedImage, match="has changed"):
         entry.open()
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_abandoned_walk_closes_files(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_abandoned_walk_closes_files(tmp_path: Path) -> None:
     walk = walk_directory(tmp_path)
     assert [next(walk).name for _ in range(4)][-1] == "a/b/c/d"
     walk.close()  # type: ignore[attr-defined]
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_mounted_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,10 +209,8 @@ def test_partial_file_with_both_ends() -> None:
 @pytest.mark.parametrize(
     ("name", "bits", "e_machine", "expected"),
     [
-        ("s390x", 64, 43, "sparc64"),
-        ("s390x", 64, 21, "ppc64, big-endian"),
+        ("s390x", 64, 9999, "unknown"),
         ("386", 32, 62, "x32, ILP32 on x86-64"),
-        ("386", 32, 8, "mipsle"),
         ("amd64", 64, 50, "ia64"),
         ("amd64", 64, 247, "BPF"),
         ("arm", 32, 183, "arm64 ILP32"),
