@@ -40,6 +40,7 @@ from buildkit_tasks.cli.requests import (
     releases_of_images,
 )
 from buildkit_tasks.errors import EngineError, UsageError
+from buildkit_tasks.system.output import tolerate_closed_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +245,7 @@ def _run_matrix(ctx: TaskContext) -> None:
     check_release_options(ctx, request)
     with ctx.show_run_progress() as progress:
         report, error = ctx.pipeline.run_matrix(request, progress)
+    ctx.raise_in_dry_run([error] if error else [])
     code = 1 if report.run is None else run_exit_code(report.run)
     ctx.show_report(report, failure_code=error.exit_code if error else code)
     if error:
@@ -261,8 +263,8 @@ def _call_frontend(ctx: TaskContext) -> None:
         answers[name] = answer
         if not ctx.json_output and not ctx.dry_run:
             heading = f"{name}:\n" if name else ""
-            sys.stdout.write(heading + answer.output)
-            sys.stdout.flush()
+            with tolerate_closed_pipe(sys.stdout):
+                sys.stdout.write(heading + answer.output)
         if answer.error:
             ctx.notify(f"error: {answer.error}")
         ctx.exit_code = max(ctx.exit_code, answer.error.exit_code if answer.error else answer.exit_code)
@@ -282,6 +284,7 @@ def _build_multiple_images(ctx: TaskContext, *, setup: bool = False) -> None:
 
     with open_images(ctx.pipeline, image_selection(ctx)) as images:
         report, errors = images.run_all(setup=setup)
+    ctx.raise_in_dry_run(errors)
     ctx.show_report(report, failure_code=images_exit_code(report, errors))
     if report.error:
         ctx.notify(f"error: {report.error}")
@@ -299,6 +302,8 @@ def _report_each(
     from buildkit_tasks.pipeline.chosen_images import report_each
 
     report, errors = report_each(ctx.pipeline, images, step, make_report)
+    if not even_dry_run:
+        ctx.raise_in_dry_run(errors)
     ctx.show_report(report, failure_code=images_exit_code(report, errors), even_dry_run=even_dry_run)
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import BuildkitTasksError
+from buildkit_tasks.system.output import discard_output, tolerate_closed_pipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from invoke.context import Context
 
@@ -97,7 +98,8 @@ class TaskContext:
         """Print a progress message on standard error, redacted."""
         from buildkit_tasks.system.command import redact
 
-        print(redact(message), file=sys.stderr, flush=True)
+        with tolerate_closed_pipe(sys.stderr):
+            print(redact(message), file=sys.stderr)
 
     def show_report(self, report: Any, failure_code: int = 1, *, even_dry_run: bool = False) -> None:
         """Show a report in every form asked for; ``failure_code`` is the status if it is not ok.
@@ -112,14 +114,19 @@ class TaskContext:
         from buildkit_tasks import report as render
 
         if not self.json_output:
-            render.print_table(report, sys.stdout, colour=render.needs_colour(sys.stdout, os.environ))
-            sys.stdout.flush()
+            with tolerate_closed_pipe(sys.stdout):
+                render.print_table(report, sys.stdout, colour=render.needs_colour(sys.stdout, os.environ))
         render.write_reports(report, self.report_paths)
         render.report_to_github(report, os.environ)
         if self.json_output:  # after the files: the error of one that fails is the only document
-            sys.stdout.write(render.to_json(report))
-            sys.stdout.flush()
+            with tolerate_closed_pipe(sys.stdout):
+                sys.stdout.write(render.to_json(report))
         self.exit_code = 0 if report.ok else failure_code
+
+    def raise_in_dry_run(self, errors: Sequence[BuildkitTasksError]) -> None:
+        """Raise the first error in a dry run, which has no report that could show it."""
+        if self.dry_run and errors:
+            raise errors[0]
 
     @contextlib.contextmanager
     def show_run_progress(self) -> Iterator[RunProgress | None]:
@@ -163,8 +170,12 @@ class TaskContext:
 
         if self.options["debug"] or logging.getLogger().isEnabledFor(logging.DEBUG):
             self.notify("".join(traceback.format_exception(error)))
-        if self.json_output:
-            _print_document({"ok": False, "error": redact(str(error)), "exit_code": error.exit_code})
+        try:
+            if self.json_output:
+                _print_document({"ok": False, "error": redact(str(error)), "exit_code": error.exit_code})
+            sys.stdout.flush()
+        except OSError:  # this may be the error
+            discard_output(sys.stdout)
         self.notify(f"error: {error}")
         return error.exit_code
 
@@ -195,7 +206,8 @@ def _is_at(path: Path, folder: Path) -> bool:
 def _print_document(document: Mapping[str, Any]) -> None:
     from buildkit_tasks.report.model import add_schema_version
 
-    print(json.dumps(add_schema_version(document)), flush=True)
+    with tolerate_closed_pipe(sys.stdout):
+        print(json.dumps(add_schema_version(document)))
 
 
 def _preload_renderers() -> None:

@@ -105,3 +105,13 @@ def test_useless_option(
         done = project.task(*argv, expect=2)
     assert option in done.stderr
     assert hint in done.stderr.partition("try:")[2]
+
+
+@pytest.mark.parametrize("task", ["arch-matrix", "build-multiarch", "setup-builder"])
+@pytest.mark.parametrize("images", ["", '[[tool.buildkit-tasks.image]]\nname = "app"\ntags = ["app:1"]\n'])
+def test_dry_run_without_engine(project: Project, task: str, images: str) -> None:
+    project.write({"Dockerfile": "FROM scratch\n", "pyproject.toml": images})
+    unreachable = project.with_env(DOCKER_HOST="tcp://127.0.0.1:1", INVOKE_BUILDKIT_ENGINE="system")
+    document = unreachable.json(task, "--dry-run", expect=3)
+    assert (document["ok"], document["exit_code"]) == (False, 3)
+    assert "no Docker daemon answers" in document["error"]
