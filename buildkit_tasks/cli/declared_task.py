@@ -19,6 +19,7 @@ from buildkit_tasks.cli.invocation import TaskContext
 from buildkit_tasks.cli.invoke_parser import DeclaredArgument, OptionalPositional
 from buildkit_tasks.cli.options import COMMON_OPTIONS
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded
+from buildkit_tasks.system.output import open_missing_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -151,6 +152,7 @@ def _to_text(value: object) -> str:
 
 
 def _run_body(ctx: TaskContext, body: Body) -> int:
+    open_missing_output()
     try:
         with _interrupted_by_sigterm():
             ctx.check_report_paths()

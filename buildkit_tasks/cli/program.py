@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from invoke.program import Program
 
 from buildkit_tasks.cli.invoke_parser import CommandLineError, unknown_task_error
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.system.output import open_missing_output, tolerate_closed_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,12 +37,17 @@ class TaskProgram(Program):
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002 - Invoke's name
         """Run the tasks of a command line and exit. Raises KeyboardInterrupt."""
+        open_missing_output()
         try:
-            super().run(argv, exit=exit)
+            with tolerate_closed_pipe(sys.stdout):  # Invoke prints the output of --list and others
+                super().run(argv, exit=exit)
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from end
             raise
+        finally:
+            with tolerate_closed_pipe(sys.stdout):
+                sys.stdout.flush()
 
     def parse_core(self, argv: list[str] | None) -> None:
         """Read the options before the first task."""

@@ -11,6 +11,7 @@ from buildkit_tasks.report.markdown import to_markdown, to_short_markdown
 from buildkit_tasks.report.rows import Problem, Row, describe_problem, limit_problems
 from buildkit_tasks.report.summary import summarize
 from buildkit_tasks.report.text import FULL_REPORT_HINT, escape_unprintable
+from buildkit_tasks.system.output import tolerate_closed_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,8 +48,10 @@ def report_to_github(
         *_write_step_summary(report, environ.get("GITHUB_STEP_SUMMARY", "")),
         *_iter_annotations(report),
     )
-    for command in commands:
-        print(command, file=stream or sys.stderr)
+    stream = stream or sys.stderr
+    with tolerate_closed_pipe(stream):
+        for command in commands:
+            print(command, file=stream)
     return commands
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EngineError, Interrupted
+from buildkit_tasks.system.output import tolerate_closed_pipe
 
 if TYPE_CHECKING:
     import ctypes
@@ -51,12 +52,12 @@ def print_bytes_of_paths(text: str, stream: IO[str]) -> None:
         line = f"{text}\n".encode(encoding, "surrogateescape")
     except UnicodeEncodeError:
         line = f"{text}\n".encode(encoding, "backslashreplace")
-    if buffer is None:
-        stream.write(line.decode(encoding, "backslashreplace"))
-    else:
-        stream.flush()
-        buffer.write(line)
-    stream.flush()
+    with tolerate_closed_pipe(stream):
+        if buffer is None:
+            stream.write(line.decode(encoding, "backslashreplace"))
+        else:
+            stream.flush()
+            buffer.write(line)
 
 
 def redact(text: str) -> str:
@@ -283,8 +284,8 @@ class SubprocessRunner:
         for raw_line in child.stdout:
             line = redact(raw_line.decode(errors="replace"))
             tail.append(line)
-            self.stream_output.write(prefix + line)
-            self.stream_output.flush()
+            with tolerate_closed_pipe(self.stream_output):
+                self.stream_output.write(prefix + line)
         child.wait()
 
 

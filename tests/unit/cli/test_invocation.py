@@ -368,6 +368,32 @@ def test_report_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["results"][0]["platform"] == "linux/amd64"
 
 
+@pytest.mark.parametrize("json_output", [(), ("--json",)])
+@pytest.mark.parametrize(
+    ("task_name", "status"), [("report-success", 0), ("report-failure", 1), ("raise-error", 3)]
+)
+def test_closed_output(
+    project_dir: Path, monkeypatch: pytest.MonkeyPatch, task_name: str, status: int, json_output: tuple[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    kind = ("--kind", "engine") if task_name == "raise-error" else ()
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        tasks = create_namespace(report_success, report_failure, raise_error)
+        assert inv(task_name, *kind, "--report=report.xml", *json_output, tasks=tasks) == status
+        monkeypatch.undo()
+    assert (project_dir / "report.xml").exists() is (status != 3)
+
+
+@pytest.mark.parametrize("json_output", [(), ("--json",)])
+def test_full_output(monkeypatch: pytest.MonkeyPatch, json_output: tuple[str]) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert inv("report-success", *json_output) == 5
+        monkeypatch.undo()
+
+
 def test_failed_report_file_document(
     project_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
