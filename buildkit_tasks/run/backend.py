@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     ImageOpener = Callable[[str], AbstractContextManager[Image]]
 
-__all__ = ["RunBackend", "RunTask", "explain_unstartable"]
+__all__ = ["RunBackend", "RunTask", "explain_missing_loader", "explain_unstartable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +90,20 @@ def explain_unstartable(
     outcome = Outcome.WRONG_ARCH if is_wrong_machine(failures[0]) else Outcome.FAILED
     reason = "; ".join(check.message for check in failures)
     return outcome, f"{reason}{format_hint(failures[0].hint)}"
+
+
+def explain_missing_loader(config: ImageConfig, rootfs: FileLookup, platform: Platform) -> str:
+    """Return that the loader of a program is missing, with a hint; empty if every one is in the image.
+
+    The kernel reports it as a missing file, as if the program itself did not exist (execve(2), ENOENT).
+    """
+    from buildkit_tasks.oci.layers.entrypoint import find_programs
+    from buildkit_tasks.verify.dynamic_linking import LOADER_HINT, describe_missing_loader
+
+    files = (program.resolved for program in find_programs(config, rootfs))
+    reasons = (describe_missing_loader(platform, file, rootfs, config) for file in files if file is not None)
+    reason = next(filter(None, reasons), "")
+    return f"{reason}{format_hint(LOADER_HINT)}" if reason else ""
 
 
 class RunBackend(Protocol):

@@ -12,7 +12,7 @@ from buildkit_tasks.report.model import Outcome
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
 
-__all__ = ["Expectation", "ProcessResult", "classify_outcome"]
+__all__ = ["MISSING_PROGRAM_STATUSES", "Expectation", "ProcessResult", "classify_outcome"]
 
 _SIGNAL_BASE = 128  # plus the signal's number, as a shell and an init report a fatal signal
 _SIGILL = _SIGNAL_BASE + 4
@@ -21,6 +21,8 @@ _FATAL_SIGNAL_STATUSES = frozenset(_SIGNAL_BASE + number for number in (6, 7, 8,
 _QEMU_SIGNAL_MESSAGE = "uncaught target signal"
 _MISSING_SIGNAL_NOTE = " (QEMU reported no fatal signal of the guest: it may itself have crashed)"
 _START_FAILURE_STATUSES = (1, 126, 127, 255)  # of shells, inits and the runtime
+MISSING_PROGRAM_STATUSES = frozenset({127, 255})
+"""The exit statuses of shells, inits and QEMU if a program, or its loader, does not exist."""
 _EXEC_FORMAT_ERROR = re.compile(r"exec format error", re.IGNORECASE)
 # Guests choose what they print, so every repetition below is bounded. QEMU's own error comes last.
 _TAIL_CHARS = 1 << 16
@@ -81,7 +83,8 @@ class ProcessResult:
 
     ``cpu`` is the CPU model that QEMU was given, empty for its default. ``limit_exceeded`` is the limit for
     which the guest was killed, as text (``more than 256 processes``). ``timeout_exceeded`` is the timeout in
-    seconds for which it was killed, and 0 if it ended before.
+    seconds for which it was killed, and 0 if it ended before. ``missing_loader`` says that the loader of a
+    program that it may have started is missing, which the exit status cannot tell.
     """
 
     exit_code: int
@@ -92,6 +95,7 @@ class ProcessResult:
     cpu: str = ""
     limit_exceeded: str = ""
     timeout_exceeded: float = 0.0
+    missing_loader: str = ""
 
     @property
     def is_limited(self) -> bool:
@@ -154,7 +158,7 @@ def _check_expectation(
     result: ProcessResult, expectation: Expectation, platform: Platform
 ) -> tuple[Outcome, str]:
     if result.exit_code != expectation.exit_code:
-        last_line = f": {_get_last_line(result.stderr)}" if result.stderr.strip() else ""
+        last_line = _get_last_line(result.stderr) if result.stderr.strip() else ""
         signal_note = (
             _MISSING_SIGNAL_NOTE
             if result.emulated
@@ -163,7 +167,7 @@ def _check_expectation(
             else ""
         )
         status = f"exit status {result.exit_code}, expected {expectation.exit_code}{signal_note}"
-        return Outcome.FAILED, f"{status}{last_line}"
+        return Outcome.FAILED, ": ".join(filter(None, (status, last_line, result.missing_loader)))
     regex = expectation.expand_regex(platform)
     if not re.search(regex, result.stdout, re.MULTILINE):
         return Outcome.FAILED, f"its output does not match {regex!r}"

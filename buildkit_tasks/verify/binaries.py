@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.model import Binary
 
-__all__ = ["check_binaries", "check_loaded_isa", "compile_globs"]
+__all__ = ["check_binaries", "check_loaded_isa", "check_machines", "compile_globs"]
 
 _MAX_LISTED = 100  # checks of one kind; further ones are only counted
 _FLOAT_ABI_TEXTS = {
@@ -51,16 +51,38 @@ def check_binaries(
     ``already_reported`` are skipped. Yield nothing for a platform whose machine is unknown: the check of
     its entry point fails.
     """
+    survey = _survey_binaries(platform, rootfs, is_allowed, already_reported)
+    if survey is not None:
+        yield from survey.iter_checks()
+
+
+def check_machines(
+    platform: Platform, rootfs: RootFs, is_allowed: Callable[[str], bool], already_reported: Collection[str]
+) -> Iterator[Check]:
+    """Yield only the check ``binaries``; the arguments are those of :func:`check_binaries`.
+
+    A script may start any of these files, and which cannot be seen. One that needs a newer CPU may be meant
+    for it, as libraries of ``glibc-hwcaps`` are.
+    """
+    survey = _survey_binaries(platform, rootfs, is_allowed, already_reported)
+    if survey is not None:
+        yield from survey.iter_machine_checks()
+
+
+def _survey_binaries(
+    platform: Platform, rootfs: RootFs, is_allowed: Callable[[str], bool], already_reported: Collection[str]
+) -> _BinarySurvey | None:
+    """Return the ELF files of a root file system; None if the platform's machine is unknown."""
     machine = find_machine(platform)
     if machine is None:
-        return
+        return None
     survey = _BinarySurvey(platform, machine, is_allowed)
     for path, node in iter_nodes(rootfs.root):
         if node.binary is not None or node.binary_error:
             shown_path = printable_path(path)
             if shown_path not in already_reported:
                 survey.add_file(shown_path, node)
-    yield from survey.iter_checks()
+    return survey
 
 
 def check_loaded_isa(platform: Platform, loaded: Iterable[ResolvedPath]) -> Iterator[Check]:
@@ -171,11 +193,12 @@ class _BinarySurvey:
 
     def iter_checks(self) -> Iterator[Check]:
         """Yield the checks of all files."""
-        yield from self._check_machines()
+        yield from self.iter_machine_checks()
         yield from self._check_instruction_sets()
         yield from self._check_float_abis()
 
-    def _check_machines(self) -> Iterator[Check]:
+    def iter_machine_checks(self) -> Iterator[Check]:
+        """Yield the checks ``binaries``."""
         yield from self._wrong_machine.report_failures(f"files are not made for {self._machine.architecture}")
         yield from self._unreadable.checks
         yield from self._damaged.checks

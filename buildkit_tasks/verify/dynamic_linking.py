@@ -14,18 +14,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from buildkit_tasks.errors import MalformedImage
 from buildkit_tasks.oci.layers.rootfs import FileType, ResolvedPath, RootFs
+from buildkit_tasks.platforms.elf.reader import read_binary
+from buildkit_tasks.platforms.elf.view import PartialFile
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.report.text import pluralise
 from buildkit_tasks.verify.entrypoint import find_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from buildkit_tasks.oci.layers.entrypoint import FileLookup
+    from buildkit_tasks.oci.model import ImageConfig
     from buildkit_tasks.platforms import Machine, Platform
     from buildkit_tasks.platforms.elf.model import Binary
 
-__all__ = ["LOADER_HINT", "check_dynamic_linking"]
+__all__ = ["LOADER_HINT", "check_dynamic_linking", "describe_missing_loader"]
 
 _MUSL_LOADER = re.compile(r"ld-musl-([^/]+)\.so\.1$")
 # Libraries that musl's loader provides itself (ldso/dynlink.c, load_library).
@@ -60,6 +65,36 @@ def check_dynamic_linking(
     if not checks:
         checks = (Check(name="starts", ok=True, path=program.path, message=resolver.describe_success()),)
     return checks, tuple(resolver.loaded)
+
+
+def describe_missing_loader(
+    platform: Platform, program: ResolvedPath, rootfs: FileLookup, config: ImageConfig
+) -> str:
+    """Return that the interpreter of a program is missing; empty if it is not, or if the program has none.
+
+    Only the head of the program has to be in its node.
+    """
+    machine, (path, node) = find_machine(platform), program
+    try:
+        binary = read_binary(PartialFile(node.size, ((0, node.head),)))
+    except MalformedImage:
+        return ""
+    interpreter = posixpath.join("/", config.working_dir, binary.interpreter)
+    if machine is None or not binary.interpreter or rootfs.find_file(interpreter) is not None:
+        return ""
+    return f"{path} cannot start: {_describe_missing(binary.interpreter, machine, rootfs.find_file)}"
+
+
+def _describe_missing(name: str, machine: Machine, find_file: Callable[[str], ResolvedPath | None]) -> str:
+    """Return that a loader is missing and, if it has one, that the image is of another C library or ABI."""
+    message, is_musl = f"its loader {name} is not in the image", bool(_MUSL_LOADER.search(name))
+    other = next((path for path in machine.elf_interpreters if path != name and find_file(path)), None)
+    if other is None:
+        return message
+    if bool(_MUSL_LOADER.search(other)) == is_musl:
+        return f"{message}; it has {other}, of another ABI"
+    libc, image = ("musl", "glibc image") if is_musl else ("glibc", "musl image (Alpine)")
+    return f"{message}: it was linked against {libc}, and this is a {image}"
 
 
 class _Problem(NamedTuple):
@@ -112,7 +147,7 @@ class _DependencyResolver:
         name = self.binary.interpreter
         interpreter = self._find_file(name)
         if interpreter is None:
-            problem = f"its loader {name} is not in the image{self._explain_mismatch(name)}"
+            problem = _describe_missing(name, self.machine, self._find_file)
             actual, hint = "missing", LOADER_HINT
         else:
             self.loaded.append(interpreter)
@@ -135,18 +170,6 @@ class _DependencyResolver:
         if role == "loader" and not file.is_executable:
             return f"its {role} {file.path} is not executable"
         return ""
-
-    def _explain_mismatch(self, name: str) -> str:
-        """Return that the image has the loader of another C library or ABI, if it has."""
-        others = (path for path in self.machine.elf_interpreters if path != name)
-        found_loader = next(filter(self._find_file, others), None)
-        if found_loader is None:
-            return ""
-        libc, image_libc = ("musl", "glibc") if self.musl_arch else ("glibc", "musl")
-        if bool(_MUSL_LOADER.search(found_loader)) == bool(self.musl_arch):
-            return f"; it has {found_loader}, of another ABI"
-        distribution = " (Alpine)" if image_libc == "musl" else ""
-        return f": it was linked against {libc}, and this is a {image_libc} image{distribution}"
 
     def _resolve_libraries(self) -> Iterator[_Problem]:
         """Load libraries breadth first, as loaders do; each name is loaded once."""

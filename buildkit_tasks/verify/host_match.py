@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import UsageError
 from buildkit_tasks.hints import translate_commands
-from buildkit_tasks.platforms import Platform, find_best_match, known_platforms, parse_platforms
+from buildkit_tasks.platforms import (
+    Platform,
+    accepted_platforms,
+    find_best_match,
+    known_platforms,
+    parse_platforms,
+)
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.report.text import pluralise
 from buildkit_tasks.verify.index import join_platforms
@@ -88,7 +94,9 @@ def match_hosts(
 def _check_match(host: Platform, selected: Platform, node_count: int) -> Check:
     verb = "take" if node_count > 1 else "takes"
     note = "" if selected == host else ", a compatible platform"
-    message = f"{_describe_host(host, node_count)} {verb} {selected}{note}"
+    message = (
+        f"{_describe_host(host, node_count)} {verb} {selected}{note}{_explain_variant(host, node_count)}"
+    )
     return Check(name="for", ok=True, expected=str(host), actual=str(selected), message=message)
 
 
@@ -99,7 +107,7 @@ def _check_mismatch(
     message = (
         f"{_describe_host(host, node_count)} cannot start {subject}: it holds {available_text}. "
         f'An index without {host} gives "no match for platform in manifest", a single image of another '
-        'architecture "exec format error"'
+        f'architecture "exec format error"{_explain_variant(host, node_count)}'
     )
     if not _is_buildable(host):
         message, hint = f"{message}. Images for {host} are not built here", _SELECTOR_HINT
@@ -110,13 +118,34 @@ def _describe_host(host: Platform, node_count: int) -> str:
     return pluralise(node_count, f"{host} node", f"{host} nodes") if node_count else str(host)
 
 
-def baseline_for(host: Platform, selected: Platform | None) -> Platform | None:
-    """Return the platform to check the selected one as: the host's, if the architecture is the same.
+def _explain_variant(host: Platform, node_count: int) -> str:
+    """Return a note about a node whose variant was assumed, as nodes state none: arm is ``linux/arm/v7``."""
+    names = [level.name for level in host.machine.variants] if node_count and host.is_known else []
+    older = names[: names.index(host.variant)] if host.variant in names else []
+    if not older:
+        return ""
+    older_host = Platform(host.os, host.architecture, older[-1])
+    nodes = "a node states" if node_count == 1 else "nodes state"
+    return f"; {nodes} no variant: taken as {host}; --for {older_host} for older ones"
 
-    A binary that needs more than the platform it is labelled with still starts on a host that has it.
+
+def baseline_for(host: Platform, selected: Platform | None) -> Platform | None:
+    """Return the platform to check the selected one as: what the host's CPU is for that architecture.
+
+    A binary that needs more than the platform it is labelled with still starts on a host that has it: an
+    arm64 CPU is an ARMv8 one for arm, and an x86-64-v3 one has these instructions in 32-bit programs too.
     """
-    is_same_architecture = selected is not None and selected.architecture == host.architecture
-    return host if is_same_architecture else selected
+    if selected is None:
+        return None
+    level = host.baseline.title if host.baseline else ""
+    if selected.architecture != host.architecture and level in _list_level_names(selected):
+        return Platform(selected.os, selected.architecture, level)
+    accepted = accepted_platforms(host)  # the preferred ones, which are the highest levels, first
+    return next((each for each in accepted if each.architecture == selected.architecture), selected)
+
+
+def _list_level_names(platform: Platform) -> list[str]:
+    return [level.name for level in platform.machine.isa_levels] if platform.is_known else []
 
 
 def _suggest_build(missing: Sequence[Platform], available: Sequence[Platform], subject: str) -> str:

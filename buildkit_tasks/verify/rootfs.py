@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.oci.layers.entrypoint import find_programs
 from buildkit_tasks.report.model import Check
-from buildkit_tasks.verify.binaries import check_binaries, check_loaded_isa, compile_globs
+from buildkit_tasks.verify.binaries import check_binaries, check_loaded_isa, check_machines, compile_globs
 from buildkit_tasks.verify.dynamic_linking import check_dynamic_linking
 from buildkit_tasks.verify.entrypoint import check_program
 from buildkit_tasks.verify.parity import ParityChecker
@@ -57,12 +57,13 @@ class RootfsVerifier:
         loaded: list[ResolvedPath] = []
         entrypoint_checks = tuple(self._check_programs(platform, config, rootfs, loaded))
         yield from entrypoint_checks
-        if self._options.hosts:
-            yield from check_loaded_isa(platform, loaded)
-            return
         already_reported = frozenset(
             check.path for check in entrypoint_checks if not check.ok and check.name == "entrypoint-arch"
         )
+        if self._options.hosts:
+            yield from check_machines(platform, rootfs, self._is_allowed, already_reported)
+            yield from check_loaded_isa(platform, loaded)
+            return
         yield from check_binaries(platform, rootfs, self._is_allowed, already_reported)
         if self._parity_checker is not None:
             yield from self._parity_checker.check_platform(platform, config, rootfs)
@@ -81,4 +82,7 @@ class RootfsVerifier:
                 loaded += files
         if not programs:
             reason = "no ENTRYPOINT or CMD" if config is not None else "a local output has no ENTRYPOINT"
-            yield Check(name="entrypoint-arch", ok=True, message=f"{reason}: nothing to check")
+            message = f"{reason}: nothing to check"
+            needs_command = config is not None and bool(self._options.hosts)
+            message += "; a pod needs `command:`, or it does not start" if needs_command else ""
+            yield Check(name="entrypoint-arch", ok=True, warning=needs_command, message=message)

@@ -87,13 +87,27 @@ def test_unstartable_program(project: Project, tmp_path: Path, data: bytes, mess
     ("data", "message"),
     [
         (program("linux/amd64")[:70], "Exec format error: it is made for linux/amd64, and damaged"),
-        (elf("linux/amd64", interpreter="/gone"), "it is in the image, its loader is not"),
+        (elf("linux/amd64", interpreter="/gone"), "/main cannot start: its loader /gone is not in the image"),
     ],
 )
 def test_kernel_refuses_program(project: Project, tmp_path: Path, data: bytes, message: str) -> None:
     result = run(project, image(tmp_path, "linux/amd64", data))
     assert (result["outcome"], result["exit_code"]) == ("failed", None)
     assert message in result["message"]
+
+
+@pytest.mark.parametrize("platform", ["linux/amd64", EMULATED])
+def test_missing_loader_under_qemu(project: Project, tmp_path: Path, platform: str) -> None:
+    result = run(project, image(tmp_path, platform, elf(platform, interpreter="/lib/gone.so")), "--cpu=floor")
+    assert (result["outcome"], result["exit_code"]) == ("failed", 255)
+    assert "/main cannot start: its loader /lib/gone.so is not in the image" in result["message"]
+    assert "link it statically" in result["message"]
+
+
+def test_directory_as_program(project: Project, busybox_image: BusyboxImage) -> None:
+    result = run(project, busybox_image(EMULATED, Cmd=["/srv"]))
+    assert (result["outcome"], result["exit_code"]) == ("failed", None)
+    assert "'/srv' is a directory, not a program" in result["message"]
 
 
 def test_missing_emulator(project: Project, tmp_path: Path) -> None:

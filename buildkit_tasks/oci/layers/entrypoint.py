@@ -50,6 +50,9 @@ class FileLookup(Protocol):
     def find_file(self, path: str) -> ResolvedPath | None:
         """Return the regular file at an absolute path, links resolved inside the root; None without one."""
 
+    def is_directory(self, path: str) -> bool:
+        """Return True if there is a directory at an absolute path, links resolved inside the root."""
+
 
 def find_command(
     rootfs: FileLookup, name: str, path_env: str = DEFAULT_PATH, working_dir: str = "/"
@@ -66,9 +69,12 @@ def find_command(
 
 def _search_path(rootfs: FileLookup, name: str, path_env: str) -> Iterator[ResolvedPath]:
     """Yield the files of that name in the directories of PATH, executable or not."""
-    directories = (each for each in path_env.split(":") if each.startswith("/"))
-    files = (rootfs.find_file(f"{directory}/{name}") for directory in directories)
+    files = map(rootfs.find_file, _list_candidates(name, path_env))
     return (file for file in files if file is not None)
+
+
+def _list_candidates(name: str, path_env: str) -> list[str]:
+    return [f"{directory}/{name}" for directory in path_env.split(":") if directory.startswith("/")]
 
 
 def find_programs(config: ImageConfig, rootfs: FileLookup) -> tuple[Program, ...]:
@@ -100,6 +106,13 @@ class _ProgramSearch:
     def find_command(self, command: str) -> ResolvedPath | None:
         return find_command(self.rootfs, command, self.search_path, self.config.working_dir or "/")
 
+    def find_directory(self, command: str) -> str:
+        """Return the path of the directory that a command names instead of a program; empty without one."""
+        candidates = _list_candidates(command, self.search_path) if command else []
+        if "/" in command:
+            candidates = [posixpath.join("/", self.config.working_dir, command)]
+        return next(filter(self.rootfs.is_directory, candidates), "")
+
     def find_started(self, command: str) -> ResolvedPath | None:
         """Return the file of a command that a shell or an init starts; None if the kernel need not start it.
 
@@ -116,6 +129,13 @@ class _ProgramSearch:
         resolved = self.find_command(command)
         if resolved is None and "/" not in command:  # a file without an execute bit explains more than none
             resolved = next(_search_path(self.rootfs, command, self.search_path), None)
+        if resolved is None and (directory := self.find_directory(command)):
+            yield Program(
+                command=command,
+                problem=f"{directory!r} is a directory, not a program",
+                hint="name a program in it by ENTRYPOINT or CMD, or correct the COPY that makes it",
+            )
+            return
         if resolved is None:
             path_note = "" if "/" in command else f" (PATH is {self.search_path})"
             yield Program(
@@ -162,7 +182,13 @@ class _ProgramSearch:
         for program in self.follow_interpreters(command, depth):
             hint = program.hint
             if program.command == command and program.resolved is None:
-                hint = f"install {_basename(command)} in the image, or change the first line of {script.path}"
+                correction = f"change the first line of {script.path}"
+                is_missing = not self.find_directory(command)
+                hint = (
+                    f"install {_basename(command)} in the image, or {correction}"
+                    if is_missing
+                    else correction
+                )
             yield Program(
                 command=program.command,
                 resolved=program.resolved,

@@ -176,3 +176,8 @@ class RootFs:
         """Return the regular file at an absolute path; None without one."""
         resolved = self.resolve(path)
         return resolved if resolved is not None and resolved.node.type is FileType.FILE else None
+
+    def is_directory(self, path: str) -> bool:
+        """Return True if there is a directory at an absolute path."""
+        resolved = self.resolve(path)
+        return resolved is not None and resolved.node.type is FileType.DIRECTORY

@@ -42,12 +42,14 @@ __all__ = [
     "OwnerTarReader",
     "TarEntry",
     "TarReader",
+    "is_tar_header",
     "truncated_error",
 ]
 
 BLOCK_SIZE = 512
 REGULAR, HARD_LINK, SYMLINK, DIRECTORY = "0", "1", "2", "5"
 
+_MAGIC = slice(257, 262)
 _ZERO_BLOCK = bytes(BLOCK_SIZE)
 _HEADER = struct.Struct("100s8s16x12s12x8sc100s8s80x155s12x")
 _MAX_SIZE = 1 << 50  # 1 PiB: sums of sizes stay in 64 bits
@@ -314,6 +316,11 @@ def _override_owner(owner: EntryOwner, overrides: Mapping[str, str]) -> EntryOwn
     if overrides.get("mtime"):
         mtime = parse_pax_time(overrides["mtime"])
     return EntryOwner(uid, gid, mtime)
+
+
+def is_tar_header(data: bytes) -> bool:
+    """Return True if a file that begins with these bytes is a tar archive: 262 are enough."""
+    return data[_MAGIC] == b"ustar"
 
 
 def truncated_error(position: int) -> MalformedImage:

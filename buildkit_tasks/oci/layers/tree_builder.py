@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
 from buildkit_tasks.oci.layers.packed_names import PackedNames
 from buildkit_tasks.oci.layers.rootfs import WHITEOUT_PREFIX, FileNode, FileType, resolve_path
-from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarEntry
+from buildkit_tasks.oci.layers.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarEntry, is_tar_header
 from buildkit_tasks.platforms.elf.isa_check import STREAM_MAGICS, STREAM_WINDOW_SIZE
 from buildkit_tasks.platforms.elf.reader import ELF_MAGIC, read_binary
 from buildkit_tasks.platforms.elf.view import FileView, PartialFile, WholeFile
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EntryReader", "TreeBuilder", "read_windows"]
 
-_HEAD_SIZE = 256  # an ELF header and its first program headers, or a `#!` line (BINPRM_BUF_SIZE)
-_SHORT_HEAD_SIZE = 16  # of other executable files, to describe what they are not
+_HEAD_SIZE = 512  # an ELF header and its first program headers, a `#!` line, or a tar header
+_SHORT_HEAD_SIZE = 64  # of other executable files, to describe what they are
 _EXECUTABLE_BITS = 0o111
 _MAX_HEADS = 20_000  # executable files of which the head is kept
 _FILE_TYPES = frozenset([REGULAR, "7"])
@@ -135,7 +135,8 @@ class TreeBuilder:
             return self._make_file(entry, self._reader.read(_MAX_LOADER_CONFIG))
         if entry.mode & _EXECUTABLE_BITS and self._head_count < _MAX_HEADS:
             self._head_count += 1
-            return self._make_file(entry, head if head.startswith(b"#!") else head[:_SHORT_HEAD_SIZE])
+            is_long = head.startswith(b"#!") or is_tar_header(head)
+            return self._make_file(entry, head if is_long else head[:_SHORT_HEAD_SIZE])
         return None
 
     def _make_file(self, entry: TarEntry, head: bytes = b"") -> FileNode:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.report.model import EmulatorSummary, Outcome, PlatformSetup, RunResult
-from buildkit_tasks.run.docker.container_files import explain_unstartable_container
+from buildkit_tasks.run.docker.container_files import (
+    explain_missing_loader_in_container,
+    explain_unstartable_container,
+)
 from buildkit_tasks.run.docker.monitor import PIDS_LIMIT, ContainerResult, attach_output, monitor
 from buildkit_tasks.run.docker.timeouts import (
     OWNER_LABEL,
@@ -17,7 +20,7 @@ from buildkit_tasks.run.docker.timeouts import (
     request_removal,
     translate_connection_errors,
 )
-from buildkit_tasks.run.outcomes import ProcessResult
+from buildkit_tasks.run.outcomes import MISSING_PROGRAM_STATUSES, ProcessResult
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
 from buildkit_tasks.system.process import Process
 
@@ -175,11 +178,15 @@ def _check_and_run(client: DockerClient, run: ContainerRun, container: Mapping[s
     with attach_output(client.api, container["Id"]) as stream:
         client.api.start(container["Id"])
         container_result = monitor(client.api, container["Id"], stream, run.task.timeout)
-    return _classify_run(run, client.api.inspect_container(container["Id"])["State"], container_result)
+    state = client.api.inspect_container(container["Id"])["State"]
+    missing_loader = ""
+    if state["ExitCode"] in MISSING_PROGRAM_STATUSES:
+        missing_loader = explain_missing_loader_in_container(client.api, container, run.task.platform)
+    return _classify_run(run, state, container_result, missing_loader)
 
 
 def _classify_run(
-    run: ContainerRun, state: Mapping[str, Any], container_result: ContainerResult
+    run: ContainerRun, state: Mapping[str, Any], container_result: ContainerResult, missing_loader: str = ""
 ) -> RunResult:
     """Return the result from the engine's State of the container and from what was monitored."""
     failed = state["ExitCode"] != run.task.expectation.exit_code
@@ -190,6 +197,7 @@ def _classify_run(
         emulated=not run.setup.native,
         out_of_memory=bool(state.get("OOMKilled")),
         cpu=run.task.cpu,
+        missing_loader=missing_loader,
         limit_exceeded=container_result.limit_exceeded
         or (_explain_fork_error(container_result.stderr) if failed else ""),
         timeout_exceeded=run.task.timeout if container_result.timed_out else 0.0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from buildkit_tasks.oci.layers.rootfs import FileNode, FileType, ResolvedPath
 from buildkit_tasks.oci.layers.tar import TarReader
 from buildkit_tasks.oci.model import ImageConfig
-from buildkit_tasks.run.backend import explain_unstartable
+from buildkit_tasks.run.backend import explain_missing_loader, explain_unstartable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
     from buildkit_tasks.report.model import Outcome
 
-__all__ = ["explain_unstartable_container"]
+__all__ = ["explain_missing_loader_in_container", "explain_unstartable_container"]
 
 _MAX_ARCHIVE_BYTES = 64 * 1024  # a tar header, possibly with pax records, and the head
-_HEAD_BYTES = 256  # an ELF header, or a `#!` line
+_HEAD_BYTES = 8192  # an ELF header and its loader's path, which Go's linker puts below byte 4096
 _GO_MODE_DIR, _GO_MODE_SYMLINK = 1 << 31, 1 << 27  # Go's os.FileMode, as the API returns it
 
 
@@ -36,6 +36,14 @@ def explain_unstartable_container(
     """
     config = _parse_config(container["Config"], platform)
     return explain_unstartable(config, _ContainerFiles(api, container["Id"]), platform)
+
+
+def explain_missing_loader_in_container(
+    api: APIClient, container: Mapping[str, Any], platform: Platform
+) -> str:
+    """Return that the loader of a container's program is missing, with a hint; empty if it is not."""
+    config = _parse_config(container["Config"], platform)
+    return explain_missing_loader(config, _ContainerFiles(api, container["Id"]), platform)
 
 
 def _parse_config(container_config: Mapping[str, Any], platform: Platform) -> ImageConfig:
@@ -59,8 +67,17 @@ class _ContainerFiles:
         self._api = api
         self._container_id = container_id
 
-    def find_file(self, path: str, max_links: int = 1) -> ResolvedPath | None:
+    def find_file(self, path: str) -> ResolvedPath | None:
         """Return the regular file at an absolute path; None without one."""
+        resolved = self._find(path)
+        return resolved if resolved is not None and resolved.node.type is FileType.FILE else None
+
+    def is_directory(self, path: str) -> bool:
+        """Return True if there is a directory at an absolute path."""
+        resolved = self._find(path)
+        return resolved is not None and resolved.node.type is FileType.DIRECTORY
+
+    def _find(self, path: str, max_links: int = 1) -> ResolvedPath | None:
         from docker.errors import APIError, NotFound
 
         try:
@@ -74,10 +91,10 @@ class _ContainerFiles:
         with contextlib.closing(chunks):
             if file_stat["mode"] & _GO_MODE_SYMLINK:
                 # linkTarget is resolved completely, inside the container's root.
-                return self.find_file(file_stat["linkTarget"], max_links - 1) if max_links else None
-            if file_stat["mode"] & _GO_MODE_DIR:
-                return None
+                return self._find(file_stat["linkTarget"], max_links - 1) if max_links else None
             mode, size = file_stat["mode"] & 0o777, file_stat["size"]
+            if file_stat["mode"] & _GO_MODE_DIR:
+                return ResolvedPath(path, FileNode.make_directory(mode=mode))
             return ResolvedPath(
                 path, FileNode(type=FileType.FILE, mode=mode, size=size, head=_read_head(chunks))
             )

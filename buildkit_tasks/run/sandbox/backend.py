@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import writable_cache_folder
 from buildkit_tasks.errors import CheckFailed, EmulatorError, LimitExceeded, MalformedImage
-from buildkit_tasks.hints import format_hint
 from buildkit_tasks.oci.layers.rootfs import DEFAULT_PATH
 from buildkit_tasks.report.model import Outcome
-from buildkit_tasks.run.backend import explain_unstartable
-from buildkit_tasks.run.outcomes import ProcessResult
+from buildkit_tasks.run.backend import explain_missing_loader, explain_unstartable
+from buildkit_tasks.run.outcomes import MISSING_PROGRAM_STATUSES, ProcessResult
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
 from buildkit_tasks.run.sandbox.availability import SandboxUnavailable, explain_unavailable
 from buildkit_tasks.run.sandbox.rootfs_cache import CachedRootfs, RootfsCache
@@ -113,7 +112,8 @@ class SandboxBackend:
 
     def _run_in_rootfs(self, rootfs: CachedRootfs, task: RunTask) -> RunResult:
         config = _override_cmd(rootfs.config, task.args)
-        problem = explain_unstartable(config, RootfsFiles(rootfs.path), task.platform)
+        files = RootfsFiles(rootfs.path)
+        problem = explain_unstartable(config, files, task.platform)
         if problem:
             return task.make_result(*problem)
         try:
@@ -122,7 +122,11 @@ class SandboxBackend:
         except EmulatorError as error:
             return task.make_result(Outcome.NOT_REGISTERED, str(error))
         except KernelRefusal as refusal:
-            return task.make_result(*_classify_refusal(refusal, task.platform))
+            missing_loader = explain_missing_loader(config, files, task.platform)
+            return task.make_result(*_classify_refusal(refusal, task.platform, missing_loader))
+        missing_loader = ""
+        if guest_exit.exit_code in MISSING_PROGRAM_STATUSES:
+            missing_loader = explain_missing_loader(config, files, task.platform)
         emulator = self.supervisor_pool.summarize_emulator(emulator_path, task.cpu)
         process_result = ProcessResult(
             exit_code=guest_exit.exit_code,
@@ -130,6 +134,7 @@ class SandboxBackend:
             stderr=guest_exit.stderr.decode(errors="replace"),
             emulated=emulator is not None,
             cpu=task.cpu,
+            missing_loader=missing_loader,
             limit_exceeded=guest_exit.limit_exceeded,
             timeout_exceeded=task.timeout if guest_exit.timed_out else 0.0,
         )
@@ -179,7 +184,7 @@ def _list_candidates(command: str, search_path: str) -> tuple[str, ...]:
     return tuple(f"{directory or '.'}/{command}" for directory in search_path.split(":"))
 
 
-def _classify_refusal(refusal: KernelRefusal, platform: Platform) -> tuple[Outcome, str]:
+def _classify_refusal(refusal: KernelRefusal, platform: Platform, missing_loader: str) -> tuple[Outcome, str]:
     """Return why a program that is made for the platform, and whose emulator is registered, did not start."""
     if refusal.errno == errno.ENOEXEC:
         message = (
@@ -187,9 +192,7 @@ def _classify_refusal(refusal: KernelRefusal, platform: Platform) -> tuple[Outco
         )
         return Outcome.FAILED, message
     if refusal.errno == errno.ENOENT and refusal.stage.startswith("start "):
-        from buildkit_tasks.verify.dynamic_linking import LOADER_HINT
-
-        return Outcome.FAILED, f"{refusal}: it is in the image, its loader is not{format_hint(LOADER_HINT)}"
+        return Outcome.FAILED, f"{refusal}: {missing_loader or 'it is in the image, its loader is not'}"
     if refusal.errno == errno.ENOSPC:
         raise LimitExceeded(f"the kernel refuses another namespace: {refusal}", platform=platform)
     return Outcome.FAILED, str(refusal)

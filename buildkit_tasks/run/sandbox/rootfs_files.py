@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RootfsFiles"]
 
-_HEAD_BYTES = 256  # an ELF header, or a `#!` line
+_HEAD_BYTES = 8192  # an ELF header and its loader's path, which Go's linker puts below byte 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,20 @@ class RootfsFiles:
         mode = file_stat.st_mode & 0o777
         return ResolvedPath(path, FileNode(type=FileType.FILE, mode=mode, size=file_stat.st_size, head=head))
 
+    def is_directory(self, path: str) -> bool:
+        """Return True if there is a directory at an absolute path."""
+        with self._open(path) as fd:
+            return fd is not None and stat.S_ISDIR(os.fstat(fd).st_mode)
+
     @contextlib.contextmanager
     def _open_regular_file(self, path: str) -> Iterator[int | None]:
         """Yield a descriptor of the regular file at a path, or None."""
+        with self._open(path) as fd:
+            yield fd if fd is not None and stat.S_ISREG(os.fstat(fd).st_mode) else None
+
+    @contextlib.contextmanager
+    def _open(self, path: str) -> Iterator[int | None]:
+        """Yield a descriptor of what is at a path, or None."""
         with contextlib.ExitStack() as stack:
             root_fd = os.open(self.root, O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, root_fd)
@@ -54,4 +65,4 @@ class RootfsFiles:
                 yield None
                 return
             stack.callback(os.close, fd)
-            yield fd if stat.S_ISREG(os.fstat(fd).st_mode) else None
+            yield fd

@@ -36,6 +36,17 @@ def test_unexpected_status() -> None:
     assert classify(0, expectation=Expectation(exit_code=2)) == (Outcome.FAILED, "exit status 0, expected 2")
 
 
+def test_missing_loader() -> None:
+    loader = "/p cannot start: its loader /l is not in the image"
+    assert classify(255, stderr="qemu: x\n", missing_loader=loader) == (
+        Outcome.FAILED,
+        f"exit status 255, expected 0: qemu: x: {loader}",
+    )
+    assert classify(127, missing_loader=loader)[1] == f"exit status 127, expected 0: {loader}"
+    expected = classify(127, expectation=Expectation(exit_code=127), missing_loader=loader)
+    assert expected == (Outcome.PASSED, "")
+
+
 def test_unexpected_status_with_expected_output() -> None:
     expectation = Expectation(pattern="^yes$")
     assert classify(2, stdout="yes\n", expectation=expectation) == (

@@ -10,9 +10,9 @@ from buildkit_tasks.errors import UsageError
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport
 from buildkit_tasks.verify import VerifyOptions, verify
-from buildkit_tasks.verify.host_match import match_hosts, read_cluster_nodes, read_hosts
-from tests.support.elf import ISA_NEEDED, elf
-from tests.support.oci import MemoryImage, add_platform, hello, make_tar
+from buildkit_tasks.verify.host_match import baseline_for, match_hosts, read_cluster_nodes, read_hosts
+from tests.support.elf import ISA_NEEDED, Elf, attributes, elf
+from tests.support.oci import MemoryImage, add_platform, hello, make_tar, probe_program
 
 
 def platform(text: str) -> Platform:
@@ -134,6 +134,31 @@ def test_arm_node_is_v7(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "available", "count", "note"),
+    [
+        (
+            "linux/arm/v7",
+            "linux/arm/v7",
+            1,
+            "; a node states no variant: taken as linux/arm/v7; --for linux/",
+        ),
+        (
+            "linux/arm/v7",
+            "linux/arm64",
+            2,
+            "; nodes state no variant: taken as linux/arm/v7; --for linux/arm/v6",
+        ),
+        ("linux/arm/v7", "linux/arm/v7", 0, ""),
+        ("linux/arm64", "linux/arm64", 1, ""),
+    ],
+)
+def test_assumed_variant_of_node(host: str, available: str, count: int, note: str) -> None:
+    _, check = select_platform(host, available, count)
+    assert note in check.message
+    assert ("no variant" in check.message) == bool(note)
+
+
+@pytest.mark.parametrize(
     "document",
     [
         "",
@@ -197,6 +222,7 @@ def test_verdict_for_each_host() -> None:
         "integrity",
         "entrypoint-arch",
         "starts",
+        "binaries",
     ]
     assert [check.name for check in report.platforms[1].checks] == ["for"]
 
@@ -211,6 +237,81 @@ def test_other_architecture_is_checked_as_itself() -> None:
     hosts = {platform("linux/amd64"): 0}
     report = verify(hello(["linux/386"]), (), "app:1", VerifyOptions(hosts=hosts))
     assert (report.ok, report.platforms[0].platform) == (True, "linux/amd64")
+
+
+def test_program_of_entry_script() -> None:
+    memory = MemoryImage()
+    files = {
+        "entry": b'#!/bin/sh\nexec /app "$@"\n',
+        "bin/sh": probe_program("linux/arm64"),
+        "app": probe_program("linux/amd64"),
+    }
+    memory.set_index([add_platform(memory, "linux/arm64", [make_tar(files)], Entrypoint=["/entry"])])
+    hosts = {platform("linux/arm64"): 0}
+    (row,) = verify(memory, (), "app:1", VerifyOptions(hosts=hosts)).platforms
+    assert [(check.name, check.path) for check in row.checks if not check.ok] == [("binaries", "/app")]
+    allowed = VerifyOptions(hosts=hosts, allow_foreign=("/app",))
+    assert verify(memory, (), "app:1", allowed).ok
+
+
+def test_host_without_command() -> None:
+    memory = MemoryImage()
+    files = make_tar({"a": probe_program("linux/arm64")})
+    memory.set_index([add_platform(memory, "linux/arm64", [files])])
+    report = verify(memory, (), "app:1", VerifyOptions(hosts={platform("linux/arm64"): 0}))
+    (warning,) = report.platforms[0].warnings
+    assert report.ok
+    assert "no ENTRYPOINT or CMD" in warning.message
+    assert "a pod needs `command:`" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("host", "selected", "baseline"),
+    [
+        ("linux/arm64", "linux/arm/v6", "linux/arm/v8"),
+        ("linux/arm64/v9", "linux/arm/v6", "linux/arm/v9"),
+        ("linux/arm64/v9", "linux/arm64", "linux/arm64/v9"),
+        ("linux/arm/v7", "linux/arm/v6", "linux/arm/v7"),
+        ("linux/amd64", "linux/386", "linux/386"),
+        ("linux/amd64/v3", "linux/386", "linux/386/x86-64-v3"),
+    ],
+)
+def test_baseline_of_host(host: str, selected: str, baseline: str) -> None:
+    result = baseline_for(platform(host), platform(selected))
+    assert str(result) == baseline
+    assert result is not None
+    assert result.baseline is not None
+    assert (result.baseline.title == "ARMv8") == (baseline == "linux/arm/v8")
+
+
+def test_baseline_without_selection() -> None:
+    windows = Platform("windows", "386")
+    assert baseline_for(platform("linux/amd64"), None) is None
+    assert baseline_for(Platform("windows", "amd64"), windows) == windows
+
+
+@pytest.mark.parametrize(
+    ("host", "image", "ok"),
+    [
+        ("linux/arm64", "linux/arm/v6", True),
+        ("linux/arm/v7", "linux/arm/v6", True),
+        ("linux/arm/v6", "linux/arm/v6", False),
+    ],
+)
+def test_newer_program_of_older_image(host: str, image: str, *, ok: bool) -> None:
+    program = Elf(machine=image, sections={".ARM.attributes": attributes("aeabi", [(6, 10)])}).build()
+    memory = MemoryImage()
+    memory.set_index([add_platform(memory, image, [make_tar({"a": program})], Entrypoint=["/a"])])
+    report = verify(memory, (), "app:1", VerifyOptions(hosts={platform(host): 0}))
+    assert report.ok is ok
+
+
+@pytest.mark.parametrize(("level", "ok"), [("linux/amd64", False), ("linux/amd64/v3", True)])
+def test_32_bit_program_on_newer_cpu(level: str, *, ok: bool) -> None:
+    memory = MemoryImage()
+    program = make_tar({"a": elf("linux/386", isa=[(ISA_NEEDED, 4)])})
+    memory.set_index([add_platform(memory, "linux/386", [program], Entrypoint=["/a"])])
+    assert verify(memory, (), "app:1", VerifyOptions(hosts={platform(level): 0})).ok is ok
 
 
 def test_host_baseline_is_used() -> None:

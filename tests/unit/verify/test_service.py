@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from buildkit_tasks.platforms import MACHINES, Platform, parse_platforms
 from buildkit_tasks.report.model import Check, VerifyReport, to_document
 from buildkit_tasks.run.sandbox.unpack import unpack
 from buildkit_tasks.verify import verify
+from tests.support.elf import Elf, elf
 from tests.support.oci import (
     LAYER_GZIP,
     MemoryImage,
@@ -290,6 +293,7 @@ def test_last_path_variable_wins() -> None:
         (b"#!/bin/missing\n", "the interpreter of /run: '/bin/missing' is not in the image"),
         (b"#!\n", "the script /run names no interpreter"),
         (b"#!/run\n", "is nested more than 5 interpreters deep"),
+        (b"#!/bin\n", "the interpreter of /run: '/bin' is a directory, not a program"),
         (b"#!/bin/\xff\n", "is not in the image"),
     ],
 )
@@ -363,14 +367,17 @@ def test_shell_cannot_run_data() -> None:
     [
         ("/missing", "linux/arm64: '/missing' is not in the image"),
         ("missing", "'missing' is not in the image (PATH is /a:/b)"),
-        ("/folder", "'/folder' is not in the image"),
+        ("/folder", "'/folder' is a directory, not a program"),
+        ("srv/..", "'/srv/..' is a directory, not a program"),
+        ("app", "'/b/app' is a directory, not a program"),
         ("/dangling", "'/dangling' is not in the image"),
         ("/cycle", "'/cycle' is not in the image"),
         ("", "'' is not in the image"),
     ],
 )
 def test_missing_command(command: str, message: str) -> None:
-    tar = make_tar({}, [directory("folder"), symlink("dangling", "x"), symlink("cycle", "cycle")])
+    others = [*map(directory, ("folder", "srv", "b", "b/app"))]
+    tar = make_tar({}, [*others, symlink("dangling", "x"), symlink("cycle", "cycle")])
     assert (
         message
         in single_failure(
@@ -391,16 +398,60 @@ def test_command_in_working_directory() -> None:
         (b"\xef\xbb\xbf#!/bin/sh\n", "(exec format error): it begins with a byte order mark"),
         (b"\xcf\xfa\xed\xfe" + bytes(28), "/main is made for macOS, not for linux"),
         (b"MZ" + bytes(62), "/main is made for Windows, not for linux"),
-        (probe_program(ARM64)[:30], "truncated ELF header"),
+        (probe_program(ARM64)[:30], "(exec format error): a truncated ELF header"),
         (b"\x7fELF" + b"\xff" * 60, "class 255"),
         (
             probe_program(ARM64)[:16] + b"\x01\0" + probe_program(ARM64)[18:],
-            "ELF file of type 1: it cannot be started",
+            "ELF file of type 1: it cannot be started (exec format error)",
         ),
     ],
 )
 def test_file_is_not_a_program(data: bytes, message: str) -> None:
     assert message in single_failure(verify_files({"main": data}, Entrypoint=["/main"])).message
+
+
+LATIN_1 = "echo grüß\n".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "hint"),
+    [
+        (gzip.compress(b"x"), "it is packed by gzip", "unpack it in the Dockerfile"),
+        (b"PK\3\4" + bytes(26), "it is packed by zip", "unpack it"),
+        (lzma.compress(b"x"), "it is packed by xz", "unpack it"),
+        (bz2.compress(b"x"), "it is packed by bzip2", "unpack it"),
+        (b"\x28\xb5\x2f\xfd" + bytes(9), "it is packed by zstd", "unpack it"),
+        (make_tar({"a-name-longer-than-a-short-head/" * 3: b"x"}), "it is packed by tar", "unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid x\n", "a pointer of Git LFS", "git lfs pull"),
+        (b"\0\1\2\3", "binary data without an ELF header", "build main again"),
+        ("echo".encode("utf-16"), "binary data without an ELF header", "build main again"),
+        (LATIN_1, "binary data without an ELF header", "build main again"),
+        (b"\x7fELF" + b"\xff" * 60, "class 255", "build main again"),
+        (probe_program(ARM64)[:30], "truncated ELF header", "build main again"),
+        (elf(ARM64, kind=1), "of type 1", "link it"),
+        (elf(ARM64, kind=4), "of type 4", "build main again"),
+        ("é".encode() * 40, "no ELF header and no '#!' line", "sed -i '1i #!/bin/sh' main"),
+        (b"a" + "é".encode() * 40, "no ELF header and no '#!' line", "sed -i"),
+    ],
+)
+def test_hint_for_other_data(data: bytes, reason: str, hint: str) -> None:
+    check = single_failure(verify_files({"main": data}, Entrypoint=["/main"]))
+    assert reason in check.message
+    assert "exec format error" in check.message
+    assert check.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("platform", ["linux/arm64", "linux/arm/v7"])
+def test_incomplete_program(platform: str) -> None:
+    whole = Elf(machine=platform, segments=[(1, b"x" * 100)]).build()
+
+    def verify_program(data: bytes) -> VerifyReport:
+        return verify_image(single_platform_image([make_tar({"a": data})], platform, Entrypoint=["/a"]))
+
+    assert verify_program(whole).ok
+    check = single_failure(verify_program(whole[:-1]))
+    end = f"its segments end at byte {len(whole)}, the file has {len(whole) - 1} bytes"
+    assert check.message == f"{platform}: /a is incomplete: {end}"
 
 
 def make_tar_with_mode(name: str, data: bytes, mode: int) -> bytes:

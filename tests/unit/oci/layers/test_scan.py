@@ -170,10 +170,10 @@ def test_file_nodes() -> None:
     tar = make_tar({"p": program, "s": script, "t": b"text" * 100}, [member("dev", tarfile.CHRTYPE)])
     rootfs = flatten(tar)
     node = rootfs.root.children["p"]
-    assert (node.type, node.mode, node.size, node.head) == (FileType.FILE, 0o755, 1000, program[:256])
+    assert (node.type, node.mode, node.size, node.head) == (FileType.FILE, 0o755, 1000, program[:512])
     assert node.layer == str(Digest.from_bytes(gzip.compress(tar, mtime=0)))
-    assert rootfs.root.children["s"].head == script[:256]
-    assert rootfs.root.children["t"].head == b"texttexttexttext"
+    assert rootfs.root.children["s"].head == script[:512]
+    assert rootfs.root.children["t"].head == b"text" * 16
     assert rootfs.root.children["dev"].type is FileType.OTHER
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from buildkit_tasks.run.docker.monitor import ContainerResult
 from buildkit_tasks.run.outcomes import Expectation, ProcessResult
 from buildkit_tasks.run.qemu_env import QEMU_ENV_VARS
 from buildkit_tasks.system.process import Process
+from tests.support.elf import elf
+from tests.support.oci import directory, make_tar
 
 ARM64 = Platform.parse("linux/arm64")
 
@@ -168,6 +171,55 @@ def test_fork_error_is_a_limit(stderr: str) -> None:
     # A guest that handles the error, or fails for another reason, has not met the limit.
     assert container._classify_run(make_run(expect_exit=2), state, container_result(stderr)).ok
     assert not container._classify_run(make_run(), state, container_result("fork failed")).limited
+
+
+class FilesApi(FakeApi):
+    """A container of one program, whose file system is ``files``, that ended with a status."""
+
+    def __init__(self, status: int, files: Mapping[str, bytes]) -> None:
+        super().__init__()
+        self.status = status
+        self.archive = {f"/{name}": make_tar({name: data}) for name, data in files.items()}
+        self.directories = {"/srv": make_tar({}, [directory("srv")])}
+
+    def inspect_container(self, container_id: str) -> dict[str, Any]:
+        state = {"ExitCode": self.status}
+        return {**super().inspect_container(container_id), "Config": {"Cmd": ["/app"]}, "State": state}
+
+    def get_archive(self, _: str, path: str) -> tuple[Any, dict[str, Any]]:
+        if path not in self.archive | self.directories:
+            raise docker.errors.NotFound("no such file")
+        mode = 0o755 | (1 << 31 if path in self.directories else 0)
+        data = (self.archive | self.directories)[path]
+        return (chunk for chunk in [data]), {"mode": mode, "size": len(data), "linkTarget": ""}
+
+    def start(self, _: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "loader", "is_explained"),
+    [(127, "", True), (255, "", True), (1, "", False), (127, "lib/ld-linux-aarch64.so.1", False)],
+)
+def test_missing_loader(
+    monkeypatch: pytest.MonkeyPatch, status: int, loader: str, *, is_explained: bool
+) -> None:
+    result = container_result("exec /app failed: No such file or directory")
+    monkeypatch.setattr(container, "attach_output", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(container, "monitor", lambda *_: result)
+    files = {"app": elf("linux/arm64", interpreter="/lib/ld-linux-aarch64.so.1"), loader or "other": b""}
+    message = run_container(make_client(FilesApi(status, files)), make_run()).message
+    assert f"exit status {status}, expected 0: exec /app failed" in message
+    explanation = "/app cannot start: its loader /lib/ld-linux-aarch64.so.1 is not in the image"
+    assert (explanation in message) is is_explained
+
+
+def test_directory_as_program() -> None:
+    api = FilesApi(0, {})
+    api.directories["/app"] = api.directories["/srv"]
+    result = run_container(make_client(api), make_run())
+    assert result.outcome is Outcome.FAILED
+    assert "'/app' is a directory, not a program" in result.message
 
 
 def test_out_of_memory_and_timeout() -> None:
