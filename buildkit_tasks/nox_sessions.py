@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import nox
+from nox.command import CommandFailed
+from nox.logger import logger
 
 from buildkit_tasks.config.settings import load_settings
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.system.lock import run_once
+from buildkit_tasks.system.parent_death import signal_on_parent_death
 from buildkit_tasks.system.process import Process
 from buildkit_tasks.testing.images import select_tested_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from buildkit_tasks.platforms import Platform
 
 __all__ = ["arch_matrix"]
 
@@ -35,47 +40,68 @@ _SESSION_OPTIONS: dict[str, Any] = {
     key: True for key in ("allow_parallel",) if key in inspect.signature(nox.session).parameters
 }
 _INTERRUPT_TIMEOUT = 30.0  # seconds that an interrupted program has to remove its containers and files
+# Options of pytest that the sessions set themselves.
+_SESSION_VALUES = ("--platform", "--arch-platform", "--image", "--arch-image")
 _SCHEDULER_VARIABLE = "BUILDKIT_TASKS_NOX"
 
 
 def arch_matrix(
-    platforms: Sequence[str] = (), *, tests: Sequence[str] = (), name: str = "arch_matrix"
+    platforms: str | Sequence[str] = (), *, tests: str | Sequence[str] = (), name: str = "arch_matrix"
 ) -> Callable[[nox.Session, str], None]:
     """Register one session per platform, with ids such as ``arm-v7``, and return the session function.
 
     ``platforms`` defaults to those of the settings. ``tests`` are arguments for pytest; by default two
-    checks run: the image verifies, and it runs. The first session builds the image for all platforms;
-    under ``nox -j`` the others wait for it. If the settings have several images, all are built, each for
-    its own platforms unless ``platforms`` is given, and a session tests those that are for its platform.
+    checks run: the image verifies, and it runs. Both may be a string, with commas between several. The
+    first session builds the image for all platforms; under ``nox -j`` the others wait for it. If the
+    settings have several images, all are built, each for its own platforms unless ``platforms`` is given,
+    and a session tests those that are for its platform.
 
     Of the arguments after ``--`` on Nox's command line, options of ``run-emulated`` become settings of the
     session and the others go to pytest. Sessions run in Nox's own environment, where this package and
     pytest are installed.
 
-    Raises :class:`UsageError` for an unknown platform and :class:`SettingsError` for bad settings.
+    An unknown platform and bad settings end Nox with their message: raises :class:`SystemExit`.
     """
+    try:
+        matrix = _create_matrix(_split(platforms), _split(tests), name)
+    except UsageError as error:
+        logger.error(str(error))
+        raise SystemExit(error.exit_code) from None
+
+    @nox.session(name=name, venv_backend="none", **_SESSION_OPTIONS)
+    @nox.parametrize(
+        "platform", [str(each) for each in matrix.platforms], ids=[each.slug for each in matrix.platforms]
+    )
+    def session(session: nox.Session, platform: str) -> None:
+        """Build once; then verify and run on one platform."""
+        with _end_by_sigterm(matrix.scheduler):
+            matrix.run_session(session, platform)
+
+    return session
+
+
+def _split(values: str | Sequence[str]) -> tuple[str, ...]:
+    items = values.split(",") if isinstance(values, str) else map(str, values)
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _create_matrix(platforms: Sequence[str], tests: Sequence[str], name: str) -> _Matrix:
+    """Read the settings. Raises :class:`UsageError` and :class:`SettingsError`."""
     settings = load_settings()
     targets = {
         image.name: parse_platforms(platforms) if platforms else image.platforms
         for image in select_tested_images(settings)
     }
     every = tuple(dict.fromkeys(platform for targeted in targets.values() for platform in targeted))
-    matrix = _Matrix(
+    return _Matrix(
         name=name,
         targets=targets,
+        platforms=every,
         # --platform would override the platforms of each of several images.
         build_platforms=() if settings.images and not platforms else every,
         test_args=tuple(tests) or _DEFAULT_TESTS,
         scheduler=_find_scheduler(),
     )
-
-    @nox.session(name=name, venv_backend="none", **_SESSION_OPTIONS)
-    @nox.parametrize("platform", [str(each) for each in every], ids=[each.slug for each in every])
-    def session(session: nox.Session, platform: str) -> None:
-        """Build once; then verify and run on one platform."""
-        matrix.run_session(session, platform)
-
-    return session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,32 +110,59 @@ class _Matrix:
 
     name: str
     targets: Mapping[str, Sequence[Platform]]
+    platforms: Sequence[Platform]
     build_platforms: Sequence[Platform]
     test_args: tuple[str, ...]
-    scheduler: str
+    scheduler: Process | None
     _built: list[dict[str, str]] = field(default_factory=list, init=False)
 
     def run_session(self, session: nox.Session, platform: str) -> None:
         """Test the images for ``platform`` that could be built; fail if one could not."""
-        env, pytest_args = session_env_and_args(session)
+        env, pytest_args = self._read_arguments(session)
         built = self._build_images_once(session, env)
         wanted = [name for name, platforms in self.targets.items() if platform in map(str, platforms)]
         images = {name: built[name] for name in wanted if name in built}
         if images:
-            args = [*self.test_args, "-p", "no:cacheprovider", *_plugin_options(platform, images)]
-            args += pytest_args
-            session.run(
-                sys.executable,
-                "-m",
-                "pytest",
-                *args,
-                env=env,
-                external=True,
-                interrupt_timeout=_INTERRUPT_TIMEOUT,
-            )
+            options = [*_plugin_options(platform), *_image_options(images)]
+            _run_pytest(session, [*self.test_args, *options, *pytest_args], env)
         missing = [name or "the image" for name in wanted if name not in built]
         if missing:
             session.error(f"{', '.join(missing)} could not be built")
+
+    def _read_arguments(self, session: nox.Session) -> tuple[dict[str, str], list[str]]:
+        """Return the environment with the settings among the session's arguments, and pytest's arguments.
+
+        A bad value ends the session with the message of the settings, before anything is built.
+        """
+        from buildkit_tasks.run.outcomes import Expectation
+
+        try:
+            settings, pytest_args = split_posargs(session.posargs)
+            self._check_options(pytest_args)
+            Expectation(pattern=load_settings(settings).expect)  # raises if it is not a regular expression
+        except UsageError as error:
+            session.error(str(error))
+        env = {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in settings.items() if value}
+        return env, pytest_args
+
+    def _check_options(self, pytest_args: Sequence[str]) -> None:
+        """Raise :class:`UsageError` for options that would replace the platform or the image of a session."""
+        args = iter(pytest_args)
+        for arg in itertools.takewhile(lambda each: each != "--", args):
+            option, value = _split_option(arg)
+            if option in _SESSION_VALUES:
+                value = _next_value(args, arg) if value is None else value
+                raise UsageError(
+                    f"{option}: a session tests the image that it has built, on the platform of its name",
+                    hint=self._other_command(option, value),
+                )
+
+    def _other_command(self, option: str, value: str) -> str:
+        """Return the command that tests on a platform, or an image."""
+        if option.endswith("image"):
+            return shlex.join(["pytest", *self.test_args, f"--arch-image={value}"])
+        slugs = [each.slug for each in self.platforms if value in (str(each), each.slug)]
+        return f'nox -s "{self.name}({slugs[0]})"' if slugs else "nox -l"
 
     def _build_images_once(self, session: nox.Session, env: Mapping[str, str]) -> dict[str, str]:
         """Return the images that were built, by name: once per process, and once for all of ``nox -j``."""
@@ -121,20 +174,54 @@ class _Matrix:
         def build() -> dict[str, str]:
             return _build_images(session, self.build_platforms, env)
 
-        if not self.scheduler:
+        if self.scheduler is None:
             return build()
         record = session.cache_dir / f"{quote(self.name, safe='')}.image.json"
-        images: dict[str, str] = run_once(record, self.scheduler, build)
+        images: dict[str, str] = run_once(record, str(self.scheduler), build)
         return images
 
 
-def _plugin_options(platform: str, images: Mapping[str, str]) -> Iterator[str]:
-    """Yield the options of our pytest plugin; in CI a missing engine is a failure."""
-    yield f"--arch-platform={platform}"
-    for name, image in images.items():
-        yield f"--arch-image={name}={image}" if name else f"--arch-image={image}"
+@contextlib.contextmanager
+def _end_by_sigterm(scheduler: Process | None) -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C.
+
+    Under ``nox -j`` only the running program cleans up, which gets a signal when this process ends: the
+    scheduler kills sessions two seconds after SIGTERM. If the scheduler is killed, the session gets SIGTERM.
+    """
+    if scheduler is not None:
+        signal_on_parent_death(signal.SIGTERM, scheduler.pid)
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _plugin_options(*platforms: str) -> Iterator[str]:
+    """Yield the options of pytest for these platforms; in CI a missing engine is a failure."""
+    yield from ("-p", "no:cacheprovider")
+    for platform in platforms:
+        yield f"--arch-platform={platform}"
     if os.environ.get("CI"):
         yield "--arch-require-engine"
+
+
+def _image_options(images: Mapping[str, str]) -> Iterator[str]:
+    for name, image in images.items():
+        yield f"--arch-image={name}={image}" if name else f"--arch-image={image}"
+
+
+def _run_pytest(session: nox.Session, args: Sequence[str], env: Mapping[str, str]) -> None:
+    """Run pytest in a process of its own. Raises :class:`CommandFailed`."""
+    argv = [sys.executable, "-m", "pytest", *args]
+    session.log(shlex.join(argv))
+    session_env = {key: value for key, value in session.env.items() if value is not None}
+    status, _ = run_program(argv, {**os.environ, **session_env, **env})
+    if status:
+        session.warn(f"pytest ended with status {status}")
+        raise CommandFailed(f"pytest ended with status {status}", return_code=status)
 
 
 def _build_images(
@@ -144,7 +231,8 @@ def _build_images(
     argv = [sys.executable, "-m", "buildkit_tasks", "build-multiarch", "--json"]
     argv += [f"--platform={platform}" for platform in platforms]
     session.log(" ".join(argv))
-    status, stdout = run_captured(argv, {**os.environ, **env})
+    # The sessions write no step summary; that of the build alone would say "ok" in a failed job.
+    status, stdout = run_program(argv, {**os.environ, **env, "GITHUB_STEP_SUMMARY": ""}, subprocess.PIPE)
     if status:
         session.warn(f"build-multiarch ended with status {status}")
     try:
@@ -155,22 +243,43 @@ def _build_images(
     return {each["name"]: image for each in builds if (image := _archive_image_name(each["build"] or {}))}
 
 
-def run_captured(argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
-    """Run ``argv`` and return its status and standard output.
+def run_program(argv: Sequence[str], env: Mapping[str, str], stdout: int | None = None) -> tuple[int, str]:
+    """Run ``argv`` and return its status, and its standard output if that is a pipe.
 
-    On Ctrl-C, which a terminal sends to the child as well, wait for its cleanup
-    (``subprocess.run`` would kill it after a quarter of a second).
+    The program leads a session, so that Ctrl-C and signals to the group of Nox reach Nox alone, which passes
+    them on once: a second SIGINT would stop its cleanup. It gets SIGINT also if Nox is killed.
     """
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as child:
+    with subprocess.Popen(
+        argv,
+        stdout=stdout,
+        text=True,
+        env=env,
+        start_new_session=True,
+        preexec_fn=partial(_prepare_child, os.getpid()),  # noqa: PLW1509 - Nox runs no other threads here
+    ) as child:
         try:
-            stdout, _ = child.communicate()
+            output, _ = child.communicate()
         except KeyboardInterrupt:
-            try:
-                child.wait(_INTERRUPT_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                child.terminate()
+            _interrupt(child)
             raise
-    return child.returncode, stdout
+    return child.returncode, output or ""
+
+
+def _prepare_child(parent_pid: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
+    signal_on_parent_death(signal.SIGINT, parent_pid)
+
+
+def _interrupt(child: subprocess.Popen[str]) -> None:
+    """Interrupt a program as a terminal would, and wait for its cleanup; each Ctrl-C is passed on."""
+    try:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGINT)
+        child.communicate(timeout=_INTERRUPT_TIMEOUT)
+    except KeyboardInterrupt:
+        _interrupt(child)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _archive_image_name(build: Mapping[str, Any]) -> str:
@@ -179,8 +288,8 @@ def _archive_image_name(build: Mapping[str, Any]) -> str:
     return next((f"oci-archive:{Path(path).absolute()}" for path in archives), "")
 
 
-def _find_scheduler() -> str:
-    """Return the identity of the Nox process that runs this one for a single session; empty if none does.
+def _find_scheduler() -> Process | None:
+    """Return the Nox process that runs this one for a single session, if one does.
 
     ``nox -j`` runs each session in a child process that reads the noxfile again. Every Nox leaves its pid and
     start time in the environment; a child whose variable names its own parent belongs to that run.
@@ -188,23 +297,9 @@ def _find_scheduler() -> str:
     inherited = os.environ.pop(_SCHEDULER_VARIABLE, "")
     with contextlib.suppress(ProcessLookupError):  # without /proc every session builds for itself
         os.environ[_SCHEDULER_VARIABLE] = str(Process.from_pid(os.getpid()))
-        return inherited if inherited == str(Process.from_pid(os.getppid())) else ""
-    return ""
-
-
-def session_env_and_args(session: nox.Session) -> tuple[dict[str, str], list[str]]:
-    """Return the environment with the settings among the session's arguments, and pytest's arguments.
-
-    A bad value ends the session with the message of the settings, before anything is built.
-    """
-    from buildkit_tasks.run.outcomes import Expectation
-
-    try:
-        settings, pytest_args = split_posargs(session.posargs)
-        Expectation(pattern=load_settings(settings).expect)  # raises if it is not a regular expression
-    except UsageError as error:
-        session.error(str(error))
-    return {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in settings.items() if value}, pytest_args
+        parent = Process.from_pid(os.getppid())
+        return parent if inherited == str(parent) else None
+    return None
 
 
 def split_posargs(posargs: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -17,8 +16,9 @@ import nox.registry
 import pytest
 
 from buildkit_tasks import nox_sessions
-from buildkit_tasks.system.process import Process
+from buildkit_tasks.system.process import Process, find_processes_by_argument
 from tests.support.environment import minimal_env
+from tests.support.waiting import wait_until
 
 # A fake Python interpreter for the sessions: it logs its arguments and settings, and does not build or test.
 # Environment variables make a step fail (FAILING, BROKEN), hang (HANGING) or take time (BUILDING).
@@ -30,15 +30,20 @@ here = pathlib.Path(__file__).parent
 FAILING = os.environ.get("FAILING", "").split()
 settings = {{key: value for key, value in os.environ.items() if key.startswith("INVOKE_BUILDKIT_")}}
 with (here / "log").open("a") as log:
-    print(json.dumps([sys.argv[1:], settings]), file=log)
+    github = {{key: value for key, value in os.environ.items() if key.startswith("GITHUB_")}}
+    print(json.dumps([sys.argv[1:], settings, github]), file=log)
 def clean_up(*_):
+    with (here / "interrupts").open("a") as file:
+        print("SIGINT", file=file)
     time.sleep(1.5)
+    os.write(1, b"x" * 1_000_000)  # more than a pipe holds: somebody reads it
     (here / "cleaned").touch()
     sys.exit(130)
 if os.environ.get("HANGING") in sys.argv:
-    signal.signal(signal.SIGINT, clean_up)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, clean_up)
     (here / "hanging").touch()
-    time.sleep(60)
+    time.sleep(300)
 if "build-multiarch" in sys.argv:
     time.sleep(float(os.environ.get("BUILDING", "0")))
     def build_result(name):
@@ -111,13 +116,15 @@ class Nox:
         argv, env = self._command(arguments, args, env_vars)
         return subprocess.run(argv, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
 
-    def start(self, arguments: str, **env_vars: str) -> subprocess.Popen[bytes]:
-        """Start Nox in a new session, so that its process group can be interrupted as by a terminal."""
-        argv, env = self._command(arguments, (), env_vars)
-        # Background jobs of a shell ignore SIGINT, and their children inherit that.
-        default_sigint = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
-        code = f"import os, signal, sys; {default_sigint}; os.execv(sys.argv[1], sys.argv[1:])"
-        return subprocess.Popen(
+    @contextlib.contextmanager
+    def start(
+        self, arguments: str, *args: str, sigint: signal.Handlers = signal.SIG_DFL, **env_vars: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Start Nox in a new session, as a terminal does (a shell's background job ignores SIGINT)."""
+        argv, env = self._command(arguments, args, env_vars)
+        set_sigint = f"signal.signal(signal.SIGINT, signal.{sigint.name})"
+        code = f"import os, signal, sys; {set_sigint}; os.execv(sys.argv[1], sys.argv[1:])"
+        process = subprocess.Popen(
             [sys.executable, "-c", code, *argv],
             cwd=self.folder,
             env=env,
@@ -125,6 +132,14 @@ class Nox:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        try:
+            yield process
+        finally:
+            for each in find_processes_by_argument(self.folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
 
     def _command(
         self, arguments: str, args: Sequence[str], env_vars: Mapping[str, str]
@@ -134,23 +149,27 @@ class Nox:
         return argv, minimal_env(HOME=str(self.folder), **env_vars)
 
     @property
-    def log(self) -> list[tuple[list[str], dict[str, str]]]:
+    def log(self) -> list[tuple[list[str], dict[str, str], dict[str, str]]]:
+        """Return arguments, ``INVOKE_BUILDKIT_*`` and ``GITHUB_*`` of each command, the build first."""
         path = self.folder / "log"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [(args, settings) for args, settings in map(json.loads, lines)]
+        return [(args, settings, github) for args, settings, github in map(json.loads, lines)]
 
     @property
     def builds(self) -> list[list[str]]:
-        return [args for args, _ in self.log if "build-multiarch" in args]
+        return [args for args, _, _ in self.log if "build-multiarch" in args]
 
     @property
     def tests(self) -> list[list[str]]:
-        return [args for args, _ in self.log if "pytest" in args]
+        return [args for args, _, _ in self.log if "pytest" in args]
 
     @property
     def settings(self) -> list[dict[str, str]]:
-        """Return the ``INVOKE_BUILDKIT_*`` variables of each command, the build first."""
-        return [settings for _, settings in self.log]
+        return [settings for _, settings, _ in self.log]
+
+    @property
+    def github(self) -> list[dict[str, str]]:
+        return [github for _, _, github in self.log]
 
 
 @pytest.fixture
@@ -301,22 +320,61 @@ def test_build_without_report(runner: Nox) -> None:
     assert "the image could not be built" in result.stderr
 
 
-@pytest.mark.parametrize("step", ["build-multiarch", "pytest"])
-def test_interrupt_waits_for_cleanup(runner: Nox, step: str) -> None:
-    process = runner.start(ONE_PLATFORM, HANGING=step)
-    try:
-        deadline = time.monotonic() + 120
-        while not (runner.folder / "hanging").exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+STEPS = pytest.mark.parametrize("step", ["build-multiarch", "pytest"])
+
+
+def wait_for_file(path: Path) -> None:
+    wait_until(path.exists)
+
+
+def assert_interrupted_once(runner: Nox) -> None:
+    """A second SIGINT would stop the cleanup of a real program."""
     assert (runner.folder / "cleaned").exists()
-    assert process.returncode == 130
+    assert (runner.folder / "interrupts").read_text() == "SIGINT\n"
+
+
+@STEPS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_interrupt_waits_for_cleanup(
+    runner: Nox, step: str, number: signal.Signals, send: Callable[[int, int], None]
+) -> None:
+    with runner.start(ONE_PLATFORM, HANGING=step) as process:
+        wait_for_file(runner.folder / "hanging")
+        send(process.pid, number)
+        assert process.wait(120) == 130
+    assert_interrupted_once(runner)
+
+
+@STEPS
+def test_sigterm_of_background_job(runner: Nox, step: str) -> None:
+    with runner.start(ONE_PLATFORM, sigint=signal.SIG_IGN, HANGING=step) as process:
+        wait_for_file(runner.folder / "hanging")
+        process.terminate()
+        assert process.wait(120) == 130
+    assert_interrupted_once(runner)
+
+
+@needs_parallel_sessions
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signal_ends_parallel_sessions(runner: Nox, number: signal.Signals) -> None:
+    arguments = (THREE_PLATFORMS, "-j3", "-s", "arch_matrix")
+    with runner.start(*arguments, HANGING="build-multiarch") as process:
+        wait_for_file(runner.folder / "hanging")
+        process.send_signal(number)
+        process.wait(120)
+        wait_until(lambda: not find_processes_by_argument(runner.folder))
+    assert (runner.folder / "interrupts").read_text() == "SIGINT\n"
+
+
+@STEPS
+def test_killed_nox(runner: Nox, step: str) -> None:
+    with runner.start(ONE_PLATFORM, HANGING=step) as process:
+        wait_for_file(runner.folder / "hanging")
+        process.kill()
+        process.wait()
+        wait_for_file(runner.folder / "interrupts")
+        wait_until(lambda: not find_processes_by_argument(runner.folder))
 
 
 def test_ci_requires_engine(runner: Nox) -> None:
@@ -324,10 +382,33 @@ def test_ci_requires_engine(runner: Nox) -> None:
     assert "--arch-require-engine" in runner.tests[0]
 
 
-def test_unknown_platform(runner: Nox) -> None:
-    result = runner.run_process('platforms=["linux/amd46"]', "-l")
-    assert result.returncode != 0
-    assert "did you mean linux/amd64?" in result.stderr
+@pytest.mark.parametrize("platforms", ["linux/s390x, linux/386", ["linux/s390x,386"]])
+def test_strings_with_commas(runner: Nox, platforms: object) -> None:
+    result = runner(f'{platforms=}, tests="tests/image,tests/b"')
+    assert result.returncode == 0, result.stderr
+    assert [args[2:4] for args in runner.tests] == [["tests/image", "tests/b"]] * 2
+    assert runner.builds[0][-2:] == ["--platform=linux/s390x", "--platform=linux/386"]
+
+
+BAD_NOXFILES = [
+    pytest.param('platforms=["linux/amd46"]', "", "did you mean linux/amd64?", id="platform"),
+    pytest.param('"linux/amd46"', "", "did you mean linux/amd64?", id="string"),
+    pytest.param("", 'platforms = ["linux/amd46"]', "did you mean linux/amd64?", id="setting"),
+    pytest.param(
+        "", 'platform = ["linux/amd64"]', "unknown key 'platform', did you mean 'platforms'?", id="key"
+    ),
+    pytest.param("", "jobs = 'many'", "jobs = 'many' is not a whole number", id="value"),
+    pytest.param("", "jobs = ", "pyproject.toml", id="syntax"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "settings", "message"), BAD_NOXFILES)
+def test_mistake_is_one_line(runner: Nox, arguments: str, settings: str, message: str) -> None:
+    (runner.folder / "pyproject.toml").write_text(f"[tool.buildkit-tasks]\n{settings}\n", encoding="utf-8")
+    result = runner(arguments, "-l")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
 
 
 def test_posargs_are_split(runner: Nox) -> None:
@@ -380,7 +461,7 @@ PYTEST_OPTIONS = [
     "--expect-exits",
     "j",
     "cpu=floor",
-    "--arch-platform=386",
+    "--arch-cpu=max",
 ]
 
 
@@ -405,6 +486,36 @@ def test_bad_value_ends_session(runner: Nox, args: list[str], message: str) -> N
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert runner.log == []
+
+
+REPLACEMENTS = [
+    ("--platform=linux/s390x", 'try: nox -s "arch_matrix(s390x)"'),
+    ("--platform s390x", 'try: nox -s "arch_matrix(s390x)"'),
+    ("--arch-platform=linux/386", "try: nox -l"),
+    ("--arch-platform s390x", 'try: nox -s "arch_matrix(s390x)"'),
+    ("--image=app.tar", "try: pytest tests/image --arch-image=app.tar"),
+    ("--image app.tar", "try: pytest tests/image --arch-image=app.tar"),
+    ("--arch-image=web=a b", "try: pytest tests/image '--arch-image=web=a b'"),
+    ("--arch-image app.tar", "try: pytest tests/image --arch-image=app.tar"),
+    ("--image", "--image needs a value"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), REPLACEMENTS, ids=[each[0] for each in REPLACEMENTS])
+def test_session_options_are_refused(runner: Nox, args: str, message: str) -> None:
+    option = args.split(maxsplit=1) if "=" not in args else [args]
+    result = runner(f'{ONE_PLATFORM}, tests="tests/image"', "-s", "arch_matrix", "--", "-x", *option)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert runner.log == []
+
+
+def test_no_step_summary_of_build(runner: Nox) -> None:
+    """The summary of the build alone would say "ok" in a job whose sessions fail."""
+    assert runner(ONE_PLATFORM, GITHUB_STEP_SUMMARY="summary", GITHUB_ACTIONS="true").returncode == 0
+    build_env, test_env = runner.github
+    assert build_env == {"GITHUB_STEP_SUMMARY": "", "GITHUB_ACTIONS": "true"}
+    assert test_env["GITHUB_STEP_SUMMARY"] == "summary"
 
 
 def test_empty_value_is_ignored(runner: Nox) -> None:
