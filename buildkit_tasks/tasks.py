@@ -137,7 +137,7 @@ def run_emulated(ctx: TaskContext) -> None:
     """Run the image on every platform, under QEMU where needed, and check its exit status and output."""
 
     def run(pipeline: Pipeline, image: ChosenImage, progress: RunProgress | None = None) -> RunReport:
-        return pipeline.run_image(image.require_location(), explicit_platforms(image.settings), progress)
+        return pipeline.run_image(image.require_manifests(), explicit_platforms(image.settings), progress)
 
     explicit_platforms(ctx.settings)  # a name that is not valid is found before an image is looked for
     images = chosen_images(ctx)
@@ -179,13 +179,13 @@ def push_multiarch(ctx: TaskContext) -> None:
     elif len(images) == 1:
         service, spec = releases[images[0]]
         with ctx.show_run_progress() as progress:
-            result = service.push(images[0].require_archive(), spec, progress)
+            result = service.push(images[0].require_manifests(), spec, progress)
         ctx.show_report(result, failure_code=push_exit_code(result))
     else:
 
         def push(_: Pipeline, image: ChosenImage) -> PushResult:
             service, spec = releases[image]
-            return service.push(image.require_archive(), spec)
+            return service.push(image.require_manifests(), spec)
 
         _report_each(ctx, images, "push", push)
 
@@ -312,7 +312,7 @@ def _print_push_plans(
 ) -> None:
     """Print what a push would do; the document of several images has one for each."""
     plans = {
-        image.label: service.plan_push(image.require_archive(), spec)
+        image.label: service.plan_push(image.require_manifests(), spec)
         for image, (service, spec) in releases.items()
     }
     documents = [{"name": label, **plan.to_dict()} for label, plan in plans.items()]

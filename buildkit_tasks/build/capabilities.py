@@ -41,8 +41,9 @@ def _check_load(request: BuildRequest, engine: Engine) -> None:
     loads_image = request.load or any(output.is_loaded for output in request.outputs)
     if loads_image and engine.kind == "none":
         raise UsageError(
-            "there is no Docker engine to load the image into: the builder runs on another machine",
-            hint="-o type=oci,dest=dist/image.tar, or set DOCKER_HOST to the engine's endpoint",
+            "there is no Docker engine to load the image into: the builder runs on another machine, and "
+            "DOCKER_HOST names none",
+            hint="-o type=oci,dest=dist/image.tar",
         )
 
 
@@ -66,7 +67,7 @@ def _check_image_output(request: BuildRequest, builder: BuilderSummary) -> None:
             raise UsageError(
                 f"output {output}: the image would stay in a builder of driver {builder.driver}, "
                 "where nothing can use it",
-                hint="--load, --push, or -o type=oci,dest=dist/image.tar",
+                hint="-o type=oci,dest=dist/image.tar",
             )
 
 
@@ -76,11 +77,11 @@ def _check_docker_output(request: BuildRequest, engine: Engine) -> None:
         if output.type == "docker" and output.dest is not None:
             raise UsageError(
                 "the docker archive format holds one platform only",
-                hint="-o type=oci,dest=dist/image.tar, or --load",
+                hint="-o type=oci,dest=dist/image.tar",
             )
         if output.type == "docker" and engine.store != "containerd":
             raise UsageError(
-                "type=docker with several platforms needs the containerd image store; "
-                "this engine has the graph store",
-                hint="--load (one tag for each platform), or --engine=private (containerd image store)",
+                "type=docker with several platforms needs the containerd image store, which a private engine "
+                "has; this engine has the graph store, into which --load loads one tag for each platform",
+                hint="--engine=private",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.build.outputs import list_names
 from buildkit_tasks.report.model import Output
 
 if TYPE_CHECKING:
@@ -39,15 +40,19 @@ def parse_repositories(references: Sequence[str]) -> tuple[str, ...]:
 
 
 def list_destinations(outputs: Sequence[OutputSpec], tags: Sequence[str], digest: str) -> Iterator[Output]:
-    """Yield where each output is: a path, ``REPOSITORY@DIGEST`` of a push, or the names of a loaded image."""
+    """Yield where each output is: a path, ``REPOSITORY@DIGEST`` of a push, or the names of a stored image.
+
+    A stored image without a name has its digest.
+    """
     for output in outputs:
         if output.dest is not None:
             yield Output(type=output.type, dest=str(output.dest), unpacked=output.is_unpacked)
         elif output.is_pushed:
-            repositories = parse_repositories(output.names or tags)
+            repositories = parse_repositories(list_names(output, tags))
             yield from (Output(type="registry", ref=f"{repository}@{digest}") for repository in repositories)
         else:
-            yield from (Output(type=output.type, ref=name) for name in (*tags, *output.names))
+            names = list_names(output, tags) or ((digest,) if digest else ())
+            yield from (Output(type=output.type, ref=name) for name in names)
 
 
 def read_pushed_digests(repository: str, digest: str) -> dict[Platform, str]:

@@ -30,7 +30,7 @@ from buildkit_tasks.build.destinations import (
 )
 from buildkit_tasks.build.exports import plan_exports, stage_files
 from buildkit_tasks.build.failures import classify_failure, find_transient_failure
-from buildkit_tasks.build.outputs import OutputSpec, make_archive_name
+from buildkit_tasks.build.outputs import OutputSpec, list_names, make_archive_name
 from buildkit_tasks.build.request import BuildRequest, make_buildx_argv
 from buildkit_tasks.errors import BuildFailed, RegistryError
 from buildkit_tasks.host.builder import (
@@ -222,8 +222,8 @@ class BuildExecution:
             request,
             outputs=staged_outputs,
             build_contexts=(*base_contexts, *request.build_contexts),
-            # BuildKit refuses --tag with a push by digest; other outputs have the names as attributes.
-            tags=() if request.pushed_names else request.tags,
+            # Names as attributes of the outputs exclude --tag: see plan_exports.
+            tags=() if any(output.names for output in staged_outputs) else request.tags,
             cache_from=cache_imports(
                 request.cache_from, request.platforms, probe_registries=can_query_registries
             ),
@@ -289,9 +289,9 @@ class BuildExecution:
                 return {platform: str(entry.digest) for platform, entry in image.platform_manifests}
         if self.repositories:
             return read_pushed_digests(self.repositories[0], digest)
-        if any(output.is_loaded for output in outputs):
-            return self._read_stored_digests(self.request.tags[0])
-        return {}
+        loaded = (output for output in outputs if output.is_loaded)
+        name = next((name for output in loaded for name in list_names(output, self.request.tags)), "")
+        return self._read_stored_digests(name) if name else {}
 
     def _read_stored_digests(self, name: str) -> dict[Platform, str]:
         from buildkit_tasks.host.engine.sdk import available_manifests, connect_client, inspect_image

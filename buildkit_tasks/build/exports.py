@@ -78,10 +78,12 @@ def _plan_pushes(
     request: BuildRequest, outputs: tuple[OutputSpec, ...], driver: str, scratch: Path
 ) -> tuple[tuple[OutputSpec, ...], Path | None]:
     pushes = [output for output in outputs if output.is_pushed]
-    if not pushes:
+    if not pushes and not any(output.names for output in outputs):
         return outputs, None
-    # A build that pushes by digest may have no --tag: the other outputs get the names as attributes.
+    # A build that pushes by digest may have no --tag, and a tag would replace an output's own names.
     others = [add_names(output, request.tags) for output in outputs if not output.is_pushed]
+    if not pushes:
+        return tuple(others), None
     archive = find_pushable_archive(outputs)
     if archive is not None:
         return tuple(others), archive

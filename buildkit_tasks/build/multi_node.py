@@ -43,6 +43,7 @@ from buildkit_tasks.build.execute import write_metadata
 from buildkit_tasks.build.outputs import (
     OutputSpec,
     find_pushable_archive,
+    list_names,
     make_archive_output,
     make_digest_output,
 )
@@ -210,7 +211,7 @@ class _PartsPlan:
         from buildkit_tasks.oci.reference import Reference
 
         archives = {platform: self._archive_path(number, platform) for platform in platforms}
-        names = [str(Reference.parse(name)) for name in output.names or self.build.request.tags]
+        names = [str(Reference.parse(name)) for name in list_names(output, self.build.request.tags)]
         scratch = self.folder / f"{number}.tar"
         with replace_file(output.dest) if output.dest else contextlib.nullcontext(scratch) as archive:
             digest = join_archives(archives, names, archive)

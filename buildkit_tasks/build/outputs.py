@@ -7,6 +7,7 @@ what is planned in :mod:`buildkit_tasks.build.exports`.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ __all__ = [
     "check_destination",
     "check_outputs",
     "find_pushable_archive",
+    "list_names",
     "make_archive_name",
     "make_archive_output",
     "make_digest_output",
@@ -102,11 +104,17 @@ def add_archive_output(outputs: Sequence[OutputSpec], dest: str) -> tuple[Output
 
 
 def add_names(output: OutputSpec, tags: Sequence[str]) -> OutputSpec:
-    """Return the output with ``tags`` as its names, for a build without ``--tag``."""
+    """Return an output that is not pushed with ``tags`` added to its names, for a build without ``--tag``."""
     can_have_names = output.type in ("oci", "docker", "image", "registry")
-    if not can_have_names or not tags or output.names:
-        return output
-    return output.with_attribute("name", ",".join(tags))
+    names = list_names(output, tags)
+    return output.with_attribute("name", ",".join(names)) if can_have_names and names else output
+
+
+def list_names(output: OutputSpec, tags: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of an output's image: those of a push are its own, else the tags; others have both."""
+    if output.is_pushed:
+        return output.names or tuple(tags)
+    return tuple(dict.fromkeys((*tags, *output.names)))
 
 
 def make_digest_output(output: OutputSpec, repositories: Sequence[str]) -> OutputSpec:
@@ -151,14 +159,17 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str], *, is_spli
     ``is_split`` is True if the pushed image is a part (``--split``).
     """
     for output in outputs:
-        if output.is_pushed and not (tags or output.names):
+        if output.is_pushed and not list_names(output, tags):
             raise UsageError(
                 f"{_describe_push(output, is_split=is_split)} needs a tag", hint="-t REGISTRY/NAME:TAG"
             )
+        if output.is_loaded and not list_names(output, tags):
+            raise UsageError(f"--output={output} needs a tag", hint="-t NAME:TAG")
         if output.get("dest") == "-":
             raise UsageError(f"output {output}: standard output is reserved for reports")
         if output.type in ("local", "tar", "oci") and output.dest is None:
-            raise UsageError(f"output {output} has no dest", hint=f"-o type={output.type},dest=dist/out")
+            complete = output.with_attribute("dest", "dist/out")
+            raise UsageError(f"output {output} has no dest", hint=f"-o {shlex.quote(str(complete))}")
         if output.dest is not None:
             check_destination(f"output {output.dest}", output.dest)
             if output.is_file and output.dest.is_dir():
@@ -166,10 +177,10 @@ def check_outputs(outputs: Iterable[OutputSpec], tags: Sequence[str], *, is_spli
 
 
 def _describe_push(output: OutputSpec, *, is_split: bool) -> str:
-    """Return the option that asks for a push: ``--push`` and ``--split`` are short for an output."""
+    """Return what asks for a push: ``--push`` and ``--split`` are short for ``--output=type=registry``."""
     if output.attributes or output.type != "registry":
         return f"--output={output}"
-    return "--split" if is_split else "--push"
+    return "--split" if is_split else "a push"
 
 
 def check_destination(label: str, dest: Path) -> None:

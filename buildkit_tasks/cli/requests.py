@@ -75,7 +75,7 @@ def releases_of_images(
     releases = {image: _release_of_image(ctx, image) for image in images}
     owners: dict[Reference, ChosenImage] = {}
     for image, (_, spec) in releases.items():
-        image.require_archive()
+        image.require_manifests()
         for tag in spec.tags:
             owner = owners.setdefault(tag, image)
             if owner is not image:

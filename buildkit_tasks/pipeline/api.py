@@ -209,7 +209,7 @@ def run(  # noqa: PLR0913 - options are keywords with defaults
         "jobs": jobs,
     }
     pipeline, chosen = _choose_image(_create_pipeline("run", settings, values, notify), image)
-    return pipeline.run_image(chosen.require_location(), _explicit_platforms(pipeline), _observer(on_result))
+    return pipeline.run_image(chosen.require_manifests(), _explicit_platforms(pipeline), _observer(on_result))
 
 
 def push(  # noqa: PLR0913 - options are keywords with defaults
@@ -239,7 +239,7 @@ def push(  # noqa: PLR0913 - options are keywords with defaults
     spec = ReleaseSpec.from_tags(
         pipeline.settings.tags, _explicit_platforms(pipeline), verify_first=verify_first
     )
-    return pipeline.releases.push(chosen.require_archive(), spec, _observer(on_result))
+    return pipeline.releases.push(chosen.require_manifests(), spec, _observer(on_result))
 
 
 def _create_pipeline(

@@ -51,9 +51,9 @@ class ChosenImage:
         """Return the image as tasks accept it. Raises :class:`UsageError` if it cannot be read back."""
         return self.location if self.recorded is None else self.recorded.require_image()
 
-    def require_archive(self) -> str:
-        """Return the image as a push accepts it: any that is named, but only an archive of the last build."""
-        return self.location if self.recorded is None else self.recorded.require_archive()
+    def require_manifests(self) -> str:
+        """Return the image as a run and a push accept it: of the last build, no local output."""
+        return self.location if self.recorded is None else self.recorded.require_manifests()
 
 
 def choose_images(pipeline: Pipeline, requests: Iterable[str]) -> tuple[ChosenImage, ...]:
@@ -119,8 +119,9 @@ def report_each(
                 image_report, make_report(pipeline.with_settings(image.settings), image)
             )
         except BuildkitTasksError as error:
-            pipeline.notify(f"{image.label}: {error}")
-            image_report = replace(image_report, error=str(error))
+            message = str(error).removeprefix(f"{image.label}: ")  # as require_location names the image
+            pipeline.notify(f"{image.label}: {message}")
+            image_report = replace(image_report, error=message)
             errors.append(error)
         report = replace(report, images=(*report.images, image_report))
         if errors and isinstance(errors[-1], Interrupted):

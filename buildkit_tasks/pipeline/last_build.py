@@ -9,6 +9,7 @@ state                 record
 a build has started   its images have no name yet, and ``problem`` says that it has not succeeded
 it has succeeded      the name of each image, or in ``problem`` why it cannot be read back
 it has failed         as it was when it started
+it was refused        as it was before (a usage error: nothing was built)
 ===================== ===========================================================================
 """
 
@@ -20,19 +21,34 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from buildkit_tasks.config.settings import SettingOrigin
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.system.command import redact
 from buildkit_tasks.system.files import write_atomically
 from buildkit_tasks.system.lock import file_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from buildkit_tasks.build.request import BuildRequest
+    from buildkit_tasks.config.settings import Settings
     from buildkit_tasks.report.model import BuildResult, Output
 
-__all__ = ["BuildRecord", "LastBuild", "RecordedImage", "best_image_name"]
+__all__ = ["BuildRecord", "LastBuild", "RecordedImage", "best_image_name", "list_typed_options"]
 
 _MAX_FOLDERS = 100
-_ARCHIVE_PREFIXES = ("oci-archive:", "oci:", "docker-archive:")
+# The options that say what is built, by their settings, and by their fields of a build request.
+_SETTING_FLAGS = {
+    "context": "--context", "file": "--file", "tags": "--tag", "target": "--target",
+    "build_args": "--build-arg", "bases": "--bases", "allow": "--allow", "network": "--network",
+    "add_hosts": "--add-host", "shm_size": "--shm-size", "ulimits": "--ulimit", "platforms": "--platform",
+}  # fmt: skip
+_REQUEST_FLAGS = {
+    "build_contexts": "--build-context", "secrets": "--secret", "ssh": "--ssh", "labels": "--label",
+    "annotations": "--annotation", "attest": "--attest", "provenance": "--provenance", "sbom": "--sbom",
+    "no_attest": "--no-attest", "reproducible": "--reproducible", "resources": "--resource",
+    "cgroup_parent": "--cgroup-parent",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +58,7 @@ class RecordedImage:
     ``name`` is that of the settings' image or of the bake file's target, or "" for a build of one image;
     ``image`` the name that tasks accept, or "" if ``problem`` says why there is none; ``before`` the name of
     the last one that could be read back. ``bake_files`` are the files of a target; ``platforms`` and ``tags``
-    are what the build was asked for.
+    are what the build was asked for, and ``options`` what was typed for it (:func:`list_typed_options`).
     """
 
     name: str = ""
@@ -52,6 +68,20 @@ class RecordedImage:
     platforms: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     bake_files: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def from_request(
+        cls, name: str, request: BuildRequest, options: tuple[str, ...], *, bake_files: tuple[str, ...] = ()
+    ) -> RecordedImage:
+        """Return the record of an image that is going to be built."""
+        return cls(
+            name=name,
+            platforms=tuple(map(str, request.platforms)),
+            tags=request.tags,
+            bake_files=bake_files,
+            options=options,
+        )
 
     def require_image(self) -> str:
         """Return the name of the image. Raises :class:`UsageError` if it cannot be read back."""
@@ -60,27 +90,28 @@ class RecordedImage:
         label = f"{self.name}: " if self.name else ""
         raise UsageError(f"{label}the last build here {self.problem}", hint=self._rebuild_command())
 
-    def require_archive(self) -> str:
-        """Return the name of an image that can be pushed as it was built.
+    def require_manifests(self) -> str:
+        """Return the name of an image that can be run and pushed.
 
-        Raises :class:`UsageError` unless it is in an archive or a layout.
+        Raises :class:`UsageError` for a local output, which has no manifests.
         """
         image = self.require_image()
-        if image.startswith(_ARCHIVE_PREFIXES):
-            return image
-        push = f"inv push-multiarch {shlex.quote(image)} -t REGISTRY/NAME:TAG"
-        raise UsageError(
-            f"the last image built here, {image}, is not an archive",
-            hint=self._rebuild_command() if image.startswith("dir:") else push,
-        )
+        if image.startswith("dir:"):
+            message = f"the last build here, {image}, is a local output directory, which has no manifests"
+            raise UsageError(message, hint=self._rebuild_command())
+        return image
 
     def _rebuild_command(self) -> str:
+        """Return the command that builds the same as an image that can be read back."""
+        options = "".join(f" {shlex.quote(option)}" for option in self.options)
         if self.bake_files:
             files = "".join(f" --bake {shlex.quote(file)}" for file in self.bake_files)
-            return f"inv build-multiarch{files} --target {self.name}"
+            return f"inv build-multiarch{files} --target {self.name}{options}"
         if self.name:
-            return f"inv build-multiarch --image {self.name}"
-        return f"inv build-multiarch --platform {','.join(self.platforms)} -o type=oci,dest=dist/image.tar"
+            return f"inv build-multiarch --image {self.name}{options}"
+        if not any(option.startswith("--platform=") for option in self.options):
+            options += f" --platform {','.join(self.platforms)}"
+        return f"inv build-multiarch{options} -o type=oci,dest=dist/image.tar"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +183,19 @@ class LastBuild:
         except (OSError, ValueError, TypeError, KeyError):
             return BuildRecord()
 
-    def start(self, images: Iterable[RecordedImage]) -> None:
-        """Record that a build of these images has started."""
+    def start(self, images: Iterable[RecordedImage]) -> Callable[[], None]:
+        """Record that a build of these images has started; return what restores the record before it."""
         with file_lock(self._lock_path):
-            self._write(self.read().with_started(tuple(images)))
+            previous = self.read()
+            started = previous.with_started(tuple(images))
+            self._write(started)
+
+        def restore() -> None:
+            with file_lock(self._lock_path):
+                if self.read() == started:  # no other build has started meanwhile
+                    self._write(previous)
+
+        return restore
 
     def finish(self, name: str, result: BuildResult) -> None:
         """Record the result of an image whose build has started."""
@@ -183,6 +223,31 @@ def _parse_record(document: Mapping[str, Any]) -> BuildRecord:
 def _parse_field(item: tuple[str, Any]) -> tuple[str, Any]:
     name, value = item
     return name, tuple(value) if isinstance(value, list) else value
+
+
+def list_typed_options(settings: Settings, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of a command line that say what is built, not where it goes.
+
+    They are what flags and environment have set in ``settings``, and ``options``, fields of a build request
+    that are not settings. A secret is only named in them.
+    """
+    typed: dict[str, Any] = {
+        flag: getattr(settings, key)
+        for key, flag in _SETTING_FLAGS.items()
+        if settings.origins.get(key, SettingOrigin.DEFAULT) >= SettingOrigin.ENVIRONMENT
+    }
+    if "--platform" in typed:
+        typed["--platform"] = ",".join(settings.platforms)
+    typed |= {flag: options.get(key) for key, flag in _REQUEST_FLAGS.items()}
+    return tuple(argument for flag, value in typed.items() for argument in _format_option(flag, value))
+
+
+def _format_option(flag: str, value: Any) -> Iterator[str]:
+    """Yield an option as it is typed: a flag that is set, or one option for each value."""
+    if isinstance(value, tuple):
+        yield from (f"{flag}={redact(each)}" for each in value)
+    elif value:
+        yield flag if value is True else f"{flag}={redact(value)}"
 
 
 # Best first: an archive can be verified most thoroughly, and a local output has no manifests.

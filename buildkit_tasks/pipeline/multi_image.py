@@ -19,7 +19,7 @@ from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.pipeline.bake import read_bake_jobs
 from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection, check_distinct_destinations
-from buildkit_tasks.pipeline.last_build import best_image_name
+from buildkit_tasks.pipeline.last_build import RecordedImage, best_image_name, list_typed_options
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
 
 if TYPE_CHECKING:
@@ -46,11 +46,9 @@ def open_images(pipeline: Pipeline, selection: ImageSelection) -> Iterator[Multi
             else _image_jobs_from_settings(pipeline, selection)
         )
         for job in image_jobs:
-            _check_job_request(job)
+            _check_job_request(job, is_target=bool(selection.bake_files))
         check_distinct_destinations([job for job in image_jobs if job.reported])
-        yield MultiImageBuild(
-            pipeline=pipeline, image_jobs=image_jobs, scratch=scratch, bake_files=selection.bake_files
-        )
+        yield MultiImageBuild(pipeline=pipeline, image_jobs=image_jobs, scratch=scratch, selection=selection)
 
 
 def build_single_image(pipeline: Pipeline, name: str) -> BuildResult:
@@ -87,11 +85,20 @@ def _make_image_job(pipeline: Pipeline, table: ImageSettings, selection: ImageSe
     return ImageJob(name=name, settings=settings, request=request)
 
 
-def _check_job_request(job: ImageJob) -> None:
+def _check_job_request(job: ImageJob, *, is_target: bool) -> None:
     try:
         check_request(job.request)
     except UsageError as error:
-        raise UsageError(f"{job.name}: {error.message}", hint=error.hint) from error
+        hint = _hint_for_one(job.name, error.hint or "", is_target=is_target)
+        raise UsageError(f"{job.name}: {error.message}", hint=hint) from error
+
+
+def _hint_for_one(name: str, hint: str, *, is_target: bool) -> str | None:
+    """Return a hint for one of several images: the option ``-t TAG`` would give all of them the same tag."""
+    option, _, tag = hint.partition(" ")
+    if option != "-t":
+        return hint or None
+    return f"--set {name}.tags={tag}" if is_target else f'tags = ["{tag}"] in the settings\' table of {name}'
 
 
 def _add_push_result(report: ImageReport, build_result: BuildResult) -> ImageReport:
@@ -114,14 +121,14 @@ def _add_push_result(report: ImageReport, build_result: BuildResult) -> ImageRep
 class MultiImageBuild:
     """Several images, each after those that are its build contexts. Made by :func:`open_images`.
 
-    ``scratch`` is a temporary directory for the OCI layouts of build contexts; ``bake_files`` are where the
-    images are defined, if not in the settings.
+    ``scratch`` is a temporary directory for the OCI layouts of build contexts; ``selection`` is what was
+    asked for.
     """
 
     pipeline: Pipeline
     image_jobs: tuple[ImageJob, ...]
     scratch: Path
-    bake_files: tuple[str, ...] = ()
+    selection: ImageSelection
     _build_results: dict[str, BuildResult] = field(default_factory=dict, init=False)
 
     def run_all(self, *, setup: bool = False) -> tuple[ImagesReport, tuple[BuildkitTasksError, ...]]:
@@ -133,12 +140,13 @@ class MultiImageBuild:
         report = ImagesReport()
         for job in self.image_jobs:
             self.pipeline.with_settings(job.settings).check_cpu(job.request.platforms)
-        requests = {job.name: job.request for job in self.image_jobs if job.reported}
-        self.pipeline.record_start(requests, bake_files=self.bake_files)
+        restore_record = self.pipeline.record_start(self._describe_jobs())
         if setup:
             try:
                 report = replace(report, setup=self._pipeline_for_all_platforms().setup())
             except BuildkitTasksError as error:
+                if isinstance(error, UsageError):
+                    restore_record()
                 return replace(report, error=str(error)), (error,)
         self.pipeline.client_engine  # noqa: B018 - no engine is one error, not one for each image
         errors: list[BuildkitTasksError] = []
@@ -150,7 +158,17 @@ class MultiImageBuild:
                 errors.append(failure)
             if isinstance(failure, Interrupted):
                 break
+        if not self._build_results and all(isinstance(error, UsageError) for error in errors):
+            restore_record()
         return report, tuple(errors)
+
+    def _describe_jobs(self) -> Iterator[RecordedImage]:
+        """Yield what is recorded of each image that is asked for."""
+        selection = self.selection
+        overrides = tuple(argument for each in selection.bake_overrides for argument in ("--set", each))
+        for job in filter(lambda job: job.reported, self.image_jobs):
+            options = (*list_typed_options(job.settings, selection.options), *overrides)
+            yield RecordedImage.from_request(job.name, job.request, options, bake_files=selection.bake_files)
 
     def _pipeline_for_all_platforms(self) -> Pipeline:
         names = (str(platform) for job in self.image_jobs for platform in job.request.platforms)

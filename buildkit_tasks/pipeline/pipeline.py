@@ -13,20 +13,21 @@ from __future__ import annotations
 import importlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from buildkit_tasks.errors import BuildkitTasksError
+from buildkit_tasks.errors import BuildkitTasksError, UsageError
 from buildkit_tasks.pipeline.images import ImageResolver
-from buildkit_tasks.pipeline.last_build import RecordedImage, best_image_name
+from buildkit_tasks.pipeline.last_build import RecordedImage, best_image_name, list_typed_options
 from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import MatrixReport, Output, SetupReport
 from buildkit_tasks.system.command import SubprocessRunner
 from buildkit_tasks.system.notify import NotifyStream, log_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from buildkit_tasks.build.execute import BuildExecution, FrontendAnswer
@@ -237,30 +238,34 @@ class Pipeline:
 
         check_request(request)
         self.check_cpu(request.platforms)
-        self.record_start({self.image_name: request})
-        result = self.build_checked(request)
+        with self._recording_start(request):
+            result = self.build_checked(request)
         self.record_result(self.image_name, result)
         return result
+
+    @contextmanager
+    def _recording_start(self, request: BuildRequest) -> Iterator[None]:
+        """Record that the request is built, unless a usage error refuses it."""
+        options = list_typed_options(self.settings, asdict(request))
+        image = RecordedImage.from_request(self.image_name, request, options)
+        restore = self.record_start([image])
+        try:
+            yield
+        except UsageError:
+            restore()
+            raise
 
     def check_cpu(self, platforms: tuple[Platform, ...]) -> None:
         """Raise :class:`UsageError` if a platform has no such CPU model as the settings request."""
         self.image_runner.check_cpu(platforms)
 
-    def record_start(self, requests: Mapping[str, BuildRequest], *, bake_files: tuple[str, ...] = ()) -> None:
-        """Record that images are built, by name, as the last build here. A dry run records nothing.
+    def record_start(self, images: Iterable[RecordedImage]) -> Callable[[], None]:
+        """Record that images are built as the last build here; return what restores the record before it.
 
-        Until :meth:`record_result` is called, the record is that of a build that has failed.
+        Until :meth:`record_result` is called, the record is that of a build that has failed. A dry run
+        records nothing.
         """
-        if not self.commands.dry_run:
-            self.resolver.last_build.start(
-                RecordedImage(
-                    name=name,
-                    platforms=tuple(map(str, request.platforms)),
-                    tags=request.tags,
-                    bake_files=bake_files,
-                )
-                for name, request in requests.items()
-            )
+        return (lambda: None) if self.commands.dry_run else self.resolver.last_build.start(images)
 
     def record_result(self, name: str, result: BuildResult) -> None:
         """Record what a build has made of the image with this name."""
@@ -414,13 +419,13 @@ class Pipeline:
         try:
             check_request(request)
             self.check_cpu(request.platforms)
-            self.record_start({"": request})
-            setup = self.setup()
-            report = replace(report, setup=setup)
-            if not self.commands.dry_run:
-                require_emulators(setup.platforms)
-            built = self.build_checked(request)
-            self.record_result("", built)
+            with self._recording_start(request):
+                setup = self.setup()
+                report = replace(report, setup=setup)
+                if not self.commands.dry_run:
+                    require_emulators(setup.platforms)
+                built = self.build_checked(request)
+            self.record_result(self.image_name, built)
             report = replace(report, build=built)
             released = self.release_build(request, built, observer)
             # The build succeeded even if the release did not: the report shows that in the next steps.

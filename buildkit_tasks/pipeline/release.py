@@ -139,7 +139,7 @@ class ReleaseService:
 
         An empty ``archive`` is the last one built here. ``observer`` is called with each run as it ends.
         The result tells whether verification and runs succeeded. Raises :class:`UsageError` if the last
-        image built is not an archive, :class:`RegistryError`, and :class:`MalformedImage`.
+        build is a local output, :class:`RegistryError`, and :class:`MalformedImage`.
         """
         started = time.monotonic()
         name = self._resolve_archive(archive)
@@ -222,8 +222,8 @@ class ReleaseService:
         )
 
     def _resolve_archive(self, archive: str) -> str:
-        """Return the image that is named, or the last one built here if it can be pushed as it is."""
-        return archive or self._resolver.last_image.require_archive()
+        """Return the image that is named, or the last one built here."""
+        return archive or self._resolver.last_image.require_manifests()
 
 
 def _list_platforms(image: Image) -> tuple[BuiltPlatform, ...]:

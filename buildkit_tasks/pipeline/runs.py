@@ -55,7 +55,7 @@ class ImageRunner:
         the report. Raises :class:`UsageError` for a check that is not valid, :class:`EngineError` or
         :class:`EmulatorError` if nothing here can run the image.
         """
-        name = self.resolver.resolve(image)
+        name = image or self.resolver.last_image.require_manifests()
         request = RunRequest.from_settings(name, platforms, self.settings)
         if self.commands.dry_run:
             return self._show_dry_run(request)

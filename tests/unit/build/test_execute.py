@@ -21,7 +21,7 @@ from buildkit_tasks.errors import (
     RegistryError,
     UsageError,
 )
-from buildkit_tasks.platforms import parse_platforms
+from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.report.model import BuilderSummary, BuildResult, Output
 from buildkit_tasks.system.files import temporary_path
 from tests.support.argv import option_values
@@ -277,8 +277,8 @@ def test_docker_output_on_graph_store() -> None:
         harness.check_capabilities()
     assert "needs the containerd image store" in excinfo.value.message
     assert "this engine has the graph store" in excinfo.value.message
-    assert "--load" in (excinfo.value.hint or "")
-    assert "--engine=private" in (excinfo.value.hint or "")
+    assert "--load loads one tag for each platform" in excinfo.value.message
+    assert excinfo.value.hint == "--engine=private"
     assert (excinfo.value.exit_code, harness.commands.calls) == (2, [])
 
 
@@ -287,8 +287,7 @@ def test_multi_platform_docker_archive(store: str) -> None:
     harness = Harness("type=docker,dest=x.tar", store=store)
     with pytest.raises(UsageError, match="holds one platform only") as excinfo:
         harness.check_capabilities()
-    assert "type=oci" in (excinfo.value.hint or "")
-    assert "--load" in (excinfo.value.hint or "")
+    assert excinfo.value.hint == "-o type=oci,dest=dist/image.tar"
     assert harness.commands.calls == []
 
 
@@ -323,6 +322,40 @@ def test_load_per_platform() -> None:
     assert [(each.type, each.ref) for each in result.outputs] == [("docker", tag) for tag in tags]
     assert [each.only_platform for each in result.outputs[1:3]] == ["linux/amd64", "linux/arm/v7"]
     assert harness.messages[1:] == [f"loaded {', '.join(tags[:2])}", f"loaded {', '.join(tags[2:])}"]
+
+
+@pytest.mark.parametrize(
+    ("output", "tags", "names", "typed_tags"),
+    [
+        ("type=docker", ("a:1", "b:1"), ["a:1", "b:1"], ["a:1", "b:1"]),
+        ("type=docker,name=c:1", (), ["c:1"], []),
+        ("type=docker,name=c:1", ("a:1", "c:1"), ["a:1", "c:1"], []),
+        ("type=image", ("a:1",), ["a:1"], ["a:1"]),
+        ("type=image,name=c:1", (), ["c:1"], []),
+        ("type=image", (), [IMAGE_DIGEST], []),
+    ],
+)
+def test_names_in_store(
+    output: str,
+    tags: tuple[str, ...],
+    names: list[str],
+    typed_tags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored: list[str] = []
+
+    def read(_: BuildExecution, name: str) -> dict[Platform, str]:
+        stored.append(name)
+        return {}
+
+    monkeypatch.setattr(BuildExecution, "_read_stored_digests", read)
+    harness = Harness(output, tags=tags).expect_success()
+    assert [each.ref for each in harness.execute().outputs] == names
+    (command,) = harness.commands.calls
+    assert option_values(command.argv, "tag") == typed_tags
+    (spec,) = map(OutputSpec.parse, option_values(command.argv, "output"))
+    assert spec.names == (() if typed_tags else tuple(each for each in names if each != IMAGE_DIGEST))
+    assert stored == (names[:1] if spec.is_loaded else [])
 
 
 def test_load_one_platform() -> None:

@@ -113,13 +113,20 @@ def usage_error(text: str, *tags: str) -> UsageError:
 
 
 def test_push_without_name() -> None:
-    assert str(usage_error("type=registry")) == "--push needs a tag\n  try: -t REGISTRY/NAME:TAG"
+    assert str(usage_error("type=registry")) == "a push needs a tag\n  try: -t REGISTRY/NAME:TAG"
     message = usage_error("type=image,push=true").message
     assert message == "--output=type=image,push=true needs a tag"
     with pytest.raises(UsageError, match="--split needs a tag"):
         check_outputs([OutputSpec(type="registry")], (), is_split=True)
     check_outputs([OutputSpec.parse("type=registry")], ["a:1"])
     check_outputs([OutputSpec.parse("type=image,push=true,name=a")], [])
+
+
+def test_load_without_name() -> None:
+    assert str(usage_error("type=docker")) == "--output=type=docker needs a tag\n  try: -t NAME:TAG"
+    check_outputs([OutputSpec.parse("type=docker,name=a")], [])
+    check_outputs([OutputSpec.parse("type=docker")], ["a:1"])
+    check_outputs([OutputSpec.parse("type=image")], [])
 
 
 @pytest.mark.parametrize("text", ["-", "type=oci,dest=-", "type=tar,dest=-"])
@@ -130,7 +137,13 @@ def test_stdout_is_refused(text: str) -> None:
 @pytest.mark.parametrize("kind", ["local", "tar", "oci"])
 def test_output_without_dest(kind: str) -> None:
     error = usage_error(f"type={kind}")
-    assert (error.hint or "").startswith(f"-o type={kind},dest=dist/")
+    assert error.hint == f"-o type={kind},dest=dist/out"
+
+
+def test_dest_is_added_to_output() -> None:
+    assert usage_error("type=oci,tar=false").hint == "-o type=oci,tar=false,dest=dist/out"
+    hint = usage_error('type=oci,dest=,"name=a:1,b:1"').hint
+    assert hint == "-o 'type=oci,dest=dist/out,\"name=a:1,b:1\"'"
 
 
 @pytest.mark.parametrize("dest", ["/", "/tmp/..", "{home}", "{home}/x/.."])  # noqa: S108 - refused

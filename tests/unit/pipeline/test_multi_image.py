@@ -192,6 +192,32 @@ def test_record_of_build(harness: Harness) -> None:
     assert record.images["tool"].platforms == ("linux/386",)
 
 
+def test_refused_builds_are_not_recorded(harness: Harness) -> None:
+    harness.report()
+    record = harness.pipeline().resolver.last_build.read()
+    harness.failures |= {"web": UsageError("refused")}
+    harness.report(names=("web",))
+    assert harness.pipeline().resolver.last_build.read() == record
+
+
+def test_typed_options_in_hint(harness: Harness) -> None:
+    harness.failures["web"] = BuildFailed("broken")
+    flags = {"build_args": ["A=b"], "platforms": ["linux/386", "linux/arm64"]}
+    harness.report(flags=flags, names=("web",), options={"labels": ("x=y",)})
+    with pytest.raises(UsageError) as excinfo:
+        _ = harness.pipeline().resolver.last_built
+    assert excinfo.value.hint == (
+        "inv build-multiarch --image web --build-arg=A=b --platform=linux/386,linux/arm64 --label=x=y"
+    )
+
+
+def test_push_of_image_without_tag(harness: Harness) -> None:
+    push = {"outputs": (OutputSpec.parse("type=registry"),)}
+    with pytest.raises(UsageError, match="web: a push needs a tag") as excinfo:
+        harness.report(options=push)
+    assert excinfo.value.hint == 'tags = ["REGISTRY/NAME:TAG"] in the settings\' table of web'
+
+
 def test_interrupt_stops(harness: Harness) -> None:
     harness.failures["web"] = Interrupted("interrupted")
     report, errors = harness.report()

@@ -13,14 +13,14 @@ from buildkit_tasks.build.execute import BuildExecution, FrontendAnswer
 from buildkit_tasks.build.multi_node import MultiNodeBuild
 from buildkit_tasks.build.outputs import OutputSpec
 from buildkit_tasks.build.request import BuildRequest
-from buildkit_tasks.config.settings import Settings
+from buildkit_tasks.config.settings import Settings, load_settings
 from buildkit_tasks.errors import BuilderError, EmulatorError, RegistryError, UsageError
 from buildkit_tasks.host.builder import BuilderManager
 from buildkit_tasks.host.emulation.binfmt import HandlerTable
 from buildkit_tasks.host.emulation.emulators import EmulatorManager
 from buildkit_tasks.pipeline.pipeline import Pipeline
 from buildkit_tasks.platforms import parse_platforms
-from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, PushResult
+from buildkit_tasks.report.model import BuilderSummary, BuildResult, NodeSummary, Output, PushResult
 from tests.support import report_samples as samples
 from tests.support.fake_engine import make_engine
 from tests.support.scripted import Scripted
@@ -147,6 +147,46 @@ def test_failed_build_is_recorded(steps: Steps, method: str, monkeypatch: pytest
         getattr(pipeline, method)(make_request())
     with pytest.raises(UsageError, match="has not succeeded; the one before it is oci-archive:"):
         _ = pipeline.resolver.last_built
+
+
+@pytest.mark.parametrize("method", ["build", "run_matrix"])
+def test_refused_build_is_not_recorded(steps: Steps, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "setup", lambda _: samples.setup())
+    make_pipeline().build(make_request())
+    last_built = make_pipeline().resolver.last_built
+    outputs = OutputSpec.parse("type=docker,dest=x.tar"), OCI_OUTPUT  # refused when the engine is known
+    with contextlib.suppress(UsageError):
+        getattr(make_pipeline(), method)(make_request(*outputs))
+    assert make_pipeline().resolver.last_built == last_built
+    assert len(steps.executed) == 1
+
+
+@pytest.mark.usefixtures("steps")
+def test_hint_builds_the_same_again() -> None:
+    Path("app").mkdir()
+    Path("app/Dockerfile.prod").write_text("FROM scratch\n", encoding="utf-8")
+    flags = {
+        "context": "app",
+        "file": "app/Dockerfile.prod",
+        "tags": ["x"],
+        "target": "y",
+        "build_args": ["A=b c"],
+        "platforms": list(NAMES),
+    }
+    settings = load_settings({**flags, "cache": str(Path("cache").absolute())}, environ={})
+    pipeline = replace(make_pipeline(), settings=settings)
+    vars(pipeline)["engine"] = make_engine()
+    request = pipeline.create_request(
+        labels=("a=https://me:hunter2@r.example/",), no_attest=True, outputs=(OutputSpec.parse("out"),)
+    )
+    pipeline.record_result("", replace(pipeline.build(request), outputs=(Output(type="local", dest="out"),)))
+    with pytest.raises(UsageError, match="is a local output directory") as excinfo:
+        pipeline.run_image("")
+    assert excinfo.value.hint == (
+        "inv build-multiarch --context=app --file=app/Dockerfile.prod --tag=x --target=y "
+        f"'--build-arg=A=b c' --platform={','.join(NAMES)} '--label=a=https://***@r.example/' --no-attest "
+        "-o type=oci,dest=dist/image.tar"
+    )
 
 
 @pytest.mark.parametrize(("setting", "fallback"), [("none", "False"), ("emulate", "True")])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import random
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +14,7 @@ import pytest
 from buildkit_tasks.config.images import settings_for_image
 from buildkit_tasks.config.settings import Settings, load_settings
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, RegistryError, UsageError
+from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.model import Digest
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.pipeline.images import ImageResolver
@@ -144,28 +147,28 @@ def test_push_last_built(push: Push, releases: ReleaseService, tmp_path: Path) -
     assert releases.push("", make_spec(push, "team/app:v1")).ok
 
 
-@pytest.mark.parametrize(
-    ("last", "hint"),
-    [
-        (
-            Output(type="registry", ref="example.org/app:v1"),
-            "inv push-multiarch docker://example.org/app:v1 -t REGISTRY/NAME:TAG",
-        ),
-        (
-            Output(type="docker", ref="app:v1"),
-            "inv push-multiarch docker-daemon:app:v1 -t REGISTRY/NAME:TAG",
-        ),
-        (
-            Output(type="local", dest="out"),
-            "inv build-multiarch --platform linux/386 -o type=oci,dest=dist/image.tar",
-        ),
-    ],
-)
-def test_last_built_is_no_archive(push: Push, releases: ReleaseService, last: Output, hint: str) -> None:
-    record_last_built(releases, last)
-    with pytest.raises(UsageError, match="is not an archive") as excinfo:
+@pytest.mark.parametrize(("output_type", "prefix"), [("registry", "docker://"), ("docker", "docker-daemon:")])
+def test_push_from_store(
+    output_type: str, prefix: str, push: Push, releases: ReleaseService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{push.server.host}/team/app:v1"
+    record_last_built(releases, Output(type=output_type, ref=name))
+    opened: list[str] = []
+
+    def open_image(_: ImageResolver, image: str) -> AbstractContextManager[Image]:
+        opened.append(image)
+        return contextlib.nullcontext(Image(hello()))
+
+    monkeypatch.setattr(ImageResolver, "open", open_image)
+    assert releases.push("", make_spec(push, "team/app:v2")).ok
+    assert opened == [prefix + name]
+
+
+def test_folder_is_not_pushed(push: Push, releases: ReleaseService) -> None:
+    record_last_built(releases, Output(type="local", dest="out"))
+    with pytest.raises(UsageError, match="is a local output directory") as excinfo:
         releases.push("", make_spec(push, "team/app:v1"))
-    assert excinfo.value.hint == hint
+    assert excinfo.value.hint == "inv build-multiarch --platform linux/386 -o type=oci,dest=dist/image.tar"
     assert push.server.received == []
 
 
