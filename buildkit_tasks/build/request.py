@@ -40,6 +40,7 @@ from buildkit_tasks.build.secrets import (
     redact_userinfo,
 )
 from buildkit_tasks.errors import UsageError
+from buildkit_tasks.oci.reference import check_no_login
 
 if TYPE_CHECKING:
     from buildkit_tasks.platforms import Platform
@@ -155,6 +156,7 @@ def check_request(request: BuildRequest) -> None:
         )
     for tag in request.tags:
         if not _TAG_PATTERN.match(tag):
+            check_no_login(tag)
             raise UsageError(
                 f"{redact_userinfo(tag)!r} is not a valid image name",
                 hint="write it as registry/name:tag, in lower case",

@@ -92,6 +92,11 @@ def _check_secret(fields: Mapping[str, str], environ: Mapping[str, str]) -> None
         variable, file = file, ""
     if not variable and not file:  # buildx then uses the id as a variable, else as a file
         variable, file = (name, "") if name in environ else ("", name)
+        if file and not Path(file).exists():
+            raise UsageError(
+                f"secret {name}: neither a variable nor a file of that name was found",
+                hint=f"--secret id={name},env=VARIABLE, or --secret id={name},src=FILE",
+            )
     if file:
         _check_file(f"secret {name}", file)
         if Path(file).stat().st_size > _MAX_SECRET_SIZE:

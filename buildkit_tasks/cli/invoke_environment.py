@@ -35,7 +35,7 @@ class SettingsEnvironment(Environment):
         try:
             return super().load()
         except AmbiguousEnvVar:
-            _check_settings(self._config)
+            _check_settings(dict(self._config.items()))
             raise
 
     def _path_set(self, key_path: Sequence[str], value: str) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from dataclasses import dataclass
 
 from buildkit_tasks.errors import MalformedImage, UsageError
 from buildkit_tasks.oci.model import Digest
 
-__all__ = ["DOCKER_IO", "Reference"]
+__all__ = ["DOCKER_IO", "Reference", "check_no_login"]
 
 DOCKER_IO = "docker.io"
 _LEGACY_DOCKER_IO = "index.docker.io"  # the former name of docker.io
@@ -26,6 +27,7 @@ _MAX_QUOTED_LENGTH = 160
 _PATH_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", re.ASCII)
 _DOMAIN_COMPONENT = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?", re.ASCII)
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_DIGEST_SUFFIX = re.compile(r"@sha\d+[:=][^@]*\Z", re.ASCII)
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FORMAT_HINT = "write it as registry/name:tag or registry/name@sha256:..."
 
@@ -47,6 +49,7 @@ class Reference:
         """Parse a reference, short forms included. Raises :class:`UsageError` if it is not valid."""
         if not text:
             raise _invalid_reference_error(text, "it is empty")
+        check_no_login(text)
         if len(text) > _MAX_REFERENCE_LENGTH:
             raise _invalid_reference_error(text, f"it is longer than {_MAX_REFERENCE_LENGTH} characters")
         if "://" in text:
@@ -78,6 +81,22 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.name}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def check_no_login(text: str) -> None:
+    """Raise :class:`UsageError` for ``USER:PASSWORD@HOST/...``, without the password.
+
+    A password may contain ``/`` and ``@``; what precedes the ``@`` of a digest is not a login.
+    """
+    login, _, location = _DIGEST_SUFFIX.sub("", text).rpartition("@")
+    scheme, separator, rest = login.partition("://")
+    login = rest if separator else scheme
+    host, slash, _ = location.partition("/")
+    if login and slash and ("/" not in login or ":" in login):
+        raise UsageError(
+            f"{_quote_text(f'***@{location}')} contains a login, which an image name cannot",
+            hint=f"docker login {shlex.quote(host)}",
+        )
 
 
 def _split_tag(named_part: str) -> tuple[str, str | None]:

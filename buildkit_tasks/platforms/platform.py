@@ -161,7 +161,7 @@ def _unknown_platform_error(text: str) -> UsageError:
     """Name the known platform whose name after ``linux/`` is closest to ``text``."""
     platforms = {str(platform).removeprefix("linux/"): platform for platform in known_platforms()}
     name = text.strip().lower().removeprefix("linux/")
-    find_closest = functools.partial(difflib.get_close_matches, name, n=1, cutoff=0.5)
+    find_closest = functools.partial(difflib.get_close_matches, name, n=1)
     matches = find_closest(list(platforms)) or find_closest(list(_ALIASES))
     if not matches:
         hint = f"use one of {', '.join(map(str, platforms.values()))}"

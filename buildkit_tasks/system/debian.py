@@ -8,6 +8,7 @@ built atomically; an incomplete one is built again.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ __all__ = [
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 1800.0
+_APT_ENV = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+# apt's messages, in English, for a mirror or a proxy that cannot be reached.
+_NETWORK_ERROR = re.compile(
+    r"failure resolving|could not resolve|happened resolving|could not connect|unable to connect"
+    r"|failed to connect|cannot initiate|connection (?:failed|timed out|refused)|unreachable|no route to host"
+    r"|407 |\bproxy\b",
+    re.IGNORECASE,
+)
 _SUITES = ("testing", "stable", "oldstable", "oldoldstable")
 
 
@@ -184,11 +193,14 @@ class _AptRoot:
         """Download without output; return None if the suite does not have the packages."""
         debs = self.folder / "archives"
         self._create_files(debs)
-        update_result = commands.run(self._build_argv(["update"]), CommandOptions(timeout=_UPDATE_SECONDS))
+        update_result = commands.run(
+            self._build_argv(["update"]), CommandOptions(env=_APT_ENV, timeout=_UPDATE_SECONDS)
+        )
         if not update_result.ok:
-            raise _apt_error(update_result, self._package_set.names)
+            raise self._error(update_result)
         download_result = commands.run(
-            self._build_argv(self._download_arguments()), CommandOptions(timeout=_DOWNLOAD_SECONDS, cwd=debs)
+            self._build_argv(self._download_arguments()),
+            CommandOptions(env=_APT_ENV, timeout=_DOWNLOAD_SECONDS, cwd=debs),
         )
         return debs if download_result.ok and any(debs.glob("*.deb")) else None
 
@@ -245,20 +257,23 @@ class _AptRoot:
         self, commands: CommandRunner, arguments: list[str], timeout: float, cwd: Path | None = None
     ) -> None:
         argv = self._build_argv(arguments)
-        options = CommandOptions(
-            env={"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}, timeout=timeout, cwd=cwd
-        )
-        result = commands.stream(argv, options)
+        result = commands.stream(argv, CommandOptions(env=_APT_ENV, timeout=timeout, cwd=cwd))
         if not result.ok:
-            raise _apt_error(result, self._package_set.names)
+            raise self._error(result)
 
-
-def _apt_error(result: CommandResult, names: Iterable[str]) -> Exception:
-    errors = [line for line in result.stderr.splitlines() if line.startswith("E:")]
-    details = "; ".join(errors) or result.reason
-    if "No space left" in result.stderr or "don't have enough free space" in result.stderr:
-        return LimitExceeded(f"the disk is full while fetching {', '.join(names)}: {details}")
-    return EngineError(f"could not fetch {', '.join(names)}: {details}", hint="sudo apt-get update")
+    def _error(self, result: CommandResult) -> Exception:
+        """Return the error for a call of apt that failed: a full disk, no network, or what apt says."""
+        names = ", ".join(self._package_set.names)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("E:")]
+        details = "; ".join(errors) or result.reason
+        if "No space left" in result.stderr or "don't have enough free space" in result.stderr:
+            return LimitExceeded(f"the disk is full while fetching {names}: {details}")
+        if _NETWORK_ERROR.search(result.stderr):
+            return EngineError(
+                f"could not fetch {names}: the Debian mirror {self._mirror.uri} cannot be reached: {details}",
+                hint="export http_proxy=http://HOST:PORT for a proxy, or name a reachable mirror in /etc/apt",
+            )
+        return EngineError(f"could not fetch {names}: {details}", hint="sudo apt-get update")
 
 
 def _unpack_debs(debs: Path, folder: Path, commands: CommandRunner) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import RegistryError, UsageError
+from buildkit_tasks.oci.reference import check_no_login
 from buildkit_tasks.oci.transports.names import ARCHIVE_SUFFIXES, check_forgotten_suffix, check_prefix
+from buildkit_tasks.system.csv_fields import format_csv_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +60,7 @@ def find_local_output(name: str) -> Path | None:
     if colon and transport == "dir":
         path = _require_path(details, "dir:DIR")
         if not _path_exists(path) or not path.is_dir():
-            raise UsageError(f"{path} is not a directory", hint=_BUILD_HINT)
+            raise UsageError(f"{path} is not a directory", hint=_build_hint("type=local", details))
         return path
     path = Path(name)
     return path if name and _path_exists(path) and path.is_dir() and not _is_layout(path) else None
@@ -103,6 +106,7 @@ def _open_docker_daemon(reference: str, export: ImageExporter | None) -> Abstrac
         raise UsageError(f"unknown image name 'docker-daemon:{reference}'", hint=fixed)
     if not reference:
         raise UsageError("docker-daemon: needs an image name", hint="write it as docker-daemon:NAME:TAG")
+    check_no_login(reference)
     from buildkit_tasks.oci.transports.docker_daemon import DaemonSource
 
     if export is None:
@@ -140,7 +144,7 @@ def _open_path(name: str) -> AbstractContextManager[Source] | None:
     if not _path_exists(path):
         check_prefix(name)
         if name.startswith((".", "/", "~")) or path.suffix in ARCHIVE_SUFFIXES:
-            raise UsageError(f"{name} does not exist", hint=_BUILD_HINT)
+            raise UsageError(f"{name} does not exist", hint=_build_hint("type=oci", name))
         check_forgotten_suffix(name)
         return None
     if not path.is_dir():
@@ -211,7 +215,17 @@ def _split_image_name(details: str, syntax: str) -> tuple[Path, str | None]:
     if details.startswith("//"):
         fixed = syntax.partition(":")[0] + f":{details.lstrip('/')}"
         raise UsageError(f"{details} does not exist", hint=fixed)
-    raise UsageError(f"{parts[0] or details} does not exist", hint=_BUILD_HINT)
+    name = parts[0] or details
+    hint = _build_hint("type=oci,tar=false" if syntax == "oci:DIR" else "type=oci", name)
+    if syntax.startswith("docker-archive:"):  # buildx writes that format for a single platform only
+        hint += f", then use oci-archive:{name}"
+    raise UsageError(f"{name} does not exist", hint=hint)
+
+
+def _build_hint(output: str, path: str) -> str:
+    """Return the command that builds what was not found, where it was looked for."""
+    row = format_csv_row([*output.split(","), f"dest={path}"])
+    return f"inv build-multiarch -o {shlex.quote(row)}"
 
 
 def _require_path(details: str, syntax: str) -> Path:

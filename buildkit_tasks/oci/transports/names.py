@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage, UsageError
-from buildkit_tasks.oci.reference import Reference
+from buildkit_tasks.oci.reference import Reference, check_no_login
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,7 @@ def check_prefix(name: str) -> None:
 
     Nothing exists at the path ``name``.
     """
+    check_no_login(name)
     prefix, colon, rest = name.partition(":")
     if not colon or (_is_reference(name) and not _misspelt_transport(prefix)):
         return

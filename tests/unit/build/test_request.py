@@ -387,7 +387,7 @@ def test_url_without_password(url: str) -> None:
 def test_userinfo_in_tag() -> None:
     assert (
         usage_error(tags=("keeper:hunter2@example.org/x",)).message
-        == "'***@example.org/x' is not a valid image name"
+        == "'***@example.org/x' contains a login, which an image name cannot"
     )
 
 

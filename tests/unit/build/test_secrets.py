@@ -45,7 +45,7 @@ def test_valid_secret(text: str) -> None:
         ("id=x,src=folder", "secret x: folder is not a file"),
         ("id=x,env=KEY", "secret x: the variable KEY is not set"),
         ("id=x,type=env,src=KEY", "secret x: the variable KEY is not set"),
-        ("id=x", "secret x: there is no x"),
+        ("id=x", "secret x: neither a variable nor a file of that name was found"),
         ("id=x,type=vault,src=key", "type=vault is neither file nor env"),
         ("id=x,value=hunter2", "has the unknown key 'value'"),
         ("hunter2", "is not of the form name=value"),

@@ -67,6 +67,14 @@ def test_parse_suggests_platform() -> None:
         Platform.parse("linux/amd46")
 
 
+@pytest.mark.parametrize("text", ["mine", "linux/all", "host"])
+def test_parse_suggests_nothing_far(text: str) -> None:
+    with pytest.raises(UsageError) as excinfo:
+        Platform.parse(text)
+    assert excinfo.value.message == f"unknown platform {text!r}"
+    assert str(excinfo.value.hint).startswith("use one of linux/amd64, ")
+
+
 def test_parse_platforms_drops_repeats() -> None:
     platforms = parse_platforms(["linux/arm64,amd64", "aarch64", ""])
     assert [str(platform) for platform in platforms] == ["linux/arm64", "linux/amd64"]

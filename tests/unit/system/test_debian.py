@@ -190,6 +190,26 @@ def test_apt_errors(tmp_path: Path) -> None:
     assert (excinfo.value.hint, excinfo.value.exit_code) == ("sudo apt-get update", 3)
 
 
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "Temporary failure resolving 'deb.debian.org'",
+        "Could not resolve 'proxy.example.org'",
+        "Could not connect to deb.debian.org:80 (192.0.2.1), connection timed out",
+        "Cannot initiate the connection to deb.debian.org:80. - connect (101: Network is unreachable)",
+        "Unable to connect to proxy.example.org:3128:",
+        "407  Proxy Authentication Required",
+    ],
+)
+def test_unreachable_mirror(tmp_path: Path, cause: str) -> None:
+    stderr = f"Err:1 http://x testing InRelease\n  {cause}\nE: Failed to fetch http://x/InRelease  {cause}\n"
+    commands = debian_commands().expect("apt-get -q -c * update", returncode=100, stderr=stderr)
+    with pytest.raises(EngineError, match="the Debian mirror http") as excinfo:
+        install(tmp_path / "x", commands)
+    assert cause in excinfo.value.message
+    assert "http_proxy" in (excinfo.value.hint or "")
+
+
 def test_download_error(tmp_path: Path) -> None:
     commands = download_commands().expect(
         "apt-get -q -c * download *", returncode=100, stderr="E: Unable to locate package a\n"

@@ -155,13 +155,35 @@ def test_docker_daemon_export() -> None:
         ("containers-storage:x", "from containers-storage", "skopeo copy"),
         ("docker-daemon:", "needs an image name", "docker-daemon:NAME:TAG"),
         ("dir:", "has no path", "dir:DIR"),
-        ("oci::x", ":x does not exist", "type=oci,dest="),
+        ("oci::x", ":x does not exist", "type=oci,tar=false,dest=:x"),
+        ("oci:dist/nope", "dist/nope does not exist", "-o type=oci,tar=false,dest=dist/nope"),
+        ("dist/nope.tar", "dist/nope.tar does not exist", "-o type=oci,dest=dist/nope.tar"),
+        ("./my app.tar", "my app.tar does not exist", "-o 'type=oci,dest=./my app.tar'"),
+        ("./a,b.tar", "a,b.tar does not exist", """-o 'type=oci,"dest=./a,b.tar"'"""),
+        ("oci-archive:nope.tar:v1", "nope.tar does not exist", "-o type=oci,dest=nope.tar"),
+        ("docker-archive:n.tar", "n.tar does not exist", "type=oci,dest=n.tar, then use oci-archive:n.tar"),
     ],
 )
 def test_invalid_names(name: str, cause: str, hint: str) -> None:
     with pytest.raises(UsageError, match=cause) as excinfo, open_image(name, registry_opener=refuse_open):
         pass
     assert hint in str(excinfo.value.hint)
+
+
+def test_missing_local_output() -> None:
+    with pytest.raises(UsageError, match="nowhere is not a directory") as excinfo:
+        find_local_output("dir:nowhere")
+    assert excinfo.value.hint == "inv build-multiarch -o type=local,dest=nowhere"
+
+
+@pytest.mark.parametrize("prefix", ["docker://", "", "https://", "docker-daemon:", "registry:"])
+@pytest.mark.parametrize("password", ["hunter2", "hun/ter2", "hun@ter2", "hunter2:"])
+def test_login_in_name(prefix: str, password: str) -> None:
+    name = f"{prefix}ci:{password}@host:5000/team/app:1"
+    with pytest.raises(UsageError) as excinfo, open_image(name):
+        pass
+    assert excinfo.value.message == "'***@host:5000/team/app:1' contains a login, which an image name cannot"
+    assert excinfo.value.hint == "docker login host:5000"
 
 
 def test_forgotten_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
