@@ -6,6 +6,7 @@ reference of ``docker buildx build``, which uses ``github.com/docker/go-units`` 
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from typing import TYPE_CHECKING
@@ -33,9 +34,12 @@ _RESOURCES = (
 def check_network(network: str) -> None:
     """Raise :class:`UsageError` for a network mode that BuildKit does not have."""
     if network and network not in _NETWORKS:
+        nearest = difflib.get_close_matches(network, _NETWORKS, n=1)
         raise UsageError(
             f"--network={network}: BuildKit has only the networks {', '.join(_NETWORKS)}",
-            hint=f"inv setup-builder --driver-opt network={network} --recreate",
+            hint=f"--network={nearest[0]}"
+            if nearest
+            else f"inv setup-builder --driver-opt network={network} --recreate",
         )
 
 

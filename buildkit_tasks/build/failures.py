@@ -32,6 +32,8 @@ _PULL_FAILED = re.compile(
     r"(?:failed to resolve source metadata for|failed to load metadata for) (?P<image>[^\s:]+(?::[^\s:]+)*): "
     r".*?failed to (?:do request|fetch \w+ token): \w+ \"?https?://(?P<host>[^/\"]+)/"
 )
+# The first versions of buildx with some flags: https://github.com/docker/buildx/releases
+_FLAG_VERSIONS = {"--resource": "0.35"}
 _FRONTEND_IMAGE = "docker.io/docker/dockerfile"
 _PUSH_REFUSED = re.compile(r"failed to push|failed to authorize|push access denied|insufficient_scope")
 # Messages of gRPC for a BuildKit that has gone away, and of docker for an engine that has.
@@ -98,7 +100,9 @@ def classify_failure(
         hint = "run the same command again, which restarts it"
         return BuilderError(f"the builder {builder.name!r} was lost: {cause}", hint=hint)
     if unknown := _UNKNOWN_FLAG.match(error):
-        message = f"{unknown['flag']}: the buildx that is used here is too old for it"
+        version = _FLAG_VERSIONS.get(unknown["flag"])
+        since = f", which buildx {version} and newer have" if version else ""
+        message = f"{unknown['flag']}: the buildx that is used here is too old for it{since}"
         return UsageError(message, hint="docker buildx version")
     failed_step = _FAILED_STEP.search(result.stderr)
     return BuildFailed(

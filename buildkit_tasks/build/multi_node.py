@@ -225,7 +225,7 @@ def _check_joinable(outputs: Iterable[OutputSpec]) -> None:
         if output.type == "tar":
             raise UsageError(
                 f"output {output}: the parts of several nodes cannot be joined into one tar file",
-                hint="-o type=oci,dest=FILE, or -o type=local,dest=FOLDER",
+                hint="-o type=local,dest=dist/out",
             )
 
 

@@ -67,6 +67,11 @@ _TAG_PATTERN = re.compile(
     r"(?::\w[\w.-]{0,127})?\Z",
     re.ASCII,
 )
+# The names that buildx looks for by default.
+_BAKE_FILES = (
+    "docker-bake.hcl", "docker-bake.json",
+    "compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml",
+)  # fmt: skip
 _REMOTE_CONTEXT = re.compile(r"(?:https?|git|ssh)://|git@")
 
 
@@ -203,12 +208,19 @@ def _check_files(request: BuildRequest) -> None:
         raise UsageError(f"the build context {request.context!r} is not a folder", hint="--context FOLDER")
     if request.dockerfile_text is None:
         if is_local and not request.dockerfile.is_file():
-            raise UsageError(f"there is no {request.dockerfile}", hint="name another Dockerfile by -f FILE")
+            raise UsageError(f"there is no {request.dockerfile}", hint=_missing_dockerfile_hint(request))
     elif not request.dockerfile_text.strip():
         raise UsageError(
             "--file=-: the Dockerfile on standard input is empty",
             hint="inv build-multiarch -f - < Dockerfile",
         )
+
+
+def _missing_dockerfile_hint(request: BuildRequest) -> str:
+    """Return a hint that names a bake file of this folder, if no other Dockerfile was asked for."""
+    bake_file = next((name for name in _BAKE_FILES if Path(name).is_file()), "")
+    is_default = not request.file and Path(request.context) == Path()
+    return f"--bake {bake_file}" if bake_file and is_default else "name another Dockerfile by -f FILE"
 
 
 def _check_attestations(request: BuildRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,32 @@ if TYPE_CHECKING:
 
 __all__ = ["call_frontends", "make_call_document"]
 
+_METHODS = ("check", "outline", "targets")
+
 
 def call_frontends(
     pipeline: Pipeline, selection: ImageSelection | None, request: BuildRequest | None
 ) -> Iterator[tuple[str, FrontendAnswer]]:
     """Yield what buildx says for each selected image, by its name, or for the one request, by ""."""
     if request is not None:
+        _check_method(request.call)
         yield "", pipeline.call_frontend(request)
     if selection is not None:
+        _check_method(selection.options["call"])
         with open_images(pipeline, selection) as images:
             for job in filter(lambda job: job.reported, images.image_jobs):
                 _check_linked_contexts(job, selection)
                 yield job.name, pipeline.with_settings(job.settings).call_frontend(job.request)
+
+
+def _check_method(call: str) -> None:
+    """Raise :class:`UsageError`, with the nearest one, for a method that no Dockerfile frontend has."""
+    method = call.partition(",")[0]
+    if method not in _METHODS:
+        nearest = [*difflib.get_close_matches(method, _METHODS, n=1, cutoff=0), "check"][0]
+        raise UsageError(
+            f"--call={method}: a Dockerfile can be asked for {', '.join(_METHODS)}", hint=f"--call={nearest}"
+        )
 
 
 def _check_linked_contexts(job: ImageJob, selection: ImageSelection) -> None:
@@ -49,9 +64,17 @@ def make_call_document(answers: Mapping[str, FrontendAnswer]) -> dict[str, Any]:
         {
             "image": name,
             "ok": not answer.exit_code,
-            "result": json.loads(answer.output or "null"),
+            "result": _parse_answer(answer.output),
             "error": redact(str(answer.error or "")),
         }
         for name, answer in answers.items()
     ]
     return {"ok": all(each["ok"] for each in results), "results": results}
+
+
+def _parse_answer(output: str) -> Any:
+    """Return the frontend's document. It writes ``null`` for an empty list (a nil slice of Go)."""
+    document = json.loads(output or "null")
+    if isinstance(document, dict) and "warnings" in document:
+        document["warnings"] = document["warnings"] or []
+    return document

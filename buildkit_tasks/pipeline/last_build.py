@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["BuildRecord", "LastBuild", "RecordedImage", "best_image_name", "list_typed_options"]
 
 _MAX_FOLDERS = 100
-# The options that say what is built, by their settings, and by their fields of a build request.
+# The options that say what is built, by their settings (a bake file has its own instead of the first), and by
+# their fields of a build request.
+_IMAGE_FLAGS = {"context": "--context", "file": "--file", "tags": "--tag", "target": "--target"}
 _SETTING_FLAGS = {
-    "context": "--context", "file": "--file", "tags": "--tag", "target": "--target",
     "build_args": "--build-arg", "bases": "--bases", "allow": "--allow", "network": "--network",
     "add_hosts": "--add-host", "shm_size": "--shm-size", "ulimits": "--ulimit", "platforms": "--platform",
 }  # fmt: skip
@@ -225,15 +226,18 @@ def _parse_field(item: tuple[str, Any]) -> tuple[str, Any]:
     return name, tuple(value) if isinstance(value, list) else value
 
 
-def list_typed_options(settings: Settings, options: Mapping[str, Any]) -> tuple[str, ...]:
+def list_typed_options(
+    settings: Settings, options: Mapping[str, Any], *, is_target: bool = False
+) -> tuple[str, ...]:
     """Return the options of a command line that say what is built, not where it goes.
 
     They are what flags and environment have set in ``settings``, and ``options``, fields of a build request
-    that are not settings. A secret is only named in them.
+    that are not settings. A secret is only named in them. ``is_target`` is True for a bake file's target.
     """
+    setting_flags = _SETTING_FLAGS if is_target else _IMAGE_FLAGS | _SETTING_FLAGS
     typed: dict[str, Any] = {
         flag: getattr(settings, key)
-        for key, flag in _SETTING_FLAGS.items()
+        for key, flag in setting_flags.items()
         if settings.origins.get(key, SettingOrigin.DEFAULT) >= SettingOrigin.ENVIRONMENT
     }
     if "--platform" in typed:

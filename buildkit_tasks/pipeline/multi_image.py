@@ -167,8 +167,12 @@ class MultiImageBuild:
         selection = self.selection
         overrides = tuple(argument for each in selection.bake_overrides for argument in ("--set", each))
         for job in filter(lambda job: job.reported, self.image_jobs):
-            options = (*list_typed_options(job.settings, selection.options), *overrides)
-            yield RecordedImage.from_request(job.name, job.request, options, bake_files=selection.bake_files)
+            options = list_typed_options(
+                job.settings, selection.options, is_target=bool(selection.bake_files)
+            )
+            yield RecordedImage.from_request(
+                job.name, job.request, (*options, *overrides), bake_files=selection.bake_files
+            )
 
     def _pipeline_for_all_platforms(self) -> Pipeline:
         names = (str(platform) for job in self.image_jobs for platform in job.request.platforms)

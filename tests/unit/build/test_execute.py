@@ -541,7 +541,7 @@ def test_base_that_is_denied() -> None:
 
 def test_option_unknown_to_buildx() -> None:
     harness = Harness("type=oci,dest=x.tar", resources=("memory=1g",))
-    with pytest.raises(UsageError, match="--resource: the buildx that is used here is too old for it"):
+    with pytest.raises(UsageError, match=r"too old for it, which buildx 0\.35 and newer have"):
         harness.expect_failure(1, "ERROR: unknown flag: --resource\n").execute()
 
 

@@ -136,6 +136,22 @@ def test_missing_dockerfile(context: Path) -> None:
     check_request(make_request(file="Other"))
 
 
+def test_bake_file_instead_of_dockerfile(context: Path) -> None:
+    (context / "Dockerfile").unlink()
+    (context / "sub").mkdir()
+    assert usage_error().hint == "name another Dockerfile by -f FILE"
+    for name in ("compose.yaml", "docker-bake.hcl"):
+        (context / name).touch()
+        assert usage_error().hint == f"--bake {name}"
+    for other in ({"file": "Other"}, {"context": "sub"}):
+        assert usage_error(**other).hint == "name another Dockerfile by -f FILE"
+
+
+def test_nearest_network() -> None:
+    assert usage_error(network="hots").hint == "--network=host"
+    assert usage_error(network="bridge").hint == "inv setup-builder --driver-opt network=bridge --recreate"
+
+
 def test_no_platform() -> None:
     assert "no platform" in usage_error(platforms=()).message
 

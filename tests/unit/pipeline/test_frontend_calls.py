@@ -43,6 +43,25 @@ def test_target_on_other_target(harness: Harness, called: list[tuple[str, str]])
     assert called == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("foo", "--call="), ("chek", "--call=check"), ("target,format=json", "--call=targets")],
+)
+def test_unknown_method(typed: str, hint: str, harness: Harness, called: list[tuple[str, str]]) -> None:
+    selection = ImageSelection(names=("tool",), options={"call": typed})
+    request = harness.pipeline().create_request(call=typed)
+    for arguments in ((selection, None), (None, request)):
+        with pytest.raises(UsageError, match="check, outline, targets") as excinfo:
+            list(call_frontends(harness.pipeline(), *arguments))
+        assert (excinfo.value.hint or "").startswith(hint)
+    assert called == []
+
+
+def test_null_is_an_empty_list() -> None:
+    document = make_call_document({"": FrontendAnswer(output='{"warnings": null}', exit_code=0)})
+    assert document["results"][0]["result"] == {"warnings": []}
+
+
 def test_document() -> None:
     error = UsageError("no access to https://me:secret@git.example/a")
     document = make_call_document({"web": GOOD, "tool": FrontendAnswer(output="", exit_code=1, error=error)})

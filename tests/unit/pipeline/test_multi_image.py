@@ -211,6 +211,29 @@ def test_typed_options_in_hint(harness: Harness) -> None:
     )
 
 
+def test_typed_options_of_target(harness: Harness) -> None:
+    write_bake_file(harness, {"web": {"context": "web", "labels": {"from": "file"}}})
+    harness.failures["web"] = BuildFailed("broken")
+    flags, options = {"target": "web", "build_args": ["A=b"]}, {"labels": ("x=y",)}
+    overrides = ("web.target=last",)
+    harness.report(flags=flags, bake_files=("docker-bake.hcl",), bake_overrides=overrides, options=options)
+    with pytest.raises(UsageError) as excinfo:
+        _ = harness.pipeline().resolver.last_built
+    assert excinfo.value.hint == (
+        "inv build-multiarch --bake docker-bake.hcl --target web --build-arg=A=b --label=x=y "
+        "--set web.target=last"
+    )
+
+
+def test_push_of_target_without_tag(harness: Harness) -> None:
+    write_bake_file(harness, {"web": {"context": "web"}})
+    with pytest.raises(UsageError, match="web: a push needs a tag") as excinfo:
+        harness.report(
+            bake_files=("docker-bake.hcl",), options={"outputs": (OutputSpec.parse("type=registry"),)}
+        )
+    assert excinfo.value.hint == "--set web.tags=REGISTRY/NAME:TAG"
+
+
 def test_push_of_image_without_tag(harness: Harness) -> None:
     push = {"outputs": (OutputSpec.parse("type=registry"),)}
     with pytest.raises(UsageError, match="web: a push needs a tag") as excinfo:
