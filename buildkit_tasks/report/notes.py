@@ -35,7 +35,7 @@ def list_notes(report: Report) -> Iterator[str]:
             yield from _build_notes(report)
             yield from list_notes(report.pushed) if report.pushed else ()
         case VerifyReport():
-            yield f"image: {report.subject} {report.digest}"
+            yield _image_note(report.subject, report.digest)
             yield from _verify_notes(report)
         case RunReport():
             yield f"image: {report.subject}"
@@ -82,10 +82,15 @@ _FILES = {
 def _output_note(output: Output, digest: str) -> str:
     """Return the name that every task accepts, or say what the output is if it is not an image."""
     if output.image_name:
-        return f"image: {output.image_name} {digest}".rstrip()
+        return _image_note(output.image_name, digest)
     if output.dest:
         return f"output: {output.dest}, {_FILES[output.type].format(dest=output.dest)}"
     return f"output: {output.ref}, only in the store of the builder"
+
+
+def _image_note(name: str, digest: str) -> str:
+    """Return the name of an image and its digest, unless the name ends with it."""
+    return f"image: {name}" if name.endswith(digest) else f"image: {name} {digest}"
 
 
 def _push_notes(report: PushResult | None) -> Iterator[str]:
@@ -121,7 +126,7 @@ def _image_notes(image: ImageReport) -> Iterator[str]:
     yield from _build_notes(image.build)
     if not image.build and (image.verify or image.run):
         subject = image.verify.subject if image.verify else image.run.subject if image.run else ""
-        yield f"image: {subject} {image.verify.digest if image.verify else ''}".rstrip()
+        yield _image_note(subject, image.verify.digest if image.verify else "")
     yield from _verify_notes(image.verify)
     yield from _run_notes(image.run)
     if image.tags:

@@ -25,6 +25,7 @@ from buildkit_tasks.report.text import (
     tail_lines,
     to_one_line,
 )
+from buildkit_tasks.system.output import allows_colour
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -58,7 +59,7 @@ _SEVERITY_STYLES = {
 
 def needs_colour(file: TextIO, environ: Mapping[str, str]) -> bool:
     """Return True for a terminal, except in CI and where NO_COLOR (no-color.org) is set."""
-    return file.isatty() and not environ.get("CI") and not environ.get("NO_COLOR")
+    return file.isatty() and allows_colour(environ)
 
 
 def preload_rich() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from buildkit_tasks.errors import BuildkitTasksError, DeadlineExceeded, EngineError, Interrupted
-from buildkit_tasks.system.output import tolerate_closed_pipe
+from buildkit_tasks.system.output import allows_colour, tolerate_closed_pipe
 
 if TYPE_CHECKING:
     import ctypes
@@ -34,6 +34,8 @@ __all__ = ["CommandResult", "CommandRunner", "SubprocessRunner", "print_bytes_of
 _GRACE_SECONDS = 10.0  # between SIGINT and SIGKILL: buildx needs time to cancel the build
 _WATCH_INTERVAL = 5.0  # seconds between calls of CommandOptions.watch
 _TAIL_LINES = 200  # of a streamed command's output, kept for messages
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # ECMA-48, SGR
 
 _SECRET_PATTERNS = (
     (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
@@ -281,8 +283,11 @@ class SubprocessRunner:
 
     def _forward_output(self, child: subprocess.Popen[bytes], tail: deque[str], prefix: str) -> None:
         assert child.stdout is not None  # noqa: S101 - for the type checker; the pipe exists
+        keep_colours = allows_colour(os.environ)
         for raw_line in child.stdout:
             line = redact(raw_line.decode(errors="replace"))
+            # buildx prints the number of warnings in yellow, whatever its environment and --progress are.
+            line = line if keep_colours else _COLOUR.sub("", line)
             tail.append(line)
             with tolerate_closed_pipe(self.stream_output):
                 self.stream_output.write(prefix + line)

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["discard_output", "open_missing_output", "tolerate_closed_pipe"]
+__all__ = ["allows_colour", "discard_output", "open_missing_output", "tolerate_closed_pipe"]
+
+
+def allows_colour(environ: Mapping[str, str]) -> bool:
+    """Return False in CI, and where NO_COLOR (no-color.org) is set."""
+    return not environ.get("CI") and not environ.get("NO_COLOR")
 
 
 @contextlib.contextmanager

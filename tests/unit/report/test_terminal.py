@@ -407,7 +407,7 @@ def test_count_in_singular(report: Report, count: str) -> None:
         (Output(type="docker", ref="q:1"), "image: docker-daemon:q:1 sha256:1"),
         (
             Output(type="registry", ref="r.example/q@sha256:1"),
-            "image: docker://r.example/q@sha256:1 sha256:1",
+            "image: docker://r.example/q@sha256:1",
         ),
         (
             Output(type="local", dest="out"),
@@ -419,5 +419,6 @@ def test_count_in_singular(report: Report, count: str) -> None:
 )
 def test_output_names(output: Output, note: str) -> None:
     report = replace(build(), outputs=(output, Output(type="tar", dest="x.tar")), digest="sha256:1")
+    assert draw(report).count(" sha256:1\n") == note.endswith(" sha256:1")
     assert note in draw(report)
     assert "x.tar, a tar archive" in draw(report)

@@ -508,3 +508,23 @@ def test_interrupt_ends_all_threads() -> None:
         runner.interrupt()
         assert [future.result(timeout=120).returncode for future in futures] == [-signal.SIGINT] * 3
     assert runner._children == set()
+
+
+@pytest.mark.parametrize(
+    ("environ", "heading"),
+    [
+        ({}, "\x1b[33m1 warning\x1b[0m\n"),
+        ({"CI": "true"}, "1 warning\n"),
+        ({"NO_COLOR": "1"}, "1 warning\n"),
+        ({"NO_COLOR": ""}, "\x1b[33m1 warning\x1b[0m\n"),
+    ],
+)
+def test_colours_of_child(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], heading: str) -> None:
+    for name in ("CI", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    code = r"print('\x1b[33m1 warning\x1b[0m')"
+    result = SubprocessRunner(stream_output=stream).stream(python_argv(code))
+    assert (stream.getvalue(), result.stderr) == (heading, heading)
