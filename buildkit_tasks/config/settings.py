@@ -327,8 +327,8 @@ def _list_tables(value: Any) -> list[Any]:
 
 def _is_similar(name: str, right_name: str, *, ratio: float = _SIMILAR) -> bool:
     """Return True for a typo, other separators, another case, and the same name."""
-    names = [re.sub(r"[-_.\s]+", "", each).lower() for each in (name, right_name)]
-    return difflib.SequenceMatcher(None, *names).ratio() >= ratio
+    first, second = (re.sub(r"[-_.\s]+", "", each).lower() for each in (name, right_name))
+    return difflib.SequenceMatcher(None, first, second).ratio() >= ratio
 
 
 def _misnamed_table_error(path: Path, name: str) -> SettingsError:
