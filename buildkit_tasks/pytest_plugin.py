@@ -16,7 +16,7 @@ import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -30,7 +30,7 @@ from buildkit_tasks.testing.pytest_options import (
 from buildkit_tasks.testing.skip import skip_or_fail, skip_without_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from _pytest.mark.structures import ParameterSet
 
@@ -59,6 +59,10 @@ _PLATFORM = "buildkit_platform"
 _OWN_PLATFORM = "platform"  # ours, or that of another plugin, a conftest.py or a parameter
 _SETTINGS_KEY = pytest.StashKey["Settings"]()
 _SESSION_IMAGES_KEY = pytest.StashKey[dict[str, "SessionImage"]]()
+_FIXTURES_OF_MARKER = {"platforms": (_PLATFORM,), "images": (_IMAGE, _PLATFORM)}
+_COLLECTED_ERRORS_KEY = pytest.StashKey[list[str]]()  # also of tests that are not selected
+_WORKER_ERRORS = "buildkit_tasks_errors"  # what a worker of pytest-xdist sends to its controller
+_WORKER_ERRORS_KEY = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,11 +84,9 @@ def pytest_load_initial_conftests(
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers. Refuse an option's value that is not valid before tests are collected."""
     config.addinivalue_line(
-        "markers", "platforms(name, ...): run this test on these platforms, whatever the settings have"
+        "markers", "platforms(*names): run this test on these platforms, whatever the settings have"
     )
-    config.addinivalue_line(
-        "markers", "images(name, ...): run this test only on these images of the settings"
-    )
+    config.addinivalue_line("markers", "images(*names): run this test only on these images of the settings")
     is_worker = hasattr(config, "workerinput")  # of pytest-xdist, whose controller has checked the options
     if not is_worker and has_values(config):
         from buildkit_tasks.errors import MalformedImage, UsageError
@@ -101,6 +103,114 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Add the fixture ``platform`` unless a plugin has one: among plugins, the last one would win."""
     if not session._fixturemanager.getfixturedefs(_OWN_PLATFORM, session):  # noqa: SLF001 - no public way
         session.config.pluginmanager.register(_make_platform_plugin(), "buildkit_tasks_platform")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """End pytest if a selected test has a marker, or needs a setting, that is not valid.
+
+    What a test needs that is not selected does not matter, unless that is why no test is selected.
+    """
+    config = session.config
+    collected_errors = config.stash.setdefault(_COLLECTED_ERRORS_KEY, [])
+    try:
+        result = yield
+    except pytest.UsageError:  # such as "not found: test_it.py::test_one[arm64]"
+        _end_with_errors(config, collected_errors)
+        raise
+    own_items = [item for item in session.items if _uses_plugin(item)]
+    _end_with_errors(config, _list_errors(config, own_items) if session.items else collected_errors)
+    return result
+
+
+def _uses_plugin(item: pytest.Item) -> bool:
+    if item.get_closest_marker("skip"):
+        return False
+    return _takes_image(item) or any(item.get_closest_marker(marker) for marker in _FIXTURES_OF_MARKER)
+
+
+def _takes_image(item: pytest.Item) -> bool:
+    return not {_IMAGE, _PLATFORM}.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _list_errors(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Return why the tests, which use the plugin, cannot run as they say."""
+    if not items:
+        return []
+    from buildkit_tasks.errors import UsageError
+
+    errors: list[str] = []
+    for item in items:
+        try:
+            _check_markers(item)
+        except UsageError as error:
+            errors.append(str(error))
+    try:
+        _check_settings(config, [item for item in items if _takes_image(item)])
+    except UsageError as error:
+        errors.append(str(error))
+    return errors
+
+
+def _check_markers(item: pytest.Item) -> None:
+    """Raise :class:`UsageError` for a marker without an effect, and for what left the test without cases."""
+    from buildkit_tasks.errors import UsageError
+    from buildkit_tasks.testing.markers import check_has_effect, locate_errors
+
+    with locate_errors(item):
+        for marker, fixtures in _FIXTURES_OF_MARKER.items():
+            check_has_effect(item, marker, fixtures)
+    for value in _read_parameters(item).values():
+        if isinstance(value, UsageError):
+            raise value
+
+
+def _check_settings(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Raise :class:`UsageError` for a setting that is not valid, of an image that the tests take."""
+    from buildkit_tasks.testing.option_values import check_image_settings
+
+    for image in _requested_images(config) if items else ():
+        users = [item for item in items if _image_name(item) in (None, image.name)]
+        cases = [_read_parameters(item) for item in users if _may_run_image(item)]
+        if users:
+            check_image_settings(image, [case[_PLATFORM] for case in cases if _PLATFORM in case])
+
+
+def _may_run_image(item: pytest.Item) -> bool:
+    is_run = not item.config.getoption("collectonly")  # which does not download QEMU
+    return is_run and "buildkit_pipeline" in getattr(item, "fixturenames", ())
+
+
+def _image_name(item: pytest.Item) -> str | None:
+    """Return the name of the image of a case; None if the test has no case of an image."""
+    return getattr(_read_parameters(item).get(_IMAGE), "name", None)
+
+
+def _end_with_errors(config: pytest.Config, errors: Iterable[str]) -> None:
+    """Raise pytest's usage error if there are errors. A worker of pytest-xdist also tells its controller."""
+    messages = list(dict.fromkeys(errors))
+    if not messages:
+        return
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_WORKER_ERRORS] = messages
+    raise pytest.UsageError(*messages)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keep the errors with which a worker of pytest-xdist has ended."""
+    errors = getattr(node, "workeroutput", {}).get(_WORKER_ERRORS, [])
+    node.config.stash.setdefault(_WORKER_ERRORS_KEY, []).extend(errors)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """End pytest with the errors of the workers of pytest-xdist, which cannot do so themselves."""
+    try:
+        return (yield)
+    finally:
+        errors = session.config.stash.get(_WORKER_ERRORS_KEY, [])
+        _end_with_errors(session.config, errors)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -145,7 +255,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         _parametrize(metafunc, names)
     except UsageError as error:
-        raise pytest.Collector.CollectError(str(error)) from None
+        metafunc.config.stash.setdefault(_COLLECTED_ERRORS_KEY, []).append(str(error))
+        metafunc.parametrize(names[0], [pytest.param(error, id="error")], indirect=True, scope="session")
 
 
 def _parametrize(metafunc: pytest.Metafunc, names: list[str]) -> None:
@@ -222,7 +333,7 @@ def buildkit_image_under_test(request: pytest.FixtureRequest) -> TestedImage:
     except UsageError as error:
         pytest.fail(str(error), pytrace=False)
     if len(images) > 1:
-        pytest.fail("there are several images: take multiarch_image as an argument", pytrace=False)
+        _fail_without_case(request, "there are several images: take multiarch_image as an argument", "image")
     return images[0]
 
 
@@ -230,9 +341,21 @@ def buildkit_image_under_test(request: pytest.FixtureRequest) -> TestedImage:
 def buildkit_platform(request: pytest.FixtureRequest) -> Platform:
     """Return the platform under test, as ``platform`` does; for suites with a ``platform`` of their own."""
     if not hasattr(request, "param"):
-        pytest.fail("the test has no platform: take platform as an argument", pytrace=False)
+        _fail_without_case(request, "the test has no platform: take platform as an argument", "platform")
     platform: Platform = request.param
     return platform
+
+
+def _fail_without_case(request: pytest.FixtureRequest, message: str, subject: str) -> NoReturn:
+    """Fail a test that runs only once, not once per image or platform."""
+    from buildkit_tasks.testing.markers import has_unittest_class
+
+    if has_unittest_class(request._pyfuncitem):  # noqa: SLF001 - the node of the fixture is the session
+        message = (
+            f"pytest cannot run a unittest.TestCase once per {subject}: "
+            "write a plain class, whose methods take fixtures as arguments"
+        )
+    pytest.fail(message, pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -301,10 +424,14 @@ def _added_platforms(session: pytest.Session, image: TestedImage) -> list[Platfo
     """Return the platforms that selected tests of the image name and the settings do not have."""
     added: dict[Platform, None] = {}
     for item in session.items:
-        case: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        case = _read_parameters(item)
         if _PLATFORM in case and case.get(_IMAGE, image).name == image.name and _needs_image(item):
             added[case[_PLATFORM]] = None
     return [platform for platform in added if platform not in image.platforms]
+
+
+def _read_parameters(item: pytest.Item) -> Mapping[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def _needs_image(item: pytest.Item) -> bool:
@@ -389,19 +516,24 @@ def _choose_platform(request: pytest.FixtureRequest, image: TestedImage, platfor
 
 
 def _select_cases(config: pytest.Config, item: pytest.Item) -> CaseSelection:
+    """Return what selects the cases of a test. Raise :class:`UsageError` for a setting or a marker."""
+    from buildkit_tasks.config.images import check_image_names
+    from buildkit_tasks.platforms import parse_platforms
     from buildkit_tasks.testing.cases import CaseSelection
+    from buildkit_tasks.testing.markers import locate_errors, read_marker_names
 
+    settings = _load_settings(config)
+    with locate_errors(item):
+        image_names = read_marker_names(item, "images")
+        check_image_names(settings, image_names)
+        platforms = parse_platforms(read_marker_names(item, "platforms"))
     return CaseSelection(
-        settings=_load_settings(config),
+        settings=settings,
         image_requests=get_option(config, "image"),
         is_restricted=bool(get_option(config, "platform")),
-        image_names=_read_marker_names(item, "images"),
-        platform_names=_read_marker_names(item, "platforms"),
+        image_names=image_names,
+        marked_platforms=platforms,
     )
-
-
-def _read_marker_names(item: pytest.Item, mark: str) -> list[str]:
-    return [str(name) for each in item.iter_markers(mark) for name in each.args]
 
 
 def _requested_images(config: pytest.Config) -> tuple[TestedImage, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildkit_tasks.config.schema import IMAGE_NAME_PATTERN
 from buildkit_tasks.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,11 +59,16 @@ def split_image_request(settings: Settings, value: str) -> list[tuple[str, str]]
     """Return the name in the settings, or "", and the location, or "", of each image of ``--image``.
 
     ``web`` and ``web,tool`` are names of the settings, ``web=oci-archive:FILE`` is a location with a name,
-    and everything else is a location.
+    and everything else is a location. Raises :class:`UsageError` for a location with an unknown name.
     """
     known_names = {table.name for table in settings.images}
     names = [name.strip() for name in value.split(",")]
     if known_names.issuperset(names):
         return [(name, "") for name in names]
     name, _, location = value.partition("=")
-    return [(name, location)] if name in known_names and location else [("", value)]
+    if not location or not IMAGE_NAME_PATTERN.match(name):
+        return [("", value)]
+    if name not in known_names and Path(value).exists():  # a file's name may have "="
+        return [("", value)]
+    check_image_names(settings, [name])
+    return [(name, location)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import UsageError
-from buildkit_tasks.platforms import Platform, parse_platforms
+from buildkit_tasks.platforms import Platform
 from buildkit_tasks.testing.images import select_tested_images
 
 if TYPE_CHECKING:
@@ -33,26 +32,22 @@ class CaseSelection:
     """What selects the cases of a test.
 
     ``image_requests`` are the values of ``--arch-image``. ``is_restricted`` says that ``--arch-platform`` has
-    set the platforms of the settings. ``image_names`` and ``platform_names`` are those of the test's markers,
-    ``own_platforms`` the values of a parameter ``platform`` that is not the plugin's.
+    set the platforms of the settings. ``image_names`` and ``marked_platforms`` are those of the test's
+    markers, ``own_platforms`` the values of a parameter ``platform`` that is not the plugin's.
     """
 
     settings: Settings
     image_requests: Sequence[str] = ()
     is_restricted: bool = False
     image_names: Sequence[str] = ()
-    platform_names: Sequence[str] = ()
+    marked_platforms: Sequence[Platform] = ()
     own_platforms: Sequence[Platform] = ()
 
     def list_images(self) -> list[Case]:
-        """Return one case per image: those that are requested, or those that a marker names.
-
-        Raises :class:`UsageError` for a name that is not an image of the settings.
-        """
+        """Return one case per image: those that are requested, or those that a marker names."""
         requested = select_tested_images(self.settings, self.image_requests)
         if not self.image_names:
             return [Case(image=image) for image in requested]
-        check_image_names(self.settings, self.image_names)
         named = [image for image in select_tested_images(self.settings) if image.name in self.image_names]
         by_name = {image.name: image for image in requested}
         return [
@@ -65,7 +60,7 @@ class CaseSelection:
     def list_platforms(self) -> list[Case]:
         """Return one case per image and platform, with the platforms of :meth:`_iter_platforms`.
 
-        Raises :class:`UsageError` for an unknown image or platform.
+        Raises :class:`UsageError` for an unknown platform in the settings.
         """
         images = self.list_images()
         return [
@@ -82,7 +77,7 @@ class CaseSelection:
         They are the values of the test's own parameter, otherwise what a marker names, otherwise the image's.
         The order of the image's platforms does not depend on the marker.
         """
-        named = parse_platforms(self.platform_names)
+        named = self.marked_platforms
         wanted = [*(each for each in image.platforms if each in named), *named] or image.platforms
         for platform in dict.fromkeys(self.own_platforms or wanted):
             if named and platform not in named:

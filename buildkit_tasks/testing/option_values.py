@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, NoReturn
 from buildkit_tasks.errors import BuildkitTasksError, UsageError
 from buildkit_tasks.oci.reference import Reference
 from buildkit_tasks.oci.transports import find_local_output, open_image
+from buildkit_tasks.platforms import parse_platforms
 from buildkit_tasks.testing.images import select_tested_images
 from buildkit_tasks.testing.pytest_options import get_option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pytest
 
     from buildkit_tasks.config.settings import Settings
+    from buildkit_tasks.platforms import Platform
     from buildkit_tasks.testing.images import TestedImage
 
-__all__ = ["check_values"]
+__all__ = ["check_image_settings", "check_values"]
 
 
 def check_values(config: pytest.Config, settings: Settings) -> None:
@@ -56,6 +60,34 @@ def _check_cpu(image: TestedImage) -> None:
         raise
     except BuildkitTasksError:
         pass
+
+
+def check_image_settings(image: TestedImage, run_platforms: Iterable[Platform]) -> None:
+    """Check the settings that tests of an image need, some of which may run it on these platforms.
+
+    Raises :class:`UsageError` for an unknown platform, and if QEMU has the CPU model for none of the
+    platforms. Where it has the model for some, a test on another one may name a model itself.
+    """
+    from buildkit_tasks.run.cpu_models import CPU_CHOICES
+
+    parse_platforms(image.settings.platforms)
+    if image.settings.cpu in CPU_CHOICES:
+        return
+    from buildkit_tasks.testing.session_image import create_test_pipeline
+
+    pipeline = create_test_pipeline(image.settings)
+    refusals: list[UsageError] = []
+    for platform in dict.fromkeys(run_platforms):
+        try:
+            pipeline.check_cpu((platform,))
+        except UsageError as error:
+            refusals.append(error)
+        except BuildkitTasksError:  # QEMU cannot be asked: the first run says why
+            return
+        else:
+            return
+    if refusals:
+        raise refusals[0]
 
 
 class _Elsewhere(Exception):

@@ -13,17 +13,25 @@ from typing import Any
 import pytest
 
 from buildkit_tasks import pytest_plugin
-from buildkit_tasks.errors import EmulatorError
+from buildkit_tasks.errors import EmulatorError, UsageError
 from buildkit_tasks.pipeline.pipeline import Pipeline
+from buildkit_tasks.platforms import Platform
 from buildkit_tasks.run import cpu_models
 
 # Imported before a pytest runs in this process, which forgets what it has imported at its end.
-from buildkit_tasks.testing import cases, default_checks, option_values, session_image, short_traceback
+from buildkit_tasks.testing import (
+    cases,
+    default_checks,
+    markers,
+    option_values,
+    session_image,
+    short_traceback,
+)
 from buildkit_tasks.testing.session_image import SessionImage
 from tests.support.environment import NO_OTHER_PLUGINS, delete_env
 from tests.support.oci import hello, write_archive
 
-PRELOADED = (cpu_models, cases, default_checks, option_values, session_image, short_traceback)
+PRELOADED = (cpu_models, cases, default_checks, markers, option_values, session_image, short_traceback)
 
 
 class Project:
@@ -108,11 +116,125 @@ def test_option_skips_marked_platforms(project: Project) -> None:
     ]
 
 
-def test_unknown_platform_in_marker(project: Project) -> None:
-    text = f"import pytest\n@pytest.mark.platforms('arm46')\n{PLATFORM_TEST}"
+BAD_MARKERS = [
+    pytest.param("platforms('arm46')", "unknown platform 'arm46', did you mean linux/arm64?", id="unknown"),
+    pytest.param(
+        "platforms(name='linux/arm64')", "the marker platforms has no argument 'name'", id="keyword"
+    ),
+    pytest.param(
+        "platforms('386', names=['arm64'])", "the marker platforms has no argument 'names'", id="also-keyword"
+    ),
+    pytest.param("platforms", "the marker platforms names nothing", id="bare"),
+    pytest.param("platforms()", "the marker platforms names nothing", id="empty"),
+    pytest.param("platforms([])", "the marker platforms names nothing", id="empty-list"),
+    pytest.param("platforms(' ,')", "the marker platforms names nothing", id="empty-text"),
+    pytest.param("platforms(['arm64', 3])", "the marker platforms has 3, which is not a name", id="number"),
+    pytest.param("images(name='web')", "the marker images has no argument 'name'", id="image-keyword"),
+    pytest.param("images()", "the marker images names nothing", id="no-image"),
+]
+
+
+@pytest.mark.parametrize(("marker", "message"), BAD_MARKERS)
+def test_bad_marker(project: Project, marker: str, message: str) -> None:
+    result = project.run(f"import pytest\n\n@pytest.mark.{marker}\n{PLATFORM_TEST}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: test_it.py:3: {message}" in result.stderr.str()
+    assert "collected 1 item" in result.stdout.str()
+
+
+GOOD_MARKERS = [
+    pytest.param("(['linux/arm64', 'linux/386'])", id="list"),
+    pytest.param("(('linux/arm64',), '386')", id="tuple-and-text"),
+    pytest.param("('linux/arm64,386')", id="commas"),
+    pytest.param("(Platform.parse('arm64'), '386')", id="platform"),
+]
+
+
+@pytest.mark.parametrize("arguments", GOOD_MARKERS)
+def test_names_of_marker(project: Project, arguments: str) -> None:
+    project.settings('platforms = ["linux/amd64"]')
+    imports = "import pytest\nfrom buildkit_tasks.platforms import Platform\n"
+    result = project.run(f"{imports}@pytest.mark.platforms{arguments}\n{PLATFORM_TEST}")
+    assert cases_of(result) == ["arm64", "386"]
+
+
+MARKERS_WITHOUT_EFFECT = [
+    pytest.param("platforms('arm64')", "def test_one():", "does not take platform", id="no-fixture"),
+    pytest.param("platforms('x')", "def test_one(multiarch_image):", "does not take platform", id="image"),
+    pytest.param("images('web')", "def test_one(tmp_path):", "does not take multiarch_image", id="images"),
+]
+
+
+@pytest.mark.parametrize(("marker", "definition", "message"), MARKERS_WITHOUT_EFFECT)
+def test_marker_without_effect(project: Project, marker: str, definition: str, message: str) -> None:
+    text = f"import pytest\n@pytest.mark.{marker}\n{definition}\n    pass\ndef test_two():\n    pass\n"
     result = project.run(text)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: test_it.py:2: the marker {marker.partition('(')[0]} has no effect" in result.stderr.str()
+    assert message in result.stderr.str()
+    project.run(text, "-k", "test_two").assert_outcomes(passed=1, deselected=1)
+
+
+def test_errors_of_markers(project: Project) -> None:
+    """Each is reported, once."""
+    text = """
+        import pytest
+        @pytest.mark.platforms("arm64")
+        class TestIt:
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_one(self, number):
+                pass
+            def test_two(self):
+                pass
+    """
+    result = project.run(text)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert re.findall("ERROR: (.*?): the marker", result.stderr.str()) == ["test_it.py:5", "test_it.py:8"]
+
+
+def test_marker_of_suite(project: Project) -> None:
+    """A suite that declares a marker of that name uses it as it likes, unless the test takes our fixtures."""
+    text = """
+        import pytest
+        @pytest.mark.platforms("win32", name=1)
+        def test_one():
+            pass
+    """
+    project.run(text, "-o", "markers=platforms(name): their own").assert_outcomes(passed=1)
+
+
+TEST_CASE = """
+    import unittest
+    import pytest
+
+    class TestIt(unittest.TestCase):
+        @pytest.fixture(autouse=True)
+        def set_up(self, {fixture}):
+            pass
+
+        def test_one(self):
+            pass
+"""
+
+
+def test_unittest_class(project: Project) -> None:
+    result = project.run(TEST_CASE.format(fixture="platform, run_on_platform"), "--arch-image=docker://x")
     result.assert_outcomes(errors=1)
-    assert "did you mean linux/arm64?" in result.stdout.str()
+    message = "pytest cannot run a unittest.TestCase once per platform: write a plain class"
+    assert message in result.stdout.str()
+    assert "take platform as an argument" not in result.stdout.str()
+    project.run(TEST_CASE.format(fixture="multiarch_image"), "--arch-image=docker://x").assert_outcomes(
+        passed=1
+    )
+
+
+@pytest.mark.parametrize("fixture", ["run_on_platform", "tmp_path"])
+def test_marker_of_unittest_class(project: Project, fixture: str) -> None:
+    text = TEST_CASE.format(fixture=fixture).replace("class", "@pytest.mark.platforms('arm64')\n    class")
+    result = project.run(text)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "platforms has no effect on a unittest.TestCase" in result.stderr.str()
+    assert "write a plain class" in result.stderr.str()
 
 
 def test_platform_is_listed(project: Project) -> None:
@@ -120,6 +242,7 @@ def test_platform_is_listed(project: Project) -> None:
     result.stdout.fnmatch_lines(["platform [[]session scope[]] -- *", "*Return the platform under test: *"])
 
 
+RUN_TEST = "def test_it(run_on_platform):\n    assert run_on_platform().ok\n"
 NEEDS_IMAGE = "def test_two(multiarch_image):\n    pass\n"
 SYSTEM_ENGINE = 'engine = "system"'
 
@@ -196,12 +319,16 @@ exit 1
 """
 
 
-def test_unknown_cpu(project: Project) -> None:
+def add_qemu_without_model(project: Project, *suffixes: str) -> None:
     folder = project.path / "cache/debian/qemu/usr/bin"
     folder.mkdir(parents=True)
-    for suffix in ("aarch64", "x86_64"):
+    for suffix in suffixes:
         (folder / f"qemu-{suffix}").write_text(QEMU_WITHOUT_MODEL, encoding="utf-8")
         (folder / f"qemu-{suffix}").chmod(0o755)
+
+
+def test_unknown_cpu(project: Project) -> None:
+    add_qemu_without_model(project, "aarch64", "x86_64")
     result = project.run("raise AssertionError('this is collected')\n", "--cpu=flor")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --cpu=flor: *QEMU has no CPU model 'flor'*", "*try: --cpu=floor"])
@@ -232,17 +359,79 @@ def test_images_elsewhere_are_not_opened(project: Project) -> None:
         project.run("def test_five():\n    pass\n", option).assert_outcomes(passed=1)
 
 
-def test_bad_setting(project: Project) -> None:
+def test_unknown_cpu_of_settings(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU is asked only if a selected test may run something, and another platform may have the model."""
+    add_qemu_without_model(project, "aarch64", "x86_64")
+    monkeypatch.setenv("INVOKE_BUILDKIT_CPU", "flor")
+    image = "--arch-image=docker://x"
+    result = project.run(f"{RUN_TEST}{PLATFORM_TEST}", image)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --cpu=flor: *QEMU has no CPU model 'flor'*", "*try: --cpu=floor"])
+    project.run(f"{RUN_TEST}{PLATFORM_TEST}", image, "-k", "one").assert_outcomes(passed=2, deselected=2)
+    assert project.run(RUN_TEST, image, "--collect-only").ret == 0
+    text = RUN_TEST.replace("run_on_platform()", "callable(run_on_platform)").replace(").ok", ")")
+    monkeypatch.setattr(Pipeline, "check_cpu", refuse_amd64)
+    project.run(text, image).assert_outcomes(passed=2)
+    assert project.run(text, image, "--arch-platform=amd64").ret == pytest.ExitCode.USAGE_ERROR
+
+
+def refuse_amd64(_: Pipeline, platforms: tuple[Platform, ...]) -> None:
+    if platforms[0].architecture == "amd64":
+        raise UsageError("no such model")
+
+
+BAD_SETTING = "pyproject.toml: [tool.buildkit-tasks]: runner = 'podman' is not one of"
+USERS_OF_SETTINGS = [
+    pytest.param(PLATFORM_TEST, id="platform"),
+    pytest.param("def test_one(buildkit_pipeline):\n    pass\n", id="pipeline"),
+    pytest.param(textwrap.dedent(TEST_CASE).format(fixture="multiarch_image"), id="unittest"),
+]
+
+
+@pytest.mark.parametrize("text", USERS_OF_SETTINGS)
+def test_bad_setting(project: Project, text: str) -> None:
+    """It matters to tests that need it."""
     project.settings("runner = 'podman'")
-    project.run("def test_five():\n    pass\n").assert_outcomes(passed=1)
-    late_request = "def test_seven(request):\n    request.getfixturevalue('buildkit_pipeline')\n"
-    for text in (PLATFORM_TEST, "def test_six(buildkit_pipeline):\n    pass\n", late_request):
-        result = project.run(text)
-        assert result.ret != 0
-        output = result.stdout.str()
-        assert "pyproject.toml: [tool.buildkit-tasks]: runner = 'podman' is not one of" in output
-        assert "SettingsError" not in output
-        assert "in load" not in output
+    text += "\ndef test_plain():\n    pass\n"
+    project.run(text, "-k", "plain").assert_outcomes(passed=1, deselected=1)
+    for options in ([], ["-k", "one"], ["--collect-only"]):
+        result = project.run(text, *options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert result.stderr.str().count(BAD_SETTING) == 1
+
+
+def test_bad_setting_of_late_fixture(project: Project) -> None:
+    project.settings("runner = 'podman'")
+    result = project.run("def test_one(request):\n    request.getfixturevalue('buildkit_pipeline')\n")
+    result.assert_outcomes(failed=1)
+    assert BAD_SETTING in result.stdout.str()
+    assert "SettingsError" not in result.stdout.str()
+    assert "in load" not in result.stdout.str()
+
+
+BAD_VARIABLES = [
+    pytest.param("INVOKE_BUILDKIT_PLATFORM", "environment INVOKE_BUILDKIT_PLATFORM: unknown key", id="key"),
+    pytest.param("INVOKE_BUILDKIT_PLATFORMS", "'x'", id="value"),
+]
+
+
+@pytest.mark.parametrize(("variable", "message"), BAD_VARIABLES)
+def test_bad_environment(
+    project: Project, monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, "x")
+    text = f"{PLATFORM_TEST}{NEEDS_IMAGE}def test_plain():\n    pass\n"
+    project.run(text, "-k", "plain").assert_outcomes(passed=1, deselected=2)
+    for options in ([], ["-k", "arm64"], ["-k", "two"], ["test_it.py::test_one[arm64]"]):
+        result = project.run(text, *options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert message in result.stderr.str()
+        assert "not found" not in result.stderr.str()
+
+
+def test_bad_setting_of_skipped_test(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INVOKE_BUILDKIT_PLATFORMS", "x")
+    project.run(f"import pytest\n@pytest.mark.skip\n{NEEDS_IMAGE}").assert_outcomes(skipped=1)
 
 
 # A conftest.py that replaces builds and runs, until the session ends: each appends its arguments to a file.
@@ -317,7 +506,6 @@ def fakes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     return Fakes(pytester, monkeypatch)
 
 
-RUN_TEST = "def test_it(run_on_platform):\n    assert run_on_platform().ok\n"
 ON_S390X = ("--arch-image=docker://x", "--arch-platform=s390x")
 
 
@@ -702,6 +890,26 @@ def test_killed_worker_leaves_build(fakes: Fakes) -> None:
     assert len(fakes.calls("builds")) == 2
 
 
+BAD_FOR_WORKERS = """
+    import pytest
+
+    @pytest.mark.platforms("arm64")
+    def test_one():
+        pass
+
+    def test_two():
+        pass
+"""
+
+
+def test_workers_report_bad_marker(project: Project) -> None:
+    result = project.run(BAD_FOR_WORKERS, "-n2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.stderr.str().count("ERROR: test_it.py:4: the marker platforms has no effect") == 1
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+    project.run(BAD_FOR_WORKERS, "-n2", "-k", "test_two").assert_outcomes(passed=1)
+
+
 def test_workers_verify_one_archive(project: Project) -> None:
     project.add_image("image.tar", "linux/amd64", "linux/arm64", "linux/arm/v7")
     text = "from buildkit_tasks.testing.default_checks import test_image_verifies\n"
@@ -850,9 +1058,24 @@ UNKNOWN = [
 def test_unknown_image_in_marker(two_images: Fakes, settings: str, message: str, hint: str) -> None:
     two_images.settings(settings)
     result = two_images.run(f"import pytest\n@pytest.mark.images('wbe')\n{IMAGE_TEST}")
-    assert result.ret != 0
-    assert message in result.stdout.str()
-    assert hint in result.stdout.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"test_it.py:2: {message}" in result.stderr.str()
+    assert hint in result.stderr.str()
+
+
+@pytest.mark.parametrize(("settings", "message", "hint"), UNKNOWN)
+def test_unknown_name_of_built_image(two_images: Fakes, settings: str, message: str, hint: str) -> None:
+    two_images.settings(settings)
+    result = two_images.run(IMAGE_TEST, "--arch-image=wbe=oci-archive:x.tar")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: {message}" in result.stderr.str()
+    assert hint in result.stderr.str()
+
+
+def test_equals_sign_in_file_name(two_images: Fakes) -> None:
+    two_images.add_image("a=b.tar")
+    for image in ("a=b.tar", "oci-archive:a=b.tar", "./a=b.tar"):
+        two_images.run(PLATFORM_TEST, f"--arch-image={image}").assert_outcomes(passed=2)
 
 
 def test_image_without_table(two_images: Fakes) -> None:

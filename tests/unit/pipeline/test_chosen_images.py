@@ -81,7 +81,14 @@ def test_name_with_location(folder: Path) -> None:
     pipeline = make_pipeline(folder)
     (image,) = choose_images(pipeline, ["tool=oci-archive:x=y.tar"])
     assert (image.name, image.location, image.settings.command) == ("tool", "oci-archive:x=y.tar", "tool")
-    (image,) = choose_images(pipeline, ["other=x.tar"])
+    with pytest.raises(UsageError, match="there is no image 'other' in the settings"):
+        choose_images(pipeline, ["other=x.tar"])
+
+
+def test_file_name_with_equals_sign(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "other=x.tar").touch()
+    (image,) = choose_images(make_pipeline(folder), ["other=x.tar"])
     assert (image.name, image.location, image.settings.command) == ("", "other=x.tar", "all")
 
 
