@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.errors import MalformedImage
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from buildkit_tasks.oci.layers.rootfs import FileNode, ResolvedPath
     from buildkit_tasks.platforms.elf.model import ElfHeader
 
-__all__ = ["BUILD_HINT", "check_program", "describe_mismatch", "find_machine", "is_wrong_machine"]
+__all__ = [
+    "BUILD_HINT",
+    "check_completeness",
+    "check_program",
+    "describe_mismatch",
+    "find_machine",
+    "is_wrong_machine",
+]
 
 _MACHINES = {machine.architecture: machine for machine in MACHINES}
 # The starts of foreign programs: Mach-O of 64 and 32 bits (<mach-o/loader.h>), and PE after MS-DOS's header.
@@ -69,6 +77,19 @@ def check_program(platform: Platform, program: Program) -> Iterator[Check]:
         yield _check_architecture(platform, machine, file)
 
 
+def check_completeness(platform: Platform, program: Program) -> Iterator[Check]:
+    """Yield a failing check for a program whose end is missing. A kernel starts it; it dies where that is used."""
+    file = program.resolved
+    if file is None or not file.node.head.startswith(ELF_MAGIC):
+        return
+    with contextlib.suppress(MalformedImage):
+        header = read_elf_header(file.node.head)
+        segments_end, size = _find_segments_end(file.node, header), file.node.size
+        if segments_end > size:
+            message = f"{file.path} is incomplete: its segments end at byte {segments_end}, the file has {size} bytes"
+            yield _failed_check(platform, file.path, message, _damage_hint(file.path))
+
+
 def _check_architecture(platform: Platform, machine: Machine, file: ResolvedPath) -> Check:
     path, node = file
     if not node.head.startswith(ELF_MAGIC):
@@ -83,11 +104,6 @@ def _check_architecture(platform: Platform, machine: Machine, file: ResolvedPath
         hint = _OBJECT_FILE_HINT if header.e_type == _ET_REL else _damage_hint(path)
         return _failed_check(platform, path, message, hint)
     message = describe_mismatch(platform, machine, header, path)
-    if not message and (segments_end := _find_segments_end(node, header)) > node.size:
-        message = (
-            f"{path} is incomplete: its segments end at byte {segments_end}, the file has {node.size} bytes"
-        )
-        return _failed_check(platform, path, message, _damage_hint(path))
     return Check(
         name="entrypoint-arch", ok=not message, expected=_describe_machine(machine), actual=header.describe(),
         path=path, layer=node.layer, message=message, hint=BUILD_HINT if message else "",

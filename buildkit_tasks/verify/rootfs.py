@@ -9,7 +9,7 @@ from buildkit_tasks.oci.layers.entrypoint import find_programs
 from buildkit_tasks.report.model import Check
 from buildkit_tasks.verify.binaries import check_binaries, check_loaded_isa, check_machines, compile_globs
 from buildkit_tasks.verify.dynamic_linking import check_dynamic_linking
-from buildkit_tasks.verify.entrypoint import check_program
+from buildkit_tasks.verify.entrypoint import check_completeness, check_program
 from buildkit_tasks.verify.parity import ParityChecker
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class RootfsVerifier:
         programs = find_programs(config, rootfs) if config is not None else ()
         for program in programs:
             checks = tuple(check_program(platform, program))
+            if all(check.ok for check in checks):
+                checks = tuple(check_completeness(platform, program)) or checks
             yield from checks
             if program.resolved is not None and config is not None and all(check.ok for check in checks):
                 linking_checks, files = check_dynamic_linking(platform, program.resolved, rootfs, config.env)
