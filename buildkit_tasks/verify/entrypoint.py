@@ -78,15 +78,15 @@ def check_program(platform: Platform, program: Program) -> Iterator[Check]:
 
 
 def check_completeness(platform: Platform, program: Program) -> Iterator[Check]:
-    """Yield a failing check for a program whose end is missing. A kernel starts it; it dies where that is used."""
+    """Yield a failing check for a program whose end is missing; a kernel starts it all the same."""
     file = program.resolved
     if file is None or not file.node.head.startswith(ELF_MAGIC):
         return
     with contextlib.suppress(MalformedImage):
         header = read_elf_header(file.node.head)
-        segments_end, size = _find_segments_end(file.node, header), file.node.size
-        if segments_end > size:
-            message = f"{file.path} is incomplete: its segments end at byte {segments_end}, the file has {size} bytes"
+        end, size = _find_segments_end(file.node, header), file.node.size
+        if end > size:
+            message = f"{file.path} is incomplete: its segments end at byte {end}, the file has {size} bytes"
             yield _failed_check(platform, file.path, message, _damage_hint(file.path))
 
 

@@ -266,15 +266,19 @@ OTHER_FIELDS = {
     "context", "dockerfile_text", "iidfile", "load", "metadata_file", "no_push", "split", "verify_first",
 }  # fmt: skip
 ARGUMENT_FIELDS = [each.name for each in fields(BuildRequest) if each.name not in OTHER_FIELDS]
-VALUES = {"platforms": PLATFORMS[:1], "outputs": (OutputSpec.parse("type=local,dest=x"),), "epoch": 1}
+VALUES: dict[str, Any] = {
+    "platforms": PLATFORMS[:1],
+    "outputs": (OutputSpec.parse("type=local,dest=x"),),
+    "epoch": 1,
+}
 
 
 @pytest.mark.parametrize("name", ARGUMENT_FIELDS)
 def test_field_is_an_argument(name: str) -> None:
     request = make_request(tags=("x:1",), build_args=("A=b",))
-    defaults = {str: "x", bool: True, tuple: ("x=y",)}
-    value = VALUES.get(name, defaults.get(type(getattr(request, name))))
-    changed = replace(request, **{name: value})
+    defaults: dict[type, Any] = {str: "x", bool: True, tuple: ("x=y",)}
+    changes: dict[str, Any] = {name: VALUES.get(name, defaults.get(type(getattr(request, name))))}
+    changed = replace(request, **changes)
     assert make_buildx_argv(changed, "b", None) != make_buildx_argv(request, "b", None)
 
 
