@@ -290,14 +290,14 @@ def check_exporters(cache_to: Sequence[str], cache_from: Sequence[str], driver: 
                 raise UsageError(
                     f"{flag} type={spec.type}: the engine's own builder supports only "
                     f"{', '.join(_DOCKER_DRIVER_TYPES)}",
-                    hint="--driver=docker-container",
+                    hint="inv setup-builder --driver=docker-container --recreate",
                 )
     for spec in exports:
         if spec.type != "inline" and store != "containerd":
             raise UsageError(
                 f"--cache-to type={spec.type} needs the containerd image store; this engine has the "
                 "graph store, which exports only inline caches",
-                hint="--driver=docker-container, --cache-to type=inline, or --engine=private",
+                hint="--engine=private",
             )
 
 

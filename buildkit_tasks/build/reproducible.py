@@ -120,5 +120,5 @@ def check_rewrite_timestamps(outputs: Iterable[OutputSpec], driver: str) -> None
         if driver == "docker" and is_stored:
             raise UsageError(
                 f"-o {output}: the engine's own builder cannot rewrite timestamps in what it stores",
-                hint="--push, -o type=oci,dest=dist/image.tar, or --driver=docker-container",
+                hint="-o type=oci,dest=dist/image.tar",
             )

@@ -346,7 +346,7 @@ def _stopped_row(error: str, missing_steps: Sequence[str]) -> Row:
     problem = Problem(
         kind=STOPPED,
         message=error or "no error was given",
-        facts=(("stopped", f"before {missing_steps[0]}" if missing_steps else "after run"),),
+        facts=(("stopped", f"before the end of {missing_steps[0]}" if missing_steps else "after run"),),
         is_environment_error=True,
     )
     return Row(problems=(problem,))

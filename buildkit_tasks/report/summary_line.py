@@ -120,7 +120,7 @@ def _describe_stop(steps: Iterable[Step]) -> str:
     for problem in (problem for step in steps for row in step.rows for problem in row.problems):
         if problem.kind == STOPPED:
             error = truncate_line(problem.message.partition("\n")[0], _MAX_ERROR_WIDTH)
-            place = dict(problem.facts)["stopped"]  # "before build"
+            place = dict(problem.facts)["stopped"]  # "before the end of build"
             names_step = f"{place.rpartition(' ')[2]} failed: " in error
             return f" Stopped: {error}" if names_step else f" Stopped {place}: {error}"
     return ""

@@ -249,7 +249,7 @@ def test_docker_driver_unknown_type(kind: str) -> None:
     for cache_to, cache_from in (([f"type={kind}"], []), ([], [f"type={kind}"])):
         with pytest.raises(UsageError) as excinfo:
             check_exporters(cache_to, cache_from, "docker", "containerd")
-        assert excinfo.value.hint == "--driver=docker-container"
+        assert excinfo.value.hint == "inv setup-builder --driver=docker-container --recreate"
         check_exporters(cache_to, cache_from, "docker-container", "graph")
 
 

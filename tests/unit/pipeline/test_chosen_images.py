@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ def test_report_each(folder: Path) -> None:
         ("tool", True, ""),
     ]
     assert [error.message for error in errors] == ["broken"]
+
+
+def test_image_is_named_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = replace(make_pipeline(folder), notify=print)
+    build(pipeline, "web", "tool")
+    build(pipeline, "web", "tool", failed=("web",))
+
+    def locate(_: Pipeline, image: ChosenImage) -> VerifyReport:
+        return samples.verify(samples.verdict(image.require_location()))
+
+    report, _ = report_each(pipeline, choose_images(pipeline, []), "verify", locate)
+    assert report.images[0].error.startswith("the last build here has not succeeded")
+    assert capsys.readouterr().out.startswith("web: the last build here has not succeeded")
 
 
 def test_interrupt_stops(folder: Path) -> None:

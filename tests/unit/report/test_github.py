@@ -95,7 +95,12 @@ def test_annotation_is_escaped() -> None:
     report = stopped("100%0A\r\nnext: this, that")
     platform = verify(verdict("a:b,c%\n", bad_check()))
     (error,) = renderers.report_to_github(report, {"GITHUB_ACTIONS": "true"}, io.StringIO())
-    assert error == "::error title=arch-matrix stopped::100%250A%0Anext: this, that%0Astopped: before verify"
+    lines = (
+        "::error title=arch-matrix stopped::100%250A",
+        "next: this, that",
+        "stopped: before the end of verify",
+    )
+    assert error == "%0A".join(lines)
     (error,) = renderers.report_to_github(platform, {"GITHUB_ACTIONS": "true"}, io.StringIO())
     assert error.startswith("::error title=verify a%3Ab%2Cc%25%0A binary-machine::the entry")
 

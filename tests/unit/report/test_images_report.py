@@ -62,7 +62,7 @@ def test_summary_line_of_failed_images() -> None:
     assert summarize(images()).summary_line == "2 of 2 images passed: built, verified and run."
     assert summarize(images(image("web"), UNVERIFIED_IMAGE, UNBUILT_IMAGE)).summary_line == (
         "1 of 3 images passed. wrong: FAILED: linux/arm64 (verify)."
-        " unbuilt: Stopped before build: the disk is full"
+        " unbuilt: Stopped before the end of build: the disk is full"
     )
     assert "no engine" in summarize(ImagesReport(error="no engine")).summary_line
 
@@ -139,7 +139,7 @@ def test_failed_step_of_images() -> None:
         replace(failed, images=(*failed.images, *one_step("verify", "tool", verify=verify()).images))
     )
     assert not summary.ok
-    assert summary.summary_line == "1 of 2 images passed. web: Stopped before verify: no such file"
+    assert summary.summary_line == "1 of 2 images passed. web: Stopped before the end of verify: no such file"
     assert "FAILED no such file" in draw(failed)
 
 

@@ -190,7 +190,7 @@ def test_stopped_pipeline() -> None:
     error = steps["arch-matrix"].find("testcase/error")
     assert error is not None
     assert error.attrib["message"] == "the registry refused"
-    assert "before verify" in (error.text or "")
+    assert "before the end of verify" in (error.text or "")
 
 
 def test_build_time() -> None:

@@ -222,7 +222,9 @@ def test_summary_line_of_failed_build() -> None:
 
 
 def test_summary_line_of_stop() -> None:
-    assert "  0 of 2 platforms passed. Stopped before verify: refused\n" in draw(stopped("refused\nmore"))
+    assert "  0 of 2 platforms passed. Stopped before the end of verify: refused\n" in draw(
+        stopped("refused\nmore")
+    )
 
 
 def test_summary_line_of_left_out() -> None:
@@ -279,7 +281,7 @@ def test_rich_markup_is_text() -> None:
     text = "[red]x[/red] :tada:"
     assert f"ok: {text}" in draw(run(good_run("linux/arm64", stdout=text)))
     assert f"\n  | {text}\n" in draw(run(bad_run("linux/arm64", message=text)))
-    assert f"Stopped before verify: {text}\n" in draw(stopped(text))
+    assert f"Stopped before the end of verify: {text}\n" in draw(stopped(text))
 
 
 def test_colour_is_opt_in() -> None:
@@ -354,7 +356,7 @@ def test_empty_reports() -> None:
     empty: list[tuple[Report, str]] = [
         (VerifyReport(subject="x", digest="", platforms=()), "no platform was checked in x"),
         (RunReport(subject="x", results=()), "no platform was checked in x"),
-        (MatrixReport(), "Stopped before setup: no error was given"),
+        (MatrixReport(), "Stopped before the end of setup: no error was given"),
         (failed, "the build failed"),
     ]
     for report, message in empty:
