@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import nox
+import pytest
 from nox.command import CommandFailed
 from nox.logger import logger
 
@@ -119,7 +120,7 @@ class _Matrix:
     def run_session(self, session: nox.Session, platform: str) -> None:
         """Test the images for ``platform`` that could be built; fail if one could not."""
         env, pytest_args = self._read_arguments(session)
-        built = self._build_images_once(session, env)
+        built = self._build_images_once(session, env, pytest_args)
         wanted = [name for name, platforms in self.targets.items() if platform in map(str, platforms)]
         images = {name: built[name] for name in wanted if name in built}
         if images:
@@ -141,7 +142,8 @@ class _Matrix:
             self._check_options(pytest_args)
             Expectation(pattern=load_settings(settings).expect)  # raises if it is not a regular expression
         except UsageError as error:
-            session.error(str(error))
+            logger.error(str(error))  # not as Nox's reason, where a full stop follows the hint's command
+            session.error("the arguments are not valid")
         env = {f"INVOKE_BUILDKIT_{key.upper()}": value for key, value in settings.items() if value}
         return env, pytest_args
 
@@ -164,14 +166,20 @@ class _Matrix:
         slugs = [each.slug for each in self.platforms if value in (str(each), each.slug)]
         return f'nox -s "{self.name}({slugs[0]})"' if slugs else "nox -l"
 
-    def _build_images_once(self, session: nox.Session, env: Mapping[str, str]) -> dict[str, str]:
+    def _build_images_once(
+        self, session: nox.Session, env: Mapping[str, str], pytest_args: Sequence[str]
+    ) -> dict[str, str]:
         """Return the images that were built, by name: once per process, and once for all of ``nox -j``."""
         if not self._built:
-            self._built.append(self._share_build(session, env))
+            self._built.append(self._share_build(session, env, pytest_args))
         return self._built[0]
 
-    def _share_build(self, session: nox.Session, env: Mapping[str, str]) -> dict[str, str]:
+    def _share_build(
+        self, session: nox.Session, env: Mapping[str, str], pytest_args: Sequence[str]
+    ) -> dict[str, str]:
         def build() -> dict[str, str]:
+            options = _plugin_options(*map(str, self.platforms))
+            _check_tests(session, [*self.test_args, *options, *pytest_args], env)
             return _build_images(session, self.build_platforms, env)
 
         if self.scheduler is None:
@@ -213,15 +221,35 @@ def _image_options(images: Mapping[str, str]) -> Iterator[str]:
         yield f"--arch-image={name}={image}" if name else f"--arch-image={image}"
 
 
+def _check_tests(session: nox.Session, args: Sequence[str], env: Mapping[str, str]) -> None:
+    """Collect the tests, so that a mistake in pytest's arguments costs a second and not a build.
+
+    Only invalid arguments, and that no test is selected, end the session. Errors of the tests are reported
+    by the tests.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    argv = [*args[:end], "--collect-only", "-q", "--junit-xml=", *args[end:]]  # without a report of no tests
+    status, output = run_program(
+        [sys.executable, "-m", "pytest", *argv], _session_env(session, env), subprocess.PIPE
+    )
+    if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        logger.error(output.strip() or f"pytest ended with status {status}")
+        session.error("pytest would run no test with these arguments")
+
+
 def _run_pytest(session: nox.Session, args: Sequence[str], env: Mapping[str, str]) -> None:
     """Run pytest in a process of its own. Raises :class:`CommandFailed`."""
     argv = [sys.executable, "-m", "pytest", *args]
     session.log(shlex.join(argv))
-    session_env = {key: value for key, value in session.env.items() if value is not None}
-    status, _ = run_program(argv, {**os.environ, **session_env, **env})
+    status, _ = run_program(argv, _session_env(session, env))
     if status:
         session.warn(f"pytest ended with status {status}")
         raise CommandFailed(f"pytest ended with status {status}", return_code=status)
+
+
+def _session_env(session: nox.Session, env: Mapping[str, str]) -> dict[str, str]:
+    session_env = {key: value for key, value in session.env.items() if value is not None}
+    return {**os.environ, **session_env, **env}
 
 
 def _build_images(

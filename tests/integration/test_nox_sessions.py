@@ -27,6 +27,12 @@ import json, os, pathlib, signal, sys, time
 if "nox" in sys.argv[:3]:
     os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 here = pathlib.Path(__file__).parent
+if "--collect-only" in sys.argv:
+    with (here / "checks").open("a") as file:
+        print(json.dumps(sys.argv[1:]), file=file)
+    if "CHECKING" in os.environ:
+        os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
+    sys.exit(2)  # an error of a test
 FAILING = os.environ.get("FAILING", "").split()
 settings = {{key: value for key, value in os.environ.items() if key.startswith("INVOKE_BUILDKIT_")}}
 with (here / "log").open("a") as log:
@@ -508,6 +514,32 @@ def test_session_options_are_refused(runner: Nox, args: str, message: str) -> No
     assert result.returncode == 1
     assert message in result.stderr
     assert runner.log == []
+
+
+NO_TESTS = [
+    pytest.param("", ["--nosuch"], "unrecognized arguments: --nosuch", id="option"),
+    pytest.param("", ["-k", "nothing"], "2 deselected", id="selection"),
+    pytest.param(', tests=["tests/tpyo"]', [], "file or directory not found: tests/tpyo", id="path"),
+    pytest.param("", ["--", "tests/tpyo"], "not found: tests/tpyo", id="dashes"),
+]
+
+
+@pytest.mark.parametrize(("tests", "args", "message"), NO_TESTS)
+def test_no_build_without_tests(runner: Nox, tests: str, args: list[str], message: str) -> None:
+    result = runner(f"{ONE_PLATFORM}{tests}", "-s", "arch_matrix", "--", *args, CHECKING="1")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert runner.log == []
+
+
+def test_tests_are_collected_once(runner: Nox) -> None:
+    args = ("-k", "s390x and runs", "--junitxml=a.xml", "-n1")
+    result = runner(THREE_PLATFORMS, "-s", "arch_matrix", "--", *args, CHECKING="1")
+    assert result.returncode == 0, result.stderr
+    assert (len(runner.builds), len(runner.tests)) == (1, 3)
+    (check,) = (runner.folder / "checks").read_text(encoding="utf-8").splitlines()
+    assert "--arch-platform=linux/s390x" in json.loads(check)
+    assert not (runner.folder / "a.xml").exists()
 
 
 def test_no_step_summary_of_build(runner: Nox) -> None:
