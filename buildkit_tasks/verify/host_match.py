@@ -94,10 +94,11 @@ def match_hosts(
 def _check_match(host: Platform, selected: Platform, node_count: int) -> Check:
     verb = "take" if node_count > 1 else "takes"
     note = "" if selected == host else ", a compatible platform"
-    message = (
-        f"{_describe_host(host, node_count)} {verb} {selected}{note}{_explain_variant(host, node_count)}"
-    )
-    return Check(name="for", ok=True, expected=str(host), actual=str(selected), message=message)
+    variant_note = _explain_variant(host, node_count)
+    return Check(
+        name="for", ok=True, warning=bool(variant_note), expected=str(host), actual=str(selected),
+        message=f"{_describe_host(host, node_count)} {verb} {selected}{note}{variant_note}",
+    )  # fmt: skip
 
 
 def _check_mismatch(

@@ -156,6 +156,7 @@ def test_assumed_variant_of_node(host: str, available: str, count: int, note: st
     _, check = select_platform(host, available, count)
     assert note in check.message
     assert ("no variant" in check.message) == bool(note)
+    assert check.warning == (check.ok and bool(note))
 
 
 @pytest.mark.parametrize(
