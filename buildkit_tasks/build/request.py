@@ -220,7 +220,11 @@ def _missing_dockerfile_hint(request: BuildRequest) -> str:
     """Return a hint that names a bake file of this folder, if no other Dockerfile was asked for."""
     bake_file = next((name for name in _BAKE_FILES if Path(name).is_file()), "")
     is_default = not request.file and Path(request.context) == Path()
-    return f"--bake {bake_file}" if bake_file and is_default else "name another Dockerfile by -f FILE"
+    return (
+        f"--bake {bake_file}"
+        if bake_file and is_default
+        else "name another Dockerfile by -f FILE or by file in the settings"
+    )
 
 
 def _check_attestations(request: BuildRequest) -> None:

@@ -139,12 +139,12 @@ def test_missing_dockerfile(context: Path) -> None:
 def test_bake_file_instead_of_dockerfile(context: Path) -> None:
     (context / "Dockerfile").unlink()
     (context / "sub").mkdir()
-    assert usage_error().hint == "name another Dockerfile by -f FILE"
+    assert usage_error().hint == "name another Dockerfile by -f FILE or by file in the settings"
     for name in ("compose.yaml", "docker-bake.hcl"):
         (context / name).touch()
         assert usage_error().hint == f"--bake {name}"
     for other in ({"file": "Other"}, {"context": "sub"}):
-        assert usage_error(**other).hint == "name another Dockerfile by -f FILE"
+        assert usage_error(**other).hint == "name another Dockerfile by -f FILE or by file in the settings"
 
 
 def test_nearest_network() -> None:
