@@ -119,6 +119,9 @@ class _Matrix:
 
     def run_session(self, session: nox.Session, platform: str) -> None:
         """Test the images for ``platform`` that could be built; fail if one could not."""
+        if session._runner.global_config.install_only:  # noqa: SLF001 - as Session.run does, no public way
+            session.log("nothing is built or tested, as --install-only is set")
+            return
         env, pytest_args = self._read_arguments(session)
         built = self._build_images_once(session, env, pytest_args)
         wanted = [name for name, platforms in self.targets.items() if platform in map(str, platforms)]

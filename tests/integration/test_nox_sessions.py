@@ -542,6 +542,11 @@ def test_tests_are_collected_once(runner: Nox) -> None:
     assert not (runner.folder / "a.xml").exists()
 
 
+def test_install_only(runner: Nox) -> None:
+    assert runner(ONE_PLATFORM, "--install-only").returncode == 0
+    assert runner.log == []
+
+
 def test_no_step_summary_of_build(runner: Nox) -> None:
     """The summary of the build alone would say "ok" in a job whose sessions fail."""
     assert runner(ONE_PLATFORM, GITHUB_STEP_SUMMARY="summary", GITHUB_ACTIONS="true").returncode == 0
