@@ -87,11 +87,16 @@ def releases_of_images(
 
 
 def _release_of_image(ctx: TaskContext, image: ChosenImage) -> tuple[ReleaseService, ReleaseSpec]:
+    from buildkit_tasks.pipeline.image_job import hint_for_one
+
     try:
         return release_from_options(ctx, image.settings)
     except UsageError as error:
-        label = f"{image.name}: " if image.name else ""
-        raise UsageError(f"{label}{error.message}", hint=error.hint) from error
+        if not image.name:
+            raise
+        is_target = image.recorded is not None and bool(image.recorded.bake_files)
+        hint = hint_for_one(image.name, error.hint or "", is_target=is_target)
+        raise UsageError(f"{image.name}: {error.message}", hint=hint) from error
 
 
 def release_from_options(ctx: TaskContext, settings: Settings) -> tuple[ReleaseService, ReleaseSpec]:

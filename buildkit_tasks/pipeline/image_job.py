@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from buildkit_tasks.build.request import BuildRequest
     from buildkit_tasks.config.settings import Settings
 
-__all__ = ["ImageJob", "ImageSelection", "check_distinct_destinations"]
+__all__ = ["ImageJob", "ImageSelection", "check_distinct_destinations", "hint_for_one"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,14 @@ class ImageJob:
     request: BuildRequest
     linked_contexts: tuple[tuple[str, str], ...] = ()
     reported: bool = True
+
+
+def hint_for_one(name: str, hint: str, *, is_target: bool) -> str | None:
+    """Return a hint for one of several images: the option ``-t TAG`` would give all of them the same tag."""
+    option, _, tag = hint.partition(" ")
+    if option != "-t":
+        return hint or None
+    return f"--set {name}.tags={tag}" if is_target else f'tags = ["{tag}"] in the settings\' table of {name}'
 
 
 def check_distinct_destinations(image_jobs: Sequence[ImageJob]) -> None:

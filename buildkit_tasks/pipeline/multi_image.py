@@ -18,7 +18,12 @@ from buildkit_tasks.build.request import STANDARD_INPUT, BuildRequest, check_req
 from buildkit_tasks.config.images import check_image_names
 from buildkit_tasks.errors import BuildFailed, BuildkitTasksError, Interrupted, UsageError
 from buildkit_tasks.pipeline.bake import read_bake_jobs
-from buildkit_tasks.pipeline.image_job import ImageJob, ImageSelection, check_distinct_destinations
+from buildkit_tasks.pipeline.image_job import (
+    ImageJob,
+    ImageSelection,
+    check_distinct_destinations,
+    hint_for_one,
+)
 from buildkit_tasks.pipeline.last_build import RecordedImage, best_image_name, list_typed_options
 from buildkit_tasks.report.model import BuildResult, ImageReport, ImagesReport
 
@@ -89,16 +94,8 @@ def _check_job_request(job: ImageJob, *, is_target: bool) -> None:
     try:
         check_request(job.request)
     except UsageError as error:
-        hint = _hint_for_one(job.name, error.hint or "", is_target=is_target)
+        hint = hint_for_one(job.name, error.hint or "", is_target=is_target)
         raise UsageError(f"{job.name}: {error.message}", hint=hint) from error
-
-
-def _hint_for_one(name: str, hint: str, *, is_target: bool) -> str | None:
-    """Return a hint for one of several images: the option ``-t TAG`` would give all of them the same tag."""
-    option, _, tag = hint.partition(" ")
-    if option != "-t":
-        return hint or None
-    return f"--set {name}.tags={tag}" if is_target else f'tags = ["{tag}"] in the settings\' table of {name}'
 
 
 def _add_push_result(report: ImageReport, build_result: BuildResult) -> ImageReport:

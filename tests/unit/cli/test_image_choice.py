@@ -139,7 +139,9 @@ def pushes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def test_push_all(built: Path, pushes: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert inv("push-multiarch", tasks=ns) == 2
-    assert "error: tool: a push needs a tag" in capsys.readouterr().err
+    stderr = capsys.readouterr().err
+    assert "error: tool: a push needs a tag" in stderr
+    assert 'try: tags = ["REGISTRY/NAME:TAG"] in the settings\' table of tool' in stderr
     assert inv("push-multiarch", "--tag=r.example/x:1", tasks=ns) == 2
     assert "web and tool would both be tagged r.example/x:1" in capsys.readouterr().err
     assert pushes == []
