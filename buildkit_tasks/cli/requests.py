@@ -94,8 +94,8 @@ def _release_of_image(ctx: TaskContext, image: ChosenImage) -> tuple[ReleaseServ
     except UsageError as error:
         if not image.name:
             raise
-        is_target = image.recorded is not None and bool(image.recorded.bake_files)
-        hint = hint_for_one(image.name, error.hint or "", is_target=is_target)
+        has_table = image.name in {table.name for table in ctx.settings.images}
+        hint = hint_for_one(image.name, error.hint or "", is_target=False) if has_table else error.hint
         raise UsageError(f"{image.name}: {error.message}", hint=hint) from error
 
 
