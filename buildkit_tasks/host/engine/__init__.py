@@ -13,7 +13,6 @@ from buildkit_tasks.host.engine.daemon import (
     find_system_engine,
     find_tools,
 )
-from buildkit_tasks.host.privileges import command_as_root, rerun_as_root
 
 if TYPE_CHECKING:
     from buildkit_tasks.config.settings import Settings
@@ -39,7 +38,7 @@ def ensure_engine(settings: Settings, commands: CommandRunner, notify: Notify) -
             return engine
         if settings.engine == "system":
             raise _no_engine_error(engine, settings)
-        if obstacle := private_engine_obstacle(settings, rerun_as_root()):
+        if obstacle := private_engine_obstacle(settings):
             raise _join_errors(engine, obstacle)
         notify(f"{engine.message}: using the private engine")
     return ensure_private_engine(settings, commands, notify)
@@ -94,7 +93,7 @@ def _no_engine_error(error: EngineError, settings: Settings, no_private_engine: 
     from buildkit_tasks.host.engine.private import private_engine_obstacle
 
     setup = "inv setup-builder" + (" --engine=auto" if settings.engine == "system" else "")
-    obstacle = private_engine_obstacle(settings, command_as_root(setup))
+    obstacle = private_engine_obstacle(settings)
     if settings.engine == "system":
         return EngineError(error.message, hint=error.hint or (obstacle.hint if obstacle else setup))
     return _join_errors(error, obstacle or EngineError(no_private_engine, hint=setup))

@@ -66,17 +66,15 @@ def find_private_engine(
         return None
 
 
-def private_engine_obstacle(
-    settings: Settings, next_command: str, *, name: str = "engine"
-) -> EngineError | None:
+def private_engine_obstacle(settings: Settings, *, name: str = "engine") -> EngineError | None:
     """Return why this user can neither use nor start the private engine, or None.
 
-    ``next_command`` is the hint for a user who is not root.
+    It serves only the user who has started it: tasks that need it run as root.
     """
     if is_listening(PrivateEnginePaths(cache_folder(settings), name).endpoint):
         return None
     if os.geteuid() != 0:
-        return EngineError("only root can start a private one", hint=next_command)
+        return EngineError("only root can start a private one", hint=rerun_as_root())
     if missing := list_missing_capabilities():
         return EngineError(
             f"this container cannot start a private one: it lacks {' and '.join(missing)}",
@@ -99,7 +97,7 @@ def ensure_private_engine(
     does not start (with the last message of its log). Nothing is downloaded for a user who cannot start one.
     """
     paths = PrivateEnginePaths(cache_folder(settings), name)
-    obstacle = private_engine_obstacle(settings, rerun_as_root(), name=name)
+    obstacle = private_engine_obstacle(settings, name=name)
     if obstacle is not None:
         raise EngineError(f"no private engine is running, and {obstacle.message}", hint=obstacle.hint)
     if not commands.dry_run:

@@ -135,7 +135,7 @@ def test_other_engine_is_proposed(folder: Path, refused: bool, other: str) -> No
 
 @needs_root
 def test_absent_for_ordinary_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buildkit_tasks.host.engine.rerun_as_root", lambda: "sudo this")
+    monkeypatch.setattr("buildkit_tasks.host.engine.private.rerun_as_root", lambda: "sudo this")
     error = error_of_ordinary_user(folder)
     assert error.message == (
         f"no Docker daemon answers at unix://{folder}/docker.sock, and only root can start a private one"
