@@ -22,6 +22,7 @@ from tests.coverage.supervisor_coverage import ARCS_SUFFIX
 def main() -> int:
     """Return pytest's exit status."""
     with tempfile.TemporaryDirectory(prefix="buildkit-coverage-") as folder, _plugin_on_path():
+        Path(folder).chmod(0o1777)  # some tests run as another user
         environ = {**os.environ, "COVERAGE_FILE": f"{folder}/data"}
         status = _run_tests(environ)
         if status == pytest.ExitCode.INTERRUPTED:
