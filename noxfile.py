@@ -17,19 +17,14 @@ arch_matrix()
 
 # Tests with an engine mostly wait, so there are more workers than processors.
 _IN_PARALLEL = ["--numprocesses=3", "--no-loadscope-reorder"]
-_PYTEST, _COVERAGE = ("pytest",), ("python", "-m", "tests.coverage")
 # Without compiled files each worker rewrites the assertions of all tests again, which takes ten seconds.
 _WRITE_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all other tests; they need PyPI and Debian's packages.
-
-    In CI a missing engine is a failure, and the lines and branches that no test reaches are printed.
-    """
-    in_ci = bool(os.environ.get("CI"))
-    _run_tests(session, "not interop", "test", "plugins", "coverage", program=_COVERAGE if in_ci else _PYTEST)
+    """Run all other tests; they need PyPI and Debian's packages. In CI a missing engine is a failure."""
+    _run_tests(session, "not interop", "test", "plugins")
 
 
 @nox.session
@@ -38,12 +33,12 @@ def interop(session: nox.Session) -> None:
     _run_tests(session, "interop", "test", "fuzz")
 
 
-def _run_tests(session: nox.Session, markers: str, *groups: str, program: tuple[str, ...] = _PYTEST) -> None:
+def _run_tests(session: nox.Session, markers: str, *groups: str) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, *groups))
     strict = ["--arch-require-engine"] if os.environ.get("CI") else []
     # On Ctrl-C tests remove what they made, such as an engine and binfmt_misc handlers.
     arguments = [*strict, *_IN_PARALLEL, "-m", markers, *session.posargs]
-    session.run(*program, *arguments, env=_WRITE_BYTECODE, interrupt_timeout=300)
+    session.run("pytest", *arguments, env=_WRITE_BYTECODE, interrupt_timeout=300)
 
 
 @nox.session
@@ -71,7 +66,7 @@ def unit(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Run the tests under coverage.py, child processes and supervisor too; print what they do not reach."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "plugins", "coverage"))
-    session.run(*_COVERAGE, *(session.posargs or [*_IN_PARALLEL, "-m", "not interop"]))
+    session.run("python", "-m", "tests.coverage", *(session.posargs or [*_IN_PARALLEL, "-m", "not interop"]))
 
 
 @nox.session
