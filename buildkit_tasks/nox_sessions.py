@@ -326,6 +326,10 @@ def _find_scheduler() -> Process | None:
     start time in the environment; a child whose variable names its own parent belongs to that run.
     """
     inherited = os.environ.pop(_SCHEDULER_VARIABLE, "")
+    scheduler = Process.parse(inherited)
+    if scheduler is not None and not scheduler.is_alive and os.getsid(0) == os.getpid():
+        # Nox starts each child in a session of its own. The scheduler was killed while this one was starting.
+        signal.raise_signal(signal.SIGTERM)
     with contextlib.suppress(ProcessLookupError):  # without /proc every session builds for itself
         os.environ[_SCHEDULER_VARIABLE] = str(Process.from_pid(os.getpid()))
         parent = Process.from_pid(os.getppid())

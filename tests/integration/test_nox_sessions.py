@@ -621,6 +621,15 @@ def test_other_parent_does_not_share(runner: Nox) -> None:
     assert (len(runner.builds), record.exists()) == (3, True)
 
 
+def test_scheduler_that_has_ended(runner: Nox) -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleep:
+        scheduler = str(Process.from_pid(sleep.pid))
+        sleep.kill()
+    with runner.start(ONE_PLATFORM, BUILDKIT_TASKS_NOX=scheduler) as process:
+        assert process.wait(120) == -signal.SIGTERM
+    assert runner.builds == []
+
+
 def test_truncated_record_is_ignored(runner: Nox) -> None:
     record = runner.folder / ".nox/.cache/arch_matrix.image.json"
     record.parent.mkdir(parents=True)
