@@ -28,6 +28,7 @@ from buildkit_tasks.platforms import Platform, parse_platforms
 from buildkit_tasks.system.lock import run_once
 from buildkit_tasks.system.parent_death import signal_on_parent_death
 from buildkit_tasks.system.process import Process
+from buildkit_tasks.system.sigterm import interrupted_by_sigterm
 from buildkit_tasks.testing.images import select_tested_images
 
 if TYPE_CHECKING:
@@ -203,11 +204,8 @@ def _end_by_sigterm(scheduler: Process | None) -> Iterator[None]:
         signal_on_parent_death(signal.SIGTERM, scheduler.pid)
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with interrupted_by_sigterm():
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _plugin_options(*platforms: str) -> Iterator[str]:

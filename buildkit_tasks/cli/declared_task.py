@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
-import signal
-import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +17,10 @@ from buildkit_tasks.cli.invoke_parser import DeclaredArgument, OptionalPositiona
 from buildkit_tasks.cli.options import COMMON_OPTIONS
 from buildkit_tasks.errors import BuildkitTasksError, Interrupted, LimitExceeded
 from buildkit_tasks.system.output import open_missing_output
+from buildkit_tasks.system.sigterm import interrupted_by_sigterm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from invoke.context import Context
     from invoke.parser.argument import Argument
@@ -154,7 +152,7 @@ def _to_text(value: object) -> str:
 def _run_body(ctx: TaskContext, body: Body) -> int:
     open_missing_output()
     try:
-        with _interrupted_by_sigterm():
+        with interrupted_by_sigterm():
             ctx.check_report_paths()
             body(ctx)
     except KeyboardInterrupt:
@@ -164,22 +162,6 @@ def _run_body(ctx: TaskContext, body: Body) -> int:
     except OSError as error:
         return ctx.show_error(ctx.explain_cache_error(error) or _from_os_error(error))
     return ctx.exit_code
-
-
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C: children are ended, files and containers removed.
-
-    Only the main thread may set a handler; a task that is called in another one is left as it is.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _from_os_error(error: OSError) -> BuildkitTasksError:
