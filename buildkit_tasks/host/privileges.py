@@ -30,14 +30,15 @@ def command_as_root(command: str) -> str:
     return f"su -c {shlex.quote(program + separator + arguments)}"
 
 
-def rerun_as_root() -> str:
-    """Return the command that runs this process's own command line as root.
+def rerun_as_root(*env: str) -> str:
+    """Return the command that runs this process's own command line as root, with these ``NAME=VALUE`` set.
 
     Its program is named by its path: root's PATH does not contain the user's virtual environments.
     """
     program, *arguments = find_typed_command()
     path = os.path.abspath(shutil.which(program) or program)  # noqa: PTH100 - a link stays: it selects a venv
-    return command_as_root(shlex.join([path, *arguments, *sys.argv[1:]]))
+    prefix = ["env", *env] if env else []
+    return command_as_root(shlex.join([*prefix, path, *arguments, *sys.argv[1:]]))
 
 
 def user_name() -> str:

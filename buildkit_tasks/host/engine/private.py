@@ -74,7 +74,8 @@ def private_engine_obstacle(settings: Settings, *, name: str = "engine") -> Engi
     if is_listening(PrivateEnginePaths(cache_folder(settings), name).endpoint):
         return None
     if os.geteuid() != 0:
-        return EngineError("only root can start a private one", hint=rerun_as_root())
+        env = ("INVOKE_BUILDKIT_ENGINE=auto",) if settings.engine == "system" else ()
+        return EngineError("only root can start a private one", hint=rerun_as_root(*env))
     if missing := list_missing_capabilities():
         return EngineError(
             f"this container cannot start a private one: it lacks {' and '.join(missing)}",

@@ -130,11 +130,23 @@ def test_listening_daemon_is_described(
     assert (engine.endpoint, engine.context) == ("unix:x.sock", "default")
 
 
+@pytest.mark.parametrize(
+    ("uid", "hint"),
+    [
+        (0, "inv setup-builder --engine=auto"),
+        (1000, "su -c 'env INVOKE_BUILDKIT_ENGINE=auto /bin/inv build-multiarch'"),
+    ],
+)
 def test_private_engine_is_not_started_against_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, hint: str
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///missing/host.sock")
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    monkeypatch.setattr("shutil.which", lambda name, **_: f"/bin/{name}" if name != "sudo" else None)
+    monkeypatch.setattr("sys.argv", ["inv", "build-multiarch"])
+    monkeypatch.setattr("buildkit_tasks.host.privileges.find_typed_command", lambda: ("inv",))
+    monkeypatch.setattr("buildkit_tasks.host.engine.private.list_missing_capabilities", list)
     settings = Settings(engine="system", cache=str(tmp_path))
     with pytest.raises(EngineError, match=r"answers at unix:///missing/host\.sock") as excinfo:
         ensure_engine(settings, Scripted(), print)
-    assert "inv setup-builder --engine=auto" in (excinfo.value.hint or "")
+    assert excinfo.value.hint == hint
