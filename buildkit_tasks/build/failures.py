@@ -60,12 +60,13 @@ TRANSIENT_FAILURES = (
         cause="two platforms packed an equal layer at once, which BuildKit does not support",
         retries=2,
     ),
-    # Seen with Docker's registry 2.8 while two nodes pushed the same layer.
+    # Docker's registry before 3.1 has an empty link to a layer while another push writes it, and rejects a
+    # manifest then: https://github.com/distribution/distribution/pull/4624
     TransientFailure(
         pattern=re.compile(
             r"provided digest did not match uploaded content|blob (?:upload )?unknown to registry"
         ),
-        cause="the registry lost a layer during its upload, as happens if two builds push it at once",
+        cause="the registry could not read a layer, as happens while another push writes the same one",
         retries=1,
     ),
 )
@@ -126,17 +127,21 @@ def _make_refusal_hint(cause: str, builder: BuilderSummary) -> str:
     if builder.driver == "docker-container" and "connection refused" in cause:
         return "--driver-opt=network=host, since localhost is another one in the builder's container"
     if any(failure.pattern.search(cause) for failure in TRANSIENT_FAILURES):
-        return "run the same command again: layers that are cached are only pushed"
+        return "run the same command again: what the registry has already is not sent again"
     is_denied = re.search(r"40[13]|denied|authoriz|insufficient_scope", cause)
     return "docker login REGISTRY" if is_denied else "check the registry's name, and whether it is reachable"
 
 
 def _find_last_error(result: CommandResult) -> str:
-    """Return buildx's last error line; on a terminal it was shown to the user, and not captured."""
-    errors = [
-        line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")
-    ]
-    return errors[-1] if errors else f"buildx ended with status {result.returncode}; see its output above"
+    """Return buildx's last error, with those of a registry that it quotes in the lines below.
+
+    On a terminal it was shown to the user, and not captured.
+    """
+    _, found, error = f"\n{result.stderr}".rpartition("\nERROR: ")
+    if not found:
+        return f"buildx ended with status {result.returncode}; see its output above"
+    summary, *lines = error.strip().splitlines() or [""]
+    return f"{summary}: {'; '.join(lines[1:])}" if lines[:1] == ["errors:"] else summary
 
 
 def _describe_cause(error: str) -> str:

@@ -39,6 +39,8 @@ class TransientError(RegistryError):
 class RequestRejected(RegistryError):
     """The registry rejected a request; nothing was changed."""
 
+    error_code = ""  # of the OCI distribution specification, "Error Codes"
+
 
 class ManifestUnknown(RegistryError):
     """The registry does not have the manifest."""

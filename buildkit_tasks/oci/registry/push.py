@@ -24,7 +24,7 @@ from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import INDEX_TYPES, MANIFEST_TYPES, Digest
 from buildkit_tasks.oci.registry.credentials import load_credentials
-from buildkit_tasks.oci.registry.errors import RequestRejected, TransientError
+from buildkit_tasks.oci.registry.errors import RETRY_LATER, RequestRejected, TransientError
 from buildkit_tasks.oci.registry.options import RegistryOptions
 from buildkit_tasks.oci.registry.pull import get_registry_url
 from buildkit_tasks.oci.source import VerifyingReader
@@ -45,7 +45,7 @@ _SEND_SIZE = 1 << 18  # bytes that may take one timeout, 60 s, to be sent
 # Bytes per request, tried in this order if a whole blob is too large: a proxy in front of the registry may
 # allow only one megabyte, which is nginx's default.
 _CHUNK_SIZES = (16 << 20, 4 << 20, 1 << 20)
-_OK, _CREATED, _ACCEPTED, _NOT_FOUND, _CONTENT_TOO_LARGE = 200, 201, 202, 404, 413
+_OK, _CREATED, _ACCEPTED, _BAD_REQUEST, _NOT_FOUND, _CONTENT_TOO_LARGE = 200, 201, 202, 400, 404, 413
 _SUCCESS_STATUSES = frozenset({_OK, _CREATED, _ACCEPTED})
 # Digest mismatch, unknown upload, chunk out of order: the upload starts again.
 _RESTART_STATUSES = frozenset({400, 404, 416})
@@ -148,16 +148,31 @@ class Uploader:
     def put_manifest(self, data: bytes, descriptor: Descriptor, reference: str) -> None:
         """Put a manifest under ``reference``: its digest, or a tag, which is moved."""
         repository, path = self._repository, f"manifests/{reference}"
-        url = repository.url.with_target(f"/v2/{repository.name}/{path}")
         headers = {"Content-Type": descriptor.media_type}
         response = repository.send_authorized(
             lambda authorization: repository.client.with_retries(
-                "PUT",
-                url,
-                lambda: repository.client.send("PUT", url, headers, data, authorization=authorization),
+                "PUT", repository.url, lambda: self._send_manifest(path, headers, data, authorization)
             )
         )
         self._check_response(response, _SUCCESS_STATUSES, path, descriptor.digest)
+
+    def _send_manifest(
+        self, path: str, headers: Mapping[str, str], data: bytes, authorization: str
+    ) -> Response:
+        """Send a manifest; raise :class:`TransientError` if the registry could not read the link of a blob.
+
+        Docker's registry before 3.1 empties a link while another push writes it, and answers DIGEST_INVALID:
+        https://github.com/distribution/distribution/pull/4624.
+        """
+        repository = self._repository
+        url = repository.url.with_target(f"/v2/{repository.name}/{path}")
+        response = repository.client.send("PUT", url, headers, data, authorization=authorization)
+        if response.status != _BAD_REQUEST:
+            return response
+        error = repository.response_error(response, path)
+        if error.error_code == "DIGEST_INVALID":
+            raise TransientError(error.message, hint=RETRY_LATER)
+        raise error
 
     def get_digest(self, reference: str) -> Digest | None:
         """Return the digest that a tag (or digest) refers to; None if it does not exist."""

@@ -139,7 +139,9 @@ class Repository:
             return self._authorizer.denied_error(response.status)
         detail = f": {error_code}" if error_code else ""
         resource = f"{self._reference.name}/{path}" if path else "its API"
-        return RequestRejected(f"{response.url.origin} answers {response.status} for {resource}{detail}")
+        error = RequestRejected(f"{response.url.origin} answers {response.status} for {resource}{detail}")
+        error.error_code = error_code
+        return error
 
     def get(self, path: str, headers: Mapping[str, str]) -> Response:
         """Return the response to GET, whatever its status."""

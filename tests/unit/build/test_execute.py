@@ -660,10 +660,14 @@ LOCKED_REF_ERROR = (
 )
 
 
-LOST_LAYER_ERROR = (
+# The digest has 403 in it, which is no status.
+EMPTY_LINK_ERROR = (
     "ERROR: failed to build: failed to solve: failed to push 127.0.0.1:5000/app: failed commit on ref "
-    '"layer-sha256:1f": unexpected status from PUT request to http://127.0.0.1:5000/v2/app/blobs/uploads/5: '
-    "400 Bad Request: digest invalid: provided digest did not match uploaded content\n"
+    '"manifest-sha256:1f4030": unexpected status from PUT request to '
+    "http://127.0.0.1:5000/v2/app/manifests/sha256:1f4030: 400 Bad Request\n"
+    "errors:\n"
+    "digest invalid: provided digest did not match uploaded content\n"
+    "manifest blob unknown: blob unknown to registry\n"
 )
 UNKNOWN_BLOB_ERROR = (
     "ERROR: failed to build: failed to solve: failed to push 127.0.0.1:5000/app: "
@@ -672,7 +676,7 @@ UNKNOWN_BLOB_ERROR = (
 
 
 @pytest.mark.parametrize(
-    ("stderr", "failures"), [(LOCKED_REF_ERROR, 2), (LOST_LAYER_ERROR, 1), (UNKNOWN_BLOB_ERROR, 1)]
+    ("stderr", "failures"), [(LOCKED_REF_ERROR, 2), (EMPTY_LINK_ERROR, 1), (UNKNOWN_BLOB_ERROR, 1)]
 )
 def test_transient_failure_is_retried(stderr: str, failures: int) -> None:
     harness = Harness("type=oci,dest=hello.tar").expect_success()
@@ -690,7 +694,7 @@ def test_transient_failure_is_retried(stderr: str, failures: int) -> None:
     ("stderr", "error", "builds"),
     [
         (LOCKED_REF_ERROR, BuildFailed, 3),
-        (LOST_LAYER_ERROR, RegistryError, 2),
+        (EMPTY_LINK_ERROR, RegistryError, 2),
         (UNKNOWN_BLOB_ERROR, RegistryError, 2),
         ("ERROR: it failed\n", BuildFailed, 1),
     ],
@@ -701,3 +705,14 @@ def test_retry_limit(stderr: str, error: type[BuildkitTasksError], builds: int) 
         harness.execute()
     assert len(harness.commands.matching_calls("docker buildx build *")) == builds
     assert "reachable" not in (excinfo.value.hint or "")
+    assert "login" not in (excinfo.value.hint or "")
+
+
+def test_errors_of_registry_are_quoted() -> None:
+    harness = Harness("type=oci,dest=hello.tar").expect_failure(stderr=f"#7 1.2 x\n{EMPTY_LINK_ERROR}")
+    with pytest.raises(RegistryError) as excinfo:
+        harness.execute()
+    assert excinfo.value.message.endswith(
+        "400 Bad Request: digest invalid: provided digest did not match uploaded content; "
+        "manifest blob unknown: blob unknown to registry"
+    )

@@ -418,6 +418,36 @@ def test_registry_error_message(push: Push) -> None:
     assert "answers 422 for" in error.message
 
 
+EMPTY_LINK_BODY = (
+    b'{"errors":[{"code":"DIGEST_INVALID","message":"provided digest did not match uploaded content"},'
+    b'{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry","detail":"sha256:1f"}]}'
+)
+
+
+def test_manifest_with_unreadable_link_is_sent_again(push: Push) -> None:
+    memory = one_layer()
+    push.server.answer("PUT */manifests/*", Reply(status=400, body=EMPTY_LINK_BODY))
+    push.send(memory)
+    assert pushed_content(push) == memory.blobs
+    first, second, *_ = push.server.requests("PUT */manifests/*")
+    assert (first.path, first.body) == (second.path, second.body)
+
+
+def test_manifest_with_unreadable_link_is_refused(push: Push) -> None:
+    push.server.answer_always("PUT */manifests/*", Reply(status=400, body=EMPTY_LINK_BODY))
+    error = push.error(one_layer())
+    assert error.message.endswith(": DIGEST_INVALID")
+    assert push.waits == [0, 1, 2]
+
+
+@pytest.mark.parametrize("code", ["MANIFEST_INVALID", "MANIFEST_BLOB_UNKNOWN", ""])
+def test_refused_manifest_is_sent_once(push: Push, code: str) -> None:
+    body = f'{{"errors":[{{"code":"{code}"}}]}}'.encode()
+    push.server.answer_always("PUT */manifests/*", Reply(status=400, body=body))
+    assert "answers 400 for" in push.error(one_layer()).message
+    assert push.waits == []
+
+
 def test_failure_aborts_other_uploads(push: Push) -> None:
     memory = hello(["linux/amd64", "linux/arm64"])
     push.server.answer("PUT /upload/*", Reply(silent=True), Reply(status=413))
