@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 
 from buildkit_tasks.errors import MalformedImage
+from buildkit_tasks.oci.document_keys import CONFIG, INDEX, MANIFEST, check_keys, fold_key
 from buildkit_tasks.oci.limits import LIMITS
-from buildkit_tasks.oci.strict_json import load_object, reject_case_variants
+from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.platforms import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from buildkit_tasks.oci.document_keys import KeyTable
 
 __all__ = [
     "CONFIG_TYPES",
@@ -177,7 +180,7 @@ class ImageConfig:
 def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
     """Parse an image index whose descriptor states ``media_type``."""
     document = load_object(data, "the image index")
-    raw = _convert_document(document, _RawIndex, "the image index")
+    raw = _convert_document(document, INDEX, _RawIndex, "the image index")
     _check_document_kind(
         document, raw, media_type, ("layers", "config", "fsLayers", "history"), "the image index"
     )
@@ -188,7 +191,7 @@ def parse_index(data: bytes, media_type: str = OCI_INDEX) -> Index:
 def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
     """Parse an image manifest whose descriptor states ``media_type``."""
     document = load_object(data, "the image manifest")
-    raw = _convert_document(document, _RawManifest, "the image manifest")
+    raw = _convert_document(document, MANIFEST, _RawManifest, "the image manifest")
     _check_document_kind(
         document, raw, media_type, ("manifests", "fsLayers", "history"), "the image manifest"
     )
@@ -208,7 +211,8 @@ def parse_manifest(data: bytes, media_type: str = OCI_MANIFEST) -> Manifest:
 
 def parse_config(data: bytes) -> ImageConfig:
     """Parse an image configuration; Docker writes ``null`` for an empty list."""
-    raw = _convert_document(load_object(data, "the image config"), _RawConfig, "the image config")
+    document = _rename_rootfs(load_object(data, "the image config"))
+    raw = _convert_document(document, CONFIG, _RawConfig, "the image config")
     execution = raw.config or _RawExecutionParams()
     return ImageConfig(
         os=raw.os,
@@ -286,12 +290,25 @@ class _RawConfig(msgspec.Struct, frozen=True, kw_only=True):
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
-def _convert_document(document: dict[str, Any], struct_type: type[_StructT], description: str) -> _StructT:
-    reject_case_variants(document, struct_type.__struct_encode_fields__, description)
+def _convert_document(
+    document: dict[str, Any], keys: KeyTable, struct_type: type[_StructT], description: str
+) -> _StructT:
+    check_keys(document, keys, description)
     try:
         return msgspec.convert(document, struct_type)
     except msgspec.ValidationError as error:
         raise MalformedImage(f"{description} is malformed: {error}") from None
+
+
+def _rename_rootfs(document: dict[str, Any]) -> dict[str, Any]:
+    """Accept one key such as ``rootfS``, which Microsoft's Windows images have, for ``rootfs``.
+
+    The field is required, so a reader that compares keys exactly reads nothing else: it rejects the image.
+    """
+    variants = [key for key in document if fold_key(key) == "rootfs"]
+    if len(variants) != 1:
+        return document
+    return {"rootfs" if key == variants[0] else key: value for key, value in document.items()}
 
 
 def _check_document_kind(
@@ -304,8 +321,8 @@ def _check_document_kind(
     """Reject a document that readers could take for another kind: CVE-2021-41190, GHSA-77vh-xpmg-72qh."""
     if raw.schema_version != _SCHEMA_VERSION:
         raise MalformedImage(f"{description} has schemaVersion {raw.schema_version}, not {_SCHEMA_VERSION}")
-    keys_by_lower = {key.lower(): key for key in document}
-    conflicting = [keys_by_lower[name.lower()] for name in foreign_keys if name.lower() in keys_by_lower]
+    keys = {fold_key(key): key for key in document}
+    conflicting = [keys[fold_key(name)] for name in foreign_keys if fold_key(name) in keys]
     if conflicting:
         raise MalformedImage(
             f"{description} also has {conflicting[0]!r}: it is an index and a manifest at once"

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from buildkit_tasks.errors import MalformedImage
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["load_object", "reject_case_variants"]
+__all__ = ["load_object"]
 
 MAX_DEPTH = 64
 _MAX_DIGITS = 19  # of a 64-bit integer; Python parses thousands of digits, in quadratic time
 
-_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+# A string that does not end takes the rest of the text, since looking for its end at every quote would be
+# quadratic.
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _DEPTH_CHANGE = {"{": 1, "[": 1, "}": -1, "]": -1}
 
 
@@ -37,17 +36,6 @@ def load_object(data: bytes, description: str) -> dict[str, Any]:
         raise MalformedImage(f"{description} is not UTF-8") from None
     except ValueError as error:
         raise MalformedImage(f"{description} is not valid JSON: {error}") from None
-
-
-def reject_case_variants(document: Iterable[str], names: Iterable[str], description: str) -> None:
-    """Reject ``Layers`` where ``layers`` is a known key: Go's encoding/json matches keys in any case."""
-    known = {name.lower(): name for name in names}
-    for key in document:
-        expected = known.get(key.lower(), key)
-        if expected != key:
-            raise MalformedImage(
-                f"{description} has the key {key!r}, which differs from {expected!r} only in case"
-            )
 
 
 def _decode_object(data: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage
+from buildkit_tasks.oci.document_keys import STATEMENT, check_keys
 from buildkit_tasks.oci.image import Image, IndexEntry, IndexEntryKind
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import EMPTY_CONFIG
@@ -109,7 +110,9 @@ def _verify_blob(image: Image, descriptor: Descriptor) -> None:
 
 def _check_statement(data: bytes, target: Digest) -> None:
     """Raise :class:`MalformedImage` if an in-toto Statement has subjects and the image is not one of them."""
-    subjects = load_object(data, "the in-toto statement").get("subject")
+    document = load_object(data, "the in-toto statement")
+    check_keys(document, STATEMENT, "the in-toto statement")
+    subjects = document.get("subject")
     digests = {
         str(digest)
         for subject in (subjects if isinstance(subjects, list) else ())

@@ -25,8 +25,19 @@ def crane() -> Path:
 
 @pytest.fixture(scope="session")
 def tarlist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that lists archives with Go's archive/tar; compiling it needs Go, but no network."""
+    """A program that lists archives with Go's archive/tar."""
+    return compile_here("tarlist", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def foldkeys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that prints which characters Go's encoding/json takes for one."""
+    return compile_here("foldkeys", tmp_path_factory)
+
+
+def compile_here(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a program of this directory, or skip the test; compiling it needs Go, but no network."""
     try:
-        return compile_file(Path(__file__).parent / "tarlist/main.go", tmp_path_factory.mktemp("tarlist"))
+        return compile_file(Path(__file__).parent / name / "main.go", tmp_path_factory.mktemp(name))
     except ToolUnavailable as error:
         pytest.skip(str(error))

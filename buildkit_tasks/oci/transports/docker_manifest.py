@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from buildkit_tasks.errors import MalformedImage, UsageError
+from buildkit_tasks.oci.document_keys import DOCKER_MANIFEST, check_keys
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.reference import Reference
-from buildkit_tasks.oci.strict_json import load_object, reject_case_variants
+from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.oci.transports.tar_members import normalize_name
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def parse_docker_manifest(data: bytes) -> tuple[SavedImage, ...]:
 
 
 def _parse_image(image: Any) -> SavedImage:
-    if isinstance(image, dict):
-        reject_case_variants(image, _RawImage.__struct_encode_fields__, MANIFEST_NAME)
+    check_keys(image, DOCKER_MANIFEST, MANIFEST_NAME)
     try:
         raw = msgspec.convert(image, _RawImage)
     except msgspec.ValidationError as error:

@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from buildkit_tasks.errors import LimitExceeded, MalformedImage, UsageError
+from buildkit_tasks.oci.document_keys import LAYOUT, check_keys
 from buildkit_tasks.oci.image import Image
 from buildkit_tasks.oci.limits import LIMITS
 from buildkit_tasks.oci.model import (
@@ -109,7 +110,9 @@ def missing_blob_error(descriptor: Descriptor, name: str, location: str) -> Malf
 
 def check_layout_version(data: bytes) -> None:
     """Raise :class:`MalformedImage` unless an ``oci-layout`` file states the only version, 1.0.0."""
-    version = load_object(data, "oci-layout").get("imageLayoutVersion")
+    document = load_object(data, "oci-layout")
+    check_keys(document, LAYOUT, "oci-layout")
+    version = document.get("imageLayoutVersion")
     if version != _LAYOUT_VERSION["imageLayoutVersion"]:
         raise MalformedImage(f"oci-layout has version {version!r}; only 1.0.0 is supported")
 

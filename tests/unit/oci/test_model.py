@@ -22,6 +22,7 @@ from buildkit_tasks.oci.model import (
 )
 from buildkit_tasks.oci.strict_json import load_object
 from buildkit_tasks.platforms import Platform
+from tests.support.growth import assert_linear
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"
@@ -222,3 +223,17 @@ def test_ambiguous_json(data: bytes, cause: str) -> None:
 def test_brackets_in_strings() -> None:
     text = json.dumps({"a": "[" * 1000, 'quote\\"': "{" * 1000})
     assert load_object(text.encode(), "the document") == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "piece", [b'\\"', b'"', b'"\\', b"\\", b'\\"x', b'["\\"",', b'{"a":"', b"1,", b"9", b" "]
+)
+@pytest.mark.parametrize("start", [b"", b'{"a": "'])
+def test_malformed_json_takes_linear_time(start: bytes, piece: bytes) -> None:
+    def load(data: bytes) -> None:
+        with pytest.raises(MalformedImage):
+            load_object(data, "the document")
+
+    assert_linear(
+        load, lambda size: start + piece * (size // len(piece)) + b"\x00", LIMITS.document_bytes // 4
+    )
