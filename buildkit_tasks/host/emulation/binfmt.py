@@ -118,12 +118,19 @@ class HandlerTable:
         return next((handler for handler in matching if handler.enabled), matching[0] if matching else None)
 
     def register(self, machine: Machine, interpreter: Path) -> None:
-        """Register a handler. Raise :class:`EmulatorError` if the kernel refuses or the name exists."""
+        """Register a handler, unless another process was faster: the table is shared by all of the machine.
+
+        Raise :class:`EmulatorError` if the kernel refuses, or the name exists for another architecture.
+        """
         name = f"qemu-{machine.qemu_suffix}"
         registration = format_registration(machine, str(interpreter))
         try:
             self.commands.write_kernel_file(self.mount_point / "register", registration.encode("latin-1"))
         except OSError as error:
+            if error.errno == errno.EEXIST and any(
+                handler.name == name and handler.matches(machine) for handler in self.read_handlers()
+            ):
+                return  # not ours to remove; a probe finds out whether it works
             raise EmulatorError(
                 _explain_refusal(name, interpreter, error), platform=f"linux/{machine.architecture}"
             ) from error

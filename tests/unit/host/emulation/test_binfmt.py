@@ -181,6 +181,19 @@ def test_register_refused(kernel: Kernel, table: HandlerTable, number: int, mess
     assert not table.state_path.exists()
 
 
+def test_register_after_another_process(kernel: Kernel, table: HandlerTable) -> None:
+    kernel.add(entry(ARM64, "qemu-aarch64", "/theirs"))
+    table.register(ARM64, QEMU)
+    assert [handler.interpreter for handler in table.read_handlers()] == ["/theirs"]
+    assert table.remove_registered() == []
+
+
+def test_name_of_another_architecture(kernel: Kernel, table: HandlerTable) -> None:
+    kernel.add(entry(ARM, "qemu-aarch64"))
+    with pytest.raises(EmulatorError, match="a handler qemu-aarch64 exists already"):
+        table.register(ARM64, QEMU)
+
+
 def test_remove_registered(kernel: Kernel, table: HandlerTable) -> None:
     kernel.add(entry(ARM, "theirs"))
     table.register(ARM64, QEMU)
