@@ -44,6 +44,7 @@ class TaskContext:
     setting_flags: Mapping[str, Any]
     exit_code: int = field(default=0, init=False)
     result: object = field(default=None, init=False)
+    _is_annotated: bool = field(default=False, init=False)
 
     @property
     def json_output(self) -> bool:
@@ -121,6 +122,7 @@ class TaskContext:
         if self.json_output:  # after the files: the error of one that fails is the only document
             with tolerate_closed_pipe(sys.stdout):
                 sys.stdout.write(render.to_json(report))
+        self._is_annotated = True
         self.exit_code = 0 if report.ok else failure_code
 
     def raise_in_dry_run(self, errors: Sequence[BuildkitTasksError]) -> None:
@@ -177,6 +179,10 @@ class TaskContext:
         except OSError:  # this may be the error
             discard_output(sys.stdout)
         self.notify(f"error: {error}")
+        if not self._is_annotated:
+            from buildkit_tasks.report import error_to_github
+
+            error_to_github(redact(str(error)), os.environ)
         return error.exit_code
 
 

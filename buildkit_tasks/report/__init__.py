@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from buildkit_tasks.report.files import check_report_paths, to_json, write_reports
-    from buildkit_tasks.report.github import report_to_github
+    from buildkit_tasks.report.github import error_to_github, report_to_github
     from buildkit_tasks.report.html import to_html
     from buildkit_tasks.report.junit import to_junit
     from buildkit_tasks.report.markdown import to_markdown
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LiveTable",
     "check_report_paths",
+    "error_to_github",
     "needs_colour",
     "open_live_table",
     "preload_rich",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "error_to_github": "github",
     "report_to_github": "github",
     "LiveTable": "progress",
     "check_report_paths": "files",

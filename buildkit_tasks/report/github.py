@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from buildkit_tasks.report.model import Report
 
-__all__ = ["report_to_github"]
+__all__ = ["error_to_github", "report_to_github"]
 
 # GitHub rejects a summary of more than 1 MiB per step (docs.github.com, "Workflow commands for
 # GitHub Actions", step isolation and limits): then the table alone is written.
@@ -53,6 +53,15 @@ def report_to_github(
         for command in commands:
             print(command, file=stream)
     return commands
+
+
+def error_to_github(message: str, environ: Mapping[str, str], stream: TextIO | None = None) -> None:
+    """Print an annotation for an error that ended a task before it had a report."""
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return
+    stream = stream or sys.stderr
+    with tolerate_closed_pipe(stream):
+        print(_format_command("error", "buildkit-tasks", message), file=stream)
 
 
 def _write_step_summary(report: Report, path: str) -> Iterator[str]:

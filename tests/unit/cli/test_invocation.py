@@ -278,6 +278,18 @@ def test_error_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: no good\n  try: do it well\n"
 
 
+def test_error_in_github_actions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    inv("raise-error", "--kind", "usage", "--json")
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"] == "no good\n  try: do it well"
+    assert captured.err == (
+        "error: no good\n  try: do it well\n::error title=buildkit-tasks::no good%0A  try: do it well\n"
+    )
+    inv("raise-error", "--kind", "secret")
+    assert "hunter2" not in capsys.readouterr().err
+
+
 def test_os_error_names_file(capsys: pytest.CaptureFixture[str]) -> None:
     inv("raise-error", "--kind", "file")
     assert capsys.readouterr().err == "error: /x/y: Permission denied\n"
