@@ -95,13 +95,13 @@ class _Elsewhere(Exception):
 
 
 def _check_image(name: str) -> None:
-    """Open an image in a file or a directory; check the name of another one."""
+    """Find an image in a file or a directory; check the name of another one."""
     if find_local_output(name) is None:
         with (
             contextlib.suppress(_Elsewhere),
-            open_image(name, export=_stop_at_engine, registry_opener=_check_reference),
+            open_image(name, export=_stop_at_engine, registry_opener=_check_reference) as image,
         ):
-            pass
+            image.root_descriptor()
 
 
 def _stop_at_engine(_: str) -> NoReturn:

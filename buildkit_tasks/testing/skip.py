@@ -46,4 +46,4 @@ def skip_or_fail(config: pytest.Config, reason: str) -> NoReturn:
     """Skip the test with the reason, or fail it under ``--arch-require-engine``."""
     if get_option(config, "require-engine"):
         pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    raise pytest.skip.Exception(reason, _use_item_location=True)  # not the line of this package

@@ -261,6 +261,15 @@ def test_missing_engine_skips(dockerfile_project: Project) -> None:
     assert "no engine: no Docker daemon answers at unix://" in result.stdout.str()
 
 
+def test_skipped_run_names_test(project: Project) -> None:
+    """The reason of a skipped run has the line of the test, and not one of this package."""
+    project.settings(SYSTEM_ENGINE)
+    project.add_image("image.tar")
+    result = project.run(RUN_TEST, "--arch-image=image.tar", "--arch-runner=docker", "--arch-platform=amd64")
+    result.assert_outcomes(skipped=1)
+    assert "SKIPPED [1] test_it.py:1: no engine: " in result.stdout.str()
+
+
 def test_required_engine_fails(dockerfile_project: Project) -> None:
     result = dockerfile_project.run(NEEDS_IMAGE, "--arch-require-engine")
     assert result.ret == 1
@@ -301,6 +310,7 @@ BAD_OPTIONS = [
     pytest.param("--image=docker:q:1", "unknown image name 'docker:q:1'", id="unknown-transport"),
     pytest.param("--image=docker://app@sha256:12", "'sha256:12' is not a valid digest", id="reference"),
     pytest.param("--image=pyproject.toml", "pyproject.toml", id="no-image-file"),
+    pytest.param("--image=oci:.", ". is not an OCI image layout: it has no index.json", id="not-a-layout"),
 ]
 
 
@@ -340,6 +350,13 @@ def test_unavailable_qemu_is_no_bad_value(project: Project, monkeypatch: pytest.
 
     monkeypatch.setattr(Pipeline, "check_cpu", fail)
     project.run("def test_it():\n    pass\n", "--cpu=cortex-a53").assert_outcomes(passed=1)
+
+
+def test_archive_without_name(project: Project) -> None:
+    project.add_image("image.tar")
+    result = project.run(NEEDS_IMAGE, "--image=oci-archive:image.tar:one")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "the layout has no image named 'one'" in result.stderr.str()
 
 
 def test_bad_option_of_process(project: Project) -> None:
@@ -616,7 +633,7 @@ def test_run_without_engine_or_emulator(fakes: Fakes, error: str, message: str) 
     missing = f"raise errors.{error}('why')"
     result = fakes.run(text, *ON_S390X, emulate=missing)
     result.assert_outcomes(skipped=2)
-    assert skip_reasons(result) == [message]
+    assert skip_reasons(result) == [message, message]  # with the line of each test
     result = fakes.run(text, *ON_S390X, "--arch-require-engine", emulate=missing)
     result.assert_outcomes(failed=2)
     assert result.outlines.count(message) == 2
