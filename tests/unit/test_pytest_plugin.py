@@ -359,6 +359,17 @@ def test_archive_without_name(project: Project) -> None:
     assert "the layout has no image named 'one'" in result.stderr.str()
 
 
+def test_folder_with_archives(project: Project) -> None:
+    (project.path / "dist").mkdir()
+    project.add_image("dist/image.tar")
+    result = project.run(NEEDS_IMAGE, "--image=dist")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: dist is * but a folder with archives", "*try: write it as dist/image.tar"]
+    )
+    project.run(NEEDS_IMAGE, "--image=dist/image.tar").assert_outcomes(passed=1)
+
+
 def test_bad_option_of_process(project: Project) -> None:
     result = project.pytester.runpytest_subprocess(*OPTIONS, "--image", "nofile.tar")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

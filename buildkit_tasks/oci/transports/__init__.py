@@ -54,7 +54,7 @@ def find_local_output(name: str) -> Path | None:
     """Return the directory of a local output, named by ``dir:DIR`` or by its path.
 
     Return None for any other image; a directory that is named by its path must not be an OCI layout.
-    Raises :class:`UsageError` if DIR is not a directory.
+    Raises :class:`UsageError` if DIR is not a directory, and for a path whose files are archives of images.
     """
     transport, colon, details = name.partition(":")
     if colon and transport == "dir":
@@ -63,7 +63,10 @@ def find_local_output(name: str) -> Path | None:
             raise UsageError(f"{path} is not a directory", hint=_build_hint("type=local", details))
         return path
     path = Path(name)
-    return path if name and _path_exists(path) and path.is_dir() and not _is_layout(path) else None
+    if not name or not _path_exists(path) or not path.is_dir() or _is_layout(path):
+        return None
+    _check_not_archives(path)
+    return path
 
 
 def _open_transport(
@@ -149,7 +152,10 @@ def _open_path(name: str) -> AbstractContextManager[Source] | None:
         return None
     if not path.is_dir():
         return _open_archive_file(path)
-    return _open_oci_layout(name) if _is_layout(path) else _reject_local_output(name)
+    if _is_layout(path):
+        return _open_oci_layout(name)
+    _check_not_archives(path)
+    return _reject_local_output(name)
 
 
 def _open_archive_file(path: Path) -> AbstractContextManager[Source]:
@@ -168,6 +174,17 @@ def _open_archive_file(path: Path) -> AbstractContextManager[Source]:
     except BaseException:
         archive.close()
         raise
+
+
+def _check_not_archives(folder: Path) -> None:
+    """Raise :class:`UsageError` for a directory such as ``dist``, into which a build has written archives."""
+    try:
+        files = sorted(folder.iterdir())
+    except OSError:  # the reader of the directory says why
+        return
+    if files and all(file.suffix in ARCHIVE_SUFFIXES and file.is_file() for file in files):
+        message = f"{folder} is neither an image nor a local output, but a folder with archives"
+        raise UsageError(message, hint=f"write it as {files[0]}")
 
 
 def _reject_local_output(details: str) -> AbstractContextManager[Source]:
