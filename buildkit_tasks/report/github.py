@@ -57,11 +57,10 @@ def report_to_github(
 
 def error_to_github(message: str, environ: Mapping[str, str], stream: TextIO | None = None) -> None:
     """Print an annotation for an error that ended a task before it had a report."""
-    if environ.get("GITHUB_ACTIONS") != "true":
-        return
-    stream = stream or sys.stderr
-    with tolerate_closed_pipe(stream):
-        print(_format_command("error", "buildkit-tasks", message), file=stream)
+    if environ.get("GITHUB_ACTIONS") == "true":
+        stream = stream or sys.stderr
+        with tolerate_closed_pipe(stream):
+            print(_format_command("error", "buildkit-tasks", message), file=stream)
 
 
 def _write_step_summary(report: Report, path: str) -> Iterator[str]:
