@@ -416,7 +416,7 @@ LATIN_1 = "echo grüß\n".encode("latin-1")
 @pytest.mark.parametrize(
     ("data", "reason", "hint"),
     [
-        (gzip.compress(b"x"), "it is packed by gzip", "unpack it in the Dockerfile"),
+        (gzip.compress(b"x", mtime=0), "it is packed by gzip", "unpack it in the Dockerfile"),
         (b"PK\3\4" + bytes(26), "it is packed by zip", "unpack it"),
         (lzma.compress(b"x"), "it is packed by xz", "unpack it"),
         (bz2.compress(b"x"), "it is packed by bzip2", "unpack it"),
