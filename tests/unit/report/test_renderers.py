@@ -13,6 +13,7 @@ from buildkit_tasks import report as renderers
 from buildkit_tasks.report.model import ImagesReport, Outcome, Report, to_document
 from buildkit_tasks.report.steps import list_steps
 from buildkit_tasks.report.summary import summarize
+from tests.support.environment import delete_env
 from tests.support.report_samples import (
     TEN,
     TWO,
@@ -208,7 +209,8 @@ def test_run_fields_are_escaped(render: Callable[[Report], str]) -> None:
             assert not re.search(r"(?m)^\|.*[<`]", text)
 
 
-def test_import_is_lazy() -> None:
+def test_import_is_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    delete_env(monkeypatch, "COVERAGE_*")  # in a measured process coverage.py imports dataclasses
     code = "import sys, buildkit_tasks.report; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(process.stdout.split())
