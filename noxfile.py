@@ -66,7 +66,8 @@ def unit(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Run the tests under coverage.py, child processes and supervisor too; print what they do not reach."""
     session.install("-e", ".", *nox.project.dependency_groups(_GROUPS, "test", "plugins", "coverage"))
-    session.run("python", "-m", "tests.coverage", *(session.posargs or [*_IN_PARALLEL, "-m", "not interop"]))
+    arguments = session.posargs or [*_IN_PARALLEL, "-m", "not interop"]
+    session.run("python", "-m", "tests.coverage", *arguments, env=_WRITE_BYTECODE)
 
 
 @nox.session
