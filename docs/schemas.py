@@ -14,7 +14,15 @@ from typing import Any
 
 import msgspec
 
-from buildkit_tasks.config.schema import CHOICES, IMAGE_KEYS, IMAGE_NAME_PATTERN, ITEM_PATTERNS, PATTERNS
+from buildkit_tasks.config.schema import (
+    CHOICES,
+    IMAGE_KEYS,
+    IMAGE_NAME_PATTERN,
+    ITEM_PATTERNS,
+    MAX_EXIT_STATUS,
+    PATTERNS,
+    must_be_positive,
+)
 from buildkit_tasks.config.settings import Settings, SmokeCheck
 from buildkit_tasks.report import model
 
@@ -149,7 +157,11 @@ def _type_schema(key: str, default: Any) -> _Schema:
             **choices,
             **({"pattern": _to_ecma(PATTERNS[key][0])} if key in PATTERNS else {}),
         }
-    return {"type": "number" if isinstance(default, float) else "integer", "minimum": 0}
+    return {
+        "type": "number" if isinstance(default, float) else "integer",
+        "exclusiveMinimum" if must_be_positive(key, default) else "minimum": 0,
+        **({"maximum": MAX_EXIT_STATUS} if key == "expect_exit" else {}),
+    }
 
 
 def _to_ecma(pattern: re.Pattern[str]) -> str:

@@ -72,6 +72,7 @@ _BAKE_FILES = (
     "docker-bake.hcl", "docker-bake.json",
     "compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml",
 )  # fmt: skip
+_BOOLEANS = ("1", "t", "true", "0", "f", "false")  # as in Go
 _REMOTE_CONTEXT = re.compile(r"(?:https?|git|ssh)://|git@")
 
 
@@ -233,6 +234,14 @@ def _check_attestations(request: BuildRequest) -> None:
             f"--no-attest contradicts {', '.join(request.attestation_options)}",
             hint="omit one of them",
         )
+    for flag, value, example in (
+        ("--provenance", request.provenance, "mode=max"),
+        ("--sbom", request.sbom, "true"),
+    ):
+        if value and value.lower() not in _BOOLEANS and not all("=" in each for each in value.split(",")):
+            raise UsageError(
+                f"{flag}={value} is neither true, false nor NAME=VALUE", hint=f"{flag}={example}"
+            )
 
 
 def drop_outputs(request: BuildRequest) -> BuildRequest:

@@ -23,9 +23,11 @@ __all__ = [
     "IMAGE_KEYS",
     "IMAGE_NAME_PATTERN",
     "ITEM_PATTERNS",
+    "MAX_EXIT_STATUS",
     "PATTERNS",
     "ImageSettings",
     "SmokeCheck",
+    "must_be_positive",
     "normalize_keys",
     "read_image_tables",
     "read_smoke_checks",
@@ -69,6 +71,7 @@ _TYPE_DESCRIPTIONS = {
     int: "a whole number, 0 or more",
     float: "a number, 0 or more",
 }
+MAX_EXIT_STATUS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +200,9 @@ def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
         value = _convert_value(raw, default)
         if key in _COMMA_SEPARATED_KEYS:
             value = _split_list(",".join(value))
+        _check_range(key, value, default)
     except (TypeError, ValueError):
-        raise SettingsError(f"{label}: {key} = {raw!r} is not {_TYPE_DESCRIPTIONS[type(default)]}") from None
+        raise SettingsError(f"{label}: {key} = {raw!r} is not {_describe_type(key, default)}") from None
     if key in CHOICES and value not in CHOICES[key]:
         raise SettingsError(f"{label}: {key} = {raw!r} is not one of {', '.join(CHOICES[key])}")
     pattern, noun, hint = PATTERNS.get(key) or ITEM_PATTERNS.get(key) or (None, "", "")
@@ -206,6 +210,23 @@ def read_value(key: str, raw: Any, label: str, default: Any) -> Any:
         if pattern is not None and not pattern.match(each):
             raise SettingsError(f"{label}: {each!r} is not a valid {noun}", hint=hint)
     return value
+
+
+def _check_range(key: str, value: Any, default: Any) -> None:
+    """Raise :class:`ValueError` for a number that no run can have."""
+    if (key == "expect_exit" and value > MAX_EXIT_STATUS) or (must_be_positive(key, default) and not value):
+        raise ValueError
+
+
+def _describe_type(key: str, default: Any) -> str:
+    if key == "expect_exit":
+        return f"an exit status, 0 to {MAX_EXIT_STATUS}"
+    return "a number above 0" if must_be_positive(key, default) else _TYPE_DESCRIPTIONS[type(default)]
+
+
+def must_be_positive(key: str, default: Any) -> bool:
+    """Return True for the time limit of the settings, as 0 would kill every run; a check may have 0."""
+    return key == "timeout" and bool(default)
 
 
 def _convert_value(raw: Any, default: Any) -> Any:

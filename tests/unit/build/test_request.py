@@ -471,6 +471,23 @@ def test_no_epoch_by_default() -> None:
     assert set_epoch(make_request(), Scripted(), print) == make_request()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"provenance": "maybe"}, "--provenance=maybe is neither true, false nor NAME=VALUE"),
+        ({"provenance": "mode=max,maybe"}, "--provenance=mode=max,maybe is neither"),
+        ({"sbom": "yes"}, "--sbom=yes is neither true, false nor NAME=VALUE"),
+    ],
+)
+def test_unknown_attestation(options: dict[str, Any], message: str) -> None:
+    assert usage_error(**options).message.startswith(message)
+
+
+@pytest.mark.parametrize("value", ["true", "False", "0", "mode=min", "mode=max,version=v1", ""])
+def test_attestation(value: str) -> None:
+    assert buildx_values("provenance", provenance=value) == [value] * bool(value)
+
+
 def test_no_attest() -> None:
     assert buildx_values("provenance", no_attest=True) == ["false"]
     assert buildx_values("sbom", no_attest=True) == ["false"]

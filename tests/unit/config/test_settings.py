@@ -267,11 +267,13 @@ def test_unknown_key_list(project_dir: Path) -> None:
 
 
 BAD_VALUES: list[tuple[str, str]] = [
-    ('timeout = "soon"', "timeout = 'soon' is not a number, 0 or more"),
-    ("timeout = true", "timeout = True is not a number, 0 or more"),
-    ("timeout = nan", "timeout = nan is not a number, 0 or more"),
-    ("timeout = inf", "timeout = inf is not a number, 0 or more"),
-    ("timeout = -1", "timeout = -1 is not a number, 0 or more"),
+    ('timeout = "soon"', "timeout = 'soon' is not a number above 0"),
+    ("timeout = true", "timeout = True is not a number above 0"),
+    ("timeout = nan", "timeout = nan is not a number above 0"),
+    ("timeout = inf", "timeout = inf is not a number above 0"),
+    ("timeout = -1", "timeout = -1 is not a number above 0"),
+    ("timeout = 0", "timeout = 0 is not a number above 0"),
+    ("expect-exit = 256", "expect_exit = 256 is not an exit status, 0 to 255"),
     ('jobs = "many"', "jobs = 'many' is not a whole number, 0 or more"),
     ("jobs = -2", "jobs = -2 is not a whole number, 0 or more"),
     ("jobs = 1.5", "jobs = 1.5 is not a whole number, 0 or more"),
@@ -436,7 +438,7 @@ BAD_CHECKS: list[tuple[str, str, str | None]] = [
     ("expect_exti = 1", "unknown key 'expect_exti', did you mean 'expect-exit'?", None),
     ("zzz = 1", "unknown key 'zzz'", "use one of command, expect, expect_exit, platforms, timeout"),
     ("command = ['a']", "command = ['a'] is not text", None),
-    ("expect-exit = 'one'", "expect_exit = 'one' is not a whole number, 0 or more", None),
+    ("expect-exit = 'one'", "expect_exit = 'one' is not an exit status, 0 to 255", None),
     ("timeout = -1", "timeout = -1 is not a number, 0 or more", None),
     ("platforms = 3", "platforms = 3 is not a list", None),
     (

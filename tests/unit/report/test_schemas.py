@@ -91,6 +91,7 @@ def test_own_settings_are_valid() -> None:
         "driver = 'remote'\nname = 'my-builder'\ncpu = 'cortex-a53,sve=off'\ntimeout = 1\njobs = 3",
         "allow = ['network.host', 'device=a/b']\nexpect-exit = 3",
         "[[check]]\ncommand = 'uname -m'\nexpect-exit = 1\nplatforms = ['linux/386']\ntimeout = 0.5",
+        "[[check]]\ntimeout = 0\nexpect-exit = 255",
         "[[image]]\nname = 'web'\nbuild-args = ['A=1']\nbuild_args = ['A=1']\ntags = 'a,b'",
     ],
 )
@@ -109,6 +110,9 @@ def test_settings_are_valid(table: str) -> None:
         "name = '-'",
         "cpu = 'a b'",
         "timeout = -1",
+        "timeout = 0",
+        "expect-exit = 256",
+        "[[check]]\nexpect-exit = 256",
         "jobs = 1.5",
         "context = []",
         "allow = ['all']",
