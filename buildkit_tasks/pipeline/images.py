@@ -5,15 +5,16 @@ Imports little: an image in a file or a registry is verified without importing a
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from buildkit_tasks.config.settings import Settings, cache_folder, writable_cache_folder
-from buildkit_tasks.errors import EngineError, UsageError
+from buildkit_tasks.errors import EngineError, RegistryError, UsageError
 from buildkit_tasks.pipeline.last_build import LastBuild, RecordedImage
 
 if TYPE_CHECKING:
@@ -57,10 +58,28 @@ class ImageResolver:
             return
         from buildkit_tasks.oci.transports import open_image
 
-        with open_image(
-            name, export=self._export_from_engine, registry_opener=self._open_registry_image
-        ) as image:
+        opened = open_image(name, export=self._export_from_engine, registry_opener=self._open_registry_image)
+        with ExitStack() as stack:
+            try:
+                image = stack.enter_context(opened)
+            except RegistryError as error:
+                similar_name = self._find_similar_name(name)
+                if not similar_name:
+                    raise
+                raise RegistryError(f"{error.message}; did you mean {similar_name}?") from error
             yield image
+
+    def _find_similar_name(self, name: str) -> str:
+        """Return what may be meant by a name that no registry has, or "".
+
+        That is an image that a build here has loaded into the engine, or one of the settings.
+        """
+        recorded_names = {each.image for each in self.last_build.read().images.values()}
+        loaded_name = f"docker-daemon:{name}"
+        if loaded_name in recorded_names:
+            return loaded_name
+        names = [table.name for table in self.settings.images]
+        return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
     @contextmanager
     def cached(self, name: str) -> Iterator[ImageResolver]:

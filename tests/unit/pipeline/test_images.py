@@ -4,11 +4,13 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from buildkit_tasks.config.schema import ImageSettings
 from buildkit_tasks.config.settings import Settings
-from buildkit_tasks.errors import EngineError, UsageError
+from buildkit_tasks.errors import EngineError, RegistryError, UsageError
 from buildkit_tasks.pipeline.images import ImageResolver
 from buildkit_tasks.pipeline.last_build import RecordedImage
 from buildkit_tasks.platforms import Platform
@@ -80,6 +82,22 @@ def test_unreadable_output(resolver: ImageResolver, output: Output | None, cause
     assert excinfo.value.hint == (
         "inv build-multiarch --platform linux/arm64,linux/386 -o type=oci,dest=dist/image.tar"
     )
+
+
+def _refuse(reference: str) -> NoReturn:
+    raise RegistryError(f"r.example has no {reference}", hint="docker login r.example")
+
+
+def test_similar_name(resolver: ImageResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageResolver, "_open_registry_image", staticmethod(_refuse))
+    resolver.record_last_built(make_result(Output(type="docker", ref="app:1")))
+    images = (ImageSettings(name="web"), ImageSettings(name="tool"))
+    resolver = replace(resolver, settings=replace(resolver.settings, images=images))
+    for name, suggestion in [("app:1", "docker-daemon:app:1"), ("wep", "web"), ("other", "")]:
+        with pytest.raises(RegistryError, match=f"r.example has no {name}") as excinfo, resolver.open(name):
+            pass
+        assert excinfo.value.message.endswith(f"; did you mean {suggestion}?" if suggestion else name)
+        assert excinfo.value.hint == (None if suggestion else "docker login r.example")
 
 
 def test_failed_build(resolver: ImageResolver) -> None:
