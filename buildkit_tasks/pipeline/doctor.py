@@ -197,6 +197,6 @@ def _check_registry(engine: Engine) -> Finding:
     message = (
         "Docker Hub is reachable"
         if is_reachable
-        else "Docker Hub is not reachable: stand-ins replace alpine and golang"
+        else "Docker Hub is not reachable: stand-ins replace alpine, busybox and golang"
     )
     return Finding(name="registry", ok=True, message=message)

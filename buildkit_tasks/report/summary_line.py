@@ -30,13 +30,13 @@ def format_summary_line(report: Report, steps: Sequence[Step]) -> str:
     warning_count = count_warnings(steps)
     warnings = pluralise(warning_count, "warning", "warnings")
     with_warnings = f", with {warnings}" if warning_count else ""
-    failures = "".join(_describe_failures(steps))
+    failures = _join_sentences(_describe_failures(steps))
     match report:
         case BuildResult(pushed=PushResult() as push):
             return format_summary_line(push, steps)
         case PushResult():
             if not report.ok:
-                return f"{count} passed{with_warnings}.{failures} No tag was set."
+                return _join_sentences([f"{count} passed{with_warnings}.{failures}", " No tag was set."])
             is_verified = report.verify or report.run
             verbs = "verified, run and tagged" if is_verified else "tagged without verification"
             return f"{count} pushed{with_warnings}: {verbs}."
@@ -84,6 +84,12 @@ def _describe_failures(steps: Iterable[Step]) -> Iterator[str]:
         text = ", ".join(filter(None, failures))
         sentences = f" FAILED: {text}." * bool(text) + _describe_stop(image_steps)
         yield f" {image}:{sentences}" if image and sentences else sentences
+
+
+def _join_sentences(sentences: Iterable[str]) -> str:
+    """Join sentences, each with its leading space; after an error there may be no full stop yet."""
+    *others, last = [each for each in sentences if each] or [""]
+    return "".join(each if each.endswith(".") else f"{each}." for each in others) + last
 
 
 def _describe_failure(steps: Iterable[Step], platform: str) -> str:

@@ -141,8 +141,9 @@ class BakePrinter:
         result = self.commands.run(argv, self.engine.command_options(timeout=_PRINT_TIMEOUT, cwd=cwd))
         if not result.ok:
             reason = result.reason.removeprefix("ERROR: ")
+            # A syntax error names the file itself; buildx can list the targets of no file that has one.
+            names_file = any(reason.startswith(f"{file}:") for file in files)
             file_flags = shlex.join(f"--file={file}" for file in self.files)
-            raise UsageError(
-                f"{self._label}: {reason}", hint=f"docker buildx bake {file_flags} --list=targets"
-            )
+            hint = f"docker buildx bake {file_flags} --list=targets" if "target" in reason else ""
+            raise UsageError(reason if names_file else f"{self._label}: {reason}", hint=hint)
         return result.stdout

@@ -439,6 +439,20 @@ def test_buildx_error_and_hint(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("x.hcl:1,14-15: Unclosed configuration block", "x.hcl:1,14-15: Unclosed configuration block"),
+        ("unknown key: argz", "x.hcl: unknown key: argz"),
+    ],
+)
+def test_buildx_error_of_a_file(tmp_path: Path, reason: str, message: str) -> None:
+    commands = Scripted().expect("buildx bake *", returncode=1, stderr=f"ERROR: {reason}\n")
+    with pytest.raises(UsageError) as excinfo:
+        print_plan(tmp_path, "", commands)
+    assert str(excinfo.value) == message  # listing the targets would fail too, or not help
+
+
 def test_dry_run_without_buildx(tmp_path: Path) -> None:
     commands = Scripted(dry_run=True)
     assert print_plan(tmp_path, "", commands).build_order == ()

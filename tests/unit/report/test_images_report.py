@@ -141,6 +141,11 @@ def test_failed_step_of_images() -> None:
     assert not summary.ok
     assert summary.summary_line == "1 of 2 images passed. web: Stopped before the end of verify: no such file"
     assert "FAILED no such file" in draw(failed)
+    both = replace(failed, images=(*failed.images, *one_step("verify", "tool", error="no tag").images))
+    assert summarize(both).summary_line == (
+        "0 of 2 images passed. web: Stopped before the end of verify: no such file."
+        " tool: Stopped before the end of verify: no tag"
+    )
 
 
 def test_pushed_images() -> None:
