@@ -8,7 +8,16 @@ import os
 import pytest
 
 # Options of a pytest that a test starts, for plugins that it does not need and that take long to import.
-NO_OTHER_PLUGINS = ("-p", "no:docker", "-p", "no:hypothesispytest", "-p", "no:playwright")
+NO_OTHER_PLUGINS = (
+    "-p",
+    "no:docker",
+    "-p",
+    "no:hypothesispytest",
+    "-p",
+    "no:playwright",
+    "-p",
+    "no:randomly",
+)
 
 
 def delete_env(monkeypatch: pytest.MonkeyPatch, *patterns: str) -> None:
