@@ -311,10 +311,17 @@ def _drop_other_platforms(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report an error of this package at the line of the test, without the frames of this package."""
+    """Report an error of this package at the line of the test, without the frames of this package.
+
+    Ctrl-C in a build or another program ends pytest, as anywhere else in a test.
+    """
     if call.excinfo is None or _IMAGE not in getattr(item, "fixturenames", ()):
         return (yield)
+    from buildkit_tasks.errors import Interrupted
     from buildkit_tasks.testing.short_traceback import shorten_traceback
+
+    if isinstance(call.excinfo.value, Interrupted):
+        raise KeyboardInterrupt from call.excinfo.value
 
     with shorten_traceback(item.config, call):
         return (yield)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit_tasks.config.settings import override_settings
-from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError
+from buildkit_tasks.errors import BuildkitTasksError, EmulatorError, EngineError, Interrupted
 from buildkit_tasks.pipeline.last_build import best_image_name
 from buildkit_tasks.pipeline.multi_image import build_single_image
 from buildkit_tasks.pipeline.pipeline import Pipeline
@@ -39,7 +39,7 @@ def create_test_pipeline(settings: Settings) -> Pipeline:
 def build_session_image(settings: Settings, name: str, platforms: Iterable[Platform]) -> SessionImage:
     """Build the named image of the settings, or the only one if ``name`` is empty.
 
-    ``platforms`` replace those of the settings, unless they are empty.
+    ``platforms`` replace those of the settings, unless they are empty. Raises :class:`Interrupted`.
     """
     values = {"platforms": [str(platform) for platform in platforms]}
     pipeline = create_test_pipeline(override_settings(settings, values, "pytest"))
@@ -48,6 +48,8 @@ def build_session_image(settings: Settings, name: str, platforms: Iterable[Platf
         return SessionImage(image=best_image_name(result))
     except (EngineError, EmulatorError) as error:
         return SessionImage(skip_reason=format_skip_reason(error))
+    except Interrupted:
+        raise
     except (BuildkitTasksError, OSError) as error:
         return SessionImage(failure=f"{name or 'the image'} could not be built: {error}")
 

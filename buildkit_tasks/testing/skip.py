@@ -32,12 +32,17 @@ def skip_without_engine(config: pytest.Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_errors(config: pytest.Config) -> Iterator[None]:
-    """Do as :func:`skip_without_engine`; fail the test with the message alone for any other error of ours."""
-    from buildkit_tasks.errors import BuildkitTasksError
+    """Do as :func:`skip_without_engine`; fail the test with the message alone for any other error of ours.
+
+    Ctrl-C is none: the plugin ends pytest.
+    """
+    from buildkit_tasks.errors import BuildkitTasksError, Interrupted
 
     try:
         with skip_without_engine(config):
             yield
+    except Interrupted:
+        raise
     except BuildkitTasksError as error:
         pytest.fail(str(error), pytrace=False)
 

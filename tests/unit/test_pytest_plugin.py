@@ -632,6 +632,31 @@ def test_run_refuses_both_cpus(fakes: Fakes, setting: str) -> None:
     assert [call["cpu"] for call in fakes.calls("runs")] == ["max", "floor"]
 
 
+INTERRUPTED = "raise errors.Interrupted('the running command was ended')"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "fakes_of"),
+    [
+        pytest.param(NEEDS_IMAGE, (), {"build": INTERRUPTED}, id="build"),
+        pytest.param(RUN_TEST, ON_S390X, {"emulate": INTERRUPTED}, id="run"),
+        pytest.param(
+            "from buildkit_tasks.testing.default_checks import test_image_runs\n",
+            ON_S390X,
+            {"emulate": INTERRUPTED},
+            id="default-check",
+        ),
+    ],
+)
+def test_ctrl_c_ends_pytest(
+    fakes: Fakes, text: str, options: tuple[str, ...], fakes_of: dict[str, str]
+) -> None:
+    (fakes.path / "Dockerfile").write_text("FROM scratch\n", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):  # pytester raises it again
+        fakes.run(f"{text}\ndef test_later():\n    open('later', 'w')\n", *options, **fakes_of)
+    assert not (fakes.path / "later").exists()
+
+
 MISSING_PARTS = [
     pytest.param("EngineError", "no engine: why", id="engine"),
     pytest.param("EmulatorError", "no emulator: why", id="emulator"),
