@@ -69,6 +69,13 @@ def test_tasks_and_options_exist(path: Path) -> None:
         assert {flag.replace("-", "_") for flag in used} <= flags, rest
 
 
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
+def test_failed_programs_end_scripts(path: Path) -> None:
+    """bash ignores the exit code of a substitution in an argument, even with -e."""
+    lines = [line.strip() for text in texts(document(path)) for line in text.splitlines()]
+    assert [line for line in lines if re.match(r"(echo|printf)\b.*\$\(", line)] == []
+
+
 def test_pipelines_call_tasks() -> None:
     assert {name for path in PIPELINES for name, _ in task_lines(path)} >= {
         "arch-matrix",
