@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_parts"]
 
+_PART_HINT = "build the part with --split --json"
 _MAX_PARTS_FILE_BYTES = 64 << 20  # bytes; a report of 50 images of one platform has some 220,000
 
 
@@ -59,6 +60,8 @@ def part_matches_image(part_image: str, image: str) -> bool:
 def parts_from_file(path: Path, image: str) -> list[tuple[str, str]]:
     """Return each part with the name of its image, if known; "" as the part of an image not selected."""
     text = _read_text(path)
+    if not text.strip():
+        raise UsageError(f"{path} is empty", hint=_PART_HINT)
     if text.lstrip().startswith("{"):
         build_reports = [
             each for document in iter_json_documents(path, text) for each in _named_build_reports(document)
@@ -105,8 +108,13 @@ def _named_build_reports(document: dict[str, Any]) -> list[tuple[str, dict[str, 
     rows = document.get("images")
     if not isinstance(rows, list):
         return [("", document)]
-    named_builds = ((str(row.get("name", "")), row.get("build")) for row in rows if isinstance(row, dict))
-    return [(name, build if isinstance(build, dict) else {}) for name, build in named_builds]
+    return [(str(row.get("name", "")), _build_report(row)) for row in rows if isinstance(row, dict)]
+
+
+def _build_report(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the build report of one of several images; if it could not be built, one with its error."""
+    build = row.get("build")
+    return build if isinstance(build, dict) else {"error": row.get("error")}
 
 
 def _pushed_reference(path: Path, image: str, report: dict[str, Any]) -> str:
@@ -122,7 +130,8 @@ def _pushed_reference(path: Path, image: str, report: dict[str, Any]) -> str:
     ]
     if not pinned_refs:
         location = f"{path}: {image}" if image else str(path)
-        raise UsageError(
-            f"{location} names no image in a registry", hint="build the part with --split --json"
-        )
+        cause = report.get("error")  # of a build that failed
+        if isinstance(cause, str) and cause:
+            raise UsageError(f"{location} is the report of a failed build: {cause.splitlines()[0]}")
+        raise UsageError(f"{location} names no image in a registry", hint=_PART_HINT)
     return pinned_refs[0]  # all of them are the same image

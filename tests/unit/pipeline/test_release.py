@@ -317,13 +317,19 @@ def test_settings_for_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ('{"images": [{"name": "web", "build": 7}]}', "web names no image in a registry"),
         ('{"images": [7]}', "no part is given"),
+        ("\n", "is empty"),
+        ('{"ok": false, "error": "no good\\n  try: x"}', "is the report of a failed build: no good$"),
+        (
+            '{"images": [{"name": "web", "build": null, "error": "no good"}]}',
+            "parts: web is the report of a failed build: no good",
+        ),
         ('{"outputs": [], "digest": ""}', "names no image in a registry"),
         ('{"outputs": [{"ref": "app:v1"}]}', "names no image in a registry"),
         ('{"outputs": 7}', "names no image in a registry"),
         ("{", "is not a report of build-multiarch"),
         ('{"outputs": [{"ref": "a@b"}]} []', "is not a report of build-multiarch"),
         ("UPPER@sha256:1", "is not a valid image reference"),
-        ("", "no part is given"),
+        ("# none yet", "no part is given"),
         ("{" * 100_000, "is not a report of build-multiarch"),
     ],
 )
