@@ -23,7 +23,13 @@ _SCANNER_HINT = (
 # What buildx, BuildKit and its frontends put before the cause.
 _CAUSE_PREFIX = re.compile(
     r"(?:failed to build|failed to solve(?: with frontend [\w./-]+)?|failed to create LLB definition"
-    r"|rpc error: code = \w+ desc =):? "
+    r"|failed to compute cache key|failed to calculate checksum of ref \S+|rpc error: code = \w+ desc =):? "
+)
+_MISSING_SECRET = re.compile(r"secret (?P<id>\S+): not found\Z")
+_MISSING_FILE = re.compile(r"\"[^\"]+\": not found\Z")
+_MISSING_FILE_HINT = (
+    "check COPY and ADD: a path is one of the build context, from which .dockerignore may exclude it, or of "
+    "the stage that --from names"
 )
 _UNKNOWN_STAGE = re.compile(r"(target stage \"[^\"]*\") could not be found")
 _UNKNOWN_FLAG = re.compile(r"unknown flag: (?P<flag>--[\w-]+)")
@@ -108,10 +114,18 @@ def classify_failure(
     failed_step = _FAILED_STEP.search(result.stderr)
     return BuildFailed(
         f"build failed: {cause}",
-        hint=_SCANNER_HINT if is_scanner else None,
+        hint=_SCANNER_HINT if is_scanner else _make_dockerfile_hint(cause),
         exit_code=result.returncode if result.returncode > 0 else 1,
         platform=failed_step["platform"] if failed_step else None,
     )
+
+
+def _make_dockerfile_hint(cause: str) -> str | None:
+    """Return what is missing in the command or in the Dockerfile, if the cause says that."""
+    if secret := _MISSING_SECRET.match(cause):
+        name = secret["id"]
+        return f"--secret id={name},env=VARIABLE or --secret id={name},src=FILE"
+    return _MISSING_FILE_HINT if _MISSING_FILE.match(cause) else None
 
 
 def _pull_error(image: str, host: str) -> RegistryError:

@@ -85,9 +85,11 @@ class CommandResult:
 
     @property
     def reason(self) -> str:
-        """The last line of standard error, or a description of the exit status."""
+        """The last line of standard error, without ``ERROR:``, or a description of the exit status."""
         lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
-        return lines[-1] if lines else f"{self.argv[0]} ended with status {self.returncode}"
+        if not lines:
+            return f"{self.argv[0]} ended with status {self.returncode}"
+        return lines[-1].removeprefix("ERROR: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,7 +140,7 @@ class BakePrinter:
         argv = self._print_argv(files, flags)
         result = self.commands.run(argv, self.engine.command_options(timeout=_PRINT_TIMEOUT, cwd=cwd))
         if not result.ok:
-            reason = result.reason.removeprefix("ERROR: ")
+            reason = result.reason
             # A syntax error names the file itself; buildx can list the targets of no file that has one.
             names_file = any(reason.startswith(f"{file}:") for file in files)
             file_flags = shlex.join(f"--file={file}" for file in self.files)

@@ -509,6 +509,35 @@ def test_cause_of_failed_build(error: str, cause: str) -> None:
     assert str(excinfo.value) == f"build failed: {cause}"
 
 
+CHECKSUM_FAILED = (
+    "failed to build: failed to solve: failed to compute cache key: failed to calculate checksum of "
+    "ref vurnm0x7897j::vgi86zz0m: "
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (
+            "failed to solve: secret tok: not found",
+            "build failed: secret tok: not found",
+            "--secret id=tok,env=VARIABLE or --secret id=tok,src=FILE",
+        ),
+        (
+            f'{CHECKSUM_FAILED}"/no file": not found',
+            'build failed: "/no file": not found',
+            "check COPY and ADD: a path is one of the build context",
+        ),
+    ],
+)
+def test_what_is_missing(error: str, message: str, hint: str) -> None:
+    with pytest.raises(BuildFailed) as excinfo:
+        Harness("type=oci,dest=x.tar").expect_failure(1, f"#1 DONE\nERROR: {error}\n").execute()
+    assert excinfo.value.message == message
+    assert excinfo.value.hint is not None
+    assert excinfo.value.hint.startswith(hint)
+
+
 HUB, HUB_AUTH = "registry-1.docker.io", "auth.docker.io"
 
 

@@ -109,7 +109,7 @@ def test_missing_directory(tmp_path: Path) -> None:
 def test_reason() -> None:
     with_output = CommandResult(argv=("x",), returncode=3, stderr="first\n  ERROR: why  \n\n")
     without_output = CommandResult(argv=("docker", "x"), returncode=3, stderr=" \n")
-    assert with_output.reason == "ERROR: why"
+    assert with_output.reason == "why"
     assert without_output.reason == "docker ended with status 3"
 
 
