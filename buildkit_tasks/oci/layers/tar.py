@@ -169,7 +169,8 @@ class TarReader:
         if self._remaining_entries < 0:
             raise LimitExceeded("the archive has too many entries")
         try:
-            if (_adler32(header) - EXPECTED_ADLER32[checksum]) & 0xFFFF:
+            # Only of ASCII is the sum surely below the modulus of Adler-32.
+            if _adler32(header) & 0xFFFF != EXPECTED_ADLER32[checksum] or not header.isascii():
                 verify_checksum(header, checksum)
             size = 0 if type_flag in _TYPES_WITHOUT_DATA else NUMBERS[size_field]
             mode = NUMBERS[mode_field]

@@ -45,7 +45,7 @@ def verify_checksum(header: bytes, checksum_field: bytes) -> None:
     The checksum field itself counts as blanks. Some historic writers summed signed bytes.
     """
     valid_sums = (sum(header) - sum(checksum_field) + 256, sum(_SIGNED_BYTES.unpack(header)) + 256)
-    if _parse_number(checksum_field) not in valid_sums:
+    if _parse_checksum(checksum_field) not in valid_sums:
         raise ValueError("the header checksum is wrong")
 
 
@@ -55,7 +55,14 @@ def _expected_adler32(checksum_field: bytes) -> int:
     That half is one more than the sum of the bytes, modulo 65521, computed at C speed. A header that has
     another one is summed byte by byte, by :func:`verify_checksum`.
     """
-    return 1 + _parse_number(checksum_field) - 256 + sum(checksum_field)
+    return 1 + _parse_checksum(checksum_field) - 256 + sum(checksum_field)
+
+
+def _parse_checksum(field: bytes) -> int:
+    """Parse a checksum, which is octal: archive/tar of Go takes no base-256 number for it."""
+    if field[0] & _BASE_256_FLAG:
+        raise ValueError(f"{field!r} is not an octal number")
+    return _parse_number(field)
 
 
 def has_invalid_times(prefix: bytes) -> bool:

@@ -192,6 +192,33 @@ def test_signed_checksum() -> None:
     assert read_entries(bytes(raw) + END)[0].name == "ü"
 
 
+@pytest.mark.parametrize("difference", [-65536, -65521, -1, 1, 65521, 65536, 2 * 65536])
+@pytest.mark.parametrize("filler", [b"", b"\xff" * 300])
+def test_wrong_checksum(filler: bytes, difference: int) -> None:
+    """Compare the whole sum: archive/tar does not read a header whose sum differs by a modulus."""
+    raw = bytearray(header())
+    raw[157 : 157 + 100] = filler[:100].ljust(100, b"\0")
+    raw[265 : 265 + 80] = filler[:80].ljust(80, b"\0")
+    raw[345:500] = filler[:155].ljust(155, b"\0")
+    raw[148:156] = b" " * 8
+    total = sum(raw)
+    assert (total > 65521) == bool(filler)
+    raw[148:156] = b"%06o\0 " % total
+    assert len(read_entries(bytes(raw) + END)) == 1
+    if total + difference >= 0:
+        raw[148:156] = b"%07o\0" % (total + difference)
+        with pytest.raises(MalformedImage, match="checksum is wrong"):
+            read_entries(bytes(raw) + END)
+
+
+def test_checksum_in_base_256() -> None:
+    raw = bytearray(header())
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"\x80" + sum(raw).to_bytes(7, "big")
+    with pytest.raises(MalformedImage, match="is not an octal number"):
+        read_entries(bytes(raw) + END)
+
+
 def test_end_of_archive() -> None:
     assert [entry.name for entry in read_entries(header())] == ["a"]
     assert [entry.name for entry in read_entries(header() + bytes(BLOCK_SIZE))] == ["a"]
